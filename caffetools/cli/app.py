@@ -1,0 +1,56 @@
+"""The ``caffetools`` command: its commands by name, and how errors are shown.
+
+Each command is one module beside this one, with a function of the command's name. They import torch, cv2, onnx and matplotlib
+only when called, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import caffetools
+from caffetools.errors import CaffeToolsError
+
+app = typer.Typer(
+    name="caffetools",
+    help="Caffe models keep training, converting and shipping, with the numbers that Caffe itself gives.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"caffetools {caffetools.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors that the user can mend are one line on stderr and exit code 2 (1 for a failed run)."""
+    debug = "--debug" in sys.argv
+    # --debug is allowed anywhere on the line, where one notices that it is needed.
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        app(arguments)
+    except CaffeToolsError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"caffetools: error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("caffetools: interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; nothing is wrong.
+        sys.stderr.close()
+        sys.exit(0)

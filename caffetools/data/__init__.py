@@ -1,0 +1,1 @@
+"""Databases, the Datum codec, the transformer, dataset building and means."""

@@ -1,0 +1,181 @@
+"""What a layer is: a shape rule, a computation under torch's autograd, and an ONNX form, in one class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from caffetools.errors import ExportError, NetError
+from caffetools.layers.fillers import fill
+from caffetools.proto.schema import TEST, TRAIN
+
+Shape = tuple[int, ...]
+Shapes = Sequence[Shape]
+
+# How many bottoms or tops a layer takes: (at least, at most); None is "any number".
+Arity = tuple[int, int | None]
+SAME_AS_BOTTOMS: Arity = (-1, -1)
+
+
+@dataclass(frozen=True)
+class BlobSpec:
+    """A parameter blob as a layer declares it: its shape, how it starts, and whether the solver may change it."""
+
+    shape: Shape
+    filler: Any = None
+    learnable: bool = True
+
+
+class OnnxGraph(Protocol):
+    """What a layer may do to the ONNX graph that is being written; blob names are Caffe's, the graph sees to in-place tops."""
+
+    opset: int
+
+    def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> None:
+        """Add one operator."""
+
+    def constant(self, hint: str, array: NDArray[Any]) -> str:
+        """Add ``array`` as an initializer of the graph and return its name."""
+
+    def parameter(self, layer: Layer, index: int) -> str:
+        """The name of the initializer that holds blob ``index`` of ``layer``; added at first use, shared blobs once."""
+
+    def value(self, hint: str) -> str:
+        """A fresh name for a value between two nodes of one layer."""
+
+    def shape(self, blob: str) -> Shape:
+        """The shape of a blob of the net, as the shape rules give it."""
+
+
+class Layer(nn.Module):
+    """One layer of a net.
+
+    A subclass says how many bottoms and tops it takes, its shape rule in :meth:`setup`, its computation in :meth:`forward` and
+    its ONNX nodes in :meth:`to_onnx`. It keeps no activations: those belong to the run.
+
+    Attributes:
+        param: The layer's ``LayerParameter``.
+        name: The layer's name; ``bottoms`` and ``tops`` are its blobs' names.
+        blobs: Its parameters in Caffe's order (weights, then bias, …), float32. ``training`` is true in the TRAIN phase.
+        bottom_shapes, top_shapes: what the last :meth:`configure` was given and gave.
+    """
+
+    BOTTOMS: ClassVar[Arity] = (1, 1)
+    TOPS: ClassVar[Arity] = (1, 1)
+    # Loss layers get loss weight 1 on their first top, and a top of their own where the prototxt names none.
+    IS_LOSS: ClassVar[bool] = False
+    # Bottoms that can never have a gradient (labels).
+    NO_GRADIENT: ClassVar[frozenset[int]] = frozenset()
+    # Whether the gradient is computed from the top's values; such a top must not be overwritten by a layer that works in place.
+    NEEDS_TOP: ClassVar[bool] = True
+    # Data layers make their tops themselves.
+    IS_DATA: ClassVar[bool] = False
+
+    def __init__(self, param: Any, phase: int = TEST):
+        super().__init__()
+        self.param = param
+        self.name = str(param.name)
+        self.type_name = str(param.type)
+        self.bottoms: list[str] = list(param.bottom)
+        self.tops: list[str] = list(param.top)
+        self.blobs = nn.ParameterList()
+        self.specs: list[BlobSpec] = []
+        self.bottom_shapes: list[Shape] = []
+        self.top_shapes: list[Shape] = []
+        # Set by the net: this layer may overwrite its bottom, since nothing else needs the old values.
+        self.may_overwrite = False
+        self.train(phase == TRAIN)
+
+    # ---- what a layer type defines ----
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        """The shapes of the tops for ``bottoms``; declares the parameter blobs. Called again whenever an input's shape changes.
+
+        Raises:
+            NetError: the shapes do not fit, or the layer's parameters make no sense.
+        """
+        raise NotImplementedError
+
+    # forward(*bottoms) gives the tops, differentiable under autograd: one tensor, or a tuple in the order of `tops`.
+    forward: Callable[..., Any]
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        """Add this layer's nodes. Raises :class:`ExportError` where the layer has no exact ONNX form."""
+        raise ExportError(f"layer '{self.name}' of type {self.type_name} has no ONNX form; cut the net before it or replace the layer")
+
+    def macs(self) -> int:
+        """Multiply–accumulate operations of one forward pass at the configured shapes."""
+        return 0
+
+    # ---- what the net calls ----
+
+    def configure(self, bottoms: Shapes) -> list[Shape]:
+        """Check the arity, run the shape rule, and hold the declared blobs against those there already are."""
+        self._check_arity()
+        self.specs = []
+        self.bottom_shapes = list(bottoms)
+        self.top_shapes = list(self.setup(bottoms))
+        for index, (blob, spec) in enumerate(zip(self.blobs, self.specs, strict=False)):
+            if tuple(blob.shape) != spec.shape:
+                raise self.error(
+                    f"its bottom {shown(bottoms[0])} now asks for a parameter blob {index} of {shown(spec.shape)}, but it has {shown(blob.shape)}"
+                )
+        return self.top_shapes
+
+    def allocate(self, *, filled: bool = True) -> None:
+        """Make the declared blobs (float32) and fill them from the current torch random state, or leave them as they come."""
+        for spec in self.specs[len(self.blobs) :]:
+            data = torch.empty(spec.shape)
+            if len(spec.shape) == 4:
+                data = data.contiguous(memory_format=torch.channels_last)
+            if filled:
+                with torch.no_grad():
+                    fill(data, spec.filler)
+            self.blobs.append(nn.Parameter(data, requires_grad=spec.learnable))
+
+    # ---- for subclasses ----
+
+    def declare_blob(self, shape: Iterable[int], filler: Any = None, *, learnable: bool = True) -> None:
+        """Declare the next parameter blob. ``filler`` is a ``FillerParameter``; None means zeros."""
+        self.specs.append(BlobSpec(tuple(int(n) for n in shape), filler, learnable))
+
+    def error(self, message: str) -> NetError:
+        """A :class:`NetError` that names this layer and its type; to be raised."""
+        return NetError(f"({self.type_name}) {message}", layer=self.name)
+
+    def axis(self, axis: int, shape: Shape, *, what: str = "axis") -> int:
+        """``axis`` counted from the front; negative ones count from the end. Raises :class:`NetError` outside of ``shape``."""
+        if not -len(shape) <= axis < len(shape):
+            raise self.error(f"{what} {axis} is outside of a blob of {len(shape)} axes {shown(shape)}")
+        return axis % len(shape)
+
+    def expect_axes(self, shape: Shape, count: int, *, bottom: int = 0) -> Shape:
+        """``shape``, which must have ``count`` axes. Raises :class:`NetError` naming the blob."""
+        if len(shape) != count:
+            raise self.error(f"bottom '{self.bottoms[bottom]}' must have {count} axes, not {shown(shape)}")
+        return shape
+
+    def _check_arity(self) -> None:
+        tops = (len(self.bottoms), len(self.bottoms)) if self.TOPS == SAME_AS_BOTTOMS else self.TOPS
+        for what, count, (low, high) in (("bottom", len(self.bottoms), self.BOTTOMS), ("top", len(self.tops), tops)):
+            if count < low or (high is not None and count > high):
+                wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+                raise self.error(f"takes {wanted} {what} blob(s), but the prototxt gives {count}")
+
+
+def shown(shape: Iterable[int]) -> str:
+    """A shape as people read it: ``2 x 3 x 227 x 227``; ``(scalar)`` where there are no axes."""
+    return " x ".join(str(n) for n in shape) or "(scalar)"
+
+
+def count(shape: Iterable[int]) -> int:
+    """The number of values in a blob of ``shape``; 1 for a scalar."""
+    total = 1
+    for n in shape:
+        total *= n
+    return total

@@ -1,0 +1,88 @@
+"""How parameters start: Caffe's fillers (filler.hpp), drawn from torch's current random state.
+
+The values follow the same distributions as Caffe's; the random streams differ. Fans are Caffe's: for a blob of shape
+(a, b, …), fan_in = count / a and fan_out = count / b, whatever the axes mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffetools.errors import NetError
+from caffetools.proto.schema import enum_name
+
+
+def fill(data: Tensor, filler: Any) -> None:
+    """Fill ``data`` in place as the ``FillerParameter`` says; None means zeros. Raises :class:`NetError` for an unknown type."""
+    if filler is None:
+        data.zero_()
+        return
+    if filler.type not in _FILLERS:
+        raise NetError(f"unknown filler type '{filler.type}'; known are {', '.join(_FILLERS)}")
+    if filler.sparse != -1 and filler.type != "gaussian":
+        raise NetError(f"filler '{filler.type}' does not support 'sparse'; only gaussian does")
+    _FILLERS[filler.type](data, filler)
+
+
+def _constant(data: Tensor, filler: Any) -> None:
+    data.fill_(filler.value)
+
+
+def _uniform(data: Tensor, filler: Any) -> None:
+    data.uniform_(filler.min, filler.max)
+
+
+def _gaussian(data: Tensor, filler: Any) -> None:
+    data.normal_(filler.mean, filler.std)
+    if filler.sparse >= 0:
+        # About `sparse` of a row's inputs stay; the first axis counts the outputs.
+        keep = min(1.0, filler.sparse / data.shape[0])
+        data.mul_(torch.empty_like(data).bernoulli_(keep))
+
+
+def _positive_unitball(data: Tensor, filler: Any) -> None:
+    data.uniform_(0, 1)
+    rows = data.reshape(data.shape[0], -1)
+    data.copy_((rows / rows.sum(dim=1, keepdim=True)).reshape(data.shape))
+
+
+def _xavier(data: Tensor, filler: Any) -> None:
+    bound = math.sqrt(3.0 / _fan(data, filler))
+    data.uniform_(-bound, bound)
+
+
+def _msra(data: Tensor, filler: Any) -> None:
+    data.normal_(0, math.sqrt(2.0 / _fan(data, filler)))
+
+
+def _bilinear(data: Tensor, filler: Any) -> None:
+    if data.dim() != 4 or data.shape[2] != data.shape[3]:
+        raise NetError(f"filler 'bilinear' needs a blob of 4 axes with square kernels, not {tuple(data.shape)}")
+    size = data.shape[3]
+    f = math.ceil(size / 2.0)
+    centre = (2 * f - 1 - f % 2) / (2.0 * f)
+    ramp = 1 - (torch.arange(size, dtype=torch.float32) / f - centre).abs()
+    data.copy_((ramp[:, None] * ramp[None, :]).expand_as(data))
+
+
+def _fan(data: Tensor, filler: Any) -> float:
+    fan_in = data.numel() / data.shape[0]
+    fan_out = data.numel() / data.shape[1] if data.dim() > 1 else float(data.numel())
+    norm = enum_name(filler, "variance_norm")
+    return {"FAN_IN": fan_in, "FAN_OUT": fan_out, "AVERAGE": (fan_in + fan_out) / 2.0}[norm]
+
+
+_FILLERS: dict[str, Callable[[Tensor, Any], None]] = {
+    "constant": _constant,
+    "gaussian": _gaussian,
+    "positive_unitball": _positive_unitball,
+    "uniform": _uniform,
+    "xavier": _xavier,
+    "msra": _msra,
+    "bilinear": _bilinear,
+}

@@ -1,0 +1,49 @@
+"""Which layers belong to a phase: include and exclude rules, stages and levels (Caffe's Net::FilterNet)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from caffetools.errors import NetError
+from caffetools.proto.schema import NetParameter, NetState
+
+
+def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> Any:
+    """A ``NetState`` message."""
+    return NetState(phase=phase, level=level, stage=list(stages))
+
+
+def filter_net(param: Any, state: Any) -> Any:
+    """A copy of ``param`` with only the layers that ``state`` includes; their rules stay, as Caffe leaves them.
+
+    Raises:
+        NetError: a layer has both include and exclude rules.
+    """
+    filtered = NetParameter()
+    filtered.CopyFrom(param)
+    del filtered.layer[:]
+    for layer in param.layer:
+        if layer_included(layer, state):
+            filtered.layer.add().CopyFrom(layer)
+    return filtered
+
+
+def layer_included(layer: Any, state: Any) -> bool:
+    """Whether ``layer`` is part of the net in ``state``: some include rule is met, or no exclude rule is."""
+    if layer.include and layer.exclude:
+        raise NetError("has both include and exclude rules; only one kind is possible", layer=layer.name)
+    if layer.include:
+        return any(_meets(rule, state) for rule in layer.include)
+    return not any(_meets(rule, state) for rule in layer.exclude)
+
+
+def _meets(rule: Any, state: Any) -> bool:
+    stages = set(state.stage)
+    return (
+        (not rule.HasField("phase") or rule.phase == state.phase)
+        and (not rule.HasField("min_level") or state.level >= rule.min_level)
+        and (not rule.HasField("max_level") or state.level <= rule.max_level)
+        and all(stage in stages for stage in rule.stage)
+        and not any(stage in stages for stage in rule.not_stage)
+    )

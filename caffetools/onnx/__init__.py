@@ -1,0 +1,1 @@
+"""To ONNX, and verifying what came out."""

@@ -1,0 +1,1 @@
+"""The schema and the file formats: prototxt, caffemodel, solverstate, binaryproto."""

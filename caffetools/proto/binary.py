@@ -1,0 +1,207 @@
+"""The binary files: caffemodel, solverstate and binaryproto, read as views of the file and written field for field as Caffe does."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from caffetools.errors import ModelFileError
+from caffetools.files import atomic_write
+from caffetools.proto import wire
+from caffetools.proto.blobs import Array, decode_blob, encode_blob, pieces_length
+from caffetools.proto.schema import NetParameter, SolverStateMessage
+
+PathLike = str | os.PathLike[str]
+
+# Where a layer's message and its blobs stand: NetParameter field -> (its blobs field, the field of an inner V0 layer).
+_LAYER, _V1_LAYERS = 100, 2
+_BLOBS = {_LAYER: 7, _V1_LAYERS: 6}
+_V0_LAYER, _V0_BLOBS = 1, 50
+
+
+@dataclass
+class Caffemodel:
+    """What a .caffemodel holds.
+
+    Attributes:
+        net: ``NetParameter`` as in the file, but with its layers' blobs taken out.
+        blobs: layer name → its float32 arrays. Layers without any have no entry; a later layer of the same name wins, as in Caffe.
+    """
+
+    net: Any
+    blobs: dict[str, list[Array]] = field(default_factory=dict)
+
+
+@dataclass
+class SolverState:
+    """What a .solverstate holds: ``history`` are the solver's arrays in Caffe's order, ``learned_net`` names the caffemodel."""
+
+    iter: int
+    learned_net: str
+    history: list[Array]
+    current_step: int = 0
+
+
+def read_caffemodel(path: PathLike) -> Caffemodel:
+    """Read a .caffemodel of any age (V0, V1 or today's layers); arrays are read-only views of the mapped file.
+
+    Raises:
+        ModelFileError: the file is missing, empty, truncated or not a caffemodel; the message says at which byte or layer.
+    """
+    buffer = _map(path)
+    rest: list[memoryview] = []
+    blobs: dict[str, list[Array]] = {}
+    with _explained(path, "caffemodel", len(buffer)):
+        for item in wire.walk(buffer):
+            if item.number in _BLOBS and item.kind == wire.BYTES:
+                stripped, arrays = _split_layer(buffer, item)
+                rest.append(memoryview(wire.bytes_key(item.number, pieces_length(stripped))))
+                rest.extend(stripped)
+                if arrays:
+                    blobs[_layer_name(item.number, stripped)] = arrays
+            else:
+                rest.append(buffer[item.start : item.end])
+        net = NetParameter.FromString(b"".join(rest))
+    if not (net.layer or net.layers):
+        raise ModelFileError(f"{os.fspath(path)}: holds no layers; is it a .caffemodel?")
+    return Caffemodel(net, blobs)
+
+
+def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
+    """Write ``model`` atomically. Each layer's blobs go where field order puts them, so the bytes are those Caffe would write.
+
+    Raises:
+        RunFailed: the file cannot be written; what was there before stays.
+    """
+    skeleton = NetParameter()
+    skeleton.CopyFrom(model.net)
+    layers = list(skeleton.layer)
+    del skeleton.layer[:]
+    with atomic_write(path) as stream:
+        stream.write(skeleton.SerializeToString())
+        for layer in layers:
+            _write_layer(stream, layer, model.blobs.get(layer.name, ()))
+
+
+def read_solverstate(path: PathLike) -> SolverState:
+    """Read a binary .solverstate. Raises :class:`ModelFileError` as :func:`read_caffemodel` does."""
+    buffer = _map(path)
+    rest: list[memoryview] = []
+    history: list[Array] = []
+    with _explained(path, "solverstate", len(buffer)):
+        for item in wire.walk(buffer):
+            if item.number == 3 and item.kind == wire.BYTES:
+                history.append(decode_blob(buffer, item.value, item.end))
+            else:
+                rest.append(buffer[item.start : item.end])
+        message = SolverStateMessage.FromString(b"".join(rest))
+    if not message.HasField("iter"):
+        raise ModelFileError(f"{os.fspath(path)}: names no iteration; is it a .solverstate?")
+    return SolverState(message.iter, message.learned_net, history, message.current_step)
+
+
+def write_solverstate(path: PathLike, state: SolverState) -> None:
+    """Write ``state`` atomically, in Caffe's field order. Raises :class:`RunFailed`."""
+    head = SolverStateMessage(iter=state.iter, learned_net=state.learned_net)
+    tail = SolverStateMessage(current_step=state.current_step)
+    with atomic_write(path) as stream:
+        stream.write(head.SerializeToString())
+        for array in state.history:
+            pieces = encode_blob(array)
+            stream.write(wire.bytes_key(3, pieces_length(pieces)))
+            stream.writelines(pieces)
+        stream.write(tail.SerializeToString())
+
+
+def read_binaryproto(path: PathLike) -> Array:
+    """Read one blob, such as a mean file: float32, with the axes stored (mean files: (1, C, H, W)). Raises :class:`ModelFileError`."""
+    buffer = _map(path)
+    with _explained(path, "binaryproto", len(buffer)):
+        return decode_blob(buffer)
+
+
+def write_binaryproto(path: PathLike, array: NDArray[Any]) -> None:
+    """Write ``array`` (four axes) atomically in the legacy num/channels/height/width form that Caffe's mean files have."""
+    if array.ndim != 4:
+        raise ValueError(f"a binaryproto mean has four axes, not {array.ndim}")
+    with atomic_write(path) as stream:
+        stream.writelines(encode_blob(array, legacy=True))
+
+
+def _split_layer(buffer: memoryview, item: wire.Field) -> tuple[list[memoryview], list[Array]]:
+    """The bytes of a layer message without its blobs, and the blobs."""
+    number = _BLOBS[item.number]
+    kept: list[memoryview] = []
+    arrays: list[Array] = []
+    for inner in wire.walk(buffer, item.value, item.end):
+        if inner.number == number and inner.kind == wire.BYTES:
+            arrays.append(decode_blob(buffer, inner.value, inner.end))
+        elif item.number == _V1_LAYERS and inner.number == _V0_LAYER and inner.kind == wire.BYTES:
+            part: list[memoryview] = []
+            for v0 in wire.walk(buffer, inner.value, inner.end):
+                if v0.number == _V0_BLOBS and v0.kind == wire.BYTES:
+                    arrays.append(decode_blob(buffer, v0.value, v0.end))
+                else:
+                    part.append(buffer[v0.start : v0.end])
+            kept.append(memoryview(wire.bytes_key(_V0_LAYER, pieces_length(part))))
+            kept.extend(part)
+        else:
+            kept.append(buffer[inner.start : inner.end])
+    return kept, arrays
+
+
+def _layer_name(number: int, stripped: list[memoryview]) -> str:
+    key = wire.bytes_key(number, pieces_length(stripped))
+    net = NetParameter.FromString(b"".join([key, *stripped]))
+    if number == _LAYER:
+        return str(net.layer[0].name)
+    return str(net.layers[0].name or net.layers[0].layer.name)
+
+
+def _write_layer(stream: IO[bytes], layer: Any, arrays: Sequence[NDArray[Any]]) -> None:
+    body = memoryview(layer.SerializeToString())
+    split = next((item.start for item in wire.walk(body) if item.number >= _BLOBS[_LAYER]), len(body))
+    middle: list[bytes | memoryview] = []
+    for array in arrays:
+        pieces = encode_blob(array)
+        middle += [wire.bytes_key(_BLOBS[_LAYER], pieces_length(pieces)), *pieces]
+    stream.write(wire.bytes_key(_LAYER, len(body) + pieces_length(middle)))
+    stream.write(body[:split])
+    stream.writelines(middle)
+    stream.write(body[split:])
+
+
+def _map(path: PathLike) -> memoryview:
+    try:
+        with Path(path).open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise ModelFileError(f"{os.fspath(path)}: the file is empty")
+            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise ModelFileError(f"{os.fspath(path)}: cannot read: {error.strerror}") from None
+
+
+@contextmanager
+def _explained(path: PathLike, kind: str, size: int) -> Iterator[None]:
+    try:
+        yield
+    except wire.WireError as error:
+        raise ModelFileError(
+            f"{os.fspath(path)}: damaged or not a {kind}: {error} (byte {error.offset} of {size}); fetch or copy the file again"
+        ) from None
+    except DecodeError:
+        raise ModelFileError(f"{os.fspath(path)}: not a {kind}: its {size} bytes are another kind of message") from None
+
+
+def as_arrays(blobs: Sequence[Any]) -> list[Array]:
+    """The arrays of a layer message's own ``blobs`` (``NetParameter`` messages that came with weights inside)."""
+    return [np.asarray(decode_blob(memoryview(blob.SerializeToString()))) for blob in blobs]

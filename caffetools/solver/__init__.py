@@ -1,0 +1,1 @@
+"""Learning-rate policies, update rules, snapshots, and the training loop."""

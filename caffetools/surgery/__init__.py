@@ -1,0 +1,1 @@
+"""Rewriting networks: retarget, deploy."""

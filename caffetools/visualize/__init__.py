@@ -1,0 +1,1 @@
+"""Pictures: filters, curves, confusion matrices; the HTML report."""

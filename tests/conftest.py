@@ -1,0 +1,24 @@
+"""Where the golden data lies, for every test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture
+def golden() -> Path:
+    """What real Caffe computed."""
+    return GOLDEN
+
+
+@pytest.fixture
+def wild() -> Path:
+    """Prototxts from public repositories; they are not ours to copy, so tests of them run only where the folder exists."""
+    if not (SHARED / "wild").is_dir():
+        pytest.skip("no ../shared/wild here")
+    return SHARED / "wild"
