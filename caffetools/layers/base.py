@@ -123,7 +123,7 @@ class Layer(nn.Module):
         for index, (blob, spec) in enumerate(zip(self.blobs, self.specs, strict=False)):
             if tuple(blob.shape) != spec.shape:
                 raise self.error(
-                    f"its bottom {shown(bottoms[0])} now asks for a parameter blob {index} of {shown(spec.shape)}, but it has {shown(blob.shape)}"
+                    f"its bottom {shown(bottoms[0])} asks for parameter blob {index} of {shown(spec.shape)}, but it has {shown(blob.shape)}"
                 )
         return self.top_shapes
 

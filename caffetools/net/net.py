@@ -100,8 +100,7 @@ class Net(nn.Module):
             item.allocate(filled=fill)
         self.loss_weights = _loss_weights(self.layers)
         self.inputs = [top for item in self.layers if item.IS_DATA for top in item.tops]
-        read = {b for item in self.layers for b in item.bottoms if b not in item.tops}
-        self.outputs = list(dict.fromkeys(t for item in self.layers for t in item.tops if t not in read))
+        self.outputs = _unread(self.layers)
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
         self.gradients = plan_gradients(self.layers, set(self.loss_weights), force=self.param.force_backward)
         plan_overwriting(self.layers)
@@ -227,6 +226,15 @@ def _loss_weights(layers: list[Layer]) -> dict[str, float]:
             given = [1.0] + [0.0] * (len(layer.tops) - 1)
         weights.update((top, weight) for top, weight in zip(layer.tops, given, strict=False) if weight)
     return weights
+
+
+def _unread(layers: list[Layer]) -> list[str]:
+    """The blobs that no layer reads after they were made, in alphabetical order, as Caffe lists a net's outputs."""
+    available: set[str] = set()
+    for layer in layers:
+        available -= set(layer.bottoms)
+        available |= set(layer.tops)
+    return sorted(available)
 
 
 def _last_use(layers: list[Layer]) -> list[list[str]]:
