@@ -23,7 +23,7 @@ RANKS: list[list[str]] = [
     ["layers"],
     ["data", "net"],
     ["engines", "surgery", "zoo", "solver", "onnx"],
-    ["deploy", "visualize"],
+    ["deploy", "visualize", "pycaffe"],
     ["pipeline"],
     ["cli"],
 ]

@@ -119,10 +119,8 @@ def test_an_unknown_input_is_an_error() -> None:
 
 
 def test_equally_named_parameters_are_one_tensor_and_learned_once() -> None:
-    shared = 'param { name: "w" lr_mult: 2 } param { name: "b" }'
-    net = net_of(
-        data() + conv("c", "data", outputs=3, outer=shared) + conv("d", "c", outputs=3, outer='param { name: "w" } param { name: "b" }')
-    )
+    first, second = 'param { name: "w" lr_mult: 2 } param { name: "b" }', 'param { name: "w" } param { name: "b" }'
+    net = net_of(data() + conv("c", "data", outputs=3, outer=first) + conv("d", "c", outputs=3, outer=second))
     assert net.layer("c").blobs[0] is net.layer("d").blobs[0]
     assert [(e.layer, e.index, e.lr_mult) for e in net.learnable] == [("c", 0, 2.0), ("c", 1, 1.0)]
     assert len(list(net.parameters())) == 2
