@@ -1,0 +1,141 @@
+"""Folders that appear whole or not at all, and are built by one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from caffetools.errors import DataError, RunFailed
+
+PathLike = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def new_folder(path: PathLike, *, force: bool = False, replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """Build a folder under a hidden name beside ``path``; on success it is renamed to ``path``, else removed.
+
+    A run that is killed leaves only the hidden ``.NAME.part`` and ``.NAME.lock``; the next run for the same ``path`` removes them.
+
+    Args:
+        path: The folder to make; the folders above it are created when missing.
+        force: Replace what is at ``path``, once the new folder is complete.
+        replaceable: With ``force``, whether the folder at ``path`` may be replaced; one that is something else is left alone.
+
+    Yields:
+        The hidden folder to write into, empty.
+
+    Raises:
+        DataError: ``path`` exists (and ``force`` is not given, or may not replace it), or another run is building it.
+        RunFailed: it cannot be written, or the disk is full; what was at ``path`` is still there.
+    """
+    target = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
+    _check_free(target, force, replaceable)
+    with _explained(target, _hidden(target, "part")):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            _restore(target)
+            _check_free(target, force, replaceable)
+            work = _hidden(target, "part")
+            remove(work)
+            work.mkdir()
+            try:
+                yield work
+                _replace(work, target)
+            finally:
+                remove(work)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing happens when there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    return target.parent / f".{target.name}.{kind}"
+
+
+def _check_free(target: Path, force: bool, replaceable: Callable[[Path], bool] | None) -> None:
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise DataError(f"{target} already exists; give another name, remove it, or replace it with --force")
+    if replaceable is not None and not replaceable(target):
+        raise DataError(f"{target} is not something that --force may replace: nothing in it says that caffetools made it")
+
+
+def _replace(work: Path, target: Path) -> None:
+    """Put ``work`` at ``target``. A kill in between leaves the old content as ``.NAME.old``, which the next run puts back."""
+    old = _hidden(target, "old")
+    if os.path.lexists(target):
+        remove(old)
+        target.rename(old)
+    work.rename(target)
+    _sync(target.parent)
+    remove(old)
+
+
+def _restore(target: Path) -> None:
+    old = _hidden(target, "old")
+    if os.path.lexists(old):
+        if os.path.lexists(target):
+            remove(old)
+        else:
+            old.rename(target)
+
+
+def _sync(folder: Path) -> None:
+    # A rename survives a power cut only once its folder is on the disk; file systems without that notion refuse.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of ``target``; the system lets go of it when this process ends, however it ends."""
+    import fcntl
+
+    path = _hidden(target, "lock")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise DataError(f"another run{f' (process {owner})' if owner else ''} is writing {target}; wait for it or stop it") from None
+        # The holder before us may have removed the file that we opened, and a third one may have made a new one.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                break
+        os.close(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        with contextlib.suppress(OSError):  # a full disk: the number is only there for the message above
+            os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(target: Path, work: Path) -> Iterator[None]:
+    """Say OS errors of the body of ``target``, not of the hidden folder."""
+    try:
+        yield
+    except RunFailed as error:
+        raise RunFailed(str(error).replace(str(work), str(target))) from error
+    except OSError as error:
+        raise RunFailed(f"cannot write {target}: {error.strerror or error}; nothing was changed there") from error

@@ -1,0 +1,219 @@
+"""Reading pictures as Caffe's tools do, through OpenCV: 8 bits, BGR, and one clear error for each picture that is no use."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.errors import DataError
+
+PathLike = str | os.PathLike[str]
+Pixels = NDArray[np.uint8]
+
+# What OpenCV reads, by the ends of the names.
+SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in re.split(r"\s", "jpg jpeg jpe jfif png bmp dib tif tiff webp gif pgm ppm pbm pnm pxm jp2 j2k avif sr ras hdr pic")
+)
+
+# In the compressed part of a JPEG, 0xFF stands before 0x00 or a restart mark (or a fill byte); anything else ends the part.
+_JPEG_MARK = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+
+
+def read_image(path: PathLike, *, color: bool = True, size: tuple[int, int] | None = None) -> Pixels:
+    """Read the picture at ``path`` as convert_imageset and the ImageData layer do (cv::imread, then cv::resize).
+
+    Grey pictures get three equal channels where ``color`` is asked, transparency is dropped, 16 bits become 8, the orientation
+    in the EXIF data is applied, CMYK is converted: all as OpenCV does.
+
+    Args:
+        color: Three channels in BGR order; False gives one grey channel.
+        size: (width, height) to resize to; None keeps the picture's own.
+
+    Returns:
+        uint8 (H, W, 3), or (H, W) for grey.
+
+    Raises:
+        DataError: the file is missing, empty, truncated or not a picture; names the file.
+    """
+    image = decode_image(read_bytes(path), color=color, what=os.fspath(path))
+    return image if size is None else resize(image, size)
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """The bytes of a picture's file. Raises :class:`DataError` where it is missing, unreadable or empty."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)}: cannot read the picture: {error.strerror}") from None
+    if not data:
+        raise DataError(f"{os.fspath(path)}: the picture's file is empty (0 bytes)")
+    return data
+
+
+def decode_image(data: bytes, *, color: bool | None = True, what: str = "the picture") -> Pixels:
+    """Decode the bytes of a picture's file (cv::imdecode).
+
+    Args:
+        color: True for BGR, False for grey, None for whatever is stored (grey stays grey, transparency is a fourth channel and
+            the EXIF orientation is left alone), as Caffe decodes a Datum where nothing is forced.
+        what: The name to use in errors.
+
+    Returns:
+        uint8 (H, W, C), or (H, W) where there is one channel.
+
+    Raises:
+        DataError: truncated, not a picture, or (for ``color=None``) not of 8 bits.
+    """
+    import cv2
+
+    check_whole(data, what)
+    _hush()
+    flags = cv2.IMREAD_UNCHANGED if color is None else cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
+    try:
+        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{what}: OpenCV cannot decode the picture: {error.err or error}") from None
+    if image is None:
+        raise DataError(f"{what}: not a picture that OpenCV can decode, or a damaged one ({_seen(data)})")
+    if image.dtype != np.uint8:
+        raise DataError(f"{what}: the picture has {8 * image.dtype.itemsize} bits a channel; Caffe takes 8 here. Convert it")
+    pixels: Pixels = image
+    return pixels
+
+
+def check_whole(data: bytes, what: str = "the picture") -> None:
+    """Walk the structure of a JPEG or PNG to its end mark, since decoders may fill what is missing with grey.
+
+    Raises:
+        DataError: the end is missing. Other formats are left to the decoder, which refuses them when cut.
+    """
+    if data.startswith(b"\xff\xd8"):
+        whole = _jpeg_ends(data)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        whole = _png_ends(data)
+    else:
+        return
+    if not whole:
+        raise DataError(f"{what}: the picture is truncated: its {len(data)} bytes stop before its end mark")
+
+
+def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """``image`` (H, W[, C]) resized to ``size`` (width, height) as Caffe does: cv::resize, bilinear."""
+    import cv2
+
+    if image.shape[1::-1] == tuple(size):
+        return image
+    resized: Pixels = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+    return resized
+
+
+def to_planes(image: Pixels) -> Pixels:
+    """(H, W, C) or (H, W) as (C, H, W): the order in which a Datum holds pixels. A view."""
+    return image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def from_planes(array: Pixels) -> Pixels:
+    """(C, H, W) as OpenCV wants a picture: (H, W, C), or (H, W) for one channel. A view."""
+    image: Pixels = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)
+    return image
+
+
+def encode_image(image: Pixels, suffix: str) -> bytes:
+    """The bytes of a picture file of the kind ``suffix`` (".png", ".jpg") says. Raises :class:`DataError` for an unknown kind."""
+    import cv2
+
+    try:
+        done, data = cv2.imencode(suffix, image)
+    except cv2.error:
+        done = False
+    if not done:
+        raise DataError(f"OpenCV cannot write pictures of type '{suffix}'; .png and .jpg are possible")
+    return bytes(data)
+
+
+def parse_size(size: int | str | tuple[int, int]) -> tuple[int, int] | None:
+    """(width, height) of ``256``, ``"256"``, ``"320x240"`` or ``(320, 240)``; 0 gives None: the pictures keep their own sizes.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*(\d+)(?:\s*[xX×]\s*(\d+))?\s*", size)
+        if not found:
+            raise DataError(f"size '{size}' is not understood; write 256, 320x240 (width x height), or 0 to keep the pictures' own sizes")
+        size = (int(found[1]), int(found[2] or found[1]))
+    elif isinstance(size, int):
+        size = (size, size)
+    if size == (0, 0):
+        return None
+    if not all(1 <= n <= 65535 for n in size):
+        raise DataError(f"size {size[0]}x{size[1]} is impossible; both sides must be 1 to 65535 (or 0 to keep the pictures' own sizes)")
+    return size
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    position = 2
+    while position + 2 <= len(data):
+        if data[position] != 0xFF:
+            # Stray bytes between segments; decoders look for the next mark, too.
+            position = data.find(b"\xff", position)
+            if position < 0:
+                return False
+            continue
+        mark = data[position + 1]
+        if mark == 0xD9:
+            return True
+        if mark == 0xFF:
+            position += 1
+        elif mark in (0x00, 0x01) or 0xD0 <= mark <= 0xD8:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+            if mark == 0xDA:
+                found = _JPEG_MARK.search(data, position)
+                if not found:
+                    return False
+                position = found.end() - 2
+    return False
+
+
+def _png_ends(data: bytes) -> bool:
+    position = 8
+    while position + 12 <= len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        position += 12 + length
+        if kind == b"IEND":
+            return position <= len(data)
+    return False
+
+
+def _seen(data: bytes) -> str:
+    """What the bytes look like, to help whoever reads the error."""
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page"
+    if start.startswith((b"<svg", b"<?xml")):
+        return "it is XML or SVG"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in data[:512]):
+        return "it is text"
+    return f"it begins with the bytes {data[:4].hex(' ')}"
+
+
+def _hush() -> None:
+    """Keep OpenCV from also printing what we raise; someone who set OPENCV_LOG_LEVEL wants to see it."""
+    global _hushed
+    if not _hushed:
+        import cv2
+
+        if "OPENCV_LOG_LEVEL" not in os.environ and hasattr(cv2, "setLogLevel"):
+            cv2.setLogLevel(0)
+        _hushed = True
+
+
+_hushed = False

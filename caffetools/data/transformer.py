@@ -1,0 +1,112 @@
+"""What TransformationParameter asks for: crops, flips, mean, scale; one implementation for layers and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.errors import DataError, ModelFileError
+from caffetools.proto.binary import read_binaryproto
+from caffetools.proto.schema import TRAIN
+
+Batch = NDArray[np.float32]
+
+
+class Transformer:
+    """Turns stored pictures (C, H, W) into a batch (N, C, h, w), float32, as Caffe's DataTransformer does.
+
+    A crop is taken (anywhere in the TRAIN phase, in the middle in the TEST phase), flipped left to right by the toss of a coin
+    where ``mirror`` is set (in both phases), the mean is subtracted (of a file: at the crop's place), and the rest is scaled.
+
+    Args:
+        param: A ``TransformationParameter``.
+        phase: ``TRAIN`` or ``TEST``.
+
+    Attributes:
+        color: How encoded pictures should be decoded: True (force_color), False (force_gray), None. As in Caffe it means nothing
+            for pictures that are stored as pixels.
+
+    Raises:
+        DataError: settings that exclude each other, or a mean file that cannot be read.
+    """
+
+    def __init__(self, param: Any, phase: int):
+        if param.force_color and param.force_gray:
+            raise DataError("transform_param: force_color and force_gray exclude each other")
+        if param.HasField("mean_file") and param.mean_value:
+            raise DataError("transform_param: mean_file and mean_value exclude each other")
+        self.color = True if param.force_color else False if param.force_gray else None
+        self.crop, self.mirror = int(param.crop_size), bool(param.mirror)
+        self.random_crop = phase == TRAIN
+        self.scale = np.float32(param.scale)
+        self.values = np.array(param.mean_value, np.float32)
+        self.mean: Batch | None = None
+        if param.HasField("mean_file"):
+            try:
+                self.mean = _one_mean(read_binaryproto(param.mean_file), param.mean_file)
+            except ModelFileError as error:
+                raise DataError(f"transform_param: mean_file: {error}") from None
+
+    def top_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The (C, h, w) that a picture of ``shape`` (C, H, W) comes out as. Raises :class:`DataError` where it does not fit."""
+        channels, height, width = shape
+        if self.crop > min(height, width):
+            raise DataError(f"crop_size {self.crop} is larger than the picture ({width} x {height})")
+        if self.values.size not in (0, 1, channels):
+            raise DataError(f"{self.values.size} mean_value(s) for {channels} channel(s); give one, or one for each")
+        if self.mean is not None and self.mean.shape != shape:
+            raise DataError(f"the mean file is for pictures of {_times(self.mean.shape)}, not {_times(shape)} (channels x height x width)")
+        return (channels, self.crop, self.crop) if self.crop else shape
+
+    def __call__(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> Batch:
+        """Transform ``pictures``: (C, H, W) each, uint8 or float32; or one array (N, C, H, W).
+
+        Args:
+            rng: Where crops and flips are drawn from.
+
+        Raises:
+            DataError: a picture does not fit the settings, or the results are not all of one shape.
+        """
+        shape = self.top_shape(pictures[0].shape)
+        batch = np.empty((len(pictures), *shape), np.float32)
+        for index, (picture, top, left, flip) in enumerate(zip(pictures, *self._draw(pictures, rng), strict=True)):
+            if self.top_shape(picture.shape) != shape:
+                raise DataError(
+                    f"picture {index} of the batch is {_times(picture.shape)}, the first is {_times(pictures[0].shape)} (channels x height "
+                    "x width); resize them when building the database, set crop_size, or use batch_size 1"
+                )
+            window = (slice(None), slice(top, top + shape[1]), slice(left, left + shape[2]))
+            step = -1 if flip else 1
+            batch[index] = picture[window][:, :, ::step]
+            if self.mean is not None:
+                batch[index] -= self.mean[window][:, :, ::step]
+        if self.values.size:
+            batch -= self.values.reshape(-1, 1, 1)
+        if self.scale != 1:
+            batch *= self.scale
+        return batch
+
+    def _draw(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
+        """For each picture the top and left of its crop, and whether it is flipped."""
+        count = len(pictures)
+        flips = rng.integers(0, 2, count) if self.mirror else np.zeros(count, np.int64)
+        room = np.array([picture.shape[1:] for picture in pictures]) - self.crop if self.crop else np.zeros((count, 2), np.int64)
+        if room.min() < 0:
+            room = np.maximum(room, 0)  # the caller finds it, and says which picture it is
+        offsets = rng.integers(0, room + 1) if self.crop and self.random_crop else room // 2
+        return offsets[:, 0].tolist(), offsets[:, 1].tolist(), flips.tolist()
+
+
+def _one_mean(mean: Batch, path: str) -> Batch:
+    if mean.ndim == 4 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim != 3:
+        raise ModelFileError(f"{path}: a mean has the shape 1 x channels x height x width, not {_times(mean.shape)}")
+    return mean
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

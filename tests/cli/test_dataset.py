@@ -1,0 +1,64 @@
+"""`caffetools dataset build`: what it makes and prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from caffetools.cli.dataset import app
+from caffetools.data.dataset import load_card
+from caffetools.errors import DataError
+from tests.data.drawing import draw_classes, names
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = draw_classes(tmp_path / "pictures", {"cats": 4, "große Hunde": 5})
+    (folder / "cats" / "[bad].jpg").write_text("words")
+    return folder
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["build", *map(str, arguments)])
+
+
+def test_it_says_what_it_made_and_what_it_left_out(pictures: Path, tmp_path: Path) -> None:
+    result = run(pictures, tmp_path / "out", "--size", "8")
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "2 classes, 7 pictures to train on and 2 to validate, 8 x 8",
+        "  left out: cats/[bad].jpg: not a picture that OpenCV can decode, or a damaged one (it is text)",
+        f"Wrote {tmp_path / 'out'}: train_lmdb, val_lmdb, labels.txt, train.txt, val.txt, dataset.json, mean.binaryproto",
+    ]
+
+
+def test_json_is_the_card(pictures: Path, tmp_path: Path) -> None:
+    result = run(pictures, tmp_path / "out", "--size", "8x6", "--gray", "--val", "0.5", "--seed", "3", "--json")
+    answer = json.loads(result.output)
+    assert answer == {"folder": str(tmp_path / "out"), **json.loads((tmp_path / "out" / "dataset.json").read_text())}
+    assert (answer["classes"], answer["width"], answer["height"], answer["channels"]) == (["cats", "große Hunde"], 8, 6, 1)
+    assert (answer["val"], answer["seed"]) == (0.5, 3)
+
+
+def test_force_replaces_and_strict_stops(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, tmp_path / "out", "--size", "8")
+    assert isinstance(run(pictures, tmp_path / "out", "--size", "9").exception, DataError)
+    assert load_card(tmp_path / "out").width == 8
+    assert isinstance(run(pictures, tmp_path / "out", "--size", "9", "--strict", "--force").exception, DataError)
+    assert load_card(tmp_path / "out").width == 8
+    assert run(pictures, tmp_path / "out", "--size", "9", "--force").exit_code == 0
+    assert load_card(tmp_path / "out").width == 9
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    command = [sys.executable, "-m", "caffetools", "dataset", "build", str(tmp_path / "pictures"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("caffetools: error: ") and done.stderr.count("\n") == 1
+    assert names(tmp_path) == ["pictures"]

@@ -1,0 +1,233 @@
+"""LMDBs: what is written is read back, nothing half-written stays, and a damaged one is an error that says where."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caffetools.data.databases import LmdbWriter, new_lmdb, open_database, record_key
+from caffetools.data.datum import array_to_datum, datum_to_array, parse_datum
+from caffetools.data.folders import new_folder
+from caffetools.data.means import compute_mean
+from caffetools.errors import DataError, RunFailed
+from tests.conftest import GOLDEN
+
+DB = GOLDEN / "io" / "db"
+
+
+def records(count: int, size: int = 10) -> list[tuple[bytes, bytes]]:
+    return [(record_key(i, f"class a/p{i}.png"), bytes([i % 251]) * size) for i in range(count)]
+
+
+def write(path: Path, entries: list[tuple[bytes, bytes]]) -> None:
+    with new_lmdb(path) as writer:
+        for key, value in entries:
+            writer.put(key, value)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_records_come_back_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    entries = records(2500)
+    write(tmp_path / "db", entries[::-1])
+    database = open_database(tmp_path / "db")
+    assert len(database) == 2500
+    assert list(database.records()) == entries
+    assert list(database.records(2490)) == entries[2490:]
+    database.close()
+    assert names(tmp_path) == ["db"] and names(tmp_path / "db") == ["data.mdb"]
+
+
+def test_the_file_grows_beyond_its_first_size(tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()
+    writer = LmdbWriter(tmp_path / "db", map_size=1 << 16)
+    entries = records(3000, size=3000)
+    for key, value in entries:
+        writer.put(key, value)
+    writer.close()
+    database = open_database(tmp_path / "db")
+    assert list(database.records()) == entries
+    database.close()
+
+
+def test_one_database_can_be_read_twice_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "db", records(5))
+    first, second = open_database(tmp_path / "db"), open_database(tmp_path / "." / "db")
+    rows = first.records()
+    next(rows)
+    assert len(list(second.records())) == 5
+    first.close()
+    assert len(list(second.records())) == 5
+    second.close()
+    second.close()
+
+
+def test_a_database_on_read_only_media_is_read(tmp_path: Path) -> None:
+    shutil.copytree(DB / "lmdb_raw", tmp_path / "db")
+    for path in (tmp_path / "db" / "data.mdb", tmp_path / "db"):
+        path.chmod(0o555)
+    database = open_database(tmp_path / "db")
+    assert len(database) == 7
+    database.close()
+    (tmp_path / "db").chmod(0o755)
+    assert names(tmp_path / "db") == ["data.mdb"]
+
+
+def test_what_is_no_database_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none: no such database"):
+        open_database(tmp_path / "none")
+    with pytest.raises(DataError, match="this folder is no database"):
+        open_database(tmp_path)
+    (tmp_path / "data.mdb").write_bytes(b"no pages" * 2000)
+    with pytest.raises(DataError, match="cannot be opened as an LMDB"):
+        open_database(tmp_path)
+    (tmp_path / "data.mdb").write_bytes(b"")
+    with pytest.raises(DataError, match=str(tmp_path)):
+        open_database(tmp_path)
+    assert names(tmp_path) == ["data.mdb"]
+
+
+def test_a_truncated_lmdb_is_found_before_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "db", records(100, size=5000))
+    data = (tmp_path / "db" / "data.mdb").read_bytes()
+    (tmp_path / "db" / "data.mdb").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match="db: the LMDB is truncated: data.mdb has .* bytes of"):
+        open_database(tmp_path / "db")
+
+
+def test_an_lmdb_without_records_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "db", [])
+    with pytest.raises(DataError, match="holds no records"):
+        open_database(tmp_path / "db")
+
+
+def test_a_leveldb_without_plyvel_says_what_to_install() -> None:
+    try:
+        import plyvel  # noqa: F401
+    except ImportError:
+        with pytest.raises(DataError, match=r"leveldb_raw: reading a LevelDB needs plyvel: pip install 'caffetools\[leveldb\]'"):
+            open_database(DB / "leveldb_raw")
+    else:
+        pytest.skip("plyvel is here; the golden tests read a LevelDB with it")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"", "the record is empty"),
+        (b"\xff\xff\xff\xff", "is damaged: its 4 bytes are not a Datum"),
+        (b"\x08\x03", "holds no pixels"),
+        (b"\x08\x03\x10\x02\x18\x02\x22\x03abc", "3 values do not fill the stated size 3 x 2 x 2"),
+        (b"\x22\x03abc\x38\x01", "not a picture that OpenCV can decode"),
+    ],
+)
+def test_a_damaged_record_is_named_with_database_and_key(tmp_path: Path, value: bytes, reason: str) -> None:
+    write(tmp_path / "db", [(b"00000000_a.png", value)])
+    with pytest.raises(DataError, match=f"db: record '00000000_a.png': .*{reason}"):
+        compute_mean(tmp_path / "db")
+
+
+def test_a_record_of_another_size_is_named(tmp_path: Path) -> None:
+    import numpy as np
+
+    datums = [array_to_datum(np.zeros((3, 4, width), np.uint8), 0).SerializeToString() for width in (5, 6)]
+    write(tmp_path / "db", [(b"0_a", datums[0]), (b"1_b", datums[1])])
+    assert datum_to_array(parse_datum(datums[1], "it")).shape == (3, 4, 6)
+    with pytest.raises(DataError, match=r"record '1_b': it is \(3, 4, 6\), the first record \(3, 4, 5\)"):
+        compute_mean(tmp_path / "db")
+
+
+def test_an_existing_path_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / "db", records(3))
+    with pytest.raises(DataError, match="db already exists.*--force"), new_lmdb(tmp_path / "db"):
+        pytest.fail("the block must not run")
+    database = open_database(tmp_path / "db")
+    assert len(database) == 3
+    database.close()
+
+
+def test_force_replaces_an_lmdb_but_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "db", records(3))
+    with new_lmdb(tmp_path / "db", force=True) as writer:
+        writer.put(b"k", b"v")
+    database = open_database(tmp_path / "db")
+    assert list(database.records()) == [(b"k", b"v")]
+    database.close()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "only copy.jpg").write_bytes(b"dear")
+    with pytest.raises(DataError, match="not something that --force may replace"), new_lmdb(tmp_path / "photos", force=True):
+        pytest.fail("the block must not run")
+    assert names(tmp_path / "photos") == ["only copy.jpg"] and names(tmp_path) == ["db", "photos"]
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_lmdb(tmp_path / "db") as writer:
+        writer.put(b"k", b"v")
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
+
+
+def test_a_second_writer_of_one_folder_is_told_who_is_first(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as work:
+        (work / "file").write_text("first")
+        with pytest.raises(DataError, match=f"another run \\(process {os.getpid()}\\) is writing"), new_folder(tmp_path / "out"):
+            pytest.fail("the block must not run")
+    assert (tmp_path / "out" / "file").read_text() == "first" and names(tmp_path) == ["out"]
+
+
+def test_what_a_killed_run_left_is_cleaned_away(tmp_path: Path) -> None:
+    (tmp_path / ".out.part").mkdir()
+    (tmp_path / ".out.part" / "half").write_text("stale")
+    (tmp_path / ".out.lock").write_text("1")
+    with new_folder(tmp_path / "out") as work:
+        (work / "file").write_text("new")
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["file"]
+
+
+def test_a_folder_that_was_being_replaced_when_its_run_was_killed_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "file").write_text("kept")
+    with pytest.raises(DataError, match="already exists"), new_folder(tmp_path / "out"):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "out" / "file").read_text() == "kept" and names(tmp_path) == ["out"]
+
+
+def test_keys_stay_within_what_lmdb_can_hold_and_stay_text() -> None:
+    assert record_key(7, "katze/größe 1.png") == "00000007_katze/größe 1.png".encode()
+    long = record_key(123, "ü" * 600)
+    assert 509 <= len(long) <= 511 and long.decode().startswith("00000123_üü")
+
+
+FULL_DISK = """
+import resource, sys
+from caffetools.data.databases import new_lmdb
+from caffetools.errors import RunFailed
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    with new_lmdb(sys.argv[1]) as writer:
+        for i in range(4000):
+            writer.put(b"%08d" % i, bytes(1000))
+except RunFailed as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_ends_in_one_clear_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "db")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stdout.startswith(f"cannot write {tmp_path / 'db'}: the disk is full, or a quota is used up; nothing was changed there")
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFailed, match=r"cannot write .*file/db: "), new_lmdb(tmp_path / "file" / "db"):
+        pytest.fail("the block must not run")

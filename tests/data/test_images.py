@@ -1,0 +1,138 @@
+"""Reading pictures: what OpenCV makes of unusual ones, and one clear error for those that are no use."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from caffetools.data.images import decode_image, parse_size, read_image, resize
+from caffetools.errors import DataError
+
+
+@pytest.fixture
+def pixels() -> NDArray[np.uint8]:
+    """A smooth picture, RGB, 40 high and 60 wide."""
+    noise = np.random.default_rng(5).integers(0, 256, (5, 6, 3), np.uint8)
+    return np.asarray(cv2.resize(noise, (60, 40), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def saved(path: Path, pixels: NDArray[np.uint8], mode: str = "RGB", **options: object) -> Path:
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+def test_pixels_come_as_rows_of_bgr(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    image = read_image(saved(tmp_path / "a.png", pixels))
+    np.testing.assert_array_equal(image, pixels[:, :, ::-1], strict=True)
+
+
+def test_a_grey_picture_gets_three_equal_channels(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    path = saved(tmp_path / "a.png", pixels, "L")
+    image, grey = read_image(path), read_image(path, color=False)
+    assert image.shape == (40, 60, 3) and grey.shape == (40, 60)
+    for channel in range(3):
+        np.testing.assert_array_equal(image[:, :, channel], grey)
+
+
+def test_transparency_is_dropped(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    alpha = np.random.default_rng(1).integers(0, 256, (40, 60, 1), np.uint8)
+    path = saved(tmp_path / "a.png", np.concatenate([pixels, alpha], axis=2), "RGBA")
+    np.testing.assert_array_equal(read_image(path), pixels[:, :, ::-1], strict=True)
+
+
+def test_sixteen_bits_become_their_upper_eight(tmp_path: Path) -> None:
+    wide = np.random.default_rng(2).integers(0, 65536, (9, 7, 3), np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), wide)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_COLOR), strict=True)
+    np.testing.assert_allclose(read_image(tmp_path / "a.png"), wide / 257, atol=1)
+
+
+def test_sixteen_bits_are_refused_where_a_datum_would_keep_them(tmp_path: Path) -> None:
+    _, data = cv2.imencode(".png", np.zeros((4, 4), np.uint16))
+    with pytest.raises(DataError, match="16 bits"):
+        decode_image(bytes(data), color=None)
+
+
+def test_cmyk_is_converted_as_opencv_does(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    path = saved(tmp_path / "a.jpg", pixels, "CMYK", quality=95)
+    image = read_image(path)
+    np.testing.assert_array_equal(image, cv2.imread(str(path), cv2.IMREAD_COLOR), strict=True)
+    assert np.abs(image.astype(int) - pixels[:, :, ::-1]).mean() < 4
+
+
+def test_the_orientation_in_exif_is_applied(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    path = saved(tmp_path / "a.jpg", pixels, quality=95, exif=exif)
+    assert read_image(path).shape == (60, 40, 3)
+    assert decode_image(path.read_bytes(), color=None).shape == (40, 60, 3)
+
+
+def test_resizing_is_opencvs_bilinear(pixels: NDArray[np.uint8]) -> None:
+    np.testing.assert_array_equal(resize(pixels, (23, 31)), cv2.resize(pixels, (23, 31), interpolation=cv2.INTER_LINEAR), strict=True)
+    assert resize(pixels, (60, 40)) is pixels
+
+
+@pytest.mark.parametrize("kind", ["jpg", "progressive.jpg", "exif.jpg", "png", "interlaced.png", "gif", "bmp", "webp", "tif", "ppm"])
+def test_a_truncated_picture_is_an_error_wherever_it_was_cut(tmp_path: Path, pixels: NDArray[np.uint8], kind: str) -> None:
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    if kind == "exif.jpg":
+        exif = Image.Exif()
+        exif[0x010E] = "a \xff\xd9 in the description, as thumbnails have"
+        picture.save(buffer, "JPEG", exif=exif)
+    else:
+        name = {"jpg": "JPEG", "tif": "TIFF"}.get(kind.split(".")[-1], kind.split(".")[-1].upper())
+        picture.save(buffer, name, **({"progressive": True} if kind == "progressive.jpg" else {}))
+    data = buffer.getvalue()
+    assert decode_image(data).shape == (40, 60, 3)
+    path = tmp_path / f"cut.{kind}"
+    for length in sorted({1, 2, 20, *(len(data) * part // 10 for part in range(1, 10)), len(data) - 2, len(data) - 1}):
+        path.write_bytes(data[:length])
+        with pytest.raises(DataError, match="cut.*" + kind):
+            read_image(path)
+
+
+def test_bytes_after_the_end_of_a_jpeg_are_no_harm(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    path = saved(tmp_path / "a.jpg", pixels)
+    whole = read_image(path)
+    path.write_bytes(path.read_bytes() + b"\0" * 100)
+    np.testing.assert_array_equal(read_image(path), whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"empty \(0 bytes\)"),
+        (b"these are words, not a picture\n", "it is text"),
+        (b"<!DOCTYPE html><html>404</html>", "it is a web page"),
+        (bytes(range(256)), "begins with the bytes 00 01 02 03"),
+    ],
+)
+def test_what_is_no_picture_is_named_with_what_it_is(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"a.jpg: .*{reason}"):
+        read_image(path)
+
+
+def test_a_missing_picture_and_a_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none.png: cannot read the picture: No such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(DataError, match="Is a directory"):
+        read_image(tmp_path)
+
+
+def test_sizes_are_understood_or_refused() -> None:
+    assert parse_size(256) == parse_size("256") == (256, 256)
+    assert parse_size("320x240") == parse_size((320, 240)) == (320, 240)
+    assert parse_size(0) is None
+    for bad in ("big", "3x", "-1", "0x5", 70000, ""):
+        with pytest.raises(DataError):
+            parse_size(bad)
