@@ -1,0 +1,148 @@
+"""``caffetools zoo``: the published models that caffetools knows, and fetching their weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caffetools.cli.show import console, print_json, progress
+
+if TYPE_CHECKING:
+    from caffetools.zoo.cards import ModelCard
+
+app = typer.Typer(help="List, show and fetch published models.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name, as `caffetools zoo list` shows it.")]
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """List the models: input, size of the weights, accuracy, licence, and whether the weights are in the cache."""
+    from caffetools.zoo.cards import get_card, list_models
+
+    cards = [get_card(name) for name in list_models()]
+    if json:
+        print_json([_facts(card) for card in cards])
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "input", "size", "top-1/5 %", "licence", "fetched"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading == "size" else "left")
+    for card in cards:
+        size = f"{card.weights.megabytes:g} MB" if card.weights else "-"
+        table.add_row(card.name, _times(card.input.shape), size, _accuracy(card), card.licence, "yes" if _fetched(card) else "no")
+    console.print(table)
+
+
+@app.command()
+def show(name: Name, json: Json = False) -> None:
+    """Show everything known about a model: addresses, checksums, licence, preprocessing, accuracy, networks."""
+    from caffetools.zoo.cards import get_card
+
+    card = get_card(name)
+    if json:
+        print_json(_facts(card))
+        return
+    console.print(f"[bold]{card.title}[/bold] ({card.name})\n{card.about}\n")
+    for label, text in _lines(card):
+        console.print(f"{label:<10} {text}", markup=False)
+
+
+@app.command()
+def fetch(
+    name: Name,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="The folder to put the file in; the cache by default.")] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a model's weights and check them; a file that is there already is only checked.
+
+    An interrupted fetch goes on where it stopped. With $CAFFETOOLS_ZOO_MIRROR set (an http, https or file address,
+    or a folder) the file comes from there.
+    """
+    from caffetools.zoo.cards import get_card
+    from caffetools.zoo.fetch import fetch as fetch_weights
+
+    card = get_card(name)
+    with progress(f"Fetching {name} (MB)") as advance:
+        fetched = fetch_weights(card, to, progress=_in_megabytes(advance), say=None if json else _say)
+    if json:
+        print_json({key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(fetched).items()})
+        return
+    console.print(
+        f"{fetched.path} is there already; nothing was fetched"
+        if fetched.source is None
+        else f"{fetched.path} fetched from {fetched.source}",
+        markup=False,
+    )
+    console.print(f"checked:   {fetched.verified}", markup=False)
+    console.print(f"sha256:    {fetched.sha256}")
+    if fetched.labels is not None:
+        console.print(f"labels:    {fetched.labels}", markup=False)
+    console.print(f"mean:      {_mean(card)}")
+
+
+def _in_megabytes(advance: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    return lambda done, total: advance(done // 10**6, max(total // 10**6, 1))
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, markup=False)
+
+
+def _facts(card: ModelCard) -> dict[str, Any]:
+    """The card as JSON, with where its files are on this machine."""
+    from caffetools.zoo.fetch import weights_path
+
+    return {**dataclasses.asdict(card), "weights_path": str(weights_path(card)) if card.weights else None, "fetched": _fetched(card)}
+
+
+def _fetched(card: ModelCard) -> bool:
+    from caffetools.zoo.fetch import weights_path
+
+    path = weights_path(card)
+    return path is not None and path.is_file()
+
+
+def _lines(card: ModelCard) -> list[tuple[str, str]]:
+    wanted = card.input
+    lines = [
+        ("page", card.page),
+        ("paper", card.paper or "-"),
+        ("licence", card.licence),
+        (
+            "input",
+            f"{_times(wanted.shape)}, {wanted.channel_order}, 0 to {wanted.raw_scale:g}, mean {_mean(card)}, then times {wanted.scale:g}",
+        ),
+        ("", wanted.note),
+        ("accuracy", f"top-1/5 {_accuracy(card)} % ({card.accuracy.source})" if card.accuracy else "none published"),
+        ("labels", f"{card.labels} ({len(card.read_labels())} classes)" if card.labels else "-"),
+        ("networks", ", ".join(dataclasses.astuple(card.prototxt))),
+    ]
+    if card.weights is None:
+        lines.append(("weights", card.no_weights))
+    else:
+        lines.append(("weights", f"{card.weights.file}, {card.weights.megabytes:g} MB" + (", fetched" if _fetched(card) else "")))
+        lines += [("", url) for url in card.weights.urls]
+        lines += [("", f"{kind} {digits}") for kind, digits in card.weights.checksums.items()]
+        lines.append(("", f"checksum from {card.weights.checksum_source}" if card.weights.checksums else "no checksum is published"))
+    return [(label, text) for label, text in lines if text]
+
+
+def _accuracy(card: ModelCard) -> str:
+    if card.accuracy is None:
+        return "-"
+    return "/".join("-" if figure is None else f"{figure:.1f}" for figure in (card.accuracy.top1, card.accuracy.top5))
+
+
+def _mean(card: ModelCard) -> str:
+    return f"{','.join(f'{value:g}' for value in card.input.mean)} ({card.input.channel_order})"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,84 @@
+"""Whether a file is the one that its publisher means: by checksum where one is published, else by what is inside."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from caffetools.errors import ModelFileError, NetError, PrototxtError, ZooError
+from caffetools.files import write_text
+from caffetools.zoo.cards import ModelCard
+
+_BLOCK = 1 << 20
+_NAMES = {"sha1": "SHA-1", "sha256": "SHA-256", "git_sha1": "git object id"}
+
+
+class WrongFile(Exception):
+    """A file that is not what the card says; the text says in what, with the expected and the found checksum."""
+
+
+def digest(path: Path, kind: str) -> str:
+    """The hexadecimal ``"sha1"``, ``"sha256"`` or ``"git_sha1"`` (git's object id: SHA-1 with the length before it) of a file."""
+    hasher = hashlib.new("sha256" if kind == "sha256" else "sha1", usedforsecurity=False)
+    if kind == "git_sha1":
+        hasher.update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def check_weights(card: ModelCard, path: Path, *, record: Path | None = None) -> str:
+    """Hold ``path`` against what is known of the card's weights.
+
+    Args:
+        record: A file with the SHA-256 seen when the weights were first fetched (as ``sha256sum`` writes it). It counts only
+            where the publisher gives no checksum, and is written when it does not exist yet.
+
+    Returns:
+        How the file was checked, in words.
+
+    Raises:
+        WrongFile: it is another file, or (without any checksum) no caffemodel that fits the model's deploy network.
+    """
+    if card.weights is not None and card.weights.checksums:
+        for kind, expected in card.weights.checksums.items():
+            _compare(path, kind, expected, "")
+        return " and ".join(_NAMES[kind] for kind in card.weights.checksums) + " as published"
+    checked = "no checksum is published; " + _check_contents(card, path)
+    if record is not None and record.is_file():
+        seen = record.read_text(encoding="utf-8", errors="replace").split()
+        _compare(path, "sha256", seen[0] if seen else "", f", as first seen (remove {record} if the publisher has a newer file)")
+        checked += ", and it is the file that was first seen"
+    elif record is not None:
+        write_text(record, f"{digest(path, 'sha256')}  {record.stem}\n")
+    return checked
+
+
+def _compare(path: Path, kind: str, expected: str, origin: str) -> None:
+    got = digest(path, kind)
+    if got != expected:
+        raise WrongFile(f"its {_NAMES[kind]} is {got}, expected {expected}{origin}")
+
+
+def _check_contents(card: ModelCard, path: Path) -> str:
+    """Read the weights and, where the deploy network can be built, load them into it."""
+    from caffetools.net.net import Net
+    from caffetools.net.weights import load_weights
+    from caffetools.proto.binary import read_caffemodel
+
+    try:
+        model = read_caffemodel(path)
+    except ModelFileError as error:
+        raise WrongFile(str(error)) from None
+    try:
+        net = Net.from_file(card.network("deploy"), fill=False)
+    except (ZooError, NetError, PrototxtError):
+        return "it reads as a caffemodel (its network cannot be built here, so its shapes are not checked)"
+    try:
+        report = load_weights(net, model)
+    except NetError as error:
+        raise WrongFile(f"it does not fit the model's deploy network: {error}") from None
+    if not report.loaded or report.fresh:
+        raise WrongFile(f"it has no weights for the layers {', '.join(report.fresh)} of the model's deploy network")
+    return f"it reads as a caffemodel and fits the {len(report.loaded)} layers of its deploy network"

@@ -1,0 +1,268 @@
+"""Bringing one file from an http, https or file address, through dropped connections, resuming what is there."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import caffetools
+from caffetools.errors import RunFailed
+
+Progress = Callable[[int, int], None]
+
+_CHUNK = 1 << 18
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may be better in a moment
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try: ``attempts`` in a row without a new byte, waiting ``backoff`` seconds, then twice that, and so on.
+
+    ``timeout`` are the seconds without an answer after which a connection counts as dropped.
+    """
+
+    attempts: int = 5
+    backoff: float = 0.5
+    timeout: float = 30.0
+
+
+class FetchFailed(Exception):
+    """An address did not give the file; the text says why. The caller knows what file it was and what to do."""
+
+
+class _Dropped(FetchFailed):
+    """Failed in a way that may pass."""
+
+
+class _Unreachable(FetchFailed):
+    """No connection at all: passing only if there was one a moment ago."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a .part file is a part of; kept beside it so that a later run can go on."""
+
+    url: str
+    validator: str | None = None
+    total: int | None = None
+
+
+def download(url: str, part: Path, *, progress: Progress | None = None, patience: Patience | None = None) -> bool:
+    """Bring the whole of ``url`` into ``part``, going on where an earlier run stopped.
+
+    A resumed download asks with If-Range for the same ETag or date and holds the length against the earlier one; a server
+    that knows no ranges, or whose file has changed, sends it from the start. ``part`` stays when this fails or is interrupted.
+
+    Args:
+        progress: Called with (bytes there, bytes in all or 0 when the server doesn't say).
+
+    Returns:
+        Whether ``part`` holds bytes of an earlier connection.
+
+    Raises:
+        FetchFailed: the address can't be reached or has no such file. RunFailed: ``part`` can't be written.
+    """
+    patience = patience or Patience()
+    most, failures, resumed = _size(part), 0, False
+    progressed = False
+    while True:
+        try:
+            return _attempt(url, part, progress, patience) or resumed
+        except (_Dropped, _Unreachable) as error:
+            size = _size(part)
+            if size > most:
+                most, failures, progressed = size, 0, True
+            failures += 1
+            if failures >= patience.attempts or (isinstance(error, _Unreachable) and not progressed):
+                raise
+            time.sleep(patience.backoff * 2 ** (failures - 1))
+
+
+def forget(part: Path) -> None:
+    """Remove a .part file and the note about where it came from."""
+    for path in (part, _note(part)):
+        path.unlink(missing_ok=True)
+
+
+def finish(part: Path, target: Path) -> None:
+    """Make the complete and checked ``part`` be ``target``: flushed to the disk, then renamed."""
+    with part.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    part.replace(target)
+    _note(part).unlink(missing_ok=True)
+
+
+def _attempt(url: str, part: Path, progress: Progress | None, patience: Patience) -> bool:
+    if urlsplit(url).scheme == "file":
+        _copy(url, part, progress)
+        return False
+    origin = _read_note(part)
+    offset = _size(part) if origin.url == url else 0
+    if offset and offset == origin.total:
+        return True
+    with _open(url, offset, origin, part, patience) as response:
+        if response.status == 206:
+            total = _resumed_total(response, offset, origin)
+            if total is None:
+                forget(part)
+                raise _Dropped("the server went on at another place than asked")
+        else:
+            offset = 0
+            length = response.headers.get("Content-Length", "")
+            total = int(length) if length.isdigit() else 0
+        _write_note(part, _Origin(url, _validator(response.headers), total or None))
+        _check_space(part, total - offset)
+        done = _pour(response, part, offset, total, progress)
+    if total and done != total:
+        raise _Dropped(f"the connection dropped after {done} of {total} bytes")
+    return offset > 0
+
+
+def _open(url: str, offset: int, origin: _Origin, part: Path, patience: Patience) -> Any:
+    headers = {"User-Agent": f"caffetools/{caffetools.__version__}"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if origin.validator:
+            headers["If-Range"] = origin.validator
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 (the schemes are checked by the caller and on redirects)
+        return urllib.request.build_opener(_WebOnly).open(request, timeout=patience.timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            forget(part)
+            raise _Dropped("the server's file is shorter than what was fetched earlier") from None
+        kind = _Dropped if error.code in _PASSING else FetchFailed
+        raise kind(f"the server answers {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, (ConnectionResetError, TimeoutError, BrokenPipeError)):
+            raise _Dropped(f"no answer ({_reason(error.reason)})") from None
+        raise _Unreachable(f"cannot connect ({_reason(error.reason)})") from None
+    except ValueError as error:
+        raise FetchFailed(f"not a usable address ({_reason(error)})") from None
+    except (http.client.HTTPException, OSError) as error:
+        raise _Dropped(f"no proper answer ({_reason(error)})") from None
+
+
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise FetchFailed(f"the server sends us on to {newurl}, which is no http or https address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _pour(source: Any, part: Path, offset: int, total: int, progress: Progress | None) -> int:
+    """Write what ``source`` gives into ``part`` from ``offset`` on; the bytes there are then."""
+    done = offset
+    with _writing(part), part.open("r+b" if offset else "wb", buffering=0) as stream:
+        if offset:
+            stream.truncate(offset)
+            stream.seek(offset)
+        while True:
+            if progress is not None:
+                progress(done, total)
+            block = _take(source)
+            if not block:
+                return done
+            _put(stream, block)
+            done += len(block)
+
+
+def _take(source: Any) -> bytes:
+    try:
+        return bytes(source.read(_CHUNK))
+    except http.client.IncompleteRead as error:
+        if error.partial:
+            return error.partial
+        raise _Dropped("the connection dropped") from None
+    except (http.client.HTTPException, OSError) as error:
+        raise _Dropped(f"the connection dropped ({_reason(error)})") from None
+
+
+def _put(stream: IO[bytes], block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[stream.write(view) :]
+
+
+@contextlib.contextmanager
+def _writing(part: Path) -> Any:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {part}: {error.strerror or error}; make room and run the same command again: it goes on where it stopped"
+        ) from error
+
+
+def _check_space(part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise RunFailed(
+            f"cannot write {part}: {needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB free; make room or choose another folder"
+        )
+
+
+def _copy(url: str, part: Path, progress: Progress | None) -> None:
+    address = urlsplit(url)
+    if address.netloc not in ("", "localhost"):
+        raise FetchFailed(f"a file address on another machine ({address.netloc}) can't be read; mount it and give its folder")
+    path = Path(urllib.request.url2pathname(address.path))
+    try:
+        with path.open("rb") as source:
+            total = os.fstat(source.fileno()).st_size
+            _check_space(part, total)
+            forget(part)
+            _pour(source, part, 0, total, progress)
+    except OSError as error:
+        raise FetchFailed(f"cannot read {path} ({error.strerror})") from None
+
+
+def _resumed_total(response: Any, offset: int, origin: _Origin) -> int | None:
+    """The whole length, if the answer goes on at ``offset`` of the file that was begun; else None."""
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip())
+    if not found or int(found[1]) != offset or (origin.total and int(found[3]) != origin.total):
+        return None
+    return int(found[3])
+
+
+def _validator(headers: Any) -> str | None:
+    """What If-Range may name: a strong ETag, else the date of the file."""
+    tag = headers.get("ETag")
+    return str(tag) if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_note(part: Path) -> _Origin:
+    try:
+        return _Origin(**json.loads(_note(part).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return _Origin("")
+
+
+def _write_note(part: Path, origin: _Origin) -> None:
+    with _writing(part):
+        _note(part).write_text(json.dumps(asdict(origin)), encoding="utf-8")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _reason(error: Any) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)

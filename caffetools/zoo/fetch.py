@@ -1,0 +1,188 @@
+"""Fetching a model's weights: from the publisher or a mirror, checked before they get their name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from caffetools.errors import RunFailed, ZooError
+from caffetools.files import write_text
+from caffetools.zoo.cards import SCHEMES, ModelCard, Weights, get_card
+from caffetools.zoo.check import WrongFile, check_weights, digest
+from caffetools.zoo.download import FetchFailed, Patience, Progress, download, finish, forget
+from caffetools.zoo.resources import zoo_file
+
+MIRROR = "CAFFETOOLS_ZOO_MIRROR"
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Weights that are there and checked.
+
+    Attributes:
+        path: the .caffemodel. source: the address they came from, or None where they were there already.
+        verified: how they were checked, in words. sha256: of the file. labels: the class names beside it, if the model has any.
+    """
+
+    name: str
+    path: Path
+    source: str | None
+    verified: str
+    sha256: str
+    labels: Path | None
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: ``$XDG_CACHE_HOME/caffetools/zoo``, usually ``~/.cache/caffetools/zoo``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "caffetools" / "zoo"
+
+
+def weights_path(card: ModelCard, to: PathLike | None = None) -> Path | None:
+    """Where the card's weights are or would be: in ``to``, else in the cache; None for a model without published weights."""
+    return (Path(to) if to is not None else cache_folder()) / card.weights.file if card.weights else None
+
+
+def fetch(
+    model: ModelCard | str,
+    to: PathLike | None = None,
+    *,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    patience: Patience | None = None,
+) -> Fetched:
+    """Make sure that a model's weights are there, and are what the publisher means.
+
+    A file that is there (fetched earlier, or put there by hand) is checked and used. Otherwise it is fetched from the mirror
+    that ``$CAFFETOOLS_ZOO_MIRROR`` names (an http, https or file address or a folder, with the files in it), else from the
+    publisher. An interrupted fetch leaves a .part file, with which the next goes on; two fetches of one file wait for each other.
+
+    Args:
+        model: A card or its name. to: The folder; the cache by default.
+        progress: Called with (bytes, bytes in all). say: Called with a sentence when there is something to wait for.
+
+    Raises:
+        ZooError: no such model, no published weights, nothing reachable, or a wrong file: names file, address and the way by hand.
+        RunFailed: the folder cannot be written, or the disk is full.
+    """
+    card = get_card(model) if isinstance(model, str) else model
+    path = weights_path(card, to)
+    if card.weights is None or path is None:
+        raise ZooError(f"{card.name}: {card.no_weights}")
+    source = None
+    if not path.exists():
+        _make_folder(path.parent)
+        with _locked(path, say):
+            # Another fetch may have brought the file while this one waited.
+            if not path.exists():
+                source = _bring(card, card.weights, path, progress, patience or Patience())
+    try:
+        verified = check_weights(card, path, record=_record(path))
+        sha256 = digest(path, "sha256")
+    except WrongFile as error:
+        raise ZooError(f"{path} is not the weights of {card.name}: {error}; move it away and fetch again") from None
+    except OSError as error:
+        raise ZooError(f"{path}: cannot read: {error.strerror}") from None
+    return Fetched(card.name, path, source, verified, sha256, _place_labels(card, path.parent))
+
+
+def addresses(weights: Weights) -> list[str]:
+    """Where the file is looked for: in the mirror alone when one is set, else at the publisher's. Raises :class:`ZooError`."""
+    mirror = os.environ.get(MIRROR, "").strip()
+    if not mirror:
+        return list(weights.urls)
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", mirror):
+        mirror = Path(mirror).expanduser().absolute().as_uri()
+    if urlsplit(mirror).scheme.lower() not in SCHEMES:
+        raise ZooError(f"${MIRROR} is {mirror}; it must be an http, https or file address, or a folder")
+    return [mirror.rstrip("/") + "/" + quote(weights.file)]
+
+
+def _bring(card: ModelCard, weights: Weights, path: Path, progress: Progress | None, patience: Patience) -> str:
+    """Fetch from the first address that has the right file; the address."""
+    part = path.with_name(path.name + ".part")
+    failures: list[str] = []
+    for url in addresses(weights):
+        try:
+            _bring_from(url, card, path, part, progress, patience)
+        except FetchFailed as error:
+            failures.append(f"{url}: {error}")
+        except WrongFile as error:
+            forget(part)
+            failures.append(f"{url} gives a wrong file: {error}")
+        else:
+            finish(part, path)
+            return url
+    raise ZooError(
+        f"cannot fetch {weights.file} ({'; '.join(failures)}); get it in another way and put it at {path} (it is checked before use), "
+        f"or name a mirror in ${MIRROR}"
+    )
+
+
+def _bring_from(url: str, card: ModelCard, path: Path, part: Path, progress: Progress | None, patience: Patience) -> None:
+    resumed = download(url, part, progress=progress, patience=patience)
+    try:
+        check_weights(card, part, record=_record(path))
+    except WrongFile:
+        if not resumed:
+            raise
+        # The earlier part may have been another file's or damaged: only a fetch in one piece tells.
+        forget(part)
+        download(url, part, progress=progress, patience=patience)
+        check_weights(card, part, record=_record(path))
+
+
+def _place_labels(card: ModelCard, folder: Path) -> Path | None:
+    if card.labels is None:
+        return None
+    path = folder / card.labels
+    if not path.exists():
+        write_text(path, zoo_file(card.labels).read_text(encoding="utf-8"))
+    return path
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFailed(f"cannot make the folder {folder}: {error.strerror}; choose another with --to") from None
+
+
+@contextlib.contextmanager
+def _locked(path: Path, say: Callable[[str], None] | None) -> Iterator[None]:
+    """Hold a lock file beside ``path``; the system lets go of it when the process ends, however that happens."""
+    import fcntl
+
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise RunFailed(f"cannot write to {path.parent}: {error.strerror}; choose another folder with --to") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if say is not None:
+                    say(f"another process is fetching {path.name}; waiting for it")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held it before has removed the file: a lock on that is no lock.
+            if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)

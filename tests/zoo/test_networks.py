@@ -1,0 +1,98 @@
+"""The shipped networks: their text is what the builders write, and what they say are the facts of the published networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from caffetools.errors import ZooError
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.text import format_text, read_net, read_solver
+from caffetools.zoo.networks import KINDS, MODELS, build, prototxt_path
+from caffetools.zoo.networks.__main__ import write_all
+from tests.conftest import GOLDEN
+
+FACTS = {
+    "lenet": "lenet",
+    "bvlc_alexnet": "alexnet",
+    "bvlc_reference_caffenet": "caffenet",
+    "bvlc_googlenet": "googlenet",
+    "squeezenet_v1.0": "squeezenet_v1.0",
+    "squeezenet_v1.1": "squeezenet_v1.1",
+}
+# Where the published solvers lie among the wild prototxts; SqueezeNet v1.1 shares that of v1.0.
+SOLVERS = {
+    "lenet": "BVLC+caffe/examples/mnist/lenet_solver",
+    "bvlc_alexnet": "BVLC+caffe/models/bvlc_alexnet/solver",
+    "bvlc_reference_caffenet": "BVLC+caffe/models/bvlc_reference_caffenet/solver",
+    "bvlc_googlenet": "BVLC+caffe/models/bvlc_googlenet/quick_solver",
+    "squeezenet_v1.0": "forresti+SqueezeNet/SqueezeNet_v1.0/solver",
+    "squeezenet_v1.1": "forresti+SqueezeNet/SqueezeNet_v1.0/solver",
+}
+
+
+def facts_net(name: str) -> Any:
+    """The ``NetParameter`` that a facts file describes, field by field."""
+    facts = json.loads((GOLDEN / "nets" / f"{name}.facts.json").read_text())
+    net = NetParameter(name=facts["name"]) if facts["name"] else NetParameter()
+    for blob, shape in facts.get("input", {}).items():
+        net.input.append(blob)
+        net.input_shape.add(dim=shape)
+    for layer in facts["layers"]:
+        json_format.ParseDict(layer, net.layer.add())
+    return net
+
+
+@pytest.mark.parametrize("kind", ["train_val", "deploy"])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_built_network_has_the_published_facts_field_by_field(model: str, kind: str) -> None:
+    expected = facts_net(f"{FACTS[model]}_{'train' if kind == 'train_val' else 'deploy'}")
+    built = build(model, kind)
+    assert [layer.name for layer in built.layer] == [layer.name for layer in expected.layer]
+    for ours, theirs in zip(built.layer, expected.layer, strict=True):
+        assert ours == theirs, f"{format_text(ours)} is not {format_text(theirs)}"
+    assert built == expected
+
+
+def test_the_shipped_prototxts_are_what_the_builders_write(tmp_path: Path) -> None:
+    written = write_all(tmp_path)
+    assert len(written) == len(MODELS) * len(KINDS)
+    for path in written:
+        shipped = prototxt_path(path.parent.name, path.stem)
+        assert shipped.read_text() == path.read_text(), f"{shipped} is out of date; run python -m caffetools.zoo.networks"
+    folder = prototxt_path("lenet").parent.parent
+    assert {p.relative_to(folder) for p in folder.rglob("*.prototxt")} == {p.relative_to(tmp_path) for p in written}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_shipped_prototxts_read_back_as_built(model: str) -> None:
+    for kind in KINDS:
+        read = read_solver if kind == "solver" else read_net
+        assert read(prototxt_path(model, kind)) == build(model, kind)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_solver_says_what_the_published_one_says_but_for_its_paths(model: str, wild: Path) -> None:
+    theirs = read_solver(wild / "prototxt" / f"{SOLVERS[model]}.prototxt")
+    ours = build(model, "solver")
+    for field in ("net", "snapshot_prefix", "solver_mode"):  # GPU is solver_mode's default
+        theirs.ClearField(field)
+        ours.ClearField(field)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_solver_trains_the_net_beside_it(model: str) -> None:
+    solver = build(model, "solver")
+    assert prototxt_path(model, "solver").with_name(solver.net) == prototxt_path(model)
+
+
+def test_an_unknown_model_or_kind_is_an_error_that_names_the_known_ones() -> None:
+    with pytest.raises(ZooError, match=r"no network is called 'squeezenet_v1.2'; did you mean 'squeezenet_v1..'.*bvlc_googlenet"):
+        prototxt_path("squeezenet_v1.2")
+    with pytest.raises(ZooError, match="no 'weights' prototxt; there are train_val, deploy, solver"):
+        build("lenet", "weights")
