@@ -1,0 +1,111 @@
+"""``caffetools inspect``: what a network is made of, and how weights fit it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caffetools.cli.show import console, print_json
+from caffetools.cli.tables import print_table, shortened
+
+if TYPE_CHECKING:
+    from caffetools.surgery.comparison import Comparison
+    from caffetools.surgery.summary import Summary
+
+
+def inspect(
+    net: Annotated[Path, typer.Argument(help="A net's prototxt: deploy, or train_val.", show_default=False)],
+    weights: Annotated[Path | None, typer.Argument(help="A .caffemodel to hold against it.", show_default=False)] = None,
+    phase: Annotated[str, typer.Option(help="Which layers to show: train or test.")] = "test",
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="Another input shape, 1x3x227x227, or NAME=SHAPE for a certain blob; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """List a net's layers: type, output shapes, parameters, multiply–accumulates and memory.
+
+    Nothing is run, and data need not be there: the sizes of inputs follow from the crop, or from --input-shape. With WEIGHTS, also
+    which layers take their blobs from the file, and what the values are like.
+    """
+    from caffetools.net.net import located
+    from caffetools.net.weights import read_weights
+    from caffetools.proto.schema import TEST, TRAIN
+    from caffetools.proto.text import read_net
+    from caffetools.surgery.comparison import compare_weights
+    from caffetools.surgery.inputs import parse_shapes
+    from caffetools.surgery.summary import summarize
+
+    phases = {"train": TRAIN, "test": TEST}
+    if phase.lower() not in phases:
+        raise typer.BadParameter(f"'{phase}' is neither train nor test", param_hint="--phase")
+    param = read_net(net)
+    shapes = parse_shapes(input_shape or [])
+    with located(net):
+        summary = summarize(param, phases[phase.lower()], shapes=shapes)
+    comparison = compare_weights(summary, read_weights(weights)) if weights is not None else None
+    if as_json:
+        print_json(_as_json(summary, comparison))
+        return
+    _show_layers(summary)
+    if comparison is not None:
+        _show_weights(comparison, weights)
+
+
+def _show_layers(summary: Summary) -> None:
+    from caffetools.layers.base import count
+
+    console.print(f"[bold]{summary.name or 'a net without a name'}[/bold] in the {summary.phase} phase")
+    rows = []
+    for row in summary.layers:
+        made = [shape for top, shape in zip(row.tops, row.shapes, strict=True) if shape is not None and top not in row.bottoms]
+        memory = shortened(4 * sum(map(count, made)), "B") if made else ""
+        parameters = "?" if row.parameters is None else f"{row.parameter_count:,}" if row.parameters else ""
+        outputs = ", ".join(map(_shape, row.shapes))
+        rows.append((row.name, row.type_name, outputs, parameters, shortened(row.macs) if row.macs else "", memory))
+    print_table(("Layer", "Type", "Output", ">Parameters", ">MACs", ">Memory"), rows)
+    known = "of what is known: " if summary.unknown else ""
+    console.print(
+        f"{len(summary.layers)} layers, {known}{summary.parameters:,} parameters ({shortened(summary.parameter_bytes, 'B')}), "
+        f"{shortened(summary.macs)} multiply–accumulates, blobs {shortened(summary.blob_bytes, 'B')}"
+    )
+    causes = [row for row in summary.unknown if not row.note.startswith("what it reads")]
+    for row in causes:
+        console.print(f"unknown: {row.name}: {row.note}", markup=False)
+
+
+def _show_weights(comparison: Comparison, weights: Path | None) -> None:
+    console.print(f"\nParameters in {weights}", markup=False)
+    rows = []
+    for layer in comparison.layers:
+        status = layer.status
+        if status == "differs":
+            status = f"differs: the net has {', '.join(map(_shape, layer.expected or []))}"
+        if not layer.blobs:
+            rows.append((layer.layer, "", "", "", "", status))
+        for index, blob in enumerate(layer.blobs):
+            values = (f"{blob.mean:.4g}", f"{blob.std:.4g}", f"{blob.absmax:.4g}")
+            first = index == 0
+            rows.append((layer.layer if first else "", _shape(blob.shape), *values, status if first else ""))
+    print_table(("Layer", "Blob", ">Mean", ">Std", ">Largest", "In the net"), rows)
+    names = {status: comparison.named(status) for status in ("fits", "fresh", "differs", "unchecked")}
+    told = [f"{len(layers)} {status}" for status, layers in names.items() if layers]
+    console.print(", ".join([*told, *([f"{len(comparison.unused)} not in the net"] if comparison.unused else [])]))
+    if comparison.unused:
+        console.print(f"not in the net: {', '.join(comparison.unused)}", markup=False)
+
+
+def _shape(shape: Any) -> str:
+    return "?" if shape is None else "x".join(map(str, shape)) or "scalar"
+
+
+def _as_json(summary: Summary, comparison: Comparison | None) -> dict[str, Any]:
+    answer = asdict(summary)
+    for layer, row in zip(answer["layers"], summary.layers, strict=True):
+        layer["parameter_count"] = row.parameter_count
+    answer["parameter_bytes"] = summary.parameter_bytes
+    if comparison is not None:
+        answer["weights"] = asdict(comparison)
+    return answer

@@ -1,0 +1,168 @@
+"""Data layers replaced by inputs of the same shapes, so that a net for training can be shown and shipped without its data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from caffetools.data.databases import open_database
+from caffetools.data.datum import datum_to_array, parse_datum
+from caffetools.errors import CaffeToolsError, DataError, NetError
+from caffetools.layers.base import Shape
+from caffetools.proto.binary import read_binaryproto
+from caffetools.proto.schema import NetParameter
+
+# Layers without bottoms that need no files.
+_KEPT = {"Input", "DummyData", "Parameter"}
+_SOURCES = {
+    "Data": "data_param",
+    "ImageData": "image_data_param",
+    "HDF5Data": "hdf5_data_param",
+    "MemoryData": "memory_data_param",
+    "WindowData": "window_data_param",
+}
+
+
+def parse_shapes(texts: list[str]) -> dict[str, Shape]:
+    """Shapes as a command line gives them: ``1x3x227x227`` (under the key ``""``) or ``data=1x3x227x227``.
+
+    Raises:
+        CaffeToolsError: one of them is no shape.
+    """
+    shapes: dict[str, Shape] = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        if not re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)*", sizes):
+            raise CaffeToolsError(f"'{text}' is no shape; write 1x3x227x227 (pictures, channels, height, width), or data=1x3x227x227")
+        shapes[name] = tuple(int(n) for n in re.split("[x,]", sizes))
+    return shapes
+
+
+def is_data_layer(layer: Any) -> bool:
+    """Whether ``layer`` reads data from outside of the net: of whatever type, it has tops but no bottoms."""
+    return bool(layer.top) and not layer.bottom and layer.type not in _KEPT
+
+
+def source_param(layer: Any) -> Any:
+    """The part of a data layer that says where its data is (``data_param`` and so on); None for types that are not Caffe's."""
+    field = _SOURCES.get(layer.type)
+    return None if field is None else getattr(layer, field)
+
+
+def data_layers_to_inputs(param: Any, shapes: Mapping[str, Shape] | None = None, *, batch: int | None = None) -> Any:
+    """A copy of ``param`` in which Input layers of the same names, tops and rules stand for the data layers.
+
+    Args:
+        param: A ``NetParameter`` in today's form.
+        shapes: The shapes of blobs by name; ``""`` is the net's first input. Input layers that are there follow them too.
+        batch: The number of pictures, where ``shapes`` does not say; by default each data layer's own.
+
+    Raises:
+        NetError: a data layer's shape is not given and cannot be told from its crop size, its new size or its database; or a shape
+            is given for a blob that is no input.
+    """
+    given = named_shapes(param, shapes or {})
+    changed = NetParameter()
+    changed.CopyFrom(param)
+    for layer in changed.layer:
+        if layer.type == "Input" or is_data_layer(layer):
+            layer.CopyFrom(as_input(layer, given, batch))
+    return changed
+
+
+def named_shapes(param: Any, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """``shapes`` with the name of the net's first input in the place of ``""``. Raises :class:`NetError` for names of no input."""
+    inputs = [top for layer in param.layer if layer.type == "Input" or is_data_layer(layer) for top in layer.top]
+    named = {(inputs[0] if not name and inputs else name): shape for name, shape in shapes.items()}
+    unknown = [name for name in named if name not in inputs]
+    if unknown:
+        raise NetError(f"the net '{param.name}' has no input '{unknown[0]}'; its inputs are {', '.join(dict.fromkeys(inputs)) or 'none'}")
+    return named
+
+
+def as_input(layer: Any, shapes: Mapping[str, Shape], batch: int | None = None) -> Any:
+    """The Input layer that stands for a data layer (or an Input layer with other shapes). Raises :class:`NetError` as above."""
+    given = _input_shapes(layer) if layer.type == "Input" else _data_shapes(layer, shapes, batch)
+    fresh = type(layer)(name=layer.name, type="Input", top=layer.top, include=layer.include, exclude=layer.exclude)
+    for top, shape in zip(layer.top, given, strict=True):
+        fresh.input_param.shape.add(dim=shapes.get(top, shape))
+    return fresh
+
+
+def data_shape(layer: Any, batch: int | None = None) -> Shape:
+    """The shape (N, C, H, W) of a data layer's first top, from what the prototxt says and what its source holds, if it is there.
+
+    Where only the size is known there are 3 channels, or 1 for grey layers.
+
+    Raises:
+        NetError: the size cannot be told.
+    """
+    source, transform = source_param(layer), layer.transform_param
+    count = batch or getattr(source, "batch_size", 0) or 1
+    if layer.type == "MemoryData":
+        return (count, source.channels, source.height, source.width)
+    stored = _stored_shape(layer) or _mean_shape(layer)
+    channels = stored[0] if stored else _channels(layer)
+    if transform.crop_size:
+        return (count, channels, transform.crop_size, transform.crop_size)
+    if layer.type == "ImageData" and source.new_height and source.new_width:
+        return (count, channels, source.new_height, source.new_width)
+    if stored:
+        return (count, *stored)
+    raise NetError("the size of its data is not known: it crops nothing and its source is not there; give --input-shape", layer=layer.name)
+
+
+def _data_shapes(layer: Any, given: Mapping[str, Shape], batch: int | None) -> list[Shape]:
+    first = layer.top[0]
+    shape = given[first] if first in given else data_shape(layer, batch)
+    if layer.type == "HDF5Data" and any(top not in given for top in layer.top[2:]):
+        raise NetError("the shapes of its blobs are not known; give --input-shape NAME=SHAPE for each", layer=layer.name)
+    # All other tops are labels: one number a picture.
+    return [shape] + [shape[:1]] * (len(layer.top) - 1)
+
+
+def _input_shapes(layer: Any) -> list[Shape]:
+    shapes = [tuple(shape.dim) for shape in layer.input_param.shape]
+    if len(shapes) not in (1, len(layer.top)):
+        raise NetError(f"gives {len(shapes)} shape(s) for {len(layer.top)} top(s)", layer=layer.name)
+    return shapes * len(layer.top) if len(shapes) == 1 else shapes
+
+
+def _channels(layer: Any) -> int:
+    transform = layer.transform_param
+    if transform.force_gray or (layer.type == "ImageData" and not layer.image_data_param.is_color):
+        return 1
+    return len(transform.mean_value) if len(transform.mean_value) > 1 else 3
+
+
+def _stored_shape(layer: Any) -> Shape | None:
+    """(C, H, W) of the first record of a Data layer's database, where that is there."""
+    if layer.type != "Data" or not layer.data_param.source or not Path(layer.data_param.source).exists():
+        return None
+    with suppress(DataError):
+        database = open_database(layer.data_param.source)
+        try:
+            _, value = next(iter(database.records()))
+            shape: Shape = datum_to_array(parse_datum(value, database.path), color=_forced_color(layer)).shape
+            return shape
+        finally:
+            database.close()
+    return None
+
+
+def _forced_color(layer: Any) -> bool | None:
+    return True if layer.data_param.force_encoded_color else None
+
+
+def _mean_shape(layer: Any) -> Shape | None:
+    """(C, H, W) of a mean file, where that is there; pictures have its size."""
+    path = Path(layer.transform_param.mean_file)
+    if not layer.transform_param.mean_file or not path.is_file():
+        return None
+    with suppress(CaffeToolsError):
+        mean = read_binaryproto(path)
+        return tuple(mean.shape[-3:]) if mean.ndim >= 3 else None
+    return None

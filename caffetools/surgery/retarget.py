@@ -1,0 +1,182 @@
+"""Retargeting: a trained network's classifiers made anew for other classes, everything else as it was."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from caffetools.errors import CaffeToolsError, NetError
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.upgrade import upgrade_net
+from caffetools.surgery.changes import Change, number
+from caffetools.surgery.graph import names_in_use, rename_blob
+from caffetools.surgery.heads import CLASSIFIERS, Head, classifier_param, find_heads
+
+# How much faster than the rest a new classifier learns, as in Caffe's fine-tuning examples.
+HEAD_LR_MULT = 10.0
+
+
+@dataclass
+class Retargeted:
+    """A retargeted net.
+
+    Attributes:
+        train_val: the ``NetParameter``. changes: what differs from the net given, layer by layer.
+        renamed: old name → new name of every layer that starts anew.
+    """
+
+    train_val: Any
+    changes: list[Change] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+
+def retarget(
+    train_val: Any,
+    classes: int,
+    *,
+    head_lr_mult: float = HEAD_LR_MULT,
+    suffix: str | None = None,
+    heads: Iterable[str] | None = None,
+) -> Retargeted:
+    """Give a net's classifiers ``classes`` outputs and new names, so that they start anew where its old weights are loaded.
+
+    The blobs of the classifiers get new names too, wherever they are read. Accuracy layers that ask for more places than there
+    are classes go. All else stays: other layers, rules, fillers, fields that are unknown here.
+
+    Args:
+        train_val: A ``NetParameter`` of any age and for both phases; it is not changed.
+        classes: How many there are to be, at least 2.
+        head_lr_mult: The classifiers' lr_mult values are multiplied by this, unless they already are that far above the other
+            layers'. 1 leaves them.
+        suffix: What the new names end in; by default ``_CLASSES``, replacing the count that an earlier retargeting left there.
+        heads: The classifier layers' names, where they are not to be found from the graph.
+
+    Raises:
+        CaffeToolsError: there are too few classes.
+        NetError: no classifier was found, classifiers differ in their number of classes, or one shares its parameters with a layer
+            that is none.
+    """
+    check_classes(classes)
+    net = NetParameter()
+    net.CopyFrom(upgrade_net(train_val))
+    found = find_heads(net, heads)
+    if heads is None and len({head.num_output for head in found}) > 1:
+        counts = ", ".join(f"'{head.layer}' has {head.num_output}" for head in found)
+        raise NetError(f"the net's classifiers do not tell the same classes: {counts}; name those to retarget (--head)")
+    _check_sharing(net, found)
+    result = Retargeted(net)
+    usual = _usual_rate(net, found)
+    for head in found:
+        # A file with both phases may have a classifier for each, of one name.
+        layers = [layer for layer in net.layer if (layer.name, layer.type) == (head.layer, head.type_name)]
+        new = fresh_name(net, head.layer, head.num_output, classes, suffix)
+        for top in dict.fromkeys(top for layer in layers for top in layer.top):
+            rename_blob(net, top, new if top == head.layer else fresh_name(net, top, head.num_output, classes, suffix))
+        _rename(net, head.layer, new, result)
+        for layer in layers:
+            _remake(layer, classes, result)
+            _raise_rates(layer, head_lr_mult, usual, result)
+        for follower in head.followers:
+            _rename(net, follower, fresh_name(net, follower, head.num_output, classes, suffix), result)
+    _fit_accuracies(net, classes, result)
+    # A net with both phases has some layers twice; what is said of them is said once.
+    result.changes = list(dict.fromkeys(result.changes))
+    return result
+
+
+def check_classes(classes: int) -> None:
+    """Raise :class:`CaffeToolsError` where there are too few ``classes`` to tell apart."""
+    if classes < 2:
+        raise CaffeToolsError(f"{classes} class(es) cannot be told apart: a classifier needs at least 2 (--classes)")
+
+
+def fresh_name(net: Any, name: str, before: int, classes: int, suffix: str | None = None) -> str:
+    """A name for what is made anew that nothing in ``net`` has and that tells the classes.
+
+    ``fc8`` becomes ``fc8_120``, and for 5 classes ``fc8_5``; where that is taken, or was the name already, ``fc8_120_2`` and so on.
+    """
+    earlier = re.fullmatch(rf"(.+)_{before}(?:_(\d+))?", name) if suffix is None else None
+    base, count = (earlier[1], int(earlier[2] or 1)) if earlier else (name, 0)
+    end = f"_{classes}" if suffix is None else suffix
+    used = names_in_use(net)
+    again = count + 1 if earlier and before == classes else 1
+    while (new := f"{base}{end}" if again == 1 else f"{base}{end}_{again}") in used:
+        again += 1
+    return new
+
+
+def _remake(layer: Any, classes: int, result: Retargeted) -> None:
+    param = classifier_param(layer)
+    if param.num_output != classes:
+        result.changes.append(Change(layer.name, "num_output", str(param.num_output), str(classes)))
+        param.num_output = classes
+    if not param.HasField("weight_filler"):
+        # Zeros, the default, would keep all gradients from the layers below at the first step.
+        param.weight_filler.type, param.weight_filler.std = "gaussian", 0.01
+        result.changes.append(Change(layer.name, "weight_filler", "", "gaussian, std 0.01"))
+
+
+def _rename(net: Any, old: str, new: str, result: Retargeted) -> None:
+    for layer in net.layer:
+        if layer.name == old:
+            layer.name = new
+    result.renamed[old] = new
+    result.changes.append(Change(new, "name", old, new))
+
+
+def _usual_rate(net: Any, heads: list[Head]) -> float:
+    """The median lr_mult of the weights of the layers that are no heads and learn at all; 0 where there are none."""
+    names = {head.layer for head in heads}
+    others = [layer for layer in net.layer if layer.type in CLASSIFIERS and layer.name not in names]
+    rates = [layer.param[0].lr_mult if layer.param else 1.0 for layer in others]
+    return statistics.median([rate for rate in rates if rate > 0] or [0.0])
+
+
+def _raise_rates(layer: Any, factor: float, usual: float, result: Retargeted) -> None:
+    if factor == 1:
+        return
+    blobs = 2 if classifier_param(layer).bias_term else 1
+    before = [layer.param[i].lr_mult if i < len(layer.param) else 1.0 for i in range(blobs)]
+    if usual and before[0] >= factor * usual:
+        return
+    while len(layer.param) < blobs:
+        layer.param.add()
+    for spec, rate in zip(layer.param, before, strict=False):
+        # What was frozen must learn now, for it starts anew.
+        spec.lr_mult = (rate or 1.0) * factor
+    after = [spec.lr_mult for spec in layer.param[:blobs]]
+    result.changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), " / ".join(map(number, after))))
+
+
+def _fit_accuracies(net: Any, classes: int, result: Retargeted) -> None:
+    """Drop the Accuracy layers with a top_k above ``classes``; one that has no better sibling becomes an ordinary accuracy."""
+    accuracies = [layer for layer in net.layer if layer.type == "Accuracy"]
+    kept = [layer for layer in accuracies if layer.accuracy_param.top_k <= classes]
+    read = {bottom for layer in net.layer for bottom in layer.bottom}
+    for layer in accuracies:
+        top_k = layer.accuracy_param.top_k
+        if top_k <= classes:
+            continue
+        if any(other.bottom[:1] == layer.bottom[:1] for other in kept) and not read.intersection(layer.top):
+            net.layer.remove(layer)
+            result.changes.append(Change(layer.name, "layer", f"Accuracy of the top {top_k}", ""))
+        else:
+            layer.accuracy_param.top_k = 1
+            kept.append(layer)
+            result.changes.append(Change(layer.name, "top_k", str(top_k), "1"))
+
+
+def _check_sharing(net: Any, heads: list[Head]) -> None:
+    names = {head.layer for head in heads}
+    shared = {spec.name: layer.name for layer in net.layer if layer.name not in names for spec in layer.param if spec.name}
+    for layer in net.layer:
+        for spec in layer.param if layer.name in names else ():
+            if spec.name in shared:
+                raise NetError(
+                    f"shares its parameter '{spec.name}' with layer '{shared[spec.name]}', which is no classifier; "
+                    "give one of them another name",
+                    layer=layer.name,
+                )

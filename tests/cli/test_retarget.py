@@ -1,0 +1,139 @@
+"""``caffetools retarget``, as a person types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from caffetools.cli.app import app
+from caffetools.errors import CaffeToolsError
+from caffetools.net.net import Net
+from caffetools.net.weights import save_weights
+from caffetools.proto.schema import TEST
+from caffetools.proto.text import read_net, read_solver, write_prototxt
+from caffetools.surgery.inputs import data_layers_to_inputs
+from caffetools.zoo.networks import build, prototxt_path
+from tests.surgery.nets import TINY, net_of
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr), errors shown as ``caffetools.cli.app.main`` shows them."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, CaffeToolsError):
+        return result.exception.exit_code, result.stdout, f"caffetools: error: {result.exception}"
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    write_prototxt(tmp_path / "tiny.prototxt", net_of(TINY))
+    return tmp_path / "tiny.prototxt"
+
+
+def test_three_files_are_written_and_the_changes_are_shown(tmp_path: Path) -> None:
+    code, out, err = run("retarget", "--model", "squeezenet_v1.1", "--classes", 3, "-o", tmp_path / "run")
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["Layer", "What", "Was", "Is"]
+    assert ["conv10_3", "num_output", "1000", "3"] in lines
+    assert ["conv10_3", "lr_mult", "1", "/", "1", "10", "/", "10"] in lines
+    assert "accuracy_top5  layer       Accuracy of the top 5" in out
+    assert f"caffetools train {tmp_path / 'run' / 'solver.prototxt'}" in out
+    assert read_solver(tmp_path / "run" / "solver.prototxt").net == str(tmp_path / "run" / "train_val.prototxt")
+    deployed = Net.from_file(tmp_path / "run" / "deploy.prototxt", TEST, fill=False)
+    assert (deployed.blob_shapes["data"], deployed.blob_shapes["prob"]) == ((1, 3, 227, 227), (1, 3, 1, 1))
+
+
+def test_lenet_is_deployed_for_digits_although_its_data_layer_does_not_say_their_size(tmp_path: Path) -> None:
+    assert run("retarget", "--model", "lenet", "--classes", 5, "-o", tmp_path)[0] == 0
+    assert list(read_net(tmp_path / "deploy.prototxt").layer[0].input_param.shape[0].dim) == [1, 1, 28, 28]
+
+
+def test_data_options_reach_the_data_layers(tmp_path: Path, tiny: Path) -> None:
+    options = ["--train-source", "a", "--val-source", "b", "--mean", "1,2,3", "--train-batch", 16, "--val-batch", 5, "--lr-mult", 4]
+    assert run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", *options)[0] == 0
+    train, val, *rest = read_net(tmp_path / "run" / "train_val.prototxt").layer
+    assert (train.data_param.source, train.data_param.batch_size, list(train.transform_param.mean_value)) == ("a", 16, [1, 2, 3])
+    assert (val.data_param.source, val.data_param.batch_size, val.transform_param.mean_file) == ("b", 5, "")
+    assert [spec.lr_mult for spec in rest[2].param] == [4, 8]
+
+
+def test_weights_tell_what_loads_and_what_starts_anew(tmp_path: Path, tiny: Path) -> None:
+    weights = tmp_path / "tiny.caffemodel"
+    save_weights(Net(data_layers_to_inputs(net_of(TINY)), TEST), weights)
+    code, out, _ = run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", "--weights", weights)
+    assert code == 0
+    assert "1 layers take their weights from the file; 1 start anew: fc_7" in out
+    assert "The file also has fc, which the net has no more." in out
+    assert f"--weights {weights}" in out
+    answer = json.loads(run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", "--weights", weights, "--force", "--json")[1])
+    assert answer["weights"] == {"loaded": ["conv"], "fresh": ["fc_7"], "unused": ["fc"]}
+    assert answer["renamed"] == {"fc": "fc_7"}
+    assert {"layer": "fc_7", "what": "num_output", "before": "10", "after": "7"} in answer["changes"]
+    assert [Path(file).name for file in answer["files"]] == ["train_val.prototxt", "solver.prototxt", "deploy.prototxt"]
+
+
+def test_weights_of_another_net_are_refused(tmp_path: Path, tiny: Path) -> None:
+    other = net_of(TINY.replace("num_output: 6", "num_output: 8"))
+    save_weights(Net(data_layers_to_inputs(other), TEST), tmp_path / "other.caffemodel")
+    code, _, err = run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", "--weights", tmp_path / "other.caffemodel")
+    assert code == 2
+    assert "layer 'conv': its parameters are 6 x 3 x 3 x 3, 6, but" in err and "8 x 3 x 3 x 3, 8: weights of another net" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_there_stay_unless_forced(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "solver.prototxt").write_text("mine")
+    code, _, err = run("retarget", tiny, "--classes", 7, "-o", tmp_path)
+    assert (code, (tmp_path / "solver.prototxt").read_text()) == (2, "mine")
+    assert f"{tmp_path / 'solver.prototxt'} exists; choose another folder, or --force" in err
+    assert not (tmp_path / "train_val.prototxt").exists()
+    assert run("retarget", tiny, "--classes", 7, "-o", tmp_path, "--force")[0] == 0
+    assert (tmp_path / "solver.prototxt").read_text() != "mine"
+
+
+def test_a_retargeted_net_can_be_retargeted_again(tmp_path: Path, tiny: Path) -> None:
+    assert run("retarget", tiny, "--classes", 5, "-o", tmp_path / "a")[0] == 0
+    answer = json.loads(run("retarget", tmp_path / "a" / "train_val.prototxt", "--classes", 5, "-o", tmp_path / "b", "--json")[1])
+    assert answer["renamed"] == {"fc_5": "fc_5_2"}
+    assert not any(change["what"] == "lr_mult" for change in answer["changes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "lenet", "--classes", 0], "0 class(es) cannot be told apart: a classifier needs at least 2 (--classes)"),
+        (["--model", "lenet", "--classes", 1], "1 class(es) cannot be told apart"),
+        (["--model", "lenet", "--classes", -3], "-3 class(es) cannot be told apart"),
+        (["--model", "lenett", "--classes", 3], "no network is called 'lenett'; did you mean 'lenet'?"),
+        (["--classes", 3], "give either the prototxt of a NET, or the name of one of the zoo's networks by --model"),
+        (["none.prototxt", "--classes", 3], "none.prototxt: cannot read: No such file or directory"),
+        ([prototxt_path("lenet", "deploy"), "--classes", 3], "has no loss, so it cannot be trained; give its train_val prototxt"),
+        ([prototxt_path("lenet"), "--classes", 3], "give --input-shape"),
+        ([prototxt_path("lenet"), "--classes", 3, "--input-shape", "1x1xa"], "'1x1xa' is no shape"),
+        (["--model", "lenet", "--classes", 3, "--head", "pool1"], "layer 'pool1': is a Pooling layer; a classifier is"),
+        (["--model", "lenet", "--classes", 3, "--mean", "no.binaryproto"], "no.binaryproto: no such mean file"),
+        (["--model", "lenet", "--classes", 3, "--weights", "no.caffemodel"], "no.caffemodel: cannot read"),
+    ],
+)
+def test_what_cannot_be_done_is_told_and_nothing_is_written(tmp_path: Path, arguments: list[object], message: str) -> None:
+    code, out, err = run("retarget", *arguments, "-o", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "\n" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_net_without_a_classifier_is_named_with_its_line(tmp_path: Path) -> None:
+    net = build("lenet")
+    next(layer for layer in net.layer if layer.name == "ip2").type = "Reshape"
+    write_prototxt(tmp_path / "net.prototxt", net)
+    line = (tmp_path / "net.prototxt").read_text().splitlines().index('  name: "ip2"')
+    code, _, err = run("retarget", tmp_path / "net.prototxt", "--classes", 3, "-o", tmp_path / "run")
+    assert code == 2
+    assert f"net.prototxt:{line}: layer 'ip2': no classifier was found above SoftmaxWithLoss 'loss'" in err
