@@ -17,7 +17,7 @@ from caffetools.layers.registry import layer_class
 from caffetools.net.gradients import plan_gradients, plan_overwriting
 from caffetools.net.sharing import share_parameters
 from caffetools.net.state import filter_net, make_state
-from caffetools.net.wiring import check_wiring, legacy_inputs, name_loss_tops
+from caffetools.net.wiring import check_wiring, name_loss_tops
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import layer_line, read_net
 from caffetools.proto.upgrade import upgrade_net
@@ -84,7 +84,7 @@ class Net(nn.Module):
     ):
         super().__init__()
         self.phase = phase
-        self.param = filter_net(legacy_inputs(upgrade_net(param)), make_state(phase, level=level, stages=stages))
+        self.param = filter_net(upgrade_net(param), make_state(phase, level=level, stages=stages))
         self.name = str(self.param.name)
         name_loss_tops(self.param)
         for layer in self.param.layer:

@@ -1,4 +1,4 @@
-"""The names that hold a net together: inputs written the old way, tops that losses leave out, bottoms that must exist."""
+"""The names that hold a net together: tops that losses leave out, bottoms that must exist."""
 
 from __future__ import annotations
 
@@ -6,31 +6,6 @@ from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.layers.registry import layer_class
-from caffetools.proto.schema import NetParameter
-
-
-def legacy_inputs(param: Any) -> Any:
-    """``param`` with its net-level ``input`` fields (and their shapes or dims) turned into an Input layer, as Caffe upgrades them."""
-    if not param.input:
-        return param
-    count = len(param.input)
-    shapes = [list(shape.dim) for shape in param.input_shape]
-    if not shapes:
-        dims = list(param.input_dim)
-        if len(dims) != 4 * count:
-            raise NetError(f"{count} input(s) need {4 * count} input_dim values or {count} input_shape blocks, not {len(dims)}")
-        shapes = [dims[i : i + 4] for i in range(0, len(dims), 4)]
-    if len(shapes) != count:
-        raise NetError(f"{count} input(s) but {len(shapes)} input_shape block(s)")
-    upgraded = NetParameter()
-    upgraded.CopyFrom(param)
-    for field in ("input", "input_shape", "input_dim", "layer"):
-        upgraded.ClearField(field)
-    layer = upgraded.layer.add(name="input", type="Input", top=list(param.input))
-    for shape in shapes:
-        layer.input_param.shape.add(dim=shape)
-    upgraded.layer.extend(param.layer)
-    return upgraded
 
 
 def name_loss_tops(param: Any) -> None:

@@ -19,6 +19,7 @@ from caffetools.files import atomic_write
 from caffetools.proto import wire
 from caffetools.proto.blobs import Array, decode_blob, encode_blob, pieces_length
 from caffetools.proto.schema import NetParameter, SolverStateMessage
+from caffetools.proto.upgrade import upgrade_caffemodel
 
 PathLike = str | os.PathLike[str]
 
@@ -79,11 +80,14 @@ def read_caffemodel(path: PathLike) -> Caffemodel:
 def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
     """Write ``model`` atomically. Each layer's blobs go where field order puts them, so the bytes are those Caffe would write.
 
+    Layers of an older form (V0, V1) are written in today's.
+
     Raises:
+        NetError: a model of an older form that cannot be upgraded.
         RunFailed: the file cannot be written; what was there before stays.
     """
     skeleton = NetParameter()
-    skeleton.CopyFrom(model.net)
+    skeleton.CopyFrom(upgrade_caffemodel(model).net if model.net.layers else model.net)
     layers = list(skeleton.layer)
     del skeleton.layer[:]
     with atomic_write(path) as stream:

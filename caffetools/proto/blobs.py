@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,7 +25,8 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
         diff: Take the blob's diff instead of its data.
 
     Returns:
-        An array of the blob's shape; old blobs without a shape field get their four axes (num, channels, height, width).
+        An array of the blob's shape; old blobs without a shape field get their four axes (num, channels, height, width),
+        and a blob that says nothing of its shape has no axes.
 
     Raises:
         WireError: the bytes are no BlobProto, or the number of values is not what the shape says.
@@ -33,9 +35,9 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
     wanted |= {_DIFF: np.dtype("<f4"), _DOUBLE_DIFF: np.dtype("<f8")} if diff else {_DATA: np.dtype("<f4"), _DOUBLE_DATA: np.dtype("<f8")}
     pieces: list[NDArray[Any]] = []
     shape: tuple[int, ...] | None = None
-    legacy = [0, 0, 0, 0]
+    legacy: dict[int, int] = {}
     for field in wire.walk(buffer, start, end):
-        if field.number in wanted:
+        if field.number in wanted and field.kind != wire.VARINT:
             dtype = wanted[field.number]
             if (field.end - field.value) % dtype.itemsize:
                 raise wire.WireError("a run of floats ends inside one", field.value)
@@ -43,11 +45,12 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
         elif field.number == _SHAPE and field.kind == wire.BYTES:
             shape = _decode_shape(buffer, field)
         elif field.number in _LEGACY and field.kind == wire.VARINT:
-            legacy[field.number - 1] = wire.read_varint(buffer, field.value, field.end)[0]
+            legacy[field.number] = wire.read_varint(buffer, field.value, field.end)[0]
     data = pieces[0] if len(pieces) == 1 else np.concatenate(pieces) if pieces else np.empty(0, np.float32)
     if shape is None:
-        shape = tuple(legacy)
-    if data.size != np.prod(shape, dtype=np.int64):
+        # Caffe writes no shape for a blob without axes, which holds one value.
+        shape = tuple(legacy.get(number, 0) for number in _LEGACY) if legacy else ()
+    if data.size != math.prod(shape):
         raise wire.WireError(f"{data.size} values do not fill the shape {_times(shape)}", start)
     return data.astype(np.float32, copy=False).reshape(shape)
 
@@ -58,14 +61,14 @@ def encode_blob(array: NDArray[Any], *, legacy: bool = False) -> list[bytes | me
     Args:
         legacy: Write num, channels, height and width (exactly four axes) in place of the shape, as Caffe's mean files do.
     """
-    data = np.ascontiguousarray(array, "<f4")
+    data = np.asarray(array, "<f4", order="C")
     head = BlobProto()
     if legacy:
         head.num, head.channels, head.height, head.width = data.shape
         shape = b""
     else:
-        head.shape.dim.extend(data.shape)
-        # An empty shape (a scalar) still says that the blob has one.
+        if data.ndim:
+            head.shape.dim.extend(data.shape)
         shape, head = head.SerializeToString(), BlobProto()
     payload = memoryview(data.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     return [head.SerializeToString(), wire.bytes_key(_DATA, len(payload)), payload, shape]
