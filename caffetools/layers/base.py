@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -159,6 +160,10 @@ class Layer(nn.Module):
         if len(shape) != count:
             raise self.error(f"bottom '{self.bottoms[bottom]}' must have {count} axes, not {shown(shape)}")
         return shape
+
+    def array(self, index: int) -> NDArray[np.float32]:
+        """A copy of parameter blob ``index`` as float32 in C order, for constants of an exported graph."""
+        return np.array(self.blobs[index].detach().cpu().numpy(), np.float32, order="C")
 
     def _check_arity(self) -> None:
         tops = (len(self.bottoms), len(self.bottoms)) if self.TOPS == SAME_AS_BOTTOMS else self.TOPS

@@ -1,58 +1,16 @@
-"""Convolution and Deconvolution over any number of spatial axes, and Im2col (base_conv_layer.cpp, im2col_layer.cpp)."""
+"""Convolution and Deconvolution over any number of spatial axes (base_conv_layer.cpp)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.errors import ExportError
 from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, shown
+from caffetools.layers.im2col import convolve, deconvolve
+from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Kernel size, stride, padding and dilation for each spatial axis."""
-
-    size: Shape
-    stride: Shape
-    pad: Shape
-    dilation: Shape
-
-    @classmethod
-    def from_param(cls, layer: Layer, param: Any, axes: int) -> Kernel:
-        """Read ``convolution_param`` for ``axes`` spatial axes: one value for all, one for each, or the _h/_w spelling."""
-        kernel = cls(
-            _per_axis(layer, param, "kernel_size", "kernel", axes, None),
-            _per_axis(layer, param, "stride", "stride", axes, 1),
-            _per_axis(layer, param, "pad", "pad", axes, 0),
-            _per_axis(layer, param, "dilation", None, axes, 1),
-        )
-        if any(k < 1 for k in kernel.size) or any(s < 1 for s in kernel.stride):
-            raise layer.error(f"kernel {shown(kernel.size)} and stride {shown(kernel.stride)} must be at least 1 everywhere")
-        return kernel
-
-    def convolved(self, size: Sequence[int]) -> Shape:
-        """The output size of a convolution over ``size``; rounded down, as Caffe's convolutions are."""
-        extents = [d * (k - 1) + 1 for k, d in zip(self.size, self.dilation, strict=True)]
-        return tuple((n + 2 * p - e) // s + 1 for n, p, e, s in zip(size, self.pad, extents, self.stride, strict=True))
-
-    def deconvolved(self, size: Sequence[int]) -> Shape:
-        """The output size of a deconvolution over ``size``."""
-        extents = [d * (k - 1) + 1 for k, d in zip(self.size, self.dilation, strict=True)]
-        return tuple(s * (n - 1) + e - 2 * p for n, p, e, s in zip(size, self.pad, extents, self.stride, strict=True))
-
-    def onnx_attributes(self) -> dict[str, Any]:
-        """The attributes that Conv and ConvTranspose share."""
-        return {
-            "kernel_shape": list(self.size),
-            "strides": list(self.stride),
-            "pads": [*self.pad, *self.pad],  # begins of all axes, then ends of all axes
-            "dilations": list(self.dilation),
-        }
 
 
 class _Convolving(Layer):
@@ -108,20 +66,33 @@ class _Convolving(Layer):
         kernel = self.kernel if spatial else Kernel((1,), (1,), (0,), (1,))
         if not spatial:
             weight = weight.unsqueeze(-1)
-        function = self._function(max(spatial, 1))
-        y: Tensor = function(x, weight, bias, stride=kernel.stride, padding=kernel.pad, dilation=kernel.dilation, groups=self.group)
+        if spatial > 3:
+            y = self._over_many_axes(x, weight, bias, top[self.outer_axes + 1 :])
+        else:
+            function = getattr(F, f"conv_transpose{max(spatial, 1)}d" if self.TRANSPOSED else f"conv{max(spatial, 1)}d")
+            y = function(x, weight, bias, stride=kernel.stride, padding=kernel.pad, dilation=kernel.dilation, groups=self.group)
         return y if self.outer_axes == 1 and spatial else y.reshape(top)
 
-    def _function(self, axes: int) -> Any:
-        if axes > 3:
-            raise self.error(f"{axes} spatial axes: at most 3 can be computed")
-        return getattr(F, f"conv_transpose{axes}d" if self.TRANSPOSED else f"conv{axes}d")
+    def _over_many_axes(self, x: Tensor, weight: Tensor, bias: Tensor | None, output: Shape) -> Tensor:
+        function = deconvolve if self.TRANSPOSED else convolve
+        y = function(x, weight, self.kernel, self.group, output)
+        return y if bias is None else y + bias.reshape(-1, *[1] * len(output))
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         parameters = [graph.parameter(self, i) for i in range(len(self.blobs))]
-        for bottom, top in zip(self.bottoms, self.tops, strict=True):
+        if not 1 <= self.spatial_axes <= 3:
+            raise ExportError(f"layer '{self.name}' of type {self.type_name}: a convolution over {self.spatial_axes} axes has no ONNX form")
+        for bottom, top, shape in zip(self.bottoms, self.tops, self.top_shapes, strict=True):
+            source, result = bottom, top
+            if self.outer_axes != 1:
+                # ONNX knows one batch axis; Caffe takes all axes before the channels' for it.
+                source, result = graph.value("flat_batch"), graph.value("convolved")
+                flat = np.array([-1, *graph.shape(bottom)[self.outer_axes :]], np.int64)
+                graph.node("Reshape", [bottom, graph.constant("flat_shape", flat)], [source])
             op = "ConvTranspose" if self.TRANSPOSED else "Conv"
-            graph.node(op, [bottom, *parameters], [top], group=self.group, **self.kernel.onnx_attributes())
+            graph.node(op, [source, *parameters], [result], group=self.group, **self.kernel.onnx_attributes())
+            if self.outer_axes != 1:
+                graph.node("Reshape", [result, graph.constant("shape", np.array([-1, *shape[1:]], np.int64))], [top])
 
 
 @register("Convolution")
@@ -140,18 +111,3 @@ class Deconvolution(_Convolving):
     """
 
     TRANSPOSED = True
-
-
-def _per_axis(layer: Layer, param: Any, field: str, short: str | None, axes: int, default: int | None) -> Shape:
-    values = list(getattr(param, field))
-    if short and (param.HasField(f"{short}_h") or param.HasField(f"{short}_w")):
-        if axes != 2 or values:
-            raise layer.error(f"{short}_h and {short}_w are for 2 spatial axes, and not together with {field}")
-        return (getattr(param, f"{short}_h"), getattr(param, f"{short}_w"))
-    if not values:
-        if default is None:
-            raise layer.error(f"{field} is missing")
-        return (default,) * axes
-    if len(values) not in (1, axes):
-        raise layer.error(f"{field} is given {len(values)} times; once or {axes} times is possible")
-    return tuple(values * axes if len(values) == 1 else values)

@@ -65,7 +65,7 @@ def _bilinear(data: Tensor, filler: Any) -> None:
         raise NetError(f"filler 'bilinear' needs a blob of 4 axes with square kernels, not {tuple(data.shape)}")
     size = data.shape[3]
     f = math.ceil(size / 2.0)
-    centre = (2 * f - 1 - f % 2) / (2.0 * f)
+    centre = (size - 1) / (2.0 * f)
     ramp = 1 - (torch.arange(size, dtype=torch.float32) / f - centre).abs()
     data.copy_((ramp[:, None] * ramp[None, :]).expand_as(data))
 

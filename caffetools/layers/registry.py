@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _LAYERS: dict[str, type[Layer]] = {}
 
 # Layers that read databases and files live in the data room, above this one; they are found by name, so nothing is imported upwards.
-_OTHER_ROOMS = ("caffetools.data.layers",)
+_OTHER_ROOMS = ("caffetools.data.layers", "caffetools.pycaffe.python_layer")
 
 T = TypeVar("T", bound="type[Layer]")
 

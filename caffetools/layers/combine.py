@@ -1,0 +1,165 @@
+"""Several blobs into one and one into several: Concat, Slice, Split, Eltwise, Silence."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.registry import register
+from caffetools.proto.schema import enum_name
+
+
+@register("Concat")
+class Concat(Layer):
+    """The bottoms one after the other along ``axis`` (or the old ``concat_dim``); all other axes must agree (concat_layer.cpp)."""
+
+    BOTTOMS = (1, None)
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.concat_param
+        if param.HasField("axis") and param.HasField("concat_dim"):
+            raise self.error("either axis or concat_dim can be given, not both")
+        self.concat_axis = self.axis(param.concat_dim if param.HasField("concat_dim") else param.axis, bottoms[0])
+        first, axis = bottoms[0], self.concat_axis
+        for name, shape in zip(self.bottoms, bottoms, strict=True):
+            if len(shape) != len(first) or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
+                raise self.error(
+                    f"bottoms must agree in all axes but {axis}: '{self.bottoms[0]}' is {shown(first)}, '{name}' is {shown(shape)}"
+                )
+        return [(*first[:axis], sum(shape[axis] for shape in bottoms), *first[axis + 1 :])]
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        return bottoms[0] if len(bottoms) == 1 else torch.cat(bottoms, self.concat_axis)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        graph.node("Concat", self.bottoms, self.tops, axis=self.concat_axis)
+
+
+@register("Slice")
+class Slice(Layer):
+    """The bottom cut along ``axis`` (or the old ``slice_dim``) at ``slice_point``, or into equal parts (slice_layer.cpp)."""
+
+    TOPS = (1, None)
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param, shape = self.param.slice_param, bottoms[0]
+        if param.HasField("axis") and param.HasField("slice_dim"):
+            raise self.error("either axis or slice_dim can be given, not both")
+        self.slice_axis = axis = self.axis(param.slice_dim if param.HasField("slice_dim") else param.axis, shape)
+        points, length = list(param.slice_point), shape[axis]
+        if points:
+            if len(points) != len(self.tops) - 1:
+                raise self.error(f"{len(self.tops)} tops need {len(self.tops) - 1} slice_point values, not {len(points)}")
+            self.sizes = [end - start for start, end in zip([0, *points], [*points, length], strict=True)]
+            if min(self.sizes) < 1:
+                raise self.error(f"slice_point values {points} must rise and lie inside of axis {axis} of {shown(shape)}")
+        else:
+            if length % len(self.tops):
+                raise self.error(f"axis {axis} of '{self.bottoms[0]}' ({shown(shape)}) cannot be cut into {len(self.tops)} equal parts")
+            self.sizes = [length // len(self.tops)] * len(self.tops)
+        return [(*shape[:axis], size, *shape[axis + 1 :]) for size in self.sizes]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.split(x, self.sizes, self.slice_axis))
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        graph.node("Split", self.bottoms, self.tops, axis=self.slice_axis, split=self.sizes)
+
+
+@register("Split")
+class Split(Layer):
+    """The bottom under several names; its gradient is the sum of theirs (split_layer.cpp)."""
+
+    TOPS = (1, None)
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        return [bottoms[0]] * len(self.tops)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for _ in self.tops)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        for top in self.tops:
+            graph.node("Identity", self.bottoms, [top])
+
+
+@register("Silence")
+class Silence(Layer):
+    """Takes blobs so that they are no outputs of the net; gives nothing, and no gradient (silence_layer.cpp)."""
+
+    BOTTOMS = (1, None)
+    TOPS = (0, 0)
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        return []
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        """Nothing."""
+
+
+@register("Eltwise")
+class Eltwise(Layer):
+    """SUM (with a ``coeff`` for each bottom), PROD or MAX of equally shaped bottoms, value by value.
+
+    As in eltwise_layer.cpp the gradient of MAX goes, of equal values, to the second of the first two bottoms; a later one must be
+    strictly larger. ``stable_prod_grad: false`` divides there (and fails at 0); here the stable form serves both.
+    """
+
+    BOTTOMS = (2, None)
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.eltwise_param
+        self.operation, self.coeff = enum_name(param, "operation"), [float(c) for c in param.coeff]
+        if self.coeff and (self.operation != "SUM" or len(self.coeff) != len(bottoms)):
+            raise self.error(f"coeff is for SUM, once for each of its {len(bottoms)} bottoms")
+        for name, shape in zip(self.bottoms, bottoms, strict=True):
+            if shape != bottoms[0]:
+                raise self.error(f"bottoms must have one shape: '{self.bottoms[0]}' is {shown(bottoms[0])}, '{name}' is {shown(shape)}")
+        return [bottoms[0]]
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        if self.operation == "SUM":
+            return self._sum(bottoms)
+        y = bottoms[0]
+        for index, x in enumerate(bottoms[1:], 1):
+            if self.operation == "PROD":
+                y = y * x
+                continue
+            y = torch.where(y > x, y, x) if index == 1 else torch.where(x > y, x, y)
+        return y
+
+    def _sum(self, bottoms: tuple[Tensor, ...]) -> Tensor:
+        coeff = self.coeff or [1.0] * len(bottoms)
+        y = bottoms[0] if coeff[0] == 1 else bottoms[0] * coeff[0]
+        for x, c in zip(bottoms[1:], coeff[1:], strict=True):
+            y = torch.add(y, x, alpha=c)
+        return y
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if self.operation == "PROD":
+            self._chain(graph, "Mul", self.bottoms)
+        elif self.operation == "MAX":
+            graph.node("Max", self.bottoms, self.tops)
+        else:
+            self._chain(graph, "Add", [self._scaled(graph, i) for i in range(len(self.bottoms))])
+
+    def _scaled(self, graph: OnnxGraph, index: int) -> str:
+        if not self.coeff or self.coeff[index] == 1:
+            return self.bottoms[index]
+        scaled = graph.value("scaled")
+        factor = graph.constant("coeff", np.array(self.coeff[index], np.float32))
+        graph.node("Mul", [self.bottoms[index], factor], [scaled])
+        return scaled
+
+    def _chain(self, graph: OnnxGraph, op: str, names: list[str]) -> None:
+        result = names[0]
+        for index, name in enumerate(names[1:], 2):
+            target = self.tops[0] if index == len(names) else graph.value("part")
+            graph.node(op, [result, name], [target])
+            result = target

@@ -1,0 +1,37 @@
+"""Dropout (dropout_layer.cpp)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffetools.layers.activation import Elementwise
+from caffetools.layers.base import OnnxGraph, Shapes
+from caffetools.layers.registry import register
+
+
+@register("Dropout")
+class Dropout(Elementwise):
+    """In training each value is kept with probability 1 − ``dropout_ratio`` and divided by it, else 0; in TEST the identity.
+
+    Any shape; the gradient passes through the same mask. Follows dropout_layer.cpp; the random stream is torch's.
+    """
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        self.ratio = float(self.param.dropout_param.dropout_ratio)
+        if not 0.0 <= self.ratio < 1.0:
+            raise self.error(f"dropout_ratio must be at least 0 and below 1, not {self.ratio:g}")
+        return super().setup(bottoms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.ratio:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.ratio, training=True, inplace=self.overwrites(x))
+        # torch's Bernoulli draws on the CPU take several times longer than uniform ones.
+        mask = torch.rand_like(x).ge_(self.ratio).mul_(1.0 / (1.0 - self.ratio))
+        return x.mul_(mask) if self.overwrites(x) else x * mask
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        graph.node("Identity", self.bottoms, self.tops)

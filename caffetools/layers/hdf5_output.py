@@ -1,0 +1,80 @@
+"""HDF5Output (hdf5_output_layer.cpp): blobs that go to a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caffetools.errors import RunFailed
+from caffetools.layers.base import Layer, Shapes, shown
+from caffetools.layers.registry import register
+
+
+@register("HDF5Output")
+class HDF5Output(Layer):
+    """Writes its two bottoms, of N items each, to the datasets ``data`` and ``label`` of ``file_name`` (float32, always four axes).
+
+    The first pass makes the file anew, later ones append their items (Caffe stops there); after each the file is whole. No tops.
+    """
+
+    BOTTOMS = (2, 2)
+    TOPS = (0, 0)
+    NO_GRADIENT = frozenset({0, 1})
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        if not self.param.hdf5_output_param.HasField("file_name"):
+            raise self.error("needs hdf5_output_param.file_name")
+        if bottoms[0][:1] != bottoms[1][:1] or not bottoms[0]:
+            shapes = ", ".join(f"'{name}' {shown(shape)}" for name, shape in zip(self.bottoms, bottoms, strict=True))
+            raise self.error(f"bottoms must have the same first dimension, but are {shapes}")
+        for name, shape in zip(self.bottoms, bottoms, strict=True):
+            if len(shape) > 4:
+                raise self.error(f"bottom '{name}' must have at most 4 axes, not {shown(shape)}")
+        self.path = Path(self.param.hdf5_output_param.file_name)
+        return []
+
+    def forward(self, data: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        rows = {"data": _four_axes(data), "label": _four_axes(label)}
+        try:
+            if getattr(self, "_started", False):
+                self._append(rows)
+            else:
+                self._create(rows)
+                self._started = True
+        except OSError as error:
+            raise RunFailed(f"layer '{self.name}' cannot write {self.path}: {error}") from error
+        return ()
+
+    def _create(self, rows: dict[str, NDArray[np.float32]]) -> None:
+        import h5py
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            with h5py.File(part, "w") as file:
+                for name, array in rows.items():
+                    file.create_dataset(name, data=array, maxshape=(None, *array.shape[1:]))
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _append(self, rows: dict[str, NDArray[np.float32]]) -> None:
+        import h5py
+
+        with h5py.File(self.path, "r+") as file:
+            for name, array in rows.items():
+                dataset = file[name]
+                if dataset.shape[1:] != array.shape[1:]:
+                    raise self.error(f"{self.path} holds items of {shown(dataset.shape[1:])} in '{name}', not {shown(array.shape[1:])}")
+                before = dataset.shape[0]
+                dataset.resize(before + array.shape[0], axis=0)
+                dataset[before:] = array
+
+
+def _four_axes(x: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = np.ascontiguousarray(x.detach().cpu().numpy(), np.float32)
+    return array.reshape((*array.shape, 1, 1, 1)[:4])

@@ -1,0 +1,80 @@
+"""Im2col (im2col_layer.cpp), and convolution by it for more spatial axes than torch convolves over."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, Shape, Shapes, count, shown
+from caffetools.layers.kernel import Kernel
+from caffetools.layers.registry import register
+
+
+def im2col(x: Tensor, kernel: Kernel, output: Shape) -> Tensor:
+    """Each window of (N, C, spatial…) as a column: (N, C, kernel values, output…), the kernel in row order."""
+    padded = F.pad(x, [n for p in reversed(kernel.pad) for n in (p, p)])
+    return torch.stack([padded[place] for place in _places(kernel, output)], 2)
+
+
+def col2im(columns: Tensor, kernel: Kernel, output: Shape, size: Shape) -> Tensor:
+    """The transpose of :func:`im2col`: columns (N, C, kernel values, output…) added up into (N, C, size…)."""
+    padded = columns.new_zeros(*columns.shape[:2], *(n + 2 * p for n, p in zip(size, kernel.pad, strict=True)))
+    for index, place in enumerate(_places(kernel, output)):
+        padded[place] += columns[:, :, index]
+    for axis, (n, p) in enumerate(zip(size, kernel.pad, strict=True), 2):
+        padded = padded.narrow(axis, p, n)
+    return padded
+
+
+def _places(kernel: Kernel, output: Shape) -> Iterator[tuple[slice, ...]]:
+    """For each value of the kernel in row order, what it meets of a padded map, as indices."""
+    batch = (slice(None), slice(None))
+    for offsets in itertools.product(*(range(k) for k in kernel.size)):
+        starts = [offset * d for offset, d in zip(offsets, kernel.dilation, strict=True)]
+        yield (*batch, *(slice(a, a + s * (n - 1) + 1, s) for a, s, n in zip(starts, kernel.stride, output, strict=True)))
+
+
+def convolve(x: Tensor, weight: Tensor, kernel: Kernel, group: int, output: Shape) -> Tensor:
+    """A convolution of (N, C, spatial…) over any number of axes, without bias: (N, num_output, output…)."""
+    columns = im2col(x, kernel, output).reshape(x.shape[0], group, -1, count(output))
+    y = weight.reshape(group, weight.shape[0] // group, -1) @ columns
+    return y.reshape(x.shape[0], weight.shape[0], *output)
+
+
+def deconvolve(x: Tensor, weight: Tensor, kernel: Kernel, group: int, output: Shape) -> Tensor:
+    """The transpose of :func:`convolve`: (N, C, spatial…) to (N, num_output, output…), without bias."""
+    rows = x.reshape(x.shape[0], group, x.shape[1] // group, -1)
+    columns = weight.reshape(group, weight.shape[0] // group, -1).transpose(1, 2) @ rows
+    shape = (x.shape[0], weight.shape[1] * group, count(kernel.size), *x.shape[2:])
+    return col2im(columns.reshape(shape), kernel, tuple(x.shape[2:]), output)
+
+
+@register("Im2col")
+class Im2col(Layer):
+    """Each window of (N, C, spatial…) as a column of its C · kernel values: (N, C · kernel, output…); axes before ``axis`` stay.
+
+    Sizes, padding and dilation as for a convolution. Follows im2col_layer.cpp.
+    """
+
+    TOPS = SAME_AS_BOTTOMS
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        shape, param = bottoms[0], self.param.convolution_param
+        self.outer_axes = self.axis(param.axis, shape)
+        channels, spatial = shape[self.outer_axes], shape[self.outer_axes + 1 :]
+        if not spatial:
+            raise self.error(f"bottom '{self.bottoms[0]}' ({shown(shape)}) has no axes behind the channels'")
+        self.kernel = Kernel.from_param(self, param, len(spatial))
+        self.output = self.kernel.convolved(spatial)
+        if min(self.output) < 1:
+            raise self.error(f"kernel {shown(self.kernel.size)} does not fit its bottom '{self.bottoms[0]}' ({shown(shape)})")
+        return [(*shape[: self.outer_axes], channels * count(self.kernel.size), *self.output)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = im2col(x.reshape(-1, *x.shape[self.outer_axes :]), self.kernel, self.output)
+        return columns.reshape(*x.shape[: self.outer_axes], *self.top_shapes[0][self.outer_axes :])

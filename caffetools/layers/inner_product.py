@@ -1,0 +1,98 @@
+"""InnerProduct (inner_product_layer.cpp) and Embed (embed_layer.cpp): layers that are one matrix of weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, count
+from caffetools.layers.labels import as_index
+from caffetools.layers.registry import register
+
+
+@register("InnerProduct")
+class InnerProduct(Layer):
+    """y = x · Wᵀ + b over all axes from ``axis`` on: (outer…, K…) to (outer…, num_output).
+
+    Blobs: weights (num_output, K), or (K, num_output) with ``transpose``; bias (num_output). Follows inner_product_layer.cpp.
+    """
+
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.inner_product_param
+        self.outer_axes = self.axis(param.axis, bottoms[0])
+        self.inputs, self.outputs = count(bottoms[0][self.outer_axes :]), int(param.num_output)
+        if self.outputs < 1:
+            raise self.error("num_output must be at least 1")
+        self.transposed = bool(param.transpose)
+        shape = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        self.declare_blob(shape, param.weight_filler)
+        if param.bias_term:
+            self.declare_blob((self.outputs,), param.bias_filler)
+        return [(*bottoms[0][: self.outer_axes], self.outputs)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.blobs[0].t() if self.transposed else self.blobs[0]
+        bias = self.blobs[1] if len(self.blobs) > 1 else None
+        return F.linear(x.reshape(*x.shape[: self.outer_axes], self.inputs), weight, bias)
+
+    def macs(self) -> int:
+        return count(self.bottom_shapes[0]) * self.outputs
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        x, weight = self.bottoms[0], graph.parameter(self, 0)
+        bias = [graph.parameter(self, 1)] if len(self.blobs) > 1 else []
+        if self.outer_axes == 1:
+            if len(self.bottom_shapes[0]) != 2:
+                x = graph.value("flat")
+                graph.node("Flatten", [self.bottoms[0]], [x], axis=1)
+            graph.node("Gemm", [x, weight, *bias], self.tops, transB=int(not self.transposed))
+            return
+        if not self.transposed:
+            weight = graph.value("weights")
+            graph.node("Transpose", [graph.parameter(self, 0)], [weight], perm=[1, 0])
+        rows = graph.value("rows")
+        # A 0 copies the bottom's axis, so the graph holds for any batch.
+        shape = graph.constant("shape", np.array([0] * self.outer_axes + [-1], np.int64))
+        graph.node("Reshape", [x, shape], [rows])
+        product = graph.value("product") if bias else self.tops[0]
+        graph.node("MatMul", [rows, weight], [product])
+        if bias:
+            graph.node("Add", [product, *bias], self.tops)
+
+
+@register("Embed")
+class Embed(Layer):
+    """Row ``x`` of the weights, plus a bias, for each index x in 0 … input_dim − 1: (…) to (…, num_output).
+
+    Blobs: weights (input_dim, num_output), bias (num_output). Follows embed_layer.cpp; an index outside is a NetError.
+    """
+
+    NO_GRADIENT = frozenset({0})
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.embed_param
+        if param.num_output < 1 or param.input_dim < 1:
+            raise self.error("num_output and input_dim must be at least 1")
+        self.declare_blob((param.input_dim, param.num_output), param.weight_filler)
+        if param.bias_term:
+            self.declare_blob((param.num_output,), param.bias_filler)
+        return [(*bottoms[0], param.num_output)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        index, outside = as_index(self, x, self.blobs[0].shape[0], what="index", of="rows of the weights")
+        y = F.embedding(index, self.blobs[0])
+        if outside is not None:
+            y = y.masked_fill(outside.unsqueeze(-1), float("nan"))
+        return y + self.blobs[1] if len(self.blobs) > 1 else y
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        index = graph.value("index")
+        graph.node("Cast", self.bottoms, [index], to=7)
+        rows = graph.value("rows") if len(self.blobs) > 1 else self.tops[0]
+        graph.node("Gather", [graph.parameter(self, 0), index], [rows], axis=0)
+        if len(self.blobs) > 1:
+            graph.node("Add", [rows, graph.parameter(self, 1)], self.tops)

@@ -1,0 +1,106 @@
+"""What the loss layers share (loss_layer.cpp): normalization, ignored labels, and the axis of the classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffetools.layers.base import Layer, Shape, Shapes, count, shown
+from caffetools.layers.labels import label_blob
+from caffetools.proto.schema import enum_name
+
+
+class Loss(Layer):
+    """A layer with a scalar top of loss weight 1; two bottoms, the second usually labels."""
+
+    BOTTOMS = (2, 2)
+    IS_LOSS = True
+
+    def expect_same_batch(self, bottoms: Shapes) -> None:
+        """Raises :class:`NetError` unless the first two bottoms have the same first dimension."""
+        if bottoms[0][:1] != bottoms[1][:1]:
+            raise self.error(f"bottoms must have the same first dimension, but {self.described(bottoms)}")
+
+    def expect_same_count(self, bottoms: Shapes) -> None:
+        """Raises :class:`NetError` unless the first two bottoms have as many values."""
+        if count(bottoms[0]) != count(bottoms[1]):
+            raise self.error(f"bottoms must have as many values, but {self.described(bottoms)}")
+
+    def described(self, bottoms: Shapes) -> str:
+        """The bottoms' names and shapes, for error messages."""
+        return ", ".join(f"'{name}' is {shown(shape)}" for name, shape in zip(self.bottoms, bottoms, strict=True))
+
+
+class NormalizedLoss(Loss):
+    """A loss over outer · inner items, divided as ``loss_param`` says; items with ``ignore_label`` count nothing.
+
+    FULL divides by all items, VALID by those not ignored, BATCH_SIZE by the outer ones, NONE by 1; never by less than 1.
+    """
+
+    # How many items an outer one has; the number of outer ones is a run's, since a Filter may let fewer through.
+    inner: int
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The label that does not count, if there is one."""
+        return int(self.param.loss_param.ignore_label) if self.param.loss_param.HasField("ignore_label") else None
+
+    @property
+    def normalization(self) -> str:
+        """The mode by name; the old field ``normalize`` counts only where ``normalization`` is not given."""
+        return normalization_mode(self.param.loss_param, "VALID")
+
+    def normalized(self, losses: Tensor, labels: Tensor, outside: Tensor | None = None) -> Tensor:
+        """The sum of the items' ``losses`` that are not ignored, over the normalizer; NaN where labels were ``outside``."""
+        valid, items = None, losses.numel()
+        if self.ignore_label is not None:
+            valid = labels.detach().reshape(-1).to(torch.int64) != self.ignore_label
+            losses = losses.masked_fill(~valid, 0.0)
+        loss: Tensor = losses.sum() / self.divisor(items, valid)
+        return loss if outside is None else loss.masked_fill(outside.any(), float("nan"))
+
+    def divisor(self, items: int, valid: Tensor | None) -> Any:
+        """The normalizer of ``items``; a tensor only where it depends on which of them are ``valid`` (None: all)."""
+        mode = self.normalization
+        if mode == "VALID" and valid is not None:
+            return valid.sum().clamp(min=1).to(torch.float32)
+        return max(1, {"FULL": items, "VALID": items, "BATCH_SIZE": items // self.inner, "NONE": 1}[mode])
+
+
+class ClassLoss(NormalizedLoss):
+    """A normalized loss of scores (outer…, C, inner…) and outer · inner labels in 0 … C − 1."""
+
+    NO_GRADIENT = frozenset({1})
+
+    def set_class_axis(self, axis: int, bottoms: Shapes) -> None:
+        """Take the axis of the classes, and hold the number of labels against the scores. Raises :class:`NetError`."""
+        self.class_axis = self.axis(axis, bottoms[0])
+        self.classes = bottoms[0][self.class_axis]
+        self.inner = split_at(bottoms[0], self.class_axis)[1]
+        expect_labels(self, bottoms, self.class_axis)
+
+
+def split_at(shape: Shape, axis: int) -> tuple[int, int]:
+    """How many items lie before and after ``axis``."""
+    return count(shape[:axis]), count(shape[axis + 1 :])
+
+
+def expect_labels(layer: Layer, bottoms: Shapes, axis: int) -> None:
+    """Raises :class:`NetError` unless bottom 1 has one label for each item of bottom 0, whose classes lie along ``axis``."""
+    outer, inner = split_at(bottoms[0], axis)
+    if count(bottoms[1]) != outer * inner:
+        raise layer.error(
+            f"needs {outer * inner} labels for its bottom '{layer.bottoms[0]}' ({shown(bottoms[0])}, classes along axis {axis}), "
+            f"but '{label_blob(layer)}' is {shown(bottoms[1])}"
+        )
+
+
+def normalization_mode(param: Any, default: str) -> str:
+    """The normalization of a ``LossParameter`` by name; ``default`` where it says nothing."""
+    if param.HasField("normalization"):
+        return enum_name(param, "normalization")
+    if param.HasField("normalize"):
+        return "VALID" if param.normalize else "BATCH_SIZE"
+    return default

@@ -1,0 +1,103 @@
+"""LRN (lrn_layer.cpp): local response normalization, across channels or within one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffetools.errors import ExportError
+from caffetools.layers.base import Layer, OnnxGraph, Shapes
+from caffetools.layers.registry import register
+from caffetools.proto.schema import enum_name
+
+
+@register("LRN")
+class LRN(Layer):
+    """y = x / scale^beta for (N, C, H, W); Krizhevsky et al. (2012), section 3.3.
+
+    ACROSS_CHANNELS: scale = k + alpha / n · (sum of x² over the n channels around x's own, fewer at the ends).
+    WITHIN_CHANNEL: scale = 1 + alpha · (mean of x² over the n by n window around x, zeros outside counting); ``k`` is not used.
+    ``local_size`` n is odd. Follows lrn_layer.cpp.
+    """
+
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        self.expect_axes(bottoms[0], 4)
+        param = self.param.lrn_param
+        self.size, self.alpha, self.beta, self.k = int(param.local_size), float(param.alpha), float(param.beta), float(param.k)
+        self.across = enum_name(param, "norm_region") == "ACROSS_CHANNELS"
+        if self.size % 2 == 0:
+            raise self.error(f"local_size must be odd, not {self.size}")
+        return [bottoms[0]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.across:
+            # Squares overflow half precision, so under autocast this stays float32 inside.
+            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            y: Tensor = _AcrossChannels.apply(wide, self.size, self.alpha, self.beta, self.k)
+            return y.to(x.dtype)
+        mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
+        return x * (mean * self.alpha + 1.0).pow(-self.beta)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if self.across:
+            graph.node("LRN", self.bottoms, self.tops, alpha=self.alpha, beta=self.beta, bias=self.k, size=self.size)
+            return
+        if self.size >= 2**15:
+            raise ExportError(f"layer '{self.name}': a window of {self.size} is too large for ONNX")
+        x, pad = self.bottoms[0], self.size // 2
+        square, mean, scaled, shifted, power = (graph.value(s) for s in ("square", "mean", "scaled", "shifted", "power"))
+        graph.node("Mul", [x, x], [square])
+        shape: dict[str, Any] = {"kernel_shape": [self.size] * 2, "strides": [1, 1], "pads": [pad] * 4}
+        graph.node("AveragePool", [square], [mean], count_include_pad=1, **shape)
+        graph.node("Mul", [mean, graph.constant("alpha", np.array(self.alpha, np.float32))], [scaled])
+        graph.node("Add", [scaled, graph.constant("one", np.array(1, np.float32))], [shifted])
+        graph.node("Pow", [shifted, graph.constant("beta", np.array(-self.beta, np.float32))], [power])
+        graph.node("Mul", [x, power], self.tops)
+
+
+class _AcrossChannels(torch.autograd.Function):
+    """The formula keeps x and scale for the gradient, nothing else; plain autograd would keep five tensors of that size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+        scale = _across_scale(x, size, alpha, k)
+        ctx.save_for_backward(x, scale)
+        ctx.options = (size, alpha, beta)
+        return scale.pow(-beta).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, scale = ctx.saved_tensors
+        size, alpha, beta = ctx.options
+        (dy,) = grads
+        return _across_gradient(x, scale, dy, size, alpha, beta), None, None, None, None
+
+
+def _across_scale(x: Tensor, size: int, alpha: float, k: float) -> Tensor:
+    """scale = k + alpha / size · (sum of x² over the channels around), in x's layout."""
+    return _sum_around(x * x, size).mul_(alpha / size).add_(k)
+
+
+def _across_gradient(x: Tensor, scale: Tensor, dy: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+    """dx = dy · scale^−beta − 2 · alpha · beta / size · x · (sum of dy · y / scale over the channels around)."""
+    # The power, not products of roots: one pass over memory in place of three, and rounded as Caffe's is.
+    direct = scale.pow(-beta).mul_(dy)
+    around = _sum_around((direct * x).div_(scale), size)
+    return direct.addcmul_(x, around, value=-2.0 * alpha * beta / size)
+
+
+def _sum_around(x: Tensor, size: int) -> Tensor:
+    """For each channel the sum of ``x`` over the ``size`` channels around it; (N, C, H, W) in any layout, which is kept."""
+    total = x.clone(memory_format=torch.preserve_format)
+    channels = x.shape[1]
+    for step in range(1, min(size // 2, channels - 1) + 1):
+        rest = channels - step
+        total.narrow(1, 0, rest).add_(x.narrow(1, step, rest))
+        total.narrow(1, step, rest).add_(x.narrow(1, 0, rest))
+    return total

@@ -1,0 +1,133 @@
+"""BatchNorm (batch_norm_layer.cpp) and MVN (mvn_layer.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shapes
+from caffetools.layers.registry import register
+
+
+@register("BatchNorm")
+class BatchNorm(Layer):
+    """y = (x − mean) / sqrt(variance + eps) for each channel of (N, C, …), without scale and shift (those are a Scale layer's).
+
+    In TEST, or with ``use_global_stats``, mean and variance are the running sums in the blobs, divided by the third; else the
+    batch's own, and the sums are renewed: sum = fraction · sum + new, the variance corrected by m / (m − 1).
+    Blobs: sum of means (C), sum of variances (C), their weight (1): never learned. Ioffe & Szegedy (2015); batch_norm_layer.cpp.
+    """
+
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        self.channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
+        for shape in ((self.channels,), (self.channels,), (1,)):
+            self.declare_blob(shape, learnable=False)
+        for spec in self.param.param:
+            if spec.HasField("lr_mult") and spec.lr_mult != 0:
+                raise self.error("its running sums are not learned: lr_mult must be 0 or not given")
+        return [bottoms[0]]
+
+    @property
+    def global_stats(self) -> bool:
+        """Whether the running sums are used, rather than the batch's own mean and variance."""
+        param = self.param.batch_norm_param
+        return bool(param.use_global_stats) if param.HasField("use_global_stats") else not self.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape, eps = x.shape, self.param.batch_norm_param.eps
+        if x.dim() < 2:
+            x = x.reshape(-1, 1)
+        if self.global_stats:
+            mean, variance = self.running()
+            y = torch.batch_norm(x, None, None, mean, variance, False, 0.0, eps, False)
+        elif x.numel() == self.channels:
+            # One value a channel: it is its own mean; torch refuses this.
+            y = x - x
+            self._renew(x.detach().reshape(-1), torch.zeros_like(self.blobs[1]))
+        else:
+            # With momentum 1 torch leaves the batch's mean and corrected variance in these two.
+            mean, variance = torch.zeros_like(self.blobs[0]), torch.zeros_like(self.blobs[1])
+            y = torch.batch_norm(x, None, None, mean, variance, True, 1.0, eps, False)
+            self._renew(mean, variance)
+        return y.reshape(shape)
+
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C) from the running sums; 0 while their weight is 0."""
+        with torch.no_grad():
+            weight = self.blobs[2]
+            factor = torch.where(weight == 0, torch.zeros_like(weight), 1.0 / weight)
+            return self.blobs[0] * factor, self.blobs[1] * factor
+
+    def _renew(self, mean: Tensor, variance: Tensor) -> None:
+        fraction = self.param.batch_norm_param.moving_average_fraction
+        with torch.no_grad():
+            self.blobs[2].mul_(fraction).add_(1.0)
+            self.blobs[0].mul_(fraction).add_(mean)
+            self.blobs[1].mul_(fraction).add_(variance)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if not self.global_stats or len(self.bottom_shapes[0]) < 2:
+            super().to_onnx(graph)
+        arrays = [np.ones(self.channels, np.float32), np.zeros(self.channels, np.float32), *(t.cpu().numpy() for t in self.running())]
+        names = [graph.constant(s, a) for s, a in zip(("scale", "shift", "mean", "variance"), arrays, strict=True)]
+        graph.node("BatchNormalization", [self.bottoms[0], *names], self.tops, epsilon=self.param.batch_norm_param.eps)
+
+
+@register("MVN")
+class MVN(Layer):
+    """Each (H, W) map of (N, C, H, W), or with ``across_channels`` each item, minus its mean and over its deviation.
+
+    y = (x − mean) / (sqrt(mean of (x − mean)²) + eps); eps stands beside the deviation, not in the variance. Without
+    ``normalize_variance`` only the mean goes. Follows mvn_layer.cpp, whose gradient
+    takes the deviation's share as if eps were 0.
+    """
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        self.expect_axes(bottoms[0], 4)
+        self.across = bool(self.param.mvn_param.across_channels)
+        return [bottoms[0]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = (1, 2, 3) if self.across else (2, 3)
+        if not self.param.mvn_param.normalize_variance:
+            return x - x.mean(axes, keepdim=True)
+        y: Tensor = _MeanVariance.apply(x, axes, self.param.mvn_param.eps)
+        return y
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        param, x = self.param.mvn_param, self.bottoms[0]
+        axes = [1, 2, 3] if self.across else [2, 3]
+        mean, square, variance, deviation, divisor = (graph.value(s) for s in ("mean", "sq", "var", "dev", "div"))
+        centred = graph.value("centred") if param.normalize_variance else self.tops[0]
+        graph.node("ReduceMean", [x], [mean], axes=axes, keepdims=1)
+        graph.node("Sub", [x, mean], [centred])
+        if not param.normalize_variance:
+            return
+        graph.node("Mul", [centred, centred], [square])
+        graph.node("ReduceMean", [square], [variance], axes=axes, keepdims=1)
+        graph.node("Sqrt", [variance], [deviation])
+        graph.node("Add", [deviation, graph.constant("eps", np.array(param.eps, np.float32))], [divisor])
+        graph.node("Div", [centred, divisor], self.tops)
+
+
+class _MeanVariance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+        centred = x - x.mean(axes, keepdim=True)
+        divisor = (centred * centred).mean(axes, keepdim=True).sqrt_().add_(eps)
+        y = centred.div_(divisor)
+        ctx.save_for_backward(y, divisor)
+        ctx.axes = axes
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        y, divisor = ctx.saved_tensors
+        (dy,) = grads
+        shared = dy.mean(ctx.axes, keepdim=True) + y * (dy * y).mean(ctx.axes, keepdim=True)
+        return (dy - shared) / divisor, None, None

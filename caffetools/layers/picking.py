@@ -1,0 +1,127 @@
+"""Layers that pick or repeat parts of a blob: Crop, Tile, BatchReindex, Filter."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, count, shown
+from caffetools.layers.labels import as_index
+from caffetools.layers.registry import register
+
+
+@register("Crop")
+class Crop(Layer):
+    """The first bottom cut, from ``axis`` on, to the second one's size; ``offset`` once for all axes or once for each.
+
+    Only the shape of the second bottom counts. Follows crop_layer.cpp.
+    """
+
+    BOTTOMS = (2, 2)
+    NO_GRADIENT = frozenset({1})
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        (shape, reference), param = bottoms, self.param.crop_param
+        self.first = self.axis(param.axis, shape)
+        axes, offsets = len(shape) - self.first, [int(n) for n in param.offset]
+        if len(offsets) not in (0, 1, axes):
+            raise self.error(f"offset is given {len(offsets)} times; once or {axes} times is possible")
+        if len(reference) != len(shape):
+            raise self.error(f"'{self.bottoms[1]}' ({shown(reference)}) must have as many axes as '{self.bottoms[0]}' ({shown(shape)})")
+        self.offsets = offsets * axes if len(offsets) == 1 else offsets or [0] * axes
+        self.sizes = list(reference[self.first :])
+        for axis, offset, size in zip(range(self.first, len(shape)), self.offsets, self.sizes, strict=True):
+            if offset + size > shape[axis]:
+                raise self.error(
+                    f"cannot crop axis {axis} of '{self.bottoms[0]}' ({shown(shape)}) to {size} from {offset} on, as '{self.bottoms[1]}' "
+                    f"({shown(reference)}) asks"
+                )
+        return [(*shape[: self.first], *self.sizes)]
+
+    def forward(self, x: Tensor, reference: Tensor) -> Tensor:
+        for axis, offset, size in zip(range(self.first, x.dim()), self.offsets, reference.shape[self.first :], strict=True):
+            x = x.narrow(axis, offset, size)
+        return x
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        axes = range(self.first, len(self.bottom_shapes[0]))
+        ends = [offset + size for offset, size in zip(self.offsets, self.sizes, strict=True)]
+        places = (("from", self.offsets), ("to", ends), ("axes", list(axes)))
+        bounds = [graph.constant(hint, np.array(values, np.int64)) for hint, values in places]
+        graph.node("Slice", [self.bottoms[0], *bounds], self.tops)
+
+
+@register("Tile")
+class Tile(Layer):
+    """The bottom ``tiles`` times one after the other along ``axis`` (tile_layer.cpp)."""
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param, shape = self.param.tile_param, bottoms[0]
+        axis = self.axis(param.axis, shape)
+        if param.tiles < 1:
+            raise self.error("tiles must be at least 1")
+        self.repeats = [1] * axis + [int(param.tiles)] + [1] * (len(shape) - axis - 1)
+        return [tuple(n * r for n, r in zip(shape, self.repeats, strict=True))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat(self.repeats)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        graph.node("Tile", [self.bottoms[0], graph.constant("repeats", np.array(self.repeats, np.int64))], self.tops)
+
+
+@register("BatchReindex")
+class BatchReindex(Layer):
+    """The items of (N, …) in the order that the second bottom (M) names them, to (M, …) (batch_reindex_layer.cpp)."""
+
+    BOTTOMS = (2, 2)
+    NO_GRADIENT = frozenset({1})
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        if len(bottoms[1]) != 1:
+            raise self.error(f"bottom '{self.bottoms[1]}' (the order) must have 1 axis, not {shown(bottoms[1])}")
+        return [(bottoms[1][0], *bottoms[0][1:])]
+
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:
+        index, outside = as_index(self, order, x.shape[0], what="index", of="items in the batch")
+        y = x.index_select(0, index)
+        return y if outside is None else y.masked_fill(outside.reshape(-1, *[1] * (x.dim() - 1)), float("nan"))
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        index = graph.value("index")
+        graph.node("Cast", [self.bottoms[1]], [index], to=7)
+        graph.node("Gather", [self.bottoms[0], index], self.tops, axis=0)
+
+
+@register("Filter")
+class Filter(Layer):
+    """The items whose value in the last bottom (N, or N x 1 x …) is not 0, of every other bottom (N, …) (filter_layer.cpp).
+
+    The shape rule gives the largest shape; a run gives as many items as there are. Items left out get gradient 0.
+    """
+
+    BOTTOMS = (2, None)
+    TOPS = (1, None)
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        if len(self.tops) != len(bottoms) - 1:
+            raise self.error(f"needs one top for each bottom but the last (the selector): {len(bottoms) - 1}, not {len(self.tops)}")
+        selector = bottoms[-1]
+        if not selector or count(selector[1:]) != 1:
+            raise self.error(f"the selector '{self.bottoms[-1]}' must have one value for each item, not {shown(selector)}")
+        for name, shape in zip(self.bottoms, bottoms, strict=True):
+            if shape[:1] != selector[:1]:
+                raise self.error(f"'{name}' ({shown(shape)}) must have as many items as the selector ({shown(selector)})")
+        return bottoms[:-1]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        kept = torch.nonzero(bottoms[-1].detach().reshape(-1)).reshape(-1)
+        return tuple(x.index_select(0, kept) for x in bottoms[:-1])
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        flat, chosen = graph.value("flat"), graph.value("chosen")
+        graph.node("Reshape", [self.bottoms[-1], graph.constant("shape", np.array([-1], np.int64))], [flat])
+        graph.node("Cast", [flat], [chosen], to=9)
+        for bottom, top in zip(self.bottoms[:-1], self.tops, strict=True):
+            graph.node("Compress", [bottom, chosen], [top], axis=0)

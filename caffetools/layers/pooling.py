@@ -1,0 +1,242 @@
+"""Pooling (pooling_layer.cpp): largest, mean or random value of each window of (N, C, H, W)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffetools.errors import ExportError
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.registry import register
+from caffetools.proto.schema import enum_name
+
+FLT_MAX = float(np.finfo(np.float32).max)
+FLT_MIN = float(np.finfo(np.float32).tiny)
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A pooling window over maps of ``size`` (H, W), and the ``output`` size that Caffe gives it; pairs are (height, width)."""
+
+    size: Pair
+    kernel: Pair
+    stride: Pair
+    pad: Pair
+    output: Pair
+
+    @classmethod
+    def over(cls, size: Pair, kernel: Pair, stride: Pair, pad: Pair, *, floor: bool = False) -> Window:
+        """Sizes round up (or down); with padding, a last window that would start beyond the map and its first padding is dropped."""
+        output = []
+        for n, k, s, p in zip(size, kernel, stride, pad, strict=True):
+            steps = (n + 2 * p - k) / s
+            count = (math.floor(steps) if floor else math.ceil(steps)) + 1
+            # Caffe looks at both axes as soon as either is padded; without padding an empty window stays.
+            if any(pad) and (count - 1) * s >= n + p:
+                count -= 1
+            output.append(count)
+        return cls(size, kernel, stride, pad, (output[0], output[1]))
+
+    @classmethod
+    def from_param(cls, layer: Layer, param: Any, size: Pair) -> Window:
+        """Read ``pooling_param`` for maps of ``size``. Raises :class:`NetError` where Caffe refuses it."""
+        if param.global_pooling:
+            if param.HasField("kernel_size") or param.HasField("kernel_h") or param.HasField("kernel_w"):
+                raise layer.error("global_pooling takes the whole map; it goes without a kernel size")
+            kernel = size
+        else:
+            kernel = _pair(layer, param, "kernel_size", "kernel")
+        pad, stride = _pair(layer, param, "pad", "pad"), _pair(layer, param, "stride", "stride")
+        if min(kernel) < 1 or min(stride) < 1:
+            raise layer.error(f"kernel {shown(kernel)} and stride {shown(stride)} must be at least 1")
+        if param.global_pooling and (pad != (0, 0) or stride != (1, 1)):
+            raise layer.error("global_pooling goes with pad 0 and stride 1 only")
+        if pad[0] >= kernel[0] or pad[1] >= kernel[1]:
+            raise layer.error(f"pad {shown(pad)} must be smaller than the kernel {shown(kernel)}")
+        window = cls.over(size, kernel, stride, pad, floor=enum_name(param, "round_mode") == "FLOOR")
+        if min(window.output) < 1:
+            raise layer.error(f"kernel {shown(kernel)} does not fit maps of {shown(size)}: the output would be {shown(window.output)}")
+        return window
+
+    @property
+    def whole(self) -> bool:
+        """The window is the whole map, without padding."""
+        return self.kernel == self.size and self.pad == (0, 0) and self.output == (1, 1)
+
+    @property
+    def tail(self) -> Pair:
+        """How far the last windows reach beyond the map; negative where they end before it."""
+        return self._each(lambda n, k, s, p, o: (o - 1) * s + k - n - p)
+
+    @property
+    def ceil_mode(self) -> bool | None:
+        """The ceil mode with which torch's own pooling has these windows; None where it has not, or refuses the padding."""
+        if any(2 * p > k for p, k in zip(self.pad, self.kernel, strict=True)):
+            return None
+        if self._each(lambda n, k, s, p, o: (n + 2 * p - k) // s + 1) == self.output:
+            return False
+        # Torch drops a last window that would start beyond the map also without padding, where Caffe keeps it, empty.
+        last = self._each(lambda n, k, s, p, o: -(-(n + 2 * p - k) // s))
+        windows = [at + int(at * s < n + p) for at, s, n, p in zip(last, self.stride, self.size, self.pad, strict=True)]
+        return True if tuple(windows) == self.output else None
+
+    @property
+    def has_empty(self) -> bool:
+        """Whether the last window of an axis lies wholly outside of the map (stride larger than the kernel, no padding)."""
+        return max(self._each(lambda n, k, s, p, o: int((o - 1) * s - p >= n))) > 0
+
+    def padded(self, x: Tensor, value: float) -> Tensor:
+        """``x`` with all that the windows reach, filled with ``value``; what no window reaches is cut off."""
+        (top, left), (bottom, right) = self.pad, self.tail
+        return F.pad(x, (left, right, top, bottom), value=value)
+
+    def areas(self) -> Tensor:
+        """(output height, output width): the number of values of each window inside of the padded map: AVE's divisors."""
+        sides = []
+        for n, k, s, p, o in zip(self.size, self.kernel, self.stride, self.pad, self.output, strict=True):
+            start = torch.arange(o) * s - p
+            sides.append((start + k).clamp(max=n + p) - start)
+        return (sides[0][:, None] * sides[1][None, :]).float()
+
+    def _each(self, rule: Any) -> Pair:
+        values = [rule(*v) for v in zip(self.size, self.kernel, self.stride, self.pad, self.output, strict=True)]
+        return (values[0], values[1])
+
+
+def max_pool(x: Tensor, window: Window) -> Tensor:
+    """The largest value of each window; its gradient goes to the first maximum in row order. Padding never wins."""
+    ceil_mode = window.ceil_mode
+    if ceil_mode is not None:
+        return F.max_pool2d(x, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode)
+    return F.max_pool2d(window.padded(x, -FLT_MAX), window.kernel, window.stride)
+
+
+def max_pool_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """:func:`max_pool` and where each maximum is: h · W + w as float32, −1 for an empty window."""
+    y, index = F.max_pool2d(window.padded(x, -FLT_MAX), window.kernel, window.stride, return_indices=True)
+    width = window.size[1] + window.pad[1] + window.tail[1]
+    row, column = index // width - window.pad[0], index % width - window.pad[1]
+    inside = (row >= 0) & (row < window.size[0]) & (column >= 0) & (column < window.size[1])
+    return y, torch.where(inside, row * window.size[1] + column, -1).to(x.dtype)
+
+
+def ave_pool(x: Tensor, window: Window) -> Tensor:
+    """The mean of each window; zeros of the padding count, but not what reaches beyond the padded map."""
+    if window.whole:
+        return x.mean((2, 3), keepdim=True)
+    ceil_mode = window.ceil_mode
+    if ceil_mode is not None:
+        return F.avg_pool2d(x, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode, count_include_pad=True)
+    sums = F.avg_pool2d(window.padded(x, 0.0), window.kernel, window.stride, divisor_override=1)
+    return sums / window.areas().to(x)
+
+
+def stochastic_pool(x: Tensor, window: Window, *, training: bool) -> Tensor:
+    """Zeiler & Fergus, "Stochastic pooling" (2013): one value of each window drawn in proportion to its size; the values are ≥ 0.
+
+    In TEST the expected value, sum(x²) / sum(x), and 0 for a window of zeros.
+    """
+    windows = window.padded(x, 0.0).unfold(2, window.kernel[0], window.stride[0]).unfold(3, window.kernel[1], window.stride[1])
+    values = windows.flatten(4)
+    if not training:
+        return (values * values).sum(-1) / (values.sum(-1) + FLT_MIN)
+    running = values.detach().cumsum(-1)
+    threshold = torch.rand_like(running[..., :1]) * running[..., -1:]
+    chosen = (running < threshold).sum(-1, keepdim=True).clamp_(max=values.shape[-1] - 1)
+    return values.gather(-1, chosen).squeeze(-1)
+
+
+def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, tops: list[str]) -> None:
+    """The nodes of one MAX or AVE pooling, with explicit end padding so that no runtime's ceil mode matters."""
+    begin, tail = window.pad, (max(window.tail[0], 0), max(window.tail[1], 0))
+    shape = {"kernel_shape": list(window.kernel), "strides": list(window.stride)}
+    if method == "MAX":
+        if window.has_empty:
+            source, pads = _padded_in_onnx(graph, bottom, [*begin, *tail], -FLT_MAX), [0, 0, 0, 0]
+        else:
+            source, pads = bottom, [*begin, *tail]
+        graph.node("MaxPool", [source], tops, pads=pads, **shape)
+        return
+    if window.has_empty:
+        raise ExportError("AVE pooling with windows wholly outside of the map divides zero by zero and has no ONNX form")
+    if all(t <= p for t, p in zip(tail, begin, strict=True)):
+        graph.node("AveragePool", [bottom], tops, pads=[*begin, *tail], count_include_pad=1, **shape)
+        return
+    source = _padded_in_onnx(graph, bottom, [*begin, *begin], 0.0) if any(begin) else bottom
+    rest = [max(t - p, 0) for t, p in zip(tail, begin, strict=True)]
+    graph.node("AveragePool", [source], tops, pads=[0, 0, *rest], count_include_pad=0, **shape)
+
+
+@register("Pooling")
+class Pooling(Layer):
+    """MAX, AVE or STOCHASTIC pooling of (N, C, H, W) to (N, C, H', W'); H' and W' round up unless ``round_mode: FLOOR``.
+
+    A second top of MAX is the mask: the place h · W + w of each maximum, float32, without a gradient. Follows pooling_layer.cpp:
+    a last window that would start in the end padding is dropped, AVE divides by the window's area clipped to the padded map, and
+    of equal maxima the first counts. STOCHASTIC (only on the GPU in Caffe) runs everywhere; it takes no padding.
+    """
+
+    TOPS = (1, 2)
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        n, c, h, w = self.expect_axes(bottoms[0], 4)
+        param = self.param.pooling_param
+        self.method = enum_name(param, "pool")
+        self.window = Window.from_param(self, param, (h, w))
+        if self.method == "STOCHASTIC" and any(self.window.pad):
+            raise self.error("STOCHASTIC pooling takes no padding")
+        if self.method != "MAX" and len(self.tops) > 1:
+            raise self.error("only MAX pooling has a second top (the mask)")
+        return [(n, c, *self.window.output)] * len(self.tops)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.method == "AVE":
+            return ave_pool(x, self.window)
+        if self.method == "STOCHASTIC":
+            return stochastic_pool(x, self.window, training=self.training)
+        return max_pool_mask(x, self.window) if len(self.tops) > 1 else max_pool(x, self.window)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if self.method == "STOCHASTIC":
+            super().to_onnx(graph)
+        if len(self.tops) == 1:
+            pool_to_onnx(graph, self.window, self.method, self.bottoms[0], self.tops)
+            return
+        if self.window.has_empty:
+            raise ExportError(f"layer '{self.name}': a mask with windows wholly outside of the map has no ONNX form")
+        flat, plane = graph.value("index"), graph.value("plane")
+        pool_to_onnx(graph, self.window, self.method, self.bottoms[0], [self.tops[0], flat])
+        area = graph.constant("area", np.array(self.window.size[0] * self.window.size[1], np.int64))
+        graph.node("Mod", [flat, area], [plane])
+        graph.node("Cast", [plane], [self.tops[1]], to=1)
+
+
+def _padded_in_onnx(graph: OnnxGraph, source: str, pads: list[int], value: float) -> str:
+    top, left, bottom, right = pads
+    amounts = graph.constant("pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
+    padded = graph.value("padded")
+    graph.node("Pad", [source, amounts, graph.constant("pad_value", np.array(value, np.float32))], [padded], mode="constant")
+    return padded
+
+
+def _pair(layer: Layer, param: Any, field: str, short: str) -> Pair:
+    by_axis = (param.HasField(f"{short}_h"), param.HasField(f"{short}_w"))
+    if any(by_axis):
+        if not all(by_axis) and short != "pad":
+            raise layer.error(f"{short}_h and {short}_w go together")
+        if param.HasField(field):
+            raise layer.error(f"{field} goes without {short}_h and {short}_w")
+        return (getattr(param, f"{short}_h"), getattr(param, f"{short}_w"))
+    if short == "kernel" and not param.HasField(field):
+        raise layer.error("kernel_size is missing")
+    value: int = getattr(param, field)
+    return (value, value)

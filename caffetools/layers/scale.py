@@ -1,0 +1,110 @@
+"""Scale (scale_layer.cpp) and Bias (bias_layer.cpp): a product or a sum along some axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, shown
+from caffetools.layers.registry import register
+from caffetools.proto.schema import FillerParameter
+
+
+class _Broadcasting(Layer):
+    """One operand lies along ``num_axes`` axes of the bottom from ``axis`` on; it is a second bottom, or learned."""
+
+    BOTTOMS = (1, 2)
+    NEEDS_TOP = False
+
+    def place(self, param: Any, bottoms: Shapes) -> Shape:
+        """The operand's shape; sets ``expanded``, the same with ones around it. Raises :class:`NetError`."""
+        shape = bottoms[0]
+        if len(bottoms) > 1:
+            operand = bottoms[1]
+            axis = 0 if count(operand) == 1 else self.axis(param.axis, shape)
+            if count(operand) != 1 and shape[axis : axis + len(operand)] != operand:
+                raise self.error(
+                    f"bottom '{self.bottoms[1]}' ({shown(operand)}) does not fit '{self.bottoms[0]}' ({shown(shape)}) from axis {axis} on"
+                )
+        else:
+            axis = self.axis(param.axis, shape) if param.num_axes else 0
+            if param.num_axes < -1 or axis + param.num_axes > len(shape):
+                raise self.error(f"num_axes {param.num_axes} from axis {axis} on does not fit a bottom of {shown(shape)}")
+            operand = shape[axis:] if param.num_axes == -1 else shape[axis : axis + param.num_axes]
+        if count(operand) == 1:
+            self.expanded: Shape = (1,) * len(shape)
+        else:
+            self.expanded = (*[1] * axis, *operand, *[1] * (len(shape) - axis - len(operand)))
+        return operand
+
+    def learned_in_onnx(self, graph: OnnxGraph, index: int, hint: str) -> str:
+        """The name of a constant that holds parameter ``index``, shaped to be broadcast."""
+        return graph.constant(hint, self.array(index).reshape(self.expanded))
+
+    def bottom_in_onnx(self, graph: OnnxGraph) -> str:
+        """The name of the second bottom, reshaped to be broadcast; a first axis that is the batch's stays whatever it is."""
+        batch = self.expanded[0] == self.bottom_shapes[1][0] != 1 if self.bottom_shapes[1] else False
+        shape = np.array([0 if batch else self.expanded[0], *self.expanded[1:]], np.int64)
+        name = graph.value("operand")
+        graph.node("Reshape", [self.bottoms[1], graph.constant("shape", shape)], [name])
+        return name
+
+
+@register("Scale")
+class Scale(_Broadcasting):
+    """y = scale · x (+ bias); scale along ``num_axes`` axes of x from ``axis`` on (by default the channels), learned or a second bottom.
+
+    Blobs: scale (only with one bottom; starts at 1), bias of the same shape (``bias_term``; starts at 0). A second bottom of one
+    value scales everything. Follows scale_layer.cpp.
+    """
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.scale_param
+        shape = self.place(param, bottoms)
+        if len(bottoms) == 1:
+            self.declare_blob(shape, param.filler if param.HasField("filler") else FillerParameter(value=1.0))
+        if param.bias_term:
+            self.declare_blob(shape, param.bias_filler)
+        return [bottoms[0]]
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        factor = (self.blobs[0] if scale is None else scale).reshape(self.expanded)
+        if not self.param.scale_param.bias_term:
+            return x * factor
+        return torch.addcmul(self.blobs[-1].reshape(self.expanded), x, factor)
+
+    def macs(self) -> int:
+        return count(self.top_shapes[0])
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        biased = self.param.scale_param.bias_term
+        product = graph.value("product") if biased else self.tops[0]
+        factor = self.learned_in_onnx(graph, 0, "scale") if len(self.bottoms) == 1 else self.bottom_in_onnx(graph)
+        graph.node("Mul", [self.bottoms[0], factor], [product])
+        if biased:
+            graph.node("Add", [product, self.learned_in_onnx(graph, len(self.blobs) - 1, "bias")], self.tops)
+
+
+@register("Bias")
+class Bias(_Broadcasting):
+    """y = x + bias; bias along ``num_axes`` axes of x from ``axis`` on (by default the channels), learned or a second bottom.
+
+    Blobs: bias (only with one bottom; starts at 0). Follows bias_layer.cpp.
+    """
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.bias_param
+        shape = self.place(param, bottoms)
+        if len(bottoms) == 1:
+            self.declare_blob(shape, param.filler)
+        return [bottoms[0]]
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return x + (self.blobs[0] if bias is None else bias).reshape(self.expanded)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        term = self.learned_in_onnx(graph, 0, "bias") if len(self.bottoms) == 1 else self.bottom_in_onnx(graph)
+        graph.node("Add", [self.bottoms[0], term], self.tops)

@@ -1,0 +1,72 @@
+"""Softmax (softmax_layer.cpp) and SoftmaxWithLoss (softmax_loss_layer.cpp)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, count
+from caffetools.layers.labels import as_index
+from caffetools.layers.loss import ClassLoss
+from caffetools.layers.pooling import FLT_MIN
+from caffetools.layers.registry import register
+
+
+def softmax(x: Tensor, axis: int, *, log: bool = False) -> Tensor:
+    """Softmax along ``axis``, or its logarithm, in x's memory layout; torch's own would copy channels-last maps."""
+    function = F.log_softmax if log else F.softmax
+    if x.dim() == 4 and axis == 1 and x.is_contiguous(memory_format=torch.channels_last):
+        return function(x.permute(0, 2, 3, 1), dim=-1).permute(0, 3, 1, 2)
+    return function(x, dim=axis)
+
+
+@register("Softmax")
+class Softmax(Layer):
+    """y = exp(x) / sum(exp(x)) along ``axis``, of any shape, without overflow (softmax_layer.cpp)."""
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        self.softmax_axis = self.axis(self.param.softmax_param.axis, bottoms[0])
+        return [bottoms[0]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return softmax(x, self.softmax_axis)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        axis, shape = self.softmax_axis, graph.shape(self.bottoms[0])
+        if graph.opset >= 13 or count(shape[axis + 1 :]) == 1:
+            graph.node("Softmax", self.bottoms, self.tops, axis=axis)
+            return
+        # Before opset 13 all axes from `axis` on were normalized together.
+        order = [i for i in range(len(shape)) if i != axis] + [axis]
+        turned, result = graph.value("turned"), graph.value("softmax")
+        graph.node("Transpose", self.bottoms, [turned], perm=order)
+        graph.node("Softmax", [turned], [result], axis=len(shape) - 1)
+        graph.node("Transpose", [result], self.tops, perm=[order.index(i) for i in range(len(shape))])
+
+
+@register("SoftmaxWithLoss")
+class SoftmaxWithLoss(ClassLoss):
+    """loss = −sum(log p[label]) / normalizer over the items that are not ignored, p the softmax of scores (outer…, C, inner…).
+
+    Labels: outer · inner of them. A second top is p itself, without a gradient. As in softmax_loss_layer.cpp a probability below
+    FLT_MIN counts as FLT_MIN, so an item's loss tops out at 87.3365, while its gradient stays p − 1.
+    """
+
+    TOPS = (1, 2)
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        self.set_class_axis(self.param.softmax_param.axis, bottoms)
+        return [(), bottoms[0]][: len(self.tops)]
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        index, outside = as_index(self, labels, self.classes, ignore=self.ignore_label)
+        logarithms = softmax(scores, self.class_axis, log=True)
+        shape = [1 if i == self.class_axis else n for i, n in enumerate(scores.shape)]
+        picked = logarithms.gather(self.class_axis, index.reshape(shape))
+        # Only the value is held at FLT_MIN: the gradient is that of the unbounded logarithm.
+        picked = picked + (picked.detach().clamp(min=math.log(FLT_MIN)) - picked.detach())
+        loss = self.normalized(-picked.reshape(-1), labels, outside)
+        return loss if len(self.tops) == 1 else (loss, logarithms.detach().exp())
