@@ -1,0 +1,52 @@
+"""``caffetools test``: score a net over batches of its test data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.show import console, print_json, progress
+from caffetools.errors import CaffeToolsError
+
+
+def test(
+    net: Annotated[Path | None, typer.Argument(help="The net's prototxt (train_val).", show_default=False)] = None,
+    weights: Annotated[str, typer.Option("--weights", "-w", metavar="FILE", help="Its .caffemodel.", show_default=False)] = "",
+    iterations: Annotated[int, typer.Option("--iterations", "-n", help="How many batches to run.")] = 50,
+    model: Annotated[Path | None, typer.Option(help="The net's prototxt, as caffe test takes it.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON, and nothing else.")] = False,
+) -> None:
+    """Score a net on its test data, as [bold]caffe test[/bold] does: the mean of every output over a number of batches."""
+    path = net if net is not None else model
+    if path is None or (net is not None and model is not None):
+        raise CaffeToolsError("give the net's prototxt once, as NET or as --model")
+    if not weights:
+        raise CaffeToolsError("--weights is missing: without weights a net's scores mean nothing")
+
+    from caffetools.solver.caffe_log import GlogWriter, no_log
+    from caffetools.solver.testing import load_test_net, test_net
+    from caffetools.solver.training import choose_device
+
+    on_terminal = sys.stderr.isatty()
+    log = no_log if json or on_terminal else GlogWriter(sys.stderr.write)
+    loaded = load_test_net(path, weights, device=choose_device(device), log=log)
+    with progress("testing") as advance:
+        scores = test_net(loaded, iterations, log=log, progress=advance)
+    if json:
+        named: dict[str, list[float]] = {}
+        for output in scores.outputs:
+            named.setdefault(output.name, []).append(output.value)
+        outputs = {name: values[0] if len(values) == 1 else values for name, values in named.items()}
+        print_json({"net": str(path), "weights": weights, "iterations": iterations, "loss": scores.loss, "outputs": outputs})
+        return
+    console.print(f"Scores of {path} with {weights} over {iterations} batches:")
+    for output in scores.outputs:
+        console.print(f"  {output.name}  {output.value:.6g}", markup=False)
+
+
+# pytest would take it for a test where it is imported.
+test.__test__ = False  # type: ignore[attr-defined]

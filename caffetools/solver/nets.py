@@ -1,0 +1,156 @@
+"""The nets of a solver: one to train, any number to test, which share its parameters (Caffe's InitTrainNet and InitTestNets)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from caffetools.errors import CaffeToolsError, NetError
+from caffetools.layers.base import Layer, shown
+from caffetools.layers.fillers import fill
+from caffetools.net.net import Net, located
+from caffetools.proto.schema import TEST, TRAIN, NetState
+from caffetools.proto.text import format_text, read_net
+from caffetools.solver.caffe_log import Log, log_net
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a net comes from: a file, or a field of the solver. ``said`` is how Caffe's log names it."""
+
+    said: str
+    param: Any
+    path: Path | None = None
+
+
+def train_net(solver: Any, folder: Path | None, log: Log) -> Net:
+    """Build the net to train, from whichever of net, net_param, train_net and train_net_param is given.
+
+    Args:
+        solver: A ``SolverParameter``.
+        folder: The solver file's; nets are looked for there when they are not found from the working directory.
+
+    Raises:
+        CaffeToolsError: none or several of the fields are given. PrototxtError, NetError: the net is wrong.
+    """
+    given = [name for name in ("train_net_param", "train_net", "net_param", "net") if solver.HasField(name)]
+    if len(given) != 1:
+        what = f"gives {' and '.join(given)}" if given else "names no net to train"
+        raise CaffeToolsError(f"solver: {what}; give exactly one of net, net_param, train_net, train_net_param")
+    source = _field(solver, given[0], folder, log)
+    log("solver.cpp:102", f"Creating training net {source.said}")
+    return _build(source, _state(TRAIN, source.param, solver.train_state), log)
+
+
+def test_nets(solver: Any, folder: Path | None, log: Log) -> list[Net]:
+    """Build the nets to test on: test_net_param's, test_net's, then net or net_param as often as test_iter has further entries.
+
+    Their parameters are not filled: see :func:`share_parameters`.
+
+    Raises:
+        CaffeToolsError: the numbers of nets, test_iter and test_state entries do not fit, or test_interval is missing.
+    """
+    own = len(solver.test_net_param) + len(solver.test_net)
+    generic = "net_param" if solver.HasField("net_param") else "net" if solver.HasField("net") else None
+    count = len(solver.test_iter)
+    if count < own or (generic is None and count != own):
+        raise CaffeToolsError(f"solver: {count} test_iter value(s) for {own} test net(s); give one for each")
+    if len(solver.test_state) not in (0, count):
+        raise CaffeToolsError(f"solver: {len(solver.test_state)} test_state block(s) for {count} test net(s); give one for each, or none")
+    if count and solver.test_interval <= 0:
+        raise CaffeToolsError("solver: test_iter is given, so test_interval must be above 0")
+    if any(iterations <= 0 for iterations in solver.test_iter):
+        raise CaffeToolsError("solver: every test_iter must be above 0")
+    sources = [Source("specified by test_net_param", param) for param in solver.test_net_param]
+    sources += [_file(path, "specified by test_net file: {}", folder, log) for path in solver.test_net]
+    if generic is not None:
+        sources += [_field(solver, generic, folder, log, test=True)] * (count - own)
+    nets = []
+    for index, source in enumerate(sources):
+        state = solver.test_state[index] if solver.test_state else NetState()
+        log("solver.cpp:190", f"Creating test net (#{index}) {source.said}")
+        nets.append(_build(source, _state(TEST, source.param, state), log, filled=False))
+    return nets
+
+
+def share_parameters(target: Net, source: Net) -> list[str]:
+    """Let ``target``, whose parameters are unset, hold the parameters of ``source``'s layers of the same names; fill the others.
+
+    Returns:
+        The layers with parameters of which ``source`` has none.
+
+    Raises:
+        NetError: a layer's parameters differ in number or shape.
+    """
+    theirs = {layer.name: layer for layer in source.layers}
+    own: list[str] = []
+    for layer in target.layers:
+        if not len(layer.blobs):
+            continue
+        if layer.name in theirs and len(theirs[layer.name].blobs):
+            _adopt(layer, theirs[layer.name])
+        else:
+            own.append(layer.name)
+            with torch.no_grad():
+                for parameter, spec in zip(layer.blobs, layer.specs, strict=True):
+                    fill(parameter, spec.filler)
+    return own
+
+
+def _adopt(layer: Layer, other: Layer) -> None:
+    mine, theirs = [tuple(b.shape) for b in layer.blobs], [tuple(b.shape) for b in other.blobs]
+    if mine != theirs:
+        raise NetError(
+            f"its parameters are {', '.join(map(shown, mine))} in the test net but {', '.join(map(shown, theirs))} in the training net",
+            layer=layer.name,
+        )
+    for index, parameter in enumerate(other.blobs):
+        layer.blobs[index] = parameter
+
+
+def _field(solver: Any, name: str, folder: Path | None, log: Log, *, test: bool = False) -> Source:
+    """The source that the field ``name`` gives; Caffe says "specified by net file" of test nets and "from net file" of others."""
+    words = "specified by" if test else "from" if not name.endswith("_param") else "specified in"
+    if name.endswith("_param"):
+        return Source(f"{words} {name}.", getattr(solver, name))
+    return _file(getattr(solver, name), f"{words} {name} file: {{}}", folder, log)
+
+
+def _file(name: str, said: str, folder: Path | None, log: Log) -> Source:
+    path = Path(name)
+    if not path.exists() and folder is not None and (folder / path).exists():
+        log("solver.cpp:100", f"{name} is not in the working directory; reading {folder / path}, beside the solver")
+        path = folder / path
+    return Source(said.format(path), read_net(path), path)
+
+
+def _state(phase: int, net: Any, extra: Any) -> Any:
+    """The state that a net is filtered by: the phase, then what the net's prototxt says of itself, then what the solver says."""
+    state = NetState(phase=phase)
+    state.MergeFrom(net.state)
+    state.MergeFrom(extra)
+    return state
+
+
+def _build(source: Source, state: Any, log: Log, *, filled: bool = True) -> Net:
+    with _placed(source.path):
+        net = Net(source.param, state.phase, level=state.level, stages=list(state.stage), fill=filled)
+    shown_param = type(source.param)()
+    shown_param.CopyFrom(net.param)
+    shown_param.state.CopyFrom(state)
+    log_net(log, net, format_text(shown_param))
+    return net
+
+
+@contextlib.contextmanager
+def _placed(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    with located(path):
+        yield

@@ -1,0 +1,88 @@
+"""``test``: score a net over many batches, as ``caffe test`` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from caffetools.errors import CaffeToolsError
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights
+from caffetools.proto.schema import TEST
+from caffetools.proto.text import format_text
+from caffetools.solver.caffe_log import Log, log_loaded, log_net, no_log, number, output_text
+from caffetools.solver.observers import Output
+from caffetools.solver.scores import Scores, read_outputs
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class TestScores:
+    """The mean weighted loss, and the mean of every number of the net's outputs, over ``iterations`` batches."""
+
+    # pytest is not to collect it for its name.
+    __test__ = False
+
+    loss: float
+    outputs: list[Output]
+    iterations: int
+
+
+def test_net(
+    net: Net,
+    iterations: int = 50,
+    *,
+    log: Log = no_log,
+    progress: Callable[[int, int], None] | None = None,
+) -> TestScores:
+    """Run ``net`` over ``iterations`` batches of its own data layers, without gradients.
+
+    Args:
+        log: Takes the lines that ``caffe test`` prints: every output of every batch, then the means.
+        progress: Told (done, total) after every batch.
+    """
+    if iterations < 1:
+        raise CaffeToolsError(f"iterations must be at least 1, not {iterations}")
+    log("caffe.cpp:281", f"Running for {iterations} iterations.")
+    scores = Scores(net)
+    with torch.no_grad():
+        for batch in range(iterations):
+            blobs = net()
+            scores.add(blobs)
+            if log is not no_log:
+                for output in read_outputs(net, blobs):
+                    log("caffe.cpp:304", f"Batch {batch}, {output.name} = {number(output.value)}")
+            if progress is not None:
+                progress(batch + 1, iterations)
+    result = TestScores(scores.loss(), scores.means(), iterations)
+    log("caffe.cpp:309", f"Loss: {number(result.loss)}")
+    for output in result.outputs:
+        log("caffe.cpp:321", output_text(output))
+    return result
+
+
+def load_test_net(
+    path: PathLike, weights: PathLike, *, device: torch.device | str = "cpu", level: int = 0, stages: Iterable[str] = (), log: Log = no_log
+) -> Net:
+    """Build the TEST net of a prototxt and load its weights (several files, comma-separated, one after the other).
+
+    Raises:
+        PrototxtError, NetError, ModelFileError: a file is wrong, or no layer has weights in it.
+    """
+    log("caffe.cpp:275", "Use CPU." if torch.device(device).type == "cpu" else "Use GPU.")
+    net = Net.from_file(path, TEST, level=level, stages=stages)
+    log_net(log, net, format_text(net.param))
+    for name in os.fspath(weights).split(","):
+        report = load_weights(net, name.strip())
+        if not report.loaded:
+            raise CaffeToolsError(f"{name}: has no layer of the net '{net.name}' ({os.fspath(path)}); are these its weights?")
+        log_loaded(log, name, report)
+    return net.to(device)
+
+
+# pytest would take it for a test where it is imported.
+test_net.__test__ = False  # type: ignore[attr-defined]

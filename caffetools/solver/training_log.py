@@ -1,0 +1,198 @@
+"""Reading logs of training: Caffe's own, ours, and our JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from caffetools.errors import DataError
+
+_STAMP = re.compile(r"^.*?[IWEF](\d{4})?(\d{2})(\d{2}) (\d{2}):(\d{2}):(\d{2})\.(\d{1,6})\s+\d+ [\w.]+:\d+\] ?")
+_NUMBER = r"([-+]?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
+_ITERATION = re.compile(r"Iteration (\d+)\b")
+_LOSS = re.compile(r"Iteration \d+(?: \(.*?\))?, loss = " + _NUMBER)
+_RATE = re.compile(r"Iteration (\d+), lr = " + _NUMBER)
+_TESTING = re.compile(r"Testing net \(#(\d+)\)")
+_OUTPUT = re.compile(r"(Train|Test) net output #\d+: (.+?) = " + _NUMBER)
+_TEST_LOSS = re.compile(r"Test loss: " + _NUMBER)
+
+
+@dataclass
+class LogRow:
+    """What was logged at one iteration, of training or of one test net.
+
+    Attributes:
+        seconds: since the run's start. lr: the rate of this iteration's update (of the last displayed one, for tests); NaN if unknown.
+        loss: the smoothed loss, where it was logged. outputs: blob → value; the further values of a blob are ``name[1]``, ….
+        net: which test net.
+    """
+
+    iteration: int
+    seconds: float
+    lr: float = math.nan
+    loss: float | None = None
+    outputs: dict[str, float] = field(default_factory=dict)
+    net: int = 0
+
+
+@dataclass
+class TrainingLog:
+    """The rows of a log in the order of iterations. Where a run was resumed, what it did anew replaces what it had lost."""
+
+    train: list[LogRow] = field(default_factory=list)
+    test: list[LogRow] = field(default_factory=list)
+
+    def add_train(self, row: LogRow) -> LogRow:
+        """Append a row of training."""
+        while self.train and self.train[-1].iteration >= row.iteration:
+            self.train.pop()
+        self.train.append(row)
+        return row
+
+    def add_test(self, row: LogRow) -> LogRow:
+        """Append a row of a test."""
+        while self.test and (self.test[-1].iteration, self.test[-1].net) >= (row.iteration, row.net):
+            self.test.pop()
+        self.test.append(row)
+        return row
+
+
+def read_log(path: str | os.PathLike[str]) -> TrainingLog:
+    """Read a log of ``caffe train`` or ``caffetools train`` (old and new glog dates), or a .jsonl of the latter.
+
+    A line that was cut short by a crash is skipped.
+
+    Raises:
+        DataError: the file cannot be read, or holds nothing about training.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)}: cannot read: {error.strerror}") from None
+    first = next((line for line in lines if line.strip()), "")
+    log = _read_json(lines) if first.lstrip().startswith("{") else _read_glog(lines)
+    if not (log.train or log.test):
+        raise DataError(f"{os.fspath(path)}: holds no lines of a training run; a log of `caffe train` or `caffetools train` is expected")
+    return log
+
+
+def _read_glog(lines: list[str]) -> TrainingLog:
+    log = TrainingLog()
+    seconds = _Seconds(lines)
+    iteration: int | None = None
+    row: LogRow | None = None
+    lr, net, smoothed, test_loss = math.nan, 0, None, None
+    for line in lines:
+        now = seconds.at(line)
+        rate = _RATE.search(line)
+        if rate:
+            lr = float(rate[2])
+            if log.train and log.train[-1].iteration == int(rate[1]):
+                log.train[-1].lr = lr
+            continue
+        found = _ITERATION.search(line)
+        if found:
+            iteration, row = int(found[1]), None
+            loss = _LOSS.search(line)
+            smoothed = float(loss[1]) if loss else None
+            testing = _TESTING.search(line)
+            net, test_loss = int(testing[1]) if testing else net, None
+        loss = _TEST_LOSS.search(line)
+        if loss:
+            test_loss = float(loss[1])
+        output = _OUTPUT.search(line)
+        if output is None or iteration is None:
+            continue
+        if row is None and output[1] == "Train":
+            row = log.add_train(LogRow(iteration, now, lr, smoothed))
+        elif row is None:
+            row = log.add_test(LogRow(iteration, now, lr, test_loss, net=net))
+        _put(row.outputs, output[2], float(output[3]))
+    _fill_first_rates(log)
+    return log
+
+
+def _fill_first_rates(log: TrainingLog) -> None:
+    """A test before the first update ran at the rate that was displayed first."""
+    first = next((row.lr for row in log.train if not math.isnan(row.lr)), math.nan)
+    for row in (*log.train, *log.test):
+        if math.isnan(row.lr):
+            row.lr = first
+
+
+def _put(outputs: dict[str, float], name: str, value: float) -> None:
+    copies = sum(1 for known in outputs if known == name or known.startswith(f"{name}["))
+    outputs[f"{name}[{copies}]" if copies else name] = value
+
+
+class _Seconds:
+    """Seconds since the run began (the line with "Solving"), from the lines' dates; classic ones have no year."""
+
+    def __init__(self, lines: list[str]):
+        self._last: datetime | None = None
+        self._years = 0
+        self._start: datetime | None = None
+        first = next((line for line in lines if "] Solving " in line), None) or next((line for line in lines if _STAMP.match(line)), None)
+        self._start = self._time(first) if first is not None else None
+        self._last, self._years = None, 0
+
+    def at(self, line: str) -> float:
+        time = self._time(line)
+        if time is None or self._start is None:
+            return math.nan
+        return round((time - self._start).total_seconds(), 6)
+
+    def _time(self, line: str) -> datetime | None:
+        stamp = _STAMP.match(line)
+        if stamp is None:
+            return self._last
+        year, month, day, hour, minute, second, fraction = stamp.groups()
+        try:
+            rolled = not year and self._last is not None and int(month) < self._last.month
+            self._years += rolled
+            start = datetime(int(year) if year else 2000 + self._years, int(month), 1, int(hour), int(minute), int(second))
+            # Days are added, so that a 29 February is no error in a year that is only guessed.
+            time = start + timedelta(days=int(day) - 1, microseconds=int(fraction.ljust(6, "0")))
+        except ValueError:
+            return self._last
+        self._last = time
+        return time
+
+
+def _read_json(lines: Iterable[str]) -> TrainingLog:
+    log = TrainingLog()
+    offset, last, lr = 0.0, 0.0, math.nan
+    for event in _events(lines):
+        if event.get("event") == "start":
+            # A resumed run appends to the file: its clock goes on where the other stopped.
+            offset = last
+        seconds = last = round(offset + float(event.get("seconds", 0.0)), 6)
+        loss = event.get("loss")
+        outputs: dict[str, float] = {}
+        for name, value in (event.get("outputs") or {}).items():
+            for part in value if isinstance(value, list) else [value]:
+                _put(outputs, name, math.nan if part is None else float(part))
+        if event.get("event") == "train":
+            lr = math.nan if event.get("lr") is None else float(event["lr"])
+            log.add_train(LogRow(int(event["iteration"]), seconds, lr, loss, outputs))
+        elif event.get("event") == "test":
+            log.add_test(LogRow(int(event["iteration"]), seconds, lr, loss, outputs, int(event.get("net", 0))))
+    _fill_first_rates(log)
+    return log
+
+
+def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and ("iteration" in event or event.get("event") == "start"):
+            yield event

@@ -1,0 +1,168 @@
+"""What all update rules have in common: clipping, dividing by iter_size, weight decay, and what they remember of each parameter.
+
+All work is done in place on lists of tensors, one list for each pair of multipliers, so that the cost of an update
+does not grow with the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffetools.errors import CaffeToolsError
+from caffetools.net.net import Learnable
+
+Tensors = list[Tensor]
+
+
+@dataclass
+class Group:
+    """Parameters with the same multipliers, and for each history of the rule its blobs; ``gradients`` are those of one update."""
+
+    lr_mult: float
+    decay_mult: float
+    weights: Tensors = field(default_factory=list)
+    histories: list[Tensors] = field(default_factory=list)
+    gradients: Tensors = field(default_factory=list)
+
+
+class UpdateRule:
+    """How gradients become new weights.
+
+    Args:
+        solver: A ``SolverParameter``; read are momentum, weight_decay, regularization_type, clip_gradients, iter_size and the rule's own.
+        learnable: What is updated, in the net's order. A parameter without a gradient (``.grad`` is None) counts as having zeros:
+            weight decay and momentum act on it as in Caffe.
+
+    Attributes:
+        history: The rule's float32 blobs in the order of a .solverstate: one per parameter, then the second set of rules with two.
+
+    Raises:
+        CaffeToolsError: a field makes no sense for this rule.
+    """
+
+    # One name for each blob that the rule remembers of a parameter.
+    HISTORY: ClassVar[tuple[str, ...]] = ()
+    # The history is made of steps, gradient times rate: that of a parameter whose lr_mult is 0 then stays zero.
+    REMEMBERS_STEPS: ClassVar[bool] = False
+
+    def __init__(self, solver: Any, learnable: Sequence[Learnable]):
+        self.momentum = float(solver.momentum)
+        self.delta = float(solver.delta)
+        self.weight_decay = float(solver.weight_decay)
+        self.regularization = str(solver.regularization_type)
+        self.clip = float(solver.clip_gradients)
+        self.iter_size = int(solver.iter_size)
+        self.learnable = list(learnable)
+        if self.regularization not in ("L1", "L2"):
+            raise CaffeToolsError(f"solver: unknown regularization_type '{self.regularization}'; it is L1 or L2")
+        if self.iter_size < 1:
+            raise CaffeToolsError(f"solver: iter_size must be at least 1, not {self.iter_size}")
+        self._check(solver)
+        self.history: Tensors = [torch.zeros_like(p.parameter, requires_grad=False) for _ in self.HISTORY for p in self.learnable]
+        self.gradient_norm: Tensor | None = None
+        self._groups = self._make_groups()
+
+    # ---- what a rule defines ----
+
+    def _check(self, solver: Any) -> None:
+        """Raise :class:`CaffeToolsError` where the solver's fields do not suit the rule."""
+
+    def _update(self, group: Group, rate: float, iteration: int) -> None:
+        """Update ``group.weights`` and its histories, given ``rate`` (lr_mult included). Gradients may be overwritten.
+
+        They are ready: clipped, averaged, with the weight decay added (but see :class:`SGD`).
+        """
+        raise NotImplementedError
+
+    # ---- what the solver calls ----
+
+    @torch.no_grad()
+    def apply(self, rate: float, iteration: int) -> None:
+        """Update every parameter in place from its ``.grad``, at learning rate ``rate``; ``iteration`` counts from 0."""
+        for group in self._groups:
+            group.gradients = [_gradient(weight) for weight in group.weights]
+        self._rescale([gradient for group in self._groups for gradient in group.gradients])
+        for group in self._groups:
+            self._regularize(group)
+            self._update(group, rate * group.lr_mult, iteration)
+            group.gradients = []
+
+    def check_history(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+        """Raise :class:`CaffeToolsError` where there are more or fewer arrays than this rule keeps for this net, or a shape differs."""
+        if len(arrays) != len(self.history):
+            raise CaffeToolsError(
+                f"holds {len(arrays)} history blobs, but {type(self).__name__} keeps {len(self.history)} for this net: "
+                "it comes from another net or another type of solver"
+            )
+        for index, (mine, array) in enumerate(zip(self.history, arrays, strict=True)):
+            if not _fits(array.shape, tuple(mine.shape)):
+                raise CaffeToolsError(f"its history blob {index} has shape {array.shape}, but this net needs {tuple(mine.shape)}")
+
+    @torch.no_grad()
+    def load_history(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+        """Take the history of a .solverstate. Raises :class:`CaffeToolsError` as :meth:`check_history` does; nothing is taken then."""
+        self.check_history(arrays)
+        for mine, array in zip(self.history, arrays, strict=True):
+            mine.copy_(torch.from_numpy(np.array(array, np.float32)).reshape(mine.shape))
+        self._groups = self._make_groups()
+
+    # ---- the common steps ----
+
+    def _make_groups(self) -> list[Group]:
+        """The parameters by their multipliers, without those that no update can change, nor their history."""
+        groups: dict[tuple[float, float], Group] = {}
+        count = len(self.learnable)
+        for index, entry in enumerate(self.learnable):
+            blobs = self.history[index::count]
+            still = self.REMEMBERS_STEPS or entry.decay_mult * self.weight_decay == 0
+            if entry.lr_mult == 0 and still and not any(bool(blob.any()) for blob in blobs):
+                continue
+            key = (entry.lr_mult, entry.decay_mult)
+            group = groups.setdefault(key, Group(*key, histories=[[] for _ in self.HISTORY]))
+            group.weights.append(entry.parameter)
+            for known, blob in zip(group.histories, blobs, strict=True):
+                known.append(blob)
+        return list(groups.values())
+
+    def _rescale(self, gradients: Tensors) -> None:
+        """Clip by the norm over all parameters, then average over iter_size; Caffe clips what is accumulated, before it averages."""
+        self.gradient_norm = None
+        if not gradients:
+            return
+        if self.clip >= 0:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            self.gradient_norm = norm
+            # A tensor, not a number: nothing has to wait for the device.
+            torch._foreach_mul_(gradients, torch.where(norm > self.clip, self.clip / norm, torch.ones_like(norm)))
+        if self.iter_size > 1:
+            torch._foreach_mul_(gradients, 1.0 / self.iter_size)
+
+    def _regularize(self, group: Group) -> None:
+        decay = self.weight_decay * group.decay_mult
+        if not decay:
+            return
+        if self.regularization == "L2":
+            torch._foreach_add_(group.gradients, group.weights, alpha=decay)
+        else:
+            torch._foreach_add_(group.gradients, [w.sign() for w in group.weights], alpha=decay)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    """The parameter's gradient in its own memory layout, which fused kernels rely on; zeros where there is none."""
+    gradient = parameter.grad
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter).copy_(gradient)
+    return gradient
+
+
+def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    # Caffe's first years stored every blob with four axes.
+    return stored == wanted or (len(stored) == 4 and len(wanted) < 4 and stored == (1,) * (4 - len(wanted)) + wanted)
