@@ -1,0 +1,80 @@
+"""Our own engine: a Net of the deploy prototxt, computed by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from caffetools.engines.base import Engine, EngineError, PathLike
+from caffetools.errors import NetError
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights
+from caffetools.proto.schema import TEST
+
+
+class TorchEngine(Engine):
+    """A :class:`Net` in the TEST phase; takes any batch size that the net's layers take."""
+
+    name = "torch"
+
+    def __init__(self, net: Net):
+        self.net = net
+        self.inputs = {blob: net.blob_shapes[blob] for blob in net.inputs}
+        self.outputs = list(net.outputs)
+        self.batch = None
+
+    @classmethod
+    def load(cls, deploy: PathLike, weights: PathLike | None = None, *, device: str = "cpu") -> TorchEngine:
+        """Load a prototxt and its .caffemodel.
+
+        Raises:
+            PrototxtError, ModelFileError, NetError: a file cannot be read, or the weights are not this net's.
+            EngineError: ``deploy`` is an ONNX file, no weights are given, or the device is not there.
+        """
+        if Path(deploy).suffix == ".onnx":
+            raise EngineError(f"{deploy}: the torch engine runs a prototxt with its caffemodel; use --engine onnxruntime for ONNX files")
+        net = Net.from_file(deploy, TEST, fill=weights is None)
+        load_all_weights(net, deploy, weights)
+        return cls(net.to(pick_device(device)))
+
+    def predict(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; see :class:`Engine`."""
+        given = {blob: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for blob, value in batch.items()}
+        with torch.inference_mode():
+            blobs = self.net(given)
+        return {blob: np.ascontiguousarray(blobs[blob].cpu().numpy()) for blob in self.outputs}
+
+
+def load_all_weights(net: Net, deploy: PathLike, weights: PathLike | None) -> None:
+    """Load ``weights`` into ``net``. A layer that would stay without any is an error, since its outputs would mean nothing.
+
+    Raises:
+        ModelFileError: the file cannot be read. NetError: the weights are another net's.
+        EngineError: there are none, but the net needs some.
+    """
+    if weights is None:
+        if any(len(layer.blobs) for layer in net.layers):
+            raise EngineError(f"{deploy}: the net has parameters; its weights (a .caffemodel) are needed too")
+        return
+    report = load_weights(net, weights)
+    if report.fresh:
+        names = ", ".join(f"'{name}'" for name in report.fresh[:3]) + (", …" if len(report.fresh) > 3 else "")
+        raise NetError(f"{weights} holds no weights for {len(report.fresh)} layer(s) of {deploy}: {names}; are they another net's?")
+
+
+def pick_device(name: str) -> torch.device:
+    """``"cpu"``, ``"cuda"``, ``"cuda:1"`` …, or ``"auto"``: a GPU where there is one. Raises :class:`EngineError` where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise EngineError(f"unknown device '{name}'; say cpu, cuda or auto") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EngineError(f"there is no device '{name}' here: torch sees {torch.cuda.device_count()} GPU(s); say cpu or auto")
+    return device

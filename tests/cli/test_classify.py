@@ -1,0 +1,108 @@
+"""``caffetools classify``, as a person types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from caffetools.cli.classify import classify
+from caffetools.cli.export import export
+from caffetools.errors import CaffeToolsError
+from tests.deploy.colours import write_labels, write_net, write_pictures
+
+app = typer.Typer()
+app.command()(classify)
+app.command()(export)
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr), errors shown as ``caffetools.cli.app.main`` shows them."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, CaffeToolsError):
+        return result.exception.exit_code, result.stdout, f"caffetools: error: {result.exception}"
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_each_picture_is_shown_with_its_most_probable_classes(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path)
+    code, out, err = run("classify", *write_net(tmp_path), *pictures, "--labels", write_labels(tmp_path), "--top", 2)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0::3] == pictures
+    assert lines[1::3] == ["  0.8330  blue", "  0.8330  green", "  0.8330  red"]
+
+
+def test_json_gives_a_script_everything(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path)
+    code, out, _ = run("classify", *write_net(tmp_path), tmp_path / "*.png", "--top", 1, "--mean", "20,20,20", "--json")
+    answers = json.loads(out)
+    assert code == 0
+    assert [answer["picture"] for answer in answers] == pictures
+    assert [(a["guesses"][0]["index"], a["guesses"][0]["label"], a["error"]) for a in answers] == [
+        (0, "0", None),
+        (1, "1", None),
+        (2, "2", None),
+    ]
+    assert all(0.8 < answer["guesses"][0]["probability"] < 0.9 for answer in answers)
+
+
+@pytest.mark.parametrize("placeholder", [[], ["-"]])
+def test_an_onnx_file_needs_no_weights(tmp_path: Path, placeholder: list[str]) -> None:
+    pictures = write_pictures(tmp_path)
+    assert run("export", *write_net(tmp_path), "-o", tmp_path / "a.onnx", "--labels", write_labels(tmp_path))[0] == 0
+    code, out, _ = run("classify", tmp_path / "a.onnx", *placeholder, *pictures, "--top", 1)
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()[1::2]] == ["blue", "green", "red"]
+
+
+def test_a_folder_with_a_broken_picture_is_classified_but_for_that_one(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    write_pictures(folder)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+    code, out, err = run("classify", *write_net(tmp_path), folder, "--top", 1)
+    assert code == 2
+    assert len(out.splitlines()) == 6
+    assert f"caffetools: error: {folder / 'broken.png'}: the picture is truncated" in err
+    assert "1 of 4 pictures could not be read" in err
+    code, out, _ = run("classify", *write_net(tmp_path), folder, "--json")
+    answers = json.loads(out)
+    assert code == 2
+    assert "truncated" in answers[1]["error"]
+    assert answers[1]["guesses"] == []
+
+
+def test_what_is_missing_on_the_line_is_told(tmp_path: Path) -> None:
+    deploy, weights = write_net(tmp_path)
+    code, _, err = run("classify", deploy, weights)
+    assert code == 2
+    assert "needs the .caffemodel and at least one picture" in " ".join(err.replace("│", " ").split())
+    code, _, err = run("classify", tmp_path / "a.onnx", "-")
+    assert code == 2
+    assert "at least one picture" in " ".join(err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mean", "1;2"], "cannot read: No such file|1;2"),
+        (["--resize", "tiny"], "size 'tiny' is not understood"),
+        (["--resize", "4"], "resized to 4x4 are smaller than the net's input of 8x6"),
+        (["--engine", "tf"], "unknown engine 'tf'"),
+        (["--labels", "none.txt"], "none.txt: cannot read the labels"),
+        (["--output", "fc8"], "has no output 'fc8'"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line_and_exit_code_2(tmp_path: Path, options: list[str], message: str) -> None:
+    import re
+
+    code, _, err = run("classify", *write_net(tmp_path), *write_pictures(tmp_path), *options)
+    assert code == 2
+    assert re.search(message, err)
+    assert "Traceback" not in err

@@ -1,0 +1,107 @@
+"""``caffetools export``, as a person types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.cli.test_classify import run
+from tests.deploy.colours import DEPLOY, write_labels, write_net, write_pictures
+
+
+def test_the_file_is_written_and_the_measured_difference_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "colours.onnx"
+    code, out, err = run("export", *write_net(tmp_path), "-o", path)
+    assert (code, err) == (0, "")
+    assert f"Wrote {path}" in out
+    assert "any batch size" in out
+    assert "Verified: largest difference" in out
+    assert "of the largest value of '" in out
+    assert "random inputs (seed 0), batch size 1 and 2" in out
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_json_gives_a_script_what_was_measured(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path)
+    path = tmp_path / "colours.onnx"
+    arguments = [
+        "--opset",
+        11,
+        "--batch",
+        2,
+        "--labels",
+        write_labels(tmp_path),
+        "--mean",
+        "20",
+        "--pictures",
+        pictures[0],
+        "--pictures",
+        pictures[2],
+    ]
+    code, out, _ = run("export", *write_net(tmp_path), "-o", path, *arguments, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert (answer["model"], answer["bytes"], answer["opset"], answer["batch"]) == (str(path), path.stat().st_size, 11, "2")
+    assert answer["largest_difference"] < 1e-5
+    assert answer["measured_on"] == "the given inputs, batch size 2"
+    assert sorted(output["blob"] for output in answer["outputs"]) == ["prob", "score"]
+    model = onnx.load(path)
+    assert model.opset_import[0].version == 11
+    properties = {p.key: p.value for p in model.metadata_props}
+    assert properties["caffetools.source"] == "deploy.prototxt"
+    assert properties["caffetools.weights"] == "colours.caffemodel"
+    assert properties["caffetools.channel_order"] == "BGR"
+    assert json.loads(properties["caffetools.labels"]) == ["blue", "green", "red"]
+    assert json.loads(properties["caffetools.mean"]) == [20.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--opset", 9], 2, "11"),
+        (["--batch", "many"], 2, "'many' is neither a number"),
+        (["--batch", "0"], 2, "'0' is neither a number"),
+        (["--mean", "1,2"], 2, "the mean has 2 values, but the net's input has 3 channel"),
+        (["--pictures", "none.png"], 2, "none.png: cannot read the picture"),
+        (["--pictures", "*.none"], 2, "nothing matches this pattern"),
+    ],
+)
+def test_what_cannot_be_done_is_told_and_nothing_is_left(tmp_path: Path, options: list[object], code: int, message: str) -> None:
+    path = tmp_path / "out" / "a.onnx"
+    got, _, err = run("export", *write_net(tmp_path), "-o", path, *options)
+    assert got == code
+    assert message in " ".join(err.replace("│", " ").split())
+    assert not path.parent.exists()
+
+
+def test_labels_of_another_number_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    code, _, err = run("export", *write_net(tmp_path), "-o", tmp_path / "a.onnx", "--labels", tmp_path / "two.txt")
+    assert code == 2
+    assert "there are 2 labels, but the net's outputs have 3 classes" in err
+
+
+def test_weights_of_another_net_are_refused(tmp_path: Path) -> None:
+    _, weights = write_net(tmp_path)
+    other = tmp_path / "other.prototxt"
+    other.write_text(DEPLOY.replace("num_output: 3", "num_output: 4"))
+    code, _, err = run("export", other, weights, "-o", tmp_path / "a.onnx")
+    assert code == 2
+    assert "layer 'score': parameter blob 0 is 4 x 3 in the net but 3 x 3 in" in err
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_net_without_pictures_takes_no_preprocessing(tmp_path: Path) -> None:
+    deploy = tmp_path / "plain.prototxt"
+    deploy.write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 4 } } }\n'
+        'layer { name: "r" type: "ReLU" bottom: "x" top: "y" }'
+    )
+    _, weights = write_net(tmp_path)
+    assert run("export", deploy, weights, "-o", tmp_path / "a.onnx")[0] == 0
+    code, _, err = run("export", deploy, weights, "-o", tmp_path / "b.onnx", "--mean", "1")
+    assert code == 2
+    assert "no single input for pictures" in err

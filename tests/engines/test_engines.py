@@ -1,0 +1,83 @@
+"""The engines behind one interface: inputs, outputs, batches, devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from caffetools.engines.base import Engine, EngineError
+from caffetools.engines.onnxruntime import OnnxRuntimeEngine
+from caffetools.engines.torch import TorchEngine, pick_device
+from caffetools.net.net import Net
+from caffetools.onnx.export import export
+from tests.deploy.colours import write_net
+
+
+def engines(folder: Path) -> list[Engine]:
+    deploy, weights = write_net(folder)
+    torch_engine = TorchEngine.load(deploy, weights)
+    export(torch_engine.net, folder / "a.onnx")
+    return [torch_engine, OnnxRuntimeEngine.load(folder / "a.onnx")]
+
+
+def test_engines_agree_on_names_shapes_and_numbers(tmp_path: Path) -> None:
+    ours, theirs = engines(tmp_path)
+    assert (ours.name, theirs.name) == ("torch", "onnxruntime")
+    assert ours.inputs == theirs.inputs == {"data": (1, 3, 6, 8)}
+    assert ours.outputs == theirs.outputs == ["prob"]
+    assert ours.batch is theirs.batch is None
+    for size in (1, 5, 2):
+        batch = {"data": np.random.RandomState(size).rand(size, 3, 6, 8).astype(np.float32) * 255}
+        a, b = ours.predict(batch)["prob"], theirs.predict(batch)["prob"]
+        assert a.shape == b.shape == (size, 3)
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_predicting_leaves_the_batch_alone(tmp_path: Path) -> None:
+    deploy = tmp_path / "relu.prototxt"
+    deploy.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 4 } } }\n'
+        'layer { name: "r" type: "ReLU" bottom: "data" top: "data" }'
+    )
+    batch = np.array([[-1, 2, -3, 4]], np.float32)
+    got = TorchEngine.load(deploy).predict({"data": batch})
+    np.testing.assert_array_equal(got["data"], [[0, 2, 0, 4]])
+    np.testing.assert_array_equal(batch, [[-1, 2, -3, 4]])
+
+
+def test_a_fixed_batch_is_told_and_another_is_refused(tmp_path: Path) -> None:
+    deploy, _ = write_net(tmp_path)
+    export(Net.from_file(deploy), tmp_path / "one.onnx", dynamic_batch=False)
+    engine = OnnxRuntimeEngine.load(tmp_path / "one.onnx")
+    assert engine.batch == 1
+    with pytest.raises(EngineError, match="onnxruntime cannot run the model"):
+        engine.predict({"data": np.zeros((2, 3, 6, 8), np.float32)})
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(EngineError, match="unknown device 'gpu'; say cpu, cuda or auto"):
+        pick_device("gpu")
+    with pytest.raises(EngineError, match="there is no device 'cuda:99' here"):
+        pick_device("cuda:99")
+
+
+def test_a_model_of_no_fixed_picture_size_is_refused(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    shape = ["N", 3, "H", "W"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "free",
+        [value("x", onnx.TensorProto.FLOAT, shape)],
+        [value("y", onnx.TensorProto.FLOAT, shape)],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
+    onnx.save(model, tmp_path / "free.onnx")
+    with pytest.raises(EngineError, match="input 'x' of the ONNX model leaves more than the batch size free"):
+        OnnxRuntimeEngine.load(tmp_path / "free.onnx")
