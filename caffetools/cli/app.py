@@ -12,6 +12,17 @@ from typing import Annotated
 import typer
 
 import caffetools
+from caffetools.cli import dataset, visualize, zoo
+from caffetools.cli.classify import classify
+from caffetools.cli.demo import demo
+from caffetools.cli.deploy import deploy
+from caffetools.cli.export import export
+from caffetools.cli.finetune import finetune
+from caffetools.cli.inspect import inspect
+from caffetools.cli.mean import mean
+from caffetools.cli.retarget import retarget
+from caffetools.cli.test import test
+from caffetools.cli.train import train
 from caffetools.errors import CaffeToolsError
 
 app = typer.Typer(
@@ -35,6 +46,15 @@ def _options(
         raise typer.Exit
 
 
+def _register() -> None:
+    """The commands, in the order in which a user meets them."""
+    for command in (demo, finetune, inspect, retarget, train, test, deploy, classify, export, mean):
+        app.command(no_args_is_help=command not in (demo, retarget))(command)
+    app.add_typer(zoo.app, name="zoo")
+    app.add_typer(dataset.app, name="dataset")
+    app.add_typer(visualize.app, name="visualize")
+
+
 def main() -> None:
     """Run the command line; errors that the user can mend are one line on stderr and exit code 2 (1 for a failed run)."""
     debug = "--debug" in sys.argv
@@ -54,3 +74,6 @@ def main() -> None:
         # The reader of our output (head, less) has gone; nothing is wrong.
         sys.stderr.close()
         sys.exit(0)
+
+
+_register()

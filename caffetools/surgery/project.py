@@ -33,13 +33,19 @@ FILES = ("train_val.prototxt", "solver.prototxt", "deploy.prototxt")
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What the data layers are to read; None leaves it. ``mean`` is a file, or values as text, such as ``104,117,123``."""
+    """What the data layers are to read; None leaves it.
+
+    Attributes:
+        train_source, val_source: databases. mean: a file, or values as text, such as ``104,117,123``.
+        train_batch, val_batch: pictures a batch. crop: the side of the square cut out of each picture, at random in training.
+    """
 
     train_source: str | None = None
     val_source: str | None = None
     mean: str | None = None
     train_batch: int | None = None
     val_batch: int | None = None
+    crop: int | None = None
 
 
 @dataclass
@@ -102,6 +108,7 @@ def make_project(
             mean_values=mean_values,
             train_batch=options.train_batch,
             val_batch=options.val_batch,
+            crop=options.crop,
         )
         if not any(layer.type.endswith("Loss") for layer in made.train_val.layer):
             raise NetError(f"the net '{made.train_val.name}' has no loss, so it cannot be trained; give its train_val prototxt")

@@ -22,6 +22,7 @@ def set_sources(
     mean_values: Sequence[float] | None = None,
     train_batch: int | None = None,
     val_batch: int | None = None,
+    crop: int | None = None,
 ) -> list[Change]:
     """Set what is given in the data layers of ``net``, in place, and say what changed.
 
@@ -29,7 +30,7 @@ def set_sources(
         net: A ``NetParameter`` in today's form.
         train_source, val_source: databases (or lists, for layers that read lists) of the TRAIN and of the TEST phase.
         mean_file, mean_values: one of them; it takes the place of whatever mean there was. Values are one a channel, blue first.
-        train_batch, val_batch: pictures a batch.
+        train_batch, val_batch: pictures a batch. crop: the side of the square that is cut out of each picture.
 
     Raises:
         NetError: there is no data layer of that phase that reads a source.
@@ -43,6 +44,7 @@ def set_sources(
         for layer in layers:
             _set_source(layer, source, batch, changes)
             _set_mean(layer, mean_file, mean_values, changes)
+            _set_crop(layer, crop, changes)
     return list(dict.fromkeys(changes))
 
 
@@ -79,6 +81,14 @@ def _set_mean(layer: Any, mean_file: str | None, mean_values: Sequence[float] | 
     after = transform.mean_file or ", ".join(map(number, transform.mean_value))
     if after != before:
         changes.append(Change(layer.name, "mean", before, after))
+
+
+def _set_crop(layer: Any, crop: int | None, changes: list[Change]) -> None:
+    before = layer.transform_param.crop_size
+    if crop is None or layer.type == "HDF5Data" or before == crop:
+        return
+    layer.transform_param.crop_size = crop
+    changes.append(Change(layer.name, "crop_size", str(before), str(crop)))
 
 
 def _is_leveldb(path: Path) -> bool:

@@ -1,0 +1,67 @@
+"""``caffetools visualize``: pictures of weights and of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.show import console
+from caffetools.errors import DataError
+
+app = typer.Typer(name="visualize", help="Pictures of a network's filters and of training curves.", no_args_is_help=True)
+
+_OUT = typer.Option("--out", "-o", help="The picture to write: .png or .svg.")
+
+
+@app.command()
+def filters(
+    weights: Annotated[Path, typer.Argument(help="A .caffemodel.")],
+    out: Annotated[Path, _OUT],
+    layer: Annotated[
+        str | None, typer.Option(help="The layer whose weights to draw; by default the first convolution with filters.")
+    ] = None,
+    common: Annotated[bool, typer.Option("--common", help="Scale all filters alike, not each by its own largest weight.")] = False,
+    rgb: Annotated[bool, typer.Option("--rgb", help="The network reads RGB pictures; Caffe's tools give it BGR.")] = False,
+    picture: Annotated[
+        str | None, typer.Option(help="For an InnerProduct that reads a picture: its shape, as 1x28x28. Otherwise a histogram is drawn.")
+    ] = None,
+) -> None:
+    """Draw a layer's filters as tiles: in colour for the first layer of a colour network, else a grey tile for each channel."""
+    from caffetools.visualize.filters import draw_filters
+
+    caption = draw_filters(
+        weights,
+        layer,
+        out,
+        normalise="common" if common else "each",
+        channel_order="rgb" if rgb else "bgr",
+        picture_shape=_shape(picture) if picture else None,
+    )
+    console.print(f"{out}: {caption}", markup=False)
+
+
+@app.command()
+def curves(
+    logs: Annotated[list[Path], typer.Argument(help="Logs of `caffe train` or `caffetools train`, as text or JSON lines; one or more.")],
+    out: Annotated[Path, _OUT],
+) -> None:
+    """Draw loss, accuracy and learning rate over the iterations; several logs are drawn together."""
+    from caffetools.solver.training_log import read_log
+    from caffetools.visualize.curves import draw_curves
+
+    short = [path.name for path in logs]
+    names = short if len(set(short)) == len(logs) else [str(path) for path in logs]
+    runs = {name: read_log(path) for name, path in zip(names, logs, strict=True)}
+    draw_curves(runs, out)
+    for name, run in runs.items():
+        console.print(f"{name}: {len(run.train)} rows of training, {len(run.test)} of tests", markup=False)
+    console.print(f"Drawn to {out}", markup=False)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise DataError(f"--picture {text}: a shape of channels x height x width is expected, such as 1x28x28")
+    return int(parts[0]), int(parts[1]), int(parts[2])

@@ -1,0 +1,200 @@
+"""Training curves: loss, accuracy and learning rate over the iterations of one or several runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from caffetools.errors import DataError
+from caffetools.solver.training_log import LogRow, TrainingLog
+from caffetools.visualize import style
+from caffetools.visualize.style import LIGHT, PathLike, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANELS = ("loss", "accuracy", "lr")
+
+# Outputs of these names are shares of 1; all others are taken for losses.
+_SHARES = ("acc", "top1", "top-1", "top5", "top-5", "precision", "recall")
+_TITLES = {"loss": "Loss", "accuracy": "Accuracy", "lr": "Learning rate"}
+# From this many rows on a training curve is noise to the eye: its running mean is drawn over it.
+_MANY = 120
+# More outputs than this in one panel cannot be told apart.
+_MOST_OUTPUTS = 6
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: ``x`` iterations and ``y`` values of the output ``name`` of a run in a phase (``"train"`` or ``"test"``)."""
+
+    run: str
+    phase: str
+    name: str
+    x: tuple[int, ...]
+    y: tuple[float, ...]
+
+    @property
+    def panel(self) -> str:
+        """Which of :data:`PANELS` the line belongs to."""
+        if self.phase == "lr":
+            return "lr"
+        return "accuracy" if any(word in self.name.lower() for word in _SHARES) else "loss"
+
+
+def series(logs: Mapping[str, TrainingLog]) -> list[Series]:
+    """Every line that the logs of the runs (by name) hold, in the order in which the outputs first appear.
+
+    Raises:
+        DataError: a log has neither training nor test rows; the message names it.
+    """
+    lines: list[Series] = []
+    for run, log in logs.items():
+        found = [*_lines(run, "train", log.train), *_lines(run, "test", log.test)]
+        if not found:
+            raise DataError(f"{run}: no iterations with values in this log; is it the output of a training run that got going?")
+        lines += found
+    return lines
+
+
+def curves_figure(
+    logs: Mapping[str, TrainingLog], *, panels: Sequence[str] = PANELS, size: tuple[float, float] = (5.6, 3.9), theme: Theme = LIGHT
+) -> Figure | None:
+    """The curves of ``logs`` (runs by name), one panel beside the other; None where the logs hold nothing for any of ``panels``.
+
+    Several runs differ in colour; one run's outputs do. Test values have dots. A loss that falls thirtyfold is drawn on a
+    logarithmic scale; a long training curve is drawn faintly, with its running mean over it.
+
+    Args:
+        size: Width and height of a panel, in inches.
+
+    Raises:
+        DataError: there are no logs, or one is empty.
+    """
+    if not logs:
+        raise DataError("no logs to draw")
+    lines = series(logs)
+    used = [panel for panel in panels if any(line.panel == panel for line in lines)]
+    if not used:
+        return None
+    figure = style.new_figure(size[0] * len(used), size[1], theme)
+    for index, panel in enumerate(used):
+        axes = figure.add_subplot(1, len(used), index + 1)
+        style.style_axes(axes, theme)
+        _draw_panel(axes, panel, [line for line in lines if line.panel == panel], len(logs) > 1, theme)
+    return figure
+
+
+def draw_curves(logs: Mapping[str, TrainingLog], path: PathLike, *, theme: Theme = LIGHT) -> None:
+    """Write :func:`curves_figure` of the runs ``logs`` (by name) to ``path``.
+
+    Raises:
+        DataError: there are no logs, one is empty, or ``path`` does not end in .png or .svg. RunFailed: it cannot be written.
+    """
+    style.picture_format(path)
+    figure = curves_figure(logs, theme=theme)
+    if figure is None:
+        raise DataError("the logs hold no values")
+    style.save_figure(figure, path)
+
+
+def _lines(run: str, phase: str, rows: Sequence[LogRow]) -> Iterator[Series]:
+    points: dict[str, list[tuple[int, float]]] = {}
+    rates: list[tuple[int, float]] = []
+    for row in rows:
+        for name, value in row.outputs.items():
+            points.setdefault(f"{name} (net {row.net})" if row.net else name, []).append((row.iteration, value))
+        if not math.isnan(row.lr) and phase == "train":
+            rates.append((row.iteration, row.lr))
+    for name, pairs in points.items():
+        yield Series(run, phase, name, *_columns(pairs))
+    if rates:
+        yield Series(run, "lr", "lr", *_columns(rates))
+
+
+def _columns(pairs: Sequence[tuple[int, float]]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return tuple(x for x, _ in pairs), tuple(y for _, y in pairs)
+
+
+def _draw_panel(axes: Axes, panel: str, lines: Sequence[Series], several: bool, theme: Theme) -> None:
+    outputs = list(dict.fromkeys(line.name for line in lines))
+    title = _TITLES[panel]
+    if len(outputs) > _MOST_OUTPUTS:
+        title += f" (the first {_MOST_OUTPUTS} of {len(outputs)} outputs)"
+        lines = [line for line in lines if line.name in outputs[:_MOST_OUTPUTS]]
+    for line, colour in zip(lines, _line_colours(lines, several, theme), strict=True):
+        _draw_line(axes, line, colour, several)
+    axes.set_title(title, fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=8)
+    axes.set_xlabel("iteration", fontsize=style.LABEL)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _scale_y(axes, panel, [y for line in lines for y in line.y if math.isfinite(y)])
+    axes.legend(fontsize=style.SMALL, frameon=False, labelcolor=theme.muted, handlelength=1.6, loc="best")
+
+
+def _line_colours(lines: Sequence[Series], several: bool, theme: Theme) -> list[str]:
+    """One run: a colour for each phase and output, the same in every panel. Several: one for each run, or run and output."""
+    names = list(dict.fromkeys(line.name for line in lines))
+    if several:
+        order = list(dict.fromkeys((line.run, line.name) for line in lines))
+        numbers = [order.index((line.run, line.name)) for line in lines]
+    else:
+        numbers = [2 if line.phase == "lr" else 2 * names.index(line.name) + (line.phase == "test") for line in lines]
+    return [theme.series[number % len(theme.series)] for number in numbers]
+
+
+def _draw_line(axes: Axes, line: Series, colour: str, several: bool) -> None:
+    y = np.array([value if math.isfinite(value) else math.nan for value in line.y])
+    look: dict[str, Any] = {"color": colour, "linewidth": 1.8}
+    note = ""
+    if line.phase == "lr":
+        look["drawstyle"] = "steps-post"
+    elif line.phase == "test":
+        look |= {"marker": "o", "markersize": 4} if len(line.x) <= 60 else {}
+    elif len(line.x) >= _MANY:
+        axes.plot(line.x, y, color=colour, linewidth=0.8, alpha=0.3)
+        window = len(line.x) // 40
+        y, note = _running_mean(y, window), f" (mean of {window} rows)"
+    else:
+        look["linewidth"] = 1.4
+    axes.plot(line.x, y, label=_label(line, y, several) + note, **look)
+
+
+def _label(line: Series, y: NDArray[np.float64], several: bool) -> str:
+    known = y[np.isfinite(y)]
+    shown = "" if not known.size else f": {known[-1]:.2%}" if line.panel == "accuracy" and known[-1] <= 1 else f": {known[-1]:.4g}"
+    what = f"{line.phase} {line.name}" if line.phase != "lr" else "" if several else "lr"
+    run = style.shorten(line.run, 40) if several else ""
+    return style.plain("  ".join(part for part in (run, what) if part) + shown)
+
+
+def _running_mean(y: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """The mean of the ``window`` values up to each one (of fewer at the start); values that are not numbers are left out."""
+    known = np.isfinite(y)
+    total, count = np.cumsum(np.where(known, y, 0.0)), np.cumsum(known)
+    total[window:], count[window:] = total[window:] - total[:-window].copy(), count[window:] - count[:-window].copy()
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _scale_y(axes: Axes, panel: str, values: Sequence[float]) -> None:
+    if not values:
+        return
+    low, high = min(values), max(values)
+    number = FuncFormatter(lambda value, _: f"{value:g}")
+    if panel == "accuracy" and low >= 0 and high <= 1:
+        # The full scale would hide what happens above 90 %.
+        axes.set_ylim(max(0.0, low - 0.05) if low > 0.5 else 0.0, 1.02)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    elif low > 0 and high / low > 30:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(number)
+    else:
+        axes.set_ylim(bottom=min(0.0, low * 1.05), top=high * 1.08 if high > 0 else None)
+        axes.yaxis.set_major_formatter(number)

@@ -1,0 +1,231 @@
+"""A layer's weights as a picture: in colour over BGR pictures, else grey tiles, or a histogram where tiles make no sense."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from caffetools.errors import DataError
+from caffetools.proto.binary import Caffemodel, read_caffemodel
+from caffetools.visualize import style
+from caffetools.visualize.style import LIGHT, PathLike, Theme
+from caffetools.visualize.tiles import MOST_TILES, Sheet, filter_sheet
+
+Normalise = Literal["each", "common"]
+ChannelOrder = Literal["bgr", "rgb"]
+Source = PathLike | Caffemodel | Mapping[str, Sequence[NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The first parameter blob of a layer, and what is needed to read it.
+
+    Attributes:
+        name: The layer's name. weights: Its weights, any shape; see :func:`filters_figure`.
+        type: Its Caffe type; empty is told from the number of axes.
+        group: Its convolution's groups: each filter sees only the channels of its own.
+    """
+
+    name: str
+    weights: NDArray[Any]
+    type: str = ""
+    group: int = 1
+
+
+def draw_filters(
+    source: Source,
+    layer: str | None,
+    path: PathLike,
+    *,
+    normalise: Normalise = "each",
+    channel_order: ChannelOrder = "bgr",
+    picture_shape: tuple[int, int, int] | None = None,
+    theme: Theme = LIGHT,
+) -> str:
+    """Draw the weights of ``layer`` to ``path`` (.png or .svg) and return the caption, which says what is shown and how it is scaled.
+
+    Args:
+        source: A .caffemodel (its path, or as read), or arrays by layer name, weights first.
+        layer: The layer's name; None takes the first one with convolution filters.
+        normalise, channel_order, picture_shape: as in :func:`filters_figure`.
+
+    Raises:
+        ModelFileError: the .caffemodel cannot be read. DataError: no such layer (the message lists those there are), weights that
+            are not finite, or another suffix than .png and .svg. RunFailed: ``path`` cannot be written.
+    """
+    style.picture_format(path)
+    weights = find_weights(source, layer)
+    figure, caption = filters_figure(weights, normalise=normalise, channel_order=channel_order, picture_shape=picture_shape, theme=theme)
+    style.save_figure(figure, path)
+    return caption
+
+
+def filters_figure(
+    layer: LayerWeights | NDArray[Any],
+    *,
+    normalise: Normalise = "each",
+    channel_order: ChannelOrder = "bgr",
+    picture_shape: tuple[int, int, int] | None = None,
+    theme: Theme = LIGHT,
+) -> tuple[Figure, str]:
+    """The figure of a layer's weights, and its caption.
+
+    Args:
+        layer: Weights, with the layer's name and type or bare. (N, C, kH, kW) is drawn as tiles: in colour where C is 3 and there
+            are no groups, else a grey tile for each channel. (N, K) of an InnerProduct is drawn the same way where
+            ``picture_shape`` says that its K inputs are a picture. Anything else is drawn as a histogram of its values.
+        normalise: ``"each"`` scales every filter by its own largest absolute weight, ``"common"`` all by the largest of all;
+            zero is the middle grey either way.
+        channel_order: What the three channels are, ``"bgr"`` as Caffe's tools have them or ``"rgb"``.
+        picture_shape: (C, H, W) with C·H·W = K.
+
+    Raises:
+        DataError: there are no weights, some are not finite, or ``picture_shape`` does not fit.
+    """
+    if not isinstance(layer, LayerWeights):
+        layer = LayerWeights("", layer)
+    sheet = layer_sheet(layer, normalise=normalise, channel_order=channel_order, picture_shape=picture_shape, theme=theme)
+    title = f"{layer.name}  ·  {describe(layer)}" if layer.name else describe(layer)
+    if sheet is None:
+        return _histogram(np.asarray(layer.weights, np.float32), title, theme)
+    return _tiles(sheet, title, theme), sheet.caption
+
+
+def layer_sheet(
+    layer: LayerWeights,
+    *,
+    normalise: Normalise = "each",
+    channel_order: ChannelOrder = "bgr",
+    picture_shape: tuple[int, int, int] | None = None,
+    most_tiles: int = MOST_TILES,
+    theme: Theme = LIGHT,
+) -> Sheet | None:
+    """The tiles of a layer's weights alone, with ``most_tiles`` at most of grey ones; None where only a histogram makes sense.
+
+    The other arguments and what is raised are those of :func:`filters_figure`.
+    """
+    weights = _as_filters(layer, picture_shape)
+    if weights.size == 0:
+        raise DataError(f"{_named(layer)} has no weights to draw")
+    if not np.isfinite(weights).all():
+        raise DataError(f"{_named(layer)} holds weights that are not finite; the training that wrote them diverged")
+    if weights.ndim != 4:
+        return None
+    transposed = layer.type == "Deconvolution"
+    sheet = filter_sheet(
+        weights,
+        normalise=normalise,
+        channel_order=channel_order,
+        colour=weights.shape[1] == 3 and layer.group == 1 and not transposed,
+        words=("input channel", "output channel") if transposed else ("filter", "channel"),
+        gap=_rgb(theme.background),
+        most_tiles=most_tiles,
+    )
+    if layer.group == 1 or weights.shape[1] == 1:
+        return sheet
+    return replace(sheet, caption=f"{sheet.caption} The layer has {layer.group} groups: each filter sees the channels of its own.")
+
+
+def describe(layer: LayerWeights) -> str:
+    """``Convolution 96 × 3 × 11 × 11``."""
+    kind = layer.type or {4: "Convolution", 2: "InnerProduct"}.get(np.ndim(layer.weights), "weights")
+    return f"{kind} {' × '.join(map(str, np.shape(layer.weights)))}"
+
+
+def find_weights(source: Source, layer: str | None = None) -> LayerWeights:
+    """The weights of ``layer`` in ``source``; None takes the first layer with convolution filters. Raises as :func:`draw_filters` does."""
+    place = f"{os.fspath(source)}: " if isinstance(source, str | os.PathLike) else ""
+    model = read_caffemodel(source) if isinstance(source, str | os.PathLike) else source
+    blobs: Mapping[str, Sequence[NDArray[Any]]] = model.blobs if isinstance(model, Caffemodel) else model
+    blobs = {name: arrays for name, arrays in blobs.items() if len(arrays) and np.size(arrays[0])}
+    if not blobs:
+        raise DataError(f"{place}no layer has weights")
+    layer = _first_filters(blobs) if layer is None else layer
+    if layer not in blobs:
+        raise DataError(f"{place}no layer '{layer}' with weights; there are: {', '.join(blobs)}")
+    kind, group = _kind(model.net, layer) if isinstance(model, Caffemodel) else ("", 1)
+    array = np.asarray(blobs[layer][0])
+    return LayerWeights(layer, array, kind, group)
+
+
+def _first_filters(blobs: Mapping[str, Sequence[NDArray[Any]]]) -> str:
+    """The first layer with filters larger than a point, or just the first."""
+    filters = (name for name, arrays in blobs.items() if np.ndim(arrays[0]) == 4 and np.shape(arrays[0])[2:] != (1, 1))
+    return next(filters, next(iter(blobs)))
+
+
+def _kind(net: Any, name: str) -> tuple[str, int]:
+    """The type and groups of the layer ``name``, in today's form or in the older ones that have the type as a number or lower-case."""
+    for layer in net.layer:
+        if layer.name == name:
+            return str(layer.type), max(1, layer.convolution_param.group)
+    for layer in net.layers:
+        old = layer.layer if layer.HasField("layer") else None
+        if (layer.name or (old.name if old is not None else "")) != name:
+            continue
+        if old is not None:
+            word, group = str(old.type), old.group
+        else:
+            word, group = layer.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[layer.type].name, layer.convolution_param.group
+        known = {"innerproduct": "InnerProduct", "conv": "Convolution", "convolution": "Convolution", "deconvolution": "Deconvolution"}
+        return known.get(word.lower().replace("_", ""), word), max(1, group)
+    return "", 1
+
+
+def _as_filters(layer: LayerWeights, picture_shape: tuple[int, int, int] | None) -> NDArray[np.float32]:
+    weights = np.asarray(layer.weights, np.float32)
+    if layer.type == "InnerProduct" and weights.ndim == 4 and weights.shape[:2] == (1, 1):
+        weights = weights[0, 0]  # files older than 2014 give every blob four axes
+    if picture_shape is None:
+        return weights
+    if weights.ndim != 2 or weights.shape[1] != int(np.prod(picture_shape)):
+        raise DataError(f"{_named(layer)} has weights {weights.shape}, which do not fit inputs of {' x '.join(map(str, picture_shape))}")
+    return weights.reshape(-1, *picture_shape)
+
+
+def _named(layer: LayerWeights) -> str:
+    return f"layer '{layer.name}'" if layer.name else "the layer"
+
+
+def _tiles(sheet: Sheet, title: str, theme: Theme) -> Figure:
+    """The sheet, dot for dot, below the title and above the caption."""
+    height, width = sheet.image.shape[:2]
+    margin, head, line = 24, 44, 24
+    full = max(width, 680) + 2 * margin
+    lines = textwrap.wrap(sheet.caption, int((full - 2 * margin) / 7.9))
+    total = margin + head + height + 18 + line * len(lines) + margin - 8
+    figure = style.new_figure(full / style.DPI, total / style.DPI, theme, fitted=False)
+    bottom = total - margin - head - height
+    axes = figure.add_axes((margin / full, bottom / total, width / full, height / total))
+    axes.imshow(sheet.image, interpolation="none", aspect="auto")
+    axes.set_axis_off()
+    figure.text(margin / full, 1 - margin / total, style.plain(title), fontsize=style.TITLE, weight="bold", color=theme.text, va="top")
+    below = "\n".join(style.plain(text) for text in lines)
+    figure.text(margin / full, (bottom - 18) / total, below, fontsize=style.SMALL, color=theme.muted, va="top", linespacing=1.5)
+    return figure
+
+
+def _histogram(weights: NDArray[np.float32], title: str, theme: Theme) -> tuple[Figure, str]:
+    values = weights.ravel()
+    caption = f"{values.size:,} weights: mean {values.mean():.3g}, standard deviation {values.std():.3g}, "
+    caption += f"from {values.min():.3g} to {values.max():.3g}."
+    figure = style.new_figure(7, 3.6, theme)
+    axes = figure.add_subplot()
+    style.style_axes(axes, theme)
+    axes.hist(values, bins=min(100, max(10, int(values.size**0.5))), color=theme.series[0])
+    axes.axvline(0, color=theme.muted, linewidth=0.8)
+    axes.set_ylabel("weights", fontsize=style.LABEL)
+    axes.set_xlabel(caption, fontsize=style.SMALL)
+    axes.set_title(style.plain(title), fontsize=style.TITLE, weight="bold", color=theme.text, loc="left")
+    return figure, caption
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

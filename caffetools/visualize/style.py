@@ -1,0 +1,149 @@
+"""One look for every figure: colours that colour-blind readers tell apart, one font, one resolution, a light and a dark theme.
+
+Figures are made through matplotlib's objects alone; there is no pyplot state, no window, and nothing to close.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from caffetools.errors import DataError
+from caffetools.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PathLike = str | os.PathLike[str]
+
+DPI = 144
+TITLE, LABEL, SMALL = 11.0, 9.0, 8.0  # points
+
+# Families with many scripts, taken where DejaVu Sans (which matplotlib brings) lacks a letter of a class name.
+_WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS")
+_FORMATS = {".png": "png", ".svg": "svg"}
+# Saving needs a few of matplotlib's process-wide settings for a moment.
+_SETTINGS = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours as ``#rrggbb``. ``series`` are for lines, in order; ``good`` and ``bad`` are ramp ends for right and wrong answers."""
+
+    background: str
+    text: str
+    muted: str
+    grid: str
+    series: tuple[str, ...]
+    good: str
+    bad: str
+
+
+# The series are Okabe and Ito's palette, lightened on dark ground.
+LIGHT = Theme(
+    background="#ffffff",
+    text="#1c2733",
+    muted="#5b6776",
+    grid="#e4e9ef",
+    series=("#0072b2", "#d55e00", "#009e73", "#b4579a", "#c48400", "#4aa3dd", "#5b6776"),
+    good="#0b5fa5",
+    bad="#c2410c",
+)
+DARK = Theme(
+    background="#171c24",
+    text="#e6ebf1",
+    muted="#9aa6b4",
+    grid="#2b333f",
+    series=("#56b4e9", "#f28e4b", "#3ac79c", "#dd95c2", "#edb742", "#9bd0f2", "#9aa6b4"),
+    good="#63b3f2",
+    bad="#fb923c",
+)
+
+
+def new_figure(width: float, height: float, theme: Theme = LIGHT, *, fitted: bool = True) -> Figure:
+    """An empty figure of ``width`` by ``height`` inches at 144 dots an inch; ``fitted`` lets matplotlib arrange its axes."""
+    engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04) if fitted else None
+    return Figure(figsize=(width, height), dpi=DPI, facecolor=theme.background, layout=engine)
+
+
+def style_axes(axes: Axes, theme: Theme, *, grid: bool = True) -> None:
+    """Give ``axes`` the house look: no box, a quiet grid, muted ticks."""
+    axes.set_facecolor(theme.background)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.grid)
+    axes.tick_params(colors=theme.muted, labelsize=SMALL, length=0, pad=4, which="both")
+    axes.xaxis.label.set_color(theme.muted)
+    axes.yaxis.label.set_color(theme.muted)
+    if grid:
+        axes.grid(True, color=theme.grid, linewidth=0.8)
+        axes.set_axisbelow(True)
+
+
+def plain(text: str) -> str:
+    """``text`` so that matplotlib draws it as it is: a dollar sign would start a formula, and controls have no picture."""
+    return "".join(" " if ord(letter) < 32 else letter for letter in text).replace("$", r"\$")
+
+
+def shorten(text: str, length: int) -> str:
+    """``text`` of at most ``length`` letters, cut in the middle where it is longer (class names often differ at both ends)."""
+    if len(text) <= length:
+        return text
+    head = (length - 1 + 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}" if length > 1 else "…"
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """The figure as the bytes of a ``"png"`` or ``"svg"`` file; the same figure gives the same bytes.
+
+    The text of an SVG stays text, so that it can be searched and takes the reader's fonts where it has letters that we lack.
+    """
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "caffetools",
+        "font.family": ["sans-serif"],
+        "font.sans-serif": ["DejaVu Sans", *_installed(_WIDE_FONTS)],
+    }
+    metadata: dict[str, Any] = {"Date": None, "Creator": "caffetools"} if kind == "svg" else {"Software": "caffetools"}
+    stream = io.BytesIO()
+    with _SETTINGS, warnings.catch_warnings(), matplotlib.rc_context(settings):
+        # A letter that no font here has is drawn as a box; there is nothing the reader could do about a warning.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(stream, format=kind, dpi=DPI, facecolor=figure.get_facecolor(), metadata=metadata)
+    return stream.getvalue()
+
+
+def save_figure(figure: Figure, path: PathLike) -> None:
+    """Write the figure atomically as PNG (144 dots an inch) or SVG, as the suffix of ``path`` says.
+
+    Raises:
+        DataError: another suffix. RunFailed: the file cannot be written.
+    """
+    kind = picture_format(path)
+    data = render(figure, kind)
+    with atomic_write(path) as stream:
+        stream.write(data)
+
+
+def picture_format(path: PathLike) -> str:
+    """``"png"`` or ``"svg"`` from the suffix of ``path``. Raises :class:`DataError` for any other."""
+    kind = _FORMATS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise DataError(f"{os.fspath(path)}: pictures are written as .png or .svg; give the file one of these suffixes")
+    return kind
+
+
+def _installed(families: Iterable[str]) -> list[str]:
+    known = set(font_manager.get_font_names())
+    return [family for family in families if family in known]

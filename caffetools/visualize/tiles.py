@@ -1,0 +1,146 @@
+"""Filters laid out as tiles in one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_COLOUR = 400  # tiles of colour or one-channel filters
+MOST_CHANNELS = 32  # grey tiles of one filter
+MOST_TILES = 768  # grey tiles in all
+MOST_POINTS = 512  # rows and columns of 1 x 1 filters
+
+_WIDE, _HIGH, _TILE = 1120, 1120, 64  # dots: weights are blown up as long as the sheet and its tiles stay below these
+_BETWEEN_BLOCKS = 10  # more dots between filters that share a row
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Tiles in one picture.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB. scale: Its dots a weight, along each side.
+        caption: What is shown, what was left out, and how weights became colours.
+    """
+
+    image: NDArray[np.uint8]
+    scale: int
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """``tiles`` (M, h, w, 3) in rows of ``columns``, with ``between`` dots from one to the next and wider gaps after each ``block``."""
+
+    tiles: NDArray[np.uint8]
+    columns: int
+    block: int
+    between: int
+
+    def size(self, scale: int) -> tuple[int, int]:
+        """(height, width) in dots."""
+        count, height, width, _ = self.tiles.shape
+        rows = -(-count // self.columns)
+        return rows * (height * scale + self.between) - self.between, self._left(self.columns - 1, scale) + width * scale
+
+    def scale(self) -> int:
+        side = max(self.tiles.shape[1:3])
+        scale = 1
+        while side * (scale + 1) <= _TILE and self.size(scale + 1)[0] <= _HIGH and self.size(scale + 1)[1] <= _WIDE:
+            scale += 1
+        return scale
+
+    def draw(self, scale: int, gap: tuple[int, int, int]) -> NDArray[np.uint8]:
+        image = np.empty((*self.size(scale), 3), np.uint8)
+        image[:] = gap
+        for index, tile in enumerate(self.tiles.repeat(scale, axis=1).repeat(scale, axis=2)):
+            height, width = tile.shape[:2]
+            top, left = index // self.columns * (height + self.between), self._left(index % self.columns, scale)
+            image[top : top + height, left : left + width] = tile
+        return image
+
+    def _left(self, column: int, scale: int) -> int:
+        extra = _BETWEEN_BLOCKS if 1 < self.block < self.columns else 0
+        return int(column * (self.tiles.shape[2] * scale + self.between) + column // self.block * extra)
+
+
+def filter_sheet(
+    weights: NDArray[Any],
+    *,
+    normalise: str = "each",
+    channel_order: str = "bgr",
+    colour: bool | None = None,
+    words: tuple[str, str] = ("filter", "channel"),
+    gap: tuple[int, int, int] = (255, 255, 255),
+    scale: int | None = None,
+    most_tiles: int = MOST_TILES,
+) -> Sheet:
+    """Lay out ``weights`` (N, C, kH, kW), finite.
+
+    With three channels (and ``colour`` not False) or one, each filter is one tile, left to right and then down, with two dots of
+    ``gap`` from one to the next (four where there are few tiles). With more, a filter is a row of grey tiles, one a channel.
+    1 x 1 filters are points without gaps: rows are filters, columns channels.
+
+    Args:
+        normalise: ``"each"`` divides a filter by its own largest absolute weight, ``"common"`` all by the largest of all; -1 is
+            then black, 0 the middle grey (128), 1 white.
+        words: What the first and the second axis are called in the caption.
+        scale: Dots a weight; None picks what fills a page. most_tiles: Grey tiles at most, of whole filters.
+    """
+    if colour is None:
+        colour = weights.shape[1] == 3
+    layout, caption = _laid_out(_scaled(weights, normalise), colour, channel_order, words, most_tiles)
+    if scale is None:
+        scale = layout.scale()
+    each = f"Each {words[0]} is scaled by its own largest weight"
+    scaling = each if normalise == "each" else "All are scaled by the largest weight of the layer"
+    return Sheet(layout.draw(scale, gap), scale, f"{caption[0].upper()}{caption[1:]}. {scaling}; the middle grey is 0.")
+
+
+def _laid_out(scaled: NDArray[np.uint8], colour: bool, channel_order: str, words: tuple[str, str], most_tiles: int) -> tuple[_Layout, str]:
+    n, c, height, width = scaled.shape
+    if (colour and c == 3) or c == 1:
+        shown = min(n, MOST_COLOUR)
+        tiles = scaled[:shown].transpose(0, 2, 3, 1)
+        if c == 3 and channel_order == "bgr":
+            tiles = tiles[..., ::-1]
+        tiles = np.broadcast_to(tiles, (shown, height, width, 3))
+        kind = f"in colour ({channel_order.upper()} weights)" if c == 3 else "of one channel"
+        return _Layout(tiles, _columns(shown), 1, 2 if shown > 64 else 4), f"{_first(shown, n, words[0])} {kind}"
+    if height == width == 1:
+        rows, columns = min(n, MOST_POINTS), min(c, MOST_POINTS)
+        points = np.broadcast_to(scaled[:rows, :columns, 0, 0].reshape(-1, 1, 1, 1), (rows * columns, 1, 1, 3))
+        return _Layout(points, columns, 1, 0), f"1 × 1: rows are {_first(rows, n, words[0])}, columns are {_first(columns, c, words[1])}"
+    columns = min(c, MOST_CHANNELS)
+    rows = min(n, max(1, most_tiles // columns))
+    tiles = np.broadcast_to(scaled[:rows, :columns].reshape(rows * columns, height, width, 1), (rows * columns, height, width, 3))
+    across = _across(rows, columns)
+    row = f"each row is one {words[0]}" if across == 1 else f"{across} in a row"
+    return _Layout(tiles, columns * across, columns, 2), f"{_first(rows, n, words[0])}, {row}, its tiles are {_first(columns, c, words[1])}"
+
+
+def _scaled(weights: NDArray[Any], normalise: str) -> NDArray[np.uint8]:
+    values = np.asarray(weights, np.float32)
+    largest = np.abs(values).max(axis=(1, 2, 3) if normalise == "each" else None, keepdims=True)
+    unit = values / np.where(largest > 0, largest, 1)
+    return np.rint(127.5 + 127.5 * unit).astype(np.uint8)
+
+
+def _columns(count: int) -> int:
+    """How many of ``count`` tiles go in a row: a shape between a square and two to one that leaves the fewest places empty."""
+    low = max(1, int(np.ceil(count**0.5)))
+    return min(range(low, 2 * low + 1), key=lambda columns: (-count % columns, columns))
+
+
+def _across(rows: int, columns: int) -> int:
+    """How many filters of ``columns`` tiles go side by side, so that narrow ones do not make a tower."""
+    most = max(1, MOST_CHANNELS // columns)
+    return min(range(1, most + 1), key=lambda across: (-(-rows // across) > columns * across, -rows % across, across))
+
+
+def _first(shown: int, count: int, word: str) -> str:
+    plural = word if count == 1 else f"{word}s"
+    return f"{count} {plural}" if shown == count else f"the first {shown} of {count} {plural}"

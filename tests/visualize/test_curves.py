@@ -1,0 +1,93 @@
+"""Training curves: which values are drawn, where, and what is said of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from caffetools.errors import DataError
+from caffetools.solver.training_log import LogRow, TrainingLog, read_log
+from caffetools.visualize import style
+from caffetools.visualize.curves import curves_figure, draw_curves, series
+from tests.conftest import GOLDEN
+
+LOG = read_log(GOLDEN / "logs" / "train.log")
+
+
+def log(losses: list[float], accuracies: list[float] | None = None) -> TrainingLog:
+    train = [LogRow(10 * i, float(i), 0.01, outputs={"loss": value}) for i, value in enumerate(losses)]
+    test = [LogRow(10 * i, float(i), 0.01, outputs={"accuracy": value}) for i, value in enumerate(accuracies or [])]
+    return TrainingLog(train, test)
+
+
+def test_the_values_of_a_log_of_caffe_become_lines() -> None:
+    lines = {(line.phase, line.name): line for line in series({"train.log": LOG})}
+    assert set(lines) == {("train", "loss"), ("test", "loss"), ("test", "accuracy"), ("lr", "lr")}
+    assert lines["test", "accuracy"].x == (0, 50, 100, 150)
+    assert lines["test", "accuracy"].y == (0.28, 1.0, 1.0, 1.0)
+    assert lines["train", "loss"].y[:2] == (1.25327, 0.0565983)
+    assert lines["lr", "lr"].y == (0.01, 0.01, 0.01, 0.005, 0.005, 0.005, 0.0025, 0.0025)
+
+
+def test_losses_accuracies_and_rates_have_their_panels() -> None:
+    figure = curves_figure({"train.log": LOG})
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy", "Learning rate"]
+    loss, accuracy, _ = figure.axes
+    np.testing.assert_array_equal(loss.lines[1].get_ydata(), [1.41991, 0.0123193, 0.00826227, 0.00743348])
+    assert loss.get_yscale() == "log", "it falls more than thirtyfold"
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["test accuracy: 100.00%"]
+
+
+def test_several_runs_differ_in_colour_and_are_named() -> None:
+    figure = curves_figure({"a": log([3, 2]), "b": log([3, 1])}, panels=["loss"])
+    assert figure is not None
+    first, second = figure.axes[0].lines
+    assert first.get_color() != second.get_color()
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a  train loss: 2", "b  train loss: 1"]
+
+
+def test_a_long_curve_has_its_running_mean() -> None:
+    values = [float(i % 2) for i in range(400)]
+    figure = curves_figure({"a": log(values)}, panels=["loss"])
+    assert figure is not None
+    raw, mean = figure.axes[0].lines
+    np.testing.assert_array_equal(raw.get_ydata(), values)
+    np.testing.assert_allclose(mean.get_ydata()[50:], 0.5)
+    np.testing.assert_allclose(mean.get_ydata()[:3], [0, 0.5, 1 / 3])
+
+
+def test_values_that_are_not_finite_are_gaps() -> None:
+    figure = curves_figure({"a": log([2.0, math.nan, math.inf, 1.0])}, panels=["loss"])
+    assert figure is not None
+    assert np.isnan(figure.axes[0].lines[0].get_ydata()).tolist() == [False, True, True, False]
+    assert "train loss: 1" in figure.axes[0].get_legend().get_texts()[0].get_text()
+
+
+def test_a_panel_without_values_is_left_out() -> None:
+    assert curves_figure({"a": log([1.0])}, panels=["accuracy"]) is None
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
+    draw_curves({"$x$ ": log([1.0, 2.0]), "$\\bad{$": log([1.0, 2.0])}, tmp_path / "curves.svg")
+    assert "$x$" in (tmp_path / "curves.svg").read_text()
+
+
+def test_the_picture_has_its_size(tmp_path: Path) -> None:
+    draw_curves({"train.log": LOG}, tmp_path / "curves.png")
+    height, width = cv2.imread(str(tmp_path / "curves.png")).shape[:2]
+    assert (width, height) == (int(3 * 5.6 * style.DPI), int(3.9 * style.DPI))
+
+
+def test_empty_logs_and_other_suffixes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^empty\.log: no iterations"):
+        draw_curves({"train.log": LOG, "empty.log": TrainingLog()}, tmp_path / "curves.png")
+    with pytest.raises(DataError, match="no logs"):
+        draw_curves({}, tmp_path / "curves.png")
+    with pytest.raises(DataError, match=r"\.png or \.svg"):
+        draw_curves({"train.log": LOG}, tmp_path / "curves.pdf")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,233 @@
+"""The report: one file, well-formed, nothing external, all words escaped, all parts there or left out."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+
+from caffetools.errors import DataError
+from caffetools.solver.training_log import read_log
+from caffetools.visualize.confusion import Confusion
+from caffetools.visualize.filters import LayerWeights
+from caffetools.visualize.report import (
+    FileEntry,
+    KeyFigure,
+    LayerRow,
+    OnnxCheck,
+    Phase,
+    Report,
+    Sample,
+    Step,
+    report_html,
+    write_report,
+)  # fmt: skip
+from caffetools.visualize.sections import duration, size
+from tests.conftest import GOLDEN
+
+EVIL = "<script>alert(\"1\")</script> & 'co'"
+VOID = {"meta", "img", "source", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Every element with its attributes and its text; fails on elements that are not closed in order."""
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[tuple[str, str]] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append((self.open[-1] if self.open else "", data))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text(self, tag: str | None = None) -> str:
+        return " ".join(words for where, words in self.words if tag in (None, where) and where != "style")
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    rng = np.random.default_rng(0)
+    names = [EVIL, "héron 日本", "$a$"]
+    samples = [
+        Sample(rng.integers(0, 255, (8, 8), np.uint8), EVIL, 0.983, EVIL, "a.png"),
+        Sample(rng.integers(0, 255, (300, 200, 3), np.uint8), "$a$", 0.5, EVIL),
+        Sample(rng.integers(0, 255, (30, 200, 1), np.uint8), "$a$", 0.5),
+    ]
+    phase = Phase(
+        EVIL,
+        EVIL,
+        Confusion.from_labels([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0], names),
+        samples,
+        {EVIL: read_log(GOLDEN / "logs" / "train.log")},
+        [LayerWeights(EVIL, rng.standard_normal((4, 3, 3, 3))), LayerWeights("ip", rng.standard_normal((4, 9)))],
+    )
+    return Report(
+        EVIL,
+        EVIL,
+        EVIL,
+        [KeyFigure("98.4 %", "Accuracy", EVIL), KeyFigure("1.7 MB", "Model")],
+        [Step(EVIL, f"caffetools train {EVIL}", EVIL, 12.3), Step("Second")],
+        [phase, replace(phase, title="Phase 2")],
+        [LayerRow(EVIL, "Convolution", (1, 20, 24, 24), 520, 288000), LayerRow("relu", "ReLU", (1, 20, 24, 24))],
+        OnnxCheck(EVIL, 17, "onnxruntime 1.2", 3e-7, 1e-4, 6, 5),
+        [FileEntry(EVIL, 1_724_160, EVIL), FileEntry("b", 12)],
+        [f"caffetools demo {EVIL}"],
+        {EVIL: EVIL},
+    )
+
+
+@pytest.fixture(scope="module")
+def html(report: Report) -> str:
+    return report_html(report)
+
+
+def test_it_is_one_well_formed_page(html: str) -> None:
+    page = Page(html)
+    assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
+    assert page.elements[0][0] == "html"
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {a["href"] for a in page.all("a")} <= {f"#{name}" for name in ids}
+
+
+def test_it_loads_nothing_from_elsewhere(html: str) -> None:
+    page = Page(html)
+    assert not {"link", "iframe", "object", "embed"} & {tag for tag, _ in page.elements}
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/"))  # type: ignore[union-attr]
+    style = page.words[[where for where, _ in page.words].index("style")][1]
+    assert "url(" not in style and "@import" not in style
+    assert not re.search(r"<[^>]* on\w+=", html)
+
+
+def test_words_of_the_user_never_become_markup(html: str) -> None:
+    page = Page(html)
+    assert page.all("script") == []
+    assert "<script" not in html
+    for tag in ("title", "h1", "h2", "h3", "p", "dd", "code", "th", "td", "strong"):
+        assert EVIL in page.text(tag), tag
+    assert any(EVIL in (image["alt"] or "") for image in page.all("img"))
+
+
+def test_every_picture_is_a_picture_and_is_told_in_words(html: str) -> None:
+    page = Page(html)
+    sources = [(image["src"], image.get("alt")) for image in page.all("img")] + [(s["srcset"], "dark") for s in page.all("source")]
+    assert len(sources) == 2 * (3 + 2 * (1 + 3 + 2))  # per phase three samples, and matrix, three curves, two layers in two themes
+    for uri, alt in sources:
+        assert uri is not None and alt
+        head, data = uri.split(",", 1)
+        raw = base64.b64decode(data, validate=True)
+        if "svg" in head:
+            assert ElementTree.fromstring(raw).tag.endswith("}svg")
+            assert b'href="http' not in raw
+        else:
+            assert cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR) is not None
+
+
+def test_samples_are_thumbnails_with_their_own_dots(html: str) -> None:
+    images = [image for image in Page(html).all("img") if "classified as" in (image["alt"] or "")]
+    shapes = [
+        cv2.imdecode(np.frombuffer(base64.b64decode(image["src"].split(",")[1]), np.uint8), cv2.IMREAD_COLOR).shape[:2]  # type: ignore[union-attr]
+        for image in images[:3]
+    ]
+    assert shapes == [(8, 8), (168, 112), (25, 168)]
+    assert [image.get("class") for image in images[:3]] == ["dots", None, None]
+    assert images[0]["alt"] == f"Picture a.png of {EVIL}, classified as {EVIL}"
+
+
+def test_the_numbers_are_there(html: str) -> None:
+    text = " ".join(Page(html).text().split())
+    for words in (
+        "98.4 %", "Verified : the largest difference is 3e-07, with 0.0001 allowed", "5 of 6", "1.7 MB", "12 s",
+        "520", "288,000", "1 × 20 × 24 × 24", "66.7%", "98.3%", f"✗ is {EVIL}", "✓ right", f"caffetools train {EVIL}",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_headings_and_tables_are_in_order(html: str) -> None:
+    page = Page(html)
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    assert len(page.all("table")) == html.count("<caption>")
+    assert all("scope" in th for th in page.all("th"))
+
+
+def test_parts_that_are_missing_are_left_out() -> None:
+    page = Page(report_html(Report("Only a title", phases=[Phase("Empty")])))
+    assert [a["id"] for a in page.all("section")] == ["phase-1"]
+    assert not {"table", "img", "nav", "dl"} & {tag for tag, _ in page.elements}
+
+
+def test_a_failed_verification_says_so() -> None:
+    for difference in (1e-3, math.nan):
+        text = Page(report_html(Report("r", onnx=OnnxCheck("m.onnx", 17, "onnxruntime", difference, 1e-4, 1, 1)))).text()
+        assert "✗ Not verified" in text and "✓" not in text
+
+
+def test_long_tables_unfold() -> None:
+    names = [f"class {i}" for i in range(200)]
+    true = np.arange(200).repeat(5)
+    given = np.where((true == 77) & (np.arange(1000) % 5 > 0), 78, true)
+    layers = [LayerRow(f"layer {i}", "ReLU", (1, 2)) for i in range(150)]
+    page = Page(report_html(Report("r", phases=[Phase("p", confusion=Confusion.from_labels(true, given, names))], network=layers)))
+    assert page.text("summary").count("All 200 classes") == 1
+    assert "150 layers" in page.text("summary")
+    rows = [words for where, words in page.words if where == "th" and words.startswith("class ")]
+    assert rows[0] == "class 77" and len(rows) == 12 + 200 + 1  # the twelve worst, all, and one confused pair
+
+
+def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, Report("first \udcff"))
+    before = path.read_bytes()
+    assert b"first ?" in before
+    broken = Report("second", phases=[Phase("p", samples=[Sample(tmp_path / "missing.png", "a", 1.0)])])
+    with pytest.raises(DataError, match=r"missing\.png: cannot read"):
+        write_report(path, broken)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"text\.png: not a picture"):
+        write_report(path, Report("third", phases=[Phase("p", samples=[Sample(tmp_path / "text.png", "a", 1.0)])]))
+    assert path.read_bytes() == before
+
+
+def test_picture_files_are_read_in_their_colours(tmp_path: Path) -> None:
+    red = np.zeros((10, 12, 3), np.uint8)
+    red[..., 2] = 200  # BGR
+    cv2.imwrite(str(tmp_path / "red.png"), red)
+    page = Page(
+        report_html(Report("r", phases=[Phase("p", samples=[Sample(tmp_path / "red.png", "a", 1.0), Sample(red[..., ::-1], "a", 1.0)])]))
+    )
+    for image in page.all("img"):
+        data = np.frombuffer(base64.b64decode(image["src"].split(",")[1]), np.uint8)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(cv2.imdecode(data, cv2.IMREAD_COLOR), red)
+
+
+def test_sizes_and_times_are_short() -> None:
+    assert [size(n) for n in (0, 999, 1000, 1_724_160, 243_862_414, 999_999)] == ["0 B", "999 B", "1.0 kB", "1.7 MB", "244 MB", "1.0 MB"]
+    said = [duration(s) for s in (0.01, 0.4, 9.97, 12, 200, 7500)]
+    assert said == ["< 0.1 s", "0.4 s", "10 s", "12 s", "3 min 20 s", "2 h 5 min"]
