@@ -68,6 +68,7 @@ def _job(out: Path, name: str, seed: int, device: str, *, net: Path | None = Non
         out=out / name,
         net=net or prototxt_path("lenet"),
         model="lenet",
+        trained_by=None if net else prototxt_path("lenet", "solver"),
         weights=weights,
         size="32",
         gray=True,

@@ -41,7 +41,7 @@ class Job:
         weights: A .caffemodel to start from; None trains from scratch.
         size, gray: What the pictures are stored as. mean: Values (BGR) as text for nets whose weights expect them, or None for the
             data set's own mean. crop: The side of the square cut out of each picture, where the net's data layers have none.
-        trained_by: The solver that the net was published with.
+        trained_by: For a network of the zoo, the solver that it was published with.
         classes: How many the user expects; None takes what there are. epochs, batch: In place of what is chosen.
         val, seed, device: as for ``dataset build`` and ``train``.
     """
@@ -155,7 +155,8 @@ def _dataset(job: Job, recorder: Recorder) -> DatasetCard:
 
 def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Project:
     data = DataOptions(str(card.train_lmdb), str(card.val_lmdb), _mean(job, card), plan.batch, plan.val_batch, job.crop)
-    words: list[object] = ["retarget", job.net, "--classes", len(card.classes), "-o", job.nets]
+    source: list[object] = ["--model", job.model] if job.trained_by else [job.net]
+    words: list[object] = ["retarget", *source, "--classes", len(card.classes), "-o", job.nets]
     words += ["--train-source", data.train_source, "--val-source", data.val_source]
     words += ["--mean", data.mean] if data.mean else []
     words += ["--train-batch", plan.batch, "--val-batch", plan.val_batch, "--epochs", plan.epochs, "--base-lr", f"{plan.base_lr:g}"]
