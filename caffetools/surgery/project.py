@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class DataOptions:
     train_batch: int | None = None
     val_batch: int | None = None
     crop: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of :func:`~caffetools.surgery.sources.set_sources`. Raises :class:`DataError` where the mean is none."""
+        mean_file, mean_values = read_mean_option(self.mean)
+        return {**{k: v for k, v in asdict(self).items() if k != "mean"}, "mean_file": mean_file, "mean_values": mean_values}
 
 
 @dataclass
@@ -96,20 +101,11 @@ def make_project(
     """
     check_classes(classes)
     options = data or DataOptions()
-    mean_file, mean_values = read_mean_option(options.mean)
+    settings = options.settings()
     param = read_net(source)
     with located(source):
         made = retarget(param, classes, head_lr_mult=head_lr_mult, heads=heads)
-        made.changes += set_sources(
-            made.train_val,
-            train_source=options.train_source,
-            val_source=options.val_source,
-            mean_file=mean_file,
-            mean_values=mean_values,
-            train_batch=options.train_batch,
-            val_batch=options.val_batch,
-            crop=options.crop,
-        )
+        made.changes += set_sources(made.train_val, **settings)
         if not any(layer.type.endswith("Loss") for layer in made.train_val.layer):
             raise NetError(f"the net '{made.train_val.name}' has no loss, so it cannot be trained; give its train_val prototxt")
         deploy = deploy_from(made.train_val, input_shape=input_shape)
