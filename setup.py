@@ -2,16 +2,103 @@
 
 The prototxts and the zoo's cards lie at the top of the repository, where people look for them. In a wheel they lie inside the
 package, as ``caffetools/_prototxt`` and ``caffetools/_zoo``; ``caffetools.zoo`` finds them in both places.
+
+The native kernels (native/, CMakeLists.txt) are built where there is a C++ compiler and skipped where there is none: everything
+works without them. They are one shared library with a plain C interface, not a Python module, so one binary serves every
+release of Python and of torch.
 """
 
-from setuptools import find_packages, setup
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+LIBRARY = "_kernels.dll" if sys.platform == "win32" else "_kernels.so"
+
+
+def compiler() -> str | None:
+    """Why there is no C++ compiler, in a few words; None where there is one. On Windows CMake knows better where to look."""
+    if sys.platform == "win32":
+        return None
+    named = os.environ.get("CXX", "").split()
+    if named:
+        return None if shutil.which(named[0]) else f"CXX names {named[0]}, which does not exist"
+    return None if any(shutil.which(name) for name in ("c++", "g++", "clang++")) else "no C++ compiler found"
+
+
+class BuildKernels(build_ext):
+    """Builds the kernels through CMake; whatever is missing or fails costs one line, never the installation."""
+
+    def run(self) -> None:
+        """Build, and put the library beside the package's modules: in the tree when installed in place, else in the build."""
+        missing = compiler() or (None if shutil.which("cmake") else "no cmake found")
+        try:
+            if missing:
+                raise RuntimeError(missing)
+            built = self._build()
+        except (RuntimeError, OSError) as error:
+            sys.stderr.write(f"caffetools: native kernels are skipped ({error}); all works without them, LRN more slowly\n")
+            # One that an earlier build left is of other sources.
+            (Path(self.build_lib) / "caffetools" / LIBRARY).unlink(missing_ok=True)
+            return
+        package = ROOT / "caffetools" if self.inplace or self.editable_mode else Path(self.build_lib) / "caffetools"
+        package.mkdir(parents=True, exist_ok=True)
+        # A process may have the old one loaded: it keeps its file, the name gets the new one.
+        temporary = package / f"{LIBRARY}.new"
+        shutil.copyfile(built, temporary)
+        temporary.replace(package / LIBRARY)
+
+    def get_outputs(self) -> list[str]:
+        """Setuptools asks for what it would install; the library is only there when it was built."""
+        library = Path(self.build_lib) / "caffetools" / LIBRARY
+        return [str(library)] if library.exists() else []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Nothing is copied from the build when installed in place."""
+        return {}
+
+    def _build(self) -> Path:
+        folder = Path(self.build_temp).resolve() / "native"
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / "build.log"
+        configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
+        with log.open("w") as stream:
+            for command in (configure, ["cmake", "--build", str(folder), "--config", "Release", "--target", "caffetools_kernels"]):
+                if subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode:
+                    raise RuntimeError(f"they do not compile here, see {log}")
+        built = next((path for path in (folder / LIBRARY, folder / "Release" / LIBRARY) if path.exists()), None)
+        if built is None:
+            raise RuntimeError(f"the build made no {LIBRARY}, see {log}")
+        return built
+
+
+class AnyPython(bdist_wheel):
+    """A wheel for one platform, but for every Python: nothing in it is bound to a release of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """``py3-none-PLATFORM``."""
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
     packages=[*find_packages(include=["caffetools*"]), "caffetools._prototxt", "caffetools._zoo"],
     package_dir={"caffetools._prototxt": "prototxt", "caffetools._zoo": "zoo"},
     package_data={
         "caffetools.proto": ["caffe.proto", "caffe.desc"],
+        "caffetools.visualize": ["page.css"],
         "caffetools._prototxt": ["*/*.prototxt"],
         "caffetools._zoo": ["*.yaml", "*.txt"],
     },
+    ext_modules=[Extension("caffetools._kernels", sources=[])],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
+    # Read by the build frontend (pip), which gets CMake from PyPI where the machine has a compiler but no CMake.
+    setup_requires=[] if compiler() or shutil.which("cmake") else ["cmake>=3.20"],
 )

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from caffetools.errors import ExportError
+from caffetools.layers import native
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.proto.schema import enum_name
@@ -62,20 +64,32 @@ class LRN(Layer):
 
 
 class _AcrossChannels(torch.autograd.Function):
-    """The formula keeps x and scale for the gradient, nothing else; plain autograd would keep five tensors of that size."""
+    """By the native kernel where it takes x, else in torch.
+
+    The kernel keeps x alone for the gradient; the formula in torch keeps x and scale (plain autograd would keep five tensors of
+    that size).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+        ctx.options = (size, alpha, beta, k)
+        ctx.native = native.lrn_takes(x, alpha, k)
+        if ctx.native:
+            ctx.save_for_backward(x)
+            return native.lrn_forward(x, size, alpha, beta, k)
         scale = _across_scale(x, size, alpha, k)
         ctx.save_for_backward(x, scale)
-        ctx.options = (size, alpha, beta)
         return scale.pow(-beta).mul_(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x, scale = ctx.saved_tensors
-        size, alpha, beta = ctx.options
+        size, alpha, beta, k = ctx.options
         (dy,) = grads
+        if ctx.native:
+            (x,) = ctx.saved_tensors
+            return native.lrn_backward(x, dy, size, alpha, beta, k), None, None, None, None
+        x, scale = ctx.saved_tensors
         return _across_gradient(x, scale, dy, size, alpha, beta), None, None, None, None
 
 

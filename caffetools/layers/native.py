@@ -1,0 +1,120 @@
+"""The native kernels: a small C++ library that setup.py builds where there is a compiler, loaded through its C interface.
+
+Everything here has a twin in torch that gives the same numbers, so a machine without the library, and one where the environment
+variable ``CAFFETOOLS_NATIVE`` is 0, only computes more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FILE = Path(__file__).parent.parent / ("_kernels.dll" if sys.platform == "win32" else "_kernels.so")
+_VERSION = 1
+# Below this the kernel's arithmetic, which relies on scale being a normal positive number, is not used.
+_SMALLEST_K = 1e-30
+
+
+def status() -> str:
+    """One line that says whether the native kernels are in use, and if not, why."""
+    if os.environ.get("CAFFETOOLS_NATIVE") == "0":
+        return "native kernels are switched off by CAFFETOOLS_NATIVE=0; torch computes instead"
+    if not _FILE.exists():
+        return "native kernels are skipped: they were not built (no C++ compiler at installation); torch computes instead"
+    return (
+        "native kernels are in use" if _library() else f"native kernels are skipped: {_FILE} is of another version or machine; install anew"
+    )
+
+
+def lrn_takes(x: Tensor, alpha: float, k: float) -> bool:
+    """Whether the native LRN computes ``x``: an ordinary float32 tensor (N, C, H, W) on the CPU, and a scale that is always positive."""
+    import torch
+
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (torch.Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and k >= _SMALLEST_K
+        and alpha >= 0
+        and enabled()
+    )
+
+
+def enabled() -> bool:
+    """Whether the library is there and not switched off."""
+    return os.environ.get("CAFFETOOLS_NATIVE") != "0" and _library() is not None
+
+
+def lrn_forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """y = x · (k + alpha / size · (sum of x² over the ``size`` channels around))^−beta, in x's layout.
+
+    Args:
+        x: One that :func:`lrn_takes`; contiguous or channels-last memory is read as it is, other memory is copied first.
+        size: odd.
+    """
+    import torch
+
+    x, shape = _laid_out(x)
+    y = torch.empty_like(x)
+    _call("caffetools_lrn_forward", (x, y), shape, (size, alpha, beta, k))
+    return y
+
+
+def lrn_backward(x: Tensor, dy: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """The gradient of x for the gradient ``dy`` of what :func:`lrn_forward` makes of it, in x's layout."""
+    import torch
+
+    x, shape = _laid_out(x)
+    channels_last = bool(shape[3])
+    dy = dy.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    dx = torch.empty_like(x)
+    _call("caffetools_lrn_backward", (x, dy, dx), shape, (size, alpha, beta, k))
+    return dx
+
+
+def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """``x`` in one of the two layouts, and (N, C, H · W, whether channels are last)."""
+    import torch
+
+    n, c, h, w = x.shape
+    if x.is_contiguous():
+        return x, (n, c, h * w, 0)
+    return x.contiguous(memory_format=torch.channels_last), (n, c, h * w, 1)
+
+
+def _call(name: str, tensors: tuple[Tensor, ...], shape: tuple[int, int, int, int], options: tuple[int, float, float, float]) -> None:
+    import torch
+
+    library = _library()
+    assert library is not None  # noqa: S101 (lrn_takes said so)
+    if getattr(library, name)(*(t.data_ptr() for t in tensors), *shape, *options, torch.get_num_threads()):
+        raise MemoryError("no memory for the few kilobytes that the native LRN works in")
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    if not _FILE.exists():
+        return None
+    # torch first: its OpenMP runtime is then the one that the library finds, and both share one pool of threads.
+    import torch  # noqa: F401
+
+    try:
+        library = ctypes.CDLL(str(_FILE))
+        if library.caffetools_native_version() != _VERSION:
+            return None
+    except (OSError, AttributeError):
+        return None
+    pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    rest: list[type[Any]] = [whole, whole, whole, ctypes.c_int, whole, real, real, real, ctypes.c_int]
+    library.caffetools_lrn_forward.argtypes = [pointer, pointer, *rest]
+    library.caffetools_lrn_backward.argtypes = [pointer, pointer, pointer, *rest]
+    return library

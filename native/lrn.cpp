@@ -1,0 +1,129 @@
+// The C interface of the native LRN: plain pointers, so that one binary serves every release of Python and of torch.
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "lrn.h"
+
+namespace caffetools {
+namespace {
+
+// NCHW is worked on in stretches of the picture whose squares stay in the core's own cache.
+constexpr int64_t kStretchFloats = 16384;
+// Channels-last, in so many points of the picture at once.
+constexpr int64_t kPoints = 4;
+constexpr int64_t kAlignment = 64;
+
+// The best kernel that this processor has, of those up to `variant`: 0 the baseline, 1 AVX2, 2 AVX-512.
+const Kernel* choose(int variant) {
+#ifdef CAFFETOOLS_X86_VARIANTS
+  __builtin_cpu_init();
+  if (variant >= 2 && __builtin_cpu_supports("avx512f")) return &kernel_avx512;
+  if (variant >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kernel_avx2;
+#else
+  (void)variant;
+#endif
+  return &kernel_baseline;
+}
+
+std::atomic<const Kernel*> in_use{choose(2)};
+
+// How a blob is cut: `parts` pieces, the last of a picture narrower where `width` does not divide it.
+struct Cut {
+  int64_t channels, points;  // of one picture
+  bool channels_last;
+  int64_t width, per_picture, parts;
+
+  Cut(int64_t n, int64_t c, int64_t hw, bool last) : channels(c), points(hw), channels_last(last) {
+    if (last) {
+      width = kPoints;
+    } else {
+      width = kStretchFloats / c / 16 * 16;
+      if (width < 16) width = 16;
+    }
+    if (width > hw) width = hw;
+    per_picture = (hw + width - 1) / width;
+    parts = n * per_picture;
+  }
+
+  Part part(int64_t index) const {
+    const int64_t start = index % per_picture * width, count = start + width <= points ? width : points - start;
+    return channels_last ? Part{count, channels, channels, false} : Part{channels, count, points, true};
+  }
+
+  int64_t offset(int64_t index) const {
+    const int64_t start = index % per_picture * width;
+    return index / per_picture * channels * points + (channels_last ? start * channels : start);
+  }
+};
+
+// Runs work(part, offset, scratch, more scratch) over the blob on `threads` threads; false when there is no memory for scratch.
+template <typename Work>
+bool run(const Kernel& kernel, const Cut& cut, const Lrn& lrn, int threads, const Work& work) {
+  const int64_t floats = kernel.scratch_floats(cut.part(0), lrn);
+  const std::size_t bytes = 2 * static_cast<std::size_t>(floats) * sizeof(float);
+  bool enough = true;
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : enough)
+  {
+    void* block = std::malloc(bytes + kAlignment);
+    enough = block != nullptr;
+    const auto address = reinterpret_cast<std::uintptr_t>(block);
+    float* scratch = reinterpret_cast<float*>((address + kAlignment - 1) / kAlignment * kAlignment);
+    if (block != nullptr) std::memset(scratch, 0, bytes);
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < cut.parts; ++index)
+      if (block != nullptr) work(cut.part(index), cut.offset(index), scratch, scratch + floats);
+    std::free(block);
+  }
+  return enough;
+}
+
+Lrn layer(int64_t channels, int64_t size, float alpha, float beta, float k) {
+  const int64_t half = size / 2 < channels - 1 ? size / 2 : channels - 1;
+  return {channels, half, alpha / static_cast<float>(size), beta, k};
+}
+
+}  // namespace
+}  // namespace caffetools
+
+using namespace caffetools;
+
+#ifdef _WIN32
+#define CAFFETOOLS_API extern "C" __declspec(dllexport)
+#else
+#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
+#endif
+
+// The version of this interface; the loader refuses others.
+CAFFETOOLS_API int caffetools_native_version() { return 1; }
+
+// Use the best kernel up to `variant` from now on (as `choose` numbers them); returns whether it is that very one. For tests.
+CAFFETOOLS_API int caffetools_native_use(int variant) {
+  in_use = choose(variant);
+  return variant == 0 || choose(variant) != choose(variant - 1);
+}
+
+// y from x: (n, c, hw) in memory, or (n, hw, c) where channels_last. `size` is odd, k > 0, alpha >= 0. 0 is success, 1 no memory.
+CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int channels_last, int64_t size,
+                                          float alpha, float beta, float k, int threads) {
+  const Kernel& kernel = *in_use;
+  const Lrn lrn = layer(c, size, alpha, beta, k);
+  const Cut cut(n, c, hw, channels_last != 0);
+  const bool done = run(kernel, cut, lrn, threads, [&](const Part& part, int64_t at, float* squares, float*) {
+    kernel.forward(part, lrn, x + at, y + at, squares);
+  });
+  return done ? 0 : 1;
+}
+
+// dx from x and the gradient dy of y, all in one layout. The rest as above.
+CAFFETOOLS_API int caffetools_lrn_backward(const float* x, const float* dy, float* dx, int64_t n, int64_t c, int64_t hw, int channels_last,
+                                           int64_t size, float alpha, float beta, float k, int threads) {
+  const Kernel& kernel = *in_use;
+  const Lrn lrn = layer(c, size, alpha, beta, k);
+  const Cut cut(n, c, hw, channels_last != 0);
+  const bool done = run(kernel, cut, lrn, threads, [&](const Part& part, int64_t at, float* squares, float* ratios) {
+    kernel.backward(part, lrn, x + at, dy + at, dx + at, squares, ratios);
+  });
+  return done ? 0 : 1;
+}
