@@ -21,6 +21,7 @@ from caffetools.cli.finetune import finetune
 from caffetools.cli.inspect import inspect
 from caffetools.cli.mean import mean
 from caffetools.cli.retarget import retarget
+from caffetools.cli.run import CONTEXT, run
 from caffetools.cli.test import test
 from caffetools.cli.train import train
 from caffetools.errors import CaffeToolsError
@@ -50,6 +51,7 @@ def _register() -> None:
     """The commands, in the order in which a user meets them."""
     for command in (demo, finetune, inspect, retarget, train, test, deploy, classify, export, mean):
         app.command(no_args_is_help=command not in (demo, retarget))(command)
+    app.command(context_settings=CONTEXT, no_args_is_help=True)(run)
     app.add_typer(zoo.app, name="zoo")
     app.add_typer(dataset.app, name="dataset")
     app.add_typer(visualize.app, name="visualize")
@@ -57,9 +59,7 @@ def _register() -> None:
 
 def main() -> None:
     """Run the command line; errors that the user can mend are one line on stderr and exit code 2 (1 for a failed run)."""
-    debug = "--debug" in sys.argv
-    # --debug is allowed anywhere on the line, where one notices that it is needed.
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    arguments, debug = _take_debug(sys.argv[1:])
     try:
         app(arguments)
     except CaffeToolsError as error:
@@ -74,6 +74,12 @@ def main() -> None:
         # The reader of our output (head, less) has gone; nothing is wrong.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.stderr.write(f"caffetools: error: something went wrong inside caffetools ({what}); --debug shows where, please report it\n")
+        sys.exit(1)
 
 
 _register()

@@ -40,9 +40,14 @@ def layer_class(type_name: str, *, layer: str | None = None) -> type[Layer]:
     known = layer_types()
     if type_name in known:
         return known[type_name]
-    close = difflib.get_close_matches(type_name, list(known), n=2)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise NetError(f"unknown layer type '{type_name}'{hint}", layer=layer)
+    raise NetError(f"unknown layer type '{type_name}'{suggestion(type_name)}", layer=layer)
+
+
+def suggestion(type_name: str) -> str:
+    """The known types that are written much like ``type_name``, as the end of a message; empty where there are none."""
+    known = layer_types()
+    close = [name for name in known if name.lower() == type_name.lower()] or difflib.get_close_matches(type_name, list(known), n=2)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def layer_types() -> dict[str, type[Layer]]:

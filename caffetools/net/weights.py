@@ -59,7 +59,7 @@ def load_weights(net: Net, source: PathLike | Caffemodel) -> LoadReport:
 def read_weights(path: PathLike) -> Caffemodel:
     """Read a .caffemodel, or a .caffemodel.h5 (groups ``data/LAYER/INDEX``). Raises :class:`ModelFileError`."""
     if Path(path).suffix == ".h5":
-        return _read_hdf5(path)
+        return read_hdf5_weights(path)
     return read_caffemodel(path)
 
 
@@ -99,7 +99,8 @@ def _array(parameter: torch.Tensor) -> Any:
     return np.ascontiguousarray(parameter.detach().cpu().numpy(), np.float32)
 
 
-def _read_hdf5(path: PathLike) -> Caffemodel:
+def read_hdf5_weights(path: PathLike) -> Caffemodel:
+    """Read an HDF5 caffemodel (groups ``data/LAYER/INDEX``), whatever its name. Raises :class:`ModelFileError`."""
     import h5py
 
     blobs: dict[str, list[Array]] = {}

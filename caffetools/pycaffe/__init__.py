@@ -1,0 +1,55 @@
+"""The ``caffe`` module, as scripts written for Caffe expect it. :func:`caffetools.install_as_caffe` makes ``import caffe`` mean it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+__version__ = "1.0.0"
+
+_PLACES = {
+    "classifier": ["Classifier"],
+    "detector": ["Detector"],
+    "mode": [
+        "has_nccl",
+        "init_log",
+        "layer_type_list",
+        "set_device",
+        "set_mode_cpu",
+        "set_mode_gpu",
+        "set_multiprocess",
+        "set_random_seed",
+        "set_solver_count",
+        "set_solver_rank",
+        "solver_count",
+        "solver_rank",
+    ],
+    "net": ["Net"],
+    "net_spec": ["NetSpec", "layers", "params", "to_proto"],
+    "python_layer": ["Layer"],
+    "solvers": ["AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver", "get_solver"],
+}
+_NAMES = {name: place for place, names in _PLACES.items() for name in names}
+_MODULES = ("classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto")
+
+__all__ = ["TEST", "TRAIN", "log", *_NAMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    """The names are found when they are used, so that importing this package loads neither torch nor OpenCV."""
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in ("TRAIN", "TEST"):
+        return getattr(importlib.import_module("caffetools.proto.schema"), name)
+    if name in ("pycaffe", "_caffe"):
+        return sys.modules[__name__]
+    if name == "log":
+        return importlib.import_module(f"{__name__}.mode").write_log
+    raise AttributeError(f"caffe has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

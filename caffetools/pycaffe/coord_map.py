@@ -1,0 +1,151 @@
+"""Where the pixels of one top lie in another, and the Crop layer that brings them into line: what fully convolutional nets need.
+
+A map is (axis, factor, offset): on the axes after ``axis``, what lies at x in one top lies at ``factor * x + offset`` in another.
+Layers are those of a :class:`~caffetools.pycaffe.net_spec.NetSpec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from caffetools.pycaffe.net_spec import Function, Top, layers
+
+_ELEMENTWISE = {"AbsVal", "BNLL", "BatchNorm", "Bias", "Clip", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log", "MVN", "PReLU", "Power"}
+_ELEMENTWISE |= {"ReLU", "Scale", "Sigmoid", "Softmax", "Split", "Swish", "TanH", "Threshold"}
+
+# (first axis, factor, offset). Without an axis the map is the same for all; factor and offset are numbers or one per axis.
+Map = tuple[int | None, Any, Any]
+
+
+class UndefinedMapException(Exception):
+    """A layer that has no map of coordinates stands between."""
+
+
+class AxisMismatchException(Exception):
+    """Two maps that mean different axes."""
+
+
+def coord_map(fn: Function) -> Map:
+    """How the coordinates of a layer's bottoms map to those of its top.
+
+    Returns:
+        (axis, factor, offset): on the axes after ``axis``, what lies at x in the bottom lies at ``factor * x + offset`` in the top.
+
+    Raises:
+        UndefinedMapException: for types of layers that have none.
+    """
+    if fn.type_name in ("Convolution", "Pooling", "Im2col"):
+        axis, stride, kernel, pad = conv_params(fn)
+        return axis, 1 / stride, (pad - (kernel - 1) / 2) / stride
+    if fn.type_name == "Deconvolution":
+        axis, stride, kernel, pad = conv_params(fn)
+        return axis, stride, (kernel - 1) / 2 - pad
+    if fn.type_name in _ELEMENTWISE:
+        return None, 1, 0
+    if fn.type_name == "Crop":
+        axis, offset = crop_params(fn)
+        return axis - 1, 1, -offset
+    raise UndefinedMapException(f"a {fn.type_name} layer has no map of coordinates")
+
+
+def conv_params(fn: Function) -> tuple[int, Any, Any, Any]:
+    """(axis of the channels, stride, extent of the kernel, pad) of a layer with windows; arrays, one value an axis, where given so."""
+    given = dict(fn.params)
+    for name in ("convolution_param", "pooling_param"):
+        given.update(given.pop(name, {}))
+    axis = int(given.get("axis", 1))
+    kernel = _spatial(given, "kernel_size", "kernel", None)
+    extent = _spatial(given, "dilation", "dilation", 1) * (kernel - 1) + 1
+    return axis, _spatial(given, "stride", "stride", 1), extent, _spatial(given, "pad", "pad", 0)
+
+
+def crop_params(fn: Function) -> tuple[int, Any]:
+    """(axis, offset) of a Crop layer."""
+    given = {**fn.params, **fn.params.get("crop_param", {})}
+    offset = given.get("offset", 0)
+    return int(given.get("axis", 2)), offset if np.isscalar(offset) else np.array(offset)
+
+
+def compose(base_map: Map, next_map: Map) -> Map:
+    """``base_map`` after ``next_map``. Raises :class:`AxisMismatchException` where they mean different axes."""
+    axis1, a1, b1 = base_map
+    axis2, a2, b2 = next_map
+    if axis1 is None:
+        axis = axis2
+    elif axis2 is None or axis1 == axis2:
+        axis = axis1
+    else:
+        raise AxisMismatchException(f"one map is of the axes after {axis1}, the other of those after {axis2}")
+    return axis, a1 * a2, a1 * b2 + b1
+
+
+def inverse(map_: Map) -> Map:
+    """The map the other way round."""
+    axis, a, b = map_
+    return axis, 1 / a, -b / a
+
+
+def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
+    """How the coordinates of ``top_from`` map to those of ``top_to``, by way of a top that both come from.
+
+    Raises:
+        UndefinedMapException: they have no top in common, or a layer between has no map.
+        AxisMismatchException: the layers between do not mean the same axes.
+    """
+    below_from = dict(_maps_below(top_from))
+    for top, map_ in _maps_below(top_to):
+        if top in below_from:
+            return compose(map_, inverse(below_from[top]))
+    raise UndefinedMapException("the two tops have no common top below them")
+
+
+def crop(top_from: Top, top_to: Top) -> Top:
+    """A Crop layer that cuts ``top_from`` to the size of ``top_to``, so that their pixels fall together.
+
+    Raises:
+        ValueError: they would not: one is finer than the other, or the offset is not a whole number of pixels, or negative.
+    """
+    axis, a, b = coord_map_from_to(top_from, top_to)
+    if not np.allclose(a, 1):
+        raise ValueError(f"cannot crop: the two tops differ in scale ({a}); their strides must cancel out")
+    if np.any(np.asarray(b) > 1e-6):
+        raise ValueError(f"cannot crop with a negative offset ({-np.asarray(b)}): the top to crop is not large enough; pad it")
+    if np.any(np.abs(np.asarray(b) - np.round(b)) > 1e-6):
+        raise ValueError(f"cannot crop: the offset {-np.asarray(b)} is not a whole number of pixels; change pad or kernel_size")
+    offset = (-np.round(np.asarray(b, float))).astype(int)
+    return layers.Crop(  # type: ignore[no-any-return]
+        top_from, top_to, crop_param={"axis": 2 if axis is None else axis + 1, "offset": offset.tolist()}
+    )
+
+
+def _maps_below(top: Top) -> Iterator[tuple[Top, Map]]:
+    """``top`` and the tops below it, nearest first, each with the map from its coordinates to those of ``top``."""
+    waiting: list[tuple[Top, Map]] = [(top, (None, 1, 0))]
+    seen = {top}
+    while waiting:
+        current, map_ = waiting.pop(0)
+        yield current, map_
+        # The second bottom of a Crop only says how large to cut.
+        bottoms = current.fn.inputs[:1] if current.fn.type_name == "Crop" else current.fn.inputs
+        for bottom in bottoms:
+            if bottom in seen:
+                continue
+            try:
+                below = compose(map_, coord_map(current.fn))
+            except UndefinedMapException:
+                continue
+            seen.add(bottom)
+            waiting.append((bottom, below))
+
+
+def _spatial(given: Mapping[str, Any], name: str, short: str, default: int | None) -> Any:
+    if f"{short}_h" in given or f"{short}_w" in given:
+        fallback = default or 0
+        return np.array([given.get(f"{short}_h", fallback), given.get(f"{short}_w", fallback)])
+    value = given.get(name, default)
+    if value is None:
+        raise UndefinedMapException(f"a layer with windows needs {name}")
+    return value if np.isscalar(value) else np.array(value)

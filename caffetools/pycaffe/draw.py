@@ -1,0 +1,129 @@
+"""``caffe.draw``: a net as a picture. The graph is written in the language of Graphviz; its ``dot`` makes pictures of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from caffetools.errors import CaffeToolsError
+from caffetools.files import atomic_write
+from caffetools.net.state import layer_included, make_state
+from caffetools.proto.schema import enum_name
+
+PathLike = str | os.PathLike[str]
+
+_COLOURS = {"Convolution": "#ff5050", "Deconvolution": "#ff5050", "Pooling": "#ff9900", "InnerProduct": "#cc33ff"}
+_OTHER, _BLOB = "#6495ed", "#e0e0e0"
+
+
+def draw_net_to_file(caffe_net: Any, filename: PathLike, rankdir: str = "LR", phase: int | None = None, display_lrm: bool = False) -> None:
+    """Draw a ``NetParameter`` to a file: .dot or .gv as text, any other kind (.png, .svg, .pdf) by Graphviz.
+
+    Raises:
+        CaffeToolsError: Graphviz is not installed, or does not know the kind of picture.
+    """
+    kind = Path(filename).suffix.lstrip(".") or "dot"
+    with atomic_write(filename) as stream:
+        stream.write(draw_net(caffe_net, rankdir, kind, phase, display_lrm))
+
+
+def draw_net(caffe_net: Any, rankdir: str, ext: str = "png", phase: int | None = None, display_lrm: bool = False) -> bytes:
+    """The bytes of a picture of a ``NetParameter``, of the kind ``ext``. Raises :class:`CaffeToolsError` as :func:`draw_net_to_file`."""
+    text = dot_text(caffe_net, rankdir, phase=phase, display_lrm=display_lrm).encode()
+    return text if ext in ("dot", "gv") else render(text, ext)
+
+
+def render(text: bytes, ext: str) -> bytes:
+    """Let Graphviz make a picture of the kind ``ext`` of a graph. Raises :class:`CaffeToolsError`."""
+    dot = shutil.which("dot")
+    if dot is None:
+        raise CaffeToolsError(f"a .{ext} picture of a net needs Graphviz, whose program 'dot' is not installed; or write a .dot file")
+    done = subprocess.run([dot, f"-T{ext}"], input=text, capture_output=True, check=False)
+    if done.returncode:
+        raise CaffeToolsError(f"Graphviz cannot draw the net: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def dot_text(caffe_net: Any, rankdir: str = "LR", label_edges: bool = True, phase: int | None = None, display_lrm: bool = False) -> str:
+    """The graph of a ``NetParameter`` in Graphviz's language: boxes are layers, octagons blobs.
+
+    Args:
+        rankdir: "LR", "TB", "BT" or "RL". label_edges: say how many outputs or channels a layer makes.
+        phase: Only the layers of that phase. display_lrm: Say the learning rate multipliers of weights and bias.
+    """
+    lines = [f"digraph {_quoted(caffe_net.name or 'net')} {{", f"  rankdir={_quoted(rankdir)};", '  node [fontname="Helvetica"];']
+    blobs: set[str] = set()
+    for index, layer in enumerate(_layers(caffe_net, phase)):
+        node = f"layer{index}"
+        label = get_layer_label(layer, rankdir, display_lrm)
+        colour = choose_color_by_layertype(layer.type)
+        if list(layer.top) == list(layer.bottom):
+            # In place: the blob stays one, and the layer stands beside it.
+            lines.append(f'  {node} [label={_quoted(label)}, shape=box, style="filled,dashed", fillcolor="{colour}"];')
+        else:
+            lines.append(f'  {node} [label={_quoted(label)}, shape=box, style=filled, fillcolor="{colour}"];')
+        blobs.update([*layer.bottom, *layer.top])
+        lines += [f"  {_blob(bottom)} -> {node};" for bottom in layer.bottom]
+        edge = f" [label={_quoted(get_edge_label(layer))}]" if label_edges and get_edge_label(layer) else ""
+        lines += [f"  {node} -> {_blob(top)}{edge};" for top in layer.top]
+    for name in sorted(blobs):
+        lines.append(f'  {_blob(name)} [label={_quoted(name)}, shape=octagon, style=filled, fillcolor="{_BLOB}"];')
+    return "\n".join([*lines, "}", ""])
+
+
+def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:
+    """What stands in a layer's box: its name, type, and kernel, stride and pad where it has them."""
+    parts = [str(layer.name), f"({layer.type})"]
+    if layer.type in ("Convolution", "Deconvolution", "Pooling"):
+        param = layer.pooling_param if layer.type == "Pooling" else layer.convolution_param
+        if layer.type == "Pooling":
+            parts[1] = f"({enum_name(param, 'pool')} Pooling)"
+        parts += [f"{what} {_window(param, name, short, default)}" for what, name, short, default in _WINDOWS]
+    if display_lrm and layer.type in ("Convolution", "Deconvolution", "InnerProduct"):
+        parts += [f"lr mult {', '.join(f'{p.lr_mult:g}' for p in layer.param) or '1, 1'}"]
+    # Wide graphs have room in height.
+    return ("\n" if rankdir in ("LR", "RL") else "  ").join(parts)
+
+
+def get_edge_label(layer: Any) -> str:
+    """What stands at the arrow out of a layer: the number of its outputs or channels, or a data layer's batch."""
+    if layer.type == "Data":
+        return f"Batch {layer.data_param.batch_size}"
+    if layer.type in ("Convolution", "Deconvolution"):
+        return str(layer.convolution_param.num_output)
+    return str(layer.inner_product_param.num_output) if layer.type == "InnerProduct" else ""
+
+
+def choose_color_by_layertype(layertype: str) -> str:
+    """The colour of a layer's box."""
+    return _COLOURS.get(layertype, _OTHER)
+
+
+_WINDOWS = (("kernel size", "kernel_size", "kernel", 0), ("stride", "stride", "stride", 1), ("pad", "pad", "pad", 0))
+
+
+def _window(param: Any, name: str, short: str, default: int) -> str:
+    if param.HasField(f"{short}_h") or param.HasField(f"{short}_w"):
+        return f"{getattr(param, f'{short}_h')}x{getattr(param, f'{short}_w')}"
+    value = getattr(param, name)
+    values = list(value) if hasattr(value, "extend") else [value]
+    return "x".join(map(str, values)) or str(default)
+
+
+def _layers(net: Any, phase: int | None) -> Iterator[Any]:
+    for layer in net.layer:
+        if phase is None or layer_included(layer, make_state(phase)):
+            yield layer
+
+
+def _blob(name: str) -> str:
+    return _quoted(f"blob {name}")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

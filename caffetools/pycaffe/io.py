@@ -1,0 +1,137 @@
+"""``caffe.io``: pictures and arrays for nets, as Caffe's Python module makes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.data import datum as datums
+from caffetools.data.images import check_whole, read_bytes
+from caffetools.errors import DataError
+from caffetools.layers.base import shown
+from caffetools.proto import blobs as protos
+from caffetools.proto import wire
+from caffetools.proto.schema import BlobProto, BlobProtoVector
+from caffetools.pycaffe.resize import resize_image
+from caffetools.pycaffe.transformer import Transformer
+
+__all__ = [
+    "Transformer",
+    "array_to_blobproto",
+    "array_to_datum",
+    "arraylist_to_blobprotovector_str",
+    "blobproto_to_array",
+    "blobprotovector_str_to_arraylist",
+    "datum_to_array",
+    "load_image",
+    "oversample",
+    "resize_image",
+]
+
+PathLike = str | os.PathLike[str]
+Array = NDArray[np.float32]
+
+# How much red, green and blue count for grey, in scikit-image and so in Caffe's module.
+_GREY = (0.2125, 0.7154, 0.0721)
+
+
+def load_image(filename: PathLike, color: bool = True) -> Array:
+    """Read a picture: float32 (H, W, C) in [0, 1], RGB.
+
+    Args:
+        color: Three channels (grey pictures are repeated, transparency is dropped); False gives one channel of grey.
+
+    Raises:
+        DataError: the file is missing or is no picture.
+    """
+    import cv2
+
+    data = read_bytes(filename)
+    check_whole(data, os.fspath(filename))
+    image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise DataError(f"{os.fspath(filename)}: not a picture that OpenCV can decode, or a damaged one")
+    values = image.astype(np.float64)
+    if np.issubdtype(image.dtype, np.integer):
+        values /= np.iinfo(image.dtype).max
+    if values.ndim == 2:
+        values = values[:, :, np.newaxis]
+        grey: Array = np.repeat(values, 3 if color else 1, axis=2).astype(np.float32)
+        return grey
+    rgb = values[:, :, 2::-1]
+    if color:
+        return np.ascontiguousarray(rgb, np.float32)
+    weighed: Array = (rgb @ np.array(_GREY))[:, :, np.newaxis].astype(np.float32)
+    return weighed
+
+
+def oversample(images: Sequence[NDArray[Any]] | NDArray[Any], crop_dims: Sequence[int] | NDArray[Any]) -> Array:
+    """Four corners and the centre of each picture (H, W, C), then the same mirrored.
+
+    Args:
+        images: Pictures of one size. crop_dims: (height, width) of the crops.
+
+    Returns:
+        float32 (10 · pictures, height, width, C).
+
+    Raises:
+        DataError: a crop does not fit in.
+    """
+    shape = np.array(images[0].shape)
+    height, width = (int(n) for n in crop_dims)
+    room = shape[:2] - (height, width)
+    if room.min() < 0:
+        raise DataError(f"crops of {height} x {width} do not fit in pictures of {shown(shape[:2].tolist())}")
+    corners = [(y, x) for y in (0, int(room[0])) for x in (0, int(room[1]))]
+    centre = (int(shape[0] / 2.0 - height / 2.0), int(shape[1] / 2.0 - width / 2.0))
+    crops = np.empty((len(images), 2, 5, height, width, int(shape[-1])), np.float32)
+    for index, image in enumerate(images):
+        for place, (y, x) in enumerate([*corners, centre]):
+            crops[index, 0, place] = image[y : y + height, x : x + width]
+        crops[index, 1] = crops[index, 0, :, :, ::-1]
+    return crops.reshape(-1, height, width, int(shape[-1]))
+
+
+def blobproto_to_array(blob: Any, return_diff: bool = False) -> Array:
+    """The data (or the diff) of a ``BlobProto`` message as a float32 array. Raises :class:`DataError` where it does not fit its shape."""
+    try:
+        return np.array(protos.blob_to_array(blob, diff=return_diff))
+    except wire.WireError as error:
+        raise DataError(f"the BlobProto is not well formed: {error}") from None
+
+
+def array_to_blobproto(arr: NDArray[Any], diff: NDArray[Any] | None = None) -> Any:
+    """A ``BlobProto`` message of an array, and of its diff where there is one."""
+    blob = BlobProto()
+    blob.shape.dim.extend(arr.shape)
+    blob.data.extend(arr.astype(float).flat)
+    if diff is not None:
+        blob.diff.extend(diff.astype(float).flat)
+    return blob
+
+
+def arraylist_to_blobprotovector_str(arraylist: Sequence[NDArray[Any]]) -> bytes:
+    """Arrays as a serialized ``BlobProtoVector``."""
+    vector = BlobProtoVector()
+    vector.blobs.extend([array_to_blobproto(array) for array in arraylist])
+    serialized: bytes = vector.SerializeToString()
+    return serialized
+
+
+def blobprotovector_str_to_arraylist(text: bytes) -> list[Array]:
+    """The arrays of a serialized ``BlobProtoVector``."""
+    return [blobproto_to_array(blob) for blob in BlobProtoVector.FromString(text).blobs]
+
+
+def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Any:
+    """A ``Datum`` of (C, H, W): uint8 as bytes, anything else as floats. Raises :class:`DataError` for another number of axes."""
+    return datums.array_to_datum(arr, label)
+
+
+def datum_to_array(datum: Any) -> NDArray[Any]:
+    """The values of a ``Datum`` (C, H, W): uint8, or float. Raises :class:`DataError` where they do not fit its size."""
+    return np.array(datums.datum_to_array(datum))

@@ -1,0 +1,268 @@
+"""``NetSpec``: writing a network as Python expressions.
+
+``L.Convolution(bottom, kernel_size=3, num_output=8)`` is a layer of type Convolution, applied to a top and giving one (or ``ntop`` of
+them). Which field of ``LayerParameter`` an argument is meant for is looked up in the schema: ``convolution_param`` for the
+arguments of a Convolution that it has, ``LayerParameter`` itself for others (``param``, ``include``, ``loss_weight``, ``name``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from caffetools.errors import NetError
+from caffetools.proto.schema import LayerParameter, NetParameter, message_class
+from caffetools.pycaffe.errors import closest
+
+
+class Top:
+    """Output ``n`` of a layer: what other layers take as a bottom."""
+
+    def __init__(self, fn: Function, n: int):
+        self.fn, self.n = fn, n
+
+    def to_proto(self) -> Any:
+        """The ``NetParameter`` of this top and all that it needs."""
+        return to_proto(self)
+
+    def __repr__(self) -> str:
+        return f"<top {self.n} of {self.fn!r}>"
+
+
+class Function:
+    """A layer: its type, its bottoms and its parameters; ``tops`` are what it makes."""
+
+    def __init__(self, type_name: str, inputs: tuple[Any, ...], params: dict[str, Any]):
+        for index, top in enumerate(inputs):
+            if not isinstance(top, Top):
+                raise TypeError(f"bottom {index} of a {type_name} layer must be a top of another layer, not {top!r}")
+        self.type_name, self.inputs = type_name, tuple(inputs)
+        self.params = dict(params)
+        self.ntop = int(self.params.pop("ntop", 1))
+        self.in_place = bool(self.params.pop("in_place", False))
+        self.tops = tuple(Top(self, n) for n in range(self.ntop))
+
+    def to_proto(self) -> Any:
+        """The ``NetParameter`` of this layer and all that it needs."""
+        return to_proto(self)
+
+    def __repr__(self) -> str:
+        return f"<{self.type_name} layer>"
+
+
+class NetSpec:
+    """A network being written: tops set as attributes (or items) name blobs, and :meth:`to_proto` writes their layers in order."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "tops", OrderedDict())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.tops[name]
+        except KeyError:
+            raise AttributeError(f"the net has no top '{name}'{closest(name, self.tops)}") from None
+
+    def __delattr__(self, name: str) -> None:
+        del self.tops[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.tops[name] = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.tops[name]
+
+    def __delitem__(self, name: str) -> None:
+        del self.tops[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tops
+
+    def to_proto(self) -> Any:
+        """The ``NetParameter`` of all that was set, and all that it needs. Raises :class:`NetError` for a wrong argument of a layer."""
+        return _write(self.tops)
+
+
+class _Layers:
+    """``layers.TYPE(*bottoms, **params)``: a layer's tops; the layer itself for ``ntop=0``."""
+
+    def __getattr__(self, type_name: str) -> Any:
+        if type_name.startswith("__"):
+            raise AttributeError(type_name)
+
+        def make(*bottoms: Any, **params: Any) -> Any:
+            function = Function(type_name, bottoms, params)
+            return function if function.ntop == 0 else function.tops[0] if function.ntop == 1 else function.tops
+
+        return make
+
+
+class _Enums:
+    """``params.Pooling.MAX``: an enum value of ``PoolingParameter``."""
+
+    class _Message:
+        def __init__(self, name: str):
+            self._name = name
+
+        def __getattr__(self, value: str) -> int:
+            return getattr(message_class(f"{self._name}Parameter"), value)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> _Message:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._Message(name)
+
+
+layers = _Layers()
+params = _Enums()
+
+
+def to_proto(*tops: Any) -> Any:
+    """The ``NetParameter`` of ``tops`` (or layers without tops) and all that they need; blobs get names such as Convolution1."""
+    return _write(OrderedDict((f"\0{index}", top) for index, top in enumerate(tops)))
+
+
+@cache
+def param_name_dict() -> dict[str, str]:
+    """Layer type → the name of its field in ``LayerParameter``, without ``_param``: ``{"Convolution": "convolution", …}``."""
+    names = {}
+    for field in LayerParameter.DESCRIPTOR.fields:
+        if field.message_type is not None and field.name.endswith("_param") and field.message_type.name.endswith("Parameter"):
+            # The first counts: forks have second fields of a message, such as relu6_param.
+            names.setdefault(field.message_type.name.removesuffix("Parameter"), field.name.removesuffix("_param"))
+    # Layers that take another's parameters.
+    names.update(
+        {"Deconvolution": "convolution", "Im2col": "convolution", "SoftmaxWithLoss": "softmax", "RNN": "recurrent", "LSTM": "recurrent"}
+    )
+    return names
+
+
+def assign_proto(message: Any, name: str, value: Any) -> None:
+    """Set a field of a message from Python values: numbers, text, dicts for messages, lists (or one value) for repeated fields.
+
+    Raises:
+        AttributeError: there is no such field. TypeError, ValueError: the value does not suit it.
+    """
+    field = message.DESCRIPTOR.fields_by_name.get(name)
+    if field is None:
+        known = list(message.DESCRIPTOR.fields_by_name)
+        raise AttributeError(f"{message.DESCRIPTOR.name} has no field '{name}'{closest(name, known)}")
+    current = getattr(message, name)
+    if hasattr(current, "extend"):
+        for item in _listed(value):
+            if field.message_type is None:
+                current.append(_enum(field, item))
+            elif isinstance(item, dict):
+                _assign_all(current.add(), item)
+            else:
+                current.add().CopyFrom(item)
+    elif field.message_type is not None:
+        if isinstance(value, dict):
+            current.SetInParent()
+            _assign_all(current, value)
+        else:
+            current.CopyFrom(value)
+    else:
+        setattr(message, name, _enum(field, value))
+
+
+def _assign_all(message: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        assign_proto(message, name, value)
+
+
+def _listed(value: Any) -> Iterator[Any]:
+    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
+        yield value
+    else:
+        yield from value
+
+
+def _enum(field: Any, value: Any) -> Any:
+    if field.enum_type is not None and isinstance(value, str):
+        number = field.enum_type.values_by_name.get(value)
+        if number is None:
+            raise ValueError(f"'{value}' is none of {', '.join(field.enum_type.values_by_name)} ({field.name})")
+        return number.number
+    # NumPy's numbers are no numbers to protobuf.
+    return value.item() if hasattr(value, "item") else value
+
+
+def _write(named: OrderedDict[str, Any]) -> Any:
+    writer = _Writer({value: name for name, value in named.items() if not name.startswith("\0")})
+    for name, value in named.items():
+        if not isinstance(value, (Top, Function)):
+            raise TypeError(
+                f"'{name}' must be a top, or a layer with ntop=0, not {value!r}; several tops are set as n.a, n.b = L.X(ntop=2)"
+            )
+        writer.add(value.fn if isinstance(value, Top) else value)
+    net = NetParameter()
+    net.layer.extend(writer.written.values())
+    return net
+
+
+class _Writer:
+    """Writes layers after those that they need, and names what has no name."""
+
+    def __init__(self, names: dict[Any, str]):
+        self.names = names
+        self.written: OrderedDict[Function, Any] = OrderedDict()
+        self.counts: Counter[str] = Counter()
+
+    def add(self, function: Function) -> None:
+        # Not by recursion: a ResNet is deeper than Python's stack.
+        waiting: list[tuple[Function, bool]] = [(function, False)]
+        while waiting:
+            item, ready = waiting.pop()
+            if item in self.written:
+                continue
+            if ready:
+                self.written[item] = self._layer(item)
+            else:
+                waiting.append((item, True))
+                waiting += [(top.fn, False) for top in reversed(item.inputs)]
+
+    def _layer(self, function: Function) -> Any:
+        layer = LayerParameter(type=function.type_name)
+        layer.bottom.extend(self.written[top.fn].top[top.n] for top in function.inputs)
+        if function.in_place:
+            layer.top.extend(layer.bottom)
+        else:
+            layer.top.extend(self._top_name(top) for top in function.tops)
+        layer.name = self._name(function)
+        for name, value in function.params.items():
+            self._set(layer, function, name, value)
+        return layer
+
+    def _set(self, layer: Any, function: Function, name: str, value: Any) -> None:
+        try:
+            inner = param_name_dict().get(function.type_name)
+            if not name.endswith("param") and inner is not None:
+                message = getattr(layer, f"{inner}_param")
+                if name in message.DESCRIPTOR.fields_by_name:
+                    assign_proto(message, name, value)
+                    return
+            if name not in layer.DESCRIPTOR.fields_by_name and inner is not None:
+                known = [*getattr(layer, f"{inner}_param").DESCRIPTOR.fields_by_name, *layer.DESCRIPTOR.fields_by_name]
+                raise AttributeError(f"there is no parameter '{name}'{closest(name, known)}")
+            assign_proto(layer, name, value)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise NetError(f"({function.type_name}) {name}={value!r}: {error}", layer=layer.name) from None
+
+    def _name(self, function: Function) -> str:
+        if function not in self.names:
+            self.names[function] = self._top_name(function.tops[0]) if function.tops else self._count(function)
+        return self.names[function]
+
+    def _top_name(self, top: Top) -> str:
+        if top not in self.names:
+            self.names[top] = self._count(top.fn)
+        return self.names[top]
+
+    def _count(self, function: Function) -> str:
+        self.counts[function.type_name] += 1
+        return f"{function.type_name}{self.counts[function.type_name]}"

@@ -1,0 +1,1 @@
+"""``caffe.proto``: the messages, in :mod:`caffetools.pycaffe.proto.caffe_pb2`."""

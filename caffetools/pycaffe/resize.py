@@ -1,0 +1,79 @@
+"""Resizing pictures as ``caffe.io`` does, by the rules of the scikit-image and SciPy of Caffe's time: no smoothing before shrinking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.errors import DataError
+
+Array = NDArray[np.float32]
+
+
+def resize_image(im: NDArray[Any], new_dims: Sequence[int] | NDArray[Any], interp_order: int = 1) -> Array:
+    """Resize a picture (H, W, C) to ``new_dims`` (height, width).
+
+    Args:
+        im: One or three channels are sampled at pixel centres, with everything outside of the picture at its minimum; any other
+            number with the corners of both pictures in one place (SciPy's zoom).
+        interp_order: 1 is linear, 0 takes the nearest pixel.
+
+    Returns:
+        float32 (height, width, C).
+
+    Raises:
+        DataError: another order, or a picture that has not three axes.
+    """
+    if interp_order not in (0, 1):
+        raise DataError(f"resize_image: interp_order {interp_order} is not supported; 0 (nearest) and 1 (linear) are")
+    if im.ndim != 3:
+        raise DataError(f"resize_image needs a picture of height x width x channels, not of {im.ndim} axes")
+    height, width = (int(n) for n in new_dims)
+    picture = im.astype(np.float64)
+    low, high = float(picture.min()), float(picture.max())
+    if im.shape[-1] not in (1, 3):
+        rows, columns = _aligned(height, im.shape[0]), _aligned(width, im.shape[1])
+        return _sample(picture, rows, columns, interp_order).astype(np.float32)
+    if low == high:
+        return np.full((height, width, im.shape[-1]), low, np.float32)
+    # Outside of the picture there is a border of its minimum.
+    picture = np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=low)
+    rows, columns = _centred(height, im.shape[0]) + 1, _centred(width, im.shape[1]) + 1
+    return _sample(picture, rows, columns, interp_order).astype(np.float32)
+
+
+def _centred(new: int, old: int) -> NDArray[Any]:
+    """Where in ``old`` pixels the centres of ``new`` pixels lie."""
+    places: NDArray[Any] = (np.arange(new) + 0.5) * (old / new) - 0.5
+    return places
+
+
+def _aligned(new: int, old: int) -> NDArray[Any]:
+    """Where in ``old`` pixels ``new`` pixels lie whose first and last are the old ones."""
+    places: NDArray[Any] = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
+    return places
+
+
+def _sample(picture: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any], order: int) -> NDArray[Any]:
+    """``picture`` at every row and column given; both lie inside."""
+    if order == 0:
+        nearest: NDArray[Any] = picture[_rounded(rows)[:, None], _rounded(columns)[None, :]]
+        return nearest
+    down = _between(picture, rows, 0)
+    return _between(down, columns, 1)
+
+
+def _rounded(places: NDArray[Any]) -> NDArray[np.intp]:
+    return np.floor(places + 0.5).astype(np.intp)
+
+
+def _between(picture: NDArray[Any], places: NDArray[Any], axis: int) -> NDArray[Any]:
+    size = picture.shape[axis]
+    first = np.clip(np.floor(places).astype(np.intp), 0, max(size - 2, 0))
+    part = (places - first).reshape([-1 if a == axis else 1 for a in range(picture.ndim)])
+    low, high = (np.take(picture, np.minimum(first + step, size - 1), axis) for step in (0, 1))
+    between: NDArray[Any] = low * (1 - part) + high * part
+    return between

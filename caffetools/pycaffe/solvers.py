@@ -1,0 +1,207 @@
+"""The solvers, as ``caffe.SGDSolver`` and its like: nets that one can look into between iterations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffetools.errors import CaffeToolsError
+from caffetools.net.net import Net as TorchNet
+from caffetools.net.stepwise import Stepwise
+from caffetools.proto.text import read_solver
+from caffetools.proto.upgrade import upgrade_solver
+from caffetools.pycaffe import mode
+from caffetools.pycaffe.files import share
+from caffetools.pycaffe.net import Net
+from caffetools.solver import solver as engine
+from caffetools.solver.observers import Observer, Snapshot, Tested
+
+PathLike = str | os.PathLike[str]
+
+
+class Solver:
+    """Trains the net of a solver prototxt. The type is the file's own, or that of the class.
+
+    Attributes:
+        net, test_nets: pycaffe nets; after :meth:`step` their blobs and diffs are those of the last iteration. param: the
+        ``SolverParameter``. iter: how many updates were made.
+
+    Raises:
+        PrototxtError, NetError, CaffeToolsError: solver or nets are wrong.
+    """
+
+    _TYPE: str | None = None
+
+    def __init__(self, solver_file: PathLike):
+        param = upgrade_solver(read_solver(solver_file))
+        if self._TYPE is not None:
+            param.type = self._TYPE
+        self._core = _Engine(param, path=solver_file, device=mode.device(), log=_log)
+        self.net = Net._around(self._core.net, self._core.run)
+        self.test_nets = [Net._around(net, run) for net, run in zip(self._core.test_nets, self._core.test_runs, strict=True)]
+
+    @property
+    def type(self) -> str:
+        """The update rule: "SGD", "Adam", …"""
+        return str(self._core.param.type)
+
+    @property
+    def param(self) -> Any:
+        """The ``SolverParameter``."""
+        return self._core.param
+
+    @property
+    def iter(self) -> int:
+        """How many updates were made."""
+        return self._core.iteration
+
+    def step(self, iters: int) -> None:
+        """Make that many updates, with the tests, displays and snapshots that fall due."""
+        self.net._prepare()
+        self._core.step(iters)
+
+    def solve(self, resume_file: PathLike | None = None) -> None:
+        """Train up to max_iter, from ``resume_file`` (a .solverstate) if given."""
+        if resume_file:
+            self.restore(resume_file)
+        self.net._prepare()
+        self._core.solve()
+
+    def apply_update(self) -> None:
+        """Update the parameters from their diffs as they are, at the present iteration's rate; for loops that run the net themselves."""
+        self.net._prepare()
+        self._core.update()
+
+    def snapshot(self) -> Snapshot:
+        """Write a .caffemodel and a .solverstate under the solver's snapshot_prefix."""
+        self.net._prepare()
+        return self._core.snapshot()
+
+    def restore(self, state_file: PathLike) -> None:
+        """Go on from a .solverstate."""
+        self._core.restore(state_file)
+
+    def add_callback(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None = None) -> None:
+        """Call ``on_start()`` before each iteration, and ``on_gradients_ready()`` before each update."""
+        self._core.observers.append(_Callbacks(on_start, on_gradients_ready))
+
+    add_callbacks = add_callback
+
+    def share_weights(self, net: Net) -> None:
+        """Make ``net`` use the parameters of this solver's net."""
+        share(net._net, self._core.net)
+
+    def test_all(self) -> list[Tested]:
+        """Run every test net over its batches; the mean outputs."""
+        return self._core.test_all()
+
+
+class SGDSolver(Solver):
+    """Stochastic gradient descent with momentum."""
+
+    _TYPE = "SGD"
+
+
+class NesterovSolver(Solver):
+    """Nesterov's accelerated gradient."""
+
+    _TYPE = "Nesterov"
+
+
+class AdaGradSolver(Solver):
+    """AdaGrad."""
+
+    _TYPE = "AdaGrad"
+
+
+class RMSPropSolver(Solver):
+    """RMSProp."""
+
+    _TYPE = "RMSProp"
+
+
+class AdaDeltaSolver(Solver):
+    """AdaDelta."""
+
+    _TYPE = "AdaDelta"
+
+
+class AdamSolver(Solver):
+    """Adam."""
+
+    _TYPE = "Adam"
+
+
+_CLASSES = {cls._TYPE: cls for cls in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)}
+
+
+def get_solver(solver_file: PathLike) -> Solver:
+    """The solver of the type that the file asks for. Raises :class:`CaffeToolsError` for an unknown one."""
+    kind = upgrade_solver(read_solver(solver_file)).type
+    if kind not in _CLASSES:
+        raise CaffeToolsError(f"{os.fspath(solver_file)}: unknown solver type '{kind}'; it is one of {', '.join(_CLASSES)}")
+    return _CLASSES[kind](solver_file)
+
+
+class _Engine(engine.Solver):
+    """The solver, running its nets layer by layer so that every blob and diff can be read, and clearing diffs when Caffe does."""
+
+    def _build_nets(self, device: torch.device) -> None:
+        super()._build_nets(device)
+        for net in (self.net, *self.test_nets):
+            for parameter in net.parameters():
+                # As arrays show them. The solver's history takes the same order, and fused updates rely on it.
+                parameter.data = parameter.data.contiguous()
+        self.run = Stepwise(self.net)
+        self.test_runs = [Stepwise(net) for net in self.test_nets]
+
+    def update(self) -> None:
+        """One update from the diffs there are."""
+        self.rate = self.learning_rate.at(self.iteration)
+        self.tell("before_update")
+        self.rule.apply(self.rate, self.iteration)
+        self.iteration += 1
+        self.tell("after_update")
+
+    def _iterate(self) -> None:
+        # Diffs stay to be read until the next iteration begins.
+        self.run.clear_param_diffs()
+        self.losses.append(self._forward_backward())
+        self.update()
+
+    def _forward_backward(self) -> Tensor:
+        total = torch.zeros(())
+        for _ in range(self.param.iter_size):
+            total += self._forward()
+            self.run.backward()
+        return total / int(self.param.iter_size)
+
+    def _forward(self) -> Tensor:
+        loss = self.run.forward()
+        self.outputs = {name: self.run.blobs[name].data.value() for name in self.net.outputs}
+        return torch.tensor(loss)
+
+    def _pass(self, net: TorchNet, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        run = next(run for run in self.test_runs if run.net is net)
+        run.forward(record=False)
+        return {name: run.blobs[name].data.value() for name in {*net.outputs, *net.loss_weights}}
+
+
+class _Callbacks(Observer):
+    def __init__(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None):
+        self.on_start, self.on_gradients_ready = on_start, on_gradients_ready
+
+    def before_iteration(self, solver: engine.Solver) -> None:
+        self.on_start()
+
+    def before_update(self, solver: engine.Solver) -> None:
+        if self.on_gradients_ready is not None:
+            self.on_gradients_ready()
+
+
+def _log(place: str, message: str) -> None:
+    mode.log.info("%s] %s", place, message)

@@ -1,0 +1,276 @@
+"""The run as Caffe: against Caffe's golden values, against the run as a module, and in what only it can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from caffetools.errors import NetError
+from caffetools.net.net import Net
+from caffetools.net.stepwise import Stepwise
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.text import parse
+from tests.layers.test_golden import CASES, FOLDER, set_parameters
+
+WITH_GRADIENTS = [case for case in CASES if case["backward"]]
+
+
+@pytest.mark.parametrize("looking", [False, True], ids=["unseen", "looked-at"])
+@pytest.mark.parametrize("case", WITH_GRADIENTS, ids=lambda c: f"{c['group']}-{c['id']}")
+def test_a_stepwise_run_gives_the_numbers_of_caffe(case: dict[str, Any], looking: bool) -> None:
+    with np.load(FOLDER / case["npz"]) as file:
+        arrays = dict(file)
+    phase = TRAIN if case["phase"] == "TRAIN" else TEST
+    net = Net.from_file(FOLDER / case["prototxt"], phase, level=case.get("level", 0), stages=case.get("stages", ()))
+    set_parameters(net, arrays)
+    run = Stepwise(net)
+    # Arrays that are alive make the engine write into their memory.
+    alive = [m.array() for slot in run.blobs.values() for m in (slot.data, slot.diff)] if looking else []
+    for step in range(case["forwards"]):
+        prefix = "in:" if step == case["forwards"] - 1 else f"in{step}:"
+        run.feed({k.removeprefix(prefix): torch.from_numpy(a) for k, a in arrays.items() if k.startswith(prefix)})
+        loss = run.forward()
+    forward = {name: slot.data.array().copy() for name, slot in run.blobs.items()}
+    for name in case["top_diffs"]:
+        run.blobs[name].diff.write(torch.from_numpy(arrays[f"topdiff:{name}"]).reshape(run.blobs[name].shape))
+    run.backward()
+    check(run, case, arrays, forward, loss)
+    assert len(alive) == (2 * len(run.blobs) if looking else 0)
+
+
+def check(run: Stepwise, case: dict[str, Any], arrays: dict[str, NDArray[Any]], forward: dict[str, NDArray[Any]], loss: float) -> None:
+    for key, expected in arrays.items():
+        kind, _, name = key.partition(":")
+        tolerance = case["tolerance"]
+        if kind == "out":
+            got: Any = forward[name]
+            tolerance = case.get("forward_tolerance", tolerance)
+        elif kind == "total_loss":
+            got = loss
+        elif kind == "indiff":
+            got = run.blobs[name].diff.array()
+        elif kind == "paramdiff":
+            layer, index = name.split(":")
+            gradient = run.net.layer(layer).blobs[int(index)].grad
+            got = np.zeros_like(expected) if gradient is None else gradient.numpy()
+        elif kind == "paramafter":
+            layer, index = name.split(":")
+            got = run.net.layer(layer).blobs[int(index)].detach().numpy()
+        else:
+            continue
+        np.testing.assert_allclose(got, expected, **tolerance, err_msg=key)
+
+
+DATA = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 6 dim: 6 } } }\n'
+
+
+def conv(name: str, bottom: str, more: str = "") -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{name}" {more} '
+        'convolution_param { num_output: 3 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }\n'
+    )
+
+
+def layer(name: str, kind: str, bottoms: list[str], top: str, more: str = "") -> str:
+    return f'layer {{ name: "{name}" type: "{kind}" {" ".join(f"bottom: {b!r}" for b in bottoms)} top: "{top}" {more} }}\n'
+
+
+def run_of(text: str, phase: int = TRAIN) -> Stepwise:
+    torch.manual_seed(3)
+    return Stepwise(Net(parse(DATA + text, NetParameter), phase))
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# A net with a blob that three layers read, a layer in place, a loss weight on a blob that is read, and a shared parameter.
+FORKED = (
+    conv("a", "data", 'param { name: "w" }')
+    + layer("relu", "ReLU", ["a"], "a")
+    + conv("b", "a", 'param { name: "w" }')
+    + conv("c", "a")
+    + layer("sum", "Eltwise", ["b", "c", "a"], "sum")
+    + layer("squash", "Sigmoid", ["sum"], "squash", "loss_weight: 0.5")
+    + layer("size", "Reduction", ["squash"], "size", "reduction_param { operation: SUMSQ } loss_weight: 2")
+)
+
+
+def test_stepwise_and_module_runs_give_the_same_loss_and_gradients() -> None:
+    run = run_of(FORKED)
+    x = noise(2, 3, 6, 6)
+    run.feed({"data": x})
+    loss = run.forward()
+    run.backward()
+    stepwise = [p.grad.clone() for p in run.net.parameters() if p.grad is not None]
+    run.net.zero_grad()
+    objective = run.net.total_loss(run.net({"data": x}))
+    objective.backward()
+    assert loss == pytest.approx(objective.item(), rel=1e-6)
+    assert len(stepwise) == 5
+    for mine, parameter in zip(stepwise, run.net.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_every_blob_has_its_own_diff_and_readers_are_summed() -> None:
+    run = run_of(FORKED)
+    run.feed({"data": noise(2, 3, 6, 6)})
+    run.forward()
+    run.backward()
+    s = run.blobs["squash"].data.value()
+    torch.testing.assert_close(run.blobs["squash"].diff.value(), 0.5 + 4 * s)
+    through = run.blobs["sum"].diff.value()
+    torch.testing.assert_close(through, (0.5 + 4 * s) * s * (1 - s))
+    assert torch.equal(run.blobs["b"].diff.value(), through)
+    assert not torch.equal(run.blobs["a"].diff.value(), through)
+    assert run.blobs["size"].diff.value().item() == 2
+
+
+def test_going_back_in_two_ranges_is_going_back_once() -> None:
+    whole, parts = run_of(FORKED), run_of(FORKED)
+    for run in (whole, parts):
+        run.feed({"data": noise(2, 3, 6, 6)})
+        run.forward()
+    whole.backward()
+    # Between the two readers of the blob "a".
+    parts.backward(end=4)
+    parts.backward(start=3)
+    for name in whole.blobs:
+        assert torch.equal(whole.blobs[name].diff.value(), parts.blobs[name].diff.value()), name
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(whole.net.parameters(), parts.net.parameters(), strict=True))
+
+
+def test_forward_in_ranges_continues_from_the_blobs_as_they_are() -> None:
+    run = run_of(FORKED)
+    run.feed({"data": noise(2, 3, 6, 6)})
+    whole = run.forward()
+    run.forward(end=3)
+    assert run.forward(start=4) == pytest.approx(whole)
+    run.blobs["sum"].data.array()[...] = 0
+    assert run.forward(start=6) == pytest.approx(0.5 * 0.5 * 216 + 2 * 0.25 * 216)
+
+
+def test_parameter_diffs_add_up_until_they_are_cleared_and_bottom_diffs_do_not() -> None:
+    run = run_of(FORKED)
+    run.feed({"data": noise(2, 3, 6, 6)})
+    seen = []
+    for _ in range(2):
+        run.forward()
+        run.backward()
+        seen.append((run.net.layer("c").blobs[0].grad.clone(), run.blobs["a"].diff.value().clone()))
+    torch.testing.assert_close(seen[1][0], 2 * seen[0][0])
+    torch.testing.assert_close(seen[1][1], seen[0][1])
+    run.clear_param_diffs()
+    assert not run.net.layer("c").blobs[0].grad.any()
+
+
+def test_diffs_set_by_hand_go_back_from_any_layer() -> None:
+    run = run_of("force_backward: true\n" + conv("a", "data") + layer("relu", "ReLU", ["a"], "r") + conv("b", "r"), TEST)
+    x = noise(2, 3, 6, 6)
+    run.feed({"data": x})
+    run.forward()
+    wanted = noise(2, 3, 6, 6, seed=1)
+    run.blobs["r"].diff.array()[...] = wanted.numpy()
+    run.backward(start=2)
+    x.requires_grad_()
+    blobs = run.net({"data": x}, keep=["r"])
+    torch.testing.assert_close(run.blobs["data"].diff.value(), torch.autograd.grad(blobs["r"], x, wanted)[0])
+    assert run.net.layer("b").blobs[0].grad is None
+
+
+def test_without_a_loss_or_force_backward_nothing_goes_back(caplog: pytest.LogCaptureFixture) -> None:
+    run = run_of(conv("a", "data"), TEST)
+    run.forward()
+    run.blobs["a"].diff.array()[...] = 1
+    run.backward()
+    assert run.net.layer("a").blobs[0].grad is None
+    assert "neither a loss nor force_backward" in caplog.text
+
+
+def test_where_lr_mult_is_zero_no_gradient_is_computed_unless_forced() -> None:
+    text = conv("a", "data") + conv("b", "a", "param { lr_mult: 0 }") + layer("l", "Reduction", ["b"], "l", "loss_weight: 1")
+    for force in (False, True):
+        run = run_of(("force_backward: true\n" if force else "") + text)
+        run.feed({"data": noise(2, 3, 6, 6)})
+        run.forward()
+        run.backward()
+        frozen = run.net.layer("b").blobs[0]
+        assert (frozen.grad is not None) == force
+        assert not frozen.requires_grad
+        assert run.net.layer("a").blobs[0].grad is not None
+        assert run.blobs["data"].diff.is_set == force
+
+
+def test_propagate_down_stops_a_gradient() -> None:
+    run = run_of(
+        conv("a", "data") + conv("b", "a") + layer("l", "EuclideanLoss", ["b", "data"], "l").replace("}", "") + "propagate_down: false "
+        "propagate_down: false }\n"
+    )
+    run.forward()
+    run.backward()
+    assert all(p.grad is None for p in run.net.parameters())
+
+
+def test_an_array_that_is_alive_stays_the_blobs_memory_and_others_cost_nothing() -> None:
+    run = run_of(FORKED)
+    run.feed({"data": noise(2, 3, 6, 6)})
+    run.forward()
+    held = run.blobs["b"].data.array()
+    before = held.copy()
+    run.feed({"data": noise(2, 3, 6, 6, seed=5)})
+    run.forward()
+    assert not np.array_equal(held, before)
+    assert run.blobs["b"].data.array() is held
+    view = held[1]
+    del held
+    assert run.blobs["b"].data.looked_at  # through the view
+    del view
+    assert not run.blobs["b"].data.looked_at
+    assert not run.blobs["c"].data.looked_at
+
+
+def test_editing_one_blob_leaves_blobs_alone_that_the_engine_made_as_views_of_it() -> None:
+    run = run_of(conv("a", "data") + layer("drop", "Dropout", ["a"], "drop") + layer("flat", "Flatten", ["a"], "flat"), TEST)
+    run.feed({"data": noise(2, 3, 6, 6)})
+    run.forward()
+    value = run.blobs["a"].data.array().copy()
+    for _ in range(2):
+        run.blobs["a"].data.array()[...] = -7
+        np.testing.assert_array_equal(run.blobs["drop"].data.array(), value)
+        np.testing.assert_array_equal(run.blobs["flat"].data.array(), value.reshape(2, -1))
+        run.forward()
+        run.forward(start=2)
+
+
+def test_activations_are_let_go_of_unless_they_are_kept() -> None:
+    run = run_of(FORKED)
+    run.forward()
+    run.backward(keep=True)
+    run.backward()
+    assert all(step.leaves is None and not step.tops for step in run.steps)
+    with pytest.raises(NetError, match="layer 'size': has nothing to go back through"):
+        run.backward()
+    run.forward(record=False)
+    with pytest.raises(NetError, match="layer 'size': has nothing to go back through"):
+        run.backward()
+
+
+def test_other_input_shapes_are_followed_layer_by_layer() -> None:
+    run = run_of(FORKED)
+    run.feed({"data": noise(1, 3, 4, 5)})
+    run.forward()
+    run.backward()
+    assert run.blobs["sum"].shape == run.blobs["sum"].diff.value().shape == (1, 3, 4, 5)
+    assert run.net({"data": noise(3, 3, 4, 4)}, keep=["sum"])["sum"].shape == (3, 3, 4, 4)
+    run.feed({"data": noise(2, 2, 6, 6)})
+    with pytest.raises(NetError, match="layer 'a'.*parameter blob 0"):
+        run.forward()
+
+
+def test_a_range_outside_of_the_net_is_an_error() -> None:
+    with pytest.raises(NetError, match="layer 99 is outside of the net '', which has 8 layers"):
+        run_of(FORKED).forward(end=99)

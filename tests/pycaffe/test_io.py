@@ -1,0 +1,142 @@
+"""caffe.io, Classifier and Detector against what Caffe's Python module returned."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from caffetools.errors import DataError
+from caffetools.proto.schema import BlobProto, Datum
+from caffetools.pycaffe import io
+from caffetools.pycaffe.classifier import Classifier
+from caffetools.pycaffe.detector import Detector
+from tests.conftest import GOLDEN
+
+FOLDER = GOLDEN / "io"
+CASES: dict[str, Any] = json.loads((FOLDER / "index.json").read_text())["caffe_io"]
+SETTINGS = {"mean": np.array([100.0, 110.0, 120.0]), "raw_scale": 255, "channel_swap": (2, 1, 0)}
+
+
+def of(kind: str) -> list[str]:
+    return [name for name in CASES if name.split(":")[0] == kind]
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, NDArray[Any]]:
+    with np.load(FOLDER / "caffe_io.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture
+def here() -> Iterator[Path]:
+    before = Path.cwd()
+    os.chdir(FOLDER)
+    yield FOLDER
+    os.chdir(before)
+
+
+def close(got: NDArray[Any], expected: NDArray[Any], tolerance: float = 1e-5) -> None:
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", of("load_image"))
+def test_load_image(name: str, arrays: dict[str, NDArray[Any]]) -> None:
+    path = CASES[name]["call"].split("'")[1]
+    close(io.load_image(FOLDER / path, color=name.endswith(":color")), arrays[name])
+
+
+@pytest.mark.parametrize("name", of("resize"))
+def test_resize_image(name: str, arrays: dict[str, NDArray[Any]]) -> None:
+    _, source, size = name.split(":")
+    dims, order = ((9, 11), 0) if size == "order0" else (tuple(map(int, size.split("x"))), 1)
+    close(io.resize_image(arrays[f"resize_in:{source}"], dims, interp_order=order), arrays[name])
+
+
+@pytest.mark.parametrize("name", of("oversample"))
+def test_oversample(name: str, arrays: dict[str, NDArray[Any]]) -> None:
+    size = tuple(map(int, name.split(":")[1].split("x")))
+    close(io.oversample([arrays["oversample_in:0"], arrays["oversample_in:1"]], size), arrays[name])
+
+
+@pytest.mark.parametrize("name", of("transformer"))
+def test_transformer(name: str, arrays: dict[str, NDArray[Any]]) -> None:
+    settings = dict(CASES[name]["settings"])
+    transformer = io.Transformer({"data": settings.pop("shape")})
+    for key, value in settings.items():
+        getattr(transformer, f"set_{key}")("data", arrays[f"{name}:mean_given"] if key == "mean" else value)
+    if "mean" in settings:
+        np.testing.assert_allclose(transformer.mean["data"], arrays[f"{name}:mean_stored"], rtol=1e-5, atol=1e-5)
+    image = arrays["transformer_image"]
+    before = image.copy()
+    made = transformer.preprocess("data", image)
+    close(made, arrays[f"{name}:pre"])
+    close(transformer.deprocess("data", made), arrays[f"{name}:de"])
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("name", of("classifier"))
+def test_classifier(name: str, arrays: dict[str, NDArray[Any]], here: Path) -> None:
+    _, size, crops = name.split(":")
+    dims = None if size == "net" else tuple(map(int, size.split("x")))
+    classifier = Classifier("tiny_deploy.prototxt", "tiny.caffemodel", image_dims=dims, input_scale=0.5, **SETTINGS)
+    pictures = [io.load_image(file) for file in CASES[name]["files"]]
+    close(classifier.predict(pictures, oversample=crops == "oversample"), arrays[name], 1e-4)
+
+
+@pytest.mark.parametrize("name", of("detector"))
+def test_detector(name: str, arrays: dict[str, NDArray[Any]], here: Path) -> None:
+    pad = 2 if name.endswith("pad2") else None
+    detector = Detector("tiny_deploy.prototxt", "tiny.caffemodel", context_pad=pad, **SETTINGS)
+    windows = [(file, np.array(boxes)) for file, boxes in CASES[name]["windows_ymin_xmin_ymax_xmax"]]
+    found = detector.detect_windows(windows)
+    close(np.stack([detection["prediction"] for detection in found]), arrays[name], 1e-4)
+    assert [str(d["filename"]) for d in found] == [file for file, boxes in windows for _ in boxes]
+
+
+def test_blobproto_has_the_bytes_that_caffe_writes(arrays: dict[str, NDArray[Any]]) -> None:
+    array = arrays["blobproto"]
+    blob = io.array_to_blobproto(array, diff=2 * array)
+    expected = BlobProto.FromString((FOLDER / "blobproto.binaryproto").read_bytes())
+    assert blob == expected
+    np.testing.assert_array_equal(io.blobproto_to_array(expected), array)
+    np.testing.assert_array_equal(io.blobproto_to_array(expected, return_diff=True), 2 * array)
+
+
+def test_datum_has_the_fields_that_caffe_writes(arrays: dict[str, NDArray[Any]]) -> None:
+    array = arrays["datum"]
+    for made, file in (
+        (io.array_to_datum(array, 7), "datum_uint8.bin"),
+        (io.array_to_datum(array.astype(float) / 3, 2), "datum_float.bin"),
+    ):
+        expected = Datum.FromString((FOLDER / file).read_bytes())
+        assert made == expected
+        np.testing.assert_allclose(io.datum_to_array(expected), array if made.data else array / 3, rtol=1e-6)
+
+
+def test_lists_of_arrays_survive_a_blobprotovector() -> None:
+    arrays = [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((1, 2, 1, 2), np.float32)]
+    back = io.blobprotovector_str_to_arraylist(io.arraylist_to_blobprotovector_str(arrays))
+    assert [a.tolist() for a in back] == [a.tolist() for a in arrays]
+
+
+def test_what_does_not_fit_is_said() -> None:
+    transformer = io.Transformer({"data": (1, 3, 4, 4)})
+    with pytest.raises(DataError, match="'dta' is not one of the net's inputs: data"):
+        transformer.set_raw_scale("dta", 255)
+    with pytest.raises(DataError, match="has 3 channels, the mean 2"):
+        transformer.set_mean("data", np.zeros(2))
+    with pytest.raises(DataError, match="interp_order 3 is not supported"):
+        io.resize_image(np.zeros((4, 4, 3), np.float32), (2, 2), interp_order=3)
+    with pytest.raises(DataError, match="do not fit in pictures of 4 x 4"):
+        io.oversample([np.zeros((4, 4, 3))], (5, 5))
+    with pytest.raises(DataError, match=r"none\.png: cannot read the picture"):
+        io.load_image("none.png")
