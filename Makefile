@@ -27,10 +27,16 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt setup.py CMakeLists.txt
+SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard native/*)
+# pip keeps to itself what a build says, so whether there are native kernels is said here.
+STATUS := @$(BIN)/python -c "from caffetools.layers import native; print(native.status())"
+
+$(VENV)/.demo: $(VENV)/bin/python $(SOURCES)
 	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	$(STATUS)
 	@touch $@
 
-$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt setup.py CMakeLists.txt
+$(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	$(PIP) install -q -c constraints.txt -e '.[test]'
+	$(STATUS)
 	@touch $@ $(VENV)/.demo
