@@ -1,0 +1,40 @@
+"""The generated pages are true, and the documents' links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def test_the_page_of_layers_is_what_the_registry_says() -> None:
+    spec = importlib.util.spec_from_file_location("make_layers", ROOT / "docs" / "make_layers.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/make_layers.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_command_of_the_documents_exists() -> None:
+    from caffetools.cli.app import app
+
+    known = {command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands}
+    known |= {group.name or "" for group in app.registered_groups}
+    known = {name.replace("_", "-") for name in known}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        code = re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL)
+        named = re.findall(r"^`?(?:\$ )?caffetools ([a-z][a-z-]*)", "\n".join(code), flags=re.MULTILINE)
+        assert set(named) <= known, f"{page.name} names commands that do not exist: {set(named) - known}"
