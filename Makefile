@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test fuzz lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/caffetools demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+fuzz: $(VENV)/.test
+	CAFFETOOLS_FUZZ=100000 $(BIN)/python -m pytest tests/proto/test_fuzz.py -n 2
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -13,7 +13,9 @@ from torch import nn
 
 from caffetools.errors import ExportError, NetError
 from caffetools.layers.fillers import fill
+from caffetools.layers.foreign import foreign_fields
 from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.unknown import unknown_names
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape]
@@ -76,6 +78,10 @@ class Layer(nn.Module):
     NEEDS_TOP: ClassVar[bool] = True
     # Data layers make their tops themselves.
     IS_DATA: ClassVar[bool] = False
+    # The layer reads fields that no schema has (a plugin's, with proto.unknown.unknown_fields); others can't be run with them.
+    READS_UNKNOWN: ClassVar[bool] = False
+    # Fields that forks add to BVLC Caffe's own messages, and that this layer honours; others must not be given.
+    FORK_FIELDS: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, param: Any, phase: int = TEST):
         super().__init__()
@@ -118,6 +124,8 @@ class Layer(nn.Module):
     def configure(self, bottoms: Shapes) -> list[Shape]:
         """Check the arity, run the shape rule, and hold the declared blobs against those there already are."""
         self._check_arity()
+        if reason := self.unsupported():
+            raise self.error(reason)
         self.specs = []
         self.bottom_shapes = list(bottoms)
         self.top_shapes = list(self.setup(bottoms))
@@ -128,6 +136,13 @@ class Layer(nn.Module):
                 )
         return self.top_shapes
 
+    def unsupported(self) -> str:
+        """Why this layer can't be computed as its prototxt says, though its type is known; empty where it can."""
+        if not self.READS_UNKNOWN and (names := unknown_names(self.param)):
+            return f"has fields that are not known here ({', '.join(names)}), so what it computes isn't either"
+        strange = [name for name in foreign_fields(self.param) if name not in self.FORK_FIELDS]
+        return f"has {', '.join(strange)}, which changes what a fork's layer computes and is not supported" if strange else ""
+
     def allocate(self, *, filled: bool = True) -> None:
         """Make the declared blobs (float32) and fill them from the current torch random state, or leave them as they come."""
         for spec in self.specs[len(self.blobs) :]:
@@ -135,8 +150,11 @@ class Layer(nn.Module):
             if len(spec.shape) == 4:
                 data = data.contiguous(memory_format=torch.channels_last)
             if filled:
-                with torch.no_grad():
-                    fill(data, spec.filler)
+                try:
+                    with torch.no_grad():
+                        fill(data, spec.filler)
+                except NetError as error:
+                    raise self.error(error.message) from None
             self.blobs.append(nn.Parameter(data, requires_grad=spec.learnable))
 
     # ---- for subclasses ----

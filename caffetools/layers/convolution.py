@@ -27,7 +27,7 @@ class _Convolving(Layer):
         channels, spatial = bottoms[0][axis], bottoms[0][axis + 1 :]
         self.outer_axes, self.spatial_axes = axis, len(spatial)
         self.kernel = Kernel.from_param(self, conv, len(spatial))
-        self.group, outputs = conv.group, conv.num_output
+        self.group, outputs = self.groups(channels), conv.num_output
         if outputs < 1:
             raise self.error("num_output must be at least 1")
         if self.group < 1 or channels % self.group or outputs % self.group:
@@ -45,6 +45,10 @@ class _Convolving(Layer):
                 f"kernel {shown(self.kernel.size)} does not fit its input {shown(bottoms[0])}: the output would be {shown(size)}"
             )
         return [(*bottoms[0][:axis], outputs, *size)] * len(self.tops)
+
+    def groups(self, channels: int) -> int:
+        """In how many groups the ``channels`` are convolved, each on its own."""
+        return int(self.param.convolution_param.group)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._one(x, shape) for x, shape in zip(bottoms, self.top_shapes, strict=True))

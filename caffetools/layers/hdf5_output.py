@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from torch import Tensor
 from caffetools.errors import RunFailed
 from caffetools.layers.base import Layer, Shapes, shown
 from caffetools.layers.registry import register
+from caffetools.proto.schema import TEST
 
 
 @register("HDF5Output")
@@ -19,11 +21,16 @@ class HDF5Output(Layer):
     """Writes its two bottoms, of N items each, to the datasets ``data`` and ``label`` of ``file_name`` (float32, always four axes).
 
     The first pass makes the file anew, later ones append their items (Caffe stops there); after each the file is whole. No tops.
+    A run that is resumed goes on behind the items that it had written when the snapshot was taken.
     """
 
     BOTTOMS = (2, 2)
     TOPS = (0, 0)
     NO_GRADIENT = frozenset({0, 1})
+
+    def __init__(self, param: Any, phase: int = TEST):
+        super().__init__(param, phase)
+        self._items = 0
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if not self.param.hdf5_output_param.HasField("file_name"):
@@ -40,14 +47,33 @@ class HDF5Output(Layer):
     def forward(self, data: Tensor, label: Tensor) -> tuple[Tensor, ...]:
         rows = {"data": _four_axes(data), "label": _four_axes(label)}
         try:
-            if getattr(self, "_started", False):
-                self._append(rows)
-            else:
-                self._create(rows)
-                self._started = True
+            (self._append if self._items else self._create)(rows)
+            self._items += len(rows["data"])
         except OSError as error:
             raise RunFailed(f"layer '{self.name}' cannot write {self.path}: {error}") from error
         return ()
+
+    def get_state(self) -> dict[str, int]:
+        """How many items are in the file."""
+        return {"items": self._items}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Go on behind that many items of the file; those that follow are taken out. Raises ``ValueError`` where it has fewer."""
+        import h5py
+
+        items = int(state["items"])
+        self._items = 0
+        if not items:
+            return
+        try:
+            with h5py.File(self.path, "r+") as file:
+                for name in ("data", "label"):
+                    if len(file[name]) < items:
+                        raise ValueError(f"{self.path} holds fewer than {items} items")
+                    file[name].resize(items, axis=0)
+        except OSError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        self._items = items
 
     def _create(self, rows: dict[str, NDArray[np.float32]]) -> None:
         import h5py

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
+from caffetools.proto.schema import FillerParameter
 
 
 @register("BatchNorm")
@@ -19,18 +20,30 @@ class BatchNorm(Layer):
     In TEST, or with ``use_global_stats``, mean and variance are the running sums in the blobs, divided by the third; else the
     batch's own, and the sums are renewed: sum = fraction · sum + new, the variance corrected by m / (m − 1).
     Blobs: sum of means (C), sum of variances (C), their weight (1): never learned. Ioffe & Szegedy (2015); batch_norm_layer.cpp.
+    NVCaffe's ``scale_bias`` (or its scale_filler or bias_filler) adds two that are: y · scale + bias, each (C), starting at 1 and 0.
     """
 
     NEEDS_TOP = False
+    FORK_FIELDS = frozenset({"scale_bias", "scale_filler", "bias_filler"})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
         for shape in ((self.channels,), (self.channels,), (1,)):
             self.declare_blob(shape, learnable=False)
-        for spec in self.param.param:
+        if self.scale_bias:
+            param = self.param.batch_norm_param
+            self.declare_blob((self.channels,), param.scale_filler if param.HasField("scale_filler") else FillerParameter(value=1.0))
+            self.declare_blob((self.channels,), param.bias_filler)
+        for spec in self.param.param[:3]:
             if spec.HasField("lr_mult") and spec.lr_mult != 0:
                 raise self.error("its running sums are not learned: lr_mult must be 0 or not given")
         return [bottoms[0]]
+
+    @property
+    def scale_bias(self) -> bool:
+        """Whether the layer has a scale and a bias of its own, as NVCaffe's may."""
+        param = self.param.batch_norm_param
+        return bool(param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler"))
 
     @property
     def global_stats(self) -> bool:
@@ -42,17 +55,21 @@ class BatchNorm(Layer):
         shape, eps = x.shape, self.param.batch_norm_param.eps
         if x.dim() < 2:
             x = x.reshape(-1, 1)
+        scale, bias = (self.blobs[3], self.blobs[4]) if self.scale_bias else (None, None)
         if self.global_stats:
             mean, variance = self.running()
-            y = torch.batch_norm(x, None, None, mean, variance, False, 0.0, eps, False)
+            y = torch.batch_norm(x, scale, bias, mean, variance, False, 0.0, eps, False)
         elif x.numel() == self.channels:
             # One value a channel: it is its own mean; torch refuses this.
             y = x - x
+            if scale is not None and bias is not None:
+                tail = [1] * (x.dim() - 2)
+                y = y * scale.reshape(-1, *tail) + bias.reshape(-1, *tail)
             self._renew(x.detach().reshape(-1), torch.zeros_like(self.blobs[1]))
         else:
             # With momentum 1 torch leaves the batch's mean and corrected variance in these two.
             mean, variance = torch.zeros_like(self.blobs[0]), torch.zeros_like(self.blobs[1])
-            y = torch.batch_norm(x, None, None, mean, variance, True, 1.0, eps, False)
+            y = torch.batch_norm(x, scale, bias, mean, variance, True, 1.0, eps, False)
             self._renew(mean, variance)
         return y.reshape(shape)
 
@@ -73,7 +90,10 @@ class BatchNorm(Layer):
     def to_onnx(self, graph: OnnxGraph) -> None:
         if not self.global_stats or len(self.bottom_shapes[0]) < 2:
             super().to_onnx(graph)
-        arrays = [np.ones(self.channels, np.float32), np.zeros(self.channels, np.float32), *(t.cpu().numpy() for t in self.running())]
+        scale, bias = np.ones(self.channels, np.float32), np.zeros(self.channels, np.float32)
+        if self.scale_bias:
+            scale, bias = self.array(3), self.array(4)
+        arrays = [scale, bias, *(t.cpu().numpy() for t in self.running())]
         names = [graph.constant(s, a) for s, a in zip(("scale", "shift", "mean", "variance"), arrays, strict=True)]
         graph.node("BatchNormalization", [self.bottoms[0], *names], self.tops, epsilon=self.param.batch_norm_param.eps)
 

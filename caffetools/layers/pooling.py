@@ -61,7 +61,9 @@ class Window:
             raise layer.error("global_pooling goes with pad 0 and stride 1 only")
         if pad[0] >= kernel[0] or pad[1] >= kernel[1]:
             raise layer.error(f"pad {shown(pad)} must be smaller than the kernel {shown(kernel)}")
-        window = cls.over(size, kernel, stride, pad, floor=enum_name(param, "round_mode") == "FLOOR")
+        # Forks say ceil_mode: false for what BVLC Caffe came to call round_mode: FLOOR.
+        floor = enum_name(param, "round_mode") == "FLOOR" or not param.ceil_mode
+        window = cls.over(size, kernel, stride, pad, floor=floor)
         if min(window.output) < 1:
             raise layer.error(f"kernel {shown(kernel)} does not fit maps of {shown(size)}: the output would be {shown(window.output)}")
         return window
@@ -131,12 +133,29 @@ def max_pool_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 def ave_pool(x: Tensor, window: Window) -> Tensor:
     """The mean of each window; zeros of the padding count, but not what reaches beyond the padded map."""
     if window.whole:
-        return x.mean((2, 3), keepdim=True)
+        y: Tensor = _WholeMean.apply(x)
+        return y
     ceil_mode = window.ceil_mode
     if ceil_mode is not None:
         return F.avg_pool2d(x, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode, count_include_pad=True)
     sums = F.avg_pool2d(window.padded(x, 0.0), window.kernel, window.stride, divisor_override=1)
     return sums / window.areas().to(x)
+
+
+class _WholeMean(torch.autograd.Function):
+    """The mean of each map, with a gradient in x's own memory layout; torch's is NCHW, which the layers below would have to turn."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        ctx.layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        return x.mean((2, 3), keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (dy,) = grads
+        dx: Tensor = (dy / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape).clone(memory_format=ctx.layout)
+        return dx
 
 
 def stochastic_pool(x: Tensor, window: Window, *, training: bool) -> Tensor:
@@ -177,7 +196,8 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
 
 @register("Pooling")
 class Pooling(Layer):
-    """MAX, AVE or STOCHASTIC pooling of (N, C, H, W) to (N, C, H', W'); H' and W' round up unless ``round_mode: FLOOR``.
+    """MAX, AVE or STOCHASTIC pooling of (N, C, H, W) to (N, C, H', W'); H' and W' round up unless ``round_mode: FLOOR`` or
+    ``ceil_mode: false``.
 
     A second top of MAX is the mask: the place h · W + w of each maximum, float32, without a gradient. Follows pooling_layer.cpp:
     a last window that would start in the end padding is dropped, AVE divides by the window's area clipped to the padded map, and
@@ -186,6 +206,7 @@ class Pooling(Layer):
 
     TOPS = (1, 2)
     NEEDS_TOP = False
+    FORK_FIELDS = frozenset({"ceil_mode"})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         n, c, h, w = self.expect_axes(bottoms[0], 4)

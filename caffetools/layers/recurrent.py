@@ -101,6 +101,14 @@ class Recurrent(Layer):
         """Forget the state that was carried over from the last pass (Caffe's RecurrentLayer::Reset)."""
         self._state = []
 
+    def get_state(self) -> dict[str, Any]:
+        """What a run that is resumed has to give :meth:`set_state`: the state after the last pass."""
+        return {"state": list(self._state)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`get_state` was called, maybe in another process."""
+        self._state = [torch.as_tensor(part) for part in state["state"]]
+
     def macs(self) -> int:
         steps, batch = self.bottom_shapes[0][:2]
         matrices = [spec.shape for spec in self.specs if len(spec.shape) == 2]

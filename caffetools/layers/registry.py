@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from caffetools.errors import NetError
+from caffetools.proto.forks import DIALECTS, table
 
 if TYPE_CHECKING:
     from caffetools.layers.base import Layer
@@ -18,6 +19,8 @@ _LAYERS: dict[str, type[Layer]] = {}
 
 # Layers that read databases and files live in the data room, above this one; they are found by name, so nothing is imported upwards.
 _OTHER_ROOMS = ("caffetools.data.layers", "caffetools.pycaffe.python_layer")
+
+_WAYS_OUT = "register a class for it from a Python file with --plugin, or cut the net before it"
 
 T = TypeVar("T", bound="type[Layer]")
 
@@ -35,16 +38,24 @@ def register(*types: str) -> Callable[[T], T]:
     return bind
 
 
+def forget(types: Iterable[str]) -> None:
+    """Take back the registration of ``types``: of a plugin whose loading failed half way."""
+    for name in types:
+        _LAYERS.pop(name, None)
+
+
 def layer_class(type_name: str, *, layer: str | None = None) -> type[Layer]:
     """The class that computes ``type_name``. Raises :class:`NetError`, naming ``layer`` and the closest known types."""
     known = layer_types()
     if type_name in known:
         return known[type_name]
-    raise NetError(f"unknown layer type '{type_name}'{suggestion(type_name)}", layer=layer)
+    raise NetError(f"unknown layer type '{type_name}'{suggestion(type_name)}; {_WAYS_OUT}", layer=layer)
 
 
 def suggestion(type_name: str) -> str:
-    """The known types that are written much like ``type_name``, as the end of a message; empty where there are none."""
+    """The end of a message on ``type_name``: the fork that has it, or the known types that are written much like it; may be empty."""
+    if forks := [dialect for dialect in DIALECTS if type_name in table(dialect).layers]:
+        return f": it is a layer of the fork '{forks[0]}', which is not computed here"
     known = layer_types()
     close = [name for name in known if name.lower() == type_name.lower()] or difflib.get_close_matches(type_name, list(known), n=2)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -18,6 +18,7 @@ from caffetools.errors import ModelFileError
 from caffetools.files import atomic_write
 from caffetools.proto import wire
 from caffetools.proto.blobs import Array, decode_blob, encode_blob, pieces_length
+from caffetools.proto.dialect import decode_net, dialect_of, encode
 from caffetools.proto.schema import NetParameter, SolverStateMessage
 from caffetools.proto.upgrade import upgrade_caffemodel
 
@@ -26,7 +27,8 @@ PathLike = str | os.PathLike[str]
 # Where a layer's message and its blobs stand: NetParameter field -> (its blobs field, the field of an inner V0 layer).
 _LAYER, _V1_LAYERS = 100, 2
 _BLOBS = {_LAYER: 7, _V1_LAYERS: 6}
-_V0_LAYER, _V0_BLOBS = 1, 50
+_LAYER_NAME = {_LAYER: 1, _V1_LAYERS: 4}
+_V0_LAYER, _V0_BLOBS, _V0_NAME = 1, 50, 1
 
 
 @dataclass
@@ -36,10 +38,15 @@ class Caffemodel:
     Attributes:
         net: ``NetParameter`` as in the file, but with its layers' blobs taken out.
         blobs: layer name → its float32 arrays. Layers without any have no entry; a later layer of the same name wins, as in Caffe.
+        diffs: layer name → the diffs of its blobs, one each, where they are to be written too; not filled by reading.
+        dialect: the fork whose field numbers the file has (:mod:`caffetools.proto.dialect`), ``""`` for BVLC Caffe's; None: not
+            from a file, and written in the dialect that has the fields which are used.
     """
 
     net: Any
     blobs: dict[str, list[Array]] = field(default_factory=dict)
+    diffs: dict[str, list[Array]] = field(default_factory=dict)
+    dialect: str | None = None
 
 
 @dataclass
@@ -52,8 +59,11 @@ class SolverState:
     current_step: int = 0
 
 
-def read_caffemodel(path: PathLike) -> Caffemodel:
-    """Read a .caffemodel of any age (V0, V1 or today's layers); arrays are read-only views of the mapped file.
+def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
+    """Read a .caffemodel of any age (V0, V1 or today's layers) and fork; arrays are read-only views of the mapped file.
+
+    Args:
+        dialect: The fork that wrote the file; None finds out.
 
     Raises:
         ModelFileError: the file is missing, empty, truncated or not a caffemodel; the message says at which byte or layer.
@@ -71,10 +81,10 @@ def read_caffemodel(path: PathLike) -> Caffemodel:
                     blobs[_layer_name(item.number, stripped)] = arrays
             else:
                 rest.append(buffer[item.start : item.end])
-        net = NetParameter.FromString(b"".join(rest))
+        net, used = decode_net(b"".join(rest), dialect)
     if not (net.layer or net.layers):
         raise ModelFileError(f"{os.fspath(path)}: holds no layers; is it a .caffemodel?")
-    return Caffemodel(net, blobs)
+    return Caffemodel(net, blobs, dialect=used)
 
 
 def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
@@ -90,10 +100,12 @@ def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
     skeleton.CopyFrom(upgrade_caffemodel(model).net if model.net.layers else model.net)
     layers = list(skeleton.layer)
     del skeleton.layer[:]
+    dialect = model.dialect if model.dialect is not None else dialect_of(model.net)
     with atomic_write(path) as stream:
-        stream.write(skeleton.SerializeToString())
+        stream.write(encode(skeleton, dialect))
         for layer in layers:
-            _write_layer(stream, layer, model.blobs.get(layer.name, ()))
+            arrays = model.blobs.get(layer.name, [])
+            _write_layer(stream, encode(layer, dialect), arrays, model.diffs.get(layer.name) or [None] * len(arrays))
 
 
 def read_solverstate(path: PathLike) -> SolverState:
@@ -164,19 +176,26 @@ def _split_layer(buffer: memoryview, item: wire.Field) -> tuple[list[memoryview]
 
 
 def _layer_name(number: int, stripped: list[memoryview]) -> str:
-    key = wire.bytes_key(number, pieces_length(stripped))
-    net = NetParameter.FromString(b"".join([key, *stripped]))
-    if number == _LAYER:
-        return str(net.layer[0].name)
-    return str(net.layers[0].name or net.layers[0].layer.name)
+    """The layer's name, found without decoding the rest, which may be a fork's."""
+    data = memoryview(b"".join(stripped))
+    name = _text(data, _LAYER_NAME[number])
+    if not name and number == _V1_LAYERS:
+        inner = [item for item in wire.walk(data) if item.number == _V0_LAYER and item.kind == wire.BYTES]
+        name = _text(data[inner[-1].value : inner[-1].end], _V0_NAME) if inner else ""
+    return name
 
 
-def _write_layer(stream: IO[bytes], layer: Any, arrays: Sequence[NDArray[Any]]) -> None:
-    body = memoryview(layer.SerializeToString())
+def _text(data: memoryview, number: int) -> str:
+    found = [bytes(data[item.value : item.end]) for item in wire.walk(data) if item.number == number and item.kind == wire.BYTES]
+    return found[-1].decode("utf-8", "replace") if found else ""
+
+
+def _write_layer(stream: IO[bytes], layer: bytes, arrays: Sequence[NDArray[Any]], diffs: Sequence[NDArray[Any] | None]) -> None:
+    body = memoryview(layer)
     split = next((item.start for item in wire.walk(body) if item.number >= _BLOBS[_LAYER]), len(body))
     middle: list[bytes | memoryview] = []
-    for array in arrays:
-        pieces = encode_blob(array)
+    for array, diff in zip(arrays, diffs, strict=True):
+        pieces = encode_blob(array, diff=diff)
         middle += [wire.bytes_key(_BLOBS[_LAYER], pieces_length(pieces)), *pieces]
     stream.write(wire.bytes_key(_LAYER, len(body) + pieces_length(middle)))
     stream.write(body[:split])
@@ -199,11 +218,38 @@ def _explained(path: PathLike, kind: str, size: int) -> Iterator[None]:
     try:
         yield
     except wire.WireError as error:
+        if other := _other_kind(path):
+            raise ModelFileError(f"{os.fspath(path)}: this is {other}, and a {kind} is expected") from None
         raise ModelFileError(
             f"{os.fspath(path)}: damaged or not a {kind}: {error} (byte {error.offset} of {size}); fetch or copy the file again"
         ) from None
     except DecodeError:
-        raise ModelFileError(f"{os.fspath(path)}: not a {kind}: its {size} bytes are another kind of message") from None
+        other = _other_kind(path) or "another kind of message, or damaged"
+        raise ModelFileError(f"{os.fspath(path)}: its {size} bytes are no {kind}: this is {other}") from None
+
+
+_BEGINNINGS = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89HDF": "an HDF5 file (its name must end in .h5)",
+    b"\x93NUMPY": "a NumPy array",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+}
+
+
+def _other_kind(path: PathLike) -> str:
+    """What a file that is no message seems to be, as far as its beginning or its name tell; else ``""``."""
+    with Path(path).open("rb") as stream:
+        start = stream.read(512)
+    for beginning, kind in _BEGINNINGS.items():
+        if start.startswith(beginning):
+            return kind
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if Path(path).suffix.lower() == ".onnx":
+        return "an ONNX model"
+    return "text" if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start) else ""
 
 
 def as_arrays(blobs: Sequence[Any]) -> list[Array]:

@@ -16,10 +16,15 @@ Array = NDArray[np.float32]
 
 _SHAPE, _DATA, _DIFF, _DOUBLE_DATA, _DOUBLE_DIFF = 7, 5, 6, 8, 9
 _LEGACY = (1, 2, 3, 4)  # num, channels, height, width
+# NVCaffe's: the type of the values (its enum Type), and the values as bytes; of the data, of the diff.
+_RAW, _RAW_DIFF = (10, 12), (11, 13)
+_RAW_TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 2: np.dtype("<f2")}
 
 
 def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, diff: bool = False) -> Array:
-    """The float32 array of the BlobProto in ``buffer[start:end]``: a read-only view of it where it is stored as one run.
+    """The float32 array of the BlobProto in ``buffer[start:end]``: a read-only view of it where it is stored as one run of float32.
+
+    Values may be stored as float or double, or as NVCaffe's raw bytes of half, float or double.
 
     Args:
         diff: Take the blob's diff instead of its data.
@@ -33,6 +38,7 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
     """
     wanted: dict[int, np.dtype[Any]] = {}
     wanted |= {_DIFF: np.dtype("<f4"), _DOUBLE_DIFF: np.dtype("<f8")} if diff else {_DATA: np.dtype("<f4"), _DOUBLE_DATA: np.dtype("<f8")}
+    raw_type, raw_data = _RAW_DIFF if diff else _RAW
     pieces: list[NDArray[Any]] = []
     shape: tuple[int, ...] | None = None
     legacy: dict[int, int] = {}
@@ -42,6 +48,9 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
             if (field.end - field.value) % dtype.itemsize:
                 raise wire.WireError("a run of floats ends inside one", field.value)
             pieces.append(np.frombuffer(buffer[field.value : field.end], dtype))
+        elif field.number == raw_type and field.kind == wire.VARINT:
+            # Its number is lower than that of the values, so it stands before them.
+            wanted[raw_data] = _raw_dtype(buffer, field)
         elif field.number == _SHAPE and field.kind == wire.BYTES:
             shape = _decode_shape(buffer, field)
         elif field.number in _LEGACY and field.kind == wire.VARINT:
@@ -55,10 +64,11 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
     return data.astype(np.float32, copy=False).reshape(shape)
 
 
-def encode_blob(array: NDArray[Any], *, legacy: bool = False) -> list[bytes | memoryview]:
+def encode_blob(array: NDArray[Any], *, legacy: bool = False, diff: NDArray[Any] | None = None) -> list[bytes | memoryview]:
     """``array`` as the pieces of a serialized BlobProto, fields in the order of their numbers as Caffe writes them.
 
     Args:
+        diff: The blob's diff, of the same shape, to be stored too.
         legacy: Write num, channels, height and width (exactly four axes) in place of the shape, as Caffe's mean files do.
     """
     data = np.asarray(array, "<f4", order="C")
@@ -70,8 +80,12 @@ def encode_blob(array: NDArray[Any], *, legacy: bool = False) -> list[bytes | me
         if data.ndim:
             head.shape.dim.extend(data.shape)
         shape, head = head.SerializeToString(), BlobProto()
-    payload = memoryview(data.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-    return [head.SerializeToString(), wire.bytes_key(_DATA, len(payload)), payload, shape]
+    stored: list[bytes | memoryview] = []
+    for number, values in ((_DATA, data), (_DIFF, diff)):
+        if values is not None:
+            payload = memoryview(np.asarray(values, "<f4", order="C").reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+            stored += [wire.bytes_key(number, len(payload)), payload]
+    return [head.SerializeToString(), *stored, shape]
 
 
 def pieces_length(pieces: Iterable[bytes | memoryview]) -> int:
@@ -87,6 +101,13 @@ def blob_to_array(blob: Any, *, diff: bool = False) -> Array:
 def array_to_blob(array: NDArray[Any]) -> Any:
     """A ``BlobProto`` message that holds ``array`` as float32."""
     return BlobProto.FromString(b"".join(encode_blob(array)))
+
+
+def _raw_dtype(buffer: memoryview, field: wire.Field) -> np.dtype[Any]:
+    kind = wire.read_varint(buffer, field.value, field.end)[0]
+    if kind not in _RAW_TYPES:
+        raise wire.WireError(f"a blob of NVCaffe's type {kind} holds no weights", field.start)
+    return _RAW_TYPES[kind]
 
 
 def _decode_shape(buffer: memoryview, field: wire.Field) -> tuple[int, ...]:

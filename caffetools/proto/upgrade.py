@@ -30,6 +30,7 @@ _V1_TYPES = {
     "LRN": "LRN",
     "MVN": "MVN",
     "RELU": "ReLU",
+    "RELU6": "ReLU6",
     "SOFTMAX_LOSS": "SoftmaxWithLoss",
     "TANH": "TanH",
 }

@@ -96,7 +96,7 @@ def test_every_v1_layer_type_has_its_name_of_today() -> None:
         IM2COL Im2col, IMAGE_DATA ImageData, INFOGAIN_LOSS InfogainLoss, INNER_PRODUCT InnerProduct, LRN LRN, MEMORY_DATA MemoryData,
         MULTINOMIAL_LOGISTIC_LOSS MultinomialLogisticLoss, MVN MVN, POOLING Pooling, POWER Power, RELU ReLU, SIGMOID Sigmoid,
         SIGMOID_CROSS_ENTROPY_LOSS SigmoidCrossEntropyLoss, SILENCE Silence, SLICE Slice, SOFTMAX Softmax, SOFTMAX_LOSS SoftmaxWithLoss,
-        SPLIT Split, TANH TanH, THRESHOLD Threshold, WINDOW_DATA WindowData"""
+        SPLIT Split, TANH TanH, THRESHOLD Threshold, WINDOW_DATA WindowData, RELU6 ReLU6, UNPOOLING Unpooling"""
     pairs = [pair.split() for pair in names.split(",")]
     known = {value.name for value in POOL.FindEnumTypeByName("caffe.V1LayerParameter.LayerType").values}
     assert {old for old, _ in pairs} == known - {"NONE"}

@@ -1,0 +1,50 @@
+"""Options that several commands have: the dialect of the files, and a user's own layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _force(context: typer.Context, name: str | None) -> str | None:
+    if name is not None:
+        from caffetools.proto.dialect import current, force
+
+        before = current()
+        force(name)
+        context.call_on_close(lambda: force(before))
+    return name
+
+
+def _load(paths: list[Path] | None) -> list[Path] | None:
+    if paths:
+        from caffetools.layers.plugin import load_plugin
+
+        for path in paths:
+            load_plugin(path)
+    return paths
+
+
+# They act when the command line is read, before the command itself.
+Dialect = Annotated[
+    str | None,
+    typer.Option(
+        "--dialect",
+        metavar="NAME",
+        callback=_force,
+        help="The Caffe fork whose files these are (bvlc, ssd, rfcn, pspnet, …); 'any' keeps fields that no fork has. Else the files tell.",
+        show_default=False,
+    ),
+]
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        callback=_load,
+        help="A Python file with layers of your own; its code is run. May be repeated.",
+        show_default=False,
+    ),
+]

@@ -1,0 +1,17 @@
+"""DepthwiseConvolution and ConvolutionDepthwise: a Convolution with one group for each channel (MobileNet's forks)."""
+
+from __future__ import annotations
+
+from caffetools.layers.convolution import Convolution
+from caffetools.layers.registry import register
+
+
+@register("DepthwiseConvolution", "ConvolutionDepthwise")
+class DepthwiseConvolution(Convolution):
+    """Convolution whose ``group`` is the number of channels, given or not; weights (num_output, 1, kernel…), bias (num_output)."""
+
+    def groups(self, channels: int) -> int:
+        given = self.param.convolution_param
+        if given.HasField("group") and given.group != channels:
+            raise self.error(f"group must be the number of input channels, {channels}, or not given; not {given.group}")
+        return channels

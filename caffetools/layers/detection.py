@@ -1,0 +1,175 @@
+"""SSD's detection layers: PriorBox and DetectionOutput. Liu et al. (2016)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, shown
+from caffetools.layers.boxes import decode_boxes, suppress
+from caffetools.layers.registry import register
+from caffetools.proto.schema import enum_name
+
+
+@register("PriorBox")
+class PriorBox(Layer):
+    """The prior boxes of a map: (1, 2, H W P 4) with corners over the picture's size first, then a variance for each of them.
+
+    Bottoms: the map (N, C, H, W) and the picture (N, C, H, W), both for their sizes alone. For each pixel, in the order of ``min_size``:
+    a square of it, one of sqrt(min_size · max_size), and one box for each further aspect ratio (with ``flip`` its inverse too).
+    """
+
+    BOTTOMS = (2, 2)
+    NO_GRADIENT = frozenset({0, 1})
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        _, _, self.rows, self.columns = self.expect_axes(bottoms[0], 4)
+        picture = self.expect_axes(bottoms[1], 4, bottom=1)[2:]
+        param = self.param.prior_box_param
+        self.sizes = self._sizes(param)
+        self.variances = [float(v) for v in param.variance] or [0.1]
+        if len(self.variances) not in (1, 4) or min(self.variances) <= 0:
+            raise self.error(f"variance is given {len(self.variances)} times; once or 4 times, and positive, is possible")
+        self.picture = self._pair(param, "img", picture, size=True)
+        steps = (self.picture[0] / self.rows, self.picture[1] / self.columns)
+        self.step = self._pair(param, "step", steps)
+        return [(1, 2, self.rows * self.columns * len(self.sizes) * 4)]
+
+    def _pair(self, param: Any, field: str, default: Any, *, size: bool = False) -> tuple[float, float]:
+        """(height, width) of img_size or step, given at once or by _h and _w."""
+        whole = getattr(param, f"{field}_size" if size else field)
+        high, wide = getattr(param, f"{field}_h"), getattr(param, f"{field}_w")
+        if high or wide:
+            if whole or not (high and wide):
+                raise self.error(f"{field}_h and {field}_w go together, and without the value for both")
+            return (float(high), float(wide))
+        return (float(whole), float(whole)) if whole else (float(default[0]), float(default[1]))
+
+    def _sizes(self, param: Any) -> list[tuple[float, float]]:
+        """(width, height) of each prior of a pixel."""
+        smallest, largest = [float(s) for s in param.min_size], [float(s) for s in param.max_size]
+        if not smallest or min(smallest) <= 0:
+            raise self.error("min_size is missing, or not positive")
+        if largest and (len(largest) != len(smallest) or any(b <= a for a, b in zip(smallest, largest, strict=True))):
+            raise self.error("max_size must be given as often as min_size, each larger than its min_size")
+        ratios = [1.0]
+        for ratio in param.aspect_ratio:
+            if ratio <= 0:
+                raise self.error(f"aspect_ratio {ratio} is not positive")
+            if all(abs(ratio - known) >= 1e-6 for known in ratios):
+                ratios += [float(ratio), 1.0 / ratio] if param.flip else [float(ratio)]
+        sizes: list[tuple[float, float]] = []
+        for index, side in enumerate(smallest):
+            sizes.append((side, side))
+            if largest:
+                sizes.append((math.sqrt(side * largest[index]),) * 2)
+            sizes += [(side * math.sqrt(ratio), side / math.sqrt(ratio)) for ratio in ratios[1:] if abs(ratio - 1) >= 1e-6]
+        return sizes
+
+    def priors(self) -> NDArray[np.float32]:
+        """The top's values."""
+        param = self.param.prior_box_param
+        (height, width), (step_y, step_x) = self.picture, self.step
+        x, y = np.meshgrid((np.arange(self.columns) + param.offset) * step_x, (np.arange(self.rows) + param.offset) * step_y)
+        half = np.array(self.sizes) / 2
+        centre = np.stack([x, y], -1)[:, :, None]
+        boxes = np.concatenate([centre - half, centre + half], -1) / [width, height, width, height]
+        if param.clip:
+            boxes = boxes.clip(0, 1)
+        variances = np.broadcast_to(np.array(self.variances), boxes.shape)
+        return np.stack([boxes.reshape(-1), variances.reshape(-1)])[None].astype(np.float32)
+
+    def forward(self, maps: Tensor, picture: Tensor) -> Tensor:
+        return torch.from_numpy(self.priors()).to(maps.device)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        graph.node("Identity", [graph.constant("priors", self.priors())], self.tops)
+
+
+class _Settings(NamedTuple):
+    """What ``detection_output_param`` says."""
+
+    classes: int
+    background: int
+    share_location: bool
+    threshold: float
+    keep: int
+    nms: float
+    most: int
+    eta: float
+
+
+@register("DetectionOutput")
+class DetectionOutput(Layer):
+    """The boxes that are left: (1, 1, K, 7) rows of item, class, score, and corners over the picture's size.
+
+    Bottoms: locations (N, P L 4), scores (N, P C), priors (1, 2, P 4), L being 1 or, without ``share_location``, C. Boxes are decoded by
+    ``code_type``; of each class but the background the ``top_k`` best above ``confidence_threshold`` go through non-maximum suppression
+    (its threshold times ``eta`` after each box while above 0.5); of each item the ``keep_top_k`` best stay. Where nothing is found, each
+    item gets a row with -1 for all but its number. The shape rule gives one row; a run gives as many as there are.
+    """
+
+    BOTTOMS = (3, 3)
+    NO_GRADIENT = frozenset({0, 1, 2})
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.detection_output_param
+        if not param.num_classes or not param.nms_param.nms_threshold:
+            raise self.error("detection_output_param needs num_classes, and nms_param a threshold above 0")
+        self.settings = _Settings(
+            int(param.num_classes),
+            int(param.background_label_id),
+            bool(param.share_location),
+            float(param.confidence_threshold) if param.HasField("confidence_threshold") else -math.inf,
+            int(param.keep_top_k),
+            float(param.nms_param.nms_threshold),
+            int(param.nms_param.top_k) if param.nms_param.HasField("top_k") else -1,
+            float(param.nms_param.eta),
+        )
+        self.code = enum_name(param, "code_type")
+        self.priors = bottoms[2][2] // 4 if len(bottoms[2]) == 3 else 0
+        self._check(bottoms)
+        return [(1, 1, 1, 7)]
+
+    def _check(self, bottoms: Shapes) -> None:
+        locations = 1 if self.settings.share_location else self.settings.classes
+        n = bottoms[0][0] if bottoms[0] else 0
+        wanted: list[Shape] = [(n, self.priors * locations * 4), (n, self.priors * self.settings.classes), (1, 2, self.priors * 4)]
+        for name, shape, want in zip(self.bottoms, bottoms, wanted, strict=True):
+            if not shape or shape[0] != want[0] or count(shape) != count(want):
+                raise self.error(f"'{name}' must be {shown(want)} for {self.priors} priors, not {shown(shape)}")
+
+    def forward(self, locations: Tensor, scores: Tensor, priors: Tensor) -> Tensor:
+        classes = self.settings.classes
+        items = locations.shape[0]
+        sets = 1 if self.settings.share_location else classes
+        located = locations.detach().float().cpu().numpy().reshape(items, self.priors, sets, 4)
+        scored = scores.detach().float().cpu().numpy().reshape(items, self.priors, classes)
+        prior = priors.detach().float().cpu().numpy().reshape(2, self.priors, 4)
+        encoded = bool(self.param.detection_output_param.variance_encoded_in_target)
+        rows: list[list[float]] = []
+        for item in range(items):
+            boxes = [decode_boxes(located[item, :, s], prior[0], prior[1], self.code, encoded=encoded) for s in range(sets)]
+            rows += self._of_item(item, boxes, scored[item])
+        if not rows:
+            rows = [[item, *[-1.0] * 6] for item in range(items)]
+        return torch.tensor(rows, dtype=torch.float32, device=locations.device).reshape(1, 1, -1, 7)
+
+    def _of_item(self, item: int, boxes: list[NDArray[np.float32]], scores: NDArray[np.float32]) -> list[list[float]]:
+        settings = self.settings
+        found: list[tuple[float, int, int]] = []
+        for label in range(settings.classes):
+            if label == settings.background:
+                continue
+            of_label = boxes[0 if settings.share_location else label]
+            kept = suppress(of_label, scores[:, label], settings.threshold, settings.nms, settings.most, settings.eta)
+            found += [(float(scores[index, label]), label, index) for index in kept]
+        if 0 <= settings.keep < len(found):
+            # The best of all classes, which then stand by class again.
+            found = sorted(sorted(found, key=lambda f: -f[0])[: settings.keep], key=lambda f: f[1])
+        return [[item, label, score, *boxes[0 if settings.share_location else label][index].tolist()] for score, label, index in found]

@@ -1,0 +1,111 @@
+"""Losses of forks: SmoothL1Loss (Fast R-CNN, SSD), TripletLoss, CenterLoss (faces)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffetools.layers.base import Shapes, count, shown
+from caffetools.layers.loss import Loss
+from caffetools.layers.registry import register
+
+
+@register("SmoothL1Loss")
+class SmoothL1Loss(Loss):
+    """loss = sum of outside · f(inside · (x − t)) / N, with f(d) = s² d² / 2 where |d| < 1 / s², else |d| − 1 / (2 s²).
+
+    Bottoms: x, t (N, …) and, in Fast R-CNN, weights "inside" and "outside" of the same shape; SSD gives at most the first. s is
+    ``sigma``, 1 by default. Both x and t get a gradient. Girshick (2015).
+    """
+
+    BOTTOMS = (2, 4)
+    NO_GRADIENT = frozenset({2, 3})
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        for index, shape in enumerate(bottoms):
+            if count(shape) != count(bottoms[0]):
+                raise self.error(f"'{self.bottoms[index]}' ({shown(shape)}) must have as many values as '{self.bottoms[0]}'")
+        self.square = self.param.smooth_l1_loss_param.sigma**2
+        if self.square == 0:
+            raise self.error("sigma must not be 0")
+        return [()]
+
+    def forward(self, x: Tensor, target: Tensor, inside: Tensor | None = None, outside: Tensor | None = None) -> Tensor:
+        difference = x - target.reshape(x.shape)
+        if inside is not None:
+            difference = difference * inside.detach().reshape(x.shape)
+        size = difference.abs()
+        losses = torch.where(size < 1 / self.square, 0.5 * self.square * difference * difference, size - 0.5 / self.square)
+        if outside is not None:
+            losses = losses * outside.detach().reshape(x.shape)
+        return losses.sum() / x.shape[0]
+
+
+@register("TripletLoss")
+class TripletLoss(Loss):
+    """loss = sum of max(0, margin + |a − p|² − |a − n|²) / (2 N) for an anchor, a positive and a negative item each (N, …).
+
+    ``margin`` is 1 by default. Schroff et al. (2015); the factor of a half is that of the common Caffe layer.
+    """
+
+    BOTTOMS = (3, 3)
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        if not bottoms[0] or any(shape[0] != bottoms[0][0] or count(shape) != count(bottoms[0]) for shape in bottoms):
+            raise self.error(f"anchor, positive and negative must have one shape, but {self.described(bottoms)}")
+        return [()]
+
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        a, p, n = (x.reshape(x.shape[0], -1) for x in (anchor, positive, negative))
+        gap = self.param.triplet_loss_param.margin + ((a - p) ** 2).sum(1) - ((a - n) ** 2).sum(1)
+        loss: Tensor = gap.clamp(min=0).sum() / (2 * a.shape[0])
+        return loss
+
+
+@register("CenterLoss")
+class CenterLoss(Loss):
+    """loss = sum of |x − c(y)|² / (2 N): the distance of features x from the learned centre of their class y. Wen et al. (2016).
+
+    Bottoms: features (from ``axis`` on, K values each), labels (N). Blobs: centres (num_output, K). A centre's gradient is not that of
+    the loss: it is the sum of (c − x) over its class's items, over 1 + their number, whatever the loss weight.
+    """
+
+    NO_GRADIENT = frozenset({1})
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.center_loss_param
+        axis = self.axis(param.axis, bottoms[0])
+        items = count(bottoms[0][:axis])
+        if param.num_output < 1:
+            raise self.error("center_loss_param needs num_output, the number of classes")
+        if count(bottoms[1]) != items:
+            raise self.error(f"needs one label for each of {items} items, but {self.described(bottoms)}")
+        self.features = count(bottoms[0][axis:])
+        self.declare_blob((param.num_output, self.features), param.center_filler)
+        return [()]
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        index = labels.detach().reshape(-1).long()
+        classes = int(self.param.center_loss_param.num_output)
+        outside = index[(index < 0) | (index >= classes)]
+        if outside.numel():
+            raise self.error(f"label {int(outside[0])} of bottom '{self.bottoms[1]}' is outside of 0 to {classes - 1}")
+        loss: Tensor = _Centres.apply(x.reshape(-1, self.features), self.blobs[0], index)
+        return loss
+
+
+class _Centres(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, centres: Tensor, index: Tensor) -> Tensor:
+        distance = x - centres[index]
+        ctx.save_for_backward(distance, index, centres)
+        return (distance * distance).sum() / (2 * x.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        distance, index, centres = ctx.saved_tensors
+        sums = torch.zeros_like(centres).index_add_(0, index, -distance)
+        numbers = torch.bincount(index, minlength=centres.shape[0]).to(sums)
+        return distance * (grads[0] / distance.shape[0]), sums / (1 + numbers)[:, None], None

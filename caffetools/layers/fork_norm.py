@@ -1,0 +1,139 @@
+"""Normalising layers of forks: BN (SegNet, PSPNet), Normalize (SSD) and L2Normalization."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.registry import register
+from caffetools.proto.schema import FillerParameter, enum_name
+
+# SegNet's layer has no field for it.
+_SEGNET_EPS = 1e-9
+
+
+@register("BN")
+class BN(Layer):
+    """Batch normalization with slope and bias, y = slope · (x − mean) / sqrt(variance + eps) + bias, in its two forms.
+
+    PSPNet's (and temporal segment networks'): blobs slope, bias, running mean and variance, each 1 x C x 1 x 1. In TRAIN the batch's
+    own mean and variance (divided by the number of values), and running = momentum · running + (1 − momentum) · batch; in TEST, or
+    ``frozen``, the running ones.
+    SegNet's, told by scale_filler, shift_filler or bn_mode: blobs scale and shift; ``bn_mode: LEARN`` always takes the batch's own, with
+    eps 1e-9, and ``INFERENCE`` is y = scale · x + shift, mean and variance having been worked into them.
+    Without fillers slope and scale start at 1.
+    """
+
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        _, c, _, _ = self.expect_axes(bottoms[0], 4)
+        param, shape, one = self.param.bn_param, (1, c, 1, 1), FillerParameter(value=1.0)
+        self.segnet = any(param.HasField(field) for field in ("scale_filler", "shift_filler", "bn_mode"))
+        slope, bias = ("scale_filler", "shift_filler") if self.segnet else ("slope_filler", "bias_filler")
+        self.declare_blob(shape, getattr(param, slope) if param.HasField(slope) else one)
+        self.declare_blob(shape, getattr(param, bias))
+        if not self.segnet:
+            self.declare_blob(shape, learnable=False)
+            self.declare_blob(shape, one, learnable=False)
+        return [bottoms[0]]
+
+    @property
+    def batch_stats(self) -> bool:
+        """Whether the batch's own mean and variance are taken."""
+        param = self.param.bn_param
+        return enum_name(param, "bn_mode") == "LEARN" if self.segnet else self.training and not param.frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        slope, bias = self.blobs[0].reshape(-1), self.blobs[1].reshape(-1)
+        if self.segnet and not self.batch_stats:
+            return torch.addcmul(self.blobs[1], x, self.blobs[0])
+        eps = _SEGNET_EPS if self.segnet else self.param.bn_param.eps
+        if not self.batch_stats:
+            return torch.batch_norm(x, slope, bias, self.blobs[2].reshape(-1), self.blobs[3].reshape(-1), False, 0.0, eps, False)
+        if not self.segnet:
+            self._renew(x.detach())
+        if x.numel() == x.shape[1]:  # one value a channel is its own mean; torch refuses this
+            return torch.addcmul(self.blobs[1], x - x, self.blobs[0])
+        return torch.batch_norm(x, slope, bias, None, None, True, 0.0, eps, False)
+
+    def _renew(self, x: Tensor) -> None:
+        momentum = self.param.bn_param.momentum
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        with torch.no_grad():
+            self.blobs[2].mul_(momentum).add_(mean, alpha=1 - momentum)
+            self.blobs[3].mul_(momentum).add_(variance, alpha=1 - momentum)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if self.batch_stats:
+            super().to_onnx(graph)
+        if self.segnet:
+            product = graph.value("product")
+            graph.node("Mul", [self.bottoms[0], graph.parameter(self, 0)], [product])
+            graph.node("Add", [product, graph.parameter(self, 1)], self.tops)
+            return
+        hints = ("scale", "shift", "mean", "variance")
+        names = [graph.constant(hint, self.array(index).reshape(-1)) for index, hint in enumerate(hints)]
+        graph.node("BatchNormalization", [self.bottoms[0], *names], self.tops, epsilon=self.param.bn_param.eps)
+
+
+@register("Normalize")
+class Normalize(Layer):
+    """y = scale · x / sqrt(sum of x² + eps), the sum over the whole item or, without ``across_spatial``, over the channels of a pixel.
+
+    Blobs: scale, one value or (with ``channel_shared: false``) one for each channel; starts at 1. Liu et al. (2016), SSD.
+    """
+
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        if len(bottoms[0]) < 2:
+            raise self.error(f"bottom '{self.bottoms[0]}' must have at least 2 axes, not {shown(bottoms[0])}")
+        param = self.param.norm_param
+        shape = () if param.channel_shared else (bottoms[0][1],)
+        self.declare_blob(shape, param.scale_filler if param.HasField("scale_filler") else FillerParameter(value=1.0))
+        self.axes = list(range(1, len(bottoms[0]))) if param.across_spatial else [1]
+        self.scale_shape = (1, -1, *[1] * (len(bottoms[0]) - 2))
+        return [bottoms[0]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = ((x * x).sum(self.axes, keepdim=True) + self.param.norm_param.eps).sqrt()
+        y: Tensor = x / norm * self.blobs[0].reshape(self.scale_shape)
+        return y
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        unit = graph.value("unit")
+        _unit_in_onnx(graph, self.bottoms[0], unit, self.axes, self.param.norm_param.eps)
+        graph.node("Mul", [unit, graph.constant("scale", self.array(0).reshape(self.scale_shape))], self.tops)
+
+
+@register("L2Normalization")
+class L2Normalization(Layer):
+    """y = x / sqrt(sum of x²) for each item of (N, …); an item of zeros stays as it is. For embeddings of faces."""
+
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        if len(bottoms[0]) < 2:
+            raise self.error(f"bottom '{self.bottoms[0]}' must have at least 2 axes, not {shown(bottoms[0])}")
+        self.axes = list(range(1, len(bottoms[0])))
+        return [bottoms[0]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = (x * x).sum(self.axes, keepdim=True)
+        return x / torch.where(square == 0, torch.ones_like(square), square).sqrt()
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        # The smallest normal number keeps zeros from dividing by zero, and is lost beside any other sum.
+        _unit_in_onnx(graph, self.bottoms[0], self.tops[0], self.axes, float(np.finfo(np.float32).tiny))
+
+
+def _unit_in_onnx(graph: OnnxGraph, source: str, target: str, axes: list[int], eps: float) -> None:
+    square, total, sure, norm = (graph.value(hint) for hint in ("square", "total", "sure", "norm"))
+    graph.node("Mul", [source, source], [square])
+    graph.node("ReduceSum", [square], [total], axes=axes, keepdims=1)
+    graph.node("Add", [total, graph.constant("eps", np.array(eps, np.float32))], [sure])
+    graph.node("Sqrt", [sure], [norm])
+    graph.node("Div", [source, norm], [target])

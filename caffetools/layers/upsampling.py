@@ -1,0 +1,157 @@
+"""Larger maps: Upsample (SegNet with a mask, YOLO without), Unpooling (DeconvNet), Interp (DeepLab, PSPNet)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, shown
+from caffetools.layers.registry import register
+
+
+class _ByMask(Layer):
+    """Puts each value of (N, C, H, W) where the mask of a MAX pooling says, in larger maps of zeros."""
+
+    BOTTOMS = (2, 2)
+    NO_GRADIENT = frozenset({1})
+    NEEDS_TOP = False
+
+    def placed(self, bottoms: Shapes, size: tuple[int, int]) -> Shapes:
+        """The top's shape for maps of ``size``. Raises :class:`NetError` where data and mask differ, or the size is not positive."""
+        n, c, _, _ = self.expect_axes(bottoms[0], 4)
+        if bottoms[1] != bottoms[0]:
+            raise self.error(f"the mask '{self.bottoms[1]}' ({shown(bottoms[1])}) must have the shape of the data, {shown(bottoms[0])}")
+        if min(size) < 1:
+            raise self.error(f"its output would be {shown(size)}")
+        return [(n, c, *size)]
+
+    def scatter(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The maps; a place that the mask names twice keeps the later value. Raises :class:`NetError` for one outside of the maps."""
+        height, width = self.top_shapes[0][2:]
+        index = mask.detach().flatten(2).long()
+        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= height * width):
+            raise self.error(
+                f"the mask '{self.bottoms[1]}' names places outside of maps of {height} x {width}; check the sizes against the pooling"
+            )
+        maps = x.new_zeros(*x.shape[:2], height * width)
+        return maps.scatter(2, index, x.flatten(2)).reshape(*x.shape[:2], height, width)
+
+
+@register("Upsample")
+class Upsample(_ByMask):
+    """SegNet's upsampling by a pooling mask, or, with one bottom, each value repeated ``scale`` times both ways (YOLO).
+
+    By mask: maps of ``upsample_h`` x ``upsample_w``, or of the bottom's size times ``scale`` (or scale_h, scale_w; 2 by default), one
+    less where ``pad_out_h`` or ``pad_out_w`` is set. Badrinarayanan et al. (2017).
+    """
+
+    BOTTOMS = (1, 2)
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.upsample_param
+        n, c, h, w = self.expect_axes(bottoms[0], 4)
+        if len(bottoms) == 1:
+            # The forks differ in what they take for granted: YOLO's default is no change.
+            self.scale = int(param.scale) if param.HasField("scale") else 1
+            if self.scale < 1:
+                raise self.error(f"scale must be at least 1, not {self.scale}")
+            return [(n, c, h * self.scale, w * self.scale)]
+        scale = int(param.scale) if param.HasField("scale") else 2
+        scales = [int(param.scale_h) or scale, int(param.scale_w) or scale]
+        if param.upsample_h and param.upsample_w:
+            return self.placed(bottoms, (int(param.upsample_h), int(param.upsample_w)))
+        return self.placed(bottoms, (h * scales[0] - param.pad_out_h, w * scales[1] - param.pad_out_w))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.interpolate(x, scale_factor=self.scale, mode="nearest") if mask is None else self.scatter(x, mask)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if len(self.bottoms) > 1:
+            super().to_onnx(graph)
+        scales = graph.constant("scales", np.array([1, 1, self.scale, self.scale], np.float32))
+        empty = graph.constant("roi", np.zeros(0, np.float32))
+        modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        graph.node("Resize", [self.bottoms[0], empty, scales], self.tops, **modes)
+
+
+@register("Unpooling")
+class Unpooling(_ByMask):
+    """MAX unpooling: each value goes where the mask of the pooling layer says, all else is 0. Noh et al. (2015), DeconvNet.
+
+    Maps of ``unpool_size`` squared, or of (H − 1) · stride + kernel_size − 2 · pad. AVE is refused: copies of Caffe differ in it.
+    """
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.unpooling_param
+        if param.unpool != 0:
+            raise self.error("only MAX unpooling has one definition")
+        _, _, h, w = self.expect_axes(bottoms[0], 4)
+        if param.unpool_size:
+            return self.placed(bottoms, (int(param.unpool_size), int(param.unpool_size)))
+        grow = int(param.kernel_size) - 2 * int(param.pad)
+        return self.placed(bottoms, ((h - 1) * int(param.stride) + grow, (w - 1) * int(param.stride) + grow))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.scatter(x, mask)
+
+
+@register("Interp")
+class Interp(Layer):
+    """Bilinear resizing of (N, C, H, W) whose corner pixels stay corners. Chen et al. (DeepLab), Zhao et al. (PSPNet).
+
+    First ``pad_beg`` and ``pad_end`` (not positive) are cut off. Then the size is ``height`` x ``width``, or that of a second bottom,
+    or shrunk: (H − 1) / shrink_factor + 1, then zoomed: H + (H − 1) · (zoom_factor − 1).
+    """
+
+    BOTTOMS = (1, 2)
+    NO_GRADIENT = frozenset({1})
+    NEEDS_TOP = False
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.interp_param
+        n, c, h, w = self.expect_axes(bottoms[0], 4)
+        self.begin, self.end = -int(param.pad_beg), -int(param.pad_end)
+        if self.begin < 0 or self.end < 0:
+            raise self.error("pad_beg and pad_end only cut off: they must not be positive")
+        size = (h - self.begin - self.end, w - self.begin - self.end)
+        self.size = self._output(size, self.expect_axes(bottoms[1], 4, bottom=1) if len(bottoms) > 1 else None)
+        if min(size) < 1 or min(self.size) < 1:
+            raise self.error(f"nothing is left of maps of {h} x {w}: {shown(self.size)}")
+        return [(n, c, *self.size)]
+
+    def _output(self, size: Shape, like: Shape | None) -> tuple[int, int]:
+        param = self.param.interp_param
+        if like is not None:
+            return (like[2], like[3])
+        if param.HasField("height") or param.HasField("width"):
+            return (int(param.height), int(param.width))
+        if not (param.HasField("shrink_factor") or param.HasField("zoom_factor")):
+            raise self.error("interp_param needs height and width, zoom_factor or shrink_factor")
+        shrink, zoom = int(param.shrink_factor), int(param.zoom_factor)
+        if shrink < 1 or zoom < 1:
+            raise self.error("shrink_factor and zoom_factor must be at least 1")
+        small = [(n - 1) // shrink + 1 for n in size]
+        height, width = (n + (n - 1) * (zoom - 1) for n in small)
+        return (height, width)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        return x[:, :, self.begin : x.shape[2] - self.end, self.begin : x.shape[3] - self.end]
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        return F.interpolate(self._cut(x), size=self.size, mode="bilinear", align_corners=True)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        source = self.bottoms[0]
+        h, w = self.bottom_shapes[0][2:]
+        if self.begin or self.end:
+            source = graph.value("cut")
+            bounds = [[self.begin, self.begin], [h - self.end, w - self.end], [2, 3]]
+            names = [graph.constant(s, np.array(v, np.int64)) for s, v in zip(("from", "to", "axes"), bounds, strict=True)]
+            graph.node("Slice", [self.bottoms[0], *names], [source])
+        # Scales rather than sizes, which would fix the batch; a hair more, since the output's size is rounded down.
+        inner = (h - self.begin - self.end, w - self.begin - self.end)
+        factors = [(new + 1e-3) / old for new, old in zip(self.size, inner, strict=True)]
+        scales = graph.constant("scales", np.array([1, 1, *factors], np.float32))
+        empty = graph.constant("roi", np.zeros(0, np.float32))
+        graph.node("Resize", [source, empty, scales], self.tops, mode="linear", coordinate_transformation_mode="align_corners")

@@ -1,0 +1,101 @@
+"""A user's own layers from a Python file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from caffetools.errors import CaffeToolsError, NetError
+from caffetools.layers import registry
+from caffetools.layers.plugin import load_plugin
+from caffetools.net.net import Net
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.text import parse
+from tests.layers.helpers import input_layer
+
+CROP = '''
+from caffetools.layers.base import Layer
+from caffetools.layers.registry import register
+from caffetools.proto.unknown import unknown_fields
+
+
+@register("CropCenter")
+class CropCenter(Layer):
+    """Takes so many pixels off each side."""
+
+    READS_UNKNOWN = True
+
+    def setup(self, bottoms):
+        n, c, h, w = self.expect_axes(bottoms[0], 4)
+        (param,) = unknown_fields(self.param)["crop_center_param"]
+        self.rows, self.columns = param["crop_size"][2:]
+        return [(n, c, h - 2 * self.rows, w - 2 * self.columns)]
+
+    def forward(self, x):
+        return x[:, :, self.rows : x.shape[2] - self.rows, self.columns : x.shape[3] - self.columns]
+'''
+NET = input_layer("x", 1, 1, 6, 5) + (
+    'layer { name: "c" type: "CropCenter" bottom: "x" top: "y"  crop_center_param { crop_size: 0 crop_size: 0 crop_size: 2 crop_size: 1 } }'
+)
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """The registry is as it was, after each test."""
+    before = set(registry.layer_types())
+    yield
+    registry.forget(set(registry.layer_types()) - before)
+    for name in [name for name in sys.modules if name.startswith("caffetools_plugin_")]:
+        del sys.modules[name]
+
+
+def written(folder: Path, text: str, name: str = "my_layers.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_layer_of_the_users_own_is_run_with_its_own_fields(tmp_path: Path) -> None:
+    param = parse(NET, NetParameter)
+    with pytest.raises(NetError, match="layer 'c': unknown layer type 'CropCenter'"):
+        Net(param)
+    path = written(tmp_path, CROP)
+    assert load_plugin(path) == ["CropCenter"]
+    x = torch.rand(1, 1, 6, 5)
+    torch.testing.assert_close(Net(param)({"x": x})["y"], x[:, :, 2:4, 1:4])
+
+
+def test_a_file_that_was_loaded_is_not_run_again(tmp_path: Path) -> None:
+    path = written(tmp_path, CROP)
+    assert load_plugin(path) == load_plugin(str(path)) == ["CropCenter"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "registers no layer"),
+        ("import not_there_at_all\n", "cannot be loaded: ModuleNotFoundError: No module named 'not_there_at_all'"),
+        ("def broken(:\n", "cannot be loaded: SyntaxError"),
+        (CROP.replace("CropCenter", "ReLU"), "cannot be loaded: ValueError: layer type 'ReLU' is registered twice"),
+        (CROP + "\nraise RuntimeError('late')\n", "cannot be loaded: RuntimeError: late"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_an_error_that_names_it_and_leaves_nothing(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    before = set(registry.layer_types())
+    with pytest.raises(CaffeToolsError) as error:
+        load_plugin(path)
+    assert str(path) in str(error.value) and message in str(error.value)
+    assert set(registry.layer_types()) == before
+
+
+@pytest.mark.parametrize("name", ["missing.py", "layers.txt"])
+def test_what_is_no_python_file_is_refused(tmp_path: Path, name: str) -> None:
+    if name.endswith(".txt"):
+        written(tmp_path, CROP, name)
+    with pytest.raises(CaffeToolsError, match="is not a Python file"):
+        load_plugin(tmp_path / name)
