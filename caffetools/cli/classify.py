@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json, progress
 
 
@@ -36,6 +37,8 @@ def classify(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     output: Annotated[str | None, typer.Option(help="The blob of the probabilities, where the net has several outputs.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
 ) -> None:
     """Classify pictures: the most probable classes of each.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ def demo(
 
     done = run_demo(out, ConsoleNarrator(), seed=seed, device=device)
     if done.report is None:
+        sys.stderr.write("caffetools: stopped; give the same command again to begin anew\n")
         raise typer.Exit(130)
     console.print()
     for phase, name in zip(done.phases, ("digits 0 to 4", "digits 5 to 9"), strict=True):

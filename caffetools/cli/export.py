@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json
 
 
@@ -22,6 +23,8 @@ def export(
     labels: Annotated[Path | None, typer.Option(help="Class names, one a line; noted in the file.")] = None,
     pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on; may be repeated.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
 ) -> None:
     """Write DEPLOY with WEIGHTS as an ONNX file, after onnxruntime has given the same numbers.
 
@@ -52,7 +55,7 @@ _MOST_PICTURES = 16
 def _batch(text: str) -> int | None:
     if text == "dynamic":
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or not 0 < int(text) < 2**31:
         raise typer.BadParameter(f"'{text}' is neither a number from 1 on nor 'dynamic'", param_hint="--batch")
     return int(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,22 +13,20 @@ from caffetools.cli.show import console, print_json
 
 
 def finetune(
-    pictures: Annotated[Path, typer.Argument(help="A folder with a folder of pictures for each class.", show_default=False)],
+    pictures: Annotated[
+        Path, typer.Argument(metavar="PICTURES", help="A folder with a folder of pictures for each class.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the run.", show_default=False)],
     model: Annotated[str, typer.Option(help="A network of the zoo, or the path of a train_val prototxt.")] = "squeezenet_v1.1",
     classes: Annotated[str, typer.Option(help="How many classes there are to be; auto counts the folders.")] = "auto",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the pictures; by default enough for their number.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pictures; by default enough for their number.")] = None,
     weights: Annotated[Path | None, typer.Option(help="The .caffemodel to start from; by default the zoo's.")] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Start from random weights.")] = False,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures a batch.")] = None,
     size: Annotated[str | None, typer.Option(help="Store pictures at this size: 256 or 320x240.")] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="The net sees squares of this side; by default its own.")] = None,
     gray: Annotated[bool, typer.Option("--gray", help="Use one channel.")] = False,
-    mean: Annotated[
-        str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR).")
-    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR).")] = None,
     val: Annotated[float, typer.Option(help="The share of each class that is held out.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="What the split, the weights and the order are drawn with.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
@@ -62,6 +61,7 @@ def finetune(
     )
     done = run(request, SilentNarrator() if as_json else ConsoleNarrator())
     if done is None:
+        sys.stderr.write("caffetools: stopped, with a snapshot; give the same command again to go on from there\n")
         raise typer.Exit(130)
     learned, report = done
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json
 from caffetools.cli.tables import print_table, shortened
 
@@ -17,18 +18,29 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    net: Annotated[Path, typer.Argument(help="A net's prototxt: deploy, or train_val.", show_default=False)],
-    weights: Annotated[Path | None, typer.Argument(help="A .caffemodel to hold against it.", show_default=False)] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="NET [WEIGHTS]",
+            help="A net's prototxt (deploy, or train_val), and a .caffemodel to hold against it. With --table any number of nets.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="The train_val net of a network of the zoo; repeatable with --table.")] = None,
+    table: Annotated[bool, typer.Option("--table", help="Count the layers of each type, one column a net.")] = False,
     phase: Annotated[str, typer.Option(help="Which layers to show: train or test.")] = "test",
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Another input shape, 1x3x227x227, or NAME=SHAPE for a certain blob; may be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
 ) -> None:
     """List a net's layers: type, output shapes, parameters, multiply–accumulates and memory.
 
     Nothing is run, and data need not be there: the sizes of inputs follow from the crop, or from --input-shape. With WEIGHTS, also
-    which layers take their blobs from the file, and what the values are like.
+    which layers take their blobs from the file, and what the values are like. With --table, how many layers of each type several nets
+    have.
     """
     from caffetools.net.net import located
     from caffetools.net.weights import read_weights
@@ -38,6 +50,10 @@ def inspect(
     from caffetools.surgery.inputs import parse_shapes
     from caffetools.surgery.summary import summarize
 
+    if table:
+        _show_table(files or [], model or [], as_json=as_json)
+        return
+    net, weights = _net_and_weights(files or [], model or [])
     phases = {"train": TRAIN, "test": TEST}
     if phase.lower() not in phases:
         raise typer.BadParameter(f"'{phase}' is neither train nor test", param_hint="--phase")
@@ -52,6 +68,42 @@ def inspect(
     _show_layers(summary)
     if comparison is not None:
         _show_weights(comparison, weights)
+
+
+def _net_and_weights(files: list[Path], models: list[str]) -> tuple[Path, Path | None]:
+    from caffetools.errors import CaffeToolsError
+    from caffetools.zoo.networks import prototxt_path
+
+    nets = [prototxt_path(name) for name in models]
+    if len(nets) + len(files) > 2 or len(nets) > 1 or not (nets or files):
+        raise CaffeToolsError("give one NET (or --model NAME), and one file of WEIGHTS if you like; several nets with --table")
+    first, second = [*nets, *files, None][:2]
+    return Path(str(first)), second
+
+
+def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:
+    """One column for each network of the zoo and for each file, by its whole path where several have its name."""
+    from caffetools.errors import CaffeToolsError
+    from caffetools.net.net import located
+    from caffetools.proto.text import read_net
+    from caffetools.surgery.counting import count_global_poolings, count_types, type_table
+    from caffetools.zoo.networks import prototxt_path
+
+    paths = {name: prototxt_path(name) for name in models}
+    for path in files:
+        stems = [other.stem for other in files]
+        paths[path.stem if stems.count(path.stem) == 1 and path.stem not in paths else str(path)] = path
+    if not paths:
+        raise CaffeToolsError("give the nets to count: prototxt files, or networks of the zoo by --model NAME (repeatable)")
+    nets = {}
+    for name, path in paths.items():
+        nets[name] = read_net(path)
+        with located(path):
+            count_types(nets[name])
+    if as_json:
+        print_json({name: {"layers": count_types(net), "global_poolings": count_global_poolings(net)} for name, net in nets.items()})
+        return
+    print_table(("Type", *(f">{name}" for name in nets)), type_table(nets))
 
 
 def _show_layers(summary: Summary) -> None:

@@ -8,60 +8,121 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from caffetools.data.card import DatasetCard
     from caffetools.surgery.comparison import Comparison
+    from caffetools.surgery.growing import Classes
+    from caffetools.surgery.project import Project
     from caffetools.surgery.retarget import Retargeted
+
+Net = Annotated[Path | None, typer.Argument(metavar="NET", help="The train_val prototxt of a trained net.", show_default=False)]
+Count = Annotated[int | None, typer.Option(help="How many classes there are to be; --dataset says it too.")]
+Model = Annotated[str | None, typer.Option(help="A network of the zoo in the place of NET, such as squeezenet_v1.1.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
+Weights = Annotated[Path | None, typer.Option(help="The trained .caffemodel, to tell which layers take theirs from it.")]
+WriteWeights = Annotated[bool, typer.Option("--write-weights", help="Also write what of --weights the new net starts from.")]
+GrowFrom = Annotated[Path | None, typer.Option(help="labels.txt of the classes that --weights knows: those keep what was learned of them.")]
+Labels = Annotated[Path | None, typer.Option(help="labels.txt of the new classes, for --grow-from; --dataset has one.")]
+Dataset = Annotated[
+    Path | None, typer.Option(help="A folder of `caffetools dataset build`: classes, sources, mean and batches are set for it.")
+]
+TrainSource = Annotated[str | None, typer.Option(help="Database of the pictures to train on.")]
+ValSource = Annotated[str | None, typer.Option(help="Database of the pictures to test on.")]
+Mean = Annotated[str | None, typer.Option(help="Mean file (.binaryproto), or values as 104,117,123 (BGR).")]
+TrainBatch = Annotated[int | None, typer.Option(min=1, help="Pictures a batch in training.")]
+ValBatch = Annotated[int | None, typer.Option(min=1, help="Pictures a batch in testing.")]
+Crop = Annotated[
+    int | None,
+    typer.Option("--crop", "--input-size", min=1, help="The side of the squares that the net sees, cut out at random in training."),
+]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the pictures, where --train-source is there to be counted.")]
+BaseLr = Annotated[float | None, typer.Option(help="Learning rate to begin with; by default a tenth of the net's own.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; else each run is another one.")]
+LrMult = Annotated[float, typer.Option(min=0, help="How many times as fast as before all but the classifiers learn.")]
+HeadLrMult = Annotated[float, typer.Option(min=0, help="How many times as fast as the rest the new classifiers learn.")]
+Freeze = Annotated[str | None, typer.Option(metavar="LAYER", help="Let this layer and all before it learn no more.")]
+Dropout = Annotated[float | None, typer.Option(help="What part of its input every Dropout layer drops.")]
+Filler = Annotated[str | None, typer.Option(help="What the new classifiers start from: xavier, msra, gaussian:0.01.")]
+KeepNames = Annotated[bool, typer.Option("--keep-names", help="Let the classifiers keep their names.")]
+Head = Annotated[list[str] | None, typer.Option(help="A classifier layer's name, where the graph does not show it; repeatable.")]
+InputShape = Annotated[str | None, typer.Option(help="The deployed net's input, 1x3x227x227; by default as the data crops.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")]
 
 
 def retarget(
     *,
-    net: Annotated[Path | None, typer.Argument(help="The train_val prototxt of a trained net.", show_default=False)] = None,
-    classes: Annotated[int, typer.Option(help="How many classes there are to be.", show_default=False)],
-    model: Annotated[str | None, typer.Option(help="A network of the zoo in the place of NET, such as squeezenet_v1.1.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path("retargeted"),
-    weights: Annotated[Path | None, typer.Option(help="The trained .caffemodel, to tell which layers take theirs from it.")] = None,
-    train_source: Annotated[str | None, typer.Option(help="Database of the pictures to train on.")] = None,
-    val_source: Annotated[str | None, typer.Option(help="Database of the pictures to test on.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto), or values as 104,117,123 (BGR).")] = None,
-    train_batch: Annotated[int | None, typer.Option(min=1, help="Pictures a batch in training.")] = None,
-    val_batch: Annotated[int | None, typer.Option(min=1, help="Pictures a batch in testing.")] = None,
-    crop: Annotated[int | None, typer.Option(min=1, help="Cut a square of this side out of each picture, at random in training.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures, where --train-source is there to be counted.")] = 20,
-    base_lr: Annotated[float | None, typer.Option(help="Learning rate to begin with; by default a tenth of the net's own.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; else each run is another one.")] = None,
-    lr_mult: Annotated[float, typer.Option(min=0, help="How many times as fast as the rest the new classifiers learn.")] = 10.0,
-    head: Annotated[list[str] | None, typer.Option(help="A classifier layer's name, where the graph does not show it; repeatable.")] = None,
-    input_shape: Annotated[str | None, typer.Option(help="The deployed net's input, 1x3x227x227; by default as the data crops.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")] = False,
+    net: Net = None,
+    classes: Count = None,
+    model: Model = None,
+    out: Out = Path("retargeted"),
+    weights: Weights = None,
+    write_weights: WriteWeights = False,
+    grow_from: GrowFrom = None,
+    labels: Labels = None,
+    dataset: Dataset = None,
+    train_source: TrainSource = None,
+    val_source: ValSource = None,
+    mean: Mean = None,
+    train_batch: TrainBatch = None,
+    val_batch: ValBatch = None,
+    crop: Crop = None,
+    epochs: Epochs = 20,
+    base_lr: BaseLr = None,
+    seed: Seed = None,
+    lr_mult: LrMult = 1.0,
+    head_lr_mult: HeadLrMult = 10.0,
+    freeze: Freeze = None,
+    dropout: Dropout = None,
+    filler: Filler = None,
+    keep_names: KeepNames = False,
+    head: Head = None,
+    input_shape: InputShape = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
 ) -> None:
     """Make a net tell other classes: write its train_val, solver and deploy prototxts, and say what changed.
 
-    The classifiers are found from what the losses read. They get new names, so that they start anew where the old weights are loaded,
-    and learn faster than the rest. Everything else stays as it was.
+    The classifiers, found from what the losses read, get new names, so that they start anew where old weights are loaded, and learn faster.
     """
     from caffetools.surgery import project
+    from caffetools.surgery.learning import Tuning, parse_filler
 
-    source, trained_by, shape = _source(net, model, input_shape)
-    project.check_free(out, force=force)
+    source, trained_by, shape = _source(net, model, input_shape, crop)
+    card, grown, count = _told(classes, dataset, grow_from, labels, weights)
+    taken = _taken(weights, write_weights or grown is not None)
+    project.check_free(out, force=force, weights=taken is not None)
     made = project.make_project(
         source,
-        classes,
+        count,
         out,
         trained_by=trained_by,
-        head_lr_mult=lr_mult,
+        head_lr_mult=head_lr_mult,
         heads=head or None,
         data=project.DataOptions(train_source, val_source, mean, train_batch, val_batch, crop),
+        dataset=card,
+        tuning=Tuning(lr_mult, freeze, dropout, keep_names, parse_filler(filler)),
         epochs=epochs,
         base_lr=base_lr,
         seed=seed,
         input_shape=shape,
     )
-    comparison = project.compare(made, weights) if weights is not None else None
-    files = project.write_project(made, out)
+    _write(made, out, taken, weights, grown, as_json=as_json)
+
+
+def _write(made: Project, out: Path, taken: Path | None, weights: Path | None, grown: Classes | None, *, as_json: bool) -> None:
+    """Write the files, and those of the weights ``taken`` that fit; say what changed and what will load."""
+    from caffetools.surgery import project
+
+    comparison = project.compare(made, weights, trimmed=taken is not None) if weights is not None else None
+    starting = project.starting_weights(made, taken, grown) if taken is not None else None
+    files = project.write_project(made, out, starting)
     if as_json:
         print_json(_as_json(made.retargeted, comparison, files))
         return
@@ -69,13 +130,51 @@ def retarget(
     print_table(("Layer", "What", "Was", "Is"), changes)
     if comparison is not None:
         _show_weights(comparison)
+    if grown is not None:
+        known = sum(row is not None for row in grown.rows)
+        console.print(f"{known} of the {len(grown.new)} classes are known and keep what was learned of them.", markup=False)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-    start = f" --weights {weights}" if weights else ""
+    start = f" --weights {files[-1] if starting is not None else weights}" if weights else ""
     console.print(f"Next: caffetools train {out / 'solver.prototxt'}{start}", markup=False)
 
 
-def _source(net: Path | None, model: str | None, input_shape: str | None) -> tuple[Path, Path | None, Any]:
+def _taken(weights: Path | None, wanted: bool) -> Path | None:
+    from caffetools.errors import CaffeToolsError
+
+    if wanted and weights is None:
+        raise CaffeToolsError("--write-weights takes from the file of --weights, which is not given")
+    return weights if wanted else None
+
+
+def _told(
+    classes: int | None, dataset: Path | None, grow_from: Path | None, labels: Path | None, weights: Path | None
+) -> tuple[DatasetCard | None, Classes | None, int]:
+    """The dataset's card, the classes before and after where known ones are to be kept, and how many there are to be."""
+    from caffetools.data.card import load_card
+    from caffetools.errors import CaffeToolsError
+    from caffetools.surgery.datasets import classes_of
+    from caffetools.surgery.growing import Classes, read_classes
+
+    card = load_card(dataset) if dataset is not None else None
+    if labels is not None and grow_from is None:
+        raise CaffeToolsError("--labels names the new classes for --grow-from, which is not given")
+    if grow_from is None:
+        if card is None and classes is None:
+            raise CaffeToolsError("how many classes are there to be? Give --classes, or a dataset by --dataset")
+        return card, None, classes_of(card, classes) if card is not None else int(classes or 0)
+    if weights is None:
+        raise CaffeToolsError("--grow-from keeps what --weights knows; give the .caffemodel of the old classes too")
+    names = read_classes(labels) if labels is not None else card.classes if card is not None else None
+    if names is None:
+        raise CaffeToolsError("--grow-from needs the names of the new classes: give --labels labels.txt, or --dataset")
+    for told, where in ((classes, "--classes"), (len(card.classes) if card else None, "--dataset")):
+        if told not in (None, len(names)):
+            raise CaffeToolsError(f"the new labels are {len(names)} classes, but {where} says {told}")
+    return card, Classes(read_classes(grow_from), names), len(names)
+
+
+def _source(net: Path | None, model: str | None, input_shape: str | None, crop: int | None) -> tuple[Path, Path | None, Any]:
     """The net's file, the solver that it was trained with, and the shape of the deployed input, as far as they are known."""
     from caffetools.errors import CaffeToolsError
     from caffetools.proto.text import read_net
@@ -92,7 +191,7 @@ def _source(net: Path | None, model: str | None, input_shape: str | None) -> tup
     if shape is None:
         # LeNet's train_val does not say how large its pictures are; its deploy net does.
         made = summarize(read_net(prototxt_path(name, "deploy"))).layers[0].shapes[0]
-        shape = made[1:] if made else None
+        shape = (made[1], crop or made[2], crop or made[3]) if made else None
     return prototxt_path(name), prototxt_path(name, "solver"), shape
 
 

@@ -9,8 +9,10 @@ import typer
 
 
 def run(
-    script: Annotated[Path, typer.Argument(help="A Python script or a Jupyter notebook that imports caffe.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="What the script itself gets as its arguments.")] = None,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python script or a Jupyter notebook that imports caffe.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGUMENTS", help="What the script itself gets as its arguments.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run on caffetools even where a real Caffe is installed.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log: layers run from Python code, training.")] = False,
 ) -> None:

@@ -21,6 +21,11 @@ def print_json(answer: Any) -> None:
     sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
 
 
+def note(text: str) -> None:
+    """Say something on stderr that a user should know, though nothing failed."""
+    sys.stderr.write(f"caffetools: note: {text}\n")
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
     """A progress bar on stderr (a terminal only, gone when done); yields a function ``(done, total)`` for library code to call."""

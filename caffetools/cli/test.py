@@ -8,17 +8,24 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, split
+from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json, progress
 from caffetools.errors import CaffeToolsError
 
 
 def test(
-    net: Annotated[Path | None, typer.Argument(help="The net's prototxt (train_val).", show_default=False)] = None,
+    net: Annotated[Path | None, typer.Argument(metavar="NET", help="The net's prototxt (train_val).", show_default=False)] = None,
     weights: Annotated[str, typer.Option("--weights", "-w", metavar="FILE", help="Its .caffemodel.", show_default=False)] = "",
     iterations: Annotated[int, typer.Option("--iterations", "-n", help="How many batches to run.")] = 50,
     model: Annotated[Path | None, typer.Option(help="The net's prototxt, as caffe test takes it.", show_default=False)] = None,
+    stage: Stage = "",
+    level: Level = 0,
+    gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON, and nothing else.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
 ) -> None:
     """Score a net on its test data, as [bold]caffe test[/bold] does: the mean of every output over a number of batches."""
     path = net if net is not None else model
@@ -27,13 +34,14 @@ def test(
     if not weights:
         raise CaffeToolsError("--weights is missing: without weights a net's scores mean nothing")
 
-    from caffetools.solver.caffe_log import GlogWriter, no_log
+    from caffetools.solver.logs.caffe_log import GlogWriter, no_log
     from caffetools.solver.testing import load_test_net, test_net
     from caffetools.solver.training import choose_device
 
     on_terminal = sys.stderr.isatty()
     log = no_log if json or on_terminal else GlogWriter(sys.stderr.write)
-    loaded = load_test_net(path, weights, device=choose_device(device), log=log)
+    place = choose_device(chosen_device(gpu, device))
+    loaded = load_test_net(path, weights, device=place, level=level, stages=split(stage), log=log)
     with progress("testing") as advance:
         scores = test_net(loaded, iterations, log=log, progress=advance)
     if json:

@@ -10,52 +10,125 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, split
+from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console
+from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
     from caffetools.solver.training import Trained
 
 
 def train(
-    solver: Annotated[Path, typer.Argument(help="The solver's prototxt.", show_default=False)],
+    solver: Annotated[Path | None, typer.Argument(metavar="SOLVER", help="The solver's prototxt.", show_default=False)] = None,
+    solver_flag: Annotated[Path | None, typer.Option("--solver", metavar="FILE", help="The same, as Caffe's flag.")] = None,
     weights: Annotated[
         str, typer.Option("--weights", "-w", metavar="FILE[,FILE]", help="Start from the layers of these .caffemodel files.")
     ] = "",
     snapshot: Annotated[Path | None, typer.Option("--snapshot", "-s", metavar="FILE", help="Go on from this .solverstate.")] = None,
+    resume: Annotated[
+        str, typer.Option(metavar="auto|FILE", help="Go on from the newest whole snapshot, if there is one; FILE is as --snapshot.")
+    ] = "",
+    gpu: Gpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     max_iter: Annotated[int | None, typer.Option(help="Train for so many iterations, whatever the solver says.")] = None,
+    stage: Stage = "",
+    level: Level = 0,
+    sigint_effect: SigintEffect = "stop",
+    sighup_effect: SighupEffect = "snapshot",
     log: Annotated[Path | None, typer.Option(help="Write the log here.  [default: PREFIX.log]", show_default=False)] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", "-n", help="Train in so many processes on this machine, each with the net's batch size.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
+    engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
+    engine_image: Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the log is written all the same.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
 ) -> None:
-    """Train the net of a solver prototxt as [bold]caffe train[/bold] does.
+    """Train the net of a solver prototxt as [bold]caffe train[/bold] does; its flags work here too.
 
     Snapshots are PREFIX_iter_N.caffemodel and .solverstate. The log has Caffe's words; PREFIX_log.jsonl has the same for scripts.
     Ctrl-C takes a snapshot and stops, a second one stops at once; SIGHUP takes a snapshot and goes on.
     """
-    from caffetools.solver import training
+    path = _given_once(solver, solver_flag)
+    start = {"weights": split(weights), **_start(snapshot, resume), "log": log}
+    if engine != "caffetools" or engine_image:
+        from caffetools.cli.train_caffe import train_by_caffe
 
-    bar: Any = nullcontext()
-    echo: Callable[[str], object] | None = None
-    if not quiet and sys.stderr.isatty():
-        from caffetools.cli.train_bar import TrainBar
+        ours = {"--device": device != "auto", "--max-iter": max_iter is not None, "--processes": processes is not None}
+        ours |= {"--precision": precision != "fp32", "--compile": compiled}
+        flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
+        train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
+        return
+    options = {"max_iter": max_iter, "level": level, "stages": split(stage)}
+    _train(path, processes, gpu, device, (sigint_effect, sighup_effect), _means(precision, compiled), quiet, start | options)
 
-        bar = TrainBar()
-        echo = bar.echo
-    elif not quiet:
-        echo = sys.stderr.write
-    with bar as observer:
+
+def _train(
+    path: Path, processes: int | None, gpu: str, device: str, effects: tuple[str, str], means: Any, quiet: bool, options: dict[str, Any]
+) -> None:
+    from caffetools.solver import launch, parallel, training
+    from caffetools.solver.signals import Signals
+
+    signals = Signals(*effects)
+    code = launch.relaunch(processes, gpu, sys.argv[1:])
+    if code is not None:
+        raise typer.Exit(code)
+    place = chosen_device(gpu, device, several=True)
+    quiet = quiet or not parallel.is_root()
+    bar, echo = terminal(quiet)
+    with parallel.join(cuda=place != "cpu") as world, bar as observer:
         done = training.train(
-            solver,
-            weights=[name.strip() for name in weights.split(",") if name.strip()],
-            snapshot=snapshot,
-            device=device,
-            max_iter=max_iter,
-            log=log,
+            path,
+            device=place,
+            signals=signals,
             echo=echo,
             observers=[observer] if observer is not None else [],
+            world=None if world.alone else world,
+            means=means,
+            **options,
         )
     if not quiet:
-        _report(done, solver)
+        _report(done, path)
+
+
+def terminal(quiet: bool) -> tuple[Any, Callable[[str], object] | None]:
+    """Where a run is shown: a context that gives an observer or None, and what takes the log's lines."""
+    if quiet:
+        return nullcontext(), None
+    if not sys.stderr.isatty():
+        return nullcontext(), sys.stderr.write
+    from caffetools.cli.train_bar import TrainBar
+
+    bar = TrainBar()
+    return bar, bar.echo
+
+
+def _given_once(solver: Path | None, flag: Path | None) -> Path:
+    path = solver if solver is not None else flag
+    if path is None or (solver is not None and flag is not None):
+        raise CaffeToolsError("give the solver's prototxt once, as SOLVER or as --solver")
+    return path
+
+
+def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
+    """What ``--snapshot`` and ``--resume`` mean."""
+    if snapshot is not None and resume:
+        raise CaffeToolsError("give either --snapshot or --resume, not both")
+    if resume and resume != "auto":
+        return {"snapshot": Path(resume)}
+    return {"snapshot": snapshot, "resume": resume == "auto"}
+
+
+def _means(precision: str, compiled: bool) -> Any:
+    if precision == "fp32" and not compiled:
+        return None
+    from caffetools.solver.accelerated import Means
+
+    return Means(precision, compiled)
 
 
 def _report(done: Trained, solver: Path) -> None:
@@ -69,4 +142,4 @@ def _report(done: Trained, solver: Path) -> None:
         console.print(f"  weights   {saved.weights}\n  state     {saved.state}")
     console.print(f"  log       {done.log}\n  metrics   {done.metrics}")
     if done.stopped and saved is not None:
-        console.print(f"Go on with: caffetools train {solver} --snapshot {saved.state}")
+        console.print(f"Go on with: caffetools train {solver} --resume auto")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.curves import curves
 from caffetools.cli.show import console
 from caffetools.errors import DataError
 
@@ -17,7 +18,7 @@ _OUT = typer.Option("--out", "-o", help="The picture to write: .png or .svg.")
 
 @app.command()
 def filters(
-    weights: Annotated[Path, typer.Argument(help="A .caffemodel.")],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .caffemodel.")],
     out: Annotated[Path, _OUT],
     layer: Annotated[
         str | None, typer.Option(help="The layer whose weights to draw; by default the first convolution with filters.")
@@ -42,22 +43,7 @@ def filters(
     console.print(f"{out}: {caption}", markup=False)
 
 
-@app.command()
-def curves(
-    logs: Annotated[list[Path], typer.Argument(help="Logs of `caffe train` or `caffetools train`, as text or JSON lines; one or more.")],
-    out: Annotated[Path, _OUT],
-) -> None:
-    """Draw loss, accuracy and learning rate over the iterations; several logs are drawn together."""
-    from caffetools.solver.training_log import read_log
-    from caffetools.visualize.curves import draw_curves
-
-    short = [path.name for path in logs]
-    names = short if len(set(short)) == len(logs) else [str(path) for path in logs]
-    runs = {name: read_log(path) for name, path in zip(names, logs, strict=True)}
-    draw_curves(runs, out)
-    for name, run in runs.items():
-        console.print(f"{name}: {len(run.train)} rows of training, {len(run.test)} of tests", markup=False)
-    console.print(f"Drawn to {out}", markup=False)
+app.command()(curves)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

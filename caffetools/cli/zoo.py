@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.show import console, print_json, progress
+from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
     from caffetools.zoo.cards import ModelCard
@@ -29,15 +30,12 @@ def list_(json: Json = False) -> None:
     if json:
         print_json([_facts(card) for card in cards])
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "input", "size", "top-1/5 %", "licence", "fetched"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading == "size" else "left")
+    rows = []
     for card in cards:
         size = f"{card.weights.megabytes:g} MB" if card.weights else "-"
-        table.add_row(card.name, _times(card.input.shape), size, _accuracy(card), card.licence, "yes" if _fetched(card) else "no")
-    console.print(table)
+        fetched = "yes" if _fetched(card) else "no"
+        rows.append((card.name, _times(card.input.shape), size, _accuracy(card), card.licence, fetched))
+    print_table(("name", "input", ">size", "top-1/5 %", "licence", "fetched"), rows)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.databases import Database, open_database, shown_key
-from caffetools.data.datum import datum_to_array, parse_datum
+from caffetools.data.datum import record_to_array
 from caffetools.data.parallel import ordered_map
 from caffetools.data.reading import BatchMaker, ReadingLayer, State, Tops, batch_size_of
 from caffetools.data.transformer import Transformer
@@ -55,12 +55,12 @@ class DatabaseBatches(BatchMaker):
         return [top, (self.size,)] if self.labels else [top]
 
     def next(self) -> Tops:
-        records = [self._record() for _ in range(self.size)]
+        records = [self._mine() for _ in range(self.size)]
         # Decoding pictures is worth several threads; copying pixels is not.
         threaded = len(records) > 3 and _encoded(records[0][1])
         decoded = list(ordered_map(self._decode, records) if threaded else map(self._decode, records))
         try:
-            batch = self.transformer([array for array, _ in decoded], self.rng)
+            batch = self.transformed(self.transformer, [array for array, _ in decoded])
         except DataError as error:
             raise DataError(f"{shown_key(self.database.path, records[0][0])} and those after it: {error}") from None
         return (batch, np.array([label for _, label in decoded], np.float32)) if self.labels else (batch,)
@@ -77,6 +77,12 @@ class DatabaseBatches(BatchMaker):
         self._position = int(place["position"])
         self._records = self.database.records(self._position)
 
+    def _mine(self) -> tuple[bytes, bytes]:
+        record = self._record()
+        while not self.mine():
+            record = self._record()
+        return record
+
     def _record(self) -> tuple[bytes, bytes]:
         record = next(self._records, None)
         if record is None:
@@ -87,8 +93,7 @@ class DatabaseBatches(BatchMaker):
 
     def _decode(self, record: tuple[bytes, bytes]) -> tuple[NDArray[Any], int]:
         what = shown_key(self.database.path, record[0])
-        datum = parse_datum(record[1], what)
-        return datum_to_array(datum, color=self.transformer.color, what=what), datum.label
+        return record_to_array(record[1], color=self.transformer.color, what=what)
 
 
 def _encoded(value: bytes) -> bool:

@@ -71,7 +71,8 @@ class Lmdb:
         self.path = os.fspath(path)
         self._shared = Shared(self.path, _open_lmdb)
         try:
-            self._entries = _check_lmdb(self.path, self._shared.handle)
+            self._file = _lmdb_file(self.path)
+            self._entries, self._wanted = _check_lmdb(self.path, self._shared.handle)
         except DataError:
             self.close()
             raise
@@ -82,13 +83,22 @@ class Lmdb:
     def records(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
         import lmdb
 
+        if start >= self._entries:
+            return
         try:
             with self._shared.handle.begin() as transaction, transaction.cursor() as cursor:
                 if start:
                     for index, _ in enumerate(cursor.iternext(keys=True, values=False)):
                         if index == start:
                             break
-                yield from cursor.iternext()
+                rest = cursor.iternext()
+                while True:
+                    # A file that someone cuts short meanwhile would end the process where it is read.
+                    _check_size(self.path, self._file, self._wanted)
+                    record = next(rest, None)
+                    if record is None:
+                        return
+                    yield record
         except lmdb.Error as error:
             raise DataError(f"{self.path}: the LMDB is damaged: {error}") from None
 
@@ -181,13 +191,28 @@ def _reason(error: Exception) -> str:
     return "the disk is full, or a quota is used up" if why == os.strerror(errno.EIO) else why
 
 
-def _check_lmdb(path: str, environment: Any) -> int:
-    """The number of records. A file that is shorter than its pages say would end the process where it is read."""
-    info, stat = environment.info(), environment.stat()
-    file = Path(path) / "data.mdb" if Path(path).is_dir() else Path(path)
-    size, wanted = file.stat().st_size, (info["last_pgno"] + 1) * stat["psize"]
-    if size < wanted:
-        raise DataError(f"{path}: the LMDB is truncated: {file.name} has {size} bytes of {wanted}; copy or build it again")
+def _lmdb_file(path: str) -> str:
+    return str(Path(path) / "data.mdb") if Path(path).is_dir() else path
+
+
+def _check_lmdb(path: str, environment: Any) -> tuple[int, int]:
+    """The number of records, and the size in bytes that the file must have at least."""
+    stat = environment.stat()
+    wanted = (environment.info()["last_pgno"] + 1) * stat["psize"]
+    _check_size(path, _lmdb_file(path), wanted)
     if not stat["entries"]:
         raise DataError(f"{path}: the LMDB holds no records")
-    return int(stat["entries"])
+    return int(stat["entries"]), wanted
+
+
+def _check_size(path: str, file: str, wanted: int) -> None:
+    """A file that is shorter than its pages say would end the process where it is read."""
+    try:
+        # Asked of every record, so without a Path, which takes longer than reading one.
+        size = os.stat(file).st_size  # noqa: PTH116
+    except OSError:
+        # Removed while it is open: what is open can be read to its end.
+        return
+    if size < wanted:
+        name = Path(file).name
+        raise DataError(f"{path}: the LMDB is truncated: {name} has {size} bytes of {wanted}; copy or build it again")

@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 
 from caffetools.data.images import Pixels, decode_image, to_planes
 from caffetools.errors import DataError
+from caffetools.proto import wire
 from caffetools.proto.schema import Datum
+
+# Datum's field `data`, and how many further fields a record has that holds a picture (floats that are not packed are fields each).
+_DATA, _FEW_FIELDS = 4, 16
 
 
 def array_to_datum(array: NDArray[Any], label: int | None = None) -> Any:
@@ -56,6 +60,32 @@ def parse_datum(value: bytes, what: str) -> Any:
     return datum
 
 
+def record_to_array(value: bytes, *, color: bool | None = None, what: str = "the record") -> tuple[NDArray[Any], int]:
+    """The values and the label of the ``Datum`` in the record ``value``; pixels are a view of it where they can be.
+
+    Arguments, array and errors are those of :func:`parse_datum` and :func:`datum_to_array`.
+    """
+    view = memoryview(value)
+    rest: list[memoryview] = []
+    data: memoryview | None = None
+    try:
+        for number, item in enumerate(wire.walk(view)):
+            if item.number == _DATA and item.kind == wire.BYTES and data is None:
+                data = view[item.value : item.end]
+            elif number < _FEW_FIELDS:
+                rest.append(view[item.start : item.end])
+            else:
+                data = None
+                break
+        datum = Datum.FromString(b"".join(rest))
+        if data and not datum.encoded and not datum.HasField("data"):
+            return _shaped(np.frombuffer(data, np.uint8), datum, what), datum.label
+    except (wire.WireError, DecodeError):
+        pass  # what is wrong, the parser of the whole record says
+    datum = parse_datum(value, what)
+    return datum_to_array(datum, color=color, what=what), datum.label
+
+
 def datum_to_array(datum: Any, *, color: bool | None = None, what: str = "the datum") -> NDArray[Any]:
     """The values of a ``Datum``.
 
@@ -70,8 +100,12 @@ def datum_to_array(datum: Any, *, color: bool | None = None, what: str = "the da
     """
     if datum.encoded:
         return to_planes(decode_image(datum.data, color=color, what=what))
+    data = datum.data
+    return _shaped(np.frombuffer(data, np.uint8) if data else np.array(datum.float_data, np.float32), datum, what)
+
+
+def _shaped(array: NDArray[Any], datum: Any, what: str) -> NDArray[Any]:
     shape = (datum.channels, datum.height, datum.width)
-    array: NDArray[Any] = np.frombuffer(datum.data, np.uint8) if datum.data else np.array(datum.float_data, np.float32)
     if min(shape) < 1 or array.size != shape[0] * shape[1] * shape[2]:
         raise DataError(f"{what}: {array.size} values do not fill the stated size {shape[0]} x {shape[1]} x {shape[2]}")
     return array.reshape(shape)

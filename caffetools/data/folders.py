@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from caffetools.errors import DataError, RunFailed
+from caffetools.files import make_folder
 
 PathLike = str | os.PathLike[str]
 
@@ -34,7 +35,7 @@ def new_folder(path: PathLike, *, force: bool = False, replaceable: Callable[[Pa
     target = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
     _check_free(target, force, replaceable)
     with _explained(target, _hidden(target, "part")):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with _locked(target):
             _restore(target)
             _check_free(target, force, replaceable)

@@ -53,12 +53,24 @@ class RowBatches(BatchMaker):
         while filled < self.size:
             if self._row == len(self._rows):
                 self._next_file()
-            rows = self._rows[self._row : self._row + self.size - filled]
+            rows = self._take(self.size - filled)
             for top, dataset in zip(batch, self._datasets, strict=True):
                 top[filled : filled + len(rows)] = dataset[rows]
             filled += len(rows)
-            self._row += len(rows)
         return batch
+
+    def _take(self, count: int) -> NDArray[np.int64]:
+        """Up to ``count`` of the file's next rows, those that are this part's."""
+        if self.parts == 1:
+            rows = self._rows[self._row : self._row + count]
+            self._row += len(rows)
+            return rows
+        taken: list[int] = []
+        while self._row < len(self._rows) and len(taken) < count:
+            if self.mine():
+                taken.append(self._row)
+            self._row += 1
+        return self._rows[taken]
 
     def place(self) -> State:
         return {"epoch": self._epoch, "file": self._file, "row": self._row}

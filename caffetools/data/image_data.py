@@ -58,10 +58,10 @@ class ListBatches(BatchMaker):
         return [(self.size, *self.transformer.top_shape(picture.shape)), (self.size,)]
 
     def next(self) -> Tops:
-        indices = [self._advance() for _ in range(self.size)]
+        indices = [self._mine() for _ in range(self.size)]
         pictures = list(ordered_map(self._read, indices))
         try:
-            batch = self.transformer(pictures, self.rng)
+            batch = self.transformed(self.transformer, pictures)
         except DataError as error:
             raise DataError(f"{self._path(indices[0])} and those after it: {error}") from None
         return batch, np.array([self.entries[index][1] for index in indices], np.float32)
@@ -72,6 +72,12 @@ class ListBatches(BatchMaker):
     def go_to(self, place: State) -> None:
         self._epoch, self._position = int(place["epoch"]), int(place["position"])
         self._order = self._new_order()
+
+    def _mine(self) -> int:
+        index = self._advance()
+        while not self.mine():
+            index = self._advance()
+        return index
 
     def _advance(self) -> int:
         if self._position >= len(self.entries):

@@ -66,5 +66,14 @@ class MemoryData(Layer):
         self._position = (begin + size) % len(self._data)
         return self._data[begin : begin + size].clone(), self._labels[begin : begin + size].clone()
 
+    def get_state(self) -> dict[str, int]:
+        """Where in the arrays the next batch begins; the arrays themselves are the program's."""
+        return {"position": self._position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continue where :meth:`get_state` was called. Arrays of another length begin anew."""
+        position = int(state["position"])
+        self._position = position if position < len(self._data) else 0
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         """Nothing: the exporter makes the net's inputs the graph's."""

@@ -34,3 +34,14 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, threads: int 
             yield pending.popleft().result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def in_parts(work: Callable[[range], object], count: int, *, threads: int | None = None) -> None:
+    """Call ``work`` with the numbers 0 … ``count`` - 1 in as many runs as there are threads, each in its own; an error is raised again."""
+    threads = max(1, min(threads or workers(), count))
+    if threads == 1:
+        work(range(count))
+        return
+    runs = [range(count * part // threads, count * (part + 1) // threads) for part in range(threads)]
+    with ThreadPoolExecutor(threads) as executor:
+        list(executor.map(work, runs))

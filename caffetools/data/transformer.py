@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.parallel import in_parts, workers
 from caffetools.errors import DataError, ModelFileError
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TRAIN
 
 Batch = NDArray[np.float32]
+# For each picture of a batch the top and left of its crop, and whether it is flipped.
+Places = tuple[list[int], list[int], list[int]]
+# A picture, its crop's window, and whether it is flipped.
+Item = tuple[NDArray[Any], tuple[slice, slice, slice], int]
+
+# Below this many bytes of a batch, starting threads costs more than it gains.
+_WORTH_THREADS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A batch before its arithmetic: ``pixels`` (N, C, h, w), uint8, crops at ``tops``, ``lefts`` (N); ``flips`` (N) says which to flip."""
+
+    pixels: NDArray[np.uint8]
+    tops: NDArray[np.int64]
+    lefts: NDArray[np.int64]
+    flips: NDArray[np.int64]
 
 
 class Transformer:
@@ -70,26 +91,71 @@ class Transformer:
         Raises:
             DataError: a picture does not fit the settings, or the results are not all of one shape.
         """
+        items = list(self._windows(pictures, self._draw(pictures, rng)))
         shape = self.top_shape(pictures[0].shape)
-        batch = np.empty((len(pictures), *shape), np.float32)
-        for index, (picture, top, left, flip) in enumerate(zip(pictures, *self._draw(pictures, rng), strict=True)):
+        interleaved = shape[0] == 3 and all(picture.dtype == np.uint8 for picture in pictures)
+        if interleaved:
+            # Channels last in memory, as the net wants it.
+            stored: Batch = np.empty((len(items), *shape[1:], 3), np.float32)
+        else:
+            stored = np.empty((len(items), *shape), np.float32)
+        fill = partial(self._fill_rows if interleaved else self._fill_planes, stored, items)
+        in_parts(fill, len(items), threads=workers() if stored.nbytes > _WORTH_THREADS else 1)
+        return stored.transpose(0, 3, 1, 2) if interleaved else stored
+
+    def _fill_planes(self, planes: Batch, items: list[Item], chosen: range) -> None:
+        for index in chosen:
+            picture, window, flip = items[index]
+            step = -1 if flip else 1
+            plane = planes[index]
+            plane[...] = picture[window][:, :, ::step]
+            if self.mean is not None:
+                plane -= self.mean[window][:, :, ::step]
+            if self.values.size:
+                plane -= self.values.reshape(-1, 1, 1)
+            if self.scale != 1:
+                plane *= self.scale
+
+    def _fill_rows(self, rows: Batch, items: list[Item], chosen: range) -> None:
+        """The same for pictures of three channels of bytes, whose batch has the channels last in memory."""
+        mean = None if self.mean is None else self.mean.transpose(1, 2, 0).copy()
+        constant = np.ascontiguousarray(np.broadcast_to(self.values, rows.shape[1:])) if self.values.size else None
+        for index in chosen:
+            picture, window, flip = items[index]
+            row = rows[index]
+            row[...] = _interleaved(picture[window], flip)
+            if mean is not None:
+                below = mean[window[1:]]
+                row -= cv2.flip(below, 1) if flip else below
+            if constant is not None:
+                row -= constant
+            if self.scale != 1:
+                row *= self.scale
+
+    def cut(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> Cut:
+        """The crops of ``pictures`` (uint8) as they are stored, for a device to do the rest; the draws are those of a call.
+
+        Raises:
+            DataError: a picture does not fit the settings, or the results are not all of one shape.
+        """
+        places = self._draw(pictures, rng)
+        pixels = np.empty((len(pictures), *self.top_shape(pictures[0].shape)), np.uint8)
+        for index, (picture, window, _) in enumerate(self._windows(pictures, places)):
+            pixels[index] = picture[window]
+        return Cut(pixels, *(np.array(values, np.int64) for values in places))
+
+    def _windows(self, pictures: Sequence[NDArray[Any]], places: Places) -> Iterator[Item]:
+        """Each picture, its crop's window, and whether it is flipped."""
+        shape = self.top_shape(pictures[0].shape)
+        for index, (picture, top, left, flip) in enumerate(zip(pictures, *places, strict=True)):
             if self.top_shape(picture.shape) != shape:
                 raise DataError(
                     f"picture {index} of the batch is {_times(picture.shape)}, the first is {_times(pictures[0].shape)} (channels x height "
                     "x width); resize them when building the database, set crop_size, or use batch_size 1"
                 )
-            window = (slice(None), slice(top, top + shape[1]), slice(left, left + shape[2]))
-            step = -1 if flip else 1
-            batch[index] = picture[window][:, :, ::step]
-            if self.mean is not None:
-                batch[index] -= self.mean[window][:, :, ::step]
-        if self.values.size:
-            batch -= self.values.reshape(-1, 1, 1)
-        if self.scale != 1:
-            batch *= self.scale
-        return batch
+            yield picture, (slice(None), slice(top, top + shape[1]), slice(left, left + shape[2])), flip
 
-    def _draw(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
+    def _draw(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> Places:
         """For each picture the top and left of its crop, and whether it is flipped."""
         count = len(pictures)
         flips = rng.integers(0, 2, count) if self.mirror else np.zeros(count, np.int64)
@@ -98,6 +164,13 @@ class Transformer:
             room = np.maximum(room, 0)  # the caller finds it, and says which picture it is
         offsets = rng.integers(0, room + 1) if self.crop and self.random_crop else room // 2
         return offsets[:, 0].tolist(), offsets[:, 1].tolist(), flips.tolist()
+
+
+def _interleaved(planes: NDArray[np.uint8], flip: int) -> NDArray[np.uint8]:
+    """Pixels (3, h, w) as (h, w, 3), flipped left to right where ``flip``. OpenCV does both many values at a time."""
+    # What OpenCV has decoded is a view of pixels that are interleaved already.
+    pixels: Any = planes.transpose(1, 2, 0) if planes.strides[0] == 1 else cv2.merge(list(planes))
+    return np.asarray(cv2.flip(np.ascontiguousarray(pixels), 1) if flip else pixels)
 
 
 def _one_mean(mean: Batch, path: str) -> Batch:

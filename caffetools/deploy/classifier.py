@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ class Classifier:
         pictures = [blob for blob, shape in self.engine.inputs.items() if len(shape) == 4]
         if len(self.engine.inputs) != 1 or not pictures:
             raise NetError(
-                f"{os.fspath(deploy)}: classifying needs a net with one input for pictures; its inputs are {list(self.engine.inputs)}"
+                f"{os.fspath(deploy)}: classifying needs a net with one input for pictures; it has {', '.join(self.engine.inputs) or 'none'}"
             )
         self.input = pictures[0]
         self.output = self._pick_output(output)
@@ -92,6 +93,8 @@ class Classifier:
         self.preprocessing = with_options(known or Preprocessing(), options or Options(), channels=shape[1])
         self.preprocessor = Preprocessor(shape, self.preprocessing)
         self.labels = self.preprocessing.labels
+        given = options.labels if options is not None else None
+        self._labels_from = os.fspath(given if isinstance(given, str | os.PathLike) else deploy)
 
     def classify(
         self,
@@ -158,7 +161,7 @@ class Classifier:
                 "use the deploy prototxt with its Softmax layer (`caffetools deploy` writes it)"
             )
         if self.labels and len(self.labels) != output.shape[1]:
-            raise NetError(f"there are {len(self.labels)} labels, but the net has {output.shape[1]} classes")
+            raise NetError(f"{self._labels_from}: there are {len(self.labels)} labels, but the net has {output.shape[1]} classes")
         return output
 
     def _best(self, row: Array, top: int) -> tuple[Guess, ...]:
@@ -184,6 +187,8 @@ def with_options(known: Preprocessing, options: Options, *, channels: int) -> Pr
     if options.labels is not None:
         changes["labels"] = read_labels(options.labels)
     if options.scale is not None:
+        if not math.isfinite(options.scale) or options.scale == 0:
+            raise DataError(f"the scale {options.scale:g} leaves nothing of a picture; a number such as 0.00390625 is expected")
         changes["scale"] = options.scale
     if options.resize is not None:
         changes["resize"] = options.resize

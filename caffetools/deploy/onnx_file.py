@@ -19,6 +19,7 @@ from caffetools.onnx.export import DEFAULT_OPSET, export
 from caffetools.onnx.metadata import Preprocessing
 from caffetools.onnx.verify import TOLERANCE, Verification
 from caffetools.proto.schema import TEST
+from caffetools.surgery.inputs import is_data_layer
 
 PathLike = str | os.PathLike[str]
 
@@ -51,6 +52,11 @@ def export_deployed(
     """
     net = Net.from_file(deploy, TEST, fill=False)
     load_all_weights(net, deploy, weights)
+    if any(is_data_layer(layer.param) for layer in net.layers):
+        raise DataError(
+            f"{os.fspath(deploy)}: the net reads its pictures itself and takes no input; export its deploy prototxt "
+            "(`caffetools deploy` writes it)"
+        )
     if batch is not None:
         if batch < 1:
             raise ExportError(f"batch size {batch} is not possible; give 1 or more, or dynamic")
@@ -75,14 +81,16 @@ def _preprocessing(net: Net, options: Options) -> tuple[str, Preprocessor] | Non
             raise DataError(f"the net '{net.name}' has no single input for pictures, so mean, labels, scale and size mean nothing")
         return None
     how = with_options(Preprocessing(), options, channels=shapes[0][1])
-    _check_labels(net, how)
+    _check_labels(net, how, options.labels)
     return net.inputs[0], Preprocessor(shapes[0], how)
 
 
-def _check_labels(net: Net, how: Preprocessing) -> None:
+def _check_labels(net: Net, how: Preprocessing, given: object) -> None:
     classes = {net.blob_shapes[blob][1] for blob in net.outputs if len(net.blob_shapes[blob]) > 1}
     if how.labels and len(how.labels) not in classes:
-        raise DataError(f"there are {len(how.labels)} labels, but the net's outputs have {', '.join(map(str, sorted(classes)))} classes")
+        origin = f"{os.fspath(given)}: " if isinstance(given, str | os.PathLike) else ""
+        counts = ", ".join(map(str, sorted(classes)))
+        raise DataError(f"{origin}there are {len(how.labels)} labels, but the net's outputs have {counts} classes")
 
 
 def _read_all(preprocessor: Preprocessor, pictures: Sequence[PathLike], batch: int | None) -> NDArray[Any]:

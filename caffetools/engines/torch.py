@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from caffetools.engines.base import Engine, EngineError, PathLike
 from caffetools.errors import NetError
-from caffetools.net.net import Net
+from caffetools.net.net import Net, located
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 
@@ -61,7 +61,8 @@ def load_all_weights(net: Net, deploy: PathLike, weights: PathLike | None) -> No
         if any(len(layer.blobs) for layer in net.layers):
             raise EngineError(f"{deploy}: the net has parameters; its weights (a .caffemodel) are needed too")
         return
-    report = load_weights(net, weights)
+    with located(deploy):
+        report = load_weights(net, weights)
     if report.fresh:
         names = ", ".join(f"'{name}'" for name in report.fresh[:3]) + (", …" if len(report.fresh) > 3 else "")
         raise NetError(f"{weights} holds no weights for {len(report.fresh)} layer(s) of {deploy}: {names}; are they another net's?")

@@ -129,7 +129,7 @@ def to_proto(*tops: Any) -> Any:
 @cache
 def param_name_dict() -> dict[str, str]:
     """Layer type → the name of its field in ``LayerParameter``, without ``_param``: ``{"Convolution": "convolution", …}``."""
-    names = {}
+    names: dict[str, str] = {}
     for field in LayerParameter.DESCRIPTOR.fields:
         if field.message_type is not None and field.name.endswith("_param") and field.message_type.name.endswith("Parameter"):
             # The first counts: forks have second fields of a message, such as relu6_param.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from caffetools.pycaffe import mode
 from caffetools.pycaffe.files import share
 from caffetools.pycaffe.net import Net
 from caffetools.solver import solver as engine
+from caffetools.solver.debug import log_values
 from caffetools.solver.observers import Observer, Snapshot, Tested
 
 PathLike = str | os.PathLike[str]
@@ -158,6 +160,9 @@ class _Engine(engine.Solver):
                 parameter.data = parameter.data.contiguous()
         self.run = Stepwise(self.net)
         self.test_runs = [Stepwise(net) for net in self.test_nets]
+        if self.param.debug_info:
+            for run in (self.run, *self.test_runs):
+                log_values(run, self.log)
 
     def update(self) -> None:
         """One update from the diffs there are."""
@@ -203,5 +208,5 @@ class _Callbacks(Observer):
             self.on_gradients_ready()
 
 
-def _log(place: str, message: str) -> None:
-    mode.log.info("%s] %s", place, message)
+def _log(place: str, message: str, severity: str = "I") -> None:
+    mode.log.log({"W": logging.WARNING, "E": logging.ERROR}.get(severity, logging.INFO), "%s] %s", place, message)

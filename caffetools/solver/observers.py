@@ -111,6 +111,7 @@ class Testing(Observer):
     def before_iteration(self, solver: Solver) -> None:
         """Test where it is due."""
         if self.interval and solver.iteration % self.interval == 0 and (solver.iteration > 0 or self.at_start):
+            solver.keep_run_state()
             solver.test_all()
 
 

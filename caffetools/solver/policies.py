@@ -103,6 +103,8 @@ def check_policy(solver: Any) -> None:
         raise CaffeToolsError(f"solver: {what}; it is one of {', '.join(POLICIES)}")
     if not solver.HasField("base_lr"):
         raise CaffeToolsError("solver: base_lr is missing")
+    if not 0 <= solver.base_lr < math.inf:
+        raise CaffeToolsError(f"solver: base_lr must be at least 0, not {solver.base_lr:g}")
     if policy == "step" and solver.stepsize <= 0:
         raise CaffeToolsError("solver: lr_policy 'step' needs a stepsize above 0")
     if policy == "poly" and solver.max_iter <= 0:

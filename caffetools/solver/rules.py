@@ -142,6 +142,8 @@ def make_rule(solver: Any, learnable: Sequence[Learnable]) -> UpdateRule:
     """The update rule that ``type`` of ``solver`` (a ``SolverParameter``) names. Raises :class:`CaffeToolsError`."""
     if solver.type not in RULES:
         raise CaffeToolsError(f"solver: unknown type '{solver.type}'; it is one of {', '.join(RULES)}")
+    if not 0 <= solver.momentum < math.inf:
+        raise CaffeToolsError(f"solver: momentum must be at least 0, not {solver.momentum:g}")
     return RULES[solver.type](solver, learnable)
 
 

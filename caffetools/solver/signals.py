@@ -7,6 +7,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from caffetools.errors import CaffeToolsError
 from caffetools.solver.observers import Observer
 
 if TYPE_CHECKING:
@@ -15,23 +16,36 @@ if TYPE_CHECKING:
 _SIGHUP = getattr(signal, "SIGHUP", None)
 
 
+EFFECTS = ("stop", "snapshot", "none")
+
+
 class Signals(Observer):
-    """SIGINT ends the iteration, takes a snapshot and stops; SIGHUP takes a snapshot and goes on. A second SIGINT stops at once.
+    """What SIGINT and SIGHUP do: ``stop`` ends the iteration, takes a snapshot and stops; ``snapshot`` takes one and goes on.
 
     To be used as a context (``with Signals() as signals:``) in the main thread, which handles signals; elsewhere it does nothing.
-    Stopping at once raises ``KeyboardInterrupt``; files being written then are left as they were.
+    A second SIGINT stops at once where the first one asked to stop: it raises ``KeyboardInterrupt``, and files being written are
+    left as they were.
+
+    Args:
+        sigint, sighup: ``stop``, ``snapshot`` or ``none``, as caffe's flags sigint_effect and sighup_effect.
+
+    Raises:
+        CaffeToolsError: an effect is none of these.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sigint: str = "stop", sighup: str = "snapshot") -> None:
+        for flag, effect in (("sigint_effect", sigint), ("sighup_effect", sighup)):
+            if effect not in EFFECTS:
+                raise CaffeToolsError(f"unknown {flag} '{effect}'; it is one of {', '.join(EFFECTS)}")
+        self._effects = {signal.SIGINT: sigint} | ({_SIGHUP: sighup} if _SIGHUP is not None else {})
         self.stop_wanted = False
         self.snapshot_wanted = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupted)
-            if _SIGHUP is not None:
-                self._before[_SIGHUP] = signal.signal(_SIGHUP, self._hung_up)
+            for number in self._effects:
+                self._before[number] = signal.signal(number, self._received)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -60,10 +74,11 @@ class Signals(Observer):
             if solver.saved != solver.iteration:
                 solver.snapshot()
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_wanted:
-            raise KeyboardInterrupt
-        self.stop_wanted = True
-
-    def _hung_up(self, number: int, frame: FrameType | None) -> None:
-        self.snapshot_wanted = True
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        effect = self._effects[signal.Signals(number)]
+        if effect == "snapshot":
+            self.snapshot_wanted = True
+        elif effect == "stop":
+            if self.stop_wanted and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_wanted = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -13,21 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed
+from caffetools.net.memory import keep_freed_memory
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport, load_weights
-from caffetools.proto.binary import SolverState
 from caffetools.proto.text import read_solver
 from caffetools.proto.upgrade import upgrade_solver
-from caffetools.solver.caffe_log import CaffeLog, Log, log_loaded, no_log
+from caffetools.solver.debug import Verbose, watch_updates
+from caffetools.solver.divergence import LastBatch, check_loss
+from caffetools.solver.logs.caffe_log import CaffeLog, Log, log_loaded, no_log
 from caffetools.solver.nets import share_parameters, test_nets, train_net
 from caffetools.solver.observers import Displayed, Observer, Output, Snapshot, Tested, default_observers
 from caffetools.solver.policies import LearningRate
 from caffetools.solver.rules import make_rule
+from caffetools.solver.saving.restore import restore, save
+from caffetools.solver.saving.runstate import RunState, capture
+from caffetools.solver.saving.snapshots import prefix_for
 from caffetools.solver.scores import Scores, read_outputs
-from caffetools.solver.snapshots import find_weights, prefix_for, read_state, write_snapshot
-
-_HDF5 = 0
 
 
 class Solver:
@@ -38,13 +40,14 @@ class Solver:
         path: The file it came from, for nets beside it and for the snapshot prefix where it names none.
         device: Where to compute.
         observers: Watch the run, after those that the solver itself asks for (testing, display, snapshots).
-        log: Takes lines in Caffe's words; see :class:`~caffetools.solver.caffe_log.GlogWriter`.
+        log: Takes lines in Caffe's words; see :class:`~caffetools.solver.logs.caffe_log.GlogWriter`.
 
     Attributes:
         net, test_nets: the nets; test nets hold the very parameters of ``net``.
         iteration: how many updates were made. rate: the last one's learning rate. rule: with the history.
         outputs: the training net's output blobs of the last pass. train_inputs, test_inputs: values for Input blobs, by name, used in
-        every pass. saved: the iteration of the last snapshot. stopping: a stop was asked for.
+        every pass. saved: the iteration of the last snapshot. stopping: a stop was asked for. losses: those that the smoothed
+        loss is the mean of. run_id: a name that this run shares with those it went on from.
 
     Raises:
         CaffeToolsError: the solver or one of its nets is wrong; nothing has run then.
@@ -64,21 +67,27 @@ class Solver:
         self.path = Path(path) if path is not None else None
         self.prefix = prefix_for(self.param.snapshot_prefix, self.path)
         self.log = log
-        if self.param.snapshot_diff:
-            raise CaffeToolsError("solver: snapshot_diff is not supported; remove it")
         self.learning_rate = LearningRate(self.param)
         if self.param.random_seed >= 0:
             torch.manual_seed(self.param.random_seed)
+        keep_freed_memory(device)
         self._build_nets(torch.device(device))
         self.rule = make_rule(self.param, self.net.learnable)
-        self.observers: list[Observer] = [*default_observers(self.param), CaffeLog(log), *observers]
+        self._verbose = Verbose(log, self.net, self.test_nets) if self.param.debug_info else None
+        self._steps, watching = watch_updates(self.param, log)
+        self.observers: list[Observer] = [*watching, *default_observers(self.param), CaffeLog(log), *observers]
         self.iteration, self.rate = 0, 0.0
         self.saved: int | None = None
         self.stopping = False
         self.outputs: dict[str, Tensor] = {}
         self.train_inputs: dict[str, Tensor] = {}
         self.test_inputs: dict[str, Tensor] = {}
-        self._losses: deque[Tensor] = deque(maxlen=max(1, self.param.average_loss))
+        self.losses: deque[Tensor] = deque(maxlen=max(1, self.param.average_loss))
+        self.run_id = secrets.token_hex(8)
+        self._resumed = False
+        # The run's state before the tests of this iteration, once they have begun.
+        self._before_tests: RunState | None = None
+        self._last_batch = LastBatch(self.net)
         self.log("solver.cpp:57", "Solver scaffolding done.")
 
     @classmethod
@@ -108,16 +117,23 @@ class Solver:
     def step(self, iterations: int) -> None:
         """Make that many updates, testing, displaying and saving where due; fewer where :meth:`stop` is called meanwhile."""
         end = self.iteration + iterations
-        self._losses.clear()
+        if not self._resumed:
+            self.losses.clear()
+        self._resumed = False
         self.tell("stepping")
         while self.iteration < end and not self.stopping:
             self.tell("before_iteration")
             if not self.stopping:
+                self._before_tests = None
                 self._iterate()
 
     def stop(self) -> None:
         """Ask the running ``step`` or ``solve`` to end: training after the current update, a test after its current batch."""
         self.stopping = True
+
+    def keep_run_state(self) -> None:
+        """Snapshots up to the next update store the run's state as it is now: tests that come before it will be run again."""
+        self._before_tests = capture(self)
 
     def test_all(self) -> list[Tested]:
         """Run every test net over its test_iter batches; see :meth:`test`."""
@@ -147,7 +163,7 @@ class Solver:
         result = Tested(index, self.iteration, scores.means(), loss, time.perf_counter() - start)
         for output in result.outputs:
             if output.weight:
-                self._check_loss(output.value, f"the loss '{output.name}' of test net #{index}")
+                check_loss(output.value, f"the loss '{output.name}' of test net #{index}", self, net, self.test_inputs)
         self.tell("tested", result)
         return result
 
@@ -159,10 +175,10 @@ class Solver:
         Raises:
             RunFailed: it is NaN or infinite; names the iteration.
         """
-        if not self._losses:
+        if not self.losses:
             return math.nan
-        loss = float(torch.stack(list(self._losses)).mean())
-        self._check_loss(loss, "the training loss")
+        loss = float(torch.stack(list(self.losses)).mean())
+        self._check(loss)
         return loss
 
     def read_outputs(self) -> list[Output]:
@@ -172,18 +188,15 @@ class Solver:
     # ---- snapshots and weights ----
 
     def snapshot(self) -> Snapshot:
-        """Write the weights and the state; see :func:`~caffetools.solver.snapshots.write_snapshot`.
+        """Write the weights and the state; see :func:`~caffetools.solver.saving.snapshots.write_snapshot`.
 
         Raises:
             RunFailed: training has diverged, or the files cannot be written. CaffeToolsError: there is no snapshot_prefix.
         """
-        if not self.prefix:
-            raise CaffeToolsError("solver: snapshot_prefix is missing; a snapshot needs a name")
-        if self._losses:
+        if self.losses:
             self.smoothed_loss()
-        history = [blob.detach().cpu().numpy() for blob in self.rule.history]
-        state = SolverState(self.iteration, "", history, self.learning_rate.current_step)
-        snapshot = write_snapshot(self.net, state, self.prefix, self.log, hdf5=self.param.snapshot_format == _HDF5)
+        diffs = self._steps.last if self._steps is not None and self.param.snapshot_diff else None
+        snapshot = save(self, self._before_tests or capture(self), diffs)
         self.saved = self.iteration
         self.tell("snapshotted", snapshot)
         return snapshot
@@ -191,24 +204,13 @@ class Solver:
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a .solverstate (or .solverstate.h5): weights, history, iteration and step, as after that many updates.
 
+        Random states and the data's places go on too where the snapshot is ours, and begin anew where it is real Caffe's.
+
         Raises:
             ModelFileError: a file is missing, damaged, or of another net or type of solver. NetError: the weights do not fit.
         """
-        state = read_state(path)
-        self.log("caffe.cpp:235", f"Resuming from {os.fspath(path)}")
-        try:
-            self.rule.check_history(state.history)
-        except CaffeToolsError as error:
-            raise ModelFileError(f"{os.fspath(path)}: {error}") from None
-        if state.learned_net:
-            weights = find_weights(path, state.learned_net)
-            report = load_weights(self.net, weights)
-            if not report.loaded:
-                raise ModelFileError(f"{weights}: has no layer of the net '{self.net.name}', so the run cannot go on from it")
-        self.log("sgd_solver.cpp:336", "SGDSolver: restoring history")
-        self.rule.load_history(state.history)
-        self.iteration = self.saved = state.iter
-        self.learning_rate.current_step = state.current_step
+        self._resumed = restore(self, path)
+        self.saved = self.iteration
 
     def load_weights(self, path: str | os.PathLike[str]) -> LoadReport:
         """Copy the weights of layers whose names fit, and say in the log what was loaded, what is fresh and what was not used.
@@ -240,20 +242,29 @@ class Solver:
                 self.load_weights(path.strip())
 
     def _iterate(self) -> None:
-        self._losses.append(self._forward_backward())
+        loss = self._forward_backward()
+        self.losses.append(loss)
+        if loss.device.type == "cpu":
+            # Nothing has to be waited for; elsewhere the loss is looked at when it is displayed.
+            self._check(float(loss))
         self.rate = self.learning_rate.at(self.iteration)
         self.tell("before_update")
-        self.rule.apply(self.rate, self.iteration)
+        self._update()
         self._clear_gradients()
         self.iteration += 1
         self.tell("after_update")
+
+    def _update(self) -> None:
+        self.rule.apply(self.rate, self.iteration)
 
     def _forward_backward(self) -> Tensor:
         """Accumulate the gradients of iter_size passes; the mean loss, which stays on the device."""
         total = torch.zeros((), device=self.net.device)
         for _ in range(self.param.iter_size):
             loss = self._forward()
-            if loss.requires_grad:
+            if self._verbose is not None:
+                self._verbose.backward()
+            elif loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total / int(self.param.iter_size)
@@ -267,6 +278,8 @@ class Solver:
 
     def _pass(self, net: Net, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One forward pass of ``net``: its outputs and losses, by name."""
+        if self._verbose is not None:
+            return self._verbose.forward(net, inputs)
         result: dict[str, Tensor] = net({name: value for name, value in inputs.items() if name in net.inputs})
         return result
 
@@ -279,16 +292,10 @@ class Solver:
         """Caffe's one more pass and test after the last update, where display and test_interval fall on it."""
         if self.param.display and self.iteration % self.param.display == 0:
             with torch.no_grad():
-                self._losses.append(self._forward())
+                self.losses.append(self._forward())
             self.tell("displayed", Displayed(self.iteration, self.smoothed_loss(), self.read_outputs(), self.rate, last=True))
         if self.param.test_interval and self.iteration % self.param.test_interval == 0:
             self.test_all()
 
-    def _check_loss(self, loss: float, what: str) -> None:
-        if math.isfinite(loss):
-            return
-        start = f"the snapshot of iteration {self.saved}" if self.saved else "the beginning"
-        raise RunFailed(
-            f"iteration {self.iteration}: {what} is {loss}, so training has diverged; lower base_lr (it is {self.param.base_lr:g}) or set "
-            f"clip_gradients, and go on from {start}"
-        )
+    def _check(self, loss: float) -> None:
+        check_loss(loss, "the training loss", self, self.net, {**self.train_inputs, **self._last_batch.blobs})

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from caffetools.errors import CaffeToolsError
-from caffetools.net.net import Net
+from caffetools.net.net import Net, located
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import format_text
-from caffetools.solver.caffe_log import Log, log_loaded, log_net, no_log, number, output_text
+from caffetools.solver.logs.caffe_log import Log, log_loaded, log_net, no_log, number, output_text
 from caffetools.solver.observers import Output
 from caffetools.solver.scores import Scores, read_outputs
 
@@ -76,8 +76,15 @@ def load_test_net(
     log("caffe.cpp:275", "Use CPU." if torch.device(device).type == "cpu" else "Use GPU.")
     net = Net.from_file(path, TEST, level=level, stages=stages)
     log_net(log, net, format_text(net.param))
+    given = [top for layer in net.layers if layer.type_name == "Input" for top in layer.tops]
+    if given:
+        names = ", ".join(f"'{name}'" for name in given)
+        raise CaffeToolsError(
+            f"{os.fspath(path)}: no data layer fills the input {names}, so there is nothing to test on; give the train_val net"
+        )
     for name in os.fspath(weights).split(","):
-        report = load_weights(net, name.strip())
+        with located(path):
+            report = load_weights(net, name.strip())
         if not report.loaded:
             raise CaffeToolsError(f"{name}: has no layer of the net '{net.name}' ({os.fspath(path)}); are these its weights?")
         log_loaded(log, name, report)

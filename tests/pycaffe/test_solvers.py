@@ -162,7 +162,7 @@ def test_snapshots_are_taken_up_again(write: Write, tmp_path: Path) -> None:
     regression(first)
     first.solve()
     assert sorted(p.name for p in tmp_path.glob("run_iter_*")) == [
-        f"run_iter_{n}.{kind}" for n in (10, 12, 5) for kind in ("caffemodel", "solverstate")
+        f"run_iter_{n}.{kind}" for n in (10, 12, 5) for kind in ("caffemodel", "runstate.json", "solverstate")
     ]
     second = SGDSolver(path)
     regression(second)
@@ -202,3 +202,25 @@ def test_without_a_gpu_set_mode_gpu_says_so_and_stays_on_the_cpu(caplog: pytest.
     mode.set_mode_gpu()
     assert "no GPU" in caplog.text
     assert mode.device().type == "cpu"
+
+
+def test_debug_info_goes_to_the_log(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    solver = SGDSolver(write("solver.prototxt", SOLVER % (write("net.prototxt", NET), "debug_info: true")))
+    regression(solver)
+    with caplog.at_level("INFO", logger=mode.log.name):
+        solver.step(1)
+    for words in (
+        "[Forward] Layer fc, top blob y data: ",
+        "[Backward] Layer loss, bottom blob y diff: ",
+        "[Update] Layer fc, param 0 data: ",
+    ):
+        assert sum(words in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_warning_of_the_solver_is_one_in_the_log(write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    solver = SGDSolver(write("solver.prototxt", SOLVER % (write("net.prototxt", NET), f'snapshot_prefix: "{tmp_path}/run"')))
+    solver.snapshot()
+    (tmp_path / "run_iter_0.runstate.json").write_text("torn")
+    with caplog.at_level("INFO", logger=mode.log.name):
+        solver.restore(tmp_path / "run_iter_0.solverstate")
+    assert [record.levelname for record in caplog.records if "begin anew" in record.getMessage()] == ["WARNING"]

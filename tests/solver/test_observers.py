@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from caffetools.errors import RunFailed
-from caffetools.solver.metrics import GrowingFile, Metrics
+from caffetools.errors import CaffeToolsError, RunFailed
+from caffetools.solver.logs.metrics import GrowingFile, Metrics
 from caffetools.solver.observers import Display, Displayed, History, Observer, Output, Progress, Snapshots, Tested, Testing
 from caffetools.solver.signals import Signals
 from caffetools.solver.solver import Solver
@@ -156,6 +156,30 @@ def test_sighup_takes_a_snapshot_and_goes_on(tmp_path: Path) -> None:
         solver.solve()
     assert (solver.iteration, solver.stopping) == (20, False)
     assert [s.iteration for s in history.snapshots] == [7, 20]
+
+
+def test_the_effects_can_be_exchanged(tmp_path: Path) -> None:
+    history = History()
+    with Signals(sigint="snapshot", sighup="stop") as signals:
+        observers = [At(kill(signal.SIGINT), 5), At(kill(signal.SIGINT), 6), At(kill(signal.SIGHUP), 9), signals, history]
+        solver = tiny_solver(folder=tmp_path, observers=observers)
+        solver.solve()
+    assert (solver.iteration, solver.stopping) == (9, True)
+    assert [s.iteration for s in history.snapshots] == [5, 6, 9]
+
+
+def test_an_effect_of_none_is_none(tmp_path: Path) -> None:
+    history = History()
+    with Signals(sigint="none", sighup="none") as signals:
+        observers = [At(kill(signal.SIGINT), 5), At(kill(signal.SIGHUP), 6), signals, history]
+        solver = tiny_solver("snapshot_after_train: false", folder=tmp_path, observers=observers)
+        solver.solve()
+    assert (solver.iteration, history.snapshots) == (20, [])
+
+
+def test_an_unknown_effect_is_refused() -> None:
+    with pytest.raises(CaffeToolsError, match="unknown sighup_effect 'reload'; it is one of stop, snapshot, none"):
+        Signals(sighup="reload")
 
 
 def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:

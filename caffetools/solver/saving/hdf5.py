@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from caffetools.errors import ModelFileError
 from caffetools.files import atomic_write
@@ -43,11 +41,11 @@ def write_state_hdf5(path: PathLike, state: SolverState) -> None:
         _save(file, path)
 
 
-def write_weights_hdf5(path: PathLike, net: Net, *, diffs: bool = False) -> None:
+def write_weights_hdf5(path: PathLike, net: Net, *, diffs: Mapping[str, Sequence[Any]] | None = None) -> None:
     """Write a .caffemodel.h5 atomically: the group data/LAYER for every layer, with its blobs by number.
 
-    As in Caffe, a parameter that layers share is stored once, under the first of them. With ``diffs`` the groups diff/LAYER hold
-    the gradients, under every owner's name. Raises :class:`RunFailed`.
+    As in Caffe, a parameter that layers share is stored once, under the first of them. ``diffs`` (layer name → one float32 array a
+    blob) go into the groups diff/LAYER, under every owner's name. Raises :class:`RunFailed`.
     """
     owned: set[int] = set()
     with _in_memory() as file:
@@ -57,14 +55,9 @@ def write_weights_hdf5(path: PathLike, net: Net, *, diffs: bool = False) -> None
             owned.update(id(blob) for _, blob in mine)
             arrays = [(i, np.ascontiguousarray(blob.detach().cpu().numpy(), np.float32)) for i, blob in mine]
             _write_arrays(data.require_group(layer.name), arrays)
-            if diffs:
-                _write_arrays(file.require_group(f"diff/{layer.name}"), [(i, _gradient(blob)) for i, blob in enumerate(layer.blobs)])
+            if diffs is not None:
+                _write_arrays(file.require_group(f"diff/{layer.name}"), list(enumerate(diffs.get(layer.name, ()))))
         _save(file, path)
-
-
-def _gradient(blob: Tensor) -> Any:
-    gradient = torch.zeros_like(blob) if blob.grad is None else blob.grad
-    return np.ascontiguousarray(gradient.detach().cpu().numpy(), np.float32)
 
 
 def _in_memory() -> Any:
@@ -89,5 +82,8 @@ def _write_string(file: Any, name: str, value: str) -> None:
     kind = h5py.h5t.C_S1.copy()
     kind.set_size(len(raw) + 1)
     kind.set_strpad(h5py.h5t.STR_NULLTERM)
-    dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR))
+    # The same content gives the same bytes, whatever the time.
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_obj_track_times(False)
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR), settings)
     dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(raw, f"S{len(raw) + 1}"))

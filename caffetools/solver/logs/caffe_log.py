@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
 from caffetools.solver.observers import Displayed, Observer, Output, Tested
-from caffetools.solver.training_log import LogRow, TrainingLog, read_log
 
 if TYPE_CHECKING:
     from caffetools.net.net import Net

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caffetools.errors import CaffeToolsError, RunFailed
+from caffetools.files import make_folder
 
 try:
     import fcntl
@@ -20,8 +21,10 @@ _held: set[Path] = set()
 
 
 @contextlib.contextmanager
-def prefix_lock(prefix: str | os.PathLike[str]) -> Iterator[None]:
+def prefix_lock(prefix: str | os.PathLike[str], *, what: str | None = None, way_out: str = "use another snapshot_prefix") -> Iterator[None]:
     """Hold ``PREFIX.lock`` while a run writes files that begin with ``prefix``.
+
+    ``what`` it does and the ``way_out`` are said to another run that comes meanwhile.
 
     The file names the process. The lock itself is the system's, so it ends with the process, however that dies: a file left
     behind by a killed run hinders nobody. Child processes do not inherit it.
@@ -30,16 +33,18 @@ def prefix_lock(prefix: str | os.PathLike[str]) -> Iterator[None]:
         CaffeToolsError: another run holds it; names its process. RunFailed: the folder cannot be written to.
     """
     path = Path(f"{os.fspath(prefix)}.lock").absolute()
+    what = what or f"writing snapshots named {os.fspath(prefix)}_iter_…"
     me = f"{os.getpid()} {socket.gethostname()}"
     if path in _held:
-        raise _busy(prefix, me)
+        raise _busy(me, what, way_out)
     descriptor = _acquire(path)
     if isinstance(descriptor, str):
-        raise _busy(prefix, descriptor)
+        raise _busy(descriptor, what, way_out)
     _held.add(path)
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{me}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the name is only there for the message to another run
+            os.pwrite(descriptor, f"{me}\n".encode(), 0)
         yield
     finally:
         # Removed while it is still held, so that nobody can hold it meanwhile.
@@ -64,7 +69,7 @@ def _acquire(path: Path) -> int | str:
 
 def _open(path: Path) -> int:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
         raise RunFailed(f"cannot write {path}: {error.strerror}; snapshots need a folder that can be written to") from None
@@ -90,9 +95,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _busy(prefix: str | os.PathLike[str], holder: str) -> CaffeToolsError:
+def _busy(holder: str, what: str, way_out: str) -> CaffeToolsError:
     words = holder.split()
     who = f" (process {words[0]} on {words[1]})" if len(words) == 2 else ""
-    return CaffeToolsError(
-        f"another run{who} is writing snapshots named {os.fspath(prefix)}_iter_…; wait for it, stop it, or use another snapshot_prefix"
-    )
+    return CaffeToolsError(f"another run{who} is {what}; wait for it, stop it, or {way_out}")

@@ -7,10 +7,12 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caffetools.errors import RunFailed
+from caffetools.files import make_folder
 from caffetools.solver.observers import Displayed, Observer, Output, Snapshot, Tested
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class GrowingFile:
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False):
         self.path = Path(path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self._stream = self.path.open("a" if append else "w", encoding="utf-8", buffering=1)
         except OSError as error:
             raise RunFailed(f"cannot write {self.path}: {error.strerror}") from None
@@ -42,7 +44,9 @@ class GrowingFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        # What could not be written has been told of by ``write``.
+        with suppress(OSError):
+            self._stream.close()
 
 
 class Metrics(Observer):

@@ -83,40 +83,61 @@ def read_log(path: str | os.PathLike[str]) -> TrainingLog:
     return log
 
 
-def _read_glog(lines: list[str]) -> TrainingLog:
-    log = TrainingLog()
-    seconds = _Seconds(lines)
-    iteration: int | None = None
-    row: LogRow | None = None
-    lr, net, smoothed, test_loss = math.nan, 0, None, None
-    for line in lines:
-        now = seconds.at(line)
+class GlogReader:
+    """Reads the lines of a log as they come, in Caffe's words.
+
+    Attributes:
+        log: what was read so far. iteration: the last one that a line named; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.log = TrainingLog()
+        self.iteration: int | None = None
+        self._seconds = _Seconds()
+        self._row: LogRow | None = None
+        self._lr, self._net = math.nan, 0
+        self._smoothed: float | None = None
+        self._test_loss: float | None = None
+
+    def feed(self, line: str) -> None:
+        """Take the next line."""
+        now = self._seconds.at(line)
         rate = _RATE.search(line)
         if rate:
-            lr = float(rate[2])
-            if log.train and log.train[-1].iteration == int(rate[1]):
-                log.train[-1].lr = lr
-            continue
+            self._lr = float(rate[2])
+            if self.log.train and self.log.train[-1].iteration == int(rate[1]):
+                self.log.train[-1].lr = self._lr
+            return
+        self._head(line)
+        output = _OUTPUT.search(line)
+        if output is None or self.iteration is None:
+            return
+        if self._row is None and output[1] == "Train":
+            self._row = self.log.add_train(LogRow(self.iteration, now, self._lr, self._smoothed))
+        elif self._row is None:
+            self._row = self.log.add_test(LogRow(self.iteration, now, self._lr, self._test_loss, net=self._net))
+        _put(self._row.outputs, output[2], float(output[3]))
+
+    def _head(self, line: str) -> None:
+        """What a line that is no output says of the outputs that follow it."""
         found = _ITERATION.search(line)
         if found:
-            iteration, row = int(found[1]), None
+            self.iteration, self._row = int(found[1]), None
             loss = _LOSS.search(line)
-            smoothed = float(loss[1]) if loss else None
+            self._smoothed = float(loss[1]) if loss else None
             testing = _TESTING.search(line)
-            net, test_loss = int(testing[1]) if testing else net, None
+            self._net, self._test_loss = int(testing[1]) if testing else self._net, None
         loss = _TEST_LOSS.search(line)
         if loss:
-            test_loss = float(loss[1])
-        output = _OUTPUT.search(line)
-        if output is None or iteration is None:
-            continue
-        if row is None and output[1] == "Train":
-            row = log.add_train(LogRow(iteration, now, lr, smoothed))
-        elif row is None:
-            row = log.add_test(LogRow(iteration, now, lr, test_loss, net=net))
-        _put(row.outputs, output[2], float(output[3]))
-    _fill_first_rates(log)
-    return log
+            self._test_loss = float(loss[1])
+
+
+def _read_glog(lines: list[str]) -> TrainingLog:
+    reader = GlogReader()
+    for line in lines:
+        reader.feed(line)
+    _fill_first_rates(reader.log)
+    return reader.log
 
 
 def _fill_first_rates(log: TrainingLog) -> None:
@@ -133,20 +154,20 @@ def _put(outputs: dict[str, float], name: str, value: float) -> None:
 
 
 class _Seconds:
-    """Seconds since the run began (the line with "Solving"), from the lines' dates; classic ones have no year."""
+    """Seconds since the run began (the first line with "Solving"), from the lines' dates; classic ones have no year."""
 
-    def __init__(self, lines: list[str]):
+    def __init__(self) -> None:
         self._last: datetime | None = None
         self._years = 0
         self._start: datetime | None = None
-        first = next((line for line in lines if "] Solving " in line), None) or next((line for line in lines if _STAMP.match(line)), None)
-        self._start = self._time(first) if first is not None else None
-        self._last, self._years = None, 0
+        self._solving = False
 
     def at(self, line: str) -> float:
         time = self._time(line)
-        if time is None or self._start is None:
+        if time is None:
             return math.nan
+        if self._start is None or (not self._solving and "] Solving " in line):
+            self._start, self._solving = time, "] Solving " in line
         return round((time - self._start).total_seconds(), 6)
 
     def _time(self, line: str) -> datetime | None:

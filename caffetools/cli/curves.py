@@ -1,0 +1,29 @@
+"""``caffetools curves``: what the logs of training say, drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.show import console
+
+
+def curves(
+    logs: Annotated[
+        list[Path], typer.Argument(metavar="LOGS", help="Logs of `caffe train` or `caffetools train`, as text or JSON lines; one or more.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write: .png or .svg.")] = Path("curves.png"),
+) -> None:
+    """Draw loss, accuracy and learning rate over the iterations; several logs are drawn together."""
+    from caffetools.solver.logs.training_log import read_log
+    from caffetools.visualize.curves import draw_curves
+
+    short = [path.name for path in logs]
+    names = short if len(set(short)) == len(logs) else [str(path) for path in logs]
+    runs = {name: read_log(path) for name, path in zip(names, logs, strict=True)}
+    draw_curves(runs, out)
+    for name, run in runs.items():
+        console.print(f"{name}: {len(run.train)} rows of training, {len(run.test)} of tests", markup=False)
+    console.print(f"Drawn to {out}", markup=False)

@@ -1,0 +1,81 @@
+"""``caffetools diff``: what differs between two networks, or two files of weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.show import console, print_json
+from caffetools.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from caffetools.surgery.difference import Difference, WeightsDifference
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(help="A net's prototxt, or a .caffemodel (.h5 too).", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same kind.", show_default=False)],
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Show what differs between two nets, or two weights files, layer by layer.
+
+    Files of older forms are brought to today's first, so that only what they mean is compared. The data of two solvers or two
+    databases is not looked at.
+    """
+    from caffetools.errors import CaffeToolsError
+    from caffetools.net.net import located
+    from caffetools.net.weights import read_weights
+    from caffetools.proto.text import read_net
+    from caffetools.proto.upgrade import upgrade_net
+    from caffetools.surgery.difference import diff_nets, diff_weights
+
+    found: list[Difference] | list[WeightsDifference]
+    weights = [_is_weights(path) for path in (first, second)]
+    if weights[0] != weights[1]:
+        raise CaffeToolsError(
+            "one is a net, the other holds weights; give two of one kind (`caffetools inspect NET WEIGHTS` compares these)"
+        )
+    if weights[0]:
+        found = diff_weights(read_weights(first), read_weights(second))
+        shown = _weights_rows(found)
+    else:
+        nets = []
+        for path in (first, second):
+            param = read_net(path)
+            with located(path):
+                nets.append(upgrade_net(param))
+        found = diff_nets(*nets)
+        shown = [(d.layer or "(the net)", d.kind, d.field, d.before, d.after) for d in found]
+    if as_json:
+        print_json({"same": not found, "differences": [asdict(difference) for difference in found]})
+    elif not found:
+        console.print("They are the same.")
+    else:
+        names = ("First", "Second", ">Largest", ">Relative") if weights[0] else ("What", "First", "Second")
+        print_table(("Layer", "Difference", *names), shown)
+        layers = len({difference.layer for difference in found})
+        console.print(f"{len(found)} difference{'s' if len(found) > 1 else ''} in {layers} layer{'s' if layers > 1 else ''}")
+    if found and exit_code:
+        raise typer.Exit(1)
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix in (".caffemodel", ".h5")
+
+
+def _weights_rows(found: list[WeightsDifference]) -> list[tuple[str, ...]]:
+    from caffetools.surgery.difference import describe_shapes
+
+    rows = []
+    for one in found:
+        numbers = ["" if number is None else f"{number:.3g}" for number in (one.largest, one.relative)]
+        second = "" if one.second == one.first else describe_shapes(one.second)
+        rows.append((one.layer, one.kind, describe_shapes(one.first), second, *numbers))
+    return rows

@@ -1,0 +1,46 @@
+"""``caffetools extract-features``: blobs of a net into databases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.gflags import OneGpu, chosen_device, split
+from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.show import console, progress
+
+
+def extract_features(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="The .caffemodel.", show_default=False)],
+    net: Annotated[Path, typer.Argument(metavar="NET", help="The net's prototxt, with a data layer.", show_default=False)],
+    blobs: Annotated[str, typer.Argument(metavar="BLOB[,BLOB]", help="The blobs to store.", show_default=False)],
+    databases: Annotated[str, typer.Argument(metavar="DB[,DB]", help="A new database for each blob.", show_default=False)],
+    batches: Annotated[int, typer.Argument(metavar="BATCHES", help="How many batches to run.", show_default=False)],
+    backend: Annotated[str, typer.Argument(metavar="BACKEND", help="lmdb or leveldb.")] = "lmdb",
+    mode: Annotated[str, typer.Argument(metavar="[CPU|GPU]", help="As Caffe's tool takes it; --device does the same.")] = "",
+    number: Annotated[int, typer.Argument(metavar="[DEVICE_ID]", help="Which GPU.")] = 0,
+    gpu: OneGpu = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace databases that are there.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Store what blobs of a net hold for each picture of its data layer, as Caffe's extract_features.bin does.
+
+    The arguments are that tool's, in its order. Records are Datum messages with float_data.
+    """
+    from caffetools.deploy.features import extract_features as extract
+    from caffetools.solver.testing import load_test_net
+    from caffetools.solver.training import choose_device
+
+    if mode not in ("", "CPU", "GPU"):
+        raise typer.BadParameter(f"'{mode}' is neither CPU nor GPU", param_hint="MODE")
+    wanted = {"CPU": "cpu", "GPU": f"cuda:{number}"}.get(mode, device)
+    loaded = load_test_net(net, weights, device=choose_device(chosen_device(gpu, wanted)))
+    names, paths = split(blobs), split(databases)
+    with progress("extracting") as advance:
+        done = extract(loaded, names, paths, batches, backend=backend.lower(), force=force, progress=advance)
+    for name, path, (count, shape) in zip(names, paths, done, strict=True):
+        console.print(f"{name}: {count} records of {' x '.join(map(str, shape))} in {path}", markup=False)

@@ -1,0 +1,89 @@
+"""``caffetools time``: how long each layer takes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, split
+from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.show import console, print_json, progress
+from caffetools.errors import CaffeToolsError
+
+if TYPE_CHECKING:
+    from caffetools.solver.timing import Timings
+
+
+def time(
+    net: Annotated[Path | None, typer.Argument(metavar="NET", help="The net's prototxt.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, as Caffe's flag.", show_default=False)] = None,
+    weights: Annotated[str, typer.Option("--weights", "-w", metavar="FILE", help="A .caffemodel, if its zeros matter.")] = "",
+    iterations: Annotated[int, typer.Option("--iterations", "-n", help="How many times to run forward and back.")] = 50,
+    phase: Annotated[str, typer.Option(metavar="TRAIN|TEST", help="Which phase's layers to run.")] = "TRAIN",
+    stage: Stage = "",
+    level: Level = 0,
+    gpu: OneGpu = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    caffe_format: Annotated[bool, typer.Option("--caffe-format", help="Print the lines of caffe time; so it does where piped.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the times as JSON, and nothing else.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Measure the layers of a net, as [bold]caffe time[/bold] does: mean milliseconds forward and backward.
+
+    Each layer is waited for, so a whole pass can take less than the sum.
+    """
+    path = net if net is not None else model
+    if path is None or (net is not None and model is not None):
+        raise CaffeToolsError("give the net's prototxt once, as NET or as --model")
+    if phase not in ("TRAIN", "TEST"):
+        raise CaffeToolsError(f"--phase is TRAIN or TEST, not '{phase}'")
+    from caffetools.net.net import Net
+    from caffetools.net.weights import load_weights
+    from caffetools.proto.schema import TEST, TRAIN
+    from caffetools.proto.text import format_text
+    from caffetools.solver.logs.caffe_log import GlogWriter, log_net, no_log
+    from caffetools.solver.timing import time_net
+    from caffetools.solver.training import choose_device
+
+    spoken = not json and (caffe_format or not sys.stdout.isatty())
+    # caffe time prints to stderr, as all of glog does.
+    log = GlogWriter(sys.stderr.write) if spoken else no_log
+    place = choose_device(chosen_device(gpu, device))
+    log("caffe.cpp:343", "Use CPU.") if place.type == "cpu" else log("caffe.cpp:339", f"Use GPU with device ID {place.index or 0}")
+    built = Net.from_file(path, TRAIN if phase == "TRAIN" else TEST, level=level, stages=split(stage))
+    log_net(log, built, format_text(built.param))
+    for name in split(weights):
+        load_weights(built, name)
+    with progress("timing") as advance:
+        timings = time_net(built.to(place), iterations, log=log, progress=advance)
+    if json:
+        _print_json(path, str(place), timings)
+    elif not spoken:
+        _print_table(path, str(place), timings)
+
+
+def _print_table(path: Path, device: str, timings: Timings) -> None:
+    from rich.table import Table
+
+    whole = timings.forward + timings.backward
+    table = Table(title=f"{path} on {device}, mean of {timings.iterations} iterations, in ms", title_justify="left", box=None)
+    for column in ("layer", "type"):
+        table.add_column(column, no_wrap=True)
+    for column in ("forward", "backward", "share"):
+        table.add_column(column, justify="right")
+    for layer in timings.layers:
+        share = (layer.forward + layer.backward) / whole if whole else 0.0
+        table.add_row(layer.name, layer.type, f"{layer.forward:.3f}", f"{layer.backward:.3f}", f"{share:.1%}")
+    table.add_row("all layers", "", f"{timings.forward:.3f}", f"{timings.backward:.3f}", "", style="bold")
+    console.print(table)
+    console.print(f"Forward and backward: {timings.iteration:.3f} ms an iteration.")
+
+
+def _print_json(path: Path, device: str, timings: Timings) -> None:
+    layers = [{"name": t.name, "type": t.type, "forward_ms": t.forward, "backward_ms": t.backward} for t in timings.layers]
+    means = {"forward_ms": timings.forward, "backward_ms": timings.backward, "iteration_ms": timings.iteration}
+    print_json({"net": str(path), "device": device, "iterations": timings.iterations, **means, "layers": layers})

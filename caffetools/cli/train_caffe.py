@@ -1,0 +1,50 @@
+"""``caffetools train --engine caffe``: the same command, carried out by real Caffe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from caffetools.cli.show import console
+from caffetools.errors import CaffeToolsError
+
+_DEFAULTS = {"gpu": "", "stage": "", "level": 0, "sigint_effect": "stop", "sighup_effect": "snapshot"}
+
+
+def train_by_caffe(
+    engine: str, image: str, path: Path, flags: Mapping[str, Any], ours: Sequence[str], start: Mapping[str, Any], *, quiet: bool
+) -> None:
+    """Run ``caffe train``.
+
+    Args:
+        engine, image: What ``--engine`` and ``--engine-image`` were given. flags: Caffe's own flags by name.
+        ours: Options given that only caffetools has. start: weights, snapshot, resume and log, as for a run of ours.
+
+    Raises:
+        CaffeToolsError: an engine that is unknown, or options that real Caffe does not have. RunFailed: Caffe failed.
+    """
+    if engine not in ("caffe", "caffetools"):
+        raise CaffeToolsError(f"unknown engine '{engine}'; it is caffetools or caffe")
+    if engine == "caffetools":
+        raise CaffeToolsError("--engine-image is the image of --engine caffe; give that too")
+    if ours:
+        raise CaffeToolsError(f"{', '.join(ours)}: real Caffe has no such option; set it in the solver, or leave --engine out")
+    from caffetools.cli.train import terminal
+    from caffetools.solver.external import train_with_caffe
+
+    arguments = [f"--{name}={value}" for name, value in flags.items() if value != _DEFAULTS[name]]
+    bar, echo = terminal(quiet)
+    with bar as observer:
+        done = train_with_caffe(
+            path, image=image or None, arguments=arguments, echo=echo, observers=[observer] if observer is not None else [], **start
+        )
+    if quiet:
+        return
+    console.print(f"Real Caffe {'stopped' if done.stopped else 'has ended'} at iteration {done.iteration}.")
+    for test in done.history.test[-1:]:
+        scores = ", ".join(f"{output.name} {output.value:.4g}" for output in test.outputs)
+        console.print(f"  test net #{test.net} at iteration {test.iteration}: {scores}", markup=False)
+    if done.snapshot is not None:
+        console.print(f"  weights   {done.snapshot.weights}\n  state     {done.snapshot.state}", markup=False)
+    console.print(f"  log       {done.log}", markup=False)

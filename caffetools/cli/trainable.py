@@ -1,0 +1,49 @@
+"""``caffetools trainable``: from the net that is used back to one that can be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.show import console
+from caffetools.cli.tables import print_table
+
+
+def trainable(
+    deploy: Annotated[Path, typer.Argument(help="The deploy prototxt of a net that is used.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write train_val.prototxt and solver.prototxt to.")] = Path(
+        "trainable"
+    ),
+    dataset: Annotated[
+        Path | None, typer.Option(help="A folder of `caffetools dataset build`: sources, mean and batches are set for it.")
+    ] = None,
+    train_source: Annotated[str, typer.Option(help="Database of the pictures to train on.")] = "train_lmdb",
+    val_source: Annotated[str, typer.Option(help="Database of the pictures to test on.")] = "val_lmdb",
+    mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto), or values as 104,117,123 (BGR).")] = None,
+    scale: Annotated[float | None, typer.Option(help="What pixels are multiplied by, after the mean is subtracted.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures, where the database is there to be counted.")] = 20,
+    base_lr: Annotated[float | None, typer.Option(help="Learning rate to begin with; by default 0.001.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; else each run is another one.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Make a deploy net trainable again: write its train_val and solver prototxts, and say what was made of what.
+
+    Its Input becomes Data layers, its prob a loss and accuracies. For other classes, `caffetools retarget` what was written.
+    """
+    from caffetools.data.card import load_card
+    from caffetools.surgery.options import DataOptions
+    from caffetools.surgery.trainable import make_trainable, write_trainable
+
+    card = load_card(dataset) if dataset is not None else None
+    data = DataOptions(None if card else train_source, None if card else val_source, mean)
+    made = make_trainable(deploy, out, data=data, dataset=card, scale=scale, epochs=epochs, base_lr=base_lr, seed=seed)
+    files = write_trainable(made, out, force=force)
+    print_table(("Layer", "What", "Was", "Is"), [(c.layer, c.what, c.before, c.after) for c in made.changes])
+    for path in files:
+        console.print(f"Wrote {path}", markup=False)
+    console.print(f"Next: caffetools train {files[1]} --weights the .caffemodel of {deploy.name}", markup=False)

@@ -1,0 +1,133 @@
+"""Real Caffe as an engine: the user's own ``caffe`` binary, or that of a docker image, run as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from caffetools.engines.base import EngineError
+
+# Where a build or an installation keeps the binary, below CAFFE_ROOT.
+_BINARIES = ("build/tools/caffe", ".build_release/tools/caffe", "build/install/bin/caffe", "bin/caffe")
+# What is passed on to Caffe, which by default stops at the first and takes a snapshot at the second.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGTERM") if hasattr(signal, name))
+
+
+@dataclass(frozen=True)
+class RealCaffe:
+    """A real Caffe that can be run.
+
+    Attributes:
+        command: The words that start it, before its own arguments.
+    """
+
+    command: tuple[str, ...]
+
+    @classmethod
+    def find(cls) -> RealCaffe:
+        """The ``caffe`` on PATH, else the one that was built in the folder CAFFE_ROOT.
+
+        Raises:
+            EngineError: there is neither; says where it looked.
+        """
+        found = shutil.which("caffe")
+        if found is not None:
+            return cls((found,))
+        root = os.environ.get("CAFFE_ROOT")
+        for name in _BINARIES if root else ():
+            binary = Path(root or "", name)
+            if os.access(binary, os.X_OK) and binary.is_file():
+                return cls((str(binary),))
+        where = f"on PATH and in CAFFE_ROOT ({root}: {', '.join(_BINARIES)})" if root else "on PATH, and CAFFE_ROOT is not set"
+        raise EngineError(
+            f"there is no real Caffe here (looked for caffe {where}); put it on PATH, set CAFFE_ROOT to where it was built, or give a "
+            "docker image with --engine-image, such as bvlc/caffe:cpu"
+        )
+
+    @classmethod
+    def in_docker(cls, image: str, folders: Iterable[Path], *, gpus: bool = False) -> RealCaffe:
+        """The ``caffe`` of a docker image, as the present user, in the present folder, with ``folders`` under their own names.
+
+        Raises:
+            EngineError: there is no docker.
+        """
+        docker = shutil.which("docker")
+        if docker is None:
+            raise EngineError(f"the image {image} needs docker, which is not on PATH")
+        words = [docker, "run", "--rm", "--init", "--env", "GLOG_logtostderr=1"]
+        if hasattr(os, "getuid"):
+            words += ["--user", f"{os.getuid()}:{os.getgid()}"]
+        for folder in folders:
+            words += ["--volume", f"{folder.resolve()}:{folder}"]
+        words += ["--workdir", str(Path.cwd()), *(["--gpus", "all"] if gpus else []), image, "caffe"]
+        return cls(tuple(words))
+
+    def run(self, arguments: Sequence[str], on_line: Callable[[str], object]) -> int:
+        """Run ``caffe ARGUMENTS``; ``on_line`` gets every line that it prints, with its line's end.
+
+        SIGINT, SIGHUP and SIGTERM are passed on to it; a second SIGINT ends it at once.
+
+        Returns:
+            Its exit code; the number of a signal that ended it, negative.
+
+        Raises:
+            EngineError: it cannot be started. KeyboardInterrupt: a second SIGINT.
+        """
+        try:
+            # In a session of its own: what the terminal sends comes to us alone, and we pass it on once.
+            process = subprocess.Popen(
+                [*self.command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+                env={**os.environ, "GLOG_logtostderr": "1"},
+            )
+        except OSError as error:
+            raise EngineError(f"{self.command[0]} cannot be started: {error.strerror}") from None
+        try:
+            with _passing_on(process):
+                for line in process.stdout or ():
+                    on_line(line if line.endswith("\n") else f"{line}\n")
+                return process.wait()
+        finally:
+            # Only where something went wrong on our side is it still there.
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Pass signals on to ``process`` meanwhile; in the main thread, which handles signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def passed_on(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if number == signal.SIGINT:
+            if interrupted:
+                raise KeyboardInterrupt
+            interrupted = True
+        with suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    before: dict[int, Any] = {number: signal.signal(number, passed_on) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

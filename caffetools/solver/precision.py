@@ -1,0 +1,139 @@
+"""In which numbers a net computes, whether it is compiled, and where its pictures are transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffetools.errors import CaffeToolsError
+from caffetools.net.net import Net
+from caffetools.solver.logs.caffe_log import Log
+
+MODES = ("fp32", "tf32", "bf16", "fp16")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What may compute in half precision: products and sums that are rounded once, and what only moves or picks values. All other layers
+# (losses, softmax, normalizations, powers and logarithms) get float32.
+_SAFE = frozenset(
+    "Convolution Deconvolution InnerProduct Pooling ReLU Dropout Concat Slice Split Flatten Reshape Crop Eltwise Silence Filter".split()  # noqa: SIM905
+)
+
+
+class Precision:
+    """Runs passes and updates of a solver in ``mode``; parameters, their gradients and the history are float32 in all of them.
+
+    fp32: as Caffe. tf32: products of 10 bits on GPUs that have them, sums in float32. bf16, fp16: convolutions and inner products in half
+    precision (torch's autocast), losses and normalizations in float32; fp16 scales the loss so that small gradients do not vanish,
+    and leaves out the updates whose gradients overflow, halving the scale (Micikevicius et al., 2018).
+
+    Args:
+        mode: One of :data:`MODES`.
+        device: Where the net is. log: told of every update that is left out.
+
+    Raises:
+        CaffeToolsError: ``mode`` is unknown.
+    """
+
+    def __init__(self, mode: str, device: torch.device, log: Log):
+        if mode not in MODES:
+            raise CaffeToolsError(f"unknown precision '{mode}'; it is one of {', '.join(MODES)}")
+        self.mode, self.device, self.log = mode, device, log
+        self.half = _HALF.get(mode)
+        self._scaler = torch.amp.GradScaler(device.type) if mode == "fp16" else None
+        self._step: _Step | None = None
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode == "tf32"
+        elif mode == "tf32":
+            log("caffe.cpp:197", "tf32 is a format of CUDA devices; on the CPU this run computes in float32", "W")
+
+    def prepare(self, net: Net) -> None:
+        """Make ``net`` ready: layers that need float32 see to it that they get it."""
+        if self.half is not None:
+            for layer in net.layers:
+                if not layer.IS_DATA and layer.type_name not in _SAFE:
+                    layer.forward = partial(_in_float32, layer.forward, self.device.type)
+
+    def running(self) -> AbstractContextManager[Any]:
+        """The context for a forward pass."""
+        return nullcontext() if self.half is None else torch.autocast(self.device.type, self.half)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss``, scaled where the mode asks for it."""
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def ready(self, parameters: Sequence[Tensor]) -> None:
+        """After the last backward pass of an update: bring the gradients of ``parameters`` back to their own scale."""
+        if self._scaler is not None and any(p.grad is not None for p in parameters):
+            self._step = _Step(parameters)
+            self._scaler.unscale_(self._step)
+
+    def update(self, iteration: int, apply: Callable[[], None]) -> None:
+        """Call ``apply``, which updates the parameters; not so, and the log says it, where a gradient is not finite."""
+        if self._scaler is None or self._step is None:
+            apply()
+            return
+        step, self._step = self._step, None
+        step.apply = apply
+        self._scaler.step(step)
+        self._scaler.update()
+        if not step.made:
+            scale = self._scaler.get_scale()
+            text = f"Iteration {iteration}: a gradient overflowed in fp16, so there is no update; the loss scale is {scale:g} now"
+            self.log("solver.cpp:250", text, "W")
+
+    def state(self) -> dict[str, float]:
+        """What the following passes depend on; numbers only."""
+        return {} if self._scaler is None else dict(self._scaler.state_dict())
+
+    def set_state(self, state: dict[str, float]) -> None:
+        """Go on from :meth:`state`; one of another mode means nothing."""
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(state)
+
+
+class Compiled:
+    """A net's ``compute``, through torch.compile; where that cannot be, plain, and the log says so once."""
+
+    def __init__(self, net: Net, log: Log):
+        self._plain, self.log = net.compute, log
+        self._fast: Callable[..., dict[str, Tensor]] | None = torch.compile(net.compute)
+
+    def __call__(self, blobs: dict[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
+        if self._fast is not None:
+            try:
+                return self._fast(dict(blobs), keep)
+            except CaffeToolsError:
+                raise
+            except Exception as error:  # whatever the compiler trips over, the net itself can do without it
+                self._fast = None
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self.log("caffe.cpp:197", f"The net cannot be compiled here, so it runs as it is: {why}", "W")
+        return self._plain(blobs, keep)
+
+
+def compile_net(net: Net, log: Log) -> None:
+    """Let ``net`` run compiled from now on."""
+    net.compute = Compiled(net, log)  # type: ignore[method-assign]
+
+
+class _Step(torch.optim.Optimizer):
+    """What the scaler takes for an optimizer: it holds the gradients, and its step is the solver's."""
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        super().__init__(list(parameters), {})
+        self.apply: Callable[[], None] | None = None
+        self.made = False
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if self.apply is not None:
+            self.apply()
+        self.made = True
+
+
+def _in_float32(forward: Callable[..., Any], device_type: str, *bottoms: Tensor) -> Any:
+    with torch.autocast(device_type, enabled=False):
+        return forward(*(b.float() if b.is_floating_point() else b for b in bottoms))

@@ -1,0 +1,161 @@
+"""Training by real Caffe, followed through its log. The external binary is a script that prints a log which Caffe wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed
+from caffetools.proto.binary import read_solverstate
+from caffetools.solver.external import train_with_caffe
+from caffetools.solver.logs.training_log import read_log
+from caffetools.solver.observers import Displayed, Observer, Snapshot, Tested
+from tests.conftest import GOLDEN
+from tests.engines.fake_caffe import write_fake_caffe
+
+LOGS = GOLDEN / "logs"
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the tiny net, with a caffe on PATH that prints the log of a whole run."""
+    for name in ("net.prototxt", "solver.prototxt"):
+        shutil.copy(LOGS / name, tmp_path)
+    write_fake_caffe(tmp_path / "bin" / "caffe", LOGS / "train.log")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def called() -> list[str]:
+    return list(json.loads(Path("called.json").read_text())["arguments"])
+
+
+class Watching(Observer):
+    """What was told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def started(self, solver: Any) -> None:
+        self.told.append(f"started {solver.net.name} of {solver.param.max_iter}")
+
+    def displayed(self, solver: Any, what: Displayed) -> None:
+        self.told.append(f"displayed {what.iteration}")
+
+    def tested(self, solver: Any, what: Tested) -> None:
+        self.told.append(f"tested {what.iteration}")
+
+    def snapshotted(self, solver: Any, what: Snapshot) -> None:
+        self.told.append(f"snapshot {what.iteration} {what.weights} {what.state}")
+
+    def finished(self, solver: Any, stopped: bool) -> None:
+        self.told.append(f"finished {stopped}")
+
+
+def test_a_run_is_told_of_as_one_of_ours_would_be(work: Path) -> None:
+    watching, echoed = Watching(), []
+    done = train_with_caffe("solver.prototxt", observers=[watching], echo=echoed.append, arguments=["--gpu=0"])
+    assert called() == ["train", "--solver=solver.prototxt", "--gpu=0"]
+    assert watching.told == [
+        "started tiny of 150",
+        "tested 0",
+        *(f"displayed {n}" for n in (0, 20, 40)),
+        "tested 50",
+        *(f"displayed {n}" for n in (60, 80)),
+        "snapshot 100 tiny_iter_100.caffemodel tiny_iter_100.solverstate",
+        "tested 100",
+        *(f"displayed {n}" for n in (100, 120, 140)),
+        "snapshot 150 tiny_iter_150.caffemodel tiny_iter_150.solverstate",
+        "tested 150",
+        "finished False",
+    ]
+    assert (done.iteration, done.stopped, done.log) == (150, False, Path("tiny.log"))
+    assert Path("tiny.log").read_text() == (LOGS / "train.log").read_text() == "".join(echoed)
+
+
+def test_the_numbers_told_are_those_of_the_log(work: Path) -> None:
+    done = train_with_caffe("solver.prototxt")
+    log = read_log(LOGS / "train.log")
+    assert [(d.iteration, d.loss, d.rate) for d in done.history.train] == [(r.iteration, r.loss, r.lr) for r in log.train]
+    assert [(t.iteration, {o.name: o.value for o in t.outputs}) for t in done.history.test] == [(r.iteration, r.outputs) for r in log.test]
+
+
+def test_weights_are_passed_on_and_the_log_can_lie_elsewhere(work: Path) -> None:
+    train_with_caffe("solver.prototxt", weights=["a.caffemodel", "b.caffemodel"], log="logs/x.log")
+    assert called()[-1] == "--weights=a.caffemodel,b.caffemodel"
+    assert Path("logs/x.log").exists() and not Path("tiny.log").exists()
+
+
+def test_caffes_last_words_are_the_error(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FATAL", "Iteration 60")
+    with pytest.raises(RunFailed, match=r"caffe was ended by signal 6: Check failed: status == 0 .* No such file; the log is tiny\.log"):
+        train_with_caffe("solver.prototxt")
+    assert "Check failed" in Path("tiny.log").read_text()
+
+
+def test_an_exit_code_is_an_error_too(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CODE", "1")
+    with pytest.raises(RunFailed, match=r"caffe ended with exit code 1; the log is tiny\.log"):
+        train_with_caffe("solver.prototxt")
+
+
+def test_ctrl_c_lets_caffe_take_its_snapshot_and_stop(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_PAUSE", "Iteration 80")
+
+    def echo(line: str) -> None:
+        if "Iteration 80" in line:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    done = train_with_caffe("solver.prototxt", echo=echo)
+    assert done.stopped and done.iteration == 80
+
+
+@pytest.fixture
+def snapshots(work: Path) -> Path:
+    """What Caffe saved at 100 and 150, under another name in a folder of its own: Caffe itself would not find the weights."""
+    (work / "old").mkdir()
+    for number in (100, 150):
+        for kind in ("caffemodel", "solverstate"):
+            shutil.copy(LOGS / f"tiny_iter_{number}.{kind}", work / "old")
+    text = (work / "solver.prototxt").read_text().replace('"tiny"', '"old/tiny"')
+    (work / "solver.prototxt").write_text(text)
+    return work / "old"
+
+
+def test_the_newest_snapshot_is_resumed_from_with_weights_that_caffe_finds(snapshots: Path) -> None:
+    train_with_caffe("solver.prototxt", resume=True)
+    assert called()[-1].startswith("--snapshot=old/tiny_iter_150.caffe")
+    assert read_solverstate("seen.solverstate").learned_net == "old/tiny_iter_150.caffemodel"
+    original = read_solverstate(snapshots / "tiny_iter_150.solverstate")
+    assert (read_solverstate("seen.solverstate").history[0] == original.history[0]).all()
+    pairs = [f"tiny_iter_{number}.{kind}" for number in (100, 150) for kind in ("caffemodel", "solverstate")]
+    assert sorted(p.name for p in snapshots.iterdir()) == sorted([*pairs, "tiny.log"]), "the copy is gone again"
+
+
+def test_a_snapshot_that_caffe_finds_is_given_as_it_is(work: Path) -> None:
+    for name in ("tiny_iter_100.caffemodel", "tiny_iter_100.solverstate"):
+        shutil.copy(LOGS / name, work)
+    Path("tiny.log").write_text("what was before\n")
+    train_with_caffe("solver.prototxt", snapshot="tiny_iter_100.solverstate")
+    assert called()[-1] == "--snapshot=tiny_iter_100.solverstate"
+    assert Path("tiny.log").read_text().startswith("what was before\n")
+
+
+def test_resuming_without_a_snapshot_starts(work: Path) -> None:
+    train_with_caffe("solver.prototxt", resume=True)
+    assert called() == ["train", "--solver=solver.prototxt"]
+
+
+def test_bad_input_is_refused_before_caffe_starts(work: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"absent\.solverstate"):
+        train_with_caffe("solver.prototxt", snapshot="absent.solverstate")
+    with pytest.raises(CaffeToolsError, match="either a snapshot to go on from or weights"):
+        train_with_caffe("solver.prototxt", snapshot="x", weights=["y"])
+    assert not Path("called.json").exists() and not Path("tiny.log").exists()

@@ -1,0 +1,285 @@
+"""Several processes that train one net: their data, their weights, their signals and their errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+from caffetools.cli.app import main
+from caffetools.net.net import Net
+from caffetools.proto.binary import read_caffemodel, read_solverstate
+from caffetools.proto.schema import TRAIN, NetParameter
+from caffetools.proto.text import parse
+from caffetools.solver.accelerated import idle_layers
+from caffetools.solver.logs.caffe_log import read_log
+from caffetools.solver.observers import History, Observer
+from caffetools.solver.parallel import World
+from caffetools.solver.solver import Solver
+from tests.solver.together import RANDOM, Together, environment, project, train_together
+
+DROPOUT = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "conv" dropout_param { dropout_ratio: 0.3 } }'
+IDLE = 'layer { name: "idle" type: "InnerProduct" bottom: "conv" top: "idle" inner_product_param { num_output: 2 } }'
+BATCH_NORM = 'layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }'
+
+
+def alone(folder: Path, monkeypatch: pytest.MonkeyPatch, *observers: Observer) -> None:
+    """The same run in this one process, to its end."""
+    monkeypatch.chdir(folder)
+    Solver.from_file("solver.prototxt", observers=observers).solve()
+
+
+def expect_equal_weights(one: Path, other: Path, tolerance: float) -> None:
+    first, second = read_caffemodel(one).blobs, read_caffemodel(other).blobs
+    assert set(first) == set(second) and first
+    for name, arrays in first.items():
+        for a, b in zip(arrays, second[name], strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=name)
+
+
+# ---- what they compute ----
+
+
+def test_two_processes_with_half_the_batch_follow_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = "iter_size: 2 clip_gradients: 0.5 snapshot: 1"
+    # Also with a layer that never gets a gradient: weight decay alone changes it.
+    project(tmp_path / "one", batch=8, solver=fields, extra=IDLE)
+    project(tmp_path / "two", batch=4, solver=fields, extra=IDLE)
+    history = History()
+    alone(tmp_path / "one", monkeypatch, history)
+    ended = train_together(tmp_path / "two")
+    assert ended.codes == [0, 0], ended.errors
+    for iteration in range(1, 11):
+        name = f"run_iter_{iteration}"
+        expect_equal_weights(tmp_path / "one" / f"{name}.caffemodel", tmp_path / "two" / f"{name}.caffemodel", 1e-5)
+        histories = [read_solverstate(tmp_path / folder / f"{name}.solverstate").history for folder in ("one", "two")]
+        for a, b in zip(*histories, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    # The root alone tests and logs, and its losses are those of the whole batch.
+    assert ended.errors[1] == ended.outputs[1] == ""
+    assert "Trained at iteration 10." in ended.outputs[0]
+    log = read_log(tmp_path / "two" / "run.log")
+    assert [row.iteration for row in log.train] == [0, 5]
+    for mine, theirs in zip(log.train, history.train[:2], strict=True):
+        assert mine.outputs["loss"] == pytest.approx({o.name: o.value for o in theirs.outputs}["loss"], rel=1e-4)
+    assert [row.iteration for row in log.test] == [0, 5, 10]
+    for test, other in zip(log.test, history.test, strict=True):
+        assert test.outputs["loss"] == pytest.approx({o.name: o.value for o in other.outputs}["loss"], rel=1e-4)
+
+
+def test_a_resumed_run_of_two_processes_ends_on_the_same_bits(tmp_path: Path) -> None:
+    # With random crops, flips and dropout in each process, and a layer that never gets a gradient.
+    project(tmp_path / "whole", batch=4, transform=RANDOM, extra=DROPOUT + IDLE)
+    assert train_together(tmp_path / "whole").codes == [0, 0]
+    states = json.loads((tmp_path / "whole" / "run_iter_5.runstate.json").read_text())["processes"]
+    assert len(states) == 2 and states[1]["layers"]["data"]["rng"] != states[0].get("layers")
+    for name in ("run_iter_10.caffemodel", "run_iter_10.solverstate", "run_iter_10.runstate.json"):
+        (tmp_path / "whole" / name).rename(tmp_path / name)
+    ended = train_together(tmp_path / "whole", "--resume", "auto")
+    assert ended.codes == [0, 0], ended.errors
+    expect_equal_weights(tmp_path / "run_iter_10.caffemodel", tmp_path / "whole" / "run_iter_10.caffemodel", 0.0)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project(tmp_path, batch=4, solver="max_iter: 5")
+    alone(folder, monkeypatch)
+    ended = train_together(folder, "--resume", "auto", "--max-iter", "8")
+    assert ended.codes == [0, 0], ended.errors
+    assert "The snapshot is of 1 process(es), this run has 2; the data are shared out anew" in ended.errors[0]
+    # Batches of 4 of 27 records: 5 were read by one process, then 3 by each of two.
+    state = json.loads((folder / "run_iter_8.runstate.json").read_text())
+    places = [state["nets"][0]["data"]["position"], state["processes"][1]["layers"]["data"]["position"]]
+    assert places == [(20 + 23) % 27, (20 + 24) % 27]
+    again = Solver.from_file("solver.prototxt")
+    again.restore("run_iter_8.solverstate")
+    assert again.iteration == 8
+
+
+def test_processes_draw_their_own_crops_and_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All records are the same, so that equal draws would give equal gradients, and two processes the weights of one.
+    for folder in ("one", "two"):
+        project(tmp_path / folder, batch=4, transform=RANDOM, extra=DROPOUT, records=1, solver="max_iter: 2")
+    alone(tmp_path / "one", monkeypatch)
+    assert train_together(tmp_path / "two").codes == [0, 0]
+    with pytest.raises(AssertionError):
+        expect_equal_weights(tmp_path / "one" / "run_iter_2.caffemodel", tmp_path / "two" / "run_iter_2.caffemodel", 1e-5)
+
+
+def test_batch_norm_counts_in_each_process_and_the_roots_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two"):
+        project(tmp_path / folder, batch=4, extra=BATCH_NORM, solver="base_lr: 0")
+    monkeypatch.chdir(tmp_path / "one")
+    solver = Solver.from_file("solver.prototxt")
+    solver.net.layer("data").share(0, 2)  # type: ignore[operator]
+    solver.solve()
+    assert train_together(tmp_path / "two").codes == [0, 0]
+    one, two = (read_caffemodel(tmp_path / folder / "run_iter_10.caffemodel").blobs["bn"] for folder in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_layers_without_a_way_to_a_loss_are_found() -> None:
+    text = """
+    layer { name: "in" type: "Input" top: "x" top: "y" input_param { shape { dim: 2 dim: 3 } shape { dim: 2 dim: 2 } } }
+    layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" inner_product_param { num_output: 4 } }
+    layer { name: "relu" type: "ReLU" bottom: "a" top: "a" }
+    layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" inner_product_param { num_output: 2 } }
+    layer { name: "c" type: "InnerProduct" bottom: "a" top: "c" inner_product_param { num_output: 2 } }
+    layer { name: "stopped" type: "InnerProduct" bottom: "x" top: "stopped" inner_product_param { num_output: 2 } }
+    layer { name: "sum" type: "Eltwise" bottom: "b" bottom: "stopped" top: "sum" propagate_down: true propagate_down: false }
+    layer { name: "loss" type: "EuclideanLoss" bottom: "sum" bottom: "y" top: "loss" }
+    """
+    assert sorted(idle_layers(Net(parse(text, NetParameter), TRAIN))) == ["c", "stopped"]
+
+
+def test_a_world_of_one_changes_and_waits_for_nothing() -> None:
+    world = World()
+    assert world.any(True, False) == [True, False]
+    assert world.mean([1.5]) == [1.5]
+    assert world.share({"a": 1}) == {"a": 1} and world.gather(3) == [3]
+    assert world.root_does(lambda: 7) == 7
+
+
+# ---- how they end ----
+
+
+def test_an_error_in_one_process_ends_all_and_is_said_once(tmp_path: Path) -> None:
+    folder = project(tmp_path, batch=4, solver="test_iter: 1")
+    with lmdb.open(str(folder / "train_lmdb"), lock=False).begin(write=True) as transaction:
+        transaction.put(b"00000013_x", b"\xff\xff broken")
+    ended = train_together(folder)
+    assert 0 not in ended.codes
+    (complaint,) = ended.complaints()
+    assert "process 1 of 2: " in complaint and "00000013_x" in complaint
+    assert "Traceback" not in "".join(ended.errors)
+    assert re.search(r"^E\d{4} .*process 1 of 2: .*00000013_x", (folder / "run.log").read_text(), re.MULTILINE)
+
+
+def test_what_is_wrong_from_the_start_is_said_once(tmp_path: Path) -> None:
+    ended = train_together(project(tmp_path, batch=4, solver='lr_policy: "cosine"'))
+    assert ended.codes == [2, 2]
+    (complaint,) = ended.complaints()
+    assert "unknown lr_policy 'cosine'" in complaint
+    assert "Traceback" not in "".join(ended.errors)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def endless(folder: Path) -> Path:
+    return project(folder, batch=4, solver="max_iter: 100000000 snapshot: 0 test_interval: 1000")
+
+
+def displayed(folder: Path) -> bool:
+    return (folder / "run.log").exists() and "Iteration 5, lr" in (folder / "run.log").read_text()
+
+
+def test_sigterm_in_any_process_stops_all_with_one_snapshot(tmp_path: Path) -> None:
+    with Together(endless(tmp_path), "solver.prototxt", "--device", "cpu") as run:
+        wait_for(lambda: displayed(tmp_path))
+        os.kill(run.processes[1].pid or 0, signal.SIGTERM)
+        ended = run.wait()
+    assert ended.codes == [0, 0], ended.errors
+    (state,) = tmp_path.glob("run_iter_*.solverstate")
+    assert f"Stopped at iteration {read_solverstate(state).iter}." in ended.outputs[0]
+
+
+def test_a_hang_up_in_any_process_takes_one_snapshot_and_goes_on_until_ctrl_c(tmp_path: Path) -> None:
+    with Together(endless(tmp_path), "solver.prototxt", "--device", "cpu") as run:
+        wait_for(lambda: displayed(tmp_path))
+        os.kill(run.processes[1].pid or 0, signal.SIGHUP)
+        wait_for(lambda: any(tmp_path.glob("run_iter_*.solverstate")))
+        os.kill(run.processes[1].pid or 0, signal.SIGINT)
+        ended = run.wait()
+    assert ended.codes == [0, 0], ended.errors
+    assert len(list(tmp_path.glob("run_iter_*.solverstate"))) == 2
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for_endlessly(tmp_path: Path) -> None:
+    with Together(endless(tmp_path), "solver.prototxt", "--device", "cpu", environment={"CAFFETOOLS_TIMEOUT": "3"}) as run:
+        wait_for(lambda: displayed(tmp_path))
+        os.kill(run.processes[1].pid or 0, signal.SIGSTOP)
+        run.processes[0].join(60)
+        assert run.processes[0].exitcode == 1
+    text = (tmp_path / "stderr0.txt").read_text()
+    assert text.splitlines()[-1].startswith("caffetools: error: training in 2 processes has ended: the connection to another process broke")
+
+
+# ---- how they are started ----
+
+
+def process_of(parent: int, rank: int) -> int:
+    """The process that trains as ``rank``, of those that ``parent`` started."""
+    children = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    return {Path(f"/proc/{pid}/environ").read_text().partition("\0LOCAL_RANK=")[2][:1]: pid for pid in children}[str(rank)]
+
+
+def test_torchrun_starts_them_and_starts_them_again_when_one_dies(tmp_path: Path) -> None:
+    folder = project(tmp_path, batch=4, solver="max_iter: 100000000 snapshot: 50 test_interval: 1000 display: 50")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    command += ["-m", "caffetools", "train", "solver.prototxt", "--resume", "auto"]
+    log = folder / "run.log"
+    with (folder / "stderr.txt").open("w") as stderr, subprocess.Popen(command, cwd=folder, env=environment(), stderr=stderr) as run:
+        try:
+            wait_for(lambda: log.exists() and "Iteration 100, lr" in log.read_text())
+            os.kill(process_of(run.pid, 1), signal.SIGKILL)
+            wait_for(lambda: "Resuming from run_iter_" in log.read_text())
+            resumed = log.read_text().count(", lr = ")
+            wait_for(lambda: log.read_text().count(", lr = ") > resumed)
+        finally:
+            run.terminate()
+    assert "Optimization stopped early." in log.read_text().splitlines()[-2]
+    stopped = max(int(path.stem.rpartition("_")[2]) for path in folder.glob("run_iter_*.solverstate"))
+    assert len(json.loads((folder / f"run_iter_{stopped}.runstate.json").read_text())["processes"]) == 2
+    complaints = [line for line in (folder / "stderr.txt").read_text().splitlines() if line.startswith("caffetools: error: ")]
+    assert len(complaints) == 1 and "the connection to another process broke off" in complaints[0]
+
+
+def test_our_launcher_passes_signals_on_and_tells_of_a_killed_process(tmp_path: Path) -> None:
+    folder = endless(tmp_path)
+    command = [sys.executable, "-m", "caffetools", "train", "solver.prototxt", "--processes", "2"]
+    with (folder / "stderr.txt").open("w") as stderr, subprocess.Popen(command, cwd=folder, env=environment(), stderr=stderr) as run:
+        try:
+            wait_for(lambda: displayed(folder))
+            run.send_signal(signal.SIGHUP)
+            wait_for(lambda: any(folder.glob("run_iter_*.solverstate")))
+            os.kill(process_of(run.pid, 1), signal.SIGKILL)
+            assert run.wait(60) == 1
+        finally:
+            # Passed on to whatever is still there.
+            run.terminate()
+    complaints = [line for line in (folder / "stderr.txt").read_text().splitlines() if line.startswith("caffetools: error: ")]
+    assert len(complaints) == 1 and "process 1 of 2 was ended by SIGKILL" in complaints[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--processes", "0"], "the number of processes must be at least 1, not 0"),
+        (["--processes", "2", "--precision", "fp8"], "unknown precision 'fp8'"),
+    ],
+)
+def test_what_cannot_be_started_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(project(tmp_path, batch=4))
+    monkeypatch.setattr(sys, "argv", ["caffetools", "train", "solver.prototxt", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("caffetools: error: ")]
+    assert len(errors) == 1 and words in errors[0]
