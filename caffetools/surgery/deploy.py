@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.layers.base import Shape
 from caffetools.net.state import filter_net, make_state
+from caffetools.net.wiring import check_wiring
 from caffetools.proto.schema import TEST, NetParameter
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.graph import Graph, Use, names_in_use, phases
-from caffetools.surgery.heads import loss_weight
+from caffetools.surgery.heads import find_heads, loss_weight
 from caffetools.surgery.inputs import data_layers_to_inputs, is_data_layer
 
 # What turns a loss's scores into what it compares with the labels; "" where the scores are that already.
@@ -26,7 +28,14 @@ _JUDGES = {*_ANSWERS, "ContrastiveLoss", "Accuracy", "Silence"}
 _FILLERS = ("weight_filler", "bias_filler", "filler")
 
 
-def deploy_from(train_val: Any, *, batch: int = 1, input_shape: Shape | None = None) -> Any:
+def deploy_from(
+    train_val: Any,
+    *,
+    batch: int = 1,
+    input_shape: Shape | None = None,
+    heads: Collection[str] | None = None,
+    drop_dropout: bool = False,
+) -> Any:
     """The deploy net of a net for training.
 
     Of several losses the one with the largest weight counts, of equals the last; what only the others and the accuracies need
@@ -38,15 +47,21 @@ def deploy_from(train_val: Any, *, batch: int = 1, input_shape: Shape | None = N
         train_val: A ``NetParameter`` of any age; it is not changed.
         batch: How many pictures at once, where ``input_shape`` does not say.
         input_shape: (N, C, H, W) or (C, H, W) of the input; by default as the data layer of the TEST phase crops.
+        heads: What to keep of several losses: their names, those of their scores or of the layers that make them, or ``all``. The
+            answers of more than one are called ``prob_LOSS``.
+        drop_dropout: Take the Dropout layers out, which do nothing in use.
 
     Raises:
-        NetError: there is nothing to ship (no layer but data and losses), or the size of the input cannot be told.
+        NetError: there is no such head, there is nothing to ship (no layer but data and losses), or the size of the input cannot be told.
     """
+    if not 1 <= batch < 2**31:
+        raise NetError(f"a batch of {batch} is not possible; it must be from 1 to {2**31 - 1}")
     net = upgrade_net(train_val)
-    judge = _main_loss(net)
+    judges = _chosen_losses(net, heads)
     tested = filter_net(net, make_state(TEST))
     graph = Graph(tested)
-    wanted = _wanted(graph, judge)
+    wanted = _wanted(graph, judges)
+    check_wiring(tested)
     kept = [i for i in sorted(graph.needed(wanted)) if tested.layer[i].type not in _JUDGES]
     if not any(tested.layer[i].bottom for i in kept):
         raise NetError(f"the net '{net.name}' has no layer that its outputs come from; nothing can be deployed")
@@ -64,27 +79,48 @@ def deploy_from(train_val: Any, *, batch: int = 1, input_shape: Shape | None = N
         _call_as_its_top(deployed, deployed.layer[i])
     for layer in deployed.layer:
         _strip(layer)
-    if judge is not None:
-        _answer(deployed, judge)
+    for judge in judges:
+        _answer(deployed, judge, "prob" if len(judges) == 1 else f"prob_{judge.name}")
+    if drop_dropout:
+        _drop_dropout(deployed)
     return deployed
 
 
-def _main_loss(net: Any) -> Any | None:
-    """The loss layer that the deployed net answers for; files may have it in the TRAIN phase only."""
+def _chosen_losses(net: Any, heads: Collection[str] | None) -> list[Any]:
+    """The loss layers that the deployed net answers for; files may have them in the TRAIN phase only."""
     losses = {}
     for graph in phases(net):
         losses.update({i: layer for i, layer in graph.layers.items() if layer.type in _ANSWERS and layer.bottom})
-    ranked = sorted(losses.items(), key=lambda item: (loss_weight(item[1]), item[0]))
-    return ranked[-1][1] if ranked else None
+    if heads is None:
+        ranked = sorted(losses.items(), key=lambda item: (loss_weight(item[1]), item[0]))
+        return [layer for _, layer in ranked[-1:]]
+    called = {layer.name: {layer.name, layer.bottom[0]} for layer in losses.values()}
+    for name, classifier in _classifiers(net):
+        called.get(name, set()).add(classifier)
+    for name in heads:
+        if name != "all" and not any(name in names for names in called.values()):
+            raise NetError(
+                f"the net '{net.name}' has no loss '{name}' to deploy for; its losses are {', '.join(called) or 'none'} (--heads)"
+            )
+    return [layer for _, layer in sorted(losses.items()) if "all" in heads or not called[layer.name].isdisjoint(heads)]
 
 
-def _wanted(graph: Graph, judge: Any | None) -> list[Use]:
+def _classifiers(net: Any) -> list[tuple[str, str]]:
+    """(loss, classifier layer) as far as they can be told."""
+    try:
+        return [(head.judge, head.layer) for head in find_heads(net)]
+    except NetError:
+        return []
+
+
+def _wanted(graph: Graph, judges: list[Any]) -> list[Use]:
     """What the deployed net must give, as bottoms of a layer behind all others; without a loss, the outputs themselves."""
     end = len(graph.param.layer)
-    if judge is not None:
+    for judge in judges:
         if graph.maker(end, judge.bottom[0]) is None:
             raise NetError(f"what it reads, '{judge.bottom[0]}', is not made in the TEST phase", layer=judge.name)
-        return [(end, judge.bottom[0])]
+    if judges:
+        return [(end, judge.bottom[0]) for judge in judges]
     return [(end, top) for i, top in graph.outputs() if graph.layers[i].type not in _JUDGES]
 
 
@@ -124,15 +160,31 @@ def _strip(layer: Any) -> None:
                     param.ClearField(filler)
 
 
-def _answer(net: Any, judge: Any) -> None:
-    """Append the layer that turns the scores into ``prob``."""
+def _answer(net: Any, judge: Any, called: str) -> None:
+    """Append the layer that turns the scores into probabilities."""
     kind = _ANSWERS[judge.type]
     if not kind:
         return
-    used, name, again = names_in_use(net), "prob", 1
+    used, name, again = names_in_use(net), called, 1
     while name in used:
         again += 1
-        name = f"prob_{again}"
+        name = f"{called}_{again}"
     layer = net.layer.add(name=name, type=kind, bottom=[judge.bottom[0]], top=[name])
     if kind == "Softmax" and judge.HasField("softmax_param"):
         layer.softmax_param.CopyFrom(judge.softmax_param)
+
+
+def _drop_dropout(net: Any) -> None:
+    """Take the Dropout layers out, but for those whose own blob cannot be replaced by the one that they read."""
+    for dropout in [layer for layer in net.layer if layer.type == "Dropout" and len(layer.top) == len(layer.bottom) == 1]:
+        place = list(net.layer).index(dropout)
+        old, new = dropout.top[0], dropout.bottom[0]
+        later = list(net.layer)[place + 1 :]
+        if old != new:
+            # Its blob is what the net puts out, or what it reads changes in place before the last one has read it.
+            if not any(old in layer.bottom for layer in later) or any(new in layer.top for layer in later):
+                continue
+            for layer in later:
+                for blobs in (layer.bottom, layer.top):
+                    blobs[:] = [new if blob == old else blob for blob in blobs]
+        del net.layer[place]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from caffetools.errors import CaffeToolsError
 from caffetools.proto.schema import SolverParameter
 
+# What the fields of a SolverParameter hold.
+_MOST_ITERATIONS, MOST_SEED = 2**31 - 1, 2**63 - 1
 # Where the number of pictures is unknown.
 _ITERATIONS, _TEST_BATCHES, _TEST_INTERVAL = 10000, 100, 500
 
@@ -36,9 +39,18 @@ def solver_for(
         base_lr: The base rate, where not a tenth of ``like``'s or 0.001.
         snapshot_prefix: The start of the snapshots' names.
         seed: The random seed; None leaves it to chance.
+
+    Raises:
+        CaffeToolsError: a number is out of its range.
     """
     per_epoch = math.ceil(train_count / train_batch) if train_count else _TEST_INTERVAL
     max_iter = per_epoch * epochs if train_count else _ITERATIONS
+    if max_iter > _MOST_ITERATIONS:
+        raise CaffeToolsError(f"{epochs} epochs are {max_iter} iterations, more than the {_MOST_ITERATIONS} that a solver counts to")
+    if seed is not None and not 0 <= seed <= MOST_SEED:
+        raise CaffeToolsError(f"the seed must be from 0 to {MOST_SEED}, not {seed}")
+    if base_lr is not None and not 0 < base_lr < math.inf:
+        raise CaffeToolsError(f"the learning rate must be above 0, not {base_lr:g}")
     if base_lr is None:
         base_lr = like.base_lr / 10 if like is not None and like.base_lr else 0.001
     solver = SolverParameter(

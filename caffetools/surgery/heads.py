@@ -11,7 +11,7 @@ from caffetools.errors import NetError
 from caffetools.surgery.graph import Graph, phases
 
 # Losses that compare one score a class with a label.
-CLASS_LOSSES = ("SoftmaxWithLoss", "MultinomialLogisticLoss", "HingeLoss")
+CLASS_LOSSES = ("SoftmaxWithLoss", "MultinomialLogisticLoss", "HingeLoss", "SigmoidCrossEntropyLoss")
 CLASSIFIERS = {"InnerProduct": "inner_product_param", "Convolution": "convolution_param"}
 
 # What may stand between a classifier and its loss: the classes stay where they are, each by itself.
@@ -29,6 +29,7 @@ class Head:
         layer, type_name, num_output: its name, Caffe type and number of classes.
         judge: the loss (of a deploy net: the Softmax) that reads it. weight: that loss's weight.
         followers: layers between the two that have parameters for each class, such as a Scale.
+        reshapes: Reshape layers between the two, whose shape may name the number of classes.
     """
 
     layer: str
@@ -37,13 +38,18 @@ class Head:
     judge: str
     weight: float
     followers: tuple[str, ...] = ()
+    reshapes: tuple[str, ...] = ()
 
 
 def find_heads(param: Any, names: Iterable[str] | None = None) -> list[Head]:
     """The classifier layers of ``param``, in the order of their losses; files with both phases count once.
 
+    A loss that reads the sum (or product, or maximum) of several classifiers' scores, as where two branches meet, has all of them.
+    A SigmoidCrossEntropyLoss that compares a net's output with its own input, as autoencoders do, has none.
+
     Args:
-        param: A ``NetParameter`` in today's form. Without any class loss, the Softmax layers whose tops are outputs count as judges.
+        param: A ``NetParameter`` in today's form. Without any class loss, the Softmax layers whose tops are outputs count as judges,
+            and without those the Sigmoid layers.
         names: The classifier layers' names, where the graph should not decide.
 
     Raises:
@@ -53,8 +59,8 @@ def find_heads(param: Any, names: Iterable[str] | None = None) -> list[Head]:
         return [_named(param, name) for name in names]
     heads: dict[str, Head] = {}
     for graph, index in _judges(param):
-        head = _classifier(graph, index)
-        heads.setdefault(head.layer, head)
+        for head in _classifiers(graph, index):
+            heads.setdefault(head.layer, head)
     if not heads:
         raise NetError(
             f"no classifier was found in the net '{param.name}': it has no {', '.join(CLASS_LOSSES)}, and no Softmax as an output"
@@ -78,34 +84,93 @@ def loss_weight(layer: Any) -> float:
 
 
 def _judges(param: Any) -> list[tuple[Graph, int]]:
-    """(graph, place) of what reads scores: the losses of both phases, else the final Softmax layers."""
+    """(graph, place) of what reads scores: the losses of both phases, else the final Softmax (or Sigmoid) layers."""
     graphs = phases(param)
     losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if layer.type in CLASS_LOSSES]
     if losses:
-        return losses
-    return [(graph, i) for graph in graphs for i, _ in graph.outputs() if graph.layers[i].type == "Softmax"]
+        return [(graph, i) for graph, i in losses if not _reconstructs(graph, i)]
+    for kind in ("Softmax", "Sigmoid"):
+        found = [(graph, i) for graph in graphs for i, _ in graph.outputs() if graph.layers[i].type == kind]
+        if found:
+            return found
+    return []
 
 
-def _classifier(graph: Graph, index: int) -> Head:
-    """Follow the first bottom of the layer at ``index`` up to its classifier."""
+def _reconstructs(graph: Graph, index: int) -> bool:
+    """Whether a loss compares scores with what they are made from."""
+    loss = graph.layers[index]
+    if loss.type != "SigmoidCrossEntropyLoss" or len(loss.bottom) < 2:
+        return False
+    scores, labels = (_roots(graph, index, bottom) for bottom in loss.bottom[:2])
+    return labels <= scores
+
+
+def _roots(graph: Graph, index: int, blob: str) -> set[str]:
+    """The blobs of data layers and inputs that ``blob``, as layer ``index`` reads it, comes from."""
+    pending, roots, seen = [(index, blob)], set[str](), set[tuple[int, str]]()
+    while pending:
+        use = pending.pop()
+        if use in seen:
+            continue
+        seen.add(use)
+        maker = graph.maker(*use)
+        if maker is None or not graph.layers[maker].bottom:
+            roots.add(use[1])
+        else:
+            pending += [(maker, bottom) for bottom in graph.layers[maker].bottom]
+    return roots
+
+
+def _classifiers(graph: Graph, index: int) -> list[Head]:
+    """Follow the first bottom of the layer at ``index`` up to its classifiers."""
     judge = graph.layers[index]
-    followers: list[str] = []
+    if not judge.bottom:
+        raise NetError(f"no classifier was found above {judge.type} '{judge.name}': it reads nothing", layer=judge.name)
+    return _follow(graph, judge, index, judge.bottom[0], (), ())
+
+
+def _follow(graph: Graph, judge: Any, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[str, ...]) -> list[Head]:
     at = f"{judge.type} '{judge.name}'"
     where = f"the scores that {at} reads"
-    for maker in graph.walk_up(index, judge.bottom[0]) if judge.bottom else ():
+    for maker in graph.walk_up(index, blob):
         layer = graph.layers[maker]
         if layer.type in CLASSIFIERS:
-            weight = loss_weight(judge)
-            return Head(layer.name, layer.type, classifier_param(layer).num_output, judge.name, weight, tuple(followers))
+            outputs = classifier_param(layer).num_output
+            _check_reshapes(graph, reshapes, outputs)
+            return [Head(layer.name, layer.type, outputs, judge.name, loss_weight(judge), followers, reshapes)]
         if layer.type in _CLASSWISE and len(layer.bottom) == 1:
-            followers.append(layer.name)
+            followers += (layer.name,)
+        elif layer.type == "Reshape" and _keeps_classes(layer):
+            reshapes += (layer.name,)
+        elif layer.type == "Eltwise" and len(layer.bottom) > 1:
+            with suppress(NetError):
+                # Where two branches meet, each must end in a classifier.
+                return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, judge, maker, b, followers, reshapes)]
+            raise _not_found(at, where, layer)
         elif layer.type not in _KEEPS_CLASSES:
-            raise NetError(
-                f"no classifier was found above {at}: looked for an InnerProduct or Convolution, but {where} come from this "
-                f"{layer.type} layer; name the classifiers yourself (--head)",
-                layer=layer.name,
-            )
+            raise _not_found(at, where, layer)
     raise NetError(f"no classifier was found above {at}: {where} are an input of the net", layer=judge.name)
+
+
+def _not_found(at: str, where: str, layer: Any) -> NetError:
+    return NetError(
+        f"no classifier was found above {at}: looked for an InnerProduct or Convolution, but {where} come from this "
+        f"{layer.type} layer; name the classifiers yourself (--head)",
+        layer=layer.name,
+    )
+
+
+def _keeps_classes(reshape: Any) -> bool:
+    """Whether a Reshape of the whole blob leaves the classes on axis 1, or by themselves on it as in [0, -1]."""
+    param = reshape.reshape_param
+    dims = list(param.shape.dim)
+    return param.axis == 0 and param.num_axes == -1 and len(dims) > 1 and (dims[1] >= 0 or len(dims) == 2)
+
+
+def _check_reshapes(graph: Graph, reshapes: tuple[str, ...], outputs: int) -> None:
+    for layer in graph.layers.values():
+        if layer.name in reshapes and layer.reshape_param.shape.dim[1] not in (0, -1, outputs):
+            raise NetError(f"reshapes {outputs} classes to something else; name the classifiers yourself (--head)", layer=layer.name)
 
 
 def _named(param: Any, name: str) -> Head:
@@ -116,7 +181,7 @@ def _named(param: Any, name: str) -> Head:
         raise NetError(f"is a {layer.type} layer; a classifier is an InnerProduct or a Convolution", layer=name)
     for graph, index in _judges(param):
         with suppress(NetError):
-            head = _classifier(graph, index)
-            if head.layer == name:
-                return head
+            for head in _classifiers(graph, index):
+                if head.layer == name:
+                    return head
     return Head(name, layer.type, classifier_param(layer).num_output, "", 0.0)

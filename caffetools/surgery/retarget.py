@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from caffetools.errors import CaffeToolsError, NetError
@@ -14,9 +15,13 @@ from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.changes import Change, number
 from caffetools.surgery.graph import names_in_use, rename_blob
 from caffetools.surgery.heads import CLASSIFIERS, Head, classifier_param, find_heads
+from caffetools.surgery.learning import describe_filler
 
 # How much faster than the rest a new classifier learns, as in Caffe's fine-tuning examples.
 HEAD_LR_MULT = 10.0
+
+# What a blob's axis can hold in Caffe's files.
+_MOST_CLASSES = 2**31 - 1
 
 
 @dataclass
@@ -40,6 +45,8 @@ def retarget(
     head_lr_mult: float = HEAD_LR_MULT,
     suffix: str | None = None,
     heads: Iterable[str] | None = None,
+    keep_names: bool = False,
+    filler: Any | None = None,
 ) -> Retargeted:
     """Give a net's classifiers ``classes`` outputs and new names, so that they start anew where its old weights are loaded.
 
@@ -53,6 +60,8 @@ def retarget(
             layers'. 1 leaves them.
         suffix: What the new names end in; by default ``_CLASSES``, replacing the count that an earlier retargeting left there.
         heads: The classifier layers' names, where they are not to be found from the graph.
+        keep_names: Leave the names as they are; weights of the old classifiers must then be taken out of the file before it is loaded.
+        filler: A ``FillerParameter`` for the classifiers' weights; by default what they have, or gaussian.
 
     Raises:
         CaffeToolsError: there are too few classes.
@@ -70,17 +79,13 @@ def retarget(
     result = Retargeted(net)
     usual = _usual_rate(net, found)
     for head in found:
-        # A file with both phases may have a classifier for each, of one name.
-        layers = [layer for layer in net.layer if (layer.name, layer.type) == (head.layer, head.type_name)]
-        new = fresh_name(net, head.layer, head.num_output, classes, suffix)
-        for top in dict.fromkeys(top for layer in layers for top in layer.top):
-            rename_blob(net, top, new if top == head.layer else fresh_name(net, top, head.num_output, classes, suffix))
-        _rename(net, head.layer, new, result)
-        for layer in layers:
-            _remake(layer, classes, result)
-            _raise_rates(layer, head_lr_mult, usual, result)
-        for follower in head.followers:
-            _rename(net, follower, fresh_name(net, follower, head.num_output, classes, suffix), result)
+        fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.num_output, classes, suffix)
+        _rename_head(result, head, fresh)
+        for layer in net.layer:
+            if (layer.name, layer.type) == (result.renamed[head.layer], head.type_name):
+                _remake(layer, classes, filler, result)
+                _raise_rates(layer, head_lr_mult, usual, result)
+        _refit_reshapes(net, head, classes, result)
     _fit_accuracies(net, classes, result)
     # A net with both phases has some layers twice; what is said of them is said once.
     result.changes = list(dict.fromkeys(result.changes))
@@ -88,9 +93,11 @@ def retarget(
 
 
 def check_classes(classes: int) -> None:
-    """Raise :class:`CaffeToolsError` where there are too few ``classes`` to tell apart."""
+    """Raise :class:`CaffeToolsError` where there are too few ``classes`` to tell apart, or more than any net has."""
     if classes < 2:
         raise CaffeToolsError(f"{classes} class(es) cannot be told apart: a classifier needs at least 2 (--classes)")
+    if classes > _MOST_CLASSES:
+        raise CaffeToolsError(f"{classes} classes are more than a net can hold; give at most {_MOST_CLASSES} (--classes)")
 
 
 def fresh_name(net: Any, name: str, before: int, classes: int, suffix: str | None = None) -> str:
@@ -108,12 +115,43 @@ def fresh_name(net: Any, name: str, before: int, classes: int, suffix: str | Non
     return new
 
 
-def _remake(layer: Any, classes: int, result: Retargeted) -> None:
+def _rename_head(result: Retargeted, head: Head, fresh: Callable[[str], str]) -> None:
+    """Call a classifier, its blobs, and what follows it as ``fresh`` says."""
+    net = result.train_val
+    # A file with both phases may have a classifier for each, of one name.
+    layers = [layer for layer in net.layer if (layer.name, layer.type) == (head.layer, head.type_name)]
+    new = fresh(head.layer)
+    for top in dict.fromkeys(top for layer in layers for top in layer.top):
+        rename_blob(net, top, new if top == head.layer else fresh(top))
+    _rename(net, head.layer, new, result)
+    for follower in head.followers:
+        if follower not in result.renamed:
+            _rename(net, follower, fresh(follower), result)
+
+
+def _refit_reshapes(net: Any, head: Head, classes: int, result: Retargeted) -> None:
+    """Let Reshape layers behind a classifier that name its number of outputs name the new one."""
+    for layer in net.layer:
+        dims = layer.reshape_param.shape.dim
+        if layer.name in head.reshapes and dims[1] == head.num_output != classes:
+            dims[1] = classes
+            result.changes.append(Change(layer.name, "dim", str(head.num_output), str(classes)))
+
+
+def _fresh(net: Any, before: int, classes: int, suffix: str | None, name: str) -> str:
+    return fresh_name(net, name, before, classes, suffix)
+
+
+def _remake(layer: Any, classes: int, filler: Any | None, result: Retargeted) -> None:
     param = classifier_param(layer)
     if param.num_output != classes:
         result.changes.append(Change(layer.name, "num_output", str(param.num_output), str(classes)))
         param.num_output = classes
-    if not param.HasField("weight_filler"):
+    if filler is not None:
+        before = param.weight_filler.type if param.HasField("weight_filler") else ""
+        param.weight_filler.CopyFrom(filler)
+        result.changes.append(Change(layer.name, "weight_filler", before, describe_filler(filler)))
+    elif not param.HasField("weight_filler"):
         # Zeros, the default, would keep all gradients from the layers below at the first step.
         param.weight_filler.type, param.weight_filler.std = "gaussian", 0.01
         result.changes.append(Change(layer.name, "weight_filler", "", "gaussian, std 0.01"))
@@ -124,7 +162,8 @@ def _rename(net: Any, old: str, new: str, result: Retargeted) -> None:
         if layer.name == old:
             layer.name = new
     result.renamed[old] = new
-    result.changes.append(Change(new, "name", old, new))
+    if new != old:
+        result.changes.append(Change(new, "name", old, new))
 
 
 def _usual_rate(net: Any, heads: list[Head]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.layers.base import Shape, count
-from caffetools.layers.registry import layer_types
+from caffetools.layers.registry import layer_types, suggestion
 from caffetools.net.state import filter_net, make_state
 from caffetools.net.wiring import check_wiring
 from caffetools.proto.schema import TEST, TRAIN
@@ -16,6 +16,7 @@ from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.inputs import as_input, is_data_layer, named_shapes
 
 _FLOAT = 4  # bytes
+_UNKNOWN_TYPE = "the type "
 
 
 @dataclass
@@ -67,6 +68,11 @@ class Summary:
         return self.parameters * _FLOAT
 
     @property
+    def unknown_types(self) -> list[LayerSummary]:
+        """The layers whose type is not known here, so that nobody can tell whether they fit."""
+        return [layer for layer in self.layers if layer.note.startswith(_UNKNOWN_TYPE)]
+
+    @property
     def unknown(self) -> list[LayerSummary]:
         """The layers of which something is not known, and whose ``note`` says why."""
         return [layer for layer in self.layers if layer.note]
@@ -115,13 +121,16 @@ def _describe(param: Any, bottoms: list[Shape | None], phase: int, given: Mappin
         except NetError as error:
             row.note = error.message
     elif layer_class is None:
-        row.note = f"the type {param.type} is not known here"
+        row.note = f"{_UNKNOWN_TYPE}{param.type} is not known here{suggestion(param.type)}"
     elif param.type == "Python":
         row.note = "its module is not run for this"
     elif None in bottoms:
         row.note = "what it reads has no known shape"
     else:
         layer = layer_class(param, phase)
+        if reason := layer.unsupported():
+            row.note = f"it {reason}"
+            return row
         if not row.tops and layer.IS_LOSS:
             row.tops = layer.tops = [row.name]
         row.shapes = list(layer.configure([shape for shape in bottoms if shape is not None]))

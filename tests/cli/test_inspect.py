@@ -94,3 +94,29 @@ def test_errors_are_told_with_their_place(tmp_path: Path, change: tuple[str, str
     code, out, err = run("inspect", path, *options)
     assert (code, out) == (2, "")
     assert message.format(line=line) in err
+
+
+def test_a_table_counts_the_layers_of_several_nets(tiny: Path) -> None:
+    code, out, err = run("inspect", "--table", tiny, "--model", "resnet10")
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["Type", "resnet10", "tiny"]
+    assert lines[1] == ["Convolution", "12", "1"]
+    assert ["BatchNorm", "10", "-"] in lines
+    answer = json.loads(run("inspect", "--table", "--model", "resnet10", "--json")[1])
+    assert answer["resnet10"]["layers"]["Eltwise"] == 4 and answer["resnet10"]["global_poolings"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table"], "give the nets to count"),
+        (["a", "b", "c"], "give one NET"),
+        (["--table", "none.prototxt"], "none.prototxt: cannot read"),
+        (["--table", "--model", "lenett"], "did you mean 'lenet'?"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(arguments: list[str], message: str) -> None:
+    code, out, err = run("inspect", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from caffetools.cli.app import app
+from caffetools.data.card import DatasetCard, save_card
+from caffetools.data.databases import new_lmdb
+from caffetools.data.datum import array_to_datum
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
-from caffetools.net.weights import save_weights
+from caffetools.net.weights import load_weights, save_weights
+from caffetools.proto.binary import read_caffemodel, write_binaryproto
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net, read_solver, write_prototxt
 from caffetools.surgery.inputs import data_layers_to_inputs
@@ -55,7 +61,7 @@ def test_lenet_is_deployed_for_digits_although_its_data_layer_does_not_say_their
 
 
 def test_data_options_reach_the_data_layers(tmp_path: Path, tiny: Path) -> None:
-    options = ["--train-source", "a", "--val-source", "b", "--mean", "1,2,3", "--train-batch", 16, "--val-batch", 5, "--lr-mult", 4]
+    options = ["--train-source", "a", "--val-source", "b", "--mean", "1,2,3", "--train-batch", 16, "--val-batch", 5, "--head-lr-mult", 4]
     assert run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", *options)[0] == 0
     train, val, *rest = read_net(tmp_path / "run" / "train_val.prototxt").layer
     assert (train.data_param.source, train.data_param.batch_size, list(train.transform_param.mean_value)) == ("a", 16, [1, 2, 3])
@@ -137,3 +143,113 @@ def test_a_net_without_a_classifier_is_named_with_its_line(tmp_path: Path) -> No
     code, _, err = run("retarget", tmp_path / "net.prototxt", "--classes", 3, "-o", tmp_path / "run")
     assert code == 2
     assert f"net.prototxt:{line}: layer 'ip2': no classifier was found above SoftmaxWithLoss 'loss'" in err
+
+
+def weights_of(net: Any, path: Path) -> Path:
+    save_weights(Net(data_layers_to_inputs(net), TEST), path)
+    return path
+
+
+def test_rates_freezing_dropout_and_fillers_are_set_and_told(tmp_path: Path) -> None:
+    options = ["--freeze", "pool5", "--lr-mult", 0.5, "--head-lr-mult", 4, "--dropout", 0.3, "--filler", "msra"]
+    code, out, _ = run("retarget", "--model", "bvlc_alexnet", "--classes", 7, "-o", tmp_path / "run", *options)
+    assert code == 0
+    assert ["conv5", "lr_mult", "0.5", "/", "1", "0", "/", "0"] in [line.split() for line in out.splitlines()]
+    layers = {layer.name: layer for layer in read_net(tmp_path / "run" / "train_val.prototxt").layer}
+    assert [spec.lr_mult for name in ("conv1", "fc6", "fc8_7") for spec in layers[name].param] == [0, 0, 0.5, 1, 4, 8]
+    assert round(layers["drop7"].dropout_param.dropout_ratio, 6) == 0.3
+    assert layers["fc8_7"].inner_product_param.weight_filler.type == "msra"
+
+
+def test_weights_without_the_old_classifier_are_written(tmp_path: Path, tiny: Path) -> None:
+    weights = weights_of(net_of(TINY), tmp_path / "tiny.caffemodel")
+    options = ["--classes", 7, "-o", tmp_path / "run", "--weights", weights, "--keep-names"]
+    code, _, err = run("retarget", tiny, *options)
+    assert code == 2 and "let its weights be taken out of the file (--write-weights)" in err
+    code, out, _ = run("retarget", tiny, *options, "--write-weights")
+    written = tmp_path / "run" / "weights.caffemodel"
+    assert code == 0 and f"--weights {written}" in out and "1 start anew: fc" in out
+    assert list(read_caffemodel(written).blobs) == ["conv"]
+    net = Net(data_layers_to_inputs(read_net(tmp_path / "run" / "train_val.prototxt")), TEST)
+    assert load_weights(net, written).fresh == ["fc"]
+
+
+def test_known_classes_keep_their_rows(tmp_path: Path, tiny: Path) -> None:
+    weights = weights_of(net_of(TINY), tmp_path / "tiny.caffemodel")
+    (tmp_path / "old.txt").write_text("".join(f"p{i}\n" for i in range(10)))
+    (tmp_path / "new.txt").write_text("p4\nnew\np9\n")
+    options = ["-o", tmp_path / "run", "--weights", weights, "--grow-from", tmp_path / "old.txt", "--labels", tmp_path / "new.txt"]
+    code, out, _ = run("retarget", tiny, *options)
+    assert code == 0 and "2 of the 3 classes are known and keep what was learned of them." in out
+    old, new = (read_caffemodel(path).blobs for path in (weights, tmp_path / "run" / "weights.caffemodel"))
+    assert (new["fc_3"][0][[0, 2]] == old["fc"][0][[4, 9]]).all()
+    for wrong, message in (
+        (["--classes", 4], "the new labels are 3 classes, but --classes says 4"),
+        (["--labels", tmp_path / "none.txt"], "none.txt: cannot read the names of classes"),
+    ):
+        assert message in run("retarget", tiny, *options, *wrong, "--force")[2]
+
+
+def test_a_dataset_says_classes_sources_mean_and_batches(tmp_path: Path, tiny: Path) -> None:
+    folder = tmp_path / "data"
+    for name in ("train_lmdb", "val_lmdb"):
+        with new_lmdb(folder / name) as database:
+            for i in range(3 if name == "train_lmdb" else 5):
+                database.put(f"{i:08d}".encode(), array_to_datum(np.zeros((3, 10, 10), np.uint8), i % 2).SerializeToString())
+    write_binaryproto(folder / "mean.binaryproto", np.zeros((1, 3, 10, 10), np.float32))
+    save_card(DatasetCard(folder, ["cat", "dog"], [2, 1], [3, 2], 10, 10, 3, [0.0, 0.0, 0.0], 1, 0.5), folder)
+    code, _, err = run("retarget", tiny, "--dataset", folder, "-o", tmp_path / "run", "--epochs", 2)
+    assert (code, err) == (0, "")
+    train, val, *rest = read_net(tmp_path / "run" / "train_val.prototxt").layer
+    assert (train.data_param.source, train.data_param.batch_size) == (str(folder / "train_lmdb"), 3)
+    assert (val.data_param.source, val.data_param.batch_size) == (str(folder / "val_lmdb"), 1)
+    assert train.transform_param.mean_file == val.transform_param.mean_file == str(folder / "mean.binaryproto")
+    assert rest[2].inner_product_param.num_output == 2
+    solver = read_solver(tmp_path / "run" / "solver.prototxt")
+    assert (list(solver.test_iter), solver.max_iter) == ([5], 2)
+    for wrong, message in (
+        (["--classes", 3], "3 classes are asked for, but the dataset"),
+        (["--crop", 11], "layer 'data' crops 11 x 11, but the pictures of"),
+    ):
+        code, _, err = run("retarget", tiny, "--dataset", folder, "-o", tmp_path / "other", *wrong)
+        assert code == 2 and message in err
+        assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "how many classes are there to be? Give --classes, or a dataset by --dataset"),
+        (["--classes", 3, "--write-weights"], "--write-weights takes from the file of --weights"),
+        (["--classes", 3, "--labels", "x"], "--labels names the new classes for --grow-from"),
+        (["--classes", 3, "--grow-from", "x"], "--grow-from keeps what --weights knows"),
+        (["--classes", 3, "--grow-from", "x", "--weights", "y"], "--grow-from needs the names of the new classes"),
+        (["--classes", 3, "--freeze", "no"], "has no layer 'no' to freeze up to"),
+        (["--classes", 3, "--dropout", 0.5], "has no Dropout layer"),
+        (["--classes", 3, "--filler", "no"], "'no' is no filler"),
+        (["--dataset", "none"], "none/dataset.json: cannot read"),
+    ],
+)
+def test_options_that_make_no_sense_are_told(tmp_path: Path, tiny: Path, options: list[object], message: str) -> None:
+    code, out, err = run("retarget", tiny, *options, "-o", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_input_size_reaches_training_and_use_and_weights_that_need_the_old_one_are_refused(tmp_path: Path, tiny: Path) -> None:
+    assert run("retarget", "--model", "squeezenet_v1.1", "--classes", 7, "--input-size", 160, "-o", tmp_path / "small")[0] == 0
+    train = read_net(tmp_path / "small" / "train_val.prototxt").layer[0]
+    deploy = Net.from_file(tmp_path / "small" / "deploy.prototxt", TEST, fill=False)
+    assert (train.transform_param.crop_size, deploy.blob_shapes["data"]) == (160, (1, 3, 160, 160))
+    hidden = 'layer { name: "hidden" type: "InnerProduct" bottom: "conv" top: "hidden" inner_product_param { num_output: 4 } }'
+    more = TINY.replace('bottom: "conv" top: "fc"', 'bottom: "hidden" top: "fc"').replace(
+        'layer { name: "fc"', hidden + ' layer { name: "fc"'
+    )
+    write_prototxt(tmp_path / "more.prototxt", net_of(more))
+    weights = weights_of(net_of(more), tmp_path / "more.caffemodel")
+    options = ["retarget", tmp_path / "more.prototxt", "--classes", 3, "--crop", 9, "-o", tmp_path / "run"]
+    code, _, err = run(*options, "--weights", weights)
+    assert code == 2 and "layer 'hidden': its parameters are 4 x 294, 4, but" in err
+    assert "4 x 216, 4, which it needs for pictures of the net's own size; give a --crop that keeps it" in err
+    assert run(*options)[0] == 0

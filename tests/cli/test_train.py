@@ -18,7 +18,7 @@ import pytest
 
 from caffetools.cli.app import main
 from caffetools.proto.binary import read_caffemodel, read_solverstate
-from caffetools.solver.caffe_log import read_log
+from caffetools.solver.logs.caffe_log import read_log
 from tests.conftest import GOLDEN
 from tests.solver.tiny import tiny_solver
 
@@ -269,3 +269,23 @@ def test_the_bar_shows_loss_rate_accuracy_speed_and_what_is_left_on_80_columns(t
     assert "iteration 20: test net #0: accuracy 1, loss" in text
     assert f"iteration 20: snapshot {tmp_path}" in text.replace("\n", "")
     assert re.search(r"20/20 loss \S+ lr 0\.1 accuracy 100\.0% \S+ it/s 0:00:00", lines[-1])
+
+
+def test_a_run_killed_from_outside_goes_on_to_the_same_bits(tmp_path: Path, tiny: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny, whole)
+    for folder in (tiny, whole):
+        change(folder, max_iter="150", snapshot="30", display="10")
+    assert process(whole, "solver.prototxt", "--quiet").returncode == 0
+    with subprocess.Popen([*TRAIN, "solver.prototxt"], cwd=tiny, stderr=subprocess.PIPE, text=True, env=environment()) as run:
+        read_until(run, "Iteration 80, lr")
+        run.kill()
+        run.communicate()
+    assert run.returncode == -signal.SIGKILL
+    assert not (tiny / "tiny_iter_150.solverstate").exists() or (tiny / "tiny_iter_60.solverstate").exists()
+    done = process(tiny, "solver.prototxt", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Resuming from tiny_iter_\d+\.solverstate", done.stderr)
+    for kind in ("caffemodel", "solverstate"):
+        name = f"tiny_iter_150.{kind}"
+        assert (tiny / name).read_bytes() == (whole / name).read_bytes()

@@ -18,13 +18,13 @@ from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net
 from caffetools.zoo.networks import prototxt_path
 from tests.conftest import GOLDEN
-from tests.zoo.test_networks import FACTS, facts_net
+from tests.zoo.test_networks import FACTS, MORE_FACTS
 
 FOLDER = GOLDEN / "nets"
 NETS = sorted(json.loads((FOLDER / "index.json").read_text()))
 SHIPPED = {
     f"{facts}_{short}": (model, kind) for model, facts in FACTS.items() for short, kind in (("train", "train_val"), ("deploy", "deploy"))
-}
+} | {facts: shipped for shipped, facts in MORE_FACTS.items()}
 # Of a blob's largest value, of its absolute sum, or of the value: what float32 in another order of summation may cost.
 TOLERANCE = 1e-4
 
@@ -59,7 +59,7 @@ def check_gradients(net: Net, blobs: dict[str, torch.Tensor], expected: dict[str
 
 def golden_net(name: str, golden: dict[str, Any]) -> Net:
     """The net as the golden run had it: inputs of batch 2 for data layers, dropout that drops nothing, and its weights."""
-    param = read_net(prototxt_path(*SHIPPED[name])) if name in SHIPPED else facts_net(name)
+    param = read_net(prototxt_path(*SHIPPED[name]))
     prepared = NetParameter()
     prepared.CopyFrom(param)
     for field in ("layer", "input", "input_shape", "input_dim"):

@@ -23,12 +23,19 @@ def wiring(net: Any) -> list[tuple[str, str, list[str], list[str]]]:
     return [(layer.name, layer.type, list(layer.bottom), list(layer.top)) for layer in net.layer]
 
 
-@pytest.mark.parametrize("model", MODELS)
+# R-CNN's deploy net is not the one that is trained, MTCNN's has several outputs.
+CLASSIFIERS = [model for model in MODELS if "rcnn" not in model and "mtcnn" not in model]
+BATCHES = {"lenet": 64, "bvlc_googlenet": 10, "vgg16": 10, "vgg19": 10, "nin_imagenet": 10} | dict.fromkeys(
+    ("bvlc_alexnet", "bvlc_reference_caffenet", "squeezenet_v1.0", "squeezenet_v1.1"), 10
+)
+
+
+@pytest.mark.parametrize("model", CLASSIFIERS)
 def test_the_deploy_net_has_the_published_layers(model: str) -> None:
     published = build(model, "deploy")
-    batch, *picture = {"lenet": (64, 1, 28, 28), "bvlc_googlenet": (10, 3, 224, 224)}.get(model, (10, 3, 227, 227))
-    # LeNet's data layer does not say how large digits are; the others crop.
-    made = deploy_from(build(model), batch=batch, input_shape=tuple(picture) if model == "lenet" else None)
+    # The data layers of LeNet and of the nets for CIFAR-10 do not say how large pictures are; the others crop.
+    picture = {"lenet": (1, 28, 28), "cifar10_quick": (3, 32, 32), "cifar10_full": (3, 32, 32)}.get(model)
+    made = deploy_from(build(model), batch=BATCHES.get(model, 1), input_shape=picture)
     expected = wiring(upgrade_net(published))
     if model == "squeezenet_v1.0":
         # It has its input as a field of the net, which becomes a layer of a name of its own.
@@ -43,6 +50,8 @@ def numbers(layer: Any) -> list[tuple[str, str]]:
     copy = type(layer)()
     copy.CopyFrom(layer)
     copy.ClearField("param")
+    # In a deploy net it is what BatchNorm does by itself.
+    copy.batch_norm_param.ClearField("use_global_stats")
     for part in (copy.convolution_param, copy.inner_product_param):
         part.ClearField("weight_filler")
         part.ClearField("bias_filler")
@@ -120,3 +129,51 @@ def test_what_the_loss_reads_must_exist_in_the_test_phase() -> None:
     text = TINY.replace('layer { name: "fc" type: "InnerProduct"', 'layer { name: "fc" include { phase: TRAIN } type: "InnerProduct"')
     with pytest.raises(NetError, match="layer 'loss': what it reads, 'fc', is not made in the TEST phase"):
         deploy_from(net_of(text))
+
+
+TWO_LOSSES = (
+    TINY
+    + """
+layer { name: "kind" type: "InnerProduct" bottom: "conv" top: "kind_scores" inner_product_param { num_output: 3 } }
+layer { name: "kind_loss" type: "SigmoidCrossEntropyLoss" bottom: "kind_scores" bottom: "label" top: "kind_loss" loss_weight: 0.5 }
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("heads", "answers"),
+    [
+        (None, {"prob": "Softmax"}),
+        (["kind_loss"], {"prob": "Sigmoid"}),
+        (["kind_scores"], {"prob": "Sigmoid"}),
+        (["kind"], {"prob": "Sigmoid"}),
+        (["all"], {"prob_loss": "Softmax", "prob_kind_loss": "Sigmoid"}),
+        (["fc", "kind"], {"prob_loss": "Softmax", "prob_kind_loss": "Sigmoid"}),
+    ],
+)
+def test_heads_are_chosen_by_loss_scores_or_layer(heads: list[str] | None, answers: dict[str, str]) -> None:
+    made = deploy_from(net_of(TWO_LOSSES), heads=heads)
+    read = {bottom for layer in made.layer for bottom in layer.bottom}
+    assert {layer.top[0]: layer.type for layer in made.layer if layer.top[0] not in read} == answers
+    assert Net(made, TEST, fill=False)
+
+
+def test_a_head_that_is_not_there_is_an_error_that_names_the_losses() -> None:
+    with pytest.raises(NetError, match="has no loss 'x' to deploy for; its losses are loss, kind_loss"):
+        deploy_from(net_of(TWO_LOSSES), heads=["x"])
+
+
+def test_dropout_goes_where_it_is_asked_for() -> None:
+    drop = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "dropped" }'
+    text = TINY.replace('layer { name: "fc"', drop + ' layer { name: "fc"').replace(
+        'bottom: "conv" top: "fc"', 'bottom: "dropped" top: "fc"'
+    )
+    assert "drop" in [layer.name for layer in deploy_from(net_of(text)).layer]
+    assert wiring(deploy_from(net_of(text), drop_dropout=True)) == wiring(deploy_from(net_of(TINY)))
+    # What it reads is overwritten before the dropped blob has been read, so it must stay.
+    late = text.replace(drop, drop + ' layer { name: "late" type: "ReLU" bottom: "conv" top: "conv" }')
+    late = late.replace('bottom: "dropped" top: "fc"', 'bottom: "mix" top: "fc"')
+    mix = 'layer { name: "mix" type: "Eltwise" bottom: "dropped" bottom: "conv" top: "mix" } layer { name: "fc"'
+    made = deploy_from(net_of(late.replace('layer { name: "fc"', mix)), drop_dropout=True)
+    assert "drop" in [layer.name for layer in made.layer]
+    assert not any(layer.type == "Dropout" for layer in deploy_from(build("bvlc_alexnet"), drop_dropout=True).layer)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.surgery.retarget import retarget
 from caffetools.zoo.networks import MODELS, build
@@ -40,6 +41,8 @@ def test_the_classifier_gets_a_name_a_number_of_outputs_and_a_faster_rate() -> N
 def test_every_other_layer_stays_as_it_was(model: str, classes: int) -> None:
     before, made = build(model), retarget(build(model), classes)
     back = {new: old for old, new in made.renamed.items()}
+    if model == "nin_imagenet":
+        back[f"cccp8_{classes}"] = "cccp8"  # the blob of layer cccp8-1024
     assert len(made.train_val.layer) == len(before.layer)
     for old, new in zip(before.layer, made.train_val.layer, strict=True):
         if new.name in back:
@@ -51,14 +54,16 @@ def test_every_other_layer_stays_as_it_was(model: str, classes: int) -> None:
     assert len(made.renamed) == (3 if model == "bvlc_googlenet" else 1)
 
 
-@pytest.mark.parametrize("model", MODELS)
+# MTCNN's nets read HDF5 files, whose shapes are not in the prototxt.
+@pytest.mark.parametrize("model", [model for model in MODELS if "mtcnn" not in model])
 @pytest.mark.parametrize("phase", [TRAIN, TEST])
 def test_a_retargeted_network_builds_and_has_the_new_number_of_scores(model: str, phase: int) -> None:
     made = retarget(build(model), 7)
-    shapes = {"": (2, 1, 28, 28)} if model == "lenet" else {}
-    net = Net(data_layers_to_inputs(made.train_val, shapes, batch=2), phase, fill=False)
+    (shape,) = [layer.input_param.shape[0].dim for layer in upgrade_net(build(model, "deploy")).layer if layer.type == "Input"]
+    net = Net(data_layers_to_inputs(made.train_val, {"": (2, *shape[1:])}, batch=2), phase, fill=False)
     for name in made.renamed.values():
-        assert net.blob_shapes[name][:2] == (2, 7)
+        (layer,) = [layer for layer in net.layers if layer.name == name]
+        assert layer.top_shapes[0][:2] == (2, 7)
 
 
 def test_names_never_collide_and_tell_the_classes() -> None:

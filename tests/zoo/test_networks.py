@@ -24,6 +24,12 @@ FACTS = {
     "squeezenet_v1.0": "squeezenet_v1.0",
     "squeezenet_v1.1": "squeezenet_v1.1",
 }
+# Those of which there are facts of one kind only.
+MORE_FACTS = {
+    ("bvlc_reference_rcnn_ilsvrc13", "deploy"): "rcnn_deploy",
+    ("cifar10_quick", "deploy"): "cifar10_quick_deploy",
+    ("cifar10_full", "train_val"): "cifar10_full_train",
+}
 # Where the published solvers lie among the wild prototxts; SqueezeNet v1.1 shares that of v1.0.
 SOLVERS = {
     "lenet": "BVLC+caffe/examples/mnist/lenet_solver",
@@ -32,6 +38,14 @@ SOLVERS = {
     "bvlc_googlenet": "BVLC+caffe/models/bvlc_googlenet/quick_solver",
     "squeezenet_v1.0": "forresti+SqueezeNet/SqueezeNet_v1.0/solver",
     "squeezenet_v1.1": "forresti+SqueezeNet/SqueezeNet_v1.0/solver",
+    "cifar10_quick": "BVLC+caffe/examples/cifar10/cifar10_quick_solver",
+    "cifar10_full": "BVLC+caffe/examples/cifar10/cifar10_full_solver",
+    "bvlc_reference_rcnn_ilsvrc13": "BVLC+caffe/examples/finetune_pascal_detection/pascal_finetune_solver",
+}
+# Train_val nets of which the facts are not in the golden data, or as wild prototxts.
+TRAINED = {
+    "cifar10_quick": "BVLC+caffe/examples/cifar10/cifar10_quick_train_test",
+    "cifar10_full": "BVLC+caffe/examples/cifar10/cifar10_full_train_test",
 }
 
 
@@ -47,10 +61,10 @@ def facts_net(name: str) -> Any:
     return net
 
 
-@pytest.mark.parametrize("kind", ["train_val", "deploy"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "kind"), [*((model, kind) for model in FACTS for kind in ("train_val", "deploy")), *MORE_FACTS])
 def test_a_built_network_has_the_published_facts_field_by_field(model: str, kind: str) -> None:
-    expected = facts_net(f"{FACTS[model]}_{'train' if kind == 'train_val' else 'deploy'}")
+    short = "train" if kind == "train_val" else "deploy"
+    expected = facts_net(MORE_FACTS.get((model, kind)) or f"{FACTS[model]}_{short}")
     built = build(model, kind)
     assert [layer.name for layer in built.layer] == [layer.name for layer in expected.layer]
     for ours, theirs in zip(built.layer, expected.layer, strict=True):
@@ -75,11 +89,17 @@ def test_the_shipped_prototxts_read_back_as_built(model: str) -> None:
         assert read(prototxt_path(model, kind)) == build(model, kind)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", TRAINED)
+def test_a_net_for_training_is_the_published_one_field_by_field(model: str, wild: Path) -> None:
+    assert build(model) == read_net(wild / "prototxt" / f"{TRAINED[model]}.prototxt")
+
+
+@pytest.mark.parametrize("model", SOLVERS)
 def test_a_solver_says_what_the_published_one_says_but_for_its_paths(model: str, wild: Path) -> None:
     theirs = read_solver(wild / "prototxt" / f"{SOLVERS[model]}.prototxt")
     ours = build(model, "solver")
-    for field in ("net", "snapshot_prefix", "solver_mode"):  # GPU is solver_mode's default
+    # GPU is solver_mode's default, and the format of snapshots is the user's choice.
+    for field in ("net", "snapshot_prefix", "solver_mode", "snapshot_format"):
         theirs.ClearField(field)
         ours.ClearField(field)
     assert ours == theirs

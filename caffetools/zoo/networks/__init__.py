@@ -6,13 +6,41 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from pathlib import Path
 from typing import Any
 
 from caffetools.errors import ZooError
 from caffetools.zoo.resources import prototxt_file
 
-MODELS = ("lenet", "bvlc_alexnet", "bvlc_reference_caffenet", "bvlc_googlenet", "squeezenet_v1.0", "squeezenet_v1.1")
+# Model → the module of its builder, and the variant that this builds.
+_BUILDERS = {
+    "lenet": ("lenet", ""),
+    "bvlc_alexnet": ("alexnet", "ALEXNET"),
+    "bvlc_reference_caffenet": ("alexnet", "CAFFENET"),
+    "bvlc_reference_rcnn_ilsvrc13": ("rcnn", ""),
+    "bvlc_googlenet": ("googlenet", ""),
+    "squeezenet_v1.0": ("squeezenet", "V1_0"),
+    "squeezenet_v1.1": ("squeezenet", "V1_1"),
+    "cifar10_quick": ("cifar10", "QUICK"),
+    "cifar10_full": ("cifar10", "FULL"),
+    "nin_imagenet": ("nin", ""),
+    "vgg16": ("vgg", "VGG16"),
+    "vgg19": ("vgg", "VGG19"),
+    "resnet10": ("resnet10", ""),
+    "resnet18": ("resnet", "RESNET18"),
+    "resnet50": ("resnet", "RESNET50"),
+    "resnet101": ("resnet", "RESNET101"),
+    "resnet152": ("resnet", "RESNET152"),
+    "se_resnet50": ("senet", ""),
+    "densenet121": ("densenet", ""),
+    "mobilenet_v1": ("mobilenet", "V1"),
+    "mobilenet_v2": ("mobilenet", "V2"),
+    "mtcnn_pnet": ("mtcnn", "PNET"),
+    "mtcnn_rnet": ("mtcnn", "RNET"),
+    "mtcnn_onet": ("mtcnn", "ONET"),
+}
+MODELS = tuple(_BUILDERS)
 KINDS = ("train_val", "deploy", "solver")
 
 
@@ -28,26 +56,17 @@ def prototxt_path(model: str, kind: str = "train_val") -> Path:
 
 def build(model: str, kind: str = "train_val") -> Any:
     """Build the ``NetParameter`` of ``model``, or its ``SolverParameter`` where ``kind`` is solver. Raises :class:`ZooError`."""
-    from caffetools.zoo.networks import alexnet, googlenet, lenet, squeezenet
-
     check_names(model, kind)
-    builders: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "lenet": (lenet, ()),
-        "bvlc_alexnet": (alexnet, (alexnet.ALEXNET,)),
-        "bvlc_reference_caffenet": (alexnet, (alexnet.CAFFENET,)),
-        "bvlc_googlenet": (googlenet, ()),
-        "squeezenet_v1.0": (squeezenet, (squeezenet.V1_0,)),
-        "squeezenet_v1.1": (squeezenet, (squeezenet.V1_1,)),
-    }
-    module, variant = builders[model]
-    return getattr(module, kind)(*variant)
+    family, variant = _BUILDERS[model]
+    module = importlib.import_module(f"caffetools.zoo.networks.{family}")
+    return getattr(module, kind)(*([getattr(module, variant)] if variant else []))
 
 
 def check_names(model: str, kind: str) -> None:
     """Raise :class:`ZooError` where ``model`` or ``kind`` is unknown; the message has the known ones."""
     if model not in MODELS:
         close = difflib.get_close_matches(model, MODELS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise ZooError(f"no network is called '{model}'{hint} Known are {', '.join(MODELS)}")
+        hint = f"; did you mean '{close[0]}'?" if close else ";"
+        raise ZooError(f"no network is called '{model}'{hint} known are {', '.join(MODELS)}")
     if kind not in KINDS:
         raise ZooError(f"a network has no '{kind}' prototxt; there are {', '.join(KINDS)}")

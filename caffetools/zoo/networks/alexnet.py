@@ -55,7 +55,7 @@ def train_val(variant: Variant) -> Any:
     """The net to train: batches of 256 (TRAIN) and 50 (TEST) pictures, cut to 3 x 227 x 227, minus the mean picture."""
     net = network(variant.name)
     imagenet(net, (256, 50), crop_size=227, mean_file="data/ilsvrc12/imagenet_mean.binaryproto")
-    scores = _body(net, variant, lambda std, bias: Learning(filler("gaussian", std=std), filler("constant", value=bias), WEIGHTS_DECAY))
+    scores = inner_product(net, "fc8", body(net, variant, training), 1000, training(0.01, 0.0))
     accuracy(net, "accuracy", scores, phase=TEST)
     softmax_loss(net, "loss", scores)
     return net
@@ -66,7 +66,7 @@ def deploy(variant: Variant) -> Any:
     net = network(variant.name)
     picture(net, 10, 3, 227, 227)
     learning = Learning(mults=WEIGHTS_DECAY if variant.deployed_mults else ())
-    prob(net, _body(net, variant, lambda std, bias: learning))
+    prob(net, inner_product(net, "fc8", body(net, variant, lambda std, bias: learning), 1000, learning))
     return net
 
 
@@ -89,8 +89,13 @@ def solver(variant: Variant) -> Any:
     )
 
 
-def _body(net: Any, variant: Variant, learn: _Learn) -> str:
-    """From data to the scores; ``learn(std, bias)`` says how a layer's weights and biases start."""
+def training(std: float, bias: float) -> Learning:
+    """How a layer that is trained starts and learns."""
+    return Learning(filler("gaussian", std=std), filler("constant", value=bias), WEIGHTS_DECAY)
+
+
+def body(net: Any, variant: Variant, learn: _Learn) -> str:
+    """From data to what the classifier reads; ``learn(std, bias)`` says how a layer's weights and biases start."""
     x = relu(net, "relu1", conv(net, "conv1", "data", 96, 11, learn(0.01, 0.0), stride=4))
     x = _pool_and_norm(net, variant, 1, x)
     x = relu(net, "relu2", conv(net, "conv2", x, 256, 5, learn(0.01, variant.bias), pad=2, group=2))
@@ -102,7 +107,7 @@ def _body(net: Any, variant: Variant, learn: _Learn) -> str:
     for index in (6, 7):
         x = relu(net, f"relu{index}", inner_product(net, f"fc{index}", x, 4096, learn(0.005, variant.bias)))
         x = dropout(net, f"drop{index}", x, 0.5)
-    return inner_product(net, "fc8", x, 1000, learn(0.01, 0.0))
+    return x
 
 
 def _pool_and_norm(net: Any, variant: Variant, index: int, x: str) -> str:

@@ -5,7 +5,7 @@ Only what is asked for is set, so that the text reads as a person would write it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,31 @@ def imagenet(net: Any, batches: tuple[int, int], *, mirror: bool = True, **trans
         lmdb(net, "data", phase, f"examples/imagenet/ilsvrc12_{part}_lmdb", batch, **flips, **transform)
 
 
+def to_train(
+    name: str,
+    batches: tuple[int, int],
+    body: Callable[[Any], str],
+    accuracies: Sequence[str] = ("accuracy/top1", "accuracy/top5"),
+    **transform: Any,
+) -> Any:
+    """A net to train on ImageNet: its data, ``body(net)``, which gives the scores' name, a loss, and accuracies of the top 1 and 5."""
+    net = network(name)
+    imagenet(net, batches, **transform)
+    scores = body(net)
+    softmax_loss(net, "loss", scores)
+    for called, top_k in zip(accuracies, (None, 5), strict=False):
+        accuracy(net, called, scores, top_k=top_k, phase=TEST)
+    return net
+
+
+def to_use(name: str, body: Callable[[Any], str], *shape: int) -> Any:
+    """A net to use: an input called data of ``shape`` (N, C, H, W), ``body(net)``, which gives the scores' name, and prob."""
+    net = network(name)
+    picture(net, *shape)
+    prob(net, body(net))
+    return net
+
+
 def picture(net: Any, *shape: int) -> str:
     """An Input layer called data of ``shape`` (N, C, H, W)."""
     add(net, "Input", "data", ()).input_param.shape.add(dim=shape)
@@ -75,15 +100,18 @@ def conv(
     stride: int | None = None,
     pad: int | None = None,
     group: int | None = None,
+    bias: bool | None = None,
+    top: str | None = None,
 ) -> str:
-    """A Convolution with square kernels."""
-    layer = add(net, "Convolution", name, (bottom,), convolution_param={"num_output": outputs, "kernel_size": [kernel], "group": group})
+    """A Convolution with square kernels; its top is called as it is, unless ``top`` says otherwise."""
+    param = {"num_output": outputs, "kernel_size": [kernel], "group": group, "bias_term": bias}
+    layer = add(net, "Convolution", name, (bottom,), (top or name,), convolution_param=param)
     if stride is not None:
         layer.convolution_param.stride.append(stride)
     if pad is not None:
         layer.convolution_param.pad.append(pad)
     _learn(layer, layer.convolution_param, learning)
-    return name
+    return top or name
 
 
 def inner_product(net: Any, name: str, bottom: str, outputs: int, learning: Learning) -> str:
@@ -99,6 +127,19 @@ def relu(net: Any, name: str, blob: str) -> str:
     return blob
 
 
+def batch_norm(net: Any, name: str, scale: str, bottom: str, *, top: str | None = None, fields: Mapping[str, float] | None = None) -> str:
+    """BatchNorm with ``fields`` and the Scale with a bias that Caffe needs behind it; in place unless ``top`` is given."""
+    add(net, "BatchNorm", name, (bottom,), (top or bottom,), **({"batch_norm_param": fields} if fields else {}))
+    add(net, "Scale", scale, (top or bottom,), (top or bottom,), scale_param={"bias_term": True})
+    return top or bottom
+
+
+def eltwise_sum(net: Any, name: str, bottoms: Sequence[str]) -> str:
+    """The sum of blobs of one shape."""
+    add(net, "Eltwise", name, bottoms)
+    return name
+
+
 def dropout(net: Any, name: str, blob: str, ratio: float) -> str:
     """Dropout in place."""
     add(net, "Dropout", name, (blob,), (blob,), dropout_param={"dropout_ratio": ratio})
@@ -108,6 +149,12 @@ def dropout(net: Any, name: str, blob: str, ratio: float) -> str:
 def pool(net: Any, name: str, bottom: str, method: str, kernel: int, stride: int, *, pad: int | None = None) -> str:
     """Pooling over square windows; ``method`` is MAX or AVE."""
     add(net, "Pooling", name, (bottom,), pooling_param={"pool": method, "kernel_size": kernel, "stride": stride, "pad": pad})
+    return name
+
+
+def global_average(net: Any, name: str, bottom: str) -> str:
+    """The mean of each channel: (N, C, 1, 1)."""
+    add(net, "Pooling", name, (bottom,), pooling_param={"pool": "AVE", "global_pooling": True})
     return name
 
 

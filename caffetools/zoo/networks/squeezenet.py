@@ -13,11 +13,11 @@ from caffetools.zoo.networks.builder import (
     IMAGENET_MEAN,
     Learning,
     accuracy,
-    add,
     concat,
     conv,
     dropout,
     filler,
+    global_average,
     imagenet,
     network,
     picture,
@@ -108,8 +108,7 @@ def _body(net: Any, version: Version, inner: Learning, last: Learning) -> str:
             x = pool(net, f"pool{index}", x, "MAX", 3, 2)
     x = dropout(net, "drop9", x, 0.5)
     x = relu(net, "relu_conv10", conv(net, "conv10", x, 1000, 1, last, pad=version.last_pad))
-    add(net, "Pooling", "pool10", (x,), pooling_param={"pool": "AVE", "global_pooling": True})
-    return "pool10"
+    return global_average(net, "pool10", x)
 
 
 def _fire(net: Any, name: str, bottom: str, squeeze: int, learning: Learning) -> str:

@@ -1,0 +1,200 @@
+"""From a net in use back to one that can be trained: data for its input, a loss and accuracies for its probabilities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caffetools.data.card import DatasetCard
+from caffetools.errors import CaffeToolsError, NetError
+from caffetools.layers.base import shown
+from caffetools.net.net import located
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.text import read_net
+from caffetools.proto.upgrade import upgrade_net
+from caffetools.surgery.changes import Change
+from caffetools.surgery.datasets import check_crops, fit_batches
+from caffetools.surgery.graph import Graph, names_in_use
+from caffetools.surgery.heads import CLASSIFIERS
+from caffetools.surgery.options import DataOptions
+from caffetools.surgery.output import FILES, PathLike, solver_in, write_messages
+from caffetools.surgery.sources import set_sources
+from caffetools.surgery.summary import summarize
+
+_LOSSES = {"Softmax": "SoftmaxWithLoss", "Sigmoid": "SigmoidCrossEntropyLoss"}
+_FILLED = {**CLASSIFIERS, "Deconvolution": "convolution_param"}
+_BATCHES = (32, 32)
+
+
+@dataclass
+class Trainable:
+    """A net for training made from a deploy net, its solver, where it came from, and what was changed."""
+
+    train_val: Any
+    solver: Any
+    source: Path
+    changes: list[Change]
+
+
+def make_trainable(
+    source: Path,
+    folder: Path,
+    *,
+    data: DataOptions | None = None,
+    dataset: DatasetCard | None = None,
+    scale: float | None = None,
+    epochs: int = 20,
+    base_lr: float | None = None,
+    seed: int | None = None,
+) -> Trainable:
+    """A net for training and its solver from the deploy net in the file ``source``; nothing is written.
+
+    Arguments as for :func:`~caffetools.surgery.project.make_project`; ``scale`` is what pixels are multiplied by.
+
+    Raises:
+        NetError, PrototxtError, DataError: as :func:`~caffetools.surgery.project.make_project`, and as :func:`trainable_from`.
+    """
+    options = (data or DataOptions()).with_dataset(dataset)
+    settings = options.settings()
+    param = read_net(source)
+    with located(source):
+        net, changes = trainable_from(param, scale=scale)
+        changes += set_sources(net, **settings)
+        if dataset is not None:
+            check_crops(net, dataset)
+            changes += fit_batches(net, dataset)
+    return Trainable(net, solver_in(net, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=None), source, changes)
+
+
+def write_trainable(made: Trainable, folder: PathLike, *, force: bool = False) -> list[Path]:
+    """Write train_val.prototxt and solver.prototxt, both or none. Raises :class:`CaffeToolsError` where they are there already."""
+    taken = [path for name in FILES[:2] if (path := Path(folder) / name).exists()]
+    if taken and not force:
+        raise CaffeToolsError(f"{taken[0]} exists; choose another folder, or --force to replace it")
+    return write_messages((made.train_val, made.solver), folder, f"# Written by caffetools trainable from {made.source.name}.\n")
+
+
+def trainable_from(
+    deploy: Any, *, sources: tuple[str, str] = ("train_lmdb", "val_lmdb"), scale: float | None = None
+) -> tuple[Any, list[Change]]:
+    """A net for training that the deploy net ``deploy`` could have come from.
+
+    Its input becomes Data layers for both phases, cropped to the input's size where that is square; a final Softmax becomes a
+    SoftmaxWithLoss with accuracies (a final Sigmoid a SigmoidCrossEntropyLoss); a net that ends in scores gets a SoftmaxWithLoss.
+    Layers without a filler get xavier, so that they can also start anew; BatchNorm gathers statistics again.
+
+    Args:
+        deploy: A ``NetParameter`` of any age; it is not changed.
+        sources: the databases of the two phases. scale: what the pixels are multiplied by.
+
+    Returns:
+        The ``NetParameter``, and what was changed.
+
+    Raises:
+        NetError: the net has a loss already, several inputs, no scores among its outputs, or maps of them; the message says which.
+    """
+    net = NetParameter()
+    net.CopyFrom(upgrade_net(deploy))
+    if any(layer.type.endswith("Loss") for layer in net.layer):
+        raise NetError(f"the net '{net.name}' has a loss, so it can be trained as it is")
+    inputs = [layer for layer in net.layer if layer.type == "Input"]
+    if len(inputs) != 1 or len(inputs[0].top) != 1:
+        tops = ", ".join(top for layer in inputs for top in layer.top) or "none"
+        raise NetError(f"a net of one input can be made trainable; the inputs of '{net.name}' are {tops}")
+    changes: list[Change] = []
+    scores, answers = _scores(net)
+    classes = _classes(net, scores)
+    kept = [layer for layer in net.layer if layer.type != "Input" and layer.name not in {answer.name for answer in answers}]
+    label = _unused(net, "label")
+    trainable = NetParameter(name=net.name)
+    for phase, source, batch in zip((TRAIN, TEST), sources, _BATCHES, strict=True):
+        trainable.layer.add().CopyFrom(_data(inputs[0], label, phase, source, batch, scale))
+    changes.append(Change(inputs[0].name, "layer", "Input", f"Data of {sources[0]} and {sources[1]}"))
+    trainable.layer.extend(kept)
+    for layer in trainable.layer:
+        _make_learn(layer, changes)
+    _judge(trainable, scores, answers, label, classes, changes)
+    return trainable, changes
+
+
+def _scores(net: Any) -> tuple[str, list[Any]]:
+    """The blob that the loss is to read, and the layers that only turn it into probabilities."""
+    graph = Graph(net, TEST)
+    ends = [graph.layers[i] for i, _ in graph.outputs()]
+    answers = [layer for layer in ends if layer.type in _LOSSES]
+    if len(answers) == 1:
+        return str(answers[0].bottom[0]), answers
+    if not answers:
+        made = [(i, top) for i, top in graph.outputs() if any(graph.layers[m].type in CLASSIFIERS for m in (i, *graph.walk_up(i, top)))]
+        if len(made) == 1:
+            return made[0][1], []
+    told = ", ".join(top for _, top in graph.outputs()) or "none"
+    raise NetError(f"which scores of the net '{net.name}' are to be learned is not clear: its outputs are {told}; one Softmax is expected")
+
+
+def _data(given: Any, label: str, phase: int, source: str, batch: int, scale: float | None) -> Any:
+    layer = NetParameter().layer.add(name=given.name, type="Data", top=[given.top[0], label])
+    layer.include.add(phase=phase)
+    shape = list(given.input_param.shape[0].dim)
+    if len(shape) == 4 and shape[2] == shape[3]:
+        layer.transform_param.crop_size = shape[2]
+    if scale is not None and scale != 1:
+        layer.transform_param.scale = scale
+    if phase == TRAIN:
+        layer.transform_param.mirror = True
+    layer.data_param.source, layer.data_param.batch_size = source, batch
+    layer.data_param.backend = layer.data_param.LMDB
+    return layer
+
+
+def _make_learn(layer: Any, changes: list[Change]) -> None:
+    if layer.type in _FILLED:
+        param = getattr(layer, _FILLED[layer.type])
+        if not param.HasField("weight_filler"):
+            param.weight_filler.type = "xavier"
+            changes.append(Change(layer.name, "weight_filler", "", "xavier"))
+    if layer.type == "BatchNorm" and layer.batch_norm_param.use_global_stats:
+        layer.batch_norm_param.ClearField("use_global_stats")
+        changes.append(Change(layer.name, "use_global_stats", "true", ""))
+
+
+def _classes(net: Any, scores: str) -> int:
+    """How many classes the blob ``scores`` tells; 1 where its shape is not known."""
+    for row in summarize(net).layers:
+        for top, shape in zip(row.tops, row.shapes, strict=True):
+            if top == scores and shape is not None:
+                if math.prod(shape[2:]) > 1:
+                    raise NetError(f"gives a map of scores, {shown(shape)}, where one score a class is expected; pool them", layer=row.name)
+                return shape[1] if len(shape) > 1 else 1
+    return 1
+
+
+def _judge(net: Any, scores: str, answers: list[Any], label: str, classes: int, changes: list[Change]) -> None:
+    """Append the loss, and accuracies for testing where one class is right."""
+    answer = answers[0] if answers else None
+    kind = _LOSSES[answer.type] if answer is not None else "SoftmaxWithLoss"
+    name = _unused(net, "loss")
+    loss = net.layer.add(name=name, type=kind, bottom=[scores, label], top=[name])
+    if answer is not None and answer.HasField("softmax_param"):
+        loss.softmax_param.CopyFrom(answer.softmax_param)
+    before = f"{answer.type} '{answer.name}'" if answer is not None else ""
+    changes.append(Change(name, "layer", before, kind))
+    if kind != "SoftmaxWithLoss":
+        return
+    for top_k in (1, 5):
+        if top_k <= classes:
+            called = _unused(net, "accuracy" if top_k == 1 else f"accuracy_top{top_k}")
+            accuracy = net.layer.add(name=called, type="Accuracy", bottom=[scores, label], top=[called])
+            accuracy.include.add(phase=TEST)
+            if top_k > 1:
+                accuracy.accuracy_param.top_k = top_k
+
+
+def _unused(net: Any, name: str) -> str:
+    used, again, found = names_in_use(net), 1, name
+    while found in used:
+        again += 1
+        found = f"{name}_{again}"
+    return found
