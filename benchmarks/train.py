@@ -1,10 +1,10 @@
 """Seconds per training iteration: caffetools against the same network hand-written in plain PyTorch, side by side in one run.
 
-    python benchmarks/train.py [--batch 16] [--rounds 5] [--only squeezenet_v1.1]
+    python benchmarks/train.py [--batch 16] [--rounds 7] [--only squeezenet_v1.1]
 
-Both train on the same random pictures, already in memory. Rounds alternate (ours, theirs, ours, …), so that a machine that slows
-down slows both; the figure is each one's median, the ratio is theirs / ours (above 1: caffetools is faster). Peak memory is
-measured in a process of its own for each.
+Both train on the same random pictures, already in memory, each in a process of its own. Rounds alternate (ours, theirs, ours, …), so
+that a machine that slows down slows both; the figures are each one's medians of wall seconds and of CPU seconds (user and system, all
+threads; less shaken by others on the machine), and its peak memory. The ratios are theirs / ours (above 1: caffetools is better).
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from plain import NETWORKS
 
-from caffetools.net.net import Net
-from caffetools.proto.schema import TRAIN, SolverParameter
+from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_net
-from caffetools.solver.rules import make_rule
+from caffetools.solver.solver import Solver
 from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import prototxt_path
 
@@ -36,18 +35,13 @@ Step = Callable[[], None]
 
 
 def ours(name: str, batch: int, size: int) -> Step:
-    """One iteration as ``caffetools train`` does it: forward, backward, SGD with Caffe's semantics."""
-    param = data_layers_to_inputs(read_net(prototxt_path(name, "train_val")), batch=batch)
-    net = Net(param, TRAIN)
-    rule = make_rule(SolverParameter(type="SGD", momentum=0.9, weight_decay=5e-4, base_lr=1e-3), net.learnable)
+    """One iteration of ``caffetools train``: its solver, on pictures that are there already."""
+    net = data_layers_to_inputs(read_net(prototxt_path(name, "train_val")), batch=batch)
+    param = SolverParameter(train_net_param=net, base_lr=1e-3, lr_policy="fixed", momentum=0.9, weight_decay=5e-4, max_iter=10**6)
+    solver = Solver(param)
     data, label = pictures(batch, size)
-
-    def step() -> None:
-        blobs = net({"data": data, "label": label.float()})
-        net.total_loss(blobs).backward()
-        rule.update(1e-3)
-
-    return step
+    solver.train_inputs = {"data": data, "label": label.float()}
+    return lambda: solver.step(1)
 
 
 def theirs(name: str, batch: int, size: int) -> Step:
@@ -69,55 +63,90 @@ def pictures(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch, 3, size, size, generator=generator) * 50, torch.randint(0, 1000, (batch,), generator=generator)
 
 
-def compare(name: str, batch: int, rounds: int) -> dict[str, float]:
-    size = NETWORKS[name][1]
+def worker(name: str, batch: int, who: str) -> None:
+    """One iteration for each line of standard input; its wall and CPU seconds, and the peak memory so far, as a line of JSON."""
     torch.manual_seed(0)
-    steps = {"caffetools": ours(name, batch, size), "pytorch": theirs(name, batch, size)}
-    for step in steps.values():
+    step = SIDES[who](name, batch, NETWORKS[name][1])
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
         step()
-    seconds: dict[str, list[float]] = {who: [] for who in steps}
+        print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, peak_of_this_process()]), flush=True)
+
+
+class Side:
+    """A process of its own that computes iterations when asked to: neither sees the other's memory, nor its settings."""
+
+    def __init__(self, name: str, batch: int, who: str):
+        command = [sys.executable, __file__, "--batch", str(batch), "--only", name, "--worker", who]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self.peak = 0.0
+
+    def step(self, *, count: bool = True) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        wall, cpu, self.peak = json.loads(self.process.stdout.readline())
+        if count:
+            self.wall.append(wall)
+            self.cpu.append(cpu)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(name: str, batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    sides = {who: Side(name, batch, who) for who in SIDES}
+    for _ in range(2):
+        for side in sides.values():
+            side.step(count=False)
     for _ in range(rounds):
-        for who, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            seconds[who].append(time.perf_counter() - begin)
-    medians = {who: statistics.median(values) for who, values in seconds.items()}
-    return {**medians, "ratio": medians["pytorch"] / medians["caffetools"]}
+        for side in sides.values():
+            side.step()
+    for side in sides.values():
+        side.close()
+    results = {
+        who: {"wall s": statistics.median(side.wall), "CPU s": statistics.median(side.cpu), "GB": side.peak} for who, side in sides.items()
+    }
+    ours, theirs = results["caffetools"], results["pytorch"]
+    return {**results, "PyTorch / caffetools": {what: theirs[what] / ours[what] for what in ours}}
 
 
-def peak_memory(name: str, batch: int, who: str) -> float:
-    """The peak resident memory in GB of a fresh process that does two iterations."""
-    command = [sys.executable, __file__, "--batch", str(batch), "--only", name, "--memory-of", who]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def peak_of_this_process() -> float:
+    """GB. Linux keeps the peak of this very program; ru_maxrss would begin with that of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+
+
+SIDES = {"caffetools": ours, "pytorch": theirs}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=list(NETWORKS))
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--memory-of", choices=["caffetools", "pytorch"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory_of:
-        step = (ours if options.memory_of == "caffetools" else theirs)(options.only, options.batch, NETWORKS[options.only][1])
-        step()
-        step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    if options.worker:
+        worker(options.only, options.batch, options.worker)
         return
     results = {}
     for name in [options.only] if options.only else list(NETWORKS):
-        result = compare(name, options.batch, options.rounds)
-        for who in ("caffetools", "pytorch"):
-            result[f"{who} GB"] = peak_memory(name, options.batch, who)
-        results[name] = result
+        result = results[name] = compare(name, options.batch, options.rounds)
         if not options.json:
-            print(
-                f"{name:16} caffetools {result['caffetools']:.3f} s/iter {result['caffetools GB']:.2f} GB   "
-                f"PyTorch {result['pytorch']:.3f} s/iter {result['pytorch GB']:.2f} GB   PyTorch / caffetools = {result['ratio']:.2f}"
-            )
+            print(name)
+            for who, figures in result.items():
+                print(f"  {who:22}" + "".join(f"{value:10.3f} {what}" for what, value in figures.items()), flush=True)
     if options.json:
-        print(json.dumps({"batch": options.batch, "threads": torch.get_num_threads(), "torch": torch.__version__, "results": results}, indent=2))
+        facts = {"batch": options.batch, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        print(json.dumps({**facts, "results": results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffetools.errors import NetError
+from caffetools.errors import DataError, NetError
 from caffetools.layers.base import Layer, Shape, shown
 from caffetools.layers.registry import layer_class
 from caffetools.net.gradients import plan_gradients, plan_overwriting
@@ -137,7 +138,10 @@ class Net(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor] | None = None, *, keep: Collection[str] = ()) -> dict[str, Tensor]:
         """Run every layer. ``batch``: input blobs by name; ``keep``: further blobs to give back. See the class."""
-        blobs = self._gather(batch or {})
+        return self.compute(self._gather(batch or {}), keep)
+
+    def compute(self, blobs: dict[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
+        """The part of :meth:`forward` behind the data layers; ``blobs`` are theirs, and are let go of on the way."""
         wanted = {*self.outputs, *self.loss_weights, *keep}
         results: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
@@ -214,6 +218,13 @@ def located(path: str | os.PathLike[str]) -> Iterator[None]:
     except NetError as error:
         line = layer_line(path, error.layer) if error.layer else 0
         raise error.at(f"{os.fspath(path)}:{line}" if line else os.fspath(path)) from None
+    except DataError as error:
+        # What a data layer reads cannot be used: its message begins with the layer.
+        named = re.match(r"layer '([^']*)': ", str(error))
+        if not named:
+            raise
+        line = layer_line(path, named[1])
+        raise DataError(f"{os.fspath(path)}:{line}: {error}" if line else f"{os.fspath(path)}: {error}") from None
 
 
 def _loss_weights(layers: list[Layer]) -> dict[str, float]:

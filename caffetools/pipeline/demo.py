@@ -12,6 +12,8 @@ from caffetools.pipeline.digits import write_digits
 from caffetools.pipeline.learn import Job, Learned, learn
 from caffetools.pipeline.narrator import Narrator, Recorder
 from caffetools.pipeline.summary import make_report
+from caffetools.solver.training import choose_device
+from caffetools.surgery.finetune import MOST_SEED
 from caffetools.visualize.report import write_report
 from caffetools.zoo.networks import prototxt_path
 
@@ -38,6 +40,9 @@ def run_demo(out: Path, narrator: Narrator, *, seed: int = 1, device: str = "aut
     Raises:
         CaffeToolsError: ``out`` holds other files, or scikit-learn is missing. RunFailed: something cannot be written.
     """
+    if not 0 <= seed <= MOST_SEED:
+        raise CaffeToolsError(f"--seed must be from 0 to {MOST_SEED}, not {seed}")
+    choose_device(device)
     _clear(out)
     recorder = Recorder(narrator)
     first = _job(out, "digits-0-4", seed, device)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from caffetools.errors import CaffeToolsError
-from caffetools.files import write_text
+from caffetools.data.listing import Listing, list_pictures
+from caffetools.errors import CaffeToolsError, ZooError
+from caffetools.pipeline.checks import check_job, net_crop
 from caffetools.pipeline.learn import Job, Learned, command, learn
+from caffetools.pipeline.memory import LOCK, remember, state_of, state_of_file, tidied
 from caffetools.pipeline.narrator import Narrator, Recorder
 from caffetools.pipeline.summary import make_report
-from caffetools.proto.schema import TRAIN
-from caffetools.proto.text import read_net
-from caffetools.proto.upgrade import upgrade_net
-from caffetools.solver.lock import prefix_lock
-from caffetools.surgery.sources import data_layers
+from caffetools.solver.saving.lock import prefix_lock
 from caffetools.visualize.report import write_report
 from caffetools.zoo.cards import ModelCard, get_card
 from caffetools.zoo.fetch import fetch
@@ -25,7 +23,6 @@ from caffetools.zoo.networks import MODELS
 
 # The usual size of the pictures that smaller squares are cut from.
 STORED_SIZE = 256
-SETTINGS = "run.json"
 
 
 @dataclass(frozen=True)
@@ -67,11 +64,13 @@ def finetune(request: Request, narrator: Narrator) -> tuple[Learned, Path] | Non
         CaffeToolsError: the request makes no sense, or the folder holds another run. ZooError: the weights cannot be had.
     """
     check_request(request)
-    request.out.mkdir(parents=True, exist_ok=True)
-    with prefix_lock(request.out / "run"):
-        remember(request)
-        recorder = Recorder(narrator)
-        job = make_job(request, recorder)
+    listing = list_pictures(request.pictures)
+    recorder = Recorder(narrator)
+    # Before the folder is made: what cannot be had or does not fit leaves nothing behind.
+    job = make_job(request, recorder)
+    check_job(job, listing)
+    with tidied(request.out), prefix_lock(request.out / LOCK, what=f"at work in {request.out}", way_out="choose another folder (-o)"):
+        remember(request.out, settings_of(request), inputs_of(job, listing))
         learned = learn(job, recorder)
         if learned is None:
             return None
@@ -90,38 +89,32 @@ def check_request(request: Request) -> None:
     if not request.pictures.is_dir():
         raise CaffeToolsError(f"{request.pictures}: no such folder; a folder of pictures for each class is expected in it")
     if request.weights is not None and not request.weights.is_file():
-        raise CaffeToolsError(f"{request.weights}: no such file; a .caffemodel is expected")
+        what = "a folder" if request.weights.is_dir() else "no such file"
+        raise CaffeToolsError(f"{request.weights}: {what}; a .caffemodel is expected")
     if request.out.exists() and not request.out.is_dir():
         raise CaffeToolsError(f"{request.out} is a file; choose a folder for the run (-o)")
 
 
-def remember(request: Request) -> None:
-    """Write down what is being made in the folder. Raises :class:`CaffeToolsError` where it is another run's, or holds other files."""
-    path = request.out / SETTINGS
+def settings_of(request: Request) -> dict[str, Any]:
+    """What a request asks for, as plain values; where it is computed makes no other run of it."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()}
-    # Where it is computed makes no other run of it.
     settings.pop("device")
-    if path.exists():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}
-        changed = [key for key in settings if known.get(key) != settings[key]]
-        if changed:
-            raise CaffeToolsError(
-                f"{request.out} holds a run with other settings ({', '.join(changed)}); choose another folder (-o), or give the same ones"
-            )
-        return
-    if any(name.name != "run.lock" for name in request.out.iterdir()):
-        raise CaffeToolsError(f"{request.out} holds other files; choose a new folder for the run (-o)")
-    write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    return settings
+
+
+def inputs_of(job: Job, listing: Listing) -> dict[str, str]:
+    """What the job is made of, by the names that a message gives it."""
+    inputs = {f"the pictures in {job.pictures}": state_of(listing), f"the net {job.net}": sha256(job.net.read_bytes()).hexdigest()}
+    if job.weights is not None:
+        inputs[f"the weights {job.weights}"] = state_of_file(job.weights)
+    return inputs
 
 
 def make_job(request: Request, recorder: Recorder) -> Job:
     """The job of a request: the net's file, its weights (fetched where they are the zoo's), sizes and mean."""
     card = get_card(request.model) if request.model in MODELS or not Path(request.model).exists() else None
     net = card.network("train_val") if card else Path(request.model)
-    crop = _crop(net)
+    crop = net_crop(net)
     size = request.size or str(_size(request, card, crop))
     weights = request.weights
     if weights is None and not request.from_scratch:
@@ -152,16 +145,16 @@ def make_job(request: Request, recorder: Recorder) -> Job:
 def _fetched(request: Request, card: ModelCard | None, recorder: Recorder) -> Path:
     if card is None:
         raise CaffeToolsError(f"{request.model}: give the weights to start from (--weights), or --from-scratch")
+    if card.weights is None:
+        raise CaffeToolsError(f"{card.name} has no published weights; start from random ones (--from-scratch), or from a file (--weights)")
     with recorder.step(f"Fetch the published weights of {card.name}", command("zoo", "fetch", card.name)) as say:
-        with recorder.narrator.progress("Fetching") as advance:
-            fetched = fetch(card, progress=advance, say=say)
+        try:
+            with recorder.narrator.progress("Fetching") as advance:
+                fetched = fetch(card, progress=advance, say=say)
+        except ZooError as error:
+            raise ZooError(f"{error}; or start from another file (--weights), or from random weights (--from-scratch)") from None
         say(f"{fetched.path} ({fetched.verified})")
     return fetched.path
-
-
-def _crop(net: Path) -> int:
-    layers = data_layers(upgrade_net(read_net(net)), TRAIN)
-    return max((layer.transform_param.crop_size for layer in layers), default=0)
 
 
 def _size(request: Request, card: ModelCard | None, crop: int) -> int:

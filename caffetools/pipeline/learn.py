@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caffetools.data.card import DatasetCard, load_card
+from caffetools.data.databases import open_database
 from caffetools.data.dataset import build_dataset
+from caffetools.data.folders import remove
 from caffetools.deploy.classifier import Classifier, Options
 from caffetools.deploy.onnx_file import export_deployed
-from caffetools.errors import CaffeToolsError
+from caffetools.errors import DataError
 from caffetools.onnx.verify import Verification
 from caffetools.pipeline.evaluate import Evaluation, evaluate, held_out
 from caffetools.pipeline.narrator import Recorder
 from caffetools.pipeline.settings import Plan, plan_training
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.text import read_solver
-from caffetools.solver.snapshots import newest_snapshot
+from caffetools.solver.logs.training_log import TrainingLog, read_log
+from caffetools.solver.saving.resume import newest_snapshot
 from caffetools.solver.training import train
-from caffetools.solver.training_log import TrainingLog, read_log
 from caffetools.surgery.project import DataOptions, Project, check_free, make_project, write_project
+from caffetools.surgery.retarget import HEAD_LR_MULT
 from caffetools.visualize.confusion import draw_confusion
 from caffetools.visualize.curves import draw_curves
 from caffetools.visualize.filters import LayerWeights, draw_filters, find_weights
@@ -112,8 +116,6 @@ def learn(job: Job, recorder: Recorder) -> Learned | None:
         CaffeToolsError: pictures, net or weights do not fit; what is finished stays.
     """
     card = _dataset(job, recorder)
-    if job.classes is not None and job.classes != len(card.classes):
-        raise CaffeToolsError(f"{job.classes} classes are asked for, but {job.pictures} has {len(card.classes)}: {', '.join(card.classes)}")
     plan = plan_training(
         job.model, card.train_count, card.val_count, fine_tuning=job.weights is not None, epochs=job.epochs, batch=job.batch
     )
@@ -123,7 +125,7 @@ def learn(job: Job, recorder: Recorder) -> Learned | None:
         return None
     options = _options(job, card, project)
     deploy = job.nets / "deploy.prototxt"
-    with recorder.step("Write the deploy network", command("deploy", job.nets / "train_val.prototxt", "-o", deploy)) as say:
+    with recorder.step("Write the deploy network", command("deploy", job.nets / "train_val.prototxt", "-o", deploy, "--force")) as say:
         say(f"{deploy}: {len(project.deploy.layer)} layers, input {_input(project)}, output prob")
     evaluation = _evaluate(job, recorder, card, options, deploy, weights)
     verification, agreeing = _export(job, recorder, card, options, deploy, weights, evaluation)
@@ -139,10 +141,12 @@ def command(*words: object) -> str:
 def _dataset(job: Job, recorder: Recorder) -> DatasetCard:
     words = ["dataset", "build", job.pictures, job.data, "--size", job.size, "--val", job.val, "--seed", job.seed]
     with recorder.step("Build databases, labels and mean", command(*words, *(["--gray"] if job.gray else []))) as say:
-        if (job.data / "dataset.json").exists():
-            card = load_card(job.data)
+        card = _whole(job.data)
+        if card is not None:
             say("already built;")
         else:
+            # What is left of a damaged one.
+            remove(job.data)
             with recorder.narrator.progress("Reading pictures") as advance:
                 card = build_dataset(job.pictures, job.data, size=job.size, val=job.val, seed=job.seed, gray=job.gray, progress=advance)
         say(f"{len(card.classes)} classes, {card.train_count} pictures to learn from, {card.val_count} held out")
@@ -153,6 +157,21 @@ def _dataset(job: Job, recorder: Recorder) -> DatasetCard:
     return card
 
 
+def _whole(data: Path) -> DatasetCard | None:
+    """The card of the data set in the folder ``data``; None where a part of it is missing or damaged."""
+    try:
+        card = load_card(data)
+        if not all(path is None or path.is_file() for path in (card.labels_file, card.mean_file, data / "train.txt", data / "val.txt")):
+            return None
+        for path, count in ((card.train_lmdb, card.train_count), (card.val_lmdb, card.val_count)):
+            with closing(open_database(path)) as database:
+                if len(database) != count:
+                    return None
+    except DataError:
+        return None
+    return card
+
+
 def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Project:
     data = DataOptions(str(card.train_lmdb), str(card.val_lmdb), _mean(job, card), plan.batch, plan.val_batch, job.crop)
     source: list[object] = ["--model", job.model] if job.trained_by else [job.net]
@@ -160,6 +179,9 @@ def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Pr
     words += ["--train-source", data.train_source, "--val-source", data.val_source]
     words += ["--mean", data.mean] if data.mean else []
     words += ["--train-batch", plan.batch, "--val-batch", plan.val_batch, "--epochs", plan.epochs, "--base-lr", f"{plan.base_lr:g}"]
+    # From random weights the classifier has no lead to catch up with, and at a high rate it can die.
+    head_lr_mult = HEAD_LR_MULT if job.weights else 1.0
+    words += [] if job.weights else ["--head-lr-mult", "1"]
     words += ["--seed", job.seed, *(["--crop", job.crop] if job.crop else [])]
     with recorder.step(f"Retarget {job.model} to {len(card.classes)} classes", command(*words)) as say:
         project = make_project(
@@ -168,6 +190,7 @@ def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Pr
             job.nets,
             trained_by=job.trained_by,
             data=data,
+            head_lr_mult=head_lr_mult,
             epochs=plan.epochs,
             base_lr=plan.base_lr,
             seed=job.seed,
@@ -200,7 +223,7 @@ def _train(job: Job, recorder: Recorder) -> Path | None:
                 observers=[observer],
             )
         if done.stopped or done.snapshot is None:
-            say(f"stopped at iteration {done.solver.iteration}; the same command goes on from there")
+            say(f"stopped at iteration {done.solver.iteration}")
             return None
         scores = ", ".join(f"{o.name} {o.value:.4g}" for o in done.history.test[-1].outputs) if done.history.test else ""
         say(f"{done.solver.iteration} iterations; test: {scores}; weights {done.snapshot.weights}")

@@ -61,13 +61,15 @@ def plan_training(
         batch: By default the network's usual, or less where that would leave fewer than four updates an epoch.
 
     Raises:
-        CaffeToolsError: there are no pictures, or epochs or batch are below 1.
+        CaffeToolsError: there are no pictures, epochs or batch are below 1, or a batch is more than all pictures.
     """
     if train_pictures < 1 or val_pictures < 1:
         raise CaffeToolsError(f"{train_pictures} training and {val_pictures} held-out pictures: at least one of each is needed")
     for name, value in (("epochs", epochs), ("batch", batch)):
         if value is not None and value < 1:
             raise CaffeToolsError(f"--{name} must be at least 1, not {value}")
+    if batch is not None and batch > train_pictures:
+        raise CaffeToolsError(f"--batch {batch} is more than the {train_pictures} training pictures")
     recipe = RECIPES.get(model, Recipe())
     batch = batch or max(1, min(recipe.batch, train_pictures // 4))
     epoch = math.ceil(train_pictures / batch)

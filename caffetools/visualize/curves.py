@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from caffetools.errors import DataError
-from caffetools.solver.training_log import LogRow, TrainingLog
+from caffetools.solver.logs.training_log import LogRow, TrainingLog
 from caffetools.visualize import style
 from caffetools.visualize.style import LIGHT, PathLike, Theme
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import caffetools
 from caffetools.files import write_text
-from caffetools.solver.training_log import TrainingLog
+from caffetools.solver.logs.training_log import TrainingLog
 from caffetools.visualize import sections
 from caffetools.visualize.confusion import Confusion
 from caffetools.visualize.filters import LayerWeights

@@ -15,7 +15,7 @@ from caffetools.visualize.thumbnails import png, thumbnail
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from caffetools.solver.training_log import TrainingLog
+    from caffetools.solver.logs.training_log import TrainingLog
     from caffetools.visualize.report import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Sample, Step
 
 _MOST_ROWS = 30  # longer tables start with the rows that matter and unfold

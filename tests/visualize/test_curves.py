@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from caffetools.errors import DataError
-from caffetools.solver.training_log import LogRow, TrainingLog, read_log
+from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
 from caffetools.visualize import style
 from caffetools.visualize.curves import curves_figure, draw_curves, series
 from tests.conftest import GOLDEN

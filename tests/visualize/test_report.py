@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from caffetools.errors import DataError
-from caffetools.solver.training_log import read_log
+from caffetools.solver.logs.training_log import read_log
 from caffetools.visualize.confusion import Confusion
 from caffetools.visualize.filters import LayerWeights
 from caffetools.visualize.report import (

@@ -1,0 +1,94 @@
+"""The demo in full: what it learns, what it reports, that it can be run again, and that the commands it prints do the same by hand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caffetools.proto.binary import read_caffemodel
+from tests.cli.inprocess import Done, error_of, run, run_well
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory."""
+    path = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def demo(folder: Path) -> Done:
+    """The demo, in ``folder / "demo"``."""
+    return run_well("demo", "-o", "demo", "--device", "cpu")
+
+
+def accuracies(done: Done) -> list[tuple[float, int]]:
+    """(share, pictures) of both phases, as the last lines say."""
+    return [(float(a) / 100, int(n)) for a, n in re.findall(r"^digits \d to \d: ([\d.]+)% of (\d+) held-out", done.out, re.MULTILINE)]
+
+
+def test_both_phases_tell_the_digits_apart(demo: Done) -> None:
+    assert [pictures for _, pictures in accuracies(demo)] == [180, 179]
+    assert all(accuracy >= 0.97 for accuracy, _ in accuracies(demo))
+
+
+def test_the_report_is_one_file_with_the_right_numbers(folder: Path, demo: Done) -> None:
+    report = (folder / "demo" / "report.html").read_text(encoding="utf-8")
+    assert f"Report: {(folder / 'demo' / 'report.html').as_uri()}" in demo.out
+    for accuracy, pictures in accuracies(demo):
+        assert f"{accuracy:.1%}" in report and f"{round(accuracy * pictures)} of {pictures} held-out pictures" in report
+    assert not re.search(r"(src|href)=\"(?!data:|#)", report), "nothing is loaded from elsewhere"
+    assert report.count("data:image/") > 20
+
+
+def test_the_onnx_files_agree_with_the_nets(demo: Done) -> None:
+    agreeing = re.findall(r"the same class for (\d+) of all (\d+) held-out pictures", demo.out)
+    assert agreeing == [("180", "180"), ("179", "179")]
+
+
+def test_the_second_phase_starts_from_the_weights_of_the_first(demo: Done) -> None:
+    (line,) = [line for line in commands(demo) if line[1] == "train" and "--weights" in line]
+    assert line[line.index("--weights") + 1] == "demo/digits-0-4/net/snapshot_iter_240.caffemodel"
+
+
+def commands(done: Done) -> list[list[str]]:
+    """The commands that were printed, in words."""
+    return [shlex.split(line.strip().removeprefix("$ ")) for line in done.out.splitlines() if line.strip().startswith("$ caffetools")]
+
+
+def test_the_printed_commands_do_the_same_by_hand_in_another_folder(folder: Path, demo: Done) -> None:
+    """Every path in the folder ``demo`` becomes one in ``hand``, where at first there is nothing but the pictures."""
+    printed = commands(demo)
+    assert [words[1] for words in printed[:8]] == ["dataset", "retarget", "train", "deploy", "classify", "export", "visualize", "visualize"]
+    assert len(printed) == 16
+    shutil.copytree(folder / "demo" / "pictures", folder / "hand" / "pictures")
+    for words in printed:
+        assert words[0] == "caffetools"
+        run_well(*(re.sub(r"^demo/", "hand/", word) for word in words[1:]))
+    for phase in ("digits-0-4", "digits-5-9"):
+        ours, theirs = folder / "hand" / phase, folder / "demo" / phase
+        for name in ("data/mean.binaryproto", "data/train.txt", "data/labels.txt", "figures/filters.png"):
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+        weights = [read_caffemodel(place / "net" / "snapshot_iter_240.caffemodel").blobs for place in (ours, theirs)]
+        assert weights[0].keys() == weights[1].keys()
+        for layer, blobs in weights[0].items():
+            for blob, other in zip(blobs, weights[1][layer], strict=True):
+                np.testing.assert_array_equal(blob, other)
+
+
+def test_it_replaces_its_own_folder_and_no_other(folder: Path, demo: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "other").mkdir()
+    (folder / "other" / "mine.txt").write_text("mine")
+    assert "other holds files that are not the demo's" in error_of(run("demo", "-o", "other"))
+    assert [path.name for path in (folder / "other").iterdir()] == ["mine.txt"]
+    (folder / "demo" / "digits-0-4" / "net" / "train_val.prototxt").write_text("broken")
+    again = run_well("demo", "-o", "demo", "--device", "cpu")
+    assert accuracies(again) == accuracies(demo), "the seed fixes everything"
