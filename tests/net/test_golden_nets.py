@@ -27,6 +27,8 @@ SHIPPED = {
 } | {facts: shipped for shipped, facts in MORE_FACTS.items()}
 # Of a blob's largest value, of its absolute sum, or of the value: what float32 in another order of summation may cost.
 TOLERANCE = 1e-4
+# The README's own: a gradient has come through the whole net twice, and in float64 GoogLeNet's are 1.5e-4 from Caffe's.
+GRADIENT_TOLERANCE = 1e-3
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -54,7 +56,7 @@ def check_gradients(net: Net, blobs: dict[str, torch.Tensor], expected: dict[str
         for index, (shape, *sums) in enumerate(expected[layer.name]):
             gradient = next(gradients)
             assert list(gradient.shape) == shape
-            assert_sums(gradient, sums, f"{name}: gradient {index} of {layer.name}")
+            assert_sums(gradient, sums, f"{name}: gradient {index} of {layer.name}", GRADIENT_TOLERANCE)
 
 
 def golden_net(name: str, golden: dict[str, Any]) -> Net:
@@ -102,12 +104,12 @@ def golden_slice(blob: NDArray[Any]) -> NDArray[Any]:
     return rows[:, :: max(1, rows.shape[1] // 500)][:, :500]
 
 
-def assert_sums(got: torch.Tensor, expected: list[float], what: str) -> None:
+def assert_sums(got: torch.Tensor, expected: list[float], what: str, tolerance: float = TOLERANCE) -> None:
     total, absolute, largest = expected
     values = got.detach().double()
-    assert values.sum().item() == pytest.approx(total, rel=0, abs=TOLERANCE * absolute + 1e-12), what
-    assert values.abs().sum().item() == pytest.approx(absolute, rel=TOLERANCE), what
-    assert values.abs().max().item() == pytest.approx(largest, rel=TOLERANCE), what
+    assert values.sum().item() == pytest.approx(total, rel=0, abs=tolerance * absolute + 1e-12), what
+    assert values.abs().sum().item() == pytest.approx(absolute, rel=tolerance), what
+    assert values.abs().max().item() == pytest.approx(largest, rel=tolerance), what
 
 
 def assert_close(got: NDArray[Any], expected: NDArray[Any], what: str) -> None:
