@@ -11,7 +11,8 @@ demo: $(VENV)/.demo
 	$(BIN)/caffetools demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS)
+	# One thread a worker: two workers on two cores with threads of their own would wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 fuzz: $(VENV)/.test
 	CAFFETOOLS_FUZZ=100000 $(BIN)/python -m pytest tests/proto/test_fuzz.py -n 2

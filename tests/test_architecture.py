@@ -7,7 +7,6 @@ import importlib.metadata
 import re
 import subprocess
 import sys
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, note, print_json
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def _write(made: Project, out: Path, taken: Path | None, weights: Path | None, g
     comparison = project.compare(made, weights, trimmed=taken is not None) if weights is not None else None
     starting = project.starting_weights(made, taken, grown) if taken is not None else None
     files = project.write_project(made, out, starting)
+    _note_unknown(made.retargeted, files[0])
     if as_json:
         print_json(_as_json(made.retargeted, comparison, files))
         return
@@ -137,6 +138,13 @@ def _write(made: Project, out: Path, taken: Path | None, weights: Path | None, g
         console.print(f"Wrote {path}", markup=False)
     start = f" --weights {files[-1] if starting is not None else weights}" if weights else ""
     console.print(f"Next: caffetools train {out / 'solver.prototxt'}{start}", markup=False)
+
+
+def _note_unknown(retargeted: Retargeted, file: Path) -> None:
+    from caffetools.surgery.summary import summarize
+
+    for row in summarize(retargeted.train_val).unknown_types:
+        note(f"{file}: layer '{row.name}': {row.note}; it stays as it is")
 
 
 def _taken(weights: Path | None, wanted: bool) -> Path | None:

@@ -84,9 +84,8 @@ class Classifier:
         self.engine, known = open_engine(deploy, weights, engine=engine, device=device)
         pictures = [blob for blob, shape in self.engine.inputs.items() if len(shape) == 4]
         if len(self.engine.inputs) != 1 or not pictures:
-            raise NetError(
-                f"{os.fspath(deploy)}: classifying needs a net with one input for pictures; it has {', '.join(self.engine.inputs) or 'none'}"
-            )
+            inputs = ", ".join(self.engine.inputs) or "none"
+            raise NetError(f"{os.fspath(deploy)}: classifying needs a net with one input for pictures; it has {inputs}")
         self.input = pictures[0]
         self.output = self._pick_output(output)
         shape = self.engine.inputs[self.input]

@@ -95,3 +95,15 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     write_binaryproto(tmp_path / "mean", np.zeros((2, 3, 4, 4), np.float32))
     with pytest.raises(DataError, match="a mean has the shape 1 x channels"):
         transformer(f"mean_file: '{tmp_path / 'mean'}'")
+
+
+def test_pictures_of_bytes_and_of_floats_come_out_the_same(tmp_path: Path) -> None:
+    mean = np.random.default_rng(1).uniform(0, 255, (1, 3, 7, 9)).astype(np.float32)
+    write_binaryproto(tmp_path / "mean.binaryproto", mean)
+    given = pictures(*[(3, 7, 9)] * 20)
+    for subtract in (f"mean_file: '{tmp_path / 'mean.binaryproto'}'", "mean_value: 104.5 mean_value: 117 mean_value: 123.1"):
+        make = transformer(f"crop_size: 4 mirror: true scale: 0.017 {subtract}", TRAIN)
+        expected = make([picture.astype(np.float32) for picture in given], rng())
+        decoded = [np.ascontiguousarray(picture.transpose(1, 2, 0)).transpose(2, 0, 1) for picture in given]
+        np.testing.assert_array_equal(make(given, rng()), expected, strict=True)
+        np.testing.assert_array_equal(make(decoded, rng()), expected, strict=True)

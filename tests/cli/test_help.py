@@ -1,0 +1,65 @@
+"""What ``--help`` says: every command answers quickly, in 80 columns, and the commands stand in panels."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+from caffetools.cli.app import app
+from tests.cli.inprocess import run_well
+
+
+def names_of(command: Any, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command below ``command``, groups too, as words."""
+    found = [before] if before else []
+    for name, inner in getattr(command, "commands", {}).items():
+        found += names_of(inner, (*before, name))
+    return found
+
+
+COMMANDS = names_of(typer.main.get_command(app))
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_within_80_columns(words: tuple[str, ...]) -> None:
+    done = run_well(*words, "--help")
+    assert f"Usage: caffetools {' '.join(words)}" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert done.err == ""
+
+
+def test_the_commands_stand_in_panels_in_the_order_in_which_they_are_met() -> None:
+    lines = run_well("--help").out.splitlines()
+    panels = [found[1] for line in lines if (found := re.match(r"╭─ (.+?) ─+╮", line))]
+    assert panels == ["Options", "The whole way", "Data", "Networks", "Training", "Use"]
+    listed = [found[1] for line in lines if (found := re.match(r"│ ([a-z][a-z-]*) ", line))]
+    assert listed[:3] == ["demo", "finetune", "dataset"]
+    assert set(listed) == {words[0] for words in COMMANDS}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from caffetools.cli.app import main\n"
+        "for words in sys.argv[1:]:\n"
+        "    sys.argv[1:] = [*words.split(), '--help']\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, words\n"
+        "print('HEAVY', sorted({'torch', 'cv2', 'onnx', 'onnxruntime', 'matplotlib', 'sklearn'} & set(sys.modules)))\n"
+    )
+    every = [" ".join(words) for words in COMMANDS]
+    done = subprocess.run([sys.executable, "-c", script, *every], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("HEAVY []")

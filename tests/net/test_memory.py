@@ -1,0 +1,33 @@
+"""Training on the CPU keeps the memory that it frees."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from caffetools.net.memory import keep_freed_memory
+
+
+def test_is_left_alone_on_other_devices() -> None:
+    assert keep_freed_memory("cuda:0") is False
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_a_large_block_taken_again_costs_no_new_pages() -> None:
+    code = """
+import resource, torch
+from caffetools.net.memory import keep_freed_memory
+assert keep_freed_memory()
+for _ in range(20):
+    torch.ones(1 << 24)  # until the C library's small caches are full, a few fresh blocks are taken
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert faults < (1 << 26) / resource.getpagesize() / 10
