@@ -112,6 +112,7 @@ def retarget(
         base_lr=base_lr,
         seed=seed,
         input_shape=shape,
+        weights=weights,
     )
     _write(made, out, taken, weights, grown, as_json=as_json)
 

@@ -181,7 +181,7 @@ def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Pr
     words += ["--train-batch", plan.batch, "--val-batch", plan.val_batch, "--epochs", plan.epochs, "--base-lr", f"{plan.base_lr:g}"]
     # From random weights the classifier has no lead to catch up with, and at a high rate it can die.
     head_lr_mult = HEAD_LR_MULT if job.weights else 1.0
-    words += [] if job.weights else ["--head-lr-mult", "1"]
+    words += ["--weights", job.weights] if job.weights else ["--head-lr-mult", "1"]
     words += ["--seed", job.seed, *(["--crop", job.crop] if job.crop else [])]
     with recorder.step(f"Retarget {job.model} to {len(card.classes)} classes", command(*words)) as say:
         project = make_project(
@@ -194,6 +194,7 @@ def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Pr
             epochs=plan.epochs,
             base_lr=plan.base_lr,
             seed=job.seed,
+            weights=job.weights,
         )
         check_free(job.nets, force=True)
         write_project(project, job.nets)

@@ -67,6 +67,7 @@ def make_project(
     base_lr: float | None = None,
     seed: int | None = None,
     input_shape: Shape | None = None,
+    weights: PathLike | None = None,
 ) -> Project:
     """Retarget the net in the file ``source`` to ``classes``, and make its solver and its deploy net. Nothing is written.
 
@@ -79,6 +80,7 @@ def make_project(
         epochs: Passes over the training pictures, which are counted where the database is there.
         base_lr, seed: the solver's, where not as :func:`~caffetools.surgery.finetune.solver_for` chooses.
         input_shape: (N, C, H, W) or (C, H, W) of the deployed net's input, where the data layers do not tell.
+        weights: The .caffemodel that training is to start from: no new classifier gets the name of a layer in it.
 
     Raises:
         NetError: the net cannot be retargeted or deployed; the message has the file and the line. PrototxtError: it cannot be read.
@@ -91,7 +93,9 @@ def make_project(
     param = read_net(source)
     with located(source):
         _check_wiring(param)
-        made = retarget(param, classes, head_lr_mult=head_lr_mult, heads=heads, keep_names=tuning.keep_names, filler=tuning.filler)
+        taken = read_weights(weights).blobs if weights is not None else ()
+        names: dict[str, Any] = {"heads": heads, "keep_names": tuning.keep_names, "taken": taken}
+        made = retarget(param, classes, head_lr_mult=head_lr_mult, filler=tuning.filler, **names)
         made.changes += tune(made.train_val, tuning, made.renamed.values())
         made.changes += read_databases(made.train_val) if dataset is not None else []
         made.changes += set_sources(made.train_val, **settings)

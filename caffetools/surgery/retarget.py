@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -47,6 +47,7 @@ def retarget(
     heads: Iterable[str] | None = None,
     keep_names: bool = False,
     filler: Any | None = None,
+    taken: Iterable[str] = (),
 ) -> Retargeted:
     """Give a net's classifiers ``classes`` outputs and new names, so that they start anew where its old weights are loaded.
 
@@ -62,6 +63,7 @@ def retarget(
         heads: The classifier layers' names, where they are not to be found from the graph.
         keep_names: Leave the names as they are; weights of the old classifiers must then be taken out of the file before it is loaded.
         filler: A ``FillerParameter`` for the classifiers' weights; by default what they have, or gaussian.
+        taken: Names that new ones must not be, such as those of the layers in the weights that training starts from.
 
     Raises:
         CaffeToolsError: there are too few classes.
@@ -77,9 +79,9 @@ def retarget(
         raise NetError(f"the net's classifiers do not tell the same classes: {counts}; name those to retarget (--head)")
     _check_sharing(net, found)
     result = Retargeted(net)
-    usual = _usual_rate(net, found)
+    usual, names = _usual_rate(net, found), frozenset(taken)
     for head in found:
-        fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.num_output, classes, suffix)
+        fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.num_output, classes, suffix, names)
         _rename_head(result, head, fresh)
         for layer in net.layer:
             if (layer.name, layer.type) == (result.renamed[head.layer], head.type_name):
@@ -100,15 +102,15 @@ def check_classes(classes: int) -> None:
         raise CaffeToolsError(f"{classes} classes are more than a net can hold; give at most {_MOST_CLASSES} (--classes)")
 
 
-def fresh_name(net: Any, name: str, before: int, classes: int, suffix: str | None = None) -> str:
-    """A name for what is made anew that nothing in ``net`` has and that tells the classes.
+def fresh_name(net: Any, name: str, before: int, classes: int, suffix: str | None = None, taken: Collection[str] = ()) -> str:
+    """A name for what is made anew that nothing in ``net`` has, nor ``taken``, and that tells the classes.
 
     ``fc8`` becomes ``fc8_120``, and for 5 classes ``fc8_5``; where that is taken, or was the name already, ``fc8_120_2`` and so on.
     """
     earlier = re.fullmatch(rf"(.+)_{before}(?:_(\d+))?", name) if suffix is None else None
     base, count = (earlier[1], int(earlier[2] or 1)) if earlier else (name, 0)
     end = f"_{classes}" if suffix is None else suffix
-    used = names_in_use(net)
+    used = {*names_in_use(net), *taken}
     again = count + 1 if earlier and before == classes else 1
     while (new := f"{base}{end}" if again == 1 else f"{base}{end}_{again}") in used:
         again += 1
@@ -138,8 +140,8 @@ def _refit_reshapes(net: Any, head: Head, classes: int, result: Retargeted) -> N
             result.changes.append(Change(layer.name, "dim", str(head.num_output), str(classes)))
 
 
-def _fresh(net: Any, before: int, classes: int, suffix: str | None, name: str) -> str:
-    return fresh_name(net, name, before, classes, suffix)
+def _fresh(net: Any, before: int, classes: int, suffix: str | None, taken: Collection[str], name: str) -> str:
+    return fresh_name(net, name, before, classes, suffix, taken)
 
 
 def _remake(layer: Any, classes: int, filler: Any | None, result: Retargeted) -> None:

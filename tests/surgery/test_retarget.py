@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.net.net import Net
+from caffetools.proto.binary import Caffemodel, write_caffemodel
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.inputs import data_layers_to_inputs
+from caffetools.surgery.project import make_project
 from caffetools.surgery.retarget import retarget
-from caffetools.zoo.networks import MODELS, build
+from caffetools.zoo.networks import MODELS, build, prototxt_path
 from tests.surgery.nets import TINY, layer_of, net_of, with_head
 
 
@@ -171,3 +175,13 @@ def test_a_net_of_caffes_first_years_is_upgraded_on_the_way() -> None:
     ]
     assert [spec.lr_mult for spec in made.train_val.layer[1].param] == [10, 20]
     assert not made.train_val.layers
+
+
+def test_a_new_classifier_never_gets_the_name_of_a_layer_in_the_weights(tmp_path: Path) -> None:
+    source = prototxt_path("lenet")
+    first = make_project(source, 5, tmp_path / "a", input_shape=(1, 28, 28))
+    assert first.retargeted.renamed == {"ip2": "ip2_5"}
+    weights = tmp_path / "a.caffemodel"
+    write_caffemodel(weights, Caffemodel(first.retargeted.train_val, {"ip2_5": [np.zeros((5, 500), np.float32), np.zeros(5, np.float32)]}))
+    again = make_project(source, 5, tmp_path / "b", input_shape=(1, 28, 28), weights=weights)
+    assert again.retargeted.renamed == {"ip2": "ip2_5_2"}
