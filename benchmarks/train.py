@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +28,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from plain import NETWORKS
 
+from caffetools.engines.caffe import RealCaffe
 from caffetools.proto.schema import SolverParameter
-from caffetools.proto.text import read_net
+from caffetools.proto.text import read_net, write_prototxt
 from caffetools.solver.solver import Solver
 from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import prototxt_path
@@ -112,6 +116,10 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, dict[str, float]]:
         who: {"wall s": statistics.median(side.wall), "CPU s": statistics.median(side.cpu), "GB": side.peak} for who, side in sides.items()
     }
     ours, theirs = results["caffetools"], results["pytorch"]
+    if os.environ.get("CAFFE_ROOT"):
+        # After the others, so that it takes no core from them; it does less, since it makes no update.
+        results["real Caffe, no update"] = caffe = real_caffe(name, batch, rounds)
+        results["real Caffe / caffetools"] = {"wall s": caffe["wall s"] / ours["wall s"]}
     return {**results, "PyTorch / caffetools": {what: theirs[what] / ours[what] for what in ours}}
 
 
@@ -121,6 +129,20 @@ def peak_of_this_process() -> float:
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+
+
+def real_caffe(name: str, batch: int, rounds: int) -> dict[str, float]:
+    """Wall seconds of a forward and backward pass (no update) in the Caffe that CAFFE_ROOT names, by its own ``caffe time``."""
+    net = data_layers_to_inputs(read_net(prototxt_path(name, "train_val")), batch=batch)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "net.prototxt"
+        write_prototxt(model, net)
+        command = [*RealCaffe.find().command, "time", "-model", str(model), "-iterations", str(rounds)]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    found = re.search(r"Average Forward-Backward: ([\d.e+]+) ms", log)
+    if not found:
+        raise SystemExit(f"real Caffe printed no time:\n{log[-2000:]}")
+    return {"wall s": float(found[1]) / 1000}
 
 
 SIDES = {"caffetools": ours, "pytorch": theirs}
