@@ -49,6 +49,7 @@ def inspect(
     from caffetools.surgery.comparison import compare_weights
     from caffetools.surgery.inputs import parse_shapes
     from caffetools.surgery.summary import summarize
+    from caffetools.zoo.cards import get_card
 
     if table:
         _show_table(files or [], model or [], as_json=as_json)
@@ -61,6 +62,10 @@ def inspect(
     shapes = parse_shapes(input_shape or [])
     with located(net):
         summary = summarize(param, phases[phase.lower()], shapes=shapes)
+        if summary.unknown and model and not shapes:
+            # A net that does not say how large its pictures are: its card does.
+            shapes = {"": (1, *get_card(model[0]).input.shape)}
+            summary = summarize(param, phases[phase.lower()], shapes=shapes)
     comparison = compare_weights(summary, read_weights(weights)) if weights is not None else None
     if as_json:
         print_json(_as_json(summary, comparison))

@@ -98,6 +98,7 @@ def retarget(
     card, grown, count = _told(classes, dataset, grow_from, labels, weights)
     taken = _taken(weights, write_weights or grown is not None)
     project.check_free(out, force=force, weights=taken is not None)
+    training: dict[str, Any] = {"epochs": epochs, "base_lr": base_lr, "seed": seed}
     made = project.make_project(
         source,
         count,
@@ -108,9 +109,7 @@ def retarget(
         data=project.DataOptions(train_source, val_source, mean, train_batch, val_batch, crop),
         dataset=card,
         tuning=Tuning(lr_mult, freeze, dropout, keep_names, parse_filler(filler)),
-        epochs=epochs,
-        base_lr=base_lr,
-        seed=seed,
+        **training,
         input_shape=shape,
         weights=weights,
     )
