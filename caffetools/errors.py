@@ -7,6 +7,15 @@ input, and 1 where a run that was asked for properly failed.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown ``word``: ``; did you mean 'x'?`` for the closest known one, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 class CaffeToolsError(Exception):

@@ -86,6 +86,16 @@ def make_folder(folder: Path) -> list[Path]:
     return missing
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files on the disk: a rename survives a power cut only then. File systems that refuse need it not."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "caffetools"
 
 # From the ground up; a room may import rooms of a lower rank, and of its own rank those on its left.
 RANKS: list[list[str]] = [
-    ["errors", "files", ""],
+    ["errors", "files", "locks", ""],
     ["proto"],
     ["layers"],
     ["data", "net"],

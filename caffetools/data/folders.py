@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from caffetools.errors import DataError, RunFailed
-from caffetools.files import make_folder
+from caffetools.files import make_folder, sync_folder
+from caffetools.locks import Busy, file_lock
 
 PathLike = str | os.PathLike[str]
 
@@ -78,7 +79,7 @@ def _replace(work: Path, target: Path) -> None:
         remove(old)
         target.rename(old)
     work.rename(target)
-    _sync(target.parent)
+    sync_folder(target.parent)
     remove(old)
 
 
@@ -91,44 +92,16 @@ def _restore(target: Path) -> None:
             old.rename(target)
 
 
-def _sync(folder: Path) -> None:
-    # A rename survives a power cut only once its folder is on the disk; file systems without that notion refuse.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of ``target``; the system lets go of it when this process ends, however it ends."""
-    import fcntl
-
-    path = _hidden(target, "lock")
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    """Hold the lock of ``target``."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
-            os.close(descriptor)
-            raise DataError(f"another run{f' (process {owner})' if owner else ''} is writing {target}; wait for it or stop it") from None
-        # The holder before us may have removed the file that we opened, and a third one may have made a new one.
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                break
-        os.close(descriptor)
-    try:
-        os.ftruncate(descriptor, 0)
-        with contextlib.suppress(OSError):  # a full disk: the number is only there for the message above
-            os.write(descriptor, str(os.getpid()).encode())
+            stack.enter_context(file_lock(_hidden(target, "lock")))
+        except Busy as busy:
+            owner = f" (process {busy.holder[0]})" if busy.holder else ""
+            raise DataError(f"another run{owner} is writing {target}; wait for it or stop it") from None
         yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -118,12 +118,6 @@ def to_planes(image: Pixels) -> Pixels:
     return image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
-def from_planes(array: Pixels) -> Pixels:
-    """(C, H, W) as OpenCV wants a picture: (H, W, C), or (H, W) for one channel. A view."""
-    image: Pixels = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)
-    return image
-
-
 def encode_image(image: Pixels, suffix: str) -> bytes:
     """The bytes of a picture file of the kind ``suffix`` (".png", ".jpg") says. Raises :class:`DataError` for an unknown kind."""
     import cv2

@@ -1,15 +1,15 @@
-"""Which bottoms need a gradient (Caffe's Net::Init): below a loss, above something to learn, and as propagate_down says."""
+"""Which bottoms need a gradient (Caffe's Net::Init): above something to learn, and as propagate_down says."""
 
 from __future__ import annotations
 
 from caffetools.layers.base import Layer
 
 
-def plan_gradients(layers: list[Layer], loss_blobs: set[str], *, force: bool = False) -> dict[str, list[bool]]:
+def plan_gradients(layers: list[Layer], *, force: bool = False) -> dict[str, list[bool]]:
     """For each layer, by name, whether each of its bottoms gets a gradient.
 
-    A bottom's gradient is wanted where something below it learns (or ``force`` asks for all), its layer can give one, and a loss
-    lies above it.
+    A bottom's gradient is wanted where something below it learns (or ``force`` asks for all), and its layer can give one. Whether
+    a loss lies above it, autograd finds out by itself.
     """
     wanted: dict[str, list[bool]] = {}
     flows: dict[str, bool] = {}
@@ -21,9 +21,7 @@ def plan_gradients(layers: list[Layer], loss_blobs: set[str], *, force: bool = F
                 raise layer.error(f"propagate_down is given {len(given)} times for {len(layer.bottoms)} bottom(s)")
             needs = given
         learns = any(p.requires_grad for p in layer.blobs)
-        if force:
-            needs = [need or index not in layer.NO_GRADIENT for index, need in enumerate(needs)]
-        needs = [need and index not in layer.NO_GRADIENT for index, need in enumerate(needs)]
+        needs = [(need or force) and index not in layer.NO_GRADIENT for index, need in enumerate(needs)]
         wanted[layer.name] = needs
         flows.update(dict.fromkeys(layer.tops, learns or any(needs) or (force and layer.IS_DATA)))
     return wanted

@@ -103,7 +103,7 @@ class Net(nn.Module):
         self.inputs = [top for item in self.layers if item.IS_DATA for top in item.tops]
         self.outputs = _unread(self.layers)
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
-        self.gradients = plan_gradients(self.layers, set(self.loss_weights), force=self.param.force_backward)
+        self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
         plan_overwriting(self.layers)
         self._last_use = _last_use(self.layers)
 

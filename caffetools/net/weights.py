@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from caffetools.errors import ModelFileError, NetError
-from caffetools.layers.base import Layer, Shape, shown
+from caffetools.layers.base import Layer, shown
 from caffetools.net.net import Net
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
-from caffetools.proto.blobs import Array
+from caffetools.proto.blobs import Array, fits_stored
 from caffetools.proto.schema import NetParameter
 
 PathLike = str | os.PathLike[str]
@@ -81,18 +81,13 @@ def _pair(layer: Layer, arrays: Sequence[Array], origin: str) -> list[tuple[torc
     if len(arrays) != len(layer.blobs):
         raise NetError(f"has {len(layer.blobs)} parameter blob(s), but {origin} holds {len(arrays)} for it", layer=layer.name)
     for index, (parameter, array) in enumerate(zip(layer.blobs, arrays, strict=True)):
-        if not _fits(tuple(array.shape), tuple(parameter.shape)):
+        if not fits_stored(tuple(array.shape), tuple(parameter.shape)):
             raise NetError(
                 f"parameter blob {index} is {shown(parameter.shape)} in the net but {shown(array.shape)} in {origin}; "
                 "rename the layer to learn it anew (`caffetools retarget` does so for classifiers), or use the net of these weights",
                 layer=layer.name,
             )
     return list(zip(layer.blobs, arrays, strict=True))
-
-
-def _fits(stored: Shape, wanted: Shape) -> bool:
-    # Files of Caffe's first years store every blob with four axes: (1, 1, outputs, inputs) for a matrix.
-    return stored == wanted or (len(stored) == 4 and len(wanted) < 4 and stored == (1,) * (4 - len(wanted)) + wanted)
 
 
 def _array(parameter: torch.Tensor) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffetools.errors import NetError
+from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.registry import layer_class
 
 
@@ -28,7 +28,7 @@ def check_wiring(param: Any) -> None:
             if bottom in made:
                 continue
             if bottom in layer.top or bottom not in makers:
-                raise NetError(f"its bottom '{bottom}' is made by no layer before it{_close(bottom, made)}", layer=layer.name)
+                raise NetError(f"its bottom '{bottom}' is made by no layer before it{did_you_mean(bottom, made)}", layer=layer.name)
             raise NetError(
                 f"its bottom '{bottom}' is made only later, by layer '{makers[bottom]}': layers must stand in order, without a cycle",
                 layer=layer.name,
@@ -37,10 +37,3 @@ def check_wiring(param: Any) -> None:
             if top in made and top not in layer.bottom:
                 raise NetError(f"its top '{top}' is already made by layer '{made[top]}', and it does not work in place", layer=layer.name)
             made[top] = layer.name
-
-
-def _close(name: str, names: dict[str, str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""

@@ -25,7 +25,8 @@ from caffetools.proto.text import read_solver
 from caffetools.solver.logs.training_log import TrainingLog, read_log
 from caffetools.solver.saving.resume import newest_snapshot
 from caffetools.solver.training import train
-from caffetools.surgery.project import DataOptions, Project, check_free, make_project, write_project
+from caffetools.surgery.datasets import mean_of
+from caffetools.surgery.project import DataOptions, Project, make_project, write_project
 from caffetools.surgery.retarget import HEAD_LR_MULT
 from caffetools.visualize.confusion import draw_confusion
 from caffetools.visualize.curves import draw_curves
@@ -196,7 +197,6 @@ def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Pr
             seed=job.seed,
             weights=job.weights,
         )
-        check_free(job.nets, force=True)
         write_project(project, job.nets)
         say(", ".join(f"{old} → {new}" for old, new in project.retargeted.renamed.items() if old != new) + ";")
         say(
@@ -271,8 +271,8 @@ def _draw(job: Job, recorder: Recorder, weights: Path, evaluation: Evaluation) -
     return log, find_weights(model)
 
 
-def _mean(job: Job, card: DatasetCard) -> str | None:
-    return job.mean or (str(card.mean_file) if card.mean_file else ",".join(f"{value:g}" for value in card.mean_values))
+def _mean(job: Job, card: DatasetCard) -> str:
+    return job.mean or mean_of(card)
 
 
 def _options(job: Job, card: DatasetCard, project: Project) -> Options:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from caffetools.errors import CaffeToolsError
+from caffetools.surgery.datasets import whole_batch
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,12 @@ def plan_training(
             raise CaffeToolsError(f"--{name} must be at least 1, not {value}")
     if batch is not None and batch > train_pictures:
         raise CaffeToolsError(f"--batch {batch} is more than the {train_pictures} training pictures")
+    # Each test then sees each picture once, unless only tiny batches would do that.
+    most = min(TEST_BATCH, val_pictures)
     recipe = RECIPES.get(model, Recipe())
     batch = batch or max(1, min(recipe.batch, train_pictures // 4))
     epoch = math.ceil(train_pictures / batch)
     epochs = epochs or max(LEAST_EPOCHS[fine_tuning], math.ceil(LEAST_UPDATES[fine_tuning] / epoch))
-    return Plan(batch, _exact_batch(val_pictures), epoch, epochs, recipe.finetune_lr if fine_tuning else recipe.scratch_lr)
-
-
-def _exact_batch(pictures: int) -> int:
-    """A test batch that divides ``pictures``, so that a test sees each once; the usual size where only tiny ones would."""
-    divisor = max(b for b in range(1, min(TEST_BATCH, pictures) + 1) if pictures % b == 0)
-    return divisor if divisor * 4 >= min(TEST_BATCH, pictures) else min(TEST_BATCH, pictures)
+    return Plan(
+        batch, whole_batch(val_pictures, most, math.ceil(most / 4)), epoch, epochs, recipe.finetune_lr if fine_tuning else recipe.scratch_lr
+    )

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
@@ -250,8 +249,3 @@ def _other_kind(path: PathLike) -> str:
     if Path(path).suffix.lower() == ".onnx":
         return "an ONNX model"
     return "text" if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start) else ""
-
-
-def as_arrays(blobs: Sequence[Any]) -> list[Array]:
-    """The arrays of a layer message's own ``blobs`` (``NetParameter`` messages that came with weights inside)."""
-    return [np.asarray(decode_blob(memoryview(blob.SerializeToString()))) for blob in blobs]

@@ -110,6 +110,14 @@ def _raw_dtype(buffer: memoryview, field: wire.Field) -> np.dtype[Any]:
     return _RAW_TYPES[kind]
 
 
+def fits_stored(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a blob stored with one shape can be taken for the ``wanted`` one.
+
+    Files of Caffe's first years store every blob with four axes, the missing ones in front: (1, 1, outputs, inputs) for a matrix.
+    """
+    return stored == wanted or (len(stored) == 4 and len(wanted) < 4 and stored == (1,) * (4 - len(wanted)) + wanted)
+
+
 def _decode_shape(buffer: memoryview, field: wire.Field) -> tuple[int, ...]:
     dims: list[int] = []
     for inner in wire.walk(buffer, field.value, field.end):

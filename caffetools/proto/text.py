@@ -6,7 +6,6 @@ the layer's type is unknown too, and else an error, since it is most likely a sl
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from caffetools.errors import PrototxtError
+from caffetools.errors import PrototxtError, did_you_mean
 from caffetools.files import write_text
 from caffetools.proto import dialect
 from caffetools.proto.forks import UNKNOWN
@@ -180,8 +179,7 @@ def _suggest(word: str, message_name: str, message: Any) -> str:
         return "; this is a map of labels, and a net's prototxt is expected"
     if word in ("layer", "layers"):
         return "; is a closing brace missing before it?"
-    close = difflib.get_close_matches(word, list(fields), n=1)
-    return f"; did you mean '{close[0]}'?" if close else "; if it is a fork's field, --dialect any keeps it"
+    return did_you_mean(word, fields) or "; if it is a fork's field, --dialect any keeps it"
 
 
 def _known_values(enum_name: str, word: str, message: Any) -> str:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from caffetools.errors import NetError
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the known name that is closest to ``name``, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def expect_names(given: Iterable[str], wanted: Iterable[str], what: str, net: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caffetools.errors import NetError
+from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.base import shown
 from caffetools.net.net import Net as TorchNet
 from caffetools.net.stepwise import Stepwise
@@ -18,7 +18,7 @@ from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 from caffetools.pycaffe import batches, files, mode
 from caffetools.pycaffe.blob import Array, Blob, BlobVec, NetBlob
-from caffetools.pycaffe.errors import closest, expect_names
+from caffetools.pycaffe.errors import expect_names
 
 PathLike = str | os.PathLike[str]
 Callback = Callable[[int], None]
@@ -268,13 +268,13 @@ class Net:
         if name is None:
             return default
         if name not in self._layer_names:
-            raise NetError(f"the net '{self.name}' has no layer '{name}'{closest(name, self._layer_names)}")
+            raise NetError(f"the net '{self.name}' has no layer '{name}'{did_you_mean(name, self._layer_names)}")
         return self._layer_names.index(name)
 
     def _check_blobs(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.blobs:
-                raise NetError(f"the net '{self.name}' has no blob '{name}'{closest(name, self.blobs)}")
+                raise NetError(f"the net '{self.name}' has no blob '{name}'{did_you_mean(name, self.blobs)}")
 
     def _fill(self, name: str, into: Array, values: Any) -> None:
         values = np.asarray(values)

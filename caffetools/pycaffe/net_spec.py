@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from caffetools.errors import NetError
+from caffetools.errors import NetError, did_you_mean
 from caffetools.proto.schema import LayerParameter, NetParameter, message_class
-from caffetools.pycaffe.errors import closest
 
 
 class Top:
@@ -65,7 +64,7 @@ class NetSpec:
         try:
             return self.tops[name]
         except KeyError:
-            raise AttributeError(f"the net has no top '{name}'{closest(name, self.tops)}") from None
+            raise AttributeError(f"the net has no top '{name}'{did_you_mean(name, self.tops)}") from None
 
     def __delattr__(self, name: str) -> None:
         del self.tops[name]
@@ -150,7 +149,7 @@ def assign_proto(message: Any, name: str, value: Any) -> None:
     field = message.DESCRIPTOR.fields_by_name.get(name)
     if field is None:
         known = list(message.DESCRIPTOR.fields_by_name)
-        raise AttributeError(f"{message.DESCRIPTOR.name} has no field '{name}'{closest(name, known)}")
+        raise AttributeError(f"{message.DESCRIPTOR.name} has no field '{name}'{did_you_mean(name, known)}")
     current = getattr(message, name)
     if hasattr(current, "extend"):
         for item in _listed(value):
@@ -248,7 +247,7 @@ class _Writer:
                     return
             if name not in layer.DESCRIPTOR.fields_by_name and inner is not None:
                 known = [*getattr(layer, f"{inner}_param").DESCRIPTOR.fields_by_name, *layer.DESCRIPTOR.fields_by_name]
-                raise AttributeError(f"there is no parameter '{name}'{closest(name, known)}")
+                raise AttributeError(f"there is no parameter '{name}'{did_you_mean(name, known)}")
             assign_proto(layer, name, value)
         except (AttributeError, TypeError, ValueError) as error:
             raise NetError(f"({function.type_name}) {name}={value!r}: {error}", layer=layer.name) from None

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from caffetools.errors import NetError
-from caffetools.pycaffe.errors import closest
+from caffetools.errors import NetError, did_you_mean
 from caffetools.pycaffe.install import caffe_is_ours
 
 log = logging.getLogger("caffetools.pycaffe")
@@ -29,7 +28,7 @@ def find_class(module: str, name: str, layer: str) -> Any:
     loaded = _load(module, layer)
     found = getattr(loaded, name, None)
     if found is None:
-        raise NetError(f"the module '{module}' ({_file(loaded)}) has no class '{name}'{closest(name, dir(loaded))}", layer=layer)
+        raise NetError(f"the module '{module}' ({_file(loaded)}) has no class '{name}'{did_you_mean(name, dir(loaded))}", layer=layer)
     if not (isinstance(found, type) and callable(getattr(found, "forward", None))):
         raise NetError(f"'{module}.{name}' ({_file(loaded)}) is not a class with a method forward", layer=layer)
     log.info("layer '%s' runs the Python code of %s.%s from %s", layer, module, name, _file(loaded))

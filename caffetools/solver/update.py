@@ -16,6 +16,7 @@ from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Learnable
+from caffetools.proto.blobs import fits_stored
 
 Tensors = list[Tensor]
 
@@ -101,7 +102,7 @@ class UpdateRule:
                 "it comes from another net or another type of solver"
             )
         for index, (mine, array) in enumerate(zip(self.history, arrays, strict=True)):
-            if not _fits(array.shape, tuple(mine.shape)):
+            if not fits_stored(array.shape, tuple(mine.shape)):
                 raise CaffeToolsError(f"its history blob {index} has shape {array.shape}, but this net needs {tuple(mine.shape)}")
 
     @torch.no_grad()
@@ -161,8 +162,3 @@ def _gradient(parameter: Tensor) -> Tensor:
     if gradient.stride() != parameter.stride():
         gradient = torch.empty_like(parameter).copy_(gradient)
     return gradient
-
-
-def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    # Caffe's first years stored every blob with four axes.
-    return stored == wanted or (len(stored) == 4 and len(wanted) < 4 and stored == (1,) * (4 - len(wanted)) + wanted)

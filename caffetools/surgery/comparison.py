@@ -9,7 +9,7 @@ import numpy as np
 
 from caffetools.layers.base import Shape
 from caffetools.proto.binary import Caffemodel
-from caffetools.proto.blobs import Array
+from caffetools.proto.blobs import Array, fits_stored
 from caffetools.surgery.summary import Summary
 
 _PIECE = 1 << 20
@@ -71,12 +71,7 @@ def compare_weights(summary: Summary, model: Caffemodel) -> Comparison:
 
 
 def _all_fit(arrays: list[Array], shapes: list[Shape]) -> bool:
-    return len(arrays) == len(shapes) and all(_fits(a.shape, shape) for a, shape in zip(arrays, shapes, strict=True))
-
-
-def _fits(stored: Shape, wanted: Shape) -> bool:
-    # Files of Caffe's first years store every blob with four axes, the missing ones in front.
-    return stored == wanted or (len(stored) == 4 and stored == (1,) * (4 - len(wanted)) + wanted)
+    return len(arrays) == len(shapes) and all(fits_stored(a.shape, shape) for a, shape in zip(arrays, shapes, strict=True))
 
 
 def _describe(array: Array) -> BlobStatistics:

@@ -59,11 +59,16 @@ def fit_batches(net: Any, card: DatasetCard, *, train: bool = True, val: bool = 
             batch = min(before, count)
             if phase == TEST:
                 # Half as many is worth it; far fewer would only be slow.
-                batch = next((size for size in range(batch, max(1, batch // 2) - 1, -1) if count % size == 0), batch)
+                batch = whole_batch(count, batch, max(1, batch // 2))
             if batch != before:
                 param.batch_size = batch
                 changes.append(Change(layer.name, "batch_size", str(before), str(batch)))
     return list(dict.fromkeys(changes))
+
+
+def whole_batch(count: int, most: int, least: int) -> int:
+    """The largest batch from ``least`` to ``most`` of which a whole number is ``count`` pictures; ``most`` where there is none."""
+    return next((size for size in range(most, least - 1, -1) if count % size == 0), most)
 
 
 def check_crops(net: Any, card: DatasetCard) -> None:

@@ -16,7 +16,6 @@ from caffetools.proto import wire
 from caffetools.proto.binary import (
     Caffemodel,
     SolverState,
-    as_arrays,
     read_binaryproto,
     read_caffemodel,
     read_solverstate,
@@ -69,7 +68,7 @@ def test_a_caffemodel_has_the_blobs_that_protobuf_reads(path: Path) -> None:
     message = NetParameter.FromString(path.read_bytes())
     assert {layer.name: len(layer.blobs) for layer in message.layer if layer.blobs} == {n: len(a) for n, a in model.blobs.items()}
     for layer in message.layer:
-        for array, blob, other in zip(model.blobs.get(layer.name, ()), layer.blobs, as_arrays(layer.blobs), strict=True):
+        for array, blob, other in zip(model.blobs.get(layer.name, ()), layer.blobs, map(blob_to_array, layer.blobs), strict=True):
             assert same(array, np.array(blob.data, np.float32).reshape(blob.shape.dim)) and same(array, other)
         layer.ClearField("blobs")
     assert model.net == message

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed
+from caffetools.files import sync_folder
 from caffetools.net.net import Net
 from caffetools.net.weights import to_caffemodel
 from caffetools.proto.binary import SolverState, read_solverstate, write_caffemodel, write_solverstate
@@ -62,7 +63,7 @@ def write_snapshot(
             old.unlink(missing_ok=True)
         for new in (weights, *([side] if run is not None else []), path):
             (stage / new.name).replace(new)
-        _flush_names(path.parent)
+        sync_folder(path.parent)
     return Snapshot(state.iter, weights, path)
 
 
@@ -151,16 +152,6 @@ def _write_weights(path: Path, net: Net, hdf5: bool, diffs: Steps | None) -> Non
 def _diff(blob: Tensor, diffs: Steps) -> Any:
     step = diffs.get(id(blob))
     return np.zeros(tuple(blob.shape), np.float32) if step is None else np.ascontiguousarray(step.detach().cpu().numpy(), np.float32)
-
-
-def _flush_names(folder: Path) -> None:
-    """Have the names of a folder's files on the disk, too; some file systems refuse, and need it not."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

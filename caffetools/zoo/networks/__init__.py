@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import Any
 
-from caffetools.errors import ZooError
+from caffetools.errors import ZooError, did_you_mean
 from caffetools.zoo.resources import prototxt_file
 
 # Model → the module of its builder, and the variant that this builds.
@@ -65,8 +64,7 @@ def build(model: str, kind: str = "train_val") -> Any:
 def check_names(model: str, kind: str) -> None:
     """Raise :class:`ZooError` where ``model`` or ``kind`` is unknown; the message has the known ones."""
     if model not in MODELS:
-        close = difflib.get_close_matches(model, MODELS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ";"
+        hint = did_you_mean(model, MODELS) or ";"
         raise ZooError(f"no network is called '{model}'{hint} known are {', '.join(MODELS)}")
     if kind not in KINDS:
         raise ZooError(f"a network has no '{kind}' prototxt; there are {', '.join(KINDS)}")
