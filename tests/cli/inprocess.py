@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,3 +60,12 @@ def usage_error_of(done: Done) -> str:
 def below(folder: Path) -> dict[str, bytes]:
     """Every path below ``folder`` with what the file holds, to see that nothing has changed."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+def refused(materials: Path, line: str, words: str, code: int = 2) -> None:
+    """``line`` ends with one line that has ``words``, and everything lies as it lay before."""
+    before = below(materials)
+    message = error_of(run(*shlex.split(line)), code)
+    assert words in message
+    after = below(materials)
+    assert sorted(after) == sorted(before) and after == before
