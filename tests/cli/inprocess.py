@@ -6,22 +6,28 @@ import contextlib
 import io
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from caffetools.cli.app import main
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def run(*arguments: object) -> Done:
-    """Run ``caffetools ARGUMENTS`` as ``main`` does."""
-    out, err = io.StringIO(), io.StringIO()
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(*arguments: object, terminal: bool = False) -> Done:
+    """Run ``caffetools ARGUMENTS`` as ``main`` does; with ``terminal``, its stdout is one."""
+    out, err = Terminal() if terminal else io.StringIO(), io.StringIO()
     code: object = 0
     argv, sys.argv = sys.argv, ["caffetools", *map(str, arguments)]
     try:
@@ -38,23 +44,23 @@ def run(*arguments: object) -> Done:
 def run_well(*arguments: object) -> Done:
     """Run it; it must succeed."""
     done = run(*arguments)
-    assert done.code == 0, f"{arguments}: {done.err}"
+    assert done.returncode == 0, f"{arguments}: {done.stderr}"
     return done
 
 
 def error_of(done: Done, code: int = 2) -> str:
     """The message of a run that failed as it should: one line, the exit code, no traceback, no talk of insides."""
-    assert done.code == code, f"exit code {done.code}: {done.err}{done.out}"
-    assert done.err.startswith("caffetools: error: ") and done.err.count("\n") == 1, done.err
-    assert "Traceback" not in done.err and "inside caffetools" not in done.err
-    return done.err.removeprefix("caffetools: error: ").rstrip("\n")
+    assert done.returncode == code, f"exit code {done.returncode}: {done.stderr}{done.stdout}"
+    assert done.stderr.startswith("caffetools: error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr and "inside caffetools" not in done.stderr
+    return done.stderr.removeprefix("caffetools: error: ").rstrip("\n")
 
 
 def usage_error_of(done: Done) -> str:
     """What typer says of a command line that cannot be understood, without its frame."""
-    assert done.code == 2, f"exit code {done.code}: {done.err}{done.out}"
-    assert done.err.startswith("Usage: caffetools") and "Traceback" not in done.err
-    return " ".join(done.err.replace("│", " ").split())
+    assert done.returncode == 2, f"exit code {done.returncode}: {done.stderr}{done.stdout}"
+    assert done.stderr.startswith("Usage: caffetools") and "Traceback" not in done.stderr
+    return " ".join(done.stderr.replace("│", " ").split())
 
 
 def below(folder: Path) -> dict[str, bytes]:

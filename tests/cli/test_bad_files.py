@@ -64,7 +64,9 @@ def test_the_message_of_a_bad_net_begins_with_the_file_and_the_line(materials: P
 
 
 def test_an_unknown_layer_type_is_told_of_where_the_net_is_only_looked_at(materials: Path) -> None:
-    assert "unknown: conv: the type Convolusion is not known here; did you mean Convolution" in run_well("inspect", "unknown.prototxt").out
+    assert (
+        "unknown: conv: the type Convolusion is not known here; did you mean Convolution" in run_well("inspect", "unknown.prototxt").stdout
+    )
 
 
 @pytest.mark.parametrize("line", ["deploy unknown_train.prototxt -o out", "retarget unknown_train.prototxt --classes 3 -o out"])
@@ -72,7 +74,7 @@ def test_an_unknown_layer_type_stays_in_a_net_that_is_rewritten_and_is_told_of(m
     done = run_well(*shlex.split(line))
     assert re.fullmatch(
         r"caffetools: note: out\S*: layer 'conv': the type Convolusion is not known here; did you mean Convolution.*; it stays as it is\n",
-        done.err,
+        done.stderr,
     )
     out = materials / "out"
     shutil.rmtree(out) if out.is_dir() else out.unlink()

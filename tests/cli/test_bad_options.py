@@ -118,7 +118,7 @@ def test_a_line_that_cannot_be_understood_is_a_usage_error(materials: Path, line
     before = below(materials)
     done = run(*shlex.split(line))
     if line == "inspect":
-        assert done.code == 2 and words in done.out + done.err
+        assert done.returncode == 2 and words in done.stdout + done.stderr
     else:
         assert words in usage_error_of(done)
     assert below(materials) == before

@@ -29,13 +29,13 @@ def test_bad_pictures_are_refused_by_name(materials: Path, command: str, name: s
 
 def test_pictures_of_16_bits_with_alpha_and_of_four_inks_are_classified(materials: Path) -> None:
     done = run_well("classify", "good.prototxt", "good.caffemodel", "deep.png", "alpha.png", "cmyk.jpg", "good.png")
-    assert [line for line in done.out.splitlines() if not line.startswith(" ")] == ["deep.png", "alpha.png", "cmyk.jpg", "good.png"]
+    assert [line for line in done.stdout.splitlines() if not line.startswith(" ")] == ["deep.png", "alpha.png", "cmyk.jpg", "good.png"]
 
 
 def test_the_good_pictures_are_classified_beside_a_bad_one(materials: Path) -> None:
     done = run("classify", "good.prototxt", "good.caffemodel", "good.png", "zero.png")
-    assert done.code == 2 and "good.png" in done.out
-    assert done.err.splitlines() == [
+    assert done.returncode == 2 and "good.png" in done.stdout
+    assert done.stderr.splitlines() == [
         "caffetools: error: zero.png: the picture's file is empty (0 bytes)",
         "caffetools: 1 of 2 pictures could not be read",
     ]
@@ -60,7 +60,7 @@ def test_a_class_of_which_no_picture_can_be_used_is_named(materials: Path, kind:
         materials, f"dataset build all_{kind} out --size 8", f"all_{kind}/b/0.png: none of the 1 picture(s) of the class 'b' can be used"
     )
     done = run("finetune", f"all_{kind}", "-o", "out", "--model", "lenet", "--from-scratch", "--epochs", 1)
-    assert done.code == 2 and words in done.err and not (materials / "out").exists()
+    assert done.returncode == 2 and words in done.stderr and not (materials / "out").exists()
 
 
 def test_class_names_may_have_spaces_and_be_of_any_script(materials: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from caffetools.cli.gflags import translate
 from caffetools.proto.binary import read_solverstate
-from tests.cli.running import Done, run_command
+from tests.cli.inprocess import Done, run
 from tests.conftest import GOLDEN
 from tests.engines.fake_caffe import write_fake_caffe
 
@@ -21,14 +21,14 @@ LOGS = GOLDEN / "logs"
 
 
 @pytest.fixture
-def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Runs a command line in a copy of the folder of the tiny net."""
     for name in ("net.prototxt", "solver.prototxt", "train.h5", "test.h5", "train.txt", "test.txt"):
         shutil.copy(LOGS / name, tmp_path)
     for source in LOGS.glob("tiny_iter_1*"):
         shutil.copy(source, tmp_path)
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: run_command(capsys, monkeypatch, *arguments)
+    return run
 
 
 @pytest.mark.parametrize(

@@ -6,27 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from caffetools.cli.classify import classify
-from caffetools.cli.export import export
-from caffetools.errors import CaffeToolsError
+from tests.cli.inprocess import run
 from tests.deploy.colours import write_labels, write_net, write_pictures
-
-app = typer.Typer()
-app.command()(classify)
-app.command()(export)
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr), errors shown as ``caffetools.cli.app.main`` shows them."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, CaffeToolsError):
-        return result.exception.exit_code, result.stdout, f"caffetools: error: {result.exception}"
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_each_picture_is_shown_with_its_most_probable_classes(tmp_path: Path) -> None:

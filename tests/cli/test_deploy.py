@@ -8,7 +8,7 @@ from pathlib import Path
 from caffetools.proto.text import read_net
 from caffetools.surgery.deploy import deploy_from
 from caffetools.zoo.networks import build, prototxt_path
-from tests.cli.test_retarget import run
+from tests.cli.inprocess import run
 
 
 def test_the_deploy_net_is_written_and_its_ends_are_shown(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_errors_are_one_line_with_the_place_and_nothing_is_written(tmp_path: Pat
     code, _, err = run("deploy", prototxt_path("lenet"), "-o", out)
     assert (code, out.exists()) == (2, False)
     assert f"{prototxt_path('lenet')}:4: layer 'mnist': the size of its data is not known" in err
-    assert "\n" not in err
+    assert err.endswith("\n") and err.count("\n") == 1
     bad = tmp_path / "bad.prototxt"
     bad.write_text(prototxt_path("bvlc_alexnet").read_text().replace("num_output: 4096", "num_outputs: 4096", 1))
     code, _, err = run("deploy", bad, "-o", out)

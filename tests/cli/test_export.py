@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.cli.test_classify import run
+from tests.cli.inprocess import run
 from tests.deploy.colours import DEPLOY, write_labels, write_net, write_pictures
 
 

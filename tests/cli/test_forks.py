@@ -26,7 +26,7 @@ def net(tmp_path: Path) -> Path:
 
 def test_a_layer_of_a_plugin_is_shown_with_its_shape(net: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CROP)
-    shown = json.loads(run_well("inspect", net, "--json", "--plugin", tmp_path / "mine.py").out)
+    shown = json.loads(run_well("inspect", net, "--json", "--plugin", tmp_path / "mine.py").stdout)
     assert shown["layers"][1]["shapes"] == [[1, 1, 2, 3]]
     assert "CropCenter" in registry.layer_types()
 
@@ -36,14 +36,14 @@ def test_a_plugin_that_is_not_there_is_one_line_and_exit_code_2(net: Path, tmp_p
 
 
 def test_a_net_with_an_unknown_layer_is_shown(net: Path) -> None:
-    shown = json.loads(run_well("inspect", net, "--json").out)
+    shown = json.loads(run_well("inspect", net, "--json").stdout)
     assert "CropCenter is not known here" in shown["layers"][1]["note"]
 
 
 def test_any_dialect_keeps_what_is_else_a_slip(net: Path) -> None:
     net.write_text(NET + STRANGE)
     assert "LayerParameter has no field 'strange'" in error_of(run("inspect", net))
-    shown = json.loads(run_well("inspect", net, "--json", "--dialect", "any").out)
+    shown = json.loads(run_well("inspect", net, "--json", "--dialect", "any").stdout)
     assert len(shown["layers"]) == 3
     assert current() is None
 

@@ -33,13 +33,13 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_explains_itself_within_80_columns(words: tuple[str, ...]) -> None:
     done = run_well(*words, "--help")
-    assert f"Usage: caffetools {' '.join(words)}" in done.out
-    assert max(map(len, done.out.splitlines())) <= 80
-    assert done.err == ""
+    assert f"Usage: caffetools {' '.join(words)}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert done.stderr == ""
 
 
 def test_the_commands_stand_in_panels_in_the_order_in_which_they_are_met() -> None:
-    lines = run_well("--help").out.splitlines()
+    lines = run_well("--help").stdout.splitlines()
     panels = [found[1] for line in lines if (found := re.match(r"╭─ (.+?) ─+╮", line))]
     assert panels == ["Options", "The whole way", "Data", "Networks", "Training", "Use"]
     listed = [found[1] for line in lines if (found := re.match(r"│ ([a-z][a-z-]*) ", line))]

@@ -13,7 +13,7 @@ from caffetools.proto.schema import TEST
 from caffetools.proto.text import write_prototxt
 from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import prototxt_path
-from tests.cli.test_retarget import run
+from tests.cli.inprocess import run
 from tests.surgery.nets import TINY, net_of
 
 

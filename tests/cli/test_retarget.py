@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from caffetools.cli.app import app
 from caffetools.data.card import DatasetCard, save_card
 from caffetools.data.databases import new_lmdb
 from caffetools.data.datum import array_to_datum
-from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, save_weights
 from caffetools.proto.binary import read_caffemodel, write_binaryproto
@@ -22,17 +19,8 @@ from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net, read_solver, write_prototxt
 from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import build, prototxt_path
+from tests.cli.inprocess import run
 from tests.surgery.nets import TINY, net_of
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr), errors shown as ``caffetools.cli.app.main`` shows them."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, CaffeToolsError):
-        return result.exception.exit_code, result.stdout, f"caffetools: error: {result.exception}"
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture
@@ -131,7 +119,7 @@ def test_what_cannot_be_done_is_told_and_nothing_is_written(tmp_path: Path, argu
     code, out, err = run("retarget", *arguments, "-o", tmp_path / "run")
     assert (code, out) == (2, "")
     assert message in err
-    assert "\n" not in err
+    assert err.endswith("\n") and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
-from caffetools.cli.app import main
+from tests.cli.inprocess import Done, run
 from tests.conftest import GOLDEN
 
 LOGS = GOLDEN / "logs"
 
 
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Runs the command line in this process, in the folder of the tiny net."""
     monkeypatch.chdir(LOGS)
 
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["caffetools", "test", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return Done(int(end.value.code or 0), output.out, output.err)
-
-    return run
+    return partial(run, "test")
 
 
 @pytest.mark.parametrize("net", [["net.prototxt"], ["--model", "net.prototxt"]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,17 +15,17 @@ from caffetools.data.databases import open_database
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import Datum
-from tests.cli.running import Done, run_command
+from tests.cli.inprocess import Done, run
 from tests.conftest import GOLDEN
 
 LOGS = GOLDEN / "logs"
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Runs a command line in the folder of the tiny net."""
     monkeypatch.chdir(LOGS)
-    return lambda *arguments: run_command(capsys, monkeypatch, *arguments)
+    return run
 
 
 # ---- time ----
@@ -47,9 +46,8 @@ def test_where_piped_it_prints_what_caffe_prints(command: Callable[..., Done]) -
     assert done.stdout == ""
 
 
-def test_on_a_terminal_it_is_a_table(command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    done = command("time", "net.prototxt", "-n", "2", "--device", "cpu")
+def test_on_a_terminal_it_is_a_table(command: Callable[..., Done]) -> None:
+    done = command("time", "net.prototxt", "-n", "2", "--device", "cpu", terminal=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) == 5 and "%" in line}
@@ -57,9 +55,8 @@ def test_on_a_terminal_it_is_a_table(command: Callable[..., Done], monkeypatch: 
     assert re.search(r"Forward and backward: \d+\.\d{3} ms an iteration", done.stdout)
 
 
-def test_caffes_lines_can_be_asked_for_on_a_terminal(command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    done = command("time", "net.prototxt", "-n", "1", "--caffe-format", "-phase", "TEST")
+def test_caffes_lines_can_be_asked_for_on_a_terminal(command: Callable[..., Done]) -> None:
+    done = command("time", "net.prototxt", "-n", "1", "--caffe-format", "-phase", "TEST", terminal=True)
     assert "Average time per layer: " in done.stderr and "  accuracy\tforward: " in done.stderr
     assert done.stdout == ""
 

@@ -11,14 +11,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from caffetools.cli.app import main
 from caffetools.proto.binary import read_caffemodel, read_solverstate
 from caffetools.solver.logs.caffe_log import read_log
+from tests.cli.inprocess import Done, run
 from tests.conftest import GOLDEN
 from tests.solver.tiny import tiny_solver
 
@@ -39,26 +39,12 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def command(tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+def command(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Runs the command line in this process, in the folder of the tiny net."""
     monkeypatch.chdir(tiny)
 
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["caffetools", "train", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return Done(int(end.value.code or 0), output.out, output.err)
-
-    return run
+    return partial(run, "train")
 
 
 def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ def demo(folder: Path) -> Done:
 
 def accuracies(done: Done) -> list[tuple[float, int]]:
     """(share, pictures) of both phases, as the last lines say."""
-    return [(float(a) / 100, int(n)) for a, n in re.findall(r"^digits \d to \d: ([\d.]+)% of (\d+) held-out", done.out, re.MULTILINE)]
+    return [(float(a) / 100, int(n)) for a, n in re.findall(r"^digits \d to \d: ([\d.]+)% of (\d+) held-out", done.stdout, re.MULTILINE)]
 
 
 def test_both_phases_tell_the_digits_apart(demo: Done) -> None:
@@ -42,7 +42,7 @@ def test_both_phases_tell_the_digits_apart(demo: Done) -> None:
 
 def test_the_report_is_one_file_with_the_right_numbers(folder: Path, demo: Done) -> None:
     report = (folder / "demo" / "report.html").read_text(encoding="utf-8")
-    assert f"Report: {(folder / 'demo' / 'report.html').as_uri()}" in demo.out
+    assert f"Report: {(folder / 'demo' / 'report.html').as_uri()}" in demo.stdout
     for accuracy, pictures in accuracies(demo):
         assert f"{accuracy:.1%}" in report and f"{round(accuracy * pictures)} of {pictures} held-out pictures" in report
     assert not re.search(r"(src|href)=\"(?!data:|#)", report), "nothing is loaded from elsewhere"
@@ -50,7 +50,7 @@ def test_the_report_is_one_file_with_the_right_numbers(folder: Path, demo: Done)
 
 
 def test_the_onnx_files_agree_with_the_nets(demo: Done) -> None:
-    agreeing = re.findall(r"the same class for (\d+) of all (\d+) held-out pictures", demo.out)
+    agreeing = re.findall(r"the same class for (\d+) of all (\d+) held-out pictures", demo.stdout)
     assert agreeing == [("180", "180"), ("179", "179")]
 
 
@@ -61,7 +61,7 @@ def test_the_second_phase_starts_from_the_weights_of_the_first(demo: Done) -> No
 
 def commands(done: Done) -> list[list[str]]:
     """The commands that were printed, in words."""
-    return [shlex.split(line.strip().removeprefix("$ ")) for line in done.out.splitlines() if line.strip().startswith("$ caffetools")]
+    return [shlex.split(line.strip().removeprefix("$ ")) for line in done.stdout.splitlines() if line.strip().startswith("$ caffetools")]
 
 
 def test_the_printed_commands_do_the_same_by_hand_in_another_folder(folder: Path, demo: Done) -> None:

@@ -71,14 +71,14 @@ def test_a_net_of_ones_own_learns_from_scratch_and_its_weights_start_another_run
         "Write the deploy network",
         "Classify the held-out",
     ):
-        assert step in done.out
-    assert "held-out pictures right" in done.out and f"Report: {(place / 'run/report.html').as_uri()}" in done.out
+        assert step in done.stdout
+    assert "held-out pictures right" in done.stdout and f"Report: {(place / 'run/report.html').as_uri()}" in done.stdout
     assert (place / "run/data/labels.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
     report = (place / "run/report.html").read_text(encoding="utf-8")
     assert all(name in report for name in CLASSES) and 'src="http' not in report
     weights = next((place / "run/net").glob("*.caffemodel"))
     second = json.loads(
-        run_well("finetune", "pictures", "-o", "second", "--model", "shapes.prototxt", "--weights", weights, "--epochs", 3, "--json").out
+        run_well("finetune", "pictures", "-o", "second", "--model", "shapes.prototxt", "--weights", weights, "--epochs", 3, "--json").stdout
     )
     assert second["accuracy"] >= 0.9 and second["held_out"] == 12 and second["classes"] == list(CLASSES)
     assert second["onnx_largest_difference"] <= 1e-4
@@ -90,14 +90,14 @@ def test_a_net_of_ones_own_learns_from_scratch_and_its_weights_start_another_run
 
 def test_lenet_of_the_zoo_learns_grey_squares(place: Path) -> None:
     done = run_well("finetune", "pictures", "-o", "run", "--model", "lenet", "--from-scratch", "--epochs", 2, "--batch", 8, "--json")
-    assert json.loads(done.out)["held_out"] == 12
+    assert json.loads(done.stdout)["held_out"] == 12
     assert read_net(place / "run/net/deploy.prototxt").layer[0].input_param.shape[0].dim[:] == [1, 1, 28, 28]
 
 
 def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
     files = {path: path.read_bytes() for path in (finished / "run/net").iterdir()}
     done = again()
-    assert "already built" in done.out and "already trained" in done.out
+    assert "already built" in done.stdout and "already trained" in done.stdout
     assert {path: path.read_bytes() for path in (finished / "run/net").iterdir()} == files
 
 
@@ -110,7 +110,7 @@ def test_what_has_vanished_from_a_run_is_made_again(finished: Path, lost: str) -
     else:
         path.unlink()
     done = again()
-    assert "already trained" in done.out and path.exists()
+    assert "already trained" in done.stdout and path.exists()
     assert (finished / "run/data/val.txt").read_bytes() == val
 
 
@@ -119,7 +119,7 @@ def test_a_run_without_its_net_folder_is_trained_anew_to_the_same_weights(finish
     weights = read_caffemodel(name).blobs
     arrays = {layer: [np.array(blob) for blob in blobs] for layer, blobs in weights.items()}
     shutil.rmtree(finished / "run/net")
-    assert "already trained" not in again().out
+    assert "already trained" not in again().stdout
     for layer, blobs in read_caffemodel(name).blobs.items():
         for blob, before in zip(blobs, arrays[layer], strict=True):
             np.testing.assert_array_equal(blob, before)
@@ -151,8 +151,8 @@ def test_weights_of_the_mirror_that_are_not_the_published_ones_are_refused(place
     save_weights(net, place / "mirror/squeezenet_v1.1.caffemodel")
     monkeypatch.setenv(MIRROR, str(place / "mirror"))
     done = run("finetune", "pictures", "-o", "run")
-    assert done.code == 2 and done.err.count("\n") == 1
-    assert "gives a wrong file: its git object id is" in done.err and "--weights" in done.err
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "gives a wrong file: its git object id is" in done.stderr and "--weights" in done.stderr
     assert not (place / "run").exists() and not list((place / "cache").rglob("*.caffemodel"))
 
 
@@ -165,7 +165,7 @@ def test_squeezenet_starts_from_weights_that_are_given(place: Path) -> None:
         *("finetune", "pictures", "-o", "run", "--model", "squeezenet_v1.1", "--weights", "published.caffemodel", "--size", 80),
         *("--crop", 67, "--epochs", 1, "--batch", 8, "--device", "cpu", "--json"),
     )
-    answer = json.loads(done.out)
+    answer = json.loads(done.stdout)
     assert answer["held_out"] == 12 and answer["onnx_largest_difference"] <= 1e-4
     trained = read_net(place / "run/net/train_val.prototxt")
     assert [layer.transform_param.crop_size for layer in trained.layer if layer.type == "Data"] == [67, 67]
