@@ -7,66 +7,18 @@ only when called, so that ``--help`` stays quick.
 from __future__ import annotations
 
 import sys
-from inspect import cleandoc
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 import caffetools
-from caffetools.cli import dataset, visualize, zoo
-from caffetools.cli.classify import classify
-from caffetools.cli.curves import curves
-from caffetools.cli.demo import demo
-from caffetools.cli.deploy import deploy
-from caffetools.cli.device_query import device_query
-from caffetools.cli.diff import diff
-from caffetools.cli.export import export
-from caffetools.cli.extract_features import extract_features
-from caffetools.cli.finetune import finetune
+from caffetools.cli.commands import Commands
 from caffetools.cli.gflags import translate
-from caffetools.cli.inspect import inspect
-from caffetools.cli.mean import mean
-from caffetools.cli.retarget import retarget
-from caffetools.cli.run import CONTEXT, run
-from caffetools.cli.test import test
-from caffetools.cli.time import time
-from caffetools.cli.train import train
-from caffetools.cli.trainable import trainable
-from caffetools.cli.upgrade import upgrade
 from caffetools.errors import CaffeToolsError
-
-# The commands as --help shows them: in panels, in the order in which a user meets them. One that is missing here comes last.
-_PANELS = {
-    "The whole way": ("demo", "finetune"),
-    "Data": ("dataset", "mean"),
-    "Networks": ("zoo", "inspect", "diff", "retarget", "deploy", "trainable", "upgrade", "time"),
-    "Training": ("train", "test", "curves", "visualize"),
-    "Use": ("classify", "export", "extract-features", "run", "device-query"),
-}
-_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
-
-
-class _Commands(TyperGroup):
-    """Lists the commands in the order of the panels, groups and commands alike, and says when one was interrupted."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command; Ctrl-C, of which typer would say nothing, is one line and exit code 130."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            sys.stderr.write("caffetools: interrupted\n")
-            sys.exit(130)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands."""
-        order = list(_PANEL_OF)
-        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
-
 
 app = typer.Typer(
     name="caffetools",
-    cls=_Commands,
+    cls=Commands,
     help="Caffe models keep training, converting and shipping, with the numbers that Caffe itself gives.",
     no_args_is_help=True,
     add_completion=True,
@@ -84,31 +36,6 @@ def _options(
     if version:
         typer.echo(f"caffetools {caffetools.__version__}")
         raise typer.Exit
-
-
-def _register() -> None:
-    """Add the commands, each to its panel."""
-    for command in (demo, finetune, inspect, diff, retarget, train, test, deploy, trainable, upgrade, classify, export, mean, curves, time):
-        app.command(no_args_is_help=command not in (demo, retarget))(command)
-    app.command("extract-features", no_args_is_help=True)(extract_features)
-    app.command("device-query")(device_query)
-    app.command(context_settings=CONTEXT, no_args_is_help=True)(run)
-    app.add_typer(zoo.app, name="zoo")
-    app.add_typer(dataset.app, name="dataset")
-    app.add_typer(visualize.app, name="visualize")
-    for group in app.registered_groups:
-        group.rich_help_panel = _PANEL_OF.get(group.name or "", "More")
-        for info in group.typer_instance.registered_commands if group.typer_instance is not None else ():
-            _describe(info)
-    for info in app.registered_commands:
-        _describe(info)
-
-
-def _describe(info: Any) -> None:
-    """Give a command its panel and its help: the docstring, of which each paragraph is one line, for the terminal to break."""
-    info.rich_help_panel = _PANEL_OF.get(info.name or info.callback.__name__)
-    paragraphs = cleandoc(info.callback.__doc__ or "").split("\n\n")
-    info.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def main() -> None:
@@ -147,6 +74,3 @@ def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
     command = next((index for index, argument in enumerate(arguments) if not argument.startswith("-")), len(arguments))
     ours = command if arguments[command : command + 1] == ["run"] else len(arguments)
     return [a for a in arguments[:ours] if a != "--debug"] + arguments[ours:], "--debug" in arguments[:ours]
-
-
-_register()

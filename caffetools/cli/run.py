@@ -27,7 +27,3 @@ def run(
     caffetools.install_as_caffe(force=force)
     init_log(0 if verbose else 1)
     run_script(script, arguments or [])
-
-
-# For whoever registers the command: options after SCRIPT are the script's.
-CONTEXT = {"allow_interspersed_args": False}

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from caffetools.cli.app import app
+from caffetools.cli.commands import COMMANDS as listed_commands
 from tests.cli.inprocess import run_well
 
 
@@ -63,3 +64,25 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script, *every], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("HEAVY []")
+
+
+def test_what_is_listed_of_a_command_is_the_beginning_of_its_own_help() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, entry in listed_commands.items():
+        assert commands[name].help.split("\n\n")[0] == entry.help, name
+        assert commands[name].name == name
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    script = (
+        "import sys\n"
+        "from caffetools.cli.app import main\n"
+        "sys.argv = ['caffetools', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print('LOADED', sorted(m for m in sys.modules if m.startswith('caffetools.cli.')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("LOADED ['caffetools.cli.app', 'caffetools.cli.commands', 'caffetools.cli.gflags']")
