@@ -135,14 +135,11 @@ def test_importing_the_package_is_light() -> None:
 
 def test_the_command_runs_a_script_with_its_own_options(write: Write, tmp_path: Path) -> None:
     script = write("script.py", "import sys, caffe\nprint(sys.argv[1:], caffe.__name__)\n")
-    code = (
-        "import typer; from caffetools.cli.run import CONTEXT, run\n"
-        "app = typer.Typer(pretty_exceptions_enable=False); app.command(context_settings=CONTEXT)(run); app()"
-    )
-    done = python("-c", code, script, "--force", "-v", "x", cwd=tmp_path)
+    command = ("-m", "caffetools", "run")
+    done = python(*command, script, "--force", "-v", "x", cwd=tmp_path)
     assert done.stdout == "['--force', '-v', 'x'] caffetools.pycaffe\n", done.stderr
     (tmp_path / "caffe.py").write_text("")
-    done = python("-c", code, script, cwd=tmp_path)
+    done = python(*command, script, cwd=tmp_path)
     assert done.returncode != 0
     assert "a Caffe is installed here already" in done.stderr
-    assert python("-c", code, "--force", script, cwd=tmp_path).stdout == "[] caffetools.pycaffe\n"
+    assert python(*command, "--force", script, cwd=tmp_path).stdout == "[] caffetools.pycaffe\n"
