@@ -14,6 +14,7 @@ from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
     from caffetools.data.card import DatasetCard
+    from caffetools.surgery.added import Depth
     from caffetools.surgery.comparison import Comparison
     from caffetools.surgery.growing import Classes
     from caffetools.surgery.project import Project
@@ -43,10 +44,20 @@ Epochs = Annotated[int, typer.Option(min=1, help="Passes over the pictures, wher
 BaseLr = Annotated[float | None, typer.Option(help="Learning rate to begin with; by default a tenth of the net's own.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; else each run is another one.")]
 LrMult = Annotated[float, typer.Option(min=0, help="How many times as fast as before all but the classifiers learn.")]
-HeadLrMult = Annotated[float, typer.Option(min=0, help="How many times as fast as the rest the new classifiers learn.")]
+HeadLrMult = Annotated[float, typer.Option(min=0, help="How many times as fast as the rest the new classifiers and layers learn.")]
 Freeze = Annotated[str | None, typer.Option(metavar="LAYER", help="Let this layer and all before it learn no more.")]
 Dropout = Annotated[float | None, typer.Option(help="What part of its input every Dropout layer drops.")]
-Filler = Annotated[str | None, typer.Option(help="What the new classifiers start from: xavier, msra, gaussian:0.01.")]
+Filler = Annotated[str | None, typer.Option(help="What the new classifiers and layers start from: xavier, msra, gaussian:0.01.")]
+DropAfter = Annotated[
+    str | None, typer.Option(metavar="LAYER", help="Take out what lies between this layer and the classifier: a shallower net.")
+]
+AddLayer = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[AFTER=]LAYER",
+        help="A new layer before the classifier, or behind layer AFTER: InnerProduct:256, ReLU, Dropout:0.5, or its prototxt; repeatable.",
+    ),
+]
 KeepNames = Annotated[bool, typer.Option("--keep-names", help="Let the classifiers keep their names.")]
 Head = Annotated[list[str] | None, typer.Option(help="A classifier layer's name, where the graph does not show it; repeatable.")]
 InputShape = Annotated[str | None, typer.Option(help="The deployed net's input, 1x3x227x227; by default as the data crops.")]
@@ -79,6 +90,8 @@ def retarget(
     freeze: Freeze = None,
     dropout: Dropout = None,
     filler: Filler = None,
+    drop_after: DropAfter = None,
+    add_layer: AddLayer = None,
     keep_names: KeepNames = False,
     head: Head = None,
     input_shape: InputShape = None,
@@ -98,20 +111,18 @@ def retarget(
     card, grown, count = _told(classes, dataset, grow_from, labels, weights)
     taken = _taken(weights, write_weights or grown is not None)
     project.check_free(out, force=force, weights=taken is not None)
-    training: dict[str, Any] = {"epochs": epochs, "base_lr": base_lr, "seed": seed}
+    known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shape, "weights": weights, "dataset": card}
+    training: dict[str, Any] = {"epochs": epochs, "base_lr": base_lr, "seed": seed, "head_lr_mult": head_lr_mult}
     made = project.make_project(
         source,
         count,
         out,
-        trained_by=trained_by,
-        head_lr_mult=head_lr_mult,
         heads=head or None,
         data=project.DataOptions(train_source, val_source, mean, train_batch, val_batch, crop),
-        dataset=card,
         tuning=Tuning(lr_mult, freeze, dropout, keep_names, parse_filler(filler)),
+        depth=_depth(drop_after, add_layer or [], grown),
+        **known,
         **training,
-        input_shape=shape,
-        weights=weights,
     )
     _write(made, out, taken, weights, grown, as_json=as_json)
 
@@ -180,6 +191,16 @@ def _told(
         if told not in (None, len(names)):
             raise CaffeToolsError(f"the new labels are {len(names)} classes, but {where} says {told}")
     return card, Classes(read_classes(grow_from), names), len(names)
+
+
+def _depth(drop_after: str | None, add_layer: list[str], grown: Classes | None) -> Depth:
+    from caffetools.errors import CaffeToolsError
+    from caffetools.surgery.added import Depth, parse_added
+
+    if grown is not None and (drop_after or add_layer):
+        option = "--drop-after" if drop_after else "--add-layer"
+        raise CaffeToolsError(f"--grow-from keeps a classifier that fits what it reads, and {option} changes that; give one of the two")
+    return Depth(drop_after, [parse_added(text) for text in add_layer])
 
 
 def _source(net: Path | None, model: str | None, input_shape: str | None, crop: int | None) -> tuple[Path, Path | None, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from caffetools.net.state import layer_included, make_state
@@ -32,6 +32,12 @@ class Graph:
         self.layers: dict[int, Any] = {
             index: layer for index, layer in enumerate(param.layer) if state is None or layer_included(layer, state)
         }
+
+    def without(self, places: Collection[int]) -> Graph:
+        """The same graph with the layers at ``places`` left out."""
+        rest = Graph(self.param)
+        rest.layers = {index: layer for index, layer in self.layers.items() if index not in places}
+        return rest
 
     def maker(self, index: int, blob: str) -> int | None:
         """The place of the last layer before ``index`` that has ``blob`` as a top; None for an input of the net."""

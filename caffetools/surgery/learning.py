@@ -69,14 +69,12 @@ def scale_rates(net: Any, factor: float, but: Collection[str] = ()) -> list[Chan
         raise CaffeToolsError(f"rates can be multiplied by 0 or more, not by {factor:g} (--lr-mult)")
     changes = []
     for layer in net.layer:
-        count = learned_blobs(layer)
-        if layer.name in but or not count:
-            continue
-        _spread(layer, count)
-        before = [spec.lr_mult for spec in layer.param]
-        for spec in layer.param:
+        specs = [] if layer.name in but else spread_rates(layer)
+        before = [spec.lr_mult for spec in specs]
+        for spec in specs:
             spec.lr_mult *= factor
-        changes.append(_change(layer, before))
+        if specs:
+            changes.append(_change(layer, before))
     return changes
 
 
@@ -84,7 +82,7 @@ def freeze_upto(net: Any, name: str, heads: Collection[str] = ()) -> list[Change
     """Let layer ``name`` and all that it is made from learn no more: lr_mult and decay_mult 0, BatchNorm with the statistics it has.
 
     Raises:
-        NetError: there is no such layer, or a classifier of ``heads`` would be frozen, which starts anew.
+        NetError: there is no such layer, or one of ``heads`` would be frozen, which starts anew.
     """
     if not any(layer.name == name for layer in net.layer):
         raise NetError(f"the net '{net.name}' has no layer '{name}' to freeze up to")
@@ -96,16 +94,15 @@ def freeze_upto(net: Any, name: str, heads: Collection[str] = ()) -> list[Change
     for index in sorted(frozen):
         layer = net.layer[index]
         if layer.name in heads:
-            raise NetError("is a classifier that starts anew, so it cannot be frozen; give a layer before it (--freeze)", layer=layer.name)
+            raise NetError("starts anew, so it cannot be frozen; give a layer before it (--freeze)", layer=layer.name)
         if layer.type == "BatchNorm":
             layer.batch_norm_param.use_global_stats = True
             changes.append(Change(layer.name, "use_global_stats", "", "true"))
-        count = learned_blobs(layer)
-        if count:
-            _spread(layer, count)
-            before = [spec.lr_mult for spec in layer.param]
-            for spec in layer.param:
-                spec.lr_mult = spec.decay_mult = 0
+        specs = spread_rates(layer)
+        before = [spec.lr_mult for spec in specs]
+        for spec in specs:
+            spec.lr_mult = spec.decay_mult = 0
+        if specs:
             changes.append(_change(layer, before))
     return changes
 
@@ -143,6 +140,14 @@ def learned_blobs(layer: Any) -> int:
     return _FIXED[layer.type] + static if layer.type in _FIXED else len(layer.param)
 
 
+def spread_rates(layer: Any) -> list[Any]:
+    """The ``ParamSpec`` of each blob that a layer learns, made where there was none; none where it learns nothing."""
+    count = learned_blobs(layer)
+    while len(layer.param) < count:
+        layer.param.add()
+    return list(layer.param) if count else []
+
+
 def parse_filler(text: str | None) -> Any | None:
     """A ``FillerParameter`` as people write it: ``xavier``, ``msra``, ``gaussian:0.01``, ``constant:0``; None for None.
 
@@ -165,11 +170,6 @@ def describe_filler(filler: Any) -> str:
     """A filler in words: ``gaussian, std 0.01``."""
     field = _FILLERS.get(filler.type, "")
     return f"{filler.type}, {field} {number(getattr(filler, field))}" if field else str(filler.type)
-
-
-def _spread(layer: Any, count: int) -> None:
-    while len(layer.param) < count:
-        layer.param.add()
 
 
 def _change(layer: Any, before: list[float]) -> Change:

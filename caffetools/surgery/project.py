@@ -17,10 +17,14 @@ from caffetools.net.state import filter_net, make_state
 from caffetools.net.weights import read_weights
 from caffetools.net.wiring import check_wiring
 from caffetools.proto.binary import Caffemodel
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrade import upgrade_net
+from caffetools.surgery.added import Depth
+from caffetools.surgery.adding import add_layers
+from caffetools.surgery.changes import Change
 from caffetools.surgery.comparison import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
+from caffetools.surgery.cutting import drop_after
 from caffetools.surgery.datasets import check_crops, fit_batches, read_databases
 from caffetools.surgery.deploy import deploy_from
 from caffetools.surgery.growing import Classes, grown_weights, trim_weights
@@ -31,7 +35,17 @@ from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes,
 from caffetools.surgery.sources import set_sources
 from caffetools.surgery.summary import summarize
 
-__all__ = ["DataOptions", "Project", "check_free", "compare", "make_project", "read_mean_option", "starting_weights", "write_project"]
+__all__ = [
+    "DataOptions",
+    "Depth",
+    "Project",
+    "check_free",
+    "compare",
+    "make_project",
+    "read_mean_option",
+    "starting_weights",
+    "write_project",
+]
 
 
 @dataclass
@@ -48,8 +62,8 @@ class Project:
     @property
     def shapes(self) -> dict[str, Shape]:
         """The input's shape as :func:`~caffetools.surgery.summary.summarize` takes it."""
-        shape = self.input_shape
-        return {} if shape is None else {"": shape if len(shape) == 4 else (1, *shape)}
+        shape = _with_batch(self.input_shape)
+        return {} if shape is None else {"": shape}
 
 
 def make_project(
@@ -63,6 +77,7 @@ def make_project(
     data: DataOptions | None = None,
     dataset: DatasetCard | None = None,
     tuning: Tuning | None = None,
+    depth: Depth | None = None,
     epochs: int = 20,
     base_lr: float | None = None,
     seed: int | None = None,
@@ -76,7 +91,7 @@ def make_project(
         trained_by: The solver file that the net was trained with; see :func:`~caffetools.surgery.finetune.solver_for`.
         head_lr_mult, heads: as for :func:`~caffetools.surgery.retarget.retarget`.
         dataset: Sources and mean are its own, and batches fit it, where ``data`` does not say otherwise.
-        tuning: How the layers learn.
+        tuning: How the layers learn. depth: which layers go, and which come in; by default none.
         epochs: Passes over the training pictures, which are counted where the database is there.
         base_lr, seed: the solver's, where not as :func:`~caffetools.surgery.finetune.solver_for` chooses.
         input_shape: (N, C, H, W) or (C, H, W) of the deployed net's input, where the data layers do not tell.
@@ -94,9 +109,9 @@ def make_project(
     with located(source):
         _check_wiring(param)
         taken = read_weights(weights).blobs if weights is not None else ()
-        names: dict[str, Any] = {"heads": heads, "keep_names": tuning.keep_names, "taken": taken}
-        made = retarget(param, classes, head_lr_mult=head_lr_mult, filler=tuning.filler, **names)
-        made.changes += tune(made.train_val, tuning, made.renamed.values())
+        original = upgrade_net(param)
+        made = _retargeted(original, classes, depth or Depth(), tuning, head_lr_mult, heads, taken, input_shape)
+        made.changes += tune(made.train_val, tuning, made.anew)
         made.changes += read_databases(made.train_val) if dataset is not None else []
         made.changes += set_sources(made.train_val, **settings)
         if dataset is not None:
@@ -108,7 +123,32 @@ def make_project(
         _check(made.train_val, deploy, input_shape)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
-    return Project(made, solver, deploy, source, input_shape, upgrade_net(param))
+    return Project(made, solver, deploy, source, input_shape, original)
+
+
+def _retargeted(
+    net: Any,
+    classes: int,
+    depth: Depth,
+    tuning: Tuning,
+    head_lr_mult: float,
+    heads: Iterable[str] | None,
+    taken: Iterable[str],
+    input_shape: Shape | None,
+) -> Retargeted:
+    """``net`` with other classes and of other depth; it is not changed."""
+    names = None if heads is None else list(heads)
+    cut, changes = NetParameter(), list[Change]()
+    cut.CopyFrom(net)
+    if depth.drop_after is not None:
+        changes = drop_after(cut, depth.drop_after, heads=names, input_shape=_with_batch(input_shape))
+    made = retarget(cut, classes, head_lr_mult=head_lr_mult, filler=tuning.filler, heads=names, keep_names=tuning.keep_names, taken=taken)
+    if depth.add:
+        names = None if names is None else [made.renamed[name] for name in names]
+        added, made.added = add_layers(made.train_val, depth.add, heads=names, lr_mult=head_lr_mult, filler=tuning.filler, taken=taken)
+        changes += added
+    made.changes = changes + made.changes
+    return made
 
 
 def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Comparison:
@@ -122,7 +162,7 @@ def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Co
         ModelFileError: the file cannot be read.
     """
     comparison = compare_weights(summarize(project.retargeted.train_val, TRAIN, shapes=project.shapes), read_weights(weights))
-    anew = set(project.retargeted.renamed.values())
+    anew = project.retargeted.anew
     for layer in comparison.layers:
         if trimmed and layer.layer in anew:
             layer.status = FRESH
@@ -168,9 +208,14 @@ def write_project(project: Project, folder: PathLike, weights: Caffemodel | None
     return write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights)
 
 
+def _with_batch(shape: Shape | None) -> Shape | None:
+    """(N, C, H, W) of an input shape that may lack N."""
+    return shape if shape is None or len(shape) == 4 else (1, *shape)
+
+
 def _check(train_val: Any, deploy: Any, input_shape: Shape | None) -> None:
     """Raise :class:`NetError` where the nets cannot be put together, as far as that can be told without running them."""
-    shape = None if input_shape is None else input_shape if len(input_shape) == 4 else (1, *input_shape)
+    shape = _with_batch(input_shape)
     for phase in (TRAIN, TEST):
         summarize(train_val, phase, shapes={} if shape is None else {"": shape})
     summarize(deploy)

@@ -30,12 +30,18 @@ class Retargeted:
 
     Attributes:
         train_val: the ``NetParameter``. changes: what differs from the net given, layer by layer.
-        renamed: old name → new name of every layer that starts anew.
+        renamed: old name → new name of every layer that starts anew. added: the layers that the net had nothing of before.
     """
 
     train_val: Any
     changes: list[Change] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)
+
+    @property
+    def anew(self) -> set[str]:
+        """The names of all layers that start anew."""
+        return {*self.renamed.values(), *self.added}
 
 
 def retarget(

@@ -153,7 +153,7 @@ def _bar(share: float | None) -> Html | str:
     if share is None:
         return "–"
     bar = el("span", el("span", style=f"width:{100 * share:.1f}%"), class_="bar", aria_hidden="true")
-    return join((bar, f"{share:.1%}"))
+    return join((bar, el("span", f"{share:.1%}", class_="share")))
 
 
 def _samples(samples: Sequence[Sample]) -> Html:

@@ -37,7 +37,7 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
 
 def test_a_head_cannot_be_frozen_and_a_layer_must_be_there() -> None:
     made = retarget(net_of(TINY), 7)
-    with pytest.raises(NetError, match="layer 'fc_7': is a classifier that starts anew, so it cannot be frozen"):
+    with pytest.raises(NetError, match="layer 'fc_7': starts anew, so it cannot be frozen"):
         tune(made.train_val, Tuning(freeze="loss"), made.renamed.values())
     with pytest.raises(NetError, match="the net 'tiny' has no layer 'conv9' to freeze up to"):
         freeze_upto(net_of(TINY), "conv9")
