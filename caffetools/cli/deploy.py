@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 def deploy(
     train_val: Annotated[Path, typer.Argument(metavar="TRAIN_VAL", help="The prototxt of the net for training.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The deploy prototxt to write.", show_default=False)],
-    input_shape: Annotated[str | None, typer.Option(help="The input's shape, 1x3x227x227; by default as the data layer crops.")] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The input's shape, 1x3x227x227, or NAME=SHAPE for a certain blob; repeatable; by default as the data layer crops."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="How many pictures the net takes at once.")] = 1,
     heads: Annotated[
         list[str] | None, typer.Option(help="Of several losses the ones to keep, by name, or all; by default the one that counts most.")
@@ -43,6 +48,7 @@ def deploy(
     from caffetools.proto.text import read_net, write_prototxt
     from caffetools.surgery.deploy import deploy_from
     from caffetools.surgery.inputs import parse_shapes
+    from caffetools.surgery.losses import left_out
     from caffetools.surgery.summary import summarize
 
     if fold_bn != (weights is not None):
@@ -51,16 +57,18 @@ def deploy(
     for path in written:
         if path.exists() and not force:
             raise CaffeToolsError(f"{path} exists; give another name, or --force to replace it")
-    shape = parse_shapes([input_shape] if input_shape else []).get("")
+    shapes = parse_shapes(input_shape or [])
     param = read_net(train_val)
     with located(train_val):
-        net = deploy_from(param, batch=batch, input_shape=shape, heads=heads or None, drop_dropout=drop_dropout)
+        net = deploy_from(param, batch=batch, input_shape=shapes, heads=heads or None, drop_dropout=drop_dropout)
         folded = _folded(net, weights) if weights is not None else None
         net = folded.net if folded is not None else net
         summary = summarize(net)
     if folded is not None:
         write_caffemodel(written[1], folded.weights)
     write_prototxt(out, net, comment=f"Deploy net, written by caffetools deploy from {train_val.name}.")
+    if others := left_out(param, heads or None):
+        note(f"{out}: left out what the losses {', '.join(others)} read alone (--heads to choose)")
     for row in summary.unknown_types:
         note(f"{out}: layer '{row.name}': {row.note}; it stays as it is")
     _show(written, net, summary, folded, as_json=as_json)

@@ -28,7 +28,9 @@ def inspect(
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help="The train_val net of a network of the zoo; repeatable with --table.")] = None,
     table: Annotated[bool, typer.Option("--table", help="Count the layers of each type, one column a net.")] = False,
-    phase: Annotated[str, typer.Option(help="Which layers to show: train or test.")] = "test",
+    phase: Annotated[
+        str | None, typer.Option(help="Which layers to show: train or test; by default test, where the net has that.", show_default=False)
+    ] = None,
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Another input shape, 1x3x227x227, or NAME=SHAPE for a certain blob; may be repeated.")
     ] = None,
@@ -44,9 +46,10 @@ def inspect(
     """
     from caffetools.net.net import located
     from caffetools.net.weights import read_weights
-    from caffetools.proto.schema import TEST, TRAIN
     from caffetools.proto.text import read_net
+    from caffetools.proto.upgrade import upgrade_net
     from caffetools.surgery.comparison import compare_weights
+    from caffetools.surgery.graph import phases_present
     from caffetools.surgery.inputs import parse_shapes
     from caffetools.surgery.summary import summarize
     from caffetools.zoo.cards import get_card
@@ -55,17 +58,16 @@ def inspect(
         _show_table(files or [], model or [], as_json=as_json)
         return
     net, weights = _net_and_weights(files or [], model or [])
-    phases = {"train": TRAIN, "test": TEST}
-    if phase.lower() not in phases:
-        raise typer.BadParameter(f"'{phase}' is neither train nor test", param_hint="--phase")
+    wanted = _phase(phase)
     param = read_net(net)
     shapes = parse_shapes(input_shape or [])
     with located(net):
-        summary = summarize(param, phases[phase.lower()], shapes=shapes)
+        shown = phases_present(upgrade_net(param))[-1] if wanted is None else wanted
+        summary = summarize(param, shown, shapes=shapes)
         if summary.unknown and model and not shapes:
             # A net that does not say how large its pictures are: its card does.
             shapes = {"": (1, *get_card(model[0]).input.shape)}
-            summary = summarize(param, phases[phase.lower()], shapes=shapes)
+            summary = summarize(param, shown, shapes=shapes)
     comparison = compare_weights(summary, read_weights(weights)) if weights is not None else None
     if as_json:
         print_json(_as_json(summary, comparison))
@@ -73,6 +75,15 @@ def inspect(
     _show_layers(summary)
     if comparison is not None:
         _show_weights(comparison, weights)
+
+
+def _phase(name: str | None) -> int | None:
+    from caffetools.proto.schema import TEST, TRAIN
+
+    phases = {"train": TRAIN, "test": TEST}
+    if name is not None and name.lower() not in phases:
+        raise typer.BadParameter(f"'{name}' is neither train nor test", param_hint="--phase")
+    return None if name is None else phases[name.lower()]
 
 
 def _net_and_weights(files: list[Path], models: list[str]) -> tuple[Path, Path | None]:

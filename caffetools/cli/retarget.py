@@ -14,8 +14,8 @@ from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
     from caffetools.data.card import DatasetCard
-    from caffetools.surgery.added import Depth
     from caffetools.surgery.comparison import Comparison
+    from caffetools.surgery.depth import Depth
     from caffetools.surgery.growing import Classes
     from caffetools.surgery.project import Project
     from caffetools.surgery.retarget import Retargeted
@@ -60,7 +60,9 @@ AddLayer = Annotated[
 ]
 KeepNames = Annotated[bool, typer.Option("--keep-names", help="Let the classifiers keep their names.")]
 Head = Annotated[list[str] | None, typer.Option(help="A classifier layer's name, where the graph does not show it; repeatable.")]
-InputShape = Annotated[str | None, typer.Option(help="The deployed net's input, 1x3x227x227; by default as the data crops.")]
+InputShape = Annotated[
+    list[str] | None, typer.Option(help="The net's input, 1x3x227x227, or NAME=SHAPE for a certain blob; by default as the data crops.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")]
 
@@ -107,11 +109,11 @@ def retarget(
     from caffetools.surgery import project
     from caffetools.surgery.learning import Tuning, parse_filler
 
-    source, trained_by, shape = _source(net, model, input_shape, crop)
+    source, trained_by, shapes = _source(net, model, input_shape or [], crop)
     card, grown, count = _told(classes, dataset, grow_from, labels, weights)
     taken = _taken(weights, write_weights or grown is not None)
     project.check_free(out, force=force, weights=taken is not None)
-    known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shape, "weights": weights, "dataset": card}
+    known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shapes, "weights": weights, "dataset": card}
     training: dict[str, Any] = {"epochs": epochs, "base_lr": base_lr, "seed": seed, "head_lr_mult": head_lr_mult}
     made = project.make_project(
         source,
@@ -195,7 +197,8 @@ def _told(
 
 def _depth(drop_after: str | None, add_layer: list[str], grown: Classes | None) -> Depth:
     from caffetools.errors import CaffeToolsError
-    from caffetools.surgery.added import Depth, parse_added
+    from caffetools.surgery.added import parse_added
+    from caffetools.surgery.depth import Depth
 
     if grown is not None and (drop_after or add_layer):
         option = "--drop-after" if drop_after else "--add-layer"
@@ -203,8 +206,10 @@ def _depth(drop_after: str | None, add_layer: list[str], grown: Classes | None) 
     return Depth(drop_after, [parse_added(text) for text in add_layer])
 
 
-def _source(net: Path | None, model: str | None, input_shape: str | None, crop: int | None) -> tuple[Path, Path | None, Any]:
-    """The net's file, the solver that it was trained with, and the shape of the deployed input, as far as they are known."""
+def _source(
+    net: Path | None, model: str | None, input_shape: list[str], crop: int | None
+) -> tuple[Path, Path | None, dict[str, tuple[int, ...]]]:
+    """The net's file, the solver that it was trained with, and the shapes of its inputs, as far as they are known."""
     from caffetools.errors import CaffeToolsError
     from caffetools.proto.text import read_net
     from caffetools.surgery.inputs import parse_shapes
@@ -213,15 +218,15 @@ def _source(net: Path | None, model: str | None, input_shape: str | None, crop: 
 
     if (net is None) == (model is None):
         raise CaffeToolsError("give either the prototxt of a NET, or the name of one of the zoo's networks by --model")
-    shape = parse_shapes([input_shape] if input_shape else []).get("")
+    shapes = parse_shapes(input_shape)
     if net is not None:
-        return net, None, shape
+        return net, None, shapes
     name = str(model)
-    if shape is None:
+    if not shapes:
         # LeNet's train_val does not say how large its pictures are; its deploy net does.
         made = summarize(read_net(prototxt_path(name, "deploy"))).layers[0].shapes[0]
-        shape = (made[1], crop or made[2], crop or made[3]) if made else None
-    return prototxt_path(name), prototxt_path(name, "solver"), shape
+        shapes = {"": (made[1], crop or made[2], crop or made[3])} if made else {}
+    return prototxt_path(name), prototxt_path(name, "solver"), shapes
 
 
 def _show_weights(comparison: Comparison) -> None:

@@ -15,8 +15,11 @@ def name_loss_tops(param: Any) -> None:
             layer.top.append(layer.name)
 
 
-def check_wiring(param: Any) -> None:
+def check_wiring(param: Any, whole: Any | None = None) -> None:
     """Hold every bottom against the tops before it.
+
+    Args:
+        whole: The net that ``param`` is one phase of, to tell what only the other one makes.
 
     Raises:
         NetError: a bottom is unknown, or is made only further down (a cycle); a top is made twice.
@@ -28,6 +31,11 @@ def check_wiring(param: Any) -> None:
             if bottom in made:
                 continue
             if bottom in layer.top or bottom not in makers:
+                other = next((maker for maker in whole.layer if bottom in maker.top and maker.name != layer.name), None) if whole else None
+                if other is not None and bottom not in makers:
+                    raise NetError(
+                        f"its bottom '{bottom}' is made in another phase or stage only, by layer '{other.name}'", layer=layer.name
+                    )
                 raise NetError(f"its bottom '{bottom}' is made by no layer before it{did_you_mean(bottom, made)}", layer=layer.name)
             raise NetError(
                 f"its bottom '{bottom}' is made only later, by layer '{makers[bottom]}': layers must stand in order, without a cycle",

@@ -30,14 +30,6 @@ class AddedLayer:
     after: str | None = None
 
 
-@dataclass(frozen=True)
-class Depth:
-    """How deep a retargeted net is to be: cut off after the layer ``drop_after``, and with the layers ``add``."""
-
-    drop_after: str | None = None
-    add: Sequence[AddedLayer] = ()
-
-
 def parse_added(text: str) -> AddedLayer:
     """A layer as people write it: ``[AFTER=]TYPE[:NUMBERS]``, such as ``InnerProduct:256`` or ``pool1=ReLU``, or ``[AFTER=]PROTOTXT``.
 

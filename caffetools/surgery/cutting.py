@@ -18,7 +18,7 @@ from caffetools.surgery.summary import summarize
 _NECK = {"Pooling", "Dropout", "Flatten"}
 
 
-def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, input_shape: Shape | None = None) -> list[Change]:
+def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None) -> list[Change]:
     """Take out of ``net``, in place, all that lies between layer ``name`` and the main classifier, which then reads the layer's blob.
 
     Layers that work in place on that blob (a ReLU) are part of it and stay. So does a pooling of the whole picture to one place before
@@ -28,7 +28,7 @@ def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, input
     Args:
         net: A ``NetParameter`` in today's form, for both phases.
         heads: The classifiers' names, where they are not to be found from the graph.
-        input_shape: (N, C, H, W) of the input, where the data layers do not tell; needed to know which pooling leaves one place.
+        shapes: of inputs, by blob (``""`` is the first), where the data layers do not tell; needed to know which pooling leaves one place.
 
     Raises:
         NetError: there is no such layer, it has several blobs, the classifier is not made from it or reads it already, or what would go
@@ -47,7 +47,7 @@ def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, input
     for phase in (TRAIN, TEST):
         graph = Graph(net, phase)
         if any(layer.name == name for layer in graph.layers.values()):
-            cut = _cut(graph, name, classifiers, _shapes(graph, phase, input_shape))
+            cut = _cut(graph, name, classifiers, _shapes(graph, phase, shapes or {}))
             gone |= cut.gone
             entries |= cut.entries
     before = [(graph, set(graph.outputs())) for graph in phases(net)]
@@ -158,10 +158,10 @@ def _neck(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape]) -> li
     return []
 
 
-def _shapes(graph: Graph, phase: int, input_shape: Shape | None) -> dict[int, Shape]:
+def _shapes(graph: Graph, phase: int, given: Mapping[str, Shape]) -> dict[int, Shape]:
     """The shape of each layer's first blob by the layer's place, as far as it is known."""
     try:
-        rows = summarize(graph.param, phase, shapes={} if input_shape is None else {"": input_shape}).layers
+        rows = summarize(graph.param, phase, shapes=given).layers
     except NetError:
         return {}  # what is wrong with the net is told where it is put together
     return {place: row.shapes[0] for place, row in zip(graph.layers, rows, strict=True) if row.shapes and row.shapes[0]}

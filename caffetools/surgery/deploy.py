@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.layers.base import Shape
-from caffetools.net.state import filter_net, make_state
+from caffetools.net.state import layer_included, make_state
 from caffetools.net.wiring import check_wiring
 from caffetools.proto.schema import TEST, NetParameter
 from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.graph import Graph, Use, names_in_use, phases
-from caffetools.surgery.heads import find_heads, loss_weight
-from caffetools.surgery.inputs import data_layers_to_inputs, is_data_layer
+from caffetools.surgery.graph import Graph, names_in_use
+from caffetools.surgery.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, named_shapes
+from caffetools.surgery.losses import ANSWERS, before_truth, check_without_truth, chosen_losses, is_judge, scores_of, truth_of
+from caffetools.surgery.summary import summarize
 
-# What turns a loss's scores into what it compares with the labels; "" where the scores are that already.
-_ANSWERS = {
-    "SoftmaxWithLoss": "Softmax",
-    "SigmoidCrossEntropyLoss": "Sigmoid",
-    "MultinomialLogisticLoss": "",
-    "InfogainLoss": "Softmax",
-    "HingeLoss": "",
-    "EuclideanLoss": "",
-}
-_JUDGES = {*_ANSWERS, "ContrastiveLoss", "Accuracy", "Silence"}
 _FILLERS = ("weight_filler", "bias_filler", "filler")
 
 
@@ -32,96 +23,117 @@ def deploy_from(
     train_val: Any,
     *,
     batch: int = 1,
-    input_shape: Shape | None = None,
+    input_shape: Shape | Mapping[str, Shape] | None = None,
     heads: Collection[str] | None = None,
     drop_dropout: bool = False,
 ) -> Any:
     """The deploy net of a net for training.
 
     Of several losses the one with the largest weight counts, of equals the last; what only the others and the accuracies need
-    goes. Its scores become a blob called ``prob``: by Softmax (Sigmoid for SigmoidCrossEntropyLoss), along the loss's axis.
+    goes. Its scores become a blob called ``prob``: by Softmax (Sigmoid for SigmoidCrossEntropyLoss), along the loss's axis. Losses on
+    embeddings leave the embedding, and so does a layer that mixes labels into what it makes (a margin): what it reads is the output.
     Learning rates, fillers, phase rules and loss weights go; names of shared parameters stay, and so does Dropout, which does
-    nothing in use. A net that has no loss keeps its outputs.
+    nothing in use. A net that has no loss, or whose TEST phase is a deploy net already, keeps its outputs.
 
     Args:
         train_val: A ``NetParameter`` of any age; it is not changed.
         batch: How many pictures at once, where ``input_shape`` does not say.
-        input_shape: (N, C, H, W) or (C, H, W) of the input; by default as the data layer of the TEST phase crops.
+        input_shape: (N, C, H, W) or (C, H, W) of the input, or shapes by blob; by default as the data layer of the TEST phase crops
+            (of the TRAIN phase, where there is no other).
         heads: What to keep of several losses: their names, those of their scores or of the layers that make them, or ``all``. The
             answers of more than one are called ``prob_LOSS``.
         drop_dropout: Take the Dropout layers out, which do nothing in use.
 
     Raises:
-        NetError: there is no such head, there is nothing to ship (no layer but data and losses), or the size of the input cannot be told.
+        NetError: there is no such head, there is nothing to ship (no layer but data and losses), what is to be shipped is made from
+            labels, or the size of an input cannot be told.
     """
     if not 1 <= batch < 2**31:
         raise NetError(f"a batch of {batch} is not possible; it must be from 1 to {2**31 - 1}")
     net = upgrade_net(train_val)
-    judges = _chosen_losses(net, heads)
-    tested = filter_net(net, make_state(TEST))
+    judges = chosen_losses(net, heads)
+    tested = _tested(net)
     graph = Graph(tested)
-    wanted = _wanted(graph, judges)
-    check_wiring(tested)
-    kept = [i for i in sorted(graph.needed(wanted)) if tested.layer[i].type not in _JUDGES]
+    if heads is None and _is_deployed(graph):
+        judges = []
+    truth = truth_of(graph, net)
+    answered = {judge.name: scores_of(graph, judge, truth) for judge in judges}
+    reached = {judge.name: [before_truth(graph, blob, truth) for blob in answered[judge.name]] for judge in judges}
+    wanted = [blob for judge in judges for blob in reached[judge.name]] or [
+        top for i, top in graph.outputs() if not is_judge(graph.layers[i])
+    ]
+    check_wiring(tested, net)
+    needed = graph.needed([(len(tested.layer), blob) for blob in wanted])
+    kept = [i for i in sorted(needed) if graph.layers[i].type not in ("Accuracy", "Silence")]
     if not any(tested.layer[i].bottom for i in kept):
         raise NetError(f"the net '{net.name}' has no layer that its outputs come from; nothing can be deployed")
-    deployed = NetParameter()
-    deployed.CopyFrom(tested)
-    deployed.ClearField("layer")
-    deployed.ClearField("state")
-    for i in kept:
-        deployed.layer.add().CopyFrom(tested.layer[i])
+    check_without_truth(graph, net, kept, truth)
+    deployed = _with_layers(tested, kept)
     _drop_labels(deployed)
-    shape = input_shape if input_shape is None or len(input_shape) == 4 else (batch, *input_shape)
-    read_data = [i for i, layer in enumerate(deployed.layer) if is_data_layer(layer)]
-    deployed = data_layers_to_inputs(deployed, {} if shape is None else {"": shape}, batch=batch)
-    for i in read_data:
-        _call_as_its_top(deployed, deployed.layer[i])
+    deployed = _with_inputs(deployed, named_shapes(tested, as_shapes(input_shape, batch)), batch)
     for layer in deployed.layer:
         _strip(layer)
     for judge in judges:
-        _answer(deployed, judge, "prob" if len(judges) == 1 else f"prob_{judge.name}")
+        if reached[judge.name] == answered[judge.name]:
+            _answer(deployed, judge, reached[judge.name][0], "prob" if len(judges) == 1 else f"prob_{judge.name}")
     if drop_dropout:
         _drop_dropout(deployed)
     return deployed
 
 
-def _chosen_losses(net: Any, heads: Collection[str] | None) -> list[Any]:
-    """The loss layers that the deployed net answers for; files may have them in the TRAIN phase only."""
-    losses = {}
-    for graph in phases(net):
-        losses.update({i: layer for i, layer in graph.layers.items() if layer.type in _ANSWERS and layer.bottom})
-    if heads is None:
-        ranked = sorted(losses.items(), key=lambda item: (loss_weight(item[1]), item[0]))
-        return [layer for _, layer in ranked[-1:]]
-    called = {layer.name: {layer.name, layer.bottom[0]} for layer in losses.values()}
-    for name, classifier in _classifiers(net):
-        called.get(name, set()).add(classifier)
-    for name in heads:
-        if name != "all" and not any(name in names for names in called.values()):
-            raise NetError(
-                f"the net '{net.name}' has no loss '{name}' to deploy for; its losses are {', '.join(called) or 'none'} (--heads)"
-            )
-    return [layer for _, layer in sorted(losses.items()) if "all" in heads or not called[layer.name].isdisjoint(heads)]
+def _tested(net: Any) -> Any:
+    """The net of the TEST phase; where it lacks what data layers of the TRAIN phase give, with those."""
+    state = make_state(TEST)
+    made = {top for layer in net.layer if layer_included(layer, state) for top in layer.top}
+    lacking = {blob for layer in net.layer if layer_included(layer, state) for blob in layer.bottom} - made
+    tested = NetParameter()
+    tested.CopyFrom(net)
+    tested.ClearField("layer")
+    for layer in net.layer:
+        if layer_included(layer, state) or (is_data_layer(layer) and not lacking.isdisjoint(layer.top)):
+            lacking.difference_update(layer.top)
+            tested.layer.add().CopyFrom(layer)
+    return tested
 
 
-def _classifiers(net: Any) -> list[tuple[str, str]]:
-    """(loss, classifier layer) as far as they can be told."""
-    try:
-        return [(head.judge, head.layer) for head in find_heads(net)]
-    except NetError:
-        return []
+def _is_deployed(graph: Graph) -> bool:
+    """Whether the file has its deploy net in it already, as those of DetectNet do: an Input, and nothing that judges."""
+    return any(layer.type == "Input" for layer in graph.layers.values()) and not any(map(is_judge, graph.layers.values()))
 
 
-def _wanted(graph: Graph, judges: list[Any]) -> list[Use]:
-    """What the deployed net must give, as bottoms of a layer behind all others; without a loss, the outputs themselves."""
-    end = len(graph.param.layer)
-    for judge in judges:
-        if graph.maker(end, judge.bottom[0]) is None:
-            raise NetError(f"what it reads, '{judge.bottom[0]}', is not made in the TEST phase", layer=judge.name)
-    if judges:
-        return [(end, judge.bottom[0]) for judge in judges]
-    return [(end, top) for i, top in graph.outputs() if graph.layers[i].type not in _JUDGES]
+def _with_layers(net: Any, places: list[int]) -> Any:
+    some = NetParameter()
+    some.CopyFrom(net)
+    some.ClearField("layer")
+    some.ClearField("state")
+    for i in places:
+        some.layer.add().CopyFrom(net.layer[i])
+    return some
+
+
+def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
+    """Data layers become inputs; the Slice that only takes one picture of a pair out of its input goes."""
+    read_data = [i for i, layer in enumerate(net.layer) if is_data_layer(layer)]
+    for i in read_data:
+        unknown = next((top for top in guessed_tops(net.layer[i]) if top not in shapes), None)
+        if unknown is not None:
+            raise NetError(f"the shape of its blob '{unknown}' is not known; give --input-shape {unknown}=SHAPE", layer=net.layer[i].name)
+    inputs = {top for layer in net.layer if not layer.bottom for top in layer.top}
+    net = data_layers_to_inputs(net, {name: shape for name, shape in shapes.items() if name in inputs}, batch=batch)
+    for i in read_data:
+        _call_as_its_top(net, net.layer[i])
+    read = {blob for layer in net.layer for blob in layer.bottom}
+    for place, layer in enumerate(net.layer):
+        tops = [top for top in layer.top if top in read]
+        source = next((other for other in net.layer if other.type == "Input" and list(other.top) == list(layer.bottom)), None)
+        if layer.type == "Slice" and source is not None and len(tops) == 1 < len(layer.top):
+            row = next(row for row in summarize(net).layers if row.name == layer.name)
+            source.top[:] = tops
+            source.input_param.shape[0].dim[:] = row.shapes[list(layer.top).index(tops[0])] or ()
+            _call_as_its_top(net, source)
+            del net.layer[place]
+            break
+    return net
 
 
 def _drop_labels(net: Any) -> None:
@@ -160,16 +172,16 @@ def _strip(layer: Any) -> None:
                     param.ClearField(filler)
 
 
-def _answer(net: Any, judge: Any, called: str) -> None:
+def _answer(net: Any, judge: Any, scores: str, called: str) -> None:
     """Append the layer that turns the scores into probabilities."""
-    kind = _ANSWERS[judge.type]
+    kind = ANSWERS.get(judge.type, "")
     if not kind:
         return
     used, name, again = names_in_use(net), called, 1
     while name in used:
         again += 1
         name = f"{called}_{again}"
-    layer = net.layer.add(name=name, type=kind, bottom=[judge.bottom[0]], top=[name])
+    layer = net.layer.add(name=name, type=kind, bottom=[scores], top=[name])
     if kind == "Softmax" and judge.HasField("softmax_param"):
         layer.softmax_param.CopyFrom(judge.softmax_param)
 

@@ -26,6 +26,7 @@ def solver_for(
     base_lr: float | None = None,
     snapshot_prefix: str = "snapshot",
     seed: int | None = None,
+    tested: bool = True,
 ) -> Any:
     """A ``SolverParameter`` for fine-tuning the net file ``net`` by SGD with momentum, in steps that each learn a tenth as fast.
 
@@ -38,7 +39,7 @@ def solver_for(
         like: The solver that the net was trained with: momentum and weight decay are kept, the base rate is a tenth of its own.
         base_lr: The base rate, where not a tenth of ``like``'s or 0.001.
         snapshot_prefix: The start of the snapshots' names.
-        seed: The random seed; None leaves it to chance.
+        seed: The random seed; None leaves it to chance. tested: whether the net has a TEST phase.
 
     Raises:
         CaffeToolsError: a number is out of its range.
@@ -55,8 +56,6 @@ def solver_for(
         base_lr = like.base_lr / 10 if like is not None and like.base_lr else 0.001
     solver = SolverParameter(
         net=net,
-        test_iter=[math.ceil(val_count / val_batch) if val_count else _TEST_BATCHES],
-        test_interval=max(1, min(per_epoch, max_iter)),
         base_lr=float(f"{base_lr:.6g}"),
         lr_policy="step",
         gamma=0.1,
@@ -68,6 +67,9 @@ def solver_for(
         snapshot=max(1, per_epoch * max(1, epochs // 4) if train_count else _TEST_INTERVAL * 4),
         snapshot_prefix=snapshot_prefix,
     )
+    if tested:
+        solver.test_iter.append(math.ceil(val_count / val_batch) if val_count else _TEST_BATCHES)
+        solver.test_interval = max(1, min(per_epoch, max_iter))
     if seed is not None:
         solver.random_seed = seed
     return solver

@@ -93,6 +93,12 @@ def phases(param: Any) -> list[Graph]:
     return [Graph(param, TRAIN), Graph(param, TEST)]
 
 
+def phases_present(param: Any) -> list[int]:
+    """The phases, TRAIN and TEST, in which ``param`` has layers that data comes from; both where none has."""
+    present = [phase for phase in (TRAIN, TEST) if any(layer.top and not layer.bottom for layer in Graph(param, phase).layers.values())]
+    return present or [TRAIN, TEST]
+
+
 def names_in_use(param: Any) -> set[str]:
     """Every name of a layer or a blob, whatever the phase."""
     layers = {layer.name for layer in param.layer}

@@ -23,7 +23,11 @@ _SOURCES = {
     "HDF5Data": "hdf5_data_param",
     "MemoryData": "memory_data_param",
     "WindowData": "window_data_param",
+    "AnnotatedData": "data_param",
 }
+# Data layers whose tops but the first are labels, and those of them that have one number a picture.
+LABELLED = {"Data", "ImageData", "MemoryData", "WindowData", "AnnotatedData", "ImageSegData", "DenseImageData"}
+_ONE_NUMBER = {"Data", "ImageData", "MemoryData", "WindowData"}
 
 
 def parse_shapes(texts: list[str]) -> dict[str, Shape]:
@@ -39,6 +43,17 @@ def parse_shapes(texts: list[str]) -> dict[str, Shape]:
             raise CaffeToolsError(f"'{text}' is no shape; write 1x3x227x227 (pictures, channels, height, width), or data=1x3x227x227")
         shapes[name] = tuple(int(n) for n in re.split("[x,]", sizes))
     return shapes
+
+
+def as_shapes(given: Shape | Mapping[str, Shape] | None, batch: int = 1) -> dict[str, Shape]:
+    """Shapes by blob (``""`` is the net's first input) from one shape or several; (C, H, W) and (values,) get the batch."""
+    shapes = {} if given is None else dict(given) if isinstance(given, Mapping) else {"": given}
+    return {name: (batch, *shape) if len(shape) in (1, 3) and not name else shape for name, shape in shapes.items()}
+
+
+def guessed_tops(layer: Any) -> list[str]:
+    """The tops of a data layer whose shapes are only guessed: labels of other layers than those that have one number a picture."""
+    return list(layer.top[1:]) if is_data_layer(layer) and layer.type not in _ONE_NUMBER else []
 
 
 def is_data_layer(layer: Any) -> bool:
@@ -108,6 +123,9 @@ def data_shape(layer: Any, batch: int | None = None) -> Shape:
     channels = stored[0] if stored else _channels(layer)
     if transform.crop_size:
         return (count, channels, transform.crop_size, transform.crop_size)
+    resized = transform.resize_param
+    if resized.height and resized.width:
+        return (count, channels, resized.height, resized.width)
     if layer.type == "ImageData" and source.new_height and source.new_width:
         return (count, channels, source.new_height, source.new_width)
     if stored:
@@ -120,7 +138,7 @@ def _data_shapes(layer: Any, given: Mapping[str, Shape], batch: int | None) -> l
     shape = given[first] if first in given else data_shape(layer, batch)
     if layer.type == "HDF5Data" and any(top not in given for top in layer.top[2:]):
         raise NetError("the shapes of its blobs are not known; give --input-shape NAME=SHAPE for each", layer=layer.name)
-    # All other tops are labels: one number a picture.
+    # All other tops are taken for labels, of one number a picture; see guessed_tops.
     return [shape] + [shape[:1]] * (len(layer.top) - 1)
 
 

@@ -14,6 +14,7 @@ from caffetools.proto.binary import Caffemodel, write_caffemodel
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import format_text
 from caffetools.surgery.finetune import solver_for
+from caffetools.surgery.graph import phases_present
 from caffetools.surgery.inputs import source_param
 from caffetools.surgery.sources import data_layers
 
@@ -44,6 +45,7 @@ def solver_in(net: Any, folder: Path, *, epochs: int, base_lr: float | None, see
         seed=seed,
         like=like,
         snapshot_prefix=str(folder / "snapshot"),
+        tested=TEST in phases_present(net),
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,21 @@ from caffetools.net.state import filter_net, make_state
 from caffetools.net.weights import read_weights
 from caffetools.net.wiring import check_wiring
 from caffetools.proto.binary import Caffemodel
-from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.schema import TRAIN
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.added import Depth
-from caffetools.surgery.adding import add_layers
-from caffetools.surgery.changes import Change
 from caffetools.surgery.comparison import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
-from caffetools.surgery.cutting import drop_after
 from caffetools.surgery.datasets import check_crops, fit_batches, read_databases
 from caffetools.surgery.deploy import deploy_from
+from caffetools.surgery.depth import Depth, retarget_to_depth
+from caffetools.surgery.graph import Graph, phases_present
 from caffetools.surgery.growing import Classes, grown_weights, trim_weights
+from caffetools.surgery.inputs import as_shapes
 from caffetools.surgery.learning import Tuning, tune
+from caffetools.surgery.losses import is_loss
 from caffetools.surgery.options import DataOptions, read_mean_option
 from caffetools.surgery.output import PathLike, check_free, solver_in, write_messages
-from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes, retarget
+from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes
 from caffetools.surgery.sources import set_sources
 from caffetools.surgery.summary import summarize
 
@@ -50,20 +50,14 @@ __all__ = [
 
 @dataclass
 class Project:
-    """The three messages, what was changed on the way, and where the net came from (``original``, in today's form)."""
+    """The three messages, what was changed on the way, where the net came from (``original``, in today's form), and inputs' shapes."""
 
     retargeted: Retargeted
     solver: Any
     deploy: Any
     source: Path
-    input_shape: Shape | None = None
+    shapes: dict[str, Shape] = field(default_factory=dict)
     original: Any = None
-
-    @property
-    def shapes(self) -> dict[str, Shape]:
-        """The input's shape as :func:`~caffetools.surgery.summary.summarize` takes it."""
-        shape = _with_batch(self.input_shape)
-        return {} if shape is None else {"": shape}
 
 
 def make_project(
@@ -81,7 +75,7 @@ def make_project(
     epochs: int = 20,
     base_lr: float | None = None,
     seed: int | None = None,
-    input_shape: Shape | None = None,
+    input_shape: Shape | Mapping[str, Shape] | None = None,
     weights: PathLike | None = None,
 ) -> Project:
     """Retarget the net in the file ``source`` to ``classes``, and make its solver and its deploy net. Nothing is written.
@@ -94,7 +88,7 @@ def make_project(
         tuning: How the layers learn. depth: which layers go, and which come in; by default none.
         epochs: Passes over the training pictures, which are counted where the database is there.
         base_lr, seed: the solver's, where not as :func:`~caffetools.surgery.finetune.solver_for` chooses.
-        input_shape: (N, C, H, W) or (C, H, W) of the deployed net's input, where the data layers do not tell.
+        input_shape: (N, C, H, W) or (C, H, W) of the deployed net's input, or shapes by blob, where the data layers do not tell.
         weights: The .caffemodel that training is to start from: no new classifier gets the name of a layer in it.
 
     Raises:
@@ -104,51 +98,25 @@ def make_project(
     check_classes(classes)
     options = (data or DataOptions()).with_dataset(dataset)
     settings = options.settings()
-    tuning = tuning or Tuning()
+    tuning, shapes = tuning or Tuning(), as_shapes(input_shape)
     param = read_net(source)
     with located(source):
         _check_wiring(param)
         taken = read_weights(weights).blobs if weights is not None else ()
         original = upgrade_net(param)
-        made = _retargeted(original, classes, depth or Depth(), tuning, head_lr_mult, heads, taken, input_shape)
+        made = retarget_to_depth(original, classes, depth or Depth(), tuning, shapes, head_lr_mult=head_lr_mult, heads=heads, taken=taken)
         made.changes += tune(made.train_val, tuning, made.anew)
         made.changes += read_databases(made.train_val) if dataset is not None else []
         made.changes += set_sources(made.train_val, **settings)
         if dataset is not None:
             check_crops(made.train_val, dataset)
             made.changes += fit_batches(made.train_val, dataset, train=options.train_batch is None, val=options.val_batch is None)
-        if not any(layer.type.endswith("Loss") for layer in made.train_val.layer):
-            raise NetError(f"the net '{made.train_val.name}' has no loss, so it cannot be trained; give its train_val prototxt")
-        deploy = deploy_from(made.train_val, input_shape=input_shape)
-        _check(made.train_val, deploy, input_shape)
+        _check_loss(made.train_val)
+        deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if made.judge else None)
+        _check(made.train_val, deploy, shapes)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
-    return Project(made, solver, deploy, source, input_shape, original)
-
-
-def _retargeted(
-    net: Any,
-    classes: int,
-    depth: Depth,
-    tuning: Tuning,
-    head_lr_mult: float,
-    heads: Iterable[str] | None,
-    taken: Iterable[str],
-    input_shape: Shape | None,
-) -> Retargeted:
-    """``net`` with other classes and of other depth; it is not changed."""
-    names = None if heads is None else list(heads)
-    cut, changes = NetParameter(), list[Change]()
-    cut.CopyFrom(net)
-    if depth.drop_after is not None:
-        changes = drop_after(cut, depth.drop_after, heads=names, input_shape=_with_batch(input_shape))
-    made = retarget(cut, classes, head_lr_mult=head_lr_mult, filler=tuning.filler, heads=names, keep_names=tuning.keep_names, taken=taken)
-    if depth.add:
-        names = None if names is None else [made.renamed[name] for name in names]
-        added, made.added = add_layers(made.train_val, depth.add, heads=names, lr_mult=head_lr_mult, filler=tuning.filler, taken=taken)
-        changes += added
-    made.changes = changes + made.changes
-    return made
+    return Project(made, solver, deploy, source, shapes, original)
 
 
 def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Comparison:
@@ -161,7 +129,8 @@ def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Co
         NetError: a layer that is not made anew has others in the file, so that training would refuse it.
         ModelFileError: the file cannot be read.
     """
-    comparison = compare_weights(summarize(project.retargeted.train_val, TRAIN, shapes=project.shapes), read_weights(weights))
+    net = project.retargeted.train_val
+    comparison = compare_weights(summarize(net, TRAIN, shapes=_shapes_in(net, TRAIN, project.shapes)), read_weights(weights))
     anew = project.retargeted.anew
     for layer in comparison.layers:
         if trimmed and layer.layer in anew:
@@ -193,7 +162,7 @@ def starting_weights(project: Project, weights: PathLike, classes: Classes | Non
     model = read_weights(weights)
     if classes is None:
         return trim_weights(model, made.train_val, made.renamed)
-    rows = summarize(made.train_val, TRAIN, shapes=project.shapes).layers
+    rows = summarize(made.train_val, TRAIN, shapes=_shapes_in(made.train_val, TRAIN, project.shapes)).layers
     shapes = {row.name: row.parameters or [] for row in rows}
     return grown_weights(model, project.original, made.train_val, made.renamed, shapes, classes)
 
@@ -208,20 +177,29 @@ def write_project(project: Project, folder: PathLike, weights: Caffemodel | None
     return write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights)
 
 
-def _with_batch(shape: Shape | None) -> Shape | None:
-    """(N, C, H, W) of an input shape that may lack N."""
-    return shape if shape is None or len(shape) == 4 else (1, *shape)
-
-
-def _check(train_val: Any, deploy: Any, input_shape: Shape | None) -> None:
+def _check(train_val: Any, deploy: Any, shapes: Mapping[str, Shape]) -> None:
     """Raise :class:`NetError` where the nets cannot be put together, as far as that can be told without running them."""
-    shape = _with_batch(input_shape)
-    for phase in (TRAIN, TEST):
-        summarize(train_val, phase, shapes={} if shape is None else {"": shape})
+    for phase in phases_present(train_val):
+        summarize(train_val, phase, shapes=_shapes_in(train_val, phase, shapes))
     summarize(deploy)
+
+
+def _check_loss(net: Any) -> None:
+    if not any(is_loss(layer) for layer in net.layer):
+        raise NetError(
+            f"the net '{net.name}' has no loss, so it cannot be trained; give its train_val prototxt, "
+            "or make one of it first (caffetools trainable)"
+        )
+
+
+def _shapes_in(net: Any, phase: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Those of ``shapes`` that are of inputs of the phase."""
+    inputs = {top for layer in Graph(net, phase).layers.values() if not layer.bottom for top in layer.top}
+    return {name: shape for name, shape in shapes.items() if not name or name in inputs}
 
 
 def _check_wiring(param: Any) -> None:
     """Raise :class:`NetError` where a bottom is missing, while the layers still have the names that the user gave them."""
-    for phase in (TRAIN, TEST):
-        check_wiring(filter_net(upgrade_net(param), make_state(phase)))
+    net = upgrade_net(param)
+    for phase in phases_present(net):
+        check_wiring(filter_net(net, make_state(phase)), net)

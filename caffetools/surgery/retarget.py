@@ -14,7 +14,7 @@ from caffetools.proto.schema import NetParameter
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.changes import Change, number
 from caffetools.surgery.graph import names_in_use, rename_blob
-from caffetools.surgery.heads import CLASSIFIERS, Head, classifier_param, find_heads
+from caffetools.surgery.heads import CLASSIFIERS, Head, classifier_param, find_heads, main_head
 from caffetools.surgery.learning import describe_filler
 
 # How much faster than the rest a new classifier learns, as in Caffe's fine-tuning examples.
@@ -31,12 +31,14 @@ class Retargeted:
     Attributes:
         train_val: the ``NetParameter``. changes: what differs from the net given, layer by layer.
         renamed: old name → new name of every layer that starts anew. added: the layers that the net had nothing of before.
+        judge: the loss that reads the main classifier; "" where that is not known.
     """
 
     train_val: Any
     changes: list[Change] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
+    judge: str = ""
 
     @property
     def anew(self) -> set[str]:
@@ -84,7 +86,7 @@ def retarget(
         counts = ", ".join(f"'{head.layer}' has {head.num_output}" for head in found)
         raise NetError(f"the net's classifiers do not tell the same classes: {counts}; name those to retarget (--head)")
     _check_sharing(net, found)
-    result = Retargeted(net)
+    result = Retargeted(net, judge=main_head(found).judge)
     usual, names = _usual_rate(net, found), frozenset(taken)
     for head in found:
         fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.num_output, classes, suffix, names)

@@ -13,7 +13,7 @@ from caffetools.net.state import filter_net, make_state
 from caffetools.net.wiring import check_wiring
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.inputs import as_input, is_data_layer, named_shapes
+from caffetools.surgery.inputs import as_input, guessed_tops, is_data_layer, named_shapes
 
 _FLOAT = 4  # bytes
 _UNKNOWN_TYPE = "the type "
@@ -90,15 +90,23 @@ def summarize(param: Any, phase: int = TEST, *, shapes: Mapping[str, Shape] | No
     Raises:
         NetError: a bottom is made by no layer before it, or the shapes do not fit a layer whose type is known.
     """
-    net = filter_net(upgrade_net(param), make_state(phase))
-    check_wiring(net)
+    whole = upgrade_net(param)
+    net = filter_net(whole, make_state(phase))
+    check_wiring(net, whole)
     given = named_shapes(net, shapes or {})
     summary = Summary(str(net.name), "TRAIN" if phase == TRAIN else "TEST")
     known: dict[str, Shape | None] = {}
     owners: set[str] = set()
+    guessed = {top for layer in net.layer for top in guessed_tops(layer)} - given.keys()
     for layer in net.layer:
         layer.phase = phase
-        row = _describe(layer, [known[bottom] for bottom in layer.bottom], phase, given, batch)
+        try:
+            row = _describe(layer, [known[bottom] for bottom in layer.bottom], phase, given, batch)
+        except NetError:
+            guess = next((bottom for bottom in layer.bottom if bottom in guessed), None)
+            if guess is None:
+                raise
+            row = _undescribed(layer, f"the shape of '{guess}' is not known; give --input-shape {guess}=SHAPE")
         known.update(zip(row.tops, row.shapes, strict=True))
         names = [spec.name for spec in layer.param] + [""] * len(row.parameters or ())
         for shape, name in zip(row.parameters or (), names, strict=False):
@@ -111,8 +119,12 @@ def summarize(param: Any, phase: int = TEST, *, shapes: Mapping[str, Shape] | No
     return summary
 
 
+def _undescribed(param: Any, note: str = "") -> LayerSummary:
+    return LayerSummary(param.name, param.type, list(param.bottom), list(param.top), [None] * len(param.top), note=note)
+
+
 def _describe(param: Any, bottoms: list[Shape | None], phase: int, given: Mapping[str, Shape], batch: int | None) -> LayerSummary:
-    row = LayerSummary(param.name, param.type, list(param.bottom), list(param.top), [None] * len(param.top))
+    row = _undescribed(param)
     layer_class = layer_types().get(param.type)
     if param.type == "Input" or is_data_layer(param):
         row.parameters = []

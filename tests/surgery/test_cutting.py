@@ -138,7 +138,7 @@ def test_after_whatever_layer_a_net_is_cut_the_rest_is_whole(model: str) -> None
         net = NetParameter()
         net.CopyFrom(whole)
         try:
-            drop_after(net, name, input_shape=None if shape is None else shape[""])
+            drop_after(net, name, shapes=shape)
         except NetError as error:
             assert "drop-after" in str(error), name
             continue

@@ -1,0 +1,153 @@
+"""What a net for training is judged by: its losses, the scores that they read, and the truth that is there in training only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from caffetools.errors import NetError
+from caffetools.layers.registry import layer_types
+from caffetools.surgery.graph import Graph, Use, phases
+from caffetools.surgery.heads import find_heads, loss_weight
+from caffetools.surgery.inputs import LABELLED, is_data_layer
+
+# What turns a loss's scores into what it compares with the labels; "" where the scores are that already.
+ANSWERS = {
+    "SoftmaxWithLoss": "Softmax",
+    "SigmoidCrossEntropyLoss": "Sigmoid",
+    "MultinomialLogisticLoss": "",
+    "InfogainLoss": "Softmax",
+    "HingeLoss": "",
+    "EuclideanLoss": "",
+}
+# Losses on embeddings: of two or three pictures' the first is the net's output.
+_METRIC = {"ContrastiveLoss", "TripletLoss", "CenterLoss"}
+
+
+def is_loss(layer: Any) -> bool:
+    """Whether ``layer`` adds to what training makes small: by its type's name, or by its loss_weight."""
+    return bool(layer.type.endswith("Loss") or any(layer.loss_weight))
+
+
+def is_judge(layer: Any) -> bool:
+    """Whether ``layer`` only tells how good the net is, or keeps a blob quiet."""
+    return is_loss(layer) or layer.type in ("Accuracy", "Silence")
+
+
+def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
+    """The loss layers that a deploy net of ``net`` answers for; files may have them in the TRAIN phase only.
+
+    By default the one with the largest weight, of equals the last; losses that compare scores with labels come before all others.
+    ``heads`` names others: losses, their scores, the layers that make them, or ``all``.
+
+    Raises:
+        NetError: there is no such loss.
+    """
+    losses = _losses(net)
+    if heads is None:
+        usual = {i: layer for i, layer in losses.items() if layer.type in ANSWERS} or losses
+        ranked = sorted(usual.items(), key=lambda item: (loss_weight(item[1]), item[0]))
+        return [layer for _, layer in ranked[-1:]]
+    called = {layer.name: {layer.name, layer.bottom[0]} for layer in losses.values()}
+    for name, classifier in _classifiers(net):
+        called.get(name, set()).add(classifier)
+    for name in heads:
+        if name != "all" and not any(name in names for names in called.values()):
+            raise NetError(
+                f"the net '{net.name}' has no loss '{name}' to deploy for; its losses are {', '.join(called) or 'none'} (--heads)"
+            )
+    # A file may have a loss once a phase.
+    by_name = {layer.name: layer for _, layer in sorted(losses.items())}
+    return [layer for name, layer in by_name.items() if "all" in heads or not called[name].isdisjoint(heads)]
+
+
+def left_out(net: Any, heads: Collection[str] | None = None) -> list[str]:
+    """The names of the losses that a deploy net of ``net`` does not answer for."""
+    chosen = {layer.name for layer in chosen_losses(net, heads)}
+    return list(dict.fromkeys(layer.name for layer in _losses(net).values() if layer.name not in chosen))
+
+
+def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
+    """The blobs that ``loss`` judges: the first that it reads; of an unknown loss all but the truth.
+
+    Args:
+        graph: of the phase that is deployed; the loss itself may be in another. truth: see :func:`truth_of`.
+
+    Raises:
+        NetError: they are not made in that phase.
+    """
+    end = len(graph.param.layer)
+    known = loss.type in ANSWERS or loss.type in _METRIC or not loss.type.endswith("Loss")
+    bottoms = [blob for blob in loss.bottom if (graph.maker(end, blob), blob) not in truth]
+    bottoms = list(loss.bottom[:1]) if known or not bottoms else bottoms
+    for blob in bottoms:
+        if graph.maker(end, blob) is None:
+            raise NetError(f"what it reads, '{blob}', is not made in the TEST phase", layer=loss.name)
+    maker = graph.layers[graph.maker(end, bottoms[0]) or 0]
+    if loss.type in _METRIC and maker.type == "Slice" and maker.slice_param.axis == 0 and maker.bottom:
+        # The pictures of a batch, told apart only to be compared.
+        return list(maker.bottom)
+    return bottoms
+
+
+def truth_of(graph: Graph, net: Any) -> set[Use]:
+    """(place of the maker, blob) of what is known of the pictures in training only: labels, and what is made from nothing else.
+
+    Tops of data layers that hold labels by their type, or that a loss or an accuracy of ``net`` (in either phase) reads beside scores.
+    """
+    compared = {blob for layer in net.layer if is_judge(layer) for blob in layer.bottom[1:]}
+    truth: set[Use] = set()
+    first = True
+    for i, layer in graph.layers.items():
+        if is_data_layer(layer) or (layer.type in ("Input", "DummyData") and layer.top):
+            for k, top in enumerate(layer.top):
+                if (k > 0 or not first) and (top in compared or (k > 0 and layer.type in LABELLED)):
+                    truth.add((i, top))
+            first = False
+        elif layer.bottom and all((graph.maker(i, blob), blob) in truth for blob in layer.bottom):
+            truth |= {(i, top) for top in layer.top}
+    return truth
+
+
+def before_truth(graph: Graph, blob: str, truth: Collection[Use]) -> str:
+    """``blob``, or what it is made from before a layer mixed truth into it: the embedding below a margin, boxes before their mask."""
+    at = len(graph.param.layer)
+    while (maker := graph.maker(at, blob)) is not None:
+        reads = [(graph.maker(maker, bottom), bottom) for bottom in graph.layers[maker].bottom]
+        if not any(use in truth for use in reads) or all(use in truth for use in reads):
+            break
+        at, blob = maker, next(bottom for place, bottom in reads if (place, bottom) not in truth)
+    return blob
+
+
+def check_without_truth(graph: Graph, net: Any, kept: Collection[int], truth: Collection[Use]) -> None:
+    """Raise :class:`NetError` where a layer that is to be deployed needs what is there in training only, or makes it."""
+    compared = {blob: layer for layer in net.layer if is_loss(layer) for blob in layer.bottom[1:]}
+    for i in sorted(kept):
+        layer = graph.layers[i]
+        for bottom in layer.bottom:
+            if (graph.maker(i, bottom), bottom) in truth:
+                raise NetError(
+                    f"reads '{bottom}', which tells the truth and is not there in use, and what is to be deployed is made from it; "
+                    "in use this layer must go or be another one: change that in the file first",
+                    layer=layer.name,
+                )
+        targets = [top for top in layer.top if top in compared]
+        if targets and layer.bottom and (layer.type == "Python" or layer.type not in layer_types()):
+            raise NetError(
+                f"makes '{targets[0]}' for the loss '{compared[targets[0]].name}', so it is a layer for training; "
+                "in use this layer must go or be another one: change that in the file first",
+                layer=layer.name,
+            )
+
+
+def _losses(net: Any) -> dict[int, Any]:
+    return {i: layer for graph in phases(net) for i, layer in graph.layers.items() if is_loss(layer) and layer.bottom}
+
+
+def _classifiers(net: Any) -> list[tuple[str, str]]:
+    """(loss, classifier layer) as far as they can be told."""
+    try:
+        return [(head.judge, head.layer) for head in find_heads(net)]
+    except NetError:
+        return []
