@@ -46,9 +46,8 @@ def deploy(
     from caffetools.net.net import located
     from caffetools.proto.binary import write_caffemodel
     from caffetools.proto.text import read_net, write_prototxt
-    from caffetools.surgery.deploy import deploy_from
+    from caffetools.surgery.deploy import deploy_from, left_out
     from caffetools.surgery.inputs import parse_shapes
-    from caffetools.surgery.losses import left_out
     from caffetools.surgery.summary import summarize
 
     if fold_bn != (weights is not None):

@@ -136,7 +136,7 @@ def _write(made: Project, out: Path, taken: Path | None, weights: Path | None, g
     comparison = project.compare(made, weights, trimmed=taken is not None) if weights is not None else None
     starting = project.starting_weights(made, taken, grown) if taken is not None else None
     files = project.write_project(made, out, starting)
-    _note_unknown(made.retargeted, files[0])
+    _note(made.retargeted, files[0])
     if as_json:
         print_json(_as_json(made.retargeted, comparison, files))
         return
@@ -153,11 +153,14 @@ def _write(made: Project, out: Path, taken: Path | None, weights: Path | None, g
     console.print(f"Next: caffetools train {out / 'solver.prototxt'}{start}", markup=False)
 
 
-def _note_unknown(retargeted: Retargeted, file: Path) -> None:
+def _note(retargeted: Retargeted, file: Path) -> None:
+    from caffetools.surgery.graph import phases_present
     from caffetools.surgery.summary import summarize
 
-    for row in summarize(retargeted.train_val).unknown_types:
+    for row in summarize(retargeted.train_val, phases_present(retargeted.train_val)[-1]).unknown_types:
         note(f"{file}: layer '{row.name}': {row.note}; it stays as it is")
+    for left in retargeted.notes:
+        note(f"{file}: {left}; change it by hand")
 
 
 def _taken(weights: Path | None, wanted: bool) -> Path | None:

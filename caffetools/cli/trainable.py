@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console
+from caffetools.cli.show import console, note
 from caffetools.cli.tables import print_table
 
 
@@ -44,6 +44,8 @@ def trainable(
     made = make_trainable(deploy, out, data=data, dataset=card, scale=scale, epochs=epochs, base_lr=base_lr, seed=seed)
     files = write_trainable(made, out, force=force)
     print_table(("Layer", "What", "Was", "Is"), [(c.layer, c.what, c.before, c.after) for c in made.changes])
+    for told in made.notes:
+        note(f"{files[0]}: {told}")
     for path in files:
         console.print(f"Wrote {path}", markup=False)
     console.print(f"Next: caffetools train {files[1]} --weights the .caffemodel of {deploy.name}", markup=False)

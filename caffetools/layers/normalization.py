@@ -21,6 +21,8 @@ class BatchNorm(Layer):
     batch's own, and the sums are renewed: sum = fraction · sum + new, the variance corrected by m / (m − 1).
     Blobs: sum of means (C), sum of variances (C), their weight (1): never learned. Ioffe & Szegedy (2015); batch_norm_layer.cpp.
     NVCaffe's ``scale_bias`` (or its scale_filler or bias_filler) adds two that are: y · scale + bias, each (C), starting at 1 and 0.
+    Its statistics are no sums but averages, mean = fraction · mean + (1 − fraction) · new, the variance not corrected, and their weight
+    stays 1; the first batch's are taken as they are; whatever the file says of their rates, they are not learned.
     """
 
     NEEDS_TOP = False
@@ -28,13 +30,14 @@ class BatchNorm(Layer):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
-        for shape in ((self.channels,), (self.channels,), (1,)):
+        for shape in ((self.channels,), (self.channels,)):
             self.declare_blob(shape, learnable=False)
+        self.declare_blob((1,), FillerParameter(value=1.0) if self.scale_bias else None, learnable=False)
         if self.scale_bias:
             param = self.param.batch_norm_param
             self.declare_blob((self.channels,), param.scale_filler if param.HasField("scale_filler") else FillerParameter(value=1.0))
             self.declare_blob((self.channels,), param.bias_filler)
-        for spec in self.param.param[:3]:
+        for spec in self.param.param[: 0 if self.scale_bias else 3]:
             if spec.HasField("lr_mult") and spec.lr_mult != 0:
                 raise self.error("its running sums are not learned: lr_mult must be 0 or not given")
         return [bottoms[0]]
@@ -46,13 +49,19 @@ class BatchNorm(Layer):
         return bool(param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler"))
 
     @property
+    def eps(self) -> float:
+        """What is added to the variance; NVCaffe takes no less than 1e-5."""
+        eps = float(self.param.batch_norm_param.eps)
+        return max(eps, 1e-5) if self.scale_bias else eps
+
+    @property
     def global_stats(self) -> bool:
         """Whether the running sums are used, rather than the batch's own mean and variance."""
         param = self.param.batch_norm_param
         return bool(param.use_global_stats) if param.HasField("use_global_stats") else not self.training
 
     def forward(self, x: Tensor) -> Tensor:
-        shape, eps = x.shape, self.param.batch_norm_param.eps
+        shape, eps = x.shape, self.eps
         if x.dim() < 2:
             x = x.reshape(-1, 1)
         scale, bias = (self.blobs[3], self.blobs[4]) if self.scale_bias else (None, None)
@@ -70,7 +79,8 @@ class BatchNorm(Layer):
             # With momentum 1 torch leaves the batch's mean and corrected variance in these two.
             mean, variance = torch.zeros_like(self.blobs[0]), torch.zeros_like(self.blobs[1])
             y = torch.batch_norm(x, scale, bias, mean, variance, True, 1.0, eps, False)
-            self._renew(mean, variance)
+            count = x.numel() // self.channels
+            self._renew(mean, variance * ((count - 1) / count) if self.scale_bias else variance)
         return y.reshape(shape)
 
     def running(self) -> tuple[Tensor, Tensor]:
@@ -83,6 +93,11 @@ class BatchNorm(Layer):
     def _renew(self, mean: Tensor, variance: Tensor) -> None:
         fraction = self.param.batch_norm_param.moving_average_fraction
         with torch.no_grad():
+            if self.scale_bias:
+                kept = fraction if bool(self.blobs[1].any()) else 0.0
+                self.blobs[0].mul_(kept).add_(mean, alpha=1 - kept)
+                self.blobs[1].mul_(kept).add_(variance, alpha=1 - kept)
+                return
             self.blobs[2].mul_(fraction).add_(1.0)
             self.blobs[0].mul_(fraction).add_(mean)
             self.blobs[1].mul_(fraction).add_(variance)
@@ -95,7 +110,7 @@ class BatchNorm(Layer):
             scale, bias = self.array(3), self.array(4)
         arrays = [scale, bias, *(t.cpu().numpy() for t in self.running())]
         names = [graph.constant(s, a) for s, a in zip(("scale", "shift", "mean", "variance"), arrays, strict=True)]
-        graph.node("BatchNormalization", [self.bottoms[0], *names], self.tops, epsilon=self.param.batch_norm_param.eps)
+        graph.node("BatchNormalization", [self.bottoms[0], *names], self.tops, epsilon=self.eps)
 
 
 @register("MVN")

@@ -11,7 +11,7 @@ from caffetools.surgery.added import AddedLayer
 from caffetools.surgery.changes import Change
 from caffetools.surgery.cutting import end_of_blob
 from caffetools.surgery.graph import names_in_use, phases
-from caffetools.surgery.heads import CLASSIFIERS, classifier_param, find_heads, main_head
+from caffetools.surgery.heads import LINEAR, classifier_param, find_heads, main_head
 from caffetools.surgery.learning import spread_rates
 
 # What a new layer is called, where its type's own name is longer than people write it.
@@ -104,7 +104,7 @@ class _Adding:
         return name
 
     def _learn(self, layer: Any) -> None:
-        if layer.type in CLASSIFIERS:
+        if layer.type in LINEAR:
             param = classifier_param(layer)
             if not param.HasField("weight_filler"):
                 # Zeros, the default, would keep all gradients from the layers below.

@@ -13,7 +13,7 @@ from caffetools.proto.schema import TEST, NetParameter
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.graph import Graph, names_in_use
 from caffetools.surgery.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, named_shapes
-from caffetools.surgery.losses import ANSWERS, before_truth, check_without_truth, chosen_losses, is_judge, scores_of, truth_of
+from caffetools.surgery.losses import ANSWERS, before_truth, check_without_truth, chosen_losses, is_judge, losses_of, scores_of, truth_of
 from caffetools.surgery.summary import summarize
 
 _FILLERS = ("weight_filler", "bias_filler", "filler")
@@ -79,6 +79,15 @@ def deploy_from(
     if drop_dropout:
         _drop_dropout(deployed)
     return deployed
+
+
+def left_out(train_val: Any, heads: Collection[str] | None = None) -> list[str]:
+    """The names of the losses that the deploy net of ``train_val`` does not answer for."""
+    net = upgrade_net(train_val)
+    if heads is None and _is_deployed(Graph(_tested(net))):
+        return []
+    chosen = {layer.name for layer in chosen_losses(net, heads)}
+    return list(dict.fromkeys(layer.name for layer in losses_of(net).values() if layer.name not in chosen))
 
 
 def _tested(net: Any) -> Any:

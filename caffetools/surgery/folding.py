@@ -17,7 +17,7 @@ from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array
 from caffetools.proto.schema import TEST, NetParameter
 from caffetools.surgery.graph import Graph
-from caffetools.surgery.heads import CLASSIFIERS, classifier_param
+from caffetools.surgery.heads import LINEAR, classifier_param
 
 # Of an output's largest value: what folding may change.
 TOLERANCE = 1e-5
@@ -107,7 +107,7 @@ def largest_difference(
 def _chain(graph: Graph, index: int) -> list[int]:
     """The BatchNorm and the Scale behind the layer at ``index`` that can go into it."""
     layer = graph.layers[index]
-    if layer.type not in CLASSIFIERS or len(layer.top) != 1 or any(spec.name for spec in layer.param):
+    if layer.type not in LINEAR or len(layer.top) != 1 or any(spec.name for spec in layer.param):
         return []
     if layer.type == "InnerProduct" and (layer.inner_product_param.transpose or layer.inner_product_param.axis != 1):
         return []

@@ -84,6 +84,8 @@ def grown_weights(
         heads = Caffemodel(type(net)(), {})
         for old, new in renamed.items():
             before, after = (next(layer for layer in n.layer if layer.name == name) for n, name in ((old_net, old), (net, new)))
+            if before.type == "Deconvolution":
+                continue  # it starts from bilinear interpolation, whatever the classes
             if before.type in CLASSIFIERS and classifier_param(before).num_output != len(classes.old):
                 outputs = classifier_param(before).num_output
                 raise CaffeToolsError(f"the old labels are {len(classes.old)}, but layer '{old}' has {outputs} outputs (--grow-from)")
@@ -108,6 +110,8 @@ def _fresh(layer: Any, shapes: list[Shape], arrays: Sequence[Array]) -> list[Arr
             param = classifier_param(layer)
             name = "weight_filler" if index == 0 else "bias_filler"
             fill(data, getattr(param, name) if param.HasField(name) else None)
+        elif layer.type == "CenterLoss":
+            fill(data, layer.center_loss_param.center_filler)
         elif layer.type == "Scale" and index == 0:
             data.fill_(1)
         elif layer.type == "PReLU":

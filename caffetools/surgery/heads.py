@@ -7,18 +7,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.errors import NetError
+from caffetools.errors import NetError, did_you_mean
 from caffetools.surgery.graph import Graph, phases
 
 # Losses that compare one score a class with a label.
-CLASS_LOSSES = ("SoftmaxWithLoss", "MultinomialLogisticLoss", "HingeLoss", "SigmoidCrossEntropyLoss")
-CLASSIFIERS = {"InnerProduct": "inner_product_param", "Convolution": "convolution_param"}
+CLASS_LOSSES = ("SoftmaxWithLoss", "MultinomialLogisticLoss", "InfogainLoss", "HingeLoss", "SigmoidCrossEntropyLoss")
+# Layers with one weighted sum of their input for each output, and the part that says how many; the last kind also reads the label.
+LINEAR = {"InnerProduct": "inner_product_param", "Convolution": "convolution_param"}
+CLASSIFIERS = {**LINEAR, "MarginInnerProduct": "margin_inner_product_param"}
 
 # What may stand between a classifier and its loss: the classes stay where they are, each by itself.
-_ELEMENTWISE = ("ReLU", "ELU", "Sigmoid", "TanH", "BNLL", "AbsVal", "Power", "Exp", "Log", "Dropout")
-_KEEPS_CLASSES = {*_ELEMENTWISE, "Pooling", "Flatten", "Softmax", "Split"}
+_ELEMENTWISE = {"ReLU", "ELU", "Sigmoid", "TanH", "BNLL", "AbsVal", "Power", "Exp", "Log", "Clip", "Dropout"}
+_FORKS_ELEMENTWISE = {"ReLU6", "SELU", "SeLu", "Swish", "HSwish", "HardSwish", "HSigmoid", "Mish"}
+_OF_PLACES = {"Pooling", "Flatten", "Crop", "Interp", "Upsample"}
+_KEEPS_CLASSES = {*_ELEMENTWISE, *_FORKS_ELEMENTWISE, *_OF_PLACES, "Softmax", "Split"}
 # Likewise, but with parameters of their own for each class.
-_CLASSWISE = {"BatchNorm", "Scale", "Bias", "PReLU"}
+_CLASSWISE = {"BatchNorm", "BN", "Scale", "Bias", "PReLU"}
+
+
+class _Unknown(NetError):
+    """Nobody can tell from the graph where the classifier is."""
+
+
+class _Reshaped(NetError):
+    """The outputs of the layer ``classifier`` are no classes each."""
+
+    classifier = ""
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Head:
     Attributes:
         layer, type_name, num_output: its name, Caffe type and number of classes.
         judge: the loss (of a deploy net: the Softmax) that reads it. weight: that loss's weight.
-        followers: layers between the two that have parameters for each class, such as a Scale.
+        followers: layers between the two that have parameters for each class, such as a Scale, or a Deconvolution that enlarges maps.
         reshapes: Reshape layers between the two, whose shape may name the number of classes.
     """
 
@@ -125,7 +139,7 @@ def _classifiers(graph: Graph, index: int) -> list[Head]:
     """Follow the first bottom of the layer at ``index`` up to its classifiers."""
     judge = graph.layers[index]
     if not judge.bottom:
-        raise NetError(f"no classifier was found above {judge.type} '{judge.name}': it reads nothing", layer=judge.name)
+        raise _Unknown(f"no classifier was found above {judge.type} '{judge.name}': it reads nothing", layer=judge.name)
     return _follow(graph, judge, index, judge.bottom[0], (), ())
 
 
@@ -136,24 +150,24 @@ def _follow(graph: Graph, judge: Any, index: int, blob: str, followers: tuple[st
         layer = graph.layers[maker]
         if layer.type in CLASSIFIERS:
             outputs = classifier_param(layer).num_output
-            _check_reshapes(graph, reshapes, outputs)
+            _check_reshapes(graph, reshapes, layer, outputs)
             return [Head(layer.name, layer.type, outputs, judge.name, loss_weight(judge), followers, reshapes)]
-        if layer.type in _CLASSWISE and len(layer.bottom) == 1:
+        if (layer.type in _CLASSWISE and len(layer.bottom) == 1) or layer.type == "Deconvolution":
             followers += (layer.name,)
         elif layer.type == "Reshape" and _keeps_classes(layer):
             reshapes += (layer.name,)
         elif layer.type == "Eltwise" and len(layer.bottom) > 1:
-            with suppress(NetError):
+            with suppress(_Unknown):
                 # Where two branches meet, each must end in a classifier.
                 return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, judge, maker, b, followers, reshapes)]
             raise _not_found(at, where, layer)
         elif layer.type not in _KEEPS_CLASSES:
             raise _not_found(at, where, layer)
-    raise NetError(f"no classifier was found above {at}: {where} are an input of the net", layer=judge.name)
+    raise _Unknown(f"no classifier was found above {at}: {where} are an input of the net", layer=judge.name)
 
 
 def _not_found(at: str, where: str, layer: Any) -> NetError:
-    return NetError(
+    return _Unknown(
         f"no classifier was found above {at}: looked for an InnerProduct or Convolution, but {where} come from this "
         f"{layer.type} layer; name the classifiers yourself (--head)",
         layer=layer.name,
@@ -167,21 +181,36 @@ def _keeps_classes(reshape: Any) -> bool:
     return param.axis == 0 and param.num_axes == -1 and len(dims) > 1 and (dims[1] >= 0 or len(dims) == 2)
 
 
-def _check_reshapes(graph: Graph, reshapes: tuple[str, ...], outputs: int) -> None:
+def _check_reshapes(graph: Graph, reshapes: tuple[str, ...], classifier: Any, outputs: int) -> None:
     for layer in graph.layers.values():
-        if layer.name in reshapes and layer.reshape_param.shape.dim[1] not in (0, -1, outputs):
-            raise NetError(f"reshapes {outputs} classes to something else; name the classifiers yourself (--head)", layer=layer.name)
+        if layer.name in reshapes and (dim := layer.reshape_param.shape.dim[1]) not in (0, -1, outputs):
+            error = _Reshaped(
+                f"makes {dim} of the {outputs} outputs of '{classifier.name}', which are several scores a class then; "
+                "such a classifier must be changed by hand, with what else depends on it",
+                layer=layer.name,
+            )
+            error.classifier = classifier.name
+            raise error
 
 
 def _named(param: Any, name: str) -> Head:
     layer = next((layer for layer in param.layer if layer.name == name), None)
     if layer is None:
-        raise NetError(f"the net '{param.name}' has no layer '{name}'")
+        raise NetError(f"the net '{param.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in param.layer])} (--head)")
     if layer.type not in CLASSIFIERS:
         raise NetError(f"is a {layer.type} layer; a classifier is an InnerProduct or a Convolution", layer=name)
     for graph, index in _judges(param):
-        with suppress(NetError):
-            for head in _classifiers(graph, index):
-                if head.layer == name:
-                    return head
+        try:
+            heads = _classifiers(graph, index)
+        except _Reshaped as error:
+            if error.classifier == name:
+                raise
+            continue
+        except _Unknown:
+            continue
+        for head in heads:
+            if head.layer == name:
+                return head
+            if any(graph.layers[i].name == name for i in graph.needed([(index, graph.layers[index].bottom[0])])):
+                raise NetError(f"is no classifier: '{head.layer}' is, and reads what is made from it (--head)", layer=name)
     return Head(name, layer.type, classifier_param(layer).num_output, "", 0.0)

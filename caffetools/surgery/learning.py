@@ -23,7 +23,7 @@ _BIASED = {
     "Embed": "embed_param",
     "Scale": "scale_param",
 }
-_FIXED = {"Bias": 1, "PReLU": 1, "Parameter": 1, "LSTM": 3, "RNN": 5}
+_FIXED = {"Bias": 1, "PReLU": 1, "Parameter": 1, "MarginInnerProduct": 1, "LSTM": 3, "RNN": 5}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ def learned_blobs(layer: Any) -> int:
     if layer.type == "Bias" and len(layer.bottom) > 1:
         return 0
     if layer.type == "BatchNorm":
-        return 0
+        # NVCaffe's may have a scale and a bias behind its statistics.
+        param = layer.batch_norm_param
+        return 5 if param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler") else 0
     static = layer.type in ("LSTM", "RNN") and len(layer.bottom) - (2 if layer.recurrent_param.expose_hidden else 0) > 2
     return _FIXED[layer.type] + static if layer.type in _FIXED else len(layer.param)
 

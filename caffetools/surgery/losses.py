@@ -34,6 +34,11 @@ def is_judge(layer: Any) -> bool:
     return is_loss(layer) or layer.type in ("Accuracy", "Silence")
 
 
+def losses_of(net: Any) -> dict[int, Any]:
+    """Place → layer of the losses of both phases."""
+    return {i: layer for graph in phases(net) for i, layer in graph.layers.items() if is_loss(layer) and layer.bottom}
+
+
 def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
     """The loss layers that a deploy net of ``net`` answers for; files may have them in the TRAIN phase only.
 
@@ -43,7 +48,7 @@ def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
     Raises:
         NetError: there is no such loss.
     """
-    losses = _losses(net)
+    losses = losses_of(net)
     if heads is None:
         usual = {i: layer for i, layer in losses.items() if layer.type in ANSWERS} or losses
         ranked = sorted(usual.items(), key=lambda item: (loss_weight(item[1]), item[0]))
@@ -59,12 +64,6 @@ def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
     # A file may have a loss once a phase.
     by_name = {layer.name: layer for _, layer in sorted(losses.items())}
     return [layer for name, layer in by_name.items() if "all" in heads or not called[name].isdisjoint(heads)]
-
-
-def left_out(net: Any, heads: Collection[str] | None = None) -> list[str]:
-    """The names of the losses that a deploy net of ``net`` does not answer for."""
-    chosen = {layer.name for layer in chosen_losses(net, heads)}
-    return list(dict.fromkeys(layer.name for layer in _losses(net).values() if layer.name not in chosen))
 
 
 def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
@@ -125,13 +124,13 @@ def check_without_truth(graph: Graph, net: Any, kept: Collection[int], truth: Co
     compared = {blob: layer for layer in net.layer if is_loss(layer) for blob in layer.bottom[1:]}
     for i in sorted(kept):
         layer = graph.layers[i]
-        for bottom in layer.bottom:
-            if (graph.maker(i, bottom), bottom) in truth:
-                raise NetError(
-                    f"reads '{bottom}', which tells the truth and is not there in use, and what is to be deployed is made from it; "
-                    "in use this layer must go or be another one: change that in the file first",
-                    layer=layer.name,
-                )
+        reads = [bottom for bottom in layer.bottom if (graph.maker(i, bottom), bottom) in truth]
+        if reads and len(reads) < len(layer.bottom):
+            raise NetError(
+                f"reads '{reads[0]}', which tells the truth and is not there in use, and what is to be deployed is made from it; "
+                "in use this layer must go or be another one: change that in the file first",
+                layer=layer.name,
+            )
         targets = [top for top in layer.top if top in compared]
         if targets and layer.bottom and (layer.type == "Python" or layer.type not in layer_types()):
             raise NetError(
@@ -139,10 +138,6 @@ def check_without_truth(graph: Graph, net: Any, kept: Collection[int], truth: Co
                 "in use this layer must go or be another one: change that in the file first",
                 layer=layer.name,
             )
-
-
-def _losses(net: Any) -> dict[int, Any]:
-    return {i: layer for graph in phases(net) for i, layer in graph.layers.items() if is_loss(layer) and layer.bottom}
 
 
 def _classifiers(net: Any) -> list[tuple[str, str]]:

@@ -15,7 +15,8 @@ from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.changes import Change, number
 from caffetools.surgery.graph import names_in_use, rename_blob
 from caffetools.surgery.heads import CLASSIFIERS, Head, classifier_param, find_heads, main_head
-from caffetools.surgery.learning import describe_filler
+from caffetools.surgery.learning import describe_filler, learned_blobs
+from caffetools.surgery.leftovers import leftovers
 
 # How much faster than the rest a new classifier learns, as in Caffe's fine-tuning examples.
 HEAD_LR_MULT = 10.0
@@ -32,6 +33,7 @@ class Retargeted:
         train_val: the ``NetParameter``. changes: what differs from the net given, layer by layer.
         renamed: old name → new name of every layer that starts anew. added: the layers that the net had nothing of before.
         judge: the loss that reads the main classifier; "" where that is not known.
+        notes: what else seems to depend on the number of classes, and must be changed by hand.
     """
 
     train_val: Any
@@ -39,6 +41,7 @@ class Retargeted:
     renamed: dict[str, str] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
     judge: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def anew(self) -> set[str]:
@@ -96,7 +99,10 @@ def retarget(
                 _remake(layer, classes, filler, result)
                 _raise_rates(layer, head_lr_mult, usual, result)
         _refit_reshapes(net, head, classes, result)
+        _refit_deconvolutions(net, head, classes, result)
+        _refit_centers(net, head, classes, fresh, result)
     _fit_accuracies(net, classes, result)
+    result.notes = leftovers(net, found, result.renamed)
     # A net with both phases has some layers twice; what is said of them is said once.
     result.changes = list(dict.fromkeys(result.changes))
     return result
@@ -148,6 +154,41 @@ def _refit_reshapes(net: Any, head: Head, classes: int, result: Retargeted) -> N
             result.changes.append(Change(layer.name, "dim", str(head.num_output), str(classes)))
 
 
+def _refit_deconvolutions(net: Any, head: Head, classes: int, result: Retargeted) -> None:
+    """Let the layers that enlarge a classifier's maps do so for the new classes, each by itself, from bilinear interpolation on."""
+    names = {result.renamed[name] for name in head.followers}
+    for layer in net.layer:
+        if layer.name not in names or layer.type != "Deconvolution":
+            continue
+        param = layer.convolution_param
+        if param.num_output != head.num_output:
+            raise NetError(
+                f"makes {param.num_output} maps of the {head.num_output} of '{head.layer}'; change that by hand", layer=layer.name
+            )
+        result.changes.append(Change(layer.name, "num_output", str(param.num_output), str(classes)))
+        if param.group != classes:
+            result.changes.append(Change(layer.name, "group", str(param.group), str(classes)))
+        param.num_output = param.group = classes
+        if param.weight_filler.type != "bilinear":
+            result.changes.append(Change(layer.name, "weight_filler", param.weight_filler.type, "bilinear"))
+            param.weight_filler.Clear()
+            param.weight_filler.type = "bilinear"
+
+
+def _refit_centers(net: Any, head: Head, classes: int, fresh: Callable[[str], str], result: Retargeted) -> None:
+    """Let the CenterLoss layers that keep a center for each of the classifier's classes keep one for each new class."""
+    for layer in net.layer:
+        if (
+            layer.type == "CenterLoss"
+            and layer.center_loss_param.num_output == head.num_output
+            and layer.name not in result.renamed.values()
+        ):
+            _rename(net, layer.name, fresh(layer.name), result)
+            if head.num_output != classes:
+                result.changes.append(Change(layer.name, "num_output", str(head.num_output), str(classes)))
+            layer.center_loss_param.num_output = classes
+
+
 def _fresh(net: Any, before: int, classes: int, suffix: str | None, taken: Collection[str], name: str) -> str:
     return fresh_name(net, name, before, classes, suffix, taken)
 
@@ -187,7 +228,7 @@ def _usual_rate(net: Any, heads: list[Head]) -> float:
 def _raise_rates(layer: Any, factor: float, usual: float, result: Retargeted) -> None:
     if factor == 1:
         return
-    blobs = 2 if classifier_param(layer).bias_term else 1
+    blobs = learned_blobs(layer)
     before = [layer.param[i].lr_mult if i < len(layer.param) else 1.0 for i in range(blobs)]
     if usual and before[0] >= factor * usual:
         return

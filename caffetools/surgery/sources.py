@@ -33,9 +33,13 @@ def set_sources(
         train_batch, val_batch: pictures a batch. crop: the side of the square that is cut out of each picture.
 
     Raises:
-        NetError: there is no data layer of that phase that reads a source.
+        NetError: there is no data layer of that phase that reads a source, or only such as take neither mean nor crop.
     """
     changes: list[Change] = []
+    given = "--crop" if crop is not None else "--mean" if mean_file is not None or mean_values is not None else ""
+    both = [layer for phase in (TRAIN, TEST) for layer in data_layers(net, phase)]
+    if given and both and all(layer.type == "HDF5Data" for layer in both):
+        raise NetError(f"reads HDF5 files, whose data are taken as they are; leave {given} out", layer=both[0].name)
     for phase, source, batch in ((TRAIN, train_source, train_batch), (TEST, val_source, val_batch)):
         layers = data_layers(net, phase)
         if (source is not None or batch is not None) and not layers:

@@ -14,28 +14,29 @@ from caffetools.net.net import located
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.changes import Change
+from caffetools.surgery.changes import Change, number
 from caffetools.surgery.datasets import check_crops, fit_batches
 from caffetools.surgery.graph import Graph, names_in_use
-from caffetools.surgery.heads import CLASSIFIERS
+from caffetools.surgery.heads import LINEAR
 from caffetools.surgery.options import DataOptions
 from caffetools.surgery.output import FILES, PathLike, solver_in, write_messages
 from caffetools.surgery.sources import set_sources
 from caffetools.surgery.summary import summarize
 
 _LOSSES = {"Softmax": "SoftmaxWithLoss", "Sigmoid": "SigmoidCrossEntropyLoss"}
-_FILLED = {**CLASSIFIERS, "Deconvolution": "convolution_param"}
+_FILLED = {**LINEAR, "Deconvolution": "convolution_param"}
 _BATCHES = (32, 32)
 
 
 @dataclass
 class Trainable:
-    """A net for training made from a deploy net, its solver, where it came from, and what was changed."""
+    """A net for training made from a deploy net, its solver, where it came from, what was changed, and what to look at."""
 
     train_val: Any
     solver: Any
     source: Path
     changes: list[Change]
+    notes: list[str]
 
 
 def make_trainable(
@@ -60,12 +61,17 @@ def make_trainable(
     settings = options.settings()
     param = read_net(source)
     with located(source):
-        net, changes = trainable_from(param, scale=scale)
+        net, changes, notes = trainable_from(param, scale=scale)
+        if net.layer[0].type == "HDF5Data" and (dataset is not None or options.mean is not None or scale not in (None, 1)):
+            raise NetError(
+                f"the net '{net.name}' ends in a Sigmoid, so each picture has several labels, which only HDF5 files hold; "
+                "they are read as they are: leave --dataset, --mean and --scale out"
+            )
         changes += set_sources(net, **settings)
         if dataset is not None:
             check_crops(net, dataset)
             changes += fit_batches(net, dataset)
-    return Trainable(net, solver_in(net, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=None), source, changes)
+    return Trainable(net, solver_in(net, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=None), source, changes, notes)
 
 
 def write_trainable(made: Trainable, folder: PathLike, *, force: bool = False) -> list[Path]:
@@ -78,19 +84,20 @@ def write_trainable(made: Trainable, folder: PathLike, *, force: bool = False) -
 
 def trainable_from(
     deploy: Any, *, sources: tuple[str, str] = ("train_lmdb", "val_lmdb"), scale: float | None = None
-) -> tuple[Any, list[Change]]:
+) -> tuple[Any, list[Change], list[str]]:
     """A net for training that the deploy net ``deploy`` could have come from.
 
-    Its input becomes Data layers for both phases, cropped to the input's size where that is square; a final Softmax becomes a
-    SoftmaxWithLoss with accuracies (a final Sigmoid a SigmoidCrossEntropyLoss); a net that ends in scores gets a SoftmaxWithLoss.
-    Layers without a filler get xavier, so that they can also start anew; BatchNorm gathers statistics again.
+    Its input becomes Data layers for both phases, cropped to the input's size where that is square (HDF5Data for a net that ends in a
+    Sigmoid, which has a label for each of its outputs); a final Softmax becomes a SoftmaxWithLoss with accuracies, a final Sigmoid a
+    SigmoidCrossEntropyLoss; a net that ends in scores gets a SoftmaxWithLoss. Layers without a filler get xavier, so that they can also
+    start anew; weights that do not learn by the file learn again; BatchNorm gathers statistics again.
 
     Args:
         deploy: A ``NetParameter`` of any age; it is not changed.
         sources: the databases of the two phases. scale: what the pixels are multiplied by.
 
     Returns:
-        The ``NetParameter``, and what was changed.
+        The ``NetParameter``, what was changed, and sentences on what was taken for granted.
 
     Raises:
         NetError: the net has a loss already, several inputs, no scores among its outputs, or maps of them; the message says which.
@@ -106,17 +113,31 @@ def trainable_from(
     changes: list[Change] = []
     scores, answers = _scores(net)
     classes = _classes(net, scores)
+    multi = bool(answers) and answers[0].type == "Sigmoid"
     kept = [layer for layer in net.layer if layer.type != "Input" and layer.name not in {answer.name for answer in answers}]
     label = _unused(net, "label")
     trainable = NetParameter(name=net.name)
     for phase, source, batch in zip((TRAIN, TEST), sources, _BATCHES, strict=True):
-        trainable.layer.add().CopyFrom(_data(inputs[0], label, phase, source, batch, scale))
-    changes.append(Change(inputs[0].name, "layer", "Input", f"Data of {sources[0]} and {sources[1]}"))
+        trainable.layer.add().CopyFrom(_data(inputs[0], label, phase, source, batch, scale, multi=multi))
+    changes.append(Change(inputs[0].name, "layer", "Input", f"{trainable.layer[0].type} of {sources[0]} and {sources[1]}"))
     trainable.layer.extend(kept)
     for layer in trainable.layer:
         _make_learn(layer, changes)
     _judge(trainable, scores, answers, label, classes, changes)
-    return trainable, changes
+    return trainable, changes, _notes(net, scores, answers, classes)
+
+
+def _notes(net: Any, scores: str, answers: list[Any], classes: int) -> list[str]:
+    """What was taken for granted."""
+    graph, told = Graph(net, TEST), []
+    others = [top for i, top in graph.outputs() if graph.layers[i] not in answers and top != scores]
+    if others:
+        told.append(f"{', '.join(others)}: no loss reads them, so what makes them learns nothing; add losses for them by hand")
+    if not answers:
+        told.append(f"'{scores}' is taken for the scores of {classes} classes; behind an embedding, a classifier and a loss are missing")
+    elif answers[0].type == "Sigmoid":
+        told.append(f"each picture needs {classes} labels of 0 or 1: they come from HDF5 files, which the sources list")
+    return told
 
 
 def _scores(net: Any) -> tuple[str, list[Any]]:
@@ -127,22 +148,29 @@ def _scores(net: Any) -> tuple[str, list[Any]]:
     if len(answers) == 1:
         return str(answers[0].bottom[0]), answers
     if not answers:
-        made = [(i, top) for i, top in graph.outputs() if any(graph.layers[m].type in CLASSIFIERS for m in (i, *graph.walk_up(i, top)))]
+        made = [(i, top) for i, top in graph.outputs() if any(graph.layers[m].type in LINEAR for m in (i, *graph.walk_up(i, top)))]
         if len(made) == 1:
             return made[0][1], []
     told = ", ".join(top for _, top in graph.outputs()) or "none"
     raise NetError(f"which scores of the net '{net.name}' are to be learned is not clear: its outputs are {told}; one Softmax is expected")
 
 
-def _data(given: Any, label: str, phase: int, source: str, batch: int, scale: float | None) -> Any:
-    layer = NetParameter().layer.add(name=given.name, type="Data", top=[given.top[0], label])
+def _data(given: Any, label: str, phase: int, source: str, batch: int, scale: float | None, *, multi: bool) -> Any:
+    layer = NetParameter().layer.add(name=given.name, type="HDF5Data" if multi else "Data", top=[given.top[0], label])
     layer.include.add(phase=phase)
+    if multi:
+        layer.hdf5_data_param.source, layer.hdf5_data_param.batch_size = source, batch
+        layer.hdf5_data_param.shuffle = phase == TRAIN
+        return layer
     shape = list(given.input_param.shape[0].dim)
     if len(shape) == 4 and shape[2] == shape[3]:
         layer.transform_param.crop_size = shape[2]
     if scale is not None and scale != 1:
         layer.transform_param.scale = scale
-    if phase == TRAIN:
+    if len(shape) == 4 and shape[1] == 1:
+        # Grey pictures, often of digits or letters, which are others in the mirror.
+        layer.transform_param.force_gray = True
+    elif phase == TRAIN:
         layer.transform_param.mirror = True
     layer.data_param.source, layer.data_param.batch_size = source, batch
     layer.data_param.backend = layer.data_param.LMDB
@@ -155,6 +183,15 @@ def _make_learn(layer: Any, changes: list[Change]) -> None:
         if not param.HasField("weight_filler"):
             param.weight_filler.type = "xavier"
             changes.append(Change(layer.name, "weight_filler", "", "xavier"))
+        if layer.type in LINEAR and layer.param and layer.param[0].lr_mult == 0:
+            before = [spec.lr_mult for spec in layer.param]
+            for rate, spec in zip((1, 2), layer.param, strict=False):
+                spec.ClearField("decay_mult")
+                spec.lr_mult = rate
+            if len(layer.param) > 1:
+                layer.param[1].decay_mult = 0
+            after = " / ".join(number(spec.lr_mult) for spec in layer.param)
+            changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), after))
     if layer.type == "BatchNorm" and layer.batch_norm_param.use_global_stats:
         layer.batch_norm_param.ClearField("use_global_stats")
         changes.append(Change(layer.name, "use_global_stats", "true", ""))

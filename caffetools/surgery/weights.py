@@ -15,6 +15,8 @@ from caffetools.proto.upgrade import upgrade_caffemodel
 # Axis of the outputs in each blob that a layer has by class, by type; the third of BatchNorm's is one number for all.
 _BY_CLASS = {
     "InnerProduct": 2,
+    "MarginInnerProduct": 1,
+    "CenterLoss": 1,
     "Convolution": 2,
     "Scale": 2,
     "Bias": 1,

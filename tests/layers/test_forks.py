@@ -257,6 +257,24 @@ def test_batch_norm_of_nvcaffe_has_a_scale_and_a_bias() -> None:
     np.testing.assert_allclose(trained(torch.tensor(x, dtype=torch.float32)).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_batch_norm_of_nvcaffe_averages_its_statistics_and_keeps_their_weight_at_1() -> None:
+    text = 'type: "BatchNorm" param { lr_mult: 1 } batch_norm_param { scale_bias: true eps: 1e-9 moving_average_fraction: 0.9 }'
+    layer = one_layer(text, (4, 2, 3, 3), phase=TRAIN)
+    first, second = numbers(4, 2, 3, 3, seed=1), 3 + 2 * numbers(4, 2, 3, 3, seed=2)
+    for x in (first, second):
+        layer(torch.tensor(x, dtype=torch.float32))
+    axes = (0, 2, 3)
+    np.testing.assert_allclose(layer.blobs[0], 0.9 * first.mean(axes) + 0.1 * second.mean(axes), rtol=1e-5)
+    np.testing.assert_allclose(layer.blobs[1], 0.9 * first.var(axes) + 0.1 * second.var(axes), rtol=1e-5)
+    assert layer.blobs[2].item() == 1
+    used = one_layer(text, (1, 2, 1, 1))
+    for blob, value in zip(used.blobs, layer.blobs, strict=True):
+        blob.data = value.data
+    x = numbers(1, 2, 1, 1)
+    expected = (x - layer.blobs[0].numpy().reshape(1, 2, 1, 1)) / np.sqrt(layer.blobs[1].numpy().reshape(1, 2, 1, 1) + 1e-5)
+    np.testing.assert_allclose(used(torch.tensor(x, dtype=torch.float32)).detach(), expected, rtol=1e-5)
+
+
 def test_ceil_mode_false_rounds_pooled_sizes_down() -> None:
     def pooled(x: Array) -> Array:
         return np.stack([np.stack([x[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((2, 3)) for j in range(2)], -1) for i in range(2)], 2)

@@ -56,7 +56,11 @@ def test_rates_of_all_but_the_heads_are_multiplied() -> None:
 @pytest.mark.parametrize(
     ("layer", "count"),
     [
+        ('type: "BatchNorm"', 0),
+        ('type: "BatchNorm" batch_norm_param { scale_bias: true }', 5),
         ('type: "Convolution"', 2),
+        ('type: "BatchNorm"', 0),
+        ('type: "BatchNorm" batch_norm_param { scale_bias: true }', 5),
         ('type: "Convolution" convolution_param { bias_term: false }', 1),
         ('type: "Scale" bottom: "x"', 1),
         ('type: "Scale" bottom: "x" scale_param { bias_term: true }', 2),
@@ -109,7 +113,7 @@ def test_a_reshape_behind_the_classifier_names_the_new_number_of_classes() -> No
     assert "r: dim 4 → 7" in map(str, made.changes)
     made = retarget(with_head(reshape.format("dim: 0 dim: -1")), 7)
     assert list(layer_of(made.train_val, "r").reshape_param.shape.dim) == [0, -1]
-    with pytest.raises(NetError, match="layer 'r': reshapes 4 classes to something else"):
+    with pytest.raises(NetError, match="layer 'r': makes 2 of the 4 outputs of 'fc', which are several scores a class then"):
         retarget(with_head(reshape.format("dim: 0 dim: 2 dim: 2")), 7)
 
 

@@ -13,7 +13,8 @@ from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net, read_solver, write_prototxt
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.inputs import data_layers_to_inputs
+from caffetools.surgery.inputs import data_layers_to_inputs, data_shape
+from caffetools.surgery.summary import summarize
 from caffetools.surgery.trainable import trainable_from
 from caffetools.zoo.networks import MODELS, build
 from tests.cli.test_retarget import run
@@ -24,7 +25,7 @@ from tests.surgery.test_deploy import numbers, wiring
 @pytest.mark.parametrize("model", [model for model in MODELS if model not in ("vgg16", "vgg19") and "mtcnn" not in model])
 def test_a_networks_deploy_net_made_trainable_deploys_to_itself_again(model: str) -> None:
     deploy = build(model, "deploy")
-    made, _ = trainable_from(deploy)
+    made, _, _ = trainable_from(deploy)
     (shape,) = [tuple(layer.input_param.shape[0].dim) for layer in deploy_inputs(deploy)]
     again = deploy_from(made, input_shape=shape)
     # R-CNN's scores get a prob that its deploy net does not have.
@@ -41,7 +42,7 @@ def deploy_inputs(deploy: Any) -> list[Any]:
 
 @pytest.mark.parametrize("model", ["lenet", "resnet18", "mobilenet_v2"])
 def test_what_was_made_trains(model: str) -> None:
-    made, changes = trainable_from(build(model, "deploy"))
+    made, changes, _ = trainable_from(build(model, "deploy"))
     shape = (2, 1, 28, 28) if model == "lenet" else (2, 3, 224, 224)
     for phase in (TRAIN, TEST):
         net = Net(data_layers_to_inputs(made, {"": shape}, batch=2), phase, fill=False)
@@ -58,7 +59,7 @@ layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_p
 
 
 def test_scores_without_probabilities_get_a_loss_and_no_accuracy_of_more_places_than_classes() -> None:
-    made, changes = trainable_from(net_of(SCORES), sources=("a", "b"), scale=0.5)
+    made, changes, notes = trainable_from(net_of(SCORES), sources=("a", "b"), scale=0.5)
     assert [(layer.name, layer.type) for layer in made.layer] == [
         ("data", "Data"),
         ("data", "Data"),
@@ -72,11 +73,45 @@ def test_scores_without_probabilities_get_a_loss_and_no_accuracy_of_more_places_
     assert not train.transform_param.HasField("crop_size")
     assert layer_of(made, "fc").inner_product_param.weight_filler.type == "msra"
     assert [str(change) for change in changes] == ["data: layer Input → Data of a and b", "loss: layer set to SoftmaxWithLoss"]
+    assert notes == ["'fc' is taken for the scores of 3 classes; behind an embedding, a classifier and a loss are missing"]
 
 
-def test_a_sigmoid_becomes_the_loss_for_several_labels() -> None:
-    made, _ = trainable_from(net_of(SCORES + 'layer { name: "prob" type: "Sigmoid" bottom: "fc" top: "prob" }'))
-    assert [layer.type for layer in made.layer][2:] == ["InnerProduct", "SigmoidCrossEntropyLoss"]
+SIGMOID = SCORES + 'layer { name: "prob" type: "Sigmoid" bottom: "fc" top: "prob" }'
+
+
+def test_a_sigmoid_becomes_the_loss_for_several_labels_which_hdf5_files_hold() -> None:
+    made, _, notes = trainable_from(net_of(SIGMOID))
+    assert [layer.type for layer in made.layer] == ["HDF5Data", "HDF5Data", "InnerProduct", "SigmoidCrossEntropyLoss"]
+    assert notes == ["each picture needs 3 labels of 0 or 1: they come from HDF5 files, which the sources list"]
+    for phase in (TRAIN, TEST):
+        assert summarize(made, phase, shapes={"data": (2, 3, 8, 6), "label": (2, 3)}).unknown == []
+    made = Net(data_layers_to_inputs(made, {"data": (2, 3, 8, 6), "label": (2, 3)}), TRAIN)
+    assert made.blob_shapes["loss"] == ()
+
+
+def test_grey_pictures_stay_grey_and_are_not_mirrored() -> None:
+    made, _, _ = trainable_from(build("lenet", "deploy"))
+    assert made.layer[0].transform_param.force_gray and not made.layer[0].transform_param.mirror
+    assert data_shape(made.layer[0], 1) == (1, 1, 28, 28)
+    colored, _, _ = trainable_from(build("resnet18", "deploy"))
+    assert colored.layer[0].transform_param.mirror and not colored.layer[1].transform_param.mirror
+
+
+def test_weights_that_the_file_keeps_from_learning_learn_again() -> None:
+    frozen = SCORES.replace('top: "fc"', 'top: "fc" param { lr_mult: 0 decay_mult: 0 } param { lr_mult: 0 decay_mult: 0 }')
+    made, changes, _ = trainable_from(net_of(frozen))
+    assert [(spec.lr_mult, spec.decay_mult) for spec in layer_of(made, "fc").param] == [(1, 1), (2, 0)]
+    assert "fc: lr_mult 0 / 0 → 1 / 2" in map(str, changes)
+    # A bias that does not learn beside weights that do is meant so.
+    made, changes, _ = trainable_from(net_of(frozen.replace("lr_mult: 0", "lr_mult: 1", 1)))
+    assert [spec.lr_mult for spec in layer_of(made, "fc").param] == [1, 0]
+
+
+def test_outputs_that_no_loss_will_read_are_told() -> None:
+    boxes = 'layer { name: "boxes" type: "InnerProduct" bottom: "data" top: "boxes" inner_product_param { num_output: 4 } }'
+    prob = 'layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }'
+    _, _, notes = trainable_from(net_of(SCORES + boxes + prob))
+    assert notes == ["boxes: no loss reads them, so what makes them learns nothing; add losses for them by hand"]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +130,16 @@ def test_a_sigmoid_becomes_the_loss_for_several_labels() -> None:
 def test_a_net_of_which_it_is_not_clear_what_to_learn_is_an_error(net: str, message: str) -> None:
     with pytest.raises(NetError, match=message):
         trainable_from(net_of(net))
+
+
+def test_several_labels_a_picture_have_no_place_in_a_dataset_folder(tmp_path: Path) -> None:
+    write_prototxt(tmp_path / "deploy.prototxt", net_of(SIGMOID))
+    code, out, err = run("trainable", tmp_path / "deploy.prototxt", "-o", tmp_path / "run", "--mean", "7")
+    assert (code, out) == (2, "") and "each picture has several labels, which only HDF5 files hold" in err
+    code, out, err = run("trainable", tmp_path / "deploy.prototxt", "-o", tmp_path / "run", "--train-source", "train.txt")
+    assert (
+        code == 0 and "note: " in err and read_net(tmp_path / "run" / "train_val.prototxt").layer[0].hdf5_data_param.source == "train.txt"
+    )
 
 
 def test_the_command_writes_a_net_and_a_solver(tmp_path: Path) -> None:
