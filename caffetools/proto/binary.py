@@ -83,6 +83,9 @@ def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
         net, used = decode_net(b"".join(rest), dialect)
     if not (net.layer or net.layers):
         raise ModelFileError(f"{os.fspath(path)}: holds no layers; is it a .caffemodel?")
+    if not net.IsInitialized():
+        missing = net.FindInitializationErrors()[0]
+        raise ModelFileError(f"{os.fspath(path)}: damaged: {missing} must be there, and is not; fetch or copy the file again")
     return Caffemodel(net, blobs, dialect=used)
 
 
@@ -103,8 +106,9 @@ def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
     with atomic_write(path) as stream:
         stream.write(encode(skeleton, dialect))
         for layer in layers:
-            arrays = model.blobs.get(layer.name, [])
-            _write_layer(stream, encode(layer, dialect), arrays, model.diffs.get(layer.name) or [None] * len(arrays))
+            name = _readable(layer.name)
+            arrays = model.blobs.get(name, [])
+            _write_layer(stream, encode(layer, dialect), arrays, model.diffs.get(name) or [None] * len(arrays))
 
 
 def read_solverstate(path: PathLike) -> SolverState:
@@ -186,7 +190,12 @@ def _layer_name(number: int, stripped: list[memoryview]) -> str:
 
 def _text(data: memoryview, number: int) -> str:
     found = [bytes(data[item.value : item.end]) for item in wire.walk(data) if item.number == number and item.kind == wire.BYTES]
-    return found[-1].decode("utf-8", "replace") if found else ""
+    return _readable(found[-1]) if found else ""
+
+
+def _readable(name: str | bytes) -> str:
+    """A name as text; Caffe also takes names that are no UTF-8, and protobuf gives those as bytes."""
+    return name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
 
 
 def _write_layer(stream: IO[bytes], layer: bytes, arrays: Sequence[NDArray[Any]], diffs: Sequence[NDArray[Any] | None]) -> None:

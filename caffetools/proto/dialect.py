@@ -139,6 +139,8 @@ def _bvlc_class(name: str) -> Any:
 def _plain(name: str, data: bytes) -> bool:
     """Whether BVLC Caffe knows every field. Two sizes are compared, so that nothing is walked through in Python."""
     message = _bvlc_class(name).FromString(data)
+    if not message.IsInitialized():
+        return False
     size = message.ByteSize()
     message.DiscardUnknownFields()
     return bool(message.ByteSize() == size)

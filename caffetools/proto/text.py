@@ -58,6 +58,8 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
             text_format.Parse(keep_unknown(text, message.DESCRIPTOR, lenient=forced == dialect.ANY), message)
         except text_format.ParseError as error:
             raise _explain(error, message, text, path) from None
+    if not message.IsInitialized():
+        raise _incomplete(message, text, path)
     if forced not in (None, dialect.ANY) and (missing := dialect.missing_fields(message, forced or "")):
         raise PrototxtError(f"the dialect '{forced}' has no field {missing[0]}; leave --dialect out to read it", path=path)
     return message
@@ -148,6 +150,20 @@ def _explain(error: text_format.ParseError, message: Any, text: str, path: PathL
         what += f", in: {_excerpt(text, line, column)}" if line else ""
         what += f" (the brace opened on line {opened} is never closed)" if line and opened else ""
     return PrototxtError(_printable(what), path=path, line=line, column=column)
+
+
+def _incomplete(message: Any, text: str, path: PathLike | None) -> PrototxtError:
+    """An error for the first field that must be given and is not."""
+    missing = message.FindInitializationErrors()[0]
+    place = re.match(r"layer\[(\d+)\]\.(.+)", missing)
+    if not place:
+        return PrototxtError(f"{missing} must be given", path=path)
+    starts = [line for line, _ in _layer_blocks(text)]
+    index = int(place[1])
+    name = message.layer[index].name
+    return PrototxtError(
+        f"layer '{name}': {place[2]} must be given", path=path, line=starts[index] if len(starts) == len(message.layer) else 0
+    )
 
 
 def _excerpt(text: str, line: int, column: int) -> str:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from caffetools.errors import ModelFileError
 from caffetools.proto import wire
 from caffetools.proto.binary import (
     Caffemodel,
@@ -278,3 +279,21 @@ def test_a_large_caffemodel_takes_at_most_1_3_times_its_size_of_memory(tmp_path:
     extra, total = map(float, run.stdout.split())
     assert total > 100_000
     assert extra <= 1.3 * size
+
+
+def test_a_layer_whose_name_is_no_utf_8_keeps_its_weights(tmp_path: Path) -> None:
+    write_caffemodel(tmp_path / "m", small_model())
+    data = (tmp_path / "m").read_bytes().replace(b"\n\x02ip\x12", b"\n\x02i\xdf\x12")
+    (tmp_path / "m").write_bytes(data)
+    model = read_caffemodel(tmp_path / "m")
+    assert list(model.blobs) == ["conv", "i\\xdf"]
+    write_caffemodel(tmp_path / "again", model)
+    assert (tmp_path / "again").read_bytes() == data
+
+
+def test_a_model_without_a_field_that_must_be_given_is_damaged(tmp_path: Path) -> None:
+    net = NetParameter()
+    net.layer.add(name="c", type="Clip").clip_param.min = 1
+    (tmp_path / "m").write_bytes(net.SerializePartialToString())
+    with pytest.raises(ModelFileError, match=r"damaged: layer\[0\].clip_param.max must be there, and is not"):
+        read_caffemodel(tmp_path / "m")

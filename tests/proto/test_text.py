@@ -185,3 +185,11 @@ layers {
     )
     assert [layer_line(path, name) for name in ("a", "b", "v0", "none")] == [3, 5, 8, 0]
     assert layer_line(tmp_path / "none", "a") == 0
+
+
+def test_a_field_that_must_be_given_is_named_with_its_layer_and_line() -> None:
+    text = 'name: "n"\nlayer { name: "a" type: "ReLU" }\nlayer {\n  name: "c" type: "Clip"\n  clip_param { min: 1 }\n}\n'
+    with pytest.raises(PrototxtError) as caught:
+        parse(text, NetParameter, path="net.prototxt")
+    assert str(caught.value) == "net.prototxt:3: layer 'c': clip_param.max must be given"
+    assert parse(text.replace("min: 1", "min: 1 max: 2"), NetParameter).layer[1].clip_param.max == 2
