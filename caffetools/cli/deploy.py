@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, note, print_json
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def deploy(
     weights: Annotated[Path | None, typer.Option(help="The .caffemodel to fold; written beside OUT as .caffemodel.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the net's inputs and outputs as JSON.")] = False,
+    stage: Stage = None,
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
@@ -44,8 +45,10 @@ def deploy(
     """
     from caffetools.errors import CaffeToolsError
     from caffetools.net.net import located
+    from caffetools.net.state import with_stages
     from caffetools.proto.binary import write_caffemodel
     from caffetools.proto.text import read_net, write_prototxt
+    from caffetools.proto.upgrade import upgrade_net
     from caffetools.surgery.deploy import deploy_from, left_out
     from caffetools.surgery.inputs import parse_shapes
     from caffetools.surgery.summary import summarize
@@ -59,6 +62,7 @@ def deploy(
     shapes = parse_shapes(input_shape or [])
     param = read_net(train_val)
     with located(train_val):
+        param = with_stages(upgrade_net(param), stage) if stage else param
         net = deploy_from(param, batch=batch, input_shape=shapes, heads=heads or None, drop_dropout=drop_dropout)
         folded = _folded(net, weights) if weights is not None else None
         net = folded.net if folded is not None else net

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, print_json
 from caffetools.cli.tables import print_table, shortened
 
@@ -35,16 +35,17 @@ def inspect(
         list[str] | None, typer.Option(help="Another input shape, 1x3x227x227, or NAME=SHAPE for a certain blob; may be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    stage: Stage = None,
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
     """List a net's layers: type, output shapes, parameters, multiply–accumulates and memory.
 
-    Nothing is run, and data need not be there: the sizes of inputs follow from the crop, or from --input-shape. With WEIGHTS, also
-    which layers take their blobs from the file, and what the values are like. With --table, how many layers of each type several nets
-    have.
+    Nothing is run, and data need not be there: sizes follow from the crop, or from --input-shape. With WEIGHTS, also which layers take
+    their blobs from the file, and what the values are like. With --table, how many layers of each type several nets have.
     """
     from caffetools.net.net import located
+    from caffetools.net.state import with_stages
     from caffetools.net.weights import read_weights
     from caffetools.proto.text import read_net
     from caffetools.proto.upgrade import upgrade_net
@@ -62,7 +63,8 @@ def inspect(
     param = read_net(net)
     shapes = parse_shapes(input_shape or [])
     with located(net):
-        shown = phases_present(upgrade_net(param))[-1] if wanted is None else wanted
+        param = with_stages(upgrade_net(param), stage) if stage else upgrade_net(param)
+        shown = phases_present(param)[-1] if wanted is None else wanted
         summary = summarize(param, shown, shapes=shapes)
         if summary.unknown and model and not shapes:
             # A net that does not say how large its pictures are: its card does.

@@ -48,3 +48,12 @@ Plugin = Annotated[
         show_default=False,
     ),
 ]
+Stage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stage",
+        metavar="NAME",
+        help="A stage in which the net is taken, where layers have rules on stages. May be repeated.",
+        show_default=False,
+    ),
+]

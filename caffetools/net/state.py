@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from caffetools.errors import NetError
-from caffetools.proto.schema import NetParameter, NetState
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, NetState
 
 
 def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> Any:
@@ -27,6 +27,28 @@ def filter_net(param: Any, state: Any) -> Any:
         if layer_included(layer, state):
             filtered.layer.add().CopyFrom(layer)
     return filtered
+
+
+def with_stages(param: Any, stages: Iterable[str]) -> Any:
+    """A copy of ``param`` (in today's form) as it is in ``stages``: only phases are left in its layers' rules.
+
+    Raises:
+        NetError: a layer has both include and exclude rules.
+    """
+    states = {phase: make_state(phase, stages=stages) for phase in (TRAIN, TEST)}
+    resolved = NetParameter()
+    resolved.CopyFrom(param)
+    resolved.ClearField("layer")
+    for layer in param.layer:
+        phases = [phase for phase, state in states.items() if layer_included(layer, state)]
+        if phases:
+            added = resolved.layer.add()
+            added.CopyFrom(layer)
+            added.ClearField("include")
+            added.ClearField("exclude")
+            if len(phases) == 1:
+                added.include.add(phase=phases[0])
+    return resolved
 
 
 def layer_included(layer: Any, state: Any) -> bool:

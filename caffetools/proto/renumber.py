@@ -29,11 +29,23 @@ class Target(NamedTuple):
     repeated: bool
 
 
-class Plan(NamedTuple):
-    """For each message, its fields by their number in the bytes to be read; and whether those are ours, to be written as a fork's."""
+class Plan:
+    """For each message, its fields by their number in the bytes to be read; made for those messages only that are met.
 
-    messages: Mapping[str, Mapping[int, Target]]
-    writing: bool
+    Attributes:
+        dialects: those to read, or to write. writing: whether the bytes are ours, to be written as a fork's.
+    """
+
+    def __init__(self, dialects: tuple[str, ...], *, writing: bool):
+        self.dialects, self.writing = dialects, writing
+        self._fields: dict[str, Mapping[int, Target]] = {}
+
+    def fields(self, message: str) -> Mapping[int, Target]:
+        """The fields of ``message``; none for one that lies in no net and no solver."""
+        if message not in self._fields:
+            read = dict(_numbers(message, self.dialects)) if message in _message_names() else {}
+            self._fields[message] = _reversed(read) if self.writing else read
+        return self._fields[message]
 
 
 class UnplannedField(ValueError):
@@ -54,7 +66,7 @@ def renumber(buffer: memoryview, message: str, plan: Plan, misfits: list[int] | 
     Raises:
         WireError: the bytes are no message. UnplannedField: writing, a field has no number in the fork.
     """
-    fields = plan.messages.get(message, {})
+    fields = plan.fields(message)
     pieces: list[tuple[int, bytes]] = []
     unknown: list[bytes] = []
     seen: set[int] = set()
@@ -109,19 +121,21 @@ def _renumber_values(buffer: memoryview, item: wire.Field, values: Mapping[int, 
 @cache
 def reading_plan(dialects: tuple[str, ...]) -> Plan:
     """From the numbers of ``dialects`` (the first counts where they clash; none is BVLC Caffe) to ours."""
-    return Plan({name: dict(_numbers(name, dialects)) for name in _message_names()}, writing=False)
+    return Plan(dialects, writing=False)
 
 
 @cache
 def writing_plan(dialects: tuple[str, ...]) -> Plan:
     """From our numbers to those of ``dialects``."""
-    reverse: dict[str, dict[int, Target]] = {}
-    for name, fields in reading_plan(dialects).messages.items():
-        reverse[name] = {
-            target.number: target._replace(number=number, values={new: old for old, new in target.values.items()})
-            for number, target in reversed(list(fields.items()))
-        }
-    return Plan(reverse, writing=True)
+    return Plan(dialects, writing=True)
+
+
+def _reversed(fields: Mapping[int, Target]) -> dict[int, Target]:
+    """From our numbers to the fork's; where two of the fork's are one of ours, the first counts."""
+    return {
+        target.number: target._replace(number=number, values={new: old for old, new in target.values.items()})
+        for number, target in reversed(list(fields.items()))
+    }
 
 
 @cache
@@ -184,19 +198,19 @@ def _bvlc_numbers() -> Mapping[str, Mapping[str, int]]:
 
 
 @cache
-def _message_names() -> tuple[str, ...]:
+def _message_names() -> frozenset[str]:
     """The messages that lie in a net or a solver."""
-    names: dict[str, None] = {}
+    names: set[str] = set()
 
     def visit(descriptor: Any) -> None:
         name = _short(descriptor)
         if name in names or name in _OPAQUE:
             return
-        names[name] = None
+        names.add(name)
         for field in descriptor.fields:
             if field.message_type is not None:
                 visit(field.message_type)
 
     for root in ("NetParameter", "SolverParameter"):
         visit(POOL.FindMessageTypeByName(f"caffe.{root}"))
-    return tuple(names)
+    return frozenset(names)

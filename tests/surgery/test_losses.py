@@ -207,3 +207,24 @@ def test_infogain_is_a_loss_on_classes_whose_matrix_is_told() -> None:
     made = retarget(net_of(DATA + BODY + FC6 + LOSS.replace("SoftmaxWithLoss", "InfogainLoss")), 7)
     assert made.renamed == {"fc6": "fc6_7"}
     assert made.notes == ["layer 'loss' reads an infogain matrix, which is of 10 classes"]
+
+
+def test_a_net_is_shown_and_deployed_in_a_stage(tmp_path: Path) -> None:
+    """As DIGITS writes them: one file, whose stages are training, validation and use."""
+    rules = {stage: f'include {{ stage: "{stage}" }} transform_param' for stage in ("train", "val")}
+    data = DATA.replace("transform_param", rules["train"]) + DATA.replace("transform_param", rules["val"])
+    loss = LOSS.replace('top: "loss"', 'top: "loss" exclude { stage: "deploy" }')
+    answer = 'layer { name: "answer" type: "Softmax" bottom: "fc6" top: "answer" include { stage: "deploy" } }'
+    picture = (
+        'layer { name: "data" type: "Input" top: "data" include { stage: "deploy" } input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }'
+    )
+    path = tmp_path / "net.prototxt"
+    write_prototxt(path, net_of(data + picture + BODY + FC6 + loss + answer))
+    shown = run("inspect", path, "--stage", "deploy")[1]
+    assert "answer" in shown and "SoftmaxWithLoss" not in shown
+    assert "SoftmaxWithLoss" in run("inspect", path, "--stage", "val")[1]
+    assert run("deploy", path, "-o", tmp_path / "deploy.prototxt", "--stage", "deploy")[0] == 0
+    assert types(read_net(tmp_path / "deploy.prototxt")) == ["Input", "InnerProduct", "InnerProduct", "Softmax"]
+    assert read_net(tmp_path / "deploy.prototxt").layer[-1].name == "answer"
+    code, _, err = run("inspect", path, "--phase", "test")
+    assert code == 2 and "layer 'fc5': its bottom 'data' is made in another phase or stage only, by layer 'data'" in err
