@@ -13,7 +13,7 @@ from caffetools.proto.schema import TEST, NetParameter
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.graph import Graph, names_in_use
 from caffetools.surgery.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, named_shapes
-from caffetools.surgery.losses import ANSWERS, before_truth, check_without_truth, chosen_losses, is_judge, losses_of, scores_of, truth_of
+from caffetools.surgery.losses import ANSWERS, METRIC, Ending, check_without_truth, chosen_losses, is_judge, losses_of, truth_of
 from caffetools.surgery.summary import summarize
 
 _FILLERS = ("weight_filler", "bias_filler", "filler")
@@ -57,13 +57,10 @@ def deploy_from(
     if heads is None and _is_deployed(graph):
         judges = []
     truth = truth_of(graph, net)
-    answered = {judge.name: scores_of(graph, judge, truth) for judge in judges}
-    reached = {judge.name: [before_truth(graph, blob, truth) for blob in answered[judge.name]] for judge in judges}
-    wanted = [blob for judge in judges for blob in reached[judge.name]] or [
-        top for i, top in graph.outputs() if not is_judge(graph.layers[i])
-    ]
+    ends = [Ending.of(graph, judge, truth) for judge in judges]
+    outputs = [blob for end in ends for blob in end.blobs] or [top for i, top in graph.outputs() if not is_judge(graph.layers[i])]
     check_wiring(tested, net)
-    needed = graph.needed([(len(tested.layer), blob) for blob in wanted])
+    needed = graph.needed([(len(tested.layer), blob) for blob in outputs])
     kept = [i for i in sorted(needed) if graph.layers[i].type not in ("Accuracy", "Silence")]
     if not any(tested.layer[i].bottom for i in kept):
         raise NetError(f"the net '{net.name}' has no layer that its outputs come from; nothing can be deployed")
@@ -71,11 +68,13 @@ def deploy_from(
     deployed = _with_layers(tested, kept)
     _drop_labels(deployed)
     deployed = _with_inputs(deployed, named_shapes(tested, as_shapes(input_shape, batch)), batch)
+    if any(end.loss.type in METRIC for end in ends):
+        _take_one(deployed)
     for layer in deployed.layer:
         _strip(layer)
-    for judge in judges:
-        if reached[judge.name] == answered[judge.name]:
-            _answer(deployed, judge, reached[judge.name][0], "prob" if len(judges) == 1 else f"prob_{judge.name}")
+    for end in ends:
+        if end.are_scores:
+            _answer(deployed, end.loss, end.blobs[0], "prob" if len(ends) == 1 else f"prob_{end.loss.name}")
     if drop_dropout:
         _drop_dropout(deployed)
     return deployed
@@ -121,7 +120,7 @@ def _with_layers(net: Any, places: list[int]) -> Any:
 
 
 def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
-    """Data layers become inputs; the Slice that only takes one picture of a pair out of its input goes."""
+    """Data layers become inputs, called as what they give."""
     read_data = [i for i, layer in enumerate(net.layer) if is_data_layer(layer)]
     for i in read_data:
         unknown = next((top for top in guessed_tops(net.layer[i]) if top not in shapes), None)
@@ -131,6 +130,11 @@ def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
     net = data_layers_to_inputs(net, {name: shape for name, shape in shapes.items() if name in inputs}, batch=batch)
     for i in read_data:
         _call_as_its_top(net, net.layer[i])
+    return net
+
+
+def _take_one(net: Any) -> None:
+    """Take out the Slice that tells the pictures of a pair apart, where only one is used; the input is then that one."""
     read = {blob for layer in net.layer for blob in layer.bottom}
     for place, layer in enumerate(net.layer):
         tops = [top for top in layer.top if top in read]
@@ -141,8 +145,7 @@ def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
             source.input_param.shape[0].dim[:] = row.shapes[list(layer.top).index(tops[0])] or ()
             _call_as_its_top(net, source)
             del net.layer[place]
-            break
-    return net
+            return
 
 
 def _drop_labels(net: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from caffetools.errors import NetError
@@ -21,7 +22,26 @@ ANSWERS = {
     "EuclideanLoss": "",
 }
 # Losses on embeddings: of two or three pictures' the first is the net's output.
-_METRIC = {"ContrastiveLoss", "TripletLoss", "CenterLoss"}
+METRIC = {"ContrastiveLoss", "TripletLoss", "CenterLoss"}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where a deploy net ends for one loss: the blobs that are its outputs, and whether they are the scores that the loss judges.
+
+    Where a layer below the loss reads the truth (a margin, a mask), the net ends before it, in what is no scores yet.
+    """
+
+    loss: Any
+    blobs: list[str]
+    are_scores: bool
+
+    @classmethod
+    def of(cls, graph: Graph, loss: Any, truth: Collection[Use]) -> Ending:
+        """The ending for ``loss``; arguments and errors as for :func:`scores_of`."""
+        scores = scores_of(graph, loss, truth)
+        blobs = [before_truth(graph, blob, truth) for blob in scores]
+        return cls(loss, blobs, blobs == scores)
 
 
 def is_loss(layer: Any) -> bool:
@@ -76,14 +96,14 @@ def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
         NetError: they are not made in that phase.
     """
     end = len(graph.param.layer)
-    known = loss.type in ANSWERS or loss.type in _METRIC or not loss.type.endswith("Loss")
-    bottoms = [blob for blob in loss.bottom if (graph.maker(end, blob), blob) not in truth]
-    bottoms = list(loss.bottom[:1]) if known or not bottoms else bottoms
+    bottoms = [blob for blob in loss.bottom if (graph.maker(end, blob), blob) not in truth] or list(loss.bottom[:1])
+    if loss.type in ANSWERS or loss.type in METRIC or not loss.type.endswith("Loss"):
+        del bottoms[1:]
     for blob in bottoms:
         if graph.maker(end, blob) is None:
             raise NetError(f"what it reads, '{blob}', is not made in the TEST phase", layer=loss.name)
     maker = graph.layers[graph.maker(end, bottoms[0]) or 0]
-    if loss.type in _METRIC and maker.type == "Slice" and maker.slice_param.axis == 0 and maker.bottom:
+    if loss.type in METRIC and maker.type == "Slice" and maker.slice_param.axis == 0 and maker.bottom:
         # The pictures of a batch, told apart only to be compared.
         return list(maker.bottom)
     return bottoms
@@ -92,9 +112,10 @@ def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
 def truth_of(graph: Graph, net: Any) -> set[Use]:
     """(place of the maker, blob) of what is known of the pictures in training only: labels, and what is made from nothing else.
 
-    Tops of data layers that hold labels by their type, or that a loss or an accuracy of ``net`` (in either phase) reads beside scores.
+    Tops of data layers that hold labels by their type, or that a loss or an accuracy of ``net`` (in either phase) reads; the first top of
+    the first is the picture.
     """
-    compared = {blob for layer in net.layer if is_judge(layer) for blob in layer.bottom[1:]}
+    compared = {blob for layer in net.layer if is_judge(layer) for blob in layer.bottom}
     truth: set[Use] = set()
     first = True
     for i, layer in graph.layers.items():

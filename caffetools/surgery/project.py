@@ -28,7 +28,7 @@ from caffetools.surgery.graph import Graph, phases_present
 from caffetools.surgery.growing import Classes, grown_weights, trim_weights
 from caffetools.surgery.inputs import as_shapes
 from caffetools.surgery.learning import Tuning, tune
-from caffetools.surgery.losses import is_loss
+from caffetools.surgery.losses import losses_of
 from caffetools.surgery.options import DataOptions, read_mean_option
 from caffetools.surgery.output import PathLike, check_free, solver_in, write_messages
 from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes
@@ -112,7 +112,8 @@ def make_project(
             check_crops(made.train_val, dataset)
             made.changes += fit_batches(made.train_val, dataset, train=options.train_batch is None, val=options.val_batch is None)
         _check_loss(made.train_val)
-        deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if made.judge else None)
+        judged = made.judge in {loss.name for loss in losses_of(made.train_val).values()}
+        deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if judged else None)
         _check(made.train_val, deploy, shapes)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
@@ -185,7 +186,7 @@ def _check(train_val: Any, deploy: Any, shapes: Mapping[str, Shape]) -> None:
 
 
 def _check_loss(net: Any) -> None:
-    if not any(is_loss(layer) for layer in net.layer):
+    if not losses_of(net):
         raise NetError(
             f"the net '{net.name}' has no loss, so it cannot be trained; give its train_val prototxt, "
             "or make one of it first (caffetools trainable)"

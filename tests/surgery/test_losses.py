@@ -66,7 +66,8 @@ def test_truth_deep_inside_of_a_net_is_refused_with_the_layer_that_reads_it() ->
         ('type: "ContrastiveLoss" bottom: "fc5" bottom: "fc5" bottom: "label"', "fc5"),
         ('type: "TripletLoss" bottom: "a" bottom: "p" bottom: "n"', "fc5"),
         ('type: "Python" bottom: "fc5" bottom: "label" loss_weight: 1 python_param { module: "m" layer: "L" }', "fc5"),
-        ('type: "WonderLoss" bottom: "fc5" bottom: "data" bottom: "label"', "fc5"),
+        ('type: "WonderLoss" bottom: "fc5" bottom: "label"', "fc5"),
+        ('type: "EuclideanLoss" bottom: "label" bottom: "fc5"', "fc5"),
     ],
 )
 def test_other_losses_leave_what_they_judge_and_are_gone(loss: str, output: str) -> None:
