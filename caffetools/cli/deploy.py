@@ -12,7 +12,7 @@ from caffetools.cli.show import console, note, print_json
 
 if TYPE_CHECKING:
     from caffetools.surgery.folding import Folded
-    from caffetools.surgery.summary import Summary
+    from caffetools.surgery.inspection.summary import Summary
 
 
 def deploy(
@@ -51,7 +51,7 @@ def deploy(
     from caffetools.proto.upgrade import upgrade_net
     from caffetools.surgery.deploy import deploy_from, left_out
     from caffetools.surgery.inputs import parse_shapes
-    from caffetools.surgery.summary import summarize
+    from caffetools.surgery.inspection.summary import summarize
 
     if fold_bn != (weights is not None):
         raise CaffeToolsError("--fold-bn and --weights go together: the weights are folded too")

@@ -13,8 +13,8 @@ from caffetools.cli.show import console, print_json
 from caffetools.cli.tables import print_table, shortened
 
 if TYPE_CHECKING:
-    from caffetools.surgery.comparison import Comparison
-    from caffetools.surgery.summary import Summary
+    from caffetools.surgery.inspection.comparison import Comparison
+    from caffetools.surgery.inspection.summary import Summary
 
 
 def inspect(
@@ -49,10 +49,10 @@ def inspect(
     from caffetools.net.weights import read_weights
     from caffetools.proto.text import read_net
     from caffetools.proto.upgrade import upgrade_net
-    from caffetools.surgery.comparison import compare_weights
     from caffetools.surgery.graph import phases_present
     from caffetools.surgery.inputs import parse_shapes
-    from caffetools.surgery.summary import summarize
+    from caffetools.surgery.inspection.comparison import compare_weights
+    from caffetools.surgery.inspection.summary import summarize
     from caffetools.zoo.cards import get_card
 
     if table:
@@ -104,7 +104,7 @@ def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:
     from caffetools.errors import CaffeToolsError
     from caffetools.net.net import located
     from caffetools.proto.text import read_net
-    from caffetools.surgery.counting import count_global_poolings, count_types, type_table
+    from caffetools.surgery.inspection.counting import count_global_poolings, count_types, type_table
     from caffetools.zoo.networks import prototxt_path
 
     paths = {name: prototxt_path(name) for name in models}

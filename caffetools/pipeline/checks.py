@@ -15,10 +15,10 @@ from caffetools.proto.schema import TRAIN
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.solver.training import choose_device
-from caffetools.surgery.comparison import FITS
-from caffetools.surgery.finetune import MOST_SEED
-from caffetools.surgery.project import DataOptions, compare, make_project, read_mean_option
-from caffetools.surgery.sources import data_layers
+from caffetools.surgery.inspection.comparison import FITS
+from caffetools.surgery.projects.finetune import MOST_SEED
+from caffetools.surgery.projects.project import DataOptions, compare, make_project, read_mean_option
+from caffetools.surgery.projects.sources import data_layers
 
 PathLike = str | os.PathLike[str]
 

@@ -13,7 +13,7 @@ from caffetools.pipeline.learn import Job, Learned, learn
 from caffetools.pipeline.narrator import Narrator, Recorder
 from caffetools.pipeline.summary import make_report
 from caffetools.solver.training import choose_device
-from caffetools.surgery.finetune import MOST_SEED
+from caffetools.surgery.projects.finetune import MOST_SEED
 from caffetools.visualize.report import write_report
 from caffetools.zoo.networks import prototxt_path
 

@@ -25,9 +25,9 @@ from caffetools.proto.text import read_solver
 from caffetools.solver.logs.training_log import TrainingLog, read_log
 from caffetools.solver.saving.resume import newest_snapshot
 from caffetools.solver.training import train
-from caffetools.surgery.datasets import mean_of
-from caffetools.surgery.project import DataOptions, Project, make_project, write_project
-from caffetools.surgery.retarget import HEAD_LR_MULT
+from caffetools.surgery.projects.datasets import mean_of
+from caffetools.surgery.projects.project import DataOptions, Project, make_project, write_project
+from caffetools.surgery.retargeting.retarget import HEAD_LR_MULT
 from caffetools.visualize.confusion import draw_confusion
 from caffetools.visualize.curves import draw_curves
 from caffetools.visualize.filters import LayerWeights, draw_filters, find_weights

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from caffetools.errors import CaffeToolsError
-from caffetools.surgery.datasets import whole_batch
+from caffetools.surgery.projects.datasets import whole_batch
 
 
 @dataclass(frozen=True)

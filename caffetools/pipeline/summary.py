@@ -15,7 +15,7 @@ import caffetools
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.pipeline.learn import Learned
 from caffetools.proto.text import read_net
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.summary import summarize
 from caffetools.visualize.report import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Report, Step
 
 

@@ -13,8 +13,8 @@ from caffetools.proto.schema import TEST, NetParameter
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.graph import Graph, names_in_use
 from caffetools.surgery.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, named_shapes
+from caffetools.surgery.inspection.summary import summarize
 from caffetools.surgery.losses import ANSWERS, METRIC, Ending, check_without_truth, chosen_losses, is_judge, losses_of, truth_of
-from caffetools.surgery.summary import summarize
 
 _FILLERS = ("weight_filler", "bias_filler", "filler")
 

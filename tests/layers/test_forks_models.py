@@ -16,7 +16,7 @@ from caffetools.onnx.export import to_onnx
 from caffetools.proto.binary import read_caffemodel, write_caffemodel
 from caffetools.proto.text import format_text, parse, read_net
 from caffetools.proto.unknown import unknown_fields
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.summary import summarize
 from tests.conftest import SHARED
 
 

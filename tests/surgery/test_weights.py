@@ -13,10 +13,10 @@ from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, to_caffemodel
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
-from caffetools.surgery.growing import Classes, grown_weights, read_classes, trim_weights
 from caffetools.surgery.inputs import data_layers_to_inputs
-from caffetools.surgery.retarget import retarget
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.summary import summarize
+from caffetools.surgery.retargeting.growing import Classes, grown_weights, read_classes, trim_weights
+from caffetools.surgery.retargeting.retarget import retarget
 from caffetools.surgery.weights import merge_weights, prune_weights, rename_layers, take_rows
 from tests.surgery.nets import TINY, net_of, with_head
 

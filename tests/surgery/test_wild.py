@@ -13,10 +13,10 @@ from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.text import format_text, parse, read_net
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.deploy import deploy_from
+from caffetools.surgery.inspection.summary import summarize
 from caffetools.surgery.losses import is_judge, losses_of
-from caffetools.surgery.project import make_project, write_project
-from caffetools.surgery.summary import summarize
-from caffetools.surgery.trainable import make_trainable, write_trainable
+from caffetools.surgery.projects.project import make_project, write_project
+from caffetools.surgery.projects.trainable import make_trainable, write_trainable
 
 # Tried in turn where a net does not say how large its pictures are.
 SHAPES = (None, (1, 3, 224, 224), (1, 1, 28, 28))

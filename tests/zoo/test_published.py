@@ -19,7 +19,7 @@ from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.summary import summarize
 from caffetools.zoo.networks import build
 
 # Where the published deploy nets lie among the wild prototxts; VGG-16 is one that kept the layers of the original.

@@ -10,7 +10,7 @@ from typing import Any
 from caffetools.data.card import DatasetCard
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.proto.binary import read_binaryproto
-from caffetools.surgery.datasets import mean_of
+from caffetools.surgery.projects.datasets import mean_of
 
 # What a field of Caffe's messages holds.
 _MOST = 2**31 - 1
@@ -33,7 +33,7 @@ class DataOptions:
     crop: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of :func:`~caffetools.surgery.sources.set_sources`. Raises :class:`DataError` where the mean is none."""
+        """The arguments of :func:`~caffetools.surgery.projects.sources.set_sources`. Raises :class:`DataError` where the mean is none."""
         for name in ("train_batch", "val_batch", "crop"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= _MOST:

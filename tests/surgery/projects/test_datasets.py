@@ -8,8 +8,8 @@ import pytest
 
 from caffetools.data.card import DatasetCard
 from caffetools.errors import CaffeToolsError, DataError, NetError
-from caffetools.surgery.datasets import check_crops, classes_of, fit_batches, mean_of, read_databases
-from caffetools.surgery.options import DataOptions
+from caffetools.surgery.projects.datasets import check_crops, classes_of, fit_batches, mean_of, read_databases
+from caffetools.surgery.projects.options import DataOptions
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, net_of
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.proto.schema import FillerParameter, LayerParameter
-from caffetools.surgery.added import AddedLayer
 from caffetools.surgery.changes import Change
-from caffetools.surgery.cutting import end_of_blob
 from caffetools.surgery.graph import names_in_use, phases
 from caffetools.surgery.heads import LINEAR, classifier_param, find_heads, main_head
-from caffetools.surgery.learning import spread_rates
+from caffetools.surgery.retargeting.added import AddedLayer
+from caffetools.surgery.retargeting.cutting import end_of_blob
+from caffetools.surgery.retargeting.learning import spread_rates
 
 # What a new layer is called, where its type's own name is longer than people write it.
 _SHORT = {"InnerProduct": "fc", "Convolution": "conv", "Pooling": "pool", "Dropout": "drop", "BatchNorm": "bn"}

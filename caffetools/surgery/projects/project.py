@@ -20,20 +20,20 @@ from caffetools.proto.binary import Caffemodel
 from caffetools.proto.schema import TRAIN
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.comparison import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
-from caffetools.surgery.datasets import check_crops, fit_batches, read_databases
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.depth import Depth, retarget_to_depth
 from caffetools.surgery.graph import Graph, phases_present
-from caffetools.surgery.growing import Classes, grown_weights, trim_weights
 from caffetools.surgery.inputs import as_shapes
-from caffetools.surgery.learning import Tuning, tune
+from caffetools.surgery.inspection.comparison import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
+from caffetools.surgery.inspection.summary import summarize
 from caffetools.surgery.losses import losses_of
-from caffetools.surgery.options import DataOptions, read_mean_option
-from caffetools.surgery.output import PathLike, check_free, solver_in, write_messages
-from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes
-from caffetools.surgery.sources import set_sources
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.projects.datasets import check_crops, fit_batches, read_databases
+from caffetools.surgery.projects.options import DataOptions, read_mean_option
+from caffetools.surgery.projects.output import PathLike, check_free, solver_in, write_messages
+from caffetools.surgery.projects.sources import set_sources
+from caffetools.surgery.retargeting.depth import Depth, retarget_to_depth
+from caffetools.surgery.retargeting.growing import Classes, grown_weights, trim_weights
+from caffetools.surgery.retargeting.learning import Tuning, tune
+from caffetools.surgery.retargeting.retarget import HEAD_LR_MULT, Retargeted, check_classes
 
 __all__ = [
     "DataOptions",
@@ -82,12 +82,12 @@ def make_project(
 
     Args:
         folder: Where it will be written to: the solver names the net, and its snapshots, from there.
-        trained_by: The solver file that the net was trained with; see :func:`~caffetools.surgery.finetune.solver_for`.
-        head_lr_mult, heads: as for :func:`~caffetools.surgery.retarget.retarget`.
+        trained_by: The solver file that the net was trained with; see :func:`~caffetools.surgery.projects.finetune.solver_for`.
+        head_lr_mult, heads: as for :func:`~caffetools.surgery.retargeting.retarget.retarget`.
         dataset: Sources and mean are its own, and batches fit it, where ``data`` does not say otherwise.
         tuning: How the layers learn. depth: which layers go, and which come in; by default none.
         epochs: Passes over the training pictures, which are counted where the database is there.
-        base_lr, seed: the solver's, where not as :func:`~caffetools.surgery.finetune.solver_for` chooses.
+        base_lr, seed: the solver's, where not as :func:`~caffetools.surgery.projects.finetune.solver_for` chooses.
         input_shape: (N, C, H, W) or (C, H, W) of the deployed net's input, or shapes by blob, where the data layers do not tell.
         weights: The .caffemodel that training is to start from: no new classifier gets the name of a layer in it.
 
@@ -157,7 +157,8 @@ def starting_weights(project: Project, weights: PathLike, classes: Classes | Non
     """``weights`` without what the net has no more or what starts anew; with ``classes``, also the rows of the known ones.
 
     Raises:
-        NetError, CaffeToolsError: as :func:`~caffetools.surgery.growing.grown_weights`. ModelFileError: the file cannot be read.
+        NetError, CaffeToolsError: as :func:`~caffetools.surgery.retargeting.growing.grown_weights`.
+        ModelFileError: the file cannot be read.
     """
     made = project.retargeted
     model = read_weights(weights)

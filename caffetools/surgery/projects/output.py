@@ -13,10 +13,10 @@ from caffetools.files import atomic_write
 from caffetools.proto.binary import Caffemodel, write_caffemodel
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import format_text
-from caffetools.surgery.finetune import solver_for
 from caffetools.surgery.graph import phases_present
 from caffetools.surgery.inputs import source_param
-from caffetools.surgery.sources import data_layers
+from caffetools.surgery.projects.finetune import solver_for
+from caffetools.surgery.projects.sources import data_layers
 
 PathLike = str | os.PathLike[str]
 
@@ -32,7 +32,7 @@ def check_free(folder: PathLike, *, force: bool = False, weights: bool = False) 
 
 
 def solver_in(net: Any, folder: Path, *, epochs: int, base_lr: float | None, seed: int | None, like: Any | None) -> Any:
-    """The solver for ``net`` that is to lie in ``folder``; see :func:`~caffetools.surgery.finetune.solver_for`."""
+    """The solver for ``net`` that is to lie in ``folder``; see :func:`~caffetools.surgery.projects.finetune.solver_for`."""
     train, val = (_batches(net, phase) for phase in (TRAIN, TEST))
     return solver_for(
         str(folder / FILES[0]),

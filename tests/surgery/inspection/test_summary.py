@@ -10,9 +10,9 @@ from caffetools.net.net import Net
 from caffetools.net.weights import to_caffemodel
 from caffetools.proto.binary import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
-from caffetools.surgery.comparison import compare_weights
 from caffetools.surgery.inputs import data_layers_to_inputs
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.comparison import compare_weights
+from caffetools.surgery.inspection.summary import summarize
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, net_of
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from caffetools.layers.base import Shape
 from caffetools.proto.schema import NetParameter
-from caffetools.surgery.added import AddedLayer
-from caffetools.surgery.adding import add_layers
 from caffetools.surgery.changes import Change
-from caffetools.surgery.cutting import drop_after
-from caffetools.surgery.learning import Tuning
-from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, retarget
+from caffetools.surgery.retargeting.added import AddedLayer
+from caffetools.surgery.retargeting.adding import add_layers
+from caffetools.surgery.retargeting.cutting import drop_after
+from caffetools.surgery.retargeting.learning import Tuning
+from caffetools.surgery.retargeting.retarget import HEAD_LR_MULT, Retargeted, retarget
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def retarget_to_depth(
 ) -> Retargeted:
     """``net`` with ``classes`` classes and of another depth; it is not changed.
 
-    Arguments and errors as for :func:`~caffetools.surgery.retarget.retarget`, :func:`~caffetools.surgery.cutting.drop_after` and
-    :func:`~caffetools.surgery.adding.add_layers`.
+    Arguments and errors as for :func:`~caffetools.surgery.retargeting.retarget.retarget`,
+    :func:`~caffetools.surgery.retargeting.cutting.drop_after` and :func:`~caffetools.surgery.retargeting.adding.add_layers`.
     """
     names = None if heads is None else list(heads)
     cut, changes = NetParameter(), list[Change]()

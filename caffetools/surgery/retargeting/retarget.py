@@ -15,8 +15,8 @@ from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.changes import Change, number
 from caffetools.surgery.graph import names_in_use, rename_blob
 from caffetools.surgery.heads import CLASSIFIERS, Head, classifier_param, find_heads, main_head
-from caffetools.surgery.learning import describe_filler, learned_blobs
-from caffetools.surgery.leftovers import leftovers
+from caffetools.surgery.retargeting.learning import describe_filler, learned_blobs
+from caffetools.surgery.retargeting.leftovers import leftovers
 
 # How much faster than the rest a new classifier learns, as in Caffe's fine-tuning examples.
 HEAD_LR_MULT = 10.0

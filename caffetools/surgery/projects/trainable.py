@@ -15,13 +15,13 @@ from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.changes import Change, number
-from caffetools.surgery.datasets import check_crops, fit_batches
 from caffetools.surgery.graph import Graph, names_in_use
 from caffetools.surgery.heads import LINEAR
-from caffetools.surgery.options import DataOptions
-from caffetools.surgery.output import FILES, PathLike, solver_in, write_messages
-from caffetools.surgery.sources import set_sources
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.summary import summarize
+from caffetools.surgery.projects.datasets import check_crops, fit_batches
+from caffetools.surgery.projects.options import DataOptions
+from caffetools.surgery.projects.output import FILES, PathLike, solver_in, write_messages
+from caffetools.surgery.projects.sources import set_sources
 
 _LOSSES = {"Softmax": "SoftmaxWithLoss", "Sigmoid": "SigmoidCrossEntropyLoss"}
 _FILLED = {**LINEAR, "Deconvolution": "convolution_param"}
@@ -52,10 +52,10 @@ def make_trainable(
 ) -> Trainable:
     """A net for training and its solver from the deploy net in the file ``source``; nothing is written.
 
-    Arguments as for :func:`~caffetools.surgery.project.make_project`; ``scale`` is what pixels are multiplied by.
+    Arguments as for :func:`~caffetools.surgery.projects.project.make_project`; ``scale`` is what pixels are multiplied by.
 
     Raises:
-        NetError, PrototxtError, DataError: as :func:`~caffetools.surgery.project.make_project`, and as :func:`trainable_from`.
+        NetError, PrototxtError, DataError: as :func:`~caffetools.surgery.projects.project.make_project`, and as :func:`trainable_from`.
     """
     options = (data or DataOptions()).with_dataset(dataset)
     settings = options.settings()

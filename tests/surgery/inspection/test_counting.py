@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caffetools.surgery.counting import count_global_poolings, count_types, type_table
+from caffetools.surgery.inspection.counting import count_global_poolings, count_types, type_table
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, net_of
 

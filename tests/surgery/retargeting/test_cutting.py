@@ -8,9 +8,9 @@ import pytest
 
 from caffetools.errors import NetError
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
-from caffetools.surgery.cutting import drop_after
 from caffetools.surgery.graph import phases
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.summary import summarize
+from caffetools.surgery.retargeting.cutting import drop_after
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, layer_of, net_of
 

@@ -12,10 +12,10 @@ from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, FillerParameter, NetParameter
 from caffetools.proto.text import format_text
-from caffetools.surgery.added import parse_added
-from caffetools.surgery.adding import add_layers
 from caffetools.surgery.inputs import data_layers_to_inputs
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.summary import summarize
+from caffetools.surgery.retargeting.added import parse_added
+from caffetools.surgery.retargeting.adding import add_layers
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, layer_of, net_of
 

@@ -9,7 +9,7 @@ from caffetools.errors import CaffeToolsError, DataError, NetError
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.surgery.changes import Change
 from caffetools.surgery.inputs import source_param
-from caffetools.surgery.sources import data_layers
+from caffetools.surgery.projects.sources import data_layers
 
 
 def classes_of(card: DatasetCard, classes: int | None) -> int:

@@ -10,8 +10,8 @@ import pytest
 
 from caffetools.proto.binary import Caffemodel, write_caffemodel
 from caffetools.proto.text import write_prototxt
-from caffetools.surgery.difference import Difference, diff_nets, diff_weights
-from caffetools.surgery.retarget import retarget
+from caffetools.surgery.inspection.difference import Difference, diff_nets, diff_weights
+from caffetools.surgery.retargeting.retarget import retarget
 from caffetools.zoo.networks import build
 from tests.cli.test_retarget import run
 from tests.surgery.nets import TINY, net_of

@@ -10,7 +10,7 @@ import numpy as np
 from caffetools.layers.base import Shape
 from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array, fits_stored
-from caffetools.surgery.summary import Summary
+from caffetools.surgery.inspection.summary import Summary
 
 _PIECE = 1 << 20
 

@@ -12,9 +12,9 @@ from caffetools.data.datum import array_to_datum
 from caffetools.errors import CaffeToolsError, DataError, NetError, RunFailed
 from caffetools.proto.binary import write_binaryproto
 from caffetools.proto.text import read_net, read_solver, write_prototxt
-from caffetools.surgery.finetune import solver_for
-from caffetools.surgery.project import DataOptions, check_free, make_project, write_project
-from caffetools.surgery.sources import set_sources
+from caffetools.surgery.projects.finetune import solver_for
+from caffetools.surgery.projects.project import DataOptions, check_free, make_project, write_project
+from caffetools.surgery.projects.sources import set_sources
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, net_of
 

@@ -12,7 +12,7 @@ from caffetools.proto.schema import TEST, TRAIN
 from caffetools.surgery.changes import Change
 from caffetools.surgery.graph import Graph, Use, phases
 from caffetools.surgery.heads import find_heads, main_head
-from caffetools.surgery.summary import summarize
+from caffetools.surgery.inspection.summary import summarize
 
 # What may stand between the pooling of the whole picture and the classifier and belongs to both.
 _NECK = {"Pooling", "Dropout", "Flatten"}

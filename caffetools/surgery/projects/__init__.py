@@ -1,0 +1,1 @@
+"""The files of a training together: nets and solver, with the data that they are to read."""
