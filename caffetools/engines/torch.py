@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from caffetools.engines.base import Engine, EngineError, PathLike
 from caffetools.errors import NetError
+from caffetools.net.device import find_device
 from caffetools.net.net import Net, located
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
@@ -34,13 +35,13 @@ class TorchEngine(Engine):
 
         Raises:
             PrototxtError, ModelFileError, NetError: a file cannot be read, or the weights are not this net's.
-            EngineError: ``deploy`` is an ONNX file, no weights are given, or the device is not there.
+            EngineError: ``deploy`` is an ONNX file, or no weights are given. CaffeToolsError: the device is not there.
         """
         if Path(deploy).suffix == ".onnx":
             raise EngineError(f"{deploy}: the torch engine runs a prototxt with its caffemodel; use --engine onnxruntime for ONNX files")
         net = Net.from_file(deploy, TEST, fill=weights is None)
         load_all_weights(net, deploy, weights)
-        return cls(net.to(pick_device(device)))
+        return cls(net.to(find_device(device)))
 
     def predict(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; see :class:`Engine`."""
@@ -66,16 +67,3 @@ def load_all_weights(net: Net, deploy: PathLike, weights: PathLike | None) -> No
     if report.fresh:
         names = ", ".join(f"'{name}'" for name in report.fresh[:3]) + (", …" if len(report.fresh) > 3 else "")
         raise NetError(f"{weights} holds no weights for {len(report.fresh)} layer(s) of {deploy}: {names}; are they another net's?")
-
-
-def pick_device(name: str) -> torch.device:
-    """``"cpu"``, ``"cuda"``, ``"cuda:1"`` …, or ``"auto"``: a GPU where there is one. Raises :class:`EngineError` where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise EngineError(f"unknown device '{name}'; say cpu, cuda or auto") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EngineError(f"there is no device '{name}' here: torch sees {torch.cuda.device_count()} GPU(s); say cpu or auto")
-    return device

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from caffetools.errors import CaffeToolsError, DataError
+from caffetools.net.device import find_device
 from caffetools.proto.text import format_text, read_solver
 from caffetools.solver.logs.caffe_log import GlogWriter
 from caffetools.solver.logs.metrics import GrowingFile, Metrics
@@ -170,19 +171,8 @@ def choose_device(wanted: str, param: Any = None) -> torch.device:
     Raises:
         CaffeToolsError: it is none of these, or there is no such device here.
     """
-    name = wanted
-    if wanted == "auto":
-        on_cpu = param is not None and param.HasField("solver_mode") and param.solver_mode == _CPU
-        name = "cpu" if on_cpu or not torch.cuda.is_available() else f"cuda:{param.device_id if param is not None else 0}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise CaffeToolsError(f"unknown device '{wanted}'; it is one of cpu, cuda, cuda:N, auto") from None
-    if device.type not in ("cpu", "cuda"):
-        raise CaffeToolsError(f"device '{wanted}' is not supported; use cpu, cuda or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CaffeToolsError(f"there is no device {wanted} here (CUDA devices: {torch.cuda.device_count()}); use cpu")
-    return device
+    on_cpu = param is not None and param.HasField("solver_mode") and param.solver_mode == _CPU
+    return find_device(wanted, on_cpu=on_cpu, index=param.device_id if param is not None else 0)
 
 
 def _settings(path: PathLike, weights: Sequence[PathLike], max_iter: int | None, level: int, stages: Iterable[str]) -> Any:

@@ -155,7 +155,7 @@ def test_what_goes_wrong_is_one_line(tiny: Path, command: Callable[..., Done], f
 def test_a_device_that_is_not_there_is_refused(command: Callable[..., Done]) -> None:
     done = command("solver.prototxt", "--device", "cuda:99")
     assert done.returncode == 2
-    assert "there is no device cuda:99 here" in done.stderr
+    assert "there is no device 'cuda:99' here" in done.stderr
 
 
 def test_a_second_run_with_the_same_prefix_is_refused(tiny: Path) -> None:

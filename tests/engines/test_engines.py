@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from caffetools.engines.base import Engine, EngineError
 from caffetools.engines.onnxruntime import OnnxRuntimeEngine
-from caffetools.engines.torch import TorchEngine, pick_device
+from caffetools.engines.torch import TorchEngine
 from caffetools.net.net import Net
 from caffetools.onnx.export import export
 from tests.deploy.colours import write_net
@@ -57,15 +56,6 @@ def test_a_fixed_batch_is_told_and_another_is_refused(tmp_path: Path) -> None:
     assert engine.batch == 1
     with pytest.raises(EngineError, match="onnxruntime cannot run the model"):
         engine.predict({"data": np.zeros((2, 3, 6, 8), np.float32)})
-
-
-def test_devices_that_are_not_there_are_refused() -> None:
-    assert pick_device("cpu").type == "cpu"
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(EngineError, match="unknown device 'gpu'; say cpu, cuda or auto"):
-        pick_device("gpu")
-    with pytest.raises(EngineError, match="there is no device 'cuda:99' here"):
-        pick_device("cuda:99")
 
 
 def test_a_model_of_no_fixed_picture_size_is_refused(tmp_path: Path) -> None:
