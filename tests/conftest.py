@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parent.parent.parent / "shared"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A script that runs the tests in the background makes them deaf to Ctrl-C, and with them the processes that they interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
