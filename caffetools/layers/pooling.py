@@ -189,9 +189,11 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
     if all(t <= p for t, p in zip(tail, begin, strict=True)):
         graph.node("AveragePool", [bottom], tops, pads=[*begin, *tail], count_include_pad=1, **shape)
         return
-    source = _padded_in_onnx(graph, bottom, [*begin, *begin], 0.0) if any(begin) else bottom
-    rest = [max(t - p, 0) for t, p in zip(tail, begin, strict=True)]
-    graph.node("AveragePool", [source], tops, pads=[0, 0, *rest], count_include_pad=0, **shape)
+    # Windows that reach over the padding have fewer values than others. Runtimes differ on that, so it is said in numbers.
+    source, mean = _padded_in_onnx(graph, bottom, [*begin, *tail], 0.0), graph.value("mean")
+    graph.node("AveragePool", [source], [mean], pads=[0, 0, 0, 0], count_include_pad=1, **shape)
+    share = graph.constant("share", (window.kernel[0] * window.kernel[1] / window.areas()).numpy().astype(np.float32))
+    graph.node("Mul", [mean, share], tops)
 
 
 @register("Pooling")
