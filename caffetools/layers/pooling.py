@@ -95,6 +95,11 @@ class Window:
         """Whether the last window of an axis lies wholly outside of the map (stride larger than the kernel, no padding)."""
         return max(self._each(lambda n, k, s, p, o: int((o - 1) * s - p >= n))) > 0
 
+    def counts(self) -> Tensor:
+        """How many values of the map each window has, (H', W')."""
+        ones = self.padded(torch.ones(1, 1, *self.size), 0.0)
+        return F.avg_pool2d(ones, self.kernel, self.stride, divisor_override=1)[0, 0]
+
     def padded(self, x: Tensor, value: float) -> Tensor:
         """``x`` with all that the windows reach, filled with ``value``; what no window reaches is cut off."""
         (top, left), (bottom, right) = self.pad, self.tail
@@ -186,14 +191,16 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
         return
     if window.has_empty:
         raise ExportError("AVE pooling with windows wholly outside of the map divides zero by zero and has no ONNX form")
-    if all(t <= p for t, p in zip(tail, begin, strict=True)):
+    if all(t in (0, p) for t, p in zip(tail, begin, strict=True)):
         graph.node("AveragePool", [bottom], tops, pads=[*begin, *tail], count_include_pad=1, **shape)
         return
-    # Windows that reach over the padding have fewer values than others. Runtimes differ on that, so it is said in numbers.
-    source, mean = _padded_in_onnx(graph, bottom, [*begin, *tail], 0.0), graph.value("mean")
-    graph.node("AveragePool", [source], [mean], pads=[0, 0, 0, 0], count_include_pad=1, **shape)
-    share = graph.constant("share", (window.kernel[0] * window.kernel[1] / window.areas()).numpy().astype(np.float32))
-    graph.node("Mul", [mean, share], tops)
+    # Caffe's windows count what they reach of the padding, but nothing beyond it: no runtime's way, and onnxruntime 1.23 is wrong
+    # where the padding differs at both ends. So the means are over values alone, and what share of its window they are is said in numbers.
+    share = (window.counts() / window.areas()).numpy().astype(np.float32)
+    means = tops if (share == 1).all() else [graph.value("mean")]
+    graph.node("AveragePool", [bottom], means, pads=[*begin, *tail], count_include_pad=0, **shape)
+    if means is not tops:
+        graph.node("Mul", [means[0], graph.constant("share", share)], tops)
 
 
 @register("Pooling")
