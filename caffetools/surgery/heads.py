@@ -17,10 +17,10 @@ LINEAR = {"InnerProduct": "inner_product_param", "Convolution": "convolution_par
 CLASSIFIERS = {**LINEAR, "MarginInnerProduct": "margin_inner_product_param"}
 
 # What may stand between a classifier and its loss: the classes stay where they are, each by itself.
-_ELEMENTWISE = {"ReLU", "ELU", "Sigmoid", "TanH", "BNLL", "AbsVal", "Power", "Exp", "Log", "Clip", "Dropout"}
-_FORKS_ELEMENTWISE = {"ReLU6", "SELU", "SeLu", "Swish", "HSwish", "HardSwish", "HSigmoid", "Mish"}
+_OF_FORKS = {"ReLU6", "SELU", "SeLu", "Swish", "HSwish", "HardSwish", "HSigmoid", "Mish"}
+ELEMENTWISE = {"ReLU", "ELU", "Sigmoid", "TanH", "BNLL", "AbsVal", "Power", "Exp", "Log", "Clip", "Dropout", *_OF_FORKS}
 _OF_PLACES = {"Pooling", "Flatten", "Crop", "Interp", "Upsample"}
-_KEEPS_CLASSES = {*_ELEMENTWISE, *_FORKS_ELEMENTWISE, *_OF_PLACES, "Softmax", "Split"}
+_KEEPS_CLASSES = {*ELEMENTWISE, *_OF_PLACES, "Softmax", "Split"}
 # Likewise, but with parameters of their own for each class.
 _CLASSWISE = {"BatchNorm", "BN", "Scale", "Bias", "PReLU"}
 
@@ -90,6 +90,12 @@ def main_head(heads: list[Head]) -> Head:
 def classifier_param(layer: Any) -> Any:
     """The part of a classifier layer that has ``num_output``."""
     return getattr(layer, CLASSIFIERS[layer.type])
+
+
+def flattens(layer: Any) -> bool:
+    """Whether ``layer`` is a Reshape to (N, values), whatever comes in."""
+    param = layer.reshape_param
+    return layer.type == "Reshape" and param.axis == 0 and param.num_axes == -1 and list(param.shape.dim) == [0, -1]
 
 
 def loss_weight(layer: Any) -> float:

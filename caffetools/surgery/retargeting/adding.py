@@ -10,6 +10,7 @@ from caffetools.proto.schema import FillerParameter, LayerParameter
 from caffetools.surgery.changes import Change
 from caffetools.surgery.graph import names_in_use, phases
 from caffetools.surgery.heads import LINEAR, classifier_param, find_heads, main_head
+from caffetools.surgery.losses import is_judge
 from caffetools.surgery.retargeting.added import AddedLayer
 from caffetools.surgery.retargeting.cutting import end_of_blob
 from caffetools.surgery.retargeting.learning import spread_rates
@@ -43,19 +44,27 @@ def add_layers(
         taken: Names that new layers must not be given here, such as those of the layers in the weights that training starts from.
 
     Raises:
-        NetError: there is no such layer to come after, or none that makes one blob, or a name is in use.
+        NetError: there is no such layer to come after, or none that makes one blob, a name is in use, or the classifier is another then.
     """
     made = _Adding(net, lr_mult, filler, frozenset(taken))
+    before = _main(net, heads)
     for after in dict.fromkeys(new.after for new in added):
         layers = [new.layer for new in added if new.after == after]
         if after is not None:
             _add_after(made, after, layers)
             continue
-        found = find_heads(net, heads)
-        judge = main_head(found).judge
-        for name in dict.fromkeys(head.layer for head in found if head.judge == judge):
+        for name in before:
             _add_before(made, name, layers)
+    if _main(net, heads) != before:
+        raise NetError(f"the new layers would stand behind the classifier {' and '.join(before)}; name a layer before it (--add-layer)")
     return made.changes, made.fresh
+
+
+def _main(net: Any, heads: Iterable[str] | None) -> list[str]:
+    """The names of the main classifiers: those that the loss which counts most reads."""
+    found = find_heads(net, heads)
+    judge = main_head(found).judge
+    return list(dict.fromkeys(head.layer for head in found if head.judge == judge))
 
 
 class _Adding:
@@ -67,13 +76,18 @@ class _Adding:
         self.changes: list[Change] = []
         self.fresh: list[str] = []
 
-    def chain(self, place: int, blob: str, layers: Sequence[Any], where: str, rules: Any | None = None) -> str:
-        """Insert ``layers`` at ``place``, the first reading ``blob``, with the rules of the layer ``rules``; the blob of the last."""
+    def chain(self, place: int, blob: str, layers: Sequence[Any], where: str, rules: Any | None, names: list[str]) -> str:
+        """Insert ``layers`` at ``place``, the first reading ``blob``, with the rules of the layer ``rules``; the blob of the last.
+
+        ``names`` are those of a first copy; where they are empty, they are found, and put there.
+        """
         before = ""
-        for offset, given in enumerate(layers):
+        if not names:
+            names += self._names(layers)
+        for offset, (given, name) in enumerate(zip(layers, names, strict=True)):
             layer = LayerParameter()
             layer.CopyFrom(given)
-            layer.name = self._name(given)
+            layer.name = name
             if rules is not None:
                 layer.include.extend(rules.include)
                 layer.exclude.extend(rules.exclude)
@@ -87,21 +101,23 @@ class _Adding:
             before = layer.type
         return blob
 
-    def _name(self, given: Any) -> str:
-        used = names_in_use(self.net)
-        if given.name:
-            if given.name in used:
-                raise NetError(
-                    f"the net '{self.net.name}' has something called '{given.name}'; give the new layer another name (--add-layer)"
-                )
-            return str(given.name)
-        base = f"{_SHORT.get(given.type, given.type.lower())}_new"
-        name, again = base, 1
-        while name in used | self.taken:
-            again += 1
-            name = f"{base}{again}"
-        self.fresh.append(name)
-        return name
+    def _names(self, layers: Sequence[Any]) -> list[str]:
+        """A name for each, that neither the net nor the weights have."""
+        names: list[str] = []
+        for given in layers:
+            used = {*names_in_use(self.net), *self.taken, *names}
+            base = str(given.name) or f"{_SHORT.get(given.type, given.type.lower())}_new"
+            name, again = base, 1
+            if given.name and name in used:
+                owner = "weights have" if name in self.taken else f"net '{self.net.name}' has"
+                hint = "give the new layer another name, since it starts anew (--add-layer)"
+                raise NetError(f"the {owner} something called '{name}'; {hint}")
+            while name in used:
+                again += 1
+                name = f"{base}{again}"
+            names.append(name)
+        self.fresh += names
+        return names
 
     def _learn(self, layer: Any) -> None:
         if layer.type in LINEAR:
@@ -127,9 +143,17 @@ def _add_before(adding: _Adding, name: str, layers: Sequence[Any]) -> None:
         raise NetError(
             f"reads {' and '.join(sorted(blobs)) or 'nothing'}; say which layer the new ones come after (--add-layer AFTER=…)", layer=name
         )
-    place = next(i for i, layer in enumerate(net.layer) if layer.name == name)
-    rules = twins[0] if len(twins) == 1 else None
-    last = adding.chain(place, blobs.pop(), layers, f"before {name}", rules)
+    blob = blobs.pop()
+    places = [i for i, layer in enumerate(net.layer) if layer.name == name]
+    makers = [graph.maker(i, blob) for graph in phases(net) for i in graph.layers if i in places]
+    if all(maker is None or maker < places[0] for maker in makers):
+        # One chain for all of them, where what they read is there before the first.
+        copies = {places[0]: twins[0] if len(twins) == 1 else None}
+    else:
+        copies = {place: net.layer[place] for place in places}
+    names: list[str] = []
+    for place, rules in sorted(copies.items(), reverse=True):
+        last = adding.chain(place, blob, layers, f"before {name}", rules, names)
     for layer in net.layer:
         if layer.name == name:
             layer.bottom[0] = last
@@ -146,11 +170,13 @@ def _add_after(adding: _Adding, name: str, layers: Sequence[Any]) -> None:
     ends = [end_of_blob(graph, name, "--add-layer") for graph in graphs]
     readers = {i for graph, end in zip(graphs, ends, strict=True) for i in graph.readers(*end)}
     place, blob = max(ends)
+    if not readers or any(is_judge(net.layer[i]) for i, _ in ends):
+        raise NetError("makes what no layer reads; name one before the classifier (--add-layer)", layer=name)
     if any(other != blob for _, other in ends):
         raise NetError("makes another blob in each phase; name a layer behind it (--add-layer)", layer=name)
     if readers and min(readers) <= place:
-        raise NetError("is there once a phase, and read in between; name a layer behind it (--add-layer)", layer=name)
+        raise NetError("makes a blob whose layers are there once a phase; name a layer behind it (--add-layer)", layer=name)
     reading = [net.layer[i] for i in readers]
-    last = adding.chain(place + 1, blob, layers, f"after {name}", makers[0] if len(makers) == 1 else None)
+    last = adding.chain(place + 1, blob, layers, f"after {name}", makers[0] if len(makers) == 1 else None, [])
     for layer in reading:
         layer.bottom[:] = [last if bottom == blob else bottom for bottom in layer.bottom]

@@ -11,19 +11,20 @@ from caffetools.layers.base import Shape
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.surgery.changes import Change
 from caffetools.surgery.graph import Graph, Use, phases
-from caffetools.surgery.heads import find_heads, main_head
+from caffetools.surgery.heads import ELEMENTWISE, find_heads, flattens, main_head
 from caffetools.surgery.inspection.summary import summarize
 
 # What may stand between the pooling of the whole picture and the classifier and belongs to both.
-_NECK = {"Pooling", "Dropout", "Flatten"}
+_NECK = {"Pooling", "Flatten", *ELEMENTWISE}
 
 
 def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None) -> list[Change]:
     """Take out of ``net``, in place, all that lies between layer ``name`` and the main classifier, which then reads the layer's blob.
 
     Layers that work in place on that blob (a ReLU) are part of it and stay. So does a pooling of the whole picture to one place before
-    the classifier, and what lies between these two; it becomes a global pooling, since the pictures are of another size there. What
-    reads something that is gone, such as a second classifier deeper in the net, goes, and so does what nothing reads any more.
+    the classifier (or behind one that makes maps), and what lies between these two; it becomes a global pooling, since maps are of
+    another size there. What reads something that is gone, such as a second classifier deeper in the net, goes, and so does what nothing
+    reads any more.
 
     Args:
         net: A ``NetParameter`` in today's form, for both phases.
@@ -43,6 +44,7 @@ def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shape
     classifiers = {head.layer for head in found if head.judge == judge}
     gone: set[int] = set()
     entries: dict[int, str] = {}
+    widened: set[int] = set()
     changes: list[Change] = []
     for phase in (TRAIN, TEST):
         graph = Graph(net, phase)
@@ -50,11 +52,12 @@ def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shape
             cut = _cut(graph, name, classifiers, _shapes(graph, phase, shapes or {}))
             gone |= cut.gone
             entries |= cut.entries
+            widened |= cut.widened
     before = [(graph, set(graph.outputs())) for graph in phases(net)]
     for index, blob in entries.items():
         net.layer[index].bottom[0] = blob
-        if net.layer[index].type == "Pooling":
-            changes += _make_global(net.layer[index])
+    for index in sorted(widened):
+        changes += _make_global(net.layer[index])
     gone = _with_unread(gone, before)
     changes += [Change(net.layer[index].name, "layer", net.layer[index].type, "") for index in sorted(gone)]
     for index in sorted(gone, reverse=True):
@@ -83,10 +86,12 @@ def end_of_blob(graph: Graph, name: str, option: str) -> Use:
 
 @dataclass
 class _Cut:
-    """What a cut does in one phase: the places that go, and the places that now read another blob as their first bottom."""
+    """What a cut does in one phase: the places that go, those that now read another blob as their first bottom, and poolings that must
+    take in the whole picture."""
 
     gone: set[int]
     entries: dict[int, str]
+    widened: set[int]
 
 
 def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[int, Shape]) -> _Cut:
@@ -96,7 +101,7 @@ def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[
     if not ends:
         listed = " and ".join(f"'{classifier}'" for classifier in sorted(classifiers))
         raise NetError(f"the main classifier {listed} is not made from it; name a layer before the classifier (--drop-after)", layer=name)
-    cut = _Cut(set(), {})
+    cut = _Cut(set(), {}, set())
     stays = set(ends)
     for end in ends:
         neck = _neck(graph, end, place, shapes)
@@ -110,7 +115,10 @@ def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[
         cut.gone |= between
         stays.update(neck)
         cut.entries[neck[0] if neck else end] = blob
-    stays |= _descendants(graph, [(i, top) for i in ends for top in graph.layers[i].top])
+        cut.widened.update(neck[:1])
+    behind = _descendants(graph, [(i, top) for i in ends for top in graph.layers[i].top])
+    cut.widened |= {i for i in behind if graph.layers[i].type == "Pooling" and shapes.get(i, ())[2:] == (1, 1)}
+    stays |= behind
     _spread_out(graph, cut, stays)
     return cut
 
@@ -150,7 +158,7 @@ def _neck(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape]) -> li
         return neck
     for index in graph.walk_up(end, graph.layers[end].bottom[0]):
         layer = graph.layers[index]
-        if index <= start or layer.type not in _NECK:
+        if index <= start or not (layer.type in _NECK or flattens(layer)):
             return []
         neck.insert(0, index)
         if layer.type == "Pooling" and (layer.pooling_param.global_pooling or shapes.get(index, ())[2:] == (1, 1)):
@@ -159,12 +167,17 @@ def _neck(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape]) -> li
 
 
 def _shapes(graph: Graph, phase: int, given: Mapping[str, Shape]) -> dict[int, Shape]:
-    """The shape of each layer's first blob by the layer's place, as far as it is known."""
-    try:
-        rows = summarize(graph.param, phase, shapes=given).layers
-    except NetError:
-        return {}  # what is wrong with the net is told where it is put together
-    return {place: row.shapes[0] for place, row in zip(graph.layers, rows, strict=True) if row.shapes and row.shapes[0]}
+    """The shape of each layer's first blob by the layer's place, as far as it is known: by what the net says, else by ``given``."""
+    inputs = {top for layer in graph.layers.values() if not layer.bottom for top in layer.top}
+    known: dict[int, Shape] = {}
+    for shapes in ({}, {name: shape for name, shape in given.items() if not name or name in inputs}):
+        rows = summarize(graph.param, phase, shapes=shapes).layers
+        for place, row in zip(graph.layers, rows, strict=True):
+            if row.shapes and row.shapes[0]:
+                known.setdefault(place, row.shapes[0])
+        if not any(row.note for row in rows):
+            break
+    return known
 
 
 def _make_global(layer: Any) -> list[Change]:

@@ -10,7 +10,7 @@ import torch
 from caffetools.errors import CaffeToolsError, NetError, PrototxtError
 from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
-from caffetools.proto.schema import TEST, FillerParameter, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, FillerParameter, NetParameter
 from caffetools.proto.text import format_text
 from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.surgery.inspection.summary import summarize
@@ -70,6 +70,7 @@ def test_a_layer_for_one_phase_is_followed_in_that_phase_only() -> None:
     net = net_of(TINY)
     extra = net.layer.add(name="scores", type="Softmax", bottom=["fc"], top=["scores"])
     extra.include.add(phase=TEST)
+    net.layer.add(name="quiet", type="Silence", bottom=["scores"]).include.add(phase=TEST)
     net, _ = with_added(net, "scores=Power")
     assert [rule.phase for rule in layer_of(net, "power_new").include] == [TEST]
 
@@ -93,8 +94,10 @@ def test_the_main_classifier_gets_them_and_both_where_branches_meet() -> None:
 def test_names_of_the_weights_are_not_taken_by_chance() -> None:
     _, fresh = with_added(net_of(TINY), "InnerProduct:3", taken=["fc_new", "fc_new2"])
     assert fresh == ["fc_new3"]
-    named, fresh = with_added(net_of(TINY), 'name: "mine" type: "ReLU"', taken=["mine"])
-    assert fresh == [] and wiring(named, "mine") == [("ReLU", ["conv"], ["mine"])]
+    named, fresh = with_added(net_of(TINY), 'name: "mine" type: "ReLU"')
+    assert fresh == ["mine"] and wiring(named, "mine") == [("ReLU", ["conv"], ["mine"])]
+    with pytest.raises(NetError, match="the weights have something called 'mine'; give the new layer another name, since it starts anew"):
+        with_added(net_of(TINY), 'name: "mine" type: "ReLU"', taken=["mine"])
 
 
 def test_prototxt_says_all_that_a_layer_can() -> None:
@@ -165,6 +168,8 @@ def test_what_is_no_layer_is_told(text: str, message: str) -> None:
         ("pool9=ReLU", "the net 'tiny' has no layer 'pool9' to add one after"),
         ("con=ReLU", "did you mean 'conv'? (--add-layer)"),
         ('name: "fc" type: "ReLU"', "the net 'tiny' has something called 'fc'; give the new layer another name"),
+        ("loss=ReLU", "layer 'loss': makes what no layer reads; name one before the classifier"),
+        ("fc=InnerProduct:9", "the new layers would stand behind the classifier fc; name a layer before it (--add-layer)"),
         ("data=ReLU", "layer 'data': makes 2 blobs; name a layer that makes one (--add-layer)"),
     ],
 )
@@ -182,3 +187,22 @@ def test_every_type_is_a_word_or_refused_by_its_shape_rules() -> None:
             summarize(net)
         except CaffeToolsError as error:
             assert kind in str(error) or (isinstance(error, NetError) and error.layer in ("fc", f"{kind.lower()}_new")), kind
+
+
+def test_a_classifier_that_is_there_once_a_phase_gets_its_layers_in_each() -> None:
+    def once(phase: str, *layers: str) -> str:
+        return "".join(layer.replace("bottom:", f"include {{ phase: {phase} }} bottom:", 1) for layer in layers)
+
+    relu = 'layer { name: "relu_PHASE" type: "ReLU" bottom: "conv" top: "conv" }'
+    fc = 'layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc" inner_product_param { num_output: 10 } }'
+    head, rest = TINY.split('layer { name: "relu"')[0], 'layer { name: "loss"' + TINY.split('layer { name: "loss"')[1]
+    twice = once("TRAIN", relu.replace("PHASE", "a"), fc) + once("TEST", relu.replace("PHASE", "b"), fc)
+    net, fresh = with_added(net_of(head + twice + rest), "InnerProduct:9", "ReLU")
+    assert fresh == ["fc_new", "relu_new"]
+    for phase in (TRAIN, TEST):
+        names = [row.name for row in summarize(net, phase).layers]
+        assert names[2:6] == [f"relu_{'a' if phase == TRAIN else 'b'}", "fc_new", "relu_new", "fc"]
+        assert {row.name: row.parameters for row in summarize(net, phase).layers}["fc"] == [(10, 9), (10,)]
+    # Where both read the same, one chain does for both.
+    net, _ = with_added(net_of(head + once("TRAIN", fc) + once("TEST", fc) + rest), "InnerProduct:9")
+    assert [layer.name for layer in net.layer].count("fc_new") == 1

@@ -115,16 +115,20 @@ def test_what_cannot_be_cut_is_told_and_the_net_stays(layer: str, message: str) 
 
 
 def test_what_stays_cannot_read_what_goes() -> None:
-    net = net_of(TINY)
-    layer_of(net, "fc").bottom.append("relued")
-    layer_of(net, "relu").top[0] = "relued"
-    net.layer[4].bottom[0] = "conv2"
-    layer = net.layer.add(name="conv2", type="Convolution", bottom=["conv"], top=["conv2"])
-    layer.convolution_param.num_output = 3
-    order = [net.layer[i] for i in (0, 1, 2, 3, -1, 4, 5, 6, 7)]
-    mixed = NetParameter(name="mixed", layer=order)
-    with pytest.raises(NetError, match="layer 'fc': reads 'relued', which lies behind the cut"):
-        drop_after(mixed, "conv")
+    def product(name: str, bottom: str) -> str:
+        return f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" inner_product_param {{ num_output: 6 }} }}'
+
+    margin = 'layer { name: "fc" type: "MarginInnerProduct" bottom: "mid" bottom: "late" top: "fc" margin_inner_product_param { num_output: 4 } }'
+    net = net_of(
+        'layer { name: "in" type: "Input" top: "x" top: "label" input_param { shape { dim: 2 dim: 5 } shape { dim: 2 } } }'
+        + product("stem", "x")
+        + product("mid", "stem")
+        + product("late", "mid")
+        + margin
+        + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'
+    )
+    with pytest.raises(NetError, match="layer 'fc': reads 'late', which lies behind the cut"):
+        drop_after(net, "stem")
 
 
 @pytest.mark.parametrize("model", ["bvlc_googlenet", "squeezenet_v1.1", "resnet18", "mobilenet_v2", "se_resnet50", "lenet"])
@@ -150,3 +154,32 @@ def test_after_whatever_layer_a_net_is_cut_the_rest_is_whole(model: str) -> None
             rows = {row.name: row for row in summarize(net, phase, shapes=shape).layers}
             assert rows[name].shapes[0][1:] == shapes[name][0][1:]
     assert cut >= 4
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        'layer { name: "relu2" type: "ReLU" bottom: "gp" top: "gp" }',
+        'layer { name: "drop" type: "Dropout" bottom: "gp" top: "gp" }',
+        'layer { name: "flat" type: "Reshape" bottom: "gp" top: "flat" reshape_param { shape { dim: 0 dim: -1 } } }',
+    ],
+)
+def test_what_lies_between_the_pooling_and_the_classifier_stays_with_them(between: str) -> None:
+    conv2 = 'layer { name: "conv2" type: "Convolution" bottom: "conv" top: "conv2" convolution_param { num_output: 7 kernel_size: 3 } }'
+    pool = 'layer { name: "gp" type: "Pooling" bottom: "conv2" top: "gp" pooling_param { pool: AVE kernel_size: 4 } }'
+    reads = "flat" if "flat" in between else "gp"
+    text = TINY.replace('bottom: "conv" top: "fc"', f'bottom: "{reads}" top: "fc"')
+    text = text.replace('layer { name: "fc"', conv2 + pool + between + ' layer { name: "fc"')
+    for shapes in (None, {"": (2, 3, 16, 16)}):
+        net = net_of(text)
+        drop_after(net, "conv", shapes=shapes)
+        assert parameter_shapes(net)["fc"] == [(10, 6), (10,)], shapes
+        assert layer_of(net, "gp").pooling_param.global_pooling
+
+
+def test_a_pooling_behind_a_classifier_of_maps_takes_in_the_larger_maps() -> None:
+    net = build("nin_imagenet")
+    changes = drop_after(net, "pool3")
+    assert any(change.what == "kernel" and change.after == "global" for change in changes)
+    for phase in (TRAIN, TEST):
+        assert summarize(net, phase).layers[-1].shapes == [()]
