@@ -44,10 +44,11 @@ def deploy(
     Layers keep their names, so the same weights load. Of several losses the one that counts most is kept.
     """
     from caffetools.errors import CaffeToolsError
+    from caffetools.files import atomic_write
     from caffetools.net.net import located
     from caffetools.net.state import with_stages
     from caffetools.proto.binary import write_caffemodel
-    from caffetools.proto.text import read_net, write_prototxt
+    from caffetools.proto.text import format_text, read_net
     from caffetools.proto.upgrade import upgrade_net
     from caffetools.surgery.deploy import deploy_from, left_out
     from caffetools.surgery.inputs import parse_shapes
@@ -56,9 +57,7 @@ def deploy(
     if fold_bn != (weights is not None):
         raise CaffeToolsError("--fold-bn and --weights go together: the weights are folded too")
     written = [out, *([out.with_suffix(".caffemodel")] if fold_bn else [])]
-    for path in written:
-        if path.exists() and not force:
-            raise CaffeToolsError(f"{path} exists; give another name, or --force to replace it")
+    _check_outputs(written, [train_val, weights], force=force)
     shapes = parse_shapes(input_shape or [])
     param = read_net(train_val)
     with located(train_val):
@@ -67,21 +66,44 @@ def deploy(
         folded = _folded(net, weights) if weights is not None else None
         net = folded.net if folded is not None else net
         summary = summarize(net)
-    if folded is not None:
-        write_caffemodel(written[1], folded.weights)
-    write_prototxt(out, net, comment=f"Deploy net, written by caffetools deploy from {train_val.name}.")
-    if others := left_out(param, heads or None):
-        note(f"{out}: left out what the losses {', '.join(others)} read alone (--heads to choose)")
-    for row in summary.unknown_types:
-        note(f"{out}: layer '{row.name}': {row.note}; it stays as it is")
+    with atomic_write(out, "w") as stream:
+        stream.write(f"# Deploy net, written by caffetools deploy from {train_val.name}.\n{format_text(net)}")
+        stream.flush()
+        if folded is not None:
+            # The prototxt gets its name when the weights have theirs.
+            write_caffemodel(written[1], folded.weights)
+    _note(out, left_out(param, heads or None), summary)
     _show(written, net, summary, folded, as_json=as_json)
 
 
+def _check_outputs(written: list[Path], read: list[Path | None], *, force: bool) -> None:
+    """Raise :class:`CaffeToolsError` where a file is there already, or would be written over another one of this run."""
+    from caffetools.errors import CaffeToolsError
+
+    if len({path.resolve() for path in written}) < len(written):
+        raise CaffeToolsError(f"{written[0]}: the weights are written beside it as .caffemodel; give the prototxt another ending (--out)")
+    sources = {path.resolve() for path in read if path is not None}
+    for path in written:
+        if path.resolve() in sources:
+            raise CaffeToolsError(f"{path} is read here, so it cannot be written; give another name (--out)")
+        if path.exists() and not force:
+            raise CaffeToolsError(f"{path} exists; give another name, or --force to replace it")
+
+
+def _note(out: Path, others: list[str], summary: Summary) -> None:
+    if others:
+        note(f"{out}: left out what the losses {', '.join(others)} read alone (--heads to choose)")
+    for row in summary.unknown_types:
+        note(f"{out}: layer '{row.name}': {row.note}; it stays as it is")
+
+
 def _show(written: list[Path], net: Any, summary: Summary, folded: Folded | None, *, as_json: bool) -> None:
-    read = {bottom for layer in net.layer for bottom in layer.bottom}
+    from caffetools.proto.schema import TEST
+    from caffetools.surgery.graph import Graph
+
     blobs = {top: made for row in summary.layers for top, made in zip(row.tops, row.shapes, strict=True)}
     inputs = {top: blobs[top] for layer in net.layer if layer.type == "Input" for top in layer.top}
-    outputs = {top: shape for top, shape in blobs.items() if top not in read}
+    outputs = {top: blobs[top] for _, top in Graph(net, TEST).outputs()}
     if as_json:
         answer = {"deploy": str(written[0]), "layers": len(net.layer), "inputs": inputs, "outputs": outputs}
         more = {"weights": str(written[1]), "folded": folded.layers, "difference": folded.difference} if folded is not None else {}

@@ -95,8 +95,10 @@ class BatchNorm(Layer):
         with torch.no_grad():
             if self.scale_bias:
                 kept = fraction if bool(self.blobs[1].any()) else 0.0
-                self.blobs[0].mul_(kept).add_(mean, alpha=1 - kept)
-                self.blobs[1].mul_(kept).add_(variance, alpha=1 - kept)
+                # Weights of BVLC Caffe's kind hold sums; from here on they are averages.
+                for blob, known, new in zip(self.blobs, self.running(), (mean, variance), strict=False):
+                    blob.copy_(kept * known + (1 - kept) * new)
+                self.blobs[2].fill_(1.0)
                 return
             self.blobs[2].mul_(fraction).add_(1.0)
             self.blobs[0].mul_(fraction).add_(mean)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from caffetools.errors import NetError
+from caffetools.errors import NetError, did_you_mean
 from caffetools.proto.schema import TEST, TRAIN, NetParameter, NetState
 
 
@@ -33,8 +33,12 @@ def with_stages(param: Any, stages: Iterable[str]) -> Any:
     """A copy of ``param`` (in today's form) as it is in ``stages``: only phases are left in its layers' rules.
 
     Raises:
-        NetError: a layer has both include and exclude rules.
+        NetError: a layer has both include and exclude rules, or no rule names one of the stages.
     """
+    known = {name for layer in param.layer for rule in (*layer.include, *layer.exclude) for name in (*rule.stage, *rule.not_stage)}
+    for name in stages:
+        if name not in known:
+            raise NetError(f"the net '{param.name}' has no stage '{name}'{did_you_mean(name, known)} (--stage)")
     states = {phase: make_state(phase, stages=stages) for phase in (TRAIN, TEST)}
     resolved = NetParameter()
     resolved.CopyFrom(param)

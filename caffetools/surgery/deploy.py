@@ -149,11 +149,11 @@ def _take_one(net: Any) -> None:
 
 
 def _drop_labels(net: Any) -> None:
-    """The tops of data layers that no layer reads go, but for the first."""
+    """The tops of data layers that no layer reads go; of those that nothing reads any top of, all but the first."""
     read = {bottom for layer in net.layer for bottom in layer.bottom}
     for layer in net.layer:
         if not layer.bottom and len(layer.top) > 1:
-            tops = [top for index, top in enumerate(layer.top) if index == 0 or top in read]
+            tops = [top for top in layer.top if top in read] or [layer.top[0]]
             if layer.type == "Input" and len(layer.input_param.shape) == len(layer.top):
                 shapes = [s for s, top in zip(layer.input_param.shape, layer.top, strict=True) if top in tops]
                 layer.input_param.CopyFrom(type(layer.input_param)(shape=shapes))
@@ -205,8 +205,8 @@ def _drop_dropout(net: Any) -> None:
         old, new = dropout.top[0], dropout.bottom[0]
         later = list(net.layer)[place + 1 :]
         if old != new:
-            # Its blob is what the net puts out, or what it reads changes in place before the last one has read it.
-            if not any(old in layer.bottom for layer in later) or any(new in layer.top for layer in later):
+            # Its blob is what the net puts out, or one of the two changes in place before the last one has read it.
+            if not any(old in layer.bottom for layer in later) or any(new in layer.top or old in layer.top for layer in later):
                 continue
             for layer in later:
                 for blobs in (layer.bottom, layer.top):

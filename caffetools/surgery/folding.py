@@ -155,10 +155,13 @@ def _line(layer: Any, arrays: list[NDArray[np.float64]]) -> tuple[NDArray[np.flo
     """What a BatchNorm or a Scale does to each channel: (slope, offset)."""
     if layer.type == "Scale":
         return arrays[0], arrays[1] if len(arrays) > 1 else np.zeros_like(arrays[0])
-    mean, variance, weight = arrays
+    mean, variance, weight, *own = arrays
     part = 0.0 if weight[0] == 0 else 1.0 / weight[0]
-    slope = 1.0 / np.sqrt(variance * part + np.float64(np.float32(layer.batch_norm_param.eps)))
-    return slope, -mean * part * slope
+    eps = float(np.float32(layer.batch_norm_param.eps))
+    slope = 1.0 / np.sqrt(variance * part + (max(eps, 1e-5) if own else eps))
+    shift = -mean * part * slope
+    # NVCaffe's has a scale and a bias of its own.
+    return (slope * own[0], shift * own[0] + own[1]) if own else (slope, shift)
 
 
 def _single(array: NDArray[np.float64]) -> Array:

@@ -116,12 +116,14 @@ def truth_of(graph: Graph, net: Any) -> set[Use]:
     the first is the picture.
     """
     compared = {blob for layer in net.layer if is_judge(layer) for blob in layer.bottom}
+    used = {blob for layer in net.layer if not is_judge(layer) for blob in layer.bottom}
     truth: set[Use] = set()
     first = True
     for i, layer in graph.layers.items():
         if is_data_layer(layer) or (layer.type in ("Input", "DummyData") and layer.top):
             for k, top in enumerate(layer.top):
-                if (k > 0 or not first) and (top in compared or (k > 0 and layer.type in LABELLED)):
+                only_compared = top not in used and not used.isdisjoint(layer.top)
+                if (k > 0 or not first or only_compared) and (top in compared or (k > 0 and layer.type in LABELLED)):
                     truth.add((i, top))
             first = False
         elif layer.bottom and all((graph.maker(i, blob), blob) in truth for blob in layer.bottom):

@@ -21,7 +21,7 @@ _BY_CLASS = {
     "Scale": 2,
     "Bias": 1,
     "PReLU": 1,
-    "BatchNorm": 2,
+    "BatchNorm": 5,
 }
 
 
@@ -94,7 +94,7 @@ def take_rows(
         array = np.array(new, np.float32)
         # Files of Caffe's first years have (1, 1, outputs, inputs).
         old = old.reshape(old.shape[-array.ndim :]) if old.ndim > array.ndim else old
-        if index >= _BY_CLASS[kind] or not array.ndim:
+        if index >= _BY_CLASS[kind] or not array.ndim or (kind == "BatchNorm" and index == 2):
             made.append(np.array(old, np.float32))
             continue
         axis = 1 if transposed and index == 0 else 0

@@ -21,11 +21,12 @@ from caffetools.proto.schema import TRAIN
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.graph import Graph, phases_present
+from caffetools.surgery.graph import phases_present
 from caffetools.surgery.inputs import as_shapes
 from caffetools.surgery.inspection.comparison import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
 from caffetools.surgery.inspection.summary import summarize
 from caffetools.surgery.losses import losses_of
+from caffetools.surgery.projects.agreement import check_agreement, shapes_in
 from caffetools.surgery.projects.datasets import check_crops, fit_batches, read_databases
 from caffetools.surgery.projects.options import DataOptions, read_mean_option
 from caffetools.surgery.projects.output import PathLike, check_free, solver_in, write_messages
@@ -114,7 +115,7 @@ def make_project(
         _check_loss(made.train_val)
         judged = made.judge in {loss.name for loss in losses_of(made.train_val).values()}
         deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if judged else None)
-        _check(made.train_val, deploy, shapes)
+        check_agreement(made.train_val, deploy, shapes)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
     return Project(made, solver, deploy, source, shapes, original)
@@ -131,7 +132,7 @@ def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Co
         ModelFileError: the file cannot be read.
     """
     net = project.retargeted.train_val
-    comparison = compare_weights(summarize(net, TRAIN, shapes=_shapes_in(net, TRAIN, project.shapes)), read_weights(weights))
+    comparison = compare_weights(summarize(net, TRAIN, shapes=shapes_in(net, TRAIN, project.shapes)), read_weights(weights))
     anew = project.retargeted.anew
     for layer in comparison.layers:
         if trimmed and layer.layer in anew:
@@ -164,7 +165,7 @@ def starting_weights(project: Project, weights: PathLike, classes: Classes | Non
     model = read_weights(weights)
     if classes is None:
         return trim_weights(model, made.train_val, made.renamed)
-    rows = summarize(made.train_val, TRAIN, shapes=_shapes_in(made.train_val, TRAIN, project.shapes)).layers
+    rows = summarize(made.train_val, TRAIN, shapes=shapes_in(made.train_val, TRAIN, project.shapes)).layers
     shapes = {row.name: row.parameters or [] for row in rows}
     return grown_weights(model, project.original, made.train_val, made.renamed, shapes, classes)
 
@@ -179,25 +180,12 @@ def write_project(project: Project, folder: PathLike, weights: Caffemodel | None
     return write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights)
 
 
-def _check(train_val: Any, deploy: Any, shapes: Mapping[str, Shape]) -> None:
-    """Raise :class:`NetError` where the nets cannot be put together, as far as that can be told without running them."""
-    for phase in phases_present(train_val):
-        summarize(train_val, phase, shapes=_shapes_in(train_val, phase, shapes))
-    summarize(deploy)
-
-
 def _check_loss(net: Any) -> None:
     if not losses_of(net):
         raise NetError(
             f"the net '{net.name}' has no loss, so it cannot be trained; give its train_val prototxt, "
             "or make one of it first (caffetools trainable)"
         )
-
-
-def _shapes_in(net: Any, phase: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Those of ``shapes`` that are of inputs of the phase."""
-    inputs = {top for layer in Graph(net, phase).layers.values() if not layer.bottom for top in layer.top}
-    return {name: shape for name, shape in shapes.items() if not name or name in inputs}
 
 
 def _check_wiring(param: Any) -> None:

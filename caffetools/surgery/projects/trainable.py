@@ -22,6 +22,7 @@ from caffetools.surgery.projects.datasets import check_crops, fit_batches
 from caffetools.surgery.projects.options import DataOptions
 from caffetools.surgery.projects.output import FILES, PathLike, solver_in, write_messages
 from caffetools.surgery.projects.sources import set_sources
+from caffetools.surgery.retargeting.learning import learned_blobs
 
 _LOSSES = {"Softmax": "SoftmaxWithLoss", "Sigmoid": "SigmoidCrossEntropyLoss"}
 _FILLED = {**LINEAR, "Deconvolution": "convolution_param"}
@@ -110,6 +111,8 @@ def trainable_from(
     if len(inputs) != 1 or len(inputs[0].top) != 1:
         tops = ", ".join(top for layer in inputs for top in layer.top) or "none"
         raise NetError(f"a net of one input can be made trainable; the inputs of '{net.name}' are {tops}")
+    if not inputs[0].input_param.shape:
+        raise NetError("has no shape; add input_param { shape { dim: … } }", layer=inputs[0].name)
     changes: list[Change] = []
     scores, answers = _scores(net)
     classes = _classes(net, scores)
@@ -123,7 +126,11 @@ def trainable_from(
     trainable.layer.extend(kept)
     for layer in trainable.layer:
         _make_learn(layer, changes)
+        _follow_batch(layer, inputs[0].input_param.shape[0].dim[0], changes)
     _judge(trainable, scores, answers, label, classes, changes)
+    for phase, batch in zip((TRAIN, TEST), _BATCHES, strict=True):
+        shape = (batch, *inputs[0].input_param.shape[0].dim[1:])
+        summarize(trainable, phase, shapes={"": shape, **({label: (batch, classes)} if multi else {})})
     return trainable, changes, _notes(net, scores, answers, classes)
 
 
@@ -183,18 +190,25 @@ def _make_learn(layer: Any, changes: list[Change]) -> None:
         if not param.HasField("weight_filler"):
             param.weight_filler.type = "xavier"
             changes.append(Change(layer.name, "weight_filler", "", "xavier"))
-        if layer.type in LINEAR and layer.param and layer.param[0].lr_mult == 0:
-            before = [spec.lr_mult for spec in layer.param]
-            for rate, spec in zip((1, 2), layer.param, strict=False):
-                spec.ClearField("decay_mult")
-                spec.lr_mult = rate
-            if len(layer.param) > 1:
-                layer.param[1].decay_mult = 0
-            after = " / ".join(number(spec.lr_mult) for spec in layer.param)
-            changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), after))
+    if layer.type != "BatchNorm" and learned_blobs(layer) and layer.param and layer.param[0].lr_mult == 0:
+        before = [spec.lr_mult for spec in layer.param]
+        for index, spec in enumerate(layer.param):
+            # Biases learn twice as fast and do not decay, as in Caffe's own nets.
+            bias = layer.type in _FILLED and index == 1
+            spec.lr_mult, spec.decay_mult = (2, 0) if bias else (1, 1)
+        after = " / ".join(number(spec.lr_mult) for spec in layer.param)
+        changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), after))
     if layer.type == "BatchNorm" and layer.batch_norm_param.use_global_stats:
         layer.batch_norm_param.ClearField("use_global_stats")
         changes.append(Change(layer.name, "use_global_stats", "true", ""))
+
+
+def _follow_batch(layer: Any, batch: int, changes: list[Change]) -> None:
+    """Let a Reshape that names the number of pictures take as many as there are."""
+    param = layer.reshape_param
+    if layer.type == "Reshape" and param.axis == 0 and param.num_axes == -1 and param.shape.dim and param.shape.dim[0] == batch:
+        param.shape.dim[0] = 0
+        changes.append(Change(layer.name, "dim", str(batch), "0 (as many pictures as there are)"))
 
 
 def _classes(net: Any, scores: str) -> int:

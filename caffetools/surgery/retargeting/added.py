@@ -14,6 +14,9 @@ from caffetools.proto.schema import LayerParameter, NetParameter
 from caffetools.proto.text import parse
 from caffetools.surgery.heads import classifier_param
 
+# Through these nothing is learned.
+_NEVER = dict.fromkeys(("ArgMax", "Threshold", "Accuracy", "Silence"), "lets no gradient through, so nothing below it would learn")
+
 _HOW = "write InnerProduct:256, Convolution:64:3, Pooling:MAX:3:2, Dropout:0.5, a type by itself as ReLU, or a layer's prototxt"
 
 
@@ -56,6 +59,8 @@ def _from_prototxt(text: str) -> Any:
     layer = net.layer[0]
     if not layer.type:
         raise PrototxtError('the new layer has no type; write type: "ReLU"', path="--add-layer")
+    if layer.type in _NEVER or (layer.type == "Python" and not layer.HasField("python_param")):
+        raise PrototxtError(f"a new {layer.type} layer {_NEVER.get(layer.type, 'needs python_param')}", path="--add-layer")
     if layer.bottom or layer.top:
         raise PrototxtError("bottoms and tops follow from the layer's place; leave them out", path="--add-layer")
     return layer
@@ -65,6 +70,9 @@ def _from_words(text: str) -> Any:
     kind, *numbers = text.split(":")
     if kind not in layer_types():
         raise CaffeToolsError(f"'{text}' is no layer: the type '{kind}' is not known here{suggestion(kind)}; {_HOW} (--add-layer)")
+    if kind in _NEVER or kind == "Python":
+        reason = _NEVER.get(kind, "is written as prototxt, with its python_param")
+        raise CaffeToolsError(f"a new {kind} layer {reason} (--add-layer)")
     make = _SHORT_FORMS.get(kind)
     try:
         if make is None:

@@ -119,5 +119,7 @@ def _fresh(layer: Any, shapes: list[Shape], arrays: Sequence[Array]) -> list[Arr
         elif layer.type == "BatchNorm" and index == 1:
             # A variance of 1, in sums of this weight.
             data.fill_(float(np.asarray(arrays[2]).reshape(-1)[0]))
+        elif layer.type == "BatchNorm" and index == 3:
+            data.fill_(1)
         made.append(data.numpy())
     return made

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.errors import CaffeToolsError, NetError
+from caffetools.errors import CaffeToolsError, NetError, did_you_mean
+from caffetools.layers.registry import layer_types
 from caffetools.proto.schema import FillerParameter
 from caffetools.surgery.changes import Change, number
 from caffetools.surgery.graph import phases
@@ -21,9 +22,11 @@ _BIASED = {
     "Deconvolution": "convolution_param",
     "InnerProduct": "inner_product_param",
     "Embed": "embed_param",
+    "DepthwiseConvolution": "convolution_param",
+    "ConvolutionDepthwise": "convolution_param",
     "Scale": "scale_param",
 }
-_FIXED = {"Bias": 1, "PReLU": 1, "Parameter": 1, "MarginInnerProduct": 1, "LSTM": 3, "RNN": 5}
+_FIXED = {"Bias": 1, "PReLU": 1, "Parameter": 1, "MarginInnerProduct": 1, "CenterLoss": 1, "Normalize": 1, "BN": 2, "LSTM": 3, "RNN": 5}
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def scale_rates(net: Any, factor: float, but: Collection[str] = ()) -> list[Chan
             spec.lr_mult *= factor
         if specs:
             changes.append(_change(layer, before))
-    return changes
+    return changes + _share_rates(net)
 
 
 def freeze_upto(net: Any, name: str, heads: Collection[str] = ()) -> list[Change]:
@@ -85,7 +88,8 @@ def freeze_upto(net: Any, name: str, heads: Collection[str] = ()) -> list[Change
         NetError: there is no such layer, or one of ``heads`` would be frozen, which starts anew.
     """
     if not any(layer.name == name for layer in net.layer):
-        raise NetError(f"the net '{net.name}' has no layer '{name}' to freeze up to")
+        known = did_you_mean(name, [layer.name for layer in net.layer])
+        raise NetError(f"the net '{net.name}' has no layer '{name}' to freeze up to{known} (--freeze)")
     frozen: set[int] = set()
     for graph in phases(net):
         ends = [i for i, layer in graph.layers.items() if layer.name == name]
@@ -98,13 +102,18 @@ def freeze_upto(net: Any, name: str, heads: Collection[str] = ()) -> list[Change
         if layer.type == "BatchNorm":
             layer.batch_norm_param.use_global_stats = True
             changes.append(Change(layer.name, "use_global_stats", "", "true"))
+        elif layer.type == "BN" and not layer.bn_param.HasField("bn_mode"):
+            layer.bn_param.frozen = True
+            changes.append(Change(layer.name, "frozen", "", "true"))
         specs = spread_rates(layer)
         before = [spec.lr_mult for spec in specs]
         for spec in specs:
             spec.lr_mult = spec.decay_mult = 0
         if specs:
             changes.append(_change(layer, before))
-    return changes
+        elif layer.type not in layer_types():
+            changes.append(Change(layer.name, "lr_mult", "not known", "as it is: whether this type learns is not known here"))
+    return changes + _share_rates(net)
 
 
 def set_dropout(net: Any, ratio: float) -> list[Change]:
@@ -172,6 +181,22 @@ def describe_filler(filler: Any) -> str:
     """A filler in words: ``gaussian, std 0.01``."""
     field = _FILLERS.get(filler.type, "")
     return f"{filler.type}, {field} {number(getattr(filler, field))}" if field else str(filler.type)
+
+
+def _share_rates(net: Any) -> list[Change]:
+    """Let all owners of a shared parameter say of its rates what the first in the net says; Caffe takes no others."""
+    first: dict[str, Any] = {}
+    changes = []
+    for layer in net.layer:
+        before = [spec.lr_mult for spec in layer.param]
+        for spec in layer.param:
+            owner = first.setdefault(spec.name, spec) if spec.name else spec
+            for field in ("lr_mult", "decay_mult"):
+                if spec.HasField(field) and getattr(spec, field) != getattr(owner, field):
+                    setattr(spec, field, getattr(owner, field))
+        if before != [spec.lr_mult for spec in layer.param]:
+            changes.append(_change(layer, before))
+    return changes
 
 
 def _change(layer: Any, before: list[float]) -> Change:

@@ -120,7 +120,8 @@ def test_outputs_that_no_loss_will_read_are_told() -> None:
         (SCORES + 'layer { name: "l" type: "SoftmaxWithLoss" bottom: "fc" bottom: "data" }', "has a loss, so it can be trained as it is"),
         (SCORES + 'layer { name: "i" type: "Input" top: "i" }', "the inputs of '' are data, i"),
         (SCORES + 'layer { name: "f" type: "InnerProduct" bottom: "data" top: "f" }', "its outputs are fc, f; one Softmax is expected"),
-        ('layer { name: "i" type: "Input" top: "i" }', "its outputs are i"),
+        ('layer { name: "i" type: "Input" top: "i" }', "layer 'i': has no shape; add input_param"),
+        ('layer { name: "i" type: "Input" top: "i" input_param { shape { dim: 1 dim: 2 } } }', "its outputs are i"),
         (
             SCORES.replace("InnerProduct", "Convolution").replace("inner_product_param {", "convolution_param { kernel_size: 3 "),
             "layer 'fc': gives a map of scores, 1 x 3 x 6 x 4, where one score a class is expected",

@@ -116,15 +116,16 @@ def test_what_cannot_be_cut_is_told_and_the_net_stays(layer: str, message: str) 
 
 def test_what_stays_cannot_read_what_goes() -> None:
     def product(name: str, bottom: str) -> str:
-        return f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" inner_product_param {{ num_output: 6 }} }}'
+        made = f'type: "InnerProduct" bottom: "{bottom}" top: "{name}" inner_product_param {{ num_output: 6 }}'
+        return f'layer {{ name: "{name}" {made} }}'
 
-    margin = 'layer { name: "fc" type: "MarginInnerProduct" bottom: "mid" bottom: "late" top: "fc" margin_inner_product_param { num_output: 4 } }'
+    margin = 'type: "MarginInnerProduct" bottom: "mid" bottom: "late" top: "fc" margin_inner_product_param { num_output: 4 }'
     net = net_of(
         'layer { name: "in" type: "Input" top: "x" top: "label" input_param { shape { dim: 2 dim: 5 } shape { dim: 2 } } }'
         + product("stem", "x")
         + product("mid", "stem")
         + product("late", "mid")
-        + margin
+        + f'layer {{ name: "fc" {margin} }}'
         + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'
     )
     with pytest.raises(NetError, match="layer 'fc': reads 'late', which lies behind the cut"):

@@ -1,0 +1,75 @@
+"""Whether a net for training, in both of its phases, and its deploy net can hold the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from caffetools.errors import NetError
+from caffetools.layers.base import Shape, count, shown
+from caffetools.proto.schema import TRAIN, ParamSpec
+from caffetools.surgery.graph import Graph, phases_present
+from caffetools.surgery.inspection.summary import LayerSummary, summarize
+
+
+def check_agreement(train_val: Any, deploy: Any, shapes: Mapping[str, Shape]) -> None:
+    """Hold the shapes of all parameters against each other, as far as they can be told without running anything.
+
+    Args:
+        train_val, deploy: nets in today's form. shapes: of inputs that the net itself does not tell, by blob; ``""`` is the first.
+
+    Raises:
+        NetError: a net cannot be put together, a layer has other parameters in one of them, or layers that share one differ on it.
+    """
+    known: dict[str, tuple[str, list[Shape]]] = {}
+    nets = [(_name(phase), _rows(train_val, phase, shapes)) for phase in phases_present(train_val)]
+    for where, rows in [*nets, ("use (the deploy net)", summarize(deploy).layers)]:
+        for row in rows:
+            if not row.parameters:
+                continue
+            before, parameters = known.setdefault(row.name, (where, row.parameters))
+            if parameters != row.parameters:
+                raise NetError(
+                    f"has parameters of {_listed(parameters)} in {before}, but of {_listed(row.parameters)} in {where}: pictures are of "
+                    "another size there, so weights of the one do not fit the other; give one --crop for all, and leave --input-shape out",
+                    layer=row.name,
+                )
+    for phase in phases_present(train_val):
+        _check_sharing(train_val, phase, shapes)
+
+
+def shapes_in(net: Any, phase: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Those of ``shapes`` that are of inputs of the phase."""
+    inputs = {top for layer in Graph(net, phase).layers.values() if not layer.bottom for top in layer.top}
+    return {name: shape for name, shape in shapes.items() if not name or name in inputs}
+
+
+def _name(phase: int) -> str:
+    return "training" if phase == TRAIN else "testing"
+
+
+def _rows(net: Any, phase: int, shapes: Mapping[str, Shape]) -> list[LayerSummary]:
+    """The layers with the sizes that the net itself tells; those of which it tells nothing with ``shapes``."""
+    forced = summarize(net, phase, shapes=shapes_in(net, phase, shapes)).layers
+    own = summarize(net, phase).layers
+    return [given if mine.parameters is None else mine for mine, given in zip(own, forced, strict=True)]
+
+
+def _check_sharing(net: Any, phase: int, shapes: Mapping[str, Shape]) -> None:
+    owners: dict[str, tuple[str, Shape]] = {}
+    for layer, row in zip(Graph(net, phase).layers.values(), _rows(net, phase, shapes), strict=True):
+        for spec, shape in zip(layer.param, row.parameters or (), strict=False):
+            if not spec.name:
+                continue
+            owner, theirs = owners.setdefault(spec.name, (layer.name, shape))
+            permissive = spec.share_mode == ParamSpec.PERMISSIVE
+            if (count(theirs) != count(shape)) if permissive else (theirs != shape):
+                raise NetError(
+                    f"shares its parameter '{spec.name}' with layer '{owner}', but has {shown(shape)} values, and that has "
+                    f"{shown(theirs)}; give one of them another name",
+                    layer=layer.name,
+                )
+
+
+def _listed(shapes: list[Shape]) -> str:
+    return ", ".join(map(shown, shapes))
