@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from caffetools.proto.text import read_net
+from caffetools.net.net import Net
+from caffetools.net.weights import save_weights
+from caffetools.proto.text import read_net, write_prototxt
 from caffetools.surgery.deploy import deploy_from
 from caffetools.zoo.networks import build, prototxt_path
 from tests.cli.inprocess import run
+from tests.surgery.nets import TINY, net_of
 
 
 def test_the_deploy_net_is_written_and_its_ends_are_shown(tmp_path: Path) -> None:
@@ -48,3 +51,22 @@ def test_errors_are_one_line_with_the_place_and_nothing_is_written(tmp_path: Pat
     code, _, err = run("deploy", bad, "-o", out)
     assert (code, out.exists()) == (2, False)
     assert "InnerProductParameter has no field 'num_outputs'; did you mean 'num_output'?" in err
+
+
+def test_no_file_is_written_over_another_of_the_run(tmp_path: Path) -> None:
+    net, weights = tmp_path / "net.prototxt", tmp_path / "same.caffemodel"
+    net.write_text(prototxt_path("resnet10").read_text())
+    save_weights(Net.from_file(prototxt_path("resnet10", "deploy")), weights)
+    before = weights.read_bytes()
+    for out, told in (("same.prototxt", "is read here, so it cannot be written"), ("x.caffemodel", "the weights are written beside it")):
+        code, _, err = run("deploy", net, "-o", tmp_path / out, "--fold-bn", "--weights", weights, "--force")
+        assert code == 2 and told in err
+    code, _, err = run("deploy", net, "-o", net, "--force")
+    assert code == 2 and f"{net} is read here" in err
+    assert weights.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == ["net.prototxt", "same.caffemodel"]
+
+
+def test_an_output_that_is_made_in_place_is_shown(tmp_path: Path) -> None:
+    text = TINY.split('layer { name: "fc"')[0] + 'layer { name: "loss" type: "CenterLoss" bottom: "conv" bottom: "label" top: "loss" }'
+    write_prototxt(tmp_path / "net.prototxt", net_of(text))
+    assert "output conv: 1 x 6 x 6 x 6" in run("deploy", tmp_path / "net.prototxt", "-o", tmp_path / "d.prototxt")[1]

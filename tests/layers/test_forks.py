@@ -340,3 +340,14 @@ def test_what_has_no_exact_form_is_refused() -> None:
     text = input_layer("x", 2, 3, 4, 4) + 'layer { name: "l" type: "BN" bottom: "x" top: "y" bn_param { bn_mode: LEARN } }'
     with pytest.raises(ExportError, match="layer 'l' of type BN has no ONNX form"):
         to_onnx(Net(parse(text, NetParameter), TEST))
+
+
+def test_batch_norm_of_nvcaffe_goes_on_from_sums_as_averages() -> None:
+    layer = one_layer('type: "BatchNorm" batch_norm_param { scale_bias: true moving_average_fraction: 0.9 }', (4, 2, 3, 3), phase=TRAIN)
+    for blob, value in zip(layer.blobs, ([40.0, 80.0], [20.0, 10.0], [10.0]), strict=False):
+        blob.data = torch.tensor(value)
+    x = numbers(4, 2, 3, 3, seed=1)
+    layer(torch.tensor(x, dtype=torch.float32))
+    np.testing.assert_allclose(layer.blobs[0], 0.9 * np.array([4.0, 8.0]) + 0.1 * x.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(layer.blobs[1], 0.9 * np.array([2.0, 1.0]) + 0.1 * x.var((0, 2, 3)), rtol=1e-5)
+    assert layer.blobs[2].item() == 1

@@ -177,3 +177,14 @@ def test_dropout_goes_where_it_is_asked_for() -> None:
     made = deploy_from(net_of(late.replace('layer { name: "fc"', mix)), drop_dropout=True)
     assert "drop" in [layer.name for layer in made.layer]
     assert not any(layer.type == "Dropout" for layer in deploy_from(build("bvlc_alexnet"), drop_dropout=True).layer)
+
+
+def test_dropout_stays_where_something_works_in_place_on_its_own_blob() -> None:
+    drop = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "dropped" }'
+    relu = 'layer { name: "late" type: "ReLU" bottom: "dropped" top: "dropped" }'
+    mix = 'layer { name: "mix" type: "Eltwise" bottom: "dropped" bottom: "conv" top: "mix" }'
+    text = TINY.replace('bottom: "conv" top: "fc"', 'bottom: "mix" top: "fc"').replace(
+        'layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }', ""
+    )
+    net = net_of(text.replace('layer { name: "fc"', drop + relu + mix + ' layer { name: "fc"'))
+    assert wiring(deploy_from(net, drop_dropout=True)) == wiring(deploy_from(net))

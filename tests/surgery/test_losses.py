@@ -229,3 +229,20 @@ def test_a_net_is_shown_and_deployed_in_a_stage(tmp_path: Path) -> None:
     assert read_net(tmp_path / "deploy.prototxt").layer[-1].name == "answer"
     code, _, err = run("inspect", path, "--phase", "test")
     assert code == 2 and "layer 'fc5': its bottom 'data' is made in another phase or stage only, by layer 'data'" in err
+
+
+def test_a_label_that_comes_before_the_picture_is_a_label_all_the_same() -> None:
+    swapped = (
+        DATA.replace('"Data"', '"HDF5Data"').replace('top: "data" top: "label"', 'top: "label" top: "data"').split("transform_param")[0]
+        + "}"
+    )
+    made = deploy_from(net_of(swapped + BODY + FC6 + LOSS), input_shape={"data": (1, 5)})
+    assert wiring(made)[0] == ("data", "Input", [], ["data"])
+    assert summarize(made).layers[0].shapes == [(1, 5)]
+
+
+def test_a_stage_that_no_rule_names_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    write_prototxt(path, net_of(DATA.replace("transform_param", 'include { stage: "train" } transform_param') + BODY + FC6 + LOSS))
+    code, _, err = run("inspect", path, "--stage", "trian")
+    assert code == 2 and "has no stage 'trian'; did you mean 'train'? (--stage)" in err

@@ -157,3 +157,27 @@ def test_the_command_writes_a_net_and_a_solver(tmp_path: Path) -> None:
     assert run("retarget", out / "train_val.prototxt", "--classes", 4, "-o", tmp_path / "more")[0] == 0
     code, _, err = run("trainable", out / "train_val.prototxt", "-o", tmp_path / "x")
     assert code == 2 and "train_val.prototxt: the net 'LeNet' has a loss" in err and not (tmp_path / "x").exists()
+
+
+def test_a_reshape_that_names_the_deployed_batch_follows_the_one_of_training() -> None:
+    reshape = 'layer { name: "r" type: "Reshape" bottom: "fc" top: "r" reshape_param { shape { dim: 1 dim: 3 } } }'
+    prob = 'layer { name: "prob" type: "Softmax" bottom: "r" top: "prob" }'
+    made, changes, _ = trainable_from(net_of(SCORES + reshape + prob))
+    assert list(layer_of(made, "r").reshape_param.shape.dim) == [0, 3]
+    assert "r: dim 1 → 0 (as many pictures as there are)" in map(str, changes)
+
+
+def test_a_net_that_cannot_take_the_batch_of_training_is_refused() -> None:
+    dummy = 'layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: 1 dim: 3 } } }'
+    both = 'layer { name: "sum" type: "Eltwise" bottom: "fc" bottom: "d" top: "sum" }'
+    both += 'layer { name: "p" type: "Softmax" bottom: "sum" top: "p" }'
+    with pytest.raises(NetError, match="layer 'sum': .*bottoms must have one shape: 'fc' is 32 x 3, 'd' is 1 x 3"):
+        trainable_from(net_of(SCORES + dummy + both))
+
+
+def test_scales_that_the_file_keeps_from_learning_learn_again_too() -> None:
+    scale = (
+        'layer { name: "s" type: "Scale" bottom: "fc" top: "s" param { lr_mult: 0 } param { lr_mult: 0 } scale_param { bias_term: true } }'
+    )
+    made, _, _ = trainable_from(net_of(SCORES + scale + 'layer { name: "p" type: "Softmax" bottom: "s" top: "p" }'))
+    assert [spec.lr_mult for spec in layer_of(made, "s").param] == [1, 1]

@@ -137,3 +137,33 @@ def test_a_net_that_tells_several_labels_at_once_is_retargeted_but_an_autoencode
     """
     with pytest.raises(NetError, match="no classifier was found"):
         retarget(net_of(autoencoder), 7)
+
+
+def test_layers_of_forks_freeze_too_and_those_that_nobody_knows_are_told() -> None:
+    def layer(name: str, kind: str, more: str = "") -> str:
+        return f'layer {{ name: "{name}" type: "{kind}" bottom: "conv" top: "conv" {more} }}'
+
+    forks = (
+        layer("norm", "Normalize")
+        + layer("bn", "BN")
+        + layer("wonder", "Wonder")
+        + layer("dw", "DepthwiseConvolution", "convolution_param { num_output: 6 kernel_size: 1 }").replace('top: "conv"', 'top: "deep"')
+    )
+    net = net_of(
+        TINY.replace('bottom: "conv" top: "fc"', 'bottom: "deep" top: "fc"').replace('layer { name: "fc"', forks + 'layer { name: "fc"')
+    )
+    changes = list(map(str, freeze_upto(net, "dw", ["fc"])))
+    assert rates(net, "norm") == [(0, 0)] and rates(net, "bn") == rates(net, "dw") == [(0, 0), (0, 0)]
+    assert layer_of(net, "bn").bn_param.frozen
+    assert "wonder: lr_mult not known → as it is: whether this type learns is not known here" in changes
+
+
+def test_all_owners_of_a_shared_parameter_freeze() -> None:
+    text = TINY.replace(
+        "param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 }", 'param { name: "w" lr_mult: 1 } param { name: "b" lr_mult: 2 }', 1
+    )
+    twin = text.split('layer { name: "conv"')[1].split('layer { name: "relu"')[0].replace('top: "conv"', 'top: "twin"')
+    net = net_of(text + f'layer {{ name: "twin" {twin.split(" ", 1)[1]}')
+    changes = freeze_upto(net, "conv", ["fc"])
+    assert [rate for name in ("conv", "twin") for rate, _ in rates(net, name)] == [0, 0, 0, 0]
+    assert [str(change) for change in changes] == ["conv: lr_mult 1 / 2 → 0 / 0", "twin: lr_mult 1 / 2 → 0 / 0"]
