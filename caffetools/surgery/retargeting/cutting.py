@@ -62,6 +62,7 @@ def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shape
     changes += [Change(net.layer[index].name, "layer", net.layer[index].type, "") for index in sorted(gone)]
     for index in sorted(gone, reverse=True):
         del net.layer[index]
+    changes += _quiet(net, {top for _, outputs in before for _, top in outputs})
     return list(dict.fromkeys(changes))
 
 
@@ -189,6 +190,22 @@ def _make_global(layer: Any) -> list[Change]:
     kept = type(param)(pool=param.pool, global_pooling=True, **({"engine": param.engine} if param.HasField("engine") else {}))
     param.CopyFrom(kept)
     return [Change(layer.name, "kernel", before, "global")]
+
+
+def _quiet(net: Any, outputs: Collection[str]) -> list[Change]:
+    """Let the tops that nothing reads any more, of layers with others that are read, be no new outputs: as Caffe's nets do, by Silence."""
+    changes = []
+    for phase in (TRAIN, TEST):
+        graph = Graph(net, phase)
+        for index, top in [(index, top) for index, top in graph.outputs() if top not in outputs]:
+            maker = net.layer[index]
+            if maker.type == "Split":
+                maker.top.remove(top)
+                continue
+            name = f"{top}_unread"
+            layer = net.layer.add(name=name, type="Silence", bottom=[top], include=maker.include, exclude=maker.exclude)
+            changes.append(Change(layer.name, "layer", "", f"Silence, for '{top}' of {maker.name}"))
+    return changes
 
 
 def _with_unread(gone: set[int], before: list[tuple[Graph, set[Use]]]) -> set[int]:

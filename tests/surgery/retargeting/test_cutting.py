@@ -184,3 +184,18 @@ def test_a_pooling_behind_a_classifier_of_maps_takes_in_the_larger_maps() -> Non
     assert any(change.what == "kernel" and change.after == "global" for change in changes)
     for phase in (TRAIN, TEST):
         assert summarize(net, phase).layers[-1].shapes == [()]
+
+
+@pytest.mark.parametrize("kind", ["Slice", "Split"])
+def test_a_top_that_nothing_reads_any_more_is_no_new_output(kind: str) -> None:
+    parts = f'layer {{ name: "parts" type: "{kind}" bottom: "conv" top: "one" top: "two" }}'
+    conv2 = 'layer { name: "conv2" type: "Convolution" bottom: "one" top: "conv2" convolution_param { num_output: 3 kernel_size: 1 } }'
+    sums = 'layer { name: "both" type: "Concat" bottom: "conv2" bottom: "two" top: "both" }'
+    text = TINY.replace('bottom: "conv" top: "fc"', 'bottom: "both" top: "fc"')
+    net = net_of(text.replace('layer { name: "fc"', parts + conv2 + sums + 'layer { name: "fc"'))
+    drop_after(net, "conv2")
+    for graph, phase in zip(phases(net), (TRAIN, TEST), strict=True):
+        assert {top for _, top in graph.outputs()} <= {"loss", "accuracy", "top-5"}
+        assert summarize(net, phase).layers
+    assert ("two_unread" in names(net)) == (kind == "Slice")
+    assert list(layer_of(net, "parts").top) == (["one", "two"] if kind == "Slice" else ["one"])
