@@ -13,6 +13,11 @@ from caffetools.layers.registry import register
 from caffetools.proto.schema import FillerParameter
 
 
+def has_scale_bias(param: Any) -> bool:
+    """Whether a ``BatchNormParameter`` is of NVCaffe's layer with a scale and a bias of its own."""
+    return bool(param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler"))
+
+
 @register("BatchNorm")
 class BatchNorm(Layer):
     """y = (x − mean) / sqrt(variance + eps) for each channel of (N, C, …), without scale and shift (those are a Scale layer's).
@@ -45,8 +50,7 @@ class BatchNorm(Layer):
     @property
     def scale_bias(self) -> bool:
         """Whether the layer has a scale and a bias of its own, as NVCaffe's may."""
-        param = self.param.batch_norm_param
-        return bool(param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler"))
+        return has_scale_bias(self.param.batch_norm_param)
 
     @property
     def eps(self) -> float:

@@ -11,7 +11,7 @@ from caffetools.net.state import layer_included, make_state
 from caffetools.net.wiring import check_wiring
 from caffetools.proto.schema import TEST, NetParameter
 from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.graph import Graph, names_in_use
+from caffetools.surgery.graph import Graph, unused_name
 from caffetools.surgery.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, named_shapes
 from caffetools.surgery.inspection.summary import summarize
 from caffetools.surgery.losses import ANSWERS, METRIC, Ending, check_without_truth, chosen_losses, is_judge, losses_of, truth_of
@@ -189,10 +189,7 @@ def _answer(net: Any, judge: Any, scores: str, called: str) -> None:
     kind = ANSWERS.get(judge.type, "")
     if not kind:
         return
-    used, name, again = names_in_use(net), called, 1
-    while name in used:
-        again += 1
-        name = f"{called}_{again}"
+    name = unused_name(net, called)
     layer = net.layer.add(name=name, type=kind, bottom=[scores], top=[name])
     if kind == "Softmax" and judge.HasField("softmax_param"):
         layer.softmax_param.CopyFrom(judge.softmax_param)

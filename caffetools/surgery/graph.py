@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from caffetools.layers.base import Shape
 from caffetools.net.state import layer_included, make_state
 from caffetools.proto.schema import TEST, TRAIN
 
@@ -97,6 +98,21 @@ def phases_present(param: Any) -> list[int]:
     """The phases, TRAIN and TEST, in which ``param`` has layers that data comes from; both where none has."""
     present = [phase for phase in (TRAIN, TEST) if any(layer.top and not layer.bottom for layer in Graph(param, phase).layers.values())]
     return present or [TRAIN, TEST]
+
+
+def shapes_in(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Those of ``shapes`` (by blob; ``""`` is the first input) that are of inputs of the graph's phase."""
+    inputs = {top for layer in graph.layers.values() if not layer.bottom for top in layer.top}
+    return {name: shape for name, shape in shapes.items() if not name or name in inputs}
+
+
+def unused_name(param: Any, name: str) -> str:
+    """``name``, or ``name_2`` and so on where a layer or a blob has that."""
+    used, again, found = names_in_use(param), 1, name
+    while found in used:
+        again += 1
+        found = f"{name}_{again}"
+    return found
 
 
 def names_in_use(param: Any) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from caffetools.errors import NetError
 from caffetools.layers.base import Shape, count, shown
 from caffetools.proto.schema import TRAIN, ParamSpec
-from caffetools.surgery.graph import Graph, phases_present
+from caffetools.surgery.graph import Graph, phases_present, shapes_in
 from caffetools.surgery.inspection.summary import LayerSummary, summarize
 
 
@@ -22,7 +22,12 @@ def check_agreement(train_val: Any, deploy: Any, shapes: Mapping[str, Shape]) ->
         NetError: a net cannot be put together, a layer has other parameters in one of them, or layers that share one differ on it.
     """
     known: dict[str, tuple[str, list[Shape]]] = {}
-    nets = [(_name(phase), _rows(train_val, phase, shapes)) for phase in phases_present(train_val)]
+    nets = []
+    for phase in phases_present(train_val):
+        graph = Graph(train_val, phase)
+        rows = _rows(graph, phase, shapes)
+        _check_sharing(graph, rows)
+        nets.append(("training" if phase == TRAIN else "testing", rows))
     for where, rows in [*nets, ("use (the deploy net)", summarize(deploy).layers)]:
         for row in rows:
             if not row.parameters:
@@ -34,30 +39,18 @@ def check_agreement(train_val: Any, deploy: Any, shapes: Mapping[str, Shape]) ->
                     "another size there, so weights of the one do not fit the other; give one --crop for all, and leave --input-shape out",
                     layer=row.name,
                 )
-    for phase in phases_present(train_val):
-        _check_sharing(train_val, phase, shapes)
 
 
-def shapes_in(net: Any, phase: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Those of ``shapes`` that are of inputs of the phase."""
-    inputs = {top for layer in Graph(net, phase).layers.values() if not layer.bottom for top in layer.top}
-    return {name: shape for name, shape in shapes.items() if not name or name in inputs}
-
-
-def _name(phase: int) -> str:
-    return "training" if phase == TRAIN else "testing"
-
-
-def _rows(net: Any, phase: int, shapes: Mapping[str, Shape]) -> list[LayerSummary]:
+def _rows(graph: Graph, phase: int, shapes: Mapping[str, Shape]) -> list[LayerSummary]:
     """The layers with the sizes that the net itself tells; those of which it tells nothing with ``shapes``."""
-    forced = summarize(net, phase, shapes=shapes_in(net, phase, shapes)).layers
-    own = summarize(net, phase).layers
+    forced = summarize(graph.param, phase, shapes=shapes_in(graph, shapes)).layers
+    own = summarize(graph.param, phase).layers
     return [given if mine.parameters is None else mine for mine, given in zip(own, forced, strict=True)]
 
 
-def _check_sharing(net: Any, phase: int, shapes: Mapping[str, Shape]) -> None:
+def _check_sharing(graph: Graph, rows: list[LayerSummary]) -> None:
     owners: dict[str, tuple[str, Shape]] = {}
-    for layer, row in zip(Graph(net, phase).layers.values(), _rows(net, phase, shapes), strict=True):
+    for layer, row in zip(graph.layers.values(), rows, strict=True):
         for spec, shape in zip(layer.param, row.parameters or (), strict=False):
             if not spec.name:
                 continue

@@ -21,12 +21,12 @@ from caffetools.proto.schema import TRAIN
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.graph import phases_present
+from caffetools.surgery.graph import Graph, phases_present, shapes_in
 from caffetools.surgery.inputs import as_shapes
 from caffetools.surgery.inspection.comparison import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
 from caffetools.surgery.inspection.summary import summarize
 from caffetools.surgery.losses import losses_of
-from caffetools.surgery.projects.agreement import check_agreement, shapes_in
+from caffetools.surgery.projects.agreement import check_agreement
 from caffetools.surgery.projects.datasets import check_crops, fit_batches, read_databases
 from caffetools.surgery.projects.options import DataOptions, read_mean_option
 from caffetools.surgery.projects.output import PathLike, check_free, solver_in, write_messages
@@ -132,7 +132,7 @@ def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Co
         ModelFileError: the file cannot be read.
     """
     net = project.retargeted.train_val
-    comparison = compare_weights(summarize(net, TRAIN, shapes=shapes_in(net, TRAIN, project.shapes)), read_weights(weights))
+    comparison = compare_weights(summarize(net, TRAIN, shapes=shapes_in(Graph(net, TRAIN), project.shapes)), read_weights(weights))
     anew = project.retargeted.anew
     for layer in comparison.layers:
         if trimmed and layer.layer in anew:
@@ -165,7 +165,7 @@ def starting_weights(project: Project, weights: PathLike, classes: Classes | Non
     model = read_weights(weights)
     if classes is None:
         return trim_weights(model, made.train_val, made.renamed)
-    rows = summarize(made.train_val, TRAIN, shapes=shapes_in(made.train_val, TRAIN, project.shapes)).layers
+    rows = summarize(made.train_val, TRAIN, shapes=shapes_in(Graph(made.train_val, TRAIN), project.shapes)).layers
     shapes = {row.name: row.parameters or [] for row in rows}
     return grown_weights(model, project.original, made.train_val, made.renamed, shapes, classes)
 

@@ -15,7 +15,7 @@ from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrade import upgrade_net
 from caffetools.surgery.changes import Change, number
-from caffetools.surgery.graph import Graph, names_in_use
+from caffetools.surgery.graph import Graph, unused_name
 from caffetools.surgery.heads import LINEAR
 from caffetools.surgery.inspection.summary import summarize
 from caffetools.surgery.projects.datasets import check_crops, fit_batches
@@ -118,7 +118,7 @@ def trainable_from(
     classes = _classes(net, scores)
     multi = bool(answers) and answers[0].type == "Sigmoid"
     kept = [layer for layer in net.layer if layer.type != "Input" and layer.name not in {answer.name for answer in answers}]
-    label = _unused(net, "label")
+    label = unused_name(net, "label")
     trainable = NetParameter(name=net.name)
     for phase, source, batch in zip((TRAIN, TEST), sources, _BATCHES, strict=True):
         trainable.layer.add().CopyFrom(_data(inputs[0], label, phase, source, batch, scale, multi=multi))
@@ -226,7 +226,7 @@ def _judge(net: Any, scores: str, answers: list[Any], label: str, classes: int, 
     """Append the loss, and accuracies for testing where one class is right."""
     answer = answers[0] if answers else None
     kind = _LOSSES[answer.type] if answer is not None else "SoftmaxWithLoss"
-    name = _unused(net, "loss")
+    name = unused_name(net, "loss")
     loss = net.layer.add(name=name, type=kind, bottom=[scores, label], top=[name])
     if answer is not None and answer.HasField("softmax_param"):
         loss.softmax_param.CopyFrom(answer.softmax_param)
@@ -236,16 +236,8 @@ def _judge(net: Any, scores: str, answers: list[Any], label: str, classes: int, 
         return
     for top_k in (1, 5):
         if top_k <= classes:
-            called = _unused(net, "accuracy" if top_k == 1 else f"accuracy_top{top_k}")
+            called = unused_name(net, "accuracy" if top_k == 1 else f"accuracy_top{top_k}")
             accuracy = net.layer.add(name=called, type="Accuracy", bottom=[scores, label], top=[called])
             accuracy.include.add(phase=TEST)
             if top_k > 1:
                 accuracy.accuracy_param.top_k = top_k
-
-
-def _unused(net: Any, name: str) -> str:
-    used, again, found = names_in_use(net), 1, name
-    while found in used:
-        again += 1
-        found = f"{name}_{again}"
-    return found

@@ -10,7 +10,7 @@ from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.base import Shape
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.surgery.changes import Change
-from caffetools.surgery.graph import Graph, Use, phases
+from caffetools.surgery.graph import Graph, Use, phases, shapes_in
 from caffetools.surgery.heads import ELEMENTWISE, find_heads, flattens, main_head
 from caffetools.surgery.inspection.summary import summarize
 
@@ -169,9 +169,8 @@ def _neck(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape]) -> li
 
 def _shapes(graph: Graph, phase: int, given: Mapping[str, Shape]) -> dict[int, Shape]:
     """The shape of each layer's first blob by the layer's place, as far as it is known: by what the net says, else by ``given``."""
-    inputs = {top for layer in graph.layers.values() if not layer.bottom for top in layer.top}
     known: dict[int, Shape] = {}
-    for shapes in ({}, {name: shape for name, shape in given.items() if not name or name in inputs}):
+    for shapes in ({}, shapes_in(graph, given)):
         rows = summarize(graph.param, phase, shapes=shapes).layers
         for place, row in zip(graph.layers, rows, strict=True):
             if row.shapes and row.shapes[0]:

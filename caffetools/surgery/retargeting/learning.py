@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffetools.errors import CaffeToolsError, NetError, did_you_mean
+from caffetools.layers.normalization import has_scale_bias
 from caffetools.layers.registry import layer_types
 from caffetools.proto.schema import FillerParameter
 from caffetools.surgery.changes import Change, number
@@ -145,8 +146,7 @@ def learned_blobs(layer: Any) -> int:
         return 0
     if layer.type == "BatchNorm":
         # NVCaffe's may have a scale and a bias behind its statistics.
-        param = layer.batch_norm_param
-        return 5 if param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler") else 0
+        return 5 if has_scale_bias(layer.batch_norm_param) else 0
     static = layer.type in ("LSTM", "RNN") and len(layer.bottom) - (2 if layer.recurrent_param.expose_hidden else 0) > 2
     return _FIXED[layer.type] + static if layer.type in _FIXED else len(layer.param)
 
