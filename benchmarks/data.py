@@ -25,7 +25,7 @@ import torch
 from caffetools.data.databases import LmdbWriter, record_key
 from caffetools.data.datum import array_to_datum
 from caffetools.layers.registry import layer_class
-from caffetools.net.memory import keep_freed_memory
+from caffetools.net.malloc_tuning import disable_malloc_trim
 from caffetools.proto.binary import write_binaryproto
 from caffetools.proto.schema import TRAIN, LayerParameter, NetParameter, SolverParameter
 from caffetools.proto.text import parse
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    keep_freed_memory()  # as training does
+    disable_malloc_trim()  # as training does
     with tempfile.TemporaryDirectory() as name:
         write_records(Path(name), options.records)
         param = data_layer(Path(name), options.batch)

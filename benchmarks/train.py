@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plain import NETWORKS
 
 from caffetools.engines.caffe import RealCaffe
+from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_net, write_prototxt
 from caffetools.solver.solver import Solver
-from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import prototxt_path
 
 Step = Callable[[], None]

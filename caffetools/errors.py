@@ -1,17 +1,22 @@
-"""The one family of errors that caffetools raises on bad input.
+"""The error family of caffetools: what went wrong, where (path, line, layer, blob, record) and what to do, as fields.
 
-The command line shows such an error as one line, without a traceback. Its ``exit_code`` is 2 where the user can mend the
-input, and 1 where a run that was asked for properly failed.
+The text is made from the fields in one place, :meth:`CaffeToolsError.__str__`; no code parses it. The command line shows an error
+as one line without a traceback and exits with its ``exit_code``: 2 for bad usage or input, 1 for a run that failed.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
+from typing import ClassVar, TypeVar
+
+PathLike = str | os.PathLike[str]
+E = TypeVar("E", bound="CaffeToolsError")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown ``word``: ``; did you mean 'x'?`` for the closest known one, or nothing."""
+    """Return ``; did you mean 'x'?`` for the known word closest to ``word``, or an empty string."""
     import difflib
 
     close = difflib.get_close_matches(word, list(known), n=1)
@@ -19,58 +24,106 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class CaffeToolsError(Exception):
-    """Something the user can understand and mend. The message says what is wrong, where, and what to do."""
+    """An error that the user can understand and fix.
 
-    exit_code = 2
+    Args:
+        message: What is wrong, without its place.
+        path: The file at fault.
+        line: Line in ``path``, from 1; 0 if unknown.
+        column: Column in ``path``, from 1; 0 if unknown.
+        layer: Name of the layer at fault.
+        blob: Name of the blob at fault.
+        record: Key or index of the database record at fault.
+        hint: What to do about it; appended to the text after a semicolon.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: PathLike | None = None,
+        line: int = 0,
+        column: int = 0,
+        layer: str | None = None,
+        blob: str | None = None,
+        record: str | None = None,
+        hint: str | None = None,
+    ):
+        super().__init__(message)
+        self.message = message
+        self.path = None if path is None else os.fspath(path)
+        self.line, self.column = line, column
+        self.layer, self.blob, self.record = layer, blob, record
+        self.hint = hint
+
+    @property
+    def place(self) -> str:
+        """``path``, ``path:line`` or ``path:line:column``; empty if no path is known."""
+        if self.path is None:
+            return ""
+        return ":".join([self.path, *(str(n) for n in (self.line, self.column if self.line else 0) if n)])
+
+    def located(self: E, path: PathLike, line: int = 0, column: int = 0) -> E:
+        """Return a copy of this error with its place set, for a caller that knows the file."""
+        error = copy.copy(self)
+        error.path, error.line, error.column = os.fspath(path), line, column
+        error.__traceback__ = error.__cause__ = None
+        return error
+
+    def __str__(self) -> str:
+        parts = [
+            self.place,
+            f"record '{self.record}'" if self.record is not None else "",
+            f"layer '{self.layer}'" if self.layer is not None else "",
+            f"blob '{self.blob}'" if self.blob is not None else "",
+            self.message,
+        ]
+        text = ": ".join(part for part in parts if part)
+        return f"{text}; {self.hint}" if self.hint else text
 
 
 class PrototxtError(CaffeToolsError):
-    """A prototxt that cannot be read: shown as ``file:line:column: what is wrong``."""
+    """A prototxt that cannot be parsed: shown as ``file:line:column: message``."""
 
-    def __init__(self, message: str, *, path: str | os.PathLike[str] | None = None, line: int = 0, column: int = 0):
-        self.path, self.line, self.column = path, line, column
-        place = os.fspath(path) if path is not None else "<prototxt>"
-        if line:
-            place += f":{line}:{column}" if column else f":{line}"
-        super().__init__(f"{place}: {message}")
+    @property
+    def place(self) -> str:
+        """As for the base class; ``<prototxt>`` for text that came from no file."""
+        if self.path is not None:
+            return super().place
+        return ":".join(["<prototxt>", *(str(n) for n in (self.line, self.column if self.line else 0) if n)])
 
 
 class ModelFileError(CaffeToolsError):
-    """A caffemodel, solverstate or binaryproto that is truncated, empty, or of another kind."""
+    """A caffemodel, solverstate or binaryproto that is truncated, empty, or a file of another kind."""
 
 
 class NetError(CaffeToolsError):
-    """A network that cannot be built or run.
-
-    Attributes:
-        layer: the layer at fault, if there is one. place: ``file:line`` of its block, where the net came from a file.
-    """
-
-    def __init__(self, message: str, *, layer: str | None = None, place: str | None = None):
-        self.message, self.layer, self.place = message, layer, place
-        parts = [place, f"layer '{layer}'" if layer is not None else None, message]
-        super().__init__(": ".join(part for part in parts if part))
-
-    def at(self, place: str) -> NetError:
-        """The same error, said of ``place`` (a file, or ``file:line``)."""
-        return NetError(self.message, layer=self.layer, place=place)
+    """A net that cannot be built or run."""
 
 
 class DataError(CaffeToolsError):
-    """Pictures, lists, databases or means that are missing, broken or unfit."""
+    """Images, lists, databases or mean files that are missing, damaged or unfit."""
 
 
 class ExportError(CaffeToolsError):
-    """A network that has no exact form in the target format, or whose exported form gives other numbers."""
+    """A net that has no exact form in the target format, or whose exported form gives different numbers."""
 
     exit_code = 1
 
 
 class ZooError(CaffeToolsError):
-    """A model card that is unknown or wrong, or a file of it that cannot be fetched or fails its checksum."""
+    """An unknown or invalid model card, or a file of it that cannot be fetched or fails its checksum."""
 
 
 class RunFailed(CaffeToolsError):
-    """A run that was set up properly but failed on the way (a NaN loss, a full disk)."""
+    """A run that started properly but failed on the way (a NaN loss, a full disk)."""
 
     exit_code = 1
+
+
+class Cancelled(CaffeToolsError):
+    """Work that was cancelled through a :class:`~caffetools.cancel.CancelToken`; what it left behind is whole and can be resumed."""
+
+    exit_code = 130

@@ -46,7 +46,7 @@ def classify(
     A picture that cannot be read is reported, the others are classified, and the exit code is 2.
     """
     from caffetools.data.images import parse_size
-    from caffetools.deploy.classifier import Classifier, Options, find_pictures
+    from caffetools.infer.classifier import Classifier, Options, find_pictures
 
     weights, names = _split(deploy, files)
     options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)

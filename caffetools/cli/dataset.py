@@ -36,7 +36,7 @@ def build(
 
     The records are Caffe's Datum under keys like 00000007_cat/tom.jpg. Nothing lies at OUT until all of it is complete.
     """
-    from caffetools.data.dataset import build_dataset
+    from caffetools.data.datasets.build import build_dataset
 
     with progress("Reading pictures") as advance:
         card = build_dataset(

@@ -23,7 +23,7 @@ def demo(
 
     Each step is printed with the command that does the same. It takes about a minute and needs no network connection.
     """
-    from caffetools.pipeline.demo import run_demo
+    from caffetools.project.demo import run_demo
 
     done = run_demo(out, ConsoleNarrator(), seed=seed, device=device)
     if done.report is None:

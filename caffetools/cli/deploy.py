@@ -11,8 +11,8 @@ from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, note, print_json
 
 if TYPE_CHECKING:
-    from caffetools.surgery.folding import Folded
-    from caffetools.surgery.inspection.summary import Summary
+    from caffetools.graph.passes.fold_batch_norm import Folded
+    from caffetools.graph.summary import Summary
 
 
 def deploy(
@@ -44,15 +44,15 @@ def deploy(
     Layers keep their names, so the same weights load. Of several losses the one that counts most is kept.
     """
     from caffetools.errors import CaffeToolsError
-    from caffetools.files import atomic_write
+    from caffetools.graph.inputs import parse_shapes
+    from caffetools.graph.summary import summarize
     from caffetools.net.net import located
-    from caffetools.net.state import with_stages
+    from caffetools.net.phases import with_stages
     from caffetools.proto.binary import write_caffemodel
     from caffetools.proto.text import format_text, read_net
-    from caffetools.proto.upgrade import upgrade_net
+    from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.surgery.deploy import deploy_from, left_out
-    from caffetools.surgery.inputs import parse_shapes
-    from caffetools.surgery.inspection.summary import summarize
+    from caffetools.util.files import atomic_write
 
     if fold_bn != (weights is not None):
         raise CaffeToolsError("--fold-bn and --weights go together: the weights are folded too")
@@ -98,8 +98,8 @@ def _note(out: Path, others: list[str], summary: Summary) -> None:
 
 
 def _show(written: list[Path], net: Any, summary: Summary, folded: Folded | None, *, as_json: bool) -> None:
+    from caffetools.graph.graph import Graph
     from caffetools.proto.schema import TEST
-    from caffetools.surgery.graph import Graph
 
     blobs = {top: made for row in summary.layers for top, made in zip(row.tops, row.shapes, strict=True)}
     inputs = {top: blobs[top] for layer in net.layer if layer.type == "Input" for top in layer.top}
@@ -122,8 +122,8 @@ def _show(written: list[Path], net: Any, summary: Summary, folded: Folded | None
 
 
 def _folded(net: Any, weights: Path) -> Folded:
+    from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
     from caffetools.net.weights import read_weights
-    from caffetools.proto.upgrade import upgrade_caffemodel
-    from caffetools.surgery.folding import fold_batch_norm
+    from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 
     return fold_batch_norm(net, upgrade_caffemodel(read_weights(weights)))

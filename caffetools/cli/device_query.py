@@ -17,9 +17,9 @@ def device_query(
     """Show the GPUs that torch sees here, and what the CPU offers, as [bold]caffe device_query[/bold] does."""
     import torch
 
-    from caffetools.data.parallel import workers
     from caffetools.layers.native import status
     from caffetools.solver.launch import devices
+    from caffetools.util.threads import workers
 
     numbers = devices(gpu) if gpu else list(range(torch.cuda.device_count()))
     facts: dict[str, Any] = {

@@ -13,7 +13,7 @@ from caffetools.cli.show import console, print_json
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from caffetools.surgery.inspection.difference import Difference, WeightsDifference
+    from caffetools.graph.diff import Difference, WeightsDifference
 
 
 def diff(
@@ -30,11 +30,11 @@ def diff(
     databases is not looked at.
     """
     from caffetools.errors import CaffeToolsError
+    from caffetools.graph.diff import diff_nets, diff_weights
     from caffetools.net.net import located
     from caffetools.net.weights import read_weights
     from caffetools.proto.text import read_net
-    from caffetools.proto.upgrade import upgrade_net
-    from caffetools.surgery.inspection.difference import diff_nets, diff_weights
+    from caffetools.proto.upgrades.v1 import upgrade_net
 
     found: list[Difference] | list[WeightsDifference]
     weights = [_is_weights(path) for path in (first, second)]
@@ -71,7 +71,7 @@ def _is_weights(path: Path) -> bool:
 
 
 def _weights_rows(found: list[WeightsDifference]) -> list[tuple[str, ...]]:
-    from caffetools.surgery.inspection.difference import describe_shapes
+    from caffetools.graph.diff import describe_shapes
 
     rows = []
     for one in found:

@@ -33,8 +33,8 @@ def export(
     A difference above 1e-4 of an output's largest value is a failure (exit code 1).
     """
     from caffetools.data.images import parse_size
-    from caffetools.deploy.classifier import Options, find_pictures
-    from caffetools.deploy.onnx_file import export_deployed
+    from caffetools.infer.classifier import Options, find_pictures
+    from caffetools.project.onnx_file import export_deployed
 
     options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     verification = export_deployed(

@@ -31,9 +31,9 @@ def extract_features(
 
     The arguments are that tool's, in its order. Records are Datum messages with float_data.
     """
-    from caffetools.deploy.features import extract_features as extract
+    from caffetools.infer.features import extract_features as extract
+    from caffetools.solver.run import choose_device
     from caffetools.solver.testing import load_test_net
-    from caffetools.solver.training import choose_device
 
     if mode not in ("", "CPU", "GPU"):
         raise typer.BadParameter(f"'{mode}' is neither CPU nor GPU", param_hint="MODE")

@@ -37,8 +37,8 @@ def finetune(
     Builds databases and a mean, retargets the network, fine-tunes it, writes the deploy prototxt, measures it on held-out pictures,
     exports ONNX, verifies it, and writes a report. An interrupted run goes on when the same command is given again.
     """
-    from caffetools.pipeline.finetune import Request
-    from caffetools.pipeline.finetune import finetune as run
+    from caffetools.project.finetune import Request
+    from caffetools.project.finetune import finetune as run
 
     if classes != "auto" and not classes.lstrip("-").isdecimal():
         raise typer.BadParameter(f"'{classes}' is neither a number nor 'auto'", param_hint="--classes")
@@ -65,7 +65,7 @@ def finetune(
         raise typer.Exit(130)
     learned, report = done
     if as_json:
-        print_json(_answer(learned, report))
+        print_json(_as_json(learned, report))
         return
     confusion = learned.evaluation.confusion
     console.print(f"\n{confusion.accuracy:.2%} of {confusion.total} held-out pictures right", markup=False)
@@ -73,7 +73,7 @@ def finetune(
     console.print(f"Report: {report.resolve().as_uri()}", markup=False)
 
 
-def _answer(learned: Any, report: Path) -> dict[str, Any]:
+def _as_json(learned: Any, report: Path) -> dict[str, Any]:
     confusion = learned.evaluation.confusion
     return {
         "accuracy": confusion.accuracy,

@@ -13,8 +13,8 @@ from caffetools.cli.show import console, print_json
 from caffetools.cli.tables import print_table, shortened
 
 if TYPE_CHECKING:
-    from caffetools.surgery.inspection.comparison import Comparison
-    from caffetools.surgery.inspection.summary import Summary
+    from caffetools.graph.summary import Summary
+    from caffetools.graph.weights_diff import Comparison
 
 
 def inspect(
@@ -44,15 +44,15 @@ def inspect(
     Nothing is run, and data need not be there: sizes follow from the crop, or from --input-shape. With WEIGHTS, also which layers take
     their blobs from the file, and what the values are like. With --table, how many layers of each type several nets have.
     """
+    from caffetools.graph.graph import phases_present
+    from caffetools.graph.inputs import parse_shapes
+    from caffetools.graph.summary import summarize
+    from caffetools.graph.weights_diff import compare_weights
     from caffetools.net.net import located
-    from caffetools.net.state import with_stages
+    from caffetools.net.phases import with_stages
     from caffetools.net.weights import read_weights
     from caffetools.proto.text import read_net
-    from caffetools.proto.upgrade import upgrade_net
-    from caffetools.surgery.graph import phases_present
-    from caffetools.surgery.inputs import parse_shapes
-    from caffetools.surgery.inspection.comparison import compare_weights
-    from caffetools.surgery.inspection.summary import summarize
+    from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.zoo.cards import get_card
 
     if table:
@@ -102,9 +102,9 @@ def _net_and_weights(files: list[Path], models: list[str]) -> tuple[Path, Path |
 def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:
     """One column for each network of the zoo and for each file, by its whole path where several have its name."""
     from caffetools.errors import CaffeToolsError
+    from caffetools.graph.counting import count_global_poolings, count_types, type_table
     from caffetools.net.net import located
     from caffetools.proto.text import read_net
-    from caffetools.surgery.inspection.counting import count_global_poolings, count_types, type_table
     from caffetools.zoo.networks import prototxt_path
 
     paths = {name: prototxt_path(name) for name in models}

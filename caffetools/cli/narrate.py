@@ -10,7 +10,7 @@ from rich.markup import escape
 from caffetools.cli.show import Progress, console, progress
 
 if TYPE_CHECKING:
-    from caffetools.solver.observers import Observer
+    from caffetools.solver.callbacks import Observer
 
 
 class ConsoleNarrator:
@@ -42,7 +42,7 @@ class ConsoleNarrator:
             from caffetools.cli.train_bar import TrainBar
 
             return TrainBar()
-        from caffetools.solver.observers import Observer
+        from caffetools.solver.callbacks import Observer
 
         return nullcontext(Observer())
 
@@ -62,6 +62,6 @@ class SilentNarrator(ConsoleNarrator):
 
     def training(self) -> AbstractContextManager[Observer]:
         """Nothing to see."""
-        from caffetools.solver.observers import Observer
+        from caffetools.solver.callbacks import Observer
 
         return nullcontext(Observer())

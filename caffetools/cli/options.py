@@ -10,7 +10,7 @@ import typer
 
 def _force(context: typer.Context, name: str | None) -> str | None:
     if name is not None:
-        from caffetools.proto.dialect import current, force
+        from caffetools.proto.forks.dialect import current, force
 
         before = current()
         force(name)

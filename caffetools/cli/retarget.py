@@ -13,12 +13,12 @@ from caffetools.cli.show import console, note, print_json
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from caffetools.data.card import DatasetCard
-    from caffetools.surgery.inspection.comparison import Comparison
-    from caffetools.surgery.projects.project import Project
-    from caffetools.surgery.retargeting.depth import Depth
-    from caffetools.surgery.retargeting.growing import Classes
-    from caffetools.surgery.retargeting.retarget import Retargeted
+    from caffetools.data.datasets.card import DatasetCard
+    from caffetools.graph.weights_diff import Comparison
+    from caffetools.project.project import Project
+    from caffetools.surgery.class_incremental import Classes
+    from caffetools.surgery.layer_edits import Depth
+    from caffetools.surgery.retarget import Retargeted
 
 Net = Annotated[Path | None, typer.Argument(metavar="NET", help="The train_val prototxt of a trained net.", show_default=False)]
 Count = Annotated[int | None, typer.Option(help="How many classes there are to be; --dataset says it too.")]
@@ -106,8 +106,8 @@ def retarget(
 
     The classifiers, found from what the losses read, get new names, so that they start anew where old weights are loaded, and learn faster.
     """
-    from caffetools.surgery.projects import project
-    from caffetools.surgery.retargeting.learning import Tuning, parse_filler
+    from caffetools.project import project
+    from caffetools.surgery.freezing import Tuning, parse_filler
 
     source, trained_by, shapes = _source(net, model, input_shape or [], crop)
     card, grown, count = _told(classes, dataset, grow_from, labels, weights)
@@ -131,7 +131,7 @@ def retarget(
 
 def _write(made: Project, out: Path, taken: Path | None, weights: Path | None, grown: Classes | None, *, as_json: bool) -> None:
     """Write the files, and those of the weights ``taken`` that fit; say what changed and what will load."""
-    from caffetools.surgery.projects import project
+    from caffetools.project import project
 
     comparison = project.compare(made, weights, trimmed=taken is not None) if weights is not None else None
     starting = project.starting_weights(made, taken, grown) if taken is not None else None
@@ -154,8 +154,8 @@ def _write(made: Project, out: Path, taken: Path | None, weights: Path | None, g
 
 
 def _note(retargeted: Retargeted, file: Path) -> None:
-    from caffetools.surgery.graph import phases_present
-    from caffetools.surgery.inspection.summary import summarize
+    from caffetools.graph.graph import phases_present
+    from caffetools.graph.summary import summarize
 
     for row in summarize(retargeted.train_val, phases_present(retargeted.train_val)[-1]).unknown_types:
         note(f"{file}: layer '{row.name}': {row.note}; it stays as it is")
@@ -175,10 +175,10 @@ def _told(
     classes: int | None, dataset: Path | None, grow_from: Path | None, labels: Path | None, weights: Path | None
 ) -> tuple[DatasetCard | None, Classes | None, int]:
     """The dataset's card, the classes before and after where known ones are to be kept, and how many there are to be."""
-    from caffetools.data.card import load_card
+    from caffetools.data.datasets.card import load_card
     from caffetools.errors import CaffeToolsError
-    from caffetools.surgery.projects.datasets import classes_of
-    from caffetools.surgery.retargeting.growing import Classes, read_classes
+    from caffetools.project.dataset_config import classes_of
+    from caffetools.surgery.class_incremental import Classes, read_classes
 
     card = load_card(dataset) if dataset is not None else None
     if labels is not None and grow_from is None:
@@ -200,8 +200,8 @@ def _told(
 
 def _depth(drop_after: str | None, add_layer: list[str], grown: Classes | None) -> Depth:
     from caffetools.errors import CaffeToolsError
-    from caffetools.surgery.retargeting.added import parse_added
-    from caffetools.surgery.retargeting.depth import Depth
+    from caffetools.surgery.layer_edits import Depth
+    from caffetools.surgery.layer_spec import parse_added
 
     if grown is not None and (drop_after or add_layer):
         option = "--drop-after" if drop_after else "--add-layer"
@@ -214,9 +214,9 @@ def _source(
 ) -> tuple[Path, Path | None, dict[str, tuple[int, ...]]]:
     """The net's file, the solver that it was trained with, and the shapes of its inputs, as far as they are known."""
     from caffetools.errors import CaffeToolsError
+    from caffetools.graph.inputs import parse_shapes
+    from caffetools.graph.summary import summarize
     from caffetools.proto.text import read_net
-    from caffetools.surgery.inputs import parse_shapes
-    from caffetools.surgery.inspection.summary import summarize
     from caffetools.zoo.networks import prototxt_path
 
     if (net is None) == (model is None):

@@ -35,8 +35,8 @@ def test(
         raise CaffeToolsError("--weights is missing: without weights a net's scores mean nothing")
 
     from caffetools.solver.logs.caffe_log import GlogWriter, no_log
+    from caffetools.solver.run import choose_device
     from caffetools.solver.testing import load_test_net, test_net
-    from caffetools.solver.training import choose_device
 
     on_terminal = sys.stderr.isatty()
     log = no_log if json or on_terminal else GlogWriter(sys.stderr.write)

@@ -46,8 +46,8 @@ def time(
     from caffetools.proto.schema import TEST, TRAIN
     from caffetools.proto.text import format_text
     from caffetools.solver.logs.caffe_log import GlogWriter, log_net, no_log
+    from caffetools.solver.run import choose_device
     from caffetools.solver.timing import time_net
-    from caffetools.solver.training import choose_device
 
     spoken = not json and (caffe_format or not sys.stdout.isatty())
     # caffe time prints to stderr, as all of glog does.

@@ -16,7 +16,7 @@ from caffetools.cli.show import console
 from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
-    from caffetools.solver.training import Trained
+    from caffetools.solver.run import TrainResult
 
 
 def train(
@@ -70,7 +70,8 @@ def train(
 def _train(
     path: Path, processes: int | None, gpu: str, device: str, effects: tuple[str, str], means: Any, quiet: bool, options: dict[str, Any]
 ) -> None:
-    from caffetools.solver import launch, parallel, training
+    from caffetools.solver import launch, parallel
+    from caffetools.solver import run as training
     from caffetools.solver.signals import Signals
 
     signals = Signals(*effects)
@@ -126,12 +127,12 @@ def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
 def _means(precision: str, compiled: bool) -> Any:
     if precision == "fp32" and not compiled:
         return None
-    from caffetools.solver.accelerated import Means
+    from caffetools.solver.distributed import ComputeOptions
 
-    return Means(precision, compiled)
+    return ComputeOptions(precision, compiled)
 
 
-def _report(done: Trained, solver: Path) -> None:
+def _report(done: TrainResult, solver: Path) -> None:
     """Say what there is now, and how to go on."""
     saved, iteration = done.snapshot, done.solver.iteration
     console.print(f"{'Stopped' if done.stopped else 'Trained'} at iteration {iteration}.")

@@ -9,7 +9,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Column
 
-from caffetools.solver.observers import Displayed, Observer, Snapshot, Tested
+from caffetools.solver.callbacks import Observer, Snapshot, TestResult, TrainStats
 
 if TYPE_CHECKING:
     from caffetools.solver.solver import Solver
@@ -67,12 +67,12 @@ class TrainBar(Observer):
         if self._task is not None:
             self._bar.update(self._task, completed=solver.iteration)
 
-    def displayed(self, solver: Solver, what: Displayed) -> None:
+    def displayed(self, solver: Solver, what: TrainStats) -> None:
         """Show the loss and the learning rate."""
         self._loss = f"loss {what.loss:.3g} lr {what.rate:.3g}"
         self._show()
 
-    def tested(self, solver: Solver, what: Tested) -> None:
+    def tested(self, solver: Solver, what: TestResult) -> None:
         """Show the accuracy, and print every output."""
         self._accuracy = " ".join(f"{o.name} {o.value:.1%}" for o in what.outputs if "acc" in o.name.lower())
         scores = ", ".join(f"{o.name} {o.value:.4g}" for o in what.outputs)

@@ -31,7 +31,7 @@ def train_by_caffe(
     if ours:
         raise CaffeToolsError(f"{', '.join(ours)}: real Caffe has no such option; set it in the solver, or leave --engine out")
     from caffetools.cli.train import terminal
-    from caffetools.solver.external import train_with_caffe
+    from caffetools.solver.caffe_process import train_with_caffe
 
     arguments = [f"--{name}={value}" for name, value in flags.items() if value != _DEFAULTS[name]]
     bar, echo = terminal(quiet)

@@ -35,9 +35,9 @@ def trainable(
 
     Its Input becomes Data layers, its prob a loss and accuracies. For other classes, `caffetools retarget` what was written.
     """
-    from caffetools.data.card import load_card
-    from caffetools.surgery.projects.options import DataOptions
-    from caffetools.surgery.projects.trainable import make_trainable, write_trainable
+    from caffetools.data.datasets.card import load_card
+    from caffetools.project.data_options import DataOptions
+    from caffetools.project.trainable import make_trainable, write_trainable
 
     card = load_card(dataset) if dataset is not None else None
     data = DataOptions(None if card else train_source, None if card else val_source, mean)

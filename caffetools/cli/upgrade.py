@@ -20,7 +20,7 @@ def upgrade(
     Everything here reads old files as they are; other tools do not. What the file is, is told from its content.
     """
     from caffetools.errors import CaffeToolsError
-    from caffetools.proto.upgrading import upgrade_file
+    from caffetools.proto.upgrades.files import upgrade_file
 
     if out.exists() and not force:
         raise CaffeToolsError(f"{out} exists; give another name, or --force to replace it")

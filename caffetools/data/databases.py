@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from caffetools.data.folders import PathLike, new_folder
 from caffetools.data.sharing import Shared
 from caffetools.errors import DataError, RunFailed
+from caffetools.util.folders import PathLike, new_folder
 
 # Keys may be 511 bytes long at most; the number at their start makes them differ.
 _LONGEST_KEY = 511

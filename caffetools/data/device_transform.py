@@ -23,7 +23,7 @@ class DeviceTransform:
         self.mean = None if transformer.mean is None else torch.tensor(transformer.mean, device=device)
         self.values = torch.tensor(transformer.values, device=device).reshape(-1, 1, 1) if transformer.values.size else None
 
-    def __call__(self, cut: DeviceCut) -> Tensor:
+    def __call__(self, cut: DeviceCrop) -> Tensor:
         """The batch (N, C, h, w), float32, channels-last in memory."""
         pixels = cut.pixels.to(self.device, non_blocking=True)
         batch = pixels.to(torch.float32, memory_format=torch.channels_last)
@@ -38,7 +38,7 @@ class DeviceTransform:
             batch = batch * self.scale
         return batch.contiguous(memory_format=torch.channels_last)
 
-    def _below(self, mean: Tensor, cut: DeviceCut) -> Tensor:
+    def _below(self, mean: Tensor, cut: DeviceCrop) -> Tensor:
         """The mean picture's part below each crop: (N, C, h, w)."""
         height, width = cut.pixels.shape[2:]
         tops, lefts = (t.to(self.device, non_blocking=True) for t in (cut.tops, cut.lefts))
@@ -47,7 +47,7 @@ class DeviceTransform:
         return mean[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
 
 
-class DeviceCut:
+class DeviceCrop:
     """A :class:`Cut` as tensors, in pinned memory where ``pinned``, so that copying it does not hold up the device."""
 
     def __init__(self, cut: Cut, *, pinned: bool):

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from caffetools.data.folders import PathLike, new_folder
 from caffetools.data.sharing import Shared
 from caffetools.errors import DataError, RunFailed
+from caffetools.util.folders import PathLike, new_folder
 
 
 class LevelDb:

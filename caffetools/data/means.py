@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from caffetools.data.databases import Database, open_database, shown_key
 from caffetools.data.datum import datum_to_array, parse_datum
-from caffetools.data.parallel import ordered_map
 from caffetools.errors import DataError
 from caffetools.proto.binary import write_binaryproto
+from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from caffetools.data.parallel import in_parts, workers
 from caffetools.errors import DataError, ModelFileError
-from caffetools.layers.base import shown
+from caffetools.layers.base import format_shape
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TRAIN
+from caffetools.util.threads import in_parts, workers
 
 Batch = NDArray[np.float32]
 # For each picture of a batch the top and left of its crop, and whether it is flipped.
@@ -80,7 +80,9 @@ class Transformer:
         if self.values.size not in (0, 1, channels):
             raise DataError(f"{self.values.size} mean_value(s) for {channels} channel(s); give one, or one for each")
         if self.mean is not None and self.mean.shape != shape:
-            raise DataError(f"the mean file is for pictures of {shown(self.mean.shape)}, not {shown(shape)} (channels x height x width)")
+            raise DataError(
+                f"the mean file is for pictures of {format_shape(self.mean.shape)}, not {format_shape(shape)} (channels x height x width)"
+            )
         return (channels, self.crop, self.crop) if self.crop else shape
 
     def __call__(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> Batch:
@@ -151,7 +153,7 @@ class Transformer:
         for index, (picture, top, left, flip) in enumerate(zip(pictures, *places, strict=True)):
             if self.top_shape(picture.shape) != shape:
                 raise DataError(
-                    f"picture {index} of the batch is {shown(picture.shape)}, the first is {shown(pictures[0].shape)} (channels x height "
+                    f"picture {index} of the batch is {format_shape(picture.shape)}, the first is {format_shape(pictures[0].shape)} (channels x height "
                     "x width); resize them when building the database, set crop_size, or use batch_size 1"
                 )
             yield picture, (slice(None), slice(top, top + shape[1]), slice(left, left + shape[2])), flip
@@ -178,5 +180,5 @@ def _one_mean(mean: Batch, path: str) -> Batch:
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
     if mean.ndim != 3:
-        raise ModelFileError(f"{path}: a mean has the shape 1 x channels x height x width, not {shown(mean.shape)}")
+        raise ModelFileError(f"{path}: a mean has the shape 1 x channels x height x width, not {format_shape(mean.shape)}")
     return mean

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import FillerParameter
 
@@ -20,7 +20,7 @@ class Elementwise(Layer):
 
     def overwrites(self, x: Tensor) -> bool:
         """Whether ``x`` itself may take the result: the net allows it, and autograd does not watch ``x`` as a leaf."""
-        return self.may_overwrite and not (x.is_leaf and x.requires_grad)
+        return self.inplace_ok and not (x.is_leaf and x.requires_grad)
 
 
 @register("ReLU")
@@ -54,7 +54,7 @@ class PReLU(Elementwise):
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.prelu_param
         if len(bottoms[0]) < 2:
-            raise self.error(f"bottom '{self.bottoms[0]}' must have at least 2 axes, not {shown(bottoms[0])}")
+            raise self.error(f"bottom '{self.bottoms[0]}' must have at least 2 axes, not {format_shape(bottoms[0])}")
         shape = () if param.channel_shared else (bottoms[0][1],)
         self.declare_blob(shape, param.filler if param.HasField("filler") else FillerParameter(value=0.25))
         return super().setup(bottoms)

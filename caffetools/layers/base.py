@@ -13,7 +13,7 @@ from torch import nn
 
 from caffetools.errors import ExportError, NetError
 from caffetools.layers.fillers import fill
-from caffetools.layers.foreign import foreign_fields
+from caffetools.layers.fork_fields import fork_fields
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.unknown import unknown_names
 
@@ -95,7 +95,7 @@ class Layer(nn.Module):
         self.bottom_shapes: list[Shape] = []
         self.top_shapes: list[Shape] = []
         # Set by the net: this layer may overwrite its bottom, since nothing else needs the old values.
-        self.may_overwrite = False
+        self.inplace_ok = False
         self.train(phase == TRAIN)
 
     # ---- what a layer type defines ----
@@ -132,7 +132,7 @@ class Layer(nn.Module):
         for index, (blob, spec) in enumerate(zip(self.blobs, self.specs, strict=False)):
             if tuple(blob.shape) != spec.shape:
                 raise self.error(
-                    f"its bottom {shown(bottoms[0])} asks for parameter blob {index} of {shown(spec.shape)}, but it has {shown(blob.shape)}"
+                    f"its bottom {format_shape(bottoms[0])} asks for parameter blob {index} of {format_shape(spec.shape)}, but it has {format_shape(blob.shape)}"
                 )
         return self.top_shapes
 
@@ -140,7 +140,7 @@ class Layer(nn.Module):
         """Why this layer can't be computed as its prototxt says, though its type is known; empty where it can."""
         if not self.READS_UNKNOWN and (names := unknown_names(self.param)):
             return f"has fields that are not known here ({', '.join(names)}), so what it computes isn't either"
-        strange = [name for name in foreign_fields(self.param) if name not in self.FORK_FIELDS]
+        strange = [name for name in fork_fields(self.param) if name not in self.FORK_FIELDS]
         return f"has {', '.join(strange)}, which changes what a fork's layer computes and is not supported" if strange else ""
 
     def allocate(self, *, filled: bool = True) -> None:
@@ -170,13 +170,13 @@ class Layer(nn.Module):
     def axis(self, axis: int, shape: Shape, *, what: str = "axis") -> int:
         """``axis`` counted from the front; negative ones count from the end. Raises :class:`NetError` outside of ``shape``."""
         if not -len(shape) <= axis < len(shape):
-            raise self.error(f"{what} {axis} is outside of a blob of {len(shape)} axes {shown(shape)}")
+            raise self.error(f"{what} {axis} is outside of a blob of {len(shape)} axes {format_shape(shape)}")
         return axis % len(shape)
 
     def expect_axes(self, shape: Shape, count: int, *, bottom: int = 0) -> Shape:
         """``shape``, which must have ``count`` axes. Raises :class:`NetError` naming the blob."""
         if len(shape) != count:
-            raise self.error(f"bottom '{self.bottoms[bottom]}' must have {count} axes, not {shown(shape)}")
+            raise self.error(f"bottom '{self.bottoms[bottom]}' must have {count} axes, not {format_shape(shape)}")
         return shape
 
     def array(self, index: int) -> NDArray[np.float32]:
@@ -191,7 +191,7 @@ class Layer(nn.Module):
                 raise self.error(f"takes {wanted} {what} blob(s), but the prototxt gives {count}")
 
 
-def shown(shape: Iterable[int]) -> str:
+def format_shape(shape: Iterable[int]) -> str:
     """A shape as people read it: ``2 x 3 x 227 x 227``; ``(scalar)`` where there are no axes."""
     return " x ".join(str(n) for n in shape) or "(scalar)"
 

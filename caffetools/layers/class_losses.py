@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
-from caffetools.layers.base import Shapes, count, shown
+from caffetools.layers.base import Shapes, count, format_shape
 from caffetools.layers.labels import as_index
 from caffetools.layers.loss import ClassLoss, Loss
 from caffetools.layers.registry import register
@@ -89,7 +89,9 @@ class InfogainLoss(ClassLoss):
         self.set_class_axis(self.param.infogain_loss_param.axis, bottoms)
         shape = bottoms[2] if len(bottoms) > 2 else self._load()
         if count(shape) != self.classes**2 or self.classes not in shape[-1:]:
-            raise self.error(f"the infogain matrix must be {self.classes} x {self.classes}, as there are classes, not {shown(shape)}")
+            raise self.error(
+                f"the infogain matrix must be {self.classes} x {self.classes}, as there are classes, not {format_shape(shape)}"
+            )
         return [(), bottoms[0]][: len(self.tops)]
 
     # H from a file; a buffer, so that it follows the net to its device.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import enum_name
 
@@ -26,7 +26,7 @@ class Concat(Layer):
         for name, shape in zip(self.bottoms, bottoms, strict=True):
             if len(shape) != len(first) or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
                 raise self.error(
-                    f"bottoms must agree in all axes but {axis}: '{self.bottoms[0]}' is {shown(first)}, '{name}' is {shown(shape)}"
+                    f"bottoms must agree in all axes but {axis}: '{self.bottoms[0]}' is {format_shape(first)}, '{name}' is {format_shape(shape)}"
                 )
         return [(*first[:axis], sum(shape[axis] for shape in bottoms), *first[axis + 1 :])]
 
@@ -54,10 +54,12 @@ class Slice(Layer):
                 raise self.error(f"{len(self.tops)} tops need {len(self.tops) - 1} slice_point values, not {len(points)}")
             self.sizes = [end - start for start, end in zip([0, *points], [*points, length], strict=True)]
             if min(self.sizes) < 1:
-                raise self.error(f"slice_point values {points} must rise and lie inside of axis {axis} of {shown(shape)}")
+                raise self.error(f"slice_point values {points} must rise and lie inside of axis {axis} of {format_shape(shape)}")
         else:
             if length % len(self.tops):
-                raise self.error(f"axis {axis} of '{self.bottoms[0]}' ({shown(shape)}) cannot be cut into {len(self.tops)} equal parts")
+                raise self.error(
+                    f"axis {axis} of '{self.bottoms[0]}' ({format_shape(shape)}) cannot be cut into {len(self.tops)} equal parts"
+                )
             self.sizes = [length // len(self.tops)] * len(self.tops)
         return [(*shape[:axis], size, *shape[axis + 1 :]) for size in self.sizes]
 
@@ -120,7 +122,9 @@ class Eltwise(Layer):
             raise self.error(f"coeff is for SUM, once for each of its {len(bottoms)} bottoms")
         for name, shape in zip(self.bottoms, bottoms, strict=True):
             if shape != bottoms[0]:
-                raise self.error(f"bottoms must have one shape: '{self.bottoms[0]}' is {shown(bottoms[0])}, '{name}' is {shown(shape)}")
+                raise self.error(
+                    f"bottoms must have one shape: '{self.bottoms[0]}' is {format_shape(bottoms[0])}, '{name}' is {format_shape(shape)}"
+                )
         return [bottoms[0]]
 
     def forward(self, *bottoms: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.errors import ExportError
-from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, shown
+from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.im2col import convolve, deconvolve
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
@@ -34,7 +34,9 @@ class _Convolving(Layer):
             raise self.error(f"group {self.group} must divide both the {channels} input channels and num_output {outputs}")
         for name, shape in zip(self.bottoms, bottoms, strict=True):
             if shape != bottoms[0]:
-                raise self.error(f"bottoms must have one shape: '{self.bottoms[0]}' is {shown(bottoms[0])}, '{name}' is {shown(shape)}")
+                raise self.error(
+                    f"bottoms must have one shape: '{self.bottoms[0]}' is {format_shape(bottoms[0])}, '{name}' is {format_shape(shape)}"
+                )
         first, second = (channels, outputs) if self.TRANSPOSED else (outputs, channels)
         self.declare_blob((first, second // self.group, *self.kernel.size), conv.weight_filler)
         if conv.bias_term:
@@ -42,7 +44,7 @@ class _Convolving(Layer):
         size = self.kernel.deconvolved(spatial) if self.TRANSPOSED else self.kernel.convolved(spatial)
         if any(n < 1 for n in size):
             raise self.error(
-                f"kernel {shown(self.kernel.size)} does not fit its input {shown(bottoms[0])}: the output would be {shown(size)}"
+                f"kernel {format_shape(self.kernel.size)} does not fit its input {format_shape(bottoms[0])}: the output would be {format_shape(size)}"
             )
         return [(*bottoms[0][:axis], outputs, *size)] * len(self.tops)
 

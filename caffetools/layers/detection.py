@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.boxes import decode_boxes, suppress
 from caffetools.layers.registry import register
 from caffetools.proto.schema import enum_name
@@ -142,7 +142,7 @@ class DetectionOutput(Layer):
         wanted: list[Shape] = [(n, self.priors * locations * 4), (n, self.priors * self.settings.classes), (1, 2, self.priors * 4)]
         for name, shape, want in zip(self.bottoms, bottoms, wanted, strict=True):
             if not shape or shape[0] != want[0] or count(shape) != count(want):
-                raise self.error(f"'{name}' must be {shown(want)} for {self.priors} priors, not {shown(shape)}")
+                raise self.error(f"'{name}' must be {format_shape(want)} for {self.priors} priors, not {format_shape(shape)}")
 
     def forward(self, locations: Tensor, scores: Tensor, priors: Tensor) -> Tensor:
         classes = self.settings.classes

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.layers.activation import Elementwise
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 
 # Klambauer et al. (2017): the fixed point's alpha and scale.
@@ -96,9 +96,9 @@ class Axpy(Layer):
     def setup(self, bottoms: Shapes) -> Shapes:
         a, x, y = bottoms
         if x != y or len(x) < 2:
-            raise self.error(f"'{self.bottoms[1]}' ({shown(x)}) and '{self.bottoms[2]}' ({shown(y)}) must have one shape")
+            raise self.error(f"'{self.bottoms[1]}' ({format_shape(x)}) and '{self.bottoms[2]}' ({format_shape(y)}) must have one shape")
         if a[:2] != x[:2] or any(n != 1 for n in a[2:]):
-            raise self.error(f"'{self.bottoms[0]}' must have one value for each map of {shown(x)}, but is {shown(a)}")
+            raise self.error(f"'{self.bottoms[0]}' must have one value for each map of {format_shape(x)}, but is {format_shape(a)}")
         self.factor_tail = (1,) * (len(x) - 2)
         return [x]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Shapes, count, shown
+from caffetools.layers.base import Shapes, count, format_shape
 from caffetools.layers.loss import Loss
 from caffetools.layers.registry import register
 
@@ -26,7 +26,7 @@ class SmoothL1Loss(Loss):
     def setup(self, bottoms: Shapes) -> Shapes:
         for index, shape in enumerate(bottoms):
             if count(shape) != count(bottoms[0]):
-                raise self.error(f"'{self.bottoms[index]}' ({shown(shape)}) must have as many values as '{self.bottoms[0]}'")
+                raise self.error(f"'{self.bottoms[index]}' ({format_shape(shape)}) must have as many values as '{self.bottoms[0]}'")
         self.square = self.param.smooth_l1_loss_param.sigma**2
         if self.square == 0:
             raise self.error("sigma must not be 0")

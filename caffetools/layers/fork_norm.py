@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import FillerParameter, enum_name
 
@@ -90,7 +90,7 @@ class Normalize(Layer):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if len(bottoms[0]) < 2:
-            raise self.error(f"bottom '{self.bottoms[0]}' must have at least 2 axes, not {shown(bottoms[0])}")
+            raise self.error(f"bottom '{self.bottoms[0]}' must have at least 2 axes, not {format_shape(bottoms[0])}")
         param = self.param.norm_param
         shape = () if param.channel_shared else (bottoms[0][1],)
         self.declare_blob(shape, param.scale_filler if param.HasField("scale_filler") else FillerParameter(value=1.0))
@@ -117,7 +117,7 @@ class L2Normalization(Layer):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if len(bottoms[0]) < 2:
-            raise self.error(f"bottom '{self.bottoms[0]}' must have at least 2 axes, not {shown(bottoms[0])}")
+            raise self.error(f"bottom '{self.bottoms[0]}' must have at least 2 axes, not {format_shape(bottoms[0])}")
         self.axes = list(range(1, len(bottoms[0])))
         return [bottoms[0]]
 

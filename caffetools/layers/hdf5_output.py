@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.errors import RunFailed
-from caffetools.layers.base import Layer, Shapes, shown
+from caffetools.layers.base import Layer, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import TEST
 
@@ -36,11 +36,11 @@ class HDF5Output(Layer):
         if not self.param.hdf5_output_param.HasField("file_name"):
             raise self.error("needs hdf5_output_param.file_name")
         if bottoms[0][:1] != bottoms[1][:1] or not bottoms[0]:
-            shapes = ", ".join(f"'{name}' {shown(shape)}" for name, shape in zip(self.bottoms, bottoms, strict=True))
+            shapes = ", ".join(f"'{name}' {format_shape(shape)}" for name, shape in zip(self.bottoms, bottoms, strict=True))
             raise self.error(f"bottoms must have the same first dimension, but are {shapes}")
         for name, shape in zip(self.bottoms, bottoms, strict=True):
             if len(shape) > 4:
-                raise self.error(f"bottom '{name}' must have at most 4 axes, not {shown(shape)}")
+                raise self.error(f"bottom '{name}' must have at most 4 axes, not {format_shape(shape)}")
         self.path = Path(self.param.hdf5_output_param.file_name)
         return []
 
@@ -95,7 +95,9 @@ class HDF5Output(Layer):
             for name, array in rows.items():
                 dataset = file[name]
                 if dataset.shape[1:] != array.shape[1:]:
-                    raise self.error(f"{self.path} holds items of {shown(dataset.shape[1:])} in '{name}', not {shown(array.shape[1:])}")
+                    raise self.error(
+                        f"{self.path} holds items of {format_shape(dataset.shape[1:])} in '{name}', not {format_shape(array.shape[1:])}"
+                    )
                 before = dataset.shape[0]
                 dataset.resize(before + array.shape[0], axis=0)
                 dataset[before:] = array

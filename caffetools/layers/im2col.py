@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, Shape, Shapes, count, shown
+from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, Shape, Shapes, count, format_shape
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
 
@@ -68,11 +68,11 @@ class Im2col(Layer):
         self.outer_axes = self.axis(param.axis, shape)
         channels, spatial = shape[self.outer_axes], shape[self.outer_axes + 1 :]
         if not spatial:
-            raise self.error(f"bottom '{self.bottoms[0]}' ({shown(shape)}) has no axes behind the channels'")
+            raise self.error(f"bottom '{self.bottoms[0]}' ({format_shape(shape)}) has no axes behind the channels'")
         self.kernel = Kernel.from_param(self, param, len(spatial))
         self.output = self.kernel.convolved(spatial)
         if min(self.output) < 1:
-            raise self.error(f"kernel {shown(self.kernel.size)} does not fit its bottom '{self.bottoms[0]}' ({shown(shape)})")
+            raise self.error(f"kernel {format_shape(self.kernel.size)} does not fit its bottom '{self.bottoms[0]}' ({format_shape(shape)})")
         return [(*shape[: self.outer_axes], channels * count(self.kernel.size), *self.output)]
 
     def forward(self, x: Tensor) -> Tensor:

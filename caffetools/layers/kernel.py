@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.layers.base import Layer, Shape, shown
+from caffetools.layers.base import Layer, Shape, format_shape
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Kernel:
             _per_axis(layer, param, "dilation", None, axes, 1),
         )
         if any(k < 1 for k in kernel.size) or any(s < 1 for s in kernel.stride):
-            raise layer.error(f"kernel {shown(kernel.size)} and stride {shown(kernel.stride)} must be at least 1 everywhere")
+            raise layer.error(f"kernel {format_shape(kernel.size)} and stride {format_shape(kernel.stride)} must be at least 1 everywhere")
         return kernel
 
     def convolved(self, size: Sequence[int]) -> Shape:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, Shape, Shapes, count, shown
+from caffetools.layers.base import Layer, Shape, Shapes, count, format_shape
 from caffetools.layers.labels import label_blob
 from caffetools.proto.schema import enum_name
 
@@ -30,7 +30,7 @@ class Loss(Layer):
 
     def described(self, bottoms: Shapes) -> str:
         """The bottoms' names and shapes, for error messages."""
-        return ", ".join(f"'{name}' is {shown(shape)}" for name, shape in zip(self.bottoms, bottoms, strict=True))
+        return ", ".join(f"'{name}' is {format_shape(shape)}" for name, shape in zip(self.bottoms, bottoms, strict=True))
 
 
 class NormalizedLoss(Loss):
@@ -92,8 +92,8 @@ def expect_labels(layer: Layer, bottoms: Shapes, axis: int) -> None:
     outer, inner = split_at(bottoms[0], axis)
     if count(bottoms[1]) != outer * inner:
         raise layer.error(
-            f"needs {outer * inner} labels for its bottom '{layer.bottoms[0]}' ({shown(bottoms[0])}, classes along axis {axis}), "
-            f"but '{label_blob(layer)}' is {shown(bottoms[1])}"
+            f"needs {outer * inner} labels for its bottom '{layer.bottoms[0]}' ({format_shape(bottoms[0])}, classes along axis {axis}), "
+            f"but '{label_blob(layer)}' is {format_shape(bottoms[1])}"
         )
 
 

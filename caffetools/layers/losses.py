@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import Shapes, count, shown
+from caffetools.layers.base import Shapes, count, format_shape
 from caffetools.layers.loss import Loss, NormalizedLoss, normalization_mode
 from caffetools.layers.registry import register
 
@@ -42,7 +42,7 @@ class ContrastiveLoss(Loss):
         self.expect_same_batch(bottoms)
         self.expect_same_count(bottoms)
         if count(bottoms[0][2:]) != 1:
-            raise self.error(f"bottom '{self.bottoms[0]}' must be N x C (x 1 x 1), not {shown(bottoms[0])}")
+            raise self.error(f"bottom '{self.bottoms[0]}' must be N x C (x 1 x 1), not {format_shape(bottoms[0])}")
         if count(bottoms[2]) != bottoms[0][0]:
             raise self.error(f"needs one value of bottom '{self.bottoms[2]}' for each pair: {self.described(bottoms)}")
         return [()]

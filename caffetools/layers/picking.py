@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, count, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, count, format_shape
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
 
@@ -28,14 +28,16 @@ class Crop(Layer):
         if len(offsets) not in (0, 1, axes):
             raise self.error(f"offset is given {len(offsets)} times; once or {axes} times is possible")
         if len(reference) != len(shape):
-            raise self.error(f"'{self.bottoms[1]}' ({shown(reference)}) must have as many axes as '{self.bottoms[0]}' ({shown(shape)})")
+            raise self.error(
+                f"'{self.bottoms[1]}' ({format_shape(reference)}) must have as many axes as '{self.bottoms[0]}' ({format_shape(shape)})"
+            )
         self.offsets = offsets * axes if len(offsets) == 1 else offsets or [0] * axes
         self.sizes = list(reference[self.first :])
         for axis, offset, size in zip(range(self.first, len(shape)), self.offsets, self.sizes, strict=True):
             if offset + size > shape[axis]:
                 raise self.error(
-                    f"cannot crop axis {axis} of '{self.bottoms[0]}' ({shown(shape)}) to {size} from {offset} on, as '{self.bottoms[1]}' "
-                    f"({shown(reference)}) asks"
+                    f"cannot crop axis {axis} of '{self.bottoms[0]}' ({format_shape(shape)}) to {size} from {offset} on, as '{self.bottoms[1]}' "
+                    f"({format_shape(reference)}) asks"
                 )
         return [(*shape[: self.first], *self.sizes)]
 
@@ -80,7 +82,7 @@ class BatchReindex(Layer):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if len(bottoms[1]) != 1:
-            raise self.error(f"bottom '{self.bottoms[1]}' (the order) must have 1 axis, not {shown(bottoms[1])}")
+            raise self.error(f"bottom '{self.bottoms[1]}' (the order) must have 1 axis, not {format_shape(bottoms[1])}")
         return [(bottoms[1][0], *bottoms[0][1:])]
 
     def forward(self, x: Tensor, order: Tensor) -> Tensor:
@@ -109,10 +111,10 @@ class Filter(Layer):
             raise self.error(f"needs one top for each bottom but the last (the selector): {len(bottoms) - 1}, not {len(self.tops)}")
         selector = bottoms[-1]
         if not selector or count(selector[1:]) != 1:
-            raise self.error(f"the selector '{self.bottoms[-1]}' must have one value for each item, not {shown(selector)}")
+            raise self.error(f"the selector '{self.bottoms[-1]}' must have one value for each item, not {format_shape(selector)}")
         for name, shape in zip(self.bottoms, bottoms, strict=True):
             if shape[:1] != selector[:1]:
-                raise self.error(f"'{name}' ({shown(shape)}) must have as many items as the selector ({shown(selector)})")
+                raise self.error(f"'{name}' ({format_shape(shape)}) must have as many items as the selector ({format_shape(selector)})")
         return bottoms[:-1]
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:

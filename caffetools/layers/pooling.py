@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.errors import ExportError
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import enum_name
 
@@ -56,16 +56,18 @@ class Window:
             kernel = _pair(layer, param, "kernel_size", "kernel")
         pad, stride = _pair(layer, param, "pad", "pad"), _pair(layer, param, "stride", "stride")
         if min(kernel) < 1 or min(stride) < 1:
-            raise layer.error(f"kernel {shown(kernel)} and stride {shown(stride)} must be at least 1")
+            raise layer.error(f"kernel {format_shape(kernel)} and stride {format_shape(stride)} must be at least 1")
         if param.global_pooling and (pad != (0, 0) or stride != (1, 1)):
             raise layer.error("global_pooling goes with pad 0 and stride 1 only")
         if pad[0] >= kernel[0] or pad[1] >= kernel[1]:
-            raise layer.error(f"pad {shown(pad)} must be smaller than the kernel {shown(kernel)}")
+            raise layer.error(f"pad {format_shape(pad)} must be smaller than the kernel {format_shape(kernel)}")
         # Forks say ceil_mode: false for what BVLC Caffe came to call round_mode: FLOOR.
         floor = enum_name(param, "round_mode") == "FLOOR" or not param.ceil_mode
         window = cls.over(size, kernel, stride, pad, floor=floor)
         if min(window.output) < 1:
-            raise layer.error(f"kernel {shown(kernel)} does not fit maps of {shown(size)}: the output would be {shown(window.output)}")
+            raise layer.error(
+                f"kernel {format_shape(kernel)} does not fit maps of {format_shape(size)}: the output would be {format_shape(window.output)}"
+            )
         return window
 
     @property
@@ -91,7 +93,7 @@ class Window:
         return True if tuple(windows) == self.output else None
 
     @property
-    def has_empty(self) -> bool:
+    def has_empty_window(self) -> bool:
         """Whether the last window of an axis lies wholly outside of the map (stride larger than the kernel, no padding)."""
         return max(self._each(lambda n, k, s, p, o: int((o - 1) * s - p >= n))) > 0
 
@@ -183,13 +185,13 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
     begin, tail = window.pad, (max(window.tail[0], 0), max(window.tail[1], 0))
     shape = {"kernel_shape": list(window.kernel), "strides": list(window.stride)}
     if method == "MAX":
-        if window.has_empty:
+        if window.has_empty_window:
             source, pads = _padded_in_onnx(graph, bottom, [*begin, *tail], -FLT_MAX), [0, 0, 0, 0]
         else:
             source, pads = bottom, [*begin, *tail]
         graph.node("MaxPool", [source], tops, pads=pads, **shape)
         return
-    if window.has_empty:
+    if window.has_empty_window:
         raise ExportError("AVE pooling with windows wholly outside of the map divides zero by zero and has no ONNX form")
     if all(t in (0, p) for t, p in zip(tail, begin, strict=True)):
         graph.node("AveragePool", [bottom], tops, pads=[*begin, *tail], count_include_pad=1, **shape)
@@ -241,7 +243,7 @@ class Pooling(Layer):
         if len(self.tops) == 1:
             pool_to_onnx(graph, self.window, self.method, self.bottoms[0], self.tops)
             return
-        if self.window.has_empty:
+        if self.window.has_empty_window:
             raise ExportError(f"layer '{self.name}': a mask with windows wholly outside of the map has no ONNX form")
         flat, plane = graph.value("index"), graph.value("plane")
         pool_to_onnx(graph, self.window, self.method, self.bottoms[0], [self.tops[0], flat])

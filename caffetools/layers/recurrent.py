@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import TEST
 
@@ -50,13 +50,17 @@ class Recurrent(Layer):
     def _check(self, bottoms: Shapes) -> None:
         x, cont = bottoms[0], bottoms[1]
         if len(x) < 2 or cont != x[:2]:
-            raise self.error(f"'{self.bottoms[0]}' must be T x N x …, '{self.bottoms[1]}' T x N, not {shown(x)} and {shown(cont)}")
+            raise self.error(
+                f"'{self.bottoms[0]}' must be T x N x …, '{self.bottoms[1]}' T x N, not {format_shape(x)} and {format_shape(cont)}"
+            )
         if self.static and bottoms[2][:1] != (x[1],):
-            raise self.error(f"'{self.bottoms[2]}' ({shown(bottoms[2])}) must have the {x[1]} streams of '{self.bottoms[0]}' ({shown(x)})")
+            raise self.error(
+                f"'{self.bottoms[2]}' ({format_shape(bottoms[2])}) must have the {x[1]} streams of '{self.bottoms[0]}' ({format_shape(x)})"
+            )
         state: Shape = (1, x[1], self.outputs)
         for name, shape in zip(self.bottoms[2 + self.static :], bottoms[2 + self.static :], strict=True):
             if shape != state:
-                raise self.error(f"'{name}' is a state and must be {shown(state)}, not {shown(shape)}")
+                raise self.error(f"'{name}' is a state and must be {format_shape(state)}, not {format_shape(shape)}")
 
     def declare_blobs(self, inputs: int, static: int | None) -> None:
         """Declare the parameters for ``inputs`` values a step and ``static`` ones a stream."""
@@ -171,7 +175,7 @@ class LSTMUnit(Layer):
         c, gates, cont = bottoms
         if len(c) != 3 or c[0] != 1 or gates != (1, c[1], 4 * c[2]) or cont != (1, c[1]):
             raise self.error(
-                f"needs c_prev 1 x N x D, gates 1 x N x 4D and cont 1 x N, not {shown(c)}, {shown(gates)} and {shown(cont)} "
+                f"needs c_prev 1 x N x D, gates 1 x N x 4D and cont 1 x N, not {format_shape(c)}, {format_shape(gates)} and {format_shape(cont)} "
                 f"('{self.bottoms[0]}', '{self.bottoms[1]}', '{self.bottoms[2]}')"
             )
         return [c, c]

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from caffetools.errors import NetError
-from caffetools.proto.forks import DIALECTS, table
+from caffetools.proto.forks.tables import DIALECTS, table
 
 if TYPE_CHECKING:
     from caffetools.layers.base import Layer
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _LAYERS: dict[str, type[Layer]] = {}
 
 # Layers that read databases and files live in the data room, above this one; they are found by name, so nothing is imported upwards.
-_OTHER_ROOMS = ("caffetools.data.layers", "caffetools.pycaffe.python_layer")
+_OTHER_ROOMS = ("caffetools.data.layers.builtin", "caffetools.pycaffe.python_layer")
 
-_WAYS_OUT = "register a class for it from a Python file with --plugin, or cut the net before it"
+_HINT = "register a class for it from a Python file with --plugin, or cut the net before it"
 
 T = TypeVar("T", bound="type[Layer]")
 
@@ -49,7 +49,7 @@ def layer_class(type_name: str, *, layer: str | None = None) -> type[Layer]:
     known = layer_types()
     if type_name in known:
         return known[type_name]
-    raise NetError(f"unknown layer type '{type_name}'{suggestion(type_name)}; {_WAYS_OUT}", layer=layer)
+    raise NetError(f"unknown layer type '{type_name}'{suggestion(type_name)}; {_HINT}", layer=layer)
 
 
 def suggestion(type_name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, Shapes, shown
+from caffetools.layers.base import Layer, Shapes, format_shape
 from caffetools.layers.registry import register
 
 
@@ -20,7 +20,7 @@ class _RoiLayer(Layer):
         """The number of regions. Raises :class:`NetError` unless each has five values."""
         shape = bottoms[1]
         if len(shape) < 2 or shape[1] != 5 or any(n != 1 for n in shape[2:]):
-            raise self.error(f"the regions '{self.bottoms[1]}' must be R x 5 (item, x1, y1, x2, y2), not {shown(shape)}")
+            raise self.error(f"the regions '{self.bottoms[1]}' must be R x 5 (item, x1, y1, x2, y2), not {format_shape(shape)}")
         return shape[0]
 
     def items(self, rois: Tensor, batch: int) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import FillerParameter
 
@@ -27,12 +27,12 @@ class _Broadcasting(Layer):
             axis = 0 if count(operand) == 1 else self.axis(param.axis, shape)
             if count(operand) != 1 and shape[axis : axis + len(operand)] != operand:
                 raise self.error(
-                    f"bottom '{self.bottoms[1]}' ({shown(operand)}) does not fit '{self.bottoms[0]}' ({shown(shape)}) from axis {axis} on"
+                    f"bottom '{self.bottoms[1]}' ({format_shape(operand)}) does not fit '{self.bottoms[0]}' ({format_shape(shape)}) from axis {axis} on"
                 )
         else:
             axis = self.axis(param.axis, shape) if param.num_axes else 0
             if param.num_axes < -1 or axis + param.num_axes > len(shape):
-                raise self.error(f"num_axes {param.num_axes} from axis {axis} on does not fit a bottom of {shown(shape)}")
+                raise self.error(f"num_axes {param.num_axes} from axis {axis} on does not fit a bottom of {format_shape(shape)}")
             operand = shape[axis:] if param.num_axes == -1 else shape[axis : axis + param.num_axes]
         if count(operand) == 1:
             self.expanded: Shape = (1,) * len(shape)

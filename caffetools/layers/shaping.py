@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
 
 
@@ -34,7 +34,7 @@ class Flatten(Rearranging):
         shape, param = bottoms[0], self.param.flatten_param
         start, end = self.axis(param.axis, shape), self.axis(param.end_axis, shape, what="end_axis")
         if end < start:
-            raise self.error(f"end_axis {param.end_axis} lies before axis {param.axis} in a bottom of {shown(shape)}")
+            raise self.error(f"end_axis {param.end_axis} lies before axis {param.axis} in a bottom of {format_shape(shape)}")
         self.plan = [*[0] * start, -1, *shape[end + 1 :]]
         return [(*shape[:start], count(shape[start : end + 1]), *shape[end + 1 :])]
 
@@ -50,13 +50,13 @@ class Reshape(Rearranging):
         shape, param = bottoms[0], self.param.reshape_param
         start = param.axis if param.axis >= 0 else len(shape) + param.axis + 1
         if not 0 <= start <= len(shape):
-            raise self.error(f"axis {param.axis} is outside of a blob of {len(shape)} axes {shown(shape)}")
+            raise self.error(f"axis {param.axis} is outside of a blob of {len(shape)} axes {format_shape(shape)}")
         if param.num_axes < -1 or start + param.num_axes > len(shape):
-            raise self.error(f"num_axes {param.num_axes} from axis {start} on does not fit a bottom of {shown(shape)}")
+            raise self.error(f"num_axes {param.num_axes} from axis {start} on does not fit a bottom of {format_shape(shape)}")
         end = len(shape) if param.num_axes == -1 else start + param.num_axes
         asked = [int(n) for n in param.shape.dim]
         if asked.count(-1) > 1 or min(asked, default=0) < -1:
-            raise self.error(f"shape {shown(asked)} may have one -1, and 0 or more elsewhere")
+            raise self.error(f"shape {format_shape(asked)} may have one -1, and 0 or more elsewhere")
         new = self._resolve(shape, start, end, asked)
         self.plan = [*[0] * start, *asked, *shape[end:]]
         return [(*shape[:start], *new, *shape[end:])]
@@ -65,16 +65,20 @@ class Reshape(Rearranging):
         new = []
         for index, n in enumerate(asked):
             if n == 0 and start + index >= len(shape):
-                raise self.error(f"shape {shown(asked)} copies axis {start + index}, which a bottom of {shown(shape)} does not have")
+                raise self.error(
+                    f"shape {format_shape(asked)} copies axis {start + index}, which a bottom of {format_shape(shape)} does not have"
+                )
             new.append(shape[start + index] if n == 0 else n)
         available = count(shape[start:end])
         if -1 in new:
             known = count(n for n in new if n != -1)
             if known == 0 or available % known:
                 raise self.error(
-                    f"shape {shown(asked)} does not divide the {available} values of bottom '{self.bottoms[0]}' ({shown(shape)})"
+                    f"shape {format_shape(asked)} does not divide the {available} values of bottom '{self.bottoms[0]}' ({format_shape(shape)})"
                 )
             new[new.index(-1)] = available // known
         if count(new) != available:
-            raise self.error(f"shape {shown(asked)} holds {count(new)} values, but bottom '{self.bottoms[0]}' ({shown(shape)}) {available}")
+            raise self.error(
+                f"shape {format_shape(asked)} holds {count(new)} values, but bottom '{self.bottoms[0]}' ({format_shape(shape)}) {available}"
+            )
         return new

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.pooling import Window, ave_pool, max_pool, pool_to_onnx, stochastic_pool
 from caffetools.layers.registry import register
 from caffetools.proto.schema import enum_name
@@ -37,9 +37,9 @@ class SPP(Layer):
         kernel = (-(-size[0] // bins), -(-size[1] // bins))
         pad = ((kernel[0] * bins - size[0] + 1) // 2, (kernel[1] * bins - size[1] + 1) // 2)
         if pad[0] >= kernel[0] or pad[1] >= kernel[1]:
-            raise self.error(f"bottom '{self.bottoms[0]}' has maps of {shown(size)}, too small for {bins} x {bins} windows")
+            raise self.error(f"bottom '{self.bottoms[0]}' has maps of {format_shape(size)}, too small for {bins} x {bins} windows")
         if self.method == "STOCHASTIC" and any(pad):
-            raise self.error(f"STOCHASTIC pooling takes no padding, which maps of {shown(size)} need for {bins} x {bins} windows")
+            raise self.error(f"STOCHASTIC pooling takes no padding, which maps of {format_shape(size)} need for {bins} x {bins} windows")
         return Window.over(size, kernel, kernel, pad)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, shown
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 
 
@@ -21,9 +21,11 @@ class _ByMask(Layer):
         """The top's shape for maps of ``size``. Raises :class:`NetError` where data and mask differ, or the size is not positive."""
         n, c, _, _ = self.expect_axes(bottoms[0], 4)
         if bottoms[1] != bottoms[0]:
-            raise self.error(f"the mask '{self.bottoms[1]}' ({shown(bottoms[1])}) must have the shape of the data, {shown(bottoms[0])}")
+            raise self.error(
+                f"the mask '{self.bottoms[1]}' ({format_shape(bottoms[1])}) must have the shape of the data, {format_shape(bottoms[0])}"
+            )
         if min(size) < 1:
-            raise self.error(f"its output would be {shown(size)}")
+            raise self.error(f"its output would be {format_shape(size)}")
         return [(n, c, *size)]
 
     def scatter(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ class Interp(Layer):
         size = (h - self.begin - self.end, w - self.begin - self.end)
         self.size = self._output(size, self.expect_axes(bottoms[1], 4, bottom=1) if len(bottoms) > 1 else None)
         if min(size) < 1 or min(self.size) < 1:
-            raise self.error(f"nothing is left of maps of {h} x {w}: {shown(self.size)}")
+            raise self.error(f"nothing is left of maps of {h} x {w}: {format_shape(self.size)}")
         return [(n, c, *self.size)]
 
     def _output(self, size: Shape, like: Shape | None) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def plan_gradients(layers: list[Layer], *, force: bool = False) -> dict[str, lis
     return wanted
 
 
-def plan_overwriting(layers: list[Layer]) -> None:
+def plan_inplace(layers: list[Layer]) -> None:
     """Let a layer that works in place really overwrite its bottom, where no gradient needs the old values.
 
     That is so where the blob's maker computes its gradient without its top (convolutions, inner products), and no other layer
@@ -38,7 +38,7 @@ def plan_overwriting(layers: list[Layer]) -> None:
     for layer in layers:
         in_place = len(layer.bottoms) == 1 and layer.tops == layer.bottoms
         source = maker.get(layer.bottoms[0]) if in_place else None
-        layer.may_overwrite = source is not None and not source.NEEDS_TOP and not readers.get(layer.bottoms[0])
+        layer.inplace_ok = source is not None and not source.NEEDS_TOP and not readers.get(layer.bottoms[0])
         for bottom in layer.bottoms:
             readers[bottom] = readers.get(bottom, 0) + 1
         for top in layer.tops:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from caffetools.errors import DataError, NetError
-from caffetools.layers.base import Layer, Shape, shown
+from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.registry import layer_class
-from caffetools.net.gradients import plan_gradients, plan_overwriting
-from caffetools.net.sharing import share_parameters
-from caffetools.net.state import filter_net, make_state
-from caffetools.net.wiring import check_wiring, name_loss_tops
+from caffetools.net.gradients import plan_gradients, plan_inplace
+from caffetools.net.param_sharing import share_parameters
+from caffetools.net.phases import filter_net, make_state
+from caffetools.net.topology import check_blob_graph, name_loss_tops
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import layer_line, read_net
-from caffetools.proto.upgrade import upgrade_net
+from caffetools.proto.upgrades.v1 import upgrade_net
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Net(nn.Module):
         name_loss_tops(self.param)
         for layer in self.param.layer:
             layer.phase = phase
-        check_wiring(self.param)
+        check_blob_graph(self.param)
         self.layers: list[Layer] = [layer_class(p.type, layer=p.name)(p, phase) for p in self.param.layer]
         self.by_name = LayerDict(self.layers)
         self.train(phase == TRAIN)
@@ -104,7 +104,7 @@ class Net(nn.Module):
         self.outputs = _unread(self.layers)
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
-        plan_overwriting(self.layers)
+        plan_inplace(self.layers)
         self._last_use = _last_use(self.layers)
 
     @classmethod
@@ -206,7 +206,7 @@ class Net(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, {'TRAIN' if self.phase == TRAIN else 'TEST'}, " + ", ".join(
-            f"{name}: {shown(self.blob_shapes[name])}" for name in self.inputs
+            f"{name}: {format_shape(self.blob_shapes[name])}" for name in self.inputs
         )
 
 
@@ -217,7 +217,7 @@ def located(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except NetError as error:
         line = layer_line(path, error.layer) if error.layer else 0
-        raise error.at(f"{os.fspath(path)}:{line}" if line else os.fspath(path)) from None
+        raise error.located(path, line) from None
     except DataError as error:
         # What a data layer reads cannot be used: its message begins with the layer.
         named = re.match(r"layer '([^']*)': ", str(error))

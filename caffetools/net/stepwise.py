@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from caffetools.errors import NetError
-from caffetools.layers.base import Layer, Shape, shown
-from caffetools.net.flow import Step, plan_steps
+from caffetools.layers.base import Layer, Shape, format_shape
+from caffetools.net.blob_storage import Slot, shares_memory
+from caffetools.net.blob_versions import Step, plan_steps
 from caffetools.net.net import Net
-from caffetools.net.slots import Slot, shares_memory
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Stepwise:
     its own that can be read and set, and everything between two layers can be looked at or changed before the next one runs. The
     numbers are those of the net run as a module.
 
-    Blobs are :class:`~caffetools.net.slots.Slot` objects by name, (N, C, H, W), float32; parameters keep their diffs in ``.grad``,
+    Blobs are :class:`~caffetools.net.blob_storage.Slot` objects by name, (N, C, H, W), float32; parameters keep their diffs in ``.grad``,
     where they add up until :meth:`clear_param_diffs`. The Split layers that Caffe inserts are not there: a blob that several
     layers read gets the sum of what they send back.
 
@@ -272,17 +272,17 @@ class Stepwise:
 @contextlib.contextmanager
 def _overwriting(layer: Layer, *, allowed: bool) -> Iterator[None]:
     """Let a layer that works in place really overwrite its bottom only where nothing goes back: a leaf's values must stay."""
-    planned = layer.may_overwrite
-    layer.may_overwrite = planned and allowed
+    planned = layer.inplace_ok
+    layer.inplace_ok = planned and allowed
     try:
         yield
     finally:
-        layer.may_overwrite = planned
+        layer.inplace_ok = planned
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor, diffs: list[Tensor]) -> None:
     if tuple(gradient.shape) != tuple(parameter.shape):
-        raise NetError(f"a gradient of {shown(gradient.shape)} for a parameter of {shown(parameter.shape)}")
+        raise NetError(f"a gradient of {format_shape(gradient.shape)} for a parameter of {format_shape(parameter.shape)}")
     gradient = gradient.detach()
     if parameter.grad is not None:
         parameter.grad.data.add_(gradient)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from caffetools.errors import ModelFileError, NetError
-from caffetools.layers.base import Layer, shown
+from caffetools.layers.base import Layer, format_shape
 from caffetools.net.net import Net
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
 from caffetools.proto.blobs import Array, fits_stored
@@ -83,7 +83,7 @@ def _pair(layer: Layer, arrays: Sequence[Array], origin: str) -> list[tuple[torc
     for index, (parameter, array) in enumerate(zip(layer.blobs, arrays, strict=True)):
         if not fits_stored(tuple(array.shape), tuple(parameter.shape)):
             raise NetError(
-                f"parameter blob {index} is {shown(parameter.shape)} in the net but {shown(array.shape)} in {origin}; "
+                f"parameter blob {index} is {format_shape(parameter.shape)} in the net but {format_shape(array.shape)} in {origin}; "
                 "rename the layer to learn it anew (`caffetools retarget` does so for classifiers), or use the net of these weights",
                 layer=layer.name,
             )

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from caffetools.errors import ExportError
-from caffetools.layers.base import Shape, shown
+from caffetools.layers.base import Shape, format_shape
 
 # Initializers of at most so many values may be shapes, axes and the like, which shape inference reads.
 _SMALL = 256
@@ -50,7 +50,7 @@ def check_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape], advice: st
         fits = len(got) == len(wanted) and all(g is None or g == w for g, w in zip(got, wanted, strict=True))
         if not fits:
             found = " x ".join("?" if g is None else str(g) for g in got)
-            raise ExportError(f"blob '{value.name}' would be {found} in ONNX, but is {shown(wanted)} in the net {advice}".strip())
+            raise ExportError(f"blob '{value.name}' would be {found} in ONNX, but is {format_shape(wanted)} in the net {advice}".strip())
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,13 +10,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from caffetools.errors import ExportError, NetError
-from caffetools.files import atomic_write
 from caffetools.layers.base import Shape
 from caffetools.net.net import Net
 from caffetools.onnx.check import check_model, check_shapes
 from caffetools.onnx.graph import GraphBuilder
 from caffetools.onnx.verify import TOLERANCE, Inputs, Verification, verify
 from caffetools.proto.schema import TEST
+from caffetools.util.files import atomic_write
 
 # 11 is what TensorRT 7 (the last for the first Jetson's JetPack 4.4) reads; above 20 no layer's form has been held against Caffe.
 OPSETS = range(11, 21)

@@ -14,12 +14,12 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from caffetools.errors import ModelFileError
-from caffetools.files import atomic_write
 from caffetools.proto import wire
 from caffetools.proto.blobs import Array, decode_blob, encode_blob, pieces_length
-from caffetools.proto.dialect import decode_net, dialect_of, encode
+from caffetools.proto.forks.dialect import decode_net, dialect_of, encode
 from caffetools.proto.schema import NetParameter, SolverStateMessage
-from caffetools.proto.upgrade import upgrade_caffemodel
+from caffetools.proto.upgrades.v1 import upgrade_caffemodel
+from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 
@@ -38,7 +38,7 @@ class Caffemodel:
         net: ``NetParameter`` as in the file, but with its layers' blobs taken out.
         blobs: layer name → its float32 arrays. Layers without any have no entry; a later layer of the same name wins, as in Caffe.
         diffs: layer name → the diffs of its blobs, one each, where they are to be written too; not filled by reading.
-        dialect: the fork whose field numbers the file has (:mod:`caffetools.proto.dialect`), ``""`` for BVLC Caffe's; None: not
+        dialect: the fork whose field numbers the file has (:mod:`caffetools.proto.forks.dialect`), ``""`` for BVLC Caffe's; None: not
             from a file, and written in the dialect that has the fields which are used.
     """
 

@@ -2,7 +2,7 @@
 
 A private pool means that no generated code is bound to one protobuf release, and that a real Caffe (or another package with
 its own ``caffe.proto``) can live in the same process. The messages are ordinary protobuf messages; their fields are those of
-caffe.proto, which lies beside this file, and those that forks add (:mod:`caffetools.proto.forks`).
+caffe.proto, which lies beside this file, and those that forks add (:mod:`caffetools.proto.forks.tables`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from caffetools.proto.forks import add_forks
+from caffetools.proto.forks.tables import add_forks
 
 # A message of Caffe's schema. The classes are made at run time, so type checkers see Any.
 Message = Any

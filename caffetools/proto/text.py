@@ -1,6 +1,6 @@
 """Prototxt: reading with errors that name the place, and writing as Caffe prints.
 
-The fields of all forks are read, whatever fork a file is of (:mod:`caffetools.proto.forks`). What no fork knows is kept as text where
+The fields of all forks are read, whatever fork a file is of (:mod:`caffetools.proto.forks.tables`). What no fork knows is kept as text where
 the layer's type is unknown too, and else an error, since it is most likely a slip (:mod:`caffetools.proto.unknown`).
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 from google.protobuf import text_format
 
 from caffetools.errors import PrototxtError, did_you_mean
-from caffetools.files import write_text
-from caffetools.proto import dialect
-from caffetools.proto.forks import UNKNOWN
+from caffetools.proto.forks import dialect
+from caffetools.proto.forks.tables import UNKNOWN
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.unknown import keep_unknown, print_unknown
+from caffetools.util.files import write_text
 
 PathLike = str | os.PathLike[str]
 
@@ -41,7 +41,7 @@ def read_solver(path: PathLike) -> Any:
 def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     """Parse prototxt ``text`` into a new ``message_type``; ``path`` is only used in errors.
 
-    A dialect that the user forced (:func:`caffetools.proto.dialect.force`) must have all of the fields; ``any`` keeps unknown ones.
+    A dialect that the user forced (:func:`caffetools.proto.forks.dialect.force`) must have all of the fields; ``any`` keeps unknown ones.
     """
     if not text.strip():
         raise PrototxtError("the file is empty", path=path)

@@ -19,8 +19,8 @@ from typing import Any
 
 from google.protobuf import text_encoding
 
-from caffetools.proto.dialect import bvlc_types
-from caffetools.proto.forks import UNKNOWN, UNKNOWN_BYTES
+from caffetools.proto.forks.dialect import bvlc_types
+from caffetools.proto.forks.tables import UNKNOWN, UNKNOWN_BYTES
 from caffetools.proto.schema import is_repeated
 
 _TOKEN = re.compile(r"#[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|[\w.+-]+|[^\s]")

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import NetError
-from caffetools.layers.base import Layer, Shape, count, shown
-from caffetools.net.slots import ParameterMemory, Slot
+from caffetools.layers.base import Layer, Shape, count, format_shape
+from caffetools.net.blob_storage import ParameterMemory, Slot
 
 Array = NDArray[np.float32]
 
@@ -71,11 +71,13 @@ class Blob:
 
     def _legacy(self, axis: int) -> int:
         if len(self.shape) > 4:
-            raise NetError(f"num, channels, height and width are of blobs with at most 4 axes; this one is {shown(self.shape)}; use shape")
+            raise NetError(
+                f"num, channels, height and width are of blobs with at most 4 axes; this one is {format_shape(self.shape)}; use shape"
+            )
         return self.shape[axis] if axis < len(self.shape) else 1
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {shown(self.shape)}>"
+        return f"<{type(self).__name__} {format_shape(self.shape)}>"
 
 
 class NetBlob(Blob):
@@ -137,7 +139,7 @@ class ParameterBlob(Blob):
         wanted = checked_shape(shape)
         if count(wanted) != self.count:
             raise NetError(
-                f"parameter blob {self.index} of {shown(self.shape)} cannot become {shown(wanted)}; change the layer's prototxt instead",
+                f"parameter blob {self.index} of {format_shape(self.shape)} cannot become {format_shape(wanted)}; change the layer's prototxt instead",
                 layer=self.layer.name,
             )
         parameter = self.layer.blobs[self.index]
@@ -176,5 +178,5 @@ def checked_shape(shape: Sequence[Any]) -> Shape:
     """``shape`` as a tuple of ints. Raises :class:`NetError` for negative axes."""
     axes = tuple(int(n) for n in shape)
     if any(n < 0 for n in axes):
-        raise NetError(f"a blob cannot have the shape {shown(axes)}: axes are 0 or more")
+        raise NetError(f"a blob cannot have the shape {format_shape(axes)}: axes are 0 or more")
     return axes

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.errors import CaffeToolsError
-from caffetools.files import atomic_write
-from caffetools.net.state import layer_included, make_state
+from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.schema import enum_name
+from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 

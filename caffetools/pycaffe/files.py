@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.errors import NetError
-from caffetools.layers.base import shown
+from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, read_hdf5_weights, save_weights
-from caffetools.solver.saving.hdf5 import write_weights_hdf5
+from caffetools.solver.checkpoints.hdf5 import write_weights_hdf5
 
 PathLike = str | os.PathLike[str]
 
@@ -47,7 +47,7 @@ def share(net: Net, source: Net) -> None:
         if target is None:
             continue
         if [tuple(p.shape) for p in target.blobs] != [tuple(p.shape) for p in layer.blobs]:
-            here, there = (", ".join(shown(p.shape) for p in item.blobs) or "(none)" for item in (target, layer))
+            here, there = (", ".join(format_shape(p.shape) for p in item.blobs) or "(none)" for item in (target, layer))
             raise NetError(f"cannot share parameters: they are {here} in this net but {there} in the other", layer=layer.name)
         pairs += list(zip(target.blobs, layer.blobs, strict=True))
     for parameter, other in pairs:

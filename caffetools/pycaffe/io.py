@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caffetools.data import datum as datums
 from caffetools.data.images import check_whole, read_bytes
 from caffetools.errors import DataError
-from caffetools.layers.base import shown
+from caffetools.layers.base import format_shape
 from caffetools.proto import blobs as protos
 from caffetools.proto import wire
 from caffetools.proto.schema import BlobProto, BlobProtoVector
@@ -85,7 +85,7 @@ def oversample(images: Sequence[NDArray[Any]] | NDArray[Any], crop_dims: Sequenc
     height, width = (int(n) for n in crop_dims)
     room = shape[:2] - (height, width)
     if room.min() < 0:
-        raise DataError(f"crops of {height} x {width} do not fit in pictures of {shown(shape[:2].tolist())}")
+        raise DataError(f"crops of {height} x {width} do not fit in pictures of {format_shape(shape[:2].tolist())}")
     corners = [(y, x) for y in (0, int(room[0])) for x in (0, int(room[1]))]
     centre = (int(shape[0] / 2.0 - height / 2.0), int(shape[1] / 2.0 - width / 2.0))
     crops = np.empty((len(images), 2, 5, height, width, int(shape[-1])), np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import NetError, did_you_mean
-from caffetools.layers.base import shown
+from caffetools.layers.base import format_shape
 from caffetools.net.net import Net as TorchNet
 from caffetools.net.stepwise import Stepwise
 from caffetools.net.weights import load_weights
@@ -279,11 +279,13 @@ class Net:
     def _fill(self, name: str, into: Array, values: Any) -> None:
         values = np.asarray(values)
         if not values.ndim or values.shape[0] != into.shape[0]:
-            raise NetError(f"blob '{name}' has a batch of {into.shape[0]}, but is given {shown(values.shape)}; reshape the blob first")
+            raise NetError(
+                f"blob '{name}' has a batch of {into.shape[0]}, but is given {format_shape(values.shape)}; reshape the blob first"
+            )
         try:
             into[...] = values
         except ValueError:
-            raise NetError(f"blob '{name}' is {shown(into.shape)}, but is given {shown(values.shape)}") from None
+            raise NetError(f"blob '{name}' is {format_shape(into.shape)}, but is given {format_shape(values.shape)}") from None
 
 
 class LayerView:

@@ -13,7 +13,7 @@ from caffetools.errors import CaffeToolsError
 from caffetools.layers.base import Layer as EngineLayer
 from caffetools.layers.base import Shape, Shapes
 from caffetools.layers.registry import register
-from caffetools.net.slots import Slot
+from caffetools.net.blob_storage import Slot
 from caffetools.proto.schema import TEST, FillerParameter
 from caffetools.pycaffe.blob import NetBlob, ParameterBlob, checked_shape
 from caffetools.pycaffe.user_modules import find_class

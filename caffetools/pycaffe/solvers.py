@@ -14,13 +14,13 @@ from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net as TorchNet
 from caffetools.net.stepwise import Stepwise
 from caffetools.proto.text import read_solver
-from caffetools.proto.upgrade import upgrade_solver
+from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.pycaffe import mode
 from caffetools.pycaffe.files import share
 from caffetools.pycaffe.net import Net
 from caffetools.solver import solver as engine
+from caffetools.solver.callbacks import Observer, Snapshot, TestResult
 from caffetools.solver.debug import log_values
-from caffetools.solver.observers import Observer, Snapshot, Tested
 
 PathLike = str | os.PathLike[str]
 
@@ -97,7 +97,7 @@ class Solver:
         """Make ``net`` use the parameters of this solver's net."""
         share(net._net, self._core.net)
 
-    def test_all(self) -> list[Tested]:
+    def test_all(self) -> list[TestResult]:
         """Run every test net over its batches; the mean outputs."""
         return self._core.test_all()
 

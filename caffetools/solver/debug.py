@@ -10,8 +10,8 @@ from torch import Tensor
 
 from caffetools.net.net import Learnable, Net
 from caffetools.net.stepwise import Stepwise
+from caffetools.solver.callbacks import Observer
 from caffetools.solver.logs.caffe_log import Log, number
-from caffetools.solver.observers import Observer
 
 if TYPE_CHECKING:
     from caffetools.solver.solver import Solver
@@ -43,7 +43,7 @@ class Verbose:
         self._log("net.cpp:721", _norms(self._train.learnable), "E")
 
 
-class UpdateInfo(Observer):
+class UpdateLogger(Observer):
     """Logs each parameter and the step that an update takes it."""
 
     def __init__(self, steps: Steps, log: Log):
@@ -84,7 +84,7 @@ def watch_updates(param: Any, log: Log) -> tuple[Steps | None, list[Observer]]:
     if not (param.debug_info or param.snapshot_diff):
         return None, []
     steps = Steps()
-    return steps, [steps, UpdateInfo(steps, log)] if param.debug_info else [steps]
+    return steps, [steps, UpdateLogger(steps, log)] if param.debug_info else [steps]
 
 
 def log_values(run: Stepwise, log: Log) -> None:

@@ -29,7 +29,7 @@ class Broken:
     parameters: bool
 
 
-class LastBatch:
+class BatchRecorder:
     """Holds on to what the data layers of a net gave last, so that the pass can be repeated.
 
     Attributes:
@@ -46,7 +46,7 @@ class LastBatch:
         self.blobs.update(zip(layer.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=False))
 
 
-def first_broken(net: Net, batch: Mapping[str, Tensor]) -> Broken | None:
+def find_first_nonfinite(net: Net, batch: Mapping[str, Tensor]) -> Broken | None:
     """The first layer of ``net`` with a top that is not finite in one more pass over ``batch``; None where all are."""
     for layer in net.layers:
         for top in layer.tops if layer.IS_DATA else []:
@@ -71,7 +71,7 @@ def check_loss(loss: float, what: str, solver: Solver, net: Net, batch: Mapping[
     start = f"the snapshot of iteration {solver.saved}" if solver.saved else "the beginning"
     advice = f"lower base_lr (it is {solver.param.base_lr:g}) or set clip_gradients"
     place = ""
-    broken = first_broken(net, batch)
+    broken = find_first_nonfinite(net, batch)
     if broken is not None:
         own = ", whose parameters are no longer finite" if broken.parameters else ""
         place = f"; the first values that are not finite are in blob '{broken.top}' of layer '{broken.layer.name}'{own}"

@@ -16,13 +16,13 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from caffetools.data.parallel import workers
 from caffetools.errors import CaffeToolsError, RunFailed
+from caffetools.util.threads import workers
 
 # The process that started this one; a process whose launcher is gone stops as at Ctrl-C.
 LAUNCHER = "CAFFETOOLS_LAUNCHER"
 # Seconds that the others have to end by themselves once one has failed, and then to end at SIGTERM.
-_PATIENCE = 20.0
+_SHUTDOWN_TIMEOUT = 20.0
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -145,10 +145,10 @@ class _Processes:
         first = failed[0]
         if first.returncode < 0:
             self._tell(store, first)
-        self._end_all(_PATIENCE)
+        self._end_all(_SHUTDOWN_TIMEOUT)
         codes = [p.returncode for p in self._all if p.returncode > 0]
         if not codes:
-            raise RunFailed(self._obituary(first))
+            raise RunFailed(self._exit_message(first))
         return first.returncode if first.returncode > 0 else codes[0]
 
     def _tell(self, store: Any, dead: subprocess.Popen[bytes]) -> None:
@@ -156,9 +156,9 @@ class _Processes:
 
         # It could not say so itself; whoever loses the connection to it looks here.
         with suppress(RuntimeError):
-            say(store, self._obituary(dead), shown=False)
+            say(store, self._exit_message(dead), shown=False)
 
-    def _obituary(self, dead: subprocess.Popen[bytes]) -> str:
+    def _exit_message(self, dead: subprocess.Popen[bytes]) -> str:
         name = signal.Signals(-dead.returncode).name
         hint = ", maybe because memory ran out" if name == "SIGKILL" else ""
         return f"process {self._all.index(dead)} of {len(self._all)} was ended by {name}{hint}"

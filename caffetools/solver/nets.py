@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.layers.base import Layer, shown
+from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fillers import fill
 from caffetools.net.net import Net, located
 from caffetools.proto.schema import TEST, TRAIN, NetState
@@ -106,7 +106,7 @@ def _adopt(layer: Layer, other: Layer) -> None:
     mine, theirs = [tuple(b.shape) for b in layer.blobs], [tuple(b.shape) for b in other.blobs]
     if mine != theirs:
         raise NetError(
-            f"its parameters are {', '.join(map(shown, mine))} in the test net but {', '.join(map(shown, theirs))} in the training net",
+            f"its parameters are {', '.join(map(format_shape, mine))} in the test net but {', '.join(map(format_shape, theirs))} in the training net",
             layer=layer.name,
         )
     for index, parameter in enumerate(other.blobs):

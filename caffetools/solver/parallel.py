@@ -109,7 +109,7 @@ class World:
                 dist.broadcast(whole, 0)
                 tensor.detach().copy_(whole)
 
-    def root_does(self, work: Callable[[], T]) -> T | None:
+    def run_on_main(self, work: Callable[[], T]) -> T | None:
         """Run ``work`` in the root while the others wait; its result there, None elsewhere."""
         if self.alone:
             return work()
@@ -122,8 +122,8 @@ class World:
             pass
         return None
 
-    def still_busy(self) -> None:
-        """To be called by what runs long inside of :meth:`root_does`: those who wait must not take the root for dead."""
+    def heartbeat(self) -> None:
+        """To be called by what runs long inside of :meth:`run_on_main`: those who wait must not take the root for dead."""
         if not self.alone and self.root and time.monotonic() - self._heard > _HEARTBEAT:
             self._heard = time.monotonic()
             self._tell(_BUSY)

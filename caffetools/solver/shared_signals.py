@@ -7,8 +7,8 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from caffetools.solver.callbacks import Observer
 from caffetools.solver.launch import orphaned
-from caffetools.solver.observers import Observer
 from caffetools.solver.signals import Signals
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class SharedSignals(Observer):
         """A long test need not be waited for, and those who wait must know that it goes on."""
         if self.own.stop_wanted:
             solver.stop()
-        self.world.still_busy()
+        self.world.heartbeat()
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         self.own.stop_wanted = True

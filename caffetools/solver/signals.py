@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from caffetools.errors import CaffeToolsError
-from caffetools.solver.observers import Observer
+from caffetools.solver.callbacks import Observer
 
 if TYPE_CHECKING:
     from caffetools.solver.solver import Solver

@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffetools.net.memory import keep_freed_memory
+from caffetools.net.malloc_tuning import disable_malloc_trim
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport, load_weights
 from caffetools.proto.text import read_solver
-from caffetools.proto.upgrade import upgrade_solver
+from caffetools.proto.upgrades.v1 import upgrade_solver
+from caffetools.solver.callbacks import Observer, Output, Snapshot, TestResult, TrainStats, default_observers
+from caffetools.solver.checkpoints.restore import restore, save
+from caffetools.solver.checkpoints.run_state import RunState, capture
+from caffetools.solver.checkpoints.snapshots import prefix_for
 from caffetools.solver.debug import Verbose, watch_updates
-from caffetools.solver.divergence import LastBatch, check_loss
+from caffetools.solver.divergence import BatchRecorder, check_loss
 from caffetools.solver.logs.caffe_log import CaffeLog, Log, log_loaded, no_log
 from caffetools.solver.nets import share_parameters, test_nets, train_net
-from caffetools.solver.observers import Displayed, Observer, Output, Snapshot, Tested, default_observers
 from caffetools.solver.policies import LearningRate
 from caffetools.solver.rules import make_rule
-from caffetools.solver.saving.restore import restore, save
-from caffetools.solver.saving.runstate import RunState, capture
-from caffetools.solver.saving.snapshots import prefix_for
 from caffetools.solver.scores import Scores, read_outputs
 
 
@@ -70,7 +70,7 @@ class Solver:
         self.learning_rate = LearningRate(self.param)
         if self.param.random_seed >= 0:
             torch.manual_seed(self.param.random_seed)
-        keep_freed_memory(device)
+        disable_malloc_trim(device)
         self._build_nets(torch.device(device))
         self.rule = make_rule(self.param, self.net.learnable)
         self._verbose = Verbose(log, self.net, self.test_nets) if self.param.debug_info else None
@@ -87,7 +87,7 @@ class Solver:
         self._resumed = False
         # The run's state before the tests of this iteration, once they have begun.
         self._before_tests: RunState | None = None
-        self._last_batch = LastBatch(self.net)
+        self._last_batch = BatchRecorder(self.net)
         self.log("solver.cpp:57", "Solver scaffolding done.")
 
     @classmethod
@@ -131,16 +131,16 @@ class Solver:
         """Ask the running ``step`` or ``solve`` to end: training after the current update, a test after its current batch."""
         self.stopping = True
 
-    def keep_run_state(self) -> None:
+    def checkpoint_rng_before_test(self) -> None:
         """Snapshots up to the next update store the run's state as it is now: tests that come before it will be run again."""
         self._before_tests = capture(self)
 
-    def test_all(self) -> list[Tested]:
+    def test_all(self) -> list[TestResult]:
         """Run every test net over its test_iter batches; see :meth:`test`."""
         results = [self.test(index) for index in range(len(self.test_nets))]
         return [result for result in results if result is not None]
 
-    def test(self, index: int = 0) -> Tested | None:
+    def test(self, index: int = 0) -> TestResult | None:
         """Run test net ``index`` over its test_iter batches; None where it was stopped before its end.
 
         Raises:
@@ -160,7 +160,7 @@ class Solver:
                     self.log("solver.cpp:379", "Test interrupted.")
                     return None
         loss = scores.loss() if self.param.test_compute_loss else None
-        result = Tested(index, self.iteration, scores.means(), loss, time.perf_counter() - start)
+        result = TestResult(index, self.iteration, scores.means(), loss, time.perf_counter() - start)
         for output in result.outputs:
             if output.weight:
                 check_loss(output.value, f"the loss '{output.name}' of test net #{index}", self, net, self.test_inputs)
@@ -188,7 +188,7 @@ class Solver:
     # ---- snapshots and weights ----
 
     def snapshot(self) -> Snapshot:
-        """Write the weights and the state; see :func:`~caffetools.solver.saving.snapshots.write_snapshot`.
+        """Write the weights and the state; see :func:`~caffetools.solver.checkpoints.snapshots.write_snapshot`.
 
         Raises:
             RunFailed: training has diverged, or the files cannot be written. CaffeToolsError: there is no snapshot_prefix.
@@ -293,7 +293,7 @@ class Solver:
         if self.param.display and self.iteration % self.param.display == 0:
             with torch.no_grad():
                 self.losses.append(self._forward())
-            self.tell("displayed", Displayed(self.iteration, self.smoothed_loss(), self.read_outputs(), self.rate, last=True))
+            self.tell("displayed", TrainStats(self.iteration, self.smoothed_loss(), self.read_outputs(), self.rate, last=True))
         if self.param.test_interval and self.iteration % self.param.test_interval == 0:
             self.test_all()
 

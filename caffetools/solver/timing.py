@@ -61,11 +61,11 @@ def time_net(net: Net, iterations: int = 50, *, log: Log = no_log, progress: Cal
     for done in range(1, iterations + 1):
         seconds = clock.iterate()
         total += seconds
-        log("caffe.cpp:394", f"Iteration: {done} forward-backward time: {clock.shown(seconds)} ms.")
+        log("caffe.cpp:394", f"Iteration: {done} forward-backward time: {clock.format_shape(seconds)} ms.")
         if progress is not None:
             progress(done, iterations)
     timings = clock.means(iterations, total)
-    _log_means(log, timings, clock.shown(total), iterations)
+    _log_means(log, timings, clock.format_shape(total), iterations)
     return timings
 
 
@@ -101,7 +101,7 @@ class _Clock:
         layers = [LayerTime(item.name, item.type_name, f, b) for item, f, b in zip(self.net.layers, forward, backward, strict=True)]
         return Timings(layers, sum(forward), sum(backward), 1000 * total / iterations, iterations)
 
-    def shown(self, seconds: float) -> str:
+    def format_shape(self, seconds: float) -> str:
         """Milliseconds as Caffe prints them: whole ones on the CPU."""
         return str(int(1000 * seconds)) if self._device.type == "cpu" else number(1000 * seconds)
 

@@ -6,15 +6,24 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from caffetools.errors import NetError
+from caffetools.graph.graph import Graph, unused_name
+from caffetools.graph.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, named_shapes
+from caffetools.graph.summary import summarize
 from caffetools.layers.base import Shape
-from caffetools.net.state import layer_included, make_state
-from caffetools.net.wiring import check_wiring
+from caffetools.net.phases import layer_included, make_state
+from caffetools.net.topology import check_blob_graph
 from caffetools.proto.schema import TEST, NetParameter
-from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.graph import Graph, unused_name
-from caffetools.surgery.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, named_shapes
-from caffetools.surgery.inspection.summary import summarize
-from caffetools.surgery.losses import ANSWERS, METRIC, Ending, check_without_truth, chosen_losses, is_judge, losses_of, truth_of
+from caffetools.proto.upgrades.v1 import upgrade_net
+from caffetools.surgery.losses import (
+    LOSS_TO_ACTIVATION,
+    METRIC,
+    OutputPoint,
+    check_no_label_inputs,
+    chosen_losses,
+    is_loss_or_metric,
+    label_blobs,
+    losses_of,
+)
 
 _FILLERS = ("weight_filler", "bias_filler", "filler")
 
@@ -56,25 +65,25 @@ def deploy_from(
     graph = Graph(tested)
     if heads is None and _is_deployed(graph):
         judges = []
-    truth = truth_of(graph, net)
-    ends = [Ending.of(graph, judge, truth) for judge in judges]
-    outputs = [blob for end in ends for blob in end.blobs] or [top for i, top in graph.outputs() if not is_judge(graph.layers[i])]
-    check_wiring(tested, net)
+    truth = label_blobs(graph, net)
+    ends = [OutputPoint.of(graph, judge, truth) for judge in judges]
+    outputs = [blob for end in ends for blob in end.blobs] or [top for i, top in graph.outputs() if not is_loss_or_metric(graph.layers[i])]
+    check_blob_graph(tested, net)
     needed = graph.needed([(len(tested.layer), blob) for blob in outputs])
     kept = [i for i in sorted(needed) if graph.layers[i].type not in ("Accuracy", "Silence")]
     if not any(tested.layer[i].bottom for i in kept):
         raise NetError(f"the net '{net.name}' has no layer that its outputs come from; nothing can be deployed")
-    check_without_truth(graph, net, kept, truth)
+    check_no_label_inputs(graph, net, kept, truth)
     deployed = _with_layers(tested, kept)
     _drop_labels(deployed)
     deployed = _with_inputs(deployed, named_shapes(tested, as_shapes(input_shape, batch)), batch)
     if any(end.loss.type in METRIC for end in ends):
-        _take_one(deployed)
+        _unwrap_siamese_slice(deployed)
     for layer in deployed.layer:
         _strip(layer)
     for end in ends:
-        if end.are_scores:
-            _answer(deployed, end.loss, end.blobs[0], "prob" if len(ends) == 1 else f"prob_{end.loss.name}")
+        if end.is_logits:
+            _append_output_activation(deployed, end.loss, end.blobs[0], "prob" if len(ends) == 1 else f"prob_{end.loss.name}")
     if drop_dropout:
         _drop_dropout(deployed)
     return deployed
@@ -106,7 +115,7 @@ def _tested(net: Any) -> Any:
 
 def _is_deployed(graph: Graph) -> bool:
     """Whether the file has its deploy net in it already, as those of DetectNet do: an Input, and nothing that judges."""
-    return any(layer.type == "Input" for layer in graph.layers.values()) and not any(map(is_judge, graph.layers.values()))
+    return any(layer.type == "Input" for layer in graph.layers.values()) and not any(map(is_loss_or_metric, graph.layers.values()))
 
 
 def _with_layers(net: Any, places: list[int]) -> Any:
@@ -129,11 +138,11 @@ def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
     inputs = {top for layer in net.layer if not layer.bottom for top in layer.top}
     net = data_layers_to_inputs(net, {name: shape for name, shape in shapes.items() if name in inputs}, batch=batch)
     for i in read_data:
-        _call_as_its_top(net, net.layer[i])
+        _rename_input_layer_to_blob(net, net.layer[i])
     return net
 
 
-def _take_one(net: Any) -> None:
+def _unwrap_siamese_slice(net: Any) -> None:
     """Take out the Slice that tells the pictures of a pair apart, where only one is used; the input is then that one."""
     read = {blob for layer in net.layer for blob in layer.bottom}
     for place, layer in enumerate(net.layer):
@@ -143,7 +152,7 @@ def _take_one(net: Any) -> None:
             row = next(row for row in summarize(net).layers if row.name == layer.name)
             source.top[:] = tops
             source.input_param.shape[0].dim[:] = row.shapes[list(layer.top).index(tops[0])] or ()
-            _call_as_its_top(net, source)
+            _rename_input_layer_to_blob(net, source)
             del net.layer[place]
             return
 
@@ -160,7 +169,7 @@ def _drop_labels(net: Any) -> None:
             layer.top[:] = tops
 
 
-def _call_as_its_top(net: Any, layer: Any) -> None:
+def _rename_input_layer_to_blob(net: Any, layer: Any) -> None:
     """What was ``mnist`` in training is ``data`` in use, unless another layer is called so."""
     if layer.top[0] not in {other.name for other in net.layer}:
         layer.name = layer.top[0]
@@ -184,9 +193,9 @@ def _strip(layer: Any) -> None:
                     param.ClearField(filler)
 
 
-def _answer(net: Any, judge: Any, scores: str, called: str) -> None:
+def _append_output_activation(net: Any, judge: Any, scores: str, called: str) -> None:
     """Append the layer that turns the scores into probabilities."""
-    kind = ANSWERS.get(judge.type, "")
+    kind = LOSS_TO_ACTIVATION.get(judge.type, "")
     if not kind:
         return
     name = unused_name(net, called)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffetools.errors import NetError
+from caffetools.graph.classifiers import find_heads, loss_weight
+from caffetools.graph.graph import Graph, Use, phases
+from caffetools.graph.inputs import LABELLED, is_data_layer
 from caffetools.layers.registry import layer_types
-from caffetools.surgery.graph import Graph, Use, phases
-from caffetools.surgery.heads import find_heads, loss_weight
-from caffetools.surgery.inputs import LABELLED, is_data_layer
 
 # What turns a loss's scores into what it compares with the labels; "" where the scores are that already.
-ANSWERS = {
+LOSS_TO_ACTIVATION = {
     "SoftmaxWithLoss": "Softmax",
     "SigmoidCrossEntropyLoss": "Sigmoid",
     "MultinomialLogisticLoss": "",
@@ -26,7 +26,7 @@ METRIC = {"ContrastiveLoss", "TripletLoss", "CenterLoss"}
 
 
 @dataclass(frozen=True)
-class Ending:
+class OutputPoint:
     """Where a deploy net ends for one loss: the blobs that are its outputs, and whether they are the scores that the loss judges.
 
     Where a layer below the loss reads the truth (a margin, a mask), the net ends before it, in what is no scores yet.
@@ -34,13 +34,13 @@ class Ending:
 
     loss: Any
     blobs: list[str]
-    are_scores: bool
+    is_logits: bool
 
     @classmethod
-    def of(cls, graph: Graph, loss: Any, truth: Collection[Use]) -> Ending:
+    def of(cls, graph: Graph, loss: Any, truth: Collection[Use]) -> OutputPoint:
         """The ending for ``loss``; arguments and errors as for :func:`scores_of`."""
         scores = scores_of(graph, loss, truth)
-        blobs = [before_truth(graph, blob, truth) for blob in scores]
+        blobs = [strip_label_dependent_tail(graph, blob, truth) for blob in scores]
         return cls(loss, blobs, blobs == scores)
 
 
@@ -49,7 +49,7 @@ def is_loss(layer: Any) -> bool:
     return bool(layer.type.endswith("Loss") or any(layer.loss_weight))
 
 
-def is_judge(layer: Any) -> bool:
+def is_loss_or_metric(layer: Any) -> bool:
     """Whether ``layer`` only tells how good the net is, or keeps a blob quiet."""
     return is_loss(layer) or layer.type in ("Accuracy", "Silence")
 
@@ -70,7 +70,7 @@ def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
     """
     losses = losses_of(net)
     if heads is None:
-        usual = {i: layer for i, layer in losses.items() if layer.type in ANSWERS} or losses
+        usual = {i: layer for i, layer in losses.items() if layer.type in LOSS_TO_ACTIVATION} or losses
         ranked = sorted(usual.items(), key=lambda item: (loss_weight(item[1]), item[0]))
         return [layer for _, layer in ranked[-1:]]
     called = {layer.name: {layer.name, layer.bottom[0]} for layer in losses.values()}
@@ -90,14 +90,14 @@ def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
     """The blobs that ``loss`` judges: the first that it reads; of an unknown loss all but the truth.
 
     Args:
-        graph: of the phase that is deployed; the loss itself may be in another. truth: see :func:`truth_of`.
+        graph: of the phase that is deployed; the loss itself may be in another. truth: see :func:`label_blobs`.
 
     Raises:
         NetError: they are not made in that phase.
     """
     end = len(graph.param.layer)
     bottoms = [blob for blob in loss.bottom if (graph.maker(end, blob), blob) not in truth] or list(loss.bottom[:1])
-    if loss.type in ANSWERS or loss.type in METRIC or not loss.type.endswith("Loss"):
+    if loss.type in LOSS_TO_ACTIVATION or loss.type in METRIC or not loss.type.endswith("Loss"):
         del bottoms[1:]
     for blob in bottoms:
         if graph.maker(end, blob) is None:
@@ -109,14 +109,14 @@ def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
     return bottoms
 
 
-def truth_of(graph: Graph, net: Any) -> set[Use]:
+def label_blobs(graph: Graph, net: Any) -> set[Use]:
     """(place of the maker, blob) of what is known of the pictures in training only: labels, and what is made from nothing else.
 
     Tops of data layers that hold labels by their type, or that a loss or an accuracy of ``net`` (in either phase) reads; the first top of
     the first is the picture.
     """
-    compared = {blob for layer in net.layer if is_judge(layer) for blob in layer.bottom}
-    used = {blob for layer in net.layer if not is_judge(layer) for blob in layer.bottom}
+    compared = {blob for layer in net.layer if is_loss_or_metric(layer) for blob in layer.bottom}
+    used = {blob for layer in net.layer if not is_loss_or_metric(layer) for blob in layer.bottom}
     truth: set[Use] = set()
     first = True
     for i, layer in graph.layers.items():
@@ -131,7 +131,7 @@ def truth_of(graph: Graph, net: Any) -> set[Use]:
     return truth
 
 
-def before_truth(graph: Graph, blob: str, truth: Collection[Use]) -> str:
+def strip_label_dependent_tail(graph: Graph, blob: str, truth: Collection[Use]) -> str:
     """``blob``, or what it is made from before a layer mixed truth into it: the embedding below a margin, boxes before their mask."""
     at = len(graph.param.layer)
     while (maker := graph.maker(at, blob)) is not None:
@@ -142,7 +142,7 @@ def before_truth(graph: Graph, blob: str, truth: Collection[Use]) -> str:
     return blob
 
 
-def check_without_truth(graph: Graph, net: Any, kept: Collection[int], truth: Collection[Use]) -> None:
+def check_no_label_inputs(graph: Graph, net: Any, kept: Collection[int], truth: Collection[Use]) -> None:
     """Raise :class:`NetError` where a layer that is to be deployed needs what is there in training only, or makes it."""
     compared = {blob: layer for layer in net.layer if is_loss(layer) for blob in layer.bottom[1:]}
     for i in sorted(kept):

@@ -10,7 +10,7 @@ from caffetools.errors import CaffeToolsError
 from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array
 from caffetools.proto.schema import NetParameter
-from caffetools.proto.upgrade import upgrade_caffemodel
+from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 
 # Axis of the outputs in each blob that a layer has by class, by type; the third of BatchNorm's is one number for all.
 _BY_CLASS = {
@@ -72,7 +72,7 @@ def merge_weights(models: Sequence[Caffemodel]) -> Caffemodel:
     return Caffemodel(net, blobs)
 
 
-def take_rows(
+def remap_rows(
     kind: str, arrays: Sequence[Array], rows: Sequence[int | None], fresh: Sequence[Array], *, transposed: bool = False
 ) -> list[Array]:
     """The blobs of a layer of type ``kind`` for other classes: the old values where ``rows`` has the old place of a class, else the new.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import caffetools
-from caffetools.files import write_text
 from caffetools.solver.logs.training_log import TrainingLog
+from caffetools.util.files import write_text
 from caffetools.visualize import sections
 from caffetools.visualize.confusion import Confusion
 from caffetools.visualize.filters import LayerWeights

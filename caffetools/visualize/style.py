@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from caffetools.errors import DataError
-from caffetools.files import atomic_write
+from caffetools.util.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

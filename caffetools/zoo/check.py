@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from caffetools.errors import ModelFileError, NetError, PrototxtError, ZooError
-from caffetools.files import write_text
+from caffetools.util.files import write_text
 from caffetools.zoo.cards import ModelCard
 
 _BLOCK = 1 << 20

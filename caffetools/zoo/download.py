@@ -23,11 +23,11 @@ from caffetools.errors import RunFailed
 Progress = Callable[[int, int], None]
 
 _CHUNK = 1 << 18
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may be better in a moment
+_RETRYABLE = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may be better in a moment
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to try: ``attempts`` in a row without a new byte, waiting ``backoff`` seconds, then twice that, and so on.
 
     ``timeout`` are the seconds without an answer after which a connection counts as dropped.
@@ -59,7 +59,7 @@ class _Origin:
     total: int | None = None
 
 
-def download(url: str, part: Path, *, progress: Progress | None = None, patience: Patience | None = None) -> bool:
+def download(url: str, part: Path, *, progress: Progress | None = None, patience: RetryPolicy | None = None) -> bool:
     """Bring the whole of ``url`` into ``part``, going on where an earlier run stopped.
 
     A resumed download asks with If-Range for the same ETag or date and holds the length against the earlier one; a server
@@ -74,7 +74,7 @@ def download(url: str, part: Path, *, progress: Progress | None = None, patience
     Raises:
         FetchFailed: the address can't be reached or has no such file. RunFailed: ``part`` can't be written.
     """
-    patience = patience or Patience()
+    patience = patience or RetryPolicy()
     most, failures, resumed = _size(part), 0, False
     progressed = False
     while True:
@@ -104,7 +104,7 @@ def finish(part: Path, target: Path) -> None:
     _note(part).unlink(missing_ok=True)
 
 
-def _attempt(url: str, part: Path, progress: Progress | None, patience: Patience) -> bool:
+def _attempt(url: str, part: Path, progress: Progress | None, patience: RetryPolicy) -> bool:
     if urlsplit(url).scheme == "file":
         _copy(url, part, progress)
         return False
@@ -124,13 +124,13 @@ def _attempt(url: str, part: Path, progress: Progress | None, patience: Patience
             total = int(length) if length.isdigit() else 0
         _write_note(part, _Origin(url, _validator(response.headers), total or None))
         _check_space(part, total - offset)
-        done = _pour(response, part, offset, total, progress)
+        done = _stream_to_file(response, part, offset, total, progress)
     if total and done != total:
         raise _Dropped(f"the connection dropped after {done} of {total} bytes")
     return offset > 0
 
 
-def _open(url: str, offset: int, origin: _Origin, part: Path, patience: Patience) -> Any:
+def _open(url: str, offset: int, origin: _Origin, part: Path, patience: RetryPolicy) -> Any:
     headers = {"User-Agent": f"caffetools/{caffetools.__version__}"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -144,7 +144,7 @@ def _open(url: str, offset: int, origin: _Origin, part: Path, patience: Patience
         if error.code == 416:
             forget(part)
             raise _Dropped("the server's file is shorter than what was fetched earlier") from None
-        kind = _Dropped if error.code in _PASSING else FetchFailed
+        kind = _Dropped if error.code in _RETRYABLE else FetchFailed
         raise kind(f"the server answers {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, (ConnectionResetError, TimeoutError, BrokenPipeError)):
@@ -163,7 +163,7 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _pour(source: Any, part: Path, offset: int, total: int, progress: Progress | None) -> int:
+def _stream_to_file(source: Any, part: Path, offset: int, total: int, progress: Progress | None) -> int:
     """Write what ``source`` gives into ``part`` from ``offset`` on; the bytes there are then."""
     done = offset
     with _writing(part), part.open("r+b" if offset else "wb", buffering=0) as stream:
@@ -225,7 +225,7 @@ def _copy(url: str, part: Path, progress: Progress | None) -> None:
             total = os.fstat(source.fileno()).st_size
             _check_space(part, total)
             forget(part)
-            _pour(source, part, 0, total, progress)
+            _stream_to_file(source, part, 0, total, progress)
     except OSError as error:
         raise FetchFailed(f"cannot read {path} ({error.strerror})") from None
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from caffetools.errors import RunFailed, ZooError
-from caffetools.files import write_text
+from caffetools.util.files import write_text
 from caffetools.zoo.cards import SCHEMES, ModelCard, Weights, get_card
 from caffetools.zoo.check import WrongFile, check_weights, digest
-from caffetools.zoo.download import FetchFailed, Patience, Progress, download, finish, forget
+from caffetools.zoo.download import FetchFailed, Progress, RetryPolicy, download, finish, forget
 from caffetools.zoo.resources import zoo_file
 
 MIRROR = "CAFFETOOLS_ZOO_MIRROR"
@@ -55,7 +55,7 @@ def fetch(
     *,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Fetched:
     """Make sure that a model's weights are there, and are what the publisher means.
 
@@ -81,7 +81,7 @@ def fetch(
         with _locked(path, say):
             # Another fetch may have brought the file while this one waited.
             if not path.exists():
-                source = _bring(card, card.weights, path, progress, patience or Patience())
+                source = _bring(card, card.weights, path, progress, patience or RetryPolicy())
     try:
         verified = check_weights(card, path, record=_record(path))
         sha256 = digest(path, "sha256")
@@ -104,7 +104,7 @@ def addresses(weights: Weights) -> list[str]:
     return [mirror.rstrip("/") + "/" + quote(weights.file)]
 
 
-def _bring(card: ModelCard, weights: Weights, path: Path, progress: Progress | None, patience: Patience) -> str:
+def _bring(card: ModelCard, weights: Weights, path: Path, progress: Progress | None, patience: RetryPolicy) -> str:
     """Fetch from the first address that has the right file; the address."""
     part = path.with_name(path.name + ".part")
     failures: list[str] = []
@@ -125,7 +125,7 @@ def _bring(card: ModelCard, weights: Weights, path: Path, progress: Progress | N
     )
 
 
-def _bring_from(url: str, card: ModelCard, path: Path, part: Path, progress: Progress | None, patience: Patience) -> None:
+def _bring_from(url: str, card: ModelCard, path: Path, part: Path, progress: Progress | None, patience: RetryPolicy) -> None:
     resumed = download(url, part, progress=progress, patience=patience)
     try:
         check_weights(card, part, record=_record(path))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from caffetools.data.folders import new_folder
-from caffetools.solver.saving.lock import prefix_lock
+from caffetools.solver.checkpoints.lock import prefix_lock
+from caffetools.util.folders import new_folder
 from tests.cli.inprocess import below, error_of, refused, run
 
 

@@ -146,7 +146,7 @@ def test_the_bar_follows_real_caffe(command: Callable[..., Done], tmp_path: Path
     from rich.console import Console
 
     from caffetools.cli.train_bar import TrainBar
-    from caffetools.solver.external import train_with_caffe
+    from caffetools.solver.caffe_process import train_with_caffe
 
     write_fake_caffe(tmp_path / "bin" / "caffe", LOGS / "train.log")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))

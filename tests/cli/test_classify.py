@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.inprocess import run
-from tests.deploy.colours import write_labels, write_net, write_pictures
+from tests.infer.colours import write_labels, write_net, write_pictures
 
 
 def test_each_picture_is_shown_with_its_most_probable_classes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from caffetools.cli.dataset import app
-from caffetools.data.dataset import load_card
+from caffetools.data.datasets.build import load_card
 from caffetools.errors import DataError
 from tests.data.drawing import draw_classes, names
 

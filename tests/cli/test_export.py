@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.cli.inprocess import run
-from tests.deploy.colours import DEPLOY, write_labels, write_net, write_pictures
+from tests.infer.colours import DEPLOY, write_labels, write_net, write_pictures
 
 
 def test_the_file_is_written_and_the_measured_difference_is_told(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caffetools.layers import registry
-from caffetools.proto.dialect import current
+from caffetools.proto.forks.dialect import current
 from tests.cli.inprocess import error_of, run, run_well
 from tests.layers.test_plugin import CROP, NET, registered
 

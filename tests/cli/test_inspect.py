@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import write_prototxt
-from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import prototxt_path
 from tests.cli.inprocess import run
 from tests.surgery.nets import TINY, net_of

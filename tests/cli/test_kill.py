@@ -20,7 +20,7 @@ import pytest
 
 from caffetools.data.databases import open_database
 from caffetools.proto.binary import read_caffemodel
-from tests.pipeline.shapes import TRAIN_VAL, draw_shapes
+from tests.project.shapes import TRAIN_VAL, draw_shapes
 
 CAFFETOOLS = [sys.executable, "-m", "caffetools"]
 FINETUNE = ["finetune", "pictures", "-o", "run", "--model", "shapes.prototxt", "--from-scratch", "--batch", "8", "--device", "cpu"]

@@ -11,12 +11,12 @@ import torch
 
 from caffetools.data.databases import new_lmdb
 from caffetools.data.datum import array_to_datum
+from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, save_weights
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net, write_prototxt
-from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import build
 from tests.cli.inprocess import run
 from tests.surgery.nets import TINY, net_of

@@ -11,7 +11,7 @@ from caffetools.errors import CaffeToolsError, PrototxtError
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse, read_net, read_solver
-from caffetools.proto.upgrading import upgrade_file
+from caffetools.proto.upgrades.files import upgrade_file
 
 OLD_NET = """
 name: "old" input: "data" input_dim: 1 input_dim: 3 input_dim: 8 input_dim: 8

@@ -12,9 +12,9 @@ import pytest
 
 from caffetools.data.databases import LmdbWriter, new_lmdb, open_database, record_key
 from caffetools.data.datum import array_to_datum, datum_to_array, parse_datum
-from caffetools.data.folders import new_folder
 from caffetools.data.means import compute_mean
 from caffetools.errors import DataError, RunFailed
+from caffetools.util.folders import new_folder
 from tests.conftest import GOLDEN
 
 DB = GOLDEN / "io" / "db"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caffetools.data.dataset import build_dataset, load_card
+from caffetools.data.datasets.build import build_dataset, load_card
 from caffetools.data.images import read_image
 from caffetools.data.means import channel_means, compute_mean
 from caffetools.proto.binary import read_binaryproto

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caffetools.data.dataset import build_dataset, load_card
+from caffetools.data.datasets.build import build_dataset, load_card
 from caffetools.errors import DataError, RunFailed
 from tests.data.drawing import CLASSES, content, draw, draw_classes, names, rows
 
@@ -177,7 +177,7 @@ def test_a_damaged_card_is_an_error(tmp_path: Path, text: str) -> None:
 # Builds a dataset, and stops for a line on stdin after every step.
 CHILD = """
 import sys
-from caffetools.data.dataset import build_dataset
+from caffetools.data.datasets.build import build_dataset
 
 def step(done, total):
     print(done, total, flush=True)
@@ -225,7 +225,7 @@ def test_a_second_build_of_one_folder_is_refused_and_the_first_ends_well(picture
 
 FULL_DISK = """
 import resource, sys
-from caffetools.data.dataset import build_dataset
+from caffetools.data.datasets.build import build_dataset
 from caffetools.errors import RunFailed
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try:

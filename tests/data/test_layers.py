@@ -20,11 +20,11 @@ from google.protobuf import text_format
 
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
-from caffetools.data.prefetch import Prefetcher
 from caffetools.errors import DataError, NetError
 from caffetools.layers.registry import layer_class
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
+from caffetools.util.prefetch import Prefetcher
 from tests.conftest import GOLDEN
 
 IO = GOLDEN / "io"

@@ -12,9 +12,9 @@ import torch
 
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
-from caffetools.data.device_transform import DeviceCut, DeviceTransform
+from caffetools.data.device_transform import DeviceCrop, DeviceTransform
 from caffetools.data.images import encode_image
-from caffetools.data.reading import ReadingLayer
+from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.data.transformer import Transformer
 from caffetools.layers.registry import layer_class
 from caffetools.proto.binary import write_binaryproto
@@ -142,7 +142,7 @@ def test_the_device_computes_what_the_transformer_computes(tmp_path: Path, setti
     expected = transformer(given, np.random.default_rng(6))
     cut = transformer.cut(given, np.random.default_rng(6))
     assert cut.pixels.dtype == np.uint8 and cut.pixels.nbytes * 4 == expected.nbytes
-    batch = DeviceTransform(transformer, torch.device("cpu"))(DeviceCut(cut, pinned=False))
+    batch = DeviceTransform(transformer, torch.device("cpu"))(DeviceCrop(cut, pinned=False))
     assert batch.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(batch.numpy(), expected, strict=True)
 

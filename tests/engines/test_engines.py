@@ -13,7 +13,7 @@ from caffetools.engines.onnxruntime import OnnxRuntimeEngine
 from caffetools.engines.torch import TorchEngine
 from caffetools.net.net import Net
 from caffetools.onnx.export import export
-from tests.deploy.colours import write_net
+from tests.infer.colours import write_net
 
 
 def engines(folder: Path) -> list[Engine]:

@@ -125,7 +125,7 @@ def test_a_relu_in_place_really_overwrites_a_convolutions_top() -> None:
         + 'layer { name: "r" type: "ReLU" bottom: "y" top: "y" }'
     )
     relu = net.layer("r")
-    assert relu.may_overwrite
+    assert relu.inplace_ok
     x = torch.randn(1, 2, 2, 2)
     y = relu(x)
     assert y.data_ptr() == x.data_ptr()
@@ -133,7 +133,7 @@ def test_a_relu_in_place_really_overwrites_a_convolutions_top() -> None:
 
 def test_an_activation_leaves_a_watched_leaf_alone_even_where_it_may_overwrite() -> None:
     layer = one_layer('type: "ReLU"', (3,))
-    layer.may_overwrite = True
+    layer.inplace_ok = True
     x = torch.tensor([-1.0, 2.0, 0.0], requires_grad=True)
     layer(x).sum().backward()
     assert x.tolist() == [-1, 2, 0]

@@ -10,13 +10,13 @@ import torch
 
 from caffetools.engines.onnxruntime import OnnxRuntimeEngine
 from caffetools.errors import NetError
+from caffetools.graph.summary import summarize
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.onnx.export import to_onnx
 from caffetools.proto.binary import read_caffemodel, write_caffemodel
 from caffetools.proto.text import format_text, parse, read_net
 from caffetools.proto.unknown import unknown_fields
-from caffetools.surgery.inspection.summary import summarize
 from tests.conftest import SHARED
 
 

@@ -9,19 +9,19 @@ import sys
 
 import pytest
 
-from caffetools.net.memory import keep_freed_memory
+from caffetools.net.malloc_tuning import disable_malloc_trim
 
 
 def test_is_left_alone_on_other_devices() -> None:
-    assert keep_freed_memory("cuda:0") is False
+    assert disable_malloc_trim("cuda:0") is False
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_a_large_block_taken_again_costs_no_new_pages() -> None:
     code = """
 import resource, torch
-from caffetools.net.memory import keep_freed_memory
-assert keep_freed_memory()
+from caffetools.net.malloc_tuning import disable_malloc_trim
+assert disable_malloc_trim()
 for _ in range(20):
     torch.ones(1 << 24)  # until the C library's small caches are full, a few fresh blocks are taken
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

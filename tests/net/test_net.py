@@ -85,7 +85,7 @@ def test_an_in_place_layer_changes_its_blob_for_the_layers_after_it_only() -> No
         net.layer("c").blobs[0].copy_(weights)
     blobs = net({"data": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))})
     assert torch.equal(blobs["c"], blobs["before"])
-    assert not net.layer("r").may_overwrite  # `copy` still needs the old values
+    assert not net.layer("r").inplace_ok  # `copy` still needs the old values
 
 
 def test_overwriting_in_place_gives_the_gradient_of_not_overwriting() -> None:
@@ -95,8 +95,8 @@ def test_overwriting_in_place_gives_the_gradient_of_not_overwriting() -> None:
     for overwrite in (True, False):
         torch.manual_seed(2)
         net = net_of(text, TRAIN)
-        assert net.layer("r").may_overwrite
-        net.layer("r").may_overwrite = overwrite
+        assert net.layer("r").inplace_ok
+        net.layer("r").inplace_ok = overwrite
         net({"data": x})["d"].square().sum().backward()
         gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     assert len(gradients[0]) == 4

@@ -14,7 +14,7 @@ from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
 from caffetools.onnx.export import to_onnx
 from caffetools.onnx.verify import verify
-from caffetools.proto.dialect import bvlc_types
+from caffetools.proto.forks.dialect import bvlc_types
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net
 from tests.conftest import GOLDEN

@@ -18,7 +18,7 @@ from random import Random
 
 from caffetools.errors import CaffeToolsError
 from caffetools.proto.binary import read_caffemodel, write_caffemodel
-from caffetools.proto.dialect import encode, forced
+from caffetools.proto.forks.dialect import encode, forced
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import format_text, parse
 from caffetools.zoo.networks import prototxt_path

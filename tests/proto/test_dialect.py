@@ -12,8 +12,8 @@ from caffetools.errors import CaffeToolsError, ModelFileError, PrototxtError
 from caffetools.layers.registry import layer_types
 from caffetools.proto import wire
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
-from caffetools.proto.dialect import bvlc_types, current, decode_net, dialect_of, encode, force, forced
-from caffetools.proto.forks import DIALECTS, PRIVATE, table
+from caffetools.proto.forks.dialect import bvlc_types, current, decode_net, dialect_of, encode, force, forced
+from caffetools.proto.forks.tables import DIALECTS, PRIVATE, table
 from caffetools.proto.schema import POOL, LayerParameter, NetParameter, is_repeated, message_class
 from caffetools.proto.text import format_text, parse
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffetools.errors import PrototxtError
-from caffetools.proto.dialect import forced
+from caffetools.proto.forks.dialect import forced
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.text import format_text, parse, read_net, write_prototxt
 from caffetools.proto.unknown import unknown_fields, unknown_names
-from caffetools.proto.upgrade import upgrade_net
+from caffetools.proto.upgrades.v1 import upgrade_net
 
 NET = """layer {
   name: "c"

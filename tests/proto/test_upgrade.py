@@ -11,7 +11,7 @@ from caffetools.errors import CaffeToolsError, NetError
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
 from caffetools.proto.schema import POOL, NetParameter, SolverParameter
 from caffetools.proto.text import parse, read_net, read_solver
-from caffetools.proto.upgrade import upgrade_caffemodel, upgrade_net, upgrade_solver
+from caffetools.proto.upgrades.v1 import upgrade_caffemodel, upgrade_net, upgrade_solver
 from tests.conftest import SHARED
 
 FOLDER = SHARED / "golden" / "upgrade"

@@ -28,7 +28,7 @@ caffe.set_mode_gpu()
 net = caffe.Net(sys.argv[1], caffe.TEST)
 net.blobs['data'].data[...] = [[1, 2]]
 if __name__ == '__main__':
-    print(helper.shown(net), L.ReLU.__name__, P.Pooling.MAX, caffe_pb2.TEST, caffe.__name__)
+    print(helper.format_shape(net), L.ReLU.__name__, P.Pooling.MAX, caffe_pb2.TEST, caffe.__name__)
 """
 
 
@@ -45,7 +45,7 @@ def run_file(script: str, *arguments: str, cwd: Path, before: str = "") -> subpr
 def test_a_script_runs_as_python_would_run_it(write: Write, tmp_path: Path) -> None:
     folder = tmp_path / "scripts"
     folder.mkdir()
-    (folder / "helper.py").write_text("def shown(net): return net.blobs['data'].data.tolist()\n")
+    (folder / "helper.py").write_text("def format_shape(net): return net.blobs['data'].data.tolist()\n")
     (folder / "script.py").write_text(SCRIPT)
     done = run_file("scripts/script.py", write("net.prototxt", NET), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from caffetools.solver.observers import Observer
-from caffetools.solver.training import train
+from caffetools.solver.callbacks import Observer
+from caffetools.solver.run import train
 
 
 def die() -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from caffetools.errors import DataError
+from caffetools.solver.callbacks import History, Output
 from caffetools.solver.logs.caffe_log import GlogWriter, number, output_text, read_log
 from caffetools.solver.logs.training_log import LogRow
-from caffetools.solver.observers import History, Output
+from caffetools.solver.run import train
 from caffetools.solver.solver import Solver
 from caffetools.solver.testing import load_test_net, test_net
-from caffetools.solver.training import train
 from tests.conftest import GOLDEN
 
 LOGS = GOLDEN / "logs"

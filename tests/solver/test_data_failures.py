@@ -11,8 +11,8 @@ import lmdb
 import pytest
 
 from caffetools.errors import CaffeToolsError, DataError
-from caffetools.solver.observers import Observer
-from caffetools.solver.training import train
+from caffetools.solver.callbacks import Observer
+from caffetools.solver.run import train
 from tests.solver.test_resume import list_run, lmdb_run
 
 

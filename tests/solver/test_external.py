@@ -13,9 +13,9 @@ import pytest
 
 from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed
 from caffetools.proto.binary import read_solverstate
-from caffetools.solver.external import train_with_caffe
+from caffetools.solver.caffe_process import train_with_caffe
+from caffetools.solver.callbacks import Observer, Snapshot, TestResult, TrainStats
 from caffetools.solver.logs.training_log import read_log
-from caffetools.solver.observers import Displayed, Observer, Snapshot, Tested
 from tests.conftest import GOLDEN
 from tests.engines.fake_caffe import write_fake_caffe
 
@@ -46,10 +46,10 @@ class Watching(Observer):
     def started(self, solver: Any) -> None:
         self.told.append(f"started {solver.net.name} of {solver.param.max_iter}")
 
-    def displayed(self, solver: Any, what: Displayed) -> None:
+    def displayed(self, solver: Any, what: TrainStats) -> None:
         self.told.append(f"displayed {what.iteration}")
 
-    def tested(self, solver: Any, what: Tested) -> None:
+    def tested(self, solver: Any, what: TestResult) -> None:
         self.told.append(f"tested {what.iteration}")
 
     def snapshotted(self, solver: Any, what: Snapshot) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.proto.binary import read_solverstate
-from caffetools.solver.saving.snapshots import read_state
+from caffetools.solver.checkpoints.snapshots import read_state
 from caffetools.solver.solver import Solver
 from tests.conftest import GOLDEN
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from caffetools.errors import CaffeToolsError
-from caffetools.solver.saving.lock import prefix_lock
+from caffetools.solver.checkpoints.lock import prefix_lock
 
 HOLD = """
 import sys
-from caffetools.solver.saving.lock import prefix_lock
+from caffetools.solver.checkpoints.lock import prefix_lock
 with prefix_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from caffetools.errors import CaffeToolsError, RunFailed
-from caffetools.solver.logs.metrics import GrowingFile, Metrics
-from caffetools.solver.observers import Display, Displayed, History, Observer, Output, Progress, Snapshots, Tested, Testing
+from caffetools.solver.callbacks import Display, History, Observer, Output, Progress, Snapshots, Testing, TestResult, TrainStats
+from caffetools.solver.logs.files import AppendOnlyFile, Metrics
 from caffetools.solver.signals import Signals
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import tiny_solver
@@ -85,9 +85,9 @@ def test_metrics_are_one_json_object_per_event() -> None:
     times = iter(float(t) for t in range(100))
     solver = with_only(tiny_solver(), Metrics(lines.append, clock=lambda: next(times)))
     solver.tell("started")
-    solver.tell("displayed", Displayed(20, 0.25, [Output("loss", 0.5, 1.0), Output("prob", 0.1), Output("prob", 0.9)], 0.01))
-    solver.tell("tested", Tested(1, 20, [Output("accuracy", 0.75)]))
-    solver.tell("displayed", Displayed(40, 0.25, [Output("score", math.nan)], 0.01))
+    solver.tell("displayed", TrainStats(20, 0.25, [Output("loss", 0.5, 1.0), Output("prob", 0.1), Output("prob", 0.9)], 0.01))
+    solver.tell("tested", TestResult(1, 20, [Output("accuracy", 0.75)]))
+    solver.tell("displayed", TrainStats(40, 0.25, [Output("score", math.nan)], 0.01))
     solver.tell("finished", False)
     events = [json.loads(line) for line in lines]
     assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
@@ -108,7 +108,7 @@ def test_metrics_are_one_json_object_per_event() -> None:
 
 def test_a_growing_file_begins_anew_or_goes_on(tmp_path: Path) -> None:
     for append, text in ((False, "a\n"), (False, "b\n"), (True, "c\n")):
-        file = GrowingFile(tmp_path / "run" / "log", append=append)
+        file = AppendOnlyFile(tmp_path / "run" / "log", append=append)
         file.write(text)
         file.close()
     assert (tmp_path / "run" / "log").read_text() == "b\nc\n"
@@ -116,7 +116,7 @@ def test_a_growing_file_begins_anew_or_goes_on(tmp_path: Path) -> None:
 
 def test_a_log_on_a_full_disk_is_one_error() -> None:
     with pytest.raises(RunFailed, match="cannot write /dev/full: No space left on device"):
-        GrowingFile("/dev/full").write("line\n")
+        AppendOnlyFile("/dev/full").write("line\n")
 
 
 # ---- signals ----

@@ -21,9 +21,9 @@ from caffetools.net.net import Net
 from caffetools.proto.binary import read_caffemodel, read_solverstate
 from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import parse
-from caffetools.solver.accelerated import idle_layers
+from caffetools.solver.callbacks import History, Observer
+from caffetools.solver.distributed import idle_layers
 from caffetools.solver.logs.caffe_log import read_log
-from caffetools.solver.observers import History, Observer
 from caffetools.solver.parallel import World
 from caffetools.solver.solver import Solver
 from tests.solver.together import RANDOM, Together, environment, project, train_together
@@ -147,7 +147,7 @@ def test_a_world_of_one_changes_and_waits_for_nothing() -> None:
     assert world.any(True, False) == [True, False]
     assert world.mean([1.5]) == [1.5]
     assert world.share({"a": 1}) == {"a": 1} and world.gather(3) == [3]
-    assert world.root_does(lambda: 7) == 7
+    assert world.run_on_main(lambda: 7) == 7
 
 
 # ---- how they end ----

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from caffetools.errors import CaffeToolsError
-from caffetools.solver.accelerated import AcceleratedSolver, Means
-from caffetools.solver.observers import History
+from caffetools.solver.callbacks import History
+from caffetools.solver.distributed import ComputeOptions, DistributedSolver
 from caffetools.solver.precision import Precision
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import NET, inputs, solver_param, weights
@@ -38,9 +38,9 @@ def pictures() -> dict[str, torch.Tensor]:
     return {"data": data, "label": label.float()}
 
 
-def trained(means: Means | None, net: str = CONV, iterations: int = 8, fields: str = "", **options: Any) -> Solver:
+def trained(means: ComputeOptions | None, net: str = CONV, iterations: int = 8, fields: str = "", **options: Any) -> Solver:
     param = solver_param(fields, net)
-    solver = Solver(param, **options) if means is None else AcceleratedSolver(param, means=means, **options)
+    solver = Solver(param, **options) if means is None else DistributedSolver(param, means=means, **options)
     solver.train_inputs = pictures() if net is CONV else inputs()
     solver.step(iterations)
     return solver
@@ -53,7 +53,7 @@ def distance(one: Solver, other: Solver) -> float:
 
 
 def test_without_means_the_bits_are_those_of_the_plain_solver() -> None:
-    assert distance(trained(None), trained(Means())) == 0.0
+    assert distance(trained(None), trained(ComputeOptions())) == 0.0
 
 
 @pytest.mark.parametrize(("mode", "dtype", "near"), [("bf16", torch.bfloat16, 0.1), ("fp16", torch.float16, 0.02)])
@@ -64,7 +64,7 @@ def test_half_precision_computes_in_it_and_comes_near(mode: str, dtype: torch.dt
         seen[layer.name] = (tops[0] if isinstance(tops, tuple) else tops).dtype
 
     param = solver_param("display: 0", CONV)
-    half = AcceleratedSolver(param, means=Means(mode))
+    half = DistributedSolver(param, means=ComputeOptions(mode))
     half.train_inputs = pictures()
     for layer in half.net.layers:
         if not layer.IS_DATA:
@@ -79,7 +79,7 @@ def test_half_precision_computes_in_it_and_comes_near(mode: str, dtype: torch.dt
 
 def test_half_precision_learns() -> None:
     history = History()
-    solver = AcceleratedSolver(solver_param("display: 19 max_iter: 20"), means=Means("bf16"), observers=[history])
+    solver = DistributedSolver(solver_param("display: 19 max_iter: 20"), means=ComputeOptions("bf16"), observers=[history])
     solver.train_inputs = inputs()
     solver.step(20)
     assert history.train[-1].loss < 0.2 * history.train[0].loss
@@ -88,7 +88,9 @@ def test_half_precision_learns() -> None:
 def test_an_overflow_in_fp16_leaves_out_the_update_and_says_so() -> None:
     lines: list[str] = []
     param = solver_param("clip_gradients: 1")
-    solver = AcceleratedSolver(param, means=Means("fp16"), log=lambda source, text, severity="I": lines.append(f"{severity} {text}"))
+    solver = DistributedSolver(
+        param, means=ComputeOptions("fp16"), log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
+    )
     solver.train_inputs = inputs()
     solver.step(2)
     before, history = weights(solver), [blob.clone() for blob in solver.rule.history]
@@ -108,16 +110,16 @@ def test_an_overflow_in_fp16_leaves_out_the_update_and_says_so() -> None:
 def test_gradients_in_fp16_are_those_without_scaling() -> None:
     # Clipping and the display of gradients come after the scale was taken out.
     fields = "clip_gradients: 0.01 display: 0"
-    assert distance(trained(None, fields=fields), trained(Means("fp16"), fields=fields)) < 0.02
+    assert distance(trained(None, fields=fields), trained(ComputeOptions("fp16"), fields=fields)) < 0.02
 
 
 def test_a_resumed_fp16_run_ends_on_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project(tmp_path, batch=4, transform=RANDOM))
-    whole = AcceleratedSolver.from_file("solver.prototxt", means=Means("fp16"))
+    whole = DistributedSolver.from_file("solver.prototxt", means=ComputeOptions("fp16"))
     whole.precision.set_state({**whole.precision.state(), "scale": 2.0**13, "_growth_tracker": 1995})
     whole.solve()
     assert whole.precision.state()["scale"] == 2.0**14
-    resumed = AcceleratedSolver.from_file("solver.prototxt", means=Means("fp16"))
+    resumed = DistributedSolver.from_file("solver.prototxt", means=ComputeOptions("fp16"))
     resumed.restore("run_iter_5.solverstate")
     resumed.solve()
     assert resumed.precision.state() == whole.precision.state()
@@ -125,7 +127,7 @@ def test_a_resumed_fp16_run_ends_on_the_same_bits(tmp_path: Path, monkeypatch: p
 
 
 def test_test_nets_compute_in_the_same_precision() -> None:
-    solver = AcceleratedSolver(solver_param("test_iter: 1 test_interval: 5 test_initialization: false"), means=Means("bf16"))
+    solver = DistributedSolver(solver_param("test_iter: 1 test_interval: 5 test_initialization: false"), means=ComputeOptions("bf16"))
     solver.train_inputs = solver.test_inputs = inputs()
     seen = []
     solver.test_nets[0].layer("ip2").register_forward_hook(lambda layer, bottoms, top: seen.append(top.dtype))
@@ -136,7 +138,7 @@ def test_test_nets_compute_in_the_same_precision() -> None:
 
 def test_tf32_on_the_cpu_is_fp32_and_says_so() -> None:
     lines: list[str] = []
-    solver = trained(Means("tf32"), log=lambda source, text, severity="I": lines.append(text))
+    solver = trained(ComputeOptions("tf32"), log=lambda source, text, severity="I": lines.append(text))
     assert distance(trained(None), solver) == 0.0
     assert "tf32 is a format of CUDA devices; on the CPU this run computes in float32" in lines
 
@@ -148,17 +150,17 @@ def test_an_unknown_precision_is_refused() -> None:
 
 def test_debug_info_is_refused_where_passes_are_not_plain() -> None:
     with pytest.raises(CaffeToolsError, match="debug_info needs one process in fp32"):
-        trained(Means("bf16"), fields="debug_info: true")
+        trained(ComputeOptions("bf16"), fields="debug_info: true")
     lines: list[str] = []
-    trained(Means(), fields="debug_info: true", iterations=1, log=lambda source, text, severity="I": lines.append(text))
+    trained(ComputeOptions(), fields="debug_info: true", iterations=1, log=lambda source, text, severity="I": lines.append(text))
     assert any("[Forward] Layer conv, top blob conv data" in line for line in lines)
 
 
 def test_pictures_that_the_device_transforms_train_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project(tmp_path, batch=4, transform=RANDOM))
-    usual = AcceleratedSolver.from_file("solver.prototxt")
+    usual = DistributedSolver.from_file("solver.prototxt")
     usual.solve()
-    other = AcceleratedSolver.from_file("solver.prototxt", means=Means(device_transform=True))
+    other = DistributedSolver.from_file("solver.prototxt", means=ComputeOptions(device_transform=True))
     other.solve()
     assert all(map(torch.equal, weights(usual), weights(other)))
 
@@ -169,7 +171,9 @@ def test_pictures_that_the_device_transforms_train_to_the_same_bits(tmp_path: Pa
 def test_a_compiled_net_follows_the_plain_one() -> None:
     lines: list[str] = []
     torch._dynamo.reset()
-    solver = trained(Means(compiled=True), NET, iterations=4, log=lambda source, text, severity="I": lines.append(f"{severity} {text}"))
+    solver = trained(
+        ComputeOptions(compiled=True), NET, iterations=4, log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
+    )
     assert not [line for line in lines if line.startswith("W")], "it was not compiled"
     assert distance(trained(None, NET, iterations=4), solver) < 1e-5
 
@@ -181,7 +185,9 @@ def test_a_net_that_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(inductor, "force_disable_caches", True)
     torch._dynamo.reset()
     lines: list[str] = []
-    solver = trained(Means(compiled=True), NET, iterations=2, log=lambda source, text, severity="I": lines.append(f"{severity} {text}"))
+    solver = trained(
+        ComputeOptions(compiled=True), NET, iterations=2, log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
+    )
     (line,) = [line for line in lines if line.startswith("W")]
     assert line.startswith("W The net cannot be compiled here, so it runs as it is: ") and "\n" not in line
     assert distance(trained(None, NET, iterations=2), solver) == 0.0

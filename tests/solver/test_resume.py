@@ -19,12 +19,12 @@ import torch
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
 from caffetools.proto.binary import read_solverstate
+from caffetools.solver.callbacks import Observer
+from caffetools.solver.checkpoints.resume import newest_snapshot
+from caffetools.solver.checkpoints.run_state import read_run_state, run_state_path
 from caffetools.solver.logs.training_log import read_log
-from caffetools.solver.observers import Observer
-from caffetools.solver.saving.resume import newest_snapshot
-from caffetools.solver.saving.runstate import read_run_state, run_state_path
+from caffetools.solver.run import train
 from caffetools.solver.solver import Solver
-from caffetools.solver.training import train
 from tests.solver.tiny import NET, tiny_solver, weights
 
 ROOT = Path(__file__).parent.parent.parent

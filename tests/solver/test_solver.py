@@ -14,7 +14,7 @@ from caffetools.errors import CaffeToolsError, ModelFileError, NetError, Prototx
 from caffetools.net.weights import read_weights, save_weights
 from caffetools.proto.binary import read_solverstate
 from caffetools.proto.text import write_prototxt
-from caffetools.solver.observers import History
+from caffetools.solver.callbacks import History
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import NET, solver_param, tiny_solver, weights
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch._dynamo  # noqa: F401
 
 import caffetools.cli.app as app
-import caffetools.data.layers
-import caffetools.solver.accelerated
-import caffetools.solver.training  # noqa: F401
+import caffetools.data.layers.builtin
+import caffetools.solver.distributed
+import caffetools.solver.run  # noqa: F401
 
 
 def work(folder: str, rank: int, variables: Mapping[str, str], arguments: list[str]) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from caffetools.errors import NetError
+from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, to_caffemodel
 from caffetools.proto.schema import TEST
-from caffetools.proto.upgrade import upgrade_net
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import MODELS, build
 from tests.surgery.nets import TINY, layer_of, net_of, with_head
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from caffetools.errors import NetError
+from caffetools.graph.inputs import data_layers_to_inputs
+from caffetools.graph.passes.fold_batch_norm import fold_batch_norm, largest_difference
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, to_caffemodel
 from caffetools.proto.binary import Caffemodel, read_caffemodel
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net, write_prototxt
-from caffetools.proto.upgrade import upgrade_net
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.folding import fold_batch_norm, largest_difference
-from caffetools.surgery.inputs import data_layers_to_inputs
 from caffetools.zoo.networks import build
 from tests.cli.test_retarget import run, weights_of
 from tests.surgery.nets import TINY, net_of

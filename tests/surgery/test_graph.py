@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from caffetools.errors import NetError
+from caffetools.graph.graph import Graph, names_in_use, rename_blob
 from caffetools.proto.schema import TEST, TRAIN
-from caffetools.surgery.graph import Graph, names_in_use, rename_blob
 from tests.surgery.nets import TINY, net_of
 
 IN_PLACE = net_of("""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caffetools.errors import NetError
-from caffetools.surgery.heads import find_heads, main_head
+from caffetools.graph.classifiers import find_heads, primary_classifier
 from caffetools.zoo.networks import MODELS, build
 from tests.surgery.nets import TINY, net_of, with_head
 
@@ -47,7 +47,7 @@ def test_the_classifiers_of_the_zoo_are_found_in_training_and_in_deploy_nets(mod
 def test_of_googlenets_classifiers_the_last_is_the_main_one() -> None:
     heads = find_heads(build("bvlc_googlenet"))
     assert [round(head.weight, 6) for head in heads] == [0.3, 0.3, 1.0]
-    assert main_head(heads).layer == "loss3/classifier"
+    assert primary_classifier(heads).layer == "loss3/classifier"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from caffetools.data.databases import new_lmdb
 from caffetools.data.datum import array_to_datum
 from caffetools.errors import CaffeToolsError, NetError
+from caffetools.graph.inputs import data_layers_to_inputs, data_shape, parse_shapes
 from caffetools.proto.binary import write_binaryproto
-from caffetools.surgery.inputs import data_layers_to_inputs, data_shape, parse_shapes
 from tests.surgery.nets import TINY, net_of
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from caffetools.errors import NetError
+from caffetools.graph.graph import phases_present
+from caffetools.graph.summary import summarize
 from caffetools.net.net import Net
+from caffetools.project.project import make_project
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net, read_solver, write_prototxt
 from caffetools.surgery.deploy import deploy_from, left_out
-from caffetools.surgery.graph import phases_present
-from caffetools.surgery.inspection.summary import summarize
-from caffetools.surgery.projects.project import make_project
-from caffetools.surgery.retargeting.retarget import retarget
+from caffetools.surgery.retarget import retarget
 from tests.cli.inprocess import run
 from tests.surgery.nets import TINY, layer_of, net_of
 from tests.surgery.test_deploy import wiring

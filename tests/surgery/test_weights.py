@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from caffetools.errors import CaffeToolsError
+from caffetools.graph.inputs import data_layers_to_inputs
+from caffetools.graph.summary import summarize
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, to_caffemodel
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
-from caffetools.surgery.inputs import data_layers_to_inputs
-from caffetools.surgery.inspection.summary import summarize
-from caffetools.surgery.retargeting.growing import Classes, grown_weights, read_classes, trim_weights
-from caffetools.surgery.retargeting.retarget import retarget
-from caffetools.surgery.weights import merge_weights, prune_weights, rename_layers, take_rows
+from caffetools.surgery.class_incremental import Classes, extend_classifier_weights, read_classes, trim_weights
+from caffetools.surgery.retarget import retarget
+from caffetools.surgery.weights import merge_weights, prune_weights, remap_rows, rename_layers
 from tests.surgery.nets import TINY, net_of, with_head
 
 
@@ -62,14 +62,14 @@ def test_of_a_layer_that_several_have_the_last_ones_weights_are_taken() -> None:
 def test_rows_are_kept_and_the_others_are_new() -> None:
     old = [np.arange(6, dtype=np.float32).reshape(3, 2), np.array([10, 11, 12], np.float32)]
     fresh = [np.full((4, 2), -1, np.float32), np.full(4, -2, np.float32)]
-    weights, bias = take_rows("InnerProduct", old, [2, None, 0, None], fresh)
+    weights, bias = remap_rows("InnerProduct", old, [2, None, 0, None], fresh)
     assert weights.tolist() == [[4, 5], [-1, -1], [0, 1], [-1, -1]] and bias.tolist() == [12, -2, 10, -2]
-    (columns,) = take_rows("InnerProduct", [old[0].T], [2, None, 0, None], [fresh[0].T], transposed=True)
+    (columns,) = remap_rows("InnerProduct", [old[0].T], [2, None, 0, None], [fresh[0].T], transposed=True)
     assert columns.T.tolist() == weights.tolist()
-    (legacy,) = take_rows("InnerProduct", [old[0].reshape(1, 1, 3, 2)], [2, None, 0, None], fresh[:1])
+    (legacy,) = remap_rows("InnerProduct", [old[0].reshape(1, 1, 3, 2)], [2, None, 0, None], fresh[:1])
     assert legacy.tolist() == weights.tolist()
     with pytest.raises(CaffeToolsError, match="does not fit"):
-        take_rows("InnerProduct", [np.zeros((3, 5), np.float32)], [0], [np.zeros((1, 2), np.float32)])
+        remap_rows("InnerProduct", [np.zeros((3, 5), np.float32)], [0], [np.zeros((1, 2), np.float32)])
 
 
 OLD, NEW = [f"p{i}" for i in range(10)], ["new", "p3", "p0", "other"]
@@ -80,14 +80,14 @@ def test_a_grown_net_scores_the_classes_that_it_knew_as_before() -> None:
     made = retarget(net, len(NEW))
     trained = Net(data_layers_to_inputs(net, batch=2), TEST)
     shapes = {row.name: row.parameters or [] for row in summarize(made.train_val, TRAIN).layers}
-    weights = grown_weights(to_caffemodel(trained), net, made.train_val, made.renamed, shapes, Classes(OLD, NEW))
+    weights = extend_classifier_weights(to_caffemodel(trained), net, made.train_val, made.renamed, shapes, Classes(OLD, NEW))
     grown = Net(data_layers_to_inputs(made.train_val, batch=2), TEST)
     assert load_weights(grown, weights).fresh == []
     rng = np.random.default_rng(1)
     batch = {"data": torch.from_numpy(rng.normal(size=(2, 3, 8, 8)).astype(np.float32)), "label": torch.zeros(2)}
     before, after = trained(batch, keep=["fc"])["fc"], grown(batch, keep=["fc_4"])["fc_4"]
     torch.testing.assert_close(after[:, [1, 2]], before[:, [3, 0]], rtol=0, atol=0)
-    again = grown_weights(to_caffemodel(trained), net, made.train_val, made.renamed, shapes, Classes(OLD, NEW))
+    again = extend_classifier_weights(to_caffemodel(trained), net, made.train_val, made.renamed, shapes, Classes(OLD, NEW))
     np.testing.assert_array_equal(again.blobs["fc_4"][0], weights.blobs["fc_4"][0])
     assert weights.blobs["fc_4"][0][0].std() > 0 and (weights.blobs["fc_4"][1][[0, 3]] == 0.5).all()
 
@@ -102,7 +102,9 @@ def test_what_follows_the_classifier_grows_with_it() -> None:
             for blob, value in zip(next(x for x in trained.layers if x.name == layer).blobs, values, strict=True):
                 blob.fill_(value)
     shapes = {row.name: row.parameters or [] for row in summarize(made.train_val, TRAIN).layers}
-    weights = grown_weights(to_caffemodel(trained), net, made.train_val, made.renamed, shapes, Classes(list("abcd"), list("xda")))
+    weights = extend_classifier_weights(
+        to_caffemodel(trained), net, made.train_val, made.renamed, shapes, Classes(list("abcd"), list("xda"))
+    )
     assert [blob.tolist() for blob in weights.blobs["bn_3"]] == [[0, 3, 3], [2, 8, 8], [2]]
     assert weights.blobs["sc_3"][0].tolist() == [1, 7, 7]
 
@@ -117,7 +119,7 @@ def test_labels_that_cannot_be_right_are_errors(tmp_path: Path) -> None:
         (OLD, list("wxyz"), "none of the new"),
     ):
         with pytest.raises(CaffeToolsError, match=message):
-            grown_weights(model, net, made.train_val, made.renamed, shapes, Classes(old, new))
+            extend_classifier_weights(model, net, made.train_val, made.renamed, shapes, Classes(old, new))
     for text, message in (("", "names no class"), ("a\nb\na\n", "has 'a' twice")):
         (tmp_path / "labels.txt").write_text(text)
         with pytest.raises(CaffeToolsError, match=message):

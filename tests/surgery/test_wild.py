@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.errors import CaffeToolsError, PrototxtError
+from caffetools.graph.summary import summarize
+from caffetools.project.project import make_project, write_project
+from caffetools.project.trainable import make_trainable, write_trainable
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.text import format_text, parse, read_net
-from caffetools.proto.upgrade import upgrade_net
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.inspection.summary import summarize
-from caffetools.surgery.losses import is_judge, losses_of
-from caffetools.surgery.projects.project import make_project, write_project
-from caffetools.surgery.projects.trainable import make_trainable, write_trainable
+from caffetools.surgery.losses import is_loss_or_metric, losses_of
 
 # Tried in turn where a net does not say how large its pictures are.
 SHAPES = (None, (1, 3, 224, 224), (1, 1, 28, 28))
@@ -51,7 +51,7 @@ def attempt(operation: Callable[[Any], Any], reasons: dict[str, str]) -> tuple[s
 
 
 def has_labels(net: Any) -> bool:
-    return any(is_judge(layer) or (layer.type == "Input" and "label" in layer.top) for layer in net.layer)
+    return any(is_loss_or_metric(layer) or (layer.type == "Input" and "label" in layer.top) for layer in net.layer)
 
 
 def test_every_published_prototxt_is_a_net_or_a_solver_that_prints_to_itself_or_says_where_it_is_not(wild: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from caffetools.zoo.cards import ModelCard, Weights, get_card
-from caffetools.zoo.download import Patience
+from caffetools.zoo.download import RetryPolicy
 from caffetools.zoo.fetch import Fetched, fetch
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 1_500_000, np.uint8).tobytes()
 SHA1 = hashlib.sha1(CONTENT).hexdigest()
-QUICK = Patience(attempts=3, backoff=0.0, timeout=20.0)
+QUICK = RetryPolicy(attempts=3, backoff=0.0, timeout=20.0)
 
 
 def card_at(*urls: str, **checksums: str) -> ModelCard:

@@ -42,17 +42,17 @@ class Handler(BaseHTTPRequestHandler):
         self.state.seen.append({"path": self.path, **{k.lower(): v for k, v in self.headers.items()}})
         status = self.state.answers.pop(0) if self.state.answers else None
         if status is not None:
-            self._answer(status, {"Location": self.state.location} if self.state.location else {})
+            self._respond(status, {"Location": self.state.location} if self.state.location else {})
             return
         start, total = self._start(), len(self.state.content)
         if start and start >= total:
-            self._answer(416, {"Content-Range": f"bytes */{total}"})
+            self._respond(416, {"Content-Range": f"bytes */{total}"})
             return
         headers = {"Content-Range": f"bytes {start}-{total - 1}/{total}"} if start else {}
         if self.state.etag:
             headers["ETag"] = self.state.etag
         headers["Content-Length"] = str(self.state.promised or total - start) if self.state.length else ""
-        self._answer(206 if start else 200, headers)
+        self._respond(206 if start else 200, headers)
         self._send_body(start)
 
     def _start(self) -> int:
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         fresh = self.headers.get("If-Range") in (None, self.state.etag)
         return int(asked.removeprefix("bytes=").split("-")[0]) if asked and self.state.ranges and fresh else 0
 
-    def _answer(self, status: int, headers: dict[str, str]) -> None:
+    def _respond(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": "0", **headers}.items():
             if value:

@@ -9,7 +9,7 @@ import yaml
 
 from caffetools.errors import ZooError
 from caffetools.proto.text import read_net, read_solver
-from caffetools.proto.upgrade import upgrade_net
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.zoo.cards import get_card, list_models, read_card, read_labels
 from caffetools.zoo.networks import MODELS
 from caffetools.zoo.resources import zoo_file

@@ -14,12 +14,12 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
+from caffetools.graph.summary import summarize
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net
-from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.inspection.summary import summarize
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.zoo.networks import build
 
 # Where the published deploy nets lie among the wild prototxts; VGG-16 is one that kept the layers of the original.

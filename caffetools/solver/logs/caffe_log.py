@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caffetools.solver.callbacks import Observer, Output, TestResult, TrainStats
 from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
-from caffetools.solver.observers import Displayed, Observer, Output, Tested
 
 if TYPE_CHECKING:
     from caffetools.net.net import Net
@@ -72,7 +72,7 @@ class CaffeLog(Observer):
         """Remember where multistep stands."""
         self._step = solver.learning_rate.current_step
 
-    def displayed(self, solver: Solver, what: Displayed) -> None:
+    def displayed(self, solver: Solver, what: TrainStats) -> None:
         """The loss, the outputs, and the learning rate once it is certain which line comes between."""
         if what.last:
             self.log("solver.cpp:327", f"Iteration {what.iteration}, loss = {number(what.loss)}")
@@ -97,7 +97,7 @@ class CaffeLog(Observer):
         """Which net is tested."""
         self.log("solver.cpp:347", f"Iteration {solver.iteration}, Testing net (#{net})")
 
-    def tested(self, solver: Solver, what: Tested) -> None:
+    def tested(self, solver: Solver, what: TestResult) -> None:
         """The mean outputs."""
         if what.loss is not None:
             self.log("solver.cpp:393", f"Test loss: {number(what.loss)}")

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from caffetools.errors import NetError
+from caffetools.project.shape_check import check_parameter_shapes_match
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.projects.agreement import check_agreement
 from tests.surgery.nets import TINY, net_of
 
 
 def agree(net: Any, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
-    check_agreement(net, deploy_from(net, input_shape=shapes), shapes or {})
+    check_parameter_shapes_match(net, deploy_from(net, input_shape=shapes), shapes or {})
 
 
 def test_a_net_of_one_size_agrees_and_shapes_are_taken_where_it_tells_none() -> None:

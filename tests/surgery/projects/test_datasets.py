@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from caffetools.data.card import DatasetCard
+from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import CaffeToolsError, DataError, NetError
-from caffetools.surgery.projects.datasets import check_crops, classes_of, fit_batches, mean_of, read_databases
-from caffetools.surgery.projects.options import DataOptions
+from caffetools.project.data_options import DataOptions
+from caffetools.project.dataset_config import check_crops, classes_of, convert_imagedata_to_data, fit_batches, mean_of
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, net_of
 
@@ -45,12 +45,12 @@ def test_lists_of_pictures_become_databases() -> None:
         .replace("data_param {", "image_data_param { root_folder: 'x'")
         .replace("backend: LMDB", "")
     )
-    changes = read_databases(net)
+    changes = convert_imagedata_to_data(net)
     assert [str(change) for change in changes] == ["data: type ImageData → Data"]
     assert [(layer.type, layer.data_param.batch_size) for layer in net.layer[:2]] == [("Data", 4), ("Data", 2)]
     assert not net.layer[0].HasField("image_data_param") and net.layer[0].transform_param.crop_size == 8
     with pytest.raises(NetError, match="layer 'data': reads HDF5Data, which a dataset of pictures and labels cannot stand for"):
-        read_databases(build("mtcnn_pnet"))
+        convert_imagedata_to_data(build("mtcnn_pnet"))
 
 
 def test_pictures_must_be_as_large_as_the_crop() -> None:

@@ -10,18 +10,18 @@ import pytest
 from caffetools.data.databases import new_lmdb
 from caffetools.data.datum import array_to_datum
 from caffetools.errors import CaffeToolsError, DataError, NetError, RunFailed
+from caffetools.project.data_config import set_data_sources
+from caffetools.project.project import DataOptions, check_free, make_project, write_project
+from caffetools.project.solver_config import solver_for
 from caffetools.proto.binary import write_binaryproto
 from caffetools.proto.text import read_net, read_solver, write_prototxt
-from caffetools.surgery.projects.finetune import solver_for
-from caffetools.surgery.projects.project import DataOptions, check_free, make_project, write_project
-from caffetools.surgery.projects.sources import set_sources
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, net_of
 
 
 def test_each_phase_gets_its_source_its_batch_and_the_mean() -> None:
     net = net_of(TINY)
-    changes = set_sources(net, train_source="a", val_source="b", mean_values=[1, 2.5], train_batch=8)
+    changes = set_data_sources(net, train_source="a", val_source="b", mean_values=[1, 2.5], train_batch=8)
     train, val = net.layer[:2]
     assert (train.data_param.source, train.data_param.batch_size, train.data_param.backend) == ("a", 8, train.data_param.LMDB)
     assert (val.data_param.source, val.data_param.batch_size) == ("b", 2)
@@ -38,8 +38,8 @@ def test_each_phase_gets_its_source_its_batch_and_the_mean() -> None:
 
 def test_a_mean_file_takes_the_place_of_values_and_nothing_given_changes_nothing() -> None:
     net = net_of(TINY)
-    assert set_sources(net) == [] and net == net_of(TINY)
-    set_sources(net, mean_file="m.binaryproto")
+    assert set_data_sources(net) == [] and net == net_of(TINY)
+    set_data_sources(net, mean_file="m.binaryproto")
     assert [layer.transform_param.mean_file for layer in net.layer[:2]] == ["m.binaryproto"] * 2
     assert not net.layer[0].transform_param.mean_value
 
@@ -47,13 +47,13 @@ def test_a_mean_file_takes_the_place_of_values_and_nothing_given_changes_nothing
 def test_a_leveldb_is_seen_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "CURRENT").touch()
     net = net_of(TINY)
-    set_sources(net, train_source=str(tmp_path))
+    set_data_sources(net, train_source=str(tmp_path))
     assert net.layer[0].data_param.backend == net.layer[0].data_param.LEVELDB
 
 
 def test_a_net_without_data_layers_has_no_source_to_set() -> None:
     with pytest.raises(NetError, match="the net 'x' has no data layer of the TRAIN phase"):
-        set_sources(net_of('name: "x" layer { name: "in" type: "Input" top: "x" }'), train_source="a")
+        set_data_sources(net_of('name: "x" layer { name: "in" type: "Input" top: "x" }'), train_source="a")
 
 
 def test_a_solver_follows_the_number_of_pictures() -> None:

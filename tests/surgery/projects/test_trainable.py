@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from caffetools.errors import NetError
+from caffetools.graph.inputs import data_layers_to_inputs, data_shape
+from caffetools.graph.summary import summarize
 from caffetools.net.net import Net
+from caffetools.project.trainable import trainable_from
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net, read_solver, write_prototxt
-from caffetools.proto.upgrade import upgrade_net
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.inputs import data_layers_to_inputs, data_shape
-from caffetools.surgery.inspection.summary import summarize
-from caffetools.surgery.projects.trainable import trainable_from
 from caffetools.zoo.networks import MODELS, build
 from tests.cli.test_retarget import run
 from tests.surgery.nets import layer_of, net_of

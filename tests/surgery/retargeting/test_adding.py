@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from caffetools.errors import CaffeToolsError, NetError, PrototxtError
+from caffetools.graph.inputs import data_layers_to_inputs
+from caffetools.graph.summary import summarize
 from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, TRAIN, FillerParameter, NetParameter
 from caffetools.proto.text import format_text
-from caffetools.surgery.inputs import data_layers_to_inputs
-from caffetools.surgery.inspection.summary import summarize
-from caffetools.surgery.retargeting.added import parse_added
-from caffetools.surgery.retargeting.adding import add_layers
+from caffetools.surgery.insertion import add_layers
+from caffetools.surgery.layer_spec import parse_added
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, layer_of, net_of
 

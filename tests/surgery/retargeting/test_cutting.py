@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from caffetools.errors import NetError
+from caffetools.graph.graph import phases
+from caffetools.graph.summary import summarize
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
-from caffetools.surgery.graph import phases
-from caffetools.surgery.inspection.summary import summarize
-from caffetools.surgery.retargeting.cutting import drop_after
+from caffetools.surgery.truncation import drop_after
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, layer_of, net_of
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.surgery.retargeting.learning import Tuning, freeze_upto, learned_blobs, parse_filler, scale_rates, set_dropout, tune
-from caffetools.surgery.retargeting.retarget import retarget
+from caffetools.surgery.freezing import Tuning, freeze_upto, learned_blobs, parse_filler, scale_rates, set_dropout, tune
+from caffetools.surgery.retarget import retarget
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, layer_of, net_of, with_head
 

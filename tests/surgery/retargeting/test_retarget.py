@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caffetools.errors import CaffeToolsError, NetError
+from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.net.net import Net
+from caffetools.project.project import make_project
 from caffetools.proto.binary import Caffemodel, write_caffemodel
 from caffetools.proto.schema import TEST, TRAIN
-from caffetools.proto.upgrade import upgrade_net
-from caffetools.surgery.inputs import data_layers_to_inputs
-from caffetools.surgery.projects.project import make_project
-from caffetools.surgery.retargeting.retarget import retarget
+from caffetools.proto.upgrades.v1 import upgrade_net
+from caffetools.surgery.retarget import retarget
 from caffetools.zoo.networks import MODELS, build, prototxt_path
 from tests.surgery.nets import TINY, layer_of, net_of, with_head
 

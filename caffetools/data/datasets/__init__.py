@@ -1,0 +1,1 @@
+"""Building datasets: lists of images, splits, databases, means and the dataset card."""

@@ -1,0 +1,1 @@
+"""The layers that read data: Data, ImageData, HDF5Data, MemoryData, WindowData."""

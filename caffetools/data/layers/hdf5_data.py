@@ -1,0 +1,131 @@
+"""HDF5Data: batches from the datasets of HDF5 files (hdf5_data_layer.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
+from caffetools.data.layers.image_data import read_lines
+from caffetools.errors import DataError
+from caffetools.layers.base import Shape, format_shape
+from caffetools.layers.registry import register
+
+
+@register("HDF5Data")
+class HDF5Data(ReadingLayer):
+    """Rows of HDF5 datasets that are named as the tops: (N, …) each, float32.
+
+    ``source`` lists the files, one a line, relative to the working directory. Rows run through a file, then the next file, then
+    again; a batch may straddle two files. ``shuffle`` shuffles the files, and the rows in each. Nothing is transformed.
+    """
+
+    TOPS = (1, None)
+
+    def open(self, seed: int) -> BatchMaker:
+        if self.param.HasField("transform_param"):
+            raise self.error("HDF5 data is not transformed; transform it before storing and remove transform_param")
+        param = self.param.hdf5_data_param
+        return RowBatches(param.source, self.tops, batch_size_of(self, param.batch_size), seed, shuffle=param.shuffle)
+
+
+class RowBatches(BatchMaker):
+    """Batches of rows; its place is the next row of which file, and how often all files have been gone through."""
+
+    def __init__(self, source: str, names: list[str], size: int, seed: int, *, shuffle: bool):
+        super().__init__(seed)
+        self.files = [line for _, line in read_lines(source)]
+        if not self.files:
+            raise DataError(f"{source}: the list of HDF5 files is empty")
+        self.names, self.size, self.shuffle = names, size, shuffle
+        self._row_shapes: list[Shape] = []
+        self._epoch, self._file, self._row = 0, 0, 0
+        self._load()
+
+    def shapes(self) -> list[Shape]:
+        return [(self.size, *shape) for shape in self._row_shapes]
+
+    def next(self) -> Tops:
+        batch = tuple(np.empty(shape, np.float32) for shape in self.shapes())
+        filled = 0
+        while filled < self.size:
+            if self._row == len(self._rows):
+                self._next_file()
+            rows = self._take(self.size - filled)
+            for top, dataset in zip(batch, self._datasets, strict=True):
+                top[filled : filled + len(rows)] = dataset[rows]
+            filled += len(rows)
+        return batch
+
+    def _take(self, count: int) -> NDArray[np.int64]:
+        """Up to ``count`` of the file's next rows, those that are this part's."""
+        if self.parts == 1:
+            rows = self._rows[self._row : self._row + count]
+            self._row += len(rows)
+            return rows
+        taken: list[int] = []
+        while self._row < len(self._rows) and len(taken) < count:
+            if self.mine():
+                taken.append(self._row)
+            self._row += 1
+        return self._rows[taken]
+
+    def place(self) -> State:
+        return {"epoch": self._epoch, "file": self._file, "row": self._row}
+
+    def go_to(self, place: State) -> None:
+        self._epoch, self._file = int(place["epoch"]), int(place["file"])
+        self._load()
+        self._row = int(place["row"])
+
+    def _next_file(self) -> None:
+        self._file += 1
+        if self._file == len(self.files):
+            self._epoch, self._file = self._epoch + 1, 0
+        if len(self.files) > 1 or self.shuffle:
+            self._load()
+        self._row = 0
+
+    def _load(self) -> None:
+        order = self.order(self._epoch, len(self.files)) if self.shuffle else np.arange(len(self.files))
+        number = int(order[self._file])
+        self._datasets = self._read(self.files[number])
+        count = len(self._datasets[0])
+        self._rows = self.order(self._epoch, count, salt=number + 1) if self.shuffle else np.arange(count)
+
+    def _read(self, path: str) -> list[NDArray[np.float32]]:
+        import h5py
+
+        try:
+            with h5py.File(path, "r") as file:
+                datasets = [self._dataset(file, name, path) for name in self.names]
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read as HDF5: {error}") from None
+        if len({len(dataset) for dataset in datasets}) != 1:
+            rows = ", ".join(f"'{name}' {len(dataset)}" for name, dataset in zip(self.names, datasets, strict=True))
+            raise DataError(f"{path}: its datasets differ in their number of rows: {rows}")
+        if not len(datasets[0]):
+            raise DataError(f"{path}: its datasets have no rows")
+        shapes: list[Shape] = [dataset.shape[1:] for dataset in datasets]
+        if self._row_shapes and shapes != self._row_shapes:
+            raise DataError(f"{path}: its rows are {_listed(shapes)}, those of the first file {_listed(self._row_shapes)}")
+        self._row_shapes = shapes
+        return datasets
+
+    def _dataset(self, file: Any, name: str, path: str) -> NDArray[np.float32]:
+        import h5py
+
+        found = file.get(name)
+        if not isinstance(found, h5py.Dataset):
+            raise DataError(f"{path}: there is no dataset '{name}' (the layer's top); it has {', '.join(sorted(file)) or 'none'}")
+        if found.dtype.kind not in "fiu" or not found.shape:
+            raise DataError(
+                f"{path}: the dataset '{name}' must hold rows of numbers, not {found.dtype} of shape {format_shape(found.shape)}"
+            )
+        return np.asarray(found, np.float32)
+
+
+def _listed(shapes: list[Shape]) -> str:
+    return ", ".join(format_shape(shape) for shape in shapes)

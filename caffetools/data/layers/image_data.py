@@ -1,0 +1,126 @@
+"""ImageData: batches from picture files that a text file lists (image_data_layer.cpp)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.data.images import read_image
+from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
+from caffetools.data.transformer import Transformer
+from caffetools.errors import DataError
+from caffetools.layers.base import Shape
+from caffetools.layers.registry import register
+from caffetools.util.threads import ordered_map
+
+PathLike = str | os.PathLike[str]
+
+
+@register("ImageData")
+class ImageData(ReadingLayer):
+    """Pictures of a list, in its order or shuffled anew each time through: data (N, C, H, W) and labels (N).
+
+    ``source`` lists ``path label`` lines; the paths follow ``root_folder`` letter for letter. Pictures are resized where
+    ``new_height`` and ``new_width`` are set, and are grey where ``is_color`` is false. A batch takes its size from its first picture.
+    """
+
+    TOPS = (2, 2)
+
+    def open(self, seed: int) -> BatchMaker:
+        param = self.param.image_data_param
+        if bool(param.new_height) != bool(param.new_width):
+            raise self.error("new_height and new_width must be given together")
+        return ListBatches(param, batch_size_of(self, param.batch_size), Transformer(self.param.transform_param, self.phase), seed)
+
+
+class ListBatches(BatchMaker):
+    """Batches of transformed pictures; its place is the next line, and how often the list has been gone through."""
+
+    def __init__(self, param: Any, size: int, transformer: Transformer, seed: int):
+        super().__init__(seed)
+        self.entries = read_list(param.source)
+        self.root, self.color, self.shuffle = str(param.root_folder), bool(param.is_color), bool(param.shuffle)
+        self.resized = (int(param.new_width), int(param.new_height)) if param.new_height else None
+        self.size, self.transformer = size, transformer
+        self._epoch, self._position = 0, 0
+        self._order = self._new_order()
+        if param.rand_skip:
+            self._position = int(self.rng.integers(0, param.rand_skip))
+            if self._position >= len(self.entries):
+                raise DataError(f"{param.source}: rand_skip may skip more pictures than the list has ({len(self.entries)})")
+
+    def shapes(self) -> list[Shape]:
+        picture = self._read(int(self._order[self._position % len(self.entries)]))
+        return [(self.size, *self.transformer.top_shape(picture.shape)), (self.size,)]
+
+    def next(self) -> Tops:
+        indices = [self._mine() for _ in range(self.size)]
+        pictures = list(ordered_map(self._read, indices))
+        try:
+            batch = self.transformed(self.transformer, pictures)
+        except DataError as error:
+            raise DataError(f"{self._path(indices[0])} and those after it: {error}") from None
+        return batch, np.array([self.entries[index][1] for index in indices], np.float32)
+
+    def place(self) -> State:
+        return {"epoch": self._epoch, "position": self._position}
+
+    def go_to(self, place: State) -> None:
+        self._epoch, self._position = int(place["epoch"]), int(place["position"])
+        self._order = self._new_order()
+
+    def _mine(self) -> int:
+        index = self._advance()
+        while not self.mine():
+            index = self._advance()
+        return index
+
+    def _advance(self) -> int:
+        if self._position >= len(self.entries):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._order = self._new_order()
+        self._position += 1
+        return int(self._order[self._position - 1])
+
+    def _new_order(self) -> NDArray[np.int64]:
+        return self.order(self._epoch, len(self.entries)) if self.shuffle else np.arange(len(self.entries))
+
+    def _path(self, index: int) -> str:
+        return self.root + self.entries[index][0]
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        image = read_image(self._path(index), color=self.color, size=self.resized)
+        return image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def read_list(path: PathLike) -> list[tuple[str, int]]:
+    """The (picture, label) lines of a list as convert_imageset takes it; the label follows the last space. Empty lines are left out.
+
+    Raises:
+        DataError: the list is missing or empty, or a line has no whole number at its end; names the line.
+    """
+    entries: list[tuple[str, int]] = []
+    for number, line in read_lines(path):
+        name, _, label = line.rpartition(" ")
+        try:
+            entries.append((name, int(label)))
+        except ValueError:
+            raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and a whole number)") from None
+        if not name:
+            raise DataError(f"{os.fspath(path)}:{number}: '{line}' names no picture before its label")
+    if not entries:
+        raise DataError(f"{os.fspath(path)}: the list is empty")
+    return entries
+
+
+def read_lines(path: PathLike) -> list[tuple[int, str]]:
+    """The lines of a list that are not blank, with their numbers; names that are not UTF-8 are kept as the system spells them."""
+    try:
+        text = os.fsdecode(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)}: cannot read the list: {error.strerror} (looked for from {Path.cwd()})") from None
+    return [(number, stripped) for number, line in enumerate(text.split("\n"), 1) if (stripped := line.rstrip("\r\t "))]

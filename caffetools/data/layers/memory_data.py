@@ -1,0 +1,79 @@
+"""MemoryData: batches from arrays that a program gives (memory_data_layer.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caffetools.data.layers.batch_source import batch_size_of
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
+from caffetools.layers.registry import register
+from caffetools.proto.schema import TEST
+
+
+@register("MemoryData")
+class MemoryData(Layer):
+    """The arrays of :meth:`set_arrays`, batch by batch, over and over: data (N, C, H, W) and labels.
+
+    The label top has the shape (N) until the first pass, then (N, 1, 1, 1), as in Caffe. As there, ``transform_param`` has no
+    effect on arrays that are set.
+    """
+
+    BOTTOMS = (0, 0)
+    TOPS = (2, 2)
+    IS_DATA = True
+
+    def __init__(self, param: Any, phase: int = TEST):
+        super().__init__(param, phase)
+        self._data = self._labels = torch.empty(0)
+        self._position = 0
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        param = self.param.memory_data_param
+        size = batch_size_of(self, param.batch_size)
+        if min(param.channels, param.height, param.width) < 1:
+            raise self.error("channels, height and width must all be given in memory_data_param")
+        return [(size, param.channels, param.height, param.width), (size,)]
+
+    def set_arrays(self, data: NDArray[Any], labels: NDArray[Any]) -> None:
+        """Give the pictures and labels for the coming passes, and start at the first.
+
+        Args:
+            data: (M, C, H, W), M a multiple of the batch size; used as they are, as float32. labels: M values.
+
+        Raises:
+            NetError: the shapes are not those of the layer.
+        """
+        size, *shape = self.setup([])[0]
+        if tuple(data.shape[1:]) != tuple(shape):
+            raise self.error(f"the arrays must be M x {format_shape(shape)}, not {format_shape(data.shape)}")
+        if not len(data) or len(data) % size:
+            raise self.error(f"the number of pictures ({len(data)}) must be a multiple of the batch size ({size})")
+        if labels.size != len(data):
+            raise self.error(f"there are {labels.size} labels for {len(data)} pictures")
+        self._data = torch.from_numpy(np.array(data, np.float32))
+        self._labels = torch.from_numpy(np.array(labels, np.float32).reshape(-1, 1, 1, 1))
+        self._position = 0
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        if not len(self._data):
+            raise self.error("has no data yet: call set_arrays (set_input_arrays in pycaffe) before the first pass")
+        begin, size = self._position, int(self.param.memory_data_param.batch_size)
+        self._position = (begin + size) % len(self._data)
+        return self._data[begin : begin + size].clone(), self._labels[begin : begin + size].clone()
+
+    def get_state(self) -> dict[str, int]:
+        """Where in the arrays the next batch begins; the arrays themselves are the program's."""
+        return {"position": self._position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continue where :meth:`get_state` was called. Arrays of another length begin anew."""
+        position = int(state["position"])
+        self._position = position if position < len(self._data) else 0
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        """Nothing: the exporter makes the net's inputs the graph's."""

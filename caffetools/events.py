@@ -1,0 +1,183 @@
+"""Typed events of long-running work, and the sinks that receive them.
+
+Dataset building, fetching, training (by our engine and by real Caffe), testing, evaluation, export, verification and calibration
+all call one sink, a function of one event: the terminal, a JSON-lines file, a notebook or a web page. Order of events:
+``Started``, then any number of ``Progress``, ``Metrics``, ``Tested``, ``CheckpointWritten``, ``ArtifactWritten`` and ``Warned``,
+then ``Finished``, which comes also after an error or a cancellation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, ClassVar, Literal
+
+Status = Literal["done", "stopped", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    Attributes:
+        task: What emits it: ``dataset``, ``fetch``, ``train``, ``test``, ``evaluate``, ``export``, ``verify``, ``calibrate``…
+        time: Seconds since the epoch (Unix time).
+    """
+
+    kind: ClassVar[str] = "event"
+    task: str = ""
+    time: float = field(default_factory=time.time)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as plain values for JSON, with ``kind`` first."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """Work begins.
+
+    Attributes:
+        title: One line for people. command: The command line that does the same by hand, if there is one.
+    """
+
+    kind: ClassVar[str] = "started"
+    title: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """``done`` of ``total`` units are finished; ``total`` is 0 where it is unknown.
+
+    Attributes:
+        done: Units finished. total: Units in all. unit: ``images``, ``iterations``, ``bytes``, ``records``, ``batches``…
+    """
+
+    kind: ClassVar[str] = "progress"
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Event):
+    """Training figures at a displayed iteration.
+
+    Attributes:
+        iteration: Iterations completed. loss: Smoothed loss (``average_loss``). lr: Learning rate of this iteration.
+        outputs: Output blob name → value; blobs of several values are numbered ``name[i]``.
+        seconds: Since the previous display. iterations_per_second: Over the same time.
+    """
+
+    kind: ClassVar[str] = "metrics"
+    iteration: int = 0
+    loss: float = 0.0
+    lr: float = 0.0
+    outputs: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    iterations_per_second: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested(Event):
+    """A test net was scored.
+
+    Attributes:
+        iteration: Training iteration it was tested at. net: Index of the test net. outputs: Output blob name → mean value.
+    """
+
+    kind: ClassVar[str] = "tested"
+    iteration: int = 0
+    net: int = 0
+    outputs: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointWritten(Event):
+    """A snapshot is complete on disk: its ``.caffemodel`` (``weights``) and ``.solverstate`` (``state``)."""
+
+    kind: ClassVar[str] = "checkpoint"
+    iteration: int = 0
+    weights: str = ""
+    state: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactWritten(Event):
+    """A file or folder is complete on disk.
+
+    Attributes:
+        path: Where. what: Its role: ``lmdb``, ``mean``, ``labels``, ``train_val``, ``deploy``, ``onnx``, ``report``, ``figure``…
+    """
+
+    kind: ClassVar[str] = "artifact"
+    path: str = ""
+    what: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something the user should know that does not stop the work. Emitted once, not once an iteration."""
+
+    kind: ClassVar[str] = "warning"
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """Work has ended.
+
+    Attributes:
+        status: ``done``; ``stopped`` (early, with a snapshot); ``cancelled``; ``failed``. message: The error, or a summary line.
+        seconds: Duration.
+    """
+
+    kind: ClassVar[str] = "finished"
+    status: Status = "done"
+    message: str = ""
+    seconds: float = 0.0
+
+
+EventSink = Callable[[Event], None]
+
+KINDS: dict[str, type[Event]] = {
+    cls.kind: cls for cls in (Started, Progress, Metrics, Tested, CheckpointWritten, ArtifactWritten, Warned, Finished)
+}
+
+
+def ignore(event: Event) -> None:
+    """Discard an event: the sink of work that nobody follows."""
+
+
+def fan_out(sinks: Iterable[EventSink]) -> EventSink:
+    """Return a sink that passes each event to all of ``sinks``, in order."""
+    targets = tuple(sinks)
+
+    def sink(event: Event) -> None:
+        for target in targets:
+            target(event)
+
+    return sink
+
+
+def json_lines(stream: IO[str]) -> EventSink:
+    """Return a sink that writes each event to ``stream`` as one line of JSON, flushed."""
+
+    def sink(event: Event) -> None:
+        stream.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
+        stream.flush()
+
+    return sink
+
+
+def from_dict(values: Mapping[str, Any]) -> Event:
+    """Return the event that :meth:`Event.to_dict` gave ``values`` of. Raises :class:`ValueError` for an unknown kind."""
+    rest = dict(values)
+    kind = rest.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"unknown event kind {kind!r}")
+    return KINDS[kind](**rest)

@@ -1,0 +1,222 @@
+"""Finding a network's classifiers from its graph: what the losses read, followed upwards to the layer that makes the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from caffetools.errors import NetError, did_you_mean
+from caffetools.graph.graph import Graph, phases
+
+# Losses that compare one score a class with a label.
+CLASS_LOSSES = ("SoftmaxWithLoss", "MultinomialLogisticLoss", "InfogainLoss", "HingeLoss", "SigmoidCrossEntropyLoss")
+# Layers with one weighted sum of their input for each output, and the part that says how many; the last kind also reads the label.
+LINEAR = {"InnerProduct": "inner_product_param", "Convolution": "convolution_param"}
+CLASSIFIERS = {**LINEAR, "MarginInnerProduct": "margin_inner_product_param"}
+
+# What may stand between a classifier and its loss: the classes stay where they are, each by itself.
+_OF_FORKS = {"ReLU6", "SELU", "SeLu", "Swish", "HSwish", "HardSwish", "HSigmoid", "Mish"}
+ELEMENTWISE = {"ReLU", "ELU", "Sigmoid", "TanH", "BNLL", "AbsVal", "Power", "Exp", "Log", "Clip", "Dropout", *_OF_FORKS}
+_SPATIAL = {"Pooling", "Flatten", "Crop", "Interp", "Upsample"}
+_CLASS_PRESERVING = {*ELEMENTWISE, *_SPATIAL, "Softmax", "Split"}
+# Likewise, but with parameters of their own for each class.
+_PER_CLASS_PARAMS = {"BatchNorm", "BN", "Scale", "Bias", "PReLU"}
+
+
+class _Unknown(NetError):
+    """Nobody can tell from the graph where the classifier is."""
+
+
+class _Reshaped(NetError):
+    """The outputs of the layer ``classifier`` are no classes each."""
+
+    classifier = ""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier layer of a net.
+
+    Attributes:
+        layer, type_name, num_output: its name, Caffe type and number of classes.
+        judge: the loss (of a deploy net: the Softmax) that reads it. weight: that loss's weight.
+        followers: layers between the two that have parameters for each class, such as a Scale, or a Deconvolution that enlarges maps.
+        reshapes: Reshape layers between the two, whose shape may name the number of classes.
+    """
+
+    layer: str
+    type_name: str
+    num_output: int
+    judge: str
+    weight: float
+    followers: tuple[str, ...] = ()
+    reshapes: tuple[str, ...] = ()
+
+
+def find_heads(param: Any, names: Iterable[str] | None = None) -> list[Head]:
+    """The classifier layers of ``param``, in the order of their losses; files with both phases count once.
+
+    A loss that reads the sum (or product, or maximum) of several classifiers' scores, as where two branches meet, has all of them.
+    A SigmoidCrossEntropyLoss that compares a net's output with its own input, as autoencoders do, has none.
+
+    Args:
+        param: A ``NetParameter`` in today's form. Without any class loss, the Softmax layers whose tops are outputs count as judges,
+            and without those the Sigmoid layers.
+        names: The classifier layers' names, where the graph should not decide.
+
+    Raises:
+        NetError: there is no classifier, or one of ``names`` is none; the message says what was looked for and found.
+    """
+    if names is not None:
+        return [_named(param, name) for name in names]
+    heads: dict[str, Head] = {}
+    for graph, index in _judges(param):
+        for head in _classifiers(graph, index):
+            heads.setdefault(head.layer, head)
+    if not heads:
+        raise NetError(
+            f"no classifier was found in the net '{param.name}': it has no {', '.join(CLASS_LOSSES)}, and no Softmax as an output"
+        )
+    return list(heads.values())
+
+
+def primary_classifier(heads: list[Head]) -> Head:
+    """The head whose loss counts most; of equals, the last."""
+    return max(enumerate(heads), key=lambda item: (item[1].weight, item[0]))[1]
+
+
+def classifier_param(layer: Any) -> Any:
+    """The part of a classifier layer that has ``num_output``."""
+    return getattr(layer, CLASSIFIERS[layer.type])
+
+
+def flattens(layer: Any) -> bool:
+    """Whether ``layer`` is a Reshape to (N, values), whatever comes in."""
+    param = layer.reshape_param
+    return layer.type == "Reshape" and param.axis == 0 and param.num_axes == -1 and list(param.shape.dim) == [0, -1]
+
+
+def loss_weight(layer: Any) -> float:
+    """The weight of a loss layer's first top; 1 where none is given."""
+    return float(layer.loss_weight[0]) if layer.loss_weight else 1.0
+
+
+def _judges(param: Any) -> list[tuple[Graph, int]]:
+    """(graph, place) of what reads scores: the losses of both phases, else the final Softmax (or Sigmoid) layers."""
+    graphs = phases(param)
+    losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if layer.type in CLASS_LOSSES]
+    if losses:
+        return [(graph, i) for graph, i in losses if not _reconstructs(graph, i)]
+    for kind in ("Softmax", "Sigmoid"):
+        found = [(graph, i) for graph in graphs for i, _ in graph.outputs() if graph.layers[i].type == kind]
+        if found:
+            return found
+    return []
+
+
+def _reconstructs(graph: Graph, index: int) -> bool:
+    """Whether a loss compares scores with what they are made from."""
+    loss = graph.layers[index]
+    if loss.type != "SigmoidCrossEntropyLoss" or len(loss.bottom) < 2:
+        return False
+    scores, labels = (_roots(graph, index, bottom) for bottom in loss.bottom[:2])
+    return labels <= scores
+
+
+def _roots(graph: Graph, index: int, blob: str) -> set[str]:
+    """The blobs of data layers and inputs that ``blob``, as layer ``index`` reads it, comes from."""
+    pending, roots, seen = [(index, blob)], set[str](), set[tuple[int, str]]()
+    while pending:
+        use = pending.pop()
+        if use in seen:
+            continue
+        seen.add(use)
+        maker = graph.maker(*use)
+        if maker is None or not graph.layers[maker].bottom:
+            roots.add(use[1])
+        else:
+            pending += [(maker, bottom) for bottom in graph.layers[maker].bottom]
+    return roots
+
+
+def _classifiers(graph: Graph, index: int) -> list[Head]:
+    """Follow the first bottom of the layer at ``index`` up to its classifiers."""
+    judge = graph.layers[index]
+    if not judge.bottom:
+        raise _Unknown(f"no classifier was found above {judge.type} '{judge.name}': it reads nothing", layer=judge.name)
+    return _follow(graph, judge, index, judge.bottom[0], (), ())
+
+
+def _follow(graph: Graph, judge: Any, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[str, ...]) -> list[Head]:
+    at = f"{judge.type} '{judge.name}'"
+    where = f"the scores that {at} reads"
+    for maker in graph.walk_up(index, blob):
+        layer = graph.layers[maker]
+        if layer.type in CLASSIFIERS:
+            outputs = classifier_param(layer).num_output
+            _check_reshapes(graph, reshapes, layer, outputs)
+            return [Head(layer.name, layer.type, outputs, judge.name, loss_weight(judge), followers, reshapes)]
+        if (layer.type in _PER_CLASS_PARAMS and len(layer.bottom) == 1) or layer.type == "Deconvolution":
+            followers += (layer.name,)
+        elif layer.type == "Reshape" and _keeps_classes(layer):
+            reshapes += (layer.name,)
+        elif layer.type == "Eltwise" and len(layer.bottom) > 1:
+            with suppress(_Unknown):
+                # Where two branches meet, each must end in a classifier.
+                return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, judge, maker, b, followers, reshapes)]
+            raise _not_found(at, where, layer)
+        elif layer.type not in _CLASS_PRESERVING:
+            raise _not_found(at, where, layer)
+    raise _Unknown(f"no classifier was found above {at}: {where} are an input of the net", layer=judge.name)
+
+
+def _not_found(at: str, where: str, layer: Any) -> NetError:
+    return _Unknown(
+        f"no classifier was found above {at}: looked for an InnerProduct or Convolution, but {where} come from this "
+        f"{layer.type} layer; name the classifiers yourself (--head)",
+        layer=layer.name,
+    )
+
+
+def _keeps_classes(reshape: Any) -> bool:
+    """Whether a Reshape of the whole blob leaves the classes on axis 1, or by themselves on it as in [0, -1]."""
+    param = reshape.reshape_param
+    dims = list(param.shape.dim)
+    return param.axis == 0 and param.num_axes == -1 and len(dims) > 1 and (dims[1] >= 0 or len(dims) == 2)
+
+
+def _check_reshapes(graph: Graph, reshapes: tuple[str, ...], classifier: Any, outputs: int) -> None:
+    for layer in graph.layers.values():
+        if layer.name in reshapes and (dim := layer.reshape_param.shape.dim[1]) not in (0, -1, outputs):
+            error = _Reshaped(
+                f"makes {dim} of the {outputs} outputs of '{classifier.name}', which are several scores a class then; "
+                "such a classifier must be changed by hand, with what else depends on it",
+                layer=layer.name,
+            )
+            error.classifier = classifier.name
+            raise error
+
+
+def _named(param: Any, name: str) -> Head:
+    layer = next((layer for layer in param.layer if layer.name == name), None)
+    if layer is None:
+        raise NetError(f"the net '{param.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in param.layer])} (--head)")
+    if layer.type not in CLASSIFIERS:
+        raise NetError(f"is a {layer.type} layer; a classifier is an InnerProduct or a Convolution", layer=name)
+    for graph, index in _judges(param):
+        try:
+            heads = _classifiers(graph, index)
+        except _Reshaped as error:
+            if error.classifier == name:
+                raise
+            continue
+        except _Unknown:
+            continue
+        for head in heads:
+            if head.layer == name:
+                return head
+            if any(graph.layers[i].name == name for i in graph.needed([(index, graph.layers[index].bottom[0])])):
+                raise NetError(f"is no classifier: '{head.layer}' is, and reads what is made from it (--head)", layer=name)
+    return Head(name, layer.type, classifier_param(layer).num_output, "", 0.0)

@@ -1,0 +1,45 @@
+"""How many layers of each type networks have, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from caffetools.proto.upgrades.v1 import upgrade_net
+
+# The types that tables of networks begin with; others follow as they come.
+_FIRST = ("Convolution", "InnerProduct", "Pooling", "ReLU", "LRN", "Dropout")
+
+
+def count_types(param: Any) -> dict[str, int]:
+    """Layer type → number of layers of ``param``, a ``NetParameter`` of any age.
+
+    A layer that a file for both phases has twice, such as its data layer, counts once. Raises :class:`NetError` where the net cannot
+    be upgraded.
+    """
+    return dict(Counter(kind for _, kind in dict.fromkeys((layer.name, layer.type) for layer in upgrade_net(param).layer)))
+
+
+def count_global_poolings(param: Any) -> int:
+    """How many of the Pooling layers of ``param`` pool over all of a channel."""
+    poolings = [layer for layer in upgrade_net(param).layer if layer.type == "Pooling"]
+    return len({layer.name for layer in poolings if layer.pooling_param.global_pooling})
+
+
+def type_table(nets: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of a table with one column a net: the type, then for each net its number of layers, ``-`` where it has none.
+
+    Poolings over all of a channel are told apart: ``3 (+1 global)``.
+    """
+    counts = {name: count_types(param) for name, param in nets.items()}
+    total = sum((Counter(count) for count in counts.values()), Counter[str]())
+    kinds = [kind for kind in _FIRST if kind in total] + [kind for kind in total if kind not in _FIRST]
+    whole = {name: count_global_poolings(param) for name, param in nets.items()}
+    return [(kind, *(_cell(counts[name].get(kind, 0), whole[name] if kind == "Pooling" else 0) for name in nets)) for kind in kinds]
+
+
+def _cell(count: int, of_them_global: int) -> str:
+    if not count:
+        return "-"
+    return f"{count - of_them_global} (+{of_them_global} global)" if of_them_global else str(count)

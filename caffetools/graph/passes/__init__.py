@@ -1,0 +1,1 @@
+"""Rewrite passes over a net and its weights."""

@@ -1,0 +1,88 @@
+"""Weights held against a network: which layers take theirs, and what the values are like."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from caffetools.graph.summary import Summary
+from caffetools.layers.base import Shape
+from caffetools.proto.binary import Caffemodel
+from caffetools.proto.blobs import Array, fits_stored
+
+_PIECE = 1 << 20
+
+FITS, DIFFERS, FRESH, UNCHECKED = "fits", "differs", "fresh", "unchecked"
+
+
+@dataclass(frozen=True)
+class BlobStatistics:
+    """Of one parameter blob in a file: its shape, and the mean, standard deviation and largest absolute value (float64)."""
+
+    shape: Shape
+    mean: float
+    std: float
+    absmax: float
+
+
+@dataclass
+class LayerWeights:
+    """One layer's part of a weights file.
+
+    Attributes:
+        status: ``fits``; ``differs`` in number or shape, so that loading is refused; ``fresh``: the file has none for it;
+            ``unchecked``: the net's shapes are not known.
+        expected: the net's shapes. blobs: what the file has.
+    """
+
+    layer: str
+    status: str
+    expected: list[Shape] | None
+    blobs: list[BlobStatistics] = field(default_factory=list)
+
+
+@dataclass
+class Comparison:
+    """A weights file against a net: ``layers`` of the net that have parameters, and ``unused``, the file's that the net lacks."""
+
+    layers: list[LayerWeights]
+    unused: list[str]
+
+    def named(self, status: str) -> list[str]:
+        """The layers of that status."""
+        return [layer.layer for layer in self.layers if layer.status == status]
+
+
+def compare_weights(summary: Summary, model: Caffemodel) -> Comparison:
+    """Hold the shapes in ``model`` against those of the net, layer by layer, and describe the values."""
+    layers = []
+    for row in summary.layers:
+        arrays = model.blobs.get(row.name)
+        if row.parameters is None:
+            if arrays:
+                layers.append(LayerWeights(row.name, UNCHECKED, None, [_describe(a) for a in arrays]))
+        elif row.parameters:
+            status = FRESH if arrays is None else FITS if _all_fit(arrays, row.parameters) else DIFFERS
+            layers.append(LayerWeights(row.name, status, row.parameters, [_describe(a) for a in arrays or ()]))
+    names = {row.name for row in summary.layers}
+    return Comparison(layers, [name for name in model.blobs if name not in names])
+
+
+def _all_fit(arrays: list[Array], shapes: list[Shape]) -> bool:
+    return len(arrays) == len(shapes) and all(fits_stored(a.shape, shape) for a, shape in zip(arrays, shapes, strict=True))
+
+
+def _describe(array: Array) -> BlobStatistics:
+    values = array.reshape(-1)
+    total, largest = 0.0, 0.0
+    # In pieces, so that double precision does not cost twice the memory of the largest layer.
+    pieces = [values[i : i + _PIECE] for i in range(0, values.size, _PIECE)]
+    for piece in pieces:
+        total += float(piece.sum(dtype=np.float64))
+        largest = float(np.maximum(largest, np.abs(piece).max()))  # a NaN stays one
+    mean = total / max(1, values.size)
+    with np.errstate(invalid="ignore", over="ignore"):
+        squares = sum(float(np.square(piece - np.float64(mean)).sum()) for piece in pieces)
+    return BlobStatistics(array.shape, mean, math.sqrt(squares / max(1, values.size)), largest)

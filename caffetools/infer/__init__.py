@@ -1,0 +1,1 @@
+"""Inference: preprocessing, classification and feature extraction over any engine."""

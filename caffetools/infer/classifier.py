@@ -1,0 +1,234 @@
+"""Classifying pictures with a deployed network: the class names and probabilities for each of them."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.data.images import SUFFIXES
+from caffetools.errors import DataError, NetError
+from caffetools.infer.load import open_engine
+from caffetools.infer.preprocess import Preprocessor, read_labels, read_mean
+from caffetools.layers.base import format_shape
+from caffetools.onnx.metadata import Preprocessing
+from caffetools.proto.blobs import Array
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and how probable the net finds it: its number, its name (the number as text where none is known), 0 to 1."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """What came of one picture: the most probable classes, best first, or the reason why it could not be read."""
+
+    picture: str
+    guesses: tuple[Prediction, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How pictures are prepared, where it is not as the ONNX file's metadata say. None leaves it at that.
+
+    Attributes:
+        mean, labels: as :func:`read_mean` and :func:`read_labels` take them. scale: the factor after the mean.
+        resize: (width, height) of the whole picture before the crop.
+    """
+
+    mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None
+    labels: PathLike | Sequence[str] | None = None
+    scale: float | None = None
+    resize: tuple[int, int] | None = None
+
+
+class Classifier:
+    """A deployed net that classifies pictures.
+
+    Args:
+        deploy: A deploy prototxt, or an ONNX file. weights: Its .caffemodel; None for ONNX.
+        options: Mean, labels, scale and size; what an exported ONNX file says of itself holds where an option is None.
+        engine: ``"torch"`` or ``"onnxruntime"``; None takes torch for a prototxt and onnxruntime for an ONNX file.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        output: The blob of the probabilities; None where the net has only one output.
+
+    Raises:
+        CaffeToolsError: a file cannot be read, the weights are another net's, mean or labels do not fit the net.
+    """
+
+    def __init__(
+        self,
+        deploy: PathLike,
+        weights: PathLike | None = None,
+        options: Options | None = None,
+        *,
+        engine: str | None = None,
+        device: str = "cpu",
+        output: str | None = None,
+    ):
+        self.engine, known = open_engine(deploy, weights, engine=engine, device=device)
+        pictures = [blob for blob, shape in self.engine.inputs.items() if len(shape) == 4]
+        if len(self.engine.inputs) != 1 or not pictures:
+            inputs = ", ".join(self.engine.inputs) or "none"
+            raise NetError(f"{os.fspath(deploy)}: classifying needs a net with one input for pictures; it has {inputs}")
+        self.input = pictures[0]
+        self.output = self._pick_output(output)
+        shape = self.engine.inputs[self.input]
+        self.preprocessing = merge_preprocessing(known or Preprocessing(), options or Options(), channels=shape[1])
+        self.preprocessor = Preprocessor(shape, self.preprocessing)
+        self.labels = self.preprocessing.labels
+        given = options.labels if options is not None else None
+        self._labels_from = os.fspath(given if isinstance(given, str | os.PathLike) else deploy)
+
+    def classify(
+        self,
+        pictures: Iterable[PathLike],
+        *,
+        top: int = 5,
+        batch: int = 16,
+        oversample: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[ClassificationResult]:
+        """Classify picture files. One that cannot be read gets an error in its place; the rest goes on.
+
+        Args:
+            top: How many classes to give for each. batch: How many pictures the net sees at once.
+            oversample: Average the probabilities of ten crops (corners and centre, mirrored too), as ``caffe.io.oversample`` cuts them.
+
+        Raises:
+            NetError: the net's output is no vector of probabilities for each picture, or the labels are of another number.
+        """
+        names = [os.fspath(picture) for picture in pictures]
+        results: dict[int, ClassificationResult] = {}
+        for start in range(0, len(names), max(batch, 1)):
+            chunk = range(start, min(start + max(batch, 1), len(names)))
+            read: dict[int, Array] = {}
+            for index in chunk:
+                try:
+                    image = self.preprocessor.read(names[index])
+                    read[index] = self.preprocessor.oversample(image) if oversample else self.preprocessor.centre(image)
+                except DataError as error:
+                    results[index] = ClassificationResult(names[index], error=str(error))
+            for index, row in zip(read, self.probabilities(list(read.values())), strict=True):
+                results[index] = ClassificationResult(names[index], self._best(row, top))
+            if progress:
+                progress(chunk.stop, len(names))
+        return [results[index] for index in range(len(names))]
+
+    def probabilities(self, inputs: Sequence[Array]) -> list[Array]:
+        """The classes' probabilities for each of ``inputs``, averaged over its crops.
+
+        Args:
+            inputs: For each picture (crops, C, H, W) float32, as the preprocessor makes them.
+
+        Returns:
+            (classes,) float32 for each.
+        """
+        if not inputs:
+            return []
+        outputs = self._run(np.concatenate(list(inputs)))
+        ends = np.cumsum([len(crops) for crops in inputs])
+        return [outputs[end - len(crops) : end].mean(axis=0) for crops, end in zip(inputs, ends, strict=True)]
+
+    def _run(self, batch: Array) -> Array:
+        fixed = self.engine.batch
+        rows = [self.engine.predict({self.input: part})[self.output] for part in _parts(batch, fixed)]
+        output = np.concatenate(rows)[: len(batch)]
+        if output.ndim < 2 or int(np.prod(output.shape[2:])) != 1 or len(output) != len(batch):
+            raise NetError(
+                f"output '{self.output}' is {format_shape(output.shape)} for {len(batch)} picture(s); classifying needs one vector for each"
+            )
+        output = output.reshape(len(batch), -1)
+        if not np.isfinite(output).all() or output.min() < 0 or output.max() > 1 + 1e-4:
+            raise NetError(
+                f"output '{self.output}' has values from {output.min():.3g} to {output.max():.3g}, which are no probabilities; "
+                "use the deploy prototxt with its Softmax layer (`caffetools deploy` writes it)"
+            )
+        if self.labels and len(self.labels) != output.shape[1]:
+            raise NetError(f"{self._labels_from}: there are {len(self.labels)} labels, but the net has {output.shape[1]} classes")
+        return output
+
+    def _best(self, row: Array, top: int) -> tuple[Prediction, ...]:
+        # Stable, so that of equal probabilities the lower class comes first.
+        order = np.argsort(-row, kind="stable")[:top]
+        return tuple(Prediction(int(i), self.labels[i] if self.labels else str(i), float(row[i])) for i in order)
+
+    def _pick_output(self, output: str | None) -> str:
+        outputs = self.engine.outputs
+        if output is None and len(outputs) == 1:
+            return outputs[0]
+        if output in outputs:
+            return str(output)
+        wrong = f"has no output '{output}'" if output else "has several outputs"
+        raise NetError(f"the net {wrong}; choose the probabilities among {', '.join(outputs)}")
+
+
+def merge_preprocessing(known: Preprocessing, options: Options, *, channels: int) -> Preprocessing:
+    """``known`` with what ``options`` gives in its place; the channel order follows the net's ``channels``."""
+    changes: dict[str, Any] = {"channel_order": "GRAY" if channels == 1 else "BGR"}
+    if options.mean is not None:
+        changes["mean_values"], changes["mean_image"] = read_mean(options.mean)
+    if options.labels is not None:
+        changes["labels"] = read_labels(options.labels)
+    if options.scale is not None:
+        if not math.isfinite(options.scale) or options.scale == 0:
+            raise DataError(f"the scale {options.scale:g} leaves nothing of a picture; a number such as 0.00390625 is expected")
+        changes["scale"] = options.scale
+    if options.resize is not None:
+        changes["resize"] = options.resize
+    return replace(known, **changes)
+
+
+def find_pictures(names: Iterable[PathLike]) -> list[str]:
+    """The picture files that ``names`` mean: files as they are, folders with all pictures below them, patterns with ``*`` or ``?``.
+
+    Sorted within a folder or pattern. A file that does not exist stays in the list, to be reported like a broken one.
+
+    Raises:
+        DataError: a folder holds no pictures, or a pattern matches nothing.
+    """
+    found: list[str] = []
+    for name in (os.fspath(name) for name in names):
+        if Path(name).is_dir():
+            inside = _below(Path(name))
+            if not inside:
+                raise DataError(f"{name}: the folder holds no pictures ({', '.join(sorted(SUFFIXES)[:6])}, …)")
+            found += inside
+        elif glob.has_magic(name) and not Path(name).exists():
+            matches = sorted(m for m in glob.glob(name, recursive=True) if not Path(m).is_dir())  # noqa: PTH207 (names may be absolute)
+            if not matches:
+                raise DataError(f"{name}: nothing matches this pattern")
+            found += matches
+        else:
+            found.append(name)
+    return found
+
+
+def _below(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _parts(batch: Array, size: int | None) -> Iterator[Array]:
+    """``batch`` in parts of exactly ``size``, the last one filled up with its last item; None takes all at once."""
+    if size is None:
+        yield batch
+        return
+    for start in range(0, len(batch), size):
+        part = batch[start : start + size]
+        missing = size - len(part)
+        yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part

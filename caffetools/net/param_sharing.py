@@ -1,0 +1,83 @@
+"""Parameters that several layers own together, by the name in their ``param`` blocks (Caffe's Net::AppendParam)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from caffetools.layers.base import Layer, count, format_shape
+from caffetools.proto.schema import ParamSpec
+
+Entry = tuple[nn.Parameter, float, float, str, int]
+
+
+def share_parameters(layers: list[Layer]) -> list[Entry]:
+    """Make layers with equally named parameters hold one tensor, and list what can be learned.
+
+    Returns:
+        (parameter, lr_mult, decay_mult, layer, index) in net order, each shared parameter once under its first owner. A
+        multiplier given by any owner counts; different ones are an error, as in Caffe. Where lr_mult is 0 no gradient is computed.
+
+    Raises:
+        NetError: shared blobs differ in shape (or in size, where share_mode is PERMISSIVE), or in their multipliers.
+    """
+    owners: dict[str, _Owner] = {}
+    entries: list[_Owner] = []
+    for layer, index, spec in _params(layers):
+        known = owners.get(spec.name) if spec.name else None
+        if known is None:
+            owner = _Owner(layer, index, spec)
+            entries.append(owner)
+            if spec.name:
+                owners[spec.name] = owner
+        else:
+            known.adopt(layer, index, spec)
+    for owner in entries:
+        parameter = owner.layer.blobs[owner.index]
+        if owner.lr_mult == 0:
+            parameter.requires_grad_(False)
+    return [(o.layer.blobs[o.index], o.lr_mult, o.decay_mult, o.layer.name, o.index) for o in entries]
+
+
+class _Owner:
+    def __init__(self, layer: Layer, index: int, spec: Any):
+        self.layer, self.index, self.spec = layer, index, spec
+        self.lr_mult = 0.0 if not layer.specs[index].learnable else float(spec.lr_mult)
+        self.decay_mult = float(spec.decay_mult)
+
+    def adopt(self, layer: Layer, index: int, spec: Any) -> None:
+        mine, theirs = self.layer.blobs[self.index], layer.blobs[index]
+        permissive = spec.share_mode == 1
+        fits = count(mine.shape) == count(theirs.shape) if permissive else mine.shape == theirs.shape
+        if not fits:
+            raise layer.error(
+                f"shares parameter '{spec.name}' with layer '{self.layer.name}', but its blob {index} is {format_shape(theirs.shape)} "
+                f"and theirs {format_shape(mine.shape)}"
+            )
+        if mine.shape != theirs.shape:
+            raise layer.error(f"shares parameter '{spec.name}' in another shape (share_mode PERMISSIVE), which is not supported yet")
+        for field in ("lr_mult", "decay_mult"):
+            if not spec.HasField(field):
+                continue
+            value = float(getattr(spec, field))
+            if self.spec.HasField(field) and getattr(self, field) != value:
+                raise layer.error(
+                    f"shared parameter '{spec.name}' has {field} {value} here and {getattr(self, field)} in '{self.layer.name}'"
+                )
+            setattr(self, field, value)
+            setattr(self.spec, field, value)
+        layer.blobs[index] = mine
+
+
+def _params(layers: list[Layer]) -> Iterator[tuple[Layer, int, Any]]:
+    for layer in layers:
+        given = list(layer.param.param)
+        if len(given) > len(layer.blobs):
+            raise layer.error(f"has {len(given)} param blocks but only {len(layer.blobs)} parameter blob(s)")
+        for index in range(len(layer.blobs)):
+            spec = ParamSpec()
+            if index < len(given):
+                spec.CopyFrom(given[index])
+            yield layer, index, spec

@@ -1,0 +1,1 @@
+"""One folder, one project: dataset, nets, solver, training, deployment and report."""

@@ -1,0 +1,78 @@
+"""The files that surgery writes into a folder: prototxts of nets and solvers, and weights to start from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from caffetools.data.databases import open_database
+from caffetools.errors import CaffeToolsError
+from caffetools.graph.graph import phases_present
+from caffetools.graph.inputs import source_param
+from caffetools.project.data_config import data_layers
+from caffetools.project.solver_config import solver_for
+from caffetools.proto.binary import Caffemodel, write_caffemodel
+from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.text import format_text
+from caffetools.util.files import atomic_write
+
+PathLike = str | os.PathLike[str]
+
+FILES = ("train_val.prototxt", "solver.prototxt", "deploy.prototxt")
+WEIGHTS = "weights.caffemodel"
+
+
+def check_free(folder: PathLike, *, force: bool = False, weights: bool = False) -> None:
+    """Raise :class:`CaffeToolsError` where a file of a project is in ``folder`` already and ``force`` is not set."""
+    taken = [name for name in (*FILES, *([WEIGHTS] if weights else [])) if (Path(folder) / name).exists()]
+    if taken and not force:
+        raise CaffeToolsError(f"{Path(folder) / taken[0]} exists; choose another folder, or --force to replace it")
+
+
+def solver_in(net: Any, folder: Path, *, epochs: int, base_lr: float | None, seed: int | None, like: Any | None) -> Any:
+    """The solver for ``net`` that is to lie in ``folder``; see :func:`~caffetools.project.solver_config.solver_for`."""
+    train, val = (_batches(net, phase) for phase in (TRAIN, TEST))
+    return solver_for(
+        str(folder / FILES[0]),
+        train_count=train[0],
+        val_count=val[0],
+        train_batch=train[1],
+        val_batch=val[1],
+        epochs=epochs,
+        base_lr=base_lr,
+        seed=seed,
+        like=like,
+        snapshot_prefix=str(folder / "snapshot"),
+        tested=TEST in phases_present(net),
+    )
+
+
+def write_messages(messages: tuple[Any, ...], folder: PathLike, head: str, weights: Caffemodel | None = None) -> list[Path]:
+    """Write messages under the first of :data:`FILES` below the lines of ``head``, and the weights, all or none; returns the paths."""
+    paths = [Path(folder) / name for name in FILES[: len(messages)]]
+    with contextlib.ExitStack() as stack:
+        for path, message in zip(paths, messages, strict=True):
+            stream = stack.enter_context(atomic_write(path, "w"))
+            stream.write(head + format_text(message))
+            # On the disk before the first file gets its name.
+            stream.flush()
+        if weights is not None:
+            paths.append(Path(folder) / WEIGHTS)
+            write_caffemodel(paths[-1], weights)
+    return paths
+
+
+def _batches(net: Any, phase: int) -> tuple[int | None, int]:
+    """(number of pictures, where the database is there; pictures a batch) of a phase's first data layer."""
+    layers = data_layers(net, phase)
+    if not layers:
+        return None, 1
+    param = source_param(layers[0])
+    count = None
+    if layers[0].type == "Data" and param.source and Path(param.source).exists():
+        database = open_database(param.source)
+        count = len(database)
+        database.close()
+    return count, param.batch_size or 1

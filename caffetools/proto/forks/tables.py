@@ -1,0 +1,163 @@
+"""What Caffe's forks add to the schema: the tables in schemas/, and the one schema that holds all of them.
+
+A fork's fields are facts in a file of its own, ``schemas/<name>.tsv``: rows ``message, name, number, label, type, default``, where the
+label ``value`` marks a value of an enum, and rows ``layer, TYPE`` name the layer types that the fork adds.
+
+In memory there is one schema: BVLC Caffe's, and beside its fields those of all forks, by name. In text, where fields have no
+numbers, that is all there is to it. Two forks may give one number to different fields, though. The fork that stands first in
+:data:`DIALECTS` keeps its number, the others get one from :data:`PRIVATE` on; BVLC's own never change. Binary files are translated
+between a fork's numbers and these when they are read and written (:mod:`caffetools.proto.forks.dialect`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google.protobuf import descriptor_pb2
+
+# In the order in which they are asked for a field or tried on a file: the common ones first.
+DIALECTS = (
+    "ssd",
+    "rfcn",
+    "pspnet",
+    "segnet",
+    "shufflenet",
+    "ceil",
+    "yolo",
+    "yolo-windows",
+    "intel",
+    "nvcaffe",
+    "tsn",
+    "openpose",
+    "sphereface",
+    "centerface",
+    "triplet",
+    "deconvnet",
+    "fast-rcnn",
+)
+# The first number of fields whose own number is taken; 19000 to 19999 are protobuf's.
+PRIVATE = 20000
+# The field that keeps text of no known field, in every message but those of data.
+UNKNOWN = "caffetools_unknown"
+UNKNOWN_NUMBER = 536870911  # the highest there is
+# The one that keeps the bytes of fields that a binary file has and no dialect of it knows.
+UNKNOWN_BYTES = "caffetools_unknown_bytes"
+UNKNOWN_BYTES_NUMBER = 536870910
+
+_DATA_MESSAGES = ("BlobProto", "BlobProtoVector", "BlobShape", "Datum")
+_Field = descriptor_pb2.FieldDescriptorProto
+_SCALARS = {name.removeprefix("TYPE_").lower(): number for name, number in _Field.Type.items()}
+
+
+class Fact(NamedTuple):
+    """One field (or enum value) of a fork."""
+
+    message: str
+    name: str
+    number: int
+    label: str
+    type: str
+    default: str
+
+
+class Table(NamedTuple):
+    """A fork's fields, enum values and layer types."""
+
+    fields: tuple[Fact, ...]
+    values: tuple[Fact, ...]
+    layers: frozenset[str]
+
+
+@cache
+def table(dialect: str) -> Table:
+    """The facts of one of :data:`DIALECTS`."""
+    facts, layers = [], set()
+    text = (Path(__file__).parent / "schemas" / f"{dialect}.tsv").read_text(encoding="utf-8")
+    for line in [line for line in text.splitlines() if not line.startswith("#")][1:]:
+        message, name, number, label, kind, default = line.split("\t")
+        if message == "layer":
+            layers.add(name)
+        else:
+            facts.append(Fact(message, name, int(number), label, kind, default))
+    fields = tuple(fact for fact in facts if fact.label != "value")
+    return Table(fields, tuple(fact for fact in facts if fact.label == "value"), frozenset(layers))
+
+
+def add_forks(file: descriptor_pb2.FileDescriptorProto) -> None:
+    """Add the messages, fields and enum values of every fork to ``file``, which holds BVLC Caffe's."""
+    messages = dict(_messages(file, ""))
+    enums = dict(_enums(file, ""))
+    # By number, since the first value of an enum is its default.
+    values = [fact for dialect in DIALECTS for fact in sorted(table(dialect).values, key=lambda fact: fact.number)]
+    fields = [fact for dialect in DIALECTS for fact in table(dialect).fields]
+    for fact in fields:
+        _message(file, messages, fact.message)
+    for fact in values:
+        _enum(file, messages, enums, fact.message)
+    # Name → number of what each message and enum has; asking protobuf's own lists each time takes long.
+    have = {name: {field.name: field.number for field in message.field} for name, message in messages.items()}
+    have |= {name: {value.name: value.number for value in enum.value} for name, enum in enums.items()}
+    for fact in values:
+        if fact.name not in have[fact.message]:
+            enums[fact.message].value.add(name=fact.name, number=_take_number(fact, have[fact.message]))
+    for fact in fields:
+        if fact.name not in have[fact.message]:
+            _add_field(messages[fact.message], fact, _take_number(fact, have[fact.message]), enums)
+    for name, message in messages.items():
+        if name not in _DATA_MESSAGES:
+            message.field.add(name=UNKNOWN_BYTES, number=UNKNOWN_BYTES_NUMBER, label=_Field.LABEL_REPEATED, type=_Field.TYPE_BYTES)
+            message.field.add(name=UNKNOWN, number=UNKNOWN_NUMBER, label=_Field.LABEL_REPEATED, type=_Field.TYPE_STRING)
+
+
+def _message(file: Any, messages: dict[str, Any], name: str) -> Any:
+    if name not in messages:
+        outer, _, inner = name.rpartition(".")
+        scope = _message(file, messages, outer).nested_type if outer else file.message_type
+        messages[name] = scope.add(name=inner)
+    return messages[name]
+
+
+def _enum(file: Any, messages: dict[str, Any], enums: dict[str, Any], name: str) -> Any:
+    if name not in enums:
+        outer, _, inner = name.rpartition(".")
+        scope = _message(file, messages, outer) if outer else file
+        enums[name] = scope.enum_type.add(name=inner)
+    return enums[name]
+
+
+def _add_field(message: Any, fact: Fact, number: int, enums: dict[str, Any]) -> None:
+    # What a fork requires can't be required of the others' files; the layers ask for it.
+    label = _Field.LABEL_REPEATED if fact.label == "repeated" else _Field.LABEL_OPTIONAL
+    field = message.field.add(name=fact.name, number=number, label=label)
+    if fact.type in enums:
+        field.type, field.type_name = _Field.TYPE_ENUM, f".caffe.{fact.type}"
+    elif fact.type in _SCALARS:
+        field.type = _SCALARS[fact.type]
+    else:
+        field.type, field.type_name = _Field.TYPE_MESSAGE, f".caffe.{fact.type}"
+    if fact.default:
+        field.default_value = fact.default
+
+
+def _take_number(fact: Fact, have: dict[str, int]) -> int:
+    """The fact's number, or the first private one where it is taken; noted in ``have``."""
+    taken = set(have.values())
+    number = fact.number if fact.number not in taken else next(n for n in range(PRIVATE, PRIVATE + len(taken) + 1) if n not in taken)
+    have[fact.name] = number
+    return number
+
+
+def _messages(scope: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for message in scope.nested_type if prefix else scope.message_type:
+        yield prefix + message.name, message
+        yield from _messages(message, f"{prefix}{message.name}.")
+
+
+def _enums(scope: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for enum in scope.enum_type:
+        yield prefix + enum.name, enum
+    for message in scope.nested_type if prefix else scope.message_type:
+        yield from _enums(message, f"{prefix}{message.name}.")

@@ -1,0 +1,1 @@
+"""Upgrading V0 and V1 prototxts and weights to the current format."""

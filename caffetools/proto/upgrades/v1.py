@@ -1,0 +1,193 @@
+"""Older forms of networks and solvers, brought to today's, as Caffe's upgrade_proto.cpp does when it reads a file.
+
+In the order of their passing: ``layers { layer {`` (V0), old data transformation fields, ``layers {`` (V1), net-level inputs,
+and BatchNorm layers that declare three learnable parameters. Everything happens in memory; files stay as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from caffetools.errors import CaffeToolsError, NetError
+from caffetools.proto.schema import NetParameter, enum_name
+from caffetools.proto.upgrades.v0 import upgrade_v0_layers
+
+if TYPE_CHECKING:
+    from caffetools.proto.binary import Caffemodel
+
+_TRANSFORM_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
+_TRANSFORMED = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}
+
+# The V1 types whose name today isn't their words in capitals (INNER_PRODUCT is InnerProduct).
+_V1_TYPES = {
+    "NONE": "",
+    "ABSVAL": "AbsVal",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "LRN": "LRN",
+    "MVN": "MVN",
+    "RELU": "ReLU",
+    "RELU6": "ReLU6",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "TANH": "TanH",
+}
+# V1 fields that are not in today's layer under the same name: what each becomes is in _upgrade_v1_layer.
+_V1_ONLY = ("type", "param", "blob_share_mode", "blobs_lr", "weight_decay", "layer")
+
+_SOLVER_TYPES = {
+    "SGD": "SGD",
+    "NESTEROV": "Nesterov",
+    "ADAGRAD": "AdaGrad",
+    "RMSPROP": "RMSProp",
+    "ADADELTA": "AdaDelta",
+    "ADAM": "Adam",
+}
+
+
+def upgrade_net(param: Any) -> Any:
+    """``param`` in today's form: a new ``NetParameter`` where something changes, else ``param`` itself.
+
+    Raises:
+        NetError: ``layer`` and ``layers`` are mixed, a V0 layer has no form today, or inputs have no shapes.
+    """
+    if not _is_old(param):
+        return param
+    upgraded = _upgraded(param)
+    _check_inputs(upgraded, list(param.input))
+    return upgraded
+
+
+def upgrade_caffemodel(model: Caffemodel) -> Caffemodel:
+    """``model`` with its network in today's form; the blobs, which go by layer name, are the same arrays.
+
+    Raises:
+        NetError: as :func:`upgrade_net`, except that inputs may lack shapes: old files only name them, and they are left out.
+    """
+    if not _is_old(model.net):
+        return model
+    return dataclasses.replace(model, net=_upgraded(model.net))
+
+
+def upgrade_solver(param: Any) -> Any:
+    """``param`` with the old ``solver_type`` turned into ``type``: a new ``SolverParameter``, or ``param`` itself.
+
+    Raises:
+        CaffeToolsError: both are given.
+    """
+    if not param.HasField("solver_type"):
+        return param
+    if param.HasField("type"):
+        raise CaffeToolsError(f"the solver has both solver_type and type ('{param.type}'); keep only type")
+    upgraded = type(param)()
+    upgraded.CopyFrom(param)
+    upgraded.type = _SOLVER_TYPES[enum_name(param, "solver_type")]
+    upgraded.ClearField("solver_type")
+    return upgraded
+
+
+def _is_old(param: Any) -> bool:
+    return bool(param.layers or param.input) or any(_has_learnable_statistics(layer) for layer in param.layer)
+
+
+def _upgraded(param: Any) -> Any:
+    if param.layer and param.layers:
+        raise NetError("the net has both 'layer' and 'layers' blocks; write all of them as 'layer'")
+    upgraded = NetParameter()
+    upgraded.CopyFrom(param)
+    upgrade_v0_layers(upgraded)
+    _upgrade_transformations(upgraded)
+    for v1 in upgraded.layers:
+        _upgrade_v1_layer(v1, upgraded.layer.add())
+    upgraded.ClearField("layers")
+    _upgrade_inputs(upgraded)
+    for layer in upgraded.layer:
+        if _has_learnable_statistics(layer):
+            for spec in layer.param:
+                spec.lr_mult = spec.decay_mult = 0.0
+    return upgraded
+
+
+def _upgrade_transformations(param: Any) -> None:
+    """Move scale, mean_file, crop_size and mirror of V1 data layers into their transform_param, in place."""
+    layers = [(v1, getattr(v1, _TRANSFORMED[enum_name(v1, "type")])) for v1 in param.layers if enum_name(v1, "type") in _TRANSFORMED]
+    if not any(source.HasField(field) for _, source in layers for field in _TRANSFORM_FIELDS):
+        return
+    for v1, source in layers:
+        # Caffe gives each of them the two messages, even if there is nothing to move.
+        v1.transform_param.SetInParent()
+        source.SetInParent()
+        for field in _TRANSFORM_FIELDS:
+            if source.HasField(field):
+                setattr(v1.transform_param, field, getattr(source, field))
+                source.ClearField(field)
+
+
+def _upgrade_v1_layer(v1: Any, layer: Any) -> None:
+    if v1.HasField("type"):
+        layer.type = _type_name(enum_name(v1, "type"))
+    for field, value in v1.ListFields():
+        if field.name in _V1_ONLY:
+            continue
+        if isinstance(value, str):
+            setattr(layer, field.name, value)
+        else:
+            getattr(layer, field.name).MergeFrom(value)
+    for target, source in (
+        ("name", v1.param),
+        ("share_mode", v1.blob_share_mode),
+        ("lr_mult", v1.blobs_lr),
+        ("decay_mult", v1.weight_decay),
+    ):
+        for index, value in enumerate(source):
+            while len(layer.param) <= index:
+                layer.param.add()
+            setattr(layer.param[index], target, value)
+
+
+def _type_name(v1: str) -> str:
+    return _V1_TYPES[v1] if v1 in _V1_TYPES else "".join(word.capitalize() for word in v1.split("_"))
+
+
+def _upgrade_inputs(param: Any) -> None:
+    """Turn net-level ``input`` fields and their shapes or dims into an Input layer that stands first, in place.
+
+    Inputs without either are left out, as Caffe leaves them: some nets have an Input layer beside them.
+    """
+    shapes = _input_shapes(param) if param.input and (param.input_shape or param.input_dim) else []
+    if shapes:
+        later = NetParameter(layer=param.layer).layer
+        del param.layer[:]
+        layer = param.layer.add(name="input", type="Input", top=list(param.input))
+        for shape in shapes:
+            layer.input_param.shape.add(dim=shape)
+        param.layer.extend(later)
+    for field in ("input", "input_shape", "input_dim"):
+        param.ClearField(field)
+
+
+def _input_shapes(param: Any) -> list[list[int]]:
+    count = len(param.input)
+    if param.input_shape:
+        if len(param.input_shape) != count:
+            raise NetError(f"{count} input(s) but {len(param.input_shape)} input_shape block(s)")
+        return [list(shape.dim) for shape in param.input_shape]
+    dims = list(param.input_dim)
+    if len(dims) != 4 * count:
+        raise NetError(f"{count} input(s) need {4 * count} input_dim values or {count} input_shape blocks, not {len(dims)}")
+    return [dims[i : i + 4] for i in range(0, len(dims), 4)]
+
+
+def _check_inputs(param: Any, names: list[str]) -> None:
+    made = {top for layer in param.layer for top in layer.top}
+    for layer in param.layer:
+        for bottom in layer.bottom:
+            if bottom in names and bottom not in made:
+                raise NetError(f"the input '{bottom}' has no shape; add 4 input_dim values or an input_shape block", layer=layer.name)
+
+
+def _has_learnable_statistics(layer: Any) -> bool:
+    """Whether a BatchNorm layer lists its three blobs as parameters to learn, which at first kept the solver off them."""
+    return bool(layer.type == "BatchNorm" and len(layer.param) == 3) and any(s.lr_mult != 0 or s.decay_mult != 0 for s in layer.param)

@@ -1,0 +1,1 @@
+"""Plain result records that several rooms pass around."""

@@ -1,0 +1,89 @@
+"""Snapshots in HDF5, as Caffe's snapshot_format HDF5 lays them out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+from caffetools.errors import ModelFileError
+from caffetools.net.net import Net
+from caffetools.proto.binary import SolverState
+from caffetools.util.files import atomic_write
+
+PathLike = str | os.PathLike[str]
+
+
+def read_state_hdf5(path: PathLike) -> SolverState:
+    """Read a .solverstate.h5. Raises :class:`ModelFileError` where it is missing, damaged or another kind of file."""
+    try:
+        with h5py.File(path, "r") as file:
+            group = file["history"]
+            history = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
+            iteration, step = (int(np.asarray(file[name]).reshape(-1)[0]) for name in ("iter", "current_step"))
+            name = file["learned_net"][()] if "learned_net" in file else b""
+    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise ModelFileError(f"{os.fspath(path)}: not an HDF5 solverstate: {error}") from None
+    learned = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+    return SolverState(iteration, learned.rstrip("\0"), history, step)
+
+
+def write_state_hdf5(path: PathLike, state: SolverState) -> None:
+    """Write a .solverstate.h5 atomically: iter, learned_net, current_step and the group history. Raises :class:`RunFailed`."""
+    with _in_memory() as file:
+        file.create_dataset("iter", data=np.array([state.iter], np.int32))
+        _write_string(file, "learned_net", state.learned_net)
+        file.create_dataset("current_step", data=np.array([state.current_step], np.int32))
+        _write_arrays(file.create_group("history"), list(enumerate(state.history)))
+        _save(file, path)
+
+
+def write_weights_hdf5(path: PathLike, net: Net, *, diffs: Mapping[str, Sequence[Any]] | None = None) -> None:
+    """Write a .caffemodel.h5 atomically: the group data/LAYER for every layer, with its blobs by number.
+
+    As in Caffe, a parameter that layers share is stored once, under the first of them. ``diffs`` (layer name → one float32 array a
+    blob) go into the groups diff/LAYER, under every owner's name. Raises :class:`RunFailed`.
+    """
+    owned: set[int] = set()
+    with _in_memory() as file:
+        data = file.create_group("data")
+        for layer in net.layers:
+            mine = [(index, blob) for index, blob in enumerate(layer.blobs) if id(blob) not in owned]
+            owned.update(id(blob) for _, blob in mine)
+            arrays = [(i, np.ascontiguousarray(blob.detach().cpu().numpy(), np.float32)) for i, blob in mine]
+            _write_arrays(data.require_group(layer.name), arrays)
+            if diffs is not None:
+                _write_arrays(file.require_group(f"diff/{layer.name}"), list(enumerate(diffs.get(layer.name, ()))))
+        _save(file, path)
+
+
+def _in_memory() -> Any:
+    # Written to memory first: the library would otherwise write to the final name piece by piece.
+    return h5py.File("snapshot", "w", driver="core", backing_store=False)
+
+
+def _save(file: Any, path: PathLike) -> None:
+    file.flush()
+    with atomic_write(path) as stream:
+        stream.write(file.id.get_file_image())
+
+
+def _write_arrays(group: Any, arrays: Sequence[tuple[int, Any]]) -> None:
+    for index, array in arrays:
+        group.create_dataset(str(index), data=array)
+
+
+def _write_string(file: Any, name: str, value: str) -> None:
+    # With a closing zero, which h5py's own strings do not have and Caffe reads up to.
+    raw = value.encode()
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(len(raw) + 1)
+    kind.set_strpad(h5py.h5t.STR_NULLTERM)
+    # The same content gives the same bytes, whatever the time.
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_obj_track_times(False)
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR), settings)
+    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(raw, f"S{len(raw) + 1}"))

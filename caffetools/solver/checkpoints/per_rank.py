@@ -1,0 +1,85 @@
+"""The part of a run's state that is each process' own, where several train together: random states and the data's places."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caffetools.data.layers.batch_source import ReadingLayer
+from caffetools.solver.callbacks import Snapshot
+from caffetools.solver.checkpoints import run_state as runstate
+from caffetools.solver.checkpoints.run_state import RunState, read_run_state, run_state_path
+
+if TYPE_CHECKING:
+    from caffetools.net.net import Net
+    from caffetools.solver.logs.caffe_log import Log
+    from caffetools.solver.parallel import World
+
+# One for each process, by rank: its ``precision``, and for all but the root ``random`` and ``layers``.
+States = list[dict[str, Any]]
+
+
+def with_others(run: RunState, world: World, precision: Mapping[str, float]) -> RunState:
+    """The root's ``run`` with the states of all processes as ``processes``; all of them call this, each with its own."""
+    if world.alone and not precision:
+        return run
+    mine = {"precision": dict(precision)}
+    if not world.root:
+        mine.update(random=run["random"], layers=run["nets"][0])
+    return {**run, "processes": [_read(text) for text in world.gather(_text(mine))]}
+
+
+def stored(path: str | os.PathLike[str]) -> States:
+    """The processes' states beside the .solverstate ``path``; empty where one process in float32 wrote it."""
+    states = read_run_state(run_state_path(path)).get("processes")
+    return states if isinstance(states, list) else []
+
+
+def share(world: World, states: States | None) -> States:
+    """The root's ``states`` in every process."""
+    text = world.share(_text(states or []) if world.root else None)
+    return list(_read(text))
+
+
+def own(states: States | None, rank: int) -> Mapping[str, Any]:
+    """What ``states`` holds for process ``rank``; empty where nothing."""
+    return states[rank] if states is not None and rank < len(states) else {}
+
+
+def names(written: Snapshot | None) -> dict[str, Any] | None:
+    """A snapshot as JSON can hold it."""
+    return None if written is None else {"iteration": written.iteration, "weights": str(written.weights), "state": str(written.state)}
+
+
+def layer_states(net: Net) -> str:
+    """Where the data of ``net`` stand, as text for the other processes."""
+    return _text({layer.name: layer.get_state() for layer in net.layers if isinstance(layer, ReadingLayer)})
+
+
+def follow(states: States, root_layers: str, world: World, net: Net, log: Log) -> None:
+    """Put a process that is not the root where its run stood.
+
+    Where the snapshot was taken by another number of processes, its data go on from the root's place, with new crops and flips.
+    """
+    if len(states) == world.size:
+        mine = states[world.rank]
+        runstate._set_layer_states(net, mine["layers"], lambda text: log("caffe.cpp:235", text, "W"))
+        runstate._set_random_states(mine["random"], net.device)
+        return
+    places = _read(root_layers)
+    for layer in net.layers:
+        if isinstance(layer, ReadingLayer) and layer.name in places:
+            place = places[layer.name]
+            layer.set_state({**place, "rng": np.random.default_rng([int(place["seed"]), world.rank, 1]).bit_generator.state})
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=runstate._encode)
+
+
+def _read(text: str) -> Any:
+    return json.loads(text, object_hook=runstate._decode)

@@ -1,0 +1,80 @@
+"""A solver's snapshot taken, and a solver put where a snapshot was taken."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caffetools.errors import CaffeToolsError, ModelFileError
+from caffetools.net.weights import load_weights
+from caffetools.proto.binary import SolverState
+from caffetools.solver.callbacks import Snapshot
+from caffetools.solver.checkpoints.run_state import RunState, apply, belongs, read_run_state, run_state_path
+from caffetools.solver.checkpoints.snapshots import Steps, find_weights, read_state, write_snapshot
+
+if TYPE_CHECKING:
+    from caffetools.solver.solver import Solver
+
+PathLike = str | os.PathLike[str]
+
+_HDF5 = 0
+
+
+def save(solver: Solver, run: RunState, diffs: Steps | None) -> Snapshot:
+    """Write ``solver``'s snapshot under its prefix, with ``run`` as the run's state.
+
+    Raises:
+        CaffeToolsError: there is no snapshot_prefix. RunFailed: a weight is not finite, or a file cannot be written.
+    """
+    if not solver.prefix:
+        raise CaffeToolsError("solver: snapshot_prefix is missing; a snapshot needs a name")
+    history = [blob.detach().cpu().numpy() for blob in solver.rule.history]
+    state = SolverState(solver.iteration, "", history, solver.learning_rate.current_step)
+    hdf5 = solver.param.snapshot_format == _HDF5
+    return write_snapshot(solver.net, state, solver.prefix, solver.log, hdf5=hdf5, run=run, diffs=diffs)
+
+
+def restore(solver: Solver, path: PathLike) -> bool:
+    """Put ``solver`` where the snapshot of the .solverstate ``path`` was taken.
+
+    Returns:
+        Whether all of the run goes on; where False, data and random states begin anew, since the snapshot tells nothing of them.
+
+    Raises:
+        ModelFileError: a file is missing, damaged, or of another net or type of solver. NetError: the weights do not fit.
+    """
+    state = read_state(path)
+    solver.log("caffe.cpp:235", f"Resuming from {os.fspath(path)}")
+    try:
+        solver.rule.check_history(state.history)
+    except CaffeToolsError as error:
+        raise ModelFileError(f"{os.fspath(path)}: {error}") from None
+    weights = None
+    if state.learned_net:
+        weights = find_weights(path, state.learned_net)
+        report = load_weights(solver.net, weights)
+        if not report.loaded:
+            raise ModelFileError(f"{weights}: has no layer of the net '{solver.net.name}', so the run cannot go on from it")
+    solver.log("sgd_solver.cpp:336", "SGDSolver: restoring history")
+    solver.rule.load_history(state.history)
+    solver.iteration = state.iter
+    solver.learning_rate.current_step = state.current_step
+    return _restore_run(solver, run_state_path(path), weights)
+
+
+def _restore_run(solver: Solver, side: Path, weights: Path | None) -> bool:
+    if not side.exists():
+        solver.log("caffe.cpp:235", "The snapshot says nothing of data and random states, as real Caffe's; they begin anew")
+        return False
+    try:
+        run = read_run_state(side)
+        if weights is None or not belongs(run, solver.iteration, weights):
+            raise ModelFileError(f"{side} belongs to other weights")
+    except ModelFileError as error:
+        # The weights and their history are there, which is what counts.
+        solver.log("caffe.cpp:235", f"{error}; data and random states begin anew", "W")
+        return False
+    solver.losses.clear()
+    apply(run, solver, lambda text: solver.log("caffe.cpp:235", text, "W"))
+    return True

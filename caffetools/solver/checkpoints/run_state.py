@@ -1,0 +1,200 @@
+"""What a run depends on besides Caffe's two files: random states, the data layers' places, the losses of the smoothed one.
+
+It lies beside a snapshot as ``PREFIX_iter_N.runstate.json``, which Caffe does not look at. With it a run goes on bit for bit; without
+it (a snapshot of real Caffe) the weights go on, and data and randomness begin anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from caffetools.data.layers.batch_source import ReadingLayer
+from caffetools.errors import DataError, ModelFileError
+from caffetools.net.net import Net
+from caffetools.util.files import write_text
+
+if TYPE_CHECKING:
+    from caffetools.solver.solver import Solver
+
+PathLike = str | os.PathLike[str]
+RunState = dict[str, Any]
+
+_FORMAT = 1
+_DTYPES = ("uint8", "uint32", "float32")
+_BLOCK = 1 << 22
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A layer whose next pass depends on more than its bottoms and parameters."""
+
+    name: str
+
+    def get_state(self) -> dict[str, Any]:
+        """What to give :meth:`set_state`: numbers, texts, arrays."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`get_state` was called, maybe in another process."""
+
+
+def capture(solver: Solver) -> RunState:
+    """The state of ``solver``'s run as it is now: plain numbers, texts and arrays.
+
+    Keys: ``format``, ``run`` (which run it is), ``time`` (seconds since 1970), ``iteration``, ``random`` (torch, CUDA, NumPy, Python),
+    ``losses`` (the last average_loss ones), ``nets``: for the training net and each test net its layers' states by name.
+    """
+    return {
+        "format": _FORMAT,
+        "run": solver.run_id,
+        "time": time.time(),
+        "iteration": solver.iteration,
+        "random": _random_states(solver.net.device),
+        "losses": [float(loss) for loss in solver.losses],
+        "nets": [_layer_states(net) for net in (solver.net, *solver.test_nets)],
+    }
+
+
+def apply(state: RunState, solver: Solver, warn: Callable[[str], None]) -> None:
+    """Put ``solver``'s run where ``state`` was captured; ``warn`` is told what does not fit this run, and so begins anew."""
+    solver.run_id = str(state["run"])
+    solver.losses.extend(torch.tensor(loss, device=solver.net.device) for loss in state["losses"])
+    nets = [solver.net, *solver.test_nets]
+    if len(nets) != len(state["nets"]):
+        warn(f"the run had {len(state['nets']) - 1} test net(s), this one has {len(nets) - 1}; the data of further ones begin anew")
+    for net, layers in zip(nets, state["nets"], strict=False):
+        _set_layer_states(net, layers, warn)
+    # Last, since opening files may draw random numbers.
+    _set_random_states(state["random"], solver.net.device)
+
+
+def write_run_state(path: PathLike, state: RunState, weights: PathLike) -> None:
+    """Write ``state`` atomically, with the checksum of the caffemodel it belongs to. Raises :class:`RunFailed`."""
+    write_text(path, dumps({**state, "weights_crc32": checksum(weights)}) + "\n")
+
+
+def read_run_state(path: PathLike) -> RunState:
+    """Read what :func:`write_run_state` wrote. Raises :class:`ModelFileError` where it is missing, damaged or of a later format."""
+    try:
+        state = loads(Path(path).read_text(encoding="utf-8"))
+        complete = {"format", "run", "time", "iteration", "random", "losses", "nets", "weights_crc32"} <= set(state)
+    except OSError as error:
+        raise ModelFileError(f"{os.fspath(path)}: cannot read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError):
+        complete = False
+    if not complete:
+        raise ModelFileError(f"{os.fspath(path)}: not a run's state, or a damaged one")
+    if state["format"] != _FORMAT:
+        raise ModelFileError(f"{os.fspath(path)}: has format {state['format']}, which this version of caffetools does not know")
+    return state
+
+
+def belongs(run: RunState, iteration: int, weights: PathLike) -> bool:
+    """Whether the run's state ``run`` was written with these weights; real Caffe replaces weights without knowing of it."""
+    return bool(run["iteration"] == iteration and run["weights_crc32"] == checksum(weights))
+
+
+def run_state_path(state: PathLike) -> Path:
+    """Where the run's state lies for the .solverstate (or .solverstate.h5) ``state``."""
+    path = Path(state)
+    name = path.name.removesuffix(".h5").removesuffix(".solverstate")
+    return path.with_name(f"{name}.runstate.json")
+
+
+def checksum(path: PathLike) -> int:
+    """The CRC-32 of a file's bytes."""
+    crc = 0
+    with Path(path).open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def dumps(state: RunState) -> str:
+    """``state`` as JSON, arrays as base64."""
+    return json.dumps(state, default=_encode)
+
+
+def loads(text: str) -> RunState:
+    """What :func:`dumps` was given. Raises ``ValueError`` for other text."""
+    return dict(json.loads(text, object_hook=_decode))
+
+
+# ---- random states ----
+
+
+def _random_states(device: torch.device) -> dict[str, Any]:
+    legacy = np.random.get_state(legacy=False)
+    version, numbers, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state().numpy(),
+        "numpy": {**legacy, "state": dict(legacy["state"])},
+        "python": [version, list(numbers), gauss],
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device).cpu().numpy()
+    return states
+
+
+def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(torch.from_numpy(states["torch"]))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(torch.from_numpy(states["cuda"]), device)
+    # Python layers draw from these.
+    np.random.set_state(states["numpy"])
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+# ---- layers ----
+
+
+def _layer_states(net: Net) -> dict[str, Any]:
+    return {layer.name: layer.get_state() for layer in net.layers if isinstance(layer, Stateful)}
+
+
+def _set_layer_states(net: Net, states: dict[str, Any], warn: Callable[[str], None]) -> None:
+    for layer in net.layers:
+        if not isinstance(layer, Stateful):
+            continue
+        if layer.name not in states:
+            warn(f"layer '{layer.name}' was not there when the snapshot was taken, so it begins anew")
+            continue
+        try:
+            layer.set_state(states[layer.name])
+        except (DataError, KeyError, TypeError, ValueError, IndexError) as error:
+            if isinstance(layer, ReadingLayer):
+                layer.close()
+            warn(f"layer '{layer.name}' is another one than when the snapshot was taken, so it begins anew ({error})")
+
+
+# ---- arrays in JSON ----
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.dtype.name in _DTYPES:
+        raw = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode("ascii")
+        return {"dtype": value.dtype.name, "shape": list(value.shape), "base64": raw}
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no place in a run's state")
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    if set(value) != {"dtype", "shape", "base64"}:
+        return value
+    if value["dtype"] not in _DTYPES:
+        raise ValueError(value["dtype"])
+    return np.frombuffer(base64.b64decode(value["base64"]), value["dtype"]).reshape(value["shape"]).copy()

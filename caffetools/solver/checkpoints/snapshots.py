@@ -1,0 +1,172 @@
+"""Snapshots: a caffemodel, a solverstate and the run's state under one prefix, which appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed
+from caffetools.net.net import Net
+from caffetools.net.weights import to_caffemodel
+from caffetools.proto.binary import SolverState, read_solverstate, write_caffemodel, write_solverstate
+from caffetools.solver.callbacks import Snapshot
+from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5, write_weights_hdf5
+from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
+from caffetools.solver.logs.caffe_log import Log
+from caffetools.util.files import sync_folder
+
+PathLike = str | os.PathLike[str]
+# The steps of the last update by the id of their parameter, for snapshot_diff.
+Steps = Mapping[int, Tensor]
+
+
+def write_snapshot(
+    net: Net, state: SolverState, prefix: str, log: Log, *, hdf5: bool = False, run: RunState | None = None, diffs: Steps | None = None
+) -> Snapshot:
+    """Write ``PREFIX_iter_N.caffemodel``, ``.runstate.json`` and ``.solverstate``; with ``hdf5`` the first and the last in HDF5 (``.h5``).
+
+    All are written in a hidden folder beside their place first, then renamed; the solverstate last, so that what it needs is there
+    when it is. It names the caffemodel by its file name alone, so the files can be moved together; real Caffe finds it when run
+    from their folder.
+
+    Args:
+        run: What to store as the run's state; no such file without it. diffs: The diffs to store with the weights.
+
+    Raises:
+        RunFailed: a weight is not finite, or a file cannot be written. Earlier snapshots stay as they are.
+    """
+    check_finite(net, state.iter)
+    kind, tail = ("HDF5", ".h5") if hdf5 else ("binary proto", "")
+    weights = Path(f"{prefix}_iter_{state.iter}.caffemodel{tail}")
+    path = Path(f"{prefix}_iter_{state.iter}.solverstate{tail}")
+    side = run_state_path(path)
+    state.learned_net = weights.name
+    with _staged(path) as stage:
+        log("solver.cpp:464", f"Snapshotting to {kind} file {weights}")
+        _write_weights(stage / weights.name, net, hdf5, diffs)
+        log("sgd_solver.cpp:284", f"Snapshotting solver state to {kind} file {path}")
+        (write_state_hdf5 if hdf5 else write_solverstate)(stage / path.name, state)
+        if run is not None:
+            write_run_state(stage / side.name, run, stage / weights.name)
+        # What an earlier run left under these names goes first: a state that is there belongs to the files beside it.
+        for old in (path, side):
+            old.unlink(missing_ok=True)
+        for new in (weights, *([side] if run is not None else []), path):
+            (stage / new.name).replace(new)
+        sync_folder(path.parent)
+    return Snapshot(state.iter, weights, path)
+
+
+def read_state(path: PathLike) -> SolverState:
+    """Read a .solverstate or .solverstate.h5. Raises :class:`ModelFileError`."""
+    if Path(path).suffix in (".caffemodel", ".prototxt"):
+        raise ModelFileError(f"{os.fspath(path)}: a .solverstate is needed to go on with a run; weights alone are given as weights")
+    return read_state_hdf5(path) if Path(path).suffix == ".h5" else read_solverstate(path)
+
+
+def find_weights(state_path: PathLike, learned_net: str) -> Path:
+    """The caffemodel that a solverstate names.
+
+    Caffe writes it relative to the directory it ran in. A bare file name is looked for beside the state first, so that a
+    file of the same name in the working directory is not taken for it; then the name counts as written, then from the
+    state's folder, then its last part beside the state.
+
+    Raises:
+        ModelFileError: it is nowhere to be found; names the places.
+    """
+    folder = Path(state_path).parent
+    name = Path(learned_net)
+    beside = folder / name.name
+    places = [beside, name] if name.parent == Path() else [name, folder / name, beside]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(dict.fromkeys(map(str, places)))
+    raise ModelFileError(f"{os.fspath(state_path)}: its weights '{learned_net}' are missing (looked for {looked}); put them beside it")
+
+
+def check_finite(net: Net, iteration: int) -> None:
+    """Raise :class:`RunFailed` naming the first layer of which a parameter is NaN or infinite; nothing is said otherwise."""
+    parameters = [parameter.detach() for parameter in net.parameters()]
+    if not parameters:
+        return
+    # One number a parameter, so a device is waited for once.
+    largest = torch.stack(torch._foreach_norm(parameters, float("inf")))
+    if bool(torch.isfinite(largest).all()):
+        return
+    for layer in net.layers:
+        for index, blob in enumerate(layer.blobs):
+            if not bool(torch.isfinite(blob).all()):
+                raise RunFailed(
+                    f"iteration {iteration}: parameter blob {index} of layer '{layer.name}' is no longer finite, so training has "
+                    "diverged; no snapshot was written. Lower base_lr or set clip_gradients, and start from an earlier snapshot"
+                )
+
+
+def clean_up(prefix: str) -> None:
+    """Remove the unfinished files that a killed run with this prefix has left; only for the holder of its lock."""
+    folder, name = Path(prefix).parent, glob.escape(Path(prefix).name)
+    for part in folder.glob(f".{name}_iter_*.part"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def prefix_for(solver_prefix: str, path: Path | None) -> str:
+    """The snapshot prefix: where none is given, the solver file's name without its ending; where a folder is given, that name in it.
+
+    Raises:
+        CaffeToolsError: a folder is given, and there is no file to name the snapshots after.
+    """
+    prefix = solver_prefix or (str(path.with_suffix("")) if path is not None else "")
+    if not prefix or not Path(prefix).is_dir():
+        return prefix
+    if path is None:
+        raise CaffeToolsError(f"solver: snapshot_prefix '{prefix}' is a folder; add the beginning of a file name")
+    return str(Path(prefix) / path.stem)
+
+
+def _write_weights(path: Path, net: Net, hdf5: bool, diffs: Steps | None) -> None:
+    arrays = None
+    if diffs is not None:
+        arrays = {layer.name: [_diff(blob, diffs) for blob in layer.blobs] for layer in net.layers if len(layer.blobs)}
+    if hdf5:
+        write_weights_hdf5(path, net, diffs=arrays)
+        return
+    model = to_caffemodel(net)
+    model.diffs = arrays or {}
+    write_caffemodel(path, model)
+
+
+def _diff(blob: Tensor, diffs: Steps) -> Any:
+    step = diffs.get(id(blob))
+    return np.zeros(tuple(blob.shape), np.float32) if step is None else np.ascontiguousarray(step.detach().cpu().numpy(), np.float32)
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target`` for the files of one snapshot; it is gone afterwards. Raises :class:`RunFailed`."""
+    stage: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name.partition('.solverstate')[0]}.", suffix=".part", dir=target.parent))
+        yield stage
+    except OSError as error:
+        raise RunFailed(f"cannot write {target}: {error.strerror or error}") from error
+    except RunFailed as error:
+        # The hidden folder is nothing that a user needs to know of.
+        raise RunFailed(str(error).replace(f"{stage}{os.sep}", f"{target.parent}{os.sep}")) from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""New classes for a net that knows some already: its old weights without what does not fit, and with the rows of known classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from caffetools.errors import CaffeToolsError, NetError
+from caffetools.graph.classifiers import CLASSIFIERS, classifier_param
+from caffetools.layers.base import Shape
+from caffetools.layers.fillers import fill
+from caffetools.proto.binary import Caffemodel
+from caffetools.proto.blobs import Array
+from caffetools.proto.upgrades.v1 import upgrade_caffemodel
+from caffetools.surgery.weights import merge_weights, prune_weights, remap_rows
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a net knew, in the order of its outputs, and those that it is to tell."""
+
+    old: Sequence[str]
+    new: Sequence[str]
+
+    @property
+    def rows(self) -> list[int | None]:
+        """For each new class, its place among the old ones; None where it is new."""
+        places = {name: place for place, name in enumerate(self.old)}
+        return [places.get(name) for name in self.new]
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names in a labels.txt, one a line.
+
+    Raises:
+        CaffeToolsError: it cannot be read, is empty, or has a name twice.
+    """
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaffeToolsError(f"{path}: cannot read the names of classes: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    while names and not names[-1].strip():
+        names.pop()
+    if not names:
+        raise CaffeToolsError(f"{path}: names no class")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise CaffeToolsError(f"{path}: has '{twice}' twice, so its row could not be told")
+    return names
+
+
+def trim_weights(model: Caffemodel, net: Any, renamed: dict[str, str]) -> Caffemodel:
+    """``model`` with only the layers that ``net`` still has and that do not start anew (``renamed``: old name → new)."""
+    names = {layer.name for layer in net.layer} - set(renamed.values())
+    return prune_weights(model, names)
+
+
+def extend_classifier_weights(
+    model: Caffemodel, old_net: Any, net: Any, renamed: dict[str, str], shapes: dict[str, list[Shape]], classes: Classes, *, seed: int = 1
+) -> Caffemodel:
+    """Trimmed weights, with the classifiers' rows of the classes that were known; rows of new ones start as their fillers say.
+
+    Args:
+        old_net, net: the ``NetParameter`` before and after retargeting. renamed: old name → new name of what has values by class.
+        shapes: the blobs' shapes of the new net, by layer.
+        seed: of what new rows are drawn with.
+
+    Raises:
+        CaffeToolsError: no class is known, or the old labels are not as many as the old classifiers' outputs.
+        NetError: the weights lack a classifier.
+    """
+    if not any(row is not None for row in classes.rows):
+        raise CaffeToolsError("none of the new classes is among the old ones; train without --grow-from")
+    model = upgrade_caffemodel(model)
+    trimmed = trim_weights(model, net, renamed)
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        heads = Caffemodel(type(net)(), {})
+        for old, new in renamed.items():
+            before, after = (next(layer for layer in n.layer if layer.name == name) for n, name in ((old_net, old), (net, new)))
+            if before.type == "Deconvolution":
+                continue  # it starts from bilinear interpolation, whatever the classes
+            if before.type in CLASSIFIERS and classifier_param(before).num_output != len(classes.old):
+                outputs = classifier_param(before).num_output
+                raise CaffeToolsError(f"the old labels are {len(classes.old)}, but layer '{old}' has {outputs} outputs (--grow-from)")
+            arrays = model.blobs.get(old)
+            if arrays is None:
+                raise NetError("the weights hold nothing of it, so no class can be kept", layer=old)
+            transposed = before.type == "InnerProduct" and before.inner_product_param.transpose
+            fresh = _fresh(after, shapes[new], arrays)
+            heads.net.layer.add().CopyFrom(after)
+            heads.blobs[new] = remap_rows(before.type, arrays, classes.rows, fresh, transposed=transposed)
+    finally:
+        torch.set_rng_state(generator_state)
+    return merge_weights([trimmed, heads])
+
+
+def _fresh(layer: Any, shapes: list[Shape], arrays: Sequence[Array]) -> list[Array]:
+    """What new classes start from: fillers for a classifier, nothing done by whatever follows it."""
+    made = []
+    for index, shape in enumerate(shapes):
+        data = torch.zeros(shape)
+        if layer.type in CLASSIFIERS:
+            param = classifier_param(layer)
+            name = "weight_filler" if index == 0 else "bias_filler"
+            fill(data, getattr(param, name) if param.HasField(name) else None)
+        elif layer.type == "CenterLoss":
+            fill(data, layer.center_loss_param.center_filler)
+        elif layer.type == "Scale" and index == 0:
+            data.fill_(1)
+        elif layer.type == "PReLU":
+            data.fill_(0.25)
+        elif layer.type == "BatchNorm" and index == 1:
+            # A variance of 1, in sums of this weight.
+            data.fill_(float(np.asarray(arrays[2]).reshape(-1)[0]))
+        elif layer.type == "BatchNorm" and index == 3:
+            data.fill_(1)
+        made.append(data.numpy())
+    return made

@@ -1,0 +1,182 @@
+"""Other depth: new layers put before the classifier, or behind any layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from caffetools.errors import NetError, did_you_mean
+from caffetools.graph.classifiers import LINEAR, classifier_param, find_heads, primary_classifier
+from caffetools.graph.graph import names_in_use, phases
+from caffetools.proto.schema import FillerParameter, LayerParameter
+from caffetools.surgery.changes import Change
+from caffetools.surgery.freezing import spread_rates
+from caffetools.surgery.layer_spec import LayerSpec
+from caffetools.surgery.losses import is_loss_or_metric
+from caffetools.surgery.truncation import end_of_blob
+
+# What a new layer is called, where its type's own name is longer than people write it.
+_SHORT = {"InnerProduct": "fc", "Convolution": "conv", "Pooling": "pool", "Dropout": "drop", "BatchNorm": "bn"}
+
+# (layer, the new layer before it): the first may work in place, since the second needs no more of its own blob to go back.
+_IN_PLACE = {"ReLU", "Dropout", "BatchNorm", "Scale"}
+_OVERWRITABLE = {"InnerProduct", "Convolution", "BatchNorm", "Scale", "Dropout"}
+
+
+def add_layers(
+    net: Any,
+    added: Sequence[LayerSpec],
+    *,
+    heads: Iterable[str] | None = None,
+    lr_mult: float = 1.0,
+    filler: Any | None = None,
+    taken: Iterable[str] = (),
+) -> tuple[list[Change], list[str]]:
+    """Put ``added`` into ``net``, in place and in their order; return what changed and the names of those that start anew.
+
+    Those without a place come before the main classifier (before each, where two branches meet); those behind a layer come behind all
+    that works in place on its blob too, and what read that blob reads theirs.
+
+    Args:
+        net: A ``NetParameter`` in today's form.
+        heads: The classifiers' names, where they are not to be found from the graph.
+        lr_mult: What their lr_mult values are multiplied by. filler: for weights that have none; by default xavier.
+        taken: Names that new layers must not be given here, such as those of the layers in the weights that training starts from.
+
+    Raises:
+        NetError: there is no such layer to come after, or none that makes one blob, a name is in use, or the classifier is another then.
+    """
+    made = _Inserter(net, lr_mult, filler, frozenset(taken))
+    before = _main(net, heads)
+    for after in dict.fromkeys(new.after for new in added):
+        layers = [new.layer for new in added if new.after == after]
+        if after is not None:
+            _add_after(made, after, layers)
+            continue
+        for name in before:
+            _add_before(made, name, layers)
+    if _main(net, heads) != before:
+        raise NetError(f"the new layers would stand behind the classifier {' and '.join(before)}; name a layer before it (--add-layer)")
+    return made.changes, made.fresh
+
+
+def _main(net: Any, heads: Iterable[str] | None) -> list[str]:
+    """The names of the main classifiers: those that the loss which counts most reads."""
+    found = find_heads(net, heads)
+    judge = primary_classifier(found).judge
+    return list(dict.fromkeys(head.layer for head in found if head.judge == judge))
+
+
+class _Inserter:
+    """A net to which layers are being added."""
+
+    def __init__(self, net: Any, lr_mult: float, filler: Any | None, taken: frozenset[str]):
+        self.net, self.lr_mult, self.taken = net, lr_mult, taken
+        self.filler = FillerParameter(type="xavier") if filler is None else filler
+        self.changes: list[Change] = []
+        self.fresh: list[str] = []
+
+    def chain(self, place: int, blob: str, layers: Sequence[Any], where: str, rules: Any | None, names: list[str]) -> str:
+        """Insert ``layers`` at ``place``, the first reading ``blob``, with the rules of the layer ``rules``; the blob of the last.
+
+        ``names`` are those of a first copy; where they are empty, they are found, and put there.
+        """
+        before = ""
+        if not names:
+            names += self._names(layers)
+        for offset, (given, name) in enumerate(zip(layers, names, strict=True)):
+            layer = LayerParameter()
+            layer.CopyFrom(given)
+            layer.name = name
+            if rules is not None:
+                layer.include.extend(rules.include)
+                layer.exclude.extend(rules.exclude)
+            layer.bottom.append(blob)
+            in_place = layer.type in _IN_PLACE and (before in _OVERWRITABLE or (before, layer.type) == ("ReLU", "Dropout"))
+            blob = blob if in_place else layer.name
+            layer.top.append(blob)
+            self._learn(layer)
+            self.net.layer.insert(place + offset, layer)
+            self.changes.append(Change(layer.name, "layer", "", f"{layer.type}, {where}"))
+            before = layer.type
+        return blob
+
+    def _names(self, layers: Sequence[Any]) -> list[str]:
+        """A name for each, that neither the net nor the weights have."""
+        names: list[str] = []
+        for given in layers:
+            used = {*names_in_use(self.net), *self.taken, *names}
+            base = str(given.name) or f"{_SHORT.get(given.type, given.type.lower())}_new"
+            name, again = base, 1
+            if given.name and name in used:
+                owner = "weights have" if name in self.taken else f"net '{self.net.name}' has"
+                hint = "give the new layer another name, since it starts anew (--add-layer)"
+                raise NetError(f"the {owner} something called '{name}'; {hint}")
+            while name in used:
+                again += 1
+                name = f"{base}{again}"
+            names.append(name)
+        self.fresh += names
+        return names
+
+    def _learn(self, layer: Any) -> None:
+        if layer.type in LINEAR:
+            param = classifier_param(layer)
+            if not param.HasField("weight_filler"):
+                # Zeros, the default, would keep all gradients from the layers below.
+                param.weight_filler.CopyFrom(self.filler)
+            if not layer.param:
+                layer.param.add(lr_mult=1, decay_mult=1)
+                if param.bias_term:
+                    layer.param.add(lr_mult=2, decay_mult=0)
+        if self.lr_mult != 1:
+            for spec in spread_rates(layer):
+                spec.lr_mult *= self.lr_mult
+
+
+def _add_before(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:
+    """Before the classifier called ``name``, of which a net may have one a phase."""
+    net = adding.net
+    twins = [layer for layer in net.layer if layer.name == name and layer.bottom]
+    blobs = {layer.bottom[0] for layer in twins}
+    if len(blobs) != 1:
+        raise NetError(
+            f"reads {' and '.join(sorted(blobs)) or 'nothing'}; say which layer the new ones come after (--add-layer AFTER=…)", layer=name
+        )
+    blob = blobs.pop()
+    places = [i for i, layer in enumerate(net.layer) if layer.name == name]
+    makers = [graph.maker(i, blob) for graph in phases(net) for i in graph.layers if i in places]
+    if all(maker is None or maker < places[0] for maker in makers):
+        # One chain for all of them, where what they read is there before the first.
+        copies = {places[0]: twins[0] if len(twins) == 1 else None}
+    else:
+        copies = {place: net.layer[place] for place in places}
+    names: list[str] = []
+    for place, rules in sorted(copies.items(), reverse=True):
+        last = adding.chain(place, blob, layers, f"before {name}", rules, names)
+    for layer in net.layer:
+        if layer.name == name:
+            layer.bottom[0] = last
+
+
+def _add_after(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:
+    """Behind the layer called ``name``, of which a net may have one a phase: all that read its blob reads the last new one's."""
+    net = adding.net
+    makers = [layer for layer in net.layer if layer.name == name]
+    if not makers:
+        known = [layer.name for layer in net.layer]
+        raise NetError(f"the net '{net.name}' has no layer '{name}' to add one after{did_you_mean(name, known)} (--add-layer)")
+    graphs = [graph for graph in phases(net) if any(layer.name == name for layer in graph.layers.values())]
+    ends = [end_of_blob(graph, name, "--add-layer") for graph in graphs]
+    readers = {i for graph, end in zip(graphs, ends, strict=True) for i in graph.readers(*end)}
+    place, blob = max(ends)
+    if not readers or any(is_loss_or_metric(net.layer[i]) for i, _ in ends):
+        raise NetError("makes what no layer reads; name one before the classifier (--add-layer)", layer=name)
+    if any(other != blob for _, other in ends):
+        raise NetError("makes another blob in each phase; name a layer behind it (--add-layer)", layer=name)
+    if readers and min(readers) <= place:
+        raise NetError("makes a blob whose layers are there once a phase; name a layer behind it (--add-layer)", layer=name)
+    reading = [net.layer[i] for i in readers]
+    last = adding.chain(place + 1, blob, layers, f"after {name}", makers[0] if len(makers) == 1 else None, [])
+    for layer in reading:
+        layer.bottom[:] = [last if bottom == blob else bottom for bottom in layer.bottom]

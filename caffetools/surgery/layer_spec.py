@@ -1,0 +1,136 @@
+"""New layers as people write them: in a word with its numbers, or as prototxt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from caffetools.errors import CaffeToolsError, PrototxtError
+from caffetools.graph.classifiers import classifier_param
+from caffetools.layers.registry import layer_types, suggestion
+from caffetools.proto.schema import LayerParameter, NetParameter
+from caffetools.proto.text import parse
+
+# Through these nothing is learned.
+_NEVER = dict.fromkeys(("ArgMax", "Threshold", "Accuracy", "Silence"), "lets no gradient through, so nothing below it would learn")
+
+_HOW = "write InnerProduct:256, Convolution:64:3, Pooling:MAX:3:2, Dropout:0.5, a type by itself as ReLU, or a layer's prototxt"
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A layer to be put into a net.
+
+    Attributes:
+        layer: a ``LayerParameter`` without bottoms and tops; its name may be empty. after: the layer that it comes behind; None is
+            before the main classifier.
+    """
+
+    layer: Any
+    after: str | None = None
+
+
+def parse_added(text: str) -> LayerSpec:
+    """A layer as people write it: ``[AFTER=]TYPE[:NUMBERS]``, such as ``InnerProduct:256`` or ``pool1=ReLU``, or ``[AFTER=]PROTOTXT``.
+
+    Short forms: ``InnerProduct:OUTPUTS``; ``Convolution:OUTPUTS:KERNEL``, padded so that sizes stay; ``Pooling:MAX:KERNEL:STRIDE``, or
+    ``Pooling:AVE`` of the whole picture; ``Dropout:RATIO``; and every type that needs no numbers. Prototxt is what stands in a layer's
+    braces, or the layer with its braces.
+
+    Raises:
+        CaffeToolsError: it is none of these. PrototxtError: the prototxt is broken.
+    """
+    place, equals, what = text.partition("=")
+    if not equals or re.search(r'["{]', place):
+        place, what = "", text
+    layer = _from_prototxt(what) if re.search(r'["{]', what) else _from_words(what.strip())
+    return LayerSpec(layer, place.strip() or None)
+
+
+def _from_prototxt(text: str) -> Any:
+    body = text.strip()
+    wrapped = re.match(r"layer\s*:?\s*\{", body) is not None
+    net = parse(body if wrapped else f"layer {{ {body} }}", NetParameter, path="--add-layer")
+    if len(net.layer) != 1 or [field.name for field, _ in net.ListFields()] != ["layer"]:
+        raise PrototxtError("is no single layer; give --add-layer once for each", path="--add-layer")
+    layer = net.layer[0]
+    if not layer.type:
+        raise PrototxtError('the new layer has no type; write type: "ReLU"', path="--add-layer")
+    if layer.type in _NEVER or (layer.type == "Python" and not layer.HasField("python_param")):
+        raise PrototxtError(f"a new {layer.type} layer {_NEVER.get(layer.type, 'needs python_param')}", path="--add-layer")
+    if layer.bottom or layer.top:
+        raise PrototxtError("bottoms and tops follow from the layer's place; leave them out", path="--add-layer")
+    return layer
+
+
+def _from_words(text: str) -> Any:
+    kind, *numbers = text.split(":")
+    if kind not in layer_types():
+        raise CaffeToolsError(f"'{text}' is no layer: the type '{kind}' is not known here{suggestion(kind)}; {_HOW} (--add-layer)")
+    if kind in _NEVER or kind == "Python":
+        reason = _NEVER.get(kind, "is written as prototxt, with its python_param")
+        raise CaffeToolsError(f"a new {kind} layer {reason} (--add-layer)")
+    make = _SHORT_FORMS.get(kind)
+    try:
+        if make is None:
+            return LayerParameter(type=kind, **_plain(kind, numbers))
+        return make(*numbers)
+    except (TypeError, ValueError):
+        raise CaffeToolsError(f"'{text}' does not say what a {kind} layer needs; {_HOW} (--add-layer)") from None
+
+
+def _plain(kind: str, numbers: Sequence[str]) -> dict[str, Any]:
+    if numbers:
+        raise ValueError
+    return {"scale_param": {"bias_term": True}} if kind == "Scale" else {}
+
+
+def _weighted(kind: str, outputs: str, *kernel: str) -> Any:
+    layer = LayerParameter(type=kind)
+    param = classifier_param(layer)
+    param.num_output = _positive(outputs)
+    param.bias_filler.type = "constant"
+    if kind == "Convolution":
+        (side,) = map(_positive, kernel)
+        if side % 2 == 0:
+            raise ValueError
+        param.kernel_size.append(side)
+        param.pad.append(side // 2)
+    elif kernel:
+        raise ValueError
+    return layer
+
+
+def _pooling(method: str, *sizes: str) -> Any:
+    layer = LayerParameter(type="Pooling")
+    param = layer.pooling_param
+    param.pool = {"MAX": param.MAX, "AVE": param.AVE}.get(method.upper(), -1)
+    if not sizes:
+        param.global_pooling = True
+        return layer
+    param.kernel_size, param.stride = map(_positive, sizes)
+    return layer
+
+
+def _dropout(ratio: str = "0.5") -> Any:
+    if not 0 <= float(ratio) < 1:
+        raise ValueError
+    return LayerParameter(type="Dropout", dropout_param={"dropout_ratio": float(ratio)})
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if not 1 <= number < 2**31:
+        raise ValueError
+    return number
+
+
+_SHORT_FORMS: dict[str, Callable[..., Any]] = {
+    "InnerProduct": partial(_weighted, "InnerProduct"),
+    "Convolution": partial(_weighted, "Convolution"),
+    "Pooling": _pooling,
+    "Dropout": _dropout,
+}

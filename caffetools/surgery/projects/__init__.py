@@ -1,1 +1,0 @@
-"""The files of a training together: nets and solver, with the data that they are to read."""

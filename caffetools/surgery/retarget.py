@@ -1,0 +1,272 @@
+"""Retargeting: a trained network's classifiers made anew for other classes, everything else as it was."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from caffetools.errors import CaffeToolsError, NetError
+from caffetools.graph.classifiers import CLASSIFIERS, Head, classifier_param, find_heads, primary_classifier
+from caffetools.graph.graph import names_in_use, rename_blob
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.upgrades.v1 import upgrade_net
+from caffetools.surgery.changes import Change, number
+from caffetools.surgery.freezing import describe_filler, learned_blobs
+from caffetools.surgery.manual_review import manual_review_notes
+
+# How much faster than the rest a new classifier learns, as in Caffe's fine-tuning examples.
+HEAD_LR_MULT = 10.0
+
+# What a blob's axis can hold in Caffe's files.
+_MOST_CLASSES = 2**31 - 1
+
+
+@dataclass
+class Retargeted:
+    """A retargeted net.
+
+    Attributes:
+        train_val: the ``NetParameter``. changes: what differs from the net given, layer by layer.
+        renamed: old name → new name of every layer that starts anew. added: the layers that the net had nothing of before.
+        judge: the loss that reads the main classifier; "" where that is not known.
+        notes: what else seems to depend on the number of classes, and must be changed by hand.
+    """
+
+    train_val: Any
+    changes: list[Change] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)
+    judge: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def anew(self) -> set[str]:
+        """The names of all layers that start anew."""
+        return {*self.renamed.values(), *self.added}
+
+
+def retarget(
+    train_val: Any,
+    classes: int,
+    *,
+    head_lr_mult: float = HEAD_LR_MULT,
+    suffix: str | None = None,
+    heads: Iterable[str] | None = None,
+    keep_names: bool = False,
+    filler: Any | None = None,
+    taken: Iterable[str] = (),
+) -> Retargeted:
+    """Give a net's classifiers ``classes`` outputs and new names, so that they start anew where its old weights are loaded.
+
+    The blobs of the classifiers get new names too, wherever they are read. Accuracy layers that ask for more places than there
+    are classes go. All else stays: other layers, rules, fillers, fields that are unknown here.
+
+    Args:
+        train_val: A ``NetParameter`` of any age and for both phases; it is not changed.
+        classes: How many there are to be, at least 2.
+        head_lr_mult: The classifiers' lr_mult values are multiplied by this, unless they already are that far above the other
+            layers'. 1 leaves them.
+        suffix: What the new names end in; by default ``_CLASSES``, replacing the count that an earlier retargeting left there.
+        heads: The classifier layers' names, where they are not to be found from the graph.
+        keep_names: Leave the names as they are; weights of the old classifiers must then be taken out of the file before it is loaded.
+        filler: A ``FillerParameter`` for the classifiers' weights; by default what they have, or gaussian.
+        taken: Names that new ones must not be, such as those of the layers in the weights that training starts from.
+
+    Raises:
+        CaffeToolsError: there are too few classes.
+        NetError: no classifier was found, classifiers differ in their number of classes, or one shares its parameters with a layer
+            that is none.
+    """
+    check_classes(classes)
+    net = NetParameter()
+    net.CopyFrom(upgrade_net(train_val))
+    found = find_heads(net, heads)
+    if heads is None and len({head.num_output for head in found}) > 1:
+        counts = ", ".join(f"'{head.layer}' has {head.num_output}" for head in found)
+        raise NetError(f"the net's classifiers do not tell the same classes: {counts}; name those to retarget (--head)")
+    _check_sharing(net, found)
+    result = Retargeted(net, judge=primary_classifier(found).judge)
+    usual, names = _usual_rate(net, found), frozenset(taken)
+    for head in found:
+        fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.num_output, classes, suffix, names)
+        _rename_head(result, head, fresh)
+        for layer in net.layer:
+            if (layer.name, layer.type) == (result.renamed[head.layer], head.type_name):
+                _remake(layer, classes, filler, result)
+                _raise_rates(layer, head_lr_mult, usual, result)
+        _refit_reshapes(net, head, classes, result)
+        _refit_deconvolutions(net, head, classes, result)
+        _refit_centers(net, head, classes, fresh, result)
+    _fit_accuracies(net, classes, result)
+    result.notes = manual_review_notes(net, found, result.renamed)
+    # A net with both phases has some layers twice; what is said of them is said once.
+    result.changes = list(dict.fromkeys(result.changes))
+    return result
+
+
+def check_classes(classes: int) -> None:
+    """Raise :class:`CaffeToolsError` where there are too few ``classes`` to tell apart, or more than any net has."""
+    if classes < 2:
+        raise CaffeToolsError(f"{classes} class(es) cannot be told apart: a classifier needs at least 2 (--classes)")
+    if classes > _MOST_CLASSES:
+        raise CaffeToolsError(f"{classes} classes are more than a net can hold; give at most {_MOST_CLASSES} (--classes)")
+
+
+def fresh_name(net: Any, name: str, before: int, classes: int, suffix: str | None = None, taken: Collection[str] = ()) -> str:
+    """A name for what is made anew that nothing in ``net`` has, nor ``taken``, and that tells the classes.
+
+    ``fc8`` becomes ``fc8_120``, and for 5 classes ``fc8_5``; where that is taken, or was the name already, ``fc8_120_2`` and so on.
+    """
+    earlier = re.fullmatch(rf"(.+)_{before}(?:_(\d+))?", name) if suffix is None else None
+    base, count = (earlier[1], int(earlier[2] or 1)) if earlier else (name, 0)
+    end = f"_{classes}" if suffix is None else suffix
+    used = {*names_in_use(net), *taken}
+    again = count + 1 if earlier and before == classes else 1
+    while (new := f"{base}{end}" if again == 1 else f"{base}{end}_{again}") in used:
+        again += 1
+    return new
+
+
+def _rename_head(result: Retargeted, head: Head, fresh: Callable[[str], str]) -> None:
+    """Call a classifier, its blobs, and what follows it as ``fresh`` says."""
+    net = result.train_val
+    # A file with both phases may have a classifier for each, of one name.
+    layers = [layer for layer in net.layer if (layer.name, layer.type) == (head.layer, head.type_name)]
+    new = fresh(head.layer)
+    for top in dict.fromkeys(top for layer in layers for top in layer.top):
+        rename_blob(net, top, new if top == head.layer else fresh(top))
+    _rename(net, head.layer, new, result)
+    for follower in head.followers:
+        if follower not in result.renamed:
+            _rename(net, follower, fresh(follower), result)
+
+
+def _refit_reshapes(net: Any, head: Head, classes: int, result: Retargeted) -> None:
+    """Let Reshape layers behind a classifier that name its number of outputs name the new one."""
+    for layer in net.layer:
+        dims = layer.reshape_param.shape.dim
+        if layer.name in head.reshapes and dims[1] == head.num_output != classes:
+            dims[1] = classes
+            result.changes.append(Change(layer.name, "dim", str(head.num_output), str(classes)))
+
+
+def _refit_deconvolutions(net: Any, head: Head, classes: int, result: Retargeted) -> None:
+    """Let the layers that enlarge a classifier's maps do so for the new classes, each by itself, from bilinear interpolation on."""
+    names = {result.renamed[name] for name in head.followers}
+    for layer in net.layer:
+        if layer.name not in names or layer.type != "Deconvolution":
+            continue
+        param = layer.convolution_param
+        if param.num_output != head.num_output:
+            raise NetError(
+                f"makes {param.num_output} maps of the {head.num_output} of '{head.layer}'; change that by hand", layer=layer.name
+            )
+        result.changes.append(Change(layer.name, "num_output", str(param.num_output), str(classes)))
+        if param.group != classes:
+            result.changes.append(Change(layer.name, "group", str(param.group), str(classes)))
+        param.num_output = param.group = classes
+        if param.weight_filler.type != "bilinear":
+            result.changes.append(Change(layer.name, "weight_filler", param.weight_filler.type, "bilinear"))
+            param.weight_filler.Clear()
+            param.weight_filler.type = "bilinear"
+
+
+def _refit_centers(net: Any, head: Head, classes: int, fresh: Callable[[str], str], result: Retargeted) -> None:
+    """Let the CenterLoss layers that keep a center for each of the classifier's classes keep one for each new class."""
+    for layer in net.layer:
+        if (
+            layer.type == "CenterLoss"
+            and layer.center_loss_param.num_output == head.num_output
+            and layer.name not in result.renamed.values()
+        ):
+            _rename(net, layer.name, fresh(layer.name), result)
+            if head.num_output != classes:
+                result.changes.append(Change(layer.name, "num_output", str(head.num_output), str(classes)))
+            layer.center_loss_param.num_output = classes
+
+
+def _fresh(net: Any, before: int, classes: int, suffix: str | None, taken: Collection[str], name: str) -> str:
+    return fresh_name(net, name, before, classes, suffix, taken)
+
+
+def _remake(layer: Any, classes: int, filler: Any | None, result: Retargeted) -> None:
+    param = classifier_param(layer)
+    if param.num_output != classes:
+        result.changes.append(Change(layer.name, "num_output", str(param.num_output), str(classes)))
+        param.num_output = classes
+    if filler is not None:
+        before = param.weight_filler.type if param.HasField("weight_filler") else ""
+        param.weight_filler.CopyFrom(filler)
+        result.changes.append(Change(layer.name, "weight_filler", before, describe_filler(filler)))
+    elif not param.HasField("weight_filler"):
+        # Zeros, the default, would keep all gradients from the layers below at the first step.
+        param.weight_filler.type, param.weight_filler.std = "gaussian", 0.01
+        result.changes.append(Change(layer.name, "weight_filler", "", "gaussian, std 0.01"))
+
+
+def _rename(net: Any, old: str, new: str, result: Retargeted) -> None:
+    for layer in net.layer:
+        if layer.name == old:
+            layer.name = new
+    result.renamed[old] = new
+    if new != old:
+        result.changes.append(Change(new, "name", old, new))
+
+
+def _usual_rate(net: Any, heads: list[Head]) -> float:
+    """The median lr_mult of the weights of the layers that are no heads and learn at all; 0 where there are none."""
+    names = {head.layer for head in heads}
+    others = [layer for layer in net.layer if layer.type in CLASSIFIERS and layer.name not in names]
+    rates = [layer.param[0].lr_mult if layer.param else 1.0 for layer in others]
+    return statistics.median([rate for rate in rates if rate > 0] or [0.0])
+
+
+def _raise_rates(layer: Any, factor: float, usual: float, result: Retargeted) -> None:
+    if factor == 1:
+        return
+    blobs = learned_blobs(layer)
+    before = [layer.param[i].lr_mult if i < len(layer.param) else 1.0 for i in range(blobs)]
+    if usual and before[0] >= factor * usual:
+        return
+    while len(layer.param) < blobs:
+        layer.param.add()
+    for spec, rate in zip(layer.param, before, strict=False):
+        # What was frozen must learn now, for it starts anew.
+        spec.lr_mult = (rate or 1.0) * factor
+    after = [spec.lr_mult for spec in layer.param[:blobs]]
+    result.changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), " / ".join(map(number, after))))
+
+
+def _fit_accuracies(net: Any, classes: int, result: Retargeted) -> None:
+    """Drop the Accuracy layers with a top_k above ``classes``; one that has no better sibling becomes an ordinary accuracy."""
+    accuracies = [layer for layer in net.layer if layer.type == "Accuracy"]
+    kept = [layer for layer in accuracies if layer.accuracy_param.top_k <= classes]
+    read = {bottom for layer in net.layer for bottom in layer.bottom}
+    for layer in accuracies:
+        top_k = layer.accuracy_param.top_k
+        if top_k <= classes:
+            continue
+        if any(other.bottom[:1] == layer.bottom[:1] for other in kept) and not read.intersection(layer.top):
+            net.layer.remove(layer)
+            result.changes.append(Change(layer.name, "layer", f"Accuracy of the top {top_k}", ""))
+        else:
+            layer.accuracy_param.top_k = 1
+            kept.append(layer)
+            result.changes.append(Change(layer.name, "top_k", str(top_k), "1"))
+
+
+def _check_sharing(net: Any, heads: list[Head]) -> None:
+    names = {head.layer for head in heads}
+    shared = {spec.name: layer.name for layer in net.layer if layer.name not in names for spec in layer.param if spec.name}
+    for layer in net.layer:
+        for spec in layer.param if layer.name in names else ():
+            if spec.name in shared:
+                raise NetError(
+                    f"shares its parameter '{spec.name}' with layer '{shared[spec.name]}', which is no classifier; "
+                    "give one of them another name",
+                    layer=layer.name,
+                )

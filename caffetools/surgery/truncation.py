@@ -1,0 +1,226 @@
+"""Other depth: the layers between one layer and the classifier taken out, so that a shallower net is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from caffetools.errors import NetError, did_you_mean
+from caffetools.graph.classifiers import ELEMENTWISE, find_heads, flattens, primary_classifier
+from caffetools.graph.graph import Graph, Use, phases, shapes_in
+from caffetools.graph.summary import summarize
+from caffetools.layers.base import Shape
+from caffetools.proto.schema import TEST, TRAIN
+from caffetools.surgery.changes import Change
+
+# What may stand between the pooling of the whole picture and the classifier and belongs to both.
+_NECK = {"Pooling", "Flatten", *ELEMENTWISE}
+
+
+def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None) -> list[Change]:
+    """Take out of ``net``, in place, all that lies between layer ``name`` and the main classifier, which then reads the layer's blob.
+
+    Layers that work in place on that blob (a ReLU) are part of it and stay. So does a pooling of the whole picture to one place before
+    the classifier (or behind one that makes maps), and what lies between these two; it becomes a global pooling, since maps are of
+    another size there. What reads something that is gone, such as a second classifier deeper in the net, goes, and so does what nothing
+    reads any more.
+
+    Args:
+        net: A ``NetParameter`` in today's form, for both phases.
+        heads: The classifiers' names, where they are not to be found from the graph.
+        shapes: of inputs, by blob (``""`` is the first), where the data layers do not tell; needed to know which pooling leaves one place.
+
+    Raises:
+        NetError: there is no such layer, it has several blobs, the classifier is not made from it or reads it already, or what would go
+            is read by what stays.
+    """
+    if not any(layer.name == name for layer in net.layer):
+        raise NetError(
+            f"the net '{net.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in net.layer])} (--drop-after)"
+        )
+    found = find_heads(net, heads)
+    judge = primary_classifier(found).judge
+    classifiers = {head.layer for head in found if head.judge == judge}
+    gone: set[int] = set()
+    entries: dict[int, str] = {}
+    widened: set[int] = set()
+    changes: list[Change] = []
+    for phase in (TRAIN, TEST):
+        graph = Graph(net, phase)
+        if any(layer.name == name for layer in graph.layers.values()):
+            cut = _cut(graph, name, classifiers, _shapes(graph, phase, shapes or {}))
+            gone |= cut.gone
+            entries |= cut.entries
+            widened |= cut.widened
+    before = [(graph, set(graph.outputs())) for graph in phases(net)]
+    for index, blob in entries.items():
+        net.layer[index].bottom[0] = blob
+    for index in sorted(widened):
+        changes += _make_global(net.layer[index])
+    gone = _remove_dead_layers(gone, before)
+    changes += [Change(net.layer[index].name, "layer", net.layer[index].type, "") for index in sorted(gone)]
+    for index in sorted(gone, reverse=True):
+        del net.layer[index]
+    changes += _silence_dangling_tops(net, {top for _, outputs in before for _, top in outputs})
+    return list(dict.fromkeys(changes))
+
+
+def end_of_blob(graph: Graph, name: str, option: str) -> Use:
+    """(place, blob) of what layer ``name`` makes, behind all that works in place on it, up to the next layer that makes it anew.
+
+    Raises:
+        NetError: the layer makes no blob, or several.
+    """
+    index = next(i for i, layer in graph.layers.items() if layer.name == name)
+    layer = graph.layers[index]
+    if len(layer.top) != 1:
+        raise NetError(f"makes {len(layer.top)} blobs; name a layer that makes one ({option})", layer=name)
+    blob = layer.top[0]
+    for i, other in graph.layers.items():
+        if i > index and blob in other.top:
+            if blob not in other.bottom:
+                break
+            index = i
+    return index, blob
+
+
+@dataclass
+class _Cut:
+    """What a cut does in one phase: the places that go, those that now read another blob as their first bottom, and poolings that must
+    take in the whole picture."""
+
+    gone: set[int]
+    entries: dict[int, str]
+    widened: set[int]
+
+
+def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[int, Shape]) -> _Cut:
+    place, blob = end_of_blob(graph, name, "--drop-after")
+    below = _descendants(graph, [(place, blob)])
+    ends = [i for i, layer in graph.layers.items() if layer.name in classifiers and i in below]
+    if not ends:
+        listed = " and ".join(f"'{classifier}'" for classifier in sorted(classifiers))
+        raise NetError(f"the main classifier {listed} is not made from it; name a layer before the classifier (--drop-after)", layer=name)
+    cut = _Cut(set(), {}, set())
+    stays = set(ends)
+    for end in ends:
+        neck = _pooling_tail(graph, end, place, shapes)
+        between = below & graph.needed([(end, bottom) for bottom in graph.layers[end].bottom]) - set(neck)
+        if not between:
+            raise NetError(
+                f"nothing lies between it and {'the pooling before ' if neck else ''}the classifier '{graph.layers[end].name}', "
+                "so there is nothing to drop (--drop-after)",
+                layer=name,
+            )
+        cut.gone |= between
+        stays.update(neck)
+        cut.entries[neck[0] if neck else end] = blob
+        cut.widened.update(neck[:1])
+    behind = _descendants(graph, [(i, top) for i in ends for top in graph.layers[i].top])
+    cut.widened |= {i for i in behind if graph.layers[i].type == "Pooling" and shapes.get(i, ())[2:] == (1, 1)}
+    stays |= behind
+    _propagate_removal(graph, cut, stays)
+    return cut
+
+
+def _propagate_removal(graph: Graph, cut: _Cut, stays: Collection[int]) -> None:
+    """Let what reads something that goes, go too."""
+    pending = list(cut.gone)
+    while pending:
+        index = pending.pop()
+        for top in graph.layers[index].top:
+            for reader in graph.readers(index, top):
+                if reader in cut.gone or (cut.entries.get(reader) is not None and graph.layers[reader].bottom[0] == top):
+                    continue
+                if reader in stays:
+                    raise NetError(
+                        f"reads '{top}', which lies behind the cut, so it cannot be dropped (--drop-after)", layer=graph.layers[reader].name
+                    )
+                cut.gone.add(reader)
+                pending.append(reader)
+
+
+def _descendants(graph: Graph, uses: Iterable[Use]) -> set[int]:
+    """The places of all layers that are made from ``uses``: (place of the maker, blob)."""
+    pending, found = list(uses), set[int]()
+    while pending:
+        for reader in graph.readers(*pending.pop()):
+            if reader not in found:
+                found.add(reader)
+                pending += [(reader, top) for top in graph.layers[reader].top]
+    return found
+
+
+def _pooling_tail(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape]) -> list[int]:
+    """The places from the pooling to one place down to the classifier at ``end``; none where there is no such pooling behind ``start``."""
+    neck: list[int] = []
+    if len(shapes.get(start, (0, 0, 0, 0))) != 4:
+        return neck
+    for index in graph.walk_up(end, graph.layers[end].bottom[0]):
+        layer = graph.layers[index]
+        if index <= start or not (layer.type in _NECK or flattens(layer)):
+            return []
+        neck.insert(0, index)
+        if layer.type == "Pooling" and (layer.pooling_param.global_pooling or shapes.get(index, ())[2:] == (1, 1)):
+            return neck
+    return []
+
+
+def _shapes(graph: Graph, phase: int, given: Mapping[str, Shape]) -> dict[int, Shape]:
+    """The shape of each layer's first blob by the layer's place, as far as it is known: by what the net says, else by ``given``."""
+    known: dict[int, Shape] = {}
+    for shapes in ({}, shapes_in(graph, given)):
+        rows = summarize(graph.param, phase, shapes=shapes).layers
+        for place, row in zip(graph.layers, rows, strict=True):
+            if row.shapes and row.shapes[0]:
+                known.setdefault(place, row.shapes[0])
+        if not any(row.note for row in rows):
+            break
+    return known
+
+
+def _make_global(layer: Any) -> list[Change]:
+    """Let a pooling take in the whole picture, whatever its size."""
+    param = layer.pooling_param
+    if param.global_pooling:
+        return []
+    before = f"{param.kernel_h or param.kernel_size} x {param.kernel_w or param.kernel_size}"
+    kept = type(param)(pool=param.pool, global_pooling=True, **({"engine": param.engine} if param.HasField("engine") else {}))
+    param.CopyFrom(kept)
+    return [Change(layer.name, "kernel", before, "global")]
+
+
+def _silence_dangling_tops(net: Any, outputs: Collection[str]) -> list[Change]:
+    """Let the tops that nothing reads any more, of layers with others that are read, be no new outputs: as Caffe's nets do, by Silence."""
+    changes = []
+    for phase in (TRAIN, TEST):
+        graph = Graph(net, phase)
+        for index, top in [(index, top) for index, top in graph.outputs() if top not in outputs]:
+            maker = net.layer[index]
+            if maker.type == "Split":
+                maker.top.remove(top)
+                continue
+            name = f"{top}_unread"
+            layer = net.layer.add(name=name, type="Silence", bottom=[top], include=maker.include, exclude=maker.exclude)
+            changes.append(Change(layer.name, "layer", "", f"Silence, for '{top}' of {maker.name}"))
+    return changes
+
+
+def _remove_dead_layers(gone: set[int], before: list[tuple[Graph, set[Use]]]) -> set[int]:
+    """``gone``, and the layers of which nothing is read once those are gone, though something was ``before``."""
+    gone = set(gone)
+    while True:
+        unread: dict[int, list[bool]] = {}
+        was_read: set[int] = set()
+        for graph, outputs in before:
+            rest = graph.without(gone)
+            now = set(rest.outputs())
+            for i, layer in rest.layers.items():
+                unread.setdefault(i, []).append(bool(layer.top) and all((i, top) in now for top in layer.top))
+                if any((i, top) not in outputs for top in layer.top):
+                    was_read.add(i)
+        dead = {i for i in was_read if all(unread[i])}
+        if not dead:
+            return gone
+        gone |= dead

@@ -1,0 +1,175 @@
+"""``caffetools finetune`` from pictures to a verified model, gone on with, and told when it must not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caffetools.net.net import Net
+from caffetools.net.weights import save_weights
+from caffetools.proto.binary import read_caffemodel
+from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.text import read_net
+from caffetools.zoo.fetch import MIRROR
+from caffetools.zoo.networks import prototxt_path
+from tests.cli.inprocess import Done, error_of, run, run_well
+from tests.project.shapes import CLASSES, TRAIN_VAL, draw_shapes
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with pictures and a net."""
+    monkeypatch.chdir(tmp_path)
+    draw_shapes(tmp_path / "pictures")
+    (tmp_path / "shapes.prototxt").write_text(TRAIN_VAL)
+    return tmp_path
+
+
+SCRATCH = ("finetune", "pictures", "-o", "run", "--model", "shapes.prototxt", "--from-scratch", "--epochs", "4", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run in it, to be copied."""
+    folder = tmp_path_factory.mktemp("once")
+    draw_shapes(folder / "pictures")
+    (folder / "shapes.prototxt").write_text(TRAIN_VAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_well(*SCRATCH)
+    return folder
+
+
+@pytest.fixture
+def finished(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a finished run."""
+    shutil.copytree(once, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def again(*more: str) -> Done:
+    return run_well(*SCRATCH, *more)
+
+
+def test_a_net_of_ones_own_learns_from_scratch_and_its_weights_start_another_run(place: Path) -> None:
+    done = run_well(*SCRATCH, "--epochs", 8)
+    for step in (
+        "Build databases",
+        "Retarget shapes to 3 classes",
+        "Train from scratch",
+        "Write the deploy network",
+        "Classify the held-out",
+    ):
+        assert step in done.stdout
+    assert "held-out pictures right" in done.stdout and f"Report: {(place / 'run/report.html').as_uri()}" in done.stdout
+    assert (place / "run/data/labels.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
+    report = (place / "run/report.html").read_text(encoding="utf-8")
+    assert all(name in report for name in CLASSES) and 'src="http' not in report
+    weights = next((place / "run/net").glob("*.caffemodel"))
+    second = json.loads(
+        run_well("finetune", "pictures", "-o", "second", "--model", "shapes.prototxt", "--weights", weights, "--epochs", 3, "--json").stdout
+    )
+    assert second["accuracy"] >= 0.9 and second["held_out"] == 12 and second["classes"] == list(CLASSES)
+    assert second["onnx_largest_difference"] <= 1e-4
+    assert all((place / second[name]).is_file() for name in ("deploy", "weights", "onnx", "report"))
+    before, after = read_caffemodel(weights).blobs, read_caffemodel(place / second["weights"]).blobs
+    assert {"conv1", "ip1"} <= set(before) and {"conv1", "ip1"} <= set(after)
+    assert np.abs(before["conv1"][0] - after["conv1"][0]).max() < 0.1, "fine-tuning starts from the weights given"
+
+
+def test_lenet_of_the_zoo_learns_grey_squares(place: Path) -> None:
+    done = run_well("finetune", "pictures", "-o", "run", "--model", "lenet", "--from-scratch", "--epochs", 2, "--batch", 8, "--json")
+    assert json.loads(done.stdout)["held_out"] == 12
+    assert read_net(place / "run/net/deploy.prototxt").layer[0].input_param.shape[0].dim[:] == [1, 1, 28, 28]
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
+    files = {path: path.read_bytes() for path in (finished / "run/net").iterdir()}
+    done = again()
+    assert "already built" in done.stdout and "already trained" in done.stdout
+    assert {path: path.read_bytes() for path in (finished / "run/net").iterdir()} == files
+
+
+@pytest.mark.parametrize("lost", ["data", "data/train_lmdb", "data/dataset.json", "data/mean.binaryproto", "net/train_val.prototxt"])
+def test_what_has_vanished_from_a_run_is_made_again(finished: Path, lost: str) -> None:
+    path = finished / "run" / lost
+    val = (finished / "run/data/val.txt").read_bytes()
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    done = again()
+    assert "already trained" in done.stdout and path.exists()
+    assert (finished / "run/data/val.txt").read_bytes() == val
+
+
+def test_a_run_without_its_net_folder_is_trained_anew_to_the_same_weights(finished: Path) -> None:
+    name = next((finished / "run/net").glob("*.caffemodel"))
+    weights = read_caffemodel(name).blobs
+    arrays = {layer: [np.array(blob) for blob in blobs] for layer, blobs in weights.items()}
+    shutil.rmtree(finished / "run/net")
+    assert "already trained" not in again().stdout
+    for layer, blobs in read_caffemodel(name).blobs.items():
+        for blob, before in zip(blobs, arrays[layer], strict=True):
+            np.testing.assert_array_equal(blob, before)
+
+
+def test_a_run_whose_inputs_have_changed_is_not_mixed_with_what_is_there(finished: Path) -> None:
+    content = (finished / "run/net/train_val.prototxt").read_bytes()
+    (finished / "shapes.prototxt").write_text(TRAIN_VAL.replace("num_output: 16", "num_output: 12"))
+    assert "run holds a run that began before the net shapes.prototxt changed" in error_of(run(*SCRATCH))
+    (finished / "shapes.prototxt").write_text(TRAIN_VAL)
+    picture = finished / "pictures" / CLASSES[0] / "00.png"
+    picture.with_name("new.png").write_bytes(picture.read_bytes())
+    assert "run holds a run that began before the pictures in pictures changed" in error_of(run(*SCRATCH))
+    picture.with_name("new.png").unlink()
+    os.utime(picture, ns=(1, 1))
+    assert "began before the pictures in pictures changed" in error_of(run(*SCRATCH))
+    assert "holds a run with other settings (seed)" in error_of(run(*SCRATCH, "--seed", 2))
+    assert (finished / "run/net/train_val.prototxt").read_bytes() == content
+
+
+def test_run_json_that_is_damaged_is_told_of(finished: Path) -> None:
+    (finished / "run/run.json").write_text("{")
+    assert "run/run.json: damaged" in error_of(run(*SCRATCH))
+
+
+def test_weights_of_the_mirror_that_are_not_the_published_ones_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "mirror").mkdir()
+    net = Net(read_net(prototxt_path("squeezenet_v1.1", "deploy")), TEST)
+    save_weights(net, place / "mirror/squeezenet_v1.1.caffemodel")
+    monkeypatch.setenv(MIRROR, str(place / "mirror"))
+    done = run("finetune", "pictures", "-o", "run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "gives a wrong file: its git object id is" in done.stderr and "--weights" in done.stderr
+    assert not (place / "run").exists() and not list((place / "cache").rglob("*.caffemodel"))
+
+
+def test_squeezenet_starts_from_weights_that_are_given(place: Path) -> None:
+    text = prototxt_path("squeezenet_v1.1").read_text().replace("crop_size: 227", "crop_size: 67")
+    (place / "squeezenet.prototxt").write_text(text)
+    net = Net(read_net(prototxt_path("squeezenet_v1.1", "deploy")), TEST)
+    save_weights(net, place / "published.caffemodel")
+    done = run_well(
+        *("finetune", "pictures", "-o", "run", "--model", "squeezenet_v1.1", "--weights", "published.caffemodel", "--size", 80),
+        *("--crop", 67, "--epochs", 1, "--batch", 8, "--device", "cpu", "--json"),
+    )
+    answer = json.loads(done.stdout)
+    assert answer["held_out"] == 12 and answer["onnx_largest_difference"] <= 1e-4
+    trained = read_net(place / "run/net/train_val.prototxt")
+    assert [layer.transform_param.crop_size for layer in trained.layer if layer.type == "Data"] == [67, 67]
+    assert list(trained.layer[0].transform_param.mean_value) == [104, 117, 123]
+    assert {layer.phase for layer in trained.layer[0].include} == {TRAIN}
+    before, after = read_caffemodel(place / "published.caffemodel").blobs, read_caffemodel(answer["weights"]).blobs
+    assert set(before) - set(after) == {"conv10"} and set(after) - set(before) == {"conv10_3"}
