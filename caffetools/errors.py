@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 PathLike = str | os.PathLike[str]
 E = TypeVar("E", bound="CaffeToolsError")
@@ -37,7 +37,7 @@ class CaffeToolsError(Exception):
         hint: What to do about it; appended to the text after a semicolon.
     """
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class DataError(CaffeToolsError):
 class ExportError(CaffeToolsError):
     """A net that has no exact form in the target format, or whose exported form gives different numbers."""
 
-    exit_code = 1
+    exit_code: int = 1
 
 
 class ZooError(CaffeToolsError):
@@ -120,10 +120,10 @@ class ZooError(CaffeToolsError):
 class RunFailed(CaffeToolsError):
     """A run that started properly but failed on the way (a NaN loss, a full disk)."""
 
-    exit_code = 1
+    exit_code: int = 1
 
 
 class Cancelled(CaffeToolsError):
     """Work that was cancelled through a :class:`~caffetools.cancel.CancelToken`; what it left behind is whole and can be resumed."""
 
-    exit_code = 130
+    exit_code: int = 130
