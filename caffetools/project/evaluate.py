@@ -9,8 +9,7 @@ from pathlib import Path
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import DataError
 from caffetools.infer.classifier import ClassificationResult, Classifier
-from caffetools.visualize.confusion import Confusion
-from caffetools.visualize.report import Sample
+from caffetools.results import Confusion, Sample
 
 # Pictures shown in a report: first the ones taken for another class, then right ones, spread over the classes.
 MOST_SAMPLES = 24

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from caffetools.results import Step
 from caffetools.solver.callbacks import Observer
-from caffetools.visualize.report import Step
 
 Progress = Callable[[int, int], None]
 

@@ -16,7 +16,8 @@ from caffetools.graph.summary import summarize
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.project.run_finetune import Learned
 from caffetools.proto.text import read_net
-from caffetools.visualize.report import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Report, Step
+from caffetools.results import Step
+from caffetools.visualize.model import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Report
 
 
 def make_report(title: str, summary: str, learned: Sequence[Learned], titles: Sequence[str], steps: Sequence[Step], repeat: str) -> Report:

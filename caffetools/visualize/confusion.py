@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from caffetools.errors import DataError
+from caffetools.results import Confusion
 from caffetools.visualize import style
 from caffetools.visualize.style import LIGHT, PathLike, Theme
 
@@ -20,92 +19,6 @@ if TYPE_CHECKING:
 
 _MOST_NUMBERS = 25  # classes up to which each cell says its count
 _MOST_LABELS = 60  # classes up to which each one is named along the axes
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """How one class did: ``right`` of its ``pictures`` were recognised; ``claimed`` pictures were given its name, rightly or not."""
-
-    name: str
-    pictures: int
-    right: int
-    claimed: int
-
-    @property
-    def accuracy(self) -> float | None:
-        """The share of the class's pictures that were recognised (recall), 0 to 1; None where there are no pictures."""
-        return self.right / self.pictures if self.pictures else None
-
-    @property
-    def precision(self) -> float | None:
-        """The share of the pictures given this name that are of the class, 0 to 1; None where the name was never given."""
-        return self.right / self.claimed if self.claimed else None
-
-
-@dataclass(frozen=True)
-class ConfusedPair:
-    """``count`` pictures of ``true`` were taken for ``predicted``: the ``share`` (0 to 1) of all pictures of ``true``."""
-
-    true: str
-    predicted: str
-    count: int
-    share: float
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """A confusion matrix.
-
-    Attributes:
-        counts: (K, K) int64: pictures by true class (rows) and predicted class (columns).
-        names: The K classes' names.
-    """
-
-    counts: NDArray[np.int64]
-    names: tuple[str, ...]
-
-    @classmethod
-    def from_labels(cls, true: ArrayLike, predicted: ArrayLike, names: Sequence[str]) -> Confusion:
-        """Count the labels of M pictures: ``true`` and ``predicted`` (M,) whole numbers from 0 to ``len(names) - 1``.
-
-        Raises:
-            DataError: there are no pictures, the two differ in length, or a label is not that of a class.
-        """
-        rows, columns = _labels("true", true, len(names)), _labels("predicted", predicted, len(names))
-        if len(rows) != len(columns):
-            raise DataError(f"{len(rows)} true labels, but {len(columns)} predicted ones: each picture needs one of both")
-        if not len(rows):
-            raise DataError("there are no labels to compare")
-        counts = np.bincount(rows * len(names) + columns, minlength=len(names) ** 2).reshape(len(names), len(names))
-        return cls(counts.astype(np.int64), tuple(names))
-
-    @property
-    def total(self) -> int:
-        """The number of pictures."""
-        return int(self.counts.sum())
-
-    @property
-    def right(self) -> int:
-        """The number of pictures whose class was recognised."""
-        return int(np.trace(self.counts))
-
-    @property
-    def accuracy(self) -> float:
-        """The share of all pictures that were recognised, 0 to 1."""
-        return self.right / self.total
-
-    def scores(self) -> list[ClassScore]:
-        """The classes' scores, in the order of the labels."""
-        pictures, claimed, right = self.counts.sum(1), self.counts.sum(0), np.diag(self.counts)
-        return [ClassScore(n, int(p), int(r), int(c)) for n, p, r, c in zip(self.names, pictures, right, claimed, strict=True)]
-
-    def most_confused(self, limit: int = 10) -> list[ConfusedPair]:
-        """Up to ``limit`` pairs, the most frequent first; of equally frequent ones that with the larger share."""
-        wrong = self.counts - np.diag(np.diag(self.counts))
-        rows, columns = np.nonzero(wrong)
-        share = wrong[rows, columns] / self.counts.sum(1)[rows]
-        order = np.lexsort((columns, rows, -share, -wrong[rows, columns]))[:limit]
-        return [ConfusedPair(self.names[rows[i]], self.names[columns[i]], int(wrong[rows[i], columns[i]]), float(share[i])) for i in order]
 
 
 def confusion_figure(confusion: Confusion, *, theme: Theme = LIGHT) -> Figure:
@@ -141,19 +54,6 @@ def draw_confusion(confusion: Confusion, path: PathLike, *, theme: Theme = LIGHT
     """Write :func:`confusion_figure` to ``path``. Raises :class:`DataError` unless it ends in .png or .svg, and :class:`RunFailed`."""
     style.picture_format(path)
     style.save_figure(confusion_figure(confusion, theme=theme), path)
-
-
-def _labels(what: str, labels: ArrayLike, classes: int) -> NDArray[np.int64]:
-    array = np.asarray(labels)
-    if array.ndim != 1:
-        raise DataError(f"the {what} labels must be one row of numbers, not an array of {array.ndim} axes")
-    if array.size == 0:
-        return np.empty(0, np.int64)
-    whole = array.astype(np.int64)
-    bad = np.flatnonzero((whole != array) | (whole < 0) | (whole >= classes))
-    if bad.size:
-        raise DataError(f"{what} label {bad[0]} is {array[bad[0]]}, but there are {classes} classes, labelled 0 to {classes - 1}")
-    return whole
 
 
 def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:

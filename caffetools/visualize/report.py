@@ -2,139 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import caffetools
-from caffetools.solver.logs.training_log import TrainingLog
 from caffetools.util.files import write_text
 from caffetools.visualize import sections
-from caffetools.visualize.confusion import Confusion
-from caffetools.visualize.filters import LayerWeights
 from caffetools.visualize.markup import Html, el, join
+from caffetools.visualize.model import Report
 from caffetools.visualize.style import PathLike
-from caffetools.visualize.thumbnails import Picture
-
-
-@dataclass(frozen=True)
-class KeyFigure:
-    """A number at the head of the page: ``KeyFigure("98.4 %", "accuracy", "885 of 899 held-out pictures")``."""
-
-    value: str
-    label: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that was done: its title, the ``command`` that does the same by hand, how it went, and how long it took (s)."""
-
-    title: str
-    command: str = ""
-    detail: str = ""
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A classified picture: its file or its RGB or grey dots, the class it was given, with which ``probability``, and the true class."""
-
-    picture: Picture
-    predicted: str
-    probability: float
-    true: str | None = None
-    name: str = ""
-
-    @property
-    def wrong(self) -> bool:
-        """Whether the true class is known and another."""
-        return self.true is not None and self.true != self.predicted
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A training and what came of it. Everything but the title may be missing.
-
-    Attributes:
-        logs: The training logs by the run's name. confusion: The held-out pictures by true and predicted class.
-        samples: Classified pictures to show. filters: Weights to draw.
-    """
-
-    title: str
-    note: str = ""
-    confusion: Confusion | None = None
-    samples: Sequence[Sample] = ()
-    logs: Mapping[str, TrainingLog] = field(default_factory=dict)
-    filters: Sequence[LayerWeights] = ()
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """A layer of the network: the shape of its first top, its parameters and its multiply–accumulates for one pass."""
-
-    name: str
-    type: str
-    shape: Sequence[int]
-    parameters: int = 0
-    macs: int = 0
-
-
-@dataclass(frozen=True)
-class OnnxCheck:
-    """How the exported network was held against Caffe's numbers.
-
-    Attributes:
-        file: The ONNX file's name. opset: Its operator set. runtime: What ran it, such as ``"onnxruntime 1.20"``.
-        largest_difference: Of all outputs over all pictures, absolute. tolerance: What was allowed.
-        pictures: How many were compared. agreeing: For how many both gave the same class.
-    """
-
-    file: str
-    opset: int
-    runtime: str
-    largest_difference: float
-    tolerance: float
-    pictures: int
-    agreeing: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether the difference is within the tolerance (one that is not a number is not)."""
-        return self.largest_difference <= self.tolerance
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file that the run wrote: its path as the reader knows it, its size in bytes, and what it is."""
-
-    path: str
-    size: int
-    what: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a report shows. Everything but the title may be missing; its part of the page then is, too.
-
-    Attributes:
-        title, summary: What was done, in a few words and in a sentence or two. created: When, as the reader should see it.
-        figures: The numbers at the head. steps: What was done, in order. phases: Its trainings.
-        network: The layers of the delivered network. onnx: Its verification.
-        files: What was written. repeat: Commands that do it all again. environment: Versions, seeds, devices by name.
-    """
-
-    title: str
-    summary: str = ""
-    created: str = ""
-    figures: Sequence[KeyFigure] = ()
-    steps: Sequence[Step] = ()
-    phases: Sequence[Phase] = ()
-    network: Sequence[LayerRow] = ()
-    onnx: OnnxCheck | None = None
-    files: Sequence[FileEntry] = ()
-    repeat: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_report(path: PathLike, report: Report) -> None:

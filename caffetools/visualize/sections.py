@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from caffetools.results import ClassScore, Confusion
 from caffetools.visualize import style
-from caffetools.visualize.confusion import ClassScore, Confusion, confusion_figure
+from caffetools.visualize.confusion import confusion_figure
 from caffetools.visualize.curves import PANELS, curves_figure, series
 from caffetools.visualize.filters import LayerWeights, describe, filters_figure, layer_sheet
 from caffetools.visualize.markup import Html, el, figure, join, table, themed
@@ -15,8 +16,9 @@ from caffetools.visualize.thumbnails import png, thumbnail
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from caffetools.results import Sample, Step
     from caffetools.solver.logs.training_log import TrainingLog
-    from caffetools.visualize.report import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Sample, Step
+    from caffetools.visualize.model import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase
 
 _MOST_ROWS = 30  # longer tables start with the rows that matter and unfold
 _FIRST_ROWS = 12

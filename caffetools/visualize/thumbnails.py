@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import DataError
+from caffetools.results import Picture
 from caffetools.visualize.markup import data_uri
 from caffetools.visualize.style import PathLike
-
-Picture = NDArray[np.uint8] | PathLike
 
 _SIDE = 168  # dots of the longer side: twice what the page shows, for sharp displays
 

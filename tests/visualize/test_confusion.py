@@ -11,7 +11,8 @@ from matplotlib.colors import to_rgb
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from caffetools.errors import DataError
-from caffetools.visualize.confusion import ClassScore, ConfusedPair, Confusion, confusion_figure, draw_confusion
+from caffetools.results import ClassScore, ConfusedPair, Confusion
+from caffetools.visualize.confusion import confusion_figure, draw_confusion
 from caffetools.visualize.style import DARK, LIGHT
 
 TRUE = [0, 0, 0, 1, 1, 2, 2, 2]

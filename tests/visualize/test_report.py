@@ -16,21 +16,11 @@ import numpy as np
 import pytest
 
 from caffetools.errors import DataError
+from caffetools.results import Confusion, Sample, Step
 from caffetools.solver.logs.training_log import read_log
-from caffetools.visualize.confusion import Confusion
 from caffetools.visualize.filters import LayerWeights
-from caffetools.visualize.report import (
-    FileEntry,
-    KeyFigure,
-    LayerRow,
-    OnnxCheck,
-    Phase,
-    Report,
-    Sample,
-    Step,
-    report_html,
-    write_report,
-)  # fmt: skip
+from caffetools.visualize.model import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Report
+from caffetools.visualize.report import report_html, write_report
 from caffetools.visualize.sections import duration, size
 from tests.conftest import GOLDEN
 
