@@ -1,0 +1,171 @@
+"""Read activations and gradients of any blob of a net, by name, in one pass under autograd.
+
+A name that several layers write (in-place ReLU) stands for several values: a blob's name means its last value, as
+``net.blobs[name].data`` in Caffe; a layer's name means the value that this layer made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from caffetools.errors import NetError
+from caffetools.layers.base import Layer, format_shape
+from caffetools.net.net import Net
+
+# Computes a layer another way for attribution (guided backpropagation's ReLU); None leaves the layer as it is.
+Rule = Callable[[Layer, tuple[Tensor, ...]], Tensor | None]
+
+
+@dataclass
+class Activations:
+    """The values of one pass.
+
+    Attributes:
+        inputs: Input blobs by name, as given; leaves of the autograd graph where gradients were asked for.
+        blobs: The last value of each blob that was computed. tops: The first top of each layer that was computed, by layer name.
+    """
+
+    inputs: dict[str, Tensor]
+    blobs: dict[str, Tensor] = field(default_factory=dict)
+    tops: dict[str, Tensor] = field(default_factory=dict)
+
+    def gradient(self, score: Tensor, of: Tensor, *, what: str = "the blob") -> Tensor:
+        """Return d score / d ``of``, of the shape of ``of``.
+
+        Args:
+            score: A scalar computed from this pass. of: A value of this pass. what: Name of the score, for the message.
+
+        Raises:
+            NetError: the score does not depend on ``of``, or only through operations without a gradient.
+        """
+        gradient = None
+        if score.requires_grad and of.requires_grad:
+            (gradient,) = torch.autograd.grad(score, of, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            raise NetError(f"{what} does not depend on the requested values by operations with a gradient")
+        return gradient
+
+
+def picture_input(net: Net) -> str:
+    """Return the input blob that takes pictures: the first with four axes, else the first. Raises :class:`NetError` without any."""
+    if not net.inputs:
+        raise NetError(f"the net '{net.name}' has no input blob")
+    return next((name for name in net.inputs if len(net.blob_shapes[name]) == 4), net.inputs[0])
+
+
+def run_probe(
+    net: Net,
+    batch: Tensor | Mapping[str, Tensor],
+    *,
+    blobs: Collection[str] = (),
+    layers: Collection[str] = (),
+    record: bool = False,
+    rule: Rule | None = None,
+) -> Activations:
+    """Run the layers that the requested values depend on, and no others: losses, metrics and their labels may be absent.
+
+    Args:
+        net: A net in the TEST phase, with its weights. Its inputs are reshaped to the batch.
+        batch: (N, C, H, W) float32 for the input of pictures, or input blobs by name.
+        blobs: Blobs whose last value is wanted. layers: Layers whose top is wanted, before any later in-place layer changes it.
+        record: Build the autograd graph, from the given inputs on, through every layer (frozen ones too).
+        rule: Replaces the computation of single layers; see :data:`Rule`.
+
+    Returns:
+        At least the requested values, on the net's device.
+
+    Raises:
+        NetError: a blob or layer is unknown, the batch does not fit, or an input that is needed is not given.
+    """
+    given = dict(batch) if isinstance(batch, Mapping) else {picture_input(net): batch}
+    needed = needed_layers(net, blobs, layers)
+    _reshape(net, given)
+    leaves = {name: _leaf(net, value, record) for name, value in given.items()}
+    values = Activations(leaves, dict(leaves))
+    with torch.set_grad_enabled(record):
+        for layer in needed:
+            if layer.IS_DATA:
+                _run_data_layer(net, layer, values)
+                continue
+            bottoms = tuple(_bottom(layer, index, values.blobs, record or bool(layers)) for index in range(len(layer.bottoms)))
+            replaced = rule(layer, bottoms) if rule is not None else None
+            made = layer(*bottoms) if replaced is None else replaced
+            tops = (made,) if isinstance(made, Tensor) else tuple(made)
+            values.blobs.update(zip(layer.tops, tops, strict=True))
+            if tops:
+                values.tops[layer.name] = tops[0]
+    return values
+
+
+def needed_layers(net: Net, blobs: Collection[str], layers: Collection[str] = ()) -> list[Layer]:
+    """Return the layers, in order, that the last values of ``blobs`` and the tops of ``layers`` depend on.
+
+    Raises:
+        NetError: a name is unknown; the message lists those of the net.
+    """
+    for name in blobs:
+        if name not in net.blob_shapes:
+            raise NetError(f"the net '{net.name}' has no blob '{name}'; it has {', '.join(net.blob_shapes)}")
+    known = {layer.name for layer in net.layers}
+    for name in layers:
+        if name not in known:
+            raise NetError(f"the net '{net.name}' has no layer '{name}'; it has {', '.join(layer.name for layer in net.layers)}")
+    wanted, needed = set(blobs), []
+    for layer in reversed(net.layers):
+        if layer.name in layers or wanted.intersection(layer.tops):
+            needed.append(layer)
+            wanted.difference_update(layer.tops)
+            wanted.update(layer.bottoms)
+    return needed[::-1]
+
+
+def _leaf(net: Net, value: Tensor, record: bool) -> Tensor:
+    placed = value.detach().to(net.device, torch.float32)
+    if placed.dim() == 4:
+        placed = placed.contiguous(memory_format=torch.channels_last)
+    return placed.clone().requires_grad_(True) if record else placed
+
+
+def _bottom(layer: Layer, index: int, blobs: Mapping[str, Tensor], keep: bool) -> Tensor:
+    if layer.bottoms[index] not in blobs:
+        raise NetError(f"input '{layer.bottoms[index]}' is needed and not given", layer=layer.name)
+    value = blobs[layer.bottoms[index]]
+    if index in layer.NO_GRADIENT:
+        return value.detach()
+    # A layer that overwrites its bottom gets a copy, so that the earlier value and its gradient remain available.
+    return value.clone() if keep and layer.bottoms[index] in layer.tops else value
+
+
+def _run_data_layer(net: Net, layer: Layer, values: Activations) -> None:
+    missing = [top for top in layer.tops if top not in values.blobs]
+    if not missing:
+        return
+    if any(top in values.blobs for top in layer.tops):
+        return  # The tops that were not given are usually labels; a layer that reads one raises an error that names it.
+    if layer.type_name == "Input":
+        shape = format_shape(net.blob_shapes[missing[0]])
+        raise NetError(f"input '{missing[0]}' ({shape}) is needed and not given", layer=layer.name)
+    tops = layer()
+    tops = (tops,) if isinstance(tops, Tensor) else tops
+    values.blobs.update((name, top.to(net.device)) for name, top in zip(layer.tops, tops, strict=True))
+
+
+def _reshape(net: Net, given: Mapping[str, Tensor]) -> None:
+    unknown = set(given) - set(net.inputs)
+    if unknown:
+        raise NetError(f"the net '{net.name}' has no input {sorted(unknown)}; its inputs are {net.inputs}")
+    changed = {name: tuple(value.shape) for name, value in given.items() if tuple(value.shape) != tuple(net.blob_shapes[name])}
+    if not changed:
+        return
+    old, new = net.blob_shapes[next(iter(changed))], next(iter(changed.values()))
+    if old and new and old[0] != new[0]:
+        # Other inputs of the same batch (labels) follow, so that the shape rules of layers that are not run still hold.
+        for name in net.inputs:
+            shape = net.blob_shapes[name]
+            if name not in given and shape and shape[0] == old[0]:
+                changed[name] = (new[0], *shape[1:])
+    net.reshape(changed)

@@ -1,0 +1,254 @@
+"""Attribution by its definitions: nets whose answer is known by hand, a torch twin, and Captum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from caffetools import visualize
+from caffetools.errors import DataError, NetError
+from caffetools.net.net import Net
+from caffetools.net.probe import needed_layers, run_probe
+from caffetools.visualize.attribution import METHODS
+from tests.net.test_net import conv, data, net_of, relu
+
+GRADIENTS = ["saliency", "guided_backprop", "deconvnet", "integrated_gradients", "smooth_grad"]
+
+
+def linear(outputs: int, bottom: str = "data", name: str = "ip") -> str:
+    return (
+        f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" '
+        f'inner_product_param {{ num_output: {outputs} weight_filler {{ type: "gaussian" std: 0.3 }} }} }}\n'
+    )
+
+
+def one_by_one(name: str, bottom: str, outputs: int) -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{name}" '
+        f"convolution_param {{ num_output: {outputs} kernel_size: 1 }} }}\n"
+    )
+
+
+def set_weights(net: Net, layer: str, *arrays: object) -> None:
+    with torch.no_grad():
+        for blob, values in zip(net.layer(layer).blobs, arrays, strict=False):
+            blob.copy_(torch.as_tensor(values, dtype=torch.float32).reshape(blob.shape))
+
+
+@pytest.fixture
+def rectified() -> tuple[Net, NDArray[np.float32]]:
+    """x (one pixel, one channel) → conv (1, -1, 1) → in-place ReLU → ip."""
+    net = net_of(data("dim: 1 dim: 1 dim: 1 dim: 1") + one_by_one("conv", "data", 3) + relu("relu", "conv") + linear(2, "conv"))
+    set_weights(net, "conv", [1.0, -1.0, 1.0], [0.0, 0.0, 0.5])
+    set_weights(net, "ip", [[2.0, 3.0, -5.0], [0.0, -7.0, 4.0]])
+    return net, np.full((1, 1, 1), 2.0, np.float32)
+
+
+@pytest.fixture
+def small() -> tuple[Net, nn.Sequential, NDArray[np.float32]]:
+    """A net with an in-place ReLU, its twin of torch modules, and a picture."""
+    torch.manual_seed(0)
+    pool = 'layer { name: "pool" type: "Pooling" bottom: "conv1" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }\n'
+    net = net_of(
+        data() + conv("conv1", "data") + relu("relu1", "conv1") + pool + conv("conv2", "pool") + relu("relu2", "conv2") + linear(5, "conv2")
+    )
+    twin = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+    )
+    with torch.no_grad():
+        for layer, module in (("conv1", twin[0]), ("conv2", twin[3]), ("ip", twin[6])):
+            module.weight.copy_(net.layer(layer).blobs[0])
+            net.layer(layer).blobs[1].normal_(std=0.1)
+            module.bias.copy_(net.layer(layer).blobs[1])
+    return net, twin, np.random.default_rng(1).standard_normal((3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_linear_net_is_explained_by_its_weights(name: str) -> None:
+    net = net_of(data("dim: 1 dim: 2 dim: 2 dim: 2") + linear(3))
+    weights = np.arange(24, dtype=np.float32).reshape(3, 2, 2, 2) - 7
+    set_weights(net, "ip", weights, [1.0, 2.0, 3.0])
+    image = np.linspace(-1, 2, 8, dtype=np.float32).reshape(2, 2, 2)
+    expected = weights[1] * image if name == "integrated_gradients" else weights[1]
+    got = getattr(visualize, name)(net, image, blob="ip", unit=1)
+    assert got.dtype == np.float32 and got.shape == (2, 2, 2)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(getattr(visualize, name)(net, torch.from_numpy(image), blob="ip", unit=(1,)), got)
+
+
+def test_rectifiers_pass_back_what_their_rule_says(rectified: tuple[Net, NDArray[np.float32]]) -> None:
+    net, x = rectified  # conv: 2, -2, 2.5; after the ReLU: 2, 0, 2.5
+    gradient = {name: float(getattr(visualize, name)(net, x, blob="ip", unit=0)[0, 0, 0]) for name in GRADIENTS[:3]}
+    assert gradient == {
+        "saliency": 2.0 - 5.0,  # channels 0 and 2 are active
+        "guided_backprop": 2.0,  # channel 2's gradient is negative
+        "deconvnet": 2.0 - 3.0,  # channel 1 is not active, but its gradient is positive
+    }
+    assert float(visualize.saliency(net, x, blob="ip", unit=0, absolute=True)[0, 0, 0]) == 3.0
+
+
+def test_a_blob_is_its_last_value_and_a_layer_its_own(rectified: tuple[Net, NDArray[np.float32]]) -> None:
+    net, x = rectified
+    assert visualize.saliency(net, x, blob="conv", unit=1)[0, 0, 0] == 0.0, "after the in-place ReLU channel 1 is 0"
+    values = run_probe(net, torch.from_numpy(x)[None], blobs=["ip"], layers=["conv", "relu"], record=True)
+    assert values.tops["conv"].flatten().tolist() == [2.0, -2.0, 2.5]
+    assert values.tops["relu"].flatten().tolist() == values.blobs["conv"].flatten().tolist() == [2.0, 0.0, 2.5]
+    score = values.blobs["ip"][0, 0]
+    assert values.gradient(score, values.tops["conv"]).flatten().tolist() == [2.0, 0.0, -5.0]
+    assert values.gradient(score, values.tops["relu"]).flatten().tolist() == [2.0, 3.0, -5.0]
+
+
+def test_grad_cam_by_hand(rectified: tuple[Net, NDArray[np.float32]]) -> None:
+    net = net_of(data("dim: 1 dim: 1 dim: 1 dim: 2") + one_by_one("conv", "data", 2) + relu("relu", "conv") + linear(1, "conv"))
+    set_weights(net, "conv", [1.0, -1.0])
+    set_weights(net, "ip", [[4.0, 2.0, -1.0, 1.0]])
+    x = np.array([[[3.0, -2.0]]], np.float32)
+    # conv: (3, -2), (-3, 2); gradients before the ReLU: (4, 0), (0, 1), after it: (4, 2), (-1, 1).
+    np.testing.assert_allclose(visualize.grad_cam(net, x, layer="conv", blob="ip", unit=0), [[2 * 3 + 0.5 * -3, 0.0]])
+    np.testing.assert_allclose(visualize.grad_cam(net, x, layer="relu", blob="ip", unit=0), [[3 * 3, 0.0]])
+    # Grad-CAM++ at the ReLU: ΣA = 3, 2; α = 1 / (2 + ΣA g).
+    first, second = 4 / (2 + 3 * 4) + 2 / (2 + 3 * 2), 1 / (2 + 2 * 1)
+    expected = [[first * 3, second * 2]]
+    np.testing.assert_allclose(visualize.grad_cam_plus_plus(net, x, layer="relu", blob="ip", unit=0), expected, rtol=1e-6)
+
+
+def test_occlusion_by_hand() -> None:
+    net = net_of(data("dim: 1 dim: 1 dim: 1 dim: 3") + linear(1))
+    set_weights(net, "ip", [[1.0, 10.0, 100.0]])
+    x = np.array([[[1.0, 2.0, 3.0]]], np.float32)
+    got = visualize.occlusion(net, x, blob="ip", unit=0, window=(1, 2), stride=(1, 1))
+    np.testing.assert_allclose(got, [[21.0, (21 + 320) / 2, 320.0]])
+    got = visualize.occlusion(net, x, blob="ip", unit=0, window=(1, 2), stride=(1, 2), value=1.0)
+    np.testing.assert_allclose(got, [[10.0, 10.0, 200.0]])
+
+
+def test_integrated_gradients_add_up_to_the_difference_of_scores(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    net, twin, image = small
+    got = visualize.integrated_gradients(net, image, blob="ip", unit=2, steps=300, batch=50)
+    with torch.no_grad():
+        scores = twin(torch.stack([torch.from_numpy(image), torch.zeros(3, 8, 8)]))[:, 2]
+    assert abs(got.sum() - float(scores[0] - scores[1])) < 5e-3
+
+
+def test_units_of_maps_are_positions_or_sums_of_channels(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    net, twin, image = small
+    for unit, score in (((3, 2, 1), lambda y: y[0, 3, 2, 1]), ((3,), lambda y: y[0, 3].sum()), (3, lambda y: y[0, 3].sum())):
+        x = torch.from_numpy(image)[None].requires_grad_()
+        score(twin[:5](x)).backward()
+        np.testing.assert_allclose(visualize.saliency(net, image, blob="conv2", unit=unit), x.grad[0], atol=1e-6)  # type: ignore[index]
+
+
+def test_without_a_unit_the_largest_is_explained(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    net, twin, image = small
+    best = int(twin(torch.from_numpy(image)[None]).argmax())
+    for name in GRADIENTS:
+        function = getattr(visualize, name)
+        np.testing.assert_array_equal(function(net, image), function(net, image, blob="ip", unit=best))
+
+
+def test_frozen_nets_and_other_batches_are_explained_alike(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    net, _, image = small
+    before = visualize.saliency(net, image, blob="ip", unit=0)
+    net({"data": torch.zeros(7, 3, 8, 8)})
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    np.testing.assert_array_equal(visualize.saliency(net, image, blob="ip", unit=0), before)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_the_batch_does_not_change_the_result(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    net, _, image = small
+    for name in ("integrated_gradients", "smooth_grad", "occlusion"):
+        function: Callable[..., NDArray[np.float32]] = getattr(visualize, name)
+        options = {"window": 3} if name == "occlusion" else {}
+        one, many = (function(net, image, blob="ip", unit=1, batch=batch, **options) for batch in (1, 7))
+        np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+def test_smooth_grad_has_a_seed_and_without_noise_is_the_gradient(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    net, _, image = small
+    first, second, other = (visualize.smooth_grad(net, image, blob="ip", unit=1, seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+    plain = visualize.smooth_grad(net, image, blob="ip", unit=1, noise=0.0, samples=3)
+    np.testing.assert_allclose(plain, visualize.saliency(net, image, blob="ip", unit=1), atol=1e-6)
+
+
+def test_layers_that_the_unit_does_not_need_are_not_run() -> None:
+    text = data() + data("dim: 2", "label") + conv("conv1", "data") + relu("relu1", "conv1") + linear(5, "conv1")
+    text += 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }\n'
+    text += 'layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy" }\n'
+    net = net_of(text)
+    image = np.ones((3, 8, 8), np.float32)
+    assert visualize.saliency(net, image, blob="ip", unit=0).shape == (3, 8, 8)
+    assert [layer.name for layer in needed_layers(net, ["ip"])] == ["data", "conv1", "relu1", "ip"]
+    with pytest.raises(NetError, match=r"'label' \(1\) is needed and not given"):
+        visualize.saliency(net, image, blob="loss", unit=0)
+    with pytest.raises(NetError, match=r"has 2 outputs \(accuracy, loss\); name the blob"):
+        visualize.saliency(net, image)
+
+
+def test_wrong_names_units_and_pictures_are_refused(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    net, _, image = small
+    for error, message, call in (
+        (NetError, "has no blob 'fc8'; it has data, conv1", lambda: visualize.saliency(net, image, blob="fc8", unit=0)),
+        (DataError, "'ip' has units 5, so it has no unit 5", lambda: visualize.saliency(net, image, blob="ip", unit=5)),
+        (DataError, "no unit -1", lambda: visualize.deconvnet(net, image, blob="ip", unit=-1)),
+        (DataError, r"4 x 4 x 4, so it has no unit \(1, 2\)", lambda: visualize.saliency(net, image, blob="conv2", unit=(1, 2))),
+        (DataError, "picture .* is expected, not an array of 8 x 8", lambda: visualize.saliency(net, image[0], blob="ip", unit=0)),
+        (NetError, "conv1", lambda: visualize.saliency(net, image[:2], blob="ip", unit=0)),
+        (NetError, "has no layer 'conv9'; it has data, conv1", lambda: visualize.grad_cam(net, image, layer="conv9", unit=0)),
+        (NetError, "does not depend on", lambda: visualize.grad_cam(net, image, layer="conv2", blob="conv1", unit=0)),
+        (DataError, "needs channels with positions", lambda: visualize.grad_cam(net, image, layer="ip", unit=0)),
+        (DataError, "window of 9 x 9 .* does not fit", lambda: visualize.occlusion(net, image, unit=0, window=9)),
+        (DataError, "at least 1 step", lambda: visualize.integrated_gradients(net, image, unit=0, steps=0)),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            call()
+    assert visualize.saliency(net, image, blob="ip", unit=0).any(), "a refused picture leaves the net usable"
+
+
+class Wrapped(nn.Module):
+    """Our net as a module that Captum takes."""
+
+    def __init__(self, net: Net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.net({"data": x})["ip"]
+        return scores
+
+
+def test_captum_agrees(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    attr = pytest.importorskip("captum.attr", reason="captum is not installed")
+    net, twin, image = small
+    x = torch.from_numpy(image)[None].requires_grad_()
+    expected = {
+        "saliency": attr.Saliency(twin).attribute(x, target=2, abs=False),
+        "guided-backprop": attr.GuidedBackprop(twin).attribute(x, target=2),
+        "deconvnet": attr.Deconvolution(twin).attribute(x, target=2),
+        "integrated-gradients": attr.IntegratedGradients(twin).attribute(x, target=2),
+        "occlusion": attr.Occlusion(twin).attribute(x, sliding_window_shapes=(3, 3, 3), strides=(3, 2, 2), target=2)[:, 0],
+    }
+    for name, values in expected.items():
+        options = {"window": 3, "stride": 2} if name == "occlusion" else {}
+        got = METHODS[name](net, image, blob="ip", unit=2, **options)
+        np.testing.assert_allclose(got, values[0].detach().numpy(), atol=2e-6, err_msg=name)
+    for layer, module in (("conv2", twin[3]), ("relu2", twin[4])):
+        cam = attr.LayerGradCam(twin, module).attribute(x, target=2, relu_attributions=True)[0, 0]
+        np.testing.assert_allclose(visualize.grad_cam(net, image, layer=layer, blob="ip", unit=2), cam.detach().numpy(), atol=1e-6)
+
+
+def test_captum_takes_our_module(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    attr = pytest.importorskip("captum.attr", reason="captum is not installed")
+    net, _, image = small
+    x = torch.from_numpy(image)[None]
+    ours = visualize.occlusion(net, image, blob="ip", unit=1, window=3, stride=3)
+    theirs = attr.Occlusion(Wrapped(net)).attribute(x, sliding_window_shapes=(3, 3, 3), strides=(3, 3, 3), target=1)
+    np.testing.assert_allclose(ours, theirs[0, 0].detach().numpy(), atol=2e-6)
