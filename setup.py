@@ -92,6 +92,7 @@ setup(
     packages=[*find_packages(include=["caffetools*"]), "caffetools._prototxt", "caffetools._zoo"],
     package_dir={"caffetools._prototxt": "prototxt", "caffetools._zoo": "zoo"},
     package_data={
+        "caffetools": ["py.typed"],
         "caffetools.proto": ["caffe.proto", "caffe.desc"],
         "caffetools.proto.forks": ["schemas/*.tsv"],
         "caffetools.visualize": ["page.css"],

@@ -1,17 +1,94 @@
-"""caffetools: Caffe models keep training, converting and shipping, with the numbers that Caffe itself gives."""
+"""caffetools: Caffe models keep training, converting and shipping, with the numbers that Caffe itself gives.
+
+The names in ``__all__`` are the public API; each is imported when it is first used, so that ``import caffetools`` loads neither
+torch nor OpenCV. Everything else may move between releases. A change of a public name warns for one minor release first.
+
+Example:
+    >>> import caffetools as ct
+    >>> net = ct.load_net(ct.zoo_prototxt("lenet"))
+    >>> net.blob_shapes["prob"]
+    (64, 10)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from caffetools import errors, events
+    from caffetools._api import (
+        build_dataset,
+        classify,
+        deploy,
+        export_onnx,
+        inspect,
+        load_net,
+        retarget,
+        test,
+        train,
+        verify,
+        zoo_prototxt,
+    )
+    from caffetools.cancel import CancelToken
+    from caffetools.errors import CaffeToolsError, Cancelled
+    from caffetools.net.net import Net
+    from caffetools.pycaffe.install import install_as_caffe
+    from caffetools.solver.solver import Solver
+    from caffetools.zoo.fetch import fetch
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "CaffeToolsError",
+    "CancelToken",
+    "Cancelled",
+    "Net",
+    "Solver",
+    "__version__",
+    "build_dataset",
+    "classify",
+    "deploy",
+    "errors",
+    "events",
+    "export_onnx",
+    "fetch",
+    "inspect",
+    "install_as_caffe",
+    "load_net",
+    "retarget",
+    "test",
+    "train",
+    "verify",
+    "zoo_prototxt",
+]
 
-def install_as_caffe(*, force: bool = False) -> None:
-    """Make ``import caffe`` mean :mod:`caffetools.pycaffe` in this process.
+# Public name → module that defines it; "" for a module of that name itself.
+_HOMES = {
+    **dict.fromkeys(("build_dataset", "classify", "deploy", "export_onnx", "inspect", "load_net"), "_api"),
+    **dict.fromkeys(("retarget", "test", "train", "verify", "zoo_prototxt"), "_api"),
+    "CaffeToolsError": "errors",
+    "CancelToken": "cancel",
+    "Cancelled": "errors",
+    "Net": "net.net",
+    "Solver": "solver.solver",
+    "errors": "",
+    "events": "",
+    "fetch": "zoo.fetch",
+    "install_as_caffe": "pycaffe.install",
+}
 
-    Args:
-        force: Do so also where a real Caffe is installed.
 
-    Raises:
-        CaffeToolsError: a real Caffe is installed, and ``force`` is not set.
-    """
-    from caffetools.pycaffe.install import install_as_caffe as install
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'caffetools' has no attribute '{name}'")
+    home = _HOMES[name]
+    if not home:
+        return importlib.import_module(f"caffetools.{name}")
+    value = getattr(importlib.import_module(f"caffetools.{home}"), name)
+    globals()[name] = value
+    return value
 
-    install(force=force)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, ClassVar, Literal
 
+from caffetools.cancel import CancelToken
+
 Status = Literal["done", "stopped", "cancelled", "failed"]
 
 
@@ -151,6 +153,34 @@ KINDS: dict[str, type[Event]] = {
 
 def ignore(event: Event) -> None:
     """Discard an event: the sink of work that nobody follows."""
+
+
+def on_progress(function: Callable[[int, int], object]) -> EventSink:
+    """Return a sink that calls ``function(done, total)`` for each ``Progress`` event and discards all others."""
+
+    def sink(event: Event) -> None:
+        if isinstance(event, Progress):
+            function(event.done, event.total)
+
+    return sink
+
+
+def reporter(sink: EventSink, task: str, unit: str, cancel: CancelToken | None = None) -> Callable[[int, int], None]:
+    """Return a function ``(done, total)`` that emits a ``Progress`` event, for code that reports by such a function.
+
+    Args:
+        sink: Receives the events.
+        task: The events' task.
+        unit: The events' unit.
+        cancel: Checked at each call, which raises :class:`~caffetools.errors.Cancelled` after a cancellation.
+    """
+
+    def report(done: int, total: int) -> None:
+        if cancel is not None:
+            cancel.raise_if_cancelled(task)
+        sink(Progress(task=task, done=done, total=total, unit=unit))
+
+    return report
 
 
 def fan_out(sinks: Iterable[EventSink]) -> EventSink:

@@ -22,7 +22,7 @@ RANKS: list[list[str]] = [
     ["data", "graph"],
     ["surgery", "zoo", "engines", "solver", "onnx", "quant"],
     ["infer"],
-    ["deploy", "visualize"],
+    ["bundle", "visualize"],
     ["project"],
     ["pycaffe", "faces"],
     ["jobs"],

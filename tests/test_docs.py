@@ -12,12 +12,13 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
-def test_the_page_of_layers_is_what_the_registry_says() -> None:
-    spec = importlib.util.spec_from_file_location("make_layers", ROOT / "docs" / "make_layers.py")
+@pytest.mark.parametrize("name", ["make_layers", "make_api"])
+def test_generated_pages_are_up_to_date(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/make_layers.py"
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/{name}.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

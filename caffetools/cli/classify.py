@@ -46,6 +46,7 @@ def classify(
     A picture that cannot be read is reported, the others are classified, and the exit code is 2.
     """
     from caffetools.data.images import parse_size
+    from caffetools.events import on_progress
     from caffetools.infer.classifier import Classifier, Options, find_pictures
 
     weights, names = _split(deploy, files)
@@ -53,7 +54,7 @@ def classify(
     pictures = find_pictures(names)
     classifier = Classifier(deploy, weights, options, engine=engine, device=device, output=output)
     with progress("classifying") as advance:
-        results = classifier.classify(pictures, top=top, batch=batch, oversample=oversample, progress=advance)
+        results = classifier.classify(pictures, top=top, batch=batch, oversample=oversample, events=on_progress(advance))
     if json:
         print_json([asdict(result) for result in results])
     else:

@@ -15,7 +15,7 @@ from caffetools.cli.tables import print_table
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
     from caffetools.graph.weights_diff import Comparison
-    from caffetools.project.project import Project
+    from caffetools.project.retargeting import RetargetResult
     from caffetools.surgery.class_incremental import Classes
     from caffetools.surgery.layer_edits import Depth
     from caffetools.surgery.retarget import Retargeted
@@ -106,21 +106,21 @@ def retarget(
 
     The classifiers, found from what the losses read, get new names, so that they start anew where old weights are loaded, and learn faster.
     """
-    from caffetools.project import project
+    from caffetools.project import retargeting
     from caffetools.surgery.freezing import Tuning, parse_filler
 
     source, trained_by, shapes = _source(net, model, input_shape or [], crop)
     card, grown, count = _told(classes, dataset, grow_from, labels, weights)
     taken = _taken(weights, write_weights or grown is not None)
-    project.check_free(out, force=force, weights=taken is not None)
+    retargeting.check_free(out, force=force, weights=taken is not None)
     known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shapes, "weights": weights, "dataset": card}
     training: dict[str, Any] = {"epochs": epochs, "base_lr": base_lr, "seed": seed, "head_lr_mult": head_lr_mult}
-    made = project.make_project(
+    made = retargeting.prepare_retarget(
         source,
         count,
         out,
         heads=head or None,
-        data=project.DataOptions(train_source, val_source, mean, train_batch, val_batch, crop),
+        data=retargeting.DataOptions(train_source, val_source, mean, train_batch, val_batch, crop),
         tuning=Tuning(lr_mult, freeze, dropout, keep_names, parse_filler(filler)),
         depth=_depth(drop_after, add_layer or [], grown),
         **known,
@@ -129,13 +129,13 @@ def retarget(
     _write(made, out, taken, weights, grown, as_json=as_json)
 
 
-def _write(made: Project, out: Path, taken: Path | None, weights: Path | None, grown: Classes | None, *, as_json: bool) -> None:
+def _write(made: RetargetResult, out: Path, taken: Path | None, weights: Path | None, grown: Classes | None, *, as_json: bool) -> None:
     """Write the files, and those of the weights ``taken`` that fit; say what changed and what will load."""
-    from caffetools.project import project
+    from caffetools.project import retargeting
 
-    comparison = project.compare(made, weights, trimmed=taken is not None) if weights is not None else None
-    starting = project.starting_weights(made, taken, grown) if taken is not None else None
-    files = project.write_project(made, out, starting)
+    comparison = retargeting.compare(made, weights, trimmed=taken is not None) if weights is not None else None
+    starting = retargeting.starting_weights(made, taken, grown) if taken is not None else None
+    files = retargeting.write_retarget(made, out, starting)
     _note(made.retargeted, files[0])
     if as_json:
         print_json(_as_json(made.retargeted, comparison, files))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caffetools.data.images import SUFFIXES
+from caffetools.cancel import CancelToken
+from caffetools.data.images import SUFFIXES, Pixels
 from caffetools.errors import DataError, NetError
+from caffetools.events import EventSink, Progress, ignore
 from caffetools.infer.load import open_engine
 from caffetools.infer.preprocess import Preprocessor, read_labels, read_mean
 from caffetools.layers.base import format_shape
@@ -22,6 +24,18 @@ from caffetools.onnx.metadata import Preprocessing
 from caffetools.proto.blobs import Array
 
 PathLike = str | os.PathLike[str]
+
+
+class PillowImage(Protocol):
+    """The part of ``PIL.Image.Image`` that is used here; Pillow itself is not needed."""
+
+    mode: str
+
+    def convert(self, mode: str) -> Any:
+        """Return the image in another mode."""
+
+
+ImageLike = PathLike | NDArray[Any] | PillowImage
 
 
 @dataclass(frozen=True)
@@ -97,38 +111,64 @@ class Classifier:
 
     def classify(
         self,
-        pictures: Iterable[PathLike],
+        pictures: Iterable[ImageLike],
         *,
         top: int = 5,
         batch: int = 16,
         oversample: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        channel_order: str = "RGB",
+        events: EventSink = ignore,
+        cancel: CancelToken | None = None,
     ) -> list[ClassificationResult]:
-        """Classify picture files. One that cannot be read gets an error in its place; the rest goes on.
+        """Classify images. A file that cannot be read gets an error as its result; the others are classified.
 
         Args:
-            top: How many classes to give for each. batch: How many pictures the net sees at once.
-            oversample: Average the probabilities of ten crops (corners and centre, mirrored too), as ``caffe.io.oversample`` cuts them.
+            pictures: Paths of image files, Pillow images, or uint8 arrays (H, W, 3), (H, W, 4) or (H, W) with values from 0 to 255.
+            top: Number of classes to return for each image.
+            batch: Number of images that the net processes at once.
+            oversample: Average the probabilities of ten crops (corners and center, and their mirror images), as ``caffe.io.oversample`` does.
+            channel_order: ``"RGB"`` or ``"BGR"``, for arrays.
+            events: Receives a ``Progress`` event after every batch.
+            cancel: Checked before every batch.
+
+        Returns:
+            One result for each image, in the order of ``pictures``.
 
         Raises:
-            NetError: the net's output is no vector of probabilities for each picture, or the labels are of another number.
+            DataError: an array has another dtype or shape.
+            NetError: the output is not one vector of probabilities per image, or the number of labels differs from it.
+            Cancelled: ``cancel`` was set.
         """
-        names = [os.fspath(picture) for picture in pictures]
+        items = list(pictures)
+        names = [_name(item, index) for index, item in enumerate(items)]
         results: dict[int, ClassificationResult] = {}
         for start in range(0, len(names), max(batch, 1)):
+            if cancel is not None:
+                cancel.raise_if_cancelled("classification")
             chunk = range(start, min(start + max(batch, 1), len(names)))
             read: dict[int, Array] = {}
             for index in chunk:
                 try:
-                    image = self.preprocessor.read(names[index])
+                    image = self._pixels(items[index], channel_order)
                     read[index] = self.preprocessor.oversample(image) if oversample else self.preprocessor.centre(image)
                 except DataError as error:
+                    if not isinstance(items[index], str | os.PathLike):
+                        raise DataError(f"{names[index]}: {error}") from None
                     results[index] = ClassificationResult(names[index], error=str(error))
             for index, row in zip(read, self.probabilities(list(read.values())), strict=True):
                 results[index] = ClassificationResult(names[index], self._best(row, top))
-            if progress:
-                progress(chunk.stop, len(names))
+            events(Progress(task="classify", done=chunk.stop, total=len(names), unit="images"))
         return [results[index] for index in range(len(names))]
+
+    def _pixels(self, image: ImageLike, channel_order: str) -> Pixels:
+        """Return an image resized for the net: uint8 (H, W, 3) BGR or (H, W)."""
+        if isinstance(image, str | os.PathLike):
+            return self.preprocessor.read(image)
+        if isinstance(image, np.ndarray):
+            return self.preprocessor.from_array(image, channel_order=channel_order)
+        if image.mode[:1] in ("I", "F"):
+            raise DataError(f"a Pillow image of mode {image.mode} has more than 8 bits per channel; convert it to 'RGB' or 'L' first")
+        return self.preprocessor.from_array(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
 
     def probabilities(self, inputs: Sequence[Array]) -> list[Array]:
         """The classes' probabilities for each of ``inputs``, averaged over its crops.
@@ -192,6 +232,21 @@ def merge_preprocessing(known: Preprocessing, options: Options, *, channels: int
     if options.resize is not None:
         changes["resize"] = options.resize
     return replace(known, **changes)
+
+
+def as_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    """Return one image or several as a list; an array of four axes (N, H, W, C) holds several."""
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, Iterable) and not isinstance(images, str | os.PathLike) and not hasattr(images, "convert"):
+        return list(images)
+    return [cast("ImageLike", images)]
+
+
+def _name(image: ImageLike, index: int) -> str:
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    return getattr(image, "filename", "") or f"image {index}"
 
 
 def find_pictures(names: Iterable[PathLike]) -> list[str]:

@@ -55,6 +55,42 @@ class Preprocessor:
         """The picture at ``path``, resized: uint8 (H, W, 3) BGR, or (H, W) grey. Raises :class:`DataError` naming the file."""
         return read_image(path, color=self.channels == 3, size=self.size)
 
+    def from_array(self, pixels: NDArray[Any], *, channel_order: str = "RGB") -> Pixels:
+        """Prepare an image that is in memory as :meth:`read` prepares a file.
+
+        Args:
+            pixels: uint8 (H, W, 3), (H, W, 4) with transparency, which is dropped, or (H, W) gray; values 0 to 255.
+            channel_order: Order of the channels in ``pixels``: ``"RGB"`` (Pillow, imageio, matplotlib) or ``"BGR"`` (OpenCV).
+
+        Returns:
+            The resized image, uint8 (H, W, 3) in BGR order, or (H, W) for a net with gray input.
+
+        Raises:
+            DataError: the array has another dtype or shape.
+        """
+        import cv2
+
+        if (
+            pixels.dtype != np.uint8
+            or pixels.ndim not in (2, 3)
+            or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4))
+            or not pixels.size
+        ):
+            raise DataError(
+                f"an image is a uint8 array (H, W, 3) or (H, W) with values from 0 to 255, not {pixels.dtype} {format_shape(pixels.shape)}"
+            )
+        if channel_order not in ("RGB", "BGR"):
+            raise DataError(f"the channel order is 'RGB' or 'BGR', not '{channel_order}'")
+        image: Any = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        if image.ndim == 3:
+            image = image[:, :, :3] if channel_order == "BGR" else image[:, :, 2::-1]
+        image = np.ascontiguousarray(image)
+        if self.channels == 3 and image.ndim == 2:
+            image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        elif self.channels == 1 and image.ndim == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        return resize(image, self.size)
+
     def centre(self, image: Pixels) -> Array:
         """The net's input for one resized picture: (1, C, H, W) float32, from its centre."""
         return self._finish(self._take(self._planes(image), *self._centre()))

@@ -65,6 +65,7 @@ class Net(nn.Module):
         input_shapes: Other shapes for input blobs than the prototxt's.
 
     Attributes:
+        full_param: the ``NetParameter`` with the layers of all phases, in today's form. param: the layers of this phase alone.
         layers: :class:`Layer` objects in order. blob_shapes: each blob's shape as the shape rules give it.
         inputs: blobs that a batch may give. outputs: blobs that no layer reads.
         loss_weights: blob → weight, where not 0. learnable: what a solver changes, in Caffe's order.
@@ -85,7 +86,8 @@ class Net(nn.Module):
     ):
         super().__init__()
         self.phase = phase
-        self.param = filter_net(upgrade_net(param), make_state(phase, level=level, stages=stages))
+        self.full_param = upgrade_net(param)
+        self.param = filter_net(self.full_param, make_state(phase, level=level, stages=stages))
         self.name = str(self.param.name)
         name_loss_tops(self.param)
         for layer in self.param.layer:

@@ -11,7 +11,7 @@ from caffetools.graph.weights_diff import FITS
 from caffetools.layers.base import format_shape
 from caffetools.net.net import located
 from caffetools.project.data_config import data_layers
-from caffetools.project.project import DataOptions, compare, make_project, read_mean_option
+from caffetools.project.retargeting import DataOptions, compare, prepare_retarget, read_mean_option
 from caffetools.project.run_finetune import Job
 from caffetools.project.solver_config import MOST_SEED
 from caffetools.proto.binary import read_binaryproto
@@ -57,7 +57,7 @@ def check_job(job: Job, listing: Listing) -> None:
         raise CaffeToolsError(f"--batch {job.batch} is more than all {pictures} pictures")
     shape = None if crop or size is None else (1, channels, size[1], size[0])
     options = DataOptions(mean=job.mean, crop=job.crop)
-    project = make_project(job.net, found, job.nets, trained_by=job.trained_by, data=options, input_shape=shape)
+    project = prepare_retarget(job.net, found, job.nets, trained_by=job.trained_by, data=options, input_shape=shape)
     if job.weights is not None:
         with located(job.net):
             comparison = compare(project, job.weights)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import DataError
+from caffetools.events import ignore, on_progress
 from caffetools.infer.classifier import ClassificationResult, Classifier
 from caffetools.results import Confusion, Sample
 
@@ -43,7 +44,7 @@ def evaluate(classifier: Classifier, card: DatasetCard, *, progress: Callable[[i
         DataError: a picture has vanished or broken since the data set was built.
     """
     pictures = held_out(card)
-    answers = classifier.classify([path for path, _ in pictures], top=1, batch=32, progress=progress)
+    answers = classifier.classify([path for path, _ in pictures], top=1, batch=32, events=on_progress(progress) if progress else ignore)
     for answer in answers:
         if answer.error:
             raise DataError(answer.error)

@@ -19,7 +19,7 @@ from caffetools.project.dataset_config import mean_of
 from caffetools.project.evaluate import Evaluation, evaluate, held_out
 from caffetools.project.onnx_file import export_deployed
 from caffetools.project.progress import Recorder
-from caffetools.project.project import DataOptions, Project, make_project, write_project
+from caffetools.project.retargeting import DataOptions, RetargetResult, prepare_retarget, write_retarget
 from caffetools.project.training_schedule import Plan, plan_training
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.text import read_solver
@@ -96,7 +96,7 @@ class Learned:
     job: Job
     card: DatasetCard
     plan: Plan
-    project: Project
+    project: RetargetResult
     options: Options
     deploy: Path
     weights: Path
@@ -173,7 +173,7 @@ def _whole(data: Path) -> DatasetCard | None:
     return card
 
 
-def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Project:
+def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> RetargetResult:
     data = DataOptions(str(card.train_lmdb), str(card.val_lmdb), _mean(job, card), plan.batch, plan.val_batch, job.crop)
     source: list[object] = ["--model", job.model] if job.trained_by else [job.net]
     words: list[object] = ["retarget", *source, "--classes", len(card.classes), "-o", job.nets]
@@ -185,7 +185,7 @@ def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Pr
     words += ["--weights", job.weights] if job.weights else ["--head-lr-mult", "1"]
     words += ["--seed", job.seed, *(["--crop", job.crop] if job.crop else [])]
     with recorder.step(f"Retarget {job.model} to {len(card.classes)} classes", command(*words)) as say:
-        project = make_project(
+        project = prepare_retarget(
             job.net,
             len(card.classes),
             job.nets,
@@ -197,7 +197,7 @@ def _networks(job: Job, recorder: Recorder, card: DatasetCard, plan: Plan) -> Pr
             seed=job.seed,
             weights=job.weights,
         )
-        write_project(project, job.nets)
+        write_retarget(project, job.nets)
         say(", ".join(f"{old} → {new}" for old, new in project.retargeted.renamed.items() if old != new) + ";")
         say(
             f"batch {plan.batch}, {plan.epochs} epochs of {plan.epoch} iterations = {plan.updates} updates, "
@@ -275,7 +275,7 @@ def _mean(job: Job, card: DatasetCard) -> str:
     return job.mean or mean_of(card)
 
 
-def _options(job: Job, card: DatasetCard, project: Project) -> Options:
+def _options(job: Job, card: DatasetCard, project: RetargetResult) -> Options:
     """How pictures must be prepared for the deployed net: as its data layer of the TEST phase did."""
     data = next(layer for layer in project.retargeted.train_val.layer if layer.type == "Data")
     mean: Any = _mean(job, card)
@@ -298,6 +298,6 @@ def _preprocessing(options: Options) -> Sequence[object]:
     return [*words, "--labels", options.labels]
 
 
-def _input(project: Project) -> str:
+def _input(project: RetargetResult) -> str:
     shape = project.deploy.layer[0].input_param.shape
     return " x ".join(str(n) for n in shape[0].dim) if shape else "?"

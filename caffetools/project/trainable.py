@@ -53,10 +53,10 @@ def make_trainable(
 ) -> Trainable:
     """A net for training and its solver from the deploy net in the file ``source``; nothing is written.
 
-    Arguments as for :func:`~caffetools.project.project.make_project`; ``scale`` is what pixels are multiplied by.
+    Arguments as for :func:`~caffetools.project.retargeting.prepare_retarget`; ``scale`` is what pixels are multiplied by.
 
     Raises:
-        NetError, PrototxtError, DataError: as :func:`~caffetools.project.project.make_project`, and as :func:`trainable_from`.
+        NetError, PrototxtError, DataError: as :func:`~caffetools.project.retargeting.prepare_retarget`, and as :func:`trainable_from`.
     """
     options = (data or DataOptions()).with_dataset(dataset)
     settings = options.settings()

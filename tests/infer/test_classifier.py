@@ -9,6 +9,7 @@ import pytest
 
 from caffetools.engines.base import EngineError
 from caffetools.errors import CaffeToolsError, DataError, ModelFileError, NetError
+from caffetools.events import on_progress
 from caffetools.infer.classifier import Classifier, Options, find_pictures
 from caffetools.project.onnx_file import export_deployed
 from tests.infer.colours import DEPLOY, LABELS, write_net, write_pictures
@@ -41,7 +42,7 @@ def test_a_broken_picture_is_reported_and_the_rest_is_classified(tmp_path: Path)
     names = [str(broken), pictures[2], str(tmp_path / "none.png"), str(cut), pictures[1]]
     steps: list[tuple[int, int]] = []
     results = Classifier(*write_net(tmp_path), Options(labels=LABELS)).classify(
-        names, batch=2, progress=lambda done, total: steps.append((done, total))
+        names, batch=2, events=on_progress(lambda done, total: steps.append((done, total)))
     )
     assert [result.picture for result in results] == names
     assert [result.guesses[0].label if result.guesses else None for result in results] == [None, "red", None, None, "green"]

@@ -11,7 +11,7 @@ from caffetools.errors import NetError
 from caffetools.graph.graph import phases_present
 from caffetools.graph.summary import summarize
 from caffetools.net.net import Net
-from caffetools.project.project import make_project
+from caffetools.project.retargeting import prepare_retarget
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net, read_solver, write_prototxt
 from caffetools.surgery.deploy import deploy_from, left_out
@@ -43,7 +43,7 @@ def test_a_layer_that_reads_the_label_is_stepped_over_to_the_embedding() -> None
 
 def test_a_margin_classifier_is_retargeted_and_deployed_without_itself(tmp_path: Path) -> None:
     write_prototxt(tmp_path / "net.prototxt", net_of(DATA + BODY + MARGIN + LOSS))
-    made = make_project(tmp_path / "net.prototxt", 7, tmp_path / "run")
+    made = prepare_retarget(tmp_path / "net.prototxt", 7, tmp_path / "run")
     new = layer_of(made.retargeted.train_val, "fc6_7")
     assert (new.margin_inner_product_param.num_output, [spec.lr_mult for spec in new.param]) == (7, [10])
     assert types(made.deploy) == ["Input", "InnerProduct"]
@@ -160,7 +160,7 @@ def test_retarget_deploys_the_classifier_that_it_retargeted(tmp_path: Path) -> N
         'layer { name: "b" type: "EuclideanLoss" bottom: "boxes" bottom: "label" top: "b" loss_weight: 2 }'
     )
     write_prototxt(tmp_path / "net.prototxt", net_of(DATA + BODY + FC6 + LOSS + boxes))
-    made = make_project(tmp_path / "net.prototxt", 7, tmp_path / "run", input_shape={"data": (1, 3, 8, 8)})
+    made = prepare_retarget(tmp_path / "net.prototxt", 7, tmp_path / "run", input_shape={"data": (1, 3, 8, 8)})
     assert [layer.name for layer in made.deploy.layer] == ["data", "fc5", "fc6_7", "prob"]
 
 

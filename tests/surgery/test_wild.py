@@ -10,7 +10,7 @@ from typing import Any
 
 from caffetools.errors import CaffeToolsError, PrototxtError
 from caffetools.graph.summary import summarize
-from caffetools.project.project import make_project, write_project
+from caffetools.project.retargeting import prepare_retarget, write_retarget
 from caffetools.project.trainable import make_trainable, write_trainable
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.text import format_text, parse, read_net
@@ -85,7 +85,7 @@ def test_every_published_net_for_training_is_retargeted_and_deployed_where_it_is
     for path, net in published(wild):
         if not losses_of(net):
             continue
-        how, made = attempt(lambda shape, path=path: make_project(path, 120, tmp_path, input_shape=shape), reasons)
+        how, made = attempt(lambda shape, path=path: prepare_retarget(path, 120, tmp_path, input_shape=shape), reasons)
         came[how] += 1
         if made is None:
             continue
@@ -123,11 +123,11 @@ def test_every_published_deploy_net_becomes_trainable_and_is_retargeted_where_it
         def both(shape: Any, path: Path = path, folder: Path = folder) -> Any:
             if not folder.exists():
                 write_trainable(make_trainable(path, folder), folder)
-            return make_project(folder / "train_val.prototxt", 120, folder / "new", input_shape=shape)
+            return prepare_retarget(folder / "train_val.prototxt", 120, folder / "new", input_shape=shape)
 
         how, made = attempt(both, reasons)
         came[how] += 1
         if made is not None:
-            write_project(made, folder / "new")
+            write_retarget(made, folder / "new")
             assert summarize(read_net(folder / "new" / "deploy.prototxt")).layers[-1].shapes[0][1] == 120, path
     assert came == {"done": 105, "inputs": 105, "scores": 6, "maps": 6}

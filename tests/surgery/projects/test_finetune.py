@@ -11,7 +11,7 @@ from caffetools.data.databases import new_lmdb
 from caffetools.data.datum import array_to_datum
 from caffetools.errors import CaffeToolsError, DataError, NetError, RunFailed
 from caffetools.project.data_config import set_data_sources
-from caffetools.project.project import DataOptions, check_free, make_project, write_project
+from caffetools.project.retargeting import DataOptions, check_free, prepare_retarget, write_retarget
 from caffetools.project.solver_config import solver_for
 from caffetools.proto.binary import write_binaryproto
 from caffetools.proto.text import read_net, read_solver, write_prototxt
@@ -82,8 +82,8 @@ def test_a_project_counts_the_pictures_and_its_files_name_each_other(tmp_path: P
     write_binaryproto(tmp_path / "mean.binaryproto", np.zeros((1, 3, 9, 9), np.float32))
     database = str(tmp_path / "db")
     data = DataOptions(database, database, mean=str(tmp_path / "mean.binaryproto"))
-    project = make_project(tiny, 3, tmp_path / "run", data=data, epochs=2)
-    files = write_project(project, tmp_path / "run")
+    project = prepare_retarget(tiny, 3, tmp_path / "run", data=data, epochs=2)
+    files = write_retarget(project, tmp_path / "run")
     assert [path.name for path in files] == ["train_val.prototxt", "solver.prototxt", "deploy.prototxt"]
     assert read_net(files[0]) == project.retargeted.train_val
     solver = read_solver(files[1])
@@ -97,11 +97,11 @@ def test_a_project_counts_the_pictures_and_its_files_name_each_other(tmp_path: P
 def test_errors_name_the_file_and_nothing_is_written(tmp_path: Path, tiny: Path) -> None:
     write_prototxt(tmp_path / "deploy.prototxt", build("lenet", "deploy"))
     with pytest.raises(NetError, match=r"deploy.prototxt: the net 'LeNet' has no loss.*give its train_val"):
-        make_project(tmp_path / "deploy.prototxt", 3, tmp_path / "run")
+        prepare_retarget(tmp_path / "deploy.prototxt", 3, tmp_path / "run")
     with pytest.raises(DataError, match="none.binaryproto: no such mean file"):
-        make_project(tiny, 3, tmp_path / "run", data=DataOptions(mean="none.binaryproto"))
-    project = make_project(tiny, 3, tmp_path / "run")
+        prepare_retarget(tiny, 3, tmp_path / "run", data=DataOptions(mean="none.binaryproto"))
+    project = prepare_retarget(tiny, 3, tmp_path / "run")
     (tmp_path / "run").touch()
     with pytest.raises(RunFailed, match="cannot write"):
-        write_project(project, tmp_path / "run")
+        write_retarget(project, tmp_path / "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deploy.prototxt", "run", "tiny.prototxt"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.net.net import Net
-from caffetools.project.project import make_project
+from caffetools.project.retargeting import prepare_retarget
 from caffetools.proto.binary import Caffemodel, write_caffemodel
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.upgrades.v1 import upgrade_net
@@ -179,9 +179,9 @@ def test_a_net_of_caffes_first_years_is_upgraded_on_the_way() -> None:
 
 def test_a_new_classifier_never_gets_the_name_of_a_layer_in_the_weights(tmp_path: Path) -> None:
     source = prototxt_path("lenet")
-    first = make_project(source, 5, tmp_path / "a", input_shape=(1, 28, 28))
+    first = prepare_retarget(source, 5, tmp_path / "a", input_shape=(1, 28, 28))
     assert first.retargeted.renamed == {"ip2": "ip2_5"}
     weights = tmp_path / "a.caffemodel"
     write_caffemodel(weights, Caffemodel(first.retargeted.train_val, {"ip2_5": [np.zeros((5, 500), np.float32), np.zeros(5, np.float32)]}))
-    again = make_project(source, 5, tmp_path / "b", input_shape=(1, 28, 28), weights=weights)
+    again = prepare_retarget(source, 5, tmp_path / "b", input_shape=(1, 28, 28), weights=weights)
     assert again.retargeted.renamed == {"ip2": "ip2_5_2"}

@@ -1,10 +1,10 @@
-"""The files of a fine-tuning: train_val, solver and deploy prototxts, made together and written together."""
+"""Retarget a net to new classes: its train_val, solver and deploy prototxts, made together and written together."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,20 @@ from caffetools.graph.inputs import as_shapes
 from caffetools.graph.summary import summarize
 from caffetools.graph.weights_diff import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
 from caffetools.layers.base import Shape, format_shape
-from caffetools.net.net import located
+from caffetools.net.net import Net, located
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.topology import check_blob_graph
-from caffetools.net.weights import read_weights
+from caffetools.net.weights import load_weights, read_weights
 from caffetools.project.data_config import set_data_sources
 from caffetools.project.data_options import DataOptions, read_mean_option
 from caffetools.project.dataset_config import check_crops, convert_imagedata_to_data, fit_batches
-from caffetools.project.output import PathLike, check_free, solver_in, write_messages
+from caffetools.project.output import FILES, PathLike, check_free, solver_in, write_messages
 from caffetools.project.shape_check import check_parameter_shapes_match
 from caffetools.proto.binary import Caffemodel
-from caffetools.proto.schema import TRAIN
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
+from caffetools.surgery.changes import Change
 from caffetools.surgery.class_incremental import Classes, extend_classifier_weights, trim_weights
 from caffetools.surgery.deploy import deploy_from
 from caffetools.surgery.freezing import Tuning, tune
@@ -39,19 +40,29 @@ from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes
 __all__ = [
     "DataOptions",
     "Depth",
-    "Project",
+    "RetargetResult",
     "check_free",
     "compare",
-    "make_project",
+    "prepare_retarget",
     "read_mean_option",
     "starting_weights",
-    "write_project",
+    "write_retarget",
 ]
 
 
 @dataclass
-class Project:
-    """The three messages, what was changed on the way, where the net came from (``original``, in today's form), and inputs' shapes."""
+class RetargetResult:
+    """A retargeted net with its solver and its deploy net; nothing is on disk until :meth:`save`.
+
+    Attributes:
+        retargeted: The surgery's own result: the train_val net, changes, renamed layers and notes.
+        solver: A ``SolverParameter`` for fine-tuning.
+        deploy: The deploy net, a ``NetParameter``.
+        source: File that the net came from, or its name where it came from memory.
+        shapes: Input shapes that the user gave, by blob.
+        original: The net before retargeting, a ``NetParameter`` in today's form.
+        weights: Trained parameters that still fit, to start training from; None if no weights were given.
+    """
 
     retargeted: Retargeted
     solver: Any
@@ -59,10 +70,58 @@ class Project:
     source: Path
     shapes: dict[str, Shape] = field(default_factory=dict)
     original: Any = None
+    weights: Caffemodel | None = None
+
+    @property
+    def train_val(self) -> Any:
+        """The net for training, a ``NetParameter`` with both phases."""
+        return self.retargeted.train_val
+
+    @property
+    def changes(self) -> list[Change]:
+        """What differs from the original net, layer by layer."""
+        return self.retargeted.changes
+
+    @property
+    def reinitialized(self) -> list[str]:
+        """Names of the layers that start from their fillers, sorted."""
+        return sorted(self.retargeted.anew)
+
+    def net(self, phase: int = TEST) -> Net:
+        """Build a runnable net with the weights that still fit: the deploy net for TEST, the train_val net for TRAIN.
+
+        Args:
+            phase: ``TRAIN`` or ``TEST``.
+
+        Raises:
+            NetError: the net cannot be built.
+        """
+        net = Net(self.deploy if phase == TEST else self.train_val, phase)
+        if self.weights is not None:
+            load_weights(net, self.weights)
+        return net
+
+    def save(self, folder: PathLike, *, force: bool = False) -> list[Path]:
+        """Write train_val, solver and deploy prototxts, and weights.caffemodel if there are weights; all or none.
+
+        Args:
+            folder: Created if missing; the solver names the net and its snapshots in it.
+            force: Replace files that exist.
+
+        Returns:
+            The paths written.
+
+        Raises:
+            CaffeToolsError: a file exists and ``force`` is not set. RunFailed: a file cannot be written.
+        """
+        check_free(folder, force=force, weights=self.weights is not None)
+        self.solver.net = str(Path(folder) / FILES[0])
+        self.solver.snapshot_prefix = str(Path(folder) / "snapshot")
+        return write_retarget(self, folder, self.weights)
 
 
-def make_project(
-    source: Path,
+def prepare_retarget(
+    source: PathLike | NetParameter,
     classes: int,
     folder: Path,
     *,
@@ -77,20 +136,26 @@ def make_project(
     base_lr: float | None = None,
     seed: int | None = None,
     input_shape: Shape | Mapping[str, Shape] | None = None,
-    weights: PathLike | None = None,
-) -> Project:
-    """Retarget the net in the file ``source`` to ``classes``, and make its solver and its deploy net. Nothing is written.
+    weights: PathLike | Caffemodel | None = None,
+) -> RetargetResult:
+    """Retarget a net to ``classes``, and make its solver and its deploy net. Nothing is written.
 
     Args:
-        folder: Where it will be written to: the solver names the net, and its snapshots, from there.
-        trained_by: The solver file that the net was trained with; see :func:`~caffetools.project.solver_config.solver_for`.
-        head_lr_mult, heads: as for :func:`~caffetools.surgery.retarget.retarget`.
-        dataset: Sources and mean are its own, and batches fit it, where ``data`` does not say otherwise.
-        tuning: How the layers learn. depth: which layers go, and which come in; by default none.
-        epochs: Passes over the training pictures, which are counted where the database is there.
-        base_lr, seed: the solver's, where not as :func:`~caffetools.project.solver_config.solver_for` chooses.
-        input_shape: (N, C, H, W) or (C, H, W) of the deployed net's input, or shapes by blob, where the data layers do not tell.
-        weights: The .caffemodel that training is to start from: no new classifier gets the name of a layer in it.
+        source: A train_val prototxt, or a ``NetParameter`` of any age.
+        classes: New number of classes.
+        folder: Where the files will be written; the solver names the net and its snapshots in it.
+        trained_by: Solver file that the net was trained with; see :func:`~caffetools.project.solver_config.solver_for`.
+        head_lr_mult: As for :func:`~caffetools.surgery.retarget.retarget`.
+        heads: As for :func:`~caffetools.surgery.retarget.retarget`.
+        data: Sources, mean and batch sizes of the data layers.
+        dataset: Dataset whose sources and mean are used, and whose size limits the batches, where ``data`` gives none.
+        tuning: Which layers learn, and how fast.
+        depth: Layers to remove and to insert; none by default.
+        epochs: Passes over the training images, counted if the database exists.
+        base_lr: Base learning rate; default as :func:`~caffetools.project.solver_config.solver_for` chooses.
+        seed: Random seed of the solver; default nondeterministic.
+        input_shape: (N, C, H, W) or (C, H, W) of the deploy net's input, or shapes by blob, if the data layers do not give them.
+        weights: The .caffemodel that training starts from; no new classifier gets the name of a layer in it.
 
     Raises:
         NetError: the net cannot be retargeted or deployed; the message has the file and the line. PrototxtError: it cannot be read.
@@ -100,10 +165,10 @@ def make_project(
     options = (data or DataOptions()).with_dataset(dataset)
     settings = options.settings()
     tuning, shapes = tuning or Tuning(), as_shapes(input_shape)
-    param = read_net(source)
-    with located(source):
+    param = source if isinstance(source, NetParameter) else read_net(source)
+    with nullcontext() if isinstance(source, NetParameter) else located(source):
         _check_wiring(param)
-        taken = read_weights(weights).blobs if weights is not None else ()
+        taken = _caffemodel(weights).blobs if weights is not None else ()
         original = upgrade_net(param)
         made = retarget_with_edits(original, classes, depth or Depth(), tuning, shapes, head_lr_mult=head_lr_mult, heads=heads, taken=taken)
         made.changes += tune(made.train_val, tuning, made.anew)
@@ -118,10 +183,11 @@ def make_project(
         check_parameter_shapes_match(made.train_val, deploy, shapes)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
-    return Project(made, solver, deploy, source, shapes, original)
+    origin = Path(param.name or "net") if isinstance(source, NetParameter) else Path(source)
+    return RetargetResult(made, solver, deploy, origin, shapes, original)
 
 
-def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Comparison:
+def compare(project: RetargetResult, weights: PathLike | Caffemodel, *, trimmed: bool = False) -> Comparison:
     """Which layers take their parameters from ``weights``, and which start anew.
 
     Args:
@@ -132,7 +198,7 @@ def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Co
         ModelFileError: the file cannot be read.
     """
     net = project.retargeted.train_val
-    comparison = compare_weights(summarize(net, TRAIN, shapes=shapes_in(Graph(net, TRAIN), project.shapes)), read_weights(weights))
+    comparison = compare_weights(summarize(net, TRAIN, shapes=shapes_in(Graph(net, TRAIN), project.shapes)), _caffemodel(weights))
     anew = project.retargeted.anew
     for layer in comparison.layers:
         if trimmed and layer.layer in anew:
@@ -141,11 +207,11 @@ def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Co
             hint = "; let its weights be taken out of the file (--write-weights)" if layer.layer in anew else _other_net(project, layer)
             stored = ", ".join(format_shape(blob.shape) for blob in layer.blobs)
             wanted = ", ".join(format_shape(s) for s in layer.expected or ())
-            raise NetError(f"its parameters are {wanted}, but {os.fspath(weights)} holds {stored}{hint}", layer=layer.layer)
+            raise NetError(f"its parameters are {wanted}, but {_origin(weights)} holds {stored}{hint}", layer=layer.layer)
     return comparison
 
 
-def _other_net(project: Project, layer: LayerWeights) -> str:
+def _other_net(project: RetargetResult, layer: LayerWeights) -> str:
     """Why a layer's weights do not fit: the size of the input, which fully connected layers depend on, or that they are another net's."""
     with suppress(NetError):
         for row in summarize(project.original, TRAIN).layers:
@@ -154,7 +220,7 @@ def _other_net(project: Project, layer: LayerWeights) -> str:
     return ": weights of another net"
 
 
-def starting_weights(project: Project, weights: PathLike, classes: Classes | None = None) -> Caffemodel:
+def starting_weights(project: RetargetResult, weights: PathLike | Caffemodel, classes: Classes | None = None) -> Caffemodel:
     """``weights`` without what the net has no more or what starts anew; with ``classes``, also the rows of the known ones.
 
     Raises:
@@ -162,7 +228,7 @@ def starting_weights(project: Project, weights: PathLike, classes: Classes | Non
         ModelFileError: the file cannot be read.
     """
     made = project.retargeted
-    model = read_weights(weights)
+    model = _caffemodel(weights)
     if classes is None:
         return trim_weights(model, made.train_val, made.renamed)
     rows = summarize(made.train_val, TRAIN, shapes=shapes_in(Graph(made.train_val, TRAIN), project.shapes)).layers
@@ -170,7 +236,7 @@ def starting_weights(project: Project, weights: PathLike, classes: Classes | Non
     return extend_classifier_weights(model, project.original, made.train_val, made.renamed, shapes, classes)
 
 
-def write_project(project: Project, folder: PathLike, weights: Caffemodel | None = None) -> list[Path]:
+def write_retarget(project: RetargetResult, folder: PathLike, weights: Caffemodel | None = None) -> list[Path]:
     """Write the three files (and the weights to start from), all or none, and return their paths.
 
     Raises:
@@ -178,6 +244,14 @@ def write_project(project: Project, folder: PathLike, weights: Caffemodel | None
     """
     messages = (project.retargeted.train_val, project.solver, project.deploy)
     return write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights)
+
+
+def _caffemodel(weights: PathLike | Caffemodel) -> Caffemodel:
+    return weights if isinstance(weights, Caffemodel) else read_weights(weights)
+
+
+def _origin(weights: PathLike | Caffemodel) -> str:
+    return "the weights" if isinstance(weights, Caffemodel) else os.fspath(weights)
 
 
 def _check_loss(net: Any) -> None:
