@@ -17,19 +17,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from caffetools import errors, events
-    from caffetools._api import (
-        build_dataset,
-        classify,
-        deploy,
-        export_onnx,
-        inspect,
-        load_net,
-        retarget,
-        test,
-        train,
-        verify,
-        zoo_prototxt,
-    )
+    from caffetools._api.inference import classify, export_onnx, verify
+    from caffetools._api.nets import deploy, inspect, load_net, retarget, zoo_prototxt
+    from caffetools._api.training import build_dataset, test, train
     from caffetools.cancel import CancelToken
     from caffetools.errors import CaffeToolsError, Cancelled
     from caffetools.net.net import Net
@@ -65,8 +55,9 @@ __all__ = [
 
 # Public name → module that defines it; "" for a module of that name itself.
 _HOMES = {
-    **dict.fromkeys(("build_dataset", "classify", "deploy", "export_onnx", "inspect", "load_net"), "_api"),
-    **dict.fromkeys(("retarget", "test", "train", "verify", "zoo_prototxt"), "_api"),
+    **dict.fromkeys(("classify", "export_onnx", "verify"), "_api.inference"),
+    **dict.fromkeys(("deploy", "inspect", "load_net", "retarget", "zoo_prototxt"), "_api.nets"),
+    **dict.fromkeys(("build_dataset", "test", "train"), "_api.training"),
     "CaffeToolsError": "errors",
     "CancelToken": "cancel",
     "Cancelled": "errors",

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "caffetools"
 
 # From the bottom up. A room may import rooms of a lower rank, and of its own rank those to its left.
 RANKS: list[list[str]] = [
-    ["errors", "events", "cancel", "results", "util", ""],
+    ["errors", "cancel", "events", "results", "util", ""],
     ["proto"],
     ["layers"],
     ["net"],
@@ -25,7 +25,7 @@ RANKS: list[list[str]] = [
     ["bundle", "visualize"],
     ["project"],
     ["pycaffe", "faces"],
-    ["jobs"],
+    ["_api", "jobs"],
     ["cli", "web"],
 ]
 HEAVY = {"torch", "cv2", "onnx", "onnxruntime", "matplotlib", "h5py", "lmdb", "sklearn", "torchvision"}
@@ -86,7 +86,7 @@ def test_imports_go_downwards_and_in_no_circle() -> None:
     for path in modules():
         here = module_name(path)
         # The package's public API and __main__ import anything, lazily.
-        if path.parent == PACKAGE and path.name in ("__init__.py", "__main__.py", "_api.py"):
+        if path.parent == PACKAGE and path.name in ("__init__.py", "__main__.py"):
             continue
         graph[here] = {name for name in imported(path) if name.split(".")[0] == "caffetools" and _is_module(name) and name != here}
         for name in graph[here]:
@@ -139,9 +139,17 @@ def test_files_and_functions_have_a_readable_size() -> None:
         if (lines := text.count("\n")) > MAX_FILE_LINES:
             wrong.append(f"{path.relative_to(ROOT)}: {lines} lines; split it by subject")
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION_LINES:
+            if isinstance(node, ast.FunctionDef) and _code_lines(node) > MAX_FUNCTION_LINES:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} is over {MAX_FUNCTION_LINES} lines")
     assert not wrong, "\n".join(wrong)
+
+
+def _code_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function's signature and body; its docstring does not count."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    return lines - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
 
 
 def test_start_up_is_light_and_nothing_unpickles_or_evaluates() -> None:

@@ -1,0 +1,146 @@
+"""Inference: classify, export, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from caffetools.cancel import CancelToken
+from caffetools.events import EventSink, ignore
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from caffetools.infer.classifier import ClassificationResult, ImageLike
+    from caffetools.onnx.verify import Verification
+
+PathLike = str | os.PathLike[str]
+Phase = Literal["TRAIN", "TEST"]
+
+
+def classify(
+    images: ImageLike | Iterable[ImageLike],
+    model: PathLike,
+    weights: PathLike | None = None,
+    *,
+    mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None,
+    labels: PathLike | Sequence[str] | None = None,
+    scale: float | None = None,
+    resize: tuple[int, int] | None = None,
+    top: int = 5,
+    batch: int = 16,
+    oversample: bool = False,
+    channel_order: Literal["RGB", "BGR"] = "RGB",
+    engine: str | None = None,
+    device: str = "cpu",
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> list[ClassificationResult]:
+    """Classify images with a deployed net.
+
+    Args:
+        images: One image or several: paths, Pillow images, or uint8 arrays (H, W, 3) or (H, W) with values from 0 to 255.
+        model: A deploy prototxt, or an ONNX file.
+        weights: The .caffemodel; None for an ONNX file.
+        mean: Values per channel in BGR order, ``"104,117,123"``, a .binaryproto or .npy file, or an array (C, H, W).
+        labels: Class names in order, or a text file with one per line.
+        scale: Factor applied after the mean is subtracted.
+        resize: (width, height) of the whole image before the center crop.
+        top: Number of classes to return for each image.
+        batch: Images per batch.
+        oversample: Average ten crops, as ``caffe.io.oversample`` does.
+        channel_order: Order of the channels of arrays; Pillow images and files need none.
+        engine: ``"torch"`` or ``"onnxruntime"``; by default torch for a prototxt and onnxruntime for an ONNX file.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        events: Receives ``Progress`` events, in images.
+        cancel: Checked before every batch.
+
+    Returns:
+        One result per image: the most probable classes, or ``error`` for a file that cannot be read.
+
+    Raises:
+        CaffeToolsError: Model, weights, mean, labels or arrays cannot be used.
+        Cancelled: ``cancel`` was set.
+
+    Example:
+        >>> import caffetools as ct, numpy as np
+        >>> from caffetools.net.weights import save_weights
+        >>> deploy = ct.zoo_prototxt("lenet")
+        >>> save_weights(ct.load_net(deploy), "lenet.caffemodel")
+        >>> digit = np.zeros((28, 28), np.uint8)
+        >>> result, = ct.classify(digit, deploy, "lenet.caffemodel", mean=[0], scale=1 / 256, top=1)
+        >>> 0 <= result.guesses[0].index < 10
+        True
+    """
+    from caffetools.infer.classifier import Classifier, Options, as_images
+
+    options = Options(mean=mean, labels=labels, scale=scale, resize=resize)
+    classifier = Classifier(model, weights, options, engine=engine, device=device)
+    return classifier.classify(
+        as_images(images), top=top, batch=batch, oversample=oversample, channel_order=channel_order, events=events, cancel=cancel
+    )
+
+
+def export_onnx(
+    deploy: PathLike,
+    weights: PathLike,
+    path: PathLike,
+    *,
+    mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None,
+    labels: PathLike | Sequence[str] | None = None,
+    scale: float | None = None,
+    resize: tuple[int, int] | None = None,
+    opset: int = 17,
+    batch: int | None = None,
+    images: Sequence[PathLike] = (),
+) -> Verification:
+    """Export a deployed net as an ONNX file, after onnxruntime has given the same numbers.
+
+    Args:
+        deploy: The deploy prototxt.
+        weights: Its .caffemodel.
+        path: ONNX file to write.
+        mean: As for :func:`classify`; stored in the file's metadata.
+        labels: As for :func:`classify`; stored in the file's metadata.
+        scale: As for :func:`classify`; stored in the file's metadata.
+        resize: As for :func:`classify`; stored in the file's metadata.
+        opset: Version of ONNX's operator set, 11 to 20.
+        batch: Batch size to fix; None leaves it dynamic.
+        images: Image files to verify on; seeded random inputs if empty.
+
+    Returns:
+        What was compared, and the largest differences.
+
+    Raises:
+        ExportError: The net has no exact ONNX form, or the exported model gives other numbers; nothing is written then.
+        CaffeToolsError: A file cannot be read, or does not fit the net.
+    """
+    from caffetools.infer.classifier import Options
+    from caffetools.project.onnx_file import export_deployed
+
+    options = Options(mean=mean, labels=labels, scale=scale, resize=resize)
+    return export_deployed(deploy, weights, path, options, opset=opset, batch=batch, pictures=images)
+
+
+def verify(model: PathLike, deploy: PathLike, weights: PathLike, *, tolerance: float = 1e-4, seed: int = 0) -> Verification:
+    """Compare an ONNX model with the Caffe net it came from, on seeded random inputs.
+
+    Args:
+        model: The ONNX file.
+        deploy: The deploy prototxt.
+        weights: Its .caffemodel.
+        tolerance: Largest difference allowed, relative to the largest absolute value of an output.
+        seed: Seed of the inputs.
+
+    Returns:
+        The largest difference of every output, worst first.
+
+    Raises:
+        ExportError: An output differs by more than ``tolerance``; names the first blob that differs.
+        CaffeToolsError: A file cannot be read.
+    """
+    from caffetools.engines.torch import TorchEngine
+    from caffetools.onnx.verify import verify as compare
+
+    return compare(model, TorchEngine.load(deploy, weights).net, tolerance=tolerance, seed=seed)
