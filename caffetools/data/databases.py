@@ -1,4 +1,4 @@
-"""LMDB and LevelDB as Caffe uses them: records in the order of their keys, read endlessly; written whole or not at all."""
+"""LMDB and LevelDB as Caffe uses them: records in the order of their keys; written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from caffetools.data.sharing import Shared
+from caffetools.data.lmdb_file import ErrorHandler, LmdbFile, Record
 from caffetools.errors import DataError, RunFailed
 from caffetools.util.folders import PathLike, new_folder
 
@@ -19,95 +19,84 @@ _COMMIT_EVERY = 1000
 
 
 class Database(Protocol):
-    """A database opened for reading. ``path`` is where it lies, as it was given."""
+    """A database opened for reading.
+
+    Attributes:
+        path: The path that it was opened with.
+    """
 
     path: str
 
     def __len__(self) -> int:
-        """How many records there are."""
+        """Return the number of records."""
 
-    def records(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """(key, value) of every record from number ``start`` on, in the order of the keys, once."""
+    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Iterator[Record]:
+        """Yield (key, value) of every record from number ``start`` on, in the order of the keys.
+
+        Args:
+            start: Number of the first record, from 0.
+            on_error: Called with the error of a record that cannot be read, which is then left out. If None, it is raised.
+
+        Raises:
+            DataError: The database is damaged; names the record.
+        """
+
+    def item(self, number: int) -> Record:
+        """Return (key, value) of the record ``number``, from 0, in the order of the keys.
+
+        Raises:
+            IndexError: There is no such record.
+            DataError: The database is damaged; names the record.
+        """
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
 
 
 def open_database(path: PathLike) -> Database:
-    """Open the LMDB or LevelDB at ``path`` for reading; which of them it is, its files say.
+    """Open the LMDB or LevelDB at ``path`` for reading; its files decide which of them it is.
 
     Raises:
-        DataError: there is none, it is empty or truncated, or it is a LevelDB and plyvel is not installed.
+        DataError: ``path`` does not exist, is not a database, holds no records, is truncated or damaged, or is a LevelDB and plyvel
+            is not installed.
     """
     folder = Path(path)
     if not os.path.lexists(folder):
-        raise DataError(f"{os.fspath(path)}: no such database (looked for from {Path.cwd()})")
-    if folder.is_dir() and (folder / "CURRENT").is_file() and not (folder / "data.mdb").exists():
+        raise DataError(f"no such database (looked for from {Path.cwd()})", path=path)
+    if folder.is_dir() and not (folder / "data.mdb").exists():
+        if not (folder / "CURRENT").is_file():
+            raise DataError("this folder is not a database (an LMDB has a data.mdb, a LevelDB a file CURRENT)", path=path)
         from caffetools.data.leveldb import LevelDb
 
         return LevelDb(path)
-    return Lmdb(path)
+    database = LmdbFile(path)
+    if not len(database):
+        database.close()
+        raise DataError("the LMDB holds no records", path=path)
+    return database
 
 
 def record_key(number: int, name: str) -> bytes:
-    """The key that convert_imageset gives line ``number`` of its list: eight digits, ``_``, the name; cut where LMDB's limit is."""
+    """Return the key that convert_imageset gives line ``number`` of its list: eight digits, ``_``, the name; cut at LMDB's limit."""
     key = b"%08d_" % number + os.fsencode(name)
     return key if len(key) <= _LONGEST_KEY else key[:_LONGEST_KEY].decode("utf-8", "ignore").encode()
 
 
 def shown_key(path: str, key: bytes) -> str:
-    """How errors name a record: ``PATH: record 'KEY'``."""
+    """Return the name of a record in errors: ``PATH: record 'KEY'``."""
     return f"{path}: record '{key.decode('utf-8', 'replace')}'"
 
 
-class Lmdb:
-    """An LMDB opened read-only and without its lock file, so that it may lie on read-only media.
-
-    Raises:
-        DataError: the path holds no LMDB, or one that is truncated, damaged or without records.
-    """
-
-    def __init__(self, path: PathLike):
-        self.path = os.fspath(path)
-        self._shared = Shared(self.path, _open_lmdb)
-        try:
-            self._file = _lmdb_file(self.path)
-            self._entries, self._wanted = _check_lmdb(self.path, self._shared.handle)
-        except DataError:
-            self.close()
-            raise
-
-    def __len__(self) -> int:
-        return self._entries
-
-    def records(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        import lmdb
-
-        if start >= self._entries:
-            return
-        try:
-            with self._shared.handle.begin() as transaction, transaction.cursor() as cursor:
-                if start:
-                    for index, _ in enumerate(cursor.iternext(keys=True, values=False)):
-                        if index == start:
-                            break
-                rest = cursor.iternext()
-                while True:
-                    # A file that someone cuts short meanwhile would end the process where it is read.
-                    _check_size(self.path, self._file, self._wanted)
-                    record = next(rest, None)
-                    if record is None:
-                        return
-                    yield record
-        except lmdb.Error as error:
-            raise DataError(f"{self.path}: the LMDB is damaged: {error}") from None
-
-    def close(self) -> None:
-        self._shared.close()
-
-
 class LmdbWriter:
-    """Writes records into a new LMDB in the existing, empty ``folder``; commits every 1000 records, the file grows as needed."""
+    """Write records into a new LMDB; commits every 1000 records, and the map size grows as needed.
+
+    Args:
+        folder: An existing, empty folder.
+        map_size: The first map size in bytes.
+
+    Attributes:
+        count: Number of records put.
+    """
 
     def __init__(self, folder: PathLike, *, map_size: int = 1 << 26):
         import lmdb
@@ -126,7 +115,7 @@ class LmdbWriter:
             self._commit()
 
     def close(self) -> None:
-        """Write what is pending and wait until all is on the disk."""
+        """Commit what is pending and wait until all is on the disk."""
         try:
             self._commit()
             self._environment.sync(True)
@@ -134,7 +123,7 @@ class LmdbWriter:
             self._environment.close()
 
     def abandon(self) -> None:
-        """Let go of the files without writing what is pending."""
+        """Close the files without committing what is pending."""
         self._environment.close()
 
     def _commit(self) -> None:
@@ -151,10 +140,17 @@ class LmdbWriter:
 
 @contextlib.contextmanager
 def new_lmdb(path: PathLike, *, force: bool = False) -> Iterator[LmdbWriter]:
-    """Write a new LMDB; it appears at ``path`` when the block ends well, and not at all when it does not.
+    """Write a new LMDB; it appears at ``path`` when the block ends without an error, else not at all.
+
+    Args:
+        path: The folder to make.
+        force: Replace an LMDB at ``path``, once the new one is complete.
+
+    Yields:
+        The writer.
 
     Raises:
-        DataError: ``path`` exists (``force`` replaces an LMDB that is there), or another run is writing it.
+        DataError: ``path`` exists (and is not an LMDB to be replaced), or another run is writing it.
         RunFailed: it cannot be written, or the disk is full.
     """
     with new_folder(path, force=force, replaceable=lambda old: (old / "data.mdb").is_file()) as work:
@@ -172,47 +168,8 @@ def new_lmdb(path: PathLike, *, force: bool = False) -> Iterator[LmdbWriter]:
             raise RunFailed(f"cannot write {os.fspath(path)}: {_reason(error)}; nothing was changed there") from error
 
 
-def _open_lmdb(path: str) -> Any:
-    import lmdb
-
-    is_folder = Path(path).is_dir()
-    if is_folder and not (Path(path) / "data.mdb").is_file():
-        raise DataError(f"{path}: this folder is no database (an LMDB has a data.mdb, a LevelDB a file CURRENT)")
-    try:
-        return lmdb.open(path, readonly=True, lock=False, subdir=is_folder, create=False)
-    except lmdb.Error as error:
-        raise DataError(f"{path}: cannot be opened as an LMDB: {_reason(error)}") from None
-
-
 def _reason(error: Exception) -> str:
-    # py-lmdb says "what it did: why"; only the why is of use.
+    # py-lmdb gives "what it did: why"; only the reason is of use.
     why = str(error).rpartition(": ")[2] or str(error)
-    # What LMDB calls it when the system took only a part of a write.
+    # LMDB's error when the system took only a part of a write.
     return "the disk is full, or a quota is used up" if why == os.strerror(errno.EIO) else why
-
-
-def _lmdb_file(path: str) -> str:
-    return str(Path(path) / "data.mdb") if Path(path).is_dir() else path
-
-
-def _check_lmdb(path: str, environment: Any) -> tuple[int, int]:
-    """The number of records, and the size in bytes that the file must have at least."""
-    stat = environment.stat()
-    wanted = (environment.info()["last_pgno"] + 1) * stat["psize"]
-    _check_size(path, _lmdb_file(path), wanted)
-    if not stat["entries"]:
-        raise DataError(f"{path}: the LMDB holds no records")
-    return int(stat["entries"]), wanted
-
-
-def _check_size(path: str, file: str, wanted: int) -> None:
-    """A file that is shorter than its pages say would end the process where it is read."""
-    try:
-        # Asked of every record, so without a Path, which takes longer than reading one.
-        size = os.stat(file).st_size  # noqa: PTH116
-    except OSError:
-        # Removed while it is open: what is open can be read to its end.
-        return
-    if size < wanted:
-        name = Path(file).name
-        raise DataError(f"{path}: the LMDB is truncated: {name} has {size} bytes of {wanted}; copy or build it again")

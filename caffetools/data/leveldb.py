@@ -1,46 +1,110 @@
-"""LevelDB, which Caffe's first years stored pictures in; read through plyvel, an extra."""
+"""LevelDB, the database of Caffe's first years, through plyvel (extra ``leveldb``); all of its checksums are verified."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from caffetools.data.sharing import Shared
+from caffetools.data.db_handles import RefCountedHandle
+from caffetools.data.lmdb_file import ErrorHandler, Record
 from caffetools.errors import DataError, RunFailed
 from caffetools.util.folders import PathLike, new_folder
 
+if TYPE_CHECKING:
+    import plyvel
+
+_REBUILD = "copy or build it again"
+# The format of LevelDB's logs and of its MANIFEST (doc/log_format.md): blocks, and records with checksum, length and type.
+_BLOCK, _HEADER = 32768, 7
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
 
 class LevelDb:
-    """A LevelDB opened for reading. The LevelDB library itself wants to write its bookkeeping into the folder.
+    """A LevelDB opened for reading. The LevelDB library itself writes bookkeeping files into the folder.
+
+    Blocks whose checksums fail, and logs or a MANIFEST that were cut, are errors; LevelDB's defaults would pass them over.
+
+    Args:
+        path: The database's folder.
 
     Raises:
-        DataError: plyvel is not installed, the path holds no LevelDB, another process has it open, or it has no records.
+        DataError: plyvel is not installed, the path holds no LevelDB, it is damaged, another process has it open, or it has no
+            records.
     """
 
     def __init__(self, path: PathLike):
         self.path = os.fspath(path)
-        self._shared = Shared(self.path, _open_leveldb)
-        if next(self.records(), None) is None:
+        self._shared: RefCountedHandle[Any] = RefCountedHandle(self.path, _open_leveldb)
+        self._keys: list[bytes] | None = None
+        try:
+            if next(self.records(), None) is None:
+                raise DataError("the LevelDB holds no records", path=self.path)
+        except DataError:
             self.close()
-            raise DataError(f"{self.path}: the LevelDB holds no records")
+            raise
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._shared.handle.iterator(include_value=False))
+        """Return the number of records; the first call reads all keys."""
+        return len(self._all_keys())
 
-    def records(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        yield from islice(self._shared.handle.iterator(), start, None)
+    def __reduce__(self) -> tuple[type[LevelDb], tuple[str]]:
+        return type(self), (self.path,)
+
+    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Iterator[Record]:
+        """Yield (key, value) from record ``start`` on; damage is always raised, as LevelDB cannot read past it."""
+        with self._errors() as last:
+            for key, value in islice(self._shared.handle.iterator(verify_checksums=True), start, None):
+                last[0] = key
+                yield key, value
+
+    def item(self, number: int) -> Record:
+        """Return (key, value) of the record ``number``, from 0. Raises :class:`IndexError` if there is no such record."""
+        keys = self._all_keys()
+        if not 0 <= number < len(keys):
+            raise IndexError(f"record {number} of {len(keys)}")
+        with self._errors() as last:
+            last[0] = keys[number - 1] if number else None
+            return keys[number], self._shared.handle.get(keys[number], verify_checksums=True)
 
     def close(self) -> None:
+        """Close the files; a second call does nothing."""
         self._shared.close()
+
+    def _all_keys(self) -> list[bytes]:
+        if self._keys is None:
+            with self._errors():
+                self._keys = list(self._shared.handle.iterator(include_value=False, verify_checksums=True))
+        return self._keys
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[list[bytes | None]]:
+        """Raise LevelDB's errors as :class:`DataError`; the key of the last record read can be put into the list."""
+        import plyvel
+
+        last: list[bytes | None] = [None]
+        try:
+            yield last
+        except (plyvel.Error, OSError) as error:
+            place = f" (after the record '{last[0].decode('utf-8', 'replace')}')" if last[0] is not None else ""
+            raise DataError(f"the LevelDB is damaged{place}: {_text(error)}", path=self.path, hint=_REBUILD) from None
 
 
 class LevelDbWriter:
-    """Writes records into a LevelDB that is open; ``count`` says how many."""
+    """Write records into an open LevelDB.
 
-    def __init__(self, database: Any):
+    Args:
+        database: The database.
+
+    Attributes:
+        count: Number of records put.
+    """
+
+    def __init__(self, database: plyvel.DB):
         self._database = database
         self.count = 0
 
@@ -52,32 +116,108 @@ class LevelDbWriter:
 
 @contextlib.contextmanager
 def new_leveldb(path: PathLike, *, force: bool = False) -> Iterator[LevelDbWriter]:
-    """Write a new LevelDB; it appears at ``path`` when the block ends well, and not at all when it does not.
+    """Write a new LevelDB; it appears at ``path`` when the block ends without an error, else not at all.
+
+    Args:
+        path: The folder to make.
+        force: Replace a LevelDB at ``path``, once the new one is complete.
+
+    Yields:
+        The writer.
 
     Raises:
-        DataError: plyvel is not installed; ``path`` exists (``force`` replaces a LevelDB that is there), or another run is writing it.
-        RunFailed: it cannot be written, or the disk is full.
+        DataError: plyvel is not installed; ``path`` exists (and is not a LevelDB to be replaced), or another run is writing it.
+        RunFailed: It cannot be written, or the disk is full.
     """
-    plyvel = _plyvel(f"{os.fspath(path)}: writing a LevelDB needs plyvel: pip install 'caffetools[leveldb]', or write an LMDB")
+    plyvel = _import_plyvel(path, "writing", "write an LMDB")
     with new_folder(path, force=force, replaceable=lambda old: (old / "CURRENT").is_file()) as work:
         try:
-            with contextlib.closing(plyvel.DB(os.fspath(work), create_if_missing=True)) as database:
+            # The sizes that Caffe's db_leveldb.cpp gives.
+            options = {"block_size": 65536, "write_buffer_size": 268435456, "max_open_files": 100}
+            with contextlib.closing(plyvel.DB(os.fspath(work), create_if_missing=True, error_if_exists=True, **options)) as database:
                 yield LevelDbWriter(database)
         except (plyvel.Error, OSError) as error:
-            raise RunFailed(f"cannot write {os.fspath(path)}: {error}; nothing was changed there") from error
+            raise RunFailed(f"cannot write {os.fspath(path)}: {_text(error)}; nothing was changed there") from error
 
 
-def _plyvel(message: str) -> Any:
+def _import_plyvel(path: PathLike, action: str, instead: str) -> Any:
     try:
         import plyvel
     except ImportError:
-        raise DataError(message) from None
+        raise DataError(f"{action} a LevelDB needs plyvel: pip install 'caffetools[leveldb]'", path=path, hint=f"or {instead}") from None
     return plyvel
 
 
 def _open_leveldb(path: str) -> Any:
-    plyvel = _plyvel(f"{path}: reading a LevelDB needs plyvel: pip install 'caffetools[leveldb]', or convert it to LMDB")
+    plyvel = _import_plyvel(path, "reading", "convert it to LMDB")
+    folder = Path(path)
     try:
-        return plyvel.DB(path, create_if_missing=False)
-    except (plyvel.Error, OSError) as error:
-        raise DataError(f"{path}: cannot be opened as a LevelDB: {error}") from None
+        current = (folder / "CURRENT").read_text("ascii").strip()
+        check_log(folder / current, path, checksums=True)
+        for log in sorted(folder.glob("*.log")):
+            check_log(log, path)
+        return plyvel.DB(path, create_if_missing=False, paranoid_checks=True)
+    except (plyvel.Error, OSError, ValueError) as error:
+        raise DataError(f"cannot be opened as a LevelDB: {_text(error)}", path=path) from None
+
+
+def check_log(file: Path, path: str, *, checksums: bool = False) -> None:
+    """Check that a log in LevelDB's format is complete: LevelDB takes a cut one for the end of its records.
+
+    Args:
+        file: The log, or the MANIFEST.
+        path: The database, for errors.
+        checksums: Compute the checksums as well; slow for large files. LevelDB does it itself for its logs of records.
+
+    Raises:
+        DataError: A record is cut, out of sequence or fails its checksum; names database and file.
+    """
+    data = file.read_bytes()
+    position, open_record = 0, False
+    while position < len(data):
+        room = _BLOCK - position % _BLOCK
+        if room < _HEADER:
+            position += room
+            continue
+        header = data[position : position + _HEADER]
+        if not any(header):  # space that was allocated ahead of writing
+            position += room
+            continue
+        length, kind = int.from_bytes(header[4:6], "little"), header[6] if len(header) == _HEADER else 0
+        end = position + _HEADER + length
+        if len(header) < _HEADER or end > len(data) or length > room - _HEADER:
+            raise DataError(f"the LevelDB is damaged: {file.name} is cut or damaged at byte {position}", path=path, hint=_REBUILD)
+        stored = int.from_bytes(header[:4], "little")
+        if open_record != (kind in (_MIDDLE, _LAST)) or not _FULL <= kind <= _LAST:
+            raise DataError(f"the LevelDB is damaged: {file.name} has a wrong record at byte {position}", path=path, hint=_REBUILD)
+        if checksums and stored != _masked_crc32c(data[position + 6 : end]):
+            raise DataError(f"the LevelDB is damaged: {file.name} fails its checksum at byte {position}", path=path, hint=_REBUILD)
+        open_record = kind in (_FIRST, _MIDDLE)
+        position = end
+    if open_record:
+        raise DataError(f"the LevelDB is damaged: {file.name} ends within a record", path=path, hint=_REBUILD)
+
+
+def _masked_crc32c(data: bytes) -> int:
+    """Return the checksum of LevelDB's records: CRC-32C, rotated and shifted so that checksums of checksums differ."""
+    table, crc = _crc32c_table(), 0xFFFFFFFF
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@cache
+def _crc32c_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # the polynomial of Castagnoli, reflected
+        table.append(value)
+    return table
+
+
+def _text(error: Exception) -> str:
+    # plyvel's errors hold LevelDB's text as bytes.
+    text = error.args[0] if error.args else type(error).__name__
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)

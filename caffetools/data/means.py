@@ -38,6 +38,7 @@ def compute_mean(source: PathLike | Database, *, progress: Progress | None = Non
             return compute_mean(database, progress=progress)
     database, total = source, len(source)
     sums: Array = np.zeros(0, np.float32)
+    done = 0
     with closing(ordered_map(lambda record: _array(database, *record), database.records())) as arrays:
         for done, (key, array) in enumerate(arrays, 1):
             if done == 1:
@@ -50,7 +51,8 @@ def compute_mean(source: PathLike | Database, *, progress: Progress | None = Non
             np.add(sums, array, out=sums)
             if progress:
                 progress(done, total)
-    mean: Array = sums[np.newaxis] / np.float32(total)
+    # The number of records read, not that at the start: another process may have added some.
+    mean: Array = sums[np.newaxis] / np.float32(done)
     return mean
 
 

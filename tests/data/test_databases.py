@@ -83,7 +83,7 @@ def test_a_database_on_read_only_media_is_read(tmp_path: Path) -> None:
 def test_what_is_no_database_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none: no such database"):
         open_database(tmp_path / "none")
-    with pytest.raises(DataError, match="this folder is no database"):
+    with pytest.raises(DataError, match="this folder is not a database"):
         open_database(tmp_path)
     (tmp_path / "data.mdb").write_bytes(b"no pages" * 2000)
     with pytest.raises(DataError, match="cannot be opened as an LMDB"):
@@ -231,3 +231,39 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFailed, match=r"cannot write .*file/db: "), new_lmdb(tmp_path / "file" / "db"):
         pytest.fail("the block must not run")
+
+
+def make_leveldb(path: Path, count: int = 200) -> list[tuple[bytes, bytes]]:
+    plyvel = pytest.importorskip("plyvel")
+    entries = [(b"%08d" % i, bytes([i % 100]) * 100) for i in range(count)]
+    with plyvel.DB(os.fspath(path), create_if_missing=True, compression=None) as database:
+        for key, value in entries:
+            database.put(key, value)
+        database.compact_range()
+        database.put(*entries[-1])
+    return entries
+
+
+def test_a_leveldb_is_read_by_number_and_from_any_record(tmp_path: Path) -> None:
+    entries = make_leveldb(tmp_path / "level")
+    database = open_database(tmp_path / "level")
+    assert len(database) == 200 and list(database.records(150)) == entries[150:]
+    assert database.item(7) == entries[7]
+    with pytest.raises(IndexError):
+        database.item(200)
+    database.close()
+
+
+@pytest.mark.parametrize("pattern", ["*.ldb", "*.log", "MANIFEST-*"])
+def test_a_leveldb_whose_checksums_fail_or_that_was_cut_is_one_error(tmp_path: Path, pattern: str) -> None:
+    make_leveldb(tmp_path / "sound")
+    [file] = [path.name for path in (tmp_path / "sound").glob(pattern)]
+    data = (tmp_path / "sound" / file).read_bytes()
+    middle = len(data) // 2
+    for number, broken in enumerate((data[:middle], data[:-1], data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])):
+        path = tmp_path / str(number)
+        shutil.copytree(tmp_path / "sound", path)
+        (path / file).write_bytes(broken)
+        with pytest.raises(DataError, match="LevelDB") as caught:
+            list(open_database(path).records())
+        assert str(caught.value).startswith(str(path)) and "b'" not in str(caught.value)

@@ -1,0 +1,64 @@
+"""Handles of databases that several readers of one process share, because their library allows one handle a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+
+class Closable(Protocol):
+    """An open database."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+H = TypeVar("H", bound=Closable)
+
+
+class _Entry(Generic[H]):
+    def __init__(self, key: str, handle: H):
+        self.key, self.handle, self.users = key, handle, 0
+
+
+class RefCountedHandle(Generic[H]):
+    """One user's reference to the handle of ``path``: the first user opens it, the last one closes it.
+
+    Args:
+        path: The database.
+        opener: Opens the database at a path; called if no other reader of this process has it open.
+
+    Attributes:
+        handle: What ``opener`` returned.
+    """
+
+    def __init__(self, path: str, opener: Callable[[str], H]):
+        key = os.path.realpath(path)
+        with _lock:
+            entry = _entries.get(key)
+            if entry is None:
+                entry = _entries[key] = _Entry(key, opener(path))
+            entry.users += 1
+        self.handle: H = entry.handle
+        self._finalizer = weakref.finalize(self, _release, entry)
+        # At exit a reading thread may still be at work; the system closes the files anyway.
+        self._finalizer.atexit = False
+
+    def close(self) -> None:
+        """Drop the reference; a second call does nothing."""
+        self._finalizer()
+
+
+_entries: dict[str, _Entry[Any]] = {}
+_lock = threading.RLock()
+
+
+def _release(entry: _Entry[Any]) -> None:
+    with _lock:
+        entry.users -= 1
+        if not entry.users:
+            _entries.pop(entry.key, None)
+            entry.handle.close()

@@ -1,0 +1,327 @@
+"""A bounds-checked, read-only reader of LMDB files (format of LMDB 0.9), independent of liblmdb.
+
+liblmdb trusts its pages: a damaged page ends the process, a misplaced one gives too few or repeated records, and one process may
+open a file only once. This reader copies pages and checks each copy (page number, kind, offsets, key order), so a damaged file is an
+error that names the record. It takes no lock and writes nothing, so read-only media and network drives work.
+
+A reader keeps the snapshot of the newest transaction. LMDB never overwrites a page of transaction T before transaction T + 2 is
+committed, as a page freed by T + 1 is only reused by writers that start after T + 2. So a copied page is valid if the newest
+transaction number, read after the copy, is at most T + 1. Otherwise the pass over the records continues with the newest snapshot, at
+the key after the last one read: keys still rise, and no record is read twice.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate, islice
+from operator import lt
+from pathlib import Path
+
+from caffetools.data.lmdb_pages import BRANCH, KIND, LEAF, MAX_RESTARTS, OVERFLOW, REBUILD, Damaged, Overtaken, PagedFile, Snapshot, Window
+from caffetools.errors import DataError
+
+PathLike = str | os.PathLike[str]
+Record = tuple[bytes, bytes]
+ErrorHandler = Callable[[DataError], None]
+
+_NODE_HEADER = 8
+# Node flags: the value is on overflow pages; the node is a named database or a list of duplicates.
+_BIG, _SUBDATABASE, _DUPLICATES = 0x01, 0x02, 0x04
+# Leaf pages, and bytes of values on overflow pages, that are copied before they are checked together.
+_LEAVES, _BATCH_BYTES = 32, 1 << 16
+
+# A leaf page's number, the least key that it may hold, and the key that all of its keys are below (None: no limit).
+_LeafPage = tuple[int, bytes, bytes | None]
+# A node of a leaf page: key, then the value, or the first page and the size of a value on overflow pages.
+_Node = tuple[bytes, "bytes | int", int]
+
+
+class LmdbFile:
+    """An LMDB file opened for reading.
+
+    Safe to use from several threads, and after a fork: it has no position of its own. It may be open elsewhere, be written by
+    another process, or have been replaced (then the old content is read to its end).
+
+    Args:
+        path: The database's folder (with a ``data.mdb``), or the file itself.
+
+    Raises:
+        DataError: The path holds no LMDB, or a truncated or damaged one, or one of a kind that Caffe does not write.
+    """
+
+    def __init__(self, path: PathLike):
+        self.path = os.fspath(path)
+        folder = Path(path)
+        self.file = str(folder / "data.mdb") if folder.is_dir() else self.path
+        self._pages = PagedFile(self.path, self.file)
+        self._layout, self.page_size = self._pages.layout, self._pages.page_size
+        self._lock = threading.Lock()
+        self._index: tuple[Snapshot, list[int], list[int]] | None = None
+        self.snapshot = self._pages.newest()
+        self._check_length()
+
+    def __len__(self) -> int:
+        """Return the number of records in the snapshot taken last."""
+        return self.snapshot.entries
+
+    def __reduce__(self) -> tuple[type[LmdbFile], tuple[str]]:
+        return type(self), (self.path,)
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._pages.close()
+
+    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Iterator[Record]:
+        """Yield (key, value) of the newest snapshot's records, in the order of their keys.
+
+        Args:
+            start: Number of the first record to yield, from 0.
+            on_error: Called with the error of a record whose value cannot be read; the record is left out. If None, the error is
+                raised. Damage to the tree itself is always raised, as what it hides is unknown.
+
+        Raises:
+            DataError: A page is damaged or missing, or the number of records differs from the file's header; names the record.
+        """
+        self.snapshot = snapshot = self._pages.newest()
+        last: bytes | None = None
+        count, restarts, restarted = start, 0, False
+        while start < snapshot.entries:
+            try:
+                for batch, nodes in self._batches(snapshot, start, last, on_error):
+                    count, restarts = count + nodes, 0
+                    yield from batch
+                    last = batch[-1][0] if batch else last
+                break
+            except Overtaken:
+                restarts, restarted = restarts + 1, True
+                if restarts > MAX_RESTARTS:
+                    raise self._too_fast() from None
+                snapshot = self._pages.newest()
+            except Damaged as error:
+                raise self._damaged(str(error), last) from None
+        if start < snapshot.entries != count and not restarted:
+            raise self._damaged(f"its header counts {snapshot.entries} records, its pages hold {count}", None)
+
+    def item(self, number: int) -> Record:
+        """Return (key, value) of the record ``number``, from 0, in the order of the keys.
+
+        The first call reads all leaf pages once, to count the records on each.
+
+        Raises:
+            IndexError: There is no such record.
+            DataError: The page or record is damaged; names it.
+        """
+        for _ in range(MAX_RESTARTS):
+            try:
+                snapshot, pages, ends = self._leaf_index()
+                if not 0 <= number < snapshot.entries:
+                    raise IndexError(f"record {number} of {snapshot.entries}")
+                place = bisect_right(ends, number)
+                data = self._copy_page(pages[place])
+                self._pages.check_current(snapshot)
+                node = self._nodes(pages[place], data)[number - (ends[place - 1] if place else 0)]
+                return self._values(snapshot, [node], None)[0]
+            except Overtaken:
+                self._index = None
+            except Damaged as error:
+                raise self._damaged(str(error), None) from None
+        raise self._too_fast()
+
+    # Pages
+
+    def _copy_page(self, page: int) -> bytes:
+        data = self._pages.copy(page * self.page_size, self.page_size)
+        if len(data) < self.page_size:
+            raise Damaged(f"the file is truncated: page {page} is missing")
+        return data
+
+    def _offsets(self, page: int, kind: int, data: bytes) -> tuple[int, ...]:
+        """Return the offsets of a page's nodes, after checking its header; ``data`` is a copy of it."""
+        number, _, flags, lower, upper = self._layout.header.unpack_from(data)
+        head = self._layout.header.size
+        count = (lower - head) // 2
+        if number != page or flags & KIND != kind:
+            raise Damaged(f"page {page} is not the {'leaf' if kind == LEAF else 'branch'} page that belongs there")
+        if count < 1 or lower & 1 or not lower <= upper <= self.page_size:
+            raise Damaged(f"page {page} has an impossible header")
+        offsets: tuple[int, ...] = struct.unpack_from(f"{self._layout.order}{count}H", data, head)
+        if min(offsets) < upper or max(offsets) + _NODE_HEADER > self.page_size:
+            raise Damaged(f"page {page} has a node outside of the page")
+        return offsets
+
+    def _branch(self, snapshot: Snapshot, page: int) -> tuple[list[bytes], list[int]]:
+        """Return a branch page's keys and child pages. Its first key stands for all smaller ones and is given as empty."""
+        data = self._copy_page(page)
+        self._pages.check_current(snapshot)
+        keys: list[bytes] = []
+        children: list[int] = []
+        for offset in self._offsets(page, BRANCH, data):
+            low, high, length = self._layout.node.unpack_from(data, offset)
+            child, begin = low | high << 32 if self._layout.word == 8 else low, offset + _NODE_HEADER
+            if begin + length > self.page_size:
+                raise Damaged(f"page {page} has a node outside of the page")
+            if not 2 <= child <= snapshot.last_page:
+                raise Damaged(f"page {page} refers to page {child}, which does not exist")
+            keys.append(data[begin : begin + length] if keys else b"")
+            children.append(child)
+        return keys, children
+
+    def _leaf_pages(self, snapshot: Snapshot, after: bytes | None = None) -> Iterator[_LeafPage]:
+        """Yield the leaf pages in order, from the one on that may hold the key ``after``."""
+        if not snapshot.depth:
+            return
+        stack: list[tuple[int, int, bytes, bytes | None]] = [(snapshot.root, snapshot.depth, b"", None)]
+        while stack:
+            page, depth, low, high = stack.pop()
+            if depth == 1:
+                yield page, low, high
+                continue
+            keys, children = self._branch(snapshot, page)
+            keys[0] = low
+            self._check_keys(page, keys, low, high)
+            first = max(0, bisect_right(keys, after) - 1) if after is not None else 0
+            bounds = [*keys[1:], high]
+            stack += [(children[i], depth - 1, keys[i], bounds[i]) for i in range(len(keys) - 1, first - 1, -1)]
+
+    def _check_keys(self, page: int, keys: list[bytes], low: bytes, high: bytes | None) -> None:
+        if keys[0] < low or (high is not None and keys[-1] >= high) or not all(map(lt, keys, keys[1:])):
+            raise Damaged(f"the keys of page {page} are out of order or do not belong there")
+
+    def _leaf_index(self) -> tuple[Snapshot, list[int], list[int]]:
+        """Return a snapshot, its leaf pages in order, and the number of records up to the end of each."""
+        with self._lock:
+            if self._index is None:
+                self.snapshot = snapshot = self._pages.newest()
+                pages = [page for page, _, _ in self._leaf_pages(snapshot)]
+                ends = list(accumulate(len(self._offsets(page, LEAF, self._copy_page(page))) for page in pages))
+                self._pages.check_current(snapshot)
+                if (found := ends[-1] if ends else 0) != snapshot.entries or len(pages) != snapshot.leaf_pages:
+                    raise Damaged(f"its header counts {snapshot.entries} records, its pages hold {found}")
+                self._index = snapshot, pages, ends
+            return self._index
+
+    # Records
+
+    def _batches(
+        self, snapshot: Snapshot, start: int, after: bytes | None, on_error: ErrorHandler | None
+    ) -> Iterator[tuple[list[Record], int]]:
+        """Yield lists of records after the key ``after``, or from record ``start`` on; and how many nodes each list stands for."""
+        skip = start if after is None else 0
+        leaves = self._leaf_pages(snapshot, after)
+        while group := list(islice(leaves, _LEAVES)):
+            copies = [self._copy_page(page) for page, _, _ in group]
+            self._pages.check_current(snapshot)
+            nodes: list[_Node] = []
+            for (page, low, high), data in zip(group, copies, strict=True):
+                found = self._nodes(page, data)
+                keys = [node[0] for node in found]
+                self._check_keys(page, keys, low, high)
+                first = bisect_right(keys, after) if after is not None else min(skip, len(keys))
+                skip -= first if after is None else 0
+                nodes += found[first:] if first else found
+            for batch in _split(nodes):
+                yield self._values(snapshot, batch, on_error), len(batch)
+
+    def _nodes(self, page: int, data: bytes) -> list[_Node]:
+        """Return the nodes of a leaf page; ``data`` is a copy of it."""
+        unpack, limit = self._layout.node.unpack_from, self.page_size
+        nodes: list[_Node] = []
+        for offset in self._offsets(page, LEAF, data):
+            size, flags, length = unpack(data, offset)
+            begin = offset + _NODE_HEADER
+            middle = begin + length
+            end = middle + (self._layout.word if flags else size)
+            if end > limit:
+                raise Damaged(f"page {page} has a node outside of the page")
+            if not flags:
+                nodes.append((data[begin:middle], data[middle:end], size))
+            elif flags == _BIG:
+                nodes.append((data[begin:middle], self._layout.number.unpack_from(data, middle)[0], size))
+            elif flags & ~(_BIG | _SUBDATABASE | _DUPLICATES):
+                raise Damaged(f"page {page} has a node with unknown flags")
+            else:
+                raise DataError("an LMDB with named databases or several values a key, which Caffe does not write", path=self.path)
+        return nodes
+
+    def _values(self, snapshot: Snapshot, nodes: list[_Node], on_error: ErrorHandler | None) -> list[Record]:
+        """Return (key, value) of ``nodes``, with large values copied from their pages."""
+        large = [(value, size) for _, value, size in nodes if isinstance(value, int)]
+        if not large:
+            return [(key, value) for key, value, _ in nodes if isinstance(value, bytes)]
+        last_page, last_size = large[-1]
+        # Values that were written one after the other are mapped together.
+        begin, end = large[0][0] * self.page_size, last_page * self.page_size + last_size + self.page_size
+        together = 0 < end - begin <= 2 * sum(size + self.page_size for _, size in large)
+        window = self._pages.window(begin, end - begin) if together else None
+        records: list[Record] = []
+        errors: list[DataError] = []
+        for key, value, size in nodes:
+            try:
+                records.append((key, value if isinstance(value, bytes) else self._large_value(snapshot, value, size, window)))
+            except Damaged as error:
+                record = key.decode("utf-8", "replace")
+                errors.append(DataError(f"the LMDB is damaged: {error}", path=self.path, record=record, hint=REBUILD))
+        self._pages.check_current(snapshot)
+        for damaged in errors:
+            if on_error is None:
+                raise damaged
+            on_error(damaged)
+        return records
+
+    def _large_value(self, snapshot: Snapshot, page: int, size: int, window: Window | None) -> bytes:
+        head, begin = self._layout.header.size, page * self.page_size
+        if not 2 <= page <= snapshot.last_page:
+            raise Damaged(f"its value should be on page {page}, which does not exist")
+        if window is None or not window[1] <= begin <= len(window[0]) + window[1] - head - size:
+            window = self._pages.window(begin, head + size)
+        buffer, begin = window[0], begin - window[1]
+        if len(buffer) < begin + head + size:
+            raise Damaged(f"the file is truncated: its value on page {page} is missing")
+        number, _, flags, count = self._layout.overflow.unpack_from(buffer, begin)
+        needed = (head - 1 + size) // self.page_size + 1
+        if number != page or flags & KIND != OVERFLOW or not needed <= count <= snapshot.last_page - page + 1:
+            raise Damaged(f"page {page} does not hold its value")
+        return buffer[begin + head : begin + head + size]
+
+    # Checks and errors
+
+    def _check_length(self) -> None:
+        """Refuse a truncated file. LMDB may leave unused pages at the end unwritten: then every page in use is looked for."""
+        size, wanted = self._pages.size, (self.snapshot.last_page + 1) * self.page_size
+        if size >= wanted:
+            return
+        try:
+            snapshot, pages, _ = self._leaf_index()
+            for page in pages:
+                for _, value, length in self._nodes(page, self._copy_page(page)):
+                    if isinstance(value, int) and value * self.page_size + self._layout.header.size + length > size:
+                        self._pages.check_current(snapshot)
+                        raise Damaged("a value is missing")
+        except Overtaken:
+            return
+        except Damaged:
+            name = Path(self.file).name
+            raise DataError(f"the LMDB is truncated: {name} has {size} bytes of {wanted}", path=self.path, hint=REBUILD) from None
+
+    def _damaged(self, reason: str, last: bytes | None) -> DataError:
+        place = f" (after the record '{last.decode('utf-8', 'replace')}')" if last is not None else ""
+        return DataError(f"the LMDB is damaged{place}: {reason}", path=self.path, hint=REBUILD)
+
+    def _too_fast(self) -> DataError:
+        return DataError("another process changes the LMDB faster than it can be read", path=self.path, hint="read a copy of it")
+
+
+def _split(nodes: list[_Node]) -> Iterator[list[_Node]]:
+    """Split ``nodes`` so that the values of each list take about _BATCH_BYTES at most."""
+    total = begin = 0
+    for index, (_, _, size) in enumerate(nodes):
+        total += size
+        if total > _BATCH_BYTES and index > begin:
+            yield nodes[begin:index]
+            begin, total = index, size
+    if begin < len(nodes):
+        yield nodes[begin:]
