@@ -91,7 +91,7 @@ class LmdbFile:
         count, restarts, restarted = start, 0, False
         while start < snapshot.entries:
             try:
-                for batch, nodes in self._batches(snapshot, start, last, on_error):
+                for batch, nodes in self._batches(snapshot, start, last, restarts, on_error):
                     count, restarts = count + nodes, 0
                     yield from batch
                     last = batch[-1][0] if batch else last
@@ -207,12 +207,15 @@ class LmdbFile:
     # Records
 
     def _batches(
-        self, snapshot: Snapshot, start: int, after: bytes | None, on_error: ErrorHandler | None
+        self, snapshot: Snapshot, start: int, after: bytes | None, restarts: int, on_error: ErrorHandler | None
     ) -> Iterator[tuple[list[Record], int]]:
-        """Yield lists of records after the key ``after``, or from record ``start`` on; and how many nodes each list stands for."""
+        """Yield lists of records after the key ``after``, or from record ``start`` on; and how many nodes each list stands for.
+
+        The more often a fast writer has overtaken the reader (``restarts``), the less is copied before it is checked.
+        """
         skip = start if after is None else 0
         leaves = self._leaf_pages(snapshot, after)
-        while group := list(islice(leaves, _LEAVES)):
+        while group := list(islice(leaves, max(1, _LEAVES >> restarts))):
             copies = [self._copy_page(page) for page, _, _ in group]
             self._pages.check_current(snapshot)
             nodes: list[_Node] = []
@@ -223,7 +226,7 @@ class LmdbFile:
                 first = bisect_right(keys, after) if after is not None else min(skip, len(keys))
                 skip -= first if after is None else 0
                 nodes += found[first:] if first else found
-            for batch in _split(nodes):
+            for batch in _split(nodes, _BATCH_BYTES >> restarts):
                 yield self._values(snapshot, batch, on_error), len(batch)
 
     def _nodes(self, page: int, data: bytes) -> list[_Node]:
@@ -315,12 +318,12 @@ class LmdbFile:
         return DataError("another process changes the LMDB faster than it can be read", path=self.path, hint="read a copy of it")
 
 
-def _split(nodes: list[_Node]) -> Iterator[list[_Node]]:
-    """Split ``nodes`` so that the values of each list take about _BATCH_BYTES at most."""
+def _split(nodes: list[_Node], limit: int) -> Iterator[list[_Node]]:
+    """Split ``nodes`` so that the values of each list take about ``limit`` bytes at most."""
     total = begin = 0
     for index, (_, _, size) in enumerate(nodes):
         total += size
-        if total > _BATCH_BYTES and index > begin:
+        if total > limit and index > begin:
             yield nodes[begin:index]
             begin, total = index, size
     if begin < len(nodes):
