@@ -95,7 +95,7 @@ setup(
         "caffetools": ["py.typed"],
         "caffetools.proto": ["caffe.proto", "caffe.desc"],
         "caffetools.proto.forks": ["schemas/*.tsv"],
-        "caffetools.visualize": ["page.css"],
+        "caffetools.visualize": ["templates/*"],
         "caffetools._prototxt": ["*/*.prototxt"],
         "caffetools._zoo": ["*.yaml", "*.txt"],
     },

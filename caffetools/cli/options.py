@@ -57,3 +57,14 @@ Stage = Annotated[
         show_default=False,
     ),
 ]
+# How pictures are prepared for a deployed net.
+Mean = Annotated[str | None, typer.Option("--mean", help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")]
+Scale = Annotated[float | None, typer.Option("--scale", help="Factor after the mean is subtracted.")]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        "--resize", help="Resize whole pictures to 256 or 320x240, then crop the centre. By default the mean image's size, or the net's."
+    ),
+]
+Labels = Annotated[Path | None, typer.Option("--labels", help="Class names, one a line.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]

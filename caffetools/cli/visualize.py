@@ -1,49 +1,155 @@
-"""``caffetools visualize``: pictures of weights and of training."""
+"""``caffetools visualize``: pictures of weights, activations, graphs and training, and explanations of answers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from caffetools.cli.curves import curves
-from caffetools.cli.show import console
+from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
+from caffetools.cli.show import console, print_json
 from caffetools.errors import DataError
 
-app = typer.Typer(name="visualize", help="Pictures of a network's filters and of training curves.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_OUT = typer.Option("--out", "-o", help="The picture to write: .png or .svg.")
+    from caffetools.visualize.picture_net import PictureNet
+
+app = typer.Typer(
+    name="visualize", help="Draw weights, activations, graphs and training curves, and explain a net's answers.", no_args_is_help=True
+)
+
+Deploy = Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)]
+Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)]
+Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="What to write: .png, .svg or .html.", show_default=False)]
+Show = Annotated[bool, typer.Option("--show", help="Open the picture in the system's viewer.")]
 
 
 @app.command()
 def filters(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .caffemodel.")],
-    out: Annotated[Path, _OUT],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .caffemodel.", show_default=False)],
+    out: Out = None,
     layer: Annotated[
         str | None, typer.Option(help="The layer whose weights to draw; by default the first convolution with filters.")
+    ] = None,
+    before: Annotated[
+        Path | None, typer.Option(metavar="WEIGHTS", help="Earlier weights: draw before, after and the change side by side.")
     ] = None,
     common: Annotated[bool, typer.Option("--common", help="Scale all filters alike, not each by its own largest weight.")] = False,
     rgb: Annotated[bool, typer.Option("--rgb", help="The network reads RGB pictures; Caffe's tools give it BGR.")] = False,
     picture: Annotated[
         str | None, typer.Option(help="For an InnerProduct that reads a picture: its shape, as 1x28x28. Otherwise a histogram is drawn.")
     ] = None,
+    show: Show = False,
 ) -> None:
     """Draw a layer's filters as tiles: in colour for the first layer of a colour network, else a grey tile for each channel."""
-    from caffetools.visualize.filters import draw_filters
+    from caffetools.visualize.filters import filter_changes_figure, filters_figure, find_weights
 
-    caption = draw_filters(
-        weights,
-        layer,
-        out,
-        normalise="common" if common else "each",
-        channel_order="rgb" if rgb else "bgr",
-        picture_shape=_shape(picture) if picture else None,
-    )
-    console.print(f"{out}: {caption}", markup=False)
+    shape = _shape(picture) if picture else None
+    new = find_weights(weights, layer)
+    old = find_weights(before, new.name) if before else None
+    scaling, order = "common" if common else "each", "rgb" if rgb else "bgr"
+
+    def draw(theme: Any) -> tuple[Figure, str]:
+        if old is not None:
+            return filter_changes_figure(old, new, normalise=scaling, channel_order=order, theme=theme)  # type: ignore[arg-type]
+        return filters_figure(new, normalise=scaling, channel_order=order, picture_shape=shape, theme=theme)  # type: ignore[arg-type]
+
+    emit(draw, out, show, f"Filters of {new.name}")
+
+
+@app.command()
+def activations(
+    deploy: Deploy,
+    weights: Weights,
+    picture: Picture,
+    out: Out = None,
+    blob: Annotated[
+        str | None, typer.Option(help="Draw all channels of this blob; by default some channels of every blob with positions.")
+    ] = None,
+    common: Annotated[bool, typer.Option("--common", help="Scale all channels alike, not each by its own largest value.")] = False,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    labels: Labels = None,
+    device: Device = "cpu",
+    show: Show = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Draw what the blobs of a net hold for a picture: feature maps as tiles, vectors as bars."""
+    from caffetools.visualize.activations import activations_figure, blob_values, computable_blobs, overview_figure
+
+    model = open_net(deploy, weights, mean, scale, resize, labels, device)
+    prepared = model.prepare(picture)
+    values = blob_values(model.net, prepared.input, [blob] if blob else computable_blobs(model.net))
+
+    def draw(theme: Any) -> tuple[Figure, str]:
+        if blob:
+            return activations_figure(values[blob], blob, common=common, labels=model.labels, picture=prepared.name, theme=theme)
+        title = f"Activations  ·  {model.net.name or deploy.name}  ·  {prepared.name}"
+        shown = {name: array for name, array in values.items() if name != model.input}
+        return overview_figure(shown, picture=prepared.shown, title=title, theme=theme)
+
+    emit(draw, out, show, f"Activations for {prepared.name}")
+
+
+@app.command()
+def weights(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .caffemodel.", show_default=False)],
+    out: Out = None,
+    before: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="Earlier weights to compare norms with.")] = None,
+    spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Compute singular values; slow for very large layers.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    show: Show = False,
+) -> None:
+    """Draw the distribution and the spectrum of each layer's weights, with dead units and norm ratios to earlier weights."""
+    from caffetools.visualize.weight_statistics import statistics_table, weight_statistics, weights_figure
+
+    statistics = weight_statistics(weights, before, spectra=spectra)
+    if json:
+        print_json(statistics_table(statistics))
+    if not json or out or show:
+        dead = sum(item.dead for item in statistics)
+        count = sum(item.count for item in statistics)
+        caption = f"{len(statistics)} layers, {count:,} weights, {dead} dead units."
+        title = f"Weights  ·  {weights.name}" + (f"  ·  compared with {before.name}" if before else "")
+        emit(lambda theme: (weights_figure(statistics, title, theme=theme), caption), out, show, f"Weights of {weights.name}", quiet=json)
 
 
 app.command()(curves)
+
+
+def open_net(
+    deploy: Path, weights: Path, mean: str | None, scale: float | None, resize: str | None, labels: Path | None, device: str
+) -> PictureNet:
+    """Open a deployed net with the options that prepare its pictures."""
+    from caffetools.data.images import parse_size
+    from caffetools.infer.classifier import Options
+    from caffetools.visualize.picture_net import PictureNet
+
+    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    return PictureNet(deploy, weights, options, device=device)
+
+
+def emit(draw: Callable[[Any], tuple[Figure, str]], out: Path | None, show: bool, title: str, *, quiet: bool = False) -> None:
+    """Write the figure that ``draw`` makes for a theme to ``out``, print its caption, and open it where ``show`` is set."""
+    import tempfile
+
+    from caffetools.visualize.output import save_picture
+
+    if out is None and not show:
+        raise typer.BadParameter("name a file to write with -o, or give --show", param_hint="-o")
+    path = out or Path(tempfile.mkdtemp(prefix="caffetools-")) / "picture.png"
+    caption = save_picture(path, draw, title=title)
+    if not quiet:
+        console.print(f"{path}: {caption}", markup=False)
+    if show:
+        typer.launch(str(path))
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -13,14 +13,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from caffetools.errors import DataError
+from caffetools.layers.base import format_shape
 from caffetools.proto.binary import Caffemodel, read_caffemodel
 from caffetools.visualize import style
+from caffetools.visualize.panels import Panel, panels_figure
 from caffetools.visualize.style import LIGHT, PathLike, Theme
-from caffetools.visualize.tiles import MOST_TILES, Sheet, filter_sheet
+from caffetools.visualize.tiles import MOST_TILES, Sheet, change_sheet, filter_sheet
 
 Normalise = Literal["each", "common"]
 ChannelOrder = Literal["bgr", "rgb"]
 Source = PathLike | Caffemodel | Mapping[str, Sequence[NDArray[Any]]]
+
+_PAIR_TILES, _PAIR_WIDTH = 192, 396  # grey tiles and dots of each of three sheets that share a row
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,63 @@ def draw_filters(
     return caption
 
 
+def draw_filter_changes(
+    before: Source,
+    after: Source,
+    layer: str | None,
+    path: PathLike,
+    *,
+    normalise: Normalise = "each",
+    channel_order: ChannelOrder = "bgr",
+    theme: Theme = LIGHT,
+) -> str:
+    """Draw a layer's weights before and after training and a map of their change; return the caption.
+
+    Args:
+        before: Weights to compare with, as ``source`` of :func:`draw_filters`. after: The later weights.
+        layer: The layer's name; None takes the first one with convolution filters. path: Picture to write, .png or .svg.
+        normalise: As in :func:`filters_figure`. channel_order: Likewise. theme: Colours.
+
+    Raises:
+        ModelFileError, DataError, RunFailed: as :func:`draw_filters`; DataError also where the two have different shapes.
+    """
+    style.picture_format(path)
+    new = find_weights(after, layer)
+    figure, caption = filter_changes_figure(
+        find_weights(before, new.name), new, normalise=normalise, channel_order=channel_order, theme=theme
+    )
+    style.save_figure(figure, path)
+    return caption
+
+
+def filter_changes_figure(
+    before: LayerWeights,
+    after: LayerWeights,
+    *,
+    normalise: Normalise = "each",
+    channel_order: ChannelOrder = "bgr",
+    theme: Theme = LIGHT,
+) -> tuple[Figure, str]:
+    """Return the figure of :func:`draw_filter_changes` and its caption; raises :class:`DataError` as it does."""
+    if np.shape(before.weights) != np.shape(after.weights):
+        shapes = " and ".join(format_shape(np.shape(item.weights)) for item in (before, after))
+        raise DataError(f"layer '{after.name}' has weights of {shapes} before and after; only equal shapes can be compared")
+    title = f"{after.name}  ·  {describe(after)}"
+    old, new = _as_points(before), _as_points(after)
+    options: dict[str, Any] = {"normalise": normalise, "channel_order": channel_order, "most_tiles": _PAIR_TILES, "theme": theme}
+    large = _certain(layer_sheet(new, **options))
+    scale = max(1, int(large.scale * min(1.0, _PAIR_WIDTH / large.image.shape[1])))
+    sheets = [_certain(layer_sheet(item, scale=scale, **options)) for item in (old, new)]
+    change = change_sheet(
+        old.weights, new.weights, colour=_in_colour(new), gap=style.rgb(theme.background), scale=scale, most_tiles=_PAIR_TILES
+    )
+    size = float(np.linalg.norm(old.weights))
+    amount = f" ({np.linalg.norm(new.weights - old.weights) / size:.2%} of the norm before)" if size > 0 else ""
+    caption = f"{sheets[1].caption} {change.caption[:-1]}{amount}."
+    panels = [Panel(sheets[0].image, "before"), Panel(sheets[1].image, "after"), Panel(change.image, "change")]
+    return panels_figure(panels, title, caption, theme=theme), caption
+
+
 def filters_figure(
     layer: LayerWeights | NDArray[Any],
     *,
@@ -105,6 +166,7 @@ def layer_sheet(
     channel_order: ChannelOrder = "bgr",
     picture_shape: tuple[int, int, int] | None = None,
     most_tiles: int = MOST_TILES,
+    scale: int | None = None,
     theme: Theme = LIGHT,
 ) -> Sheet | None:
     """The tiles of a layer's weights alone, with ``most_tiles`` at most of grey ones; None where only a histogram makes sense.
@@ -123,9 +185,10 @@ def layer_sheet(
         weights,
         normalise=normalise,
         channel_order=channel_order,
-        colour=weights.shape[1] == 3 and layer.group == 1 and not transposed,
+        colour=_in_colour(replace(layer, weights=weights)),
         words=("input channel", "output channel") if transposed else ("filter", "channel"),
-        gap=_rgb(theme.background),
+        gap=style.rgb(theme.background),
+        scale=scale,
         most_tiles=most_tiles,
     )
     if layer.group == 1 or weights.shape[1] == 1:
@@ -140,43 +203,76 @@ def describe(layer: LayerWeights) -> str:
 
 
 def find_weights(source: Source, layer: str | None = None) -> LayerWeights:
-    """The weights of ``layer`` in ``source``; None takes the first layer with convolution filters. Raises as :func:`draw_filters` does."""
-    place = f"{os.fspath(source)}: " if isinstance(source, str | os.PathLike) else ""
+    """Return the weights of one layer.
+
+    Args:
+        source: As for :func:`draw_filters`. layer: The layer's name; None takes the first layer with convolution filters.
+
+    Raises:
+        ModelFileError: the .caffemodel cannot be read. DataError: the layer has no weights; the message lists those that have.
+    """
+    found = {item.name: item for item in all_weights(source)}
+    layer = _first_filters(list(found.values())) if layer is None else layer
+    if layer not in found:
+        raise DataError(f"{_place(source)}no layer '{layer}' with weights; there are: {', '.join(found)}")
+    return found[layer]
+
+
+def all_weights(source: Source) -> list[LayerWeights]:
+    """Return the weights of every layer that has some, in the file's order. Raises as :func:`find_weights` does."""
     model = read_caffemodel(source) if isinstance(source, str | os.PathLike) else source
     blobs: Mapping[str, Sequence[NDArray[Any]]] = model.blobs if isinstance(model, Caffemodel) else model
-    blobs = {name: arrays for name, arrays in blobs.items() if len(arrays) and np.size(arrays[0])}
-    if not blobs:
-        raise DataError(f"{place}no layer has weights")
-    layer = _first_filters(blobs) if layer is None else layer
-    if layer not in blobs:
-        raise DataError(f"{place}no layer '{layer}' with weights; there are: {', '.join(blobs)}")
-    kind, group = _kind(model.net, layer) if isinstance(model, Caffemodel) else ("", 1)
-    array = np.asarray(blobs[layer][0])
-    return LayerWeights(layer, array, kind, group)
+    kinds = _kinds(model.net) if isinstance(model, Caffemodel) else {}
+    found = [
+        LayerWeights(name, np.asarray(arrays[0]), *kinds.get(name, ("", 1)))
+        for name, arrays in blobs.items()
+        if len(arrays) and np.size(arrays[0])
+    ]
+    if not found:
+        raise DataError(f"{_place(source)}no layer has weights")
+    return found
 
 
-def _first_filters(blobs: Mapping[str, Sequence[NDArray[Any]]]) -> str:
+def _place(source: Source) -> str:
+    return f"{os.fspath(source)}: " if isinstance(source, str | os.PathLike) else ""
+
+
+def _first_filters(layers: Sequence[LayerWeights]) -> str:
     """The first layer with filters larger than a point, or just the first."""
-    filters = (name for name, arrays in blobs.items() if np.ndim(arrays[0]) == 4 and np.shape(arrays[0])[2:] != (1, 1))
-    return next(filters, next(iter(blobs)))
+    filters = (item.name for item in layers if np.ndim(item.weights) == 4 and np.shape(item.weights)[2:] != (1, 1))
+    return next(filters, layers[0].name)
 
 
-def _kind(net: Any, name: str) -> tuple[str, int]:
-    """The type and groups of the layer ``name``, in today's form or in the older ones that have the type as a number or lower-case."""
-    for layer in net.layer:
-        if layer.name == name:
-            return str(layer.type), max(1, layer.convolution_param.group)
+def _kinds(net: Any) -> dict[str, tuple[str, int]]:
+    """The type and groups of each layer, in today's form or in the older ones that have the type as a number or in lower case."""
+    kinds = {layer.name: (str(layer.type), max(1, layer.convolution_param.group)) for layer in net.layer}
     for layer in net.layers:
         old = layer.layer if layer.HasField("layer") else None
-        if (layer.name or (old.name if old is not None else "")) != name:
-            continue
         if old is not None:
             word, group = str(old.type), old.group
         else:
             word, group = layer.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[layer.type].name, layer.convolution_param.group
         known = {"innerproduct": "InnerProduct", "conv": "Convolution", "convolution": "Convolution", "deconvolution": "Deconvolution"}
-        return known.get(word.lower().replace("_", ""), word), max(1, group)
-    return "", 1
+        name = layer.name or (old.name if old is not None else "")
+        kinds.setdefault(name, (known.get(word.lower().replace("_", ""), word), max(1, group)))
+    return kinds
+
+
+def _in_colour(layer: LayerWeights) -> bool:
+    return np.shape(layer.weights)[1] == 3 and layer.group == 1 and layer.type != "Deconvolution"
+
+
+def _as_points(layer: LayerWeights) -> LayerWeights:
+    """A matrix as 1 x 1 filters, so that it is drawn as points: rows are units, columns inputs."""
+    weights = np.asarray(layer.weights, np.float32)
+    if weights.ndim == 4:
+        return replace(layer, weights=weights)
+    return replace(layer, weights=weights.reshape((len(weights) if weights.ndim > 1 else 1, -1, 1, 1)), type="")
+
+
+def _certain(sheet: Sheet | None) -> Sheet:
+    assert sheet is not None  # noqa: S101 (weights of four axes always give tiles)
+    return sheet
 
 
 def _as_filters(layer: LayerWeights, picture_shape: tuple[int, int, int] | None) -> NDArray[np.float32]:
@@ -225,7 +321,3 @@ def _histogram(weights: NDArray[np.float32], title: str, theme: Theme) -> tuple[
     axes.set_xlabel(caption, fontsize=style.SMALL)
     axes.set_title(style.plain(title), fontsize=style.TITLE, weight="bold", color=theme.text, loc="left")
     return figure, caption
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

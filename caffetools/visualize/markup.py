@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from caffetools.visualize import style
+from caffetools.visualize.thumbnails import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,11 +88,6 @@ def themed(uri: Callable[[style.Theme], str], alt: str, width: int, height: int,
     dark = el("source", srcset=uri(style.DARK), media="(prefers-color-scheme: dark)")
     image = el("img", src=uri(style.LIGHT), alt=alt, width=width, height=height, loading="lazy")
     return el("figure", el("picture", dark, image), el("figcaption", caption) if caption else None)
-
-
-def data_uri(data: bytes, mime: str) -> str:
-    """``data`` as an address that holds it."""
-    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _svg_uri(drawn: Figure) -> str:

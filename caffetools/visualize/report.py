@@ -53,7 +53,7 @@ def report_html(report: Report) -> str:
             el("meta", name="viewport", content="width=device-width, initial-scale=1"),
             el("meta", name="color-scheme", content="light dark"),
             el("title", report.title),
-            el("style", Html((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))),
+            el("style", Html((Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8"))),
         ),
         el("body", head, menu if len(parts) > 2 else None, el("main", body), foot),
         lang="en",

@@ -104,6 +104,11 @@ def shorten(text: str, length: int) -> str:
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}" if length > 1 else "…"
 
 
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Return ``#rrggbb`` as three numbers from 0 to 255."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
 def render(figure: Figure, kind: str) -> bytes:
     """The figure as the bytes of a ``"png"`` or ``"svg"`` file; the same figure gives the same bytes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.results import Picture
-from caffetools.visualize.markup import data_uri
 from caffetools.visualize.style import PathLike
 
 _SIDE = 168  # dots of the longer side: twice what the page shows, for sharp displays
@@ -43,6 +43,11 @@ def png(image: NDArray[np.uint8]) -> str:
     """A data URI of (H, W, 3) RGB uint8, unchanged."""
     _, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, 0])
     return data_uri(data.tobytes(), "image/png")
+
+
+def data_uri(data: bytes, mime: str) -> str:
+    """Return ``data`` as an address that holds it."""
+    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _read(path: PathLike) -> NDArray[np.uint8]:

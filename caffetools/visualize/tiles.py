@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from caffetools.visualize.colormaps import magnitude_colours, signed_colours
 
 MOST_COLOUR = 400  # tiles of colour or one-channel filters
 MOST_CHANNELS = 32  # grey tiles of one filter
@@ -100,6 +102,35 @@ def filter_sheet(
     return Sheet(layout.draw(scale, gap), scale, f"{caption[0].upper()}{caption[1:]}. {scaling}; the middle grey is 0.")
 
 
+def change_sheet(
+    before: NDArray[Any],
+    after: NDArray[Any],
+    *,
+    colour: bool,
+    words: tuple[str, str] = ("filter", "channel"),
+    gap: tuple[int, int, int] = (255, 255, 255),
+    scale: int | None = None,
+    most_tiles: int = MOST_TILES,
+) -> Sheet:
+    """Lay out the change of weights (N, C, kH, kW) in the arrangement of :func:`filter_sheet`.
+
+    Colour filters become one tile each with the norm of the change over the channels, from dark blue (0) to yellow; others get
+    the signed change, from purple over white (0) to orange. All are scaled by the largest change of the layer.
+    """
+    change = np.asarray(after, np.float32) - np.asarray(before, np.float32)
+    if colour:
+        change = np.sqrt((change**2).sum(1, keepdims=True))
+    peak = float(np.abs(change).max())
+    unit = change / (peak or 1.0)
+    codes = np.rint(255 * unit if colour else 127.5 + 127.5 * unit).astype(np.uint8)
+    layout, _ = _laid_out(codes, False, "bgr", words, most_tiles)
+    level = layout.tiles[..., 0] / 255
+    layout = replace(layout, tiles=magnitude_colours(level) if colour else signed_colours(2 * level - 1))
+    scale = layout.scale() if scale is None else scale
+    ends = "dark blue is no change, yellow the largest" if colour else "purple is a decrease, white no change, orange an increase"
+    return Sheet(layout.draw(scale, gap), scale, f"Change: {ends}; the largest is {peak:.3g}.")
+
+
 def _laid_out(scaled: NDArray[np.uint8], colour: bool, channel_order: str, words: tuple[str, str], most_tiles: int) -> tuple[_Layout, str]:
     n, c, height, width = scaled.shape
     if (colour and c == 3) or c == 1:
@@ -109,7 +140,7 @@ def _laid_out(scaled: NDArray[np.uint8], colour: bool, channel_order: str, words
             tiles = tiles[..., ::-1]
         tiles = np.broadcast_to(tiles, (shown, height, width, 3))
         kind = f"in colour ({channel_order.upper()} weights)" if c == 3 else "of one channel"
-        return _Layout(tiles, _columns(shown), 1, 2 if shown > 64 else 4), f"{_first(shown, n, words[0])} {kind}"
+        return _Layout(tiles, columns_for(shown), 1, 2 if shown > 64 else 4), f"{_first(shown, n, words[0])} {kind}"
     if height == width == 1:
         rows, columns = min(n, MOST_POINTS), min(c, MOST_POINTS)
         points = np.broadcast_to(scaled[:rows, :columns, 0, 0].reshape(-1, 1, 1, 1), (rows * columns, 1, 1, 3))
@@ -129,7 +160,7 @@ def _scaled(weights: NDArray[Any], normalise: str) -> NDArray[np.uint8]:
     return np.rint(127.5 + 127.5 * unit).astype(np.uint8)
 
 
-def _columns(count: int) -> int:
+def columns_for(count: int) -> int:
     """How many of ``count`` tiles go in a row: a shape between a square and two to one that leaves the fewest places empty."""
     low = max(1, int(np.ceil(count**0.5)))
     return min(range(low, 2 * low + 1), key=lambda columns: (-count % columns, columns))

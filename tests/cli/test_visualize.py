@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from caffetools.cli.visualize import app
-from caffetools.errors import DataError
+from caffetools.errors import CaffeToolsError, DataError
 from tests.conftest import GOLDEN
 
 LOGS = GOLDEN / "logs"
@@ -66,3 +68,61 @@ def test_a_log_without_training_is_refused(tmp_path: Path, content: str) -> None
     with pytest.raises(DataError, match=r"empty\.log"):
         run("curves", str(tmp_path / "empty.log"), "-o", str(tmp_path / "c.png"))
     assert not (tmp_path / "c.png").exists()
+
+
+DEPLOY = """
+name: "tiny"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 6 dim: 6 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param { num_output: 6 kernel_size: 3 pad: 1 } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+layer { name: "ip" type: "InnerProduct" bottom: "conv1" top: "ip" inner_product_param { num_output: 4 } }
+layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> list[str]:
+    """DEPLOY, WEIGHTS and PICTURE."""
+    (tmp_path / "deploy.prototxt").write_text(DEPLOY)
+    cv2.imwrite(str(tmp_path / "picture.png"), np.random.default_rng(0).integers(0, 255, (9, 9), np.uint8))
+    return [str(tmp_path / "deploy.prototxt"), WEIGHTS, str(tmp_path / "picture.png")]
+
+
+def test_every_drawing_is_the_same_twice(tiny: list[str], tmp_path: Path) -> None:
+    for arguments in (
+        ["filters", WEIGHTS],
+        ["filters", WEIGHTS, "--before", WEIGHTS],
+        ["activations", *tiny],
+        ["activations", *tiny, "--blob", "conv1", "--scale", "0.004"],
+        ["activations", *tiny, "--blob", "prob"],
+        ["weights", WEIGHTS],
+        ["curves", str(LOGS / "train.log")],
+    ):
+        for suffix in (".png", ".svg", ".html"):
+            if arguments[0] == "curves" and suffix == ".html":
+                continue
+            first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+            for out in (first, second):
+                run(*arguments, "-o", str(out))
+            assert first.read_bytes() == second.read_bytes(), arguments
+            assert first.stat().st_size > 1000
+
+
+def test_weights_are_numbers_for_scripts(tmp_path: Path) -> None:
+    rows = json.loads(run("weights", WEIGHTS, "--json"))
+    assert [row["layer"] for row in rows] == ["conv1", "ip"]
+    assert rows[0]["shape"] == [6, 1, 3, 3] and rows[0]["dead"] == 0
+
+
+def test_bad_input_writes_nothing(tiny: list[str], tmp_path: Path) -> None:
+    deploy, weights, picture = tiny
+    out = tmp_path / "x.png"
+    for message, arguments in (
+        ("no blob 'conv9'", ["activations", deploy, weights, picture, "--blob", "conv9"]),
+        ("not a picture|cannot read|no picture", ["activations", deploy, weights, deploy]),
+        ("written as .png, .svg or .html", ["weights", WEIGHTS, "-o", str(tmp_path / "x.gif")]),
+    ):
+        with pytest.raises(CaffeToolsError, match=message):
+            run(*arguments, *([] if "-o" in arguments else ["-o", str(out)]))
+    assert not out.exists()
+    assert CliRunner().invoke(app, ["weights", WEIGHTS]).exit_code == 2, "neither -o nor --show"

@@ -1,0 +1,164 @@
+"""Pictures with a title each, in rows on one sheet: whatever the number and the sizes, no text overlaps."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from numpy.typing import NDArray
+
+from caffetools.visualize import style
+from caffetools.visualize.style import LIGHT, Theme
+
+_MARGIN, _GAP, _LINE, _HEAD = 24, 20, 22, 46  # dots
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture on a sheet.
+
+    Attributes:
+        image: (H, W, 3) RGB uint8, drawn dot for dot. title: Above it, shortened to its width.
+        note: Below it, one line, shortened. good: Colours the note: True as right, False as wrong, None neither.
+    """
+
+    image: NDArray[np.uint8]
+    title: str = ""
+    note: str = ""
+    good: bool | None = None
+
+
+@dataclass
+class _Row:
+    panels: list[Panel] = field(default_factory=list)
+    lefts: list[int] = field(default_factory=list)
+    width: int = 0
+
+    @property
+    def image_height(self) -> int:
+        return max(int(panel.image.shape[0]) for panel in self.panels)
+
+    @property
+    def height(self) -> int:
+        titles, notes = any(p.title for p in self.panels), any(p.note for p in self.panels)
+        return self.image_height + _LINE * titles + _LINE * notes
+
+
+def panels_figure(
+    panels: Sequence[Panel], title: str, caption: str = "", *, columns: int | None = None, width: int = 1232, theme: Theme = LIGHT
+) -> Figure:
+    """Lay out ``panels`` from left to right and then down.
+
+    Args:
+        panels: At least one. title: Above all. caption: Below all, wrapped.
+        columns: Panels in a row; None takes what fits into ``width`` dots.
+    """
+    rows = _rows(panels, columns, width)
+    full = max(max(row.width for row in rows), 680) + 2 * _MARGIN
+    lines = wrap(caption, full - 2 * _MARGIN, style.SMALL)
+    total = _MARGIN + _HEAD + sum(row.height + _GAP for row in rows) + 24 * len(lines) + _MARGIN - _GAP // 2
+    figure = style.new_figure(full / style.DPI, total / style.DPI, theme, fitted=False)
+    write = _Writer(figure, full, total)
+    write(_MARGIN, _MARGIN, shorten_to(title, full - 2 * _MARGIN, style.TITLE), style.TITLE, theme.text, bold=True)
+    top = _MARGIN + _HEAD
+    for row in rows:
+        _draw_row(write, row, top, theme)
+        top += row.height + _GAP
+    for index, line in enumerate(lines):
+        write(_MARGIN, top + 24 * index, line, style.SMALL, theme.muted)
+    return figure
+
+
+def enlarge(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return the picture with the whole factor that brings its longer side up to at most ``side`` dots, or reduced to ``side``."""
+    longer = max(image.shape[:2])
+    if longer <= side:
+        factor = max(1, side // longer)
+        return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    import cv2
+
+    size = max(1, round(image.shape[1] * side / longer)), max(1, round(image.shape[0] * side / longer))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def text_width(text: str, points: float, *, bold: bool = False) -> float:
+    """Return the width of ``text`` in dots at 144 dots an inch, in the font of our figures."""
+    font = _font(bold)
+    font.set_size(points, style.DPI)
+    font.set_text(text)
+    return float(font.get_width_height()[0]) / 64
+
+
+def shorten_to(text: str, width: float, points: float, *, bold: bool = False) -> str:
+    """Return ``text``, cut in the middle until it is at most ``width`` dots wide."""
+    length = len(text)
+    while length > 1 and text_width(style.shorten(text, length), points, bold=bold) > width:
+        length = min(length - 1, max(1, int(length * width / max(1.0, text_width(style.shorten(text, length), points, bold=bold)))))
+    return style.shorten(text, length)
+
+
+def wrap(text: str, width: float, points: float) -> list[str]:
+    """Return the lines of ``text`` at most ``width`` dots wide."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        letters = max(8, int(width / max(1.0, text_width("n", points))))
+        lines += textwrap.wrap(paragraph, letters) or [""]
+    return lines if text else []
+
+
+class _Writer:
+    """Places text and pictures on a figure by dots from its top left corner."""
+
+    def __init__(self, figure: Figure, width: int, height: int):
+        self.figure, self.width, self.height = figure, width, height
+
+    def __call__(self, left: float, top: float, text: str, points: float, colour: str, *, bold: bool = False) -> None:
+        weight: dict[str, Any] = {"weight": "bold"} if bold else {}
+        self.figure.text(left / self.width, 1 - top / self.height, style.plain(text), fontsize=points, color=colour, va="top", **weight)
+
+    def image(self, left: float, top: float, pixels: NDArray[np.uint8]) -> None:
+        height, width = pixels.shape[:2]
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        axes = self.figure.add_axes(box)
+        axes.imshow(pixels, interpolation="none", aspect="auto")
+        axes.set_axis_off()
+
+
+def _rows(panels: Sequence[Panel], columns: int | None, width: int) -> list[_Row]:
+    rows = [_Row()]
+    for panel in panels:
+        row = rows[-1]
+        left = row.width + _GAP if row.panels else 0
+        # A title needs some width even over a small picture.
+        wide = max(panel.image.shape[1], 64 if panel.title or panel.note else 1)
+        if row.panels and (len(row.panels) == columns or (columns is None and left + wide > width)):
+            row = _Row()
+            rows.append(row)
+            left = 0
+        row.panels.append(panel)
+        row.lefts.append(left)
+        row.width = left + wide
+    return rows
+
+
+def _draw_row(write: _Writer, row: _Row, top: int, theme: Theme) -> None:
+    shift = _LINE if any(panel.title for panel in row.panels) else 0
+    for panel, left in zip(row.panels, row.lefts, strict=True):
+        room = max(panel.image.shape[1], 64)
+        if panel.title:
+            write(_MARGIN + left, top, shorten_to(panel.title, room, style.SMALL), style.SMALL, theme.text)
+        write.image(_MARGIN + left, top + shift, panel.image)
+        if panel.note:
+            colour = theme.muted if panel.good is None else theme.good if panel.good else theme.bad
+            write(_MARGIN + left, top + shift + row.image_height + 4, shorten_to(panel.note, room, style.SMALL), style.SMALL, colour)
+
+
+@cache
+def _font(bold: bool) -> Any:
+    return get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")))

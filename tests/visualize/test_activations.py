@@ -1,0 +1,92 @@
+"""Feature maps: the right channel in the right tile, whatever its number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from caffetools.errors import DataError, NetError
+from caffetools.visualize.activations import activations_figure, blob_values, computable_blobs, overview_figure
+from caffetools.visualize.colormaps import magnitude_colours, overlay, scaled_colours, signed_colours
+from tests.net.test_net import conv, data, net_of, relu
+from tests.visualize.test_attribution import linear
+
+TEXT = data() + data("dim: 2", "label") + conv("conv1", "data") + relu("relu1", "conv1") + linear(5, "conv1")
+TEXT += 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }\n'
+
+
+def test_blobs_are_what_the_net_computes() -> None:
+    net = net_of(TEXT)
+    image = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+    assert computable_blobs(net) == ["data", "conv1", "ip"]
+    values = blob_values(net, image, ["conv1", "ip"])
+    with torch.no_grad():
+        expected = torch.relu(net.layer("conv1")(torch.from_numpy(image)[None])[0])[0]
+    np.testing.assert_allclose(values["conv1"], expected, atol=1e-6)
+    assert values["ip"].shape == (5,)
+    with pytest.raises(NetError, match="no blob 'conv9'"):
+        blob_values(net, image, ["conv9"])
+
+
+def test_each_channel_is_a_tile_with_its_number() -> None:
+    values = np.zeros((12, 4, 4), np.float32)
+    values[7, 1, 2] = 3.0
+    figure, caption = activations_figure(values, "conv1")
+    sheet = np.asarray(figure.axes[0].images[0].get_array())
+    bright = np.argwhere((sheet == magnitude_colours(1.0)).all(axis=2))
+    assert len(bright) == 28 * 28, "one of 4 x 4 values, 28 dots wide"
+    labels = [text.get_text() for text in figure.texts]
+    assert labels[1:13] == [str(i) for i in range(12)]
+    assert "11 of them are 0 everywhere" in caption
+
+
+def test_signed_maps_have_their_own_colours_and_a_common_scale() -> None:
+    assert signed_colours(np.array([-1.0, 0.0, 1.0])).tolist()[1] == [247, 247, 246]
+    each, common = (activations_figure(np.array([[[1.0, -1.0]], [[0.1, 0.1]]]), "b", common=common)[0] for common in (False, True))
+    one, two = (np.asarray(figure.axes[0].images[0].get_array()) for figure in (each, common))
+    assert not np.array_equal(one, two)
+    np.testing.assert_array_equal(scaled_colours(np.zeros((2, 2))), magnitude_colours(np.zeros((2, 2))))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (700, 3, 3), (2, 40), (1,), (4096,), (600, 7, 7)])
+def test_all_shapes_are_drawn_and_no_label_overlaps(shape: tuple[int, ...]) -> None:
+    figure, _ = activations_figure(np.random.default_rng(0).standard_normal(shape), "a long name of a blob " * 9, picture="p.png")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.texts]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes[:200]) for b in boxes[i + 1 : 200])
+
+
+def test_vectors_name_their_classes() -> None:
+    figure, caption = activations_figure(np.array([0.1, 0.7, 0.2]), "prob", labels=["a$", "b", "c"])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["b", "c", r"a\$"]
+    assert caption == "3 values from 0.1 to 0.7; largest: unit 1."
+
+
+def test_an_overview_has_a_panel_a_blob_and_needs_one_with_positions() -> None:
+    blobs = {"conv1": np.ones((30, 5, 5)), "ip": np.ones(4), "pool": np.ones((3, 1, 1))}
+    figure, _ = overview_figure(blobs, picture=np.zeros((9, 9, 3), np.uint8))
+    assert len(figure.axes) == 2
+    with pytest.raises(DataError, match="no blob of this net has positions"):
+        overview_figure({"ip": np.ones(4)})
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    net = net_of(TEXT)
+    with torch.no_grad():
+        net.layer("conv1").blobs[0].fill_(float("nan"))
+    with pytest.raises(DataError, match="blob 'ip' holds values that are not finite"):
+        blob_values(net, np.ones((3, 8, 8), np.float32), ["ip"])
+
+
+def test_an_overlay_is_grey_where_the_map_is_low() -> None:
+    picture = np.full((2, 2, 3), 200, np.uint8)
+    heat = np.array([[0.0, 1.0], [0.0, 0.0]])
+    laid = overlay(picture, heat, strength=0.0)
+    assert (laid == 200).all()
+    laid = overlay(picture, heat, strength=1.0)
+    np.testing.assert_array_equal(laid[0, 1], magnitude_colours(1.0))
