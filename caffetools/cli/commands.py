@@ -72,7 +72,9 @@ COMMANDS = {
         "test",
     ),
     "curves": Entry(_TRAINING, "Draw loss, accuracy and learning rate over the iterations; several logs are drawn together.", "curves"),
-    "visualize": Entry(_TRAINING, "Draw weights, activations, graphs and training curves, and explain a net's answers.", "visualize", "app"),
+    "visualize": Entry(
+        _TRAINING, "Draw weights, activations, graphs and training curves, and explain a net's answers.", "visualize", "app"
+    ),
     "classify": Entry(_USE, "Classify pictures: the most probable classes of each.", "classify"),
     "export": Entry(_USE, "Write DEPLOY with WEIGHTS as an ONNX file, after onnxruntime has given the same numbers.", "export"),
     "extract-features": Entry(
