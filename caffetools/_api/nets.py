@@ -73,7 +73,7 @@ def zoo_prototxt(model: str, kind: Literal["train_val", "deploy", "solver"] = "d
         kind: Which of its prototxts.
 
     Raises:
-        ZooError: There is no such model.
+        ZooError: The model does not exist.
 
     Example:
         >>> import caffetools as ct
