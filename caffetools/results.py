@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caffetools.errors import DataError
+from caffetools.errors import DataError, ModelFileError
 
 Picture = NDArray[np.uint8] | str | os.PathLike[str]
 
@@ -158,3 +162,83 @@ def _labels(what: str, labels: ArrayLike, classes: int) -> NDArray[np.int64]:
     if bad.size:
         raise DataError(f"{what} label {bad[0]} is {array[bad[0]]}, but there are {classes} classes, labelled 0 to {classes - 1}")
     return whole
+
+
+_PREFIX = "caffetools."
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the net's input: resize, crop the center, ``(pixel - mean) * scale``; pixels are 0 to 255.
+
+    Attributes:
+        channel_order: ``"BGR"`` (as Caffe's tools read images), ``"RGB"`` or ``"GRAY"``.
+        mean_values: One value per channel of the net's input, or one for all; () for no mean; None if the mean is not known.
+        mean_image: A mean of every pixel, (C, H, W) float32, in place of ``mean_values``.
+        scale: Factor after the mean is subtracted.
+        resize: (width, height) that the whole image is resized to before the crop; None for the net's input size.
+        labels: Class names in the order of the net's output; () if not known.
+    """
+
+    channel_order: str = "BGR"
+    mean_values: tuple[float, ...] | None = None
+    mean_image: NDArray[np.float32] | None = None
+    scale: float = 1.0
+    resize: tuple[int, int] | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def mean_known(self) -> bool:
+        """Whether a mean, or that there is none, is known."""
+        return self.mean_values is not None or self.mean_image is not None
+
+    def to_properties(self) -> dict[str, str]:
+        """Return ONNX ``metadata_props``: text, with JSON for lists; a mean image is base64 of its little-endian float32 values."""
+        properties = {"channel_order": self.channel_order, "scale": repr(self.scale)}
+        if self.mean_image is not None:
+            properties["mean_image_shape"] = json.dumps(list(self.mean_image.shape))
+            properties["mean_image"] = base64.b64encode(np.ascontiguousarray(self.mean_image, "<f4").tobytes()).decode()
+        elif self.mean_values is not None:
+            properties["mean"] = json.dumps(list(self.mean_values))
+        if self.resize is not None:
+            properties["resize"] = json.dumps(list(self.resize))
+        if self.labels:
+            properties["labels"] = json.dumps(list(self.labels), ensure_ascii=False)
+        return {_PREFIX + key: value for key, value in properties.items()}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str]) -> Preprocessing | None:
+        """Return the inverse of :meth:`to_properties`, or None if the file has no such properties.
+
+        Raises:
+            ModelFileError: A property cannot be parsed.
+        """
+        given = {key.removeprefix(_PREFIX): value for key, value in properties.items() if key.startswith(_PREFIX)}
+        if "channel_order" not in given:
+            return None
+        try:
+            return cls(
+                channel_order=given["channel_order"],
+                mean_values=tuple(float(value) for value in json.loads(given.get("mean", "[]")))
+                if {"mean", "mean_image"} & {*given}
+                else None,
+                mean_image=_mean_image(given),
+                scale=float(given.get("scale", "1")),
+                resize=_pair(json.loads(given["resize"])) if "resize" in given else None,
+                labels=tuple(str(label) for label in json.loads(given.get("labels", "[]"))),
+            )
+        except (ValueError, TypeError, KeyError, binascii.Error) as error:
+            raise ModelFileError(f"the preprocessing in the ONNX file's metadata cannot be read: {error}") from None
+
+
+def _mean_image(given: Mapping[str, str]) -> NDArray[np.float32] | None:
+    if "mean_image" not in given:
+        return None
+    data = np.frombuffer(base64.b64decode(given["mean_image"], validate=True), "<f4")
+    channels, height, width = json.loads(given["mean_image_shape"])
+    return data.reshape(int(channels), int(height), int(width)).astype(np.float32)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    width, height = value
+    return int(width), int(height)

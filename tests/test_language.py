@@ -13,28 +13,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# "is no longer" and "is not" are plain English; "is no net" is not. A bottleneck is one word.
-WORDS = re.compile(r"\b(anew|beside|whatever|judge[sd]?|truths?|told|tells?|necks?|is no(?! longer))\b", re.IGNORECASE)
+# "is no longer" and "there is no" are plain English; "this is no net" is not. A bottleneck is one word.
+WORDS = re.compile(r"\b(anew|beside|whatever|judge[sd]?|truths?|told|tells?|necks?|(?<!there )is no(?! longer))\b", re.IGNORECASE)
 
 ALLOWED = {
     "README.md": 2,
-    "cli": 28,
-    "data": 14,
-    "docs": 27,
-    "engines": 3,
-    "graph": 37,
+    "cli": 27,
+    "data": 11,
+    "docs": 25,
+    "engines": 1,
+    "graph": 36,
     "infer": 1,
-    "layers": 13,
-    "net": 8,
+    "layers": 12,
+    "net": 6,
     "onnx": 6,
-    "project": 37,
-    "proto": 9,
-    "pycaffe": 12,
-    "solver": 100,
-    "surgery": 117,
-    "util": 4,
-    "visualize": 13,
-    "zoo": 20,
+    "project": 36,
+    "proto": 8,
+    "pycaffe": 7,
+    "solver": 91,
+    "surgery": 109,
+    "util": 3,
+    "visualize": 10,
+    "zoo": 19,
 }
 
 
@@ -70,7 +70,7 @@ def test_no_part_has_more_of_the_private_words_than_before() -> None:
         ("label_truth", ["truth"]),
         ("_judge(net)", ["judge"]),
         ("it is no file", ["is no"]),
-        ("there is no longer a file; it is not one; a bottleneck; besides", []),
+        ("there is no file, there is no longer one; it is not one; a bottleneck; besides", []),
     ],
 )
 def test_the_words_are_recognized_in_names_and_sentences(text: str, words: list[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json, progress
+from caffetools.cli.show import console, print_json, progress, show_warnings
 
 
 def classify(
@@ -42,11 +42,11 @@ def classify(
 ) -> None:
     """Classify pictures: the most probable classes of each.
 
-    An ONNX file that caffetools exported knows its mean, labels and sizes.
+    Mean, scale, size and labels are those of deploy.json next to DEPLOY, or of the ONNX file's metadata, unless given.
     A picture that cannot be read is reported, the others are classified, and the exit code is 2.
     """
     from caffetools.data.images import parse_size
-    from caffetools.events import on_progress
+    from caffetools.events import fan_out, on_progress
     from caffetools.infer.classifier import Classifier, Options, find_pictures
 
     weights, names = _split(deploy, files)
@@ -54,7 +54,9 @@ def classify(
     pictures = find_pictures(names)
     classifier = Classifier(deploy, weights, options, engine=engine, device=device, output=output)
     with progress("classifying") as advance:
-        results = classifier.classify(pictures, top=top, batch=batch, oversample=oversample, events=on_progress(advance))
+        results = classifier.classify(
+            pictures, top=top, batch=batch, oversample=oversample, events=fan_out([on_progress(advance), show_warnings])
+        )
     if json:
         print_json([asdict(result) for result in results])
     else:

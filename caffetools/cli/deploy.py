@@ -13,6 +13,7 @@ from caffetools.cli.show import console, note, print_json
 if TYPE_CHECKING:
     from caffetools.graph.passes.fold_batch_norm import Folded
     from caffetools.graph.summary import Summary
+    from caffetools.results import Preprocessing
 
 
 def deploy(
@@ -48,6 +49,7 @@ def deploy(
     from caffetools.graph.summary import summarize
     from caffetools.net.net import located
     from caffetools.net.phases import with_stages
+    from caffetools.project.preprocessing import update_preprocessing
     from caffetools.proto.binary import write_caffemodel
     from caffetools.proto.text import format_text, read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
@@ -72,8 +74,28 @@ def deploy(
         if folded is not None:
             # The prototxt gets its name when the weights have theirs.
             write_caffemodel(written[1], folded.weights)
+    known = _preprocessing(train_val, upgrade_net(param), net)
+    update_preprocessing(out, known)
+    if known is not None and not known.mean_known:
+        note(f"{out}: the mean file of {train_val} does not exist here, so deploy.json has no mean; classify and export need --mean")
     _note(out, left_out(param, heads or None), summary)
     _show(written, net, summary, folded, as_json=as_json)
+
+
+def _preprocessing(train_val: Path, param: Any, net: Any) -> Preprocessing | None:
+    """Return the preprocessing of the data layers; labels and size that only the deploy.json of TRAIN_VAL's folder has are kept."""
+    from dataclasses import replace
+
+    from caffetools.infer.sidecar import read_preprocessing
+    from caffetools.project.preprocessing import input_channels, preprocessing_of
+
+    found = preprocessing_of(param, channels=input_channels(net))
+    earlier = read_preprocessing(train_val.with_name("deploy.prototxt"))
+    if found is None or earlier is None:
+        return found
+    if not found.mean_known:
+        found = replace(found, mean_values=earlier.mean_values, mean_image=earlier.mean_image)
+    return replace(found, labels=found.labels or earlier.labels, resize=found.resize or earlier.resize)
 
 
 def _check_outputs(written: list[Path], read: list[Path | None], *, force: bool) -> None:

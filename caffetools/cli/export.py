@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, print_json, show_warnings
 
 
 def export(
@@ -38,7 +38,14 @@ def export(
 
     options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     verification = export_deployed(
-        deploy, weights, out, options, opset=opset, batch=_batch(batch), pictures=find_pictures(pictures or [])[:_MOST_PICTURES]
+        deploy,
+        weights,
+        out,
+        options,
+        opset=opset,
+        batch=_batch(batch),
+        pictures=find_pictures(pictures or [])[:_MOST_PICTURES],
+        events=show_warnings,
     )
     if json:
         print_json({"model": str(out), "bytes": out.stat().st_size, "opset": opset, "batch": batch, **_measured(verification)})

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from caffetools.events import Event, Warned
+
 # What library functions call to tell how far they are: (done, total).
 Progress = Callable[[int, int], None]
 
@@ -24,6 +26,12 @@ def print_json(answer: Any) -> None:
 def note(text: str) -> None:
     """Say something on stderr that a user should know, though nothing failed."""
     sys.stderr.write(f"caffetools: note: {text}\n")
+
+
+def show_warnings(event: Event) -> None:
+    """Event sink: show ``Warned`` events as notes on stderr."""
+    if isinstance(event, Warned):
+        note(event.message)
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from caffetools.cancel import CancelToken
 from caffetools.data.images import SUFFIXES, Pixels
 from caffetools.errors import DataError, NetError
-from caffetools.events import EventSink, Progress, ignore
+from caffetools.events import EventSink, Progress, Warned, ignore
 from caffetools.infer.load import open_engine
 from caffetools.infer.preprocess import Preprocessor, read_labels, read_mean
 from caffetools.layers.base import format_shape
-from caffetools.onnx.metadata import Preprocessing
 from caffetools.proto.blobs import Array
+from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 
@@ -58,11 +58,13 @@ class ClassificationResult:
 
 @dataclass(frozen=True)
 class Options:
-    """How pictures are prepared, where it is not as the ONNX file's metadata say. None leaves it at that.
+    """How images are prepared, in place of what is stored with the model; None keeps the stored value.
 
     Attributes:
-        mean, labels: as :func:`read_mean` and :func:`read_labels` take them. scale: the factor after the mean.
-        resize: (width, height) of the whole picture before the crop.
+        mean: As :func:`~caffetools.infer.preprocess.read_mean` takes it.
+        labels: As :func:`~caffetools.infer.preprocess.read_labels` takes them.
+        scale: Factor after the mean is subtracted.
+        resize: (width, height) of the whole image before the crop.
     """
 
     mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None
@@ -71,18 +73,24 @@ class Options:
     resize: tuple[int, int] | None = None
 
 
+# Shown once where neither the user nor the model's files give a mean.
+UNKNOWN_MEAN = "no mean is subtracted, since none is known for this net; give --mean (or --mean 0 if it was trained without one)"
+
+
 class Classifier:
-    """A deployed net that classifies pictures.
+    """A deployed net that classifies images.
 
     Args:
-        deploy: A deploy prototxt, or an ONNX file. weights: Its .caffemodel; None for ONNX.
-        options: Mean, labels, scale and size; what an exported ONNX file says of itself holds where an option is None.
+        deploy: A deploy prototxt, or an ONNX file.
+        weights: Its .caffemodel; None for ONNX.
+        options: Mean, labels, scale and size; where one is None, the value stored with the model is used: in ``deploy.json`` next
+            to the prototxt, or in the ONNX file's metadata.
         engine: ``"torch"`` or ``"onnxruntime"``; None takes torch for a prototxt and onnxruntime for an ONNX file.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-        output: The blob of the probabilities; None where the net has only one output.
+        output: The blob of the probabilities; None if the net has only one output.
 
     Raises:
-        CaffeToolsError: a file cannot be read, the weights are another net's, mean or labels do not fit the net.
+        CaffeToolsError: A file cannot be read, the weights belong to another net, or mean or labels do not fit the net.
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class Classifier:
         self.preprocessing = merge_preprocessing(known or Preprocessing(), options or Options(), channels=shape[1])
         self.preprocessor = Preprocessor(shape, self.preprocessing)
         self.labels = self.preprocessing.labels
+        self._warned = False
         given = options.labels if options is not None else None
         self._labels_from = os.fspath(given if isinstance(given, str | os.PathLike) else deploy)
 
@@ -141,6 +150,9 @@ class Classifier:
         """
         items = list(pictures)
         names = [_name(item, index) for index, item in enumerate(items)]
+        if not self.preprocessing.mean_known and not self._warned:
+            self._warned = True
+            events(Warned(task="classify", message=UNKNOWN_MEAN))
         results: dict[int, ClassificationResult] = {}
         for start in range(0, len(names), max(batch, 1)):
             if cancel is not None:
@@ -219,15 +231,25 @@ class Classifier:
 
 
 def merge_preprocessing(known: Preprocessing, options: Options, *, channels: int) -> Preprocessing:
-    """``known`` with what ``options`` gives in its place; the channel order follows the net's ``channels``."""
-    changes: dict[str, Any] = {"channel_order": "GRAY" if channels == 1 else "BGR"}
+    """Return ``known`` with the values of ``options`` that are not None in its place.
+
+    Args:
+        known: What is stored with the model.
+        options: What the user gives.
+        channels: Channels of the net's input: 1 is always gray.
+
+    Raises:
+        DataError: The scale is 0 or not finite, or mean or labels cannot be read.
+    """
+    color = known.channel_order if known.channel_order in ("BGR", "RGB") else "BGR"
+    changes: dict[str, Any] = {"channel_order": "GRAY" if channels == 1 else color}
     if options.mean is not None:
         changes["mean_values"], changes["mean_image"] = read_mean(options.mean)
     if options.labels is not None:
         changes["labels"] = read_labels(options.labels)
     if options.scale is not None:
         if not math.isfinite(options.scale) or options.scale == 0:
-            raise DataError(f"the scale {options.scale:g} leaves nothing of a picture; a number such as 0.00390625 is expected")
+            raise DataError(f"the scale must be a finite number other than 0, such as 0.00390625, not {options.scale:g}")
         changes["scale"] = options.scale
     if options.resize is not None:
         changes["resize"] = options.resize

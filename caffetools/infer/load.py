@@ -1,4 +1,4 @@
-"""Opening a deployed network with one of the engines, and what it says of its preprocessing."""
+"""Open a deployed net with one of the engines, with the preprocessing that is stored with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from caffetools.engines.base import Engine, EngineError
-from caffetools.onnx.metadata import Preprocessing
+from caffetools.infer.sidecar import read_preprocessing
+from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 
@@ -21,20 +22,23 @@ def open_engine(
     onnxruntime runs a prototxt too: it is exported in memory first.
 
     Args:
+        deploy: A deploy prototxt, or an ONNX file.
+        weights: The .caffemodel of a prototxt.
         engine: ``"torch"`` or ``"onnxruntime"``; None takes torch for a prototxt and onnxruntime for an ONNX file.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
 
     Returns:
-        The engine, and the preprocessing that an exported ONNX file says of itself.
+        The engine, and the preprocessing in the ONNX file's metadata or in the prototxt's ``deploy.json``; None if there is none.
 
     Raises:
-        CaffeToolsError: no such engine, or a file is missing or does not fit.
+        CaffeToolsError: The engine is unknown, or a file is missing or does not fit.
     """
     is_onnx = Path(deploy).suffix.lower() == ".onnx"
     name = engine or ("onnxruntime" if is_onnx else "torch")
     if name == "torch":
         from caffetools.engines.torch import TorchEngine
 
-        return TorchEngine.load(deploy, weights, device=device), None
+        return TorchEngine.load(deploy, weights, device=device), read_preprocessing(deploy)
     if name != "onnxruntime":
         raise EngineError(f"unknown engine '{name}'; known are {', '.join(ENGINES)}")
     from caffetools.engines.onnxruntime import OnnxRuntimeEngine
@@ -46,4 +50,4 @@ def open_engine(
     from caffetools.onnx.export import to_onnx
 
     net = TorchEngine.load(deploy, weights).net
-    return OnnxRuntimeEngine.load(to_onnx(net).SerializeToString(), device=device), None
+    return OnnxRuntimeEngine.load(to_onnx(net).SerializeToString(), device=device), read_preprocessing(deploy)

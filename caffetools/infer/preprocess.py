@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from caffetools.data.images import Pixels, read_image, resize
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
-from caffetools.onnx.metadata import Preprocessing
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.blobs import Array
+from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 
@@ -109,6 +109,8 @@ class Preprocessor:
     def _planes(self, image: Pixels) -> Array:
         if image.shape[1::-1] != self.size:
             image = resize(image, self.size)
+        if self.how.channel_order == "RGB" and image.ndim == 3:
+            image = image[:, :, ::-1]
         planes = (image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)).astype(np.float32)
         return planes if self._mean_before is None else planes - self._mean_before
 

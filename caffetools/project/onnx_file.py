@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.cancel import CancelToken
 from caffetools.engines.torch import load_all_weights
 from caffetools.errors import DataError, ExportError
+from caffetools.events import ArtifactWritten, EventSink, Warned, ignore
 from caffetools.graph.inputs import is_data_layer
-from caffetools.infer.classifier import Options, merge_preprocessing
+from caffetools.infer.classifier import UNKNOWN_MEAN, Options, merge_preprocessing
 from caffetools.infer.preprocess import Preprocessor
+from caffetools.infer.sidecar import read_preprocessing
 from caffetools.net.net import Net
 from caffetools.onnx.export import DEFAULT_OPSET, export
-from caffetools.onnx.metadata import Preprocessing
 from caffetools.onnx.verify import TOLERANCE, Verification
 from caffetools.proto.schema import TEST
+from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 
@@ -34,22 +37,33 @@ def export_deployed(
     batch: int | None = None,
     pictures: Sequence[PathLike] = (),
     tolerance: float = TOLERANCE,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Verification:
-    """Export a deployed net, verified before ``path`` gets its content.
+    """Export a deployed net, verified before ``path`` is written.
 
     Args:
-        deploy, weights: The deploy prototxt and its .caffemodel. path: The ONNX file to write.
-        options: Mean, labels, scale and size, to be written into the file's metadata (and used for ``pictures``).
-        opset: 11 to 20. batch: The batch size to fix; None leaves it free.
-        pictures: Files to verify on; seeded random inputs where there are none. tolerance: as for :func:`~caffetools.onnx.verify.verify`.
+        deploy: The deploy prototxt; the preprocessing in ``deploy.json`` next to it is written into the file's metadata.
+        weights: Its .caffemodel.
+        path: The ONNX file to write.
+        options: Mean, labels, scale and size in place of those of ``deploy.json``; also used for ``pictures``.
+        opset: Version of ONNX's operator set, 11 to 20.
+        batch: Batch size to fix; None leaves it dynamic.
+        pictures: Image files to verify on; seeded random inputs if empty.
+        tolerance: As for :func:`~caffetools.onnx.verify.verify`.
+        events: Receives ``Warned`` if no mean is known, and ``ArtifactWritten``.
+        cancel: Checked before the export; nothing is written after a cancellation.
 
     Returns:
-        What was compared, and the largest differences.
+        The largest differences found.
 
     Raises:
-        CaffeToolsError: a file cannot be read, or weights, mean, labels or pictures do not fit the net.
-        ExportError: the net has no exact ONNX form, or the exported model gives other numbers.
+        CaffeToolsError: A file cannot be read, or weights, mean, labels or images do not fit the net.
+        ExportError: The net has no exact ONNX form, or the exported model gives other numbers.
+        Cancelled: ``cancel`` was set.
     """
+    if cancel is not None:
+        cancel.raise_if_cancelled("the export")
     net = Net.from_file(deploy, TEST, fill=False)
     load_all_weights(net, deploy, weights)
     if any(is_data_layer(layer.param) for layer in net.layers):
@@ -63,24 +77,28 @@ def export_deployed(
         net.reshape({blob: (batch, *net.blob_shapes[blob][1:]) for blob in net.inputs})
     properties = {"caffetools.source": Path(deploy).name, "caffetools.weights": Path(weights).name}
     inputs: dict[str, NDArray[Any]] | None = None
-    how = _preprocessing(net, options or Options())
+    how = _preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or Options())
+    if how is not None and not how[1].how.mean_known:
+        events(Warned(task="export", message=UNKNOWN_MEAN))
     if how is not None:
         properties |= how[1].how.to_properties()
         if pictures:
             inputs = {how[0]: _read_all(how[1], pictures, batch)}
     elif pictures:
         raise DataError(f"{os.fspath(deploy)}: the net has no single input for pictures, so it cannot be verified on them")
-    return export(net, path, opset=opset, dynamic_batch=batch is None, properties=properties, inputs=inputs, tolerance=tolerance)
+    found = export(net, path, opset=opset, dynamic_batch=batch is None, properties=properties, inputs=inputs, tolerance=tolerance)
+    events(ArtifactWritten(task="export", path=os.fspath(path), what="onnx"))
+    return found
 
 
-def _preprocessing(net: Net, options: Options) -> tuple[str, Preprocessor] | None:
-    """The net's one input and how pictures are made for it; None where it takes no pictures."""
+def _preprocessing(net: Net, known: Preprocessing, options: Options) -> tuple[str, Preprocessor] | None:
+    """Return the net's only input and its preprocessor; None if it does not take images."""
     shapes = [net.blob_shapes[blob] for blob in net.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
         if options != Options():
-            raise DataError(f"the net '{net.name}' has no single input for pictures, so mean, labels, scale and size mean nothing")
+            raise DataError(f"the net '{net.name}' has no single input for pictures, so it takes no mean, labels, scale or size")
         return None
-    how = merge_preprocessing(Preprocessing(), options, channels=shapes[0][1])
+    how = merge_preprocessing(known, options, channels=shapes[0][1])
     _check_labels(net, how, options.labels)
     return net.inputs[0], Preprocessor(shapes[0], how)
 

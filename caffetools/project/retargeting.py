@@ -24,11 +24,13 @@ from caffetools.project.data_config import set_data_sources
 from caffetools.project.data_options import DataOptions, read_mean_option
 from caffetools.project.dataset_config import check_crops, convert_imagedata_to_data, fit_batches
 from caffetools.project.output import FILES, PathLike, check_free, solver_in, write_messages
+from caffetools.project.preprocessing import input_channels, preprocessing_of, update_preprocessing
 from caffetools.project.shape_check import check_parameter_shapes_match
 from caffetools.proto.binary import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
+from caffetools.results import Preprocessing
 from caffetools.surgery.changes import Change
 from caffetools.surgery.class_incremental import Classes, extend_classifier_weights, trim_weights
 from caffetools.surgery.deploy import deploy_from
@@ -76,6 +78,11 @@ class RetargetResult:
     def train_val(self) -> Any:
         """The net for training, a ``NetParameter`` with both phases."""
         return self.retargeted.train_val
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared for the net; None if its data layers do not read images."""
+        return preprocessing_of(self.train_val, channels=input_channels(self.deploy))
 
     @property
     def changes(self) -> list[Change]:
@@ -237,13 +244,23 @@ def starting_weights(project: RetargetResult, weights: PathLike | Caffemodel, cl
 
 
 def write_retarget(project: RetargetResult, folder: PathLike, weights: Caffemodel | None = None) -> list[Path]:
-    """Write the three files (and the weights to start from), all or none, and return their paths.
+    """Write the three prototxts (and the weights to start from), all or none, and deploy.json with the preprocessing.
+
+    Args:
+        project: The retargeted net.
+        folder: Created if missing.
+        weights: Trained parameters that still fit.
+
+    Returns:
+        The paths of the prototxts and the weights.
 
     Raises:
-        RunFailed: that is not possible.
+        RunFailed: A file cannot be written.
     """
     messages = (project.retargeted.train_val, project.solver, project.deploy)
-    return write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights)
+    paths = write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights)
+    update_preprocessing(paths[2], project.preprocessing)
+    return paths
 
 
 def _caffemodel(weights: PathLike | Caffemodel) -> Caffemodel:

@@ -13,7 +13,7 @@ from tests.infer.colours import write_labels, write_net, write_pictures
 
 def test_each_picture_is_shown_with_its_most_probable_classes(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path)
-    code, out, err = run("classify", *write_net(tmp_path), *pictures, "--labels", write_labels(tmp_path), "--top", 2)
+    code, out, err = run("classify", *write_net(tmp_path), *pictures, "--labels", write_labels(tmp_path), "--top", 2, "--mean", "0")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0::3] == pictures

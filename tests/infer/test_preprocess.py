@@ -12,8 +12,8 @@ import pytest
 from caffetools.errors import DataError, ModelFileError
 from caffetools.infer.classifier import Classifier, Options
 from caffetools.infer.preprocess import Preprocessor, read_labels, read_mean
-from caffetools.onnx.metadata import Preprocessing
 from caffetools.proto.binary import write_binaryproto
+from caffetools.results import Preprocessing
 
 BGR = (1, 3, 4, 6)
 

@@ -14,8 +14,8 @@ from caffetools.errors import ExportError, RunFailed
 from caffetools.net.net import Net
 from caffetools.onnx import export as module
 from caffetools.onnx.export import export, to_onnx
-from caffetools.onnx.metadata import Preprocessing
 from caffetools.proto.schema import TRAIN
+from caffetools.results import Preprocessing
 from tests.net.test_net import conv, data, net_of, relu
 
 

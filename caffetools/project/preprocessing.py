@@ -1,0 +1,120 @@
+"""The preprocessing that a net was trained with, taken from its data layers and from the dataset that they read."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caffetools.data.datasets.card import DatasetCard, load_card
+from caffetools.errors import CaffeToolsError, DataError
+from caffetools.graph.inputs import data_shape, source_param
+from caffetools.infer.sidecar import read_preprocessing, sidecar_path, write_preprocessing
+from caffetools.layers.base import Shape
+from caffetools.project.data_config import data_layers
+from caffetools.proto.binary import read_binaryproto
+from caffetools.proto.schema import TEST, TRAIN
+from caffetools.results import Preprocessing
+
+PathLike = str | os.PathLike[str]
+
+# Layers whose transform_param is applied to 8-bit images; HDF5Data reads values as they are.
+_IMAGES = ("Data", "ImageData", "WindowData", "MemoryData", "AnnotatedData")
+
+
+def preprocessing_of(net: Any, *, channels: int | None = None) -> Preprocessing | None:
+    """Return how the TEST data layer of a net for training prepares images (the TRAIN one's if there is no other).
+
+    Mean and scale come from ``transform_param``. The size before the crop comes from the dataset's card, the database or the layer,
+    labels come from the card; both stay unknown if these do not exist.
+
+    Args:
+        net: A ``NetParameter`` in today's form, with data layers.
+        channels: Channels of the deploy net's input; 1 is gray.
+
+    Returns:
+        None for a net without a data layer for images. ``mean_known`` is false if the mean file does not exist.
+    """
+    layers = [layer for phase in (TEST, TRAIN) for layer in data_layers(net, phase) if layer.type in _IMAGES]
+    if not layers:
+        return None
+    layer = layers[0]
+    transform = layer.transform_param
+    card = card_of(layer)
+    mean_values, mean_image = _mean(transform)
+    return Preprocessing(
+        channel_order="GRAY" if channels == 1 or transform.force_gray else "BGR",
+        mean_values=mean_values,
+        mean_image=mean_image,
+        scale=float(transform.scale),
+        resize=_resize(layer, card),
+        labels=tuple(card.classes) if card is not None else (),
+    )
+
+
+def input_channels(deploy: Any) -> int | None:
+    """Return the channels of a deploy net's first input, or None if its shape is not four axes."""
+    for layer in deploy.layer:
+        if layer.type == "Input" and layer.input_param.shape:
+            dims = layer.input_param.shape[0].dim
+            return int(dims[1]) if len(dims) == 4 else None
+    return None
+
+
+def update_preprocessing(deploy: PathLike, how: Preprocessing | None) -> list[Path]:
+    """Write ``deploy.json`` for a deploy prototxt that has just been written; remove an older one if nothing is known.
+
+    Args:
+        deploy: The deploy prototxt.
+        how: The preprocessing, or None.
+
+    Returns:
+        The paths written.
+    """
+    if how is not None:
+        return write_preprocessing(deploy, how)
+    with suppress(DataError):
+        if read_preprocessing(deploy) is not None:
+            sidecar_path(deploy).unlink(missing_ok=True)
+    return []
+
+
+def card_of(layer: Any) -> DatasetCard | None:
+    """Return the card of the dataset that a data layer reads, or None if its source is not a dataset of caffetools."""
+    source = getattr(source_param(layer), "source", "")
+    if not source:
+        return None
+    with suppress(DataError):
+        return load_card(Path(source).parent)
+    return None
+
+
+def _mean(transform: Any) -> tuple[tuple[float, ...] | None, Any]:
+    """Return (values, image): values are () if there is no mean, and None if the mean file does not exist."""
+    if not transform.mean_file:
+        return tuple(float(value) for value in transform.mean_value), None
+    if not Path(transform.mean_file).is_file():
+        return None, None
+    mean = read_binaryproto(transform.mean_file)
+    return None, np.ascontiguousarray(mean[0] if mean.ndim == 4 else mean, np.float32)
+
+
+def _resize(layer: Any, card: DatasetCard | None) -> tuple[int, int] | None:
+    """Return (width, height) of the images that the layer crops, if they all have one size."""
+    if card is not None:
+        return (card.width, card.height) if card.width else None
+    if layer.type == "ImageData":
+        param = layer.image_data_param
+        return (param.new_width, param.new_height) if param.new_width and param.new_height else None
+    if layer.type != "Data" or not Path(layer.data_param.source).exists():
+        return None
+    whole = type(layer)()
+    whole.CopyFrom(layer)
+    whole.transform_param.ClearField("crop_size")
+    with suppress(CaffeToolsError):
+        shape: Shape = data_shape(whole)
+        return (shape[3], shape[2])
+    return None
