@@ -15,7 +15,7 @@ from caffetools.infer.classifier import Options, merge_preprocessing
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.net.net import Net
 from caffetools.net.probe import picture_input
-from caffetools.onnx.metadata import Preprocessing
+from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 
