@@ -33,7 +33,7 @@ ALLOWED = {
     "solver": 91,
     "surgery": 109,
     "util": 3,
-    "visualize": 10,
+    "visualize": 13,
     "zoo": 19,
 }
 
