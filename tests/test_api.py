@@ -155,7 +155,7 @@ def test_long_work_reports_progress_and_stops_when_cancelled(lenet: tuple[Path, 
         token.cancel()
 
     with pytest.raises(ct.Cancelled):
-        ct.classify([image] * 3, *lenet, batch=1, events=sink, cancel=token)
+        ct.classify([image] * 3, *lenet, mean=[0], batch=1, events=sink, cancel=token)
     assert [(e.task, e.done, e.total, e.unit) for e in seen if isinstance(e, ct.events.Progress)] == [("classify", 1, 3, "images")]
 
 

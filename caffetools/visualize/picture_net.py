@@ -13,6 +13,7 @@ from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError
 from caffetools.infer.classifier import Options, merge_preprocessing
 from caffetools.infer.preprocess import Preprocessor
+from caffetools.infer.sidecar import read_preprocessing
 from caffetools.net.net import Net
 from caffetools.net.probe import picture_input
 from caffetools.results import Preprocessing
@@ -52,7 +53,9 @@ class PictureNet:
         self.net: Net = TorchEngine.load(deploy, weights, device=device).net
         self.input = picture_input(self.net)
         shape = self.net.blob_shapes[self.input]
-        known = merge_preprocessing(Preprocessing(), options or Options(), channels=shape[1] if len(shape) > 1 else 0)
+        known = merge_preprocessing(
+            read_preprocessing(deploy) or Preprocessing(), options or Options(), channels=shape[1] if len(shape) > 1 else 0
+        )
         self.preprocessing = known
         self.preprocessor = Preprocessor(shape, known)
         self.labels = known.labels
