@@ -48,6 +48,11 @@ COMMANDS = {
     "mean": Entry(
         _DATA, "Compute the mean of a database's pictures, as compute_image_mean does, and print the mean of each channel.", "mean"
     ),
+    "convert-imageset": Entry(
+        _DATA,
+        "Write the pictures of a list into an LMDB or LevelDB, record for record as Caffe's convert_imageset does.",
+        "convert_imageset",
+    ),
     "zoo": Entry(_NETS, "List, show and fetch published models.", "zoo", "app"),
     "inspect": Entry(_NETS, "List a net's layers: type, output shapes, parameters, multiply–accumulates and memory.", "inspect"),
     "diff": Entry(_NETS, "Show what differs between two nets, or two weights files, layer by layer.", "diff"),

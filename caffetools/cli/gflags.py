@@ -13,15 +13,28 @@ Level = Annotated[int, typer.Option("--level", help="Network level, as Caffe's f
 SigintEffect = Annotated[str, typer.Option("--sigint-effect", metavar="EFFECT", help="What Ctrl-C does: stop, snapshot or none.")]
 SighupEffect = Annotated[str, typer.Option("--sighup-effect", metavar="EFFECT", help="What a hang-up does: stop, snapshot or none.")]
 
-# The flags of the caffe command, by the commands that take them; each has a value.
+# The flags of Caffe's tools, by the commands that take them.
 FLAGS = {
     "train": ("solver", "weights", "snapshot", "gpu", "sigint_effect", "sighup_effect", "stage", "level"),
     "test": ("model", "weights", "gpu", "iterations", "stage", "level"),
     "time": ("model", "weights", "gpu", "iterations", "phase", "stage", "level"),
     "device-query": ("gpu",),
     "extract-features": ("gpu",),
+    "convert-imageset": (
+        *("gray", "shuffle", "backend", "resize_width", "resize_height"),
+        *("check_size", "encoded", "encode_type"),
+    ),
+    "mean": ("backend",),
 }
-_SPELLED = {"device_query": "device-query", "extract_features": "extract-features"}
+# Those without a value; gflags also takes --flag=true and --noflag.
+_SWITCHES = {"gray", "shuffle", "check_size", "encoded"}
+_SPELLED = {
+    "device_query": "device-query",
+    "extract_features": "extract-features",
+    "convert_imageset": "convert-imageset",
+    "compute_image_mean": "mean",
+    "compute-image-mean": "mean",
+}
 
 
 def translate(arguments: list[str]) -> list[str]:
@@ -31,7 +44,8 @@ def translate(arguments: list[str]) -> list[str]:
     name = _SPELLED.get(command[0], command[0]) if command else ""
     if name not in FLAGS:
         return arguments
-    return [*arguments[:at], name, *(_translated(argument, FLAGS[name]) for argument in arguments[at + 1 :])]
+    translated = (_translated(argument, FLAGS[name]) for argument in arguments[at + 1 :])
+    return [*arguments[:at], name, *(argument for argument in translated if argument is not None)]
 
 
 def split(text: str) -> list[str]:
@@ -39,11 +53,16 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _translated(argument: str, flags: tuple[str, ...]) -> str:
+def _translated(argument: str, flags: tuple[str, ...]) -> str | None:
     if not argument.startswith("-") or argument.startswith("---"):
         return argument
     flag, equals, value = argument.lstrip("-").partition("=")
-    if flag.replace("-", "_") not in flags:
+    name = flag.replace("-", "_")
+    if name in _SWITCHES and name in flags and equals:
+        return f"--{flag.replace('_', '-')}" if value.lower() in ("true", "t", "1", "yes", "y") else None
+    if name.startswith("no") and name[2:] in _SWITCHES and name[2:] in flags:
+        return None
+    if name not in flags:
         return argument
     return f"--{flag.replace('_', '-')}{equals}{value}"
 

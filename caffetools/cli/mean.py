@@ -7,24 +7,32 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console, print_json, progress
+from caffetools.cli.show import console, note, print_json, progress
 
 
 def mean(
-    lmdb: Annotated[Path, typer.Argument(metavar="LMDB", help="The database: an LMDB (or, with the extra 'leveldb', a LevelDB).")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, such as mean.binaryproto.")],
+    database: Annotated[Path, typer.Argument(metavar="DB", help="An LMDB, or (extra 'leveldb') a LevelDB.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="The file to write, such as mean.binaryproto.", show_default=False)
+    ] = None,
+    backend: Annotated[str, typer.Option(help="lmdb or leveldb, as Caffe's flag; found out from the files.", show_default=False)] = "",
+    skip_corrupt: Annotated[int, typer.Option(help="Leave out up to this many damaged records.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the mean values as JSON.")] = False,
 ) -> None:
     """Compute the mean of a database's pictures, as compute_image_mean does, and print the mean of each channel."""
     from caffetools.data.means import channel_means, compute_mean, format_mean_values, write_binaryproto
 
-    with progress("Adding up pictures") as advance:
-        array = compute_mean(lmdb, progress=advance)
-    write_binaryproto(out, array)
+    if backend not in ("", "lmdb", "leveldb"):
+        raise typer.BadParameter(f"'{backend}' is neither lmdb nor leveldb", param_hint="--backend")
+    with progress("Computing the mean") as advance:
+        array = compute_mean(database, progress=advance, skip_corrupt=skip_corrupt, on_skip=lambda error: note(f"left out: {error}"))
+    if out is not None:
+        write_binaryproto(out, array)
     values = channel_means(array)
     if as_json:
-        print_json({"mean_file": str(out), "shape": list(array.shape), "mean_values": values})
+        print_json({"mean_file": str(out) if out else None, "shape": list(array.shape), "mean_values": values})
         return
     for line in format_mean_values(values):
         console.print(line, markup=False)
-    console.print(f"Wrote {out}", markup=False)
+    if out is not None:
+        console.print(f"Wrote {out}", markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,8 @@ from caffetools.util.folders import PathLike, new_folder
 
 # Keys may be 511 bytes long at most; the number at their start makes them differ.
 _LONGEST_KEY = 511
-_COMMIT_EVERY = 1000
+# What one transaction holds at most; LMDB keeps it in memory.
+_COMMIT_RECORDS, _COMMIT_BYTES = 1000, 1 << 25
 
 
 class Database(Protocol):
@@ -30,7 +31,7 @@ class Database(Protocol):
     def __len__(self) -> int:
         """Return the number of records."""
 
-    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Iterator[Record]:
+    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Generator[Record, None, None]:
         """Yield (key, value) of every record from number ``start`` on, in the order of the keys.
 
         Args:
@@ -76,6 +77,29 @@ def open_database(path: PathLike) -> Database:
     return database
 
 
+class CorruptRecords:
+    """Tolerate a number of damaged records: pass it as ``on_error``, or call it with the error of a record.
+
+    Args:
+        limit: How many to tolerate; the next one is raised.
+        report: Called with each error that is tolerated.
+
+    Attributes:
+        count: Number of damaged records so far.
+    """
+
+    def __init__(self, limit: int = 0, report: ErrorHandler | None = None):
+        self.limit, self.report, self.count = limit, report, 0
+
+    def __call__(self, error: DataError) -> None:
+        """Count ``error``. Raises it if it is one too many."""
+        self.count += 1
+        if self.count > self.limit:
+            raise error
+        if self.report is not None:
+            self.report(error)
+
+
 def record_key(number: int, name: str) -> bytes:
     """Return the key that convert_imageset gives line ``number`` of its list: eight digits, ``_``, the name; cut at LMDB's limit."""
     key = b"%08d_" % number + os.fsencode(name)
@@ -88,7 +112,7 @@ def shown_key(path: str, key: bytes) -> str:
 
 
 class LmdbWriter:
-    """Write records into a new LMDB; commits every 1000 records, and the map size grows as needed.
+    """Write records into a new LMDB; commits every 1000 records or 32 MiB, and the map size grows as needed.
 
     Args:
         folder: An existing, empty folder.
@@ -104,14 +128,17 @@ class LmdbWriter:
         self._lmdb = lmdb
         self._environment = lmdb.open(os.fspath(folder), map_size=map_size, lock=False, sync=False, metasync=False)
         self._map_size = map_size
-        self._pending: list[tuple[bytes, bytes]] = []
+        self._pending: list[Record] = []
+        self._pending_bytes = 0
+        self._last_key = b""
         self.count = 0
 
     def put(self, key: bytes, value: bytes) -> None:
         """Add a record; a second one with the same key replaces the first."""
         self._pending.append((key, value))
+        self._pending_bytes += len(value)
         self.count += 1
-        if len(self._pending) >= _COMMIT_EVERY:
+        if len(self._pending) >= _COMMIT_RECORDS or self._pending_bytes >= _COMMIT_BYTES:
             self._commit()
 
     def close(self) -> None:
@@ -130,8 +157,12 @@ class LmdbWriter:
         while self._pending:
             try:
                 with self._environment.begin(write=True) as transaction:
+                    last = self._last_key
                     for key, value in self._pending:
-                        transaction.put(key, value)
+                        # Rising keys fill the pages up, and need no search.
+                        transaction.put(key, value, append=key > last)
+                        last = max(last, key)
+                self._last_key, self._pending_bytes = last, 0
                 self._pending.clear()
             except self._lmdb.MapFullError:
                 self._map_size *= 2

@@ -47,6 +47,11 @@ def encoded_to_datum(data: bytes, label: int) -> Any:
     return Datum(data=data, label=label, encoded=True)
 
 
+def is_encoded(value: bytes) -> bool:
+    """Return whether the record ``value`` ends like one of convert_imageset with ``encoded: true``, its last field."""
+    return value.endswith(b"\x38\x01")
+
+
 def parse_datum(value: bytes, what: str) -> Any:
     """The ``Datum`` in the record ``value``. Raises :class:`DataError` with ``what`` (database and key) when it is none."""
     if not value:

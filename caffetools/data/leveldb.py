@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -55,7 +55,7 @@ class LevelDb:
     def __reduce__(self) -> tuple[type[LevelDb], tuple[str]]:
         return type(self), (self.path,)
 
-    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Iterator[Record]:
+    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Generator[Record, None, None]:
         """Yield (key, value) from record ``start`` on; damage is always raised, as LevelDB cannot read past it."""
         with self._errors() as last:
             for key, value in islice(self._shared.handle.iterator(verify_checksums=True), start, None):

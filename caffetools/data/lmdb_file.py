@@ -16,7 +16,7 @@ import os
 import struct
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import accumulate, islice
 from operator import lt
 from pathlib import Path
@@ -75,7 +75,7 @@ class LmdbFile:
         """Close the file; a second call does nothing."""
         self._pages.close()
 
-    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Iterator[Record]:
+    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Generator[Record, None, None]:
         """Yield (key, value) of the newest snapshot's records, in the order of their keys.
 
         Args:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.databases import Database, open_database, shown_key
-from caffetools.data.datum import record_to_array
+from caffetools.data.datum import is_encoded, record_to_array
 from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
@@ -57,7 +57,7 @@ class DatabaseBatches(BatchMaker):
     def next(self) -> Tops:
         records = [self._mine() for _ in range(self.size)]
         # Decoding pictures is worth several threads; copying pixels is not.
-        threaded = len(records) > 3 and _encoded(records[0][1])
+        threaded = len(records) > 3 and is_encoded(records[0][1])
         decoded = list(ordered_map(self._decode, records) if threaded else map(self._decode, records))
         try:
             batch = self.transformed(self.transformer, [array for array, _ in decoded])
@@ -94,8 +94,3 @@ class DatabaseBatches(BatchMaker):
     def _decode(self, record: tuple[bytes, bytes]) -> tuple[NDArray[Any], int]:
         what = shown_key(self.database.path, record[0])
         return record_to_array(record[1], color=self.transformer.color, what=what)
-
-
-def _encoded(value: bytes) -> bool:
-    # `encoded: true` is the last field of what convert_imageset stores.
-    return value.endswith(b"\x38\x01")

@@ -1,0 +1,66 @@
+"""``caffetools convert-imageset``: Caffe's tool of that name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.show import console, note, print_json, progress
+
+
+def convert_imageset(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder that the list's names are relative to.", show_default=False)],
+    listing: Annotated[Path, typer.Argument(metavar="LIST", help="Text file of lines NAME LABEL.", show_default=False)],
+    database: Annotated[Path, typer.Argument(metavar="DB", help="The database to make.", show_default=False)],
+    gray: Annotated[bool, typer.Option("--gray", help="Store one channel.")] = False,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Shuffle the list.")] = False,
+    backend: Annotated[str, typer.Option(help="lmdb or leveldb.")] = "lmdb",
+    resize_width: Annotated[int, typer.Option(help="Resize to this width; 0 keeps the pictures' sizes.")] = 0,
+    resize_height: Annotated[int, typer.Option(help="Resize to this height; 0 keeps the pictures' sizes.")] = 0,
+    check_size: Annotated[bool, typer.Option("--check-size", help="Require that all pictures have one size.")] = False,
+    encoded: Annotated[bool, typer.Option("--encoded", help="Store picture files, not pixels.")] = False,
+    encode_type: Annotated[str, typer.Option(help="File type to store, such as png or jpg (implies --encoded).", show_default=False)] = "",
+    seed: Annotated[int, typer.Option(help="Random seed of --shuffle.")] = 1,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a picture that cannot be read, instead of leaving it out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a database that exists, once the new one is complete.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write the pictures of a list into an LMDB or LevelDB, record for record as Caffe's convert_imageset does.
+
+    Arguments and flags are those of that tool, in its spellings too (-gray, --resize_width=256). The database appears when it is
+    complete.
+    """
+    from caffetools.data.convert_imageset import ImagesetOptions
+    from caffetools.data.convert_imageset import convert_imageset as convert
+    from caffetools.events import Event, Progress
+
+    options = ImagesetOptions(
+        gray=gray,
+        shuffle=shuffle,
+        backend=backend.lower(),
+        resize_width=resize_width,
+        resize_height=resize_height,
+        check_size=check_size,
+        encoded=encoded,
+        encode_type=encode_type.lstrip("."),
+        seed=seed,
+        strict=strict,
+        force=force,
+    )
+    with progress("Reading pictures") as advance:
+
+        def sink(event: Event) -> None:
+            if isinstance(event, Progress):
+                advance(event.done, event.total)
+
+        result = convert(root, listing, database, options, events=sink)
+    if as_json:
+        print_json({"database": result.path, "records": result.count, "skipped": [str(error) for error in result.skipped]})
+        return
+    for error in result.skipped[:10]:
+        note(f"left out: {error}")
+    if len(result.skipped) > 10:
+        note(f"left out {len(result.skipped) - 10} more; --json lists all")
+    console.print(f"Wrote {result.count} records to {result.path}", markup=False)

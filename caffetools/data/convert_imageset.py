@@ -1,0 +1,226 @@
+"""A list of pictures into an LMDB or LevelDB, record for record as Caffe's convert_imageset makes it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from caffetools.cancel import CancelToken
+from caffetools.data.databases import new_lmdb, record_key
+from caffetools.data.datum import encoded_to_datum, image_to_datum
+from caffetools.data.images import Pixels, decode_image, encode_image, read_bytes, resize
+from caffetools.data.layers.image_data import read_list
+from caffetools.errors import DataError
+from caffetools.events import ArtifactWritten, EventSink, Finished, Progress, Started, ignore
+from caffetools.util.threads import ordered_map
+
+PathLike = str | os.PathLike[str]
+_BACKENDS = ("lmdb", "leveldb")
+
+
+class Writer(Protocol):
+    """What :func:`new_lmdb` and :func:`new_leveldb` yield."""
+
+    count: int
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add a record."""
+
+
+@dataclass(frozen=True)
+class ImagesetOptions:
+    """The flags of convert_imageset.
+
+    Attributes:
+        gray: Store one channel.
+        shuffle: Shuffle the list; the keys number the shuffled lines.
+        backend: ``lmdb`` or ``leveldb``.
+        resize_width: Width in pixels; takes effect with ``resize_height`` only. 0 keeps the picture's size.
+        resize_height: Height in pixels; takes effect with ``resize_width`` only.
+        check_size: Require that all pictures have the same number of values.
+        encoded: Store picture files in place of pixels.
+        encode_type: File type to store, such as ``png`` or ``jpg``; implies ``encoded``. Empty: that of each file's name.
+        seed: Seed of the shuffle. (Caffe's tool draws one from the clock.)
+        force: Replace a database that exists, once the new one is complete.
+        strict: Stop at the first picture that cannot be read, which is otherwise left out, as Caffe's tool does.
+        threads: Threads that decode; None for one a core.
+    """
+
+    gray: bool = False
+    shuffle: bool = False
+    backend: str = "lmdb"
+    resize_width: int = 0
+    resize_height: int = 0
+    check_size: bool = False
+    encoded: bool = False
+    encode_type: str = ""
+    seed: int = 1
+    force: bool = False
+    strict: bool = False
+    threads: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) to resize to, or None."""
+        return (self.resize_width, self.resize_height) if self.resize_width > 0 and self.resize_height > 0 else None
+
+
+@dataclass
+class ImagesetResult:
+    """What was written.
+
+    Attributes:
+        path: The database.
+        count: Number of records.
+        skipped: The error of each picture that was left out.
+    """
+
+    path: str
+    count: int = 0
+    skipped: list[DataError] = field(default_factory=list)
+
+
+def convert_imageset(
+    root: PathLike,
+    listing: PathLike,
+    database: PathLike,
+    options: ImagesetOptions | None = None,
+    *,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> ImagesetResult:
+    """Write the pictures of ``listing`` into a new database.
+
+    Keys and Datum messages are those of Caffe's tool: the key of line i (from 0) is ``%08d_NAME``, with gaps where a picture was
+    left out. The database appears when it is complete.
+
+    Args:
+        root: Prefix of the names in the list; a folder's final slash may be omitted.
+        listing: A text file of ``NAME LABEL`` lines.
+        database: The database to make.
+        options: The flags; by default those of the tool.
+        events: Receives ``Started``, ``Progress`` (unit ``images``), ``ArtifactWritten`` and ``Finished``.
+        cancel: Checked between pictures; nothing is left at ``database`` after cancelling.
+
+    Raises:
+        DataError: The options are not possible, the list cannot be read, no picture can be read, the sizes differ with
+            ``check_size``, or the database exists.
+        RunFailed: The database cannot be written.
+        Cancelled: ``cancel`` was set.
+    """
+    options = options or ImagesetOptions()
+    _check_options(options)
+    entries = read_list(listing)
+    if options.shuffle:
+        order = np.random.default_rng(options.seed).permutation(len(entries))
+        entries = [entries[index] for index in order]
+    prefix = os.fspath(root)
+    if Path(prefix).is_dir() and not prefix.endswith(("/", os.sep)):
+        prefix += "/"
+    result = ImagesetResult(os.fspath(database))
+    events(Started(task="dataset", title=f"Writing {len(entries)} pictures to {result.path}"))
+    status, message = "failed", ""
+    try:
+        with _new_database(database, options) as writer:
+            _write(entries, prefix, writer, options, result, events, cancel)
+            if not writer.count:
+                raise DataError("no picture of the list can be read", path=listing, hint=f"the first error: {result.skipped[0]}")
+            result.count = writer.count
+        events(ArtifactWritten(task="dataset", path=result.path, what=options.backend))
+        status = "done"
+    except BaseException as error:
+        status, message = ("cancelled" if cancel is not None and cancel.cancelled else "failed"), str(error)
+        raise
+    finally:
+        events(Finished(task="dataset", status=status, message=message))  # type: ignore[arg-type]
+    return result
+
+
+def _check_options(options: ImagesetOptions) -> None:
+    if options.backend not in _BACKENDS:
+        raise DataError(f"the backend '{options.backend}' is unknown; it can be lmdb or leveldb")
+    if min(options.resize_width, options.resize_height) < 0 or max(options.resize_width, options.resize_height) > 65535:
+        raise DataError(f"the size {options.resize_width}x{options.resize_height} is impossible; both sides must be 0 to 65535")
+    if bool(options.resize_width) != bool(options.resize_height):
+        raise DataError("resize_width and resize_height take effect together only (Caffe's tool ignores one alone); give both")
+    if options.encode_type:
+        encode_image(np.zeros((1, 1, 3), np.uint8), f".{options.encode_type}")
+
+
+@contextlib.contextmanager
+def _new_database(path: PathLike, options: ImagesetOptions) -> Iterator[Writer]:
+    if options.backend == "leveldb":
+        from caffetools.data.leveldb import new_leveldb
+
+        writer: AbstractContextManager[Writer] = new_leveldb(path, force=options.force)
+    else:
+        writer = new_lmdb(path, force=options.force)
+    with writer as opened:
+        yield opened
+
+
+def _write(
+    entries: list[tuple[str, int]],
+    prefix: str,
+    writer: Writer,
+    options: ImagesetOptions,
+    result: ImagesetResult,
+    events: EventSink,
+    cancel: CancelToken | None,
+) -> None:
+    first_size: int | None = None
+    make = _record_maker(prefix, options)
+    with closing(ordered_map(make, entries, threads=options.threads)) as records:
+        for number, ((name, _), outcome) in enumerate(zip(entries, records, strict=True)):
+            if cancel is not None:
+                cancel.raise_if_cancelled("writing the database")
+            if isinstance(outcome, DataError):
+                if options.strict:
+                    raise outcome
+                result.skipped.append(outcome)
+            else:
+                value, size = outcome
+                first_size = size if first_size is None else first_size
+                if options.check_size and size != first_size:
+                    raise DataError(f"its record has {size} bytes of data, the first one {first_size}", path=prefix + name)
+                writer.put(record_key(number, name), value)
+            events(Progress(task="dataset", done=number + 1, total=len(entries), unit="images"))
+
+
+def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[tuple[str, int]], tuple[bytes, int] | DataError]:
+    """Return a function from a line of the list to its record and the number of bytes of its data, or to the error."""
+
+    def make(entry: tuple[str, int]) -> tuple[bytes, int] | DataError:
+        name, label = entry
+        try:
+            path = prefix + name
+            data = read_bytes(path)
+            image = decode_image(data, color=not options.gray, what=path)
+            if options.size is not None:
+                image = resize(image, options.size)
+            if options.encoded or options.encode_type:
+                data = _encoded(data, image, path, options)
+                return encoded_to_datum(data, label).SerializeToString(), len(data)
+            return image_to_datum(image, label).SerializeToString(), image.size
+        except DataError as error:
+            return error
+
+    return make
+
+
+def _encoded(data: bytes, image: Pixels, path: str, options: ImagesetOptions) -> bytes:
+    """Return the file to store: the source's bytes where its type is asked for and nothing was resized, else ``image`` encoded."""
+    suffix = path[path.rfind(".") + 1 :].lower() if "." in Path(path).name else ""
+    kind = options.encode_type.lower() or suffix
+    if not kind:
+        raise DataError("its name has no ending to take the encoding type from", path=path, hint="give --encode_type")
+    if options.size is None and (suffix == kind or (kind == "jpg" and suffix == "jpeg")):
+        return data
+    return encode_image(image, f".{kind}")

@@ -1,0 +1,42 @@
+"""`caffetools convert-imageset` and compute_image_mean, as scripts written for Caffe's tools call them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from caffetools.data.databases import open_database
+from tests.cli.inprocess import run
+from tests.conftest import GOLDEN
+
+IO = GOLDEN / "io"
+
+
+def test_the_flags_of_caffes_tool_work_in_its_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(IO)
+    flags = ["-resize_height=15", "--resize_width", "21", "--gray=true", "--shuffle=false", "--noencoded", "--backend=lmdb"]
+    done = run("convert_imageset", *flags, "images/", "list_mixed.txt", tmp_path / "db")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"Wrote 7 records to {tmp_path / 'db'}\n"
+    ours, theirs = open_database(tmp_path / "db"), open_database("db/lmdb_resize_gray")
+    assert list(ours.records()) == list(theirs.records())
+
+
+def test_compute_image_mean_takes_the_backend_and_needs_no_output(tmp_path: Path) -> None:
+    printed = json.loads((IO / "index.json").read_text())["means"]["lmdb_raw"]["printed"]
+    for name in ("compute_image_mean", "compute-image-mean", "mean"):
+        done = run(name, "-backend=lmdb", IO / "db" / "lmdb_raw")
+        assert (done.returncode, done.stdout.splitlines()) == (0, printed)
+    assert run("mean", IO / "db" / "lmdb_raw", "--backend", "rocksdb").returncode == 2
+
+
+def test_pictures_left_out_are_named_and_errors_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{IO / 'images'}/none.png 0\n{next((IO / 'images').rglob('*.png'))} 1\n")
+    done = run("convert-imageset", "", tmp_path / "list", tmp_path / "db", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["records"] == 1 and "none.png" in json.loads(done.stdout)["skipped"][0]
+    done = run("convert-imageset", "", tmp_path / "list", tmp_path / "db")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "already exists" in done.stderr
+    done = run("convert-imageset", "", tmp_path / "list", tmp_path / "db2", "--strict")
+    assert done.returncode == 2 and "none.png" in done.stderr and not (tmp_path / "db2").exists()

@@ -1,0 +1,150 @@
+"""convert-imageset makes the databases that Caffe's tool makes, key for key and Datum for Datum."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from caffetools.cancel import CancelToken
+from caffetools.data.convert_imageset import ImagesetOptions, convert_imageset
+from caffetools.data.databases import open_database
+from caffetools.data.datum import parse_datum
+from caffetools.errors import Cancelled, DataError
+from caffetools.events import Event, Finished, Progress
+from tests.conftest import GOLDEN
+
+FOLDER = GOLDEN / "io"
+DATABASES: dict[str, Any] = json.loads((FOLDER / "index.json").read_text())["databases"]
+
+
+def options_of(flags: list[str]) -> ImagesetOptions:
+    values: dict[str, Any] = {}
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        values[name] = int(value) if value.isdigit() else value or True
+    return ImagesetOptions(**values)
+
+
+def read(path: Path | str) -> list[tuple[bytes, bytes]]:
+    database = open_database(path)
+    records = list(database.records())
+    database.close()
+    return records
+
+
+@pytest.mark.parametrize("name", [name for name in DATABASES if name != "lmdb_shuffle"])
+def test_a_list_becomes_the_database_of_caffes_tool(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = DATABASES[name]
+    if "leveldb" in name:
+        pytest.importorskip("plyvel")
+    monkeypatch.chdir(FOLDER)
+    result = convert_imageset("images/", case["list"], tmp_path / "db", options_of(case["flags"]))
+    ours, rows, arrays = read(tmp_path / "db"), case["rows"], np.load("databases.npz")
+    assert result.count == len(ours) == len(rows) and not result.skipped
+    for index, ((key, value), row) in enumerate(zip(ours, rows, strict=True)):
+        datum = parse_datum(value, "ours")
+        assert (key.decode(), datum.label, datum.encoded) == (row["key"], row["label"], row["encoded"])
+        if "encode_type=png" in str(case["flags"]) and "resize" in name:
+            # Another build of OpenCV may compress otherwise; PNG loses nothing.
+            stored = arrays[f"{name}:{index}:file"]
+            np.testing.assert_array_equal(_decoded(datum.data), _decoded(stored.tobytes()))
+        elif datum.encoded:
+            assert datum.data == arrays[f"{name}:{index}:file"].tobytes()
+        else:
+            assert (datum.channels, datum.height, datum.width) == arrays[f"{name}:{index}"].shape
+            assert datum.data == arrays[f"{name}:{index}"].tobytes()
+    if "leveldb" not in name and "resize_png" not in name:
+        assert ours == read(f"db/{name}")
+
+
+def _decoded(data: bytes) -> Any:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def test_a_shuffled_list_has_the_same_pictures_numbered_in_their_new_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER)
+    plain, databases = read("db/lmdb_raw"), []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        convert_imageset("images", "list_same.txt", tmp_path / name, ImagesetOptions(shuffle=True, seed=seed))
+        databases.append(read(tmp_path / name))
+    assert databases[0] == databases[1] != databases[2]
+    assert [key[:8] for key, _ in databases[0]] == [key[:8] for key, _ in plain]
+    assert {(key[9:], value) for key, value in databases[0]} == {(key[9:], value) for key, value in plain}
+    assert databases[0] != plain
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_leaves_a_gap_in_the_keys(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((4, 5, 3), 7, np.uint8))
+    (tmp_path / "b.png").write_text("not a picture")
+    (tmp_path / "list").write_text("a.png 0\nb.png 1\nc.png 2\n")
+    result = convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db")
+    assert [key for key, _ in read(tmp_path / "db")] == [b"00000000_a.png", b"00000002_c.png"]
+    assert [error.message or str(error) for error in result.skipped] and "b.png" in str(result.skipped[0])
+    with pytest.raises(DataError, match=r"b\.png"):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "strict", ImagesetOptions(strict=True))
+    assert not (tmp_path / "strict").exists()
+
+
+def test_check_size_compares_the_number_of_values(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((4, 6, 3), np.uint8))
+    (tmp_path / "list").write_text("a.png 0\nb.png 1\n")
+    with pytest.raises(DataError, match=r"b\.png: its record has 72 bytes of data, the first one 60"):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", ImagesetOptions(check_size=True))
+
+
+def test_files_are_stored_as_they_are_only_where_their_type_is_asked_for(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.PNG"), np.arange(60, dtype=np.uint8).reshape(4, 5, 3))
+    (tmp_path / "list").write_text("a.PNG 0\n")
+    source = (tmp_path / "a.PNG").read_bytes()
+    for name, options, same in (
+        ("guess", {"encoded": True}, True),
+        ("png", {"encode_type": "png"}, True),
+        ("jpg", {"encode_type": "jpg"}, False),
+    ):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / name, ImagesetOptions(**options))  # type: ignore[arg-type]
+        datum = parse_datum(read(tmp_path / name)[0][1], "record")
+        assert datum.encoded and (datum.data == source) == same
+        assert datum.data.startswith(b"\xff\xd8" if name == "jpg" else b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"backend": "rocksdb"}, "backend 'rocksdb' is unknown"),
+        ({"resize_width": 9}, "take effect together only"),
+        ({"encode_type": "docx"}, "cannot write pictures of type '.docx'"),
+        ({"resize_width": -1, "resize_height": 5}, "size -1x5 is impossible"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    (tmp_path / "list").write_text("a.png 0\n")
+    with pytest.raises(DataError, match=reason):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", ImagesetOptions(**options))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list"]
+
+
+def test_cancelling_leaves_nothing_and_the_events_end_with_finished(tmp_path: Path) -> None:
+    for number in range(9):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((4, 5, 3), number, np.uint8))
+    (tmp_path / "list").write_text("".join(f"{number}.png 0\n" for number in range(9)))
+    events: list[Event] = []
+    cancel = CancelToken()
+
+    def sink(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progress) and event.done == 4:
+            cancel.cancel()
+
+    with pytest.raises(Cancelled):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", events=sink, cancel=cancel)
+    assert not (tmp_path / "db").exists()
+    assert isinstance(events[-1], Finished) and events[-1].status == "cancelled"
+    convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", events=events.append)
+    assert isinstance(events[-1], Finished) and events[-1].status == "done" and len(read(tmp_path / "db")) == 9
