@@ -123,6 +123,24 @@ class RunFailed(CaffeToolsError):
     exit_code: int = 1
 
 
+class WriteFailed(RunFailed):
+    """A file or folder that could not be written; what was at ``path`` before is unchanged.
+
+    Args:
+        path: The file or folder as the user knows it, not a temporary one.
+        reason: Why, e.g. the system's words for its error.
+        hint: What to do about it.
+    """
+
+    def __init__(self, path: PathLike, reason: object, *, hint: str | None = "nothing was changed there"):
+        super().__init__(str(reason), path=path, hint=hint)
+        self.args = (os.fspath(path), str(reason))  # with which it is copied and unpickled
+
+    def __str__(self) -> str:
+        text = f"cannot write {self.place}: {self.message}"
+        return f"{text}; {self.hint}" if self.hint else text
+
+
 class Cancelled(CaffeToolsError):
     """Work that was cancelled through a :class:`~caffetools.cancel.CancelToken`; what it left behind is whole and can be resumed."""
 

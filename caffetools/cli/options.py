@@ -10,11 +10,9 @@ import typer
 
 def _force(context: typer.Context, name: str | None) -> str | None:
     if name is not None:
-        from caffetools.proto.forks.dialect import current, force
+        from caffetools.proto.options import override_dialect
 
-        before = current()
-        force(name)
-        context.call_on_close(lambda: force(before))
+        context.with_resource(override_dialect(name))
     return name
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from caffetools.data.lmdb_file import ErrorHandler, LmdbFile, Record
-from caffetools.errors import DataError, RunFailed
+from caffetools.errors import DataError, WriteFailed
 from caffetools.util.folders import PathLike, new_folder
 
 # Keys may be 511 bytes long at most; the number at their start makes them differ.
@@ -182,7 +182,7 @@ def new_lmdb(path: PathLike, *, force: bool = False) -> Iterator[LmdbWriter]:
 
     Raises:
         DataError: ``path`` exists (and is not an LMDB to be replaced), or another run is writing it.
-        RunFailed: it cannot be written, or the disk is full.
+        WriteFailed: it cannot be written, or the disk is full.
     """
     with new_folder(path, force=force, replaceable=lambda old: (old / "data.mdb").is_file()) as work:
         import lmdb
@@ -196,7 +196,7 @@ def new_lmdb(path: PathLike, *, force: bool = False) -> Iterator[LmdbWriter]:
                 raise
             writer.close()
         except lmdb.Error as error:
-            raise RunFailed(f"cannot write {os.fspath(path)}: {_reason(error)}; nothing was changed there") from error
+            raise WriteFailed(path, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

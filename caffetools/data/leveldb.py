@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from caffetools.data.db_handles import RefCountedHandle
 from caffetools.data.lmdb_file import ErrorHandler, Record
-from caffetools.errors import DataError, RunFailed
+from caffetools.errors import DataError, WriteFailed
 from caffetools.util.folders import PathLike, new_folder
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def new_leveldb(path: PathLike, *, force: bool = False) -> Iterator[LevelDbWrite
 
     Raises:
         DataError: plyvel is not installed; ``path`` exists (and is not a LevelDB to be replaced), or another run is writing it.
-        RunFailed: It cannot be written, or the disk is full.
+        WriteFailed: It cannot be written, or the disk is full.
     """
     plyvel = _import_plyvel(path, "writing", "write an LMDB")
     with new_folder(path, force=force, replaceable=lambda old: (old / "CURRENT").is_file()) as work:
@@ -137,7 +137,7 @@ def new_leveldb(path: PathLike, *, force: bool = False) -> Iterator[LevelDbWrite
             with contextlib.closing(plyvel.DB(os.fspath(work), create_if_missing=True, error_if_exists=True, **options)) as database:
                 yield LevelDbWriter(database)
         except (plyvel.Error, OSError) as error:
-            raise RunFailed(f"cannot write {os.fspath(path)}: {_text(error)}; nothing was changed there") from error
+            raise WriteFailed(path, _text(error)) from error
 
 
 def _import_plyvel(path: PathLike, action: str, instead: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.errors import RunFailed
+from caffetools.errors import WriteFailed
 from caffetools.layers.base import Layer, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import TEST
@@ -50,7 +50,7 @@ class HDF5Output(Layer):
             (self._append if self._items else self._create)(rows)
             self._items += len(rows["data"])
         except OSError as error:
-            raise RunFailed(f"layer '{self.name}' cannot write {self.path}: {error}") from error
+            raise WriteFailed(self.path, error, hint=None) from error
         return ()
 
     def get_state(self) -> dict[str, int]:

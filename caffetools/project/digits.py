@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from caffetools.errors import CaffeToolsError, RunFailed
+from caffetools.errors import CaffeToolsError, WriteFailed
 
 
 def write_digits(folder: Path, digits: Iterable[int]) -> int:
@@ -18,7 +18,7 @@ def write_digits(folder: Path, digits: Iterable[int]) -> int:
 
     Raises:
         CaffeToolsError: scikit-learn is not installed.
-        RunFailed: they cannot be written.
+        WriteFailed: they cannot be written.
     """
     try:
         from sklearn.datasets import load_digits
@@ -40,7 +40,7 @@ def write_digits(folder: Path, digits: Iterable[int]) -> int:
             path = temporary / str(digit) / f"{number:04d}.png"
             path.parent.mkdir(exist_ok=True)
             if not cv2.imwrite(str(path), picture):
-                raise RunFailed(f"cannot write {folder}: is the disk full?")
+                raise WriteFailed(folder, "is the disk full?")
             written += 1
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)

@@ -14,6 +14,7 @@ from typing import Any
 from caffetools.data.datasets.listing import Listing
 from caffetools.errors import CaffeToolsError
 from caffetools.util.files import write_text
+from caffetools.util.locks import lock_path
 
 SETTINGS = "run.json"
 LOCK = "run"
@@ -30,7 +31,7 @@ def remember(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> Non
     """
     path = out / SETTINGS
     if not path.exists():
-        if others := [name.name for name in out.iterdir() if name.name != f"{LOCK}.lock"]:
+        if others := [name.name for name in out.iterdir() if name != lock_path(out / LOCK)]:
             raise CaffeToolsError(f"{out} holds other files ({sorted(others)[0]}); choose a new folder for the run (-o)")
         write_text(path, json.dumps({**settings, "inputs": inputs}, indent=2, ensure_ascii=False) + "\n")
         return

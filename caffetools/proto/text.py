@@ -15,8 +15,9 @@ from typing import Any
 from google.protobuf import text_format
 
 from caffetools.errors import PrototxtError, did_you_mean
-from caffetools.proto.forks import dialect
+from caffetools.proto.forks.dialect import missing_fields
 from caffetools.proto.forks.tables import UNKNOWN
+from caffetools.proto.options import read_options
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.unknown import keep_unknown, print_unknown
 from caffetools.util.files import write_text
@@ -41,27 +42,28 @@ def read_solver(path: PathLike) -> Any:
 def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     """Parse prototxt ``text`` into a new ``message_type``; ``path`` is only used in errors.
 
-    A dialect that the user forced (:func:`caffetools.proto.forks.dialect.force`) must have all of the fields; ``any`` keeps unknown ones.
+    A dialect given by the :class:`~caffetools.proto.options.ReadOptions` must have all of the fields; ``any`` keeps unknown ones.
     """
     if not text.strip():
         raise PrototxtError("the file is empty", path=path)
     if reserved := re.search(rf"\b{UNKNOWN}\w*\s*:", text):
         line = text.count("\n", 0, reserved.start()) + 1
         raise PrototxtError(f"the field '{reserved[0].rstrip(': ')}' is kept for caffetools itself", path=path, line=line)
-    forced = dialect.current()
+    options = read_options()
     message = message_type()
     try:
         text_format.Parse(text, message)
     except text_format.ParseError:
         message = message_type()
         try:
-            text_format.Parse(keep_unknown(text, message.DESCRIPTOR, lenient=forced == dialect.ANY), message)
+            text_format.Parse(keep_unknown(text, message.DESCRIPTOR, lenient=options.keep_unknown), message)
         except text_format.ParseError as error:
             raise _explain(error, message, text, path) from None
     if not message.IsInitialized():
         raise _incomplete(message, text, path)
-    if forced not in (None, dialect.ANY) and (missing := dialect.missing_fields(message, forced or "")):
-        raise PrototxtError(f"the dialect '{forced}' has no field {missing[0]}; leave --dialect out to read it", path=path)
+    required = options.required_forks
+    if required is not None and (missing := missing_fields(message, required)):
+        raise PrototxtError(f"the dialect '{required}' has no field {missing[0]}", path=path, hint="leave --dialect out to read it")
     return message
 
 

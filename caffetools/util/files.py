@@ -1,57 +1,61 @@
-"""Writing files so that a reader finds either the old content or the whole new one, never a part."""
+"""Atomic writing of files: a reader finds the old content or the complete new one, never a part."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from caffetools.errors import RunFailed
+from caffetools.errors import WriteFailed
+
+# Characters of a file's name that its temporary file takes over; with what is added, even wide ones keep below the usual 255 bytes.
+_LONGEST_NAME = 50
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path``; on success fsync it and rename it to ``path``, else remove it.
+    """Open a temporary file in the folder of ``path``; on success fsync it and rename it to ``path``, otherwise remove it.
 
-    A device or a pipe (``/dev/stdout``) is written to as it is, and a link stays a link to the new file.
+    A device or a pipe (``/dev/stdout``) is written to directly. A symbolic link is kept, and the file that it leads to is replaced.
 
     Args:
         path: The final name; its folder is created when missing.
         mode: ``"wb"`` or ``"w"`` (UTF-8).
 
     Raises:
-        RunFailed: the folder cannot be written to, or the disk is full. ``path`` is then as it was before.
+        WriteFailed: The folder cannot be written to, or the disk is full; ``path`` is unchanged.
     """
     target = Path(path)
     if target.exists() and not target.is_file():
-        with _as_it_is(target, mode) as stream:
+        with _open_directly(target, mode) as stream:
             yield stream
         return
     if target.is_symlink():
         target = Path(os.path.realpath(target))
-    temporary: str | None = None
+    temporary: Path | None = None
     made: list[Path] = []
     try:
         made = make_folder(target.parent)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        # mkstemp makes private files; what a person writes should get the usual rights.
-        Path(temporary).chmod(0o666 & ~_umask())
+        # Not tempfile.mkstemp, whose files are private: the usual permissions apply here, and the umask cannot be read without setting it.
+        name = target.parent / f".{target.name[:_LONGEST_NAME]}.{secrets.token_hex(4)}.part"
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        temporary = name
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).replace(target)
+        temporary.replace(target)
         temporary = None
     except OSError as error:
-        raise RunFailed(f"cannot write {target}: {error.strerror or error}; nothing was changed there") from error
+        raise WriteFailed(target, error.strerror or error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
-                Path(temporary).unlink()
+                temporary.unlink()
             with contextlib.suppress(OSError):
                 for folder in made:
                     folder.rmdir()
@@ -64,18 +68,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextlib.contextmanager
-def _as_it_is(target: Path, mode: str) -> Iterator[IO[Any]]:
+def _open_directly(target: Path, mode: str) -> Iterator[IO[Any]]:
     try:
         with target.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
     except OSError as error:
-        raise RunFailed(f"cannot write {target}: {error.strerror or error}; nothing was changed there") from error
+        raise WriteFailed(target, error.strerror or error) from error
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Create ``folder`` and those above it, where they are missing, and return the new ones, the innermost first.
+    """Create ``folder`` and its parents where they are missing, and return the created ones, innermost first.
 
-    Raises ``OSError`` that says which of them is a file.
+    Raises:
+        OSError: They cannot be created; the message names a file that is in the way.
     """
     missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     try:
@@ -87,16 +92,10 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names of a folder's files on the disk: a rename survives a power cut only then. File systems that refuse need it not."""
+    """Flush a folder's entries to the disk, so that a rename survives a power cut; ignored where a file system does not support it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

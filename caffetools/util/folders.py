@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and are built by one run at a time."""
+"""Atomic creation of folders, by one run at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from caffetools.errors import DataError, RunFailed
+from caffetools.errors import CaffeToolsError, DataError, WriteFailed
 from caffetools.util.files import make_folder, sync_folder
 from caffetools.util.locks import Busy, file_lock
 
@@ -17,25 +17,25 @@ PathLike = str | os.PathLike[str]
 
 @contextlib.contextmanager
 def new_folder(path: PathLike, *, force: bool = False, replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """Build a folder under a hidden name beside ``path``; on success it is renamed to ``path``, else removed.
+    """Build a folder under a hidden name next to ``path``; on success it is renamed to ``path``, otherwise removed.
 
-    A run that is killed leaves only the hidden ``.NAME.part`` and ``.NAME.lock``; the next run for the same ``path`` removes them.
+    A run that is killed leaves only the hidden ``.NAME.part`` and its lock file; the next run for the same ``path`` removes them.
 
     Args:
-        path: The folder to make; the folders above it are created when missing.
-        force: Replace what is at ``path``, once the new folder is complete.
-        replaceable: With ``force``, whether the folder at ``path`` may be replaced; one that is something else is left alone.
+        path: The folder to create; missing parents are created.
+        force: Replace an existing ``path`` once the new folder is complete.
+        replaceable: With ``force``, decides whether the existing ``path`` may be replaced.
 
     Yields:
         The hidden folder to write into, empty.
 
     Raises:
         DataError: ``path`` exists (and ``force`` is not given, or may not replace it), or another run is building it.
-        RunFailed: it cannot be written, or the disk is full; what was at ``path`` is still there.
+        WriteFailed: It cannot be written, or the disk is full; an existing ``path`` is unchanged.
     """
     target = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
     _check_free(target, force, replaceable)
-    with _explained(target, _hidden(target, "part")):
+    with _report_as(target, _hidden(target, "part")):
         make_folder(target.parent)
         with _locked(target):
             _restore(target)
@@ -51,7 +51,7 @@ def new_folder(path: PathLike, *, force: bool = False, replaceable: Callable[[Pa
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; nothing happens when there is none."""
+    """Remove a file, or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -67,13 +67,13 @@ def _check_free(target: Path, force: bool, replaceable: Callable[[Path], bool] |
     if not os.path.lexists(target):
         return
     if not force:
-        raise DataError(f"{target} already exists; give another name, remove it, or replace it with --force")
+        raise DataError("already exists", path=target, hint="give another name, remove it, or replace it with --force")
     if replaceable is not None and not replaceable(target):
-        raise DataError(f"{target} is not something that --force may replace: nothing in it says that caffetools made it")
+        raise DataError("--force may not replace it: nothing in it shows that caffetools created it", path=target)
 
 
 def _replace(work: Path, target: Path) -> None:
-    """Put ``work`` at ``target``. A kill in between leaves the old content as ``.NAME.old``, which the next run puts back."""
+    """Rename ``work`` to ``target``. A kill in between leaves the old content as ``.NAME.old``, which the next run restores."""
     old = _hidden(target, "old")
     if os.path.lexists(target):
         remove(old)
@@ -97,19 +97,21 @@ def _locked(target: Path) -> Iterator[None]:
     """Hold the lock of ``target``."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(_hidden(target, "lock")))
+            stack.enter_context(file_lock(target))
         except Busy as busy:
             owner = f" (process {busy.holder[0]})" if busy.holder else ""
-            raise DataError(f"another run{owner} is writing {target}; wait for it or stop it") from None
+            raise DataError(f"another run{owner} is writing it", path=target, hint="wait for it or stop it") from None
         yield
 
 
 @contextlib.contextmanager
-def _explained(target: Path, work: Path) -> Iterator[None]:
-    """Say OS errors of the body of ``target``, not of the hidden folder."""
+def _report_as(target: Path, work: Path) -> Iterator[None]:
+    """Report errors of the body as errors of ``target``, not of the hidden folder ``work``."""
     try:
         yield
-    except RunFailed as error:
-        raise RunFailed(str(error).replace(str(work), str(target))) from error
+    except CaffeToolsError as error:
+        if error.path is None or not Path(error.path).is_relative_to(work):
+            raise
+        raise error.located(target / Path(error.path).relative_to(work), error.line, error.column) from error
     except OSError as error:
-        raise RunFailed(f"cannot write {target}: {error.strerror or error}; nothing was changed there") from error
+        raise WriteFailed(target, error.strerror or error) from error

@@ -1,97 +1,129 @@
-"""One process at a time: lock files whose lock is the system's, so that it ends with its process, however that dies."""
+"""Locks between processes and threads, on :mod:`filelock`; the system releases one when its process ends, however that happens."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from caffetools.util.files import make_folder
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: there is no lock then
-    fcntl = None  # type: ignore[assignment]
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import filelock
 
-# Locks of this very process, which the system would let it take twice.
-_held: set[Path] = set()
+# On a system with neither flock nor Windows' locks, filelock's are files of its own format that exist while they are held.
+_SOFT = filelock.FileLock is filelock.SoftFileLock
+# What a lock file of ours holds: nothing, or the holder's process and host.
+_HOLDER = re.compile(rb"(\d+ [^\s\0]+\n?)?")
 
 
 class Busy(Exception):
-    """The lock is held. ``holder`` is (process, host) as the file says; empty where it does not say."""
+    """Another thread or process holds the lock.
 
-    def __init__(self, holder: str):
-        words = holder.split()
-        self.holder: tuple[str, ...] = tuple(words) if len(words) == 2 else ()
-        super().__init__(holder)
+    Attributes:
+        holder: Its process id and host; None where the lock file does not name them.
+    """
+
+    def __init__(self, holder: tuple[str, str] | None):
+        self.holder = holder
+        super().__init__("the lock is held" + (f" by process {holder[0]} on {holder[1]}" if holder else ""))
+
+
+def lock_path(target: Path) -> Path:
+    """Return the lock file of ``target``: a hidden file next to it, ``.NAME.caffetools.lock``."""
+    return target.with_name(f".{target.name}.caffetools.lock")
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, *, required: bool = True) -> Iterator[None]:
-    """Hold the lock file ``path``, which is there only meanwhile and names the process.
+def file_lock(target: Path, *, required: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock of ``target`` within a ``with`` block, against other processes and the other threads of this one.
 
-    A file that a killed process left behind hinders nobody. Child processes do not inherit the lock.
+    The lock is a hidden file (:func:`lock_path`) that names the process and is removed afterwards. One that a killed process left
+    behind does not block. Child processes do not inherit the lock.
 
     Args:
-        required: Refuse file systems that have no locks; else go on without one.
+        target: The file, folder or prefix that only one run at a time may write. It need not exist.
+        required: Refuse file systems without locks; otherwise continue without one.
+        on_wait: Wait until the lock is free, after one call of this function; None raises :class:`Busy` instead.
 
     Raises:
-        Busy: another process holds it, or this one does already. OSError: the file cannot be made or locked.
+        Busy: The lock is held, and ``on_wait`` is None.
+        OSError: The lock file cannot be created or locked, or a file of that name is not a lock of ours: it is not touched.
     """
-    path = path.absolute()
-    me = f"{os.getpid()} {socket.gethostname()}"
-    if path in _held:
-        raise Busy(me)
-    descriptor = _acquire(path, required)
-    _held.add(path)
+    path = lock_path(target.absolute())
+    make_folder(path.parent)
+    if not _SOFT:
+        _check_ours(path)
+    lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        os.ftruncate(descriptor, 0)
-        with contextlib.suppress(OSError):  # a full disk: the name is only there for the message to another run
-            os.pwrite(descriptor, f"{me}\n".encode(), 0)
-        yield
-    finally:
-        # Removed while it is still held, so that nobody can hold it meanwhile.
-        with contextlib.suppress(OSError):
-            path.unlink()
-        _held.discard(path)
-        os.close(descriptor)
-
-
-def _acquire(path: Path, required: bool) -> int:
-    """A descriptor of the locked file."""
-    while True:
-        make_folder(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            if not _lock(descriptor, required):
-                raise Busy(os.pread(descriptor, 200, 0).decode("utf-8", "replace"))
-            if _is_at(descriptor, path):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # Its last holder removed the file between our opening and our locking it: take the one that is there now.
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, required: bool) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
+        _acquire(lock, path, on_wait)
     except OSError:
-        # A file system that has no locks.
         if required:
             raise
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
+        yield
+        return
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        if not _SOFT:
+            _write_holder(path)
+        yield
+    finally:
+        # Removed while it is held; a process that opened it before notices that it has no name any more and opens another one.
+        if not _SOFT:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        lock.release(force=True)
+
+
+def _acquire(lock: filelock.BaseFileLock, path: Path, on_wait: Callable[[], None] | None) -> None:
+    for _ in range(2):
+        try:
+            lock.acquire(blocking=False)
+            return
+        except filelock.Timeout:
+            if _SOFT or path.exists():
+                break
+        # Its holder has just removed it, or it cannot be created at all, which filelock also takes for a lock that is held.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    if on_wait is None:
+        raise Busy(_read_holder(path))
+    on_wait()
+    lock.acquire(poll_interval=0.1)
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse a link, a folder, or a file with other content than a holder's name."""
+    try:
+        # Not through a link, which could lead to any file of the user.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FileExistsError(error.errno, "it is in the way of a lock file and is not one of caffetools", os.fspath(path)) from None
+    try:
+        content = os.read(descriptor, 1000)
+    except OSError:  # Windows refuses to read a file that is locked; only locks are
+        return
+    finally:
+        os.close(descriptor)
+    if not _HOLDER.fullmatch(content):
+        raise FileExistsError(17, "it is in the way of a lock file and is not one of caffetools", os.fspath(path))
+
+
+def _write_holder(path: Path) -> None:
+    # A full disk, or Windows: the name only serves the message to another run.
+    with contextlib.suppress(OSError), path.open("r+b") as stream:
+        stream.truncate(0)
+        stream.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
+
+
+def _read_holder(path: Path) -> tuple[str, str] | None:
+    try:
+        words = path.read_text(encoding="utf-8", errors="replace").split()
     except OSError:
-        return False
+        return None
+    return (words[0], words[1]) if len(words) == 2 else None

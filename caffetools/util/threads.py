@@ -1,7 +1,8 @@
-"""Work on many pictures at once, with the results in order; OpenCV lets other threads run while it decodes."""
+"""Parallel maps over threads, with the results in order. Context variables (read options) hold in the threads as in the caller."""
 
 from __future__ import annotations
 
+import contextvars
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -13,21 +14,26 @@ R = TypeVar("R")
 
 
 def workers() -> int:
-    """How many threads this process should use: the cores that it may run on."""
+    """Return the number of threads that this process should use: the cores that it may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None) -> Generator[R, None, None]:
-    """``function`` of every item, in the items' order, computed by several threads that run a little ahead of the reader.
+    """Yield ``function(item)`` in the items' order, computed by several threads that run a little ahead of the consumer.
 
-    An error of ``function`` is raised at its item's turn. Leaving early cancels what has not begun.
+    An error of ``function`` is raised at its item's turn. Closing the generator cancels calls that have not started.
+
+    Args:
+        function: Called in the threads.
+        items: Its arguments; taken lazily.
+        threads: How many threads; by default :func:`workers`.
     """
     threads = threads or workers()
     executor = ThreadPoolExecutor(threads)
     pending: deque[Future[R]] = deque()
     try:
         for item in items:
-            pending.append(executor.submit(function, item))
+            pending.append(executor.submit(contextvars.copy_context().run, function, item))
             if len(pending) > 4 * threads:
                 yield pending.popleft().result()
         while pending:
@@ -37,11 +43,18 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, threads: int 
 
 
 def in_parts(work: Callable[[range], object], count: int, *, threads: int | None = None) -> None:
-    """Call ``work`` with the numbers 0 … ``count`` - 1 in as many runs as there are threads, each in its own; an error is raised again."""
+    """Call ``work`` with contiguous ranges that cover 0 … ``count`` - 1, one range a thread; an error of it is raised.
+
+    Args:
+        work: Called with each range.
+        count: The number of items.
+        threads: How many threads at most; by default :func:`workers`.
+    """
     threads = max(1, min(threads or workers(), count))
     if threads == 1:
         work(range(count))
         return
-    runs = [range(count * part // threads, count * (part + 1) // threads) for part in range(threads)]
+    ranges = [range(count * part // threads, count * (part + 1) // threads) for part in range(threads)]
     with ThreadPoolExecutor(threads) as executor:
-        list(executor.map(work, runs))
+        for call in [executor.submit(contextvars.copy_context().run, work, part) for part in ranges]:
+            call.result()

@@ -18,7 +18,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import caffetools
-from caffetools.errors import RunFailed
+from caffetools.errors import WriteFailed
 
 Progress = Callable[[int, int], None]
 
@@ -202,17 +202,15 @@ def _writing(part: Path) -> Any:
     try:
         yield
     except OSError as error:
-        raise RunFailed(
-            f"cannot write {part}: {error.strerror or error}; make room and run the same command again: it goes on where it stopped"
-        ) from error
+        hint = "free some space and run the same command again: it resumes where it stopped"
+        raise WriteFailed(part, error.strerror or error, hint=hint) from error
 
 
 def _check_space(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
-        raise RunFailed(
-            f"cannot write {part}: {needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB free; make room or choose another folder"
-        )
+        reason = f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free"
+        raise WriteFailed(part, reason, hint="free some space or choose another folder")
 
 
 def _copy(url: str, part: Path, progress: Progress | None) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from caffetools.errors import RunFailed, ZooError
+from caffetools.errors import RunFailed, WriteFailed, ZooError
 from caffetools.util.files import write_text
+from caffetools.util.locks import file_lock
 from caffetools.zoo.cards import SCHEMES, ModelCard, Weights, get_card
 from caffetools.zoo.check import WrongFile, check_weights, digest
 from caffetools.zoo.download import FetchFailed, Progress, RetryPolicy, download, finish, forget
@@ -160,29 +161,19 @@ def _make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, say: Callable[[str], None] | None) -> Iterator[None]:
-    """Hold a lock file beside ``path``; the system lets go of it when the process ends, however that happens."""
-    import fcntl
+    """Hold the lock of ``path``; waits while another fetch holds it.
 
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
+    Raises:
+        WriteFailed: The folder cannot be written to.
+    """
+
+    def on_wait() -> None:
+        if say is not None:
+            say(f"another process is fetching {path.name}; waiting for it")
+
+    with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            stack.enter_context(file_lock(path, required=False, on_wait=on_wait))
         except OSError as error:
-            raise RunFailed(f"cannot write to {path.parent}: {error.strerror}; choose another folder with --to") from None
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if say is not None:
-                    say(f"another process is fetching {path.name}; waiting for it")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Whoever held it before has removed the file: a lock on that is no lock.
-            if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(descriptor)
+            raise WriteFailed(path.parent, error.strerror, hint="choose another folder with --to") from None
+        yield

@@ -17,9 +17,9 @@ from tests.cli.inprocess import below, error_of, refused, run
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("dataset build pictures data", "data already exists"),
-        ("dataset build pictures folder --force", "folder is not something that --force may replace"),
-        ("dataset build pictures data/train_lmdb --force", "data/train_lmdb is not something that --force may replace"),
+        ("dataset build pictures data", "data: already exists"),
+        ("dataset build pictures folder --force", "folder: --force may not replace it"),
+        ("dataset build pictures data/train_lmdb --force", "data/train_lmdb: --force may not replace it"),
         ("finetune pictures -o data --model lenet --from-scratch", "data holds other files"),
         ("finetune pictures -o good.png --model lenet --from-scratch", "good.png is a file; choose a folder for the run"),
         ("demo -o pictures", "pictures holds files that are not the demo's"),
@@ -104,6 +104,6 @@ def test_a_second_run_in_the_same_folder_is_refused(materials: Path) -> None:
             line = "finetune pictures -o busy --model lenet --from-scratch"
             refused(materials, line, "is at work in busy; wait for it, stop it, or choose another folder (-o)")
         with new_folder("busy/data"):
-            refused(materials, "dataset build pictures busy/data", "is writing busy/data; wait for it or stop it")
+            refused(materials, "dataset build pictures busy/data", "is writing it; wait for it or stop it")
     finally:
         shutil.rmtree(materials / "busy")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caffetools.layers import registry
-from caffetools.proto.forks.dialect import current
+from caffetools.proto.options import ReadOptions, read_options
 from tests.cli.inprocess import error_of, run, run_well
 from tests.layers.test_plugin import CROP, NET, registered
 
@@ -45,8 +45,8 @@ def test_any_dialect_keeps_what_is_else_a_slip(net: Path) -> None:
     assert "LayerParameter has no field 'strange'" in error_of(run("inspect", net))
     shown = json.loads(run_well("inspect", net, "--json", "--dialect", "any").stdout)
     assert len(shown["layers"]) == 3
-    assert current() is None
+    assert read_options() == ReadOptions()
 
 
 def test_an_unknown_dialect_is_one_line_with_the_known_ones(net: Path) -> None:
-    assert "there is no dialect 'sdd'; known are bvlc, ssd" in error_of(run("inspect", net, "--dialect", "sdd"))
+    assert "the dialect 'sdd' is unknown; known are bvlc, ssd" in error_of(run("inspect", net, "--dialect", "sdd"))

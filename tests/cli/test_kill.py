@@ -89,7 +89,7 @@ def test_a_killed_dataset_build_leaves_nothing_at_its_place_and_the_next_one_mak
     work, draw = tmp_path / ".out.part", random.Random(1)
     least = draw.randrange(1, size_of(tmp_path / "whole" / "train_lmdb" / "data.mdb") // 4)
     moments: list[Callable[[], bool]] = [
-        (tmp_path / ".out.lock").exists,
+        (tmp_path / ".out.caffetools.lock").exists,
         lambda: size_of(work / "train_lmdb" / "data.mdb") >= least,
         (work / "val_lmdb").exists,
     ]

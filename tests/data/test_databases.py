@@ -146,7 +146,7 @@ def test_a_record_of_another_size_is_named(tmp_path: Path) -> None:
 
 def test_an_existing_path_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     write(tmp_path / "db", records(3))
-    with pytest.raises(DataError, match="db already exists.*--force"), new_lmdb(tmp_path / "db"):
+    with pytest.raises(DataError, match="db: already exists.*--force"), new_lmdb(tmp_path / "db"):
         pytest.fail("the block must not run")
     database = open_database(tmp_path / "db")
     assert len(database) == 3
@@ -162,7 +162,7 @@ def test_force_replaces_an_lmdb_but_nothing_else(tmp_path: Path) -> None:
     database.close()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "only copy.jpg").write_bytes(b"dear")
-    with pytest.raises(DataError, match="not something that --force may replace"), new_lmdb(tmp_path / "photos", force=True):
+    with pytest.raises(DataError, match="--force may not replace it"), new_lmdb(tmp_path / "photos", force=True):
         pytest.fail("the block must not run")
     assert names(tmp_path / "photos") == ["only copy.jpg"] and names(tmp_path) == ["db", "photos"]
 
@@ -185,7 +185,7 @@ def test_a_second_writer_of_one_folder_is_told_who_is_first(tmp_path: Path) -> N
 def test_what_a_killed_run_left_is_cleaned_away(tmp_path: Path) -> None:
     (tmp_path / ".out.part").mkdir()
     (tmp_path / ".out.part" / "half").write_text("stale")
-    (tmp_path / ".out.lock").write_text("1")
+    (tmp_path / ".out.caffetools.lock").write_text("1 host")
     with new_folder(tmp_path / "out") as work:
         (work / "file").write_text("new")
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["file"]

@@ -18,7 +18,8 @@ from random import Random
 
 from caffetools.errors import CaffeToolsError
 from caffetools.proto.binary import read_caffemodel, write_caffemodel
-from caffetools.proto.forks.dialect import encode, forced
+from caffetools.proto.forks.dialect import encode
+from caffetools.proto.options import override_dialect
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import format_text, parse
 from caffetools.zoo.networks import prototxt_path
@@ -61,7 +62,7 @@ def damaged_bytes(data: bytes, random: Random) -> bytes:
 
 
 def read_text(text: str, index: int) -> bool:
-    with forced("any" if index % 3 == 0 else None), contextlib.suppress(CaffeToolsError):
+    with override_dialect("any" if index % 3 == 0 else None), contextlib.suppress(CaffeToolsError):
         printed = format_text(parse(text, NetParameter))
         assert printed == "" or format_text(parse(printed, NetParameter)) == printed, text
         return True

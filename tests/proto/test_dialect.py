@@ -12,8 +12,9 @@ from caffetools.errors import CaffeToolsError, ModelFileError, PrototxtError
 from caffetools.layers.registry import layer_types
 from caffetools.proto import wire
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
-from caffetools.proto.forks.dialect import bvlc_types, current, decode_net, dialect_of, encode, force, forced
+from caffetools.proto.forks.dialect import bvlc_types, decode_net, dialect_of, encode
 from caffetools.proto.forks.tables import DIALECTS, PRIVATE, table
+from caffetools.proto.options import ReadOptions, override_dialect, read_options
 from caffetools.proto.schema import POOL, LayerParameter, NetParameter, is_repeated, message_class
 from caffetools.proto.text import format_text, parse
 
@@ -129,18 +130,18 @@ def test_a_dialect_may_be_forced() -> None:
     as_ssd, dialect = decode_net(data, "ssd")
     assert dialect == "ssd" and not as_ssd.layer[0].HasField("upsample_param")
     assert encode(as_ssd, "ssd") == data
-    with forced("ssd"):
-        assert current() == "ssd"
+    with override_dialect("ssd"):
+        assert read_options().dialect == "ssd"
         assert decode_net(data) == (as_ssd, "ssd")
         with pytest.raises(PrototxtError, match="the dialect 'ssd' has no field LayerParameter.interp_param"):
             net("layer { interp_param { } }")
         net("layer { permute_param { } }")
-    assert current() is None
+    assert read_options().dialect is None
 
 
 def test_an_unknown_dialect_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(CaffeToolsError, match=r"there is no dialect 'sdd'; known are bvlc, ssd, .*, and any"):
-        force("sdd")
+    with pytest.raises(CaffeToolsError, match=r"the dialect 'sdd' is unknown; known are bvlc, ssd, .*, and any"):
+        ReadOptions("sdd")
 
 
 def test_fields_that_no_dialect_has_together_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffetools.errors import PrototxtError
-from caffetools.proto.forks.dialect import forced
+from caffetools.proto.options import override_dialect
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.text import format_text, parse, read_net, write_prototxt
 from caffetools.proto.unknown import unknown_fields, unknown_names
@@ -103,7 +103,7 @@ layer {
   }
 }
 """
-    with forced("any"):
+    with override_dialect("any"):
         param = net(text)
         printed = format_text(param)
         assert net(printed) == param
@@ -113,7 +113,7 @@ layer {
 
 
 def test_a_solver_read_leniently_keeps_its_unknown_fields() -> None:
-    with forced("any"):
+    with override_dialect("any"):
         solver = parse("base_lr: 1\nstepearly: 5\n", SolverParameter)
     assert format_text(solver) == "base_lr: 1\nstepearly: 5\n"
 

@@ -44,9 +44,9 @@ def test_the_lock_of_a_killed_process_hinders_nobody(tmp_path: Path) -> None:
     with holder(tmp_path / "net") as process:
         process.kill()
         process.wait()
-    assert (tmp_path / "net.lock").read_text().split()[0] == str(process.pid)
+    assert (tmp_path / ".net.caffetools.lock").read_text().split()[0] == str(process.pid)
     with prefix_lock(tmp_path / "net"):
-        assert (tmp_path / "net.lock").read_text().split()[0] == str(os.getpid())
+        assert (tmp_path / ".net.caffetools.lock").read_text().split()[0] == str(os.getpid())
 
 
 def test_the_same_process_cannot_hold_it_twice(tmp_path: Path) -> None:

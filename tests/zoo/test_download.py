@@ -131,7 +131,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(server: Server, tmp_path: P
 
 
 def test_a_file_larger_than_the_disk_is_not_begun(tmp_path: Path) -> None:
-    with serving(CONTENT, promised=2**60) as server, pytest.raises(RunFailed, match="MB free; make room"):
+    with serving(CONTENT, promised=2**60) as server, pytest.raises(RunFailed, match="MB are free; free some space"):
         get(card_at(f"{server.url}/w"), tmp_path)
     assert not (tmp_path / "weights.caffemodel.part").exists()
 

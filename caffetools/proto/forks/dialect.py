@@ -10,56 +10,20 @@ the fewest fields unknown or wrongly encoded, and of equal ones the first; a sec
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from caffetools.errors import CaffeToolsError, ModelFileError
+from caffetools.errors import ModelFileError
 from caffetools.proto import wire
 from caffetools.proto.forks.renumber import UnplannedField, field_numbers, reading_plan, renumber, writing_plan
 from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, UNKNOWN_BYTES, table
+from caffetools.proto.options import ANY, read_options, split_dialect
 from caffetools.proto.schema import POOL, NetParameter, bvlc_descriptor, is_repeated
 
-ANY = "any"
-
 _LAYER_FIELD, _TYPE_FIELD = 100, 2
-_forced: str | None = None
-
-
-def current() -> str | None:
-    """The dialect that the user forced for this process; None where files tell."""
-    return _forced
-
-
-def force(dialect: str | None) -> None:
-    """Read every file as ``dialect`` from now on; None lets files tell again. Raises :class:`CaffeToolsError` for an unknown one."""
-    global _forced
-    if dialect is not None:
-        parts(dialect)
-    _forced = dialect
-
-
-@contextmanager
-def forced(dialect: str | None) -> Iterator[None]:
-    """:func:`force` for the time of a ``with``."""
-    before = _forced
-    force(dialect)
-    try:
-        yield
-    finally:
-        force(before)
-
-
-def parts(dialect: str) -> tuple[str, ...]:
-    """The forks of a dialect. Raises :class:`CaffeToolsError` naming the known ones."""
-    names = tuple(name for name in dialect.split("+") if name not in ("", ANY, "bvlc"))
-    for name in names:
-        if name not in DIALECTS:
-            raise CaffeToolsError(f"there is no dialect '{name}'; known are bvlc, {', '.join(DIALECTS)}, and any")
-    return names
 
 
 @cache
@@ -90,25 +54,27 @@ def dialect_of(message: Any) -> str:
 
 def missing_fields(message: Any, dialect: str) -> list[str]:
     """The fields that ``message`` uses and ``dialect`` does not have, as ``Message.field``."""
-    return sorted(f"{owner}.{field}" for owner, field in _missing(_used(message), parts(dialect)))
+    return sorted(f"{owner}.{field}" for owner, field in _missing(_used(message), split_dialect(dialect)))
 
 
 def decode_net(data: bytes, dialect: str | None = None) -> tuple[Any, str]:
     """A serialized ``NetParameter`` of any fork as a message of our schema, and the dialect it was read in.
 
     Args:
-        dialect: How to read it; None asks :func:`current`, then the bytes themselves.
+        dialect: How to read it; None takes that of the read options, or detects it from the bytes.
 
     Raises:
         WireError, DecodeError: the bytes are no net.
     """
-    chosen = dialect if dialect is not None else _forced
+    chosen = dialect if dialect is not None else read_options().dialect
     if chosen is None or chosen == ANY:
         net = _as_bvlc(data)
         if net is not None:
             return net, ""
         chosen = "+".join(_detect(memoryview(data)))
-    return NetParameter.FromString(renumber(memoryview(data), "NetParameter", reading_plan(parts(chosen)))), "+".join(parts(chosen))
+    return NetParameter.FromString(renumber(memoryview(data), "NetParameter", reading_plan(split_dialect(chosen)))), "+".join(
+        split_dialect(chosen)
+    )
 
 
 def encode(message: Any, dialect: str | None = None) -> bytes:
@@ -123,7 +89,7 @@ def encode(message: Any, dialect: str | None = None) -> bytes:
         return data
     chosen = dialect_of(message) if dialect is None else dialect
     try:
-        return renumber(memoryview(data), name, writing_plan(parts(chosen)))
+        return renumber(memoryview(data), name, writing_plan(split_dialect(chosen)))
     except UnplannedField as error:
         field = POOL.FindMessageTypeByName(f"caffe.{error.message}").fields_by_number[error.number].name
         raise ModelFileError(f"the dialect '{chosen or 'bvlc'}' has no field {error.message}.{field}; write it in another one") from None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed
+from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed, WriteFailed
 from caffetools.net.net import Net
 from caffetools.net.weights import to_caffemodel
 from caffetools.proto.binary import SolverState, read_solverstate, write_caffemodel, write_solverstate
@@ -163,10 +163,12 @@ def _staged(target: Path) -> Iterator[Path]:
         stage = Path(tempfile.mkdtemp(prefix=f".{target.name.partition('.solverstate')[0]}.", suffix=".part", dir=target.parent))
         yield stage
     except OSError as error:
-        raise RunFailed(f"cannot write {target}: {error.strerror or error}") from error
-    except RunFailed as error:
-        # The hidden folder is nothing that a user needs to know of.
-        raise RunFailed(str(error).replace(f"{stage}{os.sep}", f"{target.parent}{os.sep}")) from error
+        raise WriteFailed(target, error.strerror or error) from error
+    except CaffeToolsError as error:
+        if stage is None or error.path is None or not Path(error.path).is_relative_to(stage):
+            raise
+        # Users know nothing of the hidden folder.
+        raise error.located(target.parent / Path(error.path).relative_to(stage)) from error
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caffetools.errors import RunFailed
+from caffetools.errors import WriteFailed
 from caffetools.solver.callbacks import Observer, Output, Snapshot, TestResult, TrainStats
 from caffetools.util.files import make_folder
 
@@ -23,7 +23,7 @@ class AppendOnlyFile:
     """A text file that whole lines are appended to; each is on its way to the disk when ``write`` returns.
 
     Raises:
-        RunFailed: the file cannot be opened or written; names it.
+        WriteFailed: the file cannot be opened or written; names it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False):
@@ -32,7 +32,7 @@ class AppendOnlyFile:
             make_folder(self.path.parent)
             self._stream = self.path.open("a" if append else "w", encoding="utf-8", buffering=1)
         except OSError as error:
-            raise RunFailed(f"cannot write {self.path}: {error.strerror}") from None
+            raise WriteFailed(self.path, error.strerror, hint=None) from None
 
     def write(self, text: str) -> None:
         """Append ``text``, which ends with a line's end."""
@@ -40,7 +40,7 @@ class AppendOnlyFile:
             self._stream.write(text)
             self._stream.flush()
         except OSError as error:
-            raise RunFailed(f"cannot write {self.path}: {error.strerror}") from None
+            raise WriteFailed(self.path, error.strerror, hint=None) from None
 
     def close(self) -> None:
         """Close the file."""
