@@ -121,6 +121,34 @@ def weights(
         emit(lambda theme: (weights_figure(statistics, title, theme=theme), caption), out, show, f"Weights of {weights.name}", quiet=json)
 
 
+@app.command()
+def graph(
+    net: Annotated[Path, typer.Argument(metavar="NET", help="Any prototxt of a net.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write: .svg, .png, or .html to explore it.")],
+    phase: Annotated[str, typer.Option(help="train or test.")] = "test",
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw blocks that repeat only once; a page has both.")] = True,
+    layout: Annotated[str, typer.Option(help="dot, own, or auto: Graphviz's dot where it is installed.")] = "auto",
+    show: Show = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Draw a net's layers and blobs: coloured by family, with shapes, repeated blocks folded."""
+    from caffetools.proto.schema import TEST, TRAIN
+    from caffetools.proto.text import read_net
+    from caffetools.visualize.graph_drawing import draw_graph
+    from caffetools.visualize.net_graph import net_graph
+
+    for value, allowed, name in ((phase, ("train", "test"), "--phase"), (layout, ("auto", "dot", "own"), "--layout")):
+        if value not in allowed:
+            raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=name)
+    param = read_net(net)
+    drawn = net_graph(param, TRAIN if phase == "train" else TEST)
+    caption = draw_graph(drawn, out, title=f"{param.name or net.stem}", fold=fold, engine=layout)
+    console.print(f"{out}: {caption}", markup=False)
+    if show:
+        typer.launch(str(out))
+
+
 app.command()(curves)
 
 

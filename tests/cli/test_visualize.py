@@ -96,6 +96,7 @@ def test_every_drawing_is_the_same_twice(tiny: list[str], tmp_path: Path) -> Non
         ["activations", *tiny, "--blob", "conv1", "--scale", "0.004"],
         ["activations", *tiny, "--blob", "prob"],
         ["weights", WEIGHTS],
+        ["graph", tiny[0]],
         ["curves", str(LOGS / "train.log")],
     ):
         for suffix in (".png", ".svg", ".html"):

@@ -1,0 +1,311 @@
+"""Drawings of a net's graph: SVG, PNG, and a page with search, folding and the settings of each layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
+from matplotlib.path import Path as Curve
+
+from caffetools.errors import DataError
+from caffetools.util.files import write_text
+from caffetools.visualize import style
+from caffetools.visualize.graph_layout import Layout, Point, lay_out
+from caffetools.visualize.net_graph import FAMILIES, Arrow, Box, NetGraph, fold_repeats
+from caffetools.visualize.panels import shorten_to, text_width
+from caffetools.visualize.style import LIGHT, PathLike, Theme
+
+# Okabe and Ito's colours, one a family; each family is also named in the legend and by its layers' types.
+COLOURS = {
+    "data": "#56b4e9",
+    "learned": "#0072b2",
+    "activation": "#e69f00",
+    "norm": "#cc79a7",
+    "pooling": "#009e73",
+    "shape": "#9a8c00",
+    "loss": "#d55e00",
+    "other": "#7f8894",
+}
+_NAME, _SMALL = 13, 11  # pixels
+_PAD, _HEAD, _ROW, _STRIPE = 12, 44, 20, 6
+_LEAST_WIDTH, _MOST_TEXT = 132, 260
+_MARGIN, _TITLE = 24, 78
+_MOST_PIXELS = 32_000  # of a PNG's side
+
+
+@dataclass(frozen=True)
+class PlacedGraph:
+    """A graph with its layout; arrows in pairs of boxes share a curve."""
+
+    graph: NetGraph
+    sizes: list[Point]
+    layout: Layout
+    labels: list[tuple[float, float, str]]
+
+
+def draw_graph(graph: NetGraph, path: PathLike, *, title: str = "", fold: bool = True, engine: str = "auto") -> str:
+    """Write a drawing of a net and return a caption.
+
+    Args:
+        graph: From :func:`~caffetools.visualize.net_graph.net_graph`.
+        path: .svg or .png for a picture, .html for a page with search, folding, zoom and settings.
+        title: Above the drawing. fold: Draw repeated blocks once; a page has both.
+        engine: As for :func:`~caffetools.visualize.graph_layout.lay_out`.
+
+    Raises:
+        DataError: another suffix, or a net without layers. RunFailed: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".svg", ".png", ".html"):
+        raise DataError(f"{os.fspath(path)}: graphs are written as .svg, .png or .html; give the file one of these suffixes")
+    if not graph.boxes:
+        raise DataError(f"the net '{graph.name}' has no layers in this phase")
+    folded = fold_repeats(graph)
+    title = title or graph.name or "net"
+    if suffix == ".html":
+        write_text(path, _page(graph, folded, title, engine))
+    else:
+        shown = place_graph(folded if fold else graph, engine=engine)
+        if suffix == ".svg":
+            write_text(path, svg_text(shown, title=title))
+        else:
+            style.save_figure(graph_figure(shown, title=title), path)
+    hidden = sum(box.folded for box in folded.boxes)
+    repeats = f", {hidden} repeated blocks folded" if fold and hidden else ""
+    return f"{graph.layers} layers, {graph.parameters:,} parameters, {graph.macs:,} multiply–accumulates{repeats}."
+
+
+def place_graph(graph: NetGraph, *, engine: str = "auto") -> PlacedGraph:
+    """Lay out a graph. Several arrows between the same boxes become one, with the blobs' shapes as its label."""
+    pairs: dict[tuple[int, int], list[Arrow]] = {}
+    for arrow in graph.arrows:
+        pairs.setdefault((arrow.source, arrow.target), []).append(arrow)
+    sizes = [_size(box, graph, index) for index, box in enumerate(graph.boxes)]
+    layout = lay_out(sizes, list(pairs), engine=engine)
+    labels, seen = [], set[tuple[int, str]]()
+    for (source, _), arrows in pairs.items():
+        text = _label(arrows)
+        if text and (source, text) not in seen:
+            left, top = layout.boxes[source]
+            seen.add((source, text))
+            shift = 16 * sum(1 for known, _ in seen if known == source)
+            labels.append((left + sizes[source][0] / 2 + 6, top + sizes[source][1] + shift, text))
+    return PlacedGraph(graph, sizes, layout, [label for label in labels if label[2]])
+
+
+def svg_text(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) -> str:
+    """Return the drawing as an SVG file with its title and a legend."""
+    legend = _legend(placed.graph)
+    width = max(placed.layout.width, legend[-1][0] + 160 if legend else 0, 320) + 2 * _MARGIN
+    height = placed.layout.height + _TITLE + 2 * _MARGIN
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f"font-family=\"'DejaVu Sans', system-ui, sans-serif\">",
+        f"<style>{_svg_style(theme)}</style>",
+        f'<rect width="100%" height="100%" fill="{theme.background}"/>',
+        f'<text class="title" x="{_MARGIN}" y="36">{_xml(shorten_to(title, width - 2 * _MARGIN, 8.5, bold=True))}</text>',
+    ]
+    for left, family in legend:
+        parts.append(f'<rect class="s {family}" x="{_MARGIN + left:.0f}" y="52" width="12" height="12" rx="2"/>')
+        parts.append(f'<text class="d" x="{_MARGIN + left + 18:.0f}" y="62">{_xml(FAMILIES[family][0])}</text>')
+    shift = _MARGIN + max(0.0, (width - 2 * _MARGIN - placed.layout.width) / 2)
+    parts.append(f'<g transform="translate({shift:.1f} {_TITLE + _MARGIN})">{svg_body(placed)}</g></svg>')
+    return "\n".join(parts) + "\n"
+
+
+def svg_body(placed: PlacedGraph) -> str:
+    """Return the boxes and arrows as SVG elements; each box is a group with ``data-box``, its place in the graph."""
+    parts = [f'<path class="a" d="{_path(points)}"/>' for points in placed.layout.arrows]
+    parts += [_arrow_head(points) for points in placed.layout.arrows]
+    for index, (box, size, place) in enumerate(zip(placed.graph.boxes, placed.sizes, placed.layout.boxes, strict=True)):
+        parts.append(_svg_box(index, box, size, place))
+    parts += [f'<text class="e" x="{x:.1f}" y="{y:.1f}">{_xml(text)}</text>' for x, y, text in placed.labels]
+    return "\n".join(parts)
+
+
+def graph_figure(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) -> Figure:
+    """Return the drawing as a figure for PNG files."""
+    legend = _legend(placed.graph)
+    width = max(placed.layout.width, legend[-1][0] + 160 if legend else 0, 320) + 2 * _MARGIN
+    height = placed.layout.height + _TITLE + 2 * _MARGIN
+    # At 144 dots an inch a pixel of the drawing is 1.5 dots, unless the picture would become too large.
+    scale = min(1.5, _MOST_PIXELS / max(width, height))
+    figure = style.new_figure(width * scale / style.DPI, height * scale / style.DPI, theme, fitted=False)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    points = scale * 72 / style.DPI
+
+    def text(x: float, y: float, words: str, pixels: float, colour: str, **look: Any) -> None:
+        axes.text(x, y, style.plain(words), fontsize=pixels * points, color=colour, va="baseline", **look)
+
+    text(_MARGIN, 36, shorten_to(title, width - 2 * _MARGIN, 8.5, bold=True), 17, theme.text, weight="bold")
+    for left, family in legend:
+        axes.add_patch(Rectangle((_MARGIN + left, 52), 12, 12, facecolor=COLOURS[family], linewidth=0))
+        text(_MARGIN + left + 18, 62, FAMILIES[family][0], _SMALL, theme.muted)
+    dx, dy = _MARGIN + max(0.0, (width - 2 * _MARGIN - placed.layout.width) / 2), _TITLE + _MARGIN
+    for curve in placed.layout.arrows:
+        moved = [(x + dx, y + dy) for x, y in curve]
+        codes = [Curve.MOVETO] + [Curve.CURVE4] * (len(moved) - 1)
+        axes.add_patch(PathPatch(Curve(moved, codes), facecolor="none", edgecolor=theme.muted, linewidth=1.2 * points))
+        x, y = moved[-1]
+        axes.add_patch(PathPatch(Curve([(x - 4, y - 7), (x + 4, y - 7), (x, y), (x - 4, y - 7)]), facecolor=theme.muted, linewidth=0))
+    for box, size, place in zip(placed.graph.boxes, placed.sizes, placed.layout.boxes, strict=True):
+        _figure_box(axes, box, size, (place[0] + dx, place[1] + dy), theme, points, text)
+    for x, y, words in placed.labels:
+        halo = {"facecolor": theme.background, "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+        text(x + dx, y + dy, words, _SMALL, theme.muted, bbox=halo)
+    return figure
+
+
+def _figure_box(axes: Any, box: Box, size: Point, place: Point, theme: Theme, points: float, text: Any) -> None:
+    left, top = place
+    width, height = size
+    shape = FancyBboxPatch(
+        (left, top),
+        width,
+        height,
+        boxstyle="round,pad=0,rounding_size=6",
+        facecolor=theme.background,
+        edgecolor=theme.muted,
+        linewidth=points,
+    )
+    axes.add_patch(shape)
+    for y, row_height, family in _stripes(box, height):
+        axes.add_patch(Rectangle((left, top + y), _STRIPE, row_height, facecolor=COLOURS[family], linewidth=0))
+    for x, y, words, kind in _lines(box):
+        bold = {"weight": "bold"} if kind == "n" else {}
+        text(left + x, top + y, words, _NAME if kind == "n" else _SMALL, theme.text if kind == "n" else theme.muted, **bold)
+
+
+def _svg_box(index: int, box: Box, size: Point, place: Point) -> str:
+    width, height = size
+    full = (
+        f"{len(box.rows)} layers: {box.name} to {box.rows[-1].layer}" if box.folded else "; ".join(f"{r.layer}, {r.type}" for r in box.rows)
+    )
+    parts = [
+        f'<g class="b" data-box="{index}" transform="translate({place[0]:.1f} {place[1]:.1f})"><title>{_xml(full)}</title>',
+        f'<rect class="c{" f" if box.folded else ""}" width="{width:.0f}" height="{height:.0f}" rx="6"/>',
+    ]
+    for y, row_height, family in _stripes(box, height):
+        parts.append(f'<rect class="s {family}" y="{y:.0f}" width="{_STRIPE}" height="{row_height:.0f}"/>')
+    parts += [f'<text class="{kind}" x="{x:.0f}" y="{y:.0f}">{_xml(words)}</text>' for x, y, words, kind in _lines(box)]
+    return "".join(parts) + "</g>"
+
+
+def _lines(box: Box) -> list[tuple[float, float, str, str]]:
+    """(x, baseline, text, class) of the text in a box; class ``n`` is a name, ``d`` a detail."""
+    left = _STRIPE + _PAD
+    if box.folded:
+        plural = "s" if box.folded > 1 else ""
+        span = f"{box.name} – {box.rows[-1].layer}"
+        return [(left, 19, f"× {box.folded} more block{plural}", "n"), (left, 36, _fit(span, _SMALL), "d")]
+    first = box.rows[0]
+    lines = [(left, 19, _fit(first.layer, _NAME), "n"), (left, 36, _fit(f"{first.type}  {first.detail}".strip(), _SMALL), "d")]
+    for number, row in enumerate(box.rows[1:]):
+        words = row.type if row.layer.lower() == row.type.lower() else f"{row.type}  {row.layer}"
+        lines.append((left, _HEAD + 14 + _ROW * number, _fit(words, _SMALL), "d"))
+    return [(float(x), float(y), words, kind) for x, y, words, kind in lines]
+
+
+def _stripes(box: Box, height: float) -> list[tuple[float, float, str]]:
+    if box.folded:
+        families = list(dict.fromkeys(row.family for row in box.rows))
+        part = (height - 8) / len(families)
+        return [(4 + part * i, part, family) for i, family in enumerate(families)]
+    stripes = [(4.0, _HEAD - 8.0, box.rows[0].family)]
+    stripes += [(_HEAD + _ROW * i + 1.0, _ROW - 4.0, row.family) for i, row in enumerate(box.rows[1:])]
+    return stripes
+
+
+def _size(box: Box, graph: NetGraph, index: int) -> Point:
+    wide = max(text_width(words, (_NAME if kind == "n" else _SMALL) / 2, bold=kind == "n") for _, _, words, kind in _lines(box))
+    # A shape's label begins at the middle of the box's lower edge and must end before its right one.
+    labels = [text_width(arrow.label, _SMALL / 2) for arrow in graph.arrows if arrow.source == index]
+    rows = 0 if box.folded else len(box.rows) - 1
+    width = max(_LEAST_WIDTH, wide + _STRIPE + 2 * _PAD, 2 * (max(labels, default=0.0) + 10))
+    return float(round(width)), float(_HEAD + _ROW * rows)
+
+
+def _fit(text: str, pixels: int) -> str:
+    return shorten_to(text, _MOST_TEXT, pixels / 2, bold=pixels == _NAME)
+
+
+def _label(arrows: Sequence[Arrow]) -> str:
+    shapes = list(dict.fromkeys(arrow.label for arrow in arrows if arrow.label))
+    return shapes[0] if len(shapes) == 1 else f"{shapes[0]} +{len(shapes) - 1}" if shapes else ""
+
+
+def _legend(graph: NetGraph) -> list[tuple[float, str]]:
+    """(left, family) of the families that occur."""
+    used = {row.family for box in graph.boxes for row in box.rows}
+    left, entries = 0.0, []
+    for family in FAMILIES:
+        if family in used:
+            entries.append((left, family))
+            left += 18 + text_width(FAMILIES[family][0], _SMALL / 2) + 18
+    return entries
+
+
+def _path(points: Sequence[Point]) -> str:
+    rest = " ".join(f"{x:.1f} {y:.1f}" for x, y in points[1:])
+    return f"M{points[0][0]:.1f} {points[0][1]:.1f}C{rest}"
+
+
+def _arrow_head(points: Sequence[Point]) -> str:
+    x, y = points[-1]
+    return f'<path class="h" d="M{x - 4:.1f} {y - 7:.1f}h8L{x:.1f} {y:.1f}z"/>'
+
+
+def _svg_style(theme: Theme) -> str:
+    rules = [
+        f".a{{fill:none;stroke:{theme.muted};stroke-width:1.2}}",
+        f".h{{fill:{theme.muted}}}",
+        f".c{{fill:{theme.background};stroke:{theme.muted}}}",
+        ".f{stroke-dasharray:5 3}",
+        f".title{{font-size:17px;font-weight:700;fill:{theme.text}}}",
+        f".n{{font-size:{_NAME}px;font-weight:700;fill:{theme.text}}}",
+        f".d{{font-size:{_SMALL}px;fill:{theme.muted}}}",
+        f".e{{font-size:{_SMALL}px;fill:{theme.muted};paint-order:stroke;stroke:{theme.background};stroke-width:4px}}",
+    ]
+    return "".join([*rules, *(f".{family}{{fill:{colour}}}" for family, colour in COLOURS.items())])
+
+
+def _xml(text: str) -> str:
+    clean = text.encode("utf-8", "replace").decode("utf-8")
+    return escape("".join(c if ord(c) >= 32 else " " for c in clean))
+
+
+def _page(graph: NetGraph, folded: NetGraph, title: str, engine: str) -> str:
+    from markupsafe import Markup
+
+    from caffetools.visualize.page import render_template
+
+    views = []
+    for name, shown in (("folded", folded), ("all", graph)) if any(box.folded for box in folded.boxes) else (("all", graph),):
+        placed = place_graph(shown, engine=engine)
+        boxes = [{"folded": box.folded, "rows": [_row_data(row) for row in box.rows]} for box in shown.boxes]
+        body = Markup(svg_body(placed))  # noqa: S704 (all text in it is escaped by _xml)
+        views.append({"name": name, "width": placed.layout.width, "height": placed.layout.height, "body": body, "boxes": boxes})
+    legend = [(COLOURS[family], FAMILIES[family][0]) for _, family in _legend(graph)]
+    facts = f"{graph.layers} layers · {graph.parameters:,} parameters · {graph.macs:,} multiply–accumulates"
+    return render_template("graph.html.jinja", title=title, views=views, legend=legend, facts=facts, colours=COLOURS)
+
+
+def _row_data(row: Any) -> dict[str, Any]:
+    return {
+        "layer": row.layer,
+        "type": row.type,
+        "shapes": list(row.shapes),
+        "parameters": row.parameters,
+        "macs": row.macs,
+        "text": row.text,
+        "note": row.note,
+    }

@@ -1,0 +1,174 @@
+"""Graphs of nets: every layer is there once, boxes do not overlap, blocks fold, names stay text."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import pytest
+
+from caffetools.errors import DataError, NetError
+from caffetools.proto.schema import TRAIN, NetParameter
+from caffetools.proto.text import parse, read_net
+from caffetools.visualize import graph_layout
+from caffetools.visualize.graph_drawing import draw_graph, place_graph, svg_text
+from caffetools.visualize.graph_layout import Layout, lay_out
+from caffetools.visualize.net_graph import NetGraph, fold_repeats, net_graph
+from tests.net.test_net import conv, data, relu
+from tests.visualize.browser import run_in_page
+
+PROTOTXT = Path(__file__).parents[2] / "prototxt"
+EVIL = "<script>alert('1')</script>&\\\"$x"
+BUNDLED = ["bvlc_googlenet", "resnet152", "densenet121", "squeezenet_v1.1", "mtcnn_pnet", "lenet"]
+
+
+def graph_of(text: str, phase: int = 1) -> NetGraph:
+    return net_graph(parse(text, NetParameter), phase)
+
+
+def bundled(name: str, kind: str = "deploy") -> NetGraph:
+    return net_graph(read_net(PROTOTXT / name / f"{kind}.prototxt"))
+
+
+def residual(blocks: int) -> str:
+    text = data("dim: 1 dim: 4 dim: 8 dim: 8") + conv("first", "data")
+    top = "first"
+    for i in range(blocks):
+        text += conv(f"b{i}_1", top) + relu(f"b{i}_r", f"b{i}_1") + conv(f"b{i}_2", f"b{i}_1")
+        text += f'layer {{ name: "b{i}" type: "Eltwise" bottom: "b{i}_2" bottom: "{top}" top: "b{i}" }}\n'
+        top = f"b{i}"
+    return text + conv("last", top)
+
+
+def check_layout(layout: Layout, graph: NetGraph, sizes: list[tuple[float, float]]) -> None:
+    boxes = [(x, y, x + w, y + h) for (x, y), (w, h) in zip(layout.boxes, sizes, strict=True)]
+    for x0, y0, x1, y1 in boxes:
+        assert x0 >= -0.6 and y0 >= -0.6 and x1 <= layout.width + 0.6 and y1 <= layout.height + 0.6
+    order = sorted(boxes, key=lambda box: box[1])
+    for i, a in enumerate(order):
+        for b in itertools.takewhile(lambda box: box[1] < a[3] - 0.5, order[i + 1 :]):  # noqa: B023
+            assert b[0] >= a[2] - 0.5 or b[2] <= a[0] + 0.5, (a, b)
+    for arrow in graph.arrows:
+        assert boxes[arrow.source][3] < boxes[arrow.target][1], "arrows point down"
+
+
+def test_layers_become_boxes_and_in_place_layers_join_them() -> None:
+    graph = graph_of(data() + conv("conv1", "data") + relu("relu1", "conv1") + conv("conv2", "conv1"))
+    assert [[row.layer for row in box.rows] for box in graph.boxes] == [["data"], ["conv1", "relu1"], ["conv2"]]
+    assert [(a.source, a.target, a.blob, a.label) for a in graph.arrows] == [(0, 1, "data", "3 × 8 × 8"), (1, 2, "conv1", "4 × 8 × 8")]
+    assert graph.boxes[1].rows[0].detail == "4 · 3×3 pad 1"
+
+
+def test_a_value_that_others_read_before_it_is_overwritten_keeps_its_box() -> None:
+    graph = graph_of(data() + conv("conv1", "data") + conv("side", "conv1") + relu("relu1", "conv1") + conv("conv2", "conv1"))
+    assert [box.name for box in graph.boxes] == ["data", "conv1", "side", "relu1", "conv2"]
+    assert {(a.source, a.target) for a in graph.arrows} == {(0, 1), (1, 2), (1, 3), (3, 4)}
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_nets_are_laid_out_without_overlap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = bundled(name)
+    summary = read_net(PROTOTXT / name / "deploy.prototxt")
+    assert sorted(row.layer for box in graph.boxes for row in box.rows) == sorted(layer.name for layer in summary.layer)
+    folded = fold_repeats(graph)
+    assert [row.layer for box in folded.boxes for row in box.rows] == [row.layer for box in graph.boxes for row in box.rows]
+    for shown in (graph, folded):
+        placed = place_graph(shown, engine="own")
+        check_layout(placed.layout, shown, placed.sizes)
+        assert all(len(curve) % 3 == 1 for curve in placed.layout.arrows)
+
+
+def test_graphviz_and_our_own_layout_place_the_same_graph() -> None:
+    graph = bundled("squeezenet_v1.1")
+    if graph_layout.shutil.which("dot") is None:
+        pytest.skip("Graphviz is not installed")
+    placed = place_graph(graph, engine="dot")
+    check_layout(placed.layout, graph, placed.sizes)
+
+
+def test_without_graphviz_our_own_layout_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    sizes, arrows = [(50.0, 20.0)] * 3, [(0, 1), (0, 2), (1, 2)]
+    assert lay_out(sizes, arrows) == lay_out(sizes, arrows, engine="own")
+
+
+def test_repeated_blocks_fold_into_one_box() -> None:
+    graph = graph_of(residual(6))
+    folded = fold_repeats(graph)
+    assert [box.folded for box in folded.boxes] == [0, 0, 0, 0, 0, 5, 0]
+    assert {(a.source, a.target) for a in folded.arrows} == {(0, 1), (1, 2), (2, 3), (3, 4), (1, 4), (4, 5), (5, 6)}
+    assert folded.layers == graph.layers == 2 + 6 * 4 + 1
+    assert fold_repeats(graph_of(residual(1))).boxes == graph_of(residual(1)).boxes
+
+
+def test_a_thousand_layers_stay_readable(tmp_path: Path) -> None:
+    graph = graph_of(residual(250))
+    assert graph.layers > 1000
+    placed = place_graph(graph, engine="own")
+    check_layout(placed.layout, graph, placed.sizes)
+    assert placed.layout.width < 600, "a chain of blocks does not drift to one side"
+    assert len(fold_repeats(graph).boxes) == 7
+
+
+def test_drawings_are_the_same_twice(tmp_path: Path) -> None:
+    graph = bundled("squeezenet_v1.1")
+    for suffix in (".svg", ".png", ".html"):
+        first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+        caption = draw_graph(graph, first)
+        draw_graph(bundled("squeezenet_v1.1"), second)
+        assert first.read_bytes() == second.read_bytes()
+    assert caption.startswith("67 layers, 1,235,496 parameters")
+    assert cv2.imread(str(tmp_path / "a.png")) is not None
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "fire2/squeeze1x1" in words and "16 × 56 × 56" in words
+
+
+def test_names_never_become_markup(tmp_path: Path) -> None:
+    name = EVIL.replace("\\", "\\\\").replace('"', '\\"').replace("'", "\\'")
+    graph = graph_of(data().replace('"data"', f'"{name}"') + conv("c", name) + relu("r", "c"))
+    ElementTree.fromstring(svg_text(place_graph(graph), title=EVIL))
+    draw_graph(graph, tmp_path / "g.html", title=EVIL)
+    html = (tmp_path / "g.html").read_text()
+    assert "<script>alert" not in html
+    script = "document.querySelector('g.b').dispatchEvent(new Event('click')); "
+    script += "done(document.querySelector('#details h2').textContent + '|' + document.querySelectorAll('script').length)"
+    assert run_in_page(html, script, tmp_path).endswith("|3")
+
+
+def test_a_layer_of_an_unknown_type_is_drawn() -> None:
+    text = data() + conv("c", "data") + 'layer { name: "u" type: "Mystery" bottom: "c" top: "u" }\n' + relu("r", "u")
+    graph = graph_of(text)
+    assert [box.name for box in graph.boxes] == ["data", "c", "u"]
+    assert "not known" in graph.boxes[2].rows[0].note
+
+
+def test_the_page_searches_folds_and_shows_settings(tmp_path: Path) -> None:
+    draw_graph(graph_of(residual(6)), tmp_path / "g.html", title="residual")
+    script = """
+      const box = document.getElementById('search'); const out = [];
+      box.value = 'b4_1'; box.dispatchEvent(new Event('input')); out.push(document.getElementById('found').textContent);
+      box.value = 'convolution'; box.dispatchEvent(new Event('input')); out.push(document.getElementById('found').textContent);
+      box.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' }));
+      out.push(document.querySelector('#details h2').textContent, document.querySelector('#details pre').textContent.includes('num_output: 4'));
+      document.querySelectorAll('svg:not([hidden]) g.b')[5].dispatchEvent(new Event('click'));
+      out.push(document.querySelector('#details h2').textContent);
+      document.querySelector('#details button').click();
+      out.push(document.querySelector('#details h2').textContent, document.querySelectorAll('svg:not([hidden]) g.b').length);
+      done(out.join('|'));
+    """
+    result = run_in_page((tmp_path / "g.html").read_text(), script, tmp_path)
+    assert result == "1 box|5 boxes|first|true|5 repeated blocks|b1_1|21"
+
+
+def test_training_nets_have_their_own_phase_and_bad_ones_are_refused(tmp_path: Path) -> None:
+    text = data() + conv("c", "data") + relu("r", "c").replace("bottom", "include { phase: TRAIN } bottom")
+    assert graph_of(text).layers == 2 and graph_of(text, TRAIN).layers == 3
+    with pytest.raises(NetError):
+        graph_of(conv("c", "nothing"))
+    with pytest.raises(DataError, match=r"\.svg, \.png or \.html"):
+        draw_graph(graph_of(text), tmp_path / "g.gif")
+    with pytest.raises(DataError, match="has no layers"):
+        draw_graph(graph_of('name: "empty"'), tmp_path / "g.svg")
