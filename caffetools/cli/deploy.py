@@ -121,10 +121,11 @@ def _note(out: Path, others: list[str], summary: Summary) -> None:
 
 def _show(written: list[Path], net: Any, summary: Summary, folded: Folded | None, *, as_json: bool) -> None:
     from caffetools.graph.graph import Graph
+    from caffetools.graph.inputs import is_input
     from caffetools.proto.schema import TEST
 
     blobs = {top: made for row in summary.layers for top, made in zip(row.tops, row.shapes, strict=True)}
-    inputs = {top: blobs[top] for layer in net.layer if layer.type == "Input" for top in layer.top}
+    inputs = {top: blobs[top] for layer in net.layer if is_input(layer) for top in layer.top}
     outputs = {top: blobs[top] for _, top in Graph(net, TEST).outputs()}
     if as_json:
         answer = {"deploy": str(written[0]), "layers": len(net.layer), "inputs": inputs, "outputs": outputs}

@@ -9,20 +9,12 @@ from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.graph.graph import Graph, phases
+from caffetools.layers.registry import traits, types
+from caffetools.layers.softmax import SoftmaxWithLoss
+from caffetools.layers.traits import field_at
 
-# Losses that compare one score a class with a label.
-CLASS_LOSSES = ("SoftmaxWithLoss", "MultinomialLogisticLoss", "InfogainLoss", "HingeLoss", "SigmoidCrossEntropyLoss")
-# Layers with one weighted sum of their input for each output, and the part that says how many; the last kind also reads the label.
-LINEAR = {"InnerProduct": "inner_product_param", "Convolution": "convolution_param"}
-CLASSIFIERS = {**LINEAR, "MarginInnerProduct": "margin_inner_product_param"}
-
-# What may stand between a classifier and its loss: the classes stay where they are, each by itself.
-_OF_FORKS = {"ReLU6", "SELU", "SeLu", "Swish", "HSwish", "HardSwish", "HSigmoid", "Mish"}
-ELEMENTWISE = {"ReLU", "ELU", "Sigmoid", "TanH", "BNLL", "AbsVal", "Power", "Exp", "Log", "Clip", "Dropout", *_OF_FORKS}
-_SPATIAL = {"Pooling", "Flatten", "Crop", "Interp", "Upsample"}
-_CLASS_PRESERVING = {*ELEMENTWISE, *_SPATIAL, "Softmax", "Split"}
-# Likewise, but with parameters of their own for each class.
-_PER_CLASS_PARAMS = {"BatchNorm", "BN", "Scale", "Bias", "PReLU"}
+# What may stand between a classifier and its loss and has no parameters: the classes keep their places.
+_TRANSPARENT = {"activation", "dropout", "pooling", "sampling", "reshape", "probability", "split"}
 
 
 class _Unknown(NetError):
@@ -77,7 +69,8 @@ def find_heads(param: Any, names: Iterable[str] | None = None) -> list[Head]:
             heads.setdefault(head.layer, head)
     if not heads:
         raise NetError(
-            f"no classifier was found in the net '{param.name}': it has no {', '.join(CLASS_LOSSES)}, and no Softmax as an output"
+            f"no classifier was found in the net '{param.name}': it has no {SoftmaxWithLoss.TYPE} or other loss over classes, "
+            "and no Softmax as an output"
         )
     return list(heads.values())
 
@@ -89,13 +82,44 @@ def primary_classifier(heads: list[Head]) -> Head:
 
 def classifier_param(layer: Any) -> Any:
     """The part of a classifier layer that has ``num_output``."""
-    return getattr(layer, CLASSIFIERS[layer.type])
+    return traits(layer).settings_of(layer)
+
+
+def is_classifier(layer: Any) -> bool:
+    """Whether each output of ``layer`` is a weighted sum of its input, so that it may give one score a class."""
+    return traits(layer).role == "classifier"
+
+
+def is_linear(layer: Any) -> bool:
+    """Whether ``layer`` is such a layer whose outputs depend on its input only, not on labels too."""
+    return is_classifier(layer) and not traits(layer).label_bottoms
+
+
+def is_pointwise(layer: Any) -> bool:
+    """Whether ``layer`` maps each value by itself, without parameters."""
+    return traits(layer).role in ("activation", "dropout") and traits(layer).channels == "kept" and not traits(layer).class_axes
+
+
+def compares_classes(layer: Any) -> bool:
+    """Whether ``layer`` is a loss that compares one score a class with labels."""
+    return traits(layer).role == "loss" and traits(layer).compares in ("classes", "targets")
+
+
+def copy_class_axis(source: Any, target: Any) -> None:
+    """Let layer ``target``, a loss or what turns scores into answers, work along the axis on which ``source`` has the classes."""
+    given, wanted = traits(source).class_axis, traits(target).class_axis
+    if given and wanted:
+        (message, field), (into, name) = field_at(source, given), field_at(target, wanted)
+        if message.HasField(field):
+            setattr(into, name, getattr(message, field))
 
 
 def flattens(layer: Any) -> bool:
-    """Whether ``layer`` is a Reshape to (N, values), whatever comes in."""
-    param = layer.reshape_param
-    return layer.type == "Reshape" and param.axis == 0 and param.num_axes == -1 and list(param.shape.dim) == [0, -1]
+    """Whether ``layer`` makes (N, values) of any bottom: a Flatten, or a Reshape with these dims."""
+    facts, param = traits(layer), layer.reshape_param
+    if facts.role != "reshape":
+        return False
+    return facts.channels == "kept" or (param.axis == 0 and param.num_axes == -1 and list(param.shape.dim) == [0, -1])
 
 
 def loss_weight(layer: Any) -> float:
@@ -106,20 +130,18 @@ def loss_weight(layer: Any) -> float:
 def _judges(param: Any) -> list[tuple[Graph, int]]:
     """(graph, place) of what reads scores: the losses of both phases, else the final Softmax (or Sigmoid) layers."""
     graphs = phases(param)
-    losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if layer.type in CLASS_LOSSES]
+    losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if compares_classes(layer)]
     if losses:
         return [(graph, i) for graph, i in losses if not _reconstructs(graph, i)]
-    for kind in ("Softmax", "Sigmoid"):
-        found = [(graph, i) for graph in graphs for i, _ in graph.outputs() if graph.layers[i].type == kind]
-        if found:
-            return found
-    return []
+    answers = [(graph, i) for graph in graphs for i, _ in graph.outputs() if traits(graph.layers[i]).loss]
+    # Probabilities that add up to 1 come before those of one class each.
+    return [at for at in answers if traits(at[0].layers[at[1]]).role == "probability"] or answers
 
 
 def _reconstructs(graph: Graph, index: int) -> bool:
     """Whether a loss compares scores with what they are made from."""
     loss = graph.layers[index]
-    if loss.type != "SigmoidCrossEntropyLoss" or len(loss.bottom) < 2:
+    if traits(loss).compares != "targets" or len(loss.bottom) < 2:
         return False
     scores, labels = (_roots(graph, index, bottom) for bottom in loss.bottom[:2])
     return labels <= scores
@@ -154,22 +176,37 @@ def _follow(graph: Graph, judge: Any, index: int, blob: str, followers: tuple[st
     where = f"the scores that {at} reads"
     for maker in graph.walk_up(index, blob):
         layer = graph.layers[maker]
-        if layer.type in CLASSIFIERS:
-            outputs = classifier_param(layer).num_output
+        if is_classifier(layer):
+            outputs = traits(layer).num_output(layer)
+            if below := _enlarged(graph, judge, maker, followers, reshapes):
+                return below
             _check_reshapes(graph, reshapes, layer, outputs)
             return [Head(layer.name, layer.type, outputs, judge.name, loss_weight(judge), followers, reshapes)]
-        if (layer.type in _PER_CLASS_PARAMS and len(layer.bottom) == 1) or layer.type == "Deconvolution":
+        facts = traits(layer)
+        if facts.channels == "kept" and facts.class_axes:
             followers += (layer.name,)
-        elif layer.type == "Reshape" and _keeps_classes(layer):
+        elif facts.channels == "reshaped" and _keeps_classes(layer):
             reshapes += (layer.name,)
-        elif layer.type == "Eltwise" and len(layer.bottom) > 1:
+        elif facts.role == "merge" and len(layer.bottom) > 1:
             with suppress(_Unknown):
                 # Where two branches meet, each must end in a classifier.
                 return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, judge, maker, b, followers, reshapes)]
             raise _not_found(at, where, layer)
-        elif layer.type not in _CLASS_PRESERVING:
+        elif facts.channels != "kept" or facts.role not in _TRANSPARENT:
             raise _not_found(at, where, layer)
     raise _Unknown(f"no classifier was found above {at}: {where} are an input of the net", layer=judge.name)
+
+
+def _enlarged(graph: Graph, judge: Any, index: int, followers: tuple[str, ...], reshapes: tuple[str, ...]) -> list[Head]:
+    """The classifiers whose maps the Deconvolution at ``index`` enlarges: those below it with as many outputs; none for other layers."""
+    layer = graph.layers[index]
+    if traits(layer).coordinates != "transposed" or not layer.bottom:
+        return []
+    with suppress(_Unknown):
+        below = _follow(graph, judge, index, layer.bottom[0], (*followers, layer.name), reshapes)
+        if all(head.num_output == traits(layer).num_output(layer) for head in below):
+            return below
+    return []
 
 
 def _not_found(at: str, where: str, layer: Any) -> NetError:
@@ -203,8 +240,8 @@ def _named(param: Any, name: str) -> Head:
     layer = next((layer for layer in param.layer if layer.name == name), None)
     if layer is None:
         raise NetError(f"the net '{param.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in param.layer])} (--head)")
-    if layer.type not in CLASSIFIERS:
-        raise NetError(f"is a {layer.type} layer; a classifier is an InnerProduct or a Convolution", layer=name)
+    if not is_classifier(layer):
+        raise NetError(f"is a {layer.type} layer; a classifier is one of {', '.join(types(role='classifier'))} (--head)", layer=name)
     for graph, index in _judges(param):
         try:
             heads = _classifiers(graph, index)

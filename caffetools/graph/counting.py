@@ -6,10 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from caffetools.layers.activation import ReLU
+from caffetools.layers.convolution import Convolution
+from caffetools.layers.dropout import Dropout
+from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.lrn import LRN
+from caffetools.layers.pooling import Pooling
+from caffetools.layers.registry import traits
 from caffetools.proto.upgrades.v1 import upgrade_net
 
-# The types that tables of networks begin with; others follow as they come.
-_FIRST = ("Convolution", "InnerProduct", "Pooling", "ReLU", "LRN", "Dropout")
+# The types that tables of networks begin with; others follow in the order of their layers.
+_FIRST = (Convolution.TYPE, InnerProduct.TYPE, Pooling.TYPE, ReLU.TYPE, LRN.TYPE, Dropout.TYPE)
 
 
 def count_types(param: Any) -> dict[str, int]:
@@ -23,7 +30,7 @@ def count_types(param: Any) -> dict[str, int]:
 
 def count_global_poolings(param: Any) -> int:
     """How many of the Pooling layers of ``param`` pool over all of a channel."""
-    poolings = [layer for layer in upgrade_net(param).layer if layer.type == "Pooling"]
+    poolings = [layer for layer in upgrade_net(param).layer if traits(layer).role == "pooling"]
     return len({layer.name for layer in poolings if layer.pooling_param.global_pooling})
 
 
@@ -36,7 +43,7 @@ def type_table(nets: Mapping[str, Any]) -> list[tuple[str, ...]]:
     total = sum((Counter(count) for count in counts.values()), Counter[str]())
     kinds = [kind for kind in _FIRST if kind in total] + [kind for kind in total if kind not in _FIRST]
     whole = {name: count_global_poolings(param) for name, param in nets.items()}
-    return [(kind, *(_cell(counts[name].get(kind, 0), whole[name] if kind == "Pooling" else 0) for name in nets)) for kind in kinds]
+    return [(kind, *(_cell(counts[name].get(kind, 0), whole[name] if kind == Pooling.TYPE else 0) for name in nets)) for kind in kinds]
 
 
 def _cell(count: int, of_them_global: int) -> str:

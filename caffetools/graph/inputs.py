@@ -8,26 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from caffetools.data.databases import open_database
-from caffetools.data.datum import datum_to_array, parse_datum
-from caffetools.errors import CaffeToolsError, DataError, NetError
-from caffetools.layers.base import Shape
+from caffetools.errors import CaffeToolsError, NetError
+from caffetools.layers.base import Layer, Shape
+from caffetools.layers.inputs import Input
+from caffetools.layers.registry import is_known, layer_class, traits
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import NetParameter
-
-# Layers without bottoms that need no files.
-_KEPT = {"Input", "DummyData", "Parameter"}
-_SOURCES = {
-    "Data": "data_param",
-    "ImageData": "image_data_param",
-    "HDF5Data": "hdf5_data_param",
-    "MemoryData": "memory_data_param",
-    "WindowData": "window_data_param",
-    "AnnotatedData": "data_param",
-}
-# Data layers whose tops but the first are labels, and those of them that have one number a picture.
-LABELLED = {"Data", "ImageData", "MemoryData", "WindowData", "AnnotatedData", "ImageSegData", "DenseImageData"}
-_ONE_NUMBER = {"Data", "ImageData", "MemoryData", "WindowData"}
 
 
 def parse_shapes(texts: list[str]) -> dict[str, Shape]:
@@ -53,18 +39,23 @@ def as_shapes(given: Shape | Mapping[str, Shape] | None, batch: int = 1) -> dict
 
 def guessed_tops(layer: Any) -> list[str]:
     """The tops of a data layer whose shapes are only guessed: labels of other layers than those that have one number a picture."""
-    return list(layer.top[1:]) if is_data_layer(layer) and layer.type not in _ONE_NUMBER else []
+    return list(layer.top[1:]) if is_data_layer(layer) and traits(layer).label_tops != "numbers" else []
 
 
 def is_data_layer(layer: Any) -> bool:
     """Whether ``layer`` reads data from outside of the net: of whatever type, it has tops but no bottoms."""
-    return bool(layer.top) and not layer.bottom and layer.type not in _KEPT
+    return bool(layer.top) and not layer.bottom and traits(layer).role not in ("input", "constant", "parameter")
+
+
+def is_input(layer: Any) -> bool:
+    """Whether ``layer`` is an input of the net, whose data the caller gives."""
+    return traits(layer).role == "input"
 
 
 def source_param(layer: Any) -> Any:
     """The part of a data layer that says where its data is (``data_param`` and so on); None for types that are not Caffe's."""
-    field = _SOURCES.get(layer.type)
-    return None if field is None else getattr(layer, field)
+    field = traits(layer).source
+    return getattr(layer, field) if field else None
 
 
 def data_layers_to_inputs(param: Any, shapes: Mapping[str, Shape] | None = None, *, batch: int | None = None) -> Any:
@@ -83,14 +74,14 @@ def data_layers_to_inputs(param: Any, shapes: Mapping[str, Shape] | None = None,
     changed = NetParameter()
     changed.CopyFrom(param)
     for layer in changed.layer:
-        if layer.type == "Input" or is_data_layer(layer):
+        if is_input(layer) or is_data_layer(layer):
             layer.CopyFrom(as_input(layer, given, batch))
     return changed
 
 
 def named_shapes(param: Any, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """``shapes`` with the name of the net's first input in the place of ``""``. Raises :class:`NetError` for names of no input."""
-    inputs = [top for layer in param.layer if layer.type == "Input" or is_data_layer(layer) for top in layer.top]
+    inputs = [top for layer in param.layer if is_input(layer) or is_data_layer(layer) for top in layer.top]
     named = {(inputs[0] if not name and inputs else name): shape for name, shape in shapes.items()}
     unknown = [name for name in named if name not in inputs]
     if unknown:
@@ -100,8 +91,8 @@ def named_shapes(param: Any, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 def as_input(layer: Any, shapes: Mapping[str, Shape], batch: int | None = None) -> Any:
     """The Input layer that stands for a data layer (or an Input layer with other shapes). Raises :class:`NetError` as above."""
-    given = _input_shapes(layer) if layer.type == "Input" else _data_shapes(layer, shapes, batch)
-    fresh = type(layer)(name=layer.name, type="Input", top=layer.top, include=layer.include, exclude=layer.exclude)
+    given = _input_shapes(layer) if is_input(layer) else _data_shapes(layer, shapes, batch)
+    fresh = type(layer)(name=layer.name, type=Input.TYPE, top=layer.top, include=layer.include, exclude=layer.exclude)
     for top, shape in zip(layer.top, given, strict=True):
         fresh.input_param.shape.add(dim=shapes.get(top, shape))
     return fresh
@@ -117,17 +108,13 @@ def data_shape(layer: Any, batch: int | None = None) -> Shape:
     """
     source, transform = source_param(layer), layer.transform_param
     count = batch or getattr(source, "batch_size", 0) or 1
-    if layer.type == "MemoryData":
-        return (count, source.channels, source.height, source.width)
-    stored = _stored_shape(layer) or _mean_shape(layer)
+    stored = _class_of(layer).stored_item(layer) or _mean_shape(layer)
     channels = stored[0] if stored else _channels(layer)
     if transform.crop_size:
         return (count, channels, transform.crop_size, transform.crop_size)
     resized = transform.resize_param
     if resized.height and resized.width:
         return (count, channels, resized.height, resized.width)
-    if layer.type == "ImageData" and source.new_height and source.new_width:
-        return (count, channels, source.new_height, source.new_width)
     if stored:
         return (count, *stored)
     raise NetError("the size of its data is not known: it crops nothing and its source is not there; give --input-shape", layer=layer.name)
@@ -136,7 +123,7 @@ def data_shape(layer: Any, batch: int | None = None) -> Shape:
 def _data_shapes(layer: Any, given: Mapping[str, Shape], batch: int | None) -> list[Shape]:
     first = layer.top[0]
     shape = given[first] if first in given else data_shape(layer, batch)
-    if layer.type == "HDF5Data" and any(top not in given for top in layer.top[2:]):
+    if traits(layer).source and traits(layer).label_tops == "any" and any(top not in given for top in layer.top[2:]):
         raise NetError("the shapes of its blobs are not known; give --input-shape NAME=SHAPE for each", layer=layer.name)
     # All other tops are taken for labels, of one number a picture; see guessed_tops.
     return [shape] + [shape[:1]] * (len(layer.top) - 1)
@@ -151,28 +138,13 @@ def _input_shapes(layer: Any) -> list[Shape]:
 
 def _channels(layer: Any) -> int:
     transform = layer.transform_param
-    if transform.force_gray or (layer.type == "ImageData" and not layer.image_data_param.is_color):
+    if transform.force_gray:
         return 1
-    return len(transform.mean_value) if len(transform.mean_value) > 1 else 3
+    return len(transform.mean_value) if len(transform.mean_value) > 1 else _class_of(layer).item_channels(layer)
 
 
-def _stored_shape(layer: Any) -> Shape | None:
-    """(C, H, W) of the first record of a Data layer's database, where that is there."""
-    if layer.type != "Data" or not layer.data_param.source or not Path(layer.data_param.source).exists():
-        return None
-    with suppress(DataError):
-        database = open_database(layer.data_param.source)
-        try:
-            _, value = next(iter(database.records()))
-            shape: Shape = datum_to_array(parse_datum(value, database.path), color=_forced_color(layer)).shape
-            return shape
-        finally:
-            database.close()
-    return None
-
-
-def _forced_color(layer: Any) -> bool | None:
-    return True if layer.data_param.force_encoded_color else None
+def _class_of(layer: Any) -> type[Layer]:
+    return layer_class(layer.type) if is_known(layer.type) else Layer
 
 
 def _mean_shape(layer: Any) -> Shape | None:

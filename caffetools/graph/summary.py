@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caffetools.errors import NetError
-from caffetools.graph.inputs import as_input, guessed_tops, is_data_layer, named_shapes
+from caffetools.graph.inputs import as_input, guessed_tops, is_data_layer, is_input, named_shapes
 from caffetools.layers.base import Shape, count
 from caffetools.layers.registry import layer_types, suggestion
 from caffetools.net.phases import filter_net, make_state
@@ -126,7 +126,7 @@ def _undescribed(param: Any, note: str = "") -> LayerSummary:
 def _describe(param: Any, bottoms: list[Shape | None], phase: int, given: Mapping[str, Shape], batch: int | None) -> LayerSummary:
     row = _undescribed(param)
     layer_class = layer_types().get(param.type)
-    if param.type == "Input" or is_data_layer(param):
+    if is_input(param) or is_data_layer(param):
         row.parameters = []
         try:
             row.shapes = [tuple(shape.dim) for shape in as_input(param, given, batch).input_param.shape]
@@ -134,7 +134,7 @@ def _describe(param: Any, bottoms: list[Shape | None], phase: int, given: Mappin
             row.note = error.message
     elif layer_class is None:
         row.note = f"{_UNKNOWN_TYPE}{param.type} is not known here{suggestion(param.type)}"
-    elif param.type == "Python":
+    elif layer_class.TRAITS.user_code:
         row.note = "its module is not run for this"
     elif None in bottoms:
         row.note = "what it reads has no known shape"

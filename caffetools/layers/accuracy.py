@@ -9,6 +9,7 @@ from caffetools.layers.base import Layer, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.loss import expect_labels
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 @register("Accuracy")
@@ -20,6 +21,7 @@ class Accuracy(Layer):
     items. Follows accuracy_layer.cpp; has no gradient.
     """
 
+    TRAITS = Traits(role="metric", settings="accuracy_param", label_bottoms=(1,), compares="classes", class_axis="accuracy_param.axis")
     BOTTOMS = (2, 2)
     TOPS = (1, 2)
     NO_GRADIENT = frozenset({0, 1})

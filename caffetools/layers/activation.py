@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,11 +12,14 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import FillerParameter
 
 
 class Elementwise(Layer):
     """A layer whose top has its bottom's shape; most may work in place."""
+
+    TRAITS = Traits(role="activation", channels="kept", in_place=True, coordinates="same")
 
     def setup(self, bottoms: Shapes) -> Shapes:
         return [bottoms[0]]
@@ -26,6 +32,8 @@ class Elementwise(Layer):
 @register("ReLU")
 class ReLU(Elementwise):
     """y = max(0, x) + negative_slope · min(0, x), any shape; at 0 the gradient takes the negative slope (relu_layer.cpp)."""
+
+    TRAITS = replace(Elementwise.TRAITS, half=True)
 
     def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope
@@ -49,7 +57,12 @@ class PReLU(Elementwise):
     Blobs: slope (C), or a scalar; without a filler they start at 0.25. He et al. (2015); prelu_layer.cpp.
     """
 
+    TRAITS = replace(Elementwise.TRAITS, settings="prelu_param", class_axes=(0,), weight_filler="filler")
     NEEDS_TOP = False
+
+    @classmethod
+    def traits(cls, param: Any) -> Traits:
+        return replace(cls.TRAITS, class_axes=()) if param.prelu_param.channel_shared else cls.TRAITS
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.prelu_param
@@ -83,6 +96,8 @@ class ELU(Elementwise):
 class Sigmoid(Elementwise):
     """y = 1 / (1 + exp(−x)) (sigmoid_layer.cpp)."""
 
+    TRAITS = replace(Elementwise.TRAITS, loss="SigmoidCrossEntropyLoss")
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
 
@@ -105,6 +120,8 @@ class TanH(Elementwise):
 class AbsVal(Elementwise):
     """y = |x|; the gradient at 0 is 0 (absval_layer.cpp)."""
 
+    TRAITS = replace(Elementwise.TRAITS, in_place=False)
+
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
 
@@ -115,6 +132,8 @@ class AbsVal(Elementwise):
 @register("BNLL")
 class BNLL(Elementwise):
     """y = log(1 + exp(x)), computed without overflow (bnll_layer.cpp)."""
+
+    TRAITS = replace(Elementwise.TRAITS, in_place=False)
 
     def forward(self, x: Tensor) -> Tensor:
         # From 20 on torch takes y = x by default; log(1 + exp(x)) - x is below float32's precision only from 17 on, so it is the same.
@@ -127,6 +146,8 @@ class BNLL(Elementwise):
 @register("Swish")
 class Swish(Elementwise):
     """y = x · sigmoid(beta · x) (swish_layer.cpp)."""
+
+    TRAITS = replace(Elementwise.TRAITS, in_place=False)
 
     def forward(self, x: Tensor) -> Tensor:
         beta = self.param.swish_param.beta
@@ -147,6 +168,8 @@ class Swish(Elementwise):
 class Clip(Elementwise):
     """y = x held between ``min`` and ``max``; the gradient passes where x lies between them or on them (clip_layer.cpp)."""
 
+    TRAITS = replace(Elementwise.TRAITS, in_place=False)
+
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.clip_param
         if not (param.HasField("min") and param.HasField("max")):
@@ -166,6 +189,7 @@ class Clip(Elementwise):
 class Threshold(Elementwise):
     """y = 1 where x > ``threshold``, else 0; no gradient (threshold_layer.cpp)."""
 
+    TRAITS = replace(Elementwise.TRAITS, channels="mixed", in_place=False)
     NO_GRADIENT = frozenset({0})
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from caffetools.errors import ExportError, NetError
 from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.unknown import unknown_names
 
@@ -68,6 +69,10 @@ class Layer(nn.Module):
         bottom_shapes, top_shapes: what the last :meth:`configure` was given and gave.
     """
 
+    # The type's name in prototxts; set by the registry, which knows further spellings of it.
+    TYPE: ClassVar[str] = ""
+    # Facts that other rooms need to know of the type.
+    TRAITS: ClassVar[Traits] = Traits()
     BOTTOMS: ClassVar[Arity] = (1, 1)
     TOPS: ClassVar[Arity] = (1, 1)
     # Loss layers get loss weight 1 on their first top, and a top of their own where the prototxt names none.
@@ -99,6 +104,37 @@ class Layer(nn.Module):
         self.train(phase == TRAIN)
 
     # ---- what a layer type defines ----
+
+    @classmethod
+    def traits(cls, param: Any) -> Traits:
+        """The traits of a layer with the settings ``param`` (``LayerParameter``); for types whose traits depend on their settings."""
+        return cls.TRAITS
+
+    @classmethod
+    def example_shapes(cls, param: Any) -> Shapes:
+        """Shapes of bottoms that fit the settings ``param``, for facts that hold whatever the net's shapes are."""
+        return [(2, 8, 64, 64)] * len(param.bottom)
+
+    @classmethod
+    def stored_item(cls, param: Any) -> Shape | None:
+        """The shape (C, H, W) of a data layer's items before they are transformed, as its settings or its source give it."""
+        return None
+
+    @classmethod
+    def item_channels(cls, param: Any) -> int:
+        """The number of channels of a data layer's items, where nothing else is known of them."""
+        return 3
+
+    @classmethod
+    def values_for_new_classes(cls, specs: Sequence[BlobSpec], old: Sequence[NDArray[Any]]) -> list[torch.Tensor]:
+        """Return blobs of the shapes of ``specs`` with the values from which classes start that ``old``, the blobs of another number
+        of classes, do not have: those of the fillers."""
+        values = []
+        for spec in specs:
+            data = torch.zeros(spec.shape)
+            fill(data, spec.filler)
+            values.append(data)
+        return values
 
     def setup(self, bottoms: Shapes) -> Shapes:
         """The shapes of the tops for ``bottoms``; declares the parameter blobs. Called again whenever an input's shape changes.

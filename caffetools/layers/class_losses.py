@@ -15,6 +15,7 @@ from caffetools.layers.labels import as_index
 from caffetools.layers.loss import ClassLoss, Loss
 from caffetools.layers.registry import register
 from caffetools.layers.softmax import softmax
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import enum_name
 
 # Probabilities below this count as this (kLOG_THRESHOLD).
@@ -24,6 +25,7 @@ THRESHOLD = 1e-20
 class _OneLabelAnItem(Loss):
     """A loss of N items with C values each, C · … flattened, and N labels in 0 … C − 1; divided by N."""
 
+    TRAITS = Traits(role="loss", label_bottoms=(1,), compares="classes", activation="")
     NO_GRADIENT = frozenset({1})
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -81,6 +83,14 @@ class InfogainLoss(ClassLoss):
     infogain_loss_layer.cpp probabilities below 1e-20 count as 1e-20, while the gradient is that of the unbounded logarithm.
     """
 
+    TRAITS = Traits(
+        role="loss",
+        label_bottoms=(1,),
+        compares="classes",
+        activation="Softmax",
+        class_axis="infogain_loss_param.axis",
+        class_matrix=True,
+    )
     BOTTOMS = (2, 3)
     TOPS = (1, 2)
     NO_GRADIENT = frozenset({1, 2})

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import enum_name
 
 
@@ -15,6 +16,7 @@ from caffetools.proto.schema import enum_name
 class Concat(Layer):
     """The bottoms one after the other along ``axis`` (or the old ``concat_dim``); all other axes must agree (concat_layer.cpp)."""
 
+    TRAITS = Traits(half=True)
     BOTTOMS = (1, None)
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -41,6 +43,7 @@ class Concat(Layer):
 class Slice(Layer):
     """The bottom cut along ``axis`` (or the old ``slice_dim``) at ``slice_point``, or into equal parts (slice_layer.cpp)."""
 
+    TRAITS = Traits(role="slice", settings="slice_param", half=True)
     TOPS = (1, None)
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -74,6 +77,7 @@ class Slice(Layer):
 class Split(Layer):
     """The bottom under several names; its gradient is the sum of theirs (split_layer.cpp)."""
 
+    TRAITS = Traits(role="split", channels="kept", half=True, coordinates="same")
     TOPS = (1, None)
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -91,6 +95,7 @@ class Split(Layer):
 class Silence(Layer):
     """Takes blobs so that they are no outputs of the net; gives nothing, and no gradient (silence_layer.cpp)."""
 
+    TRAITS = Traits(role="silence", half=True)
     BOTTOMS = (1, None)
     TOPS = (0, 0)
 
@@ -112,6 +117,7 @@ class Eltwise(Layer):
     strictly larger. ``stable_prod_grad: false`` divides there (and fails at 0); here the stable form serves both.
     """
 
+    TRAITS = Traits(role="merge", half=True, coordinates="same")
     BOTTOMS = (2, None)
     NEEDS_TOP = False
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +14,7 @@ from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Sha
 from caffetools.layers.im2col import convolve, deconvolve
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 class _Convolving(Layer):
@@ -47,6 +51,14 @@ class _Convolving(Layer):
                 f"kernel {format_shape(self.kernel.size)} does not fit its input {format_shape(bottoms[0])}: the output would be {format_shape(size)}"
             )
         return [(*bottoms[0][:axis], outputs, *size)] * len(self.tops)
+
+    @classmethod
+    def example_shapes(cls, param: Any) -> Shapes:
+        conv = param.convolution_param
+        channels = conv.num_output if cls.TRANSPOSED else max(int(conv.group), 1)
+        extent = 1 + max([1, conv.kernel_h, conv.kernel_w, *conv.kernel_size]) * max([1, *conv.dilation])
+        sizes = (extent,) * max(2, len(conv.kernel_size))
+        return [(2, channels, *sizes)] * len(param.bottom)
 
     def groups(self, channels: int) -> int:
         """In how many groups the ``channels`` are convolved, each on its own."""
@@ -108,6 +120,16 @@ class Convolution(_Convolving):
     Blobs: weights (num_output, C/group, kernel…), bias (num_output). Bottoms and tops come in pairs that share them.
     """
 
+    TRAITS = Traits(
+        role="classifier",
+        settings="convolution_param",
+        outputs="num_output",
+        class_axes=(0, 0),
+        half=True,
+        coordinates="window",
+        weight_filler="weight_filler",
+    )
+
 
 @register("Deconvolution")
 class Deconvolution(_Convolving):
@@ -116,4 +138,13 @@ class Deconvolution(_Convolving):
     Blobs: weights (C, num_output/group, kernel…), bias (num_output).
     """
 
+    TRAITS = replace(Convolution.TRAITS, class_axes=(1, 0), coordinates="transposed")
     TRANSPOSED = True
+
+    @classmethod
+    def traits(cls, param: Any) -> Traits:
+        conv = param.convolution_param
+        if conv.group == conv.num_output > 1:
+            # Each map by itself: it enlarges what the bottom has.
+            return replace(cls.TRAITS, role="sampling", channels="kept", class_axes=(0, 0))
+        return cls.TRAITS

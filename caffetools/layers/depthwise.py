@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from caffetools.layers.base import Shapes
 from caffetools.layers.convolution import Convolution
 from caffetools.layers.registry import register
 
@@ -9,6 +13,13 @@ from caffetools.layers.registry import register
 @register("DepthwiseConvolution", "ConvolutionDepthwise")
 class DepthwiseConvolution(Convolution):
     """Convolution whose ``group`` is the number of channels, given or not; weights (num_output, 1, kernel…), bias (num_output)."""
+
+    TRAITS = replace(Convolution.TRAITS, role="other")
+
+    @classmethod
+    def example_shapes(cls, param: Any) -> Shapes:
+        (_, _, *sizes), *others = super().example_shapes(param)
+        return [(2, param.convolution_param.num_output, *sizes)] * (1 + len(others))
 
     def groups(self, channels: int) -> int:
         given = self.param.convolution_param

@@ -13,6 +13,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.boxes import decode_boxes, suppress
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import enum_name
 
 
@@ -24,6 +25,7 @@ class PriorBox(Layer):
     a square of it, one of sqrt(min_size · max_size), and one box for each further aspect ratio (with ``flip`` its inverse too).
     """
 
+    TRAITS = Traits(role="detection", settings="prior_box_param")
     BOTTOMS = (2, 2)
     NO_GRADIENT = frozenset({0, 1})
 
@@ -114,6 +116,7 @@ class DetectionOutput(Layer):
     item gets a row with -1 for all but its number. The shape rule gives one row; a run gives as many as there are.
     """
 
+    TRAITS = Traits(role="detection", settings="detection_output_param", class_count=("detection_output_param.num_classes",))
     BOTTOMS = (3, 3)
     NO_GRADIENT = frozenset({0, 1, 2})
 

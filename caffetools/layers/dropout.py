@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ class Dropout(Elementwise):
     R-FCN's ``scale_train: false`` divides nothing in training and multiplies by 1 − ``dropout_ratio`` in TEST instead.
     """
 
+    TRAITS = replace(Elementwise.TRAITS, role="dropout", settings="dropout_param", half=True)
     FORK_FIELDS = frozenset({"scale_train"})
 
     def setup(self, bottoms: Shapes) -> Shapes:

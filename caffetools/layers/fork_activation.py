@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor
 from caffetools.layers.activation import Elementwise
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 # Klambauer et al. (2017): the fixed point's alpha and scale.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -18,6 +21,8 @@ SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 @register("ReLU6")
 class ReLU6(Elementwise):
     """y = min(max(0, x), 6) (MobileNet's forks); a ``negative_slope`` is refused."""
+
+    TRAITS = replace(Elementwise.TRAITS, half=True)
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if self.param.relu6_param.negative_slope or self.param.relu_param.negative_slope:
@@ -35,6 +40,7 @@ class ReLU6(Elementwise):
 class Mish(Elementwise):
     """y = x · tanh(log(1 + exp(x))). Misra (2019)."""
 
+    TRAITS = replace(Elementwise.TRAITS, in_place=False)
     NEEDS_TOP = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,6 +70,7 @@ class HSigmoid(Elementwise):
 class HSwish(Elementwise):
     """y = x · min(max(0, x + 3), 6) / 6. Howard et al. (2019), MobileNetV3."""
 
+    TRAITS = replace(Elementwise.TRAITS, in_place=False)
     NEEDS_TOP = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,6 +97,7 @@ class SELU(Elementwise):
 class Axpy(Layer):
     """top = a · x + y for bottoms a (N, C, or N x C x 1 x 1), x and y (N, C, H, W): one factor for each map. Hu et al. (2018), SENet."""
 
+    TRAITS = Traits(coordinates="same")
     BOTTOMS = (3, 3)
     NEEDS_TOP = False
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from caffetools.layers.base import Shapes, count, format_shape
 from caffetools.layers.loss import Loss
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 @register("SmoothL1Loss")
@@ -20,6 +21,7 @@ class SmoothL1Loss(Loss):
     ``sigma``, 1 by default. Both x and t get a gradient. Girshick (2015).
     """
 
+    TRAITS = Traits(role="loss", compares="values")
     BOTTOMS = (2, 4)
     NO_GRADIENT = frozenset({2, 3})
 
@@ -50,6 +52,7 @@ class TripletLoss(Loss):
     ``margin`` is 1 by default. Schroff et al. (2015); the factor of a half is that of the common Caffe layer.
     """
 
+    TRAITS = Traits(role="loss", compares="embeddings")
     BOTTOMS = (3, 3)
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -72,7 +75,20 @@ class CenterLoss(Loss):
     the loss: it is the sum of (c − x) over its class's items, over 1 + their number, whatever the loss weight.
     """
 
+    TRAITS = Traits(
+        role="loss",
+        settings="center_loss_param",
+        outputs="num_output",
+        class_axes=(0,),
+        label_bottoms=(1,),
+        compares="embeddings",
+        weight_filler="center_filler",
+    )
     NO_GRADIENT = frozenset({1})
+
+    @classmethod
+    def example_shapes(cls, param: Any) -> Shapes:
+        return [(2, 8), (2,)]
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.center_loss_param

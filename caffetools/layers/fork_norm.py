@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import FillerParameter, enum_name
 
 # SegNet's layer has no field for it.
@@ -26,7 +30,20 @@ class BN(Layer):
     Without fillers slope and scale start at 1.
     """
 
+    TRAITS = Traits(
+        role="normalization",
+        settings="bn_param",
+        class_axes=(1, 1, 1, 1),
+        channels="kept",
+        coordinates="same",
+        statistics_switch="bn_param.frozen",
+    )
     NEEDS_TOP = False
+
+    @classmethod
+    def traits(cls, param: Any) -> Traits:
+        # SegNet's form has no running statistics that could be used.
+        return replace(cls.TRAITS, statistics_switch="") if param.bn_param.HasField("bn_mode") else cls.TRAITS
 
     def setup(self, bottoms: Shapes) -> Shapes:
         _, c, _, _ = self.expect_axes(bottoms[0], 4)
@@ -86,6 +103,7 @@ class Normalize(Layer):
     Blobs: scale, one value or (with ``channel_shared: false``) one for each channel; starts at 1. Liu et al. (2016), SSD.
     """
 
+    TRAITS = Traits(role="normalization", settings="norm_param", coordinates="same")
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -113,6 +131,7 @@ class Normalize(Layer):
 class L2Normalization(Layer):
     """y = x / sqrt(sum of x²) for each item of (N, …); an item of zeros stays as it is. For embeddings of faces."""
 
+    TRAITS = Traits(role="normalization", coordinates="same")
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

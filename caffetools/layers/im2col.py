@@ -12,6 +12,7 @@ from torch import Tensor
 from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, Shape, Shapes, count, format_shape
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 def im2col(x: Tensor, kernel: Kernel, output: Shape) -> Tensor:
@@ -60,6 +61,7 @@ class Im2col(Layer):
     Sizes, padding and dilation as for a convolution. Follows im2col_layer.cpp.
     """
 
+    TRAITS = Traits(role="sampling", settings="convolution_param", coordinates="window")
     TOPS = SAME_AS_BOTTOMS
     NEEDS_TOP = False
 

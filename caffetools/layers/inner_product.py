@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, count
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 @register("InnerProduct")
@@ -18,7 +22,14 @@ class InnerProduct(Layer):
     Blobs: weights (num_output, K), or (K, num_output) with ``transpose``; bias (num_output). Follows inner_product_layer.cpp.
     """
 
+    TRAITS = Traits(
+        role="classifier", settings="inner_product_param", outputs="num_output", class_axes=(0, 0), half=True, weight_filler="weight_filler"
+    )
     NEEDS_TOP = False
+
+    @classmethod
+    def traits(cls, param: Any) -> Traits:
+        return replace(cls.TRAITS, class_axes=(1, 0)) if param.inner_product_param.transpose else cls.TRAITS
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.inner_product_param
@@ -70,6 +81,7 @@ class Embed(Layer):
     Blobs: weights (input_dim, num_output), bias (num_output). Follows embed_layer.cpp; an index outside is a NetError.
     """
 
+    TRAITS = Traits(settings="embed_param", outputs="num_output", class_axes=(1, 0), weight_filler="weight_filler")
     NO_GRADIENT = frozenset({0})
     NEEDS_TOP = False
 

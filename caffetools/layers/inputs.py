@@ -8,12 +8,14 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes
 from caffetools.layers.fillers import fill
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 @register("Input")
 class Input(Layer):
     """Names blobs that are given from outside; a run that gets none sees zeros. Shapes: one ``shape`` for all tops, or one each."""
 
+    TRAITS = Traits(role="input", settings="input_param")
     BOTTOMS = (0, 0)
     TOPS = (1, None)
     IS_DATA = True
@@ -38,6 +40,7 @@ class DummyData(Layer):
     The old num, channels, height and width make shapes of four axes. Follows dummy_data_layer.cpp.
     """
 
+    TRAITS = Traits(role="constant", settings="dummy_data_param")
     BOTTOMS = (0, 0)
     TOPS = (1, None)
     IS_DATA = True
@@ -82,6 +85,7 @@ class DummyData(Layer):
 class Parameter(Layer):
     """A learned blob as a top; it starts at zero. Blobs: the parameter, of ``parameter_param.shape`` (parameter_layer.hpp)."""
 
+    TRAITS = Traits(role="parameter", settings="parameter_param")
     BOTTOMS = (0, 0)
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, Shape, Shapes, count, format_shape
 from caffetools.layers.labels import label_blob
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import enum_name
 
 
 class Loss(Layer):
     """A layer with a scalar top of loss weight 1; two bottoms, the second usually labels."""
 
+    TRAITS = Traits(role="loss")
     BOTTOMS = (2, 2)
     IS_LOSS = True
 

@@ -11,11 +11,14 @@ from torch import Tensor
 from caffetools.layers.base import Shapes, count, format_shape
 from caffetools.layers.loss import Loss, NormalizedLoss, normalization_mode
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 @register("EuclideanLoss")
 class EuclideanLoss(Loss):
     """loss = sum((a − b)²) / (2 N) for two bottoms of N items each; both get a gradient (euclidean_loss_layer.cpp)."""
+
+    TRAITS = Traits(role="loss", compares="values", activation="")
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_same_batch(bottoms)
@@ -35,6 +38,7 @@ class ContrastiveLoss(Loss):
     Hadsell et al. (2006); contrastive_loss_layer.cpp, whose gradient of dissimilar pairs divides by d + 1e-4.
     """
 
+    TRAITS = Traits(role="loss", label_bottoms=(2,), compares="embeddings")
     BOTTOMS = (3, 3)
     NO_GRADIENT = frozenset({2})
 
@@ -84,6 +88,7 @@ class SigmoidCrossEntropyLoss(NormalizedLoss):
     Follows sigmoid_cross_entropy_loss_layer.cpp.
     """
 
+    TRAITS = Traits(role="loss", label_bottoms=(1,), compares="targets", activation="Sigmoid")
     NO_GRADIENT = frozenset({1})
 
     def setup(self, bottoms: Shapes) -> Shapes:

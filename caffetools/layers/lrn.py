@@ -14,6 +14,7 @@ from caffetools.errors import ExportError
 from caffetools.layers import native
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import enum_name
 
 
@@ -26,6 +27,7 @@ class LRN(Layer):
     ``local_size`` n is odd. Follows lrn_layer.cpp.
     """
 
+    TRAITS = Traits(role="normalization", settings="lrn_param", coordinates="same")
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

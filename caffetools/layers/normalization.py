@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes
+from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import FillerParameter
 
 
@@ -30,8 +33,24 @@ class BatchNorm(Layer):
     stays 1; the first batch's are taken as they are; whatever the file says of their rates, they are not learned.
     """
 
+    TRAITS = Traits(
+        role="normalization",
+        settings="batch_norm_param",
+        class_axes=(0, 0, None, 0, 0),
+        channels="kept",
+        in_place=True,
+        coordinates="same",
+        statistics_switch="batch_norm_param.use_global_stats",
+    )
     NEEDS_TOP = False
     FORK_FIELDS = frozenset({"scale_bias", "scale_filler", "bias_filler"})
+
+    @classmethod
+    def values_for_new_classes(cls, specs: Sequence[BlobSpec], old: Sequence[NDArray[Any]]) -> list[Tensor]:
+        values = super().values_for_new_classes(specs, old)
+        # A variance of 1: the sums are divided by the factor in the third blob.
+        values[1].fill_(float(np.asarray(old[2]).reshape(-1)[0]))
+        return values
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
@@ -127,6 +146,8 @@ class MVN(Layer):
     ``normalize_variance`` only the mean goes. Follows mvn_layer.cpp, whose gradient
     takes the deviation's share as if eps were 0.
     """
+
+    TRAITS = Traits(role="normalization", settings="mvn_param", coordinates="same")
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_axes(bottoms[0], 4)

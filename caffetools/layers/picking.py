@@ -9,6 +9,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, count, format_shape
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 @register("Crop")
@@ -18,6 +19,7 @@ class Crop(Layer):
     Only the shape of the second bottom counts. Follows crop_layer.cpp.
     """
 
+    TRAITS = Traits(role="sampling", settings="crop_param", channels="kept", half=True, coordinates="crop")
     BOTTOMS = (2, 2)
     NO_GRADIENT = frozenset({1})
 
@@ -77,6 +79,7 @@ class Tile(Layer):
 class BatchReindex(Layer):
     """The items of (N, …) in the order that the second bottom (M) names them, to (M, …) (batch_reindex_layer.cpp)."""
 
+    TRAITS = Traits(channels="kept")
     BOTTOMS = (2, 2)
     NO_GRADIENT = frozenset({1})
 
@@ -103,6 +106,7 @@ class Filter(Layer):
     The shape rule gives the largest shape; a run gives as many items as there are. Items left out get gradient 0.
     """
 
+    TRAITS = Traits(half=True)
     BOTTOMS = (2, None)
     TOPS = (1, None)
 

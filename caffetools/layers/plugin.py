@@ -36,7 +36,7 @@ def load_plugin(path: str | os.PathLike[str]) -> list[str]:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        registry.forget(set(registry.layer_types()) - before)
+        registry.unregister(set(registry.layer_types()) - before)
         raise CaffeToolsError(f"the plugin {os.fspath(path)} cannot be loaded: {type(error).__name__}: {error}") from error
     added = sorted(set(registry.layer_types()) - before)
     if not added:

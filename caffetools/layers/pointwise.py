@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class _Affine(Elementwise):
 @register("Power")
 class Power(_Affine):
     """y = (shift + scale · x)^power, any shape; with power 0 or scale 0 a constant without a gradient (power_layer.cpp)."""
+
+    TRAITS = replace(Elementwise.TRAITS, in_place=False)
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.power_param
@@ -84,6 +87,8 @@ class Exp(_Affine):
 @register("Log")
 class Log(_Affine):
     """y = log(shift + scale · x) to the base ``base``; base −1 means e (log_layer.cpp)."""
+
+    TRAITS = replace(Elementwise.TRAITS, in_place=False)
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.log_param

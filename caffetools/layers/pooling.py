@@ -14,6 +14,7 @@ from torch import Tensor
 from caffetools.errors import ExportError
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import enum_name
 
 FLT_MAX = float(np.finfo(np.float32).max)
@@ -215,6 +216,7 @@ class Pooling(Layer):
     of equal maxima the first counts. STOCHASTIC (only on the GPU in Caffe) runs everywhere; it takes no padding.
     """
 
+    TRAITS = Traits(role="pooling", settings="pooling_param", channels="kept", half=True, coordinates="window")
     TOPS = (1, 2)
     NEEDS_TOP = False
     FORK_FIELDS = frozenset({"ceil_mode"})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import TEST
 
 
@@ -20,11 +21,19 @@ class Recurrent(Layer):
     with ``expose_hidden`` it comes from further bottoms, and goes to further tops, each (1, N, num_output), without gradients.
     """
 
+    TRAITS = Traits(role="recurrent", settings="recurrent_param", outputs="num_output", weight_filler="weight_filler")
     BOTTOMS = (2, None)
     TOPS = (1, None)
     NO_GRADIENT = frozenset({1})
-    # How many tensors the state is made of.
+    # The number of tensors in the state.
     STATES = 1
+
+    @classmethod
+    def example_shapes(cls, param: Any) -> Shapes:
+        steps, batch, settings = 3, 2, param.recurrent_param
+        given = cls.STATES if settings.expose_hidden else 0
+        static = len(param.bottom) > 2 + given
+        return [(steps, batch, 4), (steps, batch), *[(batch, 4)] * static, *[(1, batch, settings.num_output)] * given]
 
     def __init__(self, param: Any, phase: int = TEST):
         super().__init__(param, phase)
@@ -167,6 +176,7 @@ class LSTMUnit(Layer):
     As in lstm_unit_layer.cpp the forget gate's gradient is f' (1 − f') of f' = cont · f, which differs where cont is a fraction.
     """
 
+    TRAITS = Traits(role="recurrent")
     BOTTOMS = (3, 3)
     TOPS = (2, 2)
     NO_GRADIENT = frozenset({2})

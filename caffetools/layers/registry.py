@@ -1,76 +1,144 @@
-"""Which class computes which Caffe layer type: one decorator, one lookup."""
+"""Which class computes which Caffe layer type, and what is true of each type."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import pkgutil
+import importlib.metadata
+import logging
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from caffetools.errors import NetError
+from caffetools.layers.traits import Role, Traits
 from caffetools.proto.forks.tables import DIALECTS, table
 
 if TYPE_CHECKING:
     from caffetools.layers.base import Layer
 
-_LAYERS: dict[str, type[Layer]] = {}
-
-# Layers that read databases and files live in the data room, above this one; they are found by name, so nothing is imported upwards.
-_OTHER_ROOMS = ("caffetools.data.layers.builtin", "caffetools.pycaffe.python_layer")
+# Installed packages name modules that register layers under this group of entry points.
+ENTRY_POINTS = "caffetools.layers"
 
 _HINT = "register a class for it from a Python file with --plugin, or cut the net before it"
 
+log = logging.getLogger(__name__)
 T = TypeVar("T", bound="type[Layer]")
+
+_LAYERS: dict[str, type[Layer]] = {}
+# Types without a class, of which other rooms need to know something.
+_DECLARED: dict[str, Traits] = {}
+# Entry points that could not be loaded, and why.
+_BROKEN: dict[str, str] = {}
 
 
 def register(*types: str) -> Callable[[T], T]:
-    """Class decorator: this class computes the layers whose ``type`` is one of ``types``. A type has one class, or it is a bug."""
+    """Bind a class to layer types; a class decorator.
+
+    Args:
+        types: The values of ``type`` that the class computes. The first is the class's :attr:`Layer.TYPE`, the others are spellings
+            that forks use.
+
+    Raises:
+        ValueError: A type has another class already.
+    """
 
     def bind(layer_class: T) -> T:
         for name in types:
             if name in _LAYERS:
                 raise ValueError(f"layer type {name!r} is registered twice: {_LAYERS[name].__name__} and {layer_class.__name__}")
             _LAYERS[name] = layer_class
+        layer_class.TYPE = types[0]
         return layer_class
 
     return bind
 
 
-def forget(types: Iterable[str]) -> None:
-    """Take back the registration of ``types``: of a plugin whose loading failed half way."""
+def unregister(types: Iterable[str]) -> None:
+    """Remove the classes of ``types``, such as those of a plugin whose loading failed half way."""
     for name in types:
         _LAYERS.pop(name, None)
 
 
+def declare(types: Iterable[str], traits: Traits) -> None:
+    """State the traits of ``types`` that no class computes; a class that is registered for one of them takes precedence."""
+    _DECLARED.update(dict.fromkeys(types, traits))
+
+
 def layer_class(type_name: str, *, layer: str | None = None) -> type[Layer]:
-    """The class that computes ``type_name``. Raises :class:`NetError`, naming ``layer`` and the closest known types."""
-    known = layer_types()
-    if type_name in known:
-        return known[type_name]
+    """Return the class that computes ``type_name``.
+
+    Args:
+        type_name: The type, as in the prototxt.
+        layer: The name of the layer, for the error.
+
+    Raises:
+        NetError: The type is not known; the message names the closest known types.
+    """
+    _load()
+    if type_name in _LAYERS:
+        return _LAYERS[type_name]
     raise NetError(f"unknown layer type '{type_name}'{suggestion(type_name)}; {_HINT}", layer=layer)
 
 
+def is_known(type_name: str) -> bool:
+    """Return whether a class computes ``type_name``."""
+    _load()
+    return type_name in _LAYERS
+
+
+def layer_types() -> dict[str, type[Layer]]:
+    """Return every known layer type and its class, sorted by name."""
+    _load()
+    return dict(sorted(_LAYERS.items()))
+
+
+def types(*, role: Role) -> list[str]:
+    """Return the names of the known types with ``role``, sorted."""
+    return [name for name, layer_class in layer_types().items() if layer_class.TRAITS.role == role]
+
+
+def traits(layer: Any) -> Traits:
+    """Return the traits of a layer or of a layer type.
+
+    Args:
+        layer: A ``LayerParameter``, whose settings may matter, or the name of a type.
+
+    Returns:
+        The traits that the type's class states. A type without a class has the role ``unknown``, or ``loss`` where its name ends
+        in "Loss", as those of all forks do.
+    """
+    _load()
+    name = layer if isinstance(layer, str) else layer.type
+    if (found := _LAYERS.get(name)) is not None:
+        return found.TRAITS if isinstance(layer, str) else found.traits(layer)
+    if name in _DECLARED:
+        return _DECLARED[name]
+    return _UNKNOWN_LOSS if name.endswith("Loss") else _UNKNOWN
+
+
 def suggestion(type_name: str) -> str:
-    """The end of a message on ``type_name``: the fork that has it, or the known types that are written much like it; may be empty."""
+    """Return the end of a message on an unknown type: the fork that has it, or known types with a similar name; may be empty."""
     if forks := [dialect for dialect in DIALECTS if type_name in table(dialect).layers]:
         return f": it is a layer of the fork '{forks[0]}', which is not computed here"
     known = layer_types()
     close = [name for name in known if name.lower() == type_name.lower()] or difflib.get_close_matches(type_name, list(known), n=2)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    broken = "".join(f"; the installed package '{name}', which adds layers, cannot be loaded: {reason}" for name, reason in _BROKEN.items())
+    return (f"; did you mean {' or '.join(close)}?" if close else "") + broken
 
 
-def layer_types() -> dict[str, type[Layer]]:
-    """Every known layer type and its class, by name."""
-    _import_all()
-    return dict(sorted(_LAYERS.items()))
+_UNKNOWN, _UNKNOWN_LOSS = Traits(role="unknown"), Traits(role="loss")
 
 
 @cache
-def _import_all() -> None:
-    package = importlib.import_module("caffetools.layers")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"caffetools.layers.{module.name}")
-    for name in _OTHER_ROOMS:
-        importlib.import_module(name)
+def _load() -> None:
+    """Import the modules that register layers: the package's own, and those that installed packages name."""
+    importlib.import_module("caffetools.builtin")
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        before = set(_LAYERS)
+        try:
+            point.load()
+        except Exception as error:
+            unregister(set(_LAYERS) - before)
+            _BROKEN[point.name] = f"{type(error).__name__}: {error}"
+            log.warning("the layers of the installed package '%s' cannot be loaded: %s", point.name, _BROKEN[point.name])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 class _RoiLayer(Layer):
@@ -38,6 +39,8 @@ class ROIPooling(_RoiLayer):
     Corners are scaled by ``spatial_scale`` and rounded (halves away from 0); a region is at least one pixel; bins reach from the
     rounded-down to the rounded-up edge. The gradient goes to the first largest value. Girshick (2015).
     """
+
+    TRAITS = Traits(role="detection", settings="roi_pooling_param")
 
     def setup(self, bottoms: Shapes) -> Shapes:
         _, c, _, _ = self.expect_axes(bottoms[0], 4)
@@ -91,6 +94,8 @@ class PSROIPooling(_RoiLayer):
     Output channel d takes its bin (i, j) from channel (d · g + i) · g + j. Corners are rounded, the end pixel counted, then scaled; an
     empty bin gives 0. Dai et al. (2016), R-FCN.
     """
+
+    TRAITS = Traits(role="detection", settings="psroi_pooling_param", class_count=("psroi_pooling_param.output_dim",))
 
     def setup(self, bottoms: Shapes) -> Shapes:
         _, c, _, _ = self.expect_axes(bottoms[0], 4)

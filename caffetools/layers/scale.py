@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import FillerParameter
 
 
@@ -18,6 +20,14 @@ class _Broadcasting(Layer):
 
     BOTTOMS = (1, 2)
     NEEDS_TOP = False
+
+    @classmethod
+    def example_shapes(cls, param: Any) -> Shapes:
+        return [(2, 8, 64, 64), (1,)][: len(param.bottom)]
+
+    @classmethod
+    def traits(cls, param: Any) -> Traits:
+        return cls.TRAITS if len(param.bottom) == 1 else replace(cls.TRAITS, channels="mixed", class_axes=())
 
     def place(self, param: Any, bottoms: Shapes) -> Shape:
         """The operand's shape; sets ``expanded``, the same with ones around it. Raises :class:`NetError`."""
@@ -61,6 +71,10 @@ class Scale(_Broadcasting):
     value scales everything. Follows scale_layer.cpp.
     """
 
+    TRAITS = Traits(
+        role="scale", settings="scale_param", class_axes=(0, 0), channels="kept", in_place=True, coordinates="same", weight_filler="filler"
+    )
+
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.scale_param
         shape = self.place(param, bottoms)
@@ -94,6 +108,10 @@ class Bias(_Broadcasting):
 
     Blobs: bias (only with one bottom; starts at 0). Follows bias_layer.cpp.
     """
+
+    TRAITS = Traits(
+        role="scale", settings="bias_param", class_axes=(0,), channels="kept", in_place=True, coordinates="same", weight_filler="filler"
+    )
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.bias_param

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 class Rearranging(Layer):
@@ -30,6 +31,8 @@ class Rearranging(Layer):
 class Flatten(Rearranging):
     """The axes from ``axis`` to ``end_axis`` become one; (N, C, H, W) to (N, C · H · W) by default (flatten_layer.cpp)."""
 
+    TRAITS = Traits(role="reshape", channels="kept", half=True)
+
     def setup(self, bottoms: Shapes) -> Shapes:
         shape, param = bottoms[0], self.param.flatten_param
         start, end = self.axis(param.axis, shape), self.axis(param.end_axis, shape, what="end_axis")
@@ -45,6 +48,8 @@ class Reshape(Rearranging):
 
     A negative ``axis`` counts from one behind the last axis, as in reshape_layer.cpp: −1 appends.
     """
+
+    TRAITS = Traits(role="reshape", settings="reshape_param", channels="reshaped", half=True)
 
     def setup(self, bottoms: Shapes) -> Shapes:
         shape, param = bottoms[0], self.param.reshape_param

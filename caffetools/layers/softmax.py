@@ -13,6 +13,7 @@ from caffetools.layers.labels import as_index
 from caffetools.layers.loss import ClassLoss
 from caffetools.layers.pooling import FLT_MIN
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 def softmax(x: Tensor, axis: int, *, log: bool = False) -> Tensor:
@@ -26,6 +27,10 @@ def softmax(x: Tensor, axis: int, *, log: bool = False) -> Tensor:
 @register("Softmax")
 class Softmax(Layer):
     """y = exp(x) / sum(exp(x)) along ``axis``, of any shape, without overflow (softmax_layer.cpp)."""
+
+    TRAITS = Traits(
+        role="probability", channels="kept", class_axis="softmax_param.axis", in_place=True, coordinates="same", loss="SoftmaxWithLoss"
+    )
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.softmax_axis = self.axis(self.param.softmax_param.axis, bottoms[0])
@@ -55,6 +60,9 @@ class SoftmaxWithLoss(ClassLoss):
     FLT_MIN counts as FLT_MIN, so an item's loss tops out at 87.3365, while its gradient stays p − 1.
     """
 
+    TRAITS = Traits(
+        role="loss", settings="softmax_param", label_bottoms=(1,), compares="classes", activation="Softmax", class_axis="softmax_param.axis"
+    )
     TOPS = (1, 2)
 
     def setup(self, bottoms: Shapes) -> Shapes:

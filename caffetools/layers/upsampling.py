@@ -8,6 +8,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 class _ByMask(Layer):
@@ -48,6 +49,7 @@ class Upsample(_ByMask):
     less where ``pad_out_h`` or ``pad_out_w`` is set. Badrinarayanan et al. (2017).
     """
 
+    TRAITS = Traits(role="sampling", channels="kept")
     BOTTOMS = (1, 2)
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -84,6 +86,8 @@ class Unpooling(_ByMask):
     Maps of ``unpool_size`` squared, or of (H − 1) · stride + kernel_size − 2 · pad. AVE is refused: copies of Caffe differ in it.
     """
 
+    TRAITS = Traits(role="sampling", channels="kept")
+
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.unpooling_param
         if param.unpool != 0:
@@ -106,6 +110,7 @@ class Interp(Layer):
     or shrunk: (H − 1) / shrink_factor + 1, then zoomed: H + (H − 1) · (zoom_factor − 1).
     """
 
+    TRAITS = Traits(role="sampling", channels="kept")
     BOTTOMS = (1, 2)
     NO_GRADIENT = frozenset({1})
     NEEDS_TOP = False

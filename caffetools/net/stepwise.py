@@ -44,7 +44,7 @@ class Stepwise:
         self.after_forward: list[Callable[[int], None]] = []
         self.before_backward: list[Callable[[int], None]] = []
         self.after_backward: list[Callable[[int], None]] = []
-        self._given = [top for layer in net.layers if layer.type_name == "Input" for top in layer.tops]
+        self._given = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
         self._set_loss_diffs()
 
     # ---- running ----
@@ -163,9 +163,9 @@ class Stepwise:
 
     def _kept(self, layer: Layer) -> set[str]:
         """The tops that keep their values: those of Input layers, and those that Caffe's DummyData fills only once, with constants."""
-        if layer.type_name == "Input":
+        if layer.TRAITS.role == "input":
             return set(layer.tops)
-        if layer.type_name != "DummyData":
+        if layer.TRAITS.role != "constant":
             return set()
         fillers = list(layer.param.dummy_data_param.data_filler)
         fillers = fillers * len(layer.tops) if len(fillers) == 1 else fillers

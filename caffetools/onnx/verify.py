@@ -196,7 +196,7 @@ def _first_wrong(model: PathLike | bytes, net: Net, batch: Inputs, tolerance: fl
 
 def _scores(net: Net) -> list[str]:
     """What the Softmax layers that make the net's outputs take."""
-    softmax = [layer for layer in net.layers if layer.type_name == "Softmax" and layer.tops[0] in net.outputs]
+    softmax = [layer for layer in net.layers if layer.TRAITS.role == "probability" and layer.tops[0] in net.outputs]
     return [layer.bottoms[0] for layer in softmax if layer.bottoms[0] not in (*net.inputs, *net.outputs)]
 
 

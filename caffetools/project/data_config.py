@@ -8,6 +8,7 @@ from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.graph.inputs import is_data_layer, source_param
+from caffetools.layers.registry import traits
 from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.surgery.changes import Change, number
@@ -38,7 +39,7 @@ def set_data_sources(
     changes: list[Change] = []
     given = "--crop" if crop is not None else "--mean" if mean_file is not None or mean_values is not None else ""
     both = [layer for phase in (TRAIN, TEST) for layer in data_layers(net, phase)]
-    if given and both and all(layer.type == "HDF5Data" for layer in both):
+    if given and both and not any(traits(layer).transforms for layer in both):
         raise NetError(f"reads HDF5 files, whose data are taken as they are; leave {given} out", layer=both[0].name)
     for phase, source, batch in ((TRAIN, train_source, train_batch), (TEST, val_source, val_batch)):
         layers = data_layers(net, phase)
@@ -56,7 +57,7 @@ def data_layers(net: Any, phase: int) -> list[Any]:
     """The data layers of ``phase`` that read a source: Data, ImageData, HDF5Data and WindowData."""
     state = make_state(phase)
     layers = [layer for layer in net.layer if is_data_layer(layer) and layer_included(layer, state)]
-    return [layer for layer in layers if layer.type != "MemoryData" and source_param(layer) is not None]
+    return [layer for layer in layers if traits(layer).file_source]
 
 
 def _set_source(layer: Any, source: str | None, batch: int | None, changes: list[Change]) -> None:
@@ -64,7 +65,7 @@ def _set_source(layer: Any, source: str | None, batch: int | None, changes: list
     if source is not None and param.source != source:
         changes.append(Change(layer.name, "source", param.source, source))
         param.source = source
-        if layer.type == "Data":
+        if "backend" in param.DESCRIPTOR.fields_by_name:
             param.backend = param.LEVELDB if _is_leveldb(Path(source)) else param.LMDB
     if batch is not None and param.batch_size != batch:
         changes.append(Change(layer.name, "batch_size", str(param.batch_size), str(batch)))
@@ -72,7 +73,7 @@ def _set_source(layer: Any, source: str | None, batch: int | None, changes: list
 
 
 def _set_mean(layer: Any, mean_file: str | None, mean_values: Sequence[float] | None, changes: list[Change]) -> None:
-    if layer.type == "HDF5Data" or (mean_file is None and mean_values is None):
+    if not traits(layer).transforms or (mean_file is None and mean_values is None):
         return
     transform = layer.transform_param
     before = transform.mean_file or ", ".join(map(number, transform.mean_value))
@@ -89,7 +90,7 @@ def _set_mean(layer: Any, mean_file: str | None, mean_values: Sequence[float] | 
 
 def _set_crop(layer: Any, crop: int | None, changes: list[Change]) -> None:
     before = layer.transform_param.crop_size
-    if crop is None or layer.type == "HDF5Data" or before == crop:
+    if crop is None or not traits(layer).transforms or before == crop:
         return
     layer.transform_param.crop_size = crop
     changes.append(Change(layer.name, "crop_size", str(before), str(crop)))

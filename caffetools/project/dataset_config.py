@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from caffetools.data.datasets.card import DatasetCard
+from caffetools.data.layers.data import Data
+from caffetools.data.layers.image_data import ImageData
 from caffetools.errors import CaffeToolsError, DataError, NetError
 from caffetools.graph.inputs import source_param
 from caffetools.project.data_config import data_layers
@@ -35,13 +37,13 @@ def convert_imagedata_to_data(net: Any) -> list[Change]:
     changes = []
     for phase in (TRAIN, TEST):
         for layer in data_layers(net, phase):
-            if layer.type not in ("Data", "ImageData"):
+            if layer.type not in (Data.TYPE, ImageData.TYPE):
                 raise NetError(f"reads {layer.type}, which a dataset of pictures and labels cannot stand for (--dataset)", layer=layer.name)
-            if layer.type == "ImageData":
-                layer.type = "Data"
+            if layer.type == ImageData.TYPE:
+                layer.type = Data.TYPE
                 layer.data_param.batch_size = layer.image_data_param.batch_size
                 layer.ClearField("image_data_param")
-                changes.append(Change(layer.name, "type", "ImageData", "Data"))
+                changes.append(Change(layer.name, "type", ImageData.TYPE, Data.TYPE))
     return list(dict.fromkeys(changes))
 
 

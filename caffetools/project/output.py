@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.data.databases import open_database
+from caffetools.data.layers.data import Data
 from caffetools.errors import CaffeToolsError
 from caffetools.graph.graph import phases_present
 from caffetools.graph.inputs import source_param
@@ -71,7 +72,7 @@ def _batches(net: Any, phase: int) -> tuple[int | None, int]:
         return None, 1
     param = source_param(layers[0])
     count = None
-    if layers[0].type == "Data" and param.source and Path(param.source).exists():
+    if layers[0].type == Data.TYPE and param.source and Path(param.source).exists():
         database = open_database(param.source)
         count = len(database)
         database.close()

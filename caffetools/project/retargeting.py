@@ -178,7 +178,7 @@ def prepare_retarget(
         taken = _caffemodel(weights).blobs if weights is not None else ()
         original = upgrade_net(param)
         made = retarget_with_edits(original, classes, depth or Depth(), tuning, shapes, head_lr_mult=head_lr_mult, heads=heads, taken=taken)
-        made.changes += tune(made.train_val, tuning, made.anew)
+        made.changes += tune(made.train_val, tuning, made.anew, shapes)
         made.changes += convert_imagedata_to_data(made.train_val) if dataset is not None else []
         made.changes += set_data_sources(made.train_val, **settings)
         if dataset is not None:

@@ -14,6 +14,7 @@ from caffetools.data.datasets.build import build_dataset
 from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.errors import DataError
 from caffetools.infer.classifier import Classifier, Options
+from caffetools.layers.registry import traits
 from caffetools.onnx.verify import Verification
 from caffetools.project.dataset_config import mean_of
 from caffetools.project.evaluate import Evaluation, evaluate, held_out
@@ -277,7 +278,7 @@ def _mean(job: Job, card: DatasetCard) -> str:
 
 def _options(job: Job, card: DatasetCard, project: RetargetResult) -> Options:
     """How pictures must be prepared for the deployed net: as its data layer of the TEST phase did."""
-    data = next(layer for layer in project.retargeted.train_val.layer if layer.type == "Data")
+    data = next(layer for layer in project.retargeted.train_val.layer if traits(layer).transforms)
     mean: Any = _mean(job, card)
     if mean and not Path(mean).exists():
         mean = tuple(float(value) for value in mean.split(","))

@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.data.datasets.card import DatasetCard
+from caffetools.data.layers.data import Data
+from caffetools.data.layers.hdf5_data import HDF5Data
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.graph.classifiers import LINEAR
+from caffetools.graph.classifiers import copy_class_axis, is_linear
 from caffetools.graph.graph import Graph, unused_name
+from caffetools.graph.inputs import is_input
+from caffetools.graph.learned import declared_blobs
 from caffetools.graph.summary import summarize
+from caffetools.layers.accuracy import Accuracy
 from caffetools.layers.base import format_shape
+from caffetools.layers.inputs import Input
+from caffetools.layers.registry import traits
+from caffetools.layers.softmax import SoftmaxWithLoss
+from caffetools.layers.traits import field_at
 from caffetools.net.net import located
 from caffetools.project.data_config import set_data_sources
 from caffetools.project.data_options import DataOptions
@@ -22,10 +31,7 @@ from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.changes import Change, number
-from caffetools.surgery.freezing import learned_blobs
 
-_LOSSES = {"Softmax": "SoftmaxWithLoss", "Sigmoid": "SigmoidCrossEntropyLoss"}
-_FILLED = {**LINEAR, "Deconvolution": "convolution_param"}
 _BATCHES = (32, 32)
 
 
@@ -63,7 +69,7 @@ def make_trainable(
     param = read_net(source)
     with located(source):
         net, changes, notes = trainable_from(param, scale=scale)
-        if net.layer[0].type == "HDF5Data" and (dataset is not None or options.mean is not None or scale not in (None, 1)):
+        if net.layer[0].type == HDF5Data.TYPE and (dataset is not None or options.mean is not None or scale not in (None, 1)):
             raise NetError(
                 f"the net '{net.name}' ends in a Sigmoid, so each picture has several labels, which only HDF5 files hold; "
                 "they are read as they are: leave --dataset, --mean and --scale out"
@@ -105,9 +111,9 @@ def trainable_from(
     """
     net = NetParameter()
     net.CopyFrom(upgrade_net(deploy))
-    if any(layer.type.endswith("Loss") for layer in net.layer):
+    if any(traits(layer).role == "loss" for layer in net.layer):
         raise NetError(f"the net '{net.name}' has a loss, so it can be trained as it is")
-    inputs = [layer for layer in net.layer if layer.type == "Input"]
+    inputs = [layer for layer in net.layer if is_input(layer)]
     if len(inputs) != 1 or len(inputs[0].top) != 1:
         tops = ", ".join(top for layer in inputs for top in layer.top) or "none"
         raise NetError(f"a net of one input can be made trainable; the inputs of '{net.name}' are {tops}")
@@ -116,13 +122,13 @@ def trainable_from(
     changes: list[Change] = []
     scores, answers = _scores(net)
     classes = _classes(net, scores)
-    multi = bool(answers) and answers[0].type == "Sigmoid"
-    kept = [layer for layer in net.layer if layer.type != "Input" and layer.name not in {answer.name for answer in answers}]
+    multi = bool(answers) and _gives_each_class_alone(answers[0])
+    kept = [layer for layer in net.layer if not is_input(layer) and layer.name not in {answer.name for answer in answers}]
     label = unused_name(net, "label")
     trainable = NetParameter(name=net.name)
     for phase, source, batch in zip((TRAIN, TEST), sources, _BATCHES, strict=True):
         trainable.layer.add().CopyFrom(_data(inputs[0], label, phase, source, batch, scale, multi=multi))
-    changes.append(Change(inputs[0].name, "layer", "Input", f"{trainable.layer[0].type} of {sources[0]} and {sources[1]}"))
+    changes.append(Change(inputs[0].name, "layer", Input.TYPE, f"{trainable.layer[0].type} of {sources[0]} and {sources[1]}"))
     trainable.layer.extend(kept)
     for layer in trainable.layer:
         _make_learn(layer, changes)
@@ -142,7 +148,7 @@ def _notes(net: Any, scores: str, answers: list[Any], classes: int) -> list[str]
         told.append(f"{', '.join(others)}: no loss reads them, so what makes them learns nothing; add losses for them by hand")
     if not answers:
         told.append(f"'{scores}' is taken for the scores of {classes} classes; behind an embedding, a classifier and a loss are missing")
-    elif answers[0].type == "Sigmoid":
+    elif _gives_each_class_alone(answers[0]):
         told.append(f"each picture needs {classes} labels of 0 or 1: they come from HDF5 files, which the sources list")
     return told
 
@@ -151,19 +157,24 @@ def _scores(net: Any) -> tuple[str, list[Any]]:
     """The blob that the loss is to read, and the layers that only turn it into probabilities."""
     graph = Graph(net, TEST)
     ends = [graph.layers[i] for i, _ in graph.outputs()]
-    answers = [layer for layer in ends if layer.type in _LOSSES]
+    answers = [layer for layer in ends if traits(layer).loss]
     if len(answers) == 1:
         return str(answers[0].bottom[0]), answers
     if not answers:
-        made = [(i, top) for i, top in graph.outputs() if any(graph.layers[m].type in LINEAR for m in (i, *graph.walk_up(i, top)))]
+        made = [(i, top) for i, top in graph.outputs() if any(_gives_scores(graph.layers[m]) for m in (i, *graph.walk_up(i, top)))]
         if len(made) == 1:
             return made[0][1], []
     told = ", ".join(top for _, top in graph.outputs()) or "none"
     raise NetError(f"which scores of the net '{net.name}' are to be learned is not clear: its outputs are {told}; one Softmax is expected")
 
 
+def _gives_scores(layer: Any) -> bool:
+    """Whether ``layer`` may give scores of classes; a Deconvolution at a net's end enlarges maps or pictures."""
+    return is_linear(layer) and traits(layer).coordinates != "transposed"
+
+
 def _data(given: Any, label: str, phase: int, source: str, batch: int, scale: float | None, *, multi: bool) -> Any:
-    layer = NetParameter().layer.add(name=given.name, type="HDF5Data" if multi else "Data", top=[given.top[0], label])
+    layer = NetParameter().layer.add(name=given.name, type=HDF5Data.TYPE if multi else Data.TYPE, top=[given.top[0], label])
     layer.include.add(phase=phase)
     if multi:
         layer.hdf5_data_param.source, layer.hdf5_data_param.batch_size = source, batch
@@ -185,28 +196,45 @@ def _data(given: Any, label: str, phase: int, source: str, batch: int, scale: fl
 
 
 def _make_learn(layer: Any, changes: list[Change]) -> None:
-    if layer.type in _FILLED:
-        param = getattr(layer, _FILLED[layer.type])
+    facts = traits(layer)
+    filled = facts.weight_filler == "weight_filler"
+    if filled:
+        param = facts.settings_of(layer)
         if not param.HasField("weight_filler"):
             param.weight_filler.type = "xavier"
             changes.append(Change(layer.name, "weight_filler", "", "xavier"))
-    if layer.type != "BatchNorm" and learned_blobs(layer) and layer.param and layer.param[0].lr_mult == 0:
+    specs = declared_blobs(layer)
+    learns = specs[0].learnable if specs else specs is None
+    if learns and layer.param and layer.param[0].lr_mult == 0:
         before = [spec.lr_mult for spec in layer.param]
         for index, spec in enumerate(layer.param):
             # Biases learn twice as fast and do not decay, as in Caffe's own nets.
-            bias = layer.type in _FILLED and index == 1
+            bias = filled and index == 1
             spec.lr_mult, spec.decay_mult = (2, 0) if bias else (1, 1)
         after = " / ".join(number(spec.lr_mult) for spec in layer.param)
         changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), after))
-    if layer.type == "BatchNorm" and layer.batch_norm_param.use_global_stats:
-        layer.batch_norm_param.ClearField("use_global_stats")
-        changes.append(Change(layer.name, "use_global_stats", "true", ""))
+    if facts.statistics_switch:
+        message, field = field_at(layer, facts.statistics_switch)
+        if getattr(message, field):
+            message.ClearField(field)
+            changes.append(Change(layer.name, field, "true", ""))
+
+
+def _gives_each_class_alone(answer: Any) -> bool:
+    """Whether the layer that gives the answers does so for each class by itself, so that several classes may be right."""
+    return traits(traits(answer).loss).compares == "targets"
 
 
 def _follow_batch(layer: Any, batch: int, changes: list[Change]) -> None:
     """Let a Reshape that names the number of pictures take as many as there are."""
     param = layer.reshape_param
-    if layer.type == "Reshape" and param.axis == 0 and param.num_axes == -1 and param.shape.dim and param.shape.dim[0] == batch:
+    if (
+        traits(layer).channels == "reshaped"
+        and param.axis == 0
+        and param.num_axes == -1
+        and param.shape.dim
+        and param.shape.dim[0] == batch
+    ):
         param.shape.dim[0] = 0
         changes.append(Change(layer.name, "dim", str(batch), "0 (as many pictures as there are)"))
 
@@ -227,19 +255,19 @@ def _classes(net: Any, scores: str) -> int:
 def _judge(net: Any, scores: str, answers: list[Any], label: str, classes: int, changes: list[Change]) -> None:
     """Append the loss, and accuracies for testing where one class is right."""
     answer = answers[0] if answers else None
-    kind = _LOSSES[answer.type] if answer is not None else "SoftmaxWithLoss"
+    kind = traits(answer).loss if answer is not None else SoftmaxWithLoss.TYPE
     name = unused_name(net, "loss")
     loss = net.layer.add(name=name, type=kind, bottom=[scores, label], top=[name])
-    if answer is not None and answer.HasField("softmax_param"):
-        loss.softmax_param.CopyFrom(answer.softmax_param)
+    if answer is not None:
+        copy_class_axis(answer, loss)
     before = f"{answer.type} '{answer.name}'" if answer is not None else ""
     changes.append(Change(name, "layer", before, kind))
-    if kind != "SoftmaxWithLoss":
+    if traits(kind).compares != "classes":
         return
     for top_k in (1, 5):
         if top_k <= classes:
             called = unused_name(net, "accuracy" if top_k == 1 else f"accuracy_top{top_k}")
-            accuracy = net.layer.add(name=called, type="Accuracy", bottom=[scores, label], top=[called])
+            accuracy = net.layer.add(name=called, type=Accuracy.TYPE, bottom=[scores, label], top=[called])
             accuracy.include.add(phase=TEST)
             if top_k > 1:
                 accuracy.accuracy_param.top_k = top_k

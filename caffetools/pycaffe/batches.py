@@ -47,7 +47,7 @@ def forward_backward_all(net: Net, blobs: list[str], diffs: list[str], values: M
 def set_input_arrays(net: TorchNet, data: NDArray[Any], labels: NDArray[Any]) -> None:
     """Give the arrays to the net's first layer, which must be a MemoryData layer. Raises :class:`NetError`."""
     first = net.layers[0] if net.layers else None
-    if first is None or first.type_name != "MemoryData":
+    if first is None or not hasattr(first, "set_arrays"):
         kind = first.type_name if first is not None else "none"
         raise NetError(f"set_input_arrays needs a MemoryData layer as the first of the net, not {kind}")
     first.set_arrays(data, labels)  # type: ignore[operator]

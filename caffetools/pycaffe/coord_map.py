@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from caffetools.layers.registry import traits
 from caffetools.pycaffe.net_spec import Function, Top, layers
-
-_ELEMENTWISE = {"AbsVal", "BNLL", "BatchNorm", "Bias", "Clip", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log", "MVN", "PReLU", "Power"}
-_ELEMENTWISE |= {"ReLU", "Scale", "Sigmoid", "Softmax", "Split", "Swish", "TanH", "Threshold"}
 
 # (first axis, factor, offset). Without an axis the map is the same for all; factor and offset are numbers or one per axis.
 Map = tuple[int | None, Any, Any]
@@ -37,15 +35,16 @@ def coord_map(fn: Function) -> Map:
     Raises:
         UndefinedMapException: for types of layers that have none.
     """
-    if fn.type_name in ("Convolution", "Pooling", "Im2col"):
+    coordinates = traits(fn.type_name).coordinates
+    if coordinates == "window":
         axis, stride, kernel, pad = conv_params(fn)
         return axis, 1 / stride, (pad - (kernel - 1) / 2) / stride
-    if fn.type_name == "Deconvolution":
+    if coordinates == "transposed":
         axis, stride, kernel, pad = conv_params(fn)
         return axis, stride, (kernel - 1) / 2 - pad
-    if fn.type_name in _ELEMENTWISE:
+    if coordinates == "same":
         return None, 1, 0
-    if fn.type_name == "Crop":
+    if coordinates == "crop":
         axis, offset = crop_params(fn)
         return axis - 1, 1, -offset
     raise UndefinedMapException(f"a {fn.type_name} layer has no map of coordinates")
@@ -129,7 +128,7 @@ def _maps_below(top: Top) -> Iterator[tuple[Top, Map]]:
         current, map_ = waiting.pop(0)
         yield current, map_
         # The second bottom of a Crop only says how large to cut.
-        bottoms = current.fn.inputs[:1] if current.fn.type_name == "Crop" else current.fn.inputs
+        bottoms = current.fn.inputs[:1] if traits(current.fn.type_name).coordinates == "crop" else current.fn.inputs
         for bottom in bottoms:
             if bottom in seen:
                 continue

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.errors import CaffeToolsError
+from caffetools.layers.registry import traits
 from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.schema import enum_name
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 
-_COLOURS = {"Convolution": "#ff5050", "Deconvolution": "#ff5050", "Pooling": "#ff9900", "InnerProduct": "#cc33ff"}
+_CONVOLUTION, _POOLING, _LINEAR = "#ff5050", "#ff9900", "#cc33ff"
 _OTHER, _BLOB = "#6495ed", "#e0e0e0"
 
 
@@ -78,12 +79,14 @@ def dot_text(caffe_net: Any, rankdir: str = "LR", label_edges: bool = True, phas
 def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:
     """What stands in a layer's box: its name, type, and kernel, stride and pad where it has them."""
     parts = [str(layer.name), f"({layer.type})"]
-    if layer.type in ("Convolution", "Deconvolution", "Pooling"):
-        param = layer.pooling_param if layer.type == "Pooling" else layer.convolution_param
-        if layer.type == "Pooling":
+    facts = traits(layer)
+    pools = facts.role == "pooling"
+    if pools or _convolves(layer.type):
+        param = facts.settings_of(layer)
+        if pools:
             parts[1] = f"({enum_name(param, 'pool')} Pooling)"
         parts += [f"{what} {_window(param, name, short, default)}" for what, name, short, default in _WINDOWS]
-    if display_lrm and layer.type in ("Convolution", "Deconvolution", "InnerProduct"):
+    if display_lrm and traits(layer.type).role == "classifier":
         parts += [f"lr mult {', '.join(f'{p.lr_mult:g}' for p in layer.param) or '1, 1'}"]
     # Wide graphs have room in height.
     return ("\n" if rankdir in ("LR", "RL") else "  ").join(parts)
@@ -91,16 +94,22 @@ def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:
 
 def get_edge_label(layer: Any) -> str:
     """What stands at the arrow out of a layer: the number of its outputs or channels, or a data layer's batch."""
-    if layer.type == "Data":
-        return f"Batch {layer.data_param.batch_size}"
-    if layer.type in ("Convolution", "Deconvolution"):
-        return str(layer.convolution_param.num_output)
-    return str(layer.inner_product_param.num_output) if layer.type == "InnerProduct" else ""
+    facts = traits(layer.type)
+    if facts.role == "data" and facts.source:
+        return f"Batch {getattr(layer, facts.source).batch_size}"
+    return str(facts.num_output(layer)) if facts.role == "classifier" else ""
 
 
 def choose_color_by_layertype(layertype: str) -> str:
     """The colour of a layer's box."""
-    return _COLOURS.get(layertype, _OTHER)
+    if _convolves(layertype):
+        return _CONVOLUTION
+    return {"pooling": _POOLING, "classifier": _LINEAR}.get(traits(layertype).role, _OTHER)
+
+
+def _convolves(layertype: str) -> bool:
+    facts = traits(layertype)
+    return facts.coordinates in ("window", "transposed") and bool(facts.outputs)
 
 
 _WINDOWS = (("kernel size", "kernel_size", "kernel", 0), ("stride", "stride", "stride", 1), ("pad", "pad", "pad", 0))

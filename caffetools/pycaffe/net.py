@@ -72,7 +72,7 @@ class Net:
             for layer, vector in zip(net.layers, vectors, strict=True)
         ]
         self.layer_dict: OrderedDict[str, Any] = OrderedDict(zip(self._layer_names, self.layers, strict=True))
-        self.inputs: list[str] = [top for layer in net.layers if layer.type_name == "Input" for top in layer.tops]
+        self.inputs: list[str] = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
         self.outputs: list[str] = list(net.outputs)
 
     # ---- what it is made of ----

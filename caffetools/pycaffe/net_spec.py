@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
+from caffetools.layers.registry import layer_types
 from caffetools.proto.schema import LayerParameter, NetParameter, message_class
 
 
@@ -134,9 +135,9 @@ def param_name_dict() -> dict[str, str]:
             # The first counts: forks have second fields of a message, such as relu6_param.
             names.setdefault(field.message_type.name.removesuffix("Parameter"), field.name.removesuffix("_param"))
     # Layers that take another's parameters.
-    names.update(
-        {"Deconvolution": "convolution", "Im2col": "convolution", "SoftmaxWithLoss": "softmax", "RNN": "recurrent", "LSTM": "recurrent"}
-    )
+    for name, layer_class in layer_types().items():
+        if layer_class.TRAITS.settings:
+            names.setdefault(name, layer_class.TRAITS.settings.removesuffix("_param"))
     return names
 
 

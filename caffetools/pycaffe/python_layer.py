@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from caffetools.errors import CaffeToolsError
 from caffetools.layers.base import Layer as EngineLayer
 from caffetools.layers.base import Shape, Shapes
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.net.blob_storage import Slot
 from caffetools.proto.schema import TEST, FillerParameter
 from caffetools.pycaffe.blob import NetBlob, ParameterBlob, checked_shape
@@ -99,8 +101,13 @@ class Python(EngineLayer):
     Shapes and numbers are what the class makes of them; its code runs on the CPU.
     """
 
+    TRAITS = Traits(settings="python_param", user_code=True)
     BOTTOMS = (0, None)
     TOPS = (0, None)
+
+    @classmethod
+    def traits(cls, param: Any) -> Traits:
+        return cls.TRAITS if param.bottom else replace(cls.TRAITS, role="data")
 
     def __init__(self, param: Any, phase: int = TEST):
         super().__init__(param, phase)

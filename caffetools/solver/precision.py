@@ -16,11 +16,6 @@ from caffetools.solver.logs.caffe_log import Log
 
 MODES = ("fp32", "tf32", "bf16", "fp16")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# What may compute in half precision: products and sums that are rounded once, and what only moves or picks values. All other layers
-# (losses, softmax, normalizations, powers and logarithms) get float32.
-_SAFE = frozenset(
-    "Convolution Deconvolution InnerProduct Pooling ReLU Dropout Concat Slice Split Flatten Reshape Crop Eltwise Silence Filter".split()  # noqa: SIM905
-)
 
 
 class Precision:
@@ -54,7 +49,7 @@ class Precision:
         """Make ``net`` ready: layers that need float32 see to it that they get it."""
         if self.half is not None:
             for layer in net.layers:
-                if not layer.IS_DATA and layer.type_name not in _SAFE:
+                if not layer.IS_DATA and not layer.TRAITS.half:
                     layer.forward = partial(_in_float32, layer.forward, self.device.type)
 
     def running(self) -> AbstractContextManager[Any]:

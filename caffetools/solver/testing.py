@@ -76,7 +76,7 @@ def load_test_net(
     log("caffe.cpp:275", "Use CPU." if torch.device(device).type == "cpu" else "Use GPU.")
     net = Net.from_file(path, TEST, level=level, stages=stages)
     log_net(log, net, format_text(net.param))
-    given = [top for layer in net.layers if layer.type_name == "Input" for top in layer.tops]
+    given = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
     if given:
         names = ", ".join(f"'{name}'" for name in given)
         raise CaffeToolsError(

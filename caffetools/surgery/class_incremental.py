@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.graph.classifiers import CLASSIFIERS, classifier_param
+from caffetools.graph.classifiers import is_classifier
+from caffetools.graph.learned import declared_blobs
 from caffetools.layers.base import Shape
-from caffetools.layers.fillers import fill
+from caffetools.layers.registry import layer_class, traits
 from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
@@ -84,42 +84,24 @@ def extend_classifier_weights(
         heads = Caffemodel(type(net)(), {})
         for old, new in renamed.items():
             before, after = (next(layer for layer in n.layer if layer.name == name) for n, name in ((old_net, old), (net, new)))
-            if before.type == "Deconvolution":
-                continue  # it starts from bilinear interpolation, whatever the classes
-            if before.type in CLASSIFIERS and classifier_param(before).num_output != len(classes.old):
-                outputs = classifier_param(before).num_output
+            if traits(before).coordinates == "transposed" and after.convolution_param.weight_filler.type == "bilinear":
+                continue  # it starts from bilinear interpolation, for any number of classes
+            outputs = traits(before).num_output(before) if is_classifier(before) else len(classes.old)
+            if outputs != len(classes.old):
                 raise CaffeToolsError(f"the old labels are {len(classes.old)}, but layer '{old}' has {outputs} outputs (--grow-from)")
             arrays = model.blobs.get(old)
             if arrays is None:
                 raise NetError("the weights hold nothing of it, so no class can be kept", layer=old)
-            transposed = before.type == "InnerProduct" and before.inner_product_param.transpose
             fresh = _fresh(after, shapes[new], arrays)
             heads.net.layer.add().CopyFrom(after)
-            heads.blobs[new] = remap_rows(before.type, arrays, classes.rows, fresh, transposed=transposed)
+            heads.blobs[new] = remap_rows(before, arrays, classes.rows, fresh)
     finally:
         torch.set_rng_state(generator_state)
     return merge_weights([trimmed, heads])
 
 
 def _fresh(layer: Any, shapes: list[Shape], arrays: Sequence[Array]) -> list[Array]:
-    """What new classes start from: fillers for a classifier, nothing done by whatever follows it."""
-    made = []
-    for index, shape in enumerate(shapes):
-        data = torch.zeros(shape)
-        if layer.type in CLASSIFIERS:
-            param = classifier_param(layer)
-            name = "weight_filler" if index == 0 else "bias_filler"
-            fill(data, getattr(param, name) if param.HasField(name) else None)
-        elif layer.type == "CenterLoss":
-            fill(data, layer.center_loss_param.center_filler)
-        elif layer.type == "Scale" and index == 0:
-            data.fill_(1)
-        elif layer.type == "PReLU":
-            data.fill_(0.25)
-        elif layer.type == "BatchNorm" and index == 1:
-            # A variance of 1, in sums of this weight.
-            data.fill_(float(np.asarray(arrays[2]).reshape(-1)[0]))
-        elif layer.type == "BatchNorm" and index == 3:
-            data.fill_(1)
-        made.append(data.numpy())
-    return made
+    """Blobs of ``shapes`` with the values from which new classes start: those of the fillers that the layer's class declares."""
+    specs = declared_blobs(layer) or []
+    specs = [replace(spec, shape=shape) for spec, shape in zip(specs, shapes, strict=True)]
+    return [values.numpy() for values in layer_class(layer.type).values_for_new_classes(specs, arrays)]

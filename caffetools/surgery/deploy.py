@@ -6,17 +6,17 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from caffetools.errors import NetError
+from caffetools.graph.classifiers import copy_class_axis
 from caffetools.graph.graph import Graph, unused_name
-from caffetools.graph.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, named_shapes
+from caffetools.graph.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, is_input, named_shapes
 from caffetools.graph.summary import summarize
 from caffetools.layers.base import Shape
+from caffetools.layers.registry import traits
 from caffetools.net.phases import layer_included, make_state
 from caffetools.net.topology import check_blob_graph
 from caffetools.proto.schema import TEST, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.losses import (
-    LOSS_TO_ACTIVATION,
-    METRIC,
     OutputPoint,
     check_no_label_inputs,
     chosen_losses,
@@ -70,14 +70,14 @@ def deploy_from(
     outputs = [blob for end in ends for blob in end.blobs] or [top for i, top in graph.outputs() if not is_loss_or_metric(graph.layers[i])]
     check_blob_graph(tested, net)
     needed = graph.needed([(len(tested.layer), blob) for blob in outputs])
-    kept = [i for i in sorted(needed) if graph.layers[i].type not in ("Accuracy", "Silence")]
+    kept = [i for i in sorted(needed) if traits(graph.layers[i]).role not in ("metric", "silence")]
     if not any(tested.layer[i].bottom for i in kept):
         raise NetError(f"the net '{net.name}' has no layer that its outputs come from; nothing can be deployed")
     check_no_label_inputs(graph, net, kept, truth)
     deployed = _with_layers(tested, kept)
     _drop_labels(deployed)
     deployed = _with_inputs(deployed, named_shapes(tested, as_shapes(input_shape, batch)), batch)
-    if any(end.loss.type in METRIC for end in ends):
+    if any(traits(end.loss).compares == "embeddings" for end in ends):
         _unwrap_siamese_slice(deployed)
     for layer in deployed.layer:
         _strip(layer)
@@ -115,7 +115,7 @@ def _tested(net: Any) -> Any:
 
 def _is_deployed(graph: Graph) -> bool:
     """Whether the file has its deploy net in it already, as those of DetectNet do: an Input, and nothing that judges."""
-    return any(layer.type == "Input" for layer in graph.layers.values()) and not any(map(is_loss_or_metric, graph.layers.values()))
+    return any(map(is_input, graph.layers.values())) and not any(map(is_loss_or_metric, graph.layers.values()))
 
 
 def _with_layers(net: Any, places: list[int]) -> Any:
@@ -147,8 +147,8 @@ def _unwrap_siamese_slice(net: Any) -> None:
     read = {blob for layer in net.layer for blob in layer.bottom}
     for place, layer in enumerate(net.layer):
         tops = [top for top in layer.top if top in read]
-        source = next((other for other in net.layer if other.type == "Input" and list(other.top) == list(layer.bottom)), None)
-        if layer.type == "Slice" and source is not None and len(tops) == 1 < len(layer.top):
+        source = next((other for other in net.layer if is_input(other) and list(other.top) == list(layer.bottom)), None)
+        if traits(layer).role == "slice" and source is not None and len(tops) == 1 < len(layer.top):
             row = next(row for row in summarize(net).layers if row.name == layer.name)
             source.top[:] = tops
             source.input_param.shape[0].dim[:] = row.shapes[list(layer.top).index(tops[0])] or ()
@@ -163,7 +163,7 @@ def _drop_labels(net: Any) -> None:
     for layer in net.layer:
         if not layer.bottom and len(layer.top) > 1:
             tops = [top for top in layer.top if top in read] or [layer.top[0]]
-            if layer.type == "Input" and len(layer.input_param.shape) == len(layer.top):
+            if is_input(layer) and len(layer.input_param.shape) == len(layer.top):
                 shapes = [s for s, top in zip(layer.input_param.shape, layer.top, strict=True) if top in tops]
                 layer.input_param.CopyFrom(type(layer.input_param)(shape=shapes))
             layer.top[:] = tops
@@ -184,7 +184,7 @@ def _strip(layer: Any) -> None:
     if any(names):
         for name in names:
             layer.param.add(**({"name": name} if name else {}))
-    if layer.type in ("DummyData", "Parameter"):
+    if traits(layer).role in ("constant", "parameter"):
         return
     for field, param in layer.ListFields():
         if field.name.endswith("_param"):
@@ -195,18 +195,17 @@ def _strip(layer: Any) -> None:
 
 def _append_output_activation(net: Any, judge: Any, scores: str, called: str) -> None:
     """Append the layer that turns the scores into probabilities."""
-    kind = LOSS_TO_ACTIVATION.get(judge.type, "")
+    kind = traits(judge).activation
     if not kind:
         return
     name = unused_name(net, called)
     layer = net.layer.add(name=name, type=kind, bottom=[scores], top=[name])
-    if kind == "Softmax" and judge.HasField("softmax_param"):
-        layer.softmax_param.CopyFrom(judge.softmax_param)
+    copy_class_axis(judge, layer)
 
 
 def _drop_dropout(net: Any) -> None:
     """Take the Dropout layers out, but for those whose own blob cannot be replaced by the one that they read."""
-    for dropout in [layer for layer in net.layer if layer.type == "Dropout" and len(layer.top) == len(layer.bottom) == 1]:
+    for dropout in [layer for layer in net.layer if traits(layer).role == "dropout" and len(layer.top) == len(layer.bottom) == 1]:
         place = list(net.layer).index(dropout)
         old, new = dropout.top[0], dropout.bottom[0]
         later = list(net.layer)[place + 1 :]

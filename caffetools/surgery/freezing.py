@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from caffetools.errors import CaffeToolsError, NetError, did_you_mean
 from caffetools.graph.graph import phases
-from caffetools.layers.normalization import has_scale_bias
-from caffetools.layers.registry import layer_types
+from caffetools.graph.learned import LearnedBlobs, count_learned
+from caffetools.layers.base import Shape
+from caffetools.layers.registry import traits
+from caffetools.layers.traits import field_at
 from caffetools.proto.schema import FillerParameter
 from caffetools.surgery.changes import Change, number
 
 # The fillers that one number says all about, and what that number is.
 _FILLERS = {"gaussian": "std", "constant": "value", "xavier": "", "msra": ""}
-
-# Learned blobs of a layer: how many it always has, and whether bias_term adds one. Scale and Bias learn only where they have one bottom.
-_BIASED = {
-    "Convolution": "convolution_param",
-    "Deconvolution": "convolution_param",
-    "InnerProduct": "inner_product_param",
-    "Embed": "embed_param",
-    "DepthwiseConvolution": "convolution_param",
-    "ConvolutionDepthwise": "convolution_param",
-    "Scale": "scale_param",
-}
-_FIXED = {"Bias": 1, "PReLU": 1, "Parameter": 1, "MarginInnerProduct": 1, "CenterLoss": 1, "Normalize": 1, "BN": 2, "LSTM": 3, "RNN": 5}
 
 
 @dataclass(frozen=True)
@@ -47,43 +37,62 @@ class Tuning:
     filler: Any | None = None
 
 
-def tune(net: Any, tuning: Tuning, heads: Collection[str]) -> list[Change]:
-    """Do in ``net``, in place, what ``tuning`` says of rates and dropout; ``heads`` are the layers that start anew.
+def tune(net: Any, tuning: Tuning, heads: Collection[str], shapes: Mapping[str, Shape] | None = None) -> list[Change]:
+    """Set the learning rates and dropout ratios of ``net`` as ``tuning`` asks, in place.
+
+    Args:
+        net: A ``NetParameter`` in today's form.
+        tuning: What is asked.
+        heads: The names of the layers that are reinitialized; their rates are not scaled, and they cannot be frozen.
+        shapes: Shapes of inputs by blob, where the net does not state them.
 
     Raises:
         CaffeToolsError: a number is out of its range. NetError: a layer is not there, or cannot be frozen.
     """
     changes: list[Change] = []
     if tuning.lr_mult != 1:
-        changes += scale_rates(net, tuning.lr_mult, heads)
+        changes += scale_rates(net, tuning.lr_mult, heads, shapes)
     if tuning.freeze is not None:
-        changes += freeze_upto(net, tuning.freeze, heads)
+        changes += freeze_upto(net, tuning.freeze, heads, shapes)
     if tuning.dropout is not None:
         changes += set_dropout(net, tuning.dropout)
     return list(dict.fromkeys(changes))
 
 
-def scale_rates(net: Any, factor: float, but: Collection[str] = ()) -> list[Change]:
-    """Multiply the lr_mult of all layers with learned blobs by ``factor``, but for those called as in ``but``.
+def scale_rates(net: Any, factor: float, but: Collection[str] = (), shapes: Mapping[str, Shape] | None = None) -> list[Change]:
+    """Multiply the lr_mult of all layers with learned blobs by ``factor``, in place.
+
+    Args:
+        net: A ``NetParameter`` in today's form.
+        factor: 0 or more.
+        but: The names of layers that keep their rates.
+        shapes: Shapes of inputs by blob, where the net does not state them.
 
     Raises:
         CaffeToolsError: the factor is negative or no number.
     """
     if not 0 <= factor < math.inf:
         raise CaffeToolsError(f"rates can be multiplied by 0 or more, not by {factor:g} (--lr-mult)")
-    changes = []
+    changes, learned = [], LearnedBlobs(net, shapes)
     for layer in net.layer:
-        specs = [] if layer.name in but else spread_rates(layer)
+        if layer.name in but:
+            continue
+        specs = spread_rates(layer, learned)
         before = [spec.lr_mult for spec in specs]
         for spec in specs:
             spec.lr_mult *= factor
-        if specs:
-            changes.append(_change(layer, before))
+        changes += [_change(layer, before)] if specs else _not_known(layer, learned)
     return changes + _share_rates(net)
 
 
-def freeze_upto(net: Any, name: str, heads: Collection[str] = ()) -> list[Change]:
-    """Let layer ``name`` and all that it is made from learn no more: lr_mult and decay_mult 0, BatchNorm with the statistics it has.
+def freeze_upto(net: Any, name: str, heads: Collection[str] = (), shapes: Mapping[str, Shape] | None = None) -> list[Change]:
+    """Freeze layer ``name`` and all layers that it depends on, in place: lr_mult and decay_mult 0, stored statistics in BatchNorm.
+
+    Args:
+        net: A ``NetParameter`` in today's form.
+        name: The last layer to freeze.
+        heads: The names of the layers that are reinitialized.
+        shapes: Shapes of inputs by blob, where the net does not state them.
 
     Raises:
         NetError: there is no such layer, or one of ``heads`` would be frozen, which starts anew.
@@ -95,26 +104,33 @@ def freeze_upto(net: Any, name: str, heads: Collection[str] = ()) -> list[Change
     for graph in phases(net):
         ends = [i for i, layer in graph.layers.items() if layer.name == name]
         frozen |= {*ends, *graph.needed([(i, bottom) for i in ends for bottom in graph.layers[i].bottom])}
-    changes = []
+    changes, learned = [], LearnedBlobs(net, shapes)
     for index in sorted(frozen):
         layer = net.layer[index]
         if layer.name in heads:
             raise NetError("starts anew, so it cannot be frozen; give a layer before it (--freeze)", layer=layer.name)
-        if layer.type == "BatchNorm":
-            layer.batch_norm_param.use_global_stats = True
-            changes.append(Change(layer.name, "use_global_stats", "", "true"))
-        elif layer.type == "BN" and not layer.bn_param.HasField("bn_mode"):
-            layer.bn_param.frozen = True
-            changes.append(Change(layer.name, "frozen", "", "true"))
-        specs = spread_rates(layer)
+        changes += _freeze_statistics(layer)
+        specs = spread_rates(layer, learned)
         before = [spec.lr_mult for spec in specs]
         for spec in specs:
             spec.lr_mult = spec.decay_mult = 0
-        if specs:
-            changes.append(_change(layer, before))
-        elif layer.type not in layer_types():
-            changes.append(Change(layer.name, "lr_mult", "not known", "as it is: whether this type learns is not known here"))
+        changes += [_change(layer, before)] if specs else _not_known(layer, learned)
     return changes + _share_rates(net)
+
+
+def _not_known(layer: Any, learned: LearnedBlobs) -> list[Change]:
+    if learned.count(layer) is not None:
+        return []
+    return [Change(layer.name, "lr_mult", "not known", "unchanged: whether this layer has parameters is not known here")]
+
+
+def _freeze_statistics(layer: Any) -> list[Change]:
+    """Make a normalization use the statistics that it has stored, in training too."""
+    if not (switch := traits(layer).statistics_switch):
+        return []
+    message, field = field_at(layer, switch)
+    setattr(message, field, True)
+    return [Change(layer.name, field, "", "true")]
 
 
 def set_dropout(net: Any, ratio: float) -> list[Change]:
@@ -125,7 +141,7 @@ def set_dropout(net: Any, ratio: float) -> list[Change]:
     """
     if not 0 <= ratio < 1:
         raise CaffeToolsError(f"dropout drops from 0 to below 1 of its input, not {ratio:g} (--dropout)")
-    layers = [layer for layer in net.layer if layer.type == "Dropout"]
+    layers = [layer for layer in net.layer if traits(layer).role == "dropout"]
     if not layers:
         raise NetError(f"the net '{net.name}' has no Dropout layer whose ratio could be set (--dropout)")
     changes = []
@@ -137,23 +153,15 @@ def set_dropout(net: Any, ratio: float) -> list[Change]:
     return changes
 
 
-def learned_blobs(layer: Any) -> int:
-    """How many blobs a layer learns; for types that are unknown here, as many as it says something of."""
-    if layer.type in _BIASED:
-        bias = bool(getattr(layer, _BIASED[layer.type]).bias_term)
-        return bias + (layer.type != "Scale" or len(layer.bottom) == 1)
-    if layer.type == "Bias" and len(layer.bottom) > 1:
-        return 0
-    if layer.type == "BatchNorm":
-        # NVCaffe's may have a scale and a bias behind its statistics.
-        return 5 if has_scale_bias(layer.batch_norm_param) else 0
-    static = layer.type in ("LSTM", "RNN") and len(layer.bottom) - (2 if layer.recurrent_param.expose_hidden else 0) > 2
-    return _FIXED[layer.type] + static if layer.type in _FIXED else len(layer.param)
+def learned_blobs(layer: Any, learned: LearnedBlobs | None = None) -> int:
+    """Return how many blobs a layer learns; where that is not known, how many ``param`` entries it has."""
+    number = count_learned(layer) if learned is None else learned.count(layer)
+    return len(layer.param) if number is None else number
 
 
-def spread_rates(layer: Any) -> list[Any]:
-    """The ``ParamSpec`` of each blob that a layer learns, made where there was none; none where it learns nothing."""
-    count = learned_blobs(layer)
+def spread_rates(layer: Any, learned: LearnedBlobs | None = None) -> list[Any]:
+    """Return the ``ParamSpec`` of each blob that a layer learns, added where there was none; empty where it learns nothing."""
+    count = learned_blobs(layer, learned)
     while len(layer.param) < count:
         layer.param.add()
     return list(layer.param) if count else []

@@ -6,8 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
-from caffetools.graph.classifiers import LINEAR, classifier_param, find_heads, primary_classifier
+from caffetools.graph.classifiers import classifier_param, find_heads, is_linear, primary_classifier
 from caffetools.graph.graph import names_in_use, phases
+from caffetools.layers.activation import ReLU
+from caffetools.layers.convolution import Convolution
+from caffetools.layers.dropout import Dropout
+from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.normalization import BatchNorm
+from caffetools.layers.pooling import Pooling
+from caffetools.layers.registry import is_known, layer_class, traits
 from caffetools.proto.schema import FillerParameter, LayerParameter
 from caffetools.surgery.changes import Change
 from caffetools.surgery.freezing import spread_rates
@@ -16,11 +23,7 @@ from caffetools.surgery.losses import is_loss_or_metric
 from caffetools.surgery.truncation import end_of_blob
 
 # What a new layer is called, where its type's own name is longer than people write it.
-_SHORT = {"InnerProduct": "fc", "Convolution": "conv", "Pooling": "pool", "Dropout": "drop", "BatchNorm": "bn"}
-
-# (layer, the new layer before it): the first may work in place, since the second needs no more of its own blob to go back.
-_IN_PLACE = {"ReLU", "Dropout", "BatchNorm", "Scale"}
-_OVERWRITABLE = {"InnerProduct", "Convolution", "BatchNorm", "Scale", "Dropout"}
+_SHORT = {InnerProduct.TYPE: "fc", Convolution.TYPE: "conv", Pooling.TYPE: "pool", Dropout.TYPE: "drop", BatchNorm.TYPE: "bn"}
 
 
 def add_layers(
@@ -92,7 +95,7 @@ class _Inserter:
                 layer.include.extend(rules.include)
                 layer.exclude.extend(rules.exclude)
             layer.bottom.append(blob)
-            in_place = layer.type in _IN_PLACE and (before in _OVERWRITABLE or (before, layer.type) == ("ReLU", "Dropout"))
+            in_place = _may_overwrite(layer.type, before)
             blob = blob if in_place else layer.name
             layer.top.append(blob)
             self._learn(layer)
@@ -120,7 +123,7 @@ class _Inserter:
         return names
 
     def _learn(self, layer: Any) -> None:
-        if layer.type in LINEAR:
+        if is_linear(layer):
             param = classifier_param(layer)
             if not param.HasField("weight_filler"):
                 # Zeros, the default, would keep all gradients from the layers below.
@@ -132,6 +135,17 @@ class _Inserter:
         if self.lr_mult != 1:
             for spec in spread_rates(layer):
                 spec.lr_mult *= self.lr_mult
+
+
+def _may_overwrite(kind: str, before: str) -> bool:
+    """Whether a new layer of type ``kind`` may work in place on the blob of the new one of type ``before``."""
+    if not before or not (is_known(kind) and is_known(before) and traits(kind).in_place):
+        return False
+    maker = layer_class(before)
+    if maker.TRAITS.role == "dropout" or not maker.NEEDS_TOP:
+        return True
+    # A rectifier's gradient needs the sign of its top only, which dropout leaves or sets to 0 with the gradient.
+    return before == ReLU.TYPE and traits(kind).role == "dropout"
 
 
 def _add_before(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 from caffetools.errors import CaffeToolsError, PrototxtError
 from caffetools.graph.classifiers import classifier_param
-from caffetools.layers.registry import layer_types, suggestion
+from caffetools.layers.convolution import Convolution
+from caffetools.layers.dropout import Dropout
+from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.pooling import Pooling
+from caffetools.layers.registry import is_known, layer_class, suggestion, traits
+from caffetools.layers.scale import Scale
 from caffetools.proto.schema import LayerParameter, NetParameter
 from caffetools.proto.text import parse
-
-# Through these nothing is learned.
-_NEVER = dict.fromkeys(("ArgMax", "Threshold", "Accuracy", "Silence"), "lets no gradient through, so nothing below it would learn")
 
 _HOW = "write InnerProduct:256, Convolution:64:3, Pooling:MAX:3:2, Dropout:0.5, a type by itself as ReLU, or a layer's prototxt"
 
@@ -59,8 +61,10 @@ def _from_prototxt(text: str) -> Any:
     layer = net.layer[0]
     if not layer.type:
         raise PrototxtError('the new layer has no type; write type: "ReLU"', path="--add-layer")
-    if layer.type in _NEVER or (layer.type == "Python" and not layer.HasField("python_param")):
-        raise PrototxtError(f"a new {layer.type} layer {_NEVER.get(layer.type, 'needs python_param')}", path="--add-layer")
+    if reason := _why_not(layer.type):
+        raise PrototxtError(f"a new {layer.type} layer {reason}", path="--add-layer")
+    if traits(layer).user_code and not layer.HasField(traits(layer).settings):
+        raise PrototxtError(f"a new {layer.type} layer needs {traits(layer).settings}", path="--add-layer")
     if layer.bottom or layer.top:
         raise PrototxtError("bottoms and tops follow from the layer's place; leave them out", path="--add-layer")
     return layer
@@ -68,10 +72,10 @@ def _from_prototxt(text: str) -> Any:
 
 def _from_words(text: str) -> Any:
     kind, *numbers = text.split(":")
-    if kind not in layer_types():
+    if not is_known(kind):
         raise CaffeToolsError(f"'{text}' is no layer: the type '{kind}' is not known here{suggestion(kind)}; {_HOW} (--add-layer)")
-    if kind in _NEVER or kind == "Python":
-        reason = _NEVER.get(kind, "is written as prototxt, with its python_param")
+    reason = _why_not(kind) or ("is written as prototxt, with its python_param" if traits(kind).user_code else "")
+    if reason:
         raise CaffeToolsError(f"a new {kind} layer {reason} (--add-layer)")
     make = _SHORT_FORMS.get(kind)
     try:
@@ -82,10 +86,17 @@ def _from_words(text: str) -> Any:
         raise CaffeToolsError(f"'{text}' does not say what a {kind} layer needs; {_HOW} (--add-layer)") from None
 
 
+def _why_not(kind: str) -> str:
+    """Why a layer of type ``kind`` can't be inserted: it passes no gradient; empty where it does, or where that is not known."""
+    if is_known(kind) and (0 in layer_class(kind).NO_GRADIENT or traits(kind).role in ("metric", "silence")):
+        return "lets no gradient through, so nothing below it would learn"
+    return ""
+
+
 def _plain(kind: str, numbers: Sequence[str]) -> dict[str, Any]:
     if numbers:
         raise ValueError
-    return {"scale_param": {"bias_term": True}} if kind == "Scale" else {}
+    return {"scale_param": {"bias_term": True}} if kind == Scale.TYPE else {}
 
 
 def _weighted(kind: str, outputs: str, *kernel: str) -> Any:
@@ -93,7 +104,7 @@ def _weighted(kind: str, outputs: str, *kernel: str) -> Any:
     param = classifier_param(layer)
     param.num_output = _positive(outputs)
     param.bias_filler.type = "constant"
-    if kind == "Convolution":
+    if traits(kind).coordinates:
         (side,) = map(_positive, kernel)
         if side % 2 == 0:
             raise ValueError
@@ -105,7 +116,7 @@ def _weighted(kind: str, outputs: str, *kernel: str) -> Any:
 
 
 def _pooling(method: str, *sizes: str) -> Any:
-    layer = LayerParameter(type="Pooling")
+    layer = LayerParameter(type=Pooling.TYPE)
     param = layer.pooling_param
     param.pool = {"MAX": param.MAX, "AVE": param.AVE}.get(method.upper(), -1)
     if not sizes:
@@ -118,7 +129,7 @@ def _pooling(method: str, *sizes: str) -> Any:
 def _dropout(ratio: str = "0.5") -> Any:
     if not 0 <= float(ratio) < 1:
         raise ValueError
-    return LayerParameter(type="Dropout", dropout_param={"dropout_ratio": float(ratio)})
+    return LayerParameter(type=Dropout.TYPE, dropout_param={"dropout_ratio": float(ratio)})
 
 
 def _positive(text: str) -> int:
@@ -129,8 +140,8 @@ def _positive(text: str) -> int:
 
 
 _SHORT_FORMS: dict[str, Callable[..., Any]] = {
-    "InnerProduct": partial(_weighted, "InnerProduct"),
-    "Convolution": partial(_weighted, "Convolution"),
-    "Pooling": _pooling,
-    "Dropout": _dropout,
+    InnerProduct.TYPE: partial(_weighted, InnerProduct.TYPE),
+    Convolution.TYPE: partial(_weighted, Convolution.TYPE),
+    Pooling.TYPE: _pooling,
+    Dropout.TYPE: _dropout,
 }

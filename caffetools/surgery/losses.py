@@ -9,20 +9,8 @@ from typing import Any
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import find_heads, loss_weight
 from caffetools.graph.graph import Graph, Use, phases
-from caffetools.graph.inputs import LABELLED, is_data_layer
-from caffetools.layers.registry import layer_types
-
-# What turns a loss's scores into what it compares with the labels; "" where the scores are that already.
-LOSS_TO_ACTIVATION = {
-    "SoftmaxWithLoss": "Softmax",
-    "SigmoidCrossEntropyLoss": "Sigmoid",
-    "MultinomialLogisticLoss": "",
-    "InfogainLoss": "Softmax",
-    "HingeLoss": "",
-    "EuclideanLoss": "",
-}
-# Losses on embeddings: of two or three pictures' the first is the net's output.
-METRIC = {"ContrastiveLoss", "TripletLoss", "CenterLoss"}
+from caffetools.graph.inputs import is_data_layer, is_input
+from caffetools.layers.registry import is_known, traits
 
 
 @dataclass(frozen=True)
@@ -46,12 +34,12 @@ class OutputPoint:
 
 def is_loss(layer: Any) -> bool:
     """Whether ``layer`` adds to what training makes small: by its type's name, or by its loss_weight."""
-    return bool(layer.type.endswith("Loss") or any(layer.loss_weight))
+    return bool(traits(layer).role == "loss" or any(layer.loss_weight))
 
 
 def is_loss_or_metric(layer: Any) -> bool:
     """Whether ``layer`` only tells how good the net is, or keeps a blob quiet."""
-    return is_loss(layer) or layer.type in ("Accuracy", "Silence")
+    return is_loss(layer) or traits(layer).role in ("metric", "silence")
 
 
 def losses_of(net: Any) -> dict[int, Any]:
@@ -70,7 +58,7 @@ def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
     """
     losses = losses_of(net)
     if heads is None:
-        usual = {i: layer for i, layer in losses.items() if layer.type in LOSS_TO_ACTIVATION} or losses
+        usual = {i: layer for i, layer in losses.items() if traits(layer).activation is not None} or losses
         ranked = sorted(usual.items(), key=lambda item: (loss_weight(item[1]), item[0]))
         return [layer for _, layer in ranked[-1:]]
     called = {layer.name: {layer.name, layer.bottom[0]} for layer in losses.values()}
@@ -97,13 +85,14 @@ def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
     """
     end = len(graph.param.layer)
     bottoms = [blob for blob in loss.bottom if (graph.maker(end, blob), blob) not in truth] or list(loss.bottom[:1])
-    if loss.type in LOSS_TO_ACTIVATION or loss.type in METRIC or not loss.type.endswith("Loss"):
+    facts = traits(loss)
+    if facts.activation is not None or facts.compares == "embeddings" or facts.role != "loss":
         del bottoms[1:]
     for blob in bottoms:
         if graph.maker(end, blob) is None:
             raise NetError(f"what it reads, '{blob}', is not made in the TEST phase", layer=loss.name)
     maker = graph.layers[graph.maker(end, bottoms[0]) or 0]
-    if loss.type in METRIC and maker.type == "Slice" and maker.slice_param.axis == 0 and maker.bottom:
+    if facts.compares == "embeddings" and traits(maker).role == "slice" and maker.slice_param.axis == 0 and maker.bottom:
         # The pictures of a batch, told apart only to be compared.
         return list(maker.bottom)
     return bottoms
@@ -120,10 +109,10 @@ def label_blobs(graph: Graph, net: Any) -> set[Use]:
     truth: set[Use] = set()
     first = True
     for i, layer in graph.layers.items():
-        if is_data_layer(layer) or (layer.type in ("Input", "DummyData") and layer.top):
+        if is_data_layer(layer) or is_input(layer) or (traits(layer).role == "constant" and layer.top):
             for k, top in enumerate(layer.top):
                 only_compared = top not in used and not used.isdisjoint(layer.top)
-                if (k > 0 or not first or only_compared) and (top in compared or (k > 0 and layer.type in LABELLED)):
+                if (k > 0 or not first or only_compared) and (top in compared or (k > 0 and traits(layer).label_tops != "any")):
                     truth.add((i, top))
             first = False
         elif layer.bottom and all((graph.maker(i, blob), blob) in truth for blob in layer.bottom):
@@ -155,7 +144,7 @@ def check_no_label_inputs(graph: Graph, net: Any, kept: Collection[int], truth: 
                 layer=layer.name,
             )
         targets = [top for top in layer.top if top in compared]
-        if targets and layer.bottom and (layer.type == "Python" or layer.type not in layer_types()):
+        if targets and layer.bottom and (traits(layer).user_code or not is_known(layer.type)):
             raise NetError(
                 f"makes '{targets[0]}' for the loss '{compared[targets[0]].name}', so it is a layer for training; "
                 "in use this layer must go or be another one: change that in the file first",

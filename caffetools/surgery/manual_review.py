@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from caffetools.graph.classifiers import CLASSIFIERS, Head, classifier_param
+from caffetools.graph.classifiers import Head, classifier_param, is_classifier
+from caffetools.layers.registry import traits
 
 
 def manual_review_notes(net: Any, heads: Iterable[Head], renamed: Mapping[str, str]) -> list[str]:
@@ -21,13 +22,13 @@ def manual_review_notes(net: Any, heads: Iterable[Head], renamed: Mapping[str, s
         for layer in net.layer:
             if layer.name in renamed.values():
                 continue
-            if layer.type in CLASSIFIERS and layer.bottom[:1] == classifier.bottom[:1]:
+            if is_classifier(layer) and layer.bottom[:1] == classifier.bottom[:1]:
                 outputs = classifier_param(layer).num_output
                 if head.num_output > 2 and outputs > head.num_output and outputs % head.num_output == 0:
                     times = outputs // head.num_output
                     told.append(f"layer '{layer.name}' has {outputs} outputs, {times} for each of the {head.num_output} classes that were")
-            elif layer.type == "Python" and re.search(rf"classes\D*{head.num_output}\b", layer.python_param.param_str):
+            elif traits(layer).user_code and re.search(rf"classes\D*{head.num_output}\b", layer.python_param.param_str):
                 told.append(f"layer '{layer.name}' has the parameters {layer.python_param.param_str!r}")
-            elif layer.type == "InfogainLoss" and layer.name == head.judge:
+            elif traits(layer).class_matrix and layer.name == head.judge:
                 told.append(f"layer '{layer.name}' reads an infogain matrix, which is of {head.num_output} classes")
     return list(dict.fromkeys(told))

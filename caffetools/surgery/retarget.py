@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.graph.classifiers import CLASSIFIERS, Head, classifier_param, find_heads, primary_classifier
+from caffetools.graph.classifiers import Head, classifier_param, find_heads, is_classifier, primary_classifier
 from caffetools.graph.graph import names_in_use, rename_blob
+from caffetools.layers.accuracy import Accuracy
+from caffetools.layers.registry import traits
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.changes import Change, number
@@ -158,7 +160,7 @@ def _refit_deconvolutions(net: Any, head: Head, classes: int, result: Retargeted
     """Let the layers that enlarge a classifier's maps do so for the new classes, each by itself, from bilinear interpolation on."""
     names = {result.renamed[name] for name in head.followers}
     for layer in net.layer:
-        if layer.name not in names or layer.type != "Deconvolution":
+        if layer.name not in names or traits(layer).coordinates != "transposed":
             continue
         param = layer.convolution_param
         if param.num_output != head.num_output:
@@ -178,15 +180,13 @@ def _refit_deconvolutions(net: Any, head: Head, classes: int, result: Retargeted
 def _refit_centers(net: Any, head: Head, classes: int, fresh: Callable[[str], str], result: Retargeted) -> None:
     """Let the CenterLoss layers that keep a center for each of the classifier's classes keep one for each new class."""
     for layer in net.layer:
-        if (
-            layer.type == "CenterLoss"
-            and layer.center_loss_param.num_output == head.num_output
-            and layer.name not in result.renamed.values()
-        ):
-            _rename(net, layer.name, fresh(layer.name), result)
-            if head.num_output != classes:
-                result.changes.append(Change(layer.name, "num_output", str(head.num_output), str(classes)))
-            layer.center_loss_param.num_output = classes
+        facts = traits(layer)
+        if facts.role != "loss" or facts.num_output(layer) != head.num_output or layer.name in result.renamed.values():
+            continue
+        _rename(net, layer.name, fresh(layer.name), result)
+        if head.num_output != classes:
+            result.changes.append(Change(layer.name, facts.outputs, str(head.num_output), str(classes)))
+        setattr(facts.settings_of(layer), facts.outputs, classes)
 
 
 def _fresh(net: Any, before: int, classes: int, suffix: str | None, taken: Collection[str], name: str) -> str:
@@ -220,7 +220,7 @@ def _rename(net: Any, old: str, new: str, result: Retargeted) -> None:
 def _usual_rate(net: Any, heads: list[Head]) -> float:
     """The median lr_mult of the weights of the layers that are no heads and learn at all; 0 where there are none."""
     names = {head.layer for head in heads}
-    others = [layer for layer in net.layer if layer.type in CLASSIFIERS and layer.name not in names]
+    others = [layer for layer in net.layer if is_classifier(layer) and layer.name not in names]
     rates = [layer.param[0].lr_mult if layer.param else 1.0 for layer in others]
     return statistics.median([rate for rate in rates if rate > 0] or [0.0])
 
@@ -243,7 +243,7 @@ def _raise_rates(layer: Any, factor: float, usual: float, result: Retargeted) ->
 
 def _fit_accuracies(net: Any, classes: int, result: Retargeted) -> None:
     """Drop the Accuracy layers with a top_k above ``classes``; one that has no better sibling becomes an ordinary accuracy."""
-    accuracies = [layer for layer in net.layer if layer.type == "Accuracy"]
+    accuracies = [layer for layer in net.layer if traits(layer).settings == Accuracy.TRAITS.settings]
     kept = [layer for layer in accuracies if layer.accuracy_param.top_k <= classes]
     read = {bottom for layer in net.layer for bottom in layer.bottom}
     for layer in accuracies:
@@ -252,7 +252,7 @@ def _fit_accuracies(net: Any, classes: int, result: Retargeted) -> None:
             continue
         if any(other.bottom[:1] == layer.bottom[:1] for other in kept) and not read.intersection(layer.top):
             net.layer.remove(layer)
-            result.changes.append(Change(layer.name, "layer", f"Accuracy of the top {top_k}", ""))
+            result.changes.append(Change(layer.name, "layer", f"{layer.type} of the top {top_k}", ""))
         else:
             layer.accuracy_param.top_k = 1
             kept.append(layer)

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
-from caffetools.graph.classifiers import ELEMENTWISE, find_heads, flattens, primary_classifier
+from caffetools.graph.classifiers import find_heads, flattens, is_pointwise, primary_classifier
 from caffetools.graph.graph import Graph, Use, phases, shapes_in
 from caffetools.graph.summary import summarize
 from caffetools.layers.base import Shape
+from caffetools.layers.combine import Silence
+from caffetools.layers.registry import traits
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.surgery.changes import Change
-
-# What may stand between the pooling of the whole picture and the classifier and belongs to both.
-_NECK = {"Pooling", "Flatten", *ELEMENTWISE}
 
 
 def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None) -> list[Change]:
@@ -118,7 +117,7 @@ def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[
         cut.entries[neck[0] if neck else end] = blob
         cut.widened.update(neck[:1])
     behind = _descendants(graph, [(i, top) for i in ends for top in graph.layers[i].top])
-    cut.widened |= {i for i in behind if graph.layers[i].type == "Pooling" and shapes.get(i, ())[2:] == (1, 1)}
+    cut.widened |= {i for i in behind if traits(graph.layers[i]).role == "pooling" and shapes.get(i, ())[2:] == (1, 1)}
     stays |= behind
     _propagate_removal(graph, cut, stays)
     return cut
@@ -159,12 +158,17 @@ def _pooling_tail(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape
         return neck
     for index in graph.walk_up(end, graph.layers[end].bottom[0]):
         layer = graph.layers[index]
-        if index <= start or not (layer.type in _NECK or flattens(layer)):
+        if index <= start or not _may_stand_in_tail(layer):
             return []
         neck.insert(0, index)
-        if layer.type == "Pooling" and (layer.pooling_param.global_pooling or shapes.get(index, ())[2:] == (1, 1)):
+        if traits(layer).role == "pooling" and (layer.pooling_param.global_pooling or shapes.get(index, ())[2:] == (1, 1)):
             return neck
     return []
+
+
+def _may_stand_in_tail(layer: Any) -> bool:
+    """Whether ``layer`` may stand between a global pooling and the classifier: it pools, flattens or maps values one by one."""
+    return traits(layer).role == "pooling" or is_pointwise(layer) or flattens(layer)
 
 
 def _shapes(graph: Graph, phase: int, given: Mapping[str, Shape]) -> dict[int, Shape]:
@@ -198,12 +202,12 @@ def _silence_dangling_tops(net: Any, outputs: Collection[str]) -> list[Change]:
         graph = Graph(net, phase)
         for index, top in [(index, top) for index, top in graph.outputs() if top not in outputs]:
             maker = net.layer[index]
-            if maker.type == "Split":
+            if traits(maker).role == "split":
                 maker.top.remove(top)
                 continue
             name = f"{top}_unread"
-            layer = net.layer.add(name=name, type="Silence", bottom=[top], include=maker.include, exclude=maker.exclude)
-            changes.append(Change(layer.name, "layer", "", f"Silence, for '{top}' of {maker.name}"))
+            layer = net.layer.add(name=name, type=Silence.TYPE, bottom=[top], include=maker.include, exclude=maker.exclude)
+            changes.append(Change(layer.name, "layer", "", f"{Silence.TYPE}, for '{top}' of {maker.name}"))
     return changes
 
 

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from caffetools.errors import CaffeToolsError
+from caffetools.layers.registry import traits
 from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
-
-# Axis of the outputs in each blob that a layer has by class, by type; the third of BatchNorm's is one number for all.
-_BY_CLASS = {
-    "InnerProduct": 2,
-    "MarginInnerProduct": 1,
-    "CenterLoss": 1,
-    "Convolution": 2,
-    "Scale": 2,
-    "Bias": 1,
-    "PReLU": 1,
-    "BatchNorm": 5,
-}
 
 
 def prune_weights(model: Caffemodel, keep: Collection[str] | Callable[[str], bool]) -> Caffemodel:
@@ -72,21 +62,21 @@ def merge_weights(models: Sequence[Caffemodel]) -> Caffemodel:
     return Caffemodel(net, blobs)
 
 
-def remap_rows(
-    kind: str, arrays: Sequence[Array], rows: Sequence[int | None], fresh: Sequence[Array], *, transposed: bool = False
-) -> list[Array]:
-    """The blobs of a layer of type ``kind`` for other classes: the old values where ``rows`` has the old place of a class, else the new.
+def remap_rows(layer: Any, arrays: Sequence[Array], rows: Sequence[int | None], fresh: Sequence[Array]) -> list[Array]:
+    """Return the blobs of a layer for other classes: the old values of classes that it had, and fresh ones of new classes.
 
     Args:
-        arrays: The old blobs. fresh: blobs of the new size, with what new classes start from.
-        rows: For each new class its old place, or None.
-        transposed: An InnerProduct whose weights have the outputs on their last axis.
+        layer: The ``LayerParameter``; its type's traits state along which axis of each blob the classes lie.
+        arrays: The old blobs.
+        rows: For each new class its index among the old ones, or None.
+        fresh: Blobs of the new size, with the values from which new classes start.
 
     Raises:
-        CaffeToolsError: the type has no values by class, or an array's other axes differ.
+        CaffeToolsError: The type has no values by class, or an array's other axes differ.
     """
-    if kind not in _BY_CLASS:
-        raise CaffeToolsError(f"a {kind} layer has no values by class that could be kept")
+    axes = traits(layer).class_axes
+    if not axes:
+        raise CaffeToolsError(f"a {layer.type} layer has no values by class that could be kept")
     kept = [place for place, row in enumerate(rows) if row is not None]
     olds = [row for row in rows if row is not None]
     made = []
@@ -94,13 +84,15 @@ def remap_rows(
         array = np.array(new, np.float32)
         # Files of Caffe's first years have (1, 1, outputs, inputs).
         old = old.reshape(old.shape[-array.ndim :]) if old.ndim > array.ndim else old
-        if index >= _BY_CLASS[kind] or not array.ndim or (kind == "BatchNorm" and index == 2):
+        axis = axes[index] if index < len(axes) else None
+        if axis is None or not array.ndim:
             made.append(np.array(old, np.float32))
             continue
-        axis = 1 if transposed and index == 0 else 0
         ours, theirs = (list(a.shape[:axis] + a.shape[axis + 1 :]) for a in (array, old))
         if ours != theirs:
-            raise CaffeToolsError(f"blob {index} of the old {kind} layer is {list(old.shape)}, which does not fit {list(array.shape)}")
+            raise CaffeToolsError(
+                f"blob {index} of the old {layer.type} layer is {list(old.shape)}, which does not fit {list(array.shape)}"
+            )
         np.moveaxis(array, axis, 0)[kept] = np.moveaxis(old, axis, 0)[olds]
         made.append(array)
     return made

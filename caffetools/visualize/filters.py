@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.layers.base import format_shape
+from caffetools.layers.convolution import Convolution
+from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.registry import traits, types
 from caffetools.proto.binary import Caffemodel, read_caffemodel
 from caffetools.visualize import style
 from caffetools.visualize.panels import Panel, panels_figure
@@ -180,7 +183,7 @@ def layer_sheet(
         raise DataError(f"{_named(layer)} holds weights that are not finite; the training that wrote them diverged")
     if weights.ndim != 4:
         return None
-    transposed = layer.type == "Deconvolution"
+    transposed = traits(layer.type).coordinates == "transposed"
     sheet = filter_sheet(
         weights,
         normalise=normalise,
@@ -198,7 +201,7 @@ def layer_sheet(
 
 def describe(layer: LayerWeights) -> str:
     """``Convolution 96 × 3 × 11 × 11``."""
-    kind = layer.type or {4: "Convolution", 2: "InnerProduct"}.get(np.ndim(layer.weights), "weights")
+    kind = layer.type or {4: Convolution.TYPE, 2: InnerProduct.TYPE}.get(np.ndim(layer.weights), "weights")
     return f"{kind} {' × '.join(map(str, np.shape(layer.weights)))}"
 
 
@@ -252,14 +255,14 @@ def _kinds(net: Any) -> dict[str, tuple[str, int]]:
             word, group = str(old.type), old.group
         else:
             word, group = layer.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[layer.type].name, layer.convolution_param.group
-        known = {"innerproduct": "InnerProduct", "conv": "Convolution", "convolution": "Convolution", "deconvolution": "Deconvolution"}
+        known = {name.lower(): name for name in types(role="classifier")} | {"conv": Convolution.TYPE}
         name = layer.name or (old.name if old is not None else "")
         kinds.setdefault(name, (known.get(word.lower().replace("_", ""), word), max(1, group)))
     return kinds
 
 
 def _in_colour(layer: LayerWeights) -> bool:
-    return np.shape(layer.weights)[1] == 3 and layer.group == 1 and layer.type != "Deconvolution"
+    return np.shape(layer.weights)[1] == 3 and layer.group == 1 and traits(layer.type).coordinates != "transposed"
 
 
 def _as_points(layer: LayerWeights) -> LayerWeights:
@@ -277,7 +280,7 @@ def _certain(sheet: Sheet | None) -> Sheet:
 
 def _as_filters(layer: LayerWeights, picture_shape: tuple[int, int, int] | None) -> NDArray[np.float32]:
     weights = np.asarray(layer.weights, np.float32)
-    if layer.type == "InnerProduct" and weights.ndim == 4 and weights.shape[:2] == (1, 1):
+    if layer.type == InnerProduct.TYPE and weights.ndim == 4 and weights.shape[:2] == (1, 1):
         weights = weights[0, 0]  # files older than 2014 give every blob four axes
     if picture_shape is None:
         return weights

@@ -48,7 +48,7 @@ def registered() -> Iterator[None]:
     """The registry is as it was, after each test."""
     before = set(registry.layer_types())
     yield
-    registry.forget(set(registry.layer_types()) - before)
+    registry.unregister(set(registry.layer_types()) - before)
     for name in [name for name in sys.modules if name.startswith("caffetools_plugin_")]:
         del sys.modules[name]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch._dynamo  # noqa: F401
 
+import caffetools.builtin
 import caffetools.cli.app as app
-import caffetools.data.layers.builtin
 import caffetools.solver.distributed
 import caffetools.solver.run  # noqa: F401
 

@@ -193,8 +193,9 @@ def test_the_fork_layers_that_keep_classes_and_enlarged_maps_are_followed() -> N
     param = layer_of(made.train_val, "up_7").convolution_param
     assert (param.num_output, param.group, param.weight_filler.type) == (7, 7, "bilinear")
     assert [spec.lr_mult for spec in layer_of(made.train_val, "up_7").param] == [0]
-    with pytest.raises(NetError, match="layer 'up_7': makes 5 maps of the 10 of 'score'"):
-        retarget(with_between(up.replace("num_output: 10", "num_output: 5")), 7)
+    # With other maps than the convolution below, the Deconvolution itself gives the scores.
+    made = retarget(with_between(up.replace("num_output: 10", "num_output: 5")), 7)
+    assert made.renamed == {"up": "up_7"} and layer_of(made.train_val, "up_7").convolution_param.num_output == 7
 
 
 def test_a_layer_below_the_classifier_is_none_though_it_is_named() -> None:

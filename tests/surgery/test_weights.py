@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from caffetools.graph.summary import summarize
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, to_caffemodel
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
-from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.surgery.class_incremental import Classes, extend_classifier_weights, read_classes, trim_weights
 from caffetools.surgery.retarget import retarget
 from caffetools.surgery.weights import merge_weights, prune_weights, remap_rows, rename_layers
@@ -59,17 +60,21 @@ def test_of_a_layer_that_several_have_the_last_ones_weights_are_taken() -> None:
         merge_weights([])
 
 
+def inner(**settings: bool) -> Any:
+    return LayerParameter(type="InnerProduct", inner_product_param=settings)
+
+
 def test_rows_are_kept_and_the_others_are_new() -> None:
     old = [np.arange(6, dtype=np.float32).reshape(3, 2), np.array([10, 11, 12], np.float32)]
     fresh = [np.full((4, 2), -1, np.float32), np.full(4, -2, np.float32)]
-    weights, bias = remap_rows("InnerProduct", old, [2, None, 0, None], fresh)
+    weights, bias = remap_rows(inner(), old, [2, None, 0, None], fresh)
     assert weights.tolist() == [[4, 5], [-1, -1], [0, 1], [-1, -1]] and bias.tolist() == [12, -2, 10, -2]
-    (columns,) = remap_rows("InnerProduct", [old[0].T], [2, None, 0, None], [fresh[0].T], transposed=True)
+    (columns,) = remap_rows(inner(transpose=True), [old[0].T], [2, None, 0, None], [fresh[0].T])
     assert columns.T.tolist() == weights.tolist()
-    (legacy,) = remap_rows("InnerProduct", [old[0].reshape(1, 1, 3, 2)], [2, None, 0, None], fresh[:1])
+    (legacy,) = remap_rows(inner(), [old[0].reshape(1, 1, 3, 2)], [2, None, 0, None], fresh[:1])
     assert legacy.tolist() == weights.tolist()
     with pytest.raises(CaffeToolsError, match="does not fit"):
-        remap_rows("InnerProduct", [np.zeros((3, 5), np.float32)], [0], [np.zeros((1, 2), np.float32)])
+        remap_rows(inner(), [np.zeros((3, 5), np.float32)], [0], [np.zeros((1, 2), np.float32)])
 
 
 OLD, NEW = [f"p{i}" for i in range(10)], ["new", "p3", "p0", "other"]

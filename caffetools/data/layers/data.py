@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.databases import Database, open_database, shown_key
-from caffetools.data.datum import is_encoded, record_to_array
+from caffetools.data.datum import datum_to_array, is_encoded, parse_datum, record_to_array
 from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.util.threads import ordered_map
 
 
@@ -25,6 +28,20 @@ class Data(ReadingLayer):
     A batch takes its size from its first record; the others must fit. ``source`` is relative to the working directory, whether
     it is an LMDB or a LevelDB its files say. ``rand_skip`` starts at a random one of the first records.
     """
+
+    TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="numbers")
+
+    @classmethod
+    def stored_item(cls, param: Any) -> Shape | None:
+        """The shape (C, H, W) of the database's first record, where the database is there."""
+        settings = param.data_param
+        if not settings.source or not Path(settings.source).exists():
+            return None
+        with suppress(DataError), closing(open_database(settings.source)) as database:
+            _, value = next(iter(database.records()))
+            color = True if settings.force_encoded_color else None
+            return tuple(datum_to_array(parse_datum(value, database.path), color=color).shape)
+        return None
 
     def prefetch_depth(self) -> int:
         return int(self.param.data_param.prefetch)

@@ -12,6 +12,7 @@ from caffetools.data.layers.image_data import read_lines
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 @register("HDF5Data")
@@ -22,6 +23,7 @@ class HDF5Data(ReadingLayer):
     again; a batch may straddle two files. ``shuffle`` shuffles the files, and the rows in each. Nothing is transformed.
     """
 
+    TRAITS = Traits(role="data", source="hdf5_data_param", file_source=True)
     TOPS = (1, None)
 
     def open(self, seed: int) -> BatchMaker:

@@ -15,6 +15,7 @@ from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
@@ -28,7 +29,21 @@ class ImageData(ReadingLayer):
     ``new_height`` and ``new_width`` are set, and are grey where ``is_color`` is false. A batch takes its size from its first picture.
     """
 
+    TRAITS = Traits(role="data", source="image_data_param", file_source=True, transforms=True, label_tops="numbers")
     TOPS = (2, 2)
+
+    @classmethod
+    def stored_item(cls, param: Any) -> Shape | None:
+        """(C, H, W) where the pictures are resized."""
+        settings = param.image_data_param
+        if not (settings.new_height and settings.new_width):
+            return None
+        return (cls.item_channels(param), settings.new_height, settings.new_width)
+
+    @classmethod
+    def item_channels(cls, param: Any) -> int:
+        """3 for color, 1 for grey pictures."""
+        return 3 if param.image_data_param.is_color else 1
 
     def open(self, seed: int) -> BatchMaker:
         param = self.param.image_data_param

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.data.layers.batch_source import batch_size_of
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import TEST
 
 
@@ -23,9 +24,16 @@ class MemoryData(Layer):
     effect on arrays that are set.
     """
 
+    TRAITS = Traits(role="data", source="memory_data_param", transforms=True, label_tops="numbers")
     BOTTOMS = (0, 0)
     TOPS = (2, 2)
     IS_DATA = True
+
+    @classmethod
+    def stored_item(cls, param: Any) -> Shape | None:
+        """(C, H, W), as the settings name it."""
+        settings = param.memory_data_param
+        return (settings.channels, settings.height, settings.width)
 
     def __init__(self, param: Any, phase: int = TEST):
         super().__init__(param, phase)

@@ -16,6 +16,7 @@ from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 _F = np.float32
 
@@ -41,6 +42,7 @@ class WindowData(ReadingLayer):
     lies outside of the picture is 0.
     """
 
+    TRAITS = Traits(role="data", source="window_data_param", file_source=True, transforms=True, label_tops="numbers")
     TOPS = (2, 2)
 
     def open(self, seed: int) -> BatchMaker:

@@ -10,9 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.errors import NetError
-from caffetools.graph.classifiers import LINEAR, classifier_param
+from caffetools.graph.classifiers import classifier_param, is_linear
 from caffetools.graph.graph import Graph
 from caffetools.layers.base import Shape
+from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.normalization import BatchNorm
+from caffetools.layers.registry import traits
+from caffetools.layers.scale import Scale
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.proto.binary import Caffemodel
@@ -88,11 +92,11 @@ def largest_difference(
         if report.fresh:
             raise NetError("the weights hold nothing of it", layer=report.fresh[0])
         rng = np.random.default_rng(seed)
-        inputs = [top for layer in net.layers if layer.type_name == "Input" for top in layer.tops]
+        inputs = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
         batch = {name: torch.from_numpy(rng.normal(size=net.blob_shapes[name], scale=50).astype(np.float32)) for name in inputs}
         graph = Graph(param, TEST)
         last = [graph.layers[i] for i, _ in graph.outputs()]
-        scores = [layer.bottom[0] for layer in last if layer.type in ("Softmax", "Sigmoid") and layer.bottom[0] not in layer.top]
+        scores = [layer.bottom[0] for layer in last if traits(layer).loss and layer.bottom[0] not in layer.top]
         with torch.no_grad():
             results.append({name: value.double() for name, value in net(batch, keep=scores).items()})
     worst = 0.0
@@ -107,13 +111,13 @@ def largest_difference(
 def _chain(graph: Graph, index: int) -> list[int]:
     """The BatchNorm and the Scale behind the layer at ``index`` that can go into it."""
     layer = graph.layers[index]
-    if layer.type not in LINEAR or len(layer.top) != 1 or any(spec.name for spec in layer.param):
+    if not is_linear(layer) or len(layer.top) != 1 or any(spec.name for spec in layer.param):
         return []
-    if layer.type == "InnerProduct" and (layer.inner_product_param.transpose or layer.inner_product_param.axis != 1):
+    if traits(layer).class_axes[:1] != (0,) or classifier_param(layer).axis != 1:
         return []
     chain: list[int] = []
     place, blob = index, layer.top[0]
-    for kind in ("BatchNorm", "Scale"):
+    for kind in (BatchNorm.TYPE, Scale.TYPE):
         readers = graph.readers(place, blob)
         if len(readers) != 1 or not _fits(graph.layers[readers[0]], kind):
             break
@@ -126,7 +130,7 @@ def _chain(graph: Graph, index: int) -> list[int]:
 def _fits(layer: Any, kind: str) -> bool:
     if layer.type != kind or len(layer.bottom) != 1 or len(layer.top) != 1 or any(spec.name for spec in layer.param):
         return False
-    if kind == "Scale":
+    if kind == Scale.TYPE:
         return bool(layer.scale_param.axis == 1 and layer.scale_param.num_axes == 1)
     return not layer.batch_norm_param.HasField("use_global_stats") or bool(layer.batch_norm_param.use_global_stats)
 
@@ -143,7 +147,7 @@ def _fold(layer: Any, chain: list[Any], folded: Folded) -> None:
         slope, shift = _line(one, [array.astype(np.float64).reshape(-1) for array in blobs.pop(one.name)])
         factor, offset = factor * slope, offset * slope + shift
     # Files of Caffe's first years have (1, 1, outputs, inputs) for a matrix.
-    axis = 2 if layer.type == "InnerProduct" and weights.ndim == 4 else 0
+    axis = 2 if layer.type == InnerProduct.TYPE and weights.ndim == 4 else 0
     weights = weights * factor.reshape([outputs if i == axis else 1 for i in range(weights.ndim)])
     blobs[layer.name] = [_single(weights), _single(offset)]
     classifier_param(layer).ClearField("bias_term")
@@ -153,7 +157,7 @@ def _fold(layer: Any, chain: list[Any], folded: Folded) -> None:
 
 def _line(layer: Any, arrays: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What a BatchNorm or a Scale does to each channel: (slope, offset)."""
-    if layer.type == "Scale":
+    if layer.type == Scale.TYPE:
         return arrays[0], arrays[1] if len(arrays) > 1 else np.zeros_like(arrays[0])
     mean, variance, weight, *own = arrays
     part = 0.0 if weight[0] == 0 else 1.0 / weight[0]

@@ -124,7 +124,7 @@ def test_what_stays_cannot_read_what_goes() -> None:
         'layer { name: "in" type: "Input" top: "x" top: "label" input_param { shape { dim: 2 dim: 5 } shape { dim: 2 } } }'
         + product("stem", "x")
         + product("mid", "stem")
-        + product("late", "mid")
+        + product("late", "mid").replace("num_output: 6", "num_output: 1")
         + f'layer {{ name: "fc" {margin} }}'
         + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'
     )

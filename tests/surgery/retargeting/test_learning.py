@@ -56,25 +56,23 @@ def test_rates_of_all_but_the_heads_are_multiplied() -> None:
 @pytest.mark.parametrize(
     ("layer", "count"),
     [
-        ('type: "BatchNorm"', 0),
-        ('type: "BatchNorm" batch_norm_param { scale_bias: true }', 5),
-        ('type: "Convolution"', 2),
-        ('type: "BatchNorm"', 0),
-        ('type: "BatchNorm" batch_norm_param { scale_bias: true }', 5),
-        ('type: "Convolution" convolution_param { bias_term: false }', 1),
+        ('type: "BatchNorm" bottom: "x"', 0),
+        ('type: "BatchNorm" bottom: "x" batch_norm_param { scale_bias: true }', 5),
+        ('type: "Convolution" bottom: "x" convolution_param { num_output: 6 kernel_size: 3 group: 3 }', 2),
+        ('type: "Convolution" bottom: "x" convolution_param { num_output: 6 kernel_size: 3 bias_term: false }', 1),
         ('type: "Scale" bottom: "x"', 1),
         ('type: "Scale" bottom: "x" scale_param { bias_term: true }', 2),
         ('type: "Scale" bottom: "x" bottom: "y"', 0),
-        ('type: "BatchNorm" param { lr_mult: 0 }', 0),
-        ('type: "PReLU"', 1),
-        ('type: "LSTM" bottom: "x" bottom: "cont"', 3),
-        ('type: "LSTM" bottom: "x" bottom: "cont" bottom: "static"', 4),
-        ('type: "ReLU"', 0),
-        ('type: "Sorcery" param { lr_mult: 1 }', 1),
+        ('type: "BatchNorm" bottom: "x" param { lr_mult: 0 }', 0),
+        ('type: "PReLU" bottom: "x"', 1),
+        ('type: "LSTM" bottom: "x" bottom: "cont" recurrent_param { num_output: 3 }', 3),
+        ('type: "LSTM" bottom: "x" bottom: "cont" bottom: "static" recurrent_param { num_output: 3 }', 4),
+        ('type: "ReLU" bottom: "x"', 0),
+        ('type: "Sorcery" bottom: "x" param { lr_mult: 1 }', 1),
     ],
 )
 def test_the_blobs_that_a_layer_learns_are_counted(layer: str, count: int) -> None:
-    assert learned_blobs(net_of(f'layer {{ name: "l" {layer} }}').layer[0]) == count
+    assert learned_blobs(net_of(f'layer {{ name: "l" {layer} top: "y" }}').layer[0]) == count
 
 
 def test_dropout_is_set_where_there_is_one() -> None:
@@ -155,7 +153,7 @@ def test_layers_of_forks_freeze_too_and_those_that_nobody_knows_are_told() -> No
     changes = list(map(str, freeze_upto(net, "dw", ["fc"])))
     assert rates(net, "norm") == [(0, 0)] and rates(net, "bn") == rates(net, "dw") == [(0, 0), (0, 0)]
     assert layer_of(net, "bn").bn_param.frozen
-    assert "wonder: lr_mult not known → as it is: whether this type learns is not known here" in changes
+    assert "wonder: lr_mult not known → unchanged: whether this layer has parameters is not known here" in changes
 
 
 def test_all_owners_of_a_shared_parameter_freeze() -> None:

@@ -1,0 +1,113 @@
+"""Facts about a layer type that other rooms ask for; each class states its own, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal[
+    "other",
+    "activation",  # each value by itself, without parameters of its own
+    "classifier",  # linear: each output is a weighted sum of its input, so it may be what gives one score a class
+    "constant",  # no bottoms, and nothing from outside of the net: values from fillers
+    "data",  # reads data from outside of the net
+    "detection",  # turns scores and offsets into boxes
+    "dropout",
+    "input",  # data that the caller gives
+    "loss",
+    "merge",  # combines equally shaped bottoms value by value
+    "metric",  # measures the net, and is no part of what it computes
+    "normalization",
+    "parameter",  # no bottoms: its top is a learned blob
+    "pooling",
+    "probability",  # turns scores into probabilities
+    "recurrent",
+    "reshape",  # the same values in the same order under another shape
+    "sampling",  # takes windows or positions of maps: crops, enlarges, shifts
+    "scale",  # multiplies or shifts each channel
+    "silence",
+    "slice",
+    "split",
+    "unknown",  # a type that no class computes
+]
+
+# What becomes of the channels (classes) of the first bottom: an output mixes several; output c is made from input c, or stays at
+# its place among the others; or that depends on the shape that the layer's settings name.
+Channels = Literal["mixed", "kept", "reshaped"]
+
+# What a loss compares its first bottom with: the index of a class; one target for each value; or other embeddings.
+Compares = Literal["", "classes", "targets", "values", "embeddings"]
+
+# How the spatial coordinates of the bottom map to those of the top; "" where there is no such map.
+Coordinates = Literal["", "same", "window", "transposed", "crop"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is true of a layer type, for code that works on nets without knowing their types.
+
+    Attributes:
+        role: What the layer is for.
+        settings: The field of ``LayerParameter`` with the type's settings, such as ``convolution_param``.
+        outputs: The field of ``settings`` with the number of outputs (``num_output``); "" where the type has none.
+        class_axes: For each parameter blob the axis along which each output (class, channel) has its own values; None where the
+            blob has no such axis. Blobs behind the end of the tuple have none.
+        channels: What becomes of the bottom's channels; "kept" layers may stand between a classifier and its loss.
+        class_count: Further fields, as ``settings.field`` paths, that name the number of classes.
+        label_bottoms: The bottoms that hold labels, known in training only.
+        compares: For losses, what the scores are compared with.
+        class_matrix: For losses, whether they read a matrix with a row and a column for each class.
+        activation: For losses, the type that turns their scores into answers; "" where the scores are answers, None where the
+            first bottom holds no scores.
+        loss: For types that turn scores into answers, the loss that trains those scores.
+        class_axis: The field, as a ``settings.field`` path, that names the axis of the classes in the first bottom; "" is axis 1.
+        in_place: Whether the top may be the bottom's blob, in Caffe too.
+        half: Whether it may compute in bf16 or fp16 under autocast; all others get float32.
+        coordinates: How spatial coordinates map through it.
+        statistics_switch: The boolean field, as a ``settings.field`` path, that makes it use the statistics it has stored.
+        source: For data layers the field of ``LayerParameter`` that says where the data is and how large a batch.
+        file_source: Whether ``source`` names a file or a database.
+        transforms: Whether ``transform_param`` (crop, mean, scale, mirror) applies to its data.
+        label_tops: For data layers what the tops behind the first hold: one number an item, labels of other shapes, or anything.
+        user_code: Whether building the layer runs code that the user wrote and the prototxt only names.
+        weight_filler: The field of ``settings`` with the filler of the first parameter blob.
+    """
+
+    role: Role = "other"
+    settings: str = ""
+    outputs: str = ""
+    class_axes: tuple[int | None, ...] = ()
+    channels: Channels = "mixed"
+    class_count: tuple[str, ...] = ()
+    label_bottoms: tuple[int, ...] = ()
+    compares: Compares = ""
+    class_matrix: bool = False
+    activation: str | None = None
+    loss: str = ""
+    class_axis: str = ""
+    in_place: bool = False
+    half: bool = False
+    coordinates: Coordinates = ""
+    statistics_switch: str = ""
+    source: str = ""
+    file_source: bool = False
+    transforms: bool = False
+    label_tops: Literal["any", "numbers", "labels"] = "any"
+    user_code: bool = False
+    weight_filler: str = ""
+
+    def settings_of(self, layer: Any) -> Any:
+        """The message ``settings`` of a ``LayerParameter``. Raises :class:`ValueError` where the type has none."""
+        if not self.settings:
+            raise ValueError(f"a {layer.type} layer has no settings of its own")
+        return getattr(layer, self.settings)
+
+    def num_output(self, layer: Any) -> int:
+        """The number of outputs that a ``LayerParameter`` of this type names; 0 where the type names none."""
+        return int(getattr(self.settings_of(layer), self.outputs)) if self.outputs else 0
+
+
+def field_at(layer: Any, path: str) -> tuple[Any, str]:
+    """The message and the name of the field at ``settings.field`` of a ``LayerParameter``."""
+    message, _, name = path.partition(".")
+    return getattr(layer, message), name

@@ -1,0 +1,134 @@
+"""What each layer class states of itself, and that nothing outside repeats it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caffetools.graph.learned import count_learned, declared_blobs
+from caffetools.layers import registry
+from caffetools.layers.base import Layer
+from caffetools.layers.registry import layer_types, traits, types
+from caffetools.layers.traits import Traits, field_at
+from caffetools.net.net import Net
+from caffetools.proto.schema import TRAIN, LayerParameter
+from tests.layers import test_golden as golden
+
+TYPES = layer_types()
+PACKAGE = Path(registry.__file__).parent.parent
+
+# Words that are layer types too, but are not used as such: an ONNX operator, a heading, the language, a suffix of messages' names.
+OTHER_MEANINGS = {
+    "onnx/graph.py": {"Split"},
+    "cli/commands.py": {"Data"},
+    "project/report.py": {"Python"},
+    "pycaffe/net_spec.py": {"Parameter"},
+    "solver/logs/caffe_log.py": {"Log"},
+    "visualize/curves.py": {"Accuracy"},
+    "visualize/sections.py": {"Accuracy"},
+}
+# Rooms that make layers or hold their classes, and the file format's own names for types.
+MAY_NAME_TYPES = ("layers", "data/layers", "zoo/networks", "proto/upgrades", "pycaffe/python_layer.py")
+
+
+def layer_of(kind: str, **fields: Any) -> Any:
+    return LayerParameter(name="l", type=kind, **fields)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_class_states_traits_that_fit_the_schema(kind: str) -> None:
+    facts = TYPES[kind].TRAITS
+    layer = layer_of(kind)
+    if facts.settings:
+        settings = facts.settings_of(layer)
+        for field in filter(None, (facts.outputs, facts.weight_filler)):
+            assert field in settings.DESCRIPTOR.fields_by_name
+    for path in filter(None, (facts.class_axis, facts.statistics_switch, *facts.class_count)):
+        message, field = field_at(layer, path)
+        assert field in message.DESCRIPTOR.fields_by_name
+    if facts.source:
+        assert facts.source in layer.DESCRIPTOR.fields_by_name and facts.role == "data"
+    assert all(index in TYPES[kind].NO_GRADIENT for index in facts.label_bottoms)
+    for name in filter(None, (facts.activation, facts.loss)):
+        assert name in TYPES
+    if facts.loss:
+        assert traits(facts.loss).activation == kind
+    assert (facts.role == "loss") == TYPES[kind].IS_LOSS
+    assert facts.outputs == "" or facts.settings
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_types_are_found_by_their_role(kind: str) -> None:
+    assert kind in types(role=TYPES[kind].TRAITS.role)
+    assert TYPES[TYPES[kind].TYPE] is TYPES[kind]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_blobs_with_an_axis_of_classes_have_as_many_rows_as_outputs(kind: str) -> None:
+    facts = TYPES[kind].TRAITS
+    if not (facts.outputs and facts.class_axes):
+        return
+    layer = layer_of(kind, bottom=["x"] * max(1, TYPES[kind].BOTTOMS[0]), top=["y"])
+    settings = facts.settings_of(layer)
+    setattr(settings, facts.outputs, 6)
+    for name, value in (("kernel_size", [3]), ("input_dim", 4)):
+        if name in settings.DESCRIPTOR.fields_by_name and name != facts.outputs:
+            field = getattr(settings, name)
+            field.extend(value) if hasattr(field, "extend") else setattr(settings, name, value)
+    specs = declared_blobs(layer)
+    assert specs
+    for axis, spec in zip(TYPES[kind].traits(layer).class_axes, specs, strict=False):
+        assert axis is None or spec.shape[axis] == 6, spec
+
+
+def test_learned_blobs_are_those_that_every_golden_net_declares() -> None:
+    counted: Counter[str] = Counter()
+    for case in golden.CASES:
+        net = Net.from_file(golden.FOLDER / case["prototxt"], TRAIN, fill=False, stages=case.get("stages", ()))
+        for layer in net.layers:
+            if layer.IS_DATA:
+                continue
+            learned = max((index + 1 for index, spec in enumerate(layer.specs) if spec.learnable), default=0)
+            assert count_learned(layer.param) == learned, (case["id"], layer.name)
+            counted[layer.type_name] += 1
+    assert len(counted) > 50 and counted["LSTM"] and counted["RNN"]
+
+
+def test_a_type_without_a_class_is_unknown_or_a_loss_and_a_class_outranks_what_was_declared() -> None:
+    assert traits("Sorcery").role == "unknown" and traits("SorceryLoss").role == "loss"
+    assert traits("MultiBoxLoss").class_count == ("multibox_loss_param.num_classes",)
+    registry.declare(["Marvel"], Traits(role="data"))
+    assert traits("Marvel").role == "data"
+    try:
+        registry.register("Marvel")(type("Marvel", (Layer,), {"TRAITS": Traits(role="pooling")}))
+        assert traits("Marvel").role == "pooling"
+    finally:
+        registry.unregister(["Marvel"])
+    assert traits("Marvel").role == "data"
+
+
+def test_traits_follow_a_layers_settings() -> None:
+    assert traits(layer_of("Deconvolution", convolution_param={"num_output": 4, "group": 4})).role == "sampling"
+    assert traits(layer_of("Deconvolution", convolution_param={"num_output": 4})).role == "classifier"
+    assert traits(layer_of("Scale", bottom=["x", "y"])).class_axes == ()
+    assert traits(layer_of("InnerProduct", inner_product_param={"transpose": True})).class_axes == (1, 0)
+    assert traits(layer_of("BN", bn_param={"bn_mode": 0})).statistics_switch == ""
+    assert dataclasses.is_dataclass(traits("ReLU"))
+
+
+def test_no_room_but_those_of_layers_names_a_layer_type() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith(MAY_NAME_TYPES):
+            continue
+        literals = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant))
+        for node in literals:
+            if isinstance(node.value, str) and node.value in TYPES and node.value not in OTHER_MEANINGS.get(name, ()):
+                found.append(f"{name}:{node.lineno}: {node.value!r}; ask caffetools.layers.registry.traits, or take the class's TYPE")
+    assert not found, "\n".join(found)
