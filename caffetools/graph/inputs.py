@@ -108,7 +108,7 @@ def data_shape(layer: Any, batch: int | None = None) -> Shape:
     """
     source, transform = source_param(layer), layer.transform_param
     count = batch or getattr(source, "batch_size", 0) or 1
-    stored = _class_of(layer).stored_item(layer) or _mean_shape(layer)
+    stored = stored_item(layer) or _mean_shape(layer)
     channels = stored[0] if stored else _channels(layer)
     if transform.crop_size:
         return (count, channels, transform.crop_size, transform.crop_size)
@@ -141,6 +141,11 @@ def _channels(layer: Any) -> int:
     if transform.force_gray:
         return 1
     return len(transform.mean_value) if len(transform.mean_value) > 1 else _class_of(layer).item_channels(layer)
+
+
+def stored_item(layer: Any) -> Shape | None:
+    """The shape (C, H, W) of a data layer's items before they are transformed, where its settings or its source give it."""
+    return _class_of(layer).stored_item(layer)
 
 
 def _class_of(layer: Any) -> type[Layer]:

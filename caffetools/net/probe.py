@@ -146,7 +146,7 @@ def _run_data_layer(net: Net, layer: Layer, values: Activations) -> None:
         return
     if any(top in values.blobs for top in layer.tops):
         return  # The tops that were not given are usually labels; a layer that reads one raises an error that names it.
-    if layer.type_name == "Input":
+    if layer.TRAITS.role == "input":
         shape = format_shape(net.blob_shapes[missing[0]])
         raise NetError(f"input '{missing[0]}' ({shape}) is needed and not given", layer=layer.name)
     tops = layer()

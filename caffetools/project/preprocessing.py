@@ -11,18 +11,15 @@ import numpy as np
 
 from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.errors import CaffeToolsError, DataError
-from caffetools.graph.inputs import data_shape, source_param
+from caffetools.graph.inputs import is_input, source_param, stored_item
 from caffetools.infer.sidecar import read_preprocessing, sidecar_path, write_preprocessing
-from caffetools.layers.base import Shape
+from caffetools.layers.registry import traits
 from caffetools.project.data_config import data_layers
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
-
-# Layers whose transform_param is applied to 8-bit images; HDF5Data reads values as they are.
-_IMAGES = ("Data", "ImageData", "WindowData", "MemoryData", "AnnotatedData")
 
 
 def preprocessing_of(net: Any, *, channels: int | None = None) -> Preprocessing | None:
@@ -38,7 +35,7 @@ def preprocessing_of(net: Any, *, channels: int | None = None) -> Preprocessing 
     Returns:
         None for a net without a data layer for images. ``mean_known`` is false if the mean file does not exist.
     """
-    layers = [layer for phase in (TEST, TRAIN) for layer in data_layers(net, phase) if layer.type in _IMAGES]
+    layers = [layer for phase in (TEST, TRAIN) for layer in data_layers(net, phase) if traits(layer).transforms]
     if not layers:
         return None
     layer = layers[0]
@@ -58,7 +55,7 @@ def preprocessing_of(net: Any, *, channels: int | None = None) -> Preprocessing 
 def input_channels(deploy: Any) -> int | None:
     """Return the channels of a deploy net's first input, or None if its shape is not four axes."""
     for layer in deploy.layer:
-        if layer.type == "Input" and layer.input_param.shape:
+        if is_input(layer) and layer.input_param.shape:
             dims = layer.input_param.shape[0].dim
             return int(dims[1]) if len(dims) == 4 else None
     return None
@@ -106,15 +103,10 @@ def _resize(layer: Any, card: DatasetCard | None) -> tuple[int, int] | None:
     """Return (width, height) of the images that the layer crops, if they all have one size."""
     if card is not None:
         return (card.width, card.height) if card.width else None
-    if layer.type == "ImageData":
-        param = layer.image_data_param
-        return (param.new_width, param.new_height) if param.new_width and param.new_height else None
-    if layer.type != "Data" or not Path(layer.data_param.source).exists():
-        return None
-    whole = type(layer)()
-    whole.CopyFrom(layer)
-    whole.transform_param.ClearField("crop_size")
     with suppress(CaffeToolsError):
-        shape: Shape = data_shape(whole)
-        return (shape[3], shape[2])
+        resized = layer.transform_param.resize_param
+        if resized.height and resized.width:
+            return (resized.width, resized.height)
+        stored = stored_item(layer)
+        return None if stored is None else (stored[2], stored[1])
     return None
