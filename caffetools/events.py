@@ -43,12 +43,15 @@ class Started(Event):
     """Work begins.
 
     Attributes:
-        title: One line for people. command: The command line that does the same by hand, if there is one.
+        title: One line for people.
+        command: Command line that does the same by hand, if there is one.
+        details: Further facts. Training gives ``net``, ``solver``, ``iteration`` and ``max_iter``.
     """
 
     kind: ClassVar[str] = "started"
     title: str = ""
     command: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,9 @@ class Progress(Event):
     """``done`` of ``total`` units are finished; ``total`` is 0 where it is unknown.
 
     Attributes:
-        done: Units finished. total: Units in all. unit: ``images``, ``iterations``, ``bytes``, ``records``, ``batches``…
+        done: Units finished.
+        total: Units in all.
+        unit: ``images``, ``iterations``, ``bytes``, ``records``, ``batches``…
     """
 
     kind: ClassVar[str] = "progress"
@@ -70,9 +75,12 @@ class Metrics(Event):
     """Training figures at a displayed iteration.
 
     Attributes:
-        iteration: Iterations completed. loss: Smoothed loss (``average_loss``). lr: Learning rate of this iteration.
-        outputs: Output blob name → value; blobs of several values are numbered ``name[i]``.
-        seconds: Since the previous display. iterations_per_second: Over the same time.
+        iteration: Iterations completed.
+        loss: Smoothed loss (``average_loss``).
+        lr: Learning rate of this iteration.
+        outputs: Output blob name → value; the values of a blob with several are numbered ``name[0]``, ``name[1]``…
+        seconds: Seconds since the previous display.
+        iterations_per_second: Over the same time.
     """
 
     kind: ClassVar[str] = "metrics"
@@ -89,13 +97,22 @@ class Tested(Event):
     """A test net was scored.
 
     Attributes:
-        iteration: Training iteration it was tested at. net: Index of the test net. outputs: Output blob name → mean value.
+        iteration: Training iteration it was tested at.
+        net: Index of the test net.
+        outputs: Output blob name → mean value, named as for :class:`Metrics`.
+        loss: Mean weighted loss, where it is computed.
+        seconds: Duration of the test.
     """
+
+    # pytest must not collect it for its name.
+    __test__ = False
 
     kind: ClassVar[str] = "tested"
     iteration: int = 0
     net: int = 0
     outputs: Mapping[str, float] = field(default_factory=dict)
+    loss: float | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +130,8 @@ class ArtifactWritten(Event):
     """A file or folder is complete on disk.
 
     Attributes:
-        path: Where. what: Its role: ``lmdb``, ``mean``, ``labels``, ``train_val``, ``deploy``, ``onnx``, ``report``, ``figure``…
+        path: Where.
+        what: Its role: ``lmdb``, ``mean``, ``labels``, ``train_val``, ``deploy``, ``onnx``, ``report``, ``figure``…
     """
 
     kind: ClassVar[str] = "artifact"
@@ -134,7 +152,8 @@ class Finished(Event):
     """Work has ended.
 
     Attributes:
-        status: ``done``; ``stopped`` (early, with a snapshot); ``cancelled``; ``failed``. message: The error, or a summary line.
+        status: ``done``; ``stopped`` (early, with a snapshot); ``cancelled``; ``failed``.
+        message: The error, or a summary line.
         seconds: Duration.
     """
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from caffetools.cli.show import Progress, console, progress
 
 if TYPE_CHECKING:
-    from caffetools.solver.callbacks import Observer
+    from caffetools.events import EventSink
 
 
 class ConsoleNarrator:
@@ -34,7 +34,7 @@ class ConsoleNarrator:
         """A bar."""
         return progress(what)
 
-    def training(self) -> AbstractContextManager[Observer]:
+    def training(self) -> AbstractContextManager[EventSink]:
         """The training bar on a terminal; elsewhere nothing, since the log is in a file."""
         import sys
 
@@ -42,9 +42,9 @@ class ConsoleNarrator:
             from caffetools.cli.train_bar import TrainBar
 
             return TrainBar()
-        from caffetools.solver.callbacks import Observer
+        from caffetools.events import ignore
 
-        return nullcontext(Observer())
+        return nullcontext(ignore)
 
 
 class SilentNarrator(ConsoleNarrator):
@@ -60,8 +60,8 @@ class SilentNarrator(ConsoleNarrator):
         """Nothing to see."""
         return nullcontext(lambda done, total: None)
 
-    def training(self) -> AbstractContextManager[Observer]:
+    def training(self) -> AbstractContextManager[EventSink]:
         """Nothing to see."""
-        from caffetools.solver.callbacks import Observer
+        from caffetools.events import ignore
 
-        return nullcontext(Observer())
+        return nullcontext(ignore)

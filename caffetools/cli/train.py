@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,11 +62,11 @@ def train(
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
     options = {"max_iter": max_iter, "level": level, "stages": split(stage)}
-    _train(path, processes, gpu, device, (sigint_effect, sighup_effect), _means(precision, compiled), quiet, start | options)
+    _train(path, processes, gpu, device, (sigint_effect, sighup_effect), _compute_options(precision, compiled), quiet, start | options)
 
 
 def _train(
-    path: Path, processes: int | None, gpu: str, device: str, effects: tuple[str, str], means: Any, quiet: bool, options: dict[str, Any]
+    path: Path, processes: int | None, gpu: str, device: str, effects: tuple[str, str], compute: Any, quiet: bool, options: dict[str, Any]
 ) -> None:
     from caffetools.solver import launch, parallel
     from caffetools.solver import run as training
@@ -80,32 +78,22 @@ def _train(
         raise typer.Exit(code)
     place = chosen_device(gpu, device, several=True)
     quiet = quiet or not parallel.is_root()
+    from caffetools.cli.train_bar import terminal
+
     bar, echo = terminal(quiet)
-    with parallel.join(cuda=place != "cpu") as world, bar as observer:
+    with parallel.join(cuda=place != "cpu") as world, bar as events:
         done = training.train(
             path,
             device=place,
             signals=signals,
             echo=echo,
-            observers=[observer] if observer is not None else [],
+            events=events,
             world=None if world.alone else world,
-            means=means,
+            compute=compute,
             **options,
         )
     if not quiet:
         _report(done, path)
-
-
-def terminal(quiet: bool) -> tuple[Any, Callable[[str], object] | None]:
-    """Where a run is shown: a context that gives an observer or None, and what takes the log's lines."""
-    if quiet:
-        return nullcontext(), None
-    if not sys.stderr.isatty():
-        return nullcontext(), sys.stderr.write
-    from caffetools.cli.train_bar import TrainBar
-
-    bar = TrainBar()
-    return bar, bar.echo
 
 
 def _given_once(solver: Path | None, flag: Path | None) -> Path:
@@ -124,7 +112,7 @@ def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
     return {"snapshot": snapshot, "resume": resume == "auto"}
 
 
-def _means(precision: str, compiled: bool) -> Any:
+def _compute_options(precision: str, compiled: bool) -> Any:
     if precision == "fp32" and not compiled:
         return None
     from caffetools.solver.distributed import ComputeOptions

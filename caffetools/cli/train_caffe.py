@@ -30,15 +30,13 @@ def train_by_caffe(
         raise CaffeToolsError("--engine-image is the image of --engine caffe; give that too")
     if ours:
         raise CaffeToolsError(f"{', '.join(ours)}: real Caffe has no such option; set it in the solver, or leave --engine out")
-    from caffetools.cli.train import terminal
+    from caffetools.cli.train_bar import terminal
     from caffetools.solver.caffe_process import train_with_caffe
 
     arguments = [f"--{name}={value}" for name, value in flags.items() if value != _DEFAULTS[name]]
     bar, echo = terminal(quiet)
-    with bar as observer:
-        done = train_with_caffe(
-            path, image=image or None, arguments=arguments, echo=echo, observers=[observer] if observer is not None else [], **start
-        )
+    with bar as events:
+        done = train_with_caffe(path, image=image or None, arguments=arguments, echo=echo, events=events, **start)
     if quiet:
         return
     console.print(f"Real Caffe {'stopped' if done.stopped else 'has ended'} at iteration {done.iteration}.")

@@ -12,14 +12,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from caffetools.engines.base import EngineError
 
-# Where a build or an installation keeps the binary, below CAFFE_ROOT.
+# Where a build or an installation has the binary, below CAFFE_ROOT.
 _BINARIES = ("build/tools/caffe", ".build_release/tools/caffe", "build/install/bin/caffe", "bin/caffe")
-# What is passed on to Caffe, which by default stops at the first and takes a snapshot at the second.
+# Passed on to Caffe, which by default stops at the first and takes a snapshot at the second.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGTERM") if hasattr(signal, name))
+
+
+class CaffeProcess(Protocol):
+    """A running Caffe that signals can be sent to."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send a signal; a process that has ended ignores it."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,10 @@ class RealCaffe:
 
     @classmethod
     def find(cls) -> RealCaffe:
-        """The ``caffe`` on PATH, else the one that was built in the folder CAFFE_ROOT.
+        """Return the ``caffe`` on PATH, else the one that was built in the folder CAFFE_ROOT.
 
         Raises:
-            EngineError: there is neither; says where it looked.
+            EngineError: Neither exists; names the places.
         """
         found = shutil.which("caffe")
         if found is not None:
@@ -49,16 +56,21 @@ class RealCaffe:
                 return cls((str(binary),))
         where = f"on PATH and in CAFFE_ROOT ({root}: {', '.join(_BINARIES)})" if root else "on PATH, and CAFFE_ROOT is not set"
         raise EngineError(
-            f"there is no real Caffe here (looked for caffe {where}); put it on PATH, set CAFFE_ROOT to where it was built, or give a "
+            f"no real Caffe was found (looked for caffe {where}); put it on PATH, set CAFFE_ROOT to where it was built, or give a "
             "docker image with --engine-image, such as bvlc/caffe:cpu"
         )
 
     @classmethod
     def in_docker(cls, image: str, folders: Iterable[Path], *, gpus: bool = False) -> RealCaffe:
-        """The ``caffe`` of a docker image, as the present user, in the present folder, with ``folders`` under their own names.
+        """Return the ``caffe`` of a docker image, run as the current user in the current folder.
+
+        Args:
+            image: Name of the image.
+            folders: Folders to mount under their own names.
+            gpus: Whether to pass the GPUs through.
 
         Raises:
-            EngineError: there is no docker.
+            EngineError: docker is not installed.
         """
         docker = shutil.which("docker")
         if docker is None:
@@ -71,16 +83,28 @@ class RealCaffe:
         words += ["--workdir", str(Path.cwd()), *(["--gpus", "all"] if gpus else []), image, "caffe"]
         return cls(tuple(words))
 
-    def run(self, arguments: Sequence[str], on_line: Callable[[str], object]) -> int:
-        """Run ``caffe ARGUMENTS``; ``on_line`` gets every line that it prints, with its line's end.
+    def run(
+        self,
+        arguments: Sequence[str],
+        on_line: Callable[[str], object],
+        *,
+        on_start: Callable[[CaffeProcess | None], object] = lambda process: None,
+    ) -> int:
+        """Run ``caffe ARGUMENTS``.
 
         SIGINT, SIGHUP and SIGTERM are passed on to it; a second SIGINT ends it at once.
+
+        Args:
+            arguments: Its command line.
+            on_line: Receives every line that it prints, with its line end.
+            on_start: Receives the process once it runs, and None once it has ended.
 
         Returns:
             Its exit code; the number of a signal that ended it, negative.
 
         Raises:
-            EngineError: it cannot be started. KeyboardInterrupt: a second SIGINT.
+            EngineError: It cannot be started.
+            KeyboardInterrupt: A second SIGINT.
         """
         try:
             # In a session of its own: what the terminal sends comes to us alone, and we pass it on once.
@@ -97,12 +121,14 @@ class RealCaffe:
         except OSError as error:
             raise EngineError(f"{self.command[0]} cannot be started: {error.strerror}") from None
         try:
+            on_start(process)
             with _passing_on(process):
                 for line in process.stdout or ():
                     on_line(line if line.endswith("\n") else f"{line}\n")
                 return process.wait()
         finally:
-            # Only where something went wrong on our side is it still there.
+            on_start(None)
+            # It still runs only if something failed on our side.
             if process.poll() is None:
                 process.kill()
                 process.wait()
@@ -110,7 +136,7 @@ class RealCaffe:
 
 @contextmanager
 def _passing_on(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Pass signals on to ``process`` meanwhile; in the main thread, which handles signals."""
+    """Pass signals on to ``process`` during the block; only in the main thread, which handles signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from caffetools.events import EventSink
 from caffetools.results import Step
-from caffetools.solver.callbacks import Observer
 
 Progress = Callable[[int, int], None]
 
@@ -25,8 +25,8 @@ class ProgressReporter(Protocol):
     def progress(self, what: str) -> AbstractContextManager[Progress]:
         """A context that yields a function ``(done, total)`` for long work."""
 
-    def training(self) -> AbstractContextManager[Observer]:
-        """A context that yields an observer of the solver."""
+    def training(self) -> AbstractContextManager[EventSink]:
+        """Return a context that yields a sink for the events of the training."""
 
 
 class Recorder:

@@ -216,13 +216,13 @@ def _train(job: Job, recorder: Recorder) -> Path | None:
         if found is not None and found.iteration >= solver.max_iter:
             say(f"already trained: {found.weights}")
             return found.weights
-        with recorder.narrator.training() as observer:
+        with recorder.narrator.training() as events:
             done = train(
                 path,
                 weights=[job.weights] if job.weights and found is None else [],
                 snapshot=found.state if found is not None else None,
                 device=job.device,
-                observers=[observer],
+                events=events,
             )
         if done.stopped or done.snapshot is None:
             say(f"stopped at iteration {done.solver.iteration}")

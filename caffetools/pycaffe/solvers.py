@@ -19,7 +19,8 @@ from caffetools.pycaffe import mode
 from caffetools.pycaffe.files import share
 from caffetools.pycaffe.net import Net
 from caffetools.solver import solver as engine
-from caffetools.solver.callbacks import Observer, Snapshot, TestResult
+from caffetools.solver.callbacks import Callback
+from caffetools.solver.control import RunControl, Snapshot, TestResult
 from caffetools.solver.debug import log_values
 
 PathLike = str | os.PathLike[str]
@@ -81,7 +82,7 @@ class Solver:
     def snapshot(self) -> Snapshot:
         """Write a .caffemodel and a .solverstate under the solver's snapshot_prefix."""
         self.net._prepare()
-        return self._core.snapshot()
+        return self._core.checkpoint()
 
     def restore(self, state_file: PathLike) -> None:
         """Go on from a .solverstate."""
@@ -89,7 +90,7 @@ class Solver:
 
     def add_callback(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None = None) -> None:
         """Call ``on_start()`` before each iteration, and ``on_gradients_ready()`` before each update."""
-        self._core.observers.append(_Callbacks(on_start, on_gradients_ready))
+        self._core.callbacks.append(_Callbacks(on_start, on_gradients_ready))
 
     add_callbacks = add_callback
 
@@ -167,10 +168,10 @@ class _Engine(engine.Solver):
     def update(self) -> None:
         """One update from the diffs there are."""
         self.rate = self.learning_rate.at(self.iteration)
-        self.tell("before_update")
+        self.notify("on_before_update")
         self.rule.apply(self.rate, self.iteration)
         self.iteration += 1
-        self.tell("after_update")
+        self.notify("on_iteration_end")
 
     def _iterate(self) -> None:
         # Diffs stay to be read until the next iteration begins.
@@ -187,7 +188,7 @@ class _Engine(engine.Solver):
 
     def _forward(self) -> Tensor:
         loss = self.run.forward()
-        self.outputs = {name: self.run.blobs[name].data.value() for name in self.net.outputs}
+        self.output_blobs = {name: self.run.blobs[name].data.value() for name in self.net.outputs}
         return torch.tensor(loss)
 
     def _pass(self, net: TorchNet, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -196,14 +197,14 @@ class _Engine(engine.Solver):
         return {name: run.blobs[name].data.value() for name in {*net.outputs, *net.loss_weights}}
 
 
-class _Callbacks(Observer):
+class _Callbacks(Callback):
     def __init__(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None):
         self.on_start, self.on_gradients_ready = on_start, on_gradients_ready
 
-    def before_iteration(self, solver: engine.Solver) -> None:
+    def on_iteration_begin(self, run: RunControl) -> None:
         self.on_start()
 
-    def before_update(self, solver: engine.Solver) -> None:
+    def on_before_update(self, run: RunControl) -> None:
         if self.on_gradients_ready is not None:
             self.on_gradients_ready()
 

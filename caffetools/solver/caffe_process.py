@@ -1,26 +1,29 @@
-"""Training by real Caffe: its process is run, its log is kept and followed, and observers are told as of a solver of ours."""
+"""Training by real Caffe: its process is run, its log is kept and followed, and callbacks and events come as from our solver."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from caffetools.engines.caffe import RealCaffe
+from caffetools.cancel import CancelToken
+from caffetools.engines.caffe import CaffeProcess, RealCaffe
 from caffetools.engines.folders import needed_folders
 from caffetools.errors import CaffeToolsError, RunFailed
+from caffetools.events import EventSink, fan_out, ignore
 from caffetools.proto.binary import write_solverstate
 from caffetools.proto.text import read_net, read_solver
-from caffetools.solver.callbacks import History, Observer, Output, Snapshot, TestResult, TrainStats
+from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.snapshots import find_weights, prefix_for, read_state
-from caffetools.solver.logs.files import AppendOnlyFile
+from caffetools.solver.control import Output, Snapshot, TestResult, TrainStats
+from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
 from caffetools.solver.logs.training_log import GlogReader, LogRow
 
 PathLike = str | os.PathLike[str]
@@ -31,18 +34,25 @@ _STATE = re.compile(r"Snapshotting solver state to (?:binary proto|HDF5) file (.
 _FATAL = re.compile(r"^F\d{4,8} .*?\] ?(.*)")
 
 
-@dataclass
-class Followed:
-    """What came of a run of real Caffe: what it displayed, tested and saved, its log file, and whether it was stopped early."""
+@dataclass(frozen=True)
+class CaffeTrainResult:
+    """Result of a training by real Caffe.
+
+    Attributes:
+        log: Path of the log.
+        history: What was displayed, tested and saved.
+        iteration: The last iteration that the log names.
+        stopped: Whether the run was stopped early.
+    """
 
     log: Path
-    history: History = field(default_factory=History)
-    iteration: int = 0
-    stopped: bool = False
+    history: History
+    iteration: int
+    stopped: bool
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The last snapshot of this run, if it took one."""
+        """The last snapshot of this run, or None."""
         return self.history.snapshots[-1] if self.history.snapshots else None
 
 
@@ -56,19 +66,32 @@ def train_with_caffe(
     resume: bool = False,
     log: PathLike | None = None,
     echo: Callable[[str], object] | None = None,
-    observers: Iterable[Observer] = (),
-) -> Followed:
-    """Train as the solver at ``path`` says, with the real ``caffe`` of this machine, or of the docker image ``image``.
+    callbacks: Iterable[Callback] = (),
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> CaffeTrainResult:
+    """Train as the solver at ``path`` describes, with the real ``caffe`` of this machine or of a docker image.
 
     Args:
-        arguments: Further flags for ``caffe train``. The rest as for :func:`caffetools.solver.run.train`.
+        path: The solver's prototxt.
+        image: The docker image; None for the ``caffe`` of this machine.
+        arguments: Further flags for ``caffe train``.
+        weights: .caffemodel files to start from.
+        snapshot: A .solverstate to resume from.
+        resume: Resume from the newest whole snapshot under the solver's prefix; start if there is none.
+        log: Path of the log. Default: ``PREFIX.log``.
+        echo: Also receives every line of the log, with its line end.
+        callbacks: Called with an :class:`ExternalRun` as their run.
+        events: Receives the same typed events as those of :func:`caffetools.solver.run.train`.
+        cancel: When cancelled, Caffe is asked to stop: it writes a snapshot and ends.
 
     Raises:
-        EngineError: there is no such Caffe.
-        RunFailed: Caffe ended with an error; says its last words. KeyboardInterrupt: a second SIGINT.
+        EngineError: There is no such Caffe.
+        RunFailed: Caffe ended with an error; its last message is the text.
+        KeyboardInterrupt: A second SIGINT.
     """
     if weights and snapshot is not None:
-        raise CaffeToolsError("give either a snapshot to go on from or weights to start from, not both")
+        raise CaffeToolsError("give either a snapshot to resume from or weights to start from, not both")
     param = read_solver(path)
     prefix = prefix_for(param.snapshot_prefix, Path(path))
     gpus = any(word.startswith("--gpu") for word in arguments) or not param.HasField("solver_mode") or param.solver_mode != _CPU
@@ -85,94 +108,199 @@ def train_with_caffe(
             words.append(f"--weights={','.join(os.fspath(name) for name in weights)}")
         file = AppendOnlyFile(log or f"{prefix}.log", append=snapshot is not None)
         stack.callback(file.close)
-        follower = Follower(param, Followed(file.path), observers)
-        _run(engine, words, follower, [file.write, *([echo] if echo is not None else [])])
-    return follower.run
+        metrics = AppendOnlyFile(f"{prefix}_log.jsonl", append=snapshot is not None)
+        stack.callback(metrics.close)
+        history = History()
+        emitter = Events(fan_out([MetricsLog(metrics.write), events]), cancel)
+        run = ExternalRun(param, arguments)
+        follower = CaffeLogFollower(run, [history, *callbacks, emitter])
+        try:
+            _run(engine, words, follower, [file.write, *([echo] if echo is not None else [])], file.path, cancel)
+        except BaseException as error:
+            emitter.finish(error=error)
+            raise
+        emitter.finish(stopped=follower.stopped)
+    return CaffeTrainResult(file.path, history, run.iteration, follower.stopped)
 
 
-class Follower:
-    """Reads what Caffe prints, line by line, and tells observers what a solver of ours would tell them.
+class ExternalRun:
+    """A training by real Caffe as callbacks see and control it: a :class:`~caffetools.solver.control.RunControl`.
+
+    What it knows comes from Caffe's log, so ``iteration`` moves with the lines that name one. It is controlled by signals: Caffe's
+    SIGINT stops with a snapshot and SIGHUP takes one, unless its flags sigint_effect and sighup_effect say otherwise.
 
     Attributes:
-        run: what is known so far. last_words: Caffe's fatal error, once it has printed one.
+        iteration: The last iteration that the log names.
+        rate: The last learning rate that the log names.
+        saved: Iteration of the last snapshot.
+        stopping: Whether :meth:`stop` was called.
     """
 
-    def __init__(self, param: Any, run: Followed, observers: Iterable[Observer]):
+    def __init__(self, param: Any, flags: Sequence[str] = ()):
+        self.param = param
+        self.iteration, self.rate = 0, 0.0
+        self.saved: int | None = None
+        self.stopping = False
+        self.max_iter = int(param.max_iter)
+        self.net_name = _net_name(param)
+        self.solver_type = str(param.type)
+        self.last_outputs: list[Output] = []
+        self._lines: list[str] = []
+        self._process: CaffeProcess | None = None
+        self._wanted: list[str] = []
+        self._ready = False
+        given = dict(word.lstrip("-").replace("-", "_").split("=", 1) for word in flags if "=" in word)
+        self._signals: dict[str, int] = {}
+        for number, flag, effect in ((signal.SIGINT, "sigint_effect", "stop"), (signal.SIGHUP, "sighup_effect", "snapshot")):
+            self._signals.setdefault(given.get(flag, effect), number)
+
+    def attach(self, process: CaffeProcess | None) -> None:
+        """Set the running process."""
+        self._process = process
+
+    def ready(self) -> None:
+        """Send what was asked for before Caffe handled signals."""
+        self._ready = True
+        wanted, self._wanted = self._wanted, []
+        for effect in wanted:
+            self._send(effect)
+
+    def log(self, source: str, text: str, severity: str = "I") -> None:
+        """Discard a line: the log is Caffe's own."""
+
+    def outputs(self) -> list[Output]:
+        """Return the outputs of the training net that Caffe displayed last."""
+        return list(self.last_outputs)
+
+    def stop(self) -> None:
+        """Ask Caffe to stop after its current iteration, with a snapshot.
+
+        Raises:
+            CaffeToolsError: It runs with flags by which no signal stops it.
+        """
+        if not self.stopping:
+            self._send("stop")
+            self.stopping = True
+
+    def snapshot(self) -> None:
+        """Ask Caffe for a snapshot after its current iteration.
+
+        Raises:
+            CaffeToolsError: It runs with flags by which no signal takes one.
+        """
+        self._send("snapshot")
+
+    def _send(self, effect: str) -> None:
+        number = self._signals.get(effect)
+        if number is None:
+            raise CaffeToolsError(
+                f"real Caffe cannot be asked for '{effect}': no signal has this effect", hint="set --sigint-effect or --sighup-effect"
+            )
+        if self._process is None or not self._ready:
+            # Before Caffe handles signals, one would end it without a snapshot.
+            self._wanted.append(effect)
+            return
+        self._process.send_signal(number)
+
+
+class CaffeLogFollower:
+    """Read what Caffe prints, line by line, and call callbacks as our solver does.
+
+    Attributes:
+        last_message: Caffe's fatal error, once it has printed one.
+        stopped: Whether Caffe has said that it stopped early.
+    """
+
+    def __init__(self, run: ExternalRun, callbacks: Iterable[Callback]):
         self.run = run
-        self.last_words = ""
-        self._observers = [run.history, *observers]
-        self._solver: Any = SimpleNamespace(param=param, net=SimpleNamespace(name=_net_name(param)), iteration=0)
+        self.last_message = ""
+        self.stopped = False
+        self._callbacks = list(callbacks)
         self._reader = GlogReader()
-        self._told = 0
+        self._num_tests = 0
+        self._began = False
         self._weights = Path()
 
     def feed(self, line: str) -> None:
-        """Take the next line."""
+        """Read the next line."""
         if "] Solving " in line:
-            self._tell("started")
+            self.run.ready()
+            self._began = True
+            self._notify("on_train_begin")
         self._reader.feed(line)
         self._move()
         if "net output #" not in line:
-            self._tell_tests()
+            self._notify_tests()
         if "lr = " in line and self._reader.log.train:
-            self._tell_displayed(self._reader.log.train[-1])
+            self._notify_display(self._reader.log.train[-1])
         if weights := _WEIGHTS.search(line):
             self._weights = Path(weights[1].strip())
         elif state := _STATE.search(line):
             digits = re.search(r"_iter_(\d+)\.", state[1])
-            self._tell("snapshotted", Snapshot(int(digits[1]) if digits else 0, self._weights, Path(state[1].strip())))
+            self.run.saved = int(digits[1]) if digits else 0
+            self._notify("on_checkpoint", Snapshot(self.run.saved, self._weights, Path(state[1].strip())))
         elif fatal := _FATAL.match(line):
-            self.last_words = self.last_words or fatal[1].strip()
+            self.last_message = self.last_message or fatal[1].strip()
         elif "Optimization stopped early" in line:
-            self.run.stopped = True
+            self.stopped = True
 
-    def ended(self) -> None:
-        """Tell what the last lines completed, and that this is the end."""
-        self._tell_tests()
-        self._tell("finished", self.run.stopped)
+    def end(self) -> None:
+        """Report what the last lines completed, and the end."""
+        self._notify_tests()
+        if self._began:
+            self._notify("on_train_end", self.stopped)
 
-    def _tell(self, hook: str, *what: Any) -> None:
-        for observer in self._observers:
-            getattr(observer, hook)(self._solver, *what)
+    def _notify(self, hook: str, *arguments: Any) -> None:
+        for callback in self._callbacks:
+            getattr(callback, hook)(self.run, *arguments)
 
     def _move(self) -> None:
         iteration = self._reader.iteration
-        if iteration is not None and iteration != self._solver.iteration:
-            self.run.iteration = self._solver.iteration = iteration
-            self._tell("after_update")
+        if iteration is not None and iteration != self.run.iteration:
+            self.run.iteration = iteration
+            self._notify("on_iteration_end")
 
-    def _tell_displayed(self, row: LogRow) -> None:
+    def _notify_display(self, row: LogRow) -> None:
         loss = row.loss if row.loss is not None else next(iter(row.outputs.values()))
-        self._tell("displayed", TrainStats(row.iteration, loss, _outputs(row), row.lr))
+        self.run.rate, self.run.last_outputs = row.lr, _outputs(row)
+        self._notify("on_log", TrainStats(row.iteration, loss, _outputs(row), row.lr))
 
-    def _tell_tests(self) -> None:
+    def _notify_tests(self) -> None:
         rows = self._reader.log.test
-        # A resumed or repeated test replaces rows, so there may be fewer than were told.
-        for row in rows[min(self._told, len(rows)) :]:
-            self._tell("tested", TestResult(row.net, row.iteration, _outputs(row), row.loss))
-        self._told = len(rows)
+        # A resumed or repeated test replaces rows, so there may be fewer than were reported.
+        for row in rows[min(self._num_tests, len(rows)) :]:
+            self._notify("on_test_end", TestResult(row.net, row.iteration, _outputs(row), row.loss))
+        self._num_tests = len(rows)
 
 
-def _run(engine: RealCaffe, words: list[str], follower: Follower, sinks: list[Callable[[str], object]]) -> None:
+def _run(
+    engine: RealCaffe,
+    words: list[str],
+    follower: CaffeLogFollower,
+    sinks: list[Callable[[str], object]],
+    log: Path,
+    cancel: CancelToken | None,
+) -> None:
     def on_line(line: str) -> None:
         sinks[0](line)
-        # A terminal that is gone must not end the run.
+        # A closed terminal must not end the run.
         with suppress(OSError):
             for sink in sinks[1:]:
                 sink(line)
         follower.feed(line)
 
-    code = engine.run(words, on_line)
-    follower.ended()
+    with (cancel or CancelToken()).calling(follower.run.stop):
+        code = engine.run(words, on_line, on_start=follower.run.attach)
+    follower.end()
     if code:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        why = f": {follower.last_words}" if follower.last_words else ""
-        raise RunFailed(f"{' '.join(engine.command[:1])} {how}{why}; the log is {follower.run.log}")
+        why = f": {follower.last_message}" if follower.last_message else ""
+        raise RunFailed(f"{' '.join(engine.command[:1])} {how}{why}; the log is {log}")
 
 
 @contextmanager
 def _readable_by_caffe(state: Path) -> Iterator[Path]:
-    """``state``, or a copy for the time being that names its weights as Caffe finds them: from the working directory."""
+    """Yield ``state``, or a temporary copy that names its weights as Caffe finds them: from the working directory."""
     content = read_state(state)
     weights = find_weights(state, content.learned_net)
     if state.suffix == ".h5" or Path(content.learned_net).exists():

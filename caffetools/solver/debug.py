@@ -1,94 +1,80 @@
-"""The solver's debug_info and snapshot_diff: what every layer and parameter does, as Caffe logs and stores it."""
+"""The solver fields debug_info and snapshot_diff: log and store what every layer and parameter does, as Caffe does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from caffetools.net.net import Learnable, Net
 from caffetools.net.stepwise import Stepwise
-from caffetools.solver.callbacks import Observer
-from caffetools.solver.logs.caffe_log import Log, number
+from caffetools.solver.callbacks import Callback
+from caffetools.solver.control import Log, RunControl
+from caffetools.solver.logs.caffe_log import number
+from caffetools.solver.update import UpdateRule
 
-if TYPE_CHECKING:
-    from caffetools.solver.solver import Solver
 
+class DebugInfoRunner:
+    """Run a solver's nets layer by layer and log the mean absolute value of every blob, as Caffe's debug_info does.
 
-class Verbose:
-    """Runs a solver's nets layer by layer and logs the mean absolute value of every blob on the way, as Caffe's debug_info does.
+    Caffe logs the training net at displayed iterations only. The Split layers that Caffe inserts do not exist here, nor their lines.
 
-    The Split layers that Caffe inserts are not there, so neither are their lines.
+    Attributes:
+        active: Whether passes of the training net are logged; the solver sets it at each iteration.
     """
 
     def __init__(self, log: Log, train: Net, tests: list[Net]):
+        self.active = False
         self._train = train
         self._runs = {id(net): Stepwise(net) for net in (train, *tests)}
         for run in self._runs.values():
             log_values(run, log)
         self._log = log
 
+    def logs(self, net: Net) -> bool:
+        """Return whether a pass of ``net`` is to be logged now."""
+        return self.active or net is not self._train
+
     def forward(self, net: Net, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One pass of ``net``: its outputs and losses by name, detached."""
+        """Run ``net`` forward once; return its outputs and losses by name, detached."""
         run = self._runs[id(net)]
         run.feed({name: values for name, values in inputs.items() if name in net.inputs})
         run.forward(record=net is self._train and torch.is_grad_enabled())
         return {name: run.blobs[name].data.value() for name in {*net.outputs, *net.loss_weights}}
 
     def backward(self) -> None:
-        """Go back through the training net; gradients add up in its parameters."""
+        """Run the training net backward; gradients accumulate in its parameters."""
         self._runs[id(self._train)].backward()
         self._log("net.cpp:721", _norms(self._train.learnable), "E")
 
 
-class UpdateLogger(Observer):
-    """Logs each parameter and the step that an update takes it."""
+class UpdateDiffs(Callback):
+    """Keep what the last update subtracted from each parameter: what Caffe has in their diffs after an update.
 
-    def __init__(self, steps: Steps, log: Log):
-        self._steps, self._log = steps, log
+    Attributes:
+        last: Difference of each parameter, by the id of the parameter.
+    """
 
-    def after_update(self, solver: Solver) -> None:
-        """Log the update just made."""
-        named = _display_names(solver.net)
-        for entry in solver.net.learnable:
-            layer, name = named[id(entry.parameter)]
-            step = self._steps.last[id(entry.parameter)]
-            # What the parameter was before is what Caffe shows.
-            before = _mean(entry.parameter.detach() + step)
-            self._log("net.cpp:649", f"    [Update] Layer {layer}, param {name} data: {before}; diff: {_mean(step)}")
-
-
-class Steps(Observer):
-    """Keeps what the last update took off each parameter, by the parameter's id: what Caffe has in their diffs after an update."""
-
-    def __init__(self) -> None:
+    def __init__(self, net: Net, rule: UpdateRule) -> None:
+        self._net, self._rule = net, rule
         self.last: dict[int, Tensor] = {}
 
-    def before_update(self, solver: Solver) -> None:
-        """Keep the parameters as they are."""
-        self.last = {id(entry.parameter): entry.parameter.detach().clone() for entry in solver.net.learnable}
+    def on_before_update(self, run: RunControl) -> None:
+        """Copy the parameters."""
+        self.last = {id(entry.parameter): entry.parameter.detach().clone() for entry in self._net.learnable}
 
-    def after_update(self, solver: Solver) -> None:
-        """Take the difference; the history of momentum is the step to the last bit."""
-        momentum = dict(zip((id(e.parameter) for e in solver.net.learnable), solver.rule.history, strict=False))
-        exact = type(solver.rule).__name__ == "SGD"
-        for entry in solver.net.learnable:
+    def on_iteration_end(self, run: RunControl) -> None:
+        """Take the difference; for SGD the history is exactly that difference."""
+        momentum = dict(zip((id(e.parameter) for e in self._net.learnable), self._rule.history, strict=False))
+        exact = type(self._rule).__name__ == "SGD"
+        for entry in self._net.learnable:
             key = id(entry.parameter)
             self.last[key] = momentum[key].clone() if exact else self.last[key] - entry.parameter.detach()
 
 
-def watch_updates(param: Any, log: Log) -> tuple[Steps | None, list[Observer]]:
-    """What a ``SolverParameter`` asks to be kept of updates (None: nothing), and the observers that do it."""
-    if not (param.debug_info or param.snapshot_diff):
-        return None, []
-    steps = Steps()
-    return steps, [steps, UpdateLogger(steps, log)] if param.debug_info else [steps]
-
-
 def log_values(run: Stepwise, log: Log) -> None:
-    """Let ``run`` log every layer's tops and parameters as it goes forward, and their diffs as it goes back."""
+    """Make ``run`` log every layer's tops and parameters in a forward pass, and their diffs in a backward pass."""
     layers = run.net.layers
     names = _names(run.net)
 
@@ -117,21 +103,12 @@ def log_values(run: Stepwise, log: Log) -> None:
 
 
 def _names(net: Net) -> dict[str, list[str]]:
-    """What Caffe calls a layer's parameters: by the name that param gives, else by number."""
+    """Return Caffe's names of each layer's parameters: the name in ``param``, else the index."""
     named: dict[str, list[str]] = {}
     for layer in net.layers:
         given = [str(spec.name) for spec in layer.param.param]
         named[layer.name] = [(given[i] if i < len(given) else "") or str(i) for i in range(len(layer.blobs))]
     return named
-
-
-def _display_names(net: Net) -> dict[int, tuple[str, str]]:
-    names = _names(net)
-    found: dict[int, tuple[str, str]] = {}
-    for layer in net.layers:
-        for blob, name in zip(layer.blobs, names[layer.name], strict=True):
-            found.setdefault(id(blob), (layer.name, name))
-    return found
 
 
 def _norms(learnable: list[Learnable]) -> str:

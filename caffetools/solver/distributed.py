@@ -17,8 +17,8 @@ from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport
-from caffetools.solver.callbacks import Output, Snapshot, TestResult
 from caffetools.solver.checkpoints import per_rank as processes
+from caffetools.solver.control import Output, Snapshot, TestResult
 from caffetools.solver.parallel import World
 from caffetools.solver.precision import Precision, compile_net
 from caffetools.solver.solver import Solver
@@ -53,17 +53,17 @@ class DistributedSolver(Solver):
 
     Args:
         world: The processes; every one of them builds this solver and calls the same methods.
-        means: How to compute. The rest as for :class:`Solver`.
+        compute: How to compute. The rest as for :class:`Solver`.
 
     Raises:
         CaffeToolsError: as for :class:`Solver`, or debug_info, which needs plain passes.
     """
 
-    def __init__(self, param: Any, *, world: World | None = None, means: ComputeOptions = ComputeOptions(), **options: Any):
-        self.world, self.means = world or World(), means
+    def __init__(self, param: Any, *, world: World | None = None, compute: ComputeOptions = ComputeOptions(), **options: Any):
+        self.world, self.compute = world or World(), compute
         mine = type(param)()
         mine.CopyFrom(param)
-        if mine.debug_info and not (self.world.alone and means.plain):
+        if mine.debug_info and not (self.world.alone and compute.plain):
             raise CaffeToolsError("solver: debug_info needs one process in fp32 that is not compiled; remove it, or those")
         if mine.random_seed < 0:
             mine.random_seed = int.from_bytes(os.urandom(4), "little") >> 1
@@ -108,15 +108,15 @@ class DistributedSolver(Solver):
         if self._before_tests is not None:
             self._before_tests = processes.with_others(self._before_tests, self.world, self.precision.state())
 
-    def snapshot(self) -> Snapshot:
-        """As :meth:`Solver.snapshot`: the root writes it, the others wait and know its names."""
+    def checkpoint(self) -> Snapshot:
+        """As :meth:`Solver.checkpoint`: the root writes it, the others wait and know its names."""
         due = self._before_tests is None
         if due:
             self.checkpoint_rng_before_test()
         if self.losses:
             self.smoothed_loss()
         self._others_wait = True
-        written = self.world.run_on_main(super().snapshot)
+        written = self.world.run_on_main(super().checkpoint)
         self._others_wait = False
         if due:
             self._before_tests = None
@@ -131,9 +131,9 @@ class DistributedSolver(Solver):
             (loss,) = self.world.mean([loss])
         return loss
 
-    def read_outputs(self) -> list[Output]:
-        """As :meth:`Solver.read_outputs`, the means over all processes."""
-        outputs = super().read_outputs()
+    def outputs(self) -> list[Output]:
+        """As :meth:`Solver.outputs`, the means over all processes."""
+        outputs = super().outputs()
         means = self.world.mean([output.value for output in outputs])
         return [replace(output, value=value) for output, value in zip(outputs, means, strict=True)]
 
@@ -141,11 +141,11 @@ class DistributedSolver(Solver):
 
     def _build_nets(self, device: torch.device) -> None:
         super()._build_nets(device)
-        self.precision = Precision(self.means.precision, device, self.log)
-        on_device = device.type == "cuda" if self.means.device_transform is None else self.means.device_transform
+        self.precision = Precision(self.compute.precision, device, self.log)
+        on_device = device.type == "cuda" if self.compute.device_transform is None else self.compute.device_transform
         for net in (self.net, *self.test_nets):
             self.precision.prepare(net)
-            if self.means.compiled:
+            if self.compute.compiled:
                 compile_net(net, self.log)
             for layer in net.layers:
                 if isinstance(layer, ReadingLayer) and on_device:
@@ -203,7 +203,7 @@ class DistributedSolver(Solver):
         self.precision.set_state(state.get("precision", {}))
 
     def _pass(self, net: Net, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self._verbose is not None:
+        if self._debug is not None:
             return super()._pass(net, inputs)
         run = self._run if net is self.net and self._run is not None else net
         with self.precision.running():
@@ -211,7 +211,7 @@ class DistributedSolver(Solver):
         return result
 
     def _forward_backward(self) -> Tensor:
-        if self._verbose is not None:
+        if self._debug is not None:
             return super()._forward_backward()
         total = torch.zeros((), device=self.net.device)
         count = int(self.param.iter_size)

@@ -1,4 +1,4 @@
-"""What is said of a run whose loss is no longer a number: at which iteration, and in which layer it began."""
+"""Find where a run diverged: the iteration, and the layer that gave the first values that are not finite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +15,18 @@ from torch import Tensor
 from caffetools.errors import CaffeToolsError, RunFailed
 from caffetools.layers.base import Layer
 from caffetools.net.net import Net
-
-if TYPE_CHECKING:
-    from caffetools.solver.solver import Solver
+from caffetools.solver.control import TrainingRun
 
 
 @dataclass(frozen=True)
-class Broken:
-    """The first layer of a pass that gave NaN or infinite values, the blob it gave them in, and whether a parameter of it is so too."""
+class NonFinite:
+    """The first layer of a pass that gave NaN or infinite values.
+
+    Attributes:
+        layer: The layer.
+        top: The top blob with such values.
+        parameters: Whether a parameter of the layer is not finite, too.
+    """
 
     layer: Layer
     top: str
@@ -30,30 +34,30 @@ class Broken:
 
 
 class BatchRecorder:
-    """Holds on to what the data layers of a net gave last, so that the pass can be repeated.
+    """Keep the last batch of a net's data layers, so that the pass can be repeated.
 
     Attributes:
-        blobs: their tops by name, as they gave them.
+        blobs: Their tops by name.
     """
 
     def __init__(self, net: Net):
         self.blobs: dict[str, Tensor] = {}
         for layer in net.layers:
             if layer.IS_DATA:
-                layer.register_forward_hook(self._given)
+                layer.register_forward_hook(self._record)
 
-    def _given(self, layer: Any, inputs: Any, tops: Any) -> None:
+    def _record(self, layer: Any, inputs: Any, tops: Any) -> None:
         self.blobs.update(zip(layer.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=False))
 
 
-def find_first_nonfinite(net: Net, batch: Mapping[str, Tensor]) -> Broken | None:
-    """The first layer of ``net`` with a top that is not finite in one more pass over ``batch``; None where all are."""
+def find_first_nonfinite(net: Net, batch: Mapping[str, Tensor]) -> NonFinite | None:
+    """Run ``net`` once more over ``batch``; return the first layer with a top that is not finite, or None."""
     for layer in net.layers:
         for top in layer.tops if layer.IS_DATA else []:
             if top in batch and not _finite(batch[top]):
-                return Broken(layer, top, False)
-    found: list[Broken] = []
-    hooks = [layer.register_forward_hook(partial(_look, found)) for layer in net.layers if not layer.IS_DATA]
+                return NonFinite(layer, top, False)
+    found: list[NonFinite] = []
+    hooks = [layer.register_forward_hook(partial(_check_outputs, found)) for layer in net.layers if not layer.IS_DATA]
     try:
         # Whatever fails here must not hide the error that is being explained.
         with torch.no_grad(), contextlib.suppress(CaffeToolsError, RuntimeError):
@@ -64,12 +68,20 @@ def find_first_nonfinite(net: Net, batch: Mapping[str, Tensor]) -> Broken | None
     return found[0] if found else None
 
 
-def check_loss(loss: float, what: str, solver: Solver, net: Net, batch: Mapping[str, Tensor]) -> None:
-    """Raise :class:`RunFailed` where ``loss`` (of a pass of ``net`` over ``batch``) is NaN or infinite: says since which layer."""
+def check_loss(loss: float, what: str, run: TrainingRun, net: Net, batch: Mapping[str, Tensor]) -> None:
+    """Raise :class:`RunFailed` if ``loss`` is NaN or infinite, naming the first layer with such values.
+
+    Args:
+        loss: Loss of a pass of ``net`` over ``batch``.
+        what: Name of the loss, for the message.
+        run: The run.
+        net: The net.
+        batch: Input and data blobs by name.
+    """
     if math.isfinite(loss):
         return
-    start = f"the snapshot of iteration {solver.saved}" if solver.saved else "the beginning"
-    advice = f"lower base_lr (it is {solver.param.base_lr:g}) or set clip_gradients"
+    start = f"the snapshot of iteration {run.saved}" if run.saved else "the beginning"
+    advice = f"lower base_lr (it is {run.param.base_lr:g}) or set clip_gradients"
     place = ""
     broken = find_first_nonfinite(net, batch)
     if broken is not None:
@@ -77,15 +89,15 @@ def check_loss(loss: float, what: str, solver: Solver, net: Net, batch: Mapping[
         place = f"; the first values that are not finite are in blob '{broken.top}' of layer '{broken.layer.name}'{own}"
         if broken.layer.IS_DATA:
             advice = "look for the record that holds them"
-    raise RunFailed(f"iteration {solver.iteration}: {what} is {loss}, so training has diverged{place}; {advice}, and go on from {start}")
+    raise RunFailed(f"iteration {run.iteration}: {what} is {loss}, so training has diverged{place}; {advice}, and resume from {start}")
 
 
-def _look(found: list[Broken], layer: Any, inputs: Any, tops: Any) -> None:
+def _check_outputs(found: list[NonFinite], layer: Any, inputs: Any, tops: Any) -> None:
     if found:
         return
     for name, top in zip(layer.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=False):
         if not _finite(top):
-            found.append(Broken(layer, name, not all(_finite(blob) for blob in layer.blobs)))
+            found.append(NonFinite(layer, name, not all(_finite(blob) for blob in layer.blobs)))
             return
 
 

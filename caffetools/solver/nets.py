@@ -16,7 +16,8 @@ from caffetools.layers.fillers import fill
 from caffetools.net.net import Net, located
 from caffetools.proto.schema import TEST, TRAIN, NetState
 from caffetools.proto.text import format_text, read_net
-from caffetools.solver.logs.caffe_log import Log, log_net
+from caffetools.solver.control import Log
+from caffetools.solver.logs.caffe_log import log_net
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
-from caffetools.solver.logs.caffe_log import Log
+from caffetools.solver.control import Log
 
 MODES = ("fp32", "tf32", "bf16", "fp16")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

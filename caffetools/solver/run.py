@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError, DataError
+from caffetools.events import EventSink, fan_out, ignore
 from caffetools.net.device import find_device
 from caffetools.proto.text import format_text, read_solver
-from caffetools.solver.callbacks import History, Observer, Snapshot
+from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.snapshots import clean_up, prefix_for
+from caffetools.solver.control import Snapshot
 from caffetools.solver.logs.caffe_log import GlogWriter
-from caffetools.solver.logs.files import AppendOnlyFile, Metrics
+from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
 from caffetools.solver.signals import Signals
 from caffetools.solver.solver import Solver
 
@@ -35,7 +38,15 @@ _CPU = 0
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a run: its solver (with the net), what was displayed, tested and saved, its files, and whether it was stopped."""
+    """Result of a training.
+
+    Attributes:
+        solver: The solver, with the trained net.
+        history: What was displayed, tested and saved.
+        log: Path of the log.
+        metrics: Path of the events as JSON lines.
+        stopped: Whether the run was stopped early.
+    """
 
     solver: Solver
     history: History
@@ -45,7 +56,7 @@ class TrainResult:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The last snapshot of this run, if it took one."""
+        """The last snapshot of this run, or None."""
         return self.history.snapshots[-1] if self.history.snapshots else None
 
 
@@ -62,34 +73,43 @@ def train(
     signals: Signals | None = None,
     log: PathLike | None = None,
     echo: Callable[[str], object] | None = None,
-    observers: Iterable[Observer] = (),
+    callbacks: Iterable[Callback] = (),
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
     world: World | None = None,
-    means: ComputeOptions | None = None,
+    compute: ComputeOptions | None = None,
 ) -> TrainResult:
-    """Train as the solver at ``path`` says.
+    """Train as the solver at ``path`` describes.
 
     Args:
-        weights: .caffemodel files to start from, layer by layer name; they replace the solver's own ``weights``.
-        snapshot: A .solverstate to go on from.
-        resume: Go on from the newest whole snapshot under the solver's prefix; where there is none, start as without.
-        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where there is one and solver_mode is not CPU.
-        max_iter: In place of the solver's. level, stages: added to its train_state, as by the flags of ``caffe train``.
-        signals: What signals do; SIGINT stops and SIGHUP takes a snapshot unless given.
-        log: Where the log goes: ``PREFIX.log`` unless given. It begins anew, but a resumed run appends to it; ``PREFIX_log.jsonl``
-            takes the same events as JSON lines.
-        echo: Also gets every line of the log, with its line's end. observers: Watch the run besides.
-        world: The processes that train together, each of which calls this; all but the root write nothing, and have no observers.
-        means: Lower precision, compiling; see :class:`~caffetools.solver.distributed.ComputeOptions`.
+        path: The solver's prototxt.
+        weights: .caffemodel files to start from, matched by layer name; they replace the solver's own ``weights``.
+        snapshot: A .solverstate to resume from.
+        resume: Resume from the newest whole snapshot of the last run under the solver's prefix; start if there is none.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where it is available and solver_mode is not CPU.
+        max_iter: Replaces the solver's.
+        level: Added to its train_state, as by the flag of ``caffe train``.
+        stages: Added to its train_state.
+        signals: What signals do. Default: SIGINT stops, SIGHUP writes a snapshot.
+        log: Path of the log. Default: ``PREFIX.log``. It is overwritten, but a resumed run appends to it; ``PREFIX_log.jsonl``
+            receives the events as JSON lines.
+        echo: Also receives every line of the log, with its line end.
+        callbacks: Called at each step of the run, after the built-in ones.
+        events: Receives typed events: ``Started``, ``Progress`` after each iteration, ``Metrics``, ``Tested``,
+            ``CheckpointWritten`` and ``Finished``. An exception that it raises ends the run.
+        cancel: When cancelled, the run stops after the current update with a snapshot, and ``stopped`` is true.
+        world: The processes that train together, each of which calls this function; only the main one writes, logs and emits.
+        compute: Lower precision and compiling; see :class:`~caffetools.solver.distributed.ComputeOptions`.
 
     Raises:
-        CaffeToolsError: bad input; nothing was written then.
-        RunFailed: training diverged or a file could not be written; earlier snapshots stay.
-        KeyboardInterrupt: a second SIGINT.
+        CaffeToolsError: Bad input; nothing was written then.
+        RunFailed: Training diverged or a file could not be written; earlier snapshots are kept.
+        KeyboardInterrupt: A second SIGINT.
     """
     if weights and snapshot is not None:
-        raise CaffeToolsError("give either a snapshot to go on from or weights to start from, not both")
+        raise CaffeToolsError("give either a snapshot to resume from or weights to start from, not both")
     param = _settings(path, weights, max_iter, level, stages)
-    make, signals, place = _accelerate(world, means, signals or Signals(), choose_device(device, param))
+    make, signals, place = _accelerate(world, compute, signals or Signals(), choose_device(device, param))
     if world is not None and not world.root:
         return _follow(path, param, place, make, signals, Path(log or f"{param.snapshot_prefix}.log"))
     with prefix_lock(param.snapshot_prefix):
@@ -99,32 +119,35 @@ def train(
         if resume and snapshot is None:
             snapshot = _find_snapshot(param, writer)
         history = History()
-        solver = _prepare(path, param, place, writer, [signals, history, *observers], make)
+        solver = _prepare(path, param, place, writer, [signals, history, *callbacks], make)
         if snapshot is not None:
             solver.restore(snapshot)
         with _files(log, param.snapshot_prefix, append=snapshot is not None) as (text, metrics):
             text.write("".join(early))
             writer.sinks[0] = text.write
-            solver.observers.append(Metrics(metrics.write))
-            _run(solver, signals, writer, text)
+            emitter = Events(fan_out([MetricsLog(metrics.write), events]), cancel)
+            solver.callbacks.append(emitter)
+            _run(solver, emitter, signals, writer, text)
     return TrainResult(solver, history, text.path, metrics.path, solver.stopping)
 
 
-def _accelerate(world: World | None, means: ComputeOptions | None, signals: Signals, place: torch.device) -> tuple[Any, Any, torch.device]:
-    """How to make the solver, what heeds the signals, and this process' own device."""
-    if world is None and means is None and place.type == "cpu":
+def _accelerate(
+    world: World | None, compute: ComputeOptions | None, signals: Signals, place: torch.device
+) -> tuple[Callable[..., Solver], Any, torch.device]:
+    """Return how to build the solver, the callback that handles signals, and the device of this process."""
+    if world is None and compute is None and place.type == "cpu":
         return Solver, signals, place
-    from caffetools.solver.distributed import DistributedSolver
+    from caffetools.solver.distributed import ComputeOptions, DistributedSolver
     from caffetools.solver.shared_signals import SharedSignals
 
-    make = partial(DistributedSolver, world=world, means=means or ComputeOptions())
+    make = partial(DistributedSolver, world=world, compute=compute or ComputeOptions())
     if world is None or world.alone:
         return make, signals, place
     return make, SharedSignals(world, signals), world.place(place)
 
 
 def _follow(path: PathLike, param: Any, place: torch.device, make: Callable[..., Solver], signals: Any, log: Path) -> TrainResult:
-    """The run of a process that is not the root: it computes, and writes nothing."""
+    """Train in a process that is not the main one: it computes and writes nothing."""
     solver = _prepare(path, param, place, GlogWriter(), [signals], make)
     with signals:
         solver.solve()
@@ -133,43 +156,52 @@ def _follow(path: PathLike, param: Any, place: torch.device, make: Callable[...,
 
 @contextmanager
 def _files(log: PathLike | None, prefix: str, *, append: bool) -> Iterator[tuple[AppendOnlyFile, AppendOnlyFile]]:
-    """The log and the metrics; opened only when a run can begin, so that one that cannot does not wipe out an earlier one's."""
+    """Open the log and the metrics; only when a run can begin, so that one that cannot does not overwrite an earlier one's."""
     names = log or f"{prefix}.log", f"{prefix}_log.jsonl"
     with closing(AppendOnlyFile(names[0], append=append)) as text, closing(AppendOnlyFile(names[1], append=append)) as metrics:
         yield text, metrics
 
 
-def _run(solver: Solver, signals: Signals, writer: GlogWriter, file: AppendOnlyFile) -> None:
+def _run(solver: Solver, emitter: Events, signals: Signals, writer: GlogWriter, file: AppendOnlyFile) -> None:
     try:
         writer("caffe.cpp:239", "Starting Optimization")
         with signals:
             solver.solve()
     except CaffeToolsError as raised:
         error = DataError(f"iteration {solver.iteration}: {raised}") if isinstance(raised, DataError) else raised
-        # The disk may be what failed; the error itself is what counts.
+        # The disk may be the cause; the error itself matters more.
         with suppress(CaffeToolsError):
             GlogWriter(file.write)("caffe.cpp:250", str(error), "E")
+        emitter.finish(error=error)
         raise error from None
+    except BaseException as error:
+        emitter.finish(error=error)
+        raise
     writer("caffe.cpp:250", "Optimization Done.")
+    emitter.finish(stopped=solver.stopping)
 
 
 def _find_snapshot(param: Any, writer: GlogWriter) -> Path | None:
-    """The snapshot to resume from, if there is one; the solver's weights are not needed then."""
+    """Return the snapshot to resume from, if there is one; the solver's weights are not needed then."""
     found = newest_snapshot(param.snapshot_prefix, lambda text: writer("caffe.cpp:235", text, "W"))
     if found is None:
-        writer("caffe.cpp:235", f"There is no snapshot {param.snapshot_prefix}_iter_… to go on from; training starts from the beginning")
+        writer("caffe.cpp:235", f"There is no snapshot {param.snapshot_prefix}_iter_… to resume from; training starts from the beginning")
         return None
     if param.weights:
-        writer("caffe.cpp:235", f"The weights of {found.weights} are taken, not {', '.join(param.weights)}")
+        writer("caffe.cpp:235", f"Resuming with the weights {found.weights}, not {', '.join(param.weights)}")
         param.ClearField("weights")
     return found.state
 
 
 def choose_device(wanted: str, param: Any = None) -> torch.device:
-    """The device that ``wanted`` (cpu, cuda, cuda:N, auto) names; ``auto`` asks ``param``'s solver_mode, where it is written.
+    """Return the device that ``wanted`` names.
+
+    Args:
+        wanted: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        param: A ``SolverParameter`` whose solver_mode, where it is set, decides for ``auto``.
 
     Raises:
-        CaffeToolsError: it is none of these, or there is no such device here.
+        CaffeToolsError: It is none of these, or the device does not exist.
     """
     on_cpu = param is not None and param.HasField("solver_mode") and param.solver_mode == _CPU
     return find_device(wanted, on_cpu=on_cpu, index=param.device_id if param is not None else 0)
@@ -190,13 +222,13 @@ def _settings(path: PathLike, weights: Sequence[PathLike], max_iter: int | None,
     if param.max_iter < 0:
         raise CaffeToolsError(f"{os.fspath(path)}: max_iter must be at least 0, not {param.max_iter}")
     if not param.HasField("max_iter"):
-        raise CaffeToolsError(f"{os.fspath(path)}: max_iter is missing; say how many iterations to train")
+        raise CaffeToolsError(f"{os.fspath(path)}: max_iter is missing; set the number of iterations to train")
     param.snapshot_prefix = prefix_for(param.snapshot_prefix, Path(path))
     return param
 
 
 def _ignore_broken_pipe(echo: Callable[[str], object]) -> Callable[[str], object]:
-    """``echo``, but a reader that has gone (a closed terminal, a dead pipe) does not end the run."""
+    """Return ``echo`` without the errors of a closed terminal or pipe, which must not end the run."""
 
     def write(text: str) -> None:
         with suppress(OSError):
@@ -206,18 +238,18 @@ def _ignore_broken_pipe(echo: Callable[[str], object]) -> Callable[[str], object
 
 
 def _prepare(
-    path: PathLike, param: Any, device: torch.device, writer: GlogWriter, observers: list[Observer], make: Callable[..., Solver]
+    path: PathLike, param: Any, device: torch.device, writer: GlogWriter, callbacks: list[Callback], make: Callable[..., Solver]
 ) -> Solver:
     writer("caffe.cpp:197", "Use CPU." if device.type == "cpu" else f"Using GPUs {device.index or 0}")
     if device.type == "cpu" and param.HasField("solver_mode") and param.solver_mode != _CPU:
         writer("caffe.cpp:197", "The solver's solver_mode is GPU; this run computes on the CPU", "W")
     if param.random_seed < 0:
-        # As in Caffe every such run is another one; the log tells how to repeat it.
+        # As in Caffe, every such run differs; the log tells how to repeat it.
         param.random_seed = int.from_bytes(os.urandom(4), "little") >> 1
         writer("solver.cpp:44", f"The solver gives no random_seed; this run uses {param.random_seed}")
     writer("solver.cpp:45", f"Initializing solver from parameters: \n{format_text(param).rstrip()}")
     try:
-        return make(param, path=path, device=device, observers=observers, log=writer)
+        return make(param, path=path, device=device, callbacks=callbacks, log=writer)
     except CaffeToolsError as error:
         # Said of the message, which has no name of its own.
         if not str(error).startswith("solver: "):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caffetools.net.net import Net
-from caffetools.solver.callbacks import Output
+from caffetools.solver.control import Output
 
 
 def read_outputs(net: Net, blobs: Mapping[str, Tensor]) -> list[Output]:

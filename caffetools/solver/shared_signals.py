@@ -7,16 +7,15 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from caffetools.solver.callbacks import Observer
+from caffetools.solver.callbacks import Callback
 from caffetools.solver.launch import orphaned
 from caffetools.solver.signals import Signals
 
 if TYPE_CHECKING:
     from caffetools.solver.parallel import World
-    from caffetools.solver.solver import Solver
 
 
-class SharedSignals(Observer):
+class SharedSignals(Callback):
     """Signals that any process of a run received are acted on by all of them after the same update; SIGTERM counts as a stop.
 
     A context, as :class:`Signals` is, whose effects hold. A process whose launcher is gone asks to stop, too.
@@ -37,22 +36,22 @@ class SharedSignals(Observer):
             signal.signal(signal.SIGTERM, self._before)
         self.own.__exit__(*error)
 
-    def after_update(self, solver: Solver) -> None:
+    def on_iteration_end(self, run: Any) -> None:
         """Agree on what to do."""
-        wanted = self.own.stop_wanted or solver.stopping or orphaned()
+        wanted = self.own.stop_wanted or run.stopping or orphaned()
         # Cleared before the others are asked: a signal that comes meanwhile is for the next time.
         save, self.own.snapshot_wanted = self.own.snapshot_wanted, False
         stop, save = self.world.any(wanted, save)
         if stop:
             # The solver takes the snapshot itself when it stops.
-            solver.stop()
-        elif save and solver.saved != solver.iteration:
-            solver.snapshot()
+            run.stop()
+        elif save and run.saved != run.iteration:
+            run.snapshot()
 
-    def test_batch(self, solver: Solver, done: int, total: int) -> None:
+    def on_test_batch_end(self, run: Any, done: int, total: int) -> None:
         """A long test need not be waited for, and those who wait must know that it goes on."""
         if self.own.stop_wanted:
-            solver.stop()
+            run.stop()
         self.world.heartbeat()
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:

@@ -1,17 +1,15 @@
-"""What Ctrl-C and a hang-up do to a run: nothing is lost."""
+"""What Ctrl-C and a hang-up do to a training: nothing is lost."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from caffetools.errors import CaffeToolsError
-from caffetools.solver.callbacks import Observer
-
-if TYPE_CHECKING:
-    from caffetools.solver.solver import Solver
+from caffetools.solver.callbacks import Callback
+from caffetools.solver.control import RunControl
 
 _SIGHUP = getattr(signal, "SIGHUP", None)
 
@@ -19,25 +17,29 @@ _SIGHUP = getattr(signal, "SIGHUP", None)
 EFFECTS = ("stop", "snapshot", "none")
 
 
-class Signals(Observer):
-    """What SIGINT and SIGHUP do: ``stop`` ends the iteration, takes a snapshot and stops; ``snapshot`` takes one and goes on.
+class Signals(Callback):
+    """Act on SIGINT and SIGHUP: ``stop`` ends the iteration, writes a snapshot and stops; ``snapshot`` writes one and continues.
 
-    To be used as a context (``with Signals() as signals:``) in the main thread, which handles signals; elsewhere it does nothing.
-    A second SIGINT stops at once where the first one asked to stop: it raises ``KeyboardInterrupt``, and files being written are
-    left as they were.
+    Use it as a context (``with Signals() as signals:``) in the main thread, which handles signals; in other threads it does nothing.
+    A second SIGINT stops at once if the first one asked to stop: it raises ``KeyboardInterrupt``, and files being written keep
+    their old content.
 
     Args:
-        sigint, sighup: ``stop``, ``snapshot`` or ``none``, as caffe's flags sigint_effect and sighup_effect.
+        sigint: ``stop``, ``snapshot`` or ``none``, as caffe's flag sigint_effect.
+        sighup: The same for SIGHUP, as caffe's flag sighup_effect.
+        sigterm: The same for SIGTERM; None leaves SIGTERM alone, so it ends the process.
 
     Raises:
-        CaffeToolsError: an effect is none of these.
+        CaffeToolsError: An effect is none of these.
     """
 
-    def __init__(self, sigint: str = "stop", sighup: str = "snapshot") -> None:
+    def __init__(self, sigint: str = "stop", sighup: str = "snapshot", sigterm: str | None = None) -> None:
         for flag, effect in (("sigint_effect", sigint), ("sighup_effect", sighup)):
             if effect not in EFFECTS:
                 raise CaffeToolsError(f"unknown {flag} '{effect}'; it is one of {', '.join(EFFECTS)}")
         self._effects = {signal.SIGINT: sigint} | ({_SIGHUP: sighup} if _SIGHUP is not None else {})
+        if sigterm is not None:
+            self._effects[signal.SIGTERM] = sigterm
         self.stop_wanted = False
         self.snapshot_wanted = False
         self._before: dict[int, Any] = {}
@@ -53,26 +55,26 @@ class Signals(Observer):
             signal.signal(number, handler)
         self._before.clear()
 
-    def before_iteration(self, solver: Solver) -> None:
-        """Stop before the forward pass where that was asked for meanwhile."""
-        self._act(solver)
+    def on_iteration_begin(self, run: RunControl) -> None:
+        """Stop before the forward pass if that was asked for during a test."""
+        self._act(run)
 
-    def after_update(self, solver: Solver) -> None:
+    def on_iteration_end(self, run: RunControl) -> None:
         """Do what was asked for during the iteration."""
-        self._act(solver)
+        self._act(run)
 
-    def test_batch(self, solver: Solver, done: int, total: int) -> None:
-        """A long test need not be waited for."""
-        self._act(solver)
+    def on_test_batch_end(self, run: RunControl, done: int, total: int) -> None:
+        """Do not wait for the end of a long test."""
+        self._act(run)
 
-    def _act(self, solver: Solver) -> None:
-        if self.stop_wanted and not solver.stopping:
-            # The solver takes the snapshot itself when it stops.
-            solver.stop()
+    def _act(self, run: RunControl) -> None:
+        if self.stop_wanted and not run.stopping:
+            # The solver writes the snapshot itself when it stops.
+            run.stop()
         if self.snapshot_wanted:
             self.snapshot_wanted = False
-            if solver.saved != solver.iteration:
-                solver.snapshot()
+            if run.saved != run.iteration:
+                run.snapshot()
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         effect = self._effects[signal.Signals(number)]

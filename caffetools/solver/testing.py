@@ -13,8 +13,8 @@ from caffetools.net.net import Net, located
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import format_text
-from caffetools.solver.callbacks import Output
-from caffetools.solver.logs.caffe_log import Log, log_loaded, log_net, no_log, number, output_text
+from caffetools.solver.control import Log, Output, no_log
+from caffetools.solver.logs.caffe_log import log_loaded, log_net, number, output_text
 from caffetools.solver.scores import Scores, read_outputs
 
 PathLike = str | os.PathLike[str]

@@ -11,7 +11,8 @@ import torch
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
-from caffetools.solver.logs.caffe_log import Log, no_log, number
+from caffetools.solver.control import Log, no_log
+from caffetools.solver.logs.caffe_log import number
 
 
 @dataclass(frozen=True)

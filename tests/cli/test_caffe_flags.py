@@ -114,7 +114,7 @@ def test_resume_auto_starts_then_goes_on(command: Callable[..., Done]) -> None:
     for path in Path().glob("tiny_iter_*"):
         path.unlink()
     first = command("train", "solver.prototxt", "--resume", "auto", "--max-iter", "3")
-    assert "There is no snapshot tiny_iter_… to go on from; training starts from the beginning" in first.stderr
+    assert "There is no snapshot tiny_iter_… to resume from; training starts from the beginning" in first.stderr
     second = command("train", "solver.prototxt", "--resume", "auto", "--max-iter", "5")
     assert "Resuming from tiny_iter_3.solverstate" in second.stderr
     assert "Trained at iteration 5." in second.stdout
@@ -142,7 +142,7 @@ def test_engine_caffe_without_one_is_one_line(command: Callable[..., Done], tmp_
     monkeypatch.delenv("CAFFE_ROOT", raising=False)
     done = command("train", "solver.prototxt", "--engine", "caffe")
     assert done.returncode == 2
-    assert done.stderr.startswith("caffetools: error: there is no real Caffe here") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("caffetools: error: no real Caffe was found") and done.stderr.count("\n") == 1
 
 
 def test_the_bar_follows_real_caffe(command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_the_bar_follows_real_caffe(command: Callable[..., Done], tmp_path: Path
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     screen = io.StringIO()
     with TrainBar(Console(file=screen, force_terminal=True, width=80, color_system=None)) as bar:
-        train_with_caffe("solver.prototxt", echo=bar.echo, observers=[bar])
+        train_with_caffe("solver.prototxt", echo=bar.echo, events=bar)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
     assert "iteration 100: snapshot tiny_iter_100.caffemodel" in text
     assert "iteration 150: test net #0: accuracy 1, loss 0.007433" in text

@@ -105,7 +105,7 @@ def test_quiet_prints_nothing_and_logs_all_the_same(tiny: Path, command: Callabl
 def test_weights_and_snapshot_together_are_refused_as_in_caffe(tiny: Path, command: Callable[..., Done]) -> None:
     done = command("solver.prototxt", "--weights", "caffe_tiny_iter_150.caffemodel", "--snapshot", "caffe_tiny_iter_100.solverstate")
     assert done.returncode == 2
-    assert done.stderr == "caffetools: error: give either a snapshot to go on from or weights to start from, not both\n"
+    assert done.stderr == "caffetools: error: give either a snapshot to resume from or weights to start from, not both\n"
     assert not list(tiny.glob("tiny*.log"))
 
 
@@ -241,10 +241,11 @@ def test_the_bar_shows_loss_rate_accuracy_speed_and_what_is_left_on_80_columns(t
     from rich.console import Console
 
     from caffetools.cli.train_bar import TrainBar
+    from caffetools.solver.callbacks import Events
 
     screen = io.StringIO()
     with TrainBar(Console(file=screen, force_terminal=True, width=80, color_system=None)) as bar:
-        solver = tiny_solver("display: 5 test_iter: 1 test_interval: 10", folder=tmp_path, observers=[bar])
+        solver = tiny_solver("display: 5 test_iter: 1 test_interval: 10", folder=tmp_path, callbacks=[Events(bar)])
         bar.echo("I1124 03:22:05.190337 14691 net.cpp:124] Setting up conv1\n")
         bar.echo("W1124 03:22:05.190337 14691 net.cpp:750] No layer was loaded\n")
         solver.solve()

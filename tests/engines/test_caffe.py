@@ -43,7 +43,9 @@ def test_a_caffe_below_caffe_root_is_found(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_without_any_the_error_says_where_it_looked_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EngineError, match=r"no real Caffe here \(looked for caffe on PATH, and CAFFE_ROOT is not set\); .*--engine-image"):
+    with pytest.raises(
+        EngineError, match=r"no real Caffe was found \(looked for caffe on PATH, and CAFFE_ROOT is not set\); .*--engine-image"
+    ):
         RealCaffe.find()
     monkeypatch.setenv("CAFFE_ROOT", str(tmp_path))
     with pytest.raises(EngineError, match=r"on PATH and in CAFFE_ROOT \(.*build/tools/caffe"):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from caffetools.solver.callbacks import Observer
+from caffetools.solver.callbacks import Callback
 from caffetools.solver.run import train
 
 
@@ -24,7 +24,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Killer(Observer):
+class Killer(Callback):
     """Dies when the update, or the test's batch, of that number (of this process) is reached."""
 
     def __init__(self, what: str, number: int):
@@ -36,13 +36,13 @@ class Killer(Observer):
             if self.left == 0:
                 die()
 
-    def before_update(self, solver: Any) -> None:
+    def on_before_update(self, solver: Any) -> None:
         self._count("gradients")
 
-    def after_update(self, solver: Any) -> None:
+    def on_iteration_end(self, solver: Any) -> None:
         self._count("update")
 
-    def test_batch(self, solver: Any, done: int, total: int) -> None:
+    def on_test_batch_end(self, solver: Any, done: int, total: int) -> None:
         self._count("test")
 
 
@@ -62,7 +62,7 @@ def killed_in(owner: Any, name: str, number: int) -> None:
 
 def run(moment: str | None) -> None:
     """Train to the end, or to the moment of death."""
-    observers = []
+    callbacks = []
     what, _, number = (moment or "").partition(":")
     if what == "fsync":
         killed_in(os, "fsync", int(number))
@@ -72,8 +72,8 @@ def run(moment: str | None) -> None:
         # Wherever it happens to be after so many milliseconds; the default action of the signal is to end the process.
         signal.setitimer(signal.ITIMER_REAL, int(number) / 1000)
     elif what:
-        observers.append(Killer(what, int(number)))
-    train("solver.prototxt", resume=True, device="cpu", observers=observers)
+        callbacks.append(Killer(what, int(number)))
+    train("solver.prototxt", resume=True, device="cpu", callbacks=callbacks)
 
 
 def forked(moment: str | None) -> int:

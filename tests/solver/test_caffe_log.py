@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from caffetools.errors import DataError
-from caffetools.solver.callbacks import History, Output
+from caffetools.solver.callbacks import History
+from caffetools.solver.control import Output
 from caffetools.solver.logs.caffe_log import GlogWriter, number, output_text, read_log
 from caffetools.solver.logs.training_log import LogRow
 from caffetools.solver.run import train
@@ -236,7 +237,7 @@ def test_a_log_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_the_resumed_losses_are_caffes(tiny: Path) -> None:
     expected = {row.iteration: row for row in read_log(LOGS / "finetune.log").train}
     history = History()
-    solver = Solver.from_file("solver.prototxt", observers=[history])
+    solver = Solver.from_file("solver.prototxt", callbacks=[history])
     solver.restore("tiny_iter_100.solverstate")
     solver.solve()
     assert [row.iteration for row in history.train] == [100, 120, 140]

@@ -11,18 +11,18 @@ import lmdb
 import pytest
 
 from caffetools.errors import CaffeToolsError, DataError
-from caffetools.solver.callbacks import Observer
+from caffetools.solver.callbacks import Callback
 from caffetools.solver.run import train
 from tests.solver.test_resume import list_run, lmdb_run
 
 
-class After(Observer):
+class After(Callback):
     """Does something after an update."""
 
     def __init__(self, iteration: int, action: Callable[[], Any]):
         self.iteration, self.action = iteration, action
 
-    def after_update(self, solver: Any) -> None:
+    def on_iteration_end(self, solver: Any) -> None:
         if solver.iteration == self.iteration:
             self.action()
 
@@ -46,7 +46,7 @@ def test_a_corrupt_record_is_named_with_layer_and_iteration(work: Path) -> None:
 def test_a_picture_that_vanishes_is_named_and_snapshots_stay(work: Path) -> None:
     list_run(work)
     with pytest.raises(DataError, match=r"^iteration \d+: layer 'pictures': 5\.png: "):
-        train("solver.prototxt", device="cpu", observers=[After(8, lambda: Path("5.png").unlink())])
+        train("solver.prototxt", device="cpu", callbacks=[After(8, lambda: Path("5.png").unlink())])
     assert Path("out/net_iter_7.solverstate.h5").exists()
 
 
@@ -63,7 +63,7 @@ def test_a_database_that_is_gone_ends_a_resumed_run_before_it_begins(work: Path)
 def test_a_database_that_is_removed_while_it_is_read_is_read_to_the_end(work: Path) -> None:
     """LMDB has it mapped; the system keeps the pages until the run ends."""
     lmdb_run(work)
-    done = train("solver.prototxt", device="cpu", max_iter=12, observers=[After(3, lambda: shutil.rmtree("db"))])
+    done = train("solver.prototxt", device="cpu", max_iter=12, callbacks=[After(3, lambda: shutil.rmtree("db"))])
     assert done.solver.iteration == 12
 
 
@@ -78,4 +78,4 @@ def test_a_database_that_is_truncated_while_it_is_read_is_one_error(work: Path) 
             file.truncate(before[0] // 2)
 
     with pytest.raises(DataError, match=r"layer 'data': db: the LMDB is truncated: data\.mdb has \d+ bytes of \d+"):
-        train("solver.prototxt", device="cpu", observers=[After(3, truncate)])
+        train("solver.prototxt", device="cpu", callbacks=[After(3, truncate)])

@@ -61,7 +61,7 @@ def test_the_last_good_snapshot_is_named_and_stays(tmp_path: Path) -> None:
     solver: Solver = tiny_solver("snapshot: 5", folder=tmp_path)
     solver.step(6)
     solver.train_inputs = {**inputs(), "data": torch.full((8, 6), math.nan)}
-    with pytest.raises(RunFailed, match="iteration 6: .*go on from the snapshot of iteration 5"):
+    with pytest.raises(RunFailed, match="iteration 6: .*resume from the snapshot of iteration 5"):
         solver.solve()
     again = tiny_solver("random_seed: 9", folder=tmp_path)
     again.restore(tmp_path / "tiny_iter_5.solverstate")

@@ -7,14 +7,16 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed
+from caffetools.events import Event, Finished, Metrics, Progress, Started
 from caffetools.proto.binary import read_solverstate
 from caffetools.solver.caffe_process import train_with_caffe
-from caffetools.solver.callbacks import Observer, Snapshot, TestResult, TrainStats
+from caffetools.solver.callbacks import Callback
+from caffetools.solver.control import RunControl, Snapshot, TestResult, TrainStats
 from caffetools.solver.logs.training_log import read_log
 from tests.conftest import GOLDEN
 from tests.engines.fake_caffe import write_fake_caffe
@@ -37,33 +39,34 @@ def called() -> list[str]:
     return list(json.loads(Path("called.json").read_text())["arguments"])
 
 
-class Watching(Observer):
-    """What was told, in order."""
+class Calls(Callback):
+    """The hooks that were called, in order."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
-    def started(self, solver: Any) -> None:
-        self.told.append(f"started {solver.net.name} of {solver.param.max_iter}")
+    def on_train_begin(self, run: RunControl) -> None:
+        self.calls.append(f"started {run.net_name} of {run.max_iter}")
 
-    def displayed(self, solver: Any, what: TrainStats) -> None:
-        self.told.append(f"displayed {what.iteration}")
+    def on_log(self, run: RunControl, stats: TrainStats) -> None:
+        assert [o.value for o in run.outputs()] == [o.value for o in stats.outputs] and run.rate == stats.rate
+        self.calls.append(f"displayed {stats.iteration}")
 
-    def tested(self, solver: Any, what: TestResult) -> None:
-        self.told.append(f"tested {what.iteration}")
+    def on_test_end(self, run: RunControl, result: TestResult) -> None:
+        self.calls.append(f"tested {result.iteration}")
 
-    def snapshotted(self, solver: Any, what: Snapshot) -> None:
-        self.told.append(f"snapshot {what.iteration} {what.weights} {what.state}")
+    def on_checkpoint(self, run: RunControl, snapshot: Snapshot) -> None:
+        self.calls.append(f"snapshot {snapshot.iteration} {snapshot.weights} {snapshot.state}")
 
-    def finished(self, solver: Any, stopped: bool) -> None:
-        self.told.append(f"finished {stopped}")
+    def on_train_end(self, run: RunControl, stopped: bool) -> None:
+        self.calls.append(f"finished {stopped}")
 
 
-def test_a_run_is_told_of_as_one_of_ours_would_be(work: Path) -> None:
-    watching, echoed = Watching(), []
-    done = train_with_caffe("solver.prototxt", observers=[watching], echo=echoed.append, arguments=["--gpu=0"])
+def test_a_run_is_reported_as_one_of_ours(work: Path) -> None:
+    calls, echoed = Calls(), []
+    done = train_with_caffe("solver.prototxt", callbacks=[calls], echo=echoed.append, arguments=["--gpu=0"])
     assert called() == ["train", "--solver=solver.prototxt", "--gpu=0"]
-    assert watching.told == [
+    assert calls.calls == [
         "started tiny of 150",
         "tested 0",
         *(f"displayed {n}" for n in (0, 20, 40)),
@@ -136,7 +139,7 @@ def test_the_newest_snapshot_is_resumed_from_with_weights_that_caffe_finds(snaps
     original = read_solverstate(snapshots / "tiny_iter_150.solverstate")
     assert (read_solverstate("seen.solverstate").history[0] == original.history[0]).all()
     pairs = [f"tiny_iter_{number}.{kind}" for number in (100, 150) for kind in ("caffemodel", "solverstate")]
-    assert sorted(p.name for p in snapshots.iterdir()) == sorted([*pairs, "tiny.log"]), "the copy is gone again"
+    assert sorted(p.name for p in snapshots.iterdir()) == sorted([*pairs, "tiny.log", "tiny_log.jsonl"]), "the copy is gone again"
 
 
 def test_a_snapshot_that_caffe_finds_is_given_as_it_is(work: Path) -> None:
@@ -156,6 +159,63 @@ def test_resuming_without_a_snapshot_starts(work: Path) -> None:
 def test_bad_input_is_refused_before_caffe_starts(work: Path) -> None:
     with pytest.raises(ModelFileError, match=r"absent\.solverstate"):
         train_with_caffe("solver.prototxt", snapshot="absent.solverstate")
-    with pytest.raises(CaffeToolsError, match="either a snapshot to go on from or weights"):
+    with pytest.raises(CaffeToolsError, match="either a snapshot to resume from or weights"):
         train_with_caffe("solver.prototxt", snapshot="x", weights=["y"])
     assert not Path("called.json").exists() and not Path("tiny.log").exists()
+
+
+# ---- events and control ----
+
+
+class StopAtLoss(Callback):
+    """Stop early, as a user's own callback would."""
+
+    def on_log(self, run: RunControl, stats: TrainStats) -> None:
+        if stats.iteration == 80:
+            run.stop()
+
+
+def test_a_callback_stops_real_caffe(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_PAUSE", "Iteration 80, lr")
+    done = train_with_caffe("solver.prototxt", callbacks=[StopAtLoss()])
+    assert done.stopped and done.iteration == 80
+
+
+def test_a_cancelled_token_stops_real_caffe_and_the_events_are_those_of_our_solver(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_PAUSE", "Iteration 60, lr")
+    token, seen = CancelToken(), []
+
+    def sink(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, Metrics) and event.iteration == 60:
+            token.cancel()
+
+    assert train_with_caffe("solver.prototxt", events=sink, cancel=token).stopped
+    kinds = [event.kind for event in seen if not isinstance(event, Progress)]
+    assert kinds == ["started", "tested", *["metrics"] * 3, "tested", "metrics", "finished"]
+    assert isinstance(seen[-1], Finished) and seen[-1].status == "cancelled"
+    assert isinstance(seen[0], Started) and seen[0].details == {"net": "tiny", "solver": "SGD", "iteration": 0, "max_iter": 150}
+    rows = [json.loads(line)["event"] for line in Path("tiny_log.jsonl").read_text().splitlines()]
+    assert rows == ["start", "test", *["train"] * 3, "test", "train", "end"]
+
+
+def test_a_token_cancelled_before_caffe_handles_signals_stops_it_once_it_does(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_PAUSE", "] Solving ")
+    token = CancelToken()
+    token.cancel()
+    done = train_with_caffe("solver.prototxt", cancel=token)
+    assert done.stopped and done.iteration == 0
+
+
+def test_a_stop_that_no_signal_asks_for_is_one_error(work: Path) -> None:
+    arguments = ["--sigint_effect=none"]
+    with pytest.raises(CaffeToolsError, match="cannot be asked for 'stop'.*set --sigint-effect"):
+        train_with_caffe("solver.prototxt", callbacks=[StopAtLoss()], arguments=arguments)
+
+
+def test_a_failure_is_the_last_event(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FATAL", "Iteration 60")
+    seen: list[Event] = []
+    with pytest.raises(RunFailed):
+        train_with_caffe("solver.prototxt", events=seen.append)
+    assert isinstance(seen[-1], Finished) and seen[-1].status == "failed" and "Check failed" in seen[-1].message

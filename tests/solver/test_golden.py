@@ -67,7 +67,7 @@ def test_solver_follows_caffe_update_by_update(case: dict[str, Any]) -> None:
     losses = []
     for updates in range(1, 21):
         solver.step(1)
-        losses.append([output.value for output in solver.read_outputs()])
+        losses.append([output.value for output in solver.outputs()])
         if updates not in (1, 2, 5, 20):
             continue
         check_weights(solver, arrays, updates)
@@ -92,7 +92,7 @@ def test_a_run_that_caffe_began_is_resumed_from_its_own_snapshot(case: dict[str,
     losses = []
     for _ in range(10):
         solver.step(1)
-        losses.append([output.value for output in solver.read_outputs()])
+        losses.append([output.value for output in solver.outputs()])
     check_weights(solver, arrays, 20)
     np.testing.assert_allclose(np.array(losses).squeeze(), arrays["loss_after_resume"].squeeze(), rtol=1e-3, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Each observer alone, on a real solver: when it acts, and what it tells."""
+"""Each callback alone, on a real solver: when it acts, and what it reports."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from typing import Any
 import pytest
 
 from caffetools.errors import CaffeToolsError, RunFailed
-from caffetools.solver.callbacks import Display, History, Observer, Output, Progress, Snapshots, Testing, TestResult, TrainStats
-from caffetools.solver.logs.files import AppendOnlyFile, Metrics
+from caffetools.events import CheckpointWritten, Event, Finished, Metrics, Progress, Started, Tested
+from caffetools.solver.callbacks import Callback, Checkpoint, Display, Events, History, Testing
+from caffetools.solver.control import RunControl
+from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
 from caffetools.solver.signals import Signals
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import tiny_solver
 
 
-def with_only(solver: Solver, *observers: Observer) -> Solver:
-    solver.observers = list(observers)
+def with_only(solver: Solver, *callbacks: Callback | Callable[[Solver], Callback]) -> Solver:
+    """``solver`` with these callbacks alone; one that needs the solver is given as a function of it."""
+    solver.callbacks = [c if isinstance(c, Callback) else c(solver) for c in callbacks]
     return solver
 
 
-class At(Observer):
+class At(Callback):
     """Does something after the update that ends ``iteration``, or after a batch of a test."""
 
     def __init__(self, action: Callable[[], Any], iteration: int | None = None, batch: int | None = None):
         self.action, self.iteration, self.batch = action, iteration, batch
 
-    def after_update(self, solver: Solver) -> None:
-        if solver.iteration == self.iteration:
+    def on_iteration_end(self, run: RunControl) -> None:
+        if run.iteration == self.iteration:
             self.action()
 
-    def test_batch(self, solver: Solver, done: int, total: int) -> None:
+    def on_test_batch_end(self, run: RunControl, done: int, total: int) -> None:
         if done == self.batch:
             self.action()
 
@@ -43,7 +46,7 @@ class At(Observer):
 @pytest.mark.parametrize(("at_start", "iterations"), [(True, [0, 3, 6]), (False, [3, 6])])
 def test_testing_runs_the_test_nets_at_its_interval(at_start: bool, iterations: list[int]) -> None:
     history = History()
-    solver = with_only(tiny_solver("test_iter: 1 test_interval: 100"), Testing(3, at_start), history)
+    solver = with_only(tiny_solver("test_iter: 1 test_interval: 100"), lambda s: Testing(s, 3, at_start), history)
     solver.step(8)
     assert [test.iteration for test in history.test] == iterations
 
@@ -51,7 +54,7 @@ def test_testing_runs_the_test_nets_at_its_interval(at_start: bool, iterations: 
 def test_display_tells_loss_rate_and_speed_at_its_interval() -> None:
     history = History()
     ticks = iter(range(0, 1000, 2))
-    solver = with_only(tiny_solver(), Display(4, clock=lambda: float(next(ticks))), history)
+    solver = with_only(tiny_solver(), lambda s: Display(s, 4, clock=lambda: float(next(ticks))), history)
     solver.step(9)
     assert [row.iteration for row in history.train] == [0, 4, 8]
     assert [row.per_second for row in history.train] == [0, 2, 2]
@@ -61,20 +64,22 @@ def test_display_tells_loss_rate_and_speed_at_its_interval() -> None:
 
 def test_a_display_interval_of_zero_reads_nothing() -> None:
     history = History()
-    with_only(tiny_solver(), Display(0), history).step(3)
+    with_only(tiny_solver(), lambda s: Display(s, 0), history).step(3)
     assert history.train == []
 
 
 def test_snapshots_are_taken_at_their_interval(tmp_path: Path) -> None:
     history = History()
-    with_only(tiny_solver(folder=tmp_path), Snapshots(4), history).step(9)
+    with_only(tiny_solver(folder=tmp_path), lambda s: Checkpoint(s, 4), history).step(9)
     assert [s.iteration for s in history.snapshots] == [4, 8]
 
 
 def test_progress_counts_to_max_iter() -> None:
-    told: list[tuple[int, int]] = []
-    with_only(tiny_solver(), Progress(lambda done, total: told.append((done, total)))).step(3)
-    assert told == [(1, 20), (2, 20), (3, 20)]
+    seen: list[Event] = []
+    with_only(tiny_solver(), Events(seen.append)).step(3)
+    assert [(event.done, event.total, event.unit) for event in seen if isinstance(event, Progress)] == [
+        (n, 20, "iterations") for n in (1, 2, 3)
+    ]
 
 
 # ---- metrics ----
@@ -82,17 +87,23 @@ def test_progress_counts_to_max_iter() -> None:
 
 def test_metrics_are_one_json_object_per_event() -> None:
     lines: list[str] = []
-    times = iter(float(t) for t in range(100))
-    solver = with_only(tiny_solver(), Metrics(lines.append, clock=lambda: next(times)))
-    solver.tell("started")
-    solver.tell("displayed", TrainStats(20, 0.25, [Output("loss", 0.5, 1.0), Output("prob", 0.1), Output("prob", 0.9)], 0.01))
-    solver.tell("tested", TestResult(1, 20, [Output("accuracy", 0.75)]))
-    solver.tell("displayed", TrainStats(40, 0.25, [Output("score", math.nan)], 0.01))
-    solver.tell("finished", False)
-    events = [json.loads(line) for line in lines]
+    sink = MetricsLog(lines.append)
+    events: list[Event] = [
+        Started(time=100.0, details={"net": "tiny", "solver": "SGD", "iteration": 0}),
+        Progress(time=100.5, done=0, total=40),
+        Metrics(time=102.0, iteration=20, loss=0.25, lr=0.01, outputs={"loss": 0.5, "prob[0]": 0.1, "prob[1]": 0.9}),
+        Tested(time=103.0, iteration=20, net=1, outputs={"accuracy": 0.75}),
+        Metrics(time=104.0, iteration=40, loss=0.25, lr=0.01, outputs={"score": math.nan, "odd[7]": 1.0}),
+        CheckpointWritten(time=105.0, iteration=40, weights="out/t_iter_40.caffemodel", state="out/t_iter_40.solverstate"),
+        Progress(time=105.0, done=40, total=40),
+        Finished(time=106.0, status="stopped"),
+    ]
+    for event in events:
+        sink(event)
+    rows = [json.loads(line) for line in lines]
     assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
-    assert events[0] == {"event": "start", "phase": "train", "iteration": 0, "seconds": 1, "time": 0, "name": "tiny", "type": "SGD"}
-    assert events[1] == {
+    assert rows[0] == {"event": "start", "phase": "train", "iteration": 0, "seconds": 0, "time": 100, "name": "tiny", "type": "SGD"}
+    assert rows[1] == {
         "event": "train",
         "phase": "train",
         "iteration": 20,
@@ -101,9 +112,10 @@ def test_metrics_are_one_json_object_per_event() -> None:
         "lr": 0.01,
         "outputs": {"loss": 0.5, "prob": [0.1, 0.9]},
     }
-    assert events[2] == {"event": "test", "phase": "test", "iteration": 20, "seconds": 3, "net": 1, "outputs": {"accuracy": 0.75}}
-    assert events[3]["outputs"] == {"score": None}
-    assert events[4]["event"] == "end"
+    assert rows[2] == {"event": "test", "phase": "test", "iteration": 20, "seconds": 3, "net": 1, "outputs": {"accuracy": 0.75}}
+    assert rows[3]["outputs"] == {"score": None, "odd[7]": 1.0}
+    assert (rows[4]["weights"], rows[4]["state"]) == ("t_iter_40.caffemodel", "t_iter_40.solverstate")
+    assert rows[5] == {"event": "end", "phase": "train", "iteration": 40, "seconds": 6, "stopped": True}
 
 
 def test_a_growing_file_begins_anew_or_goes_on(tmp_path: Path) -> None:
@@ -129,7 +141,7 @@ def kill(number: int) -> Callable[[], None]:
 def test_sigint_ends_the_iteration_takes_a_snapshot_and_stops(tmp_path: Path) -> None:
     history = History()
     with Signals() as signals:
-        solver = tiny_solver("snapshot_after_train: false", folder=tmp_path, observers=[At(kill(signal.SIGINT), 7), signals, history])
+        solver = tiny_solver("snapshot_after_train: false", folder=tmp_path, callbacks=[At(kill(signal.SIGINT), 7), signals, history])
         solver.solve()
     assert (solver.iteration, solver.stopping) == (7, True)
     assert [s.iteration for s in history.snapshots] == [7]
@@ -142,7 +154,7 @@ def test_sigint_does_not_wait_for_the_end_of_a_test(tmp_path: Path) -> None:
         solver = tiny_solver(
             "test_iter: 50 test_interval: 5 test_initialization: false",
             folder=tmp_path,
-            observers=[At(kill(signal.SIGINT), batch=2), signals, history, counting],
+            callbacks=[At(kill(signal.SIGINT), batch=2), signals, history, counting],
         )
         solver.solve()
     assert (solver.iteration, history.test, batches) == (5, [], [])
@@ -152,7 +164,7 @@ def test_sigint_does_not_wait_for_the_end_of_a_test(tmp_path: Path) -> None:
 def test_sighup_takes_a_snapshot_and_goes_on(tmp_path: Path) -> None:
     history = History()
     with Signals() as signals:
-        solver = tiny_solver(folder=tmp_path, observers=[At(kill(signal.SIGHUP), 7), signals, history])
+        solver = tiny_solver(folder=tmp_path, callbacks=[At(kill(signal.SIGHUP), 7), signals, history])
         solver.solve()
     assert (solver.iteration, solver.stopping) == (20, False)
     assert [s.iteration for s in history.snapshots] == [7, 20]
@@ -161,8 +173,8 @@ def test_sighup_takes_a_snapshot_and_goes_on(tmp_path: Path) -> None:
 def test_the_effects_can_be_exchanged(tmp_path: Path) -> None:
     history = History()
     with Signals(sigint="snapshot", sighup="stop") as signals:
-        observers = [At(kill(signal.SIGINT), 5), At(kill(signal.SIGINT), 6), At(kill(signal.SIGHUP), 9), signals, history]
-        solver = tiny_solver(folder=tmp_path, observers=observers)
+        callbacks = [At(kill(signal.SIGINT), 5), At(kill(signal.SIGINT), 6), At(kill(signal.SIGHUP), 9), signals, history]
+        solver = tiny_solver(folder=tmp_path, callbacks=callbacks)
         solver.solve()
     assert (solver.iteration, solver.stopping) == (9, True)
     assert [s.iteration for s in history.snapshots] == [5, 6, 9]
@@ -171,8 +183,8 @@ def test_the_effects_can_be_exchanged(tmp_path: Path) -> None:
 def test_an_effect_of_none_is_none(tmp_path: Path) -> None:
     history = History()
     with Signals(sigint="none", sighup="none") as signals:
-        observers = [At(kill(signal.SIGINT), 5), At(kill(signal.SIGHUP), 6), signals, history]
-        solver = tiny_solver("snapshot_after_train: false", folder=tmp_path, observers=observers)
+        callbacks = [At(kill(signal.SIGINT), 5), At(kill(signal.SIGHUP), 6), signals, history]
+        solver = tiny_solver("snapshot_after_train: false", folder=tmp_path, callbacks=callbacks)
         solver.solve()
     assert (solver.iteration, history.snapshots) == (20, [])
 
@@ -188,7 +200,7 @@ def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     with Signals() as signals, pytest.raises(KeyboardInterrupt):
-        tiny_solver(folder=tmp_path, observers=[At(twice, 7), signals]).solve()
+        tiny_solver(folder=tmp_path, callbacks=[At(twice, 7), signals]).solve()
     assert list(tmp_path.iterdir()) == []
 
 

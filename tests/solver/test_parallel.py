@@ -21,7 +21,7 @@ from caffetools.net.net import Net
 from caffetools.proto.binary import read_caffemodel, read_solverstate
 from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import parse
-from caffetools.solver.callbacks import History, Observer
+from caffetools.solver.callbacks import Callback, History
 from caffetools.solver.distributed import idle_layers
 from caffetools.solver.logs.caffe_log import read_log
 from caffetools.solver.parallel import World
@@ -33,10 +33,10 @@ IDLE = 'layer { name: "idle" type: "InnerProduct" bottom: "conv" top: "idle" inn
 BATCH_NORM = 'layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }'
 
 
-def alone(folder: Path, monkeypatch: pytest.MonkeyPatch, *observers: Observer) -> None:
+def alone(folder: Path, monkeypatch: pytest.MonkeyPatch, *callbacks: Callback) -> None:
     """The same run in this one process, to its end."""
     monkeypatch.chdir(folder)
-    Solver.from_file("solver.prototxt", observers=observers).solve()
+    Solver.from_file("solver.prototxt", callbacks=callbacks).solve()
 
 
 def expect_equal_weights(one: Path, other: Path, tolerance: float) -> None:

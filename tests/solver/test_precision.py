@@ -40,7 +40,7 @@ def pictures() -> dict[str, torch.Tensor]:
 
 def trained(means: ComputeOptions | None, net: str = CONV, iterations: int = 8, fields: str = "", **options: Any) -> Solver:
     param = solver_param(fields, net)
-    solver = Solver(param, **options) if means is None else DistributedSolver(param, means=means, **options)
+    solver = Solver(param, **options) if means is None else DistributedSolver(param, compute=means, **options)
     solver.train_inputs = pictures() if net is CONV else inputs()
     solver.step(iterations)
     return solver
@@ -64,7 +64,7 @@ def test_half_precision_computes_in_it_and_comes_near(mode: str, dtype: torch.dt
         seen[layer.name] = (tops[0] if isinstance(tops, tuple) else tops).dtype
 
     param = solver_param("display: 0", CONV)
-    half = DistributedSolver(param, means=ComputeOptions(mode))
+    half = DistributedSolver(param, compute=ComputeOptions(mode))
     half.train_inputs = pictures()
     for layer in half.net.layers:
         if not layer.IS_DATA:
@@ -79,7 +79,7 @@ def test_half_precision_computes_in_it_and_comes_near(mode: str, dtype: torch.dt
 
 def test_half_precision_learns() -> None:
     history = History()
-    solver = DistributedSolver(solver_param("display: 19 max_iter: 20"), means=ComputeOptions("bf16"), observers=[history])
+    solver = DistributedSolver(solver_param("display: 19 max_iter: 20"), compute=ComputeOptions("bf16"), callbacks=[history])
     solver.train_inputs = inputs()
     solver.step(20)
     assert history.train[-1].loss < 0.2 * history.train[0].loss
@@ -89,7 +89,7 @@ def test_an_overflow_in_fp16_leaves_out_the_update_and_says_so() -> None:
     lines: list[str] = []
     param = solver_param("clip_gradients: 1")
     solver = DistributedSolver(
-        param, means=ComputeOptions("fp16"), log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
+        param, compute=ComputeOptions("fp16"), log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
     )
     solver.train_inputs = inputs()
     solver.step(2)
@@ -115,11 +115,11 @@ def test_gradients_in_fp16_are_those_without_scaling() -> None:
 
 def test_a_resumed_fp16_run_ends_on_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project(tmp_path, batch=4, transform=RANDOM))
-    whole = DistributedSolver.from_file("solver.prototxt", means=ComputeOptions("fp16"))
+    whole = DistributedSolver.from_file("solver.prototxt", compute=ComputeOptions("fp16"))
     whole.precision.set_state({**whole.precision.state(), "scale": 2.0**13, "_growth_tracker": 1995})
     whole.solve()
     assert whole.precision.state()["scale"] == 2.0**14
-    resumed = DistributedSolver.from_file("solver.prototxt", means=ComputeOptions("fp16"))
+    resumed = DistributedSolver.from_file("solver.prototxt", compute=ComputeOptions("fp16"))
     resumed.restore("run_iter_5.solverstate")
     resumed.solve()
     assert resumed.precision.state() == whole.precision.state()
@@ -127,7 +127,7 @@ def test_a_resumed_fp16_run_ends_on_the_same_bits(tmp_path: Path, monkeypatch: p
 
 
 def test_test_nets_compute_in_the_same_precision() -> None:
-    solver = DistributedSolver(solver_param("test_iter: 1 test_interval: 5 test_initialization: false"), means=ComputeOptions("bf16"))
+    solver = DistributedSolver(solver_param("test_iter: 1 test_interval: 5 test_initialization: false"), compute=ComputeOptions("bf16"))
     solver.train_inputs = solver.test_inputs = inputs()
     seen = []
     solver.test_nets[0].layer("ip2").register_forward_hook(lambda layer, bottoms, top: seen.append(top.dtype))
@@ -152,7 +152,7 @@ def test_debug_info_is_refused_where_passes_are_not_plain() -> None:
     with pytest.raises(CaffeToolsError, match="debug_info needs one process in fp32"):
         trained(ComputeOptions("bf16"), fields="debug_info: true")
     lines: list[str] = []
-    trained(ComputeOptions(), fields="debug_info: true", iterations=1, log=lambda source, text, severity="I": lines.append(text))
+    trained(ComputeOptions(), fields="debug_info: true display: 1", iterations=1, log=lambda source, text, severity="I": lines.append(text))
     assert any("[Forward] Layer conv, top blob conv data" in line for line in lines)
 
 
@@ -160,7 +160,7 @@ def test_pictures_that_the_device_transforms_train_to_the_same_bits(tmp_path: Pa
     monkeypatch.chdir(project(tmp_path, batch=4, transform=RANDOM))
     usual = DistributedSolver.from_file("solver.prototxt")
     usual.solve()
-    other = DistributedSolver.from_file("solver.prototxt", means=ComputeOptions(device_transform=True))
+    other = DistributedSolver.from_file("solver.prototxt", compute=ComputeOptions(device_transform=True))
     other.solve()
     assert all(map(torch.equal, weights(usual), weights(other)))
 

@@ -19,7 +19,7 @@ import torch
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
 from caffetools.proto.binary import read_solverstate
-from caffetools.solver.callbacks import Observer
+from caffetools.solver.callbacks import Callback
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.run_state import read_run_state, run_state_path
 from caffetools.solver.logs.training_log import read_log
@@ -121,13 +121,13 @@ def test_runs_killed_at_any_moment_end_on_the_same_bits(tmp_path: Path, make: An
         assert not list(out.glob(".*")), f"{plan}: something unfinished is left"
 
 
-class StopAt(Observer):
+class StopAt(Callback):
     """Asks the solver to stop at a batch of a test, as Ctrl-C may."""
 
     def __init__(self, batch: int):
         self.left = batch
 
-    def test_batch(self, solver: Solver, done: int, total: int) -> None:
+    def on_test_batch_end(self, solver: Solver, done: int, total: int) -> None:
         self.left -= 1
         if not self.left:
             solver.stop()
@@ -141,7 +141,7 @@ def test_a_run_stopped_in_the_middle_of_a_test_does_the_test_again(tmp_path: Pat
     monkeypatch.chdir(tmp_path / "whole")
     train("solver.prototxt", device="cpu")
     monkeypatch.chdir(tmp_path / "stopped")
-    first = train("solver.prototxt", device="cpu", observers=[StopAt(batch)])
+    first = train("solver.prototxt", device="cpu", callbacks=[StopAt(batch)])
     assert first.stopped and first.solver.iteration == 10
     train("solver.prototxt", device="cpu", resume=True)
     name = "out/net_iter_30.caffemodel.h5"
@@ -338,6 +338,6 @@ def test_weights_are_for_the_beginning_only(tmp_path: Path, monkeypatch: pytest.
     for iterations in (4, 6):
         train("solver.prototxt", weights=["start.caffemodel"], resume=True, max_iter=iterations, device="cpu", echo=lines.append)
     text = "".join(lines)
-    assert text.count("There is no snapshot out/net_iter_… to go on from; training starts from the beginning") == 1
+    assert text.count("There is no snapshot out/net_iter_… to resume from; training starts from the beginning") == 1
     assert text.count("Layers loaded from start.caffemodel") == 1
-    assert text.count("The weights of out/net_iter_4.caffemodel are taken, not start.caffemodel") == 1
+    assert text.count("Resuming with the weights out/net_iter_4.caffemodel, not start.caffemodel") == 1

@@ -21,7 +21,7 @@ from tests.solver.tiny import NET, solver_param, tiny_solver, weights
 
 def test_training_learns(tmp_path: Path) -> None:
     history = History()
-    solver = tiny_solver("display: 5 test_iter: 2 test_interval: 10 average_loss: 4", folder=tmp_path, observers=[history])
+    solver = tiny_solver("display: 5 test_iter: 2 test_interval: 10 average_loss: 4", folder=tmp_path, callbacks=[history])
     solver.solve()
     assert [row.iteration for row in history.train] == [0, 5, 10, 15, 20]
     assert [row.last for row in history.train] == [False] * 4 + [True]
@@ -33,7 +33,7 @@ def test_training_learns(tmp_path: Path) -> None:
 
 def test_the_displayed_loss_is_the_mean_of_the_last_average_loss() -> None:
     history = History()
-    solver = tiny_solver("display: 1 average_loss: 3", observers=[history])
+    solver = tiny_solver("display: 1 average_loss: 3", callbacks=[history])
     losses = []
     for _ in range(1):
         solver.step(6)
@@ -52,7 +52,7 @@ def test_a_random_seed_makes_runs_equal_and_another_one_other() -> None:
 
 def test_nothing_is_displayed_tested_or_saved_that_was_not_asked_for(tmp_path: Path) -> None:
     history = History()
-    tiny_solver("snapshot_after_train: false", folder=tmp_path, observers=[history]).solve()
+    tiny_solver("snapshot_after_train: false", folder=tmp_path, callbacks=[history]).solve()
     assert history == History()
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +74,7 @@ def test_several_test_nets_by_stage_run_in_order() -> None:
     net = NET.replace("include { phase: TEST }", 'include { phase: TEST stage: "scored" }')
     history = History()
     fields = 'test_iter: 1 test_iter: 2 test_interval: 5 test_state { stage: "scored" } test_state { stage: "plain" }'
-    tiny_solver(fields, net=net, observers=[history]).step(1)
+    tiny_solver(fields, net=net, callbacks=[history]).step(1)
     assert [[o.name for o in test.outputs] for test in history.test] == [["accuracy", "loss"], ["loss"]]
 
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caffetools.data.layers.batch_source import ReadingLayer
-from caffetools.solver.callbacks import Snapshot
 from caffetools.solver.checkpoints import run_state as runstate
 from caffetools.solver.checkpoints.run_state import RunState, read_run_state, run_state_path
+from caffetools.solver.control import Log, Snapshot
 
 if TYPE_CHECKING:
     from caffetools.net.net import Net
-    from caffetools.solver.logs.caffe_log import Log
     from caffetools.solver.parallel import World
 
 # One for each process, by rank: its ``precision``, and for all but the root ``random`` and ``layers``.

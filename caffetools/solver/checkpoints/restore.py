@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from caffetools.errors import CaffeToolsError, ModelFileError
 from caffetools.net.weights import load_weights
 from caffetools.proto.binary import SolverState
-from caffetools.solver.callbacks import Snapshot
 from caffetools.solver.checkpoints.run_state import RunState, apply, belongs, read_run_state, run_state_path
 from caffetools.solver.checkpoints.snapshots import Steps, find_weights, read_state, write_snapshot
-
-if TYPE_CHECKING:
-    from caffetools.solver.solver import Solver
+from caffetools.solver.control import Snapshot, TrainingRun
 
 PathLike = str | os.PathLike[str]
 
 _HDF5 = 0
 
 
-def save(solver: Solver, run: RunState, diffs: Steps | None) -> Snapshot:
+def save(solver: TrainingRun, run: RunState, diffs: Steps | None) -> Snapshot:
     """Write ``solver``'s snapshot under its prefix, with ``run`` as the run's state.
 
     Raises:
@@ -35,7 +31,7 @@ def save(solver: Solver, run: RunState, diffs: Steps | None) -> Snapshot:
     return write_snapshot(solver.net, state, solver.prefix, solver.log, hdf5=hdf5, run=run, diffs=diffs)
 
 
-def restore(solver: Solver, path: PathLike) -> bool:
+def restore(solver: TrainingRun, path: PathLike) -> bool:
     """Put ``solver`` where the snapshot of the .solverstate ``path`` was taken.
 
     Returns:
@@ -63,7 +59,7 @@ def restore(solver: Solver, path: PathLike) -> bool:
     return _restore_run(solver, run_state_path(path), weights)
 
 
-def _restore_run(solver: Solver, side: Path, weights: Path | None) -> bool:
+def _restore_run(solver: TrainingRun, side: Path, weights: Path | None) -> bool:
     if not side.exists():
         solver.log("caffe.cpp:235", "The snapshot says nothing of data and random states, as real Caffe's; they begin anew")
         return False

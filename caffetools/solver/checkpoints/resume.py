@@ -10,9 +10,9 @@ from pathlib import Path
 
 from caffetools.errors import CaffeToolsError
 from caffetools.net.weights import read_weights
-from caffetools.solver.callbacks import Snapshot
 from caffetools.solver.checkpoints.run_state import read_run_state, run_state_path
 from caffetools.solver.checkpoints.snapshots import find_weights, read_state
+from caffetools.solver.control import Snapshot
 
 PathLike = str | os.PathLike[str]
 

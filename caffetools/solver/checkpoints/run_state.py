@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,10 +22,8 @@ import torch
 from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.errors import DataError, ModelFileError
 from caffetools.net.net import Net
+from caffetools.solver.control import TrainingRun
 from caffetools.util.files import write_text
-
-if TYPE_CHECKING:
-    from caffetools.solver.solver import Solver
 
 PathLike = str | os.PathLike[str]
 RunState = dict[str, Any]
@@ -48,7 +46,7 @@ class Stateful(Protocol):
         """Continue where :meth:`get_state` was called, maybe in another process."""
 
 
-def capture(solver: Solver) -> RunState:
+def capture(solver: TrainingRun) -> RunState:
     """The state of ``solver``'s run as it is now: plain numbers, texts and arrays.
 
     Keys: ``format``, ``run`` (which run it is), ``time`` (seconds since 1970), ``iteration``, ``random`` (torch, CUDA, NumPy, Python),
@@ -65,7 +63,7 @@ def capture(solver: Solver) -> RunState:
     }
 
 
-def apply(state: RunState, solver: Solver, warn: Callable[[str], None]) -> None:
+def apply(state: RunState, solver: TrainingRun, warn: Callable[[str], None]) -> None:
     """Put ``solver``'s run where ``state`` was captured; ``warn`` is told what does not fit this run, and so begins anew."""
     solver.run_id = str(state["run"])
     solver.losses.extend(torch.tensor(loss, device=solver.net.device) for loss in state["losses"])

@@ -19,10 +19,9 @@ from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed, WriteF
 from caffetools.net.net import Net
 from caffetools.net.weights import to_caffemodel
 from caffetools.proto.binary import SolverState, read_solverstate, write_caffemodel, write_solverstate
-from caffetools.solver.callbacks import Snapshot
 from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5, write_weights_hdf5
 from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
-from caffetools.solver.logs.caffe_log import Log
+from caffetools.solver.control import Log, Snapshot
 from caffetools.util.files import sync_folder
 
 PathLike = str | os.PathLike[str]

@@ -10,44 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caffetools.solver.callbacks import Observer, Output, TestResult, TrainStats
+from caffetools.solver.callbacks import Callback
+from caffetools.solver.control import Log, Output, RunControl, TestResult, TrainStats, no_log
 from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
+from caffetools.solver.policies import LearningRate
 
 if TYPE_CHECKING:
     from caffetools.net.net import Net
-    from caffetools.solver.solver import Solver
 
 __all__ = ["CaffeLog", "GlogWriter", "Log", "LogRow", "TrainingLog", "log_loaded", "log_net", "no_log", "number", "output_text", "read_log"]
 
-# (where in Caffe's sources the line comes from, its text, severity: I, W or E)
-Log = Callable[..., None]
-
-
-def no_log(source: str, text: str, severity: str = "I") -> None:
-    """A log that nobody reads."""
-
 
 class GlogWriter:
-    """Formats lines as glog does, ``I1124 03:22:05.190337 14691 solver.cpp:239] text``, and hands each to every one of ``sinks``."""
+    """Format lines as glog does, ``I1124 03:22:05.190337 14691 solver.cpp:239] text``, and pass each to all of ``sinks``."""
 
     def __init__(self, *sinks: Callable[[str], object], clock: Callable[[], datetime] = datetime.now):
         self.sinks = list(sinks)
         self._clock = clock
 
     def __call__(self, source: str, text: str, severity: str = "I") -> None:
-        """Write one line (or a text of several, under one head)."""
+        """Write one line, or a text of several lines under one prefix."""
         head = f"{severity}{self._clock():%m%d %H:%M:%S.%f} {threading.get_native_id() or os.getpid():5d} {source}] "
         for sink in self.sinks:
             sink(f"{head}{text}\n")
 
 
 def number(value: float) -> str:
-    """A number as a C++ stream prints it: six significant digits."""
+    """Format a number as a C++ stream does: six significant digits."""
     return f"{value:.6g}"
 
 
 def output_text(output: Output) -> str:
-    """``loss = 0.0123 (* 1 = 0.0123 loss)``; the parenthesis only where the blob has a loss weight."""
+    """Format an output as ``loss = 0.0123 (* 1 = 0.0123 loss)``; the parenthesis only where the blob has a loss weight."""
     text = f"{output.name} = {number(output.value)}"
     if output.weight:
         weight = np.float32(output.weight)
@@ -55,57 +49,63 @@ def output_text(output: Output) -> str:
     return text
 
 
-class CaffeLog(Observer):
-    """Writes a solver's progress as Caffe's solver.cpp does."""
+class CaffeLog(Callback):
+    """Write the progress of a solver as Caffe's solver.cpp does.
 
-    def __init__(self, log: Log):
-        self.log = log
+    Args:
+        log: Receives the lines.
+        param: The ``SolverParameter``.
+        learning_rate: The solver's learning rate policy.
+    """
+
+    def __init__(self, log: Log, param: Any, learning_rate: LearningRate):
+        self.log, self._param, self._learning_rate = log, param, learning_rate
         self._rate_line: str | None = None
         self._step = 0
 
-    def started(self, solver: Solver) -> None:
-        """Name the net and the policy."""
-        self.log("solver.cpp:289", f"Solving {solver.net.name}")
-        self.log("solver.cpp:290", f"Learning Rate Policy: {solver.param.lr_policy}")
+    def on_train_begin(self, run: RunControl) -> None:
+        """Log the net and the policy."""
+        self.log("solver.cpp:289", f"Solving {run.net_name}")
+        self.log("solver.cpp:290", f"Learning Rate Policy: {self._param.lr_policy}")
 
-    def stepping(self, solver: Solver) -> None:
-        """Remember where multistep stands."""
-        self._step = solver.learning_rate.current_step
+    def on_step_begin(self, run: RunControl) -> None:
+        """Keep the step of the multistep policy."""
+        self._step = self._learning_rate.current_step
 
-    def displayed(self, solver: Solver, what: TrainStats) -> None:
-        """The loss, the outputs, and the learning rate once it is certain which line comes between."""
-        if what.last:
-            self.log("solver.cpp:327", f"Iteration {what.iteration}, loss = {number(what.loss)}")
+    def on_log(self, run: RunControl, stats: TrainStats) -> None:
+        """Log the loss and the outputs; the learning rate follows before the update."""
+        if stats.last:
+            self.log("solver.cpp:327", f"Iteration {stats.iteration}, loss = {number(stats.loss)}")
             return
-        speed = f"{number(what.per_second)} iter/s, {number(what.seconds)}s/{solver.param.display} iters"
-        self.log("solver.cpp:239", f"Iteration {what.iteration} ({speed}), loss = {number(what.loss)}")
-        for index, output in enumerate(what.outputs):
+        speed = f"{number(stats.per_second)} iter/s, {number(stats.seconds)}s/{self._param.display} iters"
+        self.log("solver.cpp:239", f"Iteration {stats.iteration} ({speed}), loss = {number(stats.loss)}")
+        for index, output in enumerate(stats.outputs):
             self.log("solver.cpp:258", f"    Train net output #{index}: {output_text(output)}")
-        self._rate_line = f"Iteration {what.iteration}, lr = {number(what.rate)}"
+        self._rate_line = f"Iteration {stats.iteration}, lr = {number(stats.rate)}"
 
-    def before_update(self, solver: Solver) -> None:
-        """The step that multistep takes at this iteration, and the learning rate of a displayed one."""
-        step = solver.learning_rate.current_step
-        if step != self._step and solver.param.lr_policy == "multistep":
-            self.log("sgd_solver.cpp:50", f"MultiStep Status: Iteration {solver.iteration}, step = {step}")
+    def on_before_update(self, run: RunControl) -> None:
+        """Log the step that multistep takes at this iteration, and the learning rate of a displayed one."""
+        step = self._learning_rate.current_step
+        if step != self._step and self._param.lr_policy == "multistep":
+            self.log("sgd_solver.cpp:50", f"MultiStep Status: Iteration {run.iteration}, step = {step}")
         self._step = step
         if self._rate_line is not None:
             self.log("sgd_solver.cpp:112", self._rate_line)
             self._rate_line = None
 
-    def testing(self, solver: Solver, net: int) -> None:
-        """Which net is tested."""
-        self.log("solver.cpp:347", f"Iteration {solver.iteration}, Testing net (#{net})")
+    def on_test_begin(self, run: RunControl, net: int) -> None:
+        """Log which net is tested."""
+        self.log("solver.cpp:347", f"Iteration {run.iteration}, Testing net (#{net})")
 
-    def tested(self, solver: Solver, what: TestResult) -> None:
-        """The mean outputs."""
-        if what.loss is not None:
-            self.log("solver.cpp:393", f"Test loss: {number(what.loss)}")
-        for index, output in enumerate(what.outputs):
+    def on_test_end(self, run: RunControl, result: TestResult) -> None:
+        """Log the mean outputs."""
+        if result.loss is not None:
+            self.log("solver.cpp:393", f"Test loss: {number(result.loss)}")
+        for index, output in enumerate(result.outputs):
             self.log("solver.cpp:414", f"    Test net output #{index}: {output_text(output)}")
 
-    def finished(self, solver: Solver, stopped: bool) -> None:
-        """How it ended."""
+    def on_train_end(self, run: RunControl, stopped: bool) -> None:
+        """Log how it ended."""
         if stopped:
             self.log("solver.cpp:316", "Optimization stopped early.")
         else:
@@ -113,7 +113,7 @@ class CaffeLog(Observer):
 
 
 def log_net(log: Log, net: Net, text: str) -> None:
-    """The lines that tell how ``net`` was built; ``text`` is its prototxt."""
+    """Log how ``net`` was built; ``text`` is its prototxt."""
     log("net.cpp:53", f"Initializing net from parameters: \n{text.rstrip()}")
     for layer in net.layers:
         log("net.cpp:124", f"Setting up {layer.name}")
@@ -127,7 +127,7 @@ def log_net(log: Log, net: Net, text: str) -> None:
 
 
 def log_loaded(log: Log, path: str, report: Any) -> None:
-    """What became of a weights file (a ``LoadReport``): layers loaded, fresh and unused; a warning where nothing fitted."""
+    """Log which layers a weights file filled (a ``LoadReport``), which start fresh and which are unused; warn if none matched."""
     log("solver.cpp:72", f"Finetuning from {path}")
     for name in report.unused:
         log("net.cpp:740", f"Ignoring source layer {name}")

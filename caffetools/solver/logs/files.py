@@ -1,29 +1,25 @@
-"""Files that grow while a solver runs: the log, and the same as JSON lines."""
+"""Files that grow during a training: the log, and the events as JSON lines."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from caffetools.errors import WriteFailed
-from caffetools.solver.callbacks import Observer, Output, Snapshot, TestResult, TrainStats
+from caffetools.events import CheckpointWritten, Event, Finished, Metrics, Progress, Started, Tested
 from caffetools.util.files import make_folder
-
-if TYPE_CHECKING:
-    from caffetools.solver.solver import Solver
 
 
 class AppendOnlyFile:
-    """A text file that whole lines are appended to; each is on its way to the disk when ``write`` returns.
+    """A text file to which whole lines are appended; each is passed to the operating system before ``write`` returns.
 
     Raises:
-        WriteFailed: the file cannot be opened or written; names it.
+        WriteFailed: The file cannot be opened or written; names it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False):
@@ -35,7 +31,7 @@ class AppendOnlyFile:
             raise WriteFailed(self.path, error.strerror, hint=None) from None
 
     def write(self, text: str) -> None:
-        """Append ``text``, which ends with a line's end."""
+        """Append ``text``, which ends with a line end."""
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -44,61 +40,65 @@ class AppendOnlyFile:
 
     def close(self) -> None:
         """Close the file."""
-        # What could not be written has been told of by ``write``.
+        # ``write`` has already reported what could not be written.
         with suppress(OSError):
             self._stream.close()
 
 
-class Metrics(Observer):
-    """One JSON object per event, handed to ``write`` as a line.
+class MetricsLog:
+    """An event sink that writes training events as JSON lines (``PREFIX_log.jsonl``).
 
-    Every object has ``event`` (start, train, test, snapshot, end), ``phase`` (train or test), ``iteration`` and ``seconds`` since the
-    start. Train events have ``loss`` (smoothed), ``lr`` and ``outputs``; test events ``net`` and ``outputs``, and ``loss`` where the
-    solver computes it. ``outputs`` maps a blob to its number, or to a list where it has several. What is not finite is null.
+    Every line has ``event`` (start, train, test, snapshot, end), ``phase`` (train or test), ``iteration`` and ``seconds`` since the
+    start. Start lines also have ``time`` (Unix time), ``name`` and ``type``; train lines ``loss`` (smoothed), ``lr`` and ``outputs``;
+    test lines ``net``, ``outputs``, and ``loss`` where the solver computes it. ``outputs`` maps a blob to its number, or to a list
+    where it has several. A value that is not finite is null.
+
+    Args:
+        write: Receives each line, with its line end.
     """
 
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.time):
-        self._write, self._clock = write, clock
+    def __init__(self, write: Callable[[str], object]):
+        self._write = write
         self._start: float | None = None
+        self._iteration = 0
 
-    def started(self, solver: Solver) -> None:
-        """Write the start event, which also has the wall-clock ``time`` (seconds since 1970), net and solver type."""
-        self._start = self._clock()
-        self._emit("start", solver.iteration, time=self._start, name=solver.net.name, type=type(solver.rule).__name__)
+    def __call__(self, event: Event) -> None:
+        """Write the line of an event; events without one are ignored."""
+        if isinstance(event, Progress):
+            self._iteration = event.done
+        elif isinstance(event, Started):
+            self._start, self._iteration = event.time, int(event.details.get("iteration", 0))
+            facts: dict[str, Any] = {"time": event.time, "name": event.details.get("net", ""), "type": event.details.get("solver", "")}
+            self._line(event, "start", self._iteration, **facts)
+        elif isinstance(event, Metrics):
+            values: dict[str, Any] = {"loss": _finite(event.loss), "lr": _finite(event.lr), "outputs": _grouped(event.outputs)}
+            self._line(event, "train", event.iteration, **values)
+        elif isinstance(event, Tested):
+            loss = {} if event.loss is None else {"loss": _finite(event.loss)}
+            self._line(event, "test", event.iteration, phase="test", net=event.net, **loss, outputs=_grouped(event.outputs))
+        elif isinstance(event, CheckpointWritten):
+            self._line(event, "snapshot", event.iteration, weights=Path(event.weights).name, state=Path(event.state).name)
+        elif isinstance(event, Finished) and event.status != "failed":
+            self._line(event, "end", self._iteration, stopped=event.status != "done")
 
-    def displayed(self, solver: Solver, what: TrainStats) -> None:
-        """Write a train event."""
-        self._emit("train", what.iteration, loss=_number(what.loss), lr=_number(what.rate), outputs=_named(what.outputs))
-
-    def tested(self, solver: Solver, what: TestResult) -> None:
-        """Write a test event."""
-        loss = {} if what.loss is None else {"loss": _number(what.loss)}
-        self._emit("test", what.iteration, phase="test", net=what.net, **loss, outputs=_named(what.outputs))
-
-    def snapshotted(self, solver: Solver, what: Snapshot) -> None:
-        """Write a snapshot event with both files' names."""
-        self._emit("snapshot", what.iteration, weights=what.weights.name, state=what.state.name)
-
-    def finished(self, solver: Solver, stopped: bool) -> None:
-        """Write the end event."""
-        self._emit("end", solver.iteration, stopped=stopped)
-
-    def _emit(self, event: str, iteration: int, *, phase: str = "train", **rest: Any) -> None:
-        now = self._clock()
-        if self._start is None:
-            self._start = now
-        seconds = round(now - self._start, 6)
-        line = {"event": event, "phase": phase, "iteration": iteration, "seconds": seconds, **rest}
+    def _line(self, event: Event, kind: str, iteration: int, *, phase: str = "train", **rest: Any) -> None:
+        start = event.time if self._start is None else self._start
+        line = {"event": kind, "phase": phase, "iteration": iteration, "seconds": round(event.time - start, 6), **rest}
         self._write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _named(outputs: list[Output]) -> dict[str, Any]:
-    values: dict[str, list[float | None]] = {}
-    for output in outputs:
-        values.setdefault(output.name, []).append(_number(output.value))
-    return {name: many[0] if len(many) == 1 else many for name, many in values.items()}
+def _grouped(outputs: Mapping[str, float]) -> dict[str, Any]:
+    """Return outputs with the values ``name[0]``, ``name[1]``… of one blob as a list."""
+    values: dict[str, Any] = {}
+    for key, value in outputs.items():
+        name, bracket, index = key.removesuffix("]").rpartition("[")
+        if not (bracket and index.isdecimal() and f"{name}[0]" in outputs and f"{name}[1]" in outputs):
+            values[key] = _finite(value)
+        else:
+            values.setdefault(name, []).append(_finite(value))
+    return values
 
 
-def _number(value: float) -> float | None:
-    """A float32 in as many digits as it has, and null for what JSON has no number for."""
+def _finite(value: float) -> float | None:
+    """Return a float32 in as many digits as it has, or None where JSON has no number for it."""
     return float(f"{value:.7g}") if math.isfinite(value) else None
