@@ -1,4 +1,4 @@
-"""onnxruntime as an engine: what an exported model gives where it is deployed."""
+"""onnxruntime as an engine; the only place that imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -8,11 +8,90 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnx
 from numpy.typing import NDArray
 
 from caffetools.engines.base import Engine, EngineError, PathLike
 from caffetools.errors import ModelFileError
+
+# onnxruntime's telemetry starts when it is imported and leaves a device id in the user's home; only this switches it off.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
+# Errors come as exceptions, so its log would only repeat them.
+_FATAL = 4
+onnxruntime.set_default_logger_severity(_FATAL)
+
+
+class Session:
+    """A loaded model: inputs and outputs as it declares them, free axes included.
+
+    Attributes:
+        shapes: Input name → sizes; a free axis is a name or None.
+        types: Input name → NumPy type.
+        outputs: The outputs' names.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession):
+        self._session = session
+        self.shapes = {value.name: list(value.shape) for value in session.get_inputs()}
+        self.types: dict[str, np.dtype[Any]] = {value.name: _TYPES.get(value.type, np.dtype(np.float32)) for value in session.get_inputs()}
+        self.outputs = [value.name for value in session.get_outputs()]
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """The model's ``metadata_props``."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def run(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once: every input by name to every output by name. Raises :class:`EngineError` where the batch does not fit."""
+        given = {name: np.ascontiguousarray(batch[name], kind) for name, kind in self.types.items()}
+        try:
+            values = self._session.run(self.outputs, given)
+        except Exception as error:
+            raise EngineError(f"onnxruntime cannot run the model: {_one_line(error)}") from None
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def open_session(
+    source: PathLike | bytes | onnx.ModelProto,
+    *,
+    device: str = "cpu",
+    weights: Mapping[str, NDArray[Any]] | None = None,
+    fast: bool = True,
+) -> Session:
+    """Load a model.
+
+    Args:
+        source: An ONNX file, a model's bytes, or a model.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        weights: Arrays for the initializers that the model says are external; they are used in place and must outlive the session.
+        fast: False optimizes less, which loads sooner and keeps weights in their own memory.
+
+    Raises:
+        ModelFileError: The file is missing, or not a model that onnxruntime can run.
+        EngineError: onnxruntime has no such device.
+    """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the ONNX model"
+    if isinstance(source, str | os.PathLike) and not Path(source).is_file():
+        raise ModelFileError("no such file", path=name)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not fast:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if weights:
+        options.add_external_initializers(list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()])
+    providers = _providers(device)
+    try:
+        # By path, so that a model of hundreds of megabytes is not held twice.
+        model = source.SerializeToString() if isinstance(source, onnx.ModelProto) else source if isinstance(source, bytes) else name
+        return Session(onnxruntime.InferenceSession(model, options, providers=providers))
+    except Exception as error:
+        # onnxruntime's exceptions have no common base class but Exception.
+        raise ModelFileError(f"onnxruntime cannot load it: {_one_line(error)}", path=name) from None
 
 
 class OnnxRuntimeEngine(Engine):
@@ -20,16 +99,14 @@ class OnnxRuntimeEngine(Engine):
 
     name = "onnxruntime"
 
-    def __init__(self, session: onnxruntime.InferenceSession):
+    def __init__(self, session: Session):
         self.session = session
-        given = {value.name: list(value.shape) for value in session.get_inputs()}
-        # A free axis is a name or None.
-        for name, shape in given.items():
+        for name, shape in session.shapes.items():
             if any(not isinstance(n, int) for n in shape[1:]):
                 raise EngineError(f"input '{name}' of the ONNX model leaves more than the batch size free ({shape}); fix the other axes")
-        self.inputs = {name: tuple(n if isinstance(n, int) else 1 for n in shape) for name, shape in given.items()}
-        self.outputs = [value.name for value in session.get_outputs()]
-        first = [shape[0] for shape in given.values() if shape]
+        self.inputs = {name: tuple(n if isinstance(n, int) else 1 for n in shape) for name, shape in session.shapes.items()}
+        self.outputs = session.outputs
+        first = [shape[0] for shape in session.shapes.values() if shape]
         self.batch = next((n for n in first if isinstance(n, int)), None)
 
     @classmethod
@@ -37,39 +114,34 @@ class OnnxRuntimeEngine(Engine):
         """Load an ONNX file, or a model's bytes; the weights are in it.
 
         Raises:
-            ModelFileError: it is missing, or not a model that onnxruntime can run.
-            EngineError: weights are given too, or onnxruntime has no such device.
+            ModelFileError: It is missing, or not a model that onnxruntime can run.
+            EngineError: Weights are given too, or onnxruntime has no such device.
         """
-        name = "the ONNX model" if isinstance(deploy, bytes) else os.fspath(deploy)
         if weights is not None:
+            name = "the ONNX model" if isinstance(deploy, bytes) else os.fspath(deploy)
             raise EngineError(f"{name}: an ONNX file has its weights in it; {weights} is not needed (say - in its place)")
-        if not isinstance(deploy, bytes) and not Path(deploy).is_file():
-            raise ModelFileError(f"{name}: no such file")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            # By path, so that a model of hundreds of megabytes is not held twice.
-            source = deploy if isinstance(deploy, bytes) else os.fspath(deploy)
-            return cls(onnxruntime.InferenceSession(source, options, providers=_providers(device)))
-        except Exception as error:
-            if isinstance(error, EngineError):
-                raise
-            # onnxruntime's exceptions have no common base class but Exception.
-            raise ModelFileError(f"{name}: onnxruntime cannot load it: {_one_line(error)}") from None
+        return cls(open_session(deploy, device=device))
 
     @property
     def properties(self) -> dict[str, str]:
         """The model's ``metadata_props``."""
-        return dict(self.session.get_modelmeta().custom_metadata_map)
+        return self.session.properties
 
     def predict(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; see :class:`Engine`. Raises :class:`EngineError` where the batch does not fit the model."""
-        given = {blob: np.ascontiguousarray(value, np.float32) for blob, value in batch.items()}
-        try:
-            values = self.session.run(self.outputs, given)
-        except Exception as error:
-            raise EngineError(f"onnxruntime cannot run the model: {_one_line(error)}") from None
-        return dict(zip(self.outputs, values, strict=True))
+        return self.session.run(batch)
+
+
+_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(bool)": np.dtype(np.bool_),
+}
 
 
 def _providers(device: str) -> list[str]:

@@ -123,6 +123,15 @@ class Preprocessor:
     def _finish(self, crops: Array) -> Array:
         return np.ascontiguousarray((crops - self._mean_after) * np.float32(self.how.scale), np.float32)
 
+    @property
+    def input_mean(self) -> Array:
+        """What is subtracted from the net's input: (C, 1, 1) values, or (C, H, W) of the input's size."""
+        if self._mean_before is None:
+            return self._mean_after
+        y, x = self._centre()
+        mean: Array = self._take(self._mean_before, y, x)[0]
+        return mean
+
     def _means(self) -> tuple[Array | None, Array]:
         """What to take off the resized picture, and off the crops."""
         mean = self.how.mean_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, Shapes
+from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.loss import expect_labels
 from caffetools.layers.registry import register
@@ -52,6 +52,9 @@ class Accuracy(Layer):
             return share
         items = torch.bincount(index[valid], minlength=self.classes)
         return share, _share(torch.bincount(index[right & valid], minlength=self.classes), items)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        raise self.no_onnx_form("it compares with labels, which a deploy net does not have (`caffetools deploy` writes one)")
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:

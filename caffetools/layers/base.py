@@ -20,6 +20,8 @@ from caffetools.proto.unknown import unknown_names
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape]
+# The size of an axis in an exported graph: a number, or the name of a value that holds it.
+Size = int | str
 
 # How many bottoms or tops a layer takes: (at least, at most); None is "any number".
 Arity = tuple[int, int | None]
@@ -36,7 +38,7 @@ class BlobSpec:
 
 
 class OnnxGraph(Protocol):
-    """What a layer may do to the ONNX graph that is being written; blob names are Caffe's, the graph sees to in-place tops."""
+    """What a layer may do to the ONNX graph that is being written; blob names are Caffe's, the graph handles in-place tops."""
 
     opset: int
 
@@ -50,10 +52,38 @@ class OnnxGraph(Protocol):
         """The name of the initializer that holds blob ``index`` of ``layer``; added at first use, shared blobs once."""
 
     def value(self, hint: str) -> str:
-        """A fresh name for a value between two nodes of one layer."""
+        """A new name for a value between two nodes of one layer."""
 
     def shape(self, blob: str) -> Shape:
         """The shape of a blob of the net, as the shape rules give it."""
+
+    def is_free(self, blob: str, *axes: int) -> bool:
+        """Whether one of ``axes`` (default: all but the first) of ``blob`` has a size that is known at run time only."""
+
+    def size(self, blob: str, axis: int) -> Size:
+        """The size of an axis: a number, or where it is free the name of an int64 value of shape (1)."""
+
+    def arithmetic(self, op: str, left: Size, right: Size) -> Size:
+        """``left op right`` for sizes; ``op`` is Add, Sub, Mul or Div (rounding down)."""
+
+    def sizes(self, hint: str, parts: Sequence[Size]) -> str:
+        """The name of an int64 vector of ``parts``."""
+
+    def reshape(self, source: str, target: str, parts: Sequence[Size], hint: str = "shape") -> None:
+        """Add a Reshape to ``parts``: sizes, 0 for the source's size of that axis, at most one −1 for the rest."""
+
+    def note(self, message: str) -> None:
+        """Record something about the exported graph that its user should know."""
+
+    def scan(
+        self,
+        states: Sequence[str],
+        sequences: Sequence[str],
+        ends: Sequence[str],
+        outputs: Sequence[str],
+        step: Callable[[list[str], list[str]], tuple[list[str], list[str]]],
+    ) -> None:
+        """Add a loop over axis 0 of ``sequences`` whose body ``step`` adds."""
 
 
 class Layer(nn.Module):
@@ -149,7 +179,18 @@ class Layer(nn.Module):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         """Add this layer's nodes. Raises :class:`ExportError` where the layer has no exact ONNX form."""
-        raise ExportError(f"layer '{self.name}' of type {self.type_name} has no ONNX form; cut the net before it or replace the layer")
+        raise self.no_onnx_form()
+
+    def no_onnx_form(self, reason: str = "") -> ExportError:
+        """An error to raise from :meth:`to_onnx`; ``reason`` says why this layer cannot be written."""
+        return ExportError(
+            f"layer '{self.name}' of type {self.type_name} has no ONNX form{': ' + reason if reason else ''}; "
+            "cut the net before it (--outputs BLOB) or replace the layer"
+        )
+
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        """Valid random values for bottom ``index`` where not every number is one (indices, masks, boxes); None where any is."""
+        return None
 
     def macs(self) -> int:
         """Multiply–accumulate operations of one forward pass at the configured shapes."""

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Boxes = NDArray[np.floating[Any]]
+
+
+class DetectionSettings(NamedTuple):
+    """What ``detection_output_param`` says."""
+
+    classes: int
+    background: int
+    share_location: bool
+    threshold: float
+    keep: int
+    nms: float
+    most: int
+    eta: float
 
 
 def decode_boxes(locations: Boxes, priors: Boxes, variances: Boxes, code: str, *, encoded: bool) -> Boxes:

@@ -70,7 +70,18 @@ class Slice(Layer):
         return tuple(torch.split(x, self.sizes, self.slice_axis))
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        graph.node("Split", self.bottoms, self.tops, axis=self.slice_axis, split=self.sizes)
+        axis, bottom = self.slice_axis, self.bottoms[0]
+        if not graph.is_free(bottom, axis):
+            graph.node("Split", self.bottoms, self.tops, axis=axis, split=self.sizes)
+            return
+        points = [int(point) for point in self.param.slice_param.slice_point]
+        if not points:
+            graph.node("Split", self.bottoms, self.tops, axis=axis, num_outputs=len(self.tops) if graph.opset >= 18 else None)
+            return
+        on = graph.constant("axis", np.array([axis], np.int64))
+        for top, start, end in zip(self.tops, [0, *points], [*points, 2**63 - 1], strict=True):
+            bounds = [graph.constant(hint, np.array([n], np.int64)) for hint, n in (("from", start), ("to", end))]
+            graph.node("Slice", [bottom, *bounds, on], [top])
 
 
 @register("Split")

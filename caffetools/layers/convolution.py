@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.errors import ExportError
 from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, format_shape
-from caffetools.layers.im2col import convolve, deconvolve
+from caffetools.layers.im2col import columns_to_onnx, convolve, deconvolve
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -97,20 +95,54 @@ class _Convolving(Layer):
         return y if bias is None else y + bias.reshape(-1, *[1] * len(output))
 
     def to_onnx(self, graph: OnnxGraph) -> None:
+        for bottom, top in zip(self.bottoms, self.tops, strict=True):
+            outer = range(self.outer_axes)
+            if self.outer_axes == 1 and self.spatial_axes:
+                self._convolved_in_onnx(graph, bottom, top)
+                continue
+            if graph.is_free(bottom, *range(self.outer_axes, len(self.bottom_shapes[0]))):
+                raise self.no_onnx_form("axes before the channels' and maps of any size")
+            # ONNX knows one batch axis and at least one spatial one; Caffe counts all axes before the channels' as the batch.
+            source, result = graph.value("flat_batch"), graph.value("convolved")
+            graph.reshape(bottom, source, [-1, *(self.bottom_shapes[0][self.outer_axes :] if self.spatial_axes else (self.channels(), 1))])
+            self._convolved_in_onnx(graph, source, result)
+            graph.reshape(result, top, [*(graph.size(bottom, axis) for axis in outer), *self.top_shapes[0][self.outer_axes :]])
+
+    def channels(self) -> int:
+        """The channels of a bottom."""
+        return self.bottom_shapes[0][self.outer_axes]
+
+    def _convolved_in_onnx(self, graph: OnnxGraph, source: str, target: str) -> None:
+        """The nodes of one (de)convolution of (N, C, spatial…)."""
+        if self.spatial_axes > 3:
+            self._columns_in_onnx(graph, source, target)
+            return
         parameters = [graph.parameter(self, i) for i in range(len(self.blobs))]
-        if not 1 <= self.spatial_axes <= 3:
-            raise ExportError(f"layer '{self.name}' of type {self.type_name}: a convolution over {self.spatial_axes} axes has no ONNX form")
-        for bottom, top, shape in zip(self.bottoms, self.tops, self.top_shapes, strict=True):
-            source, result = bottom, top
-            if self.outer_axes != 1:
-                # ONNX knows one batch axis; Caffe takes all axes before the channels' for it.
-                source, result = graph.value("flat_batch"), graph.value("convolved")
-                flat = np.array([-1, *graph.shape(bottom)[self.outer_axes :]], np.int64)
-                graph.node("Reshape", [bottom, graph.constant("flat_shape", flat)], [source])
-            op = "ConvTranspose" if self.TRANSPOSED else "Conv"
-            graph.node(op, [source, *parameters], [result], group=self.group, **self.kernel.onnx_attributes())
-            if self.outer_axes != 1:
-                graph.node("Reshape", [result, graph.constant("shape", np.array([-1, *shape[1:]], np.int64))], [top])
+        kernel = self.kernel
+        if not self.spatial_axes:
+            kernel = Kernel((1,), (1,), (0,), (1,))
+            parameters[0] = graph.value("weights")
+            graph.node("Unsqueeze", [graph.parameter(self, 0)], [parameters[0]], axes=[2])
+        op = "ConvTranspose" if self.TRANSPOSED else "Conv"
+        graph.node(op, [source, *parameters], [target], group=self.group, **kernel.onnx_attributes())
+
+    def _columns_in_onnx(self, graph: OnnxGraph, source: str, target: str) -> None:
+        """A convolution over more axes than ONNX convolves over: a product of the weights and the windows as columns."""
+        if self.TRANSPOSED:
+            raise self.no_onnx_form(f"a deconvolution over {self.spatial_axes} axes; runtimes do 1 to 3")
+        outputs, output = self.top_shapes[0][self.outer_axes], self.top_shapes[0][self.outer_axes + 1 :]
+        columns, grouped = (
+            columns_to_onnx(graph, source, self.bottom_shapes[0][self.outer_axes + 1 :], self.kernel, output),
+            graph.value("grouped"),
+        )
+        inputs = self.channels() // self.group * count(self.kernel.size)
+        graph.reshape(columns, grouped, [0, self.group, inputs, count(output)], "groups")
+        weights = graph.constant("weights", self.array(0).reshape(self.group, outputs // self.group, inputs))
+        product, maps = graph.value("product"), graph.value("maps") if len(self.blobs) > 1 else target
+        graph.node("MatMul", [weights, grouped], [product])
+        graph.reshape(product, maps, [0, outputs, *output], "maps_shape")
+        if len(self.blobs) > 1:
+            graph.node("Add", [maps, graph.constant("bias", self.array(1).reshape(-1, *[1] * len(output)))], [target])
 
 
 @register("Convolution")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
-from caffetools.layers.boxes import decode_boxes, suppress
+from caffetools.layers.boxes import DetectionSettings, decode_boxes, suppress
+from caffetools.layers.detection_onnx import detection_output_to_onnx
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import enum_name
@@ -90,20 +91,9 @@ class PriorBox(Layer):
         return torch.from_numpy(self.priors()).to(maps.device)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
+        if any(graph.is_free(bottom, 2, 3) for bottom in self.bottoms):
+            raise self.no_onnx_form("its boxes depend on the size of the map; give height and width (--input-shape)")
         graph.node("Identity", [graph.constant("priors", self.priors())], self.tops)
-
-
-class _Settings(NamedTuple):
-    """What ``detection_output_param`` says."""
-
-    classes: int
-    background: int
-    share_location: bool
-    threshold: float
-    keep: int
-    nms: float
-    most: int
-    eta: float
 
 
 @register("DetectionOutput")
@@ -124,7 +114,7 @@ class DetectionOutput(Layer):
         param = self.param.detection_output_param
         if not param.num_classes or not param.nms_param.nms_threshold:
             raise self.error("detection_output_param needs num_classes, and nms_param a threshold above 0")
-        self.settings = _Settings(
+        self.settings = DetectionSettings(
             int(param.num_classes),
             int(param.background_label_id),
             bool(param.share_location),
@@ -162,6 +152,18 @@ class DetectionOutput(Layer):
         if not rows:
             rows = [[item, *[-1.0] * 6] for item in range(items)]
         return torch.tensor(rows, dtype=torch.float32, device=locations.device).reshape(1, 1, -1, 7)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if self.settings.eta < 1:
+            raise self.no_onnx_form("eta below 1 changes the threshold from box to box")
+        detection_output_to_onnx(graph, self, self.settings, self.priors, self.code)
+
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        """Small offsets, scores from 0 to 1, and boxes inside of the picture."""
+        if index < 2:
+            return (random.rand(*shape) if index else random.randn(*shape) * 0.1).astype(np.float32)
+        corners = np.sort(random.rand(self.priors, 2, 2), axis=1).reshape(-1)
+        return np.stack([corners, np.full_like(corners, 0.1)]).reshape(shape).astype(np.float32)
 
     def _of_item(self, item: int, boxes: list[NDArray[np.float32]], scores: NDArray[np.float32]) -> list[list[float]]:
         settings = self.settings

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
+from caffetools.layers.normalization import batch_norm_to_onnx
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import FillerParameter, enum_name
@@ -85,7 +86,9 @@ class BN(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.batch_stats:
-            super().to_onnx(graph)
+            graph.note(f"layer '{self.name}' says bn_mode: LEARN, so it normalizes with the mean and variance of each batch")
+            batch_norm_to_onnx(graph, self, _SEGNET_EPS, [self.array(0), self.array(1)])
+            return
         if self.segnet:
             product = graph.value("product")
             graph.node("Mul", [self.bottoms[0], graph.parameter(self, 0)], [product])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.errors import WriteFailed
-from caffetools.layers.base import Layer, Shapes, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import TEST
 
@@ -43,6 +43,9 @@ class HDF5Output(Layer):
                 raise self.error(f"bottom '{name}' must have at most 4 axes, not {format_shape(shape)}")
         self.path = Path(self.param.hdf5_output_param.file_name)
         return []
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        raise self.no_onnx_form("it writes a file")
 
     def forward(self, data: Tensor, label: Tensor) -> tuple[Tensor, ...]:
         rows = {"data": _four_axes(data), "label": _four_axes(label)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, Shape, Shapes, count, format_shape
+from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -54,6 +55,28 @@ def deconvolve(x: Tensor, weight: Tensor, kernel: Kernel, group: int, output: Sh
     return col2im(columns.reshape(shape), kernel, tuple(x.shape[2:]), output)
 
 
+def columns_to_onnx(graph: OnnxGraph, source: str, size: Shape, kernel: Kernel, output: Shape) -> str:
+    """Nodes for :func:`im2col` of (N, C, size…), static sizes: the name of (N, C, kernel values, output…)."""
+    axes = list(range(2, 2 + len(size)))
+    if any(kernel.pad):
+        amounts = [0, 0, *kernel.pad, 0, 0, *kernel.pad]
+        padded = graph.value("padded")
+        graph.node("Pad", [source, graph.constant("pads", np.array(amounts, np.int64))], [padded], mode="constant")
+        source = padded
+    on, steps = (graph.constant(hint, np.array(values, np.int64)) for hint, values in (("axes", axes), ("steps", kernel.stride)))
+    rows = []
+    for place in _places(kernel, output):
+        bounds = [[getattr(part, end) for part in place[2:]] for end in ("start", "stop")]
+        names = [graph.constant(hint, np.array(values, np.int64)) for hint, values in zip(("from", "to"), bounds, strict=True)]
+        part, row = graph.value("part"), graph.value("row")
+        graph.node("Slice", [source, *names, on, steps], [part])
+        graph.node("Unsqueeze", [part], [row], axes=[2])
+        rows.append(row)
+    columns = graph.value("columns")
+    graph.node("Concat", rows, [columns], axis=2)
+    return columns
+
+
 @register("Im2col")
 class Im2col(Layer):
     """Each window of (N, C, spatial…) as a column of its C · kernel values: (N, C · kernel, output…); axes before ``axis`` stay.
@@ -80,3 +103,16 @@ class Im2col(Layer):
     def forward(self, x: Tensor) -> Tensor:
         columns = im2col(x.reshape(-1, *x.shape[self.outer_axes :]), self.kernel, self.output)
         return columns.reshape(*x.shape[: self.outer_axes], *self.top_shapes[0][self.outer_axes :])
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        outer = self.outer_axes
+        shape = self.bottom_shapes[0]
+        for bottom, top in zip(self.bottoms, self.tops, strict=True):
+            if graph.is_free(bottom, *range(outer, len(shape))):
+                raise self.no_onnx_form("maps of any size")
+            source = bottom
+            if outer != 1:
+                source = graph.value("flat_batch")
+                graph.reshape(bottom, source, [-1, *shape[outer:]])
+            columns = columns_to_onnx(graph, source, shape[outer + 1 :], self.kernel, self.output)
+            graph.reshape(columns, top, [*(graph.size(bottom, axis) for axis in range(outer)), *self.top_shapes[0][outer:]])

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, count
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -108,3 +109,6 @@ class Embed(Layer):
         graph.node("Gather", [graph.parameter(self, 0), index], [rows], axis=0)
         if len(self.blobs) > 1:
             graph.node("Add", [rows, graph.parameter(self, 1)], self.tops)
+
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        return random.randint(0, self.specs[0].shape[0], shape).astype(np.float32)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, Shape, Shapes, count, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.labels import label_blob
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import enum_name
@@ -19,6 +19,9 @@ class Loss(Layer):
     TRAITS = Traits(role="loss")
     BOTTOMS = (2, 2)
     IS_LOSS = True
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        raise self.no_onnx_form("a loss, which training needs and a deploy net does not (`caffetools deploy` writes one)")
 
     def expect_same_batch(self, bottoms: Shapes) -> None:
         """Raises :class:`NetError` unless the first two bottoms have the same first dimension."""

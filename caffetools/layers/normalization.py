@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -128,14 +129,54 @@ class BatchNorm(Layer):
             self.blobs[1].mul_(fraction).add_(variance)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        if not self.global_stats or len(self.bottom_shapes[0]) < 2:
-            super().to_onnx(graph)
+        if not self.global_stats:
+            graph.note(
+                f"layer '{self.name}' says use_global_stats: false, so it normalizes with the mean and variance of each batch; "
+                "remove that line for the ones it learned"
+            )
+            batch_norm_to_onnx(graph, self, self.eps, [self.array(3), self.array(4)] if self.scale_bias else [])
+            return
+        if len(self.bottom_shapes[0]) < 2:
+            self._of_one_axis_to_onnx(graph)
+            return
         scale, bias = np.ones(self.channels, np.float32), np.zeros(self.channels, np.float32)
         if self.scale_bias:
             scale, bias = self.array(3), self.array(4)
         arrays = [scale, bias, *(t.cpu().numpy() for t in self.running())]
         names = [graph.constant(s, a) for s, a in zip(("scale", "shift", "mean", "variance"), arrays, strict=True)]
         graph.node("BatchNormalization", [self.bottoms[0], *names], self.tops, epsilon=self.eps)
+
+    def _of_one_axis_to_onnx(self, graph: OnnxGraph) -> None:
+        """y = factor · x + term: a bottom of one axis has one channel, and ONNX's BatchNormalization wants two axes."""
+        mean, variance = (float(t) for t in self.running())
+        scale, bias = (float(self.array(3)[0]), float(self.array(4)[0])) if self.scale_bias else (1.0, 0.0)
+        factor = scale / math.sqrt(variance + self.eps)
+        product = graph.value("product")
+        graph.node("Mul", [self.bottoms[0], graph.constant("factor", np.array(factor, np.float32))], [product])
+        graph.node("Add", [product, graph.constant("term", np.array(bias - mean * factor, np.float32))], self.tops)
+
+
+def batch_norm_to_onnx(graph: OnnxGraph, layer: Layer, eps: float, scale_bias: list[NDArray[np.float32]]) -> None:
+    """Nodes for (x − mean) / sqrt(variance + eps) · scale + bias, with the mean and variance of each channel of the batch itself."""
+    axes = len(layer.bottom_shapes[0])
+    over = [axis for axis in range(axes) if axis != 1]
+    mean, square, variance, shifted, deviation = (graph.value(s) for s in ("mean", "square", "variance", "shifted", "deviation"))
+    centred = graph.value("centred")
+    graph.node("ReduceMean", layer.bottoms, [mean], axes=over, keepdims=1)
+    graph.node("Sub", [layer.bottoms[0], mean], [centred])
+    graph.node("Mul", [centred, centred], [square])
+    graph.node("ReduceMean", [square], [variance], axes=over, keepdims=1)
+    graph.node("Add", [variance, graph.constant("eps", np.array(eps, np.float32))], [shifted])
+    graph.node("Sqrt", [shifted], [deviation])
+    result = graph.value("normalized") if scale_bias else layer.tops[0]
+    graph.node("Div", [centred, deviation], [result])
+    if scale_bias:
+        scale, bias = (
+            graph.constant(hint, a.reshape(1, -1, *[1] * (axes - 2))) for hint, a in zip(("scale", "bias"), scale_bias, strict=True)
+        )
+        scaled = graph.value("scaled")
+        graph.node("Mul", [result, scale], [scaled])
+        graph.node("Add", [scaled, bias], layer.tops)
 
 
 @register("MVN")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, count, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -50,9 +51,9 @@ class Crop(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         axes = range(self.first, len(self.bottom_shapes[0]))
-        ends = [offset + size for offset, size in zip(self.offsets, self.sizes, strict=True)]
-        places = (("from", self.offsets), ("to", ends), ("axes", list(axes)))
-        bounds = [graph.constant(hint, np.array(values, np.int64)) for hint, values in places]
+        sizes = [graph.size(self.bottoms[1], axis) for axis in axes]
+        ends = [graph.arithmetic("Add", offset, size) for offset, size in zip(self.offsets, sizes, strict=True)]
+        bounds = [graph.sizes(hint, values) for hint, values in (("from", self.offsets), ("to", ends), ("axes", list(axes)))]
         graph.node("Slice", [self.bottoms[0], *bounds], self.tops)
 
 
@@ -98,6 +99,9 @@ class BatchReindex(Layer):
         graph.node("Cast", [self.bottoms[1]], [index], to=7)
         graph.node("Gather", [self.bottoms[0], index], self.tops, axis=0)
 
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        return random.randint(0, max(self.bottom_shapes[0][0], 1), shape).astype(np.float32) if index else None
+
 
 @register("Filter")
 class Filter(Layer):
@@ -131,3 +135,11 @@ class Filter(Layer):
         graph.node("Cast", [flat], [chosen], to=9)
         for bottom, top in zip(self.bottoms[:-1], self.tops, strict=True):
             graph.node("Compress", [bottom, chosen], [top], axis=0)
+
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        if index < len(self.bottoms) - 1:
+            return None
+        # At least one item stays, so that the layers behind have something to compute.
+        selected = random.randint(0, 2, shape).astype(np.float32)
+        selected[:1] = 1
+        return selected

@@ -206,6 +206,37 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
         graph.node("Mul", [means[0], graph.constant("share", share)], tops)
 
 
+def pool_any_size_to_onnx(graph: OnnxGraph, window: Window, method: str, floor: bool, bottom: str, tops: list[str]) -> None:
+    """The nodes of one MAX or AVE pooling over maps whose size is known at run time only; exact for every size.
+
+    Rounding up equals rounding down over s − 1 more values of end padding, and the rule that no window starts beyond the map and its
+    first padding equals at most kernel − 1 values of it. AVE counts zeros of the padding, so these become part of the map.
+    """
+    ends = [p if floor else p + s - 1 for p, s in zip(window.pad, window.stride, strict=True)]
+    if any(window.pad):
+        ends = [min(end, k - 1) for end, k in zip(ends, window.kernel, strict=True)]
+    begin, empty = window.pad, any(end >= k for end, k in zip(ends, window.kernel, strict=True))
+    shape = {"kernel_shape": list(window.kernel), "strides": list(window.stride)}
+    if method == "MAX":
+        source, pads = bottom, [*begin, *ends]
+        if empty:
+            source, pads = _padded_in_onnx(graph, bottom, pads, -FLT_MAX), [0, 0, 0, 0]
+        graph.node("MaxPool", [source], tops, pads=pads, **shape)
+        return
+    if empty:
+        raise ExportError("AVE pooling whose stride is larger than its kernel may divide zero by zero, which has no ONNX form")
+    source, inner = bottom, [min(end, p) for end, p in zip(ends, begin, strict=True)]
+    if any(begin):
+        source = _padded_in_onnx(graph, bottom, [*begin, *inner], 0.0)
+    outside = [end - p for end, p in zip(ends, inner, strict=True)]
+    graph.node("AveragePool", [source], tops, pads=[0, 0, *outside], count_include_pad=0, **shape)
+
+
+def global_pool_to_onnx(graph: OnnxGraph, method: str, bottom: str, top: str) -> None:
+    """The node of a pooling whose window is the map, for any size."""
+    graph.node("GlobalMaxPool" if method == "MAX" else "GlobalAveragePool", [bottom], [top])
+
+
 @register("Pooling")
 class Pooling(Layer):
     """MAX, AVE or STOCHASTIC pooling of (N, C, H, W) to (N, C, H', W'); H' and W' round up unless ``round_mode: FLOOR`` or
@@ -241,17 +272,44 @@ class Pooling(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.method == "STOCHASTIC":
-            super().to_onnx(graph)
+            self._stochastic_to_onnx(graph)
+            return
         if len(self.tops) == 1:
-            pool_to_onnx(graph, self.window, self.method, self.bottoms[0], self.tops)
+            self._pool_to_onnx(graph, self.tops)
             return
         if self.window.has_empty_window:
-            raise ExportError(f"layer '{self.name}': a mask with windows wholly outside of the map has no ONNX form")
+            raise self.no_onnx_form("it gives a mask, and some windows lie outside of the map")
         flat, plane = graph.value("index"), graph.value("plane")
-        pool_to_onnx(graph, self.window, self.method, self.bottoms[0], [self.tops[0], flat])
-        area = graph.constant("area", np.array(self.window.size[0] * self.window.size[1], np.int64))
+        self._pool_to_onnx(graph, [self.tops[0], flat])
+        area = graph.sizes("area", [graph.arithmetic("Mul", *(graph.size(self.bottoms[0], axis) for axis in (2, 3)))])
         graph.node("Mod", [flat, area], [plane])
         graph.node("Cast", [plane], [self.tops[1]], to=1)
+
+    def _pool_to_onnx(self, graph: OnnxGraph, tops: list[str]) -> None:
+        """The nodes of MAX or AVE."""
+        param, bottom = self.param.pooling_param, self.bottoms[0]
+        if not graph.is_free(bottom, 2, 3):
+            pool_to_onnx(graph, self.window, self.method, bottom, tops)
+        elif param.global_pooling and len(tops) == 1:
+            global_pool_to_onnx(graph, self.method, bottom, tops[0])
+        elif param.global_pooling:
+            raise self.no_onnx_form("it gives a mask of a global pooling over maps of any size")
+        else:
+            floor = enum_name(param, "round_mode") == "FLOOR" or not param.ceil_mode
+            pool_any_size_to_onnx(graph, self.window, self.method, floor, bottom, tops)
+
+    def _stochastic_to_onnx(self, graph: OnnxGraph) -> None:
+        """sum(x²) / (sum(x) + FLT_MIN) of each window, what the layer gives in TEST; means in place of sums divide both alike."""
+        window, bottom = self.window, self.bottoms[0]
+        if graph.is_free(bottom, 2, 3) or max(window.tail) > 0:
+            raise self.no_onnx_form("STOCHASTIC windows that reach beyond the map, or maps of any size")
+        square, squares, sums, divisor = (graph.value(hint) for hint in ("square", "squares", "sums", "divisor"))
+        shape = {"kernel_shape": list(window.kernel), "strides": list(window.stride)}
+        graph.node("Mul", [bottom, bottom], [square])
+        graph.node("AveragePool", [square], [squares], **shape)
+        graph.node("AveragePool", [bottom], [sums], **shape)
+        graph.node("Add", [sums, graph.constant("smallest", np.array(FLT_MIN, np.float32))], [divisor])
+        graph.node("Div", [squares, divisor], self.tops)
 
 
 def _padded_in_onnx(graph: OnnxGraph, source: str, pads: list[int], value: float) -> str:

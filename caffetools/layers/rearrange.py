@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, Size
 from caffetools.layers.registry import register
 
 
@@ -47,12 +46,12 @@ class ShuffleChannel(Layer):
         return rows.transpose(1, 2).reshape(x.shape)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        _, c, *rest = self.bottom_shapes[0]
+        c = self.bottom_shapes[0][1]
+        rest = [graph.size(self.bottoms[0], axis) for axis in range(2, len(self.bottom_shapes[0]))]
         rows, columns = graph.value("rows"), graph.value("columns")
-        split = graph.constant("split", np.array([0, self.group, c // self.group, *rest], np.int64))
-        graph.node("Reshape", [self.bottoms[0], split], [rows])
+        graph.reshape(self.bottoms[0], rows, [0, self.group, c // self.group, *rest], "split")
         graph.node("Transpose", [rows], [columns], perm=[0, 2, 1, *range(3, 3 + len(rest))])
-        graph.node("Reshape", [columns, graph.constant("joined", np.array([0, c, *rest], np.int64))], self.tops)
+        graph.reshape(columns, self.tops[0], [0, c, *rest], "joined")
 
 
 @register("Reorg")
@@ -86,9 +85,11 @@ class Reorg(Layer):
         return x.reshape(x.shape[0], *self.large[1:]).permute(0, 3, 5, 1, 2, 4).reshape(shape)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        reverse = self.param.reorg_param.reverse
+        reverse, s, c = self.param.reorg_param.reverse, int(self.param.reorg_param.stride), self.bottom_shapes[0][1]
         blocks, moved = graph.value("blocks"), graph.value("moved")
-        split = graph.constant("split", np.array([0, *(self.small if reverse else self.large)[1:]], np.int64))
-        graph.node("Reshape", [self.bottoms[0], split], [blocks])
+        h, w = (graph.size(self.bottoms[0], axis) for axis in (2, 3))
+        split: list[Size] = [0, s, s, c // (s * s), h, w] if reverse else [0, c // (s * s), h, s, w, s]
+        graph.reshape(self.bottoms[0], blocks, split, "split")
         graph.node("Transpose", [blocks], [moved], perm=[0, 3, 4, 1, 5, 2] if reverse else [0, 3, 5, 1, 2, 4])
-        graph.node("Reshape", [moved, graph.constant("joined", np.array([0, *self.top_shapes[0][1:]], np.int64))], self.tops)
+        maps = [graph.arithmetic("Mul" if reverse else "Div", size, s) for size in (h, w)]
+        graph.reshape(moved, self.tops[0], [0, self.top_shapes[0][1], *maps], "joined")

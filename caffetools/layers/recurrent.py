@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
@@ -102,6 +104,67 @@ class Recurrent(Layer):
         y = torch.stack(outputs)
         return (y, *(s.unsqueeze(0) for s in last)) if self.exposed else y
 
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        """A Scan over the steps; without ``expose_hidden`` every run begins with a state of zeros."""
+        if not self.exposed:
+            graph.note(
+                f"layer '{self.name}' starts every run with a state of zeros in ONNX, where Caffe goes on from the run before; "
+                "with expose_hidden the state is an input"
+            )
+        bottom, cont = self.bottoms[:2]
+        rows, shown, y = graph.value("rows"), graph.value("cont"), self.tops[0]
+        graph.reshape(bottom, rows, [0, 0, -1])
+        parts = self._product_in_onnx(graph, rows, 0, bias=1)
+        if self.static:
+            flat, both = graph.value("static"), graph.value("both")
+            graph.reshape(self.bottoms[2], flat, [0, -1])
+            graph.node("Add", [parts, self._product_in_onnx(graph, flat, 2)], [both])
+            parts = both
+        graph.node("Unsqueeze", [cont], [shown], axes=[2])
+        before = [self._state_in_onnx(graph, index) for index in range(self.STATES)]
+        after = [graph.value("last") for _ in before]
+        weights = [self._transposed_in_onnx(graph, index) for index in self._STEP_WEIGHTS]
+
+        def step(states: list[str], slices: list[str]) -> tuple[list[str], list[str]]:
+            return self.step_to_onnx(graph, slices[0], slices[1], states, weights)
+
+        graph.scan(before, [parts, shown], after, [y], step)
+        for name, top in zip(after, self.tops[1:], strict=False):
+            graph.node("Unsqueeze", [name], [top], axes=[0])
+
+    # The parameters that a step multiplies with.
+    _STEP_WEIGHTS: tuple[int, ...] = (-1,)
+
+    def step_to_onnx(self, graph: OnnxGraph, x: str, cont: str, states: list[str], weights: list[str]) -> tuple[list[str], list[str]]:
+        """The nodes of :meth:`step`: gives the names of the next states and of the output."""
+        raise NotImplementedError
+
+    def _state_in_onnx(self, graph: OnnxGraph, index: int) -> str:
+        state = graph.value("state")
+        if self.exposed:
+            graph.node("Squeeze", [self.bottoms[2 + self.static + index]], [state], axes=[0])
+        else:
+            shape = graph.sizes("state_shape", [graph.size(self.bottoms[0], 1), self.outputs])
+            graph.node("ConstantOfShape", [shape], [state])
+        return state
+
+    def _transposed_in_onnx(self, graph: OnnxGraph, index: int) -> str:
+        turned = graph.value("weights")
+        graph.node("Transpose", [graph.parameter(self, index % len(self.blobs))], [turned], perm=[1, 0])
+        return turned
+
+    def _product_in_onnx(self, graph: OnnxGraph, value: str, index: int, bias: int | None = None) -> str:
+        product = graph.value("product")
+        graph.node("MatMul", [value, self._transposed_in_onnx(graph, index)], [product])
+        if bias is None:
+            return product
+        total = graph.value("sum")
+        graph.node("Add", [product, graph.parameter(self, bias)], [total])
+        return total
+
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        return random.randint(0, 2, shape).astype(np.float32) if index == 1 else None
+
     def _initial(self, x: Tensor, more: tuple[Tensor, ...]) -> list[Tensor]:
         if self.exposed:
             return [s.detach().squeeze(0) for s in more[self.static :]]
@@ -148,6 +211,16 @@ class LSTM(Recurrent):
         c, h = lstm_unit(c, x + F.linear(h * cont, self.blobs[-1]), cont)
         return h, [h, c]
 
+    def step_to_onnx(self, graph: OnnxGraph, x: str, cont: str, states: list[str], weights: list[str]) -> tuple[list[str], list[str]]:
+        h, c = states
+        kept, part, gates, next_c, next_h, y = (graph.value(s) for s in ("kept", "part", "gates", "c", "h", "y"))
+        graph.node("Mul", [h, cont], [kept])
+        graph.node("MatMul", [kept, weights[0]], [part])
+        graph.node("Add", [x, part], [gates])
+        lstm_unit_to_onnx(graph, c, gates, cont, self.outputs, 1, next_c, next_h)
+        graph.node("Identity", [next_h], [y])
+        return [next_h, next_c], [y]
+
 
 @register("RNN")
 class RNN(Recurrent):
@@ -166,6 +239,19 @@ class RNN(Recurrent):
     def step(self, x: Tensor, cont: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         h = torch.tanh(x + F.linear(state[0] * cont, self.blobs[-3]))
         return torch.tanh(F.linear(h, self.blobs[-2], self.blobs[-1])), [h]
+
+    _STEP_WEIGHTS = (-3, -2)
+
+    def step_to_onnx(self, graph: OnnxGraph, x: str, cont: str, states: list[str], weights: list[str]) -> tuple[list[str], list[str]]:
+        kept, part, total, h, product, out, y = (graph.value(s) for s in ("kept", "part", "total", "h", "product", "out", "y"))
+        graph.node("Mul", [states[0], cont], [kept])
+        graph.node("MatMul", [kept, weights[0]], [part])
+        graph.node("Add", [x, part], [total])
+        graph.node("Tanh", [total], [h])
+        graph.node("MatMul", [h, weights[1]], [product])
+        graph.node("Add", [product, graph.parameter(self, len(self.blobs) - 1)], [out])
+        graph.node("Tanh", [out], [y])
+        return [h], [y]
 
 
 @register("LSTMUnit")
@@ -194,20 +280,27 @@ class LSTMUnit(Layer):
         return lstm_unit(c, gates, cont.detach().unsqueeze(-1))
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        names = {s: graph.value(s) for s in ("i", "f", "o", "g", "si", "sf", "so", "tg", "cf", "old", "new", "tc", "cont")}
-        n = names
-        c, gates, cont = self.bottoms
-        graph.node("Split", [gates], [n["i"], n["f"], n["o"], n["g"]], axis=2, split=[self.bottom_shapes[0][2]] * 4)
-        for source, target in (("i", "si"), ("f", "sf"), ("o", "so")):
-            graph.node("Sigmoid", [n[source]], [n[target]])
-        graph.node("Tanh", [n["g"]], [n["tg"]])
-        graph.node("Unsqueeze", [cont], [n["cont"]], axes=[2])
-        graph.node("Mul", [n["sf"], n["cont"]], [n["cf"]])
-        graph.node("Mul", [n["cf"], c], [n["old"]])
-        graph.node("Mul", [n["si"], n["tg"]], [n["new"]])
-        graph.node("Add", [n["old"], n["new"]], [self.tops[0]])
-        graph.node("Tanh", [self.tops[0]], [n["tc"]])
-        graph.node("Mul", [n["so"], n["tc"]], [self.tops[1]])
+        shown = graph.value("cont")
+        graph.node("Unsqueeze", [self.bottoms[2]], [shown], axes=[2])
+        lstm_unit_to_onnx(graph, self.bottoms[0], self.bottoms[1], shown, self.bottom_shapes[0][2], 2, *self.tops)
+
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        return random.randint(0, 2, shape).astype(np.float32) if index == 2 else None
+
+
+def lstm_unit_to_onnx(graph: OnnxGraph, c: str, gates: str, cont: str, outputs: int, axis: int, next_c: str, next_h: str) -> None:
+    """Nodes for :func:`lstm_unit`; the gates of ``outputs`` values each lie along ``axis``, and cont has an axis of 1 there."""
+    n = {s: graph.value(s) for s in ("i", "f", "o", "g", "si", "sf", "so", "tg", "cf", "old", "new", "tc")}
+    graph.node("Split", [gates], [n["i"], n["f"], n["o"], n["g"]], axis=axis, split=[outputs] * 4)
+    for source, target in (("i", "si"), ("f", "sf"), ("o", "so")):
+        graph.node("Sigmoid", [n[source]], [n[target]])
+    graph.node("Tanh", [n["g"]], [n["tg"]])
+    graph.node("Mul", [n["sf"], cont], [n["cf"]])
+    graph.node("Mul", [n["cf"], c], [n["old"]])
+    graph.node("Mul", [n["si"], n["tg"]], [n["new"]])
+    graph.node("Add", [n["old"], n["new"]], [next_c])
+    graph.node("Tanh", [next_c], [n["tc"]])
+    graph.node("Mul", [n["so"], n["tc"]], [next_h])
 
 
 def lstm_unit(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:

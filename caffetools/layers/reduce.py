@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, count
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, Size, count
 from caffetools.layers.registry import register
 from caffetools.proto.schema import enum_name
 
@@ -75,7 +75,10 @@ class ArgMax(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         rows, axis = self.bottoms[0], self.along
-        choice = count(self.bottom_shapes[0][1:]) if axis is None else self.bottom_shapes[0][axis]
+        axes = range(1, len(self.bottom_shapes[0])) if axis is None else [axis]
+        choice: Size = 1
+        for size in (graph.size(self.bottoms[0], i) for i in axes):
+            choice = graph.arithmetic("Mul", choice, size)
         if axis is None:
             rows, axis = graph.value("rows"), 1
             graph.node("Flatten", self.bottoms, [rows], axis=1)
@@ -90,13 +93,13 @@ class ArgMax(Layer):
         shape = graph.constant("shape", np.array([0, *self.top_shapes[0][1:]], np.int64))
         graph.node("Reshape", [flat, shape], self.tops)
 
-    def _largest(self, graph: OnnxGraph, rows: str, axis: int, choice: int) -> tuple[str, str]:
+    def _largest(self, graph: OnnxGraph, rows: str, axis: int, choice: Size) -> tuple[str, str]:
         """The values and (float) places of the largest; TopK takes the first of equal values, so the rows go in reversed."""
         turned, values, index, straight, places = (graph.value(hint) for hint in ("turned", "values", "index", "straight", "places"))
         ends = (("from", -1), ("to", -(2**31)), ("axis", axis), ("step", -1))
         bounds = [graph.constant(hint, np.array([n], np.int64)) for hint, n in ends]
         graph.node("Slice", [rows, *bounds], [turned])
         graph.node("TopK", [turned, graph.constant("k", np.array([self.top_k], np.int64))], [values, index], axis=axis)
-        graph.node("Sub", [graph.constant("last", np.array(choice - 1, np.int64)), index], [straight])
+        graph.node("Sub", [graph.sizes("last", [graph.arithmetic("Sub", choice, 1)]), index], [straight])
         graph.node("Cast", [straight], [places], to=1)
         return values, places

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, Shapes, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
+from caffetools.layers.roi_onnx import psroi_to_onnx
 from caffetools.layers.traits import Traits
 
 
@@ -30,6 +33,17 @@ class _RoiLayer(Layer):
         if items.numel() and (int(items.min()) < 0 or int(items.max()) >= batch):
             raise self.error(f"the regions '{self.bottoms[1]}' name items outside of 0 to {batch - 1}")
         return items
+
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        """Regions of the batch's items, over the whole picture of a map that is ``spatial_scale`` of it."""
+        if index == 0:
+            return None
+        items, _, height, width = self.bottom_shapes[0]
+        param = self.param.roi_pooling_param if self.param.HasField("roi_pooling_param") else self.param.psroi_pooling_param
+        limits = np.array([width, height]) / param.spatial_scale
+        corners = np.sort(random.rand(shape[0], 2, 2), axis=1) * limits
+        item = random.randint(0, items, (shape[0], 1))
+        return np.concatenate([item, np.floor(corners.reshape(-1, 4))], 1).reshape(shape).astype(np.float32)
 
 
 @register("ROIPooling")
@@ -60,6 +74,12 @@ class ROIPooling(_RoiLayer):
         columns = _bin_edges(corners[:, 0], corners[:, 2], self.bins[1], width)
         pooled = [_max_bins(x[int(item)], rows[i], columns[i]) for i, item in enumerate(items)]
         return torch.stack(pooled) if pooled else x.new_zeros(0, x.shape[1], *self.bins)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        regions = graph.value("regions")
+        graph.reshape(self.bottoms[1], regions, [0, 5])
+        scale = self.param.roi_pooling_param.spatial_scale
+        graph.node("MaxRoiPool", [self.bottoms[0], regions], self.tops, pooled_shape=list(self.bins), spatial_scale=scale)
 
 
 def _rounded(values: Tensor) -> Tensor:
@@ -124,6 +144,9 @@ class PSROIPooling(_RoiLayer):
             sums = sums.index_copy(0, of_item, part)
         areas = rows.sum(2)[:, :, None] * columns.sum(2)[:, None, :]
         return sums / areas.clamp(min=1)[:, None]
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        psroi_to_onnx(graph, self, self.group, self.outputs, float(self.param.psroi_pooling_param.spatial_scale))
 
     def _bins(self, first: Tensor, size: Tensor, limit: int) -> Tensor:
         """(R, g, limit) with 1 where a pixel lies in a bin."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,13 +53,19 @@ class _Broadcasting(Layer):
         """The name of a constant that holds parameter ``index``, shaped to be broadcast."""
         return graph.constant(hint, self.array(index).reshape(self.expanded))
 
-    def bottom_in_onnx(self, graph: OnnxGraph) -> str:
-        """The name of the second bottom, reshaped to be broadcast; a first axis that is the batch's stays whatever it is."""
-        batch = self.expanded[0] == self.bottom_shapes[1][0] != 1 if self.bottom_shapes[1] else False
-        shape = np.array([0 if batch else self.expanded[0], *self.expanded[1:]], np.int64)
-        name = graph.value("operand")
-        graph.node("Reshape", [self.bottoms[1], graph.constant("shape", shape)], [name])
-        return name
+    def bottom_in_onnx(self, graph: OnnxGraph, axis: int) -> str:
+        """The name of the second bottom with axes of 1 behind it, so that it is broadcast from ``axis`` on, whatever its sizes."""
+        (shape, operand), name = self.bottom_shapes, self.bottoms[1]
+        if count(operand) == 1 and not (operand and graph.is_free(name, *range(len(operand)))):
+            result = graph.value("operand")
+            graph.reshape(name, result, [1] * len(shape))
+            return result
+        missing = len(shape) - self.axis(axis, shape) - len(operand)
+        if not missing:
+            return name
+        result = graph.value("operand")
+        graph.node("Unsqueeze", [name], [result], axes=list(range(len(operand), len(operand) + missing)))
+        return result
 
 
 @register("Scale")
@@ -96,7 +101,8 @@ class Scale(_Broadcasting):
     def to_onnx(self, graph: OnnxGraph) -> None:
         biased = self.param.scale_param.bias_term
         product = graph.value("product") if biased else self.tops[0]
-        factor = self.learned_in_onnx(graph, 0, "scale") if len(self.bottoms) == 1 else self.bottom_in_onnx(graph)
+        two = len(self.bottoms) > 1
+        factor = self.bottom_in_onnx(graph, self.param.scale_param.axis) if two else self.learned_in_onnx(graph, 0, "scale")
         graph.node("Mul", [self.bottoms[0], factor], [product])
         if biased:
             graph.node("Add", [product, self.learned_in_onnx(graph, len(self.blobs) - 1, "bias")], self.tops)
@@ -124,5 +130,6 @@ class Bias(_Broadcasting):
         return x + (self.blobs[0] if bias is None else bias).reshape(self.expanded)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        term = self.learned_in_onnx(graph, 0, "bias") if len(self.bottoms) == 1 else self.bottom_in_onnx(graph)
+        two = len(self.bottoms) > 1
+        term = self.bottom_in_onnx(graph, self.param.bias_param.axis) if two else self.learned_in_onnx(graph, 0, "bias")
         graph.node("Add", [self.bottoms[0], term], self.tops)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
@@ -19,12 +18,16 @@ class Rearranging(Layer):
     """
 
     plan: list[int]
+    # How many axes of the bottom, at its end, stay as they are; `plan` holds their sizes.
+    kept_axes = 0
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(self.plan)])
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        graph.node("Reshape", [self.bottoms[0], graph.constant("shape", np.array(self.plan, np.int64))], self.tops)
+        axes, kept = len(self.bottom_shapes[0]), self.kept_axes
+        tail = [graph.size(self.bottoms[0], axis) for axis in range(axes - kept, axes)]
+        graph.reshape(self.bottoms[0], self.tops[0], [*self.plan[: len(self.plan) - kept], *tail])
 
 
 @register("Flatten")
@@ -39,6 +42,7 @@ class Flatten(Rearranging):
         if end < start:
             raise self.error(f"end_axis {param.end_axis} lies before axis {param.axis} in a bottom of {format_shape(shape)}")
         self.plan = [*[0] * start, -1, *shape[end + 1 :]]
+        self.kept_axes = len(shape) - end - 1
         return [(*shape[:start], count(shape[start : end + 1]), *shape[end + 1 :])]
 
 
@@ -64,6 +68,7 @@ class Reshape(Rearranging):
             raise self.error(f"shape {format_shape(asked)} may have one -1, and 0 or more elsewhere")
         new = self._resolve(shape, start, end, asked)
         self.plan = [*[0] * start, *asked, *shape[end:]]
+        self.kept_axes = len(shape) - end
         return [(*shape[:start], *new, *shape[end:])]
 
     def _resolve(self, shape: Shape, start: int, end: int, asked: list[int]) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
-from caffetools.layers.pooling import Window, ave_pool, max_pool, pool_to_onnx, stochastic_pool
+from caffetools.layers.pooling import Window, ave_pool, global_pool_to_onnx, max_pool, pool_to_onnx, stochastic_pool
 from caffetools.layers.registry import register
 from caffetools.proto.schema import enum_name
 
@@ -53,7 +53,12 @@ class SPP(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.method == "STOCHASTIC":
-            super().to_onnx(graph)
+            raise self.no_onnx_form("STOCHASTIC pooling")
+        if graph.is_free(self.bottoms[0], 2, 3):
+            if len(self.windows) > 1:
+                raise self.no_onnx_form("its windows depend on the size of the map; give height and width (--input-shape)")
+            global_pool_to_onnx(graph, self.method, self.bottoms[0], self.tops[0])
+            return
         if len(self.windows) == 1:
             pool_to_onnx(graph, self.windows[0], self.method, self.bottoms[0], self.tops)
             return

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, Size, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 
@@ -40,6 +44,26 @@ class _ByMask(Layer):
         maps = x.new_zeros(*x.shape[:2], height * width)
         return maps.scatter(2, index, x.flatten(2)).reshape(*x.shape[:2], height, width)
 
+    def scatter_to_onnx(self, graph: OnnxGraph, size: Sequence[Size]) -> None:
+        """Nodes for :meth:`scatter` into maps of ``size``; places that the mask names twice keep one of the values."""
+        data, mask = self.bottoms
+        flat, places, index, zeros, filled = (graph.value(s) for s in ("flat", "places", "index", "zeros", "filled"))
+        outer = [graph.size(data, 0), self.bottom_shapes[0][1]]
+        for source, target in ((data, flat), (mask, places)):
+            graph.reshape(source, target, [0, 0, -1])
+        graph.node("Cast", [places], [index], to=7)
+        graph.node("ConstantOfShape", [graph.sizes("maps", [*outer, graph.arithmetic("Mul", *size)])], [zeros])
+        graph.node("ScatterElements", [zeros, index, flat], [filled], axis=2)
+        graph.reshape(filled, self.tops[0], [0, 0, *size], "maps_shape")
+
+    def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
+        """Masks name each place once."""
+        if index == 0:
+            return None
+        places = math.prod(self.top_shapes[0][2:])
+        rows = [random.permutation(places)[: math.prod(shape[2:])] for _ in range(math.prod(shape[:2]))]
+        return np.stack(rows).reshape(shape).astype(np.float32)
+
 
 @register("Upsample")
 class Upsample(_ByMask):
@@ -70,9 +94,20 @@ class Upsample(_ByMask):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.interpolate(x, scale_factor=self.scale, mode="nearest") if mask is None else self.scatter(x, mask)
 
+    def _maps_in_onnx(self, graph: OnnxGraph) -> list[Size]:
+        """The size of the top's maps when there is a mask."""
+        param = self.param.upsample_param
+        if param.upsample_h and param.upsample_w:
+            return [int(param.upsample_h), int(param.upsample_w)]
+        scale = int(param.scale) if param.HasField("scale") else 2
+        scales, less = [int(param.scale_h) or scale, int(param.scale_w) or scale], [int(param.pad_out_h), int(param.pad_out_w)]
+        grown = [graph.arithmetic("Mul", graph.size(self.bottoms[0], axis), s) for axis, s in zip((2, 3), scales, strict=True)]
+        return [graph.arithmetic("Sub", size, n) if n else size for size, n in zip(grown, less, strict=True)]
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         if len(self.bottoms) > 1:
-            super().to_onnx(graph)
+            self.scatter_to_onnx(graph, self._maps_in_onnx(graph))
+            return
         scales = graph.constant("scales", np.array([1, 1, self.scale, self.scale], np.float32))
         empty = graph.constant("roi", np.zeros(0, np.float32))
         modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -100,6 +135,11 @@ class Unpooling(_ByMask):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.scatter(x, mask)
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if graph.is_free(self.bottoms[0], 2, 3):
+            raise self.no_onnx_form("maps of any size")
+        self.scatter_to_onnx(graph, self.top_shapes[0][2:])
 
 
 @register("Interp")
@@ -142,6 +182,21 @@ class Interp(Layer):
         height, width = (n + (n - 1) * (zoom - 1) for n in small)
         return (height, width)
 
+    def _size_in_onnx(self, graph: OnnxGraph) -> list[Size]:
+        """(H, W) of the top where it depends on sizes known at run time."""
+        param = self.param.interp_param
+        if len(self.bottoms) > 1:
+            return [graph.size(self.bottoms[1], axis) for axis in (2, 3)]
+        if param.HasField("height") or param.HasField("width"):
+            return list(self.size)
+        found: list[Size] = []
+        for axis in (2, 3):
+            size = graph.arithmetic("Sub", graph.size(self.bottoms[0], axis), self.begin + self.end + 1)
+            size = graph.arithmetic("Div", size, int(param.shrink_factor)) if param.shrink_factor != 1 else size
+            # small − 1 = (n − 1) / shrink, and the top has (small − 1) · zoom + 1.
+            found.append(graph.arithmetic("Add", graph.arithmetic("Mul", size, int(param.zoom_factor)), 1))
+        return found
+
     def _cut(self, x: Tensor) -> Tensor:
         return x[:, :, self.begin : x.shape[2] - self.end, self.begin : x.shape[3] - self.end]
 
@@ -153,9 +208,15 @@ class Interp(Layer):
         h, w = self.bottom_shapes[0][2:]
         if self.begin or self.end:
             source = graph.value("cut")
-            bounds = [[self.begin, self.begin], [h - self.end, w - self.end], [2, 3]]
+            last = -self.end if self.end else 2**63 - 1
+            bounds = [[self.begin, self.begin], [last, last], [2, 3]]
             names = [graph.constant(s, np.array(v, np.int64)) for s, v in zip(("from", "to", "axes"), bounds, strict=True)]
             graph.node("Slice", [self.bottoms[0], *names], [source])
+        if graph.is_free(self.bottoms[0], 2, 3) or (len(self.bottoms) > 1 and graph.is_free(self.bottoms[1], 2, 3)):
+            sizes = graph.sizes("sizes", [graph.size(self.bottoms[0], 0), self.bottom_shapes[0][1], *self._size_in_onnx(graph)])
+            modes = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+            graph.node("Resize", [source, "", "", sizes], self.tops, **modes)
+            return
         # Scales rather than sizes, which would fix the batch; a hair more, since the output's size is rounded down.
         inner = (h - self.begin - self.end, w - self.begin - self.end)
         factors = [(new + 1e-3) / old for new, old in zip(self.size, inner, strict=True)]

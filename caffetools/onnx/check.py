@@ -1,4 +1,4 @@
-"""Is the model valid ONNX, and do its shapes come out as Caffe's?"""
+"""Checks of an ONNX model against ONNX's rules, and of its inferred shapes against Caffe's."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from onnx import TensorProto, helper
 
 from caffetools.errors import ExportError
 from caffetools.layers.base import Shape, format_shape
-
-# Initializers of at most so many values may be shapes, axes and the like, which shape inference reads.
-_SMALL = 256
+from caffetools.onnx.model import OnnxModel
 
 
-def check_model(model: onnx.ModelProto) -> None:
-    """Hold ``model`` against ONNX's rules. Raises :class:`ExportError` with what its checker says."""
+def check_model(model: OnnxModel, *, full: bool = False) -> None:
+    """Check ``model`` with ONNX's own checker, ``full`` with strict shape inference. Raises :class:`ExportError` with what it found."""
     try:
-        onnx.checker.check_model(_without_weights(model))
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(model.light(external=False), full_check=full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported model is not valid ONNX: {_first_line(error)}") from None
 
 
-def check_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape], advice: str = "") -> None:
-    """Infer the shapes of ``model`` for the inputs in ``shapes`` and hold every other value's against them.
+def check_shapes(model: OnnxModel, shapes: Mapping[str, Shape], hint: str = "") -> None:
+    """Infer the shapes of ``model`` for the inputs in ``shapes`` and compare every other value's with it.
 
     Args:
-        shapes: The shape of each value, by name; the batch size is a number. advice: ends the message of an error.
+        model: The model.
+        shapes: Value name → shape, of every blob; all sizes are numbers.
+        hint: What to do about an error.
 
     Raises:
-        ExportError: a value has another shape than the net's blob, or ONNX finds that a node does not fit its inputs.
+        ExportError: A value has another shape than the net's blob, or ONNX finds that a node does not fit its inputs.
     """
-    light = _without_weights(model)
+    light = model.light(external=False)
     del light.graph.value_info[:]
     for value in (*light.graph.input, *light.graph.output):
         if value.name in shapes:
@@ -41,34 +41,17 @@ def check_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape], advice: st
     try:
         inferred = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise ExportError(" ".join((f"ONNX cannot infer the shapes of the exported model: {_first_line(error)}", advice)).strip()) from None
+        raise ExportError(f"ONNX cannot infer the shapes of the exported model: {_first_line(error)}", hint=hint or None) from None
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         if value.name not in shapes or not value.type.tensor_type.HasField("shape"):
             continue
-        wanted = shapes[value.name]
+        expected = shapes[value.name]
         got = [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
-        fits = len(got) == len(wanted) and all(g is None or g == w for g, w in zip(got, wanted, strict=True))
-        if not fits:
+        if len(got) != len(expected) or any(g is not None and g != n for g, n in zip(got, expected, strict=True)):
             found = " x ".join("?" if g is None else str(g) for g in got)
-            raise ExportError(f"blob '{value.name}' would be {found} in ONNX, but is {format_shape(wanted)} in the net {advice}".strip())
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` that takes its large initializers as inputs: as good for checking, and small."""
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    graph = model.graph
-    light.graph.name = graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(light.graph, field).extend(getattr(graph, field))
-    for tensor in graph.initializer:
-        size = 1
-        for n in tensor.dims:
-            size *= n
-        if size <= _SMALL:
-            light.graph.initializer.append(tensor)
-        else:
-            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    return light
+            raise ExportError(
+                f"blob '{value.name}' would be {found} in ONNX, but is {format_shape(expected)} in the net", hint=hint or None
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -14,11 +14,11 @@ from caffetools.data.datasets.build import build_dataset
 from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.errors import DataError
 from caffetools.infer.classifier import Classifier, Options
+from caffetools.infer.export import export_deployed
 from caffetools.layers.registry import traits
 from caffetools.onnx.verify import Verification
 from caffetools.project.dataset_config import mean_of
 from caffetools.project.evaluate import Evaluation, evaluate, held_out
-from caffetools.project.onnx_file import export_deployed
 from caffetools.project.progress import Recorder
 from caffetools.project.retargeting import DataOptions, RetargetResult, prepare_retarget, write_retarget
 from caffetools.project.training_schedule import Plan, plan_training

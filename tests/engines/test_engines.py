@@ -51,7 +51,7 @@ def test_predicting_leaves_the_batch_alone(tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_told_and_another_is_refused(tmp_path: Path) -> None:
     deploy, _ = write_net(tmp_path)
-    export(Net.from_file(deploy), tmp_path / "one.onnx", dynamic_batch=False)
+    export(Net.from_file(deploy), tmp_path / "one.onnx", dynamic_axes=())
     engine = OnnxRuntimeEngine.load(tmp_path / "one.onnx")
     assert engine.batch == 1
     with pytest.raises(EngineError, match="onnxruntime cannot run the model"):

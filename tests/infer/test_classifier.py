@@ -11,7 +11,7 @@ from caffetools.engines.base import EngineError
 from caffetools.errors import CaffeToolsError, DataError, ModelFileError, NetError
 from caffetools.events import on_progress
 from caffetools.infer.classifier import Classifier, Options, find_pictures
-from caffetools.project.onnx_file import export_deployed
+from caffetools.infer.export import ExportOptions, export_deployed
 from tests.infer.colours import DEPLOY, LABELS, write_net, write_pictures
 
 
@@ -65,7 +65,7 @@ def test_an_exported_file_knows_its_labels_mean_and_sizes(tmp_path: Path, batch:
     pictures = write_pictures(tmp_path)
     options = Options(mean=np.random.RandomState(0).rand(3, 9, 10) * 100, labels=LABELS, scale=0.5)
     deploy, weights = write_net(tmp_path)
-    export_deployed(deploy, weights, tmp_path / "colours.onnx", options, batch=batch, pictures=pictures)
+    export_deployed(deploy, weights, tmp_path / "colours.onnx", options, ExportOptions(batch=batch), pictures=pictures)
     from_onnx = Classifier(tmp_path / "colours.onnx")
     assert from_onnx.labels == LABELS
     assert from_onnx.preprocessor.size == (10, 9)

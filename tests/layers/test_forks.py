@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.engines.onnxruntime import OnnxRuntimeEngine
-from caffetools.errors import ExportError, NetError
+from caffetools.errors import NetError
 from caffetools.layers.base import Layer
 from caffetools.net.net import Net
 from caffetools.onnx.export import to_onnx
@@ -334,12 +334,6 @@ PARAMS = {
 def test_onnxruntime_gives_the_same_numbers(name: str, opset: int) -> None:
     text, shapes = FORMS[name]
     exported(text, *shapes, opset=opset, params=PARAMS.get(name, ()))
-
-
-def test_what_has_no_exact_form_is_refused() -> None:
-    text = input_layer("x", 2, 3, 4, 4) + 'layer { name: "l" type: "BN" bottom: "x" top: "y" bn_param { bn_mode: LEARN } }'
-    with pytest.raises(ExportError, match="layer 'l' of type BN has no ONNX form"):
-        to_onnx(Net(parse(text, NetParameter), TEST))
 
 
 def test_batch_norm_of_nvcaffe_goes_on_from_sums_as_averages() -> None:

@@ -72,7 +72,7 @@ def test_a_published_network_gives_the_numbers_of_caffe(name: str) -> None:
 
 def test_a_network_for_an_old_runtime_uses_only_what_that_has() -> None:
     golden = json.loads((FOLDER / "squeezenet_v1.1_deploy.golden.json").read_text())
-    model = to_onnx(golden_net("squeezenet_v1.1_deploy", golden), opset=11, dynamic_batch=False)
+    model = to_onnx(golden_net("squeezenet_v1.1_deploy", golden), opset=11, dynamic_axes=())
     assert (model.opset_import[0].version, model.ir_version) == (11, 6)
     onnx.checker.check_model(model, full_check=True)
     assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [2, 3, 227, 227]

@@ -1,0 +1,198 @@
+"""An ONNX model whose large initializers stay arrays until they are written, so that weights are not copied on the way to a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from caffetools.errors import ModelFileError
+from caffetools.util.files import atomic_write
+
+PathLike = str | os.PathLike[str]
+
+# protobuf holds no message of 2 GB or more; larger models keep their weights in a file of their own (ONNX's external data).
+SIZE_LIMIT = 2**31 - 1
+_ROOM_FOR_THE_GRAPH = 2**22
+# Arrays of up to this many values may be shapes, axes and the like, which shape inference reads.
+SMALL = 256
+# Field numbers of onnx.proto.
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+_BYTES_TYPE = 2
+_ALIGNMENT = 4096
+
+
+@dataclass
+class OnnxModel:
+    """A graph and its initializers.
+
+    Attributes:
+        proto: The model without its initializers.
+        weights: Initializer name → array, C order.
+        notes: What a user of the model should know.
+    """
+
+    proto: onnx.ModelProto
+    weights: dict[str, NDArray[Any]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all initializers."""
+        return sum(array.nbytes for array in self.weights.values())
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the model needs external data."""
+        return self.size + _ROOM_FOR_THE_GRAPH > SIZE_LIMIT
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The whole model as one message; copies the weights. Raises :class:`ValueError` for a large one."""
+        if self.is_large:
+            raise ValueError("an ONNX message holds less than 2 GB; write the model to a file")
+        whole = onnx.ModelProto()
+        whole.CopyFrom(self.proto)
+        for name, array in self.weights.items():
+            whole.graph.initializer.append(_header(name, array))
+            whole.graph.initializer[-1].raw_data = _little_endian(array).tobytes()
+        return whole
+
+    def light(self, outputs: Sequence[str] = (), *, external: bool = True) -> onnx.ModelProto:
+        """A small copy: large initializers are external data (of a file that does not exist), or become inputs.
+
+        Args:
+            outputs: Values that become outputs besides the model's own.
+            external: False makes large initializers inputs, as checking needs.
+        """
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.proto)
+        known = {value.name for value in copy.graph.output}
+        copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs if name not in known)
+        for name, array in self.weights.items():
+            tensor = _header(name, array)
+            if array.size <= SMALL:
+                tensor.raw_data = _little_endian(array).tobytes()
+                copy.graph.initializer.append(tensor)
+            elif external:
+                _point_to(tensor, "weights", 0, array.nbytes)
+                copy.graph.initializer.append(tensor)
+            else:
+                copy.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(array.shape)))
+        return copy
+
+    @property
+    def large_weights(self) -> dict[str, NDArray[Any]]:
+        """The initializers that :meth:`light` leaves out."""
+        return {name: array for name, array in self.weights.items() if array.size > SMALL}
+
+    def write(self, path: PathLike) -> None:
+        """Write the model to ``path``; one of 2 GB or more puts its weights into ``PATH.data`` beside it, which is written first.
+
+        Raises:
+            RunFailed: The folder cannot be written to, or the disk is full.
+        """
+        if self.is_large:
+            self._write_external(Path(path))
+            return
+        with atomic_write(path) as stream:
+            self.write_to(stream)
+
+    def write_to(self, stream: IO[bytes]) -> None:
+        """Write the model as one message, array by array."""
+        outer = onnx.ModelProto()
+        outer.CopyFrom(self.proto)
+        outer.ClearField("graph")
+        inner = self.proto.graph.SerializeToString()
+        tensors = [(_header(name, array).SerializeToString(), array) for name, array in self.weights.items()]
+        total = len(inner) + sum(_tagged_size(_INITIALIZER, len(head) + _tagged_size(_RAW_DATA, array.nbytes)) for head, array in tensors)
+        stream.write(outer.SerializeToString())
+        stream.write(_tag(_GRAPH, total) + inner)
+        for head, array in tensors:
+            stream.write(_tag(_INITIALIZER, len(head) + _tagged_size(_RAW_DATA, array.nbytes)) + head)
+            stream.write(_tag(_RAW_DATA, array.nbytes))
+            stream.write(_buffer(array))
+
+    def _write_external(self, path: Path) -> None:
+        whole = onnx.ModelProto()
+        whole.CopyFrom(self.proto)
+        data = path.with_name(path.name + ".data")
+        with atomic_write(data) as stream:
+            place = 0
+            for name, array in self.weights.items():
+                tensor = _header(name, array)
+                if array.size <= SMALL:
+                    tensor.raw_data = _little_endian(array).tobytes()
+                else:
+                    padding = -place % _ALIGNMENT
+                    stream.write(bytes(padding))
+                    stream.write(_buffer(array))
+                    _point_to(tensor, data.name, place + padding, array.nbytes)
+                    place += padding + array.nbytes
+                whole.graph.initializer.append(tensor)
+        with atomic_write(path) as stream:
+            stream.write(whole.SerializeToString())
+
+
+def load_model(source: PathLike | bytes) -> onnx.ModelProto:
+    """Read an ONNX file with its external data, or a model's bytes. Raises :class:`ModelFileError` naming the file."""
+    name = "the ONNX model" if isinstance(source, bytes) else os.fspath(source)
+    try:
+        model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+    except FileNotFoundError as error:
+        raise ModelFileError("no such file", path=error.filename or name) from None
+    except Exception as error:
+        # onnx passes on whatever protobuf, the system and its own checks of external data raise.
+        raise ModelFileError(f"not an ONNX model: {' '.join(str(error).split())[:200]}", path=name) from None
+    if not model.graph.node and not model.graph.output:
+        raise ModelFileError("not an ONNX model: it has no graph", path=name)
+    return model
+
+
+def from_proto(proto: onnx.ModelProto) -> OnnxModel:
+    """Split a whole model into its graph and its arrays."""
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    del light.graph.initializer[:]
+    return OnnxModel(light, weights)
+
+
+def _header(name: str, array: NDArray[Any]) -> TensorProto:
+    return TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+
+
+def _point_to(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _buffer(array: NDArray[Any]) -> memoryview:
+    return _little_endian(array).reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+
+
+def _tag(number: int, length: int) -> bytes:
+    """The key and the length of a length-delimited field."""
+    return bytes([*_varint(number << 3 | _BYTES_TYPE), *_varint(length)])
+
+
+def _tagged_size(number: int, length: int) -> int:
+    return len(_tag(number, length)) + length
+
+
+def _varint(value: int) -> Iterator[int]:
+    while value > 0x7F:
+        yield value & 0x7F | 0x80
+        value >>= 7
+    yield value

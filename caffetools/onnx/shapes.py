@@ -1,0 +1,141 @@
+"""Which axes of an exported graph may have any size, found by giving the net other input sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from caffetools.errors import ExportError, NetError
+from caffetools.layers.base import Shape
+from caffetools.net.net import Net
+
+Shapes = dict[str, Shape]
+
+AXES = ("batch", "height", "width")
+# The symbol of each kind of axis in ONNX.
+_SYMBOLS = {"batch": "N", "height": "H", "width": "W"}
+# Sizes to try beside the net's own: any size where the net takes it, else multiples of 32, which deep nets of fixed ratios need.
+_STEPS = (((1, 15), (32, 2)), ((32, 64), (64, 32)))
+
+
+@dataclass
+class FreeShapes:
+    """The blobs' shapes at several input sizes, and what follows from them.
+
+    Attributes:
+        base: Blob → shape as the net is configured.
+        cases: Input shapes to verify with, the net's own first.
+        free: Blob → the axes whose size is known at run time only.
+        symbols: Blob → axis → the symbol of an axis that is always as long as the inputs' batch, height or width.
+    """
+
+    base: Shapes
+    cases: list[Shapes]
+    free: dict[str, frozenset[int]] = field(default_factory=dict)
+    symbols: dict[str, dict[int, str]] = field(default_factory=dict)
+
+    def dims(self, blob: str) -> list[int | str | None]:
+        """The shape as ONNX declares it: numbers, symbols, and None for an axis that depends on the inputs in another way."""
+        free, symbols = self.free.get(blob, frozenset()), self.symbols.get(blob, {})
+        return [symbols.get(axis) if axis in free else size for axis, size in enumerate(self.base[blob])]
+
+
+def find_free_shapes(net: Net, inputs: Collection[str], axes: Collection[str]) -> FreeShapes:
+    """Find the shapes of ``net`` when ``axes`` of its inputs are free.
+
+    Args:
+        net: The net; its configuration is the same afterwards.
+        inputs: The input blobs that are read.
+        axes: Some of ``batch`` (axis 0 of every input), ``height`` and ``width`` (axes 2 and 3 of inputs of four axes).
+
+    Raises:
+        ExportError: The net takes no other sizes; names the layer at fault.
+    """
+    base = {blob: net.blob_shapes[blob] for blob in inputs}
+    found = FreeShapes(dict(net.blob_shapes), [base])
+    if "batch" in axes:
+        _check_batch(net, base)
+    changes: dict[str, Shapes] = {}
+    with _restored(net, base):
+        for axis in AXES:
+            if axis in axes:
+                changes[axis] = _first_possible(net, base, [axis])[0]
+        if axes:
+            found.cases += _first_possible(net, base, list(axes))
+        for shapes in [*changes.values(), *found.cases[1:]]:
+            _compare(net, found, shapes)
+        _name_axes(net, found, changes)
+    return found
+
+
+def _check_batch(net: Net, base: Shapes) -> None:
+    hint = "fix the batch size instead (--batch N)"
+    sizes = {shape[0] if shape else 0 for shape in base.values()}
+    if len(sizes) > 1:
+        raise ExportError(f"the inputs {', '.join(base)} differ in their first axis, so it cannot stand for the batch", hint=hint)
+    if sizes == {0} or not sizes:
+        raise ExportError(f"the net '{net.name}' has no input with a batch axis", hint=hint)
+
+
+def _first_possible(net: Net, base: Shapes, axes: list[str]) -> list[Shapes]:
+    """Two other sets of input shapes in which ``axes`` differ from ``base``; sizes that the net takes."""
+    error: NetError | None = None
+    for steps in _STEPS:
+        cases = [{blob: _changed(shape, axes, number, step) for blob, shape in base.items()} for number, step in enumerate(steps, 1)]
+        try:
+            for case in cases[: 1 if axes == ["batch"] else None]:
+                net.reshape(case)
+        except NetError as problem:
+            error = error or problem
+        else:
+            return cases[:1] if axes == ["batch"] else cases
+    size = "batch size" if axes == ["batch"] else f"{' and '.join(axes)}"
+    hint = "fix the batch size instead (--batch N)" if axes == ["batch"] else "leave it out of --dynamic-axes and give --input-shape"
+    now = next(iter(base.values()))[0] if axes == ["batch"] else "those of the net"
+    raise ExportError(f"the net takes no other {size} than {now} ({error})", hint=hint)
+
+
+def _changed(shape: Shape, axes: list[str], number: int, step: tuple[int, int]) -> Shape:
+    new = list(shape)
+    if "batch" in axes and new:
+        new[0] += number
+    for name, axis, more in (("height", 2, step[0]), ("width", 3, step[1])):
+        if name in axes and len(new) == 4:
+            # Nets that declare 1 x 1 inputs are tried at sizes that mean something.
+            new[axis] = max(new[axis], 32) + more
+    return tuple(new)
+
+
+def _compare(net: Net, found: FreeShapes, inputs: Mapping[str, Shape]) -> None:
+    net.reshape(inputs)
+    for blob, shape in net.blob_shapes.items():
+        here = found.base[blob]
+        if len(shape) != len(here):
+            raise ExportError("its number of axes depends on the size of the inputs, which ONNX cannot say", blob=blob)
+        different = {axis for axis, sizes in enumerate(zip(here, shape, strict=True)) if sizes[0] != sizes[1]}
+        found.free[blob] = found.free.get(blob, frozenset()) | different
+
+
+def _name_axes(net: Net, found: FreeShapes, changes: Mapping[str, Shapes]) -> None:
+    """Give a symbol to the axes that are as long as the inputs' in the base and in every change."""
+    for name, inputs in changes.items():
+        axis = {"batch": 0, "height": 2, "width": 3}[name]
+        source = next((blob for blob, shape in inputs.items() if len(shape) > axis and (axis == 0 or len(shape) == 4)), None)
+        if source is None:
+            continue
+        net.reshape({blob: found.base[blob] for blob in inputs})
+        net.reshape(inputs)
+        lengths = (found.base[source][axis], net.blob_shapes[source][axis])
+        for blob, shape in net.blob_shapes.items():
+            for place, sizes in enumerate(zip(found.base[blob], shape, strict=True)):
+                if sizes == lengths and sizes[0] != sizes[1]:
+                    found.symbols.setdefault(blob, {}).setdefault(place, _SYMBOLS[name])
+
+
+@contextmanager
+def _restored(net: Net, base: Shapes) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        net.reshape(base)
