@@ -76,6 +76,8 @@ class ROIPooling(_RoiLayer):
         return torch.stack(pooled) if pooled else x.new_zeros(0, x.shape[1], *self.bins)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
+        if graph.opset >= 22:
+            raise self.no_onnx_form("onnxruntime has no MaxRoiPool of opset 22; use --opset 21 or lower")
         regions = graph.value("regions")
         graph.reshape(self.bottoms[1], regions, [0, 5])
         scale = self.param.roi_pooling_param.spatial_scale

@@ -215,7 +215,9 @@ class Interp(Layer):
         if graph.is_free(self.bottoms[0], 2, 3) or (len(self.bottoms) > 1 and graph.is_free(self.bottoms[1], 2, 3)):
             sizes = graph.sizes("sizes", [graph.size(self.bottoms[0], 0), self.bottom_shapes[0][1], *self._size_in_onnx(graph)])
             modes = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
-            graph.node("Resize", [source, "", "", sizes], self.tops, **modes)
+            # Before opset 13 neither input may be left out.
+            unused = ["", ""] if graph.opset >= 13 else [graph.constant(hint, np.zeros(0, np.float32)) for hint in ("roi", "scales")]
+            graph.node("Resize", [source, *unused, sizes], self.tops, **modes)
             return
         # Scales rather than sizes, which would fix the batch; a hair more, since the output's size is rounded down.
         inner = (h - self.begin - self.end, w - self.begin - self.end)
