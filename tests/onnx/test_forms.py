@@ -17,12 +17,12 @@ from caffetools.proto.schema import TEST, NetParameter
 from caffetools.proto.text import parse
 from tests.layers.helpers import input_layer
 
-CONV = 'layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 4 kernel_size: 3 pad: 1 stride: 2 weight_filler { type: "xavier" } } }'
+CONV = 'layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 4 kernel_size: 3 pad: 1 stride: 2 WEIGHTS } }'
 IMAGE = input_layer("x", 1, 3, 20, 24)
 
 # Layers behind a convolution of stride 2, on maps of any size.
 FREE = {
-    "deconvolution": 'layer { name: "l" type: "Deconvolution" bottom: "c" top: "y" convolution_param { num_output: 2 kernel_size: 4 stride: 2 pad: 1 weight_filler { type: "xavier" } } }',
+    "deconvolution": 'layer { name: "l" type: "Deconvolution" bottom: "c" top: "y" convolution_param { num_output: 2 kernel_size: 4 stride: 2 pad: 1 WEIGHTS } }',
     "max 3/2": 'layer { name: "l" type: "Pooling" bottom: "c" top: "y" pooling_param { kernel_size: 3 stride: 2 } }',
     "max 2/2 pad 1": 'layer { name: "l" type: "Pooling" bottom: "c" top: "y" pooling_param { kernel_size: 2 stride: 2 pad: 1 } }',
     "max 2/3": 'layer { name: "l" type: "Pooling" bottom: "c" top: "y" pooling_param { kernel_size: 2 stride: 3 } }',
@@ -64,7 +64,7 @@ REFUSED = {
 
 def net_of(text: str, seed: int = 0) -> Net:
     torch.manual_seed(seed)
-    return Net(parse(text, NetParameter), TEST)
+    return Net(parse(text.replace("WEIGHTS", 'weight_filler { type: "uniform" min: -0.5 max: 0.5 }'), NetParameter), TEST)
 
 
 def agree(net: Net, shapes: dict[str, tuple[int, ...]], session: Any) -> None:
@@ -120,23 +120,24 @@ STATIC = {
     "batch reindex": ('layer { name: "l" type: "BatchReindex" bottom: "x" bottom: "i" top: "y" }', {"x": (4, 3), "i": (6,)}),
     "filter": ('layer { name: "l" type: "Filter" bottom: "x" bottom: "s" top: "y" }', {"x": (5, 3), "s": (5, 1)}),
     "embed": (
-        'layer { name: "l" type: "Embed" bottom: "x" top: "y" embed_param { num_output: 3 input_dim: 20 weight_filler { type: "uniform" } } }',
+        'layer { name: "l" type: "Embed" bottom: "x" top: "y" embed_param { num_output: 3 input_dim: 20 WEIGHTS } }',
         {"x": (2, 3, 4, 1)},
     ),
     "lstm": (
-        'layer { name: "l" type: "LSTM" bottom: "x" bottom: "cont" bottom: "s" top: "y" recurrent_param { num_output: 5 weight_filler { type: "uniform" min: -1 max: 1 } } }',
+        'layer { name: "l" type: "LSTM" bottom: "x" bottom: "cont" bottom: "s" top: "y" recurrent_param { num_output: 5 WEIGHTS } }',
         {"x": (6, 3, 4), "cont": (6, 3), "s": (3, 2)},
     ),
     "rnn with its state outside": (
-        'layer { name: "l" type: "RNN" bottom: "x" bottom: "cont" bottom: "h" top: "y" top: "h1" recurrent_param { expose_hidden: true num_output: 5 weight_filler { type: "uniform" min: -1 max: 1 } } }',
+        'layer { name: "l" type: "RNN" bottom: "x" bottom: "cont" bottom: "h" top: "y" top: "h1" recurrent_param { expose_hidden: true num_output: 5 WEIGHTS } }',
         {"x": (6, 3, 4), "cont": (6, 3), "h": (1, 3, 5)},
     ),
     "convolution over 4 axes": (
-        'layer { name: "l" type: "Convolution" bottom: "x" top: "y" convolution_param { num_output: 4 group: 2 kernel_size: 2 pad: 1 stride: 2 weight_filler { type: "xavier" } } }',
+        'layer { name: "l" type: "Convolution" bottom: "x" top: "y" convolution_param { num_output: 4 group: 2 kernel_size: 2 pad: 1 stride: 2 WEIGHTS } }',
         {"x": (2, 4, 3, 4, 5, 3)},
     ),
     "stochastic pooling": (
-        'layer { name: "a" type: "AbsVal" bottom: "x" top: "a" } layer { name: "l" type: "Pooling" bottom: "a" top: "y" pooling_param { pool: STOCHASTIC kernel_size: 2 stride: 2 } }',
+        'layer { name: "a" type: "AbsVal" bottom: "x" top: "a" } '
+        'layer { name: "l" type: "Pooling" bottom: "a" top: "y" pooling_param { pool: STOCHASTIC kernel_size: 2 stride: 2 } }',
         {"x": (2, 3, 6, 8)},
     ),
     "bn of segnet in training": (
@@ -189,7 +190,7 @@ def test_where_nothing_is_detected_each_item_has_its_row() -> None:
 
 def test_layers_of_one_name_get_nodes_of_their_own() -> None:
     text = input_layer("x", 2, 3) + "".join(
-        f'layer {{ name: "ip" type: "InnerProduct" bottom: "{a}" top: "{b}" inner_product_param {{ num_output: 3 weight_filler {{ type: "xavier" }} }} }} '
+        f'layer {{ name: "ip" type: "InnerProduct" bottom: "{a}" top: "{b}" inner_product_param {{ num_output: 3 WEIGHTS }} }} '
         f'layer {{ name: "relu" type: "ReLU" bottom: "{b}" top: "{b}" }}'
         for a, b in (("x", "y"), ("y", "z"))
     )
