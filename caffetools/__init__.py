@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from caffetools.cancel import CancelToken
     from caffetools.errors import CaffeToolsError, Cancelled
     from caffetools.net.net import Net
-    from caffetools.pycaffe.install import install_as_caffe
+    from caffetools.pycaffe.install import import_caffe_as_caffetools, install_as_caffe
     from caffetools.solver.solver import Solver
     from caffetools.zoo.fetch import fetch
 
@@ -43,6 +43,7 @@ __all__ = [
     "events",
     "export_onnx",
     "fetch",
+    "import_caffe_as_caffetools",
     "inspect",
     "install_as_caffe",
     "load_net",
@@ -66,6 +67,7 @@ _HOMES = {
     "errors": "",
     "events": "",
     "fetch": "zoo.fetch",
+    "import_caffe_as_caffetools": "pycaffe.install",
     "install_as_caffe": "pycaffe.install",
 }
 

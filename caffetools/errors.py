@@ -145,3 +145,14 @@ class Cancelled(CaffeToolsError):
     """Work that was cancelled through a :class:`~caffetools.cancel.CancelToken`; what it left behind is whole and can be resumed."""
 
     exit_code: int = 130
+
+
+def mark_user_error(error: BaseException, context: str) -> None:
+    """Attach ``context`` (where the user's own code failed) to an exception that is passed on unchanged; the first one is kept."""
+    if not hasattr(error, "caffetools_context"):
+        error.caffetools_context = context  # type: ignore[attr-defined]
+
+
+def user_error_context(error: BaseException) -> str:
+    """Return what :func:`mark_user_error` attached; empty for other exceptions."""
+    return str(getattr(error, "caffetools_context", ""))

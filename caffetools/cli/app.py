@@ -14,7 +14,7 @@ import typer
 import caffetools
 from caffetools.cli.commands import Commands
 from caffetools.cli.gflags import translate
-from caffetools.errors import CaffeToolsError
+from caffetools.errors import CaffeToolsError, user_error_context
 
 app = typer.Typer(
     name="caffetools",
@@ -65,6 +65,9 @@ def main() -> None:
             sys.stderr.write("caffetools: error: there is not enough memory for this; a smaller batch or smaller pictures need less\n")
             sys.exit(1)
         what = " ".join(f"{type(error).__name__}: {error}".split())
+        if context := user_error_context(error):
+            sys.stderr.write(f"caffetools: error: {context}: {what}\n")
+            sys.exit(1)
         sys.stderr.write(f"caffetools: error: something went wrong inside caffetools ({what}); --debug shows where, please report it\n")
         sys.exit(1)
 

@@ -47,7 +47,7 @@ def deploy(
     from caffetools.errors import CaffeToolsError
     from caffetools.graph.inputs import parse_shapes
     from caffetools.graph.summary import summarize
-    from caffetools.net.net import located
+    from caffetools.net.net import error_context
     from caffetools.net.phases import with_stages
     from caffetools.project.preprocessing import update_preprocessing
     from caffetools.proto.binary import write_caffemodel
@@ -62,7 +62,7 @@ def deploy(
     _check_outputs(written, [train_val, weights], force=force)
     shapes = parse_shapes(input_shape or [])
     param = read_net(train_val)
-    with located(train_val):
+    with error_context(train_val):
         param = with_stages(upgrade_net(param), stage) if stage else param
         net = deploy_from(param, batch=batch, input_shape=shapes, heads=heads or None, drop_dropout=drop_dropout)
         folded = _folded(net, weights) if weights is not None else None

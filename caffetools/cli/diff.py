@@ -31,7 +31,7 @@ def diff(
     """
     from caffetools.errors import CaffeToolsError
     from caffetools.graph.diff import diff_nets, diff_weights
-    from caffetools.net.net import located
+    from caffetools.net.net import error_context
     from caffetools.net.weights import read_weights
     from caffetools.proto.text import read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
@@ -49,7 +49,7 @@ def diff(
         nets = []
         for path in (first, second):
             param = read_net(path)
-            with located(path):
+            with error_context(path):
                 nets.append(upgrade_net(param))
         found = diff_nets(*nets)
         shown = [(d.layer or "(the net)", d.kind, d.field, d.before, d.after) for d in found]

@@ -48,7 +48,7 @@ def inspect(
     from caffetools.graph.inputs import parse_shapes
     from caffetools.graph.summary import summarize
     from caffetools.graph.weights_diff import compare_weights
-    from caffetools.net.net import located
+    from caffetools.net.net import error_context
     from caffetools.net.phases import with_stages
     from caffetools.net.weights import read_weights
     from caffetools.proto.text import read_net
@@ -62,7 +62,7 @@ def inspect(
     wanted = _phase(phase)
     param = read_net(net)
     shapes = parse_shapes(input_shape or [])
-    with located(net):
+    with error_context(net):
         param = with_stages(upgrade_net(param), stage) if stage else upgrade_net(param)
         shown = phases_present(param)[-1] if wanted is None else wanted
         summary = summarize(param, shown, shapes=shapes)
@@ -103,7 +103,7 @@ def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:
     """One column for each network of the zoo and for each file, by its whole path where several have its name."""
     from caffetools.errors import CaffeToolsError
     from caffetools.graph.counting import count_global_poolings, count_types, type_table
-    from caffetools.net.net import located
+    from caffetools.net.net import error_context
     from caffetools.proto.text import read_net
     from caffetools.zoo.networks import prototxt_path
 
@@ -116,7 +116,7 @@ def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:
     nets = {}
     for name, path in paths.items():
         nets[name] = read_net(path)
-        with located(path):
+        with error_context(path):
             count_types(nets[name])
     if as_json:
         print_json({name: {"layers": count_types(net), "global_poolings": count_global_poolings(net)} for name, net in nets.items()})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from caffetools.engines.base import Engine, EngineError, PathLike
 from caffetools.errors import NetError
 from caffetools.net.device import find_device
-from caffetools.net.net import Net, located
+from caffetools.net.net import Net, error_context
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 
@@ -62,7 +62,7 @@ def load_all_weights(net: Net, deploy: PathLike, weights: PathLike | None) -> No
         if any(len(layer.blobs) for layer in net.layers):
             raise EngineError(f"{deploy}: the net has parameters; its weights (a .caffemodel) are needed too")
         return
-    with located(deploy):
+    with error_context(deploy):
         report = load_weights(net, weights)
     if report.fresh:
         names = ", ".join(f"'{name}'" for name in report.fresh[:3]) + (", …" if len(report.fresh) > 3 else "")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from caffetools.errors import ExportError, NetError
 from caffetools.layers.fillers import fill
@@ -113,6 +113,14 @@ class Layer(nn.Module):
     NEEDS_TOP: ClassVar[bool] = True
     # Data layers make their tops themselves.
     IS_DATA: ClassVar[bool] = False
+    # The layer keeps a state between passes (or runs the user's code): it runs in one thread at a time.
+    STATEFUL: ClassVar[bool] = False
+    # The tops' shapes are known only once the layer has run.
+    DYNAMIC_SHAPE: ClassVar[bool] = False
+    # Whether Caffe's backward pass computes from the bottoms as they are then (else from what the forward pass kept: masks, sums).
+    BACKWARD_READS_BOTTOMS: ClassVar[bool] = True
+    # Whether a second pass over its own top gives the same mask (ReLU): what a layer in place needs to go back over edited values.
+    IDEMPOTENT: ClassVar[bool] = False
     # The layer reads fields that no schema has (a plugin's, with proto.unknown.unknown_fields); others can't be run with them.
     READS_UNKNOWN: ClassVar[bool] = False
     # Fields that forks add to BVLC Caffe's own messages, and that this layer honours; others must not be given.
@@ -131,6 +139,8 @@ class Layer(nn.Module):
         self.top_shapes: list[Shape] = []
         # Set by the net: this layer may overwrite its bottom, since nothing else needs the old values.
         self.inplace_ok = False
+        # Set for runs in lower precision: autocast does not reach into this layer.
+        self.float32_only = False
         self.train(phase == TRAIN)
 
     # ---- what a layer type defines ----
@@ -233,6 +243,15 @@ class Layer(nn.Module):
                 except NetError as error:
                     raise self.error(error.message) from None
             self.blobs.append(nn.Parameter(data, requires_grad=spec.learnable))
+
+    def run(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        """Run :meth:`forward` with its hooks, in float32 where ``float32_only`` is set; return the tops as a tuple."""
+        if self.float32_only and bottoms:
+            with torch.autocast(bottoms[0].device.type, enabled=False):
+                tops = self(*(b.float() if b.is_floating_point() else b for b in bottoms))
+        else:
+            tops = self(*bottoms)
+        return (tops,) if isinstance(tops, Tensor) else tuple(tops)
 
     # ---- for subclasses ----
 

@@ -1,4 +1,4 @@
-"""Where values flow in a net: which layer makes each of a blob's values, which layers read it, and which of them send gradients back."""
+"""Where values flow in a net: which layer produces each version of a blob, which layers read it, and which of them return gradients."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer
 from caffetools.net.net import Net
+from caffetools.net.shape_plans import layer_view
 
 
 @dataclass
-class Flow:
-    """One value of a blob, from the layer that makes it to those that read it; a layer that works in place gives its blob a new one.
+class BlobVersion:
+    """One version of a blob, from the layer that produces it to those that read it; a layer that works in place makes a new one.
 
     Attributes:
-        blob: the blob's name. loss_weight: what Caffe calls the loss weight of the top, or 0.
-        senders: how many bottoms send a gradient back to this value. parts: the gradients that have come back, by layer and bottom.
+        blob: The blob's name.
+        loss_weight: What Caffe calls the loss weight of the top; 0 of most.
+        num_consumers: How many bottoms return a gradient to this version.
+        partial_grads: The gradients that have come back, by layer and bottom index.
+        total: Their sum, with the loss weight.
     """
 
     blob: str
     loss_weight: float = 0.0
-    senders: int = 0
-    parts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    num_consumers: int = 0
+    partial_grads: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     total: Tensor | None = None
 
-    def collect(self, sender: tuple[int, int], gradient: Tensor) -> Tensor:
-        """Take ``sender``'s gradient; what all of them together (and the loss weight) give so far. Caffe's Split layers do this sum."""
-        if self.senders == 1 and not self.loss_weight:
+    def accumulate(self, consumer: tuple[int, int], gradient: Tensor) -> Tensor:
+        """Add the gradient of ``consumer`` (layer and bottom index); return the sum so far, as Caffe's Split layers compute it."""
+        if self.num_consumers == 1 and not self.loss_weight:
             return gradient
-        again = sender in self.parts
-        self.parts[sender] = gradient
+        again = consumer in self.partial_grads
+        self.partial_grads[consumer] = gradient
         if again or self.total is None:
-            parts = list(self.parts.values())
+            parts = list(self.partial_grads.values())
             self.total = torch.full_like(parts[0], self.loss_weight) if self.loss_weight else parts.pop(0)
             for part in parts:
                 self.total = self.total + part
@@ -42,54 +46,68 @@ class Flow:
         return self.total
 
     def clear(self) -> None:
-        """Forget the gradients: the layer that makes this value has used them, or has made a new one."""
-        self.parts.clear()
+        """Drop the gradients: the layer that produces this version has used them, or has made a new one."""
+        self.partial_grads.clear()
         self.total = None
 
 
 @dataclass
 class Step:
-    """A layer in a run, and what comes back through it.
+    """A layer in a run, and what its backward pass computes.
 
     Attributes:
-        needs: which bottoms get a gradient. goes_back: whether the layer has a backward pass at all.
-        reads, makes: the values of its bottoms and tops. changed_later: which bottoms' blobs are overwritten by this layer or a later one.
-        leaves, tops: of the last forward pass, with the layer's own autograd graph between them; None when there is none.
+        layer: The layer, as a view whose shapes are this run's own.
+        index: Its number in the net.
+        needs: Which bottoms get a gradient.
+        needs_backward: Whether the layer has a backward pass at all.
+        reads: The versions of its bottoms.
+        produces: The versions of its tops.
+        overwritten: Which bottoms' blobs are overwritten by this layer or a later one.
+        inplace_ok: Whether it may overwrite its bottom's memory where no backward pass follows.
+        inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
+        tops: The tops of that pass.
     """
 
     layer: Layer
     index: int
     needs: list[bool]
-    goes_back: bool
-    reads: list[Flow]
-    makes: list[Flow]
-    changed_later: list[bool]
-    leaves: list[Tensor] | None = None
+    needs_backward: bool
+    reads: list[BlobVersion]
+    produces: list[BlobVersion]
+    overwritten: list[bool]
+    inplace_ok: bool = False
+    inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
+
+    def forget(self) -> None:
+        """Release what the last forward pass kept for going back."""
+        self.inputs, self.tops = None, ()
 
 
 def plan_steps(net: Net) -> list[Step]:
-    """The steps of ``net``. As in Caffe, only what lies below a loss goes back, unless the net has ``force_backward``."""
+    """Return the steps of ``net``. As in Caffe, only layers below a loss have a backward pass, unless the net has ``force_backward``."""
     force = bool(net.param.force_backward)
     steps: list[Step] = []
-    current: dict[str, Flow] = {}
+    current: dict[str, BlobVersion] = {}
     for index, layer in enumerate(net.layers):
         reads = [current[b] for b in layer.bottoms]
-        weights = _loss_weights(net, layer)
-        makes = [Flow(top, weight) for top, weight in zip(layer.tops, weights, strict=True)]
-        current.update((flow.blob, flow) for flow in makes)
-        steps.append(Step(layer, index, list(net.gradients[layer.name]), False, reads, makes, []))
+        weights = _loss_weights(layer)
+        produces = [BlobVersion(top, weight) for top, weight in zip(layer.tops, weights, strict=True)]
+        current.update((version.blob, version) for version in produces)
+        steps.append(Step(layer_view(layer), index, list(net.gradients[index]), False, reads, produces, [], layer.inplace_ok))
+    overwritten: set[str] = set()
     for step in reversed(steps):
-        below_loss = force or any(flow.loss_weight or flow.senders for flow in step.makes)
+        below_loss = force or any(version.loss_weight or version.num_consumers for version in step.produces)
         step.needs = [need and below_loss for need in step.needs]
-        step.goes_back = below_loss and (any(step.needs) or any(p.requires_grad or force for p in step.layer.blobs))
-        for flow, need in zip(step.reads, step.needs, strict=True):
-            flow.senders += need
-        step.changed_later = [any(bottom in later.layer.tops for later in steps[step.index :]) for bottom in step.layer.bottoms]
+        step.needs_backward = below_loss and (any(step.needs) or any(p.requires_grad or force for p in step.layer.blobs))
+        for version, need in zip(step.reads, step.needs, strict=True):
+            version.num_consumers += need
+        overwritten.update(step.layer.tops)
+        step.overwritten = [bottom in overwritten for bottom in step.layer.bottoms]
     return steps
 
 
-def _loss_weights(net: Net, layer: Layer) -> list[float]:
+def _loss_weights(layer: Layer) -> list[float]:
     given = [float(weight) for weight in layer.param.loss_weight]
     if not given and layer.IS_LOSS:
         given = [1.0]

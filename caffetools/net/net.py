@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from caffetools.layers.registry import layer_class
 from caffetools.net.gradients import plan_gradients, plan_inplace
 from caffetools.net.param_sharing import share_parameters
 from caffetools.net.phases import filter_net, make_state
+from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
 from caffetools.net.topology import check_blob_graph, name_loss_tops
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import layer_line, read_net
@@ -40,7 +40,11 @@ class Learnable:
 
 
 class LayerDict(nn.Module):
-    """The layers by name, in the net's order. Unlike ``nn.ModuleDict`` it takes any layer name; a dot becomes an underscore."""
+    """The layers by name, in the net's order. Unlike ``nn.ModuleDict`` it takes any layer name; a dot becomes an underscore.
+
+    Args:
+        layers: The layers; a further one of a name gets an underscore.
+    """
 
     def __init__(self, layers: Iterable[Layer]):
         super().__init__()
@@ -108,11 +112,12 @@ class Net(nn.Module):
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
         plan_inplace(self.layers)
         self._last_use = _last_use(self.layers)
+        self._plans = ShapePlans(self.layers)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], phase: int = TEST, **options: Any) -> Net:
         """Build the net of a prototxt; ``options`` as for the class. Errors name the file and the line of the layer at fault."""
-        with located(path):
+        with error_context(path):
             return cls(read_net(path), phase, **options)
 
     @property
@@ -121,14 +126,34 @@ class Net(nn.Module):
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def layer(self, name: str) -> Layer:
-        """The layer called ``name``. Raises :class:`NetError` where there is none."""
+        """Return the layer called ``name``, the first of several. Raises :class:`NetError` where there is none."""
         for item in self.layers:
             if item.name == name:
                 return item
         raise NetError(f"the net '{self.name}' has no layer '{name}'")
 
+    @property
+    def layers_by_key(self) -> dict[str, Layer]:
+        """The layers by name; a further one of a name as ``name#2``, ``name#3`` …"""
+        keyed: dict[str, Layer] = {}
+        for item in self.layers:
+            key, number = item.name, 2
+            while key in keyed:
+                key, number = f"{item.name}#{number}", number + 1
+            keyed[key] = item
+        return keyed
+
     def reshape(self, input_shapes: Mapping[str, Shape]) -> None:
-        """Give input blobs other shapes; every layer's shape rule runs again. Raises :class:`NetError` where they do not fit."""
+        """Set the shapes of input blobs; every layer's shape rule runs again.
+
+        Only ``blob_shapes`` and ``layers`` change: passes that run meanwhile, in other threads, are not disturbed.
+
+        Args:
+            input_shapes: Blob name → shape; other inputs keep theirs.
+
+        Raises:
+            NetError: the shapes do not fit; the net is then as it was before.
+        """
         before = dict(self._input_shapes)
         self._input_shapes.update({name: tuple(shape) for name, shape in input_shapes.items()})
         try:
@@ -138,17 +163,50 @@ class Net(nn.Module):
             self._configure()
             raise
 
-    def forward(self, batch: Mapping[str, Tensor] | None = None, *, keep: Collection[str] = ()) -> dict[str, Tensor]:
-        """Run every layer. ``batch``: input blobs by name; ``keep``: further blobs to give back. See the class."""
-        return self.compute(self._gather(batch or {}), keep)
+    def plan(self, input_shapes: Mapping[str, Shape] | None = None) -> ShapePlan:
+        """Return the layers configured for these input shapes, which differ from the net's own where given.
 
-    def compute(self, blobs: dict[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
-        """The part of :meth:`forward` behind the data layers; ``blobs`` are theirs, and are let go of on the way."""
+        Args:
+            input_shapes: Blob name → shape of some of ``inputs``.
+
+        Raises:
+            NetError: the shapes do not fit; names the layer.
+        """
+        return self._plans.plan({**{name: self.blob_shapes[name] for name in self.inputs}, **(input_shapes or {})})
+
+    def forward(self, batch: Mapping[str, Tensor] | None = None, *, keep: Collection[str] = ()) -> dict[str, Tensor]:
+        """Run every layer. In the TEST phase several threads may do so at once, with batches of different shapes.
+
+        Args:
+            batch: Input blobs by name, float32 (N, C, H, W); data layers make those that are not given.
+            keep: Names of further blobs to return.
+
+        Returns:
+            The net's outputs, the blobs with a loss weight and those of ``keep``, by name.
+
+        Raises:
+            NetError: an input is unknown, or shapes do not fit.
+        """
+        blobs = self._gather(batch or {})
+        return self.compute(blobs, keep, self.plan({name: tuple(blob.shape) for name, blob in blobs.items()}))
+
+    def compute(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
+        """Run the layers above the data layers.
+
+        Args:
+            blobs: The tops of the data layers, by name; released on the way.
+            keep: As for :meth:`forward`.
+            plan: The plan for the shapes of ``blobs``; None: the one for the net's own shapes.
+
+        Returns:
+            As :meth:`forward`.
+        """
+        layers = (plan or self.plan()).layers
         wanted = {*self.outputs, *self.loss_weights, *keep}
         results: dict[str, Tensor] = {}
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(layers):
             if not layer.IS_DATA:
-                self._run_layer(layer, blobs)
+                self._run_layer(index, layer, blobs)
             for name in self._last_use[index]:
                 if name in wanted:
                     results[name] = blobs[name]
@@ -162,15 +220,37 @@ class Net(nn.Module):
             total = total + weight * blobs[name].sum()
         return total
 
-    def _run_layer(self, layer: Layer, blobs: dict[str, Tensor]) -> None:
-        needs = self.gradients[layer.name]
+    def train(self, mode: bool = True) -> Net:
+        """Set every layer to training or evaluation, as for any module; see :class:`torch.nn.Module`."""
+        super().train(mode)
+        self._layers_changed()
+        return self
+
+    def _apply(self, *arguments: Any, **options: Any) -> Net:
+        super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        self._layers_changed()
+        return self
+
+    def _layers_changed(self) -> None:
+        if "_plans" in self.__dict__:
+            self._plans.clear()
+
+    def _run_layer(self, index: int, layer: Layer, blobs: dict[str, Tensor]) -> None:
+        needs = self.gradients[index]
         bottoms = [blobs[b] if need else blobs[b].detach() for b, need in zip(layer.bottoms, needs, strict=True)]
-        tops = layer(*bottoms)
-        for name, top in zip(layer.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=True):
-            blobs[name] = top
+        if self._plans.dynamic:
+            layer = self._plans.configured(layer, index, bottoms)
+        # A layer that was switched by itself, as for freezing a BatchNorm.
+        layer.__dict__["training"] = self.layers[index].training
+        if is_exclusive(layer):
+            with self._plans.exclusive:
+                tops = layer.run(*bottoms)
+        else:
+            tops = layer.run(*bottoms)
+        blobs.update(zip(layer.tops, tops, strict=True))
 
     def _gather(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The input blobs, from ``batch`` where it has them, else from the data layers; the net is reshaped to fit them."""
+        """Return the input blobs, from ``batch`` where it has them, else from the data layers."""
         unknown = set(batch) - set(self.inputs)
         if unknown:
             raise NetError(f"the net '{self.name}' has no input {sorted(unknown)}; its inputs are {self.inputs}")
@@ -181,13 +261,10 @@ class Net(nn.Module):
             if all(top in batch for top in layer.tops):
                 tops = tuple(batch[top] for top in layer.tops)
             else:
-                made = layer()
-                tops = (made,) if isinstance(made, Tensor) else made
-                tops = tuple(batch.get(name, top) for name, top in zip(layer.tops, tops, strict=True))
+                with self._plans.exclusive:
+                    made = layer.run()
+                tops = tuple(batch.get(name, top) for name, top in zip(layer.tops, made, strict=True))
             blobs.update(zip(layer.tops, (self._placed(t) for t in tops), strict=True))
-        changed = {name: tuple(t.shape) for name, t in blobs.items() if tuple(t.shape) != self._given_shapes[name]}
-        if changed:
-            self.reshape(changed)
         return blobs
 
     def _placed(self, x: Tensor) -> Tensor:
@@ -196,13 +273,11 @@ class Net(nn.Module):
 
     def _configure(self) -> None:
         shapes: dict[str, Shape] = {}
-        self._given_shapes: dict[str, Shape] = {}
         for layer in self.layers:
             tops = layer.configure([shapes[b] for b in layer.bottoms])
             if layer.IS_DATA:
                 tops = [self._input_shapes.get(name, shape) for name, shape in zip(layer.tops, tops, strict=True)]
                 layer.top_shapes = tops
-                self._given_shapes.update(zip(layer.tops, tops, strict=True))
             shapes.update(zip(layer.tops, tops, strict=True))
         self.blob_shapes = shapes
 
@@ -213,20 +288,14 @@ class Net(nn.Module):
 
 
 @contextmanager
-def located(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors about a layer that are raised inside also name ``path`` and the line on which the layer's block starts."""
+def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give errors about a layer that are raised inside the file ``path`` and the line on which the layer's block starts."""
     try:
         yield
-    except NetError as error:
-        line = layer_line(path, error.layer) if error.layer else 0
-        raise error.located(path, line) from None
-    except DataError as error:
-        # What a data layer reads cannot be used: its message begins with the layer.
-        named = re.match(r"layer '([^']*)': ", str(error))
-        if not named:
+    except (NetError, DataError) as error:
+        if error.path is not None or (error.layer is None and isinstance(error, DataError)):
             raise
-        line = layer_line(path, named[1])
-        raise DataError(f"{os.fspath(path)}:{line}: {error}" if line else f"{os.fspath(path)}: {error}") from None
+        raise error.located(path, layer_line(path, error.layer) if error.layer else 0) from None
 
 
 def _loss_weights(layers: list[Layer]) -> dict[str, float]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, Shape, format_shape
-from caffetools.net.blob_storage import Slot, shares_memory
+from caffetools.layers.blob_storage import BlobStorage, shares_memory
+from caffetools.layers.python import Python
 from caffetools.net.blob_versions import Step, plan_steps
 from caffetools.net.net import Net
 
@@ -21,81 +22,97 @@ log = logging.getLogger(__name__)
 class Stepwise:
     """Runs the layers of a :class:`~caffetools.net.net.Net` one by one, forward and back, in ranges if asked.
 
-    Each layer sees its bottoms as detached leaves, and going back asks only that layer for gradients. So every blob has a diff of
-    its own that can be read and set, and everything between two layers can be looked at or changed before the next one runs. The
-    numbers are those of the net run as a module.
+    Each layer sees its bottoms as detached leaves, and its backward pass asks only that layer for gradients. So every blob has a
+    diff of its own that can be read and set, and everything between two layers can be read or changed before the next one runs.
+    The numbers are those of the net run as a module. A layer's shapes are computed right before it runs, as in Caffe.
 
-    Blobs are :class:`~caffetools.net.blob_storage.Slot` objects by name, (N, C, H, W), float32; parameters keep their diffs in ``.grad``,
-    where they add up until :meth:`clear_param_diffs`. The Split layers that Caffe inserts are not there: a blob that several
-    layers read gets the sum of what they send back.
+    Blobs are :class:`~caffetools.layers.blob_storage.BlobStorage` objects by name, (N, C, H, W), float32; parameters keep their
+    diffs in ``.grad``, where they accumulate until :meth:`clear_param_diffs`. The Split layers that Caffe inserts are not there: a
+    blob that several layers read gets the sum of their gradients.
+
+    A backward pass works on what the blobs hold at that moment, as in Caffe: the graph that the forward pass recorded is used
+    where the bottoms are still the same, otherwise the layer is computed again from them.
+
+    A run belongs to one thread at a time; several runs of one net may be used at once in the TEST phase.
+
+    Args:
+        net: The net to run.
 
     Attributes:
-        net: the net. blobs: its blobs by name. steps: its layers with what goes back through them.
-        before_forward, after_forward, before_backward, after_backward: functions that are called with the index of each layer.
+        net: The net.
+        blobs: Its blobs by name.
+        steps: Its layers with what their backward passes compute.
+        before_forward: Functions called with the index of each layer before it runs.
+        after_forward: The same after it.
+        before_backward: The same before a layer's backward pass.
+        after_backward: The same after it.
     """
 
     def __init__(self, net: Net):
         self.net = net
         self.device = net.device
         self.steps = plan_steps(net)
-        self.blobs = {name: Slot(name, shape, self.device) for name, shape in net.blob_shapes.items()}
+        self.blobs = {name: BlobStorage(name, shape, self.device) for name, shape in net.blob_shapes.items()}
         self.force = bool(net.param.force_backward)
         self.before_forward: list[Callable[[int], None]] = []
         self.after_forward: list[Callable[[int], None]] = []
         self.before_backward: list[Callable[[int], None]] = []
         self.after_backward: list[Callable[[int], None]] = []
-        self._given = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
         self._set_loss_diffs()
+        self._fill_constants()
 
     # ---- running ----
 
     def forward(self, start: int = 0, end: int | None = None, *, record: bool = True) -> float:
-        """Run layers ``start`` to ``end`` (indices, both included; all by default).
+        """Run layers ``start`` to ``end``.
 
         Args:
-            record: Keep what :meth:`backward` needs. Without it a run takes less memory, and cannot be gone back through.
+            start: Index of the first layer.
+            end: Index of the last layer, included; None: the last of the net.
+            record: Keep what :meth:`backward` needs. Without it a run takes less memory.
 
         Returns:
             The weighted sum of the losses among them.
 
         Raises:
-            NetError: an index is outside of the net, or shapes do not fit; names the layer.
+            NetError: An index is outside of the net, or shapes do not fit; names the layer.
         """
         first, last = self._range(start, end, 0, len(self.steps) - 1)
-        self._follow_inputs()
         total = 0.0
         for step in self.steps[first : last + 1]:
             for call in self.before_forward:
                 call(step.index)
-            self._run(step, record=record and step.goes_back)
+            self._run(step, record=record and step.needs_backward)
             total += self._loss(step)
             for call in self.after_forward:
                 call(step.index)
         return total
 
     def backward(self, start: int | None = None, end: int = 0, *, keep: bool = False) -> None:
-        """Go back from layer ``start`` (the last by default) to ``end``, both included.
+        """Run the backward passes of layers ``start`` to ``end``.
 
-        The diffs of the tops are taken as they stand; those of losses hold their loss weight. Bottoms' diffs are overwritten,
+        The diffs of the tops are taken as they are; those of losses hold their loss weight. Bottoms' diffs are overwritten,
         parameters' diffs added to.
 
         Args:
-            keep: Keep what the layers remember of the forward pass, so that one can go back again. Otherwise the memory of
-                each layer's activations is let go of as soon as it has been passed.
+            start: Index of the first layer, the highest; None: the last of the net.
+            end: Index of the last layer, included.
+            keep: Keep what the layers recorded in the forward pass, for a further backward pass. Otherwise the memory of each
+                layer's activations is released as soon as its backward pass is done.
 
         Raises:
-            NetError: a layer has not run forward since it was last gone back through.
+            NetError: An index is outside of the net, or shapes do not fit.
         """
         first, last = self._range(start, end, len(self.steps) - 1, 0)
-        if not any(step.goes_back for step in self.steps):
-            log.warning("net '%s' has neither a loss nor force_backward, so nothing goes back through it", self.net.name)
+        if not any(step.needs_backward for step in self.steps):
+            log.warning("net '%s' has neither a loss nor force_backward, so no gradient is computed", self.net.name)
         for step in reversed(self.steps[last : first + 1]):
             for call in self.before_backward:
                 call(step.index)
-            if step.goes_back:
-                self._go_back(step, keep=keep)
-            for flow in step.makes:
-                flow.clear()
+            if step.needs_backward:
+                self._backward_step(step, keep=keep)
+            for version in step.produces:
+                version.clear()
             for call in self.after_backward:
                 call(step.index)
 
@@ -106,7 +123,14 @@ class Stepwise:
                 parameter.grad.data.zero_()
 
     def feed(self, inputs: Mapping[str, Tensor]) -> None:
-        """Copy values into blobs, which take their shapes. Raises :class:`NetError` for a blob that is unknown."""
+        """Copy values into blobs, which take their shapes.
+
+        Args:
+            inputs: Blob name → values, float32 (N, C, H, W).
+
+        Raises:
+            NetError: A blob is unknown.
+        """
         for name, values in inputs.items():
             if name not in self.blobs:
                 raise NetError(f"the net '{self.net.name}' has no blob '{name}'; it has {', '.join(self.blobs)}")
@@ -114,55 +138,75 @@ class Stepwise:
             self.blobs[name].data.write(values.detach())
 
     def reshape(self) -> None:
-        """Give every blob the shape that follows from those of the inputs. Raises :class:`NetError` where they do not fit."""
-        self._follow_inputs()
-        for name, shape in self.net.blob_shapes.items():
+        """Set the shape of every blob to what follows from those of the inputs. Raises :class:`NetError` where they do not fit."""
+        shapes: dict[str, Shape] = {}
+        for step in self.steps:
+            layer = step.layer
+            if layer.IS_DATA:
+                shapes.update((top, self.blobs[top].shape) for top in layer.tops)
+            else:
+                shapes.update(zip(layer.tops, layer.configure([shapes[bottom] for bottom in layer.bottoms]), strict=True))
+        for name, shape in shapes.items():
             self.blobs[name].reshape(shape)
         self._set_loss_diffs()
 
     def to(self, device: torch.device) -> None:
-        """Move the net, and each blob at its next use."""
+        """Move the net, and each blob at its next use, to ``device``."""
         if device != self.device:
             self.net.to(device)
             self.device = device
-            for slot in self.blobs.values():
-                slot.to(device)
+            for storage in self.blobs.values():
+                storage.to(device)
+
+    def drop_views(self) -> None:
+        """Let arrays of results that were given out keep their present values: the next passes do not write into them."""
+        for step in self.steps:
+            for top in step.layer.tops:
+                if top not in self._kept(step.layer):
+                    self.blobs[top].data.drop_views()
 
     # ---- forward ----
 
     def _run(self, step: Step, *, record: bool) -> None:
         layer = step.layer
-        step.leaves, step.tops = None, ()
-        for flow in step.makes:
-            flow.clear()
+        step.forget()
+        for version in step.produces:
+            version.clear()
         kept = self._kept(layer)
         if layer.tops and kept.issuperset(layer.tops):
             return
-        if not layer.IS_DATA:
-            self._follow_bottoms(layer)
-        leaves = [self._leaf(step, i, record=record) for i in range(len(layer.bottoms))]
-        with _overwriting(layer, allowed=not record), self._learning(layer, record), torch.set_grad_enabled(record):
-            tops = layer(*leaves)
-        tops = (tops,) if isinstance(tops, Tensor) else tuple(tops)
+        self._configure(step)
+        inputs = [self._leaf(step, i, record=record) for i in range(len(layer.bottoms))]
+        tops = self._compute(step, inputs, record=record)
         if record:
-            step.leaves, step.tops = leaves, tops
+            step.inputs, step.tops = inputs, tops
         sources = [self.blobs[b].data for b in layer.bottoms]
         for name, top in zip(layer.tops, tops, strict=True):
             if name not in kept:
                 self.blobs[name].data.store(top.to(self.device), sources)
-        if layer.IS_DATA:
-            self._follow_inputs()
+
+    def _configure(self, step: Step) -> None:
+        """Run the layer's shape rule where its bottoms have other shapes than when it last ran."""
+        layer = step.layer
+        shapes: list[Shape] = [self.blobs[b].shape for b in layer.bottoms]
+        if not layer.IS_DATA and shapes != list(map(tuple, layer.bottom_shapes)):
+            layer.configure(shapes)
+
+    def _compute(self, step: Step, inputs: Sequence[Tensor], *, record: bool) -> tuple[Tensor, ...]:
+        layer = step.layer
+        # Overwriting is for runs without a backward pass: the values of a leaf must be kept. The view is this run's own.
+        layer.inplace_ok = step.inplace_ok and not record
+        layer.__dict__["training"] = self.net.layers[step.index].training
+        with self._learning(layer, record), torch.set_grad_enabled(record):
+            return layer.run(*inputs)
 
     def _leaf(self, step: Step, index: int, *, record: bool) -> Tensor:
-        memory = self.blobs[step.layer.bottoms[index]].data
-        value = memory.value()
-        if record and step.changed_later[index] and memory.looked_at:
-            # The result of a layer that works in place will be copied here; going back needs what was here before.
-            value = value.clone()
+        storage = self.blobs[step.layer.bottoms[index]].data
+        value = storage.shared_value() if record else storage.value()
         return value.requires_grad_(record and step.needs[index])
 
     def _kept(self, layer: Layer) -> set[str]:
-        """The tops that keep their values: those of Input layers, and those that Caffe's DummyData fills only once, with constants."""
+        """Return the tops that keep their values: those of Input layers, and DummyData's constants, which Caffe fills once."""
         if layer.TRAITS.role == "input":
             return set(layer.tops)
         if layer.TRAITS.role != "constant":
@@ -172,45 +216,49 @@ class Stepwise:
         drawn = {top for top, filler in zip(layer.tops, fillers, strict=False) if filler.type != "constant"}
         return {top for top in layer.tops if top not in drawn and self.blobs[top].data.is_set}
 
-    def _follow_inputs(self) -> None:
-        """Run the shape rules again where data has come, or an input was given, another shape."""
-        changed = {name: self.blobs[name].shape for name in self.net.inputs if self.blobs[name].shape != self.net.blob_shapes[name]}
-        if changed:
-            self.net.reshape(changed)
-
-    def _follow_bottoms(self, layer: Layer) -> None:
-        shapes: list[Shape] = [self.blobs[b].shape for b in layer.bottoms]
-        if shapes != list(map(tuple, layer.bottom_shapes)):
-            self.net.blob_shapes.update(zip(layer.tops, layer.configure(shapes), strict=True))
+    def _fill_constants(self) -> None:
+        """Fill DummyData's constants, which Caffe has before any pass."""
+        for step in self.steps:
+            if step.layer.TRAITS.role == "constant":
+                state = torch.get_rng_state()
+                tops = step.layer.run()
+                torch.set_rng_state(state)
+                for name, top in zip(step.layer.tops, tops, strict=True):
+                    self.blobs[name].data.store(top.to(self.device))
+                for name in set(step.layer.tops) - self._kept(step.layer):
+                    self.blobs[name].data.clear()
 
     def _loss(self, step: Step) -> float:
         total = 0.0
-        for flow in step.makes:
-            if not flow.loss_weight:
+        for version in step.produces:
+            if not version.loss_weight:
                 continue
-            slot = self.blobs[flow.blob]
-            if flow.senders:
-                total += flow.loss_weight * float(slot.data.value().sum())
+            storage = self.blobs[version.blob]
+            if version.num_consumers:
+                total += version.loss_weight * float(storage.data.value().sum())
                 continue
-            if slot.diff.shape != slot.shape:
-                slot.diff.store(torch.full(slot.shape, flow.loss_weight, device=self.device))
-            total += float((slot.data.value() * slot.diff.value()).sum())
+            if storage.diff.shape != storage.shape:
+                storage.diff.store(torch.full(storage.shape, version.loss_weight, device=self.device))
+            total += float((storage.data.value() * storage.diff.value()).sum())
         return total
 
     def _set_loss_diffs(self) -> None:
         for step in self.steps:
-            for flow in step.makes:
-                if flow.loss_weight and not flow.senders:
-                    slot = self.blobs[flow.blob]
-                    slot.diff.store(torch.full(slot.shape, flow.loss_weight, device=self.device))
+            for version in step.produces:
+                if version.loss_weight and not version.num_consumers:
+                    storage = self.blobs[version.blob]
+                    storage.diff.store(torch.full(storage.shape, version.loss_weight, device=self.device))
 
     # ---- backward ----
 
-    def _go_back(self, step: Step, *, keep: bool) -> None:
+    def _backward_step(self, step: Step, *, keep: bool) -> None:
         layer = step.layer
-        if step.leaves is None:
-            raise NetError("has nothing to go back through; run the net forward over it first", layer=layer.name)
-        leaves = [leaf for leaf, need in zip(step.leaves, step.needs, strict=True) if need]
+        if isinstance(layer, Python) and (step.inputs is None or self._bottoms_changed(step)):
+            self._backward_python(step, layer)
+            return
+        if step.inputs is None or (layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step)):
+            self._record_again(step)
+        leaves = [leaf for leaf, need in zip(step.inputs or (), step.needs, strict=True) if need]
         learned = self._learned(layer)
         outputs, diffs = self._top_diffs(step)
         gradients: list[Tensor | None] = [None] * (len(leaves) + len(learned))
@@ -222,43 +270,84 @@ class Stepwise:
                 _accumulate(parameter, gradient, diffs)
         self._store_diffs(step, leaves, gradients[: len(leaves)])
         if not keep:
-            step.leaves, step.tops = None, ()
+            step.forget()
+
+    def _bottoms_changed(self, step: Step) -> bool:
+        """Whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not."""
+        for index, (leaf, name) in enumerate(zip(step.inputs or (), step.layer.bottoms, strict=True)):
+            now = self.blobs[name].data.value()
+            if step.overwritten[index]:
+                # In place: the blob holds this layer's top. Where that was edited, the layer's mask comes from the new values.
+                if name in step.layer.tops and step.layer.IDEMPOTENT:
+                    leaf = step.tops[step.layer.tops.index(name)].detach()
+                else:
+                    continue
+            if now.data_ptr() == leaf.data_ptr() and now.shape == leaf.shape:
+                continue
+            if now.shape != leaf.shape or not torch.equal(now, leaf):
+                return True
+        return False
+
+    def _record_again(self, step: Step) -> None:
+        """Compute a layer on its bottoms as they are, for its backward pass alone: no blob, statistic or random stream changes."""
+        self._configure(step)
+        fixed = [p for p, spec in zip(step.layer.blobs, step.layer.specs, strict=True) if not spec.learnable]
+        before = [p.detach().clone() for p in fixed]
+        inputs = [self._leaf(step, i, record=True) for i in range(len(step.layer.bottoms))]
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            step.tops, step.inputs = self._compute(step, inputs, record=True), inputs
+        with torch.no_grad():
+            for parameter, values in zip(fixed, before, strict=True):
+                parameter.copy_(values)
+
+    def _backward_python(self, step: Step, layer: Python) -> None:
+        """Call the backward method of the user's layer on the blobs as they are, without a forward pass."""
+        storages = [self.blobs[name] for name in layer.tops]
+        for storage in storages:
+            storage.diff.reshape(storage.shape)
+        bottoms = [self.blobs[name].data.value() for name in layer.bottoms]
+        diffs = [storage.diff.value() for storage in storages]
+        found, added = layer.backward_from_blobs(bottoms, [s.data.value() for s in storages], diffs, step.needs)
+        for parameter, gradient in zip(layer.blobs, added, strict=True):
+            _accumulate(parameter, gradient.to(self.device), diffs)
+        wanted = [i for i, need in enumerate(step.needs) if need]
+        self._store_diffs(step, [bottoms[i] for i in wanted], [found[i] for i in wanted])
 
     def _top_diffs(self, step: Step) -> tuple[list[Tensor], list[Tensor]]:
         outputs, diffs = [], []
         for name, top in zip(step.layer.tops, step.tops, strict=True):
             if not top.requires_grad:
                 continue
-            slot = self.blobs[name]
-            slot.diff.reshape(tuple(top.shape))
+            storage = self.blobs[name]
+            storage.diff.reshape(tuple(top.shape))
             outputs.append(top)
-            diffs.append(slot.diff.value())
+            diffs.append(storage.diff.value())
         return outputs, diffs
 
-    def _store_diffs(self, step: Step, leaves: list[Tensor], gradients: list[Tensor | None]) -> None:
+    def _store_diffs(self, step: Step, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         tops = [self.blobs[name].diff for name in step.layer.tops]
         wanted = [i for i, need in enumerate(step.needs) if need]
         for index, leaf, gradient in zip(wanted, leaves, gradients, strict=True):
             if gradient is None:
                 gradient = torch.zeros_like(leaf, requires_grad=False)
-            slot = self.blobs[step.layer.bottoms[index]]
-            slot.diff.store(step.reads[index].collect((step.index, index), gradient), tops)
+            storage = self.blobs[step.layer.bottoms[index]]
+            storage.diff.store(step.reads[index].accumulate((step.index, index), gradient.to(self.device)), tops)
 
     def _learned(self, layer: Layer) -> list[nn.Parameter]:
-        """The parameters to compute gradients of: those that learn, or all that could where force_backward is set, as in Caffe."""
+        """Return the parameters to compute gradients of: those that learn, or with force_backward all that could, as in Caffe."""
         specs = zip(layer.blobs, layer.specs, strict=True)
         return [p for p, spec in specs if p.requires_grad or (self.force and spec.learnable)]
 
     @contextlib.contextmanager
     def _learning(self, layer: Layer, record: bool) -> Iterator[None]:
-        """Let autograd watch what :meth:`_learned` names, also where lr_mult is 0."""
-        still = [p for p in self._learned(layer) if not p.requires_grad] if record and self.force else []
-        for parameter in still:
+        """Let autograd record the parameters of :meth:`_learned`, also where lr_mult is 0."""
+        frozen = [p for p in self._learned(layer) if not p.requires_grad] if record and self.force else []
+        for parameter in frozen:
             parameter.requires_grad_(True)
         try:
             yield
         finally:
-            for parameter in still:
+            for parameter in frozen:
                 parameter.requires_grad_(False)
 
     def _range(self, start: int | None, end: int | None, default_start: int, default_end: int) -> tuple[int, int]:
@@ -267,17 +356,6 @@ class Stepwise:
             if not 0 <= index < len(self.steps):
                 raise NetError(f"layer {index} is outside of the net '{self.net.name}', which has {len(self.steps)} layers")
         return first, last
-
-
-@contextlib.contextmanager
-def _overwriting(layer: Layer, *, allowed: bool) -> Iterator[None]:
-    """Let a layer that works in place really overwrite its bottom only where nothing goes back: a leaf's values must stay."""
-    planned = layer.inplace_ok
-    layer.inplace_ok = planned and allowed
-    try:
-        yield
-    finally:
-        layer.inplace_ok = planned
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor, diffs: list[Tensor]) -> None:

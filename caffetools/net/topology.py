@@ -1,4 +1,4 @@
-"""The names that hold a net together: tops that losses leave out, bottoms that must exist."""
+"""The graph of blobs that holds a net together: tops that losses leave out, bottoms that must exist."""
 
 from __future__ import annotations
 
@@ -9,39 +9,51 @@ from caffetools.layers.registry import layer_class
 
 
 def name_loss_tops(param: Any) -> None:
-    """Give a loss layer without a top one called after the layer, in place, as Caffe adds it silently."""
+    """Give a loss layer without a top one named after the layer, in place; Caffe adds one without a name.
+
+    Where another blob has that name, or the layer has none, the top is called ``(automatic)``, as in Caffe's lists of blobs.
+    """
+    taken = {top for layer in param.layer for top in layer.top}
     for layer in param.layer:
-        if not layer.top and layer_class(layer.type, layer=layer.name).IS_LOSS:
-            layer.top.append(layer.name)
+        if layer.top or not layer_class(layer.type, layer=layer.name).IS_LOSS:
+            continue
+        name, number = layer.name or "(automatic)", 1
+        while name in taken:
+            name, number = f"(automatic)_{number}" if number > 1 else "(automatic)", number + 1
+        taken.add(name)
+        layer.top.append(name)
 
 
 def check_blob_graph(param: Any, whole: Any | None = None) -> None:
-    """Hold every bottom against the tops before it.
+    """Check that every bottom is a top of a layer before it.
 
     Args:
-        whole: The net that ``param`` is one phase of, to tell what only the other one makes.
+        param: A ``NetParameter``.
+        whole: The net that ``param`` is one phase of, to name what only the other phase produces.
 
     Raises:
-        NetError: a bottom is unknown, or is made only further down (a cycle); a top is made twice.
+        NetError: A bottom is unknown, or is produced only further down (a cycle); a top is produced twice.
     """
-    made: dict[str, str] = {}
-    makers = {top: layer.name for layer in param.layer for top in layer.top}
+    produced: dict[str, str] = {}
+    producers = {top: layer.name for layer in param.layer for top in layer.top}
     for layer in param.layer:
         for bottom in layer.bottom:
-            if bottom in made:
+            if bottom in produced:
                 continue
-            if bottom in layer.top or bottom not in makers:
-                other = next((maker for maker in whole.layer if bottom in maker.top and maker.name != layer.name), None) if whole else None
-                if other is not None and bottom not in makers:
+            if bottom in layer.top or bottom not in producers:
+                other = next((known for known in whole.layer if bottom in known.top and known.name != layer.name), None) if whole else None
+                if other is not None and bottom not in producers:
                     raise NetError(
                         f"its bottom '{bottom}' is made in another phase or stage only, by layer '{other.name}'", layer=layer.name
                     )
-                raise NetError(f"its bottom '{bottom}' is made by no layer before it{did_you_mean(bottom, made)}", layer=layer.name)
+                raise NetError(f"its bottom '{bottom}' is made by no layer before it{did_you_mean(bottom, produced)}", layer=layer.name)
             raise NetError(
-                f"its bottom '{bottom}' is made only later, by layer '{makers[bottom]}': layers must stand in order, without a cycle",
+                f"its bottom '{bottom}' is made only later, by layer '{producers[bottom]}': layers must stand in order, without a cycle",
                 layer=layer.name,
             )
         for top in layer.top:
-            if top in made and top not in layer.bottom:
-                raise NetError(f"its top '{top}' is already made by layer '{made[top]}', and it does not work in place", layer=layer.name)
-            made[top] = layer.name
+            if top in produced and top not in layer.bottom:
+                raise NetError(
+                    f"its top '{top}' is already made by layer '{produced[top]}', and it does not work in place", layer=layer.name
+                )
+            produced[top] = layer.name

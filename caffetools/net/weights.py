@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,31 +20,55 @@ from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemode
 from caffetools.proto.blobs import Array, fits_stored
 from caffetools.proto.schema import NetParameter
 
+log = logging.getLogger(__name__)
+
 PathLike = str | os.PathLike[str]
 
 
 @dataclass
 class LoadReport:
-    """What became of a weights file: layers that took their blobs, layers of the net it has none for, and its layers not in the net."""
+    """What a weights file was used for, as names of layers.
+
+    Attributes:
+        loaded: Layers that took blobs of the file.
+        fresh: Layers of the net that the file has none for.
+        unused: Layers of the file that are not in the net.
+        ambiguous: Names that several layers with parameters have, in the net or in the file: one of them only took blobs.
+    """
 
     loaded: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    ambiguous: list[str] = field(default_factory=list)
 
 
-def load_weights(net: Net, source: PathLike | Caffemodel) -> LoadReport:
+def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str], None] = log.warning) -> LoadReport:
     """Copy the blobs of every layer whose name the net also has. Nothing is copied when anything does not fit.
 
+    A file tells layers apart by name only. Of several layers of one name the first of the net gets the blobs (the last, from an HDF5
+    file), and of several in the file the last ones are taken, as in Caffe; the others keep their values.
+
+    Args:
+        net: The net.
+        source: A .caffemodel, a .caffemodel.h5, or what was read from one.
+        warn: Takes a line for each name that is ambiguous.
+
     Raises:
-        ModelFileError: the file is missing or damaged.
-        NetError: a layer's blobs differ from the net's in number or shape; names the layer, both shapes and the ways out.
+        ModelFileError: The file is missing or damaged.
+        NetError: A layer's blobs differ from the net's in number or shape; names the layer, both shapes and what to do.
     """
     model = source if isinstance(source, Caffemodel) else read_weights(source)
     origin = "the weights" if isinstance(source, Caffemodel) else os.fspath(source)
+    from_hdf5 = not isinstance(source, Caffemodel) and _is_hdf5(source)
     report = LoadReport(unused=[name for name in model.blobs if name not in {layer.name for layer in net.layers}])
+    targets = layers_by_name(net, last=from_hdf5)
     copies: list[tuple[torch.Tensor, Array]] = []
     for layer in net.layers:
         if not len(layer.blobs):
+            continue
+        if targets[layer.name] is not layer:
+            report.ambiguous.append(layer.name)
+            report.fresh.append(layer.name)
             continue
         arrays = model.blobs.get(layer.name)
         if arrays is None:
@@ -53,28 +79,55 @@ def load_weights(net: Net, source: PathLike | Caffemodel) -> LoadReport:
     with torch.no_grad():
         for parameter, array in copies:
             parameter.copy_(torch.from_numpy(np.array(array, copy=not array.flags.writeable)).reshape(parameter.shape))
+    _warn_of_ambiguous(report, model, origin, "last" if from_hdf5 else "first", warn)
     return report
+
+
+def layers_by_name(net: Net, *, last: bool = False) -> dict[str, Layer]:
+    """Return the layer that each name stands for in Caffe's files: the first of that name, or the last."""
+    found: dict[str, Layer] = {}
+    for layer in net.layers:
+        if last or layer.name not in found:
+            found[layer.name] = layer
+    return found
+
+
+def _warn_of_ambiguous(report: LoadReport, model: Caffemodel, origin: str, which: str, warn: Callable[[str], None]) -> None:
+    names = [str(model.net.layer[index].name) for index in model.repeated if index < len(model.net.layer)]
+    report.ambiguous = list(dict.fromkeys([*report.ambiguous, *(name for name in names if name in report.loaded)]))
+    for name in report.ambiguous:
+        warn(
+            f"several layers are called '{name}', and {origin} tells layers apart by name only: as in Caffe, the {which} of them in the "
+            "net has the last blobs of that name, and the others keep their values; give each layer a name of its own"
+        )
 
 
 def read_weights(path: PathLike) -> Caffemodel:
     """Read a .caffemodel, or a .caffemodel.h5 (groups ``data/LAYER/INDEX``). Raises :class:`ModelFileError`."""
-    if Path(path).suffix == ".h5":
+    if _is_hdf5(path):
         return read_hdf5_weights(path)
     return read_caffemodel(path)
 
 
 def to_caffemodel(net: Net) -> Caffemodel:
-    """The net's layers and weights as Caffe would write them; arrays are copies in C order."""
+    """Return the net's layers and weights as Caffe would write them; arrays are copies in C order."""
     param = NetParameter(name=net.name)
     for layer in net.layers:
         param.layer.add().CopyFrom(layer.param)
-    blobs = {layer.name: [_array(p) for p in layer.blobs] for layer in net.layers if len(layer.blobs)}
-    return Caffemodel(param, blobs)
+    arrays = [[_array(p) for p in layer.blobs] for layer in net.layers]
+    names = Counter(layer.name for layer in net.layers)
+    blobs = {layer.name: own for layer, own in zip(net.layers, arrays, strict=True) if own}
+    repeated = {index: own for index, own in enumerate(arrays) if names[net.layers[index].name] > 1}
+    return Caffemodel(param, blobs, repeated=repeated)
 
 
 def save_weights(net: Net, path: PathLike) -> None:
     """Write the net's weights to a .caffemodel, atomically. Raises :class:`RunFailed` where that is not possible."""
     write_caffemodel(path, to_caffemodel(net))
+
+
+def _is_hdf5(path: PathLike) -> bool:
+    return Path(path).suffix == ".h5"
 
 
 def _pair(layer: Layer, arrays: Sequence[Array], origin: str) -> list[tuple[torch.Tensor, Array]]:
@@ -84,7 +137,7 @@ def _pair(layer: Layer, arrays: Sequence[Array], origin: str) -> list[tuple[torc
         if not fits_stored(tuple(array.shape), tuple(parameter.shape)):
             raise NetError(
                 f"parameter blob {index} is {format_shape(parameter.shape)} in the net but {format_shape(array.shape)} in {origin}; "
-                "rename the layer to learn it anew (`caffetools retarget` does so for classifiers), or use the net of these weights",
+                "rename the layer to train it from its filler (`caffetools retarget` does so for classifiers), or use the net of these weights",
                 layer=layer.name,
             )
     return list(zip(layer.blobs, arrays, strict=True))
@@ -95,13 +148,13 @@ def _array(parameter: torch.Tensor) -> Any:
 
 
 def read_hdf5_weights(path: PathLike) -> Caffemodel:
-    """Read an HDF5 caffemodel (groups ``data/LAYER/INDEX``), whatever its name. Raises :class:`ModelFileError`."""
+    """Read an HDF5 caffemodel (groups ``data/LAYER/INDEX``) of any name. Raises :class:`ModelFileError`."""
     import h5py
 
     blobs: dict[str, list[Array]] = {}
     try:
         with h5py.File(path, "r") as file:
-            # A layer's name may hold slashes, which HDF5 takes for nested groups; the blobs are the innermost, numbered.
+            # A layer's name may contain slashes, which HDF5 reads as nested groups; the blobs are the innermost, numbered.
             def visit(name: str, item: Any) -> None:
                 if isinstance(item, h5py.Dataset):
                     layer, _, index = name.rpartition("/")
@@ -109,7 +162,7 @@ def read_hdf5_weights(path: PathLike) -> Caffemodel:
 
             file["data"].visititems(visit)
     except (OSError, KeyError, ValueError) as error:
-        raise ModelFileError(f"{os.fspath(path)}: not an HDF5 caffemodel: {error}") from None
+        raise ModelFileError(f"not an HDF5 caffemodel: {error}", path=path) from None
     ordered = {layer: [array for _, array in sorted(items, key=lambda e: e[0])] for layer, items in blobs.items()}
     param = NetParameter()
     for layer in ordered:

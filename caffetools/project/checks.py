@@ -9,7 +9,7 @@ from caffetools.data.images import parse_size
 from caffetools.errors import CaffeToolsError, DataError, NetError
 from caffetools.graph.weights_diff import FITS
 from caffetools.layers.base import format_shape
-from caffetools.net.net import located
+from caffetools.net.net import error_context
 from caffetools.project.data_config import data_layers
 from caffetools.project.retargeting import DataOptions, compare, prepare_retarget, read_mean_option
 from caffetools.project.run_finetune import Job
@@ -59,7 +59,7 @@ def check_job(job: Job, listing: Listing) -> None:
     options = DataOptions(mean=job.mean, crop=job.crop)
     project = prepare_retarget(job.net, found, job.nets, trained_by=job.trained_by, data=options, input_shape=shape)
     if job.weights is not None:
-        with located(job.net):
+        with error_context(job.net):
             comparison = compare(project, job.weights)
         if FITS not in {layer.status for layer in comparison.layers} and not comparison.named("unchecked"):
             raise NetError(f"{job.weights} has no layer of the net {job.net}: these are another net's weights")

@@ -22,7 +22,7 @@ from caffetools.layers.inputs import Input
 from caffetools.layers.registry import traits
 from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.layers.traits import field_at
-from caffetools.net.net import located
+from caffetools.net.net import error_context
 from caffetools.project.data_config import set_data_sources
 from caffetools.project.data_options import DataOptions
 from caffetools.project.dataset_config import check_crops, fit_batches
@@ -67,7 +67,7 @@ def make_trainable(
     options = (data or DataOptions()).with_dataset(dataset)
     settings = options.settings()
     param = read_net(source)
-    with located(source):
+    with error_context(source):
         net, changes, notes = trainable_from(param, scale=scale)
         if net.layer[0].type == HDF5Data.TYPE and (dataset is not None or options.mean is not None or scale not in (None, 1)):
             raise NetError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Caffemodel:
     Attributes:
         net: ``NetParameter`` as in the file, but with its layers' blobs taken out.
         blobs: layer name → its float32 arrays. Layers without any have no entry; a later layer of the same name wins, as in Caffe.
+        repeated: layer index → its float32 arrays, of the layers whose name another layer has too; written in place of those in ``blobs``.
+        repeated_diffs: their diffs, in the same way.
         diffs: layer name → the diffs of its blobs, one each, where they are to be written too; not filled by reading.
         dialect: the fork whose field numbers the file has (:mod:`caffetools.proto.forks.dialect`), ``""`` for BVLC Caffe's; None: not
             from a file, and written in the dialect that has the fields which are used.
@@ -46,6 +49,8 @@ class Caffemodel:
     blobs: dict[str, list[Array]] = field(default_factory=dict)
     diffs: dict[str, list[Array]] = field(default_factory=dict)
     dialect: str | None = None
+    repeated: dict[int, list[Array]] = field(default_factory=dict)
+    repeated_diffs: dict[int, list[Array]] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,15 +74,14 @@ def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
     """
     buffer = _map(path)
     rest: list[memoryview] = []
-    blobs: dict[str, list[Array]] = {}
+    found: list[tuple[str, list[Array]]] = []
     with _explained(path, "caffemodel", len(buffer)):
         for item in wire.walk(buffer):
             if item.number in _BLOBS and item.kind == wire.BYTES:
                 stripped, arrays = _split_layer(buffer, item)
                 rest.append(memoryview(wire.bytes_key(item.number, pieces_length(stripped))))
                 rest.extend(stripped)
-                if arrays:
-                    blobs[_layer_name(item.number, stripped)] = arrays
+                found.append((_layer_name(item.number, stripped), arrays))
             else:
                 rest.append(buffer[item.start : item.end])
         net, used = decode_net(b"".join(rest), dialect)
@@ -86,7 +90,10 @@ def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
     if not net.IsInitialized():
         missing = net.FindInitializationErrors()[0]
         raise ModelFileError(f"{os.fspath(path)}: damaged: {missing} must be there, and is not; fetch or copy the file again")
-    return Caffemodel(net, blobs, dialect=used)
+    blobs = {name: arrays for name, arrays in found if arrays}
+    times = Counter(name for name, _ in found)
+    repeated = {index: arrays for index, (name, arrays) in enumerate(found) if times[name] > 1 and name in blobs}
+    return Caffemodel(net, blobs, dialect=used, repeated=repeated)
 
 
 def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
@@ -105,10 +112,11 @@ def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
     dialect = model.dialect if model.dialect is not None else dialect_of(model.net)
     with atomic_write(path) as stream:
         stream.write(encode(skeleton, dialect))
-        for layer in layers:
+        for index, layer in enumerate(layers):
             name = _readable(layer.name)
-            arrays = model.blobs.get(name, [])
-            _write_layer(stream, encode(layer, dialect), arrays, model.diffs.get(name) or [None] * len(arrays))
+            arrays = model.repeated.get(index, model.blobs.get(name, []))
+            diffs = model.repeated_diffs.get(index) or model.diffs.get(name)
+            _write_layer(stream, encode(layer, dialect), arrays, diffs or [None] * len(arrays))
 
 
 def read_solverstate(path: PathLike) -> SolverState:

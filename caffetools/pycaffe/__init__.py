@@ -1,13 +1,13 @@
-"""The ``caffe`` module, as scripts written for Caffe expect it. :func:`caffetools.install_as_caffe` makes ``import caffe`` mean it."""
+"""The ``caffe`` module, as scripts written for Caffe expect it; :func:`caffetools.install_as_caffe` installs it under that name."""
 
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 __version__ = "1.0.0"
 
+# Module of this package → the names that `caffe` has from it.
 _PLACES = {
     "classifier": ["Classifier"],
     "detector": ["Detector"],
@@ -15,7 +15,9 @@ _PLACES = {
         "has_nccl",
         "init_log",
         "layer_type_list",
+        "log",
         "set_device",
+        "set_devices",
         "set_mode_cpu",
         "set_mode_gpu",
         "set_multiprocess",
@@ -27,28 +29,34 @@ _PLACES = {
     ],
     "net": ["Net"],
     "net_spec": ["NetSpec", "layers", "params", "to_proto"],
-    "python_layer": ["Layer"],
-    "solvers": ["AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver", "get_solver"],
+    "solvers": [
+        "AdaDeltaSolver",
+        "AdaGradSolver",
+        "AdamSolver",
+        "NesterovSolver",
+        "RMSPropSolver",
+        "SGDSolver",
+        "get_solver",
+    ],
+    "timer": ["NCCL", "Timer"],
 }
 _NAMES = {name: place for place, names in _PLACES.items() for name in names}
-_MODULES = ("classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto")
+_MODULES = ("_caffe", "classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto", "pycaffe")
 
-__all__ = ["TEST", "TRAIN", "log", *_NAMES, *_MODULES]
+__all__ = ["TEST", "TRAIN", "Layer", *_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    """The names are found when they are used, so that importing this package loads neither torch nor OpenCV."""
+    """Import the names when they are used, so that importing this package loads neither torch nor OpenCV."""
     if name in _NAMES:
         return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in ("TRAIN", "TEST"):
         return getattr(importlib.import_module("caffetools.proto.schema"), name)
-    if name in ("pycaffe", "_caffe"):
-        return sys.modules[__name__]
-    if name == "log":
-        return importlib.import_module(f"{__name__}.mode").write_log
-    raise AttributeError(f"caffe has no attribute '{name}'")
+    if name == "Layer":
+        return importlib.import_module("caffetools.layers.python").Layer
+    raise AttributeError(f"module 'caffe' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

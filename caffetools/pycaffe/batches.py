@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import NetError
-from caffetools.net.net import Net as TorchNet
 from caffetools.pycaffe.errors import expect_names
-
-if TYPE_CHECKING:
-    from caffetools.pycaffe.net import Net
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def forward_all(net: Net, blobs: list[str], inputs: Mapping[str, Any]) -> Arrays:
-    """What ``net.forward`` gives for all of ``inputs``, batch by batch; copies, one array for each output and each of ``blobs``."""
+class BatchedNet(Protocol):
+    """What is needed of a net here; see :class:`caffetools.pycaffe.net.Net`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> list[str]: ...
+
+    @property
+    def outputs(self) -> list[str]: ...
+
+    @property
+    def blobs(self) -> Mapping[str, Any]: ...
+
+    def forward(self, blobs: Any = None, start: Any = None, end: Any = None, **inputs: Any) -> Arrays: ...
+
+    def backward(self, diffs: Any = None, start: Any = None, end: Any = None, **tops: Any) -> Arrays: ...
+
+
+def forward_all(net: BatchedNet, blobs: list[str], inputs: Mapping[str, Any]) -> Arrays:
+    """Run all items of ``inputs`` through the net, batch by batch.
+
+    Args:
+        net: The net.
+        blobs: Names of further blobs to return.
+        inputs: Input name → values (items, C, H, W).
+
+    Returns:
+        Copies of the outputs and of ``blobs``, by name.
+
+    Raises:
+        NetError: The inputs are not those of the net, or differ in length.
+    """
     expect_names(inputs, net.inputs, "inputs", net.name)
     collected: dict[str, list[Any]] = {}
-    for batch in _batches(net, inputs):
+    for batch in batches_of(net, inputs):
         _collect(collected, net.forward(blobs, None, None, **batch))
     return _joined(collected, _length(inputs), _batch_size(net, inputs))
 
 
-def forward_backward_all(net: Net, blobs: list[str], diffs: list[str], values: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
-    """As :func:`forward_all` and back, for inputs and those outputs' diffs that ``values`` holds."""
+def forward_backward_all(net: BatchedNet, blobs: list[str], diffs: list[str], values: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+    """Run all items of ``values`` through the net and back, batch by batch.
+
+    Args:
+        net: The net.
+        blobs: Names of further blobs whose data to return.
+        diffs: Names of further blobs whose diffs to return.
+        values: Values of inputs, and diffs of outputs, by name.
+
+    Returns:
+        Copies of data and of diffs, by name.
+
+    Raises:
+        NetError: A name is neither an input nor an output of the net, or lengths differ.
+    """
     unknown = [name for name in values if name not in (*net.inputs, *net.outputs)]
     if unknown:
         raise NetError(f"the net '{net.name}' has no input or output {', '.join(unknown)}")
@@ -36,25 +77,16 @@ def forward_backward_all(net: Net, blobs: list[str], diffs: list[str], values: M
     tops = {name: values[name] for name in values if name not in net.inputs}
     data: dict[str, list[Any]] = {}
     gradients: dict[str, list[Any]] = {}
-    top_batches = _batches(net, tops) if tops else None
-    for batch in _batches(net, inputs):
+    top_batches = batches_of(net, tops) if tops else None
+    for batch in batches_of(net, inputs):
         _collect(data, net.forward(blobs, None, None, **batch))
         _collect(gradients, net.backward(diffs, None, None, **(next(top_batches) if top_batches else {})))
     total, size = _length(inputs), _batch_size(net, inputs)
     return _joined(data, total, size), _joined(gradients, total, size)
 
 
-def set_input_arrays(net: TorchNet, data: NDArray[Any], labels: NDArray[Any]) -> None:
-    """Give the arrays to the net's first layer, which must be a MemoryData layer. Raises :class:`NetError`."""
-    first = net.layers[0] if net.layers else None
-    if first is None or not hasattr(first, "set_arrays"):
-        kind = first.type_name if first is not None else "none"
-        raise NetError(f"set_input_arrays needs a MemoryData layer as the first of the net, not {kind}")
-    first.set_arrays(data, labels)  # type: ignore[operator]
-
-
-def _batches(net: Net, inputs: Mapping[str, Any]) -> Iterator[Arrays]:
-    """``inputs`` cut into the net's batches, the last one filled up with zeros."""
+def batches_of(net: BatchedNet, inputs: Mapping[str, Sequence[Any]]) -> Iterator[Arrays]:
+    """Yield ``inputs`` in batches of the net's size, the last one padded with zeros. Raises :class:`NetError` without any."""
     if not inputs:
         raise NetError(f"the net '{net.name}' is given no values to run")
     size = _batch_size(net, inputs)
@@ -90,5 +122,5 @@ def _joined(collected: dict[str, list[Any]], total: int, size: int) -> Arrays:
     return joined
 
 
-def _batch_size(net: Net, inputs: Mapping[str, Any]) -> int:
-    return net.blobs[next(iter(inputs))].shape[0]
+def _batch_size(net: BatchedNet, inputs: Mapping[str, Any]) -> int:
+    return int(net.blobs[next(iter(inputs))].shape[0])

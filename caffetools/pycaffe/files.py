@@ -12,7 +12,8 @@ from torch import Tensor
 from caffetools.errors import NetError
 from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
-from caffetools.net.weights import load_weights, read_hdf5_weights, save_weights
+from caffetools.net.weights import layers_by_name, load_weights, read_hdf5_weights, save_weights
+from caffetools.pycaffe import mode
 from caffetools.solver.checkpoints.hdf5 import write_weights_hdf5
 
 PathLike = str | os.PathLike[str]
@@ -24,26 +25,27 @@ def save(net: Net, path: PathLike) -> None:
 
 
 def load_hdf5(net: Net, path: PathLike) -> None:
-    """Load the weights of an HDF5 caffemodel, whatever its name. Raises :class:`ModelFileError` or :class:`NetError`."""
-    load_weights(net, read_hdf5_weights(path))
+    """Load the weights of an HDF5 caffemodel of any name. Raises :class:`ModelFileError` or :class:`NetError`."""
+    load_weights(net, read_hdf5_weights(path), warn=mode.warn)
 
 
 def save_hdf5(net: Net, path: PathLike, *, write_diff: bool) -> None:
     """Write the weights, and their diffs if asked, as Caffe's ToHDF5 does: groups data/LAYER and diff/LAYER with numbered blobs."""
-    diffs = {layer.name: [_gradient(blob) for blob in layer.blobs] for layer in net.layers} if write_diff else None
+    diffs = [[_gradient(blob) for blob in layer.blobs] for layer in net.layers] if write_diff else None
     write_weights_hdf5(path, net, diffs=diffs)
 
 
 def share(net: Net, source: Net) -> None:
-    """Make ``net``'s parameters lie in the memory of ``source``'s, layer by layer of the same name (ShareTrainedLayersWith).
+    """Let ``net`` use the parameters of ``source``, layer by layer of the same name (ShareTrainedLayersWith).
 
     Raises:
         NetError: a layer has another number of parameter blobs in the two nets, or another shape; nothing is shared then.
     """
     pairs = []
-    mine = {layer.name: layer for layer in net.layers}
+    # As in Caffe: of several layers of one name, the first here shares with the last there.
+    targets = layers_by_name(net)
     for layer in source.layers:
-        target = mine.get(layer.name)
+        target = targets.get(layer.name)
         if target is None:
             continue
         if [tuple(p.shape) for p in target.blobs] != [tuple(p.shape) for p in layer.blobs]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import random
 import sys
+from collections.abc import Sequence
 
 import torch
 
 from caffetools.errors import NetError
 from caffetools.layers.registry import layer_types
+from caffetools.pycaffe.errors import also
 
-log = logging.getLogger("caffetools.pycaffe")
+logger = logging.getLogger("caffetools.pycaffe")
 
 _state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0}
 
@@ -22,74 +24,91 @@ def set_mode_cpu() -> None:
 
 
 def set_mode_gpu() -> None:
-    """Compute on the GPU that :func:`set_device` names; without a GPU, say so in the log and stay on the CPU."""
+    """Compute on the GPU of :func:`set_device`; without a GPU the log has a warning, and nets run on the CPU."""
     _state["gpu"] = torch.cuda.is_available()
     if not _state["gpu"]:
-        log.warning("set_mode_gpu: torch finds no GPU here, so nets run on the CPU, with the same results")
+        logger.warning("set_mode_gpu: torch finds no GPU here, so nets run on the CPU, with the same results")
 
 
 def set_device(device: int) -> None:
     """Choose the GPU for :func:`set_mode_gpu`. Raises :class:`NetError` where there are GPUs, but not this one."""
     if torch.cuda.is_available() and not 0 <= device < torch.cuda.device_count():
-        raise NetError(f"set_device({device}): there is no such GPU; they are numbered 0 to {torch.cuda.device_count() - 1}")
+        error = NetError(f"set_device({device}): there is no such GPU; they are numbered 0 to {torch.cuda.device_count() - 1}")
+        raise also(error, RuntimeError)
     _state["device"] = device
 
 
+def set_devices(devices: Sequence[int]) -> None:
+    """Choose the GPUs, as in NVCaffe; nets of a script run on the first. Raises :class:`NetError` as :func:`set_device`."""
+    if devices:
+        set_device(devices[0])
+
+
 def device() -> torch.device:
-    """Where nets run now."""
+    """Return the device that nets run on now."""
     return torch.device("cuda", _state["device"]) if _state["gpu"] else torch.device("cpu")
 
 
 def set_random_seed(seed: int) -> None:
-    """Seed fillers, dropout and data augmentation. The streams are not Caffe's, so the numbers drawn differ from Caffe's."""
+    """Seed fillers, dropout and data augmentation. The generators are not Caffe's, so the numbers drawn differ from Caffe's."""
     torch.manual_seed(seed)
     random.seed(seed)
 
 
 def layer_type_list() -> list[str]:
-    """The types of all layers there are, sorted."""
+    """Return the types of all layers, sorted."""
     return list(layer_types())
 
 
 def init_log(level: int = 0, stderr: bool = True) -> None:
-    """Write the log (``caffetools``, of Python's logging) to stderr from glog's ``level`` on: 0 info, 1 warning, 2 error."""
-    logger = logging.getLogger("caffetools")
-    logger.setLevel([logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL][min(max(int(level), 0), 3)])
-    if stderr and not logger.handlers:
+    """Write the log (``caffetools``, of Python's logging) to stderr.
+
+    Args:
+        level: The lowest level to write, as glog counts: 0 info, 1 warning, 2 error, 3 fatal.
+        stderr: False only sets the level.
+    """
+    root = logging.getLogger("caffetools")
+    root.setLevel([logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL][min(max(int(level), 0), 3)])
+    if stderr and not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname).1s %(name)s: %(message)s"))
-        logger.addHandler(handler)
+        root.addHandler(handler)
 
 
-def write_log(message: str) -> None:
+def log(message: str) -> None:
     """Write ``message`` to the log at level info."""
-    log.info("%s", message)
+    logger.info("%s", message)
+
+
+def warn(message: str) -> None:
+    """Write ``message`` to the log as a warning."""
+    logger.warning("%s", message)
 
 
 def solver_count() -> int:
-    """How many solvers train together; 1 unless a script has set another number."""
+    """Return how many solvers train together; 1 unless a script has set another number."""
     return _state["solvers"]
 
 
 def set_solver_count(number: int) -> None:
-    """Say how many solvers train together, for scripts that start one process a solver."""
+    """Set how many solvers train together, for scripts that start one process a solver."""
     _state["solvers"] = int(number)
 
 
 def solver_rank() -> int:
-    """This solver's number among them."""
+    """Return this solver's rank among them."""
     return _state["rank"]
 
 
 def set_solver_rank(rank: int) -> None:
-    """Set this solver's number."""
+    """Set this solver's rank."""
     _state["rank"] = int(rank)
 
 
 def set_multiprocess(several: bool) -> None:
-    """Accepted for scripts that train in several processes; Caffe's NCCL is not here: use torchrun."""
+    """Accepted without effect, for scripts that train in several processes; Caffe's NCCL is not available: use torchrun."""
 
 
 def has_nccl() -> bool:
-    """False: Caffe's NCCL class is not here; several processes train under torchrun."""
+    """Return False: Caffe's NCCL class is not available; several processes train under torchrun."""
     return False

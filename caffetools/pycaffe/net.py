@@ -1,10 +1,11 @@
-"""``Net``: a network as pycaffe shows it, run layer by layer."""
+"""``Net``: a network as pycaffe presents it, run layer by layer."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,25 @@ from numpy.typing import NDArray
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.base import format_shape
+from caffetools.layers.blob_view import Array, Blob, BlobVec
+from caffetools.layers.python import Layer
 from caffetools.net.net import Net as TorchNet
 from caffetools.net.stepwise import Stepwise
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 from caffetools.pycaffe import batches, files, mode
-from caffetools.pycaffe.blob import Array, Blob, BlobVec, NetBlob
-from caffetools.pycaffe.errors import expect_names
+from caffetools.pycaffe.errors import also, expect_names, raised_also_as
 
 PathLike = str | os.PathLike[str]
 Callback = Callable[[int], None]
+
+
+class LayerVec(list[Any]):
+    """The layers of a net, in order."""
+
+
+class NetVec(list[Any]):
+    """The test nets of a solver."""
 
 
 class Net:
@@ -29,12 +39,22 @@ class Net:
 
     ``Net(network_file, phase, level=0, stages=None, weights=None)``, or the older ``Net(network_file, weights_file, phase)``.
 
-    ``blobs`` are ordered by layer and hold live arrays (N, C, H, W), float32. Unlike in Caffe there are no Split layers and no
-    ``…_split_0`` blobs among them: a blob that several layers read gets the sum of their gradients.
+    Unlike in Caffe there are no Split layers and no ``…_split_0`` blobs: a blob that several layers read gets the sum of their
+    gradients. Errors are also of the type that pycaffe raises (RuntimeError, ValueError, KeyError).
+
+    Several threads may call ``forward(data=...)`` of one net: each gets the answers to its own inputs, and its arrays keep their
+    values until it runs the net again. Writing to ``blobs`` and running the net without arguments is for one thread at a time.
+
+    Args:
+        network_file: The prototxt.
+        phase: TRAIN or TEST; or the weights, in the older form.
+        level: Caffe's ``NetState.level``; or the phase, in the older form.
+        stages: Caffe's ``NetState.stage``.
+        weights: A .caffemodel or .caffemodel.h5.
 
     Raises:
-        PrototxtError, ModelFileError: a file is missing or wrong; names file and line.
-        NetError: the net cannot be built, or the weights do not fit it; names layer, blob and shapes.
+        PrototxtError, ModelFileError: A file is missing or wrong; names file and line.
+        NetError: The net cannot be built, or the weights do not fit it; names layer, blob and shapes.
     """
 
     def __init__(
@@ -46,36 +66,40 @@ class Net:
         weights: PathLike | None = None,
     ):
         if isinstance(phase, (str, os.PathLike)):
-            # Net(network_file, weights_file, phase): the phase stands third.
+            # Net(network_file, weights_file, phase): the phase is the third argument.
             network_file, weights, phase, level = network_file, phase, level, 0
-        net = TorchNet.from_file(network_file, int(phase), level=level, stages=list(stages or ()), fill=True)
-        if weights is not None:
-            load_weights(net, weights)
+        with raised_also_as(RuntimeError):
+            net = TorchNet.from_file(network_file, int(phase), level=level, stages=list(stages or ()), fill=True)
+            if weights is not None:
+                load_weights(net, weights, warn=mode.warn)
         self._attach(net, Stepwise(net))
 
     @classmethod
     def _around(cls, net: TorchNet, run: Stepwise | None = None) -> Net:
-        """A view of a net that there is already: a solver's."""
+        """Return a view of an existing net: a solver's."""
         view = cls.__new__(cls)
         view._attach(net, run or Stepwise(net))
         return view
 
     def _attach(self, net: TorchNet, run: Stepwise) -> None:
         self._net, self._run = net, run
-        self.blobs: OrderedDict[str, Blob] = OrderedDict((name, NetBlob(slot)) for name, slot in run.blobs.items())
-        vectors = [BlobVec(layer) for layer in net.layers]
-        self.params: OrderedDict[str, BlobVec] = OrderedDict(
-            (layer.name, vector) for layer, vector in zip(net.layers, vectors, strict=True) if len(layer.blobs)
-        )
-        self.layers: list[Any] = [
-            getattr(layer, "user_layer", None) or LayerView(layer.type_name, vector)
+        self._lock = threading.RLock()
+        self._last_thread: int | None = None
+        self._blobs = BlobVec(Blob(storage) for storage in run.blobs.values())
+        self._blobs_dict = OrderedDict(zip(run.blobs, self._blobs, strict=True))
+        self._layer_names: list[str] = [layer.name for layer in net.layers]
+        vectors = [BlobVec(layer=layer) for layer in net.layers]
+        self.layers = LayerVec(
+            getattr(layer, "user_layer", None) or _layer_view(layer.type_name, vector)
             for layer, vector in zip(net.layers, vectors, strict=True)
-        ]
-        self.layer_dict: OrderedDict[str, Any] = OrderedDict(zip(self._layer_names, self.layers, strict=True))
-        self.inputs: list[str] = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
-        self.outputs: list[str] = list(net.outputs)
+        )
+        # Of several layers of one name these hold the last, as in pycaffe; `layers` holds them all.
+        self._params_dict = OrderedDict((layer.name, vector) for layer, vector in zip(net.layers, vectors, strict=True) if len(layer.blobs))
+        self._vectors = vectors
+        self._layer_dict = OrderedDict(zip(self._layer_names, self.layers, strict=True))
+        self._input_list = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
 
-    # ---- what it is made of ----
+    # ---- what it consists of ----
 
     @property
     def name(self) -> str:
@@ -83,12 +107,33 @@ class Net:
         return self._net.name
 
     @property
-    def _layer_names(self) -> list[str]:
-        return [layer.name for layer in self._net.layers]
+    def blobs(self) -> OrderedDict[str, Blob]:
+        """The blobs by name, in the order of the layers; ``data`` and ``diff`` are live float32 arrays (N, C, H, W)."""
+        return self._blobs_dict
+
+    @property
+    def params(self) -> OrderedDict[str, BlobVec]:
+        """The parameter blobs of the layers that have some, by the layer's name."""
+        return self._params_dict
+
+    @property
+    def layer_dict(self) -> OrderedDict[str, Any]:
+        """The layers by name."""
+        return self._layer_dict
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the tops of Input layers."""
+        return self._input_list
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the blobs that no layer reads, in alphabetical order."""
+        return list(self._net.outputs)
 
     @property
     def _blob_names(self) -> list[str]:
-        return list(self.blobs)
+        return list(self._blobs_dict)
 
     @property
     def _inputs(self) -> list[int]:
@@ -100,12 +145,12 @@ class Net:
 
     @property
     def _blob_loss_weights(self) -> list[float]:
-        return [self._net.loss_weights.get(name, 0.0) for name in self.blobs]
+        return [self._net.loss_weights.get(name, 0.0) for name in self._blobs_dict]
 
     @property
     def blob_loss_weights(self) -> OrderedDict[str, float]:
         """The loss weight of every blob; 0 of most."""
-        return OrderedDict(zip(self.blobs, self._blob_loss_weights, strict=True))
+        return OrderedDict(zip(self._blobs_dict, self._blob_loss_weights, strict=True))
 
     @property
     def bottom_names(self) -> OrderedDict[str, list[str]]:
@@ -114,7 +159,7 @@ class Net:
 
     @property
     def top_names(self) -> OrderedDict[str, list[str]]:
-        """The blobs that each layer makes."""
+        """The blobs that each layer produces."""
         return OrderedDict((layer.name, list(layer.tops)) for layer in self._net.layers)
 
     def _bottom_ids(self, layer: int) -> list[int]:
@@ -128,70 +173,106 @@ class Net:
     def forward(
         self, blobs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **inputs: NDArray[Any]
     ) -> dict[str, Array]:
-        """Run the layers from ``start`` to ``end`` (names; both included).
+        """Run the layers from ``start`` to ``end``.
 
         Args:
-            blobs: Names of further blobs to give back.
+            blobs: Names of further blobs to return.
+            start: Name of the first layer; None: the first of the net.
+            end: Name of the last layer, included; None: the last of the net.
             inputs: Values for all of the net's inputs, each as long as the input's batch.
 
         Returns:
             The arrays of the net's outputs (or of ``end``'s tops) and of ``blobs``. They are live: the next run writes into them.
+
+        Raises:
+            NetError: A layer (then also a ValueError) or a blob (also a KeyError) is unknown, or shapes do not fit.
         """
         names = list(blobs or ())
         first, last = self._index(start, 0), self._index(end, len(self.layers) - 1)
         wanted = self.outputs if end is None else self._net.layers[last].tops
         self._check_blobs(names)
-        if inputs:
-            expect_names(inputs, self.inputs, "inputs", self.name)
-            for name, values in inputs.items():
-                self._fill(name, self.blobs[name].data, values)
-        self._forward(first, last)
-        return {name: self.blobs[name].data for name in dict.fromkeys([*wanted, *names])}
+        with self._lock:
+            if inputs:
+                self._keep_results_of_other_threads()
+                expect_names(inputs, self.inputs, "inputs", self.name)
+                for name, values in inputs.items():
+                    self._fill(name, self.blobs[name].data, values)
+            self._forward(first, last)
+            return {name: self.blobs[name].data for name in dict.fromkeys([*wanted, *names])}
 
     def backward(
         self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **tops: NDArray[Any]
     ) -> dict[str, Array]:
-        """Go back from layer ``start`` to ``end`` (names; both included).
+        """Run the backward passes from layer ``start`` to ``end``, over what the blobs hold.
 
         Args:
-            diffs: Names of further blobs whose diffs to give back.
+            diffs: Names of further blobs whose diffs to return.
+            start: Name of the first layer, the highest; None: the last of the net.
+            end: Name of the last layer, included; None: the first of the net.
             tops: Diffs for all of the net's outputs.
 
         Returns:
             The diffs of the net's inputs (or of ``end``'s bottoms) and of ``diffs``; live arrays.
+
+        Raises:
+            NetError: As :meth:`forward`.
         """
         names = list(diffs or ())
         first, last = self._index(start, len(self.layers) - 1), self._index(end, 0)
         wanted = self.inputs if end is None else self._net.layers[last].bottoms
         self._check_blobs(names)
-        if tops:
-            expect_names(tops, self.outputs, "outputs", self.name)
-            for name, values in tops.items():
-                self._fill(name, self.blobs[name].diff, values)
-        self._backward(first, last)
-        return {name: self.blobs[name].diff for name in dict.fromkeys([*wanted, *names])}
+        with self._lock:
+            if tops:
+                expect_names(tops, self.outputs, "outputs", self.name)
+                for name, values in tops.items():
+                    self._fill(name, self.blobs[name].diff, values)
+            self._backward(first, last)
+            return {name: self.blobs[name].diff for name in dict.fromkeys([*wanted, *names])}
 
     def forward_all(self, blobs: Iterable[str] | None = None, **inputs: NDArray[Any]) -> dict[str, Array]:
-        """Run any number of items through the net in its batches; the last batch is padded with zeros, which are dropped again."""
+        """Run any number of items through the net in its batches; the last batch is padded with zeros, which are dropped again.
+
+        Args:
+            blobs: Names of further blobs to return.
+            inputs: Values for all of the net's inputs, (items, C, H, W).
+
+        Returns:
+            Copies of the outputs and of ``blobs``, by name.
+        """
         return batches.forward_all(self, list(blobs or ()), inputs)
 
     def forward_backward_all(
         self, blobs: Iterable[str] | None = None, diffs: Iterable[str] | None = None, **values: NDArray[Any]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """As :meth:`forward_all`, and back; ``values`` holds inputs, and diffs for outputs that get some. Returns data and diffs."""
+        """Run any number of items through the net and back in its batches.
+
+        Args:
+            blobs: Names of further blobs whose data to return.
+            diffs: Names of further blobs whose diffs to return.
+            values: Values of the inputs, and diffs of outputs that get some.
+
+        Returns:
+            Copies of data and of diffs, by name.
+        """
         return batches.forward_backward_all(self, list(blobs or ()), list(diffs or ()), values)
 
+    def _batch(self, blobs: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+        return batches.batches_of(self, blobs)
+
     def _forward(self, start: int, end: int) -> float:
-        self._prepare()
-        return self._run.forward(start, end)
+        with self._lock:
+            self._prepare()
+            return self._run.forward(start, end)
 
     def _backward(self, start: int, end: int) -> None:
-        self._prepare()
-        self._run.backward(start, end, keep=True)
+        with self._lock:
+            self._prepare()
+            self._run.backward(start, end, keep=True)
 
     def reshape(self) -> None:
-        """Make all blobs follow the shapes that inputs were given. Raises :class:`NetError` where they do not fit."""
-        self._run.reshape()
+        """Give all blobs the shapes that follow from those of the inputs. Raises :class:`NetError` where they do not fit."""
+        with self._lock:
+            self._run.reshape()
 
     def clear_param_diffs(self) -> None:
         """Set the diffs of all parameters to zero."""
@@ -199,19 +280,37 @@ class Net:
         self._run.clear_param_diffs()
 
     def set_input_arrays(self, data: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
-        """Give the net's first layer, a MemoryData layer, its data (N, C, H, W) and labels (N, 1, 1, 1), float32.
+        """Give the net's first layer, a MemoryData layer, its arrays, which it reads where they are: later edits reach the net.
+
+        Args:
+            data: The items (M, C, H, W), float32 in C order; M is a multiple of the layer's batch size.
+            labels: Their labels (M, 1, 1, 1) or (M), float32.
 
         Raises:
-            NetError: the first layer is of another type, or the arrays do not suit it.
+            NetError: The first layer is of another type, or the arrays do not fit it; also a RuntimeError.
         """
-        batches.set_input_arrays(self._net, data, labels)
+        with raised_also_as(RuntimeError):
+            self._set_input_arrays(data, labels)
+
+    def _set_input_arrays(self, data: NDArray[Any], labels: NDArray[Any]) -> None:
+        first = self._net.layers[0] if self._net.layers else None
+        if first is None or not hasattr(first, "set_arrays"):
+            kind = first.type_name if first is not None else "none"
+            raise also(NetError(f"set_input_arrays needs a MemoryData layer as the first of the net, not {kind}"), RuntimeError)
+        with raised_also_as(RuntimeError):
+            first.set_arrays(data, labels)  # type: ignore[operator]
 
     # ---- weights ----
 
     def copy_from(self, weights: PathLike) -> None:
-        """Load the weights of layers whose names fit, from a .caffemodel or a .caffemodel.h5."""
+        """Load the weights of layers by name. Raises :class:`ModelFileError`, or :class:`NetError` where a shape differs.
+
+        Args:
+            weights: A .caffemodel or a .caffemodel.h5.
+        """
         self._prepare()
-        load_weights(self._net, weights)
+        with raised_also_as(RuntimeError):
+            load_weights(self._net, weights, warn=mode.warn)
 
     def save(self, path: PathLike) -> None:
         """Write a .caffemodel."""
@@ -221,10 +320,16 @@ class Net:
     def load_hdf5(self, path: PathLike) -> None:
         """Load the weights of a .caffemodel.h5."""
         self._prepare()
-        files.load_hdf5(self._net, path)
+        with raised_also_as(RuntimeError):
+            files.load_hdf5(self._net, path)
 
     def save_hdf5(self, path: PathLike, write_diff: bool = False) -> None:
-        """Write a .caffemodel.h5; with ``write_diff`` the parameters' diffs, too."""
+        """Write a .caffemodel.h5.
+
+        Args:
+            path: Where to.
+            write_diff: Write the parameters' diffs too.
+        """
         self._prepare()
         files.save_hdf5(self._net, path, write_diff=write_diff)
 
@@ -232,7 +337,7 @@ class Net:
         """Use the parameters of ``other``'s layers of the same names from now on; each net keeps its own diffs.
 
         Raises:
-            NetError: a layer's parameters differ in shape.
+            NetError: A layer's parameters differ in shape.
         """
         files.share(self._net, other._net)
 
@@ -247,34 +352,41 @@ class Net:
         self._run.after_forward.append(call)
 
     def before_backward(self, call: Callback) -> None:
-        """Call ``call(index)`` before each layer is gone back through."""
+        """Call ``call(index)`` before the backward pass of each layer."""
         self._run.before_backward.append(call)
 
     def after_backward(self, call: Callback) -> None:
-        """Call ``call(index)`` after each layer was gone back through."""
+        """Call ``call(index)`` after the backward pass of each layer."""
         self._run.after_backward.append(call)
 
     # ---- inside ----
 
     def _prepare(self) -> None:
-        """Bring the net where mode and device say, and what was written on the host with it."""
+        """Move the net to the device that the mode asks for, with what was written on the host."""
         if self._run.device.type != "cpu":
-            for vector in self.params.values():
-                for blob in vector:
-                    blob.sync()
+            for vector in self._vectors:
+                vector.sync()
         self._run.to(mode.device())
+
+    def _keep_results_of_other_threads(self) -> None:
+        """Let the arrays that another thread got from its last run keep their values."""
+        thread = threading.get_ident()
+        if self._last_thread not in (None, thread):
+            self._run.drop_views()
+        self._last_thread = thread
 
     def _index(self, name: str | None, default: int) -> int:
         if name is None:
             return default
         if name not in self._layer_names:
-            raise NetError(f"the net '{self.name}' has no layer '{name}'{did_you_mean(name, self._layer_names)}")
+            message = f"the net '{self.name}' has no layer '{name}'{did_you_mean(name, self._layer_names)}"
+            raise also(NetError(message), ValueError)
         return self._layer_names.index(name)
 
     def _check_blobs(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.blobs:
-                raise NetError(f"the net '{self.name}' has no blob '{name}'{did_you_mean(name, self.blobs)}")
+                raise also(NetError(f"the net '{self.name}' has no blob '{name}'{did_you_mean(name, self.blobs)}"), KeyError)
 
     def _fill(self, name: str, into: Array, values: Any) -> None:
         values = np.asarray(values)
@@ -285,16 +397,16 @@ class Net:
         try:
             into[...] = values
         except ValueError:
-            raise NetError(f"blob '{name}' is {format_shape(into.shape)}, but is given {format_shape(values.shape)}") from None
+            error = NetError(f"blob '{name}' is {format_shape(into.shape)}, but is given {format_shape(values.shape)}")
+            raise also(error, ValueError) from None
 
 
-class LayerView:
-    """A layer as ``net.layers`` shows it: its ``type`` and its parameter ``blobs``."""
-
-    def __init__(self, type_name: str, blobs: BlobVec):
-        self.type, self.blobs = type_name, blobs
+def _layer_view(type_name: str, blobs: BlobVec) -> Layer:
+    layer = Layer()
+    layer.type, layer.blobs = type_name, blobs  # type: ignore[assignment]
+    return layer
 
 
 def torch_net(net: Net) -> TorchNet:
-    """The ``torch.nn.Module`` behind a pycaffe net: same parameters, for scripts that want autograd, DDP or export."""
+    """Return the ``torch.nn.Module`` behind a pycaffe net: same parameters, for scripts that need autograd, DDP or export."""
     return net._net

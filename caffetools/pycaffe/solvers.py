@@ -210,4 +210,4 @@ class _Callbacks(Callback):
 
 
 def _log(place: str, message: str, severity: str = "I") -> None:
-    mode.log.log({"W": logging.WARNING, "E": logging.ERROR}.get(severity, logging.INFO), "%s] %s", place, message)
+    mode.logger.log({"W": logging.WARNING, "E": logging.ERROR}.get(severity, logging.INFO), "%s] %s", place, message)

@@ -83,13 +83,13 @@ def log_values(run: Stepwise, log: Log) -> None:
         for top in layer.tops:
             log("net.cpp:593", f"    [Forward] Layer {layer.name}, top blob {top} data: {_mean(run.blobs[top].data.value())}")
         for number_, blob in enumerate(layer.blobs):
-            name = names[layer.name][number_]
+            name = names[index][number_]
             log("net.cpp:605", f"    [Forward] Layer {layer.name}, param blob {name} data: {_mean(blob.detach())}")
 
     def backward(index: int) -> None:
         step = run.steps[index]
         layer = step.layer
-        if not step.goes_back:
+        if not step.needs_backward:
             return
         for bottom, needed in zip(layer.bottoms, step.needs, strict=True):
             if needed:
@@ -102,12 +102,12 @@ def log_values(run: Stepwise, log: Log) -> None:
     run.after_backward.append(backward)
 
 
-def _names(net: Net) -> dict[str, list[str]]:
+def _names(net: Net) -> list[list[str]]:
     """Return Caffe's names of each layer's parameters: the name in ``param``, else the index."""
-    named: dict[str, list[str]] = {}
+    named: list[list[str]] = []
     for layer in net.layers:
         given = [str(spec.name) for spec in layer.param.param]
-        named[layer.name] = [(given[i] if i < len(given) else "") or str(i) for i in range(len(layer.blobs))]
+        named.append([(given[i] if i < len(given) else "") or str(i) for i in range(len(layer.blobs))])
     return named
 
 

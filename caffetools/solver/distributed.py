@@ -244,11 +244,11 @@ def idle_layers(net: Net) -> list[str]:
     """The layers with something to learn from which no way leads to a loss: their parameters never get a gradient."""
     needed = set(net.loss_weights)
     idle: list[str] = []
-    for layer in reversed(net.layers):
+    for layer, needs in zip(reversed(net.layers), reversed(net.gradients), strict=True):
         if needed.isdisjoint(layer.tops):
             if any(blob.requires_grad for blob in layer.blobs):
                 idle.append(layer.name)
             continue
-        wanted = zip(layer.bottoms, net.gradients[layer.name], strict=True)
+        wanted = zip(layer.bottoms, needs, strict=True)
         needed = (needed - set(layer.tops)) | {bottom for bottom, need in wanted if need}
     return idle

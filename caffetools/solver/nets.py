@@ -13,7 +13,8 @@ import torch
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fillers import fill
-from caffetools.net.net import Net, located
+from caffetools.net.net import Net, error_context
+from caffetools.net.weights import layers_by_name
 from caffetools.proto.schema import TEST, TRAIN, NetState
 from caffetools.proto.text import format_text, read_net
 from caffetools.solver.control import Log
@@ -88,12 +89,14 @@ def share_parameters(target: Net, source: Net) -> list[str]:
     Raises:
         NetError: a layer's parameters differ in number or shape.
     """
+    # As in Caffe: of several layers of one name, the first here takes the parameters of the last there.
     theirs = {layer.name: layer for layer in source.layers}
+    named = layers_by_name(target)
     own: list[str] = []
     for layer in target.layers:
         if not len(layer.blobs):
             continue
-        if layer.name in theirs and len(theirs[layer.name].blobs):
+        if named[layer.name] is layer and layer.name in theirs and len(theirs[layer.name].blobs):
             _adopt(layer, theirs[layer.name])
         else:
             own.append(layer.name)
@@ -153,5 +156,5 @@ def _placed(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with located(path):
+    with error_context(path):
         yield

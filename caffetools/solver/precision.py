@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
+from caffetools.net.shape_plans import ShapePlan
 from caffetools.solver.control import Log
 
 MODES = ("fp32", "tf32", "bf16", "fp16")
@@ -50,7 +50,7 @@ class Precision:
         if self.half is not None:
             for layer in net.layers:
                 if not layer.IS_DATA and not layer.TRAITS.half:
-                    layer.forward = partial(_in_float32, layer.forward, self.device.type)
+                    layer.float32_only = True
 
     def running(self) -> AbstractContextManager[Any]:
         """The context for a forward pass."""
@@ -97,17 +97,17 @@ class Compiled:
         self._plain, self.log = net.compute, log
         self._fast: Callable[..., dict[str, Tensor]] | None = torch.compile(net.compute)
 
-    def __call__(self, blobs: dict[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
+    def __call__(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
         if self._fast is not None:
             try:
-                return self._fast(dict(blobs), keep)
+                return self._fast(dict(blobs), keep, plan)
             except CaffeToolsError:
                 raise
             except Exception as error:  # whatever the compiler trips over, the net itself can do without it
                 self._fast = None
                 why = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 self.log("caffe.cpp:197", f"The net cannot be compiled here, so it runs as it is: {why}", "W")
-        return self._plain(blobs, keep)
+        return self._plain(blobs, keep, plan)
 
 
 def compile_net(net: Net, log: Log) -> None:
@@ -127,8 +127,3 @@ class _Step(torch.optim.Optimizer):
         if self.apply is not None:
             self.apply()
         self.made = True
-
-
-def _in_float32(forward: Callable[..., Any], device_type: str, *bottoms: Tensor) -> Any:
-    with torch.autocast(device_type, enabled=False):
-        return forward(*(b.float() if b.is_floating_point() else b for b in bottoms))

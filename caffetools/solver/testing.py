@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from caffetools.errors import CaffeToolsError
-from caffetools.net.net import Net, located
+from caffetools.net.net import Net, error_context
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import format_text
@@ -83,7 +83,7 @@ def load_test_net(
             f"{os.fspath(path)}: no data layer fills the input {names}, so there is nothing to test on; give the train_val net"
         )
     for name in os.fspath(weights).split(","):
-        with located(path):
+        with error_context(path):
             report = load_weights(net, name.strip())
         if not report.loaded:
             raise CaffeToolsError(f"{name}: has no layer of the net '{net.name}' ({os.fspath(path)}); are these its weights?")

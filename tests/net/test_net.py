@@ -107,6 +107,9 @@ def test_shapes_are_known_before_anything_runs_and_follow_the_input() -> None:
     net = net_of(data() + conv("c", "data"), fill=False)
     assert net.blob_shapes == {"data": (2, 3, 8, 8), "c": (2, 4, 8, 8)}
     assert net({"data": torch.zeros(5, 3, 6, 7)})["c"].shape == (5, 4, 6, 7)
+    assert net.plan({"data": (5, 3, 6, 7)}).blob_shapes["c"] == (5, 4, 6, 7)
+    assert net.blob_shapes["c"] == (2, 4, 8, 8)
+    net.reshape({"data": (5, 3, 6, 7)})
     assert net.blob_shapes["c"] == (5, 4, 6, 7)
     with pytest.raises(NetError, match="layer 'c'.*parameter blob 0 of 4 x 2 x 3 x 3, but it has 4 x 3 x 3 x 3"):
         net({"data": torch.zeros(5, 2, 6, 7)})

@@ -49,7 +49,7 @@ def test_a_script_runs_as_python_would_run_it(write: Write, tmp_path: Path) -> N
     (folder / "script.py").write_text(SCRIPT)
     done = run_file("scripts/script.py", write("net.prototxt", NET), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[0] == "[[1.0, 2.0]] make 0 1 caffetools.pycaffe"
+    assert done.stdout.split("\n")[0] == "[[1.0, 2.0]] make 0 1 caffe"
 
 
 def test_a_notebook_runs_cell_by_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +101,7 @@ def test_a_real_caffe_is_refused_politely_unless_forced(real_caffe: str, monkeyp
     caffetools.install_as_caffe(force=True)
     import caffe
 
-    assert caffe.__name__ == "caffetools.pycaffe"
+    assert caffe.__name__ == "caffe"
     caffetools.install_as_caffe()  # again is no matter
 
 
@@ -137,9 +137,9 @@ def test_the_command_runs_a_script_with_its_own_options(write: Write, tmp_path: 
     script = write("script.py", "import sys, caffe\nprint(sys.argv[1:], caffe.__name__)\n")
     command = ("-m", "caffetools", "run")
     done = python(*command, script, "--force", "-v", "x", cwd=tmp_path)
-    assert done.stdout == "['--force', '-v', 'x'] caffetools.pycaffe\n", done.stderr
+    assert done.stdout == "['--force', '-v', 'x'] caffe\n", done.stderr
     (tmp_path / "caffe.py").write_text("")
     done = python(*command, script, cwd=tmp_path)
     assert done.returncode != 0
     assert "a Caffe is installed here already" in done.stderr
-    assert python(*command, "--force", script, cwd=tmp_path).stdout == "[] caffetools.pycaffe\n"
+    assert python(*command, "--force", script, cwd=tmp_path).stdout == "[] caffe\n"

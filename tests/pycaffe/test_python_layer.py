@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from caffetools.errors import NetError
+from caffetools.errors import NetError, user_error_context
 from caffetools.net.net import Net as TorchNet
 from caffetools.pycaffe.net import Net, torch_net
 from caffetools.pycaffe.proto import caffe_pb2
@@ -210,11 +211,6 @@ def test_a_python_layer_may_work_in_place_and_change_its_shape(module: Callable[
         ("x = 1\n", r"layer 'Odd': the module 'mine' \(.*mine\.py\) has no class 'Odd'"),
         ("class Odd: pass\n", r"'mine\.Odd' .* is not a class with a method forward"),
         ("import nonesuch\n", "the Python module 'mine' needs the module 'nonesuch', which is not installed"),
-        ("1 / 0\n", "the Python module 'mine' cannot be imported: ZeroDivisionError"),
-        (
-            "class Odd(caffe.Layer):\n    def setup(self, bottom, top): raise Exception('no, thanks')\n",
-            r"layer 'Odd': \(Python\) mine\.Odd\.setup raised Exception: no, thanks",
-        ),
     ],
 )
 def test_code_that_is_not_there_or_fails_is_said(text: str | None, message: str, module: Callable[[str], None], write: Write) -> None:
@@ -222,3 +218,24 @@ def test_code_that_is_not_there_or_fails_is_said(text: str | None, message: str,
         module(text)
     with pytest.raises(NetError, match=message):
         Net(write("net.prototxt", python("Odd", "", "x")), TEST)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "context"),
+    [
+        ("1 / 0\n", ZeroDivisionError, "layer 'Odd': the Python module 'mine' cannot be imported"),
+        (
+            "class Odd(caffe.Layer):\n    def setup(self, bottom, top): raise KeyError('no, thanks')\n",
+            KeyError,
+            r"layer 'Odd': mine\.Odd\.setup failed \(.*mine\.py:5\)",
+        ),
+    ],
+)
+def test_an_exception_of_the_users_code_is_passed_on_and_names_the_layer(
+    text: str, kind: type[Exception], context: str, module: Callable[[str], None], write: Write
+) -> None:
+    module(text)
+    with pytest.raises(kind) as raised:
+        Net(write("net.prototxt", python("Odd", "", "x")), TEST)
+    assert type(raised.value) is kind
+    assert re.match(context, user_error_context(raised.value))

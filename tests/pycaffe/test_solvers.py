@@ -207,7 +207,7 @@ def test_without_a_gpu_set_mode_gpu_says_so_and_stays_on_the_cpu(caplog: pytest.
 def test_debug_info_goes_to_the_log(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     solver = SGDSolver(write("solver.prototxt", SOLVER % (write("net.prototxt", NET), "debug_info: true")))
     regression(solver)
-    with caplog.at_level("INFO", logger=mode.log.name):
+    with caplog.at_level("INFO", logger=mode.logger.name):
         solver.step(1)
     for words in (
         "[Forward] Layer fc, top blob y data: ",
@@ -220,6 +220,6 @@ def test_a_warning_of_the_solver_is_one_in_the_log(write: Write, tmp_path: Path,
     solver = SGDSolver(write("solver.prototxt", SOLVER % (write("net.prototxt", NET), f'snapshot_prefix: "{tmp_path}/run"')))
     solver.snapshot()
     (tmp_path / "run_iter_0.runstate.json").write_text("torn")
-    with caplog.at_level("INFO", logger=mode.log.name):
+    with caplog.at_level("INFO", logger=mode.logger.name):
         solver.restore(tmp_path / "run_iter_0.solverstate")
     assert [record.levelname for record in caplog.records if "begin anew" in record.getMessage()] == ["WARNING"]

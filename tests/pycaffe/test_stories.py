@@ -274,6 +274,6 @@ def test_the_module_has_the_names_that_scripts_use() -> None:
     assert {"Convolution", "Python", "LSTM", "SPP"} <= set(caffe.layer_type_list())
     assert caffe.pycaffe.Net is caffe.Net
     assert (caffe.solver_count(), caffe.solver_rank(), caffe.has_nccl()) == (1, 0, False)
-    with pytest.raises(AttributeError, match="caffe has no attribute 'NCCL'"):
-        _ = caffe.NCCL
+    with pytest.raises(AttributeError, match="module 'caffe' has no attribute 'NCLC'"):
+        _ = caffe.NCLC
     assert set(MODULES) >= {"caffe", "caffe.io", "caffe.proto.caffe_pb2"}

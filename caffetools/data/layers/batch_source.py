@@ -205,7 +205,7 @@ class ReadingLayer(Layer):
         try:
             yield
         except DataError as error:
-            raise DataError(f"layer '{self.name}': {error}") from None
+            raise DataError(str(error), layer=self.name) from None
 
 
 def _make(maker: BatchMaker, pinned: bool) -> tuple[Ready, State]:

@@ -61,14 +61,31 @@ def upgrade_net(param: Any) -> Any:
 
 
 def upgrade_caffemodel(model: Caffemodel) -> Caffemodel:
-    """``model`` with its network in today's form; the blobs, which go by layer name, are the same arrays.
+    """Return ``model`` with its network in today's form; the blobs are the same arrays.
 
     Raises:
         NetError: as :func:`upgrade_net`, except that inputs may lack shapes: old files only name them, and they are left out.
     """
     if not _is_old(model.net):
         return model
-    return dataclasses.replace(model, net=_upgraded(model.net))
+    upgraded = _upgraded(model.net)
+    return dataclasses.replace(model, net=upgraded, repeated=_moved(model.repeated, model.net, upgraded) if model.repeated else {})
+
+
+def _moved(repeated: dict[int, Any], before: Any, after: Any) -> dict[int, Any]:
+    """Return the arrays of ``repeated`` by the index that each layer has after an upgrade: the k-th of a name stays the k-th."""
+    where: dict[str, list[int]] = {}
+    for index, layer in enumerate(after.layer):
+        where.setdefault(str(layer.name), []).append(index)
+    layers = list(before.layers) or list(before.layer)
+    counts: dict[str, int] = {}
+    moved: dict[int, Any] = {}
+    for index, layer in enumerate(layers):
+        name = str(layer.name or layer.layer.name) if before.layers else str(layer.name)
+        number = counts[name] = counts.get(name, -1) + 1
+        if index in repeated and number < len(where.get(name, ())):
+            moved[where[name][number]] = repeated[index]
+    return moved
 
 
 def upgrade_solver(param: Any) -> Any:

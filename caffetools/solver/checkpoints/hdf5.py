@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import h5py
 import numpy as np
 
-from caffetools.errors import ModelFileError
+from caffetools.errors import ModelFileError, NetError
 from caffetools.net.net import Net
 from caffetools.proto.binary import SolverState
 from caffetools.util.files import atomic_write
@@ -41,23 +41,44 @@ def write_state_hdf5(path: PathLike, state: SolverState) -> None:
         _save(file, path)
 
 
-def write_weights_hdf5(path: PathLike, net: Net, *, diffs: Mapping[str, Sequence[Any]] | None = None) -> None:
+def write_weights_hdf5(path: PathLike, net: Net, *, diffs: Sequence[Sequence[Any]] | None = None) -> None:
     """Write a .caffemodel.h5 atomically: the group data/LAYER for every layer, with its blobs by number.
 
-    As in Caffe, a parameter that layers share is stored once, under the first of them. ``diffs`` (layer name → one float32 array a
-    blob) go into the groups diff/LAYER, under every owner's name. Raises :class:`RunFailed`.
+    As in Caffe, a parameter that layers share is stored once, under the first of them.
+
+    Args:
+        path: Where to.
+        net: The net.
+        diffs: For each layer of the net one float32 array a blob, for the groups diff/LAYER, under every owner's name.
+
+    Raises:
+        NetError: Several layers have one name; HDF5 cannot hold both.
+        RunFailed: The file cannot be written.
     """
     owned: set[int] = set()
+    check_names_for_hdf5(net)
     with _in_memory() as file:
         data = file.create_group("data")
-        for layer in net.layers:
+        for position, layer in enumerate(net.layers):
             mine = [(index, blob) for index, blob in enumerate(layer.blobs) if id(blob) not in owned]
             owned.update(id(blob) for _, blob in mine)
             arrays = [(i, np.ascontiguousarray(blob.detach().cpu().numpy(), np.float32)) for i, blob in mine]
             _write_arrays(data.require_group(layer.name), arrays)
             if diffs is not None:
-                _write_arrays(file.require_group(f"diff/{layer.name}"), list(enumerate(diffs.get(layer.name, ()))))
+                _write_arrays(file.require_group(f"diff/{layer.name}"), list(enumerate(diffs[position])))
         _save(file, path)
+
+
+def check_names_for_hdf5(net: Net) -> None:
+    """Raise :class:`NetError` where two layers of ``net`` have one name: HDF5 groups are named after layers (Caffe aborts there)."""
+    seen: set[str] = set()
+    for layer in net.layers:
+        if layer.name in seen:
+            raise NetError(
+                "two layers of this name cannot be stored in an HDF5 file; rename one, or use snapshot_format: BINARYPROTO",
+                layer=layer.name,
+            )
+        seen.add(layer.name)
 
 
 def _in_memory() -> Any:

@@ -56,7 +56,7 @@ def names(written: Snapshot | None) -> dict[str, Any] | None:
 
 def layer_states(net: Net) -> str:
     """Where the data of ``net`` stand, as text for the other processes."""
-    return _text({layer.name: layer.get_state() for layer in net.layers if isinstance(layer, ReadingLayer)})
+    return _text({key: layer.get_state() for key, layer in net.layers_by_key.items() if isinstance(layer, ReadingLayer)})
 
 
 def follow(states: States, root_layers: str, world: World, net: Net, log: Log) -> None:
@@ -70,9 +70,9 @@ def follow(states: States, root_layers: str, world: World, net: Net, log: Log) -
         runstate._set_random_states(mine["random"], net.device)
         return
     places = _read(root_layers)
-    for layer in net.layers:
-        if isinstance(layer, ReadingLayer) and layer.name in places:
-            place = places[layer.name]
+    for key, layer in net.layers_by_key.items():
+        if isinstance(layer, ReadingLayer) and key in places:
+            place = places[key]
             layer.set_state({**place, "rng": np.random.default_rng([int(place["seed"]), world.rank, 1]).bit_generator.state})
 
 

@@ -158,18 +158,18 @@ def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 def _layer_states(net: Net) -> dict[str, Any]:
-    return {layer.name: layer.get_state() for layer in net.layers if isinstance(layer, Stateful)}
+    return {key: layer.get_state() for key, layer in net.layers_by_key.items() if isinstance(layer, Stateful)}
 
 
 def _set_layer_states(net: Net, states: dict[str, Any], warn: Callable[[str], None]) -> None:
-    for layer in net.layers:
+    for key, layer in net.layers_by_key.items():
         if not isinstance(layer, Stateful):
             continue
-        if layer.name not in states:
+        if key not in states:
             warn(f"layer '{layer.name}' was not there when the snapshot was taken, so it begins anew")
             continue
         try:
-            layer.set_state(states[layer.name])
+            layer.set_state(states[key])
         except (DataError, KeyError, TypeError, ValueError, IndexError) as error:
             if isinstance(layer, ReadingLayer):
                 layer.close()

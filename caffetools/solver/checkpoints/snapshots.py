@@ -139,12 +139,13 @@ def prefix_for(solver_prefix: str, path: Path | None) -> str:
 def _write_weights(path: Path, net: Net, hdf5: bool, diffs: Steps | None) -> None:
     arrays = None
     if diffs is not None:
-        arrays = {layer.name: [_diff(blob, diffs) for blob in layer.blobs] for layer in net.layers if len(layer.blobs)}
+        arrays = [[_diff(blob, diffs) for blob in layer.blobs] for layer in net.layers]
     if hdf5:
         write_weights_hdf5(path, net, diffs=arrays)
         return
     model = to_caffemodel(net)
-    model.diffs = arrays or {}
+    model.diffs = {layer.name: own for layer, own in zip(net.layers, arrays or [], strict=False) if own}
+    model.repeated_diffs = {index: arrays[index] for index in model.repeated} if arrays is not None else {}
     write_caffemodel(path, model)
 
 

@@ -1,4 +1,4 @@
-"""Finding the classes of Python layers, where Caffe looks for them."""
+"""Importing the classes of Python layers from where Caffe looks for them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from caffetools.errors import NetError, did_you_mean
-from caffetools.pycaffe.install import caffe_is_ours
+import caffetools
+from caffetools.errors import NetError, did_you_mean, mark_user_error
 
 log = logging.getLogger("caffetools.pycaffe")
 
 
 def find_class(module: str, name: str, layer: str) -> Any:
-    """The class ``name`` of ``module``, which is looked for on ``sys.path`` and in the current directory.
+    """Import the class ``name`` of ``module``, which is searched on ``sys.path`` and in the current directory.
+
+    ``import caffe`` in the module yields caffetools.
+
+    Args:
+        module: Dotted name of the module.
+        name: Name of the class.
+        layer: Name of the layer, for errors.
 
     Raises:
-        NetError: module or class are not given, not found, or the module fails; names ``layer``.
+        NetError: module or class are not given or not found, or the module needs one that is missing. What the module's own code
+            raises is passed on, with a note that names the layer.
     """
     if not module or not name:
         raise NetError("a Python layer needs python_param { module: ... layer: ... }", layer=layer)
@@ -36,7 +44,7 @@ def find_class(module: str, name: str, layer: str) -> Any:
 
 
 def _load(module: str, layer: str) -> ModuleType:
-    with _current_directory_too(), caffe_is_ours():
+    with _current_directory_on_path(), caffetools.import_caffe_as_caffetools():
         try:
             return importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -48,11 +56,12 @@ def _load(module: str, layer: str) -> ModuleType:
                 f"there is no Python module '{module}' on sys.path or in {Path.cwd()}; put its folder on PYTHONPATH", layer=layer
             ) from None
         except Exception as error:
-            raise NetError(f"the Python module '{module}' cannot be imported: {type(error).__name__}: {error}", layer=layer) from error
+            mark_user_error(error, f"layer '{layer}': the Python module '{module}' cannot be imported")
+            raise
 
 
 @contextlib.contextmanager
-def _current_directory_too() -> Iterator[None]:
+def _current_directory_on_path() -> Iterator[None]:
     here = str(Path.cwd())
     if here in sys.path or "" in sys.path:
         yield

@@ -1,0 +1,270 @@
+"""Storage of blobs: tensors that the engine rebinds freely until a NumPy array of them is alive."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from caffetools.errors import NetError
+from caffetools.layers.base import Layer, Shape, count, format_shape
+
+Array = NDArray[np.float32]
+
+
+class TensorStorage:
+    """One float32 tensor of a blob: its data or its diff.
+
+    Results of layers are rebound, not copied. :meth:`array` returns the values as a live array in C order, as Caffe does; while such
+    an array (or a view of it) is alive, results are copied into its memory. So reading a blob costs one copy, and a blob that
+    nobody reads costs nothing.
+
+    On a GPU the array is a copy on the host: reading it again updates it, and values written to it reach the device before the
+    next layer runs, as with Caffe's SyncedMemory.
+
+    Args:
+        shape: Shape of the blob.
+        device: Device of the tensor; None: the CPU.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device | None = None):
+        self.shape = tuple(shape)
+        self.device = device or torch.device("cpu")
+        self._tensor: Tensor | None = None
+        # Whether no other blob shares the tensor's memory: results of layers may be views of other blobs.
+        self._owned = True
+        self._view: weakref.ref[Any] | None = None
+        self._host: Tensor | None = None
+
+    @property
+    def has_live_view(self) -> bool:
+        """Whether an array of this storage is alive."""
+        return self._view is not None and self._view() is not None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether values were ever stored here; otherwise all are zero."""
+        return self._tensor is not None
+
+    def value(self) -> Tensor:
+        """Return the tensor, detached and on the device; its version counter is its own, so autograd ignores edits through NumPy."""
+        if self._tensor is None:
+            self._tensor, self._owned = torch.zeros(self.shape, device=self.device), True
+        if self._host is not None:
+            self._tensor, self._owned = self._host.to(self.device), True
+            self._host = None
+        if self._tensor.device != self.device:
+            self._tensor, self._owned, self._view = self._tensor.to(self.device), True, None
+        return self._tensor.data
+
+    def shared_value(self) -> Tensor:
+        """Return the tensor for a reader that keeps it: later edits of the blob do not reach it."""
+        value = self.value()
+        if self.has_live_view:
+            return value.clone()
+        self._owned = False
+        return value
+
+    def clear(self) -> None:
+        """Set all values to zero and release the memory, as before anything was stored."""
+        self._tensor, self._view, self._host, self._owned = None, None, None, True
+
+    def array(self) -> Array:
+        """Return the values as a writable array in C order that shares their memory (on a GPU: see the class)."""
+        known = self._view() if self._view is not None else None
+        if self.device.type != "cpu":
+            return self._host_array(known)
+        if known is not None:
+            return known  # type: ignore[no-any-return]
+        tensor = self.value()
+        if not (self._owned and tensor.is_contiguous()):
+            self._tensor, self._owned = tensor.clone(memory_format=torch.contiguous_format), True
+            tensor = self.value()
+        array: Array = tensor.numpy()
+        self._view = weakref.ref(array)
+        return array
+
+    def store(self, result: Tensor, maybe_aliased_by: Iterable[TensorStorage] = ()) -> None:
+        """Store the result of a layer.
+
+        Args:
+            result: The values, of any float dtype; the storage takes their shape.
+            maybe_aliased_by: Storages whose memory ``result`` may be a view of; it is copied then.
+        """
+        result = result.detach()
+        if result.dtype != torch.float32:
+            result = result.float()
+        self._host = None
+        if self.has_live_view and self._tensor is not None and tuple(result.shape) == self.shape and self.device.type == "cpu":
+            self._tensor.data.copy_(result)
+            return
+        if any(other.owns_storage(result) for other in maybe_aliased_by):
+            result = result.clone()
+        self._tensor, self._owned = result, False
+        self.shape = tuple(result.shape)
+        if self.device.type == "cpu":
+            self._view = None
+
+    def write(self, values: Tensor) -> None:
+        """Copy ``values``, of this storage's shape, into the present memory; into new memory where another reader keeps that."""
+        if not self._owned and not self.has_live_view:
+            self._tensor, self._owned = torch.empty(self.shape, device=self.device), True
+        self.value().copy_(values)
+
+    def drop_views(self) -> None:
+        """Leave the arrays given out so far with their present values; later results do not reach them."""
+        if self.has_live_view and self.device.type == "cpu":
+            self._owned, self._view = False, None
+
+    def owns_storage(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` lies in memory that belongs to this blob alone."""
+        return self._owned and self._tensor is not None and shares_memory(self._tensor, tensor)
+
+    def reshape(self, shape: Shape) -> None:
+        """Set the shape; as in Caffe the leading values are kept, and new ones are zero."""
+        shape = tuple(shape)
+        if shape == self.shape:
+            return
+        if self._tensor is not None:
+            old, size = self.value().reshape(-1), count(shape)
+            if old.numel() != size:
+                resized = torch.zeros(size, device=self.device)
+                resized[: min(size, old.numel())] = old[:size]
+                old, self._owned = resized, True
+            self._tensor = old.reshape(shape)
+        self.shape, self._view, self._host = shape, None, None
+
+    def _host_array(self, known: Any) -> Array:
+        tensor = self.value()
+        array: Array
+        if known is not None and known.shape == self.shape:
+            array = known
+            torch.from_numpy(array).copy_(tensor)
+        else:
+            array = tensor.to("cpu", memory_format=torch.contiguous_format).numpy()
+            self._view = weakref.ref(array)
+        self._host = torch.from_numpy(array)
+        return array
+
+
+class BlobStorage:
+    """A named blob: ``data`` and ``diff``, both float32 of ``shape`` (N, C, H, W).
+
+    Args:
+        name: Name of the blob.
+        shape: Its shape.
+        device: Device of its tensors; None: the CPU.
+    """
+
+    def __init__(self, name: str, shape: Shape, device: torch.device | None = None):
+        self.name = name
+        self.data = TensorStorage(shape, device)
+        self.diff = TensorStorage(shape, device)
+
+    @property
+    def shape(self) -> Shape:
+        """The blob's shape."""
+        return self.data.shape
+
+    def reshape(self, shape: Shape) -> None:
+        """Reshape data and diff; see :meth:`TensorStorage.reshape`."""
+        self.data.reshape(shape)
+        self.diff.reshape(shape)
+
+    def data_array(self) -> Array:
+        """Return the values as a live array; see :meth:`TensorStorage.array`."""
+        return self.data.array()
+
+    def diff_array(self) -> Array:
+        """Return the diff, of the shape of the data, as a live array."""
+        self.diff.reshape(self.shape)
+        return self.diff.array()
+
+    def to(self, device: torch.device) -> None:
+        """Move data and diff to ``device`` at their next use."""
+        self.data.device = self.diff.device = device
+
+
+class ParameterStorage:
+    """Parameter blob ``index`` of ``layer``: data, and diff in ``.grad``, as live arrays in C order.
+
+    It follows the layer where the parameter object is replaced (by sharing, or by a move to another device). Parameters are
+    channels-last until they are read as an array; then they move to C order, once. On a GPU the arrays are copies on the host, which
+    stand for the parameter until :meth:`sync` copies them to the device.
+    """
+
+    def __init__(self, layer: Layer, index: int):
+        self.layer, self.index = layer, index
+        self._known: nn.Parameter | None = None
+        self._host: dict[bool, Array] = {}
+
+    @property
+    def shape(self) -> Shape:
+        """The parameter's shape."""
+        return tuple(self._parameter().shape)
+
+    def data_array(self) -> Array:
+        """Return the values as a live array."""
+        return self._array(is_diff=False)
+
+    def diff_array(self) -> Array:
+        """Return the gradient accumulated since it was last cleared, as a live array; zeros where none was computed."""
+        return self._array(is_diff=True)
+
+    def reshape(self, shape: Shape) -> None:
+        """Set other axes with the same number of values. Raises :class:`NetError` for another number."""
+        parameter = self._parameter()
+        if count(shape) != parameter.numel():
+            raise NetError(
+                f"parameter blob {self.index} of {format_shape(self.shape)} cannot become {format_shape(shape)}; change the layer's prototxt instead",
+                layer=self.layer.name,
+            )
+        parameter.data = parameter.data.reshape(shape)
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.reshape(shape)
+
+    def sync(self) -> None:
+        """Copy values written on the host to the device; does nothing on the CPU."""
+        for is_diff, array in self._host.items():
+            self._tensor(is_diff).copy_(torch.from_numpy(array))
+        self._host.clear()
+
+    def _parameter(self) -> nn.Parameter:
+        parameter: nn.Parameter = self.layer.blobs[self.index]
+        if parameter is not self._known:
+            self._known = parameter
+            self._host.clear()
+        return parameter
+
+    def _tensor(self, is_diff: bool) -> Tensor:
+        parameter = self._parameter()
+        if not is_diff:
+            return parameter.data
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        return parameter.grad.data
+
+    def _array(self, *, is_diff: bool) -> Array:
+        tensor = self._tensor(is_diff)
+        if tensor.device.type != "cpu":
+            if is_diff not in self._host:
+                self._host[is_diff] = tensor.to("cpu", memory_format=torch.contiguous_format).numpy()
+            return self._host[is_diff]
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
+            if is_diff:
+                self._parameter().grad = tensor
+            else:
+                self._parameter().data = tensor
+        array: Array = tensor.numpy()
+        return array
+
+
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors lie in one storage."""
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.numel() > 0

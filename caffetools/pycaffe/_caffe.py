@@ -1,0 +1,91 @@
+"""``caffe._caffe``: the classes and functions that Caffe's C++ module has, under their names there."""
+
+from __future__ import annotations
+
+from caffetools.layers.blob_view import Blob, BlobVec, IntVec
+from caffetools.layers.python import Layer
+from caffetools.proto.schema import LayerParameter, SolverParameter
+from caffetools.pycaffe.mode import (
+    has_nccl,
+    init_log,
+    layer_type_list,
+    log,
+    set_device,
+    set_devices,
+    set_mode_cpu,
+    set_mode_gpu,
+    set_multiprocess,
+    set_random_seed,
+    set_solver_count,
+    set_solver_rank,
+    solver_count,
+    solver_rank,
+)
+from caffetools.pycaffe.net import LayerVec, Net, NetVec
+from caffetools.pycaffe.solvers import (
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    NesterovSolver,
+    RMSPropSolver,
+    SGDSolver,
+    Solver,
+    get_solver,
+)
+from caffetools.pycaffe.timer import NCCL, Timer
+
+__all__ = [
+    "NCCL",
+    "AdaDeltaSolver",
+    "AdaGradSolver",
+    "AdamSolver",
+    "Blob",
+    "BlobVec",
+    "BoolVec",
+    "DtypeVec",
+    "IntVec",
+    "Layer",
+    "LayerParameter",
+    "LayerVec",
+    "NesterovSolver",
+    "Net",
+    "NetVec",
+    "RMSPropSolver",
+    "RawBlobVec",
+    "SGDSolver",
+    "Solver",
+    "SolverParameter",
+    "StringVec",
+    "Timer",
+    "get_solver",
+    "has_nccl",
+    "init_log",
+    "layer_type_list",
+    "log",
+    "set_device",
+    "set_devices",
+    "set_mode_cpu",
+    "set_mode_gpu",
+    "set_multiprocess",
+    "set_random_seed",
+    "set_solver_count",
+    "set_solver_rank",
+    "solver_count",
+    "solver_rank",
+]
+
+
+class RawBlobVec(BlobVec):
+    """A list of blobs, as Caffe passes bottoms and tops to layers written in Python."""
+
+
+class StringVec(list[str]):
+    """A list of texts."""
+
+
+class DtypeVec(list[float]):
+    """A list of numbers."""
+
+
+class BoolVec(list[bool]):
+    """A list of truth values."""
