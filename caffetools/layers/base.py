@@ -113,7 +113,7 @@ class Layer(nn.Module):
     NEEDS_TOP: ClassVar[bool] = True
     # Data layers make their tops themselves.
     IS_DATA: ClassVar[bool] = False
-    # The layer keeps a state between passes (or runs the user's code): it runs in one thread at a time.
+    # The layer runs in one thread at a time; as do those that keep a state between passes (get_state).
     STATEFUL: ClassVar[bool] = False
     # The tops' shapes are known only once the layer has run.
     DYNAMIC_SHAPE: ClassVar[bool] = False

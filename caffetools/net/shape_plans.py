@@ -116,7 +116,7 @@ class ShapePlans:
 
 def is_exclusive(layer: Layer) -> bool:
     """Whether ``layer`` may run in one thread at a time only, and is the same object in every plan."""
-    return layer.IS_DATA or layer.STATEFUL
+    return layer.IS_DATA or layer.STATEFUL or hasattr(type(layer), "get_state")
 
 
 def layer_view(layer: Layer) -> Layer:

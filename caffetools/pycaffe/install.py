@@ -184,6 +184,7 @@ def _caffe_names() -> list[str]:
 def _own_modules() -> dict[str, ModuleType]:
     modules = {name: importlib.import_module(here) for name, here in MODULES.items()}
     layers: Any = modules["caffe.net_spec"].layers
-    layers.__path__ = ForkFolders("layers")
+    layers.__name__, layers.__path__ = "caffe.layers", ForkFolders("layers")
+    layers.__spec__ = importlib.machinery.ModuleSpec("caffe.layers", None, is_package=True)
     modules["caffe"], modules["caffe.layers"] = _CaffeModule(), layers
     return modules

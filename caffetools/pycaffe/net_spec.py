@@ -87,7 +87,7 @@ class NetSpec:
         return _write(self.tops)
 
 
-class _Layers:
+class Layers:
     """``layers.TYPE(*bottoms, **params)``: a layer's tops; the layer itself for ``ntop=0``."""
 
     def __getattr__(self, type_name: str) -> Any:
@@ -117,7 +117,7 @@ class _Enums:
         return self._Message(name)
 
 
-layers = _Layers()
+layers = Layers()
 params = _Enums()
 
 
