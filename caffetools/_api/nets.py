@@ -52,12 +52,12 @@ def load_net(
         >>> sorted(net({"data": torch.zeros(2, 1, 28, 28)}))
         ['prob']
     """
-    from caffetools.net.net import Net, located
+    from caffetools.net.net import Net, error_context
     from caffetools.net.weights import load_weights
 
     net = Net.from_file(prototxt, _phase(phase), level=level, stages=tuple(stages), fill=True)
     if weights is not None:
-        with located(prototxt):
+        with error_context(prototxt):
             report = load_weights(net, weights)
         if not report.loaded and any(len(layer.blobs) for layer in net.layers):
             name = "the weights" if not isinstance(weights, str | os.PathLike) else os.fspath(weights)
@@ -194,7 +194,7 @@ def deploy(
         >>> param.layer[0].type, param.layer[-1].top[0]
         ('Input', 'prob')
     """
-    from caffetools.net.net import located
+    from caffetools.net.net import error_context
     from caffetools.surgery.deploy import deploy_from
 
     param, path = _param(net)
@@ -202,7 +202,7 @@ def deploy(
     options["heads"] = list(heads) if heads is not None else None
     if path is None:
         return deploy_from(param, **options)
-    with located(path):
+    with error_context(path):
         return deploy_from(param, **options)
 
 
@@ -232,7 +232,7 @@ def inspect(
         (9, 431080)
     """
     from caffetools.graph.summary import summarize
-    from caffetools.net.net import located
+    from caffetools.net.net import error_context
     from caffetools.proto.upgrades.v1 import upgrade_net
 
     param, path = _param(net)
@@ -240,7 +240,7 @@ def inspect(
     given = shapes if isinstance(shapes, dict) else {"": shapes} if shapes is not None else {}
     if path is None:
         return summarize(upgrade_net(param), _phase(phase), shapes=given)
-    with located(path):
+    with error_context(path):
         return summarize(upgrade_net(param), _phase(phase), shapes=given)
 
 
