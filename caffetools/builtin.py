@@ -10,7 +10,6 @@ import pkgutil
 
 import caffetools.data.layers
 import caffetools.layers
-import caffetools.pycaffe.python_layer
 
 for _package in (caffetools.layers, caffetools.data.layers):
     for _module in pkgutil.iter_modules(_package.__path__):

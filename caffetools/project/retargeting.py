@@ -173,7 +173,7 @@ def prepare_retarget(
     settings = options.settings()
     tuning, shapes = tuning or Tuning(), as_shapes(input_shape)
     param = source if isinstance(source, NetParameter) else read_net(source)
-    with nullcontext() if isinstance(source, NetParameter) else located(source):
+    with nullcontext() if isinstance(source, NetParameter) else error_context(source):
         _check_wiring(param)
         taken = _caffemodel(weights).blobs if weights is not None else ()
         original = upgrade_net(param)
