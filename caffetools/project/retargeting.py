@@ -16,7 +16,7 @@ from caffetools.graph.inputs import as_shapes
 from caffetools.graph.summary import summarize
 from caffetools.graph.weights_diff import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
 from caffetools.layers.base import Shape, format_shape
-from caffetools.net.net import Net
+from caffetools.net.net import Net, error_context
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.topology import check_blob_graph
 from caffetools.net.weights import load_weights, read_weights
