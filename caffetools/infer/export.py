@@ -22,7 +22,7 @@ from caffetools.infer.classifier import UNKNOWN_MEAN, Options, merge_preprocessi
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.layers.base import Shape
-from caffetools.net.net import Net, located
+from caffetools.net.net import Net, error_context
 from caffetools.net.phases import filter_net, make_state
 from caffetools.onnx.cut import cut_net
 from caffetools.onnx.export import DEFAULT_OPSET, export
@@ -130,14 +130,14 @@ def _build(deploy: PathLike, weights: PathLike, how: ExportOptions) -> Net:
             path=deploy,
             hint="export its deploy prototxt (`caffetools deploy` writes it)",
         )
-    with located(deploy):
+    with error_context(deploy):
         if how.outputs or how.sources:
             param = cut_net(Net(param, TEST, fill=False, input_shapes=how.input_shapes), how.outputs, how.sources)
         net = Net(param, TEST, fill=False)
     unknown = [blob for blob in how.input_shapes if blob not in net.inputs]
     if unknown and not how.sources:
         raise ExportError(f"'{unknown[0]}' is not an input of {os.fspath(deploy)}; its inputs are {', '.join(net.inputs)}")
-    with located(deploy):
+    with error_context(deploy):
         net.reshape({blob: shape for blob, shape in how.input_shapes.items() if blob in net.inputs})
         if how.batch is not None:
             if how.batch < 1:
