@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from caffetools import errors, events
+    from caffetools import errors, events, visualize
     from caffetools._api.inference import classify, export_onnx, verify
     from caffetools._api.nets import deploy, inspect, load_net, retarget, zoo_prototxt
     from caffetools._api.training import build_dataset, test, train
@@ -51,6 +51,7 @@ __all__ = [
     "test",
     "train",
     "verify",
+    "visualize",
     "zoo_prototxt",
 ]
 
@@ -69,6 +70,7 @@ _HOMES = {
     "fetch": "zoo.fetch",
     "import_caffe_as_caffetools": "pycaffe.install",
     "install_as_caffe": "pycaffe.install",
+    "visualize": "",
 }
 
 
