@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caffetools.graph.summary import LayerSummary, summarize
+from caffetools.layers.combine import Concat
+from caffetools.layers.rearrange import Permute, Reorg, ShuffleChannel
 from caffetools.layers.registry import layer_types
 from caffetools.net.phases import filter_net, make_state
 from caffetools.proto.schema import TEST, enum_name
@@ -15,15 +17,16 @@ from caffetools.proto.upgrades.v1 import upgrade_net
 
 # Families of layers, by role: what a drawing colours alike. In the legend's order.
 FAMILIES = {
-    "data": ("Input and data", {"input", "data", "constant"}),
+    "data": ("Input and data", {"input", "data", "constant", "parameter"}),
     "learned": ("Learned weights", {"classifier", "recurrent"}),
     "activation": ("Activation", {"activation"}),
-    "norm": ("Normalization, dropout", {"normalization", "dropout"}),
+    "norm": ("Normalization, dropout", {"normalization", "dropout", "scale"}),
     "pooling": ("Pooling and sampling", {"pooling", "sampling"}),
-    "shape": ("Merge, slice, reshape", {"merge", "reshape", "slice", "split", "concat"}),
-    "loss": ("Loss, probability, metric", {"loss", "metric", "probability", "detection"}),
+    "shape": ("Merge, slice, reshape", {"merge", "reshape", "slice", "split"}),
+    "loss": ("Loss, output, metric", {"loss", "metric", "probability", "detection"}),
     "other": ("Other", set[str]()),
 }
+_REARRANGING = (Concat, Permute, Reorg, ShuffleChannel)  # types without a role of their own that only move values
 _ATTACHED = {"activation", "norm"}  # families that join the box of the only layer they read
 _MOST_PERIOD = 96  # boxes in a block that may be repeated
 _LEAST_SAVED = 3  # boxes that folding must save
@@ -146,15 +149,12 @@ def fold_repeats(graph: NetGraph) -> NetGraph:
 def family_of(type_name: str, *, learned: bool = False) -> str:
     """Return the key of :data:`FAMILIES` for a layer type; ``learned`` types of no special role belong to ``learned``."""
     known = layer_types().get(type_name)
-    role = getattr(getattr(known, "TRAITS", None), "role", "other")
-    for key, (_, roles) in FAMILIES.items():
-        if role in roles:
-            return key
-    if known is not None and known.IS_LOSS:
-        return "loss"
-    if known is not None and known.IS_DATA:
-        return "data"
-    return "learned" if learned else "other"
+    if known is None:
+        return "learned" if learned else "other"
+    if issubclass(known, _REARRANGING):
+        return "shape"
+    role = known.TRAITS.role
+    return next((key for key, (_, roles) in FAMILIES.items() if role in roles), "learned" if learned else "other")
 
 
 def detail_of(layer: Any) -> str:
