@@ -81,7 +81,11 @@ COMMANDS = {
         _TRAINING, "Draw weights, activations, graphs and training curves, and explain a net's answers.", "visualize", "app"
     ),
     "classify": Entry(_USE, "Classify pictures: the most probable classes of each.", "classify"),
-    "export": Entry(_USE, "Write DEPLOY with WEIGHTS as an ONNX file, after onnxruntime has given the same numbers.", "export"),
+    "export": Entry(_USE, "Write DEPLOY with WEIGHTS as an ONNX file, verified in onnxruntime.", "export"),
+    "verify": Entry(
+        _USE, "Run DEPLOY with WEIGHTS through several engines, and other models, on the same inputs, and compare the outputs.", "verify"
+    ),
+    "engine": Entry(_USE, "Add engines that need a Python environment of their own.", "engine", "app"),
     "extract-features": Entry(
         _USE,
         "Store what blobs of a net hold for each picture of its data layer, as Caffe's extract_features.bin does.",

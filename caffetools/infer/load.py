@@ -11,7 +11,7 @@ from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 
-ENGINES = ("torch", "onnxruntime")
+ENGINES = ("torch", "onnxruntime", "opencv", "caffe")
 
 
 def open_engine(
@@ -24,7 +24,7 @@ def open_engine(
     Args:
         deploy: A deploy prototxt, or an ONNX file.
         weights: The .caffemodel of a prototxt.
-        engine: ``"torch"`` or ``"onnxruntime"``; None takes torch for a prototxt and onnxruntime for an ONNX file.
+        engine: ``"torch"``, ``"onnxruntime"``, or in an environment of their own ``"opencv"`` or ``"caffe"``; None takes torch for a prototxt and onnxruntime for an ONNX file.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
 
     Returns:
@@ -39,6 +39,11 @@ def open_engine(
         from caffetools.engines.torch import TorchEngine
 
         return TorchEngine.load(deploy, weights, device=device), read_preprocessing(deploy)
+    if name in ("opencv", "caffe"):
+        from caffetools.engines.external import CaffeEngine, OpenCVEngine
+
+        external = CaffeEngine if name == "caffe" else OpenCVEngine
+        return external.load(deploy, weights, device=device), read_preprocessing(deploy)
     if name != "onnxruntime":
         raise EngineError(f"unknown engine '{name}'; known are {', '.join(ENGINES)}")
     from caffetools.engines.onnxruntime import OnnxRuntimeEngine

@@ -1,0 +1,87 @@
+"""``caffetools verify``: the same inputs through several engines or models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.show import print_json, progress
+from caffetools.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from caffetools.infer.compare import Candidate, OutputComparison
+
+
+def verify(
+    deploy: Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]…", help="ONNX files, or other models as DEPLOY:WEIGHTS, to compare with.", show_default=False),
+    ] = None,
+    engines: Annotated[
+        str, typer.Option(help="Engines that run DEPLOY: torch, onnxruntime, opencv, caffe. The first is the reference.")
+    ] = "torch,onnxruntime",
+    images: Annotated[
+        list[str] | None, typer.Option(help="Image, folder or pattern to compare on; may be repeated. Default: random inputs.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference allowed, relative to an output's largest value.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Seed of random inputs.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Run DEPLOY with WEIGHTS through several engines, and other models, on the same inputs, and compare the outputs.
+
+    Prints the largest and mean difference, the cosine, how often the best class is the same, and the speed.
+    An engine that runs but differs by more than --tolerance is a failure (exit code 1).
+    opencv and caffe run in environments of their own: `caffetools engine add opencv4|caffe`.
+    """
+    from caffetools.infer.classifier import find_pictures
+    from caffetools.infer.compare import Candidate, compare_engines
+
+    names = [name.strip() for name in engines.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter("name at least one engine", param_hint="--engines")
+    own = [Candidate(deploy, weights, name) for name in names]
+    files = find_pictures(images or [])[:_MOST_IMAGES]
+    with progress("Comparing") as advance:
+        rows = compare_engines(
+            own[0],
+            [*own[1:], *(_candidate(text) for text in models or [])],
+            images=files,
+            seed=seed,
+            events=lambda event: advance(getattr(event, "done", 0), getattr(event, "total", 0)),
+        )
+    if json:
+        print_json([{**row.__dict__, "relative": row.relative} for row in rows])
+    else:
+        print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), map(_cells, rows))
+    if any(not row.reason and not row.relative <= tolerance for row in rows) or all(row.reason for row in rows[1:]):
+        raise typer.Exit(1)
+
+
+# All images are one batch.
+_MOST_IMAGES = 16
+
+
+def _candidate(text: str) -> Candidate:
+    from caffetools.infer.compare import Candidate
+
+    if text.endswith(".onnx"):
+        return Candidate(text)
+    model, _, weights = text.partition(":")
+    if not weights:
+        raise typer.BadParameter(f"'{text}' is neither an ONNX file nor DEPLOY:WEIGHTS", param_hint="MODEL")
+    return Candidate(model, weights)
+
+
+def _cells(row: OutputComparison) -> list[str]:
+    if row.reason:
+        return [row.candidate, row.output, "", "", "", "", "", "", row.reason]
+    top1 = "" if row.top1 is None else f"{row.top1:.1%}"
+    numbers = [f"{row.largest:.3g}", f"{row.relative:.1e}", f"{row.mean:.3g}", f"{row.cosine:.6f}", top1, f"{row.milliseconds:.1f}"]
+    return [row.candidate, row.output, *numbers, ""]
