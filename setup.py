@@ -94,7 +94,7 @@ setup(
     package_data={
         "caffetools": ["py.typed"],
         "caffetools.proto": ["caffe.proto", "caffe.desc"],
-        "caffetools.proto.forks": ["schemas/*.tsv"],
+        "caffetools.proto.forks": ["*.tsv", "schemas/*.tsv"],
         "caffetools.visualize": ["templates/*"],
         "caffetools._prototxt": ["*/*.prototxt"],
         "caffetools._zoo": ["*.yaml", "*.txt"],

@@ -30,7 +30,14 @@ def fork_fields(param: Any) -> list[str]:
 
 def _foreign(message: Any) -> list[str]:
     known = field_numbers(message.DESCRIPTOR.name, ())
-    return [field.name for field, value in message.ListFields() if field.name not in known and not _harmless(field, value)]
+    names = []
+    for field, value in message.ListFields():
+        if field.name not in known:
+            names += [] if _harmless(field, value) else [field.name]
+        elif field.message_type is not None:
+            # Fillers within convolution_param, for example.
+            names += [name for part in (value if field.is_repeated else [value]) for name in _foreign(part)]
+    return names
 
 
 def _harmless(field: Any, value: Any) -> bool:

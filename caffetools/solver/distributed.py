@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from caffetools.data.layers.batch_source import ReadingLayer
-from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport
 from caffetools.solver.checkpoints import per_rank as processes
-from caffetools.solver.control import Output, Snapshot, TestResult
+from caffetools.solver.control import Output, Snapshot, SolverError, TestResult
 from caffetools.solver.parallel import World
 from caffetools.solver.precision import Precision, compile_net
 from caffetools.solver.solver import Solver
@@ -64,7 +63,7 @@ class DistributedSolver(Solver):
         mine = type(param)()
         mine.CopyFrom(param)
         if mine.debug_info and not (self.world.alone and compute.plain):
-            raise CaffeToolsError("solver: debug_info needs one process in fp32 that is not compiled; remove it, or those")
+            raise SolverError("debug_info needs one process in fp32 that is not compiled; remove it, or those", field="debug_info")
         if mine.random_seed < 0:
             mine.random_seed = int.from_bytes(os.urandom(4), "little") >> 1
         mine.random_seed = self.world.share(mine.random_seed)

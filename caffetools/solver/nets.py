@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from caffetools.errors import CaffeToolsError, NetError
+from caffetools.errors import NetError
 from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fillers import fill
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import layers_by_name
 from caffetools.proto.schema import TEST, TRAIN, NetState
 from caffetools.proto.text import format_text, read_net
-from caffetools.solver.control import Log
+from caffetools.solver.control import Log, SolverError
 from caffetools.solver.logs.caffe_log import log_net
 
 
@@ -43,7 +43,7 @@ def train_net(solver: Any, folder: Path | None, log: Log) -> Net:
     given = [name for name in ("train_net_param", "train_net", "net_param", "net") if solver.HasField(name)]
     if len(given) != 1:
         what = f"gives {' and '.join(given)}" if given else "names no net to train"
-        raise CaffeToolsError(f"solver: {what}; give exactly one of net, net_param, train_net, train_net_param")
+        raise SolverError(f"{what}; give exactly one of net, net_param, train_net, train_net_param")
     source = _field(solver, given[0], folder, log)
     log("solver.cpp:102", f"Creating training net {source.said}")
     return _build(source, _state(TRAIN, source.param, solver.train_state), log)
@@ -61,13 +61,15 @@ def test_nets(solver: Any, folder: Path | None, log: Log) -> list[Net]:
     generic = "net_param" if solver.HasField("net_param") else "net" if solver.HasField("net") else None
     count = len(solver.test_iter)
     if count < own or (generic is None and count != own):
-        raise CaffeToolsError(f"solver: {count} test_iter value(s) for {own} test net(s); give one for each")
+        raise SolverError(f"{count} test_iter value(s) for {own} test net(s); give one for each", field="test_iter")
     if len(solver.test_state) not in (0, count):
-        raise CaffeToolsError(f"solver: {len(solver.test_state)} test_state block(s) for {count} test net(s); give one for each, or none")
+        raise SolverError(
+            f"{len(solver.test_state)} test_state block(s) for {count} test net(s); give one for each, or none", field="test_state"
+        )
     if count and solver.test_interval <= 0:
-        raise CaffeToolsError("solver: test_iter is given, so test_interval must be above 0")
-    if any(iterations <= 0 for iterations in solver.test_iter):
-        raise CaffeToolsError("solver: every test_iter must be above 0")
+        raise SolverError("test_iter is given, so test_interval must be above 0", field="test_interval")
+    if any(iterations < 0 for iterations in solver.test_iter):
+        raise SolverError("every test_iter must be at least 0", field="test_iter")
     sources = [Source("specified by test_net_param", param) for param in solver.test_net_param]
     sources += [_file(path, "specified by test_net file: {}", folder, log) for path in solver.test_net]
     if generic is not None:

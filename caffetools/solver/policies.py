@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from caffetools.errors import CaffeToolsError, RunFailed
+from caffetools.errors import RunFailed
+from caffetools.solver.control import SolverError
 
 
 def fixed(solver: Any, iteration: int, step: int) -> float:
@@ -37,8 +38,9 @@ def multistep(solver: Any, iteration: int, step: int) -> float:
 
 
 def poly(solver: Any, iteration: int, step: int) -> float:
-    """``base_lr * (1 - iteration / max_iter) ** power``: zero at ``max_iter``."""
-    return float(solver.base_lr) * _power(1.0 - iteration / solver.max_iter, solver.power)
+    """``(base_lr - min_lr) * (1 - iteration / max_iter) ** power + min_lr``: ``min_lr`` (NVCaffe; 0 in Caffe) at ``max_iter``."""
+    floor = float(solver.min_lr)
+    return (float(solver.base_lr) - floor) * _power(1.0 - iteration / solver.max_iter, solver.power) + floor
 
 
 def sigmoid(solver: Any, iteration: int, step: int) -> float:
@@ -46,6 +48,12 @@ def sigmoid(solver: Any, iteration: int, step: int) -> float:
     # Where e ** x leaves the range of floats, the rate is 0 as in Caffe, not an error.
     exponent = min(-solver.gamma * (iteration - solver.stepsize), 700.0)
     return float(solver.base_lr) / (1.0 + math.exp(exponent))
+
+
+def multifixed(solver: Any, iteration: int, step: int) -> float:
+    """``stagelr`` of the first stage whose ``stageiter`` is not passed, else of the last (Intel, YOLO)."""
+    stage = next((index for index, last in enumerate(solver.stageiter) if iteration <= last), len(solver.stageiter) - 1)
+    return float(solver.stagelr[stage])
 
 
 POLICIES: dict[str, Callable[[Any, int, int], float]] = {
@@ -56,6 +64,7 @@ POLICIES: dict[str, Callable[[Any, int, int], float]] = {
     "multistep": multistep,
     "poly": poly,
     "sigmoid": sigmoid,
+    "multifixed": multifixed,
 }
 
 
@@ -89,10 +98,22 @@ class LearningRate:
         elif solver.lr_policy == "multistep":
             due = self.current_step < len(solver.stepvalue) and iteration >= solver.stepvalue[self.current_step]
             self.current_step += due
-        rate = float(np.float32(self._rate(solver, iteration, self.current_step)))
+        rate = _started(solver, iteration, self._rate(solver, iteration, self.current_step))
+        rate = float(np.float32(max(rate, solver.min_lr) if solver.HasField("min_lr") else rate))
         if not math.isfinite(rate):
             raise RunFailed(f"iteration {iteration}: lr_policy '{solver.lr_policy}' gives the learning rate {rate}; check its fields")
         return rate
+
+
+def _started(solver: Any, iteration: int, rate: float) -> float:
+    """Return the rate of an iteration in the warm-up of Intel's Caffe or in the ramp of NVCaffe; ``rate`` after it."""
+    if iteration < solver.warmup_iter:
+        done = iteration / solver.warmup_iter
+        return float(done * solver.base_lr + (1.0 - done) * solver.warmup_start_lr)
+    if iteration < solver.rampup_interval:
+        done = iteration / solver.rampup_interval
+        return float(solver.rampup_lr + (solver.base_lr - solver.rampup_lr) * done * done)
+    return rate
 
 
 def check_policy(solver: Any) -> None:
@@ -100,15 +121,19 @@ def check_policy(solver: Any) -> None:
     policy = solver.lr_policy
     if policy not in POLICIES:
         what = f"unknown lr_policy '{policy}'" if policy else "lr_policy is missing"
-        raise CaffeToolsError(f"solver: {what}; it is one of {', '.join(POLICIES)}")
+        raise SolverError(f"{what}; it is one of {', '.join(POLICIES)}", field="lr_policy")
+    if policy == "multifixed":
+        if not solver.stageiter or len(solver.stageiter) != len(solver.stagelr):
+            raise SolverError("lr_policy 'multifixed' needs as many stagelr as stageiter, at least one", field="lr_policy")
+        return
     if not solver.HasField("base_lr"):
-        raise CaffeToolsError("solver: base_lr is missing")
+        raise SolverError("base_lr is missing")
     if not 0 <= solver.base_lr < math.inf:
-        raise CaffeToolsError(f"solver: base_lr must be at least 0, not {solver.base_lr:g}")
+        raise SolverError(f"base_lr must be at least 0, not {solver.base_lr:g}", field="base_lr")
     if policy == "step" and solver.stepsize <= 0:
-        raise CaffeToolsError("solver: lr_policy 'step' needs a stepsize above 0")
+        raise SolverError("lr_policy 'step' needs a stepsize above 0", field="stepsize")
     if policy == "poly" and solver.max_iter <= 0:
-        raise CaffeToolsError("solver: lr_policy 'poly' needs a max_iter above 0")
+        raise SolverError("lr_policy 'poly' needs a max_iter above 0", field="max_iter")
 
 
 def _power(base: float, exponent: float) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Learnable
+from caffetools.solver.control import SolverError
 from caffetools.solver.update import Group, Tensors, UpdateRule
 
 
@@ -90,7 +90,7 @@ class RMSProp(UpdateRule):
         _no_momentum(self)
         self.rms_decay = float(solver.rms_decay)
         if not 0 <= self.rms_decay < 1:
-            raise CaffeToolsError(f"solver: rms_decay must be at least 0 and below 1, not {self.rms_decay:g}")
+            raise SolverError(f"rms_decay must be at least 0 and below 1, not {self.rms_decay:g}", field="rms_decay")
 
     def _update(self, group: Group, rate: float, iteration: int) -> None:
         (squares,) = group.histories
@@ -123,7 +123,7 @@ class Adam(UpdateRule):
         self.momentum2 = float(solver.momentum2)
         for name, value in (("momentum", self.momentum), ("momentum2", self.momentum2)):
             if not 0 <= value < 1:
-                raise CaffeToolsError(f"solver: {name} must be at least 0 and below 1 for Adam, not {value:g}")
+                raise SolverError(f"{name} must be at least 0 and below 1 for Adam, not {value:g}", field=name)
 
     def _update(self, group: Group, rate: float, iteration: int) -> None:
         means, squares = group.histories
@@ -141,15 +141,15 @@ RULES: dict[str, type[UpdateRule]] = {rule.__name__: rule for rule in (SGD, Nest
 def make_rule(solver: Any, learnable: Sequence[Learnable]) -> UpdateRule:
     """The update rule that ``type`` of ``solver`` (a ``SolverParameter``) names. Raises :class:`CaffeToolsError`."""
     if solver.type not in RULES:
-        raise CaffeToolsError(f"solver: unknown type '{solver.type}'; it is one of {', '.join(RULES)}")
+        raise SolverError(f"unknown type '{solver.type}'; it is one of {', '.join(RULES)}", field="type")
     if not 0 <= solver.momentum < math.inf:
-        raise CaffeToolsError(f"solver: momentum must be at least 0, not {solver.momentum:g}")
+        raise SolverError(f"momentum must be at least 0, not {solver.momentum:g}", field="momentum")
     return RULES[solver.type](solver, learnable)
 
 
 def _no_momentum(rule: UpdateRule) -> None:
     if rule.momentum:
-        raise CaffeToolsError(f"solver: momentum cannot be used with {type(rule).__name__}; remove it")
+        raise SolverError(f"momentum cannot be used with {type(rule).__name__}; remove it", field="momentum")
 
 
 def _average(mean: Tensors, decay: float, a: Tensors, b: Tensors) -> None:

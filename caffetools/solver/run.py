@@ -21,7 +21,7 @@ from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.snapshots import clean_up, prefix_for
-from caffetools.solver.control import Snapshot
+from caffetools.solver.control import Snapshot, SolverError
 from caffetools.solver.logs.caffe_log import GlogWriter
 from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
 from caffetools.solver.signals import Signals
@@ -250,8 +250,5 @@ def _prepare(
     writer("solver.cpp:45", f"Initializing solver from parameters: \n{format_text(param).rstrip()}")
     try:
         return make(param, path=path, device=device, callbacks=callbacks, log=writer)
-    except CaffeToolsError as error:
-        # Said of the message, which has no name of its own.
-        if not str(error).startswith("solver: "):
-            raise
-        raise CaffeToolsError(f"{os.fspath(path)}: {str(error).removeprefix('solver: ')}") from None
+    except SolverError as error:
+        raise error.in_file(path) from None

@@ -17,13 +17,14 @@ from torch import Tensor
 from caffetools.net.malloc_tuning import disable_malloc_trim
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport, load_weights
+from caffetools.proto.forks.effects import refused_fields
 from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.solver.callbacks import Callback, default_callbacks
 from caffetools.solver.checkpoints.restore import restore, save
 from caffetools.solver.checkpoints.run_state import RunState, capture
 from caffetools.solver.checkpoints.snapshots import prefix_for
-from caffetools.solver.control import Log, Output, Snapshot, TestResult, TrainStats, no_log
+from caffetools.solver.control import Log, Output, Snapshot, SolverError, TestResult, TrainStats, no_log
 from caffetools.solver.debug import DebugInfoRunner, UpdateDiffs
 from caffetools.solver.divergence import BatchRecorder, check_loss
 from caffetools.solver.logs.caffe_log import CaffeLog, log_loaded
@@ -75,6 +76,7 @@ class Solver:
         self.path = Path(path) if path is not None else None
         self.prefix = prefix_for(self.param.snapshot_prefix, self.path)
         self.log = log
+        check_fork_fields(self.param)
         self.learning_rate = LearningRate(self.param)
         if self.param.random_seed >= 0:
             torch.manual_seed(self.param.random_seed)
@@ -103,7 +105,10 @@ class Solver:
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Solver:
         """Build the solver of a prototxt; ``options`` as for the class. Raises :class:`PrototxtError` too."""
-        return cls(read_solver(path), path=path, **options)
+        try:
+            return cls(read_solver(path), path=path, **options)
+        except SolverError as error:
+            raise error.in_file(path) from None
 
     @property
     def max_iter(self) -> int:
@@ -338,3 +343,12 @@ class Solver:
 
     def _check(self, loss: float) -> None:
         check_loss(loss, "the training loss", self, self.net, {**self.train_inputs, **self._last_batch.blobs})
+
+
+def check_fork_fields(param: Any) -> None:
+    """Raise :class:`SolverError` for a field of a fork that would change numbers and is not computed."""
+    for name, effect in refused_fields(param).items():
+        if name == "eval_type" and not param.test_iter:
+            continue
+        hint = f"set it to {effect.unless} or remove it" if effect.unless else "remove it"
+        raise SolverError(f"{name} is a field of a Caffe fork that is not supported ({effect.reason}); {hint}", field=name)

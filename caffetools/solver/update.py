@@ -17,6 +17,7 @@ from torch import Tensor
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Learnable
 from caffetools.proto.blobs import fits_stored
+from caffetools.solver.control import SolverError
 
 Tensors = list[Tensor]
 
@@ -61,9 +62,9 @@ class UpdateRule:
         self.iter_size = int(solver.iter_size)
         self.learnable = list(learnable)
         if self.regularization not in ("L1", "L2"):
-            raise CaffeToolsError(f"solver: unknown regularization_type '{self.regularization}'; it is L1 or L2")
+            raise SolverError(f"unknown regularization_type '{self.regularization}'; it is L1 or L2", field="regularization_type")
         if self.iter_size < 1:
-            raise CaffeToolsError(f"solver: iter_size must be at least 1, not {self.iter_size}")
+            raise SolverError(f"iter_size must be at least 1, not {self.iter_size}", field="iter_size")
         self._check(solver)
         self.history: Tensors = [torch.zeros_like(p.parameter, requires_grad=False) for _ in self.HISTORY for p in self.learnable]
         self.gradient_norm: Tensor | None = None

@@ -114,7 +114,7 @@ def test_a_net_file_in_the_working_directory_comes_first_as_in_caffe(tmp_path: P
     [
         ('net: "other.prototxt"', "give exactly one of net, net_param, train_net, train_net_param"),
         ("test_iter: 1", "test_interval must be above 0"),
-        ("test_iter: 0 test_interval: 5", "every test_iter must be above 0"),
+        ("test_iter: -1 test_interval: 5", "every test_iter must be at least 0"),
         ("test_iter: 1 test_interval: 5 test_state { } test_state { }", "2 test_state block"),
         ('type: "SGD" solver_type: ADAM', "both solver_type and type"),
     ],
@@ -290,3 +290,9 @@ def test_a_net_of_which_nothing_learns_still_runs() -> None:
     before = weights(solver)
     solver.step(3)
     assert all(map(torch.equal, before, weights(solver)))
+
+
+def test_a_test_iter_of_zero_tests_nothing_as_in_caffe() -> None:
+    history = History()
+    tiny_solver("test_iter: 0 test_interval: 5 snapshot_after_train: false", callbacks=[history]).solve()
+    assert [(test.iteration, test.outputs) for test in history.test] == [(n, []) for n in (0, 5, 10, 15, 20)]

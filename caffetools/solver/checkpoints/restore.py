@@ -10,7 +10,7 @@ from caffetools.net.weights import load_weights
 from caffetools.proto.binary import SolverState
 from caffetools.solver.checkpoints.run_state import RunState, apply, belongs, read_run_state, run_state_path
 from caffetools.solver.checkpoints.snapshots import Steps, find_weights, read_state, write_snapshot
-from caffetools.solver.control import Snapshot, TrainingRun
+from caffetools.solver.control import Snapshot, SolverError, TrainingRun
 
 PathLike = str | os.PathLike[str]
 
@@ -24,7 +24,7 @@ def save(solver: TrainingRun, run: RunState, diffs: Steps | None) -> Snapshot:
         CaffeToolsError: there is no snapshot_prefix. RunFailed: a weight is not finite, or a file cannot be written.
     """
     if not solver.prefix:
-        raise CaffeToolsError("solver: snapshot_prefix is missing; a snapshot needs a name")
+        raise SolverError("snapshot_prefix is missing; a snapshot needs a name", field="snapshot_prefix")
     history = [blob.detach().cpu().numpy() for blob in solver.rule.history]
     state = SolverState(solver.iteration, "", history, solver.learning_rate.current_step)
     hdf5 = solver.param.snapshot_format == _HDF5

@@ -21,7 +21,7 @@ from caffetools.net.weights import to_caffemodel
 from caffetools.proto.binary import SolverState, read_solverstate, write_caffemodel, write_solverstate
 from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5, write_weights_hdf5
 from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
-from caffetools.solver.control import Log, Snapshot
+from caffetools.solver.control import Log, Snapshot, SolverError
 from caffetools.util.files import sync_folder
 
 PathLike = str | os.PathLike[str]
@@ -132,7 +132,7 @@ def prefix_for(solver_prefix: str, path: Path | None) -> str:
     if not prefix or not Path(prefix).is_dir():
         return prefix
     if path is None:
-        raise CaffeToolsError(f"solver: snapshot_prefix '{prefix}' is a folder; add the beginning of a file name")
+        raise SolverError(f"snapshot_prefix '{prefix}' is a folder; add the beginning of a file name", field="snapshot_prefix")
     return str(Path(prefix) / path.stem)
 
 
