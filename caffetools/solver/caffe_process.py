@@ -112,7 +112,7 @@ def train_with_caffe(
         stack.callback(metrics.close)
         history = History()
         emitter = Events(fan_out([MetricsLog(metrics.write), events]), cancel)
-        run = ExternalRun(param, arguments)
+        run = ExternalRun(param, arguments, os.fspath(snapshot) if snapshot is not None else "")
         follower = CaffeLogFollower(run, [history, *callbacks, emitter])
         try:
             _run(engine, words, follower, [file.write, *([echo] if echo is not None else [])], file.path, cancel)
@@ -136,7 +136,7 @@ class ExternalRun:
         stopping: Whether :meth:`stop` was called.
     """
 
-    def __init__(self, param: Any, flags: Sequence[str] = ()):
+    def __init__(self, param: Any, flags: Sequence[str] = (), resumed_from: str = ""):
         self.param = param
         self.iteration, self.rate = 0, 0.0
         self.saved: int | None = None
@@ -144,6 +144,8 @@ class ExternalRun:
         self.max_iter = int(param.max_iter)
         self.net_name = _net_name(param)
         self.solver_type = str(param.type)
+        self.run_id = ""
+        self.resumed_from = resumed_from
         self.last_outputs: list[Output] = []
         self._lines: list[str] = []
         self._process: CaffeProcess | None = None
@@ -303,7 +305,8 @@ def _readable_by_caffe(state: Path) -> Iterator[Path]:
     """Yield ``state``, or a temporary copy that names its weights as Caffe finds them: from the working directory."""
     content = read_state(state)
     weights = find_weights(state, content.learned_net)
-    if state.suffix == ".h5" or Path(content.learned_net).exists():
+    named = Path(content.learned_net)
+    if state.suffix == ".h5" or (named.exists() and named.samefile(weights)):
         yield state
         return
     copy = state.with_name(f"{state.stem}.caffe{os.getpid()}.solverstate")

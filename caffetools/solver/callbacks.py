@@ -139,6 +139,7 @@ class Events(Callback):
         """Emit ``Started`` and the first ``Progress``."""
         self._start = time.perf_counter()
         details = {"net": run.net_name, "solver": run.solver_type, "iteration": run.iteration, "max_iter": run.max_iter}
+        details |= {"run": run.run_id, "resumed_from": run.resumed_from}
         self._emit(run, Started(task="train", title=f"Training {run.net_name or 'the net'}", command=self._command, details=details))
         self._progress(run)
 

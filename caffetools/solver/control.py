@@ -5,16 +5,11 @@ Nothing here needs torch at run time.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,33 +17,6 @@ if TYPE_CHECKING:
     from caffetools.net.net import Net
     from caffetools.solver.policies import LearningRate
     from caffetools.solver.update import UpdateRule
-
-
-class SolverError(CaffeToolsError):
-    """A solver with a field that is wrong, missing or not supported.
-
-    Args:
-        message: What is wrong.
-        field: Name of the field at fault.
-    """
-
-    def __init__(self, message: str, *, field: str = ""):
-        super().__init__(message)
-        self.field = field
-
-    @property
-    def place(self) -> str:
-        """Path and line; ``solver`` for a solver that came from no file."""
-        return super().place or "solver"
-
-    def in_file(self, path: str | os.PathLike[str]) -> SolverError:
-        """Return this error with its place: ``path``, and the line of the field if it is there."""
-        line = 0
-        with contextlib.suppress(OSError):
-            lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-            pattern = re.compile(rf"^[^#]*\b{re.escape(self.field)}\s*[:{{]")
-            line = next((number for number, text in enumerate(lines, 1) if self.field and pattern.match(text)), 0)
-        return self.located(path, line)
 
 
 # A log takes (file:line in Caffe's sources, text, severity: I, W or E).
@@ -163,6 +131,14 @@ class RunControl(Protocol):
     @property
     def saved(self) -> int | None:
         """Iteration of the last snapshot; None before the first."""
+
+    @property
+    def run_id(self) -> str:
+        """Identifier shared by a run and those that resume it; empty for real Caffe."""
+
+    @property
+    def resumed_from(self) -> str:
+        """Path of the .solverstate that this run resumed; empty if it started from the beginning."""
 
     @property
     def stopping(self) -> bool:

@@ -17,7 +17,8 @@ from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport
 from caffetools.solver.checkpoints import per_rank as processes
-from caffetools.solver.control import Output, Snapshot, SolverError, TestResult
+from caffetools.solver.control import Output, Snapshot, TestResult
+from caffetools.solver.errors import SolverError
 from caffetools.solver.parallel import World
 from caffetools.solver.precision import Precision, compile_net
 from caffetools.solver.solver import Solver

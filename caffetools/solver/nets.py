@@ -17,7 +17,8 @@ from caffetools.net.net import Net, error_context
 from caffetools.net.weights import layers_by_name
 from caffetools.proto.schema import TEST, TRAIN, NetState
 from caffetools.proto.text import format_text, read_net
-from caffetools.solver.control import Log, SolverError
+from caffetools.solver.control import Log
+from caffetools.solver.errors import SolverError
 from caffetools.solver.logs.caffe_log import log_net
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from caffetools.errors import RunFailed
-from caffetools.solver.control import SolverError
+from caffetools.solver.errors import SolverError
 
 
 def fixed(solver: Any, iteration: int, step: int) -> float:

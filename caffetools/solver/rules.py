@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from caffetools.net.net import Learnable
-from caffetools.solver.control import SolverError
+from caffetools.solver.errors import SolverError
 from caffetools.solver.update import Group, Tensors, UpdateRule
 
 

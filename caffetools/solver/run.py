@@ -21,7 +21,8 @@ from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.snapshots import clean_up, prefix_for
-from caffetools.solver.control import Snapshot, SolverError
+from caffetools.solver.control import Snapshot
+from caffetools.solver.errors import SolverError
 from caffetools.solver.logs.caffe_log import GlogWriter
 from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
 from caffetools.solver.signals import Signals

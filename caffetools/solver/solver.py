@@ -24,9 +24,10 @@ from caffetools.solver.callbacks import Callback, default_callbacks
 from caffetools.solver.checkpoints.restore import restore, save
 from caffetools.solver.checkpoints.run_state import RunState, capture
 from caffetools.solver.checkpoints.snapshots import prefix_for
-from caffetools.solver.control import Log, Output, Snapshot, SolverError, TestResult, TrainStats, no_log
+from caffetools.solver.control import Log, Output, Snapshot, TestResult, TrainStats, no_log
 from caffetools.solver.debug import DebugInfoRunner, UpdateDiffs
 from caffetools.solver.divergence import BatchRecorder, check_loss
+from caffetools.solver.errors import SolverError
 from caffetools.solver.logs.caffe_log import CaffeLog, log_loaded
 from caffetools.solver.nets import share_parameters, test_nets, train_net
 from caffetools.solver.policies import LearningRate
@@ -57,6 +58,7 @@ class Solver:
         stopping: Whether a stop was asked for.
         losses: The last ``average_loss`` losses.
         run_id: Identifier shared by a run and those that resume it.
+        resumed_from: Path of the .solverstate that was resumed; empty if none.
 
     Raises:
         CaffeToolsError: The solver or one of its nets is wrong; nothing has run then.
@@ -96,6 +98,7 @@ class Solver:
         self.test_inputs: dict[str, Tensor] = {}
         self.losses: deque[Tensor] = deque(maxlen=max(1, self.param.average_loss))
         self.run_id = secrets.token_hex(8)
+        self.resumed_from = ""
         self._resumed = False
         # The run's state before the tests of this iteration, once they have begun.
         self._before_tests: RunState | None = None
@@ -246,6 +249,7 @@ class Solver:
             NetError: The weights do not fit.
         """
         self._resumed = restore(self, path)
+        self.resumed_from = os.fspath(path)
         self.saved = self.iteration
 
     def load_weights(self, path: str | os.PathLike[str]) -> LoadReport:

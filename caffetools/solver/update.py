@@ -17,7 +17,7 @@ from torch import Tensor
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Learnable
 from caffetools.proto.blobs import fits_stored
-from caffetools.solver.control import SolverError
+from caffetools.solver.errors import SolverError
 
 Tensors = list[Tensor]
 

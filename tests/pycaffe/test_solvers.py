@@ -222,4 +222,4 @@ def test_a_warning_of_the_solver_is_one_in_the_log(write: Write, tmp_path: Path,
     (tmp_path / "run_iter_0.runstate.json").write_text("torn")
     with caplog.at_level("INFO", logger=mode.logger.name):
         solver.restore(tmp_path / "run_iter_0.solverstate")
-    assert [record.levelname for record in caplog.records if "begin anew" in record.getMessage()] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if "start over" in record.getMessage()] == ["WARNING"]

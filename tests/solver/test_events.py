@@ -42,7 +42,8 @@ def test_the_events_of_a_run_in_order(work: Path) -> None:
     assert kinds(seen) == ["started", *middle, "metrics", "tested", "finished"]
     assert [event.done for event in seen if isinstance(event, Progress)] == list(range(11))
     assert isinstance(seen[0], Started)
-    assert seen[0].details == {"net": "shared", "solver": "SGD", "iteration": 0, "max_iter": 10}
+    facts = {"net": "shared", "solver": "SGD", "iteration": 0, "max_iter": 10, "resumed_from": ""}
+    assert {key: value for key, value in seen[0].details.items() if key != "run"} == facts and seen[0].details["run"]
     (first, second) = (event for event in seen if isinstance(event, CheckpointWritten))
     assert (first.iteration, first.weights, second.state) == (5, "run_iter_5.caffemodel", "run_iter_10.solverstate")
     assert isinstance(seen[-1], Finished) and seen[-1].status == "done" and seen[-1].seconds > 0

@@ -194,7 +194,8 @@ def test_a_cancelled_token_stops_real_caffe_and_the_events_are_those_of_our_solv
     kinds = [event.kind for event in seen if not isinstance(event, Progress)]
     assert kinds == ["started", "tested", *["metrics"] * 3, "tested", "metrics", "finished"]
     assert isinstance(seen[-1], Finished) and seen[-1].status == "cancelled"
-    assert isinstance(seen[0], Started) and seen[0].details == {"net": "tiny", "solver": "SGD", "iteration": 0, "max_iter": 150}
+    facts = {"net": "tiny", "solver": "SGD", "iteration": 0, "max_iter": 150, "run": "", "resumed_from": ""}
+    assert isinstance(seen[0], Started) and seen[0].details == facts
     rows = [json.loads(line)["event"] for line in Path("tiny_log.jsonl").read_text().splitlines()]
     assert rows == ["start", "test", *["train"] * 3, "test", "train", "end"]
 

@@ -14,7 +14,7 @@ from caffetools.proto.forks.renumber import field_numbers
 from caffetools.proto.forks.tables import DIALECTS, table
 from caffetools.proto.schema import LayerParameter, SolverParameter
 from caffetools.proto.text import parse
-from caffetools.solver.control import SolverError
+from caffetools.solver.errors import SolverError
 from caffetools.solver.policies import LearningRate
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import tiny_solver

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import torch
 
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
+from caffetools.errors import ModelFileError
+from caffetools.events import Event, Progress
 from caffetools.proto.binary import read_solverstate
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.checkpoints.resume import newest_snapshot
@@ -26,6 +29,7 @@ from caffetools.solver.logs.training_log import read_log
 from caffetools.solver.run import train
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import NET, tiny_solver, weights
+from tests.solver.together import project
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -239,20 +243,80 @@ def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_go_on(tmp
     elif damage == "nothing":
         side.write_text("[]")
     else:
-        # As real Caffe does: other weights under the same name.
-        run_to(tmp_path / "elsewhere", 4, 5)
-        (tmp_path / "elsewhere" / "tiny_iter_5.caffemodel").replace(tmp_path / "tiny_iter_5.caffemodel")
-        with torch.no_grad():
-            first.net.layer("ip1").blobs[0].add_(1)
-        from caffetools.net.weights import save_weights
-
-        save_weights(first.net, tmp_path / "tiny_iter_5.caffemodel")
+        # As real Caffe does: another snapshot under the same name, without a run state.
+        first = run_to(tmp_path / "elsewhere", 5, net=NET.replace("xavier", "msra"))
+        for name in ("tiny_iter_5.caffemodel", "tiny_iter_5.solverstate"):
+            (tmp_path / "elsewhere" / name).replace(tmp_path / name)
     lines: list[str] = []
     second = tiny_solver("random_seed: 9", log=lambda source, text, severity="I": lines.append(f"{severity} {text}"))
     second.restore(tmp_path / "tiny_iter_5.solverstate")
     assert second.iteration == 5
     assert all(map(torch.equal, weights(first), weights(second)))
-    assert sum(line.startswith("W ") and "data and random states begin anew" in line for line in lines) == 1
+    assert sum(line.startswith("W ") and "data and random states start over" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("kind", ["caffemodel", "solverstate"])
+def test_a_file_that_changed_since_it_was_written_is_refused_and_auto_takes_the_one_before(tmp_path: Path, kind: str) -> None:
+    run_to(tmp_path, 3, 5)
+    path = tmp_path / f"tiny_iter_5.{kind}"
+    content = bytearray(path.read_bytes())
+    content[-3 if kind == "caffemodel" else 150] ^= 0x40  # in the numbers of a blob: the file can still be read
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf"{path}: damaged or changed since it was written.*remove .*tiny_iter_5\.runstate\.json"):
+        tiny_solver().restore(tmp_path / "tiny_iter_5.solverstate")
+    found = newest_snapshot(tmp_path / "tiny")
+    assert found is not None and found.iteration == 3
+
+
+def test_a_moved_snapshot_finds_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    first = run_to(Path("snaps"), 5)
+    shutil.copytree("snaps", tmp_path / "kept")
+    run_to(Path("snaps"), 5, net=NET.replace("xavier", "msra"))
+    second = tiny_solver()
+    second.restore(tmp_path / "kept" / "tiny_iter_5.solverstate")
+    assert all(map(torch.equal, weights(first), weights(second)))
+
+
+def test_an_older_run_under_the_same_prefix_is_never_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project(tmp_path, batch=4))
+    train("solver.prototxt", device="cpu")
+    first = Path("run_iter_10.caffemodel").read_bytes()
+    text = Path("solver.prototxt").read_text()
+    Path("solver.prototxt").write_text(text.replace("random_seed: 5", "random_seed: 6"))
+
+    def die(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("solver.prototxt", device="cpu", events=die)
+    lines: list[str] = []
+    done = train("solver.prototxt", device="cpu", resume=True, echo=lines.append)
+    assert any("2 snapshot(s) under run are of an older run" in line for line in lines)
+    assert [row.iteration for row in done.history.train] == [0, 5, 10], "it began at the beginning"
+    assert Path("run_iter_10.caffemodel").read_bytes() != first
+
+
+def test_a_run_that_wrote_no_line_has_no_snapshots(tmp_path: Path) -> None:
+    run_to(tmp_path, 5)
+    (tmp_path / "tiny_log.jsonl").touch()
+    assert newest_snapshot(tmp_path / "tiny") is None
+
+
+def test_a_snapshot_of_real_caffe_that_was_resumed_counts_until_there_is_one_of_the_new_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project(tmp_path, batch=4, solver="max_iter: 5"))
+    train("solver.prototxt", device="cpu")
+    Path("run_iter_5.runstate.json").unlink()
+    Path("run_log.jsonl").unlink()
+    train("solver.prototxt", device="cpu", resume=True, max_iter=7)
+    for name in ("run_iter_7.solverstate", "run_iter_7.caffemodel"):
+        Path(name).unlink()
+    found = newest_snapshot("run")
+    assert found is not None and found.iteration == 5
 
 
 def test_random_states_of_torch_numpy_and_python_go_on(tmp_path: Path) -> None:
@@ -314,12 +378,12 @@ def test_layers_that_were_not_there_begin_anew_and_are_told_of(tmp_path: Path, m
     (tmp_path / "net.prototxt").write_text(text.replace('name: "data"', 'name: "records"'))
     lines: list[str] = []
     train("solver.prototxt", device="cpu", max_iter=5, resume=True, echo=lines.append)
-    assert sum("layer 'records' was not there when the snapshot was taken, so it begins anew" in line for line in lines) == 2
+    assert sum("layer 'records' was not there when the snapshot was taken, so it starts over" in line for line in lines) == 2
 
 
 def test_the_state_names_the_weights_and_the_side_file_the_iteration(tmp_path: Path) -> None:
     run_to(tmp_path, 5)
-    assert read_solverstate(tmp_path / "tiny_iter_5.solverstate").learned_net == "tiny_iter_5.caffemodel"
+    assert read_solverstate(tmp_path / "tiny_iter_5.solverstate").learned_net == str(tmp_path / "tiny_iter_5.caffemodel")
     assert read_run_state(tmp_path / "tiny_iter_5.runstate.json")["iteration"] == 5
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from caffetools.errors import CaffeToolsError, ModelFileError
 from caffetools.net.weights import load_weights
 from caffetools.proto.binary import SolverState
-from caffetools.solver.checkpoints.run_state import RunState, apply, belongs, read_run_state, run_state_path
+from caffetools.solver.checkpoints.run_state import RunState, apply, check_files, read_run_state, run_state_path
 from caffetools.solver.checkpoints.snapshots import Steps, find_weights, read_state, write_snapshot
-from caffetools.solver.control import Snapshot, SolverError, TrainingRun
+from caffetools.solver.control import Snapshot, TrainingRun
+from caffetools.solver.errors import SolverError
 
 PathLike = str | os.PathLike[str]
 
@@ -35,7 +36,7 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
     """Put ``solver`` where the snapshot of the .solverstate ``path`` was taken.
 
     Returns:
-        Whether all of the run goes on; where False, data and random states begin anew, since the snapshot tells nothing of them.
+        Whether all of the run goes on; where False, data and random states start over, since the snapshot tells nothing of them.
 
     Raises:
         ModelFileError: a file is missing, damaged, or of another net or type of solver. NetError: the weights do not fit.
@@ -56,20 +57,22 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
     solver.rule.load_history(state.history)
     solver.iteration = state.iter
     solver.learning_rate.current_step = state.current_step
-    return _restore_run(solver, run_state_path(path), weights)
+    return _restore_run(solver, path, weights)
 
 
-def _restore_run(solver: TrainingRun, side: Path, weights: Path | None) -> bool:
+def _restore_run(solver: TrainingRun, state: PathLike, weights: Path | None) -> bool:
+    side = run_state_path(state)
     if not side.exists():
-        solver.log("caffe.cpp:235", "The snapshot says nothing of data and random states, as real Caffe's; they begin anew")
+        solver.log("caffe.cpp:235", "The snapshot says nothing of data and random states, as real Caffe's; they start over")
         return False
     try:
         run = read_run_state(side)
-        if weights is None or not belongs(run, solver.iteration, weights):
-            raise ModelFileError(f"{side} belongs to other weights")
     except ModelFileError as error:
         # The weights and their history are there, which is what counts.
-        solver.log("caffe.cpp:235", f"{error}; data and random states begin anew", "W")
+        solver.log("caffe.cpp:235", f"{error}; data and random states start over", "W")
+        return False
+    if weights is None or run["iteration"] != solver.iteration or check_files(side, state, weights) is None:
+        solver.log("caffe.cpp:235", f"{side} belongs to other files; data and random states start over", "W")
         return False
     solver.losses.clear()
     apply(run, solver, lambda text: solver.log("caffe.cpp:235", text, "W"))

@@ -1,16 +1,18 @@
-"""Which snapshot to go on from: the newest one that is whole."""
+"""Which snapshot to resume from: the newest whole one of the run that was started last."""
 
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from caffetools.errors import CaffeToolsError
 from caffetools.net.weights import read_weights
-from caffetools.solver.checkpoints.run_state import read_run_state, run_state_path
+from caffetools.solver.checkpoints.run_state import check_files, read_run_state, run_state_path
 from caffetools.solver.checkpoints.snapshots import find_weights, read_state
 from caffetools.solver.control import Snapshot
 
@@ -19,20 +21,52 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class _Candidate:
+    """A snapshot: its .solverstate, its iteration, which run wrote it ("" for real Caffe) and when (Unix time)."""
+
     state: Path
     iteration: int
-    # Which run wrote it and when; snapshots that real Caffe wrote count as one run.
     run: str
     time: float
 
 
-def newest_snapshot(prefix: PathLike, note: Callable[[str], None] = lambda text: None) -> Snapshot | None:
-    """The snapshot to go on from under ``prefix``, or None.
+@dataclass(frozen=True)
+class _LastRun:
+    """The run that was started last under a prefix, from PREFIX_log.jsonl.
 
-    Of the snapshots of the run that wrote last, it is the one of the highest iteration whose solverstate and weights can both be
-    read. ``note`` is told of each that is passed over, and why.
+    Attributes:
+        run: Its identifier, "" for real Caffe; None if its first line was never written.
+        start: When it began from the beginning (Unix time).
+        resumed_from: Names of the .solverstate files that it resumed.
+    """
+
+    run: str | None
+    start: float
+    resumed_from: frozenset[str]
+
+    def wrote(self, candidate: _Candidate) -> bool:
+        """Return whether a snapshot is of this run, or one that it resumed."""
+        if candidate.run:
+            return candidate.run == self.run
+        return self.run is not None and (candidate.time >= self.start or candidate.state.name in self.resumed_from)
+
+
+def newest_snapshot(prefix: PathLike, note: Callable[[str], None] = lambda text: None) -> Snapshot | None:
+    """Return the snapshot to resume from under ``prefix``, or None.
+
+    It is the one of the highest iteration, of those of the run that was started last, whose solverstate and weights can both be read
+    and are as they were written. PREFIX_log.jsonl names that run: what an older run left under the same prefix is never taken for it.
+    Without that file it is the run that wrote a snapshot last.
+
+    Args:
+        prefix: The snapshot_prefix.
+        note: Receives a text about each snapshot that is passed over.
     """
     found = _candidates(Path(prefix))
+    current = _last_run(Path(f"{os.fspath(prefix)}_log.jsonl"))
+    if current is not None:
+        if older := [candidate for candidate in found if not current.wrote(candidate)]:
+            note(f"{len(older)} snapshot(s) under {os.fspath(prefix)} are of an older run and are passed over")
+        found = [candidate for candidate in found if current.wrote(candidate)]
     last: dict[str, float] = {}
     for candidate in found:
         last[candidate.run] = max(last.get(candidate.run, 0.0), candidate.time)
@@ -45,15 +79,40 @@ def newest_snapshot(prefix: PathLike, note: Callable[[str], None] = lambda text:
 
 
 def check_whole(state: PathLike) -> Snapshot:
-    """The snapshot of the .solverstate ``state``, which must be readable to its end, as must its weights.
+    """Return the snapshot of the .solverstate ``state`` after reading it and its weights to their ends.
 
     Raises:
-        ModelFileError: a file is missing, truncated or damaged; names it.
+        ModelFileError: A file is missing, truncated, damaged, or not as it was written; names it.
     """
     content = read_state(state)
     weights = find_weights(state, content.learned_net)
     read_weights(weights)
+    with suppress(FileNotFoundError):
+        side = run_state_path(state)
+        if side.exists():
+            check_files(side, state, weights)
     return Snapshot(content.iter, weights, Path(state))
+
+
+def _last_run(log: Path) -> _LastRun | None:
+    """Return the run that ``log`` (PREFIX_log.jsonl) names; None if there is no such file, or it is of an earlier version."""
+    try:
+        with log.open(encoding="utf-8", errors="replace") as stream:
+            lines = [line for line in stream if '"event": "start"' in line]
+    except OSError:
+        return None
+    starts = []
+    for line in lines:
+        with suppress(ValueError):
+            starts.append(json.loads(line))
+    if not starts:
+        # The file is emptied when a run starts: this one ended before its first line.
+        return _LastRun(None, 0.0, frozenset())
+    try:
+        names = frozenset(Path(str(start.get("resumed_from", ""))).name for start in starts)
+        return _LastRun(str(starts[-1]["run"]), float(starts[0]["time"]), names)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _candidates(prefix: Path) -> list[_Candidate]:

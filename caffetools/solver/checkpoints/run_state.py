@@ -1,7 +1,7 @@
 """What a run depends on besides Caffe's two files: random states, the data layers' places, the losses of the smoothed one.
 
 It lies beside a snapshot as ``PREFIX_iter_N.runstate.json``, which Caffe does not look at. With it a run goes on bit for bit; without
-it (a snapshot of real Caffe) the weights go on, and data and randomness begin anew.
+it (a snapshot of real Caffe) the weights go on, and data and randomness start over.
 """
 
 from __future__ import annotations
@@ -64,21 +64,31 @@ def capture(solver: TrainingRun) -> RunState:
 
 
 def apply(state: RunState, solver: TrainingRun, warn: Callable[[str], None]) -> None:
-    """Put ``solver``'s run where ``state`` was captured; ``warn`` is told what does not fit this run, and so begins anew."""
+    """Put ``solver``'s run where ``state`` was captured; ``warn`` is told what does not fit this run, and so starts over."""
     solver.run_id = str(state["run"])
     solver.losses.extend(torch.tensor(loss, device=solver.net.device) for loss in state["losses"])
     nets = [solver.net, *solver.test_nets]
     if len(nets) != len(state["nets"]):
-        warn(f"the run had {len(state['nets']) - 1} test net(s), this one has {len(nets) - 1}; the data of further ones begin anew")
+        warn(f"the run had {len(state['nets']) - 1} test net(s), this one has {len(nets) - 1}; the data of further ones start over")
     for net, layers in zip(nets, state["nets"], strict=False):
         _set_layer_states(net, layers, warn)
     # Last, since opening files may draw random numbers.
     _set_random_states(state["random"], solver.net.device)
 
 
-def write_run_state(path: PathLike, state: RunState, weights: PathLike) -> None:
-    """Write ``state`` atomically, with the checksum of the caffemodel it belongs to. Raises :class:`RunFailed`."""
-    write_text(path, dumps({**state, "weights_crc32": checksum(weights)}) + "\n")
+def write_run_state(path: PathLike, run: RunState, state: PathLike, weights: PathLike) -> None:
+    """Write a run state atomically, with the CRC-32 of the snapshot's files.
+
+    Args:
+        path: Where to write it.
+        run: The run state.
+        state: The .solverstate.
+        weights: The .caffemodel.
+
+    Raises:
+        RunFailed: It cannot be written.
+    """
+    write_text(path, dumps({**run, "weights_crc32": checksum(weights), "state_crc32": checksum(state)}) + "\n")
 
 
 def read_run_state(path: PathLike) -> RunState:
@@ -97,9 +107,36 @@ def read_run_state(path: PathLike) -> RunState:
     return state
 
 
-def belongs(run: RunState, iteration: int, weights: PathLike) -> bool:
-    """Whether the run's state ``run`` was written with these weights; real Caffe replaces weights without knowing of it."""
-    return bool(run["iteration"] == iteration and run["weights_crc32"] == checksum(weights))
+def check_files(side: PathLike, state: PathLike, weights: PathLike) -> RunState | None:
+    """Compare the files of a snapshot with the checksums in its run state.
+
+    Args:
+        side: The run state's file.
+        state: The .solverstate.
+        weights: The .caffemodel.
+
+    Returns:
+        The run state; None if both files were replaced since, as real Caffe does without knowing of the run state.
+
+    Raises:
+        ModelFileError: The run state cannot be read, or one of the files was changed since it was written.
+    """
+    run = read_run_state(side)
+    # Run states of earlier versions have no checksum of the solverstate.
+    same_state = "state_crc32" not in run or run["state_crc32"] == checksum(state)
+    if run["weights_crc32"] == checksum(weights):
+        if same_state:
+            return run
+        changed = state
+    elif not same_state or "state_crc32" not in run:
+        return None
+    else:
+        changed = weights
+    raise ModelFileError(
+        "damaged or changed since it was written (its checksum differs)",
+        path=changed,
+        hint=f"resume from another snapshot, or remove {os.fspath(side)} to use the file as it is",
+    )
 
 
 def run_state_path(state: PathLike) -> Path:
@@ -166,14 +203,14 @@ def _set_layer_states(net: Net, states: dict[str, Any], warn: Callable[[str], No
         if not isinstance(layer, Stateful):
             continue
         if key not in states:
-            warn(f"layer '{layer.name}' was not there when the snapshot was taken, so it begins anew")
+            warn(f"layer '{layer.name}' was not there when the snapshot was taken, so it starts over")
             continue
         try:
             layer.set_state(states[key])
         except (DataError, KeyError, TypeError, ValueError, IndexError) as error:
             if isinstance(layer, ReadingLayer):
                 layer.close()
-            warn(f"layer '{layer.name}' is another one than when the snapshot was taken, so it begins anew ({error})")
+            warn(f"layer '{layer.name}' is another one than when the snapshot was taken, so it starts over ({error})")
 
 
 # ---- arrays in JSON ----

@@ -21,7 +21,8 @@ from caffetools.net.weights import to_caffemodel
 from caffetools.proto.binary import SolverState, read_solverstate, write_caffemodel, write_solverstate
 from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5, write_weights_hdf5
 from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
-from caffetools.solver.control import Log, Snapshot, SolverError
+from caffetools.solver.control import Log, Snapshot
+from caffetools.solver.errors import SolverError
 from caffetools.util.files import sync_folder
 
 PathLike = str | os.PathLike[str]
@@ -34,9 +35,8 @@ def write_snapshot(
 ) -> Snapshot:
     """Write ``PREFIX_iter_N.caffemodel``, ``.runstate.json`` and ``.solverstate``; with ``hdf5`` the first and the last in HDF5 (``.h5``).
 
-    All are written in a hidden folder beside their place first, then renamed; the solverstate last, so that what it needs is there
-    when it is. It names the caffemodel by its file name alone, so the files can be moved together; real Caffe finds it when run
-    from their folder.
+    All are written in a hidden folder next to their place first, then renamed; the solverstate last, so that what it needs is there
+    when it is. It names the caffemodel by its path from the working directory, as Caffe does.
 
     Args:
         run: What to store as the run's state; no such file without it. diffs: The diffs to store with the weights.
@@ -49,14 +49,15 @@ def write_snapshot(
     weights = Path(f"{prefix}_iter_{state.iter}.caffemodel{tail}")
     path = Path(f"{prefix}_iter_{state.iter}.solverstate{tail}")
     side = run_state_path(path)
-    state.learned_net = weights.name
+    # As Caffe: the path as it was given, relative to the working directory.
+    state.learned_net = str(weights)
     with _staged(path) as stage:
         log("solver.cpp:464", f"Snapshotting to {kind} file {weights}")
         _write_weights(stage / weights.name, net, hdf5, diffs)
         log("sgd_solver.cpp:284", f"Snapshotting solver state to {kind} file {path}")
         (write_state_hdf5 if hdf5 else write_solverstate)(stage / path.name, state)
         if run is not None:
-            write_run_state(stage / side.name, run, stage / weights.name)
+            write_run_state(stage / side.name, run, stage / path.name, stage / weights.name)
         # What an earlier run left under these names goes first: a state that is there belongs to the files beside it.
         for old in (path, side):
             old.unlink(missing_ok=True)
@@ -74,24 +75,26 @@ def read_state(path: PathLike) -> SolverState:
 
 
 def find_weights(state_path: PathLike, learned_net: str) -> Path:
-    """The caffemodel that a solverstate names.
+    """Return the path of the caffemodel that a solverstate names.
 
-    Caffe writes it relative to the directory it ran in. A bare file name is looked for beside the state first, so that a
-    file of the same name in the working directory is not taken for it; then the name counts as written, then from the
-    state's folder, then its last part beside the state.
+    Caffe writes it relative to the directory it ran in, in the folder of the state. So a file of that name in the state's folder
+    comes first (both files may have been moved, and others may have their old names), then the name as written, then the name from
+    the state's folder.
 
     Raises:
-        ModelFileError: it is nowhere to be found; names the places.
+        ModelFileError: None of them exists; names the places.
     """
     folder = Path(state_path).parent
     name = Path(learned_net)
     beside = folder / name.name
-    places = [beside, name] if name.parent == Path() else [name, folder / name, beside]
+    places = [beside, name, folder / name]
     for place in places:
         if place.is_file():
             return place
     looked = ", ".join(dict.fromkeys(map(str, places)))
-    raise ModelFileError(f"{os.fspath(state_path)}: its weights '{learned_net}' are missing (looked for {looked}); put them beside it")
+    raise ModelFileError(
+        f"{os.fspath(state_path)}: its weights '{learned_net}' are missing (looked for {looked}); put them into the same folder"
+    )
 
 
 def check_finite(net: Net, iteration: int) -> None:

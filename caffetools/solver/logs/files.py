@@ -49,7 +49,7 @@ class MetricsLog:
     """An event sink that writes training events as JSON lines (``PREFIX_log.jsonl``).
 
     Every line has ``event`` (start, train, test, snapshot, end), ``phase`` (train or test), ``iteration`` and ``seconds`` since the
-    start. Start lines also have ``time`` (Unix time), ``name`` and ``type``; train lines ``loss`` (smoothed), ``lr`` and ``outputs``;
+    start. Start lines also have ``time`` (Unix time), ``name``, ``type``, ``run`` (identifier) and ``resumed_from``; train lines ``loss`` (smoothed), ``lr`` and ``outputs``;
     test lines ``net``, ``outputs``, and ``loss`` where the solver computes it. ``outputs`` maps a blob to its number, or to a list
     where it has several. A value that is not finite is null.
 
@@ -69,6 +69,7 @@ class MetricsLog:
         elif isinstance(event, Started):
             self._start, self._iteration = event.time, int(event.details.get("iteration", 0))
             facts: dict[str, Any] = {"time": event.time, "name": event.details.get("net", ""), "type": event.details.get("solver", "")}
+            facts |= {"run": event.details.get("run", ""), "resumed_from": event.details.get("resumed_from", "")}
             self._line(event, "start", self._iteration, **facts)
         elif isinstance(event, Metrics):
             values: dict[str, Any] = {"loss": _finite(event.loss), "lr": _finite(event.lr), "outputs": _grouped(event.outputs)}
