@@ -45,7 +45,7 @@ class Started(Event):
     Attributes:
         title: One line for people.
         command: Command line that does the same by hand, if there is one.
-        details: Further facts. Training gives ``net``, ``solver``, ``iteration`` and ``max_iter``.
+        details: Further facts. Training gives ``net``, ``solver``, ``iteration`` and ``max_iter``; a step of a pipeline gives ``step``.
     """
 
     kind: ClassVar[str] = "started"

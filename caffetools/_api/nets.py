@@ -131,7 +131,7 @@ def retarget(
     from caffetools.data.datasets.card import DatasetCard, load_card
     from caffetools.net.net import Net
     from caffetools.net.weights import to_caffemodel
-    from caffetools.project.dataset_config import classes_of
+    from caffetools.project.data_config import classes_of
     from caffetools.project.retargeting import compare, prepare_retarget, starting_weights
 
     card = dataset if isinstance(dataset, DatasetCard) or dataset is None else load_card(dataset)

@@ -14,7 +14,7 @@ import typer
 import caffetools
 from caffetools.cli.commands import Commands
 from caffetools.cli.gflags import translate
-from caffetools.errors import CaffeToolsError, user_error_context
+from caffetools.errors import CaffeToolsError, Cancelled, user_error_context
 
 app = typer.Typer(
     name="caffetools",
@@ -46,7 +46,7 @@ def main() -> None:
     except CaffeToolsError as error:
         if debug:
             raise
-        sys.stderr.write(f"caffetools: error: {error}\n")
+        sys.stderr.write(f"caffetools: {'' if isinstance(error, Cancelled) else 'error: '}{error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("caffetools: interrupted\n")

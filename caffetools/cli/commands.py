@@ -39,11 +39,11 @@ _WHOLE, _DATA, _NETS, _TRAINING, _USE = "The whole way", "Data", "Networks", "Tr
 COMMANDS = {
     "demo": Entry(
         _WHOLE,
-        "Walk the whole way on real handwritten digits: pictures to LMDB, LeNet trained, retargeted, fine-tuned, exported, drawn.",
+        "Run everything on real handwritten digits: images to LMDB, LeNet trained, retargeted, fine-tuned, exported, drawn.",
         "demo",
         alone=True,
     ),
-    "finetune": Entry(_WHOLE, "Teach a network the classes of your own pictures, and get it ready to ship.", "finetune"),
+    "finetune": Entry(_WHOLE, "Fine-tune a network on your own images, and export it.", "finetune"),
     "dataset": Entry(_DATA, "Make datasets of pictures.", "dataset", "app"),
     "mean": Entry(
         _DATA, "Compute the mean of a database's pictures, as compute_image_mean does, and print the mean of each channel.", "mean"

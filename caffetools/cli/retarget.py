@@ -177,7 +177,7 @@ def _told(
     """The dataset's card, the classes before and after where known ones are to be kept, and how many there are to be."""
     from caffetools.data.datasets.card import load_card
     from caffetools.errors import CaffeToolsError
-    from caffetools.project.dataset_config import classes_of
+    from caffetools.project.data_config import classes_of
     from caffetools.surgery.class_incremental import Classes, read_classes
 
     card = load_card(dataset) if dataset is not None else None
@@ -217,8 +217,11 @@ def _source(
     from caffetools.graph.inputs import parse_shapes
     from caffetools.graph.summary import summarize
     from caffetools.proto.text import read_net
+    from caffetools.zoo.names import is_model
     from caffetools.zoo.networks import prototxt_path
 
+    if net is not None and model is None and is_model(str(net)):
+        net, model = None, str(net)
     if (net is None) == (model is None):
         raise CaffeToolsError("give either the prototxt of a NET, or the name of one of the zoo's networks by --model")
     shapes = parse_shapes(input_shape)

@@ -36,7 +36,7 @@ def trainable(
     Its Input becomes Data layers, its prob a loss and accuracies. For other classes, `caffetools retarget` what was written.
     """
     from caffetools.data.datasets.card import load_card
-    from caffetools.project.data_options import DataOptions
+    from caffetools.project.data_config import DataOptions
     from caffetools.project.trainable import make_trainable, write_trainable
 
     card = load_card(dataset) if dataset is not None else None

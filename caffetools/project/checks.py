@@ -1,4 +1,4 @@
-"""What can be seen to be wrong with a job before anything of it is made: pictures, sizes, net and weights that do not fit."""
+"""Checks of a run before anything is written: images, sizes, net and weights that do not fit each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caffetools.layers.base import format_shape
 from caffetools.net.net import error_context
 from caffetools.project.data_config import data_layers
 from caffetools.project.retargeting import DataOptions, compare, prepare_retarget, read_mean_option
-from caffetools.project.run_finetune import Job
+from caffetools.project.run import FinetuneRun
 from caffetools.project.solver_config import MOST_SEED
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TRAIN
@@ -24,45 +24,50 @@ PathLike = str | os.PathLike[str]
 
 
 def net_crop(net: PathLike) -> int:
-    """The side of the squares that the TRAIN data layers of the net in the file ``net`` cut out; 0 where they cut nothing."""
+    """Return the crop size of the TRAIN data layers of a prototxt; 0 if they do not crop."""
     layers = data_layers(upgrade_net(read_net(net)), TRAIN)
     return max((layer.transform_param.crop_size for layer in layers), default=0)
 
 
-def check_job(job: Job, listing: Listing) -> None:
-    """Hold the settings of ``job`` against each other, its pictures and its files, as far as that is quickly done.
+def check_run(run: FinetuneRun, listing: Listing) -> None:
+    """Compare the settings of a run with each other, its images and its files, as far as that is quick.
+
+    Args:
+        run: The resolved run.
+        listing: Its images.
 
     Raises:
-        CaffeToolsError: a setting makes no sense. DataError: sizes or mean do not fit.
-        NetError: the net cannot be retargeted, or ``weights`` are another net's.
+        CaffeToolsError: A setting is out of range.
+        DataError: Sizes or mean do not fit.
+        NetError: The net cannot be retargeted, or the weights belong to another net.
     """
-    found = len(listing.classes)
-    if job.classes is not None and job.classes != found:
+    config, found = run.config, len(listing.classes)
+    if config.classes is not None and config.classes != found:
         raise CaffeToolsError(
-            f"--classes {job.classes}, but {job.pictures} has {found} folders of pictures: {_some(listing.classes)}; "
+            f"--classes {config.classes}, but {config.pictures} has {found} folders of pictures: {_some(listing.classes)}; "
             "leave --classes out to learn them all"
         )
-    if not 0 < job.val < 1:
-        raise CaffeToolsError(f"--val {job.val:g}: the share of held-out pictures must lie between 0 and 1, such as 0.2")
-    if not 0 <= job.seed <= MOST_SEED:
-        raise CaffeToolsError(f"--seed must be from 0 to {MOST_SEED}, not {job.seed}")
-    choose_device(job.device)
-    size, crop = parse_size(job.size), job.crop or net_crop(job.net)
+    if not 0 < config.val < 1:
+        raise CaffeToolsError(f"--val {config.val:g}: the fraction of held-out pictures must be between 0 and 1, such as 0.2")
+    if not 0 <= config.seed <= MOST_SEED:
+        raise CaffeToolsError(f"--seed must be from 0 to {MOST_SEED}, not {config.seed}")
+    choose_device(config.device)
+    size, crop = parse_size(run.size), config.crop or net_crop(run.net)
     if size is not None and crop > min(size):
         raise DataError(f"squares of {crop} x {crop} cannot be cut out of pictures of {size[0]} x {size[1]}; give a larger --size")
-    channels = 1 if job.gray else 3
-    _check_mean(job.mean, channels, size)
+    channels = 1 if run.gray else 3
+    _check_mean(run.mean, channels, size)
     pictures = sum(map(len, listing.pictures))
-    if job.batch is not None and job.batch > pictures:
-        raise CaffeToolsError(f"--batch {job.batch} is more than all {pictures} pictures")
+    if config.batch is not None and config.batch > pictures:
+        raise CaffeToolsError(f"--batch {config.batch} is more than all {pictures} pictures")
     shape = None if crop or size is None else (1, channels, size[1], size[0])
-    options = DataOptions(mean=job.mean, crop=job.crop)
-    project = prepare_retarget(job.net, found, job.nets, trained_by=job.trained_by, data=options, input_shape=shape)
-    if job.weights is not None:
-        with error_context(job.net):
-            comparison = compare(project, job.weights)
+    options = DataOptions(mean=run.mean, crop=config.crop)
+    project = prepare_retarget(run.net, found, run.nets, trained_by=run.trained_by, data=options, input_shape=shape)
+    if run.weights is not None:
+        with error_context(run.net):
+            comparison = compare(project, run.weights)
         if FITS not in {layer.status for layer in comparison.layers} and not comparison.named("unchecked"):
-            raise NetError(f"{job.weights} has no layer of the net {job.net}: these are another net's weights")
+            raise NetError(f"{run.weights} has no layer of the net {run.net}: these are another net's weights")
 
 
 def _check_mean(mean: str | None, channels: int, size: tuple[int, int] | None) -> None:

@@ -1,17 +1,74 @@
-"""Pointing a net for training at other data: sources, mean and batch sizes of its data layers."""
+"""Point the data layers of a net for training at other data: sources, mean, batch sizes and crop, by options or by a dataset."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from caffetools.errors import NetError
+from caffetools.data.datasets.card import DatasetCard
+from caffetools.data.layers.data import Data
+from caffetools.data.layers.image_data import ImageData
+from caffetools.errors import CaffeToolsError, DataError, NetError
 from caffetools.graph.inputs import is_data_layer, source_param
 from caffetools.layers.registry import traits
 from caffetools.net.phases import layer_included, make_state
+from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.surgery.changes import Change, number
+
+# What a field of Caffe's messages holds.
+_MOST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the data layers are to read; None leaves it.
+
+    Attributes:
+        train_source, val_source: databases. mean: a file, or values as text, such as ``104,117,123``.
+        train_batch, val_batch: pictures a batch. crop: the side of the square cut out of each picture, at random in training.
+    """
+
+    train_source: str | None = None
+    val_source: str | None = None
+    mean: str | None = None
+    train_batch: int | None = None
+    val_batch: int | None = None
+    crop: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of :func:`~caffetools.project.data_config.set_data_sources`. Raises :class:`DataError` where the mean is none."""
+        for name in ("train_batch", "val_batch", "crop"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= _MOST:
+                raise CaffeToolsError(f"--{name.replace('_', '-')} must be from 1 to {_MOST}, not {value}")
+        mean_file, mean_values = read_mean_option(self.mean)
+        if mean_file is not None:
+            # Only to see that it is one.
+            read_binaryproto(mean_file)
+        return {**{k: v for k, v in asdict(self).items() if k != "mean"}, "mean_file": mean_file, "mean_values": mean_values}
+
+    def with_dataset(self, card: DatasetCard | None) -> DataOptions:
+        """These options, and the dataset's sources and mean where they do not say."""
+        if card is None:
+            return self
+        train, val = self.train_source or str(card.train_lmdb), self.val_source or str(card.val_lmdb)
+        return replace(self, train_source=train, val_source=val, mean=self.mean or mean_of(card))
+
+
+def read_mean_option(mean: str | None) -> tuple[str | None, list[float] | None]:
+    """A mean as people give it: (file, None) or (None, values). Raises :class:`DataError` where it is neither."""
+    if mean is None:
+        return None, None
+    number = r"\s*-?\d+(?:\.\d*)?\s*"
+    if re.fullmatch(rf"{number}(,{number})*", mean):
+        return None, [float(value) for value in mean.split(",")]
+    if not Path(mean).is_file():
+        raise DataError(f"{mean}: no such mean file, and no list of values like 104,117,123")
+    return mean, None
 
 
 def set_data_sources(
@@ -98,3 +155,74 @@ def _set_crop(layer: Any, crop: int | None, changes: list[Change]) -> None:
 
 def _is_leveldb(path: Path) -> bool:
     return (path / "CURRENT").is_file() and not (path / "data.mdb").exists()
+
+
+def classes_of(card: DatasetCard, classes: int | None) -> int:
+    """The number of classes: the dataset's. Raises :class:`CaffeToolsError` where another one was asked for."""
+    if classes is not None and classes != len(card.classes):
+        raise CaffeToolsError(
+            f"{classes} classes are asked for, but the dataset {card.folder} has {len(card.classes)} (--classes, --dataset)"
+        )
+    return len(card.classes)
+
+
+def mean_of(card: DatasetCard) -> str:
+    """The dataset's mean as ``--mean`` takes it: its file, or the values where its pictures differ in size."""
+    return str(card.mean_file) if card.mean_file else ",".join(f"{value:g}" for value in card.mean_values)
+
+
+def convert_imagedata_to_data(net: Any) -> list[Change]:
+    """Let data layers that read lists of pictures read databases instead, in place; crop, mean and batch stay.
+
+    Raises:
+        NetError: a data layer reads something else, which a dataset of pictures cannot stand for.
+    """
+    changes = []
+    for phase in (TRAIN, TEST):
+        for layer in data_layers(net, phase):
+            if layer.type not in (Data.TYPE, ImageData.TYPE):
+                raise NetError(f"reads {layer.type}, which a dataset of pictures and labels cannot stand for (--dataset)", layer=layer.name)
+            if layer.type == ImageData.TYPE:
+                layer.type = Data.TYPE
+                layer.data_param.batch_size = layer.image_data_param.batch_size
+                layer.ClearField("image_data_param")
+                changes.append(Change(layer.name, "type", ImageData.TYPE, Data.TYPE))
+    return list(dict.fromkeys(changes))
+
+
+def fit_batches(net: Any, card: DatasetCard, *, train: bool = True, val: bool = True) -> list[Change]:
+    """Batches no larger than the dataset, and for testing such that a whole number of them is every picture once, where one can be had.
+
+    Args:
+        train, val: whether the TRAIN and the TEST phase's may be changed.
+    """
+    changes = []
+    for phase, count, free in ((TRAIN, card.train_count, train), (TEST, card.val_count, val)):
+        for layer in data_layers(net, phase) if free and count else ():
+            param = source_param(layer)
+            before = param.batch_size or 1
+            batch = min(before, count)
+            if phase == TEST:
+                # Half as many is worth it; far fewer would only be slow.
+                batch = whole_batch(count, batch, max(1, batch // 2))
+            if batch != before:
+                param.batch_size = batch
+                changes.append(Change(layer.name, "batch_size", str(before), str(batch)))
+    return list(dict.fromkeys(changes))
+
+
+def whole_batch(count: int, most: int, least: int) -> int:
+    """The largest batch from ``least`` to ``most`` of which a whole number is ``count`` pictures; ``most`` where there is none."""
+    return next((size for size in range(most, least - 1, -1) if count % size == 0), most)
+
+
+def check_crops(net: Any, card: DatasetCard) -> None:
+    """Raise :class:`DataError` where a data layer cuts more out of a picture than there is."""
+    for phase in (TRAIN, TEST):
+        for layer in data_layers(net, phase):
+            crop = layer.transform_param.crop_size
+            if card.width and crop > min(card.width, card.height):
+                raise DataError(
+                    f"layer '{layer.name}' crops {crop} x {crop}, but the pictures of {card.folder} are {card.width} x {card.height}; "
+                    f"build the dataset with --size {crop} or more, or give a smaller --crop"
+                )

@@ -1,4 +1,4 @@
-"""``caffetools demo``: LeNet learns the digits 0 to 4, is retargeted to 5 to 9, and gets out to ONNX, without a network connection."""
+"""``caffetools demo``: LeNet learns the digits 0 to 4, is retargeted to 5 to 9, and is exported to ONNX, without a network connection."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError
+from caffetools.events import EventSink, ignore
+from caffetools.project.config import FinetuneConfig
 from caffetools.project.digits import write_digits
-from caffetools.project.progress import ProgressReporter, Recorder
+from caffetools.project.finetune import run_finetune
 from caffetools.project.report import make_report
-from caffetools.project.run_finetune import Job, Learned, learn
+from caffetools.project.run import FinetuneResult, FinetuneRun
 from caffetools.project.solver_config import MOST_SEED
+from caffetools.project.steps import Steps
 from caffetools.solver.run import choose_device
 from caffetools.util.files import write_text
 from caffetools.visualize.report import write_report
@@ -21,66 +25,79 @@ from caffetools.zoo.networks import prototxt_path
 MARK = ".caffetools-demo"
 
 _ABOUT = (
-    "LeNet learned the handwritten digits 0 to 4 from scratch; then its last layer was made anew for the digits 5 to 9, and it was "
+    "LeNet learned the handwritten digits 0 to 4 from scratch; then its last layer was replaced for the digits 5 to 9, and it was "
     "fine-tuned from its own weights. Both networks were measured on pictures they had never seen."
 )
 
 
 @dataclass(frozen=True)
-class Demo:
-    """What the demo made: both phases and the report. ``phases`` is short where the user stopped it."""
+class DemoResult:
+    """Result of the demo: both training phases, and the report."""
 
-    phases: list[Learned]
-    report: Path | None
+    phases: list[FinetuneResult]
+    report: Path
 
 
-def run_demo(out: Path, narrator: ProgressReporter, *, seed: int = 1, device: str = "auto") -> Demo:
-    """Walk the whole way in the folder ``out``; what an earlier demo left there is replaced.
+def run_demo(
+    out: Path, events: EventSink = ignore, *, seed: int = 1, device: str = "auto", cancel: CancelToken | None = None
+) -> DemoResult:
+    """Run the demo in a folder; an earlier demo in it is replaced.
+
+    Args:
+        out: The folder.
+        events: Receives the events of all steps.
+        seed: Seed of the split, the weights and the order.
+        device: As for ``finetune``.
+        cancel: Stops the demo.
 
     Raises:
-        CaffeToolsError: ``out`` holds other files, or scikit-learn is missing. RunFailed: something cannot be written.
+        CaffeToolsError: ``out`` holds other files, or scikit-learn is missing.
+        RunFailed: A file cannot be written.
+        Cancelled: The demo was cancelled or stopped.
     """
     if not 0 <= seed <= MOST_SEED:
         raise CaffeToolsError(f"--seed must be from 0 to {MOST_SEED}, not {seed}")
     choose_device(device)
     _clear(out)
-    recorder = Recorder(narrator)
-    first = _job(out, "digits-0-4", seed, device)
-    second = _job(out, "digits-5-9", seed, device)
-    with recorder.step("Write the digits that scikit-learn ships as folders of PNGs", "") as say:
-        counts = [write_digits(job.pictures, digits) for job, digits in ((first, range(5)), (second, range(5, 10)))]
-        say(f"{sum(counts)} pictures of 8 x 8 dots: {first.pictures}, {second.pictures}")
-    phases: list[Learned] = []
-    done = learn(first, recorder)
-    if done is None:
-        return Demo(phases, None)
-    phases.append(done)
-    second = _job(out, "digits-5-9", seed, device, net=first.nets / "train_val.prototxt", weights=done.weights)
-    done = learn(second, recorder)
-    if done is None:
-        return Demo(phases, None)
-    phases.append(done)
+    steps = Steps(events, cancel)
+    first = _run(out, "digits-0-4", seed, device)
+    second = _run(out, "digits-5-9", seed, device)
+    with steps.step("digits", "Write the digits that scikit-learn ships as folders of PNGs", "") as note:
+        counts = [write_digits(run.config.pictures, digits) for run, digits in ((first, range(5)), (second, range(5, 10)))]
+        note(f"{sum(counts)} pictures of 8 x 8 dots: {first.config.pictures}, {second.config.pictures}")
+    phases = [run_finetune(first, steps)]
+    second = _run(out, "digits-5-9", seed, device, net=first.train_val, weights=phases[0].weights)
+    phases.append(run_finetune(second, steps))
     report = out / "report.html"
     titles = ["digits 0 to 4", "digits 5 to 9"]
     repeat = f"caffetools demo -o {out} --seed {seed}"
-    write_report(report, make_report("From pictures to ONNX: the caffetools demo", _ABOUT, phases, titles, recorder.steps, repeat))
-    return Demo(phases, report)
+    write_report(report, make_report("From pictures to ONNX: the caffetools demo", _ABOUT, phases, titles, steps.done, repeat))
+    return DemoResult(phases, report)
 
 
-def _job(out: Path, name: str, seed: int, device: str, *, net: Path | None = None, weights: Path | None = None) -> Job:
-    return Job(
+def _run(out: Path, name: str, seed: int, device: str, *, net: Path | None = None, weights: Path | None = None) -> FinetuneRun:
+    config = FinetuneConfig(
         pictures=out / "pictures" / name,
         out=out / name,
-        net=net or prototxt_path("lenet"),
-        model="lenet",
-        trained_by=None if net else prototxt_path("lenet", "solver"),
+        model="lenet" if net is None else str(net),
         weights=weights,
+        from_scratch=weights is None,
         size="32",
         gray=True,
         crop=28,
         seed=seed,
         device=device,
         epochs=20,
+    )
+    return FinetuneRun(
+        config,
+        net=net or prototxt_path("lenet"),
+        model="lenet",
+        weights=weights,
+        size="32",
+        gray=True,
+        mean=None,
+        trained_by=None if net else prototxt_path("lenet", "solver"),
     )
 
 

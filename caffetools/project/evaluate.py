@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from caffetools.cancel import CancelToken
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import DataError
-from caffetools.events import ignore, on_progress
+from caffetools.events import EventSink, ignore
 from caffetools.infer.classifier import ClassificationResult, Classifier
 from caffetools.results import Confusion, Sample
 
@@ -37,20 +38,50 @@ def held_out(card: DatasetCard) -> list[tuple[Path, int]]:
     return pictures
 
 
-def evaluate(classifier: Classifier, card: DatasetCard, *, progress: Callable[[int, int], None] | None = None) -> Evaluation:
-    """Classify every held-out picture of ``card`` from its file, as a user of the deployed network would.
+def evaluate(classifier: Classifier, card: DatasetCard, *, events: EventSink = ignore, cancel: CancelToken | None = None) -> Evaluation:
+    """Classify every held-out image of a dataset from its file, as a user of the deployed network would.
+
+    Args:
+        classifier: The deployed net.
+        card: The dataset.
+        events: Receives ``Progress`` events.
+        cancel: Checked before every batch.
 
     Raises:
-        DataError: a picture has vanished or broken since the data set was built.
+        DataError: An image was removed or damaged since the dataset was built.
+        Cancelled: ``cancel`` was set.
     """
     pictures = held_out(card)
-    answers = classifier.classify([path for path, _ in pictures], top=1, batch=32, events=on_progress(progress) if progress else ignore)
+    answers = classifier.classify([path for path, _ in pictures], top=1, batch=32, events=events, cancel=cancel)
     for answer in answers:
         if answer.error:
             raise DataError(answer.error)
     true = [label for _, label in pictures]
     predicted = [answer.guesses[0].index for answer in answers]
     return Evaluation(Confusion.from_labels(true, predicted, card.classes), predicted, _samples(answers, true, card.classes))
+
+
+def remarks_on(evaluation: Evaluation) -> list[str]:
+    """Return remarks on a result at chance level, or with classes of too few images.
+
+    Args:
+        evaluation: The result on held-out images.
+    """
+    confusion = evaluation.confusion
+    classes, total = len(confusion.names), confusion.total
+    remarks = []
+    chance = 1 / classes
+    # Two standard deviations of guessing above chance.
+    noise = 2 * (chance * (1 - chance) / total) ** 0.5 if total else 0.0
+    if classes > 1 and total and confusion.accuracy <= chance + noise:
+        remarks.append(
+            f"The accuracy of {confusion.accuracy:.1%} is no better than guessing one of {classes} classes ({chance:.1%}): the network has "
+            "not learned to separate them. Try more --epochs, published weights instead of --from-scratch, or another --base-lr."
+        )
+    few = [score.name for score in confusion.scores() if score.pictures == 0]
+    if few:
+        remarks.append(f"{len(few)} class(es) have no held-out image, so nothing is known about them: {', '.join(few[:5])}.")
+    return remarks
 
 
 def _samples(answers: Sequence[ClassificationResult], true: Sequence[int], classes: Sequence[str]) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""run.json: what is being made in a run's folder and of what, so that a second run goes on with it, or is told what has changed."""
+"""run.json: the settings and inputs of a run in its folder, so that a second call resumes it, or reports what has changed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ SETTINGS = "run.json"
 LOCK = "run"
 
 
-def remember(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
-    """Write down ``settings`` and ``inputs`` in the folder ``out``, or hold them against what is written there.
+def check_or_write_manifest(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
+    """Write settings and inputs to run.json in a folder, or compare them with those written there.
 
     Args:
-        settings: What was asked for, as plain values. inputs: what each input is called and what it is like (see :func:`state_of`).
+        out: The run's folder.
+        settings: The settings that identify the run, as plain values.
+        inputs: Name of each input → its fingerprint.
 
     Raises:
-        CaffeToolsError: the folder is another run's, or holds other files, or an input has changed since the run began.
+        CaffeToolsError: The folder belongs to another run, holds other files, or an input has changed since the run began.
     """
     path = out / SETTINGS
     if not path.exists():
@@ -45,20 +47,20 @@ def remember(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> Non
             f"{out} holds a run with other settings ({', '.join(changed)}); choose another folder (-o), or give the same ones"
         )
     if changed := [name for name in inputs if before.get(name) != inputs[name]]:
-        raise CaffeToolsError(f"{out} holds a run that began before {changed[0]} changed; choose another folder (-o) to begin anew")
+        raise CaffeToolsError(f"{out} holds a run that began before {changed[0]} changed; choose another folder (-o) to start again")
 
 
-def state_of(listing: Listing) -> str:
-    """What tells whether pictures were added, removed or changed: a digest of their names, sizes and times."""
+def fingerprint(listing: Listing) -> str:
+    """Return a digest of the images' names, sizes and times of change."""
     digest = hashlib.sha256()
     for picture in chain(*listing.pictures, *(listing.val or [])):
         digest.update(f"{picture.path}\0{picture.label}\0".encode("utf-8", "surrogateescape"))
-        digest.update(state_of_file(listing.root / picture.path).encode())
+        digest.update(fingerprint_of_file(listing.root / picture.path).encode())
     return digest.hexdigest()
 
 
-def state_of_file(path: Path) -> str:
-    """The size and the time of the last change of a file; empty where it is not there."""
+def fingerprint_of_file(path: Path) -> str:
+    """Return the size and the time of the last change of a file; empty if it does not exist."""
     with contextlib.suppress(OSError):
         facts = path.stat()
         return f"{facts.st_size} {facts.st_mtime_ns}"
@@ -66,15 +68,15 @@ def state_of_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def tidied(out: Path) -> Iterator[None]:
-    """Where the body fails before anything was made in ``out``, the settings go again, and so does the folder if it is new."""
-    was_there = os.path.lexists(out)
+def rollback_if_empty(out: Path) -> Iterator[None]:
+    """If the body fails before anything but run.json was written to ``out``, remove that, and the folder if it is new."""
+    existed = os.path.lexists(out)
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
             if {name.name for name in out.iterdir()} <= {SETTINGS}:
                 (out / SETTINGS).unlink(missing_ok=True)
-                if not was_there:
+                if not existed:
                     out.rmdir()
         raise

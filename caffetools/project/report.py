@@ -1,4 +1,4 @@
-"""The report of one or several learned jobs."""
+"""The report of one or several fine-tuning runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import torch
 import caffetools
 from caffetools.graph.summary import summarize
 from caffetools.onnx.export import DEFAULT_OPSET
-from caffetools.project.run_finetune import Learned
+from caffetools.project.run import FinetuneResult
 from caffetools.proto.text import read_net
 from caffetools.results import Step
 from caffetools.visualize.model import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Report
 
 
-def make_report(title: str, summary: str, learned: Sequence[Learned], titles: Sequence[str], steps: Sequence[Step], repeat: str) -> Report:
+def make_report(
+    title: str, summary: str, learned: Sequence[FinetuneResult], titles: Sequence[str], steps: Sequence[Step], repeat: str
+) -> Report:
     """A report of what was learned, a phase each; network, ONNX check and files are those of the last.
 
     Args:
@@ -42,7 +44,7 @@ def make_report(title: str, summary: str, learned: Sequence[Learned], titles: Se
     )
 
 
-def _figures(learned: Sequence[Learned], titles: Sequence[str], steps: Sequence[Step]) -> list[KeyFigure]:
+def _figures(learned: Sequence[FinetuneResult], titles: Sequence[str], steps: Sequence[Step]) -> list[KeyFigure]:
     figures = []
     for item, title in zip(learned, titles, strict=True):
         confusion = item.evaluation.confusion
@@ -51,18 +53,18 @@ def _figures(learned: Sequence[Learned], titles: Sequence[str], steps: Sequence[
     last = learned[-1]
     figures.append(KeyFigure(str(len(last.card.classes)), "classes", f"{last.card.train_count} pictures to learn from"))
     figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from pictures to ONNX", f"{os.cpu_count()} CPU cores"))
-    size = last.job.onnx.stat().st_size / 1e6
+    size = last.run.onnx.stat().st_size / 1e6
     figures.append(KeyFigure(f"{size:.1f} MB", "ONNX model", f"{last.verification.largest:.0e} from caffetools"))
     return figures
 
 
-def _phase(item: Learned, title: str) -> Phase:
-    start = f"started from {item.job.weights.name}" if item.job.weights else "started from scratch"
+def _phase(item: FinetuneResult, title: str) -> Phase:
+    start = f"started from {item.run.weights.name}" if item.run.weights else "started from scratch"
     note = (
-        f"{item.job.model} on {', '.join(item.card.classes[:12])}{', …' if len(item.card.classes) > 12 else ''}; {start}; "
-        f"{item.plan.updates} updates of {item.plan.batch} pictures, learning rate {item.plan.base_lr:g}."
+        f"{item.run.model} on {', '.join(item.card.classes[:12])}{', …' if len(item.card.classes) > 12 else ''}; {start}; "
+        f"{item.schedule.updates} updates of {item.schedule.batch} pictures, learning rate {item.schedule.base_lr:g}."
     )
-    return Phase(title, note, item.evaluation.confusion, item.evaluation.samples, {item.job.model: item.log}, [item.filters])
+    return Phase(title, note, item.evaluation.confusion, item.evaluation.samples, {item.run.model: item.log}, [item.filters])
 
 
 def _network(deploy: Path) -> list[LayerRow]:
@@ -72,10 +74,10 @@ def _network(deploy: Path) -> list[LayerRow]:
     ]
 
 
-def _onnx(item: Learned) -> OnnxCheck:
+def _onnx(item: FinetuneResult) -> OnnxCheck:
     check = item.verification
     return OnnxCheck(
-        file=item.job.onnx.name,
+        file=item.run.onnx.name,
         opset=DEFAULT_OPSET,
         runtime=f"onnxruntime {importlib.metadata.version('onnxruntime')}",
         largest_difference=check.largest,
@@ -85,10 +87,10 @@ def _onnx(item: Learned) -> OnnxCheck:
     )
 
 
-def _files(learned: Sequence[Learned]) -> list[FileEntry]:
+def _files(learned: Sequence[FinetuneResult]) -> list[FileEntry]:
     entries = []
     for item in learned:
-        nets = item.job.nets
+        nets = item.run.nets
         for path, what in (
             (item.card.train_lmdb, "pictures to learn from, LMDB of Datum"),
             (item.card.val_lmdb, "held-out pictures"),
@@ -98,7 +100,7 @@ def _files(learned: Sequence[Learned]) -> list[FileEntry]:
             (nets / "solver.prototxt", "training settings"),
             (item.deploy, "network for use"),
             (item.weights, "weights"),
-            (item.job.onnx, "ONNX model"),
+            (item.run.onnx, "ONNX model"),
         ):
             if path is not None:
                 entries.append(FileEntry(str(path), _size(path), what))
@@ -109,11 +111,11 @@ def _size(path: Path) -> int:
     return sum(inner.stat().st_size for inner in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
-def _environment(item: Learned) -> dict[str, str]:
+def _environment(item: FinetuneResult) -> dict[str, str]:
     return {
         "caffetools": caffetools.__version__,
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        "device": item.job.device,
-        "seed": str(item.job.seed),
+        "device": item.run.config.device,
+        "seed": str(item.run.config.seed),
     }

@@ -23,9 +23,7 @@ from caffetools.layers.registry import traits
 from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.layers.traits import field_at
 from caffetools.net.net import error_context
-from caffetools.project.data_config import set_data_sources
-from caffetools.project.data_options import DataOptions
-from caffetools.project.dataset_config import check_crops, fit_batches
+from caffetools.project.data_config import DataOptions, check_crops, fit_batches, set_data_sources
 from caffetools.project.output import FILES, PathLike, solver_in, write_messages
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net

@@ -1,4 +1,4 @@
-"""Training settings for a data set of a given size: what an experienced user of Caffe would start with."""
+"""Training settings for a dataset of a given size: what an experienced user of Caffe would start with."""
 
 from __future__ import annotations
 
@@ -6,38 +6,49 @@ import math
 from dataclasses import dataclass
 
 from caffetools.errors import CaffeToolsError
-from caffetools.project.dataset_config import whole_batch
+from caffetools.project.data_config import whole_batch
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What suits a network: pictures a batch, and learning rates for fine-tuning and from scratch."""
+class ModelDefaults:
+    """What suits a network on a small dataset.
+
+    Attributes:
+        batch: Images per batch.
+        finetune_lr: Base learning rate from trained weights.
+        scratch_lr: Base learning rate from random weights; None for the rate of the network's own solver.
+    """
 
     batch: int = 32
     finetune_lr: float = 0.001
-    scratch_lr: float = 0.01
+    scratch_lr: float | None = None
 
 
-# From the papers and published solvers; the learning rates for small data sets are lower than ImageNet's.
-RECIPES = {
-    "lenet": Recipe(batch=64, finetune_lr=0.01),
-    "squeezenet_v1.0": Recipe(scratch_lr=0.005),
-    "squeezenet_v1.1": Recipe(scratch_lr=0.005),
+# SqueezeNet's own rate (0.04 with batches of 512) diverges with small batches.
+MODEL_DEFAULTS = {
+    "lenet": ModelDefaults(batch=64, finetune_lr=0.01),
+    "squeezenet_v1.0": ModelDefaults(scratch_lr=0.005),
+    "squeezenet_v1.1": ModelDefaults(scratch_lr=0.005),
 }
+# From random weights, for a network without a solver of its own.
+SCRATCH_LR = 0.01
 
-# Fewer than these leave a network half-trained, however small the data set: fine-tuning, and from scratch.
+# Fewer leave a network half-trained, however small the dataset: from trained weights (True), and from random ones (False).
 LEAST_UPDATES = {True: 300, False: 1000}
 LEAST_EPOCHS = {True: 8, False: 30}
 TEST_BATCH = 50
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingSchedule:
     """Settings chosen for one training run.
 
     Attributes:
-        batch, val_batch: Pictures a batch. epochs: Passes over the training pictures, of ``epoch`` iterations each.
-        base_lr: The learning rate to begin with.
+        batch: Images per training batch.
+        val_batch: Images per test batch.
+        epoch: Iterations of one pass over the training images.
+        epochs: Passes over the training images.
+        base_lr: Base learning rate.
     """
 
     batch: int
@@ -48,21 +59,35 @@ class Plan:
 
     @property
     def updates(self) -> int:
-        """Updates in the whole run."""
+        """Number of updates in the whole run."""
         return self.epoch * self.epochs
 
 
 def plan_training(
-    model: str, train_pictures: int, val_pictures: int, *, fine_tuning: bool, epochs: int | None = None, batch: int | None = None
-) -> Plan:
-    """Choose settings for ``model`` on a data set of the given size.
+    model: str,
+    train_pictures: int,
+    val_pictures: int,
+    *,
+    fine_tuning: bool,
+    epochs: int | None = None,
+    batch: int | None = None,
+    base_lr: float | None = None,
+    own_lr: float | None = None,
+) -> TrainingSchedule:
+    """Choose settings for ``model`` on a dataset of the given size.
 
     Args:
+        model: Name of the network.
+        train_pictures: Number of training images.
+        val_pictures: Number of validation images.
+        fine_tuning: Whether training starts from trained weights.
         epochs: By default enough for some hundred updates when fine-tuning, a thousand from scratch.
-        batch: By default the network's usual, or less where that would leave fewer than four updates an epoch.
+        batch: By default the network's usual, or less if that would leave fewer than four updates per epoch.
+        base_lr: By default the network's usual.
+        own_lr: Base learning rate of the solver that the network was published with, for training from scratch.
 
     Raises:
-        CaffeToolsError: there are no pictures, epochs or batch are below 1, or a batch is more than all pictures.
+        CaffeToolsError: There are no images, a number is below its minimum, or a batch is larger than the dataset.
     """
     if train_pictures < 1 or val_pictures < 1:
         raise CaffeToolsError(f"{train_pictures} training and {val_pictures} held-out pictures: at least one of each is needed")
@@ -71,12 +96,14 @@ def plan_training(
             raise CaffeToolsError(f"--{name} must be at least 1, not {value}")
     if batch is not None and batch > train_pictures:
         raise CaffeToolsError(f"--batch {batch} is more than the {train_pictures} training pictures")
-    # Each test then sees each picture once, unless only tiny batches would do that.
-    most = min(TEST_BATCH, val_pictures)
-    recipe = RECIPES.get(model, Recipe())
-    batch = batch or max(1, min(recipe.batch, train_pictures // 4))
+    if base_lr is not None and not 0 < base_lr < math.inf:
+        raise CaffeToolsError(f"--base-lr must be a positive number, not {base_lr:g}")
+    defaults = MODEL_DEFAULTS.get(model, ModelDefaults())
+    batch = batch or max(1, min(defaults.batch, train_pictures // 4))
     epoch = math.ceil(train_pictures / batch)
     epochs = epochs or max(LEAST_EPOCHS[fine_tuning], math.ceil(LEAST_UPDATES[fine_tuning] / epoch))
-    return Plan(
-        batch, whole_batch(val_pictures, most, math.ceil(most / 4)), epoch, epochs, recipe.finetune_lr if fine_tuning else recipe.scratch_lr
-    )
+    # A test then scores every image once, unless only tiny batches divide their number.
+    most = min(TEST_BATCH, val_pictures)
+    val_batch = whole_batch(val_pictures, most, math.ceil(most / 4))
+    usual = defaults.finetune_lr if fine_tuning else defaults.scratch_lr or own_lr or SCRATCH_LR
+    return TrainingSchedule(batch, val_batch, epoch, epochs, base_lr or usual)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from caffetools.errors import ZooError
+from caffetools.zoo.names import get_name
 from caffetools.zoo.records import build
 from caffetools.zoo.resources import prototxt_file, zoo_file, zoo_files
 
@@ -118,12 +118,8 @@ def list_models() -> list[str]:
 
 @cache
 def get_card(name: str) -> ModelCard:
-    """The card of the model ``name``. Raises :class:`ZooError` where there is none, with the closest names."""
-    names = list_models()
-    if name not in names:
-        close = [n for n in names if name and name.lower() in n] or difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-        raise ZooError(f"the zoo has no model '{name}'; " + (f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names)}"))
-    return read_card(zoo_file(f"{name}.yaml"))
+    """Return the card of a model, also by a short name such as ``alexnet``. Raises :class:`ZooError` that names the closest model."""
+    return read_card(zoo_file(f"{get_name(name)}.yaml"))
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:

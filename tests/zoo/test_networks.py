@@ -112,7 +112,7 @@ def test_a_solver_trains_the_net_beside_it(model: str) -> None:
 
 
 def test_an_unknown_model_or_kind_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(ZooError, match=r"no network is called 'squeezenet_v1.2'; did you mean 'squeezenet_v1..'.*bvlc_googlenet"):
+    with pytest.raises(ZooError, match=r"no model 'squeezenet_v1.2'; did you mean 'squeezenet_v1..'"):
         prototxt_path("squeezenet_v1.2")
     with pytest.raises(ZooError, match="no 'weights' prototxt; there are train_val, deploy, solver"):
         build("lenet", "weights")

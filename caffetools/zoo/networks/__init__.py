@@ -9,7 +9,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from caffetools.errors import ZooError, did_you_mean
+from caffetools.errors import ZooError
+from caffetools.zoo.names import get_name
 from caffetools.zoo.resources import prototxt_file
 
 # Model → the module of its builder, and the variant that this builds.
@@ -49,22 +50,19 @@ def prototxt_path(model: str, kind: str = "train_val") -> Path:
     Raises:
         ZooError: there is no such model or kind, or the file is not installed.
     """
-    check_names(model, kind)
-    return prototxt_file(f"{model}/{kind}.prototxt")
+    return prototxt_file(f"{check_names(model, kind)}/{kind}.prototxt")
 
 
 def build(model: str, kind: str = "train_val") -> Any:
     """Build the ``NetParameter`` of ``model``, or its ``SolverParameter`` where ``kind`` is solver. Raises :class:`ZooError`."""
-    check_names(model, kind)
-    family, variant = _BUILDERS[model]
+    family, variant = _BUILDERS[check_names(model, kind)]
     module = importlib.import_module(f"caffetools.zoo.networks.{family}")
     return getattr(module, kind)(*([getattr(module, variant)] if variant else []))
 
 
-def check_names(model: str, kind: str) -> None:
-    """Raise :class:`ZooError` where ``model`` or ``kind`` is unknown; the message has the known ones."""
-    if model not in MODELS:
-        hint = did_you_mean(model, MODELS) or ";"
-        raise ZooError(f"no network is called '{model}'{hint} known are {', '.join(MODELS)}")
+def check_names(model: str, kind: str) -> str:
+    """Return the model's own name for ``model``, which may be a short name. Raises :class:`ZooError` if it or ``kind`` is unknown."""
+    name = get_name(model)
     if kind not in KINDS:
         raise ZooError(f"a network has no '{kind}' prototxt; there are {', '.join(KINDS)}")
+    return name

@@ -8,8 +8,7 @@ import pytest
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import CaffeToolsError, DataError, NetError
-from caffetools.project.data_options import DataOptions
-from caffetools.project.dataset_config import check_crops, classes_of, convert_imagedata_to_data, fit_batches, mean_of
+from caffetools.project.data_config import DataOptions, check_crops, classes_of, convert_imagedata_to_data, fit_batches, mean_of
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, net_of
 

@@ -1,0 +1,53 @@
+"""One name for one model everywhere."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+import caffetools.zoo.names
+from caffetools.zoo.cards import get_card, list_models
+from caffetools.zoo.names import ALIASES, MODELS, find_model, is_model, known_names
+from caffetools.zoo.networks import MODELS as BUILDERS
+from caffetools.zoo.networks import prototxt_path
+
+
+def test_every_card_and_builder_has_its_name_in_the_table() -> None:
+    assert set(list_models()) == set(MODELS) == set(BUILDERS)
+    assert set(ALIASES.values()) <= set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("alexnet", "bvlc_alexnet"),
+        ("AlexNet", "bvlc_alexnet"),
+        ("bvlc_alexnet", "bvlc_alexnet"),
+        ("caffenet", "bvlc_reference_caffenet"),
+        ("googlenet", "bvlc_googlenet"),
+        ("squeezenet", "squeezenet_v1.1"),
+        ("ResNet-50", "resnet50"),
+        ("VGG_16", "vgg16"),
+    ],
+)
+def test_short_names_and_spellings_lead_to_the_model(name: str, model: str) -> None:
+    assert get_card(name).name == model
+    assert prototxt_path(name) == prototxt_path(model)
+
+
+def test_a_file_of_that_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_model("alexnet")
+    (tmp_path / "alexnet").write_text("")
+    assert not is_model("alexnet")
+    assert find_model("deploy.prototxt") is None
+
+
+def test_completion_offers_short_and_full_names() -> None:
+    assert {"alexnet", "bvlc_alexnet", "googlenet", "resnet50"} <= set(known_names())
+
+
+def test_examples_run() -> None:
+    assert doctest.testmod(caffetools.zoo.names).failed == 0
