@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 
 from caffetools.data.datasets.card import DatasetCard, load_card
-from caffetools.data.layers.data import Data
-from caffetools.data.layers.image_data import ImageData
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.graph.inputs import is_input, source_param, stored_item
 from caffetools.infer.sidecar import read_preprocessing, sidecar_path, write_preprocessing
