@@ -15,13 +15,13 @@ from caffetools.data.datasets.listing import Listing, list_pictures
 from caffetools.errors import CaffeToolsError, Cancelled, DataError, ZooError
 from caffetools.events import ArtifactWritten, EventSink, ignore
 from caffetools.infer.classifier import Classifier
+from caffetools.infer.export import export_deployed
 from caffetools.onnx.verify import Verification
 from caffetools.project.checks import check_run, net_crop
 from caffetools.project.config import FinetuneConfig, command
 from caffetools.project.data_config import DataOptions, mean_of
 from caffetools.project.evaluate import Evaluation, evaluate, held_out
 from caffetools.project.manifest import LOCK, check_or_write_manifest, fingerprint, fingerprint_of_file, rollback_if_empty
-from caffetools.infer.export import export_deployed
 from caffetools.project.report import make_report
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
 from caffetools.project.run import FinetuneResult, FinetuneRun

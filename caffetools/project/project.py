@@ -20,9 +20,14 @@ from caffetools.net.net import error_context
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.topology import check_blob_graph
 from caffetools.net.weights import read_weights
-from caffetools.project.data_config import set_data_sources
-from caffetools.project.data_options import DataOptions, read_mean_option
-from caffetools.project.dataset_config import check_crops, convert_imagedata_to_data, fit_batches
+from caffetools.project.data_config import (
+    DataOptions,
+    check_crops,
+    convert_imagedata_to_data,
+    fit_batches,
+    read_mean_option,
+    set_data_sources,
+)
 from caffetools.project.output import PathLike, check_free, solver_in, write_messages
 from caffetools.project.shape_check import check_parameter_shapes_match
 from caffetools.proto.binary import Caffemodel
