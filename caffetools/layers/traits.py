@@ -48,6 +48,7 @@ class Traits:
 
     Attributes:
         role: What the layer is for.
+        fork: The fork or the tool that defines the type, where no table of :mod:`caffetools.proto.forks` names it.
         settings: The field of ``LayerParameter`` with the type's settings, such as ``convolution_param``.
         outputs: The field of ``settings`` with the number of outputs (``num_output``); "" where the type has none.
         class_axes: For each parameter blob the axis along which each output (class, channel) has its own values; None where the
@@ -74,6 +75,7 @@ class Traits:
     """
 
     role: Role = "other"
+    fork: str = ""
     settings: str = ""
     outputs: str = ""
     class_axes: tuple[int | None, ...] = ()
