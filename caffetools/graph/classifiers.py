@@ -155,7 +155,7 @@ def _roots(graph: Graph, index: int, blob: str) -> set[str]:
         if use in seen:
             continue
         seen.add(use)
-        maker = graph.maker(*use)
+        maker = graph.producer(*use)
         if maker is None or not graph.layers[maker].bottom:
             roots.add(use[1])
         else:

@@ -1,92 +1,125 @@
-"""Who makes and who reads each blob, over a ``NetParameter`` as it stands: nothing is built and no layer type need be known."""
+"""Index a ``NetParameter``: which layer produces each blob, and which layers consume it; no layer type need be known."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from caffetools.layers.base import Shape
 from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.schema import TEST, TRAIN
 
-# A blob as the bottom of one layer: (the layer's place in the net, the blob's name). Layers that work in place make it anew.
+# A blob at one layer: (index of the layer in the net, name of the blob). Layers that work in place produce the blob again.
 Use = tuple[int, str]
 
 
 class Graph:
-    """The layers of one phase, in order, by their places in ``param.layer``; files for training hold the layers of both phases.
+    """The layers of one phase, indexed by the blobs that they produce and consume, in linear time.
+
+    The index is built when it is first used; build another graph after blobs were renamed or layers moved.
 
     Args:
-        param: A ``NetParameter`` in today's form.
+        param: A ``NetParameter`` in today's form; files for training hold the layers of both phases.
         phase: ``TRAIN`` or ``TEST``; None takes every layer, whatever its rules say.
+        layers: Index to ``LayerParameter`` of the layers to take, where they are known already.
 
     Attributes:
-        layers: place → ``LayerParameter``, of the layers that belong to the phase.
+        layers: Index in ``param.layer`` → ``LayerParameter`` of the layers of the phase, in order.
 
     Raises:
-        NetError: a layer has both include and exclude rules.
+        NetError: A layer has both include and exclude rules.
     """
 
-    def __init__(self, param: Any, phase: int | None = None):
+    def __init__(self, param: Any, phase: int | None = None, *, layers: Mapping[int, Any] | None = None):
         self.param = param
-        state = None if phase is None else make_state(phase)
-        self.layers: dict[int, Any] = {
-            index: layer for index, layer in enumerate(param.layer) if state is None or layer_included(layer, state)
-        }
+        if layers is None:
+            state = None if phase is None else make_state(phase)
+            layers = {index: layer for index, layer in enumerate(param.layer) if state is None or layer_included(layer, state)}
+        self.layers: dict[int, Any] = dict(layers)
 
-    def without(self, places: Collection[int]) -> Graph:
-        """The same graph with the layers at ``places`` left out."""
-        rest = Graph(self.param)
-        rest.layers = {index: layer for index, layer in self.layers.items() if index not in places}
-        return rest
+    @cached_property
+    def _producers(self) -> dict[str, list[int]]:
+        return self._indexed("top")
 
-    def maker(self, index: int, blob: str) -> int | None:
-        """The place of the last layer before ``index`` that has ``blob`` as a top; None for an input of the net."""
-        return next((i for i in reversed(self.layers) if i < index and blob in self.layers[i].top), None)
+    @cached_property
+    def _consumers(self) -> dict[str, list[int]]:
+        return self._indexed("bottom")
 
-    def readers(self, index: int, blob: str) -> list[int]:
-        """The layers that read ``blob`` as layer ``index`` made it: those up to and with the next one that makes it anew."""
-        found = []
-        for i, layer in self.layers.items():
-            if i <= index:
-                continue
-            if blob in layer.bottom:
-                found.append(i)
-            if blob in layer.top:
-                break
+    def _indexed(self, side: str) -> dict[str, list[int]]:
+        """The layers that have each blob as a top or as a bottom, in order."""
+        found: dict[str, list[int]] = {}
+        for index, layer in self.layers.items():
+            for blob in getattr(layer, side):
+                places = found.setdefault(blob, [])
+                if not places or places[-1] != index:
+                    places.append(index)
         return found
 
+    def without(self, indices: Collection[int]) -> Graph:
+        """Return the graph of the layers that are not in ``indices``."""
+        return Graph(self.param, layers={index: layer for index, layer in self.layers.items() if index not in indices})
+
+    def producer(self, index: int, blob: str) -> int | None:
+        """Return the index of the last layer before ``index`` that has ``blob`` as a top; None for an input of the net."""
+        producers = self._producers.get(blob, [])
+        place = bisect_left(producers, index)
+        return producers[place - 1] if place else None
+
+    def consumers(self, index: int, blob: str) -> list[int]:
+        """Return the layers that read ``blob`` as layer ``index`` produces it: up to and with the next one that produces it again."""
+        producers, consumers = self._producers.get(blob, []), self._consumers.get(blob, [])
+        following = bisect_right(producers, index)
+        last = bisect_right(consumers, producers[following]) if following < len(producers) else len(consumers)
+        return consumers[bisect_right(consumers, index) : last]
+
+    def is_produced_after(self, index: int, blob: str) -> bool:
+        """Return whether a layer after ``index`` has ``blob`` as a top."""
+        producers = self._producers.get(blob, [])
+        return bool(producers) and producers[-1] > index
+
     def outputs(self) -> list[Use]:
-        """(place of the last layer that makes it, blob) of every blob that no layer reads, in the order of their making."""
+        """Return (index of the last layer that produces it, blob) of every blob that no layer reads, in order."""
         unread: dict[Use, None] = {}
-        makers: dict[str, int] = {}
+        producers: dict[str, int] = {}
         for i, layer in self.layers.items():
             for bottom in layer.bottom:
-                unread.pop((makers.get(bottom, -1), bottom), None)
+                unread.pop((producers.get(bottom, -1), bottom), None)
             for top in layer.top:
-                makers[top] = i
+                producers[top] = i
                 unread[i, top] = None
         return list(unread)
 
     def needed(self, uses: Iterable[Use]) -> set[int]:
-        """The places of all layers that ``uses`` come from, directly or through others."""
+        """Return the indices of all layers that ``uses`` depend on, directly or through others."""
         pending, found, seen = list(uses), set[int](), set[Use]()
         while pending:
             use = pending.pop()
-            maker = None if use in seen else self.maker(*use)
+            producer = None if use in seen else self.producer(*use)
             seen.add(use)
-            if maker is not None and maker not in found:
-                found.add(maker)
-                pending += [(maker, bottom) for bottom in self.layers[maker].bottom]
+            if producer is not None and producer not in found:
+                found.add(producer)
+                pending += [(producer, bottom) for bottom in self.layers[producer].bottom]
+        return found
+
+    def descendants(self, uses: Iterable[Use]) -> set[int]:
+        """Return the indices of all layers that depend on ``uses``: (index of the producer, blob)."""
+        pending, found = list(uses), set[int]()
+        while pending:
+            for consumer in self.consumers(*pending.pop()):
+                if consumer not in found:
+                    found.add(consumer)
+                    pending += [(consumer, top) for top in self.layers[consumer].top]
         return found
 
     def walk_up(self, index: int, blob: str) -> Iterator[int]:
-        """The makers of ``blob`` as layer ``index`` reads it: its own, then that one's first bottom's, and so on to an input."""
-        while (maker := self.maker(index, blob)) is not None:
-            yield maker
-            if not self.layers[maker].bottom:
+        """Yield the producer of ``blob`` as layer ``index`` reads it, then that of the producer's first bottom, and so on to an input."""
+        while (producer := self.producer(index, blob)) is not None:
+            yield producer
+            if not self.layers[producer].bottom:
                 return
-            index, blob = maker, self.layers[maker].bottom[0]
+            index, blob = producer, self.layers[producer].bottom[0]
 
 
 def phases(param: Any) -> list[Graph]:

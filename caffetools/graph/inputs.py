@@ -49,7 +49,7 @@ def is_data_layer(layer: Any) -> bool:
 
 def is_input(layer: Any) -> bool:
     """Whether ``layer`` is an input of the net, whose data the caller gives."""
-    return traits(layer).role == "input"
+    return not layer.bottom and traits(layer).role == "input"
 
 
 def source_param(layer: Any) -> Any:

@@ -1,33 +1,45 @@
-"""What a network is made of: each layer's shapes, parameters, operations and memory, from the shape rules alone."""
+"""Summarize a network: each layer's shapes, parameters, operations and memory, from the shape rules alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from caffetools.errors import NetError
 from caffetools.graph.inputs import as_input, guessed_tops, is_data_layer, is_input, named_shapes
-from caffetools.layers.base import Shape, count
-from caffetools.layers.registry import layer_types, suggestion
+from caffetools.layers.base import Shape
+from caffetools.layers.registry import generation, is_known, layer_class, suggestion, traits
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.topology import check_blob_graph
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 
+Value = TypeVar("Value")
+
 _FLOAT = 4  # bytes
-_UNKNOWN_TYPE = "the type "
+# The fields that give a layer its place in a net and its rates; the others determine its shapes.
+_PLACE = ("name", "bottom", "top", "param", "include", "exclude", "loss_weight", "propagate_down")
 
 
-@dataclass
+@dataclass(frozen=True)
 class LayerSummary:
-    """One layer.
+    """One layer of a summary.
 
     Attributes:
-        name, type_name, bottoms, tops: as in the prototxt.
-        shapes: of each top; None where it is not known.
-        parameters: the shapes of its parameter blobs; None where they are not known. shared: how many of them other layers own.
-        macs: multiply–accumulate operations of a forward pass. note: why something is not known.
+        name: The layer's name.
+        type_name: Its type.
+        bottoms: The names of its bottoms.
+        tops: The names of its tops, with the one that Caffe gives a loss layer that names none.
+        shapes: The shape of each top; None where it is not known.
+        parameters: The shapes of its parameter blobs; None where they are not known.
+        shared: How many of the parameter blobs other layers own.
+        macs: Multiply-accumulate operations of a forward pass.
+        note: Why something is not known; "" where everything is.
+        unknown_type: Whether that is because no class computes its type.
     """
 
     name: str
@@ -39,11 +51,12 @@ class LayerSummary:
     shared: int = 0
     macs: int = 0
     note: str = ""
+    unknown_type: bool = False
 
     @property
     def parameter_count(self) -> int:
         """The number of values in its parameter blobs."""
-        return sum(count(shape) for shape in self.parameters or ())
+        return sum(math.prod(shape) for shape in self.parameters or ())
 
 
 @dataclass
@@ -51,8 +64,12 @@ class Summary:
     """A net in one phase: its layers in order, and their totals.
 
     Attributes:
-        parameters: values in all parameter blobs, shared ones once. macs: of one forward pass. blob_bytes: of all blobs as float32,
-            those made in place once. unknown: the layers of which something is not known.
+        name: The net's name.
+        phase: ``TRAIN`` or ``TEST``.
+        layers: The layers, in order.
+        parameters: Values in all parameter blobs, shared ones once.
+        macs: Multiply-accumulate operations of one forward pass.
+        blob_bytes: Bytes of all blobs as float32, those computed in place once.
     """
 
     name: str
@@ -69,83 +86,150 @@ class Summary:
 
     @property
     def unknown_types(self) -> list[LayerSummary]:
-        """The layers whose type is not known here, so that nobody can tell whether they fit."""
-        return [layer for layer in self.layers if layer.note.startswith(_UNKNOWN_TYPE)]
+        """The layers of types that no class computes."""
+        return [layer for layer in self.layers if layer.unknown_type]
 
     @property
     def unknown(self) -> list[LayerSummary]:
-        """The layers of which something is not known, and whose ``note`` says why."""
+        """The layers of which something is not known, and whose ``note`` states why."""
         return [layer for layer in self.layers if layer.note]
 
 
 def summarize(param: Any, phase: int = TEST, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None) -> Summary:
-    """Describe the net of ``phase``. Nothing is read, allocated or run: data layers count as inputs of the shapes they would give.
+    """Describe the net of a phase. Nothing is allocated or run; data layers count as inputs of the shapes that they would give.
 
-    Layers of an unknown type, data layers whose size cannot be told, and all that is below them have unknown shapes.
+    Layers of an unknown type, data layers of unknown size, and all layers below them have unknown shapes. Summaries of the same net,
+    phase and input shapes are computed once.
 
     Args:
         param: A ``NetParameter`` of any age.
-        shapes, batch: as for :func:`~caffetools.graph.inputs.data_layers_to_inputs`.
+        phase: ``TRAIN`` or ``TEST``.
+        shapes: Shapes of input blobs by name; ``""`` is the net's first input.
+        batch: The batch size, where ``shapes`` does not state it; by default each data layer's own.
 
     Raises:
-        NetError: a bottom is made by no layer before it, or the shapes do not fit a layer whose type is known.
+        NetError: A bottom is produced by no layer before it, or the shapes do not fit a layer whose type is known.
     """
     whole = upgrade_net(param)
     net = filter_net(whole, make_state(phase))
-    check_blob_graph(net, whole)
     given = named_shapes(net, shapes or {})
+    inputs = {i: _describe_input(layer, given, batch) for i, layer in enumerate(net.layer) if is_input(layer) or is_data_layer(layer)}
+    sizes = tuple((i, tuple(row.shapes), row.note) for i, row in inputs.items())
+    key = (net.SerializeToString(deterministic=True), phase, sizes, tuple(sorted(given.items())), generation())
+    found = _nets.get(key)
+    if found is None:
+        check_blob_graph(net, whole)
+        found = _nets.put(key, _summarize(net, phase, given, inputs))
+    return replace(found, layers=list(found.layers))
+
+
+def _summarize(net: Any, phase: int, given: Mapping[str, Shape], inputs: Mapping[int, LayerSummary]) -> Summary:
     summary = Summary(str(net.name), "TRAIN" if phase == TRAIN else "TEST")
     known: dict[str, Shape | None] = {}
     owners: set[str] = set()
     guessed = {top for layer in net.layer for top in guessed_tops(layer)} - given.keys()
-    for layer in net.layer:
-        layer.phase = phase
-        try:
-            row = _describe(layer, [known[bottom] for bottom in layer.bottom], phase, given, batch)
-        except NetError:
-            guess = next((bottom for bottom in layer.bottom if bottom in guessed), None)
-            if guess is None:
-                raise
-            row = _undescribed(layer, f"the shape of '{guess}' is not known; give --input-shape {guess}=SHAPE")
+    for index, layer in enumerate(net.layer):
+        row = inputs[index] if index in inputs else _describe(layer, [known[bottom] for bottom in layer.bottom], phase, guessed)
         known.update(zip(row.tops, row.shapes, strict=True))
         names = [spec.name for spec in layer.param] + [""] * len(row.parameters or ())
+        shared = 0
         for shape, name in zip(row.parameters or (), names, strict=False):
-            row.shared += name in owners
-            summary.parameters += 0 if name in owners else count(shape)
+            shared += name in owners
+            summary.parameters += 0 if name in owners else math.prod(shape)
             owners.update({name} - {""})
         summary.macs += row.macs
-        summary.layers.append(row)
-    summary.blob_bytes = sum(count(shape) * _FLOAT for shape in known.values() if shape is not None)
+        summary.layers.append(replace(row, shared=shared) if shared else row)
+    summary.blob_bytes = sum(math.prod(shape) * _FLOAT for shape in known.values() if shape is not None)
     return summary
 
 
-def _undescribed(param: Any, note: str = "") -> LayerSummary:
-    return LayerSummary(param.name, param.type, list(param.bottom), list(param.top), [None] * len(param.top), note=note)
+def _describe_input(layer: Any, given: Mapping[str, Shape], batch: int | None) -> LayerSummary:
+    row = _undescribed(layer)
+    try:
+        shapes: list[Shape | None] = [tuple(shape.dim) for shape in as_input(layer, given, batch).input_param.shape]
+    except NetError as error:
+        return replace(row, parameters=[], note=error.message)
+    return replace(row, parameters=[], shapes=shapes)
 
 
-def _describe(param: Any, bottoms: list[Shape | None], phase: int, given: Mapping[str, Shape], batch: int | None) -> LayerSummary:
-    row = _undescribed(param)
-    layer_class = layer_types().get(param.type)
-    if is_input(param) or is_data_layer(param):
-        row.parameters = []
-        try:
-            row.shapes = [tuple(shape.dim) for shape in as_input(param, given, batch).input_param.shape]
-        except NetError as error:
-            row.note = error.message
-    elif layer_class is None:
-        row.note = f"{_UNKNOWN_TYPE}{param.type} is not known here{suggestion(param.type)}"
-    elif layer_class.TRAITS.user_code:
-        row.note = "its module is not run for this"
-    elif None in bottoms:
-        row.note = "what it reads has no known shape"
-    else:
-        layer = layer_class(param, phase)
-        if reason := layer.unsupported():
-            row.note = f"it {reason}"
-            return row
-        if not row.tops and layer.IS_LOSS:
-            row.tops = layer.tops = [row.name]
-        row.shapes = list(layer.configure([shape for shape in bottoms if shape is not None]))
-        row.parameters = [spec.shape for spec in layer.specs]
-        row.macs = layer.macs()
-    return row
+def _undescribed(layer: Any, note: str = "", *, unknown_type: bool = False) -> LayerSummary:
+    tops = list(layer.top)
+    return LayerSummary(layer.name, layer.type, list(layer.bottom), tops, [None] * len(tops), note=note, unknown_type=unknown_type)
+
+
+def _describe(layer: Any, bottoms: Sequence[Shape | None], phase: int, guessed: set[str]) -> LayerSummary:
+    if not is_known(layer.type):
+        return _undescribed(layer, f"the type {layer.type} is not known here{suggestion(layer.type)}", unknown_type=True)
+    if traits(layer.type).user_code:
+        return _undescribed(layer, "its module is not run for this")
+    shapes = [shape for shape in bottoms if shape is not None]
+    if len(shapes) < len(bottoms):
+        return _undescribed(layer, "what it reads has no known shape")
+    try:
+        facts = _layer_facts(layer, shapes, phase)
+    except NetError:
+        guess = next((bottom for bottom in layer.bottom if bottom in guessed), None)
+        if guess is None:
+            raise
+        return _undescribed(layer, f"the shape of '{guess}' is not known; give --input-shape {guess}=SHAPE")
+    if facts.note:
+        return _undescribed(layer, facts.note)
+    tops = list(layer.top) or [layer.name] * len(facts.tops)
+    return LayerSummary(layer.name, layer.type, list(layer.bottom), tops, list(facts.tops), facts.parameters, macs=facts.macs)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a layer's settings and its bottoms' shapes determine."""
+
+    tops: list[Shape]
+    parameters: list[Shape]
+    macs: int = 0
+    note: str = ""
+
+
+def _layer_facts(param: Any, bottoms: list[Shape], phase: int) -> _Facts:
+    settings = NetParameter().layer.add()
+    settings.CopyFrom(param)
+    for name in _PLACE:
+        settings.ClearField(name)
+    key = (settings.SerializeToString(deterministic=True), len(param.top), tuple(bottoms), phase, generation())
+    found = _layers.get(key)
+    return _layers.put(key, _compute_facts(param, bottoms, phase)) if found is None else found
+
+
+def _compute_facts(param: Any, bottoms: list[Shape], phase: int) -> _Facts:
+    copy = type(param)()
+    copy.CopyFrom(param)
+    copy.phase = phase
+    layer = layer_class(param.type)(copy, phase)
+    if reason := layer.unsupported():
+        return _Facts([], [], note=f"it {reason}")
+    if not layer.tops and layer.IS_LOSS:
+        layer.tops = [layer.name]
+    tops = list(layer.configure(bottoms))
+    return _Facts(tops, [spec.shape for spec in layer.specs], layer.macs())
+
+
+class _Cache(Generic[Value]):
+    """The values that were used last, by key; may be used from several threads."""
+
+    def __init__(self, size: int):
+        self._size, self._values, self._lock = size, OrderedDict[Hashable, Value](), threading.Lock()
+
+    def get(self, key: Hashable) -> Value | None:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: Hashable, value: Value) -> Value:
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+        return value
+
+
+_nets: _Cache[Summary] = _Cache(16)
+_layers: _Cache[_Facts] = _Cache(20_000)

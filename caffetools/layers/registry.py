@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", bound="type[Layer]")
 
 _LAYERS: dict[str, type[Layer]] = {}
+# Counts the changes to the registry, so that what was derived from it can be kept.
+_generation = 0
 # Types without a class, of which other rooms need to know something.
 _DECLARED: dict[str, Traits] = {}
 # Entry points that could not be loaded, and why.
@@ -48,6 +50,7 @@ def register(*types: str) -> Callable[[T], T]:
             if name in _LAYERS:
                 raise ValueError(f"layer type {name!r} is registered twice: {_LAYERS[name].__name__} and {layer_class.__name__}")
             _LAYERS[name] = layer_class
+        _changed()
         layer_class.TYPE = types[0]
         return layer_class
 
@@ -58,6 +61,18 @@ def unregister(types: Iterable[str]) -> None:
     """Remove the classes of ``types``, such as those of a plugin whose loading failed half way."""
     for name in types:
         _LAYERS.pop(name, None)
+    _changed()
+
+
+def generation() -> int:
+    """Return a number that changes whenever a type is registered or unregistered."""
+    _load()
+    return _generation
+
+
+def _changed() -> None:
+    global _generation
+    _generation += 1
 
 
 def declare(types: Iterable[str], traits: Traits) -> None:
@@ -108,9 +123,12 @@ def traits(layer: Any) -> Traits:
         The traits that the type's class states. A type without a class has the role ``unknown``, or ``loss`` where its name ends
         in "Loss", as those of all forks do.
     """
-    _load()
     name = layer if isinstance(layer, str) else layer.type
-    if (found := _LAYERS.get(name)) is not None:
+    found = _LAYERS.get(name)
+    if found is None:
+        _load()
+        found = _LAYERS.get(name)
+    if found is not None:
         return found.TRAITS if isinstance(layer, str) else found.traits(layer)
     if name in _DECLARED:
         return _DECLARED[name]

@@ -57,6 +57,8 @@ def with_stages(param: Any, stages: Iterable[str]) -> Any:
 
 def layer_included(layer: Any, state: Any) -> bool:
     """Whether ``layer`` is part of the net in ``state``: some include rule is met, or no exclude rule is."""
+    if not layer.include and not layer.exclude:
+        return True
     if layer.include and layer.exclude:
         raise NetError("has both include and exclude rules; only one kind is possible", layer=layer.name)
     if layer.include:

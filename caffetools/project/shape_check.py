@@ -43,8 +43,10 @@ def check_parameter_shapes_match(train_val: Any, deploy: Any, shapes: Mapping[st
 
 def _rows(graph: Graph, phase: int, shapes: Mapping[str, Shape]) -> list[LayerSummary]:
     """The layers with the sizes that the net itself tells; those of which it tells nothing with ``shapes``."""
-    forced = summarize(graph.param, phase, shapes=shapes_in(graph, shapes)).layers
     own = summarize(graph.param, phase).layers
+    if not (given_shapes := shapes_in(graph, shapes)):
+        return own
+    forced = summarize(graph.param, phase, shapes=given_shapes).layers
     return [given if mine.parameters is None else mine for mine, given in zip(own, forced, strict=True)]
 
 

@@ -9,6 +9,8 @@ from caffetools.errors import NetError
 from caffetools.graph.classifiers import copy_class_axis
 from caffetools.graph.graph import Graph, unused_name
 from caffetools.graph.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, is_input, named_shapes
+from caffetools.graph.passes.remove_dropout import remove_dropout
+from caffetools.graph.rewrite import run_passes
 from caffetools.graph.summary import summarize
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import traits
@@ -84,9 +86,7 @@ def deploy_from(
     for end in ends:
         if end.is_logits:
             _append_output_activation(deployed, end.loss, end.blobs[0], "prob" if len(ends) == 1 else f"prob_{end.loss.name}")
-    if drop_dropout:
-        _drop_dropout(deployed)
-    return deployed
+    return run_passes(deployed, [remove_dropout])[0] if drop_dropout else deployed
 
 
 def left_out(train_val: Any, heads: Collection[str] | None = None) -> list[str]:
@@ -201,19 +201,3 @@ def _append_output_activation(net: Any, judge: Any, scores: str, called: str) ->
     name = unused_name(net, called)
     layer = net.layer.add(name=name, type=kind, bottom=[scores], top=[name])
     copy_class_axis(judge, layer)
-
-
-def _drop_dropout(net: Any) -> None:
-    """Take the Dropout layers out, but for those whose own blob cannot be replaced by the one that they read."""
-    for dropout in [layer for layer in net.layer if traits(layer).role == "dropout" and len(layer.top) == len(layer.bottom) == 1]:
-        place = list(net.layer).index(dropout)
-        old, new = dropout.top[0], dropout.bottom[0]
-        later = list(net.layer)[place + 1 :]
-        if old != new:
-            # Its blob is what the net puts out, or one of the two changes in place before the last one has read it.
-            if not any(old in layer.bottom for layer in later) or any(new in layer.top or old in layer.top for layer in later):
-                continue
-            for layer in later:
-                for blobs in (layer.bottom, layer.top):
-                    blobs[:] = [new if blob == old else blob for blob in blobs]
-        del net.layer[place]

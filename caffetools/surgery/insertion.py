@@ -159,7 +159,7 @@ def _add_before(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:
         )
     blob = blobs.pop()
     places = [i for i, layer in enumerate(net.layer) if layer.name == name]
-    makers = [graph.maker(i, blob) for graph in phases(net) for i in graph.layers if i in places]
+    makers = [graph.producer(i, blob) for graph in phases(net) for i in graph.layers if i in places]
     if all(maker is None or maker < places[0] for maker in makers):
         # One chain for all of them, where what they read is there before the first.
         copies = {places[0]: twins[0] if len(twins) == 1 else None}
@@ -182,7 +182,7 @@ def _add_after(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:
         raise NetError(f"the net '{net.name}' has no layer '{name}' to add one after{did_you_mean(name, known)} (--add-layer)")
     graphs = [graph for graph in phases(net) if any(layer.name == name for layer in graph.layers.values())]
     ends = [end_of_blob(graph, name, "--add-layer") for graph in graphs]
-    readers = {i for graph, end in zip(graphs, ends, strict=True) for i in graph.readers(*end)}
+    readers = {i for graph, end in zip(graphs, ends, strict=True) for i in graph.consumers(*end)}
     place, blob = max(ends)
     if not readers or any(is_loss_or_metric(net.layer[i]) for i, _ in ends):
         raise NetError("makes what no layer reads; name one before the classifier (--add-layer)", layer=name)

@@ -62,8 +62,9 @@ def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
         ranked = sorted(usual.items(), key=lambda item: (loss_weight(item[1]), item[0]))
         return [layer for _, layer in ranked[-1:]]
     called = {layer.name: {layer.name, layer.bottom[0]} for layer in losses.values()}
-    for name, classifier in _classifiers(net):
-        called.get(name, set()).add(classifier)
+    if not all(name == "all" or any(name in names for names in called.values()) for name in heads):
+        for name, classifier in _classifiers(net):
+            called.get(name, set()).add(classifier)
     for name in heads:
         if name != "all" and not any(name in names for names in called.values()):
             raise NetError(
@@ -84,14 +85,14 @@ def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
         NetError: they are not made in that phase.
     """
     end = len(graph.param.layer)
-    bottoms = [blob for blob in loss.bottom if (graph.maker(end, blob), blob) not in truth] or list(loss.bottom[:1])
+    bottoms = [blob for blob in loss.bottom if (graph.producer(end, blob), blob) not in truth] or list(loss.bottom[:1])
     facts = traits(loss)
     if facts.activation is not None or facts.compares == "embeddings" or facts.role != "loss":
         del bottoms[1:]
     for blob in bottoms:
-        if graph.maker(end, blob) is None:
+        if graph.producer(end, blob) is None:
             raise NetError(f"what it reads, '{blob}', is not made in the TEST phase", layer=loss.name)
-    maker = graph.layers[graph.maker(end, bottoms[0]) or 0]
+    maker = graph.layers[graph.producer(end, bottoms[0]) or 0]
     if facts.compares == "embeddings" and traits(maker).role == "slice" and maker.slice_param.axis == 0 and maker.bottom:
         # The pictures of a batch, told apart only to be compared.
         return list(maker.bottom)
@@ -115,7 +116,7 @@ def label_blobs(graph: Graph, net: Any) -> set[Use]:
                 if (k > 0 or not first or only_compared) and (top in compared or (k > 0 and traits(layer).label_tops != "any")):
                     truth.add((i, top))
             first = False
-        elif layer.bottom and all((graph.maker(i, blob), blob) in truth for blob in layer.bottom):
+        elif layer.bottom and all((graph.producer(i, blob), blob) in truth for blob in layer.bottom):
             truth |= {(i, top) for top in layer.top}
     return truth
 
@@ -123,8 +124,8 @@ def label_blobs(graph: Graph, net: Any) -> set[Use]:
 def strip_label_dependent_tail(graph: Graph, blob: str, truth: Collection[Use]) -> str:
     """``blob``, or what it is made from before a layer mixed truth into it: the embedding below a margin, boxes before their mask."""
     at = len(graph.param.layer)
-    while (maker := graph.maker(at, blob)) is not None:
-        reads = [(graph.maker(maker, bottom), bottom) for bottom in graph.layers[maker].bottom]
+    while (maker := graph.producer(at, blob)) is not None:
+        reads = [(graph.producer(maker, bottom), bottom) for bottom in graph.layers[maker].bottom]
         if not any(use in truth for use in reads) or all(use in truth for use in reads):
             break
         at, blob = maker, next(bottom for place, bottom in reads if (place, bottom) not in truth)
@@ -136,7 +137,7 @@ def check_no_label_inputs(graph: Graph, net: Any, kept: Collection[int], truth: 
     compared = {blob: layer for layer in net.layer if is_loss(layer) for blob in layer.bottom[1:]}
     for i in sorted(kept):
         layer = graph.layers[i]
-        reads = [bottom for bottom in layer.bottom if (graph.maker(i, bottom), bottom) in truth]
+        reads = [bottom for bottom in layer.bottom if (graph.producer(i, bottom), bottom) in truth]
         if reads and len(reads) < len(layer.bottom):
             raise NetError(
                 f"reads '{reads[0]}', which tells the truth and is not there in use, and what is to be deployed is made from it; "

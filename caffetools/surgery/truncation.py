@@ -57,7 +57,8 @@ def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shape
         net.layer[index].bottom[0] = blob
     for index in sorted(widened):
         changes += _make_global(net.layer[index])
-    gone = _remove_dead_layers(gone, before)
+    was_read = {i for graph, outputs in before for i, layer in graph.layers.items() if any((i, top) not in outputs for top in layer.top)}
+    gone = _remove_dead_layers(net, gone, was_read)
     changes += [Change(net.layer[index].name, "layer", net.layer[index].type, "") for index in sorted(gone)]
     for index in sorted(gone, reverse=True):
         del net.layer[index]
@@ -96,7 +97,7 @@ class _Cut:
 
 def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[int, Shape]) -> _Cut:
     place, blob = end_of_blob(graph, name, "--drop-after")
-    below = _descendants(graph, [(place, blob)])
+    below = graph.descendants([(place, blob)])
     ends = [i for i, layer in graph.layers.items() if layer.name in classifiers and i in below]
     if not ends:
         listed = " and ".join(f"'{classifier}'" for classifier in sorted(classifiers))
@@ -116,7 +117,7 @@ def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[
         stays.update(neck)
         cut.entries[neck[0] if neck else end] = blob
         cut.widened.update(neck[:1])
-    behind = _descendants(graph, [(i, top) for i in ends for top in graph.layers[i].top])
+    behind = graph.descendants([(i, top) for i in ends for top in graph.layers[i].top])
     cut.widened |= {i for i in behind if traits(graph.layers[i]).role == "pooling" and shapes.get(i, ())[2:] == (1, 1)}
     stays |= behind
     _propagate_removal(graph, cut, stays)
@@ -129,7 +130,7 @@ def _propagate_removal(graph: Graph, cut: _Cut, stays: Collection[int]) -> None:
     while pending:
         index = pending.pop()
         for top in graph.layers[index].top:
-            for reader in graph.readers(index, top):
+            for reader in graph.consumers(index, top):
                 if reader in cut.gone or (cut.entries.get(reader) is not None and graph.layers[reader].bottom[0] == top):
                     continue
                 if reader in stays:
@@ -138,17 +139,6 @@ def _propagate_removal(graph: Graph, cut: _Cut, stays: Collection[int]) -> None:
                     )
                 cut.gone.add(reader)
                 pending.append(reader)
-
-
-def _descendants(graph: Graph, uses: Iterable[Use]) -> set[int]:
-    """The places of all layers that are made from ``uses``: (place of the maker, blob)."""
-    pending, found = list(uses), set[int]()
-    while pending:
-        for reader in graph.readers(*pending.pop()):
-            if reader not in found:
-                found.add(reader)
-                pending += [(reader, top) for top in graph.layers[reader].top]
-    return found
 
 
 def _pooling_tail(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape]) -> list[int]:
@@ -211,20 +201,30 @@ def _silence_dangling_tops(net: Any, outputs: Collection[str]) -> list[Change]:
     return changes
 
 
-def _remove_dead_layers(gone: set[int], before: list[tuple[Graph, set[Use]]]) -> set[int]:
-    """``gone``, and the layers of which nothing is read once those are gone, though something was ``before``."""
-    gone = set(gone)
-    while True:
-        unread: dict[int, list[bool]] = {}
-        was_read: set[int] = set()
-        for graph, outputs in before:
-            rest = graph.without(gone)
-            now = set(rest.outputs())
-            for i, layer in rest.layers.items():
-                unread.setdefault(i, []).append(bool(layer.top) and all((i, top) in now for top in layer.top))
-                if any((i, top) not in outputs for top in layer.top):
-                    was_read.add(i)
-        dead = {i for i in was_read if all(unread[i])}
-        if not dead:
-            return gone
-        gone |= dead
+def _remove_dead_layers(net: Any, removed: Collection[int], was_read: Collection[int]) -> set[int]:
+    """Return ``removed`` and the layers of which nothing is read once those are removed, though something was read before.
+
+    Args:
+        net: The net, in which the layers that stay read what they are to read.
+        removed: The indices of the layers to remove.
+        was_read: The indices of the layers of which something was read before.
+    """
+    graphs = phases(net)
+    dead = set(removed)
+
+    def is_dead(index: int) -> bool:
+        tops = net.layer[index].top
+        if not tops or index in dead or index not in was_read:
+            return False
+        here = [graph for graph in graphs if index in graph.layers]
+        return all(consumer in dead for graph in here for top in tops for consumer in graph.consumers(index, top))
+
+    pending = [index for index in range(len(net.layer)) if is_dead(index)]
+    while pending:
+        index = pending.pop()
+        if index in dead:
+            continue
+        dead.add(index)
+        producers = {graph.producer(index, blob) for graph in graphs if index in graph.layers for blob in net.layer[index].bottom}
+        pending += [producer for producer in producers if producer is not None and is_dead(producer)]
+    return dead

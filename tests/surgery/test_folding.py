@@ -102,7 +102,7 @@ def test_a_fold_that_changes_numbers_is_refused() -> None:
     # A large bias that the mean takes away costs digits, which the folded net has.
     model.blobs["fc"][1] = np.full(10, 1e6, np.float32)
     model.blobs["bn2"][0] = np.full(10, 1e6, np.float32)
-    with pytest.raises(NetError, match=r"gives other numbers: .* of the largest, more than 1e-05; it stays as it was"):
+    with pytest.raises(NetError, match=r"gives other numbers: .* of the largest, more than 1e-05; it is not changed"):
         fold_batch_norm(net, model)
 
 

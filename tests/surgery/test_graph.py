@@ -23,16 +23,16 @@ def test_each_phase_has_its_own_layers_by_their_places_in_the_file() -> None:
     assert list(Graph(net, TRAIN).layers) == [0, 2, 3, 4, 5]
     assert list(Graph(net, TEST).layers) == [1, 2, 3, 4, 5, 6, 7]
     assert list(Graph(net).layers) == list(range(8))
-    assert Graph(net, TRAIN).maker(2, "data") == 0
-    assert Graph(net, TEST).maker(2, "data") == 1
+    assert Graph(net, TRAIN).producer(2, "data") == 0
+    assert Graph(net, TEST).producer(2, "data") == 1
 
 
 def test_a_layer_in_place_makes_its_blob_anew() -> None:
     graph = Graph(IN_PLACE)
-    assert graph.maker(0, "data") is None
-    assert (graph.maker(1, "a"), graph.maker(3, "a")) == (0, 2)
-    assert graph.readers(0, "a") == [1, 2]
-    assert graph.readers(2, "a") == [3]
+    assert graph.producer(0, "data") is None
+    assert (graph.producer(1, "a"), graph.producer(3, "a")) == (0, 2)
+    assert graph.consumers(0, "a") == [1, 2]
+    assert graph.consumers(2, "a") == [3]
     assert graph.outputs() == [(1, "side"), (3, "b")]
 
 

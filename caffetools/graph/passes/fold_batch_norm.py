@@ -1,4 +1,4 @@
-"""Batch normalization folded into the layer before it: in use it is a line, and so is a convolution."""
+"""Fold batch normalization into the layer before it: with stored statistics both are affine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.errors import NetError
-from caffetools.graph.classifiers import classifier_param, is_linear
 from caffetools.graph.graph import Graph
+from caffetools.graph.rewrite import Rewriter, run_passes
 from caffetools.layers.base import Shape
 from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.normalization import BatchNorm
@@ -21,15 +21,22 @@ from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array
-from caffetools.proto.schema import TEST, NetParameter
+from caffetools.proto.schema import TEST
 
-# Of an output's largest value: what folding may change.
+# The largest change of an output that folding may make, relative to the output's largest value.
 TOLERANCE = 1e-5
 
 
 @dataclass
 class Folded:
-    """A deploy net and its weights after folding; ``layers`` are those that took others in, with the names of what they took."""
+    """A deploy net and its weights after folding.
+
+    Attributes:
+        net: The ``NetParameter``.
+        weights: Its weights.
+        layers: The layers that took others in, with the names of those.
+        difference: The largest difference of an output, relative to the output's largest value.
+    """
 
     net: Any
     weights: Caffemodel
@@ -38,52 +45,66 @@ class Folded:
 
 
 def fold_batch_norm(deploy: Any, model: Caffemodel, *, input_shapes: dict[str, Shape] | None = None) -> Folded:
-    """Fold every BatchNorm (and the Scale behind it) into the Convolution or InnerProduct before it, where nothing else reads between.
+    """Fold the BatchNorm layers of a deploy net, and compare the result with the net on random images.
 
     Args:
-        deploy: A deploy ``NetParameter`` in today's form; it is not changed. model: its weights, which are not changed either.
-        input_shapes: other shapes for the check's inputs than the net's own.
-
-    Returns:
-        The net and weights, checked: random pictures through both nets differ by at most 1e-5 of an output's largest value.
+        deploy: A deploy ``NetParameter`` in today's form; it is not changed.
+        model: Its weights, which are not changed either.
+        input_shapes: Other shapes for the inputs of the comparison than the net's own.
 
     Raises:
-        NetError: there is nothing to fold, a layer's weights are missing, or the outputs differ more.
+        NetError: There is nothing to fold, a layer's weights are missing, or an output differs by more than 1e-5 of its largest value.
     """
-    net = NetParameter()
-    net.CopyFrom(deploy)
-    folded = Folded(net, Caffemodel(net, dict(model.blobs)))
-    gone: set[int] = set()
-    graph = Graph(net, TEST)
-    for index, layer in graph.layers.items():
-        chain = _chain(graph, index)
-        if chain:
-            _fold(layer, [net.layer[i] for i in chain], folded)
-            gone.update(chain)
-    if not gone:
+    net, weights, (layers,) = run_passes(deploy, [fold_batch_norms], model.blobs, phase=TEST)
+    if not layers:
         raise NetError(f"the net '{net.name}' has no BatchNorm right behind a Convolution or InnerProduct; there is nothing to fold")
-    kept = [layer for i, layer in enumerate(net.layer) if i not in gone]
-    copies = NetParameter(layer=kept).layer
-    del net.layer[:]
-    net.layer.extend(copies)
+    folded = Folded(net, Caffemodel(net, weights), layers)
     folded.difference = largest_difference((deploy, model), (net, folded.weights), input_shapes)
     if not folded.difference <= TOLERANCE:
         raise NetError(
             f"folded, the net '{net.name}' gives other numbers: {folded.difference:.1e} of the largest, more than {TOLERANCE:.0e}; "
-            "it stays as it was (a variance near 0 does this)"
+            "it is not changed (a variance near 0 does this)"
         )
+    return folded
+
+
+def fold_batch_norms(rewriter: Rewriter) -> dict[str, list[str]]:
+    """Fold every BatchNorm, and the Scale behind it, into the convolution or inner product before it; a pass.
+
+    A layer is folded where nothing else reads the blobs between, the statistics are the stored ones, and no parameters are shared.
+
+    Args:
+        rewriter: The deploy net with its weights.
+
+    Returns:
+        The layers that took others in, with the names of those.
+
+    Raises:
+        NetError: A layer's weights are missing.
+    """
+    folded = {}
+    for index, layer in rewriter.graph.layers.items():
+        if chain := _foldable_successors(rewriter.graph, index):
+            folded[layer.name] = [rewriter.layer(i).name for i in chain]
+            _fold(rewriter, index, chain)
     return folded
 
 
 def largest_difference(
     first: tuple[Any, Caffemodel], second: tuple[Any, Caffemodel], input_shapes: dict[str, Shape] | None = None, seed: int = 1
 ) -> float:
-    """The largest difference between what two deploy nets make of the same random input, relative to the blob's largest value.
+    """Return the largest difference between the outputs of two deploy nets on one random input, relative to the blob's largest value.
 
-    What is compared are the outputs, and the scores that a final Softmax or Sigmoid reads, for probabilities hide much.
+    Compared are the outputs and the scores that a final Softmax or Sigmoid reads, since probabilities hide differences.
+
+    Args:
+        first: A ``NetParameter`` and its weights.
+        second: Another one, with the same inputs and outputs.
+        input_shapes: Other shapes of the inputs than the nets' own.
+        seed: Of the random input.
 
     Raises:
-        NetError: a net cannot be built, or the weights lack a layer.
+        NetError: A net cannot be built, or the weights lack a layer.
     """
     results = []
     for param, model in (first, second):
@@ -108,17 +129,18 @@ def largest_difference(
     return worst
 
 
-def _chain(graph: Graph, index: int) -> list[int]:
-    """The BatchNorm and the Scale behind the layer at ``index`` that can go into it."""
+def _foldable_successors(graph: Graph, index: int) -> list[int]:
+    """The indices of the BatchNorm and the Scale behind the layer at ``index`` that can be folded into it."""
     layer = graph.layers[index]
-    if not is_linear(layer) or len(layer.top) != 1 or any(spec.name for spec in layer.param):
+    facts = traits(layer)
+    if not facts.outputs or facts.class_axes != (0, 0) or len(layer.top) != 1 or any(spec.name for spec in layer.param):
         return []
-    if traits(layer).class_axes[:1] != (0,) or classifier_param(layer).axis != 1:
+    if facts.settings_of(layer).axis != 1:
         return []
     chain: list[int] = []
     place, blob = index, layer.top[0]
     for kind in (BatchNorm.TYPE, Scale.TYPE):
-        readers = graph.readers(place, blob)
+        readers = graph.consumers(place, blob)
         if len(readers) != 1 or not _fits(graph.layers[readers[0]], kind):
             break
         place = readers[0]
@@ -135,28 +157,29 @@ def _fits(layer: Any, kind: str) -> bool:
     return not layer.batch_norm_param.HasField("use_global_stats") or bool(layer.batch_norm_param.use_global_stats)
 
 
-def _fold(layer: Any, chain: list[Any], folded: Folded) -> None:
-    blobs = folded.weights.blobs
-    for one in (layer, *chain):
-        if one.name not in blobs:
-            raise NetError("the weights hold nothing of it", layer=one.name)
+def _fold(rewriter: Rewriter, index: int, chain: list[int]) -> None:
+    layer, blobs = rewriter.layer(index), rewriter.weights
+    for place in (index, *chain):
+        if rewriter.layer(place).name not in blobs:
+            raise NetError("the weights hold nothing of it", layer=rewriter.layer(place).name)
     weights, *rest = (array.astype(np.float64) for array in blobs[layer.name])
-    outputs = classifier_param(layer).num_output
+    outputs = traits(layer).num_output(layer)
     factor, offset = np.ones(outputs), (rest[0].reshape(-1) if rest else np.zeros(outputs))
-    for one in chain:
-        slope, shift = _line(one, [array.astype(np.float64).reshape(-1) for array in blobs.pop(one.name)])
+    for place in chain:
+        one = rewriter.layer(place)
+        slope, shift = _affine_of(one, [array.astype(np.float64).reshape(-1) for array in blobs[one.name]])
         factor, offset = factor * slope, offset * slope + shift
+        rewriter.remove(place)
     # Files of Caffe's first years have (1, 1, outputs, inputs) for a matrix.
     axis = 2 if layer.type == InnerProduct.TYPE and weights.ndim == 4 else 0
     weights = weights * factor.reshape([outputs if i == axis else 1 for i in range(weights.ndim)])
     blobs[layer.name] = [_single(weights), _single(offset)]
-    classifier_param(layer).ClearField("bias_term")
-    layer.top[0] = chain[-1].top[0]
-    folded.layers[layer.name] = [one.name for one in chain]
+    traits(layer).settings_of(layer).ClearField("bias_term")
+    layer.top[0] = rewriter.layer(chain[-1]).top[0]
 
 
-def _line(layer: Any, arrays: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What a BatchNorm or a Scale does to each channel: (slope, offset)."""
+def _affine_of(layer: Any, arrays: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(slope, offset) by which a BatchNorm or a Scale maps each channel."""
     if layer.type == Scale.TYPE:
         return arrays[0], arrays[1] if len(arrays) > 1 else np.zeros_like(arrays[0])
     mean, variance, weight, *own = arrays
