@@ -22,9 +22,8 @@ from tests.layers import test_golden as golden
 TYPES = layer_types()
 PACKAGE = Path(registry.__file__).parent.parent
 
-# Words that are layer types too, but are not used as such: an ONNX operator, a heading, the language, a suffix of messages' names.
+# Words that are layer types too, but are not used as such: a heading, the language, a suffix of messages' names.
 OTHER_MEANINGS = {
-    "onnx/graph.py": {"Split"},
     "cli/commands.py": {"Data"},
     "project/report.py": {"Python"},
     "pycaffe/net_spec.py": {"Parameter"},
@@ -32,8 +31,8 @@ OTHER_MEANINGS = {
     "visualize/curves.py": {"Accuracy"},
     "visualize/sections.py": {"Accuracy"},
 }
-# Rooms that make layers or hold their classes, and the file format's own names for types.
-MAY_NAME_TYPES = ("layers", "data/layers", "zoo/networks", "proto/upgrades", "pycaffe/python_layer.py")
+# Rooms that make layers or hold their classes, the file format's own names for types, and the room of ONNX's operators (Split, Concat).
+MAY_NAME_TYPES = ("layers", "data/layers", "zoo/networks", "proto/upgrades", "pycaffe/python_layer.py", "onnx")
 
 
 def layer_of(kind: str, **fields: Any) -> Any:
