@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "lrn.h"
+#include "variants.h"
 
 namespace caffetools {
 namespace {
@@ -27,7 +28,13 @@ const Kernel* choose(int variant) {
   return &kernel_baseline;
 }
 
-std::atomic<const Kernel*> in_use{choose(2)};
+// The number of the best kernel up to `variant`.
+int best(int variant) {
+  while (variant > 0 && choose(variant) == choose(variant - 1)) --variant;
+  return variant;
+}
+
+std::atomic<int> in_use{best(2)};
 
 // How a blob is cut: `parts` pieces, the last of a picture narrower where `width` does not divide it.
 struct Cut {
@@ -85,6 +92,9 @@ Lrn layer(int64_t channels, int64_t size, float alpha, float beta, float k) {
 }
 
 }  // namespace
+
+int current_variant() { return in_use; }
+
 }  // namespace caffetools
 
 using namespace caffetools;
@@ -96,18 +106,18 @@ using namespace caffetools;
 #endif
 
 // The version of this interface; the loader refuses others.
-CAFFETOOLS_API int caffetools_native_version() { return 1; }
+CAFFETOOLS_API int caffetools_native_version() { return 2; }
 
 // Use the best kernel up to `variant` from now on (as `choose` numbers them); returns whether it is that very one. For tests.
 CAFFETOOLS_API int caffetools_native_use(int variant) {
-  in_use = choose(variant);
-  return variant == 0 || choose(variant) != choose(variant - 1);
+  in_use = best(variant);
+  return in_use == variant;
 }
 
 // y from x: (n, c, hw) in memory, or (n, hw, c) where channels_last. `size` is odd, k > 0, alpha >= 0. 0 is success, 1 no memory.
 CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int channels_last, int64_t size,
                                           float alpha, float beta, float k, int threads) {
-  const Kernel& kernel = *in_use;
+  const Kernel& kernel = *choose(in_use);
   const Lrn lrn = layer(c, size, alpha, beta, k);
   const Cut cut(n, c, hw, channels_last != 0);
   const bool done = run(kernel, cut, lrn, threads, [&](const Part& part, int64_t at, float* squares, float*) {
@@ -119,7 +129,7 @@ CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, i
 // dx from x and the gradient dy of y, all in one layout. The rest as above.
 CAFFETOOLS_API int caffetools_lrn_backward(const float* x, const float* dy, float* dx, int64_t n, int64_t c, int64_t hw, int channels_last,
                                            int64_t size, float alpha, float beta, float k, int threads) {
-  const Kernel& kernel = *in_use;
+  const Kernel& kernel = *choose(in_use);
   const Lrn lrn = layer(c, size, alpha, beta, k);
   const Cut cut(n, c, hw, channels_last != 0);
   const bool done = run(kernel, cut, lrn, threads, [&](const Part& part, int64_t at, float* squares, float* ratios) {

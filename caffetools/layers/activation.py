@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -41,6 +42,10 @@ class ReLU(Elementwise):
             # Overwriting, torch finds the sign of x again in y, which takes a positive slope.
             return F.leaky_relu(x, slope, inplace=slope > 0 and self.overwrites(x))
         return F.relu(x, inplace=self.overwrites(x))
+
+    def inference_form(self) -> inference.Activation:
+        slope = float(self.param.relu_param.negative_slope)
+        return inference.Activation(inference.LEAKY if slope else inference.RELU, slope)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         slope = self.param.relu_param.negative_slope
@@ -74,6 +79,10 @@ class PReLU(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.prelu(x, self.blobs[0].reshape(-1))
+
+    def inference_form(self) -> inference.Activation:
+        slopes = self.blobs[0].detach().reshape(-1)
+        return inference.Activation(inference.PRELU, slopes=slopes.expand(self.bottom_shapes[0][1]))
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         axes = len(self.bottom_shapes[0]) - 2
@@ -179,6 +188,9 @@ class Clip(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(self.low, self.high)
+
+    def inference_form(self) -> inference.Activation:
+        return inference.Activation(inference.CLIP, self.low, self.high)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         bounds = [graph.constant(s, np.array(v, np.float32)) for s, v in (("min", self.low), ("max", self.high))]

@@ -15,6 +15,7 @@ from caffetools.errors import ExportError, NetError
 from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
 from caffetools.layers.traits import Traits
+from caffetools.layers.inference import InferenceForm
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.unknown import unknown_names
 
@@ -200,6 +201,10 @@ class Layer(nn.Module):
 
     def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
         """Valid random values for bottom ``index`` where not every number is one (indices, masks, boxes); None where any is."""
+        return None
+
+    def inference_form(self) -> InferenceForm | None:
+        """What the layer computes in the TEST phase as a form that the inference plan fuses; None where its ``forward`` is to be run."""
         return None
 
     def macs(self) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -34,6 +35,9 @@ class Concat(Layer):
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         return bottoms[0] if len(bottoms) == 1 else torch.cat(bottoms, self.concat_axis)
+
+    def inference_form(self) -> inference.ChannelConcat | None:
+        return inference.ChannelConcat() if self.concat_axis == 1 and len(self.top_shapes[0]) == 4 else None
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         graph.node("Concat", self.bottoms, self.tops, axis=self.concat_axis)
@@ -97,6 +101,9 @@ class Split(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(x.view_as(x) for _ in self.tops)
 
+    def inference_form(self) -> inference.Identity:
+        return inference.Identity()
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         for top in self.tops:
             graph.node("Identity", self.bottoms, [top])
@@ -115,6 +122,9 @@ class Silence(Layer):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return ()
+
+    def inference_form(self) -> inference.Identity:
+        return inference.Identity()
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         """Nothing."""
@@ -161,6 +171,10 @@ class Eltwise(Layer):
         for x, c in zip(bottoms[1:], coeff[1:], strict=True):
             y = torch.add(y, x, alpha=c)
         return y
+
+    def inference_form(self) -> inference.Sum | None:
+        plain = self.operation == "SUM" and len(self.bottoms) == 2 and all(c == 1 for c in self.coeff)
+        return inference.Sum() if plain else None
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.operation == "PROD":

@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.im2col import columns_to_onnx, convolve, deconvolve
 from caffetools.layers.kernel import Kernel
@@ -161,6 +162,13 @@ class Convolution(_Convolving):
         coordinates="window",
         weight_filler="weight_filler",
     )
+    def inference_form(self) -> inference.Conv | None:
+        if self.spatial_axes != 2 or self.outer_axes != 1 or len(self.bottoms) != 1:
+            return None
+        bias = self.blobs[1].detach() if len(self.blobs) > 1 else None
+        kernel = self.kernel
+        stride, pad, dilation = ((pair[0], pair[1]) for pair in (kernel.stride, kernel.pad, kernel.dilation))
+        return inference.Conv(self.blobs[0].detach(), bias, stride, pad, dilation, self.group)
 
 
 @register("Deconvolution")

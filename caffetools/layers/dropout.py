@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.activation import Elementwise
 from caffetools.layers.base import OnnxGraph, Shapes
 from caffetools.layers.registry import register
@@ -43,6 +44,9 @@ class Dropout(Elementwise):
         # torch's Bernoulli draws on the CPU take several times longer than uniform ones.
         mask = torch.rand_like(x).ge_(self.ratio).mul_(1.0 / (1.0 - self.ratio))
         return x.mul_(mask) if self.overwrites(x) else x * mask
+
+    def inference_form(self) -> inference.Identity | None:
+        return None if self.training or self.in_test else inference.Identity()
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.in_test and self.ratio:

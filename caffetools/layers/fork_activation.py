@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.activation import Elementwise
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
@@ -31,6 +32,9 @@ class ReLU6(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(x, inplace=self.overwrites(x))
+
+    def inference_form(self) -> inference.Activation:
+        return inference.Activation(inference.CLIP, 0.0, 6.0)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         _clip(graph, self.bottoms[0], self.tops[0], 0.0, 6.0)

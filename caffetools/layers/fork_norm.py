@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.normalization import batch_norm_to_onnx
 from caffetools.layers.registry import register
@@ -83,6 +84,14 @@ class BN(Layer):
         with torch.no_grad():
             self.blobs[2].mul_(momentum).add_(mean, alpha=1 - momentum)
             self.blobs[3].mul_(momentum).add_(variance, alpha=1 - momentum)
+
+    def inference_form(self) -> inference.Affine | None:
+        if self.batch_stats:
+            return None
+        slope, bias, *running = (blob.detach().reshape(-1) for blob in self.blobs)
+        if self.segnet:
+            return inference.Affine(slope, bias)
+        return inference.batch_norm_affine(running[0], running[1], self.param.bn_param.eps, slope, bias)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.batch_stats:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from caffetools.errors import ExportError
-from caffetools.layers import native
+from caffetools.layers import inference, native
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -47,6 +47,11 @@ class LRN(Layer):
             return y.to(x.dtype)
         mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
         return x * (mean * self.alpha + 1.0).pow(-self.beta)
+
+    def inference_form(self) -> inference.CrossChannelNorm | None:
+        if not self.across or self.k < native.SMALLEST_K or self.alpha < 0:
+            return None
+        return inference.CrossChannelNorm(self.size, self.alpha, self.beta, self.k)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.across:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILE = Path(__file__).parent.parent / ("_kernels.dll" if sys.platform == "win32" else "_kernels.so")
-_VERSION = 1
+_VERSION = 2
 # Below this the kernel's arithmetic, which relies on scale being a normal positive number, is not used.
-_SMALLEST_K = 1e-30
+SMALLEST_K = 1e-30
 
 
 def status() -> str:
@@ -29,7 +29,7 @@ def status() -> str:
     if not _FILE.exists():
         return "native kernels are skipped: they were not built (no C++ compiler at installation); torch computes instead"
     return (
-        "native kernels are in use" if _library() else f"native kernels are skipped: {_FILE} is of another version or machine; install anew"
+        "native kernels are in use" if library() else f"native kernels are skipped: {_FILE} is of another version or machine; install anew"
     )
 
 
@@ -43,7 +43,7 @@ def lrn_takes(x: Tensor, alpha: float, k: float) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() > 0
-        and k >= _SMALLEST_K
+        and k >= SMALLEST_K
         and alpha >= 0
         and enabled()
     )
@@ -51,7 +51,7 @@ def lrn_takes(x: Tensor, alpha: float, k: float) -> bool:
 
 def enabled() -> bool:
     """Whether the library is there and not switched off."""
-    return os.environ.get("CAFFETOOLS_NATIVE") != "0" and _library() is not None
+    return os.environ.get("CAFFETOOLS_NATIVE") != "0" and library() is not None
 
 
 def lrn_forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -94,27 +94,28 @@ def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
 def _call(name: str, tensors: tuple[Tensor, ...], shape: tuple[int, int, int, int], options: tuple[int, float, float, float]) -> None:
     import torch
 
-    library = _library()
-    assert library is not None  # noqa: S101 (lrn_takes said so)
-    if getattr(library, name)(*(t.data_ptr() for t in tensors), *shape, *options, torch.get_num_threads()):
+    loaded = library()
+    assert loaded is not None  # noqa: S101 (lrn_takes checked it)
+    if getattr(loaded, name)(*(t.data_ptr() for t in tensors), *shape, *options, torch.get_num_threads()):
         raise MemoryError("no memory for the few kilobytes that the native LRN works in")
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
+    """The loaded library; None where it was not built, or is of another version."""
     if not _FILE.exists():
         return None
     # torch first: its OpenMP runtime is then the one that the library finds, and both share one pool of threads.
     import torch  # noqa: F401
 
     try:
-        library = ctypes.CDLL(str(_FILE))
-        if library.caffetools_native_version() != _VERSION:
+        loaded = ctypes.CDLL(str(_FILE))
+        if loaded.caffetools_native_version() != _VERSION:
             return None
     except (OSError, AttributeError):
         return None
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     rest: list[type[Any]] = [whole, whole, whole, ctypes.c_int, whole, real, real, real, ctypes.c_int]
-    library.caffetools_lrn_forward.argtypes = [pointer, pointer, *rest]
-    library.caffetools_lrn_backward.argtypes = [pointer, pointer, pointer, *rest]
-    return library
+    loaded.caffetools_lrn_forward.argtypes = [pointer, pointer, *rest]
+    loaded.caffetools_lrn_backward.argtypes = [pointer, pointer, pointer, *rest]
+    return loaded

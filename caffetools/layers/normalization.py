@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -127,6 +128,13 @@ class BatchNorm(Layer):
             self.blobs[2].mul_(fraction).add_(1.0)
             self.blobs[0].mul_(fraction).add_(mean)
             self.blobs[1].mul_(fraction).add_(variance)
+
+    def inference_form(self) -> inference.Affine | None:
+        if not self.global_stats or len(self.bottom_shapes[0]) < 2:
+            return None
+        mean, variance = self.running()
+        scale, bias = (self.blobs[3].detach(), self.blobs[4].detach()) if self.scale_bias else (None, None)
+        return inference.batch_norm_affine(mean, variance, self.eps, scale, bias)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if not self.global_stats:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.errors import ExportError
+from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -269,6 +270,12 @@ class Pooling(Layer):
         if self.method == "STOCHASTIC":
             return stochastic_pool(x, self.window, training=self.training)
         return max_pool_mask(x, self.window) if len(self.tops) > 1 else max_pool(x, self.window)
+
+    def inference_form(self) -> inference.Pool | None:
+        window = self.window
+        if len(self.tops) > 1 or self.method not in ("MAX", "AVE") or window.has_empty_window:
+            return None
+        return inference.Pool(window.kernel, window.stride, window.pad, self.method == "MAX")
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.method == "STOCHASTIC":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -67,6 +68,11 @@ class _Broadcasting(Layer):
         graph.node("Unsqueeze", [name], [result], axes=list(range(len(operand), len(operand) + missing)))
         return result
 
+    def along_channels(self, values: int) -> bool:
+        """Whether a learned operand of ``values`` values is one for each channel of (N, C, …)."""
+        shape = self.bottom_shapes[0]
+        return len(shape) > 1 and self.expanded == (1, shape[1], *[1] * (len(shape) - 2)) and values == shape[1]
+
 
 @register("Scale")
 class Scale(_Broadcasting):
@@ -98,6 +104,13 @@ class Scale(_Broadcasting):
     def macs(self) -> int:
         return count(self.top_shapes[0])
 
+    def inference_form(self) -> inference.Affine | None:
+        if len(self.bottoms) > 1 or not self.along_channels(self.blobs[0].numel()):
+            return None
+        scale = self.blobs[0].detach().reshape(-1)
+        biased = self.param.scale_param.bias_term
+        return inference.Affine(scale, self.blobs[1].detach().reshape(-1) if biased else torch.zeros_like(scale))
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         biased = self.param.scale_param.bias_term
         product = graph.value("product") if biased else self.tops[0]
@@ -128,6 +141,12 @@ class Bias(_Broadcasting):
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return x + (self.blobs[0] if bias is None else bias).reshape(self.expanded)
+
+    def inference_form(self) -> inference.Affine | None:
+        if len(self.bottoms) > 1 or not self.along_channels(self.blobs[0].numel()):
+            return None
+        shift = self.blobs[0].detach().reshape(-1)
+        return inference.Affine(torch.ones_like(shift), shift)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         two = len(self.bottoms) > 1

@@ -1,0 +1,149 @@
+"""Convolution, pooling and LRN over channels-last memory by the native library (``native/conv.cpp``), as the inference plan calls them."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from caffetools.layers import inference, native
+
+Pointer = ctypes.c_void_p
+Shape4 = tuple[int, int, int, int]
+
+_SIZES = "n c h w oc oh ow x_pitch y_pitch residual_pitch kh kw sh sw ph pw dh dw groups"
+_FLAGS = "planar_input algorithm activation with_bias"
+
+
+class _Shape(ctypes.Structure):
+    """``CaffetoolsConv`` of native/conv.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _SIZES.split()),
+        *((name, ctypes.c_int32) for name in _FLAGS.split()),
+        ("low", ctypes.c_float),
+        ("high", ctypes.c_float),
+    ]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a convolution reads and writes.
+
+    Attributes:
+        x_shape: (N, C, H, W) of the input.
+        y_shape: (N, C, H, W) of the output.
+        x_pitch: Floats from one pixel of the input to the next; ``y_pitch`` and ``residual_pitch`` likewise.
+        planar: The input is (N, C, H, W) in memory rather than channels-last.
+    """
+
+    x_shape: Shape4
+    y_shape: Shape4
+    x_pitch: int
+    y_pitch: int
+    residual_pitch: int = 0
+    planar: bool = False
+
+
+class NativeConv:
+    """A convolution with packed weights for one input size: y = activation(conv(x) + bias + residual).
+
+    Args:
+        form: Weights and geometry.
+        activation: Applied last; None for none.
+        layout: Shapes and pitches.
+        like: A convolution with the same weights over another size, to share packed weights with.
+        algorithm: 0 chooses; 1 sums over windows; 2 or 4: Winograd's of 2 x 2 or 4 x 4 outputs (3 x 3 kernels of stride 1).
+
+    Attributes:
+        handle: For ``caffetools_conv_run``. scratch_floats: What a run needs. algorithm: As chosen (1 is also depthwise).
+
+    Raises:
+        MemoryError: There is no memory for the packed weights.
+    """
+
+    def __init__(
+        self,
+        form: inference.Conv,
+        activation: inference.Activation | None,
+        layout: Layout,
+        *,
+        like: NativeConv | None = None,
+        algorithm: int = 0,
+    ):
+        library = _library()
+        (n, c, h, w), (_, oc, oh, ow) = layout.x_shape, layout.y_shape
+        act = activation or inference.Activation(inference.NO_ACTIVATION)
+        sizes = (n, c, h, w, oc, oh, ow, layout.x_pitch, layout.y_pitch, layout.residual_pitch, *form.weight.shape[2:])
+        geometry = (*form.stride, *form.pad, *form.dilation, form.groups)
+        flags = (layout.planar, algorithm, act.kind, form.bias is not None)
+        shape = _Shape(*sizes, *geometry, *flags, act.low, act.high)
+        self._arrays = [_flat(form.weight), _flat(form.bias), _flat(act.slopes)]
+        pointers = [None if array is None else array.data_ptr() for array in self._arrays]
+        self._destroy = library.caffetools_conv_destroy
+        self.handle: int | None = library.caffetools_conv_create(ctypes.addressof(shape), *pointers, None if like is None else like.handle)
+        self._arrays.clear()  # copied by the library
+        if not self.handle:
+            raise MemoryError("no memory for the packed weights of a convolution")
+        self.scratch_floats = int(library.caffetools_conv_scratch(self.handle))
+        self.algorithm = int(library.caffetools_conv_algorithm(self.handle))
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self._destroy(self.handle)
+
+
+def available() -> bool:
+    """Whether the native library is in use and has convolutions (it lacks them where it was built by MSVC)."""
+    return native.enabled() and _library() is not None
+
+
+def conv_run() -> Any:
+    """The C function ``caffetools_conv_run(handle, x, y, residual, scratch, threads)``."""
+    return _library().caffetools_conv_run
+
+
+def pool_run() -> Any:
+    """The C function ``caffetools_pool_run(sizes, x, y, largest, threads)``; ``sizes`` is from :func:`pool_sizes`."""
+    return _library().caffetools_pool_run
+
+
+def lrn_run() -> Any:
+    """The C function ``caffetools_lrn_forward(x, y, n, c, hw, channels_last, size, alpha, beta, k, threads)``."""
+    return _library().caffetools_lrn_forward
+
+
+def pool_sizes(form: inference.Pool, layout: Layout) -> Any:
+    """The sizes of a pooling as ``caffetools_pool_run`` takes them: a ctypes array of sixteen int64."""
+    (n, c, h, w), (_, _, oh, ow) = layout.x_shape, layout.y_shape
+    values = (n, c, h, w, oh, ow, layout.x_pitch, layout.y_pitch, *form.kernel, *form.stride, *form.pad, 1, 1)
+    return (ctypes.c_int64 * 16)(*values)
+
+
+def _flat(array: torch.Tensor | None) -> torch.Tensor | None:
+    return None if array is None else array.detach().to("cpu", torch.float32).contiguous()
+
+
+def _library() -> Any:
+    library: Any = native.library()
+    if library is None or getattr(library, "conv_ready", None) is not None:
+        return library if library is None or library.conv_ready else None
+    try:
+        library.caffetools_conv_create.restype = Pointer
+        library.caffetools_conv_create.argtypes = [Pointer] * 5
+        library.caffetools_conv_destroy.argtypes = [Pointer]
+        library.caffetools_conv_destroy.restype = None
+        library.caffetools_conv_scratch.argtypes = [Pointer]
+        library.caffetools_conv_scratch.restype = ctypes.c_int64
+        library.caffetools_conv_algorithm.argtypes = [Pointer]
+        library.caffetools_conv_run.argtypes = [Pointer] * 5 + [ctypes.c_int]
+        library.caffetools_conv_run.restype = None
+        library.caffetools_pool_run.argtypes = [Pointer] * 3 + [ctypes.c_int] * 2
+        library.caffetools_pool_run.restype = None
+        library.conv_ready = True
+    except AttributeError:
+        library.conv_ready = False
+        return None
+    return library

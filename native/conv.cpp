@@ -1,0 +1,416 @@
+// The C interface of the native convolution and pooling, and how the work is divided among threads.
+//
+// A convolution is made once for its weights and sizes and run any number of times. Two algorithms: sums over the window taken where
+// it lies (over a copy with a border of zeros where the layer pads), and Winograd's for 3 x 3 windows of stride 1.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "conv.h"
+#include "variants.h"
+
+namespace caffetools {
+namespace {
+
+const ConvKernel& kernel_of(int variant) {
+#ifdef CAFFETOOLS_X86_VARIANTS
+  if (variant == 2) return conv_kernel_avx512;
+  if (variant == 1) return conv_kernel_avx2;
+#else
+  (void)variant;
+#endif
+  return conv_kernel_baseline;
+}
+
+}  // namespace
+}  // namespace caffetools
+
+using namespace caffetools;
+
+#ifdef _WIN32
+#define CAFFETOOLS_API extern "C" __declspec(dllexport)
+#else
+#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
+#endif
+
+// What Python says of a convolution; the fields are in the order of the ctypes structure in caffetools/net/native_conv.py.
+struct CaffetoolsConv {
+  int64_t n, c, h, w, oc, oh, ow, x_pitch, y_pitch, residual_pitch;
+  int64_t kh, kw, sh, sw, ph, pw, dh, dw, groups;
+  int32_t planar_input;  // the input is (N, C, H, W) in memory
+  int32_t algorithm;     // 0: choose; 1: sums over windows; 2, 4: Winograd of 2 x 2 or 4 x 4 outputs
+  int32_t activation, with_bias;
+  float low, high;
+};
+
+namespace {
+
+constexpr int64_t kBundleFloats = 64 * 1024;
+
+// Floats of transformed tiles that are worked on at once, for 2 x 2 and 4 x 4 outputs: what was fastest with 2 MB of second-level cache.
+int64_t winograd_floats(int m) { return m == 2 ? 256 * 1024 : 512 * 1024; }
+
+struct Conv {
+  CaffetoolsConv s;
+  const ConvKernel* kernel;
+  bool depthwise = false;
+  int winograd = 0;  // outputs of a tile's side; 0: not Winograd's
+  bool copies = false;
+  // Of the (copied) input: pixels of a row and column, floats from pixel to pixel.
+  int64_t hp, wp, pitch;
+  std::vector<int64_t> offsets;
+  int64_t run = 0, group_in, group_out, panel, panels;
+  // Of all groups: [group][panel][k][panel width]; depthwise: [kh][kw][c]; Winograd: [position][panel][c][panel width]. Convolutions of
+  // one layer over pictures of other sizes share them.
+  std::shared_ptr<float> weights;
+  std::unique_ptr<float[]> bias, slopes;
+
+  Epilogue epilogue(int64_t channel) const {
+    return {bias ? bias.get() + channel : nullptr, slopes ? slopes.get() + channel : nullptr, s.activation, s.low, s.high};
+  }
+  int64_t k() const { return s.kh * s.kw * group_in; }
+  int64_t positions() const { return (winograd + 2) * (winograd + 2); }
+  int64_t tiles_down() const { return (s.oh + winograd - 1) / winograd; }
+  int64_t tiles_across() const { return (s.ow + winograd - 1) / winograd; }
+  int64_t tiles() const { return s.n * tiles_down() * tiles_across(); }
+  // Tiles worked on at once: as many as fit, in whole blocks of rows.
+  int64_t chunk() const {
+    const int64_t most = std::max<int64_t>(kernel->rows, winograd_floats(winograd) / (positions() * (s.c + s.oc)));
+    return std::min(tiles(), most);
+  }
+};
+
+// On a cache line of its own.
+std::shared_ptr<float> aligned_floats(int64_t count) {
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
+  void* memory = std::aligned_alloc(64, std::max<size_t>(bytes, 64));
+  if (memory == nullptr) throw std::bad_alloc();
+  return {static_cast<float*>(memory), std::free};
+}
+
+// The time of each algorithm in multiply-adds of one thread: the products, the transforms of tiles, and bringing the weights from
+// memory once a chunk. The constants were fitted to measured times (benchmarks/inference.py).
+constexpr double kWeightCost = 30, kTileInCost = 24, kTileOutCost = 20;
+
+double winograd_cost(const CaffetoolsConv& s, int m) {
+  const double tiles = static_cast<double>(s.n) * static_cast<double>((s.oh + m - 1) / m * ((s.ow + m - 1) / m)), points = (m + 2) * (m + 2);
+  const double c = static_cast<double>(s.c), oc = static_cast<double>(s.oc), floats = static_cast<double>(winograd_floats(m));
+  const double chunks = std::max(1.0, std::ceil(tiles * points * (c + oc) / floats));
+  return tiles * points * (c * oc + kTileInCost * c + kTileOutCost * oc) + kWeightCost * chunks * points * c * oc;
+}
+
+int choose_winograd(const CaffetoolsConv& s) {
+  const bool fits = s.kh == 3 && s.kw == 3 && s.sh == 1 && s.sw == 1 && s.dh == 1 && s.dw == 1 && s.groups == 1 && !s.planar_input;
+  if (!fits || s.algorithm == 1) return 0;
+  if (s.algorithm == 2 || s.algorithm == 4) return s.algorithm;
+  const double weights = 9.0 * static_cast<double>(s.c * s.oc);
+  const double direct = weights * (static_cast<double>(s.n * s.oh * s.ow) + kWeightCost), two = winograd_cost(s, 2), four = winograd_cost(s, 4);
+  return direct <= std::min(two, four) ? 0 : two <= four ? 2 : 4;
+}
+
+// The panels of one k x channels matrix given by value(k, channel), zeros after the last channel.
+template <typename Value>
+void pack(float* to, int64_t k, int64_t channels, int64_t panel, const Value& value) {
+  for (int64_t first = 0; first < channels; first += panel)
+    for (int64_t i = 0; i < k; ++i)
+      for (int64_t j = 0; j < panel; ++j) *to++ = first + j < channels ? value(i, first + j) : 0.0f;
+}
+
+void pack_direct(const Conv& conv, const float* weights) {
+  const CaffetoolsConv& s = conv.s;
+  const int64_t area = s.kh * s.kw, each = conv.panels * conv.panel * conv.k();
+  for (int64_t g = 0; g < s.groups; ++g) {
+    const float* from = weights + g * conv.group_out * conv.group_in * area;
+    pack(conv.weights.get() + g * each, conv.k(), conv.group_out, conv.panel, [&](int64_t k, int64_t o) {
+      return from[(o * conv.group_in + k % conv.group_in) * area + k / conv.group_in];
+    });
+  }
+}
+
+// The kernels' transforms G g G^T, in double precision.
+void pack_winograd(const Conv& conv, const float* weights) {
+  static const double g2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+  static const double r = std::sqrt(2.0);
+  static const double g4[6][3] = {{1, 0, 0},           {-2. / 3, -r / 3, -1. / 3}, {-2. / 3, r / 3, -1. / 3},
+                                  {1. / 6, r / 6, 1. / 3}, {1. / 6, -r / 6, 1. / 3},   {0, 0, 1}};
+  const double(*g)[3] = conv.winograd == 2 ? g2 : g4;
+  const int64_t c = conv.s.c, oc = conv.s.oc, width = conv.panels * conv.panel, each = width * c;
+  const int side = conv.winograd + 2;
+#pragma omp parallel for schedule(static)
+  for (int64_t channel = 0; channel < c; ++channel)
+    for (int64_t o = 0; o < width; ++o) {
+      double half[6][3] = {}, whole[6][6] = {};
+      if (o < oc) {
+        const float* from = weights + (o * c + channel) * 9;
+        for (int i = 0; i < side; ++i)
+          for (int x = 0; x < 3; ++x) half[i][x] = g[i][0] * from[x] + g[i][1] * from[3 + x] + g[i][2] * from[6 + x];
+        for (int i = 0; i < side; ++i)
+          for (int j = 0; j < side; ++j) whole[i][j] = g[j][0] * half[i][0] + g[j][1] * half[i][1] + g[j][2] * half[i][2];
+      }
+      float* to = conv.weights.get() + (o / conv.panel * c + channel) * conv.panel + o % conv.panel;
+      for (int i = 0; i < side; ++i)
+        for (int j = 0; j < side; ++j) to[(i * side + j) * each] = static_cast<float>(whole[i][j]);
+    }
+}
+
+void pack_weights(Conv& conv, const float* weights) {
+  if (conv.depthwise) {
+    const int64_t area = conv.s.kh * conv.s.kw;
+    for (int64_t i = 0; i < area; ++i)
+      for (int64_t c = 0; c < conv.s.c; ++c) conv.weights.get()[i * conv.s.c + c] = weights[c * area + i];
+  } else if (conv.winograd) {
+    pack_winograd(conv, weights);
+  } else {
+    pack_direct(conv, weights);
+  }
+}
+
+// The sizes and layouts that follow from what was asked for; the weights are not packed yet.
+void plan(Conv& conv) {
+  const CaffetoolsConv& s = conv.s;
+  conv.group_in = s.c / s.groups;
+  conv.group_out = s.oc / s.groups;
+  conv.depthwise = s.groups > 1 && conv.group_in == 1 && conv.group_out == 1 && !s.planar_input;
+  conv.winograd = choose_winograd(s);
+  conv.panel = 2 * conv.kernel->width;
+  conv.panels = (conv.group_out + conv.panel - 1) / conv.panel;
+  conv.copies = !conv.depthwise && !conv.winograd && (s.planar_input || s.ph > 0 || s.pw > 0);
+  // Stride and kernel may also read beyond the picture's end where sizes round up.
+  conv.hp = std::max((s.oh - 1) * s.sh + (s.kh - 1) * s.dh + 1, s.h + s.ph);
+  conv.wp = std::max((s.ow - 1) * s.sw + (s.kw - 1) * s.dw + 1, s.w + s.pw);
+  if (!conv.copies && !conv.depthwise && !conv.winograd && (conv.hp > s.h || conv.wp > s.w)) conv.copies = true;
+  if (!conv.copies) conv.hp = s.h, conv.wp = s.w;
+  conv.pitch = conv.copies ? s.c : s.x_pitch;
+  const bool merged = s.groups == 1 && s.dw == 1 && conv.pitch == s.c;  // a row of the kernel is one stretch of memory
+  conv.run = merged ? s.kw * s.c : conv.group_in;
+  for (int64_t y = 0; y < s.kh; ++y)
+    for (int64_t x = 0; x < (merged ? 1 : s.kw); ++x) conv.offsets.push_back((y * s.dh * conv.wp + x * s.dw) * conv.pitch);
+}
+
+int64_t weight_floats(const Conv& conv) {
+  if (conv.depthwise) return conv.s.kh * conv.s.kw * conv.s.c;
+  if (conv.winograd) return conv.positions() * conv.panels * conv.panel * conv.s.c;
+  return conv.s.groups * conv.panels * conv.panel * conv.k();
+}
+
+// A row of `count` pixels from planes that are `plane` floats apart to channels last.
+void interleave(const float* from, int64_t plane, int64_t channels, int64_t count, float* to) {
+  if (channels == 3) {
+    const float *red = from, *green = from + plane, *blue = from + 2 * plane;
+    for (int64_t i = 0; i < count; ++i) to[3 * i] = red[i], to[3 * i + 1] = green[i], to[3 * i + 2] = blue[i];
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t i = 0; i < count; ++i) to[i * channels + c] = from[c * plane + i];
+}
+
+// The input with a border of zeros, channels last.
+void copy_padded(const Conv& conv, const float* x, float* to, int threads) {
+  const CaffetoolsConv& s = conv.s;
+  const int64_t row_floats = conv.wp * s.c;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < s.n * conv.hp; ++row) {
+    const int64_t image = row / conv.hp, y = row % conv.hp - s.ph;
+    float* at = to + row * row_floats;
+    if (y < 0 || y >= s.h) {
+      std::memset(at, 0, static_cast<size_t>(row_floats) * sizeof(float));
+      continue;
+    }
+    std::memset(at, 0, static_cast<size_t>(s.pw * s.c) * sizeof(float));
+    float* inside = at + s.pw * s.c;
+    if (s.planar_input) {
+      interleave(x + image * s.c * s.h * s.w + y * s.w, s.h * s.w, s.c, s.w, inside);
+    } else {
+      const float* from = x + (image * s.h + y) * s.w * s.x_pitch;
+      if (s.x_pitch == s.c) {
+        std::memcpy(inside, from, static_cast<size_t>(s.w * s.c) * sizeof(float));
+      } else {
+        for (int64_t i = 0; i < s.w; ++i)
+          std::memcpy(inside + i * s.c, from + i * s.x_pitch, static_cast<size_t>(s.c) * sizeof(float));
+      }
+    }
+    float* after = inside + s.w * s.c;
+    std::memset(after, 0, static_cast<size_t>(at + row_floats - after) * sizeof(float));
+  }
+}
+
+// Rows [first, first + count) of the outputs' pixels times one panel.
+void multiply_pixels(const Conv& conv, const float* x, float* y, const float* residual, int64_t group, int64_t panel, int64_t first,
+                     int64_t count) {
+  const CaffetoolsConv& s = conv.s;
+  const float* a[16];
+  const float* r[16];
+  float* c[16];
+  const int64_t channel = group * conv.group_out + panel * conv.panel;
+  int64_t ox = first % s.ow, oy = first / s.ow % s.oh, image = first / (s.ow * s.oh);
+  for (int64_t m = 0; m < count; ++m) {
+    a[m] = x + ((image * conv.hp + oy * s.sh) * conv.wp + ox * s.sw) * conv.pitch + group * conv.group_in;
+    c[m] = y + (first + m) * s.y_pitch + channel;
+    r[m] = residual != nullptr ? residual + (first + m) * s.residual_pitch + channel : nullptr;
+    if (++ox == s.ow) {
+      ox = 0;
+      if (++oy == s.oh) oy = 0, ++image;
+    }
+  }
+  const float* weights = conv.weights.get() + (group * conv.panels + panel) * conv.panel * conv.k();
+  const int64_t channels = std::min(conv.panel, conv.group_out - panel * conv.panel);
+  const Sums sums{conv.offsets.data(), static_cast<int64_t>(conv.offsets.size()), conv.run};
+  conv.kernel->multiply(count, a, sums, weights, channels, c, residual != nullptr ? r : nullptr, conv.epilogue(channel));
+}
+
+void run_direct(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
+  const CaffetoolsConv& s = conv.s;
+  if (conv.copies) {
+    copy_padded(conv, x, scratch, threads);
+    x = scratch;
+  }
+  const int64_t pixels = s.n * s.oh * s.ow, blocks = (pixels + conv.kernel->rows - 1) / conv.kernel->rows;
+  const int64_t columns = s.groups * conv.panels;
+  // The panels are taken in bundles that fit into the second-level cache, where the blocks of pixels that pass by find them.
+  const int64_t bundle = std::max<int64_t>(1, kBundleFloats / (conv.panel * conv.k())), bundles = (columns + bundle - 1) / bundle;
+#pragma omp parallel num_threads(threads)
+  for (int64_t b = 0; b < bundles; ++b) {
+    const int64_t from = b * bundle, to = std::min(columns, from + bundle), count = to - from;
+    // With few pixels, threads share the panels among them rather than read each of them in turn.
+    const bool panels_outside = count * conv.panel * conv.k() > pixels * conv.k();
+#pragma omp for schedule(static) nowait
+    for (int64_t task = 0; task < blocks * count; ++task) {
+      const int64_t column = from + (panels_outside ? task / blocks : task % count), block = panels_outside ? task % blocks : task / count;
+      // Blocks of nearly one size, so that the last one is not a small one.
+      const int64_t first = pixels * block / blocks, last = pixels * (block + 1) / blocks;
+      multiply_pixels(conv, x, y, residual, column / conv.panels, column % conv.panels, first, last - first);
+    }
+  }
+}
+
+void run_winograd(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
+  const CaffetoolsConv& s = conv.s;
+  const int m = conv.winograd;
+  const int64_t points = conv.positions(), chunk = conv.chunk(), all = conv.tiles(), across = conv.tiles_across(), down = conv.tiles_down();
+  float* in = scratch;
+  float* out = scratch + chunk * points * s.c;
+  const int64_t zero = 0;
+  const Sums sums{&zero, 1, s.c};
+  const Epilogue plain{nullptr, nullptr, kNone, 0, 0};
+#pragma omp parallel num_threads(threads)
+  for (int64_t start = 0; start < all; start += chunk) {
+    const int64_t count = std::min(chunk, all - start), blocks = (count + conv.kernel->rows - 1) / conv.kernel->rows;
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t tile = start + t, image = tile / (across * down), row = tile / across % down, column = tile % across;
+      conv.kernel->tile_in(m, x + image * s.h * s.w * s.x_pitch, s.h, s.w, s.x_pitch, row * m - s.ph, column * m - s.pw, s.c,
+                           in + t * points * s.c);
+    }
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < points * conv.panels; ++task) {
+      const int64_t point = task / conv.panels, panel = task % conv.panels;
+      const float* weights = conv.weights.get() + (point * conv.panels + panel) * conv.panel * s.c;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = count * block / blocks, last = count * (block + 1) / blocks;
+        const float* a[16];
+        float* c[16];
+        for (int64_t t = first; t < last; ++t) {
+          a[t - first] = in + (t * points + point) * s.c;
+          c[t - first] = out + (t * points + point) * s.oc + panel * conv.panel;
+        }
+        conv.kernel->multiply(last - first, a, sums, weights, std::min(conv.panel, s.oc - panel * conv.panel), c, nullptr, plain);
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t tile = start + t, image = tile / (across * down), row = tile / across % down * m, column = tile % across * m;
+      const int64_t pixel = (image * s.oh + row) * s.ow + column;
+      conv.kernel->tile_out(m, out + t * points * s.oc, s.oc, y + pixel * s.y_pitch,
+                            residual != nullptr ? residual + pixel * s.residual_pitch : nullptr, std::min<int64_t>(m, s.oh - row),
+                            std::min<int64_t>(m, s.ow - column), s.ow * s.y_pitch, s.ow * s.residual_pitch, s.y_pitch, s.residual_pitch,
+                            conv.epilogue(0));
+    }
+  }
+}
+
+void run_depthwise(const Conv& conv, const float* x, float* y, int threads) {
+  const CaffetoolsConv& s = conv.s;
+  const Window window{s.n, s.c, s.h, s.w, s.oh, s.ow, s.x_pitch, s.y_pitch, s.kh, s.kw, s.sh, s.sw, s.ph, s.pw, s.dh, s.dw};
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < s.n * s.oh; ++row)
+    conv.kernel->depthwise_row(window, x + row / s.oh * s.h * s.w * s.x_pitch, row % s.oh, conv.weights.get(), y + row * s.ow * s.y_pitch,
+                               conv.epilogue(0));
+}
+
+}  // namespace
+
+// Make a convolution; null where there is no memory. `weights` are (oc, c / groups, kh, kw), `bias` and `slopes` (oc) or null; all are
+// copied. `like` is null or a convolution with the same weights over another size, with which packed weights are shared where the
+// algorithm is the same. Sizes are checked by the caller.
+CAFFETOOLS_API void* caffetools_conv_create(const CaffetoolsConv* shape, const float* weights, const float* bias, const float* slopes,
+                                            const void* like) {
+  try {
+    auto conv = std::make_unique<Conv>();
+    conv->s = *shape;
+    conv->kernel = &kernel_of(current_variant());
+    plan(*conv);
+    const auto copied = [&](const float* from) {
+      std::unique_ptr<float[]> to;
+      if (from != nullptr) {
+        to.reset(new float[static_cast<size_t>(shape->oc)]);
+        std::copy(from, from + shape->oc, to.get());
+      }
+      return to;
+    };
+    conv->bias = copied(bias);
+    conv->slopes = copied(slopes);
+    const Conv* other = static_cast<const Conv*>(like);
+    if (other != nullptr && other->kernel == conv->kernel && other->winograd == conv->winograd && other->depthwise == conv->depthwise) {
+      conv->weights = other->weights;
+    } else {
+      conv->weights = aligned_floats(weight_floats(*conv));
+      pack_weights(*conv, weights);
+    }
+    return conv.release();
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+CAFFETOOLS_API void caffetools_conv_destroy(void* handle) { delete static_cast<Conv*>(handle); }
+
+// Floats of scratch that one run needs.
+CAFFETOOLS_API int64_t caffetools_conv_scratch(const void* handle) {
+  const Conv& conv = *static_cast<const Conv*>(handle);
+  if (conv.winograd) return conv.chunk() * conv.positions() * (conv.s.c + conv.s.oc);
+  return conv.copies ? conv.s.n * conv.hp * conv.wp * conv.s.c : 0;
+}
+
+// 0: sums over windows; 1: depthwise; 2, 4: Winograd's of that many outputs.
+CAFFETOOLS_API int caffetools_conv_algorithm(const void* handle) {
+  const Conv& conv = *static_cast<const Conv*>(handle);
+  return conv.depthwise ? 1 : conv.winograd;
+}
+
+// y = activation(conv(x) + bias + residual); residual may be null. A handle may be run by several threads at once, each with a scratch
+// of its own.
+CAFFETOOLS_API void caffetools_conv_run(const void* handle, const float* x, float* y, const float* residual, float* scratch, int threads) {
+  const Conv& conv = *static_cast<const Conv*>(handle);
+  if (conv.depthwise)
+    run_depthwise(conv, x, y, threads);
+  else if (conv.winograd)
+    run_winograd(conv, x, y, residual, scratch, threads);
+  else
+    run_direct(conv, x, y, residual, scratch, threads);
+}
+
+// Pooling over channels-last memory; `sizes` are the fields of Window in their order.
+CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads) {
+  Window w;
+  static_assert(sizeof w == 16 * sizeof(int64_t), "Window is sixteen numbers");
+  std::memcpy(&w, sizes, sizeof w);
+  const ConvKernel& kernel = kernel_of(current_variant());
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < w.n * w.oh; ++row)
+    kernel.pool_row(w, x + row / w.oh * w.h * w.w * w.x_pitch, row % w.oh, largest != 0, y + row * w.ow * w.y_pitch);
+}

@@ -1,0 +1,55 @@
+// Convolution and pooling over channels-last (N, H, W, C) float32 memory: what conv.cpp and the variants of conv_kernel.cpp share.
+#pragma once
+
+#include <cstdint>
+
+namespace caffetools {
+
+enum Activation : int { kNone = 0, kRelu = 1, kLeaky = 2, kPrelu = 3, kClip = 4 };
+
+// What is done to the sums: bias and residual are added, then the activation is applied.
+struct Epilogue {
+  const float* bias;    // of the first channel; null: none
+  const float* slopes;  // kPrelu: of the first channel
+  int activation;
+  float low, high;  // kLeaky: low is the slope; kClip: the bounds
+};
+
+// Sums over `runs` runs of `run` floats each: row m of the result is sum_r sum_k a[m][offsets[r] + k] * weights[r * run + k].
+struct Sums {
+  const int64_t* offsets;
+  int64_t runs, run;
+};
+
+// A window over (N, H, W, C): sizes of the input and output in pixels, and the distance of their pixels in floats.
+struct Window {
+  int64_t n, c, h, w, oh, ow, x_pitch, y_pitch;
+  int64_t kh, kw, sh, sw, ph, pw, dh, dw;
+};
+
+// What one instruction set offers.
+struct ConvKernel {
+  int64_t width;  // floats of a vector
+  int64_t rows;   // rows of one call of multiply at the most
+  // `rows` rows by one panel of `channels` <= 2 * width output channels, whose weights are [k][panel width]; c and residual (or null)
+  // point to each row's first channel.
+  void (*multiply)(int64_t rows, const float* const* a, const Sums& sums, const float* weights, int64_t channels, float* const* c,
+                   const float* const* residual, const Epilogue& epilogue);
+  // Winograd's transforms of one tile, m x m outputs of a 3 x 3 kernel, m = 2 or 4. The input tile starts at (y, x), which may be
+  // outside of the picture; `to` is [(m + 2)^2][channels].
+  void (*tile_in)(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to);
+  void (*tile_out)(int m, const float* from, int64_t channels, float* picture, const float* residual, int64_t rows, int64_t columns,
+                   int64_t row_pitch, int64_t residual_row_pitch, int64_t pitch, int64_t residual_pitch, const Epilogue& epilogue);
+  // One row of outputs of a depthwise convolution; weights are [kh][kw][c].
+  void (*depthwise_row)(const Window& w, const float* picture, int64_t oy, const float* weights, float* y, const Epilogue& epilogue);
+  // One row of outputs of a pooling: the largest value, or the mean over the window clipped to the padded picture, as Caffe has it.
+  void (*pool_row)(const Window& w, const float* picture, int64_t oy, bool largest, float* y);
+};
+
+extern const ConvKernel conv_kernel_baseline;
+#ifdef CAFFETOOLS_X86_VARIANTS
+extern const ConvKernel conv_kernel_avx2;
+extern const ConvKernel conv_kernel_avx512;
+#endif
+
+}  // namespace caffetools

@@ -1,0 +1,283 @@
+// The arithmetic of convolution and pooling over channels-last memory. CMake compiles this file once for each instruction set, as the
+// kernel that CAFFETOOLS_CONV_KERNEL names.
+#include "conv.h"
+#include "vec.h"
+
+namespace {
+
+using caffetools::ConvKernel;
+using caffetools::Epilogue;
+using caffetools::Sums;
+using caffetools::Window;
+
+inline Vec activate(Vec v, const Epilogue& e, int64_t channel, int64_t left) {
+  switch (e.activation) {
+    case caffetools::kRelu:
+      return vmax(vset(0.0f), v);  // in this order what is not a number remains so
+    case caffetools::kLeaky:
+      return vfma(vset(e.low), vmin(vset(0.0f), v), vmax(vset(0.0f), v));
+    case caffetools::kPrelu:
+      return vfma(vload_part(e.slopes + channel, left), vmin(vset(0.0f), v), vmax(vset(0.0f), v));
+    case caffetools::kClip:
+      return vmin(vset(e.high), vmax(vset(e.low), v));
+    default:
+      return v;
+  }
+}
+
+inline Vec finish(Vec v, const Epilogue& e, int64_t channel, int64_t left, const float* residual) {
+  if (e.bias != nullptr) v = vadd(v, vload_part(e.bias + channel, left));
+  if (residual != nullptr) v = vadd(v, vload_part(residual + channel, left));
+  return activate(v, e, channel, left);
+}
+
+// kR rows by kV vectors of channels. The sums stay in registers over the whole of the product.
+template <int kR, int kV>
+void multiply_block(const float* const* a, const Sums& sums, const float* weights, int64_t channels, float* const* c,
+                    const float* const* residual, const Epilogue& epilogue) {
+  Vec acc[kR][kV];
+#pragma GCC unroll 16
+  for (int m = 0; m < kR; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < kV; ++v) acc[m][v] = vset(0.0f);
+  for (int64_t r = 0; r < sums.runs; ++r) {
+    const float* p[kR];
+#pragma GCC unroll 16
+    for (int m = 0; m < kR; ++m) p[m] = a[m] + sums.offsets[r];
+    for (int64_t k = 0; k < sums.run; ++k) {
+      Vec b[kV];
+#pragma GCC unroll 2
+      for (int v = 0; v < kV; ++v) b[v] = vload(weights + v * kWidth);
+      weights += 2 * kWidth;
+#pragma GCC unroll 16
+      for (int m = 0; m < kR; ++m) {
+        const Vec x = vset(p[m][k]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kV; ++v) acc[m][v] = vfma(x, b[v], acc[m][v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kR; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < kV; ++v) {
+      const int64_t at = v * kWidth;
+      vstore_part(c[m] + at, finish(acc[m][v], epilogue, at, channels - at, residual != nullptr ? residual[m] : nullptr), channels - at);
+    }
+}
+
+using Block = void (*)(const float* const*, const Sums&, const float*, int64_t, float* const*, const float* const*, const Epilogue&);
+
+template <int kV, int... kR>
+struct Blocks {
+  static constexpr Block table[] = {multiply_block<kR, kV>...};
+};
+
+#if defined(CAFFETOOLS_USE_AVX512)
+template <int kV>
+using AllBlocks = Blocks<kV, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#else
+template <int kV>
+using AllBlocks = Blocks<kV, 1, 2, 3, 4, 5, 6>;
+#endif
+
+void multiply(int64_t rows, const float* const* a, const Sums& sums, const float* weights, int64_t channels, float* const* c,
+              const float* const* residual, const Epilogue& epilogue) {
+  const Block* table = channels > kWidth ? AllBlocks<2>::table : AllBlocks<1>::table;
+  table[rows - 1](a, sums, weights, channels, c, residual, epilogue);
+}
+
+// ---- Winograd: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015) ----
+
+template <int kM>
+struct Winograd;
+
+template <>
+struct Winograd<2> {
+  static inline void in(const Vec* d, Vec* t) {
+    t[0] = vsub(d[0], d[2]);
+    t[1] = vadd(d[1], d[2]);
+    t[2] = vsub(d[2], d[1]);
+    t[3] = vsub(d[1], d[3]);
+  }
+  static inline void out(const Vec* s, Vec* y) {
+    y[0] = vadd(vadd(s[0], s[1]), s[2]);
+    y[1] = vsub(vsub(s[1], s[2]), s[3]);
+  }
+};
+
+// Interpolated at 0, +-1/sqrt(2), +-sqrt(2) and infinity: a third of the rounding error of the usual 0, +-1, +-2.
+template <>
+struct Winograd<4> {
+  static constexpr float kRoot = 1.41421356237309505f, kHalfRoot = 0.70710678118654752f;
+  static inline void in(const Vec* d, Vec* t) {
+    const Vec root = vset(kRoot), half_root = vset(kHalfRoot), steep = vset(-2.5f);
+    t[0] = vadd(vfma(steep, d[2], d[0]), d[4]);
+    const Vec a = vfma(vset(-2.0f), d[2], d[4]), b = vsub(vmul(half_root, d[3]), vmul(root, d[1]));
+    t[1] = vadd(a, b);
+    t[2] = vsub(a, b);
+    const Vec e = vfma(vset(-0.5f), d[2], d[4]), f = vsub(vmul(root, d[3]), vmul(half_root, d[1]));
+    t[3] = vadd(e, f);
+    t[4] = vsub(e, f);
+    t[5] = vadd(vfma(steep, d[3], d[1]), d[5]);
+  }
+  static inline void out(const Vec* s, Vec* y) {
+    const Vec a = vadd(s[1], s[2]), b = vsub(s[1], s[2]), e = vadd(s[3], s[4]), f = vsub(s[3], s[4]);
+    y[0] = vadd(vadd(s[0], a), e);
+    y[1] = vfma(vset(kHalfRoot), b, vmul(vset(kRoot), f));
+    y[2] = vfma(vset(0.5f), a, vmul(vset(2.0f), e));
+    y[3] = vadd(vfma(vset(kHalfRoot / 2), b, vmul(vset(2 * kRoot), f)), s[5]);
+  }
+};
+
+template <int kM>
+void tile_in_m(const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to) {
+  constexpr int kSide = kM + 2;
+  for (int64_t c = 0; c < channels; c += kWidth) {
+    const int64_t left = channels - c;
+    Vec rows[kSide][kSide];
+#pragma GCC unroll 6
+    for (int i = 0; i < kSide; ++i) {
+      Vec d[kSide];
+      const bool inside = y + i >= 0 && y + i < h;
+#pragma GCC unroll 6
+      for (int j = 0; j < kSide; ++j) {
+        const bool here = inside && x + j >= 0 && x + j < w;
+        d[j] = here ? vload_part(picture + ((y + i) * w + x + j) * pitch + c, left) : vset(0.0f);
+      }
+      Winograd<kM>::in(d, rows[i]);
+    }
+#pragma GCC unroll 6
+    for (int j = 0; j < kSide; ++j) {
+      Vec d[kSide], t[kSide];
+#pragma GCC unroll 6
+      for (int i = 0; i < kSide; ++i) d[i] = rows[i][j];
+      Winograd<kM>::in(d, t);
+#pragma GCC unroll 6
+      for (int i = 0; i < kSide; ++i) vstore_part(to + (i * kSide + j) * channels + c, t[i], left);
+    }
+  }
+}
+
+void tile_in(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to) {
+  (m == 2 ? tile_in_m<2> : tile_in_m<4>)(picture, h, w, pitch, y, x, channels, to);
+}
+
+struct Place {
+  float* picture;
+  const float* residual;
+  int64_t rows, columns, row_pitch, residual_row_pitch, pitch, residual_pitch;
+};
+
+template <int kM>
+void tile_out_m(const float* from, int64_t channels, const Place& place, const Epilogue& epilogue) {
+  constexpr int kSide = kM + 2;
+  for (int64_t c = 0; c < channels; c += kWidth) {
+    const int64_t left = channels - c;
+    Vec columns[kM][kSide];
+#pragma GCC unroll 6
+    for (int j = 0; j < kSide; ++j) {
+      Vec s[kSide], y[kM];
+#pragma GCC unroll 6
+      for (int i = 0; i < kSide; ++i) s[i] = vload_part(from + (i * kSide + j) * channels + c, left);
+      Winograd<kM>::out(s, y);
+#pragma GCC unroll 4
+      for (int i = 0; i < kM; ++i) columns[i][j] = y[i];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kM; ++i) {
+      Vec y[kM];
+      Winograd<kM>::out(columns[i], y);
+      if (i >= place.rows) continue;
+#pragma GCC unroll 4
+      for (int j = 0; j < kM; ++j) {
+        if (j >= place.columns) continue;
+        const float* residual =
+            place.residual != nullptr ? place.residual + i * place.residual_row_pitch + j * place.residual_pitch : nullptr;
+        vstore_part(place.picture + i * place.row_pitch + j * place.pitch + c, finish(y[j], epilogue, c, left, residual), left);
+      }
+    }
+  }
+}
+
+void tile_out(int m, const float* from, int64_t channels, float* picture, const float* residual, int64_t rows, int64_t columns,
+              int64_t row_pitch, int64_t residual_row_pitch, int64_t pitch, int64_t residual_pitch, const Epilogue& epilogue) {
+  const Place place{picture, residual, rows, columns, row_pitch, residual_row_pitch, pitch, residual_pitch};
+  (m == 2 ? tile_out_m<2> : tile_out_m<4>)(from, channels, place, epilogue);
+}
+
+// ---- depthwise convolution and pooling: vectors run over channels ----
+
+// The part of a window that is inside of the picture: kernel positions [first, last) of an output at `o`.
+struct Range {
+  int64_t first, last, start;  // start: the picture's coordinate of kernel position 0
+
+  Range(int64_t o, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel, int64_t size) {
+    start = o * stride - pad;
+    first = start < 0 ? (-start + dilation - 1) / dilation : 0;
+    last = start + (kernel - 1) * dilation >= size ? (size - start + dilation - 1) / dilation : kernel;
+    if (last < first) last = first;
+  }
+};
+
+void depthwise_row(const Window& w, const float* picture, int64_t oy, const float* weights, float* y, const Epilogue& epilogue) {
+  const Range ry(oy, w.sh, w.ph, w.dh, w.kh, w.h);
+  constexpr int kAhead = 4;
+  for (int64_t ox = 0; ox < w.ow; ox += kAhead) {
+    const int count = static_cast<int>(w.ow - ox < kAhead ? w.ow - ox : kAhead);
+    const Range first(ox, w.sw, w.pw, w.dw, w.kw, w.w), last(ox + count - 1, w.sw, w.pw, w.dw, w.kw, w.w);
+    const bool whole = count == kAhead && first.first == 0 && first.last == w.kw && last.first == 0 && last.last == w.kw;
+    for (int64_t c = 0; c < w.c; c += kWidth) {
+      const int64_t left = w.c - c;
+      Vec acc[kAhead];
+      for (int m = 0; m < kAhead; ++m) acc[m] = vset(0.0f);
+      for (int64_t ky = ry.first; ky < ry.last; ++ky) {
+        const float* row = picture + (ry.start + ky * w.dh) * w.w * w.x_pitch + c;
+        const float* taps = weights + ky * w.kw * w.c + c;
+        if (whole) {
+          for (int64_t kx = 0; kx < w.kw; ++kx) {
+            const Vec tap = vload_part(taps + kx * w.c, left);
+            const float* x = row + (first.start + kx * w.dw) * w.x_pitch;
+#pragma GCC unroll 4
+            for (int m = 0; m < kAhead; ++m) acc[m] = vfma(tap, vload_part(x + m * w.sw * w.x_pitch, left), acc[m]);
+          }
+        } else {
+          for (int m = 0; m < count; ++m) {
+            const Range rx(ox + m, w.sw, w.pw, w.dw, w.kw, w.w);
+            for (int64_t kx = rx.first; kx < rx.last; ++kx)
+              acc[m] = vfma(vload_part(taps + kx * w.c, left), vload_part(row + (rx.start + kx * w.dw) * w.x_pitch, left), acc[m]);
+          }
+        }
+      }
+      for (int m = 0; m < count; ++m) vstore_part(y + (ox + m) * w.y_pitch + c, finish(acc[m], epilogue, c, left, nullptr), left);
+    }
+  }
+}
+
+void pool_row(const Window& w, const float* picture, int64_t oy, bool largest, float* y) {
+  const Range ry(oy, w.sh, w.ph, 1, w.kh, w.h);
+  const int64_t padded_rows = (ry.start + w.kh < w.h + w.ph ? ry.start + w.kh : w.h + w.ph) - ry.start;
+  for (int64_t ox = 0; ox < w.ow; ++ox) {
+    const Range rx(ox, w.sw, w.pw, 1, w.kw, w.w);
+    const int64_t padded_columns = (rx.start + w.kw < w.w + w.pw ? rx.start + w.kw : w.w + w.pw) - rx.start;
+    const Vec area = vset(1.0f / static_cast<float>(padded_rows * padded_columns));
+    for (int64_t c = 0; c < w.c; c += kWidth) {
+      const int64_t left = w.c - c;
+      Vec acc = vset(largest ? -3.402823466e+38f : 0.0f);
+      for (int64_t ky = ry.first; ky < ry.last; ++ky) {
+        const float* x = picture + ((ry.start + ky) * w.w + rx.start + rx.first) * w.x_pitch + c;
+        for (int64_t kx = rx.first; kx < rx.last; ++kx, x += w.x_pitch)
+          acc = largest ? vmax(vload_part(x, left), acc) : vadd(acc, vload_part(x, left));
+      }
+      vstore_part(y + ox * w.y_pitch + c, largest ? acc : vmul(acc, area), left);
+    }
+  }
+}
+
+}  // namespace
+
+namespace caffetools {
+
+extern const ConvKernel CAFFETOOLS_CONV_KERNEL{kWidth, kRows, multiply, tile_in, tile_out, depthwise_row, pool_row};
+
+}  // namespace caffetools
