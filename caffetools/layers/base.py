@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from caffetools.errors import ExportError, NetError
 from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
-from caffetools.layers.traits import Traits
 from caffetools.layers.inference import InferenceForm
+from caffetools.layers.traits import Traits
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.unknown import unknown_names
 

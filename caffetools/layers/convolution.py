@@ -162,6 +162,7 @@ class Convolution(_Convolving):
         coordinates="window",
         weight_filler="weight_filler",
     )
+
     def inference_form(self) -> inference.Conv | None:
         if self.spatial_axes != 2 or self.outer_axes != 1 or len(self.bottoms) != 1:
             return None

@@ -153,11 +153,12 @@ class InferencePlan:
         Raises:
             ShapeChanged: A layer's top had another shape than planned.
         """
-        try:
-            bound = self._idle.pop()
-        except IndexError:
-            bound = _Bound(self)
-        results = bound.run(batch)
+        with torch.no_grad():
+            try:
+                bound = self._idle.pop()
+            except IndexError:
+                bound = _Bound(self)
+            results = bound.run(batch)
         self._idle.append(bound)
         return results
 

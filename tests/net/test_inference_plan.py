@@ -1,0 +1,211 @@
+"""The inference plan and its native operators give the layer-by-layer engine's numbers."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from caffetools.layers import inference, native
+from caffetools.net import native_conv
+from caffetools.net.inference_plan import InferencePlan
+from caffetools.net.native_conv import Layout, NativeConv
+from caffetools.net.net import Net
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.text import parse
+from caffetools.zoo.networks import prototxt_path
+
+pytestmark = pytest.mark.skipif(not native_conv.available(), reason=native.status())
+
+# N, C, H, W, outputs, kernel, stride, pad, dilation, groups
+CONVOLUTIONS = [
+    (1, 3, 23, 21, 13, 7, 2, 3, 1, 1),
+    (2, 16, 14, 15, 40, 3, 1, 1, 1, 1),
+    (2, 8, 13, 13, 16, 5, 1, 2, 1, 2),
+    (1, 64, 14, 14, 48, 1, 1, 0, 1, 1),
+    (2, 24, 10, 11, 24, 3, 2, 1, 1, 24),
+    (1, 20, 10, 12, 20, 3, 1, 1, 1, 20),
+    (1, 16, 12, 12, 32, 3, 1, 2, 2, 1),
+    (1, 33, 8, 9, 17, 3, 1, 0, 1, 1),
+    (1, 33, 7, 5, 70, 3, 1, 1, 1, 1),
+    (3, 12, 9, 9, 6, 3, 1, 1, 1, 3),
+]
+ACTIVATIONS = [
+    None,
+    inference.Activation(inference.RELU),
+    inference.Activation(inference.LEAKY, 0.1),
+    inference.Activation(inference.CLIP, 0.0, 6.0),
+]
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["baseline", "avx2", "avx512"])
+def variant(request: pytest.FixtureRequest):
+    library = native.library()
+    assert library is not None
+    if not library.caffetools_native_use(request.param):
+        library.caffetools_native_use(2)
+        pytest.skip("this processor has no such instructions")
+    yield request.param
+    library.caffetools_native_use(2)
+
+
+def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor, residual: torch.Tensor | None, threads: int) -> None:
+    scratch = torch.empty(max(conv.scratch_floats, 1))
+    pointer = None if residual is None else residual.data_ptr()
+    native_conv.conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), pointer, scratch.data_ptr(), threads)
+
+
+def activated(y: torch.Tensor, activation: inference.Activation | None) -> torch.Tensor:
+    if activation is None:
+        return y
+    if activation.kind == inference.CLIP:
+        return y.clamp(activation.low, activation.high)
+    if activation.kind == inference.PRELU:
+        assert activation.slopes is not None
+        return F.prelu(y, activation.slopes.to(y.dtype))
+    return F.leaky_relu(y, activation.low)
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda case: "x".join(map(str, case)))
+def test_native_convolution_gives_torchs_numbers(variant: int, case: tuple[int, ...]) -> None:
+    n, c, h, w, oc, k, stride, pad, dilation, groups = case
+    generator = torch.Generator().manual_seed(sum(case))
+    x = torch.randn(n, c, h, w, generator=generator)
+    weight, bias = torch.randn(oc, c // groups, k, k, generator=generator), torch.randn(oc, generator=generator)
+    plain = F.conv2d(x.double(), weight.double(), bias.double(), stride, pad, dilation, groups)
+    residual = torch.randn(plain.shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    form = inference.Conv(weight, bias, (stride, stride), (pad, pad), (dilation, dilation), groups)
+    depthwise = groups == c == oc
+    activations = [*ACTIVATIONS, inference.Activation(inference.PRELU, slopes=torch.randn(oc, generator=generator))]
+    for algorithm in (0, 1, 2, 4) if k == 3 and stride == dilation == groups == 1 else (0,):
+        for planar in (False, True) if algorithm < 2 and not depthwise else (False,):
+            for index, activation in enumerate(activations):
+                added = residual if index % 2 and not depthwise else None
+                layout = Layout(tuple(x.shape), tuple(plain.shape), c, oc, oc, planar)  # type: ignore[arg-type]
+                conv = NativeConv(form, activation, layout, algorithm=algorithm)
+                y = torch.full(tuple(plain.shape), np.nan).contiguous(memory_format=torch.channels_last)
+                run_conv(conv, x if planar else x.contiguous(memory_format=torch.channels_last), y, added, 1 + index % 2)
+                expected = activated(plain if added is None else plain + added.double(), activation)
+                # Of the sums: an activation may leave only small ones of them.
+                assert bool((y - expected).abs().max() <= 2e-6 * plain.abs().max()), (algorithm, planar, activation)
+
+
+def test_what_is_not_a_number_remains_so() -> None:
+    x = torch.zeros(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    x[0, 3, 2, 2] = np.nan
+    form = inference.Conv(torch.ones(16, 8, 1, 1), None, (1, 1), (0, 0), (1, 1), 1)
+    conv = NativeConv(form, inference.Activation(inference.RELU), Layout((1, 8, 6, 6), (1, 16, 6, 6), 8, 16))
+    y = torch.empty(1, 16, 6, 6).contiguous(memory_format=torch.channels_last)
+    run_conv(conv, x, y, None, 1)
+    assert y[0, :, 2, 2].isnan().all() and int(y.isnan().sum()) == 16
+
+
+# From our own builders: every kind of block that the plan fuses.
+NETWORKS = [
+    "bvlc_alexnet",
+    "bvlc_googlenet",
+    "squeezenet_v1.1",
+    "resnet10",
+    "mobilenet_v2",
+    "densenet121",
+    "se_resnet50",
+    "cifar10_full",
+    "lenet",
+    "nin_imagenet",
+]
+
+
+def with_real_statistics(net: Net) -> Net:
+    """Fill BatchNorm's sums and Scale's factors as in the golden nets; fillers leave them at 0 and 1."""
+    generator = torch.Generator().manual_seed(5)
+    for layer in net.layers:
+        for index, blob in enumerate(layer.blobs):
+            if not layer.specs[index].learnable:
+                blob.data.uniform_(0.5, 1.5, generator=generator)
+    return net
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_plan_gives_the_engines_numbers(name: str, batch: int) -> None:
+    torch.manual_seed(3)
+    net = with_real_statistics(Net.from_file(prototxt_path(name, "deploy")))
+    (blob,) = net.inputs
+    _, c, h, w = net.blob_shapes[blob]
+    if h > 100 and batch > 1:
+        pytest.skip("small pictures and single ones are enough here")
+    net.reshape({blob: (batch, c, h, w)})
+    x = torch.randn(batch, c, h, w)
+    with torch.no_grad():
+        expected = net.compute({blob: x.contiguous(memory_format=torch.channels_last)}, ())
+        plan = InferencePlan(net.layers, {blob: (batch, c, h, w)}, net.outputs, 1)
+        for _ in range(2):
+            found = plan.run({blob: x})
+            for output in net.outputs:
+                assert found[output].shape == expected[output].shape
+                assert bool((found[output] - expected[output]).abs().max() <= 1e-5 * expected[output].abs().max())
+
+
+BRANCHES = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 6 dim: 3 dim: 20 dim: 20 } } }
+layer { name: "c1" type: "Convolution" bottom: "data" top: "c1" convolution_param { num_output: 20 kernel_size: 3 pad: 1 weight_filler { type: "msra" } } }
+layer { name: "bn" type: "BatchNorm" bottom: "c1" top: "c1" }
+layer { name: "sc" type: "Scale" bottom: "c1" top: "c1" scale_param { bias_term: true filler { value: 1.5 } bias_filler { value: 0.3 } } }
+layer { name: "r1" type: "ReLU" bottom: "c1" top: "c1" relu_param { negative_slope: 0.2 } }
+layer { name: "p1" type: "Pooling" bottom: "c1" top: "p1" pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
+layer { name: "a" type: "Convolution" bottom: "p1" top: "a" convolution_param { num_output: 12 kernel_size: 1 weight_filler { type: "msra" } } }
+layer { name: "b" type: "Convolution" bottom: "p1" top: "b" convolution_param { num_output: 12 kernel_size: 3 pad: 1 weight_filler { type: "msra" } } }
+layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" }
+layer { name: "rs" type: "ReLU" bottom: "sum" top: "sum" }
+layer { name: "sig" type: "Sigmoid" bottom: "sum" top: "sig" }
+layer { name: "cat" type: "Concat" bottom: "sum" bottom: "sig" bottom: "p1" bottom: "sum" top: "cat" }
+layer { name: "bn2" type: "BatchNorm" bottom: "cat" top: "bn2" }
+layer { name: "pre" type: "PReLU" bottom: "bn2" top: "bn2" }
+layer { name: "ave" type: "Pooling" bottom: "bn2" top: "ave" pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 } }
+layer { name: "cat2" type: "Concat" bottom: "ave" bottom: "ave" top: "cat2" }
+layer { name: "flat" type: "Flatten" bottom: "cat2" top: "flat" }
+layer { name: "drop" type: "Dropout" bottom: "flat" top: "flat" }
+layer { name: "ip" type: "InnerProduct" bottom: "flat" top: "ip" inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "rip" type: "ReLU" bottom: "ip" top: "ip" }
+layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
+"""
+
+
+def test_branches_sums_and_shared_blobs() -> None:
+    torch.manual_seed(1)
+    net = with_real_statistics(Net(parse(BRANCHES, NetParameter)))
+    x = torch.randn(6, 3, 20, 20)
+    wanted = ["prob", "cat", "sum", "c1"]
+    with torch.no_grad():
+        expected = net.compute({"data": x}, wanted)
+        for blobs in (["prob"], wanted):
+            plan = InferencePlan(net.layers, {"data": (6, 3, 20, 20)}, blobs, 1)
+            for _ in range(2):
+                found = plan.run({"data": x})
+                for blob in blobs:
+                    torch.testing.assert_close(found[blob], expected[blob].contiguous(), rtol=1e-5, atol=1e-5)
+
+
+def test_threads_run_one_plan_at_the_same_time() -> None:
+    torch.manual_seed(1)
+    net = Net(parse(BRANCHES, NetParameter))
+    with torch.no_grad():
+        plan = InferencePlan(net.layers, {"data": (6, 3, 20, 20)}, ["prob"], 1)
+        pictures = [torch.randn(6, 3, 20, 20) for _ in range(4)]
+        alone = [plan.run({"data": x})["prob"] for x in pictures]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(50):
+            if not torch.equal(plan.run({"data": pictures[index]})["prob"], alone[index]):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
