@@ -8,104 +8,21 @@ engine to 1e-5 of a blob's largest value.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from caffetools.layers import inference
 from caffetools.layers.base import Layer, Shape
-from caffetools.net import native_conv
-from caffetools.net.native_conv import Layout, NativeConv, Shape4
+from caffetools.net.inference_program import Operator, Program, ToChannelsLast, Value
+from caffetools.net.inference_run import BoundProgram
+from caffetools.net.native_conv import Layout, NativeConv
 
 _ALIGNMENT = 16  # floats: a cache line
 _NARROW = 8  # outputs of a group
 _CACHE_FLOATS = 384 * 1024  # of a second-level cache, in use
 _HEAD_WEIGHTS = 1024 * 1024  # floats
-
-
-class ShapeChanged(Exception):
-    """A layer gave a top of another shape than its shape rule: the net cannot run by a plan."""
-
-
-@dataclass(eq=False)
-class Value:
-    """One version of a blob.
-
-    Attributes:
-        shape: As the shape rules give it.
-        producer: Index of the operator that makes it; -1 for inputs.
-        consumers: Indices of the operators that read it.
-        kept: It is a result of the run.
-        parent: The concatenation's top that it is a part of, and its first channel there.
-        offset: Of a root value: its place in the arena, in floats; None for tensors of torch's own.
-    """
-
-    shape: Shape
-    producer: int = -1
-    consumers: list[int] = field(default_factory=list)
-    kept: bool = False
-    parent: tuple[Value, int] | None = None
-    offset: int | None = None
-
-    @property
-    def shape4(self) -> Shape4:
-        """(N, C, H, W); a two-axis blob (N, C) is one of a single pixel."""
-        n, c, *rest = self.shape
-        h, w = rest or (1, 1)
-        return n, c, h, w
-
-    @property
-    def root(self) -> Value:
-        """The value whose memory holds this one."""
-        return self if self.parent is None else self.parent[0].root
-
-    @property
-    def first_channel(self) -> int:
-        """Of this value in its root."""
-        return 0 if self.parent is None else self.parent[1] + self.parent[0].first_channel
-
-    @property
-    def pitch(self) -> int:
-        """Floats from one pixel to the next."""
-        return self.root.shape4[1]
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        total = 1
-        for n in self.shape:
-            total *= n
-        return total
-
-
-@dataclass(frozen=True)
-class _ToChannelsLast:
-    """The channels-last copy of an input (N, C, H, W)."""
-
-
-@dataclass(eq=False)
-class Operator:
-    """One step of a plan.
-
-    Attributes:
-        form: What it computes; None: ``layer``'s own forward.
-        activation: Applied to a convolution's result.
-        residual: Added to a convolution's result before that.
-        dropped: It was fused into another one.
-    """
-
-    layer: Layer | None
-    form: inference.InferenceForm | _ToChannelsLast | None
-    inputs: list[Value]
-    outputs: list[Value]
-    activation: inference.Activation | None = None
-    residual: Value | None = None
-    dropped: bool = False
-    conv: NativeConv | None = None
 
 
 class InferencePlan:
@@ -122,24 +39,22 @@ class InferencePlan:
     def __init__(
         self, layers: Sequence[Layer], inputs: Mapping[str, Shape], wanted: Collection[str], threads: int, like: InferencePlan | None = None
     ):
-        self.threads = threads
-        self.inputs = {blob: Value(tuple(shape)) for blob, shape in inputs.items()}
-        self.operators: list[Operator] = []
-        blobs = {blob: self._channels_last(value) for blob, value in self.inputs.items()}
+        self.program = Program([], {blob: Value(tuple(shape)) for blob, shape in inputs.items()}, threads)
+        blobs = {blob: self._channels_last(value) for blob, value in self.program.inputs.items()}
         for layer in layers:
             if not layer.IS_DATA:
                 self._lower(layer, blobs)
-        for operator in self.operators:
-            operator.dropped = isinstance(operator.form, _ToChannelsLast) and not operator.outputs[0].consumers
-        self.results = {blob: blobs[blob] for blob in wanted}
-        for value in self.results.values():
+        for operator in self.program.operators:
+            operator.dropped = isinstance(operator.form, ToChannelsLast) and not operator.outputs[0].consumers
+        self.program.results = {blob: blobs[blob] for blob in wanted}
+        for value in self.program.results.values():
             value.kept = True
         self._fuse()
         self._place_concatenations()
         self._split_batch()
-        self.arena_floats = self._plan_memory()
+        self.program.arena_floats = self._plan_memory()
         self._pack(like)
-        self._idle: list[_Bound] = []
+        self._idle: list[BoundProgram] = []
 
     def run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; may be called from several threads at once.
@@ -157,7 +72,7 @@ class InferencePlan:
             try:
                 bound = self._idle.pop()
             except IndexError:
-                bound = _Bound(self)
+                bound = BoundProgram(self.program)
             results = bound.run(batch)
         self._idle.append(bound)
         return results
@@ -168,17 +83,17 @@ class InferencePlan:
         """The channels-last copy of an input, for the operators that do not read (N, C, H, W) memory."""
         if len(value.shape) != 4 or value.shape[1] == 1 or value.shape[2] * value.shape[3] == 1:
             return value
-        copy = Value(value.shape, len(self.operators))
-        self.operators.append(Operator(None, _ToChannelsLast(), [value], [copy]))
+        copy = Value(value.shape, len(self.program.operators))
+        self.program.operators.append(Operator(None, ToChannelsLast(), [value], [copy]))
         return copy
 
     def _planar(self, value: Value) -> Value:
         """The input that ``value`` is a copy of; other values themselves."""
-        maker = self.operators[value.producer] if value.producer >= 0 else None
-        return maker.inputs[0] if maker is not None and isinstance(maker.form, _ToChannelsLast) else value
+        maker = self.program.operators[value.producer] if value.producer >= 0 else None
+        return maker.inputs[0] if maker is not None and isinstance(maker.form, ToChannelsLast) else value
 
     def _lower(self, layer: Layer, blobs: dict[str, Value]) -> None:
-        index = len(self.operators)
+        index = len(self.program.operators)
         form = layer.inference_form()
         inputs = [blobs[name] for name in layer.bottoms]
         if isinstance(form, inference.Identity):
@@ -197,11 +112,11 @@ class InferencePlan:
                 inputs = [self._planar(value) for value in inputs]
         for value in inputs:
             value.consumers.append(index)
-        self.operators.append(Operator(layer, form, inputs, outputs, activation))
+        self.program.operators.append(Operator(layer, form, inputs, outputs, activation))
         blobs.update(zip(layer.tops, outputs, strict=True))
 
     def _fuse(self) -> None:
-        for index, operator in enumerate(self.operators):
+        for index, operator in enumerate(self.program.operators):
             if isinstance(operator.form, inference.Conv) and not operator.dropped:
                 while self._absorb_next(index, operator):
                     pass
@@ -211,7 +126,7 @@ class InferencePlan:
         value = operator.outputs[0]
         if value.kept or len(value.consumers) != 1 or not isinstance(operator.form, inference.Conv):
             return False
-        follower = self.operators[value.consumers[0]]
+        follower = self.program.operators[value.consumers[0]]
         if operator.activation is not None:
             return False
         if isinstance(follower.form, inference.Sum):
@@ -240,7 +155,7 @@ class InferencePlan:
         return True
 
     def _place_concatenations(self) -> None:
-        for operator in reversed(self.operators):
+        for operator in reversed(self.program.operators):
             if operator.dropped or not isinstance(operator.form, inference.ChannelConcat):
                 continue
             top, first = operator.outputs[0], 0
@@ -256,11 +171,10 @@ class InferencePlan:
         the two only one blob may be alive. The cut is where the fewest floats are read again: weights before it for each part of the
         batch, blobs behind it for each image.
         """
-        self.head, self.repeats, self.boundary = 0, 1, None
-        batch = {value.shape[0] for value in self.inputs.values() if value.shape}
-        if len(self.inputs) != 1 or len(batch) != 1 or (n := batch.pop()) < 2:
+        batch = {value.shape[0] for value in self.program.inputs.values() if value.shape}
+        if len(self.program.inputs) != 1 or len(batch) != 1 or (n := batch.pop()) < 2:
             return
-        active = [(i, o) for i, o in enumerate(self.operators) if not o.dropped]
+        active = [(i, o) for i, o in enumerate(self.program.operators) if not o.dropped]
         traffic = [_traffic(o, n) for _, o in active]
         best = total = sum(blobs for _, blobs in traffic) * n
         weights, blobs = 0, total
@@ -271,14 +185,14 @@ class InferencePlan:
             blobs -= traffic[position][1] * n
             boundary = self._only_alive_after(index)
             if boundary is not None and boundary.shape[0] == n and weights <= _HEAD_WEIGHTS and weights * n // 4 + blobs < best:
-                best, self.head, self.boundary = weights * n // 4 + blobs, index + 1, boundary
-        if self.boundary is None:
+                best, self.program.head, self.program.boundary = weights * n // 4 + blobs, index + 1, boundary
+        if self.program.boundary is None:
             return
-        produced = {v for o in self.operators[: self.head] if not o.dropped for v in o.outputs}
+        produced = {v for o in self.program.operators[: self.program.head] if not o.dropped for v in o.outputs}
         largest = max(v.root.size // n for v in produced)
         images = max(m for m in range(1, n + 1) if n % m == 0 and (m == 1 or m * largest <= _CACHE_FLOATS))
-        self.repeats = n // images
-        for value in {v for made in produced for v in (made, made.root)} - {self.boundary}:
+        self.program.repeats = n // images
+        for value in {v for made in produced for v in (made, made.root)} - {self.program.boundary}:
             value.shape = (images, *value.shape[1:])
 
     def _may_be_in_head(self, operator: Operator, batch: int) -> bool:
@@ -294,7 +208,7 @@ class InferencePlan:
         """The root of all values that operators up to ``index`` make and later ones read; None where it is not one, or an input is read."""
         alive = {
             value if value.producer < 0 else value.root
-            for operator in self.operators[index + 1 :]
+            for operator in self.program.operators[index + 1 :]
             if not operator.dropped
             for value in (*operator.inputs, *([operator.residual] if operator.residual is not None else []))
             if value.producer <= index
@@ -302,14 +216,14 @@ class InferencePlan:
         if len(alive) != 1:
             return None
         (value,) = alive
-        later = any(v.root is value for o in self.operators[index + 1 :] if not o.dropped for v in o.outputs)
+        later = any(v.root is value for o in self.program.operators[index + 1 :] if not o.dropped for v in o.outputs)
         return None if value.producer < 0 or later or value.kept else value
 
     def _plan_memory(self) -> int:
         """Give each root value that a native operator touches a place in the arena, shared by lifetimes; return the arena's size."""
         first: dict[Value, int] = {}
         last: dict[Value, int] = {}
-        for index, operator in enumerate(self.operators):
+        for index, operator in enumerate(self.program.operators):
             if operator.dropped:
                 continue
             reads = [*operator.inputs, *([operator.residual] if operator.residual is not None else [])]
@@ -317,10 +231,10 @@ class InferencePlan:
                 root = value.root
                 if root.producer < 0 and value.parent is None:
                     continue
-                first.setdefault(root, 0 if root is self.boundary else index)
-                last[root] = len(self.operators) if value.kept or root.kept else max(last.get(root, 0), index)
-        native = {v.root for o in self.operators if not o.dropped and o.form is not None for v in (*o.inputs, *o.outputs)}
-        native |= {o.residual.root for o in self.operators if o.residual is not None}
+                first.setdefault(root, 0 if root is self.program.boundary else index)
+                last[root] = len(self.program.operators) if value.kept or root.kept else max(last.get(root, 0), index)
+        native = {v.root for o in self.program.operators if not o.dropped and o.form is not None for v in (*o.inputs, *o.outputs)}
+        native |= {o.residual.root for o in self.program.operators if o.residual is not None}
         arena = _Arena()
         ends: dict[int, list[Value]] = {}
         starts: dict[int, list[Value]] = {}
@@ -328,7 +242,7 @@ class InferencePlan:
             if root in native:
                 starts.setdefault(index, []).append(root)
                 ends.setdefault(last[root], []).append(root)
-        for index in range(len(self.operators)):
+        for index in range(len(self.program.operators)):
             for root in starts.get(index, ()):
                 root.offset = arena.take(root.size)
             for root in ends.get(index, ()):
@@ -336,21 +250,15 @@ class InferencePlan:
         return arena.size
 
     def _pack(self, like: InferencePlan | None) -> None:
-        packed = {o.layer: o.conv for o in like.operators if o.conv is not None and o.form is not None} if like is not None else {}
-        for index, operator in enumerate(self.operators):
+        packed = {o.layer: o.conv for o in like.program.operators if o.conv is not None and o.form is not None} if like is not None else {}
+        for index, operator in enumerate(self.program.operators):
             if operator.dropped or not isinstance(operator.form, inference.Conv):
                 continue
             x, y = operator.inputs[0], operator.outputs[0]
             planar = x.producer < 0 and x.shape4[1] > 1 and x.shape4[2] * x.shape4[3] > 1
             residual_pitch = operator.residual.pitch if operator.residual is not None else 0
-            layout = Layout(self.run_shape(x, index), self.run_shape(y, index), x.pitch, y.pitch, residual_pitch, planar)
+            layout = Layout(self.program.run_shape(x, index), self.program.run_shape(y, index), x.pitch, y.pitch, residual_pitch, planar)
             operator.conv = NativeConv(operator.form, operator.activation, layout, like=packed.get(operator.layer))
-
-    def run_shape(self, value: Value, index: int) -> Shape4:
-        """(N, C, H, W) of ``value`` as operator ``index`` sees it at one call: in the head a part of the batch."""
-        n, c, h, w = value.shape4
-        whole = value.producer < 0 or value.root is self.boundary
-        return (n // self.repeats if whole and index < self.head else n), c, h, w
 
 
 class _Arena:
@@ -380,142 +288,6 @@ class _Arena:
             if self.free and sum(self.free[-1]) == start:
                 start, room = self.free[-1][0], self.free.pop()[1] + room
             self.free.append((start, room))
-
-
-class _Bound:
-    """A plan with memory of its own: what one thread runs at a time."""
-
-    def __init__(self, plan: InferencePlan):
-        self.plan = plan
-        self.arena = torch.empty(max(plan.arena_floats, 1))
-        scratch = max([o.conv.scratch_floats for o in plan.operators if o.conv is not None], default=0)
-        self.scratch = torch.empty(max(scratch, 1))
-        self.tensors: dict[Value, Tensor] = {}
-        self.pointers = {value: ctypes.c_void_p() for value in plan.inputs.values()}
-        self.head: list[Callable[[], object]] = []
-        self.steps: list[Callable[[], object]] = []
-        # Pointers that the head moves on from part to part of the batch: (pointer, start, bytes of a part).
-        self.moving: list[tuple[ctypes.c_void_p, int, int]] = []
-        for index, operator in enumerate(plan.operators):
-            if not operator.dropped:
-                self._bind(operator, index)
-            if index + 1 == plan.head:
-                self.head, self.steps = self.steps, []
-
-    def run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        held = []
-        for name, value in self.plan.inputs.items():
-            tensor = batch[name].contiguous()
-            held.append(tensor)
-            self.tensors[value] = tensor
-            self.pointers[value].value = tensor.data_ptr()
-        if self.head:
-            self._run_head(held[0])
-        for step in self.steps:
-            step()
-        results = {name: self._result(value) for name, value in self.plan.results.items()}
-        self.tensors.clear()
-        return results
-
-    def _run_head(self, given: Tensor) -> None:
-        (pointer,) = self.pointers.values()
-        part = given.numel() // self.plan.repeats * 4
-        for i in range(self.plan.repeats):
-            pointer.value = given.data_ptr() + i * part
-            for moved, start, size in self.moving:
-                moved.value = start + i * size
-            for step in self.head:
-                step()
-
-    def _result(self, value: Value) -> Tensor:
-        if value.root.offset is None:
-            return self.tensors[value]
-        return self._view(value).clone(memory_format=torch.contiguous_format)
-
-    # ---- binding ----
-
-    def _bind(self, operator: Operator, index: int) -> None:
-        form, threads = operator.form, self.plan.threads
-        if operator.conv is not None:
-            residual = self._pointer(operator.residual, index) if operator.residual is not None else None
-            x, y = operator.inputs[0], operator.outputs[0]
-            pointers = self._pointer(x, index), self._pointer(y, index), residual, self.scratch.data_ptr()
-            self.steps.append(partial(native_conv.conv_run(), operator.conv.handle, *pointers, threads))
-        elif isinstance(form, inference.Pool):
-            x, y = operator.inputs[0], operator.outputs[0]
-            run_shape = self.plan.run_shape
-            sizes = native_conv.pool_sizes(form, Layout(run_shape(x, index), run_shape(y, index), x.pitch, y.pitch))
-            ends = self._pointer(x, index), self._pointer(y, index)
-            self.steps.append(partial(native_conv.pool_run(), sizes, *ends, int(form.largest), threads))
-        elif isinstance(form, inference.CrossChannelNorm) and self._dense(operator):
-            x, y = operator.inputs[0], operator.outputs[0]
-            n, c, h, w = self.plan.run_shape(x, index)
-            numbers = (n, c, h * w, 1, form.size, form.alpha, form.beta, form.k, threads)
-            self.steps.append(partial(native_conv.lrn_run(), self._pointer(x, index), self._pointer(y, index), *numbers))
-        elif isinstance(form, inference.ChannelConcat):
-            self._bind_concat(operator)
-        elif isinstance(form, inference.Sum):
-            self.steps.append(partial(self._add, operator))
-        elif isinstance(form, _ToChannelsLast):
-            self.steps.append(partial(self._copy, operator.inputs[0], self._view(operator.outputs[0])))
-        else:
-            self.steps.append(partial(self._run_layer, operator))
-
-    def _dense(self, operator: Operator) -> bool:
-        return all(value.pitch == value.shape4[1] for value in (*operator.inputs, *operator.outputs))
-
-    def _bind_concat(self, operator: Operator) -> None:
-        first = 0
-        for value in operator.inputs:
-            channels = value.shape4[1]
-            if value.parent is None or value.parent[0] is not operator.outputs[0] or value.parent[1] != first:
-                part = self._view(operator.outputs[0]).narrow(1, first, channels)
-                self.steps.append(partial(self._copy, value, part))
-            first += channels
-
-    def _add(self, operator: Operator) -> None:
-        x, other = operator.inputs
-        torch.add(self._current(x), self._current(other), out=self._view(operator.outputs[0]))
-
-    def _copy(self, value: Value, part: Tensor) -> None:
-        part.copy_(self._current(value))
-
-    def _run_layer(self, operator: Operator) -> None:
-        assert operator.layer is not None  # noqa: S101 (only a channels-last copy has none)
-        made = operator.layer.forward(*(self._current(value) for value in operator.inputs))
-        for value, top in zip(operator.outputs, (made,) if isinstance(made, Tensor) else made, strict=True):
-            if tuple(top.shape) != value.shape:
-                raise ShapeChanged
-            if value.root.offset is not None:
-                view = self._view(value)
-                if top.data_ptr() != view.data_ptr():
-                    view.copy_(top)
-            else:
-                # A view of the arena would be overwritten by a later operator.
-                shared = top.untyped_storage().data_ptr() == self.arena.untyped_storage().data_ptr()
-                self.tensors[value] = top.clone() if shared else top
-
-    def _current(self, value: Value) -> Tensor:
-        return self._view(value) if value.root.offset is not None else self.tensors[value]
-
-    def _pointer(self, value: Value, index: int) -> ctypes.c_void_p:
-        root = value.root
-        if root.offset is None:
-            return self.pointers[value]
-        start = self.arena.data_ptr() + 4 * (root.offset + value.first_channel)
-        pointer = ctypes.c_void_p(start)
-        if root is self.plan.boundary and index < self.plan.head:
-            self.moving.append((pointer, start, 4 * root.size // self.plan.repeats))
-        return pointer
-
-    def _view(self, value: Value) -> Tensor:
-        if value.root.offset is None:
-            return self.tensors[value]
-        if len(value.shape) != 4:
-            return self.arena.narrow(0, value.root.offset, value.size).view(value.shape)
-        _, _, h, w = value.shape
-        pitch = value.pitch
-        return self.arena.as_strided(value.shape, (h * w * pitch, 1, w * pitch, pitch), value.root.offset + value.first_channel)
 
 
 def _traffic(operator: Operator, batch: int) -> tuple[int, int]:

@@ -1,0 +1,117 @@
+"""The values and operators of an inference plan, and the program that they make together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from caffetools.layers import inference
+from caffetools.layers.base import Layer, Shape
+from caffetools.net.native_conv import NativeConv, Shape4
+
+
+@dataclass(eq=False)
+class Value:
+    """One version of a blob.
+
+    Attributes:
+        shape: As the shape rules give it.
+        producer: Index of the operator that makes it; -1 for inputs.
+        consumers: Indices of the operators that read it.
+        kept: It is a result of the run.
+        parent: The concatenation's top that it is a part of, and its first channel there.
+        offset: Of a root value: its place in the arena, in floats; None for tensors of torch's own.
+    """
+
+    shape: Shape
+    producer: int = -1
+    consumers: list[int] = field(default_factory=list)
+    kept: bool = False
+    parent: tuple[Value, int] | None = None
+    offset: int | None = None
+
+    @property
+    def shape4(self) -> Shape4:
+        """(N, C, H, W); a two-axis blob (N, C) is one of a single pixel."""
+        n, c, *rest = self.shape
+        h, w = rest or (1, 1)
+        return n, c, h, w
+
+    @property
+    def root(self) -> Value:
+        """The value whose memory holds this one."""
+        return self if self.parent is None else self.parent[0].root
+
+    @property
+    def first_channel(self) -> int:
+        """Of this value in its root."""
+        return 0 if self.parent is None else self.parent[1] + self.parent[0].first_channel
+
+    @property
+    def pitch(self) -> int:
+        """Floats from one pixel to the next."""
+        return self.root.shape4[1]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        total = 1
+        for n in self.shape:
+            total *= n
+        return total
+
+
+@dataclass(frozen=True)
+class ToChannelsLast:
+    """The channels-last copy of an input (N, C, H, W)."""
+
+
+@dataclass(eq=False)
+class Operator:
+    """One step of a plan.
+
+    Attributes:
+        form: What it computes; None: ``layer``'s own forward.
+        activation: Applied to a convolution's result.
+        residual: Added to a convolution's result before that.
+        dropped: It was fused into another one.
+    """
+
+    layer: Layer | None
+    form: inference.InferenceForm | ToChannelsLast | None
+    inputs: list[Value]
+    outputs: list[Value]
+    activation: inference.Activation | None = None
+    residual: Value | None = None
+    dropped: bool = False
+    conv: NativeConv | None = None
+
+
+@dataclass
+class Program:
+    """What an inference plan runs.
+
+    Attributes:
+        operators: In order; some are dropped.
+        inputs: Input blob → value.
+        results: Wanted blob → value.
+        threads: For the native operators.
+        arena_floats: Size of the memory that values share.
+        head: Number of operators that run for a part of the batch at a time.
+        repeats: Number of those parts.
+        boundary: The one value that the head makes for the rest; None where there is no head.
+    """
+
+    operators: list[Operator]
+    inputs: dict[str, Value]
+    threads: int
+    results: dict[str, Value] = field(default_factory=dict)
+    arena_floats: int = 0
+    head: int = 0
+    repeats: int = 1
+    boundary: Value | None = None
+
+    def run_shape(self, value: Value, index: int) -> Shape4:
+        """(N, C, H, W) of ``value`` as operator ``index`` sees it at one call: in the head a part of the batch."""
+        n, c, h, w = value.shape4
+        whole = value.producer < 0 or value.root is self.boundary
+        return (n // self.repeats if whole and index < self.head else n), c, h, w
