@@ -46,7 +46,7 @@ class InferencePlan:
                 self._lower(layer, blobs)
         for operator in self.program.operators:
             operator.dropped = isinstance(operator.form, ToChannelsLast) and not operator.outputs[0].consumers
-        self.program.results = {blob: blobs[blob] for blob in wanted}
+        self.program.results = {blob: self._planar(blobs[blob]) for blob in wanted}
         for value in self.program.results.values():
             value.kept = True
         self._fuse()

@@ -15,6 +15,7 @@ from caffetools.errors import DataError, NetError
 from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.registry import layer_class
 from caffetools.net.gradients import plan_gradients, plan_inplace
+from caffetools.net.inference import InferencePlans
 from caffetools.net.param_sharing import share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
@@ -113,6 +114,7 @@ class Net(nn.Module):
         plan_inplace(self.layers)
         self._last_use = _last_use(self.layers)
         self._plans = ShapePlans(self.layers)
+        self.inference = InferencePlans(self.layers, self._plans)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], phase: int = TEST, **options: Any) -> Net:
@@ -188,7 +190,10 @@ class Net(nn.Module):
             NetError: an input is unknown, or shapes do not fit.
         """
         blobs = self._gather(batch or {})
-        return self.compute(blobs, keep, self.plan({name: tuple(blob.shape) for name, blob in blobs.items()}))
+        plan = self.plan({name: tuple(blob.shape) for name, blob in blobs.items()})
+        if self.phase == TEST and (results := self.inference.run(plan, blobs, self._wanted(keep))) is not None:
+            return results
+        return self.compute({name: _laid_out(blob) for name, blob in blobs.items()}, keep, plan)
 
     def compute(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
         """Run the layers above the data layers.
@@ -202,7 +207,7 @@ class Net(nn.Module):
             As :meth:`forward`.
         """
         layers = (plan or self.plan()).layers
-        wanted = {*self.outputs, *self.loss_weights, *keep}
+        wanted = self._wanted(keep)
         results: dict[str, Tensor] = {}
         for index, layer in enumerate(layers):
             if not layer.IS_DATA:
@@ -212,6 +217,9 @@ class Net(nn.Module):
                     results[name] = blobs[name]
                 del blobs[name]
         return results
+
+    def _wanted(self, keep: Collection[str]) -> dict[str, None]:
+        return dict.fromkeys((*self.outputs, *self.loss_weights, *keep))
 
     def total_loss(self, blobs: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the blobs that have a loss weight, as Caffe adds them up; a scalar."""
@@ -234,6 +242,8 @@ class Net(nn.Module):
     def _layers_changed(self) -> None:
         if "_plans" in self.__dict__:
             self._plans.clear()
+        if "inference" in self.__dict__:
+            self.inference.clear()
 
     def _run_layer(self, index: int, layer: Layer, blobs: dict[str, Tensor]) -> None:
         needs = self.gradients[index]
@@ -264,12 +274,8 @@ class Net(nn.Module):
                 with self._plans.exclusive:
                     made = layer.run()
                 tops = tuple(batch.get(name, top) for name, top in zip(layer.tops, made, strict=True))
-            blobs.update(zip(layer.tops, (self._placed(t) for t in tops), strict=True))
+            blobs.update(zip(layer.tops, (t.to(self.device, non_blocking=True) for t in tops), strict=True))
         return blobs
-
-    def _placed(self, x: Tensor) -> Tensor:
-        x = x.to(self.device, non_blocking=True)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
     def _configure(self) -> None:
         shapes: dict[str, Shape] = {}
@@ -296,6 +302,10 @@ def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.path is not None or (error.layer is None and isinstance(error, DataError)):
             raise
         raise error.located(path, layer_line(path, error.layer) if error.layer else 0) from None
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def _loss_weights(layers: list[Layer]) -> dict[str, float]:

@@ -1,0 +1,110 @@
+"""When a net's forward pass may run by an inference plan, and the plans that it keeps."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from caffetools.layers.base import Layer
+from caffetools.net import native_conv
+from caffetools.net.inference_plan import InferencePlan
+from caffetools.net.inference_run import ShapeChanged
+from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
+
+# Plans that are kept, each with memory for all blobs of its shapes.
+_MAX_PLANS = 4
+
+
+class InferencePlans:
+    """The inference plans of a net by input shapes and wanted blobs.
+
+    Weights are packed when a plan is made. Changes by torch (optimizers, ``load_weights``, ``load_state_dict``) are seen through the
+    tensors' version counters, and the plans are made again.
+
+    Args:
+        layers: The net's layers in order.
+        shape_plans: Of the same net.
+
+    Attributes:
+        enabled: False runs every pass layer by layer. Set from the environment variable ``CAFFETOOLS_FUSE`` (0: False).
+    """
+
+    def __init__(self, layers: Sequence[Layer], shape_plans: ShapePlans):
+        self.enabled = os.environ.get("CAFFETOOLS_FUSE") != "0"
+        self._layers, self._shape_plans = layers, shape_plans
+        self._possible = not shape_plans.dynamic and not any(is_exclusive(layer) for layer in layers if not layer.IS_DATA)
+        self._plans: OrderedDict[tuple[object, ...], InferencePlan | None] = OrderedDict()
+        self._weights: tuple[object, ...] = ()
+        self._lock = threading.Lock()
+
+    def run(self, plan: ShapePlan, blobs: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor] | None:
+        """Run by a plan.
+
+        Args:
+            plan: The layers configured for the shapes of ``blobs``.
+            blobs: Tops of the data layers, by name; float32 on the CPU.
+            wanted: Names of the blobs to return.
+
+        Returns:
+            The wanted blobs, in tensors of their own; None where the pass has to run layer by layer.
+        """
+        if not self._may_run(blobs):
+            return None
+        fused = self._plan(plan, blobs, tuple(wanted))
+        if fused is None:
+            return None
+        try:
+            return fused.run(blobs)
+        except ShapeChanged:
+            self._possible = False
+            return None
+
+    def clear(self) -> None:
+        """Drop all plans: the layers or their weights were changed."""
+        with self._lock:
+            self._plans.clear()
+
+    def _may_run(self, blobs: Mapping[str, Tensor]) -> bool:
+        if not self.enabled or not self._possible or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if not native_conv.available() or torch.is_autocast_enabled("cpu"):
+            return False
+        if not all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() for t in blobs.values()):
+            return False
+        return not any(layer.training or layer._forward_hooks or layer._forward_pre_hooks for layer in self._layers)
+
+    def _plan(self, plan: ShapePlan, blobs: Mapping[str, Tensor], wanted: tuple[str, ...]) -> InferencePlan | None:
+        shapes = {name: tuple(blob.shape) for name, blob in blobs.items()}
+        threads = torch.get_num_threads()
+        key = (tuple(shapes.items()), wanted, threads)
+        parameters = [p for layer in self._layers for p in layer.blobs._parameters.values() if p is not None]
+        weights = tuple((p.data_ptr(), p._version) for p in parameters)
+        with self._lock:
+            if weights != self._weights:
+                self._plans.clear()
+                self._weights = weights
+            if key in self._plans:
+                self._plans.move_to_end(key)
+                return self._plans[key]
+            like = next((kept for kept in self._plans.values() if kept is not None), None)
+        made = None
+        if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters):
+            with torch.no_grad():
+                made = InferencePlan(plan.layers, shapes, wanted, threads, like)
+        with self._lock:
+            self._plans[key] = made
+            if len(self._plans) > _MAX_PLANS:
+                self._plans.popitem(last=False)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, object]) -> InferencePlans:
+        return InferencePlans(copy.deepcopy(self._layers, memo), copy.deepcopy(self._shape_plans, memo))
+
+    def __reduce__(self) -> tuple[type[InferencePlans], tuple[Sequence[Layer], ShapePlans]]:
+        return InferencePlans, (self._layers, self._shape_plans)
