@@ -58,7 +58,7 @@ class LRN(Layer):
             graph.node("LRN", self.bottoms, self.tops, alpha=self.alpha, beta=self.beta, bias=self.k, size=self.size)
             return
         if self.size >= 2**15:
-            raise ExportError(f"layer '{self.name}': a window of {self.size} is too large for ONNX")
+            raise ExportError(f"a window of {self.size} is too large for ONNX", layer=self.name)
         x, pad = self.bottoms[0], self.size // 2
         square, mean, scaled, shifted, power = (graph.value(s) for s in ("square", "mean", "scaled", "shifted", "power"))
         graph.node("Mul", [x, x], [square])

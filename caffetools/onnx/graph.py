@@ -91,7 +91,7 @@ class GraphBuilder:
             node.name = _unique(layer.name if len(added) == 1 else f"{layer.name}/{node.op_type}", self._node_names)
         missing = [top for top in layer.tops if top not in self._written and top not in layer.bottoms]
         if missing and not layer.IS_DATA:
-            raise ExportError(f"layer '{layer.name}' of type {layer.type_name} wrote no ONNX node for its top '{missing[0]}'")
+            raise ExportError(f"of type {layer.type_name} wrote no ONNX node for its top '{missing[0]}'", layer=layer.name)
         self.inputs += missing
         self._current.update(zip(missing, missing, strict=True))
         self._layer, self._bottoms, self._sizes = None, {}, {}
@@ -231,7 +231,7 @@ class GraphBuilder:
         if self._layer is None or name not in self._layer.tops:
             return name
         if name in self._written:
-            raise ExportError(f"layer '{self._layer.name}' of type {self._layer.type_name} writes its top '{name}' twice in ONNX")
+            raise ExportError(f"of type {self._layer.type_name} writes its top '{name}' twice in ONNX", layer=self._layer.name)
         self._written.add(name)
         self._current[name] = _unique(f"{name}@{self._layer.name}", self._taken)
         return self._current[name]
