@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from caffetools.graph.summary import Summary
     from caffetools.net.net import Net
     from caffetools.project.retargeting import RetargetResult
-    from caffetools.proto.binary import Caffemodel
+    from caffetools.proto.model import Caffemodel
     from caffetools.proto.schema import NetParameter
 
 PathLike = str | os.PathLike[str]

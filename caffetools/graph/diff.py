@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from caffetools.layers.base import Shape, format_shape
-from caffetools.proto.binary import Caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.text import format_text
 from caffetools.proto.upgrades.v1 import upgrade_net
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from caffetools.graph.summary import Summary
 from caffetools.layers.base import Shape
-from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array, fits_stored
+from caffetools.proto.model import Caffemodel
 
 _PIECE = 1 << 20
 

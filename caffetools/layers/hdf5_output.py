@@ -107,5 +107,5 @@ class HDF5Output(Layer):
 
 
 def _four_axes(x: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = np.ascontiguousarray(x.detach().cpu().numpy(), np.float32)
+    array: NDArray[np.float32] = np.asarray(x.detach().cpu().numpy(), np.float32, order="C")
     return array.reshape((*array.shape, 1, 1, 1)[:4])

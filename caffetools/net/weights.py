@@ -16,9 +16,12 @@ import torch
 from caffetools.errors import ModelFileError, NetError
 from caffetools.layers.base import Layer, format_shape
 from caffetools.net.net import Net
-from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
+from caffetools.proto.binary import read_caffemodel, write_caffemodel
 from caffetools.proto.blobs import Array, fits_stored
+from caffetools.proto.hdf5 import read_dataset
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import NetParameter
+from caffetools.proto.sniff import Kind, guard
 
 log = logging.getLogger(__name__)
 
@@ -144,26 +147,28 @@ def _pair(layer: Layer, arrays: Sequence[Array], origin: str) -> list[tuple[torc
 
 
 def _array(parameter: torch.Tensor) -> Any:
-    return np.ascontiguousarray(parameter.detach().cpu().numpy(), np.float32)
+    # Not ascontiguousarray, which gives a blob without axes one.
+    return np.asarray(parameter.detach().cpu().numpy(), np.float32, order="C")
 
 
 def read_hdf5_weights(path: PathLike) -> Caffemodel:
-    """Read an HDF5 caffemodel (groups ``data/LAYER/INDEX``) of any name. Raises :class:`ModelFileError`."""
+    """Read an HDF5 caffemodel (groups ``data/LAYER/INDEX``).
+
+    Raises:
+        ModelFileError: The file is missing, damaged or of another kind.
+    """
     import h5py
 
-    blobs: dict[str, list[Array]] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            # A layer's name may contain slashes, which HDF5 reads as nested groups; the blobs are the innermost, numbered.
-            def visit(name: str, item: Any) -> None:
-                if isinstance(item, h5py.Dataset):
-                    layer, _, index = name.rpartition("/")
-                    blobs.setdefault(layer, []).append((int(index), np.asarray(item, np.float32)))  # type: ignore[arg-type]
+    blobs: dict[str, dict[int, Array]] = {}
+    with guard(ModelFileError, path, "an HDF5 .caffemodel", allowed=(Kind.HDF5,)), h5py.File(path, "r") as file:
+        # A layer's name may hold slashes, which HDF5 takes for nested groups; the blobs are the innermost, numbered.
+        def visit(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset):
+                layer, _, index = name.rpartition("/")
+                blobs.setdefault(layer, {})[int(index)] = read_dataset(item)
 
-            file["data"].visititems(visit)
-    except (OSError, KeyError, ValueError) as error:
-        raise ModelFileError(f"not an HDF5 caffemodel: {error}", path=path) from None
-    ordered = {layer: [array for _, array in sorted(items, key=lambda e: e[0])] for layer, items in blobs.items()}
+        file["data"].visititems(visit)
+    ordered = {layer: [array for _, array in sorted(items.items())] for layer, items in blobs.items()}
     param = NetParameter()
     for layer in ordered:
         param.layer.add(name=layer)

@@ -14,7 +14,8 @@ from caffetools.graph.graph import phases_present
 from caffetools.graph.inputs import source_param
 from caffetools.project.data_config import data_layers
 from caffetools.project.solver_config import solver_for
-from caffetools.proto.binary import Caffemodel, write_caffemodel
+from caffetools.proto.binary import write_caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import format_text
 from caffetools.util.files import atomic_write

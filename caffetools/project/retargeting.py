@@ -31,7 +31,7 @@ from caffetools.project.data_config import (
 from caffetools.project.output import FILES, PathLike, check_free, solver_in, write_messages
 from caffetools.project.preprocessing import input_channels, preprocessing_of, update_preprocessing
 from caffetools.project.shape_check import check_parameter_shapes_match
-from caffetools.proto.binary import Caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net

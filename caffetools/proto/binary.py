@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,8 +16,11 @@ from numpy.typing import NDArray
 from caffetools.errors import ModelFileError
 from caffetools.proto import wire
 from caffetools.proto.blobs import Array, decode_blob, encode_blob, pieces_length
-from caffetools.proto.forks.dialect import decode_net, dialect_of, encode
+from caffetools.proto.encoding import decode_text, repair_strings, restore_strings
+from caffetools.proto.forks.dialect import decode_net, encode, fit_to_dialect
+from caffetools.proto.model import Caffemodel, SolverState
 from caffetools.proto.schema import NetParameter, SolverStateMessage
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 from caffetools.util.files import atomic_write
 
@@ -29,38 +31,6 @@ _LAYER, _V1_LAYERS = 100, 2
 _BLOBS = {_LAYER: 7, _V1_LAYERS: 6}
 _LAYER_NAME = {_LAYER: 1, _V1_LAYERS: 4}
 _V0_LAYER, _V0_BLOBS, _V0_NAME = 1, 50, 1
-
-
-@dataclass
-class Caffemodel:
-    """What a .caffemodel holds.
-
-    Attributes:
-        net: ``NetParameter`` as in the file, but with its layers' blobs taken out.
-        blobs: layer name → its float32 arrays. Layers without any have no entry; a later layer of the same name wins, as in Caffe.
-        repeated: layer index → its float32 arrays, of the layers whose name another layer has too; written in place of those in ``blobs``.
-        repeated_diffs: their diffs, in the same way.
-        diffs: layer name → the diffs of its blobs, one each, where they are to be written too; not filled by reading.
-        dialect: the fork whose field numbers the file has (:mod:`caffetools.proto.forks.dialect`), ``""`` for BVLC Caffe's; None: not
-            from a file, and written in the dialect that has the fields which are used.
-    """
-
-    net: Any
-    blobs: dict[str, list[Array]] = field(default_factory=dict)
-    diffs: dict[str, list[Array]] = field(default_factory=dict)
-    dialect: str | None = None
-    repeated: dict[int, list[Array]] = field(default_factory=dict)
-    repeated_diffs: dict[int, list[Array]] = field(default_factory=dict)
-
-
-@dataclass
-class SolverState:
-    """What a .solverstate holds: ``history`` are the solver's arrays in Caffe's order, ``learned_net`` names the caffemodel."""
-
-    iter: int
-    learned_net: str
-    history: list[Array]
-    current_step: int = 0
 
 
 def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
@@ -75,7 +45,7 @@ def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
     buffer = _map(path)
     rest: list[memoryview] = []
     found: list[tuple[str, list[Array]]] = []
-    with _explained(path, "caffemodel", len(buffer)):
+    with _reading(path, "a caffemodel", Kind.CAFFEMODEL, len(buffer)):
         for item in wire.walk(buffer):
             if item.number in _BLOBS and item.kind == wire.BYTES:
                 stripped, arrays = _split_layer(buffer, item)
@@ -86,10 +56,12 @@ def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
                 rest.append(buffer[item.start : item.end])
         net, used = decode_net(b"".join(rest), dialect)
     if not (net.layer or net.layers):
-        raise ModelFileError(f"{os.fspath(path)}: holds no layers; is it a .caffemodel?")
+        if other := wrong_kind(ModelFileError, path, "a caffemodel", allowed=(Kind.CAFFEMODEL,)):
+            raise _with_weights(path, other)
+        raise ModelFileError("it holds no layers", path=path, hint="is it a .caffemodel?")
     if not net.IsInitialized():
         missing = net.FindInitializationErrors()[0]
-        raise ModelFileError(f"{os.fspath(path)}: damaged: {missing} must be there, and is not; fetch or copy the file again")
+        raise ModelFileError(f"damaged: {missing} is missing", path=path, hint="fetch or copy the file again")
     blobs = {name: arrays for name, arrays in found if arrays}
     times = Counter(name for name, _ in found)
     repeated = {index: arrays for index, (name, arrays) in enumerate(found) if times[name] > 1 and name in blobs}
@@ -99,20 +71,30 @@ def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
 def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
     """Write ``model`` atomically. Each layer's blobs go where field order puts them, so the bytes are those Caffe would write.
 
-    Layers of an older form (V0, V1) are written in today's.
+    Layers of an older form (V0, V1) are written in the current one. Where no dialect has all of the fields used (an Input layer and
+    an Interp layer share a number), inputs become the net's ``input`` and ``input_shape``, and other fields of that number are left
+    out: a weights file needs names, types and blobs only.
+
+    Args:
+        path: The file; by convention ``*.caffemodel``.
+        model: Its ``net`` and ``blobs``; ``diffs`` too where there are any.
 
     Raises:
-        NetError: a model of an older form that cannot be upgraded.
-        RunFailed: the file cannot be written; what was there before stays.
+        NetError: A model of an older form cannot be upgraded.
+        WriteFailed: The file cannot be written; an existing one is unchanged.
     """
     skeleton = NetParameter()
     skeleton.CopyFrom(upgrade_caffemodel(model).net if model.net.layers else model.net)
+    inputs = [index for index, layer in enumerate(skeleton.layer) if layer.type == "Input"]
+    count = len(skeleton.layer)
+    dialect = fit_to_dialect(skeleton, model.dialect)
     layers = list(skeleton.layer)
+    # The layers' places in ``model.net``, of which Input layers may have been taken out.
+    places = [index for index in range(count) if len(layers) == count or index not in inputs]
     del skeleton.layer[:]
-    dialect = model.dialect if model.dialect is not None else dialect_of(model.net)
     with atomic_write(path) as stream:
         stream.write(encode(skeleton, dialect))
-        for index, layer in enumerate(layers):
+        for index, layer in zip(places, layers, strict=True):
             name = _readable(layer.name)
             arrays = model.repeated.get(index, model.blobs.get(name, []))
             diffs = model.repeated_diffs.get(index) or model.diffs.get(name)
@@ -124,7 +106,7 @@ def read_solverstate(path: PathLike) -> SolverState:
     buffer = _map(path)
     rest: list[memoryview] = []
     history: list[Array] = []
-    with _explained(path, "solverstate", len(buffer)):
+    with _reading(path, "a solverstate", Kind.SOLVER_STATE, len(buffer)):
         for item in wire.walk(buffer):
             if item.number == 3 and item.kind == wire.BYTES:
                 history.append(decode_blob(buffer, item.value, item.end))
@@ -132,7 +114,10 @@ def read_solverstate(path: PathLike) -> SolverState:
                 rest.append(buffer[item.start : item.end])
         message = SolverStateMessage.FromString(b"".join(rest))
     if not message.HasField("iter"):
-        raise ModelFileError(f"{os.fspath(path)}: names no iteration; is it a .solverstate?")
+        if other := wrong_kind(ModelFileError, path, "a solverstate", allowed=(Kind.SOLVER_STATE,)):
+            raise other
+        raise ModelFileError("it has no iteration", path=path, hint="is it a .solverstate?")
+    repair_strings(message)
     return SolverState(message.iter, message.learned_net, history, message.current_step)
 
 
@@ -141,7 +126,7 @@ def write_solverstate(path: PathLike, state: SolverState) -> None:
     head = SolverStateMessage(iter=state.iter, learned_net=state.learned_net)
     tail = SolverStateMessage(current_step=state.current_step)
     with atomic_write(path) as stream:
-        stream.write(head.SerializeToString())
+        stream.write(restore_strings(head.SerializeToString(), head.DESCRIPTOR))
         for array in state.history:
             pieces = encode_blob(array)
             stream.write(wire.bytes_key(3, pieces_length(pieces)))
@@ -152,7 +137,7 @@ def write_solverstate(path: PathLike, state: SolverState) -> None:
 def read_binaryproto(path: PathLike) -> Array:
     """Read one blob, such as a mean file: float32, with the axes stored (mean files: (1, C, H, W)). Raises :class:`ModelFileError`."""
     buffer = _map(path)
-    with _explained(path, "binaryproto", len(buffer)):
+    with _reading(path, "a binaryproto", Kind.BLOB, len(buffer)):
         return decode_blob(buffer)
 
 
@@ -165,7 +150,7 @@ def write_binaryproto(path: PathLike, array: NDArray[Any]) -> None:
 
 
 def _split_layer(buffer: memoryview, item: wire.Field) -> tuple[list[memoryview], list[Array]]:
-    """The bytes of a layer message without its blobs, and the blobs."""
+    """Return the bytes of a layer message without its blobs, and the blobs."""
     number = _BLOBS[item.number]
     kept: list[memoryview] = []
     arrays: list[Array] = []
@@ -202,8 +187,8 @@ def _text(data: memoryview, number: int) -> str:
 
 
 def _readable(name: str | bytes) -> str:
-    """A name as text; Caffe also takes names that are no UTF-8, and protobuf gives those as bytes."""
-    return name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
+    """Return a name as text; Caffe also takes names that are not UTF-8, and protobuf gives those as bytes."""
+    return name if isinstance(name, str) else decode_text(name)
 
 
 def _write_layer(stream: IO[bytes], layer: bytes, arrays: Sequence[NDArray[Any]], diffs: Sequence[NDArray[Any] | None]) -> None:
@@ -223,46 +208,28 @@ def _map(path: PathLike) -> memoryview:
     try:
         with Path(path).open("rb") as stream:
             if os.fstat(stream.fileno()).st_size == 0:
-                raise ModelFileError(f"{os.fspath(path)}: the file is empty")
+                raise ModelFileError("the file is empty", path=path)
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
-        raise ModelFileError(f"{os.fspath(path)}: cannot read: {error.strerror}") from None
+        raise ModelFileError(f"cannot read: {error.strerror}", path=path) from None
 
 
 @contextmanager
-def _explained(path: PathLike, kind: str, size: int) -> Iterator[None]:
+def _reading(path: PathLike, expected: str, kind: Kind, size: int) -> Iterator[None]:
+    """Turn errors of decoding into one that names the file, the byte, and what the file is if it is of another kind."""
     try:
         yield
-    except wire.WireError as error:
-        if other := _other_kind(path):
-            raise ModelFileError(f"{os.fspath(path)}: this is {other}, and a {kind} is expected") from None
-        raise ModelFileError(
-            f"{os.fspath(path)}: damaged or not a {kind}: {error} (byte {error.offset} of {size}); fetch or copy the file again"
-        ) from None
-    except DecodeError:
-        other = _other_kind(path) or "another kind of message, or damaged"
-        raise ModelFileError(f"{os.fspath(path)}: its {size} bytes are no {kind}: this is {other}") from None
+    except (wire.WireError, DecodeError) as error:
+        if other := wrong_kind(ModelFileError, path, expected, allowed=(kind,)):
+            raise _with_weights(path, other) from None
+        reason = f"{error} (byte {error.offset} of {size})" if isinstance(error, wire.WireError) else f"its {size} bytes do not decode"
+        raise ModelFileError(f"damaged or not {expected}: {reason}", path=path, hint="fetch or copy the file again") from None
 
 
-_BEGINNINGS = {
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"\x89HDF": "an HDF5 file (its name must end in .h5)",
-    b"\x93NUMPY": "a NumPy array",
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip archive; unpack it first",
-}
-
-
-def _other_kind(path: PathLike) -> str:
-    """What a file that is no message seems to be, as far as its beginning or its name tell; else ``""``."""
-    with Path(path).open("rb") as stream:
-        start = stream.read(512)
-    for beginning, kind in _BEGINNINGS.items():
-        if start.startswith(beginning):
-            return kind
-    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page"
-    if Path(path).suffix.lower() == ".onnx":
-        return "an ONNX model"
-    return "text" if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start) else ""
+def _with_weights(path: PathLike, error: ModelFileError) -> ModelFileError:
+    """Name the caffemodel next to a solver state that was given as weights."""
+    place = Path(path)
+    weights = place.with_name(place.name.replace(".solverstate", ".caffemodel"))
+    if weights != place and weights.is_file():
+        error.hint = f"take {weights}"
+    return error

@@ -14,7 +14,16 @@ from caffetools.proto.schema import BlobProto
 
 Array = NDArray[np.float32]
 
+
+class LegacyArray(np.ndarray[tuple[int, ...], np.dtype[np.float32]]):
+    """A float32 array of four axes that a file describes by num, channels, height and width rather than by a shape.
+
+    It is written in that form again: only then does Caffe accept another number of axes, such as (1, 1, 1, C) for a bias of C values.
+    """
+
+
 _SHAPE, _DATA, _DIFF, _DOUBLE_DATA, _DOUBLE_DIFF = 7, 5, 6, 8, 9
+_LONGEST_AXIS = 2**31 - 1  # of a C++ int
 _LEGACY = (1, 2, 3, 4)  # num, channels, height, width
 # NVCaffe's: the type of the values (its enum Type), and the values as bytes; of the data, of the diff.
 _RAW, _RAW_DIFF = (10, 12), (11, 13)
@@ -30,11 +39,11 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
         diff: Take the blob's diff instead of its data.
 
     Returns:
-        An array of the blob's shape; old blobs without a shape field get their four axes (num, channels, height, width),
-        and a blob that says nothing of its shape has no axes.
+        An array of the blob's shape. Old blobs without a shape field are a :class:`LegacyArray` of four axes (num, channels, height,
+        width), and a blob with neither has no axes.
 
     Raises:
-        WireError: the bytes are no BlobProto, or the number of values is not what the shape says.
+        WireError: The bytes are not a BlobProto, or the number of values is not that of the shape.
     """
     wanted: dict[int, np.dtype[Any]] = {}
     wanted |= {_DIFF: np.dtype("<f4"), _DOUBLE_DIFF: np.dtype("<f8")} if diff else {_DATA: np.dtype("<f4"), _DOUBLE_DATA: np.dtype("<f8")}
@@ -56,22 +65,29 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
         elif field.number in _LEGACY and field.kind == wire.VARINT:
             legacy[field.number] = wire.read_varint(buffer, field.value, field.end)[0]
     data = pieces[0] if len(pieces) == 1 else np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+    is_legacy = shape is None and bool(legacy)
     if shape is None:
         # Caffe writes no shape for a blob without axes, which holds one value.
         shape = tuple(legacy.get(number, 0) for number in _LEGACY) if legacy else ()
+    if any(dim > _LONGEST_AXIS for dim in shape):
+        raise wire.WireError(f"the shape {_times(shape)} has an axis that is negative or too long", start)
     if data.size != math.prod(shape):
         raise wire.WireError(f"{data.size} values do not fill the shape {_times(shape)}", start)
-    return data.astype(np.float32, copy=False).reshape(shape)
+    array = data.astype(np.float32, copy=False).reshape(shape)
+    return array.view(LegacyArray) if is_legacy else array
 
 
 def encode_blob(array: NDArray[Any], *, legacy: bool = False, diff: NDArray[Any] | None = None) -> list[bytes | memoryview]:
-    """``array`` as the pieces of a serialized BlobProto, fields in the order of their numbers as Caffe writes them.
+    """Serialize ``array`` as a BlobProto in pieces, fields in the order of their numbers as Caffe writes them.
 
     Args:
+        array: Numbers of any shape; no axes give a blob without a shape, as in Caffe.
+        legacy: Write num, channels, height and width (exactly four axes) in place of the shape, as Caffe's mean files do;
+            a :class:`LegacyArray` is always written so.
         diff: The blob's diff, of the same shape, to be stored too.
-        legacy: Write num, channels, height and width (exactly four axes) in place of the shape, as Caffe's mean files do.
     """
     data = np.asarray(array, "<f4", order="C")
+    legacy = legacy or (isinstance(array, LegacyArray) and data.ndim == 4)
     head = BlobProto()
     if legacy:
         head.num, head.channels, head.height, head.width = data.shape
@@ -114,8 +130,13 @@ def fits_stored(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether a blob stored with one shape can be taken for the ``wanted`` one.
 
     Files of Caffe's first years store every blob with four axes, the missing ones in front: (1, 1, outputs, inputs) for a matrix.
+    Earlier releases of caffetools stored a blob without axes with one.
     """
-    return stored == wanted or (len(stored) == 4 and len(wanted) < 4 and stored == (1,) * (4 - len(wanted)) + wanted)
+    return (
+        stored == wanted
+        or (stored == (1,) and wanted == ())
+        or (len(stored) == 4 and len(wanted) < 4 and stored == (1,) * (4 - len(wanted)) + wanted)
+    )
 
 
 def _decode_shape(buffer: memoryview, field: wire.Field) -> tuple[int, ...]:

@@ -15,12 +15,14 @@ from typing import Any
 from google.protobuf import text_format
 
 from caffetools.errors import PrototxtError, did_you_mean
+from caffetools.proto.encoding import decode_escapes, decode_text, encode_text
 from caffetools.proto.forks.dialect import missing_fields
 from caffetools.proto.forks.tables import UNKNOWN
 from caffetools.proto.options import read_options
 from caffetools.proto.schema import NetParameter, SolverParameter
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.proto.unknown import keep_unknown, print_unknown
-from caffetools.util.files import write_text
+from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 
@@ -46,6 +48,7 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     """
     if not text.strip():
         raise PrototxtError("the file is empty", path=path)
+    _check_size(text, path)
     if reserved := re.search(rf"\b{UNKNOWN}\w*\s*:", text):
         line = text.count("\n", 0, reserved.start()) + 1
         raise PrototxtError(f"the field '{reserved[0].rstrip(': ')}' is kept for caffetools itself", path=path, line=line)
@@ -56,7 +59,8 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     except text_format.ParseError:
         message = message_type()
         try:
-            text_format.Parse(keep_unknown(text, message.DESCRIPTOR, lenient=options.keep_unknown), message)
+            kept = keep_unknown(decode_escapes(text), message.DESCRIPTOR, lenient=options.keep_unknown)
+            text_format.Parse(kept, message)
         except text_format.ParseError as error:
             raise _explain(error, message, text, path) from None
     if not message.IsInitialized():
@@ -76,14 +80,15 @@ def format_text(message: Any) -> str:
 def write_prototxt(path: PathLike, message: Any, *, comment: str = "") -> None:
     """Write ``message`` to ``path`` atomically, below ``comment`` (its lines are prefixed with ``# ``)."""
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-    write_text(path, head + format_text(message))
+    with atomic_write(path) as stream:
+        stream.write(encode_text(head + format_text(message)))
 
 
 def layer_line(path: PathLike, layer: str) -> int:
-    """The 1-based line on which the block of the layer named ``layer`` starts in a prototxt; 0 when it is not found."""
+    """Return the 1-based line on which the block of the layer named ``layer`` starts in a prototxt; 0 when it is not found."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = decode_text(Path(path).read_bytes())
+    except OSError:
         return 0
     for line, block in _layer_blocks(text):
         if re.search(r"\bname\s*:\s*([\"'])" + re.escape(layer) + r"\1", block):
@@ -91,10 +96,34 @@ def layer_line(path: PathLike, layer: str) -> int:
     return 0
 
 
+# Comments, strings (unrolled, so that a long one needs no stack) and braces; the last group is for words.
+_SCAN = re.compile(r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"?|'[^'\\\n]*(?:\\.[^'\\\n]*)*'?|[{}<>]|\w+")
+_DEEPEST, _LONGEST_STRING = 100, 1 << 20
+
+
+def _check_size(text: str, path: PathLike | None) -> None:
+    """Refuse blocks nested deeper, and strings longer, than any net has: both only cost time and memory."""
+    depth = 0
+    for token in _SCAN.finditer(text):
+        first = text[token.start()]
+        if first in "{<":
+            depth += 1
+            if depth > _DEEPEST:
+                line = text.count("\n", 0, token.start()) + 1
+                raise PrototxtError(f"blocks are nested more than {_DEEPEST} deep", path=path, line=line)
+        elif first in "}>":
+            depth -= 1
+        elif first in "\"'" and token.end() - token.start() > _LONGEST_STRING:
+            line = text.count("\n", 0, token.start()) + 1
+            raise PrototxtError(
+                f"a string has {token.end() - token.start():,} characters; at most {_LONGEST_STRING:,} are read", path=path, line=line
+            )
+
+
 def _layer_blocks(text: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of every top-level ``layer`` or ``layers`` block."""
-    depth, start = 0, 0
-    for token in re.finditer(r"#[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|[{}]|\w+", text):
+    """Yield (line, text) of every top-level ``layer`` or ``layers`` block."""
+    depth, start, counted, line = 0, 0, 0, 1
+    for token in _SCAN.finditer(text):
         word = token.group()
         if depth == 0 and word in ("layer", "layers"):
             start = token.start()
@@ -103,16 +132,30 @@ def _layer_blocks(text: str) -> Iterator[tuple[int, str]]:
         elif word == "}":
             depth -= 1
             if depth == 0:
-                yield text.count("\n", 0, start) + 1, text[start : token.end()]
+                line += text.count("\n", counted, start)
+                counted = start
+                yield line, text[start : token.end()]
 
 
 def _read(path: PathLike) -> str:
+    """Read a prototxt in any encoding that contains ASCII: bytes that are not UTF-8 are kept."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PrototxtError(f"not a text file (byte {error.start} is not UTF-8); a prototxt is expected", path=path) from None
+        data = Path(path).read_bytes()
     except OSError as error:
         raise PrototxtError(f"cannot read: {error.strerror}", path=path) from None
+    if data and (other := wrong_kind(PrototxtError, path, "a prototxt", allowed=_TEXTS)):
+        raise other
+    if _CONTROL.search(data) and (control := _CONTROL.search(_QUOTED.sub(lambda found: b" " * len(found[0]), data))):
+        raise PrototxtError(f"not a text file (byte {control.start()} is {control[0][0]}); a prototxt is expected", path=path)
+    return decode_text(data.removeprefix(b"\xef\xbb\xbf"))
+
+
+# Control characters, which Caffe accepts in comments and strings only.
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
+_QUOTED = re.compile(rb"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'")
+
+# Kinds of text that the parser explains best.
+_TEXTS = (Kind.NET_TEXT, Kind.SOLVER_TEXT, Kind.LABEL_MAP, Kind.TEXT, Kind.PYTHON, Kind.EMPTY)
 
 
 # What protobuf's parser says, and what we say; the groups of a pattern fill the braces.
@@ -206,11 +249,11 @@ def _known_values(enum_name: str, word: str, message: Any) -> str:
 
 
 def _unclosed(text: str) -> int:
-    """The line of the last opening brace that has no partner, or 0."""
+    """Return the line of the last opening brace without a closing one, or 0."""
     opened: list[int] = []
-    for token in re.finditer(r"#[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|[{}]", text):
+    for token in _SCAN.finditer(text):
         if token.group() == "{":
-            opened.append(text.count("\n", 0, token.start()) + 1)
+            opened.append(token.start())
         elif token.group() == "}" and opened:
             opened.pop()
-    return opened[-1] if opened else 0
+    return text.count("\n", 0, opened[-1]) + 1 if opened else 0

@@ -23,7 +23,7 @@ from caffetools.proto.forks.dialect import bvlc_types
 from caffetools.proto.forks.tables import UNKNOWN, UNKNOWN_BYTES
 from caffetools.proto.schema import is_repeated
 
-_TOKEN = re.compile(r"#[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|[\w.+-]+|[^\s]")
+_TOKEN = re.compile(r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'|[\w.+-]+|[^\s]")
 _STRING_NEXT = re.compile(r"(?:\s|#[^\n]*\n)*[\"']")
 _OPEN, _CLOSE = "{<[", "}>]"
 _QUOTES = "\"'"
@@ -129,14 +129,17 @@ def keep_unknown(text: str, descriptor: Any, *, lenient: bool) -> str:
     """
     scan = _Scan(text, [(m.start(), m.end(), m.group()) for m in _TOKEN.finditer(text) if m.group()[0] != "#"])
     scan.run(descriptor)
-    for unknown in reversed(scan.found):
-        if lenient or _is_kept(unknown):
+    pieces: list[str] = []
+    done = 0
+    for unknown in scan.found:
+        if unknown.start >= done and (lenient or _is_kept(unknown)):
             source = text[unknown.start : unknown.end]
             literal = text_encoding.CEscape(_laid_out(source).encode(), as_utf8=True)
-            # A string that stands behind would be taken for more of this one.
+            # A string that follows would be taken for more of this one.
             end = ";" if _STRING_NEXT.match(text, unknown.end) else ""
-            text = f'{text[: unknown.start]}{UNKNOWN}: "{literal}"{end}' + "\n" * source.count("\n") + text[unknown.end :]
-    return text
+            pieces += [text[done : unknown.start], f'{UNKNOWN}: "{literal}"{end}', "\n" * source.count("\n")]
+            done = unknown.end
+    return "".join([*pieces, text[done:]])
 
 
 def print_unknown(text: str) -> str:

@@ -60,4 +60,4 @@ def share(net: Net, source: Net) -> None:
 
 def _gradient(blob: Tensor) -> NDArray[np.float32]:
     gradient = torch.zeros_like(blob) if blob.grad is None else blob.grad
-    return np.ascontiguousarray(gradient.detach().cpu().numpy(), np.float32)
+    return np.asarray(gradient.detach().cpu().numpy(), np.float32, order="C")

@@ -14,8 +14,8 @@ from caffetools.graph.classifiers import is_classifier
 from caffetools.graph.learned import declared_blobs
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import layer_class, traits
-from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 from caffetools.surgery.weights import merge_weights, prune_weights, remap_rows
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from caffetools.errors import CaffeToolsError
 from caffetools.layers.registry import traits
-from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 

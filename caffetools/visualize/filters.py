@@ -17,7 +17,8 @@ from caffetools.layers.base import format_shape
 from caffetools.layers.convolution import Convolution
 from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.registry import traits, types
-from caffetools.proto.binary import Caffemodel, read_caffemodel
+from caffetools.proto.binary import read_caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.visualize import style
 from caffetools.visualize.panels import Panel, panels_figure
 from caffetools.visualize.style import LIGHT, PathLike, Theme

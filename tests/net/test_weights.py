@@ -69,7 +69,7 @@ def test_hdf5_weights_load_whatever_slashes_names_have(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_hdf5_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.h5").write_bytes(b"nothing of the kind")
-    with pytest.raises(ModelFileError, match=r"a\.h5: not an HDF5 caffemodel"):
+    with pytest.raises(ModelFileError, match=r"a\.h5: this is text, and an HDF5 \.caffemodel is expected"):
         read_weights(tmp_path / "a.h5")
 
 

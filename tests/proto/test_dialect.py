@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from caffetools.errors import CaffeToolsError, ModelFileError, PrototxtError
@@ -144,11 +145,16 @@ def test_an_unknown_dialect_is_refused_with_the_known_ones() -> None:
         ReadOptions("sdd")
 
 
-def test_fields_that_no_dialect_has_together_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_weights_of_a_net_whose_fields_no_dialect_has_together_are_written_without_some_of_them(tmp_path: Path) -> None:
     mixed = net("layer { interp_param { } bn_param { bn_mode: LEARN frozen: true } input_param { } swish_param { } center_loss_param { } }")
+    mixed.layer[0].name = "all"
+    weights = np.arange(3, dtype=np.float32)
     with pytest.raises(ModelFileError, match="cannot be written together"):
-        write_caffemodel(tmp_path / "m", Caffemodel(mixed))
-    assert not list(tmp_path.iterdir())
+        dialect_of(mixed)
+    write_caffemodel(tmp_path / "m", Caffemodel(mixed, {"all": [weights]}))
+    read = read_caffemodel(tmp_path / "m")
+    assert [layer.name for layer in read.net.layer] == ["all"]
+    np.testing.assert_array_equal(read.blobs["all"][0], weights)
     with pytest.raises(ModelFileError, match="the dialect 'ssd' has no field LayerParameter.interp_param"):
         encode(net("layer { interp_param { } }"), "ssd")
 

@@ -141,9 +141,11 @@ def test_whatever_an_unknown_field_holds_is_kept(value: str) -> None:
     assert net(printed) == param and format_text(net(printed)) == printed
 
 
-def test_blocks_nested_a_thousand_deep_are_read_without_a_crash() -> None:
-    deep = "a { " * 1000 + "}" * 1000
+def test_blocks_nested_deep_are_read_and_those_nested_too_deep_are_refused() -> None:
+    deep = "a { " * 95 + "}" * 95
     param = net(f'layer {{ type: "Odd" odd_param {{ {deep} }} }}')
     assert net(format_text(param)) == param
     with pytest.raises(PrototxtError):
         net(f'layer {{ type: "Odd" odd_param {{ {deep} }}')
+    with pytest.raises(PrototxtError, match="nested more than 100 deep"):
+        net("a { " * 100_000 + "}" * 100_000)

@@ -13,6 +13,8 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.hdf5 import read_dataset
+from caffetools.proto.sniff import Kind, guard
 
 
 @register("HDF5Data")
@@ -100,11 +102,8 @@ class RowBatches(BatchMaker):
     def _read(self, path: str) -> list[NDArray[np.float32]]:
         import h5py
 
-        try:
-            with h5py.File(path, "r") as file:
-                datasets = [self._dataset(file, name, path) for name in self.names]
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read as HDF5: {error}") from None
+        with guard(DataError, path, "an HDF5 file", allowed=(Kind.HDF5,)), h5py.File(path, "r") as file:
+            datasets = [self._dataset(file, name, path) for name in self.names]
         if len({len(dataset) for dataset in datasets}) != 1:
             rows = ", ".join(f"'{name}' {len(dataset)}" for name, dataset in zip(self.names, datasets, strict=True))
             raise DataError(f"{path}: its datasets differ in their number of rows: {rows}")
@@ -121,12 +120,12 @@ class RowBatches(BatchMaker):
 
         found = file.get(name)
         if not isinstance(found, h5py.Dataset):
-            raise DataError(f"{path}: there is no dataset '{name}' (the layer's top); it has {', '.join(sorted(file)) or 'none'}")
+            raise DataError(f"{path}: there is no dataset '{name}' (the layer's top); it has {', '.join(sorted(map(str, file))) or 'none'}")
         if found.dtype.kind not in "fiu" or not found.shape:
             raise DataError(
                 f"{path}: the dataset '{name}' must hold rows of numbers, not {found.dtype} of shape {format_shape(found.shape)}"
             )
-        return np.asarray(found, np.float32)
+        return read_dataset(found, error=DataError)
 
 
 def _listed(shapes: list[Shape]) -> str:

@@ -19,8 +19,8 @@ from caffetools.layers.registry import traits
 from caffetools.layers.scale import Scale
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
-from caffetools.proto.binary import Caffemodel
 from caffetools.proto.blobs import Array
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST
 
 # The largest change of an output that folding may make, relative to the output's largest value.

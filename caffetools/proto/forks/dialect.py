@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from caffetools.errors import ModelFileError
 from caffetools.proto import wire
+from caffetools.proto.encoding import repair_strings, restore_strings
 from caffetools.proto.forks.renumber import UnplannedField, field_numbers, reading_plan, renumber, writing_plan
 from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, UNKNOWN_BYTES, table
 from caffetools.proto.options import ANY, read_options, split_dialect
@@ -33,23 +34,78 @@ def bvlc_types() -> frozenset[str]:
 
 
 def dialect_of(message: Any) -> str:
-    """The dialect in which ``message`` (of our schema) can be written, with as few forks as possible; ``""`` is BVLC Caffe's.
+    """Return the dialect in which ``message`` (of our schema) can be written, with as few forks as possible; ``""`` is BVLC Caffe's.
 
     Raises:
-        ModelFileError: it mixes fields of forks that give them the same number.
+        ModelFileError: It mixes fields of forks that give them the same number.
     """
-    used = _used(message)
+    chosen, missing = _closest(_used(message))
+    if missing:
+        shown = ", ".join(sorted(f"{owner}.{field}" for owner, field in missing))
+        raise ModelFileError(f"no Caffe fork has all of the fields used: {shown} cannot be written together with the others")
+    return "+".join(chosen)
+
+
+def fit_to_dialect(net: Any, dialect: str | None = None) -> str:
+    """Bring a ``NetParameter`` to a form that one dialect can write, in place, for a weights file; return the dialect.
+
+    Where no dialect has all fields used, Input layers become ``input`` and ``input_shape`` of the net, as the forks concerned write
+    them; what then still has no number is removed.
+
+    Args:
+        net: Without blobs.
+        dialect: The one to keep to where it has all fields; None finds one.
+    """
+    used = _used(net)
+    if dialect is not None and not _missing(used, split_dialect(dialect)):
+        return dialect
+    chosen, missing = _closest(used)
+    if ("LayerParameter", "input_param") in missing:
+        _inputs_to_net(net)
+        chosen, missing = _closest(_used(net))
+    if missing:
+        _remove_fields(net, set(missing))
+    return "+".join(chosen)
+
+
+def _closest(used: set[tuple[str, str]]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
+    """Return the forks that together leave the fewest of the ``used`` fields without a number, and those fields."""
     chosen: tuple[str, ...] = ()
     missing = _missing(used, chosen)
     while missing:
         counts = {name: len(_missing(used, (*chosen, name))) for name in DIALECTS if name not in chosen}
         best = min(counts, key=lambda name: counts[name])
         if counts[best] >= len(missing):
-            shown = ", ".join(sorted(f"{owner}.{field}" for owner, field in missing))
-            raise ModelFileError(f"no Caffe fork has all of the fields used: {shown} cannot be written together with the others")
+            break
         chosen = (*chosen, best)
         missing = _missing(used, chosen)
-    return "+".join(chosen)
+    return chosen, missing
+
+
+def _inputs_to_net(net: Any) -> None:
+    kept = []
+    for layer in net.layer:
+        if layer.type != "Input":
+            kept.append(layer)
+            continue
+        shapes = list(layer.input_param.shape)
+        for index, top in enumerate(layer.top):
+            net.input.append(top)
+            if shapes:
+                net.input_shape.add().CopyFrom(shapes[index if len(shapes) == len(layer.top) else 0])
+    later = NetParameter(layer=kept).layer
+    del net.layer[:]
+    net.layer.extend(later)
+
+
+def _remove_fields(message: Any, missing: set[tuple[str, str]]) -> None:
+    owner = message.DESCRIPTOR.full_name.removeprefix("caffe.")
+    for field, value in message.ListFields():
+        if (owner, field.name) in missing:
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for inner in value if is_repeated(field) else [value]:
+                _remove_fields(inner, missing)
 
 
 def missing_fields(message: Any, dialect: str) -> list[str]:
@@ -70,11 +126,13 @@ def decode_net(data: bytes, dialect: str | None = None) -> tuple[Any, str]:
     if chosen is None or chosen == ANY:
         net = _as_bvlc(data)
         if net is not None:
+            repair_strings(net)
             return net, ""
         chosen = "+".join(_detect(memoryview(data)))
-    return NetParameter.FromString(renumber(memoryview(data), "NetParameter", reading_plan(split_dialect(chosen)))), "+".join(
-        split_dialect(chosen)
-    )
+    names = split_dialect(chosen)
+    net = NetParameter.FromString(renumber(memoryview(data), "NetParameter", reading_plan(names)))
+    repair_strings(net)
+    return net, "+".join(names)
 
 
 def encode(message: Any, dialect: str | None = None) -> bytes:
@@ -83,7 +141,7 @@ def encode(message: Any, dialect: str | None = None) -> bytes:
     Raises:
         ModelFileError: the dialect has no number for one of the fields, or no dialect has.
     """
-    data: bytes = message.SerializeToString()
+    data = restore_strings(message.SerializeToString(), message.DESCRIPTOR)
     name = message.DESCRIPTOR.name
     if not dialect and _plain(name, data):
         return data

@@ -7,14 +7,12 @@ and BatchNorm layers that declare three learnable parameters. Everything happens
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from caffetools.errors import CaffeToolsError, NetError
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import NetParameter, enum_name
 from caffetools.proto.upgrades.v0 import upgrade_v0_layers
-
-if TYPE_CHECKING:
-    from caffetools.proto.binary import Caffemodel
 
 _TRANSFORM_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
 _TRANSFORMED = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}

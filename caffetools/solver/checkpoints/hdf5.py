@@ -11,22 +11,25 @@ import numpy as np
 
 from caffetools.errors import ModelFileError, NetError
 from caffetools.net.net import Net
-from caffetools.proto.binary import SolverState
+from caffetools.proto.hdf5 import read_dataset
+from caffetools.proto.model import SolverState
+from caffetools.proto.sniff import Kind, guard
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 
 
 def read_state_hdf5(path: PathLike) -> SolverState:
-    """Read a .solverstate.h5. Raises :class:`ModelFileError` where it is missing, damaged or another kind of file."""
-    try:
-        with h5py.File(path, "r") as file:
-            group = file["history"]
-            history = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
-            iteration, step = (int(np.asarray(file[name]).reshape(-1)[0]) for name in ("iter", "current_step"))
-            name = file["learned_net"][()] if "learned_net" in file else b""
-    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise ModelFileError(f"{os.fspath(path)}: not an HDF5 solverstate: {error}") from None
+    """Read a .solverstate.h5.
+
+    Raises:
+        ModelFileError: The file is missing, damaged or of another kind.
+    """
+    with guard(ModelFileError, path, "an HDF5 .solverstate", allowed=(Kind.HDF5,)), h5py.File(path, "r") as file:
+        group = file["history"]
+        history = [read_dataset(group[str(index)]) for index in range(len(group))]
+        iteration, step = (int(read_dataset(file[name]).reshape(-1)[0]) for name in ("iter", "current_step"))
+        name = file["learned_net"][()] if "learned_net" in file else b""
     learned = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
     return SolverState(iteration, learned.rstrip("\0"), history, step)
 
@@ -62,7 +65,7 @@ def write_weights_hdf5(path: PathLike, net: Net, *, diffs: Sequence[Sequence[Any
         for position, layer in enumerate(net.layers):
             mine = [(index, blob) for index, blob in enumerate(layer.blobs) if id(blob) not in owned]
             owned.update(id(blob) for _, blob in mine)
-            arrays = [(i, np.ascontiguousarray(blob.detach().cpu().numpy(), np.float32)) for i, blob in mine]
+            arrays = [(i, np.asarray(blob.detach().cpu().numpy(), np.float32, order="C")) for i, blob in mine]
             _write_arrays(data.require_group(layer.name), arrays)
             if diffs is not None:
                 _write_arrays(file.require_group(f"diff/{layer.name}"), list(enumerate(diffs[position])))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from caffetools.errors import CaffeToolsError, ModelFileError
 from caffetools.net.weights import load_weights
-from caffetools.proto.binary import SolverState
+from caffetools.proto.model import SolverState
 from caffetools.solver.checkpoints.run_state import RunState, apply, check_files, read_run_state, run_state_path
 from caffetools.solver.checkpoints.snapshots import Steps, find_weights, read_state, write_snapshot
 from caffetools.solver.control import Snapshot, TrainingRun

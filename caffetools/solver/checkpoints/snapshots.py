@@ -18,7 +18,8 @@ from torch import Tensor
 from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed, WriteFailed
 from caffetools.net.net import Net
 from caffetools.net.weights import to_caffemodel
-from caffetools.proto.binary import SolverState, read_solverstate, write_caffemodel, write_solverstate
+from caffetools.proto.binary import read_solverstate, write_caffemodel, write_solverstate
+from caffetools.proto.model import SolverState
 from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5, write_weights_hdf5
 from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
 from caffetools.solver.control import Log, Snapshot
@@ -154,7 +155,7 @@ def _write_weights(path: Path, net: Net, hdf5: bool, diffs: Steps | None) -> Non
 
 def _diff(blob: Tensor, diffs: Steps) -> Any:
     step = diffs.get(id(blob))
-    return np.zeros(tuple(blob.shape), np.float32) if step is None else np.ascontiguousarray(step.detach().cpu().numpy(), np.float32)
+    return np.zeros(tuple(blob.shape), np.float32) if step is None else np.asarray(step.detach().cpu().numpy(), np.float32, order="C")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,306 @@
+"""Recognize what a file is from its content, so that a reader can name a file of another kind and say what to do with it.
+
+One function, :func:`sniff`, serves every reader. Only the beginning of a file is read; protobuf messages are mapped and their top-level
+fields walked.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from caffetools.errors import CaffeToolsError
+from caffetools.proto import wire
+
+PathLike = str | os.PathLike[str]
+E = TypeVar("E", bound=CaffeToolsError)
+
+_HEAD = 4096
+# Top-level fields of a message that are walked at most; a mean file or net has far fewer, and damaged bytes may look like millions.
+_MOST_FIELDS = 20_000
+
+
+class Kind(Enum):
+    """What a file is: how it is called in an error, and what to do when another kind is expected."""
+
+    NET_TEXT = ("a net's prototxt", "")
+    SOLVER_TEXT = ("a solver's prototxt", "")
+    LABEL_MAP = ("a map of labels", "")
+    CAFFEMODEL = ("a .caffemodel (weights)", "")
+    SOLVER_STATE = ("a solver state", "the weights are in the .caffemodel of the same iteration")
+    BLOB = ("a single blob, such as a mean file", "")
+    ONNX = ("an ONNX model", "")
+    HDF5 = ("an HDF5 file", "its name has to end in .h5")
+    LFS_POINTER = ("a Git LFS pointer, not the file itself", "fetch the file with 'git lfs pull' or download it by its link")
+    WEB_PAGE = ("a web page", "the download gave a page in place of the file; open the link in a browser")
+    XML = ("XML or SVG", "")
+    JSON = ("JSON", "")
+    UTF16 = ("text in UTF-16", "save it as UTF-8")
+    UTF32 = ("text in UTF-32", "save it as UTF-8")
+    TORCH = ("a PyTorch checkpoint", "caffetools reads Caffe's weights; export the model to ONNX for other uses")
+    PICKLE = ("a Python pickle", "it is not opened, since that could run code")
+    ZIP = ("a zip archive", "unpack it first")
+    NPZ = ("a NumPy archive (.npz)", "save the array alone, as .npy")
+    GZIP = ("a gzip archive", "unpack it first")
+    BZIP2 = ("a bzip2 archive", "unpack it first")
+    XZ = ("an xz archive", "unpack it first")
+    ZSTD = ("a zstd archive", "unpack it first")
+    SEVEN_ZIP = ("a 7z archive", "unpack it first")
+    RAR = ("a RAR archive", "unpack it first")
+    TAR = ("a tar archive", "unpack it first")
+    NPY = ("a NumPy array (.npy)", "")
+    PNG = ("a PNG picture", "")
+    JPEG = ("a JPEG picture", "")
+    GIF = ("a GIF picture", "")
+    BMP = ("a BMP picture", "")
+    WEBP = ("a WebP picture", "")
+    TIFF = ("a TIFF picture", "")
+    PDF = ("a PDF", "")
+    LMDB = ("the data file of an LMDB", "give the folder in which it is")
+    MATLAB = ("a MATLAB file", "")
+    TFLITE = ("a TensorFlow Lite model", "")
+    SQLITE = ("an SQLite database", "")
+    EXECUTABLE = ("a program or library", "")
+    DARKNET = ("a Darknet configuration", "convert it to a Caffe prototxt first")
+    PYTHON = ("a Python script", "'caffetools run' runs it")
+    TEXT = ("text", "")
+    FOLDER = ("a folder", "")
+    EMPTY = ("empty", "")
+
+    @property
+    def noun(self) -> str:
+        """The kind with its article, for ``this is …``."""
+        return str(self.value[0])
+
+    @property
+    def advice(self) -> str:
+        """What to do with a file of this kind; empty where there is nothing to say."""
+        return str(self.value[1])
+
+
+class Finding(NamedTuple):
+    """What a file is, with details for the error (the iteration of a solver state)."""
+
+    kind: Kind
+    detail: str = ""
+
+    @property
+    def noun(self) -> str:
+        """The kind with its article and the detail."""
+        return f"{self.kind.noun}{self.detail}"
+
+
+_BEGINNINGS: tuple[tuple[bytes, Kind], ...] = (
+    (b"version https://git-lfs.github.com/spec/", Kind.LFS_POINTER),
+    (b"\x89PNG\r\n\x1a\n", Kind.PNG),
+    (b"\xff\xd8\xff", Kind.JPEG),
+    (b"GIF8", Kind.GIF),
+    (b"II*\0", Kind.TIFF),
+    (b"MM\0*", Kind.TIFF),
+    (b"%PDF-", Kind.PDF),
+    (b"\x89HDF\r\n\x1a\n", Kind.HDF5),
+    (b"\x93NUMPY", Kind.NPY),
+    (b"\x1f\x8b", Kind.GZIP),
+    (b"BZh", Kind.BZIP2),
+    (b"\xfd7zXZ\0", Kind.XZ),
+    (b"\x28\xb5\x2f\xfd", Kind.ZSTD),
+    (b"7z\xbc\xaf\x27\x1c", Kind.SEVEN_ZIP),
+    (b"Rar!\x1a\x07", Kind.RAR),
+    (b"MATLAB 5.0 MAT-file", Kind.MATLAB),
+    (b"SQLite format 3\0", Kind.SQLITE),
+    (b"\x7fELF", Kind.EXECUTABLE),
+    (b"\xff\xfe\0\0", Kind.UTF32),
+    (b"\0\0\xfe\xff", Kind.UTF32),
+    (b"\xff\xfe", Kind.UTF16),
+    (b"\xfe\xff", Kind.UTF16),
+)
+
+
+def sniff(path: PathLike) -> Finding | None:
+    """Return what the file at ``path`` is, or None where it is not recognized or cannot be read."""
+    place = Path(path)
+    if place.is_dir():
+        return Finding(Kind.FOLDER)
+    try:
+        with place.open("rb") as stream:
+            head = stream.read(_HEAD)
+            size = os.fstat(stream.fileno()).st_size
+            if not head:
+                return Finding(Kind.EMPTY)
+            found = sniff_bytes(head)
+            if found is None and size:
+                with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                    found = _message(view)
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def sniff_bytes(head: bytes) -> Finding | None:
+    """Return what a file that begins with ``head`` is, as far as its first bytes show; messages are left to :func:`sniff`."""
+    if not head:
+        return Finding(Kind.EMPTY)
+    for beginning, kind in _BEGINNINGS:
+        if head.startswith(beginning):
+            return Finding(kind)
+    if head.startswith(b"PK\x03\x04"):
+        return Finding(_zip_kind(head))
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return Finding(Kind.WEBP)
+    if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
+        return Finding(Kind.BMP)
+    if head[257:262] == b"ustar":
+        return Finding(Kind.TAR)
+    if head[4:8] == b"TFL3":
+        return Finding(Kind.TFLITE)
+    if head[16:20] in (b"\xde\xc0\xef\xbe", b"\xbe\xef\xc0\xde"):
+        return Finding(Kind.LMDB)
+    if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return Finding(Kind.PICKLE)
+    if len(head) >= 8 and _is_utf16(head):
+        return Finding(Kind.UTF16)
+    return _text(head)
+
+
+def _is_utf16(head: bytes) -> bool:
+    """Whether the first bytes are ASCII text, each character with a zero byte before or after it."""
+    sample = head[: min(len(head), 64) & ~1]
+    printable = set(range(32, 127)) | {9, 10, 13}
+    return any(all(a in printable and b == 0 for a, b in zip(x, y, strict=True)) for x, y in _halves(sample))
+
+
+def _halves(sample: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    even, odd = sample[::2], sample[1::2]
+    return (even, odd), (odd, even)
+
+
+def _zip_kind(head: bytes) -> Kind:
+    """Of a zip archive: a torch checkpoint's first entries are ``*/data.pkl`` or ``*/byteorder``, NumPy's end in ``.npy``."""
+    length = int.from_bytes(head[26:28], "little")
+    name = head[30 : 30 + length]
+    if name.endswith((b"/data.pkl", b"/byteorder", b"/.format_version")):
+        return Kind.TORCH
+    return Kind.NPZ if name.endswith(b".npy") else Kind.ZIP
+
+
+_NET_WORD = re.compile(rb"^\s*(layers?|input|input_dim|input_shape)\s*[:{]", re.MULTILINE)
+_SOLVER_WORD = re.compile(
+    rb"^\s*(net|train_net|test_net|base_lr|lr_policy|max_iter|snapshot_prefix|solver_mode|test_iter)\s*:", re.MULTILINE
+)
+_PYTHON_WORD = re.compile(rb"^(#!.*python|import \w+|from [\w.]+ import |def \w+\()", re.MULTILINE)
+
+
+def _text(head: bytes) -> Finding | None:
+    if any(byte < 32 and byte not in b"\t\n\r\f\v\x1b" for byte in head):
+        return None
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    lower = start[:200].lower()
+    if lower.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return Finding(Kind.WEB_PAGE)
+    if lower.startswith((b"<?xml", b"<svg")):
+        return Finding(Kind.XML)
+    if lower.startswith((b"[net]", b"[convolutional]")):
+        return Finding(Kind.DARKNET)
+    if re.match(rb"[{\[]\s*[\"{\[\]}]", start):
+        return Finding(Kind.JSON)
+    if re.match(rb"item\s*\{", start):
+        return Finding(Kind.LABEL_MAP)
+    if _PYTHON_WORD.search(start):
+        return Finding(Kind.PYTHON)
+    if _NET_WORD.search(start):
+        return Finding(Kind.NET_TEXT)
+    if _SOLVER_WORD.search(start):
+        return Finding(Kind.SOLVER_TEXT)
+    return Finding(Kind.TEXT)
+
+
+def _message(view: memoryview) -> Finding | None:
+    """Of a serialized message: by the numbers and encodings of its top-level fields."""
+    seen: set[tuple[int, int]] = set()
+    iteration = 0
+    try:
+        for index, field in enumerate(wire.walk(view)):
+            seen.add((field.number, field.kind))
+            if (field.number, field.kind) == (1, wire.VARINT):
+                iteration = wire.read_varint(view, field.value, field.end)[0]
+            if index >= _MOST_FIELDS:
+                break
+    except wire.WireError:
+        return None
+    if (100, wire.BYTES) in seen or ({(1, wire.BYTES), (2, wire.BYTES)} <= seen):
+        return Finding(Kind.CAFFEMODEL)
+    if (1, wire.VARINT) in seen and seen & {(7, wire.BYTES), (8, wire.BYTES)} and (5, wire.BYTES) not in seen:
+        return Finding(Kind.ONNX)
+    if (1, wire.VARINT) in seen and seen & {(2, wire.BYTES), (3, wire.BYTES)} and seen <= _STATE_FIELDS:
+        return Finding(Kind.SOLVER_STATE, f" (iteration {iteration})")
+    if seen & {(5, wire.BYTES), (8, wire.BYTES), (5, wire.FIXED32)} and seen <= _BLOB_FIELDS:
+        return Finding(Kind.BLOB)
+    return None
+
+
+_STATE_FIELDS = {(1, wire.VARINT), (2, wire.BYTES), (3, wire.BYTES), (4, wire.VARINT)}
+_BLOB_FIELDS = {
+    *((number, wire.VARINT) for number in (1, 2, 3, 4, 10, 11)),
+    *((number, wire.BYTES) for number in (5, 6, 7, 8, 9, 12, 13)),
+    (5, wire.FIXED32),
+}
+
+
+def wrong_kind(error: type[E], path: PathLike, expected: str, *, allowed: tuple[Kind, ...] = ()) -> E | None:
+    """Return an error that names what the file at ``path`` is, where that is recognized and not one of ``allowed``; else None.
+
+    Args:
+        error: The class of the error.
+        path: The file.
+        expected: What was expected, with its article: ``"a .caffemodel"``.
+        allowed: Kinds that are no fault of their own: the file is damaged then, not of another kind.
+    """
+    found = sniff(path)
+    if found is None or found.kind in allowed:
+        return None
+    if found.kind is Kind.EMPTY:
+        return error("the file is empty", path=path)
+    return error(f"this is {found.noun}, and {expected} is expected", path=path, hint=found.kind.advice or None)
+
+
+@contextmanager
+def guard(error: type[CaffeToolsError], path: PathLike, expected: str, *, allowed: tuple[Kind, ...] = ()) -> Iterator[None]:
+    """Turn any exception of a third-party reader into one ``error`` that names the file and what it is.
+
+    Errors of caffetools, :class:`MemoryError` and :class:`KeyboardInterrupt` pass.
+
+    Args:
+        error: The class to raise.
+        path: The file that is read in the ``with`` block.
+        expected: What was expected, with its article.
+        allowed: Kinds that the reader is for.
+
+    Raises:
+        CaffeToolsError: Of class ``error``.
+    """
+    try:
+        yield
+    except (CaffeToolsError, MemoryError):
+        raise
+    except FileNotFoundError as failure:
+        raise error(f"cannot read: {failure.strerror or 'there is no such file'}", path=path) from None
+    except Exception as failure:
+        if isinstance(failure, OSError) and failure.errno is not None and not os.access(path, os.R_OK):
+            raise error(f"cannot read: {failure.strerror}", path=path) from None
+        if (other := wrong_kind(error, path, expected, allowed=allowed)) is not None:
+            raise other from None
+        reason = one_line(f"{failure}") or type(failure).__name__
+        raise error(f"damaged or not {expected}: {reason}", path=path, hint="fetch or copy the file again") from None
+
+
+def one_line(text: str, longest: int = 200) -> str:
+    """Return ``text`` on one line of printable characters, shortened."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(line.split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
