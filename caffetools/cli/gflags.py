@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from caffetools.errors import CaffeToolsError
 
 Gpu = Annotated[str, typer.Option("--gpu", metavar="IDS", help="As Caffe's flag: the GPUs to use, 0 or 0,1 or all.", show_default=False)]
 OneGpu = Annotated[str, typer.Option("--gpu", metavar="ID", help="As Caffe's flag: the GPU to use.", show_default=False)]
@@ -37,48 +42,133 @@ _SPELLED = {
 }
 
 
+# All flags of the caffe command. gflags takes each of them with every action, so those that an action does not use have no effect.
+_CAFFE = {"solver", "model", "weights", "snapshot", "gpu", "iterations", "phase", "level", "stage", "sigint_effect", "sighup_effect"}
+_CAFFE_ACTIONS = ("train", "test", "time", "device-query")
+# glog's flags. Those in _KEPT are passed on through the environment, as glog's own variables; the others have no effect here.
+_GLOG_SWITCHES = {
+    *("logtostderr", "alsologtostderr", "colorlogtostderr", "log_prefix", "drop_log_memory", "stop_logging_if_full_disk"),
+    *("symbolize_stacktrace", "logtostdout", "colorlogtostdout", "log_utc_time"),
+}
+_GLOG_VALUES = {
+    *("log_dir", "minloglevel", "stderrthreshold", "v", "vmodule", "log_link", "logbuflevel", "logbufsecs", "max_log_size"),
+    *("log_backtrace_at", "logmailer", "logemaillevel", "alsologtoemail"),
+}
+_KEPT = {"minloglevel", "log_dir"}
+
+
 def translate(arguments: list[str]) -> list[str]:
-    """``arguments`` in our own form: one dash before a long flag of Caffe becomes two, and commands may have underscores."""
-    at = next((index for index, argument in enumerate(arguments) if not argument.startswith("-")), len(arguments))
-    command = arguments[at : at + 1]
-    name = _SPELLED.get(command[0], command[0]) if command else ""
+    """Return a command line of Caffe's tools in our own form; one that is none of them is returned as it is.
+
+    One dash before a long flag becomes two, commands and flags have dashes for underscores, ``--flagfile`` is read, flags before the
+    action and of other actions are taken as gflags takes them, flags with an empty value are dropped, and glog's flags set its
+    environment variables (``GLOG_minloglevel``, ``GLOG_log_dir``).
+
+    Raises:
+        CaffeToolsError: A flagfile cannot be read.
+    """
+    before, rest = _leading_flags(arguments)
+    name = _SPELLED.get(rest[0], rest[0]) if rest else ""
     if name not in FLAGS:
         return arguments
-    translated = (_translated(argument, FLAGS[name]) for argument in arguments[at + 1 :])
-    return [*arguments[:at], name, *(argument for argument in translated if argument is not None)]
+    ours = [argument for argument in before if argument in _OWN]
+    flags = [argument for argument in before if argument not in _OWN]
+    return [*ours, name, *_translated(_with_flagfiles([*flags, *rest[1:]]), name)]
 
 
 def split(text: str) -> list[str]:
-    """The values of a flag that takes several, separated by commas."""
+    """Return the values of a flag that takes several, separated by commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _translated(argument: str, flags: tuple[str, ...]) -> str | None:
-    if not argument.startswith("-") or argument.startswith("---"):
-        return argument
-    flag, equals, value = argument.lstrip("-").partition("=")
-    name = flag.replace("-", "_")
-    if name in _SWITCHES and name in flags and equals:
-        return f"--{flag.replace('_', '-')}" if value.lower() in ("true", "t", "1", "yes", "y") else None
-    if name.startswith("no") and name[2:] in _SWITCHES and name[2:] in flags:
-        return None
-    if name not in flags:
-        return argument
-    return f"--{flag.replace('_', '-')}{equals}{value}"
+def quiet_by_glog() -> bool:
+    """Return whether glog's minloglevel, as a flag or in the environment, leaves out the lines of severity I."""
+    return os.environ.get("GLOG_minloglevel", "0").strip() not in ("", "0")  # noqa: SIM112  glog's name
+
+
+def glog_folder() -> str:
+    """Return glog's log_dir, as a flag or in the environment; empty if not given."""
+    return os.environ.get("GLOG_log_dir", "")  # noqa: SIM112  glog's name
+
+
+# Options of caffetools itself, before the command.
+_OWN = ("--debug", "--version", "-h", "--help")
+
+
+def _leading_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split a command line before its action: the flags, with their values, and the rest."""
+    index = 0
+    while index < len(arguments) and arguments[index].startswith("-"):
+        flag = _name(arguments[index])
+        index += 2 if flag in _CAFFE | _GLOG_VALUES and "=" not in arguments[index] else 1
+    return arguments[:index], arguments[index:]
+
+
+def _with_flagfiles(arguments: list[str]) -> list[str]:
+    """Replace ``--flagfile=FILE`` by the flags in the file, one a line; # begins a comment."""
+    found: list[str] = []
+    values = iter(arguments)
+    for argument in values:
+        if not argument.startswith("-") or _name(argument) != "flagfile":
+            found.append(argument)
+            continue
+        path = argument.partition("=")[2] if "=" in argument else next(values, "")
+        try:
+            lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise CaffeToolsError(f"cannot read: {error.strerror}", path=path) from None
+        found += _with_flagfiles([line.strip() for line in lines if line.strip().startswith("-")])
+    return found
+
+
+def _translated(arguments: list[str], command: str) -> Iterator[str]:
+    """Yield the arguments after the command in our form."""
+    flags = FLAGS[command]
+    values = iter(arguments)
+    for argument in values:
+        if argument == "--":
+            yield argument
+            yield from values
+            return
+        name, (_, equals, value) = _name(argument), argument.partition("=")
+        if not argument.startswith("-") or argument.startswith("---"):
+            yield argument
+        elif name in _SWITCHES and name in flags and equals:
+            if value.lower() in ("true", "t", "1", "yes", "y"):
+                yield f"--{name.replace('_', '-')}"
+        elif name.startswith("no") and name[2:] in {*_GLOG_SWITCHES, *(flag for flag in _SWITCHES if flag in flags)}:
+            continue
+        elif name in flags and name not in _SWITCHES:
+            value = value if equals else next(values, "")
+            if value or name not in _CAFFE:
+                yield from [f"--{name.replace('_', '-')}={value}"] if equals else [f"--{name.replace('_', '-')}", value]
+        elif name in _GLOG_VALUES or (name in _CAFFE and command in _CAFFE_ACTIONS):
+            value = value if equals else next(values, "")
+            if name in _KEPT:
+                os.environ[f"GLOG_{name}"] = value
+        elif name not in _GLOG_SWITCHES:
+            yield f"--{name.replace('_', '-')}" if name in flags else argument
+
+
+def _name(argument: str) -> str:
+    """Return the name of a flag, with underscores; the argument itself where it is a short option of ours."""
+    name = argument.lstrip("-").partition("=")[0]
+    return name.replace("-", "_") if len(name) > 1 or name == "v" else argument
 
 
 def chosen_device(gpu: str, device: str, *, several: bool = False) -> str:
-    """The device that ``--gpu`` asks for, in the words of ``--device``; ``device`` itself where it asks for nothing.
+    """Return the device that ``--gpu`` asks for, as ``--device`` names it.
 
     Args:
-        several: This command can use more than one; then that is left to the launcher.
+        gpu: Value of ``--gpu``; empty if it was not given.
+        device: Value of ``--device``, returned without ``--gpu``.
+        several: Whether this command can use more than one device, one a process.
 
     Raises:
-        CaffeToolsError: there is no such device here; more than one is given where only one can be used; both flags are given.
+        CaffeToolsError: The device does not exist; several are given where one can be used; both flags are given.
     """
     if not gpu:
         return device
-    from caffetools.errors import CaffeToolsError
     from caffetools.solver.launch import devices
     from caffetools.solver.parallel import launched
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, split
+from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, glog_folder, quiet_by_glog, split
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console
 from caffetools.errors import CaffeToolsError
@@ -52,6 +52,8 @@ def train(
     Ctrl-C takes a snapshot and stops, a second one stops at once; SIGHUP takes a snapshot and goes on.
     """
     path = _given_once(solver, solver_flag)
+    quiet = quiet or quiet_by_glog()
+    log = log if log is not None or not glog_folder() else Path(glog_folder()) / f"{path.stem}.log"
     start = {"weights": split(weights), **_start(snapshot, resume), "log": log}
     if engine != "caffetools" or engine_image:
         from caffetools.cli.train_caffe import train_by_caffe

@@ -116,7 +116,7 @@ class RealCaffe:
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
-                env={**os.environ, "GLOG_logtostderr": "1"},
+                env={**os.environ, "GLOG_logtostderr": "1", "GLOG_minloglevel": "0"},
             )
         except OSError as error:
             raise EngineError(f"{self.command[0]} cannot be started: {error.strerror}") from None

@@ -21,10 +21,11 @@ from caffetools.proto.text import read_net, read_solver
 from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
-from caffetools.solver.checkpoints.snapshots import find_weights, prefix_for, read_state
+from caffetools.solver.checkpoints.snapshots import find_weights, read_state
 from caffetools.solver.control import Output, Snapshot, TestResult, TrainStats
 from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
 from caffetools.solver.logs.training_log import GlogReader, LogRow
+from caffetools.solver.paths import snapshot_prefix
 
 PathLike = str | os.PathLike[str]
 
@@ -93,7 +94,7 @@ def train_with_caffe(
     if weights and snapshot is not None:
         raise CaffeToolsError("give either a snapshot to resume from or weights to start from, not both")
     param = read_solver(path)
-    prefix = prefix_for(param.snapshot_prefix, Path(path))
+    prefix = snapshot_prefix(param, Path(path))
     gpus = any(word.startswith("--gpu") for word in arguments) or not param.HasField("solver_mode") or param.solver_mode != _CPU
     files = [path, *weights, *([snapshot] if snapshot is not None else [])]
     engine = RealCaffe.find() if image is None else RealCaffe.in_docker(image, needed_folders(param, files), gpus=gpus)

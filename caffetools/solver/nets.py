@@ -20,6 +20,20 @@ from caffetools.proto.text import format_text, read_net
 from caffetools.solver.control import Log
 from caffetools.solver.errors import SolverError
 from caffetools.solver.logs.caffe_log import log_net
+from caffetools.solver.paths import find_net, rebase_sources
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files that a solver names are looked for.
+
+    Attributes:
+        solver: The solver's file; None if it came from no file.
+        base: Folder of relative names; None for the working directory.
+    """
+
+    solver: Path | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -31,12 +45,13 @@ class Source:
     path: Path | None = None
 
 
-def train_net(solver: Any, folder: Path | None, log: Log) -> Net:
+def train_net(solver: Any, places: Places, log: Log) -> Net:
     """Build the net to train, from whichever of net, net_param, train_net and train_net_param is given.
 
     Args:
         solver: A ``SolverParameter``.
-        folder: The solver file's; nets are looked for there when they are not found from the working directory.
+        places: Where files are looked for.
+        log: Receives lines in Caffe's words.
 
     Raises:
         CaffeToolsError: none or several of the fields are given. PrototxtError, NetError: the net is wrong.
@@ -45,12 +60,12 @@ def train_net(solver: Any, folder: Path | None, log: Log) -> Net:
     if len(given) != 1:
         what = f"gives {' and '.join(given)}" if given else "names no net to train"
         raise SolverError(f"{what}; give exactly one of net, net_param, train_net, train_net_param")
-    source = _field(solver, given[0], folder, log)
+    source = _field(solver, given[0], places, log)
     log("solver.cpp:102", f"Creating training net {source.said}")
     return _build(source, _state(TRAIN, source.param, solver.train_state), log)
 
 
-def test_nets(solver: Any, folder: Path | None, log: Log) -> list[Net]:
+def test_nets(solver: Any, places: Places, log: Log) -> list[Net]:
     """Build the nets to test on: test_net_param's, test_net's, then net or net_param as often as test_iter has further entries.
 
     Their parameters are not filled: see :func:`share_parameters`.
@@ -72,9 +87,9 @@ def test_nets(solver: Any, folder: Path | None, log: Log) -> list[Net]:
     if any(iterations < 0 for iterations in solver.test_iter):
         raise SolverError("every test_iter must be at least 0", field="test_iter")
     sources = [Source("specified by test_net_param", param) for param in solver.test_net_param]
-    sources += [_file(path, "specified by test_net file: {}", folder, log) for path in solver.test_net]
+    sources += [_file(path, "specified by test_net file: {}", places, log) for path in solver.test_net]
     if generic is not None:
-        sources += [_field(solver, generic, folder, log, test=True)] * (count - own)
+        sources += [_field(solver, generic, places, log, test=True)] * (count - own)
     nets = []
     for index, source in enumerate(sources):
         state = solver.test_state[index] if solver.test_state else NetState()
@@ -120,20 +135,19 @@ def _adopt(layer: Layer, other: Layer) -> None:
         layer.blobs[index] = parameter
 
 
-def _field(solver: Any, name: str, folder: Path | None, log: Log, *, test: bool = False) -> Source:
+def _field(solver: Any, name: str, places: Places, log: Log, *, test: bool = False) -> Source:
     """The source that the field ``name`` gives; Caffe says "specified by net file" of test nets and "from net file" of others."""
     words = "specified by" if test else "from" if not name.endswith("_param") else "specified in"
     if name.endswith("_param"):
         return Source(f"{words} {name}.", getattr(solver, name))
-    return _file(getattr(solver, name), f"{words} {name} file: {{}}", folder, log)
+    return _file(getattr(solver, name), f"{words} {name} file: {{}}", places, log)
 
 
-def _file(name: str, said: str, folder: Path | None, log: Log) -> Source:
-    path = Path(name)
-    if not path.exists() and folder is not None and (folder / path).exists():
-        log("solver.cpp:100", f"{name} is not in the working directory; reading {folder / path}, beside the solver")
-        path = folder / path
-    return Source(said.format(path), read_net(path), path)
+def _file(name: str, origin: str, places: Places, log: Log) -> Source:
+    path = find_net(name, places.base, places.solver, log)
+    param = read_net(path)
+    rebase_sources(param, places.base, log)
+    return Source(origin.format(path), param, path)
 
 
 def _state(phase: int, net: Any, extra: Any) -> Any:

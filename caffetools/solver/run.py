@@ -20,11 +20,12 @@ from caffetools.proto.text import format_text, read_solver
 from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
-from caffetools.solver.checkpoints.snapshots import clean_up, prefix_for
+from caffetools.solver.checkpoints.snapshots import clean_up
 from caffetools.solver.control import Snapshot
 from caffetools.solver.errors import SolverError
 from caffetools.solver.logs.caffe_log import GlogWriter
 from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
+from caffetools.solver.paths import find_base, snapshot_prefix
 from caffetools.solver.signals import Signals
 from caffetools.solver.solver import Solver
 
@@ -110,20 +111,24 @@ def train(
     if weights and snapshot is not None:
         raise CaffeToolsError("give either a snapshot to resume from or weights to start from, not both")
     param = _settings(path, weights, max_iter, level, stages)
+    prefix = snapshot_prefix(param, Path(path))
+    if find_base(param, Path(path)) is None:
+        # As Caffe, so that the log shows it.
+        param.snapshot_prefix = prefix
     make, signals, place = _accelerate(world, compute, signals or Signals(), choose_device(device, param))
     if world is not None and not world.root:
-        return _follow(path, param, place, make, signals, Path(log or f"{param.snapshot_prefix}.log"))
-    with prefix_lock(param.snapshot_prefix):
-        clean_up(param.snapshot_prefix)
+        return _follow(path, param, place, make, signals, Path(log or f"{prefix}.log"), prefix)
+    with prefix_lock(prefix):
+        clean_up(prefix)
         early: list[str] = []
         writer = GlogWriter(early.append, *([_ignore_broken_pipe(echo)] if echo is not None else []))
         if resume and snapshot is None:
-            snapshot = _find_snapshot(param, writer)
+            snapshot = _find_snapshot(param, prefix, writer)
         history = History()
         solver = _prepare(path, param, place, writer, [signals, history, *callbacks], make)
         if snapshot is not None:
             solver.restore(snapshot)
-        with _files(log, param.snapshot_prefix, append=snapshot is not None) as (text, metrics):
+        with _files(log, prefix, append=snapshot is not None) as (text, metrics):
             text.write("".join(early))
             writer.sinks[0] = text.write
             emitter = Events(fan_out([MetricsLog(metrics.write), events]), cancel)
@@ -147,12 +152,14 @@ def _accelerate(
     return make, SharedSignals(world, signals), world.place(place)
 
 
-def _follow(path: PathLike, param: Any, place: torch.device, make: Callable[..., Solver], signals: Any, log: Path) -> TrainResult:
+def _follow(
+    path: PathLike, param: Any, place: torch.device, make: Callable[..., Solver], signals: Any, log: Path, prefix: str
+) -> TrainResult:
     """Train in a process that is not the main one: it computes and writes nothing."""
     solver = _prepare(path, param, place, GlogWriter(), [signals], make)
     with signals:
         solver.solve()
-    return TrainResult(solver, History(), log, log.with_name(f"{Path(param.snapshot_prefix).name}_log.jsonl"), solver.stopping)
+    return TrainResult(solver, History(), log, log.with_name(f"{Path(prefix).name}_log.jsonl"), solver.stopping)
 
 
 @contextmanager
@@ -182,11 +189,11 @@ def _run(solver: Solver, emitter: Events, signals: Signals, writer: GlogWriter, 
     emitter.finish(stopped=solver.stopping)
 
 
-def _find_snapshot(param: Any, writer: GlogWriter) -> Path | None:
+def _find_snapshot(param: Any, prefix: str, writer: GlogWriter) -> Path | None:
     """Return the snapshot to resume from, if there is one; the solver's weights are not needed then."""
-    found = newest_snapshot(param.snapshot_prefix, lambda text: writer("caffe.cpp:235", text, "W"))
+    found = newest_snapshot(prefix, lambda text: writer("caffe.cpp:235", text, "W"))
     if found is None:
-        writer("caffe.cpp:235", f"There is no snapshot {param.snapshot_prefix}_iter_… to resume from; training starts from the beginning")
+        writer("caffe.cpp:235", f"There is no snapshot {prefix}_iter_… to resume from; training starts from the beginning")
         return None
     if param.weights:
         writer("caffe.cpp:235", f"Resuming with the weights {found.weights}, not {', '.join(param.weights)}")
@@ -224,7 +231,6 @@ def _settings(path: PathLike, weights: Sequence[PathLike], max_iter: int | None,
         raise CaffeToolsError(f"{os.fspath(path)}: max_iter must be at least 0, not {param.max_iter}")
     if not param.HasField("max_iter"):
         raise CaffeToolsError(f"{os.fspath(path)}: max_iter is missing; set the number of iterations to train")
-    param.snapshot_prefix = prefix_for(param.snapshot_prefix, Path(path))
     return param
 
 

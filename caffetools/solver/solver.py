@@ -23,13 +23,13 @@ from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.solver.callbacks import Callback, default_callbacks
 from caffetools.solver.checkpoints.restore import restore, save
 from caffetools.solver.checkpoints.run_state import RunState, capture
-from caffetools.solver.checkpoints.snapshots import prefix_for
 from caffetools.solver.control import Log, Output, Snapshot, TestResult, TrainStats, no_log
 from caffetools.solver.debug import DebugInfoRunner, UpdateDiffs
 from caffetools.solver.divergence import BatchRecorder, check_loss
 from caffetools.solver.errors import SolverError
 from caffetools.solver.logs.caffe_log import CaffeLog, log_loaded
-from caffetools.solver.nets import share_parameters, test_nets, train_net
+from caffetools.solver.nets import Places, share_parameters, test_nets, train_net
+from caffetools.solver.paths import find_base, snapshot_prefix
 from caffetools.solver.policies import LearningRate
 from caffetools.solver.rules import make_rule
 from caffetools.solver.scores import Scores, read_outputs
@@ -76,7 +76,7 @@ class Solver:
         self.param = type(param)()
         self.param.CopyFrom(upgrade_solver(param))
         self.path = Path(path) if path is not None else None
-        self.prefix = prefix_for(self.param.snapshot_prefix, self.path)
+        self.prefix = snapshot_prefix(self.param, self.path)
         self.log = log
         check_fork_fields(self.param)
         self.learning_rate = LearningRate(self.param)
@@ -279,9 +279,9 @@ class Solver:
     # ---- inside ----
 
     def _build_nets(self, device: torch.device) -> None:
-        folder = self.path.parent if self.path is not None else None
-        self.net = train_net(self.param, folder, self.log).to(device)
-        self.test_nets = [net.to(device) for net in test_nets(self.param, folder, self.log)]
+        places = Places(self.path, find_base(self.param, self.path))
+        self.net = train_net(self.param, places, self.log).to(device)
+        self.test_nets = [net.to(device) for net in test_nets(self.param, places, self.log)]
         self._own_layers = [share_parameters(net, self.net) for net in self.test_nets]
         for given in self.param.weights:
             for path in given.split(","):

@@ -48,10 +48,45 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Do
         ("run script.py -solver x", "run script.py -solver x"),
         ("--debug train -gpu 0", "--debug train --gpu 0"),
         ("", ""),
+        # gflags takes flags of every action, and before the action.
+        ("train -solver s -iterations 5 -phase TRAIN", "train --solver s"),
+        ("-solver s -weights=w train", "train --solver s --weights=w"),
+        ("--debug -gpu 0 test -model m -snapshot x", "--debug test --gpu 0 --model m"),
+        ("time -model m -solver s --sigint_effect=stop", "time --model m"),
+        # Empty values are those of variables that a script left empty.
+        ("train -solver s --snapshot= --weights= -gpu=", "train --solver s"),
+        # glog's flags.
+        (
+            "train -solver s --logtostderr=1 -alsologtostderr -v=1 -v 0 -nologtostderr -stderrthreshold 2 -max-log-size=3",
+            "train --solver s",
+        ),
+        ("-logtostderr=1 train -solver s -q", "train --solver s -q"),
     ],
 )
 def test_one_dash_and_underscores_mean_the_same(typed: str, meant: str) -> None:
     assert translate(typed.split()) == meant.split()
+
+
+def test_a_value_that_is_empty_is_dropped_with_its_flag() -> None:
+    assert translate(["train", "-solver", "s", "--snapshot", "", "-q"]) == ["train", "--solver", "s", "-q"]
+
+
+def test_a_flagfile_is_read(tmp_path: Path) -> None:
+    (tmp_path / "flags").write_text("# for all runs\n--solver=s.prototxt\n-gpu=0\n")
+    assert translate(["train", f"--flagfile={tmp_path / 'flags'}", "-q"]) == ["train", "--solver=s.prototxt", "--gpu=0", "-q"]
+
+
+def test_glogs_level_and_folder_hold_as_flags_and_in_the_environment(command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOG_minloglevel", "GLOG_log_dir"):
+        monkeypatch.setenv(name, "")
+    start = ["train", "-solver", "solver.prototxt", "--max-iter", "1", "--device", "cpu"]
+    done = command(*start, "-minloglevel=2", "-log_dir", "logs")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "Optimization Done." in Path("logs/solver.log").read_text() and not Path("tiny.log").exists()
+    monkeypatch.setenv("GLOG_minloglevel", "1")
+    monkeypatch.setenv("GLOG_log_dir", "")
+    done = command(*start)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and Path("tiny.log").exists()
 
 
 @pytest.mark.parametrize("flags", [["-solver", "solver.prototxt"], ["--solver=solver.prototxt"], ["solver.prototxt"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from caffetools.net.weights import read_weights, save_weights
 from caffetools.proto.binary import read_solverstate
 from caffetools.proto.text import write_prototxt
 from caffetools.solver.callbacks import History
+from caffetools.solver.run import train
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import NET, solver_param, tiny_solver, weights
+from tests.solver.together import project
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_a_net_file_is_found_beside_the_solver_and_the_log_says_so(tmp_path: Pat
     lines: list[str] = []
     solver = Solver.from_file(tmp_path / "solver.prototxt", log=lambda source, text, severity="I": lines.append(text))
     assert solver.net.name == "tiny"
-    assert any("beside the solver" in line for line in lines)
+    assert any("net.prototxt is not in the working directory; reading" in line for line in lines)
     assert solver.prefix == str(tmp_path / "solver")
 
 
@@ -296,3 +299,28 @@ def test_a_test_iter_of_zero_tests_nothing_as_in_caffe() -> None:
     history = History()
     tiny_solver("test_iter: 0 test_interval: 5 snapshot_after_train: false", callbacks=[history]).solve()
     assert [(test.iteration, test.outputs) for test in history.test] == [(n, []) for n in (0, 5, 10, 15, 20)]
+
+
+@pytest.mark.parametrize("start", ["net", "net/deep", ".", "elsewhere"])
+def test_a_solver_finds_its_net_data_and_snapshots_from_wherever_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    project(tmp_path, batch=4, solver='max_iter: 2 net: "net/net.prototxt" snapshot_prefix: "out/run"')
+    for folder in ("net/deep", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("net.prototxt", "solver.prototxt"):
+        (tmp_path / name).rename(tmp_path / "net" / name)
+    monkeypatch.chdir(tmp_path / start)
+    train(os.path.relpath(tmp_path / "net" / "solver.prototxt"), device="cpu")
+    assert sorted(p.name for p in (tmp_path / "out").glob("*")) == [
+        *("run.log", "run_iter_2.caffemodel", "run_iter_2.runstate.json", "run_iter_2.solverstate", "run_log.jsonl")
+    ]
+
+
+def test_a_net_that_is_nowhere_is_one_error_that_names_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "solvers").mkdir()
+    (tmp_path / "solvers" / "s.prototxt").write_text('net: "nets/x.prototxt" base_lr: 1 lr_policy: "fixed" max_iter: 1')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CaffeToolsError, match=r"looked for nets/x.prototxt, solvers/nets/x.prototxt, solvers/x.prototxt; run it from the"):
+        train("solvers/s.prototxt", device="cpu")
+    assert [p.name for p in tmp_path.iterdir()] == ["solvers"], "nothing was written"

@@ -23,7 +23,6 @@ from caffetools.proto.model import SolverState
 from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5, write_weights_hdf5
 from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
 from caffetools.solver.control import Log, Snapshot
-from caffetools.solver.errors import SolverError
 from caffetools.util.files import sync_folder
 
 PathLike = str | os.PathLike[str]
@@ -124,20 +123,6 @@ def clean_up(prefix: str) -> None:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
-
-
-def prefix_for(solver_prefix: str, path: Path | None) -> str:
-    """The snapshot prefix: where none is given, the solver file's name without its ending; where a folder is given, that name in it.
-
-    Raises:
-        CaffeToolsError: a folder is given, and there is no file to name the snapshots after.
-    """
-    prefix = solver_prefix or (str(path.with_suffix("")) if path is not None else "")
-    if not prefix or not Path(prefix).is_dir():
-        return prefix
-    if path is None:
-        raise SolverError(f"snapshot_prefix '{prefix}' is a folder; add the beginning of a file name", field="snapshot_prefix")
-    return str(Path(prefix) / path.stem)
 
 
 def _write_weights(path: Path, net: Net, hdf5: bool, diffs: Steps | None) -> None:
