@@ -19,14 +19,14 @@ def device_query(
 
     from caffetools.layers.native import status
     from caffetools.solver.launch import devices
-    from caffetools.util.threads import workers
+    from caffetools.util.threads import cpu_count
 
     numbers = devices(gpu) if gpu else list(range(torch.cuda.device_count()))
     facts: dict[str, Any] = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
-        "cores": workers(),
+        "cores": cpu_count(),
         "native": status(),
         "devices": [_facts(number) for number in numbers],
     }

@@ -13,15 +13,19 @@ from caffetools.errors import DataError
 from caffetools.proto import wire
 from caffetools.proto.schema import Datum
 
-# Datum's field `data`, and how many further fields a record has that holds a picture (floats that are not packed are fields each).
+# Datum's field `data`, and the number of further fields that a record with a picture has at most (unpacked floats are a field each).
 _DATA, _FEW_FIELDS = 4, 16
 
 
 def array_to_datum(array: NDArray[Any], label: int | None = None) -> Any:
-    """A ``Datum`` of ``array`` (C, H, W): uint8 becomes ``data``, any other type ``float_data``, as caffe.io.array_to_datum does.
+    """Return a ``Datum`` of an array, as caffe.io.array_to_datum does.
+
+    Args:
+        array: (C, H, W); uint8 becomes ``data``, any other type ``float_data``.
+        label: The label, if there is one.
 
     Raises:
-        DataError: the array does not have three axes.
+        DataError: The array does not have three axes.
     """
     if array.ndim != 3:
         raise DataError(f"a Datum holds three axes (channels, height, width), not {array.ndim}")
@@ -36,14 +40,14 @@ def array_to_datum(array: NDArray[Any], label: int | None = None) -> Any:
 
 
 def image_to_datum(image: Pixels, label: int) -> Any:
-    """A ``Datum`` of a picture (H, W, C) or (H, W), uint8, BGR: field for field what convert_imageset stores."""
+    """Return a ``Datum`` of a picture (H, W, C) or (H, W), uint8, BGR: field for field what convert_imageset stores."""
     datum = array_to_datum(to_planes(image), label)
     datum.encoded = False
     return datum
 
 
 def encoded_to_datum(data: bytes, label: int) -> Any:
-    """A ``Datum`` that holds a picture's file as it is, as ``convert_imageset --encoded`` stores it: without the size."""
+    """Return a ``Datum`` that holds a picture's file, as ``convert_imageset --encoded`` stores it: without the size."""
     return Datum(data=data, label=label, encoded=True)
 
 
@@ -53,7 +57,7 @@ def is_encoded(value: bytes) -> bool:
 
 
 def parse_datum(value: bytes, what: str) -> Any:
-    """The ``Datum`` in the record ``value``. Raises :class:`DataError` with ``what`` (database and key) when it is none."""
+    """Return the ``Datum`` in the record ``value``. Raises :class:`DataError` with ``what`` (database and key) if it is not one."""
     if not value:
         raise DataError(f"{what}: the record is empty")
     try:
@@ -66,9 +70,18 @@ def parse_datum(value: bytes, what: str) -> Any:
 
 
 def record_to_array(value: bytes, *, color: bool | None = None, what: str = "the record") -> tuple[NDArray[Any], int]:
-    """The values and the label of the ``Datum`` in the record ``value``; pixels are a view of it where they can be.
+    """Return the values and the label of the ``Datum`` in a record, without copying pixels if possible.
 
-    Arguments, array and errors are those of :func:`parse_datum` and :func:`datum_to_array`.
+    Args:
+        value: The record.
+        color: See :func:`datum_to_array`.
+        what: The record's name (database and key) for errors.
+
+    Returns:
+        The array of :func:`datum_to_array`, maybe a view of ``value``, and the label.
+
+    Raises:
+        DataError: As :func:`parse_datum` and :func:`datum_to_array`.
     """
     view = memoryview(value)
     rest: list[memoryview] = []
@@ -86,19 +99,21 @@ def record_to_array(value: bytes, *, color: bool | None = None, what: str = "the
         if data and not datum.encoded and not datum.HasField("data"):
             return _shaped(np.frombuffer(data, np.uint8), datum, what), datum.label
     except (wire.WireError, DecodeError):
-        pass  # what is wrong, the parser of the whole record says
+        pass  # the parser of the whole record raises the error
     datum = parse_datum(value, what)
     return datum_to_array(datum, color=color, what=what), datum.label
 
 
 def datum_to_array(datum: Any, *, color: bool | None = None, what: str = "the datum") -> NDArray[Any]:
-    """The values of a ``Datum``.
+    """Return the values of a ``Datum``.
 
     Args:
-        color: How an encoded picture is decoded: True for BGR, False for grey, None for what is stored. No meaning for others.
+        datum: The message.
+        color: How an encoded picture is decoded: True for BGR, False for gray, None for what is stored. Pixels are not changed.
+        what: The record's name for errors.
 
     Returns:
-        (C, H, W): uint8, or float32 where the Datum has ``float_data``. Not always writable.
+        (C, H, W): uint8, or float32 if the Datum has ``float_data``. Not always writable.
 
     Raises:
         DataError: the picture inside cannot be decoded, or the sizes do not fit the values; ``what`` names the record.

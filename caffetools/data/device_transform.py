@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caffetools.data.transformer import Cut, Transformer
+from caffetools.data.transformer import DeferredBatch, Transformer
 
 
 class DeviceTransform:
-    """Does on ``device`` what :class:`Transformer` does after cropping: mean, flip, scale. The numbers are the same, bit for bit.
+    """Subtract the mean, flip and scale on a device, with the numbers of :class:`Transformer`, bit for bit.
 
     Args:
-        transformer: Whose settings count.
-        device: Where the result lies; any device of torch.
+        transformer: The settings.
+        device: The device of the result.
     """
 
     def __init__(self, transformer: Transformer, device: torch.device):
@@ -23,33 +23,38 @@ class DeviceTransform:
         self.mean = None if transformer.mean is None else torch.tensor(transformer.mean, device=device)
         self.values = torch.tensor(transformer.values, device=device).reshape(-1, 1, 1) if transformer.values.size else None
 
-    def __call__(self, cut: DeviceCrop) -> Tensor:
-        """The batch (N, C, h, w), float32, channels-last in memory."""
-        pixels = cut.pixels.to(self.device, non_blocking=True)
-        batch = pixels.to(torch.float32, memory_format=torch.channels_last)
+    def __call__(self, batch: DeviceBatch) -> Tensor:
+        """Return the batch (N, C, h, w), float32, channels-last in memory."""
+        pixels = batch.pixels.to(self.device, non_blocking=True)
+        values = pixels.to(torch.float32, memory_format=torch.channels_last)
         if self.mean is not None:
-            batch = batch - self._below(self.mean, cut)
+            values = values - self._mean_crops(self.mean, batch)
         if self.mirror:
-            flips = cut.flips.to(self.device, non_blocking=True).bool().reshape(-1, 1, 1, 1)
-            batch = torch.where(flips, batch.flip(3), batch)
+            flips = batch.flips.to(self.device, non_blocking=True).bool().reshape(-1, 1, 1, 1)
+            values = torch.where(flips, values.flip(3), values)
         if self.values is not None:
-            batch = batch - self.values
+            values = values - self.values
         if self.scale != 1:
-            batch = batch * self.scale
-        return batch.contiguous(memory_format=torch.channels_last)
+            values = values * self.scale
+        return values.contiguous(memory_format=torch.channels_last)
 
-    def _below(self, mean: Tensor, cut: DeviceCrop) -> Tensor:
-        """The mean picture's part below each crop: (N, C, h, w)."""
-        height, width = cut.pixels.shape[2:]
-        tops, lefts = (t.to(self.device, non_blocking=True) for t in (cut.tops, cut.lefts))
+    def _mean_crops(self, mean: Tensor, batch: DeviceBatch) -> Tensor:
+        """Return the mean picture at the place of each crop: (N, C, h, w)."""
+        height, width = batch.pixels.shape[2:]
+        tops, lefts = (t.to(self.device, non_blocking=True) for t in (batch.tops, batch.lefts))
         rows = tops.reshape(-1, 1) + torch.arange(height, device=self.device)
         columns = lefts.reshape(-1, 1) + torch.arange(width, device=self.device)
         return mean[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
 
 
-class DeviceCrop:
-    """A :class:`Cut` as tensors, in pinned memory where ``pinned``, so that copying it does not hold up the device."""
+class DeviceBatch:
+    """A :class:`DeferredBatch` as tensors.
 
-    def __init__(self, cut: Cut, *, pinned: bool):
-        tensors = [torch.from_numpy(array) for array in (cut.pixels, cut.tops, cut.lefts, cut.flips)]
+    Args:
+        batch: The batch.
+        pinned: Use pinned memory, from which copying to a device is asynchronous.
+    """
+
+    def __init__(self, batch: DeferredBatch, *, pinned: bool):
+        tensors = [torch.from_numpy(array) for array in (batch.pixels, batch.tops, batch.lefts, batch.flips)]
         self.pixels, self.tops, self.lefts, self.flips = [t.pin_memory() for t in tensors] if pinned else tensors

@@ -1,9 +1,10 @@
-"""Reading pictures as Caffe's tools do, through OpenCV: 8 bits, BGR, and one clear error for each picture that is no use."""
+"""Reading pictures as Caffe's tools do, through OpenCV: 8 bits, BGR, and one clear error for each that cannot be used."""
 
 from __future__ import annotations
 
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from caffetools.errors import DataError
 PathLike = str | os.PathLike[str]
 Pixels = NDArray[np.uint8]
 
-# What OpenCV reads, by the ends of the names.
+# The name endings of the formats that OpenCV reads.
 SUFFIXES = frozenset(
     f".{kind}"
     for kind in re.split(r"\s", "jpg jpeg jpe jfif png bmp dib tif tiff webp gif pgm ppm pbm pnm pxm jp2 j2k avif sr ras hdr pic")
@@ -28,15 +29,16 @@ _JPEG_MARK = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 def read_image(path: PathLike, *, color: bool = True, size: tuple[int, int] | None = None) -> Pixels:
     """Read the picture at ``path`` as convert_imageset and the ImageData layer do (cv::imread, then cv::resize).
 
-    Grey pictures get three equal channels where ``color`` is asked, transparency is dropped, 16 bits become 8, the orientation
+    Gray pictures get three equal channels if ``color`` is set, transparency is dropped, 16 bits become 8, the orientation
     in the EXIF data is applied, CMYK is converted: all as OpenCV does.
 
     Args:
-        color: Three channels in BGR order; False gives one grey channel.
+        path: The file.
+        color: Three channels in BGR order; False gives one gray channel.
         size: (width, height) to resize to; None keeps the picture's own.
 
     Returns:
-        uint8 (H, W, 3), or (H, W) for grey.
+        uint8 (H, W, 3), or (H, W) for gray.
 
     Raises:
         DataError: the file is missing, empty, truncated or not a picture; names the file.
@@ -46,7 +48,7 @@ def read_image(path: PathLike, *, color: bool = True, size: tuple[int, int] | No
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """The bytes of a picture's file. Raises :class:`DataError` where it is missing, unreadable or empty."""
+    """Return the bytes of a picture's file. Raises :class:`DataError` if it is missing, unreadable or empty."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -60,12 +62,13 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
     """Decode the bytes of a picture's file (cv::imdecode).
 
     Args:
-        color: True for BGR, False for grey, None for whatever is stored (grey stays grey, transparency is a fourth channel and
-            the EXIF orientation is left alone), as Caffe decodes a Datum where nothing is forced.
+        data: The file's bytes.
+        color: True for BGR, False for gray, None for what is stored (gray stays gray, transparency is a fourth channel and the EXIF
+            orientation is not applied), as Caffe decodes a Datum if nothing is forced.
         what: The name to use in errors.
 
     Returns:
-        uint8 (H, W, C), or (H, W) where there is one channel.
+        uint8 (H, W, C), or (H, W) if there is one channel.
 
     Raises:
         DataError: truncated, not a picture, or (for ``color=None``) not of 8 bits.
@@ -73,14 +76,14 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
     import cv2
 
     check_whole(data, what)
-    _hush()
     flags = cv2.IMREAD_UNCHANGED if color is None else cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
     try:
-        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        with _quiet:
+            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise DataError(f"{what}: OpenCV cannot decode the picture: {error.err or error}") from None
     if image is None:
-        raise DataError(f"{what}: not a picture that OpenCV can decode, or a damaged one ({_seen(data)})")
+        raise DataError(f"{what}: not a picture that OpenCV can decode, or a damaged one ({_describe(data)})")
     if image.dtype != np.uint8:
         raise DataError(f"{what}: the picture has {8 * image.dtype.itemsize} bits a channel; Caffe takes 8 here. Convert it")
     pixels: Pixels = image
@@ -88,10 +91,14 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
 
 
 def check_whole(data: bytes, what: str = "the picture") -> None:
-    """Walk the structure of a JPEG or PNG to its end mark, since decoders may fill what is missing with grey.
+    """Check that a JPEG or PNG has its end mark, since decoders may fill what is missing with gray.
+
+    Args:
+        data: The file's bytes.
+        what: The name to use in errors.
 
     Raises:
-        DataError: the end is missing. Other formats are left to the decoder, which refuses them when cut.
+        DataError: The end is missing. Other formats are left to the decoder, which refuses truncated files.
     """
     if data.startswith(b"\xff\xd8"):
         whole = _jpeg_ends(data)
@@ -104,7 +111,7 @@ def check_whole(data: bytes, what: str = "the picture") -> None:
 
 
 def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """``image`` (H, W[, C]) resized to ``size`` (width, height) as Caffe does: cv::resize, bilinear."""
+    """Return ``image`` (H, W[, C]) resized to ``size`` (width, height) as Caffe does: cv::resize, bilinear."""
     import cv2
 
     if image.shape[1::-1] == tuple(size):
@@ -114,12 +121,12 @@ def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def to_planes(image: Pixels) -> Pixels:
-    """(H, W, C) or (H, W) as (C, H, W): the order in which a Datum holds pixels. A view."""
+    """Return (H, W, C) or (H, W) as (C, H, W), the order in which a Datum holds pixels; a view."""
     return image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
 def encode_image(image: Pixels, suffix: str) -> bytes:
-    """The bytes of a picture file of the kind ``suffix`` (".png", ".jpg") says. Raises :class:`DataError` for an unknown kind."""
+    """Return ``image`` as a file of the type ``suffix`` (".png", ".jpg"). Raises :class:`DataError` for an unknown type."""
     import cv2
 
     try:
@@ -132,10 +139,13 @@ def encode_image(image: Pixels, suffix: str) -> bytes:
 
 
 def parse_size(size: int | str | tuple[int, int]) -> tuple[int, int] | None:
-    """(width, height) of ``256``, ``"256"``, ``"320x240"`` or ``(320, 240)``; 0 gives None: the pictures keep their own sizes.
+    """Return the (width, height) of ``256``, ``"256"``, ``"320x240"`` or ``(320, 240)``; 0 gives None: the pictures keep their own sizes.
+
+    Args:
+        size: One side of a square, ``"WIDTHxHEIGHT"``, or (width, height), in pixels.
 
     Raises:
-        DataError: it is none of these.
+        DataError: It is none of these.
     """
     if isinstance(size, str):
         found = re.fullmatch(r"\s*(\d+)(?:\s*[xX×]\s*(\d+))?\s*", size)
@@ -155,7 +165,7 @@ def _jpeg_ends(data: bytes) -> bool:
     position = 2
     while position + 2 <= len(data):
         if data[position] != 0xFF:
-            # Stray bytes between segments; decoders look for the next mark, too.
+            # Stray bytes between segments: decoders look for the next mark as well.
             position = data.find(b"\xff", position)
             if position < 0:
                 return False
@@ -187,8 +197,8 @@ def _png_ends(data: bytes) -> bool:
     return False
 
 
-def _seen(data: bytes) -> str:
-    """What the bytes look like, to help whoever reads the error."""
+def _describe(data: bytes) -> str:
+    """Return what kind of file the bytes are, for the error."""
     start = data[:512].lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return "it is a web page"
@@ -199,15 +209,32 @@ def _seen(data: bytes) -> str:
     return f"it begins with the bytes {data[:4].hex(' ')}"
 
 
-def _hush() -> None:
-    """Keep OpenCV from also printing what we raise; someone who set OPENCV_LOG_LEVEL wants to see it."""
-    global _hushed
-    if not _hushed:
+class _Quiet:
+    """Keeps OpenCV from printing what is raised as an error, and restores its log level after the last thread has left.
+
+    A user who set OPENCV_LOG_LEVEL sees its messages.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._level = 0
+
+    def __enter__(self) -> None:
         import cv2
 
-        if "OPENCV_LOG_LEVEL" not in os.environ and hasattr(cv2, "setLogLevel"):
-            cv2.setLogLevel(0)
-        _hushed = True
+        with self._lock:
+            self._users += 1
+            if self._users == 1 and "OPENCV_LOG_LEVEL" not in os.environ and hasattr(cv2, "setLogLevel"):
+                self._level = cv2.setLogLevel(0)
+
+    def __exit__(self, *_: object) -> None:
+        import cv2
+
+        with self._lock:
+            self._users -= 1
+            if not self._users and "OPENCV_LOG_LEVEL" not in os.environ and hasattr(cv2, "setLogLevel"):
+                cv2.setLogLevel(self._level)
 
 
-_hushed = False
+_quiet = _Quiet()

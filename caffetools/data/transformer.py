@@ -1,4 +1,4 @@
-"""What TransformationParameter asks for: crops, flips, mean, scale; one implementation for layers and commands."""
+"""Caffe's DataTransformer: crops, flips, mean and scale; one implementation for layers and commands."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from caffetools.errors import DataError, ModelFileError
 from caffetools.layers.base import format_shape
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TRAIN
-from caffetools.util.threads import in_parts, workers
+from caffetools.util.threads import cpu_count, parallel_for
 
 Batch = NDArray[np.float32]
-# For each picture of a batch the top and left of its crop, and whether it is flipped.
+# The top and left of each picture's crop, and whether it is flipped.
 Places = tuple[list[int], list[int], list[int]]
 # A picture, its crop's window, and whether it is flipped.
 Item = tuple[NDArray[Any], tuple[slice, slice, slice], int]
 
 # Below this many bytes of a batch, starting threads costs more than it gains.
-_WORTH_THREADS = 1 << 24
+_MIN_BYTES_FOR_THREADS = 1 << 24
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A batch before its arithmetic: ``pixels`` (N, C, h, w), uint8, crops at ``tops``, ``lefts`` (N); ``flips`` (N) says which to flip."""
+class DeferredBatch:
+    """A batch before its arithmetic.
+
+    Attributes:
+        pixels: The crops (N, C, h, w), uint8.
+        tops: First row of each crop in its picture (N).
+        lefts: First column of each crop in its picture (N).
+        flips: Whether to flip each crop left to right (N).
+    """
 
     pixels: NDArray[np.uint8]
     tops: NDArray[np.int64]
@@ -38,21 +45,21 @@ class Cut:
 
 
 class Transformer:
-    """Turns stored pictures (C, H, W) into a batch (N, C, h, w), float32, as Caffe's DataTransformer does.
+    """Turn stored pictures (C, H, W) into a batch (N, C, h, w), float32, as Caffe's DataTransformer does.
 
-    A crop is taken (anywhere in the TRAIN phase, in the middle in the TEST phase), flipped left to right by the toss of a coin
-    where ``mirror`` is set (in both phases), the mean is subtracted (of a file: at the crop's place), and the rest is scaled.
+    A crop is taken (at random in the TRAIN phase, from the center in the TEST phase), with ``mirror`` it is flipped left to right
+    with probability 1/2 (in both phases), the mean is subtracted (of a mean file: at the crop's place), and the result is scaled.
 
     Args:
         param: A ``TransformationParameter``.
         phase: ``TRAIN`` or ``TEST``.
 
     Attributes:
-        color: How encoded pictures should be decoded: True (force_color), False (force_gray), None. As in Caffe it means nothing
-            for pictures that are stored as pixels.
+        color: How encoded pictures are decoded: True (force_color), False (force_gray), None for what is stored. As in Caffe, it
+            has no effect on pictures that are stored as pixels.
 
     Raises:
-        DataError: settings that exclude each other, or a mean file that cannot be read.
+        DataError: Settings exclude each other, or the mean file cannot be read.
     """
 
     def __init__(self, param: Any, phase: int):
@@ -73,7 +80,7 @@ class Transformer:
                 raise DataError(f"transform_param: mean_file: {error}") from None
 
     def top_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The (C, h, w) that a picture of ``shape`` (C, H, W) comes out as. Raises :class:`DataError` where it does not fit."""
+        """Return the (C, h, w) that a picture of ``shape`` (C, H, W) becomes. Raises :class:`DataError` if it does not fit."""
         channels, height, width = shape
         if self.crop > min(height, width):
             raise DataError(f"crop_size {self.crop} is larger than the picture ({width} x {height})")
@@ -86,13 +93,17 @@ class Transformer:
         return (channels, self.crop, self.crop) if self.crop else shape
 
     def __call__(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> Batch:
-        """Transform ``pictures``: (C, H, W) each, uint8 or float32; or one array (N, C, H, W).
+        """Transform a batch.
 
         Args:
-            rng: Where crops and flips are drawn from.
+            pictures: (C, H, W) each, uint8 or float32; or one array (N, C, H, W).
+            rng: Crops and flips are drawn from it, before any thread starts.
+
+        Returns:
+            (N, C, h, w), float32; with the channels last in memory for pictures of three channels of bytes.
 
         Raises:
-            DataError: a picture does not fit the settings, or the results are not all of one shape.
+            DataError: A picture does not fit the settings, or the results are not all of one shape.
         """
         items = list(self._windows(pictures, self._draw(pictures, rng)))
         shape = self.top_shape(pictures[0].shape)
@@ -103,7 +114,7 @@ class Transformer:
         else:
             stored = np.empty((len(items), *shape), np.float32)
         fill = partial(self._fill_rows if interleaved else self._fill_planes, stored, items)
-        in_parts(fill, len(items), threads=workers() if stored.nbytes > _WORTH_THREADS else 1)
+        parallel_for(fill, len(items), threads=cpu_count() if stored.nbytes > _MIN_BYTES_FOR_THREADS else 1)
         return stored.transpose(0, 3, 1, 2) if interleaved else stored
 
     def _fill_planes(self, planes: Batch, items: list[Item], chosen: range) -> None:
@@ -120,7 +131,7 @@ class Transformer:
                 plane *= self.scale
 
     def _fill_rows(self, rows: Batch, items: list[Item], chosen: range) -> None:
-        """The same for pictures of three channels of bytes, whose batch has the channels last in memory."""
+        """Do the same for pictures of three channels of bytes, whose batch has the channels last in memory."""
         mean = None if self.mean is None else self.mean.transpose(1, 2, 0).copy()
         constant = np.ascontiguousarray(np.broadcast_to(self.values, rows.shape[1:])) if self.values.size else None
         for index in chosen:
@@ -135,20 +146,24 @@ class Transformer:
             if self.scale != 1:
                 row *= self.scale
 
-    def cut(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> Cut:
-        """The crops of ``pictures`` (uint8) as they are stored, for a device to do the rest; the draws are those of a call.
+    def sample_crops(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> DeferredBatch:
+        """Return the crops of pictures of bytes, for a device to do the arithmetic; the draws are those of a call.
+
+        Args:
+            pictures: (C, H, W) each, uint8.
+            rng: Crops and flips are drawn from it.
 
         Raises:
-            DataError: a picture does not fit the settings, or the results are not all of one shape.
+            DataError: A picture does not fit the settings, or the results are not all of one shape.
         """
         places = self._draw(pictures, rng)
         pixels = np.empty((len(pictures), *self.top_shape(pictures[0].shape)), np.uint8)
         for index, (picture, window, _) in enumerate(self._windows(pictures, places)):
             pixels[index] = picture[window]
-        return Cut(pixels, *(np.array(values, np.int64) for values in places))
+        return DeferredBatch(pixels, *(np.array(values, np.int64) for values in places))
 
     def _windows(self, pictures: Sequence[NDArray[Any]], places: Places) -> Iterator[Item]:
-        """Each picture, its crop's window, and whether it is flipped."""
+        """Yield each picture, its crop's window, and whether it is flipped."""
         shape = self.top_shape(pictures[0].shape)
         for index, (picture, top, left, flip) in enumerate(zip(pictures, *places, strict=True)):
             if self.top_shape(picture.shape) != shape:
@@ -159,18 +174,18 @@ class Transformer:
             yield picture, (slice(None), slice(top, top + shape[1]), slice(left, left + shape[2])), flip
 
     def _draw(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> Places:
-        """For each picture the top and left of its crop, and whether it is flipped."""
+        """Draw the top and left of each picture's crop, and whether it is flipped."""
         count = len(pictures)
         flips = rng.integers(0, 2, count) if self.mirror else np.zeros(count, np.int64)
         room = np.array([picture.shape[1:] for picture in pictures]) - self.crop if self.crop else np.zeros((count, 2), np.int64)
         if room.min() < 0:
-            room = np.maximum(room, 0)  # the caller finds it, and says which picture it is
+            room = np.maximum(room, 0)  # the caller raises the error, which names the picture
         offsets = rng.integers(0, room + 1) if self.crop and self.random_crop else room // 2
         return offsets[:, 0].tolist(), offsets[:, 1].tolist(), flips.tolist()
 
 
 def _interleaved(planes: NDArray[np.uint8], flip: int) -> NDArray[np.uint8]:
-    """Pixels (3, h, w) as (h, w, 3), flipped left to right where ``flip``. OpenCV does both many values at a time."""
+    """Return pixels (3, h, w) as (h, w, 3), flipped left to right if ``flip``. OpenCV does both many values at a time."""
     # What OpenCV has decoded is a view of pixels that are interleaved already.
     pixels: Any = planes.transpose(1, 2, 0) if planes.strides[0] == 1 else cv2.merge(list(planes))
     return np.asarray(cv2.flip(np.ascontiguousarray(pixels), 1) if flip else pixels)

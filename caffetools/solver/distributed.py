@@ -157,7 +157,7 @@ class DistributedSolver(Solver):
         """Share the data and the gradients; start from the root's weights, with a random stream of one's own, as Caffe does."""
         for layer in self.net.layers:
             if isinstance(layer, ReadingLayer):
-                layer.share(self.world.rank, self.world.size)
+                layer.shard(self.world.rank, self.world.size)
         if any(parameter.requires_grad for parameter in self.net.parameters()):
             self._run = DistributedDataParallel(
                 _Losses(self.net),

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from caffetools.errors import CaffeToolsError, RunFailed
-from caffetools.util.threads import workers
+from caffetools.util.threads import cpu_count
 
 # The process that started this one; a process whose launcher is gone stops as at Ctrl-C.
 LAUNCHER = "CAFFETOOLS_LAUNCHER"
@@ -101,7 +101,7 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
     number = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, LAUNCHER: os.getpid()}
     mine = {name: str(value) for name, value in number.items()} | {"CAFFETOOLS_STORE": f"127.0.0.1:{port}"}
     # The processes share the cores; each would take all of them.
-    threads = {"OMP_NUM_THREADS": str(max(1, workers() // count))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cpu_count() // count))}
     return {**threads, **os.environ, **mine}
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def workers() -> int:
+def cpu_count() -> int:
     """Return the number of threads that this process should use: the cores that it may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -26,9 +26,9 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, threads: int 
     Args:
         function: Called in the threads.
         items: Its arguments; taken lazily.
-        threads: How many threads; by default :func:`workers`.
+        threads: How many threads; by default :func:`cpu_count`.
     """
-    threads = threads or workers()
+    threads = threads or cpu_count()
     executor = ThreadPoolExecutor(threads)
     pending: deque[Future[R]] = deque()
     try:
@@ -42,15 +42,15 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, threads: int 
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def in_parts(work: Callable[[range], object], count: int, *, threads: int | None = None) -> None:
+def parallel_for(work: Callable[[range], object], count: int, *, threads: int | None = None) -> None:
     """Call ``work`` with contiguous ranges that cover 0 … ``count`` - 1, one range a thread; an error of it is raised.
 
     Args:
         work: Called with each range.
         count: The number of items.
-        threads: How many threads at most; by default :func:`workers`.
+        threads: How many threads at most; by default :func:`cpu_count`.
     """
-    threads = max(1, min(threads or workers(), count))
+    threads = max(1, min(threads or cpu_count(), count))
     if threads == 1:
         work(range(count))
         return

@@ -132,7 +132,7 @@ def test_random_draws_depend_on_the_seed_alone_and_a_state_continues_them(source
     first = batches(made, 5)
     assert all(label[..., 3:7].max() <= 1 for _, label in first)
     for threads in (1, 3):
-        monkeypatch.setattr("caffetools.util.threads.workers", lambda threads=threads: threads)
+        monkeypatch.setattr("caffetools.util.threads.cpu_count", lambda threads=threads: threads)
         assert same(batches(layer(source, 4, SSD, phase=TRAIN), 5), first)
     other = layer(source, 4, SSD, phase=TRAIN)
     other.seed(6)

@@ -12,7 +12,7 @@ import torch
 
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
-from caffetools.data.device_transform import DeviceCrop, DeviceTransform
+from caffetools.data.device_transform import DeviceBatch, DeviceTransform
 from caffetools.data.images import encode_image
 from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.data.transformer import Transformer
@@ -59,7 +59,7 @@ def labels(source: ReadingLayer, batches: int) -> list[int]:
 def check_shares(whole: ReadingLayer, parts: list[ReadingLayer]) -> None:
     """Record i of the data goes to part i mod count, on and on beyond their end."""
     for rank, part in enumerate(parts):
-        part.share(rank, len(parts))
+        part.shard(rank, len(parts))
     in_order = labels(whole, 6 * len(parts))
     for rank, part in enumerate(parts):
         assert labels(part, 6) == in_order[rank :: len(parts)]
@@ -101,19 +101,19 @@ def test_rows_of_hdf5_files_are_shared_out(tmp_path: Path, shuffle: str) -> None
 def test_shares_draw_crops_and_flips_of_their_own(lmdb_source: str) -> None:
     first, second, other = (data_layer(lmdb_source, 7, "crop_size: 3 mirror: true") for _ in range(3))
     for rank, part in enumerate((first, second)):
-        part.share(rank, 2)
+        part.shard(rank, 2)
     a, b, c = (part._source().rng.bit_generator.state for part in (first, second, other))
     assert a == c != b
 
 
 def test_a_share_goes_on_where_its_state_says(lmdb_source: str) -> None:
     part, again = (data_layer(lmdb_source, 2, "crop_size: 3 mirror: true") for _ in range(2))
-    part.share(1, 2)
+    part.shard(1, 2)
     for _ in range(5):
         part()
     state = part.get_state()
     expected = [part() for _ in range(4)]
-    again.share(1, 2)
+    again.shard(1, 2)
     again.set_state(state)
     for tops in expected:
         for a, b in zip(tops, again(), strict=True):
@@ -140,9 +140,9 @@ def test_the_device_computes_what_the_transformer_computes(tmp_path: Path, setti
     transformer = Transformer(param, phase)
     given = pictures() * 5
     expected = transformer(given, np.random.default_rng(6))
-    cut = transformer.cut(given, np.random.default_rng(6))
+    cut = transformer.sample_crops(given, np.random.default_rng(6))
     assert cut.pixels.dtype == np.uint8 and cut.pixels.nbytes * 4 == expected.nbytes
-    batch = DeviceTransform(transformer, torch.device("cpu"))(DeviceCrop(cut, pinned=False))
+    batch = DeviceTransform(transformer, torch.device("cpu"))(DeviceBatch(cut, pinned=False))
     assert batch.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(batch.numpy(), expected, strict=True)
 

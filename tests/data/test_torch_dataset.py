@@ -1,4 +1,4 @@
-"""LmdbDataset: records by number, in any number of workers, from any of Caffe's databases."""
+"""LmdbDataset: records by number, in any number of cpu_count, from any of Caffe's databases."""
 
 from __future__ import annotations
 

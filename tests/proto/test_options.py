@@ -11,7 +11,7 @@ from caffetools.proto.options import ReadOptions, override_dialect, read_options
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse
 from caffetools.util.prefetch import Prefetcher
-from caffetools.util.threads import in_parts, ordered_map
+from caffetools.util.threads import ordered_map, parallel_for
 
 PERMUTE = 'layer { name: "p" type: "Permute" bottom: "a" top: "b" permute_param { order: 0 } }'
 
@@ -54,7 +54,7 @@ def test_the_threads_of_caffetools_read_as_their_caller_does() -> None:
     with override_dialect("ssd"):
         mapped = list(ordered_map(lambda _: read_options().dialect, range(8), threads=3))
         ranges: list[str | None] = []
-        in_parts(lambda _: ranges.append(read_options().dialect), 4, threads=4)
+        parallel_for(lambda _: ranges.append(read_options().dialect), 4, threads=4)
         ahead = Prefetcher(lambda: read_options().dialect, 1)
     assert mapped == ["ssd"] * 8 and ranges == ["ssd"] * 4
     assert ahead.next() == "ssd"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from caffetools.data.joint_transforms import (
     mirror,
     move_to_region,
 )
-from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
+from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
 from caffetools.data.lmdb_file import Record
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
@@ -55,6 +56,21 @@ class AnnotatedData(ReadingLayer):
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="labels")
     FORK_FIELDS = frozenset({"resize_param", "noise_param", "emit_constraint", "crop_h", "crop_w", "distort_param", "expand_param"})
+
+    @classmethod
+    def stored_item(cls, param: Any) -> Shape | None:
+        """Return the shape (C, H, W) that the first record has after ``resize_param``, or None if the database does not exist."""
+        source, transform = param.data_param.source, param.transform_param
+        if not source or not Path(source).exists():
+            return None
+        with suppress(DataError, DecodeError), closing(open_database(source)) as database:
+            datum = AnnotatedDatum.FromString(next(database.records())[1])
+            color = True if transform.force_color else False if transform.force_gray else None
+            channels, height, width = datum_to_array(datum.datum, color=color).shape
+            if transform.HasField("resize_param"):
+                height, width = Resize(transform.resize_param).new_size((height, width))
+            return channels, height, width
+        return None
 
     def prefetch_depth(self) -> int:
         return int(self.param.data_param.prefetch)
@@ -170,17 +186,15 @@ class JointTransformer:
         return np.ascontiguousarray(values * self.base.scale) if self.base.scale != 1 else np.ascontiguousarray(values)
 
 
-class AnnotatedBatches(BatchMaker):
+class AnnotatedBatches(RecordBatches):
     """Batches of ``size`` transformed records of ``database``; its position is the number of the next record.
 
     Each record has a generator of its own, seeded from the batch's, so the threads that transform do not change the numbers.
     """
 
     def __init__(self, database: Database, size: int, transformer: JointTransformer, seed: int, *, labels: bool, anno_type: int | None):
-        super().__init__(seed)
-        self.database, self.size, self.transformer, self.labels, self.anno_type = database, size, transformer, labels, anno_type
-        self._position = 0
-        self._records: Iterator[Record] = iter(())
+        super().__init__(database, size, seed)
+        self.transformer, self.labels, self.anno_type = transformer, labels, anno_type
         key, value = next(self.database.records())
         first = self._parse((key, value))
         self._first_image = self._image(first, shown_key(database.path, key))
@@ -194,7 +208,7 @@ class AnnotatedBatches(BatchMaker):
         return [data, (1, 1, max(1, self._boxes_in_first), _COLUMNS) if self.has_type else (self.size,)]
 
     def next(self) -> Tops:
-        work = [(self._owned_record(), int(self.rng.integers(1 << 62))) for _ in range(self.size)]
+        work = [(self.next_owned_record(), int(self.rng.integers(1 << 62))) for _ in range(self.size)]
         results = list(ordered_map(self._transformed, work))
         images = [values for values, _ in results]
         for (record, _), image in zip(work, images, strict=True):
@@ -213,32 +227,6 @@ class AnnotatedBatches(BatchMaker):
         if not len(table):
             table = np.full((1, _COLUMNS), -1, np.float32)
         return batch, table[np.newaxis, np.newaxis]
-
-    def skip(self, count: int) -> None:
-        """Leave out the next ``count`` records."""
-        for _ in range(count):
-            self._next_record()
-
-    def place(self) -> State:
-        return {"position": self._position}
-
-    def go_to(self, place: State) -> None:
-        self._position = int(place["position"])
-        self._records = self.database.records(self._position)
-
-    def _owned_record(self) -> Record:
-        record = self._next_record()
-        while not self.mine():
-            record = self._next_record()
-        return record
-
-    def _next_record(self) -> Record:
-        record = next(self._records, None)
-        if record is None:
-            self._position, self._records = 0, self.database.records()
-            record = next(self._records)
-        self._position += 1
-        return record
 
     def _transformed(self, work: tuple[Record, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return a record's values (C, h, w), and its rows of the label top without the first column, or its label."""

@@ -1,4 +1,4 @@
-"""What the layers that read files share: a maker of batches, a thread that runs ahead, and a state to resume from."""
+"""What the layers that read files share: a maker of batches, a prefetch thread, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -13,103 +13,181 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.data.device_transform import DeviceCrop, DeviceTransform
-from caffetools.data.transformer import Cut, Transformer
+from caffetools.data.databases import CorruptRecords, Database
+from caffetools.data.device_transform import DeviceBatch, DeviceTransform
+from caffetools.data.lmdb_file import Record
+from caffetools.data.transformer import DeferredBatch, Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Arity, Layer, OnnxGraph, Shape, Shapes
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.util.prefetch import Prefetcher
 
-Tops = tuple[NDArray[np.float32] | Cut, ...]
-# What the reading thread hands over.
-Ready = tuple[Tensor | DeviceCrop, ...]
+Tops = tuple[NDArray[np.float32] | DeferredBatch, ...]
+# What the prefetch thread hands over.
+Ready = tuple[Tensor | DeviceBatch, ...]
 State = dict[str, Any]
 
 
 class BatchMaker(ABC):
-    """Makes one batch after the other, endlessly. Subclasses keep their place in plain numbers, and draw from ``rng`` only.
+    """Makes batches endlessly. Subclasses hold their position as plain numbers and draw from ``rng`` only.
+
+    Args:
+        seed: Seed of crops, flips and shuffles.
 
     Attributes:
-        seed: What crops, flips and orders derive from. rng: the generator that batches draw from. part, parts: which of how many
-        processes that share the records this one is. raw: pictures of bytes are only cut out; a device does the rest.
+        seed: The seed.
+        rng: The generator that batches draw from.
+        rank: Number of this process among those that share the records, from 0.
+        world_size: Number of processes that share the records.
+        deferred: Pictures of bytes are only cropped; a device does the arithmetic.
     """
 
     def __init__(self, seed: int):
         self.seed = seed
         self.rng = np.random.default_rng(seed)
-        self.part, self.parts = 0, 1
-        self.raw = False
-        self._turn = 0
+        self.rank, self.world_size = 0, 1
+        self.deferred = False
+        self._cursor = 0
 
     @abstractmethod
     def shapes(self) -> list[Shape]:
-        """The shapes of the tops, as the first batch has them."""
+        """Return the shapes of the tops for the first batch."""
 
     @abstractmethod
     def next(self) -> Tops:
-        """The next batch: one array for each top."""
+        """Return the next batch: one array a top. Raises :class:`DataError` naming the record or file at fault."""
 
     @abstractmethod
-    def place(self) -> State:
-        """Where the reading stands: plain numbers and strings."""
+    def position(self) -> State:
+        """Return the position in the data: plain numbers and strings."""
 
     @abstractmethod
-    def go_to(self, place: State) -> None:
-        """Continue from what :meth:`place` gave."""
+    def seek(self, position: State) -> None:
+        """Continue at what :meth:`position` returned."""
 
-    def transformed(self, transformer: Transformer, pictures: Sequence[NDArray[Any]]) -> NDArray[np.float32] | Cut:
-        """``pictures`` as a batch, or their crops where ``raw`` asks for it and they are bytes. Raises :class:`DataError`."""
-        raw = self.raw and all(picture.dtype == np.uint8 for picture in pictures)
-        return transformer.cut(pictures, self.rng) if raw else transformer(pictures, self.rng)
+    def transformed(self, transformer: Transformer, pictures: Sequence[NDArray[Any]]) -> NDArray[np.float32] | DeferredBatch:
+        """Return ``pictures`` as a batch, or their crops if ``deferred`` is set and they are bytes.
 
-    def share(self, part: int, parts: int) -> None:
-        """Take every ``parts``-th record only, from number ``part`` on; orders stay those of all parts, crops and flips differ.
+        Args:
+            transformer: Crops, flips, mean and scale.
+            pictures: (C, H, W) each, uint8 or float32.
 
-        As Caffe's data layers do with several GPUs: record i goes to part i mod parts, counted on beyond the end of the data.
+        Raises:
+            DataError: A picture does not fit the settings.
         """
-        self.part, self.parts = part, parts
-        if part:
-            self.rng = np.random.default_rng([self.seed, part])
+        deferred = self.deferred and all(picture.dtype == np.uint8 for picture in pictures)
+        return transformer.sample_crops(pictures, self.rng) if deferred else transformer(pictures, self.rng)
 
-    def mine(self) -> bool:
-        """Whether the next record belongs to this part; to be asked of every record, in order."""
-        turn, self._turn = self._turn, (self._turn + 1) % self.parts
-        return turn == self.part
+    def shard(self, rank: int, world_size: int) -> None:
+        """Take only every ``world_size``-th record, from number ``rank`` on.
+
+        As Caffe's data layers do with several GPUs: record i belongs to rank i mod world_size, counted on beyond the end of the
+        data. Shuffles are those of all ranks; crops and flips differ.
+
+        Args:
+            rank: Number of this process, from 0.
+            world_size: Number of processes.
+        """
+        self.rank, self.world_size = rank, world_size
+        if rank:
+            self.rng = np.random.default_rng([self.seed, rank])
+
+    def owned_by_this_rank(self) -> bool:
+        """Return whether the next record belongs to this rank; to be called once for every record, in order."""
+        cursor, self._cursor = self._cursor, (self._cursor + 1) % self.world_size
+        return cursor == self.rank
 
     def get_state(self) -> State:
-        """All that the following batches depend on besides the files; JSON can hold it."""
-        turn = {"turn": self._turn} if self.parts > 1 else {}
-        return {"seed": self.seed, "rng": self.rng.bit_generator.state, **turn, **self.place()}
+        """Return all that the following batches depend on, except for the files, as values for JSON."""
+        cursor = {"cursor": self._cursor} if self.world_size > 1 else {}
+        return {"seed": self.seed, "rng": self.rng.bit_generator.state, **cursor, **self.position()}
 
     def set_state(self, state: State) -> None:
-        """Continue from a state that :meth:`get_state` gave."""
+        """Continue from a state that :meth:`get_state` returned."""
         self.seed = int(state["seed"])
         self.rng.bit_generator.state = state["rng"]
-        self._turn = int(state.get("turn", 0)) % self.parts
-        self.go_to(state)
+        self._cursor = int(state.get("cursor", 0)) % self.world_size
+        self.seek(state)
 
-    def order(self, epoch: int, count: int, *, salt: int = 0) -> NDArray[np.int64]:
-        """A random order of ``count`` things that depends on the seed and the epoch alone, so that no state has to hold it."""
+    def epoch_permutation(self, epoch: int, count: int, *, salt: int = 0) -> NDArray[np.int64]:
+        """Return a permutation of ``count`` items that depends on the seed and the epoch alone, so that no state has to hold it.
+
+        Args:
+            epoch: Number of the pass over the data, from 0.
+            count: Number of items.
+            salt: Distinguishes permutations of one epoch.
+        """
         return np.random.default_rng([self.seed, epoch, salt]).permutation(count)
+
+
+class RecordBatches(BatchMaker):
+    """Batches of the records of a database, in the order of their keys, over and over; the position is the next record's number.
+
+    Args:
+        database: The database.
+        size: Records in a batch.
+        seed: See :class:`BatchMaker`.
+        skip_corrupt: How many damaged records may be left out.
+    """
+
+    def __init__(self, database: Database, size: int, seed: int, *, skip_corrupt: int = 0):
+        super().__init__(seed)
+        self.database, self.size = database, size
+        self.corrupt = CorruptRecords(skip_corrupt)
+        self._position = 0
+        self._records: Iterator[Record] = iter(())
+
+    def skip(self, count: int) -> None:
+        """Leave out the next ``count`` records."""
+        for _ in range(count):
+            self._next_record()
+
+    def position(self) -> State:
+        return {"position": self._position}
+
+    def seek(self, position: State) -> None:
+        self._position = int(position["position"])
+        self._records = self.database.records(self._position, on_error=self.corrupt)
+
+    def next_owned_record(self) -> Record:
+        """Return the next record of this rank."""
+        record = self._next_record()
+        while not self.owned_by_this_rank():
+            record = self._next_record()
+        return record
+
+    def _next_record(self) -> Record:
+        record = next(self._records, None)
+        if record is None:
+            self._position, self._records = 0, self.database.records(on_error=self.corrupt)
+            record = next(self._records, None)
+            if record is None:
+                raise DataError("no record can be read", path=self.database.path)
+        self._position += 1
+        return record
 
 
 class ReadingLayer(Layer):
     """A layer whose tops come from files. Reading starts at the first forward pass, in a thread of its own.
 
-    The batches are reproducible: they derive from ``seed``, which is torch's seed and the layer's name unless it is set.
+    The batches are reproducible: they derive from the layer's own seed, by default one made of torch's seed and the layer's name.
+
+    Attributes:
+        skip_corrupt: How many damaged records a layer that reads a database leaves out before it raises an error.
     """
 
     BOTTOMS = (0, 0)
     TOPS: ClassVar[Arity] = (1, 2)
     IS_DATA = True
-    # How many batches are kept ready; 0 makes them when they are asked for.
+    # Batches that are kept ready; 0 makes each when it is asked for.
     PREFETCH = 3
+    skip_corrupt = 0
 
     def __init__(self, param: Any, phase: int = TEST):
         super().__init__(param, phase)
         self.phase = TRAIN if phase == TRAIN else TEST
         self._seed = zlib.crc32(f"{torch.initial_seed()}/{self.name}".encode())
-        self._part: tuple[int, int] | None = None
+        self._shard: tuple[int, int] | None = None
         self._maker: BatchMaker | None = None
         self._ahead: Prefetcher[tuple[Ready, State]] | None = None
         self._device: torch.device | None = None
@@ -117,11 +195,11 @@ class ReadingLayer(Layer):
         self._state: State | None = None
 
     def open(self, seed: int) -> BatchMaker:
-        """Open the files and look at the first record. Raises :class:`DataError` or :class:`NetError`."""
+        """Open the files and read the first record. Raises :class:`DataError` or :class:`NetError`."""
         raise NotImplementedError
 
     def prefetch_depth(self) -> int:
-        """How many batches are kept ready."""
+        """Return how many batches are kept ready."""
         return self.PREFETCH
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -136,26 +214,26 @@ class ReadingLayer(Layer):
                 tops, self._state = _make(maker, pinned)
             else:
                 if self._ahead is None:
-                    # Without this layer, which must go away when nobody else holds it.
+                    # Without a reference to this layer, so that it is freed when nothing else refers to it.
                     self._ahead = Prefetcher(lambda: _make(maker, pinned), self.prefetch_depth())
                 tops, self._state = self._ahead.next()
-        return tuple(self._finished(top) if isinstance(top, DeviceCrop) else top for top in tops)
+        return tuple(self._finished(top) if isinstance(top, DeviceBatch) else top for top in tops)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        """Nothing: the exporter makes the net's inputs the graph's."""
+        """Add nothing: the exporter makes the net's inputs the graph's."""
 
     def transform_on(self, device: torch.device) -> None:
-        """From the first record on, send pictures to ``device`` as bytes and do the transformer's arithmetic there."""
+        """Start over at the first record, send pictures to ``device`` as bytes and do the transformer's arithmetic there."""
         self._device = device
         self.close()
 
     def get_state(self) -> State:
-        """What to give :meth:`set_state` so that the batch after the last one given out comes next. Plain numbers and strings."""
+        """Return the state after the last batch that was returned, for :meth:`set_state`: plain numbers and strings."""
         with self._named():
             return dict(self._state or self._source().get_state())
 
     def set_state(self, state: State) -> None:
-        """Continue where :meth:`get_state` was called, maybe in another process. Batches that are ready are thrown away."""
+        """Continue where :meth:`get_state` was called, maybe in another process. Batches that are ready are dropped."""
         with self._named():
             self._halt()
             self._source().set_state(state)
@@ -166,34 +244,34 @@ class ReadingLayer(Layer):
         self._seed = seed
         self.close()
 
-    def share(self, part: int, parts: int) -> None:
-        """Give out only the records of ``part`` of ``parts``, from the first on; see :meth:`BatchMaker.share`."""
-        self._part = (part, parts)
+    def shard(self, rank: int, world_size: int) -> None:
+        """Start over at the first record, and return only the records of ``rank``; see :meth:`BatchMaker.shard`."""
+        self._shard = (rank, world_size)
         self.close()
 
     def close(self) -> None:
-        """Stop the thread and let go of the files; a later forward pass starts over."""
+        """Stop the thread and close the files; a later forward pass starts over."""
         self._halt()
         self._maker = self._state = self._finish = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: they open the files and run ahead on their own, from where this layer stands."""
+        """Return what a copy needs: it opens the files itself and continues at this layer's position."""
         return {**self.__dict__, "_maker": None, "_ahead": None}
 
     def _source(self) -> BatchMaker:
         if self._maker is None:
             self._maker = self.open(self._seed)
-            if self._part is not None:
-                self._maker.share(*self._part)
-            self._maker.raw = self._device is not None
+            if self._shard is not None:
+                self._maker.shard(*self._shard)
+            self._maker.deferred = self._device is not None
             if self._state is not None:
                 self._maker.set_state(self._state)
         return self._maker
 
-    def _finished(self, cut: DeviceCrop) -> Tensor:
+    def _finished(self, batch: DeviceBatch) -> Tensor:
         if self._finish is None:
             self._finish = DeviceTransform(Transformer(self.param.transform_param, self.phase), self._device or torch.device("cpu"))
-        return self._finish(cut)
+        return self._finish(batch)
 
     def _halt(self) -> None:
         if self._ahead is not None:
@@ -210,11 +288,13 @@ class ReadingLayer(Layer):
 
 def _make(maker: BatchMaker, pinned: bool) -> tuple[Ready, State]:
     tops = maker.next()
-    return tuple(DeviceCrop(top, pinned=pinned) if isinstance(top, Cut) else torch.from_numpy(top) for top in tops), maker.get_state()
+    return tuple(
+        DeviceBatch(top, pinned=pinned) if isinstance(top, DeferredBatch) else torch.from_numpy(top) for top in tops
+    ), maker.get_state()
 
 
 def batch_size_of(layer: Layer, size: int) -> int:
-    """``size``, which must be at least 1. Raises :class:`NetError` naming the layer."""
+    """Return ``size``. Raises :class:`NetError` naming the layer if it is below 1."""
     if size < 1:
         raise layer.error("batch_size is missing or 0; it must be at least 1")
     return size

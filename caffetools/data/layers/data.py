@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from caffetools.data.databases import Database, open_database, shown_key
 from caffetools.data.datum import datum_to_array, is_encoded, parse_datum, record_to_array
-from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
+from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
+from caffetools.data.lmdb_file import Record
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape
@@ -23,10 +23,11 @@ from caffetools.util.threads import ordered_map
 
 @register("Data")
 class Data(ReadingLayer):
-    """Records of a database in the order of their keys, over and over: data (N, C, H, W) and, as a second top, labels (N).
+    """Records of a database in the order of their keys, over and over.
 
-    A batch takes its size from its first record; the others must fit. ``source`` is relative to the working directory, whether
-    it is an LMDB or a LevelDB its files say. ``rand_skip`` starts at a random one of the first records.
+    Tops: data (N, C, H, W) and labels (N), float32. A batch takes its size from its first record; the others must fit. ``source`` is
+    relative to the working directory; its files decide whether it is an LMDB or a LevelDB. ``rand_skip`` starts at a random one
+    of the first records.
     """
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="numbers")
@@ -50,64 +51,64 @@ class Data(ReadingLayer):
         param = self.param.data_param
         size = batch_size_of(self, param.batch_size)
         transformer = Transformer(self.param.transform_param, self.phase)
-        maker = DatabaseBatches(open_database(param.source), size, transformer, seed, labels=len(self.tops) > 1)
+        maker = DatabaseBatches(
+            open_database(param.source), size, transformer, seed, labels=len(self.tops) > 1, skip_corrupt=self.skip_corrupt
+        )
         if param.rand_skip:
             maker.skip(int(maker.rng.integers(0, param.rand_skip)))
         return maker
 
 
-class DatabaseBatches(BatchMaker):
-    """Batches of ``size`` transformed records of ``database``; its place is the number of the next record."""
+# A picture (C, H, W) and its label.
+_Decoded = tuple[NDArray[Any], int]
 
-    def __init__(self, database: Database, size: int, transformer: Transformer, seed: int, *, labels: bool):
-        super().__init__(seed)
-        self.database, self.size, self.transformer, self.labels = database, size, transformer, labels
-        self._position = 0
-        self._records: Iterator[tuple[bytes, bytes]] = iter(())
+
+class DatabaseBatches(RecordBatches):
+    """Batches of transformed Datum records.
+
+    Args:
+        database: The database.
+        size: Records in a batch.
+        transformer: Crops, flips, mean and scale.
+        seed: See :class:`BatchMaker`.
+        labels: Whether a second top has the labels.
+        skip_corrupt: How many damaged records may be left out.
+    """
+
+    def __init__(self, database: Database, size: int, transformer: Transformer, seed: int, *, labels: bool, skip_corrupt: int = 0):
+        super().__init__(database, size, seed, skip_corrupt=skip_corrupt)
+        self.transformer, self.labels = transformer, labels
 
     def shapes(self) -> list[Shape]:
-        key, value = next(self.database.records())
-        array, _ = self._decode((key, value))
-        top: Shape = (self.size, *self.transformer.top_shape(array.shape))
-        return [top, (self.size,)] if self.labels else [top]
+        for record in self.database.records(on_error=self.corrupt):
+            decoded = self._decode(record)
+            if not isinstance(decoded, DataError):
+                top: Shape = (self.size, *self.transformer.top_shape(decoded[0].shape))
+                return [top, (self.size,)] if self.labels else [top]
+            self.corrupt(decoded)
+        raise DataError("no record can be read", path=self.database.path)
 
     def next(self) -> Tops:
-        records = [self._mine() for _ in range(self.size)]
+        records = [self.next_owned_record() for _ in range(self.size)]
         # Decoding pictures is worth several threads; copying pixels is not.
         threaded = len(records) > 3 and is_encoded(records[0][1])
         decoded = list(ordered_map(self._decode, records) if threaded else map(self._decode, records))
+        sound = [self._sound(item) for item in decoded]
         try:
-            batch = self.transformed(self.transformer, [array for array, _ in decoded])
+            batch = self.transformed(self.transformer, [array for array, _ in sound])
         except DataError as error:
             raise DataError(f"{shown_key(self.database.path, records[0][0])} and those after it: {error}") from None
-        return (batch, np.array([label for _, label in decoded], np.float32)) if self.labels else (batch,)
+        return (batch, np.array([label for _, label in sound], np.float32)) if self.labels else (batch,)
 
-    def skip(self, count: int) -> None:
-        """Leave out the next ``count`` records."""
-        for _ in range(count):
-            self._record()
+    def _sound(self, decoded: _Decoded | DataError) -> _Decoded:
+        """Return ``decoded``, or the next sound record for one that is damaged."""
+        while isinstance(decoded, DataError):
+            self.corrupt(decoded)
+            decoded = self._decode(self.next_owned_record())
+        return decoded
 
-    def place(self) -> State:
-        return {"position": self._position}
-
-    def go_to(self, place: State) -> None:
-        self._position = int(place["position"])
-        self._records = self.database.records(self._position)
-
-    def _mine(self) -> tuple[bytes, bytes]:
-        record = self._record()
-        while not self.mine():
-            record = self._record()
-        return record
-
-    def _record(self) -> tuple[bytes, bytes]:
-        record = next(self._records, None)
-        if record is None:
-            self._position, self._records = 0, self.database.records()
-            record = next(self._records)
-        self._position += 1
-        return record
-
-    def _decode(self, record: tuple[bytes, bytes]) -> tuple[NDArray[Any], int]:
-        what = shown_key(self.database.path, record[0])
-        return record_to_array(record[1], color=self.transformer.color, what=what)
+    def _decode(self, record: Record) -> _Decoded | DataError:
+        try:
+            return record_to_array(record[1], color=self.transformer.color, what=shown_key(self.database.path, record[0]))
+        except DataError as error:
+            return error

@@ -19,10 +19,11 @@ from caffetools.proto.sniff import Kind, guard
 
 @register("HDF5Data")
 class HDF5Data(ReadingLayer):
-    """Rows of HDF5 datasets that are named as the tops: (N, …) each, float32.
+    """Rows of the HDF5 datasets that have the names of the tops: (N, …) each, float32.
 
     ``source`` lists the files, one a line, relative to the working directory. Rows run through a file, then the next file, then
-    again; a batch may straddle two files. ``shuffle`` shuffles the files, and the rows in each. Nothing is transformed.
+    from the start; a batch may contain rows of two files. ``shuffle`` shuffles the files, and the rows in each. Nothing is
+    transformed. Files that MATLAB writes have their axes reversed already when they are read.
     """
 
     TRAITS = Traits(role="data", source="hdf5_data_param", file_source=True)
@@ -30,13 +31,13 @@ class HDF5Data(ReadingLayer):
 
     def open(self, seed: int) -> BatchMaker:
         if self.param.HasField("transform_param"):
-            raise self.error("HDF5 data is not transformed; transform it before storing and remove transform_param")
+            raise self.error("HDF5 data is not transformed; transform it before storing it and remove transform_param")
         param = self.param.hdf5_data_param
         return RowBatches(param.source, self.tops, batch_size_of(self, param.batch_size), seed, shuffle=param.shuffle)
 
 
 class RowBatches(BatchMaker):
-    """Batches of rows; its place is the next row of which file, and how often all files have been gone through."""
+    """Batches of rows; the position is the epoch, the number of the file in it, and the row in the file."""
 
     def __init__(self, source: str, names: list[str], size: int, seed: int, *, shuffle: bool):
         super().__init__(seed)
@@ -64,25 +65,25 @@ class RowBatches(BatchMaker):
         return batch
 
     def _take(self, count: int) -> NDArray[np.int64]:
-        """Up to ``count`` of the file's next rows, those that are this part's."""
-        if self.parts == 1:
+        """Return up to ``count`` of the file's next rows of this rank."""
+        if self.world_size == 1:
             rows = self._rows[self._row : self._row + count]
             self._row += len(rows)
             return rows
         taken: list[int] = []
         while self._row < len(self._rows) and len(taken) < count:
-            if self.mine():
+            if self.owned_by_this_rank():
                 taken.append(self._row)
             self._row += 1
         return self._rows[taken]
 
-    def place(self) -> State:
+    def position(self) -> State:
         return {"epoch": self._epoch, "file": self._file, "row": self._row}
 
-    def go_to(self, place: State) -> None:
-        self._epoch, self._file = int(place["epoch"]), int(place["file"])
+    def seek(self, position: State) -> None:
+        self._epoch, self._file = int(position["epoch"]), int(position["file"])
         self._load()
-        self._row = int(place["row"])
+        self._row = int(position["row"])
 
     def _next_file(self) -> None:
         self._file += 1
@@ -93,11 +94,11 @@ class RowBatches(BatchMaker):
         self._row = 0
 
     def _load(self) -> None:
-        order = self.order(self._epoch, len(self.files)) if self.shuffle else np.arange(len(self.files))
+        order = self.epoch_permutation(self._epoch, len(self.files)) if self.shuffle else np.arange(len(self.files))
         number = int(order[self._file])
         self._datasets = self._read(self.files[number])
         count = len(self._datasets[0])
-        self._rows = self.order(self._epoch, count, salt=number + 1) if self.shuffle else np.arange(count)
+        self._rows = self.epoch_permutation(self._epoch, count, salt=number + 1) if self.shuffle else np.arange(count)
 
     def _read(self, path: str) -> list[NDArray[np.float32]]:
         import h5py

@@ -23,10 +23,10 @@ PathLike = str | os.PathLike[str]
 
 @register("ImageData")
 class ImageData(ReadingLayer):
-    """Pictures of a list, in its order or shuffled anew each time through: data (N, C, H, W) and labels (N).
+    """Pictures of a list, in its order or shuffled for each epoch: data (N, C, H, W) and labels (N), float32.
 
-    ``source`` lists ``path label`` lines; the paths follow ``root_folder`` letter for letter. Pictures are resized where
-    ``new_height`` and ``new_width`` are set, and are grey where ``is_color`` is false. A batch takes its size from its first picture.
+    ``source`` lists ``path label`` lines; ``root_folder`` is put before each path as it is. Pictures are resized if ``new_height``
+    and ``new_width`` are set, and are gray if ``is_color`` is false. A batch takes its size from its first picture.
     """
 
     TRAITS = Traits(role="data", source="image_data_param", file_source=True, transforms=True, label_tops="numbers")
@@ -53,7 +53,7 @@ class ImageData(ReadingLayer):
 
 
 class ListBatches(BatchMaker):
-    """Batches of transformed pictures; its place is the next line, and how often the list has been gone through."""
+    """Batches of transformed pictures; the position is the epoch and the next line."""
 
     def __init__(self, param: Any, size: int, transformer: Transformer, seed: int):
         super().__init__(seed)
@@ -81,16 +81,16 @@ class ListBatches(BatchMaker):
             raise DataError(f"{self._path(indices[0])} and those after it: {error}") from None
         return batch, np.array([self.entries[index][1] for index in indices], np.float32)
 
-    def place(self) -> State:
+    def position(self) -> State:
         return {"epoch": self._epoch, "position": self._position}
 
-    def go_to(self, place: State) -> None:
-        self._epoch, self._position = int(place["epoch"]), int(place["position"])
+    def seek(self, position: State) -> None:
+        self._epoch, self._position = int(position["epoch"]), int(position["position"])
         self._order = self._new_order()
 
     def _mine(self) -> int:
         index = self._advance()
-        while not self.mine():
+        while not self.owned_by_this_rank():
             index = self._advance()
         return index
 
@@ -102,7 +102,7 @@ class ListBatches(BatchMaker):
         return int(self._order[self._position - 1])
 
     def _new_order(self) -> NDArray[np.int64]:
-        return self.order(self._epoch, len(self.entries)) if self.shuffle else np.arange(len(self.entries))
+        return self.epoch_permutation(self._epoch, len(self.entries)) if self.shuffle else np.arange(len(self.entries))
 
     def _path(self, index: int) -> str:
         return self.root + self.entries[index][0]
@@ -113,10 +113,13 @@ class ListBatches(BatchMaker):
 
 
 def read_list(path: PathLike) -> list[tuple[str, int]]:
-    """The (picture, label) lines of a list as convert_imageset takes it; the label follows the last space. Empty lines are left out.
+    """Return the (picture, label) lines of a list as convert_imageset reads it: the label follows the last space.
+
+    Args:
+        path: The list. Empty lines are left out.
 
     Raises:
-        DataError: the list is missing or empty, or a line has no whole number at its end; names the line.
+        DataError: The list is missing or empty, or a line does not end in an integer; names the line.
     """
     entries: list[tuple[str, int]] = []
     for number, line in read_lines(path):
@@ -124,16 +127,16 @@ def read_list(path: PathLike) -> list[tuple[str, int]]:
         try:
             entries.append((name, int(label)))
         except ValueError:
-            raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and a whole number)") from None
+            raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and an integer)") from None
         if not name:
-            raise DataError(f"{os.fspath(path)}:{number}: '{line}' names no picture before its label")
+            raise DataError(f"{os.fspath(path)}:{number}: '{line}' has no picture before its label")
     if not entries:
         raise DataError(f"{os.fspath(path)}: the list is empty")
     return entries
 
 
 def read_lines(path: PathLike) -> list[tuple[int, str]]:
-    """The lines of a list that are not blank, with their numbers; names that are not UTF-8 are kept as the system spells them."""
+    """Return the lines of a list that are not blank, with their numbers from 1; bytes that are not UTF-8 are kept."""
     try:
         text = os.fsdecode(Path(path).read_bytes())
     except OSError as error:

@@ -75,13 +75,13 @@ class MemoryData(Layer):
         return self._data[begin : begin + size].clone(), self._labels[begin : begin + size].clone()
 
     def get_state(self) -> dict[str, int]:
-        """Where in the arrays the next batch begins; the arrays themselves are the program's."""
+        """Return where in the arrays the next batch begins; the arrays themselves belong to the program."""
         return {"position": self._position}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continue where :meth:`get_state` was called. Arrays of another length begin anew."""
+        """Continue where :meth:`get_state` was called. Arrays of another length start at the first picture."""
         position = int(state["position"])
         self._position = position if position < len(self._data) else 0
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        """Nothing: the exporter makes the net's inputs the graph's."""
+        """Add nothing: the exporter makes the net's inputs the graph's."""

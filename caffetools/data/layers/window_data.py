@@ -39,7 +39,7 @@ class WindowData(ReadingLayer):
 
     A share ``fg_fraction`` of a batch overlaps an object by at least ``fg_threshold``; the rest overlaps by less than
     ``bg_threshold``, has label 0, and comes first. ``context_pad`` widens windows, ``crop_mode: "square"`` makes them square; what
-    lies outside of the picture is 0.
+    is outside of the picture is 0.
     """
 
     TRAITS = Traits(role="data", source="window_data_param", file_source=True, transforms=True, label_tops="numbers")
@@ -55,7 +55,7 @@ class WindowData(ReadingLayer):
 
 
 class WindowBatches(BatchMaker):
-    """Batches of random windows; there is no place but the generator's state."""
+    """Batches of random windows; the generator's state is the only position."""
 
     def __init__(self, param: Any, size: int, transformer: Transformer, seed: int):
         super().__init__(seed)
@@ -80,24 +80,24 @@ class WindowBatches(BatchMaker):
         drawn = [windows[int(self.rng.integers(len(windows)))] for windows, count in self.draws for _ in range(count)]
         for item, window in enumerate(drawn):
             mirror = self.transformer.mirror and bool(self.rng.integers(2))
-            self._cut(window, mirror, data[item])
+            self._crop(window, mirror, data[item])
             labels[item] = window.label
         return data, labels
 
-    def place(self) -> State:
+    def position(self) -> State:
         return {}
 
-    def go_to(self, place: State) -> None:
-        """The generator's state is all there is."""
+    def seek(self, position: State) -> None:
+        """Do nothing: the generator's state is the position."""
 
-    def _cut(self, window: Window, mirror: bool, out: NDArray[np.float32]) -> None:
+    def _crop(self, window: Window, mirror: bool, out: NDArray[np.float32]) -> None:
         image = self._image(window.picture)
         region = _region(window, image.shape[:2], self.transformer.crop, self.pad, self.square)
         left, right, top, _ = region.pads
         if mirror:
             left, right = right, left
         crop = self.transformer.crop
-        # What is widened beyond the picture keeps its place; rounding may make it a pixel too large.
+        # The part beyond the picture keeps its padding; rounding may make the rest a pixel too large.
         width, height = min(region.size[0], crop - left), min(region.size[1], crop - top)
         if width < 1 or height < 1:
             return
@@ -124,7 +124,7 @@ class WindowBatches(BatchMaker):
 
 @dataclass(frozen=True)
 class _Region:
-    """Which part of the picture to take, the (width, height) to warp it to, and the room around it: left, right, top, bottom."""
+    """The rows and columns to take, the (width, height) to warp them to, and the padding: left, right, top, bottom."""
 
     rows: slice
     columns: slice
