@@ -221,20 +221,28 @@ class _Quiet:
         self._level = 0
 
     def __enter__(self) -> None:
-        import cv2
-
         with self._lock:
             self._users += 1
-            if self._users == 1 and "OPENCV_LOG_LEVEL" not in os.environ and hasattr(cv2, "setLogLevel"):
-                self._level = cv2.setLogLevel(0)
+            if self._users == 1 and "OPENCV_LOG_LEVEL" not in os.environ:
+                self._level = _set_log_level(0)
 
     def __exit__(self, *_: object) -> None:
-        import cv2
-
         with self._lock:
             self._users -= 1
-            if not self._users and "OPENCV_LOG_LEVEL" not in os.environ and hasattr(cv2, "setLogLevel"):
-                cv2.setLogLevel(self._level)
+            if not self._users and "OPENCV_LOG_LEVEL" not in os.environ:
+                _set_log_level(self._level)
+
+
+def _set_log_level(level: int) -> int:
+    """Set OpenCV's log level and return the one before."""
+    import cv2
+
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        return int(cv2.setLogLevel(level))
+    logging: Any = cv2.utils.logging
+    before = int(logging.getLogLevel())
+    logging.setLogLevel(level)
+    return before
 
 
 _quiet = _Quiet()

@@ -136,3 +136,10 @@ def test_sizes_are_understood_or_refused() -> None:
     for bad in ("big", "3x", "-1", "0x5", 70000, ""):
         with pytest.raises(DataError):
             parse_size(bad)
+
+
+def test_opencvs_messages_are_hidden_while_it_decodes_and_its_log_level_is_restored(capfd: pytest.CaptureFixture[str]) -> None:
+    before = cv2.utils.logging.getLogLevel()
+    with pytest.raises(DataError):
+        decode_image(b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0IEND\xae\x42\x60\x82")
+    assert cv2.utils.logging.getLogLevel() == before and capfd.readouterr().err == ""
