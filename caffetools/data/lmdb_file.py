@@ -104,7 +104,7 @@ class LmdbFile:
             except Damaged as error:
                 raise self._damaged(str(error), last) from None
         if start < snapshot.entries != count and not restarted:
-            raise self._damaged(f"its header counts {snapshot.entries} records, its pages hold {count}", None)
+            raise self._damaged(f"its header counts {snapshot.entries} records, its pages hold {count}")
 
     def item(self, number: int) -> Record:
         """Return (key, value) of the record ``number``, from 0, in the order of the keys.
@@ -128,7 +128,7 @@ class LmdbFile:
             except Overtaken:
                 self._index = None
             except Damaged as error:
-                raise self._damaged(str(error), None) from None
+                raise self._damaged(str(error)) from None
         raise self._too_fast()
 
     # Pages
@@ -266,8 +266,7 @@ class LmdbFile:
             try:
                 records.append((key, value if isinstance(value, bytes) else self._large_value(snapshot, value, size, window)))
             except Damaged as error:
-                record = key.decode("utf-8", "replace")
-                errors.append(DataError(f"the LMDB is damaged: {error}", path=self.path, record=record, hint=REBUILD))
+                errors.append(self._damaged(str(error), record=key))
         self._pages.check_current(snapshot)
         for damaged in errors:
             if on_error is None:
@@ -306,13 +305,18 @@ class LmdbFile:
                         raise Damaged("a value is missing")
         except Overtaken:
             return
-        except Damaged:
-            name = Path(self.file).name
-            raise DataError(f"the LMDB is truncated: {name} has {size} bytes of {wanted}", path=self.path, hint=REBUILD) from None
+        except Damaged as error:
+            raise self._damaged(str(error)) from None
 
-    def _damaged(self, reason: str, last: bytes | None) -> DataError:
+    def _damaged(self, reason: str, last: bytes | None = None, *, record: bytes | None = None) -> DataError:
+        """Return the error of a damaged file: with the record at fault, or the last one before it."""
+        key = None if record is None else record.decode("utf-8", "replace")
+        size, wanted = self._pages.size, (self.snapshot.last_page + 1) * self.page_size
+        if size < wanted:
+            text = f"the LMDB is truncated: {Path(self.file).name} has {size} bytes of {wanted}"
+            return DataError(text, path=self.path, record=key, hint=REBUILD)
         place = f" (after the record '{last.decode('utf-8', 'replace')}')" if last is not None else ""
-        return DataError(f"the LMDB is damaged{place}: {reason}", path=self.path, hint=REBUILD)
+        return DataError(f"the LMDB is damaged{place}: {reason}", path=self.path, record=key, hint=REBUILD)
 
     def _too_fast(self) -> DataError:
         return DataError("another process changes the LMDB faster than it can be read", path=self.path, hint="read a copy of it")

@@ -162,7 +162,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None
     rows = LmdbFile(path).records()
     next(rows)
     os.truncate(path / "data.mdb", 10 * PAGE)
-    with pytest.raises(DataError, match="truncated: its value on page .* is missing|first two pages"):
+    with pytest.raises(DataError, match=r"the LMDB is truncated: data.mdb has 40960 bytes of \d+"):
         list(rows)
     os.truncate(path / "data.mdb", 100)
     with pytest.raises(DataError, match="too few for an LMDB"):
