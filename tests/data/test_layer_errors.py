@@ -41,7 +41,7 @@ def test_hdf5_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must hold rows of numbers"):
         made(x=np.zeros(2), y=["a", "b"])
     (tmp_path / "a.h5").write_text("text")
-    with pytest.raises(DataError, match="a.h5: cannot be read as HDF5"):
+    with pytest.raises(DataError, match="a.h5: this is text, and an HDF5 file is expected"):
         layer(f"type: 'HDF5Data' top: 'x' hdf5_data_param {{ source: '{tmp_path}/list.txt' batch_size: 2 }}")
 
 
