@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from caffetools.cli.curves import curves
+from caffetools.cli.explain import COMMANDS
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import console, print_json
+from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net
 from caffetools.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from caffetools.visualize.picture_net import PictureNet
 
 app = typer.Typer(
     name="visualize", help="Draw weights, activations, graphs and training curves, and explain a net's answers.", no_args_is_help=True
 )
-
-Deploy = Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)]
-Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)]
-Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="What to write: .png, .svg or .html.", show_default=False)]
-Show = Annotated[bool, typer.Option("--show", help="Open the picture in the system's viewer.")]
 
 
 @app.command()
@@ -150,34 +144,8 @@ def graph(
 
 
 app.command()(curves)
-
-
-def open_net(
-    deploy: Path, weights: Path, mean: str | None, scale: float | None, resize: str | None, labels: Path | None, device: str
-) -> PictureNet:
-    """Open a deployed net with the options that prepare its pictures."""
-    from caffetools.data.images import parse_size
-    from caffetools.infer.classifier import Options
-    from caffetools.visualize.picture_net import PictureNet
-
-    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
-    return PictureNet(deploy, weights, options, device=device)
-
-
-def emit(draw: Callable[[Any], tuple[Figure, str]], out: Path | None, show: bool, title: str, *, quiet: bool = False) -> None:
-    """Write the figure that ``draw`` makes for a theme to ``out``, print its caption, and open it where ``show`` is set."""
-    import tempfile
-
-    from caffetools.visualize.output import save_picture
-
-    if out is None and not show:
-        raise typer.BadParameter("name a file to write with -o, or give --show", param_hint="-o")
-    path = out or Path(tempfile.mkdtemp(prefix="caffetools-")) / "picture.png"
-    caption = save_picture(path, draw, title=title)
-    if not quiet:
-        console.print(f"{path}: {caption}", markup=False)
-    if show:
-        typer.launch(str(path))
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ A name that several layers write (in-place ReLU) stands for several values: a bl
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, format_shape
 from caffetools.net.net import Net
+from caffetools.net.shape_plans import is_exclusive
 
 # Computes a layer another way for attribution (guided backpropagation's ReLU); None leaves the layer as it is.
 Rule = Callable[[Layer, tuple[Tensor, ...]], Tensor | None]
@@ -69,7 +71,7 @@ def run_probe(
     """Run the layers that the requested values depend on, and no others: losses, metrics and their labels may be absent.
 
     Args:
-        net: A net in the TEST phase, with its weights. Its inputs are reshaped to the batch.
+        net: A net in the TEST phase, with its weights. The batch may have another size than its inputs.
         batch: (N, C, H, W) float32 for the input of pictures, or input blobs by name.
         blobs: Blobs whose last value is wanted. layers: Layers whose top is wanted, before any later in-place layer changes it.
         record: Build the autograd graph, from the given inputs on, through every layer (frozen ones too).
@@ -83,18 +85,19 @@ def run_probe(
     """
     given = dict(batch) if isinstance(batch, Mapping) else {picture_input(net): batch}
     needed = needed_layers(net, blobs, layers)
-    _reshape(net, given)
+    unknown = set(given) - set(net.inputs)
+    if unknown:
+        raise NetError(f"the net '{net.name}' has no input {sorted(unknown)}; its inputs are {net.inputs}")
     leaves = {name: _leaf(net, value, record) for name, value in given.items()}
     values = Activations(leaves, dict(leaves))
+    places = {id(layer): index for index, layer in enumerate(net.layers)}
     with torch.set_grad_enabled(record):
         for layer in needed:
             if layer.IS_DATA:
                 _run_data_layer(net, layer, values)
                 continue
             bottoms = tuple(_bottom(layer, index, values.blobs, record or bool(layers)) for index in range(len(layer.bottoms)))
-            replaced = rule(layer, bottoms) if rule is not None else None
-            made = layer(*bottoms) if replaced is None else replaced
-            tops = (made,) if isinstance(made, Tensor) else tuple(made)
+            tops = _run_layer(net, layer, places[id(layer)], bottoms, rule)
             values.blobs.update(zip(layer.tops, tops, strict=True))
             if tops:
                 values.tops[layer.name] = tops[0]
@@ -149,23 +152,18 @@ def _run_data_layer(net: Net, layer: Layer, values: Activations) -> None:
     if layer.TRAITS.role == "input":
         shape = format_shape(net.blob_shapes[missing[0]])
         raise NetError(f"input '{missing[0]}' ({shape}) is needed and not given", layer=layer.name)
-    tops = layer()
-    tops = (tops,) if isinstance(tops, Tensor) else tops
+    with net._plans.exclusive:
+        tops = layer.run()
     values.blobs.update((name, top.to(net.device)) for name, top in zip(layer.tops, tops, strict=True))
 
 
-def _reshape(net: Net, given: Mapping[str, Tensor]) -> None:
-    unknown = set(given) - set(net.inputs)
-    if unknown:
-        raise NetError(f"the net '{net.name}' has no input {sorted(unknown)}; its inputs are {net.inputs}")
-    changed = {name: tuple(value.shape) for name, value in given.items() if tuple(value.shape) != tuple(net.blob_shapes[name])}
-    if not changed:
-        return
-    old, new = net.blob_shapes[next(iter(changed))], next(iter(changed.values()))
-    if old and new and old[0] != new[0]:
-        # Other inputs of the same batch (labels) follow, so that the shape rules of layers that are not run still hold.
-        for name in net.inputs:
-            shape = net.blob_shapes[name]
-            if name not in given and shape and shape[0] == old[0]:
-                changed[name] = (new[0], *shape[1:])
-    net.reshape(changed)
+def _run_layer(net: Net, layer: Layer, index: int, bottoms: tuple[Tensor, ...], rule: Rule | None) -> tuple[Tensor, ...]:
+    """Run a layer for the shapes that its bottoms have; the net's own layers keep theirs, so that several threads may probe it.
+
+    Layers that are not run need not fit: a picture of another size is no matter to an InnerProduct above the requested blobs.
+    """
+    plans = net._plans
+    with plans.exclusive if is_exclusive(layer) else nullcontext():
+        view = plans.configured(layer, index, bottoms)
+        replaced = rule(view, bottoms) if rule is not None else None
+        return view.run(*bottoms) if replaced is None else (replaced,)

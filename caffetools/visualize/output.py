@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.data.images import read_image
 from caffetools.errors import DataError
+from caffetools.util.files import atomic_write
 from caffetools.visualize import style
 from caffetools.visualize.style import LIGHT, PathLike, Theme
 
@@ -37,3 +42,19 @@ def save_picture(path: PathLike, draw: Callable[[Theme], tuple[Figure, str]], *,
     _, caption = draw(LIGHT)
     write_page(path, title, [Drawing(title, lambda theme: draw(theme)[0], caption)])
     return caption
+
+
+def read_rgb(path: PathLike) -> NDArray[np.uint8]:
+    """Read a picture file at its own size: (H, W, 3) uint8 RGB. Raises :class:`DataError` naming the file."""
+    return np.ascontiguousarray(read_image(path)[..., ::-1])
+
+
+def save_pixels(path: PathLike, pixels: NDArray[np.uint8]) -> None:
+    """Write (H, W, 3) uint8 RGB as a PNG file, atomically. Raises :class:`DataError` for another suffix, and :class:`RunFailed`."""
+    import cv2
+
+    if Path(path).suffix.lower() != ".png":
+        raise DataError(f"{os.fspath(path)}: this picture is written as .png; give the file that suffix")
+    _, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))
+    with atomic_write(path) as stream:
+        stream.write(data.tobytes())

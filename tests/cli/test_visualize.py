@@ -8,8 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from caffetools.cli.explain import parse_unit, parse_units
 from caffetools.cli.visualize import app
 from caffetools.errors import CaffeToolsError, DataError
 from tests.conftest import GOLDEN
@@ -97,10 +99,16 @@ def test_every_drawing_is_the_same_twice(tiny: list[str], tmp_path: Path) -> Non
         ["activations", *tiny, "--blob", "prob"],
         ["weights", WEIGHTS],
         ["graph", tiny[0]],
+        ["explain", *tiny],
+        ["explain", *tiny, "--method", "grad-cam", "--unit", "1", "--blob", "ip"],
+        ["occlusion", *tiny, "--window", "3"],
+        ["receptive-field", tiny[0]],
+        ["top-images", *tiny, "--blob", "conv1", "--units", "0-2,5", "--top", "1"],
+        ["synthesize", *tiny[:2], "--steps", "3", "--unit", "1"],
         ["curves", str(LOGS / "train.log")],
     ):
         for suffix in (".png", ".svg", ".html"):
-            if arguments[0] == "curves" and suffix == ".html":
+            if suffix == ".html" and arguments[0] != "filters":
                 continue
             first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
             for out in (first, second):
@@ -127,3 +135,28 @@ def test_bad_input_writes_nothing(tiny: list[str], tmp_path: Path) -> None:
             run(*arguments, *([] if "-o" in arguments else ["-o", str(out)]))
     assert not out.exists()
     assert CliRunner().invoke(app, ["weights", WEIGHTS]).exit_code == 2, "neither -o nor --show"
+
+
+def test_labelled_pictures_are_compared_with_the_answers(tiny: list[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            cv2.imwrite(str(tmp_path / "data" / name / f"{i}.png"), rng.integers(0, 255, (6, 6), np.uint8))
+    deploy, weights, picture = tiny
+    for command in ("confusion", "roc", "errors", "embedding"):
+        out = tmp_path / f"{command}.png"
+        said = run(command, deploy, weights, str(tmp_path / "data"), "-o", str(out))
+        assert (cv2.imread(str(out)) is not None and "12 pictures" in said) or command == "roc"
+    run("embedding", deploy, weights, str(tmp_path / "data"), "-o", str(tmp_path / "e.html"))
+    for arguments in (["deepdream", picture, "--blob", "conv1"], ["style", picture, picture, "--steps", "2"]):
+        run(arguments[0], deploy, weights, *arguments[1:], "-o", str(tmp_path / "made.png"))
+        assert cv2.imread(str(tmp_path / "made.png")) is not None
+
+
+def test_units_are_read_from_text() -> None:
+    assert parse_unit("3") == 3 and parse_unit("3, 1,2") == (3, 1, 2) and parse_unit(None) is None
+    assert parse_units("0-2,5", 4) == [0, 1, 2, 5] and parse_units("1-99", 4) == [1, 2, 3]
+    for wrong in ("a", "1,2", "-1"):
+        with pytest.raises(typer.BadParameter):
+            parse_unit(wrong)

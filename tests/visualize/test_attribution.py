@@ -157,7 +157,9 @@ def test_frozen_nets_and_other_batches_are_explained_alike(small: tuple[Net, nn.
     net({"data": torch.zeros(7, 3, 8, 8)})
     for parameter in net.parameters():
         parameter.requires_grad_(False)
+    shapes = [list(layer.top_shapes) for layer in net.layers]
     np.testing.assert_array_equal(visualize.saliency(net, image, blob="ip", unit=0), before)
+    assert [list(layer.top_shapes) for layer in net.layers] == shapes, "the net is not changed"
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
@@ -187,7 +189,7 @@ def test_layers_that_the_unit_does_not_need_are_not_run() -> None:
     image = np.ones((3, 8, 8), np.float32)
     assert visualize.saliency(net, image, blob="ip", unit=0).shape == (3, 8, 8)
     assert [layer.name for layer in needed_layers(net, ["ip"])] == ["data", "conv1", "relu1", "ip"]
-    with pytest.raises(NetError, match=r"'label' \(1\) is needed and not given"):
+    with pytest.raises(NetError, match=r"'label' \(2\) is needed and not given"):
         visualize.saliency(net, image, blob="loss", unit=0)
     with pytest.raises(NetError, match=r"has 2 outputs \(accuracy, loss\); name the blob"):
         visualize.saliency(net, image)

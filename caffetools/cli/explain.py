@@ -1,0 +1,344 @@
+"""Commands of ``caffetools visualize`` that explain answers, compare them with labels, and synthesize pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
+from caffetools.cli.show import console, print_json, progress
+from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from caffetools.visualize.predictions import Predictions
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="A dataset folder (its held-out pictures), a folder of class folders, or a list file.", show_default=False
+    ),
+]
+Blob = Annotated[str | None, typer.Option("--blob", help="The blob of the unit; by default the scores of the net's output.")]
+UnitOption = Annotated[
+    str | None, typer.Option("--unit", help="A unit: 3, or channel,y,x of a blob with positions. By default the largest.", metavar="UNIT")
+]
+_METHODS_HELP = (
+    "saliency, guided-backprop, deconvnet, integrated-gradients, smooth-grad, occlusion, grad-cam or grad-cam++; may be repeated. "
+    "By default all but occlusion."
+)
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
+
+
+def explain(
+    deploy: Deploy,
+    weights: Weights,
+    picture: Picture,
+    out: Out = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help=_METHODS_HELP)] = None,
+    blob: Blob = None,
+    unit: UnitOption = None,
+    layer: Annotated[str | None, typer.Option(help="For Grad-CAM: the layer; by default the last one with positions.")] = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    labels: Labels = None,
+    device: Device = "cpu",
+    show: Show = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Explain a net's answer for a picture: which pixels speak for a unit, by one or several methods."""
+    from caffetools.visualize.explanations import ALL_METHODS, explanations_figure
+
+    model = open_net(deploy, weights, mean, scale, resize, labels, device)
+    prepared = model.prepare(picture)
+    methods = method or [name for name in ALL_METHODS if name != "occlusion"]
+    chosen = parse_unit(unit)
+
+    def draw(theme: Any) -> tuple[Figure, str]:
+        return explanations_figure(model, prepared, methods, blob=blob, unit=chosen, layer=layer, theme=theme)
+
+    emit(draw, out, show, f"Explanation of {prepared.name}")
+
+
+def occlusion(
+    deploy: Deploy,
+    weights: Weights,
+    picture: Picture,
+    out: Out = None,
+    window: Annotated[int, typer.Option(min=1, help="Side of the covering window, in pixels.")] = 16,
+    stride: Annotated[int | None, typer.Option(min=1, help="Step of the window; by default half of it.", show_default=False)] = None,
+    value: Annotated[float, typer.Option(help="What the window is filled with, after preprocessing: 0 is the mean.")] = 0.0,
+    blob: Blob = None,
+    unit: UnitOption = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    labels: Labels = None,
+    device: Device = "cpu",
+    show: Show = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Cover parts of a picture and draw how much the answer falls."""
+    from caffetools.visualize.explanations import explanations_figure
+
+    model = open_net(deploy, weights, mean, scale, resize, labels, device)
+    prepared = model.prepare(picture)
+    chosen, options = parse_unit(unit), {"window": window, "stride": stride, "value": value}
+
+    def draw(theme: Any) -> tuple[Figure, str]:
+        return explanations_figure(model, prepared, ["occlusion"], blob=blob, unit=chosen, options=options, theme=theme)
+
+    emit(draw, out, show, f"Occlusion of {prepared.name}")
+
+
+def receptive_field(
+    net: Annotated[Path, typer.Argument(metavar="NET", help="A deploy prototxt.", show_default=False)],
+    out: Out = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the fields as JSON.")] = False,
+    show: Show = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """List and draw the receptive field of every blob: the part of the input that one of its values depends on."""
+    from caffetools.net.net import Net
+    from caffetools.visualize.receptive_field import receptive_field_figure, receptive_fields
+
+    built = Net.from_file(net, fill=False)
+    fields = receptive_fields(built)
+    if json:
+        print_json([
+            {"blob": f.blob, "size": None if f.whole else list(f.size), "stride": list(f.stride), "positions": list(f.positions)}
+            for f in fields.values()
+        ])  # fmt: skip
+    else:
+        for field in fields.values():
+            size = "the whole picture" if field.whole else f"{field.size[0]} x {field.size[1]}, stride {field.stride[0]:g}"
+            console.print(f"{field.blob}: {size}", markup=False)
+    if out or show:
+        emit(lambda theme: receptive_field_figure(built, theme=theme), out, show, f"Receptive fields of {net.name}", quiet=json)
+
+
+def confusion(
+    deploy: Deploy, weights: Weights, data: Data, out: Out = None, mean: Mean = None, scale: Scale = None, resize: Resize = None,
+    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Classify labelled pictures and draw which class was predicted as which."""
+    from caffetools.visualize.confusion import confusion_figure
+
+    _, predictions = _predictions(deploy, weights, data, mean, scale, resize, device)
+    matrix = predictions.confusion()
+    caption = f"{matrix.right} of {matrix.total} pictures correct ({matrix.accuracy:.2%})."
+    emit(lambda theme: (confusion_figure(matrix, theme=theme), caption), out, show, "Confusion matrix")
+
+
+def roc(
+    deploy: Deploy, weights: Weights, data: Data, out: Out = None, mean: Mean = None, scale: Scale = None, resize: Resize = None,
+    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Classify labelled pictures and draw ROC curves, each class against all others."""
+    from caffetools.visualize.evaluation_figures import roc_figure
+
+    _, predictions = _predictions(deploy, weights, data, mean, scale, resize, device)
+    emit(lambda theme: roc_figure(predictions, theme=theme), out, show, "ROC curves")
+
+
+def errors(
+    deploy: Deploy, weights: Weights, data: Data, out: Out = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Pictures on the sheet at most.")] = 60,
+    mean: Mean = None, scale: Scale = None, resize: Resize = None,
+    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Draw the wrongly classified pictures, the most confident first, with their three most probable classes."""
+    from caffetools.visualize.evaluation_figures import errors_figure
+
+    model, predictions = _predictions(deploy, weights, data, mean, scale, resize, device)
+    emit(lambda theme: errors_figure(model, predictions, most=most, theme=theme), out, show, "Errors")
+
+
+def embedding(
+    deploy: Deploy, weights: Weights, data: Data, out: Out = None,
+    blob: Annotated[str | None, typer.Option(help="The blob of the features; by default what the classifier reads.")] = None,
+    method: Annotated[str, typer.Option(help="pca, tsne (scikit-learn) or umap (umap-learn).")] = "pca",
+    seed: Seed = 0, mean: Mean = None, scale: Scale = None, resize: Resize = None,
+    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Project the features of labelled pictures to a plane, coloured by class; an .html page has the pictures on hover."""
+    from caffetools.visualize.embedding_page import write_embedding_page
+    from caffetools.visualize.evaluation_figures import embedding_figure, project_features
+    from caffetools.visualize.predictions import feature_blob
+
+    model = open_net(deploy, weights, mean, scale, resize, None, device)
+    features = blob or feature_blob(model.net)
+    predictions = _predict(model, data, features)
+    assert predictions.features is not None  # noqa: S101 (a blob was asked for)
+    points = project_features(predictions.features, method, seed=seed)
+    if out is not None and out.suffix.lower() == ".html":
+        write_embedding_page(out, points, predictions, model, method=method, blob=features)
+        console.print(f"{out}: {len(points)} pictures", markup=False)
+        return
+    emit(lambda theme: embedding_figure(points, predictions, method=method, blob=features, theme=theme), out, show, "Embedding")
+
+
+def top_images(
+    deploy: Deploy, weights: Weights,
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Pictures, folders of them, or patterns.", show_default=False)],
+    blob: Annotated[str, typer.Option(help="The blob whose units to look at.")],
+    out: Out = None,
+    units: Annotated[str, typer.Option(help="Units to draw, as 0-15 or 3,7,12.")] = "0-15",
+    top: Annotated[int, typer.Option(min=1, help="Pictures a unit.")] = 9,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
+    state: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Keep what was found here; an interrupted pass resumes from it.")] = None,
+    mean: Mean = None, scale: Scale = None, resize: Resize = None,
+    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Find the pictures that activate each unit most, and draw the crops of their receptive fields."""
+    from caffetools.infer.classifier import find_pictures
+    from caffetools.visualize.top_images import find_top_images, top_images_figure
+
+    model = open_net(deploy, weights, mean, scale, resize, None, device)
+    files = find_pictures(pictures)
+    with progress("top images") as advance:
+        found = find_top_images(model, files, blob, top=top, batch=batch, state=state, progress=advance)
+    chosen = parse_units(units, len(found.values))
+    emit(lambda theme: top_images_figure(model, files, found, chosen, theme=theme), out, show, f"Top pictures of {blob}")
+
+
+def synthesize(
+    deploy: Deploy, weights: Weights, out: Out = None, blob: Blob = None,
+    unit: Annotated[list[str] | None, typer.Option(help="A unit: 3, or channel,y,x; may be repeated. By default units 0 to 3.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of ascent.")] = 200,
+    octaves: Annotated[int, typer.Option(min=1, help="Sizes from small to full.")] = 1,
+    jitter: Annotated[int, typer.Option(min=0, help="Random shift before each step, in pixels.")] = 4,
+    blur: Annotated[float, typer.Option(min=0, help="Standard deviation of the blur every fourth step, in pixels.")] = 0.5,
+    decay: Annotated[float, typer.Option(min=0, max=1, help="Share of the distance to the mean that each step takes back (L2).")] = 0.01,
+    seed: Seed = 0, mean: Mean = None, scale: Scale = None, labels: Labels = None,
+    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Make pictures that a unit prefers, by regularised gradient ascent."""
+    from caffetools.visualize.explanations import score_blob, unit_name
+    from caffetools.visualize.panels import Panel, enlarge, panels_figure
+    from caffetools.visualize.synthesis import synthesize as make
+
+    model = open_net(deploy, weights, mean, scale, None, labels, device)
+    name = blob or score_blob(model.net)
+    panels = []
+    for chosen in (parse_unit(text) for text in unit or ["0", "1", "2", "3"]):
+        with progress(f"unit {chosen}") as advance:
+            pixels = make(
+                model,
+                blob=name,
+                unit=chosen,
+                steps=steps,
+                octaves=octaves,
+                jitter=jitter,
+                blur=blur,
+                decay=decay,
+                seed=seed,
+                progress=advance,
+            )
+        panels.append(Panel(enlarge(pixels, 284), unit_name(model, name, chosen)))
+    caption = f"{len(panels)} pictures of {steps} steps for units of blob '{name}'."
+    emit(lambda theme: (panels_figure(panels, f"What units prefer  ·  {name}", caption, theme=theme), caption), out, show, "Units")
+
+
+def deepdream(
+    deploy: Deploy, weights: Weights, picture: Picture,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.", show_default=False)],
+    blob: Annotated[str, typer.Option(help="The blob whose values to increase.")],
+    unit: UnitOption = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in each octave.")] = 10,
+    octaves: Annotated[int, typer.Option(min=1, help="Sizes, each 1.4 times the one before.")] = 4,
+    seed: Seed = 0, mean: Mean = None, scale: Scale = None,
+    device: Device = "cpu", dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Exaggerate in a picture what a blob of the net detects (DeepDream)."""
+    from caffetools.visualize.output import read_rgb, save_pixels
+    from caffetools.visualize.synthesis import deep_dream
+
+    model = open_net(deploy, weights, mean, scale, None, None, device)
+    pixels = read_rgb(picture)
+    with progress("dreaming") as advance:
+        made = deep_dream(model, pixels, blob=blob, unit=parse_unit(unit), steps=steps, octaves=octaves, seed=seed, progress=advance)
+    save_pixels(out, made)
+    console.print(f"{out}: {made.shape[1]} x {made.shape[0]}", markup=False)
+
+
+def style(
+    deploy: Deploy, weights: Weights, picture: Picture,
+    style_picture: Annotated[Path, typer.Argument(metavar="STYLE", help="The picture whose style to take.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.", show_default=False)],
+    content_blob: Annotated[str | None, typer.Option(help="The blob whose values are kept.")] = None,
+    style_blob: Annotated[list[str] | None, typer.Option(help="A blob whose Gram matrix is matched; may be repeated.")] = None,
+    weight: Annotated[float, typer.Option(min=0, help="Weight of style against content.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=1, help="Evaluations of the net.")] = 150,
+    mean: Mean = None, scale: Scale = None,
+    device: Device = "cpu", dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Draw a picture in the style of another (Gatys et al. 2016)."""
+    from caffetools.visualize.output import read_rgb, save_pixels
+    from caffetools.visualize.synthesis import style_transfer
+
+    model = open_net(deploy, weights, mean, scale, None, None, device)
+    content, other = read_rgb(picture), read_rgb(style_picture)
+    with progress("drawing") as advance:
+        made = style_transfer(
+            model, content, other, content_blob=content_blob, style_blobs=style_blob, weight=weight, steps=steps, progress=advance
+        )
+    save_pixels(out, made)
+    console.print(f"{out}: {made.shape[1]} x {made.shape[0]}", markup=False)
+
+
+def parse_unit(text: str | None) -> int | tuple[int, ...] | None:
+    """Return a unit from ``3`` or ``3,1,2``; None for None."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) not in (1, 3) or not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"'{text}' is not a unit; write 3, or channel,y,x as 3,10,12", param_hint="--unit")
+    numbers = tuple(int(part) for part in parts)
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_units(text: str, count: int) -> list[int]:
+    """Return units from ``0-15`` or ``3,7,12``; a range ends with the last unit there is."""
+    units: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not low.strip().isdecimal() or (dash and not high.strip().isdecimal()):
+            raise typer.BadParameter(f"'{text}' is not a list of units; write 0-15 or 3,7,12", param_hint="--units")
+        units += range(int(low), min(int(high), count - 1) + 1) if dash else [int(low)]
+    return units
+
+
+def _predictions(deploy: Path, weights: Path, data: Path, mean: str | None, scale: float | None, resize: str | None, device: str) -> Any:
+    model = open_net(deploy, weights, mean, scale, resize, None, device)
+    return model, _predict(model, data, None)
+
+
+def _predict(model: Any, data: Path, features: str | None) -> Predictions:
+    from caffetools.visualize.predictions import labelled_pictures, predict
+
+    with progress("classifying") as advance:
+        return predict(model, labelled_pictures(data), features=features, progress=advance)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "explain": explain,
+    "occlusion": occlusion,
+    "receptive-field": receptive_field,
+    "confusion": confusion,
+    "roc": roc,
+    "errors": errors,
+    "embedding": embedding,
+    "top-images": top_images,
+    "synthesize": synthesize,
+    "deepdream": deepdream,
+    "style": style,
+}

@@ -1,0 +1,50 @@
+"""The page of an embedding: points by class, the picture of a point on hover."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.util.files import write_text
+from caffetools.visualize.page import render_template
+from caffetools.visualize.picture_net import PathLike, PictureNet
+from caffetools.visualize.predictions import Predictions
+from caffetools.visualize.style import DARK, LIGHT
+from caffetools.visualize.thumbnails import thumbnail
+
+_MOST_THUMBNAILS = 3000
+
+
+def write_embedding_page(
+    path: PathLike, points: NDArray[np.float64], predictions: Predictions, model: PictureNet, *, method: str, blob: str
+) -> None:
+    """Write one HTML file with all points; the first 3,000 have their pictures.
+
+    Args:
+        path: .html. points: (M, 2). predictions: Of the same pictures. model: Reads them. method, blob: For the heading.
+
+    Raises:
+        DataError: a picture cannot be read any more. RunFailed: the file cannot be written.
+    """
+    low, high = points.min(0), points.max(0)
+    unit = (points - low) / np.where(high > low, high - low, 1)
+    pictures = predictions.pictures
+    rows = []
+    for index, ((x, y), label, given, file) in enumerate(zip(unit, pictures.labels, predictions.predicted, pictures.paths, strict=True)):
+        image = thumbnail(model.prepare(file).shown)[0] if index < _MOST_THUMBNAILS else ""
+        rows.append(
+            {
+                "x": round(float(x), 4),
+                "y": round(float(1 - y), 4),
+                "label": label,
+                "predicted": int(given),
+                "name": file.name,
+                "image": image,
+            }
+        )
+    title = f"{blob} by {method.upper().replace('TSNE', 't-SNE')}"
+    colours = list(zip(LIGHT.series, DARK.series, strict=True))
+    text = render_template(
+        "embedding.html.jinja", title=title, classes=list(pictures.classes), points=rows, colours=colours, blob=blob, method=method
+    )
+    write_text(path, text)

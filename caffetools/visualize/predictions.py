@@ -1,0 +1,150 @@
+"""Predictions for labelled pictures: what ROC curves, sheets of errors and embeddings are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from caffetools.data.datasets.card import CARD, load_card
+from caffetools.data.datasets.listing import list_pictures
+from caffetools.errors import DataError, NetError
+from caffetools.layers.base import format_shape
+from caffetools.net.net import Net
+from caffetools.net.probe import run_probe
+from caffetools.results import Confusion
+from caffetools.visualize.attribution import target_blob
+from caffetools.visualize.picture_net import PathLike, PictureNet
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """Picture files with their labels, and the names of the classes."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A net's answers for labelled pictures.
+
+    Attributes:
+        pictures: What was classified. probabilities: (M, K) float32, one row a picture.
+        features: (M, D) float32 values of the blob that was asked for; None without one.
+    """
+
+    pictures: LabelledPictures
+    probabilities: NDArray[np.float32]
+    features: NDArray[np.float32] | None = None
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """(M,) the class of the largest probability; the lower index of equal ones."""
+        return np.asarray(self.probabilities.argmax(1), np.int64)
+
+    def confusion(self) -> Confusion:
+        """Return the confusion matrix."""
+        return Confusion.from_labels(np.array(self.pictures.labels), self.predicted, self.pictures.classes)
+
+
+def labelled_pictures(source: PathLike) -> LabelledPictures:
+    """Read labelled pictures from one of three places.
+
+    Args:
+        source: A dataset of ``caffetools dataset build`` (its held-out pictures), a folder with a folder for each class, or a text
+            file with a picture and the number of its class on each line, as Caffe's list files.
+
+    Raises:
+        DataError: it is none of these, or is damaged; names file and line.
+    """
+    path = Path(source)
+    if (path / CARD).exists():
+        card = load_card(path)
+        paths, labels = _read_list(path / "val.txt", Path(card.pictures))
+        return _checked(LabelledPictures(paths, labels, tuple(card.classes)), path)
+    if path.is_dir():
+        listing = list_pictures(path)
+        rows = [picture for group in (listing.val or listing.pictures) for picture in group]
+        return LabelledPictures(
+            tuple(path / picture.path for picture in rows), tuple(picture.label for picture in rows), tuple(listing.classes)
+        )
+    paths, labels = _read_list(path, path.parent)
+    return _checked(LabelledPictures(paths, labels, tuple(str(i) for i in range(max(labels) + 1))), path)
+
+
+def predict(
+    model: PictureNet,
+    pictures: LabelledPictures,
+    *,
+    features: str | None = None,
+    output: str | None = None,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Classify pictures, and keep what one blob holds for each.
+
+    Args:
+        model: The net. pictures: Their labels must fit the net's classes. features: A blob to keep; None keeps none.
+        output: The blob of probabilities; None takes the net's output. batch: Pictures at once. progress: Called with (done, total).
+
+    Raises:
+        DataError: a picture cannot be read. NetError: the output is not a vector of one value a class, or a blob is unknown.
+    """
+    output = target_blob(model.net, output)
+    rows, kept = [], []
+    for start in range(0, len(pictures.paths), batch):
+        images = np.stack([model.prepare(path).input for path in pictures.paths[start : start + batch]])
+        blobs = [output, *([features] if features else [])]
+        values = run_probe(model.net, torch.from_numpy(images), blobs=blobs).blobs
+        scores = values[output].flatten(1).float().cpu().numpy()
+        if scores.shape[1] != len(pictures.classes):
+            shape = format_shape(values[output].shape[1:])
+            raise NetError(f"output '{output}' has {shape} values a picture, but there are {len(pictures.classes)} classes")
+        rows.append(scores)
+        if features:
+            kept.append(values[features].flatten(1).float().cpu().numpy())
+        if progress:
+            progress(min(start + batch, len(pictures.paths)), len(pictures.paths))
+    return Predictions(pictures, np.concatenate(rows), np.concatenate(kept) if kept else None)
+
+
+def feature_blob(net: Net) -> str:
+    """Return the blob that the net's last layer with weights reads: the features in front of the classifier."""
+    for layer in reversed(net.layers):
+        if len(layer.blobs) and layer.bottoms:
+            return layer.bottoms[0]
+    raise NetError(f"the net '{net.name}' has no layer with weights; name the blob of the features")
+
+
+def _read_list(path: Path, folder: Path) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from None
+    paths, labels = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, label = line.rstrip().rpartition(" ")
+        if not name or not label.isdecimal():
+            raise DataError(f"{path}:{number}: a picture and the number of its class are expected, not {line!r}")
+        paths.append(folder / name)
+        labels.append(int(label))
+    if not paths:
+        raise DataError(f"{path}: lists no pictures")
+    return tuple(paths), tuple(labels)
+
+
+def _checked(pictures: LabelledPictures, source: Path) -> LabelledPictures:
+    worst = max(pictures.labels, default=0)
+    if worst >= len(pictures.classes):
+        raise DataError(f"{source}: a picture has label {worst}, but there are {len(pictures.classes)} classes")
+    return pictures

@@ -1,0 +1,169 @@
+"""The receptive field of every blob: which part of the input one of its values can depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from caffetools.errors import DataError
+from caffetools.layers.base import Layer
+from caffetools.layers.convolution import Convolution, Deconvolution
+from caffetools.layers.pooling import Pooling
+from caffetools.net.net import Net
+from caffetools.net.probe import picture_input
+from caffetools.visualize import style
+from caffetools.visualize.style import LIGHT, Theme
+
+# Along one axis: output position i reads input positions stride · i + start to stride · i + end.
+Span = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The receptive field of a blob's values, along height and width.
+
+    Attributes:
+        blob: Its name. layer: The layer that made it (last). positions: (H, W) of the blob.
+        stride: (h, w) input pixels from one position to the next. start, end: (h, w) first and last input pixel that position 0
+            depends on, before clipping to the picture; negative ones are padding.
+        whole: Each value depends on the whole picture.
+    """
+
+    blob: str
+    layer: str
+    positions: tuple[int, int]
+    stride: tuple[float, float]
+    start: tuple[float, float]
+    end: tuple[float, float]
+    whole: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in input pixels, padding included."""
+        return tuple(round(e - s) + 1 for s, e in zip(self.start, self.end, strict=True))  # type: ignore[return-value]
+
+    def box(self, y: int, x: int, picture: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return (top, left, bottom, right), exclusive at the end, of position (y, x) within a picture of (height, width)."""
+        if self.whole:
+            return 0, 0, picture[0], picture[1]
+        edges = []
+        for place, stride, start, end, length in zip((y, x), self.stride, self.start, self.end, picture, strict=True):
+            low, high = round(stride * place + start), round(stride * place + end) + 1
+            edges.append((max(0, min(low, length - 1)), max(1, min(high, length))))
+        (top, bottom), (left, right) = edges
+        return top, left, bottom, right
+
+
+def receptive_fields(net: Net) -> dict[str, ReceptiveField]:
+    """Return the receptive field of every blob that depends on the input of pictures, in the net's order.
+
+    Layers that keep positions (activations, normalization, sums, concatenation) pass fields on; layers that mix all positions or
+    move them in ways of their own (InnerProduct, Permute, SPP) give the whole picture.
+
+    Raises:
+        DataError: the net's input has no positions.
+    """
+    source = picture_input(net)
+    shape = net.blob_shapes[source]
+    if len(shape) != 4:
+        raise DataError(f"input '{source}' has no positions; receptive fields need N x C x H x W")
+    start = ReceptiveField(source, "", (shape[2], shape[3]), (1.0, 1.0), (0.0, 0.0), (0.0, 0.0))
+    fields = {source: start}
+    for layer in net.layers:
+        below = [fields[bottom] for bottom in layer.bottoms if bottom in fields]
+        if layer.IS_DATA or not below:
+            continue
+        for top, top_shape in zip(layer.tops, layer.top_shapes, strict=True):
+            positions = (top_shape[2], top_shape[3]) if len(top_shape) == 4 else (1, 1)
+            fields[top] = _through(layer, top, positions, below, (shape[2], shape[3]))
+    return fields
+
+
+def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, str]:
+    """Draw the receptive fields of the middle value of each blob over the outline of the input."""
+    found = list(receptive_fields(net).values())[1:]
+    fields = list({(field.size, field.stride): field for field in reversed(found) if not field.whole}.values())[::-1]
+    height, width = net.blob_shapes[picture_input(net)][2:]
+    figure = style.new_figure(9.6, 1.2 + 0.24 * max(len(fields), 18), theme)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+    style.style_axes(left, theme, grid=False)
+    left.set_aspect("equal")
+    left.add_patch(Rectangle((0, 0), width, height, facecolor=theme.grid, edgecolor="none"))
+    extent = max([height, width, *(max(field.size) for field in fields)])
+    for number, field in enumerate(fields):
+        h, w = field.size
+        colour = theme.series[number % len(theme.series)]
+        left.add_patch(Rectangle(((width - w) / 2, (height - h) / 2), w, h, fill=False, edgecolor=colour, linewidth=1.4))
+    left.set_xlim((width - extent) / 2 - 2, (width + extent) / 2 + 2)
+    left.set_ylim((height + extent) / 2 + 2, (height - extent) / 2 - 2)
+    left.set_xticks([])
+    left.set_yticks([])
+    left.set_title(f"Input {height} × {width}", fontsize=style.TITLE, weight="bold", color=theme.text, loc="left")
+    right.set_axis_off()
+    right.set_xlim(0, 1)
+    right.set_ylim(max(len(fields), 18) + 1, 0)
+    for place, text in ((0.06, "blob"), (0.62, "field"), (0.86, "stride")):
+        right.text(place, 0.5, text, fontsize=style.SMALL, color=theme.muted, va="center")
+    for number, field in enumerate(fields):
+        right.add_patch(Rectangle((0, number + 1.25), 0.035, 0.5, facecolor=theme.series[number % len(theme.series)]))
+        right.text(0.06, number + 1.5, style.plain(style.shorten(field.blob, 26)), fontsize=style.SMALL, color=theme.text, va="center")
+        right.text(0.62, number + 1.5, f"{field.size[0]} × {field.size[1]}", fontsize=style.SMALL, color=theme.text, va="center")
+        right.text(0.86, number + 1.5, f"{field.stride[0]:g}", fontsize=style.SMALL, color=theme.muted, va="center")
+    largest = max(fields, key=lambda field: field.size, default=None)
+    caption = f"{len(found)} blobs; " + (
+        f"the largest field before the whole picture: {largest.size[0]} × {largest.size[1]}." if largest else ""
+    )
+    return figure, caption
+
+
+def _through(layer: Layer, top: str, positions: tuple[int, int], below: list[ReceptiveField], picture: tuple[int, int]) -> ReceptiveField:
+    window = _window(layer)
+    if window is None or any(field.whole for field in below):
+        return ReceptiveField(top, layer.name, positions, (0.0, 0.0), (0.0, 0.0), (picture[0] - 1.0, picture[1] - 1.0), whole=True)
+    sides = []
+    for axis in range(2):
+        step, first, last = window[axis]
+        spans = [(field.stride[axis], field.start[axis], field.end[axis]) for field in below]
+        # Several bottoms: the union, on the coarsest grid (they agree in nets whose shapes fit).
+        stride = max(span[0] for span in spans)
+        start = min(span[1] + span[0] * first for span in spans)
+        end = max(span[2] + span[0] * last for span in spans)
+        sides.append((stride * step, start, end))
+    (sh, th, eh), (sw, tw, ew) = sides
+    return ReceptiveField(top, layer.name, positions, (sh, sw), (th, tw), (eh, ew))
+
+
+def _window(layer: Layer) -> tuple[Span, Span] | None:
+    """For each axis (step, first, last): position i of the top reads positions step · i + first to step · i + last of the bottom."""
+    if isinstance(layer, Pooling):
+        window = layer.window
+        if window.whole:
+            return None
+        spans = [(float(s), float(-p), float(-p + k - 1)) for k, s, p in zip(window.kernel, window.stride, window.pad, strict=True)]
+        return spans[0], spans[1]
+    if isinstance(layer, Convolution | Deconvolution) and layer.spatial_axes == 2:
+        kernel = layer.kernel
+        reach = [(k - 1) * d for k, d in zip(kernel.size, kernel.dilation, strict=True)]
+        if isinstance(layer, Deconvolution):
+            spans = [
+                (1 / s, float(np.floor((p - r) / s)), float(np.ceil(p / s)))
+                for s, p, r in zip(kernel.stride, kernel.pad, reach, strict=True)
+            ]
+        else:
+            spans = [(float(s), float(-p), float(r - p)) for s, p, r in zip(kernel.stride, kernel.pad, reach, strict=True)]
+        return spans[0], spans[1]
+    shapes = [*layer.bottom_shapes, *layer.top_shapes]
+    same = all(len(shape) == 4 and shape[2:] == shapes[0][2:] for shape in shapes)
+    keeps = layer.TRAITS.coordinates == "same" or layer.TRAITS.role in (
+        "merge",
+        "normalization",
+        "scale",
+        "dropout",
+        "split",
+        "activation",
+        "slice",
+    )
+    return ((1.0, 0.0, 0.0), (1.0, 0.0, 0.0)) if same and (keeps or layer.TRAITS.role == "other") else None

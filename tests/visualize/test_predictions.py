@@ -1,0 +1,167 @@
+"""What is drawn from predictions: confusion, ROC, errors, embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from caffetools.errors import DataError, NetError
+from caffetools.net.weights import save_weights
+from caffetools.visualize.embedding_page import write_embedding_page
+from caffetools.visualize.evaluation_figures import embedding_figure, errors_figure, project_features, roc_curve, roc_figure
+from caffetools.visualize.explanations import ALL_METHODS, explain, explanations_figure, last_feature_layer, score_blob
+from caffetools.visualize.picture_net import PictureNet
+from caffetools.visualize.predictions import LabelledPictures, Predictions, feature_blob, labelled_pictures, predict
+from tests.net.test_net import conv, data, net_of, relu
+from tests.visualize.browser import run_in_page
+from tests.visualize.test_attribution import linear
+
+TEXT = data("dim: 1 dim: 3 dim: 8 dim: 8") + conv("conv1", "data") + relu("relu1", "conv1") + linear(3, "conv1")
+TEXT += 'layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }\n'
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PictureNet:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    (folder / "deploy.prototxt").write_text(TEXT)
+    save_weights(net_of(TEXT), folder / "w.caffemodel")
+    return PictureNet(folder / "deploy.prototxt", folder / "w.caffemodel")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in ("a<b>", "b", "c"):
+        (root / name).mkdir()
+        for i in range(4):
+            cv2.imwrite(str(root / name / f"{i}.png"), rng.integers(0, 255, (10, 9, 3), np.uint8))
+    return root
+
+
+def test_labelled_pictures_come_from_folders_and_lists(folder: Path, tmp_path: Path) -> None:
+    found = labelled_pictures(folder)
+    assert found.classes == ("a<b>", "b", "c") and found.labels == (0,) * 4 + (1,) * 4 + (2,) * 4
+    (tmp_path / "list.txt").write_text("x/a picture.png 1\ny.png 0\n\n")
+    listed = labelled_pictures(tmp_path / "list.txt")
+    assert listed.paths == (tmp_path / "x/a picture.png", tmp_path / "y.png")
+    assert listed.labels == (1, 0) and listed.classes == ("0", "1")
+    (tmp_path / "bad.txt").write_text("x.png 1\nx.png one\n")
+    with pytest.raises(DataError, match=r"bad\.txt:2: a picture and the number"):
+        labelled_pictures(tmp_path / "bad.txt")
+
+
+def test_predictions_are_the_nets(model: PictureNet, folder: Path) -> None:
+    pictures = labelled_pictures(folder)
+    predictions = predict(model, pictures, features="conv1", batch=5)
+    images = torch.from_numpy(np.stack([model.prepare(path).input for path in pictures.paths]))
+    with torch.no_grad():
+        blobs = model.net({"data": images}, keep=["conv1"])
+    np.testing.assert_allclose(predictions.probabilities, blobs["prob"], atol=1e-6)
+    assert predictions.features is not None
+    np.testing.assert_allclose(predictions.features, blobs["conv1"].flatten(1), atol=1e-6)
+    assert predictions.confusion().total == 12
+    assert feature_blob(model.net) == "conv1"
+    with pytest.raises(NetError, match="3 values a picture, but there are 2 classes"):
+        predict(model, LabelledPictures(pictures.paths, pictures.labels, ("a", "b")))
+
+
+def test_the_area_under_a_roc_curve_is_the_share_of_pairs_in_order() -> None:
+    rng = np.random.default_rng(0)
+    positive = rng.random(60) < 0.4
+    scores = np.round(rng.random(60) + 0.3 * positive, 1).astype(np.float32)  # many equal ones
+    pairs = scores[positive][:, None] - scores[~positive][None]
+    expected = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
+    curve = roc_curve("a", positive, scores)
+    assert curve.area == pytest.approx(expected)
+    assert (curve.false_positive[0], curve.true_positive[-1]) == (0, 1)
+
+
+def some(count: int = 30, classes: int = 9) -> Predictions:
+    rng = np.random.default_rng(0)
+    rows = rng.random((count, classes)).astype(np.float32)
+    labels = tuple(int(i) for i in rng.integers(0, classes, count))
+    names = tuple(f"${i}$" for i in range(classes))
+    return Predictions(LabelledPictures(tuple(Path(f"{i}.png") for i in range(count)), labels, names), rows / rows.sum(1, keepdims=True))
+
+
+def test_roc_draws_the_worst_classes() -> None:
+    figure, caption = roc_figure(some())
+    assert len(figure.axes[0].lines) == 1 + 6
+    assert caption.startswith("9 classes, mean area 0.") and "6 classes with the smallest areas" in caption
+    one = some(4, 2)
+    with pytest.raises(DataError, match="at least two classes"):
+        roc_figure(Predictions(LabelledPictures(one.pictures.paths, (0,) * 4, ("a", "b")), one.probabilities))
+
+
+def test_errors_show_the_true_class_and_the_best_three(model: PictureNet, folder: Path) -> None:
+    predictions = predict(model, labelled_pictures(folder))
+    wrong = int((predictions.predicted != np.array(predictions.pictures.labels)).sum())
+    figure, caption = errors_figure(model, predictions, most=3)
+    assert caption.startswith(f"{wrong} of 12 pictures were classified wrongly")
+    assert len(figure.axes) == min(3, wrong)
+    right = Predictions(
+        LabelledPictures(predictions.pictures.paths, tuple(map(int, predictions.predicted)), predictions.pictures.classes),
+        predictions.probabilities,
+    )
+    with pytest.raises(DataError, match="there are no errors"):
+        errors_figure(model, right)
+
+
+def test_projections_keep_the_main_directions() -> None:
+    rng = np.random.default_rng(0)
+    features = np.zeros((40, 6), np.float32)
+    features[:, 2] = rng.standard_normal(40) * 10
+    features[:, 4] = rng.standard_normal(40) * 3
+    points = project_features(features)
+    centred = features - features.mean(0)
+    assert np.allclose(np.abs(np.corrcoef(points[:, 0], centred[:, 2])[0, 1]), 1, atol=0.02)
+    np.testing.assert_array_equal(points, project_features(features))
+    assert project_features(features[:, 2:3]).shape == (40, 2)
+    tsne = project_features(features, "tsne", seed=1)
+    np.testing.assert_array_equal(tsne, project_features(features, "tsne", seed=1))
+    with pytest.raises(DataError, match="pca, tsne or umap"):
+        project_features(features, "lda")
+    with pytest.raises(DataError, match="at least 3 pictures"):
+        project_features(features[:2])
+
+
+def test_the_embedding_page_shows_pictures_and_hides_classes(model: PictureNet, folder: Path, tmp_path: Path) -> None:
+    predictions = predict(model, labelled_pictures(folder), features="conv1")
+    assert predictions.features is not None
+    points = project_features(predictions.features)
+    figure, caption = embedding_figure(points, predictions, method="pca", blob="conv1")
+    assert "12 pictures of 3 classes" in caption and len(figure.axes[0].collections) == 3
+    write_embedding_page(tmp_path / "e.html", points, predictions, model, method="pca", blob="conv1")
+    html = (tmp_path / "e.html").read_text()
+    assert "a<b>" not in html
+    script = """
+      const marks = document.querySelectorAll('#plot path'); marks[5].dispatchEvent(new Event('pointerenter'));
+      const card = document.getElementById('card'); const shown = [marks.length, card.querySelectorAll('img').length, card.querySelector('p').textContent];
+      document.querySelector('#key button').click();
+      done([...shown, [...marks].filter((m) => m.style.display === 'none').length, document.querySelector('#key button').textContent].join('|'));
+    """
+    assert run_in_page(html, script, tmp_path) == "12|1|b|4|a&lt;b&gt;"
+
+
+def test_explanations_explain_the_scores_before_the_softmax(model: PictureNet, folder: Path) -> None:
+    prepared = model.prepare(folder / "b" / "0.png")
+    assert score_blob(model.net) == "ip" and last_feature_layer(model.net, "ip") == "relu1"
+    for method in ALL_METHODS:
+        options = {"window": 4} if method == "occlusion" else {}
+        assert explain(model, prepared, method, blob="ip", unit=1, **options).shape[-2:] == (8, 8)
+    with pytest.raises(DataError, match="unknown method 'lime'; it is one of saliency"):
+        explain(model, prepared, "lime", blob="ip", unit=1)
+    figure, caption = explanations_figure(model, prepared, ["saliency", "grad-cam"])
+    assert len(figure.axes) == 3 and "of blob 'ip'" in caption
+
+
+def test_pixels_survive_preparing_and_back(model: PictureNet) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    prepared = model.prepare_pixels(pixels)
+    np.testing.assert_array_equal(prepared.shown, pixels[..., ::-1])

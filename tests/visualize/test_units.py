@@ -1,0 +1,186 @@
+"""What a unit sees and prefers: receptive fields, top pictures, synthesized pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from caffetools.cancel import CancelToken
+from caffetools.errors import Cancelled, DataError, NetError
+from caffetools.net.net import Net
+from caffetools.net.probe import run_probe
+from caffetools.net.weights import save_weights
+from caffetools.visualize.attribution import saliency
+from caffetools.visualize.picture_net import PictureNet
+from caffetools.visualize.receptive_field import receptive_field_figure, receptive_fields
+from caffetools.visualize.synthesis import deep_dream, rectified_blobs, style_transfer, synthesize
+from caffetools.visualize.top_images import find_top_images, top_images_figure
+from tests.net.test_net import conv, data, net_of, relu
+from tests.visualize.test_attribution import linear
+
+PROTOTXT = Path(__file__).parents[2] / "prototxt"
+POOL = 'layer { name: "pool" type: "Pooling" bottom: "conv1" top: "pool" pooling_param { pool: AVE kernel_size: 3 stride: 2 } }\n'
+STACK = (
+    data("dim: 1 dim: 3 dim: 16 dim: 16")
+    + conv("conv1", "data")
+    + relu("relu1", "conv1")
+    + POOL
+    + conv("conv2", "pool")
+    + relu("relu2", "conv2")
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PictureNet:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    text = STACK + linear(3, "conv2")
+    (folder / "deploy.prototxt").write_text(text)
+    save_weights(net_of(text), folder / "w.caffemodel")
+    return PictureNet(folder / "deploy.prototxt", folder / "w.caffemodel")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(11):
+        cv2.imwrite(str(folder / f"{i:02}.png"), cv2.resize(rng.integers(0, 255, (4, 4, 3), np.uint8), (16, 16)))
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "blob", "size", "stride"),
+    [("bvlc_alexnet", "conv5", 163, 16), ("bvlc_alexnet", "pool5", 195, 32), ("vgg16", "pool5", 212, 32), ("resnet50", "res5c", 483, 32)],
+)
+def test_published_receptive_fields(name: str, blob: str, size: int, stride: int) -> None:
+    field = receptive_fields(Net.from_file(PROTOTXT / name / "deploy.prototxt", fill=False))[blob]
+    assert field.size == (size, size) and field.stride == (stride, stride)
+
+
+def test_fields_are_where_gradients_reach() -> None:
+    net = net_of(STACK)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(0.1)
+    image = np.ones((3, 16, 16), np.float32)
+    for blob in ("conv1", "pool", "conv2"):
+        field = receptive_fields(net)[blob]
+        for y, x in ((0, 0), (3, 5), (field.positions[0] - 1, field.positions[1] - 1)):
+            reached = np.abs(saliency(net, image, blob=blob, unit=(0, y, x))).sum(0) > 0
+            top, left, bottom, right = field.box(y, x, (16, 16))
+            expected = np.zeros((16, 16), bool)
+            expected[top:bottom, left:right] = True
+            np.testing.assert_array_equal(reached, expected, err_msg=f"{blob} {y} {x}")
+
+
+def test_fields_end_at_layers_that_mix_all_positions() -> None:
+    fields = receptive_fields(net_of(STACK + linear(3, "conv2")))
+    assert fields["ip"].whole and fields["ip"].box(0, 0, (16, 16)) == (0, 0, 16, 16)
+    figure, caption = receptive_field_figure(net_of(STACK + linear(3, "conv2")))
+    assert "the largest field before the whole picture: 9 × 9" in caption and len(figure.axes) == 2
+
+
+def test_top_images_are_the_largest_of_all(model: PictureNet, pictures: list[Path]) -> None:
+    images = torch.from_numpy(np.stack([model.prepare(path).input for path in pictures]))
+    values = run_probe(model.net, images, blobs=["conv2"]).blobs["conv2"].numpy()
+    best = values.reshape(11, 4, -1).max(2)
+    for batch in (1, 4, 16):
+        found = find_top_images(model, pictures, "conv2", top=5, batch=batch)
+        order = np.argsort(-best, axis=0, kind="stable")[:5].T
+        np.testing.assert_array_equal(found.pictures, order)
+        np.testing.assert_allclose(found.values, np.take_along_axis(best, order.T, 0).T, atol=1e-5)
+    unit, rank = 2, 1
+    y, x = found.places[unit, rank]
+    assert values[found.pictures[unit, rank], unit, y, x] == pytest.approx(float(found.values[unit, rank]), abs=1e-5)
+
+
+def test_an_interrupted_search_resumes(model: PictureNet, pictures: list[Path], tmp_path: Path) -> None:
+    state, token = tmp_path / "state.npz", CancelToken()
+    seen: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append(done)
+        if done == 6:
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        find_top_images(model, pictures, "conv2", top=3, batch=2, state=state, progress=stop, cancel=token)
+    resumed: list[int] = []
+    found = find_top_images(model, pictures, "conv2", top=3, batch=2, state=state, progress=lambda done, total: resumed.append(done))
+    assert (seen[-1] == 8 and resumed == [10, 11]) or (seen[-1] == 6 and resumed == [8, 10, 11])
+    whole = find_top_images(model, pictures, "conv2", top=3, batch=2)
+    np.testing.assert_array_equal(found.pictures, whole.pictures)
+    with pytest.raises(DataError, match="made with other pictures"):
+        find_top_images(model, pictures[:5], "conv2", top=3, state=state)
+    state.write_bytes(b"no state")
+    with pytest.raises(DataError, match="not a state of top images"):
+        find_top_images(model, pictures, "conv2", top=3, state=state)
+
+
+def test_top_images_are_drawn_as_crops(model: PictureNet, pictures: list[Path]) -> None:
+    found = find_top_images(model, pictures[:2], "conv2", top=3)
+    figure, caption = top_images_figure(model, pictures[:2], found, [0, 3])
+    assert len(figure.axes) == 6 and "receptive field (9 × 9 pixels)" in caption
+    with pytest.raises(DataError, match="has 4 channels, so it has no unit 4"):
+        top_images_figure(model, pictures[:2], found, [4])
+    with pytest.raises(DataError, match="at least one picture"):
+        find_top_images(model, [], "conv2")
+    with pytest.raises(NetError, match="no blob 'nope'"):
+        find_top_images(model, pictures, "nope")
+
+
+def activation(model: PictureNet, pixels: np.ndarray, unit: int) -> float:
+    prepared = model.prepare_pixels(np.ascontiguousarray(pixels[..., ::-1]))
+    return float(run_probe(model.net, torch.from_numpy(prepared.input)[None], blobs=["ip"]).blobs["ip"][0, unit])
+
+
+def test_a_synthesized_picture_activates_its_unit_more_than_any_real_one(model: PictureNet, pictures: list[Path]) -> None:
+    for unit in range(3):
+        made = synthesize(model, blob="ip", unit=unit, steps=60, decay=0.0, blur=0.0)
+        assert made.shape == (16, 16, 3) and made.dtype == np.uint8
+        real = max(activation(model, cv2.imread(str(path))[..., ::-1], unit) for path in pictures)
+        assert activation(model, made, unit) > real
+    np.testing.assert_array_equal(made, synthesize(model, blob="ip", unit=2, steps=60, decay=0.0, blur=0.0))
+    assert synthesize(model, blob="conv2", unit=1, steps=6, octaves=2, seed=3).shape == (16, 16, 3)
+    with pytest.raises(DataError, match="at least 1 step"):
+        synthesize(model, blob="ip", unit=0, steps=0)
+    with pytest.raises(DataError, match="no unit 9"):
+        synthesize(model, blob="ip", unit=9, steps=1)
+
+
+def test_a_deep_dream_has_larger_activations_and_keeps_its_size(model: PictureNet) -> None:
+    pixels = np.random.default_rng(0).integers(60, 190, (40, 30, 3), np.uint8)
+    made = deep_dream(model, pixels, blob="conv2", steps=5, octaves=2)
+    assert made.shape == pixels.shape
+
+    def energy(x: np.ndarray) -> float:
+        planes = np.ascontiguousarray(x[..., ::-1].transpose(2, 0, 1), np.float32)
+        return float((run_probe(model.net, torch.from_numpy(planes)[None], blobs=["conv2"]).blobs["conv2"] ** 2).sum())
+
+    assert energy(made) > 1.1 * energy(pixels)
+    assert deep_dream(model, pixels, blob="ip", steps=1).shape == (16, 16, 3), "a net with an InnerProduct is bound to its size"
+
+
+def test_style_moves_towards_the_other_pictures_statistics(model: PictureNet) -> None:
+    rng = np.random.default_rng(0)
+    content = rng.integers(100, 150, (24, 24, 3), np.uint8)
+    style = np.zeros((24, 24, 3), np.uint8)
+    style[::2] = (255, 40, 0)
+    assert rectified_blobs(model.net) == ["conv1", "conv2"]
+
+    def distance(pixels: np.ndarray) -> float:
+        grams = []
+        for item in (pixels, style):
+            planes = np.ascontiguousarray(item[..., ::-1].transpose(2, 0, 1), np.float32)
+            flat = run_probe(model.net, torch.from_numpy(planes)[None], blobs=["conv1"]).blobs["conv1"][0].flatten(1)
+            grams.append(flat @ flat.T)
+        return float((grams[0] - grams[1]).square().sum())
+
+    made = style_transfer(model, content, style, steps=25)
+    assert made.shape == content.shape
+    assert distance(made) < 0.5 * distance(content)
