@@ -70,10 +70,12 @@ def train(
 def _train(
     path: Path, processes: int | None, gpu: str, device: str, effects: tuple[str, str], compute: Any, quiet: bool, options: dict[str, Any]
 ) -> None:
+    from caffetools.net.malloc_tuning import disable_malloc_trim
     from caffetools.solver import launch, parallel
     from caffetools.solver import run as training
     from caffetools.solver.signals import Signals
 
+    disable_malloc_trim()
     signals = Signals(*effects)
     code = launch.relaunch(processes, gpu, sys.argv[1:])
     if code is not None:

@@ -202,6 +202,15 @@ class DistributedSolver(Solver):
     def _set_process_state(self, state: Mapping[str, Any]) -> None:
         self.precision.set_state(state.get("precision", {}))
 
+    def step(self, iterations: int) -> None:
+        """As :meth:`Solver.step`, with torch's settings for the precision."""
+        with self.precision.settings():
+            super().step(iterations)
+
+    def _display_and_test_at_end(self) -> None:
+        with self.precision.settings():
+            super()._display_and_test_at_end()
+
     def _pass(self, net: Net, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._debug is not None:
             return super()._pass(net, inputs)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from caffetools.errors import CaffeToolsError
+from caffetools.errors import PrototxtError
 from caffetools.solver.control import Log
 from caffetools.solver.errors import SolverError
 
@@ -43,7 +43,7 @@ def find_net(name: str, base: Path | None, path: Path | None, log: Log) -> Path:
         log: Receives a line if it is not found from the working directory.
 
     Raises:
-        CaffeToolsError: It is not found; names all places.
+        PrototxtError: It is not found; names all places.
     """
     places = [Path(name)]
     if base is not None:
@@ -55,10 +55,9 @@ def find_net(name: str, base: Path | None, path: Path | None, log: Log) -> Path:
             if place != places[0]:
                 log("solver.cpp:100", f"{name} is not in the working directory; reading {place}")
             return place
-    looked = ", ".join(dict.fromkeys(map(str, places)))
-    raise CaffeToolsError(
-        "cannot read: No such file or directory", path=name, hint=f"looked for {looked}; run it from the folder that {name} is in"
-    )
+    looked = list(dict.fromkeys(map(str, places)))
+    hint = f"looked for {', '.join(looked)}; run it from the folder that {name} is in" if len(looked) > 1 else None
+    raise PrototxtError("cannot read: No such file or directory", path=name, hint=hint)
 
 
 def snapshot_prefix(param: Any, path: Path | None) -> str:

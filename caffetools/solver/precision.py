@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,9 +40,7 @@ class Precision:
         self.half = _HALF.get(mode)
         self._scaler = torch.amp.GradScaler(device.type) if mode == "fp16" else None
         self._step: _Step | None = None
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode == "tf32"
-        elif mode == "tf32":
+        if mode == "tf32" and device.type != "cuda":
             log("caffe.cpp:197", "tf32 is a format of CUDA devices; on the CPU this run computes in float32", "W")
 
     def prepare(self, net: Net) -> None:
@@ -51,6 +49,22 @@ class Precision:
             for layer in net.layers:
                 if not layer.IS_DATA and not layer.TRAITS.half:
                     layer.float32_only = True
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Allow or forbid tf32 on CUDA during the block, and restore torch's settings at its end."""
+        if self.device.type != "cuda":
+            yield
+            return
+        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        before = [backend.allow_tf32 for backend in backends]
+        try:
+            for backend in backends:
+                backend.allow_tf32 = self.mode == "tf32"
+            yield
+        finally:
+            for backend, value in zip(backends, before, strict=True):
+                backend.allow_tf32 = value
 
     def running(self) -> AbstractContextManager[Any]:
         """The context for a forward pass."""

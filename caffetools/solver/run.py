@@ -133,7 +133,10 @@ def train(
             writer.sinks[0] = text.write
             emitter = Events(fan_out([MetricsLog(metrics.write), events]), cancel)
             solver.callbacks.append(emitter)
-            _run(solver, emitter, signals, writer, text)
+            try:
+                _run(solver, emitter, signals, writer, text)
+            finally:
+                solver.release_random_states()
     return TrainResult(solver, history, text.path, metrics.path, solver.stopping)
 
 

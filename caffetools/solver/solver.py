@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffetools.net.malloc_tuning import disable_malloc_trim
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport, load_weights
 from caffetools.proto.forks.effects import refused_fields
@@ -31,6 +30,7 @@ from caffetools.solver.logs.caffe_log import CaffeLog, log_loaded
 from caffetools.solver.nets import Places, share_parameters, test_nets, train_net
 from caffetools.solver.paths import find_base, snapshot_prefix
 from caffetools.solver.policies import LearningRate
+from caffetools.solver.random_streams import RandomStream
 from caffetools.solver.rules import make_rule
 from caffetools.solver.scores import Scores, read_outputs
 
@@ -80,10 +80,11 @@ class Solver:
         self.log = log
         check_fork_fields(self.param)
         self.learning_rate = LearningRate(self.param)
-        if self.param.random_seed >= 0:
-            torch.manual_seed(self.param.random_seed)
-        disable_malloc_trim(device)
-        self._build_nets(torch.device(device))
+        self._random = RandomStream(torch.device(device))
+        with self._random.active():
+            if self.param.random_seed >= 0:
+                torch.manual_seed(self.param.random_seed)
+            self._build_nets(torch.device(device))
         self.rule = make_rule(self.param, self.net.learnable)
         self.iteration, self.rate = 0, 0.0
         self._debug = DebugInfoRunner(log, self.net, self.test_nets) if self.param.debug_info else None
@@ -166,7 +167,8 @@ class Solver:
 
     def checkpoint_rng_before_test(self) -> None:
         """Make snapshots up to the next update store the run state as it is now: a resumed run repeats the tests before that update."""
-        self._before_tests = capture(self)
+        with self._random.active():
+            self._before_tests = capture(self)
 
     def test_all(self) -> list[TestResult]:
         """Score every test net over its test_iter batches; see :meth:`test`."""
@@ -187,7 +189,8 @@ class Solver:
         scores = Scores(net)
         with torch.no_grad():
             for done in range(total):
-                scores.add(self._pass(net, self.test_inputs))
+                with self._random.active():
+                    scores.add(self._pass(net, self.test_inputs))
                 self.notify("on_test_batch_end", done + 1, total)
                 if self.stopping and done + 1 < total:
                     self.log("solver.cpp:379", "Test interrupted.")
@@ -234,7 +237,9 @@ class Solver:
         if self.losses:
             self.smoothed_loss()
         diffs = self._diffs.last if self._diffs is not None else None
-        snapshot = save(self, self._before_tests or capture(self), diffs)
+        with self._random.active():
+            run = self._before_tests or capture(self)
+        snapshot = save(self, run, diffs)
         self.saved = self.iteration
         self.notify("on_checkpoint", snapshot)
         return snapshot
@@ -248,7 +253,8 @@ class Solver:
             ModelFileError: A file is missing, damaged, or of another net or type of solver.
             NetError: The weights do not fit.
         """
-        self._resumed = restore(self, path)
+        with self._random.active():
+            self._resumed = restore(self, path)
         self.resumed_from = os.fspath(path)
         self.saved = self.iteration
 
@@ -265,6 +271,10 @@ class Solver:
                 load_weights(net, path)
         log_loaded(self.log, os.fspath(path), report)
         return report
+
+    def release_random_states(self) -> None:
+        """Give the random states of torch, NumPy and Python back as they were before the first solver computed."""
+        self._random.release()
 
     def notify(self, hook: str, *arguments: Any) -> None:
         """Call a hook of every callback, in order.
@@ -290,7 +300,8 @@ class Solver:
     def _iterate(self) -> None:
         if self._debug is not None:
             self._debug.active = bool(self.param.display) and self.iteration % self.param.display == 0
-        loss = self._forward_backward()
+        with self._random.active():
+            loss = self._forward_backward()
         self.losses.append(loss)
         if loss.device.type == "cpu":
             # On other devices reading the loss would wait for the device: there it is checked when it is displayed.
@@ -339,7 +350,7 @@ class Solver:
     def _display_and_test_at_end(self) -> None:
         """Do Caffe's additional pass and test after the last update, if display and test_interval are due."""
         if self.param.display and self.iteration % self.param.display == 0:
-            with torch.no_grad():
+            with self._random.active(), torch.no_grad():
                 self.losses.append(self._forward())
             self.notify("on_log", TrainStats(self.iteration, self.smoothed_loss(), self.outputs(), self.rate, last=True))
         if self.param.test_interval and self.iteration % self.param.test_interval == 0:

@@ -13,6 +13,7 @@ from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.solver.checkpoints import run_state as runstate
 from caffetools.solver.checkpoints.run_state import RunState, read_run_state, run_state_path
 from caffetools.solver.control import Log, Snapshot
+from caffetools.solver.random_streams import set_random_states
 
 if TYPE_CHECKING:
     from caffetools.net.net import Net
@@ -67,7 +68,7 @@ def follow(states: States, root_layers: str, world: World, net: Net, log: Log) -
     if len(states) == world.size:
         mine = states[world.rank]
         runstate._set_layer_states(net, mine["layers"], lambda text: log("caffe.cpp:235", text, "W"))
-        runstate._set_random_states(mine["random"], net.device)
+        set_random_states(mine["random"], net.device)
         return
     places = _read(root_layers)
     for key, layer in net.layers_by_key.items():

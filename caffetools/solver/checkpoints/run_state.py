@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import random
 import time
 import zlib
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.errors import DataError, ModelFileError
 from caffetools.net.net import Net
 from caffetools.solver.control import TrainingRun
+from caffetools.solver.random_streams import get_random_states, set_random_states
 from caffetools.util.files import write_text
 
 PathLike = str | os.PathLike[str]
@@ -57,7 +57,7 @@ def capture(solver: TrainingRun) -> RunState:
         "run": solver.run_id,
         "time": time.time(),
         "iteration": solver.iteration,
-        "random": _random_states(solver.net.device),
+        "random": get_random_states(solver.net.device),
         "losses": [float(loss) for loss in solver.losses],
         "nets": [_layer_states(net) for net in (solver.net, *solver.test_nets)],
     }
@@ -73,7 +73,7 @@ def apply(state: RunState, solver: TrainingRun, warn: Callable[[str], None]) -> 
     for net, layers in zip(nets, state["nets"], strict=False):
         _set_layer_states(net, layers, warn)
     # Last, since opening files may draw random numbers.
-    _set_random_states(state["random"], solver.net.device)
+    set_random_states(state["random"], solver.net.device)
 
 
 def write_run_state(path: PathLike, run: RunState, state: PathLike, weights: PathLike) -> None:
@@ -163,32 +163,6 @@ def dumps(state: RunState) -> str:
 def loads(text: str) -> RunState:
     """What :func:`dumps` was given. Raises ``ValueError`` for other text."""
     return dict(json.loads(text, object_hook=_decode))
-
-
-# ---- random states ----
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    legacy = np.random.get_state(legacy=False)
-    version, numbers, gauss = random.getstate()
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state().numpy(),
-        "numpy": {**legacy, "state": dict(legacy["state"])},
-        "python": [version, list(numbers), gauss],
-    }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device).cpu().numpy()
-    return states
-
-
-def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(torch.from_numpy(states["torch"]))
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(torch.from_numpy(states["cuda"]), device)
-    # Python layers draw from these.
-    np.random.set_state(states["numpy"])
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
 
 
 # ---- layers ----
