@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,22 @@ class TensorStorage:
         self._owned = True
         self._view: weakref.ref[Any] | None = None
         self._host: Tensor | None = None
+        # Computes the values when they are first needed, and stores them here.
+        self._deferred: Callable[[], None] | None = None
+
+    def defer(self, shape: Shape, compute: Callable[[], None]) -> None:
+        """Let ``compute`` store the values, of ``shape``, when they are first read; whatever is stored before replaces them.
+
+        Args:
+            shape: The values' shape.
+            compute: Called once without arguments; it calls :meth:`store`.
+        """
+        self.clear()
+        self.shape, self._deferred = tuple(shape), compute
+
+    def is_deferred_by(self, compute: Callable[[], None]) -> bool:
+        """Whether the values are still to be computed by ``compute``."""
+        return self._deferred == compute
 
     @property
     def has_live_view(self) -> bool:
@@ -49,10 +65,12 @@ class TensorStorage:
     @property
     def is_set(self) -> bool:
         """Whether values were ever stored here; otherwise all are zero."""
-        return self._tensor is not None
+        return self._tensor is not None or self._deferred is not None
 
     def value(self) -> Tensor:
         """Return the tensor, detached and on the device; its version counter is its own, so autograd ignores edits through NumPy."""
+        if self._deferred is not None:
+            self._deferred()
         if self._tensor is None:
             self._tensor, self._owned = torch.zeros(self.shape, device=self.device), True
         if self._host is not None:
@@ -72,6 +90,7 @@ class TensorStorage:
 
     def clear(self) -> None:
         """Set all values to zero and release the memory, as before anything was stored."""
+        self._deferred = None
         self._tensor, self._view, self._host, self._owned = None, None, None, True
 
     def array(self) -> Array:
@@ -96,6 +115,7 @@ class TensorStorage:
             result: The values, of any float dtype; the storage takes their shape.
             maybe_aliased_by: Storages whose memory ``result`` may be a view of; it is copied then.
         """
+        self._deferred = None
         result = result.detach()
         if result.dtype != torch.float32:
             result = result.float()
@@ -130,6 +150,8 @@ class TensorStorage:
         shape = tuple(shape)
         if shape == self.shape:
             return
+        if self._deferred is not None:
+            self._deferred()
         if self._tensor is not None:
             old, size = self.value().reshape(-1), count(shape)
             if old.numel() != size:
@@ -255,14 +277,62 @@ class ParameterStorage:
             if is_diff not in self._host:
                 self._host[is_diff] = tensor.to("cpu", memory_format=torch.contiguous_format).numpy()
             return self._host[is_diff]
+        if not is_diff:
+            _settle_watchers(tensor)
         if not tensor.is_contiguous():
             tensor = tensor.contiguous()
             if is_diff:
                 self._parameter().grad = tensor
             else:
                 self._parameter().data = tensor
-        array: Array = tensor.numpy()
-        return array
+        if is_diff:
+            array: Array = tensor.numpy()
+            return array
+        return _expose(tensor)
+
+
+class Watcher(Protocol):
+    """Something that depends on the present values of parameters: it is told before they are given out as an array.
+
+    Attributes:
+        memories: Addresses of the parameters' memory.
+    """
+
+    memories: Collection[int]
+
+    def settle(self) -> None:
+        """Use the present values: they may change from now on."""
+
+
+# Memory of a parameter → how often it was given out as an array, and the last of these: writes to it leave no trace in torch's version
+# counters. An entry of memory that was released and taken again only makes packed weights be packed once more.
+_exposed: dict[int, tuple[int, weakref.ref[Array]]] = {}
+_watchers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def watch(watcher: Watcher) -> None:
+    """Call ``watcher.settle()`` before one of its memories is given out as an array; ends when the watcher is released."""
+    _watchers.add(watcher)
+
+
+def exposure(parameter: Tensor) -> tuple[int, bool]:
+    """(how often the memory of ``parameter`` was given out as an array, whether such an array is alive)."""
+    times, array = _exposed.get(parameter.untyped_storage().data_ptr(), (0, None))
+    return times, array is not None and array() is not None
+
+
+def _settle_watchers(tensor: Tensor) -> None:
+    memory = tensor.untyped_storage().data_ptr()
+    for watcher in list(_watchers):
+        if memory in watcher.memories:
+            watcher.settle()
+
+
+def _expose(tensor: Tensor) -> Array:
+    memory = tensor.untyped_storage().data_ptr()
+    array: Array = tensor.numpy()
+    _exposed[memory] = (_exposed.get(memory, (0, None))[0] + 1, weakref.ref(array))
+    return array
 
 
 def shares_memory(a: Tensor, b: Tensor) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer
+from caffetools.layers.blob_storage import exposure
 from caffetools.net import native_conv
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.inference_run import ShapeChanged
@@ -25,7 +26,8 @@ class InferencePlans:
     """The inference plans of a net by input shapes and wanted blobs.
 
     Weights are packed when a plan is made. Changes by torch (optimizers, ``load_weights``, ``load_state_dict``) are seen through the
-    tensors' version counters, and the plans are made again.
+    tensors' version counters, those through pycaffe's arrays through :func:`~caffetools.layers.blob_storage.exposure`, and the plans
+    are made again. Who changes weights in another way (an array of ``parameter.detach().numpy()``) calls :meth:`clear`.
 
     Args:
         layers: The net's layers in order.
@@ -84,7 +86,10 @@ class InferencePlans:
         threads = torch.get_num_threads()
         key = (tuple(shapes.items()), wanted, threads)
         parameters = [p for layer in self._layers for p in layer.blobs._parameters.values() if p is not None]
-        weights = tuple((p.data_ptr(), p._version) for p in parameters)
+        exposed = [exposure(p) for p in parameters]
+        if any(alive for _, alive in exposed):
+            return None  # somebody holds an array of weights and may write to it at any time
+        weights = tuple((p.data_ptr(), p._version, times) for p, (times, _) in zip(parameters, exposed, strict=True))
         with self._lock:
             if weights != self._weights:
                 self._plans.clear()

@@ -14,7 +14,9 @@ from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.blob_storage import BlobStorage, shares_memory
 from caffetools.layers.python import Python
 from caffetools.net.blob_versions import Step, plan_steps
+from caffetools.net.deferred import Deferred
 from caffetools.net.net import Net
+from caffetools.proto.schema import TEST
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class Stepwise:
         self.after_backward: list[Callable[[int], None]] = []
         self._set_loss_diffs()
         self._fill_constants()
+        self._inner_blobs = self._find_inner_blobs()
+        self._deferred: Deferred | None = None
 
     # ---- running ----
 
@@ -78,6 +82,8 @@ class Stepwise:
             NetError: An index is outside of the net, or shapes do not fit; names the layer.
         """
         first, last = self._range(start, end, 0, len(self.steps) - 1)
+        if (first, last) == (0, len(self.steps) - 1) and self._forward_fused():
+            return 0.0
         total = 0.0
         for step in self.steps[first : last + 1]:
             for call in self.before_forward:
@@ -166,6 +172,45 @@ class Stepwise:
                     self.blobs[top].data.drop_views()
 
     # ---- forward ----
+
+    def settle(self) -> None:
+        """Compute the blobs that a fused pass has deferred: the weights are about to change."""
+        if self._deferred is not None:
+            self._deferred.settle()
+            self._deferred = None
+
+    def _forward_fused(self) -> bool:
+        """Run the whole net by an inference plan, where nothing inside of it is looked at; return whether that could be done."""
+        inner = self._inner_blobs
+        if inner is None or self.before_forward or self.after_forward or self.force:
+            return False
+        if any(self.blobs[name].data.has_live_view for name in inner):
+            return False
+        self._deferred = None
+        inputs = {name: self.blobs[name].data.value() for name in self.net.inputs}
+        with torch.no_grad():
+            plan = self.net.plan({name: tuple(value.shape) for name, value in inputs.items()})
+            results = self.net.inference.run(plan, inputs, self.net.outputs)
+        if results is None:
+            return False
+        for step in self.steps:
+            step.forget()
+            for version in step.produces:
+                version.clear()
+        for name, result in results.items():
+            if name not in inputs:
+                self.blobs[name].data.store(result)
+        kept = {name: value.clone() for name, value in inputs.items()} if inner else {}
+        self._deferred = Deferred(self.net, plan, kept, {name: self.blobs[name] for name in inner})
+        return True
+
+    def _find_inner_blobs(self) -> list[str] | None:
+        """Return the blobs that are neither inputs nor outputs; None where a pass cannot be fused: it has losses, or makes its inputs."""
+        if self.net.phase != TEST or any(step.needs_backward for step in self.steps) or self.net.loss_weights:
+            return None
+        if any(step.layer.IS_DATA and not set(step.layer.tops) <= self._kept(step.layer) for step in self.steps):
+            return None
+        return [name for name in self.blobs if name not in self.net.inputs and name not in self.net.outputs]
 
     def _run(self, step: Step, *, record: bool) -> None:
         layer = step.layer

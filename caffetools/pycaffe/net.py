@@ -309,6 +309,7 @@ class Net:
             weights: A .caffemodel or a .caffemodel.h5.
         """
         self._prepare()
+        self._run.settle()
         with raised_also_as(RuntimeError):
             load_weights(self._net, weights, warn=mode.warn)
 
@@ -320,6 +321,7 @@ class Net:
     def load_hdf5(self, path: PathLike) -> None:
         """Load the weights of a .caffemodel.h5."""
         self._prepare()
+        self._run.settle()
         with raised_also_as(RuntimeError):
             files.load_hdf5(self._net, path)
 
@@ -339,6 +341,7 @@ class Net:
         Raises:
             NetError: A layer's parameters differ in shape.
         """
+        self._run.settle()
         files.share(self._net, other._net)
 
     # ---- callbacks ----

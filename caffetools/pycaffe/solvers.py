@@ -169,6 +169,8 @@ class _Engine(engine.Solver):
         """One update from the diffs there are."""
         self.rate = self.learning_rate.at(self.iteration)
         self.notify("on_before_update")
+        for run in self.test_runs:
+            run.settle()
         self.rule.apply(self.rate, self.iteration)
         self.iteration += 1
         self.notify("on_iteration_end")

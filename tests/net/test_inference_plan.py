@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from caffetools.layers import inference, native
+from caffetools.layers.blob_storage import ParameterStorage
 from caffetools.net import native_conv
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.native_conv import Layout, NativeConv
 from caffetools.net.net import Net
+from caffetools.net.stepwise import Stepwise
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse
 from caffetools.zoo.networks import prototxt_path
@@ -209,3 +211,62 @@ def test_threads_run_one_plan_at_the_same_time() -> None:
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def deferred_run() -> tuple[Stepwise, Stepwise]:
+    """The same net twice: run fused, and run layer by layer."""
+    torch.manual_seed(1)
+    net = Net(parse(BRANCHES, NetParameter))
+    fused, plain = Stepwise(net), Stepwise(net)
+    plain.after_forward.append(lambda index: None)
+    for run in (fused, plain):
+        run.feed({"data": torch.randn(6, 3, 20, 20, generator=torch.Generator().manual_seed(2))})
+        run.forward()
+    return fused, plain
+
+
+def same_blobs(fused: Stepwise, plain: Stepwise) -> None:
+    for name in plain.blobs:
+        torch.testing.assert_close(torch.from_numpy(fused.blobs[name].data_array()), plain.blobs[name].data.value(), rtol=1e-4, atol=1e-5)
+
+
+def test_inner_blobs_of_a_fused_pass_are_there_when_looked_at() -> None:
+    fused, plain = deferred_run()
+    assert fused.blobs["c1"].data.is_deferred_by(fused._deferred.settle)  # type: ignore[union-attr]
+    same_blobs(fused, plain)
+
+
+@pytest.mark.parametrize("edit", ["input", "weights"])
+def test_inner_blobs_are_those_of_the_pass_whatever_is_edited_after_it(edit: str) -> None:
+    fused, plain = deferred_run()
+    if edit == "input":
+        fused.blobs["data"].data_array()[...] = 7
+        plain.blobs["data"].data_array()[...] = 7
+    else:
+        ParameterStorage(fused.net.layers[1], 0).data_array()[...] = 0
+    same_blobs(fused, plain)
+
+
+def test_weights_edited_as_arrays_count_from_the_next_pass_on() -> None:
+    fused, plain = deferred_run()
+    weights = ParameterStorage(fused.net.layers[1], 0)
+    weights.data_array()[...] *= 2
+    for run in (fused, plain):
+        run.forward()
+    assert fused.blobs["c1"].data.is_set
+    torch.testing.assert_close(fused.blobs["prob"].data.value(), plain.blobs["prob"].data.value(), rtol=1e-4, atol=1e-6)
+    held = weights.data_array()
+    fused.forward()
+    held[...] *= 0.5
+    for run in (fused, plain):
+        run.forward()
+    same_blobs(fused, plain)
+
+
+def test_a_held_array_of_an_inner_blob_follows_every_pass() -> None:
+    fused, plain = deferred_run()
+    held = fused.blobs["sum"].data_array()
+    for run in (fused, plain):
+        run.feed({"data": torch.ones(6, 3, 20, 20)})
+        run.forward()
+    np.testing.assert_allclose(held, plain.blobs["sum"].data.value().numpy(), rtol=1e-4, atol=1e-5)
