@@ -1,33 +1,48 @@
-"""Records per second of the Data layer: read, parse, crop, mirror, mean; alone, and behind training.
+"""Databases and the Data layer against named opponents, both measured in one run.
 
-    python benchmarks/data.py [--batch 256] [--records 2048] [--rounds 5] [--no-training]
+    python benchmarks/data.py [reader] [build] [mean] [layer] [png] [training] [--records N] [--rounds 3] [--json]
 
-The records are 256 x 256 pictures of random bytes in an LMDB in a temporary folder (uint8, three channels, as convert_imageset
-stores them); a batch is cropped to 227, mirrored by chance and has a mean picture taken off. Alone: what the layer gives, one batch
-after the other. Behind training: an iteration of a small net (AlexNet's first two convolutions) on the layer's batches, and on one
-batch that is there already.
+reader    records per second of our LMDB reader and of py-lmdb's cursor, for records of several sizes
+build     JPEGs of about 500 x 375 into an LMDB of 256 x 256 pixels: convert_imageset of ours with 2 threads, against one thread that
+          decodes, resizes and puts with OpenCV and py-lmdb; peak memory
+mean      the mean of 3 x 256 x 256 records: ours, against a Python loop of py-lmdb, Datum and float64 NumPy
+layer     records per second of the Data layer: read, parsed, cropped to 227, mirrored, mean picture subtracted
+png       20,000 small PNGs into an LMDB: bytes per second against the JPEGs of ``build``
+training  an iteration of a small net on the layer's batches, and on one batch that is in memory
+
+Without a name all but ``training`` run. Pictures are noise on gradients, so that JPEG files have the size of photographs.
+With CAFFE_ROOT set to a build of real Caffe, its convert_imageset and compute_image_mean are measured as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import lmdb
 import numpy as np
 import torch
 
+from caffetools.data.convert_imageset import ImagesetOptions, convert_imageset
 from caffetools.data.databases import LmdbWriter, record_key
 from caffetools.data.datum import array_to_datum
+from caffetools.data.lmdb_file import LmdbFile
+from caffetools.data.means import compute_mean
 from caffetools.layers.registry import layer_class
 from caffetools.net.malloc_tuning import disable_malloc_trim
 from caffetools.proto.binary import write_binaryproto
-from caffetools.proto.schema import TRAIN, LayerParameter, NetParameter, SolverParameter
+from caffetools.proto.schema import TRAIN, Datum, LayerParameter, NetParameter, SolverParameter
 from caffetools.proto.text import parse
 from caffetools.solver.solver import Solver
 
@@ -65,6 +80,155 @@ def data_layer(folder: Path, batch: int) -> LayerParameter:
     param.transform_param.crop_size, param.transform_param.mirror = 227, True
     param.transform_param.mean_file = str(folder / "mean.binaryproto")
     return param
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """Write ``count`` JPEGs of about 500 x 375, and their list."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(count):
+        height, width = (375, 500) if number % 3 else (500, 375)
+        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        image = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.int16)
+        image = np.clip(image + rng.integers(-12, 12, (height, width, 1), dtype=np.int16), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number:06d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        lines.append(f"{number:06d}.jpg {number % 100}")
+    (folder / "list.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def timed(step: Callable[[], Any], rounds: int) -> float:
+    """Return the least seconds of ``rounds`` calls: what the machine can do when nothing else disturbs it."""
+    seconds = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def reader(folder: Path, rounds: int) -> dict[str, float]:
+    results = {}
+    for count, size in ((100_000, 800), (40_000, 3080), (10_000, 20_000), (2000, 196_620)):
+        path = folder / f"reader_{size}"
+        path.mkdir()
+        writer, value = LmdbWriter(path), np.random.default_rng(0).bytes(size)
+        for number in range(count):
+            writer.put(record_key(number, "picture"), value)
+        writer.close()
+
+        def theirs(path: Path = path) -> int:
+            with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as transaction:
+                return sum(len(value) for _, value in transaction.cursor())
+
+        def ours(path: Path = path) -> int:
+            return sum(len(value) for _, value in LmdbFile(path).records())
+
+        assert theirs() == ours() == count * size
+        seconds = timed(theirs, rounds), timed(ours, rounds)
+        results |= {f"{size} bytes, py-lmdb, records/s": count / seconds[0], f"{size} bytes, ours, records/s": count / seconds[1]}
+        results[f"{size} bytes, ratio"] = seconds[0] / seconds[1]
+        shutil.rmtree(path)
+    return results
+
+
+def opencv_loop(folder: Path, out: Path) -> None:
+    """Decode, resize and put in one thread, as a script does."""
+    with lmdb.open(str(out), map_size=1 << 36, sync=False) as environment:
+        transaction = environment.begin(write=True)
+        for number, line in enumerate((folder / "list.txt").read_text().splitlines()):
+            name, label = line.split()
+            image = cv2.resize(cv2.imread(str(folder / name)), (256, 256))  # type: ignore[arg-type]
+            datum = Datum(channels=3, height=256, width=256, data=image.transpose(2, 0, 1).tobytes(), label=int(label), encoded=False)
+            transaction.put(record_key(number, name), datum.SerializeToString())
+            if number % 1000 == 999:
+                transaction.commit()
+                transaction = environment.begin(write=True)
+        transaction.commit()
+        environment.sync(True)
+
+
+def build(folder: Path, count: int, rounds: int) -> dict[str, float]:
+    (folder / "jpegs").mkdir()
+    pictures = photographs(folder / "jpegs", count)
+    cv2.setNumThreads(1)
+
+    def theirs() -> None:
+        shutil.rmtree(folder / "theirs", ignore_errors=True)
+        opencv_loop(pictures, folder / "theirs")
+
+    def ours(threads: int = 2) -> None:
+        options = ImagesetOptions(resize_width=256, resize_height=256, force=True, threads=threads)
+        convert_imageset(pictures, pictures / "list.txt", folder / "ours", options)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ours()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    theirs()
+    one, two = (LmdbFile(folder / name) for name in ("ours", "theirs"))
+    assert all(first == second for first, second in zip(one.records(), two.records(), strict=True))
+    seconds = timed(theirs, rounds), timed(ours, rounds), timed(lambda: ours(1), 1)
+    results = {
+        "OpenCV loop, pictures/s": count / seconds[0],
+        "ours, 2 threads, pictures/s": count / seconds[1],
+        "ours, 1 thread, pictures/s": count / seconds[2],
+        "ratio": seconds[0] / seconds[1],
+        "memory that ours adds, MB": grown,
+        "MB/s of JPEG": sum(path.stat().st_size for path in pictures.glob("*.jpg")) / 1e6 / seconds[1],
+    }
+    if (tool := caffe_tool("convert_imageset")) is not None:
+        command = [tool, "--resize_width=256", "--resize_height=256", f"{pictures}/", pictures / "list.txt", folder / "caffe"]
+        results["real convert_imageset, pictures/s"] = count / timed(lambda: run_fresh(command, folder / "caffe"), 1)
+    return results
+
+
+def mean(folder: Path, rounds: int) -> dict[str, float]:
+    path = folder / "lmdb"
+    count = len(LmdbFile(path))
+
+    def theirs() -> Any:
+        total, seen = np.zeros((3, 256, 256)), 0
+        with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as transaction:
+            for _, value in transaction.cursor():
+                datum = Datum()
+                datum.ParseFromString(value)
+                total += np.frombuffer(datum.data, np.uint8).reshape(datum.channels, datum.height, datum.width)
+                seen += 1
+        return total / seen
+
+    np.testing.assert_allclose(compute_mean(path)[0], theirs(), rtol=1e-5)
+    seconds = timed(theirs, rounds), timed(lambda: compute_mean(path), rounds)
+    results = {"Python loop, records/s": count / seconds[0], "ours, records/s": count / seconds[1], "ratio": seconds[0] / seconds[1]}
+    if (tool := caffe_tool("compute_image_mean")) is not None:
+        results["real compute_image_mean, records/s"] = count / timed(lambda: subprocess.run([tool, path], check=True), 1)
+    return results
+
+
+def png(folder: Path, count: int, rounds: int) -> dict[str, float]:
+    (folder / "pngs").mkdir()
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(count):
+        image = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / "pngs" / f"{number}.png"), cv2.resize(image, (64, 64), interpolation=cv2.INTER_CUBIC))
+        lines.append(f"{number}.png {number % 10}")
+    (folder / "pngs" / "list.txt").write_text("\n".join(lines) + "\n")
+    options = ImagesetOptions(force=True, threads=2)
+    seconds = timed(lambda: convert_imageset(folder / "pngs", folder / "pngs" / "list.txt", folder / "png_db", options), rounds)
+    size = sum(path.stat().st_size for path in (folder / "pngs").glob("*.png")) / 1e6
+    return {"pictures/s": count / seconds, "MB/s of PNG": size / seconds}
+
+
+def caffe_tool(name: str) -> Path | None:
+    """Return a tool of the Caffe build at CAFFE_ROOT, if there is one."""
+    root = os.environ.get("CAFFE_ROOT")
+    places = [Path(root) / "build" / "tools" / name, Path(root) / "bin" / name] if root else []
+    return next((place for place in places if place.exists()), None)
+
+
+def run_fresh(command: list[Any], out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
 
 
 def median_seconds(step: Callable[[], Any], rounds: int) -> float:
@@ -117,27 +281,43 @@ def behind_training(param: LayerParameter, batch: int, rounds: int) -> dict[str,
     return {who: statistics.median(values) for who, values in times.items()}
 
 
+_PARTS = ("reader", "build", "mean", "layer", "png", "training")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *_PARTS], metavar="PART")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--records", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-training", action="store_true")
+    parser.add_argument("--records", type=int, default=2048, help="records of mean, layer and training (the issue's figure: 10000)")
+    parser.add_argument("--pictures", type=int, default=2000, help="pictures of build; ten times as many for png")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    parts = options.parts or [part for part in _PARTS if part != "training"]
     disable_malloc_trim()  # as training does
+    results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
-        write_records(Path(name), options.records)
-        param = data_layer(Path(name), options.batch)
-        results = alone(param, options.batch, options.rounds)
-        if not options.no_training:
-            trained = behind_training(param, options.batch, options.rounds)
-            results |= {f"s/iteration, pictures {who}": seconds for who, seconds in trained.items()}
+        folder = Path(name)
+        if {"mean", "layer", "training"} & set(parts):
+            write_records(folder, options.records)
+        param = data_layer(folder, options.batch)
+        run: dict[str, Callable[[], dict[str, float]]] = {
+            "reader": lambda: reader(folder, options.rounds),
+            "build": lambda: build(folder, options.pictures, options.rounds),
+            "mean": lambda: mean(folder, options.rounds),
+            "layer": lambda: alone(param, options.batch, options.rounds),
+            "png": lambda: png(folder, 10 * options.pictures, options.rounds),
+            "training": lambda: {
+                f"s/iteration, batch {who}": s for who, s in behind_training(param, options.batch, options.rounds).items()
+            },
+        }
+        for part in parts:
+            results[part] = run[part]()
+            if not options.json:
+                for what, value in results[part].items():
+                    print(f"{part:9} {what:42} {value:12.3f}", flush=True)
     if options.json:
         print(json.dumps({"batch": options.batch, "threads": torch.get_num_threads(), "results": results}, indent=2))
-        return
-    for what, value in results.items():
-        print(f"{what:42} {value:10.3f}")
 
 
 if __name__ == "__main__":

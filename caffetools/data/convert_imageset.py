@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import new_lmdb, record_key
-from caffetools.data.datum import encoded_to_datum, image_to_datum
+from caffetools.data.datum import encoded_to_datum, image_to_record
 from caffetools.data.images import Pixels, decode_image, encode_image, read_bytes, resize
 from caffetools.data.layers.image_data import read_list
 from caffetools.errors import DataError
@@ -23,6 +24,8 @@ from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
 _BACKENDS = ("lmdb", "leveldb")
+# Pictures that a thread takes at a time, and how many progress events a build emits at most.
+_CHUNK, _MOST_EVENTS = 8, 2000
 
 
 class Writer(Protocol):
@@ -177,8 +180,10 @@ def _write(
 ) -> None:
     first_size: int | None = None
     make = _record_maker(prefix, options)
-    with closing(ordered_map(make, entries, threads=options.threads)) as records:
-        for number, ((name, _), outcome) in enumerate(zip(entries, records, strict=True)):
+    chunks = (entries[begin : begin + _CHUNK] for begin in range(0, len(entries), _CHUNK))
+    step, number = max(1, len(entries) // _MOST_EVENTS), 0
+    with closing(ordered_map(lambda chunk: [make(entry) for entry in chunk], chunks, threads=options.threads)) as made:
+        for (name, _), outcome in zip(entries, chain.from_iterable(made), strict=True):
             if cancel is not None:
                 cancel.raise_if_cancelled("writing the database")
             if isinstance(outcome, DataError):
@@ -191,7 +196,9 @@ def _write(
                 if options.check_size and size != first_size:
                     raise DataError(f"its record has {size} bytes of data, the first one {first_size}", path=prefix + name)
                 writer.put(record_key(number, name), value)
-            events(Progress(task="dataset", done=number + 1, total=len(entries), unit="images"))
+            number += 1
+            if number % step == 0 or number == len(entries):
+                events(Progress(task="dataset", done=number, total=len(entries), unit="images"))
 
 
 def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[tuple[str, int]], tuple[bytes, int] | DataError]:
@@ -208,7 +215,7 @@ def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[tuple[str,
             if options.encoded or options.encode_type:
                 data = _encoded(data, image, path, options)
                 return encoded_to_datum(data, label).SerializeToString(), len(data)
-            return image_to_datum(image, label).SerializeToString(), image.size
+            return image_to_record(image, label), image.size
         except DataError as error:
             return error
 

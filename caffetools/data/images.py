@@ -180,6 +180,9 @@ def _jpeg_ends(data: bytes) -> bool:
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
             if mark == 0xDA:
+                # No end mark can occur in the compressed part, so one at the file's end is that of the picture.
+                if data.endswith(b"\xff\xd9") and position <= len(data) - 2:
+                    return True
                 found = _JPEG_MARK.search(data, position)
                 if not found:
                     return False

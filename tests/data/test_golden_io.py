@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from caffetools.data.databases import open_database, record_key
-from caffetools.data.datum import array_to_datum, datum_to_array, encoded_to_datum, image_to_datum, parse_datum
+from caffetools.data.datum import array_to_datum, datum_to_array, encoded_to_datum, image_to_datum, image_to_record, parse_datum
 from caffetools.data.images import read_bytes, read_image
 from caffetools.data.layers.image_data import read_list
 from caffetools.data.means import channel_means, compute_mean, format_mean_values, write_binaryproto
@@ -118,7 +118,9 @@ def test_pictures_become_the_records_that_convert_imageset_makes(name: str) -> N
         if "--encoded" in flags:
             datum = encoded_to_datum(read_bytes(f"images/{picture}"), label)
         else:
-            datum = image_to_datum(read_image(f"images/{picture}", color="--gray" not in flags, size=size), label)
+            image = read_image(f"images/{picture}", color="--gray" not in flags, size=size)
+            datum = image_to_datum(image, label)
+            assert image_to_record(image, label) == value
         assert (record_key(number, picture), datum.SerializeToString()) == (key, value)
     database.close()
 
