@@ -6,6 +6,11 @@ only when called, so that ``--help`` stays quick.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import logging
+import os
 import sys
 from typing import Annotated
 
@@ -39,37 +44,89 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; errors that the user can mend are one line on stderr and exit code 2 (1 for a failed run)."""
+    """Run the command line; errors that the user can fix are one line on stderr and exit code 2 (1 for a failed run)."""
     arguments, debug = _take_debug(sys.argv[1:])
+    _prepare_streams()
     try:
-        app(translate(arguments), prog_name="caffetools")
-    except CaffeToolsError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"caffetools: {'' if isinstance(error, Cancelled) else 'error: '}{error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("caffetools: interrupted\n")
-        sys.exit(130)
+        try:
+            app(translate(arguments), prog_name="caffetools")
+        finally:
+            # Here, where a full disk can still be reported; a flush at the interpreter's exit ends with a traceback.
+            sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; nothing is wrong.
-        sys.stderr.close()
+        # The reader of our output (head, less) has ended; nothing is wrong.
+        _drop_output()
         sys.exit(0)
+    except KeyboardInterrupt:
+        _write_error("interrupted")
+        sys.exit(130)
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.filename is not None:
-            sys.stderr.write(f"caffetools: error: {error.filename}: {error.strerror}\n")
-            sys.exit(1)
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            sys.stderr.write("caffetools: error: there is not enough memory for this; a smaller batch or smaller pictures need less\n")
-            sys.exit(1)
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        if context := user_error_context(error):
-            sys.stderr.write(f"caffetools: error: {context}: {what}\n")
-            sys.exit(1)
-        sys.stderr.write(f"caffetools: error: something went wrong inside caffetools ({what}); --debug shows where, please report it\n")
-        sys.exit(1)
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    """Write one line about ``error`` on stderr and return the exit code."""
+    if isinstance(error, CaffeToolsError):
+        _write_error(f"{'' if isinstance(error, Cancelled) else 'error: '}{error}")
+        return error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        _write_error(f"error: {error.filename}: {error.strerror}")
+        return 1
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG):
+        _drop_output()
+        _write_error(f"error: cannot write the output: {error.strerror}")
+        return 1
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        _write_error("error: there is not enough memory for this; a smaller batch or smaller pictures need less")
+        return 1
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    if context := user_error_context(error):
+        _write_error(f"error: {context}: {what}")
+    else:
+        _write_error(f"error: something went wrong inside caffetools ({what}); --debug shows where, please report it")
+    return 1
+
+
+def _prepare_streams() -> None:
+    """Let text that the terminal's encoding does not have be shown as escapes, and give a closed stdout a place to write to."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
+        _write_error("note: standard output is closed; what would be printed there is lost")
+    library = logging.getLogger("caffetools")
+    library.addHandler(_Notes())
+    library.propagate = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Notes(logging.Handler):
+    """Shows what the library logs as notes on stderr, each once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._shown:
+            self._shown.add(text)
+            _write_error(f"note: {text}")
+
+
+def _drop_output() -> None:
+    """Send what is still buffered for stdout nowhere, so that the interpreter's exit does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write_error(text: str) -> None:
+    # rich, which it imports, is not needed for --help.
+    from caffetools.cli.show import write_error
+
+    write_error(text)
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:

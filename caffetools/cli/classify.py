@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json, progress, show_warnings
+from caffetools.cli.show import console, print_json, progress, show_warnings, write_error
 
 
 def classify(
@@ -63,10 +62,10 @@ def classify(
         _show(results)
     broken = [result for result in results if result.error]
     for result in broken:
-        sys.stderr.write(f"caffetools: error: {result.error}\n")
+        write_error(f"error: {result.error}")
     if broken:
         if len(results) > 1:
-            sys.stderr.write(f"caffetools: {len(broken)} of {len(results)} pictures could not be read\n")
+            write_error(f"{len(broken)} of {len(results)} pictures could not be read")
         raise typer.Exit(2)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.options import Dialect, Plugin, Stage
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, print_json, print_title
 from caffetools.cli.tables import print_table, shortened
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:
 def _show_layers(summary: Summary) -> None:
     from caffetools.layers.base import count
 
-    console.print(f"[bold]{summary.name or 'a net without a name'}[/bold] in the {summary.phase} phase")
+    print_title(summary.name or "a net without a name", f" in the {summary.phase} phase")
     rows = []
     for row in summary.layers:
         made = [shape for top, shape in zip(row.tops, row.shapes, strict=True) if shape is not None and top not in row.bottoms]

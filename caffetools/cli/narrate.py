@@ -6,8 +6,6 @@ import sys
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from caffetools.cli.show import Progress as Advance
 from caffetools.cli.show import console, note, progress
 from caffetools.events import Event, Finished, Progress, Started, Warned
@@ -37,9 +35,9 @@ class TerminalSink:
         if isinstance(event, Started) and "step" in event.details:
             self._close()
             self._count += 1
-            console.print(f"\n[bold]{self._count}. {escape(event.title)}[/bold]")
+            console.print(f"\n{self._count}. {event.title}", style="bold")
             for part in event.command.split("; ") if event.command else []:
-                console.print(f"   [dim]$ {escape(part)}[/dim]")
+                console.print(f"   $ {part}", style="dim")
         elif isinstance(event, Started):
             self._start_training(event)
         elif isinstance(event, Progress) and self._training is None:

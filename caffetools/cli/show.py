@@ -1,31 +1,90 @@
-"""How commands show things: one console, progress bars, JSON for scripts."""
+"""Output of the commands: one console, progress bars, JSON for scripts; text from files reaches a terminal as plain characters only.
+
+Names, labels and paths come from files of strangers. rich's markup is off unless a call asks for it, and control characters (escape
+codes, carriage returns, marks that reverse the direction of writing) are shown as ``\\x1b``.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from caffetools.events import Event, Warned
 
 # What library functions call to tell how far they are: (done, total).
 Progress = Callable[[int, int], None]
 
-console = Console(highlight=False, soft_wrap=True)
+# What is shown as an escape: C0 and C1 controls but tab and newline, line separators, direction marks, surrogates, and the private
+# characters that stand for bytes which are not UTF-8 (caffetools.proto.encoding).
+_UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\U0010ff80-\U0010ffff]")
+_KEPT_BYTES = 0x10FF00
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with every character that could act on a terminal shown as an escape; tabs and newlines are kept."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code >= _KEPT_BYTES:
+        code -= _KEPT_BYTES
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+class SafeConsole(Console):
+    """A console without markup, emoji codes and highlighting that shows control characters of texts as escapes."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as usual, then escape control characters of the texts; codes of rich's own are kept."""
+        for segment in super().render(renderable, options):
+            if segment.control or not _UNPRINTABLE.search(segment.text):
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+console = SafeConsole()
+
+
+def print_title(title: str, rest: str = "") -> None:
+    """Print ``title`` in bold, then ``rest`` on the same line."""
+    from rich.text import Text
+
+    console.print(Text.assemble((title, "bold"), rest))
+
+
+def write_error(text: str) -> None:
+    """Write one line on stderr; line breaks in ``text`` are shown as escapes. A closed stderr is ignored."""
+    line = printable(text).replace("\n", "\\n")
+    with suppress(OSError, AttributeError, ValueError):
+        sys.stderr.write(f"caffetools: {line}\n")
+
+
+def write_log(text: str) -> object:
+    """Write lines of a log on stderr with control characters escaped."""
+    return sys.stderr.write(printable(text))
 
 
 def print_json(answer: Any) -> None:
     """Print ``answer`` as JSON on stdout: what ``--json`` promises a script."""
-    sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(answer, indent=2, ensure_ascii=False)
+    sys.stdout.write(_UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text) + "\n")
 
 
 def note(text: str) -> None:
-    """Say something on stderr that a user should know, though nothing failed."""
-    sys.stderr.write(f"caffetools: note: {text}\n")
+    """Write a note on stderr: something that a user should know, though nothing failed."""
+    write_error(f"note: {text}")
 
 
 def show_warnings(event: Event) -> None:
@@ -39,8 +98,8 @@ def progress(what: str) -> Iterator[Progress]:
     """A progress bar on stderr (a terminal only, gone when done); yields a function ``(done, total)`` for library code to call."""
     from rich import progress as bars
 
-    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=SafeConsole(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
 
         def advance(done: int, total: int) -> None:

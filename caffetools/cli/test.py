@@ -10,7 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json, progress
+from caffetools.cli.show import console, print_json, progress, write_log
 from caffetools.errors import CaffeToolsError
 
 
@@ -39,7 +39,7 @@ def test(
     from caffetools.solver.testing import load_test_net, test_net
 
     on_terminal = sys.stderr.isatty()
-    log = no_log if json or on_terminal or quiet_by_glog() else GlogWriter(sys.stderr.write)
+    log = no_log if json or on_terminal or quiet_by_glog() else GlogWriter(write_log)
     place = choose_device(chosen_device(gpu, device))
     loaded = load_test_net(path, weights, device=place, level=level, stages=split(stage), log=log)
     with progress("testing") as advance:

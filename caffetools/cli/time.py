@@ -10,7 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json, progress
+from caffetools.cli.show import console, print_json, progress, write_log
 from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def time(
 
     spoken = not json and (caffe_format or not sys.stdout.isatty())
     # caffe time prints to stderr, as all of glog does.
-    log = GlogWriter(sys.stderr.write) if spoken and not quiet_by_glog() else no_log
+    log = GlogWriter(write_log) if spoken and not quiet_by_glog() else no_log
     place = choose_device(chosen_device(gpu, device))
     log("caffe.cpp:343", "Use CPU.") if place.type == "cpu" else log("caffe.cpp:339", f"Use GPU with device ID {place.index or 0}")
     built = Net.from_file(path, TRAIN if phase == "TRAIN" else TEST, level=level, stages=split(stage))

@@ -10,6 +10,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Column
 
+from caffetools.cli.show import SafeConsole, write_log
 from caffetools.events import CheckpointWritten, Event, EventSink, Metrics, Progress, Started, Tested, ignore
 
 # Places in Caffe's sources whose lines are worth reading at once: what was loaded, resumed, found elsewhere, or drawn.
@@ -36,11 +37,11 @@ class TrainBar:
         columns = (
             bars.BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40)),
             bars.MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            bars.TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True)),
+            bars.TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True)),
             _Speed(table_column=Column(no_wrap=True)),
             bars.TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )
-        self._bar = bars.Progress(*columns, console=console or Console(stderr=True, highlight=False, soft_wrap=True), expand=True)
+        self._bar = bars.Progress(*columns, console=console or SafeConsole(stderr=True), expand=True)
         self._task: bars.TaskID | None = None
         self._loss = self._accuracy = ""
 
@@ -89,6 +90,6 @@ def terminal(quiet: bool) -> tuple[AbstractContextManager[EventSink], Callable[[
     if quiet:
         return nullcontext(ignore), None
     if not sys.stderr.isatty():
-        return nullcontext(ignore), sys.stderr.write
+        return nullcontext(ignore), write_log
     bar = TrainBar()
     return bar, bar.echo

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.show import console, print_json, progress
+from caffetools.cli.show import console, print_json, print_title, progress
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def show(name: Name, json: Json = False) -> None:
     if json:
         print_json(_facts(card))
         return
-    console.print(f"[bold]{card.title}[/bold] ({card.name})\n{card.about}\n")
+    print_title(card.title, f" ({card.name})\n{card.about}\n")
     for label, text in _lines(card):
         console.print(f"{label:<10} {text}", markup=False)
 

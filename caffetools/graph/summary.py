@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from caffetools.errors import NetError
 from caffetools.graph.inputs import as_input, guessed_tops, is_data_layer, is_input, named_shapes
-from caffetools.layers.base import Shape
+from caffetools.layers.base import Shape, check_size
 from caffetools.layers.registry import generation, is_known, layer_class, suggestion, traits
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.topology import check_blob_graph
@@ -149,6 +149,9 @@ def _describe_input(layer: Any, given: Mapping[str, Shape], batch: int | None) -
         shapes: list[Shape | None] = [tuple(shape.dim) for shape in as_input(layer, given, batch).input_param.shape]
     except NetError as error:
         return replace(row, parameters=[], note=error.message)
+    for top, shape in zip(row.tops, shapes, strict=False):
+        if shape is not None:
+            check_size(layer.name, top, shape)
     return replace(row, parameters=[], shapes=shapes)
 
 

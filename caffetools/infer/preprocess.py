@@ -16,6 +16,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.blobs import Array
+from caffetools.proto.sniff import Kind, guard
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
@@ -209,8 +210,9 @@ def _values(text: str) -> tuple[float, ...]:
 
 
 def _load_npy(path: str) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-        return array
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read the mean: {error}") from None
+    with guard(DataError, path, "a mean as a NumPy array (.npy)", allowed=(Kind.NPY,)):
+        # Mapped, so that a header that declares more values than the file has is an error before memory is taken.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise DataError("it does not hold numbers", path=path)
+        return np.array(array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -85,6 +86,10 @@ class OnnxGraph(Protocol):
         step: Callable[[list[str], list[str]], tuple[list[str], list[str]]],
     ) -> None:
         """Add a loop over axis 0 of ``sequences`` whose body ``step`` adds."""
+
+
+# What Caffe counts values with is a C++ int.
+_MOST_VALUES = 2**31 - 1
 
 
 class Layer(nn.Module):
@@ -221,6 +226,8 @@ class Layer(nn.Module):
         self.specs = []
         self.bottom_shapes = list(bottoms)
         self.top_shapes = list(self.setup(bottoms))
+        for name, shape in (*zip(self.tops, self.top_shapes, strict=False), *(("its parameters", spec.shape) for spec in self.specs)):
+            check_size(self.name, name, shape)
         for index, (blob, spec) in enumerate(zip(self.blobs, self.specs, strict=False)):
             if tuple(blob.shape) != spec.shape:
                 raise self.error(
@@ -290,6 +297,19 @@ class Layer(nn.Module):
             if count < low or (high is not None and count > high):
                 wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
                 raise self.error(f"takes {wanted} {what} blob(s), but the prototxt gives {count}")
+
+
+def check_size(layer: str, blob: str, shape: Shape) -> None:
+    """Check that a blob can exist, as Caffe does: no axis is negative, and its values are at most 2^31 - 1.
+
+    Raises:
+        NetError: It cannot; names the layer and the blob.
+    """
+    if any(axis < 0 for axis in shape):
+        hint = "a batch of any size is written as 1 in Caffe" if shape[0] < 0 else None
+        raise NetError(f"'{blob}' would be {format_shape(shape)}: an axis is below 0", layer=layer, hint=hint)
+    if math.prod(shape) > _MOST_VALUES:
+        raise NetError(f"'{blob}' would be {format_shape(shape)}: more than 2^31 - 1 values", layer=layer)
 
 
 def format_shape(shape: Iterable[int]) -> str:

@@ -41,13 +41,13 @@ def _gaussian(data: Tensor, filler: Any) -> None:
     data.normal_(filler.mean, filler.std)
     if filler.sparse >= 0:
         # About `sparse` of a row's inputs stay; the first axis counts the outputs.
-        keep = min(1.0, filler.sparse / data.shape[0])
+        keep = min(1.0, filler.sparse / _outputs(data))
         data.mul_(torch.empty_like(data).bernoulli_(keep))
 
 
 def _positive_unitball(data: Tensor, filler: Any) -> None:
     data.uniform_(0, 1)
-    rows = data.reshape(data.shape[0], -1)
+    rows = data.reshape(_outputs(data), -1)
     data.copy_((rows / rows.sum(dim=1, keepdim=True)).reshape(data.shape))
 
 
@@ -70,8 +70,13 @@ def _bilinear(data: Tensor, filler: Any) -> None:
     data.copy_((ramp[:, None] * ramp[None, :]).expand_as(data))
 
 
+def _outputs(data: Tensor) -> int:
+    """The length of the first axis; 1 for a blob without axes, as Caffe's legacy ``num`` has it."""
+    return data.shape[0] if data.dim() else 1
+
+
 def _fan(data: Tensor, filler: Any) -> float:
-    fan_in = data.numel() / data.shape[0]
+    fan_in = data.numel() / _outputs(data)
     fan_out = data.numel() / data.shape[1] if data.dim() > 1 else float(data.numel())
     norm = enum_name(filler, "variance_norm")
     return {"FAN_IN": fan_in, "FAN_OUT": fan_out, "AVERAGE": (fan_in + fan_out) / 2.0}[norm]

@@ -93,6 +93,11 @@ def layer_line(path: PathLike, layer: str) -> int:
     for line, block in _layer_blocks(text):
         if re.search(r"\bname\s*:\s*([\"'])" + re.escape(layer) + r"\1", block):
             return line
+    if layer == "input" and (
+        found := re.search(r"^\s*(input(?:_shape|_dim)?)\s*[:{]|[}\s](input(?:_shape|_dim)?)\s*[:{]", text, re.MULTILINE)
+    ):
+        # The layer that an upgrade makes of the net's own inputs.
+        return text.count("\n", 0, found.start(1 if found[1] else 2)) + 1
     return 0
 
 

@@ -1,0 +1,79 @@
+"""Text of files on a terminal: names are shown as they are, never as markup or escape codes; full and closed outputs are one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caffetools.cli.show import printable
+from caffetools.proto.encoding import decode_text
+
+NASTY = "\\033]0;owned\\007[bold]x[/bold][/y][link=http://a.example]\\r\\302\\233H"
+NET = f"""name: "{NASTY}"
+input: "data" input_shape {{ dim: 1 dim: 4 }}
+layer {{ name: "{NASTY}" type: "InnerProduct" bottom: "data" top: "out[/z]" inner_product_param {{ num_output: 2 }} }}
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.prototxt"
+    path.write_text(NET)
+    return path
+
+
+def caffetools(*arguments: object, stdout: object = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "caffetools", *map(str, arguments)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False)  # type: ignore[call-overload, no-any-return]
+
+
+def has_controls(data: bytes) -> bool:
+    return any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in data.decode())
+
+
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["inspect", "--json"], ["time", "--iterations", "1", "--model"], ["time", "--iterations", "1"]]
+)
+def test_names_are_shown_as_they_are_and_never_act_on_the_terminal(net: Path, command: list[str]) -> None:
+    done = caffetools(*command, net)
+    assert done.returncode == 0, done.stderr
+    assert not has_controls(done.stdout) and not has_controls(done.stderr)
+    shown = json.loads(done.stdout)["layers"][-1]["name"] if "--json" in command else (done.stdout + done.stderr).decode()
+    assert "[bold]x[/bold][/y][link=http://a.example]" in shown
+
+
+def test_the_error_about_a_nasty_name_is_one_line_of_plain_characters(net: Path) -> None:
+    net.write_text(NET.replace('bottom: "data"', 'bottom: "\\033[2Jno\\nsuch"'))
+    done = caffetools("inspect", net)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and not has_controls(done.stderr)
+    assert b"\\x1b[2Jno\\nsuch" in done.stderr
+
+
+def test_a_full_stdout_is_one_line(net: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = caffetools("inspect", net, stdout=full)
+    assert (done.returncode, done.stderr) == (1, b"caffetools: error: cannot write the output: No space left on device\n")
+
+
+def test_a_closed_stdout_is_one_line(net: Path) -> None:
+    # A shell closes it before Python starts, so that there is no sys.stdout.
+    line = [sys.executable, "-m", "caffetools", "inspect", str(net)]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *line], stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0 and done.stderr.count(b"\n") == 1 and b"standard output is closed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 网 😀\t\n", "plain é 网 😀\t\n"),
+        ("\x1b[31m\r\x7f\x9b", "\\x1b[31m\\x0d\\x7f\\x9b"),
+        ("\u202eabc\u2066", "\\u202eabc\\u2066"),
+        (decode_text(b"r\xe9seau"), "r\\xe9seau"),
+    ],
+)
+def test_what_is_printable_is_kept_and_the_rest_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
