@@ -82,6 +82,7 @@ COMMANDS = {
     ),
     "classify": Entry(_USE, "Classify pictures: the most probable classes of each.", "classify"),
     "export": Entry(_USE, "Write DEPLOY with WEIGHTS as an ONNX file, verified in onnxruntime.", "export"),
+    "import": Entry(_USE, "Write MODEL as a Caffe net: deploy.prototxt and weights.caffemodel in the folder --out.", "import_"),
     "verify": Entry(
         _USE, "Run DEPLOY with WEIGHTS through several engines, and other models, on the same inputs, and compare the outputs.", "verify"
     ),

@@ -53,7 +53,7 @@ def export(
         opset=opset,
         dynamic_axes=_names(dynamic_axes) if dynamic_axes is not None else ("batch",),
         batch=_batch(batch),
-        input_shapes=dict(_shape(text) for text in input_shape or []),
+        input_shapes=dict(parse_shape(text) for text in input_shape or []),
         outputs=_names(outputs),
         sources=_names(from_),
         preprocess=preprocess,
@@ -84,7 +84,8 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read ``BLOB=N,C,H,W``."""
     blob, _, sizes = text.rpartition("=")
     parts = sizes.replace("x", ",").split(",")
     if not blob or not all(part.isdecimal() and 0 < int(part) < 2**31 for part in parts):

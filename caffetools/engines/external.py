@@ -55,12 +55,17 @@ class ExternalEngine(Engine):
         answer = self._ask({"open": files, "backend": environment.recipe.backend})
         self.outputs = [str(name) for name in answer["outputs"]]
         self.version = str(answer["version"])
-        net = Net.from_file(deploy, TEST, fill=False) if answer["inputs"] is None else None
-        self.inputs: dict[str, Shape] = (
-            {blob: net.blob_shapes[blob] for blob in net.inputs}
-            if net is not None
-            else {str(name): tuple(shape) for name, shape in answer["inputs"].items()}
-        )
+        # What the engine calls an output → the blob.
+        self._blobs = {name: name for name in self.outputs}
+        if answer["inputs"] is None:
+            net = Net.from_file(deploy, TEST, fill=False)
+            self.inputs: dict[str, Shape] = {blob: net.blob_shapes[blob] for blob in net.inputs}
+            # OpenCV names outputs after their layers, and lists layers without tops.
+            tops = {layer.name: layer.tops for layer in net.layers}
+            self._blobs = {name: tops[name][0] for name in self.outputs if tops.get(name)}
+            self.outputs = list(self._blobs.values())
+        else:
+            self.inputs = {str(name): tuple(shape) for name, shape in answer["inputs"].items()}
 
     @classmethod
     def load(cls, deploy: PathLike, weights: PathLike | None = None, *, device: str = "cpu") -> ExternalEngine:
@@ -80,7 +85,7 @@ class ExternalEngine(Engine):
         np.savez(given, **arrays)
         self.seconds = float(self._ask({"run": str(given), "to": str(results)})["seconds"])
         with np.load(results, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {self._blobs[name]: file[name] for name in file.files if name in self._blobs}
 
     def close(self) -> None:
         """End the process."""

@@ -1,0 +1,57 @@
+"""``caffetools import``: an ONNX model, or a PyTorch one, as a Caffe net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.show import console, print_json
+
+
+def import_(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An ONNX file, an exported program (.pt2), or module:callable that gives a torch module.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write into.", show_default=False)],
+    target: Annotated[
+        str, typer.Option(help="Layers to use: bvlc (BVLC Caffe 1.0), ssd (and Permute, Normalize), any (and other forks').")
+    ] = "bvlc",
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=N,C,H,W", help="Shape of an input whose sizes are free. May be repeated.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write MODEL as a Caffe net: deploy.prototxt and weights.caffemodel in the folder --out.
+
+    Both are run on the same input before anything is written; a difference above 1e-4 of an output's largest value is a failure.
+    What has no Caffe layers with the same numbers is an error that names the node and the reason.
+    """
+    from caffetools.cli.export import parse_shape
+    from caffetools.infer.import_model import import_file
+
+    shapes = dict(parse_shape(text) for text in input_shape or [])
+    imported, files = import_file(model, out, target=target, input_shapes=shapes)
+    if json:
+        answer = {
+            "deploy": str(files[0]),
+            "weights": str(files[1]),
+            "layers": len(imported.model.net.layer),
+            "outputs": imported.outputs,
+            "largest_difference": imported.largest_difference,
+        }
+        print_json(answer)
+        return
+    console.print(f"Wrote {files[0]} and {files[1]} ({len(imported.model.net.layer)} layers, target {target}).", markup=False)
+    console.print(
+        f"Verified: largest difference {imported.largest_difference:.1e} of the largest value of an output, caffetools against "
+        "onnxruntime on a random input.",
+        markup=False,
+    )

@@ -1,0 +1,99 @@
+"""Import of ONNX and PyTorch models into a folder, with the preprocessing that an ONNX file holds."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from caffetools.errors import DataError, ModelFileError
+from caffetools.infer.sidecar import write_preprocessing
+from caffetools.layers.base import Shape
+from caffetools.onnx.import_net import TARGETS, Target
+from caffetools.onnx.importer import ImportedNet, import_model
+
+PathLike = str | os.PathLike[str]
+
+
+def import_file(
+    model: PathLike, folder: PathLike, *, target: str = "bvlc", input_shapes: Mapping[str, Shape] | None = None
+) -> tuple[ImportedNet, tuple[Path, Path]]:
+    """Import a model and write ``deploy.prototxt``, ``weights.caffemodel`` and, where it is known, ``deploy.json``.
+
+    Args:
+        model: An ONNX file; an exported program of torch (``.pt2``); or ``module:callable``, a function without arguments that gives
+            a ``torch.nn.Module``. The module is searched in the current folder too, and its code is run.
+        folder: Where to write.
+        target: ``bvlc``, ``ssd`` or ``any``.
+        input_shapes: Input name → shape. A ``module:callable`` needs the shape of each of its inputs, in order.
+
+    Returns:
+        The net, and the paths of the prototxt and of the weights.
+
+    Raises:
+        ImportFailed: The model has no Caffe net with its numbers.
+        CaffeToolsError: The model cannot be read, or the target is unknown.
+    """
+    chosen: Target | None = next((known for known in TARGETS if known == target), None)
+    if chosen is None:
+        raise DataError(f"there is no target '{target}'; there are {', '.join(TARGETS)}")
+    source: PathLike | bytes = model
+    shapes = dict(input_shapes or {})
+    text = os.fspath(model)
+    if text.endswith(".pt2"):
+        source, shapes = _exported_program(text), {}
+    elif ":" in text and not Path(text).exists():
+        source, shapes = _module(text, shapes), {}
+    imported = import_model(source, target=chosen, input_shapes=shapes)
+    files = imported.write(folder)
+    if imported.preprocessing is not None:
+        write_preprocessing(files[0], imported.preprocessing)
+    return imported, files
+
+
+def _exported_program(path: str) -> bytes:
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        # torch raises whatever its reader of zip files and of JSON does.
+        raise ModelFileError(f"not an exported program of torch: {' '.join(str(error).split())[:200]}", path=path) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
+    data: bytes = exported.model_proto.SerializeToString() if exported is not None else b""
+    return data
+
+
+def _module(text: str, shapes: Mapping[str, Shape]) -> bytes:
+    name, _, attribute = text.partition(":")
+    if not shapes:
+        raise DataError(f"{text}: a torch module does not know the shape of its input", hint="give it: --input-shape data=1,3,224,224")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise DataError(f"{text}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    module = function if isinstance(function, torch.nn.Module) else function()
+    if not isinstance(module, torch.nn.Module):
+        raise DataError(f"{text} gives a {type(module).__name__}, not a torch.nn.Module")
+    return torch_to_onnx(module, shapes)
+
+
+def torch_to_onnx(module: torch.nn.Module, shapes: Mapping[str, Shape]) -> bytes:
+    """Export a torch module in evaluation mode with torch's own exporter, for inputs of these names and shapes."""
+    stream = io.BytesIO()
+    inputs = tuple(torch.zeros(shape) for shape in shapes.values())
+    with warnings.catch_warnings():
+        # The exporter that traces is deprecated, but needs no packages of its own.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module.eval(), inputs, cast("str", stream), dynamo=False, opset_version=17, input_names=list(shapes))
+    return stream.getvalue()

@@ -1,0 +1,173 @@
+"""An ONNX graph made ready for import: fixed sizes, constants folded, and the shape of every value known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from caffetools.engines.onnxruntime import open_session
+from caffetools.errors import ExportError
+from caffetools.layers.base import Shape, format_shape
+
+Array = NDArray[Any]
+
+
+class ImportFailed(ExportError):
+    """A part of an ONNX model that has no Caffe layers with the same numbers; names the node and the reason."""
+
+
+@dataclass(eq=False)
+class Node:
+    """A node that depends on the graph's inputs.
+
+    Attributes:
+        op: The operator.
+        name: The node's name, or that of its first output.
+        inputs: Names of its inputs; ``""`` for one that is left out.
+        outputs: Names of its outputs.
+        attributes: Attribute name → Python value; tensors as arrays.
+    """
+
+    op: str
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def error(self, reason: str) -> ImportFailed:
+        """An error that names the node; to be raised."""
+        return ImportFailed(f"node '{self.name}' ({self.op}): {reason}")
+
+
+@dataclass
+class ImportGraph:
+    """Nodes in order, and what is known about their values.
+
+    Attributes:
+        name: The graph's name.
+        nodes: Nodes that depend on the inputs; all others are constants.
+        inputs: Input name → shape.
+        outputs: Names of the outputs.
+        shapes: Value → shape, for sizes of the inputs as they are.
+        constants: Value → array, of every value that does not depend on the inputs.
+        sample: Value → array for one random input; what the imported net is compared with.
+        opset: Version of ONNX's operators.
+    """
+
+    name: str
+    nodes: list[Node]
+    inputs: dict[str, Shape]
+    outputs: list[str]
+    shapes: dict[str, Shape]
+    constants: dict[str, Array]
+    sample: dict[str, Array]
+    opset: int
+    _readers: dict[str, list[Node]] | None = None
+
+    def readers(self, value: str) -> list[Node]:
+        """The nodes that read ``value``."""
+        if self._readers is None:
+            self._readers = {}
+            for node in self.nodes:
+                for name in dict.fromkeys(node.inputs):
+                    self._readers.setdefault(name, []).append(node)
+        return self._readers.get(value, [])
+
+    def maker(self, value: str) -> Node | None:
+        """The node that makes ``value``; None for an input or a constant."""
+        return next((node for node in self.nodes if value in node.outputs), None)
+
+    def only_reader(self, value: str) -> Node | None:
+        """The single node that reads ``value``, if nothing else needs it."""
+        readers = self.readers(value)
+        return readers[0] if len(readers) == 1 and value not in self.outputs else None
+
+    def replace(self, old: Sequence[Node], new: Node) -> None:
+        """Put ``new`` in the place of the last of ``old``."""
+        place = max(self.nodes.index(node) for node in old)
+        self.nodes[place] = new
+        self.nodes = [node for node in self.nodes if all(node is not gone for gone in old)]
+        self._readers = None
+
+
+def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = None, seed: int = 0) -> ImportGraph:
+    """Fix the sizes of ``model``'s inputs, run it once, and fold what does not depend on the inputs.
+
+    Args:
+        model: The model, with its weights.
+        input_shapes: Input name → shape, for inputs whose sizes are free; a free batch size is 1.
+        seed: Seed of the inputs of the run.
+
+    Raises:
+        ImportFailed: A size is free and not given, or an input is not float32.
+        ModelFileError: onnxruntime cannot load the model.
+    """
+    fixed = _fixed_inputs(model, dict(input_shapes or {}))
+    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=1)
+    depends = _dependent_values(model, fixed)
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    known = {value.name for value in exposed.graph.output}
+    made = [name for node in model.graph.node for name in node.output if name]
+    exposed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in made if name not in known)
+    # Shapes that were inferred for other sizes would contradict the run.
+    del exposed.graph.value_info[:]
+    session = open_session(exposed, fast=False)
+    random = np.random.RandomState(seed)
+    feed = {name: random.randn(*shape).astype(np.float32) for name, shape in fixed.items()}
+    values = session.run(feed)
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    values.update(feed)
+    constants = weights | {name: value for name, value in values.items() if name not in depends and name not in fixed}
+    shapes: dict[str, Shape] = {name: tuple(np.shape(value)) for name, value in (weights | values).items()}
+    nodes = [_node(proto) for proto in model.graph.node if any(name in depends for name in proto.output)]
+    outputs = [value.name for value in model.graph.output]
+    return ImportGraph(model.graph.name or "net", nodes, fixed, outputs, shapes, constants, values, opset)
+
+
+def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, Shape]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    fixed: dict[str, Shape] = {}
+    if unknown := [name for name in given if name not in {value.name for value in inputs}]:
+        raise ImportFailed(f"the model has no input '{unknown[0]}'; its inputs are {', '.join(value.name for value in inputs)}")
+    for value in inputs:
+        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            raise ImportFailed(f"input '{value.name}' is not float32, and a Caffe net takes no other inputs")
+        dims = value.type.tensor_type.shape.dim
+        shape = given.get(value.name) or tuple(int(dim.dim_value) or (1 if axis == 0 else 0) for axis, dim in enumerate(dims))
+        if not shape or math.prod(shape) == 0:
+            free = format_shape(shape).replace("0", "?")
+            raise ImportFailed(
+                f"input '{value.name}' is {free}, with sizes that are free", hint=f"give them: --input-shape {value.name}=1,3,224,224"
+            )
+        fixed[value.name] = tuple(shape)
+    return fixed
+
+
+def _dependent_values(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> set[str]:
+    """The values that change with the inputs' values; a Shape does not, since sizes are fixed."""
+    depends = set(inputs)
+    for node in model.graph.node:
+        if node.op_type in ("Shape", "Size") or not any(name in depends for name in node.input):
+            continue
+        depends.update(name for name in node.output if name)
+    return depends
+
+
+def _node(proto: onnx.NodeProto) -> Node:
+    attributes = {item.name: _plain(helper.get_attribute_value(item)) for item in proto.attribute}
+    return Node(proto.op_type, proto.name or proto.output[0], list(proto.input), list(proto.output), attributes)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value

@@ -1,0 +1,181 @@
+"""The Caffe net that an import writes: layers, their weights, and which blob holds which value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.layers.base import Shape
+from caffetools.onnx.import_graph import ImportGraph, Node
+from caffetools.proto.binary import Caffemodel
+from caffetools.proto.schema import NetParameter
+
+Array = NDArray[Any]
+# bvlc: layers of BVLC Caffe 1.0; ssd: and those of SSD's fork; any: and those of other forks that caffetools computes.
+Target = Literal["bvlc", "ssd", "any"]
+TARGETS: tuple[Target, ...] = ("bvlc", "ssd", "any")
+
+Handler = Callable[["NetWriter", Node], None]
+_HANDLERS: dict[tuple[str, str], list[tuple[int, Handler]]] = {}
+
+
+def importer(*ops: str, since: int = 1, domain: str = "") -> Callable[[Handler], Handler]:
+    """Register a function that adds the layers of ONNX operators; a decorator.
+
+    Args:
+        ops: Operator names.
+        since: The lowest opset that it is right for; of several functions the one with the highest applies.
+        domain: The operators' domain, ``""`` for ONNX's own.
+    """
+
+    def bind(handler: Handler) -> Handler:
+        for op in ops:
+            _HANDLERS.setdefault((domain, op), []).append((since, handler))
+        return handler
+
+    return bind
+
+
+def find_handler(op: str, opset: int, domain: str = "") -> Handler | None:
+    """The function for an operator of an opset; None where there is none."""
+    fitting = [entry for entry in _HANDLERS.get((domain, op), ()) if entry[0] <= opset]
+    return max(fitting, key=lambda entry: entry[0])[1] if fitting else None
+
+
+def imported_operators() -> list[str]:
+    """The names of all operators that can be imported, sorted."""
+    return sorted(op for _, op in _HANDLERS)
+
+
+class NetWriter:
+    """Collects the layers of the Caffe net.
+
+    Attributes:
+        graph: The ONNX graph.
+        target: Which layers may be used.
+        net: The net so far, without weights.
+        blobs: Layer name → its arrays.
+    """
+
+    def __init__(self, graph: ImportGraph, target: Target):
+        self.graph, self.target = graph, target
+        self.net = NetParameter(name=graph.name)
+        self.blobs: dict[str, list[Array]] = {}
+        self.shapes: dict[str, Shape] = {}
+        self._names: set[str] = set()
+        # ONNX value → blob.
+        self._values: dict[str, str] = {}
+        self._reserved = {clean_name(name) for name in (*graph.inputs, *graph.outputs)}
+
+    # ---- values ----
+
+    def add_input(self, value: str, shape: Shape) -> None:
+        """Add an Input layer."""
+        layer = self.net.layer.add(name=self._unique(clean_name(value)), type="Input")
+        blob = clean_name(value)
+        layer.top.append(blob)
+        layer.input_param.shape.add(dim=shape)
+        self._values[value], self.shapes[blob] = blob, shape
+
+    def constant(self, node: Node, index: int) -> Array | None:
+        """Input ``index`` of ``node`` if it does not depend on the net's inputs, else None; None too where it is left out."""
+        name = node.inputs[index] if index < len(node.inputs) else ""
+        return self.graph.constants.get(name)
+
+    def required(self, node: Node, index: int, what: str) -> Array:
+        """Input ``index`` of ``node``, which must be constant."""
+        value = self.constant(node, index)
+        if value is None:
+            raise node.error(f"its {what} must be constant")
+        return value
+
+    def shape(self, value: str) -> Shape:
+        """The shape of an ONNX value."""
+        return self.graph.shapes[value]
+
+    def blob(self, node: Node, value: str) -> str:
+        """The blob that holds an ONNX value."""
+        if value not in self._values:
+            reason = "is constant" if value in self.graph.constants else "is not known"
+            raise node.error(f"its input '{value}' {reason}, which this operator has no layers for")
+        return self._values[value]
+
+    def alias(self, node: Node, value: str | None = None) -> None:
+        """Let the node's first output be the blob of its first input: nothing is computed."""
+        self._values[node.outputs[0]] = self.blob(node, value or node.inputs[0])
+
+    def set_blob(self, value: str, blob: str) -> None:
+        """Say which blob holds an ONNX value."""
+        self._values[value] = blob
+
+    # ---- layers ----
+
+    def layer(
+        self,
+        node: Node,
+        kind: str,
+        bottoms: Sequence[str],
+        *,
+        last: bool = True,
+        hint: str = "",
+        weights: Sequence[Array] = (),
+        tops: int = 1,
+    ) -> Any:
+        """Add a layer.
+
+        Args:
+            node: The node that it is (a part of).
+            kind: Its type.
+            bottoms: Blob names.
+            last: Whether its tops hold the node's outputs; else they are new blobs.
+            hint: The end of the name of a layer that is a part of a node.
+            weights: Its blobs.
+            tops: How many new blobs, where it is not the last.
+
+        Returns:
+            The layer's message, to be filled in.
+        """
+        base = clean_name(node.name)
+        name = self._unique(base if last and not hint else f"{base}/{hint or kind.lower()}")
+        layer = self.net.layer.add(name=name, type=kind, bottom=list(bottoms))
+        if last:
+            for value in node.outputs:
+                blob = self._blob_name(clean_name(value))
+                layer.top.append(blob)
+                self._values[value] = blob
+                self.shapes[blob] = self.graph.shapes.get(value, ())
+        else:
+            layer.top.extend([name] if tops == 1 else [f"{name}_{index}" for index in range(tops)])
+        if weights:
+            self.blobs[name] = [np.ascontiguousarray(array, np.float32) for array in weights]
+        return layer
+
+    def silence(self, node: Node, blobs: Sequence[str]) -> None:
+        """Mark blobs as unused, so that they are no outputs of the net."""
+        if blobs:
+            self.net.layer.add(name=self._unique(f"{clean_name(node.name)}/silence"), type="Silence", bottom=list(blobs))
+
+    def result(self) -> Caffemodel:
+        """The net with its weights."""
+        return Caffemodel(self.net, self.blobs)
+
+    def _unique(self, name: str) -> str:
+        result, number = name, 2
+        while result in self._names:
+            result, number = f"{name}_{number}", number + 1
+        self._names.add(result)
+        return result
+
+    def _blob_name(self, name: str) -> str:
+        taken, result, number = set(self.shapes), name, 2
+        while result in taken:
+            result, number = f"{name}_{number}", number + 1
+        return result
+
+
+def clean_name(name: str) -> str:
+    """A name without the leading slash and the operator's name at the end that torch.onnx gives."""
+    return name.strip("/") or "value"

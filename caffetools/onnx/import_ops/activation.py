@@ -1,0 +1,211 @@
+"""Activations, each value by itself, and Softmax."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from caffetools.onnx.import_graph import Node
+from caffetools.onnx.import_net import NetWriter, importer
+
+_PLAIN = {"Relu": "ReLU", "Sigmoid": "Sigmoid", "Tanh": "TanH", "Abs": "AbsVal", "Softplus": "BNLL", "Exp": "Exp", "Log": "Log"}
+_SAME = ("Identity", "Dropout", "Cast")
+
+
+@importer(*_PLAIN)
+def plain(writer: NetWriter, node: Node) -> None:
+    """A layer without settings."""
+    writer.layer(node, _PLAIN[node.op], [writer.blob(node, node.inputs[0])])
+
+
+@importer(*_SAME)
+def same(writer: NetWriter, node: Node) -> None:
+    """Nothing: in use the value stays as it is."""
+    if node.op == "Cast" and int(node.attributes["to"]) not in (1, 10, 11, 16):
+        raise node.error("a Caffe net has float values only")
+    if any(name and writer.graph.readers(name) for name in node.outputs[1:]):
+        raise node.error("its mask is used")
+    writer.alias(node)
+
+
+@importer("LeakyRelu")
+def leaky_relu(writer: NetWriter, node: Node) -> None:
+    """ReLU with a slope."""
+    layer = writer.layer(node, "ReLU", [writer.blob(node, node.inputs[0])])
+    layer.relu_param.negative_slope = float(node.attributes.get("alpha", 0.01))
+
+
+@importer("Elu")
+def elu(writer: NetWriter, node: Node) -> None:
+    """ELU."""
+    writer.layer(node, "ELU", [writer.blob(node, node.inputs[0])]).elu_param.alpha = float(node.attributes.get("alpha", 1.0))
+
+
+@importer("PRelu")
+def prelu(writer: NetWriter, node: Node) -> None:
+    """PReLU with a slope for each channel, or one."""
+    slope, shape = writer.required(node, 1, "slope"), writer.shape(node.inputs[0])
+    channels = shape[1] if len(shape) > 1 else 1
+    shared = slope.size == 1
+    if not shared and (slope.size != channels or slope.ndim > len(shape) or slope.shape[0 if slope.ndim == len(shape) - 1 else -1] == 0):
+        raise node.error("its slope must be one number, or one for each channel")
+    layer = writer.layer(node, "PReLU", [writer.blob(node, node.inputs[0])], weights=[slope.reshape(() if shared else (channels,))])
+    if shared:
+        layer.prelu_param.channel_shared = True
+
+
+@importer("Clip")
+def clip(writer: NetWriter, node: Node) -> None:
+    """Values held between two numbers."""
+    low, high = (_bound(writer, node, index, name) for index, name in ((1, "min"), (2, "max")))
+    add_clip(writer, node, writer.blob(node, node.inputs[0]), low, high)
+
+
+def _bound(writer: NetWriter, node: Node, index: int, name: str) -> float | None:
+    if name in node.attributes:
+        value = float(node.attributes[name])
+    elif index < len(node.inputs) and node.inputs[index]:
+        value = float(np.asarray(writer.required(node, index, name)).reshape(-1)[0])
+    else:
+        return None
+    return value if abs(value) < 1e30 else None
+
+
+def add_clip(writer: NetWriter, node: Node, blob: str, low: float | None, high: float | None, *, last: bool = True) -> str:
+    """Hold ``blob`` between ``low`` and ``high`` by ReLU, Power and Eltwise, which every Caffe has; gives the blob."""
+    if (low, high) == (None, None):
+        writer.set_blob(node.outputs[0], blob)
+        return blob
+    if writer.target == "any" and (low, high) == (0.0, 6.0):
+        return str(writer.layer(node, "ReLU6", [blob], last=last).top[0])
+    if writer.target == "any" and low is not None and high is not None:
+        layer = writer.layer(node, "Clip", [blob], last=last)
+        layer.clip_param.min, layer.clip_param.max = low, high
+        return str(layer.top[0])
+    if low is not None:
+        blob = _above(writer, node, blob, low, last=last and high is None)
+    if high is not None:
+        # min(x, h) = x − max(x − h, 0): exact for every x below h, where h − max(h − x, 0) would round.
+        over = power(writer, node, blob, shift=-high, last=False) if high else blob
+        over = str(writer.layer(node, "ReLU", [over], last=False, hint="over").top[0])
+        blob = _difference(writer, node, blob, over, [1, -1], last=last)
+    return blob
+
+
+def _above(writer: NetWriter, node: Node, blob: str, low: float, *, last: bool) -> str:
+    """max(x, l): a ReLU, or x + max(l − x, 0)."""
+    if not low:
+        return str(writer.layer(node, "ReLU", [blob], last=last, hint="" if last else "relu").top[0])
+    under = power(writer, node, blob, scale=-1, shift=low, last=False)
+    under = str(writer.layer(node, "ReLU", [under], last=False, hint="under").top[0])
+    return _difference(writer, node, blob, under, [1, 1], last=last)
+
+
+def _difference(writer: NetWriter, node: Node, first: str, second: str, coefficients: list[int], *, last: bool) -> str:
+    layer = writer.layer(node, "Eltwise", [first, second], last=last, hint="" if last else "sum")
+    if coefficients != [1, 1]:
+        layer.eltwise_param.coeff.extend(coefficients)
+    return str(layer.top[0])
+
+
+def power(writer: NetWriter, node: Node, blob: str, *, scale: float = 1, shift: float = 0, power: float = 1, last: bool = True) -> str:
+    """Add (shift + scale · x)^power; gives the blob."""
+    layer = writer.layer(node, "Power", [blob], last=last, hint="" if last else "power")
+    for name, value, default in (("power", power, 1), ("scale", scale, 1), ("shift", shift, 0)):
+        if value != default:
+            setattr(layer.power_param, name, value)
+    return str(layer.top[0])
+
+
+def product(writer: NetWriter, node: Node, bottoms: list[str], *, last: bool = True) -> str:
+    """Add the product of equally shaped blobs; gives the blob."""
+    layer = writer.layer(node, "Eltwise", bottoms, last=last, hint="" if last else "product")
+    layer.eltwise_param.operation = layer.eltwise_param.PROD
+    return str(layer.top[0])
+
+
+@importer("HardSigmoid")
+def hard_sigmoid(writer: NetWriter, node: Node) -> None:
+    """alpha · x + beta, held between 0 and 1."""
+    add_hard_sigmoid(writer, node, writer.blob(node, node.inputs[0]))
+
+
+def add_hard_sigmoid(writer: NetWriter, node: Node, blob: str, *, last: bool = True) -> str:
+    """Add a HardSigmoid with the node's alpha and beta; gives the blob."""
+    alpha, beta = float(node.attributes.get("alpha", 0.2)), float(node.attributes.get("beta", 0.5))
+    if writer.target == "any" and math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
+        return str(writer.layer(node, "HSigmoid", [blob], last=last, hint="" if last else "gate").top[0])
+    return add_clip(writer, node, power(writer, node, blob, scale=alpha, shift=beta, last=False), 0.0, 1.0, last=last)
+
+
+@importer("HardSwish")
+def hard_swish(writer: NetWriter, node: Node) -> None:
+    """x · min(max(0, x + 3), 6) / 6."""
+    blob = writer.blob(node, node.inputs[0])
+    if writer.target == "any":
+        writer.layer(node, "HSwish", [blob])
+        return
+    node.attributes |= {"alpha": 1 / 6, "beta": 0.5}
+    product(writer, node, [blob, add_hard_sigmoid(writer, node, blob, last=False)])
+
+
+@importer("Swish")
+def swish(writer: NetWriter, node: Node) -> None:
+    """x · sigmoid(alpha · x): ONNX's own from opset 24, and a pattern before."""
+    blob, alpha = writer.blob(node, node.inputs[0]), float(node.attributes.get("alpha", 1.0))
+    if writer.target == "any":
+        layer = writer.layer(node, "Swish", [blob])
+        if alpha != 1:
+            layer.swish_param.beta = alpha
+        return
+    scaled = power(writer, node, blob, scale=alpha, last=False) if alpha != 1 else blob
+    gate = writer.layer(node, "Sigmoid", [scaled], last=False, hint="gate").top[0]
+    product(writer, node, [blob, gate])
+
+
+@importer("Mish")
+def mish(writer: NetWriter, node: Node) -> None:
+    """x · tanh(log(1 + exp(x)))."""
+    blob = writer.blob(node, node.inputs[0])
+    soft = writer.layer(node, "BNLL", [blob], last=False, hint="soft").top[0]
+    product(writer, node, [blob, writer.layer(node, "TanH", [soft], last=False, hint="gate").top[0]])
+
+
+@importer("Selu")
+def selu(writer: NetWriter, node: Node) -> None:
+    """gamma times an ELU."""
+    layer = writer.layer(node, "ELU", [writer.blob(node, node.inputs[0])], last=False, hint="elu")
+    layer.elu_param.alpha = float(node.attributes.get("alpha", 1.6732632423543772))
+    power(writer, node, layer.top[0], scale=float(node.attributes.get("gamma", 1.0507009873554805)))
+
+
+@importer("Gelu")
+def gelu(writer: NetWriter, node: Node) -> None:
+    """The form with tanh: x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
+    if str(node.attributes.get("approximate", "none")) != "tanh":
+        raise node.error("no Caffe layer computes its error function; export the model with approximate='tanh'")
+    blob = writer.blob(node, node.inputs[0])
+    cube = power(writer, node, power(writer, node, blob, power=3, last=False), scale=0.044715, last=False)
+    total = writer.layer(node, "Eltwise", [blob, cube], last=False, hint="sum").top[0]
+    gate = writer.layer(node, "TanH", [power(writer, node, total, scale=math.sqrt(2 / math.pi), last=False)], last=False, hint="tanh").top[
+        0
+    ]
+    product(writer, node, [blob, power(writer, node, gate, scale=0.5, shift=0.5, last=False)])
+
+
+@importer("Softmax", "LogSoftmax")
+def softmax(writer: NetWriter, node: Node) -> None:
+    """Softmax along an axis; before opset 13 over all axes from it on."""
+    shape = writer.shape(node.inputs[0])
+    old = writer.graph.opset < 13
+    axis = int(node.attributes.get("axis", 1 if old else -1)) % len(shape)
+    if old and math.prod(shape[axis + 1 :]) != 1:
+        raise node.error("before opset 13 it runs over several axes at once")
+    logarithm = node.op == "LogSoftmax"
+    layer: Any = writer.layer(node, "Softmax", [writer.blob(node, node.inputs[0])], last=not logarithm, hint="softmax" if logarithm else "")
+    if axis != 1:
+        layer.softmax_param.axis = axis
+    if logarithm:
+        writer.layer(node, "Log", [layer.top[0]])

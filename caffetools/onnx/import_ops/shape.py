@@ -1,0 +1,97 @@
+"""Operators that only give values another shape or order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caffetools.layers.base import Shape
+from caffetools.onnx.import_graph import Node
+from caffetools.onnx.import_net import NetWriter, importer
+from caffetools.onnx.import_ops.elementwise import tiled
+from caffetools.onnx.import_ops.window import fill_kernel
+
+
+@importer("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshape(writer: NetWriter, node: Node) -> None:
+    """Reshape to the output's shape; the batch is copied where it stays, so that the net takes any batch size."""
+    add_reshape(writer, node, writer.blob(node, node.inputs[0]), writer.shape(node.inputs[0]), writer.shape(node.outputs[0]))
+
+
+def add_reshape(writer: NetWriter, node: Node, blob: str, source: Shape, target: Shape, *, last: bool = True) -> str:
+    """Add a Flatten or Reshape; gives the blob."""
+    if source == target and last:
+        writer.set_blob(node.outputs[0], blob)
+        return blob
+    if len(target) == 2 and len(source) > 2 and source[:1] == target[:1]:
+        return str(writer.layer(node, "Flatten", [blob], last=last, hint="" if last else "flat").top[0])
+    layer = writer.layer(node, "Reshape", [blob], last=last, hint="" if last else "shape")
+    keeps = bool(source) and bool(target) and source[0] == target[0]
+    layer.reshape_param.shape.dim.extend([0, *target[1:]] if keeps else target)
+    return str(layer.top[0])
+
+
+@importer("Transpose")
+def transpose(writer: NetWriter, node: Node) -> None:
+    """Nothing where only axes of 1 move; else Permute, which SSD's fork has."""
+    shape = writer.shape(node.inputs[0])
+    order = [int(n) for n in node.attributes.get("perm", range(len(shape))[::-1])]
+    moved = [axis for axis in order if shape[axis] != 1]
+    if moved == sorted(moved):
+        add_reshape(writer, node, writer.blob(node, node.inputs[0]), shape, tuple(shape[axis] for axis in order))
+        return
+    if writer.target == "bvlc":
+        raise node.error("BVLC Caffe has no layer that moves axes; --target ssd or any has Permute")
+    writer.layer(node, "Permute", [writer.blob(node, node.inputs[0])]).permute_param.order.extend(order)
+
+
+@importer("ChannelShuffle")
+def channel_shuffle(writer: NetWriter, node: Node) -> None:
+    """A pattern of Reshape, Transpose and Reshape: ShuffleChannel, or a 1 x 1 convolution that moves channels."""
+    group, channels = int(node.attributes["group"]), writer.shape(node.inputs[0])[1]
+    blob = writer.blob(node, node.inputs[0])
+    if writer.target == "any":
+        writer.layer(node, "ShuffleChannel", [blob]).shuffle_channel_param.group = group
+        return
+    order = np.arange(channels).reshape(group, -1).T.reshape(-1)
+    pick_channels(writer, node, blob, order, channels)
+
+
+def pick_channels(writer: NetWriter, node: Node, blob: str, order: np.ndarray[tuple[int, ...], np.dtype[np.int64]], channels: int) -> None:
+    """A 1 x 1 convolution of zeros and ones whose output c is channel ``order[c]``."""
+    weight = np.zeros((len(order), channels, 1, 1), np.float32)
+    weight[np.arange(len(order)), order] = 1
+    layer = writer.layer(node, "Convolution", [blob], weights=[weight])
+    fill_kernel(layer, len(order), (1, 1), (1, 1), (0, 0), (1, 1))
+    layer.convolution_param.bias_term = False
+
+
+@importer("Concat")
+def concat(writer: NetWriter, node: Node) -> None:
+    """Concat."""
+    axis = int(node.attributes["axis"]) % len(writer.shape(node.outputs[0]))
+    values = [value for value in node.inputs if 0 not in writer.shape(value)]
+    if len(values) == 1:
+        writer.alias(node, values[0])
+        return
+    layer = writer.layer(node, "Concat", [writer.blob(node, value) for value in values])
+    if axis != 1:
+        layer.concat_param.axis = axis
+
+
+@importer("Expand", "Tile")
+def expand(writer: NetWriter, node: Node) -> None:
+    """Tile along axes."""
+    source, target = writer.shape(node.inputs[0]), writer.shape(node.outputs[0])
+    blob = writer.blob(node, node.inputs[0])
+    if node.op == "Expand" or all(n == 1 or n == m for n, m in zip(source, target, strict=True)):
+        if source == target:
+            writer.alias(node)
+        else:
+            tiled(writer, node, blob, source, target, last=True)
+        return
+    axes = [axis for axis, (n, m) in enumerate(zip(source, target, strict=True)) if n != m]
+    for axis in axes:
+        last = axis == axes[-1]
+        layer = writer.layer(node, "Tile", [blob], last=last, hint="" if last else "tile")
+        layer.tile_param.axis, layer.tile_param.tiles = axis, target[axis] // source[axis]
+        blob = layer.top[0]

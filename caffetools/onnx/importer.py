@@ -1,0 +1,161 @@
+"""From an ONNX model to a Caffe net: deploy.prototxt and weights.caffemodel, compared with the model before they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from caffetools.errors import CaffeToolsError
+from caffetools.layers.base import Shape
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights
+from caffetools.onnx import import_ops
+from caffetools.onnx.import_graph import ImportFailed, ImportGraph, Node, prepare
+from caffetools.onnx.import_net import TARGETS, NetWriter, Target, clean_name, find_handler, imported_operators
+from caffetools.onnx.import_patterns import merge_patterns
+from caffetools.onnx.model import load_model
+from caffetools.proto.binary import Caffemodel, write_caffemodel
+from caffetools.proto.schema import TEST
+from caffetools.proto.text import write_prototxt
+from caffetools.results import Preprocessing
+
+PathLike = str | os.PathLike[str]
+Array = NDArray[Any]
+
+# The largest difference allowed, relative to an output's largest value: layers that stand for one operator round several times.
+TOLERANCE = 1e-4
+
+import_ops.register()
+
+
+@dataclass(frozen=True)
+class ImportedNet:
+    """A Caffe net that gives the numbers of an ONNX model.
+
+    Attributes:
+        model: The net with its weights.
+        largest_difference: The largest difference of all outputs, relative to an output's largest value.
+        outputs: ONNX output → blob.
+        preprocessing: What the model's metadata say about images, if caffetools wrote it.
+    """
+
+    model: Caffemodel
+    largest_difference: float
+    outputs: dict[str, str]
+    preprocessing: Preprocessing | None = None
+
+    def write(self, folder: PathLike) -> tuple[Path, Path]:
+        """Write ``deploy.prototxt`` and ``weights.caffemodel`` into ``folder``; gives their paths.
+
+        Raises:
+            RunFailed: A file cannot be written.
+        """
+        deploy, weights = Path(folder, "deploy.prototxt"), Path(folder, "weights.caffemodel")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_caffemodel(weights, self.model)
+        write_prototxt(deploy, self.model.net)
+        return deploy, weights
+
+
+def import_model(
+    model: PathLike | bytes | onnx.ModelProto,
+    *,
+    target: Target = "bvlc",
+    input_shapes: Mapping[str, Shape] | None = None,
+) -> ImportedNet:
+    """Convert an ONNX model to a Caffe net, and compare the two on one random input.
+
+    Args:
+        model: An ONNX file, a model's bytes, or a model.
+        target: Which layers may be used: ``bvlc`` (those of BVLC Caffe 1.0), ``ssd`` (and Permute and Normalize of SSD's fork) or
+            ``any`` (and forks' layers that caffetools computes, and ``round_mode``).
+        input_shapes: Input name → shape, for inputs whose sizes are free.
+
+    Returns:
+        The net.
+
+    Raises:
+        ImportFailed: An operator has no layers that give its numbers, or the net gives others; names the node.
+        ModelFileError: The file cannot be read, or onnxruntime cannot run it.
+    """
+    if target not in TARGETS:
+        raise ImportFailed(f"there is no target '{target}'; there are {', '.join(TARGETS)}")
+    proto = model if isinstance(model, onnx.ModelProto) else load_model(model)
+    graph = prepare(proto, input_shapes)
+    merge_patterns(graph)
+    writer = NetWriter(graph, target)
+    for name, shape in graph.inputs.items():
+        writer.add_input(name, shape)
+    for node in graph.nodes:
+        handler = find_handler(node.op, graph.opset)
+        if handler is None:
+            raise node.error(f"there are no Caffe layers for this operator; there are for {', '.join(imported_operators())}")
+        handler(writer, node)
+    outputs = _finish(writer)
+    result = writer.result()
+    difference = _compare(graph, result, outputs)
+    properties = {item.key: item.value for item in proto.metadata_props}
+    return ImportedNet(result, difference, outputs, Preprocessing.from_properties(properties))
+
+
+def _finish(writer: NetWriter) -> dict[str, str]:
+    """Let every output be a blob that no layer reads; gives ONNX output → blob."""
+    end = Node("Output", "the graph's outputs", list(writer.graph.outputs), [])
+    outputs: dict[str, str] = {}
+    read = {blob for layer in writer.net.layer for blob in layer.bottom}
+    made = {blob for layer in writer.net.layer for blob in layer.top}
+    given = {blob for layer in writer.net.layer[: len(writer.graph.inputs)] for blob in layer.top}
+    for value in writer.graph.outputs:
+        blob, wanted = writer.blob(end, value), clean_name(value)
+        if blob in read or blob in outputs.values() or blob in given:
+            name = wanted if wanted not in made else f"{wanted}_out"
+            writer.net.layer.add(name=f"{name}_split", type="Split", bottom=[blob], top=[name])
+            blob = name
+        outputs[value] = blob
+    used = {blob for layer in writer.net.layer for blob in layer.bottom}
+    rest = [top for layer in writer.net.layer for top in layer.top if top not in used and top not in outputs.values()]
+    writer.silence(end, list(dict.fromkeys(rest)))
+    return outputs
+
+
+def _compare(graph: ImportGraph, model: Caffemodel, outputs: Mapping[str, str]) -> float:
+    """The largest relative difference; raises :class:`ImportFailed` where it is over TOLERANCE, naming the first node that differs."""
+    try:
+        net = Net(model.net, TEST, fill=False)
+        load_weights(net, model)
+    except CaffeToolsError as error:
+        raise ImportFailed(f"the imported net is not valid: {error}") from None
+    feed = {clean_name(name): torch.from_numpy(np.array(graph.sample[name], np.float32)) for name in graph.inputs}
+    with torch.no_grad():
+        blobs = net(feed, keep=list(net.blob_shapes))
+    worst = 0.0
+    for value, blob in outputs.items():
+        worst = max(worst, _difference(graph.sample[value], blobs[blob].numpy()))
+    if worst > TOLERANCE:
+        for node in graph.nodes:
+            for value in node.outputs:
+                blob = clean_name(value)
+                if blob in blobs and value in graph.sample and _difference(graph.sample[value], blobs[blob].numpy()) > TOLERANCE:
+                    raise node.error(f"its layers give other numbers (blob '{blob}'); please report it")
+        raise ImportFailed(f"the imported net differs from the model by {worst:.2g} of the largest value")
+    return worst
+
+
+def _difference(expected: Array, got: Array) -> float:
+    if expected.shape != got.shape:
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(expected == got, 0.0, np.abs(expected.astype(np.float64) - got))
+    scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    largest = float(gaps.max())
+    return 0.0 if largest == 0 else largest / scale if scale else largest

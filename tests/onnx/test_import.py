@@ -1,0 +1,298 @@
+"""Import of ONNX models: single operators, torchvision's classifiers, our own nets and back; against onnxruntime and real Caffe."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from caffetools.engines.base import EngineError
+from caffetools.engines.environments import add_environment
+from caffetools.engines.onnxruntime import open_session
+from caffetools.errors import ModelFileError
+from caffetools.infer.compare import Candidate, compare_engines
+from caffetools.infer.import_model import import_file, torch_to_onnx
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights
+from caffetools.onnx.export import to_onnx
+from caffetools.onnx.import_graph import ImportFailed
+from caffetools.onnx.importer import ImportedNet, import_model
+from caffetools.proto.schema import TEST
+from tests.net.test_golden_nets import FOLDER, golden_net
+
+MAPS = (1, 4, 9, 10)
+
+# The layers of BVLC Caffe 1.0 that an import may use.
+BVLC = set(
+    "AbsVal ArgMax BNLL BatchNorm Bias Concat Convolution Deconvolution ELU Eltwise Exp Flatten InnerProduct Input LRN Log PReLU Pooling "  # noqa: SIM905
+    "Power ReLU Reduction Reshape Scale Sigmoid Silence Slice Softmax Split TanH Tile".split()
+)
+
+
+def model(
+    op: str, *shapes: tuple[int, ...], constants: tuple[Any, ...] = (), opset: int = 17, outputs: int = 1, **attributes: Any
+) -> onnx.ModelProto:
+    """One operator of inputs x0, x1, … and constants; a constant of None is an input that is left out."""
+    inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, shape) for i, shape in enumerate(shapes)]
+    given = [(f"c{i}", constant) for i, constant in enumerate(constants)]
+    names = [*(value.name for value in inputs), *(name if constant is not None else "" for name, constant in given)]
+    tops = [f"y{i}" for i in range(outputs)] if outputs > 1 else ["y"]
+    node = helper.make_node(op, names, tops, name="n", **attributes)
+    tensors = [onnx.numpy_helper.from_array(np.asarray(constant), name) for name, constant in given if constant is not None]
+    values = [helper.make_tensor_value_info(top, TensorProto.FLOAT, None) for top in tops]
+    graph = helper.make_graph([node], "one", inputs, values, tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    made.ir_version = 8
+    return made
+
+
+def numbers(*shape: int) -> Any:
+    return np.random.RandomState(1).randn(*shape).astype(np.float32)
+
+
+def ints(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
+def check(proto: onnx.ModelProto, target: str = "bvlc") -> ImportedNet:
+    """Import, and compare at twice the batch, which nothing in the net may fix."""
+    imported = import_model(proto, target=target)  # type: ignore[arg-type]
+    assert imported.largest_difference < 1e-5
+    if target == "bvlc":
+        assert {layer.type for layer in imported.model.net.layer} <= BVLC
+    return imported
+
+
+CONV = numbers(6, 4, 3, 3)
+OPERATORS: dict[str, onnx.ModelProto] = {
+    "conv of uneven padding": model("Conv", MAPS, constants=(CONV, numbers(6)), pads=[0, 1, 2, 0], strides=[2, 1]),
+    "conv of uneven padding, dilated": model("Conv", MAPS, constants=(CONV,), pads=[0, 1, 2, 3], dilations=[2, 2]),
+    "conv of tensorflow": model("Conv", MAPS, constants=(CONV,), auto_pad="SAME_UPPER", strides=[2, 2]),
+    "conv in groups": model("Conv", MAPS, constants=(numbers(6, 2, 3, 3),), group=2),
+    "conv over one axis": model("Conv", (1, 4, 9), constants=(numbers(6, 4, 3),), pads=[1, 1]),
+    "transposed": model(
+        "ConvTranspose", MAPS, constants=(numbers(4, 3, 3, 3), numbers(3)), strides=[2, 2], pads=[1] * 4, output_padding=[1, 0]
+    ),
+    "transposed, uneven": model("ConvTranspose", MAPS, constants=(numbers(4, 3, 3, 3),), strides=[2, 2], pads=[0, 1, 1, 1]),
+    "max, rounded down": model("MaxPool", MAPS, kernel_shape=[3, 3], strides=[2, 2]),
+    "max, padded and rounded down": model("MaxPool", (1, 4, 8, 8), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+    "max, rounded up": model("MaxPool", MAPS, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+    "max of tensorflow": model("MaxPool", (1, 4, 8, 8), kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
+    "max of yolo": model("MaxPool", (1, 4, 6, 6), kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1]),
+    "mean, rounded down": model("AveragePool", MAPS, kernel_shape=[2, 3], strides=[2, 2]),
+    "mean, padding counts": model("AveragePool", MAPS, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4, count_include_pad=1),
+    "mean, padding does not count": model("AveragePool", MAPS, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+    "mean of all": model("AveragePool", MAPS, kernel_shape=[9, 10]),
+    "global mean": model("GlobalAveragePool", MAPS),
+    "pad": model("Pad", MAPS, constants=(ints(0, 0, 1, 0, 0, 0, 2, 3),)),
+    "batch norm": model("BatchNormalization", MAPS, constants=tuple(numbers(4) ** 2 + 0.5 for _ in range(4))),
+    "lrn": model("LRN", MAPS, size=3, alpha=0.1),
+    "prelu": model("PRelu", MAPS, constants=(numbers(4, 1, 1),)),
+    "leaky": model("LeakyRelu", MAPS, alpha=0.2),
+    "relu6": model("Clip", MAPS, constants=(np.float32(0), np.float32(6))),
+    "clip": model("Clip", MAPS, constants=(np.float32(-0.5), np.float32(0.5))),
+    "clip above": model("Clip", MAPS, constants=(None, np.float32(0.5))),
+    "hard sigmoid": model("HardSigmoid", MAPS),
+    "hard swish": model("HardSwish", MAPS),
+    "selu": model("Selu", MAPS),
+    "gelu": model("Gelu", MAPS, opset=20, approximate="tanh"),
+    "softmax": model("Softmax", MAPS, axis=1),
+    "log softmax": model("LogSoftmax", (1, 7), axis=-1),
+    "add a vector": model("Add", MAPS, constants=(numbers(4, 1, 1),)),
+    "multiply by a map": model("Mul", MAPS, constants=(numbers(9, 10),)),
+    "multiply by a row": model("Mul", MAPS, constants=(numbers(1, 4, 9, 1),)),
+    "subtract a number": model("Sub", MAPS, constants=(np.float32(3),)),
+    "divide by a vector": model("Div", MAPS, constants=(numbers(1, 4, 1, 1) + 9,)),
+    "add": model("Add", MAPS, MAPS),
+    "subtract": model("Sub", MAPS, MAPS),
+    "gate": model("Mul", MAPS, (1, 4, 1, 1)),
+    "gate of places": model("Mul", MAPS, (1, 1, 9, 10)),
+    "smaller of two": model("Min", MAPS, MAPS),
+    "larger than a number": model("Max", MAPS, constants=(np.float32(-0.25),)),
+    "square": model("Pow", MAPS, constants=(np.float32(2),)),
+    "gemm": model("Gemm", (1, 5), constants=(numbers(5, 3), numbers(3)), alpha=0.5, beta=2.0),
+    "matmul": model("MatMul", (1, 6, 5), constants=(numbers(5, 3),)),
+    "flatten": model("Flatten", MAPS),
+    "reshape": model("Reshape", MAPS, constants=(ints(1, 2, -1, 10),)),
+    "squeeze": model("Squeeze", (1, 4, 1, 1), constants=(ints(2, 3),)),
+    "transpose of axes of 1": model("Transpose", (1, 4, 1, 1), perm=[0, 2, 3, 1]),
+    "concat": model("Concat", MAPS, MAPS, axis=-3),
+    "split": model("Split", MAPS, constants=(ints(1, 3),), axis=1, outputs=2),
+    "slice": model("Slice", MAPS, constants=(ints(1, -6), ints(3, 100), ints(1, 3))),
+    "slice with steps": model("Slice", MAPS, constants=(ints(1, 0), ints(9, 10), ints(2, 3), ints(2, 2))),
+    "one channel": model("Gather", MAPS, constants=(np.int64(2),), axis=1),
+    "channels in another order": model("Gather", MAPS, constants=(ints(2, 1, 0),), axis=1),
+    "mean over maps": model("ReduceMean", MAPS, axes=[2, 3], keepdims=0),
+    "sum over maps": model("ReduceSum", MAPS, constants=(ints(2, 3),)),
+    "mean over channels": model("ReduceMean", MAPS, axes=[1]),
+    "sum of squares": model("ReduceSumSquare", (1, 5, 6), axes=[1, 2], keepdims=0),
+    "arg max": model("Softplus", MAPS),
+    "nearest": model(
+        "Resize", MAPS, constants=(None, np.float32([1, 1, 2, 3])), coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    ),
+    "depth to space": model("DepthToSpace", (1, 8, 3, 4), blocksize=2),
+    "depth to space by columns": model("DepthToSpace", (1, 8, 3, 4), blocksize=2, mode="CRD"),
+    "space to depth": model("SpaceToDepth", (1, 3, 4, 6), blocksize=2),
+    "expand": model("Expand", (1, 4, 1, 1), constants=(ints(1, 4, 3, 5),)),
+}
+
+
+@pytest.mark.parametrize("target", ["bvlc", "any"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operator_becomes_layers_with_its_numbers(name: str, target: str) -> None:
+    imported = check(OPERATORS[name], target)
+    net = Net(imported.model.net, TEST, fill=False)
+    load_weights(net, imported.model)
+    shapes = {blob: (2, *net.blob_shapes[blob][1:]) for blob in net.inputs}
+    net.reshape(shapes)
+    assert set(net.outputs) == set(imported.outputs.values())
+
+
+REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
+    "moved axes": (model("Transpose", MAPS, perm=[0, 2, 3, 1]), "BVLC Caffe has no layer that moves axes; --target ssd or any has Permute"),
+    "an operator without layers": (model("Erf", MAPS), "there are no Caffe layers for this operator"),
+    "pooling over three axes": (model("MaxPool", (1, 2, 4, 4, 4), kernel_shape=[2, 2, 2]), "Caffe pools maps of 2 axes only, not 3"),
+    "dilated pooling": (model("MaxPool", MAPS, kernel_shape=[2, 2], dilations=[2, 2]), "Caffe's pooling has no dilation"),
+    "other padding": (model("Pad", MAPS, constants=(ints(0, 0, 1, 1, 0, 0, 1, 1),), mode="reflect"), "only zeros around maps can be said"),
+    "bilinear": (
+        model("Resize", MAPS, constants=(None, np.float32([1, 1, 2, 2])), mode="linear"),
+        "linear with half_pixel by 2 x 2 has no layer",
+    ),
+    "two matrices": (model("MatMul", (1, 2, 3), (1, 3, 2)), "its second input must be constant"),
+    "backwards": (model("Slice", MAPS, constants=(ints(-1), ints(-99), ints(3), ints(-1))), "it runs backwards"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_layers_is_an_error_that_names_the_node(name: str) -> None:
+    proto, message = REFUSED[name]
+    with pytest.raises(ImportFailed, match=rf"node 'n' \({proto.graph.node[0].op_type}\): .*") as error:
+        import_model(proto)
+    assert message in str(error.value)
+
+
+def test_free_sizes_must_be_given() -> None:
+    proto = model("Relu", MAPS)
+    for axis in (0, 2, 3):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"s{axis}"
+    with pytest.raises(ImportFailed, match=r"input 'x0' is 1 x 4 x \? x \?, with sizes that are free; give them: --input-shape x0="):
+        import_model(proto)
+    assert import_model(proto, input_shapes={"x0": (2, 4, 5, 6)}).model.net.layer[0].input_param.shape[0].dim[:] == [2, 4, 5, 6]
+    with pytest.raises(ImportFailed, match="the model has no input 'data'; its inputs are x0"):
+        import_model(proto, input_shapes={"data": (1, 4, 5, 6)})
+
+
+def classifier(name: str) -> torch.nn.Module:
+    """A torchvision model with random weights, and statistics that its normalization has to use."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    made: torch.nn.Module = getattr(models, name)(weights=None, **extra).eval()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 1.5), (module.weight.data, 0.5, 1.5)):
+                if tensor is not None:
+                    tensor.uniform_(low, high)
+    return made
+
+
+CLASSIFIERS = [
+    "resnet18",
+    "mobilenet_v2",
+    "squeezenet1_1",
+    "googlenet",
+    "densenet121",
+    "shufflenet_v2_x0_5",
+    "efficientnet_b0",
+    "mnasnet0_5",
+    "regnet_y_400mf",
+    "mobilenet_v3_small",
+]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_of_torchvision_comes_over(name: str, tmp_path: Path) -> None:
+    module = classifier(name)
+    imported = import_model(torch_to_onnx(module, {"data": (1, 3, 64, 64)}))
+    assert {layer.type for layer in imported.model.net.layer} <= BVLC
+    deploy, weights = imported.write(tmp_path)
+    net = Net.from_file(deploy, TEST, fill=False)
+    assert not load_weights(net, weights).fresh
+    x = torch.from_numpy(np.random.RandomState(3).randn(2, 3, 64, 64).astype(np.float32))
+    with torch.no_grad():
+        expected, got = module(x), net({"data": x})[net.outputs[0]]
+    assert got.shape == expected.shape
+    assert float((got - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+def test_real_caffe_runs_what_is_imported_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = os.environ.get("CAFFE_PYTHON", "")
+    if not python:
+        pytest.skip("no real Caffe here: set CAFFE_PYTHON to an interpreter that can import caffe")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    try:
+        add_environment("caffe", python)
+    except EngineError as error:
+        pytest.skip(str(error))
+    for name in ("resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"):
+        deploy, weights = import_model(torch_to_onnx(classifier(name), {"data": (1, 3, 64, 64)})).write(tmp_path / name)
+        row = compare_engines(Candidate(deploy, weights), [Candidate(deploy, weights, "caffe")], repeats=0)[1]
+        assert not row.reason
+        assert row.relative < 1e-4
+
+
+@pytest.mark.parametrize("name", ["lenet_deploy", "squeezenet_v1.1_deploy", "mtcnn_onet_deploy", "mobilenet_v1_deploy"])
+def test_our_own_nets_come_back(name: str) -> None:
+    path = FOLDER / f"{name}.golden.json"
+    if not path.exists():
+        pytest.skip(f"there is no golden net {name}")
+    net = golden_net(name, json.loads(path.read_text()))
+    exported = to_onnx(net)
+    imported = import_model(exported)
+    assert set(imported.outputs) == set(net.outputs)
+    back = Net(imported.model.net, TEST, fill=False)
+    load_weights(back, imported.model)
+    assert {blob: back.blob_shapes[blob][1:] for blob in back.outputs} == {blob: net.blob_shapes[blob][1:] for blob in net.outputs}
+    again = to_onnx(back)
+    feed = {value.name: numbers(2, *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])) for value in exported.graph.input}
+    first, second = (open_session(proto.SerializeToString()).run(feed) for proto in (exported, again))
+    for blob, value in first.items():
+        np.testing.assert_allclose(second[blob], value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
+
+
+def test_files_are_written_with_what_the_model_knows_of_its_images(tmp_path: Path) -> None:
+    from caffetools.infer.sidecar import read_preprocessing
+    from caffetools.results import Preprocessing
+
+    proto = model("Relu", (1, 3, 4, 4))
+    known = Preprocessing(mean_values=(1.0, 2.0, 3.0), scale=0.5, labels=("a", "b", "c"))
+    helper.set_model_props(proto, known.to_properties())
+    onnx.save(proto, tmp_path / "m.onnx")
+    imported, (deploy, _) = import_file(tmp_path / "m.onnx", tmp_path / "net")
+    assert read_preprocessing(deploy) == imported.preprocessing == known
+
+
+def test_a_function_of_a_module_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made_here.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.GELU('tanh'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    imported, _ = import_file("made_here:net", tmp_path / "net", input_shapes={"data": (1, 3, 8, 8)})
+    assert imported.model.net.layer[1].type == "Convolution"
+
+
+def test_a_file_that_is_no_model_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelFileError, match=r"m\.onnx: not an ONNX model"):
+        import_file(tmp_path / "m.onnx", tmp_path / "net")
+    with pytest.raises(ModelFileError, match="no such file"):
+        import_file(tmp_path / "none.onnx", tmp_path / "net")
+    assert not (tmp_path / "net").exists()
