@@ -175,5 +175,5 @@ def test_the_example_does_the_whole_job_in_fifteen_lines(pictures: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.splitlines()
     assert first.startswith(f"{pictures}/dark/0.png dark ")
-    assert last.startswith("largest difference ")
+    assert last.startswith("largest error ")
     assert (tmp_path / "model.onnx").exists()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from caffetools.infer.classifier import ClassificationResult, ImageLike
+    from caffetools.onnx.importer import ImportedNet
     from caffetools.onnx.verify import Verification
 
 PathLike = str | os.PathLike[str]
@@ -132,6 +133,34 @@ def export_onnx(
     options = Options(mean=mean, labels=labels, scale=scale, resize=resize)
     how = ExportOptions(opset, dynamic_axes, batch, dict(input_shapes or {}), outputs, sources, preprocess)
     return export_deployed(deploy, weights, path, options, how, pictures=images)
+
+
+def import_onnx(
+    model: PathLike,
+    folder: PathLike,
+    *,
+    target: Literal["bvlc", "ssd", "any"] = "bvlc",
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> ImportedNet:
+    """Convert an ONNX model to ``deploy.prototxt`` and ``weights.caffemodel``, after both gave the same numbers.
+
+    Args:
+        model: The ONNX file; also an exported program of torch (``.pt2``), or ``module:callable``.
+        folder: Where to write.
+        target: Which layers may be used: ``bvlc`` (those of BVLC Caffe 1.0), ``ssd`` (and SSD's Permute and Normalize) or ``any``
+            (and other forks' layers).
+        input_shapes: Input name → shape, for inputs whose sizes are free.
+
+    Returns:
+        The net, and the largest difference from the model.
+
+    Raises:
+        ExportError: An operator has no Caffe layers with its numbers; names the node and the reason.
+        CaffeToolsError: The file cannot be read.
+    """
+    from caffetools.infer.import_model import import_file
+
+    return import_file(model, folder, target=target, input_shapes=input_shapes)[0]
 
 
 def verify(model: PathLike, deploy: PathLike, weights: PathLike, *, seed: int = 0) -> Verification:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from caffetools.layers.base import Shape
 from caffetools.onnx.import_graph import ImportGraph, Node
-from caffetools.proto.binary import Caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import NetParameter
 
 Array = NDArray[Any]

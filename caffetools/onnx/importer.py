@@ -22,7 +22,8 @@ from caffetools.onnx.import_graph import ImportFailed, ImportGraph, Node, prepar
 from caffetools.onnx.import_net import TARGETS, NetWriter, Target, clean_name, find_handler, imported_operators
 from caffetools.onnx.import_patterns import merge_patterns
 from caffetools.onnx.model import load_model
-from caffetools.proto.binary import Caffemodel, write_caffemodel
+from caffetools.proto.binary import write_caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import write_prototxt
 from caffetools.results import Preprocessing
