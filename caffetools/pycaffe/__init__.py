@@ -43,6 +43,15 @@ _PLACES = {
 _NAMES = {name: place for place, names in _PLACES.items() for name in names}
 _MODULES = ("_caffe", "classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto", "pycaffe")
 
+# Names of forks that are not here, and what to use.
+_ABSENT = {
+    "create_layer": ": single layers of NVCaffe are not supported; build a net of one layer with caffe.Net",
+    "LayerBase": ": NVCaffe's class of single layers is not supported; build a net of one layer with caffe.Net",
+    "LayerParameter": ": use caffe.proto.caffe_pb2.LayerParameter",
+    "P2PSync": ": several GPUs train in one process each, under torchrun",
+    "MultiProcess": ": several GPUs train in one process each, under torchrun",
+}
+
 __all__ = ["TEST", "TRAIN", "Layer", *_NAMES, *_MODULES]
 
 
@@ -56,7 +65,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("caffetools.proto.schema"), name)
     if name == "Layer":
         return importlib.import_module("caffetools.layers.python").Layer
-    raise AttributeError(f"module 'caffe' has no attribute '{name}'")
+    raise AttributeError(f"module 'caffe' has no attribute '{name}'{_ABSENT.get(name, '')}")
 
 
 def __dir__() -> list[str]:

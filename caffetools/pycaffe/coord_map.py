@@ -11,19 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from caffetools.layers.registry import traits
+from caffetools.errors import NetError
+from caffetools.layers.registry import layer_types, traits
+from caffetools.pycaffe.errors import also
 from caffetools.pycaffe.net_spec import Function, Top, layers
+
+L = layers
 
 # (first axis, factor, offset). Without an axis the map is the same for all; factor and offset are numbers or one per axis.
 Map = tuple[int | None, Any, Any]
 
 
-class UndefinedMapException(Exception):
-    """A layer that has no map of coordinates stands between."""
+class UndefinedMapException(NetError, RuntimeError):
+    """There is no map of coordinates: two tops are not connected by layers that have one."""
 
 
-class AxisMismatchException(Exception):
-    """Two maps that mean different axes."""
+class AxisMismatchException(NetError):
+    """Two maps apply to different axes."""
 
 
 def coord_map(fn: Function) -> Map:
@@ -98,26 +102,37 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
     for top, map_ in _maps_below(top_to):
         if top in below_from:
             return compose(map_, inverse(below_from[top]))
-    raise UndefinedMapException("the two tops have no common top below them")
+    raise UndefinedMapException("could not compute the map between the two tops; are they connected by spatial layers?")
 
 
 def crop(top_from: Top, top_to: Top) -> Top:
     """A Crop layer that cuts ``top_from`` to the size of ``top_to``, so that their pixels fall together.
 
     Raises:
-        ValueError: they would not: one is finer than the other, or the offset is not a whole number of pixels, or negative.
+        NetError: They would not: one is finer than the other, or the offset is not a whole number of pixels, or negative; also a
+            ValueError and, as in Caffe, an AssertionError.
     """
     axis, a, b = coord_map_from_to(top_from, top_to)
     if not np.allclose(a, 1):
-        raise ValueError(f"cannot crop: the two tops differ in scale ({a}); their strides must cancel out")
+        raise _misfit(f"cannot crop: the two tops differ in scale ({a}); their strides must cancel out")
     if np.any(np.asarray(b) > 1e-6):
-        raise ValueError(f"cannot crop with a negative offset ({-np.asarray(b)}): the top to crop is not large enough; pad it")
+        raise _misfit(f"cannot crop with a negative offset ({-np.asarray(b)}): the top to crop is not large enough; pad it")
     if np.any(np.abs(np.asarray(b) - np.round(b)) > 1e-6):
-        raise ValueError(f"cannot crop: the offset {-np.asarray(b)} is not a whole number of pixels; change pad or kernel_size")
+        raise _misfit(f"cannot crop: the offset {-np.asarray(b)} is not a whole number of pixels; change pad or kernel_size")
     offset = (-np.round(np.asarray(b, float))).astype(int)
     return layers.Crop(  # type: ignore[no-any-return]
         top_from, top_to, crop_param={"axis": 2 if axis is None else axis + 1, "offset": offset.tolist()}
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PASS_THROUGH_LAYERS":
+        return [kind for kind in layer_types() if traits(kind).coordinates == "same"]
+    raise AttributeError(name)
+
+
+def _misfit(message: str) -> Exception:
+    return also(NetError(message), ValueError, AssertionError)
 
 
 def _maps_below(top: Top) -> Iterator[tuple[Top, Map]]:

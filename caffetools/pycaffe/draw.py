@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -12,10 +13,17 @@ from typing import Any
 from caffetools.errors import CaffeToolsError
 from caffetools.layers.registry import traits
 from caffetools.net.phases import layer_included, make_state
-from caffetools.proto.schema import enum_name
+from caffetools.proto.schema import enum_name, message_class
+from caffetools.pycaffe.errors import also
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
+
+PoolingParameter = message_class("PoolingParameter")
+# pydot's styles of nodes, which scripts that draw their own nodes use.
+LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "filled"}
+NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}
+BLOB_STYLE = {"shape": "octagon", "fillcolor": "#E0E0E0", "style": "filled"}
 
 _CONVOLUTION, _POOLING, _LINEAR = "#ff5050", "#ff9900", "#cc33ff"
 _OTHER, _BLOB = "#6495ed", "#e0e0e0"
@@ -74,6 +82,42 @@ def dot_text(caffe_net: Any, rankdir: str = "LR", label_edges: bool = True, phas
     for name in sorted(blobs):
         lines.append(f'  {_blob(name)} [label={_quoted(name)}, shape=octagon, style=filled, fillcolor="{_BLOB}"];')
     return "\n".join([*lines, "}", ""])
+
+
+def get_pydot_graph(caffe_net: Any, rankdir: str, label_edges: bool = True, phase: int | None = None, display_lrm: bool = False) -> Any:
+    """Return the graph of a ``NetParameter`` as a ``pydot.Dot``, for scripts that go on with it (``create_png``).
+
+    Args:
+        caffe_net: The net.
+        rankdir: "LR", "TB", "BT" or "RL".
+        label_edges: Write the number of outputs or channels at the arrows.
+        phase: Only the layers of that phase; None: all.
+        display_lrm: Write the learning rate multipliers of weights and bias.
+
+    Raises:
+        CaffeToolsError: pydot is not installed.
+    """
+    try:
+        pydot = importlib.import_module("pydot")
+    except ImportError:
+        raise also(
+            CaffeToolsError("caffe.draw.get_pydot_graph needs the package pydot (pip install pydot); draw_net_to_file works without it"),
+            ImportError,
+        ) from None
+    return pydot.graph_from_dot_data(dot_text(caffe_net, rankdir, label_edges, phase, display_lrm))[0]
+
+
+def get_layer_lr_mult(layer: Any) -> str:
+    """Return the learning rate multipliers of a layer's weights and bias as text; 1 where none are given, "" without parameters."""
+    if traits(layer).role != "classifier" and not layer.param:
+        return ""
+    return ", ".join(f"{spec.lr_mult:g}" for spec in layer.param) or "1, 1"
+
+
+def get_pooling_types_dict() -> dict[int, str]:
+    """Return the names of the pooling methods by number."""
+    values = PoolingParameter.DESCRIPTOR.enum_types_by_name["PoolMethod"].values
+    return {value.number: value.name for value in values}
 
 
 def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,9 @@ from caffetools.layers.base import format_shape
 from caffetools.proto import blobs as protos
 from caffetools.proto import wire
 from caffetools.proto.schema import BlobProto, BlobProtoVector
-from caffetools.pycaffe.resize import resize_image
+from caffetools.pycaffe.errors import also, raised_also_as
+from caffetools.pycaffe.proto import caffe_pb2
+from caffetools.pycaffe.resize import resize, resize_image, zoom
 from caffetools.pycaffe.transformer import Transformer
 
 __all__ = [
@@ -26,10 +29,14 @@ __all__ = [
     "arraylist_to_blobprotovector_str",
     "blobproto_to_array",
     "blobprotovector_str_to_arraylist",
+    "caffe_pb2",
     "datum_to_array",
     "load_image",
+    "np",
     "oversample",
+    "resize",
     "resize_image",
+    "zoom",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -37,6 +44,16 @@ Array = NDArray[np.float32]
 
 # How much red, green and blue count for grey, in scikit-image and so in Caffe's module.
 _GREY = (0.2125, 0.7154, 0.0721)
+
+
+def __getattr__(name: str) -> Any:
+    """Return scikit-image as ``caffe.io.skimage``, which Caffe's module imports; without it, its reader and resizing only."""
+    if name == "skimage":
+        try:
+            return importlib.import_module("skimage.io") and importlib.import_module("skimage")
+        except ImportError:
+            return importlib.import_module("caffetools.pycaffe.skimage_names")
+    raise AttributeError(f"module 'caffe.io' has no attribute '{name}'")
 
 
 def load_image(filename: PathLike, color: bool = True) -> Array:
@@ -50,11 +67,12 @@ def load_image(filename: PathLike, color: bool = True) -> Array:
     """
     import cv2
 
-    data = read_bytes(filename)
-    check_whole(data, os.fspath(filename))
+    with raised_also_as(OSError):
+        data = read_bytes(filename)
+        check_whole(data, os.fspath(filename))
     image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise DataError(f"{os.fspath(filename)}: not a picture that OpenCV can decode, or a damaged one")
+        raise also(DataError("not a picture that OpenCV can decode, or a damaged one", path=filename), OSError)
     values = image.astype(np.float64)
     if np.issubdtype(image.dtype, np.integer):
         values /= np.iinfo(image.dtype).max
@@ -101,7 +119,7 @@ def blobproto_to_array(blob: Any, return_diff: bool = False) -> Array:
     try:
         return np.array(protos.blob_to_array(blob, diff=return_diff))
     except wire.WireError as error:
-        raise DataError(f"the BlobProto is not well formed: {error}") from None
+        raise also(DataError(f"the BlobProto is not well formed: {error}"), ValueError) from None
 
 
 def array_to_blobproto(arr: NDArray[Any], diff: NDArray[Any] | None = None) -> Any:
@@ -129,9 +147,15 @@ def blobprotovector_str_to_arraylist(text: bytes) -> list[Array]:
 
 def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Any:
     """A ``Datum`` of (C, H, W): uint8 as bytes, anything else as floats. Raises :class:`DataError` for another number of axes."""
-    return datums.array_to_datum(arr, label)
+    with raised_also_as(ValueError):
+        return datums.array_to_datum(arr, label)
 
 
 def datum_to_array(datum: Any) -> NDArray[Any]:
     """The values of a ``Datum`` (C, H, W): uint8, or float. Raises :class:`DataError` where they do not fit its size."""
-    return np.array(datums.datum_to_array(datum))
+    with raised_also_as(ValueError):
+        return np.array(datums.datum_to_array(datum))
+
+
+# NVCaffe's and older Caffes' spelling.
+arraylist_to_blobprotovecor_str = arraylist_to_blobprotovector_str

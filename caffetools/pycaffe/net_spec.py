@@ -15,6 +15,31 @@ from typing import Any
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.registry import layer_types
 from caffetools.proto.schema import LayerParameter, NetParameter, message_class
+from caffetools.pycaffe.errors import also
+from caffetools.pycaffe.proto import caffe_pb2
+
+__all__ = [
+    "Counter",
+    "Function",
+    "Layers",
+    "NetSpec",
+    "OrderedDict",
+    "Parameters",
+    "Top",
+    "assign_proto",
+    "caffe_pb2",
+    "layers",
+    "param_name_dict",
+    "params",
+    "to_proto",
+]
+
+
+class UnknownTop(AttributeError, KeyError):
+    """A top that was not set: an AttributeError, and a KeyError as in Caffe."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Top:
@@ -24,8 +49,14 @@ class Top:
         self.fn, self.n = fn, n
 
     def to_proto(self) -> Any:
-        """The ``NetParameter`` of this top and all that it needs."""
+        """Return the ``NetParameter`` of this top and all that it needs."""
         return to_proto(self)
+
+    def _to_proto(self, layers: OrderedDict[Any, Any], names: dict[Any, str], autonames: Counter[str]) -> Any:
+        return self.fn._to_proto(layers, names, autonames)
+
+    def _update(self, params: dict[str, Any]) -> None:
+        self.fn.params.update(params)
 
     def __repr__(self) -> str:
         return f"<top {self.n} of {self.fn!r}>"
@@ -37,7 +68,7 @@ class Function:
     def __init__(self, type_name: str, inputs: tuple[Any, ...], params: dict[str, Any]):
         for index, top in enumerate(inputs):
             if not isinstance(top, Top):
-                raise TypeError(f"bottom {index} of a {type_name} layer must be a top of another layer, not {top!r}")
+                raise TypeError(f"{type_name} input {index} is not a Top (type is {type(top)})")
         self.type_name, self.inputs = type_name, tuple(inputs)
         self.params = dict(params)
         self.ntop = int(self.params.pop("ntop", 1))
@@ -45,8 +76,20 @@ class Function:
         self.tops = tuple(Top(self, n) for n in range(self.ntop))
 
     def to_proto(self) -> Any:
-        """The ``NetParameter`` of this layer and all that it needs."""
+        """Return the ``NetParameter`` of this layer and all that it needs."""
         return to_proto(self)
+
+    def _to_proto(self, layers: OrderedDict[Any, Any], names: dict[Any, str], autonames: Counter[str]) -> Any:
+        """Write this layer and all that it needs into ``layers``, as fork's net specs do; return its ``LayerParameter``."""
+        writer = _Writer(names, layers, autonames)
+        writer.add(self)
+        return writer.written[self]
+
+    def _get_name(self, names: dict[Any, str], autonames: Counter[str]) -> str:
+        return _Writer(names, None, autonames).name_of(self)
+
+    def _get_top_name(self, top: Top, names: dict[Any, str], autonames: Counter[str]) -> str:
+        return _Writer(names, None, autonames).name_of_top(top)
 
     def __repr__(self) -> str:
         return f"<{self.type_name} layer>"
@@ -65,7 +108,7 @@ class NetSpec:
         try:
             return self.tops[name]
         except KeyError:
-            raise AttributeError(f"the net has no top '{name}'{did_you_mean(name, self.tops)}") from None
+            raise UnknownTop(f"the net has no top '{name}'{did_you_mean(name, self.tops)}") from None
 
     def __delattr__(self, name: str) -> None:
         del self.tops[name]
@@ -81,6 +124,23 @@ class NetSpec:
 
     def __contains__(self, name: object) -> bool:
         return name in self.tops
+
+    def keys(self) -> list[str]:
+        """Return the names of the tops in order, as in SSD's fork."""
+        return list(self.tops)
+
+    def vals(self) -> list[Any]:
+        """Return the tops in order, as in SSD's fork."""
+        return list(self.tops.values())
+
+    def update(self, name: str, params: dict[str, Any]) -> None:
+        """Change parameters of the layer that produces a top, as in SSD's fork.
+
+        Args:
+            name: Name of the top.
+            params: Parameters as given to the layer; those of the same name are replaced.
+        """
+        self.tops[name].fn.params.update(params)
 
     def to_proto(self) -> Any:
         """The ``NetParameter`` of all that was set, and all that it needs. Raises :class:`NetError` for a wrong argument of a layer."""
@@ -101,7 +161,7 @@ class Layers:
         return make
 
 
-class _Enums:
+class Parameters:
     """``params.Pooling.MAX``: an enum value of ``PoolingParameter``."""
 
     class _Message:
@@ -117,8 +177,8 @@ class _Enums:
         return self._Message(name)
 
 
-layers = Layers()
-params = _Enums()
+layers: Any = Layers()
+params = Parameters()
 
 
 def to_proto(*tops: Any) -> Any:
@@ -208,10 +268,10 @@ def _write(named: OrderedDict[str, Any]) -> Any:
 class _Writer:
     """Writes layers after those that they need, and names what has no name."""
 
-    def __init__(self, names: dict[Any, str]):
+    def __init__(self, names: dict[Any, str], written: OrderedDict[Function, Any] | None = None, counts: Counter[str] | None = None):
         self.names = names
-        self.written: OrderedDict[Function, Any] = OrderedDict()
-        self.counts: Counter[str] = Counter()
+        self.written: OrderedDict[Function, Any] = OrderedDict() if written is None else written
+        self.counts: Counter[str] = Counter() if counts is None else counts
 
     def add(self, function: Function) -> None:
         # Not by recursion: a ResNet is deeper than Python's stack.
@@ -232,8 +292,8 @@ class _Writer:
         if function.in_place:
             layer.top.extend(layer.bottom)
         else:
-            layer.top.extend(self._top_name(top) for top in function.tops)
-        layer.name = self._name(function)
+            layer.top.extend(self.name_of_top(top) for top in function.tops)
+        layer.name = self.name_of(function)
         for name, value in function.params.items():
             self._set(layer, function, name, value)
         return layer
@@ -251,14 +311,17 @@ class _Writer:
                 raise AttributeError(f"there is no parameter '{name}'{did_you_mean(name, known)}")
             assign_proto(layer, name, value)
         except (AttributeError, TypeError, ValueError) as error:
-            raise NetError(f"({function.type_name}) {name}={value!r}: {error}", layer=layer.name) from None
+            # In Caffe the error of protobuf comes out.
+            raise also(NetError(f"({function.type_name}) {name}={value!r}: {error}", layer=layer.name), type(error)) from None
 
-    def _name(self, function: Function) -> str:
+    def name_of(self, function: Function) -> str:
+        """Return the layer's name: its first top's, or a numbered one."""
         if function not in self.names:
-            self.names[function] = self._top_name(function.tops[0]) if function.tops else self._count(function)
+            self.names[function] = self.name_of_top(function.tops[0]) if function.tops else self._count(function)
         return self.names[function]
 
-    def _top_name(self, top: Top) -> str:
+    def name_of_top(self, top: Top) -> str:
+        """Return the top's name: the one that was set, or a numbered one."""
         if top not in self.names:
             self.names[top] = self._count(top.fn)
         return self.names[top]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,41 @@ def resize_image(im: NDArray[Any], new_dims: Sequence[int] | NDArray[Any], inter
     picture = np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=low)
     rows, columns = _centred(height, im.shape[0]) + 1, _centred(width, im.shape[1]) + 1
     return _sample(picture, rows, columns, interp_order).astype(np.float32)
+
+
+def resize(image: NDArray[Any], output_shape: Sequence[int], order: int = 1, **options: Any) -> NDArray[Any]:
+    """Resize a picture as ``skimage.transform.resize``, which ``caffe.io`` has: by scikit-image where it is installed.
+
+    Args:
+        image: (H, W) or (H, W, C); integers are scaled to [0, 1], unless ``preserve_range`` is set.
+        output_shape: (height, width), or with the channels.
+        order: 1 is linear, 0 takes the nearest pixel; others need scikit-image.
+        options: Options of scikit-image.
+
+    Returns:
+        float64, (height, width) or (height, width, C).
+
+    Raises:
+        DataError: Another order without scikit-image.
+    """
+    try:
+        of_skimage = importlib.import_module("skimage.transform").resize
+    except ImportError:
+        keep = bool(options.get("preserve_range"))
+        scale = 1.0 if keep or not np.issubdtype(image.dtype, np.integer) else float(np.iinfo(image.dtype).max)
+        grey = image.ndim == 2
+        result = resize_image((image[:, :, None] if grey else image) / scale, output_shape[:2], order).astype(np.float64)
+        return result[:, :, 0] if grey else result
+    return np.asarray(of_skimage(image, output_shape, order=order, **options))
+
+
+def zoom(values: NDArray[Any], factor: Any, **options: Any) -> NDArray[Any]:
+    """Zoom an array by SciPy (``scipy.ndimage.zoom``), which ``caffe.io`` has. Raises :class:`DataError` without SciPy."""
+    try:
+        of_scipy = importlib.import_module("scipy.ndimage").zoom
+    except ImportError:
+        raise DataError("caffe.io.zoom needs the package scipy (pip install scipy); resize_image works without it") from None
+    return np.asarray(of_scipy(values, factor, **options))
 
 
 def _centred(new: int, old: int) -> NDArray[Any]:

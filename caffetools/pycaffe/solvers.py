@@ -21,7 +21,7 @@ from caffetools.pycaffe.net import Net
 from caffetools.solver import solver as engine
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.control import RunControl, Snapshot, TestResult
-from caffetools.solver.debug import log_values
+from caffetools.solver.debug import UpdateDiffs, log_values
 
 PathLike = str | os.PathLike[str]
 
@@ -61,6 +61,11 @@ class Solver:
     def iter(self) -> int:
         """How many updates were made."""
         return self._core.iteration
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return self._core.learning_rate.at(self._core.iteration)
 
     def step(self, iters: int) -> None:
         """Make that many updates, with the tests, displays and snapshots that fall due."""
@@ -171,9 +176,20 @@ class _Engine(engine.Solver):
         self.notify("on_before_update")
         for run in self.test_runs:
             run.settle()
+        diffs = UpdateDiffs(self.net, self.rule)
+        diffs.on_before_update(self)
         self.rule.apply(self.rate, self.iteration)
+        diffs.on_iteration_end(self)
+        self._leave_updates_in_diffs(diffs)
         self.iteration += 1
         self.notify("on_iteration_end")
+
+    def _leave_updates_in_diffs(self, diffs: UpdateDiffs) -> None:
+        """Put what the update subtracted from each parameter into its diff, as Caffe's ComputeUpdateValue does."""
+        with torch.no_grad():
+            for entry in self.net.learnable:
+                if entry.parameter.grad is not None:
+                    entry.parameter.grad.copy_(diffs.last[id(entry.parameter)])
 
     def _iterate(self) -> None:
         # Diffs stay to be read until the next iteration begins.

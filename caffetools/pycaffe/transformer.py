@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caffetools.errors import DataError
+from caffetools.errors import CaffeToolsError, DataError
+from caffetools.pycaffe.errors import also
 from caffetools.pycaffe.resize import resize_image
 
 Array = NDArray[np.float32]
@@ -73,14 +74,14 @@ class Transformer:
         """The order of the axes, of (H, W, C): (2, 0, 1) for Caffe's inputs. Raises :class:`DataError` for another number of axes."""
         self._known(in_)
         if len(order) != len(self.inputs[in_]) - 1:
-            raise DataError(f"input '{in_}' has {len(self.inputs[in_]) - 1} axes a picture, so transpose needs as many, not {len(order)}")
+            raise _error(f"input '{in_}' has {len(self.inputs[in_]) - 1} axes a picture, so transpose needs as many, not {len(order)}")
         self.transpose[in_] = tuple(order)
 
     def set_channel_swap(self, in_: str, order: Sequence[int]) -> None:
         """The order of the channels: (2, 1, 0) from RGB to BGR. Raises :class:`DataError` for another number of channels."""
         self._known(in_)
         if len(order) != self.inputs[in_][1]:
-            raise DataError(f"input '{in_}' has {self.inputs[in_][1]} channels, so channel_swap needs as many, not {len(order)}")
+            raise _error(f"input '{in_}' has {self.inputs[in_][1]} channels, so channel_swap needs as many, not {len(order)}")
         self.channel_swap[in_] = tuple(order)
 
     def set_raw_scale(self, in_: str, scale: float) -> None:
@@ -98,12 +99,12 @@ class Transformer:
         channels, *size = self.inputs[in_][1:]
         if mean.ndim == 1:
             if mean.shape[0] != channels:
-                raise DataError(f"input '{in_}' has {channels} channels, the mean {mean.shape[0]}")
+                raise _error(f"input '{in_}' has {channels} channels, the mean {mean.shape[0]}")
             mean = mean[:, np.newaxis, np.newaxis]
         else:
             mean = mean[np.newaxis] if mean.ndim == 2 else mean
             if mean.ndim != 3 or mean.shape[0] != channels:
-                raise DataError(f"a mean for input '{in_}' is {channels} values, or a picture of {channels} channels, not {mean.shape}")
+                raise _error(f"a mean for input '{in_}' is {channels} values, or a picture of {channels} channels, not {mean.shape}")
             if list(mean.shape[1:]) != size:
                 mean = resize_image(mean.transpose(1, 2, 0), size).transpose(2, 0, 1)
         self.mean[in_] = mean
@@ -115,4 +116,8 @@ class Transformer:
 
     def _known(self, in_: str) -> None:
         if in_ not in self.inputs:
-            raise DataError(f"'{in_}' is not one of the net's inputs: {', '.join(self.inputs)}")
+            raise _error(f"'{in_}' is not one of the net's inputs: {', '.join(self.inputs)}")
+
+
+def _error(message: str) -> CaffeToolsError:
+    return also(DataError(message), ValueError)
