@@ -34,6 +34,7 @@ class Elementwise(Layer):
 class ReLU(Elementwise):
     """y = max(0, x) + negative_slope · min(0, x), any shape; at 0 the gradient takes the negative slope (relu_layer.cpp)."""
 
+    IDEMPOTENT = True
     TRAITS = replace(Elementwise.TRAITS, half=True)
 
     def forward(self, x: Tensor) -> Tensor:

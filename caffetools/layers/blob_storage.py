@@ -267,6 +267,13 @@ class ParameterStorage:
         parameter = self._parameter()
         if not is_diff:
             return parameter.data
+        # A parameter that is shared in another shape has the gradient of its owner.
+        owner = getattr(parameter, "shared_owner", None)
+        if owner is not None:
+            if owner.grad is None:
+                owner.grad = torch.zeros_like(owner, memory_format=torch.contiguous_format)
+            owner.grad = owner.grad.contiguous()
+            return owner.grad.data.view(parameter.shape)  # type: ignore[no-any-return]
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         return parameter.grad.data

@@ -23,6 +23,7 @@ class Dropout(Elementwise):
     R-FCN's ``scale_train: false`` divides nothing in training and multiplies by 1 − ``dropout_ratio`` in TEST instead.
     """
 
+    BACKWARD_READS_BOTTOMS = False
     TRAITS = replace(Elementwise.TRAITS, role="dropout", settings="dropout_param", half=True)
     FORK_FIELDS = frozenset({"scale_train"})
 

@@ -32,6 +32,7 @@ class BN(Layer):
     Without fillers slope and scale start at 1.
     """
 
+    BACKWARD_READS_BOTTOMS = False
     TRAITS = Traits(
         role="normalization",
         settings="bn_param",

@@ -16,6 +16,7 @@ from caffetools.proto.schema import enum_name
 class Loss(Layer):
     """A layer with a scalar top of loss weight 1; two bottoms, the second usually labels."""
 
+    BACKWARD_READS_BOTTOMS = False
     TRAITS = Traits(role="loss")
     BOTTOMS = (2, 2)
     IS_LOSS = True

@@ -35,6 +35,7 @@ class BatchNorm(Layer):
     stays 1; the first batch's are taken as they are; whatever the file says of their rates, they are not learned.
     """
 
+    BACKWARD_READS_BOTTOMS = False
     TRAITS = Traits(
         role="normalization",
         settings="batch_norm_param",

@@ -248,6 +248,7 @@ class Pooling(Layer):
     of equal maxima the first counts. STOCHASTIC (only on the GPU in Caffe) runs everywhere; it takes no padding.
     """
 
+    BACKWARD_READS_BOTTOMS = False
     TRAITS = Traits(role="pooling", settings="pooling_param", channels="kept", half=True, coordinates="window")
     TOPS = (1, 2)
     NEEDS_TOP = False

@@ -23,6 +23,7 @@ class Recurrent(Layer):
     with ``expose_hidden`` it comes from further bottoms, and goes to further tops, each (1, N, num_output), without gradients.
     """
 
+    BACKWARD_READS_BOTTOMS = False
     TRAITS = Traits(role="recurrent", settings="recurrent_param", outputs="num_output", weight_filler="weight_filler")
     BOTTOMS = (2, None)
     TOPS = (1, None)
@@ -262,6 +263,7 @@ class LSTMUnit(Layer):
     As in lstm_unit_layer.cpp the forget gate's gradient is f' (1 − f') of f' = cont · f, which differs where cont is a fraction.
     """
 
+    BACKWARD_READS_BOTTOMS = False
     TRAITS = Traits(role="recurrent")
     BOTTOMS = (3, 3)
     TOPS = (2, 2)

@@ -20,6 +20,7 @@ class SPP(Layer):
     they reach too far. He et al. (2014); spp_layer.cpp.
     """
 
+    BACKWARD_READS_BOTTOMS = False
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -16,7 +16,7 @@ from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.registry import layer_class
 from caffetools.net.gradients import plan_gradients, plan_inplace
 from caffetools.net.inference import InferencePlans
-from caffetools.net.param_sharing import share_parameters
+from caffetools.net.param_sharing import restore_sharing, share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
 from caffetools.net.topology import check_blob_graph, name_loss_tops
@@ -236,6 +236,7 @@ class Net(nn.Module):
 
     def _apply(self, *arguments: Any, **options: Any) -> Net:
         super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        restore_sharing(self.layers)
         self._layers_changed()
         return self
 

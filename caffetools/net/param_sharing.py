@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
-from caffetools.layers.base import Layer, count, format_shape
+from caffetools.layers.base import Layer, Shape, count, format_shape
 from caffetools.proto.schema import ParamSpec
 
 Entry = tuple[nn.Parameter, float, float, str, int]
 
 
 def share_parameters(layers: list[Layer]) -> list[Entry]:
-    """Make layers with equally named parameters hold one tensor, and list what can be learned.
+    """Make layers with equally named parameters use one tensor, and list what can be learned.
+
+    Args:
+        layers: The layers of a net, in order.
 
     Returns:
         (parameter, lr_mult, decay_mult, layer, index) in net order, each shared parameter once under its first owner. A
         multiplier given by any owner counts; different ones are an error, as in Caffe. Where lr_mult is 0 no gradient is computed.
 
     Raises:
-        NetError: shared blobs differ in shape (or in size, where share_mode is PERMISSIVE), or in their multipliers.
+        NetError: Shared blobs differ in shape (or in size, where share_mode is PERMISSIVE), or in their multipliers.
     """
     owners: dict[str, _Owner] = {}
     entries: list[_Owner] = []
@@ -38,7 +42,49 @@ def share_parameters(layers: list[Layer]) -> list[Entry]:
         parameter = owner.layer.blobs[owner.index]
         if owner.lr_mult == 0:
             parameter.requires_grad_(False)
+            for reshaped in owner.reshaped:
+                reshaped.requires_grad_(False)
     return [(o.layer.blobs[o.index], o.lr_mult, o.decay_mult, o.layer.name, o.index) for o in entries]
+
+
+def reshaped_parameter(owner: nn.Parameter, shape: Shape) -> nn.Parameter:
+    """Return a parameter over the memory of ``owner`` in another shape (share_mode PERMISSIVE); its gradients are added to the owner's."""
+    owner.data = owner.data.contiguous()
+    other = nn.Parameter(owner.data.view(shape), requires_grad=owner.requires_grad)
+    other.shared_owner = owner  # type: ignore[attr-defined]
+
+    def move(parameter: torch.Tensor) -> None:
+        add_to_owner(other, parameter.grad)
+        parameter.grad = None
+
+    if other.requires_grad:
+        other.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
+    return other
+
+
+def owner_of(parameter: nn.Parameter) -> nn.Parameter:
+    """Return the parameter whose memory and gradient ``parameter`` uses in another shape; itself otherwise."""
+    owner: nn.Parameter = getattr(parameter, "shared_owner", parameter)
+    return owner
+
+
+def add_to_owner(parameter: nn.Parameter, gradient: torch.Tensor | None) -> None:
+    """Add a gradient of ``parameter`` to the one of its owner."""
+    owner = owner_of(parameter)
+    if gradient is None:
+        return
+    part = gradient.detach().reshape(owner.shape)
+    owner.grad = part.clone() if owner.grad is None else owner.grad.add_(part)
+
+
+def restore_sharing(layers: list[Layer]) -> None:
+    """Bring parameters of another shape back to the memory of their owners, after the owners have moved to another device."""
+    for layer in layers:
+        for parameter in layer.blobs:
+            owner = owner_of(parameter)
+            if owner is not parameter:
+                owner.data = owner.data.contiguous()
+                parameter.data = owner.data.view(parameter.shape)
 
 
 class _Owner:
@@ -46,6 +92,7 @@ class _Owner:
         self.layer, self.index, self.spec = layer, index, spec
         self.lr_mult = 0.0 if not layer.specs[index].learnable else float(spec.lr_mult)
         self.decay_mult = float(spec.decay_mult)
+        self.reshaped: list[nn.Parameter] = []
 
     def adopt(self, layer: Layer, index: int, spec: Any) -> None:
         mine, theirs = self.layer.blobs[self.index], layer.blobs[index]
@@ -56,8 +103,6 @@ class _Owner:
                 f"shares parameter '{spec.name}' with layer '{self.layer.name}', but its blob {index} is {format_shape(theirs.shape)} "
                 f"and theirs {format_shape(mine.shape)}"
             )
-        if mine.shape != theirs.shape:
-            raise layer.error(f"shares parameter '{spec.name}' in another shape (share_mode PERMISSIVE), which is not supported yet")
         for field in ("lr_mult", "decay_mult"):
             if not spec.HasField(field):
                 continue
@@ -68,6 +113,9 @@ class _Owner:
                 )
             setattr(self, field, value)
             setattr(self.spec, field, value)
+        if mine.shape != theirs.shape:
+            self.reshaped.append(reshaped_parameter(mine, tuple(theirs.shape)))
+            mine = self.reshaped[-1]
         layer.blobs[index] = mine
 
 

@@ -16,6 +16,7 @@ from caffetools.layers.python import Python
 from caffetools.net.blob_versions import Step, plan_steps
 from caffetools.net.deferred import Deferred
 from caffetools.net.net import Net
+from caffetools.net.param_sharing import add_to_owner, owner_of
 from caffetools.proto.schema import TEST
 
 log = logging.getLogger(__name__)
@@ -407,7 +408,9 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor, diffs: list[Tensor]) 
     if tuple(gradient.shape) != tuple(parameter.shape):
         raise NetError(f"a gradient of {format_shape(gradient.shape)} for a parameter of {format_shape(parameter.shape)}")
     gradient = gradient.detach()
-    if parameter.grad is not None:
+    if owner_of(parameter) is not parameter:
+        add_to_owner(parameter, gradient)
+    elif parameter.grad is not None:
         parameter.grad.data.add_(gradient)
     else:
         parameter.grad = gradient.clone() if any(shares_memory(gradient, diff) for diff in diffs) else gradient

@@ -1,93 +1,169 @@
-"""Running a script or a notebook as Python itself would."""
+"""Running a script or a notebook as Python itself would, and showing its errors as Python does."""
 
 from __future__ import annotations
 
-import json
+import linecache
+import os
 import runpy
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
+from importlib.abc import InspectLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from caffetools.errors import CaffeToolsError, DataError
+from caffetools.pycaffe import python2
+from caffetools.pycaffe.notebook import notebook_cells
+
+_PACKAGE = Path(__file__).parent.parent
+# Frames of these are left out of a traceback: they run the script.
+_RUNNERS = ("runpy", "importlib._bootstrap", "importlib._bootstrap_external")
 
 
-def run_script(path: Path, arguments: Sequence[str] = ()) -> None:
-    """Run a .py script, or the code cells of a .ipynb notebook in order, as ``__main__``; what it raises is passed on.
+class ScriptFailed(CaffeToolsError):
+    """An exception that a script did not catch; the text is its traceback, without the frames that ran the script."""
 
-    Lines of a notebook that are not Python (``%matplotlib inline``, ``!ls``) are skipped.
+    exit_code = 1
+
+
+def run_script(path: Path, arguments: Sequence[str] = (), *, convert_python2: bool = False) -> None:
+    """Run a .py script, or the code cells of a .ipynb notebook in order, as ``__main__``.
+
+    A notebook runs in its own folder, as in Jupyter; its magics (``%time``, ``!ls``, ``%%bash``) are run by IPython where that is
+    installed, else those that scripts for Caffe use.
+
+    Args:
+        path: The script.
+        arguments: Its ``sys.argv[1:]``.
+        convert_python2: Convert the script, and modules of the user's that it imports, from Python 2.
 
     Raises:
-        DataError: the file is missing, or not a notebook. CaffeToolsError: what the script ran into, with the line in it.
+        DataError: The file is missing, or not a notebook.
+        CaffeToolsError: An error of caffetools that the script did not catch, with the script's line in it.
+        Python2Error: The script is written for Python 2.
+        ScriptFailed: Another exception that it did not catch.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such script")
-    with _as_main(path, arguments), _placed(path):
-        if path.suffix != ".ipynb":
+    notebook = path.suffix == ".ipynb"
+    source = path.resolve()
+    with _as_main(path, arguments), _shown_as_python_does(path):
+        if convert_python2:
+            python2.install_importer()
+        if notebook:
+            _run_notebook(source, convert_python2)
+        elif convert_python2:
+            text = python2.read(path)
+            _run_code(ModuleType("__main__"), str(path), text, python2.convert(text, str(path)))
+        else:
             runpy.run_path(str(path), run_name="__main__")
-            return
-        module = ModuleType("__main__")
-        module.__file__ = str(path)
-        before, sys.modules["__main__"] = sys.modules["__main__"], module
-        try:
-            _NotebookLoader("__main__", str(path)).exec_module(module)
-        finally:
-            sys.modules["__main__"] = before
 
 
-def notebook_source(path: Path) -> str:
-    """The code cells of a notebook as one script. Raises :class:`DataError` where it is none."""
+def show_failure(error: BaseException) -> str:
+    """Return the traceback of ``error`` as Python shows it, without the frames of caffetools and of what ran the script."""
+    shown = traceback.TracebackException.from_exception(error)
+    _leave_out_runners(shown)
+    text = "".join(shown.format()).rstrip("\n")
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and _is_ours(frames[-1].filename) and frames[-1].filename != python2.__file__:
+        place = f"{frames[-1].filename}:{frames[-1].lineno}"
+        text += f"\n(raised inside caffetools, at {place}; `caffetools run --debug` shows all of it)"
+    if hint := python2.hint(error):
+        text += f"\n({hint})"
+    return text
+
+
+def _run_notebook(path: Path, convert_python2: bool) -> None:
+    module = ModuleType("__main__")
+    module.__file__ = str(path)
+    for name, source in notebook_cells(path, module):
+        _run_code(module, name, source, python2.convert(source, name) if convert_python2 else source)
+
+
+def _run_code(module: ModuleType, name: str, text: str, code: Any) -> None:
+    """Run ``code`` (source or a syntax tree) in ``module`` as ``__main__``; tracebacks show lines of ``text``, of the file ``name``."""
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    if not getattr(module, "__file__", None):
+        module.__file__ = name
+    before, sys.modules["__main__"] = sys.modules["__main__"], module
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        cells = notebook["cells"] if "cells" in notebook else [cell for sheet in notebook["worksheets"] for cell in sheet["cells"]]
-        code = [cell.get("source", cell.get("input", "")) for cell in cells if cell["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a Jupyter notebook ({type(error).__name__}: {error})") from None
-    return "\n\n".join(_python_of(cell) for cell in code) + "\n"
+        _CodeLoader(name, code).exec_module(module)
+    finally:
+        sys.modules["__main__"] = before
 
 
-class _NotebookLoader(SourceFileLoader):
-    """Loads a notebook's code cells; nothing is cached."""
+class _CodeLoader(InspectLoader):
+    """Executes source text, or a syntax tree, in a module.
 
-    def get_data(self, path: Any) -> bytes:
-        return notebook_source(Path(path)).encode()
+    Args:
+        name: The file in tracebacks.
+        source: What to execute.
+    """
 
-    def path_stats(self, path: Any) -> Any:
-        raise OSError("a notebook's code is not cached")
+    def __init__(self, name: str, source: Any):
+        self._name, self._source = name, source
 
+    def get_source(self, fullname: str) -> str | None:
+        return self._source if isinstance(self._source, str) else None
 
-def _python_of(cell: str | list[str]) -> str:
-    text = cell if isinstance(cell, str) else "".join(cell)
-    if text.lstrip().startswith("%%"):
-        return ""
-    return "\n".join("" if line.startswith(("%", "!", "?")) or line.rstrip().endswith("?") else line for line in text.splitlines())
+    def get_code(self, fullname: str) -> CodeType:
+        return compile(self._source, self._name, "exec", dont_inherit=True)
 
 
 @contextmanager
-def _placed(path: Path) -> Iterator[None]:
-    """Errors of caffetools that the script does not catch name the script's line, which a reader needs in place of a traceback."""
+def _shown_as_python_does(path: Path) -> Iterator[None]:
+    """Turn what the script does not catch into an error whose text names the script's own file and line."""
     try:
         yield
     except CaffeToolsError as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_script(frame.filename, path)]
         if not lines:
             raise
         placed = CaffeToolsError(f"{path}:{lines[-1]}: {error}")
         placed.exit_code = error.exit_code
         raise placed from error
+    except SyntaxError as error:
+        if python2.is_python2(error):
+            place = f"{error.filename}:{error.lineno}"
+            raise python2.Python2Error(place, path) from error
+        raise ScriptFailed(show_failure(error)) from error
+    except Exception as error:
+        raise ScriptFailed(show_failure(error)) from error
+
+
+def _leave_out_runners(shown: traceback.TracebackException) -> None:
+    users = [frame for frame in shown.stack if not _is_ours(frame.filename) and not _is_runner(frame.filename)]
+    shown.stack = traceback.StackSummary.from_list(users)
+    for other in (shown.__cause__, shown.__context__):
+        if other is not None:
+            _leave_out_runners(other)
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(str(_PACKAGE))
+
+
+def _is_runner(filename: str) -> bool:
+    return any(name in filename for name in _RUNNERS) or filename == runpy.__file__
+
+
+def _is_script(filename: str, path: Path) -> bool:
+    return filename == str(path) or filename.startswith(f"{path.name}, cell ")
 
 
 @contextmanager
 def _as_main(path: Path, arguments: Sequence[str]) -> Iterator[None]:
-    """The script's folder leads sys.path and its arguments are sys.argv, as when Python runs it."""
-    argv, search = sys.argv, list(sys.path)
+    """Put the script's folder first on sys.path and its arguments in sys.argv, as when Python runs it; a notebook's is the current one."""
+    argv, search, finders, folder = sys.argv, list(sys.path), list(sys.meta_path), Path.cwd()
     sys.argv = [str(path), *arguments]
     sys.path.insert(0, str(path.resolve().parent))
     try:
+        if path.suffix == ".ipynb":
+            os.chdir(path.resolve().parent)
         yield
     finally:
-        sys.argv, sys.path[:] = argv, search
+        os.chdir(folder)
+        sys.argv, sys.path[:], sys.meta_path[:] = argv, search, finders

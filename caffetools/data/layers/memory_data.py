@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import TEST
+
+log = logging.getLogger(__name__)
 
 
 @register("MemoryData")
@@ -48,13 +51,17 @@ class MemoryData(Layer):
         return [(size, param.channels, param.height, param.width), (size,)]
 
     def set_arrays(self, data: NDArray[Any], labels: NDArray[Any]) -> None:
-        """Give the pictures and labels for the coming passes, and start at the first.
+        """Set the items and labels of the coming passes, and start at the first.
+
+        float32 arrays in C order are used where they are, as in Caffe: what is written to them later is read by the next passes. Others
+        are copied, with a warning in the log.
 
         Args:
-            data: (M, C, H, W), M a multiple of the batch size; used as they are, as float32. labels: M values.
+            data: (M, C, H, W), M a multiple of the batch size; ``transform_param`` is not applied.
+            labels: M values, such as (M, 1, 1, 1).
 
         Raises:
-            NetError: the shapes are not those of the layer.
+            NetError: The shapes are not those of the layer.
         """
         size, *shape = self.setup([])[0]
         if tuple(data.shape[1:]) != tuple(shape):
@@ -63,9 +70,20 @@ class MemoryData(Layer):
             raise self.error(f"the number of pictures ({len(data)}) must be a multiple of the batch size ({size})")
         if labels.size != len(data):
             raise self.error(f"there are {labels.size} labels for {len(data)} pictures")
-        self._data = torch.from_numpy(np.array(data, np.float32))
-        self._labels = torch.from_numpy(np.array(labels, np.float32).reshape(-1, 1, 1, 1))
+        self._data = torch.from_numpy(self._shared(data, "data"))
+        self._labels = torch.from_numpy(self._shared(labels, "labels")).view(-1, 1, 1, 1)
         self._position = 0
+
+    def _shared(self, array: NDArray[Any], what: str) -> NDArray[np.float32]:
+        """Return ``array`` itself where it is float32 in C order and can be written to, else a copy."""
+        if array.dtype == np.float32 and array.flags.c_contiguous and array.flags.writeable:
+            return array
+        log.warning(
+            "layer '%s': the %s are not float32 in C order, so they are copied: what is written to the array later does not reach the net",
+            self.name,
+            what,
+        )
+        return np.array(array, np.float32, order="C")
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         if not len(self._data):
@@ -79,7 +97,7 @@ class MemoryData(Layer):
         return {"position": self._position}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continue where :meth:`get_state` was called. Arrays of another length start at the first picture."""
+        """Continue where :meth:`get_state` was called; arrays of another length are read from their start."""
         position = int(state["position"])
         self._position = position if position < len(self._data) else 0
 
