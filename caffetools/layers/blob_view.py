@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, Shape, count, format_shape
-from caffetools.layers.blob_storage import ParameterStorage
+from caffetools.layers.blob_storage import BlobStorage, ParameterStorage
 
 Array = NDArray[np.float32]
 
@@ -166,6 +166,10 @@ class BlobVec(MutableSequence[Any]):
         """Insert a blob before ``index``. Raises :class:`NetError` for the parameters of a layer."""
         self._check_editable()
         self._list.insert(index, value)
+
+    def add_blob(self, *shape: int) -> None:
+        """Append a blob of that shape, zeros. Raises :class:`NetError` for the parameters of a layer."""
+        self.append(Blob(BlobStorage(f"blob {len(self._list)}", checked_shape(shape))))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._blobs())

@@ -84,7 +84,8 @@ def write_caffemodel(path: PathLike, model: Caffemodel) -> None:
         WriteFailed: The file cannot be written; an existing one is unchanged.
     """
     skeleton = NetParameter()
-    skeleton.CopyFrom(upgrade_caffemodel(model).net if model.net.layers else model.net)
+    model = upgrade_caffemodel(model) if model.net.layers else model
+    skeleton.CopyFrom(model.net)
     inputs = [index for index, layer in enumerate(skeleton.layer) if layer.type == "Input"]
     count = len(skeleton.layer)
     dialect = fit_to_dialect(skeleton, model.dialect)

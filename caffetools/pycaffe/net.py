@@ -57,6 +57,10 @@ class Net:
         NetError: The net cannot be built, or the weights do not fit it; names layer, blob and shapes.
     """
 
+    _blobs: BlobVec
+    _layer_names: list[str]
+    layers: LayerVec
+
     def __init__(
         self,
         network_file: PathLike,
@@ -87,7 +91,7 @@ class Net:
         self._last_thread: int | None = None
         self._blobs = BlobVec(Blob(storage) for storage in run.blobs.values())
         self._blobs_dict = OrderedDict(zip(run.blobs, self._blobs, strict=True))
-        self._layer_names: list[str] = [layer.name for layer in net.layers]
+        self._layer_names = [layer.name for layer in net.layers]
         vectors = [BlobVec(layer=layer) for layer in net.layers]
         self.layers = LayerVec(
             getattr(layer, "user_layer", None) or _layer_view(layer.type_name, vector)

@@ -90,7 +90,7 @@ def convert(source: str, name: str) -> ast.Module:
     Raises:
         CaffeToolsError: It cannot be converted; names file and line.
     """
-    text = source.expandtabs(8) if _mixes_tabs(source) else source
+    text = source.expandtabs(8)
     try:
         tree = ast.parse(_refactor(text if text.endswith("\n") else f"{text}\n", name), name)
     except SyntaxError as error:
@@ -143,10 +143,6 @@ def _divides(node: ast.ImportFrom) -> bool:
     return any(alias.name == "division" for alias in node.names)
 
 
-def _mixes_tabs(source: str) -> bool:
-    return "\t" in source
-
-
 @cache
 def _tool() -> Any:
     for package in ("fissix", "lib2to3"):
@@ -166,8 +162,10 @@ def _refactor(source: str, name: str) -> str:
         # A file that already has print() as a function: the grammar of Python 2 does not take all of it.
         try:
             ast.parse(source)
-        except SyntaxError as wrong:
-            raise CaffeToolsError(f"cannot be converted from Python 2: {error}", path=name, line=wrong.lineno or 0) from None
+        except SyntaxError:
+            place: Any = getattr(error, "context", None)
+            line = place[1][0] if place else 0
+            raise CaffeToolsError("cannot be converted from Python 2: its syntax is not Python 2's either", path=name, line=line) from None
         return source
 
 

@@ -17,7 +17,7 @@ from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.pycaffe import mode
 from caffetools.pycaffe.files import share
-from caffetools.pycaffe.net import Net
+from caffetools.pycaffe.net import Net, NetVec
 from caffetools.solver import solver as engine
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.control import RunControl, Snapshot, TestResult
@@ -37,6 +37,8 @@ class Solver:
         PrototxtError, NetError, CaffeToolsError: solver or nets are wrong.
     """
 
+    net: Net
+    test_nets: NetVec
     _TYPE: str | None = None
 
     def __init__(self, solver_file: PathLike):
@@ -45,7 +47,7 @@ class Solver:
             param.type = self._TYPE
         self._core = _Engine(param, path=solver_file, device=mode.device(), log=_log)
         self.net = Net._around(self._core.net, self._core.run)
-        self.test_nets = [Net._around(net, run) for net, run in zip(self._core.test_nets, self._core.test_runs, strict=True)]
+        self.test_nets = NetVec(Net._around(net, run) for net, run in zip(self._core.test_nets, self._core.test_runs, strict=True))
 
     @property
     def type(self) -> str:

@@ -269,3 +269,84 @@ def test_other_input_shapes_are_followed_layer_by_layer() -> None:
 def test_a_range_outside_of_the_net_is_an_error() -> None:
     with pytest.raises(NetError, match="layer 99 is outside of the net '', which has 8 layers"):
         run_of(FORKED).forward(end=99)
+
+
+def square_of(text: str = "") -> Stepwise:
+    """x → ip → ReLU in place → square, all of weight 1."""
+    net = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }\n'
+    net += 'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 3 '
+    net += 'weight_filler { type: "constant" value: 1 } } }\n' + layer("relu", "ReLU", ["ip"], "ip")
+    net += layer("square", "Power", ["ip"], "square", "power_param { power: 2 }") + text
+    return Stepwise(Net(parse("force_backward: true\n" + net, NetParameter), TRAIN))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_going_back_uses_what_blobs_hold_now(held: bool) -> None:
+    run = square_of()
+    run.blobs["x"].data.array()[...] = [0.5, 0.5, 1]
+    alive = run.blobs["ip"].data.array() if held else None
+    run.forward()
+    run.blobs["ip"].data.array()[...] = [[0, -1, 5]]
+    run.blobs["square"].diff.array()[...] = 1
+    run.backward(keep=True)
+    # 2 * 5, through the ReLU's third value only: as BVLC Caffe gives it.
+    np.testing.assert_array_equal(run.blobs["x"].diff.array(), [[10, 10, 10]])
+    run.forward()
+    run.backward()
+    np.testing.assert_array_equal(run.blobs["x"].diff.array(), [[12, 12, 12]])
+    assert (alive is not None) == held
+
+
+def test_going_back_needs_no_forward_pass_and_draws_no_random_numbers() -> None:
+    run = square_of(layer("drop", "Dropout", ["square"], "drop"))
+    run.blobs["x"].data.array()[...] = 1
+    run.blobs["ip"].data.array()[...] = 2
+    run.blobs["square"].diff.array()[...] = 1
+    state = torch.get_rng_state()
+    run.backward(start=3)
+    np.testing.assert_array_equal(run.blobs["x"].diff.array(), [[12, 12, 12]])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert run.blobs["square"].data.array().max() == 0  # nothing was computed forward
+
+
+def test_a_range_follows_shapes_only_as_far_as_it_runs() -> None:
+    run = run_of(conv("a", "data") + layer("fc", "InnerProduct", ["a"], "fc", "inner_product_param { num_output: 2 }"))
+    run.feed({"data": noise(1, 3, 9, 5)})
+    run.forward(end=1)
+    assert (run.blobs["a"].shape, run.blobs["fc"].shape) == ((1, 3, 9, 5), (2, 2))
+    with pytest.raises(NetError, match="layer 'fc'"):
+        run.forward(start=2)
+
+
+def test_constants_of_dummy_data_are_there_before_any_pass() -> None:
+    text = 'layer { name: "d" type: "DummyData" top: "c" top: "g" dummy_data_param { shape { dim: 4 } shape { dim: 4 } '
+    text += 'data_filler { type: "constant" value: 3 } data_filler { type: "gaussian" } } }\n'
+    state = torch.get_rng_state()
+    run = Stepwise(Net(parse(text, NetParameter), TRAIN))
+    assert (run.blobs["c"].data.array() == 3).all()
+    assert not run.blobs["g"].data.is_set
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_parameters_shared_in_another_shape_are_one_memory_and_add_up_their_gradients() -> None:
+    text = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 4 } } }\n'
+    spec = 'param { name: "w" share_mode: PERMISSIVE } inner_product_param { bias_term: false num_output: %d weight_filler { type: "xavier" } }'
+    text += layer("a", "InnerProduct", ["x"], "a", spec % 2) + layer("b", "InnerProduct", ["a"], "b", spec % 4)
+    text += layer("loss", "Reduction", ["b"], "loss", "loss_weight: 1")
+    torch.manual_seed(0)
+    net = Net(parse(text, NetParameter), TRAIN)
+    a, b = net.layer("a").blobs[0], net.layer("b").blobs[0]
+    assert (tuple(a.shape), tuple(b.shape), a.data_ptr() == b.data_ptr()) == ((2, 4), (4, 2), True)
+    assert [entry.parameter is a for entry in net.learnable] == [True]
+    x = torch.randn(1, 4)
+    w = a.detach().clone().requires_grad_()
+    (x @ w.T @ w.view(4, 2).T).sum().backward()
+    net.total_loss(net({"x": x})).backward()
+    torch.testing.assert_close(a.grad, w.grad)
+    assert b.grad is None
+    net.zero_grad()
+    run = Stepwise(net)
+    run.feed({"x": x})
+    run.forward()
+    run.backward()
+    torch.testing.assert_close(a.grad, w.grad)

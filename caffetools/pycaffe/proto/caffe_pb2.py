@@ -9,11 +9,14 @@ from typing import Any
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import reflection as _reflection
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf import symbol_database as _symbol_database
+from google.protobuf.internal import enum_type_wrapper
 
 from caffetools.proto import schema
 
-__all__ = ["DESCRIPTOR", "TEST", "TRAIN", "_descriptor", "_message", "_reflection"]
+__all__ = ["DESCRIPTOR", "TEST", "TRAIN", "_descriptor", "_message", "_reflection", "_sym_db", "_symbol_database", "enum_type_wrapper"]
+
+_sym_db = _symbol_database.Default()
 
 DESCRIPTOR = schema.POOL.FindMessageTypeByName("caffe.NetParameter").file
 TRAIN, TEST = schema.TRAIN, schema.TEST
@@ -23,7 +26,7 @@ def __getattr__(name: str) -> Any:
     if name in DESCRIPTOR.message_types_by_name:
         return schema.message_class(name)
     if name in DESCRIPTOR.enum_types_by_name:
-        return EnumTypeWrapper(DESCRIPTOR.enum_types_by_name[name])
+        return enum_type_wrapper.EnumTypeWrapper(DESCRIPTOR.enum_types_by_name[name])
     if name.isupper() and name in (descriptors := _private_descriptors()):
         return descriptors[name]
     raise AttributeError(f"Caffe's schema has no message or enum '{name}'")

@@ -1,0 +1,155 @@
+"""``caffetools run``: errors as Python shows them, scripts of Python 2, the magics of notebooks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caffetools.errors import CaffeToolsError, DataError
+from caffetools.pycaffe import python2
+from caffetools.pycaffe.notebook import Magics
+from caffetools.pycaffe.script import ScriptFailed, run_script
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def book(folder: Path, *cells: str) -> Path:
+    content = {"cells": [{"cell_type": "code", "source": cell} for cell in cells], "nbformat": 4}
+    return write(folder, "book.ipynb", json.dumps(content))
+
+
+def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "caffetools", "run", *arguments, path.name]
+    return subprocess.run(command, capture_output=True, text=True, cwd=path.parent, check=False)
+
+
+def test_an_exception_is_shown_with_the_frames_of_the_user_only(tmp_path: Path) -> None:
+    write(tmp_path, "helper_of_a_script.py", "def half(values):\n    return values[0] / 2\n")
+    path = write(tmp_path, "script.py", "from helper_of_a_script import half\n\nhalf([])\n")
+    with pytest.raises(ScriptFailed) as raised:
+        run_script(path)
+    sys.modules.pop("helper_of_a_script")
+    text = str(raised.value)
+    assert text.startswith("Traceback (most recent call last):\n")
+    assert f'File "{path}", line 3, in <module>' in text
+    assert 'helper_of_a_script.py", line 2, in half' in text
+    assert text.splitlines()[-1] == "IndexError: list index out of range"
+    assert "runpy" not in text
+    assert "caffetools" not in text.replace(str(tmp_path), "")
+    assert raised.value.exit_code == 1
+
+
+def test_the_command_shows_it_and_ends_with_1(tmp_path: Path) -> None:
+    done = run(write(tmp_path, "script.py", "import caffe\nraise KeyError('TEST')\n"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-3:] == ['  File "script.py", line 2, in <module>', "    raise KeyError('TEST')", "KeyError: 'TEST'"]
+    done = run(tmp_path / "script.py", "--debug")
+    assert done.returncode == 1
+    assert "runpy" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['print "x"', "try: pass\nexcept ValueError, e: pass", "x = 0777", "if 1 <> 2: pass", "raise ValueError, 'x'", "exec 'x'", "x = 10L"],
+)
+def test_python_2_is_recognized_by_its_syntax(line: str, tmp_path: Path) -> None:
+    with pytest.raises(python2.Python2Error, match=r"script\.py:\d+: this is written for Python 2; `caffetools run --py2 .*script\.py`"):
+        run_script(write(tmp_path, "script.py", f"import os\n{line}\n"))
+
+
+def test_an_error_of_syntax_that_is_not_python_2_is_shown_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ScriptFailed, match=r"(?s)line 1\n    def f\(:\n.*SyntaxError"):
+        run_script(write(tmp_path, "script.py", "def f(:\n"))
+
+
+@pytest.mark.parametrize("line", ["range(3) + xrange(3)", "import cPickle", "{}.iteritems()"])
+def test_names_of_python_2_get_a_hint(line: str, tmp_path: Path) -> None:
+    with pytest.raises(ScriptFailed, match=r"\(this is a name of Python 2; `caffetools run --py2 SCRIPT` converts the script\)$"):
+        run_script(write(tmp_path, "script.py", f"{line}\n"))
+
+
+PYTHON2 = """
+import cPickle, StringIO
+import numpy as np
+from module_of_python2 import half
+
+def main(d, (a, b)):
+    for k, v in d.iteritems():
+        print k, v, a + b
+    try:
+        raise ValueError, 'bad'
+    except ValueError, e:
+        print e
+    n = 7
+    n /= 2
+    image = np.array([1.0, 3.0])
+    image /= 2
+    print d.has_key('a'), 7 / 2, 7 / 2., n, half(9), np.array([5, 7]) / 2, image, 0777, u'x', map(abs, [-1])[0], d.keys()[0]
+
+main({'a': 1}, (1, 2))
+print len(xrange(3)), `1`
+"""
+
+
+def test_a_script_of_python_2_runs_converted_with_its_modules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "module_of_python2.py", "def half(n):\n\tprint 'half of', n\n        return n / 2\n")
+    finders = list(sys.meta_path)
+    run_script(write(tmp_path, "script.py", PYTHON2), convert_python2=True)
+    sys.modules.pop("module_of_python2")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == ["a 1 3", "bad", "half of 9"]
+    assert printed[3] == "True 3 3.5 3 4 [2 3] [0.5 1.5] 511 x 1 a"
+    assert printed[4] == "3 1"
+    assert sys.meta_path == finders
+
+
+def test_lines_of_a_converted_script_are_those_of_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "script.py", "print 'a'\nx = 0\nprint 1 / x\n")
+    with pytest.raises(ScriptFailed, match=r'(?s)script\.py", line 3, in <module>\n    print 1 / x\n.*ZeroDivisionError'):
+        run_script(path, convert_python2=True)
+
+
+def test_division_of_the_future_is_left_alone_and_what_cannot_be_converted_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_script(write(tmp_path, "script.py", "from __future__ import division\nprint 7 / 2\n"), convert_python2=True)
+    assert capsys.readouterr().out == "3.5\n"
+    with pytest.raises(CaffeToolsError, match=r"script\.py:2: .*cannot be converted from Python 2"):
+        run_script(write(tmp_path, "script.py", "print 1\ndef f(:\n"), convert_python2=True)
+
+
+def test_cells_run_in_order_with_their_magics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "beside.txt", "42")
+    path = book(
+        tmp_path,
+        "%matplotlib inline\nimport os",
+        "%%time\ntotal = 0\nfor i in range(3):\n    total += 1",
+        "if total:\n    !echo {total} and $total\n    names = !echo a; echo b\nprint(names)",
+        '!echo one \\\n    two\n%time total += 1\nprint(total,\n  "%d"\n  % 5)',
+        "%%writefile made.txt\nhello",
+        "text = '''\n%not a magic\n!nor this'''\nprint(text.count('!'), open('made.txt').read(), open('beside.txt').read())\ntotal?",
+        "%%bash\necho from bash",
+    )
+    folder = Path.cwd()
+    run_script(path)
+    assert capfd.readouterr().out.splitlines() == ["3 and 3", "['a', 'b']", "one two", "4 5", "1 hello 42", "from bash"]
+    assert Path.cwd() == folder
+
+
+def test_an_error_in_a_notebook_names_cell_and_line(tmp_path: Path) -> None:
+    with pytest.raises(ScriptFailed, match=r'(?s)File "book\.ipynb, cell 2", line 3, in <module>\n    1 / x\n.*ZeroDivisionError'):
+        run_script(book(tmp_path, "x = 0", "%%time\n# here\n1 / x"))
+    with pytest.raises(CaffeToolsError, match=r"book\.ipynb:2: none\.prototxt"):
+        run_script(book(tmp_path, "import caffetools.pycaffe as caffe\nnet = caffe.Net('none.prototxt', caffe.TEST)"))
+    with pytest.raises(python2.Python2Error, match=r"book\.ipynb, cell 1:1: .*Python 2"):
+        run_script(book(tmp_path, "print 'x'"))
+    with pytest.raises(DataError, match="%%cython needs IPython"):
+        Magics(type(sys)("m")).run_cell_magic("cython", "", "")
