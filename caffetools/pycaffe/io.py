@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data import datum as datums
-from caffetools.data.images import check_whole, read_bytes
 from caffetools.errors import DataError
 from caffetools.layers.base import format_shape
 from caffetools.proto import blobs as protos
 from caffetools.proto import wire
 from caffetools.proto.schema import BlobProto, BlobProtoVector
 from caffetools.pycaffe.errors import also, raised_also_as
+from caffetools.pycaffe.pictures import load_image
 from caffetools.pycaffe.proto import caffe_pb2
 from caffetools.pycaffe.resize import resize, resize_image, zoom
 from caffetools.pycaffe.transformer import Transformer
@@ -42,9 +42,6 @@ __all__ = [
 PathLike = str | os.PathLike[str]
 Array = NDArray[np.float32]
 
-# How much red, green and blue count for grey, in scikit-image and so in Caffe's module.
-_GREY = (0.2125, 0.7154, 0.0721)
-
 
 def __getattr__(name: str) -> Any:
     """Return scikit-image as ``caffe.io.skimage``, which Caffe's module imports; without it, its reader and resizing only."""
@@ -54,37 +51,6 @@ def __getattr__(name: str) -> Any:
         except ImportError:
             return importlib.import_module("caffetools.pycaffe.skimage_names")
     raise AttributeError(f"module 'caffe.io' has no attribute '{name}'")
-
-
-def load_image(filename: PathLike, color: bool = True) -> Array:
-    """Read a picture: float32 (H, W, C) in [0, 1], RGB.
-
-    Args:
-        color: Three channels (grey pictures are repeated, transparency is dropped); False gives one channel of grey.
-
-    Raises:
-        DataError: the file is missing or is no picture.
-    """
-    import cv2
-
-    with raised_also_as(OSError):
-        data = read_bytes(filename)
-        check_whole(data, os.fspath(filename))
-    image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise also(DataError("not a picture that OpenCV can decode, or a damaged one", path=filename), OSError)
-    values = image.astype(np.float64)
-    if np.issubdtype(image.dtype, np.integer):
-        values /= np.iinfo(image.dtype).max
-    if values.ndim == 2:
-        values = values[:, :, np.newaxis]
-        grey: Array = np.repeat(values, 3 if color else 1, axis=2).astype(np.float32)
-        return grey
-    rgb = values[:, :, 2::-1]
-    if color:
-        return np.ascontiguousarray(rgb, np.float32)
-    weighed: Array = (rgb @ np.array(_GREY))[:, :, np.newaxis].astype(np.float32)
-    return weighed
 
 
 def oversample(images: Sequence[NDArray[Any]] | NDArray[Any], crop_dims: Sequence[int] | NDArray[Any]) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import DataError
+from caffetools.pycaffe.pictures import load_image
 from caffetools.pycaffe.resize import resize
 
 PathLike = str | os.PathLike[str]
@@ -28,8 +29,6 @@ def img_as_float32(image: NDArray[Any]) -> NDArray[np.float32]:
 
 def _imread(fname: PathLike, as_gray: bool = False, **options: Any) -> NDArray[Any]:
     """Read a picture: uint8 (H, W, 3) RGB, or float64 (H, W) in [0, 1] with ``as_gray``."""
-    from caffetools.pycaffe.io import load_image
-
     if as_gray:
         return np.asarray(load_image(fname, color=False)[:, :, 0], np.float64)
     return np.asarray(np.rint(load_image(fname) * 255), np.uint8)
