@@ -46,9 +46,9 @@ def deploy(
     """
     from caffetools.errors import CaffeToolsError
     from caffetools.graph.inputs import parse_shapes
+    from caffetools.graph.stages import choose_stages
     from caffetools.graph.summary import summarize
     from caffetools.net.net import error_context
-    from caffetools.net.phases import with_stages
     from caffetools.project.preprocessing import update_preprocessing
     from caffetools.proto.binary import write_caffemodel
     from caffetools.proto.text import format_text, read_net
@@ -63,7 +63,8 @@ def deploy(
     shapes = parse_shapes(input_shape or [])
     param = read_net(train_val)
     with error_context(train_val):
-        param = with_stages(upgrade_net(param), stage) if stage else param
+        chosen = choose_stages(upgrade_net(param), stage, shapes, deploy=True)
+        param = chosen.net
         net = deploy_from(param, batch=batch, input_shape=shapes, heads=heads or None, drop_dropout=drop_dropout)
         folded = _folded(net, weights) if weights is not None else None
         net = folded.net if folded is not None else net
@@ -78,6 +79,8 @@ def deploy(
     update_preprocessing(out, known)
     if known is not None and not known.mean_known:
         note(f"{out}: the mean file of {train_val} does not exist here, so deploy.json has no mean; classify and export need --mean")
+    if chosen.stages and not stage:
+        note(f"{train_val}: deployed in the stages {', '.join(chosen.stages)}; choose others by --stage")
     _note(out, left_out(param, heads or None), summary)
     _show(written, net, summary, folded, as_json=as_json)
 

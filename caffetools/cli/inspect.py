@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.options import Dialect, Plugin, Stage
-from caffetools.cli.show import console, print_json, print_title
+from caffetools.cli.show import console, note, print_json, print_title
 from caffetools.cli.tables import print_table, shortened
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def inspect(
     """
     from caffetools.graph.graph import phases_present
     from caffetools.graph.inputs import parse_shapes
+    from caffetools.graph.stages import choose_stages
     from caffetools.graph.summary import summarize
     from caffetools.graph.weights_diff import compare_weights
     from caffetools.net.net import error_context
-    from caffetools.net.phases import with_stages
     from caffetools.net.weights import read_weights
     from caffetools.proto.text import read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
@@ -63,13 +63,16 @@ def inspect(
     param = read_net(net)
     shapes = parse_shapes(input_shape or [])
     with error_context(net):
-        param = with_stages(upgrade_net(param), stage) if stage else upgrade_net(param)
+        chosen = choose_stages(upgrade_net(param), stage, shapes)
+        param = chosen.net
         shown = phases_present(param)[-1] if wanted is None else wanted
         summary = summarize(param, shown, shapes=shapes)
         if summary.unknown and model and not shapes:
             # A net that does not say how large its pictures are: its card does.
             shapes = {"": (1, *get_card(model[0]).input.shape)}
             summary = summarize(param, shown, shapes=shapes)
+    if chosen.stages and not stage:
+        note(f"{net}: shown in the stages {', '.join(chosen.stages)}; choose others by --stage")
     comparison = compare_weights(summary, read_weights(weights)) if weights is not None else None
     if as_json:
         print_json(_as_json(summary, comparison))

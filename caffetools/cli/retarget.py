@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, note, print_json
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
+    from caffetools.graph.stages import Stages
     from caffetools.graph.weights_diff import Comparison
     from caffetools.project.retargeting import RetargetResult
     from caffetools.surgery.class_incremental import Classes
@@ -63,6 +64,8 @@ Head = Annotated[list[str] | None, typer.Option(help="A classifier layer's name,
 InputShape = Annotated[
     list[str] | None, typer.Option(help="The net's input, 1x3x227x227, or NAME=SHAPE for a certain blob; by default as the data crops.")
 ]
+TrainStage = Annotated[list[str] | None, typer.Option(help="Stage of training, where layers have rules on stages; repeatable.")]
+TestStage = Annotated[list[str] | None, typer.Option(help="Stage of testing, where layers have rules on stages; repeatable.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")]
 
@@ -99,6 +102,9 @@ def retarget(
     input_shape: InputShape = None,
     force: Force = False,
     as_json: AsJson = False,
+    stage: Stage = None,
+    train_stage: TrainStage = None,
+    test_stage: TestStage = None,
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
@@ -123,6 +129,7 @@ def retarget(
         data=retargeting.DataOptions(train_source, val_source, mean, train_batch, val_batch, crop),
         tuning=Tuning(lr_mult, freeze, dropout, keep_names, parse_filler(filler)),
         depth=_depth(drop_after, add_layer or [], grown),
+        stages=_stages(stage, train_stage, test_stage),
         **known,
         **training,
     )
@@ -196,6 +203,15 @@ def _told(
         if told not in (None, len(names)):
             raise CaffeToolsError(f"the new labels are {len(names)} classes, but {where} says {told}")
     return card, Classes(read_classes(grow_from), names), len(names)
+
+
+def _stages(stage: list[str] | None, train: list[str] | None, test: list[str] | None) -> Stages | None:
+    """Return the stages that are named, or None to let the net decide."""
+    from caffetools.graph.stages import Stages
+
+    if not (stage or train or test):
+        return None
+    return Stages(tuple(train or stage or ()), tuple(test or stage or ()))
 
 
 def _depth(drop_after: str | None, add_layer: list[str], grown: Classes | None) -> Depth:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, note
 from caffetools.cli.tables import print_table
 
@@ -28,6 +28,10 @@ def trainable(
     base_lr: Annotated[float | None, typer.Option(help="Learning rate to begin with; by default 0.001.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; else each run is another one.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    stage: Stage = None,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="The shape NAME=1x3x227x227 of a blob that no layer of the net produces; repeatable.")
+    ] = None,
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
@@ -36,12 +40,24 @@ def trainable(
     Its Input becomes Data layers, its prob a loss and accuracies. For other classes, `caffetools retarget` what was written.
     """
     from caffetools.data.datasets.card import load_card
+    from caffetools.graph.inputs import parse_shapes
     from caffetools.project.data_config import DataOptions
     from caffetools.project.trainable import make_trainable, write_trainable
 
     card = load_card(dataset) if dataset is not None else None
     data = DataOptions(None if card else train_source, None if card else val_source, mean)
-    made = make_trainable(deploy, out, data=data, dataset=card, scale=scale, epochs=epochs, base_lr=base_lr, seed=seed)
+    made = make_trainable(
+        deploy,
+        out,
+        data=data,
+        dataset=card,
+        scale=scale,
+        epochs=epochs,
+        base_lr=base_lr,
+        seed=seed,
+        stages=stage,
+        input_shape=parse_shapes(input_shape or []),
+    )
     files = write_trainable(made, out, force=force)
     print_table(("Layer", "What", "Was", "Is"), [(c.layer, c.what, c.before, c.after) for c in made.changes])
     for told in made.notes:

@@ -79,6 +79,32 @@ def data_layers_to_inputs(param: Any, shapes: Mapping[str, Shape] | None = None,
     return changed
 
 
+def dummy_data_to_inputs(param: Any) -> Any:
+    """Return a net in which DummyData layers are Inputs of the same shapes, where its data comes from nothing else.
+
+    Beside other data a DummyData layer gives constants, and stays. The net itself is returned where nothing changes.
+
+    Args:
+        param: A ``NetParameter`` of one phase, in today's form.
+
+    Raises:
+        NetError: A DummyData layer has no shape for one of its tops.
+    """
+    constants = [index for index, layer in enumerate(param.layer) if traits(layer).role == "constant" and layer.top]
+    if not constants or any(is_input(layer) or is_data_layer(layer) for layer in param.layer):
+        return param
+    changed = NetParameter()
+    changed.CopyFrom(param)
+    for index in constants:
+        layer = changed.layer[index]
+        shapes = layer_class(layer.type)(layer).configure([])
+        fresh = type(layer)(name=layer.name, type=Input.TYPE, top=layer.top, include=layer.include, exclude=layer.exclude)
+        for shape in shapes:
+            fresh.input_param.shape.add(dim=shape)
+        layer.CopyFrom(fresh)
+    return changed
+
+
 def named_shapes(param: Any, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """``shapes`` with the name of the net's first input in the place of ``""``. Raises :class:`NetError` for names of no input."""
     inputs = [top for layer in param.layer if is_input(layer) or is_data_layer(layer) for top in layer.top]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from caffetools.errors import NetError, did_you_mean
-from caffetools.proto.schema import TEST, TRAIN, NetParameter, NetState
+from caffetools.errors import NetError
+from caffetools.proto.schema import NetParameter, NetState
 
 
 def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> Any:
@@ -27,32 +27,6 @@ def filter_net(param: Any, state: Any) -> Any:
         if layer_included(layer, state):
             filtered.layer.add().CopyFrom(layer)
     return filtered
-
-
-def with_stages(param: Any, stages: Iterable[str]) -> Any:
-    """A copy of ``param`` (in today's form) as it is in ``stages``: only phases are left in its layers' rules.
-
-    Raises:
-        NetError: a layer has both include and exclude rules, or no rule names one of the stages.
-    """
-    known = {name for layer in param.layer for rule in (*layer.include, *layer.exclude) for name in (*rule.stage, *rule.not_stage)}
-    for name in stages:
-        if name not in known:
-            raise NetError(f"the net '{param.name}' has no stage '{name}'{did_you_mean(name, known)} (--stage)")
-    states = {phase: make_state(phase, stages=stages) for phase in (TRAIN, TEST)}
-    resolved = NetParameter()
-    resolved.CopyFrom(param)
-    resolved.ClearField("layer")
-    for layer in param.layer:
-        phases = [phase for phase, state in states.items() if layer_included(layer, state)]
-        if phases:
-            added = resolved.layer.add()
-            added.CopyFrom(layer)
-            added.ClearField("include")
-            added.ClearField("exclude")
-            if len(phases) == 1:
-                added.include.add(phase=phases[0])
-    return resolved
 
 
 def layer_included(layer: Any, state: Any) -> bool:

@@ -7,6 +7,7 @@ import os
 from caffetools.data.datasets.listing import Listing
 from caffetools.data.images import parse_size
 from caffetools.errors import CaffeToolsError, DataError, NetError
+from caffetools.graph.stages import Stages, choose_stages
 from caffetools.graph.weights_diff import FITS
 from caffetools.layers.base import format_shape
 from caffetools.net.net import error_context
@@ -23,9 +24,9 @@ from caffetools.solver.run import choose_device
 PathLike = str | os.PathLike[str]
 
 
-def net_crop(net: PathLike) -> int:
-    """Return the crop size of the TRAIN data layers of a prototxt; 0 if they do not crop."""
-    layers = data_layers(upgrade_net(read_net(net)), TRAIN)
+def net_crop(net: PathLike, stage: str | None = None) -> int:
+    """Return the crop size of the TRAIN data layers of a prototxt, in a stage or in the one that it needs; 0 if they do not crop."""
+    layers = data_layers(choose_stages(upgrade_net(read_net(net)), stage and [stage]).net, TRAIN)
     return max((layer.transform_param.crop_size for layer in layers), default=0)
 
 
@@ -52,7 +53,7 @@ def check_run(run: FinetuneRun, listing: Listing) -> None:
     if not 0 <= config.seed <= MOST_SEED:
         raise CaffeToolsError(f"--seed must be from 0 to {MOST_SEED}, not {config.seed}")
     choose_device(config.device)
-    size, crop = parse_size(run.size), config.crop or net_crop(run.net)
+    size, crop = parse_size(run.size), config.crop or net_crop(run.net, config.stage)
     if size is not None and crop > min(size):
         raise DataError(f"squares of {crop} x {crop} cannot be cut out of pictures of {size[0]} x {size[1]}; give a larger --size")
     channels = 1 if run.gray else 3
@@ -62,12 +63,18 @@ def check_run(run: FinetuneRun, listing: Listing) -> None:
         raise CaffeToolsError(f"--batch {config.batch} is more than all {pictures} pictures")
     shape = None if crop or size is None else (1, channels, size[1], size[0])
     options = DataOptions(mean=run.mean, crop=config.crop)
-    project = prepare_retarget(run.net, found, run.nets, trained_by=run.trained_by, data=options, input_shape=shape)
+    project = prepare_retarget(
+        run.net, found, run.nets, trained_by=run.trained_by, data=options, input_shape=shape, stages=_stages(config.stage)
+    )
     if run.weights is not None:
         with error_context(run.net):
             comparison = compare(project, run.weights)
         if FITS not in {layer.status for layer in comparison.layers} and not comparison.named("unchecked"):
             raise NetError(f"{run.weights} has no layer of the net {run.net}: these are another net's weights")
+
+
+def _stages(stage: str | None) -> Stages | None:
+    return None if stage is None else Stages((stage,), (stage,))
 
 
 def _check_mean(mean: str | None, channels: int, size: tuple[int, int] | None) -> None:

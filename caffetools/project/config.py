@@ -138,6 +138,7 @@ class FinetuneConfig(Config):
     crop: int | None = option(None, "Side of the square crop that the network sees; default: its own.", minimum=1)
     gray: bool = option(False, "Store one channel.")
     mean: str | None = option(None, "Mean file, or values in BGR order such as 104,117,123; default: the weights' or the dataset's.")
+    stage: str | None = option(None, "Stage in which the network is taken, where its layers have rules on stages.")
     val: float = option(0.2, "Fraction of each class that is held out for validation.")
     seed: int = option(1, "Seed of the split, the initial weights and the order of the images.", minimum=0)
     device: str = option("auto", "cpu, cuda, cuda:N or auto.", identity=False)

@@ -14,6 +14,7 @@ from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.data.datasets.listing import Listing, list_pictures
 from caffetools.errors import CaffeToolsError, Cancelled, DataError, ZooError
 from caffetools.events import ArtifactWritten, EventSink, ignore
+from caffetools.graph.stages import Stages
 from caffetools.infer.classifier import Classifier
 from caffetools.infer.export import export_deployed
 from caffetools.onnx.verify import Verification
@@ -121,7 +122,7 @@ def resolve(config: FinetuneConfig, steps: Steps) -> FinetuneRun:
         net=net,
         model=card.name if card else net.stem,
         weights=weights,
-        size=config.size or str(_size(config, card, net_crop(net))),
+        size=config.size or str(_size(config, card, net_crop(net, config.stage))),
         gray=config.gray or (card is not None and card.input.shape[0] == 1),
         mean=mean,
         trained_by=card.network("solver") if card else None,
@@ -232,6 +233,7 @@ def _retarget(run: FinetuneRun, steps: Steps, card: DatasetCard, schedule: Train
     # With random weights everywhere the classifier needs no higher rate, and at a high rate it can die.
     head_lr_mult = HEAD_LR_MULT if run.weights else 1.0
     words += ["--weights", run.weights] if run.weights else ["--head-lr-mult", "1"]
+    words += ["--stage", config.stage] if config.stage else []
     words += ["--seed", config.seed, *(["--crop", config.crop] if config.crop else [])]
     with steps.step("retarget", f"Retarget {run.model} to {len(card.classes)} classes", command(*words)) as note:
         project = prepare_retarget(
@@ -245,6 +247,7 @@ def _retarget(run: FinetuneRun, steps: Steps, card: DatasetCard, schedule: Train
             base_lr=schedule.base_lr,
             seed=config.seed,
             weights=run.weights,
+            stages=None if config.stage is None else Stages((config.stage,), (config.stage,)),
         )
         write_retarget(project, run.nets)
         steps.events(ArtifactWritten(task="retarget", path=str(run.train_val), what="train_val"))

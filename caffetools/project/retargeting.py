@@ -11,8 +11,10 @@ from typing import Any
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import NetError
+from caffetools.graph.classifiers import find_heads
 from caffetools.graph.graph import Graph, phases_present, shapes_in
 from caffetools.graph.inputs import as_shapes
+from caffetools.graph.stages import Stages, deploy_stage, find_stages, resolve_stages, stage_names
 from caffetools.graph.summary import summarize
 from caffetools.graph.weights_diff import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
 from caffetools.layers.base import Shape, format_shape
@@ -149,6 +151,7 @@ def prepare_retarget(
     seed: int | None = None,
     input_shape: Shape | Mapping[str, Shape] | None = None,
     weights: PathLike | Caffemodel | None = None,
+    stages: Stages | None = None,
 ) -> RetargetResult:
     """Retarget a net to ``classes``, and make its solver and its deploy net. Nothing is written.
 
@@ -168,6 +171,7 @@ def prepare_retarget(
         seed: Random seed of the solver; default nondeterministic.
         input_shape: (N, C, H, W) or (C, H, W) of the deploy net's input, or shapes by blob, if the data layers do not give them.
         weights: The .caffemodel that training starts from; no new classifier gets the name of a layer in it.
+        stages: Stages of training, testing and use, where the net's rules name stages; by default those that it needs.
 
     Raises:
         NetError: the net cannot be retargeted or deployed; the message has the file and the line. PrototxtError: it cannot be read.
@@ -179,9 +183,11 @@ def prepare_retarget(
     tuning, shapes = tuning or Tuning(), as_shapes(input_shape)
     param = source if isinstance(source, NetParameter) else read_net(source)
     with nullcontext() if isinstance(source, NetParameter) else error_context(source):
-        _check_wiring(param)
+        whole = upgrade_net(param)
+        stages = find_stages(whole).replaced(stages)
+        original = resolve_stages(whole, stages.train, stages.test) if stage_names(whole) else whole
+        _check_wiring(original)
         taken = _caffemodel(weights).blobs if weights is not None else ()
-        original = upgrade_net(param)
         made = retarget_with_edits(original, classes, depth or Depth(), tuning, shapes, head_lr_mult=head_lr_mult, heads=heads, taken=taken)
         made.changes += tune(made.train_val, tuning, made.anew, shapes)
         made.changes += convert_imagedata_to_data(made.train_val) if dataset is not None else []
@@ -191,12 +197,47 @@ def prepare_retarget(
             made.changes += fit_batches(made.train_val, dataset, train=options.train_batch is None, val=options.val_batch is None)
         _check_loss(made.train_val)
         judged = made.judge in {loss.name for loss in losses_of(made.train_val).values()}
-        deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if judged else None)
+        if stages.deploy is not None:
+            edits = _Edits(classes, depth or Depth(), tuning, head_lr_mult, [head.layer for head in find_heads(original, heads)])
+            deploy = _deploy_stage(whole, stages.deploy, made, edits, shapes)
+        else:
+            deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if judged else None)
         check_parameter_shapes_match(made.train_val, deploy, shapes)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
+    # The net that is written needs no stages; nets made from the same file in Caffe's way do.
+    solver.train_state.stage.extend(stages.train)
+    if stages.test and solver.test_iter:
+        solver.test_state.add(stage=stages.test)
     origin = Path(param.name or "net") if isinstance(source, NetParameter) else Path(source)
     return RetargetResult(made, solver, deploy, origin, shapes, original)
+
+
+@dataclass(frozen=True)
+class _Edits:
+    """What was asked of a net."""
+
+    classes: int
+    depth: Depth
+    tuning: Tuning
+    head_lr_mult: float
+    heads: list[str]
+
+
+def _deploy_stage(whole: Any, stages: Iterable[str], made: Retargeted, edits: _Edits, shapes: Mapping[str, Shape]) -> Any:
+    """The net of the deploy stage with the edits that the net for training had, and its layers' new names."""
+    net = deploy_stage(whole, stages, made.train_val, shapes)
+    present = {layer.name for layer in net.layer}
+    heads = [name for name in edits.heads if name in present]
+    if heads:
+        lr = edits.head_lr_mult
+        changed = retarget_with_edits(net, edits.classes, edits.depth, edits.tuning, shapes, head_lr_mult=lr, heads=heads, taken=present)
+        net = changed.train_val
+        for old, new in changed.renamed.items():
+            for layer in net.layer:
+                if layer.name == new:
+                    layer.name = made.renamed.get(old, new)
+    return deploy_from(net, input_shape=shapes)
 
 
 def compare(project: RetargetResult, weights: PathLike | Caffemodel, *, trimmed: bool = False) -> Comparison:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from caffetools.graph.classifiers import copy_class_axis, is_linear
 from caffetools.graph.graph import Graph, unused_name
 from caffetools.graph.inputs import is_input
 from caffetools.graph.learned import declared_blobs
+from caffetools.graph.stages import choose_stages
 from caffetools.graph.summary import summarize
 from caffetools.layers.accuracy import Accuracy
-from caffetools.layers.base import format_shape
+from caffetools.layers.base import Shape, format_shape
 from caffetools.layers.inputs import Input
 from caffetools.layers.registry import traits
 from caffetools.layers.softmax import SoftmaxWithLoss
@@ -54,10 +56,22 @@ def make_trainable(
     epochs: int = 20,
     base_lr: float | None = None,
     seed: int | None = None,
+    stages: Iterable[str] | None = None,
+    input_shape: Mapping[str, Shape] | None = None,
 ) -> Trainable:
     """A net for training and its solver from the deploy net in the file ``source``; nothing is written.
 
-    Arguments as for :func:`~caffetools.project.retargeting.prepare_retarget`; ``scale`` is what pixels are multiplied by.
+    Args:
+        source: The deploy prototxt.
+        folder: Where the files will be written.
+        data: As for :func:`~caffetools.project.retargeting.prepare_retarget`.
+        dataset: As for :func:`~caffetools.project.retargeting.prepare_retarget`.
+        scale: The factor for pixels, after the mean is subtracted.
+        epochs: As for :func:`~caffetools.project.retargeting.prepare_retarget`.
+        base_lr: As for :func:`~caffetools.project.retargeting.prepare_retarget`.
+        seed: As for :func:`~caffetools.project.retargeting.prepare_retarget`.
+        stages: The stages whose layers are taken; by default the file's stage for use, where it has one.
+        input_shape: Shapes of blobs that are given from outside.
 
     Raises:
         NetError, PrototxtError, DataError: as :func:`~caffetools.project.retargeting.prepare_retarget`, and as :func:`trainable_from`.
@@ -66,6 +80,7 @@ def make_trainable(
     settings = options.settings()
     param = read_net(source)
     with error_context(source):
+        param = choose_stages(upgrade_net(param), stages, input_shape, deploy=True).net
         net, changes, notes = trainable_from(param, scale=scale)
         if net.layer[0].type == HDF5Data.TYPE and (dataset is not None or options.mean is not None or scale not in (None, 1)):
             raise NetError(

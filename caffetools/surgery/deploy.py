@@ -8,7 +8,15 @@ from typing import Any
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import copy_class_axis
 from caffetools.graph.graph import Graph, unused_name
-from caffetools.graph.inputs import as_shapes, data_layers_to_inputs, guessed_tops, is_data_layer, is_input, named_shapes
+from caffetools.graph.inputs import (
+    as_shapes,
+    data_layers_to_inputs,
+    dummy_data_to_inputs,
+    guessed_tops,
+    is_data_layer,
+    is_input,
+    named_shapes,
+)
 from caffetools.graph.passes.remove_dropout import remove_dropout
 from caffetools.graph.rewrite import run_passes
 from caffetools.graph.summary import summarize
@@ -63,7 +71,7 @@ def deploy_from(
         raise NetError(f"a batch of {batch} is not possible; it must be from 1 to {2**31 - 1}")
     net = upgrade_net(train_val)
     judges = chosen_losses(net, heads)
-    tested = _tested(net)
+    tested = dummy_data_to_inputs(_tested(net))
     graph = Graph(tested)
     if heads is None and _is_deployed(graph):
         judges = []
@@ -163,10 +171,20 @@ def _drop_labels(net: Any) -> None:
     for layer in net.layer:
         if not layer.bottom and len(layer.top) > 1:
             tops = [top for top in layer.top if top in read] or [layer.top[0]]
-            if is_input(layer) and len(layer.input_param.shape) == len(layer.top):
-                shapes = [s for s, top in zip(layer.input_param.shape, layer.top, strict=True) if top in tops]
-                layer.input_param.CopyFrom(type(layer.input_param)(shape=shapes))
+            _keep_entries(layer, [top in tops for top in layer.top])
             layer.top[:] = tops
+
+
+def _keep_entries(layer: Any, kept: list[bool]) -> None:
+    """Keep what the settings of an Input or a DummyData layer say of the tops that are ``kept``: shapes, and fillers."""
+    if traits(layer).role not in ("input", "constant"):
+        return
+    settings = traits(layer).settings_of(layer)
+    for field, values in settings.ListFields():
+        if hasattr(values, "extend") and len(values) == len(kept):
+            entries = type(settings)(**{field.name: [value for value, keep in zip(values, kept, strict=True) if keep]})
+            settings.ClearField(field.name)
+            settings.MergeFrom(entries)
 
 
 def _rename_input_layer_to_blob(net: Any, layer: Any) -> None:

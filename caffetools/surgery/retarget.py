@@ -181,7 +181,7 @@ def _refit_centers(net: Any, head: Head, classes: int, fresh: Callable[[str], st
     """Let the CenterLoss layers that keep a center for each of the classifier's classes keep one for each new class."""
     for layer in net.layer:
         facts = traits(layer)
-        if facts.role != "loss" or facts.num_output(layer) != head.num_output or layer.name in result.renamed.values():
+        if facts.role != "loss" or not facts.outputs or facts.num_output(layer) != head.num_output or layer.name in result.renamed.values():
             continue
         _rename(net, layer.name, fresh(layer.name), result)
         if head.num_output != classes:
