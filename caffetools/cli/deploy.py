@@ -49,7 +49,6 @@ def deploy(
     from caffetools.graph.stages import choose_stages
     from caffetools.graph.summary import summarize
     from caffetools.net.net import error_context
-    from caffetools.project.preprocessing import update_preprocessing
     from caffetools.proto.binary import write_caffemodel
     from caffetools.proto.text import format_text, read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
@@ -75,14 +74,20 @@ def deploy(
         if folded is not None:
             # The prototxt gets its name when the weights have theirs.
             write_caffemodel(written[1], folded.weights)
-    known = _preprocessing(train_val, upgrade_net(param), net)
-    update_preprocessing(out, known)
-    if known is not None and not known.mean_known:
-        note(f"{out}: the mean file of {train_val} does not exist here, so deploy.json has no mean; classify and export need --mean")
+    _write_preprocessing(train_val, upgrade_net(param), net, out)
     if chosen.stages and not stage:
         note(f"{train_val}: deployed in the stages {', '.join(chosen.stages)}; choose others by --stage")
     _note(out, left_out(param, heads or None), summary)
     _show(written, net, summary, folded, as_json=as_json)
+
+
+def _write_preprocessing(train_val: Path, param: Any, net: Any, out: Path) -> None:
+    from caffetools.project.preprocessing import update_preprocessing
+
+    known = _preprocessing(train_val, param, net)
+    update_preprocessing(out, known)
+    if known is not None and not known.mean_known:
+        note(f"{out}: the mean file of {train_val} does not exist here, so deploy.json has no mean; classify and export need --mean")
 
 
 def _preprocessing(train_val: Path, param: Any, net: Any) -> Preprocessing | None:
