@@ -125,7 +125,7 @@ def test_a_net_without_a_test_phase_is_deployed_and_retargeted_and_its_solver_do
     assert not solver.test_iter and not solver.test_interval
     assert "in the TRAIN phase" in run("inspect", path)[1]
     code, _, err = run("inspect", path, "--phase", "test")
-    assert code == 0 and "shown in the stages train, val; choose others by --stage" in err
+    assert code == 2 and "layer 'fc5': its bottom 'data' is made in another phase or stage only, by layer 'data'" in err
 
 
 def test_shapes_are_given_by_name_and_those_of_labels_only_guessed(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_net_is_shown_and_deployed_in_a_stage(tmp_path: Path) -> None:
     assert types(read_net(tmp_path / "deploy.prototxt")) == ["Input", "InnerProduct", "InnerProduct", "Softmax"]
     assert read_net(tmp_path / "deploy.prototxt").layer[-1].name == "answer"
     code, _, err = run("inspect", path, "--phase", "test")
-    assert code == 2 and "layer 'fc5': its bottom 'data' is made in another phase or stage only, by layer 'data'" in err
+    assert code == 0 and "shown in the stages train, val; choose others by --stage" in err
 
 
 def test_a_label_that_comes_before_the_picture_is_a_label_all_the_same() -> None:
