@@ -38,7 +38,7 @@ using namespace caffetools;
 #define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
 #endif
 
-// What Python says of a convolution; the fields are in the order of the ctypes structure in caffetools/net/native_conv.py.
+// What Python says of a convolution; the fields are in the order of the ctypes structure in caffetools/layers/native_conv.py.
 struct CaffetoolsConv {
   int64_t n, c, h, w, oc, oh, ow, x_pitch, y_pitch, residual_pitch;
   int64_t kh, kw, sh, sw, ph, pw, dh, dw, groups;
@@ -132,30 +132,15 @@ void pack_direct(const Conv& conv, const float* weights) {
   }
 }
 
-// The kernels' transforms G g G^T, in double precision.
+// The kernels in Winograd's domain.
 void pack_winograd(const Conv& conv, const float* weights) {
-  static const double g2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
-  static const double r = std::sqrt(2.0);
-  static const double g4[6][3] = {{1, 0, 0},           {-2. / 3, -r / 3, -1. / 3}, {-2. / 3, r / 3, -1. / 3},
-                                  {1. / 6, r / 6, 1. / 3}, {1. / 6, -r / 6, 1. / 3},   {0, 0, 1}};
-  const double(*g)[3] = conv.winograd == 2 ? g2 : g4;
-  const int64_t c = conv.s.c, oc = conv.s.oc, width = conv.panels * conv.panel, each = width * c;
-  const int side = conv.winograd + 2;
+  const int64_t c = conv.s.c, oc = conv.s.oc, each = conv.panels * conv.panel * c;
 #pragma omp parallel for schedule(static)
-  for (int64_t channel = 0; channel < c; ++channel)
-    for (int64_t o = 0; o < width; ++o) {
-      double half[6][3] = {}, whole[6][6] = {};
-      if (o < oc) {
-        const float* from = weights + (o * c + channel) * 9;
-        for (int i = 0; i < side; ++i)
-          for (int x = 0; x < 3; ++x) half[i][x] = g[i][0] * from[x] + g[i][1] * from[3 + x] + g[i][2] * from[6 + x];
-        for (int i = 0; i < side; ++i)
-          for (int j = 0; j < side; ++j) whole[i][j] = g[j][0] * half[i][0] + g[j][1] * half[i][1] + g[j][2] * half[i][2];
-      }
-      float* to = conv.weights.get() + (o / conv.panel * c + channel) * conv.panel + o % conv.panel;
-      for (int i = 0; i < side; ++i)
-        for (int j = 0; j < side; ++j) to[(i * side + j) * each] = static_cast<float>(whole[i][j]);
-    }
+  for (int64_t task = 0; task < conv.panels * c; ++task) {
+    const int64_t panel = task / c, channel = task % c, first = panel * conv.panel;
+    conv.kernel->kernels_in(conv.winograd, weights + (first * c + channel) * 9, c * 9, std::min(conv.panel, oc - first),
+                            conv.weights.get() + task * conv.panel, each);
+  }
 }
 
 void pack_weights(Conv& conv, const float* weights) {
@@ -304,7 +289,7 @@ void run_winograd(const Conv& conv, const float* x, float* y, const float* resid
     for (int64_t t = 0; t < count; ++t) {
       const int64_t tile = start + t, image = tile / (across * down), row = tile / across % down, column = tile % across;
       conv.kernel->tile_in(m, x + image * s.h * s.w * s.x_pitch, s.h, s.w, s.x_pitch, row * m - s.ph, column * m - s.pw, s.c,
-                           in + t * points * s.c);
+                           in + t * points * s.c, s.c);
     }
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < points * conv.panels; ++task) {
@@ -402,6 +387,20 @@ CAFFETOOLS_API void caffetools_conv_run(const void* handle, const float* x, floa
     run_winograd(conv, x, y, residual, scratch, threads);
   else
     run_direct(conv, x, y, residual, scratch, threads);
+}
+
+// The tiles of a picture (n, h, w, c) channels-last in Winograd's domain: `to` is [(m + 2)^2][tiles][c], tiles in rows of images; of the
+// `down` x `across` tiles of an image the first begins at (-pad, -pad). `gradient`: of outputs, by the transpose of the last transform.
+CAFFETOOLS_API void caffetools_winograd_tiles(const float* x, int64_t n, int64_t c, int64_t h, int64_t w, int64_t down, int64_t across,
+                                              int64_t pad, int m, int gradient, float* to, int threads) {
+  const ConvKernel& kernel = kernel_of(current_variant());
+  const auto transform = gradient ? kernel.tile_grad : kernel.tile_in;
+  const int64_t tiles = n * down * across;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t image = tile / (down * across), row = tile / across % down, column = tile % across;
+    transform(m, x + image * h * w * c, h, w, c, row * m - pad, column * m - pad, c, to + tile * c, tiles * c);
+  }
 }
 
 // Pooling over channels-last memory; `sizes` are the fields of Window in their order.

@@ -36,10 +36,17 @@ struct ConvKernel {
   void (*multiply)(int64_t rows, const float* const* a, const Sums& sums, const float* weights, int64_t channels, float* const* c,
                    const float* const* residual, const Epilogue& epilogue);
   // Winograd's transforms of one tile, m x m outputs of a 3 x 3 kernel, m = 2 or 4. The input tile starts at (y, x), which may be
-  // outside of the picture; `to` is [(m + 2)^2][channels].
-  void (*tile_in)(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to);
+  // outside of the picture; `to` is [(m + 2)^2][channels], the positions `stride` floats apart.
+  void (*tile_in)(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
+                  int64_t stride);
+  // The transpose of tile_out: the gradient of the (m + 2)^2 positions from that of the m x m outputs at (y, x), zero outside.
+  void (*tile_grad)(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
+                    int64_t stride);
   void (*tile_out)(int m, const float* from, int64_t channels, float* picture, const float* residual, int64_t rows, int64_t columns,
                    int64_t row_pitch, int64_t residual_row_pitch, int64_t pitch, int64_t residual_pitch, const Epilogue& epilogue);
+  // The transform of the 3 x 3 kernels of one input channel for a panel of `outputs` <= 2 * width output channels, which are `pitch`
+  // floats apart; `to` is [(m + 2)^2][2 * width], the positions `stride` floats apart, zeros after the last output.
+  void (*kernels_in)(int m, const float* weights, int64_t pitch, int64_t outputs, float* to, int64_t stride);
   // One row of outputs of a depthwise convolution; weights are [kh][kw][c].
   void (*depthwise_row)(const Window& w, const float* picture, int64_t oy, const float* weights, float* y, const Epilogue& epilogue);
   // One row of outputs of a pooling: the largest value, or the mean over the window clipped to the padded picture, as Caffe has it.

@@ -100,9 +100,22 @@ struct Winograd<2> {
     t[2] = vsub(d[2], d[1]);
     t[3] = vsub(d[1], d[3]);
   }
+  static inline void kernel(const Vec* g, Vec* u) {
+    const Vec half = vset(0.5f), a = vmul(half, vadd(g[0], g[2])), b = vmul(half, g[1]);
+    u[0] = g[0];
+    u[1] = vadd(a, b);
+    u[2] = vsub(a, b);
+    u[3] = g[2];
+  }
   static inline void out(const Vec* s, Vec* y) {
     y[0] = vadd(vadd(s[0], s[1]), s[2]);
     y[1] = vsub(vsub(s[1], s[2]), s[3]);
+  }
+  static inline void grad(const Vec* y, Vec* s) {
+    s[0] = y[0];
+    s[1] = vadd(y[0], y[1]);
+    s[2] = vsub(y[0], y[1]);
+    s[3] = vsub(vset(0.0f), y[1]);
   }
 };
 
@@ -121,6 +134,17 @@ struct Winograd<4> {
     t[4] = vsub(e, f);
     t[5] = vadd(vfma(steep, d[3], d[1]), d[5]);
   }
+  static inline void kernel(const Vec* g, Vec* u) {
+    const Vec third = vset(-1.0f / 3), sixth = vset(1.0f / 6);
+    const Vec a = vmul(third, vadd(vadd(g[0], g[0]), g[2])), b = vmul(vset(-kRoot / 3), g[1]);
+    const Vec e = vmul(sixth, vadd(g[0], vadd(g[2], g[2]))), f = vmul(vset(kRoot / 6), g[1]);
+    u[0] = g[0];
+    u[1] = vadd(a, b);
+    u[2] = vsub(a, b);
+    u[3] = vadd(e, f);
+    u[4] = vsub(e, f);
+    u[5] = g[2];
+  }
   static inline void out(const Vec* s, Vec* y) {
     const Vec a = vadd(s[1], s[2]), b = vsub(s[1], s[2]), e = vadd(s[3], s[4]), f = vsub(s[3], s[4]);
     y[0] = vadd(vadd(s[0], a), e);
@@ -128,39 +152,87 @@ struct Winograd<4> {
     y[2] = vfma(vset(0.5f), a, vmul(vset(2.0f), e));
     y[3] = vadd(vfma(vset(kHalfRoot / 2), b, vmul(vset(2 * kRoot), f)), s[5]);
   }
+  static inline void grad(const Vec* y, Vec* s) {
+    const Vec a = vfma(vset(0.5f), y[2], y[0]), b = vfma(vset(kHalfRoot / 2), y[3], vmul(vset(kHalfRoot), y[1]));
+    const Vec e = vfma(vset(2.0f), y[2], y[0]), f = vfma(vset(2 * kRoot), y[3], vmul(vset(kRoot), y[1]));
+    s[0] = y[0];
+    s[1] = vadd(a, b);
+    s[2] = vsub(a, b);
+    s[3] = vadd(e, f);
+    s[4] = vsub(e, f);
+    s[5] = y[3];
+  }
 };
 
-template <int kM>
-void tile_in_m(const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to) {
-  constexpr int kSide = kM + 2;
+// One of Winograd's two transforms of a tile whose side is kFrom to one whose side is kTo, first along rows, then along columns.
+template <int kFrom, int kTo, void (*kTransform)(const Vec*, Vec*)>
+void transform_tile(const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
+                    int64_t stride) {
   for (int64_t c = 0; c < channels; c += kWidth) {
     const int64_t left = channels - c;
-    Vec rows[kSide][kSide];
+    Vec rows[kFrom][kTo];
 #pragma GCC unroll 6
-    for (int i = 0; i < kSide; ++i) {
-      Vec d[kSide];
+    for (int i = 0; i < kFrom; ++i) {
+      Vec d[kFrom];
       const bool inside = y + i >= 0 && y + i < h;
 #pragma GCC unroll 6
-      for (int j = 0; j < kSide; ++j) {
+      for (int j = 0; j < kFrom; ++j) {
         const bool here = inside && x + j >= 0 && x + j < w;
         d[j] = here ? vload_part(picture + ((y + i) * w + x + j) * pitch + c, left) : vset(0.0f);
       }
-      Winograd<kM>::in(d, rows[i]);
+      kTransform(d, rows[i]);
     }
 #pragma GCC unroll 6
-    for (int j = 0; j < kSide; ++j) {
-      Vec d[kSide], t[kSide];
+    for (int j = 0; j < kTo; ++j) {
+      Vec d[kFrom], t[kTo];
 #pragma GCC unroll 6
-      for (int i = 0; i < kSide; ++i) d[i] = rows[i][j];
-      Winograd<kM>::in(d, t);
+      for (int i = 0; i < kFrom; ++i) d[i] = rows[i][j];
+      kTransform(d, t);
 #pragma GCC unroll 6
-      for (int i = 0; i < kSide; ++i) vstore_part(to + (i * kSide + j) * channels + c, t[i], left);
+      for (int i = 0; i < kTo; ++i) vstore_part(to + (i * kTo + j) * stride + c, t[i], left);
     }
   }
 }
 
-void tile_in(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to) {
-  (m == 2 ? tile_in_m<2> : tile_in_m<4>)(picture, h, w, pitch, y, x, channels, to);
+void tile_in(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
+             int64_t stride) {
+  (m == 2 ? transform_tile<4, 4, Winograd<2>::in> : transform_tile<6, 6, Winograd<4>::in>)(picture, h, w, pitch, y, x, channels, to, stride);
+}
+
+void tile_grad(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
+               int64_t stride) {
+  (m == 2 ? transform_tile<2, 4, Winograd<2>::grad> : transform_tile<4, 6, Winograd<4>::grad>)(picture, h, w, pitch, y, x, channels, to,
+                                                                                               stride);
+}
+
+template <int kM>
+void kernels_in_m(const float* weights, int64_t pitch, int64_t outputs, float* to, int64_t stride) {
+  constexpr int kSide = kM + 2;
+  for (int64_t o = 0; o < 2 * kWidth; o += kWidth) {
+    alignas(64) float gathered[9][kWidth];
+    for (int i = 0; i < 9; ++i)
+      for (int lane = 0; lane < kWidth; ++lane) gathered[i][lane] = o + lane < outputs ? weights[(o + lane) * pitch + i] : 0.0f;
+    Vec half[kSide][3];
+#pragma GCC unroll 3
+    for (int x = 0; x < 3; ++x) {
+      const Vec g[3] = {vload(gathered[x]), vload(gathered[3 + x]), vload(gathered[6 + x])};
+      Vec u[kSide];
+      Winograd<kM>::kernel(g, u);
+#pragma GCC unroll 6
+      for (int i = 0; i < kSide; ++i) half[i][x] = u[i];
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kSide; ++i) {
+      Vec u[kSide];
+      Winograd<kM>::kernel(half[i], u);
+#pragma GCC unroll 6
+      for (int j = 0; j < kSide; ++j) vstore(to + (i * kSide + j) * stride + o, u[j]);
+    }
+  }
+}
+
+void kernels_in(int m, const float* weights, int64_t pitch, int64_t outputs, float* to, int64_t stride) {
+  (m == 2 ? kernels_in_m<2> : kernels_in_m<4>)(weights, pitch, outputs, to, stride);
 }
 
 struct Place {
@@ -278,6 +350,6 @@ void pool_row(const Window& w, const float* picture, int64_t oy, bool largest, f
 
 namespace caffetools {
 
-extern const ConvKernel CAFFETOOLS_CONV_KERNEL{kWidth, kRows, multiply, tile_in, tile_out, depthwise_row, pool_row};
+extern const ConvKernel CAFFETOOLS_CONV_KERNEL{kWidth, kRows, multiply, tile_in, tile_grad, tile_out, kernels_in, depthwise_row, pool_row};
 
 }  // namespace caffetools

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers import inference
+from caffetools.layers import inference, winograd
 from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.im2col import columns_to_onnx, convolve, deconvolve
 from caffetools.layers.kernel import Kernel
@@ -83,7 +83,9 @@ class _Convolving(Layer):
         kernel = self.kernel if spatial else Kernel((1,), (1,), (0,), (1,))
         if not spatial:
             weight = weight.unsqueeze(-1)
-        if spatial > 3:
+        if spatial == 2 and not self.TRANSPOSED and winograd.takes(x, weight, kernel.stride, kernel.pad, kernel.dilation, self.group):
+            y = winograd.convolve(x, weight, bias, kernel.pad[0])
+        elif spatial > 3:
             y = self._over_many_axes(x, weight, bias, top[self.outer_axes + 1 :])
         else:
             function = getattr(F, f"conv_transpose{max(spatial, 1)}d" if self.TRANSPOSED else f"conv{max(spatial, 1)}d")

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from caffetools.layers import native_conv
 from caffetools.layers.base import Layer
 from caffetools.layers.blob_storage import exposure
-from caffetools.net import native_conv
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.inference_run import ShapeChanged
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from caffetools.layers import inference
 from caffetools.layers.base import Layer, Shape
+from caffetools.layers.native_conv import Layout, NativeConv
 from caffetools.net.inference_program import Operator, Program, ToChannelsLast, Value
 from caffetools.net.inference_run import BoundProgram
-from caffetools.net.native_conv import Layout, NativeConv
 
 _ALIGNMENT = 16  # floats: a cache line
 _NARROW = 8  # outputs of a group

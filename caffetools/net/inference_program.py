@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from caffetools.layers import inference
 from caffetools.layers.base import Layer, Shape
-from caffetools.net.native_conv import NativeConv, Shape4
+from caffetools.layers.native_conv import NativeConv, Shape4
 
 
 @dataclass(eq=False)

@@ -9,10 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from caffetools.layers import inference
-from caffetools.net import native_conv
+from caffetools.layers import inference, native_conv
+from caffetools.layers.native_conv import Layout
 from caffetools.net.inference_program import Operator, Program, ToChannelsLast, Value
-from caffetools.net.native_conv import Layout
 
 
 class ShapeChanged(Exception):

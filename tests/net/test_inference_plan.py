@@ -9,11 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from caffetools.layers import inference, native
+from caffetools.layers import inference, native, native_conv
 from caffetools.layers.blob_storage import ParameterStorage
-from caffetools.net import native_conv
+from caffetools.layers.native_conv import Layout, NativeConv
 from caffetools.net.inference_plan import InferencePlan
-from caffetools.net.native_conv import Layout, NativeConv
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
 from caffetools.proto.schema import NetParameter

@@ -12,6 +12,7 @@ from caffetools.layers import inference, native
 
 Pointer = ctypes.c_void_p
 Shape4 = tuple[int, int, int, int]
+Pair = tuple[int, int]
 
 _SIZES = "n c h w oc oh ow x_pitch y_pitch residual_pitch kh kw sh sw ph pw dh dw groups"
 _FLAGS = "planar_input algorithm activation with_bias"
@@ -115,6 +116,32 @@ def lrn_run() -> Any:
     return _library().caffetools_lrn_forward
 
 
+def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Run ``conv`` from ``x`` to ``y``, both channels-last, on torch's number of threads."""
+    scratch = torch.empty(max(conv.scratch_floats, 1))
+    conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), None, scratch.data_ptr(), torch.get_num_threads())
+
+
+def winograd_tiles(x: torch.Tensor, tiles: Pair, pad: int, m: int, *, gradient: bool = False) -> torch.Tensor:
+    """Return the tiles of channels-last pictures in Winograd's domain.
+
+    Args:
+        x: (N, C, H, W), channels-last float32.
+        tiles: Rows and columns of tiles of a picture.
+        pad: The first tile begins so far before the picture.
+        m: Outputs of a tile's side, 2 or 4.
+        gradient: ``x`` is the gradient of outputs.
+
+    Returns:
+        ((m + 2)², N · rows · columns, C).
+    """
+    n, c, h, w = x.shape
+    made = torch.empty((m + 2) ** 2, n * tiles[0] * tiles[1], c)
+    threads = torch.get_num_threads()
+    _library().caffetools_winograd_tiles(x.data_ptr(), n, c, h, w, *tiles, pad, m, int(gradient), made.data_ptr(), threads)
+    return made
+
+
 def pool_sizes(form: inference.Pool, layout: Layout) -> Any:
     """The sizes of a pooling as ``caffetools_pool_run`` takes them: a ctypes array of sixteen int64."""
     (n, c, h, w), (_, _, oh, ow) = layout.x_shape, layout.y_shape
@@ -142,6 +169,8 @@ def _library() -> Any:
         library.caffetools_conv_run.restype = None
         library.caffetools_pool_run.argtypes = [Pointer] * 3 + [ctypes.c_int] * 2
         library.caffetools_pool_run.restype = None
+        library.caffetools_winograd_tiles.argtypes = [Pointer] + [ctypes.c_int64] * 7 + [ctypes.c_int] * 2 + [Pointer, ctypes.c_int]
+        library.caffetools_winograd_tiles.restype = None
         library.conv_ready = True
     except AttributeError:
         library.conv_ready = False

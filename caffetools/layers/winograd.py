@@ -1,0 +1,124 @@
+"""3 x 3 convolutions of stride 1 in training by Winograd's algorithm, in the native library: four multiplications in place of nine.
+
+Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015). Forward pass and both gradients use tiles of 4 x 4 outputs,
+interpolated at 0, ±1/√2, ±√2 and infinity, whose rounding error stays near that of the plain sums.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from caffetools.layers import inference, native_conv
+
+_M = 4
+_LEAST_CHANNELS = 32
+_LEAST_TILES = 48
+# Tiles that are multiplied at once for the gradient of the weights, in floats.
+_CHUNK_FLOATS = 4 * 1024 * 1024
+
+_R = math.sqrt(2)
+_G = [[1, 0, 0], [-2 / 3, -_R / 3, -1 / 3], [-2 / 3, _R / 3, -1 / 3], [1 / 6, _R / 6, 1 / 3], [1 / 6, -_R / 6, 1 / 3], [0, 0, 1]]
+
+
+def takes(x: Tensor, weight: Tensor, stride: tuple[int, ...], pad: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> bool:
+    """Whether :func:`convolve` computes this convolution, and faster than torch.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (outputs, C, 3, 3).
+        stride: (height, width), as are ``pad`` and ``dilation``.
+        groups: Number of groups.
+    """
+    if (
+        tuple(weight.shape[2:]) != (3, 3)
+        or groups != 1
+        or set(stride) != {1}
+        or set(dilation) != {1}
+        or pad not in ((0, 0), (1, 1), (2, 2))
+    ):
+        return False
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if type(x) is not Tensor or min(weight.shape[:2]) < _LEAST_CHANNELS or torch.is_autocast_enabled("cpu"):
+        return False
+    n, _, h, w = x.shape
+    down, across = _tiles(h + 2 * pad[0] - 2, w + 2 * pad[1] - 2)
+    return n * down * across >= _LEAST_TILES and native_conv.available()
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
+    """Convolve with a 3 x 3 kernel of stride 1, differentiable once.
+
+    Args:
+        x: (N, C, H, W) float32 that :func:`takes` accepts.
+        weight: (outputs, C, 3, 3).
+        bias: (outputs), or None.
+        pad: Zeros on each side, 0 to 2.
+
+    Returns:
+        (N, outputs, H + 2 · pad − 2, W + 2 · pad − 2), channels-last.
+    """
+    y: Tensor = _Convolve.apply(x, weight, bias, pad)
+    return y
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x, weight)
+        ctx.pad, ctx.biased = pad, bias is not None
+        return _run(x, weight, bias, pad)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        dy = grads[0].contiguous(memory_format=torch.channels_last)
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            # The gradient is the convolution with the kernels turned by half a circle, inputs and outputs exchanged.
+            dx = _run(dy, weight.flip(2, 3).transpose(0, 1), None, 2 - ctx.pad)
+        if ctx.needs_input_grad[1]:
+            dw = _weight_gradient(x, dy, ctx.pad)
+        if ctx.biased and ctx.needs_input_grad[2]:
+            db = dy.sum((0, 2, 3))
+        return dx, dw, db, None
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
+    n, c, h, w = x.shape
+    outputs = weight.shape[0]
+    shape = (n, outputs, h + 2 * pad - 2, w + 2 * pad - 2)
+    form = inference.Conv(weight, bias, (1, 1), (pad, pad), (1, 1), 1)
+    conv = native_conv.NativeConv(form, None, native_conv.Layout((n, c, h, w), shape, c, outputs), algorithm=_M)
+    y = torch.empty(shape, memory_format=torch.channels_last)
+    native_conv.run_conv(conv, x, y)
+    return y
+
+
+def _weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
+    n, c = x.shape[:2]
+    outputs, tiles = dy.shape[1], _tiles(dy.shape[2], dy.shape[3])
+    points = (_M + 2) ** 2
+    total = torch.zeros(points, c, outputs)
+    images = max(1, _CHUNK_FLOATS // (points * tiles[0] * tiles[1] * (c + outputs)))
+    for start in range(0, n, images):
+        inputs = native_conv.winograd_tiles(x[start : start + images], tiles, pad, _M)
+        gradients = native_conv.winograd_tiles(dy[start : start + images], tiles, 0, _M, gradient=True)
+        total.baddbmm_(inputs.transpose(1, 2), gradients)
+    # dW = Gᵀ dU G for each input and output channel.
+    g = torch.tensor(_G, dtype=torch.float32)
+    side = _M + 2
+    half = g.T @ total.view(side, side * c * outputs)
+    whole = torch.matmul(g.T, half.view(3, side, c * outputs))
+    return whole.view(3, 3, c, outputs).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _tiles(h: int, w: int) -> tuple[int, int]:
+    return -(-h // _M), -(-w // _M)

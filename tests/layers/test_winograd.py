@@ -1,0 +1,36 @@
+"""Winograd's convolution in training: values and all gradients against torch's in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from caffetools.layers import native_conv, winograd
+
+pytestmark = pytest.mark.skipif(not native_conv.available(), reason="the native library is not there")
+
+
+@pytest.mark.parametrize(("n", "c", "h", "w", "outputs", "pad"), [(3, 32, 17, 13, 40, 1), (7, 33, 14, 14, 32, 0), (1, 48, 30, 31, 35, 2)])
+def test_values_and_gradients(n: int, c: int, h: int, w: int, outputs: int, pad: int) -> None:
+    generator = torch.Generator().manual_seed(n * c)
+    x = torch.randn(n, c, h, w, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(outputs, c, 3, 3, generator=generator), torch.randn(outputs, generator=generator)
+    assert winograd.takes(x, weight, (1, 1), (pad, pad), (1, 1), 1)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    y, expected = winograd.convolve(x, weight, bias, pad), F.conv2d(*wide, padding=pad)
+    dy = torch.randn(y.shape, generator=generator)
+    found = [y, *torch.autograd.grad(y, inputs, dy)]
+    exact = [expected, *torch.autograd.grad(expected, wide, dy.double())]
+    for value, reference in zip(found, exact, strict=True):
+        assert bool((value - reference).abs().max() <= 3e-6 * reference.abs().max())
+
+
+def test_what_it_leaves_to_torch() -> None:
+    x, weight = torch.zeros(4, 32, 20, 20), torch.zeros(32, 32, 3, 3)
+    assert not winograd.takes(x, weight, (2, 2), (1, 1), (1, 1), 1)
+    assert not winograd.takes(x, weight, (1, 1), (1, 1), (2, 2), 1)
+    assert not winograd.takes(x, torch.zeros(32, 16, 3, 3), (1, 1), (1, 1), (1, 1), 2)
+    assert not winograd.takes(x.double(), weight.double(), (1, 1), (1, 1), (1, 1), 1)
+    assert not winograd.takes(x[:, :3], torch.zeros(32, 3, 3, 3), (1, 1), (1, 1), (1, 1), 1)
