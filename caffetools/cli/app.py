@@ -19,13 +19,13 @@ import typer
 import caffetools
 from caffetools.cli.commands import Commands
 from caffetools.cli.gflags import translate
+from caffetools.cli.usage import UsageError, usage_error_text
 from caffetools.errors import CaffeToolsError, Cancelled, user_error_context
 
 app = typer.Typer(
     name="caffetools",
     cls=Commands,
     help="Caffe models keep training, converting and shipping, with the numbers that Caffe itself gives.",
-    no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -45,11 +45,13 @@ def _options(
 
 def main() -> None:
     """Run the command line; errors that the user can fix are one line on stderr and exit code 2 (1 for a failed run)."""
-    arguments, debug = _take_debug(sys.argv[1:])
+    arguments, debug = _take_debug(_spelled_out(sys.argv[1:]))
     _prepare_streams()
+    if not arguments:
+        arguments = _without_arguments()
     try:
         try:
-            app(translate(arguments), prog_name="caffetools")
+            code = app(translate(arguments), prog_name="caffetools", standalone_mode=False)
         finally:
             # Here, where a full disk can still be reported; a flush at the interpreter's exit ends with a traceback.
             sys.stdout.flush()
@@ -57,13 +59,25 @@ def main() -> None:
         # The reader of our output (head, less) has ended; nothing is wrong.
         _drop_output()
         sys.exit(0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _write_error("interrupted")
         sys.exit(130)
+    except UsageError as error:
+        sys.exit(_report_usage(error, arguments))
     except Exception as error:
         if debug:
             raise
         sys.exit(_report(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report_usage(error: Exception, arguments: list[str]) -> int:
+    """Write one line about a usage error, or the help of a command that was called without arguments; return the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+    else:
+        _write_error(f"error: {usage_error_text(error, arguments)}")
+    return 2
 
 
 def _report(error: Exception) -> int:
@@ -127,6 +141,24 @@ def _write_error(text: str) -> None:
     from caffetools.cli.show import write_error
 
     write_error(text)
+
+
+def _spelled_out(arguments: list[str]) -> list[str]:
+    """Return ``help CMD``, ``version`` and flags with one dash in our own form."""
+    first = arguments[0] if arguments else ""
+    if first in ("version", "-version"):
+        return ["--version"]
+    if first in ("help", "-help"):
+        return [*arguments[1:], "--help"]
+    return [*arguments[:-1], "--help"] if arguments[-1:] == ["-help"] else arguments
+
+
+def _without_arguments() -> list[str]:
+    """Return what a bare ``caffetools`` runs: ``status`` in the folder of a project, else ``--help``."""
+    from pathlib import Path
+
+    here = any(Path(name).exists() for name in ("run.json", "solver.prototxt", "net/solver.prototxt"))
+    return ["status"] if here else ["--help"]
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:

@@ -1,27 +1,34 @@
-"""``caffetools classify``: what a deployed net sees in pictures."""
+"""``caffetools classify``: the most probable classes of pictures."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caffetools.cli.models import complete_model
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json, progress, show_warnings, write_error
 
+if TYPE_CHECKING:
+    from caffetools.infer.classifier import Options
+
 
 def classify(
-    deploy: Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt, or an ONNX file.", show_default=False)],
     files: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="[WEIGHTS] PICTURE...",
-            help="The .caffemodel (none, or -, for an ONNX file), then pictures, folders of them, or patterns.",
+            metavar="[MODEL] [WEIGHTS] PICTURE...",
+            help="A deploy prototxt and its .caffemodel, an ONNX file, or a network of the zoo; then pictures, folders or patterns.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A network of the zoo, fetched on use; then all arguments are pictures.", autocompletion=complete_model),
+    ] = None,
     mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")] = None,
     scale: Annotated[float | None, typer.Option(help="Factor after the mean is taken off.")] = None,
     resize: Annotated[
@@ -48,8 +55,9 @@ def classify(
     from caffetools.events import fan_out, on_progress
     from caffetools.infer.classifier import Classifier, Options, find_pictures
 
-    weights, names = _split(deploy, files)
-    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    deploy, weights, names, known = _split(files or [], model)
+    given = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    options = given if known is None else _merged(given, known)
     pictures = find_pictures(names)
     classifier = Classifier(deploy, weights, options, engine=engine, device=device, output=output)
     with progress("classifying") as advance:
@@ -69,16 +77,35 @@ def classify(
         raise typer.Exit(2)
 
 
-def _split(deploy: Path, files: list[str]) -> tuple[str | None, list[str]]:
-    """The weights (None for an ONNX file) and the pictures."""
+def _split(files: list[str], model: str | None) -> tuple[Path, Path | None, list[str], Options | None]:
+    """Return the model's file, its weights (None for an ONNX file), the pictures, and the preprocessing of a network of the zoo."""
+    from caffetools.cli.models import model_options, net_file, weights_file
+    from caffetools.errors import CaffeToolsError
+    from caffetools.zoo.names import is_model
+
+    if model is None and files and is_model(files[0]):
+        model, files = files[0], files[1:]
+    if model is not None:
+        if not files:
+            raise CaffeToolsError(f"classify needs at least one picture after '{model}', a picture file, a folder or a pattern")
+        own = Path(files[0]) if files[0].endswith((".caffemodel", ".caffemodel.h5")) else None
+        return net_file(model, "deploy"), own or weights_file(model), files[1 if own else 0 :], model_options(model)
+    if not files:
+        raise CaffeToolsError("classify needs a model and pictures, for example: caffetools classify googlenet photo.jpg")
+    deploy, rest = Path(files[0]), files[1:]
     if deploy.suffix.lower() == ".onnx":
-        weights, pictures = None, files[1:] if files[0] == "-" else files
+        weights, pictures, wanted = None, rest[1:] if rest[:1] == ["-"] else rest, "at least one picture"
     else:
-        weights, pictures = files[0], files[1:]
+        weights, pictures, wanted = Path(rest[0]) if rest else None, rest[1:], "the .caffemodel and at least one picture"
     if not pictures:
-        wanted = "at least one picture" if deploy.suffix.lower() == ".onnx" else "the .caffemodel and at least one picture"
-        raise typer.BadParameter(f"{deploy} needs {wanted} after it", param_hint="PICTURE")
-    return weights, pictures
+        raise CaffeToolsError(f"{deploy} needs {wanted} after it, for example: caffetools classify deploy.prototxt w.caffemodel photo.jpg")
+    return deploy, weights, pictures, None
+
+
+def _merged(given: Options, known: Options) -> Options:
+    """Return ``given`` with the values of ``known`` where it has none."""
+    values = {item.name: getattr(given, item.name) for item in fields(given)}
+    return replace(known, **{name: value for name, value in values.items() if value is not None})
 
 
 def _show(results: list[Any]) -> None:

@@ -1,15 +1,18 @@
-"""The commands by name, each imported only when it is asked for.
+"""The commands by name, each imported only when it is used.
 
-``--help`` needs no more than a line of each, and one command needs none of the others; together their modules take as long to
-import and to build as typer and rich do.
+``--help`` shows the first sentence of each command's docstring, which is read from the source without an import; one command needs
+none of the others.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from collections.abc import Iterator, MutableMapping
+from functools import cache
 from inspect import cleandoc
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
@@ -17,93 +20,80 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class Entry(NamedTuple):
-    """A command: its panel in --help, the first sentence of its help, and where it is defined.
+    """A command: where it is shown and where it is defined.
 
     Attributes:
-        attribute: its function, or a typer app of commands, in ``caffetools.cli.MODULE``; the module's own name unless given.
-        alone: It does something without any argument.
-        script: All that comes after its first argument is not ours.
+        panel: Its panel in ``--help``.
+        module: Its module in ``caffetools.cli``.
+        attribute: Its function, or a typer app of commands; the module's own name if empty.
+        example: A right use, for ``--help`` and usage errors.
+        alone: Whether it does something without any argument.
+        script: Whether everything after its first argument belongs to a script.
     """
 
     panel: str
-    help: str
     module: str
     attribute: str = ""
+    example: str = ""
     alone: bool = False
     script: bool = False
 
+    @property
+    def help(self) -> str:
+        """The first paragraph of the command's docstring."""
+        return _summary(self.module, self.attribute or self.module)
 
-_WHOLE, _DATA, _NETS, _TRAINING, _USE = "The whole way", "Data", "Networks", "Training", "Use"
+
+_END_TO_END, _DATA, _NETS, _TRAINING, _INFERENCE = "End to end", "Data", "Networks", "Training", "Inference"
 
 # In the order in which a user meets them.
 COMMANDS = {
-    "demo": Entry(
-        _WHOLE,
-        "Run everything on real handwritten digits: images to LMDB, LeNet trained, retargeted, fine-tuned, exported, drawn.",
-        "demo",
-        alone=True,
-    ),
-    "finetune": Entry(_WHOLE, "Fine-tune a network on your own images, and export it.", "finetune"),
-    "dataset": Entry(_DATA, "Make datasets of pictures.", "dataset", "app"),
-    "mean": Entry(
-        _DATA, "Compute the mean of a database's pictures, as compute_image_mean does, and print the mean of each channel.", "mean"
-    ),
-    "convert-imageset": Entry(
-        _DATA,
-        "Write the pictures of a list into an LMDB or LevelDB, record for record as Caffe's convert_imageset does.",
-        "convert_imageset",
-    ),
-    "zoo": Entry(_NETS, "List, show and fetch published models.", "zoo", "app"),
-    "inspect": Entry(_NETS, "List a net's layers: type, output shapes, parameters, multiply–accumulates and memory.", "inspect"),
-    "diff": Entry(_NETS, "Show what differs between two nets, or two weights files, layer by layer.", "diff"),
-    "retarget": Entry(
-        _NETS,
-        "Make a net tell other classes: write its train_val, solver and deploy prototxts, and say what changed.",
-        "retarget",
-        alone=True,
-    ),
-    "deploy": Entry(
-        _NETS, "Write the deploy net of TRAIN_VAL: an Input for its data, prob for its loss, nothing that only training needs.", "deploy"
-    ),
-    "trainable": Entry(
-        _NETS, "Make a deploy net trainable again: write its train_val and solver prototxts, and say what was made of what.", "trainable"
-    ),
-    "upgrade": Entry(_NETS, "Write an old network, its weights or its solver in today's form, as Caffe's upgrade tools do.", "upgrade"),
-    "time": Entry(_NETS, "Measure the layers of a net, as [bold]caffe time[/bold] does: mean milliseconds forward and backward.", "time"),
-    "train": Entry(_TRAINING, "Train the net of a solver prototxt as [bold]caffe train[/bold] does; its flags work here too.", "train"),
-    "test": Entry(
-        _TRAINING,
-        "Score a net on its test data, as [bold]caffe test[/bold] does: the mean of every output over a number of batches.",
-        "test",
-    ),
-    "curves": Entry(_TRAINING, "Draw loss, accuracy and learning rate over the iterations; several logs are drawn together.", "curves"),
-    "visualize": Entry(
-        _TRAINING, "Draw weights, activations, graphs and training curves, and explain a net's answers.", "visualize", "app"
-    ),
-    "classify": Entry(_USE, "Classify pictures: the most probable classes of each.", "classify"),
-    "export": Entry(_USE, "Write DEPLOY with WEIGHTS as an ONNX file, verified in onnxruntime.", "export"),
-    "import": Entry(_USE, "Write MODEL as a Caffe net: deploy.prototxt and weights.caffemodel in the folder --out.", "import_"),
-    "verify": Entry(
-        _USE, "Run DEPLOY with WEIGHTS through several engines, and other models, on the same inputs, and compare the outputs.", "verify"
-    ),
-    "engine": Entry(_USE, "Add engines that need a Python environment of their own.", "engine", "app"),
+    "demo": Entry(_END_TO_END, "demo", example="caffetools demo", alone=True),
+    "finetune": Entry(_END_TO_END, "finetune", example="caffetools finetune photos -o run"),
+    "dataset": Entry(_DATA, "dataset", attribute="app", example="caffetools dataset build photos data"),
+    "mean": Entry(_DATA, "mean", example="caffetools mean data/train_lmdb mean.binaryproto"),
+    "convert-imageset": Entry(_DATA, "convert_imageset", example="caffetools convert-imageset images/ train.txt train_lmdb"),
+    "zoo": Entry(_NETS, "zoo", attribute="app", example="caffetools zoo list"),
+    "status": Entry(_NETS, "status", example="caffetools status run", alone=True),
+    "inspect": Entry(_NETS, "inspect", example="caffetools inspect alexnet"),
+    "diff": Entry(_NETS, "diff", example="caffetools diff before.prototxt after.prototxt"),
+    "retarget": Entry(_NETS, "retarget", example="caffetools retarget alexnet --classes 120 -o net", alone=True),
+    "deploy": Entry(_NETS, "deploy", example="caffetools deploy train_val.prototxt -o deploy.prototxt"),
+    "trainable": Entry(_NETS, "trainable", example="caffetools trainable deploy.prototxt -o net"),
+    "upgrade": Entry(_NETS, "upgrade", example="caffetools upgrade old.prototxt new.prototxt"),
+    "time": Entry(_NETS, "time", example="caffetools time train_val.prototxt"),
+    "train": Entry(_TRAINING, "train", example="caffetools train net/solver.prototxt --weights alexnet"),
+    "test": Entry(_TRAINING, "test", example="caffetools test train_val.prototxt weights.caffemodel"),
+    "curves": Entry(_TRAINING, "curves", example="caffetools curves net/snapshot.log -o curves.png"),
+    "visualize": Entry(_TRAINING, "visualize", attribute="app", example="caffetools visualize filters weights.caffemodel -o filters.png"),
+    "classify": Entry(_INFERENCE, "classify", example="caffetools classify googlenet photo.jpg"),
+    "export": Entry(_INFERENCE, "export", example="caffetools export deploy.prototxt weights.caffemodel -o model.onnx"),
+    "import": Entry(_INFERENCE, "import_", example="caffetools import model.onnx -o net"),
+    "verify": Entry(_INFERENCE, "verify", example="caffetools verify deploy.prototxt weights.caffemodel model.onnx"),
+    "engine": Entry(_INFERENCE, "engine", attribute="app", example="caffetools engine list"),
     "extract-features": Entry(
-        _USE,
-        "Store what blobs of a net hold for each picture of its data layer, as Caffe's extract_features.bin does.",
-        "extract_features",
+        _INFERENCE, "extract_features", example="caffetools extract-features weights.caffemodel train_val.prototxt fc7 features_lmdb 10"
     ),
-    "run": Entry(_USE, "Run a script written for Caffe: [bold]import caffe[/bold] means caffetools in it.", "run", script=True),
-    "device-query": Entry(
-        _USE,
-        "Show the GPUs that torch sees here, and what the CPU offers, as [bold]caffe device_query[/bold] does.",
-        "device_query",
-        alone=True,
-    ),
+    "run": Entry(_INFERENCE, "run", example="caffetools run script.py", script=True),
+    "device-query": Entry(_INFERENCE, "device_query", example="caffetools device-query", alone=True),
+    "doctor": Entry(_INFERENCE, "doctor", example="caffetools doctor", alone=True),
 }
 
 
+@cache
+def _summary(module: str, attribute: str) -> str:
+    """Return the first paragraph of a function's docstring, or the ``help`` of a typer app, without importing its module."""
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == attribute:
+            return flowing(ast.get_docstring(node) or "").split("\n\n")[0]
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == attribute and isinstance(node.value, ast.Call):
+            return next((str(k.value.value) for k in node.value.keywords if k.arg == "help" and isinstance(k.value, ast.Constant)), "")
+    return ""
+
+
 class Commands(TyperGroup):
-    """The commands of the table; and one line when one was interrupted."""
+    """A group that builds each command when it is used."""
 
     def __init__(self, **options: Any):
         super().__init__(**options)
@@ -111,7 +101,7 @@ class Commands(TyperGroup):
         self._listing = False
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; Ctrl-C, of which typer would say nothing, is one line and exit code 130."""
+        """Run a command; Ctrl-C is one line and exit code 130."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -119,18 +109,18 @@ class Commands(TyperGroup):
             sys.exit(130)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands, in the table's order."""
+        """Return the names of all commands, in the table's order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command; while they are only listed, what is listed of it."""
+        """Return a command; for the list of all, only what is listed."""
         if self._listing and cmd_name in COMMANDS:
             entry = COMMANDS[cmd_name]
             return TyperCommand(cmd_name, help=entry.help, rich_help_panel=entry.panel)
         return super().get_command(ctx, cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help of the whole, for which no command is imported."""
+        """Write the list of all commands, for which none is imported."""
         self._listing = True
         try:
             super().format_help(ctx, formatter)
@@ -139,7 +129,7 @@ class Commands(TyperGroup):
 
 
 class _Loaded(MutableMapping[str, Any]):
-    """Name → command, built when it is first asked for."""
+    """Name → command, built on first use."""
 
     def __init__(self) -> None:
         self._built: dict[str, Any] = {}
@@ -164,19 +154,20 @@ class _Loaded(MutableMapping[str, Any]):
 
 def _build(name: str, entry: Entry) -> Any:
     thing = getattr(importlib.import_module(f"caffetools.cli.{entry.module}"), entry.attribute or entry.module)
+    example = f"Example: {entry.example}" if entry.example else None
     if isinstance(thing, typer.Typer):
         for info in thing.registered_commands:
-            info.help = _flowing(info.callback)
+            info.help = flowing(info.callback.__doc__ or "" if info.callback else "")
         group = typer.main.get_group(thing)
-        group.name = name
+        group.name, group.epilog = name, example
         return group
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     context = {"allow_interspersed_args": False} if entry.script else None
-    app.command(name, help=_flowing(thing), no_args_is_help=not entry.alone, context_settings=context)(thing)
+    app.command(name, help=flowing(thing.__doc__ or ""), epilog=example, no_args_is_help=not entry.alone, context_settings=context)(thing)
     return typer.main.get_command(app)
 
 
-def _flowing(function: Any) -> str:
-    """A function's docstring with each paragraph on one line, for the terminal to break."""
-    paragraphs = cleandoc(function.__doc__ or "").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+def flowing(docstring: str) -> str:
+    """Return a docstring with each paragraph on one line, for the terminal to break; its sections (``Args:``…) are left out."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in cleandoc(docstring).split("\n\n")]
+    return "\n\n".join(paragraph for paragraph in paragraphs if not paragraph.startswith(("Args:", "Raises:", "Returns:", "Example:")))

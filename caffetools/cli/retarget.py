@@ -108,7 +108,7 @@ def retarget(
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
-    """Make a net tell other classes: write its train_val, solver and deploy prototxts, and say what changed.
+    """Replace the classifier for a new number of classes: write train_val, solver and deploy prototxts, and list what changed.
 
     The classifiers, found from what the losses read, get new names, so that they start anew where old weights are loaded, and learn faster.
     """
@@ -156,8 +156,30 @@ def _write(made: RetargetResult, out: Path, taken: Path | None, weights: Path | 
         console.print(f"{known} of the {len(grown.new)} classes are known and keep what was learned of them.", markup=False)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-    start = f" --weights {files[-1] if starting is not None else weights}" if weights else ""
-    console.print(f"Next: caffetools train {out / 'solver.prototxt'}{start}", markup=False)
+    _show_next(made, out, str(files[-1]) if starting is not None else str(weights) if weights else "")
+
+
+def _show_next(made: RetargetResult, out: Path, weights: str) -> None:
+    """Print the next command; without weights, those that the original net was published with or a placeholder."""
+    from caffetools.project.config import command
+    from caffetools.project.find import missing_sources
+    from caffetools.zoo.names import find_model
+
+    if missing := missing_sources(made.train_val):
+        console.print(
+            f"Its data layers read {', '.join(missing)}, which does not exist here: build a dataset with `caffetools dataset build PICTURES "
+            "data`, and give --dataset data",
+            markup=False,
+        )
+    model = find_model(made.source.parent.name) if made.source.parent.parent.name in ("prototxt", "_prototxt") else None
+    start = weights or (model if model is not None and _published(model) else "" if model is not None else "TRAINED.caffemodel")
+    console.print(f"Next: {command('train', out / 'solver.prototxt', *(['--weights', start] if start else []))}", markup=False)
+
+
+def _published(model: str) -> bool:
+    from caffetools.zoo.cards import get_card
+
+    return get_card(model).weights is not None
 
 
 def _note(retargeted: Retargeted, file: Path) -> None:
@@ -238,8 +260,10 @@ def _source(
 
     if net is not None and model is None and is_model(str(net)):
         net, model = None, str(net)
-    if (net is None) == (model is None):
+    if net is not None and model is not None:
         raise CaffeToolsError("give either the prototxt of a NET, or the name of one of the zoo's networks by --model")
+    if net is None and model is None:
+        net = _only_net_here()
     shapes = parse_shapes(input_shape)
     if net is not None:
         return net, None, shapes
@@ -249,6 +273,26 @@ def _source(
         made = summarize(read_net(prototxt_path(name, "deploy"))).layers[0].shapes[0]
         shapes = {"": (made[1], crop or made[2], crop or made[3])} if made else {}
     return prototxt_path(name), prototxt_path(name, "solver"), shapes
+
+
+def _only_net_here() -> Path:
+    """Return the only net for training in the current folder.
+
+    Raises:
+        CaffeToolsError: There is none, or there are several.
+    """
+    from caffetools.errors import CaffeToolsError
+    from caffetools.project.find import training_nets
+
+    found = training_nets(Path())
+    if len(found) == 1:
+        note(f"{found[0]}: the only net for training here")
+        return found[0]
+    if found:
+        raise CaffeToolsError(f"several nets for training are here: {', '.join(map(str, found))}; give one of them")
+    raise CaffeToolsError(
+        "no net for training is in this folder; give the prototxt of a NET, or the name of a network (caffetools zoo list)"
+    )
 
 
 def _show_weights(comparison: Comparison) -> None:

@@ -21,7 +21,10 @@ def train(
     solver: Annotated[Path | None, typer.Argument(metavar="SOLVER", help="The solver's prototxt.", show_default=False)] = None,
     solver_flag: Annotated[Path | None, typer.Option("--solver", metavar="FILE", help="The same, as Caffe's flag.")] = None,
     weights: Annotated[
-        str, typer.Option("--weights", "-w", metavar="FILE[,FILE]", help="Start from the layers of these .caffemodel files.")
+        str,
+        typer.Option(
+            "--weights", "-w", metavar="FILE[,FILE]", help="Start from the layers of these .caffemodel files, or of networks of the zoo."
+        ),
     ] = "",
     snapshot: Annotated[Path | None, typer.Option("--snapshot", "-s", metavar="FILE", help="Go on from this .solverstate.")] = None,
     resume: Annotated[
@@ -51,10 +54,12 @@ def train(
     Snapshots are PREFIX_iter_N.caffemodel and .solverstate. The log has Caffe's words; PREFIX_log.jsonl has the same for scripts.
     Ctrl-C takes a snapshot and stops, a second one stops at once; SIGHUP takes a snapshot and goes on.
     """
+    from caffetools.cli.models import weights_file
+
     path = _given_once(solver, solver_flag)
     quiet = quiet or quiet_by_glog()
     log = log if log is not None or not glog_folder() else Path(glog_folder()) / f"{path.stem}.log"
-    start = {"weights": split(weights), **_start(snapshot, resume), "log": log}
+    start = {"weights": [str(weights_file(name)) for name in split(weights)], **_start(snapshot, resume), "log": log}
     if engine != "caffetools" or engine_image:
         from caffetools.cli.train_caffe import train_by_caffe
 

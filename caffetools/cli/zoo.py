@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caffetools.cli.models import complete_model
 from caffetools.cli.show import console, print_json, print_title, progress
 from caffetools.cli.tables import print_table
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, show and fetch published models.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name, as `caffetools zoo list` shows it.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A model's name, as `caffetools zoo list` shows it, or a short one.", autocompletion=complete_model
+    ),
+]
 
 
 @app.command("list")
@@ -83,6 +89,25 @@ def fetch(
     if fetched.labels is not None:
         console.print(f"labels:    {fetched.labels}", markup=False)
     console.print(f"mean:      {_mean(card)}")
+
+
+@app.command()
+def copy(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write to.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a model's deploy, train_val and solver prototxts, its labels and its preprocessing (deploy.json) to a folder."""
+    from caffetools.infer.zoo_models import copy_model
+
+    paths = copy_model(name, folder, force=force)
+    if json:
+        print_json([str(path) for path in paths])
+        return
+    for path in paths:
+        console.print(f"Wrote {path}", markup=False)
+    console.print(f"Next: caffetools zoo fetch {name} --to {folder}", markup=False)
 
 
 def _in_megabytes(advance: Callable[[int, int], None]) -> Callable[[int, int], None]:

@@ -150,9 +150,6 @@ class Classifier:
         """
         items = list(pictures)
         names = [_name(item, index) for index, item in enumerate(items)]
-        if not self.preprocessing.mean_known and not self._warned:
-            self._warned = True
-            events(Warned(task="classify", message=UNKNOWN_MEAN))
         results: dict[int, ClassificationResult] = {}
         for start in range(0, len(names), max(batch, 1)):
             if cancel is not None:
@@ -169,6 +166,9 @@ class Classifier:
                     results[index] = ClassificationResult(names[index], error=str(error))
             for index, row in zip(read, self.probabilities(list(read.values())), strict=True):
                 results[index] = ClassificationResult(names[index], self._best(row, top))
+            if read and not self.preprocessing.mean_known and not self._warned:
+                self._warned = True
+                events(Warned(task="classify", message=UNKNOWN_MEAN))
             events(Progress(task="classify", done=chunk.stop, total=len(names), unit="images"))
         return [results[index] for index in range(len(names))]
 

@@ -102,8 +102,6 @@ def export_deployed(
     found = _preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or Options())
     if found is not None:
         blob, preprocessor = found
-        if not preprocessor.how.mean_known:
-            events(Warned(task="export", message=UNKNOWN_MEAN))
         card |= preprocessor.how.to_properties()
         if pictures:
             inputs = {blob: _read_all(preprocessor, pictures, how.batch)}
@@ -115,6 +113,8 @@ def export_deployed(
     verification = export(
         net, path, opset=how.opset, dynamic_axes=axes, properties=card, outputs=how.outputs, inputs=inputs, preprocessing=in_graph
     )
+    if found is not None and not found[1].how.mean_known:
+        events(Warned(task="export", message=UNKNOWN_MEAN))
     for note in verification.notes:
         events(Warned(task="export", message=note))
     events(ArtifactWritten(task="export", path=os.fspath(path), what="onnx"))

@@ -128,7 +128,7 @@ class FinetuneConfig(Config):
     pictures: Path = option(help="Folder with one subfolder of images per class.", metavar="PICTURES", positional=True)
     out: Path = option(help="Folder of the run.", flags=("-o", "--out"), identity=False)
     model: str = option("squeezenet_v1.1", "Network of the zoo, or path of a train_val prototxt.")
-    classes: int | None = option(None, "Expected number of classes; an error if the folders are more or fewer.", minimum=1)
+    classes: int | None = option(None, "Expected number of classes; an error if the folders are more or fewer.")
     epochs: int | None = option(None, "Passes over the training images; default: enough for their number.", minimum=1)
     weights: Path | None = option(None, "Weights (.caffemodel) to start from; default: the zoo's published ones.")
     from_scratch: bool = option(False, "Start from random weights.")

@@ -1,200 +1,339 @@
-"""The files of a fine-tuning: train_val, solver and deploy prototxts, made together and written together."""
+"""One folder, one project: dataset, nets, training, deployment and export, as an object."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caffetools.data.datasets.card import DatasetCard
-from caffetools.errors import NetError
-from caffetools.graph.graph import Graph, phases_present, shapes_in
-from caffetools.graph.inputs import as_shapes
-from caffetools.graph.summary import summarize
-from caffetools.graph.weights_diff import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
-from caffetools.layers.base import Shape, format_shape
-from caffetools.net.net import error_context
-from caffetools.net.phases import filter_net, make_state
-from caffetools.net.topology import check_blob_graph
-from caffetools.net.weights import read_weights
-from caffetools.project.data_config import (
-    DataOptions,
-    check_crops,
-    convert_imagedata_to_data,
-    fit_batches,
-    read_mean_option,
-    set_data_sources,
-)
-from caffetools.project.output import PathLike, check_free, solver_in, write_messages
-from caffetools.project.shape_check import check_parameter_shapes_match
-from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import TRAIN
-from caffetools.proto.text import read_net, read_solver
+from caffetools.cancel import CancelToken
+from caffetools.data.datasets.build import build_dataset
+from caffetools.data.datasets.card import DatasetCard, load_card
+from caffetools.errors import CaffeToolsError, DataError
+from caffetools.events import EventSink, ignore, reporter
+from caffetools.infer.classifier import ClassificationResult, Classifier, ImageLike, as_images
+from caffetools.infer.export import export_deployed
+from caffetools.infer.sidecar import read_preprocessing
+from caffetools.onnx.verify import Verification
+from caffetools.project.config import command
+from caffetools.project.data_config import classes_of
+from caffetools.project.evaluate import Evaluation, evaluate
+from caffetools.project.preprocessing import input_channels, preprocessing_of, update_preprocessing
+from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
+from caffetools.proto.text import format_text, read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
-from caffetools.surgery.class_incremental import Classes, extend_classifier_weights, trim_weights
+from caffetools.results import Preprocessing
+from caffetools.solver.checkpoints.resume import newest_snapshot
+from caffetools.solver.control import Snapshot
+from caffetools.solver.logs.training_log import read_log
+from caffetools.solver.run import TrainResult, train
 from caffetools.surgery.deploy import deploy_from
-from caffetools.surgery.freezing import Tuning, tune
-from caffetools.surgery.layer_edits import Depth, retarget_with_edits
-from caffetools.surgery.losses import losses_of
-from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes
+from caffetools.util.files import write_text
+from caffetools.zoo.names import is_model
+from caffetools.zoo.networks import prototxt_path
 
-__all__ = [
-    "DataOptions",
-    "Depth",
-    "Project",
-    "check_free",
-    "compare",
-    "make_project",
-    "read_mean_option",
-    "starting_weights",
-    "write_project",
-]
+PathLike = str | os.PathLike[str]
 
 
-@dataclass
+@dataclass(frozen=True)
+class ProjectStatus:
+    """What a project has, and what to do next.
+
+    Attributes:
+        folder: The project's folder.
+        net: Name of the net; "" if there is none.
+        classes: Number of classes of the dataset; 0 if there is none.
+        images: Training and validation images.
+        iteration: Iteration of the newest snapshot.
+        max_iter: Iterations of the whole training.
+        scores: Output name → value of the last test.
+        weights: The newest weights.
+        onnx: The exported model.
+        next_command: The command to run next.
+    """
+
+    folder: Path
+    net: str = ""
+    classes: int = 0
+    images: tuple[int, int] = (0, 0)
+    iteration: int = 0
+    max_iter: int = 0
+    scores: tuple[tuple[str, float], ...] = ()
+    weights: Path | None = None
+    onnx: Path | None = None
+    next_command: str = ""
+
+
 class Project:
-    """The three messages, what was changed on the way, where the net came from (``original``, in today's form), and inputs' shapes."""
-
-    retargeted: Retargeted
-    solver: Any
-    deploy: Any
-    source: Path
-    shapes: dict[str, Shape] = field(default_factory=dict)
-    original: Any = None
-
-
-def make_project(
-    source: Path,
-    classes: int,
-    folder: Path,
-    *,
-    trained_by: Path | None = None,
-    head_lr_mult: float = HEAD_LR_MULT,
-    heads: Iterable[str] | None = None,
-    data: DataOptions | None = None,
-    dataset: DatasetCard | None = None,
-    tuning: Tuning | None = None,
-    depth: Depth | None = None,
-    epochs: int = 20,
-    base_lr: float | None = None,
-    seed: int | None = None,
-    input_shape: Shape | Mapping[str, Shape] | None = None,
-    weights: PathLike | None = None,
-) -> Project:
-    """Retarget the net in the file ``source`` to ``classes``, and make its solver and its deploy net. Nothing is written.
+    """A folder with a dataset, a net, its training and its exported model, as ``finetune`` and ``retarget`` write them.
 
     Args:
-        folder: Where it will be written to: the solver names the net, and its snapshots, from there.
-        trained_by: The solver file that the net was trained with; see :func:`~caffetools.project.solver_config.solver_for`.
-        head_lr_mult, heads: as for :func:`~caffetools.surgery.retarget.retarget`.
-        dataset: Sources and mean are its own, and batches fit it, where ``data`` does not say otherwise.
-        tuning: How the layers learn. depth: which layers go, and which come in; by default none.
-        epochs: Passes over the training pictures, which are counted where the database is there.
-        base_lr, seed: the solver's, where not as :func:`~caffetools.project.solver_config.solver_for` chooses.
-        input_shape: (N, C, H, W) or (C, H, W) of the deployed net's input, or shapes by blob, where the data layers do not tell.
-        weights: The .caffemodel that training is to start from: no new classifier gets the name of a layer in it.
+        folder: The project's folder. A folder with a solver.prototxt of its own is a project whose nets are in it.
 
-    Raises:
-        NetError: the net cannot be retargeted or deployed; the message has the file and the line. PrototxtError: it cannot be read.
-        DataError: a mean file, or a database that is there, cannot be used.
+    Attributes:
+        folder: The project's folder.
+        data: Folder of the dataset.
+        nets: Folder of the prototxts, snapshots and logs.
+
+    Example:
+        >>> project = Project("run")
+        >>> project.status().next_command
+        'caffetools dataset build PICTURES run/data'
     """
-    check_classes(classes)
-    options = (data or DataOptions()).with_dataset(dataset)
-    settings = options.settings()
-    tuning, shapes = tuning or Tuning(), as_shapes(input_shape)
-    param = read_net(source)
-    with error_context(source):
-        _check_wiring(param)
-        taken = read_weights(weights).blobs if weights is not None else ()
-        original = upgrade_net(param)
-        made = retarget_with_edits(original, classes, depth or Depth(), tuning, shapes, head_lr_mult=head_lr_mult, heads=heads, taken=taken)
-        made.changes += tune(made.train_val, tuning, made.anew)
-        made.changes += convert_imagedata_to_data(made.train_val) if dataset is not None else []
-        made.changes += set_data_sources(made.train_val, **settings)
-        if dataset is not None:
-            check_crops(made.train_val, dataset)
-            made.changes += fit_batches(made.train_val, dataset, train=options.train_batch is None, val=options.val_batch is None)
-        _check_loss(made.train_val)
-        judged = made.judge in {loss.name for loss in losses_of(made.train_val).values()}
-        deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if judged else None)
-        check_parameter_shapes_match(made.train_val, deploy, shapes)
-    like = read_solver(trained_by) if trained_by is not None else None
-    solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
-    return Project(made, solver, deploy, source, shapes, original)
 
+    def __init__(self, folder: PathLike):
+        self.folder = Path(folder)
+        self.data = self.folder / "data"
+        self.nets = self.folder if (self.folder / "solver.prototxt").is_file() else self.folder / "net"
 
-def compare(project: Project, weights: PathLike, *, trimmed: bool = False) -> Comparison:
-    """Which layers take their parameters from ``weights``, and which start anew.
+    @classmethod
+    def open(cls, folder: PathLike) -> Project:
+        """Open an existing project.
 
-    Args:
-        trimmed: The classifiers' weights are to be taken out first (see :func:`starting_weights`), so that they start anew.
+        Raises:
+            CaffeToolsError: The folder does not exist, or has neither a dataset nor a solver.
+        """
+        project = cls(folder)
+        if not project.solver.is_file() and project.dataset is None:
+            raise CaffeToolsError(
+                "no project is here: neither data/dataset.json nor net/solver.prototxt exists",
+                path=folder,
+                hint="create one with Project.create",
+            )
+        return project
 
-    Raises:
-        NetError: a layer that is not made anew has others in the file, so that training would refuse it.
-        ModelFileError: the file cannot be read.
-    """
-    net = project.retargeted.train_val
-    comparison = compare_weights(summarize(net, TRAIN, shapes=shapes_in(Graph(net, TRAIN), project.shapes)), read_weights(weights))
-    anew = project.retargeted.anew
-    for layer in comparison.layers:
-        if trimmed and layer.layer in anew:
-            layer.status = FRESH
-        if layer.status == DIFFERS:
-            hint = "; let its weights be taken out of the file (--write-weights)" if layer.layer in anew else _other_net(project, layer)
-            stored = ", ".join(format_shape(blob.shape) for blob in layer.blobs)
-            wanted = ", ".join(format_shape(s) for s in layer.expected or ())
-            raise NetError(f"its parameters are {wanted}, but {os.fspath(weights)} holds {stored}{hint}", layer=layer.layer)
-    return comparison
+    @classmethod
+    def create(
+        cls,
+        folder: PathLike,
+        pictures: PathLike,
+        *,
+        size: str = "256",
+        val: float = 0.2,
+        seed: int = 1,
+        gray: bool = False,
+        events: EventSink = ignore,
+        cancel: CancelToken | None = None,
+    ) -> Project:
+        """Create a project with a dataset from a folder with one subfolder of images per class.
 
+        Args:
+            folder: The project's folder.
+            pictures: The folder of images.
+            size: Size to store images at: ``"256"`` or ``"320x240"``.
+            val: Fraction of each class that is held out.
+            seed: Seed of the split and the order.
+            gray: Store one channel.
+            events: Receives ``Progress`` events.
+            cancel: Checked between images.
 
-def _other_net(project: Project, layer: LayerWeights) -> str:
-    """Why a layer's weights do not fit: the size of the input, which fully connected layers depend on, or that they are another net's."""
-    with suppress(NetError):
-        for row in summarize(project.original, TRAIN).layers:
-            if row.name == layer.layer and row.parameters == [blob.shape for blob in layer.blobs]:
-                return ", which it needs for pictures of the net's own size; give a --crop that keeps it, or leave --weights out"
-    return ": weights of another net"
+        Raises:
+            DataError: There are no usable images, or the project has a dataset already.
+            Cancelled: ``cancel`` was set; nothing is left behind.
+        """
+        project = cls(folder)
+        report = reporter(events, "dataset", "images", cancel)
+        build_dataset(Path(pictures), project.data, size=size, val=val, seed=seed, gray=gray, progress=report)
+        return project
 
+    @property
+    def dataset(self) -> DatasetCard | None:
+        """The dataset's card; None if there is no dataset."""
+        with suppress(DataError):
+            return load_card(self.data)
+        return None
 
-def starting_weights(project: Project, weights: PathLike, classes: Classes | None = None) -> Caffemodel:
-    """``weights`` without what the net has no more or what starts anew; with ``classes``, also the rows of the known ones.
+    @property
+    def train_val(self) -> Path:
+        """Path of the net for training."""
+        return self.nets / "train_val.prototxt"
 
-    Raises:
-        NetError, CaffeToolsError: as :func:`~caffetools.surgery.class_incremental.extend_classifier_weights`.
-        ModelFileError: the file cannot be read.
-    """
-    made = project.retargeted
-    model = read_weights(weights)
-    if classes is None:
-        return trim_weights(model, made.train_val, made.renamed)
-    rows = summarize(made.train_val, TRAIN, shapes=shapes_in(Graph(made.train_val, TRAIN), project.shapes)).layers
-    shapes = {row.name: row.parameters or [] for row in rows}
-    return extend_classifier_weights(model, project.original, made.train_val, made.renamed, shapes, classes)
+    @property
+    def solver(self) -> Path:
+        """Path of the solver."""
+        return self.nets / "solver.prototxt"
 
+    @property
+    def deploy_prototxt(self) -> Path:
+        """Path of the deploy net."""
+        return self.nets / "deploy.prototxt"
 
-def write_project(project: Project, folder: PathLike, weights: Caffemodel | None = None) -> list[Path]:
-    """Write the three files (and the weights to start from), all or none, and return their paths.
+    @property
+    def onnx(self) -> Path:
+        """Path of the exported model."""
+        return self.folder / "model.onnx"
 
-    Raises:
-        RunFailed: that is not possible.
-    """
-    messages = (project.retargeted.train_val, project.solver, project.deploy)
-    return write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights)
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest complete snapshot, or None."""
+        if not self.solver.is_file():
+            return None
+        return newest_snapshot(read_solver(self.solver).snapshot_prefix or self.nets / "snapshot")
 
+    @property
+    def weights(self) -> Path | None:
+        """The newest trained weights, or None."""
+        found = self.snapshot
+        return found.weights if found is not None else None
 
-def _check_loss(net: Any) -> None:
-    if not losses_of(net):
-        raise NetError(
-            f"the net '{net.name}' has no loss, so it cannot be trained; give its train_val prototxt, "
-            "or make one of it first (caffetools trainable)"
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared for the deploy net; None if not known."""
+        return read_preprocessing(self.deploy_prototxt)
+
+    def retarget(self, net: PathLike, *, classes: int | None = None, weights: PathLike | None = None, **options: Any) -> RetargetResult:
+        """Retarget a net to the dataset's classes, and write it into the project.
+
+        Args:
+            net: A train_val prototxt, or a model of the zoo.
+            classes: Number of classes; by default the dataset's.
+            weights: The .caffemodel that training will start from.
+            options: As for :func:`~caffetools.project.retargeting.prepare_retarget`.
+
+        Raises:
+            NetError: The net cannot be retargeted.
+            CaffeToolsError: There is no dataset and ``classes`` is not given, or they differ.
+        """
+        model = is_model(os.fspath(net))
+        source = prototxt_path(os.fspath(net)) if model else Path(net)
+        card = self.dataset
+        if card is None and classes is None:
+            raise CaffeToolsError(
+                "the project has no dataset, so the number of classes is not known", path=self.folder, hint="give classes"
+            )
+        count = classes_of(card, classes) if card is not None else int(classes or 0)
+        if model:
+            options.setdefault("trained_by", prototxt_path(os.fspath(net), "solver"))
+        result = prepare_retarget(source, count, self.nets, dataset=card, weights=weights, **options)
+        write_retarget(result, self.nets)
+        return result
+
+    def train(
+        self,
+        *,
+        weights: PathLike | None = None,
+        device: str = "auto",
+        events: EventSink = ignore,
+        cancel: CancelToken | None = None,
+    ) -> TrainResult:
+        """Train, or resume from the newest complete snapshot.
+
+        Args:
+            weights: The .caffemodel to start from, if there is no snapshot yet.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
+            events: Receives the events of the training.
+            cancel: Stops the training with a snapshot.
+
+        Returns:
+            The result; ``stopped`` is true after a cancellation.
+        """
+        found = self.snapshot
+        start: dict[str, Any] = {"snapshot": found.state} if found is not None else {"weights": [weights] if weights is not None else []}
+        return train(self.solver, device=device, events=events, cancel=cancel, **start)
+
+    def deploy(self) -> Path:
+        """Write the deploy net and its preprocessing from the net for training; return its path.
+
+        Raises:
+            NetError: The net cannot be deployed.
+        """
+        param = upgrade_net(read_net(self.train_val))
+        deploy = deploy_from(param)
+        write_text(self.deploy_prototxt, format_text(deploy))
+        update_preprocessing(self.deploy_prototxt, preprocessing_of(param, channels=input_channels(deploy)))
+        return self.deploy_prototxt
+
+    def classifier(self, *, device: str = "cpu") -> Classifier:
+        """Return a classifier of the deploy net with the newest weights.
+
+        Raises:
+            CaffeToolsError: The project is not trained yet.
+        """
+        return Classifier(self.deploy_prototxt, self._trained(), device=device)
+
+    def classify(self, images: ImageLike | Iterable[ImageLike], *, top: int = 5) -> list[ClassificationResult]:
+        """Classify images with the newest weights.
+
+        Args:
+            images: As for :func:`caffetools.classify`.
+            top: Number of classes for each image.
+        """
+        return self.classifier().classify(as_images(images), top=top)
+
+    def evaluate(self, *, events: EventSink = ignore, cancel: CancelToken | None = None) -> Evaluation:
+        """Classify every held-out image of the dataset.
+
+        Args:
+            events: Receives ``Progress`` events.
+            cancel: Checked before every batch.
+
+        Raises:
+            CaffeToolsError: There is no dataset, or the project is not trained yet.
+        """
+        card = self.dataset
+        if card is None:
+            raise CaffeToolsError("the project has no dataset to evaluate on", path=self.folder)
+        return evaluate(self.classifier(), card, events=events, cancel=cancel)
+
+    def export(self, path: PathLike | None = None, *, events: EventSink = ignore, cancel: CancelToken | None = None) -> Verification:
+        """Export the deploy net with the newest weights as ONNX, verified.
+
+        Args:
+            path: The ONNX file; by default ``model.onnx`` in the project.
+            events: Receives the events of the export.
+            cancel: Checked before the export.
+        """
+        return export_deployed(self.deploy_prototxt, self._trained(), path or self.onnx, events=events, cancel=cancel)
+
+    def status(self) -> ProjectStatus:
+        """Return what the project has, and what to do next."""
+        card, found = self.dataset, self.snapshot
+        solver = read_solver(self.solver) if self.solver.is_file() else None
+        onnx = self.onnx if self.onnx.is_file() else None
+        return ProjectStatus(
+            self.folder,
+            net=str(read_net(self.train_val).name) if self.train_val.is_file() else "",
+            classes=len(card.classes) if card is not None else 0,
+            images=(card.train_count, card.val_count) if card is not None else (0, 0),
+            iteration=found.iteration if found is not None else 0,
+            max_iter=solver.max_iter if solver is not None else 0,
+            scores=self._scores(),
+            weights=found.weights if found is not None else None,
+            onnx=onnx,
+            next_command=self._next(card, solver, found, onnx),
         )
 
+    def _trained(self) -> Path:
+        weights = self.weights
+        if weights is None:
+            raise CaffeToolsError("the project is not trained yet", path=self.folder, hint=f"run {command('train', self.solver)}")
+        return weights
 
-def _check_wiring(param: Any) -> None:
-    """Raise :class:`NetError` where a bottom is missing, while the layers still have the names that the user gave them."""
-    net = upgrade_net(param)
-    for phase in phases_present(net):
-        check_blob_graph(filter_net(net, make_state(phase)), net)
+    def _scores(self) -> tuple[tuple[str, float], ...]:
+        if not self.solver.is_file():
+            return ()
+        log = Path(f"{read_solver(self.solver).snapshot_prefix}.log")
+        if not log.is_file():
+            return ()
+        with suppress(CaffeToolsError):
+            tests = read_log(log).test
+            return tuple((name, float(value)) for name, value in tests[-1].outputs.items()) if tests else ()
+        return ()
+
+    def _next(self, card: DatasetCard | None, solver: Any, found: Snapshot | None, onnx: Path | None) -> str:
+        if solver is None:
+            return (
+                command("retarget", "alexnet", "--dataset", self.data, "-o", self.nets)
+                if card is not None
+                else command("dataset", "build", "PICTURES", self.data)
+            )
+        if found is None:
+            return command("train", self.solver)
+        if found.iteration < solver.max_iter:
+            return command("train", self.solver, "--resume", "auto")
+        if onnx is None:
+            return command("export", self.deploy_prototxt, found.weights, "-o", self.onnx)
+        return command("classify", onnx, "PICTURE")

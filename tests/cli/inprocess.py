@@ -57,10 +57,8 @@ def error_of(done: Done, code: int = 2) -> str:
 
 
 def usage_error_of(done: Done) -> str:
-    """What typer says of a command line that cannot be understood, without its frame."""
-    assert done.returncode == 2, f"exit code {done.returncode}: {done.stderr}{done.stdout}"
-    assert done.stderr.startswith("Usage: caffetools") and "Traceback" not in done.stderr
-    return " ".join(done.stderr.replace("│", " ").split())
+    """The message of a command line that cannot be understood: one plain line, exit code 2."""
+    return error_of(done)
 
 
 def below(folder: Path) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ def test_every_command_explains_itself_within_80_columns(words: tuple[str, ...])
 def test_the_commands_stand_in_panels_in_the_order_in_which_they_are_met() -> None:
     lines = run_well("--help").stdout.splitlines()
     panels = [found[1] for line in lines if (found := re.match(r"╭─ (.+?) ─+╮", line))]
-    assert panels == ["Options", "The whole way", "Data", "Networks", "Training", "Use"]
+    assert panels == ["Options", "End to end", "Data", "Networks", "Training", "Inference"]
     listed = [found[1] for line in lines if (found := re.match(r"│ ([a-z][a-z-]*) ", line))]
     assert listed[:3] == ["demo", "finetune", "dataset"]
     assert set(listed) == {words[0] for words in COMMANDS}
@@ -69,8 +69,14 @@ def test_help_imports_nothing_heavy() -> None:
 def test_what_is_listed_of_a_command_is_the_beginning_of_its_own_help() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for name, entry in listed_commands.items():
-        assert commands[name].help.split("\n\n")[0] == entry.help, name
+        assert entry.help and commands[name].help.split("\n\n")[0] == entry.help, name
         assert commands[name].name == name
+
+
+def test_every_command_shows_an_example() -> None:
+    for name, entry in listed_commands.items():
+        assert entry.example.startswith(f"caffetools {name}"), name
+        assert entry.example.split()[0] in run_well(name, "--help").stdout
 
 
 def test_the_list_of_commands_imports_none_of_them() -> None:
@@ -85,4 +91,6 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
         "print('LOADED', sorted(m for m in sys.modules if m.startswith('caffetools.cli.')))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.rstrip().endswith("LOADED ['caffetools.cli.app', 'caffetools.cli.commands', 'caffetools.cli.gflags']")
+    assert done.stdout.rstrip().endswith(
+        "LOADED ['caffetools.cli.app', 'caffetools.cli.commands', 'caffetools.cli.gflags', 'caffetools.cli.usage']"
+    )

@@ -105,7 +105,7 @@ def test_a_retargeted_net_can_be_retargeted_again(tmp_path: Path, tiny: Path) ->
         (["--model", "lenet", "--classes", 1], "1 class(es) cannot be told apart"),
         (["--model", "lenet", "--classes", -3], "-3 class(es) cannot be told apart"),
         (["--model", "lenett", "--classes", 3], "the zoo has no model 'lenett'; did you mean 'lenet'?"),
-        (["--classes", 3], "give either the prototxt of a NET, or the name of one of the zoo's networks by --model"),
+        (["--classes", 3], "no net for training is in this folder; give the prototxt of a NET, or the name of a network"),
         (["none.prototxt", "--classes", 3], "none.prototxt: cannot read: No such file or directory"),
         ([prototxt_path("lenet", "deploy"), "--classes", 3], "has no loss, so it cannot be trained; give its train_val prototxt"),
         ([prototxt_path("lenet"), "--classes", 3], "give --input-shape"),

@@ -64,8 +64,8 @@ def test_show_tells_what_a_user_needs() -> None:
 
 @pytest.mark.parametrize("command", ["show", "fetch"])
 def test_an_unknown_model_is_an_error_with_a_suggestion(command: str) -> None:
-    error = run(command, "squeezenet").exception
-    assert isinstance(error, ZooError) and "did you mean 'squeezenet_v1.0'?" in str(error)
+    error = run(command, "squeezenett").exception
+    assert isinstance(error, ZooError) and "did you mean 'squeezenet'?" in str(error)
 
 
 def test_fetch_offline_names_the_place_for_the_file(tmp_path: Path) -> None:

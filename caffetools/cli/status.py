@@ -1,0 +1,39 @@
+"""``caffetools status``, and a bare ``caffetools`` in a project's folder: what there is, and what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.show import console, print_json
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The project's folder.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a project: its dataset, net, training and exported model, and the next command."""
+    from caffetools.project.project import Project
+
+    found = Project.open(folder).status()
+    if as_json:
+        print_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()})
+        return
+    lines = [
+        (
+            "dataset",
+            f"{found.classes} classes, {found.images[0]} training and {found.images[1]} held-out images" if found.classes else "none",
+        ),
+        ("net", found.net or "none"),
+        ("trained", f"{found.iteration} of {found.max_iter} iterations"),
+        ("last test", ", ".join(f"{name} {value:.4g}" for name, value in found.scores)),
+        ("weights", str(found.weights or "")),
+        ("ONNX", str(found.onnx or "")),
+    ]
+    for name, text in lines:
+        if text:
+            console.print(f"{name:<10} {text}", markup=False)
+    console.print(f"Next: {found.next_command}", markup=False)

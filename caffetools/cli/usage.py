@@ -1,0 +1,71 @@
+"""Usage errors as one plain line: what is wrong, with the flag as it was typed, and an example of the right use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from caffetools.cli.commands import COMMANDS
+from caffetools.cli.gflags import FLAGS
+from caffetools.errors import did_you_mean
+
+# typer carries its own copy of click; these are its error classes.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def usage_error_text(error: Any, arguments: Sequence[str]) -> str:
+    """Return the line for a usage error.
+
+    Args:
+        error: A ``UsageError`` of typer.
+        arguments: The command line, without the program's name.
+    """
+    context = getattr(error, "ctx", None)
+    path = context.command_path.split()[1:] if context is not None else []
+    text = f"{' '.join(path)}: " if path else ""
+    text += _what(error, arguments, context)
+    entry = COMMANDS.get(path[0]) if len(path) == 1 else None
+    if entry is None or not entry.example:
+        return text
+    return f"{text}{'' if text.endswith('?') else ';'} example: {entry.example}"
+
+
+def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
+    kind = type(error).__name__
+    if kind == "NoSuchOption":
+        return _no_such_option(str(error.option_name), arguments, context)
+    if kind == "MissingParameter" and error.param is not None:
+        flags = list(getattr(error.param, "opts", []))
+        option = getattr(error.param, "param_type_name", "") == "option"
+        name = (
+            f"option {flags[0]}" + (f" ({', '.join(flags[1:])})" if flags[1:] else "")
+            if option
+            else f"argument {(error.param.metavar or str(error.param.name).upper())}"
+        )
+        return f"missing {name}"
+    message = (
+        str(error.format_message())
+        .rstrip(".")
+        .replace(", unable to parse string as an integer", "")
+        .replace("Input should be", "it must be")
+    )
+    if message.startswith("No such command"):
+        word = message.split("'")[1]
+        known = list(getattr(getattr(context, "command", None), "commands", COMMANDS))
+        return f"there is no command '{word}'{did_you_mean(word, known) or ' (caffetools --help lists them)'}"
+    return message[:1].lower() + message[1:]
+
+
+def _no_such_option(name: str, arguments: Sequence[str], context: Any) -> str:
+    """Name the flag as it was typed: typer splits ``-iterations`` into letters."""
+    typed = next((a for a in arguments if a.split("=")[0] == name), None) or next((a for a in arguments if a.startswith(name)), name)
+    typed = typed.split("=")[0]
+    known = [flag for param in getattr(getattr(context, "command", None), "params", []) for flag in getattr(param, "opts", [])]
+    word = typed.lstrip("-").replace("_", "-")
+    hint = did_you_mean(f"--{word}", known)
+    takes = [command for command, flags in FLAGS.items() if word.replace("-", "_") in flags]
+    if not hint and takes:
+        hint = f"; it is a flag of {' and '.join(takes)}"
+    return f"there is no option {typed}{hint}"

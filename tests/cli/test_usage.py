@@ -1,0 +1,61 @@
+"""Usage errors are one plain line; ``help``, ``version``, ``doctor`` and a bare ``caffetools`` answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import caffetools
+from tests.cli.inprocess import error_of, run, run_well
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("classfy", "a"), "there is no command 'classfy'; did you mean 'classify'?"),
+        (("zoo", "lst"), "zoo: there is no command 'lst'; did you mean 'list'?"),
+        (("train", "--solvr", "s.prototxt"), "train: there is no option --solvr; did you mean '--solver'?"),
+        (("train", "-iterations", "5"), "train: there is no option -iterations; it is a flag of test and time"),
+        (("train", "-model", "x"), "train: there is no option -model; it is a flag of test and time"),
+        (("deploy", "a.prototxt"), "deploy: missing option --out (-o); example: caffetools deploy train_val.prototxt -o deploy.prototxt"),
+        (("zoo", "fetch"), "zoo fetch: missing argument NAME"),
+        (("retarget", "--classes", "abc"), "retarget: invalid value for '--classes'"),
+    ],
+)
+def test_usage_errors_are_one_line_with_the_flag_as_typed(words: tuple[str, ...], message: str) -> None:
+    assert error_of(run(*words)).startswith(message)
+
+
+def test_long_names_are_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "a" * 70
+    assert f"'{name}'" in error_of(run(name))
+
+
+@pytest.mark.parametrize("words", [("version",), ("-version",), ("--version",)])
+def test_version(words: tuple[str, ...]) -> None:
+    assert run_well(*words).stdout == f"caffetools {caffetools.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [("help", "train"), ("train", "-help"), ("train", "--help"), ("train", "-h")])
+def test_help_of_a_command(words: tuple[str, ...]) -> None:
+    text = run_well(*words).stdout
+    assert "Usage: caffetools train" in text and "Example: caffetools train" in " ".join(text.split())
+
+
+def test_doctor_shows_what_a_bug_report_needs() -> None:
+    facts = json.loads(run_well("doctor", "--json").stdout)
+    assert facts["caffetools"] == caffetools.__version__
+    assert {"Python", "torch", "onnxruntime", "native kernels", "zoo cache"} <= set(facts)
+    assert "torch" in run_well("doctor").stdout
+
+
+def test_a_bare_call_shows_the_project_of_the_folder_or_the_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "Usage: caffetools" in run_well().stdout
+    run_well("retarget", "lenet", "--classes", 3, "-o", "net")
+    text = run_well().stdout
+    assert "LeNet" in text and "0 of 10000 iterations" in text
+    assert "Next: caffetools train net/solver.prototxt" in text
