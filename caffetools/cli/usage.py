@@ -66,6 +66,6 @@ def _no_such_option(name: str, arguments: Sequence[str], context: Any) -> str:
     word = typed.lstrip("-").replace("_", "-")
     hint = did_you_mean(f"--{word}", known)
     takes = [command for command, flags in FLAGS.items() if word.replace("-", "_") in flags]
-    if not hint and takes:
+    if takes:
         hint = f"; it is a flag of {' and '.join(takes)}"
     return f"there is no option {typed}{hint}"
