@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.preview import preview
 from caffetools.cli.show import console, print_json, progress
 
 app = typer.Typer(help="Make datasets of pictures.", no_args_is_help=True)
+app.command()(preview)
 
 
 @app.callback()

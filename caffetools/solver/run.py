@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from caffetools.cancel import CancelToken
+from caffetools.data.layers.batch_source import augment_layers
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.events import EventSink, fan_out, ignore
 from caffetools.net.device import find_device
@@ -259,6 +260,10 @@ def _prepare(
         writer("solver.cpp:44", f"The solver gives no random_seed; this run uses {param.random_seed}")
     writer("solver.cpp:45", f"Initializing solver from parameters: \n{format_text(param).rstrip()}")
     try:
-        return make(param, path=path, device=device, callbacks=callbacks, log=writer)
+        solver = make(param, path=path, device=device, callbacks=callbacks, log=writer)
     except SolverError as error:
         raise error.in_file(path) from None
+    augmentation = Path(path).with_name("augment.yaml")
+    if names := augment_layers(solver.net.layers, augmentation):
+        writer("caffe.cpp:197", f"Augmenting the pictures of {', '.join(names)} as {augmentation} describes")
+    return solver

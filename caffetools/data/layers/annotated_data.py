@@ -10,8 +10,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
 from caffetools.data.databases import Database, open_database, shown_key
 from caffetools.data.datum import datum_to_array
+from caffetools.data.images import to_planes
 from caffetools.data.joint_transforms import (
     FIT_SMALL_SIZE,
     Distort,
@@ -23,7 +25,7 @@ from caffetools.data.joint_transforms import (
     mirror,
     move_to_region,
 )
-from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
+from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
 from caffetools.data.lmdb_file import Record
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
@@ -55,7 +57,12 @@ class AnnotatedData(ReadingLayer):
     """
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="labels")
-    FORK_FIELDS = frozenset({"resize_param", "noise_param", "emit_constraint", "crop_h", "crop_w", "distort_param", "expand_param"})
+    AUGMENTS = True
+    FORK_FIELDS = (
+        AUGMENT_FIELDS
+        | NEUTRAL_FIELDS
+        | {"resize_param", "noise_param", "emit_constraint", "crop_h", "crop_w", "distort_param", "expand_param"}
+    )
 
     @classmethod
     def stored_item(cls, param: Any) -> Shape | None:
@@ -202,7 +209,8 @@ class AnnotatedBatches(RecordBatches):
         self.has_type = anno_type is not None or first.HasField("type")
 
     def shapes(self) -> list[Shape]:
-        data: Shape = (self.size, *self.transformer.top_shape(self._first_image.shape))
+        height, width = self.augmented_shape((1, *self._first_image.shape[:2]))[1:]
+        data: Shape = (self.size, *self.transformer.top_shape((height, width, *self._first_image.shape[2:])))
         if not self.labels:
             return [data]
         return [data, (1, 1, max(1, self._boxes_in_first), _COLUMNS) if self.has_type else (self.size,)]
@@ -234,13 +242,24 @@ class AnnotatedBatches(RecordBatches):
         what = shown_key(self.database.path, record[0])
         datum = self._parse(record)
         try:
-            values, sample = self.transformer(self._sample(datum, what), np.random.default_rng(seed))
+            rng = np.random.default_rng(seed)
+            values, sample = self.transformer(self._augmented(self._sample(datum, what), rng), rng)
         except DataError as error:
             raise DataError(f"{what}: {error}") from None
         if not self.has_type:
             return values, np.array([datum.datum.label], np.float32)
         group, instance, difficult = (sample.attributes[:, column : column + 1] for column in range(3))
         return values, np.concatenate([group, instance, sample.boxes, difficult], axis=1).astype(np.float32)
+
+    def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if self.augmenter is None:
+            return sample
+        if self.augmenter.config.mixup:
+            raise DataError("mixup has no meaning for pictures with boxes; remove it from the augmentation")
+        planes = to_planes(sample.image)
+        changed = self.augmenter.transform(planes, self.augmenter.make_params(rng, planes.shape), boxes=sample.boxes)
+        image = np.ascontiguousarray(changed.image[0] if len(changed.image) == 1 else changed.image.transpose(1, 2, 0))
+        return Sample(image, changed.boxes, sample.attributes[changed.kept])
 
     def _parse(self, record: Record) -> Any:
         what = shown_key(self.database.path, record[0])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,19 +15,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caffetools.data.augment import AugmentConfig, Augmenter, config_of_fork, load_augment
 from caffetools.data.databases import CorruptRecords, Database
 from caffetools.data.device_transform import DeviceBatch, DeviceTransform
 from caffetools.data.lmdb_file import Record
 from caffetools.data.transformer import DeferredBatch, Transformer
 from caffetools.errors import DataError
-from caffetools.layers.base import Arity, Layer, OnnxGraph, Shape, Shapes
+from caffetools.layers.base import Arity, Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.util.prefetch import Prefetcher
 
+PathLike = str | os.PathLike[str]
 Tops = tuple[NDArray[np.float32] | DeferredBatch, ...]
 # What the prefetch thread hands over.
 Ready = tuple[Tensor | DeviceBatch, ...]
 State = dict[str, Any]
+# Fields of NVCaffe's transform_param that choose where it is computed and what is printed.
+NEUTRAL_FIELDS = frozenset({"use_gpu_transform", "display"})
 
 
 class BatchMaker(ABC):
@@ -40,6 +46,7 @@ class BatchMaker(ABC):
         rank: Number of this process among those that share the records, from 0.
         world_size: Number of processes that share the records.
         deferred: Pictures of bytes are only cropped; a device does the arithmetic.
+        augmenter: Changes pictures before they are transformed.
     """
 
     def __init__(self, seed: int):
@@ -47,6 +54,7 @@ class BatchMaker(ABC):
         self.rng = np.random.default_rng(seed)
         self.rank, self.world_size = 0, 1
         self.deferred = False
+        self.augmenter: Augmenter | None = None
         self._cursor = 0
 
     @abstractmethod
@@ -75,8 +83,15 @@ class BatchMaker(ABC):
         Raises:
             DataError: A picture does not fit the settings.
         """
+        if self.augmenter is not None:
+            pictures = self.augmenter.batch(list(pictures), self.rng)
         deferred = self.deferred and all(picture.dtype == np.uint8 for picture in pictures)
         return transformer.sample_crops(pictures, self.rng) if deferred else transformer(pictures, self.rng)
+
+    def augmented_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return the (C, H, W) that a stored picture of ``shape`` has when it reaches the transformer."""
+        channels, height, width = shape
+        return (channels, height, width) if self.augmenter is None else self.augmenter.output_shape(shape)
 
     def shard(self, rank: int, world_size: int) -> None:
         """Take only every ``world_size``-th record, from number ``rank`` on.
@@ -181,6 +196,8 @@ class ReadingLayer(Layer):
     IS_DATA = True
     # Batches that are kept ready; 0 makes each when it is asked for.
     PREFETCH = 3
+    # Whether its pictures can be augmented.
+    AUGMENTS: ClassVar[bool] = False
     skip_corrupt = 0
 
     def __init__(self, param: Any, phase: int = TEST):
@@ -188,6 +205,7 @@ class ReadingLayer(Layer):
         self.phase = TRAIN if phase == TRAIN else TEST
         self._seed = zlib.crc32(f"{torch.initial_seed()}/{self.name}".encode())
         self._shard: tuple[int, int] | None = None
+        self._augment: AugmentConfig | None = None
         self._maker: BatchMaker | None = None
         self._ahead: Prefetcher[tuple[Ready, State]] | None = None
         self._device: torch.device | None = None
@@ -221,6 +239,17 @@ class ReadingLayer(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         """Add nothing: the exporter makes the net's inputs the graph's."""
+
+    def augment(self, config: AugmentConfig) -> None:
+        """Start over at the first record and change pictures at random as ``config`` describes; in the TRAIN phase only.
+
+        Raises:
+            NetError: The layer's type has no augmentation.
+        """
+        if not self.AUGMENTS:
+            raise self.error(f"data of the type {self.type_name} cannot be augmented")
+        self._augment = config if self.phase == TRAIN else None
+        self.close()
 
     def transform_on(self, device: torch.device) -> None:
         """Start over at the first record, send pictures to ``device`` as bytes and do the transformer's arithmetic there."""
@@ -263,10 +292,18 @@ class ReadingLayer(Layer):
             self._maker = self.open(self._seed)
             if self._shard is not None:
                 self._maker.shard(*self._shard)
+            self._maker.augmenter = self._augmenter()
             self._maker.deferred = self._device is not None
             if self._state is not None:
                 self._maker.set_state(self._state)
         return self._maker
+
+    def _augmenter(self) -> Augmenter | None:
+        """Return the augmentation of :meth:`augment`, or of the fork fields of ``transform_param``; None in the TEST phase."""
+        config = self._augment
+        if config is None and self.phase == TRAIN and self.AUGMENTS:
+            config = config_of_fork(self.param.transform_param)
+        return None if config is None or config.is_off else Augmenter(config)
 
     def _finished(self, batch: DeviceBatch) -> Tensor:
         if self._finish is None:
@@ -298,3 +335,34 @@ def batch_size_of(layer: Layer, size: int) -> int:
     if size < 1:
         raise layer.error("batch_size is missing or 0; it must be at least 1")
     return size
+
+
+def augment_layers(layers: Iterable[Layer], path: PathLike) -> list[str]:
+    """Augment the data layers of a net for training as an ``augment.yaml`` describes, if that file exists.
+
+    Args:
+        layers: The layers of the net, configured.
+        path: The file.
+
+    Returns:
+        The names of the layers.
+
+    Raises:
+        DataError: The file is not valid, or it changes the size of a layer's pictures, for which the net is built already.
+    """
+    if not Path(path).is_file():
+        return []
+    config, names = load_augment(path), []
+    for layer in layers:
+        if isinstance(layer, ReadingLayer) and layer.AUGMENTS and layer.phase == TRAIN:
+            before = list(layer.top_shapes[0])
+            layer.augment(config)
+            if (after := list(layer.configure([])[0])) != before:
+                raise DataError(
+                    f"it makes pictures of {format_shape(after[1:])} of those of {format_shape(before[1:])} that the net is built for",
+                    path=path,
+                    layer=layer.name,
+                    hint="set crop_size in transform_param, or another random_resized_crop",
+                )
+            names.append(layer.name)
+    return names

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
 from caffetools.data.databases import Database, open_database, shown_key
 from caffetools.data.datum import datum_to_array, is_encoded, parse_datum, record_to_array
-from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
+from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
 from caffetools.data.lmdb_file import Record
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
@@ -31,6 +32,8 @@ class Data(ReadingLayer):
     """
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="numbers")
+    AUGMENTS = True
+    FORK_FIELDS = AUGMENT_FIELDS | NEUTRAL_FIELDS
 
     @classmethod
     def stored_item(cls, param: Any) -> Shape | None:
@@ -83,7 +86,7 @@ class DatabaseBatches(RecordBatches):
         for record in self.database.records(on_error=self.corrupt):
             decoded = self._decode(record)
             if not isinstance(decoded, DataError):
-                top: Shape = (self.size, *self.transformer.top_shape(decoded[0].shape))
+                top: Shape = (self.size, *self.transformer.top_shape(self.augmented_shape(decoded[0].shape)))
                 return [top, (self.size,)] if self.labels else [top]
             self.corrupt(decoded)
         raise DataError("no record can be read", path=self.database.path)

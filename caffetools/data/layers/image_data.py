@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
 from caffetools.data.images import read_image
-from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
+from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, State, Tops, batch_size_of
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape
@@ -30,6 +31,8 @@ class ImageData(ReadingLayer):
     """
 
     TRAITS = Traits(role="data", source="image_data_param", file_source=True, transforms=True, label_tops="numbers")
+    AUGMENTS = True
+    FORK_FIELDS = AUGMENT_FIELDS | NEUTRAL_FIELDS
     TOPS = (2, 2)
 
     @classmethod
@@ -70,7 +73,7 @@ class ListBatches(BatchMaker):
 
     def shapes(self) -> list[Shape]:
         picture = self._read(int(self._order[self._position % len(self.entries)]))
-        return [(self.size, *self.transformer.top_shape(picture.shape)), (self.size,)]
+        return [(self.size, *self.transformer.top_shape(self.augmented_shape(picture.shape))), (self.size,)]
 
     def next(self) -> Tops:
         indices = [self._mine() for _ in range(self.size)]
