@@ -56,20 +56,21 @@ class Softmax(Layer):
 class SoftmaxWithLoss(ClassLoss):
     """loss = −sum(log p[label]) / normalizer over the items that are not ignored, p the softmax of scores (outer…, C, inner…).
 
-    Labels: outer · inner of them. A second top is p itself, without a gradient. As in softmax_loss_layer.cpp a probability below
+    Labels: outer · inner of them. A second top is p itself, a third one (R-FCN's fork) the loss of each item, in the shape of the
+    labels and 0 where it is ignored; neither has a gradient. As in softmax_loss_layer.cpp a probability below
     FLT_MIN counts as FLT_MIN, so an item's loss tops out at 87.3365, while its gradient stays p − 1.
     """
 
     TRAITS = Traits(
         role="loss", settings="softmax_param", label_bottoms=(1,), compares="classes", activation="Softmax", class_axis="softmax_param.axis"
     )
-    TOPS = (1, 2)
+    TOPS = (1, 3)
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.set_class_axis(self.param.softmax_param.axis, bottoms)
-        return [(), bottoms[0]][: len(self.tops)]
+        return [(), bottoms[0], bottoms[1]][: len(self.tops)]
 
-    def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:
         index, outside = as_index(self, labels, self.classes, ignore=self.ignore_label)
         logarithms = softmax(scores, self.class_axis, log=True)
         shape = [1 if i == self.class_axis else n for i, n in enumerate(scores.shape)]
@@ -77,4 +78,9 @@ class SoftmaxWithLoss(ClassLoss):
         # Only the value is held at FLT_MIN: the gradient is that of the unbounded logarithm.
         picked = picked + (picked.detach().clamp(min=math.log(FLT_MIN)) - picked.detach())
         loss = self.normalized(-picked.reshape(-1), labels, outside)
-        return loss if len(self.tops) == 1 else (loss, logarithms.detach().exp())
+        if len(self.tops) == 1:
+            return loss
+        items = -picked.detach().reshape(labels.shape)
+        if self.ignore_label is not None:
+            items = items.masked_fill(labels.to(torch.int64) == self.ignore_label, 0.0)
+        return (loss, logarithms.detach().exp(), items)[: len(self.tops)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from caffetools.errors import ExportError, NetError
 from caffetools.layers.recurrent import Recurrent
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.net.net import Net
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.text import parse
 from tests.layers.helpers import input_layer, net_of, one_layer
 
 LABELLED = [
@@ -236,3 +240,16 @@ def test_pooling_with_floor_and_leftovers_agrees_with_its_definition() -> None:
     for method, expected in (("MAX", windows.amax(-1)), ("AVE", windows.mean(-1))):
         layer = one_layer(f'type: "Pooling" pooling_param {{ pool: {method} {options} }}', (1, 2, 8, 6))
         torch.testing.assert_close(layer(x), expected)
+
+
+def test_softmax_with_loss_gives_the_loss_of_each_item_as_a_third_top() -> None:
+    text = """
+    layer { name: "x" type: "Input" top: "x" top: "label" input_param { shape { dim: 3 dim: 2 } shape { dim: 3 } } }
+    layer { name: "l" type: "SoftmaxWithLoss" bottom: "x" bottom: "label" top: "loss" top: "p" top: "items" loss_param { ignore_label: 1 } }
+    """
+    net = Net(parse(text, NetParameter), TRAIN)
+    blobs = net({"x": torch.tensor([[1.0, 3.0], [0.0, 0.0], [2.0, 0.0]]), "label": torch.tensor([0.0, 1.0, 0.0])})
+    expected = torch.tensor([math.log(1 + math.exp(2)), 0.0, math.log(1 + math.exp(-2))])
+    torch.testing.assert_close(blobs["items"], expected)
+    torch.testing.assert_close(blobs["loss"], expected.sum() / 2)
+    assert blobs["p"].shape == (3, 2)

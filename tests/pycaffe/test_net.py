@@ -252,3 +252,20 @@ def test_errors_name_file_and_line(write: Write, tmp_path: Path) -> None:
 def test_the_module_behind_a_net_shares_its_parameters(deploy: Net) -> None:
     deploy.params["fc"][1].data[...] = 3
     assert (torch_net(deploy).layer("fc").blobs[1] == 3).all()
+
+
+def test_a_memory_data_layer_reads_the_arrays_of_the_caller(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    text = 'layer { name: "m" type: "MemoryData" top: "data" top: "label" memory_data_param { batch_size: 2 channels: 1 height: 1 width: 1 } }\n'
+    net = Net(write("memory.prototxt", text), TEST)
+    data, labels = np.ones((2, 1, 1, 1), np.float32), np.zeros((2, 1, 1, 1), np.float32)
+    net.set_input_arrays(data, labels)
+    net.forward()
+    data[...], labels[...] = 7, 1
+    net.forward()
+    assert net.blobs["data"].data.ravel().tolist() == [7, 7]
+    assert net.blobs["label"].data.ravel().tolist() == [1, 1]
+    assert not caplog.records
+    net.set_input_arrays(data.astype(np.float64), labels[:, 0, 0, 0])
+    assert "the data are not float32 in C order, so they are copied" in caplog.text
+    net.forward()
+    assert net.blobs["data"].data.ravel().tolist() == [7, 7]

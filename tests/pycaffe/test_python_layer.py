@@ -239,3 +239,40 @@ def test_an_exception_of_the_users_code_is_passed_on_and_names_the_layer(
         Net(write("net.prototxt", python("Odd", "", "x")), TEST)
     assert type(raised.value) is kind
     assert re.match(context, user_error_context(raised.value))
+
+
+def test_a_class_with_an_init_of_its_own_gets_the_layers_parameter_and_phases_have_names(
+    module: Callable[[str], None], write: Write
+) -> None:
+    module(
+        "class Odd(caffe.Layer):\n"
+        "    def __init__(self, p_object, *args, **kwargs):\n"
+        "        super().__init__(p_object, *args, **kwargs)\n"
+        "        self.factor = 5\n"
+        "    def reshape(self, bottom, top): top[0].reshape(1)\n"
+        "    def forward(self, bottom, top):\n"
+        "        # BVLC's phase is a number, that of Fast R-CNN's fork is used by its name.\n"
+        "        assert {'TRAIN': 0, 'TEST': 1}[str(self.phase)] == self.phase\n"
+        "        top[0].data[...] = self.factor + 10 * (self.phase == caffe.TRAIN)\n"
+    )
+    path = write("net.prototxt", python("Odd", "", "x"))
+    assert [float(Net(path, phase).forward()["x"][0]) for phase in (TRAIN, TEST)] == [15, 5]
+
+
+def test_a_layer_may_give_its_top_another_shape_in_forward(module: Callable[[str], None], write: Write) -> None:
+    module(
+        "class Late(caffe.Layer):\n"
+        "    def setup(self, bottom, top): top[0].reshape(1, 1)\n"
+        "    def reshape(self, bottom, top): pass\n"
+        "    def forward(self, bottom, top):\n"
+        "        top[0].reshape(*bottom[0].data.shape)\n"
+        "        top[0].data[...] = bottom[0].data + 1\n"
+    )
+    text = 'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 1 } } }\n' + python("Late", "d", "x")
+    text += 'layer { name: "loss" type: "EuclideanLoss" bottom: "x" bottom: "d" top: "loss" }\n'
+    net = Net(write("net.prototxt", text), TRAIN)
+    for shape in ((1, 6), (2, 3)):
+        net.blobs["d"].reshape(*shape)
+        assert float(net.forward()["loss"]) == 6 / shape[0] / 2
+        assert net.blobs["x"].shape == shape
+        assert torch_net(net)({"d": torch.zeros(shape)})["loss"].item() == 6 / shape[0] / 2
