@@ -93,7 +93,7 @@ setup(
     package_dir={"caffetools._prototxt": "prototxt", "caffetools._zoo": "zoo"},
     package_data={
         "caffetools": ["py.typed"],
-        "caffetools.proto": ["caffe.proto", "caffe.desc"],
+        "caffetools.proto": ["caffe.proto", "caffe.desc", "schema.pyi"],
         "caffetools.proto.forks": ["*.tsv", "schemas/*.tsv"],
         "caffetools.visualize": ["templates/*"],
         "caffetools._prototxt": ["*/*.prototxt"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -200,10 +201,9 @@ def deploy(
     param, path = _param(net)
     options: dict[str, Any] = {"batch": batch, "input_shape": _shapes(input_shape), "drop_dropout": drop_dropout}
     options["heads"] = list(heads) if heads is not None else None
-    if path is None:
-        return deploy_from(param, **options)
-    with error_context(path):
-        return deploy_from(param, **options)
+    with error_context(path) if path is not None else nullcontext():
+        deployed: NetParameter = deploy_from(param, **options)
+    return deployed
 
 
 def inspect(

@@ -9,6 +9,7 @@ import typer
 
 from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, note, print_json
+from caffetools.proto.schema import NetParameter
 
 if TYPE_CHECKING:
     from caffetools.graph.passes.fold_batch_norm import Folded
@@ -90,7 +91,7 @@ def _write_preprocessing(train_val: Path, param: Any, net: Any, out: Path) -> No
         note(f"{out}: the mean file of {train_val} does not exist here, so deploy.json has no mean; classify and export need --mean")
 
 
-def _preprocessing(train_val: Path, param: Any, net: Any) -> Preprocessing | None:
+def _preprocessing(train_val: Path, param: Any, net: NetParameter) -> Preprocessing | None:
     """Return the preprocessing of the data layers; labels and size that only the deploy.json of TRAIN_VAL's folder has are kept."""
     from dataclasses import replace
 
@@ -127,7 +128,7 @@ def _note(out: Path, others: list[str], summary: Summary) -> None:
         note(f"{out}: layer '{row.name}': {row.note}; it stays as it is")
 
 
-def _show(written: list[Path], net: Any, summary: Summary, folded: Folded | None, *, as_json: bool) -> None:
+def _show(written: list[Path], net: NetParameter, summary: Summary, folded: Folded | None, *, as_json: bool) -> None:
     from caffetools.graph.graph import Graph
     from caffetools.graph.inputs import is_input
     from caffetools.proto.schema import TEST
@@ -152,7 +153,7 @@ def _show(written: list[Path], net: Any, summary: Summary, folded: Folded | None
         )
 
 
-def _folded(net: Any, weights: Path) -> Folded:
+def _folded(net: NetParameter, weights: Path) -> Folded:
     from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
     from caffetools.net.weights import read_weights
     from caffetools.proto.upgrades.v1 import upgrade_caffemodel

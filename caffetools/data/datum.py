@@ -121,7 +121,7 @@ def record_to_array(value: bytes, *, color: bool | None = None, what: str = "the
     return datum_to_array(datum, color=color, what=what), datum.label
 
 
-def datum_to_array(datum: Any, *, color: bool | None = None, what: str = "the datum") -> NDArray[Any]:
+def datum_to_array(datum: Datum, *, color: bool | None = None, what: str = "the datum") -> NDArray[Any]:
     """Return the values of a ``Datum``.
 
     Args:
@@ -141,7 +141,7 @@ def datum_to_array(datum: Any, *, color: bool | None = None, what: str = "the da
     return _shaped(np.frombuffer(data, np.uint8) if data else np.array(datum.float_data, np.float32), datum, what)
 
 
-def _shaped(array: NDArray[Any], datum: Any, what: str) -> NDArray[Any]:
+def _shaped(array: NDArray[Any], datum: Datum, what: str) -> NDArray[Any]:
     shape = (datum.channels, datum.height, datum.width)
     if min(shape) < 1 or array.size != shape[0] * shape[1] * shape[2]:
         raise DataError(f"{what}: {array.size} values do not fill the stated size {shape[0]} x {shape[1]} x {shape[2]}")

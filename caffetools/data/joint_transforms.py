@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from caffetools.data.images import Pixels
 from caffetools.errors import DataError
+from caffetools.proto.schema import ExpansionParameter, NoiseParameter, Sampler
 
 Boxes = NDArray[np.float32]
 # A region of a picture: xmin, ymin, xmax, ymax as shares of its width and height; may reach beyond the picture.
@@ -183,7 +184,7 @@ class Expand:
         DataError: ``max_expand_ratio`` is below 1.
     """
 
-    def __init__(self, param: Any, mean_values: NDArray[np.float32], emit_constraint: Any = None):
+    def __init__(self, param: ExpansionParameter, mean_values: NDArray[np.float32], emit_constraint: Any = None):
         if param.max_expand_ratio < 1:
             raise DataError(f"expand_param: max_expand_ratio must be 1 or more, not {param.max_expand_ratio:g}")
         self.param, self.mean_values, self.emit_constraint = param, mean_values, emit_constraint
@@ -265,7 +266,7 @@ class RandomCrop:
         return regions
 
 
-def draw_region(sampler: Any, rng: np.random.Generator) -> Region:
+def draw_region(sampler: Sampler, rng: np.random.Generator) -> Region:
     """Draw a region of the scale and aspect ratio that a ``Sampler`` allows, anywhere in the picture."""
     scale = rng.uniform(sampler.min_scale, sampler.max_scale)
     ratio = rng.uniform(sampler.min_aspect_ratio, sampler.max_aspect_ratio)
@@ -375,7 +376,7 @@ class Noise:
         DataError: ``convert_to_lab`` is set: SSD then reads floating-point numbers as bytes, which has no meaning.
     """
 
-    def __init__(self, param: Any):
+    def __init__(self, param: NoiseParameter):
         if param.convert_to_lab:
             raise DataError("noise_param: convert_to_lab gives undefined values in SSD; remove it")
         self.param = param

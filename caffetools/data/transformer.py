@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from caffetools.errors import DataError, ModelFileError
 from caffetools.layers.base import format_shape
 from caffetools.proto.binary import read_binaryproto
-from caffetools.proto.schema import TRAIN
+from caffetools.proto.schema import TRAIN, TransformationParameter
 from caffetools.util.threads import cpu_count, parallel_for
 
 Batch = NDArray[np.float32]
@@ -62,7 +62,7 @@ class Transformer:
         DataError: Settings exclude each other, or the mean file cannot be read.
     """
 
-    def __init__(self, param: Any, phase: int):
+    def __init__(self, param: TransformationParameter, phase: int):
         if param.force_color and param.force_gray:
             raise DataError("transform_param: force_color and force_gray exclude each other")
         if param.HasField("mean_file") and param.mean_value:

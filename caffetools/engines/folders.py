@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.errors import CaffeToolsError
+from caffetools.proto.schema import Message, SolverParameter
 from caffetools.proto.text import read_net
 
 PathLike = str | os.PathLike[str]
 
 
-def needed_folders(solver: Any, files: Iterable[PathLike]) -> list[Path]:
+def needed_folders(solver: SolverParameter, files: Iterable[PathLike]) -> list[Path]:
     """The folders of all files that a ``SolverParameter`` and its nets name, and of ``files``; none lies in another, absolute.
 
     Relative names count from the working directory, which is always among them. The lists of ImageData, HDF5Data and WindowData
@@ -32,7 +33,7 @@ def needed_folders(solver: Any, files: Iterable[PathLike]) -> list[Path]:
     return _outermost(Path(os.path.normpath(folder)) for folder in wanted)
 
 
-def _nets(solver: Any) -> Iterator[Any]:
+def _nets(solver: SolverParameter) -> Iterator[Any]:
     for name in (solver.net, solver.train_net, *solver.test_net):
         if name:
             try:
@@ -42,7 +43,7 @@ def _nets(solver: Any) -> Iterator[Any]:
                 continue
 
 
-def _texts(message: Any) -> Iterator[str]:
+def _texts(message: Message) -> Iterator[str]:
     """Every text in a message, at any depth."""
     for field, value in message.ListFields():
         for item in value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]:

@@ -12,6 +12,7 @@ from caffetools.graph.graph import Graph, phases
 from caffetools.layers.registry import traits, types
 from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.layers.traits import field_at
+from caffetools.proto.schema import LayerParameter, NetParameter
 
 # What may stand between a classifier and its loss and has no parameters: the classes keep their places.
 _TRANSPARENT = {"activation", "dropout", "pooling", "sampling", "reshape", "probability", "split"}
@@ -47,7 +48,7 @@ class Head:
     reshapes: tuple[str, ...] = ()
 
 
-def find_heads(param: Any, names: Iterable[str] | None = None) -> list[Head]:
+def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[Head]:
     """The classifier layers of ``param``, in the order of their losses; files with both phases count once.
 
     A loss that reads the sum (or product, or maximum) of several classifiers' scores, as where two branches meet, has all of them.
@@ -80,27 +81,27 @@ def primary_classifier(heads: list[Head]) -> Head:
     return max(enumerate(heads), key=lambda item: (item[1].weight, item[0]))[1]
 
 
-def classifier_param(layer: Any) -> Any:
+def classifier_param(layer: LayerParameter) -> Any:
     """The part of a classifier layer that has ``num_output``."""
     return traits(layer).settings_of(layer)
 
 
-def is_classifier(layer: Any) -> bool:
+def is_classifier(layer: LayerParameter) -> bool:
     """Whether each output of ``layer`` is a weighted sum of its input, so that it may give one score a class."""
     return traits(layer).role == "classifier"
 
 
-def is_linear(layer: Any) -> bool:
+def is_linear(layer: LayerParameter) -> bool:
     """Whether ``layer`` is such a layer whose outputs depend on its input only, not on labels too."""
     return is_classifier(layer) and not traits(layer).label_bottoms
 
 
-def is_pointwise(layer: Any) -> bool:
+def is_pointwise(layer: LayerParameter) -> bool:
     """Whether ``layer`` maps each value by itself, without parameters."""
     return traits(layer).role in ("activation", "dropout") and traits(layer).channels == "kept" and not traits(layer).class_axes
 
 
-def compares_classes(layer: Any) -> bool:
+def compares_classes(layer: LayerParameter) -> bool:
     """Whether ``layer`` is a loss that compares one score a class with labels."""
     return traits(layer).role == "loss" and traits(layer).compares in ("classes", "targets")
 
@@ -114,7 +115,7 @@ def copy_class_axis(source: Any, target: Any) -> None:
             setattr(into, name, getattr(message, field))
 
 
-def flattens(layer: Any) -> bool:
+def flattens(layer: LayerParameter) -> bool:
     """Whether ``layer`` makes (N, values) of any bottom: a Flatten, or a Reshape with these dims."""
     facts, param = traits(layer), layer.reshape_param
     if facts.role != "reshape":
@@ -122,7 +123,7 @@ def flattens(layer: Any) -> bool:
     return facts.channels == "kept" or (param.axis == 0 and param.num_axes == -1 and list(param.shape.dim) == [0, -1])
 
 
-def loss_weight(layer: Any) -> float:
+def loss_weight(layer: LayerParameter) -> float:
     """The weight of a loss layer's first top; 1 where none is given."""
     return float(layer.loss_weight[0]) if layer.loss_weight else 1.0
 
@@ -209,7 +210,7 @@ def _enlarged(graph: Graph, judge: Any, index: int, followers: tuple[str, ...], 
     return []
 
 
-def _not_found(at: str, where: str, layer: Any) -> NetError:
+def _not_found(at: str, where: str, layer: LayerParameter) -> NetError:
     return _Unknown(
         f"no classifier was found above {at}: looked for an InnerProduct or Convolution, but {where} come from this "
         f"{layer.type} layer; name the classifiers yourself (--head)",
@@ -236,7 +237,7 @@ def _check_reshapes(graph: Graph, reshapes: tuple[str, ...], classifier: Any, ou
             raise error
 
 
-def _named(param: Any, name: str) -> Head:
+def _named(param: NetParameter, name: str) -> Head:
     layer = next((layer for layer in param.layer if layer.name == name), None)
     if layer is None:
         raise NetError(f"the net '{param.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in param.layer])} (--head)")

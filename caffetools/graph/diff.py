@@ -11,6 +11,7 @@ import numpy as np
 
 from caffetools.layers.base import Shape, format_shape
 from caffetools.proto.model import Caffemodel
+from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import format_text
 from caffetools.proto.upgrades.v1 import upgrade_net
 
@@ -93,7 +94,7 @@ def describe_shapes(shapes: list[Shape]) -> str:
     return ", ".join(format_shape(shape) for shape in shapes)
 
 
-def _by_name(net: Any) -> dict[tuple[str, int], Any]:
+def _by_name(net: NetParameter) -> dict[tuple[str, int], Any]:
     layers: dict[tuple[str, int], Any] = {}
     for layer in net.layer:
         again = sum(1 for name, _ in layers if name == layer.name)
@@ -101,7 +102,7 @@ def _by_name(net: Any) -> dict[tuple[str, int], Any]:
     return layers
 
 
-def _without_layers(net: Any) -> Any:
+def _without_layers(net: NetParameter) -> Any:
     copy = type(net)()
     copy.CopyFrom(net)
     copy.ClearField("layer")

@@ -9,7 +9,7 @@ from typing import Any
 
 from caffetools.layers.base import Shape
 from caffetools.net.phases import layer_included, make_state
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 
 # A blob at one layer: (index of the layer in the net, name of the blob). Layers that work in place produce the blob again.
 Use = tuple[int, str]
@@ -32,7 +32,7 @@ class Graph:
         NetError: A layer has both include and exclude rules.
     """
 
-    def __init__(self, param: Any, phase: int | None = None, *, layers: Mapping[int, Any] | None = None):
+    def __init__(self, param: NetParameter, phase: int | None = None, *, layers: Mapping[int, Any] | None = None):
         self.param = param
         if layers is None:
             state = None if phase is None else make_state(phase)
@@ -148,13 +148,13 @@ def unused_name(param: Any, name: str) -> str:
     return found
 
 
-def names_in_use(param: Any) -> set[str]:
+def names_in_use(param: NetParameter) -> set[str]:
     """Every name of a layer or a blob, whatever the phase."""
     layers = {layer.name for layer in param.layer}
     return layers | {blob for layer in param.layer for blob in (*layer.bottom, *layer.top)} | set(param.input)
 
 
-def rename_blob(param: Any, old: str, new: str) -> None:
+def rename_blob(param: NetParameter, old: str, new: str) -> None:
     """Rename a blob wherever it is made or read, in place. ``new`` must not be in use."""
     for layer in param.layer:
         for blobs in (layer.bottom, layer.top):

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FunctionType
-from typing import Any
 
 from caffetools.errors import CaffeToolsError
 from caffetools.graph.graph import Graph, shapes_in
 from caffetools.graph.summary import summarize
 from caffetools.layers.base import BlobSpec, Layer, Shape
 from caffetools.layers.registry import is_known, layer_class, traits
-from caffetools.proto.schema import TEST, TRAIN, LayerParameter
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 
 _cache: dict[bytes, list[BlobSpec] | None] = {}
 _MOST_CACHED = 10_000
 _without: dict[type[Layer], bool] = {}
 
 
-def declared_blobs(layer: Any, bottoms: Sequence[Shape] | None = None) -> list[BlobSpec] | None:
+def declared_blobs(layer: LayerParameter, bottoms: Sequence[Shape] | None = None) -> list[BlobSpec] | None:
     """Return the parameter blobs that a layer's class declares.
 
     Args:
@@ -47,7 +46,7 @@ def declared_blobs(layer: Any, bottoms: Sequence[Shape] | None = None) -> list[B
     return _cache[key]
 
 
-def count_learned(layer: Any, bottoms: Sequence[Shape] | None = None) -> int | None:
+def count_learned(layer: LayerParameter, bottoms: Sequence[Shape] | None = None) -> int | None:
     """Return how many ``param`` entries name the blobs that a layer learns: up to the last learned one.
 
     Args:
@@ -75,7 +74,7 @@ def _never_declares(made: type[Layer]) -> bool:
     return made.__module__.startswith("caffetools.") and not any("declare_blob" in method.__code__.co_names for method in methods)
 
 
-def _declared(layer: Any, bottoms: Sequence[Shape]) -> list[BlobSpec] | None:
+def _declared(layer: LayerParameter, bottoms: Sequence[Shape]) -> list[BlobSpec] | None:
     try:
         made = layer_class(layer.type)(layer, TEST)
         if not made.tops and made.IS_LOSS:
@@ -94,11 +93,11 @@ class LearnedBlobs:
         shapes: Shapes of inputs by blob, where the net does not state them; ``""`` is the first input.
     """
 
-    def __init__(self, net: Any, shapes: Mapping[str, Shape] | None = None):
+    def __init__(self, net: NetParameter, shapes: Mapping[str, Shape] | None = None):
         self._net, self._shapes = net, dict(shapes or {})
         self._known: dict[str, Shape] | None = None
 
-    def count(self, layer: Any) -> int | None:
+    def count(self, layer: LayerParameter) -> int | None:
         """Return how many blobs ``layer`` learns, as :func:`count_learned`; None where that is not known."""
         number = count_learned(layer)
         if number is None and is_known(layer.type):
@@ -118,7 +117,7 @@ class LearnedBlobs:
         return self._known
 
 
-def _key(layer: Any) -> bytes:
+def _key(layer: LayerParameter) -> bytes:
     """The settings without what gives a layer its place in the net."""
     settings = LayerParameter()
     settings.CopyFrom(layer)

@@ -27,7 +27,7 @@ class Rewriter:
         graph: Producers and consumers of the net as it was given.
     """
 
-    def __init__(self, net: Any, weights: Mapping[str, Sequence[Array]] | None = None, *, phase: int | None = None):
+    def __init__(self, net: NetParameter, weights: Mapping[str, Sequence[Array]] | None = None, *, phase: int | None = None):
         self.net = NetParameter()
         self.net.CopyFrom(net)
         self.weights: dict[str, list[Array]] = {name: list(arrays) for name, arrays in (weights or {}).items()}
@@ -121,7 +121,7 @@ Pass = Callable[[Rewriter], dict[str, list[str]]]
 
 
 def run_passes(
-    net: Any, passes: Sequence[Pass], weights: Mapping[str, Sequence[Array]] | None = None, *, phase: int | None = None
+    net: NetParameter, passes: Sequence[Pass], weights: Mapping[str, Sequence[Array]] | None = None, *, phase: int | None = None
 ) -> tuple[Any, dict[str, list[Array]], list[dict[str, list[str]]]]:
     """Run passes one after the other.
 

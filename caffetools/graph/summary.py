@@ -15,7 +15,7 @@ from caffetools.layers.base import Shape, check_size
 from caffetools.layers.registry import generation, is_known, layer_class, suggestion, traits
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.topology import check_blob_graph
-from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 
 Value = TypeVar("Value")
@@ -123,7 +123,7 @@ def summarize(param: Any, phase: int = TEST, *, shapes: Mapping[str, Shape] | No
     return replace(found, layers=list(found.layers))
 
 
-def _summarize(net: Any, phase: int, given: Mapping[str, Shape], inputs: Mapping[int, LayerSummary]) -> Summary:
+def _summarize(net: NetParameter, phase: int, given: Mapping[str, Shape], inputs: Mapping[int, LayerSummary]) -> Summary:
     summary = Summary(str(net.name), "TRAIN" if phase == TRAIN else "TEST")
     known: dict[str, Shape | None] = {}
     owners: set[str] = set()
@@ -143,7 +143,7 @@ def _summarize(net: Any, phase: int, given: Mapping[str, Shape], inputs: Mapping
     return summary
 
 
-def _describe_input(layer: Any, given: Mapping[str, Shape], batch: int | None) -> LayerSummary:
+def _describe_input(layer: LayerParameter, given: Mapping[str, Shape], batch: int | None) -> LayerSummary:
     row = _undescribed(layer)
     try:
         shapes: list[Shape | None] = [tuple(shape.dim) for shape in as_input(layer, given, batch).input_param.shape]
@@ -155,7 +155,7 @@ def _describe_input(layer: Any, given: Mapping[str, Shape], batch: int | None) -
     return replace(row, parameters=[], shapes=shapes)
 
 
-def _undescribed(layer: Any, note: str = "", *, unknown_type: bool = False) -> LayerSummary:
+def _undescribed(layer: LayerParameter, note: str = "", *, unknown_type: bool = False) -> LayerSummary:
     tops = list(layer.top)
     return LayerSummary(layer.name, layer.type, list(layer.bottom), tops, [None] * len(tops), note=note, unknown_type=unknown_type)
 
@@ -191,7 +191,7 @@ class _Facts:
     note: str = ""
 
 
-def _layer_facts(param: Any, bottoms: list[Shape], phase: int) -> _Facts:
+def _layer_facts(param: LayerParameter, bottoms: list[Shape], phase: int) -> _Facts:
     settings = NetParameter().layer.add()
     settings.CopyFrom(param)
     for name in _PLACE:
@@ -201,7 +201,7 @@ def _layer_facts(param: Any, bottoms: list[Shape], phase: int) -> _Facts:
     return _layers.put(key, _compute_facts(param, bottoms, phase)) if found is None else found
 
 
-def _compute_facts(param: Any, bottoms: list[Shape], phase: int) -> _Facts:
+def _compute_facts(param: LayerParameter, bottoms: list[Shape], phase: int) -> _Facts:
     copy = type(param)()
     copy.CopyFrom(param)
     copy.phase = phase

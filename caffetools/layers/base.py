@@ -17,7 +17,7 @@ from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
 from caffetools.layers.inference import InferenceForm
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter
 from caffetools.proto.unknown import unknown_names
 
 Shape = tuple[int, ...]
@@ -132,7 +132,7 @@ class Layer(nn.Module):
     # Fields that forks add to BVLC Caffe's own messages, and that this layer honours; others must not be given.
     FORK_FIELDS: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, param: Any, phase: int = TEST):
+    def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__()
         self.param = param
         self.name = str(param.name)
@@ -157,12 +157,12 @@ class Layer(nn.Module):
         return cls.TRAITS
 
     @classmethod
-    def example_shapes(cls, param: Any) -> Shapes:
+    def example_shapes(cls, param: LayerParameter) -> Shapes:
         """Shapes of bottoms that fit the settings ``param``, for facts that hold whatever the net's shapes are."""
         return [(2, 8, 64, 64)] * len(param.bottom)
 
     @classmethod
-    def stored_item(cls, param: Any) -> Shape | None:
+    def stored_item(cls, param: LayerParameter) -> Shape | None:
         """The shape (C, H, W) of a data layer's items before they are transformed, as its settings or its source give it."""
         return None
 

@@ -14,6 +14,7 @@ from caffetools.layers.im2col import columns_to_onnx, convolve, deconvolve
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import LayerParameter
 
 
 class _Convolving(Layer):
@@ -52,7 +53,7 @@ class _Convolving(Layer):
         return [(*bottoms[0][:axis], outputs, *size)] * len(self.tops)
 
     @classmethod
-    def example_shapes(cls, param: Any) -> Shapes:
+    def example_shapes(cls, param: LayerParameter) -> Shapes:
         conv = param.convolution_param
         channels = conv.num_output if cls.TRANSPOSED else max(int(conv.group), 1)
         extent = 1 + max([1, conv.kernel_h, conv.kernel_w, *conv.kernel_size]) * max([1, *conv.dilation])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from caffetools.layers.base import Shapes
 from caffetools.layers.convolution import Convolution
 from caffetools.layers.registry import register
+from caffetools.proto.schema import LayerParameter
 
 
 @register("DepthwiseConvolution", "ConvolutionDepthwise")
@@ -17,7 +17,7 @@ class DepthwiseConvolution(Convolution):
     TRAITS = replace(Convolution.TRAITS, role="other")
 
     @classmethod
-    def example_shapes(cls, param: Any) -> Shapes:
+    def example_shapes(cls, param: LayerParameter) -> Shapes:
         (_, _, *sizes), *others = super().example_shapes(param)
         return [(2, param.convolution_param.num_output, *sizes)] * (1 + len(others))
 

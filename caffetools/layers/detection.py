@@ -15,7 +15,7 @@ from caffetools.layers.boxes import DetectionSettings, decode_boxes, suppress
 from caffetools.layers.detection_onnx import detection_output_to_onnx
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import enum_name
+from caffetools.proto.schema import PriorBoxParameter, enum_name
 
 
 @register("PriorBox")
@@ -53,7 +53,7 @@ class PriorBox(Layer):
             return (float(high), float(wide))
         return (float(whole), float(whole)) if whole else (float(default[0]), float(default[1]))
 
-    def _sizes(self, param: Any) -> list[tuple[float, float]]:
+    def _sizes(self, param: PriorBoxParameter) -> list[tuple[float, float]]:
         """(width, height) of each prior of a pixel."""
         smallest, largest = [float(s) for s in param.min_size], [float(s) for s in param.max_size]
         if not smallest or min(smallest) <= 0:

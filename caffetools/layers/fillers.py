@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from caffetools.errors import NetError
-from caffetools.proto.schema import enum_name
+from caffetools.proto.schema import FillerParameter, enum_name
 
 
-def fill(data: Tensor, filler: Any) -> None:
+def fill(data: Tensor, filler: FillerParameter | None) -> None:
     """Fill ``data`` in place as the ``FillerParameter`` says; None means zeros. Raises :class:`NetError` for an unknown type."""
     if filler is None:
         data.zero_()
@@ -29,15 +28,15 @@ def fill(data: Tensor, filler: Any) -> None:
     _FILLERS[filler.type](data, filler)
 
 
-def _constant(data: Tensor, filler: Any) -> None:
+def _constant(data: Tensor, filler: FillerParameter) -> None:
     data.fill_(filler.value)
 
 
-def _uniform(data: Tensor, filler: Any) -> None:
+def _uniform(data: Tensor, filler: FillerParameter) -> None:
     data.uniform_(filler.min, filler.max)
 
 
-def _gaussian(data: Tensor, filler: Any) -> None:
+def _gaussian(data: Tensor, filler: FillerParameter) -> None:
     data.normal_(filler.mean, filler.std)
     if filler.sparse >= 0:
         # About `sparse` of a row's inputs stay; the first axis counts the outputs.
@@ -45,22 +44,22 @@ def _gaussian(data: Tensor, filler: Any) -> None:
         data.mul_(torch.empty_like(data).bernoulli_(keep))
 
 
-def _positive_unitball(data: Tensor, filler: Any) -> None:
+def _positive_unitball(data: Tensor, filler: FillerParameter) -> None:
     data.uniform_(0, 1)
     rows = data.reshape(_outputs(data), -1)
     data.copy_((rows / rows.sum(dim=1, keepdim=True)).reshape(data.shape))
 
 
-def _xavier(data: Tensor, filler: Any) -> None:
+def _xavier(data: Tensor, filler: FillerParameter) -> None:
     bound = math.sqrt(3.0 / _fan(data, filler))
     data.uniform_(-bound, bound)
 
 
-def _msra(data: Tensor, filler: Any) -> None:
+def _msra(data: Tensor, filler: FillerParameter) -> None:
     data.normal_(0, math.sqrt(2.0 / _fan(data, filler)))
 
 
-def _bilinear(data: Tensor, filler: Any) -> None:
+def _bilinear(data: Tensor, filler: FillerParameter) -> None:
     if data.dim() != 4 or data.shape[2] != data.shape[3]:
         raise NetError(f"filler 'bilinear' needs a blob of 4 axes with square kernels, not {tuple(data.shape)}")
     size = data.shape[3]
@@ -75,14 +74,14 @@ def _outputs(data: Tensor) -> int:
     return data.shape[0] if data.dim() else 1
 
 
-def _fan(data: Tensor, filler: Any) -> float:
+def _fan(data: Tensor, filler: FillerParameter) -> float:
     fan_in = data.numel() / _outputs(data)
     fan_out = data.numel() / data.shape[1] if data.dim() > 1 else float(data.numel())
     norm = enum_name(filler, "variance_norm")
     return {"FAN_IN": fan_in, "FAN_OUT": fan_out, "AVERAGE": (fan_in + fan_out) / 2.0}[norm]
 
 
-_FILLERS: dict[str, Callable[[Tensor, Any], None]] = {
+_FILLERS: dict[str, Callable[[Tensor, FillerParameter], None]] = {
     "constant": _constant,
     "gaussian": _gaussian,
     "positive_unitball": _positive_unitball,

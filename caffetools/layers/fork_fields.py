@@ -6,6 +6,7 @@ from typing import Any
 
 from caffetools.proto.forks.renumber import field_numbers
 from caffetools.proto.forks.tables import UNKNOWN, UNKNOWN_BYTES
+from caffetools.proto.schema import LayerParameter, Message
 
 # Which code computes it, how data are read ahead, where memory is shared: the numbers stay the same, up to their precision.
 _HARMLESS = {
@@ -17,7 +18,7 @@ _HARMLESS = {
 }
 
 
-def fork_fields(param: Any) -> list[str]:
+def fork_fields(param: LayerParameter) -> list[str]:
     """The fields of a ``LayerParameter``, and of BVLC's messages in it, that a fork added and that are not at their default."""
     names = []
     for field, value in param.ListFields():
@@ -28,7 +29,7 @@ def fork_fields(param: Any) -> list[str]:
     return names
 
 
-def _foreign(message: Any) -> list[str]:
+def _foreign(message: Message) -> list[str]:
     known = field_numbers(message.DESCRIPTOR.name, ())
     names = []
     for field, value in message.ListFields():

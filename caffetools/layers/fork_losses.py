@@ -11,6 +11,7 @@ from caffetools.layers.base import Shapes, count, format_shape
 from caffetools.layers.loss import Loss
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import LayerParameter
 
 
 @register("SmoothL1Loss")
@@ -87,7 +88,7 @@ class CenterLoss(Loss):
     NO_GRADIENT = frozenset({1})
 
     @classmethod
-    def example_shapes(cls, param: Any) -> Shapes:
+    def example_shapes(cls, param: LayerParameter) -> Shapes:
         return [(2, 8), (2,)]
 
     def setup(self, bottoms: Shapes) -> Shapes:

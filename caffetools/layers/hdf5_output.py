@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from torch import Tensor
 from caffetools.errors import WriteFailed
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
-from caffetools.proto.schema import TEST
+from caffetools.proto.schema import TEST, LayerParameter
 
 
 @register("HDF5Output")
@@ -28,7 +27,7 @@ class HDF5Output(Layer):
     TOPS = (0, 0)
     NO_GRADIENT = frozenset({0, 1})
 
-    def __init__(self, param: Any, phase: int = TEST):
+    def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__(param, phase)
         self._items = 0
 

@@ -9,6 +9,7 @@ from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes
 from caffetools.layers.fillers import fill
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import FillerParameter
 
 
 @register("Input")
@@ -49,7 +50,7 @@ class DummyData(Layer):
         param, tops = self.param.dummy_data_param, len(self.tops)
         if len(param.data_filler) not in (0, 1, tops):
             raise self.error(f"needs no data_filler, one, or one for each of its {tops} tops; {len(param.data_filler)} are given")
-        fillers = list(param.data_filler) or [None]
+        fillers: list[FillerParameter | None] = list(param.data_filler) or [None]
         self.fillers = fillers * tops if len(fillers) == 1 else fillers
         shapes = self._legacy_shapes() or [tuple(shape.dim) for shape in param.shape]
         if len(shapes) not in (1, tops):

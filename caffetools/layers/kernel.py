@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffetools.layers.base import Layer, Shape, format_shape
+from caffetools.proto.schema import LayerParameter
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Kernel:
         }
 
 
-def _per_axis(layer: Layer, param: Any, field: str, short: str | None, axes: int, default: int | None) -> Shape:
+def _per_axis(layer: Layer, param: LayerParameter, field: str, short: str | None, axes: int, default: int | None) -> Shape:
     values = list(getattr(param, field))
     if short and (param.HasField(f"{short}_h") or param.HasField(f"{short}_w")):
         if axes != 2 or values:

@@ -10,7 +10,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.labels import label_blob
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import enum_name
+from caffetools.proto.schema import LossParameter, enum_name
 
 
 class Loss(Layer):
@@ -103,7 +103,7 @@ def expect_labels(layer: Layer, bottoms: Shapes, axis: int) -> None:
         )
 
 
-def normalization_mode(param: Any, default: str) -> str:
+def normalization_mode(param: LossParameter, default: str) -> str:
     """The normalization of a ``LossParameter`` by name; ``default`` where it says nothing."""
     if param.HasField("normalization"):
         return enum_name(param, "normalization")

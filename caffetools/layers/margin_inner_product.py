@@ -12,7 +12,7 @@ from caffetools.layers.base import Layer, Shapes, format_shape
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import TEST, enum_name
+from caffetools.proto.schema import TEST, LayerParameter, enum_name
 
 
 @register("MarginInnerProduct")
@@ -40,12 +40,12 @@ class MarginInnerProduct(Layer):
     NO_GRADIENT = frozenset({1})
     NEEDS_TOP = False
 
-    def __init__(self, param: Any, phase: int = TEST):
+    def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__(param, phase)
         self.passes = int(param.margin_inner_product_param.iteration)
 
     @classmethod
-    def example_shapes(cls, param: Any) -> Shapes:
+    def example_shapes(cls, param: LayerParameter) -> Shapes:
         return [(2, 8), (2,)]
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -15,10 +15,10 @@ from caffetools.layers import inference
 from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import FillerParameter
+from caffetools.proto.schema import BatchNormParameter, FillerParameter
 
 
-def has_scale_bias(param: Any) -> bool:
+def has_scale_bias(param: BatchNormParameter) -> bool:
     """Whether a ``BatchNormParameter`` is of NVCaffe's layer with a scale and a bias of its own."""
     return bool(param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler"))
 

@@ -20,7 +20,7 @@ from caffetools.layers.blob_view import Blob, BlobVec, checked_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.layers.user_modules import find_class
-from caffetools.proto.schema import TEST, TRAIN, FillerParameter
+from caffetools.proto.schema import TEST, TRAIN, FillerParameter, LayerParameter
 
 
 class Phase(int):
@@ -115,7 +115,7 @@ class Python(EngineLayer):
     def traits(cls, param: Any) -> Traits:
         return cls.TRAITS if param.bottom else replace(cls.TRAITS, role="data")
 
-    def __init__(self, param: Any, phase: int = TEST):
+    def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__(param, phase)
         if not self.bottoms:
             self.IS_DATA = True  # type: ignore[misc]

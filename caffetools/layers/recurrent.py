@@ -13,7 +13,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import TEST
+from caffetools.proto.schema import TEST, LayerParameter
 
 
 class Recurrent(Layer):
@@ -32,13 +32,13 @@ class Recurrent(Layer):
     STATES = 1
 
     @classmethod
-    def example_shapes(cls, param: Any) -> Shapes:
+    def example_shapes(cls, param: LayerParameter) -> Shapes:
         steps, batch, settings = 3, 2, param.recurrent_param
         given = cls.STATES if settings.expose_hidden else 0
         static = len(param.bottom) > 2 + given
         return [(steps, batch, 4), (steps, batch), *[(batch, 4)] * static, *[(1, batch, settings.num_output)] * given]
 
-    def __init__(self, param: Any, phase: int = TEST):
+    def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__(param, phase)
         self._state: list[Tensor] = []
 

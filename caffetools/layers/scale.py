@@ -12,7 +12,7 @@ from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import FillerParameter
+from caffetools.proto.schema import FillerParameter, LayerParameter
 
 
 class _Broadcasting(Layer):
@@ -22,7 +22,7 @@ class _Broadcasting(Layer):
     NEEDS_TOP = False
 
     @classmethod
-    def example_shapes(cls, param: Any) -> Shapes:
+    def example_shapes(cls, param: LayerParameter) -> Shapes:
         return [(2, 8, 64, 64), (1,)][: len(param.bottom)]
 
     @classmethod

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from caffetools.proto.schema import LayerParameter
+
 Role = Literal[
     "other",
     "activation",  # each value by itself, without parameters of its own
@@ -98,7 +100,7 @@ class Traits:
     user_code: bool = False
     weight_filler: str = ""
 
-    def settings_of(self, layer: Any) -> Any:
+    def settings_of(self, layer: LayerParameter) -> Any:
         """The message ``settings`` of a ``LayerParameter``. Raises :class:`ValueError` where the type has none."""
         if not self.settings:
             raise ValueError(f"a {layer.type} layer has no settings of its own")

@@ -88,13 +88,13 @@ def restore_sharing(layers: list[Layer]) -> None:
 
 
 class _Owner:
-    def __init__(self, layer: Layer, index: int, spec: Any):
+    def __init__(self, layer: Layer, index: int, spec: ParamSpec):
         self.layer, self.index, self.spec = layer, index, spec
         self.lr_mult = 0.0 if not layer.specs[index].learnable else float(spec.lr_mult)
         self.decay_mult = float(spec.decay_mult)
         self.reshaped: list[nn.Parameter] = []
 
-    def adopt(self, layer: Layer, index: int, spec: Any) -> None:
+    def adopt(self, layer: Layer, index: int, spec: ParamSpec) -> None:
         mine, theirs = self.layer.blobs[self.index], layer.blobs[index]
         permissive = spec.share_mode == 1
         fits = count(mine.shape) == count(theirs.shape) if permissive else mine.shape == theirs.shape

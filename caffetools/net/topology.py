@@ -6,9 +6,10 @@ from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.registry import layer_class
+from caffetools.proto.schema import NetParameter
 
 
-def name_loss_tops(param: Any) -> None:
+def name_loss_tops(param: NetParameter) -> None:
     """Give a loss layer without a top one named after the layer, in place; Caffe adds one without a name.
 
     Where another blob has that name, or the layer has none, the top is called ``(automatic)``, as in Caffe's lists of blobs.
@@ -24,7 +25,7 @@ def name_loss_tops(param: Any) -> None:
         layer.top.append(name)
 
 
-def check_blob_graph(param: Any, whole: Any | None = None) -> None:
+def check_blob_graph(param: NetParameter, whole: Any | None = None) -> None:
     """Check that every bottom is a top of a layer before it.
 
     Args:

@@ -16,7 +16,7 @@ from caffetools.graph.inputs import is_data_layer, source_param
 from caffetools.layers.registry import traits
 from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.binary import read_binaryproto
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.surgery.changes import Change, number
 
 # What a field of Caffe's messages holds.
@@ -72,7 +72,7 @@ def read_mean_option(mean: str | None) -> tuple[str | None, list[float] | None]:
 
 
 def set_data_sources(
-    net: Any,
+    net: NetParameter,
     *,
     train_source: str | None = None,
     val_source: str | None = None,
@@ -110,14 +110,14 @@ def set_data_sources(
     return list(dict.fromkeys(changes))
 
 
-def data_layers(net: Any, phase: int) -> list[Any]:
+def data_layers(net: NetParameter, phase: int) -> list[Any]:
     """The data layers of ``phase`` that read a source: Data, ImageData, HDF5Data and WindowData."""
     state = make_state(phase)
     layers = [layer for layer in net.layer if is_data_layer(layer) and layer_included(layer, state)]
     return [layer for layer in layers if traits(layer).file_source]
 
 
-def _set_source(layer: Any, source: str | None, batch: int | None, changes: list[Change]) -> None:
+def _set_source(layer: LayerParameter, source: str | None, batch: int | None, changes: list[Change]) -> None:
     param = source_param(layer)
     if source is not None and param.source != source:
         changes.append(Change(layer.name, "source", param.source, source))
@@ -129,7 +129,7 @@ def _set_source(layer: Any, source: str | None, batch: int | None, changes: list
         param.batch_size = batch
 
 
-def _set_mean(layer: Any, mean_file: str | None, mean_values: Sequence[float] | None, changes: list[Change]) -> None:
+def _set_mean(layer: LayerParameter, mean_file: str | None, mean_values: Sequence[float] | None, changes: list[Change]) -> None:
     if not traits(layer).transforms or (mean_file is None and mean_values is None):
         return
     transform = layer.transform_param
@@ -145,7 +145,7 @@ def _set_mean(layer: Any, mean_file: str | None, mean_values: Sequence[float] | 
         changes.append(Change(layer.name, "mean", before, after))
 
 
-def _set_crop(layer: Any, crop: int | None, changes: list[Change]) -> None:
+def _set_crop(layer: LayerParameter, crop: int | None, changes: list[Change]) -> None:
     before = layer.transform_param.crop_size
     if crop is None or not traits(layer).transforms or before == crop:
         return
@@ -171,7 +171,7 @@ def mean_of(card: DatasetCard) -> str:
     return str(card.mean_file) if card.mean_file else ",".join(f"{value:g}" for value in card.mean_values)
 
 
-def convert_imagedata_to_data(net: Any) -> list[Change]:
+def convert_imagedata_to_data(net: NetParameter) -> list[Change]:
     """Let data layers that read lists of pictures read databases instead, in place; crop, mean and batch stay.
 
     Raises:
@@ -190,7 +190,7 @@ def convert_imagedata_to_data(net: Any) -> list[Change]:
     return list(dict.fromkeys(changes))
 
 
-def fit_batches(net: Any, card: DatasetCard, *, train: bool = True, val: bool = True) -> list[Change]:
+def fit_batches(net: NetParameter, card: DatasetCard, *, train: bool = True, val: bool = True) -> list[Change]:
     """Batches no larger than the dataset, and for testing such that a whole number of them is every picture once, where one can be had.
 
     Args:
@@ -216,7 +216,7 @@ def whole_batch(count: int, most: int, least: int) -> int:
     return next((size for size in range(most, least - 1, -1) if count % size == 0), most)
 
 
-def check_crops(net: Any, card: DatasetCard) -> None:
+def check_crops(net: NetParameter, card: DatasetCard) -> None:
     """Raise :class:`DataError` where a data layer cuts more out of a picture than there is."""
     for phase in (TRAIN, TEST):
         for layer in data_layers(net, phase):

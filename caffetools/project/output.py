@@ -16,7 +16,7 @@ from caffetools.project.data_config import data_layers
 from caffetools.project.solver_config import solver_for
 from caffetools.proto.binary import write_caffemodel
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import format_text
 from caffetools.util.files import atomic_write
 
@@ -33,7 +33,7 @@ def check_free(folder: PathLike, *, force: bool = False, weights: bool = False) 
         raise CaffeToolsError(f"{Path(folder) / taken[0]} exists; choose another folder, or --force to replace it")
 
 
-def solver_in(net: Any, folder: Path, *, epochs: int, base_lr: float | None, seed: int | None, like: Any | None) -> Any:
+def solver_in(net: NetParameter, folder: Path, *, epochs: int, base_lr: float | None, seed: int | None, like: Any | None) -> Any:
     """The solver for ``net`` that is to lie in ``folder``; see :func:`~caffetools.project.solver_config.solver_for`."""
     train, val = (_batches(net, phase) for phase in (TRAIN, TEST))
     return solver_for(
@@ -66,7 +66,7 @@ def write_messages(messages: tuple[Any, ...], folder: PathLike, head: str, weigh
     return paths
 
 
-def _batches(net: Any, phase: int) -> tuple[int | None, int]:
+def _batches(net: NetParameter, phase: int) -> tuple[int | None, int]:
     """(number of pictures, where the database is there; pictures a batch) of a phase's first data layer."""
     layers = data_layers(net, phase)
     if not layers:

@@ -16,13 +16,13 @@ from caffetools.infer.sidecar import read_preprocessing, sidecar_path, write_pre
 from caffetools.layers.registry import traits
 from caffetools.project.data_config import data_layers
 from caffetools.proto.binary import read_binaryproto
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter, TransformationParameter
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 
 
-def preprocessing_of(net: Any, *, channels: int | None = None) -> Preprocessing | None:
+def preprocessing_of(net: NetParameter, *, channels: int | None = None) -> Preprocessing | None:
     """Return how the TEST data layer of a net for training prepares images (the TRAIN one's if there is no other).
 
     Mean and scale come from ``transform_param``. The size before the crop comes from the dataset's card, the database or the layer,
@@ -52,7 +52,7 @@ def preprocessing_of(net: Any, *, channels: int | None = None) -> Preprocessing 
     )
 
 
-def input_channels(deploy: Any) -> int | None:
+def input_channels(deploy: NetParameter) -> int | None:
     """Return the channels of a deploy net's first input, or None if its shape is not four axes."""
     for layer in deploy.layer:
         if is_input(layer) and layer.input_param.shape:
@@ -79,7 +79,7 @@ def update_preprocessing(deploy: PathLike, how: Preprocessing | None) -> list[Pa
     return []
 
 
-def card_of(layer: Any) -> DatasetCard | None:
+def card_of(layer: LayerParameter) -> DatasetCard | None:
     """Return the card of the dataset that a data layer reads, or None if its source is not a dataset of caffetools."""
     source = getattr(source_param(layer), "source", "")
     if not source:
@@ -89,7 +89,7 @@ def card_of(layer: Any) -> DatasetCard | None:
     return None
 
 
-def _mean(transform: Any) -> tuple[tuple[float, ...] | None, Any]:
+def _mean(transform: TransformationParameter) -> tuple[tuple[float, ...] | None, Any]:
     """Return (values, image): values are () if there is no mean, and None if the mean file does not exist."""
     if not transform.mean_file:
         return tuple(float(value) for value in transform.mean_value), None
@@ -99,7 +99,7 @@ def _mean(transform: Any) -> tuple[tuple[float, ...] | None, Any]:
     return None, np.ascontiguousarray(mean[0] if mean.ndim == 4 else mean, np.float32)
 
 
-def _resize(layer: Any, card: DatasetCard | None) -> tuple[int, int] | None:
+def _resize(layer: LayerParameter, card: DatasetCard | None) -> tuple[int, int] | None:
     """Return (width, height) of the images that the layer crops, if they all have one size."""
     if card is not None:
         return (card.width, card.height) if card.width else None

@@ -317,7 +317,7 @@ def _origin(weights: PathLike | Caffemodel) -> str:
     return "the weights" if isinstance(weights, Caffemodel) else os.fspath(weights)
 
 
-def _check_loss(net: Any) -> None:
+def _check_loss(net: NetParameter) -> None:
     if not losses_of(net):
         raise NetError(
             f"the net '{net.name}' has no loss, so it cannot be trained; give its train_val prototxt, "

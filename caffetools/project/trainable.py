@@ -27,7 +27,7 @@ from caffetools.layers.traits import field_at
 from caffetools.net.net import error_context
 from caffetools.project.data_config import DataOptions, check_crops, fit_batches, set_data_sources
 from caffetools.project.output import FILES, PathLike, solver_in, write_messages
-from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.changes import Change, number
@@ -153,7 +153,7 @@ def trainable_from(
     return trainable, changes, _notes(net, scores, answers, classes)
 
 
-def _notes(net: Any, scores: str, answers: list[Any], classes: int) -> list[str]:
+def _notes(net: NetParameter, scores: str, answers: list[Any], classes: int) -> list[str]:
     """What was taken for granted."""
     graph, told = Graph(net, TEST), []
     others = [top for i, top in graph.outputs() if graph.layers[i] not in answers and top != scores]
@@ -166,7 +166,7 @@ def _notes(net: Any, scores: str, answers: list[Any], classes: int) -> list[str]
     return told
 
 
-def _scores(net: Any) -> tuple[str, list[Any]]:
+def _scores(net: NetParameter) -> tuple[str, list[Any]]:
     """The blob that the loss is to read, and the layers that only turn it into probabilities."""
     graph = Graph(net, TEST)
     ends = [graph.layers[i] for i, _ in graph.outputs()]
@@ -181,12 +181,12 @@ def _scores(net: Any) -> tuple[str, list[Any]]:
     raise NetError(f"which scores of the net '{net.name}' are to be learned is not clear: its outputs are {told}; one Softmax is expected")
 
 
-def _gives_scores(layer: Any) -> bool:
+def _gives_scores(layer: LayerParameter) -> bool:
     """Whether ``layer`` may give scores of classes; a Deconvolution at a net's end enlarges maps or pictures."""
     return is_linear(layer) and traits(layer).coordinates != "transposed"
 
 
-def _data(given: Any, label: str, phase: int, source: str, batch: int, scale: float | None, *, multi: bool) -> Any:
+def _data(given: LayerParameter, label: str, phase: int, source: str, batch: int, scale: float | None, *, multi: bool) -> Any:
     layer = NetParameter().layer.add(name=given.name, type=HDF5Data.TYPE if multi else Data.TYPE, top=[given.top[0], label])
     layer.include.add(phase=phase)
     if multi:
@@ -208,7 +208,7 @@ def _data(given: Any, label: str, phase: int, source: str, batch: int, scale: fl
     return layer
 
 
-def _make_learn(layer: Any, changes: list[Change]) -> None:
+def _make_learn(layer: LayerParameter, changes: list[Change]) -> None:
     facts = traits(layer)
     filled = facts.weight_filler == "weight_filler"
     if filled:
@@ -238,7 +238,7 @@ def _gives_each_class_alone(answer: Any) -> bool:
     return traits(traits(answer).loss).compares == "targets"
 
 
-def _follow_batch(layer: Any, batch: int, changes: list[Change]) -> None:
+def _follow_batch(layer: LayerParameter, batch: int, changes: list[Change]) -> None:
     """Let a Reshape that names the number of pictures take as many as there are."""
     param = layer.reshape_param
     if (
@@ -252,7 +252,7 @@ def _follow_batch(layer: Any, batch: int, changes: list[Change]) -> None:
         changes.append(Change(layer.name, "dim", str(batch), "0 (as many pictures as there are)"))
 
 
-def _classes(net: Any, scores: str) -> int:
+def _classes(net: NetParameter, scores: str) -> int:
     """How many classes the blob ``scores`` tells; 1 where its shape is not known."""
     for row in summarize(net).layers:
         for top, shape in zip(row.tops, row.shapes, strict=True):

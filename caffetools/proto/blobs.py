@@ -109,7 +109,7 @@ def pieces_length(pieces: Iterable[bytes | memoryview]) -> int:
     return sum(len(piece) for piece in pieces)
 
 
-def blob_to_array(blob: Any, *, diff: bool = False) -> Array:
+def blob_to_array(blob: BlobProto, *, diff: bool = False) -> Array:
     """The float32 array of a ``BlobProto`` message. Raises :class:`WireError` where values and shape disagree."""
     return decode_blob(memoryview(blob.SerializeToString()), diff=diff)
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from caffetools.proto import wire
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
 _BASE = 0x10FF00
@@ -82,7 +81,7 @@ def repair_strings(message: Message) -> None:
                 setattr(message, field.name, decode_text(value))
 
 
-def restore_strings(data: bytes, descriptor: Descriptor) -> bytes:
+def restore_strings(data: bytes, descriptor: Any) -> bytes:
     """Return a serialized message with the private characters of its string fields turned into the bytes they stand for."""
     return data if not any(mark in data for mark in _MARKS) else _restored(memoryview(data), descriptor)
 

@@ -19,7 +19,7 @@ from caffetools.proto.encoding import decode_escapes, decode_text, encode_text
 from caffetools.proto.forks.dialect import missing_fields
 from caffetools.proto.forks.tables import UNKNOWN
 from caffetools.proto.options import read_options
-from caffetools.proto.schema import NetParameter, SolverParameter
+from caffetools.proto.schema import Message, NetParameter, SolverParameter
 from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.proto.unknown import keep_unknown, print_unknown
 from caffetools.util.files import atomic_write
@@ -71,13 +71,13 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     return message
 
 
-def format_text(message: Any) -> str:
+def format_text(message: Message) -> str:
     """``message`` as prototxt, with whole floats written as Caffe writes them (``lr_mult: 1``, not ``1.0``)."""
     text = text_format.MessageToString(message, as_utf8=True)
     return print_unknown(re.sub(r"^(\s*\w+: -?\d+)\.0$", r"\1", text, flags=re.MULTILINE))
 
 
-def write_prototxt(path: PathLike, message: Any, *, comment: str = "") -> None:
+def write_prototxt(path: PathLike, message: Message, *, comment: str = "") -> None:
     """Write ``message`` to ``path`` atomically, below ``comment`` (its lines are prefixed with ``# ``)."""
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     with atomic_write(path) as stream:
@@ -178,7 +178,7 @@ _REWORDED = [
 _MOST_SHOWN = 60
 
 
-def _explain(error: text_format.ParseError, message: Any, text: str, path: PathLike | None) -> PrototxtError:
+def _explain(error: text_format.ParseError, message: Message, text: str, path: PathLike | None) -> PrototxtError:
     """Turn protobuf's parse error into one that also says what was probably meant."""
     line, column = error.GetLine() or 0, error.GetColumn() or 0
     what = re.sub(r"^\d+:\d+ : ", "", str(error)).strip()
@@ -232,7 +232,7 @@ def _printable(text: str) -> str:
     return re.sub(r"\?{4,}", "???", "".join(c if c.isprintable() else "?" for c in text))
 
 
-def _suggest(word: str, message_name: str, message: Any) -> str:
+def _suggest(word: str, message_name: str, message: Message) -> str:
     if message_name == message.DESCRIPTOR.name:
         for other, kind, wanted in ((SolverParameter, "a solver", "a net"), (NetParameter, "a net", "a solver")):
             if message_name != other.DESCRIPTOR.name and word in other.DESCRIPTOR.fields_by_name:
@@ -248,7 +248,7 @@ def _suggest(word: str, message_name: str, message: Any) -> str:
     return did_you_mean(word, fields) or "; if it is a fork's field, --dialect any keeps it"
 
 
-def _known_values(enum_name: str, word: str, message: Any) -> str:
+def _known_values(enum_name: str, word: str, message: Message) -> str:
     known = list(message.DESCRIPTOR.file.pool.FindEnumTypeByName(f"caffe.{enum_name}").values_by_name)
     return f"{enum_name.rpartition('.')[2]} has no value '{word}'; it is one of {', '.join(known)}"
 

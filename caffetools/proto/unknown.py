@@ -21,7 +21,7 @@ from google.protobuf import text_encoding
 
 from caffetools.proto.forks.dialect import bvlc_types
 from caffetools.proto.forks.tables import UNKNOWN, UNKNOWN_BYTES
-from caffetools.proto.schema import is_repeated
+from caffetools.proto.schema import Message, is_repeated
 
 _TOKEN = re.compile(r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'|[\w.+-]+|[^\s]")
 _STRING_NEXT = re.compile(r"(?:\s|#[^\n]*\n)*[\"']")
@@ -156,7 +156,7 @@ def print_unknown(text: str) -> str:
     return re.sub(rf'^( *){UNKNOWN}: "((?:[^"\\]|\\.)*)"$', shown, text, flags=re.MULTILINE)
 
 
-def unknown_fields(message: Any) -> dict[str, list[Value]]:
+def unknown_fields(message: Message) -> dict[str, list[Value]]:
     """The fields of ``message`` (not of messages in it) that were kept as text: name → its values in order.
 
     A block is a dict of the same kind; words that are neither numbers nor true or false are strings.
@@ -168,7 +168,7 @@ def unknown_fields(message: Any) -> dict[str, list[Value]]:
     return fields
 
 
-def unknown_names(message: Any) -> list[str]:
+def unknown_names(message: Message) -> list[str]:
     """The names of all fields that were kept as text, in ``message`` and the messages in it."""
     names = list(unknown_fields(message))
     for descriptor, value in message.ListFields():

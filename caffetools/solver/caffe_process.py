@@ -17,6 +17,7 @@ from caffetools.engines.folders import needed_folders
 from caffetools.errors import CaffeToolsError, RunFailed
 from caffetools.events import EventSink, fan_out, ignore
 from caffetools.proto.binary import write_solverstate
+from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
@@ -137,7 +138,7 @@ class ExternalRun:
         stopping: Whether :meth:`stop` was called.
     """
 
-    def __init__(self, param: Any, flags: Sequence[str] = (), resumed_from: str = ""):
+    def __init__(self, param: SolverParameter, flags: Sequence[str] = (), resumed_from: str = ""):
         self.param = param
         self.iteration, self.rate = 0, 0.0
         self.saved: int | None = None
@@ -323,7 +324,7 @@ def _outputs(row: LogRow) -> list[Output]:
     return [Output(name, value) for name, value in row.outputs.items()]
 
 
-def _net_name(param: Any) -> str:
+def _net_name(param: SolverParameter) -> str:
     if param.HasField("net_param"):
         return str(param.net_param.name)
     try:

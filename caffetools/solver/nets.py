@@ -15,7 +15,7 @@ from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fillers import fill
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import layers_by_name
-from caffetools.proto.schema import TEST, TRAIN, NetState
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, NetState, SolverParameter
 from caffetools.proto.text import format_text, read_net
 from caffetools.solver.control import Log
 from caffetools.solver.errors import SolverError
@@ -45,7 +45,7 @@ class Source:
     path: Path | None = None
 
 
-def train_net(solver: Any, places: Places, log: Log) -> Net:
+def train_net(solver: SolverParameter, places: Places, log: Log) -> Net:
     """Build the net to train, from whichever of net, net_param, train_net and train_net_param is given.
 
     Args:
@@ -65,7 +65,7 @@ def train_net(solver: Any, places: Places, log: Log) -> Net:
     return _build(source, _state(TRAIN, source.param, solver.train_state), log)
 
 
-def test_nets(solver: Any, places: Places, log: Log) -> list[Net]:
+def test_nets(solver: SolverParameter, places: Places, log: Log) -> list[Net]:
     """Build the nets to test on: test_net_param's, test_net's, then net or net_param as often as test_iter has further entries.
 
     Their parameters are not filled: see :func:`share_parameters`.
@@ -150,7 +150,7 @@ def _file(name: str, origin: str, places: Places, log: Log) -> Source:
     return Source(origin.format(path), param, path)
 
 
-def _state(phase: int, net: Any, extra: Any) -> Any:
+def _state(phase: int, net: NetParameter, extra: Any) -> Any:
     """The state that a net is filtered by: the phase, then what the net's prototxt says of itself, then what the solver says."""
     state = NetState(phase=phase)
     state.MergeFrom(net.state)
@@ -158,7 +158,7 @@ def _state(phase: int, net: Any, extra: Any) -> Any:
     return state
 
 
-def _build(source: Source, state: Any, log: Log, *, filled: bool = True) -> Net:
+def _build(source: Source, state: NetState, log: Log, *, filled: bool = True) -> Net:
     with _placed(source.path):
         net = Net(source.param, state.phase, level=state.level, stages=list(state.stage), fill=filled)
     shown_param = type(source.param)()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.errors import PrototxtError
+from caffetools.proto.schema import Message, NetParameter, SolverParameter
 from caffetools.solver.control import Log
 from caffetools.solver.errors import SolverError
 
@@ -20,7 +21,7 @@ from caffetools.solver.errors import SolverError
 _FILE_FIELDS = ("source", "mean_file", "root_folder")
 
 
-def find_base(param: Any, path: Path | None) -> Path | None:
+def find_base(param: SolverParameter, path: Path | None) -> Path | None:
     """Return the folder that a solver's relative names count from; None for the working directory.
 
     Args:
@@ -60,7 +61,7 @@ def find_net(name: str, base: Path | None, path: Path | None, log: Log) -> Path:
     raise PrototxtError("cannot read: No such file or directory", path=name, hint=hint)
 
 
-def snapshot_prefix(param: Any, path: Path | None) -> str:
+def snapshot_prefix(param: SolverParameter, path: Path | None) -> str:
     """Return the prefix of a solver's snapshots.
 
     Where the solver gives none, it is the solver's file name without its ending; where it gives a folder, that name in the folder.
@@ -81,7 +82,7 @@ def snapshot_prefix(param: Any, path: Path | None) -> str:
     return str(Path(prefix) / path.stem)
 
 
-def rebase_sources(net: Any, base: Path | None, log: Log) -> None:
+def rebase_sources(net: NetParameter, base: Path | None, log: Log) -> None:
     """Change, in a ``NetParameter``, the names of databases, lists and means that are found from ``base`` alone."""
     if base is None:
         return
@@ -99,7 +100,7 @@ def _bases(path: Path) -> Iterable[Path]:
     return (Path(os.path.relpath(place)) for place in (folder, *folder.parents))
 
 
-def _file_names(message: Any) -> Iterator[tuple[Any, str, str]]:
+def _file_names(message: Message) -> Iterator[tuple[Any, str, str]]:
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in value if field.is_repeated else [value]:

@@ -9,48 +9,49 @@ from typing import Any
 import numpy as np
 
 from caffetools.errors import RunFailed
+from caffetools.proto.schema import SolverParameter
 from caffetools.solver.errors import SolverError
 
 
-def fixed(solver: Any, iteration: int, step: int) -> float:
+def fixed(solver: SolverParameter, iteration: int, step: int) -> float:
     """Always ``base_lr``."""
     return float(solver.base_lr)
 
 
-def step(solver: Any, iteration: int, step: int) -> float:
+def step(solver: SolverParameter, iteration: int, step: int) -> float:
     """``base_lr`` times ``gamma`` for every ``stepsize`` iterations done."""
     return float(solver.base_lr) * _power(solver.gamma, step)
 
 
-def exp(solver: Any, iteration: int, step: int) -> float:
+def exp(solver: SolverParameter, iteration: int, step: int) -> float:
     """``base_lr * gamma ** iteration``."""
     return float(solver.base_lr) * _power(solver.gamma, iteration)
 
 
-def inv(solver: Any, iteration: int, step: int) -> float:
+def inv(solver: SolverParameter, iteration: int, step: int) -> float:
     """``base_lr * (1 + gamma * iteration) ** -power``."""
     return float(solver.base_lr) * _power(1.0 + solver.gamma * iteration, -solver.power)
 
 
-def multistep(solver: Any, iteration: int, step: int) -> float:
+def multistep(solver: SolverParameter, iteration: int, step: int) -> float:
     """``base_lr`` times ``gamma`` for every ``stepvalue`` passed; ``step`` counts them."""
     return float(solver.base_lr) * _power(solver.gamma, step)
 
 
-def poly(solver: Any, iteration: int, step: int) -> float:
+def poly(solver: SolverParameter, iteration: int, step: int) -> float:
     """``(base_lr - min_lr) * (1 - iteration / max_iter) ** power + min_lr``: ``min_lr`` (NVCaffe; 0 in Caffe) at ``max_iter``."""
     floor = float(solver.min_lr)
     return (float(solver.base_lr) - floor) * _power(1.0 - iteration / solver.max_iter, solver.power) + floor
 
 
-def sigmoid(solver: Any, iteration: int, step: int) -> float:
+def sigmoid(solver: SolverParameter, iteration: int, step: int) -> float:
     """``base_lr / (1 + e ** (-gamma * (iteration - stepsize)))``."""
     # Where e ** x leaves the range of floats, the rate is 0 as in Caffe, not an error.
     exponent = min(-solver.gamma * (iteration - solver.stepsize), 700.0)
     return float(solver.base_lr) / (1.0 + math.exp(exponent))
 
 
-def multifixed(solver: Any, iteration: int, step: int) -> float:
+def multifixed(solver: SolverParameter, iteration: int, step: int) -> float:
     """``stagelr`` of the first stage whose ``stageiter`` is not passed, else of the last (Intel, YOLO)."""
     stage = next((index for index, last in enumerate(solver.stageiter) if iteration <= last), len(solver.stageiter) - 1)
     return float(solver.stagelr[stage])
@@ -78,7 +79,7 @@ class LearningRate:
         CaffeToolsError: the policy is unknown, or a field that it needs is missing or makes no sense.
     """
 
-    def __init__(self, solver: Any):
+    def __init__(self, solver: SolverParameter):
         check_policy(solver)
         self._solver = solver
         self._rate = POLICIES[solver.lr_policy]
@@ -105,7 +106,7 @@ class LearningRate:
         return rate
 
 
-def _started(solver: Any, iteration: int, rate: float) -> float:
+def _started(solver: SolverParameter, iteration: int, rate: float) -> float:
     """Return the rate of an iteration in the warm-up of Intel's Caffe or in the ramp of NVCaffe; ``rate`` after it."""
     if iteration < solver.warmup_iter:
         done = iteration / solver.warmup_iter
@@ -116,7 +117,7 @@ def _started(solver: Any, iteration: int, rate: float) -> float:
     return rate
 
 
-def check_policy(solver: Any) -> None:
+def check_policy(solver: SolverParameter) -> None:
     """Hold the fields that the policy of ``solver`` needs against sense. Raises :class:`CaffeToolsError` naming the field."""
     policy = solver.lr_policy
     if policy not in POLICIES:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from caffetools.net.net import Learnable
+from caffetools.proto.schema import SolverParameter
 from caffetools.solver.errors import SolverError
 from caffetools.solver.update import Group, Tensors, UpdateRule
 
@@ -86,7 +87,7 @@ class RMSProp(UpdateRule):
 
     HISTORY = ("squares",)
 
-    def _check(self, solver: Any) -> None:
+    def _check(self, solver: SolverParameter) -> None:
         _no_momentum(self)
         self.rms_decay = float(solver.rms_decay)
         if not 0 <= self.rms_decay < 1:
@@ -119,7 +120,7 @@ class Adam(UpdateRule):
 
     HISTORY = ("means", "squares")
 
-    def _check(self, solver: Any) -> None:
+    def _check(self, solver: SolverParameter) -> None:
         self.momentum2 = float(solver.momentum2)
         for name, value in (("momentum", self.momentum), ("momentum2", self.momentum2)):
             if not 0 <= value < 1:
@@ -138,7 +139,7 @@ class Adam(UpdateRule):
 RULES: dict[str, type[UpdateRule]] = {rule.__name__: rule for rule in (SGD, Nesterov, AdaGrad, RMSProp, AdaDelta, Adam)}
 
 
-def make_rule(solver: Any, learnable: Sequence[Learnable]) -> UpdateRule:
+def make_rule(solver: SolverParameter, learnable: Sequence[Learnable]) -> UpdateRule:
     """The update rule that ``type`` of ``solver`` (a ``SolverParameter``) names. Raises :class:`CaffeToolsError`."""
     if solver.type not in RULES:
         raise SolverError(f"unknown type '{solver.type}'; it is one of {', '.join(RULES)}", field="type")

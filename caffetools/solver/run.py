@@ -17,6 +17,7 @@ from caffetools.data.layers.batch_source import augment_layers
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.events import EventSink, fan_out, ignore
 from caffetools.net.device import find_device
+from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import format_text, read_solver
 from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
@@ -193,7 +194,7 @@ def _run(solver: Solver, emitter: Events, signals: Signals, writer: GlogWriter, 
     emitter.finish(stopped=solver.stopping)
 
 
-def _find_snapshot(param: Any, prefix: str, writer: GlogWriter) -> Path | None:
+def _find_snapshot(param: SolverParameter, prefix: str, writer: GlogWriter) -> Path | None:
     """Return the snapshot to resume from, if there is one; the solver's weights are not needed then."""
     found = newest_snapshot(prefix, lambda text: writer("caffe.cpp:235", text, "W"))
     if found is None:
@@ -249,7 +250,7 @@ def _ignore_broken_pipe(echo: Callable[[str], object]) -> Callable[[str], object
 
 
 def _prepare(
-    path: PathLike, param: Any, device: torch.device, writer: GlogWriter, callbacks: list[Callback], make: Callable[..., Solver]
+    path: PathLike, param: SolverParameter, device: torch.device, writer: GlogWriter, callbacks: list[Callback], make: Callable[..., Solver]
 ) -> Solver:
     writer("caffe.cpp:197", "Use CPU." if device.type == "cpu" else f"Using GPUs {device.index or 0}")
     if device.type == "cpu" and param.HasField("solver_mode") and param.solver_mode != _CPU:

@@ -17,6 +17,7 @@ from torch import Tensor
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport, load_weights
 from caffetools.proto.forks.effects import refused_fields
+from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.solver.callbacks import Callback, default_callbacks
@@ -360,7 +361,7 @@ class Solver:
         check_loss(loss, "the training loss", self, self.net, {**self.train_inputs, **self._last_batch.blobs})
 
 
-def check_fork_fields(param: Any) -> None:
+def check_fork_fields(param: SolverParameter) -> None:
     """Raise :class:`SolverError` for a field of a fork that would change numbers and is not computed."""
     for name, effect in refused_fields(param).items():
         if name == "eval_type" and not param.test_iter:

@@ -17,6 +17,7 @@ from torch import Tensor
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Learnable
 from caffetools.proto.blobs import fits_stored
+from caffetools.proto.schema import SolverParameter
 from caffetools.solver.errors import SolverError
 
 Tensors = list[Tensor]
@@ -53,7 +54,7 @@ class UpdateRule:
     # The history is made of steps, gradient times rate: that of a parameter whose lr_mult is 0 then stays zero.
     REMEMBERS_STEPS: ClassVar[bool] = False
 
-    def __init__(self, solver: Any, learnable: Sequence[Learnable]):
+    def __init__(self, solver: SolverParameter, learnable: Sequence[Learnable]):
         self.momentum = float(solver.momentum)
         self.delta = float(solver.delta)
         self.weight_decay = float(solver.weight_decay)

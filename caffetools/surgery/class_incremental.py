@@ -16,6 +16,7 @@ from caffetools.layers.base import Shape
 from caffetools.layers.registry import layer_class, traits
 from caffetools.proto.blobs import Array
 from caffetools.proto.model import Caffemodel
+from caffetools.proto.schema import LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 from caffetools.surgery.weights import merge_weights, prune_weights, remap_rows
 
@@ -54,14 +55,21 @@ def read_classes(path: Path) -> list[str]:
     return names
 
 
-def trim_weights(model: Caffemodel, net: Any, renamed: dict[str, str]) -> Caffemodel:
+def trim_weights(model: Caffemodel, net: NetParameter, renamed: dict[str, str]) -> Caffemodel:
     """``model`` with only the layers that ``net`` still has and that do not start anew (``renamed``: old name → new)."""
     names = {layer.name for layer in net.layer} - set(renamed.values())
     return prune_weights(model, names)
 
 
 def extend_classifier_weights(
-    model: Caffemodel, old_net: Any, net: Any, renamed: dict[str, str], shapes: dict[str, list[Shape]], classes: Classes, *, seed: int = 1
+    model: Caffemodel,
+    old_net: Any,
+    net: NetParameter,
+    renamed: dict[str, str],
+    shapes: dict[str, list[Shape]],
+    classes: Classes,
+    *,
+    seed: int = 1,
 ) -> Caffemodel:
     """Trimmed weights, with the classifiers' rows of the classes that were known; rows of new ones start as their fillers say.
 
@@ -100,7 +108,7 @@ def extend_classifier_weights(
     return merge_weights([trimmed, heads])
 
 
-def _fresh(layer: Any, shapes: list[Shape], arrays: Sequence[Array]) -> list[Array]:
+def _fresh(layer: LayerParameter, shapes: list[Shape], arrays: Sequence[Array]) -> list[Array]:
     """Blobs of ``shapes`` with the values from which new classes start: those of the fillers that the layer's class declares."""
     specs = declared_blobs(layer) or []
     specs = [replace(spec, shape=shape) for spec, shape in zip(specs, shapes, strict=True)]

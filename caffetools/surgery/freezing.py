@@ -13,7 +13,7 @@ from caffetools.graph.learned import LearnedBlobs, count_learned
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import traits
 from caffetools.layers.traits import field_at
-from caffetools.proto.schema import FillerParameter
+from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.surgery.changes import Change, number
 
 # The fillers that one number says all about, and what that number is.
@@ -37,7 +37,7 @@ class Tuning:
     filler: Any | None = None
 
 
-def tune(net: Any, tuning: Tuning, heads: Collection[str], shapes: Mapping[str, Shape] | None = None) -> list[Change]:
+def tune(net: NetParameter, tuning: Tuning, heads: Collection[str], shapes: Mapping[str, Shape] | None = None) -> list[Change]:
     """Set the learning rates and dropout ratios of ``net`` as ``tuning`` asks, in place.
 
     Args:
@@ -59,7 +59,7 @@ def tune(net: Any, tuning: Tuning, heads: Collection[str], shapes: Mapping[str, 
     return list(dict.fromkeys(changes))
 
 
-def scale_rates(net: Any, factor: float, but: Collection[str] = (), shapes: Mapping[str, Shape] | None = None) -> list[Change]:
+def scale_rates(net: NetParameter, factor: float, but: Collection[str] = (), shapes: Mapping[str, Shape] | None = None) -> list[Change]:
     """Multiply the lr_mult of all layers with learned blobs by ``factor``, in place.
 
     Args:
@@ -85,7 +85,7 @@ def scale_rates(net: Any, factor: float, but: Collection[str] = (), shapes: Mapp
     return changes + _share_rates(net)
 
 
-def freeze_upto(net: Any, name: str, heads: Collection[str] = (), shapes: Mapping[str, Shape] | None = None) -> list[Change]:
+def freeze_upto(net: NetParameter, name: str, heads: Collection[str] = (), shapes: Mapping[str, Shape] | None = None) -> list[Change]:
     """Freeze layer ``name`` and all layers that it depends on, in place: lr_mult and decay_mult 0, stored statistics in BatchNorm.
 
     Args:
@@ -118,13 +118,13 @@ def freeze_upto(net: Any, name: str, heads: Collection[str] = (), shapes: Mappin
     return changes + _share_rates(net)
 
 
-def _not_known(layer: Any, learned: LearnedBlobs) -> list[Change]:
+def _not_known(layer: LayerParameter, learned: LearnedBlobs) -> list[Change]:
     if learned.count(layer) is not None:
         return []
     return [Change(layer.name, "lr_mult", "not known", "unchanged: whether this layer has parameters is not known here")]
 
 
-def _freeze_statistics(layer: Any) -> list[Change]:
+def _freeze_statistics(layer: LayerParameter) -> list[Change]:
     """Make a normalization use the statistics that it has stored, in training too."""
     if not (switch := traits(layer).statistics_switch):
         return []
@@ -133,7 +133,7 @@ def _freeze_statistics(layer: Any) -> list[Change]:
     return [Change(layer.name, field, "", "true")]
 
 
-def set_dropout(net: Any, ratio: float) -> list[Change]:
+def set_dropout(net: NetParameter, ratio: float) -> list[Change]:
     """Let all Dropout layers drop ``ratio`` of their input.
 
     Raises:
@@ -153,13 +153,13 @@ def set_dropout(net: Any, ratio: float) -> list[Change]:
     return changes
 
 
-def learned_blobs(layer: Any, learned: LearnedBlobs | None = None) -> int:
+def learned_blobs(layer: LayerParameter, learned: LearnedBlobs | None = None) -> int:
     """Return how many blobs a layer learns; where that is not known, how many ``param`` entries it has."""
     number = count_learned(layer) if learned is None else learned.count(layer)
     return len(layer.param) if number is None else number
 
 
-def spread_rates(layer: Any, learned: LearnedBlobs | None = None) -> list[Any]:
+def spread_rates(layer: LayerParameter, learned: LearnedBlobs | None = None) -> list[Any]:
     """Return the ``ParamSpec`` of each blob that a layer learns, added where there was none; empty where it learns nothing."""
     count = learned_blobs(layer, learned)
     while len(layer.param) < count:
@@ -180,18 +180,21 @@ def parse_filler(text: str | None) -> Any | None:
     if field is None or (value and not field):
         raise CaffeToolsError(f"'{text}' is no filler; write xavier, msra, gaussian:0.01 (its standard deviation) or constant:0 (--filler)")
     try:
-        return FillerParameter(type=kind, **({field: float(value)} if field and value else {}))
+        made = FillerParameter(type=kind)
+        if field and value:
+            setattr(made, field, float(value))
+        return made
     except ValueError:
         raise CaffeToolsError(f"'{value}' is no number for the filler {kind} (--filler)") from None
 
 
-def describe_filler(filler: Any) -> str:
+def describe_filler(filler: FillerParameter) -> str:
     """A filler in words: ``gaussian, std 0.01``."""
     field = _FILLERS.get(filler.type, "")
     return f"{filler.type}, {field} {number(getattr(filler, field))}" if field else str(filler.type)
 
 
-def _share_rates(net: Any) -> list[Change]:
+def _share_rates(net: NetParameter) -> list[Change]:
     """Let all owners of a shared parameter say of its rates what the first in the net says; Caffe takes no others."""
     first: dict[str, Any] = {}
     changes = []
@@ -207,6 +210,6 @@ def _share_rates(net: Any) -> list[Change]:
     return changes
 
 
-def _change(layer: Any, before: list[float]) -> Change:
+def _change(layer: LayerParameter, before: list[float]) -> Change:
     after = [spec.lr_mult for spec in layer.param]
     return Change(layer.name, "lr_mult", " / ".join(map(number, before)), " / ".join(map(number, after)))

@@ -15,7 +15,7 @@ from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.normalization import BatchNorm
 from caffetools.layers.pooling import Pooling
 from caffetools.layers.registry import is_known, layer_class, traits
-from caffetools.proto.schema import FillerParameter, LayerParameter
+from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.surgery.changes import Change
 from caffetools.surgery.freezing import spread_rates
 from caffetools.surgery.layer_spec import LayerSpec
@@ -27,12 +27,12 @@ _SHORT = {InnerProduct.TYPE: "fc", Convolution.TYPE: "conv", Pooling.TYPE: "pool
 
 
 def add_layers(
-    net: Any,
+    net: NetParameter,
     added: Sequence[LayerSpec],
     *,
     heads: Iterable[str] | None = None,
     lr_mult: float = 1.0,
-    filler: Any | None = None,
+    filler: FillerParameter | None = None,
     taken: Iterable[str] = (),
 ) -> tuple[list[Change], list[str]]:
     """Put ``added`` into ``net``, in place and in their order; return what changed and the names of those that start anew.
@@ -63,7 +63,7 @@ def add_layers(
     return made.changes, made.fresh
 
 
-def _main(net: Any, heads: Iterable[str] | None) -> list[str]:
+def _main(net: NetParameter, heads: Iterable[str] | None) -> list[str]:
     """The names of the main classifiers: those that the loss which counts most reads."""
     found = find_heads(net, heads)
     judge = primary_classifier(found).judge
@@ -73,7 +73,7 @@ def _main(net: Any, heads: Iterable[str] | None) -> list[str]:
 class _Inserter:
     """A net to which layers are being added."""
 
-    def __init__(self, net: Any, lr_mult: float, filler: Any | None, taken: frozenset[str]):
+    def __init__(self, net: NetParameter, lr_mult: float, filler: FillerParameter | None, taken: frozenset[str]):
         self.net, self.lr_mult, self.taken = net, lr_mult, taken
         self.filler = FillerParameter(type="xavier") if filler is None else filler
         self.changes: list[Change] = []
@@ -122,7 +122,7 @@ class _Inserter:
         self.fresh += names
         return names
 
-    def _learn(self, layer: Any) -> None:
+    def _learn(self, layer: LayerParameter) -> None:
         if is_linear(layer):
             param = classifier_param(layer)
             if not param.HasField("weight_filler"):

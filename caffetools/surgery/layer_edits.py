@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from caffetools.layers.base import Shape
 from caffetools.proto.schema import NetParameter
@@ -25,7 +24,7 @@ class Depth:
 
 
 def retarget_with_edits(
-    net: Any,
+    net: NetParameter,
     classes: int,
     depth: Depth,
     tuning: Tuning,

@@ -11,6 +11,7 @@ from caffetools.graph.classifiers import find_heads, loss_weight
 from caffetools.graph.graph import Graph, Use, phases
 from caffetools.graph.inputs import is_data_layer, is_input
 from caffetools.layers.registry import is_known, traits
+from caffetools.proto.schema import LayerParameter, NetParameter
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,22 @@ class OutputPoint:
         return cls(loss, blobs, blobs == scores)
 
 
-def is_loss(layer: Any) -> bool:
+def is_loss(layer: LayerParameter) -> bool:
     """Whether ``layer`` adds to what training makes small: by its type's name, or by its loss_weight."""
     return bool(traits(layer).role == "loss" or any(layer.loss_weight))
 
 
-def is_loss_or_metric(layer: Any) -> bool:
+def is_loss_or_metric(layer: LayerParameter) -> bool:
     """Whether ``layer`` only tells how good the net is, or keeps a blob quiet."""
     return is_loss(layer) or traits(layer).role in ("metric", "silence")
 
 
-def losses_of(net: Any) -> dict[int, Any]:
+def losses_of(net: NetParameter) -> dict[int, Any]:
     """Place → layer of the losses of both phases."""
     return {i: layer for graph in phases(net) for i, layer in graph.layers.items() if is_loss(layer) and layer.bottom}
 
 
-def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
+def chosen_losses(net: NetParameter, heads: Collection[str] | None = None) -> list[Any]:
     """The loss layers that a deploy net of ``net`` answers for; files may have them in the TRAIN phase only.
 
     By default the one with the largest weight, of equals the last; losses that compare scores with labels come before all others.
@@ -75,7 +76,7 @@ def chosen_losses(net: Any, heads: Collection[str] | None = None) -> list[Any]:
     return [layer for name, layer in by_name.items() if "all" in heads or not called[name].isdisjoint(heads)]
 
 
-def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
+def scores_of(graph: Graph, loss: LayerParameter, truth: Collection[Use]) -> list[str]:
     """The blobs that ``loss`` judges: the first that it reads; of an unknown loss all but the truth.
 
     Args:
@@ -99,7 +100,7 @@ def scores_of(graph: Graph, loss: Any, truth: Collection[Use]) -> list[str]:
     return bottoms
 
 
-def label_blobs(graph: Graph, net: Any) -> set[Use]:
+def label_blobs(graph: Graph, net: NetParameter) -> set[Use]:
     """(place of the maker, blob) of what is known of the pictures in training only: labels, and what is made from nothing else.
 
     Tops of data layers that hold labels by their type, or that a loss or an accuracy of ``net`` (in either phase) reads; the first top of
@@ -132,7 +133,7 @@ def strip_label_dependent_tail(graph: Graph, blob: str, truth: Collection[Use]) 
     return blob
 
 
-def check_no_label_inputs(graph: Graph, net: Any, kept: Collection[int], truth: Collection[Use]) -> None:
+def check_no_label_inputs(graph: Graph, net: NetParameter, kept: Collection[int], truth: Collection[Use]) -> None:
     """Raise :class:`NetError` where a layer that is to be deployed needs what is there in training only, or makes it."""
     compared = {blob: layer for layer in net.layer if is_loss(layer) for blob in layer.bottom[1:]}
     for i in sorted(kept):
@@ -153,7 +154,7 @@ def check_no_label_inputs(graph: Graph, net: Any, kept: Collection[int], truth: 
             )
 
 
-def _classifiers(net: Any) -> list[tuple[str, str]]:
+def _classifiers(net: NetParameter) -> list[tuple[str, str]]:
     """(loss, classifier layer) as far as they can be told."""
     try:
         return [(head.judge, head.layer) for head in find_heads(net)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from caffetools.graph.classifiers import Head, classifier_param, is_classifier
 from caffetools.layers.registry import traits
+from caffetools.proto.schema import NetParameter
 
 
-def manual_review_notes(net: Any, heads: Iterable[Head], renamed: Mapping[str, str]) -> list[str]:
+def manual_review_notes(net: NetParameter, heads: Iterable[Head], renamed: Mapping[str, str]) -> list[str]:
     """Sentences on layers of the retargeted ``net`` that seem to depend on how many classes there were, and were left as they are.
 
     Args:

@@ -14,7 +14,7 @@ from caffetools.graph.classifiers import Head, classifier_param, find_heads, is_
 from caffetools.graph.graph import names_in_use, rename_blob
 from caffetools.layers.accuracy import Accuracy
 from caffetools.layers.registry import traits
-from caffetools.proto.schema import NetParameter
+from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.changes import Change, number
 from caffetools.surgery.freezing import describe_filler, learned_blobs
@@ -59,7 +59,7 @@ def retarget(
     suffix: str | None = None,
     heads: Iterable[str] | None = None,
     keep_names: bool = False,
-    filler: Any | None = None,
+    filler: FillerParameter | None = None,
     taken: Iterable[str] = (),
 ) -> Retargeted:
     """Give a net's classifiers ``classes`` outputs and new names, so that they start anew where its old weights are loaded.
@@ -118,7 +118,7 @@ def check_classes(classes: int) -> None:
         raise CaffeToolsError(f"{classes} classes are more than a net can hold; give at most {_MOST_CLASSES} (--classes)")
 
 
-def fresh_name(net: Any, name: str, before: int, classes: int, suffix: str | None = None, taken: Collection[str] = ()) -> str:
+def fresh_name(net: NetParameter, name: str, before: int, classes: int, suffix: str | None = None, taken: Collection[str] = ()) -> str:
     """A name for what is made anew that nothing in ``net`` has, nor ``taken``, and that tells the classes.
 
     ``fc8`` becomes ``fc8_120``, and for 5 classes ``fc8_5``; where that is taken, or was the name already, ``fc8_120_2`` and so on.
@@ -147,7 +147,7 @@ def _rename_head(result: Retargeted, head: Head, fresh: Callable[[str], str]) ->
             _rename(net, follower, fresh(follower), result)
 
 
-def _refit_reshapes(net: Any, head: Head, classes: int, result: Retargeted) -> None:
+def _refit_reshapes(net: NetParameter, head: Head, classes: int, result: Retargeted) -> None:
     """Let Reshape layers behind a classifier that name its number of outputs name the new one."""
     for layer in net.layer:
         dims = layer.reshape_param.shape.dim
@@ -156,7 +156,7 @@ def _refit_reshapes(net: Any, head: Head, classes: int, result: Retargeted) -> N
             result.changes.append(Change(layer.name, "dim", str(head.num_output), str(classes)))
 
 
-def _refit_deconvolutions(net: Any, head: Head, classes: int, result: Retargeted) -> None:
+def _refit_deconvolutions(net: NetParameter, head: Head, classes: int, result: Retargeted) -> None:
     """Let the layers that enlarge a classifier's maps do so for the new classes, each by itself, from bilinear interpolation on."""
     names = {result.renamed[name] for name in head.followers}
     for layer in net.layer:
@@ -177,7 +177,7 @@ def _refit_deconvolutions(net: Any, head: Head, classes: int, result: Retargeted
             param.weight_filler.type = "bilinear"
 
 
-def _refit_centers(net: Any, head: Head, classes: int, fresh: Callable[[str], str], result: Retargeted) -> None:
+def _refit_centers(net: NetParameter, head: Head, classes: int, fresh: Callable[[str], str], result: Retargeted) -> None:
     """Let the CenterLoss layers that keep a center for each of the classifier's classes keep one for each new class."""
     for layer in net.layer:
         facts = traits(layer)
@@ -189,11 +189,11 @@ def _refit_centers(net: Any, head: Head, classes: int, fresh: Callable[[str], st
         setattr(facts.settings_of(layer), facts.outputs, classes)
 
 
-def _fresh(net: Any, before: int, classes: int, suffix: str | None, taken: Collection[str], name: str) -> str:
+def _fresh(net: NetParameter, before: int, classes: int, suffix: str | None, taken: Collection[str], name: str) -> str:
     return fresh_name(net, name, before, classes, suffix, taken)
 
 
-def _remake(layer: Any, classes: int, filler: Any | None, result: Retargeted) -> None:
+def _remake(layer: LayerParameter, classes: int, filler: FillerParameter | None, result: Retargeted) -> None:
     param = classifier_param(layer)
     if param.num_output != classes:
         result.changes.append(Change(layer.name, "num_output", str(param.num_output), str(classes)))
@@ -208,7 +208,7 @@ def _remake(layer: Any, classes: int, filler: Any | None, result: Retargeted) ->
         result.changes.append(Change(layer.name, "weight_filler", "", "gaussian, std 0.01"))
 
 
-def _rename(net: Any, old: str, new: str, result: Retargeted) -> None:
+def _rename(net: NetParameter, old: str, new: str, result: Retargeted) -> None:
     for layer in net.layer:
         if layer.name == old:
             layer.name = new
@@ -217,7 +217,7 @@ def _rename(net: Any, old: str, new: str, result: Retargeted) -> None:
         result.changes.append(Change(new, "name", old, new))
 
 
-def _usual_rate(net: Any, heads: list[Head]) -> float:
+def _usual_rate(net: NetParameter, heads: list[Head]) -> float:
     """The median lr_mult of the weights of the layers that are no heads and learn at all; 0 where there are none."""
     names = {head.layer for head in heads}
     others = [layer for layer in net.layer if is_classifier(layer) and layer.name not in names]
@@ -225,7 +225,7 @@ def _usual_rate(net: Any, heads: list[Head]) -> float:
     return statistics.median([rate for rate in rates if rate > 0] or [0.0])
 
 
-def _raise_rates(layer: Any, factor: float, usual: float, result: Retargeted) -> None:
+def _raise_rates(layer: LayerParameter, factor: float, usual: float, result: Retargeted) -> None:
     if factor == 1:
         return
     blobs = learned_blobs(layer)
@@ -241,7 +241,7 @@ def _raise_rates(layer: Any, factor: float, usual: float, result: Retargeted) ->
     result.changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), " / ".join(map(number, after))))
 
 
-def _fit_accuracies(net: Any, classes: int, result: Retargeted) -> None:
+def _fit_accuracies(net: NetParameter, classes: int, result: Retargeted) -> None:
     """Drop the Accuracy layers with a top_k above ``classes``; one that has no better sibling becomes an ordinary accuracy."""
     accuracies = [layer for layer in net.layer if traits(layer).settings == Accuracy.TRAITS.settings]
     kept = [layer for layer in accuracies if layer.accuracy_param.top_k <= classes]
@@ -259,7 +259,7 @@ def _fit_accuracies(net: Any, classes: int, result: Retargeted) -> None:
             result.changes.append(Change(layer.name, "top_k", str(top_k), "1"))
 
 
-def _check_sharing(net: Any, heads: list[Head]) -> None:
+def _check_sharing(net: NetParameter, heads: list[Head]) -> None:
     names = {head.layer for head in heads}
     shared = {spec.name: layer.name for layer in net.layer if layer.name not in names for spec in layer.param if spec.name}
     for layer in net.layer:

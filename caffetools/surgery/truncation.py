@@ -13,11 +13,13 @@ from caffetools.graph.summary import summarize
 from caffetools.layers.base import Shape
 from caffetools.layers.combine import Silence
 from caffetools.layers.registry import traits
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.surgery.changes import Change
 
 
-def drop_after(net: Any, name: str, *, heads: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None) -> list[Change]:
+def drop_after(
+    net: NetParameter, name: str, *, heads: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None
+) -> list[Change]:
     """Take out of ``net``, in place, all that lies between layer ``name`` and the main classifier, which then reads the layer's blob.
 
     Layers that work in place on that blob (a ReLU) are part of it and stay. So does a pooling of the whole picture to one place before
@@ -156,7 +158,7 @@ def _pooling_tail(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape
     return []
 
 
-def _may_stand_in_tail(layer: Any) -> bool:
+def _may_stand_in_tail(layer: LayerParameter) -> bool:
     """Whether ``layer`` may stand between a global pooling and the classifier: it pools, flattens or maps values one by one."""
     return traits(layer).role == "pooling" or is_pointwise(layer) or flattens(layer)
 
@@ -185,7 +187,7 @@ def _make_global(layer: Any) -> list[Change]:
     return [Change(layer.name, "kernel", before, "global")]
 
 
-def _silence_dangling_tops(net: Any, outputs: Collection[str]) -> list[Change]:
+def _silence_dangling_tops(net: NetParameter, outputs: Collection[str]) -> list[Change]:
     """Let the tops that nothing reads any more, of layers with others that are read, be no new outputs: as Caffe's nets do, by Silence."""
     changes = []
     for phase in (TRAIN, TEST):
@@ -201,7 +203,7 @@ def _silence_dangling_tops(net: Any, outputs: Collection[str]) -> list[Change]:
     return changes
 
 
-def _remove_dead_layers(net: Any, removed: Collection[int], was_read: Collection[int]) -> set[int]:
+def _remove_dead_layers(net: NetParameter, removed: Collection[int], was_read: Collection[int]) -> set[int]:
     """Return ``removed`` and the layers of which nothing is read once those are removed, though something was read before.
 
     Args:

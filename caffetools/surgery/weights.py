@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from caffetools.errors import CaffeToolsError
 from caffetools.layers.registry import traits
 from caffetools.proto.blobs import Array
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import NetParameter
+from caffetools.proto.schema import LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 
 
@@ -62,7 +61,7 @@ def merge_weights(models: Sequence[Caffemodel]) -> Caffemodel:
     return Caffemodel(net, blobs)
 
 
-def remap_rows(layer: Any, arrays: Sequence[Array], rows: Sequence[int | None], fresh: Sequence[Array]) -> list[Array]:
+def remap_rows(layer: LayerParameter, arrays: Sequence[Array], rows: Sequence[int | None], fresh: Sequence[Array]) -> list[Array]:
     """Return the blobs of a layer for other classes: the old values of classes that it had, and fresh ones of new classes.
 
     Args:

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 import caffetools.proto
+from caffetools.proto import schema
 from caffetools.proto.schema import POOL, TEST, TRAIN, LayerParameter, enum_name, message_class
 
 FOLDER = Path(caffetools.proto.__file__).parent
@@ -85,3 +86,16 @@ def test_enums_are_known_by_name() -> None:
     layer.pooling_param.pool = 1
     assert enum_name(layer.pooling_param, "pool") == "AVE"
     assert message_class("PoolingParameter") is type(layer.pooling_param)
+
+
+def test_the_stubs_are_those_of_the_schema() -> None:
+    from caffetools.proto.compile import stubs
+
+    written = (Path(schema.__file__).parent / "schema.pyi").read_text(encoding="utf-8")
+    assert written == stubs(), "run python -m caffetools.proto.compile --stubs"
+
+
+def test_every_message_is_a_name_of_the_schema() -> None:
+    for name in schema.POOL.FindFileByName("caffe.proto").message_types_by_name:
+        assert getattr(schema, name).DESCRIPTOR.name == name
+    assert schema.SolverStateMessage is schema.SolverState

@@ -32,7 +32,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import TRAIN, message_class
+from caffetools.proto.schema import TRAIN, LayerParameter, TransformationParameter, message_class
 from caffetools.util.threads import ordered_map
 
 AnnotatedDatum = message_class("AnnotatedDatum")
@@ -65,7 +65,7 @@ class AnnotatedData(ReadingLayer):
     )
 
     @classmethod
-    def stored_item(cls, param: Any) -> Shape | None:
+    def stored_item(cls, param: LayerParameter) -> Shape | None:
         """Return the shape (C, H, W) that the first record has after ``resize_param``, or None if the database does not exist."""
         source, transform = param.data_param.source, param.transform_param
         if not source or not Path(source).exists():
@@ -112,7 +112,7 @@ class JointTransformer:
         DataError: Settings are impossible or exclude each other.
     """
 
-    def __init__(self, param: Any, samplers: list[Any], phase: int):
+    def __init__(self, param: TransformationParameter, samplers: list[Any], phase: int):
         self.base = Transformer(param, phase)
         self.color, self.mirrored, self.random_crop = self.base.color, bool(param.mirror), phase == TRAIN
         self.emit = param.emit_constraint if param.HasField("emit_constraint") else None

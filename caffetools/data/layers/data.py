@@ -19,6 +19,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import LayerParameter
 from caffetools.util.threads import ordered_map
 
 
@@ -36,7 +37,7 @@ class Data(ReadingLayer):
     FORK_FIELDS = AUGMENT_FIELDS | NEUTRAL_FIELDS
 
     @classmethod
-    def stored_item(cls, param: Any) -> Shape | None:
+    def stored_item(cls, param: LayerParameter) -> Shape | None:
         """The shape (C, H, W) of the database's first record, where the database is there."""
         settings = param.data_param
         if not settings.source or not Path(settings.source).exists():

@@ -17,6 +17,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import LayerParameter
 from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
@@ -36,7 +37,7 @@ class ImageData(ReadingLayer):
     TOPS = (2, 2)
 
     @classmethod
-    def stored_item(cls, param: Any) -> Shape | None:
+    def stored_item(cls, param: LayerParameter) -> Shape | None:
         """(C, H, W) where the pictures are resized."""
         settings = param.image_data_param
         if not (settings.new_height and settings.new_width):
@@ -44,7 +45,7 @@ class ImageData(ReadingLayer):
         return (cls.item_channels(param), settings.new_height, settings.new_width)
 
     @classmethod
-    def item_channels(cls, param: Any) -> int:
+    def item_channels(cls, param: LayerParameter) -> int:
         """3 for color, 1 for grey pictures."""
         return 3 if param.image_data_param.is_color else 1
 

@@ -14,7 +14,7 @@ from caffetools.data.layers.batch_source import batch_size_of
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import TEST
+from caffetools.proto.schema import TEST, LayerParameter
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ class MemoryData(Layer):
     IS_DATA = True
 
     @classmethod
-    def stored_item(cls, param: Any) -> Shape | None:
+    def stored_item(cls, param: LayerParameter) -> Shape | None:
         """(C, H, W), as the settings name it."""
         settings = param.memory_data_param
         return (settings.channels, settings.height, settings.width)
 
-    def __init__(self, param: Any, phase: int = TEST):
+    def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__(param, phase)
         self._data = self._labels = torch.empty(0)
         self._position = 0

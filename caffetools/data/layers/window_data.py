@@ -17,6 +17,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import WindowDataParameter
 
 _F = np.float32
 
@@ -57,7 +58,7 @@ class WindowData(ReadingLayer):
 class WindowBatches(BatchMaker):
     """Batches of random windows; the generator's state is the only position."""
 
-    def __init__(self, param: Any, size: int, transformer: Transformer, seed: int):
+    def __init__(self, param: WindowDataParameter, size: int, transformer: Transformer, seed: int):
         super().__init__(seed)
         foreground, background = read_windows(param.source, param.root_folder, param.fg_threshold, param.bg_threshold)
         from_foreground = int(_F(size) * _F(param.fg_fraction))

@@ -21,7 +21,7 @@ from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.proto.blobs import Array
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import TEST
+from caffetools.proto.schema import TEST, LayerParameter
 
 # The largest change of an output that folding may make, relative to the output's largest value.
 TOLERANCE = 1e-5
@@ -149,7 +149,7 @@ def _foldable_successors(graph: Graph, index: int) -> list[int]:
     return chain
 
 
-def _fits(layer: Any, kind: str) -> bool:
+def _fits(layer: LayerParameter, kind: str) -> bool:
     if layer.type != kind or len(layer.bottom) != 1 or len(layer.top) != 1 or any(spec.name for spec in layer.param):
         return False
     if kind == Scale.TYPE:
@@ -178,7 +178,7 @@ def _fold(rewriter: Rewriter, index: int, chain: list[int]) -> None:
     layer.top[0] = rewriter.layer(chain[-1]).top[0]
 
 
-def _affine_of(layer: Any, arrays: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _affine_of(layer: LayerParameter, arrays: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(slope, offset) by which a BatchNorm or a Scale maps each channel."""
     if layer.type == Scale.TYPE:
         return arrays[0], arrays[1] if len(arrays) > 1 else np.zeros_like(arrays[0])

@@ -22,7 +22,7 @@ from caffetools.proto.encoding import repair_strings, restore_strings
 from caffetools.proto.forks.renumber import UnplannedField, field_numbers, reading_plan, renumber, writing_plan
 from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, UNKNOWN_BYTES, table
 from caffetools.proto.options import ANY, read_options, split_dialect
-from caffetools.proto.schema import POOL, NetParameter, bvlc_descriptor, is_repeated
+from caffetools.proto.schema import POOL, Message, NetParameter, bvlc_descriptor, is_repeated
 
 _LAYER_FIELD, _TYPE_FIELD = 100, 2
 
@@ -33,7 +33,7 @@ def bvlc_types() -> frozenset[str]:
     return frozenset(_BVLC_TYPES.split())
 
 
-def dialect_of(message: Any) -> str:
+def dialect_of(message: Message) -> str:
     """Return the dialect in which ``message`` (of our schema) can be written, with as few forks as possible; ``""`` is BVLC Caffe's.
 
     Raises:
@@ -46,7 +46,7 @@ def dialect_of(message: Any) -> str:
     return "+".join(chosen)
 
 
-def fit_to_dialect(net: Any, dialect: str | None = None) -> str:
+def fit_to_dialect(net: NetParameter, dialect: str | None = None) -> str:
     """Bring a ``NetParameter`` to a form that one dialect can write, in place, for a weights file; return the dialect.
 
     Where no dialect has all fields used, Input layers become ``input`` and ``input_shape`` of the net, as the forks concerned write
@@ -82,7 +82,7 @@ def _closest(used: set[tuple[str, str]]) -> tuple[tuple[str, ...], list[tuple[st
     return chosen, missing
 
 
-def _inputs_to_net(net: Any) -> None:
+def _inputs_to_net(net: NetParameter) -> None:
     kept = []
     for layer in net.layer:
         if layer.type != "Input":
@@ -98,7 +98,7 @@ def _inputs_to_net(net: Any) -> None:
     net.layer.extend(later)
 
 
-def _remove_fields(message: Any, missing: set[tuple[str, str]]) -> None:
+def _remove_fields(message: Message, missing: set[tuple[str, str]]) -> None:
     owner = message.DESCRIPTOR.full_name.removeprefix("caffe.")
     for field, value in message.ListFields():
         if (owner, field.name) in missing:
@@ -108,7 +108,7 @@ def _remove_fields(message: Any, missing: set[tuple[str, str]]) -> None:
                 _remove_fields(inner, missing)
 
 
-def missing_fields(message: Any, dialect: str) -> list[str]:
+def missing_fields(message: Message, dialect: str) -> list[str]:
     """The fields that ``message`` uses and ``dialect`` does not have, as ``Message.field``."""
     return sorted(f"{owner}.{field}" for owner, field in _missing(_used(message), split_dialect(dialect)))
 
@@ -135,7 +135,7 @@ def decode_net(data: bytes, dialect: str | None = None) -> tuple[Any, str]:
     return net, "+".join(names)
 
 
-def encode(message: Any, dialect: str | None = None) -> bytes:
+def encode(message: Message, dialect: str | None = None) -> bytes:
     """``message`` (of our schema, no blobs in it) serialized as ``dialect`` has it; None finds the dialect from its fields.
 
     Raises:
@@ -184,7 +184,7 @@ def _as_bvlc(data: bytes) -> Any:
     return None if _names_ceil(net) else net
 
 
-def _names_ceil(net: Any) -> bool:
+def _names_ceil(net: NetParameter) -> bool:
     """Whether a pooling layer says that it rounds up, as all do: so ``ceil_mode: false`` reads, which has the number of round_mode."""
     pools = [layer.pooling_param for layer in net.layer if layer.HasField("pooling_param")]
     return any(pool.HasField("round_mode") and pool.round_mode == 0 for pool in pools)
@@ -253,7 +253,7 @@ def _missing(used: set[tuple[str, str]], dialects: tuple[str, ...]) -> list[tupl
     return [(owner, field) for owner, field in used if field not in field_numbers(owner, dialects)]
 
 
-def _used(message: Any) -> set[tuple[str, str]]:
+def _used(message: Message) -> set[tuple[str, str]]:
     """(message, field) of everything that is set in ``message``, blobs and text of unknown fields aside."""
     used: set[tuple[str, str]] = set()
     stack = [message]

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from caffetools.proto.schema import Message
+
 Effect = Literal["computed", "neutral", "refused"]
 
 
@@ -38,7 +40,7 @@ def effects(message: str) -> dict[str, FieldEffect]:
     return found
 
 
-def refused_fields(message: Any) -> dict[str, FieldEffect]:
+def refused_fields(message: Message) -> dict[str, FieldEffect]:
     """Return the fields set in ``message`` whose effect would change numbers and is not computed."""
     table = effects(message.DESCRIPTOR.name)
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from caffetools.errors import NetError
-from caffetools.proto.schema import NetParameter
+from caffetools.proto.schema import Message, NetParameter
 
 _TYPES = {
     "accuracy": "ACCURACY",
@@ -98,7 +98,7 @@ def upgrade_v0_layers(param: Any) -> None:
     param.layers.extend(upgraded.layers)
 
 
-def _without_padding(param: Any) -> list[Any]:
+def _without_padding(param: NetParameter) -> list[Any]:
     """The connections (copies) that are no padding, with what padding did to their bottoms in their ``pad`` field."""
     maker: dict[str, Any] = dict.fromkeys(param.input)
     kept: list[Any] = []
@@ -147,7 +147,7 @@ def _upgrade_layer(connection: Any, layer: Any) -> None:
                 _set(getattr(layer, _PARAM[v0.type]), name, value)
 
 
-def _set(message: Any, field: str, value: Any) -> None:
+def _set(message: Message, field: str, value: Any) -> None:
     current = getattr(message, field)
     if hasattr(current, "append"):
         current.append(value)

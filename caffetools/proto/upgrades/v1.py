@@ -11,7 +11,7 @@ from typing import Any
 
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import NetParameter, enum_name
+from caffetools.proto.schema import LayerParameter, NetParameter, V1LayerParameter, enum_name
 from caffetools.proto.upgrades.v0 import upgrade_v0_layers
 
 _TRANSFORM_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
@@ -45,7 +45,7 @@ _SOLVER_TYPES = {
 }
 
 
-def upgrade_net(param: Any) -> Any:
+def upgrade_net(param: NetParameter) -> Any:
     """``param`` in today's form: a new ``NetParameter`` where something changes, else ``param`` itself.
 
     Raises:
@@ -86,7 +86,7 @@ def _moved(repeated: dict[int, Any], before: Any, after: Any) -> dict[int, Any]:
     return moved
 
 
-def upgrade_solver(param: Any) -> Any:
+def upgrade_solver(param: LayerParameter) -> Any:
     """``param`` with the old ``solver_type`` turned into ``type``: a new ``SolverParameter``, or ``param`` itself.
 
     Raises:
@@ -103,11 +103,11 @@ def upgrade_solver(param: Any) -> Any:
     return upgraded
 
 
-def _is_old(param: Any) -> bool:
+def _is_old(param: NetParameter) -> bool:
     return bool(param.layers or param.input) or any(_has_learnable_statistics(layer) for layer in param.layer)
 
 
-def _upgraded(param: Any) -> Any:
+def _upgraded(param: NetParameter) -> Any:
     if param.layer and param.layers:
         raise NetError("the net has both 'layer' and 'layers' blocks; write all of them as 'layer'")
     upgraded = NetParameter()
@@ -125,7 +125,7 @@ def _upgraded(param: Any) -> Any:
     return upgraded
 
 
-def _upgrade_transformations(param: Any) -> None:
+def _upgrade_transformations(param: NetParameter) -> None:
     """Move scale, mean_file, crop_size and mirror of V1 data layers into their transform_param, in place."""
     layers = [(v1, getattr(v1, _TRANSFORMED[enum_name(v1, "type")])) for v1 in param.layers if enum_name(v1, "type") in _TRANSFORMED]
     if not any(source.HasField(field) for _, source in layers for field in _TRANSFORM_FIELDS):
@@ -140,7 +140,7 @@ def _upgrade_transformations(param: Any) -> None:
                 source.ClearField(field)
 
 
-def _upgrade_v1_layer(v1: Any, layer: Any) -> None:
+def _upgrade_v1_layer(v1: V1LayerParameter, layer: LayerParameter) -> None:
     if v1.HasField("type"):
         layer.type = _type_name(enum_name(v1, "type"))
     for field, value in v1.ListFields():
@@ -166,7 +166,7 @@ def _type_name(v1: str) -> str:
     return _V1_TYPES[v1] if v1 in _V1_TYPES else "".join(word.capitalize() for word in v1.split("_"))
 
 
-def _upgrade_inputs(param: Any) -> None:
+def _upgrade_inputs(param: NetParameter) -> None:
     """Turn net-level ``input`` fields and their shapes or dims into an Input layer that stands first, in place.
 
     Inputs without either are left out, as Caffe leaves them: some nets have an Input layer beside them.
@@ -183,7 +183,7 @@ def _upgrade_inputs(param: Any) -> None:
         param.ClearField(field)
 
 
-def _input_shapes(param: Any) -> list[list[int]]:
+def _input_shapes(param: NetParameter) -> list[list[int]]:
     count = len(param.input)
     if param.input_shape:
         if len(param.input_shape) != count:
@@ -195,7 +195,7 @@ def _input_shapes(param: Any) -> list[list[int]]:
     return [dims[i : i + 4] for i in range(0, len(dims), 4)]
 
 
-def _check_inputs(param: Any, names: list[str]) -> None:
+def _check_inputs(param: NetParameter, names: list[str]) -> None:
     made = {top for layer in param.layer for top in layer.top}
     for layer in param.layer:
         for bottom in layer.bottom:
@@ -203,6 +203,6 @@ def _check_inputs(param: Any, names: list[str]) -> None:
                 raise NetError(f"the input '{bottom}' has no shape; add 4 input_dim values or an input_shape block", layer=layer.name)
 
 
-def _has_learnable_statistics(layer: Any) -> bool:
+def _has_learnable_statistics(layer: LayerParameter) -> bool:
     """Whether a BatchNorm layer lists its three blobs as parameters to learn, which at first kept the solver off them."""
     return bool(layer.type == "BatchNorm" and len(layer.param) == 3) and any(s.lr_mult != 0 or s.decay_mult != 0 for s in layer.param)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.proto.schema import TEST, SolverParameter
+from caffetools.proto.schema import TEST, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
     Learning,
@@ -94,7 +94,7 @@ def training(std: float, bias: float) -> Learning:
     return Learning(filler("gaussian", std=std), filler("constant", value=bias), WEIGHTS_DECAY)
 
 
-def body(net: Any, variant: Variant, learn: _Learn) -> str:
+def body(net: NetParameter, variant: Variant, learn: _Learn) -> str:
     """From data to what the classifier reads; ``learn(std, bias)`` says how a layer's weights and biases start."""
     x = relu(net, "relu1", conv(net, "conv1", "data", 96, 11, learn(0.01, 0.0), stride=4))
     x = _pool_and_norm(net, variant, 1, x)
@@ -110,7 +110,7 @@ def body(net: Any, variant: Variant, learn: _Learn) -> str:
     return x
 
 
-def _pool_and_norm(net: Any, variant: Variant, index: int, x: str) -> str:
+def _pool_and_norm(net: NetParameter, variant: Variant, index: int, x: str) -> str:
     if variant.pool_first:
         return lrn(net, f"norm{index}", pool(net, f"pool{index}", x, "MAX", 3, 2))
     return pool(net, f"pool{index}", lrn(net, f"norm{index}", x), "MAX", 3, 2)

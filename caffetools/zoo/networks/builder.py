@@ -27,7 +27,7 @@ class Learning:
     mults: tuple[tuple[float, ...], ...] = ()
 
 
-def filler(kind: str, **fields: float) -> Any:
+def filler(kind: str, **fields: Any) -> FillerParameter:
     """A ``FillerParameter``: ``filler("gaussian", std=0.01)``."""
     return FillerParameter(type=kind, **fields)
 
@@ -37,21 +37,21 @@ def network(name: str = "") -> Any:
     return NetParameter(name=name) if name else NetParameter()
 
 
-def add(net: Any, type_name: str, name: str, bottoms: Sequence[str], tops: Sequence[str] | None = None, **params: Any) -> Any:
+def add(net: NetParameter, type_name: str, name: str, bottoms: Sequence[str], tops: Sequence[str] | None = None, **params: Any) -> Any:
     """Append a layer and return it; its top is called as the layer unless ``tops`` says otherwise."""
-    given = {field: {key: value for key, value in fields.items() if value is not None} for field, fields in params.items()}
+    given: dict[str, Any] = {field: {key: value for key, value in fields.items() if value is not None} for field, fields in params.items()}
     net.layer.append(LayerParameter(name=name, type=type_name, bottom=bottoms, top=[name] if tops is None else tops, **given))
     return net.layer[-1]
 
 
-def lmdb(net: Any, name: str, phase: int, source: str, batch: int, **transform: Any) -> None:
+def lmdb(net: NetParameter, name: str, phase: int, source: str, batch: int, **transform: Any) -> None:
     """A Data layer with tops data and label, for one phase."""
     data = {"source": source, "batch_size": batch, "backend": "LMDB"}
     layer = add(net, "Data", name, (), ("data", "label"), transform_param=transform, data_param=data)
     layer.include.add(phase=phase)
 
 
-def imagenet(net: Any, batches: tuple[int, int], *, mirror: bool = True, **transform: Any) -> None:
+def imagenet(net: NetParameter, batches: tuple[int, int], *, mirror: bool = True, **transform: Any) -> None:
     """The two ImageNet databases, with ``batches`` pictures for training and for testing; ``mirror``: flip some in training."""
     for phase, part, batch in ((TRAIN, "train", batches[0]), (TEST, "val", batches[1])):
         flips = {"mirror": phase == TRAIN} if mirror else {}
@@ -83,14 +83,14 @@ def to_use(name: str, body: Callable[[Any], str], *shape: int) -> Any:
     return net
 
 
-def picture(net: Any, *shape: int) -> str:
+def picture(net: NetParameter, *shape: int) -> str:
     """An Input layer called data of ``shape`` (N, C, H, W)."""
     add(net, "Input", "data", ()).input_param.shape.add(dim=shape)
     return "data"
 
 
 def conv(
-    net: Any,
+    net: NetParameter,
     name: str,
     bottom: str,
     outputs: int,
@@ -114,63 +114,65 @@ def conv(
     return top or name
 
 
-def inner_product(net: Any, name: str, bottom: str, outputs: int, learning: Learning) -> str:
+def inner_product(net: NetParameter, name: str, bottom: str, outputs: int, learning: Learning) -> str:
     """An InnerProduct: every output sees the whole of ``bottom``."""
     layer = add(net, "InnerProduct", name, (bottom,), inner_product_param={"num_output": outputs})
     _learn(layer, layer.inner_product_param, learning)
     return name
 
 
-def relu(net: Any, name: str, blob: str) -> str:
+def relu(net: NetParameter, name: str, blob: str) -> str:
     """A ReLU in place."""
     add(net, "ReLU", name, (blob,), (blob,))
     return blob
 
 
-def batch_norm(net: Any, name: str, scale: str, bottom: str, *, top: str | None = None, fields: Mapping[str, float] | None = None) -> str:
+def batch_norm(
+    net: NetParameter, name: str, scale: str, bottom: str, *, top: str | None = None, fields: Mapping[str, float] | None = None
+) -> str:
     """BatchNorm with ``fields`` and the Scale with a bias that Caffe needs behind it; in place unless ``top`` is given."""
     add(net, "BatchNorm", name, (bottom,), (top or bottom,), **({"batch_norm_param": fields} if fields else {}))
     add(net, "Scale", scale, (top or bottom,), (top or bottom,), scale_param={"bias_term": True})
     return top or bottom
 
 
-def eltwise_sum(net: Any, name: str, bottoms: Sequence[str]) -> str:
+def eltwise_sum(net: NetParameter, name: str, bottoms: Sequence[str]) -> str:
     """The sum of blobs of one shape."""
     add(net, "Eltwise", name, bottoms)
     return name
 
 
-def dropout(net: Any, name: str, blob: str, ratio: float) -> str:
+def dropout(net: NetParameter, name: str, blob: str, ratio: float) -> str:
     """Dropout in place."""
     add(net, "Dropout", name, (blob,), (blob,), dropout_param={"dropout_ratio": ratio})
     return blob
 
 
-def pool(net: Any, name: str, bottom: str, method: str, kernel: int, stride: int, *, pad: int | None = None) -> str:
+def pool(net: NetParameter, name: str, bottom: str, method: str, kernel: int, stride: int, *, pad: int | None = None) -> str:
     """Pooling over square windows; ``method`` is MAX or AVE."""
     add(net, "Pooling", name, (bottom,), pooling_param={"pool": method, "kernel_size": kernel, "stride": stride, "pad": pad})
     return name
 
 
-def global_average(net: Any, name: str, bottom: str) -> str:
+def global_average(net: NetParameter, name: str, bottom: str) -> str:
     """The mean of each channel: (N, C, 1, 1)."""
     add(net, "Pooling", name, (bottom,), pooling_param={"pool": "AVE", "global_pooling": True})
     return name
 
 
-def lrn(net: Any, name: str, bottom: str) -> str:
+def lrn(net: NetParameter, name: str, bottom: str) -> str:
     """Local response normalization with AlexNet's numbers, which GoogLeNet kept."""
     add(net, "LRN", name, (bottom,), lrn_param={"local_size": 5, "alpha": 0.0001, "beta": 0.75})
     return name
 
 
-def concat(net: Any, name: str, bottoms: Sequence[str]) -> str:
+def concat(net: NetParameter, name: str, bottoms: Sequence[str]) -> str:
     """Concat along the channels."""
     add(net, "Concat", name, bottoms)
     return name
 
 
-def accuracy(net: Any, name: str, scores: str, *, top_k: int | None = None, phase: int | None = None) -> None:
+def accuracy(net: NetParameter, name: str, scores: str, *, top_k: int | None = None, phase: int | None = None) -> None:
     """Accuracy of ``scores`` against label; in ``phase`` only, when given."""
     layer = add(net, "Accuracy", name, (scores, "label"))
     if top_k is not None:
@@ -179,7 +181,9 @@ def accuracy(net: Any, name: str, scores: str, *, top_k: int | None = None, phas
         layer.include.add(phase=phase)
 
 
-def softmax_loss(net: Any, name: str, scores: str, *, top: str = "", weight: float | None = None, phase: int | None = None) -> None:
+def softmax_loss(
+    net: NetParameter, name: str, scores: str, *, top: str = "", weight: float | None = None, phase: int | None = None
+) -> None:
     """SoftmaxWithLoss of ``scores`` against label."""
     layer = add(net, "SoftmaxWithLoss", name, (scores, "label"), (top or name,))
     if weight is not None:
@@ -188,12 +192,12 @@ def softmax_loss(net: Any, name: str, scores: str, *, top: str = "", weight: flo
         layer.include.add(phase=phase)
 
 
-def prob(net: Any, scores: str) -> None:
+def prob(net: NetParameter, scores: str) -> None:
     """The Softmax called prob that a deployed net ends in."""
     add(net, "Softmax", "prob", (scores,))
 
 
-def _learn(layer: Any, param: Any, learning: Learning) -> None:
+def _learn(layer: LayerParameter, param: Any, learning: Learning) -> None:
     if learning.weights is not None:
         param.weight_filler.CopyFrom(learning.weights)
     if learning.bias is not None:

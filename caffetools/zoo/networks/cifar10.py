@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.proto.schema import TEST, TRAIN, SolverParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     Learning,
     accuracy,
@@ -78,7 +78,7 @@ def _learning(std: float, mults: tuple[tuple[float, ...], ...], *, train: bool) 
     return Learning(filler("gaussian", std=std), filler("constant"), mults) if train else Learning(mults=mults)
 
 
-def _body(net: Any, variant: Variant, *, train: bool) -> str:
+def _body(net: NetParameter, variant: Variant, *, train: bool) -> str:
     """From data to the scores."""
     x = conv(net, "conv1", "data", 32, 5, _learning(0.0001, _MULTS, train=train), pad=2, stride=1)
     x = relu(net, "relu1", pool(net, "pool1", x, "MAX", 3, 2))
@@ -94,7 +94,7 @@ def _body(net: Any, variant: Variant, *, train: bool) -> str:
     return inner_product(net, "ip2", x, 10, _learning(0.1, _MULTS, train=train))
 
 
-def _within(net: Any, name: str, bottom: str) -> str:
+def _within(net: NetParameter, name: str, bottom: str) -> str:
     param = {"local_size": 3, "alpha": 5e-05, "beta": 0.75, "norm_region": "WITHIN_CHANNEL"}
     add(net, "LRN", name, (bottom,), lrn_param=param)
     return name

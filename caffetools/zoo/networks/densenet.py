@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffetools.proto.schema import SolverParameter
+from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
     Learning,
@@ -60,7 +60,7 @@ def solver() -> Any:
     )
 
 
-def _body(net: Any, *, train: bool) -> str:
+def _body(net: NetParameter, *, train: bool) -> str:
     """From data to the scores."""
     msra = Learning(filler("msra") if train else None)
     channels = 64
@@ -80,7 +80,7 @@ def _body(net: Any, *, train: bool) -> str:
     return conv(net, "fc6", global_average(net, "pool5", x), 1000, 1, learning)
 
 
-def _step(net: Any, which: str, bottom: str, learning: Learning) -> str:
+def _step(net: NetParameter, which: str, bottom: str, learning: Learning) -> str:
     """What a step adds: 32 maps, by way of a 1x1 convolution that narrows."""
     x = _norm(net, f"conv{which}/x1", f"relu{which}/x1", bottom)
     x = conv(net, f"conv{which}/x1", x, 4 * _GROWTH, 1, learning, bias=False)
@@ -88,5 +88,5 @@ def _step(net: Any, which: str, bottom: str, learning: Learning) -> str:
     return conv(net, f"conv{which}/x2", x, _GROWTH, 3, learning, pad=1, bias=False)
 
 
-def _norm(net: Any, name: str, activation: str, bottom: str) -> str:
+def _norm(net: NetParameter, name: str, activation: str, bottom: str) -> str:
     return relu(net, activation, batch_norm(net, f"{name}/bn", f"{name}/scale", bottom, top=f"{name}/bn", fields={"eps": 1e-5}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffetools.proto.schema import TEST, SolverParameter
+from caffetools.proto.schema import TEST, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     IMAGENET_MEAN,
     WEIGHTS_DECAY,
@@ -99,7 +99,7 @@ def _learning(name: str = "", *, train: bool = True, bias: float = 0.2) -> Learn
     return Learning(weights, filler("constant", value=bias), WEIGHTS_DECAY)
 
 
-def _conv(net: Any, name: str, bottom: str, outputs: int, kernel: int, *, train: bool, stride: int | None = None) -> str:
+def _conv(net: NetParameter, name: str, bottom: str, outputs: int, kernel: int, *, train: bool, stride: int | None = None) -> str:
     """A convolution that keeps the size (or halves it, with stride 2), and its ReLU."""
     pad = kernel // 2 or None
     x = conv(net, name, bottom, outputs, kernel, _learning(name, train=train), stride=stride, pad=pad)
@@ -107,7 +107,7 @@ def _conv(net: Any, name: str, bottom: str, outputs: int, kernel: int, *, train:
     return relu(net, f"{module}/relu_{part.removesuffix('_s2')}", x)
 
 
-def _body(net: Any, *, train: bool) -> str:
+def _body(net: NetParameter, *, train: bool) -> str:
     """From data to what the last classifier reads; ``train`` adds the two losses on the way."""
     x = _conv(net, "conv1/7x7_s2", "data", 64, 7, train=train, stride=2)
     x = lrn(net, "pool1/norm1", pool(net, "pool1/3x3_s2", x, "MAX", 3, 2))
@@ -124,7 +124,7 @@ def _body(net: Any, *, train: bool) -> str:
     return dropout(net, "pool5/drop_7x7_s1", x, 0.4)
 
 
-def _inception(net: Any, name: str, bottom: str, outputs: tuple[int, ...], *, train: bool) -> str:
+def _inception(net: NetParameter, name: str, bottom: str, outputs: tuple[int, ...], *, train: bool) -> str:
     """Kernels of 1x1, 3x3 and 5x5 and a pooling side by side, the larger ones over fewer channels."""
     one, reduce3, three, reduce5, five, projection = outputs
     branches = [_conv(net, f"{name}/1x1", bottom, one, 1, train=train)]
@@ -137,7 +137,7 @@ def _inception(net: Any, name: str, bottom: str, outputs: tuple[int, ...], *, tr
     return concat(net, f"{name}/output", branches)
 
 
-def _side_loss(net: Any, name: str, bottom: str) -> None:
+def _side_loss(net: NetParameter, name: str, bottom: str) -> None:
     """A small classifier on the way, which helps the gradient down; its loss counts 0.3."""
     x = pool(net, f"{name}/ave_pool", bottom, "AVE", 5, 3)
     x = _conv(net, f"{name}/conv", x, 128, 1, train=True)
@@ -147,7 +147,7 @@ def _side_loss(net: Any, name: str, bottom: str) -> None:
     _judge(net, name, scores, loss="loss", weight=0.3)
 
 
-def _judge(net: Any, name: str, scores: str, *, loss: str, weight: float) -> None:
+def _judge(net: NetParameter, name: str, scores: str, *, loss: str, weight: float) -> None:
     softmax_loss(net, f"{name}/{loss}", scores, top=f"{name}/{name}", weight=weight)
     accuracy(net, f"{name}/top-1", scores, phase=TEST)
     accuracy(net, f"{name}/top-5", scores, top_k=5, phase=TEST)

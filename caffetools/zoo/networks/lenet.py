@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffetools.proto.schema import TEST, TRAIN, SolverParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     Learning,
     accuracy,
@@ -61,7 +61,7 @@ def solver() -> Any:
     )
 
 
-def _body(net: Any) -> str:
+def _body(net: NetParameter) -> str:
     """From data to the scores."""
     x = "data"
     for index, outputs in ((1, 20), (2, 50)):

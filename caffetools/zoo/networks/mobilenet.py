@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.proto.schema import SolverParameter
+from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
     Learning,
@@ -79,7 +79,7 @@ def solver(version: Version) -> Any:
     )
 
 
-def _body(net: Any, version: Version, *, train: bool) -> str:
+def _body(net: NetParameter, version: Version, *, train: bool) -> str:
     """From data to the scores."""
     x = _conv(net, version, "conv1", "relu1", "data", 32, 3, train=train, stride=2)
     x = (_pairs if version.in_place else _blocks)(net, version, x, train=train)
@@ -87,7 +87,7 @@ def _body(net: Any, version: Version, *, train: bool) -> str:
     return conv(net, "fc7", global_average(net, "pool6", x), 1000, 1, learning)
 
 
-def _pairs(net: Any, version: Version, x: str, *, train: bool) -> str:
+def _pairs(net: NetParameter, version: Version, x: str, *, train: bool) -> str:
     """The middle of v1."""
     pairs = [(f"{stage}_{i}", outputs, 2 if i == len(all_) else 1) for stage, all_ in _PAIRS.items() for i, outputs in enumerate(all_, 1)]
     channels = 32
@@ -98,7 +98,7 @@ def _pairs(net: Any, version: Version, x: str, *, train: bool) -> str:
     return x
 
 
-def _blocks(net: Any, version: Version, x: str, *, train: bool) -> str:
+def _blocks(net: NetParameter, version: Version, x: str, *, train: bool) -> str:
     """The middle of v2: blocks that widen, filter and narrow, with a sum around them where the sizes let it be."""
     channels = 32
     for stage, all_outputs in _BLOCKS.items():
@@ -117,7 +117,7 @@ def _blocks(net: Any, version: Version, x: str, *, train: bool) -> str:
 
 
 def _conv(
-    net: Any,
+    net: NetParameter,
     version: Version,
     name: str,
     activation: str,

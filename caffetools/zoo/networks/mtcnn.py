@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.proto.schema import TEST, TRAIN, SolverParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
     Learning,
@@ -106,7 +106,7 @@ def solver(stage: Stage) -> Any:
     )
 
 
-def _body(net: Any, stage: Stage, *, train: bool) -> list[str]:
+def _body(net: NetParameter, stage: Stage, *, train: bool) -> list[str]:
     """From data to the outputs: scores, box, and landmarks where it has them."""
     learning = Learning(filler("xavier"), filler("constant"), WEIGHTS_DECAY) if train else Learning()
     x = "data"
@@ -127,6 +127,6 @@ def _body(net: Any, stage: Stage, *, train: bool) -> list[str]:
     return made
 
 
-def _prelu(net: Any, name: str, blob: str) -> str:
+def _prelu(net: NetParameter, name: str, blob: str) -> str:
     add(net, "PReLU", name, (blob,), (blob,))
     return blob

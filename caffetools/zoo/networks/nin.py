@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffetools.proto.schema import TEST, TRAIN, SolverParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
     Learning,
@@ -70,7 +70,7 @@ def solver() -> Any:
     )
 
 
-def _body(net: Any, *, train: bool) -> str:
+def _body(net: NetParameter, *, train: bool) -> str:
     """From data to the scores, which are the means of a thousand maps."""
 
     def step(name: str, x: str, outputs: int, kernel: int, number: int, *, stride: int = 1, pad: int | None = None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.proto.schema import SolverParameter
+from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     IMAGENET_MEAN,
     Learning,
@@ -79,13 +79,20 @@ def solver(variant: Variant) -> Any:
         "snapshot_prefix": f"resnet-{variant.depth}",
     }
     if not variant.bottleneck:
-        rates = {"base_lr": 0.05, "lr_policy": "poly", "power": 1.0, "max_iter": 650000, "weight_decay": 0.0005, "random_seed": 0}
+        rates: dict[str, Any] = {
+            "base_lr": 0.05,
+            "lr_policy": "poly",
+            "power": 1.0,
+            "max_iter": 650000,
+            "weight_decay": 0.0005,
+            "random_seed": 0,
+        }
         return SolverParameter(test_iter=[5000], **common, **rates)
     rates = {"base_lr": 0.1, "lr_policy": "step", "gamma": 0.1, "stepsize": 200000, "max_iter": 600000, "weight_decay": 0.0001}
     return SolverParameter(test_iter=[2000], iter_size=8, **common, **rates)
 
 
-def _body(net: Any, variant: Variant, *, train: bool) -> str:
+def _body(net: NetParameter, variant: Variant, *, train: bool) -> str:
     """From data to the scores."""
     msra = Learning(filler("msra") if train else None)
     bias = None if variant.first_bias else False
@@ -100,7 +107,7 @@ def _body(net: Any, variant: Variant, *, train: bool) -> str:
     return inner_product(net, "fc1000", x, 1000, _CLASSIFIER if train else Learning())
 
 
-def _block(net: Any, which: str, bottom: str, width: int, stride: int, variant: Variant, *, train: bool) -> str:
+def _block(net: NetParameter, which: str, bottom: str, width: int, stride: int, variant: Variant, *, train: bool) -> str:
     """A residual block: what its convolutions make is added to what it reads (through a 1x1 convolution where sizes change)."""
     msra = Learning(filler("msra") if train else None)
 
@@ -120,6 +127,6 @@ def _block(net: Any, which: str, bottom: str, width: int, stride: int, variant: 
     return relu(net, f"res{which}_relu", eltwise_sum(net, f"res{which}", (shortcut, x)))
 
 
-def _norm(net: Any, blob: str, suffix: str, variant: Variant, *, train: bool) -> str:
+def _norm(net: NetParameter, blob: str, suffix: str, variant: Variant, *, train: bool) -> str:
     fields = dict(variant.training_statistics if train else variant.statistics)
     return batch_norm(net, f"bn{suffix}", f"scale{suffix}", blob, fields=fields)

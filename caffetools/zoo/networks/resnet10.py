@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffetools.proto.schema import SolverParameter
+from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     Learning,
     batch_norm,
@@ -56,7 +56,7 @@ def solver() -> Any:
     )
 
 
-def _body(net: Any, *, train: bool) -> str:
+def _body(net: NetParameter, *, train: bool) -> str:
     """From data to the scores."""
     x = batch_norm(net, "data_bn", "data_scale", "data", top="data_bn")
     fan_out = filler("msra")
@@ -72,7 +72,7 @@ def _body(net: Any, *, train: bool) -> str:
     return inner_product(net, "score", global_average(net, "global_pool", x), 1000, classifier)
 
 
-def _block(net: Any, width: int, bottom: str, *, train: bool) -> str:
+def _block(net: NetParameter, width: int, bottom: str, *, train: bool) -> str:
     """Two convolutions beside a shortcut, which is a convolution too where the size changes."""
     name = f"layer_{width}_1"
     learning = Learning(filler("msra"), mults=((1.0, 1.0),)) if train else Learning()

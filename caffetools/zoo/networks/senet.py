@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffetools.proto.schema import SolverParameter
+from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     IMAGENET_MEAN,
     WEIGHTS_DECAY,
@@ -61,7 +61,7 @@ def solver() -> Any:
     )
 
 
-def _body(net: Any, *, train: bool) -> str:
+def _body(net: NetParameter, *, train: bool) -> str:
     """From data to the scores."""
     x = _conv(net, "conv1/7x7_s2", "data", 64, 7, train=train, stride=2)
     x = pool(net, "pool1/3x3_s2", relu(net, "conv1/relu_7x7_s2", x), "MAX", 3, 2)
@@ -72,7 +72,7 @@ def _body(net: Any, *, train: bool) -> str:
     return inner_product(net, "classifier", pool(net, "pool5/7x7_s1", x, "AVE", 7, 1), 1000, learning)
 
 
-def _block(net: Any, name: str, bottom: str, width: int, stride: int, *, train: bool) -> str:
+def _block(net: NetParameter, name: str, bottom: str, width: int, stride: int, *, train: bool) -> str:
     """A bottleneck whose channels are weighed by what the mean of each tells, and added to what it reads."""
     x = _conv(net, f"{name}_1x1_reduce", bottom, width, 1, train=train, stride=stride)
     x = _conv(net, f"{name}_3x3", relu(net, f"{name}_1x1_reduce/relu", x), width, 3, train=train)
@@ -86,7 +86,7 @@ def _block(net: Any, name: str, bottom: str, width: int, stride: int, *, train: 
     return relu(net, f"{name}/relu", eltwise_sum(net, name, (f"{name}_scale", shortcut)))
 
 
-def _excite(net: Any, name: str, x: str, channels: int, *, train: bool) -> str:
+def _excite(net: NetParameter, name: str, x: str, channels: int, *, train: bool) -> str:
     """A number from 0 to 1 for each channel, (N, C, 1, 1)."""
     learning = Learning(filler("msra"), filler("constant"), WEIGHTS_DECAY) if train else Learning()
     squeezed = global_average(net, f"{name}_global_pool", x)
@@ -96,7 +96,7 @@ def _excite(net: Any, name: str, x: str, channels: int, *, train: bool) -> str:
     return up
 
 
-def _conv(net: Any, name: str, bottom: str, outputs: int, kernel: int, *, train: bool, stride: int = 1) -> str:
+def _conv(net: NetParameter, name: str, bottom: str, outputs: int, kernel: int, *, train: bool, stride: int = 1) -> str:
     msra = Learning(filler("msra") if train else None)
     x = conv(net, name, bottom, outputs, kernel, msra, stride=stride, pad=kernel // 2 or None, bias=False)
     return batch_norm(net, f"{name}/bn", f"{name}/bn/scale", x, fields={} if train else {"use_global_stats": True})

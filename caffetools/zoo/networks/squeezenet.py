@@ -98,7 +98,7 @@ def solver(version: Version) -> Any:
     )
 
 
-def _body(net: Any, version: Version, inner: Learning, last: Learning) -> str:
+def _body(net: NetParameter, version: Version, inner: Learning, last: Learning) -> str:
     """From data to the scores."""
     x = relu(net, "relu_conv1", conv(net, "conv1", "data", version.outputs, version.kernel, inner, stride=2))
     x = pool(net, "pool1", x, "MAX", 3, 2)
@@ -111,7 +111,7 @@ def _body(net: Any, version: Version, inner: Learning, last: Learning) -> str:
     return global_average(net, "pool10", x)
 
 
-def _fire(net: Any, name: str, bottom: str, squeeze: int, learning: Learning) -> str:
+def _fire(net: NetParameter, name: str, bottom: str, squeeze: int, learning: Learning) -> str:
     """A fire module: squeeze to few channels, then expand with kernels of 1x1 and 3x3 side by side."""
 
     def step(part: str, x: str, outputs: int, kernel: int, pad: int | None = None) -> str:

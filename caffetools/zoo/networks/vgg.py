@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caffetools.proto.schema import SolverParameter
+from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
     Learning,
@@ -62,7 +62,7 @@ def solver(depth: int) -> Any:
     )
 
 
-def _body(net: Any, depth: int, learning: Learning) -> str:
+def _body(net: NetParameter, depth: int, learning: Learning) -> str:
     """From data to the scores."""
     x = "data"
     for stage, (outputs, convolutions) in enumerate(zip(_OUTPUTS, _DEPTHS[depth], strict=True), start=1):
