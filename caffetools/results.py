@@ -151,6 +151,58 @@ class Confusion:
         return [ConfusedPair(self.names[rows[i]], self.names[columns[i]], int(wrong[rows[i], columns[i]]), float(share[i])) for i in order]
 
 
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Pictures whose confidence is within a range.
+
+    Attributes:
+        count: Pictures. confidence: Mean probability of the predicted class. accuracy: Share predicted correctly; both 0 to 1,
+            and 0 for an empty bin.
+    """
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well a classifier's probabilities match its accuracy (Guo et al. 2017).
+
+    Attributes:
+        bins: Of equal width from 0 to 1. error: Expected calibration error (ECE): the mean distance between confidence and accuracy
+            of the bins, weighted by their pictures; 0 to 1.
+    """
+
+    bins: tuple[CalibrationBin, ...]
+    error: float
+
+    @classmethod
+    def from_confidences(cls, confidences: ArrayLike, correct: ArrayLike, *, bins: int = 10) -> Calibration:
+        """Sort M answers into bins.
+
+        Args:
+            confidences: (M,) probability of the predicted class, 0 to 1. correct: (M,) whether each was right. bins: Number of bins.
+
+        Raises:
+            DataError: there are no answers, the lengths differ, or a confidence is not within 0 and 1.
+        """
+        values, hits = np.asarray(confidences, np.float64), np.asarray(correct, bool)
+        if values.shape != hits.shape or values.ndim != 1 or not values.size:
+            raise DataError(f"calibration needs as many confidences as answers, at least one: {values.shape} and {hits.shape}")
+        # Softmax rounds its sum to float32.
+        if not ((values >= 0) & (values <= 1 + 1e-4)).all():
+            raise DataError("calibration needs probabilities from 0 to 1")
+        place = np.minimum((values * bins).astype(np.int64), bins - 1)
+        made = []
+        for index in range(bins):
+            mine = place == index
+            count = int(mine.sum())
+            made.append(CalibrationBin(count, float(values[mine].mean()) if count else 0.0, float(hits[mine].mean()) if count else 0.0))
+        error = sum(b.count * abs(b.confidence - b.accuracy) for b in made) / len(values)
+        return cls(tuple(made), float(error))
+
+
 def _labels(what: str, labels: ArrayLike, classes: int) -> NDArray[np.int64]:
     array = np.asarray(labels)
     if array.ndim != 1:

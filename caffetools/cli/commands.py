@@ -65,6 +65,7 @@ COMMANDS = {
     "train": Entry(_TRAINING, "train", example="caffetools train net/solver.prototxt --weights alexnet"),
     "test": Entry(_TRAINING, "test", example="caffetools test train_val.prototxt weights.caffemodel"),
     "curves": Entry(_TRAINING, "curves", example="caffetools curves net/snapshot.log -o curves.png"),
+    "report": Entry(_TRAINING, "report", example="caffetools report run"),
     "visualize": Entry(_TRAINING, "visualize", attribute="app", example="caffetools visualize filters weights.caffemodel -o filters.png"),
     "classify": Entry(_INFERENCE, "classify", example="caffetools classify googlenet photo.jpg"),
     "export": Entry(_INFERENCE, "export", example="caffetools export deploy.prototxt weights.caffemodel -o model.onnx"),

@@ -11,7 +11,7 @@ from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore
 from caffetools.infer.classifier import ClassificationResult, Classifier
-from caffetools.results import Confusion, Sample
+from caffetools.results import Calibration, Confusion, Sample
 
 # Pictures shown in a report: first the ones taken for another class, then right ones, spread over the classes.
 MOST_SAMPLES = 24
@@ -19,11 +19,19 @@ MOST_SAMPLES = 24
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out pictures by true and predicted class, what each was taken for, and some of them to look at."""
+    """A net's answers for the held-out images.
+
+    Attributes:
+        confusion: Images by true and predicted class.
+        predicted: The predicted class of each image.
+        samples: Some images to look at.
+        calibration: How well the probabilities match the accuracy.
+    """
 
     confusion: Confusion
     predicted: list[int]
     samples: list[Sample]
+    calibration: Calibration
 
 
 def held_out(card: DatasetCard) -> list[tuple[Path, int]]:
@@ -58,7 +66,14 @@ def evaluate(classifier: Classifier, card: DatasetCard, *, events: EventSink = i
             raise DataError(answer.error)
     true = [label for _, label in pictures]
     predicted = [answer.guesses[0].index for answer in answers]
-    return Evaluation(Confusion.from_labels(true, predicted, card.classes), predicted, _samples(answers, true, card.classes))
+    confidences = [answer.guesses[0].probability for answer in answers]
+    correct = [label == given for label, given in zip(true, predicted, strict=True)]
+    return Evaluation(
+        Confusion.from_labels(true, predicted, card.classes),
+        predicted,
+        _samples(answers, true, card.classes),
+        Calibration.from_confidences(confidences, correct),
+    )
 
 
 def remarks_on(evaluation: Evaluation) -> list[str]:

@@ -7,64 +7,196 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 
 import caffetools
+from caffetools.data.datasets.card import DatasetCard
+from caffetools.errors import DataError, NetError
 from caffetools.graph.summary import summarize
 from caffetools.onnx.export import DEFAULT_OPSET
+from caffetools.project.evaluate import Evaluation
 from caffetools.project.run import FinetuneResult
 from caffetools.proto.text import read_net
 from caffetools.results import Step
-from caffetools.visualize.model import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Report
+from caffetools.solver.logs.training_log import TrainingLog
+from caffetools.visualize.cam import grad_cam
+from caffetools.visualize.colormaps import overlay
+from caffetools.visualize.explanations import last_feature_layer, score_blob
+from caffetools.visualize.filters import LayerWeights, find_weights
+from caffetools.visualize.model import Explanation, FileEntry, FilterChange, KeyFigure, LayerRow, OnnxCheck, Phase, Report
+from caffetools.visualize.picture_net import PictureNet
+
+MOST_EXPLANATIONS = 8
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a report needs to know about one training.
+
+    Attributes:
+        title: Of its part of the report. model: The network's name. note: How it was trained, in a sentence.
+        out: The run's folder. card: The dataset. log: The training log. evaluation: On the held-out images.
+        deploy: The deploy prototxt. weights: The trained .caffemodel. start: The weights it started from, if any.
+        onnx: The check of the exported file; None where there is none. remarks: What the reader should know.
+        device: Computing device. seed: Of the run.
+    """
+
+    title: str
+    model: str
+    note: str
+    out: Path
+    card: DatasetCard
+    log: TrainingLog
+    evaluation: Evaluation
+    deploy: Path
+    weights: Path
+    start: Path | None
+    onnx: OnnxCheck | None
+    remarks: Sequence[str]
+    device: str
+    seed: int
 
 
 def make_report(
     title: str, summary: str, learned: Sequence[FinetuneResult], titles: Sequence[str], steps: Sequence[Step], repeat: str
 ) -> Report:
-    """A report of what was learned, a phase each; network, ONNX check and files are those of the last.
+    """Return the report of one or several trainings, a phase each; network, ONNX check and files are those of the last.
 
     Args:
-        titles: The phases' titles. steps: Everything that was done. repeat: The one command that does it all again.
+        title: Of the report.
+        summary: What was done.
+        learned: The trainings.
+        titles: The phases' titles.
+        steps: Everything that was done.
+        repeat: The one command that does it all again.
     """
-    last = learned[-1]
+    return report_of(title, summary, [_record(item, name) for item, name in zip(learned, titles, strict=True)], steps, repeat)
+
+
+def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequence[Step], repeat: str) -> Report:
+    """Return the report of recorded runs; the arguments are those of :func:`make_report`."""
+    last = runs[-1]
+    confusion = last.evaluation.confusion
+    remarks = [remark for item in runs for remark in item.remarks]
+    good = not remarks and (last.onnx is None or last.onnx.passed)
+    verdict = f"{last.model} recognises {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on"
+    verdict += ", and the ONNX file gives the same numbers." if last.onnx is not None and last.onnx.passed else "."
     return Report(
         title=title,
         summary=summary,
         created=time.strftime("%Y-%m-%d %H:%M"),
-        figures=_figures(learned, titles, steps),
+        figures=_figures(runs, steps),
         steps=steps,
-        phases=[_phase(item, name) for item, name in zip(learned, titles, strict=True)],
+        phases=[_phase(item) for item in runs],
         network=_network(last.deploy),
-        onnx=_onnx(last),
-        files=_files(learned),
+        onnx=last.onnx,
+        files=_files(runs),
         repeat=[repeat],
         environment=_environment(last),
+        verdict=verdict,
+        good=good,
+        remarks=remarks,
+        card=_model_card(last),
     )
 
 
-def _figures(learned: Sequence[FinetuneResult], titles: Sequence[str], steps: Sequence[Step]) -> list[KeyFigure]:
+def _record(item: FinetuneResult, title: str) -> RunRecord:
+    run, schedule = item.run, item.schedule
+    note = f"{schedule.updates} updates of {schedule.batch} images, learning rate {schedule.base_lr:g}."
+    config = run.config
+    return RunRecord(
+        title, run.model, note, config.out, item.card, item.log, item.evaluation, item.deploy, item.weights, run.weights, _onnx(item),
+        item.remarks, config.device, config.seed,
+    )  # fmt: skip
+
+
+def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure]:
     figures = []
-    for item, title in zip(learned, titles, strict=True):
+    for item in runs:
         confusion = item.evaluation.confusion
-        note = f"{confusion.right} of {confusion.total} held-out pictures"
-        figures.append(KeyFigure(f"{confusion.accuracy:.1%}", "accuracy" if len(learned) == 1 else f"accuracy, {title}", note))
-    last = learned[-1]
-    figures.append(KeyFigure(str(len(last.card.classes)), "classes", f"{last.card.train_count} pictures to learn from"))
-    figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from pictures to ONNX", f"{os.cpu_count()} CPU cores"))
-    size = last.run.onnx.stat().st_size / 1e6
-    figures.append(KeyFigure(f"{size:.1f} MB", "ONNX model", f"{last.verification.largest:.0e} from caffetools"))
+        note = f"{confusion.right} of {confusion.total} held-out images"
+        figures.append(KeyFigure(f"{confusion.accuracy:.1%}", "accuracy" if len(runs) == 1 else f"accuracy, {item.title}", note))
+    last = runs[-1]
+    error = last.evaluation.calibration.error
+    figures.append(KeyFigure(f"{error:.1%}", "calibration error", "distance between confidence and accuracy"))
+    figures.append(KeyFigure(str(len(last.card.classes)), "classes", f"{last.card.train_count} images for training"))
+    if steps:
+        figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from images to ONNX", f"{os.cpu_count()} CPU cores"))
+    if last.onnx is not None:
+        size = (last.out / last.onnx.file).stat().st_size / 1e6
+        figures.append(KeyFigure(f"{size:.1f} MB", "ONNX model", f"{last.onnx.largest_difference:.0e} from caffetools"))
     return figures
 
 
-def _phase(item: FinetuneResult, title: str) -> Phase:
-    start = f"started from {item.run.weights.name}" if item.run.weights else "started from scratch"
-    note = (
-        f"{item.run.model} on {', '.join(item.card.classes[:12])}{', …' if len(item.card.classes) > 12 else ''}; {start}; "
-        f"{item.schedule.updates} updates of {item.schedule.batch} pictures, learning rate {item.schedule.base_lr:g}."
+def _phase(item: RunRecord) -> Phase:
+    start = f"started from {item.start.name}" if item.start else "started from random weights"
+    names = f"{', '.join(item.card.classes[:12])}{', …' if len(item.card.classes) > 12 else ''}"
+    return Phase(
+        item.title,
+        f"{item.model} on {names}; {start}; {item.note}",
+        item.evaluation.confusion,
+        item.evaluation.samples,
+        {item.model: item.log},
+        _filters(item),
+        item.evaluation.calibration,
+        _explanations(item),
     )
-    return Phase(title, note, item.evaluation.confusion, item.evaluation.samples, {item.run.model: item.log}, [item.filters])
+
+
+def _filters(item: RunRecord) -> list[LayerWeights | FilterChange]:
+    after = find_weights(item.weights)
+    if item.start is not None:
+        # A layer that was replaced has no earlier weights of its name.
+        with suppress(DataError):
+            before = find_weights(item.start, after.name)
+            if np.shape(before.weights) == np.shape(after.weights):
+                return [FilterChange(before, after)]
+    return [after]
+
+
+def _explanations(item: RunRecord) -> list[Explanation]:
+    """Grad-CAM for some samples, the wrong ones first; none for nets without positions in front of their scores."""
+    model = PictureNet(item.deploy, item.weights)
+    try:
+        blob = score_blob(model.net)
+        layer = last_feature_layer(model.net, blob)
+    except NetError:
+        return []
+    wrong = [sample for sample in item.evaluation.samples if sample.wrong][: MOST_EXPLANATIONS // 2]
+    right = [sample for sample in item.evaluation.samples if not sample.wrong]
+    explanations = []
+    for sample in wrong + right[: MOST_EXPLANATIONS - len(wrong)]:
+        prepared = model.prepare(str(sample.picture))
+        unit = item.card.classes.index(sample.predicted)
+        heat = grad_cam(model.net, prepared.input, layer=layer, blob=blob, unit=unit)
+        large = np.asarray(cv2.resize(heat, prepared.shown.shape[1::-1], interpolation=cv2.INTER_LINEAR))
+        laid = overlay(prepared.shown, large)
+        explanations.append(
+            Explanation(prepared.shown, laid, f"Grad-CAM at {layer}", sample.predicted, sample.probability, sample.true, sample.name)
+        )
+    return explanations
+
+
+def _model_card(item: RunRecord) -> dict[str, str]:
+    card, confusion = item.card, item.evaluation.confusion
+    scored = [score for score in confusion.scores() if score.accuracy is not None]
+    worst = min(scored, key=lambda score: score.accuracy or 0.0)
+    size = f"{card.width} x {card.height}" if card.width else "of their own sizes"
+    return {
+        "Task": f"classify images into {len(card.classes)} classes: {', '.join(card.classes[:20])}{', …' if len(card.classes) > 20 else ''}",
+        "Network": f"{item.model}, " + (f"fine-tuned from {item.start.name}" if item.start else "trained from random weights"),
+        "Training data": f"{card.train_count} images from {card.pictures}, stored {size}, {'one channel' if card.channels == 1 else 'BGR'}",
+        "Measured on": f"{confusion.total} held-out images of the same source; other sources may give other numbers",
+        "Accuracy": f"{confusion.accuracy:.2%}; lowest for {worst.name}: {worst.accuracy:.1%} of {worst.pictures} images",
+        "Calibration": f"expected error {item.evaluation.calibration.error:.2%}; probabilities are the softmax of the scores",
+        "Limits": "every image gets one of the classes, also one that shows none of them",
+    }
 
 
 def _network(deploy: Path) -> list[LayerRow]:
@@ -87,22 +219,21 @@ def _onnx(item: FinetuneResult) -> OnnxCheck:
     )
 
 
-def _files(learned: Sequence[FinetuneResult]) -> list[FileEntry]:
+def _files(runs: Sequence[RunRecord]) -> list[FileEntry]:
     entries = []
-    for item in learned:
-        nets = item.run.nets
+    for item in runs:
         for path, what in (
-            (item.card.train_lmdb, "pictures to learn from, LMDB of Datum"),
-            (item.card.val_lmdb, "held-out pictures"),
-            (item.card.mean_file, "mean of the pictures"),
+            (item.card.train_lmdb, "training images, LMDB of Datum"),
+            (item.card.val_lmdb, "held-out images"),
+            (item.card.mean_file, "mean of the images"),
             (item.card.labels_file, "class names"),
-            (nets / "train_val.prototxt", "network for training"),
-            (nets / "solver.prototxt", "training settings"),
+            (item.deploy.parent / "train_val.prototxt", "network for training"),
+            (item.deploy.parent / "solver.prototxt", "training settings"),
             (item.deploy, "network for use"),
             (item.weights, "weights"),
-            (item.run.onnx, "ONNX model"),
+            (item.out / item.onnx.file if item.onnx else None, "ONNX model"),
         ):
-            if path is not None:
+            if path is not None and path.exists():
                 entries.append(FileEntry(str(path), _size(path), what))
     return entries
 
@@ -111,11 +242,11 @@ def _size(path: Path) -> int:
     return sum(inner.stat().st_size for inner in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
-def _environment(item: FinetuneResult) -> dict[str, str]:
+def _environment(item: RunRecord) -> dict[str, str]:
     return {
         "caffetools": caffetools.__version__,
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        "device": item.run.config.device,
-        "seed": str(item.run.config.seed),
+        "device": item.device,
+        "seed": str(item.seed),
     }

@@ -24,7 +24,7 @@ PANELS = ("loss", "accuracy", "lr")
 
 # Outputs of these names are shares of 1; all others are taken for losses.
 _SHARES = ("acc", "top1", "top-1", "top5", "top-5", "precision", "recall")
-_TITLES = {"loss": "Loss", "accuracy": "Accuracy", "lr": "Learning rate"}
+TITLES = {"loss": "Loss", "accuracy": "Accuracy", "lr": "Learning rate"}
 # From this many rows on a training curve is noise to the eye: its running mean is drawn over it.
 _MANY = 120
 # More outputs than this in one panel cannot be told apart.
@@ -125,7 +125,7 @@ def _columns(pairs: Sequence[tuple[int, float]]) -> tuple[tuple[int, ...], tuple
 
 def _draw_panel(axes: Axes, panel: str, lines: Sequence[Series], several: bool, theme: Theme) -> None:
     outputs = list(dict.fromkeys(line.name for line in lines))
-    title = _TITLES[panel]
+    title = TITLES[panel]
     if len(outputs) > _MOST_OUTPUTS:
         title += f" (the first {_MOST_OUTPUTS} of {len(outputs)} outputs)"
         lines = [line for line in lines if line.name in outputs[:_MOST_OUTPUTS]]

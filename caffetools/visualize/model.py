@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from caffetools.results import Confusion, Sample, Step
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.results import Calibration, Confusion, Sample, Step
 from caffetools.solver.logs.training_log import TrainingLog
 from caffetools.visualize.filters import LayerWeights
 
@@ -20,12 +23,40 @@ class KeyFigure:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A training and what came of it. Everything but the title may be missing.
+class FilterChange:
+    """Weights of a layer before and after a training."""
+
+    before: LayerWeights
+    after: LayerWeights
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A picture with the parts that speak for its predicted class.
 
     Attributes:
-        logs: The training logs by the run's name. confusion: The held-out pictures by true and predicted class.
-        samples: Classified pictures to show. filters: Weights to draw.
+        picture: (H, W, 3) RGB uint8. overlay: Likewise, with the map laid over it. method: Such as ``Grad-CAM at conv5``.
+        predicted: The class. probability: Of it, 0 to 1. true: The label's class, where known. name: The picture's.
+    """
+
+    picture: NDArray[np.uint8]
+    overlay: NDArray[np.uint8]
+    method: str
+    predicted: str
+    probability: float
+    true: str | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A training and its results. Everything but the title may be missing.
+
+    Attributes:
+        title: A few words. note: A sentence below it.
+        confusion: The held-out pictures by true and predicted class. samples: Classified pictures to show.
+        logs: The training logs by the run's name. filters: Weights to draw, or their change.
+        calibration: Of the held-out pictures. explanations: Of some of them.
     """
 
     title: str
@@ -33,7 +64,9 @@ class Phase:
     confusion: Confusion | None = None
     samples: Sequence[Sample] = ()
     logs: Mapping[str, TrainingLog] = field(default_factory=dict)
-    filters: Sequence[LayerWeights] = ()
+    filters: Sequence[LayerWeights | FilterChange] = ()
+    calibration: Calibration | None = None
+    explanations: Sequence[Explanation] = ()
 
 
 @dataclass(frozen=True)
@@ -82,13 +115,16 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Report:
-    """What a report shows. Everything but the title may be missing; its part of the page then is, too.
+    """The content of a report. Everything but the title may be missing; its part of the page is then missing too.
 
     Attributes:
-        title, summary: What was done, in a few words and in a sentence or two. created: When, as the reader should see it.
-        figures: The numbers at the head. steps: What was done, in order. phases: Its trainings.
-        network: The layers of the delivered network. onnx: Its verification.
-        files: What was written. repeat: Commands that do it all again. environment: Versions, seeds, devices by name.
+        title: In a few words. summary: In a sentence or two. created: When, as the reader should see it.
+        verdict: The result in a sentence. good: Whether it is a good one; None leaves that open.
+        remarks: What the reader should know about the result, a sentence each.
+        figures: The numbers at the head. phases: The trainings, with their results.
+        network: The layers of the delivered network. card: Facts for whoever uses the model, by name.
+        onnx: The check of the exported file. files: What was written.
+        steps: What was done, in order. repeat: Commands that do it all again. environment: Versions, seeds, devices by name.
     """
 
     title: str
@@ -102,3 +138,7 @@ class Report:
     files: Sequence[FileEntry] = ()
     repeat: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    verdict: str = ""
+    good: bool | None = None
+    remarks: Sequence[str] = ()
+    card: Mapping[str, str] = field(default_factory=dict)

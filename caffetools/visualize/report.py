@@ -1,61 +1,226 @@
-"""A run as one page: what was done, how well it went, and how to do it again, in a single HTML file without anything external."""
+"""A run as one HTML file that loads nothing else: its results first, then how they came about and how to repeat them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import caffetools
+import numpy as np
+
+from caffetools.results import Confusion, Sample
 from caffetools.util.files import write_text
-from caffetools.visualize import sections
-from caffetools.visualize.markup import Html, el, join
-from caffetools.visualize.model import Report
-from caffetools.visualize.style import PathLike
+from caffetools.visualize import charts, style
+from caffetools.visualize.confusion import confusion_figure
+from caffetools.visualize.filters import LayerWeights, describe, filters_figure, layer_sheet
+from caffetools.visualize.model import Explanation, FilterChange, LayerRow, Phase, Report
+from caffetools.visualize.page import Drawing, Themed, render_template, themed_figure
+from caffetools.visualize.panels import enlarge
+from caffetools.visualize.style import DARK, LIGHT, PathLike, Theme
+from caffetools.visualize.thumbnails import png, thumbnail
+from caffetools.visualize.tiles import change_sheet
+
+_MOST_ROWS = 30  # longer tables start with the rows that matter and unfold
+_FIRST_ROWS = 12
+_MOST_TILES = 256
+_EXTREMES = 5  # best and worst classes
+
+
+@dataclass(frozen=True)
+class _Part:
+    key: str
+    title: str
+    kind: str
+    content: Any
 
 
 def write_report(path: PathLike, report: Report) -> None:
-    """Write ``report`` as one HTML file that loads nothing else: figures and pictures are inside, for light and dark screens.
+    """Write ``report`` as one HTML file: figures and pictures are inside, for light and dark screens.
 
     Raises:
-        DataError: a sample is no picture, a log is empty, or weights are not finite. RunFailed: the file cannot be written.
+        DataError: a sample is not a picture, a log is empty, or weights are not finite. RunFailed: the file cannot be written.
     """
     write_text(path, report_html(report))
 
 
 def report_html(report: Report) -> str:
-    """The page that :func:`write_report` writes. Raises :class:`DataError` as it does."""
-    parts: list[tuple[str, str, Html]] = []
-    if report.steps:
-        parts.append(("steps", "What was done", sections.steps(report.steps)))
-    for number, phase in enumerate(report.phases, 1):
-        parts.append((f"phase-{number}", phase.title, sections.phase(phase)))
+    """Return the page that :func:`write_report` writes. Raises :class:`DataError` as it does."""
+    parts = [_Part(f"phase-{number}", phase.title, "phase", _phase(phase)) for number, phase in enumerate(report.phases, 1)]
+    if report.card:
+        parts.append(_Part("card", "Model card", "card", list(report.card.items())))
     if report.network:
-        parts.append(("network", "The network", sections.network(report.network)))
+        parts.append(_Part("network", "The network", "network", _network(report.network)))
     if report.onnx:
-        parts.append(("onnx", "ONNX verification", sections.onnx(report.onnx)))
+        parts.append(_Part("onnx", "ONNX verification", "onnx", report.onnx))
     if report.files:
-        parts.append(("files", "Files", sections.files(report.files)))
-    if report.repeat or report.environment:
-        parts.append(("repeat", "How to repeat this", sections.repeat(report.repeat, report.environment)))
-    body = join(
-        el("section", el("h2", title, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title") for key, title, content in parts
+        parts.append(_Part("files", "Files", "files", _files(report)))
+    if report.steps or report.repeat or report.environment:
+        parts.append(_Part("repeat", "How to repeat this", "repeat", report))
+    return render_template(
+        "report.html.jinja",
+        title=report.title,
+        summary=report.summary,
+        created=report.created,
+        report=report,
+        parts=parts,
+        duration=duration,
+        chart_size=(charts.WIDTH, charts.HEIGHT),
+        light=LIGHT.series,
+        dark=DARK.series,
     )
-    menu = el("nav", el("ul", join(el("li", el("a", title, href=f"#{key}")) for key, title, _ in parts)), aria_label="Contents")
-    head = sections.header(report.title, report.summary, report.created, report.figures)
-    foot = el(
-        "footer",
-        el("p", f"Made with caffetools {caffetools.__version__}. This file is complete in itself and loads nothing from elsewhere."),
-    )
-    page = el(
-        "html",
-        el(
-            "head",
-            el("meta", charset="utf-8"),
-            el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            el("meta", name="color-scheme", content="light dark"),
-            el("title", report.title),
-            el("style", Html((Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8"))),
-        ),
-        el("body", head, menu if len(parts) > 2 else None, el("main", body), foot),
-        lang="en",
-    )
-    return f"<!DOCTYPE html>\n{page}\n"
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    return {
+        "note": phase.note,
+        "charts": charts.curve_charts(phase.logs) if phase.logs else [],
+        "confusion": _confusion(phase.confusion) if phase.confusion else None,
+        "calibration": phase.calibration,
+        "calibration_chart": charts.calibration_chart(phase.calibration) if phase.calibration else None,
+        "samples": [_sample(sample) for sample in phase.samples],
+        "explanations": [_explanation(item) for item in phase.explanations],
+        "filters": [drawn for layer in phase.filters for drawn in _filters(layer)],
+    }
+
+
+def _confusion(confusion: Confusion) -> dict[str, Any]:
+    pairs = confusion.most_confused(8)
+    alt = f"Confusion matrix of {len(confusion.names)} classes: {confusion.right} of {confusion.total} pictures correct."
+    if pairs:
+        alt += f" Most often {pairs[0].true} was predicted as {pairs[0].predicted}: {pairs[0].count} times."
+    small = len(confusion.names) <= charts.MOST_CELLS
+    return {
+        "alt": alt,
+        "names": [style.shorten(name, 18) for name in confusion.names],
+        "label_width": 20 + 7 * max(len(style.shorten(name, 18)) for name in confusion.names),
+        "cells": charts.confusion_cells(confusion) if small else [],
+        "figure": None if small else themed_figure(Drawing(alt, lambda theme: confusion_figure(confusion, theme=theme))),
+        "wide": len(confusion.names) > 12,
+        "pairs": [(pair.true, pair.predicted, f"{pair.count:,}", f"{pair.share:.1%}") for pair in pairs],
+        **_scores(confusion),
+    }
+
+
+def _scores(confusion: Confusion) -> dict[str, Any]:
+    scores = confusion.scores()
+    ordered = scores if len(scores) <= _MOST_ROWS else sorted(scores, key=lambda s: (s.accuracy is None, s.accuracy))
+    rows = [
+        (
+            s.name,
+            f"{s.pictures:,}",
+            f"{s.right:,}",
+            "–" if s.accuracy is None else {"share": s.accuracy, "text": f"{s.accuracy:.1%}"},
+            "–" if s.precision is None else f"{s.precision:.1%}",
+        )
+        for s in ordered
+    ]
+    known = [(s.accuracy, s) for s in scores if s.accuracy is not None]
+    ranked = [s for _, s in sorted(known, key=lambda pair: pair[0])]
+    extremes = (ranked[:_EXTREMES], ranked[::-1][:_EXTREMES]) if len(ranked) > 2 * _EXTREMES else ([], [])
+    return {
+        "rows": rows if len(rows) <= _MOST_ROWS else rows[:_FIRST_ROWS],
+        "all_rows": [] if len(rows) <= _MOST_ROWS else rows,
+        "worst": [(s.name, f"{s.accuracy:.1%}") for s in extremes[0]],
+        "best": [(s.name, f"{s.accuracy:.1%}") for s in extremes[1]],
+    }
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    uri, small = thumbnail(sample.picture)
+    what = f"Picture {sample.name}" if sample.name else "Picture"
+    if sample.true is not None:
+        what += f" of {sample.true}"
+    return {"sample": sample, "uri": uri, "small": small, "alt": f"{what}, classified as {sample.predicted}"}
+
+
+def _explanation(item: Explanation) -> dict[str, Any]:
+    small = max(item.picture.shape[:2]) <= 64
+    uris = [thumbnail(enlarge(image, 168) if small else image)[0] for image in (item.picture, item.overlay)]
+    return {"item": item, "picture": uris[0], "overlay": uris[1], "small": small}
+
+
+def _filters(layer: LayerWeights | FilterChange) -> list[Themed]:
+    if isinstance(layer, LayerWeights):
+        return [_filter(layer)]
+    drawn = [_filter(layer.before, "before: "), _filter(layer.after, "after: ")]
+    old, new = np.asarray(layer.before.weights), np.asarray(layer.after.weights)
+    if old.shape != new.shape or old.ndim != 4:
+        return drawn
+    colour = old.shape[1] == 3 and layer.after.group == 1
+
+    def change(theme: Theme) -> str:
+        return png(change_sheet(old, new, colour=colour, gap=style.rgb(theme.background), most_tiles=_MOST_TILES).image)
+
+    sheet = change_sheet(old, new, colour=colour, most_tiles=_MOST_TILES)
+    height, width = (round(side / 1.6) for side in sheet.image.shape[:2])
+    alt = f"Change of the weights of {layer.after.name} as tiles"
+    return [*drawn, Themed(change(LIGHT), change(DARK), alt, width, height, sheet.caption, layer.after.name)]
+
+
+def _filter(layer: LayerWeights, when: str = "") -> Themed:
+    sheet = layer_sheet(layer, most_tiles=_MOST_TILES)
+    if sheet is None:
+        _, caption = filters_figure(layer)
+        return themed_figure(Drawing(f"Histogram of {layer.name}: {caption}", lambda theme: filters_figure(layer, theme=theme)[0]))
+
+    def draw(theme: Theme) -> str:
+        drawn = layer_sheet(layer, most_tiles=_MOST_TILES, theme=theme)
+        assert drawn is not None  # noqa: S101 (the weights have four axes)
+        return png(drawn.image)
+
+    height, width = (round(side / 1.6) for side in sheet.image.shape[:2])
+    caption = f"{when}{describe(layer)}. {sheet.caption}"
+    return Themed(draw(LIGHT), draw(DARK), f"Weights of {layer.name} as tiles", width, height, caption, layer.name)
+
+
+def _network(rows: Sequence[LayerRow]) -> dict[str, Any]:
+    parameters, macs = sum(r.parameters for r in rows), sum(r.macs for r in rows)
+    cells = [
+        (
+            row.name,
+            row.type,
+            " × ".join(map(str, row.shape)),
+            f"{row.parameters:,}" if row.parameters else "",
+            {"share": row.macs / macs, "text": f"{row.macs:,}"} if row.macs else "",
+        )
+        for row in rows
+    ]
+    costly = sorted((row for row in rows if row.macs), key=lambda row: -row.macs)[:8]
+    return {
+        "rows": cells,
+        "foot": ("Together", f"{len(rows)} layers", "", f"{parameters:,}", f"{macs:,}"),
+        "long": len(rows) > _MOST_ROWS + 10,
+        "summary": f"{len(rows)} layers, {parameters:,} parameters, {macs:,} multiply–accumulates",
+        "costly": [
+            (row.name, row.type, {"share": row.macs / macs, "text": f"{row.macs / macs:.1%}"}, f"{row.parameters:,}") for row in costly
+        ],
+    }
+
+
+def _files(report: Report) -> dict[str, Any]:
+    return {
+        "rows": [({"code": entry.path}, entry.what, size(entry.size)) for entry in report.files],
+        "foot": ("Together", "", size(sum(entry.size for entry in report.files))),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Return ``< 0.1 s``, ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 0.05:
+        return "< 0.1 s"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: int) -> str:
+    """Return ``512 B``, ``1.7 MB``: bytes in steps of 1000."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.5 or unit == "TB":
+            break
+    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"

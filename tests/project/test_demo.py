@@ -44,7 +44,7 @@ def test_the_report_is_one_file_with_the_right_numbers(folder: Path, demo: Done)
     report = (folder / "demo" / "report.html").read_text(encoding="utf-8")
     assert f"Report: {(folder / 'demo' / 'report.html').as_uri()}" in demo.stdout
     for accuracy, pictures in accuracies(demo):
-        assert f"{accuracy:.1%}" in report and f"{round(accuracy * pictures)} of {pictures} held-out pictures" in report
+        assert f"{accuracy:.1%}" in report and f"{round(accuracy * pictures)} of {pictures} held-out images" in report
     assert not re.search(r"(src|href)=\"(?!data:|#)", report), "nothing is loaded from elsewhere"
     assert report.count("data:image/") > 20
 

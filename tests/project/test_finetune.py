@@ -173,3 +173,16 @@ def test_squeezenet_starts_from_weights_that_are_given(place: Path) -> None:
     assert {layer.phase for layer in trained.layer[0].include} == {TRAIN}
     before, after = read_caffemodel(place / "published.caffemodel").blobs, read_caffemodel(answer["weights"]).blobs
     assert set(before) - set(after) == {"conv10"} and set(after) - set(before) == {"conv10_3"}
+
+
+def test_a_report_is_made_again_from_the_files_of_a_run(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in (finished / "run").rglob("*") if path.is_file() and path.name != "report.html"}
+    done = run_well("report", "run", "-o", "again.html")
+    assert "Report: file://" in done.stdout
+    text = (finished / "again.html").read_text(encoding="utf-8")
+    assert all(name in text for name in CLASSES) and "✓ Verified" in text and "calibration error" in text and "Grad-CAM at" in text
+    assert {path: path.read_bytes() for path in before} == before, "nothing else is written"
+    assert "not the folder of a run" in error_of(run("report", "pictures"))
+    for path in (finished / "run/net").glob("*.solverstate"):
+        path.unlink()
+    assert "the run has no snapshot yet" in error_of(run("report", "run"))

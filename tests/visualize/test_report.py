@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from caffetools.errors import DataError
-from caffetools.results import Confusion, Sample, Step
+from caffetools.results import Calibration, Confusion, Sample, Step
 from caffetools.solver.logs.training_log import read_log
 from caffetools.visualize.filters import LayerWeights
-from caffetools.visualize.model import FileEntry, KeyFigure, LayerRow, OnnxCheck, Phase, Report
-from caffetools.visualize.report import report_html, write_report
-from caffetools.visualize.sections import duration, size
+from caffetools.visualize.model import Explanation, FileEntry, FilterChange, KeyFigure, LayerRow, OnnxCheck, Phase, Report
+from caffetools.visualize.report import duration, report_html, size, write_report
 from tests.conftest import GOLDEN
+from tests.visualize.browser import run_in_page
 
 EVIL = "<script>alert(\"1\")</script> & 'co'"
 VOID = {"meta", "img", "source", "br", "link"}
@@ -73,7 +73,12 @@ def report() -> Report:
         Confusion.from_labels([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0], names),
         samples,
         {EVIL: read_log(GOLDEN / "logs" / "train.log")},
-        [LayerWeights(EVIL, rng.standard_normal((4, 3, 3, 3))), LayerWeights("ip", rng.standard_normal((4, 9)))],
+        [
+            FilterChange(LayerWeights(EVIL, rng.standard_normal((4, 3, 3, 3))), LayerWeights(EVIL, rng.standard_normal((4, 3, 3, 3)))),
+            LayerWeights("ip", rng.standard_normal((4, 9))),
+        ],
+        Calibration.from_confidences([0.95, 0.9, 0.6, 0.6], [True, True, True, False]),
+        [Explanation(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8), EVIL, EVIL, 0.9, "$a$", EVIL)],
     )
     return Report(
         EVIL,
@@ -86,6 +91,10 @@ def report() -> Report:
         OnnxCheck(EVIL, 17, "onnxruntime 1.2", 3e-7, 1e-4, 6, 5),
         [FileEntry(EVIL, 1_724_160, EVIL), FileEntry("b", 12)],
         [f"caffetools demo {EVIL}"],
+        {EVIL: EVIL},
+        EVIL,
+        True,
+        [EVIL],
         {EVIL: EVIL},
     )
 
@@ -117,8 +126,9 @@ def test_it_loads_nothing_from_elsewhere(html: str) -> None:
 
 def test_words_of_the_user_never_become_markup(html: str) -> None:
     page = Page(html)
-    assert page.all("script") == []
-    assert "<script" not in html
+    assert page.all("script") == [{}], "only ours"
+    assert "<script>alert" not in html
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     for tag in ("title", "h1", "h2", "h3", "p", "dd", "code", "th", "td", "strong"):
         assert EVIL in page.text(tag), tag
     assert any(EVIL in (image["alt"] or "") for image in page.all("img"))
@@ -127,7 +137,9 @@ def test_words_of_the_user_never_become_markup(html: str) -> None:
 def test_every_picture_is_a_picture_and_is_told_in_words(html: str) -> None:
     page = Page(html)
     sources = [(image["src"], image.get("alt")) for image in page.all("img")] + [(s["srcset"], "dark") for s in page.all("source")]
-    assert len(sources) == 2 * (3 + 2 * (1 + 3 + 2))  # per phase three samples, and matrix, three curves, two layers in two themes
+    assert len(sources) == 2 * (3 + 2 + 2 * (3 + 1))  # per phase three samples, an explanation, and in two themes three sheets, a histogram
+    charts = [svg for svg in page.all("svg") if "role" in svg]
+    assert len(charts) == 2 * (3 + 1 + 1) and all(svg["aria-label"] for svg in charts)  # curves, matrix, calibration
     for uri, alt in sources:
         assert uri is not None and alt
         head, data = uri.split(",", 1)
@@ -188,7 +200,7 @@ def test_long_tables_unfold() -> None:
     assert page.text("summary").count("All 200 classes") == 1
     assert "150 layers" in page.text("summary")
     rows = [words for where, words in page.words if where == "th" and words.startswith("class ")]
-    assert rows[0] == "class 77" and len(rows) == 12 + 200 + 1  # the twelve worst, all, and one confused pair
+    assert rows.count("class 77") == 4 and len(rows) == 5 + 5 + 12 + 200 + 1  # worst and best, the first twelve, all, a confused pair
 
 
 def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -221,3 +233,31 @@ def test_sizes_and_times_are_short() -> None:
     assert [size(n) for n in (0, 999, 1000, 1_724_160, 243_862_414, 999_999)] == ["0 B", "999 B", "1.0 kB", "1.7 MB", "244 MB", "1.0 MB"]
     said = [duration(s) for s in (0.01, 0.4, 9.97, 12, 200, 7500)]
     assert said == ["< 0.1 s", "0.4 s", "10 s", "12 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_the_page_shows_values_under_the_pointer_and_copies_commands(report: Report, html: str, tmp_path: Path) -> None:
+    script = """
+      const out = [], svg = document.querySelector('svg[data-chart]'), tip = svg.closest('figure').querySelector('.tip');
+      svg.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' }));
+      out.push(tip.hidden, tip.textContent);
+      svg.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' })); out.push(tip.textContent);
+      svg.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' })); out.push(tip.hidden);
+      const box = svg.getBoundingClientRect();
+      svg.dispatchEvent(new PointerEvent('pointermove', { clientX: box.right, clientY: box.top + 20 })); out.push(tip.textContent);
+      out.push([...document.querySelectorAll('[data-copy]')].every((button) => !button.hidden));
+      out.push(document.documentElement.scrollWidth <= innerWidth);
+      done(out.join('|'));
+    """
+    shown = run_in_page(html, script, tmp_path, size=(500, 800)).split("|")
+    assert shown[0] == "false" and shown[1] == "0train loss 1.253test loss 1.42"
+    assert shown[2].startswith("20train loss 0.0566") and shown[3] == "true"
+    assert "test loss 0.007433" in shown[4] and shown[5:] == ["true", "true"]
+
+
+def test_calibration_by_hand() -> None:
+    made = Calibration.from_confidences([0.95, 0.99, 0.62, 0.68, 1.0], [True, False, True, False, True])
+    assert [b.count for b in made.bins] == [0, 0, 0, 0, 0, 0, 2, 0, 0, 3]
+    assert made.error == pytest.approx((2 * abs(0.65 - 0.5) + 3 * abs(0.98 - 2 / 3)) / 5)
+    for confidences, correct in (([], []), ([0.5], []), ([1.5], [True])):
+        with pytest.raises(DataError, match="calibration needs"):
+            Calibration.from_confidences(confidences, correct)

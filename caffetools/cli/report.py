@@ -1,0 +1,29 @@
+"""``caffetools report``: the report of a run, made again from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.show import console
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a fine-tuning run.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.html", help="The page; by default report.html in the folder.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Open it in the browser.")] = False,
+) -> None:
+    """Write the report of a run as it is now: results, curves, confusion, calibration, explanations, filters, costs.
+
+    Works while the run is being trained, too: the newest snapshot is classified again.
+    """
+    from caffetools.project.report_run import report_run
+
+    page = report_run(run, out)
+    console.print(f"Report: {page.resolve().as_uri()}", markup=False)
+    if show:
+        typer.launch(str(page))
