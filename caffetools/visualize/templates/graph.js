@@ -8,7 +8,8 @@
     nodes.forEach((node, i) => {
       node.setAttribute("tabindex", "0");
       node.setAttribute("role", "button");
-      node.setAttribute("aria-label", [...node.querySelectorAll("text")].map((text) => text.textContent).join(" "));
+      // The button is named by its text; the full names are in the details.
+      node.querySelector("title").remove();
       node.addEventListener("click", () => select(i));
       node.addEventListener("keydown", (event) => {
         if (event.key === "Enter" || event.key === " ") { event.preventDefault(); select(i); }
