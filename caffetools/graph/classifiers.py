@@ -1,10 +1,10 @@
-"""Finding a network's classifiers from its graph: what the losses read, followed upwards to the layer that makes the scores."""
+"""Find a network's classifiers from its graph: what the losses read, followed upwards to the layer that computes the scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
@@ -16,14 +16,16 @@ from caffetools.proto.schema import LayerParameter, NetParameter
 
 # What may stand between a classifier and its loss and has no parameters: the classes keep their places.
 _TRANSPARENT = {"activation", "dropout", "pooling", "sampling", "reshape", "probability", "split"}
+# Further layers that move or join scores before a layer that names the number of classes reads them, as in SSD.
+_MOVES_SCORES = {*_TRANSPARENT, "concat", "permute"}
 
 
 class _Unknown(NetError):
-    """Nobody can tell from the graph where the classifier is."""
+    """The graph does not show where the classifier is."""
 
 
 class _Reshaped(NetError):
-    """The outputs of the layer ``classifier`` are no classes each."""
+    """The outputs of the layer ``classifier`` are several scores for each class."""
 
     classifier = ""
 
@@ -33,47 +35,64 @@ class Head:
     """A classifier layer of a net.
 
     Attributes:
-        layer, type_name, num_output: its name, Caffe type and number of classes.
-        judge: the loss (of a deploy net: the Softmax) that reads it. weight: that loss's weight.
-        followers: layers between the two that have parameters for each class, such as a Scale, or a Deconvolution that enlarges maps.
-        reshapes: Reshape layers between the two, whose shape may name the number of classes.
+        layer: Its name.
+        type_name: Its Caffe type.
+        num_output: Its number of outputs.
+        loss_layer: The name of the loss (of a deploy net: the Softmax) that reads it; "" where none was found.
+        weight: That loss's weight.
+        followers: Layers between the two that have parameters for each class, such as a Scale, or a Deconvolution that enlarges maps.
+        reshapes: (name, axis) of Reshape layers between the two whose shape may name the number of classes, with the axis of the classes.
+        outputs_per_class: How many of its outputs belong to each class, such as one for each prior box.
+        counters: (layer, ``settings.field``) of further layers that read the scores and name the number of classes.
     """
 
     layer: str
     type_name: str
     num_output: int
-    judge: str
+    loss_layer: str
     weight: float
     followers: tuple[str, ...] = ()
-    reshapes: tuple[str, ...] = ()
+    reshapes: tuple[tuple[str, int], ...] = ()
+    outputs_per_class: int = 1
+    counters: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return self.num_output // self.outputs_per_class
 
 
 def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[Head]:
-    """The classifier layers of ``param``, in the order of their losses; files with both phases count once.
+    """Return the classifier layers of a net, in the order of their losses; those of files with both phases once.
 
     A loss that reads the sum (or product, or maximum) of several classifiers' scores, as where two branches meet, has all of them.
-    A SigmoidCrossEntropyLoss that compares a net's output with its own input, as autoencoders do, has none.
+    A SigmoidCrossEntropyLoss that compares a net's output with its own input, as autoencoders do, has none. Without any loss over
+    classes the layers are taken whose scores a layer reads that names the number of classes (SSD's MultiBoxLoss), or else the Softmax
+    layers whose tops are outputs, or the Sigmoid layers.
 
     Args:
-        param: A ``NetParameter`` in today's form. Without any class loss, the Softmax layers whose tops are outputs count as judges,
-            and without those the Sigmoid layers.
+        param: A ``NetParameter`` in today's form.
         names: The classifier layers' names, where the graph should not decide.
 
     Raises:
-        NetError: there is no classifier, or one of ``names`` is none; the message says what was looked for and found.
+        NetError: There is no classifier, one of ``names`` is not one, or a layer reads scores of others that are not named.
     """
     if names is not None:
-        return [_named(param, name) for name in names]
-    heads: dict[str, Head] = {}
+        heads = [_named(param, name) for name in names]
+        _check_counters(param, heads)
+        return heads
+    found: dict[str, Head] = {}
     for graph, index in _judges(param):
         for head in _classifiers(graph, index):
-            heads.setdefault(head.layer, head)
-    if not heads:
+            found.setdefault(head.layer, head)
+    if not found:
         raise NetError(
             f"no classifier was found in the net '{param.name}': it has no {SoftmaxWithLoss.TYPE} or other loss over classes, "
             "and no Softmax as an output"
         )
-    return list(heads.values())
+    heads = [_counted(param, head) for head in found.values()]
+    _check_counters(param, heads)
+    return heads
 
 
 def primary_classifier(heads: list[Head]) -> Head:
@@ -134,6 +153,9 @@ def _judges(param: Any) -> list[tuple[Graph, int]]:
     losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if compares_classes(layer)]
     if losses:
         return [(graph, i) for graph, i in losses if not _reconstructs(graph, i)]
+    counting = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if traits(layer).class_count and layer.bottom]
+    if any(_score_layers(graph, i) for graph, i in counting):
+        return [(graph, i) for graph, i in counting if _score_layers(graph, i)]
     answers = [(graph, i) for graph in graphs for i, _ in graph.outputs() if traits(graph.layers[i]).loss]
     # Probabilities that add up to 1 come before those of one class each.
     return [at for at in answers if traits(at[0].layers[at[1]]).role == "probability"] or answers
@@ -165,46 +187,159 @@ def _roots(graph: Graph, index: int, blob: str) -> set[str]:
 
 
 def _classifiers(graph: Graph, index: int) -> list[Head]:
-    """Follow the first bottom of the layer at ``index`` up to its classifiers."""
+    """Follow the scores that the layer at ``index`` reads up to its classifiers."""
     judge = graph.layers[index]
+    if traits(judge).class_count:
+        layers = [graph.layers[i] for i in _score_layers(graph, index)]
+        return [Head(layer.name, layer.type, traits(layer).num_output(layer), judge.name, loss_weight(judge)) for layer in layers]
     if not judge.bottom:
         raise _Unknown(f"no classifier was found above {judge.type} '{judge.name}': it reads nothing", layer=judge.name)
-    return _follow(graph, judge, index, judge.bottom[0], (), ())
+    return _follow(graph, judge, index, judge.bottom[0], (), (), _class_axis(judge))
 
 
-def _follow(graph: Graph, judge: Any, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[str, ...]) -> list[Head]:
+def _class_axis(layer: Any) -> int:
+    """The axis of the classes in what a loss, or what gives probabilities, reads."""
+    if not (path := traits(layer).class_axis):
+        return 1
+    message, field = field_at(layer, path)
+    return int(getattr(message, field))
+
+
+def _score_layers(graph: Graph, index: int) -> list[int]:
+    """The indices of the classifiers whose scores the layer at ``index`` reads, moved and joined in any way; empty where one is unknown."""
+    layer = graph.layers[index]
+    place = traits(layer).scores_bottom
+    pending = [(index, layer.bottom[place])] if place < len(layer.bottom) else []
+    found: dict[int, None] = {}
+    while pending:
+        producer = graph.producer(*pending.pop())
+        if producer is None:
+            return []
+        above = graph.layers[producer]
+        if is_linear(above):
+            found[producer] = None
+        elif traits(above).role in _MOVES_SCORES:
+            pending += [(producer, blob) for blob in reversed(above.bottom)]
+        else:
+            return []
+    return list(found)
+
+
+def _counted(param: Any, head: Head) -> Head:
+    """``head`` with the layers that name its number of classes too.
+
+    Raises:
+        NetError: They name different numbers, or one that its outputs cannot be divided by.
+    """
+    counters: dict[tuple[str, str], int] = {}
+    reshapes: dict[str, Any] = {}
+    for graph in phases(param):
+        for index, layer in graph.layers.items():
+            if layer.name == head.layer:
+                _collect_counters(graph, index, counters, reshapes)
+    if not counters:
+        return head
+    numbers = set(counters.values())
+    named = " and ".join(f"'{layer}' names {number}" for (layer, _), number in counters.items())
+    if len(numbers) > 1 or min(numbers) < 1 or head.num_output % min(numbers):
+        raise NetError(
+            f"has {head.num_output} outputs, but {named} classes, which does not fit; such a classifier must be changed by hand",
+            layer=head.layer,
+        )
+    classes = min(numbers)
+    places = dict(head.reshapes)
+    for name, layer in reshapes.items():
+        dims = list(layer.reshape_param.shape.dim)
+        if dims.count(classes) == 1:
+            places[name] = dims.index(classes)
+        elif classes in dims:
+            raise NetError(f"has {classes} twice in its shape, of which one is the number of classes; change it by hand", layer=name)
+    return replace(head, outputs_per_class=head.num_output // classes, counters=tuple(counters), reshapes=tuple(places.items()))
+
+
+def _collect_counters(graph: Graph, index: int, counters: dict[tuple[str, str], int], reshapes: dict[str, Any]) -> None:
+    """Follow the tops of the layer at ``index`` down to the layers that name the number of classes, through what moves scores."""
+    pending, seen = [(index, top) for top in graph.layers[index].top], set[int]()
+    while pending:
+        producer, blob = pending.pop()
+        for consumer in graph.consumers(producer, blob):
+            layer = graph.layers[consumer]
+            facts = traits(layer)
+            if consumer in seen:
+                continue
+            if facts.class_count and blob == layer.bottom[min(facts.scores_bottom, len(layer.bottom) - 1)]:
+                counters |= {(layer.name, path): int(getattr(*field_at(layer, path))) for path in facts.class_count}
+            # Behind R-FCN's pooling of score maps there still are classes.
+            if facts.role in _MOVES_SCORES or (facts.class_count and facts.role == "detection"):
+                seen.add(consumer)
+                pending += [(consumer, top) for top in layer.top]
+                if facts.channels == "reshaped":
+                    reshapes[layer.name] = layer
+
+
+def _check_counters(param: Any, heads: Sequence[Head]) -> None:
+    """Raise :class:`NetError` where a layer that names the number of classes reads the scores of further classifiers than ``heads``."""
+    names = {head.layer for head in heads}
+    counters = {layer for head in heads for layer, _ in head.counters}
+    for graph in phases(param):
+        for index, layer in graph.layers.items():
+            others = [graph.layers[i].name for i in _score_layers(graph, index)] if layer.name in counters else []
+            if missing := [name for name in others if name not in names]:
+                raise NetError(
+                    f"reads the scores of {', '.join(missing)} too, which would have another number of classes then; "
+                    "name all of them (--head)",
+                    layer=layer.name,
+                )
+
+
+def _follow(
+    graph: Graph, judge: Any, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
+) -> list[Head]:
     at = f"{judge.type} '{judge.name}'"
     where = f"the scores that {at} reads"
     for maker in graph.walk_up(index, blob):
         layer = graph.layers[maker]
         if is_classifier(layer):
             outputs = traits(layer).num_output(layer)
-            if below := _enlarged(graph, judge, maker, followers, reshapes):
+            if below := _enlarged(graph, judge, maker, followers, reshapes, axis):
                 return below
             _check_reshapes(graph, reshapes, layer, outputs)
             return [Head(layer.name, layer.type, outputs, judge.name, loss_weight(judge), followers, reshapes)]
         facts = traits(layer)
         if facts.channels == "kept" and facts.class_axes:
             followers += (layer.name,)
-        elif facts.channels == "reshaped" and _keeps_classes(layer):
-            reshapes += (layer.name,)
+        elif facts.channels == "reshaped" and _keeps_classes(layer, axis):
+            reshapes += ((layer.name, axis),)
+            # Above it the scores are as the classifier gives them.
+            axis = 1
         elif facts.role == "merge" and len(layer.bottom) > 1:
             with suppress(_Unknown):
                 # Where two branches meet, each must end in a classifier.
-                return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, judge, maker, b, followers, reshapes)]
+                return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, judge, maker, b, followers, reshapes, axis)]
             raise _not_found(at, where, layer)
-        elif facts.channels != "kept" or facts.role not in _TRANSPARENT:
+        elif facts.channels != "kept" or facts.role not in _TRANSPARENT or (axis > 1 and not _leaves_axis(layer, axis)):
             raise _not_found(at, where, layer)
     raise _Unknown(f"no classifier was found above {at}: {where} are an input of the net", layer=judge.name)
 
 
-def _enlarged(graph: Graph, judge: Any, index: int, followers: tuple[str, ...], reshapes: tuple[str, ...]) -> list[Head]:
+def _leaves_axis(layer: Any, axis: int) -> bool:
+    """Whether a layer between a loss and a Reshape leaves the classes on ``axis``, behind the channels, as they are."""
+    if traits(layer).role != "pooling":
+        return not traits(layer).coordinates or traits(layer).coordinates == "same"
+    param = layer.pooling_param
+    window = {2: param.kernel_h or param.kernel_size, 3: param.kernel_w or param.kernel_size}
+    return not param.global_pooling and window.get(axis) == 1
+
+
+def _enlarged(
+    graph: Graph, judge: Any, index: int, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
+) -> list[Head]:
     """The classifiers whose maps the Deconvolution at ``index`` enlarges: those below it with as many outputs; none for other layers."""
     layer = graph.layers[index]
     if traits(layer).coordinates != "transposed" or not layer.bottom:
         return []
     with suppress(_Unknown):
-        below = _follow(graph, judge, index, layer.bottom[0], (*followers, layer.name), reshapes)
+        below = _follow(graph, judge, index, layer.bottom[0], (*followers, layer.name), reshapes, axis)
         if all(head.num_output == traits(layer).num_output(layer) for head in below):
             return below
     return []
@@ -218,16 +353,17 @@ def _not_found(at: str, where: str, layer: LayerParameter) -> NetError:
     )
 
 
-def _keeps_classes(reshape: Any) -> bool:
-    """Whether a Reshape of the whole blob leaves the classes on axis 1, or by themselves on it as in [0, -1]."""
+def _keeps_classes(reshape: Any, axis: int) -> bool:
+    """Whether a Reshape of the whole blob leaves the classes on ``axis``, or alone on axis 1 as in [0, -1]."""
     param = reshape.reshape_param
     dims = list(param.shape.dim)
-    return param.axis == 0 and param.num_axes == -1 and len(dims) > 1 and (dims[1] >= 0 or len(dims) == 2)
+    return param.axis == 0 and param.num_axes == -1 and len(dims) > axis >= 1 and (dims[axis] >= 0 or len(dims) == 2)
 
 
-def _check_reshapes(graph: Graph, reshapes: tuple[str, ...], classifier: Any, outputs: int) -> None:
+def _check_reshapes(graph: Graph, reshapes: tuple[tuple[str, int], ...], classifier: Any, outputs: int) -> None:
+    axes = dict(reshapes)
     for layer in graph.layers.values():
-        if layer.name in reshapes and (dim := layer.reshape_param.shape.dim[1]) not in (0, -1, outputs):
+        if layer.name in axes and (dim := layer.reshape_param.shape.dim[axes[layer.name]]) not in (0, -1, outputs):
             error = _Reshaped(
                 f"makes {dim} of the {outputs} outputs of '{classifier.name}', which are several scores a class then; "
                 "such a classifier must be changed by hand, with what else depends on it",
@@ -254,7 +390,7 @@ def _named(param: NetParameter, name: str) -> Head:
             continue
         for head in heads:
             if head.layer == name:
-                return head
+                return _counted(param, head)
             if any(graph.layers[i].name == name for i in graph.needed([(index, graph.layers[index].bottom[0])])):
                 raise NetError(f"is no classifier: '{head.layer}' is, and reads what is made from it (--head)", layer=name)
-    return Head(name, layer.type, classifier_param(layer).num_output, "", 0.0)
+    return _counted(param, Head(name, layer.type, traits(layer).num_output(layer), "", 0.0))

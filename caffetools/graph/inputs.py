@@ -11,7 +11,7 @@ from typing import Any
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.layers.base import Layer, Shape
 from caffetools.layers.inputs import Input
-from caffetools.layers.registry import is_known, layer_class, traits
+from caffetools.layers.registry import described, layer_class, traits
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import NetParameter
 
@@ -175,7 +175,7 @@ def stored_item(layer: Any) -> Shape | None:
 
 
 def _class_of(layer: Any) -> type[Layer]:
-    return layer_class(layer.type) if is_known(layer.type) else Layer
+    return described(layer.type) or Layer
 
 
 def _mean_shape(layer: Any) -> Shape | None:

@@ -17,7 +17,7 @@ from caffetools.proto.schema import enum_name
 class Concat(Layer):
     """The bottoms one after the other along ``axis`` (or the old ``concat_dim``); all other axes must agree (concat_layer.cpp)."""
 
-    TRAITS = Traits(half=True)
+    TRAITS = Traits(role="concat", half=True)
     BOTTOMS = (1, None)
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -106,7 +106,9 @@ class DetectionOutput(Layer):
     item gets a row with -1 for all but its number. The shape rule gives one row; a run gives as many as there are.
     """
 
-    TRAITS = Traits(role="detection", settings="detection_output_param", class_count=("detection_output_param.num_classes",))
+    TRAITS = Traits(
+        role="detection", settings="detection_output_param", class_count=("detection_output_param.num_classes",), scores_bottom=1
+    )
     BOTTOMS = (3, 3)
     NO_GRADIENT = frozenset({0, 1, 2})
 

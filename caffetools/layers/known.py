@@ -1,9 +1,41 @@
-"""Layer types of forks that no class computes, and what surgery needs to know of them."""
+"""Layer types of forks that are not computed here, and what surgery and inspection need to know of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from caffetools.layers.base import Layer
 from caffetools.layers.registry import declare
 from caffetools.layers.traits import Traits
 
-declare(["ImageSegData", "DenseImageData"], Traits(role="data", label_tops="labels"))
-declare(["MultiBoxLoss"], Traits(role="loss", class_count=("multibox_loss_param.num_classes",)))
+
+@declare("ImageSegData", "DenseImageData")
+class SegmentationData(Layer):
+    """Pictures with maps of labels (PSPNet, SegNet)."""
+
+    TRAITS = Traits(role="data", label_tops="labels")
+
+
+@declare("VideoData")
+class VideoData(Layer):
+    """Snippets of videos (temporal segment networks): the frames of each segment, or its flow fields, as channels of one blob."""
+
+    TRAITS = Traits(role="data", source="video_data_param", file_source=True, transforms=True, label_tops="numbers")
+
+    @classmethod
+    def item_channels(cls, param: Any) -> int:
+        """The channels of all segments of a video: 3 for each frame, 2 for each flow field."""
+        settings = param.video_data_param
+        fields = settings.DESCRIPTOR.fields_by_name
+        if "modality" not in fields:
+            return 3
+        flow = fields["modality"].enum_type.values_by_name["FLOW"].number
+        segments = settings.num_segments if "num_segments" in fields else 1
+        return int((2 if settings.modality == flow else 3) * max(1, settings.new_length) * max(1, segments))
+
+
+@declare("MultiBoxLoss")
+class MultiBoxLoss(Layer):
+    """SSD's loss of boxes and class scores."""
+
+    TRAITS = Traits(role="loss", class_count=("multibox_loss_param.num_classes",), scores_bottom=1)

@@ -6,12 +6,14 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, Size
 from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
 
 
 @register("Permute")
 class Permute(Layer):
     """The axes of x in the order of ``permute_param``; those that it does not name follow in theirs (SSD)."""
 
+    TRAITS = Traits(role="permute", settings="permute_param")
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

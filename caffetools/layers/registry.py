@@ -28,8 +28,8 @@ T = TypeVar("T", bound="type[Layer]")
 _LAYERS: dict[str, type[Layer]] = {}
 # Counts the changes to the registry, so that what was derived from it can be kept.
 _generation = 0
-# Types without a class, of which other rooms need to know something.
-_DECLARED: dict[str, Traits] = {}
+# Classes of types that are not computed, of which other rooms need to know something.
+_DECLARED: dict[str, type[Layer]] = {}
 # Entry points that could not be loaded, and why.
 _BROKEN: dict[str, str] = {}
 
@@ -75,9 +75,26 @@ def _changed() -> None:
     _generation += 1
 
 
-def declare(types: Iterable[str], traits: Traits) -> None:
-    """State the traits of ``types`` that no class computes; a class that is registered for one of them takes precedence."""
-    _DECLARED.update(dict.fromkeys(types, traits))
+def declare(*types: str) -> Callable[[T], T]:
+    """Bind a class that only states facts to layer types that are not computed; a class decorator.
+
+    A class that is registered for one of the types takes precedence.
+
+    Args:
+        types: The values of ``type``.
+    """
+
+    def bind(layer_class: T) -> T:
+        _DECLARED.update(dict.fromkeys(types, layer_class))
+        return layer_class
+
+    return bind
+
+
+def described(type_name: str) -> type[Layer] | None:
+    """Return the class that computes a type, or else the one that only states facts about it; None for other types."""
+    _load()
+    return _LAYERS.get(type_name) or _DECLARED.get(type_name)
 
 
 def layer_class(type_name: str, *, layer: str | None = None) -> type[Layer]:
@@ -127,11 +144,9 @@ def traits(layer: Any) -> Traits:
     found = _LAYERS.get(name)
     if found is None:
         _load()
-        found = _LAYERS.get(name)
+        found = described(name)
     if found is not None:
         return found.TRAITS if isinstance(layer, str) else found.traits(layer)
-    if name in _DECLARED:
-        return _DECLARED[name]
     return _UNKNOWN_LOSS if name.endswith("Loss") else _UNKNOWN
 
 

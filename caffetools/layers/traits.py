@@ -10,6 +10,7 @@ from caffetools.proto.schema import LayerParameter
 Role = Literal[
     "other",
     "activation",  # each value by itself, without parameters of its own
+    "concat",
     "classifier",  # linear: each output is a weighted sum of its input, so it may be what gives one score a class
     "constant",  # no bottoms, and nothing from outside of the net: values from fillers
     "data",  # reads data from outside of the net
@@ -21,6 +22,7 @@ Role = Literal[
     "metric",  # measures the net, and is no part of what it computes
     "normalization",
     "parameter",  # no bottoms: its top is a learned blob
+    "permute",  # the axes in another order
     "pooling",
     "probability",  # turns scores into probabilities
     "recurrent",
@@ -57,6 +59,7 @@ class Traits:
             blob has no such axis. Blobs behind the end of the tuple have none.
         channels: What becomes of the bottom's channels; "kept" layers may stand between a classifier and its loss.
         class_count: Further fields, as ``settings.field`` paths, that name the number of classes.
+        scores_bottom: For types with a ``class_count``, the bottom that holds the scores.
         label_bottoms: The bottoms that hold labels, known in training only.
         compares: For losses, what the scores are compared with.
         class_matrix: For losses, whether they read a matrix with a row and a column for each class.
@@ -83,6 +86,7 @@ class Traits:
     class_axes: tuple[int | None, ...] = ()
     channels: Channels = "mixed"
     class_count: tuple[str, ...] = ()
+    scores_bottom: int = 0
     label_bottoms: tuple[int, ...] = ()
     compares: Compares = ""
     class_matrix: bool = False

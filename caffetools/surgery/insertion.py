@@ -66,8 +66,8 @@ def add_layers(
 def _main(net: NetParameter, heads: Iterable[str] | None) -> list[str]:
     """The names of the main classifiers: those that the loss which counts most reads."""
     found = find_heads(net, heads)
-    judge = primary_classifier(found).judge
-    return list(dict.fromkeys(head.layer for head in found if head.judge == judge))
+    judge = primary_classifier(found).loss_layer
+    return list(dict.fromkeys(head.layer for head in found if head.loss_layer == judge))
 
 
 class _Inserter:

@@ -157,6 +157,6 @@ def check_no_label_inputs(graph: Graph, net: NetParameter, kept: Collection[int]
 def _classifiers(net: NetParameter) -> list[tuple[str, str]]:
     """(loss, classifier layer) as far as they can be told."""
     try:
-        return [(head.judge, head.layer) for head in find_heads(net)]
+        return [(head.loss_layer, head.layer) for head in find_heads(net)]
     except NetError:
         return []

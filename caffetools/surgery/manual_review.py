@@ -29,6 +29,6 @@ def manual_review_notes(net: NetParameter, heads: Iterable[Head], renamed: Mappi
                     told.append(f"layer '{layer.name}' has {outputs} outputs, {times} for each of the {head.num_output} classes that were")
             elif traits(layer).user_code and re.search(rf"classes\D*{head.num_output}\b", layer.python_param.param_str):
                 told.append(f"layer '{layer.name}' has the parameters {layer.python_param.param_str!r}")
-            elif traits(layer).class_matrix and layer.name == head.judge:
+            elif traits(layer).class_matrix and layer.name == head.loss_layer:
                 told.append(f"layer '{layer.name}' reads an infogain matrix, which is of {head.num_output} classes")
     return list(dict.fromkeys(told))

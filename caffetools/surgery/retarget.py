@@ -14,6 +14,7 @@ from caffetools.graph.classifiers import Head, classifier_param, find_heads, is_
 from caffetools.graph.graph import names_in_use, rename_blob
 from caffetools.layers.accuracy import Accuracy
 from caffetools.layers.registry import traits
+from caffetools.layers.traits import field_at
 from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.changes import Change, number
@@ -87,20 +88,21 @@ def retarget(
     net = NetParameter()
     net.CopyFrom(upgrade_net(train_val))
     found = find_heads(net, heads)
-    if heads is None and len({head.num_output for head in found}) > 1:
-        counts = ", ".join(f"'{head.layer}' has {head.num_output}" for head in found)
+    if heads is None and len({head.classes for head in found}) > 1:
+        counts = ", ".join(f"'{head.layer}' has {head.classes}" for head in found)
         raise NetError(f"the net's classifiers do not tell the same classes: {counts}; name those to retarget (--head)")
     _check_sharing(net, found)
-    result = Retargeted(net, judge=primary_classifier(found).judge)
+    result = Retargeted(net, judge=primary_classifier(found).loss_layer)
     usual, names = _usual_rate(net, found), frozenset(taken)
     for head in found:
-        fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.num_output, classes, suffix, names)
+        fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.classes, classes, suffix, names)
         _rename_head(result, head, fresh)
         for layer in net.layer:
             if (layer.name, layer.type) == (result.renamed[head.layer], head.type_name):
-                _remake(layer, classes, filler, result)
+                _remake(layer, classes * head.outputs_per_class, filler, result)
                 _raise_rates(layer, head_lr_mult, usual, result)
         _refit_reshapes(net, head, classes, result)
+        _refit_counters(net, head, classes, result)
         _refit_deconvolutions(net, head, classes, result)
         _refit_centers(net, head, classes, fresh, result)
     _fit_accuracies(net, classes, result)
@@ -149,11 +151,23 @@ def _rename_head(result: Retargeted, head: Head, fresh: Callable[[str], str]) ->
 
 def _refit_reshapes(net: NetParameter, head: Head, classes: int, result: Retargeted) -> None:
     """Let Reshape layers behind a classifier that name its number of outputs name the new one."""
+    axes = dict(head.reshapes)
     for layer in net.layer:
         dims = layer.reshape_param.shape.dim
-        if layer.name in head.reshapes and dims[1] == head.num_output != classes:
-            dims[1] = classes
-            result.changes.append(Change(layer.name, "dim", str(head.num_output), str(classes)))
+        if layer.name in axes and dims[axes[layer.name]] == head.classes != classes:
+            dims[axes[layer.name]] = classes
+            result.changes.append(Change(layer.name, "dim", str(head.classes), str(classes)))
+
+
+def _refit_counters(net: Any, head: Head, classes: int, result: Retargeted) -> None:
+    """Set the number of classes in the layers that name it too, such as SSD's MultiBoxLoss."""
+    for name, path in head.counters:
+        for layer in net.layer:
+            if layer.name == name and traits(layer).class_count:
+                message, field = field_at(layer, path)
+                if getattr(message, field) == head.classes != classes:
+                    setattr(message, field, classes)
+                    result.changes.append(Change(name, field, str(head.classes), str(classes)))
 
 
 def _refit_deconvolutions(net: NetParameter, head: Head, classes: int, result: Retargeted) -> None:

@@ -41,8 +41,8 @@ def drop_after(
             f"the net '{net.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in net.layer])} (--drop-after)"
         )
     found = find_heads(net, heads)
-    judge = primary_classifier(found).judge
-    classifiers = {head.layer for head in found if head.judge == judge}
+    judge = primary_classifier(found).loss_layer
+    classifiers = {head.layer for head in found if head.loss_layer == judge}
     gone: set[int] = set()
     entries: dict[int, str] = {}
     widened: set[int] = set()

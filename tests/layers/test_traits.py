@@ -32,7 +32,7 @@ OTHER_MEANINGS = {
     "visualize/sections.py": {"Accuracy"},
 }
 # Rooms that make layers or hold their classes, the file format's own names for types, and the room of ONNX's operators (Split, Concat).
-MAY_NAME_TYPES = ("layers", "data/layers", "zoo/networks", "proto/upgrades", "pycaffe/python_layer.py", "onnx")
+MAY_NAME_TYPES = ("layers", "data/layers", "zoo/networks", "proto", "pycaffe/python_layer.py", "onnx")
 
 
 def layer_of(kind: str, **fields: Any) -> Any:
@@ -101,7 +101,7 @@ def test_learned_blobs_are_those_that_every_golden_net_declares() -> None:
 def test_a_type_without_a_class_is_unknown_or_a_loss_and_a_class_outranks_what_was_declared() -> None:
     assert traits("Sorcery").role == "unknown" and traits("SorceryLoss").role == "loss"
     assert traits("MultiBoxLoss").class_count == ("multibox_loss_param.num_classes",)
-    registry.declare(["Marvel"], Traits(role="data"))
+    registry.declare("Marvel")(type("Declared", (Layer,), {"TRAITS": Traits(role="data")}))
     assert traits("Marvel").role == "data"
     try:
         registry.register("Marvel")(type("Marvel", (Layer,), {"TRAITS": Traits(role="pooling")}))
