@@ -22,15 +22,6 @@ from tests.layers import test_golden as golden
 TYPES = layer_types()
 PACKAGE = Path(registry.__file__).parent.parent
 
-# Words that are layer types too, but are not used as such: a heading, the language, a suffix of messages' names.
-OTHER_MEANINGS = {
-    "cli/commands.py": {"Data"},
-    "project/report.py": {"Python"},
-    "pycaffe/net_spec.py": {"Parameter"},
-    "solver/logs/caffe_log.py": {"Log"},
-    "visualize/curves.py": {"Accuracy"},
-    "visualize/sections.py": {"Accuracy"},
-}
 # Rooms that make layers or hold their classes, the file format's own names for types, and the room of ONNX's operators (Split, Concat).
 MAY_NAME_TYPES = ("layers", "data/layers", "zoo/networks", "proto", "pycaffe/python_layer.py", "onnx")
 
@@ -124,10 +115,29 @@ def test_no_room_but_those_of_layers_names_a_layer_type() -> None:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
-        if name.startswith(MAY_NAME_TYPES):
-            continue
-        literals = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant))
-        for node in literals:
-            if isinstance(node.value, str) and node.value in TYPES and node.value not in OTHER_MEANINGS.get(name, ()):
-                found.append(f"{name}:{node.lineno}: {node.value!r}; ask caffetools.layers.registry.traits, or take the class's TYPE")
-    assert not found, "\n".join(found)
+        if not name.startswith(MAY_NAME_TYPES):
+            found += [f"{name}:{node.lineno}: {node.value!r}" for node in named_types(ast.parse(path.read_text(encoding="utf-8")))]
+    assert not found, "ask caffetools.layers.registry.traits, or take the class's TYPE:\n" + "\n".join(found)
+
+
+def named_types(tree: ast.AST) -> list[ast.Constant]:
+    """The literals of layer types that are compared, given as a type, or stand in a table of them; not those in texts and headings."""
+    found: dict[int, ast.Constant] = {}
+    for node in ast.walk(tree):
+        literals = type_literals(node)
+        assigned = isinstance(node, ast.Assign) and any(isinstance(t, ast.Attribute) and t.attr == "type" for t in node.targets)
+        given = isinstance(node, ast.keyword) and node.arg in ("type", "type_name", "kind")
+        table = isinstance(node, ast.Set | ast.Tuple | ast.List | ast.Dict) and len(literals) > 1
+        if isinstance(node, ast.Compare) or assigned or given or table:
+            found.update((id(literal), literal) for literal in literals)
+    return list(found.values())
+
+
+def type_literals(node: ast.AST) -> list[ast.Constant]:
+    return [n for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value in TYPES]
+
+
+def test_a_table_of_types_or_a_comparison_with_one_is_seen() -> None:
+    for text in ('x = {"ReLU", "Pooling"}', 'layer.type == "ReLU"', 'f(type="Input")', 'layer.type = "Data"', 'a in ("ReLU",)'):
+        assert named_types(ast.parse(text)), text
+    assert not named_types(ast.parse('row = ("Accuracy", "91 %"); heading("Data")'))
