@@ -86,13 +86,16 @@ def parse_datum(value: bytes, what: str) -> Any:
     return datum
 
 
-def record_to_array(value: bytes, *, color: bool | None = None, what: str = "the record") -> tuple[NDArray[Any], int]:
+def record_to_array(
+    value: bytes, *, color: bool | None = None, what: str = "the record", any_depth: bool = False
+) -> tuple[NDArray[Any], int]:
     """Return the values and the label of the ``Datum`` in a record, without copying pixels if possible.
 
     Args:
         value: The record.
         color: See :func:`datum_to_array`.
         what: The record's name (database and key) for errors.
+        any_depth: See :func:`datum_to_array`.
 
     Returns:
         The array of :func:`datum_to_array`, maybe a view of ``value``, and the label.
@@ -118,25 +121,26 @@ def record_to_array(value: bytes, *, color: bool | None = None, what: str = "the
     except (wire.WireError, DecodeError):
         pass  # the parser of the whole record raises the error
     datum = parse_datum(value, what)
-    return datum_to_array(datum, color=color, what=what), datum.label
+    return datum_to_array(datum, color=color, what=what, any_depth=any_depth), datum.label
 
 
-def datum_to_array(datum: Datum, *, color: bool | None = None, what: str = "the datum") -> NDArray[Any]:
+def datum_to_array(datum: Datum, *, color: bool | None = None, what: str = "the datum", any_depth: bool = False) -> NDArray[Any]:
     """Return the values of a ``Datum``.
 
     Args:
         datum: The message.
         color: How an encoded picture is decoded: True for BGR, False for gray, None for what is stored. Pixels are not changed.
         what: The record's name for errors.
+        any_depth: With ``color=None``, also accept encoded pictures of 16 bits, which Caffe refuses.
 
     Returns:
-        (C, H, W): uint8, or float32 if the Datum has ``float_data``. Not always writable.
+        (C, H, W): uint8 (uint16 for pictures of 16 bits), or float32 if the Datum has ``float_data``. Not always writable.
 
     Raises:
         DataError: the picture inside cannot be decoded, or the sizes do not fit the values; ``what`` names the record.
     """
     if datum.encoded:
-        return to_planes(decode_image(datum.data, color=color, what=what))
+        return to_planes(decode_image(datum.data, color=color, what=what, any_depth=any_depth))
     data = datum.data
     return _shaped(np.frombuffer(data, np.uint8) if data else np.array(datum.float_data, np.float32), datum, what)
 

@@ -58,7 +58,7 @@ def read_bytes(path: PathLike) -> bytes:
     return data
 
 
-def decode_image(data: bytes, *, color: bool | None = True, what: str = "the picture") -> Pixels:
+def decode_image(data: bytes, *, color: bool | None = True, what: str = "the picture", any_depth: bool = False) -> Pixels:
     """Decode the bytes of a picture's file (cv::imdecode).
 
     Args:
@@ -66,9 +66,10 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
         color: True for BGR, False for gray, None for what is stored (gray stays gray, transparency is a fourth channel and the EXIF
             orientation is not applied), as Caffe decodes a Datum if nothing is forced.
         what: The name to use in errors.
+        any_depth: With ``color=None``, also accept pictures of 16 bits, which Caffe refuses.
 
     Returns:
-        uint8 (H, W, C), or (H, W) if there is one channel.
+        uint8 (H, W, C), or (H, W) if there is one channel; uint16 for pictures of 16 bits with ``any_depth``.
 
     Raises:
         DataError: truncated, not a picture, or (for ``color=None``) not of 8 bits.
@@ -84,7 +85,7 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
         raise DataError(f"{what}: OpenCV cannot decode the picture: {error.err or error}") from None
     if image is None:
         raise DataError(f"{what}: not a picture that OpenCV can decode, or a damaged one ({_describe(data)})")
-    if image.dtype != np.uint8:
+    if image.dtype != np.uint8 and not (any_depth and image.dtype == np.uint16):
         raise DataError(f"{what}: the picture has {8 * image.dtype.itemsize} bits a channel; Caffe takes 8 here. Convert it")
     pixels: Pixels = image
     return pixels

@@ -71,7 +71,7 @@ class LmdbDataset(Dataset[tuple[Tensor, Any]]):
             index: Number of the record in the order of the keys; negative ones count from the end.
 
         Returns:
-            The picture (C, H, W): uint8, or float32 for ``float_data``; and the label: an int, or, with ``labels``, a float32 tensor
+            The picture (C, H, W): uint8, float32 for ``float_data``, int32 for pictures of 16 bits; and the label: an int, or, with ``labels``, a float32 tensor
             of all values of that record.
 
         Raises:
@@ -100,7 +100,9 @@ class LmdbDataset(Dataset[tuple[Tensor, Any]]):
 
     def _read(self, path: str, number: int) -> tuple[np.ndarray[Any, Any], int]:
         key, value = self._database(path).item(number)
-        return record_to_array(value, color=self.color, what=shown_key(path, key))
+        array, label = record_to_array(value, color=self.color, what=shown_key(path, key), any_depth=True)
+        # Few operations of torch take uint16.
+        return (array.astype(np.int32) if array.dtype == np.uint16 else array), label
 
     def _database(self, path: str) -> Database:
         if self._process != os.getpid():

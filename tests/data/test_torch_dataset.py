@@ -82,3 +82,13 @@ def test_a_leveldb_is_read_the_same_way(tmp_path: Path) -> None:
     path = shutil.copytree(IO / "leveldb_raw", tmp_path / "level")
     dataset, lmdb = LmdbDataset(path), LmdbDataset(IO / "lmdb_raw")
     assert len(dataset) == len(lmdb) and all(torch.equal(dataset[i][0], lmdb[i][0]) for i in range(len(lmdb)))
+
+
+def test_pictures_of_16_bits_are_read_where_caffe_refuses_them(tmp_path: Path) -> None:
+    image = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
+    with new_lmdb(tmp_path / "db") as writer:
+        writer.put(b"0", encoded_to_datum(encode_image(image, ".png"), 2).SerializeToString())  # type: ignore[arg-type]
+    picture, label = LmdbDataset(tmp_path / "db")[0]
+    assert picture.dtype == torch.int32 and label == 2
+    np.testing.assert_array_equal(picture[0].numpy(), image)
+    assert LmdbDataset(tmp_path / "db", color=False)[0][0].dtype == torch.uint8
