@@ -23,6 +23,7 @@ def convert_imageset(
     encoded: Annotated[bool, typer.Option("--encoded", help="Store picture files, not pixels.")] = False,
     encode_type: Annotated[str, typer.Option(help="File type to store, such as png or jpg (implies --encoded).", show_default=False)] = "",
     seed: Annotated[int, typer.Option(help="Random seed of --shuffle.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a build of this list that was interrupted or killed.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a picture that cannot be read, instead of leaving it out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a database that exists, once the new one is complete.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -46,6 +47,7 @@ def convert_imageset(
         encoded=encoded,
         encode_type=encode_type.lstrip("."),
         seed=seed,
+        resume=resume,
         strict=strict,
         force=force,
     )

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from caffetools.cancel import CancelToken
-from caffetools.data.databases import new_lmdb, record_key
+from caffetools.data.databases import LmdbWriter, new_lmdb, record_key
 from caffetools.data.datum import encoded_to_datum, image_to_record
 from caffetools.data.images import Pixels, decode_image, encode_image, read_bytes, resize
 from caffetools.data.layers.image_data import read_list
@@ -52,6 +52,7 @@ class ImagesetOptions:
         encode_type: File type to store, such as ``png`` or ``jpg``; implies ``encoded``. Empty: that of each file's name.
         seed: Seed of the shuffle. (Caffe's tool draws one from the clock.)
         force: Replace a database that exists, once the new one is complete.
+        resume: Continue a build of the same list and flags that was interrupted or killed; LMDB only.
         strict: Stop at the first picture that cannot be read, which is otherwise left out, as Caffe's tool does.
         threads: Threads that decode; None for one a core.
     """
@@ -66,6 +67,7 @@ class ImagesetOptions:
     encode_type: str = ""
     seed: int = 1
     force: bool = False
+    resume: bool = False
     strict: bool = False
     threads: int | None = None
 
@@ -110,7 +112,7 @@ def convert_imageset(
         database: The database to make.
         options: The flags; by default those of the tool.
         events: Receives ``Started``, ``Progress`` (unit ``images``), ``ArtifactWritten`` and ``Finished``.
-        cancel: Checked between pictures; nothing is left at ``database`` after cancelling.
+        cancel: Checked between pictures; after cancelling the build can be resumed, and nothing is at ``database``.
 
     Raises:
         DataError: The options are not possible, the list cannot be read, no picture can be read, the sizes differ with
@@ -132,7 +134,8 @@ def convert_imageset(
     status, message = "failed", ""
     try:
         with _new_database(database, options) as writer:
-            _write(entries, prefix, writer, options, result, events, cancel)
+            start = _check_resumed(writer, entries, result.path) if isinstance(writer, LmdbWriter) else 0
+            _write(entries, start, prefix, writer, options, result, events, cancel)
             if not writer.count:
                 raise DataError("no picture of the list can be read", path=listing, hint=f"the first error: {result.skipped[0]}")
             result.count = writer.count
@@ -153,6 +156,8 @@ def _check_options(options: ImagesetOptions) -> None:
         raise DataError(f"the size {options.resize_width}x{options.resize_height} is impossible; both sides must be 0 to 65535")
     if bool(options.resize_width) != bool(options.resize_height):
         raise DataError("resize_width and resize_height take effect together only (Caffe's tool ignores one alone); give both")
+    if options.resume and options.backend != "lmdb":
+        raise DataError("only an LMDB can be resumed; leave out --resume or --backend leveldb")
     if options.encode_type:
         encode_image(np.zeros((1, 1, 3), np.uint8), f".{options.encode_type}")
 
@@ -164,13 +169,29 @@ def _new_database(path: PathLike, options: ImagesetOptions) -> Iterator[Writer]:
 
         writer: AbstractContextManager[Writer] = new_leveldb(path, force=options.force)
     else:
-        writer = new_lmdb(path, force=options.force)
+        writer = new_lmdb(path, force=options.force, resumable=True, resume=options.resume)
     with writer as opened:
         yield opened
 
 
+def _check_resumed(writer: LmdbWriter, entries: list[tuple[str, int]], path: str) -> int:
+    """Return the number of the first line that is not written yet. Raises :class:`DataError` if the records are of another list."""
+    if not writer.count:
+        return 0
+    digits = writer.last_key[:8]
+    number = int(digits) if digits.isdigit() else len(entries)
+    if number >= len(entries) or writer.last_key != record_key(number, entries[number][0]):
+        raise DataError(
+            f"the build to resume ends with the record '{writer.last_key.decode('utf-8', 'replace')}', which is not of this list",
+            path=path,
+            hint="run without --resume",
+        )
+    return number + 1
+
+
 def _write(
     entries: list[tuple[str, int]],
+    start: int,
     prefix: str,
     writer: Writer,
     options: ImagesetOptions,
@@ -180,10 +201,11 @@ def _write(
 ) -> None:
     first_size: int | None = None
     make = _record_maker(prefix, options)
-    chunks = (entries[begin : begin + _CHUNK] for begin in range(0, len(entries), _CHUNK))
-    step, number = max(1, len(entries) // _MOST_EVENTS), 0
+    rest = entries[start:]
+    chunks = (rest[begin : begin + _CHUNK] for begin in range(0, len(rest), _CHUNK))
+    step, number = max(1, len(entries) // _MOST_EVENTS), start
     with closing(ordered_map(lambda chunk: [make(entry) for entry in chunk], chunks, threads=options.threads)) as made:
-        for (name, _), outcome in zip(entries, chain.from_iterable(made), strict=True):
+        for (name, _), outcome in zip(rest, chain.from_iterable(made), strict=True):
             if cancel is not None:
                 cancel.raise_if_cancelled("writing the database")
             if isinstance(outcome, DataError):

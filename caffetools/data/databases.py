@@ -112,14 +112,15 @@ def shown_key(path: str, key: bytes) -> str:
 
 
 class LmdbWriter:
-    """Write records into a new LMDB; commits every 1000 records or 32 MiB, and the map size grows as needed.
+    """Write records into an LMDB; commits every 1000 records or 32 MiB, and the map size grows as needed.
 
     Args:
-        folder: An existing, empty folder.
+        folder: An existing folder: empty, or with an LMDB to add to.
         map_size: The first map size in bytes.
 
     Attributes:
-        count: Number of records put.
+        count: Number of records: those that were there, and those put.
+        last_key: The highest key that is committed; empty if there is none.
     """
 
     def __init__(self, folder: PathLike, *, map_size: int = 1 << 26):
@@ -130,8 +131,13 @@ class LmdbWriter:
         self._map_size = map_size
         self._pending: list[Record] = []
         self._pending_bytes = 0
-        self._last_key = b""
-        self.count = 0
+        self.last_key = b""
+        self.count = int(self._environment.stat()["entries"])
+        if self.count:
+            self._map_size = int(self._environment.info()["map_size"])
+            with self._environment.begin() as transaction, transaction.cursor() as cursor:
+                cursor.last()
+                self.last_key = bytes(cursor.key())
 
     def put(self, key: bytes, value: bytes) -> None:
         """Add a record; a second one with the same key replaces the first."""
@@ -157,12 +163,12 @@ class LmdbWriter:
         while self._pending:
             try:
                 with self._environment.begin(write=True) as transaction:
-                    last = self._last_key
+                    last = self.last_key
                     for key, value in self._pending:
                         # Rising keys fill the pages up, and need no search.
                         transaction.put(key, value, append=key > last)
                         last = max(last, key)
-                self._last_key, self._pending_bytes = last, 0
+                self.last_key, self._pending_bytes = last, 0
                 self._pending.clear()
             except self._lmdb.MapFullError:
                 self._map_size *= 2
@@ -170,21 +176,24 @@ class LmdbWriter:
 
 
 @contextlib.contextmanager
-def new_lmdb(path: PathLike, *, force: bool = False) -> Iterator[LmdbWriter]:
+def new_lmdb(path: PathLike, *, force: bool = False, resumable: bool = False, resume: bool = False) -> Iterator[LmdbWriter]:
     """Write a new LMDB; it appears at ``path`` when the block ends without an error, else not at all.
 
     Args:
         path: The folder to make.
         force: Replace an LMDB at ``path``, once the new one is complete.
+        resumable: Keep what was written if the block is interrupted or cancelled, for a later call with ``resume``.
+        resume: Add to what an interrupted run wrote, if there is something.
 
     Yields:
-        The writer.
+        The writer; its ``count`` and ``last_key`` are those of the records that were there.
 
     Raises:
         DataError: ``path`` exists (and is not an LMDB to be replaced), or another run is writing it.
         WriteFailed: it cannot be written, or the disk is full.
     """
-    with new_folder(path, force=force, replaceable=lambda old: (old / "data.mdb").is_file()) as work:
+    is_lmdb = lambda old: (old / "data.mdb").is_file()  # noqa: E731
+    with new_folder(path, force=force, replaceable=is_lmdb, resumable=resumable, resume=resume) as work:
         import lmdb
 
         try:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from caffetools.errors import CaffeToolsError, DataError, WriteFailed
+from caffetools.errors import CaffeToolsError, Cancelled, DataError, WriteFailed
 from caffetools.util.files import make_folder, sync_folder
 from caffetools.util.locks import Busy, file_lock
 
@@ -16,7 +16,9 @@ PathLike = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
-def new_folder(path: PathLike, *, force: bool = False, replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+def new_folder(
+    path: PathLike, *, force: bool = False, replaceable: Callable[[Path], bool] | None = None, resumable: bool = False, resume: bool = False
+) -> Iterator[Path]:
     """Build a folder under a hidden name next to ``path``; on success it is renamed to ``path``, otherwise removed.
 
     A run that is killed leaves only the hidden ``.NAME.part`` and its lock file; the next run for the same ``path`` removes them.
@@ -26,8 +28,11 @@ def new_folder(path: PathLike, *, force: bool = False, replaceable: Callable[[Pa
         force: Replace an existing ``path`` once the new folder is complete.
         replaceable: With ``force``, decides whether the existing ``path`` may be replaced.
 
+        resumable: Keep the hidden folder if the body is interrupted or cancelled (or, with ``resume``, fails), for a later run.
+        resume: Continue in the hidden folder that an interrupted run left, if there is one.
+
     Yields:
-        The hidden folder to write into, empty.
+        The hidden folder to write into; empty unless a run is resumed.
 
     Raises:
         DataError: ``path`` exists (and ``force`` is not given, or may not replace it), or another run is building it.
@@ -41,13 +46,19 @@ def new_folder(path: PathLike, *, force: bool = False, replaceable: Callable[[Pa
             _restore(target)
             _check_free(target, force, replaceable)
             work = _hidden(target, "part")
-            remove(work)
-            work.mkdir()
+            if not (resume and work.is_dir()):
+                remove(work)
+                work.mkdir()
+            keep = False
             try:
                 yield work
                 _replace(work, target)
+            except BaseException as error:
+                keep = resumable and (resume or isinstance(error, (KeyboardInterrupt, Cancelled)))
+                raise
             finally:
-                remove(work)
+                if not keep:
+                    remove(work)
 
 
 def remove(path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +152,56 @@ def test_cancelling_leaves_nothing_and_the_events_end_with_finished(tmp_path: Pa
     assert isinstance(events[-1], Finished) and events[-1].status == "cancelled"
     convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", events=events.append)
     assert isinstance(events[-1], Finished) and events[-1].status == "done" and len(read(tmp_path / "db")) == 9
+
+
+KILLED = """
+import os, signal, sys
+from caffetools.data.convert_imageset import ImagesetOptions, convert_imageset
+from caffetools.events import Progress
+
+def sink(event):
+    if isinstance(event, Progress) and event.done == 700:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+import caffetools.data.databases as databases
+databases._COMMIT_RECORDS = 50
+convert_imageset(sys.argv[1], sys.argv[2], sys.argv[3], ImagesetOptions(force=True), events=sink)
+"""
+
+
+def many_pictures(folder: Path, count: int = 1000) -> Path:
+    folder.mkdir()
+    for number in range(8):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((3, 4, 3), number, np.uint8))
+    (folder / "list").write_text("".join(f"{number % 8}.png {number % 5}\n" for number in range(count)))
+    return folder
+
+
+def test_a_killed_build_leaves_the_old_database_whole_and_is_resumed(tmp_path: Path) -> None:
+    folder = many_pictures(tmp_path / "pictures")
+    convert_imageset(folder, folder / "list", tmp_path / "expected")
+    shutil.copytree(tmp_path / "expected", tmp_path / "db")
+    (folder / "short").write_text("0.png 1\n")
+    convert_imageset(folder, folder / "short", tmp_path / "db", ImagesetOptions(force=True))
+    old = read(tmp_path / "db")
+    done = subprocess.run([sys.executable, "-c", KILLED, folder, folder / "list", tmp_path / "db"], check=False)
+    assert done.returncode == -signal.SIGKILL and read(tmp_path / "db") == old
+    (folder / "other").write_text("0.png 1\n" * 2000)
+    with pytest.raises(DataError, match="which is not of this list; run without --resume"):
+        convert_imageset(folder, folder / "other", tmp_path / "db", ImagesetOptions(force=True, resume=True))
+    events: list[Event] = []
+    result = convert_imageset(folder, folder / "list", tmp_path / "db", ImagesetOptions(force=True, resume=True), events=events.append)
+    progress = [event.done for event in events if isinstance(event, Progress)]
+    assert 650 < progress[0] <= 701 and progress[-1] == 1000 and result.count == 1000
+    assert read(tmp_path / "db") == read(tmp_path / "expected")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "expected", "pictures"]
+
+
+def test_a_cancelled_build_is_resumed(tmp_path: Path) -> None:
+    folder = many_pictures(tmp_path / "pictures", 40)
+    cancel = CancelToken()
+    with pytest.raises(Cancelled):
+        convert_imageset(folder, folder / "list", tmp_path / "db", events=lambda event: cancel.cancel(), cancel=cancel)
+    assert not (tmp_path / "db").exists()
+    convert_imageset(folder, folder / "list", tmp_path / "db", ImagesetOptions(resume=True))
+    assert len(read(tmp_path / "db")) == 40
