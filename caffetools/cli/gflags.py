@@ -170,7 +170,7 @@ def chosen_device(gpu: str, device: str, *, several: bool = False) -> str:
     if not gpu:
         return device
     from caffetools.solver.launch import devices
-    from caffetools.solver.parallel import launched
+    from caffetools.solver.strategy import launched
 
     if device != "auto":
         raise CaffeToolsError(f"give the device once, as --gpu {gpu} or as --device {device}")

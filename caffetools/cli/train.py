@@ -41,6 +41,9 @@ def train(
     processes: Annotated[
         int | None, typer.Option("--processes", "-n", help="Train in so many processes on this machine, each with the net's batch size.")
     ] = None,
+    restarts: Annotated[
+        int, typer.Option(metavar="N", help="With --processes: start all processes again up to N times when one fails; add --resume auto.")
+    ] = 0,
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
     engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
@@ -69,35 +72,55 @@ def train(
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
     options = {"max_iter": max_iter, "level": level, "stages": split(stage)}
-    _train(path, processes, gpu, device, (sigint_effect, sighup_effect), _compute_options(precision, compiled), quiet, start | options)
+    _train(
+        path,
+        processes,
+        restarts,
+        gpu,
+        device,
+        (sigint_effect, sighup_effect),
+        _compute_options(precision, compiled),
+        quiet,
+        start | options,
+    )
 
 
 def _train(
-    path: Path, processes: int | None, gpu: str, device: str, effects: tuple[str, str], compute: Any, quiet: bool, options: dict[str, Any]
+    path: Path,
+    processes: int | None,
+    restarts: int,
+    gpu: str,
+    device: str,
+    effects: tuple[str, str],
+    compute: Any,
+    quiet: bool,
+    options: dict[str, Any],
 ) -> None:
     from caffetools.net.malloc_tuning import disable_malloc_trim
-    from caffetools.solver import launch, parallel
+    from caffetools.solver import launch
     from caffetools.solver import run as training
     from caffetools.solver.signals import Signals
+    from caffetools.solver.strategy import is_main, join, launched
 
     disable_malloc_trim()
-    signals = Signals(*effects)
-    code = launch.relaunch(processes, gpu, sys.argv[1:])
+    # An agent of torch.distributed.elastic ends processes by SIGTERM.
+    signals = Signals(*effects, sigterm="stop" if launched() else None)
+    code = launch.relaunch(processes, gpu, sys.argv[1:], restarts)
     if code is not None:
         raise typer.Exit(code)
     place = chosen_device(gpu, device, several=True)
-    quiet = quiet or not parallel.is_root()
+    quiet = quiet or not is_main()
     from caffetools.cli.train_bar import terminal
 
     bar, echo = terminal(quiet)
-    with parallel.join(cuda=place != "cpu") as world, bar as events:
+    with join(cuda=place != "cpu") as strategy, bar as events:
         done = training.train(
             path,
             device=place,
             signals=signals,
             echo=echo,
             events=events,
-            world=None if world.alone else world,
+            strategy=strategy if strategy.size > 1 else None,
             compute=compute,
             **options,
         )

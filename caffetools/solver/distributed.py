@@ -19,18 +19,19 @@ from caffetools.net.weights import LoadReport
 from caffetools.solver.checkpoints import per_rank as processes
 from caffetools.solver.control import Output, Snapshot, TestResult
 from caffetools.solver.errors import SolverError
-from caffetools.solver.parallel import World
 from caffetools.solver.precision import Precision, compile_net
 from caffetools.solver.solver import Solver
+from caffetools.solver.strategy import SingleProcess, Strategy
 
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """What a run may use besides one process in float32.
+    """How a training computes.
 
     Attributes:
-        precision: fp32, tf32, bf16 or fp16. compiled: run the nets through torch.compile. device_transform: send pictures to the device
-            as bytes and transform them there; None does so on CUDA.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
+        compiled: Whether nets run through torch.compile.
+        device_transform: Whether images go to the device as bytes and are transformed there; None does so on CUDA.
     """
 
     precision: str = "fp32"
@@ -39,102 +40,123 @@ class ComputeOptions:
 
     @property
     def plain(self) -> bool:
-        """Whether passes are those of a plain solver."""
+        """Whether passes are those of a :class:`Solver`."""
         return self.precision in ("fp32", "tf32") and not self.compiled
 
 
 class DistributedSolver(Solver):
-    """A :class:`Solver` with other means; what it computes is the same but for rounding.
+    """A :class:`Solver` in several processes, in lower precision or compiled; what it computes is the same but for rounding.
 
     In several processes, each takes its share of the records at the net's own batch size, and gradients are averaged
-    (DistributedDataParallel), as Caffe does with several GPUs. The root tests and takes snapshots, and its weights are what all
-    start from; losses and outputs that are displayed are means over the processes. BatchNorm's statistics are each process' own, and
-    the root's are those that are saved.
+    (DistributedDataParallel), as Caffe does with several GPUs. The main process tests and writes snapshots, and all start from its
+    weights; losses and outputs that are displayed are means over the processes. BatchNorm's statistics are each process's own, and
+    the main one's are saved.
 
     Args:
-        world: The processes; every one of them builds this solver and calls the same methods.
-        compute: How to compute. The rest as for :class:`Solver`.
+        param: A ``SolverParameter``.
+        strategy: The processes; each of them builds this solver and calls the same methods. None for one process.
+        compute: Precision and compiling.
+        options: As for :class:`Solver`.
 
     Raises:
-        CaffeToolsError: as for :class:`Solver`, or debug_info, which needs plain passes.
+        CaffeToolsError: As for :class:`Solver`; or debug_info, which needs plain passes.
     """
 
-    def __init__(self, param: Any, *, world: World | None = None, compute: ComputeOptions = ComputeOptions(), **options: Any):
-        self.world, self.compute = world or World(), compute
+    def __init__(self, param: Any, *, strategy: Strategy | None = None, compute: ComputeOptions = ComputeOptions(), **options: Any):
+        self.strategy: Strategy = strategy or SingleProcess()
+        self.compute = compute
         mine = type(param)()
         mine.CopyFrom(param)
-        if mine.debug_info and not (self.world.alone and compute.plain):
+        if mine.debug_info and not (self.strategy.size == 1 and compute.plain):
             raise SolverError("debug_info needs one process in fp32 that is not compiled; remove it, or those", field="debug_info")
         if mine.random_seed < 0:
             mine.random_seed = int.from_bytes(os.urandom(4), "little") >> 1
-        mine.random_seed = self.world.share(mine.random_seed)
-        if not self.world.root:
-            # Only the root tests.
+        mine.random_seed = self.strategy.broadcast(mine.random_seed)
+        if not self.strategy.is_main:
+            # Only the main process tests.
             for name in ("test_iter", "test_net", "test_net_param", "test_state"):
                 mine.ClearField(name)
         self._run: torch.nn.Module | None = None
-        self._others_wait = False
+        self._on_main_alone = False
+        self._stop_wanted = self._snapshot_wanted = False
         self._stored: processes.States | None = None
         super().__init__(mine, **options)
 
     # ---- what all processes do together ----
 
     def solve(self) -> None:
-        """As :meth:`Solver.solve`, in every process from where the root stands."""
-        with self.world.guarded():
-            self._follow_root()
+        """As :meth:`Solver.solve`, in every process from where the main one is."""
+        self._stop_wanted = self._snapshot_wanted = False
+        with self.strategy.connected():
+            self._follow_main()
             super().solve()
 
+    def stop(self) -> None:
+        """As :meth:`Solver.stop`; several processes stop together, after the same update."""
+        if self.strategy.size == 1 or self._on_main_alone:
+            super().stop()
+        else:
+            self._stop_wanted = True
+
+    def snapshot(self) -> Snapshot | None:
+        """As :meth:`Solver.snapshot`; several processes write it together, after the current update."""
+        if self.strategy.size == 1:
+            return self.checkpoint()
+        self._snapshot_wanted = True
+        return None
+
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """As :meth:`Solver.restore`; only the root reads the files, the others follow when :meth:`solve` begins."""
-        if self.world.root:
+        """As :meth:`Solver.restore`; only the main process reads the files, the others follow when :meth:`solve` begins."""
+        if self.strategy.is_main:
             super().restore(path)
             self._stored = processes.stored(path) if self._resumed else None
 
     def load_weights(self, path: str | os.PathLike[str]) -> LoadReport:
-        """As :meth:`Solver.load_weights`; only the root reads the file."""
-        return super().load_weights(path) if self.world.root else LoadReport()
+        """As :meth:`Solver.load_weights`; only the main process reads the file."""
+        return super().load_weights(path) if self.strategy.is_main else LoadReport()
 
     def test_all(self) -> list[TestResult]:
-        """As :meth:`Solver.test_all` in the root, while the others wait; they get no results."""
-        results = self.world.run_on_main(super().test_all)
-        # A stop that was asked for during the test is everyone's.
-        self.stopping = bool(self.world.share(self.stopping))
+        """As :meth:`Solver.test_all` in the main process, while the others wait; they get no results."""
+        self._on_main_alone = self.strategy.is_main
+        results = self.strategy.run_on_main(super().test_all)
+        self._on_main_alone = False
+        # A stop that was asked for during the test holds for all.
+        self.stopping = bool(self.strategy.broadcast(self.stopping))
         return results or []
 
     def checkpoint_rng_before_test(self) -> None:
         """As :meth:`Solver.checkpoint_rng_before_test`, with the states of all processes."""
         super().checkpoint_rng_before_test()
         if self._before_tests is not None:
-            self._before_tests = processes.with_others(self._before_tests, self.world, self.precision.state())
+            self._before_tests = processes.with_others(self._before_tests, self.strategy, self.precision.state())
 
     def checkpoint(self) -> Snapshot:
-        """As :meth:`Solver.checkpoint`: the root writes it, the others wait and know its names."""
+        """As :meth:`Solver.checkpoint`: the main process writes it, the others wait and get its names."""
         due = self._before_tests is None
         if due:
             self.checkpoint_rng_before_test()
         if self.losses:
             self.smoothed_loss()
-        self._others_wait = True
-        written = self.world.run_on_main(super().checkpoint)
-        self._others_wait = False
+        self._on_main_alone = True
+        written = self.strategy.run_on_main(super().checkpoint)
+        self._on_main_alone = False
         if due:
             self._before_tests = None
-        names = self.world.share(processes.names(written))
+        names = self.strategy.broadcast(processes.names(written))
         self.saved = names["iteration"]
         return written or Snapshot(names["iteration"], Path(names["weights"]), Path(names["state"]))
 
     def smoothed_loss(self) -> float:
         """As :meth:`Solver.smoothed_loss`, the mean over all processes."""
         loss = super().smoothed_loss()
-        if not self._others_wait and self.losses:
-            (loss,) = self.world.mean([loss])
+        if not self._on_main_alone and self.losses:
+            (loss,) = self.strategy.all_reduce([loss])
         return loss
 
     def outputs(self) -> list[Output]:
         """As :meth:`Solver.outputs`, the means over all processes."""
         outputs = super().outputs()
-        means = self.world.mean([output.value for output in outputs])
+        means = self.strategy.all_reduce([output.value for output in outputs])
         return [replace(output, value=value) for output, value in zip(outputs, means, strict=True)]
 
     # ---- inside ----
@@ -150,30 +172,25 @@ class DistributedSolver(Solver):
             for layer in net.layers:
                 if isinstance(layer, ReadingLayer) and on_device:
                     layer.transform_on(device)
-        if not self.world.alone:
+        if self.strategy.size > 1:
             self._join(device)
 
     def _join(self, device: torch.device) -> None:
-        """Share the data and the gradients; start from the root's weights, with a random stream of one's own, as Caffe does."""
+        """Share the data and the gradients; start from the main process's weights, with an own random stream, as Caffe does."""
         for layer in self.net.layers:
             if isinstance(layer, ReadingLayer):
-                layer.shard(self.world.rank, self.world.size)
+                layer.shard(self.strategy.rank, self.strategy.size)
         if any(parameter.requires_grad for parameter in self.net.parameters()):
-            self._run = DistributedDataParallel(
-                _Losses(self.net),
-                device_ids=[device] if device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=bool(idle_layers(self.net)),
-            )
-        if not self.world.root:
-            torch.manual_seed(self.param.random_seed + self.world.rank)
+            self._run = self.strategy.wrap(_Losses(self.net), device, find_unused=bool(idle_layers(self.net)))
+        if not self.strategy.is_main:
+            torch.manual_seed(self.param.random_seed + self.strategy.rank)
 
-    def _follow_root(self) -> None:
-        """Take weights, history and place of the root, which may have resumed a snapshot."""
-        if self.world.alone:
+    def _follow_main(self) -> None:
+        """Take weights, history and position of the main process, which may have resumed a snapshot."""
+        if self.strategy.size == 1:
             self._set_process_state(processes.own(self._stored, 0))
             return
-        self.world.copy_from_root([*self.net.parameters(), *self.rule.history])
+        self.strategy.copy_from_main([*self.net.parameters(), *self.rule.history])
         facts = {
             "iteration": self.iteration,
             "saved": self.saved,
@@ -181,23 +198,23 @@ class DistributedSolver(Solver):
             "resumed": self._resumed,
             "run": self.run_id,
             "losses": [float(loss) for loss in self.losses],
-            "layers": processes.layer_states(self.net) if self.world.root else "",
+            "layers": processes.layer_states(self.net) if self.strategy.is_main else "",
         }
-        facts = self.world.share(facts)
-        stored = processes.share(self.world, self._stored)
-        if facts["resumed"] and len(stored) != self.world.size:
+        facts = self.strategy.broadcast(facts)
+        stored = processes.share(self.strategy, self._stored)
+        if facts["resumed"] and len(stored) != self.strategy.size:
             before = max(1, len(stored))
-            text = f"The snapshot is of {before} process(es), this run has {self.world.size}; the data are shared out anew"
+            text = f"The snapshot is of {before} process(es), this run has {self.strategy.size}; the data are divided again"
             self.log("caffe.cpp:235", text, "W")
-        if not self.world.root:
+        if not self.strategy.is_main:
             self.rule.load_history([blob.detach().cpu().numpy() for blob in self.rule.history])
             self.iteration, self.saved, self._resumed = facts["iteration"], facts["saved"], facts["resumed"]
             self.learning_rate.current_step, self.run_id = facts["step"], facts["run"]
             self.losses.clear()
             self.losses.extend(torch.tensor(loss, device=self.net.device) for loss in facts["losses"])
             if self._resumed:
-                processes.follow(stored, facts["layers"], self.world, self.net, self.log)
-        self._set_process_state(processes.own(stored, self.world.rank))
+                processes.follow(stored, facts["layers"], self.strategy, self.net, self.log)
+        self._set_process_state(processes.own(stored, self.strategy.rank))
 
     def _set_process_state(self, state: Mapping[str, Any]) -> None:
         self.precision.set_state(state.get("precision", {}))
@@ -210,6 +227,23 @@ class DistributedSolver(Solver):
     def _display_and_test_at_end(self) -> None:
         with self.precision.settings():
             super()._display_and_test_at_end()
+
+    def _iterate(self) -> None:
+        super()._iterate()
+        if self.strategy.size > 1:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Do in all processes what was asked for in one of them."""
+        wanted = self._stop_wanted or self.strategy.launcher_is_gone()
+        # Cleared first: what is asked for in the meantime is for the next iteration.
+        save, self._snapshot_wanted = self._snapshot_wanted, False
+        stop, save = map(bool, self.strategy.all_reduce([wanted, save], "max"))
+        if stop:
+            # The solver writes the snapshot itself when it stops.
+            super().stop()
+        elif save and self.saved != self.iteration:
+            self.checkpoint()
 
     def _pass(self, net: Net, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._debug is not None:
@@ -239,7 +273,7 @@ class DistributedSolver(Solver):
 
 
 class _Losses(torch.nn.Module):
-    """A net of which only the losses lead back: DistributedDataParallel waits for the gradients of all that its outputs came from."""
+    """A net whose losses alone have gradients: DistributedDataParallel waits for the gradients of all that its outputs came from."""
 
     def __init__(self, net: Net):
         super().__init__()
@@ -250,7 +284,7 @@ class _Losses(torch.nn.Module):
 
 
 def idle_layers(net: Net) -> list[str]:
-    """The layers with something to learn from which no way leads to a loss: their parameters never get a gradient."""
+    """Return the layers with learnable parameters that no loss depends on: they never get a gradient."""
     needed = set(net.loss_weights)
     idle: list[str] = []
     for layer, needs in zip(reversed(net.layers), reversed(net.gradients), strict=True):

@@ -1,76 +1,93 @@
-"""Starting the processes of a run on this machine, as torchrun does, but with signals passed on and one error shown.
+"""Start the processes of a training on this machine through torchrun's agent (torch.distributed.elastic).
 
-Nothing here computes: every process is this very command again, with its number in the environment.
+The agent starts ``caffetools`` once for each process, with its rank in the environment, watches them, starts them again where that
+is asked for, and ends all when one fails. Here signals are passed on to them, and one message names the rank that failed.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 import threading
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caffetools.errors import CaffeToolsError, RunFailed
+from caffetools.solver.strategy import launched
 from caffetools.util.threads import cpu_count
 
-# The process that started this one; a process whose launcher is gone stops as at Ctrl-C.
-LAUNCHER = "CAFFETOOLS_LAUNCHER"
-# Seconds that the others have to end by themselves once one has failed, and then to end at SIGTERM.
-_SHUTDOWN_TIMEOUT = 20.0
+if TYPE_CHECKING:
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+# Seconds that the other processes have to end by themselves at SIGTERM once one has failed.
+_SHUTDOWN_TIMEOUT = 20
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-def relaunch(processes: int | None, gpus: str, arguments: Sequence[str]) -> int | None:
-    """Do what ``--processes`` and Caffe's ``--gpu`` ask for: run ``caffetools ARGUMENTS`` once for each process, or for each GPU.
+def relaunch(processes: int | None, gpus: str, arguments: Sequence[str], restarts: int = 0) -> int | None:
+    """Run ``caffetools ARGUMENTS`` once for each process that ``--processes`` or Caffe's ``--gpu`` asks for.
+
+    Args:
+        processes: Value of ``--processes``; None if not given.
+        gpus: Value of ``--gpu``; empty if not given.
+        arguments: The command line, without the program's name.
+        restarts: How often all processes are started again when one fails.
 
     Returns:
         The exit code; None where nothing is to be started: one process is enough, or this is one of several already.
 
     Raises:
-        CaffeToolsError: there are no such devices, or the two do not fit together. RunFailed: as :func:`launch`.
+        CaffeToolsError: The devices do not exist, or the two options contradict each other.
+        RunFailed: As :func:`launch`.
     """
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched():
         return None
     numbers = devices(gpus) if gpus else []
     if numbers and processes not in (None, len(numbers)):
-        raise CaffeToolsError(f"--gpu={gpus} means {len(numbers)} process(es), so --processes {processes} does not fit; leave it out")
+        raise CaffeToolsError(f"--gpu={gpus} asks for {len(numbers)} process(es), so --processes {processes} does not fit; leave it out")
     count = len(numbers) if numbers else 1 if processes is None else processes
-    return None if count == 1 else launch(count, arguments, numbers)
+    return None if count == 1 else launch(count, arguments, numbers, restarts)
 
 
-def launch(count: int, arguments: Sequence[str], gpus: Sequence[int] = ()) -> int:
+def launch(count: int, arguments: Sequence[str], gpus: Sequence[int] = (), restarts: int = 0) -> int:
     """Run ``caffetools ARGUMENTS`` in ``count`` processes that train together, and wait for their end.
 
-    SIGINT, SIGTERM and SIGHUP go on to all of them. When one fails, the others end too.
+    SIGINT, SIGTERM and SIGHUP are passed on to all of them. When one fails, the others end too.
 
     Args:
-        gpus: The CUDA devices to use, one for each process; any where empty.
+        count: Number of processes.
+        arguments: The command line, without the program's name.
+        gpus: CUDA devices to use, one for each process; any if empty.
+        restarts: How often all processes are started again when one fails; give ``--resume auto`` with it.
 
     Returns:
         The exit code: 0, or that of the process that failed.
 
     Raises:
-        CaffeToolsError: ``count`` is below 1. RunFailed: all ended without a word (killed, out of memory).
+        CaffeToolsError: ``count`` is below 1.
+        RunFailed: A process was ended by a signal (killed, out of memory).
     """
     if count < 1:
         raise CaffeToolsError(f"the number of processes must be at least 1, not {count}")
-    import torch.distributed as dist
-
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    with _Processes() as processes:
-        for rank in range(count):
-            processes.start(arguments, _environment(rank, count, store.port) | _visible(gpus))
-        return processes.wait(store)
+    # The processes share the cores; each would use all of them.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // count)))
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
+    with tempfile.TemporaryDirectory(prefix="caffetools_") as folder:
+        agent = _agent(count, ["-m", "caffetools", *arguments], folder, restarts)
+        with _passing_on(agent), _quiet_agent():
+            result = agent.run()
+    return _exit_code(result.failures, count) if result.is_failed() else 0
 
 
 def devices(gpu: str) -> list[int]:
-    """The GPUs that Caffe's ``--gpu`` names: ``all``, or numbers with commas between. Raises :class:`CaffeToolsError`."""
+    """Return the GPUs that Caffe's ``--gpu`` names: ``all``, or numbers with commas between. Raises :class:`CaffeToolsError`."""
     import torch
 
     there = torch.cuda.device_count()
@@ -91,90 +108,77 @@ def devices(gpu: str) -> list[int]:
     return numbers
 
 
-def orphaned() -> bool:
-    """Whether this process was started by :func:`launch`, and the launcher is gone."""
-    launcher = os.environ.get(LAUNCHER)
-    return launcher is not None and os.getppid() != int(launcher)
+def _visible(gpus: Sequence[int]) -> str:
+    """Return which devices the processes may see, by the numbers that the system has for them."""
+    known = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = known.split(",") if known else None
+    return ",".join(names[number] if names else str(number) for number in gpus)
 
 
-def _environment(rank: int, count: int, port: int) -> dict[str, str]:
-    number = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, LAUNCHER: os.getpid()}
-    mine = {name: str(value) for name, value in number.items()} | {"CAFFETOOLS_STORE": f"127.0.0.1:{port}"}
-    # The processes share the cores; each would take all of them.
-    threads = {"OMP_NUM_THREADS": str(max(1, cpu_count() // count))}
-    return {**threads, **os.environ, **mine}
+def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> LocalElasticAgent:
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    # As torchrun --standalone.
+    where = RendezvousParameters(
+        backend="c10d", endpoint="localhost:0", run_id=str(uuid.uuid4()), min_nodes=1, max_nodes=1, local_addr="127.0.0.1", is_host=True
+    )
+    spec = WorkerSpec(
+        role="train",
+        local_world_size=count,
+        entrypoint=sys.executable,
+        args=tuple(arguments),
+        rdzv_handler=get_rendezvous_handler(where),
+        max_restarts=restarts,
+        monitor_interval=0.1,
+        local_addr="127.0.0.1",
+    )
+    return LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs(log_dir=folder), shutdown_timeout=_SHUTDOWN_TIMEOUT)
 
 
-def _visible(gpus: Sequence[int]) -> dict[str, str]:
-    """Which devices the processes may see; what is hidden from this one has no number."""
-    if not gpus:
-        return {}
-    name = "CUDA_VISIBLE_DEVICES"
-    known = os.environ[name].split(",") if os.environ.get(name) else None
-    return {name: ",".join(known[number] if known else str(number) for number in gpus)}
+@contextmanager
+def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
+    """Pass signals on to the processes during the block, so that they write their snapshot; the agent itself would end them."""
 
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for worker in agent.get_worker_group().workers:
+            with suppress(ProcessLookupError, TypeError):
+                os.kill(worker.id, number)
 
-class _Processes:
-    """The processes of a run; a context in which signals are passed on to them. None outlives it."""
-
-    def __init__(self) -> None:
-        self._all: list[subprocess.Popen[bytes]] = []
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Processes:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._pass_on) for number in _SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end_all(0.0)
-        for number, handler in self._before.items():
+    # The agent sets handlers for the signals that this variable names.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
-    def start(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
-        # In a session of its own: a Ctrl-C on the terminal then reaches it once, through us.
-        command = [sys.executable, "-m", "caffetools", *arguments]
-        self._all.append(subprocess.Popen(command, env=environment, start_new_session=True))
 
-    def wait(self, store: Any) -> int:
-        """Wait until all have ended; once one fails, see to it that all do."""
-        while not (failed := [p for p in self._all if p.poll()]) and any(p.poll() is None for p in self._all):
-            time.sleep(0.05)
-        if not failed:
-            return 0
-        first = failed[0]
-        if first.returncode < 0:
-            self._tell(store, first)
-        self._end_all(_SHUTDOWN_TIMEOUT)
-        codes = [p.returncode for p in self._all if p.returncode > 0]
-        if not codes:
-            raise RunFailed(self._exit_message(first))
-        return first.returncode if first.returncode > 0 else codes[0]
+@contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Leave out the agent's own log lines: one message says what failed."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
-    def _tell(self, store: Any, dead: subprocess.Popen[bytes]) -> None:
-        from caffetools.solver.parallel import say
 
-        # It could not say so itself; whoever loses the connection to it looks here.
-        with suppress(RuntimeError):
-            say(store, self._exit_message(dead), shown=False)
-
-    def _exit_message(self, dead: subprocess.Popen[bytes]) -> str:
-        name = signal.Signals(-dead.returncode).name
-        hint = ", maybe because memory ran out" if name == "SIGKILL" else ""
-        return f"process {self._all.index(dead)} of {len(self._all)} was ended by {name}{hint}"
-
-    def _end_all(self, patience: float) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            until = time.monotonic() + patience
-            while any(p.poll() is None for p in self._all) and time.monotonic() < until:
-                time.sleep(0.05)
-            for process in self._all:
-                if process.poll() is None:
-                    process.send_signal(number)
-        for process in self._all:
-            process.wait()
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        for process in self._all:
-            if process.poll() is None:
-                process.send_signal(number)
+def _exit_code(failures: Mapping[int, Any], count: int) -> int:
+    """Return the exit code of the process that failed; it has reported its error itself, unless a signal ended it."""
+    ended = {rank: failure.exitcode for rank, failure in failures.items()}
+    killed = {rank: -code for rank, code in ended.items() if code < 0 and -code != signal.SIGTERM}
+    reported = [code for code in ended.values() if code > 0]
+    if killed:
+        rank, number = min(killed.items())
+        hint = ", maybe because memory ran out" if number == getattr(signal, "SIGKILL", None) else ""
+        raise RunFailed(f"process {rank} of {count} was ended by {signal.Signals(number).name}{hint}")
+    return reported[0] if reported else 1

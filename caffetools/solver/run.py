@@ -33,7 +33,7 @@ from caffetools.solver.solver import Solver
 
 if TYPE_CHECKING:
     from caffetools.solver.distributed import ComputeOptions
-    from caffetools.solver.parallel import World
+    from caffetools.solver.strategy import Strategy
 
 PathLike = str | os.PathLike[str]
 
@@ -80,7 +80,7 @@ def train(
     callbacks: Iterable[Callback] = (),
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
-    world: World | None = None,
+    strategy: Strategy | None = None,
     compute: ComputeOptions | None = None,
 ) -> TrainResult:
     """Train as the solver at ``path`` describes.
@@ -102,7 +102,7 @@ def train(
         events: Receives typed events: ``Started``, ``Progress`` after each iteration, ``Metrics``, ``Tested``,
             ``CheckpointWritten`` and ``Finished``. An exception that it raises ends the run.
         cancel: When cancelled, the run stops after the current update with a snapshot, and ``stopped`` is true.
-        world: The processes that train together, each of which calls this function; only the main one writes, logs and emits.
+        strategy: The processes that train together, each of which calls this function; only the main one writes, logs and emits.
         compute: Lower precision and compiling; see :class:`~caffetools.solver.distributed.ComputeOptions`.
 
     Raises:
@@ -117,8 +117,8 @@ def train(
     if find_base(param, Path(path)) is None:
         # As Caffe, so that the log shows it.
         param.snapshot_prefix = prefix
-    make, signals, place = _accelerate(world, compute, signals or Signals(), choose_device(device, param))
-    if world is not None and not world.root:
+    make, signals, place = _accelerate(strategy, compute, signals or Signals(), choose_device(device, param))
+    if strategy is not None and not strategy.is_main:
         return _follow(path, param, place, make, signals, Path(log or f"{prefix}.log"), prefix)
     with prefix_lock(prefix):
         clean_up(prefix)
@@ -143,18 +143,15 @@ def train(
 
 
 def _accelerate(
-    world: World | None, compute: ComputeOptions | None, signals: Signals, place: torch.device
+    strategy: Strategy | None, compute: ComputeOptions | None, signals: Signals, place: torch.device
 ) -> tuple[Callable[..., Solver], Any, torch.device]:
     """Return how to build the solver, the callback that handles signals, and the device of this process."""
-    if world is None and compute is None and place.type == "cpu":
+    if strategy is None and compute is None and place.type == "cpu":
         return Solver, signals, place
     from caffetools.solver.distributed import ComputeOptions, DistributedSolver
-    from caffetools.solver.shared_signals import SharedSignals
 
-    make = partial(DistributedSolver, world=world, compute=compute or ComputeOptions())
-    if world is None or world.alone:
-        return make, signals, place
-    return make, SharedSignals(world, signals), world.place(place)
+    make = partial(DistributedSolver, strategy=strategy, compute=compute or ComputeOptions())
+    return make, signals, place if strategy is None else strategy.setup(place)
 
 
 def _follow(

@@ -83,13 +83,17 @@ class Together:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         self.processes: list[BaseProcess] = []
         for rank in range(count):
-            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "CAFFETOOLS_STORE": f"127.0.0.1:{self._store.port}"}
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, **self._address()}
             variables = {name: str(value) for name, value in numbers.items()} | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
             from tests.solver.worker import work
 
             process = _CONTEXT.Process(target=work, args=(str(folder), rank, variables, ["train", *arguments]))
             process.start()
             self.processes.append(process)
+
+    def _address(self) -> dict[str, object]:
+        """As torchrun's agent gives it to its processes: it is the one that has the store."""
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
 
     def __enter__(self) -> Together:
         return self

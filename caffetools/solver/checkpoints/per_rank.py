@@ -17,20 +17,20 @@ from caffetools.solver.random_streams import set_random_states
 
 if TYPE_CHECKING:
     from caffetools.net.net import Net
-    from caffetools.solver.parallel import World
+    from caffetools.solver.strategy import Strategy
 
-# One for each process, by rank: its ``precision``, and for all but the root ``random`` and ``layers``.
+# One for each process, by rank: its ``precision``, and for all but the main one ``random`` and ``layers``.
 States = list[dict[str, Any]]
 
 
-def with_others(run: RunState, world: World, precision: Mapping[str, float]) -> RunState:
-    """The root's ``run`` with the states of all processes as ``processes``; all of them call this, each with its own."""
-    if world.alone and not precision:
+def with_others(run: RunState, strategy: Strategy, precision: Mapping[str, float]) -> RunState:
+    """The main process's ``run`` with the states of all processes as ``processes``; all of them call this, each with its own."""
+    if strategy.size == 1 and not precision:
         return run
     mine = {"precision": dict(precision)}
-    if not world.root:
+    if not strategy.is_main:
         mine.update(random=run["random"], layers=run["nets"][0])
-    return {**run, "processes": [_read(text) for text in world.gather(_text(mine))]}
+    return {**run, "processes": [_read(text) for text in strategy.gather(_text(mine))]}
 
 
 def stored(path: str | os.PathLike[str]) -> States:
@@ -39,9 +39,9 @@ def stored(path: str | os.PathLike[str]) -> States:
     return states if isinstance(states, list) else []
 
 
-def share(world: World, states: States | None) -> States:
-    """The root's ``states`` in every process."""
-    text = world.share(_text(states or []) if world.root else None)
+def share(strategy: Strategy, states: States | None) -> States:
+    """The main process's ``states`` in every process."""
+    text = strategy.broadcast(_text(states or []) if strategy.is_main else None)
     return list(_read(text))
 
 
@@ -60,13 +60,13 @@ def layer_states(net: Net) -> str:
     return _text({key: layer.get_state() for key, layer in net.layers_by_key.items() if isinstance(layer, ReadingLayer)})
 
 
-def follow(states: States, root_layers: str, world: World, net: Net, log: Log) -> None:
-    """Put a process that is not the root where its run stood.
+def follow(states: States, root_layers: str, strategy: Strategy, net: Net, log: Log) -> None:
+    """Put a process that is not the main one where its run stood.
 
-    Where the snapshot was taken by another number of processes, its data go on from the root's place, with new crops and flips.
+    Where the snapshot was taken by another number of processes, its data go on from the main process's place, with new crops and flips.
     """
-    if len(states) == world.size:
-        mine = states[world.rank]
+    if len(states) == strategy.size:
+        mine = states[strategy.rank]
         runstate._set_layer_states(net, mine["layers"], lambda text: log("caffe.cpp:235", text, "W"))
         set_random_states(mine["random"], net.device)
         return
@@ -74,7 +74,7 @@ def follow(states: States, root_layers: str, world: World, net: Net, log: Log) -
     for key, layer in net.layers_by_key.items():
         if isinstance(layer, ReadingLayer) and key in places:
             place = places[key]
-            layer.set_state({**place, "rng": np.random.default_rng([int(place["seed"]), world.rank, 1]).bit_generator.state})
+            layer.set_state({**place, "rng": np.random.default_rng([int(place["seed"]), strategy.rank, 1]).bit_generator.state})
 
 
 def _text(value: Any) -> str:
