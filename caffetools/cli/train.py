@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from caffetools.solver.run import TrainResult
 
 
+Processes = Annotated[
+    int | None, typer.Option("--processes", "-n", help="Train in so many processes on this machine, each with the net's batch size.")
+]
+Restarts = Annotated[
+    int, typer.Option(metavar="N", help="With --processes: start all processes again up to N times when one fails; add --resume auto.")
+]
+
+
 def train(
     solver: Annotated[Path | None, typer.Argument(metavar="SOLVER", help="The solver's prototxt.", show_default=False)] = None,
     solver_flag: Annotated[Path | None, typer.Option("--solver", metavar="FILE", help="The same, as Caffe's flag.")] = None,
@@ -38,12 +46,8 @@ def train(
     sigint_effect: SigintEffect = "stop",
     sighup_effect: SighupEffect = "snapshot",
     log: Annotated[Path | None, typer.Option(help="Write the log here.  [default: PREFIX.log]", show_default=False)] = None,
-    processes: Annotated[
-        int | None, typer.Option("--processes", "-n", help="Train in so many processes on this machine, each with the net's batch size.")
-    ] = None,
-    restarts: Annotated[
-        int, typer.Option(metavar="N", help="With --processes: start all processes again up to N times when one fails; add --resume auto.")
-    ] = 0,
+    processes: Processes = None,
+    restarts: Restarts = 0,
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
     engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
