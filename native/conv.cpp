@@ -9,9 +9,11 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "conv.h"
+#include "pool.h"
 #include "variants.h"
 
 namespace caffetools {
@@ -49,6 +51,9 @@ struct CaffetoolsConv {
 };
 
 namespace {
+
+// For packing weights, which happens once.
+int packing_threads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
 
 constexpr int64_t kBundleFloats = 64 * 1024;
 
@@ -135,12 +140,13 @@ void pack_direct(const Conv& conv, const float* weights) {
 // The kernels in Winograd's domain.
 void pack_winograd(const Conv& conv, const float* weights) {
   const int64_t c = conv.s.c, oc = conv.s.oc, each = conv.panels * conv.panel * c;
-#pragma omp parallel for schedule(static)
-  for (int64_t task = 0; task < conv.panels * c; ++task) {
+  parallel_for(packing_threads(), conv.panels * c, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
     const int64_t panel = task / c, channel = task % c, first = panel * conv.panel;
     conv.kernel->kernels_in(conv.winograd, weights + (first * c + channel) * 9, c * 9, std::min(conv.panel, oc - first),
                             conv.weights.get() + task * conv.panel, each);
   }
+  });
 }
 
 void pack_weights(Conv& conv, const float* weights) {
@@ -198,8 +204,8 @@ void interleave(const float* from, int64_t plane, int64_t channels, int64_t coun
 void copy_padded(const Conv& conv, const float* x, float* to, int threads) {
   const CaffetoolsConv& s = conv.s;
   const int64_t row_floats = conv.wp * s.c;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t row = 0; row < s.n * conv.hp; ++row) {
+  parallel_for(threads, s.n * conv.hp, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / conv.hp, y = row % conv.hp - s.ph;
     float* at = to + row * row_floats;
     if (y < 0 || y >= s.h) {
@@ -222,6 +228,7 @@ void copy_padded(const Conv& conv, const float* x, float* to, int threads) {
     float* after = inside + s.w * s.c;
     std::memset(after, 0, static_cast<size_t>(at + row_floats - after) * sizeof(float));
   }
+  });
 }
 
 // Rows [first, first + count) of the outputs' pixels times one panel.
@@ -258,18 +265,18 @@ void run_direct(const Conv& conv, const float* x, float* y, const float* residua
   const int64_t columns = s.groups * conv.panels;
   // The panels are taken in bundles that fit into the second-level cache, where the blocks of pixels that pass by find them.
   const int64_t bundle = std::max<int64_t>(1, kBundleFloats / (conv.panel * conv.k())), bundles = (columns + bundle - 1) / bundle;
-#pragma omp parallel num_threads(threads)
   for (int64_t b = 0; b < bundles; ++b) {
     const int64_t from = b * bundle, to = std::min(columns, from + bundle), count = to - from;
     // With few pixels, threads share the panels among them rather than read each of them in turn.
-    const bool panels_outside = count * conv.panel * conv.k() > pixels * conv.k();
-#pragma omp for schedule(static) nowait
-    for (int64_t task = 0; task < blocks * count; ++task) {
-      const int64_t column = from + (panels_outside ? task / blocks : task % count), block = panels_outside ? task % blocks : task / count;
-      // Blocks of nearly one size, so that the last one is not a small one.
-      const int64_t first = pixels * block / blocks, last = pixels * (block + 1) / blocks;
-      multiply_pixels(conv, x, y, residual, column / conv.panels, column % conv.panels, first, last - first);
-    }
+    const bool panels_outside = count * conv.panel > pixels;
+    parallel_for(threads, blocks * count, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t column = from + (panels_outside ? task / blocks : task % count), block = panels_outside ? task % blocks : task / count;
+        // Blocks of nearly one size, so that the last one is not a small one.
+        const int64_t first = pixels * block / blocks, last = pixels * (block + 1) / blocks;
+        multiply_pixels(conv, x, y, residual, column / conv.panels, column % conv.panels, first, last - first);
+      }
+    });
   }
 }
 
@@ -282,17 +289,17 @@ void run_winograd(const Conv& conv, const float* x, float* y, const float* resid
   const int64_t zero = 0;
   const Sums sums{&zero, 1, s.c};
   const Epilogue plain{nullptr, nullptr, kNone, 0, 0};
-#pragma omp parallel num_threads(threads)
   for (int64_t start = 0; start < all; start += chunk) {
     const int64_t count = std::min(chunk, all - start), blocks = (count + conv.kernel->rows - 1) / conv.kernel->rows;
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < count; ++t) {
+    parallel_for(threads, count, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
       const int64_t tile = start + t, image = tile / (across * down), row = tile / across % down, column = tile % across;
       conv.kernel->tile_in(m, x + image * s.h * s.w * s.x_pitch, s.h, s.w, s.x_pitch, row * m - s.ph, column * m - s.pw, s.c,
                            in + t * points * s.c, s.c);
     }
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < points * conv.panels; ++task) {
+    });
+    parallel_for(threads, points * conv.panels, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
       const int64_t point = task / conv.panels, panel = task % conv.panels;
       const float* weights = conv.weights.get() + (point * conv.panels + panel) * conv.panel * s.c;
       for (int64_t block = 0; block < blocks; ++block) {
@@ -306,8 +313,9 @@ void run_winograd(const Conv& conv, const float* x, float* y, const float* resid
         conv.kernel->multiply(last - first, a, sums, weights, std::min(conv.panel, s.oc - panel * conv.panel), c, nullptr, plain);
       }
     }
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < count; ++t) {
+    });
+    parallel_for(threads, count, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
       const int64_t tile = start + t, image = tile / (across * down), row = tile / across % down * m, column = tile % across * m;
       const int64_t pixel = (image * s.oh + row) * s.ow + column;
       conv.kernel->tile_out(m, out + t * points * s.oc, s.oc, y + pixel * s.y_pitch,
@@ -315,16 +323,18 @@ void run_winograd(const Conv& conv, const float* x, float* y, const float* resid
                             std::min<int64_t>(m, s.ow - column), s.ow * s.y_pitch, s.ow * s.residual_pitch, s.y_pitch, s.residual_pitch,
                             conv.epilogue(0));
     }
+    });
   }
 }
 
 void run_depthwise(const Conv& conv, const float* x, float* y, int threads) {
   const CaffetoolsConv& s = conv.s;
   const Window window{s.n, s.c, s.h, s.w, s.oh, s.ow, s.x_pitch, s.y_pitch, s.kh, s.kw, s.sh, s.sw, s.ph, s.pw, s.dh, s.dw};
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t row = 0; row < s.n * s.oh; ++row)
+  parallel_for(threads, s.n * s.oh, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
     conv.kernel->depthwise_row(window, x + row / s.oh * s.h * s.w * s.x_pitch, row % s.oh, conv.weights.get(), y + row * s.ow * s.y_pitch,
                                conv.epilogue(0));
+  });
 }
 
 }  // namespace
@@ -396,11 +406,12 @@ CAFFETOOLS_API void caffetools_winograd_tiles(const float* x, int64_t n, int64_t
   const ConvKernel& kernel = kernel_of(current_variant());
   const auto transform = gradient ? kernel.tile_grad : kernel.tile_in;
   const int64_t tiles = n * down * across;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t tile = 0; tile < tiles; ++tile) {
+  parallel_for(threads, tiles, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t image = tile / (down * across), row = tile / across % down, column = tile % across;
     transform(m, x + image * h * w * c, h, w, c, row * m - pad, column * m - pad, c, to + tile * c, tiles * c);
   }
+  });
 }
 
 // Pooling over channels-last memory; `sizes` are the fields of Window in their order.
@@ -409,7 +420,8 @@ CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, fl
   static_assert(sizeof w == 16 * sizeof(int64_t), "Window is sixteen numbers");
   std::memcpy(&w, sizes, sizeof w);
   const ConvKernel& kernel = kernel_of(current_variant());
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t row = 0; row < w.n * w.oh; ++row)
+  parallel_for(threads, w.n * w.oh, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
     kernel.pool_row(w, x + row / w.oh * w.h * w.w * w.x_pitch, row % w.oh, largest != 0, y + row * w.ow * w.y_pitch);
+  });
 }
