@@ -15,7 +15,7 @@ test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 fuzz: $(VENV)/.test
-	CAFFETOOLS_FUZZ=100000 $(BIN)/python -m pytest tests/proto/test_fuzz.py -n 2
+	CAFFETOOLS_FUZZ=6000 $(BIN)/python -m pytest tests/proto/test_fuzz.py -n 2 -rP
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

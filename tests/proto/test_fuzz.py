@@ -1,6 +1,6 @@
-"""Damaged prototxts and caffemodels, of BVLC Caffe and of forks: a right answer or one clear error, soon and small, whatever the bytes.
+"""Damaged files of every kind that is read: an answer or one error of caffetools, in little time and memory, never a crash.
 
-CAFFETOOLS_FUZZ sets how many of each are tried. Each kind is read in a process of its own, so that its memory is its own.
+CAFFETOOLS_FUZZ sets how many of each kind are tried. Each kind is read in a process of its own, so that its memory is its own.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from pathlib import Path
 
 import pytest
 
-TRIES = int(os.environ.get("CAFFETOOLS_FUZZ", "1000"))
+from tests.proto.fuzzing import KINDS
+
+# Kinds of which hardly any damaged file is still valid: their checksums or their syntax see to that.
+SELDOM_READ = frozenset(KINDS) - {"text", "binary", "list", "labels", "hdf5-data", "npy"}
+TRIES = int(os.environ.get("CAFFETOOLS_FUZZ", "200"))
 LONGEST = 2.0  # seconds; a hang would be longer by far
 ROOM = 64 << 20  # bytes that a reader may need besides twice its input
 
 
-@pytest.mark.parametrize("kind", ["text", "binary"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_read_or_refused_in_little_time_and_memory(kind: str) -> None:
     command = [sys.executable, "-m", "tests.proto.fuzzing", kind, str(TRIES)]
     ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-4000:]
-    told = json.loads(ended.stdout)
-    assert told["read"] > TRIES // 20
-    assert told["longest"] < LONGEST
-    assert told["grown"] < 2 * told["largest"] + ROOM
+    result = json.loads(ended.stdout)
+    if "skipped" in result:
+        pytest.skip("plyvel is not installed")
+    print(f"{kind}: {TRIES} files, {result['read']:.0f} read, the others refused with one error")
+    assert kind in SELDOM_READ or result["read"] > TRIES // 20
+    assert result["longest"] < LONGEST
+    assert result["grown"] < 2 * result["largest"] + ROOM

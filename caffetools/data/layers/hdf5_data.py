@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ class RowBatches(BatchMaker):
 
     def __init__(self, source: str, names: list[str], size: int, seed: int, *, shuffle: bool):
         super().__init__(seed)
-        self.files = [line for _, line in read_lines(source)]
+        # As Caffe reads it: names between white space, also several on a line.
+        self.files = [name for _, line in read_lines(source) for name in ([line] if Path(line).exists() else line.split())]
         if not self.files:
             raise DataError(f"{source}: the list of HDF5 files is empty")
         self.names, self.size, self.shuffle = names, size, shuffle
