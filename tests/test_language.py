@@ -28,11 +28,9 @@ ALLOWED = {
     "net": 6,
     "onnx": 6,
     "project": 36,
-    "proto": 8,
     "pycaffe": 7,
     "solver": 91,
     "surgery": 109,
-    "util": 3,
     "visualize": 13,
     "zoo": 19,
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from caffetools.errors import NetError
 from caffetools.layers.traits import Role, Traits
-from caffetools.proto.forks.tables import DIALECTS, table
+from caffetools.proto.forks.tables import DIALECTS, fork_schema
 
 if TYPE_CHECKING:
     from caffetools.layers.base import Layer
@@ -152,7 +152,7 @@ def traits(layer: Any) -> Traits:
 
 def suggestion(type_name: str) -> str:
     """Return the end of a message on an unknown type: the fork that has it, or known types with a similar name; may be empty."""
-    if forks := [dialect for dialect in DIALECTS if type_name in table(dialect).layers]:
+    if forks := [dialect for dialect in DIALECTS if type_name in fork_schema(dialect).layers]:
         return f": it is a layer of the fork '{forks[0]}', which is not computed here"
     known = layer_types()
     close = [name for name in known if name.lower() == type_name.lower()] or difflib.get_close_matches(type_name, list(known), n=2)

@@ -173,7 +173,7 @@ def _split_layer(buffer: memoryview, item: wire.Field) -> tuple[list[memoryview]
 
 
 def _layer_name(number: int, stripped: list[memoryview]) -> str:
-    """The layer's name, found without decoding the rest, which may be a fork's."""
+    """Return the layer's name, found without decoding the rest, which may be a fork's."""
     data = memoryview(b"".join(stripped))
     name = _text(data, _LAYER_NAME[number])
     if not name and number == _V1_LAYERS:

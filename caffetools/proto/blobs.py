@@ -31,12 +31,15 @@ _RAW_TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 
 
 
 def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, diff: bool = False) -> Array:
-    """The float32 array of the BlobProto in ``buffer[start:end]``: a read-only view of it where it is stored as one run of float32.
+    """Decode the BlobProto in ``buffer[start:end]`` to a float32 array: a read-only view of it where it is stored as one run of float32.
 
     Values may be stored as float or double, or as NVCaffe's raw bytes of half, float or double.
 
     Args:
-        diff: Take the blob's diff instead of its data.
+        buffer: The bytes, of a mapped file for instance.
+        start: Where the message begins.
+        end: Where it ends; by default at the end of ``buffer``.
+        diff: Decode the diff instead of the data.
 
     Returns:
         An array of the blob's shape. Old blobs without a shape field are a :class:`LegacyArray` of four axes (num, channels, height,
@@ -105,17 +108,17 @@ def encode_blob(array: NDArray[Any], *, legacy: bool = False, diff: NDArray[Any]
 
 
 def pieces_length(pieces: Iterable[bytes | memoryview]) -> int:
-    """The bytes that ``pieces`` take together."""
+    """Return the total length of ``pieces`` in bytes."""
     return sum(len(piece) for piece in pieces)
 
 
 def blob_to_array(blob: BlobProto, *, diff: bool = False) -> Array:
-    """The float32 array of a ``BlobProto`` message. Raises :class:`WireError` where values and shape disagree."""
+    """Return a ``BlobProto`` message as a float32 array. Raises :class:`WireError` where values and shape disagree."""
     return decode_blob(memoryview(blob.SerializeToString()), diff=diff)
 
 
 def array_to_blob(array: NDArray[Any]) -> Any:
-    """A ``BlobProto`` message that holds ``array`` as float32."""
+    """Return a ``BlobProto`` message that holds ``array`` as float32."""
     return BlobProto.FromString(b"".join(encode_blob(array)))
 
 
@@ -127,7 +130,7 @@ def _raw_dtype(buffer: memoryview, field: wire.Field) -> np.dtype[Any]:
 
 
 def fits_stored(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a blob stored with one shape can be taken for the ``wanted`` one.
+    """Return whether a blob stored with one shape can be used for the ``wanted`` one.
 
     Files of Caffe's first years store every blob with four axes, the missing ones in front: (1, 1, outputs, inputs) for a matrix.
     Earlier releases of caffetools stored a blob without axes with one.

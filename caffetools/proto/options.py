@@ -38,12 +38,12 @@ class ReadOptions:
 
     @property
     def required_forks(self) -> str | None:
-        """The dialect whose fields a prototxt has to keep to; None where any field of any fork is read."""
+        """Return the dialect whose fields a prototxt has to keep to; None where any field of any fork is read."""
         return None if self.dialect == ANY else self.dialect
 
     @property
     def keep_unknown(self) -> bool:
-        """Whether fields that no fork has are kept as text rather than refused."""
+        """Return whether fields that no fork has are kept as text rather than refused."""
         return self.dialect == ANY
 
 

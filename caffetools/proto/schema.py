@@ -19,7 +19,7 @@ __all__ = ["POOL", "TEST", "TRAIN", "Message", "bvlc_descriptor", "enum_name", "
 
 POOL = descriptor_pool.DescriptorPool()
 
-# Names beside those of the messages: SolverState is the class that holds a solver's arrays (caffetools.proto.model).
+# Names other than those of the messages: SolverState is the class that holds a solver's arrays (caffetools.proto.model).
 ALIASES = {"SolverStateMessage": "SolverState"}
 
 

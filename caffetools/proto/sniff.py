@@ -75,12 +75,12 @@ class Kind(Enum):
 
     @property
     def noun(self) -> str:
-        """The kind with its article, for ``this is …``."""
+        """Return the kind with its article, for ``this is …``."""
         return str(self.value[0])
 
     @property
     def advice(self) -> str:
-        """What to do with a file of this kind; empty where there is nothing to say."""
+        """Return what to do with a file of this kind; empty where there is nothing to say."""
         return str(self.value[1])
 
 
@@ -92,7 +92,7 @@ class Finding(NamedTuple):
 
     @property
     def noun(self) -> str:
-        """The kind with its article and the detail."""
+        """Return the kind with its article and the detail."""
         return f"{self.kind.noun}{self.detail}"
 
 
@@ -169,7 +169,7 @@ def sniff_bytes(head: bytes) -> Finding | None:
 
 
 def _is_utf16(head: bytes) -> bool:
-    """Whether the first bytes are ASCII text, each character with a zero byte before or after it."""
+    """Return whether the first bytes are ASCII text, each character with a zero byte before or after it."""
     sample = head[: min(len(head), 64) & ~1]
     printable = set(range(32, 127)) | {9, 10, 13}
     return any(all(a in printable and b == 0 for a, b in zip(x, y, strict=True)) for x, y in _halves(sample))

@@ -1,7 +1,7 @@
 """Prototxt: reading with errors that name the place, and writing as Caffe prints.
 
-The fields of all forks are read, whatever fork a file is of (:mod:`caffetools.proto.forks.tables`). What no fork knows is kept as text where
-the layer's type is unknown too, and else an error, since it is most likely a slip (:mod:`caffetools.proto.unknown`).
+The fields of all forks are read, of any fork (:mod:`caffetools.proto.forks.tables`). What no fork knows is kept as text where
+the layer's type is unknown too, and is otherwise an error, since it is most likely a typing error (:mod:`caffetools.proto.unknown`).
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _incomplete(message: Any, text: str, path: PathLike | None) -> PrototxtError
 
 
 def _excerpt(text: str, line: int, column: int) -> str:
-    """What stands at a place of the text: its line, or the part of it that can be shown."""
+    """Return the line at a place of the text, or the part of it that can be shown."""
     lines = text.split("\n")
     whole = lines[line - 1] if line <= len(lines) else ""
     if len(whole.strip()) <= _MOST_SHOWN:

@@ -4,7 +4,7 @@ Before a prototxt is parsed, each such field becomes a string in the field ``caf
 with its line ends, so that every other line keeps its number. Which ones are kept and which are errors is decided here:
 
 - under a layer whose type BVLC Caffe does not have, fields are kept, unless they are spelled so much like a known one that they must
-  be a slip; a block named like the type (``crop_center_param`` of CropCenter) always is;
+  be a typing error; a block named like the type (``crop_center_param`` of CropCenter) always is;
 - elsewhere an unknown field is a typing error, unless the file is read leniently, which keeps all of them.
 
 A layer with such fields is not run, since nobody here knows what they would change.
@@ -35,7 +35,7 @@ Value = Any  # str, bool, int, float, or a dict of lists of them
 
 @dataclass
 class _Frame:
-    """A message that is open, and the layer it lies in."""
+    """A message that is open, and the layer that contains it."""
 
     message: Any
     layer: _Layer | None
@@ -157,7 +157,7 @@ def print_unknown(text: str) -> str:
 
 
 def unknown_fields(message: Message) -> dict[str, list[Value]]:
-    """The fields of ``message`` (not of messages in it) that were kept as text: name → its values in order.
+    """Return the fields of ``message`` (not of messages in it) that were kept as text: name → its values in order.
 
     A block is a dict of the same kind; words that are neither numbers nor true or false are strings.
     """
@@ -169,7 +169,7 @@ def unknown_fields(message: Message) -> dict[str, list[Value]]:
 
 
 def unknown_names(message: Message) -> list[str]:
-    """The names of all fields that were kept as text, in ``message`` and the messages in it."""
+    """Return the names of all fields that were kept as text, in ``message`` and the messages in it."""
     names = list(unknown_fields(message))
     for descriptor, value in message.ListFields():
         if descriptor.message_type is not None and descriptor.message_type.name != "BlobProto":

@@ -1,4 +1,4 @@
-"""The protobuf wire format, only as far as weights need it: repeated floats are viewed as bytes, never taken one by one.
+"""The protobuf wire format, only as far as weights need it: repeated floats are viewed as bytes, never decoded one by one.
 
 A message is walked field by field without decoding what is inside; see the protobuf encoding guide for the format.
 """
@@ -81,5 +81,5 @@ def varint(value: int) -> bytes:
 
 
 def bytes_key(number: int, length: int) -> bytes:
-    """What stands before the ``length`` bytes of a bytes field: its key and the length."""
+    """Return the key and the length that precede the ``length`` bytes of a bytes field."""
     return varint(number << 3 | BYTES) + varint(length)

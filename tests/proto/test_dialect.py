@@ -14,7 +14,7 @@ from caffetools.layers.registry import layer_types
 from caffetools.proto import wire
 from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
 from caffetools.proto.forks.dialect import bvlc_types, decode_net, dialect_of, encode
-from caffetools.proto.forks.tables import DIALECTS, PRIVATE, table
+from caffetools.proto.forks.tables import DIALECTS, FIRST_PRIVATE_NUMBER, fork_schema
 from caffetools.proto.options import ReadOptions, override_dialect, read_options
 from caffetools.proto.schema import POOL, LayerParameter, NetParameter, is_repeated, message_class
 from caffetools.proto.text import format_text, parse
@@ -43,11 +43,11 @@ def test_every_field_of_bvlc_caffe_has_its_number_and_type_beside_the_forks_fiel
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_fact_of_a_fork_is_in_the_schema(dialect: str) -> None:
-    for fact in table(dialect).fields:
+    for fact in fork_schema(dialect).fields:
         field = message_class(fact.message).DESCRIPTOR.fields_by_name[fact.name]
         kind = field.message_type or field.enum_type
         assert kind is None or kind.full_name == f"caffe.{fact.type}"
-    for fact in table(dialect).values:
+    for fact in fork_schema(dialect).values:
         assert fact.name in POOL.FindEnumTypeByName(f"caffe.{fact.message}").values_by_name
 
 
@@ -61,7 +61,7 @@ def filled(message: Any, names: set[str], depth: int = 0) -> Any:
             if depth < 1:
                 filled(
                     inner,
-                    {f.name for f in field.message_type.fields if f.number < PRIVATE and f.message_type is None} & SCALARS,
+                    {f.name for f in field.message_type.fields if f.number < FIRST_PRIVATE_NUMBER and f.message_type is None} & SCALARS,
                     depth + 1,
                 )
         elif is_repeated(field):
@@ -82,7 +82,7 @@ SCALARS = {"num_output", "kernel_h", "pool", "sigma", "order", "min_size", "vari
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_fields_of_a_fork_are_written_under_its_numbers_and_read_back(dialect: str) -> None:
-    own = {fact.name: fact.number for fact in table(dialect).fields if fact.message == "LayerParameter"}
+    own = {fact.name: fact.number for fact in fork_schema(dialect).fields if fact.message == "LayerParameter"}
     if not own:
         own = {"convolution_param": 106}
     param = NetParameter(name="n")
@@ -178,7 +178,7 @@ def test_old_layers_of_a_fork_are_read() -> None:
 
 
 def test_every_layer_type_that_is_computed_and_not_bvlc_caffes_belongs_to_a_fork() -> None:
-    of_forks = frozenset().union(*(table(dialect).layers for dialect in DIALECTS))
+    of_forks = frozenset().union(*(fork_schema(dialect).layers for dialect in DIALECTS))
     others = set(layer_types()) - bvlc_types() - of_forks
     assert [name for name in others if not layer_types()[name].TRAITS.fork] == []
 

@@ -11,7 +11,7 @@ from caffetools.errors import CaffeToolsError
 from caffetools.layers.fork_fields import fork_fields
 from caffetools.proto.forks.effects import effects
 from caffetools.proto.forks.renumber import field_numbers
-from caffetools.proto.forks.tables import DIALECTS, table
+from caffetools.proto.forks.tables import DIALECTS, fork_schema
 from caffetools.proto.schema import LayerParameter, SolverParameter
 from caffetools.proto.text import parse
 from caffetools.solver.errors import SolverError
@@ -19,7 +19,7 @@ from caffetools.solver.policies import LearningRate
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import tiny_solver
 
-FORK_FIELDS = sorted({(fact.message, fact.name) for dialect in DIALECTS for fact in table(dialect).fields})
+FORK_FIELDS = sorted({(fact.message, fact.name) for dialect in DIALECTS for fact in fork_schema(dialect).fields})
 
 
 @pytest.mark.parametrize("message", ["SolverParameter", "NetParameter"])

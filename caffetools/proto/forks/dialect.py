@@ -1,7 +1,7 @@
 """Which fork wrote a file, and reading and writing its binary form.
 
 A dialect is a fork's name (:data:`~caffetools.proto.forks.tables.DIALECTS`), several joined by ``+`` (the first counts where numbers clash),
-``""`` for BVLC Caffe, or ``"any"``: not settled, and what no fork knows is kept rather than refused.
+``""`` for BVLC Caffe, or ``"any"``: not known, and fields of no fork are kept rather than refused.
 
 In a binary file nothing names the fork. Its layers' types and the fields that decode sensibly do: the dialect is taken that leaves
 the fewest fields unknown or wrongly encoded, and of equal ones the first; a second is joined to it where that explains more.
@@ -20,7 +20,7 @@ from caffetools.errors import ModelFileError
 from caffetools.proto import wire
 from caffetools.proto.encoding import repair_strings, restore_strings
 from caffetools.proto.forks.renumber import UnplannedField, field_numbers, reading_plan, renumber, writing_plan
-from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, UNKNOWN_BYTES, table
+from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, UNKNOWN_BYTES, fork_schema
 from caffetools.proto.options import ANY, read_options, split_dialect
 from caffetools.proto.schema import POOL, Message, NetParameter, bvlc_descriptor, is_repeated
 
@@ -29,7 +29,7 @@ _LAYER_FIELD, _TYPE_FIELD = 100, 2
 
 @cache
 def bvlc_types() -> frozenset[str]:
-    """The layer types of BVLC Caffe."""
+    """Return the layer types of BVLC Caffe."""
     return frozenset(_BVLC_TYPES.split())
 
 
@@ -109,18 +109,18 @@ def _remove_fields(message: Message, missing: set[tuple[str, str]]) -> None:
 
 
 def missing_fields(message: Message, dialect: str) -> list[str]:
-    """The fields that ``message`` uses and ``dialect`` does not have, as ``Message.field``."""
+    """Return the fields that ``message`` uses and ``dialect`` does not have, as ``Message.field``."""
     return sorted(f"{owner}.{field}" for owner, field in _missing(_used(message), split_dialect(dialect)))
 
 
 def decode_net(data: bytes, dialect: str | None = None) -> tuple[Any, str]:
-    """A serialized ``NetParameter`` of any fork as a message of our schema, and the dialect it was read in.
+    """Decode a serialized ``NetParameter`` of any fork to a message of our schema; return it and the dialect it was read in.
 
     Args:
         dialect: How to read it; None takes that of the read options, or detects it from the bytes.
 
     Raises:
-        WireError, DecodeError: the bytes are no net.
+        WireError, DecodeError: The bytes are not a net.
     """
     chosen = dialect if dialect is not None else read_options().dialect
     if chosen is None or chosen == ANY:
@@ -161,7 +161,7 @@ def _bvlc_class(name: str) -> Any:
 
 
 def _plain(name: str, data: bytes) -> bool:
-    """Whether BVLC Caffe knows every field. Two sizes are compared, so that nothing is walked through in Python."""
+    """Return whether BVLC Caffe has every field. Two sizes are compared, so that nothing is walked through in Python."""
     message = _bvlc_class(name).FromString(data)
     if not message.IsInitialized():
         return False
@@ -171,7 +171,7 @@ def _plain(name: str, data: bytes) -> bool:
 
 
 def _as_bvlc(data: bytes) -> Any:
-    """The net, if all of its fields and layer types are BVLC Caffe's; else None."""
+    """Return the net if all of its fields and layer types are BVLC Caffe's; else None."""
     if any(kind not in bvlc_types() for _, kind in _layers(memoryview(data))):
         return None
     try:
@@ -185,7 +185,7 @@ def _as_bvlc(data: bytes) -> Any:
 
 
 def _names_ceil(net: NetParameter) -> bool:
-    """Whether a pooling layer says that it rounds up, as all do: so ``ceil_mode: false`` reads, which has the number of round_mode."""
+    """Return whether a pooling layer states that it rounds up, the default: ``ceil_mode: false`` of the forks has the number of round_mode."""
     pools = [layer.pooling_param for layer in net.layer if layer.HasField("pooling_param")]
     return any(pool.HasField("round_mode") and pool.round_mode == 0 for pool in pools)
 
@@ -213,10 +213,10 @@ def _detect(data: memoryview) -> tuple[str, ...]:
 
 
 def _score(data: memoryview, dialects: tuple[str, ...]) -> int:
-    """How badly ``dialects`` explain a net: unknown and misencoded fields, and messages that are another layer type's."""
+    """Return how badly ``dialects`` explain a net: the count of unknown and misencoded fields and of messages of another layer type."""
     mismatches: list[int] = []
     renumber(data, "NetParameter", reading_plan(dialects), mismatches)
-    known = bvlc_types().union(*(table(name).layers for name in dialects))
+    known = bvlc_types().union(*(fork_schema(name).layers for name in dialects))
     score = 0
     for layer, kind in _layers(data):
         present = {item.number for item in wire.walk(layer)}
@@ -238,13 +238,13 @@ def _forks_numbers(dialects: tuple[str, ...]) -> frozenset[int]:
 
 @cache
 def _own_param(kind: str) -> tuple[tuple[str, int], ...]:
-    """The parameter fields that are named like a layer type, with the number that each fork gives them."""
+    """Return the parameter fields that are named like a layer type, with the number that each fork gives them."""
     plain = kind.lower()
     found = {
-        (fact.name, fact.number)
+        (spec.name, spec.number)
         for dialect in DIALECTS
-        for fact in table(dialect).fields
-        if fact.message == "LayerParameter" and fact.name.removesuffix("_param").replace("_", "") == plain
+        for spec in fork_schema(dialect).fields
+        if spec.message == "LayerParameter" and spec.name.removesuffix("_param").replace("_", "") == plain
     }
     return tuple(sorted(found))
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from caffetools.proto import wire
-from caffetools.proto.forks.tables import UNKNOWN_BYTES_NUMBER, UNKNOWN_NUMBER, table
+from caffetools.proto.forks.tables import UNKNOWN_BYTES_NUMBER, UNKNOWN_NUMBER, fork_schema
 from caffetools.proto.schema import POOL, bvlc_descriptor, is_repeated
 
 # Messages whose fields are the same everywhere, or of no concern here.
@@ -20,7 +20,7 @@ _OPAQUE = ("BlobProto", "BlobShape")
 
 
 class Target(NamedTuple):
-    """What a field becomes: its number, how it may be encoded, what message it is, and how its enum values change."""
+    """The target of a field: its number, how it may be encoded, what message it is, and how its enum values change."""
 
     number: int
     kinds: tuple[int, ...]
@@ -41,7 +41,7 @@ class Plan:
         self._fields: dict[str, Mapping[int, Target]] = {}
 
     def fields(self, message: str) -> Mapping[int, Target]:
-        """The fields of ``message``; none for one that lies in no net and no solver."""
+        """Return the fields of ``message``; none for a message that neither a net nor a solver contains."""
         if message not in self._fields:
             read = dict(_numbers(message, self.dialects)) if message in _message_names() else {}
             self._fields[message] = _reversed(read) if self.writing else read
@@ -57,14 +57,14 @@ class UnplannedField(ValueError):
 
 
 def renumber(buffer: memoryview, message: str, plan: Plan, mismatches: list[int] | None = None) -> bytes:
-    """The message in ``buffer`` with its numbers changed as ``plan`` says.
+    """Return the message in ``buffer`` with its field numbers changed by ``plan``.
 
     Args:
         mismatches: Gets the number of every field that is not known or not encoded as its type is. With it, a part that can't be
             read is such a field, and left out; without it, an error.
 
     Raises:
-        WireError: the bytes are no message. UnplannedField: writing, a field has no number in the fork.
+        WireError: the bytes are not a message. UnplannedField: writing, a field has no number in the fork.
     """
     fields = plan.fields(message)
     pieces: list[tuple[int, bytes]] = []
@@ -143,9 +143,9 @@ def field_numbers(message: str, dialects: tuple[str, ...]) -> Mapping[str, int]:
     """Field name → number of ``message`` in ``dialects``; a field whose number another one has taken is left out."""
     numbers: dict[int, str] = {}
     for dialect in dialects:
-        for fact in table(dialect).fields:
-            if fact.message == message:
-                numbers.setdefault(fact.number, fact.name)
+        for spec in fork_schema(dialect).fields:
+            if spec.message == message:
+                numbers.setdefault(spec.number, spec.name)
     forks_own = set(numbers.values())
     for name, number in _bvlc_numbers().get(message, {}).items():
         if name not in forks_own:
@@ -177,14 +177,14 @@ def _type(field: Any) -> str:
 
 
 def _values(enum: Any, dialects: tuple[str, ...]) -> dict[int, int]:
-    """The fork's value → ours, where they differ."""
+    """Return the fork's value → ours, where they differ."""
     changed: dict[int, int] = {}
     for dialect in dialects:
-        for fact in table(dialect).values:
-            if fact.message == _short(enum):
-                ours = enum.values_by_name[fact.name].number
-                if ours != fact.number:
-                    changed.setdefault(fact.number, ours)
+        for spec in fork_schema(dialect).values:
+            if spec.message == _short(enum):
+                ours = enum.values_by_name[spec.name].number
+                if ours != spec.number:
+                    changed.setdefault(spec.number, ours)
     return changed
 
 
@@ -199,7 +199,7 @@ def _bvlc_numbers() -> Mapping[str, Mapping[str, int]]:
 
 @cache
 def _message_names() -> frozenset[str]:
-    """The messages that lie in a net or a solver."""
+    """Return the names of the messages that a net or a solver contains."""
     names: set[str] = set()
 
     def visit(descriptor: Any) -> None:

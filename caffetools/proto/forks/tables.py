@@ -1,11 +1,11 @@
-"""What Caffe's forks add to the schema: the tables in schemas/, and the one schema that holds all of them.
+"""The fields that Caffe's forks add: the tables in schemas/, and one schema that contains all of them.
 
-A fork's fields are facts in a file of its own, ``schemas/<name>.tsv``: rows ``message, name, number, label, type, default``, where the
+A fork's fields are specs in a file of its own, ``schemas/<name>.tsv``: rows ``message, name, number, label, type, default``, where the
 label ``value`` marks a value of an enum, and rows ``layer, TYPE`` name the layer types that the fork adds.
 
-In memory there is one schema: BVLC Caffe's, and beside its fields those of all forks, by name. In text, where fields have no
-numbers, that is all there is to it. Two forks may give one number to different fields, though. The fork that stands first in
-:data:`DIALECTS` keeps its number, the others get one from :data:`PRIVATE` on; BVLC's own never change. Binary files are translated
+In memory there is one schema: BVLC Caffe's, with the fields of all forks added by name. In text, where fields have no
+numbers, nothing else is needed. Two forks may give one number to different fields, though. The fork that stands first in
+:data:`DIALECTS` keeps its number, the others get one from :data:`FIRST_PRIVATE_NUMBER` on; BVLC's own never change. Binary files are translated
 between a fork's numbers and these when they are read and written (:mod:`caffetools.proto.forks.dialect`).
 """
 
@@ -39,7 +39,7 @@ DIALECTS = (
     "fast-rcnn",
 )
 # The first number of fields whose own number is taken; 19000 to 19999 are protobuf's.
-PRIVATE = 20000
+FIRST_PRIVATE_NUMBER = 20000
 # The field that keeps text of no known field, in every message but those of data.
 UNKNOWN = "caffetools_unknown"
 UNKNOWN_NUMBER = 536870911  # the highest there is
@@ -52,7 +52,7 @@ _Field = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {name.removeprefix("TYPE_").lower(): number for name, number in _Field.Type.items()}
 
 
-class Fact(NamedTuple):
+class FieldSpec(NamedTuple):
     """One field (or enum value) of a fork."""
 
     message: str
@@ -63,27 +63,27 @@ class Fact(NamedTuple):
     default: str
 
 
-class Table(NamedTuple):
-    """A fork's fields, enum values and layer types."""
+class ForkSchema(NamedTuple):
+    """The fields, enum values and layer types of a fork."""
 
-    fields: tuple[Fact, ...]
-    values: tuple[Fact, ...]
+    fields: tuple[FieldSpec, ...]
+    values: tuple[FieldSpec, ...]
     layers: frozenset[str]
 
 
 @cache
-def table(dialect: str) -> Table:
-    """The facts of one of :data:`DIALECTS`."""
-    facts, layers = [], set()
+def fork_schema(dialect: str) -> ForkSchema:
+    """Return the schema of one of :data:`DIALECTS`."""
+    specs, layers = [], set()
     text = (Path(__file__).parent / "schemas" / f"{dialect}.tsv").read_text(encoding="utf-8")
     for line in [line for line in text.splitlines() if not line.startswith("#")][1:]:
         message, name, number, label, kind, default = line.split("\t")
         if message == "layer":
             layers.add(name)
         else:
-            facts.append(Fact(message, name, int(number), label, kind, default))
-    fields = tuple(fact for fact in facts if fact.label != "value")
-    return Table(fields, tuple(fact for fact in facts if fact.label == "value"), frozenset(layers))
+            specs.append(FieldSpec(message, name, int(number), label, kind, default))
+    fields = tuple(spec for spec in specs if spec.label != "value")
+    return ForkSchema(fields, tuple(spec for spec in specs if spec.label == "value"), frozenset(layers))
 
 
 def add_forks(file: descriptor_pb2.FileDescriptorProto) -> None:
@@ -91,21 +91,21 @@ def add_forks(file: descriptor_pb2.FileDescriptorProto) -> None:
     messages = dict(_messages(file, ""))
     enums = dict(_enums(file, ""))
     # By number, since the first value of an enum is its default.
-    values = [fact for dialect in DIALECTS for fact in sorted(table(dialect).values, key=lambda fact: fact.number)]
-    fields = [fact for dialect in DIALECTS for fact in table(dialect).fields]
-    for fact in fields:
-        _message(file, messages, fact.message)
-    for fact in values:
-        _enum(file, messages, enums, fact.message)
+    values = [spec for dialect in DIALECTS for spec in sorted(fork_schema(dialect).values, key=lambda spec: spec.number)]
+    fields = [spec for dialect in DIALECTS for spec in fork_schema(dialect).fields]
+    for spec in fields:
+        _message(file, messages, spec.message)
+    for spec in values:
+        _enum(file, messages, enums, spec.message)
     # Name → number of what each message and enum has; asking protobuf's own lists each time takes long.
     have = {name: {field.name: field.number for field in message.field} for name, message in messages.items()}
     have |= {name: {value.name: value.number for value in enum.value} for name, enum in enums.items()}
-    for fact in values:
-        if fact.name not in have[fact.message]:
-            enums[fact.message].value.add(name=fact.name, number=_take_number(fact, have[fact.message]))
-    for fact in fields:
-        if fact.name not in have[fact.message]:
-            _add_field(messages[fact.message], fact, _take_number(fact, have[fact.message]), enums)
+    for spec in values:
+        if spec.name not in have[spec.message]:
+            enums[spec.message].value.add(name=spec.name, number=_take_number(spec, have[spec.message]))
+    for spec in fields:
+        if spec.name not in have[spec.message]:
+            _add_field(messages[spec.message], spec, _take_number(spec, have[spec.message]), enums)
     for name, message in messages.items():
         if name not in _DATA_MESSAGES:
             message.field.add(name=UNKNOWN_BYTES, number=UNKNOWN_BYTES_NUMBER, label=_Field.LABEL_REPEATED, type=_Field.TYPE_BYTES)
@@ -128,25 +128,29 @@ def _enum(file: Any, messages: dict[str, Any], enums: dict[str, Any], name: str)
     return enums[name]
 
 
-def _add_field(message: Any, fact: Fact, number: int, enums: dict[str, Any]) -> None:
+def _add_field(message: Any, spec: FieldSpec, number: int, enums: dict[str, Any]) -> None:
     # What a fork requires can't be required of the others' files; the layers ask for it.
-    label = _Field.LABEL_REPEATED if fact.label == "repeated" else _Field.LABEL_OPTIONAL
-    field = message.field.add(name=fact.name, number=number, label=label)
-    if fact.type in enums:
-        field.type, field.type_name = _Field.TYPE_ENUM, f".caffe.{fact.type}"
-    elif fact.type in _SCALARS:
-        field.type = _SCALARS[fact.type]
+    label = _Field.LABEL_REPEATED if spec.label == "repeated" else _Field.LABEL_OPTIONAL
+    field = message.field.add(name=spec.name, number=number, label=label)
+    if spec.type in enums:
+        field.type, field.type_name = _Field.TYPE_ENUM, f".caffe.{spec.type}"
+    elif spec.type in _SCALARS:
+        field.type = _SCALARS[spec.type]
     else:
-        field.type, field.type_name = _Field.TYPE_MESSAGE, f".caffe.{fact.type}"
-    if fact.default:
-        field.default_value = fact.default
+        field.type, field.type_name = _Field.TYPE_MESSAGE, f".caffe.{spec.type}"
+    if spec.default:
+        field.default_value = spec.default
 
 
-def _take_number(fact: Fact, have: dict[str, int]) -> int:
-    """The fact's number, or the first private one where it is taken; noted in ``have``."""
+def _take_number(spec: FieldSpec, have: dict[str, int]) -> int:
+    """Return the field's number, or the first private one where it is taken; entered in ``have``."""
     taken = set(have.values())
-    number = fact.number if fact.number not in taken else next(n for n in range(PRIVATE, PRIVATE + len(taken) + 1) if n not in taken)
-    have[fact.name] = number
+    number = (
+        spec.number
+        if spec.number not in taken
+        else next(n for n in range(FIRST_PRIVATE_NUMBER, FIRST_PRIVATE_NUMBER + len(taken) + 1) if n not in taken)
+    )
+    have[spec.name] = number
     return number
 
 

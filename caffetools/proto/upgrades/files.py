@@ -16,7 +16,7 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Upgraded:
-    """What a file was: ``kind`` in words, and whether it was ``changed`` by the upgrade."""
+    """The result of upgrading a file: its ``kind`` in words, and whether it was ``changed``."""
 
     kind: str
     changed: bool
@@ -54,7 +54,7 @@ def upgrade_file(source: PathLike, out: PathLike) -> Upgraded:
 
 
 def _is_text(path: PathLike) -> bool:
-    """Whether a file is text rather than a binary message; one that cannot be read counts as text, whose reader says why."""
+    """Return whether a file is text rather than a binary message; one that cannot be read counts as text, whose reader reports why."""
     try:
         with Path(path).open("rb") as stream:
             head = stream.read(4096)

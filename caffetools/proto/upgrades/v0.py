@@ -99,7 +99,7 @@ def upgrade_v0_layers(param: Any) -> None:
 
 
 def _without_padding(param: NetParameter) -> list[Any]:
-    """The connections (copies) that are no padding, with what padding did to their bottoms in their ``pad`` field."""
+    """Return copies of the connections other than padding layers; the padding of their bottoms is moved to their ``pad`` field."""
     maker: dict[str, Any] = dict.fromkeys(param.input)
     kept: list[Any] = []
     for original in param.layers:

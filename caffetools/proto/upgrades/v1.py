@@ -169,7 +169,7 @@ def _type_name(v1: str) -> str:
 def _upgrade_inputs(param: NetParameter) -> None:
     """Turn net-level ``input`` fields and their shapes or dims into an Input layer that stands first, in place.
 
-    Inputs without either are left out, as Caffe leaves them: some nets have an Input layer beside them.
+    Inputs without either are left out, as Caffe leaves them: some nets also have an Input layer.
     """
     shapes = _input_shapes(param) if param.input and (param.input_shape or param.input_dim) else []
     if shapes:
@@ -204,5 +204,5 @@ def _check_inputs(param: NetParameter, names: list[str]) -> None:
 
 
 def _has_learnable_statistics(layer: LayerParameter) -> bool:
-    """Whether a BatchNorm layer lists its three blobs as parameters to learn, which at first kept the solver off them."""
+    """Return whether a BatchNorm layer lists its three blobs as parameters to learn, which at first kept the solver off them."""
     return bool(layer.type == "BatchNorm" and len(layer.param) == 3) and any(s.lr_mult != 0 or s.decay_mult != 0 for s in layer.param)
