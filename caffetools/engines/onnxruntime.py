@@ -67,7 +67,7 @@ def open_session(
         source: An ONNX file, a model's bytes, or a model.
         device: ``cpu``, ``cuda`` or ``auto``.
         weights: Arrays for the initializers that the model says are external; they are used in place and must outlive the session.
-        fast: False optimizes less, which loads sooner and keeps weights in their own memory.
+        fast: False optimizes less, which loads sooner.
 
     Raises:
         ModelFileError: The file is missing, or not a model that onnxruntime can run.
@@ -81,8 +81,9 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not fast:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.add_session_config_entry("session.disable_prepacking", "1")
     if weights:
+        # Prepacked weights would be copies.
+        options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_external_initializers(list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()])
     providers = _providers(device)
     try:

@@ -81,7 +81,11 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
         report.loaded.append(layer.name)
     with torch.no_grad():
         for parameter, array in copies:
-            parameter.copy_(torch.from_numpy(np.array(array, copy=not array.flags.writeable)).reshape(parameter.shape))
+            if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
+                # Through NumPy, which reads the mapped file in place.
+                parameter.detach().numpy()[...] = array.reshape(parameter.shape)
+            else:
+                parameter.copy_(torch.from_numpy(np.array(array, copy=not array.flags.writeable)).reshape(parameter.shape))
     _warn_of_ambiguous(report, model, origin, "last" if from_hdf5 else "first", warn)
     return report
 

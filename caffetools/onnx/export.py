@@ -86,7 +86,7 @@ def build(
     helper.set_model_props(builder.model, dict(properties or {}))
     model = OnnxModel(builder.model, builder.weights, builder.notes)
     check_model(model)
-    _check_all_shapes(model, net, shapes, values)
+    _check_all_shapes(model, shapes, values)
     check_model(model, full=True)
     return model, shapes
 
@@ -159,17 +159,11 @@ def _read_inputs(net: Net) -> list[str]:
     return [blob for blob in net.inputs if blob in read]
 
 
-def _check_all_shapes(model: OnnxModel, net: Net, shapes: FreeShapes, values: Mapping[str, str]) -> None:
-    for number, case in enumerate(shapes.cases):
-        blob_shapes: Mapping[str, Shape] = shapes.base
-        if number:
-            net.reshape(case)
-            blob_shapes = dict(net.blob_shapes)
+def _check_all_shapes(model: OnnxModel, shapes: FreeShapes, values: Mapping[str, str]) -> None:
+    for number, blob_shapes in enumerate(shapes.case_shapes):
         try:
             check_shapes(model, {values[blob]: shape for blob, shape in blob_shapes.items() if blob in values})
         except ExportError as error:
             if number:
                 raise ExportError(f"with other input sizes, {error}", hint="fix them instead (--batch N, --input-shape)") from None
             raise
-        finally:
-            net.reshape(shapes.cases[0])

@@ -26,12 +26,14 @@ class FreeShapes:
     Attributes:
         base: Blob → shape as the net is configured.
         cases: Input shapes to verify with, the net's own first.
+        case_shapes: Blob → shape, for each case.
         free: Blob → the axes whose size is known at run time only.
         symbols: Blob → axis → the symbol of an axis that is always as long as the inputs' batch, height or width.
     """
 
     base: Shapes
     cases: list[Shapes]
+    case_shapes: list[Shapes] = field(default_factory=list)
     free: dict[str, frozenset[int]] = field(default_factory=dict)
     symbols: dict[str, dict[int, str]] = field(default_factory=dict)
 
@@ -57,16 +59,34 @@ def find_free_shapes(net: Net, inputs: Collection[str], axes: Collection[str]) -
     if "batch" in axes:
         _check_batch(net, base)
     changes: dict[str, Shapes] = {}
+    probe = _Probe(net)
     with _restored(net, base):
         for axis in AXES:
             if axis in axes:
-                changes[axis] = _first_possible(net, base, [axis])[0]
+                changes[axis] = _first_possible(probe, base, [axis])[0]
         if axes:
-            found.cases += _first_possible(net, base, list(axes))
+            found.cases += _first_possible(probe, base, list(axes))
         for shapes in [*changes.values(), *found.cases[1:]]:
-            _compare(net, found, shapes)
-        _name_axes(net, found, changes)
+            _compare(probe, found, shapes)
+        _name_axes(probe, found, changes)
+        found.case_shapes = [found.base, *(probe.shapes(case) for case in found.cases[1:])]
     return found
+
+
+class _Probe:
+    """The net's shapes at other input sizes, each computed once."""
+
+    def __init__(self, net: Net):
+        self.net = net
+        self._known: dict[tuple[tuple[str, Shape], ...], Shapes] = {}
+
+    def shapes(self, inputs: Mapping[str, Shape]) -> Shapes:
+        """Every blob's shape. Raises :class:`NetError` where the net does not take the inputs."""
+        key = tuple(sorted(inputs.items()))
+        if key not in self._known:
+            self.net.reshape(inputs)
+            self._known[key] = dict(self.net.blob_shapes)
+        return self._known[key]
 
 
 def _check_batch(net: Net, base: Shapes) -> None:
@@ -78,14 +98,14 @@ def _check_batch(net: Net, base: Shapes) -> None:
         raise ExportError(f"the net '{net.name}' has no input with a batch axis", hint=hint)
 
 
-def _first_possible(net: Net, base: Shapes, axes: list[str]) -> list[Shapes]:
+def _first_possible(probe: _Probe, base: Shapes, axes: list[str]) -> list[Shapes]:
     """Two other sets of input shapes in which ``axes`` differ from ``base``; sizes that the net takes."""
     error: NetError | None = None
     for steps in _STEPS:
         cases = [{blob: _changed(shape, axes, number, step) for blob, shape in base.items()} for number, step in enumerate(steps, 1)]
         try:
             for case in cases[: 1 if axes == ["batch"] else None]:
-                net.reshape(case)
+                probe.shapes(case)
         except NetError as problem:
             error = error or problem
         else:
@@ -107,9 +127,8 @@ def _changed(shape: Shape, axes: list[str], number: int, step: tuple[int, int]) 
     return tuple(new)
 
 
-def _compare(net: Net, found: FreeShapes, inputs: Mapping[str, Shape]) -> None:
-    net.reshape(inputs)
-    for blob, shape in net.blob_shapes.items():
+def _compare(probe: _Probe, found: FreeShapes, inputs: Mapping[str, Shape]) -> None:
+    for blob, shape in probe.shapes(inputs).items():
         here = found.base[blob]
         if len(shape) != len(here):
             raise ExportError("its number of axes depends on the size of the inputs, which ONNX cannot say", blob=blob)
@@ -117,17 +136,16 @@ def _compare(net: Net, found: FreeShapes, inputs: Mapping[str, Shape]) -> None:
         found.free[blob] = found.free.get(blob, frozenset()) | different
 
 
-def _name_axes(net: Net, found: FreeShapes, changes: Mapping[str, Shapes]) -> None:
+def _name_axes(probe: _Probe, found: FreeShapes, changes: Mapping[str, Shapes]) -> None:
     """Give a symbol to the axes that are as long as the inputs' in the base and in every change."""
     for name, inputs in changes.items():
         axis = {"batch": 0, "height": 2, "width": 3}[name]
         source = next((blob for blob, shape in inputs.items() if len(shape) > axis and (axis == 0 or len(shape) == 4)), None)
         if source is None:
             continue
-        net.reshape({blob: found.base[blob] for blob in inputs})
-        net.reshape(inputs)
-        lengths = (found.base[source][axis], net.blob_shapes[source][axis])
-        for blob, shape in net.blob_shapes.items():
+        changed = probe.shapes(inputs)
+        lengths = (found.base[source][axis], changed[source][axis])
+        for blob, shape in changed.items():
             for place, sizes in enumerate(zip(found.base[blob], shape, strict=True)):
                 if sizes == lengths and sizes[0] != sizes[1]:
                     found.symbols.setdefault(blob, {}).setdefault(place, _SYMBOLS[name])
