@@ -44,7 +44,7 @@ class TensorStorage:
         self._deferred: Callable[[], None] | None = None
 
     def defer(self, shape: Shape, compute: Callable[[], None]) -> None:
-        """Let ``compute`` store the values, of ``shape``, when they are first read; whatever is stored before replaces them.
+        """Let ``compute`` store the values, of ``shape``, when they are first read; values stored before that replace them.
 
         Args:
             shape: The values' shape.
@@ -299,7 +299,7 @@ class ParameterStorage:
 
 
 class Watcher(Protocol):
-    """Something that depends on the present values of parameters: it is told before they are given out as an array.
+    """Something that depends on the present values of parameters: it is notified before they are given out as an array.
 
     Attributes:
         memories: Addresses of the parameters' memory.

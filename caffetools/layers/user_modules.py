@@ -53,7 +53,7 @@ def _load(module: str, layer: str) -> ModuleType:
                     f"the Python module '{module}' needs the module '{error.name}', which is not installed", layer=layer
                 ) from error
             raise NetError(
-                f"there is no Python module '{module}' on sys.path or in {Path.cwd()}; put its folder on PYTHONPATH", layer=layer
+                f"the Python module '{module}' was not found on sys.path or in {Path.cwd()}; put its folder on PYTHONPATH", layer=layer
             ) from None
         except Exception as error:
             mark_user_error(error, f"layer '{layer}': the Python module '{module}' cannot be imported")

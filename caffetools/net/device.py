@@ -1,4 +1,4 @@
-"""The device that a net is to run on, as people name it."""
+"""The device that a net runs on, by the names that the command line takes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from caffetools.errors import CaffeToolsError
 
 
 def find_device(wanted: str, *, on_cpu: bool = False, index: int = 0) -> torch.device:
-    """The device that ``wanted`` names: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto``: a GPU where there is one.
+    """Return the device of a name.
 
     Args:
-        on_cpu: ``auto`` is the CPU in any case. index: which GPU ``auto`` takes.
+        wanted: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto``: a GPU where there is one.
+        on_cpu: ``auto`` is the CPU in any case.
+        index: Which GPU ``auto`` takes.
 
     Raises:
-        CaffeToolsError: it is none of these, or there is no such device here.
+        CaffeToolsError: The name is another one, or the machine does not have this device.
     """
     name = wanted
     if wanted == "auto":

@@ -1,4 +1,4 @@
-"""Memory that a training process lets go of stays with it, for its next iteration."""
+"""Keeping freed memory in the process, for the next iteration of a training."""
 
 from __future__ import annotations
 

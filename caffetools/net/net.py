@@ -30,7 +30,11 @@ class Learnable:
     """A parameter the solver may change. A shared one appears once, under the layer that owns it.
 
     Attributes:
-        parameter: The float32 tensor. lr_mult, decay_mult: from its ``ParamSpec``. layer, index: which blob of which layer it is.
+        parameter: The float32 tensor.
+        lr_mult: From its ``ParamSpec``.
+        decay_mult: From its ``ParamSpec``.
+        layer: The name of the layer that owns it.
+        index: Its number among the layer's blobs.
     """
 
     parameter: nn.Parameter
@@ -59,21 +63,26 @@ class LayerDict(nn.Module):
 class Net(nn.Module):
     """A Caffe network: layers in order over named blobs (N, C, H, W), float32.
 
-    ``net(batch)`` runs it under autograd: ``batch`` gives input blobs by name, data layers make the rest; what comes back are the
-    net's outputs and every blob with a loss weight, by name. ``net.total_loss`` adds the losses up as Caffe does.
+    ``net(batch)`` runs it under autograd: ``batch`` gives input blobs by name, data layers produce the others; it returns the net's
+    outputs and every blob with a loss weight, by name. ``net.total_loss`` adds the losses up as Caffe does.
 
     Args:
         param: A ``NetParameter`` of any age; older forms are upgraded.
         phase: ``TRAIN`` or ``TEST``; which layers there are, and how dropout and batch normalization behave.
-        level, stages: the rest of Caffe's ``NetState``.
+        level: Caffe's ``NetState.level``.
+        stages: Caffe's ``NetState.stage``.
         fill: Fill the parameters from their fillers; False leaves them unset, for nets that get weights at once or never run.
         input_shapes: Other shapes for input blobs than the prototxt's.
 
     Attributes:
         full_param: the ``NetParameter`` with the layers of all phases, in today's form. param: the layers of this phase alone.
-        layers: :class:`Layer` objects in order. blob_shapes: each blob's shape as the shape rules give it.
-        inputs: blobs that a batch may give. outputs: blobs that no layer reads.
-        loss_weights: blob → weight, where not 0. learnable: what a solver changes, in Caffe's order.
+        layers: :class:`Layer` objects in order.
+        blob_shapes: Each blob's shape as the shape rules give it; a pass over a batch of another shape does not change it.
+        inputs: Blobs that a batch may give.
+        outputs: Blobs that no layer reads.
+        loss_weights: Blob → weight, where not 0.
+        gradients: For each layer, which bottoms get a gradient.
+        learnable: What a solver changes, in Caffe's order.
 
     Raises:
         NetError: a layer type is unknown, a bottom is missing, shapes do not fit; names layer, blob and shapes.
@@ -222,7 +231,7 @@ class Net(nn.Module):
         return dict.fromkeys((*self.outputs, *self.loss_weights, *keep))
 
     def total_loss(self, blobs: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the blobs that have a loss weight, as Caffe adds them up; a scalar."""
+        """Return the weighted sum of the blobs that have a loss weight, as Caffe computes it; a scalar."""
         total = torch.zeros((), device=self.device)
         for name, weight in self.loss_weights.items():
             total = total + weight * blobs[name].sum()

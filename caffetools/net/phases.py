@@ -15,10 +15,10 @@ def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> Any
 
 
 def filter_net(param: Any, state: Any) -> Any:
-    """A copy of ``param`` with only the layers that ``state`` includes; their rules stay, as Caffe leaves them.
+    """Return a copy of ``param`` with only the layers that ``state`` includes; their rules are kept, as in Caffe.
 
     Raises:
-        NetError: a layer has both include and exclude rules.
+        NetError: A layer has both include and exclude rules.
     """
     filtered = NetParameter()
     filtered.CopyFrom(param)
@@ -30,7 +30,7 @@ def filter_net(param: Any, state: Any) -> Any:
 
 
 def layer_included(layer: Any, state: Any) -> bool:
-    """Whether ``layer`` is part of the net in ``state``: some include rule is met, or no exclude rule is."""
+    """Return whether ``layer`` is part of the net in ``state``: an include rule is met, or no exclude rule is."""
     if not layer.include and not layer.exclude:
         return True
     if layer.include and layer.exclude:

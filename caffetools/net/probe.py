@@ -160,7 +160,7 @@ def _run_data_layer(net: Net, layer: Layer, values: Activations) -> None:
 def _run_layer(net: Net, layer: Layer, index: int, bottoms: tuple[Tensor, ...], rule: Rule | None) -> tuple[Tensor, ...]:
     """Run a layer for the shapes that its bottoms have; the net's own layers keep theirs, so that several threads may probe it.
 
-    Layers that are not run need not fit: a picture of another size is no matter to an InnerProduct above the requested blobs.
+    Layers that are not run need not fit: a picture of another size does not have to fit an InnerProduct above the requested blobs.
     """
     plans = net._plans
     with plans.exclusive if is_exclusive(layer) else nullcontext():

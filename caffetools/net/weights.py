@@ -48,7 +48,7 @@ class LoadReport:
 def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str], None] = log.warning) -> LoadReport:
     """Copy the blobs of every layer whose name the net also has. Nothing is copied when anything does not fit.
 
-    A file tells layers apart by name only. Of several layers of one name the first of the net gets the blobs (the last, from an HDF5
+    A file identifies layers by name only. Of several layers of one name the first of the net gets the blobs (the last, from an HDF5
     file), and of several in the file the last ones are taken, as in Caffe; the others keep their values.
 
     Args:
@@ -104,7 +104,7 @@ def _warn_of_ambiguous(report: LoadReport, model: Caffemodel, origin: str, which
     report.ambiguous = list(dict.fromkeys([*report.ambiguous, *(name for name in names if name in report.loaded)]))
     for name in report.ambiguous:
         warn(
-            f"several layers are called '{name}', and {origin} tells layers apart by name only: as in Caffe, the {which} of them in the "
+            f"several layers are called '{name}', and {origin} identifies layers by name only: as in Caffe, the {which} of them in the "
             "net has the last blobs of that name, and the others keep their values; give each layer a name of its own"
         )
 

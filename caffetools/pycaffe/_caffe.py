@@ -88,4 +88,4 @@ class DtypeVec(list[float]):
 
 
 class BoolVec(list[bool]):
-    """A list of truth values."""
+    """A list of booleans."""

@@ -1,4 +1,4 @@
-"""``Classifier``: pictures to class probabilities, as ``caffe.Classifier``."""
+"""``Classifier``: class probabilities of pictures, as ``caffe.Classifier``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ PathLike = str | os.PathLike[str]
 
 
 class Classifier(Net):
-    """A net with one input for pictures, and the transformer that prepares them.
+    """A net with one input for pictures, and the transformer that preprocesses them.
 
     Args:
-        image_dims: (height, width) that pictures are resized to before they are cropped to the input; None: the input's own size.
-        mean, input_scale, raw_scale, channel_swap: settings of :class:`~caffetools.pycaffe.io.Transformer`.
+        model_file: The deploy prototxt.
+        pretrained_file: The weights.
+        image_dims: (height, width) that pictures are resized to before they are cropped to the input; None: the input's size.
+        mean: See :meth:`~caffetools.pycaffe.transformer.Transformer.set_mean`.
+        input_scale: Factor after the mean was subtracted.
+        raw_scale: Factor before it.
+        channel_swap: Order of the channels.
     """
 
     def __init__(
@@ -40,9 +45,10 @@ class Classifier(Net):
         self.image_dims = self.crop_dims if image_dims is None else np.array(image_dims)
 
     def predict(self, inputs: Sequence[NDArray[Any]], oversample: bool = True) -> NDArray[np.float32]:
-        """Class probabilities of pictures (H, W, C), which may differ in size.
+        """Return the class probabilities of pictures.
 
         Args:
+            inputs: Pictures (H, W, C), which may differ in size.
             oversample: Average over ten crops (corners, centre, mirrored); False takes the centre.
 
         Returns:
@@ -70,7 +76,7 @@ def make_transformer(
     raw_scale: float | None,
     channel_swap: Sequence[int] | None,
 ) -> io.Transformer:
-    """The transformer of the net's first input, with (H, W, C) turned into (C, H, W) and what is given besides."""
+    """Return the transformer of the net's first input, from (H, W, C) to (C, H, W), with the settings given; see :class:`Classifier`."""
     source = net.inputs[0]
     transformer = io.Transformer({source: net.blobs[source].shape})
     transformer.set_transpose(source, (2, 0, 1))

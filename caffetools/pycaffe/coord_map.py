@@ -1,6 +1,6 @@
-"""Where the pixels of one top lie in another, and the Crop layer that brings them into line: what fully convolutional nets need.
+"""``caffe.coord_map``: maps of pixel coordinates between tops, and the Crop layers that align them, for fully convolutional nets.
 
-A map is (axis, factor, offset): on the axes after ``axis``, what lies at x in one top lies at ``factor * x + offset`` in another.
+A map is (axis, factor, offset): on the axes after ``axis``, coordinate x of one top is ``factor * x + offset`` in another.
 Layers are those of a :class:`~caffetools.pycaffe.net_spec.NetSpec`.
 """
 
@@ -31,13 +31,16 @@ class AxisMismatchException(NetError):
 
 
 def coord_map(fn: Function) -> Map:
-    """How the coordinates of a layer's bottoms map to those of its top.
+    """Return the map from the coordinates of a layer's bottoms to those of its top.
+
+    Args:
+        fn: The layer.
 
     Returns:
-        (axis, factor, offset): on the axes after ``axis``, what lies at x in the bottom lies at ``factor * x + offset`` in the top.
+        (axis, factor, offset): on the axes after ``axis``, x in the bottom is ``factor * x + offset`` in the top.
 
     Raises:
-        UndefinedMapException: for types of layers that have none.
+        UndefinedMapException: The type of layer has none.
     """
     coordinates = traits(fn.type_name).coordinates
     if coordinates == "window":
@@ -55,7 +58,7 @@ def coord_map(fn: Function) -> Map:
 
 
 def conv_params(fn: Function) -> tuple[int, Any, Any, Any]:
-    """(axis of the channels, stride, extent of the kernel, pad) of a layer with windows; arrays, one value an axis, where given so."""
+    """Return (channel axis, stride, kernel extent, pad) of a layer with windows; arrays of one value an axis where they are given so."""
     given = dict(fn.params)
     for name in ("convolution_param", "pooling_param"):
         given.update(given.pop(name, {}))
@@ -66,14 +69,14 @@ def conv_params(fn: Function) -> tuple[int, Any, Any, Any]:
 
 
 def crop_params(fn: Function) -> tuple[int, Any]:
-    """(axis, offset) of a Crop layer."""
+    """Return (axis, offset) of a Crop layer."""
     given = {**fn.params, **fn.params.get("crop_param", {})}
     offset = given.get("offset", 0)
     return int(given.get("axis", 2)), offset if np.isscalar(offset) else np.array(offset)
 
 
 def compose(base_map: Map, next_map: Map) -> Map:
-    """``base_map`` after ``next_map``. Raises :class:`AxisMismatchException` where they mean different axes."""
+    """Return ``base_map`` after ``next_map``. Raises :class:`AxisMismatchException` where they apply to different axes."""
     axis1, a1, b1 = base_map
     axis2, a2, b2 = next_map
     if axis1 is None:
@@ -86,17 +89,21 @@ def compose(base_map: Map, next_map: Map) -> Map:
 
 
 def inverse(map_: Map) -> Map:
-    """The map the other way round."""
+    """Return the inverse of a map."""
     axis, a, b = map_
     return axis, 1 / a, -b / a
 
 
 def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
-    """How the coordinates of ``top_from`` map to those of ``top_to``, by way of a top that both come from.
+    """Return the map from the coordinates of ``top_from`` to those of ``top_to``, through a top that both are computed from.
+
+    Args:
+        top_from: The top whose coordinates are mapped.
+        top_to: The top they are mapped to.
 
     Raises:
-        UndefinedMapException: they have no top in common, or a layer between has no map.
-        AxisMismatchException: the layers between do not mean the same axes.
+        UndefinedMapException: They have no top in common, or a layer between has no map.
+        AxisMismatchException: The layers between apply to different axes.
     """
     below_from = dict(_maps_below(top_from))
     for top, map_ in _maps_below(top_to):
@@ -106,10 +113,14 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
 
 
 def crop(top_from: Top, top_to: Top) -> Top:
-    """A Crop layer that cuts ``top_from`` to the size of ``top_to``, so that their pixels fall together.
+    """Return the top of a Crop layer that cuts ``top_from`` to the size of ``top_to``, with their pixels aligned.
+
+    Args:
+        top_from: The top to cut.
+        top_to: The top whose size it gets.
 
     Raises:
-        NetError: They would not: one is finer than the other, or the offset is not a whole number of pixels, or negative; also a
+        NetError: They cannot be aligned: one is finer than the other, or the offset is not a whole number of pixels, or negative; also a
             ValueError and, as in Caffe, an AssertionError.
     """
     axis, a, b = coord_map_from_to(top_from, top_to)
@@ -136,13 +147,13 @@ def _misfit(message: str) -> Exception:
 
 
 def _maps_below(top: Top) -> Iterator[tuple[Top, Map]]:
-    """``top`` and the tops below it, nearest first, each with the map from its coordinates to those of ``top``."""
+    """Yield ``top`` and the tops below it, nearest first, each with the map from its coordinates to those of ``top``."""
     waiting: list[tuple[Top, Map]] = [(top, (None, 1, 0))]
     seen = {top}
     while waiting:
         current, map_ = waiting.pop(0)
         yield current, map_
-        # The second bottom of a Crop only says how large to cut.
+        # The second bottom of a Crop only gives the size.
         bottoms = current.fn.inputs[:1] if traits(current.fn.type_name).coordinates == "crop" else current.fn.inputs
         for bottom in bottoms:
             if bottom in seen:

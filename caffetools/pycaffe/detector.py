@@ -23,8 +23,14 @@ class Detector(Net):
     """A net that scores windows of pictures.
 
     Args:
-        mean, input_scale, raw_scale, channel_swap: settings of :class:`~caffetools.pycaffe.io.Transformer`.
-        context_pad: How many of the input's pixels on each side show what is around a window; beyond the picture there is the mean.
+        model_file: The deploy prototxt.
+        pretrained_file: The weights.
+        mean: See :meth:`~caffetools.pycaffe.transformer.Transformer.set_mean`.
+        input_scale: Factor after the mean was subtracted.
+        raw_scale: Factor before it.
+        channel_swap: Order of the channels.
+        context_pad: How many of the input's pixels on each side show the surroundings of a window; outside of the picture they are
+            the mean.
     """
 
     def __init__(
@@ -73,7 +79,7 @@ class Detector(Net):
         )
 
     def configure_crop(self, context_pad: int | None) -> None:
-        """Prepare :meth:`crop`: what fills a window beyond the picture is the mean, as a picture."""
+        """Set the context of :meth:`crop`, and the mean that fills a window outside of the picture."""
         source, transformer = self.inputs[0], self.transformer
         back = np.argsort(transformer.transpose[source])
         self.crop_dims = np.array(self.blobs[source].shape[1:])[back]
@@ -88,7 +94,18 @@ class Detector(Net):
         self.crop_mean = mean
 
     def crop(self, im: NDArray[Any], window: Window) -> NDArray[np.float32]:
-        """Cut ``window`` (ymin, xmin, ymax, xmax) out of a picture (H, W, C), with its surroundings where ``context_pad`` says so."""
+        """Cut a window out of a picture, with its surroundings where ``context_pad`` is set.
+
+        Args:
+            im: The picture (H, W, C).
+            window: (ymin, xmin, ymax, xmax) in pixels.
+
+        Returns:
+            float32 (height, width, C).
+
+        Raises:
+            DataError: The window lies outside of the picture.
+        """
         box = np.asarray(window, float)
         if not self.context_pad:
             top, left, bottom, right = box.astype(int)

@@ -1,4 +1,4 @@
-"""``caffe.draw``: a net as a picture. The graph is written in the language of Graphviz; its ``dot`` makes pictures of it."""
+"""``caffe.draw``: a net as a picture. The graph is written in Graphviz's language, and rendered by its program ``dot``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ _OTHER, _BLOB = "#6495ed", "#e0e0e0"
 def draw_net_to_file(caffe_net: Any, filename: PathLike, rankdir: str = "LR", phase: int | None = None, display_lrm: bool = False) -> None:
     """Draw a ``NetParameter`` to a file: .dot or .gv as text, any other kind (.png, .svg, .pdf) by Graphviz.
 
+    Args:
+        caffe_net: The net.
+        filename: The file; its ending gives the kind.
+        rankdir: "LR", "TB", "BT" or "RL".
+        phase: Only the layers of that phase; None: all.
+        display_lrm: Write the learning rate multipliers of weights and bias.
+
     Raises:
         CaffeToolsError: Graphviz is not installed, or does not know the kind of picture.
     """
@@ -41,13 +48,13 @@ def draw_net_to_file(caffe_net: Any, filename: PathLike, rankdir: str = "LR", ph
 
 
 def draw_net(caffe_net: Any, rankdir: str, ext: str = "png", phase: int | None = None, display_lrm: bool = False) -> bytes:
-    """The bytes of a picture of a ``NetParameter``, of the kind ``ext``. Raises :class:`CaffeToolsError` as :func:`draw_net_to_file`."""
+    """Return a picture of a ``NetParameter`` as bytes, of the kind ``ext``; see :func:`draw_net_to_file`."""
     text = dot_text(caffe_net, rankdir, phase=phase, display_lrm=display_lrm).encode()
     return text if ext in ("dot", "gv") else render(text, ext)
 
 
 def render(text: bytes, ext: str) -> bytes:
-    """Let Graphviz make a picture of the kind ``ext`` of a graph. Raises :class:`CaffeToolsError`."""
+    """Render a graph by Graphviz to a picture of the kind ``ext``. Raises :class:`CaffeToolsError`."""
     dot = shutil.which("dot")
     if dot is None:
         raise CaffeToolsError(f"a .{ext} picture of a net needs Graphviz, whose program 'dot' is not installed; or write a .dot file")
@@ -58,11 +65,14 @@ def render(text: bytes, ext: str) -> bytes:
 
 
 def dot_text(caffe_net: Any, rankdir: str = "LR", label_edges: bool = True, phase: int | None = None, display_lrm: bool = False) -> str:
-    """The graph of a ``NetParameter`` in Graphviz's language: boxes are layers, octagons blobs.
+    """Return the graph of a ``NetParameter`` in Graphviz's language: boxes are layers, octagons blobs.
 
     Args:
-        rankdir: "LR", "TB", "BT" or "RL". label_edges: say how many outputs or channels a layer makes.
-        phase: Only the layers of that phase. display_lrm: Say the learning rate multipliers of weights and bias.
+        caffe_net: The net.
+        rankdir: "LR", "TB", "BT" or "RL".
+        label_edges: Write the number of outputs or channels at the arrows.
+        phase: Only the layers of that phase; None: all.
+        display_lrm: Write the learning rate multipliers of weights and bias.
     """
     lines = [f"digraph {_quoted(caffe_net.name or 'net')} {{", f"  rankdir={_quoted(rankdir)};", '  node [fontname="Helvetica"];']
     blobs: set[str] = set()
@@ -71,7 +81,7 @@ def dot_text(caffe_net: Any, rankdir: str = "LR", label_edges: bool = True, phas
         label = get_layer_label(layer, rankdir, display_lrm)
         colour = choose_color_by_layertype(layer.type)
         if list(layer.top) == list(layer.bottom):
-            # In place: the blob stays one, and the layer stands beside it.
+            # In place: one blob, with the layer next to it.
             lines.append(f'  {node} [label={_quoted(label)}, shape=box, style="filled,dashed", fillcolor="{colour}"];')
         else:
             lines.append(f'  {node} [label={_quoted(label)}, shape=box, style=filled, fillcolor="{colour}"];')
@@ -121,7 +131,7 @@ def get_pooling_types_dict() -> dict[int, str]:
 
 
 def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:
-    """What stands in a layer's box: its name, type, and kernel, stride and pad where it has them."""
+    """Return the text of a layer's box: its name, type, and kernel, stride and pad where it has them."""
     parts = [str(layer.name), f"({layer.type})"]
     facts = traits(layer)
     pools = facts.role == "pooling"
@@ -137,7 +147,7 @@ def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:
 
 
 def get_edge_label(layer: Any) -> str:
-    """What stands at the arrow out of a layer: the number of its outputs or channels, or a data layer's batch."""
+    """Return the text of the arrow out of a layer: the number of its outputs or channels, or a data layer's batch."""
     facts = traits(layer.type)
     if facts.role == "data" and facts.source:
         return f"Batch {getattr(layer, facts.source).batch_size}"
@@ -145,7 +155,7 @@ def get_edge_label(layer: Any) -> str:
 
 
 def choose_color_by_layertype(layertype: str) -> str:
-    """The colour of a layer's box."""
+    """Return the colour of a layer's box."""
     if _convolves(layertype):
         return _CONVOLUTION
     return {"pooling": _POOLING, "classifier": _LINEAR}.get(traits(layertype).role, _OTHER)

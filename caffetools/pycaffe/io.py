@@ -54,16 +54,17 @@ def __getattr__(name: str) -> Any:
 
 
 def oversample(images: Sequence[NDArray[Any]] | NDArray[Any], crop_dims: Sequence[int] | NDArray[Any]) -> Array:
-    """Four corners and the centre of each picture (H, W, C), then the same mirrored.
+    """Crop each picture ten times: the four corners and the centre, then the same mirrored.
 
     Args:
-        images: Pictures of one size. crop_dims: (height, width) of the crops.
+        images: Pictures (H, W, C) of one size.
+        crop_dims: (height, width) of the crops.
 
     Returns:
         float32 (10 · pictures, height, width, C).
 
     Raises:
-        DataError: a crop does not fit in.
+        DataError: A crop is larger than the pictures.
     """
     shape = np.array(images[0].shape)
     height, width = (int(n) for n in crop_dims)
@@ -81,7 +82,15 @@ def oversample(images: Sequence[NDArray[Any]] | NDArray[Any], crop_dims: Sequenc
 
 
 def blobproto_to_array(blob: Any, return_diff: bool = False) -> Array:
-    """The data (or the diff) of a ``BlobProto`` message as a float32 array. Raises :class:`DataError` where it does not fit its shape."""
+    """Return the data (or the diff) of a ``BlobProto`` message as a float32 array of its shape.
+
+    Args:
+        blob: The message.
+        return_diff: The diff in place of the data.
+
+    Raises:
+        DataError: It has another number of values than its shape; also a ValueError.
+    """
     try:
         return np.array(protos.blob_to_array(blob, diff=return_diff))
     except wire.WireError as error:
@@ -89,7 +98,7 @@ def blobproto_to_array(blob: Any, return_diff: bool = False) -> Array:
 
 
 def array_to_blobproto(arr: NDArray[Any], diff: NDArray[Any] | None = None) -> Any:
-    """A ``BlobProto`` message of an array, and of its diff where there is one."""
+    """Return a ``BlobProto`` message of an array, and of its diff where one is given."""
     blob = BlobProto()
     blob.shape.dim.extend(arr.shape)
     blob.data.extend(arr.astype(float).flat)
@@ -99,7 +108,7 @@ def array_to_blobproto(arr: NDArray[Any], diff: NDArray[Any] | None = None) -> A
 
 
 def arraylist_to_blobprotovector_str(arraylist: Sequence[NDArray[Any]]) -> bytes:
-    """Arrays as a serialized ``BlobProtoVector``."""
+    """Return arrays as a serialized ``BlobProtoVector``."""
     vector = BlobProtoVector()
     vector.blobs.extend([array_to_blobproto(array) for array in arraylist])
     serialized: bytes = vector.SerializeToString()
@@ -107,18 +116,26 @@ def arraylist_to_blobprotovector_str(arraylist: Sequence[NDArray[Any]]) -> bytes
 
 
 def blobprotovector_str_to_arraylist(text: bytes) -> list[Array]:
-    """The arrays of a serialized ``BlobProtoVector``."""
+    """Return the arrays of a serialized ``BlobProtoVector``."""
     return [blobproto_to_array(blob) for blob in BlobProtoVector.FromString(text).blobs]
 
 
 def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Any:
-    """A ``Datum`` of (C, H, W): uint8 as bytes, anything else as floats. Raises :class:`DataError` for another number of axes."""
+    """Return a ``Datum`` of an array.
+
+    Args:
+        arr: (C, H, W); uint8 is stored as bytes, other types as floats.
+        label: Its label.
+
+    Raises:
+        DataError: The array has another number of axes; also a ValueError.
+    """
     with raised_also_as(ValueError):
         return datums.array_to_datum(arr, label)
 
 
 def datum_to_array(datum: Any) -> NDArray[Any]:
-    """The values of a ``Datum`` (C, H, W): uint8, or float. Raises :class:`DataError` where they do not fit its size."""
+    """Return the values of a ``Datum``: uint8 or float (C, H, W). Raises :class:`DataError` where they do not fit its size."""
     with raised_also_as(ValueError):
         return np.array(datums.datum_to_array(datum))
 

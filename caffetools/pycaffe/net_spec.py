@@ -1,7 +1,7 @@
 """``NetSpec``: writing a network as Python expressions.
 
-``L.Convolution(bottom, kernel_size=3, num_output=8)`` is a layer of type Convolution, applied to a top and giving one (or ``ntop`` of
-them). Which field of ``LayerParameter`` an argument is meant for is looked up in the schema: ``convolution_param`` for the
+``L.Convolution(bottom, kernel_size=3, num_output=8)`` is a layer of type Convolution, applied to a top and returning one (or ``ntop``
+of them). The field of ``LayerParameter`` that an argument sets is found in the schema: ``convolution_param`` for the
 arguments of a Convolution that it has, ``LayerParameter`` itself for others (``param``, ``include``, ``loss_weight``, ``name``).
 """
 
@@ -43,7 +43,12 @@ class UnknownTop(AttributeError, KeyError):
 
 
 class Top:
-    """Output ``n`` of a layer: what other layers take as a bottom."""
+    """Output ``n`` of a layer, which other layers take as a bottom.
+
+    Args:
+        fn: The layer.
+        n: The number of the output.
+    """
 
     def __init__(self, fn: Function, n: int):
         self.fn, self.n = fn, n
@@ -63,7 +68,16 @@ class Top:
 
 
 class Function:
-    """A layer: its type, its bottoms and its parameters; ``tops`` are what it makes."""
+    """A layer.
+
+    Args:
+        type_name: Its type.
+        inputs: The tops that it reads.
+        params: Its parameters, and ``ntop`` and ``in_place``.
+
+    Raises:
+        TypeError: An input is not a :class:`Top`.
+    """
 
     def __init__(self, type_name: str, inputs: tuple[Any, ...], params: dict[str, Any]):
         for index, top in enumerate(inputs):
@@ -143,7 +157,7 @@ class NetSpec:
         self.tops[name].fn.params.update(params)
 
     def to_proto(self) -> Any:
-        """The ``NetParameter`` of all that was set, and all that it needs. Raises :class:`NetError` for a wrong argument of a layer."""
+        """Return the ``NetParameter`` of all tops that were set, and all that they need. Raises :class:`NetError` for a wrong argument."""
         return _write(self.tops)
 
 
@@ -182,13 +196,13 @@ params = Parameters()
 
 
 def to_proto(*tops: Any) -> Any:
-    """The ``NetParameter`` of ``tops`` (or layers without tops) and all that they need; blobs get names such as Convolution1."""
+    """Return the ``NetParameter`` of ``tops`` (or layers without tops) and all that they need; blobs get names such as Convolution1."""
     return _write(OrderedDict((f"\0{index}", top) for index, top in enumerate(tops)))
 
 
 @cache
 def param_name_dict() -> dict[str, str]:
-    """Layer type → the name of its field in ``LayerParameter``, without ``_param``: ``{"Convolution": "convolution", …}``."""
+    """Return layer type → the name of its field in ``LayerParameter``, without ``_param``: ``{"Convolution": "convolution", …}``."""
     names: dict[str, str] = {}
     for field in LayerParameter.DESCRIPTOR.fields:
         if field.message_type is not None and field.name.endswith("_param") and field.message_type.name.endswith("Parameter"):
@@ -202,10 +216,16 @@ def param_name_dict() -> dict[str, str]:
 
 
 def assign_proto(message: Any, name: str, value: Any) -> None:
-    """Set a field of a message from Python values: numbers, text, dicts for messages, lists (or one value) for repeated fields.
+    """Set a field of a message from Python values.
+
+    Args:
+        message: The message.
+        name: The field.
+        value: A number, a text, a dict for a message, a list (or one value) for a repeated field.
 
     Raises:
-        AttributeError: there is no such field. TypeError, ValueError: the value does not suit it.
+        AttributeError: The message has no field of that name.
+        TypeError: The value does not fit the field; or ValueError.
     """
     field = message.DESCRIPTOR.fields_by_name.get(name)
     if field is None:
@@ -246,9 +266,9 @@ def _enum(field: Any, value: Any) -> Any:
     if field.enum_type is not None and isinstance(value, str):
         number = field.enum_type.values_by_name.get(value)
         if number is None:
-            raise ValueError(f"'{value}' is none of {', '.join(field.enum_type.values_by_name)} ({field.name})")
+            raise ValueError(f"'{value}' is not one of {', '.join(field.enum_type.values_by_name)} ({field.name})")
         return number.number
-    # NumPy's numbers are no numbers to protobuf.
+    # protobuf does not take NumPy's numbers.
     return value.item() if hasattr(value, "item") else value
 
 
@@ -266,7 +286,13 @@ def _write(named: OrderedDict[str, Any]) -> Any:
 
 
 class _Writer:
-    """Writes layers after those that they need, and names what has no name."""
+    """Writes layers after those that they need, and names those without a name.
+
+    Args:
+        names: Names of tops and layers; more are added.
+        written: Layers already written, to which more are added.
+        counts: How many names each type has.
+    """
 
     def __init__(self, names: dict[Any, str], written: OrderedDict[Function, Any] | None = None, counts: Counter[str] | None = None):
         self.names = names

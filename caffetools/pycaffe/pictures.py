@@ -20,13 +20,17 @@ _GREY = (0.2125, 0.7154, 0.0721)
 
 
 def load_image(filename: PathLike, color: bool = True) -> Array:
-    """Read a picture: float32 (H, W, C) in [0, 1], RGB.
+    """Read a picture.
 
     Args:
+        filename: The file.
         color: Three channels (grey pictures are repeated, transparency is dropped); False gives one channel of grey.
 
+    Returns:
+        float32 (H, W, C) in [0, 1], RGB.
+
     Raises:
-        DataError: the file is missing or is no picture.
+        DataError: The file is missing, or not a picture; also an OSError.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""Resizing pictures as ``caffe.io`` does, by the rules of the scikit-image and SciPy of Caffe's time: no smoothing before shrinking."""
+"""Resizing pictures as ``caffe.io`` does, with the results of the scikit-image and SciPy releases of Caffe's time: no anti-aliasing."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ Array = NDArray[np.float32]
 
 
 def resize_image(im: NDArray[Any], new_dims: Sequence[int] | NDArray[Any], interp_order: int = 1) -> Array:
-    """Resize a picture (H, W, C) to ``new_dims`` (height, width).
+    """Resize a picture.
 
     Args:
-        im: One or three channels are sampled at pixel centres, with everything outside of the picture at its minimum; any other
-            number with the corners of both pictures in one place (SciPy's zoom).
+        im: The picture (H, W, C). One or three channels are sampled at pixel centres, with the picture's minimum outside of it;
+            another number of channels with the corners of both pictures aligned (SciPy's zoom).
+        new_dims: (height, width).
         interp_order: 1 is linear, 0 takes the nearest pixel.
 
     Returns:
         float32 (height, width, C).
 
     Raises:
-        DataError: another order, or a picture that has not three axes.
+        DataError: Another order, or a picture that does not have three axes.
     """
     if interp_order not in (0, 1):
         raise DataError(f"resize_image: interp_order {interp_order} is not supported; 0 (nearest) and 1 (linear) are")
@@ -82,19 +83,19 @@ def zoom(values: NDArray[Any], factor: Any, **options: Any) -> NDArray[Any]:
 
 
 def _centred(new: int, old: int) -> NDArray[Any]:
-    """Where in ``old`` pixels the centres of ``new`` pixels lie."""
+    """Return the coordinates, in ``old`` pixels, of the centres of ``new`` pixels."""
     places: NDArray[Any] = (np.arange(new) + 0.5) * (old / new) - 0.5
     return places
 
 
 def _aligned(new: int, old: int) -> NDArray[Any]:
-    """Where in ``old`` pixels ``new`` pixels lie whose first and last are the old ones."""
+    """Return the coordinates, in ``old`` pixels, of ``new`` pixels whose first and last are the old ones."""
     places: NDArray[Any] = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
     return places
 
 
 def _sample(picture: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any], order: int) -> NDArray[Any]:
-    """``picture`` at every row and column given; both lie inside."""
+    """Return ``picture`` at every row and column given; both lie inside of it."""
     if order == 0:
         nearest: NDArray[Any] = picture[_rounded(rows)[:, None], _rounded(columns)[None, :]]
         return nearest

@@ -47,7 +47,7 @@ def run_script(path: Path, arguments: Sequence[str] = (), *, convert_python2: bo
         ScriptFailed: Another exception that it did not catch.
     """
     if not path.is_file():
-        raise DataError(f"{path}: there is no such script")
+        raise DataError("the script does not exist", path=path)
     notebook = path.suffix == ".ipynb"
     source = path.resolve()
     with _as_main(path, arguments), _shown_as_python_does(path):

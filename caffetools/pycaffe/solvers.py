@@ -1,4 +1,4 @@
-"""The solvers, as ``caffe.SGDSolver`` and its like: nets that one can look into between iterations."""
+"""The solvers, as ``caffe.SGDSolver`` and the others: their nets can be read and changed between iterations."""
 
 from __future__ import annotations
 
@@ -27,14 +27,19 @@ PathLike = str | os.PathLike[str]
 
 
 class Solver:
-    """Trains the net of a solver prototxt. The type is the file's own, or that of the class.
+    """Trains the net of a solver prototxt. The update rule is the file's own, or that of the class.
+
+    After :meth:`step` the diffs of the parameters hold the last update, as in Caffe.
+
+    Args:
+        solver_file: The solver prototxt.
 
     Attributes:
-        net, test_nets: pycaffe nets; after :meth:`step` their blobs and diffs are those of the last iteration. param: the
-        ``SolverParameter``. iter: how many updates were made.
+        net: The training net, a pycaffe net; after :meth:`step` its blobs are those of the last iteration.
+        test_nets: The test nets.
 
     Raises:
-        PrototxtError, NetError, CaffeToolsError: solver or nets are wrong.
+        PrototxtError, NetError, CaffeToolsError: The solver or one of its nets is wrong.
     """
 
     net: Net
@@ -70,7 +75,7 @@ class Solver:
         return self._core.learning_rate.at(self._core.iteration)
 
     def step(self, iters: int) -> None:
-        """Make that many updates, with the tests, displays and snapshots that fall due."""
+        """Run ``iters`` iterations, with the tests, displays and snapshots that are due."""
         self.net._prepare()
         self._core.step(iters)
 
@@ -82,7 +87,7 @@ class Solver:
         self._core.solve()
 
     def apply_update(self) -> None:
-        """Update the parameters from their diffs as they are, at the present iteration's rate; for loops that run the net themselves."""
+        """Update the parameters from their diffs, at the present iteration's rate; for scripts that run the net themselves."""
         self.net._prepare()
         self._core.update()
 
@@ -92,7 +97,7 @@ class Solver:
         return self._core.checkpoint()
 
     def restore(self, state_file: PathLike) -> None:
-        """Go on from a .solverstate."""
+        """Resume from a .solverstate."""
         self._core.restore(state_file)
 
     def add_callback(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None = None) -> None:
@@ -102,11 +107,11 @@ class Solver:
     add_callbacks = add_callback
 
     def share_weights(self, net: Net) -> None:
-        """Make ``net`` use the parameters of this solver's net."""
+        """Let ``net`` use the parameters of this solver's net."""
         share(net._net, self._core.net)
 
     def test_all(self) -> list[TestResult]:
-        """Run every test net over its batches; the mean outputs."""
+        """Run every test net over its batches; return the mean outputs."""
         return self._core.test_all()
 
 
@@ -150,7 +155,7 @@ _CLASSES = {cls._TYPE: cls for cls in (SGDSolver, NesterovSolver, AdaGradSolver,
 
 
 def get_solver(solver_file: PathLike) -> Solver:
-    """The solver of the type that the file asks for. Raises :class:`CaffeToolsError` for an unknown one."""
+    """Return the solver of the type that the file names. Raises :class:`CaffeToolsError` for an unknown one."""
     kind = upgrade_solver(read_solver(solver_file)).type
     if kind not in _CLASSES:
         raise CaffeToolsError(f"{os.fspath(solver_file)}: unknown solver type '{kind}'; it is one of {', '.join(_CLASSES)}")
@@ -173,7 +178,7 @@ class _Engine(engine.Solver):
                 log_values(run, self.log)
 
     def update(self) -> None:
-        """One update from the diffs there are."""
+        """Make one update from the present diffs."""
         self.rate = self.learning_rate.at(self.iteration)
         self.notify("on_before_update")
         for run in self.test_runs:
@@ -194,7 +199,7 @@ class _Engine(engine.Solver):
                     entry.parameter.grad.copy_(diffs.last[id(entry.parameter)])
 
     def _iterate(self) -> None:
-        # Diffs stay to be read until the next iteration begins.
+        # Diffs can be read until the next iteration begins.
         self.run.clear_param_diffs()
         self.losses.append(self._forward_backward())
         self.update()

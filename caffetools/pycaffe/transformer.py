@@ -1,4 +1,4 @@
-"""``caffe.io.Transformer``: from a picture to what a net's input takes, and back."""
+"""``caffe.io.Transformer``: from a picture to the values of a net's input, and back."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Array = NDArray[np.float32]
 
 
 class Transformer:
-    """Turns pictures (H, W, C) into inputs (C, H, W), in this order: resize, transpose, swap channels, scale, take the mean off, scale.
+    """Preprocess pictures (H, W, C) to inputs (C, H, W): resize, transpose, swap channels, scale, subtract the mean, scale.
+
+    Every setting is per input; steps that are not set are left out.
 
     Args:
         inputs: Input name → its blob's shape (N, C, H, W).
-
-    Every setting is per input; those that are not set are left out.
     """
 
     def __init__(self, inputs: Mapping[str, Sequence[int]]):
@@ -33,7 +33,18 @@ class Transformer:
         self.input_scale: dict[str, float] = {}
 
     def preprocess(self, in_: str, data: NDArray[Any]) -> Array:
-        """The input that ``data`` makes: float32, without the batch axis. ``data`` stays as it is."""
+        """Preprocess one picture.
+
+        Args:
+            in_: Name of the input.
+            data: The picture (H, W, C); it is not changed.
+
+        Returns:
+            The item of the input, float32 (C, H, W).
+
+        Raises:
+            DataError: The input is unknown.
+        """
         self._known(in_)
         values: Any = data.astype(np.float32)
         size = self.inputs[in_][2:]
@@ -54,7 +65,18 @@ class Transformer:
         return result
 
     def deprocess(self, in_: str, data: NDArray[Any]) -> Array:
-        """The picture that the input ``data`` was made of; sizes stay as they are."""
+        """Invert :meth:`preprocess`, but for the size.
+
+        Args:
+            in_: Name of the input.
+            data: An item of the input (C, H, W), or a batch of one.
+
+        Returns:
+            The picture, float32 (H, W, C).
+
+        Raises:
+            DataError: The input is unknown.
+        """
         self._known(in_)
         values: Any = np.array(data.squeeze(), np.float32)
         if in_ in self.input_scale:
@@ -71,29 +93,33 @@ class Transformer:
         return result
 
     def set_transpose(self, in_: str, order: Sequence[int]) -> None:
-        """The order of the axes, of (H, W, C): (2, 0, 1) for Caffe's inputs. Raises :class:`DataError` for another number of axes."""
+        """Set the order of the axes of (H, W, C): (2, 0, 1) for Caffe's inputs. Raises :class:`DataError` for another number of axes."""
         self._known(in_)
         if len(order) != len(self.inputs[in_]) - 1:
             raise _error(f"input '{in_}' has {len(self.inputs[in_]) - 1} axes a picture, so transpose needs as many, not {len(order)}")
         self.transpose[in_] = tuple(order)
 
     def set_channel_swap(self, in_: str, order: Sequence[int]) -> None:
-        """The order of the channels: (2, 1, 0) from RGB to BGR. Raises :class:`DataError` for another number of channels."""
+        """Set the order of the channels: (2, 1, 0) from RGB to BGR. Raises :class:`DataError` for another number of channels."""
         self._known(in_)
         if len(order) != self.inputs[in_][1]:
             raise _error(f"input '{in_}' has {self.inputs[in_][1]} channels, so channel_swap needs as many, not {len(order)}")
         self.channel_swap[in_] = tuple(order)
 
     def set_raw_scale(self, in_: str, scale: float) -> None:
-        """A factor before the mean is taken off: 255 for pictures in [0, 1]."""
+        """Set the factor before the mean is subtracted: 255 for pictures in [0, 1]."""
         self._known(in_)
         self.raw_scale[in_] = scale
 
     def set_mean(self, in_: str, mean: NDArray[Any]) -> None:
-        """The mean to take off: one value a channel, or a picture (C, H, W), which is resized to the input's size.
+        """Set the mean to subtract.
+
+        Args:
+            in_: Name of the input.
+            mean: One value a channel (C), or a picture (C, H, W), which is resized to the input's size.
 
         Raises:
-            DataError: its shape does not suit the input.
+            DataError: Its shape does not fit the input.
         """
         self._known(in_)
         channels, *size = self.inputs[in_][1:]
@@ -110,7 +136,7 @@ class Transformer:
         self.mean[in_] = mean
 
     def set_input_scale(self, in_: str, scale: float) -> None:
-        """A factor after the mean was taken off."""
+        """Set the factor after the mean was subtracted."""
         self._known(in_)
         self.input_scale[in_] = scale
 

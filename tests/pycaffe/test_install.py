@@ -77,7 +77,7 @@ def test_an_error_that_a_script_runs_into_names_its_line(write: Write, tmp_path:
     script = write("script.py", "import caffe\n\nnet = caffe.Net('none.prototxt', caffe.TEST)\n")
     done = run_file(script, cwd=tmp_path)
     assert f"{script}:3: none.prototxt: cannot read" in done.stderr
-    with pytest.raises(DataError, match=r"none\.py: there is no such script"):
+    with pytest.raises(DataError, match=r"none\.py: the script does not exist"):
         run_script(tmp_path / "none.py")
 
 

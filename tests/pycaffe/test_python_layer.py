@@ -207,7 +207,7 @@ def test_a_python_layer_may_work_in_place_and_change_its_shape(module: Callable[
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"layer 'Odd': there is no Python module 'mine' on sys.path or in .*PYTHONPATH"),
+        (None, r"layer 'Odd': the Python module 'mine' was not found on sys.path or in .*PYTHONPATH"),
         ("x = 1\n", r"layer 'Odd': the module 'mine' \(.*mine\.py\) has no class 'Odd'"),
         ("class Odd: pass\n", r"'mine\.Odd' .* is not a class with a method forward"),
         ("import nonesuch\n", "the Python module 'mine' needs the module 'nonesuch', which is not installed"),
