@@ -101,7 +101,7 @@ def test_values_may_be_numpys_and_messages() -> None:
             lambda: L.Convolution(L.Input(), kernal_size=3),
             r"\(Convolution\) kernal_size=3: there is no parameter 'kernal_size'; did you mean 'kernel_size'",
         ),
-        (lambda: L.Pooling(L.Input(), pool="MAXX"), "'MAXX' is none of MAX, AVE, STOCHASTIC"),
+        (lambda: L.Pooling(L.Input(), pool="MAXX"), "'MAXX' is not one of MAX, AVE, STOCHASTIC"),
         (lambda: L.Convolution(L.Input(), num_output="many"), r"num_output='many'"),
         (lambda: L.Convolution(L.Input(), weight_filler=dict(kind="xavier")), "FillerParameter has no field 'kind'"),
     ],
