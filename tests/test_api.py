@@ -47,7 +47,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["caffetools", "caffetools._api.inference", "caffetools._api.nets", "caffetools._deprecation", "caffetools.cancel"]
+    "module",
+    [
+        "caffetools",
+        "caffetools._api.inference",
+        "caffetools._api.nets",
+        "caffetools._deprecation",
+        "caffetools.cancel",
+        "caffetools.project.config",
+        "caffetools.project.project",
+    ],
 )
 def test_examples_in_docstrings_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
