@@ -62,11 +62,12 @@ def show(name: Name, json: Json = False) -> None:
 def fetch(
     name: Name,
     to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="The folder to put the file in; the cache by default.")] = None,
+    unverified: Annotated[bool, typer.Option("--unverified", help="Also fetch weights for which no checksum is published.")] = False,
     json: Json = False,
 ) -> None:
     """Fetch a model's weights and check them; a file that is there already is only checked.
 
-    An interrupted fetch goes on where it stopped. With $CAFFETOOLS_ZOO_MIRROR set (an http, https or file address,
+    An interrupted fetch resumes where it stopped. With $CAFFETOOLS_ZOO_MIRROR set (an http, https or file address,
     or a folder) the file comes from there.
     """
     from caffetools.zoo.cards import get_card
@@ -74,7 +75,7 @@ def fetch(
 
     card = get_card(name)
     with progress(f"Fetching {name} (MB)") as advance:
-        fetched = fetch_weights(card, to, progress=_in_megabytes(advance), say=None if json else _say)
+        fetched = fetch_weights(card, to, progress=_in_megabytes(advance), say=None if json else _say, unverified=unverified)
     if json:
         print_json({key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(fetched).items()})
         return

@@ -76,13 +76,12 @@ def evaluate(classifier: Classifier, card: DatasetCard, *, events: EventSink = i
     )
 
 
-def remarks_on(evaluation: Evaluation) -> list[str]:
+def remarks_on(confusion: Confusion) -> list[str]:
     """Return remarks on a result at chance level, or with classes of too few images.
 
     Args:
-        evaluation: The result on held-out images.
+        confusion: The result on held-out images.
     """
-    confusion = evaluation.confusion
     classes, total = len(confusion.names), confusion.total
     remarks = []
     chance = 1 / classes

@@ -108,4 +108,4 @@ class FinetuneResult:
     @property
     def remarks(self) -> list[str]:
         """What a user should know about the result, in sentences; empty if there is nothing."""
-        return remarks_on(self.evaluation)
+        return remarks_on(self.evaluation.confusion)

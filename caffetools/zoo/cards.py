@@ -174,7 +174,10 @@ def _weights_faults(weights: Weights) -> list[tuple[str, str]]:
         faults.append(("weights.urls", "must list at least one address"))
     for url in weights.urls:
         if urlsplit(url).scheme not in SCHEMES:
-            faults.append(("weights.urls", f"has {url}, which is no http, https or file address"))
+            faults.append(("weights.urls", f"has {url}, which is not an http, https or file address"))
+        elif urlsplit(url).scheme == "http" and not weights.checksums:
+            # With a checksum, nobody on the way can replace the file.
+            faults.append(("weights.urls", f"has {url}; without a checksum only https and file addresses are allowed"))
     for kind, digits in weights.checksums.items():
         if not re.fullmatch(r"[0-9a-f]{%d}" % _DIGITS[kind], digits):  # noqa: UP031 (braces of a pattern)
             faults.append((f"weights.{kind}", f"must be {_DIGITS[kind]} lowercase hexadecimal digits"))

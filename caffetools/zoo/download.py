@@ -59,14 +59,20 @@ class _Origin:
     total: int | None = None
 
 
-def download(url: str, part: Path, *, progress: Progress | None = None, patience: RetryPolicy | None = None) -> bool:
-    """Bring the whole of ``url`` into ``part``, going on where an earlier run stopped.
+def download(
+    url: str, part: Path, *, progress: Progress | None = None, patience: RetryPolicy | None = None, limit: int | None = None
+) -> bool:
+    """Bring the whole of ``url`` into ``part``, resuming where an earlier run stopped.
 
     A resumed download asks with If-Range for the same ETag or date and holds the length against the earlier one; a server
     that knows no ranges, or whose file has changed, sends it from the start. ``part`` stays when this fails or is interrupted.
 
     Args:
-        progress: Called with (bytes there, bytes in all or 0 when the server doesn't say).
+        url: An https, http or file address.
+        part: The .part file.
+        progress: Called with (bytes written, total bytes or 0 if the server does not give them).
+        patience: How often and how long to try.
+        limit: Most bytes to accept; a longer file is refused before the disk is full.
 
     Returns:
         Whether ``part`` holds bytes of an earlier connection.
@@ -79,7 +85,7 @@ def download(url: str, part: Path, *, progress: Progress | None = None, patience
     progressed = False
     while True:
         try:
-            return _attempt(url, part, progress, patience) or resumed
+            return _attempt(url, part, progress, patience, limit) or resumed
         except (_Dropped, _Unreachable) as error:
             size = _size(part)
             if size > most:
@@ -104,7 +110,7 @@ def finish(part: Path, target: Path) -> None:
     _note(part).unlink(missing_ok=True)
 
 
-def _attempt(url: str, part: Path, progress: Progress | None, patience: RetryPolicy) -> bool:
+def _attempt(url: str, part: Path, progress: Progress | None, patience: RetryPolicy, limit: int | None) -> bool:
     if urlsplit(url).scheme == "file":
         _copy(url, part, progress)
         return False
@@ -123,11 +129,19 @@ def _attempt(url: str, part: Path, progress: Progress | None, patience: RetryPol
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else 0
         _write_note(part, _Origin(url, _validator(response.headers), total or None))
+        if limit is not None and total > limit:
+            raise _too_long(part, limit)
         _check_space(part, total - offset)
-        done = _stream_to_file(response, part, offset, total, progress)
+        done = _stream_to_file(response, part, offset, total, progress, limit)
     if total and done != total:
         raise _Dropped(f"the connection dropped after {done} of {total} bytes")
     return offset > 0
+
+
+def _too_long(part: Path, limit: int) -> FetchFailed:
+    """Remove what was written and return the error of a file that is longer than its card allows."""
+    forget(part)
+    return FetchFailed(f"the server sends more than {limit / 1e6:.0f} MB, which the model's card does not allow")
 
 
 def _open(url: str, offset: int, origin: _Origin, part: Path, patience: RetryPolicy) -> Any:
@@ -159,11 +173,13 @@ def _open(url: str, offset: int, origin: _Origin, part: Path, patience: RetryPol
 class _WebOnly(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).scheme not in ("http", "https"):
-            raise FetchFailed(f"the server sends us on to {newurl}, which is no http or https address")
+            raise FetchFailed(f"the server redirects to {newurl}, which is neither an http nor an https address")
+        if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
+            raise FetchFailed(f"the server redirects from https to {newurl}, which is not encrypted")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _stream_to_file(source: Any, part: Path, offset: int, total: int, progress: Progress | None) -> int:
+def _stream_to_file(source: Any, part: Path, offset: int, total: int, progress: Progress | None, limit: int | None = None) -> int:
     """Write what ``source`` gives into ``part`` from ``offset`` on; the bytes there are then."""
     done = offset
     with _writing(part), part.open("r+b" if offset else "wb", buffering=0) as stream:
@@ -176,6 +192,8 @@ def _stream_to_file(source: Any, part: Path, offset: int, total: int, progress: 
             block = _take(source)
             if not block:
                 return done
+            if limit is not None and done + len(block) > limit:
+                raise _too_long(part, limit)
             _put(stream, block)
             done += len(block)
 

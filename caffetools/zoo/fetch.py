@@ -57,6 +57,7 @@ def fetch(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     patience: RetryPolicy | None = None,
+    unverified: bool = False,
 ) -> Fetched:
     """Make sure that a model's weights are there, and are what the publisher means.
 
@@ -65,8 +66,12 @@ def fetch(
     publisher. An interrupted fetch leaves a .part file, with which the next goes on; two fetches of one file wait for each other.
 
     Args:
-        model: A card or its name. to: The folder; the cache by default.
-        progress: Called with (bytes, bytes in all). say: Called with a sentence when there is something to wait for.
+        model: A card, or the name of a model.
+        to: The folder; the cache by default.
+        progress: Called with (bytes, total bytes).
+        say: Called with a sentence when there is something to wait for.
+        patience: How often and how long to try.
+        unverified: Also fetch weights for which no checksum is published.
 
     Raises:
         ZooError: no such model, no published weights, nothing reachable, or a wrong file: names file, address and the way by hand.
@@ -77,6 +82,11 @@ def fetch(
     if card.weights is None or path is None:
         raise ZooError(f"{card.name}: {card.no_weights}")
     source = None
+    if not path.exists() and not card.weights.checksums and not unverified:
+        raise ZooError(
+            f"{card.name}: no checksum of its weights is published, so a fetched file cannot be verified",
+            hint="--unverified (unverified=True) accepts what the server sends and records its SHA-256 for later fetches",
+        )
     if not path.exists():
         _make_folder(path.parent)
         with _locked(path, say):
@@ -127,7 +137,8 @@ def _bring(card: ModelCard, weights: Weights, path: Path, progress: Progress | N
 
 
 def _bring_from(url: str, card: ModelCard, path: Path, part: Path, progress: Progress | None, patience: RetryPolicy) -> None:
-    resumed = download(url, part, progress=progress, patience=patience)
+    limit = _limit(card.weights.megabytes) if card.weights is not None else None
+    resumed = download(url, part, progress=progress, patience=patience, limit=limit)
     try:
         check_weights(card, part, record=_record(path))
     except WrongFile:
@@ -135,8 +146,13 @@ def _bring_from(url: str, card: ModelCard, path: Path, part: Path, progress: Pro
             raise
         # The earlier part may have been another file's or damaged: only a fetch in one piece tells.
         forget(part)
-        download(url, part, progress=progress, patience=patience)
+        download(url, part, progress=progress, patience=patience, limit=limit)
         check_weights(card, part, record=_record(path))
+
+
+def _limit(megabytes: float) -> int:
+    """Return the most bytes to accept for weights of about so many megabytes."""
+    return int(megabytes * 1.25e6) + 10**6
 
 
 def _place_labels(card: ModelCard, folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ import pytest
 
 import caffetools as ct
 from caffetools.project.config import FinetuneConfig
-from caffetools.project.evaluate import Evaluation, remarks_on
+from caffetools.project.evaluate import remarks_on
 from caffetools.project.training_schedule import plan_training
 from caffetools.proto.binary import read_caffemodel
 from caffetools.results import Confusion
@@ -126,17 +126,17 @@ def test_from_scratch_takes_the_networks_own_learning_rate() -> None:
         plan_training("lenet", 9, 9, fine_tuning=True, base_lr=0.0)
 
 
-def evaluation_of(right: int, total: int, classes: int) -> Evaluation:
+def confusion_of(right: int, total: int, classes: int) -> Confusion:
     true = [index % classes for index in range(total)]
     predicted = [label if index < right else (label + 1) % classes for index, label in enumerate(true)]
-    return Evaluation(Confusion.from_labels(true, predicted, [str(n) for n in range(classes)]), predicted, [])
+    return Confusion.from_labels(true, predicted, [str(n) for n in range(classes)])
 
 
 @pytest.mark.parametrize(
     ("right", "total", "classes", "remarked"), [(40, 120, 3, True), (1, 120, 120, True), (120, 120, 3, False), (60, 120, 3, False)]
 )
 def test_a_result_at_chance_level_is_remarked(right: int, total: int, classes: int, remarked: bool) -> None:
-    remarks = remarks_on(evaluation_of(right, total, classes))
+    remarks = remarks_on(confusion_of(right, total, classes))
     assert bool(remarks) == remarked
     if remarked:
         assert "no better than guessing one of" in remarks[0] and "--base-lr" in remarks[0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from caffetools.errors import RunFailed, ZooError
+from caffetools.zoo.cards import ModelCard
 from tests.zoo.fetching import CONTENT, QUICK, SHA1, card_at, get, names
 from tests.zoo.server import Server, serving
 
@@ -117,7 +119,10 @@ def test_a_redirection_to_the_web_is_followed(server: Server, tmp_path: Path) ->
 
 @pytest.mark.parametrize("location", ["ftp://127.0.0.1/w", "file:///etc/hostname"])
 def test_a_redirection_elsewhere_is_refused(tmp_path: Path, location: str) -> None:
-    with serving(b"", answers=[302], location=location) as other, pytest.raises(ZooError, match="no http or https address|is not allowed"):
+    with (
+        serving(b"", answers=[302], location=location) as other,
+        pytest.raises(ZooError, match="neither an http nor an https address|is not allowed"),
+    ):
         get(card_at(f"{other.url}/w"), tmp_path)
     assert names(tmp_path) == []
 
@@ -132,8 +137,22 @@ def test_a_full_disk_is_an_error_that_names_the_file(server: Server, tmp_path: P
 
 def test_a_file_larger_than_the_disk_is_not_begun(tmp_path: Path) -> None:
     with serving(CONTENT, promised=2**60) as server, pytest.raises(RunFailed, match="MB are free; free some space"):
-        get(card_at(f"{server.url}/w"), tmp_path)
+        get(large(f"{server.url}/w", 1e13), tmp_path)
     assert not (tmp_path / "weights.caffemodel.part").exists()
+
+
+def large(url: str, megabytes: float) -> ModelCard:
+    """The card of ``card_at`` with another size."""
+    card = card_at(url)
+    assert card.weights is not None
+    return dataclasses.replace(card, weights=dataclasses.replace(card.weights, megabytes=megabytes))
+
+
+@pytest.mark.parametrize("promised", [None, 2**40])
+def test_a_file_that_is_longer_than_its_card_allows_is_refused(tmp_path: Path, promised: int | None) -> None:
+    with serving(CONTENT, promised=promised) as server, pytest.raises(ZooError, match="sends more than 1 MB"):
+        get(large(f"{server.url}/w", 0.1), tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_ctrl_c_leaves_a_part_that_the_next_fetch_goes_on_with(server: Server, tmp_path: Path) -> None:

@@ -163,10 +163,16 @@ def without_checksum(url: str) -> ModelCard:
     return dataclasses.replace(get_card("lenet"), weights=weights)
 
 
+def test_weights_without_a_published_checksum_are_fetched_only_on_request(lenet_weights: bytes, tmp_path: Path) -> None:
+    with serving(lenet_weights) as server, pytest.raises(ZooError, match="no checksum of its weights is published.*--unverified"):
+        get(without_checksum(f"{server.url}/w"), tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_without_a_published_checksum_the_file_must_fit_the_network_and_is_remembered(lenet_weights: bytes, tmp_path: Path) -> None:
     with serving(lenet_weights) as server:
         card = without_checksum(f"{server.url}/w")
-        fetched = get(card, tmp_path)
+        fetched = get(card, tmp_path, unverified=True)
         assert fetched.verified.startswith("no checksum is published; it reads as a caffemodel and fits the 4 layers")
         record = tmp_path / "weights.caffemodel.sha256"
         assert record.read_text() == f"{fetched.sha256}  weights.caffemodel\n"
@@ -174,18 +180,18 @@ def test_without_a_published_checksum_the_file_must_fit_the_network_and_is_remem
         changed[-1000] ^= 1
         fetched.path.write_bytes(changed)
         with pytest.raises(ZooError, match=f"expected {fetched.sha256}, as first seen"):
-            get(card, tmp_path)
+            get(card, tmp_path, unverified=True)
         fetched.path.unlink()
         server.content = bytes(changed)
         with pytest.raises(ZooError, match=f"expected {fetched.sha256}, as first seen"):
-            get(card, tmp_path)
+            get(card, tmp_path, unverified=True)
     assert names(tmp_path) == ["weights.caffemodel.sha256"]
 
 
 @pytest.mark.parametrize("cut", [10, 1000])
 def test_without_a_published_checksum_a_damaged_file_is_refused(lenet_weights: bytes, tmp_path: Path, cut: int) -> None:
     with serving(lenet_weights[:-cut]) as server, pytest.raises(ZooError, match="gives a wrong file: .*damaged"):
-        get(without_checksum(f"{server.url}/w"), tmp_path)
+        get(without_checksum(f"{server.url}/w"), tmp_path, unverified=True)
     assert names(tmp_path) == []
 
 
@@ -194,7 +200,7 @@ def test_without_a_published_checksum_the_weights_of_another_network_are_refused
         layer { name: "conv1" type: "Convolution" bottom: "data" top: "y" convolution_param { num_output: 2 kernel_size: 3 } }"""
     save_weights(Net(parse(text, NetParameter)), tmp_path / "other")
     with serving((tmp_path / "other").read_bytes()) as server, pytest.raises(ZooError, match=r"does not fit .* layer 'conv1'"):
-        get(without_checksum(f"{server.url}/w"), tmp_path / "to")
+        get(without_checksum(f"{server.url}/w"), tmp_path / "to", unverified=True)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(server: Server, tmp_path: Path) -> None:
