@@ -57,7 +57,7 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
     classifier = Classifier(deploy, snapshot.weights)
     evaluation = evaluate(classifier, card, events=events, cancel=cancel)
     limit = read_solver(solver).max_iter
-    remarks = remarks_on(evaluation)
+    remarks = remarks_on(evaluation.confusion)
     if snapshot.iteration < limit:
         remarks.append(
             f"The training is not finished: this is iteration {snapshot.iteration} of {limit}. Resume it with: {config.command()}"
