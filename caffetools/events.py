@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any, ClassVar, Literal
 
 from caffetools.cancel import CancelToken
+from caffetools.errors import Cancelled
 
 Status = Literal["done", "stopped", "cancelled", "failed"]
 
@@ -230,3 +232,29 @@ def from_dict(values: Mapping[str, Any]) -> Event:
     if kind not in KINDS:
         raise ValueError(f"unknown event kind {kind!r}")
     return KINDS[kind](**rest)
+
+
+@contextmanager
+def reported(task: str, title: str, sink: EventSink) -> Iterator[None]:
+    """Emit ``Started`` before the block and ``Finished`` after it, also when it raises.
+
+    Args:
+        task: ``task`` of the events.
+        title: One line for people.
+        sink: Receives the events.
+    """
+    start = time.perf_counter()
+    sink(Started(task=task, title=title))
+    status: Status = "failed"
+    message = ""
+    try:
+        yield
+        status = "done"
+    except Cancelled:
+        status = "cancelled"
+        raise
+    except BaseException as error:
+        message = str(error)
+        raise
+    finally:
+        sink(Finished(task=task, status=status, message=message, seconds=time.perf_counter() - start))

@@ -118,7 +118,6 @@ def test(
         CaffeToolsError: A file cannot be read, the weights are missing, or no data layer fills the net's inputs.
         Cancelled: ``cancel`` was set.
     """
-    from caffetools.events import reporter
     from caffetools.net.device import find_device
     from caffetools.net.net import Net
     from caffetools.solver.testing import load_test_net, test_net
@@ -129,7 +128,7 @@ def test(
         net = load_test_net(net, weights, device=find_device(device))
     elif not isinstance(net, Net):
         raise CaffeToolsError(f"a prototxt's path or a Net is expected, not {type(net).__name__}")
-    return test_net(net, iterations, progress=reporter(events, "test", "batches", cancel))
+    return test_net(net, iterations, events=events, cancel=cancel)
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # pytest collects functions of this name

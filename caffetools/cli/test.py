@@ -12,6 +12,7 @@ from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json, progress, write_log
 from caffetools.errors import CaffeToolsError
+from caffetools.events import on_progress
 
 
 def test(
@@ -43,7 +44,7 @@ def test(
     place = choose_device(chosen_device(gpu, device))
     loaded = load_test_net(path, weights, device=place, level=level, stages=split(stage), log=log)
     with progress("testing") as advance:
-        scores = test_net(loaded, iterations, log=log, progress=advance)
+        scores = test_net(loaded, iterations, log=log, events=on_progress(advance))
     if json:
         named: dict[str, list[float]] = {}
         for output in scores.outputs:

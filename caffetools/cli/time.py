@@ -12,6 +12,7 @@ from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json, progress, write_log
 from caffetools.errors import CaffeToolsError
+from caffetools.events import on_progress
 
 if TYPE_CHECKING:
     from caffetools.solver.timing import Timings
@@ -59,7 +60,7 @@ def time(
     for name in split(weights):
         load_weights(built, name)
     with progress("timing") as advance:
-        timings = time_net(built.to(place), iterations, log=log, progress=advance)
+        timings = time_net(built.to(place), iterations, log=log, events=on_progress(advance))
     if json:
         _print_json(path, str(place), timings)
     elif not spoken:

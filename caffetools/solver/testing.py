@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError
+from caffetools.events import EventSink, Progress, Tested, ignore, reported
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import format_text
+from caffetools.solver.callbacks import named_values
 from caffetools.solver.control import Log, Output, no_log
 from caffetools.solver.logs.caffe_log import log_loaded, log_net, number, output_text
 from caffetools.solver.scores import Scores, read_outputs
@@ -33,36 +36,45 @@ class TestScores:
 
 
 def test_net(
-    net: Net,
-    iterations: int = 50,
-    *,
-    log: Log = no_log,
-    progress: Callable[[int, int], None] | None = None,
+    net: Net, iterations: int = 50, *, log: Log = no_log, events: EventSink = ignore, cancel: CancelToken | None = None
 ) -> TestScores:
     """Run ``net`` over ``iterations`` batches of its own data layers, without gradients.
 
     Args:
-        log: Takes the lines that ``caffe test`` prints: every output of every batch, then the means.
-        progress: Told (done, total) after every batch.
+        net: A net of the TEST phase.
+        iterations: Number of batches, at least 1.
+        log: Receives the lines that ``caffe test`` prints: every output of every batch, then the means.
+        events: Receives ``Started``, ``Progress`` in batches, ``Tested`` and ``Finished``.
+        cancel: Checked after every batch.
+
+    Raises:
+        CaffeToolsError: ``iterations`` is below 1.
+        Cancelled: ``cancel`` was cancelled.
     """
     if iterations < 1:
         raise CaffeToolsError(f"iterations must be at least 1, not {iterations}")
+    with reported("test", f"Testing {net.name or 'the net'}", events):
+        result = _score(net, iterations, log, events, cancel or CancelToken())
+        events(Tested(task="test", outputs=named_values(result.outputs), loss=result.loss))
+    log("caffe.cpp:309", f"Loss: {number(result.loss)}")
+    for output in result.outputs:
+        log("caffe.cpp:321", output_text(output))
+    return result
+
+
+def _score(net: Net, iterations: int, log: Log, events: EventSink, cancel: CancelToken) -> TestScores:
     log("caffe.cpp:281", f"Running for {iterations} iterations.")
     scores = Scores(net)
     with torch.no_grad():
         for batch in range(iterations):
+            cancel.raise_if_cancelled("the test")
             blobs = net()
             scores.add(blobs)
             if log is not no_log:
                 for output in read_outputs(net, blobs):
                     log("caffe.cpp:304", f"Batch {batch}, {output.name} = {number(output.value)}")
-            if progress is not None:
-                progress(batch + 1, iterations)
-    result = TestScores(scores.loss(), scores.means(), iterations)
-    log("caffe.cpp:309", f"Loss: {number(result.loss)}")
-    for output in result.outputs:
-        log("caffe.cpp:321", output_text(output))
-    return result
+            events(Progress(task="test", done=batch + 1, total=iterations, unit="batches"))
+    return TestScores(scores.loss(), scores.means(), iterations)
 
 
 def load_test_net(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError
+from caffetools.events import EventSink, Progress, ignore, reported
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
 from caffetools.solver.control import Log, no_log
@@ -36,20 +37,33 @@ class Timings:
     iterations: int
 
 
-def time_net(net: Net, iterations: int = 50, *, log: Log = no_log, progress: Callable[[int, int], None] | None = None) -> Timings:
+def time_net(
+    net: Net, iterations: int = 50, *, log: Log = no_log, events: EventSink = ignore, cancel: CancelToken | None = None
+) -> Timings:
     """Run ``net`` layer by layer, ``iterations`` times forward and back, after one pass that is not counted.
 
     Layers are waited for one by one, so a run of the whole net, in which a device need not wait, can be faster than their sum.
 
     Args:
-        log: Takes the lines that ``caffe time`` prints.
-        progress: Told (done, total) after every iteration.
+        net: The net.
+        iterations: How many times to run it, at least 1.
+        log: Receives the lines that ``caffe time`` prints.
+        events: Receives ``Started``, ``Progress`` in iterations, and ``Finished``.
+        cancel: Checked before every iteration.
 
     Raises:
-        CaffeToolsError: ``iterations`` is below 1. DataError, NetError: a layer cannot run.
+        CaffeToolsError: ``iterations`` is below 1.
+        DataError: A data layer cannot read its data.
+        NetError: A layer cannot run.
+        Cancelled: ``cancel`` was cancelled.
     """
     if iterations < 1:
         raise CaffeToolsError(f"iterations must be at least 1, not {iterations}")
+    with reported("time", f"Timing {net.name or 'the net'}", events):
+        return _measure(net, iterations, log, events, cancel or CancelToken())
+
+
+def _measure(net: Net, iterations: int, log: Log, events: EventSink, cancel: CancelToken) -> Timings:
     clock = _Clock(net)
     log("caffe.cpp:351", "Performing Forward")
     log("caffe.cpp:356", f"Initial loss: {number(clock.run.forward())}")
@@ -60,13 +74,13 @@ def time_net(net: Net, iterations: int = 50, *, log: Log = no_log, progress: Cal
     clock.start()
     total = 0.0
     for done in range(1, iterations + 1):
+        cancel.raise_if_cancelled("the measurement")
         seconds = clock.iterate()
         total += seconds
-        log("caffe.cpp:394", f"Iteration: {done} forward-backward time: {clock.format_shape(seconds)} ms.")
-        if progress is not None:
-            progress(done, iterations)
+        log("caffe.cpp:394", f"Iteration: {done} forward-backward time: {clock.milliseconds(seconds)} ms.")
+        events(Progress(task="time", done=done, total=iterations, unit="iterations"))
     timings = clock.means(iterations, total)
-    _log_means(log, timings, clock.format_shape(total), iterations)
+    _log_means(log, timings, clock.milliseconds(total), iterations)
     return timings
 
 
@@ -102,7 +116,7 @@ class _Clock:
         layers = [LayerTime(item.name, item.type_name, f, b) for item, f, b in zip(self.net.layers, forward, backward, strict=True)]
         return Timings(layers, sum(forward), sum(backward), 1000 * total / iterations, iterations)
 
-    def format_shape(self, seconds: float) -> str:
+    def milliseconds(self, seconds: float) -> str:
         """Milliseconds as Caffe prints them: whole ones on the CPU."""
         return str(int(1000 * seconds)) if self._device.type == "cpu" else number(1000 * seconds)
 

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from caffetools.cancel import CancelToken
-from caffetools.errors import RunFailed
+from caffetools.errors import Cancelled, ModelFileError, RunFailed
 from caffetools.events import CheckpointWritten, Event, Finished, Metrics, Progress, Started, Tested, from_dict
+from caffetools.net.net import Net
+from caffetools.proto.schema import TEST
 from caffetools.solver.run import train
+from caffetools.solver.testing import test_net
+from caffetools.solver.timing import time_net
 from tests.solver.together import RANDOM, project
 
 DROPOUT = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "conv" dropout_param { dropout_ratio: 0.3 } }'
@@ -107,3 +111,30 @@ def test_a_token_calls_back_once_and_at_once_if_it_is_cancelled_already() -> Non
     with token.calling(lambda: calls.append("second")):
         pass
     assert calls == ["first", "second"] and token.wait(60) and token.wait(60)
+
+
+def test_a_test_and_a_measurement_emit_events_and_can_be_cancelled(work: Path) -> None:
+    net = Net.from_file("net.prototxt", TEST)
+    for task, function in (("test", test_net), ("time", time_net)):
+        seen: list[Event] = []
+        function(net, 3, events=seen.append)  # type: ignore[operator]
+        assert [event.done for event in seen if isinstance(event, Progress)] == [1, 2, 3]
+        assert kinds(seen) == (["started", "tested", "finished"] if task == "test" else ["started", "finished"])
+        assert all(event.task == task for event in seen) and isinstance(seen[-1], Finished) and seen[-1].status == "done"
+        token = CancelToken()
+        seen.clear()
+
+        def sink(event: Event, seen: list[Event] = seen, token: CancelToken = token) -> None:
+            seen.append(event)
+            if isinstance(event, Progress) and event.done == 2:
+                token.cancel()
+
+        with pytest.raises(Cancelled):
+            function(net, 5, events=sink, cancel=token)  # type: ignore[operator]
+        assert isinstance(seen[-1], Finished) and seen[-1].status == "cancelled"
+
+
+def test_a_missing_snapshot_is_an_error_that_names_those_there_are(work: Path) -> None:
+    train("solver.prototxt", device="cpu")
+    with pytest.raises(ModelFileError, match=r"run_iter_99\.solverstate: .*there are iterations 5, 10; --resume auto takes the newest"):
+        train("solver.prototxt", device="cpu", snapshot="run_iter_99.solverstate")

@@ -71,6 +71,14 @@ def read_state(path: PathLike) -> SolverState:
     """Read a .solverstate or .solverstate.h5. Raises :class:`ModelFileError`."""
     if Path(path).suffix in (".caffemodel", ".prototxt"):
         raise ModelFileError(f"{os.fspath(path)}: a .solverstate is needed to go on with a run; weights alone are given as weights")
+    if not Path(path).exists():
+        name, _, _ = Path(path).name.partition("_iter_")
+        numbers = {
+            p.name.rpartition("_iter_")[2].partition(".")[0] for p in Path(path).parent.glob(f"{glob.escape(name)}_iter_*.solverstate*")
+        }
+        there = ", ".join(map(str, sorted(int(number) for number in numbers if number.isdecimal())))
+        hint = f"there are iterations {there}; --resume auto takes the newest" if there else None
+        raise ModelFileError("cannot read: No such file or directory", path=path, hint=hint)
     return read_state_hdf5(path) if Path(path).suffix == ".h5" else read_solverstate(path)
 
 
