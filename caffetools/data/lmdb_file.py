@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from itertools import accumulate, islice
 from operator import lt
 from pathlib import Path
+from typing import cast
 
 from caffetools.data.lmdb_pages import BRANCH, KIND, LEAF, MAX_RESTARTS, OVERFLOW, REBUILD, Damaged, Overtaken, PagedFile, Snapshot, Window
 from caffetools.errors import DataError
@@ -32,12 +33,12 @@ _NODE_HEADER = 8
 # Node flags: the value is on overflow pages; the node is a named database or a list of duplicates.
 _BIG, _SUBDATABASE, _DUPLICATES = 0x01, 0x02, 0x04
 # Leaf pages, and bytes of values on overflow pages, that are copied before they are checked together.
-_LEAVES, _BATCH_BYTES = 32, 1 << 16
+_LEAVES, _BATCH_BYTES = 32, 1 << 18
 
 # A leaf page's number, the least key that it may hold, and the key that all of its keys are below (None: no limit).
 _LeafPage = tuple[int, bytes, bytes | None]
-# A node of a leaf page: key, then the value, or the first page and the size of a value on overflow pages.
-_Node = tuple[bytes, "bytes | int", int]
+# A node of a leaf page: a record, or the key, first page and size of a value on overflow pages.
+_Node = Record | tuple[bytes, int, int]
 
 
 class LmdbFile:
@@ -123,7 +124,7 @@ class LmdbFile:
                 place = bisect_right(ends, number)
                 data = self._copy_page(pages[place])
                 self._pages.check_current(snapshot)
-                node = self._nodes(pages[place], data)[number - (ends[place - 1] if place else 0)]
+                node = self._nodes(pages[place], data)[0][number - (ends[place - 1] if place else 0)]
                 return self._values(snapshot, [node], None)[0]
             except Overtaken:
                 self._index = None
@@ -138,6 +139,15 @@ class LmdbFile:
         if len(data) < self.page_size:
             raise Damaged(f"the file is truncated: page {page} is missing")
         return data
+
+    def _copy_pages(self, pages: list[int]) -> list[bytes]:
+        size, first, last = self.page_size, min(pages), max(pages)
+        if last - first >= 2 * len(pages):
+            return [self._copy_page(page) for page in pages]
+        buffer, start = self._pages.window(first * size, (last - first + 1) * size)
+        if len(buffer) < (last + 1) * size - start:
+            raise Damaged(f"the file is truncated: page {last} is missing")
+        return [buffer[page * size - start : (page + 1) * size - start] for page in pages]
 
     def _offsets(self, page: int, kind: int, data: bytes) -> tuple[int, ...]:
         """Return the offsets of a page's nodes, after checking its header; ``data`` is a copy of it."""
@@ -216,71 +226,99 @@ class LmdbFile:
         skip = start if after is None else 0
         leaves = self._leaf_pages(snapshot, after)
         while group := list(islice(leaves, max(1, _LEAVES >> restarts))):
-            copies = [self._copy_page(page) for page, _, _ in group]
+            copies = self._copy_pages([page for page, _, _ in group])
             self._pages.check_current(snapshot)
             nodes: list[_Node] = []
+            all_inline = True
             for (page, low, high), data in zip(group, copies, strict=True):
-                found = self._nodes(page, data)
-                keys = [node[0] for node in found]
-                self._check_keys(page, keys, low, high)
-                first = bisect_right(keys, after) if after is not None else min(skip, len(keys))
-                skip -= first if after is None else 0
-                nodes += found[first:] if first else found
-            for batch in _split(nodes, _BATCH_BYTES >> restarts):
-                yield self._values(snapshot, batch, on_error), len(batch)
+                found, inline = self._nodes(page, data)
+                all_inline = all_inline and inline
+                if found[0][0] < low or (high is not None and found[-1][0] >= high):
+                    raise Damaged(f"the keys of page {page} do not belong there")
+                nodes += found
+            keys = [node[0] for node in nodes]
+            if not all(map(lt, keys, islice(keys, 1, None))):
+                raise Damaged(f"the keys of the pages from {group[0][0]} to {group[-1][0]} are out of order")
+            if first := bisect_right(keys, after) if after is not None else min(skip, len(keys)):
+                nodes = nodes[first:]
+                skip -= 0 if after is not None else first
+            if all_inline:
+                yield cast("list[Record]", nodes), len(nodes)
+            else:
+                for batch in _split(nodes, _BATCH_BYTES >> restarts):
+                    yield self._values(snapshot, batch, on_error), len(batch)
 
-    def _nodes(self, page: int, data: bytes) -> list[_Node]:
-        """Return the nodes of a leaf page; ``data`` is a copy of it."""
-        unpack, limit = self._layout.node.unpack_from, self.page_size
+    def _nodes(self, page: int, data: bytes) -> tuple[list[_Node], bool]:
+        """Return the nodes of a leaf page, of which ``data`` is a copy, and whether all of their values are in the page."""
+        unpack, limit, word = self._layout.node.unpack_from, self.page_size, self._layout.word
         nodes: list[_Node] = []
+        inline = True
         for offset in self._offsets(page, LEAF, data):
             size, flags, length = unpack(data, offset)
             begin = offset + _NODE_HEADER
             middle = begin + length
-            end = middle + (self._layout.word if flags else size)
+            end = middle + (word if flags else size)
             if end > limit:
                 raise Damaged(f"page {page} has a node outside of the page")
             if not flags:
-                nodes.append((data[begin:middle], data[middle:end], size))
+                nodes.append((data[begin:middle], data[middle:end]))
             elif flags == _BIG:
                 nodes.append((data[begin:middle], self._layout.number.unpack_from(data, middle)[0], size))
+                inline = False
             elif flags & ~(_BIG | _SUBDATABASE | _DUPLICATES):
                 raise Damaged(f"page {page} has a node with unknown flags")
             else:
                 raise DataError("an LMDB with named databases or several values a key, which Caffe does not write", path=self.path)
-        return nodes
+        return nodes, inline
 
     def _values(self, snapshot: Snapshot, nodes: list[_Node], on_error: ErrorHandler | None) -> list[Record]:
         """Return (key, value) of ``nodes``, with large values copied from their pages."""
-        large = [(value, size) for _, value, size in nodes if isinstance(value, int)]
-        if not large:
-            return [(key, value) for key, value, _ in nodes if isinstance(value, bytes)]
-        last_page, last_size = large[-1]
-        # Values that were written one after the other are mapped together.
-        begin, end = large[0][0] * self.page_size, last_page * self.page_size + last_size + self.page_size
-        together = 0 < end - begin <= 2 * sum(size + self.page_size for _, size in large)
-        window = self._pages.window(begin, end - begin) if together else None
+        window = self._common_window(nodes)
+        buffer, start = window if window is not None else (b"", 0)
+        page_size, head, last_page = self.page_size, self._layout.header.size, snapshot.last_page
+        unpack, limit = self._layout.overflow.unpack_from, len(buffer)
         records: list[Record] = []
         errors: list[DataError] = []
-        for key, value, size in nodes:
+        for node in nodes:
+            if len(node) == 2:
+                records.append(node)
+                continue
+            key, page, size = node
+            begin = page * page_size - start
+            end = begin + head + size
+            if begin >= 0 and end <= limit:
+                number, _, flags, count = unpack(buffer, begin)
+                needed = (head - 1 + size) // page_size + 1
+                if number == page and flags & KIND == OVERFLOW and needed <= count <= last_page - page + 1:
+                    records.append((key, buffer[begin + head : end]))
+                    continue
             try:
-                records.append((key, value if isinstance(value, bytes) else self._large_value(snapshot, value, size, window)))
+                records.append((key, self._large_value(snapshot, page, size)))
             except Damaged as error:
                 errors.append(self._damaged(str(error), record=key))
-        self._pages.check_current(snapshot)
+        self._pages.check_current(snapshot, truncated=bool(errors))
         for damaged in errors:
             if on_error is None:
                 raise damaged
             on_error(damaged)
         return records
 
-    def _large_value(self, snapshot: Snapshot, page: int, size: int, window: Window | None) -> bytes:
+    def _common_window(self, nodes: list[_Node]) -> Window | None:
+        """Return a buffer with the large values of ``nodes``, if they were written one after the other."""
+        large = [node for node in nodes if len(node) == 3]
+        if not large:
+            return None
+        begin, end = large[0][1] * self.page_size, large[-1][1] * self.page_size + self._layout.header.size + large[-1][2]
+        if 0 < end - begin <= 2 * _BATCH_BYTES or len(large) == 1:
+            return self._pages.window(begin, end - begin)
+        return None
+
+    def _large_value(self, snapshot: Snapshot, page: int, size: int) -> bytes:
         head, begin = self._layout.header.size, page * self.page_size
         if not 2 <= page <= snapshot.last_page:
             raise Damaged(f"its value should be on page {page}, which does not exist")
-        if window is None or not window[1] <= begin <= len(window[0]) + window[1] - head - size:
-            window = self._pages.window(begin, head + size)
-        buffer, begin = window[0], begin - window[1]
+        buffer, start = self._pages.window(begin, head + size)
+        begin -= start
         if len(buffer) < begin + head + size:
             raise Damaged(f"the file is truncated: its value on page {page} is missing")
         number, _, flags, count = self._layout.overflow.unpack_from(buffer, begin)
@@ -299,8 +337,8 @@ class LmdbFile:
         try:
             snapshot, pages, _ = self._leaf_index()
             for page in pages:
-                for _, value, length in self._nodes(page, self._copy_page(page)):
-                    if isinstance(value, int) and value * self.page_size + self._layout.header.size + length > size:
+                for node in self._nodes(page, self._copy_page(page))[0]:
+                    if len(node) == 3 and node[1] * self.page_size + self._layout.header.size + node[2] > size:
                         self._pages.check_current(snapshot)
                         raise Damaged("a value is missing")
         except Overtaken:
@@ -325,7 +363,8 @@ class LmdbFile:
 def _split(nodes: list[_Node], limit: int) -> Iterator[list[_Node]]:
     """Split ``nodes`` so that the values of each list take about ``limit`` bytes at most."""
     total = begin = 0
-    for index, (_, _, size) in enumerate(nodes):
+    for index, node in enumerate(nodes):
+        size = node[2] if len(node) == 3 else len(node[1])
         total += size
         if total > limit and index > begin:
             yield nodes[begin:index]

@@ -25,7 +25,9 @@ KIND = BRANCH | LEAF | OVERFLOW | _META | _LEAF2 | _SUBPAGE
 _DUPSORT, _OTHER_ORDER = 0x04, 0x02 | 0x08
 _MAX_DEPTH = 32
 # Linux 5.14: map pages now, with an error where an access would end the process (a truncated file, a failing disk).
-_POPULATE_READ = 22
+_POPULATE_READ, _DONT_NEED = 22, 4
+# Bytes that are mapped before their pages are released again; they stay in the system's cache.
+_MAPPED_BYTES = 1 << 27
 # Snapshots taken in a row without reading a record in between, before the reader gives up.
 MAX_RESTARTS = 1000
 REBUILD = "copy or build it again"
@@ -114,6 +116,7 @@ class PagedFile:
         except OSError as error:
             raise DataError(f"cannot be opened as an LMDB: {error.strerror}", path=path) from None
         self._map: _Map | None = None
+        self._mapped = 0
         try:
             self._remap()
             self.layout, self.page_size = self._detect_layout()
@@ -143,6 +146,11 @@ class PagedFile:
         if memory is not None and offset + size > len(memory.buffer):
             memory = self._remap()
         if memory is not None and offset + size <= len(memory.buffer):
+            self._mapped += size
+            if self._mapped > _MAPPED_BYTES:
+                # Otherwise a pass over a large file would count as memory of this process.
+                self._mapped = size
+                _libc_madvise()(memory.address, len(memory.buffer), _DONT_NEED)
             begin = offset & -mmap.PAGESIZE
             if not _libc_madvise()(memory.address + begin, offset + size - begin, _POPULATE_READ):
                 return memory.buffer, 0
@@ -168,11 +176,17 @@ class PagedFile:
                 break
         return max((self._parse_meta(page, data) for page, data in enumerate(metas)), key=lambda snapshot: snapshot.transaction)
 
-    def check_current(self, snapshot: Snapshot) -> None:
-        """Raise :class:`Overtaken` if pages of ``snapshot`` may have been reused before now."""
+    def check_current(self, snapshot: Snapshot, *, truncated: bool = False) -> None:
+        """Raise :class:`Overtaken` if pages of ``snapshot`` may have been reused before now.
+
+        Args:
+            snapshot: The snapshot.
+            truncated: Whether the file may be too short for its meta pages; otherwise pages after them were just mapped.
+        """
         layout = self.layout
         offset = layout.header.size + layout.meta.size - layout.word
-        buffer, begin = self.window(offset, self.page_size + layout.word)
+        memory = None if truncated else self._map
+        buffer, begin = (memory.buffer, 0) if memory is not None else self.window(offset, self.page_size + layout.word)
         if len(buffer) < offset - begin + self.page_size + layout.word:
             raise Damaged("the file is truncated: its first two pages are missing")
         unpack, offset = layout.number.unpack_from, offset - begin

@@ -169,6 +169,21 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None
         LmdbFile(path)
 
 
+@pytest.mark.parametrize("size", [50, 70000])
+@pytest.mark.parametrize("length", [0, 100, PAGE, 5 * PAGE])
+def test_a_file_of_which_nothing_is_left_while_it_is_read_is_an_error(tmp_path: Path, size: int, length: int) -> None:
+    path = write(tmp_path / "db", [(b"%08d" % i, bytes(size)) for i in range(3000 if size == 50 else 30)])
+    reader = LmdbFile(path)
+    reader.item(1)
+    rows = reader.records()
+    next(rows)
+    os.truncate(path / "data.mdb", length)
+    with pytest.raises(DataError, match=r"the LMDB is truncated"):
+        list(rows)
+    with pytest.raises(DataError, match=r"the LMDB is truncated"):
+        reader.item(len(reader) - 1)
+
+
 def test_a_database_that_the_process_itself_has_open_is_read(tmp_path: Path) -> None:
     environment = lmdb.open(os.fspath(tmp_path / "db"), map_size=1 << 24)
     with environment.begin(write=True) as transaction:
