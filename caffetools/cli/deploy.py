@@ -53,7 +53,7 @@ def deploy(
     from caffetools.proto.binary import write_caffemodel
     from caffetools.proto.text import format_text, read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
-    from caffetools.surgery.deploy import deploy_from, left_out
+    from caffetools.surgery.deploy import batch_statistics, deploy_from, left_out
     from caffetools.util.files import atomic_write
 
     if fold_bn != (weights is not None):
@@ -78,7 +78,7 @@ def deploy(
     _write_preprocessing(train_val, upgrade_net(param), net, out)
     if chosen.stages and not stage:
         note(f"{train_val}: deployed in the stages {', '.join(chosen.stages)}; choose others by --stage")
-    _note(out, left_out(param, heads or None), summary)
+    _note(out, left_out(param, heads or None), batch_statistics(net), summary)
     _show(written, net, summary, folded, as_json=as_json)
 
 
@@ -121,7 +121,12 @@ def _check_outputs(written: list[Path], read: list[Path | None], *, force: bool)
             raise CaffeToolsError(f"{path} exists; give another name, or --force to replace it")
 
 
-def _note(out: Path, others: list[str], summary: Summary) -> None:
+def _note(out: Path, others: list[str], batched: list[str], summary: Summary) -> None:
+    if batched:
+        note(
+            f"{out}: {', '.join(batched)}: use_global_stats: false, so the mean and variance of each batch are taken; "
+            "for those that training stored, remove that line"
+        )
     if others:
         note(f"{out}: left out what the losses {', '.join(others)} read alone (--heads to choose)")
     for row in summary.unknown_types:

@@ -287,6 +287,16 @@ class Layer(nn.Module):
             raise self.error(f"bottom '{self.bottoms[bottom]}' must have {count} axes, not {format_shape(shape)}")
         return shape
 
+    def legacy_axes(self, shape: Shape, *, bottom: int = 0) -> Shape:
+        """Return ``shape`` as (N, C, H, W), where missing axes count 1, as Caffe's num(), channels(), height() and width() read it.
+
+        Raises:
+            NetError: There are more than 4 axes; names the blob.
+        """
+        if len(shape) > 4:
+            raise self.error(f"bottom '{self.bottoms[bottom]}' must have at most 4 axes, not {format_shape(shape)}")
+        return (*shape, *(1,) * (4 - len(shape)))
+
     def array(self, index: int) -> NDArray[np.float32]:
         """A copy of parameter blob ``index`` as float32 in C order, for constants of an exported graph."""
         return np.array(self.blobs[index].detach().cpu().numpy(), np.float32, order="C")

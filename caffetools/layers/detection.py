@@ -31,8 +31,8 @@ class PriorBox(Layer):
     NO_GRADIENT = frozenset({0, 1})
 
     def setup(self, bottoms: Shapes) -> Shapes:
-        _, _, self.rows, self.columns = self.expect_axes(bottoms[0], 4)
-        picture = self.expect_axes(bottoms[1], 4, bottom=1)[2:]
+        _, _, self.rows, self.columns = self.legacy_axes(bottoms[0])
+        picture = self.legacy_axes(bottoms[1], bottom=1)[2:]
         param = self.param.prior_box_param
         self.sizes = self._sizes(param)
         self.variances = [float(v) for v in param.variance] or [0.1]

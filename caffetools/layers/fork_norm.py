@@ -49,7 +49,7 @@ class BN(Layer):
         return replace(cls.TRAITS, statistics_switch="") if param.bn_param.HasField("bn_mode") else cls.TRAITS
 
     def setup(self, bottoms: Shapes) -> Shapes:
-        _, c, _, _ = self.expect_axes(bottoms[0], 4)
+        _, c, _, _ = self.legacy_axes(bottoms[0])
         param, shape, one = self.param.bn_param, (1, c, 1, 1), FillerParameter(value=1.0)
         self.segnet = any(param.HasField(field) for field in ("scale_filler", "shift_filler", "bn_mode"))
         slope, bias = ("scale_filler", "shift_filler") if self.segnet else ("slope_filler", "bias_filler")
@@ -67,6 +67,9 @@ class BN(Layer):
         return enum_name(param, "bn_mode") == "LEARN" if self.segnet else self.training and not param.frozen
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._normalized(x) if x.dim() == 4 else self._normalized(x.reshape(self.legacy_axes(tuple(x.shape)))).reshape(x.shape)
+
+    def _normalized(self, x: Tensor) -> Tensor:
         slope, bias = self.blobs[0].reshape(-1), self.blobs[1].reshape(-1)
         if self.segnet and not self.batch_stats:
             return torch.addcmul(self.blobs[1], x, self.blobs[0])
@@ -101,8 +104,15 @@ class BN(Layer):
             return
         if self.segnet:
             product = graph.value("product")
-            graph.node("Mul", [self.bottoms[0], graph.parameter(self, 0)], [product])
-            graph.node("Add", [product, graph.parameter(self, 1)], self.tops)
+            # ONNX broadcasts from the last axis; the blobs have four.
+            fewer = [-1] + [1] * (len(self.bottom_shapes[0]) - 2)
+            four = len(self.bottom_shapes[0]) == 4
+            scale, shift = (
+                graph.parameter(self, i) if four else graph.constant(hint, self.array(i).reshape(fewer))
+                for i, hint in enumerate(("scale", "shift"))
+            )
+            graph.node("Mul", [self.bottoms[0], scale], [product])
+            graph.node("Add", [product, shift], self.tops)
             return
         hints = ("scale", "shift", "mean", "variance")
         names = [graph.constant(hint, self.array(index).reshape(-1)) for index, hint in enumerate(hints)]

@@ -67,7 +67,7 @@ class Reorg(Layer):
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:
-        n, c, h, w = self.expect_axes(bottoms[0], 4)
+        n, c, h, w = self.legacy_axes(bottoms[0])
         param = self.param.reorg_param
         s = int(param.stride)
         if s < 1 or c % (s * s):

@@ -157,12 +157,12 @@ class Interp(Layer):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.interp_param
-        n, c, h, w = self.expect_axes(bottoms[0], 4)
+        n, c, h, w = self.legacy_axes(bottoms[0])
         self.begin, self.end = -int(param.pad_beg), -int(param.pad_end)
         if self.begin < 0 or self.end < 0:
             raise self.error("pad_beg and pad_end only cut off: they must not be positive")
         size = (h - self.begin - self.end, w - self.begin - self.end)
-        self.size = self._output(size, self.expect_axes(bottoms[1], 4, bottom=1) if len(bottoms) > 1 else None)
+        self.size = self._output(size, self.legacy_axes(bottoms[1], bottom=1) if len(bottoms) > 1 else None)
         if min(size) < 1 or min(self.size) < 1:
             raise self.error(f"nothing is left of maps of {h} x {w}: {format_shape(self.size)}")
         return [(n, c, *self.size)]
@@ -201,6 +201,7 @@ class Interp(Layer):
         return x[:, :, self.begin : x.shape[2] - self.end, self.begin : x.shape[3] - self.end]
 
     def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        x = x.reshape(self.legacy_axes(tuple(x.shape)))
         return F.interpolate(self._cut(x), size=self.size, mode="bilinear", align_corners=True)
 
     def to_onnx(self, graph: OnnxGraph) -> None:

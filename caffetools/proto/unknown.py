@@ -28,7 +28,7 @@ _STRING_NEXT = re.compile(r"(?:\s|#[^\n]*\n)*[\"']")
 _OPEN, _CLOSE = "{<[", "}>]"
 _QUOTES = "\"'"
 # How like a known field's name one must be to be taken for a slip: a scalar's, a block's.
-_CLOSE_SCALAR, _CLOSE_BLOCK = 0.75, 0.86
+_CLOSE_SCALAR, _CLOSE_BLOCK = 0.82, 0.86
 
 Value = Any  # str, bool, int, float, or a dict of lists of them
 
@@ -104,6 +104,8 @@ class _Scan:
             self.skip()
             if name == "type" and frame.layer is not None and frame.message.name == "LayerParameter":
                 frame.layer.type = value.strip("\"'")
+            if name == "type" and frame.layer is not None and _is_v1_type_of_a_fork(known, value):
+                frame.layer.type = value
             if known.enum_type is not None and re.fullmatch(r"[A-Za-z_]\w*", value) and value not in known.enum_type.values_by_name:
                 self.found.append(_Unknown(start, self.tokens[self.at - 1][1], name, frame.message, frame.layer, False))
 
@@ -219,9 +221,20 @@ def _value(word: str) -> Value:
     return word
 
 
+def _is_v1_type_of_a_fork(known: Any, value: str) -> bool:
+    """Whether ``value`` is a layer type that V1LayerParameter does not have, and not one of its own misspelled."""
+    if known.enum_type is None or known.enum_type.name != "LayerType" or not re.fullmatch(r"[A-Z_]\w*", value):
+        return False
+    names = list(known.enum_type.values_by_name)
+    close = difflib.get_close_matches(value, names, 1, _CLOSE_BLOCK)
+    return value not in names and not (close and abs(len(close[0]) - len(value)) < 2)
+
+
 def _is_kept(unknown: _Unknown) -> bool:
     if unknown.layer is None or not unknown.layer.type or unknown.layer.type in bvlc_types():
         return False
+    if unknown.message.name == "V1LayerParameter" and unknown.name == "type":
+        return True
     if unknown.name in unknown.message.fields_by_name:
         return False  # a wrong value of a known field
     plain = unknown.name.removesuffix("_param").replace("_", "").lower()

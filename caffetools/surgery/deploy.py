@@ -21,7 +21,8 @@ from caffetools.graph.passes.remove_dropout import remove_dropout
 from caffetools.graph.rewrite import run_passes
 from caffetools.graph.summary import summarize
 from caffetools.layers.base import Shape
-from caffetools.layers.registry import traits
+from caffetools.layers.registry import is_known, traits
+from caffetools.layers.traits import field_at
 from caffetools.net.phases import layer_included, make_state
 from caffetools.net.topology import check_blob_graph
 from caffetools.proto.schema import TEST, NetParameter
@@ -95,6 +96,17 @@ def deploy_from(
         if end.is_logits:
             _append_output_activation(deployed, end.loss, end.blobs[0], "prob" if len(ends) == 1 else f"prob_{end.loss.name}")
     return run_passes(deployed, [remove_dropout])[0] if drop_dropout else deployed
+
+
+def batch_statistics(net: NetParameter) -> list[str]:
+    """Return the names of the normalizations of a deploy net that take the statistics of each batch, not those that they have stored."""
+    names = []
+    for layer in net.layer:
+        if switch := traits(layer).statistics_switch:
+            message, field = field_at(layer, switch)
+            if message.HasField(field) and not getattr(message, field) and is_known(layer.type):
+                names.append(str(layer.name))
+    return names
 
 
 def left_out(train_val: Any, heads: Collection[str] | None = None) -> list[str]:

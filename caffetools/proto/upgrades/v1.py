@@ -7,9 +7,14 @@ and BatchNorm layers that declare three learnable parameters. Everything happens
 from __future__ import annotations
 
 import dataclasses
+import re
+from functools import cache
 from typing import Any
 
+from google.protobuf import text_format
+
 from caffetools.errors import CaffeToolsError, NetError
+from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, table
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import LayerParameter, NetParameter, V1LayerParameter, enum_name
 from caffetools.proto.upgrades.v0 import upgrade_v0_layers
@@ -160,10 +165,37 @@ def _upgrade_v1_layer(v1: V1LayerParameter, layer: LayerParameter) -> None:
             while len(layer.param) <= index:
                 layer.param.add()
             setattr(layer.param[index], target, value)
+    _adopt_fork_fields(layer)
+
+
+def _adopt_fork_fields(layer: LayerParameter) -> None:
+    """Set what a V1 layer of a fork names and V1LayerParameter does not have, kept as text, in a layer of today's form."""
+    texts = list(getattr(layer, UNKNOWN))
+    layer.ClearField(UNKNOWN)
+    for text in texts:
+        if kind := re.fullmatch(r"type\s*:\s*(\w+)\W*", text):
+            layer.type = _type_name(kind[1])
+            continue
+        fields = type(layer)()
+        try:
+            text_format.Parse(text, fields)
+        except text_format.ParseError:
+            getattr(layer, UNKNOWN).append(text)
+        else:
+            layer.MergeFrom(fields)
 
 
 def _type_name(v1: str) -> str:
-    return _V1_TYPES[v1] if v1 in _V1_TYPES else "".join(word.capitalize() for word in v1.split("_"))
+    """The type of today's layer: BVLC Caffe's or a fork's that is spelled alike, else the words in mixed case."""
+    if v1 in _V1_TYPES:
+        return _V1_TYPES[v1]
+    words = re.sub(r"\d[a-z]", lambda found: found[0].upper(), "".join(word.capitalize() for word in v1.split("_")))
+    return next((name for name in _fork_types() if name.upper() == words.upper()), words)
+
+
+@cache
+def _fork_types() -> list[str]:
+    return sorted({name for dialect in DIALECTS for name in table(dialect).layers})
 
 
 def _upgrade_inputs(param: NetParameter) -> None:
