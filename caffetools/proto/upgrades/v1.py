@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, table
+from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, fork_schema
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import LayerParameter, NetParameter, V1LayerParameter, enum_name
 from caffetools.proto.upgrades.v0 import upgrade_v0_layers
@@ -195,7 +195,7 @@ def _type_name(v1: str) -> str:
 
 @cache
 def _fork_types() -> list[str]:
-    return sorted({name for dialect in DIALECTS for name in table(dialect).layers})
+    return sorted({name for dialect in DIALECTS for name in fork_schema(dialect).layers})
 
 
 def _upgrade_inputs(param: NetParameter) -> None:
