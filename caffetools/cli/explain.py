@@ -295,6 +295,29 @@ def style(
     console.print(f"{out}: {made.shape[1]} x {made.shape[0]}", markup=False)
 
 
+def live(
+    deploy: Deploy, weights: Weights,
+    pictures: Annotated[list[str] | None, typer.Option("--pictures", metavar="FOLDER", help="Pictures to look for a unit's top nine in.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="RUN", help="A run's folder, or a snapshot prefix: follow its training.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    mean: Mean = None, scale: Scale = None, resize: Resize = None, labels: Labels = None,
+    device: Device = "cpu", dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Open a page that shows what the net does with the webcam, a video or pictures, live; only this computer can reach it."""
+    from caffetools.infer.classifier import find_pictures
+    from caffetools.visualize.live_model import LiveModel
+    from caffetools.visualize.live_server import LiveServer
+
+    model = open_net(deploy, weights, mean, scale, resize, labels, device)
+    files = [Path(name) for name in find_pictures(pictures)] if pictures else []
+    with LiveServer(LiveModel(model, files, run), port=port) as server:
+        console.print(f"Open {server.url}  (Ctrl-C ends it)", markup=False)
+        if browser:
+            typer.launch(server.url)
+        server.serve_forever()
+
+
 def parse_unit(text: str | None) -> int | tuple[int, ...] | None:
     """Return a unit from ``3`` or ``3,1,2``; None for None."""
     if text is None:
@@ -341,4 +364,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "synthesize": synthesize,
     "deepdream": deepdream,
     "style": style,
+    "live": live,
 }

@@ -1,0 +1,215 @@
+"""The net behind the live page: activations, explanations and preferred pictures of its units, and the training run it follows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from caffetools.data.images import decode_image
+from caffetools.errors import CaffeToolsError, DataError
+from caffetools.net.probe import run_probe
+from caffetools.net.weights import load_weights
+from caffetools.solver.checkpoints.resume import newest_snapshot
+from caffetools.solver.logs.training_log import read_log
+from caffetools.visualize.activations import computable_blobs
+from caffetools.visualize.attribution import Unit
+from caffetools.visualize.colormaps import heat_of, scaled_colours
+from caffetools.visualize.curves import series
+from caffetools.visualize.explanations import ALL_METHODS, explain, score_blob
+from caffetools.visualize.filters import find_weights, layer_sheet
+from caffetools.visualize.panels import enlarge
+from caffetools.visualize.picture_net import PictureNet, Prepared
+from caffetools.visualize.receptive_field import receptive_fields
+from caffetools.visualize.synthesis import synthesize
+from caffetools.visualize.top_images import TopImages, find_top_images
+
+Pixels = NDArray[np.uint8]
+_MOST_TILES = 400
+_MOST_PICTURES = 1000  # that top pictures are looked for in
+_STEPS = 120  # of a synthesized picture
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The net's view of one picture.
+
+    Attributes:
+        sheet: (H, W, 3) RGB: the channels of the blob as tiles. columns: Tiles in a row. side: (height, width) of a tile with its gap.
+        unit: (H, W, 3) RGB: the selected channel, enlarged. value: Its largest value.
+        predictions: (class name, probability), the most probable first.
+    """
+
+    sheet: Pixels
+    columns: int
+    side: tuple[int, int]
+    unit: Pixels
+    value: float
+    predictions: list[tuple[str, float]]
+
+
+@dataclass
+class LiveModel:
+    """A net and the last picture that it was given. Its methods may be called from several threads.
+
+    Attributes:
+        model: The net. pictures: Where top pictures are looked for. run: A training run's folder or snapshot prefix to follow.
+    """
+
+    model: PictureNet
+    pictures: Sequence[Path] = ()
+    run: Path | None = None
+    _last: Prepared | None = None
+    _top: dict[str, TopImages] = field(default_factory=dict)
+    _iteration: int | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page needs to know at its start, as plain values."""
+        net = self.model.net
+        blobs = []
+        for name in computable_blobs(net):
+            shape = net.blob_shapes[name]
+            if len(shape) >= 2 and name != self.model.input:
+                maps = len(shape) == 4 and shape[2] * shape[3] > 1
+                blobs.append({"name": name, "units": shape[1], "shape": " × ".join(map(str, shape[1:])), "maps": maps})
+        if not blobs:
+            raise DataError(f"the net '{net.name}' computes no blobs from its pictures")
+        methods = [name for name in ALL_METHODS if name != "occlusion"]
+        return {
+            "name": net.name,
+            "blobs": blobs,
+            "methods": methods,
+            "size": [self.model.preprocessor.width, self.model.preprocessor.height],
+            "hasPictures": bool(self.pictures),
+            "hasRun": self.run is not None,
+        }
+
+    def frame(self, data: bytes, blob: str, unit: int) -> Frame:
+        """Run the net on an encoded picture (JPEG, PNG).
+
+        Raises:
+            DataError: it is not a picture. NetError: the net has no such blob.
+        """
+        pixels = decode_image(data, color=self.model.preprocessor.channels == 3, what="the frame")
+        return self.show(self.model.prepare_pixels(pixels), blob, unit)
+
+    def show(self, prepared: Prepared, blob: str, unit: int) -> Frame:
+        """Run the net on a prepared picture; raises as :meth:`frame`."""
+        self._last = prepared
+        outputs = self.model.net.outputs[:1]
+        values = run_probe(self.model.net, torch.from_numpy(prepared.input)[None], blobs=[blob, *outputs]).blobs
+        maps = values[blob][0].float().cpu().numpy()
+        maps = maps.reshape(len(maps), maps.shape[1] if maps.ndim > 2 else 1, -1)
+        unit = min(max(unit, 0), len(maps) - 1)
+        sheet, columns, side = _sheet(maps[:_MOST_TILES])
+        chosen = maps[unit]
+        return Frame(sheet, columns, side, enlarge(scaled_colours(chosen), 260), float(chosen.max()), self._predictions(values[outputs[0]]))
+
+    def explain(self, method: str, blob: str, unit: int) -> Pixels:
+        """Return the map of a unit for the last picture, (H, W, 3) RGB. Raises :class:`DataError` without a picture."""
+        prepared = self._last
+        if prepared is None:
+            raise DataError("no picture was given yet")
+        chosen: Unit = unit
+        heat = heat_of(explain(self.model, prepared, method, blob=blob, unit=chosen))
+        if heat.shape != prepared.shown.shape[:2]:
+            heat = np.asarray(cv2.resize(heat, prepared.shown.shape[1::-1], interpolation=cv2.INTER_LINEAR))
+        return enlarge(scaled_colours(heat), 260)
+
+    def top(self, blob: str, unit: int) -> list[Pixels]:
+        """Return the crops of the nine pictures that activate a unit most. Raises :class:`DataError` without pictures."""
+        if not self.pictures:
+            raise DataError("give --pictures FOLDER to see the pictures that activate a unit most")
+        with self._lock:
+            if blob not in self._top:
+                self._top[blob] = find_top_images(self.model, list(self.pictures[:_MOST_PICTURES]), blob, top=9)
+            found = self._top[blob]
+        area = receptive_fields(self.model.net).get(blob)
+        crops = []
+        for index, (y, x) in zip(found.pictures[unit], found.places[unit], strict=True):
+            if index < 0:
+                continue
+            shown = self.model.prepare(self.pictures[int(index)]).shown
+            top, left, bottom, right = area.box(int(y), int(x), shown.shape[:2]) if area else (0, 0, *shown.shape[:2])
+            crops.append(enlarge(np.ascontiguousarray(shown[top:bottom, left:right]), 84))
+        return crops
+
+    def synthesize(self, blob: str, unit: int) -> Pixels:
+        """Return a picture that a unit prefers, (H, W, 3) RGB; units of probabilities are those of the scores before them."""
+        if blob in self.model.net.outputs:
+            blob = score_blob(self.model.net)
+        return enlarge(synthesize(self.model, blob=blob, unit=unit, steps=_STEPS), 260)
+
+    def follow(self) -> dict[str, Any]:
+        """Load the run's newest snapshot where there is a new one, and return its curves and filters as plain values and pixels.
+
+        Raises:
+            DataError: no run is followed.
+        """
+        if self.run is None:
+            raise DataError("no run is followed; give --run")
+        prefix = _prefix(self.run)
+        lines: list[dict[str, Any]] = []
+        try:
+            log = read_log(Path(f"{prefix}.log"))
+            lines = [{"phase": s.phase, "name": s.name, "panel": s.panel, "x": list(s.x), "y": list(s.y)} for s in series({"run": log})]
+        except DataError:
+            pass  # The first lines are not written yet.
+        snapshot = newest_snapshot(prefix)
+        changed = snapshot is not None and snapshot.iteration != self._iteration
+        if snapshot is not None and changed:
+            with self._lock:
+                load_weights(self.model.net, snapshot.weights)
+                self._iteration = snapshot.iteration
+                self._top.clear()
+        return {"lines": lines, "iteration": self._iteration, "changed": changed}
+
+    def filters(self) -> Pixels | None:
+        """Return the first layer's filters as tiles, (H, W, 3) RGB; None where they are not filters."""
+        net = self.model.net
+        weights = {layer.name: [layer.blobs[0].detach().cpu().numpy()] for layer in net.layers if len(layer.blobs)}
+        try:
+            sheet = layer_sheet(find_weights(weights))
+        except CaffeToolsError:
+            return None
+        return sheet.image if sheet is not None else None
+
+    def _predictions(self, scores: torch.Tensor) -> list[tuple[str, float]]:
+        row = scores[0].float().cpu().numpy().reshape(-1)
+        labels = self.model.labels if len(self.model.labels) == len(row) else ()
+        order = np.argsort(-row, kind="stable")[:5]
+        return [(labels[i] if labels else f"class {i}", float(row[i])) for i in order]
+
+
+def _sheet(maps: NDArray[np.float32]) -> tuple[Pixels, int, tuple[int, int]]:
+    count, height, width = maps.shape
+    columns = max(1, int(np.ceil(count**0.5 * 1.3)))
+    target = 56 if count <= 100 else 38 if count <= 200 else 28
+    peak = np.abs(maps).reshape(count, -1).max(1).reshape(-1, 1, 1)
+    unit = maps / np.where(peak > 0, peak, 1)
+    colours = scaled_colours(unit, 1.0)
+    if max(height, width) > target:
+        factor = -(-max(height, width) // target)
+        colours = colours[:, ::factor, ::factor]
+    else:
+        factor = max(1, target // max(height, width))
+        colours = colours.repeat(factor, axis=1).repeat(factor, axis=2)
+    high, wide = colours.shape[1] + 2, colours.shape[2] + 2
+    rows = -(-count // columns)
+    padded = np.zeros((rows * columns, high, wide, 3), np.uint8)
+    padded[:count, :-2, :-2] = colours
+    sheet = padded.reshape(rows, columns, high, wide, 3).swapaxes(1, 2).reshape(rows * high, columns * wide, 3)
+    return np.ascontiguousarray(sheet), columns, (high, wide)
+
+
+def _prefix(run: Path) -> Path:
+    """The snapshot prefix of a run: of a folder that finetune made, or the prefix itself."""
+    return run / "net" / "snapshot" if (run / "net").is_dir() else run / "snapshot" if run.is_dir() else run

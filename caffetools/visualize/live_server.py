@@ -1,0 +1,147 @@
+"""The server of the live page: on 127.0.0.1 only, and only for who knows the token."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import secrets
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.errors import CaffeToolsError, DataError
+from caffetools.visualize.live_model import LiveModel
+from caffetools.visualize.page import render_template
+
+HOST = "127.0.0.1"
+_MOST_BYTES = 16 << 20  # of a frame
+_POLICY = "default-src 'none'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+
+
+class LiveServer(ThreadingHTTPServer):
+    """Serves one live model.
+
+    Args:
+        model: What is shown. port: 0 takes a free one. token: None draws one.
+
+    Attributes:
+        url: The address to open, with the token.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, model: LiveModel, *, port: int = 0, token: str | None = None):
+        super().__init__((HOST, port), _Handler)
+        self.model = model
+        self.token = token or secrets.token_urlsafe(24)
+        self.facts = model.describe()
+
+    @property
+    def url(self) -> str:
+        """The page's address."""
+        return f"http://{HOST}:{self.server_address[1]}/?token={self.token}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: LiveServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def do_POST(self) -> None:
+        try:
+            length = int(self.headers.get("Content-Length", "0"))
+        except ValueError:
+            length = -1
+        if not 0 <= length <= _MOST_BYTES:
+            self.close_connection = True
+            self._send(413, {"error": f"a frame has at most {_MOST_BYTES >> 20} MB"})
+            return
+        self._answer(self.rfile.read(length))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not logged: a page asks many times a second."""
+
+    def _answer(self, body: bytes) -> None:
+        address = urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
+        # A page of another site could reach this port by a name of its own that resolves to 127.0.0.1.
+        host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
+        given = self.headers.get("X-Token") or query.get("token", "")
+        if host not in (HOST, "localhost") or not hmac.compare_digest(given.encode(), self.server.token.encode()):
+            self._send(403, {"error": "open the address that the command printed, with its token"})
+            return
+        try:
+            if address.path == "/":
+                page = render_template("live.html.jinja", facts=self.server.facts, token=self.server.token)
+                self._write(200, page.encode(), "text/html; charset=utf-8")
+                return
+            self._send(200, self._call(address.path, query, body))
+        except CaffeToolsError as error:
+            self._send(400, {"error": str(error)})
+        except (KeyError, ValueError) as error:
+            self._send(400, {"error": f"bad request: {error}"})
+
+    def _call(self, path: str, query: dict[str, str], body: bytes) -> dict[str, Any]:
+        model = self.server.model
+        if path == "/api/run":
+            answer = model.follow()
+            filters = model.filters() if answer["changed"] else None
+            return {**answer, "filters": _uri(filters) if filters is not None else None}
+        blob, unit = query["blob"], int(query["unit"])
+        known = next((item for item in self.server.facts["blobs"] if item["name"] == blob), None)
+        if known is None or not 0 <= unit < known["units"]:
+            raise DataError(f"the net has no unit {unit} of a blob '{blob}'")
+        if path == "/api/frame":
+            frame = model.frame(body, blob, unit)
+            return {
+                "sheet": _uri(frame.sheet, "jpg"),
+                "columns": frame.columns,
+                "side": frame.side,
+                "unit": _uri(frame.unit),
+                "value": frame.value,
+                "predictions": frame.predictions,
+            }
+        if path == "/api/explain":
+            return {"image": _uri(model.explain(query["method"], blob, unit))}
+        if path == "/api/top":
+            return {"images": [_uri(crop) for crop in model.top(blob, unit)]}
+        if path == "/api/synthesize":
+            return {"image": _uri(model.synthesize(blob, unit))}
+        raise DataError(f"unknown address {path}")
+
+    def _send(self, code: int, answer: dict[str, Any]) -> None:
+        self._write(code, json.dumps(answer, allow_nan=False, default=_number).encode(), "application/json")
+
+    def _write(self, code: int, data: bytes, kind: str) -> None:
+        self.send_response(code)
+        for name, value in (
+            ("Content-Type", kind),
+            ("Content-Length", str(len(data))),
+            ("Cache-Control", "no-store"),
+            ("Content-Security-Policy", _POLICY),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+            ("X-Frame-Options", "DENY"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _uri(pixels: NDArray[np.uint8], kind: str = "png") -> str:
+    options = [cv2.IMWRITE_JPEG_QUALITY, 85] if kind == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    _, data = cv2.imencode(f".{kind}", np.ascontiguousarray(pixels[..., ::-1]), options)
+    return f"data:image/{'jpeg' if kind == 'jpg' else 'png'};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"

@@ -1,0 +1,159 @@
+"""The live page: who may reach it, what it answers, and the page itself in a browser."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from caffetools.net.probe import run_probe
+from caffetools.net.weights import save_weights
+from caffetools.visualize import live_server
+from caffetools.visualize.attribution import saliency
+from caffetools.visualize.colormaps import heat_of, scaled_colours
+from caffetools.visualize.live_model import LiveModel
+from caffetools.visualize.live_server import LiveServer
+from caffetools.visualize.panels import enlarge
+from caffetools.visualize.picture_net import PictureNet
+from tests.conftest import GOLDEN
+from tests.net.test_net import net_of
+from tests.visualize.browser import open_page
+from tests.visualize.test_predictions import TEXT
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("live")
+    torch.manual_seed(0)
+    (folder / "deploy.prototxt").write_text(TEXT)
+    save_weights(net_of(TEXT), folder / "w.caffemodel")
+    pictures = []
+    for i in range(12):
+        cv2.imwrite(str(folder / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8))
+        pictures.append(folder / f"{i}.png")
+    (folder / "snapshot.log").write_bytes((GOLDEN / "logs" / "train.log").read_bytes())
+    with LiveServer(LiveModel(PictureNet(folder / "deploy.prototxt", folder / "w.caffemodel"), pictures, folder / "snapshot")) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield made
+        made.shutdown()
+
+
+def ask(server: LiveServer, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
+    given = {"X-Token": server.token, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    connection.request("GET" if body is None else "POST", path, body, given)
+    response = connection.getresponse()
+    data = response.read()
+    return response.status, json.loads(data) if response.headers["Content-Type"] == "application/json" else data.decode()
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(cv2.imdecode(np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+
+
+PICTURE = cv2.imencode(".png", np.random.default_rng(5).integers(0, 255, (8, 8, 3), np.uint8))[1].tobytes()
+
+
+def test_only_this_computer_and_only_with_the_token(server: LiveServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    assert ask(server, "/", X_Token="")[0] == ask(server, "/", X_Token="wrong")[0] == 403
+    assert ask(server, "/api/frame?blob=conv1&unit=0", PICTURE, X_Token="ä")[0] == 403
+    assert ask(server, f"/?token={server.token}", X_Token="", Host="evil.example:80")[0] == 403
+    status, page = ask(server, f"/?token={server.token}", X_Token="")
+    assert status == 200 and "<title>" in page
+
+
+def test_a_frame_is_what_the_net_computes(server: LiveServer) -> None:
+    status, answer = ask(server, "/api/frame?blob=conv1&unit=2", PICTURE)
+    assert status == 200
+    prepared = server.model.model.prepare_pixels(cv2.imdecode(np.frombuffer(PICTURE, np.uint8), cv2.IMREAD_COLOR))
+    values = run_probe(server.model.model.net, torch.from_numpy(prepared.input)[None], blobs=["conv1", "prob"]).blobs
+    conv1, prob = values["conv1"][0].numpy(), values["prob"][0].numpy()
+    assert answer["value"] == pytest.approx(float(conv1[2].max()), rel=1e-5)
+    np.testing.assert_array_equal(pixels(answer["unit"]), enlarge(scaled_colours(conv1[2]), 260))
+    assert [name for name, _ in answer["predictions"]] == [f"class {i}" for i in np.argsort(-prob)]
+    assert pixels(answer["sheet"]).shape[:2] == (2 * answer["side"][0], 3 * answer["side"][1]) and answer["columns"] == 3
+    status, answer = ask(server, "/api/explain?blob=ip&unit=1&method=saliency")
+    heat = heat_of(saliency(server.model.model.net, prepared.input, blob="ip", unit=1))
+    np.testing.assert_array_equal(pixels(answer["image"]), enlarge(scaled_colours(heat), 260))
+
+
+def test_top_pictures_and_synthesized_ones(server: LiveServer) -> None:
+    status, answer = ask(server, "/api/top?blob=conv1&unit=0")
+    assert status == 200 and len(answer["images"]) == 9 and pixels(answer["images"][0]).shape == (84, 84, 3)
+    status, answer = ask(server, "/api/synthesize?blob=prob&unit=1")
+    assert status == 200 and pixels(answer["image"]).shape == (256, 256, 3)
+
+
+def test_bad_requests_are_answered_and_the_server_goes_on(server: LiveServer) -> None:
+    for path, body, message in (
+        ("/api/frame?blob=conv1&unit=0", b"no picture", "the frame"),
+        ("/api/frame?blob=conv9&unit=0", PICTURE, "no unit 0 of a blob 'conv9'"),
+        ("/api/frame?blob=conv1&unit=99", PICTURE, "no unit 99"),
+        ("/api/frame?blob=conv1&unit=x", PICTURE, "bad request"),
+        ("/api/frame", PICTURE, "bad request"),
+        ("/api/explain?blob=ip&unit=0&method=magic", None, "unknown method"),
+        ("/nothing?blob=conv1&unit=0", None, "unknown address"),
+    ):
+        status, answer = ask(server, path, body)
+        assert status == 400 and message in answer["error"], path
+    assert ask(server, "/api/frame?blob=conv1&unit=0", None, Content_Length="99999999")[0] in (400, 413)
+    assert ask(server, "/api/frame?blob=conv1&unit=0", PICTURE)[0] == 200
+
+
+def test_a_run_is_followed(server: LiveServer) -> None:
+    status, answer = ask(server, "/api/run")
+    assert status == 200 and answer["iteration"] is None
+    assert {line["panel"] for line in answer["lines"]} == {"loss", "accuracy", "lr"}
+
+
+def test_a_new_snapshot_is_loaded(tmp_path: Path) -> None:
+    for name in ("tiny_iter_100", "tiny_iter_150"):
+        for suffix in (".caffemodel", ".solverstate"):
+            shutil.copy(GOLDEN / "logs" / f"{name}{suffix}", tmp_path)
+    from tests.cli.test_visualize import DEPLOY
+
+    (tmp_path / "deploy.prototxt").write_text(DEPLOY)
+    (tmp_path / "tiny_iter_150.solverstate").rename(tmp_path / "later")
+    model = LiveModel(PictureNet(tmp_path / "deploy.prototxt", tmp_path / "tiny_iter_150.caffemodel"), run=tmp_path / "tiny")
+    first = model.follow()
+    assert first["changed"] and first["iteration"] == 100 and not model.follow()["changed"]
+    early = model.filters()
+    (tmp_path / "later").rename(tmp_path / "tiny_iter_150.solverstate")
+    assert model.follow()["iteration"] == 150
+    later = model.filters()
+    assert early is not None and later is not None and not np.array_equal(early, later)
+
+
+def test_the_page_in_a_browser(server: LiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """<script>
+      function done(text) { const p = document.createElement('pre'); p.id = 'result'; p.textContent = text; document.body.append(p); }
+      const wait = (test) => new Promise((resolve, reject) => { let n = 0; const t = setInterval(() => {
+        if (test()) { clearInterval(t); resolve(); } else if (++n > 400) { clearInterval(t); reject(new Error('waited for ' + test)); } }, 20); });
+      window.addEventListener('load', async () => { try {
+        const get = (id) => document.getElementById(id), out = [], key = (k) => dispatchEvent(new KeyboardEvent('keydown', { key: k }));
+        const canvas = document.createElement('canvas'); canvas.width = canvas.height = 20;
+        canvas.getContext('2d').fillRect(3, 3, 9, 9);
+        const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+        await window.caffetoolsLive.picture(blob);
+        await wait(() => get('sheet').src && get('predictions').children.length === 3);
+        out.push(get('predictions').children[0].textContent.includes('class'), get('mark').hidden);
+        key(']'); await wait(() => get('blob').value === 'ip'); key('ArrowRight'); await wait(() => get('unit').value === '1');
+        key('e'); await wait(() => get('explanation').src); key('t'); await wait(() => get('tops').children.length === 9);
+        key('s'); await wait(() => get('synthesized').src); key('h');
+        out.push(get('keys').hidden, get('curves').children.length, get('error').textContent, location.search);
+        done(out.join('|'));
+      } catch (error) { done('error: ' + error); } });</script></body>"""
+    real = live_server.render_template
+    monkeypatch.setattr(live_server, "render_template", lambda name, **values: real(name, **values).replace("</body>", script))
+    assert open_page(server.url, tmp_path, budget=20000) == "true|false|false|3||"
