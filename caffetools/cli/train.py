@@ -12,6 +12,7 @@ from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage,
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console
 from caffetools.errors import CaffeToolsError
+from caffetools.events import EventSink, fan_out
 
 if TYPE_CHECKING:
     from caffetools.solver.run import TrainResult
@@ -52,6 +53,9 @@ def train(
     compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
     engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
     engine_image: Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)] = "",
+    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write metrics for TensorBoard here.", show_default=False)] = None,
+    mlflow: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Log metrics to MLflow (MLFLOW_TRACKING_URI).")] = "",
+    wandb: Annotated[str, typer.Option(metavar="PROJECT", help="Log metrics to Weights & Biases.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the log is written all the same.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -71,11 +75,12 @@ def train(
         from caffetools.cli.train_caffe import train_by_caffe
 
         ours = {"--device": device != "auto", "--max-iter": max_iter is not None, "--processes": processes is not None}
+        ours |= {"--tensorboard": tensorboard is not None, "--mlflow": bool(mlflow), "--wandb": bool(wandb)}
         ours |= {"--precision": precision != "fp32", "--compile": compiled}
         flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
-    options = {"max_iter": max_iter, "level": level, "stages": split(stage)}
+    options = {"max_iter": max_iter, "level": level, "stages": split(stage), "trackers": (tensorboard, mlflow, wandb)}
     _train(
         path,
         processes,
@@ -116,8 +121,10 @@ def _train(
     quiet = quiet or not is_main()
     from caffetools.cli.train_bar import terminal
 
+    trackers = _trackers(options.pop("trackers"), is_main())
     bar, echo = terminal(quiet)
-    with join(cuda=place != "cpu") as strategy, bar as events:
+    with join(cuda=place != "cpu") as strategy, bar as shown:
+        events = fan_out([shown, *trackers]) if trackers else shown
         done = training.train(
             path,
             device=place,
@@ -130,6 +137,15 @@ def _train(
         )
     if not quiet:
         _report(done, path)
+
+
+def _trackers(chosen: tuple[Path | None, str, str], is_root: bool) -> list[EventSink]:
+    """The sinks of ``--tensorboard``, ``--mlflow`` and ``--wandb``; only the first of several processes has them."""
+    if not is_root or not any(chosen):
+        return []
+    from caffetools.solver.sinks import tracker_sinks
+
+    return tracker_sinks(*chosen)
 
 
 def _given_once(solver: Path | None, flag: Path | None) -> Path:

@@ -1,0 +1,122 @@
+"""Sinks that pass the events of training on to experiment trackers: TensorBoard, MLflow, Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from caffetools.errors import CaffeToolsError
+from caffetools.events import Event, EventSink, Finished, Metrics, Tested
+
+# Receives tag → value, and the iteration.
+_Log = Callable[[dict[str, float], int], None]
+
+
+def scalars(event: Event) -> tuple[dict[str, float], int]:
+    """Return the numbers of an event by tag (``train/loss``, ``train/lr``, ``test/accuracy``) and its iteration; none for other events.
+
+    Further test nets are ``test1/…``, ``test2/…``.
+    """
+    if isinstance(event, Metrics):
+        values = {f"train/{name}": float(value) for name, value in event.outputs.items()}
+        return {**values, "train/smoothed_loss": float(event.loss), "train/lr": float(event.lr)}, event.iteration
+    if isinstance(event, Tested):
+        place = f"test{event.net}" if event.net else "test"
+        return {f"{place}/{name}": float(value) for name, value in event.outputs.items()}, event.iteration
+    return {}, 0
+
+
+def tensorboard_sink(folder: str | os.PathLike[str]) -> EventSink:
+    """Return a sink that writes TensorBoard's event files. A resumed run appends to those of the same folder.
+
+    Args:
+        folder: Where; ``tensorboard --logdir FOLDER`` shows them.
+
+    Raises:
+        CaffeToolsError: the package tensorboard is not installed, or the folder cannot be written to.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise CaffeToolsError("TensorBoard's files need the package tensorboard: pip install 'caffetools[tensorboard]'") from None
+    try:
+        writer = SummaryWriter(os.fspath(folder))
+    except OSError as error:
+        raise CaffeToolsError(f"{os.fspath(folder)}: cannot write TensorBoard's files: {error.strerror}") from None
+
+    def log(values: dict[str, float], iteration: int) -> None:
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, iteration)
+        writer.flush()
+
+    return _sink(log, writer.close)
+
+
+def mlflow_sink(experiment: str) -> EventSink:
+    """Return a sink that logs metrics to an MLflow experiment; the environment variable MLFLOW_TRACKING_URI names the server.
+
+    Raises:
+        CaffeToolsError: the package mlflow is not installed, or the server refuses the run.
+    """
+    try:
+        import mlflow
+    except ImportError:
+        raise CaffeToolsError("MLflow needs the package mlflow: pip install 'caffetools[mlflow]'") from None
+    client = mlflow.MlflowClient()
+    try:
+        known = client.get_experiment_by_name(experiment)
+        run = client.create_run(known.experiment_id if known is not None else client.create_experiment(experiment)).info.run_id
+    except mlflow.exceptions.MlflowException as error:
+        raise CaffeToolsError(f"MLflow: {error}") from None
+
+    def log(values: dict[str, float], iteration: int) -> None:
+        for tag, value in values.items():
+            client.log_metric(run, tag, value, step=iteration)
+
+    return _sink(log, lambda: client.set_terminated(run))
+
+
+def wandb_sink(project: str) -> EventSink:
+    """Return a sink that logs metrics to a project of Weights & Biases; WANDB_MODE=offline keeps them on this machine.
+
+    Raises:
+        CaffeToolsError: the package wandb is not installed, or the run cannot be opened.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise CaffeToolsError("Weights & Biases needs the package wandb: pip install 'caffetools[wandb]'") from None
+    try:
+        run = wandb.init(project=project)
+    except wandb.Error as error:
+        raise CaffeToolsError(f"Weights & Biases: {error}") from None
+
+    def log(values: dict[str, float], iteration: int) -> None:
+        run.log({**values, "iteration": iteration})
+
+    return _sink(log, run.finish)
+
+
+def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str = "", wandb: str = "") -> list[EventSink]:
+    """Return the sinks that are asked for.
+
+    Args:
+        tensorboard: A folder. mlflow: An experiment. wandb: A project; empty ones are left out.
+
+    Raises:
+        CaffeToolsError: as the single ones.
+    """
+    sinks = [tensorboard_sink(tensorboard)] if tensorboard else []
+    sinks += [mlflow_sink(mlflow)] if mlflow else []
+    return sinks + ([wandb_sink(wandb)] if wandb else [])
+
+
+def _sink(log: _Log, close: Callable[[], object]) -> EventSink:
+    def sink(event: Event) -> None:
+        values, iteration = scalars(event)
+        if values:
+            log(values, iteration)
+        if isinstance(event, Finished):
+            close()
+
+    return sink

@@ -1,0 +1,62 @@
+"""Experiment trackers get the numbers of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caffetools.errors import CaffeToolsError
+from caffetools.events import Finished, Metrics, Started, Tested
+from caffetools.solver import sinks
+
+EVENTS = [
+    Started(task="train"),
+    Metrics(task="train", iteration=10, loss=2.5, lr=0.01, outputs={"loss": 2.25}),
+    Tested(task="train", iteration=10, net=0, outputs={"accuracy": 0.5}),
+    Tested(task="train", iteration=10, net=1, outputs={"accuracy": 0.25}),
+    Metrics(task="train", iteration=20, loss=1.5, lr=0.001, outputs={"loss": 1.0}),
+    Finished(task="train"),
+]
+
+
+def test_events_become_numbers_by_tag() -> None:
+    assert sinks.scalars(EVENTS[0]) == ({}, 0)
+    assert sinks.scalars(EVENTS[1]) == ({"train/loss": 2.25, "train/smoothed_loss": 2.5, "train/lr": 0.01}, 10)
+    assert sinks.scalars(EVENTS[2]) == ({"test/accuracy": 0.5}, 10)
+    assert sinks.scalars(EVENTS[3]) == ({"test1/accuracy": 0.25}, 10)
+
+
+def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed")
+    (sink,) = sinks.tracker_sinks(tmp_path / "board")
+    for event in EVENTS:
+        sink(event)
+    read = accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
+    assert set(read.Tags()["scalars"]) == {"train/loss", "train/smoothed_loss", "train/lr", "test/accuracy", "test1/accuracy"}
+    assert [(point.step, point.value) for point in read.Scalars("train/loss")] == [(10, 2.25), (20, 1.0)]
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CaffeToolsError, match="cannot write TensorBoard's files"):
+        sinks.tensorboard_sink(tmp_path / "file" / "board")
+
+
+def test_mlflow_keeps_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    sink = sinks.mlflow_sink("digits")
+    for event in EVENTS:
+        sink(event)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert run.data.metrics["train/loss"] == 1.0 and run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, name, None)
+    with pytest.raises(CaffeToolsError, match=rf"pip install 'caffetools\[{name}\]'"):
+        getattr(sinks, f"{name}_sink")("x")
