@@ -81,17 +81,8 @@ def train(
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
     options = {"max_iter": max_iter, "level": level, "stages": split(stage), "trackers": (tensorboard, mlflow, wandb)}
-    _train(
-        path,
-        processes,
-        restarts,
-        gpu,
-        device,
-        (sigint_effect, sighup_effect),
-        _compute_options(precision, compiled),
-        quiet,
-        start | options,
-    )
+    compute, effects = _compute_options(precision, compiled), (sigint_effect, sighup_effect)
+    _train(path, processes, restarts, gpu, device, effects, compute, quiet, start | options)
 
 
 def _train(

@@ -263,7 +263,7 @@ def _to_rgb(model: PictureNet, x: Tensor) -> Pixels:
 
 
 def _clipped(model: PictureNet, x: Tensor) -> Tensor:
-    mean = torch.from_numpy(np.ascontiguousarray(model.mean())).mean((1, 2)).reshape(1, -1, 1, 1)
+    mean = torch.from_numpy(np.array(model.mean(), np.float32)).mean((1, 2)).reshape(1, -1, 1, 1)
     return torch.minimum(torch.maximum(x, -mean), 255 - mean)
 
 

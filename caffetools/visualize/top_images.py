@@ -18,6 +18,7 @@ from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
 from caffetools.net.probe import run_probe
 from caffetools.util.files import atomic_write
+from caffetools.visualize import style
 from caffetools.visualize.panels import Panel, enlarge, panels_figure
 from caffetools.visualize.picture_net import PathLike, PictureNet
 from caffetools.visualize.predictions import Progress
@@ -133,7 +134,7 @@ def top_images_figure(
                 shown = model.prepare(pictures[index]).shown
                 y, x = (int(value) for value in found.places[unit, rank])
                 top, left, bottom, right = field.box(y, x, shown.shape[:2]) if field else (0, 0, *shown.shape[:2])
-                image = enlarge(np.ascontiguousarray(shown[top:bottom, left:right]), side)
+                image = _centred(enlarge(np.ascontiguousarray(shown[top:bottom, left:right]), side), side, theme)
             title = f"unit {unit}" if rank == 0 else ""
             panels.append(Panel(image, title, f"{found.values[unit, rank]:.3g}" if index >= 0 else "–"))
     size = f"{field.size[0]} × {field.size[1]}" if field and not field.whole else "whole"
@@ -141,6 +142,15 @@ def top_images_figure(
     caption += f"cropped to the receptive field ({size} pixels)."
     columns = found.values.shape[1]
     return panels_figure(panels, f"Top pictures  ·  {found.blob}", caption, columns=columns, theme=theme), caption
+
+
+def _centred(image: NDArray[np.uint8], side: int, theme: Theme) -> NDArray[np.uint8]:
+    """The picture in the middle of a square: crops at the border of a picture are smaller."""
+    square: NDArray[np.uint8] = np.empty((side, side, 3), np.uint8)
+    square[:] = style.rgb(theme.grid)
+    top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
+    square[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return square
 
 
 def _fingerprint(model: PictureNet, pictures: Sequence[PathLike], blob: str, top: int) -> str:
