@@ -37,7 +37,7 @@ def notebook_cells(path: Path, module: ModuleType) -> Iterator[tuple[str, str]]:
         DataError: The file is not a notebook.
     """
     cells = read_cells(path)
-    magics = _ipython(module) or Magics(module)
+    magics = Magics(module)
     module.__dict__["get_ipython"] = lambda: magics
     for number, cell in enumerate(cells, 1):
         yield f"{path.name}, cell {number}", magics.transform_cell(cell)
@@ -55,7 +55,7 @@ def read_cells(path: Path) -> list[str]:
 
 
 class Magics:
-    """The magics that notebooks for Caffe use, for where IPython is not installed; its methods are those of IPython's shell.
+    """The magics that notebooks for Caffe use; others are left to IPython, where it is installed. The methods are those of its shell.
 
     Args:
         module: The module that the cells run in.
@@ -63,6 +63,7 @@ class Magics:
 
     def __init__(self, module: ModuleType):
         self.user_ns = module.__dict__
+        self._module = module
 
     def transform_cell(self, cell: str) -> str:
         """Return a cell as Python: magics and shell commands become calls of ``get_ipython()``."""
@@ -76,7 +77,7 @@ class Magics:
         return f"get_ipython().run_cell_magic({name!r}, {line!r}, {body!r})\n"
 
     def run_line_magic(self, name: str, line: str) -> Any:
-        """Run ``%name line``. Magics that only configure a notebook do nothing."""
+        """Run ``%name line``. Magics that only configure a notebook do nothing without IPython."""
         if name in ("cd",):
             os.chdir(Path(line.strip() or "~").expanduser())
         elif name in ("run",):
@@ -98,6 +99,8 @@ class Magics:
             if name == "pylab":
                 pylab = importlib.import_module("pylab")
                 self.user_ns.update({key: value for key, value in vars(pylab).items() if not key.startswith("_")})
+        elif name not in ("matplotlib", "pylab", "env", "set_env") and (shell := _ipython(self._module)) is not None:
+            return shell.run_line_magic(name, line)
         return None
 
     def run_cell_magic(self, name: str, line: str, body: str) -> None:
@@ -109,7 +112,11 @@ class Magics:
             append, _, path = line.rpartition(" ")
             with Path(path.strip()).open("a" if "-a" in append else "w", encoding="utf-8") as stream:
                 stream.write(body)
-        elif name not in _DISPLAY:
+        elif name in _DISPLAY:
+            return
+        elif (shell := _ipython(self._module)) is not None:
+            shell.run_cell_magic(name, line, body)
+        else:
             raise DataError(f"the notebook's magic %%{name} needs IPython, which is not installed (pip install ipython)")
 
     def system(self, command: str) -> None:

@@ -32,8 +32,7 @@ class ScriptFailed(CaffeToolsError):
 def run_script(path: Path, arguments: Sequence[str] = (), *, convert_python2: bool = False) -> None:
     """Run a .py script, or the code cells of a .ipynb notebook in order, as ``__main__``.
 
-    A notebook runs in its own folder, as in Jupyter; its magics (``%time``, ``!ls``, ``%%bash``) are run by IPython where that is
-    installed, else those that scripts for Caffe use.
+    A notebook runs in its own folder, as in Jupyter, and its magics are run; see :class:`~caffetools.pycaffe.notebook.Magics`.
 
     Args:
         path: The script.
