@@ -89,7 +89,7 @@ def test_metrics_are_one_json_object_per_event() -> None:
     lines: list[str] = []
     sink = MetricsLog(lines.append)
     events: list[Event] = [
-        Started(time=100.0, details={"net": "tiny", "solver": "SGD", "iteration": 0}),
+        Started(time=100.0, details={"net": "tiny", "solver": "SGD", "iteration": 0, "run": "a1"}),
         Progress(time=100.5, done=0, total=40),
         Metrics(time=102.0, iteration=20, loss=0.25, lr=0.01, outputs={"loss": 0.5, "prob[0]": 0.1, "prob[1]": 0.9}),
         Tested(time=103.0, iteration=20, net=1, outputs={"accuracy": 0.75}),
@@ -102,7 +102,8 @@ def test_metrics_are_one_json_object_per_event() -> None:
         sink(event)
     rows = [json.loads(line) for line in lines]
     assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
-    assert rows[0] == {"event": "start", "phase": "train", "iteration": 0, "seconds": 0, "time": 100, "name": "tiny", "type": "SGD"}
+    start = {"event": "start", "phase": "train", "iteration": 0, "seconds": 0, "time": 100, "name": "tiny", "type": "SGD"}
+    assert rows[0] == {**start, "run": "a1", "resumed_from": ""}
     assert rows[1] == {
         "event": "train",
         "phase": "train",
