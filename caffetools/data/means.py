@@ -116,7 +116,7 @@ class _Accumulator:
     """Adds arrays (C, H, W) up in float32, in their order, in a thread of its own: reading and adding take equally long."""
 
     # Bytes that one task adds, and tasks that may wait.
-    _TASK, _WAITING = 1 << 22, 3
+    _TASK, _WAITING = 1 << 20, 3
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1)
