@@ -1,6 +1,6 @@
 """The ``caffetools`` command: its commands by name, and how errors are shown.
 
-Each command is one module beside this one, with a function of the command's name. They import torch, cv2, onnx and matplotlib
+Each command is one module of this room, with a function of the command's name. They import torch, cv2, onnx and matplotlib
 only when called, so that ``--help`` stays quick.
 """
 

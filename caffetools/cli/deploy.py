@@ -34,7 +34,7 @@ def deploy(
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Fold BatchNorm and Scale into the layers before them, in --weights too; checked.")
     ] = False,
-    weights: Annotated[Path | None, typer.Option(help="The .caffemodel to fold; written beside OUT as .caffemodel.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The .caffemodel to fold; written next to OUT as .caffemodel.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the net's inputs and outputs as JSON.")] = False,
     stage: Stage = None,
@@ -112,7 +112,7 @@ def _check_outputs(written: list[Path], read: list[Path | None], *, force: bool)
     from caffetools.errors import CaffeToolsError
 
     if len({path.resolve() for path in written}) < len(written):
-        raise CaffeToolsError(f"{written[0]}: the weights are written beside it as .caffemodel; give the prototxt another ending (--out)")
+        raise CaffeToolsError(f"{written[0]}: the weights are written next to it as .caffemodel; give the prototxt another ending (--out)")
     sources = {path.resolve() for path in read if path is not None}
     for path in written:
         if path.resolve() in sources:

@@ -164,8 +164,8 @@ def _show_weights(comparison: Comparison, weights: Path | None) -> None:
             rows.append((layer.layer if first else "", _shape(blob.shape), *values, status if first else ""))
     print_table(("Layer", "Blob", ">Mean", ">Std", ">Largest", "In the net"), rows)
     names = {status: comparison.named(status) for status in ("fits", "fresh", "differs", "unchecked")}
-    told = [f"{len(layers)} {status}" for status, layers in names.items() if layers]
-    console.print(", ".join([*told, *([f"{len(comparison.unused)} not in the net"] if comparison.unused else [])]))
+    counts = [f"{len(layers)} {status}" for status, layers in names.items() if layers]
+    console.print(", ".join([*counts, *([f"{len(comparison.unused)} not in the net"] if comparison.unused else [])]))
     if comparison.unused:
         console.print(f"not in the net: {', '.join(comparison.unused)}", markup=False)
 

@@ -32,7 +32,7 @@ Dialect = Annotated[
         "--dialect",
         metavar="NAME",
         callback=_force,
-        help="The Caffe fork whose files these are (bvlc, ssd, rfcn, pspnet, …); 'any' keeps fields that no fork has. Else the files tell.",
+        help="The Caffe fork whose files these are (bvlc, ssd, rfcn, pspnet, …); 'any' keeps fields that no fork has. Default: recognized from the files.",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""``caffetools retarget``: a trained network's classifiers made anew for the user's own classes."""
+"""``caffetools retarget``: replace the classifiers of a trained network for the user's own classes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from caffetools.surgery.retarget import Retargeted
 
 Net = Annotated[Path | None, typer.Argument(metavar="NET", help="The train_val prototxt of a trained net.", show_default=False)]
-Count = Annotated[int | None, typer.Option(help="How many classes there are to be; --dataset says it too.")]
+Count = Annotated[int | None, typer.Option(help="Number of classes; --dataset gives it too.")]
 Model = Annotated[str | None, typer.Option(help="A network of the zoo in the place of NET, such as squeezenet_v1.1.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
-Weights = Annotated[Path | None, typer.Option(help="The trained .caffemodel, to tell which layers take theirs from it.")]
+Weights = Annotated[Path | None, typer.Option(help="The trained .caffemodel; lists which layers take their weights from it.")]
 WriteWeights = Annotated[bool, typer.Option("--write-weights", help="Also write what of --weights the new net starts from.")]
 GrowFrom = Annotated[Path | None, typer.Option(help="labels.txt of the classes that --weights knows: those keep what was learned of them.")]
 Labels = Annotated[Path | None, typer.Option(help="labels.txt of the new classes, for --grow-from; --dataset has one.")]
@@ -43,8 +43,8 @@ Crop = Annotated[
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the pictures, where --train-source is there to be counted.")]
 BaseLr = Annotated[float | None, typer.Option(help="Learning rate to begin with; by default a tenth of the net's own.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; else each run is another one.")]
-LrMult = Annotated[float, typer.Option(min=0, help="How many times as fast as before all but the classifiers learn.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; default: nondeterministic.")]
+LrMult = Annotated[float, typer.Option(min=0, help="Multiply lr_mult of all layers except the classifiers.")]
 HeadLrMult = Annotated[float, typer.Option(min=0, help="How many times as fast as the rest the new classifiers and layers learn.")]
 Freeze = Annotated[str | None, typer.Option(metavar="LAYER", help="Let this layer and all before it learn no more.")]
 Dropout = Annotated[float | None, typer.Option(help="What part of its input every Dropout layer drops.")]
@@ -110,13 +110,13 @@ def retarget(
 ) -> None:
     """Replace the classifier for a new number of classes: write train_val, solver and deploy prototxts, and list what changed.
 
-    The classifiers, found from what the losses read, get new names, so that they start anew where old weights are loaded, and learn faster.
+    The classifiers, found from what the losses read, get new names, so that they are reinitialized when old weights are loaded, and learn faster.
     """
     from caffetools.project import retargeting
     from caffetools.surgery.freezing import Tuning, parse_filler
 
     source, trained_by, shapes = _source(net, model, input_shape or [], crop)
-    card, grown, count = _told(classes, dataset, grow_from, labels, weights)
+    card, grown, count = _resolve_classes(classes, dataset, grow_from, labels, weights)
     taken = _taken(weights, write_weights or grown is not None)
     retargeting.check_free(out, force=force, weights=taken is not None)
     known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shapes, "weights": weights, "dataset": card}
@@ -200,7 +200,7 @@ def _taken(weights: Path | None, wanted: bool) -> Path | None:
     return weights if wanted else None
 
 
-def _told(
+def _resolve_classes(
     classes: int | None, dataset: Path | None, grow_from: Path | None, labels: Path | None, weights: Path | None
 ) -> tuple[DatasetCard | None, Classes | None, int]:
     """The dataset's card, the classes before and after where known ones are to be kept, and how many there are to be."""
@@ -221,9 +221,9 @@ def _told(
     names = read_classes(labels) if labels is not None else card.classes if card is not None else None
     if names is None:
         raise CaffeToolsError("--grow-from needs the names of the new classes: give --labels labels.txt, or --dataset")
-    for told, where in ((classes, "--classes"), (len(card.classes) if card else None, "--dataset")):
-        if told not in (None, len(names)):
-            raise CaffeToolsError(f"the new labels are {len(names)} classes, but {where} says {told}")
+    for count, where in ((classes, "--classes"), (len(card.classes) if card else None, "--dataset")):
+        if count not in (None, len(names)):
+            raise CaffeToolsError(f"the new labels are {len(names)} classes, but {where} says {count}")
     return card, Classes(read_classes(grow_from), names), len(names)
 
 
@@ -297,7 +297,9 @@ def _only_net_here() -> Path:
 
 def _show_weights(comparison: Comparison) -> None:
     loaded, fresh = comparison.named("fits") + comparison.named("unchecked"), comparison.named("fresh")
-    console.print(f"{len(loaded)} layers take their weights from the file; {len(fresh)} start anew: {', '.join(fresh)}", markup=False)
+    console.print(
+        f"{len(loaded)} layers take their weights from the file; {len(fresh)} are reinitialized: {', '.join(fresh)}", markup=False
+    )
     if comparison.unused:
         console.print(f"The file also has {', '.join(comparison.unused)}, which the net has no more.", markup=False)
 

@@ -15,7 +15,7 @@ def run(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGUMENTS", help="Arguments of the script itself.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run on caffetools even where a real Caffe is installed.")] = False,
     py2: Annotated[
-        bool, typer.Option("--py2", help="Convert a script written for Python 2, and the modules beside it, while they run.")
+        bool, typer.Option("--py2", help="Convert a script written for Python 2, and the modules in its folder, while they run.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log: layers run from Python code, training.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error, caffetools' frames included.")] = False,

@@ -18,7 +18,7 @@ from rich.segment import Segment
 
 from caffetools.events import Event, Warned
 
-# What library functions call to tell how far they are: (done, total).
+# What library functions call to report their progress: (done, total).
 Progress = Callable[[int, int], None]
 
 # What is shown as an escape: C0 and C1 controls but tab and newline, line separators, direction marks, surrogates, and the private

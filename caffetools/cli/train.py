@@ -35,13 +35,13 @@ def train(
             "--weights", "-w", metavar="FILE[,FILE]", help="Start from the layers of these .caffemodel files, or of networks of the zoo."
         ),
     ] = "",
-    snapshot: Annotated[Path | None, typer.Option("--snapshot", "-s", metavar="FILE", help="Go on from this .solverstate.")] = None,
+    snapshot: Annotated[Path | None, typer.Option("--snapshot", "-s", metavar="FILE", help="Resume from this .solverstate.")] = None,
     resume: Annotated[
-        str, typer.Option(metavar="auto|FILE", help="Go on from the newest whole snapshot, if there is one; FILE is as --snapshot.")
+        str, typer.Option(metavar="auto|FILE", help="Resume from the newest complete snapshot, if there is one; FILE is as --snapshot.")
     ] = "",
     gpu: Gpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
-    max_iter: Annotated[int | None, typer.Option(help="Train for so many iterations, whatever the solver says.")] = None,
+    max_iter: Annotated[int | None, typer.Option(help="Iterations to train for, in place of the solver's.")] = None,
     stage: Stage = "",
     level: Level = 0,
     sigint_effect: SigintEffect = "stop",

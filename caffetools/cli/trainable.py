@@ -60,8 +60,8 @@ def trainable(
     )
     files = write_trainable(made, out, force=force)
     print_table(("Layer", "What", "Was", "Is"), [(c.layer, c.what, c.before, c.after) for c in made.changes])
-    for told in made.notes:
-        note(f"{files[0]}: {told}")
+    for text in made.notes:
+        note(f"{files[0]}: {text}")
     for path in files:
         console.print(f"Wrote {path}", markup=False)
     console.print(f"Next: caffetools train {files[1]} --weights the .caffemodel of {deploy.name}", markup=False)

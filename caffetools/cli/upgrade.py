@@ -17,7 +17,7 @@ def upgrade(
 ) -> None:
     """Write an old network, its weights or its solver in today's form, as Caffe's upgrade tools do.
 
-    Everything here reads old files as they are; other tools do not. What the file is, is told from its content.
+    Everything here reads old files as they are; other tools do not. The kind of file is recognized from its content.
     """
     from caffetools.errors import CaffeToolsError
     from caffetools.proto.upgrades.files import upgrade_file

@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """One output of a candidate beside the reference's.
+    """One output of a candidate and of the reference's.
 
     Attributes:
         candidate: The candidate's name.

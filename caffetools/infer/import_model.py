@@ -62,7 +62,7 @@ def _exported_program(path: str) -> bytes:
     try:
         program = torch.export.load(path)
     except Exception as error:
-        # torch raises whatever its reader of zip files and of JSON does.
+        # torch raises what its readers of zip files and JSON raise.
         raise ModelFileError(f"not an exported program of torch: {' '.join(str(error).split())[:200]}", path=path) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

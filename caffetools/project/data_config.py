@@ -87,7 +87,7 @@ def set_data_sources(
     Args:
         net: A ``NetParameter`` in today's form.
         train_source, val_source: databases (or lists, for layers that read lists) of the TRAIN and of the TEST phase.
-        mean_file, mean_values: one of them; it takes the place of whatever mean there was. Values are one a channel, blue first.
+        mean_file, mean_values: one of them; it replaces the present mean. Values are one a channel, blue first.
         train_batch, val_batch: pictures a batch. crop: the side of the square that is cut out of each picture.
 
     Raises:

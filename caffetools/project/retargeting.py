@@ -196,12 +196,12 @@ def prepare_retarget(
             check_crops(made.train_val, dataset)
             made.changes += fit_batches(made.train_val, dataset, train=options.train_batch is None, val=options.val_batch is None)
         _check_loss(made.train_val)
-        judged = made.judge in {loss.name for loss in losses_of(made.train_val).values()}
+        has_loss = made.judge in {loss.name for loss in losses_of(made.train_val).values()}
         if stages.deploy is not None:
             edits = _Edits(classes, depth or Depth(), tuning, head_lr_mult, [head.layer for head in find_heads(original, heads)])
             deploy = _deploy_stage(whole, stages.deploy, made, edits, shapes)
         else:
-            deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if judged else None)
+            deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if has_loss else None)
         check_parameter_shapes_match(made.train_val, deploy, shapes)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
@@ -241,13 +241,13 @@ def _deploy_stage(whole: Any, stages: Iterable[str], made: Retargeted, edits: _E
 
 
 def compare(project: RetargetResult, weights: PathLike | Caffemodel, *, trimmed: bool = False) -> Comparison:
-    """Which layers take their parameters from ``weights``, and which start anew.
+    """Compare ``weights`` with the net: which layers take their parameters from it, and which are reinitialized.
 
     Args:
-        trimmed: The classifiers' weights are to be taken out first (see :func:`starting_weights`), so that they start anew.
+        trimmed: The classifiers' weights are to be taken out first (see :func:`starting_weights`), so that they are reinitialized.
 
     Raises:
-        NetError: a layer that is not made anew has others in the file, so that training would refuse it.
+        NetError: a layer that is not reinitialized has other shapes in the file, so that training would refuse it.
         ModelFileError: the file cannot be read.
     """
     net = project.retargeted.train_val
@@ -274,7 +274,7 @@ def _other_net(project: RetargetResult, layer: LayerWeights) -> str:
 
 
 def starting_weights(project: RetargetResult, weights: PathLike | Caffemodel, classes: Classes | None = None) -> Caffemodel:
-    """``weights`` without what the net has no more or what starts anew; with ``classes``, also the rows of the known ones.
+    """Return ``weights`` without removed and reinitialized layers; with ``classes``, also the rows of the known ones.
 
     Raises:
         NetError, CaffeToolsError: as :func:`~caffetools.surgery.class_incremental.extend_classifier_weights`.

@@ -13,10 +13,10 @@ from caffetools.proto.schema import TRAIN, ParamSpec
 
 
 def check_parameter_shapes_match(train_val: Any, deploy: Any, shapes: Mapping[str, Shape]) -> None:
-    """Hold the shapes of all parameters against each other, as far as they can be told without running anything.
+    """Compare the shapes of all parameters between the phases and the deploy net, as far as they are known without running anything.
 
     Args:
-        train_val, deploy: nets in today's form. shapes: of inputs that the net itself does not tell, by blob; ``""`` is the first.
+        train_val, deploy: nets in today's form. shapes: of inputs that the net itself does not give, by blob; ``""`` is the first.
 
     Raises:
         NetError: a net cannot be put together, a layer has other parameters in one of them, or layers that share one differ on it.
@@ -42,7 +42,7 @@ def check_parameter_shapes_match(train_val: Any, deploy: Any, shapes: Mapping[st
 
 
 def _rows(graph: Graph, phase: int, shapes: Mapping[str, Shape]) -> list[LayerSummary]:
-    """The layers with the sizes that the net itself tells; those of which it tells nothing with ``shapes``."""
+    """Return the layers with the sizes that the net gives; those without sizes with ``shapes``."""
     own = summarize(graph.param, phase).layers
     if not (given_shapes := shapes_in(graph, shapes)):
         return own

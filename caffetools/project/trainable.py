@@ -110,7 +110,7 @@ def trainable_from(
     Its input becomes Data layers for both phases, cropped to the input's size where that is square (HDF5Data for a net that ends in a
     Sigmoid, which has a label for each of its outputs); a final Softmax becomes a SoftmaxWithLoss with accuracies, a final Sigmoid a
     SigmoidCrossEntropyLoss; a net that ends in scores gets a SoftmaxWithLoss. Layers without a filler get xavier, so that they can also
-    start anew; weights that do not learn by the file learn again; BatchNorm gathers statistics again.
+    be reinitialized; weights that do not learn by the file learn again; BatchNorm gathers statistics again.
 
     Args:
         deploy: A ``NetParameter`` of any age; it is not changed.
@@ -146,7 +146,7 @@ def trainable_from(
     for layer in trainable.layer:
         _make_learn(layer, changes)
         _follow_batch(layer, inputs[0].input_param.shape[0].dim[0], changes)
-    _judge(trainable, scores, answers, label, classes, changes)
+    _add_loss(trainable, scores, answers, label, classes, changes)
     for phase, batch in zip((TRAIN, TEST), _BATCHES, strict=True):
         shape = (batch, *inputs[0].input_param.shape[0].dim[1:])
         summarize(trainable, phase, shapes={"": shape, **({label: (batch, classes)} if multi else {})})
@@ -155,15 +155,15 @@ def trainable_from(
 
 def _notes(net: NetParameter, scores: str, answers: list[Any], classes: int) -> list[str]:
     """What was taken for granted."""
-    graph, told = Graph(net, TEST), []
+    graph, notes = Graph(net, TEST), []
     others = [top for i, top in graph.outputs() if graph.layers[i] not in answers and top != scores]
     if others:
-        told.append(f"{', '.join(others)}: no loss reads them, so what makes them learns nothing; add losses for them by hand")
+        notes.append(f"{', '.join(others)}: no loss reads them, so what makes them learns nothing; add losses for them by hand")
     if not answers:
-        told.append(f"'{scores}' is taken for the scores of {classes} classes; behind an embedding, a classifier and a loss are missing")
+        notes.append(f"'{scores}' is taken for the scores of {classes} classes; behind an embedding, a classifier and a loss are missing")
     elif _gives_each_class_alone(answers[0]):
-        told.append(f"each picture needs {classes} labels of 0 or 1: they come from HDF5 files, which the sources list")
-    return told
+        notes.append(f"each picture needs {classes} labels of 0 or 1: they come from HDF5 files, which the sources list")
+    return notes
 
 
 def _scores(net: NetParameter) -> tuple[str, list[Any]]:
@@ -177,8 +177,10 @@ def _scores(net: NetParameter) -> tuple[str, list[Any]]:
         made = [(i, top) for i, top in graph.outputs() if any(_gives_scores(graph.layers[m]) for m in (i, *graph.walk_up(i, top)))]
         if len(made) == 1:
             return made[0][1], []
-    told = ", ".join(top for _, top in graph.outputs()) or "none"
-    raise NetError(f"which scores of the net '{net.name}' are to be learned is not clear: its outputs are {told}; one Softmax is expected")
+    outputs = ", ".join(top for _, top in graph.outputs()) or "none"
+    raise NetError(
+        f"which scores of the net '{net.name}' are to be learned is not clear: its outputs are {outputs}; one Softmax is expected"
+    )
 
 
 def _gives_scores(layer: LayerParameter) -> bool:
@@ -253,7 +255,7 @@ def _follow_batch(layer: LayerParameter, batch: int, changes: list[Change]) -> N
 
 
 def _classes(net: NetParameter, scores: str) -> int:
-    """How many classes the blob ``scores`` tells; 1 where its shape is not known."""
+    """Return the number of classes of the blob ``scores``; 1 if its shape is not known."""
     for row in summarize(net).layers:
         for top, shape in zip(row.tops, row.shapes, strict=True):
             if top == scores and shape is not None:
@@ -265,7 +267,7 @@ def _classes(net: NetParameter, scores: str) -> int:
     return 1
 
 
-def _judge(net: Any, scores: str, answers: list[Any], label: str, classes: int, changes: list[Change]) -> None:
+def _add_loss(net: Any, scores: str, answers: list[Any], label: str, classes: int, changes: list[Change]) -> None:
     """Append the loss, and accuracies for testing where one class is right."""
     answer = answers[0] if answers else None
     kind = traits(answer).loss if answer is not None else SoftmaxWithLoss.TYPE

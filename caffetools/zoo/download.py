@@ -52,7 +52,7 @@ class _Unreachable(FetchFailed):
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a .part file is a part of; kept beside it so that a later run can go on."""
+    """What a .part file is a part of; kept next to it so that a later run can resume."""
 
     url: str
     validator: str | None = None

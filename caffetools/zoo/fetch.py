@@ -28,7 +28,7 @@ class Fetched:
 
     Attributes:
         path: the .caffemodel. source: the address they came from, or None where they were there already.
-        verified: how they were checked, in words. sha256: of the file. labels: the class names beside it, if the model has any.
+        verified: how they were checked, in words. sha256: of the file. labels: the class names next to it, if the model has any.
     """
 
     name: str
@@ -144,7 +144,7 @@ def _bring_from(url: str, card: ModelCard, path: Path, part: Path, progress: Pro
     except WrongFile:
         if not resumed:
             raise
-        # The earlier part may have been another file's or damaged: only a fetch in one piece tells.
+        # The earlier part may have been another file's or damaged: only a fetch in one piece can show which.
         forget(part)
         download(url, part, progress=progress, patience=patience, limit=limit)
         check_weights(card, part, record=_record(path))

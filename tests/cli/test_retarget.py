@@ -62,7 +62,7 @@ def test_weights_tell_what_loads_and_what_starts_anew(tmp_path: Path, tiny: Path
     save_weights(Net(data_layers_to_inputs(net_of(TINY)), TEST), weights)
     code, out, _ = run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", "--weights", weights)
     assert code == 0
-    assert "1 layers take their weights from the file; 1 start anew: fc_7" in out
+    assert "1 layers take their weights from the file; 1 are reinitialized: fc_7" in out
     assert "The file also has fc, which the net has no more." in out
     assert f"--weights {weights}" in out
     answer = json.loads(run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", "--weights", weights, "--force", "--json")[1])
@@ -156,7 +156,7 @@ def test_weights_without_the_old_classifier_are_written(tmp_path: Path, tiny: Pa
     assert code == 2 and "let its weights be taken out of the file (--write-weights)" in err
     code, out, _ = run("retarget", tiny, *options, "--write-weights")
     written = tmp_path / "run" / "weights.caffemodel"
-    assert code == 0 and f"--weights {written}" in out and "1 start anew: fc" in out
+    assert code == 0 and f"--weights {written}" in out and "1 are reinitialized: fc" in out
     assert list(read_caffemodel(written).blobs) == ["conv"]
     net = Net(data_layers_to_inputs(read_net(tmp_path / "run" / "train_val.prototxt")), TEST)
     assert load_weights(net, written).fresh == ["fc"]

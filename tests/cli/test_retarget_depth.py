@@ -57,7 +57,7 @@ def test_what_stays_gives_what_it_gave_with_the_old_weights(tmp_path: Path, tiny
     weights = weights_of(tiny, tmp_path / "tiny.caffemodel")
     code, out, err = run("retarget", tiny, "--classes", 3, "-o", tmp_path / "run", "--weights", weights, "--write-weights", *DEEPER)
     assert (code, err) == (0, "")
-    assert "1 layers take their weights from the file; 2 start anew: fc_new, fc_3" in out
+    assert "1 layers take their weights from the file; 2 are reinitialized: fc_new, fc_3" in out
     assert "The file also has hidden, fc, which the net has no more." in out
     written = tmp_path / "run" / "weights.caffemodel"
     assert list(read_caffemodel(written).blobs) == ["conv"]

@@ -1,6 +1,6 @@
 """Our own builders of the zoo's networks, and where the prototxts that they write are found.
 
-``python -m caffetools.zoo.networks`` writes them anew; a test holds the files against the builders.
+``python -m caffetools.zoo.networks`` writes them again; a test compares the files with the builders.
 """
 
 from __future__ import annotations

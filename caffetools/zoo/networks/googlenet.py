@@ -59,7 +59,7 @@ def train_val() -> Any:
     imagenet(net, (32, 50), crop_size=224, mean_value=IMAGENET_MEAN)
     x = _body(net, train=True)
     scores = inner_product(net, "loss3/classifier", x, 1000, _learning(bias=0.0))
-    _judge(net, "loss3", scores, loss="loss3", weight=1.0)
+    _classifier_loss(net, "loss3", scores, loss="loss3", weight=1.0)
     return net
 
 
@@ -144,10 +144,10 @@ def _side_loss(net: NetParameter, name: str, bottom: str) -> None:
     x = relu(net, f"{name}/relu_fc", inner_product(net, f"{name}/fc", x, 1024, _learning()))
     x = dropout(net, f"{name}/drop_fc", x, 0.7)
     scores = inner_product(net, f"{name}/classifier", x, 1000, _learning(bias=0.0))
-    _judge(net, name, scores, loss="loss", weight=0.3)
+    _classifier_loss(net, name, scores, loss="loss", weight=0.3)
 
 
-def _judge(net: NetParameter, name: str, scores: str, *, loss: str, weight: float) -> None:
+def _classifier_loss(net: NetParameter, name: str, scores: str, *, loss: str, weight: float) -> None:
     softmax_loss(net, f"{name}/{loss}", scores, top=f"{name}/{name}", weight=weight)
     accuracy(net, f"{name}/top-1", scores, phase=TEST)
     accuracy(net, f"{name}/top-5", scores, top_k=5, phase=TEST)

@@ -73,7 +73,7 @@ def _body(net: NetParameter, *, train: bool) -> str:
 
 
 def _block(net: NetParameter, width: int, bottom: str, *, train: bool) -> str:
-    """Two convolutions beside a shortcut, which is a convolution too where the size changes."""
+    """Two convolutions and a shortcut, which is a convolution too where the size changes."""
     name = f"layer_{width}_1"
     learning = Learning(filler("msra"), mults=((1.0, 1.0),)) if train else Learning()
     first = width == 64

@@ -73,7 +73,7 @@ def _body(net: NetParameter, *, train: bool) -> str:
 
 
 def _block(net: NetParameter, name: str, bottom: str, width: int, stride: int, *, train: bool) -> str:
-    """A bottleneck whose channels are weighed by what the mean of each tells, and added to what it reads."""
+    """A bottleneck whose channels are weighted by a function of their means, and added to what it reads."""
     x = _conv(net, f"{name}_1x1_reduce", bottom, width, 1, train=train, stride=stride)
     x = _conv(net, f"{name}_3x3", relu(net, f"{name}_1x1_reduce/relu", x), width, 3, train=train)
     x = _conv(net, f"{name}_1x1_increase", relu(net, f"{name}_3x3/relu", x), 4 * width, 1, train=train)
