@@ -318,6 +318,24 @@ def live(
         server.serve_forever()
 
 
+def everything(
+    deploy: Deploy, weights: Weights,
+    pictures: Annotated[list[Path] | None, typer.Argument(metavar="[PICTURE]...", help="Pictures to show and explain.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.html", help="The page to write.")] = Path("visualize.html"),
+    before: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="Earlier weights to compare with.")] = None,
+    mean: Mean = None, scale: Scale = None, resize: Resize = None, labels: Labels = None,
+    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+) -> None:  # fmt: skip
+    """Write one self-contained page with a net's graph, filters and weights, and activations and explanations of pictures."""
+    from caffetools.visualize.everything import write_everything
+
+    model = open_net(deploy, weights, mean, scale, resize, labels, device)
+    count = write_everything(out, model, deploy, weights, pictures or [], before=before)
+    console.print(f"{out}: {count} drawings", markup=False)
+    if show:
+        typer.launch(str(out))
+
+
 def parse_unit(text: str | None) -> int | tuple[int, ...] | None:
     """Return a unit from ``3`` or ``3,1,2``; None for None."""
     if text is None:
@@ -365,4 +383,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "deepdream": deepdream,
     "style": style,
     "live": live,
+    "all": everything,
 }

@@ -154,6 +154,14 @@ def test_labelled_pictures_are_compared_with_the_answers(tiny: list[str], tmp_pa
         assert cv2.imread(str(tmp_path / "made.png")) is not None
 
 
+def test_everything_is_on_one_page(tiny: list[str], tmp_path: Path) -> None:
+    assert "5 drawings" in run("all", *tiny, "--before", WEIGHTS, "-o", str(tmp_path / "all.html"))
+    text = (tmp_path / "all.html").read_text()
+    assert text.count("<figure>") == 5 and "http://" not in text.replace("http://www.w3.org", "")
+    with pytest.raises(DataError, match=r"written as \.html"):
+        run("all", *tiny, "-o", str(tmp_path / "all.png"))
+
+
 def test_units_are_read_from_text() -> None:
     assert parse_unit("3") == 3 and parse_unit("3, 1,2") == (3, 1, 2) and parse_unit(None) is None
     assert parse_units("0-2,5", 4) == [0, 1, 2, 5] and parse_units("1-99", 4) == [1, 2, 3]

@@ -91,3 +91,20 @@ def test_empty_logs_and_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\.png or \.svg"):
         draw_curves({"train.log": LOG}, tmp_path / "curves.pdf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_logs_of_nvcaffe_are_drawn(tmp_path: Path) -> None:
+    head = "I0807 12:00:0%d.123456  1234 solver.cpp:352] [0] "
+    lines = [
+        head % 1 + "Iteration 0 (0 iter/s, 0.2s/20 iter), 0/90ep, loss = 6.9",
+        head % 1 + "    Train net output #0: loss = 7.5 (* 1 = 7.5 loss)",
+        head % 1 + "Iteration 0, lr = 0.01",
+        head % 2 + "Iteration 20 (9.9 iter/s, 2.0s/20 iter), 0.8/90ep, loss = 5.5",
+        head % 2 + "    Train net output #0: loss = 5.25 (* 1 = 5.25 loss)",
+        head % 2 + "Iteration 20, lr = 0.005",
+    ]
+    (tmp_path / "nv.log").write_text("\n".join(lines) + "\n")
+    log = read_log(tmp_path / "nv.log")
+    assert [row.loss for row in log.train] == [6.9, 5.5]
+    drawn = {(line.phase, line.name): line.y for line in series({"nv": log})}
+    assert drawn == {("train", "loss"): (7.5, 5.25), ("lr", "lr"): (0.01, 0.005)}

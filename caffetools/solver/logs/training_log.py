@@ -17,7 +17,8 @@ from caffetools.errors import DataError
 _STAMP = re.compile(r"^.*?[IWEF](\d{4})?(\d{2})(\d{2}) (\d{2}):(\d{2}):(\d{2})\.(\d{1,6})\s+\d+ [\w.]+:\d+\] ?")
 _NUMBER = r"([-+]?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
 _ITERATION = re.compile(r"Iteration (\d+)\b")
-_LOSS = re.compile(r"Iteration \d+(?: \(.*?\))?, loss = " + _NUMBER)
+# NVCaffe adds the epoch: "Iteration 20 (9.9 iter/s, 2.0s/20 iter), 0.8/90ep, loss = 6.9".
+_LOSS = re.compile(r"Iteration \d+(?: \(.*?\))?(?:, [\d.]+/[\d.]+ep)?, loss = " + _NUMBER)
 _RATE = re.compile(r"Iteration (\d+), lr = " + _NUMBER)
 _TESTING = re.compile(r"Testing net \(#(\d+)\)")
 _OUTPUT = re.compile(r"(Train|Test) net output #\d+: (.+?) = " + _NUMBER)

@@ -1,0 +1,67 @@
+"""All drawings of a net on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from caffetools.errors import DataError
+from caffetools.proto.text import read_net
+from caffetools.visualize.activations import blob_values, computable_blobs, overview_figure
+from caffetools.visualize.explanations import ALL_METHODS, explanations_figure
+from caffetools.visualize.filters import filter_changes_figure, filters_figure, find_weights
+from caffetools.visualize.graph_drawing import graph_figure, place_graph
+from caffetools.visualize.net_graph import fold_repeats, net_graph
+from caffetools.visualize.page import Drawing, write_page
+from caffetools.visualize.picture_net import PathLike, PictureNet
+from caffetools.visualize.weight_statistics import weight_statistics, weights_figure
+
+
+def write_everything(
+    path: PathLike, model: PictureNet, deploy: PathLike, weights: PathLike, pictures: Sequence[PathLike], *, before: PathLike | None = None
+) -> int:
+    """Write a page with filters, weights and graph of a net, and activations and explanations of pictures.
+
+    Args:
+        path: The page, .html. model: The net. deploy: Its prototxt. weights: Its .caffemodel. pictures: Files.
+        before: Earlier weights to compare with.
+
+    Returns:
+        The number of drawings.
+
+    Raises:
+        DataError: another suffix, a picture cannot be read, or weights are not finite. RunFailed: the page cannot be written.
+    """
+    if Path(path).suffix.lower() != ".html":
+        raise DataError(f"{path}: this page is written as .html; give the file that suffix")
+    name = model.net.name or Path(deploy).stem
+    drawings = [*_weights(weights, before), *(drawing for picture in pictures for drawing in _picture(model, picture))]
+    graph = fold_repeats(net_graph(read_net(deploy)))
+    placed = place_graph(graph)
+    facts = f"{graph.layers} layers, {graph.parameters:,} parameters, {graph.macs:,} multiply–accumulates."
+    drawings.append(Drawing("Graph", lambda theme: graph_figure(placed, title=name, theme=theme), facts))
+    write_page(path, name, drawings)
+    return len(drawings)
+
+
+def _weights(weights: PathLike, before: PathLike | None) -> list[Drawing]:
+    new = find_weights(weights)
+    statistics = weight_statistics(weights, before)
+    distributions = Drawing(f"Weights of {Path(weights).name}", lambda theme: weights_figure(statistics, Path(weights).name, theme=theme))
+    if before is None:
+        return [Drawing(f"Filters of {new.name}", lambda theme: filters_figure(new, theme=theme)[0]), distributions]
+    old = find_weights(before, new.name)
+    return [Drawing(f"Filters of {new.name}", lambda theme: filter_changes_figure(old, new, theme=theme)[0]), distributions]
+
+
+def _picture(model: PictureNet, picture: PathLike) -> list[Drawing]:
+    prepared = model.prepare(picture)
+    values = blob_values(model.net, prepared.input, [name for name in computable_blobs(model.net) if name != model.input])
+    methods = [method for method in ALL_METHODS if method != "occlusion"]
+    title = f"Activations  ·  {prepared.name}"
+    return [
+        Drawing(
+            f"Activations for {prepared.name}", lambda theme: overview_figure(values, picture=prepared.shown, title=title, theme=theme)[0]
+        ),
+        Drawing(f"Explanation of {prepared.name}", lambda theme: explanations_figure(model, prepared, methods, theme=theme)[0]),
+    ]
