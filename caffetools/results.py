@@ -23,8 +23,10 @@ class Step:
     """One step of a pipeline.
 
     Attributes:
-        title: A few words. command: The command line that does the same by hand.
-        detail: Its result, in a sentence. seconds: Its duration.
+        title: A few words.
+        command: The command line that does the same by hand.
+        detail: Its result, in a sentence.
+        seconds: Its duration.
     """
 
     title: str
@@ -39,8 +41,10 @@ class Sample:
 
     Attributes:
         picture: Its file, or its pixels: (H, W) grey or (H, W, 3) RGB, uint8.
-        predicted: The class with the highest probability. probability: Of that class, 0 to 1.
-        true: Its label's class, where known. name: For the reader, such as the file's name.
+        predicted: The class with the highest probability.
+        probability: Of that class, 0 to 1.
+        true: Its label's class, where known.
+        name: For the reader, such as the file's name.
     """
 
     picture: Picture
@@ -60,7 +64,9 @@ class ClassScore:
     """Counts of one class.
 
     Attributes:
-        name: The class. pictures: Pictures of it. right: Those of them that were predicted as it (true positives).
+        name: The class.
+        pictures: Pictures of it.
+        right: Those of them that were predicted as it (true positives).
         claimed: Pictures predicted as it, correctly or not.
     """
 
@@ -156,7 +162,9 @@ class CalibrationBin:
     """Pictures whose confidence is within a range.
 
     Attributes:
-        count: Pictures. confidence: Mean probability of the predicted class. accuracy: Share predicted correctly; both 0 to 1,
+        count: Pictures.
+        confidence: Mean probability of the predicted class.
+        accuracy: Share predicted correctly; both 0 to 1,
             and 0 for an empty bin.
     """
 
@@ -170,7 +178,8 @@ class Calibration:
     """How well a classifier's probabilities match its accuracy (Guo et al. 2017).
 
     Attributes:
-        bins: Of equal width from 0 to 1. error: Expected calibration error (ECE): the mean distance between confidence and accuracy
+        bins: Of equal width from 0 to 1.
+        error: Expected calibration error (ECE): the mean distance between confidence and accuracy
             of the bins, weighted by their pictures; 0 to 1.
     """
 
@@ -182,7 +191,9 @@ class Calibration:
         """Sort M answers into bins.
 
         Args:
-            confidences: (M,) probability of the predicted class, 0 to 1. correct: (M,) whether each was right. bins: Number of bins.
+            confidences: (M,) probability of the predicted class, 0 to 1.
+            correct: (M,) whether each was right.
+            bins: Number of bins.
 
         Raises:
             DataError: there are no answers, the lengths differ, or a confidence is not within 0 and 1.

@@ -1,4 +1,4 @@
-"""``caffetools curves``: what the logs of training say, drawn."""
+"""``caffetools curves``: curves of the values in training logs."""
 
 from __future__ import annotations
 

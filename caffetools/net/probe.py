@@ -1,7 +1,7 @@
 """Read activations and gradients of any blob of a net, by name, in one pass under autograd.
 
-A name that several layers write (in-place ReLU) stands for several values: a blob's name means its last value, as
-``net.blobs[name].data`` in Caffe; a layer's name means the value that this layer made.
+A name that several layers write (in-place ReLU) stands for several values: a blob's name stands for its last value, as
+``net.blobs[name].data`` in Caffe; a layer's name for the value that this layer made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Activations:
 
     Attributes:
         inputs: Input blobs by name, as given; leaves of the autograd graph where gradients were asked for.
-        blobs: The last value of each blob that was computed. tops: The first top of each layer that was computed, by layer name.
+        blobs: The last value of each blob that was computed.
+        tops: The first top of each layer that was computed, by layer name.
     """
 
     inputs: dict[str, Tensor]
@@ -39,7 +40,9 @@ class Activations:
         """Return d score / d ``of``, of the shape of ``of``.
 
         Args:
-            score: A scalar computed from this pass. of: A value of this pass. what: Name of the score, for the message.
+            score: A scalar computed from this pass.
+            of: A value of this pass.
+            what: Name of the score, for the message.
 
         Raises:
             NetError: the score does not depend on ``of``, or only through operations without a gradient.
@@ -73,7 +76,8 @@ def run_probe(
     Args:
         net: A net in the TEST phase, with its weights. The batch may have another size than its inputs.
         batch: (N, C, H, W) float32 for the input of pictures, or input blobs by name.
-        blobs: Blobs whose last value is wanted. layers: Layers whose top is wanted, before any later in-place layer changes it.
+        blobs: Blobs whose last value is wanted.
+        layers: Layers whose top is wanted, before any later in-place layer changes it.
         record: Build the autograd graph, from the given inputs on, through every layer (frozen ones too).
         rule: Replaces the computation of single layers; see :data:`Rule`.
 

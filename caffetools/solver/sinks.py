@@ -101,7 +101,9 @@ def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str
     """Return the sinks that are asked for.
 
     Args:
-        tensorboard: A folder. mlflow: An experiment. wandb: A project; empty ones are left out.
+        tensorboard: A folder.
+        mlflow: An experiment.
+        wandb: A project; empty ones are left out.
 
     Raises:
         CaffeToolsError: as the single ones.

@@ -22,9 +22,9 @@ from caffetools.visualize.style import LIGHT, Theme
 from caffetools.visualize.tiles import columns_for
 
 _OVERVIEW_TILES = 25  # channels of each blob on the overview
-_OVERVIEW_SIDE = 284  # dots of a blob's square on the overview
+_OVERVIEW_SIDE = 284  # pixels of a blob's square on the overview
 _MOST_LABELS = 600  # tiles up to which each has its number
-_WIDTH = 1232  # dots of a sheet without its margins
+_WIDTH = 1232  # pixels of a sheet without its margins
 _BARS = 12
 _MARGIN, _HEAD, _LABEL = 24, 46, 18
 
@@ -33,7 +33,8 @@ def blob_values(net: Net, image: Image, blobs: Sequence[str]) -> dict[str, NDArr
     """Return what ``blobs`` hold for one picture, without the batch axis.
 
     Args:
-        net: A net in the TEST phase, with its weights. image: (C, H, W), preprocessed.
+        net: A net in the TEST phase, with its weights.
+        image: (C, H, W), preprocessed.
         blobs: Names; each gets its last value, after in-place layers.
 
     Raises:
@@ -65,8 +66,10 @@ def activations_figure(
 
     Args:
         values: (C, H, W): a tile each, labelled with its number; (C,): bars of the largest values and a line of all.
-        name: The blob's name. common: Scale all channels by the largest value of the blob, not each by its own.
-        labels: Class names for the bars, where the blob has as many values. picture: The picture's name, for the title.
+        name: The blob's name.
+        common: Scale all channels by the largest value of the blob, not each by its own.
+        labels: Class names for the bars, where the blob has as many values.
+        picture: The picture's name, for the title.
 
     Returns:
         The figure and its caption.

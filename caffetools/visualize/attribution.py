@@ -7,7 +7,7 @@ All functions take a net in the TEST phase and one preprocessed picture, and ret
 - ``c`` or ``(c,)`` into a blob (N, C, H, W): the sum over all positions of channel ``c``;
 - None: the unit with the largest value (of channel sums, for a blob with positions).
 
-The blob's name means its last value: after an in-place ReLU, if there is one. The scores are differentiated as they are; name the
+A blob's name stands for its last value: after an in-place ReLU, if there is one. The scores are differentiated as they are; name the
 blob before the softmax to explain logits.
 """
 
@@ -91,7 +91,9 @@ def integrated_gradients(
         image: (C, H, W), preprocessed as the net's training did it.
         blob: The blob of the unit; None takes the net's output.
         unit: See the module's description; None is resolved on the picture itself.
-        baseline: One value, or (C, H, W). steps: Points of the sum. batch: Points computed at once.
+        baseline: One value, or (C, H, W).
+        steps: Points of the sum.
+        batch: Points computed at once.
 
     Returns:
         (C, H, W) float32, signed.
@@ -135,8 +137,10 @@ def smooth_grad(
         image: (C, H, W), preprocessed as the net's training did it.
         blob: The blob of the unit; None takes the net's output.
         unit: See the module's description; None is resolved on the picture without noise.
-        samples: Noisy copies. noise: Standard deviation as a share of the picture's range (max - min), as in the paper.
-        seed: Of the noise. batch: Copies computed at once.
+        samples: Noisy copies.
+        noise: Standard deviation as a share of the picture's range (max - min), as in the paper.
+        seed: Of the noise.
+        batch: Copies computed at once.
 
     Returns:
         (C, H, W) float32, signed.
@@ -181,8 +185,10 @@ def occlusion(
         image: (C, H, W), preprocessed as the net's training did it.
         blob: The blob of the unit; None takes the net's output.
         unit: See the module's description; None is resolved on the uncovered picture.
-        window: Side, or (height, width), of the window. stride: Its step; None takes half a window.
-        value: What the window is filled with; 0 is the mean where a mean was subtracted. batch: Pictures computed at once.
+        window: Side, or (height, width), of the window.
+        stride: Its step; None takes half a window.
+        value: What the window is filled with; 0 is the mean where a mean was subtracted.
+        batch: Pictures computed at once.
 
     Returns:
         (H, W) float32: positive where the picture supports the unit.
@@ -230,7 +236,8 @@ def unit_score(values: Tensor, blob: str, unit: Unit) -> Tensor:
     """Return the score of ``unit`` for each item of a batch: (N,).
 
     Args:
-        values: The blob, (N, C) or (N, C, H, W) or of any other number of axes. blob: Its name, for the message.
+        values: The blob, (N, C) or (N, C, H, W) or of any other number of axes.
+        blob: Its name, for the message.
         unit: See the module's description; None takes the largest unit of the first item.
 
     Raises:
@@ -260,8 +267,12 @@ def probe_unit(
     """Run a batch with a graph and return its values and the sum over the batch of the unit's scores.
 
     Args:
-        net: A net in the TEST phase. batch: (N, C, H, W). blob: The blob of the unit. unit: See the module's description.
-        layers: Layers whose tops are wanted too. blobs: Further blobs that are wanted.
+        net: A net in the TEST phase.
+        batch: (N, C, H, W).
+        blob: The blob of the unit.
+        unit: See the module's description.
+        layers: Layers whose tops are wanted too.
+        blobs: Further blobs that are wanted.
         rule: See :data:`~caffetools.net.probe.Rule`.
 
     Raises:
@@ -336,7 +347,7 @@ def _deconvnet(layer: Layer, bottoms: tuple[Tensor, ...]) -> Tensor | None:
 
 
 class _RectifiedGradient(torch.autograd.Function):
-    """A rectifier whose backward pass gives the positive part of the gradient, whatever the input was."""
+    """A rectifier whose backward pass gives the positive part of the gradient for every input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Layer) -> Tensor:

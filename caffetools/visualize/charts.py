@@ -25,7 +25,10 @@ class Chart:
     """A line chart.
 
     Attributes:
-        title: Above it. x_label: Below it. alt: For readers who do not see it. x_ticks, y_ticks: (position, text).
+        title: Above it.
+        x_label: Below it.
+        alt: For readers who do not see it.
+        x_ticks, y_ticks: (position, text).
         lines: For each line its name, its colour's number, whether it is dashed, and its SVG points.
         data: For the script: names, values, and the positions of all points.
     """

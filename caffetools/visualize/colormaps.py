@@ -1,4 +1,4 @@
-"""Numbers as colours that colour-blind readers tell apart: viridis for magnitudes, purple to orange for signed values."""
+"""Numbers as colours that colour-blind readers can distinguish: viridis for magnitudes, purple to orange for signed values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def scaled_colours(values: NDArray[Any], largest: float | None = None) -> Pixels
     """Colour an array of any shape by its own range: magnitudes where no value is negative, else signed around 0.
 
     Args:
-        values: Finite numbers. largest: The absolute value at the end of the colours; None takes the array's own.
+        values: Finite numbers.
+        largest: The absolute value at the end of the colours; None takes the array's own.
 
     Returns:
         (..., 3) uint8 RGB.
@@ -42,7 +43,9 @@ def overlay(picture: Pixels, heat: NDArray[Any], *, strength: float = 0.6) -> Pi
     """Lay a heat map over a picture: where the map is low the picture remains, grey.
 
     Args:
-        picture: (H, W, 3) RGB. heat: (H, W), scaled by its largest absolute value. strength: Opacity of the map, 0 to 1.
+        picture: (H, W, 3) RGB.
+        heat: (H, W), scaled by its largest absolute value.
+        strength: Opacity of the map, 0 to 1.
     """
     colours = scaled_colours(heat).astype(np.float64)
     grey = (picture.astype(np.float64) @ (0.299, 0.587, 0.114))[..., None]

@@ -1,4 +1,4 @@
-"""Which class was taken for which: the counts, the scores of each class, the pairs most often confused, and their picture."""
+"""The picture of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from caffetools.visualize.style import LIGHT, PathLike, Theme
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_NUMBERS = 25  # classes up to which each cell says its count
+_MOST_NUMBERS = 25  # classes up to which each cell shows its count
 _MOST_LABELS = 60  # classes up to which each one is named along the axes
 
 
 def confusion_figure(confusion: Confusion, *, theme: Theme = LIGHT) -> Figure:
-    """The matrix as a picture: rows are true classes, the colour is a cell's share of its row, right answers blue, wrong ones orange.
+    """Return the matrix as a figure: rows are true classes, the colour is a cell's share of its row, correct cells blue, wrong ones orange.
 
-    Up to 25 classes each cell says its count, up to 60 each class is named, beyond that some are.
+    Up to 25 classes each cell shows its count, up to 60 each class is named, beyond that some are.
     """
     classes = len(confusion.names)
     side = 5.6 if classes <= 6 else 6.6 if classes <= 12 else 8.0 if classes <= 40 else 9.6
@@ -43,7 +43,7 @@ def confusion_figure(confusion: Confusion, *, theme: Theme = LIGHT) -> Figure:
     if classes <= _MOST_NUMBERS:
         _write_counts(axes, confusion.counts, theme, cell=0.72 * 72 * side / classes)
     axes.set_ylabel("true class", fontsize=style.LABEL)
-    note = "blue: right, orange: wrong\nthe stronger, the larger the share of the true class"
+    note = "blue: correct, orange: wrong\nthe stronger, the larger the share of the true class"
     axes.set_xlabel(f"predicted class\n{note}", fontsize=style.LABEL, linespacing=1.6)
     title = f"{confusion.right:,} of {confusion.total:,} right ({confusion.accuracy:.1%})"
     axes.set_title(title, fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=10)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 PANELS = ("loss", "accuracy", "lr")
 
-# Outputs of these names are shares of 1; all others are taken for losses.
+# Outputs of these names are shares of 1; all others count as losses.
 _SHARES = ("acc", "top1", "top-1", "top5", "top-5", "precision", "recall")
 TITLES = {"loss": "Loss", "accuracy": "Accuracy", "lr": "Learning rate"}
-# From this many rows on a training curve is noise to the eye: its running mean is drawn over it.
+# A training curve with at least this many rows is noisy: its running mean is drawn over it.
 _MANY = 120
-# More outputs than this in one panel cannot be told apart.
+# More outputs than this in one panel cannot be distinguished.
 _MOST_OUTPUTS = 6
 
 
@@ -50,7 +50,7 @@ class Series:
 
 
 def series(logs: Mapping[str, TrainingLog]) -> list[Series]:
-    """Every line that the logs of the runs (by name) hold, in the order in which the outputs first appear.
+    """Return every line of the runs (by name), in the order in which the outputs first appear.
 
     Raises:
         DataError: a log has neither training nor test rows; the message names it.
@@ -59,7 +59,7 @@ def series(logs: Mapping[str, TrainingLog]) -> list[Series]:
     for run, log in logs.items():
         found = [*_lines(run, "train", log.train), *_lines(run, "test", log.test)]
         if not found:
-            raise DataError(f"{run}: no iterations with values in this log; is it the output of a training run that got going?")
+            raise DataError(f"{run}: no iterations with values in this log; is it the output of a training run?")
         lines += found
     return lines
 
@@ -67,9 +67,9 @@ def series(logs: Mapping[str, TrainingLog]) -> list[Series]:
 def curves_figure(
     logs: Mapping[str, TrainingLog], *, panels: Sequence[str] = PANELS, size: tuple[float, float] = (5.6, 3.9), theme: Theme = LIGHT
 ) -> Figure | None:
-    """The curves of ``logs`` (runs by name), one panel beside the other; None where the logs hold nothing for any of ``panels``.
+    """Return the curves of ``logs`` (runs by name), panels side by side; None where the logs hold nothing for any of ``panels``.
 
-    Several runs differ in colour; one run's outputs do. Test values have dots. A loss that falls thirtyfold is drawn on a
+    Several runs differ in colour; one run's outputs do. Test values have pixels. A loss that falls thirtyfold is drawn on a
     logarithmic scale; a long training curve is drawn faintly, with its running mean over it.
 
     Args:

@@ -21,7 +21,11 @@ def write_embedding_page(
     """Write one HTML file with all points; the first 3,000 have their pictures.
 
     Args:
-        path: .html. points: (M, 2). predictions: Of the same pictures. model: Reads them. method, blob: For the heading.
+        path: .html.
+        points: (M, 2).
+        predictions: Of the same pictures.
+        model: Reads them.
+        method, blob: For the heading.
 
     Raises:
         DataError: a picture cannot be read any more. RunFailed: the file cannot be written.

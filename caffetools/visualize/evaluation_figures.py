@@ -25,7 +25,9 @@ class RocCurve:
     """One class against all others.
 
     Attributes:
-        name: The class. false_positive, true_positive: Rates by falling threshold, from (0, 0) to (1, 1). area: Under the curve.
+        name: The class.
+        false_positive, true_positive: Rates by falling threshold, from (0, 0) to (1, 1).
+        area: Under the curve.
     """
 
     name: str
@@ -51,7 +53,9 @@ def roc_curve(name: str, positive: NDArray[np.bool_], scores: NDArray[np.float32
     """Return the curve of a score.
 
     Args:
-        name: Of the class. positive: (M,) whether each picture is of the class. scores: (M,) larger for the class.
+        name: Of the class.
+        positive: (M,) whether each picture is of the class.
+        scores: (M,) larger for the class.
     """
     order = np.argsort(-scores, kind="stable")
     hits, ranked = positive[order], scores[order]
@@ -116,7 +120,9 @@ def project_features(features: NDArray[np.float32], method: str = "pca", *, seed
     """Project features to two dimensions.
 
     Args:
-        features: (M, D), at least three rows. method: ``pca``, ``tsne`` (scikit-learn) or ``umap`` (umap-learn). seed: Of the last two.
+        features: (M, D), at least three rows.
+        method: ``pca``, ``tsne`` (scikit-learn) or ``umap`` (umap-learn).
+        seed: Of the last two.
 
     Returns:
         (M, 2) coordinates; signs are fixed, so that the same features give the same picture.

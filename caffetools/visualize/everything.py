@@ -23,7 +23,11 @@ def write_everything(
     """Write a page with filters, weights and graph of a net, and activations and explanations of pictures.
 
     Args:
-        path: The page, .html. model: The net. deploy: Its prototxt. weights: Its .caffemodel. pictures: Files.
+        path: The page, .html.
+        model: The net.
+        deploy: Its prototxt.
+        weights: Its .caffemodel.
+        pictures: Files.
         before: Earlier weights to compare with.
 
     Returns:

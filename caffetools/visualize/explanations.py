@@ -33,7 +33,11 @@ def explain(
     """Return an attribution by the name of its method: (C, H, W) or (H, W); Grad-CAM's maps have the layer's resolution.
 
     Args:
-        model: The net. prepared: The picture. method: One of :data:`ALL_METHODS`. blob: Of the unit. unit: As in attribution.
+        model: The net.
+        prepared: The picture.
+        method: One of :data:`ALL_METHODS`.
+        blob: Of the unit.
+        unit: As in attribution.
         layer: For Grad-CAM; None takes the last layer with positions below the blob. options: Of the method.
 
     Raises:
@@ -60,9 +64,14 @@ def explanations_figure(
     """Draw a picture with explanations of one unit by several methods.
 
     Args:
-        model: The net. prepared: The picture. methods: Names; see :data:`ALL_METHODS`.
+        model: The net.
+        prepared: The picture.
+        methods: Names; see :data:`ALL_METHODS`.
         blob: The blob of the unit; None takes the scores before the softmax of the net's output.
-        unit: As in attribution; None is the largest. layer: For Grad-CAM. options: Of the methods. theme: Colours.
+        unit: As in attribution; None is the largest.
+        layer: For Grad-CAM.
+        options: Of the methods.
+        theme: Colours.
 
     Raises:
         DataError, NetError: as :func:`explain`.

@@ -1,4 +1,4 @@
-"""A layer's weights as a picture: in colour over BGR pictures, else grey tiles, or a histogram where tiles make no sense."""
+"""A layer's weights as a picture: in colour over BGR pictures, else grey tiles, or a histogram for shapes without tiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Normalise = Literal["each", "common"]
 ChannelOrder = Literal["bgr", "rgb"]
 Source = PathLike | Caffemodel | Mapping[str, Sequence[NDArray[Any]]]
 
-_PAIR_TILES, _PAIR_WIDTH = 192, 396  # grey tiles and dots of each of three sheets that share a row
+_PAIR_TILES, _PAIR_WIDTH = 192, 396  # grey tiles and pixels of each of three sheets that share a row
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class LayerWeights:
     """The first parameter blob of a layer, and what is needed to read it.
 
     Attributes:
-        name: The layer's name. weights: Its weights, any shape; see :func:`filters_figure`.
-        type: Its Caffe type; empty is told from the number of axes.
+        name: The layer's name.
+        weights: Its weights, any shape; see :func:`filters_figure`.
+        type: Its Caffe type; if empty, it follows from the number of axes.
         group: Its convolution's groups: each filter sees only the channels of its own.
     """
 
@@ -57,7 +58,7 @@ def draw_filters(
     picture_shape: tuple[int, int, int] | None = None,
     theme: Theme = LIGHT,
 ) -> str:
-    """Draw the weights of ``layer`` to ``path`` (.png or .svg) and return the caption, which says what is shown and how it is scaled.
+    """Draw the weights of ``layer`` to ``path`` (.png or .svg) and return the caption: what is shown and how it is scaled.
 
     Args:
         source: A .caffemodel (its path, or as read), or arrays by layer name, weights first.
@@ -65,7 +66,7 @@ def draw_filters(
         normalise, channel_order, picture_shape: as in :func:`filters_figure`.
 
     Raises:
-        ModelFileError: the .caffemodel cannot be read. DataError: no such layer (the message lists those there are), weights that
+        ModelFileError: the .caffemodel cannot be read. DataError: the layer does not exist (the message lists those there are), weights that
             are not finite, or another suffix than .png and .svg. RunFailed: ``path`` cannot be written.
     """
     style.picture_format(path)
@@ -88,9 +89,13 @@ def draw_filter_changes(
     """Draw a layer's weights before and after training and a map of their change; return the caption.
 
     Args:
-        before: Weights to compare with, as ``source`` of :func:`draw_filters`. after: The later weights.
-        layer: The layer's name; None takes the first one with convolution filters. path: Picture to write, .png or .svg.
-        normalise: As in :func:`filters_figure`. channel_order: Likewise. theme: Colours.
+        before: Weights to compare with, as ``source`` of :func:`draw_filters`.
+        after: The later weights.
+        layer: The layer's name; None takes the first one with convolution filters.
+        path: Picture to write, .png or .svg.
+        normalise: As in :func:`filters_figure`.
+        channel_order: Likewise.
+        theme: Colours.
 
     Raises:
         ModelFileError, DataError, RunFailed: as :func:`draw_filters`; DataError also where the two have different shapes.
@@ -140,12 +145,12 @@ def filters_figure(
     picture_shape: tuple[int, int, int] | None = None,
     theme: Theme = LIGHT,
 ) -> tuple[Figure, str]:
-    """The figure of a layer's weights, and its caption.
+    """Return the figure of a layer's weights, and its caption.
 
     Args:
         layer: Weights, with the layer's name and type or bare. (N, C, kH, kW) is drawn as tiles: in colour where C is 3 and there
             are no groups, else a grey tile for each channel. (N, K) of an InnerProduct is drawn the same way where
-            ``picture_shape`` says that its K inputs are a picture. Anything else is drawn as a histogram of its values.
+            ``picture_shape`` gives the shape of its K inputs. Anything else is drawn as a histogram of its values.
         normalise: ``"each"`` scales every filter by its own largest absolute weight, ``"common"`` all by the largest of all;
             zero is the middle grey either way.
         channel_order: What the three channels are, ``"bgr"`` as Caffe's tools have them or ``"rgb"``.
@@ -173,7 +178,7 @@ def layer_sheet(
     scale: int | None = None,
     theme: Theme = LIGHT,
 ) -> Sheet | None:
-    """The tiles of a layer's weights alone, with ``most_tiles`` at most of grey ones; None where only a histogram makes sense.
+    """Return the tiles of a layer's weights alone, with ``most_tiles`` at most of grey ones; None where only a histogram is possible.
 
     The other arguments and what is raised are those of :func:`filters_figure`.
     """
@@ -210,7 +215,8 @@ def find_weights(source: Source, layer: str | None = None) -> LayerWeights:
     """Return the weights of one layer.
 
     Args:
-        source: As for :func:`draw_filters`. layer: The layer's name; None takes the first layer with convolution filters.
+        source: As for :func:`draw_filters`.
+        layer: The layer's name; None takes the first layer with convolution filters.
 
     Raises:
         ModelFileError: the .caffemodel cannot be read. DataError: the layer has no weights; the message lists those that have.

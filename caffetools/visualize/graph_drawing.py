@@ -55,7 +55,8 @@ def draw_graph(graph: NetGraph, path: PathLike, *, title: str = "", fold: bool =
     Args:
         graph: From :func:`~caffetools.visualize.net_graph.net_graph`.
         path: .svg or .png for a picture, .html for a page with search, folding, zoom and settings.
-        title: Above the drawing. fold: Draw repeated blocks once; a page has both.
+        title: Above the drawing.
+        fold: Draw repeated blocks once; a page has both.
         engine: As for :func:`~caffetools.visualize.graph_layout.lay_out`.
 
     Raises:
@@ -134,7 +135,7 @@ def graph_figure(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) 
     legend = _legend(placed.graph)
     width = max(placed.layout.width, legend[-1][0] + 160 if legend else 0, 320) + 2 * _MARGIN
     height = placed.layout.height + _TITLE + 2 * _MARGIN
-    # At 144 dots an inch a pixel of the drawing is 1.5 dots, unless the picture would become too large.
+    # At 144 pixels an inch a pixel of the drawing is 1.5 pixels, unless the picture would become too large.
     scale = min(1.5, _MOST_PIXELS / max(width, height))
     figure = style.new_figure(width * scale / style.DPI, height * scale / style.DPI, theme, fitted=False)
     axes = figure.add_axes((0, 0, 1, 1))

@@ -28,7 +28,9 @@ class Layout:
     """Where things are, in pixels from the top left.
 
     Attributes:
-        width, height: Of the drawing. boxes: (left, top) of each box. arrows: For each arrow cubic Bézier points: a start and
+        width, height: Of the drawing.
+        boxes: (left, top) of each box.
+        arrows: For each arrow cubic Bézier points: a start and
             three more for each piece.
     """
 
@@ -42,7 +44,8 @@ def lay_out(sizes: Sequence[Point], arrows: Sequence[tuple[int, int]], *, engine
     """Place boxes of ``sizes`` (width, height) so that arrows (source, target) point down.
 
     Args:
-        sizes: Of each box. arrows: Pairs of boxes; sources come before targets.
+        sizes: Of each box.
+        arrows: Pairs of boxes; sources come before targets.
         engine: ``"dot"``, ``"own"``, or ``"auto"``: dot where it is installed and answers within a minute.
     """
     program = shutil.which("dot") if engine != "own" else None

@@ -42,8 +42,11 @@ class Frame:
     """The net's view of one picture.
 
     Attributes:
-        sheet: (H, W, 3) RGB: the channels of the blob as tiles. columns: Tiles in a row. side: (height, width) of a tile with its gap.
-        unit: (H, W, 3) RGB: the selected channel, enlarged. value: Its largest value.
+        sheet: (H, W, 3) RGB: the channels of the blob as tiles.
+        columns: Tiles in a row.
+        side: (height, width) of a tile with its gap.
+        unit: (H, W, 3) RGB: the selected channel, enlarged.
+        value: Its largest value.
         predictions: (class name, probability), the most probable first.
     """
 
@@ -60,7 +63,9 @@ class LiveModel:
     """A net and the last picture that it was given. Its methods may be called from several threads.
 
     Attributes:
-        model: The net. pictures: Where top pictures are looked for. run: A training run's folder or snapshot prefix to follow.
+        model: The net.
+        pictures: Where top pictures are looked for.
+        run: A training run's folder or snapshot prefix to follow.
     """
 
     model: PictureNet

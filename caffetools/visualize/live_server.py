@@ -27,7 +27,9 @@ class LiveServer(ThreadingHTTPServer):
     """Serves one live model.
 
     Args:
-        model: What is shown. port: 0 takes a free one. token: None draws one.
+        model: What is shown.
+        port: 0 takes a free one.
+        token: None draws one.
 
     Attributes:
         url: The address to open, with the token.

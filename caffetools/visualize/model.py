@@ -35,8 +35,13 @@ class Explanation:
     """A picture with the parts that speak for its predicted class.
 
     Attributes:
-        picture: (H, W, 3) RGB uint8. overlay: Likewise, with the map laid over it. method: Such as ``Grad-CAM at conv5``.
-        predicted: The class. probability: Of it, 0 to 1. true: The label's class, where known. name: The picture's.
+        picture: (H, W, 3) RGB uint8.
+        overlay: Likewise, with the map laid over it.
+        method: Such as ``Grad-CAM at conv5``.
+        predicted: The class.
+        probability: Of it, 0 to 1.
+        true: The label's class, where known.
+        name: The picture's.
     """
 
     picture: NDArray[np.uint8]
@@ -53,10 +58,14 @@ class Phase:
     """A training and its results. Everything but the title may be missing.
 
     Attributes:
-        title: A few words. note: A sentence below it.
-        confusion: The held-out pictures by true and predicted class. samples: Classified pictures to show.
-        logs: The training logs by the run's name. filters: Weights to draw, or their change.
-        calibration: Of the held-out pictures. explanations: Of some of them.
+        title: A few words.
+        note: A sentence below it.
+        confusion: The held-out pictures by true and predicted class.
+        samples: Classified pictures to show.
+        logs: The training logs by the run's name.
+        filters: Weights to draw, or their change.
+        calibration: Of the held-out pictures.
+        explanations: Of some of them.
     """
 
     title: str
@@ -85,9 +94,13 @@ class OnnxCheck:
     """How the exported network was held against Caffe's numbers.
 
     Attributes:
-        file: The ONNX file's name. opset: Its operator set. runtime: What ran it, such as ``"onnxruntime 1.20"``.
-        largest_difference: Of all outputs over all pictures, absolute. tolerance: What was allowed.
-        pictures: How many were compared. agreeing: For how many both gave the same class.
+        file: The ONNX file's name.
+        opset: Its operator set.
+        runtime: What ran it, such as ``"onnxruntime 1.20"``.
+        largest_difference: Of all outputs over all pictures, absolute.
+        tolerance: What was allowed.
+        pictures: How many were compared.
+        agreeing: For how many both gave the same class.
     """
 
     file: str
@@ -118,13 +131,21 @@ class Report:
     """The content of a report. Everything but the title may be missing; its part of the page is then missing too.
 
     Attributes:
-        title: In a few words. summary: In a sentence or two. created: When, as the reader should see it.
-        verdict: The result in a sentence. good: Whether it is a good one; None leaves that open.
+        title: In a few words.
+        summary: In a sentence or two.
+        created: When, as the reader should see it.
+        verdict: The result in a sentence.
+        good: Whether it is a good one; None leaves that open.
         remarks: What the reader should know about the result, a sentence each.
-        figures: The numbers at the head. phases: The trainings, with their results.
-        network: The layers of the delivered network. card: Facts for whoever uses the model, by name.
-        onnx: The check of the exported file. files: What was written.
-        steps: What was done, in order. repeat: Commands that do it all again. environment: Versions, seeds, devices by name.
+        figures: The numbers at the head.
+        phases: The trainings, with their results.
+        network: The layers of the delivered network.
+        card: Facts for whoever uses the model, by name.
+        onnx: The check of the exported file.
+        files: What was written.
+        steps: What was done, in order.
+        repeat: Commands that do it all again.
+        environment: Versions, seeds, devices by name.
     """
 
     title: str

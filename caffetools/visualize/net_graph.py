@@ -37,8 +37,14 @@ class Row:
     """A layer in a box.
 
     Attributes:
-        layer: Its name. type: Its Caffe type. family: A key of :data:`FAMILIES`. detail: Its settings in a few characters.
-        text: Its prototxt. shapes: Of its tops. parameters, macs: As in the summary. note: Why something is not known.
+        layer: Its name.
+        type: Its Caffe type.
+        family: A key of :data:`FAMILIES`.
+        detail: Its settings in a few characters.
+        text: Its prototxt.
+        shapes: Of its tops.
+        parameters, macs: As in the summary.
+        note: Why something is not known.
     """
 
     layer: str
@@ -95,7 +101,9 @@ def net_graph(param: Any, phase: int = TEST, *, shapes: Any = None) -> NetGraph:
     """Return the graph of a net in one phase; layers of unknown types are drawn too, without shapes.
 
     Args:
-        param: A ``NetParameter`` of any age. phase: TRAIN or TEST. shapes: Input shapes by blob, where the net does not have them.
+        param: A ``NetParameter`` of any age.
+        phase: TRAIN or TEST.
+        shapes: Input shapes by blob, where the net does not have them.
 
     Raises:
         NetError: a bottom is made by no layer before it, or shapes do not fit.

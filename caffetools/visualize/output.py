@@ -25,7 +25,8 @@ def save_picture(path: PathLike, draw: Callable[[Theme], tuple[Figure, str]], *,
 
     Args:
         path: .png or .svg for the picture alone, .html for a self-contained page with a light and a dark version.
-        draw: Makes the figure and its caption for a theme. title: Of the page.
+        draw: Makes the figure and its caption for a theme.
+        title: Of the page.
 
     Raises:
         DataError: another suffix. RunFailed: the file cannot be written. What ``draw`` raises is passed on, with nothing written.

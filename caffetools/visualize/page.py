@@ -26,7 +26,9 @@ class Drawing:
     """A figure for a page: ``draw`` makes it for a theme.
 
     Attributes:
-        alt: What it shows, for readers who do not see it. draw: Makes the figure. caption: Below it.
+        alt: What it shows, for readers who do not see it.
+        draw: Makes the figure.
+        caption: Below it.
     """
 
     alt: str
@@ -39,7 +41,10 @@ class Themed:
     """A picture in two versions, of which the browser shows the one that fits the page.
 
     Attributes:
-        light, dark: Data URIs. alt: What it shows. width, height: In CSS pixels. caption, name: Below it.
+        light, dark: Data URIs.
+        alt: What it shows.
+        width, height: In CSS pixels.
+        caption, name: Below it.
     """
 
     light: str

@@ -1,4 +1,4 @@
-"""Pictures with a title each, in rows on one sheet: whatever the number and the sizes, no text overlaps."""
+"""Pictures with a title each, in rows on one sheet, laid out so that no text overlaps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from caffetools.visualize import style
 from caffetools.visualize.style import LIGHT, Theme
 
-_MARGIN, _GAP, _LINE, _HEAD = 24, 20, 22, 46  # dots
+_MARGIN, _GAP, _LINE, _HEAD = 24, 20, 22, 46  # pixels
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Panel:
     """A picture on a sheet.
 
     Attributes:
-        image: (H, W, 3) RGB uint8, drawn dot for dot. title: Above it, shortened to its width.
-        note: Below it, one line, shortened. good: Colours the note: True as right, False as wrong, None neither.
+        image: (H, W, 3) RGB uint8, drawn dot for dot.
+        title: Above it, shortened to its width.
+        note: Below it, one line, shortened.
+        good: Colours the note: True as right, False as wrong, None neither.
     """
 
     image: NDArray[np.uint8]
@@ -56,8 +58,10 @@ def panels_figure(
     """Lay out ``panels`` from left to right and then down.
 
     Args:
-        panels: At least one. title: Above all. caption: Below all, wrapped.
-        columns: Panels in a row; None takes what fits into ``width`` dots.
+        panels: At least one.
+        title: Above all.
+        caption: Below all, wrapped.
+        columns: Panels in a row; None takes what fits into ``width`` pixels.
     """
     rows = _rows(panels, columns, width)
     full = max(max(row.width for row in rows), 680) + 2 * _MARGIN
@@ -76,7 +80,7 @@ def panels_figure(
 
 
 def enlarge(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return the picture with the whole factor that brings its longer side up to at most ``side`` dots, or reduced to ``side``."""
+    """Return the picture with the whole factor that brings its longer side up to at most ``side`` pixels, or reduced to ``side``."""
     longer = max(image.shape[:2])
     if longer <= side:
         factor = max(1, side // longer)
@@ -88,7 +92,7 @@ def enlarge(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def text_width(text: str, points: float, *, bold: bool = False) -> float:
-    """Return the width of ``text`` in dots at 144 dots an inch, in the font of our figures."""
+    """Return the width of ``text`` in pixels at 144 pixels an inch, in the font of our figures."""
     font = _font(bold)
     font.set_size(points, style.DPI)
     font.set_text(text)
@@ -96,7 +100,7 @@ def text_width(text: str, points: float, *, bold: bool = False) -> float:
 
 
 def shorten_to(text: str, width: float, points: float, *, bold: bool = False) -> str:
-    """Return ``text``, cut in the middle until it is at most ``width`` dots wide."""
+    """Return ``text``, cut in the middle until it is at most ``width`` pixels wide."""
     length = len(text)
     while length > 1 and text_width(style.shorten(text, length), points, bold=bold) > width:
         length = min(length - 1, max(1, int(length * width / max(1.0, text_width(style.shorten(text, length), points, bold=bold)))))
@@ -104,7 +108,7 @@ def shorten_to(text: str, width: float, points: float, *, bold: bool = False) ->
 
 
 def wrap(text: str, width: float, points: float) -> list[str]:
-    """Return the lines of ``text`` at most ``width`` dots wide."""
+    """Return the lines of ``text`` at most ``width`` pixels wide."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
         letters = max(8, int(width / max(1.0, text_width("n", points))))
@@ -113,7 +117,7 @@ def wrap(text: str, width: float, points: float) -> list[str]:
 
 
 class _Writer:
-    """Places text and pictures on a figure by dots from its top left corner."""
+    """Places text and pictures on a figure by pixels from its top left corner."""
 
     def __init__(self, figure: Figure, width: int, height: int):
         self.figure, self.width, self.height = figure, width, height

@@ -26,7 +26,9 @@ class Prepared:
     """A picture for the net and for the eye.
 
     Attributes:
-        input: (C, H, W) float32, preprocessed. shown: (H, W, 3) uint8 RGB: the same pixels as the input's. name: The file's name.
+        input: (C, H, W) float32, preprocessed.
+        shown: (H, W, 3) uint8 RGB: the same pixels as the input's.
+        name: The file's name.
     """
 
     input: NDArray[np.float32]
@@ -38,12 +40,15 @@ class PictureNet:
     """A net in the TEST phase whose input is one picture.
 
     Args:
-        deploy: A deploy prototxt. weights: Its .caffemodel.
+        deploy: A deploy prototxt.
+        weights: Its .caffemodel.
         options: Mean, labels, scale and size; see :class:`~caffetools.infer.classifier.Options`.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
 
     Attributes:
-        net: The net with its weights. labels: Class names; empty where none were given. input: The blob of pictures.
+        net: The net with its weights.
+        labels: Class names; empty where none were given.
+        input: The blob of pictures.
 
     Raises:
         CaffeToolsError: a file cannot be read, the weights are another net's, or the net's input takes no pictures.

@@ -37,7 +37,8 @@ class Predictions:
     """A net's answers for labelled pictures.
 
     Attributes:
-        pictures: What was classified. probabilities: (M, K) float32, one row a picture.
+        pictures: What was classified.
+        probabilities: (M, K) float32, one row a picture.
         features: (M, D) float32 values of the blob that was asked for; None without one.
     """
 
@@ -92,8 +93,12 @@ def predict(
     """Classify pictures, and keep what one blob holds for each.
 
     Args:
-        model: The net. pictures: Their labels must fit the net's classes. features: A blob to keep; None keeps none.
-        output: The blob of probabilities; None takes the net's output. batch: Pictures at once. progress: Called with (done, total).
+        model: The net.
+        pictures: Their labels must fit the net's classes.
+        features: A blob to keep; None keeps none.
+        output: The blob of probabilities; None takes the net's output.
+        batch: Pictures at once.
+        progress: Called with (done, total).
 
     Raises:
         DataError: a picture cannot be read. NetError: the output is not a vector of one value a class, or a blob is unknown.

@@ -26,8 +26,11 @@ class ReceptiveField:
     """The receptive field of a blob's values, along height and width.
 
     Attributes:
-        blob: Its name. layer: The layer that made it (last). positions: (H, W) of the blob.
-        stride: (h, w) input pixels from one position to the next. start, end: (h, w) first and last input pixel that position 0
+        blob: Its name.
+        layer: The layer that made it (last).
+        positions: (H, W) of the blob.
+        stride: (h, w) input pixels from one position to the next.
+        start, end: (h, w) first and last input pixel that position 0
             depends on, before clipping to the picture; negative ones are padding.
         whole: Each value depends on the whole picture.
     """

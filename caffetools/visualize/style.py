@@ -1,4 +1,4 @@
-"""One look for every figure: colours that colour-blind readers tell apart, one font, one resolution, a light and a dark theme.
+"""One look for every figure: colours that colour-blind readers can distinguish, one font, one resolution, a light and a dark theme.
 
 Figures are made through matplotlib's objects alone; there is no pyplot state, no window, and nothing to close.
 """
@@ -72,13 +72,13 @@ DARK = Theme(
 
 
 def new_figure(width: float, height: float, theme: Theme = LIGHT, *, fitted: bool = True) -> Figure:
-    """An empty figure of ``width`` by ``height`` inches at 144 dots an inch; ``fitted`` lets matplotlib arrange its axes."""
+    """Return an empty figure of ``width`` by ``height`` inches at 144 pixels an inch; ``fitted`` lets matplotlib arrange its axes."""
     engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04) if fitted else None
     return Figure(figsize=(width, height), dpi=DPI, facecolor=theme.background, layout=engine)
 
 
 def style_axes(axes: Axes, theme: Theme, *, grid: bool = True) -> None:
-    """Give ``axes`` the house look: no box, a quiet grid, muted ticks."""
+    """Style ``axes``: no box, a quiet grid, muted ticks."""
     axes.set_facecolor(theme.background)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -92,12 +92,12 @@ def style_axes(axes: Axes, theme: Theme, *, grid: bool = True) -> None:
 
 
 def plain(text: str) -> str:
-    """``text`` so that matplotlib draws it as it is: a dollar sign would start a formula, and controls have no picture."""
+    """Return ``text`` so that matplotlib draws it as it is: a dollar sign would start a formula, and controls have no picture."""
     return "".join(" " if ord(letter) < 32 else letter for letter in text).replace("$", r"\$")
 
 
 def shorten(text: str, length: int) -> str:
-    """``text`` of at most ``length`` letters, cut in the middle where it is longer (class names often differ at both ends)."""
+    """Return ``text`` of at most ``length`` letters, cut in the middle where it is longer (class names often differ at both ends)."""
     if len(text) <= length:
         return text
     head = (length - 1 + 1) // 2
@@ -110,9 +110,9 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as the bytes of a ``"png"`` or ``"svg"`` file; the same figure gives the same bytes.
+    """Return the figure as the bytes of a ``"png"`` or ``"svg"`` file; the same figure gives the same bytes.
 
-    The text of an SVG stays text, so that it can be searched and takes the reader's fonts where it has letters that we lack.
+    The text of an SVG remains text, so that it can be searched and takes the reader's fonts where it has letters that we lack.
     """
     settings: Any = {
         "svg.fonttype": "none",
@@ -130,7 +130,7 @@ def render(figure: Figure, kind: str) -> bytes:
 
 
 def save_figure(figure: Figure, path: PathLike) -> None:
-    """Write the figure atomically as PNG (144 dots an inch) or SVG, as the suffix of ``path`` says.
+    """Write the figure atomically as PNG (144 pixels an inch) or SVG, by the suffix of ``path``.
 
     Raises:
         DataError: another suffix. RunFailed: the file cannot be written.
@@ -142,7 +142,7 @@ def save_figure(figure: Figure, path: PathLike) -> None:
 
 
 def picture_format(path: PathLike) -> str:
-    """``"png"`` or ``"svg"`` from the suffix of ``path``. Raises :class:`DataError` for any other."""
+    """Return ``"png"`` or ``"svg"`` from the suffix of ``path``. Raises :class:`DataError` for any other."""
     kind = _FORMATS.get(Path(path).suffix.lower())
     if kind is None:
         raise DataError(f"{os.fspath(path)}: pictures are written as .png or .svg; give the file one of these suffixes")

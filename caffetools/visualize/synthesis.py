@@ -41,11 +41,18 @@ def synthesize(
     """Make a picture that activates a unit, by regularised gradient ascent (Yosinski et al. 2015; Mordvintsev et al. 2015).
 
     Args:
-        model: The net. blob: Of the unit; name the blob before a softmax. unit: As in :mod:`caffetools.visualize.attribution`.
-        steps: Of ascent, in all octaves together. rate: Mean absolute change of the pixels (0 to 255) in the first step; it falls to a tenth.
-        jitter: Random shift of up to so many pixels before each step. blur: Standard deviation, in pixels, of the blur that every
-            fourth step ends with; falls to 0. decay: Share of the distance to the mean that each step takes back (L2).
-        octaves: Sizes from small to full, each 1.4 times the one before. seed: Of start and jitter. progress: Called with (done, total).
+        model: The net.
+        blob: Of the unit; name the blob before a softmax.
+        unit: As in :mod:`caffetools.visualize.attribution`.
+        steps: Of ascent, in all octaves together.
+        rate: Mean absolute change of the pixels (0 to 255) in the first step; it falls to a tenth.
+        jitter: Random shift of up to so many pixels before each step.
+        blur: Standard deviation, in pixels, of the blur that every
+            fourth step ends with; falls to 0.
+        decay: Share of the distance to the mean that each step takes back (L2).
+        octaves: Sizes from small to full, each 1.4 times the one before.
+        seed: Of start and jitter.
+        progress: Called with (done, total).
 
     Returns:
         (H, W, 3) uint8 RGB of the input's size.
@@ -98,9 +105,16 @@ def deep_dream(
     The net must take pictures of any size; others get the picture at the input's size.
 
     Args:
-        model: The net. pixels: (H, W, 3) uint8 RGB. blob: Whose values to increase. unit: Only this one; None is all of the blob.
-        steps: In each octave. rate: Mean absolute change of the pixels in a step. jitter: As for :func:`synthesize`.
-        octaves: Sizes, each 1.4 times the one before, as far as the net's input fits into them. seed: Of the jitter. progress: Called with (done, total).
+        model: The net.
+        pixels: (H, W, 3) uint8 RGB.
+        blob: Whose values to increase.
+        unit: Only this one; None is all of the blob.
+        steps: In each octave.
+        rate: Mean absolute change of the pixels in a step.
+        jitter: As for :func:`synthesize`.
+        octaves: Sizes, each 1.4 times the one before, as far as the net's input fits into them.
+        seed: Of the jitter.
+        progress: Called with (done, total).
 
     Returns:
         (H, W, 3) uint8 RGB of the picture's size (at least the input's), or of the input's where the net is bound to that.
@@ -144,10 +158,15 @@ def style_transfer(
     """Draw one picture in the style of another (Gatys, Ecker, Bethge 2016), with L-BFGS from the content picture.
 
     Args:
-        model: A net whose convolutions take pictures of any size. content, style: (H, W, 3) uint8 RGB.
+        model: A net whose convolutions take pictures of any size.
+        content, style: (H, W, 3) uint8 RGB.
         content_blob: Whose values are kept; None takes the blob at four fifths of the convolutions' depth.
-        style_blobs: Whose Gram matrices are matched; None takes five blobs over the depth. weight: Of style against content; both are
-            relative squared errors. smooth: Of the squared differences of neighbouring pixels. steps: Evaluations. progress: Called with (done, total).
+        style_blobs: Whose Gram matrices are matched; None takes five blobs over the depth.
+        weight: Of style against content; both are
+            relative squared errors.
+        smooth: Of the squared differences of neighbouring pixels.
+        steps: Evaluations.
+        progress: Called with (done, total).
 
     Returns:
         (H, W, 3) uint8 RGB of the content's size, or of the input's where the net is bound to that.

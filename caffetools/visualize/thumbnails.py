@@ -15,17 +15,17 @@ from caffetools.errors import DataError
 from caffetools.results import Picture
 from caffetools.visualize.style import PathLike
 
-_SIDE = 168  # dots of the longer side: twice what the page shows, for sharp displays
+_SIDE = 168  # pixels of the longer side: twice what the page shows, for sharp displays
 
 
 def thumbnail(picture: Picture) -> tuple[str, bool]:
-    """A data URI of the picture, at most 168 dots wide and high, and whether it is so small that it should be shown in hard dots.
+    """Return a data URI of the picture, at most 168 pixels wide and high, and whether it is so small that it needs hard pixel edges.
 
     Args:
         picture: A picture file, or (H, W) grey or (H, W, 3) RGB, uint8.
 
     Raises:
-        DataError: the file is no picture that can be read, or the array is none of these.
+        DataError: the file is not a readable picture, or the array has another shape or type.
     """
     image = _read(picture) if isinstance(picture, str | os.PathLike) else _as_bgr(picture)
     height, width = image.shape[:2]
@@ -40,7 +40,7 @@ def thumbnail(picture: Picture) -> tuple[str, bool]:
 
 
 def png(image: NDArray[np.uint8]) -> str:
-    """A data URI of (H, W, 3) RGB uint8, unchanged."""
+    """Return a data URI of (H, W, 3) RGB uint8, unchanged."""
     _, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, 0])
     return data_uri(data.tobytes(), "image/png")
 

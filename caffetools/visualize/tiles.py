@@ -15,8 +15,8 @@ MOST_CHANNELS = 32  # grey tiles of one filter
 MOST_TILES = 768  # grey tiles in all
 MOST_POINTS = 512  # rows and columns of 1 x 1 filters
 
-_WIDE, _HIGH, _TILE = 1120, 1120, 64  # dots: weights are blown up as long as the sheet and its tiles stay below these
-_BETWEEN_BLOCKS = 10  # more dots between filters that share a row
+_WIDE, _HIGH, _TILE = 1120, 1120, 64  # pixels: weights are blown up as long as the sheet and its tiles are smaller
+_BETWEEN_BLOCKS = 10  # more pixels between filters that share a row
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Sheet:
     """Tiles in one picture.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB. scale: Its dots a weight, along each side.
+        image: (H, W, 3) uint8 RGB.
+        scale: Pixels per weight, along each side.
         caption: What is shown, what was left out, and how weights became colours.
     """
 
@@ -35,7 +36,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class _Layout:
-    """``tiles`` (M, h, w, 3) in rows of ``columns``, with ``between`` dots from one to the next and wider gaps after each ``block``."""
+    """``tiles`` (M, h, w, 3) in rows of ``columns``, with ``between`` pixels from one to the next and wider gaps after each ``block``."""
 
     tiles: NDArray[np.uint8]
     columns: int
@@ -43,7 +44,7 @@ class _Layout:
     between: int
 
     def size(self, scale: int) -> tuple[int, int]:
-        """(height, width) in dots."""
+        """(height, width) in pixels."""
         count, height, width, _ = self.tiles.shape
         rows = -(-count // self.columns)
         return rows * (height * scale + self.between) - self.between, self._left(self.columns - 1, scale) + width * scale
@@ -90,7 +91,8 @@ def filter_sheet(
         normalise: ``"each"`` divides a filter by its own largest absolute weight, ``"common"`` all by the largest of all; -1 is
             then black, 0 the middle grey (128), 1 white.
         words: What the first and the second axis are called in the caption.
-        scale: Dots a weight; None picks what fills a page. most_tiles: Grey tiles at most, of whole filters.
+        scale: Pixels per weight; None picks what fills a page.
+        most_tiles: Grey tiles at most, of whole filters.
     """
     if colour is None:
         colour = weights.shape[1] == 3
@@ -161,7 +163,7 @@ def _scaled(weights: NDArray[Any], normalise: str) -> NDArray[np.uint8]:
 
 
 def columns_for(count: int) -> int:
-    """How many of ``count`` tiles go in a row: a shape between a square and two to one that leaves the fewest places empty."""
+    """Return how many of ``count`` tiles to put in a row: a shape between a square and two to one that leaves the fewest places empty."""
     low = max(1, int(np.ceil(count**0.5)))
     return min(range(low, 2 * low + 1), key=lambda columns: (-count % columns, columns))
 

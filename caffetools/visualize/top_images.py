@@ -34,8 +34,10 @@ class TopImages:
     """The pictures with the largest values of each unit (channel) of a blob.
 
     Attributes:
-        blob: Its name. values: (C, N) float32, descending; -inf where there were fewer pictures.
-        pictures: (C, N) int64: indices of the pictures, -1 likewise. places: (C, N, 2) int32: (y, x) of the largest value.
+        blob: Its name.
+        values: (C, N) float32, descending; -inf where there were fewer pictures.
+        pictures: (C, N) int64: indices of the pictures, -1 likewise.
+        places: (C, N, 2) int32: (y, x) of the largest value.
         done: How many pictures were seen.
     """
 
@@ -48,7 +50,7 @@ class TopImages:
     def add(self, first: int, batch: NDArray[np.float32]) -> None:
         """Take the blob's values (B, C, H, W) or (B, C) for the pictures ``first``, ``first + 1``, ….
 
-        Of equal values the earlier picture ranks higher, whatever the size of the batches.
+        Of equal values the earlier picture ranks higher, for every size of batches.
         """
         flat = batch.reshape(*batch.shape[:2], -1)
         where = flat.argmax(2)
@@ -80,9 +82,14 @@ def find_top_images(
     """Run the pictures once and keep the ``top`` of each channel. Memory does not grow with the number of pictures.
 
     Args:
-        model: The net. pictures: Files. blob: Whose units. top: Pictures a unit. batch: Pictures at once.
+        model: The net.
+        pictures: Files.
+        blob: Whose units.
+        top: Pictures a unit.
+        batch: Pictures at once.
         state: A file that keeps what was found; a pass that was interrupted resumes from it.
-        progress: Called with (done, total). cancel: Stops between batches, after the state was written.
+        progress: Called with (done, total).
+        cancel: Stops between batches, after the state was written.
 
     Raises:
         DataError: there are no pictures, one cannot be read, or the state is that of other pictures, weights, blob or top.

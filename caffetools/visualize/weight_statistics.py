@@ -32,11 +32,17 @@ class WeightStatistics:
     """The first parameter blob of a layer in numbers.
 
     Attributes:
-        layer: Its name. type: Its Caffe type, where known. shape: Of the blob. count: Values in it.
-        mean, deviation, smallest, largest: Of the values. zeros: Share of values that are exactly 0.
-        units: Output units (first axis). dead: Units with a norm below a thousandth of the layer's median.
+        layer: Its name.
+        type: Its Caffe type, where known.
+        shape: Of the blob.
+        count: Values in it.
+        mean, deviation, smallest, largest: Of the values.
+        zeros: Share of values that are exactly 0.
+        units: Output units (first axis).
+        dead: Units with a norm below a thousandth of the layer's median.
         spectrum: Singular values of the (units, rest) matrix, descending; empty where it was not computed.
-        norm_ratio: Norm over the norm of the earlier weights. change: Norm of the difference over the norm of the earlier weights;
+        norm_ratio: Norm over the norm of the earlier weights.
+        change: Norm of the difference over the norm of the earlier weights;
             both None without earlier weights of the same name and shape.
         histogram: (60,) counts between ``smallest`` and ``largest``.
     """
@@ -72,7 +78,8 @@ def weight_statistics(source: Source, before: Source | None = None, *, spectra: 
 
     Args:
         source: A .caffemodel (its path, or as read), or arrays by layer name, weights first.
-        before: Earlier weights of the same net, to compare with. spectra: Compute singular values.
+        before: Earlier weights of the same net, to compare with.
+        spectra: Compute singular values.
 
     Raises:
         ModelFileError: a file cannot be read. DataError: there are no weights, or some are not finite.
