@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json, show_warnings
+
+if TYPE_CHECKING:
+    from caffetools.infer.export import ExportOptions
 
 
 def export(
@@ -34,6 +37,7 @@ def export(
         bool, typer.Option("--preprocess", help="Put mean, channel swap and scale into the graph: uint8 NHWC RGB pictures in.")
     ] = False,
     pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on; may be repeated.")] = None,
+    to: Annotated[str, typer.Option(help="onnx; or torch (a state_dict), torchscript, exported-program.")] = "onnx",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -58,6 +62,9 @@ def export(
         sources=_names(from_),
         preprocess=preprocess,
     )
+    if to != "onnx":
+        _to_torch(deploy, weights, out, how, to, as_json=json)
+        return
     images = find_pictures(pictures or [])[:_MOST_PICTURES]
     verification = export_deployed(deploy, weights, out, options, how, pictures=images, events=show_warnings)
     if json:
@@ -66,6 +73,20 @@ def export(
     size = "any batch size" if "batch" in how.dynamic_axes and how.batch is None else "a fixed batch size"
     console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, opset {opset}, {size}).", markup=False)
     console.print(f"Verified: {verification.describe()}.", markup=False)
+
+
+def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, *, as_json: bool) -> None:
+    from caffetools.infer.torch_export import TORCH_FORMATS, export_torch
+
+    kind = next((known for known in TORCH_FORMATS if known == to), None)
+    if kind is None:
+        raise typer.BadParameter(f"'{to}' is not known; onnx, {', '.join(TORCH_FORMATS)} are", param_hint="--to")
+    difference = export_torch(deploy, weights, out, kind, how)
+    if as_json:
+        print_json({"model": str(out), "bytes": out.stat().st_size, "to": to, "largest_difference": difference})
+        return
+    console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, {to}, any batch size).", markup=False)
+    console.print(f"Verified: largest difference {difference:.1e} of the largest value of an output.", markup=False)
 
 
 # Verifying holds all the pictures in one batch.

@@ -94,7 +94,7 @@ def export_deployed(
     if cancel is not None:
         cancel.raise_if_cancelled("the export")
     how = how or ExportOptions()
-    net = _build(deploy, weights, how)
+    net = build_deployed(deploy, weights, how)
     axes = [axis for axis in how.dynamic_axes if axis != "batch" or how.batch is None]
     card = _model_card(net, deploy, weights)
     inputs: dict[str, NDArray[Any]] | None = None
@@ -121,7 +121,8 @@ def export_deployed(
     return verification
 
 
-def _build(deploy: PathLike, weights: PathLike, how: ExportOptions) -> Net:
+def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> Net:
+    """Build the part of a deploy net that ``how`` asks for, with its weights. Raises :class:`CaffeToolsError` where that fails."""
     param = filter_net(upgrade_net(read_net(deploy)), make_state(TEST))
     # Before the net is built: building opens what data layers read.
     if any(is_data_layer(layer) for layer in param.layer):

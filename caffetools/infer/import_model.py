@@ -64,9 +64,12 @@ def _exported_program(path: str) -> bytes:
     except Exception as error:
         # torch raises what its readers of zip files and JSON raise.
         raise ModelFileError(f"not an exported program of torch: {' '.join(str(error).split())[:200]}", path=path) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
+    except ImportError as error:
+        raise ModelFileError(f"torch.onnx cannot read it: {error}", path=path, hint="`pip install caffetools[pt2]`") from None
     data: bytes = exported.model_proto.SerializeToString() if exported is not None else b""
     return data
 

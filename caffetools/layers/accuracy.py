@@ -53,6 +53,8 @@ class Accuracy(Layer):
         items = torch.bincount(index[valid], minlength=self.classes)
         return share, _share(torch.bincount(index[right & valid], minlength=self.classes), items)
 
+    ONNX_LIMITS = "none: it compares with labels, which a deploy net does not have"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         raise self.no_onnx_form("it compares with labels, which a deploy net does not have (`caffetools deploy` writes one)")
 

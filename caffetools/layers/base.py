@@ -193,6 +193,9 @@ class Layer(nn.Module):
     # forward(*bottoms) gives the tops, differentiable under autograd: one tensor, or a tuple in the order of `tops`.
     forward: Callable[..., Any]
 
+    # Where the ONNX form is not exact, or which layers of this type have none; empty where every layer has an exact form.
+    ONNX_LIMITS: ClassVar[str] = ""
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         """Add this layer's nodes. Raises :class:`ExportError` where the layer has no exact ONNX form."""
         raise self.no_onnx_form()

@@ -182,6 +182,8 @@ class Deconvolution(_Convolving):
     Blobs: weights (C, num_output/group, kernel…), bias (num_output).
     """
 
+    ONNX_LIMITS = "over more than 3 axes it has none"
+
     TRAITS = replace(Convolution.TRAITS, class_axes=(1, 0), coordinates="transposed")
     TRANSPOSED = True
 

@@ -90,6 +90,8 @@ class PriorBox(Layer):
     def forward(self, maps: Tensor, picture: Tensor) -> Tensor:
         return torch.from_numpy(self.priors()).to(maps.device)
 
+    ONNX_LIMITS = "needs a fixed height and width"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         if any(graph.is_free(bottom, 2, 3) for bottom in self.bottoms):
             raise self.no_onnx_form("its boxes depend on the size of the map; give height and width (--input-shape)")
@@ -154,6 +156,8 @@ class DetectionOutput(Layer):
         if not rows:
             rows = [[item, *[-1.0] * 6] for item in range(items)]
         return torch.tensor(rows, dtype=torch.float32, device=locations.device).reshape(1, 1, -1, 7)
+
+    ONNX_LIMITS = "eta below 1 has none"
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.settings.eta < 1:

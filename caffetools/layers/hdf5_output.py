@@ -43,6 +43,8 @@ class HDF5Output(Layer):
         self.path = Path(self.param.hdf5_output_param.file_name)
         return []
 
+    ONNX_LIMITS = "none: it writes a file"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         raise self.no_onnx_form("it writes a file")
 

@@ -104,6 +104,8 @@ class Im2col(Layer):
         columns = im2col(x.reshape(-1, *x.shape[self.outer_axes :]), self.kernel, self.output)
         return columns.reshape(*x.shape[: self.outer_axes], *self.top_shapes[0][self.outer_axes :])
 
+    ONNX_LIMITS = "needs a fixed height and width"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         outer = self.outer_axes
         shape = self.bottom_shapes[0]

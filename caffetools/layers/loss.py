@@ -21,6 +21,8 @@ class Loss(Layer):
     BOTTOMS = (2, 2)
     IS_LOSS = True
 
+    ONNX_LIMITS = "none: a loss is for training; a deploy net has none"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         raise self.no_onnx_form("a loss, which training needs and a deploy net does not (`caffetools deploy` writes one)")
 

@@ -137,6 +137,8 @@ class BatchNorm(Layer):
         scale, bias = (self.blobs[3].detach(), self.blobs[4].detach()) if self.scale_bias else (None, None)
         return inference.batch_norm_affine(mean, variance, self.eps, scale, bias)
 
+    ONNX_LIMITS = "with use_global_stats: false it takes each batch's own statistics, as Caffe does"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         if not self.global_stats:
             graph.note(

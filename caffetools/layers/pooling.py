@@ -278,6 +278,8 @@ class Pooling(Layer):
             return None
         return inference.Pool(window.kernel, window.stride, window.pad, self.method == "MAX")
 
+    ONNX_LIMITS = "AVE with a stride over its kernel and a mask of windows outside of the map have none; STOCHASTIC as in TEST"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.method == "STOCHASTIC":
             self._stochastic_to_onnx(graph)

@@ -14,7 +14,7 @@ from torch import Tensor
 import caffetools
 from caffetools.errors import CaffeToolsError, mark_user_error
 from caffetools.layers.base import Layer as EngineLayer
-from caffetools.layers.base import Shape, Shapes
+from caffetools.layers.base import OnnxGraph, Shape, Shapes
 from caffetools.layers.blob_storage import BlobStorage, ParameterStorage
 from caffetools.layers.blob_view import Blob, BlobVec, checked_shape
 from caffetools.layers.registry import register
@@ -155,6 +155,11 @@ class Python(EngineLayer):
         super().allocate(filled=filled)
         if fresh:
             self.user_layer.blobs.bind()
+
+    ONNX_LIMITS = "none: it runs code of the user"
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        raise self.no_onnx_form("it runs code of the user")
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         if not self.tops:

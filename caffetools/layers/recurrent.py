@@ -105,6 +105,8 @@ class Recurrent(Layer):
         y = torch.stack(outputs)
         return (y, *(s.unsqueeze(0) for s in last)) if self.exposed else y
 
+    ONNX_LIMITS = "every run starts with a state of zeros; with expose_hidden exact"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         """A Scan over the steps; without ``expose_hidden`` every run begins with a state of zeros."""
         if not self.exposed:

@@ -75,6 +75,8 @@ class ROIPooling(_RoiLayer):
         pooled = [_max_bins(x[int(item)], rows[i], columns[i]) for i, item in enumerate(items)]
         return torch.stack(pooled) if pooled else x.new_zeros(0, x.shape[1], *self.bins)
 
+    ONNX_LIMITS = "up to opset 21, since onnxruntime has no later MaxRoiPool"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         if graph.opset >= 22:
             raise self.no_onnx_form("onnxruntime has no MaxRoiPool of opset 22; use --opset 21 or lower")

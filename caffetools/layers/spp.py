@@ -52,6 +52,8 @@ class SPP(Layer):
             return stochastic_pool(x, window, training=self.training)
         return max_pool(x, window) if self.method == "MAX" else ave_pool(x, window)
 
+    ONNX_LIMITS = "STOCHASTIC has none; several levels need a fixed height and width"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.method == "STOCHASTIC":
             raise self.no_onnx_form("STOCHASTIC pooling")

@@ -104,6 +104,8 @@ class Upsample(_ByMask):
         grown = [graph.arithmetic("Mul", graph.size(self.bottoms[0], axis), s) for axis, s in zip((2, 3), scales, strict=True)]
         return [graph.arithmetic("Sub", size, n) if n else size for size, n in zip(grown, less, strict=True)]
 
+    ONNX_LIMITS = "a mask must name each place once"
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         if len(self.bottoms) > 1:
             self.scatter_to_onnx(graph, self._maps_in_onnx(graph))
@@ -135,6 +137,8 @@ class Unpooling(_ByMask):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.scatter(x, mask)
+
+    ONNX_LIMITS = "a mask must name each place once; needs a fixed height and width"
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if graph.is_free(self.bottoms[0], 2, 3):

@@ -10,6 +10,8 @@ import torch
 
 from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import ExportError
+from caffetools.layers.base import Layer
+from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
 from caffetools.onnx.export import build, to_onnx
 from caffetools.onnx.verify import random_inputs, verify_model
@@ -204,3 +206,10 @@ def test_a_recurrent_layer_notes_that_its_state_is_not_kept() -> None:
     text, shapes = STATIC["lstm"]
     net = net_of("".join(input_layer(blob, *shape) for blob, shape in shapes.items()) + text)
     assert "starts every run with a state of zeros" in build(net, dynamic_axes=())[0].notes[0]
+
+
+def test_every_layer_type_has_a_decision() -> None:
+    """Each type has a form, is an input, or says why not."""
+    for kind, layer in layer_types().items():
+        own = layer.to_onnx is not Layer.to_onnx
+        assert layer.IS_DATA or own, f"{kind} has neither an ONNX form nor a reason"

@@ -289,6 +289,20 @@ def test_a_function_of_a_module_gives_the_model(tmp_path: Path, monkeypatch: pyt
     assert imported.model.net.layer[1].type == "Convolution"
 
 
+def test_an_exported_program_of_torch_comes_over(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra pt2 is not installed")
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(64, 5)
+    )
+    x = torch.from_numpy(numbers(1, 3, 8, 8))
+    torch.export.save(torch.export.export(module.eval(), (x,)), tmp_path / "net.pt2")
+    _, (deploy, weights) = import_file(tmp_path / "net.pt2", tmp_path / "net")
+    net = Net.from_file(deploy, TEST, fill=False)
+    load_weights(net, weights)
+    with torch.no_grad():
+        torch.testing.assert_close(net({net.inputs[0]: x})[net.outputs[0]], module(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_file_that_is_no_model_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not a model")
     with pytest.raises(ModelFileError, match=r"m\.onnx: not an ONNX model"):

@@ -1,0 +1,116 @@
+"""A deployed net for programs without caffetools: a plain torch module, a TorchScript file, an exported program."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from typing import IO, Any, Literal, cast
+
+import torch
+
+from caffetools.engines.base import EngineError
+from caffetools.errors import ExportError
+from caffetools.infer.export import ExportOptions, build_deployed
+from caffetools.net.net import Net
+from caffetools.onnx.export import build
+from caffetools.onnx.verify import random_inputs
+from caffetools.util.files import atomic_write
+
+PathLike = str | os.PathLike[str]
+TorchFormat = Literal["torch", "torchscript", "exported-program"]
+TORCH_FORMATS: tuple[TorchFormat, ...] = ("torch", "torchscript", "exported-program")
+# The largest difference allowed, relative to an output's largest value.
+TOLERANCE = 1e-4
+
+
+def to_torch(net: Net) -> torch.nn.Module:
+    """Convert ``net`` to a module of torch's own layers, through ONNX and onnx2torch.
+
+    Args:
+        net: A net in the TEST phase, with its weights.
+
+    Returns:
+        A module that takes the net's inputs in order; its parameters are named after Caffe's layers (``conv1.weight``).
+
+    Raises:
+        EngineError: onnx2torch is not installed.
+        ExportError: A layer has no ONNX form, or onnx2torch does not convert an operator of it.
+    """
+    try:
+        from onnx2torch import convert
+    except ImportError:
+        raise EngineError("this needs onnx2torch", hint="install it with `pip install caffetools[onnx2torch]`") from None
+    model = build(net)[0].to_proto()
+    try:
+        return cast("torch.nn.Module", convert(model)).eval()
+    except NotImplementedError as error:
+        raise ExportError(f"onnx2torch does not convert this net: {' '.join(str(error).split())[:200]}") from None
+
+
+def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: TorchFormat, how: ExportOptions | None = None) -> float:
+    """Write a deployed net for torch, after comparing it with the net.
+
+    Args:
+        deploy: The deploy prototxt.
+        weights: Its .caffemodel.
+        path: The file to write.
+        kind: ``torch`` (the state_dict of :func:`to_torch`), ``torchscript`` or ``exported-program``, both of any batch size.
+        how: Sizes and parts of the net.
+
+    Returns:
+        The largest difference, relative to an output's largest value.
+
+    Raises:
+        ExportError: The net has no form in torch, or gives other numbers there.
+        CaffeToolsError: A file cannot be read or written.
+    """
+    net = build_deployed(deploy, weights, how or ExportOptions())
+    # A batch of one would be taken for a fixed size.
+    shapes = {blob: (max(2, net.blob_shapes[blob][0]), *net.blob_shapes[blob][1:]) for blob in net.inputs}
+    inputs = tuple(torch.from_numpy(value) for value in random_inputs(net, shapes, 0).values())
+    module = to_torch(net)
+    save, converted = _converted(module, inputs, kind)
+    with torch.no_grad():
+        expected, got = net(dict(zip(net.inputs, inputs, strict=True))), converted(*inputs)
+    values = [got] if isinstance(got, torch.Tensor) else list(got)
+    worst = max(_difference(expected[blob], value) for blob, value in zip(net.outputs, values, strict=True))
+    if worst > TOLERANCE:
+        raise ExportError(f"{os.fspath(path)}: the torch module differs by {worst:.2g} of an output's largest value")
+    with atomic_write(path) as stream:
+        save(stream)
+    return worst
+
+
+def _converted(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], kind: TorchFormat
+) -> tuple[Callable[[IO[bytes]], object], Callable[..., Any]]:
+    """How to write the module, and what is written as a function."""
+    if kind == "torch":
+        return lambda stream: torch.save(module.state_dict(), stream), module
+    with warnings.catch_warnings():
+        # Tracing warns of sizes that it takes for constants; what comes out is compared.
+        warnings.simplefilter("ignore")
+        if kind == "torchscript":
+            traced = torch.jit.trace(module, inputs)  # type: ignore[no-untyped-call]
+            return lambda stream: stream.write(_script_bytes(traced)), traced
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    return lambda stream: torch.export.save(program, cast("Any", stream)), program.module()
+
+
+def _script_bytes(module: Any) -> bytes:
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        # torch prefers exported programs by now.
+        warnings.simplefilter("ignore")
+        torch.jit.save(module, stream)
+    return stream.getvalue()
+
+
+def _difference(expected: torch.Tensor, got: torch.Tensor) -> float:
+    if expected.shape != got.shape:
+        return float("inf")
+    scale = float(expected.abs().max())
+    return float((expected - got).abs().max()) / scale if scale else 0.0

@@ -1,0 +1,54 @@
+"""Nets for plain torch, and back: files of torch's own kinds, and a step of torch.optim that becomes a caffemodel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import caffetools as ct
+from caffetools.net.weights import save_weights
+from tests.infer.colours import write_net
+
+
+def outputs_of(deploy: Path, weights: Path, x: torch.Tensor) -> torch.Tensor:
+    net = ct.load_net(deploy, weights)
+    with torch.no_grad():
+        return net({net.inputs[0]: x})[net.outputs[0]]
+
+
+def test_files_of_torch_give_the_numbers_of_the_net(tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch", reason="the extra onnx2torch is not installed")
+    from caffetools.infer.torch_export import export_torch, to_torch
+
+    deploy, weights = write_net(tmp_path)
+    net = ct.load_net(deploy, weights)
+    x = torch.from_numpy(np.random.RandomState(0).rand(3, *net.blob_shapes[net.inputs[0]][1:]).astype(np.float32))
+    expected = outputs_of(deploy, weights, x)
+    for kind in ("torch", "torchscript", "exported-program"):
+        assert export_torch(deploy, weights, tmp_path / kind, kind) < 1e-5  # type: ignore[arg-type]
+    with pytest.warns(FutureWarning, match="torch.jit.load"):
+        script = torch.jit.load(str(tmp_path / "torchscript"))
+    program = torch.export.load(tmp_path / "exported-program").module()
+    module = to_torch(net)
+    module.load_state_dict(torch.load(tmp_path / "torch", weights_only=True))
+    for function in (script, program, module):
+        torch.testing.assert_close(function(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_of_plain_torch_becomes_a_caffemodel(tmp_path: Path) -> None:
+    deploy, weights = write_net(tmp_path)
+    net = ct.load_net(deploy, weights)
+    x = torch.from_numpy(np.random.RandomState(0).rand(4, *net.blob_shapes[net.inputs[0]][1:]).astype(np.float32))
+    before = outputs_of(deploy, weights, x)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    loss = -torch.log(net({net.inputs[0]: x})[net.outputs[0]][:, 1]).mean()
+    loss.backward()
+    optimizer.step()
+    save_weights(net, tmp_path / "tuned.caffemodel")
+    after = outputs_of(deploy, tmp_path / "tuned.caffemodel", x)
+    with torch.no_grad():
+        torch.testing.assert_close(after, net({net.inputs[0]: x})[net.outputs[0]])
+    assert after[:, 1].mean() > before[:, 1].mean()
