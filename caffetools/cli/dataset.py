@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.dataset_databases import export, inspect, stats, verify
 from caffetools.cli.preview import preview
 from caffetools.cli.show import console, print_json, progress
 
-app = typer.Typer(help="Make datasets of pictures.", no_args_is_help=True)
-app.command()(preview)
+app = typer.Typer(help="Make datasets of pictures, and look into databases.", no_args_is_help=True)
 
 
 @app.callback()
 def _dataset() -> None:
-    """Make datasets of pictures."""
+    """Make datasets of pictures, and look into databases."""
 
 
 @app.command()
@@ -66,3 +66,7 @@ def build(
         console.print(f"  {note}", markup=False)
     console.print(f"Wrote {card.folder}: train_lmdb, val_lmdb, labels.txt, train.txt, val.txt, dataset.json", markup=False, end="")
     console.print(", mean.binaryproto" if card.mean_file else "")
+
+
+for command in (inspect, verify, export, stats, preview):
+    app.command()(command)

@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from caffetools.events import Event, Warned
+from caffetools.events import Event, EventSink, Warned
+from caffetools.events import Progress as ProgressEvent
 
 # What library functions call to report their progress: (done, total).
 Progress = Callable[[int, int], None]
@@ -93,12 +94,31 @@ def show_warnings(event: Event) -> None:
         note(event.message)
 
 
+def _rate_column(bars: Any) -> Any:
+    from rich.text import Text
+
+    class Rate(bars.ProgressColumn):  # type: ignore[misc]
+        """Steps per second."""
+
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    return Rate()
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
     """A progress bar on stderr (a terminal only, gone when done); yields a function ``(done, total)`` for library code to call."""
     from rich import progress as bars
 
-    columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+    rate = _rate_column(bars)
+    columns = (
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        rate,
+        bars.TimeRemainingColumn(),
+    )
     with bars.Progress(*columns, console=SafeConsole(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
 
@@ -106,3 +126,16 @@ def progress(what: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total)
 
         yield advance
+
+
+@contextmanager
+def progress_sink(what: str) -> Iterator[EventSink]:
+    """Yield an event sink that shows ``Progress`` as a bar with rate and time left (:func:`progress`) and ``Warned`` as notes."""
+    with progress(what) as advance:
+
+        def sink(event: Event) -> None:
+            if isinstance(event, ProgressEvent):
+                advance(event.done, event.total)
+            show_warnings(event)
+
+        yield sink

@@ -1,0 +1,149 @@
+"""``caffetools dataset inspect``, ``verify``, ``export`` and ``stats``: databases that somebody made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caffetools.cli.show import console, print_json, progress_sink
+
+if TYPE_CHECKING:
+    from caffetools.data.datasets.inspect import DatabaseSummary
+
+_Database = Annotated[Path, typer.Argument(metavar="DB", help="An LMDB or LevelDB.", show_default=False)]
+_Labels = Annotated[Path | None, typer.Option("--labels", help="File of class names, one a line (labels.txt).", show_default=False)]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+# Lines of a kind that are printed; --json has all of them.
+_MOST_LINES = 20
+
+
+def inspect(
+    database: _Database,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Image file to draw a sheet of pictures to.", show_default=False)] = None,
+    labels: _Labels = None,
+    as_json: _Json = False,
+) -> None:
+    """Show what a database holds: counts, sizes, encodings, labels, mean and deviation; with -o draw a sheet of its pictures."""
+    from caffetools.data.datasets.inspect import inspect_database
+
+    names = _names(labels)
+    with progress_sink("Reading records") as events:
+        summary = inspect_database(database, sheet=out, names=names, events=events)
+    if as_json:
+        print_json(summary.to_json())
+        return
+    _show_summary(summary, names)
+    if out is not None:
+        console.print(f"Wrote {out}")
+
+
+def verify(
+    database: _Database,
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes that labels must be below.", show_default=False)] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Kind of fault to ignore: damaged, order, size, values, label, gap; may be repeated."),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Decode every record of a database and list what is wrong; exits with 1 when there are faults."""
+    from caffetools.data.datasets.verify import verify_database
+
+    with progress_sink("Verifying records") as events:
+        result = verify_database(database, classes=classes, allow=tuple(allow or ()), events=events)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        for fault in result.faults[:_MOST_LINES]:
+            place = f"record '{fault.key}': " if fault.key else ""
+            console.print(f"{fault.kind}: {place}{fault.message}")
+        if len(result.faults) > _MOST_LINES:
+            console.print(f"… and {len(result.faults) - _MOST_LINES} more; --json lists all")
+        console.print(f"{result.records} records, {len(result.faults)} fault(s)")
+    if result.faults:
+        raise typer.Exit(1)
+
+
+def export(
+    database: _Database,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.", show_default=False)],
+    labels: _Labels = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a record that cannot be decoded; else it is left out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export, once the new one is complete.")] = False,
+) -> None:
+    """Write the pictures of a database as files, a folder for each label, with a list for convert-imageset.
+
+    Stored files come out byte for byte, pixels as PNG, everything else as NumPy arrays.
+    """
+    from caffetools.data.datasets.export import export_database
+
+    with progress_sink("Writing pictures") as events:
+        result = export_database(database, out, names=_names(labels), strict=strict, force=force, events=events)
+    arrays = f" ({result.arrays} of them arrays)" if result.arrays else ""
+    console.print(f"Wrote {result.count} files{arrays} and list.txt to {result.path}")
+    if result.skipped:
+        console.print(f"{len(result.skipped)} record(s) left out")
+
+
+def stats(
+    database: _Database,
+    net: Annotated[Path, typer.Argument(metavar="NET", help="A net's prototxt, for training or deployment.", show_default=False)],
+    layer: Annotated[str | None, typer.Option(help="Data layer to compare with.", show_default=False)] = None,
+    as_json: _Json = False,
+) -> None:
+    """Compare a database with a net: channels, sizes against the crop, labels below num_output; exits with 1 if it does not fit."""
+    from caffetools.data.datasets.inspect import inspect_database
+    from caffetools.graph.dataset_fit import dataset_fit
+    from caffetools.proto.text import read_net
+
+    param = read_net(net)
+    with progress_sink("Reading records") as events:
+        summary = inspect_database(database, events=events)
+    fit = dataset_fit(summary, param, layer=layer)
+    if as_json:
+        print_json({**fit.to_json(), "database": summary.to_json()})
+    else:
+        _show_summary(summary, None)
+        shape = "x".join(map(str, fit.shape)) if fit.shape else "of a size that its data decides"
+        console.print(f"{net}: '{fit.input_layer}' takes {shape}; " + (", ".join(f"'{k}' has {v} classes" for k, v in fit.classes.items())))
+        for text in (*fit.problems, *fit.notes):
+            console.print(f"  {text}")
+        console.print("It does not fit." if fit.problems else "It fits.")
+    if fit.problems:
+        raise typer.Exit(1)
+
+
+def _names(labels: Path | None) -> list[str] | None:
+    if labels is None:
+        return None
+    from caffetools.data.datasets.inspect import read_names
+
+    return read_names(labels)
+
+
+def _show_summary(summary: DatabaseSummary, names: list[str] | None) -> None:
+    damaged = f", {summary.damaged} of them damaged" if summary.damaged else ""
+    console.print(f"{summary.path}: {summary.backend}, {summary.records} records{damaged}, {summary.data_bytes:,} bytes of data")
+    console.print(f"keys: '{summary.first_key}' to '{summary.last_key}'")
+    for title, counts in (("sizes", summary.shapes), ("encodings", summary.encodings)):
+        listed = [f"{name} ({count})" for name, count in counts.items()]
+        more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+        console.print(f"{title}: {', '.join(listed[:8])}{more}")
+    for name, values in summary.statistics.items():
+        channels, kind = name.split()
+        mean, deviation = (", ".join(f"{value:.6g}" for value in row[:8]) for row in (values.mean, values.deviation))
+        console.print(f"{values.records} of {channels} channel(s), {kind}: mean {mean}; deviation {deviation}")
+    _show_labels(summary, names)
+
+
+def _show_labels(summary: DatabaseSummary, names: list[str] | None) -> None:
+    if summary.unlabelled:
+        console.print(f"{summary.unlabelled} record(s) without a label")
+    most = max(summary.labels.values(), default=1)
+    for label, count in list(summary.labels.items())[:_MOST_LINES]:
+        name = f" {names[label]}" if names is not None and 0 <= label < len(names) else ""
+        console.print(f"  {label:>6} {count:>8} {'█' * max(1, round(24 * count / most))}{name}")
+    if len(summary.labels) > _MOST_LINES:
+        console.print(f"  … and {len(summary.labels) - _MOST_LINES} more labels; --json lists all")

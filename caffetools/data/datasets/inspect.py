@@ -1,0 +1,237 @@
+"""What a database holds: counts, sizes, encodings, labels, statistics of the pixels, and a sheet of its pictures."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.cancel import CancelToken
+from caffetools.data.databases import Database, open_database
+from caffetools.data.datasets.records import DecodedRecord, decoded_records
+from caffetools.data.datasets.sheet import write_sheet
+from caffetools.errors import DataError
+from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
+
+PathLike = str | os.PathLike[str]
+# Pictures of a class on a sheet, and classes on it.
+_PER_CLASS, _MOST_CLASSES = 8, 60
+_Tiles = dict[int | None, list[NDArray[Any]]]
+
+
+@dataclass
+class ChannelStatistics:
+    """Statistics of all pixels of the records with one number of channels and one type of values.
+
+    Attributes:
+        records: Number of records.
+        mean: Mean of each channel.
+        deviation: Standard deviation of each channel.
+        minimum: Smallest value of each channel.
+        maximum: Largest value of each channel.
+    """
+
+    records: int
+    mean: list[float]
+    deviation: list[float]
+    minimum: list[float]
+    maximum: list[float]
+
+
+@dataclass
+class DatabaseSummary:
+    """What :func:`inspect_database` found.
+
+    Attributes:
+        path: The database.
+        backend: ``lmdb`` or ``leveldb``.
+        records: Number of records, damaged ones included.
+        damaged: Number of records that cannot be decoded.
+        first_key: Key of the first record.
+        last_key: Key of the last record.
+        data_bytes: Size of the records' files or pixels, in bytes.
+        shapes: ``CxHxW`` → number of records.
+        encodings: Encoding and type of values, such as ``JPEG``, ``raw`` or ``PNG uint16`` → number of records.
+        labels: Label → number of records.
+        unlabelled: Number of records without a label.
+        annotated: Number of records that are SSD's AnnotatedDatum.
+        statistics: Number of channels and type of values, such as ``3 uint8`` → statistics.
+    """
+
+    path: str
+    backend: str
+    records: int = 0
+    damaged: int = 0
+    first_key: str = ""
+    last_key: str = ""
+    data_bytes: int = 0
+    shapes: dict[str, int] = field(default_factory=dict)
+    encodings: dict[str, int] = field(default_factory=dict)
+    labels: dict[int, int] = field(default_factory=dict)
+    unlabelled: int = 0
+    annotated: int = 0
+    statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON; the labels are strings there."""
+        return {**asdict(self), "labels": {str(label): count for label, count in self.labels.items()}}
+
+
+def inspect_database(
+    path: PathLike,
+    *,
+    sheet: PathLike | None = None,
+    names: list[str] | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> DatabaseSummary:
+    """Read a database through and summarize it.
+
+    Args:
+        path: An LMDB or LevelDB of Datum messages.
+        sheet: Image file to write with a row of pictures for each label, such as ``sheet.png``.
+        names: Class names for the sheet; label i at place i.
+        events: Receives ``Progress`` (unit ``records``) and ``ArtifactWritten``.
+        cancel: Checked between records.
+
+    Raises:
+        DataError: It is not a database, or no record of it can be read.
+        RunFailed: The sheet cannot be written.
+        Cancelled: ``cancel`` was set.
+    """
+    with reported("dataset", f"Inspecting {os.fspath(path)}", events), closing(open_database(path)) as database:
+        collector = _Collector(DatabaseSummary(os.fspath(path), backend_of(path)))
+        tiles: _Tiles = {}
+        for record in followed(database, events, cancel):
+            collector.add(record)
+            if sheet is not None and record.array is not None:
+                _keep_tile(tiles, record.label, record.array)
+        summary = collector.summary()
+        if summary.damaged == summary.records:
+            raise DataError("no record can be decoded", path=path, hint=f"the first error: {collector.first_error}")
+        if sheet is not None:
+            rows = [(_title(label, summary, names), tiles[label]) for label in sorted(tiles, key=lambda label: (label is None, label or 0))]
+            write_sheet(sheet, rows)
+            events(ArtifactWritten(task="dataset", path=os.fspath(sheet), what="sheet"))
+    return summary
+
+
+def followed(database: Database, events: EventSink, cancel: CancelToken | None) -> Iterator[DecodedRecord]:
+    """Yield the decoded records of ``database``, with a ``Progress`` event after each hundredth."""
+    report, total = reporter(events, "dataset", "records", cancel), len(database)
+    step, done = max(1, total // 100), 0
+    with closing(decoded_records(database)) as records:
+        for record in records:
+            if cancel is not None:
+                cancel.raise_if_cancelled("reading the database")
+            yield record
+            done += 1
+            if done % step == 0:
+                report(done, total)
+
+
+def read_names(path: PathLike) -> list[str]:
+    """Return the class names in a file, one a line (``labels.txt``). Raises :class:`DataError` if it cannot be read."""
+    try:
+        return Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DataError(f"cannot read the class names: {reason}", path=path) from None
+
+
+def backend_of(path: PathLike) -> str:
+    """Return ``lmdb`` or ``leveldb``: the kind of database at ``path``."""
+    folder = Path(path)
+    return "leveldb" if (folder / "CURRENT").is_file() and not (folder / "data.mdb").exists() else "lmdb"
+
+
+def shape_text(array: NDArray[Any]) -> str:
+    """Return ``CxHxW`` of an array."""
+    return "x".join(map(str, array.shape))
+
+
+class _Collector:
+    """Adds up what the records hold."""
+
+    def __init__(self, summary: DatabaseSummary):
+        self._summary = summary
+        self._shapes: Counter[str] = Counter()
+        self._encodings: Counter[str] = Counter()
+        self._labels: Counter[int] = Counter()
+        self._moments: dict[str, _Moments] = {}
+        self.first_error: DataError | None = None
+
+    def add(self, record: DecodedRecord) -> None:
+        summary = self._summary
+        summary.records += 1
+        summary.first_key = summary.first_key or record.key
+        summary.last_key = record.key or summary.last_key
+        if record.error is not None or record.array is None:
+            summary.damaged += 1
+            self.first_error = self.first_error or record.error
+            return
+        array = record.array
+        summary.annotated += record.annotated
+        summary.data_bytes += len(record.data) or array.nbytes
+        self._shapes[shape_text(array)] += 1
+        self._encodings[record.encoding + (f" {array.dtype}" if array.dtype == np.uint16 else "")] += 1
+        if record.label is None:
+            summary.unlabelled += 1
+        else:
+            self._labels[record.label] += 1
+        self._moments.setdefault(f"{len(array)} {array.dtype}", _Moments(len(array))).add(array)
+
+    def summary(self) -> DatabaseSummary:
+        summary = self._summary
+        summary.shapes = dict(self._shapes.most_common())
+        summary.encodings = dict(self._encodings.most_common())
+        summary.labels = dict(sorted(self._labels.items()))
+        summary.statistics = {name: moments.statistics() for name, moments in sorted(self._moments.items())}
+        return summary
+
+
+class _Moments:
+    """Mean and deviation of each channel over any number of arrays, merged pairwise (Chan et al., 1979): no squares of large sums."""
+
+    def __init__(self, channels: int):
+        self._records, self._pixels = 0, 0
+        self._mean, self._squares = np.zeros(channels), np.zeros(channels)
+        self._low, self._high = np.full(channels, np.inf), np.full(channels, -np.inf)
+
+    def add(self, array: NDArray[Any]) -> None:
+        planes = array.reshape(len(array), -1)
+        count = planes.shape[1]
+        mean = planes.mean(axis=1, dtype=np.float64)
+        squares = planes.var(axis=1, dtype=np.float64) * count
+        total, difference = self._pixels + count, mean - self._mean
+        self._squares += squares + difference**2 * (self._pixels * count / total)
+        self._mean += difference * (count / total)
+        self._records, self._pixels = self._records + 1, total
+        self._low, self._high = np.minimum(self._low, planes.min(axis=1)), np.maximum(self._high, planes.max(axis=1))
+
+    def statistics(self) -> ChannelStatistics:
+        deviation = np.sqrt(self._squares / self._pixels)
+        return ChannelStatistics(self._records, self._mean.tolist(), deviation.tolist(), self._low.tolist(), self._high.tolist())
+
+
+def _keep_tile(tiles: _Tiles, label: int | None, array: NDArray[Any]) -> None:
+    """Add a picture to its label's row of the sheet, if there is room."""
+    if label not in tiles and len(tiles) >= _MOST_CLASSES:
+        return
+    row = tiles.setdefault(label, [])
+    if len(row) < _PER_CLASS:
+        row.append(array)
+
+
+def _title(label: int | None, summary: DatabaseSummary, names: list[str] | None) -> str:
+    if label is None:
+        return f"no label ({summary.unlabelled})"
+    name = f" {names[label]}" if names is not None and 0 <= label < len(names) else ""
+    return f"{label}{name} ({summary.labels[label]})"

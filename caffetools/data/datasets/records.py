@@ -1,0 +1,139 @@
+"""The records of any database, decoded: what ``dataset inspect``, ``verify`` and ``export`` go through."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from caffetools.data.databases import Database, shown_key
+from caffetools.data.datum import datum_to_array, parse_datum
+from caffetools.data.lmdb_file import Record
+from caffetools.errors import DataError
+from caffetools.proto.schema import message_class
+from caffetools.util.threads import ordered_map
+
+_AnnotatedDatum = message_class("AnnotatedDatum")
+# First bytes of a picture's file → format and name ending.
+_FORMATS = {
+    b"\xff\xd8\xff": ("JPEG", ".jpg"),
+    b"\x89PNG": ("PNG", ".png"),
+    b"BM": ("BMP", ".bmp"),
+    b"GIF8": ("GIF", ".gif"),
+    b"RIFF": ("WebP", ".webp"),
+    b"II*\0": ("TIFF", ".tif"),
+    b"MM\0*": ("TIFF", ".tif"),
+}
+# Records that a thread decodes at a time.
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class DecodedRecord:
+    """A record of a database.
+
+    Attributes:
+        key: Its key as text; bytes that are not UTF-8 are replaced.
+        raw_key: Its key; empty if the database could not give the record, which is then yielded up to a page early.
+        label: Its label; None if the Datum has none.
+        encoding: ``raw``, ``float_data``, or the format of the picture's file inside (``JPEG``, ``PNG``…).
+        array: (C, H, W), uint8, uint16 or float32; None if it cannot be decoded.
+        stated: (C, H, W) that an encoded Datum gives for its picture; None if it gives none.
+        data: The picture's file; empty if the record holds pixels.
+        error: Why it cannot be decoded.
+        annotated: Whether it is an AnnotatedDatum of SSD.
+    """
+
+    key: str
+    raw_key: bytes
+    label: int | None = None
+    encoding: str = ""
+    array: NDArray[Any] | None = None
+    stated: tuple[int, int, int] | None = None
+    data: bytes = b""
+    error: DataError | None = None
+    annotated: bool = False
+
+
+def decoded_records(database: Database) -> Generator[DecodedRecord, None, None]:
+    """Yield every record of ``database`` in the order of the keys, decoded by several threads; damaged ones with their error.
+
+    A page of the database that cannot be read ends the iteration with a record that has an error and maybe no key.
+    """
+    with closing(ordered_map(_decode_chunk, _chunks(database))) as chunks:
+        for chunk in chunks:
+            yield from chunk
+
+
+def file_suffix(data: bytes) -> str:
+    """Return the name ending for a picture's file: ``.jpg``, ``.png``…; ``.bin`` if the format is not known."""
+    return _format(data)[1]
+
+
+_Chunk = list[tuple[str, Record] | DecodedRecord]
+
+
+def _chunks(database: Database) -> Iterator[_Chunk]:
+    chunk: _Chunk = []
+    # The reader calls it with the record's error before it yields the records that follow.
+    damaged: list[DataError] = []
+    records = database.records(on_error=damaged.append)
+    try:
+        for record in records:
+            chunk += [_damaged(error) for error in damaged]
+            damaged.clear()
+            chunk.append((database.path, record))
+            if len(chunk) >= _CHUNK:
+                yield chunk
+                chunk = []
+    except DataError as error:
+        damaged.append(error)
+    yield chunk + [_damaged(error) for error in damaged]
+
+
+def _damaged(error: DataError) -> DecodedRecord:
+    return DecodedRecord(error.record or "", b"", error=error)
+
+
+def _decode_chunk(chunk: _Chunk) -> list[DecodedRecord]:
+    return [item if isinstance(item, DecodedRecord) else _decode(*item) for item in chunk]
+
+
+def _decode(path: str, record: Record) -> DecodedRecord:
+    raw, value = record
+    key, what = raw.decode("utf-8", "replace"), shown_key(path, raw)
+    annotated = False
+    try:
+        datum = parse_datum(value, what)
+    except DataError as error:
+        datum = _annotated(value)
+        if datum is None:
+            return DecodedRecord(key, raw, error=error)
+        annotated = True
+    label = int(datum.label) if datum.HasField("label") else None
+    data = bytes(datum.data) if datum.encoded else b""
+    encoding = _format(data)[0] if datum.encoded else "raw" if datum.data else "float_data"
+    stated = (int(datum.channels), int(datum.height), int(datum.width))
+    given = stated if datum.encoded and min(stated) > 0 else None
+    try:
+        array = datum_to_array(datum, what=what, any_depth=True)
+    except DataError as error:
+        return DecodedRecord(key, raw, label, encoding, None, given, data, error, annotated)
+    return DecodedRecord(key, raw, label, encoding, array, given, data, None, annotated)
+
+
+def _annotated(value: bytes) -> Any:
+    """Return the Datum inside of SSD's AnnotatedDatum; None if ``value`` is not one."""
+    try:
+        datum = _AnnotatedDatum.FromString(value).datum
+    except DecodeError:
+        return None
+    return datum if datum.data or datum.float_data else None
+
+
+def _format(data: bytes) -> tuple[str, str]:
+    return next((found for start, found in _FORMATS.items() if data.startswith(start)), ("unknown format", ".bin"))

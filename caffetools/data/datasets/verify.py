@@ -1,0 +1,188 @@
+"""Check a database: every record decodes, keys rise, sizes agree, labels leave no gap."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.cancel import CancelToken
+from caffetools.data.databases import open_database
+from caffetools.data.datasets.inspect import followed, shape_text
+from caffetools.data.datasets.records import DecodedRecord
+from caffetools.errors import DataError
+from caffetools.events import EventSink, ignore, reported
+
+PathLike = str | os.PathLike[str]
+# Numbers with which convert_imageset and most scripts begin a key.
+_NUMBER = re.compile(rb"\d{1,18}(?=_|$)")
+FaultKind = Literal["damaged", "order", "size", "values", "label", "gap"]
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a database.
+
+    Attributes:
+        kind: ``damaged``: a record cannot be read or decoded. ``order``: keys are numbers, and the records
+            are not in the order of the numbers (named once); keys out of the database's own order are damage. ``size``: its
+            size differs from most others', or from what its Datum states. ``values``: it has values that are not finite. ``label``:
+            its label is missing, negative, or not below the number of classes. ``gap``: no record has a label.
+        key: Key of the record; empty for faults of no single record.
+        message: What is wrong.
+    """
+
+    kind: FaultKind
+    key: str
+    message: str
+
+
+@dataclass
+class Verification:
+    """The result of :func:`verify_database`.
+
+    Attributes:
+        path: The database.
+        records: Number of records read.
+        faults: The faults in the order in which they were found; those of no single record at the end.
+    """
+
+    path: str
+    records: int = 0
+    faults: list[Fault] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        faults = [{"kind": fault.kind, "key": fault.key, "message": fault.message} for fault in self.faults]
+        return {"path": self.path, "records": self.records, "faults": faults}
+
+
+def verify_database(
+    path: PathLike,
+    *,
+    classes: int | None = None,
+    allow: tuple[str, ...] = (),
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> Verification:
+    """Read and decode every record of a database and list what is wrong.
+
+    Args:
+        path: An LMDB or LevelDB of Datum messages.
+        classes: Number of classes: labels must be below it, and each must occur. None: labels must occur from 0 to the highest.
+        allow: Kinds of faults that are not listed: ``size`` for databases of mixed sizes, ``gap`` for a split without some classes…
+        events: Receives ``Progress`` (unit ``records``).
+        cancel: Checked between records.
+
+    Raises:
+        DataError: It is not a database, or a kind in ``allow`` is unknown.
+        Cancelled: ``cancel`` was set.
+    """
+    for kind in allow:
+        if kind not in FAULT_KINDS:
+            raise DataError(f"the kind of fault '{kind}' is unknown; it can be {', '.join(FAULT_KINDS)}")
+    if classes is not None and classes < 1:
+        raise DataError(f"the number of classes must be 1 or more, not {classes}")
+    with reported("dataset", f"Verifying {os.fspath(path)}", events), closing(open_database(path)) as database:
+        checker = _Checker(classes)
+        for record in followed(database, events, cancel):
+            checker.add(record)
+        faults = [fault for fault in checker.finish() if fault.kind not in allow]
+    return Verification(os.fspath(path), checker.records, faults)
+
+
+class _Checker:
+    def __init__(self, classes: int | None):
+        self.records, self._classes = 0, classes
+        self._numbered: list[tuple[int, Fault]] = []
+        self._last = -1
+        self._all_numbered = True
+        self._order: tuple[int, Fault] | None = None
+        # Which size is the usual one is known at the end.
+        self._sizes: dict[str, list[tuple[int, str]]] = {}
+        self._labels: Counter[int] = Counter()
+        self._unlabelled: list[tuple[int, str]] = []
+
+    def add(self, record: DecodedRecord) -> None:
+        number = self.records
+        self.records += 1
+        self._check_order(record)
+        if record.error is not None:
+            error = record.error
+            self._fault("damaged", record, f"{error.message}; {error.hint}" if error.record is not None and error.hint else str(error))
+        if record.array is not None:
+            self._check_array(record, record.array)
+            self._sizes.setdefault(shape_text(record.array), []).append((number, record.key))
+        if record.label is None:
+            if record.error is None:
+                self._unlabelled.append((number, record.key))
+        elif record.label < 0:
+            self._fault("label", record, f"its label {record.label} is negative")
+        elif self._classes is not None and record.label >= self._classes:
+            self._fault("label", record, f"its label {record.label} is not below the number of classes, {self._classes}")
+        else:
+            self._labels[record.label] += 1
+
+    def finish(self) -> list[Fault]:
+        self._check_sizes()
+        if self._order is not None and self._all_numbered:
+            self._numbered.append(self._order)
+        if self._labels:
+            self._numbered += [(n, Fault("label", key, "it has no label, which Caffe reads as 0")) for n, key in self._unlabelled]
+        faults = [fault for _, fault in sorted(self._numbered, key=lambda item: item[0])]
+        highest = self._classes if self._classes is not None else max(self._labels, default=-1) + 1
+        missing = _ranges(self._labels, highest)
+        if missing and (self._labels or self._classes is not None):
+            faults.append(Fault("gap", "", f"no record has the label(s) {', '.join(missing)}; the labels go up to {highest - 1}"))
+        return faults
+
+    def _check_order(self, record: DecodedRecord) -> None:
+        """Compare the number at the key's start with the one before; keys of another form have no numbers to compare."""
+        if not record.raw_key:
+            return
+        found = _NUMBER.match(record.raw_key)
+        if found is None:
+            self._all_numbered = False
+            return
+        number = int(found[0])
+        if number < self._last and self._order is None:
+            text = f"its number comes after {self._last}: databases order keys as bytes, and these are not padded with zeros"
+            self._order = self.records - 1, Fault("order", record.key, text)
+        self._last = number
+
+    def _check_array(self, record: DecodedRecord, array: NDArray[Any]) -> None:
+        stated = record.stated
+        if stated is not None and stated[1:] != array.shape[1:]:
+            self._fault("size", record, f"its picture is {shape_text(array)}, but its Datum states {'x'.join(map(str, stated))}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            self._fault("values", record, f"{int((~np.isfinite(array)).sum())} of its values are not finite (NaN or infinite)")
+
+    def _check_sizes(self) -> None:
+        if len(self._sizes) < 2:
+            return
+        usual = max(self._sizes, key=lambda size: len(self._sizes[size]))
+        count = len(self._sizes[usual])
+        for size, records in self._sizes.items():
+            if size != usual:
+                fault = f"its size is {size}, but that of {count} record(s) is {usual}"
+                self._numbered += [(number, Fault("size", key, fault)) for number, key in records]
+
+    def _fault(self, kind: FaultKind, record: DecodedRecord, message: str) -> None:
+        self._numbered.append((self.records - 1, Fault(kind, record.key, message)))
+
+
+def _ranges(labels: Counter[int], count: int) -> list[str]:
+    """Return the labels below ``count`` that do not occur, as ``3`` or ``5-9``; in steps over ``labels``, since a label may be huge."""
+    found, start = [], 0
+    for label in [*sorted(label for label in labels if label < count), count]:
+        if label > start:
+            found.append(str(start) if label == start + 1 else f"{start}-{label - 1}")
+        start = label + 1
+    return found
