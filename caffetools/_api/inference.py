@@ -1,4 +1,4 @@
-"""Inference: classify, export, verify."""
+"""Inference: classify, export, quantize, verify."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from caffetools.infer.classifier import ClassificationResult, ImageLike
     from caffetools.onnx.importer import ImportedNet
     from caffetools.onnx.verify import Verification
+    from caffetools.quant.quantize import Quantization
 
 PathLike = str | os.PathLike[str]
 Phase = Literal["TRAIN", "TEST"]
@@ -161,6 +162,68 @@ def import_onnx(
     from caffetools.infer.import_model import import_file
 
     return import_file(model, folder, target=target, input_shapes=input_shapes)[0]
+
+
+def quantize(
+    deploy: PathLike,
+    weights: PathLike,
+    path: PathLike,
+    calibration: PathLike | Sequence[PathLike],
+    *,
+    precision: Literal["int8", "fp16"] = "int8",
+    method: Literal["minmax", "entropy", "percentile"] = "minmax",
+    percentile: float = 99.99,
+    keep: Sequence[str] = (),
+    min_agreement: float | None = None,
+    tables: Sequence[str] = ("tensorrt", "ncnn", "caffe"),
+    mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None,
+    scale: float | None = None,
+    resize: tuple[int, int] | None = None,
+    images: int = 500,
+    batch: int = 8,
+    opset: int = 17,
+    resume: bool = False,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> Quantization:
+    """Write a deployed net in int8 or fp16 as an ONNX file, calibrated on images and compared with the float net.
+
+    Args:
+        deploy: The deploy prototxt.
+        weights: Its .caffemodel.
+        path: ONNX file to write; calibration tables get its name with other endings.
+        calibration: A folder of images, an LMDB or LevelDB, or several files and folders.
+        precision: ``int8`` (QDQ nodes, a scale for each output channel of the weights) or ``fp16``.
+        method: How ranges are found: ``minmax``, ``entropy`` or ``percentile``.
+        percentile: For ``percentile``: % of the magnitudes above 0 that are not clipped.
+        keep: Layers that stay in float.
+        min_agreement: Share of images, 0 to 1, whose best class must stay; the worst layers stay in float until it is reached.
+        tables: Calibration tables to write, of ``tensorrt``, ``ncnn`` and ``caffe``; for int8.
+        mean: As for :func:`classify`.
+        scale: As for :func:`classify`.
+        resize: As for :func:`classify`.
+        images: Most images to take, spread evenly over all.
+        batch: Images per run.
+        opset: Version of ONNX's operator set, 13 to 25.
+        resume: Continue a calibration that was cancelled or killed.
+        events: Receives ``Progress`` in images, and ``ArtifactWritten``.
+        cancel: Checked before every batch.
+
+    Returns:
+        Agreement of the best classes, signal-to-noise ratio of each layer, sizes and speeds before and after, and the files.
+
+    Raises:
+        RunFailed: ``min_agreement`` is not reached.
+        CaffeToolsError: A file cannot be read, or an option is wrong.
+        Cancelled: ``cancel`` was set; what was counted is kept for ``resume``.
+    """
+    from caffetools.infer.classifier import Options
+    from caffetools.infer.quantize import quantize_deployed
+    from caffetools.quant.quantize import QuantizeOptions
+
+    how = QuantizeOptions(precision, method, percentile, keep, min_agreement, tables, batch, opset, resume)
+    options = Options(mean=mean, scale=scale, resize=resize)
+    return quantize_deployed(deploy, weights, path, calibration, options, how, images=images, events=events, cancel=cancel)
 
 
 def verify(model: PathLike, deploy: PathLike, weights: PathLike, *, seed: int = 0) -> Verification:

@@ -69,6 +69,9 @@ COMMANDS = {
     "visualize": Entry(_TRAINING, "visualize", attribute="app", example="caffetools visualize filters weights.caffemodel -o filters.png"),
     "classify": Entry(_INFERENCE, "classify", example="caffetools classify googlenet photo.jpg"),
     "export": Entry(_INFERENCE, "export", example="caffetools export deploy.prototxt weights.caffemodel -o model.onnx"),
+    "quantize": Entry(
+        _INFERENCE, "quantize", example="caffetools quantize deploy.prototxt weights.caffemodel --calibration photos -o int8.onnx"
+    ),
     "import": Entry(_INFERENCE, "import_", example="caffetools import model.onnx -o net"),
     "verify": Entry(_INFERENCE, "verify", example="caffetools verify deploy.prototxt weights.caffemodel model.onnx"),
     "engine": Entry(_INFERENCE, "engine", attribute="app", example="caffetools engine list"),

@@ -15,6 +15,7 @@ from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, fan_out
 
 if TYPE_CHECKING:
+    from caffetools.solver.callbacks import Callback
     from caffetools.solver.run import TrainResult
 
 
@@ -23,6 +24,10 @@ Processes = Annotated[
 ]
 Restarts = Annotated[
     int, typer.Option(metavar="N", help="With --processes: start all processes again up to N times when one fails; add --resume auto.")
+]
+
+Quantize = Annotated[
+    str, typer.Option(metavar="int8", help="Compute with simulated int8 (quantization-aware training).", show_default=False)
 ]
 
 
@@ -51,6 +56,7 @@ def train(
     restarts: Restarts = 0,
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
+    quantize: Quantize = "",
     engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
     engine_image: Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)] = "",
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write metrics for TensorBoard here.", show_default=False)] = None,
@@ -76,11 +82,13 @@ def train(
 
         ours = {"--device": device != "auto", "--max-iter": max_iter is not None, "--processes": processes is not None}
         ours |= {"--tensorboard": tensorboard is not None, "--mlflow": bool(mlflow), "--wandb": bool(wandb)}
-        ours |= {"--precision": precision != "fp32", "--compile": compiled}
+        ours |= {"--precision": precision != "fp32", "--compile": compiled, "--quantize": bool(quantize)}
         flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
-    options = {"max_iter": max_iter, "level": level, "stages": split(stage), "trackers": (tensorboard, mlflow, wandb)}
+    options: dict[str, Any] = {"max_iter": max_iter, "level": level, "stages": split(stage), "trackers": (tensorboard, mlflow, wandb)}
+    several = processes is not None or gpu == "all" or "," in gpu
+    options["callbacks"] = _quantization(quantize, several=several, plain=precision == "fp32" and not compiled)
     compute, effects = _compute_options(precision, compiled), (sigint_effect, sighup_effect)
     _train(path, processes, restarts, gpu, device, effects, compute, quiet, start | options)
 
@@ -161,6 +169,23 @@ def _compute_options(precision: str, compiled: bool) -> Any:
     from caffetools.solver.distributed import ComputeOptions
 
     return ComputeOptions(precision, compiled)
+
+
+def _quantization(wanted: str, *, several: bool, plain: bool) -> list[Callback]:
+    """Return the callbacks of ``--quantize``."""
+    if not wanted:
+        return []
+    if wanted != "int8":
+        raise CaffeToolsError(f"--quantize is int8, not '{wanted}'")
+    from caffetools.solver.strategy import launched
+
+    if several or launched():
+        raise CaffeToolsError("--quantize trains in one process; leave out --processes and further GPUs")
+    if not plain:
+        raise CaffeToolsError("--quantize computes in float32; leave out --precision and --compile")
+    from caffetools.quant.aware import QuantizationAware
+
+    return [QuantizationAware()]
 
 
 def _report(done: TrainResult, solver: Path) -> None:

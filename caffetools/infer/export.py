@@ -96,10 +96,10 @@ def export_deployed(
     how = how or ExportOptions()
     net = build_deployed(deploy, weights, how)
     axes = [axis for axis in how.dynamic_axes if axis != "batch" or how.batch is None]
-    card = _model_card(net, deploy, weights)
+    card = model_card(net, deploy, weights)
     inputs: dict[str, NDArray[Any]] | None = None
     in_graph: InGraphPreprocessing | None = None
-    found = _preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or Options())
+    found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or Options())
     if found is not None:
         blob, preprocessor = found
         card |= preprocessor.how.to_properties()
@@ -148,7 +148,7 @@ def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> N
     return net
 
 
-def _model_card(net: Net, deploy: PathLike, weights: PathLike) -> dict[str, str]:
+def model_card(net: Net, deploy: PathLike, weights: PathLike) -> dict[str, str]:
     """What the file was made from: names and SHA-256 of the sources, and the version of caffetools."""
     return {
         "caffetools.version": caffetools.__version__,
@@ -168,7 +168,7 @@ def _sha256(path: PathLike) -> str:
     return digest.hexdigest()
 
 
-def _preprocessing(net: Net, known: Preprocessing, options: Options) -> tuple[str, Preprocessor] | None:
+def find_preprocessing(net: Net, known: Preprocessing, options: Options) -> tuple[str, Preprocessor] | None:
     """Return the net's only input and its preprocessor; None if it does not take images."""
     shapes = [net.blob_shapes[blob] for blob in net.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):

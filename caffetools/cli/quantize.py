@@ -1,0 +1,120 @@
+"""``caffetools quantize``: a deployed net as an int8 or fp16 ONNX file, with calibration tables for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale
+from caffetools.cli.show import console, print_json, progress, show_warnings
+from caffetools.cli.tables import print_table, shortened
+from caffetools.events import Progress, fan_out
+
+if TYPE_CHECKING:
+    from caffetools.events import Event
+    from caffetools.quant.quantize import Quantization
+
+
+def quantize(
+    deploy: Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)],
+    calibration: Annotated[
+        list[str],
+        typer.Option(
+            "--calibration",
+            "-c",
+            metavar="DIR|LMDB",
+            help="Pictures like those of use: a folder, a database or a pattern; may be repeated.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
+    method: Annotated[str, typer.Option(help="How ranges are found: minmax, entropy or percentile.")] = "minmax",
+    percentile: Annotated[float, typer.Option(help="For percentile: % of the values that are not clipped.")] = 99.99,
+    keep: Annotated[str, typer.Option(metavar="LAYER,…", help="Layers that stay in float.", show_default=False)] = "",
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Keep the worst layers in float until this share of best classes (0.99) is the same.", show_default=False
+        ),
+    ] = None,
+    tables: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Calibration tables to write, of tensorrt,ncnn,caffe; or none.")
+    ] = "tensorrt,ncnn,caffe",
+    images: Annotated[int, typer.Option(min=1, help="Most pictures to take, spread over all.")] = 500,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures a run.")] = 8,
+    opset: Annotated[int, typer.Option(min=13, max=25, help="Version of ONNX's operators.")] = 17,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a calibration that was interrupted.")] = False,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    labels: Labels = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Write DEPLOY with WEIGHTS in int8 or fp16, calibrated on pictures and compared with the float net.
+
+    Pictures are prepared as deploy.json next to DEPLOY describes. int8 is ONNX with QDQ nodes, for onnxruntime; next to OUT are
+    TensorRT's calibration cache, ncnn's table and the table of caffe-int8-convert-tools, for use with the float model.
+    """
+    from caffetools.data.images import parse_size
+    from caffetools.infer.classifier import Options
+    from caffetools.infer.quantize import quantize_deployed
+    from caffetools.quant.quantize import QuantizeOptions
+
+    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    chosen = () if tables == "none" else _names(tables)
+    how = QuantizeOptions(precision, method, percentile, _names(keep), min_agreement, chosen, batch, opset, resume)  # type: ignore[arg-type]
+    with progress("Calibrating") as advance:
+
+        def show(event: Event) -> None:
+            if isinstance(event, Progress):
+                advance(event.done, event.total)
+
+        done = quantize_deployed(deploy, weights, out, calibration, options, how, images=images, events=fan_out([show, show_warnings]))
+    if json:
+        print_json(_plain(done))
+    else:
+        _print(done)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _print(done: Quantization) -> None:
+    if any(layer.sqnr is not None for layer in done.layers):
+        cells = [
+            (layer.name, "" if layer.sqnr is None else f"{layer.sqnr:.1f}", "float" if layer.kept else done.precision)
+            for layer in done.layers
+        ]
+        print_table(("layer", ">SQNR (dB)", "computed in"), cells)
+    if done.agreement is not None:
+        console.print(f"Same best class as in float: {done.agreement:.2%} of {done.images} pictures.")
+    before, after = shortened(done.bytes_before, "B"), shortened(done.bytes_after, "B")
+    console.print(f"Size: {before} in float, {after} in {done.precision} ({done.bytes_after / done.bytes_before:.0%}).")
+    ratio = done.ms_before / done.ms_after if done.ms_after else 0.0
+    console.print(
+        f"Speed in onnxruntime here: {done.ms_before:.2f} ms a picture in float, {done.ms_after:.2f} ms in {done.precision} ({ratio:.2f} times as fast)."
+    )
+    console.print(f"Wrote {done.path}.")
+    for name, path in done.tables.items():
+        console.print(f"Wrote {path} (table for {name}).")
+
+
+def _plain(done: Quantization) -> dict[str, object]:
+    return {
+        "model": str(done.path),
+        "precision": done.precision,
+        "images": done.images,
+        "agreement": done.agreement,
+        "layers": [{"name": layer.name, "sqnr_db": layer.sqnr, "kept": layer.kept} for layer in done.layers],
+        "tables": {name: str(path) for name, path in done.tables.items()},
+        "bytes_before": done.bytes_before,
+        "bytes_after": done.bytes_after,
+        "ms_before": done.ms_before,
+        "ms_after": done.ms_after,
+    }

@@ -1,0 +1,168 @@
+"""Quantize a deployed net on a folder of pictures or a database, through its own preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.cancel import CancelToken
+from caffetools.data.databases import open_database
+from caffetools.data.datum import record_to_array
+from caffetools.errors import CaffeToolsError, DataError
+from caffetools.events import EventSink, Warned, ignore
+from caffetools.infer.classifier import UNKNOWN_MEAN, Options, find_pictures
+from caffetools.infer.export import ExportOptions, build_deployed, find_preprocessing, model_card
+from caffetools.infer.preprocess import Preprocessor
+from caffetools.infer.sidecar import read_preprocessing
+from caffetools.quant.quantize import Quantization, QuantizeOptions, quantize_net
+from caffetools.results import Preprocessing
+
+PathLike = str | os.PathLike[str]
+DEFAULT_IMAGES = 500
+
+
+class PictureImages:
+    """Image files, prepared for a net.
+
+    Args:
+        blob: The net's input.
+        preprocessor: Prepares a picture.
+        paths: The files.
+    """
+
+    def __init__(self, blob: str, preprocessor: Preprocessor, paths: Sequence[str]):
+        self.blob, self._preprocessor, self._paths = blob, preprocessor, list(paths)
+        self.identity = _digest(preprocessor, *(f"{path} {Path(path).stat().st_size}" for path in self._paths))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return images ``start`` to ``stop`` - 1 as (N, C, H, W). Raises :class:`DataError` naming the file."""
+        made = [self._preprocessor.centre(self._preprocessor.read(path)) for path in self._paths[start:stop]]
+        return np.concatenate(made)
+
+
+class RecordImages:
+    """Records of an LMDB or LevelDB, prepared for a net.
+
+    Args:
+        blob: The net's input.
+        preprocessor: Prepares a picture.
+        path: The database.
+        limit: The most records to take, spread evenly over all.
+    """
+
+    def __init__(self, blob: str, preprocessor: Preprocessor, path: PathLike, limit: int):
+        self.blob, self._preprocessor = blob, preprocessor
+        self._database = open_database(path)
+        self._numbers = _spread(len(self._database), limit)
+        self.identity = _digest(preprocessor, f"{Path(path).resolve()} {len(self._database)} {limit}")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return images ``start`` to ``stop`` - 1 as (N, C, H, W). Raises :class:`DataError` naming the record."""
+        return np.concatenate([self._one(number) for number in self._numbers[start:stop]])
+
+    def _one(self, number: int) -> NDArray[np.float32]:
+        key, value = self._database.item(number)
+        name = key.decode("utf-8", "replace")
+        channels = self._preprocessor.channels
+        try:
+            planes, _ = record_to_array(value, color=channels == 3)
+        except DataError as error:
+            raise DataError(error.message, path=self._database.path, record=name) from None
+        if planes.dtype != np.uint8:
+            raise DataError("holds numbers that are not 8-bit pixels", path=self._database.path, record=name)
+        if planes.shape[0] != channels:
+            raise DataError(f"has {planes.shape[0]} channel(s), but the net's input has {channels}", path=self._database.path, record=name)
+        pixels = planes[0] if channels == 1 else planes.transpose(1, 2, 0)
+        return self._preprocessor.centre(np.ascontiguousarray(pixels))
+
+
+def quantize_deployed(
+    deploy: PathLike,
+    weights: PathLike,
+    path: PathLike,
+    calibration: PathLike | Sequence[PathLike],
+    options: Options | None = None,
+    how: QuantizeOptions | None = None,
+    *,
+    images: int = DEFAULT_IMAGES,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> Quantization:
+    """Write a deployed net in lower precision; see :func:`~caffetools.quant.quantize.quantize_net`.
+
+    Args:
+        deploy: The deploy prototxt; pictures are prepared as ``deploy.json`` next to it says.
+        weights: Its .caffemodel.
+        path: The ONNX file to write.
+        calibration: A folder of pictures, an LMDB or LevelDB, or several files, folders and patterns.
+        options: Mean, labels, scale and size in place of those of ``deploy.json``.
+        how: Precision, calibration and layers to keep.
+        images: The most pictures to take, spread evenly over all.
+        events: Receives the events of the work.
+        cancel: Checked between batches.
+
+    Raises:
+        CaffeToolsError: A file cannot be read, the net takes no pictures, or an option is wrong.
+        Cancelled: ``cancel`` was set; ``how.resume`` continues.
+    """
+    if images < 1:
+        raise CaffeToolsError(f"the number of images must be at least 1, not {images}")
+    # A missing folder is found before the net is built.
+    files = None if _is_database(calibration) else _files(calibration)
+    net = build_deployed(deploy, weights, ExportOptions())
+    found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or Options())
+    if found is None:
+        raise DataError("the net has no single input for pictures, so it cannot be calibrated", path=deploy)
+    blob, preprocessor = found
+    if not preprocessor.how.mean_known:
+        events(Warned(task="calibrate", message=UNKNOWN_MEAN))
+    card = model_card(net, deploy, weights) | preprocessor.how.to_properties()
+    if files is None:
+        source: PictureImages | RecordImages = RecordImages(blob, preprocessor, _single(calibration), images)
+    else:
+        source = PictureImages(blob, preprocessor, [files[number] for number in _spread(len(files), images)])
+    return quantize_net(net, source, path, how, properties=card, events=events, cancel=cancel)
+
+
+def _single(calibration: PathLike | Sequence[PathLike]) -> PathLike:
+    if isinstance(calibration, str | os.PathLike):
+        return calibration
+    return calibration[0] if len(calibration) == 1 else ""
+
+
+def _is_database(calibration: PathLike | Sequence[PathLike]) -> bool:
+    folder = Path(_single(calibration))
+    return (folder / "data.mdb").exists() or (folder / "CURRENT").is_file()
+
+
+def _files(calibration: PathLike | Sequence[PathLike]) -> list[str]:
+    names = [calibration] if isinstance(calibration, str | os.PathLike) else list(calibration)
+    found = find_pictures(names)
+    for name in found:
+        if not Path(name).exists():
+            raise DataError("no such file or folder", path=name)
+    if not found:
+        raise DataError("there are no calibration pictures")
+    return found
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """Return up to ``limit`` of ``count`` numbers, evenly spread, so that each class of a sorted list has its share."""
+    return list(range(count)) if count <= limit else [index * count // limit for index in range(limit)]
+
+
+def _digest(preprocessor: Preprocessor, *parts: str) -> str:
+    how = preprocessor.how.to_properties()
+    text = "\n".join([*parts, repr(sorted(how.items())), repr(preprocessor.shape[1:]), repr(preprocessor.size)])
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,157 @@
+"""A float ONNX model in lower precision: int8 with QuantizeLinear and DequantizeLinear nodes (QDQ), or fp16; Caffe's blob names stay."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+# First: it switches onnxruntime's telemetry off.
+from caffetools.engines import onnxruntime as _engine  # noqa: F401
+from caffetools.errors import ExportError
+from caffetools.net.net import Net
+from caffetools.onnx.model import OnnxModel
+from caffetools.quant.fake import quantizable
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+# What passes its input on, so that it stays in float with the layer before it.
+_FOLLOWERS = ("Relu", "Flatten", "Reshape")
+# Their results stay near their inputs' precision; normalizations and probabilities are computed in float.
+_QUANTIZED = (*_PRODUCTS, "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add")
+_LARGEST_FP16 = float(np.finfo(np.float16).max)
+
+
+def layer_inputs(net: Net, model: OnnxModel) -> dict[str, str]:
+    """Return layer → the ONNX value that its product reads, for each convolution and inner product."""
+    nodes = _nodes_by_layer(net, model.proto.graph)
+    found = {}
+    for layer in quantizable(net):
+        product = next((node for node in nodes.get(layer.name, ()) if node.op_type in _PRODUCTS), None)
+        if product is not None:
+            found[layer.name] = product.input[0]
+    return found
+
+
+def to_int8(model: OnnxModel, net: Net, ranges: Mapping[str, tuple[float, float]], keep: Collection[str] = ()) -> onnx.ModelProto:
+    """Insert QDQ nodes: uint8 activations with zero points, int8 weights with a scale for each output channel.
+
+    Args:
+        model: The float model.
+        net: What it was exported from.
+        ranges: Value of the model → (lowest, highest) to represent.
+        keep: Layers that stay in float.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+
+    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
+    with tempfile.TemporaryDirectory() as folder, _silenced():
+        cache, out = Path(folder, "ranges.json"), Path(folder, "int8.onnx")
+        save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), cache)
+        quantize_static(
+            model.to_proto(),
+            out,
+            None,
+            op_types_to_quantize=list(_QUANTIZED),
+            nodes_to_exclude=_excluded(net, model.proto.graph, keep),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                # Blobs between a convolution and its activation keep their names, and are not rounded: their readers' inputs are.
+                "QDQKeepRemovableActivations": True,
+                "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
+                "ForceQuantizeNoInputCheck": True,
+            },
+            calibration_cache_path=cache,
+        )
+        made = onnx.load(str(out))
+    _read_floats(made.graph, _excluded(net, model.proto.graph, keep))
+    return made
+
+
+def to_fp16(model: OnnxModel, net: Net, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """Convert weights and computation to fp16; inputs and outputs stay float32.
+
+    Args:
+        model: The float model.
+        net: What it was exported from.
+        keep: Layers that stay in float32.
+
+    Raises:
+        ExportError: A weight is too large for fp16; names it.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    for name, array in model.weights.items():
+        if array.dtype == np.float32 and array.size and float(np.abs(array).max()) > _LARGEST_FP16:
+            layer = name.rpartition("/")[0]
+            raise ExportError(f"'{name}' has values above fp16's largest, {_LARGEST_FP16:g}", layer=layer, hint=f"--keep {layer}")
+    with _silenced():
+        made: onnx.ModelProto = convert_float_to_float16(
+            model.to_proto(), keep_io_types=True, node_block_list=_excluded(net, model.proto.graph, keep)
+        )
+    return made
+
+
+def _excluded(net: Net, graph: onnx.GraphProto, keep: Collection[str]) -> list[str]:
+    """Return the names of the nodes of ``keep``, and of the activations behind them."""
+    if not keep:
+        return []
+    nodes = _nodes_by_layer(net, graph)
+    names = [node.name for layer in keep for node in nodes.get(layer, ())]
+    values = {name for layer in keep for node in nodes.get(layer, ()) for name in node.output}
+    for node in graph.node:
+        if node.op_type in _FOLLOWERS and node.input[0] in values:
+            names.append(node.name)
+            values.update(node.output)
+    return list(dict.fromkeys(names))
+
+
+def _read_floats(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Let the nodes ``names`` read values as they are before they are rounded; drop QDQ nodes that nothing reads then."""
+    makers = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.name in names:
+            for index, value in enumerate(node.input):
+                maker = makers.get(value)
+                before = makers.get(maker.input[0]) if maker is not None and maker.op_type == "DequantizeLinear" else None
+                if before is not None and before.op_type == "QuantizeLinear":
+                    node.input[index] = before.input[0]
+    while True:
+        read = {value for node in graph.node for value in node.input} | {output.name for output in graph.output}
+        unread = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in read]
+        if not unread:
+            return
+        for node in unread:
+            graph.node.remove(node)
+
+
+def _nodes_by_layer(net: Net, graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Return layer → its nodes, which are named ``LAYER`` or ``LAYER/Op``."""
+    known = {layer.name for layer in net.layers}
+    nodes: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        name = node.name if node.name in known else node.name.rpartition("/")[0]
+        nodes.setdefault(name, []).append(node)
+    return nodes
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep the converters' remarks from the terminal, and give the root logger its level back."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)

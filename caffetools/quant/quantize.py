@@ -1,0 +1,303 @@
+"""From a net and calibration images to a model in lower precision, its calibration tables, and what they cost in accuracy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from caffetools.cancel import CancelToken
+from caffetools.engines.onnxruntime import Session, open_session
+from caffetools.errors import CaffeToolsError, DataError, ExportError, NetError, RunFailed, did_you_mean
+from caffetools.events import ArtifactWritten, EventSink, Progress, ignore, reported
+from caffetools.net.net import Net
+from caffetools.onnx.export import DEFAULT_OPSET, build
+from caffetools.onnx.model import OnnxModel
+from caffetools.quant.calibration import Images, Ranges, calibrate, state_path
+from caffetools.quant.histograms import METHODS, Method
+from caffetools.quant.models import layer_inputs, to_fp16, to_int8
+from caffetools.quant.noise import layer_noise
+from caffetools.quant.tables import TABLES, tensorrt_cache
+from caffetools.util.files import atomic_write, write_text
+
+PathLike = str | os.PathLike[str]
+Precision = Literal["int8", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("int8", "fp16")
+
+_TIMED_RUNS = 10
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How a net is brought to lower precision.
+
+    Attributes:
+        precision: ``int8`` or ``fp16``.
+        method: How thresholds are found: ``minmax``, ``entropy`` or ``percentile``.
+        percentile: For ``percentile``: % of the magnitudes above 0 that are not clipped.
+        keep: Layers that stay in float.
+        min_agreement: Share of images, 0 to 1, whose best class must stay the same; the layers with the lowest signal-to-noise ratio
+            stay in float until it is reached.
+        tables: Calibration tables to write: ``tensorrt``, ``ncnn``, ``caffe``.
+        batch: Images a run.
+        opset: Version of ONNX's operators.
+        resume: Continue an unfinished calibration.
+    """
+
+    precision: Precision = "int8"
+    method: Method = "minmax"
+    percentile: float = 99.99
+    keep: Sequence[str] = ()
+    min_agreement: float | None = None
+    tables: Sequence[str] = tuple(TABLES)
+    batch: int = 8
+    opset: int = DEFAULT_OPSET
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A convolution or inner product.
+
+    Attributes:
+        name: The layer.
+        sqnr: Signal-to-noise ratio in dB of its output when it alone is int8; None where it was not measured.
+        kept: Whether it stays in float.
+    """
+
+    name: str
+    sqnr: float | None
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Result of :func:`quantize_net`.
+
+    Attributes:
+        path: The ONNX file.
+        precision: ``int8`` or ``fp16``.
+        images: Number of calibration images.
+        agreement: Share of the images, 0 to 1, whose best class is that of the float model; None where the net has no classes.
+        layers: Convolutions and inner products, in the net's order.
+        tables: Name of a table → its file.
+        bytes_before: Size of the float model.
+        bytes_after: Size of the file.
+        ms_before: Milliseconds an image of the float model in onnxruntime, the median of 10 runs of one image.
+        ms_after: The same of the new model.
+    """
+
+    path: Path
+    precision: Precision
+    images: int
+    agreement: float | None
+    layers: list[QuantizedLayer] = field(default_factory=list)
+    tables: dict[str, Path] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    ms_before: float = 0.0
+    ms_after: float = 0.0
+
+
+def quantize_net(
+    net: Net,
+    images: Images,
+    path: PathLike,
+    options: QuantizeOptions | None = None,
+    *,
+    properties: Mapping[str, str] | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> Quantization:
+    """Write ``net`` to ``path`` in lower precision, after its outputs were compared with the float model's.
+
+    Args:
+        net: A net in the TEST phase, with its weights.
+        images: What it is calibrated and compared on.
+        path: The ONNX file to write; tables get its name with other endings.
+        options: Precision, calibration and layers to keep.
+        properties: The file's ``metadata_props``.
+        events: Receives ``Started``, ``Progress``, ``ArtifactWritten`` and ``Finished``.
+        cancel: Checked between batches.
+
+    Raises:
+        CaffeToolsError: An option is wrong, or an image cannot be read.
+        ExportError: The net has no exact ONNX form, or a value does not fit the precision.
+        RunFailed: ``min_agreement`` is not reached with any layer in int8, or a file cannot be written.
+        Cancelled: ``cancel`` was set; a calibration that had begun can be resumed.
+    """
+    how = options or QuantizeOptions()
+    with reported("calibrate", f"{how.precision} model {os.fspath(path)}", events):
+        _check(net, images, how)
+        work = _Work(net, images, how, Path(path), events, cancel)
+        return work.run(dict(properties or {}))
+
+
+def _check(net: Net, images: Images, how: QuantizeOptions) -> None:
+    for what, value, known in (("precision", how.precision, PRECISIONS), ("method", how.method, METHODS)):
+        if value not in known:
+            raise CaffeToolsError(f"'{value}' is not a {what}; {', '.join(known)} are")
+    if unknown := [name for name in how.tables if name not in TABLES]:
+        raise CaffeToolsError(f"'{unknown[0]}' is not a calibration table; {', '.join(TABLES)} are")
+    names = {layer.name for layer in net.layers}
+    if unknown := [name for name in how.keep if name not in names]:
+        raise NetError(f"the net '{net.name}' has no layer '{unknown[0]}' to keep{did_you_mean(unknown[0], names)}")
+    if not 0 < how.percentile <= 100:
+        raise CaffeToolsError(f"the percentile must be above 0 and at most 100, not {how.percentile:g}")
+    if how.min_agreement is not None and not 0 <= how.min_agreement <= 1:
+        raise CaffeToolsError(f"the agreement is a share from 0 to 1, not {how.min_agreement:g}")
+    if how.batch < 1:
+        raise CaffeToolsError(f"the batch must be at least 1, not {how.batch}")
+    if not len(images):
+        raise DataError("there are no calibration images")
+
+
+class _Work:
+    """One quantization: the float model, its ranges, and the models that are tried."""
+
+    def __init__(self, net: Net, images: Images, how: QuantizeOptions, path: Path, events: EventSink, cancel: CancelToken | None):
+        self.net, self.images, self.how, self.path = net, images, how, path
+        self.events, self.cancel = events, cancel
+        self.thresholds: dict[str, float] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
+
+    def run(self, properties: dict[str, str]) -> Quantization:
+        how = self.how
+        self.model = build(self.net, opset=how.opset, properties=properties)[0]
+        self.float_session = open_session(self.model.to_proto())
+        self.inputs = layer_inputs(self.net, self.model)
+        noise: dict[str, float] = {}
+        if how.precision == "int8":
+            self._calibrate()
+            bounds = {layer: self.ranges[value] for layer, value in self.inputs.items()}
+            noise = layer_noise(self.net, self.images, bounds, batch=how.batch, cancel=self.cancel)
+        self.expected = self._classes(self.float_session)
+        if how.min_agreement is not None and not self.expected:
+            raise ExportError("the net's outputs have no classes, so there is no agreement to reach", hint="leave out --min-agreement")
+        order = sorted((name for name in self.inputs if name not in how.keep), key=lambda name: noise.get(name, 0.0))
+        made, agreement, kept = self._search(order)
+        return self._write(made, agreement, kept, noise)
+
+    def _calibrate(self) -> None:
+        how = self.how
+        counted: Ranges = calibrate(
+            self.model,
+            self.images,
+            batch=how.batch,
+            state=state_path(self.path),
+            resume=how.resume,
+            events=self.events,
+            cancel=self.cancel,
+        )
+        self.ranges = {name: value.clipped(how.method, how.percentile) for name, value in counted.values.items()}
+        self.thresholds = {name: value.threshold(how.method, how.percentile) for name, value in counted.values.items()}
+
+    def _search(self, order: Sequence[str]) -> tuple[onnx.ModelProto, float | None, tuple[str, ...]]:
+        """Return the model with the fewest layers of ``order`` in float that agrees enough, by bisection."""
+        given = tuple(self.how.keep)
+        best = (*self._try(given), given)
+        wanted = self.how.min_agreement
+        if wanted is None or best[1] is None or best[1] >= wanted:
+            return best
+        # At least one layer is quantized, else there is no result.
+        low, high = 1, len(order) - 1
+        found: tuple[onnx.ModelProto, float | None, tuple[str, ...]] | None = None
+        while low <= high:
+            count = (low + high) // 2
+            kept = (*given, *order[:count])
+            made, agreement = self._try(kept)
+            if agreement is not None and agreement >= wanted:
+                found, high = (made, agreement, kept), count - 1
+            else:
+                low = count + 1
+        if found is None:
+            raise RunFailed(
+                f"an agreement of {wanted:g} is not reached with any layer in {self.how.precision} (all in it: {best[1]:.4f})",
+                hint="calibrate with more images or by another --method, or fine-tune with train --quantize int8",
+            )
+        return found
+
+    def _try(self, keep: Sequence[str]) -> tuple[onnx.ModelProto, float | None]:
+        if self.how.precision == "int8":
+            made = to_int8(self.model, self.net, self.ranges, keep)
+        else:
+            made = to_fp16(self.model, self.net, keep)
+        got = self._classes(open_session(made))
+        shares = [float((self.expected[blob] == got[blob]).mean()) for blob in self.expected]
+        return made, min(shares, default=None)
+
+    def _classes(self, session: Session) -> dict[str, NDArray[np.int64]]:
+        """Return output → index of the best class, over all images, where axis 1 is one of classes."""
+        rows: dict[str, list[NDArray[np.int64]]] = {}
+        for start in range(0, len(self.images), self.how.batch):
+            if self.cancel is not None:
+                self.cancel.raise_if_cancelled("quantization")
+            stop = min(start + self.how.batch, len(self.images))
+            for blob, output in session.run({self.images.blob: self.images.read(start, stop)}).items():
+                if not np.isfinite(output).all():
+                    raise ExportError("has values that are not finite in this precision", blob=blob, hint="keep layers in float (--keep)")
+                if output.ndim >= 2 and output.shape[1] > 1:
+                    rows.setdefault(blob, []).append(output.argmax(axis=1).astype(np.int64))
+            self.events(Progress(task="compare", done=stop, total=len(self.images), unit="images"))
+        return {blob: np.concatenate(parts) for blob, parts in rows.items()}
+
+    def _write(self, made: onnx.ModelProto, agreement: float | None, kept: Sequence[str], noise: Mapping[str, float]) -> Quantization:
+        onnx.helper.set_model_props(made, {**{p.key: p.value for p in self.model.proto.metadata_props}, **self._card(kept, agreement)})
+        data = made.SerializeToString()
+        tables = self._write_tables(kept) if self.how.precision == "int8" else {}
+        with atomic_write(self.path) as stream:
+            stream.write(data)
+        self.events(ArtifactWritten(task="calibrate", path=os.fspath(self.path), what="onnx"))
+        one = {self.images.blob: self.images.read(0, 1)}
+        return Quantization(
+            self.path,
+            self.how.precision,
+            len(self.images),
+            agreement,
+            [QuantizedLayer(name, noise.get(name), name in kept) for name in self.inputs],
+            tables,
+            _size(self.model),
+            len(data),
+            _milliseconds(self.float_session, one),
+            _milliseconds(open_session(data), one),
+        )
+
+    def _card(self, kept: Sequence[str], agreement: float | None) -> dict[str, str]:
+        card = {"caffetools.precision": self.how.precision, "caffetools.kept_in_float": ",".join(kept)}
+        if self.how.precision == "int8":
+            card["caffetools.calibration"] = f"{self.how.method}, {len(self.images)} images"
+        if agreement is not None:
+            card["caffetools.top1_agreement"] = f"{agreement:.4f}"
+        return card
+
+    def _write_tables(self, kept: Sequence[str]) -> dict[str, Path]:
+        by_layer = {layer: self.thresholds[value] for layer, value in self.inputs.items()}
+        written = {}
+        for name in self.how.tables:
+            suffix, make = TABLES[name]
+            text = tensorrt_cache(self.thresholds, self.how.method) if make is None else make(self.net, by_layer, kept)
+            written[name] = self.path.with_suffix(suffix)
+            write_text(written[name], text)
+            self.events(ArtifactWritten(task="calibrate", path=os.fspath(written[name]), what=f"{name} table"))
+        return written
+
+
+def _size(model: OnnxModel) -> int:
+    return model.size + model.proto.ByteSize()
+
+
+def _milliseconds(session: Session, batch: Mapping[str, NDArray[Any]], clock: Callable[[], float] = time.perf_counter) -> float:
+    session.run(batch)
+    durations = []
+    for _ in range(_TIMED_RUNS):
+        start = clock()
+        session.run(batch)
+        durations.append(clock() - start)
+    return float(np.median(durations)) * 1000

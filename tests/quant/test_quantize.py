@@ -1,0 +1,243 @@
+"""Calibration, int8 and fp16 models, and tables: what comes out for a small net that was trained on drawn digits."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import caffetools as ct
+from caffetools.cancel import CancelToken
+from caffetools.engines.onnxruntime import open_session
+from caffetools.errors import CaffeToolsError, Cancelled, DataError, RunFailed
+from caffetools.events import Event, Finished, Progress
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights, save_weights
+from caffetools.quant.calibration import state_path
+from caffetools.quant.quantize import Quantization
+from tests.cli.inprocess import error_of, run, run_well
+from tests.quant.conftest import Digits
+
+
+def inputs(digits: Digits) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """The net's input as the training computed it."""
+    return ((digits.images.astype(np.float32) - 128) / 256)[:, None]
+
+
+def float_net(digits: Digits) -> Net:
+    net = Net.from_file(digits.deploy)
+    load_weights(net, digits.weights)
+    return net
+
+
+def lines(path: Path) -> dict[str, list[float]]:
+    return {words[0]: [float(word) for word in words[1:]] for words in map(str.split, path.read_text().splitlines())}
+
+
+@pytest.fixture(scope="session")
+def int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Quantization:
+    return ct.quantize(digits.deploy, digits.weights, tmp_path_factory.mktemp("int8") / "digits.onnx", digits.pictures)
+
+
+def test_int8_agrees_with_float_and_onnxruntime_gives_the_reported_agreement(digits: Digits, int8: Quantization) -> None:
+    session = open_session(int8.path)
+    got = session.run({"data": inputs(digits)})["prob"].argmax(axis=1)
+    import torch
+
+    expected = float_net(digits)({"data": torch.from_numpy(inputs(digits))})["prob"].argmax(dim=1).numpy()
+    assert int8.agreement == (got == expected).mean() >= 0.97
+    assert (got == digits.labels).mean() > 0.9
+    assert int8.bytes_after == int8.path.stat().st_size
+
+
+def test_int8_weights_are_stored_for_each_channel_and_blobs_keep_their_names(digits: Digits, int8: Quantization) -> None:
+    graph = onnx.load(int8.path).graph
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = float_net(digits).layer("conv2").array(0)
+    scales = arrays["conv2/0_scale"]
+    assert np.allclose(scales, np.abs(weights).reshape(12, -1).max(axis=1) / 127, rtol=1e-6)
+    stored = arrays["conv2/0_quantized"]
+    assert stored.dtype == np.int8
+    assert np.abs(stored * scales.reshape(-1, 1, 1, 1) - weights).max() <= scales.max() / 2 * 1.001
+    made = {name for node in graph.node for name in node.output}
+    assert {"conv1", "pool1", "conv2", "conv3", "ip", "prob"} <= made
+    assert {"caffetools.kept_in_float", "caffetools.weights_sha256", "caffetools.scale"} <= {
+        p.key for p in onnx.load(int8.path).metadata_props
+    }
+
+
+def test_the_tables_have_the_scales_that_the_activations_and_weights_give(digits: Digits, int8: Quantization) -> None:
+    import torch
+
+    net = float_net(digits)
+    with torch.no_grad():
+        blobs = net({"data": torch.from_numpy(inputs(digits))}, keep=["conv1", "pool1", "conv2", "conv3"])
+    bottoms = {"conv1": torch.from_numpy(inputs(digits)), "conv2": blobs["pool1"], "conv3": blobs["conv2"], "ip": blobs["conv3"]}
+    largest = {layer: float(blob.abs().max()) for layer, blob in bottoms.items()}
+    ncnn, caffe = lines(int8.tables["ncnn"]), lines(int8.tables["caffe"])
+    for layer, maximum in largest.items():
+        assert ncnn[layer] == pytest.approx([127 / maximum], rel=1e-4)
+        weights = np.abs(net.layer(layer).array(0))
+        outputs = weights.reshape(len(weights), -1).max(axis=1)
+        if layer == "conv2":  # two groups of six outputs
+            assert ncnn["conv2_param_0"] == pytest.approx([127 / outputs[:6].max(), 127 / outputs[6:].max()], abs=1e-5)
+        else:  # 3x3 kernels have six bits
+            assert ncnn[f"{layer}_param_0"] == pytest.approx((31 if layer == "conv3" else 127) / outputs, abs=1e-5)
+        if layer != "ip":
+            assert caffe[layer] == pytest.approx([127 / maximum], rel=1e-4)
+            assert caffe[f"{layer}_param_0"] == pytest.approx(127 / outputs, rel=1e-5)
+    assert list(ncnn) == [*(f"{layer}_param_0" for layer in largest), *largest]
+    assert "ip" not in caffe
+    header, *rest = int8.tables["tensorrt"].read_text().splitlines()
+    assert re.fullmatch(r"TRT-\d+-MinMaxCalibration", header)
+    scales = {name: struct.unpack(">f", bytes.fromhex(code))[0] for name, code in (line.split(": ") for line in rest)}
+    assert scales["data"] == pytest.approx(largest["conv1"] / 127, rel=1e-6)
+    assert scales["pool1"] == pytest.approx(largest["conv2"] / 127, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile"])
+def test_other_calibrations_clip_and_still_agree(digits: Digits, tmp_path: Path, int8: Quantization, method: str) -> None:
+    made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, method=method, percentile=99.9)  # type: ignore[arg-type]
+    assert made.agreement is not None and made.agreement >= 0.97
+    clipped, whole = lines(made.tables["ncnn"]), lines(int8.tables["ncnn"])
+    assert all(clipped[layer][0] >= whole[layer][0] for layer in ("conv1", "conv2", "conv3", "ip"))
+    assert clipped["ip"][0] > whole["ip"][0]
+
+
+def test_an_lmdb_gives_the_tables_of_the_same_pictures(digits: Digits, tmp_path: Path, int8: Quantization) -> None:
+    made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.database)
+    assert made.tables["ncnn"].read_text() == int8.tables["ncnn"].read_text()
+
+
+def test_a_cancelled_calibration_is_resumed_to_the_same_files(digits: Digits, tmp_path: Path, int8: Quantization) -> None:
+    token, events = CancelToken(), list[Event]()
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progress) and event.done >= 96:
+            token.cancel()
+
+    out = tmp_path / "m.onnx"
+    with pytest.raises(Cancelled):
+        ct.quantize(digits.deploy, digits.weights, out, digits.pictures, method="entropy", events=stop, cancel=token)
+    assert isinstance(events[-1], Finished) and events[-1].status == "cancelled"
+    assert not out.exists() and state_path(out).exists()
+    with pytest.raises(DataError, match="other images"):
+        ct.quantize(digits.deploy, digits.weights, out, digits.pictures, method="entropy", images=150, resume=True)
+    later: list[Event] = []
+    resumed = ct.quantize(digits.deploy, digits.weights, out, digits.pictures, method="entropy", resume=True, events=later.append)
+    assert next(event for event in later if isinstance(event, Progress)).done == 104
+    whole = ct.quantize(digits.deploy, digits.weights, tmp_path / "whole.onnx", digits.pictures, method="entropy")
+    for name, path in whole.tables.items():
+        assert resumed.tables[name].read_bytes() == path.read_bytes()
+    assert out.read_bytes() == whole.path.read_bytes()
+    assert not state_path(out).exists()
+
+
+def test_layers_to_keep_stay_in_float_and_out_of_the_tables(digits: Digits, tmp_path: Path) -> None:
+    made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, keep=["conv1"])
+    assert [layer.name for layer in made.layers if layer.kept] == ["conv1"]
+    names = {tensor.name for tensor in onnx.load(made.path).graph.initializer}
+    assert "conv1/0" in names and "conv2/0_quantized" in names
+    assert "conv1" not in lines(made.tables["ncnn"]) and "conv2" in lines(made.tables["ncnn"])
+
+
+def spoilt(digits: Digits, folder: Path) -> Path:
+    """Weights with the same outputs whose conv2 has one channel 3000 times as large as the rest, and conv3 undoes it."""
+    net = float_net(digits)
+    import torch
+
+    with torch.no_grad():
+        for index in (0, 1):
+            net.layer("conv2").blobs[index][0] *= 3000
+        net.layer("conv3").blobs[0][:, 0] /= 3000
+    save_weights(net, folder / "spoilt.caffemodel")
+    return folder / "spoilt.caffemodel"
+
+
+def test_min_agreement_finds_the_layer_that_int8_spoils(digits: Digits, tmp_path: Path) -> None:
+    weights = spoilt(digits, tmp_path)
+    bad = ct.quantize(digits.deploy, weights, tmp_path / "bad.onnx", digits.pictures)
+    assert bad.agreement is not None and bad.agreement < 0.9
+    worst = min(bad.layers, key=lambda layer: layer.sqnr or 0.0)
+    assert worst.name == "conv3"
+    good = ct.quantize(digits.deploy, weights, tmp_path / "good.onnx", digits.pictures, min_agreement=0.97)
+    assert good.agreement is not None and good.agreement >= 0.97
+    assert "conv3" in [layer.name for layer in good.layers if layer.kept]
+    assert not all(layer.kept for layer in good.layers)
+
+
+def test_fp16_agrees_and_is_half_as_large(digits: Digits, tmp_path: Path) -> None:
+    made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, precision="fp16")
+    assert made.agreement == 1.0 and not made.tables
+    graph = onnx.load(made.path).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor).dtype for tensor in graph.initializer}
+    assert stored["conv1/0"] == np.float16
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_the_signal_to_noise_ratio_is_that_of_rounding_to_8_bits(int8: Quantization) -> None:
+    for layer in int8.layers:
+        assert layer.sqnr is not None and math.isfinite(layer.sqnr) and 25 < layer.sqnr < 60
+
+
+def test_the_command_prints_the_report_and_writes_the_files(digits: Digits, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    done = run_well("quantize", digits.deploy, digits.weights, "--calibration", digits.pictures, "--images", 40, "-o", out)
+    assert "SQNR" in done.stdout and "Same best class as in float" in done.stdout and "Speed" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.caffe-int8.table", "m.ncnn.table", "m.onnx", "m.tensorrt.cache"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--calibration", "none"], "none"),
+        (["--calibration", "empty"], "no pictures"),
+        (["--calibration", "color_lmdb"], "3 channel"),
+        (["--calibration", "words.png"], "words.png"),
+        (["--calibration", "{pictures}", "--keep", "conv9"], "conv9"),
+        (["--calibration", "{pictures}", "--precision", "int4"], "int4"),
+        (["--calibration", "{pictures}", "--method", "best"], "best"),
+        (["--calibration", "{pictures}", "--tables", "mnn"], "mnn"),
+        (["--calibration", "{pictures}", "--percentile", "0"], "percentile"),
+        (["--calibration", "{pictures}", "--min-agreement", "2"], "agreement"),
+        (["--calibration", "{pictures}", "--resize", "8"], "smaller"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    from caffetools.data.databases import new_lmdb
+    from caffetools.data.datum import image_to_record
+
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("words.png").write_text("these are words")
+    with new_lmdb("color_lmdb") as writer:
+        writer.put(b"0", image_to_record(np.zeros((16, 16, 3), np.uint8), 0))
+    given = [argument.format(pictures=digits.pictures) for argument in arguments]
+    assert words in error_of(run("quantize", digits.deploy, digits.weights, *given, "-o", "m.onnx"))
+    assert not [path for path in Path().iterdir() if path.name.startswith(("m.", ".m."))]
+
+
+def test_an_agreement_out_of_reach_is_a_failed_run_that_writes_nothing(digits: Digits, tmp_path: Path) -> None:
+    weights = spoilt(digits, tmp_path)
+    out = tmp_path / "m.onnx"
+    with pytest.raises(RunFailed, match="not reached"):
+        ct.quantize(digits.deploy, weights, out, digits.pictures, keep=["conv1", "conv2", "ip"], min_agreement=0.99)
+    assert not out.exists()
+
+
+def test_a_net_without_pictures_is_refused(tmp_path: Path, digits: Digits) -> None:
+    (tmp_path / "deploy.prototxt").write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 4 } } }\n'
+        'layer { name: "r" type: "ReLU" bottom: "data" top: "r" }\n'
+    )
+    with pytest.raises(CaffeToolsError, match="no single input"):
+        ct.quantize(tmp_path / "deploy.prototxt", digits.weights, tmp_path / "m.onnx", digits.pictures)
