@@ -1,10 +1,12 @@
-"""Seconds per training iteration: caffetools against the same network hand-written in plain PyTorch, side by side in one run.
+"""Seconds per training iteration: caffetools, the same network hand-written in plain PyTorch, and real Caffe, side by side in one run.
 
     python benchmarks/train.py [--batch 16] [--rounds 7] [--only squeezenet_v1.1]
 
-Both train on the same random pictures, already in memory, each in a process of its own. Rounds alternate (ours, theirs, ours, …), so
-that a machine that slows down slows both; the figures are each one's medians of wall seconds and of CPU seconds (user and system, all
+All train on the same random pictures, already in memory, each in a process of its own. Rounds alternate (ours, theirs, ours, …), so
+that a machine that slows down slows all; the figures are each one's medians of wall seconds and of CPU seconds (user and system, all
 threads; less shaken by others on the machine), and its peak memory. The ratios are theirs / ours (above 1: caffetools is better).
+Real Caffe runs where ``caffetools engine add caffe`` has made its environment (its solver is given data by DummyData layers), else
+it is left out. "share of sgemm" is 3 x the forward pass's multiply-adds at the rate of a large matrix product, over our time.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import resource
 import statistics
 import subprocess
@@ -21,25 +22,26 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from plain import NETWORKS
-
-from caffetools.engines.caffe import RealCaffe
-from caffetools.graph.inputs import data_layers_to_inputs
-from caffetools.proto.schema import SolverParameter
-from caffetools.proto.text import read_net, write_prototxt
-from caffetools.solver.solver import Solver
-from caffetools.zoo.networks import prototxt_path
-
-Step = Callable[[], None]
+# By name → side of the pictures; the PyTorch modules are in plain.py.
+NETWORKS = {"bvlc_alexnet": 227, "bvlc_googlenet": 224, "squeezenet_v1.1": 227}
+Step = Callable[[], object]
 
 
 def ours(name: str, batch: int, size: int) -> Step:
     """One iteration of ``caffetools train``: its solver, on pictures that are there already."""
+    from caffetools.graph.inputs import data_layers_to_inputs
+    from caffetools.net.malloc_tuning import disable_malloc_trim
+    from caffetools.proto.schema import SolverParameter
+    from caffetools.proto.text import read_net
+    from caffetools.solver.solver import Solver
+    from caffetools.zoo.networks import prototxt_path
+
+    disable_malloc_trim()  # as the command line does
     net = data_layers_to_inputs(read_net(prototxt_path(name, "train_val")), batch=batch)
     param = SolverParameter(train_net_param=net, base_lr=1e-3, lr_policy="fixed", momentum=0.9, weight_decay=5e-4, max_iter=10**6)
     solver = Solver(param)
@@ -50,7 +52,12 @@ def ours(name: str, batch: int, size: int) -> Step:
 
 def theirs(name: str, batch: int, size: int) -> Step:
     """One iteration in plain eager PyTorch."""
-    model: nn.Module = NETWORKS[name][0]()
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    from plain import NETWORKS as MODULES
+
+    model: Any = MODULES[name][0]()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     data, label = pictures(batch, size)
 
@@ -63,14 +70,15 @@ def theirs(name: str, batch: int, size: int) -> Step:
 
 
 def pictures(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, 3, size, size, generator=generator) * 50, torch.randint(0, 1000, (batch,), generator=generator)
 
 
 def worker(name: str, batch: int, who: str) -> None:
     """One iteration for each line of standard input; its wall and CPU seconds, and the peak memory so far, as a line of JSON."""
-    torch.manual_seed(0)
-    step = SIDES[who](name, batch, NETWORKS[name][1])
+    step = SIDES[who](name, batch, NETWORKS.get(name, 0))
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         step()
@@ -80,9 +88,10 @@ def worker(name: str, batch: int, who: str) -> None:
 class Side:
     """A process of its own that computes iterations when asked to: neither sees the other's memory, nor its settings."""
 
-    def __init__(self, name: str, batch: int, who: str):
-        command = [sys.executable, __file__, "--batch", str(batch), "--only", name, "--worker", who]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, name: str, batch: int, who: str, python: str):
+        environment = {**os.environ, "GLOG_minloglevel": "3"}
+        command = [python, __file__, "--batch", str(batch), "--only", name, "--worker", who]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         self.wall: list[float] = []
         self.cpu: list[float] = []
         self.peak = 0.0
@@ -102,25 +111,87 @@ class Side:
         self.process.wait()
 
 
+def real_caffe(name: str, batch: int, size: int) -> Step:
+    """One step of real Caffe's own solver; ``name`` is here the solver's prototxt."""
+    import caffe  # type: ignore[import-not-found]
+
+    caffe.set_mode_cpu()
+    solver = caffe.SGDSolver(name)
+    return lambda: solver.step(1)
+
+
+def solver_of_real_caffe(name: str, batch: int, folder: Path) -> str:
+    """Write the net of ``name``, its pictures and labels from DummyData, and a solver; return the solver's path."""
+    from caffetools.graph.inputs import data_layers_to_inputs
+    from caffetools.proto.schema import SolverParameter
+    from caffetools.proto.text import read_net, write_prototxt
+    from caffetools.zoo.networks import prototxt_path
+
+    net = data_layers_to_inputs(read_net(prototxt_path(name, "train_val")), batch=batch)
+    for layer in net.layer:
+        if layer.type == "Input":
+            layer.type = "DummyData"
+            layer.dummy_data_param.shape.extend(layer.input_param.shape)
+            layer.dummy_data_param.data_filler.add(type="constant", value=1)
+            layer.ClearField("input_param")
+    write_prototxt(folder / "net.prototxt", net)
+    fields: dict[str, Any] = {"base_lr": 1e-3, "lr_policy": "fixed", "momentum": 0.9, "weight_decay": 5e-4, "max_iter": 10**6}
+    solver = SolverParameter(net=str(folder / "net.prototxt"), solver_mode="CPU", snapshot_prefix=str(folder / "s"), **fields)
+    write_prototxt(folder / "solver.prototxt", solver)
+    return str(folder / "solver.prototxt")
+
+
+def sgemm_seconds(macs: int) -> float:
+    """Seconds that ``macs`` multiply-adds take at the rate of a large matrix product."""
+    import torch
+
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begin)
+    return min(times) * macs / 2048**3
+
+
+def macs_of(name: str, batch: int) -> int:
+    from caffetools.graph.inputs import data_layers_to_inputs
+    from caffetools.net.net import Net
+    from caffetools.proto.schema import TRAIN
+    from caffetools.proto.text import read_net
+    from caffetools.zoo.networks import prototxt_path
+
+    net = Net(data_layers_to_inputs(read_net(prototxt_path(name, "train_val")), batch=batch), TRAIN, fill=False)
+    return sum(layer.macs() for layer in net.layers)
+
+
 def compare(name: str, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    sides = {who: Side(name, batch, who) for who in SIDES}
-    for _ in range(2):
+    from caffetools.engines.environments import find_environment
+    from caffetools.errors import CaffeToolsError
+
+    with tempfile.TemporaryDirectory() as place:
+        sides = {who: Side(name, batch, who, sys.executable) for who in ("caffetools", "pytorch")}
+        try:
+            python = str(find_environment("caffe").python)
+            sides["caffe"] = Side(solver_of_real_caffe(name, batch, Path(place)), batch, "caffe", python)
+        except CaffeToolsError as error:
+            print(f"left out: {error}")
+        for _ in range(2):
+            for side in sides.values():
+                side.step(count=False)
+        for _ in range(rounds):
+            for side in sides.values():
+                side.step()
         for side in sides.values():
-            side.step(count=False)
-    for _ in range(rounds):
-        for side in sides.values():
-            side.step()
-    for side in sides.values():
-        side.close()
+            side.close()
     results = {
         who: {"wall s": statistics.median(side.wall), "CPU s": statistics.median(side.cpu), "GB": side.peak} for who, side in sides.items()
     }
-    ours, theirs = results["caffetools"], results["pytorch"]
-    if os.environ.get("CAFFE_ROOT"):
-        # After the others, so that it takes no core from them; it does less, since it makes no update.
-        results["real Caffe, no update"] = caffe = real_caffe(name, batch, rounds)
-        results["real Caffe / caffetools"] = {"wall s": caffe["wall s"] / ours["wall s"]}
-    return {**results, "PyTorch / caffetools": {what: theirs[what] / ours[what] for what in ours}}
+    ours = dict(results["caffetools"])
+    for who in [who for who in results if who != "caffetools"]:
+        results[f"{who} / caffetools"] = {what: results[who][what] / ours[what] for what in ours}
+    results["share of sgemm"] = {"": 3 * sgemm_seconds(macs_of(name, batch)) / ours["wall s"]}
+    return results
 
 
 def peak_of_this_process() -> float:
@@ -131,32 +202,20 @@ def peak_of_this_process() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
-def real_caffe(name: str, batch: int, rounds: int) -> dict[str, float]:
-    """Wall seconds of a forward and backward pass (no update) in the Caffe that CAFFE_ROOT names, by its own ``caffe time``."""
-    net = data_layers_to_inputs(read_net(prototxt_path(name, "train_val")), batch=batch)
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "net.prototxt"
-        write_prototxt(model, net)
-        command = [*RealCaffe.find().command, "time", "-model", str(model), "-iterations", str(rounds)]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    found = re.search(r"Average Forward-Backward: ([\d.e+]+) ms", log)
-    if not found:
-        raise SystemExit(f"real Caffe printed no time:\n{log[-2000:]}")
-    return {"wall s": float(found[1]) / 1000}
-
-
-SIDES = {"caffetools": ours, "pytorch": theirs}
+SIDES = {"caffetools": ours, "pytorch": theirs, "caffe": real_caffe}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", choices=list(NETWORKS))
+    parser.add_argument("--only", metavar="NET")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
+        # The folder of this script holds nothing that a worker may import by accident.
+        sys.path.pop(0)
         worker(options.only, options.batch, options.worker)
         return
     results = {}
@@ -167,6 +226,8 @@ def main() -> None:
             for who, figures in result.items():
                 print(f"  {who:22}" + "".join(f"{value:10.3f} {what}" for what, value in figures.items()), flush=True)
     if options.json:
+        import torch
+
         facts = {"batch": options.batch, "threads": torch.get_num_threads(), "torch": torch.__version__}
         print(json.dumps({**facts, "results": results}, indent=2))
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from caffetools.solver.solver import Solver
     from caffetools.zoo.fetch import fetch
 
+from caffetools._moved import install as _install_moved
+
+_install_moved()
+
 __version__ = "0.1.0"
 
 __all__ = [

@@ -9,6 +9,7 @@ import typer
 
 from caffetools.cli.narrate import TerminalSink
 from caffetools.cli.show import console
+from caffetools.errors import Cancelled
 
 
 def demo(
@@ -24,8 +25,12 @@ def demo(
     """
     from caffetools.project.demo import run_demo
 
-    with TerminalSink() as terminal:
-        done = run_demo(out, terminal, seed=seed, device=device)
+    try:
+        with TerminalSink() as terminal:
+            done = run_demo(out, terminal, seed=seed, device=device)
+    except Cancelled:
+        # Each demo replaces an earlier one, so there is nothing to resume.
+        raise Cancelled("stopped; give the same command again to start over") from None
     console.print()
     for phase, name in zip(done.phases, ("digits 0 to 4", "digits 5 to 9"), strict=True):
         confusion = phase.evaluation.confusion

@@ -90,6 +90,7 @@ class OnnxGraph(Protocol):
 
 # What Caffe counts values with is a C++ int.
 _MOST_VALUES = 2**31 - 1
+_MOST_VALUES_OF_A_BATCH = 2**36
 
 
 class Layer(nn.Module):
@@ -313,7 +314,9 @@ class Layer(nn.Module):
 
 
 def check_size(layer: str, blob: str, shape: Shape) -> None:
-    """Check that a blob can exist, as Caffe does: no axis is negative, and its values are at most 2^31 - 1.
+    """Check that a blob can exist: no axis is negative, and an item of the batch has at most 2^31 - 1 values.
+
+    BVLC Caffe allows that many in the whole blob; NVIDIA's nets for many GPUs have larger batches in one prototxt.
 
     Raises:
         NetError: It cannot; names the layer and the blob.
@@ -321,7 +324,7 @@ def check_size(layer: str, blob: str, shape: Shape) -> None:
     if any(axis < 0 for axis in shape):
         hint = "a batch of any size is written as 1 in Caffe" if shape[0] < 0 else None
         raise NetError(f"'{blob}' would be {format_shape(shape)}: an axis is below 0", layer=layer, hint=hint)
-    if math.prod(shape) > _MOST_VALUES:
+    if math.prod(shape[1:]) > _MOST_VALUES or math.prod(shape) > _MOST_VALUES_OF_A_BATCH:
         raise NetError(f"'{blob}' would be {format_shape(shape)}: more than 2^31 - 1 values", layer=layer)
 
 

@@ -313,7 +313,7 @@ class Watcher(Protocol):
 
 # Memory of a parameter → how often it was given out as an array, and the last of these: writes to it leave no trace in torch's version
 # counters. An entry of memory that was released and taken again only makes packed weights be packed once more.
-_exposed: dict[int, tuple[int, weakref.ref[Array]]] = {}
+_exposed: dict[int, tuple[int, weakref.ref[Array] | None]] = {}
 _watchers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -323,9 +323,21 @@ def watch(watcher: Watcher) -> None:
 
 
 def exposure(parameter: Tensor) -> tuple[int, bool]:
-    """(how often the memory of ``parameter`` was given out as an array, whether such an array is alive)."""
+    """(how often the memory of ``parameter`` was given out as an array or marked as written, whether such an array is alive)."""
     times, array = _exposed.get(parameter.untyped_storage().data_ptr(), (0, None))
     return times, array is not None and array() is not None
+
+
+def mark_written(parameters: Iterable[Tensor]) -> None:
+    """Note that ``parameters`` were changed in a way that torch's version counters do not show: through NumPy, or by a fused kernel.
+
+    Args:
+        parameters: The changed tensors; others that lie in the same memory count as changed, too.
+    """
+    for parameter in parameters:
+        memory = parameter.untyped_storage().data_ptr()
+        times, array = _exposed.get(memory, (0, None))
+        _exposed[memory] = (times + 1, array)
 
 
 def _settle_watchers(tensor: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from caffetools.errors import ModelFileError, NetError
 from caffetools.layers.base import Layer, format_shape
+from caffetools.layers.blob_storage import mark_written
 from caffetools.net.net import Net
 from caffetools.proto.binary import read_caffemodel, write_caffemodel
 from caffetools.proto.blobs import Array, fits_stored
@@ -86,6 +87,7 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
                 parameter.detach().numpy()[...] = array.reshape(parameter.shape)
             else:
                 parameter.copy_(torch.from_numpy(np.array(array, copy=not array.flags.writeable)).reshape(parameter.shape))
+    mark_written(parameter for parameter, _ in copies)
     _warn_of_ambiguous(report, model, origin, "last" if from_hdf5 else "first", warn)
     return report
 

@@ -91,7 +91,7 @@ class GraphBuilder:
             node.name = _unique(layer.name if len(added) == 1 else f"{layer.name}/{node.op_type}", self._node_names)
         missing = [top for top in layer.tops if top not in self._written and top not in layer.bottoms]
         if missing and not layer.IS_DATA:
-            raise ExportError(f"of type {layer.type_name} wrote no ONNX node for its top '{missing[0]}'", layer=layer.name)
+            raise ExportError(f"({layer.type_name}) wrote no ONNX node for its top '{missing[0]}'", layer=layer.name)
         self.inputs += missing
         self._current.update(zip(missing, missing, strict=True))
         self._layer, self._bottoms, self._sizes = None, {}, {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
+from caffetools.layers.blob_storage import mark_written
 from caffetools.net.net import Learnable
 from caffetools.proto.blobs import fits_stored
 from caffetools.proto.schema import SolverParameter
@@ -95,6 +96,8 @@ class UpdateRule:
             self._regularize(group)
             self._update(group, rate * group.lr_mult, iteration)
             group.gradients = []
+            # Fused kernels leave no trace in the version counters; nets that share the weights keep packed copies of them.
+            mark_written(group.weights)
 
     def check_history(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
         """Raise :class:`CaffeToolsError` where there are more or fewer arrays than this rule keeps for this net, or a shape differs."""

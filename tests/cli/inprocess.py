@@ -70,6 +70,6 @@ def refused(materials: Path, line: str, words: str, code: int = 2) -> None:
     """``line`` ends with one line that has ``words``, and everything lies as it lay before."""
     before = below(materials)
     message = error_of(run(*shlex.split(line)), code)
-    assert words in message
+    assert words in message, message
     after = below(materials)
     assert sorted(after) == sorted(before) and after == before

@@ -58,10 +58,13 @@ OPTIONS = [
     ("classify good.prototxt good.caffemodel good.png --labels good.png", "good.png: not a UTF-8 text file"),
     ("classify good.prototxt good.caffemodel good.png --mean 1,2", "the mean has 2 values, but the net's input has 3 channel(s)"),
     ("classify good.prototxt good.caffemodel good.png --mean folder", "folder: cannot read: Is a directory"),
-    ("classify good.prototxt good.caffemodel good.png --mean good.caffemodel", "good.caffemodel: damaged or not a binaryproto"),
+    (
+        "classify good.prototxt good.caffemodel good.png --mean good.caffemodel",
+        "good.caffemodel: this is a .caffemodel (weights), and a binaryproto is expected",
+    ),
     ("classify good.prototxt good.caffemodel good.png --resize 4", "pictures resized to 4x4 are smaller than the net's input of 8x8"),
     ("classify good.prototxt good.caffemodel good.png --scale 0", "the scale must be a finite number other than 0"),
-    ("classify good.prototxt good.caffemodel good.png --engine caffe", "unknown engine 'caffe'"),
+    ("classify good.prototxt good.caffemodel good.png --engine caffe", "caffetools engine add caffe"),
     ("classify good.prototxt good.caffemodel good.png --output absent", "has no output 'absent'"),
     ("export good.prototxt good.caffemodel -o out --labels labels3.txt", "labels3.txt: there are 3 labels, but the net's outputs have 2"),
     ("export good.prototxt good.caffemodel -o out --scale nan", "the scale must be a finite number other than 0"),
@@ -83,7 +86,7 @@ def test_options_that_cannot_be_are_refused(materials: Path, line: str, words: s
         ("lr_policy: 'cosine'", "unknown lr_policy 'cosine'"),
         ("type: 'SGDX'", "unknown type 'SGDX'"),
         ("net: 'absent.prototxt'", "absent.prototxt: cannot read"),
-        ("test_iter: -1", "every test_iter must be above 0"),
+        ("test_iter: -1", "every test_iter must be at least 0"),
     ],
 )
 def test_bad_settings_of_a_solver_are_refused(materials: Path, field: str, words: str) -> None:

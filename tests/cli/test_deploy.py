@@ -58,7 +58,7 @@ def test_no_file_is_written_over_another_of_the_run(tmp_path: Path) -> None:
     net.write_text(prototxt_path("resnet10").read_text())
     save_weights(Net.from_file(prototxt_path("resnet10", "deploy")), weights)
     before = weights.read_bytes()
-    for out, told in (("same.prototxt", "is read here, so it cannot be written"), ("x.caffemodel", "the weights are written beside it")):
+    for out, told in (("same.prototxt", "is read here, so it cannot be written"), ("x.caffemodel", "the weights are written next to it")):
         code, _, err = run("deploy", net, "-o", tmp_path / out, "--fold-bn", "--weights", weights, "--force")
         assert code == 2 and told in err
     code, _, err = run("deploy", net, "-o", net, "--force")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -149,8 +150,9 @@ def test_ctrl_c_of_finetune_takes_a_snapshot_and_the_same_command_goes_on(place:
     process = start(place, *command)
     out, err = stopped_when(process, lambda: len(snapshots(place)) >= 1, signal.SIGINT)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "caffetools: stopped, with a snapshot; give the same command again to go on from there"
-    assert "Traceback" not in err and "stopped at iteration" in out
+    last = err.splitlines()[-1]
+    assert re.fullmatch(r"caffetools: stopped at iteration \d+, with a snapshot; give the same command again to resume from it", last)
+    assert "Traceback" not in err and "Train from scratch" in out
     # A later Ctrl-C, to see that it went on rather than began anew.
     before = max(int(path.stem.rpartition("_")[2]) for path in snapshots(place))
     known = len(snapshots(place))
@@ -173,7 +175,7 @@ def test_ctrl_c_of_the_demo_is_one_line_and_the_next_one_begins_anew(tmp_path: P
     process = start(tmp_path, "demo", "-o", "demo", "--device", "cpu")
     out, err = stopped_when(process, lambda: any(net.glob("*.solverstate")), signal.SIGINT)
     assert process.returncode == 130
-    assert err == "caffetools: stopped; give the same command again to begin anew\n" and "stopped at iteration" in out
+    assert err == "caffetools: stopped; give the same command again to start over\n" and "Train from scratch" in out
     process = start(tmp_path, "demo", "-o", "demo", "--device", "cpu")
     stopped_when(process, lambda: not net.exists())
 

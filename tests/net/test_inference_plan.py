@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from caffetools.layers.native_conv import Layout, NativeConv
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
-from caffetools.proto.schema import NetParameter
+from caffetools.net.weights import load_weights, save_weights
+from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.text import parse
+from caffetools.solver.rules import make_rule as rule_for
 from caffetools.zoo.networks import prototxt_path
 
 pytestmark = pytest.mark.skipif(not native_conv.available(), reason=native.status())
@@ -269,3 +272,22 @@ def test_a_held_array_of_an_inner_blob_follows_every_pass() -> None:
         run.feed({"data": torch.ones(6, 3, 20, 20)})
         run.forward()
     np.testing.assert_allclose(held, plain.blobs["sum"].data.value().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_a_file_or_a_solver_writes_count_at_once(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net, other = Net(parse(BRANCHES, NetParameter)), Net(parse(BRANCHES, NetParameter))
+    batch = {"data": torch.randn(6, 3, 20, 20, generator=torch.Generator().manual_seed(2))}
+    save_weights(other, tmp_path / "other.caffemodel")
+    with torch.no_grad():
+        net(batch)
+        load_weights(net, tmp_path / "other.caffemodel")
+        torch.testing.assert_close(net(batch)["prob"], other(batch)["prob"])
+    rule = rule_for(SolverParameter(momentum=0.9), net.learnable)
+    for entry in net.learnable:
+        entry.parameter.grad = torch.ones_like(entry.parameter)
+    rule.apply(0.1, 0)
+    with torch.no_grad():
+        after = net(batch)["prob"]
+        net.inference.enabled = False
+        torch.testing.assert_close(after, net(batch)["prob"], rtol=1e-4, atol=1e-6)

@@ -137,7 +137,7 @@ def replaced(net: Net, kind: type[Layer]) -> Net:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Silent, "layer 'r' of type ReLU wrote no ONNX node for its top 'y'"),
+        (Silent, "layer 'r': \\(ReLU\\) wrote no ONNX node for its top 'y'"),
         (Twice, "writes its top 'y' twice"),
         (Wrong, "blob 'y' would be 2 x 4 x 1 x 1 in ONNX, but is 2 x 4 x 8 x 8 in the net"),
         (Unknown, "not valid ONNX: No Op registered for NoSuchOperator"),

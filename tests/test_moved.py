@@ -1,0 +1,31 @@
+"""Old names of modules: they give the new modules, with a DeprecationWarning, for one more minor release."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from caffetools._moved import MOVED
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_an_old_name_gives_the_new_module(old: str) -> None:
+    sys.modules.pop(f"caffetools.{old}", None)
+    with pytest.warns(DeprecationWarning, match="has moved to"):
+        module = importlib.import_module(f"caffetools.{old}")
+    assert module is importlib.import_module(f"caffetools.{MOVED[old]}")
+    assert module.__spec__ is not None and module.__spec__.name == f"caffetools.{MOVED[old]}"
+
+
+def test_old_names_work_in_every_form_of_import() -> None:
+    script = "from caffetools.locks import file_lock\nfrom caffetools.proto import dialect\nimport caffetools.deploy.classifier as c\nprint(c.__name__)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "caffetools.infer.classifier\n"
+
+
+def test_an_unknown_name_is_unknown() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("caffetools.nothing.here")
