@@ -13,12 +13,18 @@ from numpy.typing import NDArray
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import open_database
 from caffetools.data.datum import record_to_array
-from caffetools.errors import CaffeToolsError, DataError
+from caffetools.errors import CaffeToolsError, DataError, NetError
 from caffetools.events import EventSink, Warned, ignore
+from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
 from caffetools.infer.classifier import UNKNOWN_MEAN, Options, find_pictures
 from caffetools.infer.export import ExportOptions, build_deployed, find_preprocessing, model_card
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.infer.sidecar import read_preprocessing
+from caffetools.layers.normalization import BatchNorm
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights, read_weights
+from caffetools.proto.schema import TEST
+from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 from caffetools.quant.quantize import Quantization, QuantizeOptions, quantize_net
 from caffetools.results import Preprocessing
 
@@ -120,7 +126,7 @@ def quantize_deployed(
         raise CaffeToolsError(f"the number of images must be at least 1, not {images}")
     # A missing folder is found before the net is built.
     files = None if _is_database(calibration) else _files(calibration)
-    net = build_deployed(deploy, weights, ExportOptions())
+    net = _fold(build_deployed(deploy, weights, ExportOptions()), weights, events)
     found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or Options())
     if found is None:
         raise DataError("the net has no single input for pictures, so it cannot be calibrated", path=deploy)
@@ -133,6 +139,22 @@ def quantize_deployed(
     else:
         source = PictureImages(blob, preprocessor, [files[number] for number in _spread(len(files), images)])
     return quantize_net(net, source, path, how, properties=card, events=events, cancel=cancel)
+
+
+def _fold(net: Net, weights: PathLike, events: EventSink) -> Net:
+    """Return the net with its batch normalizations folded; between int8 layers they would be computed in float, slowly."""
+    if not any(isinstance(layer, BatchNorm) for layer in net.layers):
+        return net
+    try:
+        folded = fold_batch_norm(net.param, upgrade_caffemodel(read_weights(weights)))
+    except NetError as error:
+        events(Warned(task="calibrate", message=f"batch normalization is not folded, so the model is slower: {error}"))
+        return net
+    made = Net(folded.net, TEST, fill=False)
+    load_weights(made, folded.weights)
+    count = sum(map(len, folded.layers.values()))
+    events(Warned(task="calibrate", message=f"{count} BatchNorm and Scale layers were folded into the layers before them"))
+    return made
 
 
 def _single(calibration: PathLike | Sequence[PathLike]) -> PathLike:

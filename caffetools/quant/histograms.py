@@ -72,7 +72,7 @@ class ValueRange:
         while largest > self.width * BINS:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
             self.width *= 2
-        magnitudes = np.abs(values[values != 0].ravel())
+        magnitudes = np.abs(values[values != 0].ravel()).astype(np.float64)
         bins = np.minimum((magnitudes / self.width).astype(np.int64), BINS - 1)
         self.counts += np.bincount(bins, minlength=BINS)
 

@@ -173,6 +173,28 @@ def test_min_agreement_finds_the_layer_that_int8_spoils(digits: Digits, tmp_path
     assert not all(layer.kept for layer in good.layers)
 
 
+def test_batch_normalization_is_folded_before_int8(digits: Digits, tmp_path: Path) -> None:
+    between = """
+layer { name: "bn" type: "BatchNorm" bottom: "conv1" top: "conv1" batch_norm_param { use_global_stats: true } }
+layer { name: "scale" type: "Scale" bottom: "conv1" top: "conv1" scale_param { bias_term: true } }
+layer { name: "relu1\""""
+    text = digits.deploy.read_text().replace('\nlayer { name: "relu1"', between)
+    (tmp_path / "deploy.prototxt").write_text(text)
+    (tmp_path / "deploy.json").write_text(digits.deploy.with_suffix(".json").read_text())
+    net = Net.from_file(tmp_path / "deploy.prototxt")
+    load_weights(net, digits.weights)
+    for name, values in (("bn", (0.0, 4.0, 1.0)), ("scale", (1.5, 0.0))):  # x / 2 * 1.5
+        for parameter, value in zip(net.layer(name).blobs, values, strict=True):
+            parameter.data.fill_(value)
+    save_weights(net, tmp_path / "bn.caffemodel")
+    done = run_well("quantize", tmp_path / "deploy.prototxt", tmp_path / "bn.caffemodel", "-c", digits.pictures, "-o", tmp_path / "m.onnx")
+    assert "2 BatchNorm and Scale layers were folded" in done.stderr
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert not [node for node in graph.node if node.op_type == "BatchNormalization"]
+    weights = np.abs(float_net(digits).layer("conv1").array(0)).reshape(8, -1).max(axis=1)
+    assert lines(tmp_path / "m.ncnn.table")["conv1_param_0"] == pytest.approx(127 / (0.75 * weights), rel=1e-4)
+
+
 def test_fp16_agrees_and_is_half_as_large(digits: Digits, tmp_path: Path) -> None:
     made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, precision="fp16")
     assert made.agreement == 1.0 and not made.tables
