@@ -4,10 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <list>
 #include <mutex>
 #include <thread>
-#include <vector>
 #ifndef _WIN32
 #include <unistd.h>
 #endif
@@ -15,17 +13,28 @@
 namespace caffetools {
 namespace {
 
+// A short wait that keeps the core: giving it to the system costs a time slice where other work wants it.
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // Parts for each thread: enough that one that begins late still gets an even share.
 constexpr int64_t kPartsPerThread = 4;
-// How long an idle thread looks for the next loop before it sleeps: about the time between two operators of a net.
-constexpr auto kPatience = std::chrono::microseconds(50);
+// How long an idle thread looks for the next loop before it sleeps: more than the time between two operators of a net.
+constexpr auto kPatience = std::chrono::microseconds(200);
+// How often the caller looks whether the others are done before it gives its core to the system.
+constexpr int kTurns = 4000;
+// Loops that run at the same time; further ones get no helpers.
+constexpr int kSlots = 16;
 
 struct Job {
   const LoopBody* body;
   int64_t count, part;
-  int helpers_wanted;           // guarded by the pool's mutex
   std::atomic<int64_t> next{0};
-  std::atomic<int> helpers{0};  // threads other than the caller that are in work()
 
   void work() {
     for (;;) {
@@ -36,6 +45,15 @@ struct Job {
   }
 };
 
+// Where a job is found. A worker counts itself as a user before it reads the job, so the caller, whose stack holds the job, leaves
+// only when the job is taken down and nobody uses the slot.
+struct alignas(64) Slot {
+  std::atomic<bool> taken{false};
+  std::atomic<Job*> job{nullptr};
+  std::atomic<int> users{0};
+  std::atomic<int> wanted{0};  // helpers that the job still takes
+};
+
 class Pool {
  public:
   void run(int threads, int64_t count, const LoopBody& body) {
@@ -43,77 +61,86 @@ class Pool {
     job.body = &body;
     job.count = count;
     job.part = std::max<int64_t>(1, count / (threads * kPartsPerThread));
-    job.helpers_wanted = static_cast<int>(std::min<int64_t>(threads, (count + job.part - 1) / job.part)) - 1;
-    std::list<Job*>::iterator place;
-    bool wake;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(workers_.size()) < threads - 1) workers_.emplace_back(&Pool::serve, this).detach();
-      place = jobs_.insert(jobs_.end(), &job);
-      waiting_.fetch_add(1, std::memory_order_release);
-      wake = sleeping_ > 0;
+    const int helpers = static_cast<int>(std::min<int64_t>(threads, (count + job.part - 1) / job.part)) - 1;
+    Slot* slot = nullptr;
+    for (Slot& candidate : slots_) {
+      bool free = false;
+      if (candidate.taken.compare_exchange_strong(free, true)) {
+        slot = &candidate;
+        break;
+      }
     }
-    if (wake) arrived_.notify_all();
+    if (slot == nullptr) {
+      job.work();
+      return;
+    }
+    add_workers(threads - 1);
+    slot->job.store(&job);
+    slot->wanted.store(helpers);
+    if (sleeping_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(mutex_); }
+      arrived_.notify_all();
+    }
     job.work();
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      jobs_.erase(place);
-      waiting_.fetch_sub(1, std::memory_order_release);
-    }
+    slot->wanted.store(0);
+    slot->job.store(nullptr);
     // What others have begun is nearly done: parts are small.
-    while (job.helpers.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    for (int turn = 0; slot->users.load() > 0; ++turn) {
+      if (turn < kTurns)
+        relax();
+      else
+        std::this_thread::yield();
+    }
+    slot->taken.store(false);
   }
 
  private:
+  void add_workers(int wanted) {
+    if (workers_.load(std::memory_order_acquire) >= wanted) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (; workers_.load() < wanted; ++workers_) std::thread(&Pool::serve, this).detach();
+  }
+
   void serve() {
+    auto end = std::chrono::steady_clock::now() + kPatience;
     for (;;) {
-      Job* job = nullptr;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        while ((job = take()) == nullptr) {
-          if (!look(lock)) {
-            ++sleeping_;
-            arrived_.wait(lock);
-            --sleeping_;
-          }
-        }
+      if (help()) {
+        end = std::chrono::steady_clock::now() + kPatience;
+        continue;
       }
-      job->work();
-      job->helpers.fetch_sub(1, std::memory_order_release);
+      for (int turn = 0; turn < 32; ++turn) relax();
+      if (std::chrono::steady_clock::now() < end) continue;
+      std::unique_lock<std::mutex> lock(mutex_);
+      ++sleeping_;
+      // Looked at again after it says that it sleeps: a job that was put up meanwhile is seen here, or its caller sees the sleeper.
+      if (!any()) arrived_.wait(lock);
+      --sleeping_;
+      end = std::chrono::steady_clock::now() + kPatience;
     }
   }
 
-  // A job that wants a helper and still has parts; needs the mutex.
-  Job* take() {
-    for (Job* job : jobs_) {
-      if (job->helpers_wanted > 0 && job->next.load(std::memory_order_relaxed) < job->count) {
-        --job->helpers_wanted;
-        job->helpers.fetch_add(1, std::memory_order_relaxed);
-        return job;
-      }
+  bool any() const {
+    return std::any_of(slots_, slots_ + kSlots, [](const Slot& slot) { return slot.wanted.load() > 0; });
+  }
+
+  // Take part in a loop that wants help; whether there was one.
+  bool help() {
+    for (Slot& slot : slots_) {
+      if (slot.wanted.load(std::memory_order_relaxed) <= 0) continue;
+      slot.users.fetch_add(1);
+      Job* job = slot.job.load();
+      const bool joined = job != nullptr && slot.wanted.fetch_sub(1) > 0;
+      if (joined) job->work();
+      slot.users.fetch_sub(1);
+      if (joined) return true;
     }
-    return nullptr;
+    return false;
   }
 
-  // Wait a little for a job without sleeping; whether one may have come.
-  bool look(std::unique_lock<std::mutex>& lock) {
-    lock.unlock();
-    const auto end = std::chrono::steady_clock::now() + kPatience;
-    bool found = false;
-    do {
-      found = waiting_.load(std::memory_order_acquire) > 0;
-      std::this_thread::yield();
-    } while (!found && std::chrono::steady_clock::now() < end);
-    lock.lock();
-    return found && std::any_of(jobs_.begin(), jobs_.end(), [](const Job* job) { return job->helpers_wanted > 0; });
-  }
-
+  Slot slots_[kSlots];
+  std::atomic<int> workers_{0}, sleeping_{0};
   std::mutex mutex_;
   std::condition_variable arrived_;
-  std::list<Job*> jobs_;
-  std::vector<std::thread> workers_;
-  std::atomic<int> waiting_{0};
-  int sleeping_ = 0;
 };
 
 // The pool of this process; a child that was forked has none of its parent's threads and gets a pool of its own. Pools are never
