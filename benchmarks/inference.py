@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 NETWORKS = ["bvlc_alexnet", "bvlc_googlenet", "squeezenet_v1.1", "mobilenet_v1", "mobilenet_v2", "resnet50", "vgg16"]
 Step = Callable[[], object]
+SETTLE = 0.15  # seconds
 
 
 def prepare(name: str, batch: int, folder: Path) -> None:
@@ -147,6 +148,8 @@ class Side:
         self.cpu: list[float] = []
 
     def step(self, *, count: bool = True) -> None:
+        # Threads of the side before spin for a while after its pass (OpenBLAS's for about 30 ms); they would take a core from this one.
+        time.sleep(SETTLE)
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write("\n")
         self.process.stdin.flush()

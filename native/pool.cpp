@@ -9,6 +9,10 @@
 #ifndef _WIN32
 #include <unistd.h>
 #endif
+#ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
+#endif
 
 namespace caffetools {
 namespace {
@@ -21,6 +25,23 @@ inline void relax() {
   asm volatile("yield");
 #endif
 }
+
+#ifdef __linux__
+// Move this thread off processor `busy`, where the system wakes it next to the thread that woke it: there both would take turns until a
+// balancing some milliseconds later. The set of allowed processors stays as it was.
+void leave_processor(int busy) {
+  cpu_set_t allowed, others;
+  if (busy < 0 || sched_getcpu() != busy || pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed) != 0) return;
+  others = allowed;
+  CPU_CLR(busy, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  if (pthread_setaffinity_np(pthread_self(), sizeof others, &others) == 0) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+}
+int this_processor() { return sched_getcpu(); }
+#else
+void leave_processor(int) {}
+int this_processor() { return -1; }
+#endif
 
 // Parts for each thread: enough that one that begins late still gets an even share.
 constexpr int64_t kPartsPerThread = 4;
@@ -78,6 +99,7 @@ class Pool {
     slot->job.store(&job);
     slot->wanted.store(helpers);
     if (sleeping_.load() > 0) {
+      caller_processor_.store(this_processor(), std::memory_order_relaxed);
       { std::lock_guard<std::mutex> lock(mutex_); }
       arrived_.notify_all();
     }
@@ -115,6 +137,8 @@ class Pool {
       // Looked at again after it says that it sleeps: a job that was put up meanwhile is seen here, or its caller sees the sleeper.
       if (!any()) arrived_.wait(lock);
       --sleeping_;
+      lock.unlock();
+      leave_processor(caller_processor_.load(std::memory_order_relaxed));
       end = std::chrono::steady_clock::now() + kPatience;
     }
   }
@@ -138,7 +162,7 @@ class Pool {
   }
 
   Slot slots_[kSlots];
-  std::atomic<int> workers_{0}, sleeping_{0};
+  std::atomic<int> workers_{0}, sleeping_{0}, caller_processor_{-1};
   std::mutex mutex_;
   std::condition_variable arrived_;
 };
