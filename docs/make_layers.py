@@ -19,13 +19,14 @@ HEAD = """# Layers
 
 Every layer type that caffetools computes; generated from the registry by `python docs/make_layers.py`.
 
-- **Bottoms → tops**: how many blobs it takes and gives. **Gradient**: to which bottoms; labels and the like never have one.
+- **Role**: what surgery, inspection and drawing take the layer for (`caffetools.layers.traits`).
+- **Bottoms → tops**: the numbers of blobs that it takes and gives. **Gradient**: to which bottoms; labels never have one.
 - **Parameters**: whether the layer has parameter blobs of its own. **ONNX**: whether it has an exact ONNX form.
 - **Golden cases**: computed by BVLC Caffe 1.0 and held to in the tests: forward, of these also backward. Layers of forks have
   none, since they were never part of BVLC Caffe; their tests hold them against plain NumPy written from their definitions.
 
-| Type | What it does | Bottoms → tops | Parameters | Gradient | ONNX | Golden cases |
-|---|---|---|---|---|---|---|
+| Type | What it does | Role | Bottoms → tops | Parameters | Gradient | ONNX | Golden cases |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -44,6 +45,7 @@ def _row(kind: str, layer: type[Layer], forward: int, backward: int) -> str:
     cells = (
         f"[{kind}](../{file.as_posix()})",
         _summary(layer),
+        "–" if layer.TRAITS.role == "other" else layer.TRAITS.role,
         f"{_arity(layer.BOTTOMS)} → {'as bottoms' if layer.TOPS == SAME_AS_BOTTOMS else _arity(layer.TOPS)}",
         "yes" if "declare_blob" in inspect.getsource(layer.setup) else "–",
         _gradient(layer),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,13 +129,11 @@ def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:
 
 
 def _show_layers(summary: Summary) -> None:
-    from caffetools.layers.base import count
-
     print_title(summary.name or "a net without a name", f" in the {summary.phase} phase")
     rows = []
     for row in summary.layers:
         made = [shape for top, shape in zip(row.tops, row.shapes, strict=True) if shape is not None and top not in row.bottoms]
-        memory = shortened(4 * sum(map(count, made)), "B") if made else ""
+        memory = shortened(4 * sum(map(math.prod, made)), "B") if made else ""
         parameters = "?" if row.parameters is None else f"{row.parameter_count:,}" if row.parameters else ""
         outputs = ", ".join(map(_shape, row.shapes))
         rows.append((row.name, row.type_name, outputs, parameters, shortened(row.macs) if row.macs else "", memory))

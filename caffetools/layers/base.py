@@ -331,11 +331,3 @@ def check_size(layer: str, blob: str, shape: Shape) -> None:
 def format_shape(shape: Iterable[int]) -> str:
     """A shape as people read it: ``2 x 3 x 227 x 227``; ``(scalar)`` where there are no axes."""
     return " x ".join(str(n) for n in shape) or "(scalar)"
-
-
-def count(shape: Iterable[int]) -> int:
-    """The number of values in a blob of ``shape``; 1 for a scalar."""
-    total = 1
-    for n in shape:
-        total *= n
-    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from caffetools.errors import NetError
-from caffetools.layers.base import Layer, Shape, count, format_shape
+from caffetools.layers.base import Layer, Shape, format_shape
 
 Array = NDArray[np.float32]
 
@@ -153,7 +154,7 @@ class TensorStorage:
         if self._deferred is not None:
             self._deferred()
         if self._tensor is not None:
-            old, size = self.value().reshape(-1), count(shape)
+            old, size = self.value().reshape(-1), math.prod(shape)
             if old.numel() != size:
                 resized = torch.zeros(size, device=self.device)
                 resized[: min(size, old.numel())] = old[:size]
@@ -241,7 +242,7 @@ class ParameterStorage:
     def reshape(self, shape: Shape) -> None:
         """Set other axes with the same number of values. Raises :class:`NetError` for another number."""
         parameter = self._parameter()
-        if count(shape) != parameter.numel():
+        if math.prod(shape) != parameter.numel():
             raise NetError(
                 f"parameter blob {self.index} of {format_shape(self.shape)} cannot become {format_shape(shape)}; change the layer's prototxt instead",
                 layer=self.layer.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import NetError
-from caffetools.layers.base import Layer, Shape, count, format_shape
+from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.blob_storage import BlobStorage, ParameterStorage
 
 Array = NDArray[np.float32]
@@ -89,7 +90,7 @@ class Blob:
     @property
     def count(self) -> int:
         """The number of values."""
-        return count(self.storage.shape)
+        return math.prod(self.storage.shape)
 
     @property
     def num(self) -> int:

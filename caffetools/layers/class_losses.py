@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
-from caffetools.layers.base import Shapes, count, format_shape
+from caffetools.layers.base import Shapes, format_shape
 from caffetools.layers.labels import as_index
 from caffetools.layers.loss import ClassLoss, Loss
 from caffetools.layers.registry import register
@@ -29,9 +29,9 @@ class _OneLabelAnItem(Loss):
     NO_GRADIENT = frozenset({1})
 
     def setup(self, bottoms: Shapes) -> Shapes:
-        if not bottoms[0] or count(bottoms[1]) != bottoms[0][0]:
+        if not bottoms[0] or math.prod(bottoms[1]) != bottoms[0][0]:
             raise self.error(f"needs one label for each item, but {self.described(bottoms)}")
-        self.classes = count(bottoms[0][1:])
+        self.classes = math.prod(bottoms[0][1:])
         return [()]
 
     def flattened(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -98,7 +98,7 @@ class InfogainLoss(ClassLoss):
     def setup(self, bottoms: Shapes) -> Shapes:
         self.set_class_axis(self.param.infogain_loss_param.axis, bottoms)
         shape = bottoms[2] if len(bottoms) > 2 else self._load()
-        if count(shape) != self.classes**2 or self.classes not in shape[-1:]:
+        if math.prod(shape) != self.classes**2 or self.classes not in shape[-1:]:
             raise self.error(
                 f"the infogain matrix must be {self.classes} x {self.classes}, as there are classes, not {format_shape(shape)}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.layers import inference, winograd
-from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, format_shape
+from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.im2col import columns_to_onnx, convolve, deconvolve
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
@@ -71,7 +72,7 @@ class _Convolving(Layer):
         weight = self.specs[0].shape
         # Every weight meets every position of the smaller-named side once: outputs of a convolution, inputs of a deconvolution.
         positions = self.bottom_shapes if self.TRANSPOSED else self.top_shapes
-        return sum(count(shape[: self.outer_axes]) * count(shape[self.outer_axes + 1 :]) * count(weight) for shape in positions)
+        return sum(math.prod(shape[: self.outer_axes]) * math.prod(shape[self.outer_axes + 1 :]) * math.prod(weight) for shape in positions)
 
     def _one(self, x: Tensor, top: Shape) -> Tensor:
         weight = self.blobs[0]
@@ -139,8 +140,8 @@ class _Convolving(Layer):
             columns_to_onnx(graph, source, self.bottom_shapes[0][self.outer_axes + 1 :], self.kernel, output),
             graph.value("grouped"),
         )
-        inputs = self.channels() // self.group * count(self.kernel.size)
-        graph.reshape(columns, grouped, [0, self.group, inputs, count(output)], "groups")
+        inputs = self.channels() // self.group * math.prod(self.kernel.size)
+        graph.reshape(columns, grouped, [0, self.group, inputs, math.prod(output)], "groups")
         weights = graph.constant("weights", self.array(0).reshape(self.group, outputs // self.group, inputs))
         product, maps = graph.value("product"), graph.value("maps") if len(self.blobs) > 1 else target
         graph.node("MatMul", [weights, grouped], [product])

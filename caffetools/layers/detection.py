@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.boxes import DetectionSettings, decode_boxes, suppress
 from caffetools.layers.detection_onnx import detection_output_to_onnx
 from caffetools.layers.registry import register
@@ -138,7 +138,7 @@ class DetectionOutput(Layer):
         n = bottoms[0][0] if bottoms[0] else 0
         wanted: list[Shape] = [(n, self.priors * locations * 4), (n, self.priors * self.settings.classes), (1, 2, self.priors * 4)]
         for name, shape, want in zip(self.bottoms, bottoms, wanted, strict=True):
-            if not shape or shape[0] != want[0] or count(shape) != count(want):
+            if not shape or shape[0] != want[0] or math.prod(shape) != math.prod(want):
                 raise self.error(f"'{name}' must be {format_shape(want)} for {self.priors} priors, not {format_shape(shape)}")
 
     def forward(self, locations: Tensor, scores: Tensor, priors: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Shapes, count, format_shape
+from caffetools.layers.base import Shapes, format_shape
 from caffetools.layers.loss import Loss
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -28,7 +29,7 @@ class SmoothL1Loss(Loss):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         for index, shape in enumerate(bottoms):
-            if count(shape) != count(bottoms[0]):
+            if math.prod(shape) != math.prod(bottoms[0]):
                 raise self.error(f"'{self.bottoms[index]}' ({format_shape(shape)}) must have as many values as '{self.bottoms[0]}'")
         self.square = self.param.smooth_l1_loss_param.sigma**2
         if self.square == 0:
@@ -57,7 +58,7 @@ class TripletLoss(Loss):
     BOTTOMS = (3, 3)
 
     def setup(self, bottoms: Shapes) -> Shapes:
-        if not bottoms[0] or any(shape[0] != bottoms[0][0] or count(shape) != count(bottoms[0]) for shape in bottoms):
+        if not bottoms[0] or any(shape[0] != bottoms[0][0] or math.prod(shape) != math.prod(bottoms[0]) for shape in bottoms):
             raise self.error(f"anchor, positive and negative must have one shape, but {self.described(bottoms)}")
         return [()]
 
@@ -94,12 +95,12 @@ class CenterLoss(Loss):
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.center_loss_param
         axis = self.axis(param.axis, bottoms[0])
-        items = count(bottoms[0][:axis])
+        items = math.prod(bottoms[0][:axis])
         if param.num_output < 1:
             raise self.error("center_loss_param needs num_output, the number of classes")
-        if count(bottoms[1]) != items:
+        if math.prod(bottoms[1]) != items:
             raise self.error(f"needs one label for each of {items} items, but {self.described(bottoms)}")
-        self.features = count(bottoms[0][axis:])
+        self.features = math.prod(bottoms[0][axis:])
         self.declare_blob((param.num_output, self.features), param.center_filler)
         return [()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, count, format_shape
+from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -42,7 +43,7 @@ def _places(kernel: Kernel, output: Shape) -> Iterator[tuple[slice, ...]]:
 
 def convolve(x: Tensor, weight: Tensor, kernel: Kernel, group: int, output: Shape) -> Tensor:
     """A convolution of (N, C, spatial…) over any number of axes, without bias: (N, num_output, output…)."""
-    columns = im2col(x, kernel, output).reshape(x.shape[0], group, -1, count(output))
+    columns = im2col(x, kernel, output).reshape(x.shape[0], group, -1, math.prod(output))
     y = weight.reshape(group, weight.shape[0] // group, -1) @ columns
     return y.reshape(x.shape[0], weight.shape[0], *output)
 
@@ -51,7 +52,7 @@ def deconvolve(x: Tensor, weight: Tensor, kernel: Kernel, group: int, output: Sh
     """The transpose of :func:`convolve`: (N, C, spatial…) to (N, num_output, output…), without bias."""
     rows = x.reshape(x.shape[0], group, x.shape[1] // group, -1)
     columns = weight.reshape(group, weight.shape[0] // group, -1).transpose(1, 2) @ rows
-    shape = (x.shape[0], weight.shape[1] * group, count(kernel.size), *x.shape[2:])
+    shape = (x.shape[0], weight.shape[1] * group, math.prod(kernel.size), *x.shape[2:])
     return col2im(columns.reshape(shape), kernel, tuple(x.shape[2:]), output)
 
 
@@ -98,7 +99,7 @@ class Im2col(Layer):
         self.output = self.kernel.convolved(spatial)
         if min(self.output) < 1:
             raise self.error(f"kernel {format_shape(self.kernel.size)} does not fit its bottom '{self.bottoms[0]}' ({format_shape(shape)})")
-        return [(*shape[: self.outer_axes], channels * count(self.kernel.size), *self.output)]
+        return [(*shape[: self.outer_axes], channels * math.prod(self.kernel.size), *self.output)]
 
     def forward(self, x: Tensor) -> Tensor:
         columns = im2col(x.reshape(-1, *x.shape[self.outer_axes :]), self.kernel, self.output)

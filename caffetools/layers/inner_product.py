@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -35,7 +36,7 @@ class InnerProduct(Layer):
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.inner_product_param
         self.outer_axes = self.axis(param.axis, bottoms[0])
-        self.inputs, self.outputs = count(bottoms[0][self.outer_axes :]), int(param.num_output)
+        self.inputs, self.outputs = math.prod(bottoms[0][self.outer_axes :]), int(param.num_output)
         if self.outputs < 1:
             raise self.error("num_output must be at least 1")
         self.transposed = bool(param.transpose)
@@ -51,7 +52,7 @@ class InnerProduct(Layer):
         return F.linear(x.reshape(*x.shape[: self.outer_axes], self.inputs), weight, bias)
 
     def macs(self) -> int:
-        return count(self.bottom_shapes[0]) * self.outputs
+        return math.prod(self.bottom_shapes[0]) * self.outputs
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         x, weight = self.bottoms[0], graph.parameter(self, 0)

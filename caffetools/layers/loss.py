@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.labels import label_blob
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import LossParameter, enum_name
@@ -33,7 +34,7 @@ class Loss(Layer):
 
     def expect_same_count(self, bottoms: Shapes) -> None:
         """Raises :class:`NetError` unless the first two bottoms have as many values."""
-        if count(bottoms[0]) != count(bottoms[1]):
+        if math.prod(bottoms[0]) != math.prod(bottoms[1]):
             raise self.error(f"bottoms must have as many values, but {self.described(bottoms)}")
 
     def described(self, bottoms: Shapes) -> str:
@@ -92,13 +93,13 @@ class ClassLoss(NormalizedLoss):
 
 def split_at(shape: Shape, axis: int) -> tuple[int, int]:
     """How many items lie before and after ``axis``."""
-    return count(shape[:axis]), count(shape[axis + 1 :])
+    return math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
 
 
 def expect_labels(layer: Layer, bottoms: Shapes, axis: int) -> None:
     """Raises :class:`NetError` unless bottom 1 has one label for each item of bottom 0, whose classes lie along ``axis``."""
     outer, inner = split_at(bottoms[0], axis)
-    if count(bottoms[1]) != outer * inner:
+    if math.prod(bottoms[1]) != outer * inner:
         raise layer.error(
             f"needs {outer * inner} labels for its bottom '{layer.bottoms[0]}' ({format_shape(bottoms[0])}, classes along axis {axis}), "
             f"but '{label_blob(layer)}' is {format_shape(bottoms[1])}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import Shapes, count, format_shape
+from caffetools.layers.base import Shapes, format_shape
 from caffetools.layers.loss import Loss, NormalizedLoss, normalization_mode
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -45,9 +46,9 @@ class ContrastiveLoss(Loss):
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_same_batch(bottoms)
         self.expect_same_count(bottoms)
-        if count(bottoms[0][2:]) != 1:
+        if math.prod(bottoms[0][2:]) != 1:
             raise self.error(f"bottom '{self.bottoms[0]}' must be N x C (x 1 x 1), not {format_shape(bottoms[0])}")
-        if count(bottoms[2]) != bottoms[0][0]:
+        if math.prod(bottoms[2]) != bottoms[0][0]:
             raise self.error(f"needs one value of bottom '{self.bottoms[2]}' for each pair: {self.described(bottoms)}")
         return [()]
 
@@ -93,7 +94,7 @@ class SigmoidCrossEntropyLoss(NormalizedLoss):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_same_count(bottoms)
-        self.inner = count(bottoms[0][1:])
+        self.inner = math.prod(bottoms[0][1:])
         return [()]
 
     @property

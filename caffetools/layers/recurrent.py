@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import TEST, LayerParameter
@@ -56,7 +57,7 @@ class Recurrent(Layer):
         self.static = len(bottoms) == 3 + given
         self._check(bottoms)
         steps, batch = bottoms[0][:2]
-        self.declare_blobs(count(bottoms[0][2:]), count(bottoms[2][1:]) if self.static else None)
+        self.declare_blobs(math.prod(bottoms[0][2:]), math.prod(bottoms[2][1:]) if self.static else None)
         return [(steps, batch, self.outputs), *[(1, batch, self.outputs)] * given]
 
     def _check(self, bottoms: Shapes) -> None:
@@ -191,8 +192,8 @@ class Recurrent(Layer):
     def macs(self) -> int:
         steps, batch = self.bottom_shapes[0][:2]
         matrices = [spec.shape for spec in self.specs if len(spec.shape) == 2]
-        once = count(self.specs[2].shape) * batch if self.static else 0
-        return once + steps * batch * sum(count(shape) for i, shape in enumerate(matrices) if not (self.static and i == 1))
+        once = math.prod(self.specs[2].shape) * batch if self.static else 0
+        return once + steps * batch * sum(math.prod(shape) for i, shape in enumerate(matrices) if not (self.static and i == 1))
 
 
 @register("LSTM")

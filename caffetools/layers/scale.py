@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from caffetools.layers import inference
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import FillerParameter, LayerParameter
@@ -34,8 +35,8 @@ class _Broadcasting(Layer):
         shape = bottoms[0]
         if len(bottoms) > 1:
             operand = bottoms[1]
-            axis = 0 if count(operand) == 1 else self.axis(param.axis, shape)
-            if count(operand) != 1 and shape[axis : axis + len(operand)] != operand:
+            axis = 0 if math.prod(operand) == 1 else self.axis(param.axis, shape)
+            if math.prod(operand) != 1 and shape[axis : axis + len(operand)] != operand:
                 raise self.error(
                     f"bottom '{self.bottoms[1]}' ({format_shape(operand)}) does not fit '{self.bottoms[0]}' ({format_shape(shape)}) from axis {axis} on"
                 )
@@ -44,7 +45,7 @@ class _Broadcasting(Layer):
             if param.num_axes < -1 or axis + param.num_axes > len(shape):
                 raise self.error(f"num_axes {param.num_axes} from axis {axis} on does not fit a bottom of {format_shape(shape)}")
             operand = shape[axis:] if param.num_axes == -1 else shape[axis : axis + param.num_axes]
-        if count(operand) == 1:
+        if math.prod(operand) == 1:
             self.expanded: Shape = (1,) * len(shape)
         else:
             self.expanded = (*[1] * axis, *operand, *[1] * (len(shape) - axis - len(operand)))
@@ -57,7 +58,7 @@ class _Broadcasting(Layer):
     def bottom_in_onnx(self, graph: OnnxGraph, axis: int) -> str:
         """The name of the second bottom with axes of 1 behind it, so that it is broadcast from ``axis`` on, whatever its sizes."""
         (shape, operand), name = self.bottom_shapes, self.bottoms[1]
-        if count(operand) == 1 and not (operand and graph.is_free(name, *range(len(operand)))):
+        if math.prod(operand) == 1 and not (operand and graph.is_free(name, *range(len(operand)))):
             result = graph.value("operand")
             graph.reshape(name, result, [1] * len(shape))
             return result
@@ -102,7 +103,7 @@ class Scale(_Broadcasting):
         return torch.addcmul(self.blobs[-1].reshape(self.expanded), x, factor)
 
     def macs(self) -> int:
-        return count(self.top_shapes[0])
+        return math.prod(self.top_shapes[0])
 
     def inference_form(self) -> inference.Affine | None:
         if len(self.bottoms) > 1 or not self.along_channels(self.blobs[0].numel()):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, count
+from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.loss import ClassLoss
 from caffetools.layers.pooling import FLT_MIN
@@ -41,7 +41,7 @@ class Softmax(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         axis, shape = self.softmax_axis, graph.shape(self.bottoms[0])
-        if graph.opset >= 13 or count(shape[axis + 1 :]) == 1:
+        if graph.opset >= 13 or math.prod(shape[axis + 1 :]) == 1:
             graph.node("Softmax", self.bottoms, self.tops, axis=axis)
             return
         # Before opset 13 all axes from `axis` on were normalized together.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from caffetools.layers.base import Layer, Shape, count, format_shape
+from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.proto.schema import ParamSpec
 
 Entry = tuple[nn.Parameter, float, float, str, int]
@@ -97,7 +98,7 @@ class _Owner:
     def adopt(self, layer: Layer, index: int, spec: ParamSpec) -> None:
         mine, theirs = self.layer.blobs[self.index], layer.blobs[index]
         permissive = spec.share_mode == 1
-        fits = count(mine.shape) == count(theirs.shape) if permissive else mine.shape == theirs.shape
+        fits = math.prod(mine.shape) == math.prod(theirs.shape) if permissive else mine.shape == theirs.shape
         if not fits:
             raise layer.error(
                 f"shares parameter '{spec.name}' with layer '{self.layer.name}', but its blob {index} is {format_shape(theirs.shape)} "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.graph.graph import Graph, phases_present, shapes_in
 from caffetools.graph.summary import LayerSummary, summarize
-from caffetools.layers.base import Shape, count, format_shape
+from caffetools.layers.base import Shape, format_shape
 from caffetools.proto.schema import TRAIN, ParamSpec
 
 
@@ -58,7 +59,7 @@ def _check_sharing(graph: Graph, rows: list[LayerSummary]) -> None:
                 continue
             owner, theirs = owners.setdefault(spec.name, (layer.name, shape))
             permissive = spec.share_mode == ParamSpec.PERMISSIVE
-            if (count(theirs) != count(shape)) if permissive else (theirs != shape):
+            if (math.prod(theirs) != math.prod(shape)) if permissive else (theirs != shape):
                 raise NetError(
                     f"shares its parameter '{spec.name}' with layer '{owner}', but has {format_shape(shape)} values, and that has "
                     f"{format_shape(theirs)}; give one of them another name",

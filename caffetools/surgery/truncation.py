@@ -11,7 +11,7 @@ from caffetools.graph.classifiers import find_heads, flattens, is_pointwise, pri
 from caffetools.graph.graph import Graph, Use, phases, shapes_in
 from caffetools.graph.summary import summarize
 from caffetools.layers.base import Shape
-from caffetools.layers.combine import Silence
+from caffetools.layers.concat import Silence
 from caffetools.layers.registry import traits
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.surgery.changes import Change

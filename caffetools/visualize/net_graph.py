@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caffetools.graph.summary import LayerSummary, summarize
-from caffetools.layers.combine import Concat
-from caffetools.layers.rearrange import Permute, Reorg, ShuffleChannel
+from caffetools.layers.concat import Concat
+from caffetools.layers.permute import Permute, Reorg, ShuffleChannel
 from caffetools.layers.registry import layer_types
 from caffetools.net.phases import filter_net, make_state
 from caffetools.proto.schema import TEST, enum_name

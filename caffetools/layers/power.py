@@ -1,4 +1,4 @@
-"""Arithmetic value by value: Power, Exp, Log."""
+"""Power, Exp and Log: arithmetic value by value (power_layer.cpp, exp_layer.cpp, log_layer.cpp)."""
 
 from __future__ import annotations
 

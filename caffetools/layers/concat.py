@@ -1,4 +1,4 @@
-"""Several blobs into one and one into several: Concat, Slice, Split, Eltwise, Silence."""
+"""Concat, Slice, Split and Silence: several blobs into one, and one into several or none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import enum_name
 
 
 @register("Concat")
@@ -128,73 +127,3 @@ class Silence(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         """Nothing."""
-
-
-@register("Eltwise")
-class Eltwise(Layer):
-    """SUM (with a ``coeff`` for each bottom), PROD or MAX of equally shaped bottoms, value by value.
-
-    As in eltwise_layer.cpp the gradient of MAX goes, of equal values, to the second of the first two bottoms; a later one must be
-    strictly larger. ``stable_prod_grad: false`` divides there (and fails at 0); here the stable form serves both.
-    """
-
-    TRAITS = Traits(role="merge", half=True, coordinates="same")
-    BOTTOMS = (2, None)
-    NEEDS_TOP = False
-
-    def setup(self, bottoms: Shapes) -> Shapes:
-        param = self.param.eltwise_param
-        self.operation, self.coeff = enum_name(param, "operation"), [float(c) for c in param.coeff]
-        if self.coeff and (self.operation != "SUM" or len(self.coeff) != len(bottoms)):
-            raise self.error(f"coeff is for SUM, once for each of its {len(bottoms)} bottoms")
-        for name, shape in zip(self.bottoms, bottoms, strict=True):
-            if shape != bottoms[0]:
-                raise self.error(
-                    f"bottoms must have one shape: '{self.bottoms[0]}' is {format_shape(bottoms[0])}, '{name}' is {format_shape(shape)}"
-                )
-        return [bottoms[0]]
-
-    def forward(self, *bottoms: Tensor) -> Tensor:
-        if self.operation == "SUM":
-            return self._sum(bottoms)
-        y = bottoms[0]
-        for index, x in enumerate(bottoms[1:], 1):
-            if self.operation == "PROD":
-                y = y * x
-                continue
-            y = torch.where(y > x, y, x) if index == 1 else torch.where(x > y, x, y)
-        return y
-
-    def _sum(self, bottoms: tuple[Tensor, ...]) -> Tensor:
-        coeff = self.coeff or [1.0] * len(bottoms)
-        y = bottoms[0] if coeff[0] == 1 else bottoms[0] * coeff[0]
-        for x, c in zip(bottoms[1:], coeff[1:], strict=True):
-            y = torch.add(y, x, alpha=c)
-        return y
-
-    def inference_form(self) -> inference.Sum | None:
-        plain = self.operation == "SUM" and len(self.bottoms) == 2 and all(c == 1 for c in self.coeff)
-        return inference.Sum() if plain else None
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        if self.operation == "PROD":
-            self._chain(graph, "Mul", self.bottoms)
-        elif self.operation == "MAX":
-            graph.node("Max", self.bottoms, self.tops)
-        else:
-            self._chain(graph, "Add", [self._scaled(graph, i) for i in range(len(self.bottoms))])
-
-    def _scaled(self, graph: OnnxGraph, index: int) -> str:
-        if not self.coeff or self.coeff[index] == 1:
-            return self.bottoms[index]
-        scaled = graph.value("scaled")
-        factor = graph.constant("coeff", np.array(self.coeff[index], np.float32))
-        graph.node("Mul", [self.bottoms[index], factor], [scaled])
-        return scaled
-
-    def _chain(self, graph: OnnxGraph, op: str, names: list[str]) -> None:
-        result = names[0]
-        for index, name in enumerate(names[1:], 2):
-            target = self.tops[0] if index == len(names) else graph.value("part")
-            graph.node(op, [result, name], [target])
-            result = target

@@ -1,4 +1,4 @@
-"""Forks' layers that only move values: Permute (SSD), ShuffleChannel (ShuffleNet), Reorg (YOLO)."""
+"""Permute (SSD), ShuffleChannel (ShuffleNet) and Reorg (YOLO): layers of forks that only move values."""
 
 from __future__ import annotations
 

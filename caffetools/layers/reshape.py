@@ -1,10 +1,12 @@
-"""Layers that only rearrange: Flatten, Reshape."""
+"""Reshape (reshape_layer.cpp) and Flatten (flatten_layer.cpp): the same values in the same order under another shape."""
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, count, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 
@@ -43,7 +45,7 @@ class Flatten(Rearranging):
             raise self.error(f"end_axis {param.end_axis} lies before axis {param.axis} in a bottom of {format_shape(shape)}")
         self.plan = [*[0] * start, -1, *shape[end + 1 :]]
         self.kept_axes = len(shape) - end - 1
-        return [(*shape[:start], count(shape[start : end + 1]), *shape[end + 1 :])]
+        return [(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])]
 
 
 @register("Reshape")
@@ -79,16 +81,16 @@ class Reshape(Rearranging):
                     f"shape {format_shape(asked)} copies axis {start + index}, which a bottom of {format_shape(shape)} does not have"
                 )
             new.append(shape[start + index] if n == 0 else n)
-        available = count(shape[start:end])
+        available = math.prod(shape[start:end])
         if -1 in new:
-            known = count(n for n in new if n != -1)
+            known = math.prod(n for n in new if n != -1)
             if known == 0 or available % known:
                 raise self.error(
                     f"shape {format_shape(asked)} does not divide the {available} values of bottom '{self.bottoms[0]}' ({format_shape(shape)})"
                 )
             new[new.index(-1)] = available // known
-        if count(new) != available:
+        if math.prod(new) != available:
             raise self.error(
-                f"shape {format_shape(asked)} holds {count(new)} values, but bottom '{self.bottoms[0]}' ({format_shape(shape)}) {available}"
+                f"shape {format_shape(asked)} holds {math.prod(new)} values, but bottom '{self.bottoms[0]}' ({format_shape(shape)}) {available}"
             )
         return new

@@ -1,12 +1,14 @@
-"""Fewer values from many: Reduction, ArgMax."""
+"""Reduction (reduction_layer.cpp) and ArgMax (argmax_layer.cpp): fewer values from many."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, Size, count
+from caffetools.layers.base import Layer, OnnxGraph, Shapes, Size
 from caffetools.layers.registry import register
 from caffetools.proto.schema import enum_name
 
@@ -55,7 +57,7 @@ class ArgMax(Layer):
         param, shape = self.param.argmax_param, bottoms[0]
         self.top_k, self.values = int(param.top_k), bool(param.out_max_val)
         self.along = self.axis(param.axis, shape) if param.HasField("axis") else None
-        choice = count(shape[1:]) if self.along is None else shape[self.along]
+        choice = math.prod(shape[1:]) if self.along is None else shape[self.along]
         if not 1 <= self.top_k <= choice:
             raise self.error(f"top_k {self.top_k} must be from 1 to the {choice} values there are")
         if self.along is not None:
