@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # A file may always declare this much; beyond, the values it declares may be as many as deflate can pack into its bytes.
 _ALWAYS_ALLOWED = 1 << 26
 _MOST_DEFLATED = 1100
+_MOST_VALUES = 2**31 - 1
 
 
 def read_dataset(dataset: h5py.Dataset, *, error: type[ModelFileError] | type[Exception] = ModelFileError) -> NDArray[np.float32]:
@@ -34,11 +35,13 @@ def read_dataset(dataset: h5py.Dataset, *, error: type[ModelFileError] | type[Ex
     shape = dataset.shape
     if shape is None or dataset.dtype.kind not in "fiu":
         raise error(f"the dataset '{dataset.name}' holds {dataset.dtype}, not numbers")
+    text, name = " x ".join(map(str, shape)), f"{dataset.file.filename}: the dataset '{dataset.name}'"
+    if math.prod(shape) > _MOST_VALUES:
+        raise error(f"{name} declares {text} values; a blob has at most 2^31 - 1")
     if dataset.id.get_storage_size() == 0 and math.prod(shape):
         return np.broadcast_to(np.float32(dataset.fillvalue), shape)
     declared = math.prod(shape) * max(4, dataset.dtype.itemsize)
     size = Path(dataset.file.filename).stat().st_size
     if declared > max(_ALWAYS_ALLOWED, _MOST_DEFLATED * size):
-        text = " x ".join(map(str, shape))
-        raise error(f"the dataset '{dataset.name}' declares {text} values, which a file of {size} bytes cannot hold")
+        raise error(f"{name} declares {text} values, which a file of {size} bytes cannot hold")
     return np.asarray(dataset, np.float32)

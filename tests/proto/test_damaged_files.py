@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caffetools.errors import ModelFileError, RunFailed
+from caffetools.net.weights import read_hdf5_weights
 from caffetools.proto import wire
 from caffetools.proto.binary import read_binaryproto, read_caffemodel, read_solverstate, write_caffemodel
 from caffetools.proto.schema import BlobProto, NetParameter
@@ -118,3 +120,11 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> 
     with pytest.raises(RunFailed, match="cannot write"):
         write_caffemodel(tmp_path / "file" / "m", small_model())
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_sparse_hdf5_dataset_of_a_trillion_values_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "w.caffemodel.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data/fc/0", shape=(10**6, 10**6), dtype="f4", chunks=(100, 1000))
+    with pytest.raises(ModelFileError, match=r"w\.caffemodel\.h5: the dataset '/data/fc/0' declares 1000000 x 1000000 values"):
+        read_hdf5_weights(path)
