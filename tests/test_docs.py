@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,18 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
-@pytest.mark.parametrize("name", ["make_layers", "make_api", "make_onnx"])
-def test_generated_pages_are_up_to_date(name: str) -> None:
+def _load(name: str) -> Any:
+    """Import a script of docs/."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["make_layers", "make_api", "make_onnx", "make_architecture"])
+def test_generated_pages_are_up_to_date(name: str) -> None:
+    module = _load(name)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/{name}.py"
 
 
@@ -26,6 +33,38 @@ def test_links_lead_to_files_that_are_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda p: p.name)
+def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:caffetools|tests|benchmarks|docs|examples|native)/[^` <*{]*)`", text)
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    missing += [name for name in re.findall(r"caffetools(?:\.[a-z_0-9]+){2,}", text) if not _is_defined(name)]
+    assert not missing, f"{page.name} names what does not exist: {missing}"
+
+
+def _is_defined(name: str) -> bool:
+    """Whether a dotted name is a module, or something that a module defines."""
+    *parts, last = name.split(".")
+    for path in (ROOT.joinpath(*parts, last), ROOT.joinpath(*parts)):
+        if path.with_suffix(".py").exists() or (path / "__init__.py").exists():
+            module = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+            return path.name == last or re.search(rf"\b{last}\b", module.read_text(encoding="utf-8")) is not None
+    return False
+
+
+def test_the_architecture_picture_has_every_room_in_its_row() -> None:
+    from tests.test_architecture import PACKAGE, RANKS
+
+    rows = [set(rooms) for rooms in _load("make_architecture").ROWS.values()]
+    drawn = [row for row in rows if row]
+    for here in (path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()):
+        row = next((index for index, rooms in enumerate(drawn) if here in rooms), None)
+        assert row is not None, f"add {here} to docs/make_architecture.py and run it"
+        below = {name for rooms in drawn[row + 1 :] for name in rooms}
+        level = next(index for index, rooms in enumerate(RANKS) if here in rooms)
+        assert below <= {name for rooms in RANKS[: level + 1] for name in rooms}, here
 
 
 def test_every_command_of_the_documents_exists() -> None:
