@@ -66,6 +66,7 @@ struct Conv {
   bool depthwise = false;
   int winograd = 0;  // outputs of a tile's side; 0: not Winograd's
   bool copies = false;
+  bool flat = false;  // a 1 x 1 kernel of stride 1 without padding
   // Of the (copied) input: pixels of a row and column, floats from pixel to pixel.
   int64_t hp, wp, pitch;
   std::vector<int64_t> offsets;
@@ -177,6 +178,7 @@ void plan(Conv& conv) {
   if (!conv.copies && !conv.depthwise && !conv.winograd && (conv.hp > s.h || conv.wp > s.w)) conv.copies = true;
   if (!conv.copies) conv.hp = s.h, conv.wp = s.w;
   conv.pitch = conv.copies ? s.c : s.x_pitch;
+  conv.flat = !conv.copies && s.kh == 1 && s.kw == 1 && s.sh == 1 && s.sw == 1;
   const bool merged = s.groups == 1 && s.dw == 1 && conv.pitch == s.c;  // a row of the kernel is one stretch of memory
   conv.run = merged ? s.kw * s.c : conv.group_in;
   for (int64_t y = 0; y < s.kh; ++y)
@@ -231,6 +233,15 @@ void copy_padded(const Conv& conv, const float* x, float* to, int threads) {
   });
 }
 
+// `count` rows of inputs times one panel.
+void multiply_rows(const Conv& conv, const float* const* a, float* const* c, const float* const* residual, int64_t group, int64_t panel,
+                   int64_t count) {
+  const float* weights = conv.weights.get() + (group * conv.panels + panel) * conv.panel * conv.k();
+  const int64_t channels = std::min(conv.panel, conv.group_out - panel * conv.panel);
+  const Sums sums{conv.offsets.data(), static_cast<int64_t>(conv.offsets.size()), conv.run};
+  conv.kernel->multiply(count, a, sums, weights, channels, c, residual, conv.epilogue(group * conv.group_out + panel * conv.panel));
+}
+
 // Rows [first, first + count) of the outputs' pixels times one panel.
 void multiply_pixels(const Conv& conv, const float* x, float* y, const float* residual, int64_t group, int64_t panel, int64_t first,
                      int64_t count) {
@@ -239,6 +250,16 @@ void multiply_pixels(const Conv& conv, const float* x, float* y, const float* re
   const float* r[16];
   float* c[16];
   const int64_t channel = group * conv.group_out + panel * conv.panel;
+  if (conv.flat) {
+    // One pixel of the input for each of the output: no places to work out.
+    for (int64_t m = 0; m < count; ++m) {
+      a[m] = x + (first + m) * conv.pitch + group * conv.group_in;
+      c[m] = y + (first + m) * s.y_pitch + channel;
+      r[m] = residual != nullptr ? residual + (first + m) * s.residual_pitch + channel : nullptr;
+    }
+    multiply_rows(conv, a, c, residual != nullptr ? r : nullptr, group, panel, count);
+    return;
+  }
   int64_t ox = first % s.ow, oy = first / s.ow % s.oh, image = first / (s.ow * s.oh);
   for (int64_t m = 0; m < count; ++m) {
     a[m] = x + ((image * conv.hp + oy * s.sh) * conv.wp + ox * s.sw) * conv.pitch + group * conv.group_in;
@@ -249,10 +270,7 @@ void multiply_pixels(const Conv& conv, const float* x, float* y, const float* re
       if (++oy == s.oh) oy = 0, ++image;
     }
   }
-  const float* weights = conv.weights.get() + (group * conv.panels + panel) * conv.panel * conv.k();
-  const int64_t channels = std::min(conv.panel, conv.group_out - panel * conv.panel);
-  const Sums sums{conv.offsets.data(), static_cast<int64_t>(conv.offsets.size()), conv.run};
-  conv.kernel->multiply(count, a, sums, weights, channels, c, residual != nullptr ? r : nullptr, conv.epilogue(channel));
+  multiply_rows(conv, a, c, residual != nullptr ? r : nullptr, group, panel, count);
 }
 
 void run_direct(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
