@@ -3,6 +3,7 @@
 // A convolution is made once for its weights and sizes and run any number of times. Two algorithms: sums over the window taken where
 // it lies (over a copy with a border of zeros where the layer pads), and Winograd's for 3 x 3 windows of stride 1.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -429,6 +430,55 @@ CAFFETOOLS_API void caffetools_winograd_tiles(const float* x, int64_t n, int64_t
     const int64_t image = tile / (down * across), row = tile / across % down, column = tile % across;
     transform(m, x + image * h * w * c, h, w, c, row * m - pad, column * m - pad, c, to + tile * c, tiles * c);
   }
+  });
+}
+
+CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int channels_last, int64_t size,
+                                          float alpha, float beta, float k, int threads);
+CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads);
+
+// One operator of a sequence. Places: 0 memory of the thread, at an offset in floats; 1 the input; 2 the output, at an offset.
+struct CaffetoolsStep {
+  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels
+  int32_t x_place, y_place, residual_place;  // residual_place -1: none
+  int64_t x, y, residual;
+  const void* handle;    // of a convolution
+  const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size
+  int32_t largest;
+  float alpha, beta, k;
+};
+
+// Run `count` operators for each of `parts` parts of a batch, each part on one thread from the first operator to the last. A thread works in
+// `memory` + lane * lane_floats, for as many lanes as there are threads, and in scratch likewise. Strides are those of a part, in floats.
+CAFFETOOLS_API void caffetools_sequence_run(const CaffetoolsStep* steps, int64_t count, int64_t parts, float* memory, int64_t lane_floats,
+                                            float* scratch, int64_t scratch_floats, const float* input, int64_t input_stride, float* output,
+                                            int64_t output_stride, int threads) {
+  std::atomic<int64_t> lanes{0};
+  std::vector<std::atomic<int>> busy(static_cast<size_t>(threads));
+  parallel_for(threads, parts, [&](int64_t begin, int64_t end) {
+    int64_t lane = lanes.fetch_add(1) % threads;
+    for (int free = 0; !busy[static_cast<size_t>(lane)].compare_exchange_strong(free, 1); free = 0) lane = (lane + 1) % threads;
+    float* mine = memory + lane * lane_floats;
+    float* rough = scratch + lane * scratch_floats;
+    for (int64_t part = begin; part < end; ++part) {
+      const auto place = [&](int32_t where, int64_t offset) -> float* {
+        if (where == 1) return const_cast<float*>(input) + part * input_stride;
+        return where == 2 ? output + part * output_stride + offset : mine + offset;
+      };
+      for (int64_t i = 0; i < count; ++i) {
+        const CaffetoolsStep& s = steps[i];
+        const float* x = place(s.x_place, s.x);
+        float* y = place(s.y_place, s.y);
+        if (s.kind == 0) {
+          caffetools_conv_run(s.handle, x, y, s.residual_place < 0 ? nullptr : place(s.residual_place, s.residual), rough, 1);
+        } else if (s.kind == 1) {
+          caffetools_pool_run(s.sizes, x, y, s.largest, 1);
+        } else {
+          caffetools_lrn_forward(x, y, s.sizes[0], s.sizes[1], s.sizes[2], 1, s.sizes[3], s.alpha, s.beta, s.k, 1);
+        }
+      }
+    }
+    busy[static_cast<size_t>(lane)].store(0);
   });
 }
 

@@ -106,7 +106,7 @@ using namespace caffetools;
 #endif
 
 // The version of this interface; the loader refuses others.
-CAFFETOOLS_API int caffetools_native_version() { return 2; }
+CAFFETOOLS_API int caffetools_native_version() { return 3; }
 
 // Use the best kernel up to `variant` from now on (as `choose` numbers them); returns whether it is that very one. For tests.
 CAFFETOOLS_API int caffetools_native_use(int variant) {

@@ -48,6 +48,26 @@ class Layout:
     planar: bool = False
 
 
+class Step(ctypes.Structure):
+    """``CaffetoolsStep`` of native/conv.cpp: one operator of a sequence that each thread runs for its parts of a batch.
+
+    Places are ``MEMORY`` (of the thread, at an offset in floats), ``INPUT`` and ``OUTPUT``.
+    """
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("kind", "x_place", "y_place", "residual_place")),
+        *((name, ctypes.c_int64) for name in ("x", "y", "residual")),
+        ("handle", Pointer),
+        ("sizes", ctypes.POINTER(ctypes.c_int64)),
+        ("largest", ctypes.c_int32),
+        *((name, ctypes.c_float) for name in ("alpha", "beta", "k")),
+    ]
+
+
+CONVOLVE, POOL, NORMALIZE = range(3)
+MEMORY, INPUT, OUTPUT = range(3)
+
+
 class NativeConv:
     """A convolution with packed weights for one input size: y = activation(conv(x) + bias + residual).
 
@@ -111,6 +131,11 @@ def pool_run() -> Any:
     return _library().caffetools_pool_run
 
 
+def sequence_run() -> Any:
+    """The C function ``caffetools_sequence_run``; see native/conv.cpp."""
+    return _library().caffetools_sequence_run
+
+
 def lrn_run() -> Any:
     """The C function ``caffetools_lrn_forward(x, y, n, c, hw, channels_last, size, alpha, beta, k, threads)``."""
     return _library().caffetools_lrn_forward
@@ -171,6 +196,11 @@ def _library() -> Any:
         library.caffetools_pool_run.restype = None
         library.caffetools_winograd_tiles.argtypes = [Pointer] + [ctypes.c_int64] * 7 + [ctypes.c_int] * 2 + [Pointer, ctypes.c_int]
         library.caffetools_winograd_tiles.restype = None
+        whole = ctypes.c_int64
+        library.caffetools_sequence_run.argtypes = [
+            *(Pointer, whole, whole, Pointer, whole, Pointer, whole, Pointer, whole, Pointer, whole, ctypes.c_int)
+        ]
+        library.caffetools_sequence_run.restype = None
         library.conv_ready = True
     except AttributeError:
         library.conv_ready = False

@@ -199,7 +199,9 @@ class InferencePlan:
         if not all(len(v.shape) == 4 and v.shape[0] == batch and not v.kept for v in (*operator.inputs, *operator.outputs)):
             return False
         if isinstance(operator.form, inference.ChannelConcat):
-            return all(v.parent is not None and v.parent[0] is operator.outputs[0] for v in operator.inputs)
+            channels = [v.shape4[1] for v in operator.inputs]
+            firsts = [sum(channels[:i]) for i in range(len(channels))]
+            return [v.parent for v in operator.inputs] == [(operator.outputs[0], first) for first in firsts]
         if isinstance(operator.form, inference.CrossChannelNorm):
             return all(v.pitch == v.shape[1] for v in (*operator.inputs, *operator.outputs))
         return isinstance(operator.form, (inference.Conv, inference.Pool))
@@ -235,19 +237,21 @@ class InferencePlan:
                 last[root] = len(self.program.operators) if value.kept or root.kept else max(last.get(root, 0), index)
         native = {v.root for o in self.program.operators if not o.dropped and o.form is not None for v in (*o.inputs, *o.outputs)}
         native |= {o.residual.root for o in self.program.operators if o.residual is not None}
-        arena = _Arena()
         ends: dict[int, list[Value]] = {}
         starts: dict[int, list[Value]] = {}
         for root, index in first.items():
             if root in native:
+                root.in_head = last[root] < self.program.head and root is not self.program.boundary
                 starts.setdefault(index, []).append(root)
                 ends.setdefault(last[root], []).append(root)
+        arenas = {False: _Arena(), True: _Arena()}
         for index in range(len(self.program.operators)):
             for root in starts.get(index, ()):
-                root.offset = arena.take(root.size)
+                root.offset = arenas[root.in_head].take(root.size)
             for root in ends.get(index, ()):
-                arena.give_back(root.offset or 0, root.size)
-        return arena.size
+                arenas[root.in_head].give_back(root.offset or 0, root.size)
+        self.program.head_floats = arenas[True].size
+        return arenas[False].size
 
     def _pack(self, like: InferencePlan | None) -> None:
         packed = {o.layer: o.conv for o in like.program.operators if o.conv is not None and o.form is not None} if like is not None else {}

@@ -20,6 +20,7 @@ class Value:
         kept: It is a result of the run.
         parent: The concatenation's top that it is a part of, and its first channel there.
         offset: Of a root value: its place in the arena, in floats; None for tensors of torch's own.
+        in_head: It is alive in the head only; its place is in the memory that each thread has of its own.
     """
 
     shape: Shape
@@ -28,6 +29,7 @@ class Value:
     kept: bool = False
     parent: tuple[Value, int] | None = None
     offset: int | None = None
+    in_head: bool = False
 
     @property
     def shape4(self) -> Shape4:
@@ -96,7 +98,8 @@ class Program:
         results: Wanted blob → value.
         threads: For the native operators.
         arena_floats: Size of the memory that values share.
-        head: Number of operators that run for a part of the batch at a time.
+        head: Number of operators that run for a part of the batch at a time, each part in one thread.
+        head_floats: Size of the memory that each of these threads needs.
         repeats: Number of those parts.
         boundary: The one value that the head makes for the rest; None where there is no head.
     """
@@ -107,6 +110,7 @@ class Program:
     results: dict[str, Value] = field(default_factory=dict)
     arena_floats: int = 0
     head: int = 0
+    head_floats: int = 0
     repeats: int = 1
     boundary: Value | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,15 +29,12 @@ class BoundProgram:
         self.scratch = torch.empty(max(scratch, 1))
         self.tensors: dict[Value, Tensor] = {}
         self.pointers = {value: ctypes.c_void_p() for value in program.inputs.values()}
-        self.head: list[Callable[[], object]] = []
         self.steps: list[Callable[[], object]] = []
-        # Pointers that the head moves on from part to part of the batch: (pointer, start, bytes of a part).
-        self.moving: list[tuple[ctypes.c_void_p, int, int]] = []
+        if program.head:
+            self._bind_head()
         for index, operator in enumerate(program.operators):
-            if not operator.dropped:
-                self._bind(operator, index)
-            if index + 1 == program.head:
-                self.head, self.steps = self.steps, []
+            if not operator.dropped and index >= program.head:
+                self._bind(operator)
 
     def run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         held = []
@@ -45,23 +43,11 @@ class BoundProgram:
             held.append(tensor)
             self.tensors[value] = tensor
             self.pointers[value].value = tensor.data_ptr()
-        if self.head:
-            self._run_head(held[0])
         for step in self.steps:
             step()
         results = {name: self._result(value) for name, value in self.program.results.items()}
         self.tensors.clear()
         return results
-
-    def _run_head(self, given: Tensor) -> None:
-        (pointer,) = self.pointers.values()
-        part = given.numel() // self.program.repeats * 4
-        for i in range(self.program.repeats):
-            pointer.value = given.data_ptr() + i * part
-            for moved, start, size in self.moving:
-                moved.value = start + i * size
-            for step in self.head:
-                step()
 
     def _result(self, value: Value) -> Tensor:
         if value.root.offset is None:
@@ -70,24 +56,74 @@ class BoundProgram:
 
     # ---- binding ----
 
-    def _bind(self, operator: Operator, index: int) -> None:
+    def _bind_head(self) -> None:
+        program = self.program
+        boundary = program.boundary
+        assert boundary is not None and boundary.offset is not None  # noqa: S101 (a head ends in one)
+        operators = [(i, o) for i, o in enumerate(program.operators[: program.head]) if not o.dropped]
+        self._sizes: list[object] = []
+        steps = [step for i, o in operators if (step := self._head_step(o, i)) is not None]
+        self._head_steps = (native_conv.Step * len(steps))(*steps)
+        scratch = max([o.conv.scratch_floats for _, o in operators if o.conv is not None], default=0)
+        self._lanes = torch.empty(program.threads, max(program.head_floats, 1)), torch.empty(program.threads, max(scratch, 1))
+        (value,), (given,) = program.inputs.values(), self.pointers.values()
+        lanes = [number for memory in self._lanes for number in (memory.data_ptr(), memory.shape[1])]
+        output = self.arena.data_ptr() + 4 * boundary.offset
+        strides = value.size // program.repeats, boundary.size // program.repeats
+        numbers = (ctypes.addressof(self._head_steps), len(steps), program.repeats, *lanes, given, strides[0], output, strides[1])
+        self.steps.append(partial(native_conv.sequence_run(), *numbers, program.threads))
+
+    def _head_step(self, operator: Operator, index: int) -> native_conv.Step | None:
+        form = operator.form
+        if isinstance(form, inference.ChannelConcat):
+            return None  # its bottoms are written where it lies
+        x, y = operator.inputs[0], operator.outputs[0]
+        step = native_conv.Step(residual_place=-1)
+        step.x_place, step.x = self._head_place(x)
+        step.y_place, step.y = self._head_place(y)
+        shapes = self.program.run_shape(x, index), self.program.run_shape(y, index)
+        if operator.conv is not None:
+            step.kind, step.handle = native_conv.CONVOLVE, operator.conv.handle
+            if operator.residual is not None:
+                step.residual_place, step.residual = self._head_place(operator.residual)
+        elif isinstance(form, inference.Pool):
+            step.kind, step.largest = native_conv.POOL, int(form.largest)
+            step.sizes = self._kept_sizes(native_conv.pool_sizes(form, Layout(*shapes, x.pitch, y.pitch)))
+        elif isinstance(form, inference.CrossChannelNorm):
+            n, c, h, w = shapes[0]
+            step.kind, step.alpha, step.beta, step.k = native_conv.NORMALIZE, form.alpha, form.beta, form.k
+            step.sizes = self._kept_sizes((ctypes.c_int64 * 4)(n, c, h * w, form.size))
+        return step
+
+    def _kept_sizes(self, sizes: ctypes.Array[ctypes.c_int64]) -> Any:
+        self._sizes.append(sizes)
+        return ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64))
+
+    def _head_place(self, value: Value) -> tuple[int, int]:
+        root = value.root
+        if root.offset is None:
+            return native_conv.INPUT, 0
+        if root is self.program.boundary:
+            return native_conv.OUTPUT, value.first_channel
+        return native_conv.MEMORY, root.offset + value.first_channel
+
+    def _bind(self, operator: Operator) -> None:
         form, threads = operator.form, self.program.threads
         if operator.conv is not None:
-            residual = self._pointer(operator.residual, index) if operator.residual is not None else None
+            residual = self._pointer(operator.residual) if operator.residual is not None else None
             x, y = operator.inputs[0], operator.outputs[0]
-            pointers = self._pointer(x, index), self._pointer(y, index), residual, self.scratch.data_ptr()
+            pointers = self._pointer(x), self._pointer(y), residual, self.scratch.data_ptr()
             self.steps.append(partial(native_conv.conv_run(), operator.conv.handle, *pointers, threads))
         elif isinstance(form, inference.Pool):
             x, y = operator.inputs[0], operator.outputs[0]
-            run_shape = self.program.run_shape
-            sizes = native_conv.pool_sizes(form, Layout(run_shape(x, index), run_shape(y, index), x.pitch, y.pitch))
-            ends = self._pointer(x, index), self._pointer(y, index)
+            sizes = native_conv.pool_sizes(form, Layout(x.shape4, y.shape4, x.pitch, y.pitch))
+            ends = self._pointer(x), self._pointer(y)
             self.steps.append(partial(native_conv.pool_run(), sizes, *ends, int(form.largest), threads))
         elif isinstance(form, inference.CrossChannelNorm) and self._dense(operator):
             x, y = operator.inputs[0], operator.outputs[0]
-            n, c, h, w = self.program.run_shape(x, index)
+            n, c, h, w = x.shape4
             numbers = (n, c, h * w, 1, form.size, form.alpha, form.beta, form.k, threads)
-            self.steps.append(partial(native_conv.lrn_run(), self._pointer(x, index), self._pointer(y, index), *numbers))
+            self.steps.append(partial(native_conv.lrn_run(), self._pointer(x), self._pointer(y), *numbers))
         elif isinstance(form, inference.ChannelConcat):
             self._bind_concat(operator)
         elif isinstance(form, inference.Sum):
@@ -134,15 +170,11 @@ class BoundProgram:
     def _current(self, value: Value) -> Tensor:
         return self._view(value) if value.root.offset is not None else self.tensors[value]
 
-    def _pointer(self, value: Value, index: int) -> ctypes.c_void_p:
+    def _pointer(self, value: Value) -> ctypes.c_void_p:
         root = value.root
         if root.offset is None:
             return self.pointers[value]
-        start = self.arena.data_ptr() + 4 * (root.offset + value.first_channel)
-        pointer = ctypes.c_void_p(start)
-        if root is self.program.boundary and index < self.program.head:
-            self.moving.append((pointer, start, 4 * root.size // self.program.repeats))
-        return pointer
+        return ctypes.c_void_p(self.arena.data_ptr() + 4 * (root.offset + value.first_channel))
 
     def _view(self, value: Value) -> Tensor:
         if value.root.offset is None:

@@ -193,6 +193,21 @@ def test_branches_sums_and_shared_blobs() -> None:
                     torch.testing.assert_close(found[blob], expected[blob].contiguous(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_parts_of_a_batch_in_several_threads(threads: int) -> None:
+    torch.manual_seed(2)
+    net = Net.from_file(prototxt_path("squeezenet_v1.1", "deploy"), input_shapes={"data": (6, 3, 99, 99)})
+    x = torch.randn(6, 3, 99, 99)
+    with torch.no_grad():
+        expected = net.compute({"data": x.contiguous(memory_format=torch.channels_last)}, ("fire4/concat",))
+        plan = InferencePlan(net.layers, {"data": (6, 3, 99, 99)}, ["prob", "fire4/concat"], threads)
+        assert plan.program.repeats > 1
+        for _ in range(3):
+            found = plan.run({"data": x})
+            for blob, values in found.items():
+                torch.testing.assert_close(values, expected[blob].contiguous(), rtol=1e-4, atol=1e-5 * float(expected[blob].abs().max()))
+
+
 def test_threads_run_one_plan_at_the_same_time() -> None:
     torch.manual_seed(1)
     net = Net(parse(BRANCHES, NetParameter))
