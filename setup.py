@@ -93,6 +93,7 @@ setup(
     package_dir={"caffetools._prototxt": "prototxt", "caffetools._zoo": "zoo"},
     package_data={
         "caffetools": ["py.typed"],
+        "caffetools.bundle": ["runner/*"],
         "caffetools.proto": ["caffe.proto", "caffe.desc", "schema.pyi"],
         "caffetools.proto.forks": ["*.tsv", "schemas/*.tsv"],
         "caffetools.visualize": ["templates/*"],

@@ -72,6 +72,7 @@ COMMANDS = {
     "quantize": Entry(
         _INFERENCE, "quantize", example="caffetools quantize deploy.prototxt weights.caffemodel --calibration photos -o int8.onnx"
     ),
+    "bundle": Entry(_INFERENCE, "bundle", example="caffetools bundle --target jetson deploy.prototxt weights.caffemodel -o bundle"),
     "import": Entry(_INFERENCE, "import_", example="caffetools import model.onnx -o net"),
     "verify": Entry(_INFERENCE, "verify", example="caffetools verify deploy.prototxt weights.caffemodel model.onnx"),
     "engine": Entry(_INFERENCE, "engine", attribute="app", example="caffetools engine list"),

@@ -1,0 +1,98 @@
+"""The ONNX model of a bundle: the names that jetson-inference expects, and its normalization of pictures taken back."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from caffetools.errors import DataError, ExportError
+
+INPUT, OUTPUT = "input_0", "output_0"
+# What jetson-inference's imageNet gives an ONNX model: RGB, (pixel / 255 - MEAN) / STD.
+JETSON_MEAN = np.array([0.485, 0.456, 0.406], np.float64)
+JETSON_STD = np.array([0.229, 0.224, 0.225], np.float64)
+
+
+def rename_value(model: onnx.ModelProto, old: str, new: str) -> None:
+    """Rename a value of the graph wherever it occurs. Raises :class:`ExportError` if ``new`` is another value's name."""
+    if old == new:
+        return
+    graph = model.graph
+    used = {name for node in graph.node for name in (*node.input, *node.output)} | {tensor.name for tensor in graph.initializer}
+    if new in used:
+        raise ExportError(f"a blob of the net has the name '{new}', which the bundle's model needs", hint="rename the blob")
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+    for values in (graph.input, graph.output, graph.value_info):
+        for value in values:
+            if value.name == old:
+                value.name = new
+
+
+def prepend_denormalization(model: onnx.ModelProto, mean: NDArray[np.float32], scale: float) -> None:
+    """Make the model take jetson-inference's normalized RGB pictures: input ``input_0``, then a 1x1 convolution gives the net's input.
+
+    Args:
+        model: A model with one input of (1, 3, H, W), BGR.
+        mean: (C or 1, 1, 1) values or a (3, H, W) image that the net expects to be subtracted, in BGR order.
+        scale: The factor after that.
+    """
+    graph = model.graph
+    given = graph.input[0]
+    if given.name == INPUT:
+        rename_value(model, INPUT, f"{INPUT}/net")
+    blob = given.name
+    is_image = mean.shape[1:] != (1, 1)
+    matrix = np.zeros((3, 3, 1, 1), np.float32)
+    bias = np.zeros(3, np.float64)
+    values = np.broadcast_to(mean.reshape(-1), (3,)) if not is_image else np.zeros(3)
+    for channel in range(3):
+        source = 2 - channel
+        matrix[channel, source] = 255 * JETSON_STD[source] * scale
+        bias[channel] = (255 * JETSON_MEAN[source] - values[channel]) * scale
+    result = f"{blob}/pixels" if is_image else blob
+    tensors = {f"{INPUT}/matrix": matrix, f"{INPUT}/bias": bias.astype(np.float32)}
+    nodes = [helper.make_node("Conv", [INPUT, *tensors], [result], name=f"{INPUT}/denormalize", kernel_shape=[1, 1])]
+    if is_image:
+        tensors[f"{INPUT}/mean"] = (mean * np.float32(scale)).astype(np.float32)[np.newaxis]
+        nodes.append(helper.make_node("Sub", [result, f"{INPUT}/mean"], [blob], name=f"{INPUT}/subtract_mean"))
+    kept = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *kept])
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
+    shape = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
+    graph.value_info.append(helper.make_tensor_value_info(blob, TensorProto.FLOAT, shape))
+    given.CopyFrom(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape))
+
+
+def adapt_calibration(path: Path, names: dict[str, str], input_range: float | None) -> str:
+    """Return a TensorRT calibration cache for the bundle's model.
+
+    Args:
+        path: The cache, as ``caffetools quantize`` writes it (``OUT.tensorrt.cache``).
+        names: Name of a value in the cache → its name in the bundle; the net's input first.
+        input_range: Largest magnitude of ``input_0``, where it is a value of its own.
+
+    Raises:
+        DataError: It cannot be read, is not such a cache, or is of another net.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the calibration cache: {getattr(error, 'strerror', None) or 'not a text file'}", path=path) from None
+    if not lines or not lines[0].startswith("TRT-"):
+        raise DataError("not a TensorRT calibration cache", path=path, hint="`caffetools quantize` writes one")
+    entries = [line.rpartition(": ")[::2] for line in lines[1:] if line.strip()]
+    first = next(iter(names))
+    if first not in {name for name, _ in entries}:
+        raise DataError(f"it has no range of the net's input '{first}': it is the cache of another net", path=path)
+    made = [f"{names.get(name, name)}: {value}" for name, value in entries]
+    if input_range is not None:
+        made.insert(0, f"{INPUT}: {struct.pack('>f', input_range / 127).hex()}")
+    return "\n".join([lines[0], *made, ""])

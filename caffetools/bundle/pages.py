@@ -1,0 +1,95 @@
+"""Texts of a bundle: its README.md and the script that builds TensorRT's engine."""
+
+from __future__ import annotations
+
+_BUILD = """\
+#!/bin/sh
+# Build a TensorRT engine from model.onnx, on the device that will run it: ./build_engine.sh [{choices}]
+set -eu
+cd "$(dirname "$0")"
+precision="${{1:-fp16}}"
+trtexec="$(command -v trtexec || true)"
+[ -n "$trtexec" ] || trtexec=/usr/src/tensorrt/bin/trtexec
+if [ ! -x "$trtexec" ]; then
+    echo "build_engine.sh: error: trtexec not found; it comes with TensorRT (JetPack: /usr/src/tensorrt/bin)" >&2
+    exit 2
+fi
+case "$precision" in
+    fp32) set -- ;;
+    fp16) set -- --fp16 ;;
+{int8}    *) echo "build_engine.sh: error: precision '$precision' is not one of {choices}" >&2; exit 2 ;;
+esac
+"$trtexec" --onnx=model.onnx --saveEngine="model.$precision.engine.part" "$@"
+mv "model.$precision.engine.part" "model.$precision.engine"
+"""
+_INT8 = "    int8) set -- --fp16 --int8 --calib=calibration.cache ;;\n"
+
+_README = """\
+# {name}
+
+A classifier, exported from `{source}` by caffetools for `{target}`.
+
+| file | content |
+|---|---|
+| `model.onnx` | the network: `input_0` (1, C, H, W) float32 in, `output_0` probabilities out |
+| `labels.txt` | class names, one a line |
+| `preprocessing.json` | resize, crop, mean and scale that make `input_0` from a picture |
+| `classify.py` | runner in Python: NumPy, OpenCV and onnxruntime or TensorRT |
+| `runner/` | runner in C++: OpenCV, and onnxruntime or TensorRT where CMake finds them |
+| `samples/` | pictures, and in `expected.json` the five best classes of each |
+{rows}| `SHA256SUMS` | `sha256sum -c SHA256SUMS` checks the files |
+
+## Run it
+
+```sh
+python3 classify.py samples
+python3 classify.py photo.jpg --top 3 --json
+cmake -S runner -B build && cmake --build build
+build/caffetools-classify . samples
+build/caffetools-classify . camera:0 --json
+```
+
+With caffetools installed, `caffetools bundle check .` compares all files with SHA256SUMS and the samples with expected.json.
+{jetson}"""
+_JETSON = """
+## TensorRT
+
+`./build_engine.sh fp16` runs trtexec on this device and writes `model.fp16.engine`, which both runners then use{int8}.
+An engine fits only the device and the version of TensorRT that it was built with. In C++, build with TensorRT's and CUDA's headers installed.
+{normalized}"""
+_NORMALIZED = """
+## jetson-inference
+
+```sh
+imagenet --model=model.onnx --input_blob=input_0 --output_blob=output_0 --labels=labels.txt photo.jpg
+```
+
+jetson-inference gives a model RGB pictures, normalized with the mean (0.485, 0.456, 0.406) and the deviation (0.229, 0.224, 0.225).
+The first layer of `model.onnx` takes that back and applies the network's own mean, scale and channel order, so nothing has to be set.
+jetson-inference resizes pictures to the input's size without a crop, so its probabilities may differ a little from the runners'.
+"""
+
+
+def build_script(int8: bool) -> str:
+    """Return build_engine.sh; ``int8`` offers int8 with calibration.cache."""
+    return _BUILD.format(choices="fp32|fp16|int8" if int8 else "fp32|fp16", int8=_INT8 if int8 else "")
+
+
+def readme(name: str, source: str, target: str, *, normalized: bool, int8: bool) -> str:
+    """Return README.md.
+
+    Args:
+        name: The bundle's name.
+        source: File name of the deploy prototxt.
+        target: The kind of device.
+        normalized: Whether the model takes pictures as jetson-inference normalizes them.
+        int8: Whether there is a calibration cache.
+    """
+    rows = "| `calibration.cache` | ranges for int8 |\n" if int8 else ""
+    jetson = ""
+    if target == "jetson":
+        rows = "| `build_engine.sh` | builds a TensorRT engine with trtexec |\n" + rows
+        jetson = _JETSON.format(
+            int8="; `./build_engine.sh int8` uses `calibration.cache`" if int8 else "", normalized=_NORMALIZED * normalized
+        )
+    return _README.format(name=name, source=source, target=target, rows=rows, jetson=jetson)

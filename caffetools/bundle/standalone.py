@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+# ruff: noqa: UP006, UP035, UP045
+"""Classify pictures, videos or a camera with the bundle in this file's folder; needs NumPy, OpenCV and a runtime, not caffetools.
+
+    python3 classify.py samples
+    python3 classify.py photo.jpg --top 3 --json
+    python3 classify.py camera:0 --backend tensorrt
+
+A bundle holds this file as classify.py. It runs on Python 3.6, which the first Jetsons have.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+
+FORMAT = 1
+BACKENDS = ("tensorrt", "onnxruntime", "opencv")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+ENGINES = ("model.int8.engine", "model.fp16.engine", "model.fp32.engine")
+
+
+class BundleError(Exception):
+    """A file of the bundle, or an input, that cannot be used; the message names it."""
+
+
+class Settings:
+    """What preprocessing.json states: the model's input and output, and how an image becomes the input.
+
+    Attributes:
+        folder: The bundle.
+        channels, height, width: Of the model's input, (1, channels, height, width) float32.
+        resize: (width, height) of the whole image before its center is cropped.
+        order: ``BGR``, ``RGB`` or ``GRAY``.
+        mean: (C or 1, 1, 1) or (C, H, W) float32, subtracted from pixels of 0 to 255.
+        scale: (C or 1, 1, 1) float32, the factor after that.
+        labels: Class names.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        path = folder / "preprocessing.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != FORMAT:
+                raise ValueError("format {}".format(values["format"]))
+            self.input, self.output = str(values["input"]["name"]), str(values["output"]["name"])
+            self.channels, self.height, self.width = [int(n) for n in values["input"]["shape"][1:]]
+            self.classes = int(values["output"]["classes"])
+            self.resize = (int(values["resize"][0]), int(values["resize"][1]))
+            self.order = str(values["channel_order"])
+            self.scale = np.array(values["scale"], np.float32).reshape(-1, 1, 1)
+            if "mean_file" in values:
+                mean = np.fromfile(str(folder / Path(values["mean_file"]).name), "<f4")
+                self.mean = mean.astype(np.float32).reshape(self.channels, self.height, self.width)
+            else:
+                self.mean = np.array(values["mean"], np.float32).reshape(-1, 1, 1)
+            self.labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise BundleError(f"{error.filename or path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise BundleError(f"{path}: damaged, or not of a bundle ({error})") from None
+        if self.order not in ("BGR", "RGB", "GRAY") or self.resize[0] < self.width or self.resize[1] < self.height:
+            raise BundleError(f"{path}: damaged: the channel order or the sizes are not possible")
+        if len(self.labels) != self.classes:
+            raise BundleError(f"{folder / 'labels.txt'}: {len(self.labels)} lines, but the model has {self.classes} classes")
+
+
+def read_picture(path: Path, settings: Settings) -> Any:
+    """Return a picture file as uint8 (H, W, 3) BGR, or (H, W) for a gray model. Raises BundleError naming the file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot read the picture: {error.strerror}") from None
+    if is_truncated(data):
+        raise BundleError(f"{path}: the picture is truncated or empty")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if settings.order == "GRAY" else cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise BundleError(f"{path}: not a picture that OpenCV can decode")
+    return image
+
+
+def is_truncated(data: bytes) -> bool:
+    """Return whether a file is empty, or a JPEG or PNG without its end mark, for which decoders may fill in gray."""
+    if data[:2] == b"\xff\xd8":
+        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+    if data[:4] == b"\x89PNG":
+        return b"IEND\xae\x42\x60\x82" not in data
+    return not data
+
+
+def prepare(image: Any, settings: Settings) -> Any:
+    """Return an image (uint8, BGR or gray) as the model's input, (1, C, H, W) float32: resize, crop the center, mean, scale."""
+    if image.shape[1::-1] != settings.resize:
+        image = cv2.resize(image, settings.resize, interpolation=cv2.INTER_LINEAR)
+    top, left = (settings.resize[1] - settings.height) // 2, (settings.resize[0] - settings.width) // 2
+    image = image[top : top + settings.height, left : left + settings.width]
+    if settings.order == "RGB":
+        image = image[:, :, ::-1]
+    planes = image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
+    return np.ascontiguousarray(((planes.astype(np.float32) - settings.mean) * settings.scale)[np.newaxis])
+
+
+class OnnxRuntimeBackend:
+    """The model in onnxruntime, on the CPU or through CUDA."""
+
+    def __init__(self, settings: Settings):
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        known = onnxruntime.get_available_providers()
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
+        self._settings = settings
+        self._session = onnxruntime.InferenceSession(str(settings.folder / "model.onnx"), options, providers=providers)
+
+    def run(self, batch: Any) -> Any:
+        """Return the output for one prepared image."""
+        return self._session.run([self._settings.output], {self._settings.input: batch})[0]
+
+
+class OpenCVBackend:
+    """The model in OpenCV's DNN module."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._net = cv2.dnn.readNetFromONNX(str(settings.folder / "model.onnx"))
+
+    def run(self, batch: Any) -> Any:
+        """Return the output for one prepared image."""
+        self._net.setInput(batch, self._settings.input)
+        return self._net.forward(self._settings.output)
+
+
+class TensorRTBackend:
+    """An engine that build_engine.sh built, through tensorrt and pycuda."""
+
+    def __init__(self, settings: Settings):
+        import pycuda.autoinit  # noqa: F401 (makes the CUDA context)
+        import pycuda.driver as cuda
+        import tensorrt
+
+        path = find_engine(settings.folder)
+        if path is None:
+            raise BundleError(f"{settings.folder}: no TensorRT engine; build one with ./build_engine.sh")
+        runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
+        self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise BundleError(f"{path}: TensorRT cannot load it; build it on this device with ./build_engine.sh")
+        self._settings, self._cuda = settings, cuda
+        self._context = self._engine.create_execution_context()
+        self._output = np.empty((1, settings.classes), np.float32)
+        size = 4 * settings.channels * settings.height * settings.width
+        self._buffers = {settings.input: cuda.mem_alloc(size), settings.output: cuda.mem_alloc(self._output.nbytes)}
+
+    def run(self, batch: Any) -> Any:
+        """Return the output for one prepared image."""
+        self._cuda.memcpy_htod(self._buffers[self._settings.input], batch)
+        if hasattr(self._engine, "get_binding_index"):  # TensorRT up to 9
+            bindings = [0] * len(self._buffers)
+            for name, buffer in self._buffers.items():
+                bindings[self._engine.get_binding_index(name)] = int(buffer)
+        else:
+            bindings = [int(self._buffers[self._engine.get_tensor_name(i)]) for i in range(self._engine.num_io_tensors)]
+        if not self._context.execute_v2(bindings):
+            raise BundleError("TensorRT failed to run the engine")
+        self._cuda.memcpy_dtoh(self._output, self._buffers[self._settings.output])
+        return self._output.copy()
+
+
+def find_engine(folder: Path) -> Optional[Path]:
+    """Return the fastest TensorRT engine of the bundle, or None if none is built."""
+    return next((folder / name for name in ENGINES if (folder / name).is_file()), None)
+
+
+def open_backend(settings: Settings, name: str = "auto") -> Any:
+    """Open the model with a back end: ``tensorrt``, ``onnxruntime``, ``opencv``, or the first of them that is there."""
+    classes = {"tensorrt": TensorRTBackend, "onnxruntime": OnnxRuntimeBackend, "opencv": OpenCVBackend}
+    names = [name] if name != "auto" else [n for n in BACKENDS if n != "tensorrt" or find_engine(settings.folder) is not None]
+    for candidate in names:
+        try:
+            return classes[candidate](settings)
+        except ImportError as error:
+            if candidate == names[-1]:
+                raise BundleError(f"{candidate} is not installed here ({error})") from None
+        except BundleError:
+            raise
+        except Exception as error:
+            # The runtimes' exceptions have no common base class but Exception.
+            text = " ".join(str(error).split())[:300]
+            raise BundleError("{}: {} cannot load it: {}".format(settings.folder / "model.onnx", candidate, text)) from None
+    raise BundleError("no runtime found")
+
+
+def best(output: Any, settings: Settings, top: int = 5) -> List[Dict[str, Any]]:
+    """Return the ``top`` most probable classes of one output as {index, label, probability}; of equal ones the lower first."""
+    row = np.asarray(output, np.float32).reshape(-1)
+    if row.size != settings.classes:
+        raise BundleError(f"the model gives {row.size} values, but there are {settings.classes} classes")
+    order = np.argsort(-row, kind="stable")[:top]
+    return [{"index": int(i), "label": settings.labels[i], "probability": float(row[i])} for i in order]
+
+
+def images(names: Sequence[str], settings: Settings, limit: int) -> Iterator[Tuple[str, Any]]:
+    """Yield (name, image) of picture files, folders, videos and cameras (``camera:0``); the image is a BundleError where it is unreadable."""
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+            if not inside:
+                yield name, BundleError(f"{name}: the folder holds no pictures")
+            paths = inside
+        elif path.suffix.lower() in PICTURES or not (name.startswith(("camera:", "/dev/video")) or path.is_file()):
+            paths = [path]
+        else:
+            yield from frames(name, settings, limit)
+            continue
+        for picture in paths:
+            try:
+                yield str(picture), read_picture(picture, settings)
+            except BundleError as error:
+                yield str(picture), error
+
+
+def frames(name: str, settings: Settings, limit: int) -> Iterator[Tuple[str, Any]]:
+    """Yield the frames of a video or a camera, named ``NAME#0``, ``NAME#1``…; at most ``limit``, 0 for all."""
+    device = name[len("camera:") :]
+    if name.startswith("camera:") and not device.isdigit():
+        yield name, BundleError(f"{name}: write camera:0 for the first camera")
+        return
+    video = cv2.VideoCapture(int(device)) if name.startswith("camera:") else cv2.VideoCapture(name)
+    count = 0
+    while video.isOpened() and (limit == 0 or count < limit):
+        found, image = video.read()
+        if not found:
+            break
+        yield f"{name}#{count}", cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if settings.order == "GRAY" else image
+        count += 1
+    if count == 0:
+        yield name, BundleError(f"{name}: not a picture, video or camera that OpenCV can open")
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; returns the exit code: 2 if an input or the bundle cannot be used."""
+    parser = argparse.ArgumentParser(description="Classify pictures, folders, videos or a camera with the bundle in this folder.")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, video, camera:0")
+    parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent, help="the bundle's folder (default: this one)")
+    parser.add_argument("--top", type=int, default=5, help="number of classes (default 5)")
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
+    parser.add_argument("--frames", type=int, default=0, help="stop after this many frames of a video or camera")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    options = parser.parse_args(arguments)
+    code = 0
+    try:
+        settings = Settings(options.bundle)
+        backend = open_backend(settings, options.backend)
+        for name, image in images(options.inputs, settings, options.frames):
+            if isinstance(image, BundleError):
+                sys.stderr.write(f"classify: error: {image}\n")
+                code = 2
+                continue
+            guesses = best(backend.run(prepare(image, settings)), settings, options.top)
+            if options.json:
+                print(json.dumps({"picture": name, "guesses": guesses}, ensure_ascii=False), flush=True)
+            else:
+                print(name + "".join("\n  {:6.4f}  {}".format(guess["probability"], guess["label"]) for guess in guesses), flush=True)
+    except BundleError as error:
+        sys.stderr.write(f"classify: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""``caffetools bundle``: a folder with everything that a device needs to run a deployed classifier."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale
+from caffetools.cli.show import console, print_json, show_warnings
+from caffetools.errors import CaffeToolsError
+
+if TYPE_CHECKING:
+    from caffetools.bundle.check import BundleCheck
+
+
+def bundle(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="DEPLOY WEIGHTS | check DIR", help="A deploy prototxt and its .caffemodel; or a bundle to check."),
+    ],
+    target: Annotated[str, typer.Option(help="jetson, onnxruntime or opencv.")] = "jetson",
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder to create.", show_default=False)] = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    labels: Labels = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="CACHE", help="TensorRT's calibration cache, from `caffetools quantize`.", show_default=False)
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="The blob of the probabilities, where the net has several outputs.")] = None,
+    pictures: Annotated[
+        list[str] | None, typer.Option(help="Sample pictures to include in place of drawn ones; may be repeated.", show_default=False)
+    ] = None,
+    engine: Annotated[str, typer.Option(help="For check: onnxruntime, opencv, tensorrt or auto.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Write DEPLOY with WEIGHTS as a bundle for a device, or check one.
+
+    A bundle has the ONNX model, labels, preprocessing, a script for TensorRT, runners in Python and C++, and sample pictures with the
+    expected classes. `caffetools bundle check DIR` compares all files with SHA256SUMS and the samples with what the net computed.
+    """
+    if len(files) == 2 and str(files[0]) == "check":
+        from caffetools.bundle.check import check_bundle
+        from caffetools.bundle.standalone import BACKENDS
+
+        if engine not in ("auto", *BACKENDS):
+            raise typer.BadParameter(f"'{engine}' is not known; auto, {', '.join(BACKENDS)} are", param_hint="--engine")
+        _show(check_bundle(files[1], backend=engine), files[1], "Checked", as_json=json)
+        return
+    if len(files) != 2 or out is None:
+        raise CaffeToolsError("bundle needs DEPLOY, WEIGHTS and -o DIR, or check DIR")
+    from caffetools.bundle.build import build_bundle
+    from caffetools.data.images import parse_size
+    from caffetools.infer.classifier import Options, find_pictures
+
+    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    checked = build_bundle(
+        files[0],
+        files[1],
+        out,
+        target,
+        options,
+        calibration=calibration,
+        output=output,
+        pictures=find_pictures(pictures or []),
+        force=force,
+        events=show_warnings,
+    )
+    _show(checked, out, "Wrote", as_json=json)
+
+
+def _show(checked: BundleCheck, folder: Path, done: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"bundle": str(folder), **asdict(checked)})
+        return
+    console.print(f"{done} {folder} ({checked.files} files).", markup=False)
+    console.print(
+        f"{checked.samples} samples in {checked.backend} give the expected classes; largest difference of a probability {checked.largest_difference:.1e}.",
+        markup=False,
+    )

@@ -1,0 +1,242 @@
+"""``caffetools bundle``: what is in the folder, that it gives the net's own numbers, and that every fault is found."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from caffetools.bundle import standalone
+from caffetools.bundle.build import TARGETS, build_bundle
+from caffetools.bundle.check import check_bundle
+from caffetools.bundle.sums import write_sums
+from caffetools.cancel import CancelToken
+from caffetools.errors import Cancelled, DataError, ExportError, NetError
+from caffetools.events import ArtifactWritten, Event, Finished, Started, Warned
+from caffetools.infer.classifier import Classifier, Options
+from tests.bundle.conftest import DEPLOY, LABELS, Nets, write_net
+from tests.cli.inprocess import error_of, run, run_well
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_bundle_gives_the_nets_own_probabilities(target: str, bundles: dict[str, Path], tiny: Nets, options: Options) -> None:
+    folder = bundles[target]
+    model = onnx.load(folder / "model.onnx")
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["input_0", "output_0"]
+    assert [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 24, 32]
+    assert (folder / "labels.txt").read_text().splitlines() == list(LABELS)
+    samples = sorted((folder / "samples").glob("*.png"))
+    expected = json.loads((folder / "samples" / "expected.json").read_text())
+    assert [path.name for path in samples] == sorted(expected) and len(samples) == 4
+    own = Classifier(*tiny, options).classify(samples, batch=1)
+    for result in own:
+        given = expected[Path(result.picture).name]
+        assert [(g["index"], g["label"], g["probability"]) for g in given] == [(g.index, g.label, g.probability) for g in result.guesses]
+    assert len({result.guesses[0].index for result in own}) > 1  # the samples differ, so that a wrong order of channels is found
+    for backend in ("onnxruntime", "opencv"):
+        checked = check_bundle(folder, backend=backend, tolerance=1e-5)
+        assert (checked.samples, checked.backend) == (4, backend)
+
+
+def test_the_model_for_jetson_takes_what_jetson_inference_gives(bundles: dict[str, Path], tiny: Nets) -> None:
+    settings = standalone.Settings(bundles["jetson"])
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    rgb = picture[:, :, ::-1].transpose(2, 0, 1).astype(np.float64) / 255
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalized = ((rgb - mean[:, None, None]) / std[:, None, None]).astype(np.float32)[None]
+    got = standalone.open_backend(settings, "onnxruntime").run(normalized)
+    own = Classifier(*tiny, Options(mean="104,117,123", scale=0.5)).classify([picture], channel_order="BGR", top=7)[0]
+    assert np.allclose([got[0, guess.index] for guess in own.guesses], [guess.probability for guess in own.guesses], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(24, 32), (30, 40), (33, 44)])
+@pytest.mark.parametrize("target", ["jetson", "opencv"])
+def test_a_mean_image_of_any_size_is_kept(target: str, size: tuple[int, int], tiny: Nets, tmp_path: Path) -> None:
+    mean = np.random.default_rng(1).uniform(80, 150, (3, *size)).astype(np.float32)
+    np.save(tmp_path / "mean.npy", mean)
+    resize = (40, 30) if size == (24, 32) else None
+    build_bundle(*tiny, tmp_path / "out", target, Options(mean=tmp_path / "mean.npy", resize=resize))
+    assert check_bundle(tmp_path / "out", backend="onnxruntime", tolerance=1e-5).samples == 4
+    assert (tmp_path / "out" / "mean.f32").exists() == (target == "opencv")
+
+
+def test_a_gray_net_is_bundled_with_a_warning_for_jetson(tmp_path: Path) -> None:
+    events: list[Event] = []
+    gray = write_net(tmp_path, DEPLOY.replace("dim: 1 dim: 3", "dim: 1 dim: 1"))
+    build_bundle(*gray, tmp_path / "out", "jetson", Options(mean="128"), events=events.append)
+    assert any("gray" in event.message for event in events if isinstance(event, Warned))
+    assert check_bundle(tmp_path / "out", tolerance=1e-5).samples == 4
+    assert "imagenet --model" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_events_come_in_order(tiny: Nets, options: Options, tmp_path: Path) -> None:
+    events: list[Event] = []
+    build_bundle(*tiny, tmp_path / "out", "opencv", options, events=events.append)
+    assert [type(event) for event in events] == [Started, Finished, ArtifactWritten]
+    assert events[-1].to_dict()["what"] == "bundle"
+
+
+def test_the_script_builds_each_precision_with_trtexec(tiny: Nets, options: Options, tmp_path: Path) -> None:
+    cache = tmp_path / "int8.cache"
+    cache.write_text("TRT-8601-MinMaxCalibration\ndata: 3c010a14\nconv: 3d010a14\nprob: 3c010204\n")
+    build_bundle(*tiny, tmp_path / "out", "jetson", options, calibration=cache)
+    lines = (tmp_path / "out" / "calibration.cache").read_text().splitlines()
+    assert lines[0] == "TRT-8601-MinMaxCalibration"
+    assert lines[2:] == ["data: 3c010a14", "conv: 3d010a14", "output_0: 3c010204"]
+    name, value = lines[1].split(": ")
+    # White in the blue channel is the largest magnitude of a normalized picture.
+    assert name == "input_0" and struct.unpack(">f", bytes.fromhex(value))[0] == pytest.approx((1 - 0.406) / 0.225 / 127)
+    tool = tmp_path / "bin" / "trtexec"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\nfor a in "$@"; do case $a in --saveEngine=*) echo "$@" > "${a#*=}";; esac; done\n')
+    tool.chmod(0o755)
+    for precision, flags in (("fp32", ""), ("fp16", " --fp16"), ("int8", " --fp16 --int8 --calib=calibration.cache")):
+        path = {"PATH": f"{tool.parent}:/usr/bin:/bin"}
+        subprocess.run([tmp_path / "out" / "build_engine.sh", precision], env=path, check=True)
+        built = (tmp_path / "out" / f"model.{precision}.engine").read_text()
+        assert built == f"--onnx=model.onnx --saveEngine=model.{precision}.engine.part{flags}\n"
+    refused = subprocess.run([tmp_path / "out" / "build_engine.sh", "int4"], env=path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "'int4' is not one of fp32|fp16|int8" in refused.stderr
+    assert check_bundle(tmp_path / "out", backend="onnxruntime").files > 10  # engines built later change nothing
+
+
+def test_the_cache_of_another_net_is_refused(tiny: Nets, options: Options, tmp_path: Path) -> None:
+    cache = tmp_path / "int8.cache"
+    cache.write_text("TRT-8601-MinMaxCalibration\nother: 3c010a14\n")
+    with pytest.raises(DataError, match="no range of the net's input 'data'"):
+        build_bundle(*tiny, tmp_path / "out", "jetson", options, calibration=cache)
+    cache.write_text("no cache")
+    with pytest.raises(DataError, match="not a TensorRT calibration cache"):
+        build_bundle(*tiny, tmp_path / "out", "jetson", options, calibration=cache)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cancelled_bundle_leaves_nothing(tiny: Nets, options: Options, tmp_path: Path) -> None:
+    cancel = CancelToken()
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        build_bundle(*tiny, tmp_path / "new" / "out", "jetson", options, cancel=cancel)
+    assert not list((tmp_path / "new").glob("[!.]*"))
+
+
+def test_a_net_without_probabilities_is_refused(tmp_path: Path) -> None:
+    bare = write_net(tmp_path, DEPLOY.rpartition("layer {")[0])
+    with pytest.raises(NetError, match="no probabilities"):
+        build_bundle(*bare, tmp_path / "out", "jetson", Options(mean="0", scale=10))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def copy(bundles: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundles["opencv"], tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "labels.txt", "preprocessing.json", "samples/sample_1.png", "runner/CMakeLists.txt"])
+def test_a_changed_or_missing_file_is_found(name: str, copy: Path) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    assert f"{copy / name}: changed" in error_of(run("bundle", "check", copy))
+    (copy / name).unlink()
+    assert f"{copy / name}: missing" in error_of(run("bundle", "check", copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message"),
+    [
+        ("preprocessing.json", '"format": 1', '"format": 9', "format 9"),
+        ("preprocessing.json", '"BGR"', '"CMY"', "channel order"),
+        ("preprocessing.json", '"shape"', '"form"', "'shape'"),
+        ("labels.txt", "dog\n", "", "6 lines, but the model has 7 classes"),
+        ("samples/expected.json", '"index": 1', '"index": 71', "class 71"),
+        ("samples/expected.json", "{", "", "damaged"),
+        ("SHA256SUMS", "  model", " model", "SHA256SUMS:"),
+        ("SHA256SUMS", "  model", "  ../model", "SHA256SUMS:"),
+    ],
+)
+def test_a_damaged_file_is_one_error_even_if_the_sums_fit(name: str, before: str, after: str, message: str, copy: Path) -> None:
+    text = (copy / name).read_text()
+    assert before in text
+    (copy / name).write_text(text.replace(before, after, 1))
+    if name != "SHA256SUMS":
+        write_sums(copy)
+    assert message in error_of(run("bundle", "check", copy))
+
+
+def test_other_probabilities_are_found(copy: Path) -> None:
+    path = copy / "samples" / "expected.json"
+    expected = json.loads(path.read_text())
+    expected["sample_0.png"][0]["probability"] -= 0.002
+    path.write_text(json.dumps(expected))
+    write_sums(copy)
+    with pytest.raises(ExportError, match="a probability differs by 0.002"):
+        check_bundle(copy)
+
+
+def test_the_commands(tiny: Nets, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "bundle"
+    done = run_well("bundle", "--target", "onnxruntime", *tiny, "--mean", "100", "-o", out)
+    assert done.stdout.startswith(f"Wrote {out} (") and "4 samples in onnxruntime give the expected classes" in done.stdout
+    answer = json.loads(run_well("bundle", "check", out, "--json", "--engine", "opencv").stdout)
+    assert answer["backend"] == "opencv" and answer["largest_difference"] < 1e-5
+    assert "already exists" in error_of(run("bundle", *tiny, "-o", out))
+    run_well("bundle", *tiny, "--mean", "100", "-o", out, "--force")
+    (tmp_path / "mine").mkdir()
+    assert "may not replace it" in error_of(run("bundle", *tiny, "-o", tmp_path / "mine", "--force"))
+    assert "known are jetson" in error_of(run("bundle", "--target", "toaster", *tiny, "-o", tmp_path / "x"))
+    assert "DEPLOY, WEIGHTS and -o DIR" in error_of(run("bundle", *tiny))
+    assert "not a folder" in error_of(run("bundle", "check", tmp_path / "none"))
+
+
+def test_pictures_may_be_given_as_samples(tiny: Nets, options: Options, tmp_path: Path) -> None:
+    picture = np.random.default_rng(5).integers(0, 256, (50, 60, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "one.png"), picture)
+    build_bundle(*tiny, tmp_path / "out", "opencv", options, pictures=[tmp_path / "one.png"])
+    assert (tmp_path / "out" / "samples" / "00_one.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    (tmp_path / "bad.png").write_text("words")
+    with pytest.raises(DataError, match=r"bad\.png"):
+        build_bundle(*tiny, tmp_path / "other", "opencv", options, pictures=[tmp_path / "bad.png"])
+
+
+def test_the_python_runner_works_alone(copy: Path, tmp_path: Path) -> None:
+    (copy / "samples" / "cut.png").write_bytes((copy / "samples" / "sample_0.png").read_bytes()[:-40])
+    command = [sys.executable, "-I", copy / "classify.py", copy / "samples", "--json", "--top", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"classify: error: {copy / 'samples' / 'cut.png'}: the picture is truncated or empty\n"
+    expected = json.loads((copy / "samples" / "expected.json").read_text())
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(answer["picture"]).name for answer in answers] == sorted(expected)
+    for answer in answers:
+        for got, wanted in zip(answer["guesses"], expected[Path(answer["picture"]).name][:2], strict=True):
+            assert (got["index"], got["label"]) == (wanted["index"], wanted["label"])
+            assert abs(got["probability"] - wanted["probability"]) < 1e-5
+
+
+def test_the_python_runner_is_written_for_python_3_6() -> None:
+    source = Path(standalone.__file__).read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 6))
+    assert "import caffetools" not in source and "from caffetools" not in source
+
+
+def test_the_python_runner_reads_videos(bundles: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "film.avi"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    assert video.isOpened()
+    for number in range(4):
+        video.write(np.full((48, 64, 3), 60 * number, np.uint8))
+    video.release()
+    settings = standalone.Settings(bundles["opencv"])
+    assert [name for name, _ in standalone.images([str(path)], settings, 3)] == [f"{path}#{number}" for number in range(3)]
+    (tmp_path / "words.avi").write_text("no film")
+    ((_, error),) = standalone.images([str(tmp_path / "words.avi")], settings, 0)
+    assert isinstance(error, standalone.BundleError)
