@@ -22,7 +22,7 @@ def _load(name: str) -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["make_layers", "make_api", "make_onnx", "make_architecture"])
+@pytest.mark.parametrize("name", ["make_layers", "make_api", "make_onnx", "make_architecture", "make_readme"])
 def test_generated_pages_are_up_to_date(name: str) -> None:
     module = _load(name)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/{name}.py"

@@ -19,7 +19,7 @@ from caffetools.proto.schema import TEST, LayerParameter
 class HDF5Output(Layer):
     """Writes its two bottoms, of N items each, to the datasets ``data`` and ``label`` of ``file_name`` (float32, always four axes).
 
-    The first pass makes the file anew, later ones append their items (Caffe stops there); after each the file is whole. No tops.
+    The first pass replaces the file, later ones append their items (Caffe stops there); after each the file is complete. No tops.
     A run that is resumed goes on behind the items that it had written when the snapshot was taken.
     """
 

@@ -29,7 +29,9 @@ def status() -> str:
     if not _FILE.exists():
         return "native kernels are skipped: they were not built (no C++ compiler at installation); torch computes instead"
     return (
-        "native kernels are in use" if library() else f"native kernels are skipped: {_FILE} is of another version or machine; install anew"
+        "native kernels are in use"
+        if library()
+        else f"native kernels are skipped: {_FILE} is of another version or machine; reinstall caffetools"
     )
 
 

@@ -1,0 +1,70 @@
+"""Make what README.md shows of the product: its table of models, and the picture of the demo's report.
+
+``python docs/make_readme.py`` writes the table. ``python docs/make_readme.py --picture`` also runs the demo in a temporary folder and
+photographs its report with Chromium, which must be installed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "README.md"
+PICTURE = Path(__file__).parent / "pictures" / "report.png"
+_BLOCK = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
+
+
+def page() -> str:
+    """Return README.md with today's table of models."""
+    return _BLOCK.sub(lambda match: f"{match[1]}\n{models()}\n{match[2]}", PAGE.read_text(encoding="utf-8"))
+
+
+def models() -> str:
+    """Return the table of the zoo's models: parameters and multiply–accumulates counted here, accuracy as published."""
+    from caffetools.cli.tables import shortened
+    from caffetools.graph.summary import summarize
+    from caffetools.proto.text import read_net
+    from caffetools.zoo.cards import get_card, list_models
+    from caffetools.zoo.names import known_names
+
+    short = set(known_names())
+    lines = ["| model | input | parameters | MACs | top-1 % | top-5 % | licence of the weights |", "|---|---|---|---|---|---|---|"]
+    for card in map(get_card, list_models()):
+        summary = summarize(read_net(card.network("deploy")), shapes={"": (1, *card.input.shape)})
+        name = next(
+            (name for name in (card.name.removeprefix("bvlc_"), card.name.removeprefix("bvlc_reference_")) if name in short), card.name
+        )
+        accuracy = [f"{value:.1f}" if value else "–" for value in (card.accuracy.top1, card.accuracy.top5)] if card.accuracy else ["–", "–"]
+        size = " x ".join(map(str, card.input.shape))
+        parameters = summary.parameters
+        lines.append(
+            f"| `{name}` | {size} | {shortened(parameters)} | {shortened(summary.macs)} | {' | '.join(accuracy)} | {card.licence} |"
+        )
+    return "\n".join(lines)
+
+
+def photograph() -> None:
+    """Run the demo and write the first screen of its report as a small PNG."""
+    from PIL import Image
+
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if browser is None:
+        sys.exit("Chromium is not installed")
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run([sys.executable, "-m", "caffetools", "demo"], check=True, cwd=place, stdout=subprocess.DEVNULL)
+        shot = Path(place) / "shot.png"
+        report = (Path(place) / "caffetools-demo" / "report.html").as_uri()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={place}/profile"]
+        subprocess.run([browser, *flags, f"--screenshot={shot}", "--window-size=1180,1072", report], check=True, capture_output=True)
+        with Image.open(shot) as image:
+            image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    if "--picture" in sys.argv[1:]:
+        photograph()
