@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test fuzz lint bench clean
+.PHONY: demo test fuzz lint bench pages site clean
 
 demo: $(VENV)/.demo
 	$(BIN)/caffetools demo
@@ -24,6 +24,14 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/train.py
+
+# The pages that are made from the code, and the documentation's site in build/site.
+pages: $(VENV)/.test
+	for script in docs/make_*.py; do case $$script in *visualize.py) ;; *) $(BIN)/python $$script || exit 1;; esac; done
+
+site: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site is in build/site"
 
 clean:
 	rm -rf $(VENV) build *.egg-info
@@ -44,3 +52,7 @@ $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	$(PIP) install -q -c constraints.txt -e '.[test]'
 	$(STATUS)
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.test
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	@touch $@

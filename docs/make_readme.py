@@ -24,27 +24,13 @@ def page() -> str:
 
 
 def models() -> str:
-    """Return the table of the zoo's models: parameters and multiply–accumulates counted here, accuracy as published."""
-    from caffetools.cli.tables import shortened
-    from caffetools.graph.summary import summarize
-    from caffetools.proto.text import read_net
-    from caffetools.zoo.cards import get_card, list_models
-    from caffetools.zoo.names import known_names
+    """Return the table of the zoo's models, as on docs/models.md."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from make_models import table
 
-    short = set(known_names())
-    lines = ["| model | input | parameters | MACs | top-1 % | top-5 % | licence of the weights |", "|---|---|---|---|---|---|---|"]
-    for card in map(get_card, list_models()):
-        summary = summarize(read_net(card.network("deploy")), shapes={"": (1, *card.input.shape)})
-        name = next(
-            (name for name in (card.name.removeprefix("bvlc_"), card.name.removeprefix("bvlc_reference_")) if name in short), card.name
-        )
-        accuracy = [f"{value:.1f}" if value else "–" for value in (card.accuracy.top1, card.accuracy.top5)] if card.accuracy else ["–", "–"]
-        size = " x ".join(map(str, card.input.shape))
-        parameters = summary.parameters
-        lines.append(
-            f"| `{name}` | {size} | {shortened(parameters)} | {shortened(summary.macs)} | {' | '.join(accuracy)} | {card.licence} |"
-        )
-    return "\n".join(lines)
+    from caffetools.zoo.cards import get_card, list_models
+
+    return "\n".join(table([get_card(name) for name in list_models()]))
 
 
 def photograph() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+GENERATED = sorted(path.stem for path in (ROOT / "docs").glob("make_*.py") if path.stem != "make_visualize")
 
 
 def _load(name: str) -> Any:
@@ -22,26 +23,26 @@ def _load(name: str) -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["make_layers", "make_api", "make_onnx", "make_architecture", "make_readme"])
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_pages_are_up_to_date(name: str) -> None:
     module = _load(name)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/{name}.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_to_files_that_are_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     paths = re.findall(r"`((?:caffetools|tests|benchmarks|docs|examples|native)/[^` <*{]*)`", text)
     missing = [path for path in paths if not (ROOT / path).exists()]
     missing += [name for name in re.findall(r"caffetools(?:\.[a-z_0-9]+){2,}", text) if not _is_defined(name)]
-    assert not missing, f"{page.name} names what does not exist: {missing}"
+    assert not missing, f"{page.relative_to(ROOT)} names what does not exist: {missing}"
 
 
 def _is_defined(name: str) -> bool:
@@ -74,4 +75,4 @@ def test_every_command_of_the_documents_exists() -> None:
         text = page.read_text(encoding="utf-8")
         code = re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL)
         named = re.findall(r"^`?(?:\$ )?caffetools ([a-z][a-z-]*)", "\n".join(code), flags=re.MULTILINE)
-        assert set(named) <= set(COMMANDS), f"{page.name} names commands that do not exist: {set(named) - set(COMMANDS)}"
+        assert set(named) <= set(COMMANDS), f"{page.relative_to(ROOT)} names commands that do not exist: {set(named) - set(COMMANDS)}"
