@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from caffetools.graph.weights_diff import Comparison
     from caffetools.project.retargeting import RetargetResult
     from caffetools.surgery.class_incremental import Classes
-    from caffetools.surgery.layer_edits import Depth
+    from caffetools.surgery.layer_edits import LayerEdits
     from caffetools.surgery.retarget import Retargeted
 
 Net = Annotated[Path | None, typer.Argument(metavar="NET", help="The train_val prototxt of a trained net.", show_default=False)]
@@ -128,7 +128,7 @@ def retarget(
         heads=head or None,
         data=retargeting.DataOptions(train_source, val_source, mean, train_batch, val_batch, crop),
         tuning=Tuning(lr_mult, freeze, dropout, keep_names, parse_filler(filler)),
-        depth=_depth(drop_after, add_layer or [], grown),
+        edits=_layer_edits(drop_after, add_layer or [], grown),
         stages=_stages(stage, train_stage, test_stage),
         **known,
         **training,
@@ -152,7 +152,7 @@ def _write(made: RetargetResult, out: Path, taken: Path | None, weights: Path | 
     if comparison is not None:
         _show_weights(comparison)
     if grown is not None:
-        known = sum(row is not None for row in grown.rows)
+        known = sum(row is not None for row in grown.row_map)
         console.print(f"{known} of the {len(grown.new)} classes are known and keep what was learned of them.", markup=False)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
@@ -236,15 +236,15 @@ def _stages(stage: list[str] | None, train: list[str] | None, test: list[str] | 
     return Stages(tuple(train or stage or ()), tuple(test or stage or ()))
 
 
-def _depth(drop_after: str | None, add_layer: list[str], grown: Classes | None) -> Depth:
+def _layer_edits(drop_after: str | None, add_layer: list[str], grown: Classes | None) -> LayerEdits:
     from caffetools.errors import CaffeToolsError
-    from caffetools.surgery.layer_edits import Depth
+    from caffetools.surgery.layer_edits import LayerEdits
     from caffetools.surgery.layer_spec import parse_added
 
     if grown is not None and (drop_after or add_layer):
         option = "--drop-after" if drop_after else "--add-layer"
         raise CaffeToolsError(f"--grow-from keeps a classifier that fits what it reads, and {option} changes that; give one of the two")
-    return Depth(drop_after, [parse_added(text) for text in add_layer])
+    return LayerEdits(drop_after, [parse_added(text) for text in add_layer])
 
 
 def _source(

@@ -73,7 +73,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        # A text that is no name at all, such as a very long one.
+        # A text that is not a file name, such as a very long one.
         return False
 
 

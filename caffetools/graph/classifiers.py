@@ -14,14 +14,14 @@ from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.layers.traits import field_at
 from caffetools.proto.schema import LayerParameter, NetParameter
 
-# What may stand between a classifier and its loss and has no parameters: the classes keep their places.
+# Layers without parameters that may lie between a classifier and its loss: they keep the order of the classes.
 _TRANSPARENT = {"activation", "dropout", "pooling", "sampling", "reshape", "probability", "split"}
 # Further layers that move or join scores before a layer that names the number of classes reads them, as in SSD.
 _MOVES_SCORES = {*_TRANSPARENT, "concat", "permute"}
 
 
 class _Unknown(NetError):
-    """The graph does not show where the classifier is."""
+    """The classifier cannot be found from the graph."""
 
 
 class _Reshaped(NetError):
@@ -82,7 +82,7 @@ def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[
         _check_counters(param, heads)
         return heads
     found: dict[str, Head] = {}
-    for graph, index in _judges(param):
+    for graph, index in _score_consumers(param):
         for head in _classifiers(graph, index):
             found.setdefault(head.layer, head)
     if not found:
@@ -96,37 +96,37 @@ def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[
 
 
 def primary_classifier(heads: list[Head]) -> Head:
-    """The head whose loss counts most; of equals, the last."""
+    """Return the head whose loss has the largest weight; of equals, the last."""
     return max(enumerate(heads), key=lambda item: (item[1].weight, item[0]))[1]
 
 
 def classifier_param(layer: LayerParameter) -> Any:
-    """The part of a classifier layer that has ``num_output``."""
+    """Return the settings message of a classifier layer, which has ``num_output``."""
     return traits(layer).settings_of(layer)
 
 
 def is_classifier(layer: LayerParameter) -> bool:
-    """Whether each output of ``layer`` is a weighted sum of its input, so that it may give one score a class."""
+    """Return whether each output of ``layer`` is a weighted sum of its input, so that it may give one score a class."""
     return traits(layer).role == "classifier"
 
 
 def is_linear(layer: LayerParameter) -> bool:
-    """Whether ``layer`` is such a layer whose outputs depend on its input only, not on labels too."""
+    """Return whether ``layer`` is a classifier whose outputs depend on its input only, not on labels too."""
     return is_classifier(layer) and not traits(layer).label_bottoms
 
 
 def is_pointwise(layer: LayerParameter) -> bool:
-    """Whether ``layer`` maps each value by itself, without parameters."""
+    """Return whether ``layer`` maps each value by itself, without parameters."""
     return traits(layer).role in ("activation", "dropout") and traits(layer).channels == "kept" and not traits(layer).class_axes
 
 
 def compares_classes(layer: LayerParameter) -> bool:
-    """Whether ``layer`` is a loss that compares one score a class with labels."""
+    """Return whether ``layer`` is a loss that compares one score a class with labels."""
     return traits(layer).role == "loss" and traits(layer).compares in ("classes", "targets")
 
 
 def copy_class_axis(source: Any, target: Any) -> None:
-    """Let layer ``target``, a loss or what turns scores into answers, work along the axis on which ``source`` has the classes."""
+    """Set the class axis of layer ``target`` (a loss, a Softmax or similar) to that of layer ``source``, in place."""
     given, wanted = traits(source).class_axis, traits(target).class_axis
     if given and wanted:
         (message, field), (into, name) = field_at(source, given), field_at(target, wanted)
@@ -135,7 +135,7 @@ def copy_class_axis(source: Any, target: Any) -> None:
 
 
 def flattens(layer: LayerParameter) -> bool:
-    """Whether ``layer`` makes (N, values) of any bottom: a Flatten, or a Reshape with these dims."""
+    """Return whether ``layer`` makes (N, values) of any bottom: a Flatten, or a Reshape with these dims."""
     facts, param = traits(layer), layer.reshape_param
     if facts.role != "reshape":
         return False
@@ -143,12 +143,12 @@ def flattens(layer: LayerParameter) -> bool:
 
 
 def loss_weight(layer: LayerParameter) -> float:
-    """The weight of a loss layer's first top; 1 where none is given."""
+    """Return the weight of a loss layer's first top; 1 where none is given."""
     return float(layer.loss_weight[0]) if layer.loss_weight else 1.0
 
 
-def _judges(param: Any) -> list[tuple[Graph, int]]:
-    """(graph, place) of what reads scores: the losses of both phases, else the final Softmax (or Sigmoid) layers."""
+def _score_consumers(param: Any) -> list[tuple[Graph, int]]:
+    """Return (graph, index) of the layers that read scores: the losses of both phases, else the final Softmax (or Sigmoid) layers."""
     graphs = phases(param)
     losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if compares_classes(layer)]
     if losses:
@@ -162,7 +162,7 @@ def _judges(param: Any) -> list[tuple[Graph, int]]:
 
 
 def _reconstructs(graph: Graph, index: int) -> bool:
-    """Whether a loss compares scores with what they are made from."""
+    """Return whether a loss compares scores with what they are made from."""
     loss = graph.layers[index]
     if traits(loss).compares != "targets" or len(loss.bottom) < 2:
         return False
@@ -188,17 +188,17 @@ def _roots(graph: Graph, index: int, blob: str) -> set[str]:
 
 def _classifiers(graph: Graph, index: int) -> list[Head]:
     """Follow the scores that the layer at ``index`` reads up to its classifiers."""
-    judge = graph.layers[index]
-    if traits(judge).class_count:
+    loss = graph.layers[index]
+    if traits(loss).class_count:
         layers = [graph.layers[i] for i in _score_layers(graph, index)]
-        return [Head(layer.name, layer.type, traits(layer).num_output(layer), judge.name, loss_weight(judge)) for layer in layers]
-    if not judge.bottom:
-        raise _Unknown(f"no classifier was found above {judge.type} '{judge.name}': it reads nothing", layer=judge.name)
-    return _follow(graph, judge, index, judge.bottom[0], (), (), _class_axis(judge))
+        return [Head(layer.name, layer.type, traits(layer).num_output(layer), loss.name, loss_weight(loss)) for layer in layers]
+    if not loss.bottom:
+        raise _Unknown(f"no classifier was found above {loss.type} '{loss.name}': it reads nothing", layer=loss.name)
+    return _follow(graph, loss, index, loss.bottom[0], (), (), _class_axis(loss))
 
 
 def _class_axis(layer: Any) -> int:
-    """The axis of the classes in what a loss, or what gives probabilities, reads."""
+    """Return the class axis of the bottom of a loss or of a layer that computes probabilities."""
     if not (path := traits(layer).class_axis):
         return 1
     message, field = field_at(layer, path)
@@ -293,18 +293,18 @@ def _check_counters(param: Any, heads: Sequence[Head]) -> None:
 
 
 def _follow(
-    graph: Graph, judge: Any, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
+    graph: Graph, loss: Any, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
 ) -> list[Head]:
-    at = f"{judge.type} '{judge.name}'"
+    at = f"{loss.type} '{loss.name}'"
     where = f"the scores that {at} reads"
     for maker in graph.walk_up(index, blob):
         layer = graph.layers[maker]
         if is_classifier(layer):
             outputs = traits(layer).num_output(layer)
-            if below := _enlarged(graph, judge, maker, followers, reshapes, axis):
+            if below := _enlarged(graph, loss, maker, followers, reshapes, axis):
                 return below
             _check_reshapes(graph, reshapes, layer, outputs)
-            return [Head(layer.name, layer.type, outputs, judge.name, loss_weight(judge), followers, reshapes)]
+            return [Head(layer.name, layer.type, outputs, loss.name, loss_weight(loss), followers, reshapes)]
         facts = traits(layer)
         if facts.channels == "kept" and facts.class_axes:
             followers += (layer.name,)
@@ -315,15 +315,15 @@ def _follow(
         elif facts.role == "merge" and len(layer.bottom) > 1:
             with suppress(_Unknown):
                 # Where two branches meet, each must end in a classifier.
-                return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, judge, maker, b, followers, reshapes, axis)]
+                return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, loss, maker, b, followers, reshapes, axis)]
             raise _not_found(at, where, layer)
         elif facts.channels != "kept" or facts.role not in _TRANSPARENT or (axis > 1 and not _leaves_axis(layer, axis)):
             raise _not_found(at, where, layer)
-    raise _Unknown(f"no classifier was found above {at}: {where} are an input of the net", layer=judge.name)
+    raise _Unknown(f"no classifier was found above {at}: {where} are an input of the net", layer=loss.name)
 
 
 def _leaves_axis(layer: Any, axis: int) -> bool:
-    """Whether a layer between a loss and a Reshape leaves the classes on ``axis``, behind the channels, as they are."""
+    """Return whether a layer between a loss and a Reshape leaves the classes on ``axis``, behind the channels, as they are."""
     if traits(layer).role != "pooling":
         return not traits(layer).coordinates or traits(layer).coordinates == "same"
     param = layer.pooling_param
@@ -332,14 +332,14 @@ def _leaves_axis(layer: Any, axis: int) -> bool:
 
 
 def _enlarged(
-    graph: Graph, judge: Any, index: int, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
+    graph: Graph, loss: Any, index: int, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
 ) -> list[Head]:
     """The classifiers whose maps the Deconvolution at ``index`` enlarges: those below it with as many outputs; none for other layers."""
     layer = graph.layers[index]
     if traits(layer).coordinates != "transposed" or not layer.bottom:
         return []
     with suppress(_Unknown):
-        below = _follow(graph, judge, index, layer.bottom[0], (*followers, layer.name), reshapes, axis)
+        below = _follow(graph, loss, index, layer.bottom[0], (*followers, layer.name), reshapes, axis)
         if all(head.num_output == traits(layer).num_output(layer) for head in below):
             return below
     return []
@@ -354,7 +354,7 @@ def _not_found(at: str, where: str, layer: LayerParameter) -> NetError:
 
 
 def _keeps_classes(reshape: Any, axis: int) -> bool:
-    """Whether a Reshape of the whole blob leaves the classes on ``axis``, or alone on axis 1 as in [0, -1]."""
+    """Return whether a Reshape of the whole blob leaves the classes on ``axis``, or alone on axis 1 as in [0, -1]."""
     param = reshape.reshape_param
     dims = list(param.shape.dim)
     return param.axis == 0 and param.num_axes == -1 and len(dims) > axis >= 1 and (dims[axis] >= 0 or len(dims) == 2)
@@ -365,8 +365,8 @@ def _check_reshapes(graph: Graph, reshapes: tuple[tuple[str, int], ...], classif
     for layer in graph.layers.values():
         if layer.name in axes and (dim := layer.reshape_param.shape.dim[axes[layer.name]]) not in (0, -1, outputs):
             error = _Reshaped(
-                f"makes {dim} of the {outputs} outputs of '{classifier.name}', which are several scores a class then; "
-                "such a classifier must be changed by hand, with what else depends on it",
+                f"has {dim} in its shape, but '{classifier.name}' has {outputs} outputs, so several of them belong to each class; "
+                "change such a classifier, and the layers that depend on it, by hand",
                 layer=layer.name,
             )
             error.classifier = classifier.name
@@ -379,7 +379,7 @@ def _named(param: NetParameter, name: str) -> Head:
         raise NetError(f"the net '{param.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in param.layer])} (--head)")
     if not is_classifier(layer):
         raise NetError(f"is a {layer.type} layer; a classifier is one of {', '.join(types(role='classifier'))} (--head)", layer=name)
-    for graph, index in _judges(param):
+    for graph, index in _score_consumers(param):
         try:
             heads = _classifiers(graph, index)
         except _Reshaped as error:
@@ -392,5 +392,5 @@ def _named(param: NetParameter, name: str) -> Head:
             if head.layer == name:
                 return _counted(param, head)
             if any(graph.layers[i].name == name for i in graph.needed([(index, graph.layers[index].bottom[0])])):
-                raise NetError(f"is no classifier: '{head.layer}' is, and reads what is made from it (--head)", layer=name)
+                raise NetError(f"is not a classifier: '{head.layer}' is, and reads what is made from it (--head)", layer=name)
     return _counted(param, Head(name, layer.type, traits(layer).num_output(layer), "", 0.0))

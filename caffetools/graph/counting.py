@@ -1,4 +1,4 @@
-"""How many layers of each type networks have, side by side."""
+"""Count the layers of each type in networks, for a comparison table."""
 
 from __future__ import annotations
 
@@ -20,24 +20,35 @@ _FIRST = (Convolution.TYPE, InnerProduct.TYPE, Pooling.TYPE, ReLU.TYPE, LRN.TYPE
 
 
 def count_types(param: Any) -> dict[str, int]:
-    """Layer type → number of layers of ``param``, a ``NetParameter`` of any age.
+    """Count the layers of each type.
 
-    A layer that a file for both phases has twice, such as its data layer, counts once. Raises :class:`NetError` where the net cannot
-    be upgraded.
+    A layer that a file for both phases has twice, such as its data layer, counts once.
+
+    Args:
+        param: A ``NetParameter`` of any age.
+
+    Returns:
+        Layer type → number of layers.
+
+    Raises:
+        NetError: The net cannot be upgraded.
     """
     return dict(Counter(kind for _, kind in dict.fromkeys((layer.name, layer.type) for layer in upgrade_net(param).layer)))
 
 
 def count_global_poolings(param: Any) -> int:
-    """How many of the Pooling layers of ``param`` pool over all of a channel."""
+    """Return the number of global Pooling layers of ``param``, a ``NetParameter`` of any age."""
     poolings = [layer for layer in upgrade_net(param).layer if traits(layer).role == "pooling"]
     return len({layer.name for layer in poolings if layer.pooling_param.global_pooling})
 
 
 def type_table(nets: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of a table with one column a net: the type, then for each net its number of layers, ``-`` where it has none.
+    """Return the rows of a table with one column a net: the type, then each net's number of layers, ``-`` for none.
 
-    Poolings over all of a channel are told apart: ``3 (+1 global)``.
+    Global poolings are counted separately: ``3 (+1 global)``.
+
+    Args:
+        nets: Column title → ``NetParameter`` of any age.
     """
     counts = {name: count_types(param) for name, param in nets.items()}
     total = sum((Counter(count) for count in counts.values()), Counter[str]())

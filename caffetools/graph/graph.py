@@ -22,7 +22,7 @@ class Graph:
 
     Args:
         param: A ``NetParameter`` in today's form; files for training hold the layers of both phases.
-        phase: ``TRAIN`` or ``TEST``; None takes every layer, whatever its rules say.
+        phase: ``TRAIN`` or ``TEST``; None takes every layer, without regard to its rules.
         layers: Index to ``LayerParameter`` of the layers to take, where they are known already.
 
     Attributes:
@@ -123,24 +123,24 @@ class Graph:
 
 
 def phases(param: Any) -> list[Graph]:
-    """The graphs of ``param`` in training and in testing."""
+    """Return the graphs of ``param`` in the TRAIN and in the TEST phase."""
     return [Graph(param, TRAIN), Graph(param, TEST)]
 
 
 def phases_present(param: Any) -> list[int]:
-    """The phases, TRAIN and TEST, in which ``param`` has layers that data comes from; both where none has."""
+    """Return the phases, TRAIN and TEST, in which ``param`` has data or input layers; both where it has none."""
     present = [phase for phase in (TRAIN, TEST) if any(layer.top and not layer.bottom for layer in Graph(param, phase).layers.values())]
     return present or [TRAIN, TEST]
 
 
 def shapes_in(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Those of ``shapes`` (by blob; ``""`` is the first input) that are of inputs of the graph's phase."""
+    """Select the ``shapes`` (by blob; ``""`` is the first input) of inputs of the graph's phase."""
     inputs = {top for layer in graph.layers.values() if not layer.bottom for top in layer.top}
     return {name: shape for name, shape in shapes.items() if not name or name in inputs}
 
 
 def unused_name(param: Any, name: str) -> str:
-    """``name``, or ``name_2`` and so on where a layer or a blob has that."""
+    """Return ``name``, or ``name_2`` and so on where a layer or a blob of ``param`` has that name."""
     used, again, found = names_in_use(param), 1, name
     while found in used:
         again += 1
@@ -149,13 +149,19 @@ def unused_name(param: Any, name: str) -> str:
 
 
 def names_in_use(param: NetParameter) -> set[str]:
-    """Every name of a layer or a blob, whatever the phase."""
+    """Return all names of layers and blobs of all phases."""
     layers = {layer.name for layer in param.layer}
     return layers | {blob for layer in param.layer for blob in (*layer.bottom, *layer.top)} | set(param.input)
 
 
 def rename_blob(param: NetParameter, old: str, new: str) -> None:
-    """Rename a blob wherever it is made or read, in place. ``new`` must not be in use."""
+    """Rename a blob in all layers, in place.
+
+    Args:
+        param: A ``NetParameter`` in today's form.
+        old: The blob's name.
+        new: Its new name, which must not be in use.
+    """
     for layer in param.layer:
         for blobs in (layer.bottom, layer.top):
             for position, blob in enumerate(blobs):

@@ -1,4 +1,4 @@
-"""Data layers replaced by inputs of the same shapes, so that a net for training can be shown and shipped without its data."""
+"""Replace data layers by inputs of the same shapes, so that a net for training can be summarized and deployed without its data."""
 
 from __future__ import annotations
 
@@ -17,58 +17,69 @@ from caffetools.proto.schema import NetParameter
 
 
 def parse_shapes(texts: list[str]) -> dict[str, Shape]:
-    """Shapes as a command line gives them: ``1x3x227x227`` (under the key ``""``) or ``data=1x3x227x227``.
+    """Parse shapes of a command line: ``1x3x227x227`` (under the key ``""``) or ``data=1x3x227x227``.
+
+    Args:
+        texts: The shapes.
+
+    Returns:
+        Shape by blob.
 
     Raises:
-        CaffeToolsError: one of them is no shape.
+        CaffeToolsError: One of them is not a shape.
     """
     shapes: dict[str, Shape] = {}
     for text in texts:
         name, _, sizes = text.rpartition("=")
         if not re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)*", sizes):
-            raise CaffeToolsError(f"'{text}' is no shape; write 1x3x227x227 (pictures, channels, height, width), or data=1x3x227x227")
+            raise CaffeToolsError(f"'{text}' is not a shape; write 1x3x227x227 (images, channels, height, width), or data=1x3x227x227")
         shapes[name] = tuple(int(n) for n in re.split("[x,]", sizes))
     return shapes
 
 
 def as_shapes(given: Shape | Mapping[str, Shape] | None, batch: int = 1) -> dict[str, Shape]:
-    """Shapes by blob (``""`` is the net's first input) from one shape or several; (C, H, W) and (values,) get the batch."""
+    """Return shapes by blob (``""`` is the net's first input).
+
+    Args:
+        given: One shape of the first input, or shapes by blob.
+        batch: The batch size that is prepended to a (C, H, W) or (values,) of the first input.
+    """
     shapes = {} if given is None else dict(given) if isinstance(given, Mapping) else {"": given}
     return {name: (batch, *shape) if len(shape) in (1, 3) and not name else shape for name, shape in shapes.items()}
 
 
 def guessed_tops(layer: Any) -> list[str]:
-    """The tops of a data layer whose shapes are only guessed: labels of other layers than those that have one number a picture."""
+    """Return the tops of a data layer whose shapes are guessed: labels of layers that may have several numbers an image."""
     return list(layer.top[1:]) if is_data_layer(layer) and traits(layer).label_tops != "numbers" else []
 
 
 def is_data_layer(layer: Any) -> bool:
-    """Whether ``layer`` reads data from outside of the net: of whatever type, it has tops but no bottoms."""
+    """Return whether ``layer`` reads data from outside of the net: a layer of any type with tops but no bottoms."""
     return bool(layer.top) and not layer.bottom and traits(layer).role not in ("input", "constant", "parameter")
 
 
 def is_input(layer: Any) -> bool:
-    """Whether ``layer`` is an input of the net, whose data the caller gives."""
+    """Return whether ``layer`` is an input of the net, whose data the caller gives."""
     return not layer.bottom and traits(layer).role == "input"
 
 
 def source_param(layer: Any) -> Any:
-    """The part of a data layer that says where its data is (``data_param`` and so on); None for types that are not Caffe's."""
+    """Return the message of a data layer that has its source (``data_param`` and so on); None for types that are not Caffe's."""
     field = traits(layer).source
     return getattr(layer, field) if field else None
 
 
 def data_layers_to_inputs(param: Any, shapes: Mapping[str, Shape] | None = None, *, batch: int | None = None) -> Any:
-    """A copy of ``param`` in which Input layers of the same names, tops and rules stand for the data layers.
+    """Replace the data layers of a copy of ``param`` by Input layers of the same names, tops and rules.
 
     Args:
         param: A ``NetParameter`` in today's form.
         shapes: The shapes of blobs by name; ``""`` is the net's first input. Input layers that are there follow them too.
-        batch: The number of pictures, where ``shapes`` does not say; by default each data layer's own.
+        batch: The batch size, where ``shapes`` does not give it; by default each data layer's own.
 
     Raises:
-        NetError: a data layer's shape is not given and cannot be told from its crop size, its new size or its database; or a shape
-            is given for a blob that is no input.
+        NetError: A data layer's shape is not given and does not follow from its crop size, its new size or its database; or a shape
+            is given for a blob that is not an input.
     """
     given = named_shapes(param, shapes or {})
     changed = NetParameter()
@@ -82,7 +93,7 @@ def data_layers_to_inputs(param: Any, shapes: Mapping[str, Shape] | None = None,
 def dummy_data_to_inputs(param: Any) -> Any:
     """Return a net in which DummyData layers are Inputs of the same shapes, where its data comes from nothing else.
 
-    Beside other data a DummyData layer gives constants, and stays. The net itself is returned where nothing changes.
+    In a net with other data a DummyData layer gives constants, and is kept. The net itself is returned where nothing changes.
 
     Args:
         param: A ``NetParameter`` of one phase, in today's form.
@@ -130,7 +141,7 @@ def data_shape(layer: Any, batch: int | None = None) -> Shape:
     Where only the size is known there are 3 channels, or 1 for grey layers.
 
     Raises:
-        NetError: the size cannot be told.
+        NetError: The size is not known.
     """
     source, transform = source_param(layer), layer.transform_param
     count = batch or getattr(source, "batch_size", 0) or 1

@@ -14,7 +14,7 @@ from caffetools.proto.schema import NetParameter
 class Rewriter:
     """A net that is being rewritten. The net and the weights given are not changed; edits take effect in :meth:`result`.
 
-    Indices are those of the net as it was given, whatever was edited before. All edits together take linear time.
+    Indices are those of the net as it was given, also after edits. All edits together take linear time.
 
     Args:
         net: A ``NetParameter`` in today's form.

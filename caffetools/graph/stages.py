@@ -1,4 +1,4 @@
-"""Nets in one file for training, testing and use, told apart by stages, as those of NVIDIA DIGITS."""
+"""Separate the nets for training, testing and deployment that one file holds by stages, as NVIDIA DIGITS's do."""
 
 from __future__ import annotations
 

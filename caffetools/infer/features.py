@@ -40,7 +40,7 @@ def extract_features(
 
     Args:
         net: In the TEST phase, with its weights. backend: ``lmdb`` or ``leveldb``.
-        force: Replace databases that are there. progress: Told (done, total) after every batch.
+        force: Replace databases that are there. progress: Called with (done, total) after every batch.
 
     Returns:
         For each database the number of its records and their shape.

@@ -159,7 +159,7 @@ class Layer(nn.Module):
 
     @classmethod
     def example_shapes(cls, param: LayerParameter) -> Shapes:
-        """Shapes of bottoms that fit the settings ``param``, for facts that hold whatever the net's shapes are."""
+        """Shapes of bottoms that fit the settings ``param``, for facts that do not depend on the net's shapes."""
         return [(2, 8, 64, 64)] * len(param.bottom)
 
     @classmethod

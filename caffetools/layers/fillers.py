@@ -1,7 +1,7 @@
 """How parameters start: Caffe's fillers (filler.hpp), drawn from torch's current random state.
 
 The values follow the same distributions as Caffe's; the random streams differ. Fans are Caffe's: for a blob of shape
-(a, b, …), fan_in = count / a and fan_out = count / b, whatever the axes mean.
+(a, b, …), fan_in = count / a and fan_out = count / b, for axes of any meaning.
 """
 
 from __future__ import annotations

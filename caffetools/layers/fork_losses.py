@@ -74,7 +74,7 @@ class CenterLoss(Loss):
     """loss = sum of |x − c(y)|² / (2 N): the distance of features x from the learned centre of their class y. Wen et al. (2016).
 
     Bottoms: features (from ``axis`` on, K values each), labels (N). Blobs: centres (num_output, K). A centre's gradient is not that of
-    the loss: it is the sum of (c − x) over its class's items, over 1 + their number, whatever the loss weight.
+    the loss: it is the sum of (c − x) over its class's items, over 1 + their number, for any loss weight.
     """
 
     TRAITS = Traits(

@@ -27,7 +27,7 @@ class BN(Layer):
     PSPNet's (and temporal segment networks'): blobs slope, bias, running mean and variance, each 1 x C x 1 x 1. In TRAIN the batch's
     own mean and variance (divided by the number of values), and running = momentum · running + (1 − momentum) · batch; in TEST, or
     ``frozen``, the running ones.
-    SegNet's, told by scale_filler, shift_filler or bn_mode: blobs scale and shift; ``bn_mode: LEARN`` always takes the batch's own, with
+    SegNet's, recognized by scale_filler, shift_filler or bn_mode: blobs scale and shift; ``bn_mode: LEARN`` always takes the batch's own, with
     eps 1e-9, and ``INFERENCE`` is y = scale · x + shift, mean and variance having been worked into them.
     Without fillers slope and scale start at 1.
     """
@@ -168,7 +168,7 @@ class L2Normalization(Layer):
         return x / torch.where(square == 0, torch.ones_like(square), square).sqrt()
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        # The smallest normal number keeps zeros from dividing by zero, and is lost beside any other sum.
+        # The smallest normal number keeps zeros from dividing by zero, and is below the precision of any other sum.
         _unit_in_onnx(graph, self.bottoms[0], self.tops[0], self.axes, float(np.finfo(np.float32).tiny))
 
 

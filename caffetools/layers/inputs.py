@@ -36,7 +36,7 @@ class Input(Layer):
 
 @register("DummyData")
 class DummyData(Layer):
-    """Tops drawn from fillers again in every pass: one ``shape`` and one ``data_filler`` for all tops, or one each; zeros without any.
+    """Tops drawn from fillers in every pass: one ``shape`` and one ``data_filler`` for all tops, or one each; zeros without any.
 
     The old num, channels, height and width make shapes of four axes. Follows dummy_data_layer.cpp.
     """

@@ -32,7 +32,7 @@ class BatchNorm(Layer):
     Blobs: sum of means (C), sum of variances (C), their weight (1): never learned. Ioffe & Szegedy (2015); batch_norm_layer.cpp.
     NVCaffe's ``scale_bias`` (or its scale_filler or bias_filler) adds two that are: y · scale + bias, each (C), starting at 1 and 0.
     Its statistics are no sums but averages, mean = fraction · mean + (1 − fraction) · new, the variance not corrected, and their weight
-    stays 1; the first batch's are taken as they are; whatever the file says of their rates, they are not learned.
+    stays 1; the first batch's are taken as they are; they are not learned, also where the file gives them learning rates.
     """
 
     BACKWARD_READS_BOTTOMS = False
@@ -194,7 +194,7 @@ def batch_norm_to_onnx(graph: OnnxGraph, layer: Layer, eps: float, scale_bias: l
 class MVN(Layer):
     """Each (H, W) map of (N, C, H, W), or with ``across_channels`` each item, minus its mean and over its deviation.
 
-    y = (x − mean) / (sqrt(mean of (x − mean)²) + eps); eps stands beside the deviation, not in the variance. Without
+    y = (x − mean) / (sqrt(mean of (x − mean)²) + eps); eps is added to the deviation, not to the variance. Without
     ``normalize_variance`` only the mean goes. Follows mvn_layer.cpp, whose gradient
     takes the deviation's share as if eps were 0.
     """

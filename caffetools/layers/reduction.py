@@ -48,7 +48,7 @@ class ArgMax(Layer):
     """The places of the ``top_k`` largest values, as float32, largest first; of equal values the last comes first.
 
     With ``axis``: along it, and with ``out_max_val`` the values themselves. Without: over each item of (N, …), to (N, 1, top_k), or
-    (N, 2, top_k) with the values beside; further axes of 1 where the bottom has more. Follows argmax_layer.cpp; no gradient.
+    (N, 2, top_k) with the values in the second row; further axes of 1 where the bottom has more. Follows argmax_layer.cpp; no gradient.
     """
 
     NO_GRADIENT = frozenset({0})

@@ -56,7 +56,7 @@ class _Broadcasting(Layer):
         return graph.constant(hint, self.array(index).reshape(self.expanded))
 
     def bottom_in_onnx(self, graph: OnnxGraph, axis: int) -> str:
-        """The name of the second bottom with axes of 1 behind it, so that it is broadcast from ``axis`` on, whatever its sizes."""
+        """The name of the second bottom with axes of 1 behind it, so that it is broadcast from ``axis`` on, for any sizes."""
         (shape, operand), name = self.bottom_shapes, self.bottoms[1]
         if math.prod(operand) == 1 and not (operand and graph.is_free(name, *range(len(operand)))):
             result = graph.value("operand")

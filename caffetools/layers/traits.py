@@ -19,7 +19,7 @@ Role = Literal[
     "input",  # data that the caller gives
     "loss",
     "merge",  # combines equally shaped bottoms value by value
-    "metric",  # measures the net, and is no part of what it computes
+    "metric",  # measures the net, and is not part of its outputs
     "normalization",
     "parameter",  # no bottoms: its top is a learned blob
     "permute",  # the axes in another order

@@ -80,7 +80,7 @@ class Upsample(_ByMask):
         param = self.param.upsample_param
         n, c, h, w = self.expect_axes(bottoms[0], 4)
         if len(bottoms) == 1:
-            # The forks differ in what they take for granted: YOLO's default is no change.
+            # The forks differ in what they take for granted: YOLO's default keeps the size.
             self.scale = int(param.scale) if param.HasField("scale") else 1
             if self.scale < 1:
                 raise self.error(f"scale must be at least 1, not {self.scale}")

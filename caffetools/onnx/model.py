@@ -93,7 +93,7 @@ class OnnxModel:
         return {name: array for name, array in self.weights.items() if array.size > SMALL}
 
     def write(self, path: PathLike) -> None:
-        """Write the model to ``path``; one of 2 GB or more puts its weights into ``PATH.data`` beside it, which is written first.
+        """Write the model to ``path``; one of 2 GB or more puts its weights into ``PATH.data`` next to it, which is written first.
 
         Raises:
             RunFailed: The folder cannot be written to, or the disk is full.
@@ -148,7 +148,7 @@ def load_model(source: PathLike | bytes) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise ModelFileError("no such file", path=error.filename or name) from None
     except Exception as error:
-        # onnx passes on whatever protobuf, the system and its own checks of external data raise.
+        # onnx passes on all errors that protobuf, the system and its own checks of external data raise.
         raise ModelFileError(f"not an ONNX model: {' '.join(str(error).split())[:200]}", path=name) from None
     if not model.graph.node and not model.graph.output:
         raise ModelFileError("not an ONNX model: it has no graph", path=name)

@@ -15,7 +15,7 @@ Shapes = dict[str, Shape]
 AXES = ("batch", "height", "width")
 # The symbol of each kind of axis in ONNX.
 _SYMBOLS = {"batch": "N", "height": "H", "width": "W"}
-# Sizes to try beside the net's own: any size where the net takes it, else multiples of 32, which deep nets of fixed ratios need.
+# Sizes to try in addition to the net's own: any size where the net takes it, else multiples of 32, which deep nets of fixed ratios need.
 _STEPS = (((1, 15), (32, 2)), ((32, 64), (64, 32)))
 
 

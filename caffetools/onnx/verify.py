@@ -1,4 +1,4 @@
-"""Verification of an exported model: its error against the net in float64, blob by blob, beside the float32 engine's own error."""
+"""Verification of an exported model: its error against the net in float64, blob by blob, next to the float32 engine's own error."""
 
 from __future__ import annotations
 

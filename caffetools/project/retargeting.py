@@ -42,13 +42,13 @@ from caffetools.surgery.changes import Change
 from caffetools.surgery.class_incremental import Classes, extend_classifier_weights, trim_weights
 from caffetools.surgery.deploy import deploy_from
 from caffetools.surgery.freezing import Tuning, tune
-from caffetools.surgery.layer_edits import Depth, retarget_with_edits
+from caffetools.surgery.layer_edits import LayerEdits, retarget_with_edits
 from caffetools.surgery.losses import losses_of
 from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes
 
 __all__ = [
     "DataOptions",
-    "Depth",
+    "LayerEdits",
     "RetargetResult",
     "check_free",
     "compare",
@@ -99,7 +99,7 @@ class RetargetResult:
     @property
     def reinitialized(self) -> list[str]:
         """Names of the layers that start from their fillers, sorted."""
-        return sorted(self.retargeted.anew)
+        return sorted(self.retargeted.reinitialized)
 
     def net(self, phase: int = TEST) -> Net:
         """Build a runnable net with the weights that still fit: the deploy net for TEST, the train_val net for TRAIN.
@@ -145,7 +145,7 @@ def prepare_retarget(
     data: DataOptions | None = None,
     dataset: DatasetCard | None = None,
     tuning: Tuning | None = None,
-    depth: Depth | None = None,
+    edits: LayerEdits | None = None,
     epochs: int = 20,
     base_lr: float | None = None,
     seed: int | None = None,
@@ -165,7 +165,7 @@ def prepare_retarget(
         data: Sources, mean and batch sizes of the data layers.
         dataset: Dataset whose sources and mean are used, and whose size limits the batches, where ``data`` gives none.
         tuning: Which layers learn, and how fast.
-        depth: Layers to remove and to insert; none by default.
+        edits: Layers to remove and to insert; none by default.
         epochs: Passes over the training images, counted if the database exists.
         base_lr: Base learning rate; default as :func:`~caffetools.project.solver_config.solver_for` chooses.
         seed: Random seed of the solver; default nondeterministic.
@@ -188,20 +188,22 @@ def prepare_retarget(
         original = resolve_stages(whole, stages.train, stages.test) if stage_names(whole) else whole
         _check_wiring(original)
         taken = _caffemodel(weights).blobs if weights is not None else ()
-        made = retarget_with_edits(original, classes, depth or Depth(), tuning, shapes, head_lr_mult=head_lr_mult, heads=heads, taken=taken)
-        made.changes += tune(made.train_val, tuning, made.anew, shapes)
+        made = retarget_with_edits(
+            original, classes, edits or LayerEdits(), tuning, shapes, head_lr_mult=head_lr_mult, heads=heads, taken=taken
+        )
+        made.changes += tune(made.train_val, tuning, made.reinitialized, shapes)
         made.changes += convert_imagedata_to_data(made.train_val) if dataset is not None else []
         made.changes += set_data_sources(made.train_val, **settings)
         if dataset is not None:
             check_crops(made.train_val, dataset)
             made.changes += fit_batches(made.train_val, dataset, train=options.train_batch is None, val=options.val_batch is None)
         _check_loss(made.train_val)
-        has_loss = made.judge in {loss.name for loss in losses_of(made.train_val).values()}
+        has_loss = made.loss_layer in {loss.name for loss in losses_of(made.train_val).values()}
         if stages.deploy is not None:
-            edits = _Edits(classes, depth or Depth(), tuning, head_lr_mult, [head.layer for head in find_heads(original, heads)])
-            deploy = _deploy_stage(whole, stages.deploy, made, edits, shapes)
+            plan = _Edits(classes, edits or LayerEdits(), tuning, head_lr_mult, [head.layer for head in find_heads(original, heads)])
+            deploy = _deploy_stage(whole, stages.deploy, made, plan, shapes)
         else:
-            deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.judge] if has_loss else None)
+            deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.loss_layer] if has_loss else None)
         check_parameter_shapes_match(made.train_val, deploy, shapes)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
@@ -215,10 +217,10 @@ def prepare_retarget(
 
 @dataclass(frozen=True)
 class _Edits:
-    """What was asked of a net."""
+    """The edits of one retargeting, to repeat them on the deploy stage."""
 
     classes: int
-    depth: Depth
+    layers: LayerEdits
     tuning: Tuning
     head_lr_mult: float
     heads: list[str]
@@ -231,7 +233,7 @@ def _deploy_stage(whole: Any, stages: Iterable[str], made: Retargeted, edits: _E
     heads = [name for name in edits.heads if name in present]
     if heads:
         lr = edits.head_lr_mult
-        changed = retarget_with_edits(net, edits.classes, edits.depth, edits.tuning, shapes, head_lr_mult=lr, heads=heads, taken=present)
+        changed = retarget_with_edits(net, edits.classes, edits.layers, edits.tuning, shapes, head_lr_mult=lr, heads=heads, taken=present)
         net = changed.train_val
         for old, new in changed.renamed.items():
             for layer in net.layer:
@@ -252,12 +254,16 @@ def compare(project: RetargetResult, weights: PathLike | Caffemodel, *, trimmed:
     """
     net = project.retargeted.train_val
     comparison = compare_weights(summarize(net, TRAIN, shapes=shapes_in(Graph(net, TRAIN), project.shapes)), _caffemodel(weights))
-    anew = project.retargeted.anew
+    reinitialized = project.retargeted.reinitialized
     for layer in comparison.layers:
-        if trimmed and layer.layer in anew:
+        if trimmed and layer.layer in reinitialized:
             layer.status = FRESH
         if layer.status == DIFFERS:
-            hint = "; let its weights be taken out of the file (--write-weights)" if layer.layer in anew else _other_net(project, layer)
+            hint = (
+                "; let its weights be taken out of the file (--write-weights)"
+                if layer.layer in reinitialized
+                else _other_net(project, layer)
+            )
             stored = ", ".join(format_shape(blob.shape) for blob in layer.blobs)
             wanted = ", ".join(format_shape(s) for s in layer.expected or ())
             raise NetError(f"its parameters are {wanted}, but {_origin(weights)} holds {stored}{hint}", layer=layer.layer)

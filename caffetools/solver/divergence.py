@@ -59,7 +59,7 @@ def find_first_nonfinite(net: Net, batch: Mapping[str, Tensor]) -> NonFinite | N
     found: list[NonFinite] = []
     hooks = [layer.register_forward_hook(partial(_check_outputs, found)) for layer in net.layers if not layer.IS_DATA]
     try:
-        # Whatever fails here must not hide the error that is being explained.
+        # A failure here must not hide the error that is being explained.
         with torch.no_grad(), contextlib.suppress(CaffeToolsError, RuntimeError):
             net({name: values for name, values in batch.items() if name in net.inputs})
     finally:

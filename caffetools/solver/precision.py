@@ -27,7 +27,7 @@ class Precision:
 
     Args:
         mode: One of :data:`MODES`.
-        device: Where the net is. log: told of every update that is left out.
+        device: Where the net is. log: called for every update that is skipped.
 
     Raises:
         CaffeToolsError: ``mode`` is unknown.
@@ -117,7 +117,7 @@ class Compiled:
                 return self._fast(dict(blobs), keep, plan)
             except CaffeToolsError:
                 raise
-            except Exception as error:  # whatever the compiler trips over, the net itself can do without it
+            except Exception as error:  # any failure of the compiler: the net runs without it
                 self._fast = None
                 why = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 self.log("caffe.cpp:197", f"The net cannot be compiled here, so it runs as it is: {why}", "W")

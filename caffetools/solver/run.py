@@ -253,7 +253,7 @@ def _prepare(
     if device.type == "cpu" and param.HasField("solver_mode") and param.solver_mode != _CPU:
         writer("caffe.cpp:197", "The solver's solver_mode is GPU; this run computes on the CPU", "W")
     if param.random_seed < 0:
-        # As in Caffe, every such run differs; the log tells how to repeat it.
+        # As in Caffe, every such run differs; the log shows the seed that repeats it.
         param.random_seed = int.from_bytes(os.urandom(4), "little") >> 1
         writer("solver.cpp:44", f"The solver gives no random_seed; this run uses {param.random_seed}")
     writer("solver.cpp:45", f"Initializing solver from parameters: \n{format_text(param).rstrip()}")

@@ -1,4 +1,4 @@
-"""What an operation on a network changed, for people to read."""
+"""Records of the changes that an operation makes to a network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Change:
-    """One change: of ``layer``, ``what`` was ``before`` and is ``after``; empty where there was, or is, nothing."""
+    """One change of a layer.
+
+    Attributes:
+        layer: The layer's name.
+        what: The field or part that changed.
+        before: The old value; empty where there was none.
+        after: The new value; empty where it was removed.
+    """
 
     layer: str
     what: str
@@ -23,5 +30,5 @@ class Change:
 
 
 def number(value: float) -> str:
-    """A number as a prototxt shows it: ``10``, ``0.25``."""
+    """Format a number as in prototxt: ``10``, ``0.25``."""
     return f"{value:.7g}"

@@ -1,4 +1,4 @@
-"""New classes for a net that knows some already: its old weights without what does not fit, and with the rows of known classes."""
+"""Extend a classifier by new classes: keep the weights that still fit, and the rows of the classes that it already has."""
 
 from __future__ import annotations
 
@@ -23,23 +23,31 @@ from caffetools.surgery.weights import merge_weights, prune_weights, remap_rows
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that a net knew, in the order of its outputs, and those that it is to tell."""
+    """The old and the new classes of a classifier, each in the order of its outputs.
+
+    Attributes:
+        old: Names of the classes that the classifier was trained for.
+        new: Names of the classes that it is retargeted to.
+    """
 
     old: Sequence[str]
     new: Sequence[str]
 
     @property
-    def rows(self) -> list[int | None]:
-        """For each new class, its place among the old ones; None where it is new."""
+    def row_map(self) -> list[int | None]:
+        """For each new class, its index among the old ones; None where it is new."""
         places = {name: place for place, name in enumerate(self.old)}
         return [places.get(name) for name in self.new]
 
 
 def read_classes(path: Path) -> list[str]:
-    """The names in a labels.txt, one a line.
+    """Read the class names in a labels.txt, one a line.
+
+    Args:
+        path: The file, UTF-8.
 
     Raises:
-        CaffeToolsError: it cannot be read, is empty, or has a name twice.
+        CaffeToolsError: The file cannot be read, is empty, or has a name twice.
     """
     try:
         names = path.read_text(encoding="utf-8").splitlines()
@@ -51,12 +59,18 @@ def read_classes(path: Path) -> list[str]:
         raise CaffeToolsError(f"{path}: names no class")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise CaffeToolsError(f"{path}: has '{twice}' twice, so its row could not be told")
+        raise CaffeToolsError(f"{path}: has '{twice}' twice, so the row of its weights is ambiguous")
     return names
 
 
 def trim_weights(model: Caffemodel, net: NetParameter, renamed: dict[str, str]) -> Caffemodel:
-    """``model`` with only the layers that ``net`` still has and that do not start anew (``renamed``: old name → new)."""
+    """Keep the weights of the layers that ``net`` still has and that are not reinitialized.
+
+    Args:
+        model: The weights; not changed.
+        net: The ``NetParameter`` after retargeting.
+        renamed: Old name → new name of every reinitialized layer.
+    """
     names = {layer.name for layer in net.layer} - set(renamed.values())
     return prune_weights(model, names)
 
@@ -71,18 +85,25 @@ def extend_classifier_weights(
     *,
     seed: int = 1,
 ) -> Caffemodel:
-    """Trimmed weights, with the classifiers' rows of the classes that were known; rows of new ones start as their fillers say.
+    """Copy the rows of the classes that the old classifiers have into the new ones, and initialize the other rows by their fillers.
 
     Args:
-        old_net, net: the ``NetParameter`` before and after retargeting. renamed: old name → new name of what has values by class.
-        shapes: the blobs' shapes of the new net, by layer.
-        seed: of what new rows are drawn with.
+        model: The weights of the old net; not changed.
+        old_net: The ``NetParameter`` before retargeting.
+        net: The ``NetParameter`` after retargeting.
+        renamed: Old name → new name of the layers with values by class.
+        shapes: The shapes of the new net's parameter blobs, by layer.
+        classes: The old and the new classes.
+        seed: Seed of the generator that new rows are drawn with.
+
+    Returns:
+        The weights that still fit, and float32 blobs of the new classifiers.
 
     Raises:
-        CaffeToolsError: no class is known, or the old labels are not as many as the old classifiers' outputs.
-        NetError: the weights lack a classifier.
+        CaffeToolsError: None of the classes was known, or the old labels are not as many as the old classifiers' outputs.
+        NetError: The weights lack a classifier.
     """
-    if not any(row is not None for row in classes.rows):
+    if not any(row is not None for row in classes.row_map):
         raise CaffeToolsError("none of the new classes is among the old ones; train without --grow-from")
     model = upgrade_caffemodel(model)
     trimmed = trim_weights(model, net, renamed)
@@ -99,17 +120,17 @@ def extend_classifier_weights(
                 raise CaffeToolsError(f"the old labels are {len(classes.old)}, but layer '{old}' has {outputs} outputs (--grow-from)")
             arrays = model.blobs.get(old)
             if arrays is None:
-                raise NetError("the weights hold nothing of it, so no class can be kept", layer=old)
-            fresh = _fresh(after, shapes[new], arrays)
+                raise NetError("has no weights in the file, so no class can be kept", layer=old)
+            fresh = _initial_blobs(after, shapes[new], arrays)
             heads.net.layer.add().CopyFrom(after)
-            heads.blobs[new] = remap_rows(before, arrays, classes.rows, fresh)
+            heads.blobs[new] = remap_rows(before, arrays, classes.row_map, fresh)
     finally:
         torch.set_rng_state(generator_state)
     return merge_weights([trimmed, heads])
 
 
-def _fresh(layer: LayerParameter, shapes: list[Shape], arrays: Sequence[Array]) -> list[Array]:
-    """Blobs of ``shapes`` with the values from which new classes start: those of the fillers that the layer's class declares."""
+def _initial_blobs(layer: LayerParameter, shapes: list[Shape], arrays: Sequence[Array]) -> list[Array]:
+    """Return blobs of ``shapes`` with the initial values of new classes: those of the fillers that the layer's class declares."""
     specs = declared_blobs(layer) or []
     specs = [replace(spec, shape=shape) for spec, shape in zip(specs, shapes, strict=True)]
     return [values.numpy() for values in layer_class(layer.type).values_for_new_classes(specs, arrays)]

@@ -1,4 +1,4 @@
-"""From a net for training to the net that is used: inputs for data, probabilities for losses, nothing that only training needs."""
+"""Derive the deploy net of a train_val net: inputs for data layers, probabilities for losses, no layers that only training needs."""
 
 from __future__ import annotations
 
@@ -47,44 +47,44 @@ def deploy_from(
     heads: Collection[str] | None = None,
     drop_dropout: bool = False,
 ) -> Any:
-    """The deploy net of a net for training.
+    """Derive the deploy net of a train_val net.
 
-    Of several losses the one with the largest weight counts, of equals the last; what only the others and the accuracies need
-    goes. Its scores become a blob called ``prob``: by Softmax (Sigmoid for SigmoidCrossEntropyLoss), along the loss's axis. Losses on
-    embeddings leave the embedding, and so does a layer that mixes labels into what it makes (a margin): what it reads is the output.
-    Learning rates, fillers, phase rules and loss weights go; names of shared parameters stay, and so does Dropout, which does
-    nothing in use. A net that has no loss, or whose TEST phase is a deploy net already, keeps its outputs.
+    Of several losses the one with the largest weight is deployed, of equals the last; layers that only the others and the accuracies
+    need are removed. A Softmax (Sigmoid for SigmoidCrossEntropyLoss) along the loss's axis turns its logits into a blob called ``prob``.
+    For losses over embeddings the embedding is the output; where a layer combines its input with labels (a margin), its input is the output.
+    Learning rates, fillers, phase rules and loss weights are removed; names of shared parameters and Dropout layers, which are the
+    identity at inference, are kept. A net without a loss, or whose TEST phase already is a deploy net, keeps its outputs.
 
     Args:
         train_val: A ``NetParameter`` of any age; it is not changed.
-        batch: How many pictures at once, where ``input_shape`` does not say.
+        batch: The batch size, where ``input_shape`` does not give it; from 1 to 2³¹ − 1.
         input_shape: (N, C, H, W) or (C, H, W) of the input, or shapes by blob; by default as the data layer of the TEST phase crops
             (of the TRAIN phase, where there is no other).
-        heads: What to keep of several losses: their names, those of their scores or of the layers that make them, or ``all``. The
-            answers of more than one are called ``prob_LOSS``.
-        drop_dropout: Take the Dropout layers out, which do nothing in use.
+        heads: Which of several losses to deploy: their names, those of their logits or of the classifier layers, or ``all``. The
+            probabilities of more than one are called ``prob_LOSS``.
+        drop_dropout: Remove the Dropout layers, which are the identity at inference.
 
     Raises:
-        NetError: there is no such head, there is nothing to ship (no layer but data and losses), what is to be shipped is made from
-            labels, or the size of an input cannot be told.
+        NetError: No loss has the name of a head, the net has no layers but data and losses, the deployed layers depend on labels, or
+            the size of an input is not known.
     """
     if not 1 <= batch < 2**31:
         raise NetError(f"a batch of {batch} is not possible; it must be from 1 to {2**31 - 1}")
     net = upgrade_net(train_val)
-    judges = chosen_losses(net, heads)
+    losses = chosen_losses(net, heads)
     tested = dummy_data_to_inputs(_tested(net))
     graph = Graph(tested)
     if heads is None and _is_deployed(graph):
-        judges = []
-    truth = label_blobs(graph, net)
-    ends = [OutputPoint.of(graph, judge, truth) for judge in judges]
+        losses = []
+    labels = label_blobs(graph, net)
+    ends = [OutputPoint.of(graph, loss, labels) for loss in losses]
     outputs = [blob for end in ends for blob in end.blobs] or [top for i, top in graph.outputs() if not is_loss_or_metric(graph.layers[i])]
     check_blob_graph(tested, net)
     needed = graph.needed([(len(tested.layer), blob) for blob in outputs])
     kept = [i for i in sorted(needed) if traits(graph.layers[i]).role not in ("metric", "silence")]
     if not any(tested.layer[i].bottom for i in kept):
-        raise NetError(f"the net '{net.name}' has no layer that its outputs come from; nothing can be deployed")
-    check_no_label_inputs(graph, net, kept, truth)
+        raise NetError(f"the net '{net.name}' has no layer that computes its outputs; there is nothing to deploy")
+    check_no_label_inputs(graph, net, kept, labels)
     deployed = _with_layers(tested, kept)
     _drop_labels(deployed)
     deployed = _with_inputs(deployed, named_shapes(tested, as_shapes(input_shape, batch)), batch)
@@ -110,7 +110,15 @@ def batch_statistics(net: NetParameter) -> list[str]:
 
 
 def left_out(train_val: Any, heads: Collection[str] | None = None) -> list[str]:
-    """The names of the losses that the deploy net of ``train_val`` does not answer for."""
+    """Return the names of the losses that the deploy net of ``train_val`` has no output for.
+
+    Args:
+        train_val: A ``NetParameter`` of any age.
+        heads: The losses to deploy, as for :func:`deploy_from`.
+
+    Raises:
+        NetError: No loss has the name of a head.
+    """
     net = upgrade_net(train_val)
     if heads is None and _is_deployed(Graph(_tested(net))):
         return []
@@ -119,7 +127,7 @@ def left_out(train_val: Any, heads: Collection[str] | None = None) -> list[str]:
 
 
 def _tested(net: Any) -> Any:
-    """The net of the TEST phase; where it lacks what data layers of the TRAIN phase give, with those."""
+    """Return the net of the TEST phase, with the TRAIN phase's data layers where it reads blobs that only those produce."""
     state = make_state(TEST)
     made = {top for layer in net.layer if layer_included(layer, state) for top in layer.top}
     lacking = {blob for layer in net.layer if layer_included(layer, state) for blob in layer.bottom} - made
@@ -134,7 +142,7 @@ def _tested(net: Any) -> Any:
 
 
 def _is_deployed(graph: Graph) -> bool:
-    """Whether the file has its deploy net in it already, as those of DetectNet do: an Input, and nothing that judges."""
+    """Return whether the TEST phase already is a deploy net, as in DetectNet's files: an Input, and neither losses nor metrics."""
     return any(map(is_input, graph.layers.values())) and not any(map(is_loss_or_metric, graph.layers.values()))
 
 
@@ -149,7 +157,7 @@ def _with_layers(net: Any, places: list[int]) -> Any:
 
 
 def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
-    """Data layers become inputs, called as what they give."""
+    """Replace data layers by inputs named after their blobs."""
     read_data = [i for i, layer in enumerate(net.layer) if is_data_layer(layer)]
     for i in read_data:
         unknown = next((top for top in guessed_tops(net.layer[i]) if top not in shapes), None)
@@ -163,7 +171,7 @@ def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
 
 
 def _unwrap_siamese_slice(net: Any) -> None:
-    """Take out the Slice that tells the pictures of a pair apart, where only one is used; the input is then that one."""
+    """Remove the Slice that separates the images of a pair where only one is used; the input then has that one's shape."""
     read = {blob for layer in net.layer for blob in layer.bottom}
     for place, layer in enumerate(net.layer):
         tops = [top for top in layer.top if top in read]
@@ -178,7 +186,7 @@ def _unwrap_siamese_slice(net: Any) -> None:
 
 
 def _drop_labels(net: Any) -> None:
-    """The tops of data layers that no layer reads go; of those that nothing reads any top of, all but the first."""
+    """Remove the tops of data layers that no layer reads; where none is read, keep the first."""
     read = {bottom for layer in net.layer for bottom in layer.bottom}
     for layer in net.layer:
         if not layer.bottom and len(layer.top) > 1:
@@ -188,7 +196,7 @@ def _drop_labels(net: Any) -> None:
 
 
 def _keep_entries(layer: Any, kept: list[bool]) -> None:
-    """Keep what the settings of an Input or a DummyData layer say of the tops that are ``kept``: shapes, and fillers."""
+    """Keep the entries of an Input or a DummyData layer, shapes and fillers, of the tops that are ``kept``."""
     if traits(layer).role not in ("input", "constant"):
         return
     settings = traits(layer).settings_of(layer)
@@ -200,13 +208,13 @@ def _keep_entries(layer: Any, kept: list[bool]) -> None:
 
 
 def _rename_input_layer_to_blob(net: Any, layer: Any) -> None:
-    """What was ``mnist`` in training is ``data`` in use, unless another layer is called so."""
+    """Name an input layer after its blob (``mnist`` becomes ``data``), unless another layer has that name."""
     if layer.top[0] not in {other.name for other in net.layer}:
         layer.name = layer.top[0]
 
 
 def _strip(layer: Any) -> None:
-    """Take what only training needs from a layer, in place."""
+    """Remove the fields that only training needs from a layer, in place."""
     for field in ("include", "exclude", "loss_weight", "propagate_down"):
         layer.ClearField(field)
     names = [spec.name for spec in layer.param]
@@ -223,11 +231,11 @@ def _strip(layer: Any) -> None:
                     param.ClearField(filler)
 
 
-def _append_output_activation(net: Any, judge: Any, scores: str, called: str) -> None:
-    """Append the layer that turns the scores into probabilities."""
-    kind = traits(judge).activation
+def _append_output_activation(net: Any, loss: Any, logits: str, base_name: str) -> None:
+    """Append the layer that turns the logits of ``loss`` into probabilities."""
+    kind = traits(loss).activation
     if not kind:
         return
-    name = unused_name(net, called)
-    layer = net.layer.add(name=name, type=kind, bottom=[scores], top=[name])
-    copy_class_axis(judge, layer)
+    name = unused_name(net, base_name)
+    layer = net.layer.add(name=name, type=kind, bottom=[logits], top=[name])
+    copy_class_axis(loss, layer)

@@ -1,4 +1,4 @@
-"""How fast the layers of a net learn, what some of them start from, and how much dropout drops: set in place, and told as changes."""
+"""Set learning rates, frozen layers and dropout ratios of a net, in place, and parse fillers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from caffetools.layers.traits import field_at
 from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.surgery.changes import Change, number
 
-# The fillers that one number says all about, and what that number is.
+# The fillers that one number determines, and the field of that number.
 _FILLERS = {"gaussian": "std", "constant": "value", "xavier": "", "msra": ""}
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a retargeted net is to learn; see the options of ``caffetools retarget``.
+    """Learning settings of a retargeted net; see the options of ``caffetools retarget``.
 
     Attributes:
-        lr_mult: What the lr_mult values of all layers but the classifiers are multiplied by.
-        freeze: The layer up to which nothing learns, itself included. dropout: the ratio of all Dropout layers.
-        keep_names: The classifiers keep their names. filler: a ``FillerParameter`` for their weights.
+        lr_mult: The factor of the lr_mult values of all layers but the classifiers.
+        freeze: The last layer to freeze; all layers that it depends on are frozen too.
+        dropout: The ratio of all Dropout layers, in [0, 1).
+        keep_names: Whether the classifiers keep their names.
+        filler: A ``FillerParameter`` for the classifiers' weights.
     """
 
     lr_mult: float = 1.0
@@ -42,12 +44,13 @@ def tune(net: NetParameter, tuning: Tuning, heads: Collection[str], shapes: Mapp
 
     Args:
         net: A ``NetParameter`` in today's form.
-        tuning: What is asked.
+        tuning: The settings.
         heads: The names of the layers that are reinitialized; their rates are not scaled, and they cannot be frozen.
         shapes: Shapes of inputs by blob, where the net does not state them.
 
     Raises:
-        CaffeToolsError: a number is out of its range. NetError: a layer is not there, or cannot be frozen.
+        CaffeToolsError: A number is out of its range.
+        NetError: A layer is missing, or cannot be frozen.
     """
     changes: list[Change] = []
     if tuning.lr_mult != 1:
@@ -69,10 +72,10 @@ def scale_rates(net: NetParameter, factor: float, but: Collection[str] = (), sha
         shapes: Shapes of inputs by blob, where the net does not state them.
 
     Raises:
-        CaffeToolsError: the factor is negative or no number.
+        CaffeToolsError: The factor is negative or not a number.
     """
     if not 0 <= factor < math.inf:
-        raise CaffeToolsError(f"rates can be multiplied by 0 or more, not by {factor:g} (--lr-mult)")
+        raise CaffeToolsError(f"lr_mult can be multiplied by 0 or more, not by {factor:g} (--lr-mult)")
     changes, learned = [], LearnedBlobs(net, shapes)
     for layer in net.layer:
         if layer.name in but:
@@ -95,7 +98,7 @@ def freeze_upto(net: NetParameter, name: str, heads: Collection[str] = (), shape
         shapes: Shapes of inputs by blob, where the net does not state them.
 
     Raises:
-        NetError: there is no such layer, or one of ``heads`` would be frozen, which starts anew.
+        NetError: The net does not have the layer, or one of ``heads`` would be frozen, which is reinitialized.
     """
     if not any(layer.name == name for layer in net.layer):
         known = did_you_mean(name, [layer.name for layer in net.layer])
@@ -108,7 +111,7 @@ def freeze_upto(net: NetParameter, name: str, heads: Collection[str] = (), shape
     for index in sorted(frozen):
         layer = net.layer[index]
         if layer.name in heads:
-            raise NetError("starts anew, so it cannot be frozen; give a layer before it (--freeze)", layer=layer.name)
+            raise NetError("is reinitialized, so it cannot be frozen; give a layer before it (--freeze)", layer=layer.name)
         changes += _freeze_statistics(layer)
         specs = spread_rates(layer, learned)
         before = [spec.lr_mult for spec in specs]
@@ -134,13 +137,18 @@ def _freeze_statistics(layer: LayerParameter) -> list[Change]:
 
 
 def set_dropout(net: NetParameter, ratio: float) -> list[Change]:
-    """Let all Dropout layers drop ``ratio`` of their input.
+    """Set the dropout ratio of all Dropout layers, in place.
+
+    Args:
+        net: A ``NetParameter`` in today's form.
+        ratio: The share of values set to 0, in [0, 1).
 
     Raises:
-        CaffeToolsError: the ratio is not from 0 to below 1. NetError: there is no Dropout layer.
+        CaffeToolsError: The ratio is out of range.
+        NetError: The net has no Dropout layer.
     """
     if not 0 <= ratio < 1:
-        raise CaffeToolsError(f"dropout drops from 0 to below 1 of its input, not {ratio:g} (--dropout)")
+        raise CaffeToolsError(f"the dropout ratio must be in [0, 1), not {ratio:g} (--dropout)")
     layers = [layer for layer in net.layer if traits(layer).role == "dropout"]
     if not layers:
         raise NetError(f"the net '{net.name}' has no Dropout layer whose ratio could be set (--dropout)")
@@ -154,7 +162,7 @@ def set_dropout(net: NetParameter, ratio: float) -> list[Change]:
 
 
 def learned_blobs(layer: LayerParameter, learned: LearnedBlobs | None = None) -> int:
-    """Return how many blobs a layer learns; where that is not known, how many ``param`` entries it has."""
+    """Return the number of learned blobs of a layer; where that is not known, its number of ``param`` entries."""
     number = count_learned(layer) if learned is None else learned.count(layer)
     return len(layer.param) if number is None else number
 
@@ -168,34 +176,42 @@ def spread_rates(layer: LayerParameter, learned: LearnedBlobs | None = None) -> 
 
 
 def parse_filler(text: str | None) -> Any | None:
-    """A ``FillerParameter`` as people write it: ``xavier``, ``msra``, ``gaussian:0.01``, ``constant:0``; None for None.
+    """Parse a filler: ``xavier``, ``msra``, ``gaussian:0.01`` (std) or ``constant:0`` (value).
+
+    Args:
+        text: The filler; None gives None.
+
+    Returns:
+        The ``FillerParameter``.
 
     Raises:
-        CaffeToolsError: it is none of these.
+        CaffeToolsError: The text is none of these.
     """
     if text is None:
         return None
     kind, _, value = text.partition(":")
     field = _FILLERS.get(kind)
     if field is None or (value and not field):
-        raise CaffeToolsError(f"'{text}' is no filler; write xavier, msra, gaussian:0.01 (its standard deviation) or constant:0 (--filler)")
+        raise CaffeToolsError(
+            f"'{text}' is not a filler; write xavier, msra, gaussian:0.01 (its standard deviation) or constant:0 (--filler)"
+        )
     try:
         made = FillerParameter(type=kind)
         if field and value:
             setattr(made, field, float(value))
         return made
     except ValueError:
-        raise CaffeToolsError(f"'{value}' is no number for the filler {kind} (--filler)") from None
+        raise CaffeToolsError(f"'{value}' is not a number for the filler {kind} (--filler)") from None
 
 
 def describe_filler(filler: FillerParameter) -> str:
-    """A filler in words: ``gaussian, std 0.01``."""
+    """Format a filler for messages: ``gaussian, std 0.01``."""
     field = _FILLERS.get(filler.type, "")
     return f"{filler.type}, {field} {number(getattr(filler, field))}" if field else str(filler.type)
 
 
 def _share_rates(net: NetParameter) -> list[Change]:
-    """Let all owners of a shared parameter say of its rates what the first in the net says; Caffe takes no others."""
+    """Give all owners of a shared parameter the rates of the first owner; Caffe accepts no others."""
     first: dict[str, Any] = {}
     changes = []
     for layer in net.layer:

@@ -1,4 +1,4 @@
-"""Other depth: new layers put before the classifier, or behind any layer."""
+"""Insert new layers before the classifier, or behind any layer."""
 
 from __future__ import annotations
 
@@ -35,19 +35,24 @@ def add_layers(
     filler: FillerParameter | None = None,
     taken: Iterable[str] = (),
 ) -> tuple[list[Change], list[str]]:
-    """Put ``added`` into ``net``, in place and in their order; return what changed and the names of those that start anew.
+    """Insert layers into a net, in place and in the order given.
 
-    Those without a place come before the main classifier (before each, where two branches meet); those behind a layer come behind all
-    that works in place on its blob too, and what read that blob reads theirs.
+    Layers without a position are inserted before the primary classifier (before each, where two branches merge); those behind a layer
+    come behind the layers that work in place on its top, and all consumers of that blob read the last new layer's top.
 
     Args:
         net: A ``NetParameter`` in today's form.
-        heads: The classifiers' names, where they are not to be found from the graph.
-        lr_mult: What their lr_mult values are multiplied by. filler: for weights that have none; by default xavier.
-        taken: Names that new layers must not be given here, such as those of the layers in the weights that training starts from.
+        added: The layers to insert.
+        heads: The classifiers' names, where they are not found from the graph.
+        lr_mult: The factor of the new layers' lr_mult values.
+        filler: The ``FillerParameter`` of weights that have none; by default xavier.
+        taken: Names that new layers may not be given, such as those of the layers in the weights that training starts from.
+
+    Returns:
+        The changes, and the names of the new layers.
 
     Raises:
-        NetError: there is no such layer to come after, or none that makes one blob, a name is in use, or the classifier is another then.
+        NetError: The layer to insert behind is missing or has several tops, a name is in use, or the net would have another classifier.
     """
     made = _Inserter(net, lr_mult, filler, frozenset(taken))
     before = _main(net, heads)
@@ -64,14 +69,14 @@ def add_layers(
 
 
 def _main(net: NetParameter, heads: Iterable[str] | None) -> list[str]:
-    """The names of the main classifiers: those that the loss which counts most reads."""
+    """Return the names of the classifiers that the loss with the largest weight reads."""
     found = find_heads(net, heads)
-    judge = primary_classifier(found).loss_layer
-    return list(dict.fromkeys(head.layer for head in found if head.loss_layer == judge))
+    loss_layer = primary_classifier(found).loss_layer
+    return list(dict.fromkeys(head.layer for head in found if head.loss_layer == loss_layer))
 
 
 class _Inserter:
-    """A net to which layers are being added."""
+    """A net into which layers are being inserted."""
 
     def __init__(self, net: NetParameter, lr_mult: float, filler: FillerParameter | None, taken: frozenset[str]):
         self.net, self.lr_mult, self.taken = net, lr_mult, taken
@@ -80,9 +85,9 @@ class _Inserter:
         self.fresh: list[str] = []
 
     def chain(self, place: int, blob: str, layers: Sequence[Any], where: str, rules: Any | None, names: list[str]) -> str:
-        """Insert ``layers`` at ``place``, the first reading ``blob``, with the rules of the layer ``rules``; the blob of the last.
+        """Insert ``layers`` at index ``place``, the first reading ``blob``, with the phase rules of the layer ``rules``.
 
-        ``names`` are those of a first copy; where they are empty, they are found, and put there.
+        ``names`` are those of a first copy; an empty list is filled with new names. Returns the top of the last layer.
         """
         before = ""
         if not names:
@@ -105,7 +110,7 @@ class _Inserter:
         return blob
 
     def _names(self, layers: Sequence[Any]) -> list[str]:
-        """A name for each, that neither the net nor the weights have."""
+        """Return a name for each layer that neither the net nor the weights have."""
         names: list[str] = []
         for given in layers:
             used = {*names_in_use(self.net), *self.taken, *names}
@@ -113,7 +118,7 @@ class _Inserter:
             name, again = base, 1
             if given.name and name in used:
                 owner = "weights have" if name in self.taken else f"net '{self.net.name}' has"
-                hint = "give the new layer another name, since it starts anew (--add-layer)"
+                hint = "give the new layer another name, since it is reinitialized (--add-layer)"
                 raise NetError(f"the {owner} something called '{name}'; {hint}")
             while name in used:
                 again += 1
@@ -138,7 +143,7 @@ class _Inserter:
 
 
 def _may_overwrite(kind: str, before: str) -> bool:
-    """Whether a new layer of type ``kind`` may work in place on the blob of the new one of type ``before``."""
+    """Return whether a new layer of type ``kind`` may work in place on the top of a new layer of type ``before``."""
     if not before or not (is_known(kind) and is_known(before) and traits(kind).in_place):
         return False
     maker = layer_class(before)
@@ -148,14 +153,14 @@ def _may_overwrite(kind: str, before: str) -> bool:
     return before == ReLU.TYPE and traits(kind).role == "dropout"
 
 
-def _add_before(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:
-    """Before the classifier called ``name``, of which a net may have one a phase."""
-    net = adding.net
+def _add_before(inserter: _Inserter, name: str, layers: Sequence[Any]) -> None:
+    """Insert before the classifier ``name``, of which a net may have one a phase."""
+    net = inserter.net
     twins = [layer for layer in net.layer if layer.name == name and layer.bottom]
     blobs = {layer.bottom[0] for layer in twins}
     if len(blobs) != 1:
         raise NetError(
-            f"reads {' and '.join(sorted(blobs)) or 'nothing'}; say which layer the new ones come after (--add-layer AFTER=…)", layer=name
+            f"reads {' and '.join(sorted(blobs)) or 'nothing'}; name the layer to insert behind (--add-layer AFTER=…)", layer=name
         )
     blob = blobs.pop()
     places = [i for i, layer in enumerate(net.layer) if layer.name == name]
@@ -167,15 +172,15 @@ def _add_before(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:
         copies = {place: net.layer[place] for place in places}
     names: list[str] = []
     for place, rules in sorted(copies.items(), reverse=True):
-        last = adding.chain(place, blob, layers, f"before {name}", rules, names)
+        last = inserter.chain(place, blob, layers, f"before {name}", rules, names)
     for layer in net.layer:
         if layer.name == name:
             layer.bottom[0] = last
 
 
-def _add_after(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:
-    """Behind the layer called ``name``, of which a net may have one a phase: all that read its blob reads the last new one's."""
-    net = adding.net
+def _add_after(inserter: _Inserter, name: str, layers: Sequence[Any]) -> None:
+    """Insert behind the layer ``name``, of which a net may have one a phase; consumers of its top read the last new layer's top."""
+    net = inserter.net
     makers = [layer for layer in net.layer if layer.name == name]
     if not makers:
         known = [layer.name for layer in net.layer]
@@ -185,12 +190,12 @@ def _add_after(adding: _Inserter, name: str, layers: Sequence[Any]) -> None:
     readers = {i for graph, end in zip(graphs, ends, strict=True) for i in graph.consumers(*end)}
     place, blob = max(ends)
     if not readers or any(is_loss_or_metric(net.layer[i]) for i, _ in ends):
-        raise NetError("makes what no layer reads; name one before the classifier (--add-layer)", layer=name)
+        raise NetError("has a top that no layer reads; name a layer before the classifier (--add-layer)", layer=name)
     if any(other != blob for _, other in ends):
-        raise NetError("makes another blob in each phase; name a layer behind it (--add-layer)", layer=name)
+        raise NetError("produces a different blob in each phase; name a layer behind it (--add-layer)", layer=name)
     if readers and min(readers) <= place:
-        raise NetError("makes a blob whose layers are there once a phase; name a layer behind it (--add-layer)", layer=name)
+        raise NetError("has consumers that are defined once a phase; name a layer behind it (--add-layer)", layer=name)
     reading = [net.layer[i] for i in readers]
-    last = adding.chain(place + 1, blob, layers, f"after {name}", makers[0] if len(makers) == 1 else None, [])
+    last = inserter.chain(place + 1, blob, layers, f"after {name}", makers[0] if len(makers) == 1 else None, [])
     for layer in reading:
         layer.bottom[:] = [last if bottom == blob else bottom for bottom in layer.bottom]

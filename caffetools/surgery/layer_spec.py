@@ -1,4 +1,4 @@
-"""New layers as people write them: in a word with its numbers, or as prototxt."""
+"""Parse the layers to insert: a type with its numbers, or prototxt."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _HOW = "write InnerProduct:256, Convolution:64:3, Pooling:MAX:3:2, Dropout:0.5, 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer to be put into a net.
+    """A layer to insert into a net.
 
     Attributes:
-        layer: a ``LayerParameter`` without bottoms and tops; its name may be empty. after: the layer that it comes behind; None is
-            before the main classifier.
+        layer: A ``LayerParameter`` without bottoms and tops; its name may be empty.
+        after: The layer to insert it behind; None is before the primary classifier.
     """
 
     layer: Any
@@ -36,14 +36,18 @@ class LayerSpec:
 
 
 def parse_added(text: str) -> LayerSpec:
-    """A layer as people write it: ``[AFTER=]TYPE[:NUMBERS]``, such as ``InnerProduct:256`` or ``pool1=ReLU``, or ``[AFTER=]PROTOTXT``.
+    """Parse a layer to insert: ``[AFTER=]TYPE[:NUMBERS]``, such as ``InnerProduct:256`` or ``pool1=ReLU``, or ``[AFTER=]PROTOTXT``.
 
-    Short forms: ``InnerProduct:OUTPUTS``; ``Convolution:OUTPUTS:KERNEL``, padded so that sizes stay; ``Pooling:MAX:KERNEL:STRIDE``, or
-    ``Pooling:AVE`` of the whole picture; ``Dropout:RATIO``; and every type that needs no numbers. Prototxt is what stands in a layer's
+    Short forms: ``InnerProduct:OUTPUTS``; ``Convolution:OUTPUTS:KERNEL``, padded to keep the size; ``Pooling:MAX:KERNEL:STRIDE``, or
+    ``Pooling:AVE``, which is global; ``Dropout:RATIO``; and every type that needs no numbers. Prototxt is the text within a layer's
     braces, or the layer with its braces.
 
+    Args:
+        text: The layer.
+
     Raises:
-        CaffeToolsError: it is none of these. PrototxtError: the prototxt is broken.
+        CaffeToolsError: The text is none of these.
+        PrototxtError: The prototxt is broken.
     """
     place, equals, what = text.partition("=")
     if not equals or re.search(r'["{]', place):
@@ -57,7 +61,7 @@ def _from_prototxt(text: str) -> Any:
     wrapped = re.match(r"layer\s*:?\s*\{", body) is not None
     net = parse(body if wrapped else f"layer {{ {body} }}", NetParameter, path="--add-layer")
     if len(net.layer) != 1 or [field.name for field, _ in net.ListFields()] != ["layer"]:
-        raise PrototxtError("is no single layer; give --add-layer once for each", path="--add-layer")
+        raise PrototxtError("is not a single layer; give --add-layer once for each", path="--add-layer")
     layer = net.layer[0]
     if not layer.type:
         raise PrototxtError('the new layer has no type; write type: "ReLU"', path="--add-layer")
@@ -66,14 +70,14 @@ def _from_prototxt(text: str) -> Any:
     if traits(layer).user_code and not layer.HasField(traits(layer).settings):
         raise PrototxtError(f"a new {layer.type} layer needs {traits(layer).settings}", path="--add-layer")
     if layer.bottom or layer.top:
-        raise PrototxtError("bottoms and tops follow from the layer's place; leave them out", path="--add-layer")
+        raise PrototxtError("bottoms and tops follow from the layer's position; leave them out", path="--add-layer")
     return layer
 
 
 def _from_words(text: str) -> Any:
     kind, *numbers = text.split(":")
     if not is_known(kind):
-        raise CaffeToolsError(f"'{text}' is no layer: the type '{kind}' is not known here{suggestion(kind)}; {_HOW} (--add-layer)")
+        raise CaffeToolsError(f"'{text}' is not a layer: the type '{kind}' is not known here{suggestion(kind)}; {_HOW} (--add-layer)")
     reason = _why_not(kind) or ("is written as prototxt, with its python_param" if traits(kind).user_code else "")
     if reason:
         raise CaffeToolsError(f"a new {kind} layer {reason} (--add-layer)")
@@ -83,13 +87,13 @@ def _from_words(text: str) -> Any:
             return LayerParameter(type=kind, **_plain(kind, numbers))
         return make(*numbers)
     except (TypeError, ValueError):
-        raise CaffeToolsError(f"'{text}' does not say what a {kind} layer needs; {_HOW} (--add-layer)") from None
+        raise CaffeToolsError(f"'{text}' does not give the numbers that a {kind} layer needs; {_HOW} (--add-layer)") from None
 
 
 def _why_not(kind: str) -> str:
     """Why a layer of type ``kind`` can't be inserted: it passes no gradient; empty where it does, or where that is not known."""
     if is_known(kind) and (0 in layer_class(kind).NO_GRADIENT or traits(kind).role in ("metric", "silence")):
-        return "lets no gradient through, so nothing below it would learn"
+        return "passes no gradient, so no layer below it would learn"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What a net for training is judged by: its losses, the scores that they read, and the truth that is there in training only."""
+"""Find the losses of a net for training, the logits that they read, and the label blobs, which exist in training only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from caffetools.proto.schema import LayerParameter, NetParameter
 
 @dataclass(frozen=True)
 class OutputPoint:
-    """Where a deploy net ends for one loss: the blobs that are its outputs, and whether they are the scores that the loss judges.
+    """Where a deploy net ends for one loss.
 
-    Where a layer below the loss reads the truth (a margin, a mask), the net ends before it, in what is no scores yet.
+    Where a layer below the loss reads labels (a margin, a mask), the net ends before that layer.
+
+    Attributes:
+        loss: The loss's ``LayerParameter``.
+        blobs: The names of the blobs that are outputs of the deploy net.
+        is_logits: Whether they are the blobs that the loss compares with labels.
     """
 
     loss: Any
@@ -26,36 +31,39 @@ class OutputPoint:
     is_logits: bool
 
     @classmethod
-    def of(cls, graph: Graph, loss: Any, truth: Collection[Use]) -> OutputPoint:
-        """The ending for ``loss``; arguments and errors as for :func:`scores_of`."""
-        scores = scores_of(graph, loss, truth)
-        blobs = [strip_label_dependent_tail(graph, blob, truth) for blob in scores]
+    def of(cls, graph: Graph, loss: Any, labels: Collection[Use]) -> OutputPoint:
+        """Find the outputs for ``loss``; arguments and errors as for :func:`scores_of`."""
+        scores = scores_of(graph, loss, labels)
+        blobs = [strip_label_dependent_tail(graph, blob, labels) for blob in scores]
         return cls(loss, blobs, blobs == scores)
 
 
 def is_loss(layer: LayerParameter) -> bool:
-    """Whether ``layer`` adds to what training makes small: by its type's name, or by its loss_weight."""
+    """Return whether ``layer`` contributes to the objective: by its type, or by its loss_weight."""
     return bool(traits(layer).role == "loss" or any(layer.loss_weight))
 
 
 def is_loss_or_metric(layer: LayerParameter) -> bool:
-    """Whether ``layer`` only tells how good the net is, or keeps a blob quiet."""
+    """Return whether ``layer`` is a loss, a metric, or a Silence."""
     return is_loss(layer) or traits(layer).role in ("metric", "silence")
 
 
 def losses_of(net: NetParameter) -> dict[int, Any]:
-    """Place → layer of the losses of both phases."""
+    """Return index → ``LayerParameter`` of the losses of both phases."""
     return {i: layer for graph in phases(net) for i, layer in graph.layers.items() if is_loss(layer) and layer.bottom}
 
 
 def chosen_losses(net: NetParameter, heads: Collection[str] | None = None) -> list[Any]:
-    """The loss layers that a deploy net of ``net`` answers for; files may have them in the TRAIN phase only.
+    """Return the loss layers that a deploy net of ``net`` has outputs for; files may have them in the TRAIN phase only.
 
-    By default the one with the largest weight, of equals the last; losses that compare scores with labels come before all others.
-    ``heads`` names others: losses, their scores, the layers that make them, or ``all``.
+    By default it is the one with the largest weight, of equals the last; losses that compare logits with labels come before all others.
+
+    Args:
+        net: A ``NetParameter`` in today's form.
+        heads: Names of losses, of their logits, or of the classifier layers, or ``all``.
 
     Raises:
-        NetError: there is no such loss.
+        NetError: No loss has one of the names.
     """
     losses = losses_of(net)
     if heads is None:
@@ -76,86 +84,111 @@ def chosen_losses(net: NetParameter, heads: Collection[str] | None = None) -> li
     return [layer for name, layer in by_name.items() if "all" in heads or not called[name].isdisjoint(heads)]
 
 
-def scores_of(graph: Graph, loss: LayerParameter, truth: Collection[Use]) -> list[str]:
-    """The blobs that ``loss`` judges: the first that it reads; of an unknown loss all but the truth.
+def scores_of(graph: Graph, loss: LayerParameter, labels: Collection[Use]) -> list[str]:
+    """Return the blobs that ``loss`` compares with labels: its first bottom; of an unknown loss all bottoms but the labels.
 
     Args:
-        graph: of the phase that is deployed; the loss itself may be in another. truth: see :func:`label_blobs`.
+        graph: The graph of the phase that is deployed; the loss itself may be in another.
+        loss: The loss's ``LayerParameter``.
+        labels: The label blobs; see :func:`label_blobs`.
 
     Raises:
-        NetError: they are not made in that phase.
+        NetError: The blobs are not produced in that phase.
     """
     end = len(graph.param.layer)
-    bottoms = [blob for blob in loss.bottom if (graph.producer(end, blob), blob) not in truth] or list(loss.bottom[:1])
+    bottoms = [blob for blob in loss.bottom if (graph.producer(end, blob), blob) not in labels] or list(loss.bottom[:1])
     facts = traits(loss)
     if facts.activation is not None or facts.compares == "embeddings" or facts.role != "loss":
         del bottoms[1:]
     for blob in bottoms:
         if graph.producer(end, blob) is None:
-            raise NetError(f"what it reads, '{blob}', is not made in the TEST phase", layer=loss.name)
+            raise NetError(f"its bottom '{blob}' is not produced in the TEST phase", layer=loss.name)
     maker = graph.layers[graph.producer(end, bottoms[0]) or 0]
     if facts.compares == "embeddings" and traits(maker).role == "slice" and maker.slice_param.axis == 0 and maker.bottom:
-        # The pictures of a batch, told apart only to be compared.
+        # The images of a batch are separated only to be compared.
         return list(maker.bottom)
     return bottoms
 
 
 def label_blobs(graph: Graph, net: NetParameter) -> set[Use]:
-    """(place of the maker, blob) of what is known of the pictures in training only: labels, and what is made from nothing else.
+    """Return the blobs that exist in training only: labels, and blobs computed from labels alone.
 
-    Tops of data layers that hold labels by their type, or that a loss or an accuracy of ``net`` (in either phase) reads; the first top of
-    the first is the picture.
+    Labels are tops of data layers that hold labels by the layer's type, or that a loss or an accuracy of ``net`` (in either phase) reads;
+    the first top of the first data layer is the image.
+
+    Args:
+        graph: The graph of one phase.
+        net: The ``NetParameter`` with both phases.
+
+    Returns:
+        (index of the producer, blob) of each.
     """
     compared = {blob for layer in net.layer if is_loss_or_metric(layer) for blob in layer.bottom}
     used = {blob for layer in net.layer if not is_loss_or_metric(layer) for blob in layer.bottom}
-    truth: set[Use] = set()
+    labels: set[Use] = set()
     first = True
     for i, layer in graph.layers.items():
         if is_data_layer(layer) or is_input(layer) or (traits(layer).role == "constant" and layer.top):
             for k, top in enumerate(layer.top):
                 only_compared = top not in used and not used.isdisjoint(layer.top)
                 if (k > 0 or not first or only_compared) and (top in compared or (k > 0 and traits(layer).label_tops != "any")):
-                    truth.add((i, top))
+                    labels.add((i, top))
             first = False
-        elif layer.bottom and all((graph.producer(i, blob), blob) in truth for blob in layer.bottom):
-            truth |= {(i, top) for top in layer.top}
-    return truth
+        elif layer.bottom and all((graph.producer(i, blob), blob) in labels for blob in layer.bottom):
+            labels |= {(i, top) for top in layer.top}
+    return labels
 
 
-def strip_label_dependent_tail(graph: Graph, blob: str, truth: Collection[Use]) -> str:
-    """``blob``, or what it is made from before a layer mixed truth into it: the embedding below a margin, boxes before their mask."""
+def strip_label_dependent_tail(graph: Graph, blob: str, labels: Collection[Use]) -> str:
+    """Follow ``blob`` up past the layers that combine it with labels: to the embedding below a margin, to boxes before their mask.
+
+    Args:
+        graph: The graph of the phase that is deployed.
+        blob: The name of a blob at the end of the net.
+        labels: The label blobs; see :func:`label_blobs`.
+    """
     at = len(graph.param.layer)
-    while (maker := graph.producer(at, blob)) is not None:
-        reads = [(graph.producer(maker, bottom), bottom) for bottom in graph.layers[maker].bottom]
-        if not any(use in truth for use in reads) or all(use in truth for use in reads):
+    while (producer := graph.producer(at, blob)) is not None:
+        reads = [(graph.producer(producer, bottom), bottom) for bottom in graph.layers[producer].bottom]
+        if not any(use in labels for use in reads) or all(use in labels for use in reads):
             break
-        at, blob = maker, next(bottom for place, bottom in reads if (place, bottom) not in truth)
+        at, blob = producer, next(bottom for index, bottom in reads if (index, bottom) not in labels)
     return blob
 
 
-def check_no_label_inputs(graph: Graph, net: NetParameter, kept: Collection[int], truth: Collection[Use]) -> None:
-    """Raise :class:`NetError` where a layer that is to be deployed needs what is there in training only, or makes it."""
+def check_no_label_inputs(graph: Graph, net: NetParameter, kept: Collection[int], labels: Collection[Use]) -> None:
+    """Check that no deployed layer depends on labels or computes targets for a loss.
+
+    Args:
+        graph: The graph of the phase that is deployed.
+        net: The ``NetParameter`` with both phases.
+        kept: The indices of the layers to deploy.
+        labels: The label blobs; see :func:`label_blobs`.
+
+    Raises:
+        NetError: A layer does.
+    """
     compared = {blob: layer for layer in net.layer if is_loss(layer) for blob in layer.bottom[1:]}
     for i in sorted(kept):
         layer = graph.layers[i]
-        reads = [bottom for bottom in layer.bottom if (graph.producer(i, bottom), bottom) in truth]
+        reads = [bottom for bottom in layer.bottom if (graph.producer(i, bottom), bottom) in labels]
         if reads and len(reads) < len(layer.bottom):
             raise NetError(
-                f"reads '{reads[0]}', which tells the truth and is not there in use, and what is to be deployed is made from it; "
-                "in use this layer must go or be another one: change that in the file first",
+                f"depends on label blob '{reads[0]}', which is not available at inference, and the deployed outputs depend on it; "
+                "remove or replace this layer in the file first",
                 layer=layer.name,
             )
         targets = [top for top in layer.top if top in compared]
         if targets and layer.bottom and (traits(layer).user_code or not is_known(layer.type)):
             raise NetError(
-                f"makes '{targets[0]}' for the loss '{compared[targets[0]].name}', so it is a layer for training; "
-                "in use this layer must go or be another one: change that in the file first",
+                f"produces '{targets[0]}' for the loss '{compared[targets[0]].name}', so it is a layer for training; "
+                "remove or replace this layer in the file first",
                 layer=layer.name,
             )
 
 
 def _classifiers(net: NetParameter) -> list[tuple[str, str]]:
-    """(loss, classifier layer) as far as they can be told."""
+    """Return (loss, classifier layer) of each classifier; empty where none is found."""
     try:
         return [(head.loss_layer, head.layer) for head in find_heads(net)]
     except NetError:

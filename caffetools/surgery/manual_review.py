@@ -1,4 +1,4 @@
-"""What a retargeted net still has of its old number of classes, where only a person can tell what it should be."""
+"""Find the places of a retargeted net that seem to depend on the old number of classes and need a manual change."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from caffetools.proto.schema import NetParameter
 
 
 def manual_review_notes(net: NetParameter, heads: Iterable[Head], renamed: Mapping[str, str]) -> list[str]:
-    """Sentences on layers of the retargeted ``net`` that seem to depend on how many classes there were, and were left as they are.
+    """Describe the layers of a retargeted net that seem to depend on the old number of classes and were not changed.
 
     Args:
-        heads: the classifiers, as they were called and as many outputs as they had. renamed: old name → new name.
+        net: The retargeted ``NetParameter``.
+        heads: The classifiers before retargeting.
+        renamed: Old name → new name of the reinitialized layers.
     """
-    told = []
+    notes = []
     for head in heads:
         classifier = next(layer for layer in net.layer if layer.name == renamed[head.layer])
         for layer in net.layer:
@@ -26,9 +28,9 @@ def manual_review_notes(net: NetParameter, heads: Iterable[Head], renamed: Mappi
                 outputs = classifier_param(layer).num_output
                 if head.num_output > 2 and outputs > head.num_output and outputs % head.num_output == 0:
                     times = outputs // head.num_output
-                    told.append(f"layer '{layer.name}' has {outputs} outputs, {times} for each of the {head.num_output} classes that were")
+                    notes.append(f"layer '{layer.name}' has {outputs} outputs, {times} for each of the {head.num_output} old classes")
             elif traits(layer).user_code and re.search(rf"classes\D*{head.num_output}\b", layer.python_param.param_str):
-                told.append(f"layer '{layer.name}' has the parameters {layer.python_param.param_str!r}")
+                notes.append(f"layer '{layer.name}' has the parameters {layer.python_param.param_str!r}")
             elif traits(layer).class_matrix and layer.name == head.loss_layer:
-                told.append(f"layer '{layer.name}' reads an infogain matrix, which is of {head.num_output} classes")
-    return list(dict.fromkeys(told))
+                notes.append(f"layer '{layer.name}' reads an infogain matrix of {head.num_output} classes")
+    return list(dict.fromkeys(notes))

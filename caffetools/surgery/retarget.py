@@ -1,4 +1,4 @@
-"""Retargeting: a trained network's classifiers made anew for other classes, everything else as it was."""
+"""Retarget a network: replace its classifiers for a new number of classes, and leave all other layers unchanged."""
 
 from __future__ import annotations
 
@@ -33,22 +33,24 @@ class Retargeted:
     """A retargeted net.
 
     Attributes:
-        train_val: the ``NetParameter``. changes: what differs from the net given, layer by layer.
-        renamed: old name → new name of every layer that starts anew. added: the layers that the net had nothing of before.
-        judge: the loss that reads the main classifier; "" where that is not known.
-        notes: what else seems to depend on the number of classes, and must be changed by hand.
+        train_val: The ``NetParameter``.
+        changes: The differences from the net given, layer by layer.
+        renamed: Old name → new name of every layer that is reinitialized.
+        added: The names of inserted layers.
+        loss_layer: The loss that reads the primary classifier; "" where it is not known.
+        notes: Layers that seem to depend on the number of classes too, and need a manual change.
     """
 
     train_val: Any
     changes: list[Change] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
-    judge: str = ""
+    loss_layer: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
-    def anew(self) -> set[str]:
-        """The names of all layers that start anew."""
+    def reinitialized(self) -> set[str]:
+        """The names of all layers that are reinitialized."""
         return {*self.renamed.values(), *self.added}
 
 
@@ -63,26 +65,26 @@ def retarget(
     filler: FillerParameter | None = None,
     taken: Iterable[str] = (),
 ) -> Retargeted:
-    """Give a net's classifiers ``classes`` outputs and new names, so that they start anew where its old weights are loaded.
+    """Replace the classifiers for a new number of classes, and rename them, so that loading the old weights reinitializes them.
 
-    The blobs of the classifiers get new names too, wherever they are read. Accuracy layers that ask for more places than there
-    are classes go. All else stays: other layers, rules, fillers, fields that are unknown here.
+    The tops of the classifiers are renamed too, and all layers that read them follow. Accuracy layers with a top_k above the number
+    of classes are removed. Everything else is kept: other layers, phase rules, fillers, unknown fields.
 
     Args:
         train_val: A ``NetParameter`` of any age and for both phases; it is not changed.
-        classes: How many there are to be, at least 2.
-        head_lr_mult: The classifiers' lr_mult values are multiplied by this, unless they already are that far above the other
-            layers'. 1 leaves them.
-        suffix: What the new names end in; by default ``_CLASSES``, replacing the count that an earlier retargeting left there.
-        heads: The classifier layers' names, where they are not to be found from the graph.
+        classes: The new number of classes, at least 2.
+        head_lr_mult: The classifiers' lr_mult values are multiplied by this, unless they already exceed the other
+            layers' by that factor. 1 leaves them.
+        suffix: The suffix of the new names; by default ``_CLASSES``, replacing the count that an earlier retargeting left there.
+        heads: The classifier layers' names, where they are not found from the graph.
         keep_names: Leave the names as they are; weights of the old classifiers must then be taken out of the file before it is loaded.
-        filler: A ``FillerParameter`` for the classifiers' weights; by default what they have, or gaussian.
-        taken: Names that new ones must not be, such as those of the layers in the weights that training starts from.
+        filler: A ``FillerParameter`` for the classifiers' weights; by default their own, or else gaussian.
+        taken: Names that may not be given, such as those of the layers in the weights that training starts from.
 
     Raises:
-        CaffeToolsError: there are too few classes.
-        NetError: no classifier was found, classifiers differ in their number of classes, or one shares its parameters with a layer
-            that is none.
+        CaffeToolsError: The number of classes is below 2.
+        NetError: No classifier was found, classifiers differ in their number of classes, or one shares its parameters with a layer
+            that is not a classifier.
     """
     check_classes(classes)
     net = NetParameter()
@@ -90,16 +92,16 @@ def retarget(
     found = find_heads(net, heads)
     if heads is None and len({head.classes for head in found}) > 1:
         counts = ", ".join(f"'{head.layer}' has {head.classes}" for head in found)
-        raise NetError(f"the net's classifiers do not tell the same classes: {counts}; name those to retarget (--head)")
+        raise NetError(f"the net's classifiers have different numbers of classes: {counts}; name those to retarget (--head)")
     _check_sharing(net, found)
-    result = Retargeted(net, judge=primary_classifier(found).loss_layer)
+    result = Retargeted(net, loss_layer=primary_classifier(found).loss_layer)
     usual, names = _usual_rate(net, found), frozenset(taken)
     for head in found:
         fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.classes, classes, suffix, names)
         _rename_head(result, head, fresh)
         for layer in net.layer:
             if (layer.name, layer.type) == (result.renamed[head.layer], head.type_name):
-                _remake(layer, classes * head.outputs_per_class, filler, result)
+                _resize_classifier(layer, classes * head.outputs_per_class, filler, result)
                 _raise_rates(layer, head_lr_mult, usual, result)
         _refit_reshapes(net, head, classes, result)
         _refit_counters(net, head, classes, result)
@@ -107,23 +109,38 @@ def retarget(
         _refit_centers(net, head, classes, fresh, result)
     _fit_accuracies(net, classes, result)
     result.notes = manual_review_notes(net, found, result.renamed)
-    # A net with both phases has some layers twice; what is said of them is said once.
+    # A net with both phases has some layers twice; each change is listed once.
     result.changes = list(dict.fromkeys(result.changes))
     return result
 
 
 def check_classes(classes: int) -> None:
-    """Raise :class:`CaffeToolsError` where there are too few ``classes`` to tell apart, or more than any net has."""
+    """Check a number of classes.
+
+    Args:
+        classes: The number, from 2 to 2³¹ − 1.
+
+    Raises:
+        CaffeToolsError: It is out of this range.
+    """
     if classes < 2:
-        raise CaffeToolsError(f"{classes} class(es) cannot be told apart: a classifier needs at least 2 (--classes)")
+        raise CaffeToolsError(f"{classes} class(es) are too few: a classifier needs at least 2 (--classes)")
     if classes > _MOST_CLASSES:
         raise CaffeToolsError(f"{classes} classes are more than a net can hold; give at most {_MOST_CLASSES} (--classes)")
 
 
 def fresh_name(net: NetParameter, name: str, before: int, classes: int, suffix: str | None = None, taken: Collection[str] = ()) -> str:
-    """A name for what is made anew that nothing in ``net`` has, nor ``taken``, and that tells the classes.
+    """Return an unused name for a reinitialized layer or blob that ends in the number of classes.
 
-    ``fc8`` becomes ``fc8_120``, and for 5 classes ``fc8_5``; where that is taken, or was the name already, ``fc8_120_2`` and so on.
+    ``fc8`` becomes ``fc8_120``, and for 5 classes ``fc8_5``; where that is in use, ``fc8_120_2`` and so on.
+
+    Args:
+        net: The net whose names are in use.
+        name: The old name.
+        before: The old number of classes, which an earlier retargeting may have appended.
+        classes: The new number of classes.
+        suffix: Another suffix than ``_CLASSES``.
+        taken: Further names in use.
     """
     earlier = re.fullmatch(rf"(.+)_{before}(?:_(\d+))?", name) if suffix is None else None
     base, count = (earlier[1], int(earlier[2] or 1)) if earlier else (name, 0)
@@ -136,7 +153,7 @@ def fresh_name(net: NetParameter, name: str, before: int, classes: int, suffix: 
 
 
 def _rename_head(result: Retargeted, head: Head, fresh: Callable[[str], str]) -> None:
-    """Call a classifier, its blobs, and what follows it as ``fresh`` says."""
+    """Rename a classifier, its tops, and the layers with values by class that follow it."""
     net = result.train_val
     # A file with both phases may have a classifier for each, of one name.
     layers = [layer for layer in net.layer if (layer.name, layer.type) == (head.layer, head.type_name)]
@@ -150,7 +167,7 @@ def _rename_head(result: Retargeted, head: Head, fresh: Callable[[str], str]) ->
 
 
 def _refit_reshapes(net: NetParameter, head: Head, classes: int, result: Retargeted) -> None:
-    """Let Reshape layers behind a classifier that name its number of outputs name the new one."""
+    """Set the new number of outputs in the Reshape layers behind a classifier that name it."""
     axes = dict(head.reshapes)
     for layer in net.layer:
         dims = layer.reshape_param.shape.dim
@@ -171,7 +188,7 @@ def _refit_counters(net: Any, head: Head, classes: int, result: Retargeted) -> N
 
 
 def _refit_deconvolutions(net: NetParameter, head: Head, classes: int, result: Retargeted) -> None:
-    """Let the layers that enlarge a classifier's maps do so for the new classes, each by itself, from bilinear interpolation on."""
+    """Resize the Deconvolutions that upsample a classifier's maps: one group a class, initialized to bilinear interpolation."""
     names = {result.renamed[name] for name in head.followers}
     for layer in net.layer:
         if layer.name not in names or traits(layer).coordinates != "transposed":
@@ -192,7 +209,7 @@ def _refit_deconvolutions(net: NetParameter, head: Head, classes: int, result: R
 
 
 def _refit_centers(net: NetParameter, head: Head, classes: int, fresh: Callable[[str], str], result: Retargeted) -> None:
-    """Let the CenterLoss layers that keep a center for each of the classifier's classes keep one for each new class."""
+    """Resize the CenterLoss layers that keep one center for each of the classifier's classes."""
     for layer in net.layer:
         facts = traits(layer)
         if facts.role != "loss" or not facts.outputs or facts.num_output(layer) != head.num_output or layer.name in result.renamed.values():
@@ -207,7 +224,7 @@ def _fresh(net: NetParameter, before: int, classes: int, suffix: str | None, tak
     return fresh_name(net, name, before, classes, suffix, taken)
 
 
-def _remake(layer: LayerParameter, classes: int, filler: FillerParameter | None, result: Retargeted) -> None:
+def _resize_classifier(layer: LayerParameter, classes: int, filler: FillerParameter | None, result: Retargeted) -> None:
     param = classifier_param(layer)
     if param.num_output != classes:
         result.changes.append(Change(layer.name, "num_output", str(param.num_output), str(classes)))
@@ -232,7 +249,7 @@ def _rename(net: NetParameter, old: str, new: str, result: Retargeted) -> None:
 
 
 def _usual_rate(net: NetParameter, heads: list[Head]) -> float:
-    """The median lr_mult of the weights of the layers that are no heads and learn at all; 0 where there are none."""
+    """Return the median lr_mult of the weights of the learning layers that are not heads; 0 where there are none."""
     names = {head.layer for head in heads}
     others = [layer for layer in net.layer if is_classifier(layer) and layer.name not in names]
     rates = [layer.param[0].lr_mult if layer.param else 1.0 for layer in others]
@@ -249,14 +266,14 @@ def _raise_rates(layer: LayerParameter, factor: float, usual: float, result: Ret
     while len(layer.param) < blobs:
         layer.param.add()
     for spec, rate in zip(layer.param, before, strict=False):
-        # What was frozen must learn now, for it starts anew.
+        # A frozen classifier must learn again, since it is reinitialized.
         spec.lr_mult = (rate or 1.0) * factor
     after = [spec.lr_mult for spec in layer.param[:blobs]]
     result.changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), " / ".join(map(number, after))))
 
 
 def _fit_accuracies(net: NetParameter, classes: int, result: Retargeted) -> None:
-    """Drop the Accuracy layers with a top_k above ``classes``; one that has no better sibling becomes an ordinary accuracy."""
+    """Remove the Accuracy layers with a top_k above ``classes``; the only one of a blob gets top_k 1 instead."""
     accuracies = [layer for layer in net.layer if traits(layer).settings == Accuracy.TRAITS.settings]
     kept = [layer for layer in accuracies if layer.accuracy_param.top_k <= classes]
     read = {bottom for layer in net.layer for bottom in layer.bottom}
@@ -280,7 +297,7 @@ def _check_sharing(net: NetParameter, heads: list[Head]) -> None:
         for spec in layer.param if layer.name in names else ():
             if spec.name in shared:
                 raise NetError(
-                    f"shares its parameter '{spec.name}' with layer '{shared[spec.name]}', which is no classifier; "
+                    f"shares its parameter '{spec.name}' with layer '{shared[spec.name]}', which is not a classifier; "
                     "give one of them another name",
                     layer=layer.name,
                 )

@@ -1,4 +1,4 @@
-"""Other depth: the layers between one layer and the classifier taken out, so that a shallower net is trained."""
+"""Truncate a network: remove the layers between one layer and the classifier, so that a shallower net is trained."""
 
 from __future__ import annotations
 
@@ -20,64 +20,73 @@ from caffetools.surgery.changes import Change
 def drop_after(
     net: NetParameter, name: str, *, heads: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None
 ) -> list[Change]:
-    """Take out of ``net``, in place, all that lies between layer ``name`` and the main classifier, which then reads the layer's blob.
+    """Remove the layers between layer ``name`` and the primary classifier, in place; the classifier then reads the layer's blob.
 
-    Layers that work in place on that blob (a ReLU) are part of it and stay. So does a pooling of the whole picture to one place before
-    the classifier (or behind one that makes maps), and what lies between these two; it becomes a global pooling, since maps are of
-    another size there. What reads something that is gone, such as a second classifier deeper in the net, goes, and so does what nothing
-    reads any more.
+    Layers that work in place on that blob (a ReLU) are kept. So are a pooling to 1 x 1 before the classifier (or behind one that
+    produces maps) and the layers between the two; the pooling becomes global, since its input has another size. Layers that read a
+    removed blob, such as a second classifier deeper in the net, are removed too, and so are layers whose tops become unused.
 
     Args:
         net: A ``NetParameter`` in today's form, for both phases.
-        heads: The classifiers' names, where they are not to be found from the graph.
-        shapes: of inputs, by blob (``""`` is the first), where the data layers do not tell; needed to know which pooling leaves one place.
+        name: The last layer to keep.
+        heads: The classifiers' names, where they are not found from the graph.
+        shapes: Shapes of inputs by blob (``""`` is the first), where the data layers do not give them; they decide which pooling has a
+            1 x 1 top.
+
+    Returns:
+        The changes, layer by layer.
 
     Raises:
-        NetError: there is no such layer, it has several blobs, the classifier is not made from it or reads it already, or what would go
-            is read by what stays.
+        NetError: The net does not have the layer, it has several tops, the classifier does not depend on it or reads it already, or a
+            kept layer reads a blob that would be removed.
     """
     if not any(layer.name == name for layer in net.layer):
         raise NetError(
             f"the net '{net.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in net.layer])} (--drop-after)"
         )
     found = find_heads(net, heads)
-    judge = primary_classifier(found).loss_layer
-    classifiers = {head.layer for head in found if head.loss_layer == judge}
-    gone: set[int] = set()
+    loss_layer = primary_classifier(found).loss_layer
+    classifiers = {head.layer for head in found if head.loss_layer == loss_layer}
+    removed: set[int] = set()
     entries: dict[int, str] = {}
-    widened: set[int] = set()
+    globalized: set[int] = set()
     changes: list[Change] = []
     for phase in (TRAIN, TEST):
         graph = Graph(net, phase)
         if any(layer.name == name for layer in graph.layers.values()):
             cut = _cut(graph, name, classifiers, _shapes(graph, phase, shapes or {}))
-            gone |= cut.gone
+            removed |= cut.removed
             entries |= cut.entries
-            widened |= cut.widened
+            globalized |= cut.globalized
     before = [(graph, set(graph.outputs())) for graph in phases(net)]
     for index, blob in entries.items():
         net.layer[index].bottom[0] = blob
-    for index in sorted(widened):
+    for index in sorted(globalized):
         changes += _make_global(net.layer[index])
     was_read = {i for graph, outputs in before for i, layer in graph.layers.items() if any((i, top) not in outputs for top in layer.top)}
-    gone = _remove_dead_layers(net, gone, was_read)
-    changes += [Change(net.layer[index].name, "layer", net.layer[index].type, "") for index in sorted(gone)]
-    for index in sorted(gone, reverse=True):
+    removed = _remove_dead_layers(net, removed, was_read)
+    changes += [Change(net.layer[index].name, "layer", net.layer[index].type, "") for index in sorted(removed)]
+    for index in sorted(removed, reverse=True):
         del net.layer[index]
     changes += _silence_dangling_tops(net, {top for _, outputs in before for _, top in outputs})
     return list(dict.fromkeys(changes))
 
 
 def end_of_blob(graph: Graph, name: str, option: str) -> Use:
-    """(place, blob) of what layer ``name`` makes, behind all that works in place on it, up to the next layer that makes it anew.
+    """Return (index, blob) of the last layer that works in place on the top of layer ``name`` before another layer overwrites it.
+
+    Args:
+        graph: The graph of one phase.
+        name: The layer.
+        option: The command-line option that messages name.
 
     Raises:
-        NetError: the layer makes no blob, or several.
+        NetError: The layer does not have exactly one top.
     """
     index = next(i for i, layer in graph.layers.items() if layer.name == name)
     layer = graph.layers[index]
     if len(layer.top) != 1:
-        raise NetError(f"makes {len(layer.top)} blobs; name a layer that makes one ({option})", layer=name)
+        raise NetError(f"has {len(layer.top)} tops; name a layer that has one ({option})", layer=name)
     blob = layer.top[0]
     for i, other in graph.layers.items():
         if i > index and blob in other.top:
@@ -89,12 +98,17 @@ def end_of_blob(graph: Graph, name: str, option: str) -> Use:
 
 @dataclass
 class _Cut:
-    """What a cut does in one phase: the places that go, those that now read another blob as their first bottom, and poolings that must
-    take in the whole picture."""
+    """A truncation in one phase, by indices of layers.
 
-    gone: set[int]
+    Attributes:
+        removed: The layers to remove.
+        entries: Layer → the blob that its first bottom becomes.
+        globalized: The poolings that become global.
+    """
+
+    removed: set[int]
     entries: dict[int, str]
-    widened: set[int]
+    globalized: set[int]
 
 
 def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[int, Shape]) -> _Cut:
@@ -103,58 +117,58 @@ def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[
     ends = [i for i, layer in graph.layers.items() if layer.name in classifiers and i in below]
     if not ends:
         listed = " and ".join(f"'{classifier}'" for classifier in sorted(classifiers))
-        raise NetError(f"the main classifier {listed} is not made from it; name a layer before the classifier (--drop-after)", layer=name)
+        raise NetError(f"the main classifier {listed} does not depend on it; name a layer before the classifier (--drop-after)", layer=name)
     cut = _Cut(set(), {}, set())
-    stays = set(ends)
+    kept = set(ends)
     for end in ends:
-        neck = _pooling_tail(graph, end, place, shapes)
-        between = below & graph.needed([(end, bottom) for bottom in graph.layers[end].bottom]) - set(neck)
+        tail = _pooling_tail(graph, end, place, shapes)
+        between = below & graph.needed([(end, bottom) for bottom in graph.layers[end].bottom]) - set(tail)
         if not between:
             raise NetError(
-                f"nothing lies between it and {'the pooling before ' if neck else ''}the classifier '{graph.layers[end].name}', "
+                f"nothing lies between it and {'the pooling before ' if tail else ''}the classifier '{graph.layers[end].name}', "
                 "so there is nothing to drop (--drop-after)",
                 layer=name,
             )
-        cut.gone |= between
-        stays.update(neck)
-        cut.entries[neck[0] if neck else end] = blob
-        cut.widened.update(neck[:1])
+        cut.removed |= between
+        kept.update(tail)
+        cut.entries[tail[0] if tail else end] = blob
+        cut.globalized.update(tail[:1])
     behind = graph.descendants([(i, top) for i in ends for top in graph.layers[i].top])
-    cut.widened |= {i for i in behind if traits(graph.layers[i]).role == "pooling" and shapes.get(i, ())[2:] == (1, 1)}
-    stays |= behind
-    _propagate_removal(graph, cut, stays)
+    cut.globalized |= {i for i in behind if traits(graph.layers[i]).role == "pooling" and shapes.get(i, ())[2:] == (1, 1)}
+    kept |= behind
+    _propagate_removal(graph, cut, kept)
     return cut
 
 
-def _propagate_removal(graph: Graph, cut: _Cut, stays: Collection[int]) -> None:
-    """Let what reads something that goes, go too."""
-    pending = list(cut.gone)
+def _propagate_removal(graph: Graph, cut: _Cut, kept: Collection[int]) -> None:
+    """Mark the layers that read a removed blob as removed too."""
+    pending = list(cut.removed)
     while pending:
         index = pending.pop()
         for top in graph.layers[index].top:
             for reader in graph.consumers(index, top):
-                if reader in cut.gone or (cut.entries.get(reader) is not None and graph.layers[reader].bottom[0] == top):
+                if reader in cut.removed or (cut.entries.get(reader) is not None and graph.layers[reader].bottom[0] == top):
                     continue
-                if reader in stays:
+                if reader in kept:
                     raise NetError(
                         f"reads '{top}', which lies behind the cut, so it cannot be dropped (--drop-after)", layer=graph.layers[reader].name
                     )
-                cut.gone.add(reader)
+                cut.removed.add(reader)
                 pending.append(reader)
 
 
 def _pooling_tail(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape]) -> list[int]:
-    """The places from the pooling to one place down to the classifier at ``end``; none where there is no such pooling behind ``start``."""
-    neck: list[int] = []
+    """Return the indices of a pooling to 1 x 1 behind ``start`` and of the layers from it to the classifier at ``end``; empty without one."""
+    tail: list[int] = []
     if len(shapes.get(start, (0, 0, 0, 0))) != 4:
-        return neck
+        return tail
     for index in graph.walk_up(end, graph.layers[end].bottom[0]):
         layer = graph.layers[index]
         if index <= start or not _may_stand_in_tail(layer):
             return []
-        neck.insert(0, index)
+        tail.insert(0, index)
         if traits(layer).role == "pooling" and (layer.pooling_param.global_pooling or shapes.get(index, ())[2:] == (1, 1)):
-            return neck
+            return tail
     return []
 
 
@@ -164,7 +178,7 @@ def _may_stand_in_tail(layer: LayerParameter) -> bool:
 
 
 def _shapes(graph: Graph, phase: int, given: Mapping[str, Shape]) -> dict[int, Shape]:
-    """The shape of each layer's first blob by the layer's place, as far as it is known: by what the net says, else by ``given``."""
+    """Return the shape of each layer's first top by the layer's index, as far as it is known from the net, or else from ``given``."""
     known: dict[int, Shape] = {}
     for shapes in ({}, shapes_in(graph, given)):
         rows = summarize(graph.param, phase, shapes=shapes).layers
@@ -177,7 +191,7 @@ def _shapes(graph: Graph, phase: int, given: Mapping[str, Shape]) -> dict[int, S
 
 
 def _make_global(layer: Any) -> list[Change]:
-    """Let a pooling take in the whole picture, whatever its size."""
+    """Make a pooling global."""
     param = layer.pooling_param
     if param.global_pooling:
         return []
@@ -188,7 +202,7 @@ def _make_global(layer: Any) -> list[Change]:
 
 
 def _silence_dangling_tops(net: NetParameter, outputs: Collection[str]) -> list[Change]:
-    """Let the tops that nothing reads any more, of layers with others that are read, be no new outputs: as Caffe's nets do, by Silence."""
+    """Consume the tops that became unused, of layers with other tops in use, by Silence layers, so that they are not outputs."""
     changes = []
     for phase in (TRAIN, TEST):
         graph = Graph(net, phase)

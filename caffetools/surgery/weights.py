@@ -15,16 +15,25 @@ from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 
 
 def prune_weights(model: Caffemodel, keep: Collection[str] | Callable[[str], bool]) -> Caffemodel:
-    """A model with the weights of only those layers that ``keep`` names, or says yes to; the arrays are the same ones."""
+    """Keep the weights of some layers; the arrays are shared, not copied.
+
+    Args:
+        model: The weights; not changed.
+        keep: The names of the layers to keep, or a predicate of the name.
+    """
     wanted = keep if callable(keep) else keep.__contains__
     return _selected(upgrade_caffemodel(model), wanted)
 
 
 def rename_layers(model: Caffemodel, names: Mapping[str, str]) -> Caffemodel:
-    """A model with layers called otherwise: ``names`` maps old to new.
+    """Rename layers of a model.
+
+    Args:
+        model: The weights; not changed.
+        names: Old name → new name.
 
     Raises:
-        CaffeToolsError: the model has no such layer, or two layers would have one name.
+        CaffeToolsError: The model lacks one of the layers, or two layers would have one name.
     """
     model = upgrade_caffemodel(model)
     known = {layer.name for layer in model.net.layer} | set(model.blobs)
@@ -43,10 +52,13 @@ def rename_layers(model: Caffemodel, names: Mapping[str, str]) -> Caffemodel:
 
 
 def merge_weights(models: Sequence[Caffemodel]) -> Caffemodel:
-    """One model with the layers of all; of a layer that several have, the last one's.
+    """Merge models into one; of a layer that several have, the last one's weights are taken.
+
+    Args:
+        models: The weights, at least one.
 
     Raises:
-        CaffeToolsError: there is nothing to merge.
+        CaffeToolsError: ``models`` is empty.
     """
     if not models:
         raise CaffeToolsError("there are no weights to merge")

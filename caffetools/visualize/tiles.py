@@ -129,7 +129,7 @@ def change_sheet(
     level = layout.tiles[..., 0] / 255
     layout = replace(layout, tiles=magnitude_colours(level) if colour else signed_colours(2 * level - 1))
     scale = layout.scale() if scale is None else scale
-    ends = "dark blue is no change, yellow the largest" if colour else "purple is a decrease, white no change, orange an increase"
+    ends = "dark blue is unchanged, yellow the largest" if colour else "purple is a decrease, white unchanged, orange an increase"
     return Sheet(layout.draw(scale, gap), scale, f"Change: {ends}; the largest is {peak:.3g}.")
 
 

@@ -17,7 +17,7 @@ OPTIONS = [
     ("retarget train.prototxt -o out --classes 3 --base-lr -1", "the learning rate must be above 0"),
     ("retarget train.prototxt -o out --classes 3 --train-batch 99999999999", "--train-batch must be from 1 to"),
     ("retarget train.prototxt -o out --classes 3 --head absent", "train.prototxt: the net 'small' has no layer 'absent'"),
-    ("retarget train.prototxt -o out --classes 3 --input-shape 1x3x", "'1x3x' is no shape"),
+    ("retarget train.prototxt -o out --classes 3 --input-shape 1x3x", "'1x3x' is not a shape"),
     ("retarget train.prototxt -o out --classes 3 --input-shape 1x3x2x2", "layer 'conv': (Convolution) kernel 3 x 3 does not fit"),
     (
         "finetune pictures -o out --model lenet --from-scratch --classes 0",
@@ -46,7 +46,7 @@ OPTIONS = [
     ("dataset build pictures pictures/out", "pictures/out lies inside of the pictures' folder"),
     ("deploy train.prototxt -o out --input-shape 1x3x2x2", "train.prototxt:6: layer 'conv': (Convolution) kernel 3 x 3 does not fit"),
     ("deploy train.prototxt -o out --batch 99999999999", "a batch of 99999999999 is not possible"),
-    ("inspect good.prototxt --input-shape 1x3x-4x8", "'1x3x-4x8' is no shape"),
+    ("inspect good.prototxt --input-shape 1x3x-4x8", "'1x3x-4x8' is not a shape"),
     ("inspect good.prototxt --input-shape other=1x3x8x8", "the net 'small' has no input 'other'"),
     ("train solver.prototxt -q --max-iter -1", "max_iter must be from 0"),
     ("train solver.prototxt -q --device tpu", "unknown device 'tpu'"),

@@ -82,7 +82,7 @@ def test_json_gives_a_script_everything(tmp_path: Path, tiny: Path) -> None:
         (('bottom: "conv"', 'bottom: "cnv"'), [], "made by no layer before it; did you mean 'conv'?"),
         (("kernel_size", "kernel_sise"), [], "ConvolutionParameter has no field 'kernel_sise'; did you mean 'kernel_size'?"),
         (("", ""), ["--input-shape", "dota=1x2"], "has no input 'dota'; its inputs are data, label"),
-        (("", ""), ["--input-shape", "3 by 4"], "'3 by 4' is no shape"),
+        (("", ""), ["--input-shape", "3 by 4"], "'3 by 4' is not a shape"),
         (("", ""), ["none.caffemodel"], "none.caffemodel: cannot read"),
         (("", ""), ["--phase", "fast"], "'fast' is neither train nor test"),
     ],

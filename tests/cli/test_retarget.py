@@ -101,15 +101,15 @@ def test_a_retargeted_net_can_be_retargeted_again(tmp_path: Path, tiny: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "lenet", "--classes", 0], "0 class(es) cannot be told apart: a classifier needs at least 2 (--classes)"),
-        (["--model", "lenet", "--classes", 1], "1 class(es) cannot be told apart"),
-        (["--model", "lenet", "--classes", -3], "-3 class(es) cannot be told apart"),
+        (["--model", "lenet", "--classes", 0], "0 class(es) are too few: a classifier needs at least 2 (--classes)"),
+        (["--model", "lenet", "--classes", 1], "1 class(es) are too few"),
+        (["--model", "lenet", "--classes", -3], "-3 class(es) are too few"),
         (["--model", "lenett", "--classes", 3], "the zoo has no model 'lenett'; did you mean 'lenet'?"),
         (["--classes", 3], "no net for training is in this folder; give the prototxt of a NET, or the name of a network"),
         (["none.prototxt", "--classes", 3], "none.prototxt: cannot read: No such file or directory"),
         ([prototxt_path("lenet", "deploy"), "--classes", 3], "has no loss, so it cannot be trained; give its train_val prototxt"),
         ([prototxt_path("lenet"), "--classes", 3], "give --input-shape"),
-        ([prototxt_path("lenet"), "--classes", 3, "--input-shape", "1x1xa"], "'1x1xa' is no shape"),
+        ([prototxt_path("lenet"), "--classes", 3, "--input-shape", "1x1xa"], "'1x1xa' is not a shape"),
         (["--model", "lenet", "--classes", 3, "--head", "pool1"], "layer 'pool1': is a Pooling layer; a classifier is"),
         (["--model", "lenet", "--classes", 3, "--mean", "no.binaryproto"], "no.binaryproto: no such mean file"),
         (["--model", "lenet", "--classes", 3, "--weights", "no.caffemodel"], "no.caffemodel: cannot read"),
@@ -214,7 +214,7 @@ def test_a_dataset_says_classes_sources_mean_and_batches(tmp_path: Path, tiny: P
         (["--classes", 3, "--grow-from", "x", "--weights", "y"], "--grow-from needs the names of the new classes"),
         (["--classes", 3, "--freeze", "no"], "has no layer 'no' to freeze up to"),
         (["--classes", 3, "--dropout", 0.5], "has no Dropout layer"),
-        (["--classes", 3, "--filler", "no"], "'no' is no filler"),
+        (["--classes", 3, "--filler", "no"], "'no' is not a filler"),
         (["--dataset", "none"], "none/dataset.json: cannot read"),
     ],
 )

@@ -95,7 +95,7 @@ def test_new_layers_start_anew_and_learn_as_fast_as_the_classifier(tmp_path: Pat
     assert [[spec.lr_mult for spec in layers[name].param] for name in ("conv", "conv_new", "fc_3")] == [[0.5, 1], [4, 8], [4, 8]]
     assert layers["conv_new"].convolution_param.weight_filler.type == "msra"
     code, _, err = run("retarget", tiny, "--classes", 3, "-o", tmp_path / "other", "--freeze", "conv_new", *options)
-    assert code == 2 and "layer 'conv_new': starts anew, so it cannot be frozen; give a layer before it (--freeze)" in err
+    assert code == 2 and "layer 'conv_new': is reinitialized, so it cannot be frozen; give a layer before it (--freeze)" in err
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,10 @@ def test_new_layers_start_anew_and_learn_as_fast_as_the_classifier(tmp_path: Pat
     [
         (["--drop-after", "con"], "has no layer 'con'; did you mean 'conv'? (--drop-after)"),
         (["--drop-after", "hidden"], "layer 'hidden': nothing lies between it and the classifier 'fc'"),
-        (["--add-layer", "Convolution:3"], "'Convolution:3' does not say what a Convolution layer needs; write InnerProduct:256"),
+        (
+            ["--add-layer", "Convolution:3"],
+            "'Convolution:3' does not give the numbers that a Convolution layer needs; write InnerProduct:256",
+        ),
         (["--add-layer", "Pooling:AVE"], "layer 'pool_new': (Pooling) bottom 'hidden' must have 4 axes"),
         (["--add-layer", 'type: "ReLU" relu_param { slope: 1 '], "--add-layer:1:"),
         (["--add-layer", "Eltwise"], "layer 'eltwise_new': (Eltwise)"),

@@ -113,7 +113,7 @@ def test_a_deploy_net_stays_as_it_is() -> None:
 
 
 def test_a_net_of_losses_only_and_an_unknown_size_are_errors() -> None:
-    with pytest.raises(NetError, match="nothing can be deployed"):
+    with pytest.raises(NetError, match="there is nothing to deploy"):
         deploy_from(with_head("", reads="x"))
     with pytest.raises(NetError, match="layer 'data': the size of its data is not known.*--input-shape"):
         deploy_from(net_of(TINY.replace("crop_size: 8", "")))
@@ -127,7 +127,7 @@ def test_a_net_of_losses_only_and_an_unknown_size_are_errors() -> None:
 
 def test_what_the_loss_reads_must_exist_in_the_test_phase() -> None:
     text = TINY.replace('layer { name: "fc" type: "InnerProduct"', 'layer { name: "fc" include { phase: TRAIN } type: "InnerProduct"')
-    with pytest.raises(NetError, match="layer 'loss': what it reads, 'fc', is not made in the TEST phase"):
+    with pytest.raises(NetError, match="layer 'loss': its bottom 'fc' is not produced in the TEST phase"):
         deploy_from(net_of(text))
 
 

@@ -78,5 +78,5 @@ def test_unknown_sizes_and_names_are_errors() -> None:
 def test_shapes_are_read_as_people_write_them() -> None:
     assert parse_shapes(["1x3x227x227", "label=4", "d=2,3"]) == {"": (1, 3, 227, 227), "label": (4,), "d": (2, 3)}
     for text in ("", "3x", "ax3", "0x3", "data="):
-        with pytest.raises(CaffeToolsError, match="is no shape; write 1x3x227x227"):
+        with pytest.raises(CaffeToolsError, match="is not a shape; write 1x3x227x227"):
             parse_shapes([text])

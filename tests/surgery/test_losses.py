@@ -52,10 +52,10 @@ def test_a_margin_classifier_is_retargeted_and_deployed_without_itself(tmp_path:
 def test_truth_deep_inside_of_a_net_is_refused_with_the_layer_that_reads_it() -> None:
     mask = 'layer { name: "mask" type: "Eltwise" bottom: "fc5" bottom: "weights" top: "masked" }'
     weights = 'layer { name: "w" type: "InnerProduct" bottom: "label" top: "weights" inner_product_param { num_output: 6 } }'
-    with pytest.raises(NetError, match="layer 'mask': reads 'weights', which tells the truth and is not there in use"):
+    with pytest.raises(NetError, match="layer 'mask': depends on label blob 'weights', which is not available at inference"):
         deploy_from(net_of(DATA + BODY + weights + mask + FC6.replace('bottom: "fc5"', 'bottom: "masked"') + LOSS))
     targets = 'layer { name: "targets" type: "Python" bottom: "fc5" top: "rois" top: "truth" python_param { module: "m" layer: "L" } }'
-    with pytest.raises(NetError, match="layer 'targets': makes 'truth' for the loss 'loss', so it is a layer for training"):
+    with pytest.raises(NetError, match="layer 'targets': produces 'truth' for the loss 'loss', so it is a layer for training"):
         deploy_from(net_of(DATA + BODY + targets + FC6.replace('"fc5"', '"rois"') + LOSS.replace('"label"', '"truth"')))
 
 
@@ -170,7 +170,7 @@ def test_what_else_depends_on_the_number_of_classes_is_told() -> None:
         'layer { name: "p" type: "Python" bottom: "fc5" top: "p" python_param { module: "m" layer: "L" param_str: "\'num_classes\': 10" } }'
     )
     assert retarget(net_of(DATA + BODY + FC6 + LOSS + boxes + told), 7).notes == [
-        "layer 'boxes' has 40 outputs, 4 for each of the 10 classes that were",
+        "layer 'boxes' has 40 outputs, 4 for each of the 10 old classes",
         """layer 'p' has the parameters "'num_classes': 10\"""",
     ]
     assert retarget(net_of(TINY), 7).notes == []
@@ -199,7 +199,7 @@ def test_the_fork_layers_that_keep_classes_and_enlarged_maps_are_followed() -> N
 
 
 def test_a_layer_below_the_classifier_is_none_though_it_is_named() -> None:
-    with pytest.raises(NetError, match="layer 'fc5': is no classifier: 'fc6' is, and reads what is made from it"):
+    with pytest.raises(NetError, match="layer 'fc5': is not a classifier: 'fc6' is, and reads what is made from it"):
         retarget(net_of(DATA + BODY + FC6 + LOSS), 7, heads=["fc5"])
     with pytest.raises(NetError, match="has no layer 'fc'; did you mean 'fc6'"):
         retarget(net_of(DATA + BODY + FC6 + LOSS), 7, heads=["fc"])
@@ -208,7 +208,7 @@ def test_a_layer_below_the_classifier_is_none_though_it_is_named() -> None:
 def test_infogain_is_a_loss_on_classes_whose_matrix_is_told() -> None:
     made = retarget(net_of(DATA + BODY + FC6 + LOSS.replace("SoftmaxWithLoss", "InfogainLoss")), 7)
     assert made.renamed == {"fc6": "fc6_7"}
-    assert made.notes == ["layer 'loss' reads an infogain matrix, which is of 10 classes"]
+    assert made.notes == ["layer 'loss' reads an infogain matrix of 10 classes"]
 
 
 def test_a_net_is_shown_and_deployed_in_a_stage(tmp_path: Path) -> None:

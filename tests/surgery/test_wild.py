@@ -78,7 +78,7 @@ def test_every_published_prototxt_is_a_net_or_a_solver_that_prints_to_itself_or_
 def test_every_published_net_for_training_is_retargeted_and_deployed_where_it_is_a_classifier(wild: Path, tmp_path: Path) -> None:
     reasons = {
         "no classifier": "no classifier was found in the net",
-        "several scores a class": "which are several scores a class then",
+        "several scores a class": "so several of them belong to each class",
         "regions": "give --input-shape rois=SHAPE",
     }
     came = Counter()

@@ -1,1 +1,1 @@
-"""Snapshots: Caffe's .caffemodel and .solverstate, the run state beside them, finding and restoring them."""
+"""Snapshots: Caffe's .caffemodel and .solverstate, the run state next to them, finding and restoring them."""

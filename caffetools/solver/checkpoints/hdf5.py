@@ -106,7 +106,7 @@ def _write_string(file: Any, name: str, value: str) -> None:
     kind = h5py.h5t.C_S1.copy()
     kind.set_size(len(raw) + 1)
     kind.set_strpad(h5py.h5t.STR_NULLTERM)
-    # The same content gives the same bytes, whatever the time.
+    # The same content gives the same bytes, at any time.
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_obj_track_times(False)
     dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR), settings)

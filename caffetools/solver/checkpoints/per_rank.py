@@ -34,7 +34,7 @@ def with_others(run: RunState, strategy: Strategy, precision: Mapping[str, float
 
 
 def stored(path: str | os.PathLike[str]) -> States:
-    """The processes' states beside the .solverstate ``path``; empty where one process in float32 wrote it."""
+    """The processes' states next to the .solverstate ``path``; empty where one process in float32 wrote it."""
     states = read_run_state(run_state_path(path)).get("processes")
     return states if isinstance(states, list) else []
 

@@ -36,7 +36,7 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
     """Put ``solver`` where the snapshot of the .solverstate ``path`` was taken.
 
     Returns:
-        Whether all of the run goes on; where False, data and random states start over, since the snapshot tells nothing of them.
+        Whether all of the run goes on; where False, data and random states start over, since the snapshot does not hold them.
 
     Raises:
         ModelFileError: a file is missing, damaged, or of another net or type of solver. NetError: the weights do not fit.

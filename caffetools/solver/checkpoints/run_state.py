@@ -1,6 +1,6 @@
 """What a run depends on besides Caffe's two files: random states, the data layers' places, the losses of the smoothed one.
 
-It lies beside a snapshot as ``PREFIX_iter_N.runstate.json``, which Caffe does not look at. With it a run goes on bit for bit; without
+It is next to a snapshot as ``PREFIX_iter_N.runstate.json``, which Caffe does not look at. With it a run goes on bit for bit; without
 it (a snapshot of real Caffe) the weights go on, and data and randomness start over.
 """
 
@@ -64,7 +64,7 @@ def capture(solver: TrainingRun) -> RunState:
 
 
 def apply(state: RunState, solver: TrainingRun, warn: Callable[[str], None]) -> None:
-    """Put ``solver``'s run where ``state`` was captured; ``warn`` is told what does not fit this run, and so starts over."""
+    """Put ``solver``'s run where ``state`` was captured; ``warn`` receives a message for each part that does not fit this run and starts over."""
     solver.run_id = str(state["run"])
     solver.losses.extend(torch.tensor(loss, device=solver.net.device) for loss in state["losses"])
     nets = [solver.net, *solver.test_nets]

@@ -58,7 +58,7 @@ def write_snapshot(
         (write_state_hdf5 if hdf5 else write_solverstate)(stage / path.name, state)
         if run is not None:
             write_run_state(stage / side.name, run, stage / path.name, stage / weights.name)
-        # What an earlier run left under these names goes first: a state that is there belongs to the files beside it.
+        # What an earlier run left under these names goes first: a state that exists belongs to the files next to it.
         for old in (path, side):
             old.unlink(missing_ok=True)
         for new in (weights, *([side] if run is not None else []), path):
@@ -94,8 +94,8 @@ def find_weights(state_path: PathLike, learned_net: str) -> Path:
     """
     folder = Path(state_path).parent
     name = Path(learned_net)
-    beside = folder / name.name
-    places = [beside, name, folder / name]
+    sibling = folder / name.name
+    places = [sibling, name, folder / name]
     for place in places:
         if place.is_file():
             return place
@@ -153,7 +153,7 @@ def _diff(blob: Tensor, diffs: Steps) -> Any:
 
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
-    """A hidden folder beside ``target`` for the files of one snapshot; it is gone afterwards. Raises :class:`RunFailed`."""
+    """A hidden folder next to ``target`` for the files of one snapshot; it is removed afterwards. Raises :class:`RunFailed`."""
     stage: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

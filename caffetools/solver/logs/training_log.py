@@ -45,7 +45,7 @@ class LogRow:
 
 @dataclass
 class TrainingLog:
-    """The rows of a log in the order of iterations. Where a run was resumed, what it did anew replaces what it had lost."""
+    """The rows of a log in the order of iterations. Where a run was resumed, repeated iterations replace the earlier ones."""
 
     train: list[LogRow] = field(default_factory=list)
     test: list[LogRow] = field(default_factory=list)
@@ -120,7 +120,7 @@ class GlogReader:
         _put(self._row.outputs, output[2], float(output[3]))
 
     def _head(self, line: str) -> None:
-        """What a line that is no output says of the outputs that follow it."""
+        """Parse a line that is not an output for the facts on the outputs that follow it."""
         found = _ITERATION.search(line)
         if found:
             self.iteration, self._row = int(found[1]), None
@@ -180,7 +180,7 @@ class _Seconds:
             rolled = not year and self._last is not None and int(month) < self._last.month
             self._years += rolled
             start = datetime(int(year) if year else 2000 + self._years, int(month), 1, int(hour), int(minute), int(second))
-            # Days are added, so that a 29 February is no error in a year that is only guessed.
+            # Days are added, so that a 29 February is not an error in a year that is only guessed.
             time = start + timedelta(days=int(day) - 1, microseconds=int(fraction.ljust(6, "0")))
         except ValueError:
             return self._last

@@ -58,7 +58,7 @@ ONET = Stage("ONet", 48, ((32, 3), (64, 3), (64, 3), (128, 2)), (3, 3, 2), 256, 
 
 def train_val(stage: Stage) -> Any:
     """The net to train on HDF5 files: data (N, 3, side, side), label (1 a face, 0 none, -1 not to be learned), and for the box (and
-    the landmarks) the numbers to tell, zeros where there are none, beside a mask of ones and zeros; all but data and label as the output.
+    the landmarks) the target values, zeros where there are none, and a mask of ones and zeros; all but data and label as the output.
     """
     net = network(stage.name)
     outputs = [("roi", 4), *([("pts", 10)] if stage.landmarks else [])]
@@ -71,9 +71,9 @@ def train_val(stage: Stage) -> Any:
     net.layer[-1].loss_param.ignore_label = -1
     accuracy(net, "accuracy", scores, phase=TEST)
     net.layer[-1].accuracy_param.ignore_label = -1
-    for (name, _), told, weight in zip(outputs, others, stage.weights, strict=False):
-        masked = f"{name}_told"
-        add(net, "Eltwise", masked, (told, f"{name}_mask"), eltwise_param={"operation": "PROD"})
+    for (name, _), targets, weight in zip(outputs, others, stage.weights, strict=False):
+        masked = f"{name}_masked"
+        add(net, "Eltwise", masked, (targets, f"{name}_mask"), eltwise_param={"operation": "PROD"})
         loss = add(net, "EuclideanLoss", f"{name}_loss", (masked, name))
         loss.loss_weight.append(weight)
     return net

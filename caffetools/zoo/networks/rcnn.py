@@ -33,7 +33,7 @@ def train_val() -> Any:
 
 
 def deploy() -> Any:
-    """The net to use: data (10, 3, 227, 227), fc-rcnn (10, 200), a score for each class, which is no probability."""
+    """The net to use: data (10, 3, 227, 227), fc-rcnn (10, 200), a score for each class, which is not a probability."""
     net = network("R-CNN-ilsvrc13")
     picture(net, 10, 3, 227, 227)
     inner_product(net, "fc-rcnn", body(net, CAFFENET, lambda std, bias: Learning()), CLASSES, Learning())

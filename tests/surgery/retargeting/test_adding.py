@@ -96,7 +96,9 @@ def test_names_of_the_weights_are_not_taken_by_chance() -> None:
     assert fresh == ["fc_new3"]
     named, fresh = with_added(net_of(TINY), 'name: "mine" type: "ReLU"')
     assert fresh == ["mine"] and wiring(named, "mine") == [("ReLU", ["conv"], ["mine"])]
-    with pytest.raises(NetError, match="the weights have something called 'mine'; give the new layer another name, since it starts anew"):
+    with pytest.raises(
+        NetError, match="the weights have something called 'mine'; give the new layer another name, since it is reinitialized"
+    ):
         with_added(net_of(TINY), 'name: "mine" type: "ReLU"', taken=["mine"])
 
 
@@ -136,27 +138,27 @@ def test_short_forms_make_layers_that_run(text: str, shape: tuple[int, ...]) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "'' is no layer: the type '' is not known here"),
-        ("Relu", "'Relu' is no layer: the type 'Relu' is not known here; did you mean ReLU?; write InnerProduct:256"),
-        ("InnerProduct", "'InnerProduct' does not say what a InnerProduct layer needs; write InnerProduct:256"),
-        ("InnerProduct:0", "'InnerProduct:0' does not say"),
-        ("InnerProduct:many", "'InnerProduct:many' does not say"),
-        ("InnerProduct:3:3", "'InnerProduct:3:3' does not say"),
-        ("Convolution:3", "'Convolution:3' does not say"),
-        ("Convolution:3:2", "'Convolution:3:2' does not say"),
-        ("Pooling:MIN", "'Pooling:MIN' does not say"),
-        ("Pooling:MAX:3", "'Pooling:MAX:3' does not say"),
-        ("Dropout:1", "'Dropout:1' does not say"),
-        ("Dropout:nan", "'Dropout:nan' does not say"),
-        ("ReLU:3", "'ReLU:3' does not say"),
-        ("ArgMax", "a new ArgMax layer lets no gradient through, so nothing below it would learn"),
+        ("", "'' is not a layer: the type '' is not known here"),
+        ("Relu", "'Relu' is not a layer: the type 'Relu' is not known here; did you mean ReLU?; write InnerProduct:256"),
+        ("InnerProduct", "'InnerProduct' does not give the numbers that a InnerProduct layer needs; write InnerProduct:256"),
+        ("InnerProduct:0", "'InnerProduct:0' does not give"),
+        ("InnerProduct:many", "'InnerProduct:many' does not give"),
+        ("InnerProduct:3:3", "'InnerProduct:3:3' does not give"),
+        ("Convolution:3", "'Convolution:3' does not give"),
+        ("Convolution:3:2", "'Convolution:3:2' does not give"),
+        ("Pooling:MIN", "'Pooling:MIN' does not give"),
+        ("Pooling:MAX:3", "'Pooling:MAX:3' does not give"),
+        ("Dropout:1", "'Dropout:1' does not give"),
+        ("Dropout:nan", "'Dropout:nan' does not give"),
+        ("ReLU:3", "'ReLU:3' does not give"),
+        ("ArgMax", "a new ArgMax layer passes no gradient, so no layer below it would learn"),
         ("Python", "a new Python layer is written as prototxt, with its python_param"),
         ('type: "Python"', "--add-layer: a new Python layer needs python_param"),
-        ('type: "ReLU" bottom: "x"', "--add-layer: bottoms and tops follow from the layer's place; leave them out"),
+        ('type: "ReLU" bottom: "x"', "--add-layer: bottoms and tops follow from the layer's position; leave them out"),
         ('name: "x"{}', "--add-layer:1:"),
         ('name: "x"', '--add-layer: the new layer has no type; write type: "ReLU"'),
-        ('layer { type: "ReLU" } layer { type: "ReLU" }', "--add-layer: is no single layer; give --add-layer once for each"),
-        ('type: "ReLU" } name: "other" layer {', "--add-layer: is no single layer"),
+        ('layer { type: "ReLU" } layer { type: "ReLU" }', "--add-layer: is not a single layer; give --add-layer once for each"),
+        ('type: "ReLU" } name: "other" layer {', "--add-layer: is not a single layer"),
     ],
 )
 def test_what_is_no_layer_is_told(text: str, message: str) -> None:
@@ -171,9 +173,9 @@ def test_what_is_no_layer_is_told(text: str, message: str) -> None:
         ("pool9=ReLU", "the net 'tiny' has no layer 'pool9' to add one after"),
         ("con=ReLU", "did you mean 'conv'? (--add-layer)"),
         ('name: "fc" type: "ReLU"', "the net 'tiny' has something called 'fc'; give the new layer another name"),
-        ("loss=ReLU", "layer 'loss': makes what no layer reads; name one before the classifier"),
+        ("loss=ReLU", "layer 'loss': has a top that no layer reads; name a layer before the classifier"),
         ("fc=InnerProduct:9", "the new layers would stand behind the classifier fc; name a layer before it (--add-layer)"),
-        ("data=ReLU", "layer 'data': makes 2 blobs; name a layer that makes one (--add-layer)"),
+        ("data=ReLU", "layer 'data': has 2 tops; name a layer that has one (--add-layer)"),
     ],
 )
 def test_what_cannot_be_put_in_is_told(text: str, message: str) -> None:

@@ -100,9 +100,9 @@ def test_two_branches_that_meet_behind_the_cut_keep_their_classifiers() -> None:
     [
         ("pool9", "the net 'AlexNet' has no layer 'pool9'; did you mean 'pool5'? (--drop-after)"),
         ("fc7", "layer 'fc7': nothing lies between it and the classifier 'fc8', so there is nothing to drop"),
-        ("fc8", "layer 'fc8': the main classifier 'fc8' is not made from it; name a layer before the classifier"),
-        ("loss", "layer 'loss': the main classifier 'fc8' is not made from it"),
-        ("data", "layer 'data': makes 2 blobs; name a layer that makes one (--drop-after)"),
+        ("fc8", "layer 'fc8': the main classifier 'fc8' does not depend on it; name a layer before the classifier"),
+        ("loss", "layer 'loss': the main classifier 'fc8' does not depend on it"),
+        ("data", "layer 'data': has 2 tops; name a layer that has one (--drop-after)"),
     ],
 )
 def test_what_cannot_be_cut_is_told_and_the_net_stays(layer: str, message: str) -> None:

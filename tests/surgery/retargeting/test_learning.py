@@ -37,7 +37,7 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
 
 def test_a_head_cannot_be_frozen_and_a_layer_must_be_there() -> None:
     made = retarget(net_of(TINY), 7)
-    with pytest.raises(NetError, match="layer 'fc_7': starts anew, so it cannot be frozen"):
+    with pytest.raises(NetError, match="layer 'fc_7': is reinitialized, so it cannot be frozen"):
         tune(made.train_val, Tuning(freeze="loss"), made.renamed.values())
     with pytest.raises(NetError, match="the net 'tiny' has no layer 'conv9' to freeze up to"):
         freeze_upto(net_of(TINY), "conv9")
@@ -111,7 +111,7 @@ def test_a_reshape_behind_the_classifier_names_the_new_number_of_classes() -> No
     assert "r: dim 4 → 7" in map(str, made.changes)
     made = retarget(with_head(reshape.format("dim: 0 dim: -1")), 7)
     assert list(layer_of(made.train_val, "r").reshape_param.shape.dim) == [0, -1]
-    with pytest.raises(NetError, match="layer 'r': makes 2 of the 4 outputs of 'fc', which are several scores a class then"):
+    with pytest.raises(NetError, match="layer 'r': has 2 in its shape, but 'fc' has 4 outputs, so several of them belong to each class"):
         retarget(with_head(reshape.format("dim: 0 dim: 2 dim: 2")), 7)
 
 

@@ -138,7 +138,7 @@ def test_a_classifier_in_each_phase_counts_as_one() -> None:
 
 @pytest.mark.parametrize("classes", [1, 0, -3])
 def test_too_few_classes_are_an_error(classes: int) -> None:
-    with pytest.raises(CaffeToolsError, match=rf"{classes} class\(es\) cannot be told apart") as caught:
+    with pytest.raises(CaffeToolsError, match=rf"{classes} class\(es\) are too few") as caught:
         retarget(net_of(TINY), classes)
     assert caught.value.exit_code == 2
 
@@ -148,7 +148,7 @@ def test_classifiers_of_different_classes_must_be_named() -> None:
     layer { name: "kind" type: "InnerProduct" bottom: "conv" top: "kind" inner_product_param { num_output: 3 } }
     layer { name: "loss2" type: "SoftmaxWithLoss" bottom: "kind" bottom: "label" top: "loss2" }
     """
-    with pytest.raises(NetError, match="do not tell the same classes: 'fc' has 10, 'kind' has 3; name those"):
+    with pytest.raises(NetError, match="have different numbers of classes: 'fc' has 10, 'kind' has 3; name those"):
         retarget(net_of(TINY + other), 7)
     assert retarget(net_of(TINY + other), 7, heads=["kind"]).renamed == {"kind": "kind_7"}
 
@@ -157,7 +157,7 @@ def test_a_parameter_shared_with_another_layer_is_an_error() -> None:
     shared = TINY.replace('top: "fc" param { lr_mult: 1', 'top: "fc" param { name: "w" lr_mult: 1').replace(
         'top: "conv" param { lr_mult: 1 }', 'top: "conv" param { name: "w" lr_mult: 1 }'
     )
-    with pytest.raises(NetError, match="layer 'fc': shares its parameter 'w' with layer 'conv', which is no classifier"):
+    with pytest.raises(NetError, match="layer 'fc': shares its parameter 'w' with layer 'conv', which is not a classifier"):
         retarget(net_of(shared), 7)
 
 
