@@ -89,7 +89,7 @@ def remarks_on(confusion: Confusion) -> list[str]:
     noise = 2 * (chance * (1 - chance) / total) ** 0.5 if total else 0.0
     if classes > 1 and total and confusion.accuracy <= chance + noise:
         remarks.append(
-            f"The accuracy of {confusion.accuracy:.1%} is not better than guessing one of {classes} classes ({chance:.1%}): the network has "
+            f"The accuracy of {confusion.accuracy:.1%} is no better than guessing one of {classes} classes ({chance:.1%}): the network has "
             "not learned to separate them. Try more --epochs, published weights instead of --from-scratch, or another --base-lr."
         )
     few = [score.name for score in confusion.scores() if score.pictures == 0]
