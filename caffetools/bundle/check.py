@@ -47,7 +47,8 @@ def check_bundle(folder: PathLike, *, backend: str = "auto", tolerance: float = 
         What was compared.
 
     Raises:
-        DataError: A file is missing, changed or damaged. ModelFileError: The runtime cannot load the model.
+        DataError: A file is missing, changed or damaged.
+        ModelFileError: The runtime cannot load the model.
         ExportError: The model gives other classes or probabilities than expected.
     """
     place = Path(folder)

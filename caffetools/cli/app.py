@@ -162,7 +162,7 @@ def _without_arguments() -> list[str]:
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """The arguments without --debug, and whether it was among them: it may stand anywhere, but behind ``run`` it is the script's."""
+    """Return the arguments without --debug, and whether it was among them: it may stand anywhere, but behind ``run`` it is the script's."""
     command = next((index for index, argument in enumerate(arguments) if not argument.startswith("-")), len(arguments))
     ours = command if arguments[command : command + 1] == ["run"] else len(arguments)
     return [a for a in arguments[:ours] if a != "--debug"] + arguments[ours:], "--debug" in arguments[:ours]

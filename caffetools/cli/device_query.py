@@ -45,7 +45,7 @@ def device_query(
 
 
 def _facts(number: int) -> dict[str, Any]:
-    """A CUDA device's facts, under Caffe's names where it has one; memory in bytes."""
+    """Return a CUDA device's facts, under Caffe's names where it has one; memory in bytes."""
     import torch
 
     found = torch.cuda.get_device_properties(number)

@@ -203,7 +203,7 @@ def _taken(weights: Path | None, wanted: bool) -> Path | None:
 def _resolve_classes(
     classes: int | None, dataset: Path | None, grow_from: Path | None, labels: Path | None, weights: Path | None
 ) -> tuple[DatasetCard | None, Classes | None, int]:
-    """The dataset's card, the classes before and after where known ones are to be kept, and how many there are to be."""
+    """Return the dataset's card, the classes before and after where known ones are to be kept, and how many there are to be."""
     from caffetools.data.datasets.card import load_card
     from caffetools.errors import CaffeToolsError
     from caffetools.project.data_config import classes_of
@@ -250,7 +250,7 @@ def _layer_edits(drop_after: str | None, add_layer: list[str], grown: Classes | 
 def _source(
     net: Path | None, model: str | None, input_shape: list[str], crop: int | None
 ) -> tuple[Path, Path | None, dict[str, tuple[int, ...]]]:
-    """The net's file, the solver that it was trained with, and the shapes of its inputs, as far as they are known."""
+    """Return the net's file, the solver that it was trained with, and the shapes of its inputs, as far as they are known."""
     from caffetools.errors import CaffeToolsError
     from caffetools.graph.inputs import parse_shapes
     from caffetools.graph.summary import summarize

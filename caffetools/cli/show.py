@@ -108,7 +108,7 @@ def _rate_column(bars: Any) -> Any:
 
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
-    """A progress bar on stderr (a terminal only, gone when done); yields a function ``(done, total)`` for library code to call."""
+    """Show a progress bar on stderr (on a terminal only, removed when done); yields a function ``(done, total)`` for library code to call."""
     from rich import progress as bars
 
     rate = _rate_column(bars)

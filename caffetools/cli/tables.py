@@ -21,7 +21,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def shortened(number: float, unit: str = "") -> str:
-    """A number as people read it: ``61.0 M``, ``1.6 G``, ``512``; with the unit B ``3.2 MB``, ``600 B``."""
+    """Return a number as people read it: ``61.0 M``, ``1.6 G``, ``512``; with the unit B ``3.2 MB``, ``600 B``."""
     for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.1f} {prefix}{unit}"

@@ -139,7 +139,7 @@ def _train(
 
 
 def _trackers(chosen: tuple[Path | None, str, str], is_root: bool) -> list[EventSink]:
-    """The sinks of ``--tensorboard``, ``--mlflow`` and ``--wandb``; only the first of several processes has them."""
+    """Return the sinks of ``--tensorboard``, ``--mlflow`` and ``--wandb``; only the first of several processes has them."""
     if not is_root or not any(chosen):
         return []
     from caffetools.solver.sinks import tracker_sinks
@@ -155,7 +155,7 @@ def _given_once(solver: Path | None, flag: Path | None) -> Path:
 
 
 def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
-    """What ``--snapshot`` and ``--resume`` mean."""
+    """Return what ``--snapshot`` and ``--resume`` mean."""
     if snapshot is not None and resume:
         raise CaffeToolsError("give either --snapshot or --resume, not both")
     if resume and resume != "auto":

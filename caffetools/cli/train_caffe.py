@@ -18,11 +18,17 @@ def train_by_caffe(
     """Run ``caffe train``.
 
     Args:
-        engine, image: What ``--engine`` and ``--engine-image`` were given. flags: Caffe's own flags by name.
-        ours: Options given that only caffetools has. start: weights, snapshot, resume and log, as for a run of ours.
+        engine: The value of ``--engine``.
+        image: The value of ``--engine-image``.
+        path: The solver.
+        flags: Caffe's own flags by name.
+        ours: Options given that only caffetools has.
+        start: Weights, snapshot, resume and log, as keyword arguments of ``train_with_caffe``.
+        quiet: Print nothing but errors.
 
     Raises:
-        CaffeToolsError: an engine that is unknown, or options that real Caffe does not have. RunFailed: Caffe failed.
+        CaffeToolsError: An engine that is unknown, or options that real Caffe does not have.
+        RunFailed: Caffe failed.
     """
     if engine not in ("caffe", "caffetools"):
         raise CaffeToolsError(f"unknown engine '{engine}'; it is caffetools or caffe")

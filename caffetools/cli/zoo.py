@@ -120,7 +120,7 @@ def _say(sentence: str) -> None:
 
 
 def _facts(card: ModelCard) -> dict[str, Any]:
-    """The card as JSON, with where its files are on this machine."""
+    """Return the card as JSON, with where its files are on this machine."""
     from caffetools.zoo.fetch import weights_path
 
     return {**dataclasses.asdict(card), "weights_path": str(weights_path(card)) if card.weights else None, "fetched": _fetched(card)}

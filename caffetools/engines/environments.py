@@ -58,7 +58,7 @@ class Environment:
 
 
 def environments_folder() -> Path:
-    """Where environments are: ``$XDG_DATA_HOME/caffetools/engines``, usually ``~/.local/share/caffetools/engines``."""
+    """Return where environments are: ``$XDG_DATA_HOME/caffetools/engines``, usually ``~/.local/share/caffetools/engines``."""
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share") / "caffetools" / "engines"
 

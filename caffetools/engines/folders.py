@@ -15,7 +15,7 @@ PathLike = str | os.PathLike[str]
 
 
 def needed_folders(solver: SolverParameter, files: Iterable[PathLike]) -> list[Path]:
-    """The folders of all files that a ``SolverParameter`` and its nets name, and of ``files``; none lies in another, absolute.
+    """Return the folders of all files that a ``SolverParameter`` and its nets name, and of ``files``; none lies in another, absolute.
 
     Relative names count from the working directory, which is always among them. The lists of ImageData, HDF5Data and WindowData
     layers are looked into for absolute names.

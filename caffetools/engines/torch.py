@@ -35,7 +35,8 @@ class TorchEngine(Engine):
 
         Raises:
             PrototxtError, ModelFileError, NetError: a file cannot be read, or the weights are not this net's.
-            EngineError: ``deploy`` is an ONNX file, or no weights are given. CaffeToolsError: the device is not there.
+            EngineError: ``deploy`` is an ONNX file, or no weights are given.
+            CaffeToolsError: the device is not there.
         """
         if Path(deploy).suffix == ".onnx":
             raise EngineError(f"{deploy}: the torch engine runs a prototxt with its caffemodel; use --engine onnxruntime for ONNX files")
@@ -55,7 +56,8 @@ def load_all_weights(net: Net, deploy: PathLike, weights: PathLike | None) -> No
     """Load ``weights`` into ``net``. A layer that would stay without any is an error, since its outputs would mean nothing.
 
     Raises:
-        ModelFileError: the file cannot be read. NetError: the weights are another net's.
+        ModelFileError: the file cannot be read.
+        NetError: the weights are another net's.
         EngineError: there are none, but the net needs some.
     """
     if weights is None:

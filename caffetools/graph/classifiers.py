@@ -171,7 +171,7 @@ def _reconstructs(graph: Graph, index: int) -> bool:
 
 
 def _roots(graph: Graph, index: int, blob: str) -> set[str]:
-    """The blobs of data layers and inputs that ``blob``, as layer ``index`` reads it, comes from."""
+    """Return the blobs of data layers and inputs that ``blob``, as layer ``index`` reads it, comes from."""
     pending, roots, seen = [(index, blob)], set[str](), set[tuple[int, str]]()
     while pending:
         use = pending.pop()
@@ -206,7 +206,7 @@ def _class_axis(layer: Any) -> int:
 
 
 def _score_layers(graph: Graph, index: int) -> list[int]:
-    """The indices of the classifiers whose scores the layer at ``index`` reads, moved and joined in any way; empty where one is unknown."""
+    """Return the indices of the classifiers whose scores the layer at ``index`` reads, moved and joined in any way; empty where one is unknown."""
     layer = graph.layers[index]
     place = traits(layer).scores_bottom
     pending = [(index, layer.bottom[place])] if place < len(layer.bottom) else []
@@ -226,7 +226,7 @@ def _score_layers(graph: Graph, index: int) -> list[int]:
 
 
 def _counted(param: Any, head: Head) -> Head:
-    """``head`` with the layers that name its number of classes too.
+    """Return ``head`` with the layers that name its number of classes too.
 
     Raises:
         NetError: They name different numbers, or one that its outputs cannot be divided by.
@@ -334,7 +334,7 @@ def _leaves_axis(layer: Any, axis: int) -> bool:
 def _enlarged(
     graph: Graph, loss: Any, index: int, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
 ) -> list[Head]:
-    """The classifiers whose maps the Deconvolution at ``index`` enlarges: those below it with as many outputs; none for other layers."""
+    """Return the classifiers whose maps the Deconvolution at ``index`` enlarges: those below it with as many outputs; none for other layers."""
     layer = graph.layers[index]
     if traits(layer).coordinates != "transposed" or not layer.bottom:
         return []

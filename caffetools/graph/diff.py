@@ -53,7 +53,7 @@ class WeightsDifference:
 
 
 def diff_nets(first: Any, second: Any) -> list[Difference]:
-    """What differs between two ``NetParameter``s of any age, brought to today's form; nothing where they say the same.
+    """Return what differs between two ``NetParameter``s of any age, brought to today's form; nothing where they say the same.
 
     Layers are matched by name (and, where a file has a name twice, as data layers of both phases, by their order).
     """
@@ -70,7 +70,7 @@ def diff_nets(first: Any, second: Any) -> list[Difference]:
 
 
 def diff_weights(first: Caffemodel, second: Caffemodel) -> list[WeightsDifference]:
-    """The layers whose blobs differ in two models, in the first's order; nothing where all values are the same."""
+    """Return the layers whose blobs differ in two models, in the first's order; nothing where all values are the same."""
     found = []
     for name in dict.fromkeys([*first.blobs, *second.blobs]):
         ours, theirs = first.blobs.get(name), second.blobs.get(name)
@@ -90,7 +90,7 @@ def diff_weights(first: Caffemodel, second: Caffemodel) -> list[WeightsDifferenc
 
 
 def describe_shapes(shapes: list[Shape]) -> str:
-    """The shapes of a layer's blobs in words: ``96 x 3 x 11 x 11, 96``."""
+    """Return the shapes of a layer's blobs in words: ``96 x 3 x 11 x 11, 96``."""
     return ", ".join(format_shape(shape) for shape in shapes)
 
 
@@ -159,7 +159,7 @@ def _moved(ours: list[tuple[str, int]], theirs: list[tuple[str, int]]) -> Iterat
 
 
 def _longest_rising(numbers: list[int]) -> list[int]:
-    """A longest rising part of a list of different numbers (patience sorting)."""
+    """Return a longest rising part of a list of different numbers (patience sorting)."""
     tops: list[int] = []
     behind: dict[int, int | None] = {}
     for number in numbers:

@@ -48,7 +48,7 @@ class Graph:
         return self._indexed("bottom")
 
     def _indexed(self, side: str) -> dict[str, list[int]]:
-        """The layers that have each blob as a top or as a bottom, in order."""
+        """Return the layers that have each blob as a top or as a bottom, in order."""
         found: dict[str, list[int]] = {}
         for index, layer in self.layers.items():
             for blob in getattr(layer, side):

@@ -117,7 +117,7 @@ def dummy_data_to_inputs(param: Any) -> Any:
 
 
 def named_shapes(param: Any, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """``shapes`` with the name of the net's first input in the place of ``""``. Raises :class:`NetError` for names of no input."""
+    """Return ``shapes`` with the name of the net's first input in the place of ``""``. Raises :class:`NetError` for names of no input."""
     inputs = [top for layer in param.layer if is_input(layer) or is_data_layer(layer) for top in layer.top]
     named = {(inputs[0] if not name and inputs else name): shape for name, shape in shapes.items()}
     unknown = [name for name in named if name not in inputs]
@@ -127,7 +127,7 @@ def named_shapes(param: Any, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def as_input(layer: Any, shapes: Mapping[str, Shape], batch: int | None = None) -> Any:
-    """The Input layer that stands for a data layer (or an Input layer with other shapes). Raises :class:`NetError` as above."""
+    """Return the Input layer that stands for a data layer (or an Input layer with other shapes). Raises :class:`NetError` as above."""
     given = _input_shapes(layer) if is_input(layer) else _data_shapes(layer, shapes, batch)
     fresh = type(layer)(name=layer.name, type=Input.TYPE, top=layer.top, include=layer.include, exclude=layer.exclude)
     for top, shape in zip(layer.top, given, strict=True):
@@ -136,7 +136,7 @@ def as_input(layer: Any, shapes: Mapping[str, Shape], batch: int | None = None) 
 
 
 def data_shape(layer: Any, batch: int | None = None) -> Shape:
-    """The shape (N, C, H, W) of a data layer's first top, from what the prototxt says and what its source holds, if it is there.
+    """Return the shape (N, C, H, W) of a data layer's first top, from what the prototxt says and what its source holds, if it is there.
 
     Where only the size is known there are 3 channels, or 1 for grey layers.
 
@@ -181,7 +181,7 @@ def _channels(layer: Any) -> int:
 
 
 def stored_item(layer: Any) -> Shape | None:
-    """The shape (C, H, W) of a data layer's items before they are transformed, where its settings or its source give it."""
+    """Return the shape (C, H, W) of a data layer's items before they are transformed, where its settings or its source give it."""
     return _class_of(layer).stored_item(layer)
 
 
@@ -190,7 +190,7 @@ def _class_of(layer: Any) -> type[Layer]:
 
 
 def _mean_shape(layer: Any) -> Shape | None:
-    """(C, H, W) of a mean file, where that is there; pictures have its size."""
+    """Return (C, H, W) of a mean file, where that is there; pictures have its size."""
     path = Path(layer.transform_param.mean_file)
     if not layer.transform_param.mean_file or not path.is_file():
         return None

@@ -63,7 +63,7 @@ def count_learned(layer: LayerParameter, bottoms: Sequence[Shape] | None = None)
 
 
 def _has_none(made: type[Layer]) -> bool:
-    """Whether a class of this package declares no blobs for any bottoms: none of its methods calls ``declare_blob``."""
+    """Return whether a class of this package declares no blobs for any bottoms: none of its methods calls ``declare_blob``."""
     if made not in _without:
         _without[made] = _never_declares(made)
     return _without[made]
@@ -118,7 +118,7 @@ class LearnedBlobs:
 
 
 def _key(layer: LayerParameter) -> bytes:
-    """The settings without what gives a layer its place in the net."""
+    """Return the settings without what gives a layer its place in the net."""
     settings = LayerParameter()
     settings.CopyFrom(layer)
     for field in ("name", "param", "include", "exclude", "loss_weight"):

@@ -200,7 +200,7 @@ def deploy_stage(param: Any, stages: Iterable[str], trained: Any, shapes: Mappin
 
 
 def _data_shape(net: Any) -> Shape | None:
-    """The shape of the first blob of data in the TEST phase, or in the TRAIN phase where there is no other; None where it is not known."""
+    """Return the shape of the first blob of data in the TEST phase, or in the TRAIN phase where there is no other; None where it is not known."""
     for phase in reversed(phases_present(net)):
         for row in summarize(net, phase).layers:
             if row.tops and not row.bottoms:
@@ -225,7 +225,7 @@ def _first_working(param: Any, phase: int, names: Sequence[str], like: Sequence[
 
 
 def _works(param: Any, phase: int, stages: tuple[str, ...]) -> bool:
-    """Whether the net has data in the phase, something that measures it, and no blob that no layer produces."""
+    """Return whether the net has data in the phase, something that measures it, and no blob that no layer produces."""
     net = _layers_of(param, phase, stages)
     with suppress(NetError):
         check_blob_graph(net)
@@ -240,7 +240,7 @@ def _has_deploy_net(param: Any, name: str) -> bool:
 
 
 def _layers_of(param: Any, phase: int, stages: tuple[str, ...]) -> Any:
-    """The layers of one phase and of some stages, without rules."""
+    """Return the layers of one phase and of some stages, without rules."""
     state = make_state(phase, stages=stages)
     net = NetParameter(name=param.name)
     for layer in param.layer:

@@ -51,7 +51,7 @@ class Comparison:
     unused: list[str]
 
     def named(self, status: str) -> list[str]:
-        """The layers of that status."""
+        """Return the layers of that status."""
         return [layer.layer for layer in self.layers if layer.status == status]
 
 

@@ -183,7 +183,7 @@ class Classifier:
         return self.preprocessor.from_array(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
 
     def probabilities(self, inputs: Sequence[Array]) -> list[Array]:
-        """The classes' probabilities for each of ``inputs``, averaged over its crops.
+        """Return the classes' probabilities for each of ``inputs``, averaged over its crops.
 
         Args:
             inputs: For each picture (crops, C, H, W) float32, as the preprocessor makes them.
@@ -272,7 +272,7 @@ def _name(image: ImageLike, index: int) -> str:
 
 
 def find_pictures(names: Iterable[PathLike]) -> list[str]:
-    """The picture files that ``names`` mean: files as they are, folders with all pictures below them, patterns with ``*`` or ``?``.
+    """Return the picture files that ``names`` mean: files as they are, folders with all pictures below them, patterns with ``*`` or ``?``.
 
     Sorted within a folder or pattern. A file that does not exist stays in the list, to be reported like a broken one.
 

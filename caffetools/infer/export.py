@@ -149,7 +149,7 @@ def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> N
 
 
 def model_card(net: Net, deploy: PathLike, weights: PathLike) -> dict[str, str]:
-    """What the file was made from: names and SHA-256 of the sources, and the version of caffetools."""
+    """Return what the file was made from: names and SHA-256 of the sources, and the version of caffetools."""
     return {
         "caffetools.version": caffetools.__version__,
         "caffetools.net": net.name,

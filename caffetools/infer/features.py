@@ -39,15 +39,21 @@ def extract_features(
     digits. The databases appear when all are complete.
 
     Args:
-        net: In the TEST phase, with its weights. backend: ``lmdb`` or ``leveldb``.
-        force: Replace databases that are there. progress: Called with (done, total) after every batch.
+        net: In the TEST phase, with its weights.
+        blobs: The names of the blobs to store.
+        databases: The path of one database for each blob.
+        batches: The number of batches to run.
+        backend: ``lmdb`` or ``leveldb``.
+        force: Replace databases that exist.
+        progress: Called with (done, total) after every batch.
 
     Returns:
         For each database the number of its records and their shape.
 
     Raises:
         CaffeToolsError: the numbers of blobs and databases differ, or the net has no such blob, or one of more than four axes.
-        DataError: a database is there already. RunFailed: it cannot be written.
+        DataError: a database is there already.
+        RunFailed: it cannot be written.
     """
     _check(net, blobs, databases, batches, backend)
     make: Callable[..., Any] = new_lmdb if backend == "lmdb" else new_leveldb

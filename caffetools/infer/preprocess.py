@@ -53,7 +53,7 @@ class Preprocessor:
         self._mean_before, self._mean_after = self._means()
 
     def read(self, path: PathLike) -> Pixels:
-        """The picture at ``path``, resized: uint8 (H, W, 3) BGR, or (H, W) grey. Raises :class:`DataError` naming the file."""
+        """Return the picture at ``path``, resized: uint8 (H, W, 3) BGR, or (H, W) grey. Raises :class:`DataError` naming the file."""
         return read_image(path, color=self.channels == 3, size=self.size)
 
     def from_array(self, pixels: NDArray[Any], *, channel_order: str = "RGB") -> Pixels:
@@ -93,7 +93,7 @@ class Preprocessor:
         return resize(image, self.size)
 
     def centre(self, image: Pixels) -> Array:
-        """The net's input for one resized picture: (1, C, H, W) float32, from its centre."""
+        """Return the net's input for one resized picture: (1, C, H, W) float32, from its centre."""
         return self._finish(self._take(self._planes(image), *self._centre()))
 
     def oversample(self, image: Pixels) -> Array:
@@ -134,7 +134,7 @@ class Preprocessor:
         return mean
 
     def _means(self) -> tuple[Array | None, Array]:
-        """What to take off the resized picture, and off the crops."""
+        """Return what to take off the resized picture, and off the crops."""
         mean = self.how.mean_image
         if mean is None:
             values = np.array(self.how.mean_values or (0.0,), np.float32)
@@ -152,7 +152,7 @@ class Preprocessor:
 
 
 def read_mean(mean: str | PathLike | Sequence[float] | NDArray[Any] | None) -> tuple[tuple[float, ...], Array | None]:
-    """A mean as (values of the channels, image): one of the two is empty.
+    """Return a mean as (values of the channels, image): one of the two is empty.
 
     Args:
         mean: ``"104,117,123"`` or numbers (in the net's channel order, BGR); the path of a .binaryproto or .npy; an array of one or

@@ -62,7 +62,8 @@ def read_preprocessing(deploy: PathLike) -> Preprocessing | None:
         deploy: The deploy prototxt.
 
     Raises:
-        DataError: The file is damaged. ModelFileError: The mean image cannot be read.
+        DataError: The file is damaged.
+        ModelFileError: The mean image cannot be read.
     """
     path = sidecar_path(deploy)
     try:

@@ -86,7 +86,7 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
 def _converted(
     module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], kind: TorchFormat
 ) -> tuple[Callable[[IO[bytes]], object], Callable[..., Any]]:
-    """How to write the module, and what is written as a function."""
+    """Return how to write the module, and what is written as a function."""
     if kind == "torch":
         return lambda stream: torch.save(module.state_dict(), stream), module
     with warnings.catch_warnings():

@@ -51,25 +51,25 @@ class OnnxGraph(Protocol):
         """Add ``array`` as an initializer of the graph and return its name."""
 
     def parameter(self, layer: Layer, index: int) -> str:
-        """The name of the initializer that holds blob ``index`` of ``layer``; added at first use, shared blobs once."""
+        """Return the name of the initializer that holds blob ``index`` of ``layer``; added at first use, shared blobs once."""
 
     def value(self, hint: str) -> str:
-        """A new name for a value between two nodes of one layer."""
+        """Return a new name for a value between two nodes of one layer."""
 
     def shape(self, blob: str) -> Shape:
-        """The shape of a blob of the net, as the shape rules give it."""
+        """Return the shape of a blob of the net, as the shape rules give it."""
 
     def is_free(self, blob: str, *axes: int) -> bool:
-        """Whether one of ``axes`` (default: all but the first) of ``blob`` has a size that is known at run time only."""
+        """Return whether one of ``axes`` (default: all but the first) of ``blob`` has a size that is known at run time only."""
 
     def size(self, blob: str, axis: int) -> Size:
-        """The size of an axis: a number, or where it is free the name of an int64 value of shape (1)."""
+        """Return the size of an axis: a number, or where it is free the name of an int64 value of shape (1)."""
 
     def arithmetic(self, op: str, left: Size, right: Size) -> Size:
-        """``left op right`` for sizes; ``op`` is Add, Sub, Mul or Div (rounding down)."""
+        """Return ``left op right`` for sizes; ``op`` is Add, Sub, Mul or Div (rounding down)."""
 
     def sizes(self, hint: str, parts: Sequence[Size]) -> str:
-        """The name of an int64 vector of ``parts``."""
+        """Return the name of an int64 vector of ``parts``."""
 
     def reshape(self, source: str, target: str, parts: Sequence[Size], hint: str = "shape") -> None:
         """Add a Reshape to ``parts``: sizes, 0 for the source's size of that axis, at most one −1 for the rest."""
@@ -154,7 +154,7 @@ class Layer(nn.Module):
 
     @classmethod
     def traits(cls, param: Any) -> Traits:
-        """The traits of a layer with the settings ``param`` (``LayerParameter``); for types whose traits depend on their settings."""
+        """Return the traits of a layer with the settings ``param`` (``LayerParameter``); for types whose traits depend on their settings."""
         return cls.TRAITS
 
     @classmethod
@@ -164,12 +164,12 @@ class Layer(nn.Module):
 
     @classmethod
     def stored_item(cls, param: LayerParameter) -> Shape | None:
-        """The shape (C, H, W) of a data layer's items before they are transformed, as its settings or its source give it."""
+        """Return the shape (C, H, W) of a data layer's items before they are transformed, as its settings or its source give it."""
         return None
 
     @classmethod
     def item_channels(cls, param: Any) -> int:
-        """The number of channels of a data layer's items, where nothing else is known of them."""
+        """Return the number of channels of a data layer's items, where nothing else is known of them."""
         return 3
 
     @classmethod
@@ -184,7 +184,7 @@ class Layer(nn.Module):
         return values
 
     def setup(self, bottoms: Shapes) -> Shapes:
-        """The shapes of the tops for ``bottoms``; declares the parameter blobs. Called again whenever an input's shape changes.
+        """Return the shapes of the tops for ``bottoms``; declares the parameter blobs. Called again whenever an input's shape changes.
 
         Raises:
             NetError: the shapes do not fit, or the layer's parameters make no sense.
@@ -202,7 +202,7 @@ class Layer(nn.Module):
         raise self.no_onnx_form()
 
     def no_onnx_form(self, reason: str = "") -> ExportError:
-        """An error to raise from :meth:`to_onnx`; ``reason`` says why this layer cannot be written."""
+        """Return an error to raise from :meth:`to_onnx`; ``reason`` says why this layer cannot be written."""
         return ExportError(
             f"layer '{self.name}' of type {self.type_name} has no ONNX form{': ' + reason if reason else ''}; "
             "cut the net before it (--outputs BLOB) or replace the layer"
@@ -213,7 +213,7 @@ class Layer(nn.Module):
         return None
 
     def inference_form(self) -> InferenceForm | None:
-        """What the layer computes in the TEST phase as a form that the inference plan fuses; None where its ``forward`` is to be run."""
+        """Return what the layer computes in the TEST phase as a form that the inference plan fuses; None where its ``forward`` is to be run."""
         return None
 
     def macs(self) -> int:
@@ -240,7 +240,7 @@ class Layer(nn.Module):
         return self.top_shapes
 
     def unsupported(self) -> str:
-        """Why this layer can't be computed as its prototxt says, though its type is known; empty where it can."""
+        """Return why this layer can't be computed as its prototxt says, though its type is known; empty where it can."""
         if not self.READS_UNKNOWN and (names := unknown_names(self.param)):
             return f"has fields that are not known here ({', '.join(names)}), so what it computes isn't either"
         strange = [name for name in fork_fields(self.param) if name not in self.FORK_FIELDS]
@@ -276,17 +276,17 @@ class Layer(nn.Module):
         self.specs.append(BlobSpec(tuple(int(n) for n in shape), filler, learnable))
 
     def error(self, message: str) -> NetError:
-        """A :class:`NetError` that names this layer and its type; to be raised."""
+        """Return a :class:`NetError` that names this layer and its type; to be raised."""
         return NetError(f"({self.type_name}) {message}", layer=self.name)
 
     def axis(self, axis: int, shape: Shape, *, what: str = "axis") -> int:
-        """``axis`` counted from the front; negative ones count from the end. Raises :class:`NetError` outside of ``shape``."""
+        """Return ``axis`` counted from the front; negative ones count from the end. Raises :class:`NetError` outside of ``shape``."""
         if not -len(shape) <= axis < len(shape):
             raise self.error(f"{what} {axis} is outside of a blob of {len(shape)} axes {format_shape(shape)}")
         return axis % len(shape)
 
     def expect_axes(self, shape: Shape, count: int, *, bottom: int = 0) -> Shape:
-        """``shape``, which must have ``count`` axes. Raises :class:`NetError` naming the blob."""
+        """Return ``shape``, which must have ``count`` axes. Raises :class:`NetError` naming the blob."""
         if len(shape) != count:
             raise self.error(f"bottom '{self.bottoms[bottom]}' must have {count} axes, not {format_shape(shape)}")
         return shape
@@ -302,7 +302,7 @@ class Layer(nn.Module):
         return (*shape, *(1,) * (4 - len(shape)))
 
     def array(self, index: int) -> NDArray[np.float32]:
-        """A copy of parameter blob ``index`` as float32 in C order, for constants of an exported graph."""
+        """Return a copy of parameter blob ``index`` as float32 in C order, for constants of an exported graph."""
         return np.array(self.blobs[index].detach().cpu().numpy(), np.float32, order="C")
 
     def _check_arity(self) -> None:
@@ -329,5 +329,5 @@ def check_size(layer: str, blob: str, shape: Shape) -> None:
 
 
 def format_shape(shape: Iterable[int]) -> str:
-    """A shape as people read it: ``2 x 3 x 227 x 227``; ``(scalar)`` where there are no axes."""
+    """Return a shape as people read it: ``2 x 3 x 227 x 227``; ``(scalar)`` where there are no axes."""
     return " x ".join(str(n) for n in shape) or "(scalar)"

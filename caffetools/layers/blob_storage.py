@@ -55,7 +55,7 @@ class TensorStorage:
         self.shape, self._deferred = tuple(shape), compute
 
     def is_deferred_by(self, compute: Callable[[], None]) -> bool:
-        """Whether the values are still to be computed by ``compute``."""
+        """Return whether the values are still to be computed by ``compute``."""
         return self._deferred == compute
 
     @property
@@ -143,7 +143,7 @@ class TensorStorage:
             self._owned, self._view = False, None
 
     def owns_storage(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` lies in memory that belongs to this blob alone."""
+        """Return whether ``tensor`` lies in memory that belongs to this blob alone."""
         return self._owned and self._tensor is not None and shares_memory(self._tensor, tensor)
 
     def reshape(self, shape: Shape) -> None:
@@ -324,7 +324,7 @@ def watch(watcher: Watcher) -> None:
 
 
 def exposure(parameter: Tensor) -> tuple[int, bool]:
-    """(how often the memory of ``parameter`` was given out as an array or marked as written, whether such an array is alive)."""
+    """Return (how often the memory of ``parameter`` was given out as an array or marked as written, whether such an array is alive)."""
     times, array = _exposed.get(parameter.untyped_storage().data_ptr(), (0, None))
     return times, array is not None and array() is not None
 
@@ -356,5 +356,5 @@ def _expose(tensor: Tensor) -> Array:
 
 
 def shares_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors lie in one storage."""
+    """Return whether two tensors lie in one storage."""
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.numel() > 0

@@ -24,12 +24,18 @@ class DetectionSettings(NamedTuple):
 
 
 def decode_boxes(locations: Boxes, priors: Boxes, variances: Boxes, code: str, *, encoded: bool) -> Boxes:
-    """The boxes (P, 4) that ``locations`` (P, 4) mean against ``priors`` with their ``variances``.
+    """Decode SSD's predicted locations to boxes.
 
     Args:
+        locations: (P, 4) float, the predictions.
+        priors: (P, 4) float: xmin, ymin, xmax, ymax from 0 to 1.
+        variances: (P, 4) float.
         code: CORNER (offsets of the corners), CENTER_SIZE (of the centre over the prior's size, and the logarithm of the sizes' ratio)
             or CORNER_SIZE (offsets of the corners over the prior's size).
         encoded: The variances are in the locations already.
+
+    Returns:
+        (P, 4) float: xmin, ymin, xmax, ymax.
     """
     offsets = locations if encoded else locations * variances
     size = priors[:, 2:] - priors[:, :2]
@@ -45,7 +51,7 @@ def decode_boxes(locations: Boxes, priors: Boxes, variances: Boxes, code: str, *
 
 
 def overlaps(box: Boxes, others: Boxes) -> Boxes:
-    """The intersection of ``box`` (4) with each of ``others`` (K, 4) over their union; 0 where they do not meet."""
+    """Return the intersection of ``box`` (4) with each of ``others`` (K, 4) over their union; 0 where they do not meet."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = sides.clip(min=0).prod(1)
     union = _area(box[None]) + _area(others) - shared
@@ -54,11 +60,18 @@ def overlaps(box: Boxes, others: Boxes) -> Boxes:
 
 
 def suppress(boxes: Boxes, scores: Boxes, threshold: float, nms: float, most: int, eta: float) -> list[int]:
-    """The indices of the boxes that stay, best first: those above ``threshold`` that overlap none taken before by more than ``nms``.
+    """Suppress boxes that overlap better ones (non-maximum suppression).
 
     Args:
+        boxes: (P, 4) float: xmin, ymin, xmax, ymax.
+        scores: (P) float.
+        threshold: Only boxes with larger scores are kept.
+        nms: A box is dropped if its intersection over union with a kept one is larger.
         most: Only the best so many are looked at; -1 is all.
         eta: Below 1, ``nms`` is multiplied by it after each box taken, while it is above 0.5.
+
+    Returns:
+        The indices of the kept boxes, best first.
     """
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] > threshold]

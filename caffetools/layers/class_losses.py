@@ -35,13 +35,13 @@ class _OneLabelAnItem(Loss):
         return [()]
 
     def flattened(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The values as (N, C), the labels as indices (N, 1), and where they are outside (on GPUs)."""
+        """Return the values as (N, C), the labels as indices (N, 1), and where they are outside (on GPUs)."""
         index, outside = as_index(self, labels, self.classes)
         return x.reshape(x.shape[0], -1), index.reshape(-1, 1), outside
 
     @staticmethod
     def marked(loss: Tensor, outside: Tensor | None) -> Tensor:
-        """``loss``, or NaN where labels were outside."""
+        """Return ``loss``, or NaN where labels were outside."""
         return loss if outside is None else loss.masked_fill(outside.any(), float("nan"))
 
 

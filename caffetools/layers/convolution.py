@@ -114,7 +114,7 @@ class _Convolving(Layer):
             graph.reshape(result, top, [*(graph.size(bottom, axis) for axis in outer), *self.top_shapes[0][self.outer_axes :]])
 
     def channels(self) -> int:
-        """The channels of a bottom."""
+        """Return the channels of a bottom."""
         return self.bottom_shapes[0][self.outer_axes]
 
     def _convolved_in_onnx(self, graph: OnnxGraph, source: str, target: str) -> None:

@@ -44,7 +44,7 @@ class PriorBox(Layer):
         return [(1, 2, self.rows * self.columns * len(self.sizes) * 4)]
 
     def _pair(self, param: Any, field: str, default: Any, *, size: bool = False) -> tuple[float, float]:
-        """(height, width) of img_size or step, given at once or by _h and _w."""
+        """Return (height, width) of img_size or step, given at once or by _h and _w."""
         whole = getattr(param, f"{field}_size" if size else field)
         high, wide = getattr(param, f"{field}_h"), getattr(param, f"{field}_w")
         if high or wide:
@@ -54,7 +54,7 @@ class PriorBox(Layer):
         return (float(whole), float(whole)) if whole else (float(default[0]), float(default[1]))
 
     def _sizes(self, param: PriorBoxParameter) -> list[tuple[float, float]]:
-        """(width, height) of each prior of a pixel."""
+        """Return (width, height) of each prior of a pixel."""
         smallest, largest = [float(s) for s in param.min_size], [float(s) for s in param.max_size]
         if not smallest or min(smallest) <= 0:
             raise self.error("min_size is missing, or not positive")
@@ -75,7 +75,7 @@ class PriorBox(Layer):
         return sizes
 
     def priors(self) -> NDArray[np.float32]:
-        """The top's values."""
+        """Return the top's values."""
         param = self.param.prior_box_param
         (height, width), (step_y, step_x) = self.picture, self.step
         x, y = np.meshgrid((np.arange(self.columns) + param.offset) * step_x, (np.arange(self.rows) + param.offset) * step_y)

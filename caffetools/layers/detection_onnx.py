@@ -34,7 +34,7 @@ def detection_output_to_onnx(graph: OnnxGraph, layer: Layer, settings: Detection
 
 
 def _decoded(n: Nodes, layer: Layer, settings: DetectionSettings, count: int, code: str) -> str:
-    """(N, location sets, P, 4) corners, as :func:`~caffetools.layers.boxes.decode_boxes` gives them."""
+    """Return (N, location sets, P, 4) corners, as :func:`~caffetools.layers.boxes.decode_boxes` gives them."""
     sets = 1 if settings.share_location else settings.classes
     offsets = n("Transpose", n.reshape(layer.bottoms[0], 0, count, sets, 4), perm=[0, 2, 1, 3])
     priors = n.reshape(layer.bottoms[2], 2, count, 4)
@@ -54,7 +54,7 @@ def _decoded(n: Nodes, layer: Layer, settings: DetectionSettings, count: int, co
 
 
 def _suppressed(n: Nodes, settings: DetectionSettings, boxes: str, scores: str, most: int) -> str:
-    """(items · labels, K) scores of the boxes that stay, −1e30 for the others."""
+    """Return (items · labels, K) scores of the boxes that stay, −1e30 for the others."""
     low = n.number(-1e30)
     threshold = max(settings.threshold, -1e30)
     picked = n("NonMaxSuppression", boxes, scores, n.ints(most), n.number(settings.nms), n.number(threshold))  # (S, 3): entry, 0, rank

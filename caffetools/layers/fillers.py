@@ -70,7 +70,7 @@ def _bilinear(data: Tensor, filler: FillerParameter) -> None:
 
 
 def _outputs(data: Tensor) -> int:
-    """The length of the first axis; 1 for a blob without axes, as Caffe's legacy ``num`` has it."""
+    """Return the length of the first axis; 1 for a blob without axes, as Caffe's legacy ``num`` has it."""
     return data.shape[0] if data.dim() else 1
 
 

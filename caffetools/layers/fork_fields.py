@@ -19,7 +19,7 @@ _HARMLESS = {
 
 
 def fork_fields(param: LayerParameter) -> list[str]:
-    """The fields of a ``LayerParameter``, and of BVLC's messages in it, that a fork added and that are not at their default."""
+    """Return the fields of a ``LayerParameter``, and of BVLC's messages in it, that a fork added and that are not at their default."""
     names = []
     for field, value in param.ListFields():
         if field.name in _BVLC_LAYER and field.message_type is not None and field.name.endswith("_param"):

@@ -58,7 +58,7 @@ class HDF5Output(Layer):
         return ()
 
     def get_state(self) -> dict[str, int]:
-        """How many items are in the file."""
+        """Return how many items are in the file."""
         return {"items": self._items}
 
     def set_state(self, state: dict[str, int]) -> None:

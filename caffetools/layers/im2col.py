@@ -18,13 +18,13 @@ from caffetools.layers.traits import Traits
 
 
 def im2col(x: Tensor, kernel: Kernel, output: Shape) -> Tensor:
-    """Each window of (N, C, spatial…) as a column: (N, C, kernel values, output…), the kernel in row order."""
+    """Return each window of (N, C, spatial…) as a column: (N, C, kernel values, output…), the kernel in row order."""
     padded = F.pad(x, [n for p in reversed(kernel.pad) for n in (p, p)])
     return torch.stack([padded[place] for place in _places(kernel, output)], 2)
 
 
 def col2im(columns: Tensor, kernel: Kernel, output: Shape, size: Shape) -> Tensor:
-    """The transpose of :func:`im2col`: columns (N, C, kernel values, output…) added up into (N, C, size…)."""
+    """Return the transpose of :func:`im2col`: columns (N, C, kernel values, output…) added up into (N, C, size…)."""
     padded = columns.new_zeros(*columns.shape[:2], *(n + 2 * p for n, p in zip(size, kernel.pad, strict=True)))
     for index, place in enumerate(_places(kernel, output)):
         padded[place] += columns[:, :, index]
@@ -42,14 +42,14 @@ def _places(kernel: Kernel, output: Shape) -> Iterator[tuple[slice, ...]]:
 
 
 def convolve(x: Tensor, weight: Tensor, kernel: Kernel, group: int, output: Shape) -> Tensor:
-    """A convolution of (N, C, spatial…) over any number of axes, without bias: (N, num_output, output…)."""
+    """Return a convolution of (N, C, spatial…) over any number of axes, without bias: (N, num_output, output…)."""
     columns = im2col(x, kernel, output).reshape(x.shape[0], group, -1, math.prod(output))
     y = weight.reshape(group, weight.shape[0] // group, -1) @ columns
     return y.reshape(x.shape[0], weight.shape[0], *output)
 
 
 def deconvolve(x: Tensor, weight: Tensor, kernel: Kernel, group: int, output: Shape) -> Tensor:
-    """The transpose of :func:`convolve`: (N, C, spatial…) to (N, num_output, output…), without bias."""
+    """Return the transpose of :func:`convolve`: (N, C, spatial…) to (N, num_output, output…), without bias."""
     rows = x.reshape(x.shape[0], group, x.shape[1] // group, -1)
     columns = weight.reshape(group, weight.shape[0] // group, -1).transpose(1, 2) @ rows
     shape = (x.shape[0], weight.shape[1] * group, math.prod(kernel.size), *x.shape[2:])

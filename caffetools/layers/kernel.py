@@ -33,17 +33,17 @@ class Kernel:
         return kernel
 
     def convolved(self, size: Sequence[int]) -> Shape:
-        """The output size of a convolution over ``size``; rounded down, as Caffe's convolutions are."""
+        """Return the output size of a convolution over ``size``; rounded down, as Caffe's convolutions are."""
         extents = [d * (k - 1) + 1 for k, d in zip(self.size, self.dilation, strict=True)]
         return tuple((n + 2 * p - e) // s + 1 for n, p, e, s in zip(size, self.pad, extents, self.stride, strict=True))
 
     def deconvolved(self, size: Sequence[int]) -> Shape:
-        """The output size of a deconvolution over ``size``."""
+        """Return the output size of a deconvolution over ``size``."""
         extents = [d * (k - 1) + 1 for k, d in zip(self.size, self.dilation, strict=True)]
         return tuple(s * (n - 1) + e - 2 * p for n, p, e, s in zip(size, self.pad, extents, self.stride, strict=True))
 
     def onnx_attributes(self) -> dict[str, Any]:
-        """The attributes that Conv and ConvTranspose share."""
+        """Return the attributes that Conv and ConvTranspose share."""
         return {
             "kernel_shape": list(self.size),
             "strides": list(self.stride),

@@ -24,7 +24,7 @@ class VideoData(Layer):
 
     @classmethod
     def item_channels(cls, param: Any) -> int:
-        """The channels of all segments of a video: 3 for each frame, 2 for each flow field."""
+        """Return the channels of all segments of a video: 3 for each frame, 2 for each flow field."""
         settings = param.video_data_param
         fields = settings.DESCRIPTOR.fields_by_name
         if "modality" not in fields:

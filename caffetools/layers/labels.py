@@ -11,7 +11,7 @@ from caffetools.layers.base import Layer
 def as_index(
     layer: Layer, labels: Tensor, classes: int, *, ignore: int | None = None, what: str = "label", of: str = "classes"
 ) -> tuple[Tensor, Tensor | None]:
-    """``labels`` (float32, any shape) as int64 indices that are safe to gather with; ignored ones become 0.
+    """Return ``labels`` (float32, any shape) as int64 indices that are safe to gather with; ignored ones become 0.
 
     Values are truncated to integers, as Caffe's casts do. On the CPU a label outside of 0 … classes − 1 raises. On a GPU that
     would cost a synchronisation in every pass, so there the caller gets the places instead, and makes its result NaN.
@@ -35,5 +35,5 @@ def as_index(
 
 
 def label_blob(layer: Layer) -> str:
-    """The name of the bottom that holds the labels: the second one, or the only one."""
+    """Return the name of the bottom that holds the labels: the second one, or the only one."""
     return layer.bottoms[min(1, len(layer.bottoms) - 1)]

@@ -38,7 +38,7 @@ class Loss(Layer):
             raise self.error(f"bottoms must have as many values, but {self.described(bottoms)}")
 
     def described(self, bottoms: Shapes) -> str:
-        """The bottoms' names and shapes, for error messages."""
+        """Return the bottoms' names and shapes, for error messages."""
         return ", ".join(f"'{name}' is {format_shape(shape)}" for name, shape in zip(self.bottoms, bottoms, strict=True))
 
 
@@ -62,7 +62,7 @@ class NormalizedLoss(Loss):
         return normalization_mode(self.param.loss_param, "VALID")
 
     def normalized(self, losses: Tensor, labels: Tensor, outside: Tensor | None = None) -> Tensor:
-        """The sum of the items' ``losses`` that are not ignored, over the normalizer; NaN where labels were ``outside``."""
+        """Return the sum of the items' ``losses`` that are not ignored, over the normalizer; NaN where labels were ``outside``."""
         valid, items = None, losses.numel()
         if self.ignore_label is not None:
             valid = labels.detach().reshape(-1).to(torch.int64) != self.ignore_label
@@ -71,7 +71,7 @@ class NormalizedLoss(Loss):
         return loss if outside is None else loss.masked_fill(outside.any(), float("nan"))
 
     def divisor(self, items: int, valid: Tensor | None) -> Any:
-        """The normalizer of ``items``; a tensor only where it depends on which of them are ``valid`` (None: all)."""
+        """Return the normalizer of ``items``; a tensor only where it depends on which of them are ``valid`` (None: all)."""
         mode = self.normalization
         if mode == "VALID" and valid is not None:
             return valid.sum().clamp(min=1).to(torch.float32)
@@ -92,7 +92,7 @@ class ClassLoss(NormalizedLoss):
 
 
 def split_at(shape: Shape, axis: int) -> tuple[int, int]:
-    """How many items lie before and after ``axis``."""
+    """Return how many items lie before and after ``axis``."""
     return math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
 
 
@@ -107,7 +107,7 @@ def expect_labels(layer: Layer, bottoms: Shapes, axis: int) -> None:
 
 
 def normalization_mode(param: LossParameter, default: str) -> str:
-    """The normalization of a ``LossParameter`` by name; ``default`` where it says nothing."""
+    """Return the normalization of a ``LossParameter`` by name; ``default`` where it says nothing."""
     if param.HasField("normalization"):
         return enum_name(param, "normalization")
     if param.HasField("normalize"):

@@ -23,7 +23,7 @@ SMALLEST_K = 1e-30
 
 
 def status() -> str:
-    """One line that says whether the native kernels are in use, and if not, why."""
+    """Return one line: whether the native kernels are in use, and if not, why."""
     if os.environ.get("CAFFETOOLS_NATIVE") == "0":
         return "native kernels are switched off by CAFFETOOLS_NATIVE=0; torch computes instead"
     if not _FILE.exists():
@@ -36,7 +36,7 @@ def status() -> str:
 
 
 def lrn_takes(x: Tensor, alpha: float, k: float) -> bool:
-    """Whether the native LRN computes ``x``: an ordinary float32 tensor (N, C, H, W) on the CPU, and a scale that is always positive."""
+    """Return whether the native LRN computes ``x``: an ordinary float32 tensor (N, C, H, W) on the CPU, and a scale that is always positive."""
     import torch
 
     return (
@@ -52,16 +52,22 @@ def lrn_takes(x: Tensor, alpha: float, k: float) -> bool:
 
 
 def enabled() -> bool:
-    """Whether the library is there and not switched off."""
+    """Return whether the library is there and not switched off."""
     return os.environ.get("CAFFETOOLS_NATIVE") != "0" and library() is not None
 
 
 def lrn_forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    """y = x · (k + alpha / size · (sum of x² over the ``size`` channels around))^−beta, in x's layout.
+    """Compute y = x · (k + alpha / size · (sum of x² over the ``size`` channels around))^−beta.
 
     Args:
-        x: One that :func:`lrn_takes`; contiguous or channels-last memory is read as it is, other memory is copied first.
-        size: odd.
+        x: (N, C, H, W) float32 that :func:`lrn_takes`; contiguous or channels-last memory is read as it is, other memory is copied first.
+        size: The number of channels, odd.
+        alpha: See the formula.
+        beta: See the formula.
+        k: See the formula.
+
+    Returns:
+        (N, C, H, W) float32 in x's layout.
     """
     import torch
 
@@ -72,7 +78,7 @@ def lrn_forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Te
 
 
 def lrn_backward(x: Tensor, dy: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    """The gradient of x for the gradient ``dy`` of what :func:`lrn_forward` makes of it, in x's layout."""
+    """Return the gradient of x for the gradient ``dy`` of what :func:`lrn_forward` makes of it, in x's layout."""
     import torch
 
     x, shape = _laid_out(x)
@@ -84,7 +90,7 @@ def lrn_backward(x: Tensor, dy: Tensor, size: int, alpha: float, beta: float, k:
 
 
 def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """``x`` in one of the two layouts, and (N, C, H · W, whether channels are last)."""
+    """Return ``x`` in one of the two layouts, and (N, C, H · W, whether channels are last)."""
     import torch
 
     n, c, h, w = x.shape
@@ -104,7 +110,7 @@ def _call(name: str, tensors: tuple[Tensor, ...], shape: tuple[int, int, int, in
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library; None where it was not built, or is of another version."""
+    """Return the loaded library; None where it was not built, or is of another version."""
     if not _FILE.exists():
         return None
     # torch first: its OpenMP runtime is then the one that the library finds, and both share one pool of threads.

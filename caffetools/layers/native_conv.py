@@ -117,27 +117,27 @@ class NativeConv:
 
 
 def available() -> bool:
-    """Whether the native library is in use and has convolutions (it lacks them where it was built by MSVC)."""
+    """Return whether the native library is in use and has convolutions (it lacks them where it was built by MSVC)."""
     return native.enabled() and _library() is not None
 
 
 def conv_run() -> Any:
-    """The C function ``caffetools_conv_run(handle, x, y, residual, scratch, threads)``."""
+    """Return the C function ``caffetools_conv_run(handle, x, y, residual, scratch, threads)``."""
     return _library().caffetools_conv_run
 
 
 def pool_run() -> Any:
-    """The C function ``caffetools_pool_run(sizes, x, y, largest, threads)``; ``sizes`` is from :func:`pool_sizes`."""
+    """Return the C function ``caffetools_pool_run(sizes, x, y, largest, threads)``; ``sizes`` is from :func:`pool_sizes`."""
     return _library().caffetools_pool_run
 
 
 def sequence_run() -> Any:
-    """The C function ``caffetools_sequence_run``; see native/conv.cpp."""
+    """Return the C function ``caffetools_sequence_run``; see native/conv.cpp."""
     return _library().caffetools_sequence_run
 
 
 def lrn_run() -> Any:
-    """The C function ``caffetools_lrn_forward(x, y, n, c, hw, channels_last, size, alpha, beta, k, threads)``."""
+    """Return the C function ``caffetools_lrn_forward(x, y, n, c, hw, channels_last, size, alpha, beta, k, threads)``."""
     return _library().caffetools_lrn_forward
 
 
@@ -168,7 +168,7 @@ def winograd_tiles(x: torch.Tensor, tiles: Pair, pad: int, m: int, *, gradient: 
 
 
 def pool_sizes(form: inference.Pool, layout: Layout) -> Any:
-    """The sizes of a pooling as ``caffetools_pool_run`` takes them: a ctypes array of sixteen int64."""
+    """Return the sizes of a pooling as ``caffetools_pool_run`` takes them: a ctypes array of sixteen int64."""
     (n, c, h, w), (_, _, oh, ow) = layout.x_shape, layout.y_shape
     values = (n, c, h, w, oh, ow, layout.x_pitch, layout.y_pitch, *form.kernel, *form.stride, *form.pad, 1, 1)
     return (ctypes.c_int64 * 16)(*values)

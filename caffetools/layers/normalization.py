@@ -19,7 +19,7 @@ from caffetools.proto.schema import BatchNormParameter, FillerParameter
 
 
 def has_scale_bias(param: BatchNormParameter) -> bool:
-    """Whether a ``BatchNormParameter`` is of NVCaffe's layer with a scale and a bias of its own."""
+    """Return whether a ``BatchNormParameter`` is of NVCaffe's layer with a scale and a bias of its own."""
     return bool(param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler"))
 
 

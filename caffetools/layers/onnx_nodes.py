@@ -25,7 +25,7 @@ class Nodes:
         return self.graph.constant("number", np.array(value, np.float32))
 
     def part(self, value: str, start: int, end: int, axis: int) -> str:
-        """``value[start:end]`` along ``axis``."""
+        """Return ``value[start:end]`` along ``axis``."""
         return self("Slice", value, self.ints(start), self.ints(end), self.ints(axis))
 
     def reshape(self, value: str, *parts: Size) -> str:

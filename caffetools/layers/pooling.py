@@ -100,17 +100,17 @@ class Window:
         return max(self._each(lambda n, k, s, p, o: int((o - 1) * s - p >= n))) > 0
 
     def counts(self) -> Tensor:
-        """How many values of the map each window has, (H', W')."""
+        """Return how many values of the map each window has, (H', W')."""
         ones = self.padded(torch.ones(1, 1, *self.size), 0.0)
         return F.avg_pool2d(ones, self.kernel, self.stride, divisor_override=1)[0, 0]
 
     def padded(self, x: Tensor, value: float) -> Tensor:
-        """``x`` with all that the windows reach, filled with ``value``; what no window reaches is cut off."""
+        """Return ``x`` with all that the windows reach, filled with ``value``; what no window reaches is cut off."""
         (top, left), (bottom, right) = self.pad, self.tail
         return F.pad(x, (left, right, top, bottom), value=value)
 
     def areas(self) -> Tensor:
-        """(output height, output width): the number of values of each window inside of the padded map: AVE's divisors."""
+        """Return (output height, output width): the number of values of each window inside of the padded map: AVE's divisors."""
         sides = []
         for n, k, s, p, o in zip(self.size, self.kernel, self.stride, self.pad, self.output, strict=True):
             start = torch.arange(o) * s - p
@@ -123,7 +123,7 @@ class Window:
 
 
 def max_pool(x: Tensor, window: Window) -> Tensor:
-    """The largest value of each window; its gradient goes to the first maximum in row order. Padding never wins."""
+    """Return the largest value of each window; its gradient goes to the first maximum in row order. Padding never wins."""
     ceil_mode = window.ceil_mode
     if ceil_mode is not None:
         return F.max_pool2d(x, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode)
@@ -140,7 +140,7 @@ def max_pool_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 
 
 def ave_pool(x: Tensor, window: Window) -> Tensor:
-    """The mean of each window; zeros of the padding count, but not what reaches beyond the padded map."""
+    """Return the mean of each window; zeros of the padding count, but not what reaches beyond the padded map."""
     if window.whole:
         y: Tensor = _WholeMean.apply(x)
         return y
@@ -183,7 +183,7 @@ def stochastic_pool(x: Tensor, window: Window, *, training: bool) -> Tensor:
 
 
 def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, tops: list[str]) -> None:
-    """The nodes of one MAX or AVE pooling, with explicit end padding so that no runtime's ceil mode matters."""
+    """Add the nodes of one MAX or AVE pooling, with explicit end padding so that no runtime's ceil mode matters."""
     begin, tail = window.pad, (max(window.tail[0], 0), max(window.tail[1], 0))
     shape = {"kernel_shape": list(window.kernel), "strides": list(window.stride)}
     if method == "MAX":
@@ -208,7 +208,7 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
 
 
 def pool_any_size_to_onnx(graph: OnnxGraph, window: Window, method: str, floor: bool, bottom: str, tops: list[str]) -> None:
-    """The nodes of one MAX or AVE pooling over maps whose size is known at run time only; exact for every size.
+    """Add the nodes of one MAX or AVE pooling over maps whose size is known at run time only; exact for every size.
 
     Rounding up equals rounding down over s − 1 more values of end padding, and the rule that no window starts beyond the map and its
     first padding equals at most kernel − 1 values of it. AVE counts zeros of the padding, so these become part of the map.
@@ -234,7 +234,7 @@ def pool_any_size_to_onnx(graph: OnnxGraph, window: Window, method: str, floor: 
 
 
 def global_pool_to_onnx(graph: OnnxGraph, method: str, bottom: str, top: str) -> None:
-    """The node of a pooling whose window is the map, for any size."""
+    """Add the node of a pooling whose window is the map, for any size."""
     graph.node("GlobalMaxPool" if method == "MAX" else "GlobalAveragePool", [bottom], [top])
 
 

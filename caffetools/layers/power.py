@@ -110,7 +110,7 @@ class Log(_Affine):
 
 
 def chained(graph: OnnxGraph, op: str, value: str, number: float) -> str:
-    """One node that combines ``value`` with a number; the name of its result."""
+    """Add one node that combines ``value`` with a number; return the name of its result."""
     result = graph.value(op.lower())
     graph.node(op, [value, graph.constant(f"{op.lower()}_by", np.array(number, np.float32))], [result])
     return result

@@ -80,7 +80,7 @@ class Recurrent(Layer):
         raise NotImplementedError
 
     def step(self, x: Tensor, cont: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """One time step: x's part of the gates, cont (N, 1) and the state (N, D) give the output (N, D) and the next state."""
+        """Compute one time step: x's part of the gates, cont (N, 1) and the state (N, D) give the output (N, D) and the next state."""
         raise NotImplementedError
 
     def gates(self, width: int, inputs: int, static: int | None) -> None:
@@ -109,7 +109,7 @@ class Recurrent(Layer):
     ONNX_LIMITS = "every run starts with a state of zeros; with expose_hidden exact"
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        """A Scan over the steps; without ``expose_hidden`` every run begins with a state of zeros."""
+        """Add a Scan over the steps; without ``expose_hidden`` every run begins with a state of zeros."""
         if not self.exposed:
             graph.note(
                 f"layer '{self.name}' starts every run with a state of zeros in ONNX, where Caffe goes on from the run before; "
@@ -140,7 +140,7 @@ class Recurrent(Layer):
     _STEP_WEIGHTS: tuple[int, ...] = (-1,)
 
     def step_to_onnx(self, graph: OnnxGraph, x: str, cont: str, states: list[str], weights: list[str]) -> tuple[list[str], list[str]]:
-        """The nodes of :meth:`step`: gives the names of the next states and of the output."""
+        """Return the nodes of :meth:`step`: gives the names of the next states and of the output."""
         raise NotImplementedError
 
     def _state_in_onnx(self, graph: OnnxGraph, index: int) -> str:
@@ -182,7 +182,7 @@ class Recurrent(Layer):
         self._state = []
 
     def get_state(self) -> dict[str, Any]:
-        """What a run that is resumed has to give :meth:`set_state`: the state after the last pass."""
+        """Return what a run that is resumed has to give :meth:`set_state`: the state after the last pass."""
         return {"state": list(self._state)}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -309,7 +309,7 @@ def lstm_unit_to_onnx(graph: OnnxGraph, c: str, gates: str, cont: str, outputs: 
 
 
 def lstm_unit(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
-    """The next c and h (…, D) from c, the gates' inputs (…, 4 D) and cont (…, 1); see :class:`LSTMUnit`."""
+    """Return the next c and h (…, D) from c, the gates' inputs (…, 4 D) and cont (…, 1); see :class:`LSTMUnit`."""
     i, f, o, g = gates.chunk(4, dim=-1)
     kept: Tensor = _ForgetGate.apply(f, cont)
     c = kept * c + torch.sigmoid(i) * torch.tanh(g)

@@ -96,7 +96,7 @@ class ArgMax(Layer):
         graph.node("Reshape", [flat, shape], self.tops)
 
     def _largest(self, graph: OnnxGraph, rows: str, axis: int, choice: Size) -> tuple[str, str]:
-        """The values and (float) places of the largest; TopK takes the first of equal values, so the rows go in reversed."""
+        """Return the values and (float) places of the largest; TopK takes the first of equal values, so the rows go in reversed."""
         turned, values, index, straight, places = (graph.value(hint) for hint in ("turned", "values", "index", "straight", "places"))
         ends = (("from", -1), ("to", -(2**31)), ("axis", axis), ("step", -1))
         bounds = [graph.constant(hint, np.array([n], np.int64)) for hint, n in ends]

@@ -21,14 +21,14 @@ class _RoiLayer(Layer):
     NEEDS_TOP = False
 
     def expect_regions(self, bottoms: Shapes) -> int:
-        """The number of regions. Raises :class:`NetError` unless each has five values."""
+        """Return the number of regions. Raises :class:`NetError` unless each has five values."""
         shape = bottoms[1]
         if len(shape) < 2 or shape[1] != 5 or any(n != 1 for n in shape[2:]):
             raise self.error(f"the regions '{self.bottoms[1]}' must be R x 5 (item, x1, y1, x2, y2), not {format_shape(shape)}")
         return shape[0]
 
     def items(self, rois: Tensor, batch: int) -> Tensor:
-        """The item that each region lies in. Raises :class:`NetError` for one that the batch does not have."""
+        """Return the item that each region lies in. Raises :class:`NetError` for one that the batch does not have."""
         items = rois[:, 0].long()
         if items.numel() and (int(items.min()) < 0 or int(items.max()) >= batch):
             raise self.error(f"the regions '{self.bottoms[1]}' name items outside of 0 to {batch - 1}")
@@ -101,7 +101,7 @@ def _bin_edges(first: Tensor, last: Tensor, bins: int, limit: int) -> list[list[
 
 
 def _max_bins(maps: Tensor, rows: list[tuple[int, int]], columns: list[tuple[int, int]]) -> Tensor:
-    """(C, H, W) → (C, rows, columns): the largest of each bin."""
+    """Return the largest value of each bin, (C, rows, columns), of maps (C, H, W)."""
     channels = maps.shape[0]
     bins = []
     for top, bottom in rows:
@@ -153,7 +153,7 @@ class PSROIPooling(_RoiLayer):
         psroi_to_onnx(graph, self, self.group, self.outputs, float(self.param.psroi_pooling_param.spatial_scale))
 
     def _bins(self, first: Tensor, size: Tensor, limit: int) -> Tensor:
-        """(R, g, limit) with 1 where a pixel lies in a bin."""
+        """Return (R, g, limit) with 1 where a pixel lies in a bin."""
         steps = torch.arange(self.group, device=first.device, dtype=size.dtype)
         start = torch.floor(steps * size[:, None] + first[:, None]).clamp(0, limit)
         end = torch.ceil((steps + 1) * size[:, None] + first[:, None]).clamp(0, limit)

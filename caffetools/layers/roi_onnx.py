@@ -31,7 +31,7 @@ def psroi_to_onnx(graph: OnnxGraph, layer: Layer, g: int, outputs: int, scale: f
 
 
 def _bins(n: Nodes, g: int, spatial_scale: float, regions: str, start: int, limit: Size) -> str:
-    """(R, g, limit) with 1 where a pixel lies in a bin of the regions' axis in columns ``start`` and ``start + 2``."""
+    """Return (R, g, limit) with 1 where a pixel lies in a bin of the regions' axis in columns ``start`` and ``start + 2``."""
     scale, graph = n.number(spatial_scale), n.graph
     first, last = (_rounded(n, n.column(regions, index)) for index in (start, start + 2))
     first, last = n("Mul", first, scale), n("Mul", n("Add", last, n.number(1)), scale)

@@ -31,7 +31,7 @@ class _Broadcasting(Layer):
         return cls.TRAITS if len(param.bottom) == 1 else replace(cls.TRAITS, channels="mixed", class_axes=())
 
     def place(self, param: Any, bottoms: Shapes) -> Shape:
-        """The operand's shape; sets ``expanded``, the same with ones around it. Raises :class:`NetError`."""
+        """Return the operand's shape; sets ``expanded``, the same with ones around it. Raises :class:`NetError`."""
         shape = bottoms[0]
         if len(bottoms) > 1:
             operand = bottoms[1]
@@ -52,11 +52,11 @@ class _Broadcasting(Layer):
         return operand
 
     def learned_in_onnx(self, graph: OnnxGraph, index: int, hint: str) -> str:
-        """The name of a constant that holds parameter ``index``, shaped to be broadcast."""
+        """Return the name of a constant that holds parameter ``index``, shaped to be broadcast."""
         return graph.constant(hint, self.array(index).reshape(self.expanded))
 
     def bottom_in_onnx(self, graph: OnnxGraph, axis: int) -> str:
-        """The name of the second bottom with axes of 1 behind it, so that it is broadcast from ``axis`` on, for any sizes."""
+        """Return the name of the second bottom with axes of 1 behind it, so that it is broadcast from ``axis`` on, for any sizes."""
         (shape, operand), name = self.bottom_shapes, self.bottoms[1]
         if math.prod(operand) == 1 and not (operand and graph.is_free(name, *range(len(operand)))):
             result = graph.value("operand")
@@ -70,7 +70,7 @@ class _Broadcasting(Layer):
         return result
 
     def along_channels(self, values: int) -> bool:
-        """Whether a learned operand of ``values`` values is one for each channel of (N, C, …)."""
+        """Return whether a learned operand of ``values`` values is one for each channel of (N, C, …)."""
         shape = self.bottom_shapes[0]
         return len(shape) > 1 and self.expanded == (1, shape[1], *[1] * (len(shape) - 2)) and values == shape[1]
 

@@ -105,17 +105,17 @@ class Traits:
     weight_filler: str = ""
 
     def settings_of(self, layer: LayerParameter) -> Any:
-        """The message ``settings`` of a ``LayerParameter``. Raises :class:`ValueError` where the type has none."""
+        """Return the message ``settings`` of a ``LayerParameter``. Raises :class:`ValueError` where the type has none."""
         if not self.settings:
             raise ValueError(f"a {layer.type} layer has no settings of its own")
         return getattr(layer, self.settings)
 
     def num_output(self, layer: Any) -> int:
-        """The number of outputs that a ``LayerParameter`` of this type names; 0 where the type names none."""
+        """Return the number of outputs that a ``LayerParameter`` of this type names; 0 where the type names none."""
         return int(getattr(self.settings_of(layer), self.outputs)) if self.outputs else 0
 
 
 def field_at(layer: Any, path: str) -> tuple[Any, str]:
-    """The message and the name of the field at ``settings.field`` of a ``LayerParameter``."""
+    """Return the message and the name of the field at ``settings.field`` of a ``LayerParameter``."""
     message, _, name = path.partition(".")
     return getattr(layer, message), name

@@ -23,7 +23,7 @@ class _ByMask(Layer):
     NEEDS_TOP = False
 
     def placed(self, bottoms: Shapes, size: tuple[int, int]) -> Shapes:
-        """The top's shape for maps of ``size``. Raises :class:`NetError` where data and mask differ, or the size is not positive."""
+        """Return the top's shape for maps of ``size``. Raises :class:`NetError` where data and mask differ, or the size is not positive."""
         n, c, _, _ = self.expect_axes(bottoms[0], 4)
         if bottoms[1] != bottoms[0]:
             raise self.error(
@@ -34,7 +34,7 @@ class _ByMask(Layer):
         return [(n, c, *size)]
 
     def scatter(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The maps; a place that the mask names twice keeps the later value. Raises :class:`NetError` for one outside of the maps."""
+        """Return the maps; a place that the mask names twice keeps the later value. Raises :class:`NetError` for one outside of the maps."""
         height, width = self.top_shapes[0][2:]
         index = mask.detach().flatten(2).long()
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= height * width):
@@ -95,7 +95,7 @@ class Upsample(_ByMask):
         return F.interpolate(x, scale_factor=self.scale, mode="nearest") if mask is None else self.scatter(x, mask)
 
     def _maps_in_onnx(self, graph: OnnxGraph) -> list[Size]:
-        """The size of the top's maps when there is a mask."""
+        """Return the size of the top's maps when there is a mask."""
         param = self.param.upsample_param
         if param.upsample_h and param.upsample_w:
             return [int(param.upsample_h), int(param.upsample_w)]
@@ -187,7 +187,7 @@ class Interp(Layer):
         return (height, width)
 
     def _size_in_onnx(self, graph: OnnxGraph) -> list[Size]:
-        """(H, W) of the top where it depends on sizes known at run time."""
+        """Return (H, W) of the top where it depends on sizes known at run time."""
         param = self.param.interp_param
         if len(self.bottoms) > 1:
             return [graph.size(self.bottoms[1], axis) for axis in (2, 3)]

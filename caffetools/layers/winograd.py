@@ -26,12 +26,14 @@ _G = [[1, 0, 0], [-2 / 3, -_R / 3, -1 / 3], [-2 / 3, _R / 3, -1 / 3], [1 / 6, _R
 
 
 def takes(x: Tensor, weight: Tensor, stride: tuple[int, ...], pad: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> bool:
-    """Whether :func:`convolve` computes this convolution, and faster than torch.
+    """Return whether :func:`convolve` computes this convolution, and faster than torch.
 
     Args:
         x: (N, C, H, W).
         weight: (outputs, C, 3, 3).
-        stride: (height, width), as are ``pad`` and ``dilation``.
+        stride: (height, width).
+        pad: (height, width).
+        dilation: (height, width).
         groups: Number of groups.
     """
     if (

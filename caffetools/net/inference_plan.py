@@ -80,7 +80,7 @@ class InferencePlan:
     # ---- building ----
 
     def _channels_last(self, value: Value) -> Value:
-        """The channels-last copy of an input, for the operators that do not read (N, C, H, W) memory."""
+        """Return the channels-last copy of an input, for the operators that do not read (N, C, H, W) memory."""
         if len(value.shape) != 4 or value.shape[1] == 1 or value.shape[2] * value.shape[3] == 1:
             return value
         copy = Value(value.shape, len(self.program.operators))
@@ -88,7 +88,7 @@ class InferencePlan:
         return copy
 
     def _planar(self, value: Value) -> Value:
-        """The input that ``value`` is a copy of; other values themselves."""
+        """Return the input that ``value`` is a copy of; other values themselves."""
         maker = self.program.operators[value.producer] if value.producer >= 0 else None
         return maker.inputs[0] if maker is not None and isinstance(maker.form, ToChannelsLast) else value
 
@@ -207,7 +207,7 @@ class InferencePlan:
         return isinstance(operator.form, (inference.Conv, inference.Pool))
 
     def _only_alive_after(self, index: int) -> Value | None:
-        """The root of all values that operators up to ``index`` make and later ones read; None where it is not one, or an input is read."""
+        """Return the root of all values that operators up to ``index`` make and later ones read; None where it is not one, or an input is read."""
         alive = {
             value if value.producer < 0 else value.root
             for operator in self.program.operators[index + 1 :]
@@ -295,7 +295,7 @@ class _Arena:
 
 
 def _traffic(operator: Operator, batch: int) -> tuple[int, int]:
-    """(floats of weights, floats of blobs for each image) that an operator reads and writes."""
+    """Return (floats of weights, floats of blobs for each image) that an operator reads and writes."""
     if isinstance(operator.form, inference.ChannelConcat):
         return 0, 0
     weights = operator.form.weight.numel() if isinstance(operator.form, inference.Conv) else 0
@@ -304,7 +304,7 @@ def _traffic(operator: Operator, batch: int) -> tuple[int, int]:
 
 
 def _per_channel(form: inference.Affine | inference.Activation, channels: int) -> tuple[inference.Conv, inference.Activation | None]:
-    """An operation for each channel as a depthwise convolution of one value, which the native library runs and others absorb."""
+    """Return an operation for each channel as a depthwise convolution of one value, which the native library runs and others absorb."""
     if isinstance(form, inference.Affine):
         scale, shift = form.scale, form.shift.float()
         return inference.Conv(scale.float().reshape(-1, 1, 1, 1), shift, (1, 1), (0, 0), (1, 1), channels), None
@@ -316,7 +316,7 @@ def _is_depthwise(form: inference.Conv) -> bool:
 
 
 def _has_narrow_groups(form: inference.Conv) -> bool:
-    """Whether a group's outputs would leave most of a vector empty; torch's convolutions are the better ones there."""
+    """Return whether a group's outputs would leave most of a vector empty; torch's convolutions are the better ones there."""
     return form.groups > 1 and not _is_depthwise(form) and form.weight.shape[0] // form.groups < _NARROW
 
 

@@ -115,7 +115,7 @@ class Program:
     boundary: Value | None = None
 
     def run_shape(self, value: Value, index: int) -> Shape4:
-        """(N, C, H, W) of ``value`` as operator ``index`` sees it at one call: in the head a part of the batch."""
+        """Return (N, C, H, W) of ``value`` as operator ``index`` sees it at one call: in the head a part of the batch."""
         n, c, h, w = value.shape4
         whole = value.producer < 0 or value.root is self.boundary
         return (n // self.repeats if whole and index < self.head else n), c, h, w

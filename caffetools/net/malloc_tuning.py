@@ -13,7 +13,7 @@ _PAD = 1 << 26
 
 
 def disable_malloc_trim(device: str | torch.device = "cpu") -> bool:
-    """For a process that trains on the CPU: ask the C library not to give freed memory back to the system.
+    """Ask the C library not to give freed memory back to the system; for a process that trains on the CPU.
 
     By default every large block comes from the system as zeroed pages, and goes back when it is freed. An iteration frees and takes
     the same blocks over and over, so that a sixth of its time went into those pages. Holds for the whole process, whose memory then

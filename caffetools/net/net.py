@@ -331,7 +331,7 @@ def _loss_weights(layers: list[Layer]) -> dict[str, float]:
 
 
 def _unread(layers: list[Layer]) -> list[str]:
-    """The blobs that no layer reads after they were made, in alphabetical order, as Caffe lists a net's outputs."""
+    """Return the blobs that no layer reads after they were made, in alphabetical order, as Caffe lists a net's outputs."""
     available: set[str] = set()
     for layer in layers:
         available -= set(layer.bottoms)

@@ -10,7 +10,7 @@ from caffetools.proto.schema import NetParameter, NetState
 
 
 def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> Any:
-    """A ``NetState`` message."""
+    """Return a ``NetState`` message."""
     return NetState(phase=phase, level=level, stage=list(stages))
 
 

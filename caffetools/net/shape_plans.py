@@ -115,7 +115,7 @@ class ShapePlans:
 
 
 def is_exclusive(layer: Layer) -> bool:
-    """Whether ``layer`` may run in one thread at a time only, and is the same object in every plan."""
+    """Return whether ``layer`` may run in one thread at a time only, and is the same object in every plan."""
     return layer.IS_DATA or layer.STATEFUL or hasattr(type(layer), "get_state")
 
 

@@ -319,7 +319,7 @@ class Stepwise:
             step.forget()
 
     def _bottoms_changed(self, step: Step) -> bool:
-        """Whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not."""
+        """Return whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not."""
         for index, (leaf, name) in enumerate(zip(step.inputs or (), step.layer.bottoms, strict=True)):
             now = self.blobs[name].data.value()
             if step.overwritten[index]:

@@ -132,7 +132,7 @@ def export(
 
 
 def _small_batches(net: Net, cases: Sequence[Mapping[str, Shape]]) -> list[Mapping[str, Shape]]:
-    """The cases with batch sizes of 1, 2, …, where the net takes them: a declared batch of ten need not be run."""
+    """Return the cases with batch sizes of 1, 2, …, where the net takes them: a declared batch of ten need not be run."""
     small = [{blob: (number, *shape[1:]) for blob, shape in case.items()} for number, case in enumerate(cases, 1)]
     try:
         for case in small:
@@ -154,7 +154,7 @@ def _check_exportable(net: Net, opset: int, dynamic_axes: Collection[str]) -> No
 
 
 def _read_inputs(net: Net) -> list[str]:
-    """The inputs that a layer reads."""
+    """Return the inputs that a layer reads."""
     read = {blob for layer in net.layers for blob in layer.bottoms}
     return [blob for blob in net.inputs if blob in read]
 

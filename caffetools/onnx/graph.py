@@ -129,7 +129,7 @@ class GraphBuilder:
         return name
 
     def parameter(self, layer: Layer, index: int) -> str:
-        """The name of the initializer of ``layer``'s blob ``index``, ``LAYER/INDEX``; added at its first use."""
+        """Return the name of the initializer of ``layer``'s blob ``index``, ``LAYER/INDEX``; added at its first use."""
         blob = layer.blobs[index]
         if id(blob) not in self._parameters:
             name = self._parameters[id(blob)] = _unique(f"{layer.name}/{index}", self._taken)
@@ -138,20 +138,20 @@ class GraphBuilder:
         return self._parameters[id(blob)]
 
     def value(self, hint: str) -> str:
-        """A new name, ``LAYER/hint``, for a value between two nodes of one layer."""
+        """Return a new name, ``LAYER/hint``, for a value between two nodes of one layer."""
         layer = self._layer
         return _unique(hint if layer is None else f"{layer.name}/{hint.removeprefix(layer.name + '_')}", self._taken)
 
     def shape(self, blob: str) -> Shape:
-        """The shape of a blob of the net, as the shape rules give it."""
+        """Return the shape of a blob of the net, as the shape rules give it."""
         return self._shapes[blob]
 
     def is_free(self, blob: str, *axes: int) -> bool:
-        """Whether one of ``axes`` (default: all but the first) of ``blob`` has a size that is known at run time only."""
+        """Return whether one of ``axes`` (default: all but the first) of ``blob`` has a size that is known at run time only."""
         return any(axis in self._free.get(blob, ()) for axis in (axes or range(1, len(self._shapes[blob]))))
 
     def size(self, blob: str, axis: int) -> Size:
-        """The size of an axis: a number, or where it is free the name of an int64 value of shape (1)."""
+        """Return the size of an axis: a number, or where it is free the name of an int64 value of shape (1)."""
         if not self.is_free(blob, axis):
             return self._shapes[blob][axis]
         key = (blob, axis)
@@ -163,7 +163,7 @@ class GraphBuilder:
         return self._sizes[key]
 
     def arithmetic(self, op: str, left: Size, right: Size) -> Size:
-        """``left op right`` for sizes; ``op`` is Add, Sub, Mul or Div (rounding down, for sizes that are not negative)."""
+        """Return ``left op right`` for sizes; ``op`` is Add, Sub, Mul or Div (rounding down, for sizes that are not negative)."""
         if isinstance(left, int) and isinstance(right, int):
             return {"Add": left + right, "Sub": left - right, "Mul": left * right, "Div": left // right if right else 0}[op]
         result = self.value(op.lower())
@@ -171,7 +171,7 @@ class GraphBuilder:
         return result
 
     def sizes(self, hint: str, parts: Sequence[Size]) -> str:
-        """The name of an int64 vector of ``parts``: a constant where all are numbers."""
+        """Return the name of an int64 vector of ``parts``: a constant where all are numbers."""
         if all(isinstance(part, int) for part in parts):
             return self.constant(hint, np.array(parts, np.int64))
         joined = self.value(hint)
@@ -246,7 +246,7 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with Python's own numbers, as ONNX's helper wants them."""
+    """Return ``value`` with Python's own numbers, as ONNX's helper wants them."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, list | tuple):

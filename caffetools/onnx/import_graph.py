@@ -42,7 +42,7 @@ class Node:
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def error(self, reason: str) -> ImportFailed:
-        """An error that names the node; to be raised."""
+        """Return an error that names the node; to be raised."""
         return ImportFailed(f"node '{self.name}' ({self.op}): {reason}")
 
 
@@ -72,7 +72,7 @@ class ImportGraph:
     _readers: dict[str, list[Node]] | None = None
 
     def readers(self, value: str) -> list[Node]:
-        """The nodes that read ``value``."""
+        """Return the nodes that read ``value``."""
         if self._readers is None:
             self._readers = {}
             for node in self.nodes:
@@ -81,11 +81,11 @@ class ImportGraph:
         return self._readers.get(value, [])
 
     def maker(self, value: str) -> Node | None:
-        """The node that makes ``value``; None for an input or a constant."""
+        """Return the node that makes ``value``; None for an input or a constant."""
         return next((node for node in self.nodes if value in node.outputs), None)
 
     def only_reader(self, value: str) -> Node | None:
-        """The single node that reads ``value``, if nothing else needs it."""
+        """Return the single node that reads ``value``, if nothing else needs it."""
         readers = self.readers(value)
         return readers[0] if len(readers) == 1 and value not in self.outputs else None
 
@@ -153,7 +153,7 @@ def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, 
 
 
 def _dependent_values(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> set[str]:
-    """The values that change with the inputs' values; a Shape does not, since sizes are fixed."""
+    """Return the values that change with the inputs' values; a Shape does not, since sizes are fixed."""
     depends = set(inputs)
     for node in model.graph.node:
         if node.op_type in ("Shape", "Size") or not any(name in depends for name in node.input):

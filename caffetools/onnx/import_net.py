@@ -40,13 +40,13 @@ def importer(*ops: str, since: int = 1, domain: str = "") -> Callable[[Handler],
 
 
 def find_handler(op: str, opset: int, domain: str = "") -> Handler | None:
-    """The function for an operator of an opset; None where there is none."""
+    """Return the function for an operator of an opset; None where there is none."""
     fitting = [entry for entry in _HANDLERS.get((domain, op), ()) if entry[0] <= opset]
     return max(fitting, key=lambda entry: entry[0])[1] if fitting else None
 
 
 def imported_operators() -> list[str]:
-    """The names of all operators that can be imported, sorted."""
+    """Return the names of all operators that can be imported, sorted."""
     return sorted(op for _, op in _HANDLERS)
 
 
@@ -93,11 +93,11 @@ class NetWriter:
         return value
 
     def shape(self, value: str) -> Shape:
-        """The shape of an ONNX value."""
+        """Return the shape of an ONNX value."""
         return self.graph.shapes[value]
 
     def blob(self, node: Node, value: str) -> str:
-        """The blob that holds an ONNX value."""
+        """Return the blob that holds an ONNX value."""
         if value not in self._values:
             reason = "is constant" if value in self.graph.constants else "is not known"
             raise node.error(f"its input '{value}' {reason}, which this operator has no layers for")
@@ -159,7 +159,7 @@ class NetWriter:
             self.net.layer.add(name=self._unique(f"{clean_name(node.name)}/silence"), type="Silence", bottom=list(blobs))
 
     def result(self) -> Caffemodel:
-        """The net with its weights."""
+        """Return the net with its weights."""
         return Caffemodel(self.net, self.blobs)
 
     def _unique(self, name: str) -> str:
@@ -177,5 +177,5 @@ class NetWriter:
 
 
 def clean_name(name: str) -> str:
-    """A name without the leading slash and the operator's name at the end that torch.onnx gives."""
+    """Return a name without the leading slash and the operator's name at the end that torch.onnx gives."""
     return name.strip("/") or "value"

@@ -75,7 +75,7 @@ def merge_channel_shuffle(graph: ImportGraph, node: Node) -> bool:
 
 
 def merge_pad(graph: ImportGraph, node: Node) -> bool:
-    """A Pad of zeros around maps that only a Conv reads: the padding of the Conv."""
+    """Merge a Pad of zeros around maps that only a Conv reads into the padding of the Conv."""
     pad = graph.maker(node.inputs[0]) if node.op == "Conv" else None
     if (
         pad is None

@@ -128,7 +128,7 @@ def _finish(writer: NetWriter) -> dict[str, str]:
 
 
 def _compare(graph: ImportGraph, model: Caffemodel, outputs: Mapping[str, str]) -> float:
-    """The largest relative difference; raises :class:`ImportFailed` where it is over TOLERANCE, naming the first node that differs."""
+    """Return the largest relative difference; raises :class:`ImportFailed` where it is over TOLERANCE, naming the first node that differs."""
     try:
         net = Net(model.net, TEST, fill=False)
         load_weights(net, model)

@@ -54,7 +54,7 @@ class OnnxModel:
         return self.size + _ROOM_FOR_THE_GRAPH > SIZE_LIMIT
 
     def to_proto(self) -> onnx.ModelProto:
-        """The whole model as one message; copies the weights. Raises :class:`ValueError` for a large one."""
+        """Return the whole model as one message; copies the weights. Raises :class:`ValueError` for a large one."""
         if self.is_large:
             raise ValueError("an ONNX message holds less than 2 GB; write the model to a file")
         whole = onnx.ModelProto()
@@ -65,7 +65,7 @@ class OnnxModel:
         return whole
 
     def light(self, outputs: Sequence[str] = (), *, external: bool = True) -> onnx.ModelProto:
-        """A small copy: large initializers are external data (of a file that does not exist), or become inputs.
+        """Return a small copy: large initializers are external data (of a file that does not exist), or become inputs.
 
         Args:
             outputs: Values that become outputs besides the model's own.
@@ -183,7 +183,7 @@ def _buffer(array: NDArray[Any]) -> memoryview:
 
 
 def _tag(number: int, length: int) -> bytes:
-    """The key and the length of a length-delimited field."""
+    """Return the key and the length of a length-delimited field."""
     return bytes([*_varint(number << 3 | _BYTES_TYPE), *_varint(length)])
 
 

@@ -42,7 +42,7 @@ def run_double(net: Net, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, di
 
 
 def run_layer_double(layer: Layer, bottoms: list[Tensor]) -> list[Tensor]:
-    """The tops of one layer for float64 ``bottoms``, with its weights converted."""
+    """Return the tops of one layer for float64 ``bottoms``, with its weights converted."""
     inplace, layer.inplace_ok = layer.inplace_ok, False
     try:
         if type(layer) is InnerProduct and layer.blobs[0].numel() > _PART:

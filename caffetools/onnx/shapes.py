@@ -38,7 +38,7 @@ class FreeShapes:
     symbols: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def dims(self, blob: str) -> list[int | str | None]:
-        """The shape as ONNX declares it: numbers, symbols, and None for an axis that depends on the inputs in another way."""
+        """Return the shape as ONNX declares it: numbers, symbols, and None for an axis that depends on the inputs in another way."""
         free, symbols = self.free.get(blob, frozenset()), self.symbols.get(blob, {})
         return [symbols.get(axis) if axis in free else size for axis, size in enumerate(self.base[blob])]
 
@@ -81,7 +81,7 @@ class _Probe:
         self._known: dict[tuple[tuple[str, Shape], ...], Shapes] = {}
 
     def shapes(self, inputs: Mapping[str, Shape]) -> Shapes:
-        """Every blob's shape. Raises :class:`NetError` where the net does not take the inputs."""
+        """Return every blob's shape. Raises :class:`NetError` where the net does not take the inputs."""
         key = tuple(sorted(inputs.items()))
         if key not in self._known:
             self.net.reshape(inputs)

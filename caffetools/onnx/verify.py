@@ -74,7 +74,7 @@ class Difference:
         return self.error <= self.allowed
 
     def joined(self, other: Difference) -> Difference:
-        """The larger errors of two measurements of one blob."""
+        """Return the larger errors of two measurements of one blob."""
         worse = max(self, other, key=lambda d: d.error)
         return Difference(
             self.blob,
@@ -117,7 +117,7 @@ class Verification:
         return self.worst.allowed / max(self.worst.scale, _SMALLEST_SCALE)
 
     def describe(self) -> str:
-        """One sentence for a person: the largest error and how it was measured."""
+        """Return one sentence: the largest error and how it was measured."""
         return (
             f"largest error {self.largest:.1e} of the largest value of '{self.worst.blob}' (allowed: {self.tolerance:.1e}; "
             f"{FACTOR:g} times that of float32), onnxruntime against float64 on {self.measured_on}; {len(self.differences)} blobs compared"
@@ -217,7 +217,7 @@ class _Comparison:
         self.infinite: list[str] = []
 
     def shipped(self) -> Session:
-        """The model as it is written, optimized as where it is used."""
+        """Return the model as it is written, optimized as where it is used."""
         if self._shipped is None:
             self._shipped = self._open(())
         return self._shipped
@@ -250,7 +250,7 @@ class _Comparison:
                     self._join(self._measure(blob, expected, single.get(blob), candidate, index, got, batch))
 
     def outputs_agree(self, batch: Inputs) -> bool:
-        """Whether the outputs are as near to the float32 engine's as the errors of both at the first sizes let them be."""
+        """Return whether the outputs are as near to the float32 engine's as the errors of both at the first sizes let them be."""
         final = self._run(self.shipped(), {name: np.ascontiguousarray(batch[name], np.float32) for name in self.inputs})
         single = self._run_net(batch, list(self.outputs))
         for blob, value in self.outputs.items():
@@ -264,7 +264,7 @@ class _Comparison:
         return True
 
     def failed(self) -> list[Difference]:
-        """The blobs whose error is too large, in the net's order."""
+        """Return the blobs whose error is too large, in the net's order."""
         return sorted((d for d in self.found.values() if not d.passed), key=lambda d: self.makers[d.blob])
 
     def check(self) -> None:
@@ -282,7 +282,7 @@ class _Comparison:
         )
 
     def sorted(self) -> tuple[Difference, ...]:
-        """The errors, the largest relative one first."""
+        """Return the errors, the largest relative one first."""
         return tuple(sorted(self.found.values(), key=lambda d: -d.relative))
 
     def _join(self, difference: Difference) -> None:
@@ -316,7 +316,7 @@ class _Comparison:
         return difference
 
     def _local(self, layer: Layer, values: Mapping[str, Array], batch: Inputs, blob: str) -> Array | None:
-        """The blob in float64 from the model's own bottoms of its layer; None where those are not at hand."""
+        """Return the blob in float64 from the model's own bottoms of its layer; None where those are not at hand."""
         position = self.net.layers.index(layer)
         bottoms = []
         for bottom in layer.bottoms:
@@ -353,7 +353,7 @@ def _reset(net: Net) -> None:
 
 
 def measure(blob: str, expected: Array, single: Array | None, got: Array, *, is_output: bool = True) -> Difference:
-    """The largest error of ``got`` against ``expected`` (float64), and of ``single`` (float32); shapes are equal.
+    """Return the largest error of ``got`` against ``expected`` (float64), and of ``single`` (float32); shapes are equal.
 
     Values that are too large for float32 count as infinite. Equal infinities, and two NaN, are equal.
     """
@@ -378,12 +378,12 @@ def measure(blob: str, expected: Array, single: Array | None, got: Array, *, is_
 
 
 def _largest_gap(expected: Array, got: Array) -> float:
-    """The largest absolute difference; not finite where a value is not."""
+    """Return the largest absolute difference; not finite where a value is not."""
     return float((torch.from_numpy(expected) - torch.from_numpy(got)).abs_().max())
 
 
 def _is_finite(values: Array) -> bool:
-    """Whether all values are finite in float32."""
+    """Return whether all values are finite in float32."""
     return bool(float(torch.from_numpy(values).abs().max()) <= _LARGEST_FLOAT32) if values.size else True
 
 
@@ -420,7 +420,7 @@ def _samples(layers: Iterable[Layer], blob: str, shape: Shape, random: np.random
 
 
 def _one_more(batch: dict[str, Array], names: list[str]) -> dict[str, Array]:
-    """The batch with its first item again at the end, turned around so that it is another one."""
+    """Return the batch with its first item again at the end, turned around so that it is another one."""
     longer = dict(batch)
     for name in names:
         item = batch[name][:1]

@@ -40,7 +40,7 @@ class DataOptions:
     crop: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of :func:`~caffetools.project.data_config.set_data_sources`. Raises :class:`DataError` where the mean is none."""
+        """Return the arguments of :func:`~caffetools.project.data_config.set_data_sources`. Raises :class:`DataError` where the mean is none."""
         for name in ("train_batch", "val_batch", "crop"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= _MOST:
@@ -60,7 +60,7 @@ class DataOptions:
 
 
 def read_mean_option(mean: str | None) -> tuple[str | None, list[float] | None]:
-    """A mean as people give it: (file, None) or (None, values). Raises :class:`DataError` where it is neither."""
+    """Return a mean as people give it: (file, None) or (None, values). Raises :class:`DataError` where it is neither."""
     if mean is None:
         return None, None
     number = r"\s*-?\d+(?:\.\d*)?\s*"
@@ -86,12 +86,16 @@ def set_data_sources(
 
     Args:
         net: A ``NetParameter`` in today's form.
-        train_source, val_source: databases (or lists, for layers that read lists) of the TRAIN and of the TEST phase.
-        mean_file, mean_values: one of them; it replaces the present mean. Values are one a channel, blue first.
-        train_batch, val_batch: pictures a batch. crop: the side of the square that is cut out of each picture.
+        train_source: The database (or list, for layers that read lists) of the TRAIN phase.
+        val_source: The same of the TEST phase.
+        mean_file: A binaryproto that replaces the present mean.
+        mean_values: The new mean's values instead, one a channel, blue first.
+        train_batch: Images per batch in the TRAIN phase.
+        val_batch: Images per batch in the TEST phase.
+        crop: The side of the square that is cut out of each image, in pixels.
 
     Raises:
-        NetError: there is no data layer of that phase that reads a source, or only such as take neither mean nor crop.
+        NetError: There is no data layer of that phase that reads a source, or only such as take neither mean nor crop.
     """
     changes: list[Change] = []
     given = "--crop" if crop is not None else "--mean" if mean_file is not None or mean_values is not None else ""
@@ -111,7 +115,7 @@ def set_data_sources(
 
 
 def data_layers(net: NetParameter, phase: int) -> list[Any]:
-    """The data layers of ``phase`` that read a source: Data, ImageData, HDF5Data and WindowData."""
+    """Return the data layers of ``phase`` that read a source: Data, ImageData, HDF5Data and WindowData."""
     state = make_state(phase)
     layers = [layer for layer in net.layer if is_data_layer(layer) and layer_included(layer, state)]
     return [layer for layer in layers if traits(layer).file_source]
@@ -158,7 +162,7 @@ def _is_leveldb(path: Path) -> bool:
 
 
 def classes_of(card: DatasetCard, classes: int | None) -> int:
-    """The number of classes: the dataset's. Raises :class:`CaffeToolsError` where another one was asked for."""
+    """Return the number of classes: the dataset's. Raises :class:`CaffeToolsError` where another one was asked for."""
     if classes is not None and classes != len(card.classes):
         raise CaffeToolsError(
             f"{classes} classes are asked for, but the dataset {card.folder} has {len(card.classes)} (--classes, --dataset)"
@@ -167,7 +171,7 @@ def classes_of(card: DatasetCard, classes: int | None) -> int:
 
 
 def mean_of(card: DatasetCard) -> str:
-    """The dataset's mean as ``--mean`` takes it: its file, or the values where its pictures differ in size."""
+    """Return the dataset's mean as ``--mean`` takes it: its file, or the values where its pictures differ in size."""
     return str(card.mean_file) if card.mean_file else ",".join(f"{value:g}" for value in card.mean_values)
 
 
@@ -191,10 +195,16 @@ def convert_imagedata_to_data(net: NetParameter) -> list[Change]:
 
 
 def fit_batches(net: NetParameter, card: DatasetCard, *, train: bool = True, val: bool = True) -> list[Change]:
-    """Batches no larger than the dataset, and for testing such that a whole number of them is every picture once, where one can be had.
+    """Limit batch sizes to the dataset's size; in the TEST phase to one of which a whole number is every image once, where there is one.
 
     Args:
-        train, val: whether the TRAIN and the TEST phase's may be changed.
+        net: A ``NetParameter`` in today's form; it is changed in place.
+        card: The dataset.
+        train: Whether the TRAIN phase's batch size may be changed.
+        val: Whether the TEST phase's may.
+
+    Returns:
+        The changes.
     """
     changes = []
     for phase, count, free in ((TRAIN, card.train_count, train), (TEST, card.val_count, val)):
@@ -212,7 +222,7 @@ def fit_batches(net: NetParameter, card: DatasetCard, *, train: bool = True, val
 
 
 def whole_batch(count: int, most: int, least: int) -> int:
-    """The largest batch from ``least`` to ``most`` of which a whole number is ``count`` pictures; ``most`` where there is none."""
+    """Return the largest batch from ``least`` to ``most`` of which a whole number is ``count`` pictures; ``most`` where there is none."""
     return next((size for size in range(most, least - 1, -1) if count % size == 0), most)
 
 

@@ -35,7 +35,7 @@ class Evaluation:
 
 
 def held_out(card: DatasetCard) -> list[tuple[Path, int]]:
-    """The held-out pictures of a data set and their labels, as val.txt lists them. Raises :class:`DataError` where it is damaged."""
+    """Return the held-out pictures of a data set and their labels, as val.txt lists them. Raises :class:`DataError` where it is damaged."""
     listing = card.folder / "val.txt"
     pictures: list[tuple[Path, int]] = []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):

@@ -69,7 +69,7 @@ def fingerprint_of_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def rollback_if_empty(out: Path) -> Iterator[None]:
-    """If the body fails before anything but run.json was written to ``out``, remove that, and the folder if it is new."""
+    """Remove run.json, and the folder ``out`` if it is new, when the body fails before anything else was written to it."""
     existed = os.path.lexists(out)
     try:
         yield

@@ -34,7 +34,7 @@ def check_free(folder: PathLike, *, force: bool = False, weights: bool = False) 
 
 
 def solver_in(net: NetParameter, folder: Path, *, epochs: int, base_lr: float | None, seed: int | None, like: Any | None) -> Any:
-    """The solver for ``net`` that is to lie in ``folder``; see :func:`~caffetools.project.solver_config.solver_for`."""
+    """Return the solver for ``net`` that is to lie in ``folder``; see :func:`~caffetools.project.solver_config.solver_for`."""
     train, val = (_batches(net, phase) for phase in (TRAIN, TEST))
     return solver_for(
         str(folder / FILES[0]),
@@ -67,7 +67,7 @@ def write_messages(messages: tuple[Any, ...], folder: PathLike, head: str, weigh
 
 
 def _batches(net: NetParameter, phase: int) -> tuple[int | None, int]:
-    """(number of pictures, where the database is there; pictures a batch) of a phase's first data layer."""
+    """Return (number of pictures, where the database is there; pictures a batch) of a phase's first data layer."""
     layers = data_layers(net, phase)
     if not layers:
         return None, 1

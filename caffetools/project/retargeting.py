@@ -126,7 +126,8 @@ class RetargetResult:
             The paths written.
 
         Raises:
-            CaffeToolsError: a file exists and ``force`` is not set. RunFailed: a file cannot be written.
+            CaffeToolsError: a file exists and ``force`` is not set.
+            RunFailed: a file cannot be written.
         """
         check_free(folder, force=force, weights=self.weights is not None)
         self.solver.net = str(Path(folder) / FILES[0])
@@ -174,7 +175,8 @@ def prepare_retarget(
         stages: Stages of training, testing and use, where the net's rules name stages; by default those that it needs.
 
     Raises:
-        NetError: the net cannot be retargeted or deployed; the message has the file and the line. PrototxtError: it cannot be read.
+        NetError: the net cannot be retargeted or deployed; the message has the file and the line.
+        PrototxtError: it cannot be read.
         DataError: a mean file, or a database that is there, cannot be used.
     """
     check_classes(classes)
@@ -227,7 +229,7 @@ class _Edits:
 
 
 def _deploy_stage(whole: Any, stages: Iterable[str], made: Retargeted, edits: _Edits, shapes: Mapping[str, Shape]) -> Any:
-    """The net of the deploy stage with the edits that the net for training had, and its layers' new names."""
+    """Return the net of the deploy stage with the edits that the net for training had, and its layers' new names."""
     net = deploy_stage(whole, stages, made.train_val, shapes)
     present = {layer.name for layer in net.layer}
     heads = [name for name in edits.heads if name in present]
@@ -246,6 +248,8 @@ def compare(project: RetargetResult, weights: PathLike | Caffemodel, *, trimmed:
     """Compare ``weights`` with the net: which layers take their parameters from it, and which are reinitialized.
 
     Args:
+        project: The retargeted net.
+        weights: The .caffemodel, or what was read of it.
         trimmed: The classifiers' weights are to be taken out first (see :func:`starting_weights`), so that they are reinitialized.
 
     Raises:
@@ -271,7 +275,7 @@ def compare(project: RetargetResult, weights: PathLike | Caffemodel, *, trimmed:
 
 
 def _other_net(project: RetargetResult, layer: LayerWeights) -> str:
-    """Why a layer's weights do not fit: the size of the input, which fully connected layers depend on, or that they are another net's."""
+    """Return why a layer's weights do not fit: the size of the input, which fully connected layers depend on, or that they are another net's."""
     with suppress(NetError):
         for row in summarize(project.original, TRAIN).layers:
             if row.name == layer.layer and row.parameters == [blob.shape for blob in layer.blobs]:

@@ -17,10 +17,12 @@ def check_parameter_shapes_match(train_val: Any, deploy: Any, shapes: Mapping[st
     """Compare the shapes of all parameters between the phases and the deploy net, as far as they are known without running anything.
 
     Args:
-        train_val, deploy: nets in today's form. shapes: of inputs that the net itself does not give, by blob; ``""`` is the first.
+        train_val: The net for training in today's form.
+        deploy: The deploy net in today's form.
+        shapes: Shapes of inputs that the net itself does not give, by blob; ``""`` is the first.
 
     Raises:
-        NetError: a net cannot be put together, a layer has other parameters in one of them, or layers that share one differ on it.
+        NetError: A net cannot be built, a layer has other parameters in one of them, or layers that share one differ on it.
     """
     known: dict[str, tuple[str, list[Shape]]] = {}
     nets = []

@@ -28,21 +28,26 @@ def solver_for(
     seed: int | None = None,
     tested: bool = True,
 ) -> Any:
-    """A ``SolverParameter`` for fine-tuning the net file ``net`` by SGD with momentum, in steps that each learn a tenth as fast.
+    """Return a ``SolverParameter`` for fine-tuning the net file ``net`` by SGD with momentum, with a learning rate that is divided by ten in steps.
 
-    Two thirds of the way are gone at the base rate. With the number of pictures known the length is ``epochs`` passes over them,
-    with a test of all validation pictures after each; without, it is 10,000 iterations, with 100 test batches after every 500.
+    The first two thirds run at the base rate. With the number of images known the length is ``epochs`` passes over them,
+    with a test of all validation images after each; without, it is 10,000 iterations, with 100 test batches after every 500.
 
     Args:
         net: The train_val prototxt, as the solver is to name it.
-        train_count, val_count: Pictures for training and for testing. train_batch, val_batch: pictures a batch.
+        train_count: Number of images for training.
+        val_count: Number of images for testing.
+        train_batch: Images per batch in the TRAIN phase.
+        val_batch: Images per batch in the TEST phase.
+        epochs: Passes over the training images, where their number is known.
         like: The solver that the net was trained with: momentum and weight decay are kept, the base rate is a tenth of its own.
         base_lr: The base rate, where not a tenth of ``like``'s or 0.001.
         snapshot_prefix: The start of the snapshots' names.
-        seed: The random seed; None leaves it to chance. tested: whether the net has a TEST phase.
+        seed: The random seed; None: nondeterministic.
+        tested: Whether the net has a TEST phase.
 
     Raises:
-        CaffeToolsError: a number is out of its range.
+        CaffeToolsError: A number is out of its range.
     """
     per_epoch = math.ceil(train_count / train_batch) if train_count else _TEST_INTERVAL
     max_iter = per_epoch * epochs if train_count else _ITERATIONS

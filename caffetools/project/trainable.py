@@ -59,7 +59,7 @@ def make_trainable(
     stages: Iterable[str] | None = None,
     input_shape: Mapping[str, Shape] | None = None,
 ) -> Trainable:
-    """A net for training and its solver from the deploy net in the file ``source``; nothing is written.
+    """Return a net for training and its solver from the deploy net in the file ``source``; nothing is written.
 
     Args:
         source: The deploy prototxt.
@@ -105,7 +105,7 @@ def write_trainable(made: Trainable, folder: PathLike, *, force: bool = False) -
 def trainable_from(
     deploy: Any, *, sources: tuple[str, str] = ("train_lmdb", "val_lmdb"), scale: float | None = None
 ) -> tuple[Any, list[Change], list[str]]:
-    """A net for training that the deploy net ``deploy`` could have come from.
+    """Return a net for training that the deploy net ``deploy`` could have come from.
 
     Its input becomes Data layers for both phases, cropped to the input's size where that is square (HDF5Data for a net that ends in a
     Sigmoid, which has a label for each of its outputs); a final Softmax becomes a SoftmaxWithLoss with accuracies, a final Sigmoid a
@@ -114,13 +114,14 @@ def trainable_from(
 
     Args:
         deploy: A ``NetParameter`` of any age; it is not changed.
-        sources: the databases of the two phases. scale: what the pixels are multiplied by.
+        sources: The databases of the two phases.
+        scale: The factor of the pixels (transform_param).
 
     Returns:
         The ``NetParameter``, what was changed, and sentences on what was taken for granted.
 
     Raises:
-        NetError: the net has a loss already, several inputs, no scores among its outputs, or maps of them; the message says which.
+        NetError: The net has a loss already, several inputs, no scores among its outputs, or maps of them; the message says which.
     """
     net = NetParameter()
     net.CopyFrom(upgrade_net(deploy))
@@ -154,7 +155,7 @@ def trainable_from(
 
 
 def _notes(net: NetParameter, scores: str, answers: list[Any], classes: int) -> list[str]:
-    """What was taken for granted."""
+    """Return what was taken for granted."""
     graph, notes = Graph(net, TEST), []
     others = [top for i, top in graph.outputs() if graph.layers[i] not in answers and top != scores]
     if others:
@@ -167,7 +168,7 @@ def _notes(net: NetParameter, scores: str, answers: list[Any], classes: int) -> 
 
 
 def _scores(net: NetParameter) -> tuple[str, list[Any]]:
-    """The blob that the loss is to read, and the layers that only turn it into probabilities."""
+    """Return the blob that the loss is to read, and the layers that only turn it into probabilities."""
     graph = Graph(net, TEST)
     ends = [graph.layers[i] for i, _ in graph.outputs()]
     answers = [layer for layer in ends if traits(layer).loss]
@@ -184,7 +185,7 @@ def _scores(net: NetParameter) -> tuple[str, list[Any]]:
 
 
 def _gives_scores(layer: LayerParameter) -> bool:
-    """Whether ``layer`` may give scores of classes; a Deconvolution at a net's end enlarges maps or pictures."""
+    """Return whether ``layer`` may give scores of classes; a Deconvolution at a net's end enlarges maps or pictures."""
     return is_linear(layer) and traits(layer).coordinates != "transposed"
 
 
@@ -236,7 +237,7 @@ def _make_learn(layer: LayerParameter, changes: list[Change]) -> None:
 
 
 def _gives_each_class_alone(answer: Any) -> bool:
-    """Whether the layer that gives the answers does so for each class by itself, so that several classes may be right."""
+    """Return whether the layer that gives the answers does so for each class by itself, so that several classes may be right."""
     return traits(traits(answer).loss).compares == "targets"
 
 

@@ -37,7 +37,8 @@ def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
     """Read a .caffemodel of any age (V0, V1 or today's layers) and fork; arrays are read-only views of the mapped file.
 
     Args:
-        dialect: The fork that wrote the file; None finds out.
+        path: The file.
+        dialect: The fork that wrote the file; None detects it.
 
     Raises:
         ModelFileError: the file is missing, empty, truncated or not a caffemodel; the message says at which byte or layer.

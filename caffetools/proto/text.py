@@ -72,7 +72,7 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
 
 
 def format_text(message: Message) -> str:
-    """``message`` as prototxt, with whole floats written as Caffe writes them (``lr_mult: 1``, not ``1.0``)."""
+    """Return ``message`` as prototxt, with whole floats written as Caffe writes them (``lr_mult: 1``, not ``1.0``)."""
     text = text_format.MessageToString(message, as_utf8=True)
     return print_unknown(re.sub(r"^(\s*\w+: -?\d+)\.0$", r"\1", text, flags=re.MULTILINE))
 
@@ -203,7 +203,7 @@ def _explain(error: text_format.ParseError, message: Message, text: str, path: P
 
 
 def _incomplete(message: Any, text: str, path: PathLike | None) -> PrototxtError:
-    """An error for the first field that must be given and is not."""
+    """Return an error for the first field that must be given and is not."""
     missing = message.FindInitializationErrors()[0]
     place = re.match(r"layer\[(\d+)\]\.(.+)", missing)
     if not place:
@@ -228,7 +228,7 @@ def _excerpt(text: str, line: int, column: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """``text`` on one line that a terminal can show."""
+    """Return ``text`` on one line that a terminal can show."""
     return re.sub(r"\?{4,}", "???", "".join(c if c.isprintable() else "?" for c in text))
 
 

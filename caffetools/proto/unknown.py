@@ -123,10 +123,11 @@ class _Scan:
 
 
 def keep_unknown(text: str, descriptor: Any, *, lenient: bool) -> str:
-    """``text`` with the unknown fields that may be kept made strings of ``caffetools_unknown``; the same text where there are none.
+    """Return ``text`` with the unknown fields that may be kept made strings of ``caffetools_unknown``; the same text where there are none.
 
     Args:
-        descriptor: That of the message which ``text`` is.
+        text: Prototxt.
+        descriptor: The descriptor of the message that ``text`` holds.
         lenient: Keep every unknown field and enum value.
     """
     scan = _Scan(text, [(m.start(), m.end(), m.group()) for m in _TOKEN.finditer(text) if m.group()[0] != "#"])
@@ -222,7 +223,7 @@ def _value(word: str) -> Value:
 
 
 def _is_v1_type_of_a_fork(known: Any, value: str) -> bool:
-    """Whether ``value`` is a layer type that V1LayerParameter does not have, and not one of its own misspelled."""
+    """Return whether ``value`` is a layer type that V1LayerParameter does not have, and not one of its own misspelled."""
     if known.enum_type is None or known.enum_type.name != "LayerType" or not re.fullmatch(r"[A-Z_]\w*", value):
         return False
     names = list(known.enum_type.values_by_name)
@@ -247,7 +248,7 @@ def _is_kept(unknown: _Unknown) -> bool:
 
 
 def _laid_out(source: str) -> str:
-    """``source`` with its lines indented by the depth of their braces, so that it reads the same wherever it is printed."""
+    """Return ``source`` with its lines indented by the depth of their braces, so that it reads the same wherever it is printed."""
     depth, lines = 0, []
     for line in source.split("\n"):
         words = [m.group() for m in _TOKEN.finditer(line) if m.group()[0] != "#"]

@@ -55,7 +55,7 @@ def walk(buffer: memoryview, start: int = 0, end: int | None = None) -> Iterator
 
 
 def read_varint(buffer: memoryview, position: int, end: int) -> tuple[int, int]:
-    """(value, position behind it) of the varint at ``position``. Raises :class:`WireError`."""
+    """Return (value, position behind it) of the varint at ``position``. Raises :class:`WireError`."""
     value = shift = 0
     while True:
         if position >= end:
@@ -71,7 +71,7 @@ def read_varint(buffer: memoryview, position: int, end: int) -> tuple[int, int]:
 
 
 def varint(value: int) -> bytes:
-    """``value`` (not negative) as a varint."""
+    """Return ``value`` (not negative) as a varint."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

@@ -56,7 +56,7 @@ def install_as_caffe(*, force: bool = False) -> None:
 
 
 def is_installed() -> bool:
-    """Whether ``caffe`` is caffetools in this process now."""
+    """Return whether ``caffe`` is caffetools in this process now."""
     return isinstance(sys.modules.get("caffe"), _CaffeModule)
 
 
@@ -133,7 +133,7 @@ class _Alias:
         self._count = 0
 
     def modules(self) -> dict[str, ModuleType]:
-        """The modules by name, and those of forks that were imported through them."""
+        """Return the modules by name, and those of forks that were imported through them."""
         if not self._modules:
             self._modules = _own_modules()
         return self._modules

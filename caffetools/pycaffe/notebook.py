@@ -190,7 +190,7 @@ def _is_target(text: str) -> bool:
 
 
 def _begins_statement(before: list[str]) -> bool:
-    """Whether the next line begins a statement: it lies in no bracket, string or continued line."""
+    """Return whether the next line begins a statement: it lies in no bracket, string or continued line."""
     if before and before[-1].rstrip().endswith("\\"):
         return False
     text = "\n".join(before) + "\n"

@@ -85,38 +85,38 @@ class DistributedSolver(Solver):
     # ---- what all processes do together ----
 
     def solve(self) -> None:
-        """As :meth:`Solver.solve`, in every process from where the main one is."""
+        """Train as :meth:`Solver.solve` does, in every process from where the main one is."""
         self._stop_wanted = self._snapshot_wanted = False
         with self.strategy.connected():
             self._follow_main()
             super().solve()
 
     def stop(self) -> None:
-        """As :meth:`Solver.stop`; several processes stop together, after the same update."""
+        """Stop as :meth:`Solver.stop` does; several processes stop together, after the same update."""
         if self.strategy.size == 1 or self._on_main_alone:
             super().stop()
         else:
             self._stop_wanted = True
 
     def snapshot(self) -> Snapshot | None:
-        """As :meth:`Solver.snapshot`; several processes write it together, after the current update."""
+        """Ask for a snapshot as :meth:`Solver.snapshot` does; several processes write it together, after the current update."""
         if self.strategy.size == 1:
             return self.checkpoint()
         self._snapshot_wanted = True
         return None
 
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """As :meth:`Solver.restore`; only the main process reads the files, the others follow when :meth:`solve` begins."""
+        """Restore as :meth:`Solver.restore` does; only the main process reads the files, the others follow when :meth:`solve` begins."""
         if self.strategy.is_main:
             super().restore(path)
             self._stored = processes.stored(path) if self._resumed else None
 
     def load_weights(self, path: str | os.PathLike[str]) -> LoadReport:
-        """As :meth:`Solver.load_weights`; only the main process reads the file."""
+        """Load weights as :meth:`Solver.load_weights` does; only the main process reads the file."""
         return super().load_weights(path) if self.strategy.is_main else LoadReport()
 
     def test_all(self) -> list[TestResult]:
-        """As :meth:`Solver.test_all` in the main process, while the others wait; they get no results."""
+        """Test as :meth:`Solver.test_all` does in the main process, while the others wait; they get no results."""
         self._on_main_alone = self.strategy.is_main
         results = self.strategy.run_on_main(super().test_all)
         self._on_main_alone = False
@@ -125,13 +125,13 @@ class DistributedSolver(Solver):
         return results or []
 
     def checkpoint_rng_before_test(self) -> None:
-        """As :meth:`Solver.checkpoint_rng_before_test`, with the states of all processes."""
+        """Keep random states as :meth:`Solver.checkpoint_rng_before_test` does, with the states of all processes."""
         super().checkpoint_rng_before_test()
         if self._before_tests is not None:
             self._before_tests = processes.with_others(self._before_tests, self.strategy, self.precision.state())
 
     def checkpoint(self) -> Snapshot:
-        """As :meth:`Solver.checkpoint`: the main process writes it, the others wait and get its names."""
+        """Write a checkpoint as :meth:`Solver.checkpoint` does: the main process writes it, the others wait and get its names."""
         due = self._before_tests is None
         if due:
             self.checkpoint_rng_before_test()
@@ -147,14 +147,14 @@ class DistributedSolver(Solver):
         return written or Snapshot(names["iteration"], Path(names["weights"]), Path(names["state"]))
 
     def smoothed_loss(self) -> float:
-        """As :meth:`Solver.smoothed_loss`, the mean over all processes."""
+        """Return the smoothed loss as :meth:`Solver.smoothed_loss` does, the mean over all processes."""
         loss = super().smoothed_loss()
         if not self._on_main_alone and self.losses:
             (loss,) = self.strategy.all_reduce([loss])
         return loss
 
     def outputs(self) -> list[Output]:
-        """As :meth:`Solver.outputs`, the means over all processes."""
+        """Return the outputs as :meth:`Solver.outputs` does, the means over all processes."""
         outputs = super().outputs()
         means = self.strategy.all_reduce([output.value for output in outputs])
         return [replace(output, value=value) for output, value in zip(outputs, means, strict=True)]
@@ -220,7 +220,7 @@ class DistributedSolver(Solver):
         self.precision.set_state(state.get("precision", {}))
 
     def step(self, iterations: int) -> None:
-        """As :meth:`Solver.step`, with torch's settings for the precision."""
+        """Update as :meth:`Solver.step` does, with torch's settings for the precision."""
         with self.precision.settings():
             super().step(iterations)
 

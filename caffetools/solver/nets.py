@@ -54,7 +54,8 @@ def train_net(solver: SolverParameter, places: Places, log: Log) -> Net:
         log: Receives lines in Caffe's words.
 
     Raises:
-        CaffeToolsError: none or several of the fields are given. PrototxtError, NetError: the net is wrong.
+        CaffeToolsError: none or several of the fields are given.
+        PrototxtError, NetError: the net is wrong.
     """
     given = [name for name in ("train_net_param", "train_net", "net_param", "net") if solver.HasField(name)]
     if len(given) != 1:
@@ -136,7 +137,7 @@ def _adopt(layer: Layer, other: Layer) -> None:
 
 
 def _field(solver: Any, name: str, places: Places, log: Log, *, test: bool = False) -> Source:
-    """The source that the field ``name`` gives; Caffe says "specified by net file" of test nets and "from net file" of others."""
+    """Return the source that the field ``name`` gives; Caffe says "specified by net file" of test nets and "from net file" of others."""
     words = "specified by" if test else "from" if not name.endswith("_param") else "specified in"
     if name.endswith("_param"):
         return Source(f"{words} {name}.", getattr(solver, name))
@@ -151,7 +152,7 @@ def _file(name: str, origin: str, places: Places, log: Log) -> Source:
 
 
 def _state(phase: int, net: NetParameter, extra: Any) -> Any:
-    """The state that a net is filtered by: the phase, then what the net's prototxt says of itself, then what the solver says."""
+    """Return the state that a net is filtered by: the phase, then what the net's prototxt says of itself, then what the solver says."""
     state = NetState(phase=phase)
     state.MergeFrom(net.state)
     state.MergeFrom(extra)

@@ -95,7 +95,7 @@ def rebase_sources(net: NetParameter, base: Path | None, log: Log) -> None:
 
 
 def _bases(path: Path) -> Iterable[Path]:
-    """The solver's folder and those above it, relative to the working directory."""
+    """Return the solver's folder and those above it, relative to the working directory."""
     folder = path.parent.absolute()
     return (Path(os.path.relpath(place)) for place in (folder, *folder.parents))
 

@@ -19,40 +19,40 @@ def fixed(solver: SolverParameter, iteration: int, step: int) -> float:
 
 
 def step(solver: SolverParameter, iteration: int, step: int) -> float:
-    """``base_lr`` times ``gamma`` for every ``stepsize`` iterations done."""
+    """Return ``base_lr`` times ``gamma`` for every ``stepsize`` iterations done."""
     return float(solver.base_lr) * _power(solver.gamma, step)
 
 
 def exp(solver: SolverParameter, iteration: int, step: int) -> float:
-    """``base_lr * gamma ** iteration``."""
+    """Return ``base_lr * gamma ** iteration``."""
     return float(solver.base_lr) * _power(solver.gamma, iteration)
 
 
 def inv(solver: SolverParameter, iteration: int, step: int) -> float:
-    """``base_lr * (1 + gamma * iteration) ** -power``."""
+    """Return ``base_lr * (1 + gamma * iteration) ** -power``."""
     return float(solver.base_lr) * _power(1.0 + solver.gamma * iteration, -solver.power)
 
 
 def multistep(solver: SolverParameter, iteration: int, step: int) -> float:
-    """``base_lr`` times ``gamma`` for every ``stepvalue`` passed; ``step`` counts them."""
+    """Return ``base_lr`` times ``gamma`` for every ``stepvalue`` passed; ``step`` counts them."""
     return float(solver.base_lr) * _power(solver.gamma, step)
 
 
 def poly(solver: SolverParameter, iteration: int, step: int) -> float:
-    """``(base_lr - min_lr) * (1 - iteration / max_iter) ** power + min_lr``: ``min_lr`` (NVCaffe; 0 in Caffe) at ``max_iter``."""
+    """Return ``(base_lr - min_lr) * (1 - iteration / max_iter) ** power + min_lr``: ``min_lr`` (NVCaffe; 0 in Caffe) at ``max_iter``."""
     floor = float(solver.min_lr)
     return (float(solver.base_lr) - floor) * _power(1.0 - iteration / solver.max_iter, solver.power) + floor
 
 
 def sigmoid(solver: SolverParameter, iteration: int, step: int) -> float:
-    """``base_lr / (1 + e ** (-gamma * (iteration - stepsize)))``."""
+    """Return ``base_lr / (1 + e ** (-gamma * (iteration - stepsize)))``."""
     # Where e ** x leaves the range of floats, the rate is 0 as in Caffe, not an error.
     exponent = min(-solver.gamma * (iteration - solver.stepsize), 700.0)
     return float(solver.base_lr) / (1.0 + math.exp(exponent))
 
 
 def multifixed(solver: SolverParameter, iteration: int, step: int) -> float:
-    """``stagelr`` of the first stage whose ``stageiter`` is not passed, else of the last (Intel, YOLO)."""
+    """Return ``stagelr`` of the first stage whose ``stageiter`` is not passed, else of the last (Intel, YOLO)."""
     stage = next((index for index, last in enumerate(solver.stageiter) if iteration <= last), len(solver.stageiter) - 1)
     return float(solver.stagelr[stage])
 
@@ -86,7 +86,7 @@ class LearningRate:
         self.current_step = 0
 
     def at(self, iteration: int) -> float:
-        """The rate for the update of ``iteration``, rounded to float32; to be asked once for each iteration in turn.
+        """Return the rate for the update of ``iteration``, rounded to float32; to be asked once for each iteration in turn.
 
         ``multistep`` takes at most one step per call, as Caffe does: two equal step values act on two iterations.
 
@@ -138,6 +138,6 @@ def check_policy(solver: SolverParameter) -> None:
 
 
 def _power(base: float, exponent: float) -> float:
-    """``base ** exponent`` as C's pow has it: nan and inf where Python would raise or go complex."""
+    """Return ``base ** exponent`` as C's pow has it: nan and inf where Python would raise or go complex."""
     with np.errstate(all="ignore"):
         return float(np.power(np.float64(base), np.float64(exponent)))

@@ -67,7 +67,7 @@ class Precision:
                 backend.allow_tf32 = value
 
     def running(self) -> AbstractContextManager[Any]:
-        """The context for a forward pass."""
+        """Return the context for a forward pass."""
         return nullcontext() if self.half is None else torch.autocast(self.device.type, self.half)
 
     def backward(self, loss: Tensor) -> None:
@@ -95,7 +95,7 @@ class Precision:
             self.log("solver.cpp:250", text, "W")
 
     def state(self) -> dict[str, float]:
-        """What the following passes depend on; numbers only."""
+        """Return what the following passes depend on; numbers only."""
         return {} if self._scaler is None else dict(self._scaler.state_dict())
 
     def set_state(self, state: dict[str, float]) -> None:

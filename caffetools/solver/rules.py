@@ -140,7 +140,7 @@ RULES: dict[str, type[UpdateRule]] = {rule.__name__: rule for rule in (SGD, Nest
 
 
 def make_rule(solver: SolverParameter, learnable: Sequence[Learnable]) -> UpdateRule:
-    """The update rule that ``type`` of ``solver`` (a ``SolverParameter``) names. Raises :class:`CaffeToolsError`."""
+    """Return the update rule that ``type`` of ``solver`` (a ``SolverParameter``) names. Raises :class:`CaffeToolsError`."""
     if solver.type not in RULES:
         raise SolverError(f"unknown type '{solver.type}'; it is one of {', '.join(RULES)}", field="type")
     if not 0 <= solver.momentum < math.inf:

@@ -12,7 +12,7 @@ from caffetools.solver.control import Output
 
 
 def read_outputs(net: Net, blobs: Mapping[str, Tensor]) -> list[Output]:
-    """Every number of ``net``'s output blobs, in order. All are fetched from the device at once."""
+    """Return every number of ``net``'s output blobs, in order. All are fetched from the device at once."""
     names = [name for name in net.outputs if name in blobs]
     if not names:
         return []
@@ -40,9 +40,9 @@ class Scores:
         self.batches += 1
 
     def means(self) -> list[Output]:
-        """The mean of every output; empty before the first batch."""
+        """Return the mean of every output; empty before the first batch."""
         return read_outputs(self._net, {name: total / self.batches for name, total in self._sums.items()})
 
     def loss(self) -> float:
-        """The mean of the weighted loss."""
+        """Return the mean of the weighted loss."""
         return float(self._loss) / max(self.batches, 1)

@@ -111,7 +111,7 @@ class _Clock:
         return self._now() - began
 
     def means(self, iterations: int, total: float) -> Timings:
-        """The means in milliseconds."""
+        """Return the means in milliseconds."""
         forward, backward = ([1000 * seconds / iterations for seconds in times] for times in (self._forward, self._backward))
         layers = [LayerTime(item.name, item.type_name, f, b) for item, f, b in zip(self.net.layers, forward, backward, strict=True)]
         return Timings(layers, sum(forward), sum(backward), 1000 * total / iterations, iterations)

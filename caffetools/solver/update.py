@@ -121,7 +121,7 @@ class UpdateRule:
     # ---- the common steps ----
 
     def _make_groups(self) -> list[Group]:
-        """The parameters by their multipliers, without those that no update can change, nor their history."""
+        """Return the parameters by their multipliers, without those that no update can change, nor their history."""
         groups: dict[tuple[float, float], Group] = {}
         count = len(self.learnable)
         for index, entry in enumerate(self.learnable):
@@ -160,7 +160,7 @@ class UpdateRule:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    """The parameter's gradient in its own memory layout, which fused kernels rely on; zeros where there is none."""
+    """Return the parameter's gradient in its own memory layout, which fused kernels rely on; zeros where there is none."""
     gradient = parameter.grad
     if gradient is None:
         return torch.zeros_like(parameter)

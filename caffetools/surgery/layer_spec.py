@@ -91,7 +91,7 @@ def _from_words(text: str) -> Any:
 
 
 def _why_not(kind: str) -> str:
-    """Why a layer of type ``kind`` can't be inserted: it passes no gradient; empty where it does, or where that is not known."""
+    """Return why a layer of type ``kind`` can't be inserted: it passes no gradient; empty where it does, or where that is not known."""
     if is_known(kind) and (0 in layer_class(kind).NO_GRADIENT or traits(kind).role in ("metric", "silence")):
         return "passes no gradient, so no layer below it would learn"
     return ""

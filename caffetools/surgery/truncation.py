@@ -173,7 +173,7 @@ def _pooling_tail(graph: Graph, end: int, start: int, shapes: Mapping[int, Shape
 
 
 def _may_stand_in_tail(layer: LayerParameter) -> bool:
-    """Whether ``layer`` may stand between a global pooling and the classifier: it pools, flattens or maps values one by one."""
+    """Return whether ``layer`` may stand between a global pooling and the classifier: it pools, flattens or maps values one by one."""
     return traits(layer).role == "pooling" or is_pointwise(layer) or flattens(layer)
 
 

@@ -27,7 +27,6 @@ def new_folder(
         path: The folder to create; missing parents are created.
         force: Replace an existing ``path`` once the new folder is complete.
         replaceable: With ``force``, decides whether the existing ``path`` may be replaced.
-
         resumable: Keep the hidden folder if the body is interrupted or cancelled (or, with ``resume``, fails), for a later run.
         resume: Continue in the hidden folder that an interrupted run left, if there is one.
 

@@ -38,7 +38,8 @@ def blob_values(net: Net, image: Image, blobs: Sequence[str]) -> dict[str, NDArr
         blobs: Names; each gets its last value, after in-place layers.
 
     Raises:
-        NetError: the net has no such blob, or the picture does not fit. DataError: the values are not finite.
+        NetError: the net has no such blob, or the picture does not fit.
+        DataError: the values are not finite.
     """
     values = run_probe(net, as_batch(image), blobs=blobs).blobs
     arrays = {name: np.ascontiguousarray(values[name].detach().float().cpu().numpy()) for name in blobs}
@@ -69,7 +70,8 @@ def activations_figure(
         name: The blob's name.
         common: Scale all channels by the largest value of the blob, not each by its own.
         labels: Class names for the bars, where the blob has as many values.
-        picture: The picture's name, for the title.
+        picture: The image's name, for the title.
+        theme: Colours.
 
     Returns:
         The figure and its caption.
@@ -113,7 +115,7 @@ def overview_figure(
 
 
 def _coloured(maps: NDArray[Any], common: bool) -> NDArray[np.uint8]:
-    """(C, H, W, 3): signed colours for all channels where any value is negative."""
+    """Return (C, H, W, 3): signed colours for all channels where any value is negative."""
     peak = np.abs(maps).max() if common else np.abs(maps).reshape(len(maps), -1).max(1).reshape(-1, 1, 1)
     unit = maps / np.where(peak > 0, peak, 1)
     signed = bool(maps.min() < 0)

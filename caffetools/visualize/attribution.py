@@ -49,7 +49,8 @@ def saliency(net: Net, image: Image, *, blob: str | None = None, unit: Unit = No
         (C, H, W) float32, signed unless ``absolute``.
 
     Raises:
-        NetError: the net has no such blob, the picture does not fit, or there is no gradient. DataError: the blob has no such unit.
+        NetError: the net has no such blob, the picture does not fit, or there is no gradient.
+        DataError: the blob has no such unit.
     """
     gradient = _gradient_of_one(net, image, blob, unit)
     return np.abs(gradient) if absolute else gradient
@@ -99,7 +100,8 @@ def integrated_gradients(
         (C, H, W) float32, signed.
 
     Raises:
-        NetError: as for :func:`saliency`. DataError: the blob has no such unit, or fewer than one step.
+        NetError: as for :func:`saliency`.
+        DataError: the blob has no such unit, or fewer than one step.
     """
     if steps < 1:
         raise DataError(f"integrated gradients need at least 1 step, not {steps}")
@@ -146,7 +148,8 @@ def smooth_grad(
         (C, H, W) float32, signed.
 
     Raises:
-        NetError: as for :func:`saliency`. DataError: the blob has no such unit, no samples, or negative noise.
+        NetError: as for :func:`saliency`.
+        DataError: the blob has no such unit, no samples, or negative noise.
     """
     if samples < 1 or not noise >= 0:
         raise DataError(f"SmoothGrad needs at least 1 sample and noise of at least 0, not {samples} and {noise}")
@@ -194,7 +197,8 @@ def occlusion(
         (H, W) float32: positive where the picture supports the unit.
 
     Raises:
-        NetError: as for :func:`saliency`. DataError: the blob has no such unit, or window or stride do not fit the picture.
+        NetError: as for :func:`saliency`.
+        DataError: the blob has no such unit, or window or stride do not fit the picture.
     """
     blob = target_blob(net, blob)
     x = as_batch(image)
@@ -316,7 +320,7 @@ def _gradient_of_one(net: Net, image: Image, blob: str | None, unit: Unit, *, ru
 
 
 def _gradient(net: Net, batch: Tensor, blob: str, unit: Unit, *, rule: Rule | None = None) -> Attribution:
-    """(N, C, H, W): each item's gradient; items do not mix in the TEST phase, so that the sum of scores has all of them."""
+    """Return (N, C, H, W): each item's gradient; items do not mix in the TEST phase, so that the sum of scores has all of them."""
     values, score = probe_unit(net, batch, blob, unit, rule=rule)
     source = values.inputs[picture_input(net)]
     return values.gradient(score, source, what=f"blob '{blob}'").detach().float().cpu().contiguous().numpy()
@@ -327,7 +331,7 @@ def _forward(net: Net, batch: Tensor, blob: str) -> Tensor:
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start: the last may reach over the edge, so that every position is covered."""
+    """Return where windows start: the last may reach over the edge, so that every position is covered."""
     return list(range(0, max(length - window + stride, 1), stride))
 
 

@@ -27,7 +27,8 @@ def grad_cam(net: Net, image: Image, *, layer: str, blob: str | None = None, uni
         (H, W) float32 at the layer's resolution, not normalised.
 
     Raises:
-        NetError: the net has no such layer or blob, or the unit does not depend on the layer. DataError: there is no such unit, or
+        NetError: the net has no such layer or blob, or the unit does not depend on the layer.
+        DataError: there is no such unit, or
             the layer's top has no positions.
     """
     features, gradient = _features(net, image, layer, blob, unit)
@@ -47,7 +48,7 @@ def grad_cam_plus_plus(net: Net, image: Image, *, layer: str, blob: str | None =
 
 
 def _features(net: Net, image: Image, layer: str, blob: str | None, unit: Unit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The layer's top and the unit's gradient with respect to it, (K, H, W) each."""
+    """Return the layer's top and the unit's gradient with respect to it, (K, H, W) each."""
     blob = target_blob(net, blob)
     x = as_batch(image)
     unit = resolve_unit(net, x, blob, unit)

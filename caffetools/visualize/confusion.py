@@ -61,13 +61,13 @@ def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _levels(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How strong each cell's colour is, 0 to 1: the root of its share, as otherwise the few mistakes of a good model would not be seen."""
+    """Return how strong each cell's colour is, 0 to 1: the root of its share, as otherwise the few mistakes of a good model would not be seen."""
     least = 0.1 if len(counts) <= _MOST_LABELS else 0.4  # small cells need more to be seen
     return np.where(counts > 0, least + (1 - least) * np.sqrt(_shares(counts)), 0.0)
 
 
 def _colours(counts: NDArray[np.int64], theme: Theme) -> NDArray[np.float64]:
-    """(K, K, 3) RGB, 0 to 1."""
+    """Return (K, K, 3) RGB, 0 to 1."""
     level = _levels(counts)[..., None]
     ends = np.where(np.eye(len(counts), dtype=bool)[..., None], to_rgb(theme.good), to_rgb(theme.bad))
     empty = 0.45 * np.asarray(to_rgb(theme.grid)) + 0.55 * np.asarray(to_rgb(theme.background))

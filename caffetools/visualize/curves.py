@@ -73,10 +73,13 @@ def curves_figure(
     logarithmic scale; a long training curve is drawn faintly, with its running mean over it.
 
     Args:
+        logs: The log of each run by its name.
+        panels: The panels to draw.
         size: Width and height of a panel, in inches.
+        theme: Colours.
 
     Raises:
-        DataError: there are no logs, or one is empty.
+        DataError: There are no logs, or one is empty.
     """
     if not logs:
         raise DataError("no logs to draw")
@@ -96,7 +99,8 @@ def draw_curves(logs: Mapping[str, TrainingLog], path: PathLike, *, theme: Theme
     """Write :func:`curves_figure` of the runs ``logs`` (by name) to ``path``.
 
     Raises:
-        DataError: there are no logs, one is empty, or ``path`` does not end in .png or .svg. RunFailed: it cannot be written.
+        DataError: there are no logs, one is empty, or ``path`` does not end in .png or .svg.
+        RunFailed: it cannot be written.
     """
     style.picture_format(path)
     figure = curves_figure(logs, theme=theme)
@@ -176,7 +180,7 @@ def _label(line: Series, y: NDArray[np.float64], several: bool) -> str:
 
 
 def _running_mean(y: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """The mean of the ``window`` values up to each one (of fewer at the start); values that are not numbers are left out."""
+    """Return the mean of the ``window`` values up to each one (of fewer at the start); values that are not numbers are left out."""
     known = np.isfinite(y)
     total, count = np.cumsum(np.where(known, y, 0.0)), np.cumsum(known)
     total[window:], count[window:] = total[window:] - total[:-window].copy(), count[window:] - count[:-window].copy()

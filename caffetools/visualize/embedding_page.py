@@ -25,10 +25,12 @@ def write_embedding_page(
         points: (M, 2).
         predictions: Of the same pictures.
         model: Reads them.
-        method, blob: For the heading.
+        method: The projection's name, for the heading.
+        blob: The blob's name, for the heading.
 
     Raises:
-        DataError: a picture cannot be read any more. RunFailed: the file cannot be written.
+        DataError: a picture cannot be read any more.
+        RunFailed: the file cannot be written.
     """
     low, high = points.min(0), points.max(0)
     unit = (points - low) / np.where(high > low, high - low, 1)

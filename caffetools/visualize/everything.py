@@ -34,7 +34,8 @@ def write_everything(
         The number of drawings.
 
     Raises:
-        DataError: another suffix, a picture cannot be read, or weights are not finite. RunFailed: the page cannot be written.
+        DataError: another suffix, a picture cannot be read, or weights are not finite.
+        RunFailed: the page cannot be written.
     """
     if Path(path).suffix.lower() != ".html":
         raise DataError(f"{path}: this page is written as .html; give the file that suffix")

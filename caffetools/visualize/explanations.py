@@ -38,10 +38,12 @@ def explain(
         method: One of :data:`ALL_METHODS`.
         blob: Of the unit.
         unit: As in attribution.
-        layer: For Grad-CAM; None takes the last layer with positions below the blob. options: Of the method.
+        layer: For Grad-CAM; None takes the last layer with positions below the blob.
+        options: Options of the method's function.
 
     Raises:
-        DataError: an unknown method. NetError, DataError: as the method's function.
+        DataError: an unknown method.
+        NetError, DataError: as the method's function.
     """
     if method in CAMS:
         return CAMS[method](model.net, prepared.input, layer=layer or last_feature_layer(model.net, blob), blob=blob, unit=unit)

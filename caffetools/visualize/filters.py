@@ -63,11 +63,17 @@ def draw_filters(
     Args:
         source: A .caffemodel (its path, or as read), or arrays by layer name, weights first.
         layer: The layer's name; None takes the first one with convolution filters.
-        normalise, channel_order, picture_shape: as in :func:`filters_figure`.
+        path: The picture to write.
+        normalise: As in :func:`filters_figure`.
+        channel_order: As in :func:`filters_figure`.
+        picture_shape: As in :func:`filters_figure`.
+        theme: Colours.
 
     Raises:
-        ModelFileError: the .caffemodel cannot be read. DataError: the layer does not exist (the message lists those there are), weights that
-            are not finite, or another suffix than .png and .svg. RunFailed: ``path`` cannot be written.
+        ModelFileError: The .caffemodel cannot be read.
+        DataError: the layer does not exist (the message lists those there are), weights that
+            are not finite, or another suffix than .png and .svg.
+        RunFailed: ``path`` cannot be written.
     """
     style.picture_format(path)
     weights = find_weights(source, layer)
@@ -155,9 +161,10 @@ def filters_figure(
             zero is the middle grey either way.
         channel_order: What the three channels are, ``"bgr"`` as Caffe's tools have them or ``"rgb"``.
         picture_shape: (C, H, W) with C·H·W = K.
+        theme: Colours.
 
     Raises:
-        DataError: there are no weights, some are not finite, or ``picture_shape`` does not fit.
+        DataError: There are no weights, some are not finite, or ``picture_shape`` does not fit.
     """
     if not isinstance(layer, LayerWeights):
         layer = LayerWeights("", layer)
@@ -206,7 +213,7 @@ def layer_sheet(
 
 
 def describe(layer: LayerWeights) -> str:
-    """``Convolution 96 × 3 × 11 × 11``."""
+    """Return ``Convolution 96 × 3 × 11 × 11``."""
     kind = layer.type or {4: Convolution.TYPE, 2: InnerProduct.TYPE}.get(np.ndim(layer.weights), "weights")
     return f"{kind} {' × '.join(map(str, np.shape(layer.weights)))}"
 
@@ -219,7 +226,8 @@ def find_weights(source: Source, layer: str | None = None) -> LayerWeights:
         layer: The layer's name; None takes the first layer with convolution filters.
 
     Raises:
-        ModelFileError: the .caffemodel cannot be read. DataError: the layer has no weights; the message lists those that have.
+        ModelFileError: the .caffemodel cannot be read.
+        DataError: the layer has no weights; the message lists those that have.
     """
     found = {item.name: item for item in all_weights(source)}
     layer = _first_filters(list(found.values())) if layer is None else layer
@@ -248,13 +256,13 @@ def _place(source: Source) -> str:
 
 
 def _first_filters(layers: Sequence[LayerWeights]) -> str:
-    """The first layer with filters larger than a point, or just the first."""
+    """Return the first layer with filters larger than a point, or just the first."""
     filters = (item.name for item in layers if np.ndim(item.weights) == 4 and np.shape(item.weights)[2:] != (1, 1))
     return next(filters, layers[0].name)
 
 
 def _kinds(net: Any) -> dict[str, tuple[str, int]]:
-    """The type and groups of each layer, in today's form or in the older ones that have the type as a number or in lower case."""
+    """Return the type and groups of each layer, in today's form or in the older ones that have the type as a number or in lower case."""
     kinds = {layer.name: (str(layer.type), max(1, layer.convolution_param.group)) for layer in net.layer}
     for layer in net.layers:
         old = layer.layer if layer.HasField("layer") else None
@@ -273,7 +281,7 @@ def _in_colour(layer: LayerWeights) -> bool:
 
 
 def _as_points(layer: LayerWeights) -> LayerWeights:
-    """A matrix as 1 x 1 filters, so that it is drawn as points: rows are units, columns inputs."""
+    """Return a matrix as 1 x 1 filters, so that it is drawn as points: rows are units, columns inputs."""
     weights = np.asarray(layer.weights, np.float32)
     if weights.ndim == 4:
         return replace(layer, weights=weights)
@@ -301,7 +309,7 @@ def _named(layer: LayerWeights) -> str:
 
 
 def _tiles(sheet: Sheet, title: str, theme: Theme) -> Figure:
-    """The sheet, dot for dot, below the title and above the caption."""
+    """Return the sheet, dot for dot, below the title and above the caption."""
     height, width = sheet.image.shape[:2]
     margin, head, line = 24, 44, 24
     full = max(width, 680) + 2 * margin

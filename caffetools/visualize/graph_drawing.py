@@ -60,7 +60,8 @@ def draw_graph(graph: NetGraph, path: PathLike, *, title: str = "", fold: bool =
         engine: As for :func:`~caffetools.visualize.graph_layout.lay_out`.
 
     Raises:
-        DataError: another suffix, or a net without layers. RunFailed: the file cannot be written.
+        DataError: another suffix, or a net without layers.
+        RunFailed: the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".svg", ".png", ".html"):
@@ -202,7 +203,7 @@ def _svg_box(index: int, box: Box, size: Point, place: Point) -> str:
 
 
 def _lines(box: Box) -> list[tuple[float, float, str, str]]:
-    """(x, baseline, text, class) of the text in a box; class ``n`` is a name, ``d`` a detail."""
+    """Return (x, baseline, text, class) of the text in a box; class ``n`` is a name, ``d`` a detail."""
     left = _STRIPE + _PAD
     if box.folded:
         plural = "s" if box.folded > 1 else ""
@@ -245,7 +246,7 @@ def _label(arrows: Sequence[Arrow]) -> str:
 
 
 def _legend(graph: NetGraph) -> list[tuple[float, str]]:
-    """(left, family) of the families that occur."""
+    """Return (left, family) of the families that occur."""
     used = {row.family for box in graph.boxes for row in box.rows}
     left, entries = 0.0, []
     for family in FAMILIES:

@@ -138,7 +138,7 @@ def _ranks(count: int, arrows: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _ordered(nodes: Sequence[int], up: Sequence[Sequence[int]], down: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The nodes of each rank from left to right, with few crossings: medians of the neighbours above and below in turn."""
+    """Return the nodes of each rank from left to right, with few crossings: medians of the neighbours above and below in turn."""
     rows: list[list[int]] = [[] for _ in range(max(nodes, default=-1) + 1)]
     for node, rank in enumerate(nodes):
         rows[rank].append(node)
@@ -160,7 +160,7 @@ def _median(values: list[float], default: float) -> float:
 def _positions(
     rows: Sequence[Sequence[int]], widths: Sequence[float], up: Sequence[Sequence[int]], down: Sequence[Sequence[int]]
 ) -> NDArray[np.float64]:
-    """The centre of each node: as near to the mean of its neighbours as order and widths allow."""
+    """Return the centre of each node: as near to the mean of its neighbours as order and widths allow."""
     x = np.zeros(len(widths))
     offsets = [_offsets([widths[node] for node in row]) for row in rows]
     for row, offset in zip(rows, offsets, strict=True):
@@ -180,13 +180,13 @@ def _positions(
 
 
 def _offsets(widths: Sequence[float]) -> NDArray[np.float64]:
-    """The smallest distances from the first centre."""
+    """Return the smallest distances from the first centre."""
     gaps = [0.0] + [(a + b) / 2 + BOX_GAP for a, b in itertools.pairwise(widths)]
     return np.cumsum(gaps)
 
 
 def _isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The non-decreasing sequence nearest to ``values`` in the weighted squares (pool adjacent violators)."""
+    """Return the non-decreasing sequence nearest to ``values`` in the weighted squares (pool adjacent violators)."""
     blocks: list[list[float]] = []  # mean, weight, count
     for value, weight in zip(values, weights, strict=True):
         blocks.append([float(value), float(weight), 1])

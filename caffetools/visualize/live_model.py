@@ -101,7 +101,8 @@ class LiveModel:
         """Run the net on an encoded picture (JPEG, PNG).
 
         Raises:
-            DataError: it is not a picture. NetError: the net has no such blob.
+            DataError: it is not a picture.
+            NetError: the net has no such blob.
         """
         pixels = decode_image(data, color=self.model.preprocessor.channels == 3, what="the frame")
         return self.show(self.model.prepare_pixels(pixels), blob, unit)
@@ -216,5 +217,5 @@ def _sheet(maps: NDArray[np.float32]) -> tuple[Pixels, int, tuple[int, int]]:
 
 
 def _prefix(run: Path) -> Path:
-    """The snapshot prefix of a run: of a folder that finetune made, or the prefix itself."""
+    """Return the snapshot prefix of a run: of a folder that finetune made, or the prefix itself."""
     return run / "net" / "snapshot" if (run / "net").is_dir() else run / "snapshot" if run.is_dir() else run

@@ -189,7 +189,7 @@ def detail_of(layer: Any) -> str:
 
 
 def _reader_counts(layers: Sequence[LayerSummary]) -> dict[tuple[int, str], int]:
-    """(index of the maker, blob) → how many layers read this value of the blob."""
+    """Return (index of the maker, blob) → how many layers read this value of the blob."""
     counts: dict[tuple[int, str], int] = {}
     maker: dict[str, int] = {}
     for index, layer in enumerate(layers):
@@ -203,7 +203,7 @@ def _reader_counts(layers: Sequence[LayerSummary]) -> dict[tuple[int, str], int]
 
 
 def _joins(layer: LayerSummary, row: Row) -> bool:
-    """Whether the layer is drawn in the box of the layer before it, if it alone reads that one's value."""
+    """Return whether the layer is drawn in the box of the layer before it, if it alone reads that one's value."""
     return len(layer.bottoms) == len(layer.tops) == 1 and (layer.tops == layer.bottoms or row.family in _ATTACHED)
 
 
@@ -226,7 +226,7 @@ def _signatures(graph: NetGraph) -> list[tuple[Any, ...]]:
 
 
 def _best_repeat(signatures: Sequence[tuple[Any, ...]], place: int) -> tuple[int, int]:
-    """(boxes in a block, how often it occurs from ``place`` on) of the repetition that saves most; (1, 1) where none is worth it."""
+    """Return (boxes in a block, how often it occurs from ``place`` on) of the repetition that saves most; (1, 1) where none is worth it."""
     best, saved = (1, 1), _LEAST_SAVED - 1
     for period in range(1, min(_MOST_PERIOD, (len(signatures) - place) // 2) + 1):
         if signatures[place] != signatures[place + period]:

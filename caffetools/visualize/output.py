@@ -29,7 +29,8 @@ def save_picture(path: PathLike, draw: Callable[[Theme], tuple[Figure, str]], *,
         title: Of the page.
 
     Raises:
-        DataError: another suffix. RunFailed: the file cannot be written. What ``draw`` raises is passed on, with nothing written.
+        DataError: another suffix.
+        RunFailed: the file cannot be written. What ``draw`` raises is passed on, with nothing written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".png", ".svg", ".html"):

@@ -62,6 +62,8 @@ def panels_figure(
         title: Above all.
         caption: Below all, wrapped.
         columns: Panels in a row; None takes what fits into ``width`` pixels.
+        width: The figure's width in pixels.
+        theme: Colours.
     """
     rows = _rows(panels, columns, width)
     full = max(max(row.width for row in rows), 680) + 2 * _MARGIN

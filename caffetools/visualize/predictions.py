@@ -101,7 +101,8 @@ def predict(
         progress: Called with (done, total).
 
     Raises:
-        DataError: a picture cannot be read. NetError: the output is not a vector of one value a class, or a blob is unknown.
+        DataError: a picture cannot be read.
+        NetError: the output is not a vector of one value a class, or a blob is unknown.
     """
     output = target_blob(model.net, output)
     rows, kept = [], []

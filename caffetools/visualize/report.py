@@ -38,7 +38,8 @@ def write_report(path: PathLike, report: Report) -> None:
     """Write ``report`` as one HTML file: figures and pictures are inside, for light and dark screens.
 
     Raises:
-        DataError: a sample is not a picture, a log is empty, or weights are not finite. RunFailed: the file cannot be written.
+        DataError: a sample is not a picture, a log is empty, or weights are not finite.
+        RunFailed: the file cannot be written.
     """
     write_text(path, report_html(report))
 

@@ -133,7 +133,8 @@ def save_figure(figure: Figure, path: PathLike) -> None:
     """Write the figure atomically as PNG (144 pixels an inch) or SVG, by the suffix of ``path``.
 
     Raises:
-        DataError: another suffix. RunFailed: the file cannot be written.
+        DataError: another suffix.
+        RunFailed: the file cannot be written.
     """
     kind = picture_format(path)
     data = render(figure, kind)

@@ -159,11 +159,11 @@ def style_transfer(
 
     Args:
         model: A net whose convolutions take pictures of any size.
-        content, style: (H, W, 3) uint8 RGB.
+        content: (H, W, 3) uint8 RGB, the image to draw.
+        style: (H, W, 3) uint8 RGB, the image whose style is taken.
         content_blob: Whose values are kept; None takes the blob at four fifths of the convolutions' depth.
         style_blobs: Whose Gram matrices are matched; None takes five blobs over the depth.
-        weight: Of style against content; both are
-            relative squared errors.
+        weight: Of style against content; both are relative squared errors.
         smooth: Of the squared differences of neighbouring pixels.
         steps: Evaluations.
         progress: Called with (done, total).
@@ -231,7 +231,7 @@ def _unit_objective(blob: str, unit: Unit) -> Objective:
 def _pixel_gradient(
     model: PictureNet, x: Tensor, blobs: Sequence[str], objective: Objective, jitter: int, generator: torch.Generator
 ) -> Tensor:
-    """The objective's gradient with respect to the pixels ``x`` (distance from the mean, 0 to 255), with a random shift."""
+    """Return the objective's gradient with respect to the pixels ``x`` (distance from the mean, 0 to 255), with a random shift."""
     dy, dx = (int(torch.randint(-jitter, jitter + 1, (1,), generator=generator)) for _ in range(2)) if jitter else (0, 0)
     moved = torch.roll(x, (dy, dx), (2, 3)) * model.preprocessing.scale
     values = run_probe(model.net, moved, blobs=blobs, record=True)
@@ -253,7 +253,7 @@ def _gram(values: Tensor) -> Tensor:
 
 
 def _fitting(model: PictureNet, pixels: Pixels, blob: str) -> Tensor:
-    """The picture as distance from the mean, at its own size where the layers below ``blob`` take it, else at the input's."""
+    """Return the picture as distance from the mean, at its own size where the layers below ``blob`` take it, else at the input's."""
     bgr = pixels[..., ::-1] if model.preprocessor.channels == 3 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
     height, width = _input_size(model)
     if any(layer.TRAITS.role == "classifier" and len(layer.top_shapes[0]) == 2 for layer in needed_layers(model.net, [blob])):

@@ -44,7 +44,7 @@ class _Layout:
     between: int
 
     def size(self, scale: int) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """Return (height, width) in pixels."""
         count, height, width, _ = self.tiles.shape
         rows = -(-count // self.columns)
         return rows * (height * scale + self.between) - self.between, self._left(self.columns - 1, scale) + width * scale
@@ -81,16 +81,20 @@ def filter_sheet(
     scale: int | None = None,
     most_tiles: int = MOST_TILES,
 ) -> Sheet:
-    """Lay out ``weights`` (N, C, kH, kW), finite.
+    """Lay out weights as tiles.
 
     With three channels (and ``colour`` not False) or one, each filter is one tile, left to right and then down, with two dots of
     ``gap`` from one to the next (four where there are few tiles). With more, a filter is a row of grey tiles, one a channel.
     1 x 1 filters are points without gaps: rows are filters, columns channels.
 
     Args:
+        weights: (N, C, kH, kW) float, finite.
         normalise: ``"each"`` divides a filter by its own largest absolute weight, ``"common"`` all by the largest of all; -1 is
             then black, 0 the middle grey (128), 1 white.
+        channel_order: What the three channels of a coloured tile are, ``"bgr"`` or ``"rgb"``.
+        colour: Draw three channels as one coloured tile; None: where C is 3.
         words: What the first and the second axis are called in the caption.
+        gap: The RGB colour between tiles.
         scale: Pixels per weight; None picks what fills a page.
         most_tiles: Grey tiles at most, of whole filters.
     """
@@ -169,7 +173,7 @@ def columns_for(count: int) -> int:
 
 
 def _across(rows: int, columns: int) -> int:
-    """How many filters of ``columns`` tiles go side by side, so that narrow ones do not make a tower."""
+    """Return how many filters of ``columns`` tiles go side by side, so that narrow ones do not make a tower."""
     most = max(1, MOST_CHANNELS // columns)
     return min(range(1, most + 1), key=lambda across: (-(-rows // across) > columns * across, -rows % across, across))
 

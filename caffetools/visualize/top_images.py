@@ -152,7 +152,7 @@ def top_images_figure(
 
 
 def _centred(image: NDArray[np.uint8], side: int, theme: Theme) -> NDArray[np.uint8]:
-    """The picture in the middle of a square: crops at the border of a picture are smaller."""
+    """Return the picture in the middle of a square: crops at the border of a picture are smaller."""
     square: NDArray[np.uint8] = np.empty((side, side, 3), np.uint8)
     square[:] = style.rgb(theme.grid)
     top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2

@@ -82,7 +82,8 @@ def weight_statistics(source: Source, before: Source | None = None, *, spectra: 
         spectra: Compute singular values.
 
     Raises:
-        ModelFileError: a file cannot be read. DataError: there are no weights, or some are not finite.
+        ModelFileError: a file cannot be read.
+        DataError: there are no weights, or some are not finite.
     """
     earlier = {item.name: np.asarray(item.weights) for item in all_weights(before)} if before is not None else {}
     return [_describe(item.name, item.type, np.asarray(item.weights), earlier.get(item.name), spectra) for item in all_weights(source)]

@@ -103,16 +103,16 @@ class ModelCard:
     no_weights: str = ""
 
     def network(self, which: str) -> Path:
-        """The path of the ``"train_val"``, ``"deploy"`` or ``"solver"`` prototxt. Raises :class:`ZooError` where it is not shipped."""
+        """Return the path of the ``"train_val"``, ``"deploy"`` or ``"solver"`` prototxt. Raises :class:`ZooError` where it is not shipped."""
         return prototxt_file(getattr(self.prototxt, which))
 
     def read_labels(self) -> list[str]:
-        """The class names in the order of the network's outputs, each as in the file (``n01440764 tench, Tinca tinca``)."""
+        """Return the class names in the order of the network's outputs, each as in the file (``n01440764 tench, Tinca tinca``)."""
         return read_labels(self.labels) if self.labels else []
 
 
 def list_models() -> list[str]:
-    """The names of the zoo's models, sorted."""
+    """Return the names of the zoo's models, sorted."""
     return [path.stem for path in zoo_files(".yaml")]
 
 
@@ -138,12 +138,12 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
 
 
 def read_labels(name: str) -> list[str]:
-    """The lines of a label file of zoo/, such as ``imagenet_labels.txt``: 1000 lines of WordNet id and names, in Caffe's order."""
+    """Return the lines of a label file of zoo/, such as ``imagenet_labels.txt``: 1000 lines of WordNet id and names, in Caffe's order."""
     return zoo_file(name).read_text(encoding="utf-8").splitlines()
 
 
 def _faults(card: ModelCard, stem: str) -> list[tuple[str, str]]:
-    """(key, what is wrong) of values that have the right type but make no sense."""
+    """Return (key, what is wrong) of values that have the right type but make no sense."""
     faults: list[tuple[str, str]] = []
 
     def expect(right: bool, key: str, fault: str) -> None:

@@ -18,7 +18,7 @@ class WrongFile(Exception):
 
 
 def digest(path: Path, kind: str) -> str:
-    """The hexadecimal ``"sha1"``, ``"sha256"`` or ``"git_sha1"`` (git's object id: SHA-1 with the length before it) of a file."""
+    """Return the hexadecimal ``"sha1"``, ``"sha256"`` or ``"git_sha1"`` (git's object id: SHA-1 with the length before it) of a file."""
     hasher = hashlib.new("sha256" if kind == "sha256" else "sha1", usedforsecurity=False)
     if kind == "git_sha1":
         hasher.update(b"blob %d\0" % path.stat().st_size)
@@ -29,9 +29,11 @@ def digest(path: Path, kind: str) -> str:
 
 
 def check_weights(card: ModelCard, path: Path, *, record: Path | None = None) -> str:
-    """Hold ``path`` against what is known of the card's weights.
+    """Check a file against the published checksums of a card's weights, or else its contents against the deploy network.
 
     Args:
+        card: The model.
+        path: The file.
         record: A file with the SHA-256 seen when the weights were first fetched (as ``sha256sum`` writes it). It counts only
             where the publisher gives no checksum, and is written when it does not exist yet.
 

@@ -78,7 +78,8 @@ def download(
         Whether ``part`` holds bytes of an earlier connection.
 
     Raises:
-        FetchFailed: the address can't be reached or has no such file. RunFailed: ``part`` can't be written.
+        FetchFailed: the address can't be reached or has no such file.
+        RunFailed: ``part`` can't be written.
     """
     patience = patience or RetryPolicy()
     most, failures, resumed = _size(part), 0, False
@@ -247,7 +248,7 @@ def _copy(url: str, part: Path, progress: Progress | None) -> None:
 
 
 def _resumed_total(response: Any, offset: int, origin: _Origin) -> int | None:
-    """The whole length, if the answer goes on at ``offset`` of the file that was begun; else None."""
+    """Return the whole length, if the answer goes on at ``offset`` of the file that was begun; else None."""
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip())
     if not found or int(found[1]) != offset or (origin.total and int(found[3]) != origin.total):
         return None
@@ -255,7 +256,7 @@ def _resumed_total(response: Any, offset: int, origin: _Origin) -> int | None:
 
 
 def _validator(headers: Any) -> str | None:
-    """What If-Range may name: a strong ETag, else the date of the file."""
+    """Return what If-Range may name: a strong ETag, else the date of the file."""
     tag = headers.get("ETag")
     return str(tag) if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 

@@ -40,13 +40,13 @@ class Fetched:
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: ``$XDG_CACHE_HOME/caffetools/zoo``, usually ``~/.cache/caffetools/zoo``."""
+    """Return where fetched files are kept: ``$XDG_CACHE_HOME/caffetools/zoo``, usually ``~/.cache/caffetools/zoo``."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "caffetools" / "zoo"
 
 
 def weights_path(card: ModelCard, to: PathLike | None = None) -> Path | None:
-    """Where the card's weights are or would be: in ``to``, else in the cache; None for a model without published weights."""
+    """Return where the card's weights are or would be: in ``to``, else in the cache; None for a model without published weights."""
     return (Path(to) if to is not None else cache_folder()) / card.weights.file if card.weights else None
 
 
@@ -104,7 +104,7 @@ def fetch(
 
 
 def addresses(weights: Weights) -> list[str]:
-    """Where the file is looked for: in the mirror alone when one is set, else at the publisher's. Raises :class:`ZooError`."""
+    """Return where the file is looked for: in the mirror alone when one is set, else at the publisher's. Raises :class:`ZooError`."""
     mirror = os.environ.get(MIRROR, "").strip()
     if not mirror:
         return list(weights.urls)

@@ -14,12 +14,15 @@ T = TypeVar("T")
 
 
 def build(record: type[T], data: Any, file: str, at: str = "") -> T:
-    """An instance of the dataclass ``record`` from the mapping ``data``.
+    """Return an instance of the dataclass ``record`` from the mapping ``data``.
 
     Fields without a default must be there, others may. Nested dataclasses, ``tuple[X, ...]``, ``X | None``, str, int and float are known.
 
     Args:
-        file, at: where the data stands, for messages.
+        record: The dataclass.
+        data: The mapping, as YAML gives it.
+        file: The file's name, for messages.
+        at: The key that holds ``data``, with a dot behind it, for messages.
 
     Raises:
         ZooError: a key is unknown, missing, or holds another kind of value; names file and key.

@@ -12,17 +12,17 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 def zoo_file(name: str) -> Path:
-    """The path of a file in zoo/, such as ``imagenet_labels.txt``. Raises :class:`ZooError` where there is none."""
+    """Return the path of a file in zoo/, such as ``imagenet_labels.txt``. Raises :class:`ZooError` where there is none."""
     return _file("zoo", name)
 
 
 def prototxt_file(name: str) -> Path:
-    """The path of a file in prototxt/, such as ``lenet/deploy.prototxt``. Raises :class:`ZooError` where there is none."""
+    """Return the path of a file in prototxt/, such as ``lenet/deploy.prototxt``. Raises :class:`ZooError` where there is none."""
     return _file("prototxt", name)
 
 
 def zoo_files(suffix: str) -> list[Path]:
-    """Every file of zoo/ whose name ends in ``suffix``, sorted."""
+    """Return every file of zoo/ whose name ends in ``suffix``, sorted."""
     found = {path.name: path for folder in reversed(list(_folders("zoo"))) for path in folder.glob(f"*{suffix}")}
     return [found[name] for name in sorted(found)]
 

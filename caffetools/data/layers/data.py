@@ -38,7 +38,7 @@ class Data(ReadingLayer):
 
     @classmethod
     def stored_item(cls, param: LayerParameter) -> Shape | None:
-        """The shape (C, H, W) of the database's first record, where the database is there."""
+        """Return the shape (C, H, W) of the database's first record, where the database is there."""
         settings = param.data_param
         if not settings.source or not Path(settings.source).exists():
             return None

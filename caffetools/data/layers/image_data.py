@@ -38,7 +38,7 @@ class ImageData(ReadingLayer):
 
     @classmethod
     def stored_item(cls, param: LayerParameter) -> Shape | None:
-        """(C, H, W) where the pictures are resized."""
+        """Return (C, H, W) where the pictures are resized."""
         settings = param.image_data_param
         if not (settings.new_height and settings.new_width):
             return None

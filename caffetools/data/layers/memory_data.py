@@ -34,7 +34,7 @@ class MemoryData(Layer):
 
     @classmethod
     def stored_item(cls, param: LayerParameter) -> Shape | None:
-        """(C, H, W), as the settings name it."""
+        """Return (C, H, W), as the settings name it."""
         settings = param.memory_data_param
         return (settings.channels, settings.height, settings.width)
 

@@ -161,7 +161,7 @@ def _round(value: Any) -> int:
 
 
 def read_windows(path: str, root: str, fg_threshold: float, bg_threshold: float) -> tuple[list[Window], list[Window]]:
-    """The foreground and background windows of a window file: blocks of ``# index``, picture, channels, height, width, count, windows.
+    """Return the foreground and background windows of a window file: blocks of ``# index``, picture, channels, height, width, count, windows.
 
     Raises:
         DataError: the file is missing, or a line is not what it should be; names the line.

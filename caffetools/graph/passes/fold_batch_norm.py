@@ -130,7 +130,7 @@ def largest_difference(
 
 
 def _foldable_successors(graph: Graph, index: int) -> list[int]:
-    """The indices of the BatchNorm and the Scale behind the layer at ``index`` that can be folded into it."""
+    """Return the indices of the BatchNorm and the Scale behind the layer at ``index`` that can be folded into it."""
     layer = graph.layers[index]
     facts = traits(layer)
     if not facts.outputs or facts.class_axes != (0, 0) or len(layer.top) != 1 or any(spec.name for spec in layer.param):
@@ -179,7 +179,7 @@ def _fold(rewriter: Rewriter, index: int, chain: list[int]) -> None:
 
 
 def _affine_of(layer: LayerParameter, arrays: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(slope, offset) by which a BatchNorm or a Scale maps each channel."""
+    """Return (slope, offset) by which a BatchNorm or a Scale maps each channel."""
     if layer.type == Scale.TYPE:
         return arrays[0], arrays[1] if len(arrays) > 1 else np.zeros_like(arrays[0])
     mean, variance, weight, *own = arrays

@@ -16,7 +16,7 @@ _SAME = ("Identity", "Dropout", "Cast")
 
 @importer(*_PLAIN)
 def plain(writer: NetWriter, node: Node) -> None:
-    """A layer without settings."""
+    """Add a layer without settings."""
     writer.layer(node, _PLAIN[node.op], [writer.blob(node, node.inputs[0])])
 
 
@@ -183,7 +183,7 @@ def selu(writer: NetWriter, node: Node) -> None:
 
 @importer("Gelu")
 def gelu(writer: NetWriter, node: Node) -> None:
-    """The form with tanh: x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
+    """Import Gelu in the form with tanh: x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
     if str(node.attributes.get("approximate", "none")) != "tanh":
         raise node.error("no Caffe layer computes its error function; export the model with approximate='tanh'")
     blob = writer.blob(node, node.inputs[0])

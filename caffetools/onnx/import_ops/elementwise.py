@@ -54,7 +54,7 @@ def _with_constant(writer: NetWriter, node: Node, value: str, constant: Array, *
 
 
 def _placed(node: Node, constant: NDArray[np.float64], shape: Shape) -> tuple[int, Array]:
-    """The axis from which on a constant lies along ``shape``, and the constant without the axes of 1 around it."""
+    """Return the axis from which on a constant lies along ``shape``, and the constant without the axes of 1 around it."""
     if constant.ndim > len(shape):
         raise node.error(f"its constant has more axes than its input ({format_shape(shape)})")
     full = constant.reshape((1,) * (len(shape) - constant.ndim) + constant.shape)
@@ -92,13 +92,13 @@ def _is_per_channel(shape: Shape, output: Shape) -> bool:
 
 
 def flat(writer: NetWriter, node: Node, blob: str, shape: Shape) -> str:
-    """(N, C, 1, …) as (N, C)."""
+    """Return (N, C, 1, …) as (N, C)."""
     layer = writer.layer(node, "Flatten", [blob], last=False, hint="flat")
     return str(layer.top[0])
 
 
 def tiled(writer: NetWriter, node: Node, blob: str, shape: Shape, output: Shape, *, last: bool = False) -> str:
-    """``blob`` repeated along its axes of 1 until it has the shape ``output``."""
+    """Return ``blob`` repeated along its axes of 1 until it has the shape ``output``."""
     if shape == output:
         return blob
     if len(shape) != len(output):

@@ -64,7 +64,7 @@ def _even_padding(
     *,
     average: bool,
 ) -> tuple[list[int], list[int], str, list[int]]:
-    """A padding that Caffe can have, how many windows at the beginning are then too many, and the maps to pool."""
+    """Return a padding that Caffe can have, how many windows at the beginning are then too many, and the maps to pool."""
     pad = [max(b, 0) for b in begin]
     skipped = [0, 0]
     # Padding at the end alone is what Caffe's rounding up adds, where it does.
@@ -139,7 +139,7 @@ def _add_pool(
 
 
 def _factor(window: Window, inside: tuple[list[int], list[int]], output: list[int], skipped: list[int], size: list[int]) -> Any:
-    """(H', W') Caffe's divisor over the number of values inside of the map; None where they are the same everywhere."""
+    """Return (H', W') Caffe's divisor over the number of values inside of the map; None where they are the same everywhere."""
     shares = (window.areas() / window.counts()).numpy()
     shares = shares[skipped[0] : skipped[0] + output[0], skipped[1] : skipped[1] + output[1]]
     return None if (shares == 1).all() else shares

@@ -46,7 +46,7 @@ def transpose(writer: NetWriter, node: Node) -> None:
 
 @importer("ChannelShuffle")
 def channel_shuffle(writer: NetWriter, node: Node) -> None:
-    """A pattern of Reshape, Transpose and Reshape: ShuffleChannel, or a 1 x 1 convolution that moves channels."""
+    """Import a pattern of Reshape, Transpose and Reshape: ShuffleChannel, or a 1 x 1 convolution that moves channels."""
     group, channels = int(node.attributes["group"]), writer.shape(node.inputs[0])[1]
     blob = writer.blob(node, node.inputs[0])
     if writer.target == "any":
@@ -57,7 +57,7 @@ def channel_shuffle(writer: NetWriter, node: Node) -> None:
 
 
 def pick_channels(writer: NetWriter, node: Node, blob: str, order: np.ndarray[tuple[int, ...], np.dtype[np.int64]], channels: int) -> None:
-    """A 1 x 1 convolution of zeros and ones whose output c is channel ``order[c]``."""
+    """Add a 1 x 1 convolution of zeros and ones whose output c is channel ``order[c]``."""
     weight = np.zeros((len(order), channels, 1, 1), np.float32)
     weight[np.arange(len(order)), order] = 1
     layer = writer.layer(node, "Convolution", [blob], weights=[weight])

@@ -69,7 +69,7 @@ def _ranges(writer: NetWriter, node: Node, shape: list[int]) -> list[tuple[int, 
 
 
 def cut(writer: NetWriter, node: Node, blob: str, axis: int, size: int, start: int, stop: int, *, last: bool) -> str:
-    """A Slice layer whose other tops are silenced; gives the blob."""
+    """Add a Slice layer whose other tops are silenced; return the blob."""
     points = [point for point in (start, stop) if 0 < point < size]
     layer = writer.layer(node, "Slice", [blob], last=False, hint=f"slice{axis}", tops=len(points) + 1)
     layer.slice_param.axis = axis
@@ -96,7 +96,7 @@ def _stepped(writer: NetWriter, node: Node, blob: str, axis: int, shape: list[in
 
 @importer("Gather")
 def gather(writer: NetWriter, node: Node) -> None:
-    """A part of an axis, or channels in another order."""
+    """Import Gather: a part of an axis, or channels in another order."""
     shape = writer.shape(node.inputs[0])
     axis = int(node.attributes.get("axis", 0)) % len(shape)
     indices = writer.required(node, 1, "indices")

@@ -206,7 +206,7 @@ def lrn(writer: NetWriter, node: Node) -> None:
 
 @importer("SpaceToDepth")
 def space_to_depth(writer: NetWriter, node: Node) -> None:
-    """A convolution whose kernels each pick one place of a block."""
+    """Import SpaceToDepth: a convolution whose kernels each pick one place of a block."""
     size, channels = int(node.attributes["blocksize"]), writer.shape(node.inputs[0])[1]
     weight = np.zeros((size * size * channels, channels, size, size), np.float32)
     for row in range(size):
@@ -220,7 +220,7 @@ def space_to_depth(writer: NetWriter, node: Node) -> None:
 
 @importer("DepthToSpace")
 def depth_to_space(writer: NetWriter, node: Node) -> None:
-    """A deconvolution whose kernels each put their channel at one place of a block."""
+    """Import DepthToSpace: a deconvolution whose kernels each put their channel at one place of a block."""
     size, channels = int(node.attributes["blocksize"]), writer.shape(node.inputs[0])[1]
     outputs = channels // (size * size)
     rows_first = str(node.attributes.get("mode", "DCR")) == "DCR"

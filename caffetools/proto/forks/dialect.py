@@ -117,10 +117,12 @@ def decode_net(data: bytes, dialect: str | None = None) -> tuple[Any, str]:
     """Decode a serialized ``NetParameter`` of any fork to a message of our schema; return it and the dialect it was read in.
 
     Args:
-        dialect: How to read it; None takes that of the read options, or detects it from the bytes.
+        data: The serialized message.
+        dialect: The dialect to read it in; None takes that of the read options, or detects it from the bytes.
 
     Raises:
-        WireError, DecodeError: The bytes are not a net.
+        WireError: The bytes are not a message.
+        DecodeError: The bytes are not a net.
     """
     chosen = dialect if dialect is not None else read_options().dialect
     if chosen is None or chosen == ANY:
@@ -136,7 +138,7 @@ def decode_net(data: bytes, dialect: str | None = None) -> tuple[Any, str]:
 
 
 def encode(message: Message, dialect: str | None = None) -> bytes:
-    """``message`` (of our schema, no blobs in it) serialized as ``dialect`` has it; None finds the dialect from its fields.
+    """Return ``message`` (of our schema, no blobs in it) serialized as ``dialect`` has it; None finds the dialect from its fields.
 
     Raises:
         ModelFileError: the dialect has no number for one of the fields, or no dialect has.
@@ -254,7 +256,7 @@ def _missing(used: set[tuple[str, str]], dialects: tuple[str, ...]) -> list[tupl
 
 
 def _used(message: Message) -> set[tuple[str, str]]:
-    """(message, field) of everything that is set in ``message``, blobs and text of unknown fields aside."""
+    """Return (message, field) of everything that is set in ``message``, blobs and text of unknown fields aside."""
     used: set[tuple[str, str]] = set()
     stack = [message]
     while stack:

@@ -60,6 +60,9 @@ def renumber(buffer: memoryview, message: str, plan: Plan, mismatches: list[int]
     """Return the message in ``buffer`` with its field numbers changed by ``plan``.
 
     Args:
+        buffer: The serialized message.
+        message: The name of its type.
+        plan: The numbers to change.
         mismatches: Gets the number of every field that is not known or not encoded as its type is. With it, a part that can't be
             read is such a field, and left out; without it, an error.
 

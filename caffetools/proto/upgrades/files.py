@@ -26,7 +26,8 @@ def upgrade_file(source: PathLike, out: PathLike) -> Upgraded:
     """Write ``source`` (a net's or solver's prototxt, or a .caffemodel) to ``out`` in today's form, atomically.
 
     Raises:
-        PrototxtError, ModelFileError: it is none of these. NetError: an old layer has no form today.
+        PrototxtError, ModelFileError: it is none of these.
+        NetError: an old layer has no form today.
         RunFailed: ``out`` cannot be written.
     """
     if not _is_text(source):

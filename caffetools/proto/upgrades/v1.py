@@ -52,7 +52,7 @@ _SOLVER_TYPES = {
 
 
 def upgrade_net(param: NetParameter) -> Any:
-    """``param`` in today's form: a new ``NetParameter`` where something changes, else ``param`` itself.
+    """Return ``param`` in today's form: a new ``NetParameter`` where something changes, else ``param`` itself.
 
     Raises:
         NetError: ``layer`` and ``layers`` are mixed, a V0 layer has no form today, or inputs have no shapes.
@@ -93,7 +93,7 @@ def _moved(repeated: dict[int, Any], before: Any, after: Any) -> dict[int, Any]:
 
 
 def upgrade_solver(param: LayerParameter) -> Any:
-    """``param`` with the old ``solver_type`` turned into ``type``: a new ``SolverParameter``, or ``param`` itself.
+    """Return ``param`` with the old ``solver_type`` turned into ``type``: a new ``SolverParameter``, or ``param`` itself.
 
     Raises:
         CaffeToolsError: both are given.
@@ -187,7 +187,7 @@ def _adopt_fork_fields(layer: LayerParameter) -> None:
 
 
 def _type_name(v1: str) -> str:
-    """The type of today's layer: BVLC Caffe's or a fork's that is spelled alike, else the words in mixed case."""
+    """Return the type of today's layer: BVLC Caffe's or a fork's that is spelled alike, else the words in mixed case."""
     if v1 in _V1_TYPES:
         return _V1_TYPES[v1]
     words = re.sub(r"\d[a-z]", lambda found: found[0].upper(), "".join(word.capitalize() for word in v1.split("_")))

@@ -24,7 +24,7 @@ States = list[dict[str, Any]]
 
 
 def with_others(run: RunState, strategy: Strategy, precision: Mapping[str, float]) -> RunState:
-    """The main process's ``run`` with the states of all processes as ``processes``; all of them call this, each with its own."""
+    """Return the main process's ``run`` with the states of all processes as ``processes``; all of them call this, each with its own."""
     if strategy.size == 1 and not precision:
         return run
     mine = {"precision": dict(precision)}
@@ -34,29 +34,29 @@ def with_others(run: RunState, strategy: Strategy, precision: Mapping[str, float
 
 
 def stored(path: str | os.PathLike[str]) -> States:
-    """The processes' states next to the .solverstate ``path``; empty where one process in float32 wrote it."""
+    """Return the processes' states next to the .solverstate ``path``; empty where one process in float32 wrote it."""
     states = read_run_state(run_state_path(path)).get("processes")
     return states if isinstance(states, list) else []
 
 
 def share(strategy: Strategy, states: States | None) -> States:
-    """The main process's ``states`` in every process."""
+    """Return the main process's ``states`` in every process."""
     text = strategy.broadcast(_text(states or []) if strategy.is_main else None)
     return list(_read(text))
 
 
 def own(states: States | None, rank: int) -> Mapping[str, Any]:
-    """What ``states`` holds for process ``rank``; empty where nothing."""
+    """Return what ``states`` holds for process ``rank``; empty where nothing."""
     return states[rank] if states is not None and rank < len(states) else {}
 
 
 def names(written: Snapshot | None) -> dict[str, Any] | None:
-    """A snapshot as JSON can hold it."""
+    """Return a snapshot as JSON can hold it."""
     return None if written is None else {"iteration": written.iteration, "weights": str(written.weights), "state": str(written.state)}
 
 
 def layer_states(net: Net) -> str:
-    """Where the data of ``net`` stand, as text for the other processes."""
+    """Return where the data of ``net`` stand, as text for the other processes."""
     return _text({key: layer.get_state() for key, layer in net.layers_by_key.items() if isinstance(layer, ReadingLayer)})
 
 

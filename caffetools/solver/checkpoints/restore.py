@@ -22,7 +22,8 @@ def save(solver: TrainingRun, run: RunState, diffs: Steps | None) -> Snapshot:
     """Write ``solver``'s snapshot under its prefix, with ``run`` as the run's state.
 
     Raises:
-        CaffeToolsError: there is no snapshot_prefix. RunFailed: a weight is not finite, or a file cannot be written.
+        CaffeToolsError: there is no snapshot_prefix.
+        RunFailed: a weight is not finite, or a file cannot be written.
     """
     if not solver.prefix:
         raise SolverError("snapshot_prefix is missing; a snapshot needs a name", field="snapshot_prefix")
@@ -39,7 +40,8 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
         Whether all of the run goes on; where False, data and random states start over, since the snapshot does not hold them.
 
     Raises:
-        ModelFileError: a file is missing, damaged, or of another net or type of solver. NetError: the weights do not fit.
+        ModelFileError: a file is missing, damaged, or of another net or type of solver.
+        NetError: the weights do not fit.
     """
     state = read_state(path)
     solver.log("caffe.cpp:235", f"Resuming from {os.fspath(path)}")

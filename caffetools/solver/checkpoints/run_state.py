@@ -40,14 +40,14 @@ class Stateful(Protocol):
     name: str
 
     def get_state(self) -> dict[str, Any]:
-        """What to give :meth:`set_state`: numbers, texts, arrays."""
+        """Return what to give :meth:`set_state`: numbers, texts, arrays."""
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`get_state` was called, maybe in another process."""
 
 
 def capture(solver: TrainingRun) -> RunState:
-    """The state of ``solver``'s run as it is now: plain numbers, texts and arrays.
+    """Return the state of ``solver``'s run as it is now: plain numbers, texts and arrays.
 
     Keys: ``format``, ``run`` (which run it is), ``time`` (seconds since 1970), ``iteration``, ``random`` (torch, CUDA, NumPy, Python),
     ``losses`` (the last average_loss ones), ``nets``: for the training net and each test net its layers' states by name.
@@ -140,14 +140,14 @@ def check_files(side: PathLike, state: PathLike, weights: PathLike) -> RunState 
 
 
 def run_state_path(state: PathLike) -> Path:
-    """Where the run's state lies for the .solverstate (or .solverstate.h5) ``state``."""
+    """Return where the run's state lies for the .solverstate (or .solverstate.h5) ``state``."""
     path = Path(state)
     name = path.name.removesuffix(".h5").removesuffix(".solverstate")
     return path.with_name(f"{name}.runstate.json")
 
 
 def checksum(path: PathLike) -> int:
-    """The CRC-32 of a file's bytes."""
+    """Return the CRC-32 of a file's bytes."""
     crc = 0
     with Path(path).open("rb") as stream:
         while block := stream.read(_BLOCK):
@@ -156,12 +156,12 @@ def checksum(path: PathLike) -> int:
 
 
 def dumps(state: RunState) -> str:
-    """``state`` as JSON, arrays as base64."""
+    """Return ``state`` as JSON, arrays as base64."""
     return json.dumps(state, default=_encode)
 
 
 def loads(text: str) -> RunState:
-    """What :func:`dumps` was given. Raises ``ValueError`` for other text."""
+    """Return what :func:`dumps` was given. Raises ``ValueError`` for other text."""
     return dict(json.loads(text, object_hook=_decode))
 
 

@@ -39,10 +39,16 @@ def write_snapshot(
     when it is. It names the caffemodel by its path from the working directory, as Caffe does.
 
     Args:
-        run: What to store as the run's state; no such file without it. diffs: The diffs to store with the weights.
+        net: The net whose weights are stored.
+        state: Iteration and history.
+        prefix: The start of the files' paths (``snapshot_prefix``).
+        log: Called with Caffe's source line and the text.
+        hdf5: Write HDF5 files.
+        run: The run's state (data positions, random states); None writes no such file.
+        diffs: The diffs to store with the weights.
 
     Raises:
-        RunFailed: a weight is not finite, or a file cannot be written. Earlier snapshots stay as they are.
+        RunFailed: A weight is not finite, or a file cannot be written. Earlier snapshots are unchanged.
     """
     check_finite(net, state.iter)
     kind, tail = ("HDF5", ".h5") if hdf5 else ("binary proto", "")

@@ -45,7 +45,7 @@ KINDS = ("train_val", "deploy", "solver")
 
 
 def prototxt_path(model: str, kind: str = "train_val") -> Path:
-    """The shipped prototxt of ``model`` (one of :data:`MODELS`); ``kind`` is train_val, deploy or solver.
+    """Return the shipped prototxt of ``model`` (one of :data:`MODELS`); ``kind`` is train_val, deploy or solver.
 
     Raises:
         ZooError: there is no such model or kind, or the file is not installed.

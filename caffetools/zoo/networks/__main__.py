@@ -22,7 +22,7 @@ def write_all(folder: Path) -> list[Path]:
 
 
 def comment(model: str, kind: str) -> str:
-    """The lines that stand at the top of a shipped prototxt."""
+    """Return the lines that stand at the top of a shipped prototxt."""
     return f"{model}: {kind}\nWritten by `python -m caffetools.zoo.networks`; change the builder in caffetools/zoo/networks/ and run it."
 
 

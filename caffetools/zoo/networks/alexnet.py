@@ -52,7 +52,7 @@ _Learn = Callable[[float, float], Learning]
 
 
 def train_val(variant: Variant) -> Any:
-    """The net to train: batches of 256 (TRAIN) and 50 (TEST) pictures, cut to 3 x 227 x 227, minus the mean picture."""
+    """Return the net to train: batches of 256 (TRAIN) and 50 (TEST) pictures, cut to 3 x 227 x 227, minus the mean picture."""
     net = network(variant.name)
     imagenet(net, (256, 50), crop_size=227, mean_file="data/ilsvrc12/imagenet_mean.binaryproto")
     scores = inner_product(net, "fc8", body(net, variant, training), 1000, training(0.01, 0.0))
@@ -62,7 +62,7 @@ def train_val(variant: Variant) -> Any:
 
 
 def deploy(variant: Variant) -> Any:
-    """The net to use: data (10, 3, 227, 227), prob (10, 1000)."""
+    """Return the net to use: data (10, 3, 227, 227), prob (10, 1000)."""
     net = network(variant.name)
     picture(net, 10, 3, 227, 227)
     learning = Learning(mults=WEIGHTS_DECAY if variant.deployed_mults else ())
@@ -90,7 +90,7 @@ def solver(variant: Variant) -> Any:
 
 
 def training(std: float, bias: float) -> Learning:
-    """How a layer that is trained starts and learns."""
+    """Return how a layer that is trained starts and learns."""
     return Learning(filler("gaussian", std=std), filler("constant", value=bias), WEIGHTS_DECAY)
 
 

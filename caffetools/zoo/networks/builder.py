@@ -28,12 +28,12 @@ class Learning:
 
 
 def filler(kind: str, **fields: Any) -> FillerParameter:
-    """A ``FillerParameter``: ``filler("gaussian", std=0.01)``."""
+    """Return a ``FillerParameter``: ``filler("gaussian", std=0.01)``."""
     return FillerParameter(type=kind, **fields)
 
 
 def network(name: str = "") -> Any:
-    """An empty network; without a name the field stays unset."""
+    """Return an empty network; without a name the field stays unset."""
     return NetParameter(name=name) if name else NetParameter()
 
 
@@ -45,14 +45,14 @@ def add(net: NetParameter, type_name: str, name: str, bottoms: Sequence[str], to
 
 
 def lmdb(net: NetParameter, name: str, phase: int, source: str, batch: int, **transform: Any) -> None:
-    """A Data layer with tops data and label, for one phase."""
+    """Add a Data layer with tops data and label, for one phase."""
     data = {"source": source, "batch_size": batch, "backend": "LMDB"}
     layer = add(net, "Data", name, (), ("data", "label"), transform_param=transform, data_param=data)
     layer.include.add(phase=phase)
 
 
 def imagenet(net: NetParameter, batches: tuple[int, int], *, mirror: bool = True, **transform: Any) -> None:
-    """The two ImageNet databases, with ``batches`` pictures for training and for testing; ``mirror``: flip some in training."""
+    """Add the data layers of the two ImageNet databases, with ``batches`` pictures for training and for testing; ``mirror``: flip some in training."""
     for phase, part, batch in ((TRAIN, "train", batches[0]), (TEST, "val", batches[1])):
         flips = {"mirror": phase == TRAIN} if mirror else {}
         lmdb(net, "data", phase, f"examples/imagenet/ilsvrc12_{part}_lmdb", batch, **flips, **transform)
@@ -65,7 +65,7 @@ def to_train(
     accuracies: Sequence[str] = ("accuracy/top1", "accuracy/top5"),
     **transform: Any,
 ) -> Any:
-    """A net to train on ImageNet: its data, ``body(net)``, which gives the scores' name, a loss, and accuracies of the top 1 and 5."""
+    """Return a net to train on ImageNet: its data, ``body(net)``, which gives the scores' name, a loss, and accuracies of the top 1 and 5."""
     net = network(name)
     imagenet(net, batches, **transform)
     scores = body(net)
@@ -76,7 +76,7 @@ def to_train(
 
 
 def to_use(name: str, body: Callable[[Any], str], *shape: int) -> Any:
-    """A net to use: an input called data of ``shape`` (N, C, H, W), ``body(net)``, which gives the scores' name, and prob."""
+    """Return a net to use: an input called data of ``shape`` (N, C, H, W), ``body(net)``, which gives the scores' name, and prob."""
     net = network(name)
     picture(net, *shape)
     prob(net, body(net))
@@ -84,7 +84,7 @@ def to_use(name: str, body: Callable[[Any], str], *shape: int) -> Any:
 
 
 def picture(net: NetParameter, *shape: int) -> str:
-    """An Input layer called data of ``shape`` (N, C, H, W)."""
+    """Add an Input layer called data of ``shape`` (N, C, H, W)."""
     add(net, "Input", "data", ()).input_param.shape.add(dim=shape)
     return "data"
 
@@ -103,7 +103,7 @@ def conv(
     bias: bool | None = None,
     top: str | None = None,
 ) -> str:
-    """A Convolution with square kernels; its top is called as it is, unless ``top`` says otherwise."""
+    """Add a Convolution with square kernels; its top is called as it is, unless ``top`` says otherwise."""
     param = {"num_output": outputs, "kernel_size": [kernel], "group": group, "bias_term": bias}
     layer = add(net, "Convolution", name, (bottom,), (top or name,), convolution_param=param)
     if stride is not None:
@@ -115,14 +115,14 @@ def conv(
 
 
 def inner_product(net: NetParameter, name: str, bottom: str, outputs: int, learning: Learning) -> str:
-    """An InnerProduct: every output sees the whole of ``bottom``."""
+    """Add an InnerProduct: every output sees the whole of ``bottom``."""
     layer = add(net, "InnerProduct", name, (bottom,), inner_product_param={"num_output": outputs})
     _learn(layer, layer.inner_product_param, learning)
     return name
 
 
 def relu(net: NetParameter, name: str, blob: str) -> str:
-    """A ReLU in place."""
+    """Add a ReLU in place."""
     add(net, "ReLU", name, (blob,), (blob,))
     return blob
 
@@ -137,7 +137,7 @@ def batch_norm(
 
 
 def eltwise_sum(net: NetParameter, name: str, bottoms: Sequence[str]) -> str:
-    """The sum of blobs of one shape."""
+    """Add the sum of blobs of one shape."""
     add(net, "Eltwise", name, bottoms)
     return name
 
@@ -155,7 +155,7 @@ def pool(net: NetParameter, name: str, bottom: str, method: str, kernel: int, st
 
 
 def global_average(net: NetParameter, name: str, bottom: str) -> str:
-    """The mean of each channel: (N, C, 1, 1)."""
+    """Add the mean of each channel: (N, C, 1, 1)."""
     add(net, "Pooling", name, (bottom,), pooling_param={"pool": "AVE", "global_pooling": True})
     return name
 
@@ -193,7 +193,7 @@ def softmax_loss(
 
 
 def prob(net: NetParameter, scores: str) -> None:
-    """The Softmax called prob that a deployed net ends in."""
+    """Add the Softmax called prob that a deployed net ends in."""
     add(net, "Softmax", "prob", (scores,))
 
 

@@ -39,7 +39,7 @@ FULL = Variant("CIFAR10_full", "CIFAR10_full_deploy", True)
 
 
 def train_val(variant: Variant) -> Any:
-    """The net to train: batches of 100 pictures of 3 x 32 x 32, minus the mean picture."""
+    """Return the net to train: batches of 100 pictures of 3 x 32 x 32, minus the mean picture."""
     net = network(variant.name)
     for phase, part in ((TRAIN, "train"), (TEST, "test")):
         lmdb(net, "cifar", phase, f"examples/cifar10/cifar10_{part}_lmdb", 100, mean_file="examples/cifar10/mean.binaryproto")
@@ -50,7 +50,7 @@ def train_val(variant: Variant) -> Any:
 
 
 def deploy(variant: Variant) -> Any:
-    """The net to use: data (1, 3, 32, 32), prob (1, 10)."""
+    """Return the net to use: data (1, 3, 32, 32), prob (1, 10)."""
     net = network(variant.deploy_name)
     picture(net, 1, 3, 32, 32)
     prob(net, _body(net, variant, train=False))

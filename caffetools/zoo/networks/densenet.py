@@ -29,12 +29,12 @@ _EPOCH = 5005  # updates of 256 pictures
 
 
 def train_val() -> Any:
-    """The net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures of 3 x 224 x 224, times 0.017."""
+    """Return the net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures of 3 x 224 x 224, times 0.017."""
     return to_train("DENSENET_121", (32, 25), lambda net: _body(net, train=True), crop_size=224, mean_value=MEAN, scale=SCALE)
 
 
 def deploy() -> Any:
-    """The net to use: data (1, 3, 224, 224), prob (1, 1000, 1, 1)."""
+    """Return the net to use: data (1, 3, 224, 224), prob (1, 1000, 1, 1)."""
     return to_use("DENSENET_121", lambda net: _body(net, train=False), 1, 3, 224, 224)
 
 
@@ -81,7 +81,7 @@ def _body(net: NetParameter, *, train: bool) -> str:
 
 
 def _step(net: NetParameter, which: str, bottom: str, learning: Learning) -> str:
-    """What a step adds: 32 maps, by way of a 1x1 convolution that narrows."""
+    """Add a step of 32 maps, by way of a 1x1 convolution that narrows."""
     x = _norm(net, f"conv{which}/x1", f"relu{which}/x1", bottom)
     x = conv(net, f"conv{which}/x1", x, 4 * _GROWTH, 1, learning, bias=False)
     x = _norm(net, f"conv{which}/x2", f"relu{which}/x2", x)

@@ -54,7 +54,7 @@ _DEPLOYED_STD = {
 
 
 def train_val() -> Any:
-    """The net to train: batches of 32 (TRAIN) and 50 (TEST) pictures, cut to 3 x 224 x 224, minus the mean of each channel."""
+    """Return the net to train: batches of 32 (TRAIN) and 50 (TEST) pictures, cut to 3 x 224 x 224, minus the mean of each channel."""
     net = network("GoogleNet")
     imagenet(net, (32, 50), crop_size=224, mean_value=IMAGENET_MEAN)
     x = _body(net, train=True)
@@ -64,7 +64,7 @@ def train_val() -> Any:
 
 
 def deploy() -> Any:
-    """The net to use: data (10, 3, 224, 224), prob (10, 1000)."""
+    """Return the net to use: data (10, 3, 224, 224), prob (10, 1000)."""
     net = network("GoogleNet")
     picture(net, 10, 3, 224, 224)
     x = _body(net, train=False)
@@ -73,7 +73,7 @@ def deploy() -> Any:
 
 
 def solver() -> Any:
-    """The quick one: 2,400,000 iterations, the rate falling with the square root of what is left."""
+    """Return the quick solver: 2,400,000 iterations, the rate falling with the square root of what is left."""
     return SolverParameter(
         net="train_val.prototxt",
         test_iter=[1000],
@@ -100,7 +100,7 @@ def _learning(name: str = "", *, train: bool = True, bias: float = 0.2) -> Learn
 
 
 def _conv(net: NetParameter, name: str, bottom: str, outputs: int, kernel: int, *, train: bool, stride: int | None = None) -> str:
-    """A convolution that keeps the size (or halves it, with stride 2), and its ReLU."""
+    """Add a convolution that keeps the size (or halves it, with stride 2), and its ReLU."""
     pad = kernel // 2 or None
     x = conv(net, name, bottom, outputs, kernel, _learning(name, train=train), stride=stride, pad=pad)
     module, _, part = name.rpartition("/")

@@ -24,7 +24,7 @@ _LEARNING = Learning(filler("xavier"), filler("constant"), ((1.0,), (2.0,)))
 
 
 def train_val() -> Any:
-    """The net to train: batches of 64 (TRAIN) and 100 (TEST) digits of 1 x 28 x 28 with values in [0, 1)."""
+    """Return the net to train: batches of 64 (TRAIN) and 100 (TEST) digits of 1 x 28 x 28 with values in [0, 1)."""
     net = network("LeNet")
     for phase, part, batch in ((TRAIN, "train", 64), (TEST, "test", 100)):
         lmdb(net, "mnist", phase, f"examples/mnist/mnist_{part}_lmdb", batch, scale=1 / 256)
@@ -35,7 +35,7 @@ def train_val() -> Any:
 
 
 def deploy() -> Any:
-    """The net to use: data (64, 1, 28, 28), prob (64, 10)."""
+    """Return the net to use: data (64, 1, 28, 28), prob (64, 10)."""
     net = network("LeNet")
     picture(net, 64, 1, 28, 28)
     prob(net, _body(net))

@@ -49,13 +49,13 @@ _EPOCH = 13346  # updates of 96 pictures
 
 
 def train_val(version: Version) -> Any:
-    """The net to train: batches of 96 (TRAIN) and 50 (TEST) pictures, cut to 3 x 224 x 224, minus the mean, times 0.017."""
+    """Return the net to train: batches of 96 (TRAIN) and 50 (TEST) pictures, cut to 3 x 224 x 224, minus the mean, times 0.017."""
     transform = {"crop_size": 224, "mean_value": MEAN, "scale": SCALE}
     return to_train(version.name, (96, 50), lambda net: _body(net, version, train=True), ("top1/acc", "top5/acc"), **transform)
 
 
 def deploy(version: Version) -> Any:
-    """The net to use: data (1, 3, 224, 224), prob (1, 1000, 1, 1)."""
+    """Return the net to use: data (1, 3, 224, 224), prob (1, 1000, 1, 1)."""
     return to_use(version.name, lambda net: _body(net, version, train=False), 1, 3, 224, 224)
 
 
@@ -88,7 +88,7 @@ def _body(net: NetParameter, version: Version, *, train: bool) -> str:
 
 
 def _pairs(net: NetParameter, version: Version, x: str, *, train: bool) -> str:
-    """The middle of v1."""
+    """Add the middle of v1."""
     pairs = [(f"{stage}_{i}", outputs, 2 if i == len(all_) else 1) for stage, all_ in _PAIRS.items() for i, outputs in enumerate(all_, 1)]
     channels = 32
     for which, outputs, stride in [*pairs, ("6", 1024, 1)]:
@@ -99,7 +99,7 @@ def _pairs(net: NetParameter, version: Version, x: str, *, train: bool) -> str:
 
 
 def _blocks(net: NetParameter, version: Version, x: str, *, train: bool) -> str:
-    """The middle of v2: blocks that widen, filter and narrow, with a sum around them where the sizes let it be."""
+    """Add the middle of v2: blocks that widen, filter and narrow, with a sum around them where the sizes let it be."""
     channels = 32
     for stage, all_outputs in _BLOCKS.items():
         for index, outputs in enumerate(all_outputs, start=1):
@@ -129,7 +129,7 @@ def _conv(
     stride: int = 1,
     group: int | None = None,
 ) -> str:
-    """A convolution, its normalization, and a ReLU called ``activation`` unless that is empty."""
+    """Add a convolution, its normalization, and a ReLU called ``activation`` unless that is empty."""
     learning = Learning(filler("msra"), mults=((1.0, 1.0),)) if train else Learning()
     x = conv(net, name, bottom, outputs, kernel, learning, stride=stride, pad=kernel // 2 or None, group=group, bias=False)
     # In training the statistics are the batch's, in use those that were gathered: Caffe's default.

@@ -57,7 +57,7 @@ ONET = Stage("ONet", 48, ((32, 3), (64, 3), (64, 3), (128, 2)), (3, 3, 2), 256, 
 
 
 def train_val(stage: Stage) -> Any:
-    """The net to train on HDF5 files: data (N, 3, side, side), label (1 a face, 0 none, -1 not to be learned), and for the box (and
+    """Return the net to train on HDF5 files: data (N, 3, side, side), label (1 a face, 0 none, -1 not to be learned), and for the box (and
     the landmarks) the target values, zeros where there are none, and a mask of ones and zeros; all but data and label as the output.
     """
     net = network(stage.name)
@@ -80,7 +80,7 @@ def train_val(stage: Stage) -> Any:
 
 
 def deploy(stage: Stage) -> Any:
-    """The net to use: data (1, 3, side, side); prob1, then box and landmarks."""
+    """Return the net to use: data (1, 3, side, side); prob1, then box and landmarks."""
     net = network(stage.name)
     picture(net, 1, 3, stage.side, stage.side)
     add(net, "Softmax", "prob1", (_body(net, stage, train=False)[0],))

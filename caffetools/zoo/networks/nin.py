@@ -34,7 +34,7 @@ _STD = {"conv1": 0.01, "conv3": 0.01, "cccp8-1024": 0.01}
 
 
 def train_val() -> Any:
-    """The net to train: batches of 64 (TRAIN) and 89 (TEST) pictures, cut to 3 x 224 x 224, minus the mean picture."""
+    """Return the net to train: batches of 64 (TRAIN) and 89 (TEST) pictures, cut to 3 x 224 x 224, minus the mean picture."""
     net = network("nin_imagenet")
     imagenet(net, (64, 89), crop_size=224, mean_file="data/ilsvrc12/imagenet_mean.binaryproto")
     scores = _body(net, train=True)
@@ -44,7 +44,7 @@ def train_val() -> Any:
 
 
 def deploy() -> Any:
-    """The net to use: data (10, 3, 224, 224), prob (10, 1000, 1, 1)."""
+    """Return the net to use: data (10, 3, 224, 224), prob (10, 1000, 1, 1)."""
     net = network("nin_imagenet")
     picture(net, 10, 3, 224, 224)
     prob(net, _body(net, train=False))

@@ -16,7 +16,7 @@ CLASSES = 200
 
 
 def train_val() -> Any:
-    """The net to fine-tune from CaffeNet: batches of 128 windows, warped to 3 x 227 x 227, a quarter of them on objects."""
+    """Return the net to fine-tune from CaffeNet: batches of 128 windows, warped to 3 x 227 x 227, a quarter of them on objects."""
     net = network("R-CNN-ilsvrc13")
     for phase, part in ((TRAIN, "train"), (TEST, "val")):
         transform = {"mirror": phase == TRAIN, "crop_size": 227, "mean_file": "data/ilsvrc12/imagenet_mean.binaryproto"}
@@ -33,7 +33,7 @@ def train_val() -> Any:
 
 
 def deploy() -> Any:
-    """The net to use: data (10, 3, 227, 227), fc-rcnn (10, 200), a score for each class, which is not a probability."""
+    """Return the net to use: data (10, 3, 227, 227), fc-rcnn (10, 200), a score for each class, which is not a probability."""
     net = network("R-CNN-ilsvrc13")
     picture(net, 10, 3, 227, 227)
     inner_product(net, "fc-rcnn", body(net, CAFFENET, lambda std, bias: Learning()), CLASSES, Learning())

@@ -55,7 +55,7 @@ _CLASSIFIER = Learning(filler("xavier"), filler("constant"), ((1.0, 1.0), (2.0, 
 
 
 def train_val(variant: Variant) -> Any:
-    """The net to train: batches of 128 (18 layers) or 32 pictures (TRAIN) and 50 or 25 (TEST), cut to 3 x 224 x 224."""
+    """Return the net to train: batches of 128 (18 layers) or 32 pictures (TRAIN) and 50 or 25 (TEST), cut to 3 x 224 x 224."""
     batches = (32, 25) if variant.bottleneck else (128, 50)
     accuracies = ("acc/top-1", "acc/top-5")
     transform = {"crop_size": 224, "mean_value": IMAGENET_MEAN}
@@ -63,7 +63,7 @@ def train_val(variant: Variant) -> Any:
 
 
 def deploy(variant: Variant) -> Any:
-    """The net to use: data (1, 3, 224, 224), prob (1, 1000)."""
+    """Return the net to use: data (1, 3, 224, 224), prob (1, 1000)."""
     return to_use(f"ResNet-{variant.depth}", lambda net: _body(net, variant, train=False), 1, 3, 224, 224)
 
 
@@ -108,7 +108,7 @@ def _body(net: NetParameter, variant: Variant, *, train: bool) -> str:
 
 
 def _block(net: NetParameter, which: str, bottom: str, width: int, stride: int, variant: Variant, *, train: bool) -> str:
-    """A residual block: what its convolutions make is added to what it reads (through a 1x1 convolution where sizes change)."""
+    """Add a residual block: what its convolutions make is added to what it reads (through a 1x1 convolution where sizes change)."""
     msra = Learning(filler("msra") if train else None)
 
     def step(branch: str, x: str, outputs: int, kernel: int, stride: int) -> str:

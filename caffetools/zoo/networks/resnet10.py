@@ -26,12 +26,12 @@ _MULTS = ((1.0, 1.0), (2.0, 1.0))
 
 
 def train_val() -> Any:
-    """The net to train: batches of 16 (TRAIN, sixteen of them an update) and 10 (TEST) pictures, cut to 3 x 224 x 224."""
+    """Return the net to train: batches of 16 (TRAIN, sixteen of them an update) and 10 (TEST) pictures, cut to 3 x 224 x 224."""
     return to_train("ResNet10_cvgj", (16, 10), lambda net: _body(net, train=True), ["accuracy"], crop_size=224)
 
 
 def deploy() -> Any:
-    """The net to use: data (1, 3, 224, 224), prob (1, 1000)."""
+    """Return the net to use: data (1, 3, 224, 224), prob (1, 1000)."""
     return to_use("ResNet10_cvgj", lambda net: _body(net, train=False), 1, 3, 224, 224)
 
 

@@ -31,12 +31,12 @@ _EPOCH = 5005  # updates of 256 pictures
 
 
 def train_val() -> Any:
-    """The net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures, cut to 3 x 224 x 224."""
+    """Return the net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures, cut to 3 x 224 x 224."""
     return to_train("SE-ResNet-50", (32, 25), lambda net: _body(net, train=True), crop_size=224, mean_value=IMAGENET_MEAN)
 
 
 def deploy() -> Any:
-    """The net to use: data (1, 3, 224, 224), prob (1, 1000)."""
+    """Return the net to use: data (1, 3, 224, 224), prob (1, 1000)."""
     return to_use("SE-ResNet-50", lambda net: _body(net, train=False), 1, 3, 224, 224)
 
 
@@ -73,7 +73,7 @@ def _body(net: NetParameter, *, train: bool) -> str:
 
 
 def _block(net: NetParameter, name: str, bottom: str, width: int, stride: int, *, train: bool) -> str:
-    """A bottleneck whose channels are weighted by a function of their means, and added to what it reads."""
+    """Add a bottleneck whose channels are weighted by a function of their means, and added to what it reads."""
     x = _conv(net, f"{name}_1x1_reduce", bottom, width, 1, train=train, stride=stride)
     x = _conv(net, f"{name}_3x3", relu(net, f"{name}_1x1_reduce/relu", x), width, 3, train=train)
     x = _conv(net, f"{name}_1x1_increase", relu(net, f"{name}_3x3/relu", x), 4 * width, 1, train=train)
@@ -87,7 +87,7 @@ def _block(net: NetParameter, name: str, bottom: str, width: int, stride: int, *
 
 
 def _excite(net: NetParameter, name: str, x: str, channels: int, *, train: bool) -> str:
-    """A number from 0 to 1 for each channel, (N, C, 1, 1)."""
+    """Add a number from 0 to 1 for each channel, (N, C, 1, 1)."""
     learning = Learning(filler("msra"), filler("constant"), WEIGHTS_DECAY) if train else Learning()
     squeezed = global_average(net, f"{name}_global_pool", x)
     down = conv(net, f"{name}_1x1_down", squeezed, channels // 16, 1, learning, stride=1)

@@ -53,7 +53,7 @@ V1_1 = Version(64, 3, (3, 5), None, False, False)
 
 
 def train_val(version: Version) -> Any:
-    """The net to train: batches of 32 (TRAIN) and 25 (TEST) pictures, cut to 3 x 227 x 227, minus the mean of each channel."""
+    """Return the net to train: batches of 32 (TRAIN) and 25 (TEST) pictures, cut to 3 x 227 x 227, minus the mean of each channel."""
     net = network()
     imagenet(net, (32, 25), mirror=False, crop_size=227, mean_value=IMAGENET_MEAN)
     scores = _body(net, version, Learning(filler("xavier")), Learning(filler("gaussian", mean=0.0, std=0.01)))
@@ -65,7 +65,7 @@ def train_val(version: Version) -> Any:
 
 
 def deploy(version: Version) -> Any:
-    """The net to use: data (10, 3, 227, 227), prob (10, 1000, 1, 1)."""
+    """Return the net to use: data (10, 3, 227, 227), prob (10, 1000, 1, 1)."""
     net = network()
     if version.old_input:
         net = NetParameter(input=["data"])
@@ -112,7 +112,7 @@ def _body(net: NetParameter, version: Version, inner: Learning, last: Learning) 
 
 
 def _fire(net: NetParameter, name: str, bottom: str, squeeze: int, learning: Learning) -> str:
-    """A fire module: squeeze to few channels, then expand with kernels of 1x1 and 3x3 side by side."""
+    """Add a fire module: squeeze to few channels, then expand with kernels of 1x1 and 3x3 side by side."""
 
     def step(part: str, x: str, outputs: int, kernel: int, pad: int | None = None) -> str:
         return relu(net, f"{name}/relu_{part}", conv(net, f"{name}/{part}", x, outputs, kernel, learning, pad=pad))

@@ -32,12 +32,12 @@ _TRAINING = Learning(filler("gaussian", std=0.01), filler("constant"), WEIGHTS_D
 
 
 def train_val(depth: int) -> Any:
-    """The net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures, cut to 3 x 224 x 224."""
+    """Return the net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures, cut to 3 x 224 x 224."""
     return to_train(f"VGG_ILSVRC_{depth}_layers", (32, 25), lambda net: _body(net, depth, _TRAINING), crop_size=224, mean_value=MEAN)
 
 
 def deploy(depth: int) -> Any:
-    """The net to use: data (10, 3, 224, 224), prob (10, 1000)."""
+    """Return the net to use: data (10, 3, 224, 224), prob (10, 1000)."""
     return to_use(f"VGG_ILSVRC_{depth}_layers", lambda net: _body(net, depth, Learning()), 10, 3, 224, 224)
 
 
