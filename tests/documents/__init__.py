@@ -1,0 +1,1 @@
+"""Tests of the documentation: the commands and the Python code of its pages run."""

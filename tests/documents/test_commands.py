@@ -1,0 +1,127 @@
+"""Every command and every Python block of the pages runs, in the page's order, on small files of the names that the page uses."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from caffetools.zoo import resources
+from caffetools.zoo.cards import get_card
+from tests.cli.inprocess import run
+from tests.documents.blocks import read_commands, read_python, read_table_commands
+from tests.documents.world import make_world, make_zoo
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
+GENERATED = {"docs/reference/cli.md", "docs/api.md"}
+
+# Commands that do not run here, as a regular expression of the command line, and why.
+NOT_RUN = {
+    r"^demo\b": "takes most of a minute; tests/project runs it",
+    r"^visualize live": "serves a page until it is stopped; tests/visualize runs it",
+    r"--processes": "starts processes; tests/solver and tests/data run them",
+    r"^engine add": "downloads an environment",
+    r"--engine caffe|--engines \S*(caffe|opencv)": "needs an environment with a real Caffe or OpenCV 4",
+    r"-gpu": "needs a GPU",
+}
+# Commands whose exit code is 1 when what they compare or check differs.
+COMPARE = {"verify", "dataset", "diff"}
+# What makes a command short enough for a test.
+SHORTER = {"train": ["--max-iter", "4", "--device", "cpu"], "finetune": ["--epochs", "1", "--device", "cpu"]}
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files, made once: ``world`` for the working directory, ``zoo`` with the cards."""
+    folder = tmp_path_factory.mktemp("documents")
+    (folder / "world").mkdir()
+    before = Path.cwd()
+    os.chdir(folder / "world")
+    try:
+        make_world(Path())
+        make_zoo(folder / "zoo")
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def world(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the files that is the working directory; the zoo's publisher is a folder of this machine."""
+    folder = tmp_path / "world"
+    shutil.copytree(made / "world", folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(resources, "_folders", lambda name: [made / "zoo" if name == "zoo" else ROOT / name])
+    get_card.cache_clear()
+    yield folder
+    get_card.cache_clear()
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The commands of a page's blocks; of the READMEs those of the table of steps too."""
+    return [*(read_table_commands(page) if page.parent == ROOT else []), *read_commands(page)]
+
+
+def runs(words: list[str]) -> bool:
+    line = shlex.join(words)
+    return not any(re.search(pattern, line) for pattern in NOT_RUN)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in GENERATED and read_commands(page)], ids=name_of)
+def test_the_commands_of_a_page_run(page: Path, world: Path) -> None:
+    failed = []
+    for words in filter(runs, commands_of(page)):
+        command = [with_iteration(word) for word in words]
+        remove_output(command)
+        done = run(*command, *SHORTER.get(command[0], []))
+        if done.returncode > (command[0] in COMPARE):
+            failed.append(f"caffetools {shlex.join(command)}\n    {done.stderr[-600:]}")
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in GENERATED and read_python(page)], ids=name_of)
+def test_the_python_of_a_page_runs(page: Path, world: Path) -> None:
+    names: dict[str, object] = {"__name__": "page"}
+    for number, block in enumerate(read_python(page), 1):
+        exec(compile(block, f"{page.name}, Python block {number}", "exec"), names)
+
+
+def test_every_reason_not_to_run_is_needed() -> None:
+    lines = [shlex.join(words) for page in PAGES for words in commands_of(page)]
+    assert [pattern for pattern in NOT_RUN if not any(re.search(pattern, line) for line in lines)] == []
+
+
+def with_iteration(word: str) -> str:
+    """Return a word of a command with the N of ``snapshot_iter_N`` replaced by the newest iteration that there is."""
+    if "_iter_N." not in word:
+        return word
+    found = Path().glob(word.replace("_iter_N.", "_iter_*."))
+    return str(max(found, key=lambda path: path.stat().st_mtime, default=word))
+
+
+def remove_output(words: list[str]) -> None:
+    """Remove what a command writes, which an earlier command of the page wrote too: a page shows alternatives."""
+    at = next((index + 1 for index, word in enumerate(words) if word in ("-o", "--out")), 0)
+    if words[:2] == ["dataset", "build"]:
+        at = 3
+    elif words[0] in ("convert-imageset", "upgrade"):
+        at = len(words) - 1
+    place = words[at].rstrip("/")
+    if not at or any(word == place or word.startswith(f"{place}/") for index, word in enumerate(words) if index != at):
+        return
+    target = Path(words[at])
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
