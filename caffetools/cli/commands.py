@@ -53,6 +53,21 @@ COMMANDS = {
     "dataset": Entry(_DATA, "dataset", attribute="app", example="caffetools dataset build photos data"),
     "mean": Entry(_DATA, "mean", example="caffetools mean data/train_lmdb mean.binaryproto"),
     "convert-imageset": Entry(_DATA, "convert_imageset", example="caffetools convert-imageset images/ train.txt train_lmdb"),
+    "convert-mnist-data": Entry(
+        _DATA,
+        "dataset_convert",
+        attribute="convert_mnist_data",
+        example="caffetools convert-mnist-data train-images-idx3-ubyte train-labels-idx1-ubyte mnist_train_lmdb",
+    ),
+    "convert-mnist-siamese-data": Entry(
+        _DATA,
+        "dataset_convert",
+        attribute="convert_mnist_siamese_data",
+        example="caffetools convert-mnist-siamese-data train-images-idx3-ubyte train-labels-idx1-ubyte mnist_siamese_train_leveldb",
+    ),
+    "convert-cifar-data": Entry(
+        _DATA, "dataset_convert", attribute="convert_cifar_data", example="caffetools convert-cifar-data data/cifar10 examples/cifar10 lmdb"
+    ),
     "zoo": Entry(_NETS, "zoo", attribute="app", example="caffetools zoo list"),
     "status": Entry(_NETS, "status", example="caffetools status run", alone=True),
     "inspect": Entry(_NETS, "inspect", example="caffetools inspect alexnet"),

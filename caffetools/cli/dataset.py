@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.dataset_convert import convert, shard
 from caffetools.cli.dataset_databases import export, inspect, stats, verify
 from caffetools.cli.preview import preview
 from caffetools.cli.show import console, print_json, progress
@@ -68,5 +69,5 @@ def build(
     console.print(", mean.binaryproto" if card.mean_file else "")
 
 
-for command in (inspect, verify, export, stats, preview):
+for command in (convert, shard, inspect, verify, export, stats, preview):
     app.command()(command)

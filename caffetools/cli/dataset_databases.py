@@ -12,7 +12,7 @@ from caffetools.cli.show import console, print_json, progress_sink
 if TYPE_CHECKING:
     from caffetools.data.datasets.inspect import DatabaseSummary
 
-_Database = Annotated[Path, typer.Argument(metavar="DB", help="An LMDB or LevelDB.", show_default=False)]
+_Database = Annotated[str, typer.Argument(metavar="DB", help="An LMDB, LevelDB or index of shards; a path or URL.", show_default=False)]
 _Labels = Annotated[Path | None, typer.Option("--labels", help="File of class names, one a line (labels.txt).", show_default=False)]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 # Lines of a kind that are printed; --json has all of them.

@@ -30,6 +30,9 @@ FLAGS = {
         *("check_size", "encoded", "encode_type"),
     ),
     "mean": ("backend",),
+    "convert-mnist-data": ("backend",),
+    "convert-mnist-siamese-data": (),
+    "convert-cifar-data": (),
 }
 # Those without a value; gflags also takes --flag=true and --noflag.
 _SWITCHES = {"gray", "shuffle", "check_size", "encoded"}
@@ -37,6 +40,9 @@ _SPELLED = {
     "device_query": "device-query",
     "extract_features": "extract-features",
     "convert_imageset": "convert-imageset",
+    "convert_mnist_data": "convert-mnist-data",
+    "convert_mnist_siamese_data": "convert-mnist-siamese-data",
+    "convert_cifar_data": "convert-cifar-data",
     "compute_image_mean": "mean",
     "compute-image-mean": "mean",
 }

@@ -11,7 +11,9 @@ from caffetools.cli.show import console, note, print_json, progress
 
 
 def mean(
-    database: Annotated[Path, typer.Argument(metavar="DB", help="An LMDB, or (extra 'leveldb') a LevelDB.", show_default=False)],
+    database: Annotated[
+        str, typer.Argument(metavar="DB", help="An LMDB, LevelDB (extra 'leveldb') or index of shards; a path or URL.", show_default=False)
+    ],
     out: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="The file to write, such as mean.binaryproto.", show_default=False)
     ] = None,

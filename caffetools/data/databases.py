@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Protocol
 
+from caffetools.data.database import Database as Database
 from caffetools.data.lmdb_file import ErrorHandler, LmdbFile, Record
+from caffetools.data.shards import ShardedDatabase, is_index
 from caffetools.errors import DataError, WriteFailed
+from caffetools.util import urls
 from caffetools.util.folders import PathLike, new_folder
 
 # Keys may be 511 bytes long at most; the number at their start makes them differ.
@@ -19,48 +22,21 @@ _LONGEST_KEY = 511
 _COMMIT_RECORDS, _COMMIT_BYTES = 1000, 1 << 25
 
 
-class Database(Protocol):
-    """A database opened for reading.
-
-    Attributes:
-        path: The path that it was opened with.
-    """
-
-    path: str
-
-    def __len__(self) -> int:
-        """Return the number of records."""
-
-    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Generator[Record, None, None]:
-        """Yield (key, value) of every record from number ``start`` on, in the order of the keys.
-
-        Args:
-            start: Number of the first record, from 0.
-            on_error: Called with the error of a record that cannot be read, which is then left out. If None, it is raised.
-
-        Raises:
-            DataError: The database is damaged; names the record.
-        """
-
-    def item(self, number: int) -> Record:
-        """Return (key, value) of the record ``number``, from 0, in the order of the keys.
-
-        Raises:
-            IndexError: There is no such record.
-            DataError: The database is damaged; names the record.
-        """
-
-    def close(self) -> None:
-        """Close the files."""
-
-
 def open_database(path: PathLike) -> Database:
-    """Open the LMDB or LevelDB at ``path`` for reading; its files decide which of them it is.
+    """Open the LMDB, LevelDB or index of shards at ``path`` for reading; its files decide which of them it is.
+
+    Args:
+        path: The database, the folder or file of an index (see :mod:`caffetools.data.shards`), or the URL of one of them; an LMDB or
+            LevelDB at a URL is copied to a temporary folder until it is closed.
 
     Raises:
         DataError: ``path`` does not exist, is not a database, holds no records, is truncated or damaged, or is a LevelDB and plyvel
             is not installed.
     """
+    if is_index(path):
+        return ShardedDatabase(path, open_database)
+    if urls.is_url(path):
+        return _DownloadedDatabase(os.fspath(path))
     folder = Path(path)
     if not os.path.lexists(folder):
         raise DataError(f"no such database (looked for from {Path.cwd()})", path=path)
@@ -75,6 +51,35 @@ def open_database(path: PathLike) -> Database:
         database.close()
         raise DataError("the LMDB holds no records", path=path)
     return database
+
+
+class _DownloadedDatabase:
+    """A database at a URL, copied to a temporary folder."""
+
+    def __init__(self, url: str):
+        self.path = url
+        self._folder = tempfile.TemporaryDirectory(prefix="caffetools-")
+        local = Path(self._folder.name) / "database"
+        try:
+            urls.download(url, local)
+            self._database = open_database(local)
+        except DataError as error:
+            self.close()
+            raise error.located(url) from None
+
+    def __len__(self) -> int:
+        return len(self._database)
+
+    def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Generator[Record, None, None]:
+        return self._database.records(start, on_error=on_error)
+
+    def item(self, number: int) -> Record:
+        return self._database.item(number)
+
+    def close(self) -> None:
+        if hasattr(self, "_database"):
+            self._database.close()
+        self._folder.cleanup()
 
 
 class CorruptRecords:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Iterator
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from caffetools.data.db_handles import RefCountedHandle
 from caffetools.data.lmdb_file import ErrorHandler, Record
 from caffetools.errors import DataError, WriteFailed
+from caffetools.util.crc32c import masked_crc32c
 from caffetools.util.folders import PathLike, new_folder
 
 if TYPE_CHECKING:
@@ -190,31 +190,12 @@ def check_log(file: Path, path: str, *, checksums: bool = False) -> None:
         stored = int.from_bytes(header[:4], "little")
         if open_record != (kind in (_MIDDLE, _LAST)) or not _FULL <= kind <= _LAST:
             raise DataError(f"the LevelDB is damaged: {file.name} has a wrong record at byte {position}", path=path, hint=_REBUILD)
-        if checksums and stored != _masked_crc32c(data[position + 6 : end]):
+        if checksums and stored != masked_crc32c(data[position + 6 : end]):
             raise DataError(f"the LevelDB is damaged: {file.name} fails its checksum at byte {position}", path=path, hint=_REBUILD)
         open_record = kind in (_FIRST, _MIDDLE)
         position = end
     if open_record:
         raise DataError(f"the LevelDB is damaged: {file.name} ends within a record", path=path, hint=_REBUILD)
-
-
-def _masked_crc32c(data: bytes) -> int:
-    """Return the checksum of LevelDB's records: CRC-32C, rotated and shifted so that checksums of checksums differ."""
-    table, crc = _crc32c_table(), 0xFFFFFFFF
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@cache
-def _crc32c_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # the polynomial of Castagnoli, reflected
-        table.append(value)
-    return table
 
 
 def _text(error: Exception) -> str:

@@ -17,6 +17,7 @@ from caffetools.cancel import CancelToken
 from caffetools.data.databases import Database, open_database
 from caffetools.data.datasets.records import DecodedRecord, decoded_records
 from caffetools.data.datasets.sheet import write_sheet
+from caffetools.data.shards import is_index
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
 
@@ -147,7 +148,9 @@ def read_names(path: PathLike) -> list[str]:
 
 
 def backend_of(path: PathLike) -> str:
-    """Return ``lmdb`` or ``leveldb``: the kind of database at ``path``."""
+    """Return ``lmdb``, ``leveldb`` or ``shards``: the kind of database at ``path``."""
+    if is_index(path):
+        return "shards"
     folder = Path(path)
     return "leveldb" if (folder / "CURRENT").is_file() and not (folder / "data.mdb").exists() else "lmdb"
 

@@ -16,6 +16,7 @@ from caffetools.cancel import CancelToken
 from caffetools.data.databases import open_database
 from caffetools.data.datasets.inspect import followed, shape_text
 from caffetools.data.datasets.records import DecodedRecord
+from caffetools.data.shards import ShardedDatabase, checksum_errors
 from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore, reported
 
@@ -94,7 +95,10 @@ def verify_database(
         checker = _Checker(classes)
         for record in followed(database, events, cancel):
             checker.add(record)
-        faults = [fault for fault in checker.finish() if fault.kind not in allow]
+        found = checker.finish()
+        if isinstance(database, ShardedDatabase):
+            found += [Fault("damaged", "", str(error)) for error in checksum_errors(database)]
+        faults = [fault for fault in found if fault.kind not in allow]
     return Verification(os.fspath(path), checker.records, faults)
 
 

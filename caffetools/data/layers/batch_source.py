@@ -19,6 +19,7 @@ from caffetools.data.augment import AugmentConfig, Augmenter, config_of_fork, lo
 from caffetools.data.databases import CorruptRecords, Database
 from caffetools.data.device_transform import DeviceBatch, DeviceTransform
 from caffetools.data.lmdb_file import Record
+from caffetools.data.shards import ShardedDatabase
 from caffetools.data.transformer import DeferredBatch, Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Arity, Layer, OnnxGraph, Shape, Shapes, format_shape
@@ -151,6 +152,15 @@ class RecordBatches(BatchMaker):
         self.corrupt = CorruptRecords(skip_corrupt)
         self._position = 0
         self._records: Iterator[Record] = iter(())
+        self._own_shards = False
+
+    def shard(self, rank: int, world_size: int) -> None:
+        """Take only this rank's records; of an index with as many shards as ranks or more, only its shards, and others are not read."""
+        super().shard(rank, world_size)
+        own = self.database.for_rank(rank, world_size) if isinstance(self.database, ShardedDatabase) else None
+        if own is not None:
+            self.database, self._own_shards = own, True
+            self.seek(self.position())
 
     def skip(self, count: int) -> None:
         """Leave out the next ``count`` records."""
@@ -162,12 +172,15 @@ class RecordBatches(BatchMaker):
 
     def seek(self, position: State) -> None:
         self._position = int(position["position"])
+        if self._position > len(self.database):
+            # The position of another number of processes, which share an index of shards in another way.
+            self._position %= len(self.database)
         self._records = self.database.records(self._position, on_error=self.corrupt)
 
     def next_owned_record(self) -> Record:
         """Return the next record of this rank."""
         record = self._next_record()
-        while not self.owned_by_this_rank():
+        while not self._own_shards and not self.owned_by_this_rank():
             record = self._next_record()
         return record
 

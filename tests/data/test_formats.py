@@ -1,0 +1,540 @@
+"""Datasets of other tools to Caffe's databases and back."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caffetools.cancel import CancelToken
+from caffetools.data.databases import open_database
+from caffetools.data.datum import record_to_array
+from caffetools.data.formats.convert import convert_dataset
+from caffetools.data.formats.examples import ConvertOptions
+from caffetools.data.formats.idx import mersenne_twister
+from caffetools.data.formats.tfrecord import read_records
+from caffetools.data.means import compute_mean
+from caffetools.errors import Cancelled, DataError
+from caffetools.proto.binary import read_binaryproto
+from caffetools.proto.schema import Datum
+from caffetools.util.crc32c import crc32c
+
+RNG = np.random.default_rng(7)
+
+
+def records(path: Path | str) -> dict[str, bytes]:
+    with closing(open_database(path)) as database:
+        return {key.decode(): value for key, value in database.records()}
+
+
+def arrays(path: Path | str) -> list[tuple[np.ndarray[Any, Any], int]]:
+    return [record_to_array(value) for value in records(path).values()]
+
+
+def write_idx(folder: Path, count: int = 5, prefix: str = "train", *, packed: bool = False) -> tuple[np.ndarray[Any, Any], list[int]]:
+    folder.mkdir(exist_ok=True)
+    images = RNG.integers(0, 256, (count, 4, 3), np.uint8)
+    labels = [n % 3 for n in range(count)]
+    for name, data in (
+        ("images-idx3-ubyte", struct.pack(">4I", 2051, count, 4, 3) + images.tobytes()),
+        ("labels-idx1-ubyte", struct.pack(">2I", 2049, count) + bytes(labels)),
+    ):
+        path = folder / f"{prefix}-{name}"
+        if packed:
+            path = path.with_name(path.name + ".gz")
+        path.write_bytes(gzip.compress(data) if packed else data)
+    return images, labels
+
+
+def png(array: np.ndarray[Any, Any]) -> bytes:
+    return bytes(cv2.imencode(".png", array)[1])
+
+
+# MNIST
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_mnist_records_are_those_of_convert_mnist_data(tmp_path: Path, packed: bool) -> None:
+    images, labels = write_idx(tmp_path / "in", packed=packed)
+    write_idx(tmp_path / "in", 2, "t10k", packed=packed)
+    result = convert_dataset("mnist", tmp_path / "in", tmp_path / "out")
+    assert list(result.counts.values()) == [5, 2]
+    # convert_mnist_data sets channels, height, width, data and label, and no `encoded`.
+    wanted = {
+        f"{n:08d}": Datum(channels=1, height=4, width=3, data=image.tobytes(), label=label).SerializeToString()
+        for n, (image, label) in enumerate(zip(images, labels, strict=True))
+    }
+    assert records(tmp_path / "out/mnist_train_lmdb") == wanted
+
+
+def test_siamese_pairs_follow_mt19937_of_the_seed(tmp_path: Path) -> None:
+    numbers = mersenne_twister(5489)  # the default seed of std::mt19937; its 10000th number is in the C++ standard
+    assert [next(numbers) for _ in range(10000)][-1] == 4123659995
+    images, labels = write_idx(tmp_path / "in", 6)
+    convert_dataset("mnist", tmp_path / "in", tmp_path / "out", ConvertOptions(pairs=True, seed=11, split="train"))
+    draw = mersenne_twister(11)
+    for array, label in arrays(tmp_path / "out"):
+        left, right = next(draw) % 6, next(draw) % 6
+        assert np.array_equal(array, np.stack([images[left], images[right]]))
+        assert label == int(labels[left] == labels[right])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:10], "truncated"),
+        (lambda data: data[:-1], "truncated: 1 bytes are missing"),
+        (lambda data: b"\0\0\x08\x01" + data[4:], "magic number is 2049, not 2051; it is a file of labels"),
+        (lambda data: b"<html" + data, "magic number"),
+        (lambda data: gzip.compress(data)[:-12], "damaged"),
+        (lambda data: data[:4] + struct.pack(">I", 4) + data[8:], "has 5 labels, but"),
+        (lambda data: b"", "truncated"),
+    ],
+)
+def test_a_bad_idx_file_is_one_error_that_names_it(tmp_path: Path, change: Any, message: str) -> None:
+    write_idx(tmp_path / "in")
+    path = tmp_path / "in/train-images-idx3-ubyte"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=message) as caught:
+        convert_dataset("mnist", tmp_path / "in", tmp_path / "out")
+    assert "train-" in str(caught.value)
+    assert [item.name for item in tmp_path.iterdir() if not item.name.startswith(".")] == ["in"]
+
+
+def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path) -> None:
+    write_idx(tmp_path / "in")
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        convert_dataset("mnist", tmp_path / "in", tmp_path / "out", cancel=token)
+    assert not (tmp_path / "out").exists()
+
+
+# CIFAR
+
+
+def write_cifar(folder: Path, labels: int = 1) -> np.ndarray[Any, Any]:
+    folder.mkdir()
+    rows = RNG.integers(0, 256, (7, labels + 3072), np.uint8)
+    rows[:, :labels] %= 10
+    if labels == 1:
+        for number in range(5):
+            (folder / f"data_batch_{number + 1}.bin").write_bytes(rows[number].tobytes())
+        (folder / "test_batch.bin").write_bytes(rows[5:].tobytes())
+        (folder / "batches.meta.txt").write_text("".join(f"class{n}\n" for n in range(10)))
+    else:
+        (folder / "train.bin").write_bytes(rows[:5].tobytes())
+        (folder / "test.bin").write_bytes(rows[5:].tobytes())
+    return rows
+
+
+def test_cifar10_records_mean_and_labels(tmp_path: Path) -> None:
+    rows = write_cifar(tmp_path / "in")
+    convert_dataset("cifar10", tmp_path / "in", tmp_path / "out")
+    wanted = {
+        f"{n:05d}": Datum(channels=3, height=32, width=32, data=row[1:].tobytes(), label=int(row[0])).SerializeToString()
+        for n, row in enumerate(rows[:5])
+    }
+    assert records(tmp_path / "out/cifar10_train_lmdb") == wanted
+    assert len(records(tmp_path / "out/cifar10_test_lmdb")) == 2
+    mean = read_binaryproto(tmp_path / "out/mean.binaryproto")
+    assert np.array_equal(mean, compute_mean(tmp_path / "out/cifar10_train_lmdb"))
+    assert (tmp_path / "out/labels.txt").read_text().split() == [f"class{n}" for n in range(10)]
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_cifar100_takes_fine_or_coarse_labels(tmp_path: Path, coarse: bool) -> None:
+    rows = write_cifar(tmp_path / "in", 2)
+    convert_dataset("cifar100", tmp_path / "in", tmp_path / "out", ConvertOptions(coarse=coarse))
+    found = arrays(tmp_path / "out/cifar100_train_lmdb")
+    assert [label for _, label in found] == rows[:5, 0 if coarse else 1].tolist()
+    assert np.array_equal(found[4][0].reshape(-1), rows[4, 2:])
+
+
+def test_cifar_batches_that_are_cut_or_missing_are_refused(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "in")
+    path = tmp_path / "in/data_batch_3.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="data_batch_3.bin.*truncated"):
+        convert_dataset("cifar10", tmp_path / "in", tmp_path / "out")
+    path.unlink()
+    with pytest.raises(DataError, match="data_batch_3"):
+        convert_dataset("cifar10", tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_npz_arrays_of_either_layout(tmp_path: Path, layout: str) -> None:
+    images = RNG.integers(0, 256, (4, 3, 6, 5), np.uint8)
+    stored = images if layout == "nchw" else images.transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "in.npz", data=stored, label=np.array([3, 1, 2, 0]))
+    convert_dataset("numpy", tmp_path / "in.npz", tmp_path / "out")
+    found = arrays(tmp_path / "out")
+    assert [label for _, label in found] == [3, 1, 2, 0]
+    assert np.array_equal(np.stack([array for array, _ in found]), images)
+    convert_dataset("numpy", tmp_path / "in.npz", tmp_path / "bgr", ConvertOptions(swap_channels=True))
+    assert np.array_equal(np.stack([array for array, _ in arrays(tmp_path / "bgr")]), images[:, ::-1])
+
+
+def test_floats_become_float_data_and_come_back(tmp_path: Path) -> None:
+    values = RNG.normal(size=(3, 2, 4, 5)).astype(np.float32)
+    with h5py.File(tmp_path / "train.h5", "w") as file:
+        file["data"], file["label"] = values, np.array([0.0, 1.0, 2.0], np.float32)
+    (tmp_path / "list.txt").write_text("train.h5\n")
+    convert_dataset("hdf5", tmp_path / "list.txt", tmp_path / "db")
+    assert np.array_equal(np.stack([array for array, _ in arrays(tmp_path / "db")]), values)
+    convert_dataset("lmdb", tmp_path / "db", tmp_path / "back", ConvertOptions(per_file=2), to="hdf5")
+    assert (tmp_path / "back/list.txt").read_text() == "data_0000.h5\ndata_0001.h5\n"
+    found = []
+    for name in ("data_0000.h5", "data_0001.h5"):
+        with h5py.File(tmp_path / "back" / name) as file:
+            found.append((np.array(file["data"]), np.array(file["label"])))
+    assert np.array_equal(np.concatenate([data for data, _ in found]), values)
+    assert np.concatenate([label for _, label in found]).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"data": np.zeros((3, 4, 4, 4), np.uint8), "label": np.zeros(3, int)}, "--layout"),
+        ({"data": np.zeros((3, 1, 5, 5), np.uint8), "label": np.zeros(2, int)}, "3 pictures, but labels"),
+        ({"data": np.zeros((3, 1, 5, 5), np.uint8), "label": np.full(3, 0.5)}, "row 0.*0.5 is not an integer"),
+        ({"data": np.zeros((3, 1, 5, 5), np.uint8), "label": np.zeros((3, 2), int)}, "2 values"),
+        ({"data": np.array(["a", "b"])}, "rows of numbers"),
+        ({"data": np.full((1, 1, 2, 2), 2**30 + 1)}, "too large for float32"),
+        ({"pictures": np.zeros((3, 1, 5, 5), np.uint8)}, "it has no arrays 'data' but pictures; name one with --data"),
+    ],
+)
+def test_arrays_that_make_no_records_are_refused(tmp_path: Path, contents: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "in.npz", **contents)
+    with pytest.raises(DataError, match=message):
+        convert_dataset("numpy", tmp_path / "in.npz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(DataError, match="in.npy"):
+        convert_dataset("numpy", tmp_path / "in.npy", tmp_path / "out")
+
+
+# Round trips
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of three classes: PNGs and one JPEG, of different sizes."""
+    for number, name in enumerate(["ant", "bee", "cat"]):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(2):
+            image = RNG.integers(0, 256, (5 + number, 6 + index, 3), np.uint8)
+            (tmp_path / "pictures" / name / f"{index}.png").write_bytes(png(image))
+    jpeg = bytes(cv2.imencode(".jpg", RNG.integers(0, 256, (8, 9, 3), np.uint8))[1])
+    (tmp_path / "pictures/bee/z.jpg").write_bytes(jpeg)
+    return tmp_path / "pictures"
+
+
+def test_imagefolder_records_are_those_of_convert_imageset(tmp_path: Path, pictures: Path) -> None:
+    from caffetools.data.convert_imageset import ImagesetOptions, convert_imageset
+
+    convert_dataset("imagefolder", pictures, tmp_path / "out", ConvertOptions(size=(8, 8)))
+    names = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*"))
+    listing = "".join(f"{name} {['ant', 'bee', 'cat'].index(name.partition('/')[0])}\n" for name in names)
+    (tmp_path / "list.txt").write_text(listing)
+    convert_imageset(pictures, tmp_path / "list.txt", tmp_path / "wanted", ImagesetOptions(resize_width=8, resize_height=8))
+    assert records(tmp_path / "out") == records(tmp_path / "wanted")
+
+
+@pytest.mark.parametrize("to", ["imagefolder", "webdataset", "tfrecord"])
+def test_files_of_pictures_survive_a_round_trip(tmp_path: Path, pictures: Path, to: str) -> None:
+    options = ConvertOptions(encoded=True, per_file=3)
+    convert_dataset("imagefolder", pictures, tmp_path / "db", options)
+    convert_dataset("lmdb", tmp_path / "db", tmp_path / "middle", options, to=to)
+    convert_dataset(to, tmp_path / "middle", tmp_path / "back", options)
+    wanted = [Datum.FromString(value) for value in records(tmp_path / "db").values()]
+    found = [Datum.FromString(value) for value in records(tmp_path / "back").values()]
+    assert [(datum.data, datum.label) for datum in found] == [(datum.data, datum.label) for datum in wanted]
+
+
+@pytest.mark.parametrize("to", ["numpy", "hdf5", "webdataset", "tfrecord", "imagefolder"])
+def test_pixels_survive_a_round_trip(tmp_path: Path, to: str) -> None:
+    images = RNG.integers(0, 256, (7, 3, 6, 5), np.uint8)
+    np.savez(tmp_path / "in.npz", data=images, label=np.arange(7))
+    options = ConvertOptions(layout="nchw", per_file=3)
+    convert_dataset("numpy", tmp_path / "in.npz", tmp_path / "db", options)
+    convert_dataset("lmdb", tmp_path / "db", tmp_path / "middle", options, to=to)
+    source = tmp_path / "middle" / "list.txt" if to == "hdf5" else tmp_path / "middle"
+    convert_dataset(to, source, tmp_path / "back", options)
+    found = arrays(tmp_path / "back")
+    assert [label for _, label in found] == list(range(7))
+    assert np.array_equal(np.stack([array for array, _ in found]), images)
+
+
+@given(st.integers(1, 9), st.sampled_from([np.uint8, np.float32]), st.tuples(*[st.integers(1, 4)] * 3))
+def test_a_numpy_round_trip_keeps_values_types_and_shapes(
+    tmp_path_factory: pytest.TempPathFactory, count: int, dtype: Any, shape: tuple[int, int, int]
+) -> None:
+    folder = tmp_path_factory.mktemp("numpy")
+    values = RNG.integers(0, 256, (count, *shape)).astype(dtype)
+    (folder / "in").mkdir()
+    np.save(folder / "in/data.npy", values)
+    np.save(folder / "in/label.npy", np.arange(count))
+    options = ConvertOptions(layout="nchw")
+    convert_dataset("numpy", folder / "in", folder / "db", options)
+    convert_dataset("lmdb", folder / "db", folder / "out", options, to="numpy")
+    back = np.load(folder / "out/data.npy")
+    assert back.dtype == dtype
+    assert np.array_equal(back, values)
+    assert np.array_equal(np.load(folder / "out/label.npy"), np.arange(count))
+
+
+def test_leveldb_can_be_written(tmp_path: Path) -> None:
+    pytest.importorskip("plyvel")
+    write_idx(tmp_path / "in")
+    convert_dataset("mnist", tmp_path / "in", tmp_path / "a", ConvertOptions(split="train"))
+    convert_dataset("mnist", tmp_path / "in", tmp_path / "b", ConvertOptions(split="train"), to="leveldb")
+    assert records(tmp_path / "a") == records(tmp_path / "b")
+
+
+# WebDataset
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_webdataset_reads_labels_of_cls_and_json_and_braces(tmp_path: Path) -> None:
+    images = [RNG.integers(0, 256, (4, 5, 3), np.uint8) for _ in range(3)]
+    write_tar(tmp_path / "s-0.tar", [("a/1.png", png(images[0])), ("a/1.cls", b"4\n"), ("a/1.txt", b"unused")])
+    json_label = json.dumps({"label": 7, "name": "x"}).encode()
+    write_tar(tmp_path / "s-1.tar", [("2.json", json_label), ("2.png", png(images[1])), ("3.v2.png", b""), ("3.png", png(images[2]))])
+    convert_dataset("webdataset", tmp_path / "s-{0..1}.tar", tmp_path / "out")
+    found = arrays(tmp_path / "out")
+    assert [label for _, label in found] == [4, 7, 0]
+    assert list(records(tmp_path / "out")) == ["00000000_a/1", "00000001_2", "00000002_3"]
+    for (array, _), image in zip(found, images, strict=True):
+        assert np.array_equal(array.transpose(1, 2, 0), image)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("1.png", b"not a picture"), ("1.cls", b"1")], "s.tar: 1: not a picture"),
+        ([("1.png", png(np.zeros((2, 2, 3), np.uint8))), ("1.cls", b"cat")], "s.tar: 1: its label 'cat' is not an integer"),
+        ([("1.cls", b"1")], "s.tar: 1: it has no picture but cls"),
+        ([], "no examples"),
+    ],
+)
+def test_bad_webdatasets_name_the_example(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+    write_tar(tmp_path / "s.tar", members)
+    with pytest.raises(DataError, match=message):
+        convert_dataset("webdataset", tmp_path / "s.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", [("1.png", bytes(2000))])
+    (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:1000])
+    with pytest.raises(DataError, match="s.tar: the tar file is truncated"):
+        convert_dataset("webdataset", tmp_path / "s.tar", tmp_path / "out")
+
+
+# TFRecord
+
+
+@given(st.binary(max_size=5000))
+def test_crc32c_is_that_of_a_plain_loop(data: bytes) -> None:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    assert crc32c(data) == crc ^ 0xFFFFFFFF
+
+
+def test_crc32c_of_the_check_string() -> None:
+    assert crc32c(b"123456789") == 0xE3069283
+
+
+def tfrecord_of(path: Path, messages: list[bytes]) -> None:
+    """Write records with TensorBoard's writer, an implementation that is not ours."""
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+    with path.open("wb") as stream:
+        record_writer = writer.RecordWriter(stream)
+        for message in messages:
+            record_writer.write(message)
+
+
+def test_tfrecords_of_another_writer_are_read(tmp_path: Path) -> None:
+    tfrecord_of(tmp_path / "x.tfrecord", [b"", b"abc", bytes(100_000)])
+    assert [len(record) for record in read_records(tmp_path / "x.tfrecord")] == [0, 3, 100_000]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [(3, "not a TFRecord file"), (9, "not a TFRecord file"), (13, "record 0 fails its checksum"), (16, "record 0 fails its checksum")],
+)
+def test_a_changed_byte_of_a_tfrecord_is_found(tmp_path: Path, place: int, message: str) -> None:
+    tfrecord_of(tmp_path / "x.tfrecord", [b"abcd"])
+    data = bytearray((tmp_path / "x.tfrecord").read_bytes())
+    data[place] ^= 1
+    (tmp_path / "x.tfrecord").write_bytes(bytes(data))
+    with pytest.raises(DataError, match=message):
+        list(read_records(tmp_path / "x.tfrecord"))
+
+
+def test_a_truncated_tfrecord_is_refused(tmp_path: Path) -> None:
+    tfrecord_of(tmp_path / "x.tfrecord", [b"abcd", b"efgh"])
+    data = (tmp_path / "x.tfrecord").read_bytes()
+    for size in (len(data) - 1, len(data) - 5, len(data) // 2 + 3):
+        (tmp_path / "x.tfrecord").write_bytes(data[:size])
+        with pytest.raises(DataError, match="truncated within"):
+            list(read_records(tmp_path / "x.tfrecord"))
+
+
+# Hugging Face
+
+
+def hugging_face_table(count: int, **more: Any) -> Any:
+    arrow = pytest.importorskip("pyarrow")
+    images = [RNG.integers(0, 256, (4, 4, 3), np.uint8) for _ in range(count)]
+    features = {"picture": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    table = arrow.table(
+        {
+            "picture": arrow.array([{"bytes": png(image), "path": None} for image in images], kind),
+            "kind": [n % 2 for n in range(count)],
+            **more,
+        }
+    )
+    return images, table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def test_parquet_of_hugging_face_with_splits(tmp_path: Path) -> None:
+    images, table = hugging_face_table(3)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "in/data").mkdir(parents=True)
+    for split in ("train", "test"):
+        parquet.write_table(table, tmp_path / f"in/data/{split}-00000-of-00001.parquet")
+    convert_dataset("huggingface", tmp_path / "in", tmp_path / "out")
+    assert (tmp_path / "out/labels.txt").read_text() == "cat\ndog\n"
+    found = arrays(tmp_path / "out/train_lmdb")
+    assert [label for _, label in found] == [0, 1, 0]
+    assert np.array_equal(found[2][0].transpose(1, 2, 0), images[2])
+    assert records(tmp_path / "out/train_lmdb") == records(tmp_path / "out/test_lmdb")
+
+
+def test_arrow_files_of_save_to_disk(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    images, table = hugging_face_table(3)
+    (tmp_path / "in").mkdir()
+    with arrow.ipc.new_stream(str(tmp_path / "in/data-00000-of-00001.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    convert_dataset("huggingface", tmp_path / "in", tmp_path / "out")
+    assert np.array_equal(arrays(tmp_path / "out")[1][0].transpose(1, 2, 0), images[1])
+
+
+def test_bad_parquet_is_refused(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    _, table = hugging_face_table(2)
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="no column 'photo' but picture, kind"):
+        convert_dataset("huggingface", tmp_path / "x.parquet", tmp_path / "out", ConvertOptions(data="photo"))
+    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"x.parquet: the file is truncated or damaged"):
+        convert_dataset("huggingface", tmp_path / "x.parquet", tmp_path / "out")
+
+
+# Requests, outputs and URLs
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A folder in fsspec's memory file system."""
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    yield "memory://formats"
+    if system.exists("/formats"):
+        system.rm("/formats", recursive=True)
+
+
+def test_sources_and_outputs_may_be_urls(tmp_path: Path, memory: str) -> None:
+    import fsspec
+
+    write_idx(tmp_path / "in", packed=True)
+    convert_dataset("mnist", tmp_path / "in", tmp_path / "local", ConvertOptions(split="train"))
+    for file in (tmp_path / "in").iterdir():
+        fsspec.filesystem("memory").put_file(str(file), f"/formats/in/{file.name}")
+    convert_dataset("mnist", f"{memory}/in", f"{memory}/out", ConvertOptions(split="train"))
+    assert records(f"{memory}/out") == records(tmp_path / "local")
+    convert_dataset("lmdb", f"{memory}/out", f"file://{tmp_path}/tars", to="webdataset")
+    convert_dataset("webdataset", f"file://{tmp_path}/tars", tmp_path / "back", ConvertOptions(gray=True))
+    assert [label for _, label in arrays(tmp_path / "back")] == [label for _, label in arrays(tmp_path / "local")]
+    with pytest.raises(DataError, match="exists already"):
+        convert_dataset("lmdb", f"{memory}/out", f"file://{tmp_path}/tars", to="webdataset")
+
+
+def test_a_url_that_does_not_exist_or_cannot_be_opened(tmp_path: Path, memory: str) -> None:
+    with pytest.raises(DataError, match="memory://formats/none: does not exist"):
+        convert_dataset("tfrecord", f"{memory}/none", tmp_path / "out")
+    with pytest.raises(DataError, match="this kind of URL cannot be opened"):
+        convert_dataset("tfrecord", "nothing9://x", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "options", "message"),
+    [
+        ("minst", "lmdb", {}, "did you mean 'mnist'"),
+        ("mnist", "tfrecords", {}, "did you mean 'tfrecord'"),
+        ("mnist", "lmdb", {"split": "val"}, "no part 'val'; parts: train"),
+        ("numpy", "lmdb", {"pairs": True}, "pairs are made of MNIST's files only"),
+        ("mnist", "lmdb", {"coarse": True}, "CIFAR-100"),
+        ("mnist", "lmdb", {"layout": "nc"}, "layout"),
+    ],
+)
+def test_requests_that_cannot_be_met(tmp_path: Path, kind: str, to: str, options: dict[str, Any], message: str) -> None:
+    write_idx(tmp_path / "in")
+    with pytest.raises(DataError, match=message):
+        convert_dataset(kind, tmp_path / "in", tmp_path / "out", ConvertOptions(**options), to=to)
+
+
+def test_an_existing_output_is_replaced_by_force_only_if_it_is_ours(tmp_path: Path) -> None:
+    write_idx(tmp_path / "in")
+    for out in ("db", "folder"):
+        (tmp_path / out).mkdir()
+        (tmp_path / out / "precious.txt").write_text("x")
+        for force in (False, True):
+            with pytest.raises(DataError):
+                convert_dataset("mnist", tmp_path / "in", tmp_path / out, ConvertOptions(split="train" if out == "db" else ""), force=force)
+    convert_dataset("mnist", tmp_path / "in", tmp_path / "new")
+    convert_dataset("mnist", tmp_path / "in", tmp_path / "new", force=True)
+
+
+def test_damaged_pictures_are_tolerated_up_to_a_number(tmp_path: Path, pictures: Path) -> None:
+    (pictures / "ant/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with pytest.raises(DataError, match=r"ant/broken.png: the picture is truncated"):
+        convert_dataset("imagefolder", pictures, tmp_path / "out")
+    result = convert_dataset("imagefolder", pictures, tmp_path / "out", skip_corrupt=1)
+    assert len(result.skipped) == 1
+    assert result.counts == {str(tmp_path / "out"): 7}
