@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from caffetools.cancel import CancelToken
     from caffetools.errors import CaffeToolsError, Cancelled
     from caffetools.net.net import Net
+    from caffetools.project.config import FinetuneConfig
+    from caffetools.project.finetune import finetune
+    from caffetools.project.project import Project
     from caffetools.pycaffe.install import import_caffe_as_caffetools, install_as_caffe
     from caffetools.solver.solver import Solver
     from caffetools.zoo.fetch import fetch
@@ -49,6 +52,7 @@ __all__ = [
     "events",
     "export_onnx",
     "fetch",
+    "finetune",
     "import_caffe_as_caffetools",
     "import_onnx",
     "inspect",

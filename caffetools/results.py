@@ -6,9 +6,8 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -302,6 +301,6 @@ def _mean_image(given: Mapping[str, str]) -> NDArray[np.float32] | None:
     return data.reshape(int(channels), int(height), int(width)).astype(np.float32)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: Iterable[int]) -> tuple[int, int]:
     width, height = value
     return int(width), int(height)

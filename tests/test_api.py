@@ -30,7 +30,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert name.startswith("_") or inspect.getdoc(value), name
     assert set(ct.__all__) <= set(dir(ct))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = ct.nothing  # type: ignore[attr-defined]
+        _ = ct.nothing
 
 
 def test_no_module_hides_a_public_function() -> None:
@@ -170,7 +170,7 @@ def test_long_work_reports_progress_and_stops_when_cancelled(lenet: tuple[Path, 
 
 def test_wrong_arguments_are_one_clear_error(lenet: tuple[Path, Path]) -> None:
     with pytest.raises(ct.CaffeToolsError, match="the phase is 'TRAIN' or 'TEST', not 'test'"):
-        ct.load_net(lenet[0], phase="test")  # type: ignore[arg-type]
+        ct.load_net(lenet[0], phase="test")
     with pytest.raises(ct.CaffeToolsError, match="the number of classes is missing; give classes or dataset"):
         ct.retarget(lenet[0])
     with pytest.raises(ct.CaffeToolsError, match="a prototxt needs its weights"):

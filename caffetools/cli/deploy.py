@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -82,7 +82,7 @@ def deploy(
     _show(written, net, summary, folded, as_json=as_json)
 
 
-def _write_preprocessing(train_val: Path, param: Any, net: Any, out: Path) -> None:
+def _write_preprocessing(train_val: Path, param: NetParameter, net: NetParameter, out: Path) -> None:
     from caffetools.project.preprocessing import update_preprocessing
 
     known = _preprocessing(train_val, param, net)
@@ -91,7 +91,7 @@ def _write_preprocessing(train_val: Path, param: Any, net: Any, out: Path) -> No
         note(f"{out}: the mean file of {train_val} does not exist here, so deploy.json has no mean; classify and export need --mean")
 
 
-def _preprocessing(train_val: Path, param: Any, net: NetParameter) -> Preprocessing | None:
+def _preprocessing(train_val: Path, param: NetParameter, net: NetParameter) -> Preprocessing | None:
     """Return the preprocessing of the data layers; labels and size that only the deploy.json of TRAIN_VAL's folder has are kept."""
     from dataclasses import replace
 

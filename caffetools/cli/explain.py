@@ -15,7 +15,9 @@ from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from caffetools.visualize.picture_net import PictureNet
     from caffetools.visualize.predictions import Predictions
+    from caffetools.visualize.style import Theme
 
 Data = Annotated[
     Path,
@@ -60,7 +62,7 @@ def explain(
     methods = method or [name for name in ALL_METHODS if name != "occlusion"]
     chosen = parse_unit(unit)
 
-    def draw(theme: Any) -> tuple[Figure, str]:
+    def draw(theme: Theme) -> tuple[Figure, str]:
         return explanations_figure(model, prepared, methods, blob=blob, unit=chosen, layer=layer, theme=theme)
 
     emit(draw, out, show, f"Explanation of {prepared.name}")
@@ -92,7 +94,7 @@ def occlusion(
     prepared = model.prepare(picture)
     chosen, options = parse_unit(unit), {"window": window, "stride": stride, "value": value}
 
-    def draw(theme: Any) -> tuple[Figure, str]:
+    def draw(theme: Theme) -> tuple[Figure, str]:
         return explanations_figure(model, prepared, ["occlusion"], blob=blob, unit=chosen, options=options, theme=theme)
 
     emit(draw, out, show, f"Occlusion of {prepared.name}")
@@ -363,7 +365,7 @@ def _predictions(deploy: Path, weights: Path, data: Path, mean: str | None, scal
     return model, _predict(model, data, None)
 
 
-def _predict(model: Any, data: Path, features: str | None) -> Predictions:
+def _predict(model: PictureNet, data: Path, features: str | None) -> Predictions:
     from caffetools.visualize.predictions import labelled_pictures, predict
 
     with progress("classifying") as advance:

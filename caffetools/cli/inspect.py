@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,7 +170,7 @@ def _show_weights(comparison: Comparison, weights: Path | None) -> None:
         console.print(f"not in the net: {', '.join(comparison.unused)}", markup=False)
 
 
-def _shape(shape: Any) -> str:
+def _shape(shape: Iterable[int] | None) -> str:
     return "?" if shape is None else "x".join(map(str, shape)) or "scalar"
 
 

@@ -11,13 +11,16 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from caffetools.events import Event, EventSink, Warned
 from caffetools.events import Progress as ProgressEvent
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn, Task
 
 # What library functions call to report their progress: (done, total).
 Progress = Callable[[int, int], None]
@@ -77,7 +80,7 @@ def write_log(text: str) -> object:
     return sys.stderr.write(printable(text))
 
 
-def print_json(answer: Any) -> None:
+def print_json(answer: object) -> None:
     """Print ``answer`` as JSON on stdout: what ``--json`` promises a script."""
     text = json.dumps(answer, indent=2, ensure_ascii=False)
     sys.stdout.write(_UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text) + "\n")
@@ -94,13 +97,14 @@ def show_warnings(event: Event) -> None:
         note(event.message)
 
 
-def _rate_column(bars: Any) -> Any:
+def _rate_column() -> ProgressColumn:
+    from rich.progress import ProgressColumn
     from rich.text import Text
 
-    class Rate(bars.ProgressColumn):  # type: ignore[misc]
+    class Rate(ProgressColumn):
         """Steps per second."""
 
-        def render(self, task: Any) -> Text:
+        def render(self, task: Task) -> Text:
             return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
     return Rate()
@@ -111,7 +115,7 @@ def progress(what: str) -> Iterator[Progress]:
     """Show a progress bar on stderr (on a terminal only, removed when done); yields a function ``(done, total)`` for library code to call."""
     from rich import progress as bars
 
-    rate = _rate_column(bars)
+    rate = _rate_column()
     columns = (
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),

@@ -16,6 +16,7 @@ from caffetools.events import EventSink, fan_out
 
 if TYPE_CHECKING:
     from caffetools.solver.callbacks import Callback
+    from caffetools.solver.distributed import ComputeOptions
     from caffetools.solver.run import TrainResult
 
 
@@ -100,7 +101,7 @@ def _train(
     gpu: str,
     device: str,
     effects: tuple[str, str],
-    compute: Any,
+    compute: ComputeOptions | None,
     quiet: bool,
     options: dict[str, Any],
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,8 @@ from caffetools.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from caffetools.visualize.style import Theme
 
 
 app = typer.Typer(
@@ -48,7 +50,7 @@ def filters(
     old = find_weights(before, new.name) if before else None
     scaling, order = "common" if common else "each", "rgb" if rgb else "bgr"
 
-    def draw(theme: Any) -> tuple[Figure, str]:
+    def draw(theme: Theme) -> tuple[Figure, str]:
         if old is not None:
             return filter_changes_figure(old, new, normalise=scaling, channel_order=order, theme=theme)  # type: ignore[arg-type]
         return filters_figure(new, normalise=scaling, channel_order=order, picture_shape=shape, theme=theme)  # type: ignore[arg-type]
@@ -82,7 +84,7 @@ def activations(
     prepared = model.prepare(picture)
     values = blob_values(model.net, prepared.input, [blob] if blob else computable_blobs(model.net))
 
-    def draw(theme: Any) -> tuple[Figure, str]:
+    def draw(theme: Theme) -> tuple[Figure, str]:
         if blob:
             return activations_figure(values[blob], blob, common=common, labels=model.labels, picture=prepared.name, theme=theme)
         title = f"Activations  ·  {model.net.name or deploy.name}  ·  {prepared.name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from caffetools.visualize.picture_net import PictureNet
+    from caffetools.visualize.style import Theme
 
 Deploy = Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)]
 Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)]
@@ -34,7 +35,7 @@ def open_net(
     return PictureNet(deploy, weights, options, device=device)
 
 
-def emit(draw: Callable[[Any], tuple[Figure, str]], out: Path | None, show: bool, title: str, *, quiet: bool = False) -> None:
+def emit(draw: Callable[[Theme], tuple[Figure, str]], out: Path | None, show: bool, title: str, *, quiet: bool = False) -> None:
     """Write the figure that ``draw`` makes for a theme to ``out``, print its caption, and open it where ``show`` is set."""
     import tempfile
 

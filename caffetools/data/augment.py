@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import DataError, did_you_mean
+from caffetools.proto.schema import TransformationParameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +179,7 @@ def load_augment(path: PathLike) -> AugmentConfig:
         raise error.located(path) from None
 
 
-def config_of_fork(param: Any) -> AugmentConfig:
+def config_of_fork(param: TransformationParameter) -> AugmentConfig:
     """Return the augmentation that the fork fields of a ``TransformationParameter`` describe. Raises :class:`DataError`."""
     adjust = bool(param.contrast_brightness_adjustment)
     sides = (int(param.min_side_min), int(param.min_side_max)) if param.min_side_max else (int(param.min_side), int(param.min_side))

@@ -9,6 +9,7 @@ weiliu89/caffe, branch ssd.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from caffetools.data.images import Pixels
 from caffetools.errors import DataError
-from caffetools.proto.schema import ExpansionParameter, NoiseParameter, Sampler
+from caffetools.proto.schema import BatchSampler, EmitConstraint, ExpansionParameter, NoiseParameter, SampleConstraint, Sampler
 
 Boxes = NDArray[np.float32]
 # A region of a picture: xmin, ymin, xmax, ymax as shares of its width and height; may reach beyond the picture.
@@ -87,7 +88,7 @@ def keep_boxes(sample: Sample, keep: NDArray[np.bool_]) -> Sample:
     return replace(sample, boxes=sample.boxes[keep], attributes=sample.attributes[keep])
 
 
-def move_to_region(sample: Sample, region: Region, emit_constraint: Any = None) -> Sample:
+def move_to_region(sample: Sample, region: Region, emit_constraint: EmitConstraint | None = None) -> Sample:
     """Return ``sample`` with boxes relative to ``region``; its picture is unchanged.
 
     Args:
@@ -98,10 +99,10 @@ def move_to_region(sample: Sample, region: Region, emit_constraint: Any = None) 
     """
     if emit_constraint is not None:
         if emit_constraint.emit_type == _MIN_OVERLAP:
-            keep = coverages(region, sample.boxes) > emit_constraint.emit_overlap
+            keep = np.asarray(coverages(region, sample.boxes) > emit_constraint.emit_overlap)
         else:
             centers = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
-            keep = (centers >= _corner(region[:2])).all(axis=1) & (centers <= _corner(region[2:])).all(axis=1)
+            keep = np.asarray((centers >= _corner(region[:2])).all(axis=1) & (centers <= _corner(region[2:])).all(axis=1))
         sample = keep_boxes(sample, keep)
     boxes, keep = project_boxes(region, sample.boxes)
     return replace(sample, boxes=boxes, attributes=sample.attributes[keep])
@@ -184,7 +185,7 @@ class Expand:
         DataError: ``max_expand_ratio`` is below 1.
     """
 
-    def __init__(self, param: ExpansionParameter, mean_values: NDArray[np.float32], emit_constraint: Any = None):
+    def __init__(self, param: ExpansionParameter, mean_values: NDArray[np.float32], emit_constraint: EmitConstraint | None = None):
         if param.max_expand_ratio < 1:
             raise DataError(f"expand_param: max_expand_ratio must be 1 or more, not {param.max_expand_ratio:g}")
         self.param, self.mean_values, self.emit_constraint = param, mean_values, emit_constraint
@@ -227,7 +228,7 @@ class RandomCrop:
         DataError: A sampler's scales or aspect ratios are impossible.
     """
 
-    def __init__(self, samplers: list[Any], emit_constraint: Any = None):
+    def __init__(self, samplers: list[Any], emit_constraint: EmitConstraint | None = None):
         self.samplers, self.emit_constraint = samplers, emit_constraint
         for batch_sampler in samplers:
             sampler = batch_sampler.sampler
@@ -255,7 +256,7 @@ class RandomCrop:
         image = sample.image[top : top + rows, left : left + columns]
         return replace(move_to_region(sample, (xmin, ymin, xmax, ymax), self.emit_constraint), image=np.ascontiguousarray(image))
 
-    def _regions(self, batch_sampler: Any, boxes: Boxes, rng: np.random.Generator) -> list[Region]:
+    def _regions(self, batch_sampler: BatchSampler, boxes: Boxes, rng: np.random.Generator) -> list[Region]:
         regions: list[Region] = []
         for _ in range(batch_sampler.max_trials):
             if batch_sampler.HasField("max_sample") and len(regions) >= batch_sampler.max_sample:
@@ -276,7 +277,7 @@ def draw_region(sampler: Sampler, rng: np.random.Generator) -> Region:
     return left, top, left + width, top + height
 
 
-def fulfils(region: Region, boxes: Boxes, constraint: Any) -> bool:
+def fulfils(region: Region, boxes: Boxes, constraint: SampleConstraint) -> bool:
     """Return whether ``region`` fulfils a ``SampleConstraint`` with one of the boxes; always true for an empty constraint.
 
     Of several kinds of constraint the first counts (overlap, then coverage of the region, then of the object): SSD's loop over the
@@ -396,9 +397,9 @@ class Noise:
         if param.gauss_blur:
             image = cv2.GaussianBlur(image, (7, 7), 1.5)
         if param.hist_eq:
-            image = _on_luma(image, cv2.equalizeHist)
+            image = _on_luma(image, lambda luma: np.asarray(cv2.equalizeHist(luma), np.uint8))
         if param.clahe:
-            image = _on_luma(image, cv2.createCLAHE(clipLimit=4).apply)
+            image = _on_luma(image, lambda luma: np.asarray(cv2.createCLAHE(clipLimit=4).apply(luma), np.uint8))
         if param.jpeg > 0:
             _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(param.jpeg)])
             image = cv2.imdecode(data, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
@@ -435,7 +436,7 @@ def _table(scale: float, shift: float) -> NDArray[np.uint8]:
     return np.asarray(np.clip(np.rint(values), 0, 255), np.uint8)
 
 
-def _on_luma(image: Pixels, function: Any) -> Pixels:
+def _on_luma(image: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
     if image.ndim == 2:
         return np.asarray(function(image))
     planes = cv2.cvtColor(image, cv2.COLOR_BGR2YCrCb)

@@ -45,7 +45,7 @@ class Caffe:
 
     def __init__(self, prototxt: str, weights: str):
         os.environ.setdefault("GLOG_minloglevel", "3")
-        import caffe  # type: ignore[import-not-found]
+        import caffe
 
         caffe.set_mode_cpu()
         self.net: Any = caffe.Net(prototxt, weights, caffe.TEST)

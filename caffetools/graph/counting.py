@@ -13,13 +13,14 @@ from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.lrn import LRN
 from caffetools.layers.pooling import Pooling
 from caffetools.layers.registry import traits
+from caffetools.proto.schema import NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 
 # The types that tables of networks begin with; others follow in the order of their layers.
 _FIRST = (Convolution.TYPE, InnerProduct.TYPE, Pooling.TYPE, ReLU.TYPE, LRN.TYPE, Dropout.TYPE)
 
 
-def count_types(param: Any) -> dict[str, int]:
+def count_types(param: NetParameter) -> dict[str, int]:
     """Count the layers of each type.
 
     A layer that a file for both phases has twice, such as its data layer, counts once.
@@ -36,7 +37,7 @@ def count_types(param: Any) -> dict[str, int]:
     return dict(Counter(kind for _, kind in dict.fromkeys((layer.name, layer.type) for layer in upgrade_net(param).layer)))
 
 
-def count_global_poolings(param: Any) -> int:
+def count_global_poolings(param: NetParameter) -> int:
     """Return the number of global Pooling layers of ``param``, a ``NetParameter`` of any age."""
     poolings = [layer for layer in upgrade_net(param).layer if traits(layer).role == "pooling"]
     return len({layer.name for layer in poolings if layer.pooling_param.global_pooling})

@@ -11,6 +11,7 @@ from caffetools.data.datasets.inspect import DatabaseSummary
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import Head, find_heads
 from caffetools.graph.inputs import data_shape, is_data_layer, is_input, source_param
+from caffetools.proto.schema import LayerParameter, NetParameter
 
 
 @dataclass
@@ -37,7 +38,7 @@ class DatasetFit:
         return {"input_layer": self.input_layer, "shape": shape, "classes": self.classes, "problems": self.problems, "notes": self.notes}
 
 
-def dataset_fit(summary: DatabaseSummary, param: Any, *, layer: str | None = None) -> DatasetFit:
+def dataset_fit(summary: DatabaseSummary, param: NetParameter, *, layer: str | None = None) -> DatasetFit:
     """Compare a database with the input and the classifiers of a net.
 
     Args:
@@ -66,7 +67,7 @@ def dataset_fit(summary: DatabaseSummary, param: Any, *, layer: str | None = Non
     return fit
 
 
-def _input_layer(param: Any, name: str | None, path: Path) -> Any:
+def _input_layer(param: NetParameter, name: str | None, path: Path) -> Any:
     """Return the layer that takes the pictures; None if the net states its inputs outside of layers."""
     found = [layer for layer in param.layer if is_data_layer(layer) or is_input(layer)]
     if name is not None:
@@ -82,12 +83,12 @@ def _input_layer(param: Any, name: str | None, path: Path) -> Any:
     raise NetError(f"the net '{param.name}' has no data layer and no input to compare the database with")
 
 
-def _source(layer: Any) -> str:
+def _source(layer: LayerParameter) -> str:
     settings = source_param(layer) if is_data_layer(layer) else None
     return str(getattr(settings, "source", ""))
 
 
-def _expected(param: Any, layer: Any) -> tuple[int, ...] | None:
+def _expected(param: NetParameter, layer: LayerParameter) -> tuple[int, ...] | None:
     if layer is None:
         dims = tuple(param.input_shape[0].dim) if param.input_shape else tuple(param.input_dim[:4])
     elif is_input(layer):
@@ -97,7 +98,7 @@ def _expected(param: Any, layer: Any) -> tuple[int, ...] | None:
     return tuple(int(n) for n in dims[1:]) if len(dims) == 4 else None
 
 
-def _compare_sizes(fit: DatasetFit, summary: DatabaseSummary, layer: Any, shapes: list[tuple[int, ...]]) -> None:
+def _compare_sizes(fit: DatasetFit, summary: DatabaseSummary, layer: LayerParameter, shapes: list[tuple[int, ...]]) -> None:
     transform = layer.transform_param if layer is not None and not is_input(layer) else None
     crop = int(transform.crop_size) if transform is not None else 0
     forced = transform is not None and (transform.force_color or transform.force_gray)

@@ -122,12 +122,12 @@ class Graph:
             index, blob = producer, self.layers[producer].bottom[0]
 
 
-def phases(param: Any) -> list[Graph]:
+def phases(param: NetParameter) -> list[Graph]:
     """Return the graphs of ``param`` in the TRAIN and in the TEST phase."""
     return [Graph(param, TRAIN), Graph(param, TEST)]
 
 
-def phases_present(param: Any) -> list[int]:
+def phases_present(param: NetParameter) -> list[int]:
     """Return the phases, TRAIN and TEST, in which ``param`` has data or input layers; both where it has none."""
     present = [phase for phase in (TRAIN, TEST) if any(layer.top and not layer.bottom for layer in Graph(param, phase).layers.values())]
     return present or [TRAIN, TEST]
@@ -139,7 +139,7 @@ def shapes_in(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if not name or name in inputs}
 
 
-def unused_name(param: Any, name: str) -> str:
+def unused_name(param: NetParameter, name: str) -> str:
     """Return ``name``, or ``name_2`` and so on where a layer or a blob of ``param`` has that name."""
     used, again, found = names_in_use(param), 1, name
     while found in used:

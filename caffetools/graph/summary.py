@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from caffetools.errors import NetError
 from caffetools.graph.inputs import as_input, guessed_tops, is_data_layer, is_input, named_shapes
@@ -95,7 +95,7 @@ class Summary:
         return [layer for layer in self.layers if layer.note]
 
 
-def summarize(param: Any, phase: int = TEST, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None) -> Summary:
+def summarize(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None) -> Summary:
     """Describe the net of a phase. Nothing is allocated or run; data layers count as inputs of the shapes that they would give.
 
     Layers of an unknown type, data layers of unknown size, and all layers below them have unknown shapes. Summaries of the same net,
@@ -160,7 +160,7 @@ def _undescribed(layer: LayerParameter, note: str = "", *, unknown_type: bool = 
     return LayerSummary(layer.name, layer.type, list(layer.bottom), tops, [None] * len(tops), note=note, unknown_type=unknown_type)
 
 
-def _describe(layer: Any, bottoms: Sequence[Shape | None], phase: int, guessed: set[str]) -> LayerSummary:
+def _describe(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, guessed: set[str]) -> LayerSummary:
     if not is_known(layer.type):
         return _undescribed(layer, f"the type {layer.type} is not known here{suggestion(layer.type)}", unknown_type=True)
     if traits(layer.type).user_code:

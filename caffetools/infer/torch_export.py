@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -17,6 +17,9 @@ from caffetools.net.net import Net
 from caffetools.onnx.export import build
 from caffetools.onnx.verify import random_inputs
 from caffetools.util.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch.jit import ScriptModule
 
 PathLike = str | os.PathLike[str]
 TorchFormat = Literal["torch", "torchscript", "exported-program"]
@@ -100,7 +103,7 @@ def _converted(
     return lambda stream: torch.export.save(program, cast("Any", stream)), program.module()
 
 
-def _script_bytes(module: Any) -> bytes:
+def _script_bytes(module: ScriptModule) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
         # torch prefers exported programs by now.

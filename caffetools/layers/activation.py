@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import FillerParameter
+from caffetools.proto.schema import FillerParameter, LayerParameter
 
 
 class Elementwise(Layer):
@@ -67,7 +66,7 @@ class PReLU(Elementwise):
     NEEDS_TOP = False
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         return replace(cls.TRAITS, class_axes=()) if param.prelu_param.channel_shared else cls.TRAITS
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -162,7 +162,7 @@ class TensorStorage:
             self._tensor = old.reshape(shape)
         self.shape, self._view, self._host = shape, None, None
 
-    def _host_array(self, known: Any) -> Array:
+    def _host_array(self, known: Array | None) -> Array:
         tensor = self.value()
         array: Array
         if known is not None and known.shape == self.shape:

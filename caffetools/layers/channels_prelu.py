@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from caffetools.layers.activation import PReLU
 from caffetools.layers.base import Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import LayerParameter
 
 
 @register("ChannelsPReLU")
@@ -21,7 +21,7 @@ class ChannelsPReLU(PReLU):
     TRAITS = replace(PReLU.TRAITS, fork="OpenCV")
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         return cls.TRAITS
 
     def setup(self, bottoms: Shapes) -> Shapes:

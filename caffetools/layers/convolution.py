@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -189,7 +188,7 @@ class Deconvolution(_Convolving):
     TRANSPOSED = True
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         conv = param.convolution_param
         if conv.group == conv.num_output > 1:
             # Each map by itself: it enlarges what the bottom has.

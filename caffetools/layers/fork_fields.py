@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from google.protobuf.descriptor import FieldDescriptor
 
 from caffetools.proto.forks.renumber import field_numbers
 from caffetools.proto.forks.tables import UNKNOWN, UNKNOWN_BYTES
@@ -41,7 +41,7 @@ def _foreign(message: Message) -> list[str]:
     return names
 
 
-def _harmless(field: Any, value: Any) -> bool:
+def _harmless(field: FieldDescriptor, value: object) -> bool:
     return field.name in _HARMLESS or (field.message_type is None and value == field.default_value)
 
 

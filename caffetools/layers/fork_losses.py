@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Shapes, format_shape
 from caffetools.layers.loss import Loss
 from caffetools.layers.registry import register
@@ -116,13 +116,13 @@ class CenterLoss(Loss):
 
 class _Centres(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, centres: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, centres: Tensor, index: Tensor) -> Tensor:
         distance = x - centres[index]
         ctx.save_for_backward(distance, index, centres)
         return (distance * distance).sum() / (2 * x.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         distance, index, centres = ctx.saved_tensors
         sums = torch.zeros_like(centres).index_add_(0, index, -distance)
         numbers = torch.bincount(index, minlength=centres.shape[0]).to(sums)

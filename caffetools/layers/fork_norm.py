@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.normalization import batch_norm_to_onnx
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import FillerParameter, enum_name
+from caffetools.proto.schema import FillerParameter, LayerParameter, enum_name
 
 # SegNet's layer has no field for it.
 _SEGNET_EPS = 1e-9
@@ -44,7 +43,7 @@ class BN(Layer):
     NEEDS_TOP = False
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         # SegNet's form has no running statistics that could be used.
         return replace(cls.TRAITS, statistics_switch="") if param.bn_param.HasField("bn_mode") else cls.TRAITS
 

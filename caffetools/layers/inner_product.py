@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import LayerParameter
 
 
 @register("InnerProduct")
@@ -30,7 +30,7 @@ class InnerProduct(Layer):
     NEEDS_TOP = False
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         return replace(cls.TRAITS, class_axes=(1, 0)) if param.inner_product_param.transpose else cls.TRAITS
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffetools.layers.base import Layer, Shape, format_shape
-from caffetools.proto.schema import LayerParameter
+from caffetools.proto.schema import ConvolutionParameter
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Kernel:
     dilation: Shape
 
     @classmethod
-    def from_param(cls, layer: Layer, param: Any, axes: int) -> Kernel:
+    def from_param(cls, layer: Layer, param: ConvolutionParameter, axes: int) -> Kernel:
         """Read ``convolution_param`` for ``axes`` spatial axes: one value for all, one for each, or the _h/_w spelling."""
         kernel = cls(
             _per_axis(layer, param, "kernel_size", "kernel", axes, None),
@@ -52,7 +52,7 @@ class Kernel:
         }
 
 
-def _per_axis(layer: Layer, param: LayerParameter, field: str, short: str | None, axes: int, default: int | None) -> Shape:
+def _per_axis(layer: Layer, param: ConvolutionParameter, field: str, short: str | None, axes: int, default: int | None) -> Shape:
     values = list(getattr(param, field))
     if short and (param.HasField(f"{short}_h") or param.HasField(f"{short}_w")):
         if axes != 2 or values:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Shapes, format_shape
 from caffetools.layers.loss import Loss, NormalizedLoss, normalization_mode
 from caffetools.layers.registry import register
@@ -62,7 +62,7 @@ class ContrastiveLoss(Loss):
 
 class _Contrastive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, difference: Tensor, alike: Tensor, margin: float, legacy: bool) -> Tensor:
+    def forward(ctx: Context, difference: Tensor, alike: Tensor, margin: float, legacy: bool) -> Tensor:
         square = (difference * difference).sum(1)
         if legacy:
             apart = (margin - square).clamp_(min=0.0)
@@ -76,7 +76,7 @@ class _Contrastive(torch.autograd.Function):
         return torch.where(alike, square, apart).sum() / (2 * difference.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * (grads[0] / gradient.shape[0]), None, None, None
 

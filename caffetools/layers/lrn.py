@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from caffetools.errors import ExportError
 from caffetools.layers import inference, native
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -78,7 +79,7 @@ class _AcrossChannels(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    def forward(ctx: Context, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
         ctx.options = (size, alpha, beta, k)
         ctx.native = native.lrn_takes(x, alpha, k)
         if ctx.native:
@@ -90,7 +91,7 @@ class _AcrossChannels(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         size, alpha, beta, k = ctx.options
         (dy,) = grads
         if ctx.native:

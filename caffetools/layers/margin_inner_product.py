@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
@@ -99,7 +99,7 @@ class _Margin(torch.autograd.Function):
     """Scores (M, N) of features (M, K) and unit weights (N, K); each row's label has its margin."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, index: Tensor, margin: int, share: float) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, index: Tensor, margin: int, share: float) -> Tensor:
         scores = x @ weight.T
         ctx.save_for_backward(x, weight, index)
         ctx.margin, ctx.share = margin, share
@@ -111,7 +111,7 @@ class _Margin(torch.autograd.Function):
         return scores
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, weight, index = ctx.saved_tensors
         (grad,) = grads
         of_x = grad @ weight

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.layers import inference
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -231,7 +232,7 @@ class MVN(Layer):
 
 class _MeanVariance(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    def forward(ctx: Context, x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
         centred = x - x.mean(axes, keepdim=True)
         divisor = (centred * centred).mean(axes, keepdim=True).sqrt_().add_(eps)
         y = centred.div_(divisor)
@@ -240,7 +241,7 @@ class _MeanVariance(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None]:
         y, divisor = ctx.saved_tensors
         (dy,) = grads
         shared = dy.mean(ctx.axes, keepdim=True) + y * (dy * y).mean(ctx.axes, keepdim=True)

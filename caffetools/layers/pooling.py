@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from caffetools.errors import ExportError
 from caffetools.layers import inference
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import enum_name
+from caffetools.proto.schema import PoolingParameter, enum_name
 
 FLT_MAX = float(np.finfo(np.float32).max)
 FLT_MIN = float(np.finfo(np.float32).tiny)
@@ -48,7 +49,7 @@ class Window:
         return cls(size, kernel, stride, pad, (output[0], output[1]))
 
     @classmethod
-    def from_param(cls, layer: Layer, param: Any, size: Pair) -> Window:
+    def from_param(cls, layer: Layer, param: PoolingParameter, size: Pair) -> Window:
         """Read ``pooling_param`` for maps of ``size``. Raises :class:`NetError` where Caffe refuses it."""
         if param.global_pooling:
             if param.HasField("kernel_size") or param.HasField("kernel_h") or param.HasField("kernel_w"):
@@ -117,7 +118,7 @@ class Window:
             sides.append((start + k).clamp(max=n + p) - start)
         return (sides[0][:, None] * sides[1][None, :]).float()
 
-    def _each(self, rule: Any) -> Pair:
+    def _each(self, rule: Callable[[int, int, int, int, int], int]) -> Pair:
         values = [rule(*v) for v in zip(self.size, self.kernel, self.stride, self.pad, self.output, strict=True)]
         return (values[0], values[1])
 
@@ -155,13 +156,13 @@ class _WholeMean(torch.autograd.Function):
     """The mean of each map, with a gradient in x's own memory layout; torch's is NCHW, which the layers below would have to turn."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor) -> Tensor:
         ctx.shape = x.shape
         ctx.layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         return x.mean((2, 3), keepdim=True)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Context, *grads: Tensor) -> Tensor:
         (dy,) = grads
         dx: Tensor = (dy / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape).clone(memory_format=ctx.layout)
         return dx
@@ -330,7 +331,7 @@ def _padded_in_onnx(graph: OnnxGraph, source: str, pads: list[int], value: float
     return padded
 
 
-def _pair(layer: Layer, param: Any, field: str, short: str) -> Pair:
+def _pair(layer: Layer, param: PoolingParameter, field: str, short: str) -> Pair:
     by_axis = (param.HasField(f"{short}_h"), param.HasField(f"{short}_w"))
     if any(by_axis):
         if not all(by_axis) and short != "pad":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import caffetools
 from caffetools.errors import CaffeToolsError, mark_user_error
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer as EngineLayer
 from caffetools.layers.base import OnnxGraph, Shape, Shapes
 from caffetools.layers.blob_storage import BlobStorage, ParameterStorage
@@ -48,7 +49,7 @@ class Layer:
     phase: int = Phase(TEST)
     blobs: UserBlobs
 
-    def __init__(self, *arguments: Any):
+    def __init__(self, *arguments: object):
         """Caffe constructs the class with the layer's parameter; nothing is done with it here."""
 
     def setup(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
@@ -112,7 +113,7 @@ class Python(EngineLayer):
     BACKWARD_READS_BOTTOMS = False
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         return cls.TRAITS if param.bottom else replace(cls.TRAITS, role="data")
 
     def __init__(self, param: LayerParameter, phase: int = TEST):
@@ -216,7 +217,7 @@ class Python(EngineLayer):
             blob.reshape(*x.shape)
             blob.data[...] = x.detach().cpu().numpy()
 
-    def _call(self, method: Any, *arguments: Any) -> None:
+    def _call(self, method: Callable[..., object], *arguments: object) -> None:
         try:
             with caffetools.import_caffe_as_caffetools():
                 method(*arguments)
@@ -237,14 +238,14 @@ class _Run(torch.autograd.Function):
     """The user's forward and backward as one operation of autograd."""
 
     @staticmethod
-    def forward(ctx: Any, layer: Python, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Context, layer: Python, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         bottoms = tensors[:count]
         ctx.layer, ctx.count = layer, count
         device = bottoms[0].device if bottoms else torch.device("cpu")
         return tuple(top.to(device) for top in layer.compute(bottoms))
 
     @staticmethod
-    def backward(ctx: Any, *diffs: Tensor) -> Any:
+    def backward(ctx: Context, *diffs: Tensor) -> Any:
         needs = ctx.needs_input_grad[2 : 2 + ctx.count]
         found, added = ctx.layer.compute_gradients(diffs, needs)
         device = diffs[0].device if diffs else torch.device("cpu")

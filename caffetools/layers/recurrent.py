@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -320,12 +321,12 @@ class _ForgetGate(torch.autograd.Function):
     """f' = cont · sigmoid(x), with the gradient f' (1 − f') that Caffe gives it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cont: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, cont: Tensor) -> Tensor:
         kept = torch.where(cont == 0, torch.zeros_like(x), torch.sigmoid(x) * cont)
         ctx.save_for_backward(kept)
         return kept
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
         return grads[0] * kept * (1 - kept), None

@@ -8,11 +8,12 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from caffetools.errors import NetError
 from caffetools.layers.traits import Role, Traits
 from caffetools.proto.forks.tables import DIALECTS, fork_schema
+from caffetools.proto.schema import LayerParameter
 
 if TYPE_CHECKING:
     from caffetools.layers.base import Layer
@@ -130,7 +131,7 @@ def types(*, role: Role) -> list[str]:
     return [name for name, layer_class in layer_types().items() if layer_class.TRAITS.role == role]
 
 
-def traits(layer: Any) -> Traits:
+def traits(layer: LayerParameter | str) -> Traits:
     """Return the traits of a layer or of a layer type.
 
     Args:

@@ -7,13 +7,13 @@ interpolated at 0, ±1/√2, ±√2 and infinity, whose rounding error stays nea
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from caffetools.layers import inference, native_conv
+from caffetools.layers.autograd import Context
 
 _M = 4
 _LEAST_CHANNELS = 32
@@ -71,7 +71,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight)
         ctx.pad, ctx.biased = pad, bias is not None
@@ -79,7 +79,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         dx = dw = db = None

@@ -20,7 +20,7 @@ from caffetools.net.param_sharing import restore_sharing, share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
 from caffetools.net.topology import check_blob_graph, name_loss_tops
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import layer_line, read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
 
@@ -90,7 +90,7 @@ class Net(nn.Module):
 
     def __init__(
         self,
-        param: Any,
+        param: NetParameter,
         phase: int = TEST,
         *,
         level: int = 0,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from caffetools.errors import NetError
-from caffetools.proto.schema import NetParameter, NetState
+from caffetools.proto.schema import LayerParameter, NetParameter, NetState, NetStateRule
 
 
 def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> Any:
@@ -14,7 +14,7 @@ def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> Any
     return NetState(phase=phase, level=level, stage=list(stages))
 
 
-def filter_net(param: Any, state: Any) -> Any:
+def filter_net(param: NetParameter, state: NetState) -> Any:
     """Return a copy of ``param`` with only the layers that ``state`` includes; their rules are kept, as in Caffe.
 
     Raises:
@@ -29,7 +29,7 @@ def filter_net(param: Any, state: Any) -> Any:
     return filtered
 
 
-def layer_included(layer: Any, state: Any) -> bool:
+def layer_included(layer: LayerParameter, state: NetState) -> bool:
     """Return whether ``layer`` is part of the net in ``state``: an include rule is met, or no exclude rule is."""
     if not layer.include and not layer.exclude:
         return True
@@ -40,7 +40,7 @@ def layer_included(layer: Any, state: Any) -> bool:
     return not any(_meets(rule, state) for rule in layer.exclude)
 
 
-def _meets(rule: Any, state: Any) -> bool:
+def _meets(rule: NetStateRule, state: NetState) -> bool:
     stages = set(state.stage)
     return (
         (not rule.HasField("phase") or rule.phase == state.phase)

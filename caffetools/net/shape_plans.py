@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -124,14 +124,14 @@ def layer_view(layer: Layer) -> Layer:
     return layer if is_exclusive(layer) else copy.copy(layer)
 
 
-def _recent(kept: OrderedDict[Any, V], key: Any) -> V | None:
+def _recent(kept: OrderedDict[Any, V], key: Hashable) -> V | None:
     found = kept.get(key)
     if found is not None:
         kept.move_to_end(key)
     return found
 
 
-def _keep(kept: OrderedDict[Any, V], key: Any, value: V, most: int) -> None:
+def _keep(kept: OrderedDict[Any, V], key: Hashable, value: V, most: int) -> None:
     kept[key] = value
     if len(kept) > most:
         kept.popitem(last=False)

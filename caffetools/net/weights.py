@@ -168,7 +168,7 @@ def read_hdf5_weights(path: PathLike) -> Caffemodel:
     blobs: dict[str, dict[int, Array]] = {}
     with guard(ModelFileError, path, "an HDF5 .caffemodel", allowed=(Kind.HDF5,)), h5py.File(path, "r") as file:
         # A layer's name may hold slashes, which HDF5 takes for nested groups; the blobs are the innermost, numbered.
-        def visit(name: str, item: Any) -> None:
+        def visit(name: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
                 layer, _, index = name.rpartition("/")
                 blobs.setdefault(layer, {})[int(index)] = read_dataset(item)

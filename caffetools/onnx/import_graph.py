@@ -167,7 +167,7 @@ def _node(proto: onnx.NodeProto) -> Node:
     return Node(proto.op_type, proto.name or proto.output[0], list(proto.input), list(proto.output), attributes)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value

@@ -78,5 +78,5 @@ def _nodes(model: OnnxModel, how: InGraphPreprocessing, target: str, channels: i
     return nodes
 
 
-def _size(dim: Any) -> int | str | None:
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     return dim.dim_param or (int(dim.dim_value) if dim.HasField("dim_value") else None)

@@ -160,7 +160,7 @@ def _base_type(hint: Any) -> type:
     return kind
 
 
-def _converted(name: str, value: Any, hint: Any) -> Any:
+def _converted(name: str, value: object, hint: Any) -> Any:
     kind = _base_type(hint)
     if value is None:
         if kind is not hint:
@@ -178,9 +178,9 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         raise CaffeToolsError(f"the setting '{name}' must be a {kind.__name__.lower()}, not {value!r}") from None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from caffetools.errors import CaffeToolsError
 from caffetools.graph.inputs import source_param
 from caffetools.project.data_config import data_layers
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.losses import losses_of
@@ -34,7 +33,7 @@ def training_nets(folder: Path) -> list[Path]:
     return list(dict.fromkeys(named)) or [path for path in prototxts if path not in solvers and _is_trainable(path)]
 
 
-def missing_sources(net: Any) -> list[str]:
+def missing_sources(net: NetParameter) -> list[str]:
     """Return the sources of a net's data layers that do not exist, as they are written.
 
     Args:

@@ -23,6 +23,7 @@ from caffetools.project.data_config import classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
 from caffetools.project.preprocessing import input_channels, preprocessing_of, update_preprocessing
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
+from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import format_text, read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
@@ -323,7 +324,7 @@ class Project:
             return tuple((name, float(value)) for name, value in tests[-1].outputs.items()) if tests else ()
         return ()
 
-    def _next(self, card: DatasetCard | None, solver: Any, found: Snapshot | None, onnx: Path | None) -> str:
+    def _next(self, card: DatasetCard | None, solver: SolverParameter | None, found: Snapshot | None, onnx: Path | None) -> str:
         if solver is None:
             return (
                 command("retarget", "alexnet", "--dataset", self.data, "-o", self.nets)

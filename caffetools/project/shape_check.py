@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.graph.graph import Graph, phases_present, shapes_in
 from caffetools.graph.summary import LayerSummary, summarize
 from caffetools.layers.base import Shape, format_shape
-from caffetools.proto.schema import TRAIN, ParamSpec
+from caffetools.proto.schema import TRAIN, NetParameter, ParamSpec
 
 
-def check_parameter_shapes_match(train_val: Any, deploy: Any, shapes: Mapping[str, Shape]) -> None:
+def check_parameter_shapes_match(train_val: NetParameter, deploy: NetParameter, shapes: Mapping[str, Shape]) -> None:
     """Compare the shapes of all parameters between the phases and the deploy net, as far as they are known without running anything.
 
     Args:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from caffetools.proto.forks.tables import add_forks
@@ -41,7 +42,7 @@ def enum_name(message: Message, field: str) -> str:
     return str(descriptor.enum_type.values_by_number[getattr(message, field)].name)
 
 
-def is_repeated(field: Any) -> bool:
+def is_repeated(field: FieldDescriptor) -> bool:
     """Return whether a field's descriptor is that of a repeated one; protobuf has two ways of asking, each in some releases only."""
     if hasattr(field, "is_repeated"):
         return bool(field.is_repeated)

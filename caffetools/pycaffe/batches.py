@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,9 +29,13 @@ class BatchedNet(Protocol):
     @property
     def blobs(self) -> Mapping[str, Any]: ...
 
-    def forward(self, blobs: Any = None, start: Any = None, end: Any = None, **inputs: Any) -> Arrays: ...
+    def forward(
+        self, blobs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **inputs: NDArray[Any]
+    ) -> Arrays: ...
 
-    def backward(self, diffs: Any = None, start: Any = None, end: Any = None, **tops: Any) -> Arrays: ...
+    def backward(
+        self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **tops: NDArray[Any]
+    ) -> Arrays: ...
 
 
 def forward_all(net: BatchedNet, blobs: list[str], inputs: Mapping[str, Any]) -> Arrays:

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import Message
+
 from caffetools.errors import CaffeToolsError
 from caffetools.layers.registry import traits
 from caffetools.net.phases import layer_included, make_state
-from caffetools.proto.schema import enum_name, message_class
+from caffetools.proto.schema import LayerParameter, NetParameter, enum_name, message_class
 from caffetools.pycaffe.errors import also
 from caffetools.util.files import atomic_write
 
@@ -29,7 +31,9 @@ _CONVOLUTION, _POOLING, _LINEAR = "#ff5050", "#ff9900", "#cc33ff"
 _OTHER, _BLOB = "#6495ed", "#e0e0e0"
 
 
-def draw_net_to_file(caffe_net: Any, filename: PathLike, rankdir: str = "LR", phase: int | None = None, display_lrm: bool = False) -> None:
+def draw_net_to_file(
+    caffe_net: NetParameter, filename: PathLike, rankdir: str = "LR", phase: int | None = None, display_lrm: bool = False
+) -> None:
     """Draw a ``NetParameter`` to a file: .dot or .gv as text, any other kind (.png, .svg, .pdf) by Graphviz.
 
     Args:
@@ -47,7 +51,7 @@ def draw_net_to_file(caffe_net: Any, filename: PathLike, rankdir: str = "LR", ph
         stream.write(draw_net(caffe_net, rankdir, kind, phase, display_lrm))
 
 
-def draw_net(caffe_net: Any, rankdir: str, ext: str = "png", phase: int | None = None, display_lrm: bool = False) -> bytes:
+def draw_net(caffe_net: NetParameter, rankdir: str, ext: str = "png", phase: int | None = None, display_lrm: bool = False) -> bytes:
     """Return a picture of a ``NetParameter`` as bytes, of the kind ``ext``; see :func:`draw_net_to_file`."""
     text = dot_text(caffe_net, rankdir, phase=phase, display_lrm=display_lrm).encode()
     return text if ext in ("dot", "gv") else render(text, ext)
@@ -64,7 +68,9 @@ def render(text: bytes, ext: str) -> bytes:
     return done.stdout
 
 
-def dot_text(caffe_net: Any, rankdir: str = "LR", label_edges: bool = True, phase: int | None = None, display_lrm: bool = False) -> str:
+def dot_text(
+    caffe_net: NetParameter, rankdir: str = "LR", label_edges: bool = True, phase: int | None = None, display_lrm: bool = False
+) -> str:
     """Return the graph of a ``NetParameter`` in Graphviz's language: boxes are layers, octagons blobs.
 
     Args:
@@ -94,7 +100,9 @@ def dot_text(caffe_net: Any, rankdir: str = "LR", label_edges: bool = True, phas
     return "\n".join([*lines, "}", ""])
 
 
-def get_pydot_graph(caffe_net: Any, rankdir: str, label_edges: bool = True, phase: int | None = None, display_lrm: bool = False) -> Any:
+def get_pydot_graph(
+    caffe_net: NetParameter, rankdir: str, label_edges: bool = True, phase: int | None = None, display_lrm: bool = False
+) -> Any:
     """Return the graph of a ``NetParameter`` as a ``pydot.Dot``, for scripts that go on with it (``create_png``).
 
     Args:
@@ -117,7 +125,7 @@ def get_pydot_graph(caffe_net: Any, rankdir: str, label_edges: bool = True, phas
     return pydot.graph_from_dot_data(dot_text(caffe_net, rankdir, label_edges, phase, display_lrm))[0]
 
 
-def get_layer_lr_mult(layer: Any) -> str:
+def get_layer_lr_mult(layer: LayerParameter) -> str:
     """Return the learning rate multipliers of a layer's weights and bias as text; 1 where none are given, "" without parameters."""
     if traits(layer).role != "classifier" and not layer.param:
         return ""
@@ -130,7 +138,7 @@ def get_pooling_types_dict() -> dict[int, str]:
     return {value.number: value.name for value in values}
 
 
-def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:
+def get_layer_label(layer: LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
     """Return the text of a layer's box: its name, type, and kernel, stride and pad where it has them."""
     parts = [str(layer.name), f"({layer.type})"]
     facts = traits(layer)
@@ -146,7 +154,7 @@ def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:
     return ("\n" if rankdir in ("LR", "RL") else "  ").join(parts)
 
 
-def get_edge_label(layer: Any) -> str:
+def get_edge_label(layer: LayerParameter) -> str:
     """Return the text of the arrow out of a layer: the number of its outputs or channels, or a data layer's batch."""
     facts = traits(layer.type)
     if facts.role == "data" and facts.source:
@@ -169,7 +177,7 @@ def _convolves(layertype: str) -> bool:
 _WINDOWS = (("kernel size", "kernel_size", "kernel", 0), ("stride", "stride", "stride", 1), ("pad", "pad", "pad", 0))
 
 
-def _window(param: Any, name: str, short: str, default: int) -> str:
+def _window(param: Message, name: str, short: str, default: int) -> str:
     if param.HasField(f"{short}_h") or param.HasField(f"{short}_w"):
         return f"{getattr(param, f'{short}_h')}x{getattr(param, f'{short}_w')}"
     value = getattr(param, name)
@@ -177,7 +185,7 @@ def _window(param: Any, name: str, short: str, default: int) -> str:
     return "x".join(map(str, values)) or str(default)
 
 
-def _layers(net: Any, phase: int | None) -> Iterator[Any]:
+def _layers(net: NetParameter, phase: int | None) -> Iterator[Any]:
     for layer in net.layer:
         if phase is None or layer_included(layer, make_state(phase)):
             yield layer

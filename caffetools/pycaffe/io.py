@@ -15,7 +15,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import format_shape
 from caffetools.proto import blobs as protos
 from caffetools.proto import wire
-from caffetools.proto.schema import BlobProto, BlobProtoVector
+from caffetools.proto.schema import BlobProto, BlobProtoVector, Datum
 from caffetools.pycaffe.errors import also, raised_also_as
 from caffetools.pycaffe.pictures import load_image
 from caffetools.pycaffe.proto import caffe_pb2
@@ -81,7 +81,7 @@ def oversample(images: Sequence[NDArray[Any]] | NDArray[Any], crop_dims: Sequenc
     return crops.reshape(-1, height, width, int(shape[-1]))
 
 
-def blobproto_to_array(blob: Any, return_diff: bool = False) -> Array:
+def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> Array:
     """Return the data (or the diff) of a ``BlobProto`` message as a float32 array of its shape.
 
     Args:
@@ -134,7 +134,7 @@ def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Any:
         return datums.array_to_datum(arr, label)
 
 
-def datum_to_array(datum: Any) -> NDArray[Any]:
+def datum_to_array(datum: Datum) -> NDArray[Any]:
     """Return the values of a ``Datum``: uint8 or float (C, H, W). Raises :class:`DataError` where they do not fit its size."""
     with raised_also_as(ValueError):
         return np.array(datums.datum_to_array(datum))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.base import format_shape
@@ -395,7 +395,7 @@ class Net:
             if name not in self.blobs:
                 raise also(NetError(f"the net '{self.name}' has no blob '{name}'{did_you_mean(name, self.blobs)}"), KeyError)
 
-    def _fill(self, name: str, into: Array, values: Any) -> None:
+    def _fill(self, name: str, into: Array, values: ArrayLike) -> None:
         values = np.asarray(values)
         if not values.ndim or values.shape[0] != into.shape[0]:
             raise NetError(

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from google.protobuf.message import Message
+
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.registry import layer_types
 from caffetools.proto.schema import LayerParameter, NetParameter, message_class
@@ -115,7 +117,7 @@ class NetSpec:
     def __init__(self) -> None:
         object.__setattr__(self, "tops", OrderedDict())
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         self[name] = value
 
     def __getattr__(self, name: str) -> Any:
@@ -127,7 +129,7 @@ class NetSpec:
     def __delattr__(self, name: str) -> None:
         del self.tops[name]
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         self.tops[name] = value
 
     def __getitem__(self, name: str) -> Any:
@@ -168,7 +170,7 @@ class Layers:
         if type_name.startswith("__"):
             raise AttributeError(type_name)
 
-        def make(*bottoms: Any, **params: Any) -> Any:
+        def make(*bottoms: object, **params: object) -> Any:
             function = Function(type_name, bottoms, params)
             return function if function.ntop == 0 else function.tops[0] if function.ntop == 1 else function.tops
 
@@ -195,7 +197,7 @@ layers: Any = Layers()
 params = Parameters()
 
 
-def to_proto(*tops: Any) -> Any:
+def to_proto(*tops: object) -> Any:
     """Return the ``NetParameter`` of ``tops`` (or layers without tops) and all that they need; blobs get names such as Convolution1."""
     return _write(OrderedDict((f"\0{index}", top) for index, top in enumerate(tops)))
 
@@ -215,7 +217,7 @@ def param_name_dict() -> dict[str, str]:
     return names
 
 
-def assign_proto(message: Any, name: str, value: Any) -> None:
+def assign_proto(message: Message, name: str, value: object) -> None:
     """Set a field of a message from Python values.
 
     Args:
@@ -250,19 +252,19 @@ def assign_proto(message: Any, name: str, value: Any) -> None:
         setattr(message, name, _enum(field, value))
 
 
-def _assign_all(message: Any, values: dict[str, Any]) -> None:
+def _assign_all(message: Message, values: dict[str, Any]) -> None:
     for name, value in values.items():
         assign_proto(message, name, value)
 
 
-def _listed(value: Any) -> Iterator[Any]:
+def _listed(value: object) -> Iterator[Any]:
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
         yield value
     else:
         yield from value
 
 
-def _enum(field: Any, value: Any) -> Any:
+def _enum(field: Any, value: object) -> Any:
     if field.enum_type is not None and isinstance(value, str):
         number = field.enum_type.values_by_name.get(value)
         if number is None:
@@ -324,7 +326,7 @@ class _Writer:
             self._set(layer, function, name, value)
         return layer
 
-    def _set(self, layer: Any, function: Function, name: str, value: Any) -> None:
+    def _set(self, layer: LayerParameter, function: Function, name: str, value: object) -> None:
         try:
             inner = param_name_dict().get(function.type_name)
             if not name.endswith("param") and inner is not None:

@@ -115,7 +115,7 @@ def divide(a: Any, b: Any) -> Any:
     return a / b
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) or (isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer))
 
 

@@ -47,7 +47,7 @@ def resize_image(im: NDArray[Any], new_dims: Sequence[int] | NDArray[Any], inter
     return _sample(picture, rows, columns, interp_order).astype(np.float32)
 
 
-def resize(image: NDArray[Any], output_shape: Sequence[int], order: int = 1, **options: Any) -> NDArray[Any]:
+def resize(image: NDArray[Any], output_shape: Sequence[int], order: int = 1, **options: object) -> NDArray[Any]:
     """Resize a picture as ``skimage.transform.resize``, which ``caffe.io`` has: by scikit-image where it is installed.
 
     Args:
@@ -73,7 +73,7 @@ def resize(image: NDArray[Any], output_shape: Sequence[int], order: int = 1, **o
     return np.asarray(of_skimage(image, output_shape, order=order, **options))
 
 
-def zoom(values: NDArray[Any], factor: Any, **options: Any) -> NDArray[Any]:
+def zoom(values: NDArray[Any], factor: float | Sequence[float], **options: object) -> NDArray[Any]:
     """Zoom an array by SciPy (``scipy.ndimage.zoom``), which ``caffe.io`` has. Raises :class:`DataError` without SciPy."""
     try:
         of_scipy = importlib.import_module("scipy.ndimage").zoom

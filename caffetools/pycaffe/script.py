@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import linecache
 import os
 import runpy
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from importlib.abc import InspectLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
 
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.pycaffe import python2
@@ -82,7 +82,7 @@ def _run_notebook(path: Path, convert_python2: bool) -> None:
         _run_code(module, name, source, python2.convert(source, name) if convert_python2 else source)
 
 
-def _run_code(module: ModuleType, name: str, text: str, code: Any) -> None:
+def _run_code(module: ModuleType, name: str, text: str, code: str | ast.Module) -> None:
     """Run ``code`` (source or a syntax tree) in ``module`` as ``__main__``; tracebacks show lines of ``text``, of the file ``name``."""
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     if not getattr(module, "__file__", None):
@@ -102,7 +102,7 @@ class _CodeLoader(InspectLoader):
         source: What to execute.
     """
 
-    def __init__(self, name: str, source: Any):
+    def __init__(self, name: str, source: str | ast.Module):
         self._name, self._source = name, source
 
     def get_source(self, fullname: str) -> str | None:

@@ -27,14 +27,14 @@ def img_as_float32(image: NDArray[Any]) -> NDArray[np.float32]:
     return img_as_float(image).astype(np.float32)
 
 
-def _imread(fname: PathLike, as_gray: bool = False, **options: Any) -> NDArray[Any]:
+def _imread(fname: PathLike, as_gray: bool = False, **options: object) -> NDArray[Any]:
     """Read a picture: uint8 (H, W, 3) RGB, or float64 (H, W) in [0, 1] with ``as_gray``."""
     if as_gray:
         return np.asarray(load_image(fname, color=False)[:, :, 0], np.float64)
     return np.asarray(np.rint(load_image(fname) * 255), np.uint8)
 
 
-def _imsave(fname: PathLike, arr: NDArray[Any], **options: Any) -> None:
+def _imsave(fname: PathLike, arr: NDArray[Any], **options: object) -> None:
     """Write a picture (H, W) or (H, W, 3) RGB: uint8, or floats in [0, 1]. Raises :class:`DataError`."""
     import cv2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 
@@ -33,7 +32,7 @@ class Timer:
 class NCCL:
     """Refused: several GPUs train in one process each, under torchrun."""
 
-    def __init__(self, *arguments: Any):
+    def __init__(self, *arguments: object):
         raise CaffeToolsError(
             "caffe.NCCL is not available: several GPUs train through torch.distributed; run the solver with "
             "`torchrun --nproc-per-node N -m caffetools train --solver SOLVER`"

@@ -104,7 +104,7 @@ def ranges_path(state: str | Path) -> Path:
 
 
 def _after(own: list[Tensor]) -> Callable[..., Any]:
-    def hook(layer: Layer, bottoms: tuple[Tensor, ...], tops: Any) -> None:
+    def hook(layer: Layer, bottoms: tuple[Tensor, ...], tops: object) -> None:
         if own:
             swap_weight(layer, own.pop())
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from caffetools.cancel import CancelToken
 from caffetools.engines.caffe import CaffeProcess, RealCaffe
@@ -254,7 +253,7 @@ class CaffeLogFollower:
         if self._began:
             self._notify("on_train_end", self.stopped)
 
-    def _notify(self, hook: str, *arguments: Any) -> None:
+    def _notify(self, hook: str, *arguments: object) -> None:
         for callback in self._callbacks:
             getattr(callback, hook)(self.run, *arguments)
 

@@ -189,5 +189,5 @@ class TrainingRun(RunControl, Protocol):
     def checkpoint_rng_before_test(self) -> None:
         """Keep the random states as they are before a test."""
 
-    def notify(self, hook: str, *arguments: Any) -> None:
+    def notify(self, hook: str, *arguments: object) -> None:
         """Call a hook of every callback."""

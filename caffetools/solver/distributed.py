@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport
+from caffetools.proto.schema import SolverParameter
 from caffetools.solver.checkpoints import per_rank as processes
 from caffetools.solver.control import Output, Snapshot, TestResult
 from caffetools.solver.errors import SolverError
@@ -62,7 +63,9 @@ class DistributedSolver(Solver):
         CaffeToolsError: As for :class:`Solver`; or debug_info, which needs plain passes.
     """
 
-    def __init__(self, param: Any, *, strategy: Strategy | None = None, compute: ComputeOptions = ComputeOptions(), **options: Any):
+    def __init__(
+        self, param: SolverParameter, *, strategy: Strategy | None = None, compute: ComputeOptions = ComputeOptions(), **options: Any
+    ):
         self.strategy: Strategy = strategy or SingleProcess()
         self.compute = compute
         mine = type(param)()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ class BatchRecorder:
             if layer.IS_DATA:
                 layer.register_forward_hook(self._record)
 
-    def _record(self, layer: Any, inputs: Any, tops: Any) -> None:
+    def _record(self, layer: Layer, inputs: object, tops: Tensor | Sequence[Tensor]) -> None:
         self.blobs.update(zip(layer.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=False))
 
 
@@ -92,7 +91,7 @@ def check_loss(loss: float, what: str, run: TrainingRun, net: Net, batch: Mappin
     raise RunFailed(f"iteration {run.iteration}: {what} is {loss}, so training has diverged{place}; {advice}, and resume from {start}")
 
 
-def _check_outputs(found: list[NonFinite], layer: Any, inputs: Any, tops: Any) -> None:
+def _check_outputs(found: list[NonFinite], layer: Layer, inputs: object, tops: Tensor | Sequence[Tensor]) -> None:
     if found:
         return
     for name, top in zip(layer.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=False):

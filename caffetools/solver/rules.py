@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -73,7 +72,7 @@ class AdaGrad(UpdateRule):
 
     HISTORY = ("squares",)
 
-    def _check(self, solver: Any) -> None:
+    def _check(self, solver: SolverParameter) -> None:
         _no_momentum(self)
 
     def _update(self, group: Group, rate: float, iteration: int) -> None:

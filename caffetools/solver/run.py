@@ -155,7 +155,7 @@ def _accelerate(
 
 
 def _follow(
-    path: PathLike, param: Any, place: torch.device, make: Callable[..., Solver], signals: Any, log: Path, prefix: str
+    path: PathLike, param: SolverParameter, place: torch.device, make: Callable[..., Solver], signals: Signals, log: Path, prefix: str
 ) -> TrainResult:
     """Train in a process that is not the main one: it computes and writes nothing."""
     solver = _prepare(path, param, place, GlogWriter(), [signals], make)
@@ -203,7 +203,7 @@ def _find_snapshot(param: SolverParameter, prefix: str, writer: GlogWriter) -> P
     return found.state
 
 
-def choose_device(wanted: str, param: Any = None) -> torch.device:
+def choose_device(wanted: str, param: SolverParameter | None = None) -> torch.device:
     """Return the device that ``wanted`` names.
 
     Args:

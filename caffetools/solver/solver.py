@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from caffetools.solver.policies import LearningRate
 from caffetools.solver.random_streams import RandomStream
 from caffetools.solver.rules import make_rule
 from caffetools.solver.scores import Scores, read_outputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Solver:
@@ -67,7 +70,7 @@ class Solver:
 
     def __init__(
         self,
-        param: Any,
+        param: SolverParameter,
         *,
         path: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
@@ -108,7 +111,7 @@ class Solver:
         self.log("solver.cpp:57", "Solver scaffolding done.")
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Solver:
+    def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
         """Build the solver of a prototxt; ``options`` as for the class. Raises :class:`PrototxtError` too."""
         try:
             return cls(read_solver(path), path=path, **options)
@@ -277,7 +280,7 @@ class Solver:
         """Give the random states of torch, NumPy and Python back as they were before the first solver computed."""
         self._random.release()
 
-    def notify(self, hook: str, *arguments: Any) -> None:
+    def notify(self, hook: str, *arguments: object) -> None:
         """Call a hook of every callback, in order.
 
         Args:

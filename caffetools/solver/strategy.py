@@ -16,13 +16,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError, RunFailed
+
+if TYPE_CHECKING:
+    pass
 
 T = TypeVar("T")
 
@@ -69,10 +72,10 @@ class Strategy(Protocol):
     def all_reduce(self, values: Sequence[float], op: str = "mean") -> list[float]:
         """Return the ``mean`` or ``max`` of each number over all processes."""
 
-    def broadcast(self, value: Any = None) -> Any:
+    def broadcast(self, value: object = None) -> Any:
         """Return the main process's ``value`` (what JSON can hold) in every process."""
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: object) -> list[Any]:
         """Return every process's ``value`` (what JSON can hold), by rank."""
 
     def copy_from_main(self, tensors: list[Tensor]) -> None:
@@ -108,11 +111,11 @@ class SingleProcess:
         """Return the numbers."""
         return list(values)
 
-    def broadcast(self, value: Any = None) -> Any:
+    def broadcast(self, value: object = None) -> Any:
         """Return ``value``."""
         return value
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: object) -> list[Any]:
         """Return ``value`` in a list."""
         return [value]
 
@@ -200,11 +203,11 @@ class DDP:
             dist.all_reduce(total, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM, self._control)
         return (total if op == "max" else total / self.size).tolist()
 
-    def broadcast(self, value: Any = None) -> Any:
+    def broadcast(self, value: object = None) -> Any:
         """Return the main process's ``value`` in every process."""
         return self._spread(json.dumps(value) if self.is_main else "", 0)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: object) -> list[Any]:
         """Return every process's ``value``, by rank."""
         text = json.dumps(value)
         return [self._spread(text if rank == self.rank else "", rank) for rank in range(self.size)]

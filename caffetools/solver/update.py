@@ -74,7 +74,7 @@ class UpdateRule:
 
     # ---- what a rule defines ----
 
-    def _check(self, solver: Any) -> None:
+    def _check(self, solver: SolverParameter) -> None:
         """Raise :class:`CaffeToolsError` where the solver's fields do not suit the rule."""
 
     def _update(self, group: Group, rate: float, iteration: int) -> None:

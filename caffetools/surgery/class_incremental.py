@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -77,7 +76,7 @@ def trim_weights(model: Caffemodel, net: NetParameter, renamed: dict[str, str]) 
 
 def extend_classifier_weights(
     model: Caffemodel,
-    old_net: Any,
+    old_net: NetParameter,
     net: NetParameter,
     renamed: dict[str, str],
     shapes: dict[str, list[Shape]],

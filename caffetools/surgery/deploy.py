@@ -25,7 +25,7 @@ from caffetools.layers.registry import is_known, traits
 from caffetools.layers.traits import field_at
 from caffetools.net.phases import layer_included, make_state
 from caffetools.net.topology import check_blob_graph
-from caffetools.proto.schema import TEST, NetParameter
+from caffetools.proto.schema import TEST, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.losses import (
     OutputPoint,
@@ -40,7 +40,7 @@ _FILLERS = ("weight_filler", "bias_filler", "filler")
 
 
 def deploy_from(
-    train_val: Any,
+    train_val: NetParameter,
     *,
     batch: int = 1,
     input_shape: Shape | Mapping[str, Shape] | None = None,
@@ -109,7 +109,7 @@ def batch_statistics(net: NetParameter) -> list[str]:
     return names
 
 
-def left_out(train_val: Any, heads: Collection[str] | None = None) -> list[str]:
+def left_out(train_val: NetParameter, heads: Collection[str] | None = None) -> list[str]:
     """Return the names of the losses that the deploy net of ``train_val`` has no output for.
 
     Args:
@@ -126,7 +126,7 @@ def left_out(train_val: Any, heads: Collection[str] | None = None) -> list[str]:
     return list(dict.fromkeys(layer.name for layer in losses_of(net).values() if layer.name not in chosen))
 
 
-def _tested(net: Any) -> Any:
+def _tested(net: NetParameter) -> Any:
     """Return the net of the TEST phase, with the TRAIN phase's data layers where it reads blobs that only those produce."""
     state = make_state(TEST)
     made = {top for layer in net.layer if layer_included(layer, state) for top in layer.top}
@@ -146,7 +146,7 @@ def _is_deployed(graph: Graph) -> bool:
     return any(map(is_input, graph.layers.values())) and not any(map(is_loss_or_metric, graph.layers.values()))
 
 
-def _with_layers(net: Any, places: list[int]) -> Any:
+def _with_layers(net: NetParameter, places: list[int]) -> Any:
     some = NetParameter()
     some.CopyFrom(net)
     some.ClearField("layer")
@@ -156,7 +156,7 @@ def _with_layers(net: Any, places: list[int]) -> Any:
     return some
 
 
-def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
+def _with_inputs(net: NetParameter, shapes: dict[str, Shape], batch: int) -> Any:
     """Replace data layers by inputs named after their blobs."""
     read_data = [i for i, layer in enumerate(net.layer) if is_data_layer(layer)]
     for i in read_data:
@@ -170,7 +170,7 @@ def _with_inputs(net: Any, shapes: dict[str, Shape], batch: int) -> Any:
     return net
 
 
-def _unwrap_siamese_slice(net: Any) -> None:
+def _unwrap_siamese_slice(net: NetParameter) -> None:
     """Remove the Slice that separates the images of a pair where only one is used; the input then has that one's shape."""
     read = {blob for layer in net.layer for blob in layer.bottom}
     for place, layer in enumerate(net.layer):
@@ -185,7 +185,7 @@ def _unwrap_siamese_slice(net: Any) -> None:
             return
 
 
-def _drop_labels(net: Any) -> None:
+def _drop_labels(net: NetParameter) -> None:
     """Remove the tops of data layers that no layer reads; where none is read, keep the first."""
     read = {bottom for layer in net.layer for bottom in layer.bottom}
     for layer in net.layer:
@@ -195,7 +195,7 @@ def _drop_labels(net: Any) -> None:
             layer.top[:] = tops
 
 
-def _keep_entries(layer: Any, kept: list[bool]) -> None:
+def _keep_entries(layer: LayerParameter, kept: list[bool]) -> None:
     """Keep the entries of an Input or a DummyData layer, shapes and fillers, of the tops that are ``kept``."""
     if traits(layer).role not in ("input", "constant"):
         return
@@ -207,13 +207,13 @@ def _keep_entries(layer: Any, kept: list[bool]) -> None:
             settings.MergeFrom(entries)
 
 
-def _rename_input_layer_to_blob(net: Any, layer: Any) -> None:
+def _rename_input_layer_to_blob(net: NetParameter, layer: LayerParameter) -> None:
     """Name an input layer after its blob (``mnist`` becomes ``data``), unless another layer has that name."""
     if layer.top[0] not in {other.name for other in net.layer}:
         layer.name = layer.top[0]
 
 
-def _strip(layer: Any) -> None:
+def _strip(layer: LayerParameter) -> None:
     """Remove the fields that only training needs from a layer, in place."""
     for field in ("include", "exclude", "loss_weight", "propagate_down"):
         layer.ClearField(field)
@@ -224,14 +224,14 @@ def _strip(layer: Any) -> None:
             layer.param.add(**({"name": name} if name else {}))
     if traits(layer).role in ("constant", "parameter"):
         return
-    for field, param in layer.ListFields():
-        if field.name.endswith("_param"):
+    for known, param in layer.ListFields():
+        if known.name.endswith("_param"):
             for filler in _FILLERS:
                 if filler in param.DESCRIPTOR.fields_by_name:
                     param.ClearField(filler)
 
 
-def _append_output_activation(net: Any, loss: Any, logits: str, base_name: str) -> None:
+def _append_output_activation(net: NetParameter, loss: LayerParameter, logits: str, base_name: str) -> None:
     """Append the layer that turns the logits of ``loss`` into probabilities."""
     kind = traits(loss).activation
     if not kind:

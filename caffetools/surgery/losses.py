@@ -31,7 +31,7 @@ class OutputPoint:
     is_logits: bool
 
     @classmethod
-    def of(cls, graph: Graph, loss: Any, labels: Collection[Use]) -> OutputPoint:
+    def of(cls, graph: Graph, loss: LayerParameter, labels: Collection[Use]) -> OutputPoint:
         """Find the outputs for ``loss``; arguments and errors as for :func:`scores_of`."""
         scores = scores_of(graph, loss, labels)
         blobs = [strip_label_dependent_tail(graph, blob, labels) for blob in scores]

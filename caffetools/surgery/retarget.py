@@ -55,7 +55,7 @@ class Retargeted:
 
 
 def retarget(
-    train_val: Any,
+    train_val: NetParameter,
     classes: int,
     *,
     head_lr_mult: float = HEAD_LR_MULT,
@@ -176,7 +176,7 @@ def _refit_reshapes(net: NetParameter, head: Head, classes: int, result: Retarge
             result.changes.append(Change(layer.name, "dim", str(head.classes), str(classes)))
 
 
-def _refit_counters(net: Any, head: Head, classes: int, result: Retargeted) -> None:
+def _refit_counters(net: NetParameter, head: Head, classes: int, result: Retargeted) -> None:
     """Set the number of classes in the layers that name it too, such as SSD's MultiBoxLoss."""
     for name, path in head.counters:
         for layer in net.layer:

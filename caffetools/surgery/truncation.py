@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.graph.classifiers import find_heads, flattens, is_pointwise, primary_classifier
@@ -190,13 +189,13 @@ def _shapes(graph: Graph, phase: int, given: Mapping[str, Shape]) -> dict[int, S
     return known
 
 
-def _make_global(layer: Any) -> list[Change]:
+def _make_global(layer: LayerParameter) -> list[Change]:
     """Make a pooling global."""
     param = layer.pooling_param
     if param.global_pooling:
         return []
     before = f"{param.kernel_h or param.kernel_size} x {param.kernel_w or param.kernel_size}"
-    kept = type(param)(pool=param.pool, global_pooling=True, **({"engine": param.engine} if param.HasField("engine") else {}))
+    kept = type(param)(pool=param.pool, global_pooling=True, engine=param.engine if param.HasField("engine") else None)
     param.CopyFrom(kept)
     return [Change(layer.name, "kernel", before, "global")]
 

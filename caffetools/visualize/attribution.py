@@ -23,6 +23,7 @@ from torch import Tensor
 
 from caffetools.errors import DataError, NetError
 from caffetools.layers.activation import ReLU
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fork_activation import ReLU6
 from caffetools.net.net import Net
@@ -354,12 +355,12 @@ class _RectifiedGradient(torch.autograd.Function):
     """A rectifier whose backward pass gives the positive part of the gradient for every input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Layer) -> Tensor:
+    def forward(ctx: Context, x: Tensor, layer: Layer) -> Tensor:
         """Return the layer's top."""
         top: Tensor = layer(x.clone())
         return top
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Context, *gradients: Tensor) -> Any:
         """Return max(0, gradient)."""
         return gradients[0].clamp(min=0), None

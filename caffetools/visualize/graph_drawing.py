@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from matplotlib.figure import Figure
@@ -17,9 +17,12 @@ from caffetools.errors import DataError
 from caffetools.util.files import write_text
 from caffetools.visualize import style
 from caffetools.visualize.graph_layout import Layout, Point, lay_out
-from caffetools.visualize.net_graph import FAMILIES, Arrow, Box, NetGraph, fold_repeats
+from caffetools.visualize.net_graph import FAMILIES, Arrow, Box, NetGraph, Row, fold_repeats
 from caffetools.visualize.panels import shorten_to, text_width
 from caffetools.visualize.style import LIGHT, PathLike, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, one a family; each family is also named in the legend and by its layers' types.
 COLOURS = {
@@ -167,7 +170,7 @@ def graph_figure(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) 
     return figure
 
 
-def _figure_box(axes: Any, box: Box, size: Point, place: Point, theme: Theme, points: float, text: Any) -> None:
+def _figure_box(axes: Axes, box: Box, size: Point, place: Point, theme: Theme, points: float, text: Callable[..., None]) -> None:
     left, top = place
     width, height = size
     shape = FancyBboxPatch(
@@ -301,7 +304,7 @@ def _page(graph: NetGraph, folded: NetGraph, title: str, engine: str) -> str:
     return render_template("graph.html.jinja", title=title, views=views, legend=legend, facts=facts, colours=COLOURS)
 
 
-def _row_data(row: Any) -> dict[str, Any]:
+def _row_data(row: Row) -> dict[str, Any]:
     return {
         "layer": row.layer,
         "type": row.type,

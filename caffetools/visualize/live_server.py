@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._answer(self.rfile.read(length))
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Requests are not logged: a page asks many times a second."""
 
     def _answer(self, body: bytes) -> None:
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} has no JSON form")

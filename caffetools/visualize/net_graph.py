@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from google.protobuf.message import Message
+
 from caffetools.graph.summary import LayerSummary, summarize
+from caffetools.layers.base import Shape
 from caffetools.layers.concat import Concat
 from caffetools.layers.permute import Permute, Reorg, ShuffleChannel
 from caffetools.layers.registry import layer_types
 from caffetools.net.phases import filter_net, make_state
-from caffetools.proto.schema import TEST, enum_name
+from caffetools.proto.schema import TEST, LayerParameter, NetParameter, enum_name
 from caffetools.proto.text import format_text
 from caffetools.proto.upgrades.v1 import upgrade_net
 
@@ -97,7 +100,7 @@ class NetGraph:
         return sum(len(box.rows) for box in self.boxes)
 
 
-def net_graph(param: Any, phase: int = TEST, *, shapes: Any = None) -> NetGraph:
+def net_graph(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Shape] | None = None) -> NetGraph:
     """Return the graph of a net in one phase; layers of unknown types are drawn too, without shapes.
 
     Args:
@@ -165,7 +168,7 @@ def family_of(type_name: str, *, learned: bool = False) -> str:
     return next((key for key, (_, roles) in FAMILIES.items() if role in roles), "learned" if learned else "other")
 
 
-def detail_of(layer: Any) -> str:
+def detail_of(layer: LayerParameter) -> str:
     """Return a layer's main settings in a few characters: ``96 · 11×11 /4``, ``max 3×3 /2``; empty where there are none."""
     if layer.HasField("convolution_param"):
         param = layer.convolution_param
@@ -174,9 +177,9 @@ def detail_of(layer: Any) -> str:
         extra += f" group {param.group}" if param.group > 1 else ""
         return f"{param.num_output} · {_window(param)}{extra}"
     if layer.HasField("pooling_param"):
-        param = layer.pooling_param
-        kind = enum_name(param, "pool").lower()
-        return f"{kind} global" if param.global_pooling else f"{kind} {_window(param)}"
+        pooling = layer.pooling_param
+        kind = enum_name(pooling, "pool").lower()
+        return f"{kind} global" if pooling.global_pooling else f"{kind} {_window(pooling)}"
     if layer.HasField("inner_product_param"):
         return str(layer.inner_product_param.num_output)
     if layer.HasField("eltwise_param"):
@@ -207,7 +210,7 @@ def _joins(layer: LayerSummary, row: Row) -> bool:
     return len(layer.bottoms) == len(layer.tops) == 1 and (layer.tops == layer.bottoms or row.family in _ATTACHED)
 
 
-def _row(layer: LayerSummary, message: Any) -> Row:
+def _row(layer: LayerSummary, message: LayerParameter) -> Row:
     shapes = tuple("" if shape is None else " × ".join(map(str, shape[1:] or shape)) for shape in layer.shapes)
     family = family_of(layer.type_name, learned=layer.parameter_count > 0)
     return Row(
@@ -239,12 +242,12 @@ def _best_repeat(signatures: Sequence[tuple[Any, ...]], place: int) -> tuple[int
     return best
 
 
-def _window(param: Any) -> str:
+def _window(param: Message) -> str:
     stride = _pair(param, "stride", 1)
     return f"{_pair(param, 'kernel_size', 1, short='kernel')}" + (f" /{stride}" if stride != "1" else "")
 
 
-def _pair(param: Any, name: str, default: int, *, short: str = "") -> str:
+def _pair(param: Message, name: str, default: int, *, short: str = "") -> str:
     high, wide = getattr(param, f"{short or name}_h"), getattr(param, f"{short or name}_w")
     if high or wide:
         return f"{high}×{wide}"

@@ -71,7 +71,7 @@ def write_page(path: PathLike, title: str, drawings: Sequence[Drawing], *, summa
     write_text(path, render_template("page.html.jinja", title=title, summary=summary, created="", parts=parts))
 
 
-def render_template(name: str, **values: Any) -> str:
+def render_template(name: str, **values: object) -> str:
     """Render one of our templates. Text in ``values`` is escaped wherever a template prints it."""
     return environment().get_template(name).render(version=caffetools.__version__, **values)
 
@@ -103,7 +103,7 @@ def _svg_uri(figure: Figure) -> str:
     return data_uri(data.replace(b"'DejaVu Sans'", b"system-ui, 'Segoe UI', 'DejaVu Sans'"), "image/svg+xml")
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: object) -> Any:
     """Names of files may hold bytes that are not text, and control characters; a page is always valid UTF-8."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value

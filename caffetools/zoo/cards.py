@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -184,6 +183,6 @@ def _weights_faults(weights: Weights) -> list[tuple[str, str]]:
     return faults
 
 
-def _inside(name: Any) -> bool:
+def _inside(name: str) -> bool:
     path = PurePosixPath(name)
     return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name

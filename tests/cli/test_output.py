@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -26,9 +27,9 @@ def net(tmp_path: Path) -> Path:
     return path
 
 
-def caffetools(*arguments: object, stdout: object = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
+def caffetools(*arguments: object, stdout: int | IO[bytes] = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "caffetools", *map(str, arguments)]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False)
 
 
 def has_controls(data: bytes) -> bool:

@@ -112,7 +112,7 @@ def test_files_are_stored_as_they_are_only_where_their_type_is_asked_for(tmp_pat
         ("png", {"encode_type": "png"}, True),
         ("jpg", {"encode_type": "jpg"}, False),
     ):
-        convert_imageset(tmp_path, tmp_path / "list", tmp_path / name, ImagesetOptions(**options))  # type: ignore[arg-type]
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / name, ImagesetOptions(**options))
         datum = parse_datum(read(tmp_path / name)[0][1], "record")
         assert datum.encoded and (datum.data == source) == same
         assert datum.data.startswith(b"\xff\xd8" if name == "jpg" else b"\x89PNG")

@@ -1,4 +1,4 @@
-"""LmdbDataset: records by number, in any number of cpu_count, from any of Caffe's databases."""
+"""LmdbDataset: records by number, in any number of worker processes, from any of Caffe's databases."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_workers_give_the_same_batches(tmp_path: Path, start: str) -> None:
     dataset = LmdbDataset(tmp_path / "db")
     dataset[3]
     context: Any = {"num_workers": 2, "multiprocessing_context": start}
-    plain, parallel = (list(DataLoader(dataset, batch_size=4, **options)) for options in ({}, context))
+    plain, parallel = (list(DataLoader(dataset, batch_size=4, **options)) for options in (dict[str, Any](), context))
     for (data, labels), (data2, labels2) in zip(plain, parallel, strict=True):
         assert torch.equal(data, data2) and torch.equal(labels, labels2)
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[5][0], dataset[5][0])
@@ -87,7 +87,7 @@ def test_a_leveldb_is_read_the_same_way(tmp_path: Path) -> None:
 def test_pictures_of_16_bits_are_read_where_caffe_refuses_them(tmp_path: Path) -> None:
     image = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
     with new_lmdb(tmp_path / "db") as writer:
-        writer.put(b"0", encoded_to_datum(encode_image(image, ".png"), 2).SerializeToString())  # type: ignore[arg-type]
+        writer.put(b"0", encoded_to_datum(encode_image(image, ".png"), 2).SerializeToString())
     picture, label = LmdbDataset(tmp_path / "db")[0]
     assert picture.dtype == torch.int32 and label == 2
     np.testing.assert_array_equal(picture[0].numpy(), image)

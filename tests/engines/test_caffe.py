@@ -85,7 +85,7 @@ def test_sigint_is_passed_on_and_caffe_ends_in_its_own_way(tmp_path: Path, monke
     monkeypatch.setenv("FAKE_PAUSE", "Iteration 60")
     before = signal.getsignal(signal.SIGINT)
     heard, listen = interrupting(1)
-    assert RealCaffe.find().run(["train"], listen) == 0  # type: ignore[arg-type]
+    assert RealCaffe.find().run(["train"], listen) == 0
     assert heard[-1].endswith("Optimization stopped early.\n")
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -94,7 +94,7 @@ def test_a_hang_up_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_fake_caffe(tmp_path / "bin" / "caffe", LOG)
     monkeypatch.setenv("FAKE_PAUSE", "Iteration 60")
     heard, listen = interrupting(1, signal.SIGHUP)
-    assert RealCaffe.find().run(["train"], listen) == 0  # type: ignore[arg-type]
+    assert RealCaffe.find().run(["train"], listen) == 0
     assert "hung up\n" in heard and len(heard) > len(LOG.read_text().splitlines())
 
 
@@ -104,7 +104,7 @@ def test_a_second_sigint_ends_a_caffe_that_does_not_listen(tmp_path: Path, monke
     monkeypatch.setenv("FAKE_DEAF", "1")
     _, listen = interrupting(2)
     with pytest.raises(KeyboardInterrupt):
-        RealCaffe.find().run(["train"], listen)  # type: ignore[arg-type]
+        RealCaffe.find().run(["train"], listen)
     with pytest.raises(ProcessLookupError):
         os.kill(json.loads(Path("called.json").read_text())["pid"], 0)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from caffetools.graph.diff import Difference, diff_nets, diff_weights
-from caffetools.proto.binary import Caffemodel, write_caffemodel
+from caffetools.proto.binary import write_caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.text import write_prototxt
 from caffetools.surgery.retarget import retarget
 from caffetools.zoo.networks import build

@@ -11,7 +11,7 @@ from caffetools.graph.summary import summarize
 from caffetools.graph.weights_diff import compare_weights
 from caffetools.net.net import Net
 from caffetools.net.weights import to_caffemodel
-from caffetools.proto.binary import Caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.zoo.networks import build
 from tests.surgery.nets import TINY, net_of
@@ -85,7 +85,7 @@ def test_shapes_that_do_not_fit_and_missing_bottoms_are_errors() -> None:
 
 def test_weights_are_held_against_the_net_layer_by_layer() -> None:
     model = to_caffemodel(Net(data_layers_to_inputs(net_of(TINY)), TEST))
-    other = {
+    other: dict[str, list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]] = {
         "conv": [np.full((6, 3, 3, 3), -2, np.float32), np.zeros((1, 1, 1, 6), np.float32)],
         "fc": [np.zeros((9, 216), np.float32), np.zeros(9, np.float32)],
         "old": [np.zeros(1, np.float32)],

@@ -28,7 +28,7 @@ def test_files_of_torch_give_the_numbers_of_the_net(tmp_path: Path) -> None:
     x = torch.from_numpy(np.random.RandomState(0).rand(3, *net.blob_shapes[net.inputs[0]][1:]).astype(np.float32))
     expected = outputs_of(deploy, weights, x)
     for kind in ("torch", "torchscript", "exported-program"):
-        assert export_torch(deploy, weights, tmp_path / kind, kind) < 1e-5  # type: ignore[arg-type]
+        assert export_torch(deploy, weights, tmp_path / kind, kind) < 1e-5
     with pytest.warns(FutureWarning, match="torch.jit.load"):
         script = torch.jit.load(str(tmp_path / "torchscript"))
     program = torch.export.load(tmp_path / "exported-program").module()

@@ -212,7 +212,7 @@ def test_batch_norm_of_one_value_a_channel_gives_zero_and_stays_finite() -> None
 def test_a_layer_without_an_exact_onnx_form_says_so() -> None:
     layer = one_layer('type: "SoftmaxWithLoss"', (4, 5), (4,))
     with pytest.raises(ExportError, match="layer 'l' of type SoftmaxWithLoss has no ONNX form"):
-        layer.to_onnx(None)  # type: ignore[arg-type]
+        layer.to_onnx(None)
 
 
 def test_the_within_channel_gradient_of_lrn_and_the_across_one_agree_with_differences() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_smooth_l1_loss_of_fast_rcnn_and_of_ssd() -> None:
     agree('type: "SmoothL1Loss"', smooth_l1, x, t, gradients=(0, 1), phase=TRAIN)
     agree('type: "SmoothL1Loss"', smooth_l1, x, t, inside, gradients=(0, 1), phase=TRAIN)
     text = 'type: "SmoothL1Loss" smooth_l1_loss_param { sigma: 3 }'
-    agree(text, lambda *a: smooth_l1(*a, sigma=3.0), x, t, inside, outside, gradients=(0, 1), phase=TRAIN)
+    agree(text, partial(smooth_l1, sigma=3.0), x, t, inside, outside, gradients=(0, 1), phase=TRAIN)
 
 
 def test_triplet_loss() -> None:

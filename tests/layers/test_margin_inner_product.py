@@ -95,5 +95,5 @@ def test_the_number_of_passes_is_part_of_a_runs_state() -> None:
     for _ in range(3):
         first(batch)
     layer = second.layer("fc")
-    layer.set_state(first.layer("fc").get_state())  # type: ignore[operator]
+    layer.set_state(first.layer("fc").get_state())
     assert second(batch)["lambda"].item() == pytest.approx(5 / 5)

@@ -19,7 +19,7 @@ def test_values_and_gradients(n: int, c: int, h: int, w: int, outputs: int, pad:
     assert winograd.takes(x, weight, (1, 1), (pad, pad), (1, 1), 1)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     wide = [t.detach().double().requires_grad_() for t in inputs]
-    y, expected = winograd.convolve(x, weight, bias, pad), F.conv2d(*wide, padding=pad)
+    y, expected = winograd.convolve(x, weight, bias, pad), F.conv2d(wide[0], wide[1], wide[2], padding=pad)
     dy = torch.randn(y.shape, generator=generator)
     found = [y, *torch.autograd.grad(y, inputs, dy)]
     exact = [expected, *torch.autograd.grad(expected, wide, dy.double())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ ACTIVATIONS = [
 
 
 @pytest.fixture(params=[0, 1, 2], ids=["baseline", "avx2", "avx512"])
-def variant(request: pytest.FixtureRequest):
+def variant(request: pytest.FixtureRequest) -> Iterator[int]:
     library = native.library()
     assert library is not None
     if not library.caffetools_native_use(request.param):
@@ -88,7 +89,7 @@ def test_native_convolution_gives_torchs_numbers(variant: int, case: tuple[int, 
         for planar in (False, True) if algorithm < 2 and not depthwise else (False,):
             for index, activation in enumerate(activations):
                 added = residual if index % 2 and not depthwise else None
-                layout = Layout(tuple(x.shape), tuple(plain.shape), c, oc, oc, planar)  # type: ignore[arg-type]
+                layout = Layout(tuple(x.shape), tuple(plain.shape), c, oc, oc, planar)
                 conv = NativeConv(form, activation, layout, algorithm=algorithm)
                 y = torch.full(tuple(plain.shape), np.nan).contiguous(memory_format=torch.channels_last)
                 run_conv(conv, x if planar else x.contiguous(memory_format=torch.channels_last), y, added, 1 + index % 2)
@@ -249,7 +250,7 @@ def same_blobs(fused: Stepwise, plain: Stepwise) -> None:
 
 def test_inner_blobs_of_a_fused_pass_are_there_when_looked_at() -> None:
     fused, plain = deferred_run()
-    assert fused.blobs["c1"].data.is_deferred_by(fused._deferred.settle)  # type: ignore[union-attr]
+    assert fused.blobs["c1"].data.is_deferred_by(fused._deferred.settle)
     same_blobs(fused, plain)
 
 

@@ -14,7 +14,7 @@ from caffetools.proto.text import parse
 
 
 def net_of(text: str, phase: int = TEST, **options: object) -> Net:
-    return Net(parse(text, NetParameter), phase, **options)  # type: ignore[arg-type]
+    return Net(parse(text, NetParameter), phase, **options)
 
 
 def data(shape: str = "dim: 2 dim: 3 dim: 8 dim: 8", name: str = "data") -> str:

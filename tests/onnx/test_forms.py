@@ -102,7 +102,7 @@ def test_a_layer_that_needs_one_size_is_named(name: str) -> None:
     assert net.blob_shapes["x"] == (1, 3, 20, 24)
 
 
-STATIC = {
+STATIC: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "upsample by a mask": (
         'layer { name: "l" type: "Upsample" bottom: "x" bottom: "m" top: "y" upsample_param { scale: 3 pad_out_h: true } }',
         {"x": (2, 3, 4, 5), "m": (2, 3, 4, 5)},

@@ -63,7 +63,7 @@ def ints(*values: int) -> Any:
 
 def check(proto: onnx.ModelProto, target: str = "bvlc") -> ImportedNet:
     """Import, and compare at twice the batch, which nothing in the net may fix."""
-    imported = import_model(proto, target=target)  # type: ignore[arg-type]
+    imported = import_model(proto, target=target)
     assert imported.largest_difference < 1e-5
     if target == "bvlc":
         assert {layer.type for layer in imported.model.net.layer} <= BVLC

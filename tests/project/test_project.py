@@ -106,9 +106,9 @@ def test_a_project_does_every_step(place: Path) -> None:
     done = project.train(device="cpu")
     assert not done.stopped
     evaluation = project.evaluate()
-    assert evaluation.confusion.total == project.dataset.val_count  # type: ignore[union-attr]
+    assert evaluation.confusion.total == project.dataset.val_count
     (answer,) = project.classify(next((place / "pictures").rglob("*.png")), top=1)
-    assert answer.guesses[0].label in project.dataset.classes  # type: ignore[union-attr]
+    assert answer.guesses[0].label in project.dataset.classes
     project.export()
     status = ct.Project.open("own").status()
     assert status.iteration == status.max_iter and status.onnx == Path("own/model.onnx")

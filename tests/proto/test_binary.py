@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +15,6 @@ from hypothesis.extra import numpy as hnp
 from caffetools.errors import ModelFileError
 from caffetools.proto import wire
 from caffetools.proto.binary import (
-    Caffemodel,
-    SolverState,
     read_binaryproto,
     read_caffemodel,
     read_solverstate,
@@ -26,6 +24,7 @@ from caffetools.proto.binary import (
 )
 from caffetools.proto.blobs import array_to_blob, blob_to_array, encode_blob
 from caffetools.proto.encoding import decode_text
+from caffetools.proto.model import Caffemodel, SolverState
 from caffetools.proto.schema import BlobProto, NetParameter, SolverStateMessage
 from tests.conftest import GOLDEN, SHARED
 
@@ -67,7 +66,8 @@ def test_a_caffemodel_of_caffe_is_written_byte_by_byte_the_same(tmp_path: Path, 
 @pytest.mark.parametrize("path", CAFFEMODELS, ids=lambda p: p.name)
 def test_a_caffemodel_has_the_blobs_that_protobuf_reads(path: Path) -> None:
     model = read_caffemodel(path)
-    message = NetParameter.FromString(path.read_bytes())
+    message = NetParameter()
+    message.ParseFromString(path.read_bytes())
     assert {layer.name: len(layer.blobs) for layer in message.layer if layer.blobs} == {n: len(a) for n, a in model.blobs.items()}
     for layer in message.layer:
         for array, blob, other in zip(model.blobs.get(layer.name, ()), layer.blobs, map(blob_to_array, layer.blobs), strict=True):
@@ -162,7 +162,7 @@ def test_unknown_fields_of_net_and_layer_are_kept(tmp_path: Path, number: int, v
 def test_arrays_that_are_not_contiguous_or_not_float32_are_written_by_value(tmp_path: Path) -> None:
     model = small_model()
     whole = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
-    model.blobs = {"conv": [whole.transpose(2, 0, 1), whole[:, ::2]], "ip": [np.float32(3.0)]}
+    model.blobs = {"conv": [whole.transpose(2, 0, 1), whole[:, ::2]], "ip": [np.float32(3.0)]}  # type: ignore[list-item]
     write_caffemodel(tmp_path / "m", model)
     read = read_caffemodel(tmp_path / "m").blobs
     assert same(read["conv"][0], np.ascontiguousarray(whole.transpose(2, 0, 1), np.float32))
@@ -226,8 +226,9 @@ def test_a_published_caffemodel_is_read(name: str) -> None:
     if not path.exists():
         pytest.skip("no ../shared/golden/models here")
     model = read_caffemodel(path)
-    message = NetParameter.FromString(path.read_bytes())
-    layers = {layer.name: layer for layer in (*message.layer, *message.layers) if layer.blobs}
+    message = NetParameter()
+    message.ParseFromString(path.read_bytes())
+    layers: dict[str, Any] = {layer.name: layer for layer in [*cast(Any, message).layer, *cast(Any, message).layers] if layer.blobs}
     assert layers.keys() == model.blobs.keys() and layers
     for key, arrays in model.blobs.items():
         assert all(

@@ -12,9 +12,10 @@ import pytest
 from caffetools.errors import CaffeToolsError, ModelFileError, PrototxtError
 from caffetools.layers.registry import layer_types
 from caffetools.proto import wire
-from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
+from caffetools.proto.binary import read_caffemodel, write_caffemodel
 from caffetools.proto.forks.dialect import bvlc_types, decode_net, dialect_of, encode
 from caffetools.proto.forks.tables import DIALECTS, FIRST_PRIVATE_NUMBER, fork_schema
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.options import ReadOptions, override_dialect, read_options
 from caffetools.proto.schema import POOL, LayerParameter, NetParameter, is_repeated, message_class
 from caffetools.proto.text import format_text, parse

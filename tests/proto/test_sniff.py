@@ -113,7 +113,7 @@ def files(tmp_path: Path) -> Path:
 )
 def test_a_file_given_as_another_is_named(files: Path, read: object, name: str, words: str) -> None:
     with pytest.raises(CaffeToolsError) as caught:
-        read(files / name)  # type: ignore[operator]
+        read(files / name)
     assert str(caught.value).startswith(str(files / name)) and words in str(caught.value)
 
 

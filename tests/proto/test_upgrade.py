@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
+from caffetools.proto.binary import read_caffemodel, write_caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import POOL, NetParameter, SolverParameter
 from caffetools.proto.text import parse, read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel, upgrade_net, upgrade_solver

@@ -108,7 +108,7 @@ def test_values_may_be_numpys_and_messages() -> None:
 )
 def test_a_wrong_parameter_is_said(make: object, message: str) -> None:
     with pytest.raises(NetError, match=message):
-        to_proto(make())  # type: ignore[operator]
+        to_proto(make())
 
 
 def test_a_bottom_must_be_a_top() -> None:

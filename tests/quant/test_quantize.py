@@ -27,7 +27,7 @@ from tests.quant.conftest import Digits
 
 def inputs(digits: Digits) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """The net's input as the training computed it."""
-    return ((digits.images.astype(np.float32) - 128) / 256)[:, None]
+    return ((digits.images.astype(np.float32) - np.float32(128)) / np.float32(256))[:, None]
 
 
 def float_net(digits: Digits) -> Net:
@@ -103,7 +103,7 @@ def test_the_tables_have_the_scales_that_the_activations_and_weights_give(digits
 
 @pytest.mark.parametrize("method", ["entropy", "percentile"])
 def test_other_calibrations_clip_and_still_agree(digits: Digits, tmp_path: Path, int8: Quantization, method: str) -> None:
-    made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, method=method, percentile=99.9)  # type: ignore[arg-type]
+    made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, method=method, percentile=99.9)
     assert made.agreement is not None and made.agreement >= 0.97
     clipped, whole = lines(made.tables["ncnn"]), lines(int8.tables["ncnn"])
     assert all(clipped[layer][0] >= whole[layer][0] for layer in ("conv1", "conv2", "conv3", "ip"))

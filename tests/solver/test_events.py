@@ -117,7 +117,7 @@ def test_a_test_and_a_measurement_emit_events_and_can_be_cancelled(work: Path) -
     net = Net.from_file("net.prototxt", TEST)
     for task, function in (("test", test_net), ("time", time_net)):
         seen: list[Event] = []
-        function(net, 3, events=seen.append)  # type: ignore[operator]
+        function(net, 3, events=seen.append)
         assert [event.done for event in seen if isinstance(event, Progress)] == [1, 2, 3]
         assert kinds(seen) == (["started", "tested", "finished"] if task == "test" else ["started", "finished"])
         assert all(event.task == task for event in seen) and isinstance(seen[-1], Finished) and seen[-1].status == "done"
@@ -130,7 +130,7 @@ def test_a_test_and_a_measurement_emit_events_and_can_be_cancelled(work: Path) -
                 token.cancel()
 
         with pytest.raises(Cancelled):
-            function(net, 5, events=sink, cancel=token)  # type: ignore[operator]
+            function(net, 5, events=sink, cancel=token)
         assert isinstance(seen[-1], Finished) and seen[-1].status == "cancelled"
 
 

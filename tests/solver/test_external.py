@@ -63,7 +63,8 @@ class Calls(Callback):
 
 
 def test_a_run_is_reported_as_one_of_ours(work: Path) -> None:
-    calls, echoed = Calls(), []
+    calls = Calls()
+    echoed: list[str] = []
     done = train_with_caffe("solver.prototxt", callbacks=[calls], echo=echoed.append, arguments=["--gpu=0"])
     assert called() == ["train", "--solver=solver.prototxt", "--gpu=0"]
     assert calls.calls == [

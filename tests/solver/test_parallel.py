@@ -120,7 +120,7 @@ def test_batch_norm_counts_in_each_process_and_the_roots_is_saved(tmp_path: Path
         project(tmp_path / folder, batch=4, extra=BATCH_NORM, solver="base_lr: 0")
     monkeypatch.chdir(tmp_path / "one")
     solver = Solver.from_file("solver.prototxt")
-    solver.net.layer("data").shard(0, 2)  # type: ignore[operator]
+    solver.net.layer("data").shard(0, 2)
     solver.solve()
     assert train_together(tmp_path / "two").codes == [0, 0]
     one, two = (read_caffemodel(tmp_path / folder / "run_iter_10.caffemodel").blobs["bn"] for folder in ("one", "two"))

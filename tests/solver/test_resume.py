@@ -25,6 +25,7 @@ from caffetools.proto.binary import read_solverstate
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.run_state import read_run_state, run_state_path
+from caffetools.solver.control import RunControl
 from caffetools.solver.logs.training_log import read_log
 from caffetools.solver.run import train
 from caffetools.solver.solver import Solver
@@ -131,10 +132,10 @@ class StopAt(Callback):
     def __init__(self, batch: int):
         self.left = batch
 
-    def on_test_batch_end(self, solver: Solver, done: int, total: int) -> None:
+    def on_test_batch_end(self, run: RunControl, done: int, total: int) -> None:
         self.left -= 1
         if not self.left:
-            solver.stop()
+            run.stop()
 
 
 @pytest.mark.parametrize("batch", [4, 5, 6])

@@ -114,7 +114,7 @@ def test_clipping_bounds_the_norm_over_all_parameters() -> None:
     learnable = entries((1, 1), (1, 1))
     give_gradients(learnable)
     gradients = [e.parameter.grad.clone() for e in learnable if e.parameter.grad is not None]
-    norm = torch.sqrt(sum((g**2).sum() for g in gradients))  # type: ignore[arg-type]
+    norm = torch.sqrt(sum((g**2).sum() for g in gradients))
     sgd = rule('type: "SGD" clip_gradients: 2', learnable)
     sgd.apply(1.0, 0)
     torch.testing.assert_close(sgd.history[1], gradients[1] * (2 / norm))

@@ -14,7 +14,8 @@ from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.graph.passes.fold_batch_norm import fold_batch_norm, largest_difference
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, to_caffemodel
-from caffetools.proto.binary import Caffemodel, read_caffemodel
+from caffetools.proto.binary import read_caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net, write_prototxt
 from caffetools.proto.upgrades.v1 import upgrade_net

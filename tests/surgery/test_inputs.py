@@ -16,7 +16,7 @@ from tests.surgery.nets import TINY, net_of
 
 
 def shapes_of(text: str, **options: object) -> list[list[int]]:
-    layer = data_layers_to_inputs(net_of(text), **options).layer[0]  # type: ignore[arg-type]
+    layer = data_layers_to_inputs(net_of(text), **options).layer[0]
     assert layer.type == "Input"
     return [list(shape.dim) for shape in layer.input_param.shape]
 

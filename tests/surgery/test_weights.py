@@ -14,7 +14,8 @@ from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.graph.summary import summarize
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, to_caffemodel
-from caffetools.proto.binary import Caffemodel, read_caffemodel, write_caffemodel
+from caffetools.proto.binary import read_caffemodel, write_caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.surgery.class_incremental import Classes, extend_classifier_weights, read_classes, trim_weights
 from caffetools.surgery.retarget import retarget

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def published(wild: Path) -> Iterator[tuple[Path, Any]]:
             continue
         if net.layer:
             yield path, net
+
+
+def _retarget(path: Path, folder: Path, shape: Any) -> Any:
+    return prepare_retarget(path, 120, folder, input_shape=shape)
+
+
+def _deploy(net: NetParameter, shape: Any) -> Any:
+    return deploy_from(net, input_shape=shape)
 
 
 def attempt(operation: Callable[[Any], Any], reasons: dict[str, str]) -> tuple[str, Any]:
@@ -81,11 +90,11 @@ def test_every_published_net_for_training_is_retargeted_and_deployed_where_it_is
         "several scores a class": "so several of them belong to each class",
         "regions": "give --input-shape rois=SHAPE",
     }
-    came = Counter()
+    came: Counter[str] = Counter()
     for path, net in published(wild):
         if not losses_of(net):
             continue
-        how, made = attempt(lambda shape, path=path: prepare_retarget(path, 120, tmp_path, input_shape=shape), reasons)
+        how, made = attempt(partial(_retarget, path, tmp_path), reasons)
         came[how] += 1
         if made is None:
             continue
@@ -99,10 +108,10 @@ def test_every_published_net_for_training_is_retargeted_and_deployed_where_it_is
 
 def test_every_published_net_for_training_is_deployed_or_needs_what_is_there_in_training_only(wild: Path) -> None:
     reasons = {"targets": "so it is a layer for training", "regions": "give --input-shape rois=SHAPE"}
-    came = Counter()
+    came: Counter[str] = Counter()
     for path, net in published(wild):
         if losses_of(net):
-            how, made = attempt(lambda shape, net=net: deploy_from(net, input_shape=shape), reasons)
+            how, made = attempt(partial(_deploy, net), reasons)
             came[how] += 1
             assert made is None or (summarize(made).layers and not has_labels(made)), path
     assert came == {"done": 87, "targets": 35, "regions": 11}
@@ -114,7 +123,7 @@ def test_every_published_deploy_net_becomes_trainable_and_is_retargeted_where_it
         "scores": "one Softmax is expected",
         "maps": "gives a map of scores",
     }
-    came = Counter()
+    came: Counter[str] = Counter()
     for index, (path, net) in enumerate(published(wild)):
         if losses_of(net):
             continue

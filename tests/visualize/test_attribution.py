@@ -140,7 +140,7 @@ def test_units_of_maps_are_positions_or_sums_of_channels(small: tuple[Net, nn.Se
     for unit, score in (((3, 2, 1), lambda y: y[0, 3, 2, 1]), ((3,), lambda y: y[0, 3].sum()), (3, lambda y: y[0, 3].sum())):
         x = torch.from_numpy(image)[None].requires_grad_()
         score(twin[:5](x)).backward()
-        np.testing.assert_allclose(visualize.saliency(net, image, blob="conv2", unit=unit), x.grad[0], atol=1e-6)  # type: ignore[index]
+        np.testing.assert_allclose(visualize.saliency(net, image, blob="conv2", unit=unit), x.grad[0], atol=1e-6)
 
 
 def test_without_a_unit_the_largest_is_explained(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:

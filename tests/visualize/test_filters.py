@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 
 from caffetools.errors import DataError, ModelFileError
 from caffetools.proto.binary import read_caffemodel
@@ -114,7 +115,7 @@ def test_inner_products_are_histograms_or_tiles_of_the_picture_they_see() -> Non
     assert layer_sheet(layer) is None
     figure, caption = filters_figure(layer)
     assert caption.startswith("24 weights: mean 11.5,")
-    assert sum(bar.get_height() for bar in figure.axes[0].patches) == 24
+    assert sum(bar.get_height() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)) == 24
     sheet = layer_sheet(layer, picture_shape=(1, 3, 4), normalise="common")
     assert sheet is not None
     tile = sheet.image[:: sheet.scale, :: sheet.scale, 0][:3, :4]
@@ -126,7 +127,7 @@ def test_inner_products_are_histograms_or_tiles_of_the_picture_they_see() -> Non
 def test_old_inner_products_with_four_axes_are_recognised_by_their_type() -> None:
     net = NetParameter()
     net.layers.add(name="ip", type=14)  # INNER_PRODUCT
-    from caffetools.proto.binary import Caffemodel
+    from caffetools.proto.model import Caffemodel
 
     layer = find_weights(Caffemodel(net, {"ip": [np.ones((1, 1, 4, 6), np.float32)]}))
     assert layer.type == "InnerProduct"

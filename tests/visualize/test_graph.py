@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,6 @@ import pytest
 from caffetools.errors import DataError, NetError
 from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import parse, read_net
-from caffetools.visualize import graph_layout
 from caffetools.visualize.graph_drawing import draw_graph, place_graph, svg_text
 from caffetools.visualize.graph_layout import Layout, lay_out
 from caffetools.visualize.net_graph import NetGraph, fold_repeats, net_graph
@@ -82,7 +82,7 @@ def test_bundled_nets_are_laid_out_without_overlap(name: str, monkeypatch: pytes
 
 def test_graphviz_and_our_own_layout_place_the_same_graph() -> None:
     graph = bundled("squeezenet_v1.1")
-    if graph_layout.shutil.which("dot") is None:
+    if shutil.which("dot") is None:
         pytest.skip("Graphviz is not installed")
     placed = place_graph(graph, engine="dot")
     check_layout(placed.layout, graph, placed.sizes)

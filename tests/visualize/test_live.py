@@ -18,7 +18,7 @@ import torch
 
 from caffetools.net.probe import run_probe
 from caffetools.net.weights import save_weights
-from caffetools.visualize import live_server
+from caffetools.visualize import live_server, page
 from caffetools.visualize.attribution import saliency
 from caffetools.visualize.colormaps import heat_of, scaled_colours
 from caffetools.visualize.live_model import LiveModel
@@ -154,6 +154,6 @@ def test_the_page_in_a_browser(server: LiveServer, tmp_path: Path, monkeypatch: 
         out.push(get('keys').hidden, get('curves').children.length, get('error').textContent, location.search);
         done(out.join('|'));
       } catch (error) { done('error: ' + error); } });</script></body>"""
-    real = live_server.render_template
+    real = page.render_template
     monkeypatch.setattr(live_server, "render_template", lambda name, **values: real(name, **values).replace("</body>", script))
     assert open_page(server.url, tmp_path, budget=20000) == "true|false|false|3||"

@@ -118,7 +118,7 @@ def test_it_loads_nothing_from_elsewhere(html: str) -> None:
     assert not {"link", "iframe", "object", "embed"} & {tag for tag, _ in page.elements}
     for _, attributes in page.elements:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/"))  # type: ignore[union-attr]
+            assert attributes.get(name, "#").startswith(("#", "data:image/"))
     style = page.words[[where for where, _ in page.words].index("style")][1]
     assert "url(" not in style and "@import" not in style
     assert not re.search(r"<[^>]* on\w+=", html)
@@ -154,7 +154,7 @@ def test_every_picture_is_a_picture_and_is_told_in_words(html: str) -> None:
 def test_samples_are_thumbnails_with_their_own_dots(html: str) -> None:
     images = [image for image in Page(html).all("img") if "classified as" in (image["alt"] or "")]
     shapes = [
-        cv2.imdecode(np.frombuffer(base64.b64decode(image["src"].split(",")[1]), np.uint8), cv2.IMREAD_COLOR).shape[:2]  # type: ignore[union-attr]
+        cv2.imdecode(np.frombuffer(base64.b64decode(image["src"].split(",")[1]), np.uint8), cv2.IMREAD_COLOR).shape[:2]
         for image in images[:3]
     ]
     assert shapes == [(8, 8), (168, 112), (25, 168)]
@@ -225,7 +225,7 @@ def test_picture_files_are_read_in_their_colours(tmp_path: Path) -> None:
         report_html(Report("r", phases=[Phase("p", samples=[Sample(tmp_path / "red.png", "a", 1.0), Sample(red[..., ::-1], "a", 1.0)])]))
     )
     for image in page.all("img"):
-        data = np.frombuffer(base64.b64decode(image["src"].split(",")[1]), np.uint8)  # type: ignore[union-attr]
+        data = np.frombuffer(base64.b64decode(image["src"].split(",")[1]), np.uint8)
         np.testing.assert_array_equal(cv2.imdecode(data, cv2.IMREAD_COLOR), red)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from caffetools.data.images import encode_image
 from caffetools.errors import DataError
 from caffetools.util.files import atomic_write
+
+if TYPE_CHECKING:
+    from PIL import ImageDraw, ImageFont
+
 
 PathLike = str | os.PathLike[str]
 _SIDE, _GAP, _TITLE_WIDTH = 96, 6, 190
@@ -88,7 +92,7 @@ def _font() -> Any:
     return ImageFont.load_default(13)
 
 
-def _fitted(title: str, draw: Any, font: Any) -> str:
+def _fitted(title: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return ``title``, shortened to the width of the first column."""
     text = "".join(letter if letter.isprintable() else "�" for letter in title)
     if draw.textlength(text, font=font) <= _TITLE_WIDTH - 2 * _GAP:

@@ -23,7 +23,7 @@ from caffetools.data.shards import ShardedDatabase
 from caffetools.data.transformer import DeferredBatch, Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Arity, Layer, OnnxGraph, Shape, Shapes, format_shape
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter
 from caffetools.util.prefetch import Prefetcher
 
 PathLike = str | os.PathLike[str]
@@ -213,7 +213,7 @@ class ReadingLayer(Layer):
     AUGMENTS: ClassVar[bool] = False
     skip_corrupt = 0
 
-    def __init__(self, param: Any, phase: int = TEST):
+    def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__(param, phase)
         self.phase = TRAIN if phase == TRAIN else TEST
         self._seed = zlib.crc32(f"{torch.initial_seed()}/{self.name}".encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import LayerParameter
+from caffetools.proto.schema import ImageDataParameter, LayerParameter
 from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
@@ -59,7 +58,7 @@ class ImageData(ReadingLayer):
 class ListBatches(BatchMaker):
     """Batches of transformed pictures; the position is the epoch and the next line."""
 
-    def __init__(self, param: Any, size: int, transformer: Transformer, seed: int):
+    def __init__(self, param: ImageDataParameter, size: int, transformer: Transformer, seed: int):
         super().__init__(seed)
         self.entries = read_list(param.source)
         self.root, self.color, self.shuffle = str(param.root_folder), bool(param.is_color), bool(param.shuffle)

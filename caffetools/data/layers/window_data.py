@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +154,7 @@ def _region(window: Window, shape: tuple[int, ...], crop: int, pad: int, square:
     return _Region(slice(y1, y2 + 1), slice(x1, x2 + 1), size, (pads[0], pads[1], pads[2], pads[3]))
 
 
-def _round(value: Any) -> int:
+def _round(value: float) -> int:
     """C's round: halves go away from zero."""
     return int(math.copysign(math.floor(abs(value) + 0.5), value))
 

@@ -21,7 +21,7 @@ from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.proto.blobs import Array
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import TEST, LayerParameter
+from caffetools.proto.schema import TEST, LayerParameter, NetParameter
 
 # The largest change of an output that folding may make, relative to the output's largest value.
 TOLERANCE = 1e-5
@@ -44,7 +44,7 @@ class Folded:
     difference: float = 0.0
 
 
-def fold_batch_norm(deploy: Any, model: Caffemodel, *, input_shapes: dict[str, Shape] | None = None) -> Folded:
+def fold_batch_norm(deploy: NetParameter, model: Caffemodel, *, input_shapes: dict[str, Shape] | None = None) -> Folded:
     """Fold the BatchNorm layers of a deploy net, and compare the result with the net on random images.
 
     Args:

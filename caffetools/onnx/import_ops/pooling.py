@@ -10,6 +10,7 @@ from caffetools.layers.pooling import Window
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.window import crop, depthwise, window_pads
+from caffetools.proto.schema import PoolingParameter
 
 
 @importer("GlobalAveragePool", "GlobalMaxPool")
@@ -145,7 +146,7 @@ def _factor(window: Window, inside: tuple[list[int], list[int]], output: list[in
     return None if (shares == 1).all() else shares
 
 
-def _fill(param: Any, kernel: list[int], stride: list[int], pad: list[int], *, average: bool, floor: bool) -> None:
+def _fill(param: PoolingParameter, kernel: list[int], stride: list[int], pad: list[int], *, average: bool, floor: bool) -> None:
     param.pool = param.AVE if average else param.MAX
     for name, values, default in (("kernel_size", kernel, None), ("stride", stride, 1), ("pad", pad, 0)):
         if values[0] == values[1]:

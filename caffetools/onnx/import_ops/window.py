@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, clean_name, importer
+from caffetools.proto.schema import LayerParameter
 
 Array = NDArray[Any]
 
@@ -47,7 +49,15 @@ def symmetric(node: Node, weight: Array, begin: list[int], end: list[int], dilat
     return weight, pads
 
 
-def fill_kernel(layer: Any, outputs: int, kernel: Any, stride: Any, pad: Any, dilation: Any, group: int = 1) -> None:
+def fill_kernel(
+    layer: LayerParameter,
+    outputs: int,
+    kernel: Iterable[int],
+    stride: Iterable[int],
+    pad: Iterable[int],
+    dilation: Iterable[int],
+    group: int = 1,
+) -> None:
     """Fill in ``convolution_param``; one number for all axes where they agree."""
     param = layer.convolution_param
     param.num_output = outputs
@@ -115,7 +125,7 @@ def crop(
     return blob
 
 
-def rename_top(writer: NetWriter, layer: Any, index: int, value: str) -> None:
+def rename_top(writer: NetWriter, layer: LayerParameter, index: int, value: str) -> None:
     """Give top ``index`` of a layer the name of an ONNX value, which it holds."""
     blob = clean_name(value)
     layer.top[index] = blob
@@ -143,7 +153,7 @@ def pad(writer: NetWriter, node: Node) -> None:
     depthwise(writer, node, writer.blob(node, node.inputs[0]), channels, np.ones([1] * (axes - 2)), begin[2:], end[2:], [1] * (axes - 2))
 
 
-def _all_pads(writer: NetWriter, node: Node, amounts: Any, axes: int) -> list[int]:
+def _all_pads(writer: NetWriter, node: Node, amounts: Sequence[int], axes: int) -> list[int]:
     chosen = writer.constant(node, 3)
     if chosen is None:
         return [int(n) for n in amounts]
@@ -235,7 +245,9 @@ def depth_to_space(writer: NetWriter, node: Node) -> None:
     layer.convolution_param.bias_term = False
 
 
-def window_pads(writer: NetWriter, node: Node, kernel: Any, stride: list[int], dilation: list[int]) -> tuple[list[int], list[int]]:
+def window_pads(
+    writer: NetWriter, node: Node, kernel: Sequence[int], stride: list[int], dilation: list[int]
+) -> tuple[list[int], list[int]]:
     """Padding at the beginning and the end of each spatial axis, ``auto_pad`` resolved."""
     spatial = len(kernel)
     mode = str(node.attributes.get("auto_pad", "NOTSET"))

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from google.protobuf.descriptor import FieldDescriptor
+
 from caffetools.proto.schema import Message
 
 Effect = Literal["computed", "neutral", "refused"]
@@ -50,7 +52,7 @@ def refused_fields(message: Message) -> dict[str, FieldEffect]:
     }
 
 
-def _text(field: Any, value: Any) -> str:
+def _text(field: FieldDescriptor, value: Any) -> str:
     if field.enum_type is not None:
         return str(field.enum_type.values_by_number[value].name)
     return str(value).lower() if isinstance(value, bool) else str(value)

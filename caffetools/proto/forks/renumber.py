@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
 from caffetools.proto import wire
 from caffetools.proto.forks.tables import UNKNOWN_BYTES_NUMBER, UNKNOWN_NUMBER, fork_schema
 from caffetools.proto.schema import POOL, bvlc_descriptor, is_repeated
@@ -164,7 +166,7 @@ def _numbers(message: str, dialects: tuple[str, ...]) -> Iterable[tuple[int, Tar
         yield UNKNOWN_NUMBER, Target(UNKNOWN_NUMBER, (wire.BYTES,), None, {}, repeated=True)
 
 
-def _target(field: Any, dialects: tuple[str, ...]) -> Target:
+def _target(field: FieldDescriptor, dialects: tuple[str, ...]) -> Target:
     if field.message_type is not None and _short(field.message_type) in _OPAQUE:
         return Target(field.number, (wire.BYTES,), None, {}, is_repeated(field))
     if field.message_type is not None:
@@ -174,7 +176,7 @@ def _target(field: Any, dialects: tuple[str, ...]) -> Target:
     return Target(field.number, kinds, None, _values(field.enum_type, dialects) if field.enum_type is not None else {}, is_repeated(field))
 
 
-def _type(field: Any) -> str:
+def _type(field: FieldDescriptor) -> str:
     kinds = {field.TYPE_FLOAT: "float", field.TYPE_DOUBLE: "double", field.TYPE_STRING: "string", field.TYPE_BYTES: "bytes"}
     return kinds.get(field.type, "varint")
 
@@ -205,7 +207,7 @@ def _message_names() -> frozenset[str]:
     """Return the names of the messages that a net or a solver contains."""
     names: set[str] = set()
 
-    def visit(descriptor: Any) -> None:
+    def visit(descriptor: Descriptor) -> None:
         name = _short(descriptor)
         if name in names or name in _OPAQUE:
             return

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
 # In the order in which they are asked for a field or tried on a file: the common ones first.
 DIALECTS = (
@@ -112,7 +113,7 @@ def add_forks(file: descriptor_pb2.FileDescriptorProto) -> None:
             message.field.add(name=UNKNOWN, number=UNKNOWN_NUMBER, label=_Field.LABEL_REPEATED, type=_Field.TYPE_STRING)
 
 
-def _message(file: Any, messages: dict[str, Any], name: str) -> Any:
+def _message(file: FileDescriptorProto, messages: dict[str, Any], name: str) -> Any:
     if name not in messages:
         outer, _, inner = name.rpartition(".")
         scope = _message(file, messages, outer).nested_type if outer else file.message_type
@@ -120,7 +121,7 @@ def _message(file: Any, messages: dict[str, Any], name: str) -> Any:
     return messages[name]
 
 
-def _enum(file: Any, messages: dict[str, Any], enums: dict[str, Any], name: str) -> Any:
+def _enum(file: FileDescriptorProto, messages: dict[str, Any], enums: dict[str, Any], name: str) -> Any:
     if name not in enums:
         outer, _, inner = name.rpartition(".")
         scope = _message(file, messages, outer) if outer else file
@@ -128,7 +129,7 @@ def _enum(file: Any, messages: dict[str, Any], enums: dict[str, Any], name: str)
     return enums[name]
 
 
-def _add_field(message: Any, spec: FieldSpec, number: int, enums: dict[str, Any]) -> None:
+def _add_field(message: DescriptorProto, spec: FieldSpec, number: int, enums: dict[str, Any]) -> None:
     # What a fork requires can't be required of the others' files; the layers ask for it.
     label = _Field.LABEL_REPEATED if spec.label == "repeated" else _Field.LABEL_OPTIONAL
     field = message.field.add(name=spec.name, number=number, label=label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from caffetools.errors import NetError
-from caffetools.proto.schema import Message, NetParameter
+from caffetools.proto.schema import Message, NetParameter, V1LayerParameter
 
 _TYPES = {
     "accuracy": "ACCURACY",
@@ -80,7 +80,7 @@ _FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
 _TRANSFORM = {"scale": "scale", "meanfile": "mean_file", "cropsize": "crop_size", "mirror": "mirror"}
 
 
-def upgrade_v0_layers(param: Any) -> None:
+def upgrade_v0_layers(param: NetParameter) -> None:
     """Bring the V0 layers of a ``NetParameter`` to V1 form, in place; 'padding' layers go into the layer that reads them.
 
     Raises:
@@ -124,7 +124,7 @@ def _check_padding(padding: Any, reader: Any) -> None:
         raise NetError(f"the padding layer '{padding.layer.name}' must stand between one blob and one", layer=reader.layer.name)
 
 
-def _upgrade_layer(connection: Any, layer: Any) -> None:
+def _upgrade_layer(connection: Any, layer: V1LayerParameter) -> None:
     v0 = connection.layer
     layer.bottom.extend(connection.bottom)
     layer.top.extend(connection.top)
@@ -147,7 +147,7 @@ def _upgrade_layer(connection: Any, layer: Any) -> None:
                 _set(getattr(layer, _PARAM[v0.type]), name, value)
 
 
-def _set(message: Message, field: str, value: Any) -> None:
+def _set(message: Message, field: str, value: object) -> None:
     current = getattr(message, field)
     if hasattr(current, "append"):
         current.append(value)

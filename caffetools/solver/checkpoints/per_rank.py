@@ -77,7 +77,7 @@ def follow(states: States, root_layers: str, strategy: Strategy, net: Net, log: 
             layer.set_state({**place, "rng": np.random.default_rng([int(place["seed"]), strategy.rank, 1]).bit_generator.state})
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return json.dumps(value, default=runstate._encode)
 
 

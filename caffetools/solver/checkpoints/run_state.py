@@ -190,7 +190,7 @@ def _set_layer_states(net: Net, states: dict[str, Any], warn: Callable[[str], No
 # ---- arrays in JSON ----
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: object) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray) and value.dtype.name in _DTYPES:

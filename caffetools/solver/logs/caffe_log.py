@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caffetools.proto.schema import SolverParameter
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.control import Log, Output, RunControl, TestResult, TrainStats, no_log
 from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
@@ -58,7 +59,7 @@ class CaffeLog(Callback):
         learning_rate: The solver's learning rate policy.
     """
 
-    def __init__(self, log: Log, param: Any, learning_rate: LearningRate):
+    def __init__(self, log: Log, param: SolverParameter, learning_rate: LearningRate):
         self.log, self._param, self._learning_rate = log, param, learning_rate
         self._rate_line: str | None = None
         self._step = 0

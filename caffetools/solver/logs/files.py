@@ -82,7 +82,7 @@ class MetricsLog:
         elif isinstance(event, Finished) and event.status != "failed":
             self._line(event, "end", self._iteration, stopped=event.status != "done")
 
-    def _line(self, event: Event, kind: str, iteration: int, *, phase: str = "train", **rest: Any) -> None:
+    def _line(self, event: Event, kind: str, iteration: int, *, phase: str = "train", **rest: object) -> None:
         start = event.time if self._start is None else self._start
         line = {"event": kind, "phase": phase, "iteration": iteration, "seconds": round(event.time - start, 6), **rest}
         self._write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")

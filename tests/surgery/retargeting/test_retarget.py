@@ -14,7 +14,8 @@ from caffetools.errors import CaffeToolsError, NetError
 from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.net.net import Net
 from caffetools.project.retargeting import prepare_retarget
-from caffetools.proto.binary import Caffemodel, write_caffemodel
+from caffetools.proto.binary import write_caffemodel
+from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.retarget import retarget
