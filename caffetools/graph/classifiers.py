@@ -125,7 +125,7 @@ def compares_classes(layer: LayerParameter) -> bool:
     return traits(layer).role == "loss" and traits(layer).compares in ("classes", "targets")
 
 
-def copy_class_axis(source: Any, target: Any) -> None:
+def copy_class_axis(source: LayerParameter, target: LayerParameter) -> None:
     """Set the class axis of layer ``target`` (a loss, a Softmax or similar) to that of layer ``source``, in place."""
     given, wanted = traits(source).class_axis, traits(target).class_axis
     if given and wanted:
@@ -147,7 +147,7 @@ def loss_weight(layer: LayerParameter) -> float:
     return float(layer.loss_weight[0]) if layer.loss_weight else 1.0
 
 
-def _score_consumers(param: Any) -> list[tuple[Graph, int]]:
+def _score_consumers(param: NetParameter) -> list[tuple[Graph, int]]:
     """Return (graph, index) of the layers that read scores: the losses of both phases, else the final Softmax (or Sigmoid) layers."""
     graphs = phases(param)
     losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if compares_classes(layer)]
@@ -197,7 +197,7 @@ def _classifiers(graph: Graph, index: int) -> list[Head]:
     return _follow(graph, loss, index, loss.bottom[0], (), (), _class_axis(loss))
 
 
-def _class_axis(layer: Any) -> int:
+def _class_axis(layer: LayerParameter) -> int:
     """Return the class axis of the bottom of a loss or of a layer that computes probabilities."""
     if not (path := traits(layer).class_axis):
         return 1
@@ -225,7 +225,7 @@ def _score_layers(graph: Graph, index: int) -> list[int]:
     return list(found)
 
 
-def _counted(param: Any, head: Head) -> Head:
+def _counted(param: NetParameter, head: Head) -> Head:
     """Return ``head`` with the layers that name its number of classes too.
 
     Raises:
@@ -277,7 +277,7 @@ def _collect_counters(graph: Graph, index: int, counters: dict[tuple[str, str], 
                     reshapes[layer.name] = layer
 
 
-def _check_counters(param: Any, heads: Sequence[Head]) -> None:
+def _check_counters(param: NetParameter, heads: Sequence[Head]) -> None:
     """Raise :class:`NetError` where a layer that names the number of classes reads the scores of further classifiers than ``heads``."""
     names = {head.layer for head in heads}
     counters = {layer for head in heads for layer, _ in head.counters}
@@ -322,7 +322,7 @@ def _follow(
     raise _Unknown(f"no classifier was found above {at}: {where} are an input of the net", layer=loss.name)
 
 
-def _leaves_axis(layer: Any, axis: int) -> bool:
+def _leaves_axis(layer: LayerParameter, axis: int) -> bool:
     """Return whether a layer between a loss and a Reshape leaves the classes on ``axis``, behind the channels, as they are."""
     if traits(layer).role != "pooling":
         return not traits(layer).coordinates or traits(layer).coordinates == "same"
@@ -353,14 +353,14 @@ def _not_found(at: str, where: str, layer: LayerParameter) -> NetError:
     )
 
 
-def _keeps_classes(reshape: Any, axis: int) -> bool:
+def _keeps_classes(reshape: LayerParameter, axis: int) -> bool:
     """Return whether a Reshape of the whole blob leaves the classes on ``axis``, or alone on axis 1 as in [0, -1]."""
     param = reshape.reshape_param
     dims = list(param.shape.dim)
     return param.axis == 0 and param.num_axes == -1 and len(dims) > axis >= 1 and (dims[axis] >= 0 or len(dims) == 2)
 
 
-def _check_reshapes(graph: Graph, reshapes: tuple[tuple[str, int], ...], classifier: Any, outputs: int) -> None:
+def _check_reshapes(graph: Graph, reshapes: tuple[tuple[str, int], ...], classifier: LayerParameter, outputs: int) -> None:
     axes = dict(reshapes)
     for layer in graph.layers.values():
         if layer.name in axes and (dim := layer.reshape_param.shape.dim[axes[layer.name]]) not in (0, -1, outputs):

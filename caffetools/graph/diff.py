@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
 
 from caffetools.layers.base import Shape, format_shape
 from caffetools.proto.model import Caffemodel
@@ -52,7 +53,7 @@ class WeightsDifference:
     relative: float | None = None
 
 
-def diff_nets(first: Any, second: Any) -> list[Difference]:
+def diff_nets(first: NetParameter, second: NetParameter) -> list[Difference]:
     """Return what differs between two ``NetParameter``s of any age, brought to today's form; nothing where they say the same.
 
     Layers are matched by name (and, where a file has a name twice, as data layers of both phases, by their order).
@@ -109,7 +110,7 @@ def _without_layers(net: NetParameter) -> Any:
     return copy
 
 
-def _fields(first: Any, second: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+def _fields(first: NetParameter, second: NetParameter, path: str = "") -> Iterator[tuple[str, str, str]]:
     """(path, before, after) of every field that differs between two messages of one type, at any depth."""
     ours, theirs = ({field.name: (field, value) for field, value in message.ListFields()} for message in (first, second))
     for name in dict.fromkeys([*ours, *theirs]):
@@ -125,11 +126,11 @@ def _fields(first: Any, second: Any, path: str = "") -> Iterator[tuple[str, str,
             yield f"{path}{name}", _text(field, before), _text(field, after)
 
 
-def _repeated(*values: Any) -> bool:
+def _repeated(*values: object) -> bool:
     return any(value is not None and hasattr(value, "add") for value in values)
 
 
-def _text(field: Any, value: Any) -> str:
+def _text(field: FieldDescriptor, value: Any) -> str:
     if value is None:
         return ""
     if hasattr(value, "append") or hasattr(value, "add"):

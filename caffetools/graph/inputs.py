@@ -13,7 +13,7 @@ from caffetools.layers.base import Layer, Shape
 from caffetools.layers.inputs import Input
 from caffetools.layers.registry import described, layer_class, traits
 from caffetools.proto.binary import read_binaryproto
-from caffetools.proto.schema import NetParameter
+from caffetools.proto.schema import LayerParameter, NetParameter
 
 
 def parse_shapes(texts: list[str]) -> dict[str, Shape]:
@@ -48,28 +48,28 @@ def as_shapes(given: Shape | Mapping[str, Shape] | None, batch: int = 1) -> dict
     return {name: (batch, *shape) if len(shape) in (1, 3) and not name else shape for name, shape in shapes.items()}
 
 
-def guessed_tops(layer: Any) -> list[str]:
+def guessed_tops(layer: LayerParameter) -> list[str]:
     """Return the tops of a data layer whose shapes are guessed: labels of layers that may have several numbers an image."""
     return list(layer.top[1:]) if is_data_layer(layer) and traits(layer).label_tops != "numbers" else []
 
 
-def is_data_layer(layer: Any) -> bool:
+def is_data_layer(layer: LayerParameter) -> bool:
     """Return whether ``layer`` reads data from outside of the net: a layer of any type with tops but no bottoms."""
     return bool(layer.top) and not layer.bottom and traits(layer).role not in ("input", "constant", "parameter")
 
 
-def is_input(layer: Any) -> bool:
+def is_input(layer: LayerParameter) -> bool:
     """Return whether ``layer`` is an input of the net, whose data the caller gives."""
     return not layer.bottom and traits(layer).role == "input"
 
 
-def source_param(layer: Any) -> Any:
+def source_param(layer: LayerParameter) -> Any:
     """Return the message of a data layer that has its source (``data_param`` and so on); None for types that are not Caffe's."""
     field = traits(layer).source
     return getattr(layer, field) if field else None
 
 
-def data_layers_to_inputs(param: Any, shapes: Mapping[str, Shape] | None = None, *, batch: int | None = None) -> Any:
+def data_layers_to_inputs(param: NetParameter, shapes: Mapping[str, Shape] | None = None, *, batch: int | None = None) -> Any:
     """Replace the data layers of a copy of ``param`` by Input layers of the same names, tops and rules.
 
     Args:
@@ -90,7 +90,7 @@ def data_layers_to_inputs(param: Any, shapes: Mapping[str, Shape] | None = None,
     return changed
 
 
-def dummy_data_to_inputs(param: Any) -> Any:
+def dummy_data_to_inputs(param: NetParameter) -> Any:
     """Return a net in which DummyData layers are Inputs of the same shapes, where its data comes from nothing else.
 
     In a net with other data a DummyData layer gives constants, and is kept. The net itself is returned where nothing changes.
@@ -116,7 +116,7 @@ def dummy_data_to_inputs(param: Any) -> Any:
     return changed
 
 
-def named_shapes(param: Any, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def named_shapes(param: NetParameter, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Return ``shapes`` with the name of the net's first input in the place of ``""``. Raises :class:`NetError` for names of no input."""
     inputs = [top for layer in param.layer if is_input(layer) or is_data_layer(layer) for top in layer.top]
     named = {(inputs[0] if not name and inputs else name): shape for name, shape in shapes.items()}
@@ -126,7 +126,7 @@ def named_shapes(param: Any, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return named
 
 
-def as_input(layer: Any, shapes: Mapping[str, Shape], batch: int | None = None) -> Any:
+def as_input(layer: LayerParameter, shapes: Mapping[str, Shape], batch: int | None = None) -> Any:
     """Return the Input layer that stands for a data layer (or an Input layer with other shapes). Raises :class:`NetError` as above."""
     given = _input_shapes(layer) if is_input(layer) else _data_shapes(layer, shapes, batch)
     fresh = type(layer)(name=layer.name, type=Input.TYPE, top=layer.top, include=layer.include, exclude=layer.exclude)
@@ -135,7 +135,7 @@ def as_input(layer: Any, shapes: Mapping[str, Shape], batch: int | None = None) 
     return fresh
 
 
-def data_shape(layer: Any, batch: int | None = None) -> Shape:
+def data_shape(layer: LayerParameter, batch: int | None = None) -> Shape:
     """Return the shape (N, C, H, W) of a data layer's first top, from what the prototxt says and what its source holds, if it is there.
 
     Where only the size is known there are 3 channels, or 1 for grey layers.
@@ -157,7 +157,7 @@ def data_shape(layer: Any, batch: int | None = None) -> Shape:
     raise NetError("the size of its data is not known: it crops nothing and its source is not there; give --input-shape", layer=layer.name)
 
 
-def _data_shapes(layer: Any, given: Mapping[str, Shape], batch: int | None) -> list[Shape]:
+def _data_shapes(layer: LayerParameter, given: Mapping[str, Shape], batch: int | None) -> list[Shape]:
     first = layer.top[0]
     shape = given[first] if first in given else data_shape(layer, batch)
     if traits(layer).source and traits(layer).label_tops == "any" and any(top not in given for top in layer.top[2:]):
@@ -166,30 +166,30 @@ def _data_shapes(layer: Any, given: Mapping[str, Shape], batch: int | None) -> l
     return [shape] + [shape[:1]] * (len(layer.top) - 1)
 
 
-def _input_shapes(layer: Any) -> list[Shape]:
+def _input_shapes(layer: LayerParameter) -> list[Shape]:
     shapes = [tuple(shape.dim) for shape in layer.input_param.shape]
     if len(shapes) not in (1, len(layer.top)):
         raise NetError(f"gives {len(shapes)} shape(s) for {len(layer.top)} top(s)", layer=layer.name)
     return shapes * len(layer.top) if len(shapes) == 1 else shapes
 
 
-def _channels(layer: Any) -> int:
+def _channels(layer: LayerParameter) -> int:
     transform = layer.transform_param
     if transform.force_gray:
         return 1
     return len(transform.mean_value) if len(transform.mean_value) > 1 else _class_of(layer).item_channels(layer)
 
 
-def stored_item(layer: Any) -> Shape | None:
+def stored_item(layer: LayerParameter) -> Shape | None:
     """Return the shape (C, H, W) of a data layer's items before they are transformed, where its settings or its source give it."""
     return _class_of(layer).stored_item(layer)
 
 
-def _class_of(layer: Any) -> type[Layer]:
+def _class_of(layer: LayerParameter) -> type[Layer]:
     return described(layer.type) or Layer
 
 
-def _mean_shape(layer: Any) -> Shape | None:
+def _mean_shape(layer: LayerParameter) -> Shape | None:
     """Return (C, H, W) of a mean file, where that is there; pictures have its size."""
     path = Path(layer.transform_param.mean_file)
     if not layer.transform_param.mean_file or not path.is_file():

@@ -40,13 +40,13 @@ class Stages:
         return Stages(other.train or self.train, other.test or self.test, self.deploy if other.deploy is None else other.deploy)
 
 
-def stage_names(param: Any) -> list[str]:
+def stage_names(param: NetParameter) -> list[str]:
     """Return the names of the stages in the rules of a net in today's form, in their order."""
     rules = [rule for layer in param.layer for rule in (*layer.include, *layer.exclude)]
     return list(dict.fromkeys(name for rule in rules for name in (*rule.stage, *rule.not_stage)))
 
 
-def find_stages(param: Any) -> Stages:
+def find_stages(param: NetParameter) -> Stages:
     """Return the stages in which a net can be trained, tested and used, as far as it needs stages at all.
 
     A phase that has data and a complete graph without a stage needs none. Otherwise the first stage with which it has them is taken,
@@ -68,7 +68,7 @@ def find_stages(param: Any) -> Stages:
     return Stages(train or (), test or (), deploy)
 
 
-def resolve_stages(param: Any, train: Iterable[str], test: Iterable[str] | None = None) -> Any:
+def resolve_stages(param: NetParameter, train: Iterable[str], test: Iterable[str] | None = None) -> Any:
     """Return a copy of a net in which only phases are left in the rules: its layers of one stage, or of one for each phase.
 
     Args:
@@ -100,7 +100,7 @@ def resolve_stages(param: Any, train: Iterable[str], test: Iterable[str] | None 
     return resolved
 
 
-def add_outside_inputs(param: Any, shapes: Mapping[str, Shape], phase: int = TEST) -> Any:
+def add_outside_inputs(param: NetParameter, shapes: Mapping[str, Shape], phase: int = TEST) -> Any:
     """Return a net in which blobs that are read, produced by no layer, and named in ``shapes`` come from an Input layer.
 
     The deploy stage of a file for all purposes has no Input; what uses it gives the blob. The net itself is returned where it lacks none.
@@ -127,7 +127,7 @@ def add_outside_inputs(param: Any, shapes: Mapping[str, Shape], phase: int = TES
     return made
 
 
-def outside_blobs(param: Any, phase: int = TEST) -> list[str]:
+def outside_blobs(param: NetParameter, phase: int = TEST) -> list[str]:
     """Return the blobs that layers of a phase read and that no layer before them produces, in order."""
     graph = Graph(param, phase)
     uses = [(index, blob) for index, layer in graph.layers.items() for blob in layer.bottom]
@@ -148,7 +148,7 @@ class Chosen:
 
 
 def choose_stages(
-    param: Any, stages: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None, *, deploy: bool = False
+    param: NetParameter, stages: Iterable[str] | None = None, shapes: Mapping[str, Shape] | None = None, *, deploy: bool = False
 ) -> Chosen:
     """Take the layers of the stages that are named, or else of those that the net needs, and add Inputs for blobs given from outside.
 
@@ -178,7 +178,7 @@ def choose_stages(
     return Chosen(net, chosen.stages)
 
 
-def deploy_stage(param: Any, stages: Iterable[str], trained: Any, shapes: Mapping[str, Shape] | None = None) -> Any:
+def deploy_stage(param: NetParameter, stages: Iterable[str], trained: NetParameter, shapes: Mapping[str, Shape] | None = None) -> Any:
     """Return the net of the stage for use, with an Input for what it gets from outside.
 
     Args:
@@ -199,7 +199,7 @@ def deploy_stage(param: Any, stages: Iterable[str], trained: Any, shapes: Mappin
     return net
 
 
-def _data_shape(net: Any) -> Shape | None:
+def _data_shape(net: NetParameter) -> Shape | None:
     """Return the shape of the first blob of data in the TEST phase, or in the TRAIN phase where there is no other; None where it is not known."""
     for phase in reversed(phases_present(net)):
         for row in summarize(net, phase).layers:
@@ -208,7 +208,7 @@ def _data_shape(net: Any) -> Shape | None:
     return None
 
 
-def _check_outside(net: Any, stages: Sequence[str]) -> None:
+def _check_outside(net: NetParameter, stages: Sequence[str]) -> None:
     produced = {top for layer in net.layer for top in layer.top}
     lacking = next((blob for blob in outside_blobs(net) if blob not in produced), None)
     if lacking is not None:
@@ -218,13 +218,13 @@ def _check_outside(net: Any, stages: Sequence[str]) -> None:
         )
 
 
-def _first_working(param: Any, phase: int, names: Sequence[str], like: Sequence[str]) -> tuple[str, ...] | None:
+def _first_working(param: NetParameter, phase: int, names: Sequence[str], like: Sequence[str]) -> tuple[str, ...] | None:
     called = sorted(names, key=lambda name: not any(word in name.lower() for word in like))
     candidates: list[tuple[str, ...]] = [(), *((name,) for name in called)]
     return next((stages for stages in candidates if _works(param, phase, stages)), None)
 
 
-def _works(param: Any, phase: int, stages: tuple[str, ...]) -> bool:
+def _works(param: NetParameter, phase: int, stages: tuple[str, ...]) -> bool:
     """Return whether the net has data in the phase, something that measures it, and no blob that no layer produces."""
     net = _layers_of(param, phase, stages)
     with suppress(NetError):
@@ -234,12 +234,12 @@ def _works(param: Any, phase: int, stages: tuple[str, ...]) -> bool:
     return False
 
 
-def _has_deploy_net(param: Any, name: str) -> bool:
+def _has_deploy_net(param: NetParameter, name: str) -> bool:
     net = _layers_of(param, TEST, (name,))
     return any(layer.bottom for layer in net.layer) and not any(traits(layer).role in ("loss", "metric") for layer in net.layer)
 
 
-def _layers_of(param: Any, phase: int, stages: tuple[str, ...]) -> Any:
+def _layers_of(param: NetParameter, phase: int, stages: tuple[str, ...]) -> Any:
     """Return the layers of one phase and of some stages, without rules."""
     state = make_state(phase, stages=stages)
     net = NetParameter(name=param.name)

@@ -17,7 +17,7 @@ from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
 from caffetools.layers.inference import InferenceForm
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import TEST, TRAIN, LayerParameter
+from caffetools.proto.schema import TEST, TRAIN, FillerParameter, LayerParameter
 from caffetools.proto.unknown import unknown_names
 
 Shape = tuple[int, ...]
@@ -153,7 +153,7 @@ class Layer(nn.Module):
     # ---- what a layer type defines ----
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         """Return the traits of a layer with the settings ``param`` (``LayerParameter``); for types whose traits depend on their settings."""
         return cls.TRAITS
 
@@ -168,7 +168,7 @@ class Layer(nn.Module):
         return None
 
     @classmethod
-    def item_channels(cls, param: Any) -> int:
+    def item_channels(cls, param: LayerParameter) -> int:
         """Return the number of channels of a data layer's items, where nothing else is known of them."""
         return 3
 
@@ -271,7 +271,7 @@ class Layer(nn.Module):
 
     # ---- for subclasses ----
 
-    def declare_blob(self, shape: Iterable[int], filler: Any = None, *, learnable: bool = True) -> None:
+    def declare_blob(self, shape: Iterable[int], filler: FillerParameter | None = None, *, learnable: bool = True) -> None:
         """Declare the next parameter blob. ``filler`` is a ``FillerParameter``; None means zeros."""
         self.specs.append(BlobSpec(tuple(int(n) for n in shape), filler, learnable))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,18 +32,18 @@ class PriorBox(Layer):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         _, _, self.rows, self.columns = self.legacy_axes(bottoms[0])
-        picture = self.legacy_axes(bottoms[1], bottom=1)[2:]
+        height, width = self.legacy_axes(bottoms[1], bottom=1)[2:]
         param = self.param.prior_box_param
         self.sizes = self._sizes(param)
         self.variances = [float(v) for v in param.variance] or [0.1]
         if len(self.variances) not in (1, 4) or min(self.variances) <= 0:
             raise self.error(f"variance is given {len(self.variances)} times; once or 4 times, and positive, is possible")
-        self.picture = self._pair(param, "img", picture, size=True)
+        self.picture = self._pair(param, "img", (height, width), size=True)
         steps = (self.picture[0] / self.rows, self.picture[1] / self.columns)
         self.step = self._pair(param, "step", steps)
         return [(1, 2, self.rows * self.columns * len(self.sizes) * 4)]
 
-    def _pair(self, param: Any, field: str, default: Any, *, size: bool = False) -> tuple[float, float]:
+    def _pair(self, param: Message, field: str, default: tuple[float, float], *, size: bool = False) -> tuple[float, float]:
         """Return (height, width) of img_size or step, given at once or by _h and _w."""
         whole = getattr(param, f"{field}_size" if size else field)
         high, wide = getattr(param, f"{field}_h"), getattr(param, f"{field}_w")

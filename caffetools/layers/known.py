@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.layers.base import Layer
 from caffetools.layers.registry import declare
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import LayerParameter
 
 
 @declare("ImageSegData", "DenseImageData")
@@ -23,13 +22,14 @@ class VideoData(Layer):
     TRAITS = Traits(role="data", source="video_data_param", file_source=True, transforms=True, label_tops="numbers")
 
     @classmethod
-    def item_channels(cls, param: Any) -> int:
+    def item_channels(cls, param: LayerParameter) -> int:
         """Return the channels of all segments of a video: 3 for each frame, 2 for each flow field."""
         settings = param.video_data_param
         fields = settings.DESCRIPTOR.fields_by_name
         if "modality" not in fields:
             return 3
-        flow = fields["modality"].enum_type.values_by_name["FLOW"].number
+        modality = fields["modality"].enum_type
+        flow = modality.values_by_name["FLOW"].number if modality is not None else None
         segments = settings.num_segments if "num_segments" in fields else 1
         return int((2 if settings.modality == flow else 3) * max(1, settings.new_length) * max(1, segments))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import FillerParameter, LayerParameter
+from caffetools.proto.schema import BiasParameter, FillerParameter, LayerParameter, ScaleParameter
 
 
 class _Broadcasting(Layer):
@@ -27,10 +26,10 @@ class _Broadcasting(Layer):
         return [(2, 8, 64, 64), (1,)][: len(param.bottom)]
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         return cls.TRAITS if len(param.bottom) == 1 else replace(cls.TRAITS, channels="mixed", class_axes=())
 
-    def place(self, param: Any, bottoms: Shapes) -> Shape:
+    def place(self, param: ScaleParameter | BiasParameter, bottoms: Shapes) -> Shape:
         """Return the operand's shape; sets ``expanded``, the same with ones around it. Raises :class:`NetError`."""
         shape = bottoms[0]
         if len(bottoms) > 1:

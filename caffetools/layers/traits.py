@@ -110,12 +110,12 @@ class Traits:
             raise ValueError(f"a {layer.type} layer has no settings of its own")
         return getattr(layer, self.settings)
 
-    def num_output(self, layer: Any) -> int:
+    def num_output(self, layer: LayerParameter) -> int:
         """Return the number of outputs that a ``LayerParameter`` of this type names; 0 where the type names none."""
         return int(getattr(self.settings_of(layer), self.outputs)) if self.outputs else 0
 
 
-def field_at(layer: Any, path: str) -> tuple[Any, str]:
+def field_at(layer: LayerParameter, path: str) -> tuple[Any, str]:
     """Return the message and the name of the field at ``settings.field`` of a ``LayerParameter``."""
     message, _, name = path.partition(".")
     return getattr(layer, message), name

@@ -245,7 +245,7 @@ def _unique(name: str, taken: set[str]) -> str:
     return result
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return ``value`` with Python's own numbers, as ONNX's helper wants them."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()

@@ -228,7 +228,7 @@ class _Edits:
     heads: list[str]
 
 
-def _deploy_stage(whole: Any, stages: Iterable[str], made: Retargeted, edits: _Edits, shapes: Mapping[str, Shape]) -> Any:
+def _deploy_stage(whole: NetParameter, stages: Iterable[str], made: Retargeted, edits: _Edits, shapes: Mapping[str, Shape]) -> Any:
     """Return the net of the deploy stage with the edits that the net for training had, and its layers' new names."""
     net = deploy_stage(whole, stages, made.train_val, shapes)
     present = {layer.name for layer in net.layer}
@@ -335,7 +335,7 @@ def _check_loss(net: NetParameter) -> None:
         )
 
 
-def _check_wiring(param: Any) -> None:
+def _check_wiring(param: NetParameter) -> None:
     """Raise :class:`NetError` where a bottom is missing, while the layers still have the names that the user gave them."""
     net = upgrade_net(param)
     for phase in phases_present(net):

@@ -103,7 +103,7 @@ def write_trainable(made: Trainable, folder: PathLike, *, force: bool = False) -
 
 
 def trainable_from(
-    deploy: Any, *, sources: tuple[str, str] = ("train_lmdb", "val_lmdb"), scale: float | None = None
+    deploy: NetParameter, *, sources: tuple[str, str] = ("train_lmdb", "val_lmdb"), scale: float | None = None
 ) -> tuple[Any, list[Change], list[str]]:
     """Return a net for training that the deploy net ``deploy`` could have come from.
 
@@ -236,7 +236,7 @@ def _make_learn(layer: LayerParameter, changes: list[Change]) -> None:
             changes.append(Change(layer.name, field, "true", ""))
 
 
-def _gives_each_class_alone(answer: Any) -> bool:
+def _gives_each_class_alone(answer: LayerParameter) -> bool:
     """Return whether the layer that gives the answers does so for each class by itself, so that several classes may be right."""
     return traits(traits(answer).loss).compares == "targets"
 
@@ -268,7 +268,7 @@ def _classes(net: NetParameter, scores: str) -> int:
     return 1
 
 
-def _add_loss(net: Any, scores: str, answers: list[Any], label: str, classes: int, changes: list[Change]) -> None:
+def _add_loss(net: NetParameter, scores: str, answers: list[Any], label: str, classes: int, changes: list[Change]) -> None:
     """Append the loss, and accuracies for testing where one class is right."""
     answer = answers[0] if answers else None
     kind = traits(answer).loss if answer is not None else SoftmaxWithLoss.TYPE

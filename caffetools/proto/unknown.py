@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf import text_encoding
+from google.protobuf.descriptor import Descriptor
 
 from caffetools.proto.forks.dialect import bvlc_types
 from caffetools.proto.forks.tables import UNKNOWN, UNKNOWN_BYTES
@@ -71,7 +72,7 @@ class _Scan:
         place = self.at + ahead
         return self.tokens[place][2] if place < len(self.tokens) else ""
 
-    def run(self, descriptor: Any) -> None:
+    def run(self, descriptor: Descriptor) -> None:
         stack = [_Frame(descriptor, None)]
         while self.at < len(self.tokens):
             word = self.peek()
@@ -122,7 +123,7 @@ class _Scan:
                 return
 
 
-def keep_unknown(text: str, descriptor: Any, *, lenient: bool) -> str:
+def keep_unknown(text: str, descriptor: Descriptor, *, lenient: bool) -> str:
     """Return ``text`` with the unknown fields that may be kept made strings of ``caffetools_unknown``; the same text where there are none.
 
     Args:

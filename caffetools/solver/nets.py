@@ -136,7 +136,7 @@ def _adopt(layer: Layer, other: Layer) -> None:
         layer.blobs[index] = parameter
 
 
-def _field(solver: Any, name: str, places: Places, log: Log, *, test: bool = False) -> Source:
+def _field(solver: SolverParameter, name: str, places: Places, log: Log, *, test: bool = False) -> Source:
     """Return the source that the field ``name`` gives; Caffe says "specified by net file" of test nets and "from net file" of others."""
     words = "specified by" if test else "from" if not name.endswith("_param") else "specified in"
     if name.endswith("_param"):
@@ -151,7 +151,7 @@ def _file(name: str, origin: str, places: Places, log: Log) -> Source:
     return Source(origin.format(path), param, path)
 
 
-def _state(phase: int, net: NetParameter, extra: Any) -> Any:
+def _state(phase: int, net: NetParameter, extra: NetState) -> Any:
     """Return the state that a net is filtered by: the phase, then what the net's prototxt says of itself, then what the solver says."""
     state = NetState(phase=phase)
     state.MergeFrom(net.state)

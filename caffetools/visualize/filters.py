@@ -19,6 +19,7 @@ from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.registry import traits, types
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.model import Caffemodel
+from caffetools.proto.schema import NetParameter, enum_name
 from caffetools.visualize import style
 from caffetools.visualize.panels import Panel, panels_figure
 from caffetools.visualize.style import LIGHT, PathLike, Theme
@@ -261,7 +262,7 @@ def _first_filters(layers: Sequence[LayerWeights]) -> str:
     return next(filters, layers[0].name)
 
 
-def _kinds(net: Any) -> dict[str, tuple[str, int]]:
+def _kinds(net: NetParameter) -> dict[str, tuple[str, int]]:
     """Return the type and groups of each layer, in today's form or in the older ones that have the type as a number or in lower case."""
     kinds = {layer.name: (str(layer.type), max(1, layer.convolution_param.group)) for layer in net.layer}
     for layer in net.layers:
@@ -269,7 +270,7 @@ def _kinds(net: Any) -> dict[str, tuple[str, int]]:
         if old is not None:
             word, group = str(old.type), old.group
         else:
-            word, group = layer.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[layer.type].name, layer.convolution_param.group
+            word, group = enum_name(layer, "type"), layer.convolution_param.group
         known = {name.lower(): name for name in types(role="classifier")} | {"conv": Convolution.TYPE}
         name = layer.name or (old.name if old is not None else "")
         kinds.setdefault(name, (known.get(word.lower().replace("_", ""), word), max(1, group)))

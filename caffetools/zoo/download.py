@@ -14,11 +14,14 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import caffetools
 from caffetools.errors import WriteFailed
+
+if TYPE_CHECKING:
+    from http.client import HTTPMessage
 
 Progress = Callable[[int, int], None]
 
@@ -172,7 +175,7 @@ def _open(url: str, offset: int, origin: _Origin, part: Path, patience: RetryPol
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> Any:
         if urlsplit(newurl).scheme not in ("http", "https"):
             raise FetchFailed(f"the server redirects to {newurl}, which is neither an http nor an https address")
         if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
@@ -180,7 +183,7 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _stream_to_file(source: Any, part: Path, offset: int, total: int, progress: Progress | None, limit: int | None = None) -> int:
+def _stream_to_file(source: IO[bytes], part: Path, offset: int, total: int, progress: Progress | None, limit: int | None = None) -> int:
     """Write what ``source`` gives into ``part`` from ``offset`` on; the bytes there are then."""
     done = offset
     with _writing(part), part.open("r+b" if offset else "wb", buffering=0) as stream:
@@ -199,7 +202,7 @@ def _stream_to_file(source: Any, part: Path, offset: int, total: int, progress: 
             done += len(block)
 
 
-def _take(source: Any) -> bytes:
+def _take(source: IO[bytes]) -> bytes:
     try:
         return bytes(source.read(_CHUNK))
     except http.client.IncompleteRead as error:
@@ -247,7 +250,7 @@ def _copy(url: str, part: Path, progress: Progress | None) -> None:
         raise FetchFailed(f"cannot read {path} ({error.strerror})") from None
 
 
-def _resumed_total(response: Any, offset: int, origin: _Origin) -> int | None:
+def _resumed_total(response: http.client.HTTPResponse, offset: int, origin: _Origin) -> int | None:
     """Return the whole length, if the answer goes on at ``offset`` of the file that was begun; else None."""
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip())
     if not found or int(found[1]) != offset or (origin.total and int(found[3]) != origin.total):
@@ -255,7 +258,7 @@ def _resumed_total(response: Any, offset: int, origin: _Origin) -> int | None:
     return int(found[3])
 
 
-def _validator(headers: Any) -> str | None:
+def _validator(headers: HTTPMessage) -> str | None:
     """Return what If-Range may name: a strong ETag, else the date of the file."""
     tag = headers.get("ETag")
     return str(tag) if tag and not tag.startswith("W/") else headers.get("Last-Modified")
@@ -281,5 +284,5 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _reason(error: Any) -> str:
+def _reason(error: str | BaseException) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)

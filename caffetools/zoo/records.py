@@ -13,7 +13,7 @@ from caffetools.errors import ZooError
 T = TypeVar("T")
 
 
-def build(record: type[T], data: Any, file: str, at: str = "") -> T:
+def build(record: type[T], data: object, file: str, at: str = "") -> T:
     """Return an instance of the dataclass ``record`` from the mapping ``data``.
 
     Fields without a default must be there, others may. Nested dataclasses, ``tuple[X, ...]``, ``X | None``, str, int and float are known.
@@ -41,7 +41,7 @@ def build(record: type[T], data: Any, file: str, at: str = "") -> T:
     return record(**{key: _value(hints[key], value, file, f"{at}{key}") for key, value in data.items()})
 
 
-def _value(kind: Any, value: Any, file: str, key: str) -> Any:
+def _value(kind: Any, value: object, file: str, key: str) -> Any:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if value is None:
             return None
@@ -61,5 +61,5 @@ def _value(kind: Any, value: Any, file: str, key: str) -> Any:
 _NAMES = {str: "text", int: "a whole number", float: "a number"}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "empty" if value is None else repr(value)[:60]

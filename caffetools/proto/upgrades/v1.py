@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.proto.forks.tables import DIALECTS, UNKNOWN, fork_schema
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import LayerParameter, NetParameter, V1LayerParameter, enum_name
+from caffetools.proto.schema import LayerParameter, NetParameter, SolverParameter, V1LayerParameter, enum_name
 from caffetools.proto.upgrades.v0 import upgrade_v0_layers
 
 _TRANSFORM_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
@@ -76,12 +76,12 @@ def upgrade_caffemodel(model: Caffemodel) -> Caffemodel:
     return dataclasses.replace(model, net=upgraded, repeated=_moved(model.repeated, model.net, upgraded) if model.repeated else {})
 
 
-def _moved(repeated: dict[int, Any], before: Any, after: Any) -> dict[int, Any]:
+def _moved(repeated: dict[int, Any], before: NetParameter, after: NetParameter) -> dict[int, Any]:
     """Return the arrays of ``repeated`` by the index that each layer has after an upgrade: the k-th of a name stays the k-th."""
     where: dict[str, list[int]] = {}
     for index, layer in enumerate(after.layer):
         where.setdefault(str(layer.name), []).append(index)
-    layers = list(before.layers) or list(before.layer)
+    layers: list[Any] = [*before.layers] or [*before.layer]
     counts: dict[str, int] = {}
     moved: dict[int, Any] = {}
     for index, layer in enumerate(layers):
@@ -92,7 +92,7 @@ def _moved(repeated: dict[int, Any], before: Any, after: Any) -> dict[int, Any]:
     return moved
 
 
-def upgrade_solver(param: LayerParameter) -> Any:
+def upgrade_solver(param: SolverParameter) -> Any:
     """Return ``param`` with the old ``solver_type`` turned into ``type``: a new ``SolverParameter``, or ``param`` itself.
 
     Raises:

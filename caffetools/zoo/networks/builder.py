@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.proto.schema import TEST, TRAIN, FillerParameter, LayerParameter, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, ConvolutionParameter, FillerParameter, InnerProductParameter, LayerParameter, NetParameter
 
 # The ImageNet mean of each channel, blue first, that GoogLeNet and SqueezeNet subtract.
 IMAGENET_MEAN = (104.0, 117.0, 123.0)
@@ -44,7 +44,7 @@ def add(net: NetParameter, type_name: str, name: str, bottoms: Sequence[str], to
     return net.layer[-1]
 
 
-def lmdb(net: NetParameter, name: str, phase: int, source: str, batch: int, **transform: Any) -> None:
+def lmdb(net: NetParameter, name: str, phase: int, source: str, batch: int, **transform: object) -> None:
     """Add a Data layer with tops data and label, for one phase."""
     data = {"source": source, "batch_size": batch, "backend": "LMDB"}
     layer = add(net, "Data", name, (), ("data", "label"), transform_param=transform, data_param=data)
@@ -197,7 +197,7 @@ def prob(net: NetParameter, scores: str) -> None:
     add(net, "Softmax", "prob", (scores,))
 
 
-def _learn(layer: LayerParameter, param: Any, learning: Learning) -> None:
+def _learn(layer: LayerParameter, param: ConvolutionParameter | InnerProductParameter, learning: Learning) -> None:
     if learning.weights is not None:
         param.weight_filler.CopyFrom(learning.weights)
     if learning.bias is not None:
