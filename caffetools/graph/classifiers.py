@@ -293,7 +293,7 @@ def _check_counters(param: NetParameter, heads: Sequence[Head]) -> None:
 
 
 def _follow(
-    graph: Graph, loss: Any, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
+    graph: Graph, loss: LayerParameter, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
 ) -> list[Head]:
     at = f"{loss.type} '{loss.name}'"
     where = f"the scores that {at} reads"
@@ -332,7 +332,7 @@ def _leaves_axis(layer: LayerParameter, axis: int) -> bool:
 
 
 def _enlarged(
-    graph: Graph, loss: Any, index: int, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
+    graph: Graph, loss: LayerParameter, index: int, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
 ) -> list[Head]:
     """Return the classifiers whose maps the Deconvolution at ``index`` enlarges: those below it with as many outputs; none for other layers."""
     layer = graph.layers[index]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.registry import layer_class
 from caffetools.proto.schema import NetParameter
@@ -25,7 +23,7 @@ def name_loss_tops(param: NetParameter) -> None:
         layer.top.append(name)
 
 
-def check_blob_graph(param: NetParameter, whole: Any | None = None) -> None:
+def check_blob_graph(param: NetParameter, whole: NetParameter | None = None) -> None:
     """Check that every bottom is a top of a layer before it.
 
     Args:

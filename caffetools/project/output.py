@@ -16,7 +16,7 @@ from caffetools.project.data_config import data_layers
 from caffetools.project.solver_config import solver_for
 from caffetools.proto.binary import write_caffemodel
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.proto.text import format_text
 from caffetools.util.files import atomic_write
 
@@ -33,7 +33,9 @@ def check_free(folder: PathLike, *, force: bool = False, weights: bool = False) 
         raise CaffeToolsError(f"{Path(folder) / taken[0]} exists; choose another folder, or --force to replace it")
 
 
-def solver_in(net: NetParameter, folder: Path, *, epochs: int, base_lr: float | None, seed: int | None, like: Any | None) -> Any:
+def solver_in(
+    net: NetParameter, folder: Path, *, epochs: int, base_lr: float | None, seed: int | None, like: SolverParameter | None
+) -> Any:
     """Return the solver for ``net`` that is to lie in ``folder``; see :func:`~caffetools.project.solver_config.solver_for`."""
     train, val = (_batches(net, phase) for phase in (TRAIN, TEST))
     return solver_for(

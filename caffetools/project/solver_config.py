@@ -22,7 +22,7 @@ def solver_for(
     train_batch: int = 32,
     val_batch: int = 32,
     epochs: int = 20,
-    like: Any | None = None,
+    like: SolverParameter | None = None,
     base_lr: float | None = None,
     snapshot_prefix: str = "snapshot",
     seed: int | None = None,

@@ -84,7 +84,7 @@ class _Inserter:
         self.changes: list[Change] = []
         self.fresh: list[str] = []
 
-    def chain(self, place: int, blob: str, layers: Sequence[Any], where: str, rules: Any | None, names: list[str]) -> str:
+    def chain(self, place: int, blob: str, layers: Sequence[Any], where: str, rules: LayerParameter | None, names: list[str]) -> str:
         """Insert ``layers`` at index ``place``, the first reading ``blob``, with the phase rules of the layer ``rules``.
 
         ``names`` are those of a first copy; an empty list is filled with new names. Returns the top of the last layer.
