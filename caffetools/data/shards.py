@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from caffetools.data.database import Database
 from caffetools.data.lmdb_file import ErrorHandler, Record
@@ -218,7 +218,7 @@ def file_checksum(path: Path) -> str:
         return _digest(stream)
 
 
-def _digest(stream: Any) -> str:
+def _digest(stream: IO[bytes]) -> str:
     digest = hashlib.sha256()
     while block := stream.read(1 << 20):
         digest.update(block)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -112,7 +112,7 @@ def _float_label(example: Example) -> int:
     return label
 
 
-def _write_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype[Any], size: int = 0) -> int:
+def _write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], size: int = 0) -> int:
     """Write the header of an .npy file of format 1.0, filled up to ``size`` bytes; return its size."""
     fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     text = repr(fields).encode("latin-1")
@@ -154,7 +154,7 @@ def _loaded(source: PathLike) -> Iterator[Any]:
                 loaded.close()
 
 
-def _member(archive: Any, name: str, source: PathLike) -> Values:
+def _member(archive: Mapping[str, Values], name: str, source: PathLike) -> Values:
     try:
         array: Values = archive[name]
     except (OSError, ValueError, EOFError, BadZipFile, MemoryError) as error:

@@ -124,7 +124,7 @@ def interleaved(array: Values) -> Values:
     return np.ascontiguousarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
-def checked_label(value: Any, place: str) -> int:
+def checked_label(value: object, place: str) -> int:
     """Return a label as an int. Raises :class:`DataError` if it is not an integer of 32 bits."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "iufb":

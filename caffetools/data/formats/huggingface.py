@@ -132,7 +132,7 @@ def _examples(source: PathLike, files: list[str], columns: _Columns) -> Iterator
                     number, row = number + 1, row + 1
 
 
-def _content(value: Any, source: PathLike, place: str) -> bytes:
+def _content(value: object, source: PathLike, place: str) -> bytes:
     """Return the bytes of a picture's file: stored in the row, or at a path relative to the dataset."""
     if isinstance(value, dict):
         data, path = value.get("bytes"), value.get("path")
