@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.random_resize import RandomResize
 from caffetools.errors import DataError, ModelFileError
 from caffetools.layers.base import format_shape
 from caffetools.proto.binary import read_binaryproto
@@ -20,8 +21,9 @@ from caffetools.util.threads import cpu_count, parallel_for
 Batch = NDArray[np.float32]
 # The top and left of each picture's crop, and whether it is flipped.
 Places = tuple[list[int], list[int], list[int]]
+Window = tuple[slice, slice, slice]
 # A picture, its crop's window, and whether it is flipped.
-Item = tuple[NDArray[Any], tuple[slice, slice, slice], int]
+Item = tuple[NDArray[Any], Window, int]
 
 # Below this many bytes of a batch, starting threads costs more than it gains.
 _MIN_BYTES_FOR_THREADS = 1 << 24
@@ -55,6 +57,7 @@ class Transformer:
         phase: ``TRAIN`` or ``TEST``.
 
     Attributes:
+        resize: NVCaffe's random resize before the crop; None for none.
         color: How encoded pictures are decoded: True (force_color), False (force_gray), None for what is stored. As in Caffe, it
             has no effect on pictures that are stored as pixels.
 
@@ -71,6 +74,7 @@ class Transformer:
         self.crop, self.mirror = int(param.crop_size), bool(param.mirror)
         self.random_crop = phase == TRAIN
         self.scale = np.float32(param.scale)
+        self.resize = RandomResize.of(param)
         self.values = np.array(param.mean_value, np.float32)
         self.mean: Batch | None = None
         if param.HasField("mean_file"):
@@ -82,11 +86,16 @@ class Transformer:
     def top_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Return the (C, h, w) that a picture of ``shape`` (C, H, W) becomes. Raises :class:`DataError` if it does not fit."""
         channels, height, width = shape
-        if self.crop > min(height, width):
+        if self.crop > min(height, width) and (self.resize is None or not self.resize.upscale):
             raise DataError(f"crop_size {self.crop} is larger than the picture ({width} x {height})")
         if self.values.size not in (0, 1, channels):
             raise DataError(f"{self.values.size} mean_value(s) for {channels} channel(s); give one, or one for each")
-        if self.mean is not None and self.mean.shape != shape:
+        if self.mean is not None and self.resize is not None:
+            if self.mean.shape[0] != channels or min(self.mean.shape[1:]) < self.crop:
+                raise DataError(
+                    f"the mean file is of {format_shape(self.mean.shape)}, which does not cover {channels}x{self.crop}x{self.crop}"
+                )
+        elif self.mean is not None and self.mean.shape != shape:
             raise DataError(
                 f"the mean file is for pictures of {format_shape(self.mean.shape)}, not {format_shape(shape)} (channels x height x width)"
             )
@@ -105,6 +114,7 @@ class Transformer:
         Raises:
             DataError: A picture does not fit the settings, or the results are not all of one shape.
         """
+        pictures = self._resized(pictures, rng)
         items = list(self._windows(pictures, self._draw(pictures, rng)))
         shape = self.top_shape(pictures[0].shape)
         interleaved = shape[0] == 3 and all(picture.dtype == np.uint8 for picture in pictures)
@@ -124,7 +134,7 @@ class Transformer:
             plane = planes[index]
             plane[...] = picture[window][:, :, ::step]
             if self.mean is not None:
-                plane -= self.mean[window][:, :, ::step]
+                plane -= self.mean[self._mean_window(window)][:, :, ::step]
             if self.values.size:
                 plane -= self.values.reshape(-1, 1, 1)
             if self.scale != 1:
@@ -139,7 +149,7 @@ class Transformer:
             row = rows[index]
             row[...] = _interleaved(picture[window], flip)
             if mean is not None:
-                below = mean[window[1:]]
+                below = mean[self._mean_window(window)[1:]]
                 row -= cv2.flip(below, 1) if flip else below
             if constant is not None:
                 row -= constant
@@ -156,11 +166,25 @@ class Transformer:
         Raises:
             DataError: A picture does not fit the settings, or the results are not all of one shape.
         """
+        pictures = self._resized(pictures, rng)
         places = self._draw(pictures, rng)
         pixels = np.empty((len(pictures), *self.top_shape(pictures[0].shape)), np.uint8)
         for index, (picture, window, _) in enumerate(self._windows(pictures, places)):
             pixels[index] = picture[window]
+        if self.mean is not None and self.resize is not None:
+            middle = self._mean_window((slice(None), slice(0, 0), slice(0, 0)))
+            places = ([middle[1].start] * len(pictures), [middle[2].start] * len(pictures), places[2])
         return DeferredBatch(pixels, *(np.array(values, np.int64) for values in places))
+
+    def _resized(self, pictures: Sequence[NDArray[Any]], rng: np.random.Generator) -> Sequence[NDArray[Any]]:
+        return pictures if self.resize is None else [self.resize(picture, rng) for picture in pictures]
+
+    def _mean_window(self, window: Window) -> Window:
+        """Return the part of the mean file for a crop: that of the crop's place, or, after a random resize, the middle, as in NVCaffe."""
+        if self.resize is None or self.mean is None:
+            return window
+        top, left = ((side - self.crop) // 2 for side in self.mean.shape[1:])
+        return slice(None), slice(top, top + self.crop), slice(left, left + self.crop)
 
     def _windows(self, pictures: Sequence[NDArray[Any]], places: Places) -> Iterator[Item]:
         """Yield each picture, its crop's window, and whether it is flipped."""

@@ -14,6 +14,8 @@ from caffetools.data.databases import Database, open_database, shown_key
 from caffetools.data.datum import datum_to_array, is_encoded, parse_datum, record_to_array
 from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
 from caffetools.data.lmdb_file import Record
+from caffetools.data.random_resize import FORK_FIELDS as RESIZE_FIELDS
+from caffetools.data.random_resize import transform_seed
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape
@@ -34,7 +36,7 @@ class Data(ReadingLayer):
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="numbers")
     AUGMENTS = True
-    FORK_FIELDS = AUGMENT_FIELDS | NEUTRAL_FIELDS
+    FORK_FIELDS = AUGMENT_FIELDS | RESIZE_FIELDS | NEUTRAL_FIELDS
 
     @classmethod
     def stored_item(cls, param: LayerParameter) -> Shape | None:
@@ -55,6 +57,7 @@ class Data(ReadingLayer):
         param = self.param.data_param
         size = batch_size_of(self, param.batch_size)
         transformer = Transformer(self.param.transform_param, self.phase)
+        seed = transform_seed(self.param.transform_param, seed)
         maker = DatabaseBatches(
             open_database(param.source), size, transformer, seed, labels=len(self.tops) > 1, skip_corrupt=self.skip_corrupt
         )
@@ -113,6 +116,14 @@ class DatabaseBatches(RecordBatches):
 
     def _decode(self, record: Record) -> _Decoded | DataError:
         try:
-            return record_to_array(record[1], color=self.transformer.color, what=shown_key(self.database.path, record[0]))
+            what = shown_key(self.database.path, record[0])
+            array, label = record_to_array(record[1], color=self.transformer.color, what=what)
+            return (array if self.transformer.resize is None else self._resizable(array, record[1], what)), label
         except DataError as error:
             return error
+
+    def _resizable(self, array: NDArray[Any], value: bytes, what: str) -> NDArray[Any]:
+        """Return the picture as NVCaffe resizes it: decoded files as bytes, raw pixels as floats."""
+        if array.dtype != np.uint8:
+            raise DataError(f"{what}: it holds float_data, which NVCaffe does not resize; remove the random resize from transform_param")
+        return array if parse_datum(value, what).encoded else array.astype(np.float32)

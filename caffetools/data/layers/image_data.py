@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
-from caffetools.data.images import read_image
+from caffetools.data.images import read_image, resize
 from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, State, Tops, batch_size_of
+from caffetools.data.random_resize import FORK_FIELDS as RESIZE_FIELDS
+from caffetools.data.random_resize import transform_seed
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape
@@ -27,12 +29,13 @@ class ImageData(ReadingLayer):
     """Pictures of a list, in its order or shuffled for each epoch: data (N, C, H, W) and labels (N), float32.
 
     ``source`` lists ``path label`` lines; ``root_folder`` is put before each path as it is. Pictures are resized if ``new_height``
-    and ``new_width`` are set, and are gray if ``is_color`` is false. A batch takes its size from its first picture.
+    and ``new_width`` are set (or NVCaffe's ``short_side``), and are gray if ``is_color`` is false. A batch takes its size from its first
+    picture. Several lists of the same pictures, separated by ``;``, give labels (N, number of lists).
     """
 
     TRAITS = Traits(role="data", source="image_data_param", file_source=True, transforms=True, label_tops="numbers")
     AUGMENTS = True
-    FORK_FIELDS = AUGMENT_FIELDS | NEUTRAL_FIELDS
+    FORK_FIELDS = AUGMENT_FIELDS | RESIZE_FIELDS | NEUTRAL_FIELDS | {"short_side"}
     TOPS = (2, 2)
 
     @classmethod
@@ -52,7 +55,10 @@ class ImageData(ReadingLayer):
         param = self.param.image_data_param
         if bool(param.new_height) != bool(param.new_width):
             raise self.error("new_height and new_width must be given together")
-        return ListBatches(param, batch_size_of(self, param.batch_size), Transformer(self.param.transform_param, self.phase), seed)
+        transform = self.param.transform_param
+        return ListBatches(
+            param, batch_size_of(self, param.batch_size), Transformer(transform, self.phase), transform_seed(transform, seed)
+        )
 
 
 class ListBatches(BatchMaker):
@@ -60,20 +66,21 @@ class ListBatches(BatchMaker):
 
     def __init__(self, param: ImageDataParameter, size: int, transformer: Transformer, seed: int):
         super().__init__(seed)
-        self.entries = read_list(param.source)
+        self.names, self.labels = read_lists(param.source)
         self.root, self.color, self.shuffle = str(param.root_folder), bool(param.is_color), bool(param.shuffle)
         self.resized = (int(param.new_width), int(param.new_height)) if param.new_height else None
+        self.short_side = int(param.short_side)
         self.size, self.transformer = size, transformer
         self._epoch, self._position = 0, 0
         self._order = self._new_order()
         if param.rand_skip:
             self._position = int(self.rng.integers(0, param.rand_skip))
-            if self._position >= len(self.entries):
-                raise DataError(f"{param.source}: rand_skip may skip more pictures than the list has ({len(self.entries)})")
+            if self._position >= len(self.names):
+                raise DataError(f"{param.source}: rand_skip may skip more pictures than the list has ({len(self.names)})")
 
     def shapes(self) -> list[Shape]:
-        picture = self._read(int(self._order[self._position % len(self.entries)]))
-        return [(self.size, *self.transformer.top_shape(self.augmented_shape(picture.shape))), (self.size,)]
+        picture = self._read(int(self._order[self._position % len(self.names)]))
+        return [(self.size, *self.transformer.top_shape(self.augmented_shape(picture.shape))), (self.size, *self.labels.shape[1:])]
 
     def next(self) -> Tops:
         indices = [self._mine() for _ in range(self.size)]
@@ -82,7 +89,7 @@ class ListBatches(BatchMaker):
             batch = self.transformed(self.transformer, pictures)
         except DataError as error:
             raise DataError(f"{self._path(indices[0])} and those after it: {error}") from None
-        return batch, np.array([self.entries[index][1] for index in indices], np.float32)
+        return batch, self.labels[indices]
 
     def position(self) -> State:
         return {"epoch": self._epoch, "position": self._position}
@@ -98,21 +105,51 @@ class ListBatches(BatchMaker):
         return index
 
     def _advance(self) -> int:
-        if self._position >= len(self.entries):
+        if self._position >= len(self.names):
             self._epoch, self._position = self._epoch + 1, 0
             self._order = self._new_order()
         self._position += 1
         return int(self._order[self._position - 1])
 
     def _new_order(self) -> NDArray[np.int64]:
-        return self.epoch_permutation(self._epoch, len(self.entries)) if self.shuffle else np.arange(len(self.entries))
+        return self.epoch_permutation(self._epoch, len(self.names)) if self.shuffle else np.arange(len(self.names))
 
     def _path(self, index: int) -> str:
-        return self.root + self.entries[index][0]
+        return self.root + self.names[index]
 
     def _read(self, index: int) -> NDArray[np.uint8]:
-        image = read_image(self._path(index), color=self.color, size=self.resized)
+        if self.short_side:
+            image = read_image(self._path(index), color=self.color)
+            height, width = image.shape[:2]
+            side = self.short_side
+            # NVCaffe's integer division.
+            image = resize(image, (side, height * side // width) if height > width else (width * side // height, side))
+        else:
+            image = read_image(self._path(index), color=self.color, size=self.resized)
         return image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def read_lists(source: str) -> tuple[list[str], NDArray[np.float32]]:
+    """Return the pictures of one list and their labels (N), or of several with the same pictures, separated by ``;``, and labels (N, lists).
+
+    Raises:
+        DataError: A list cannot be read, or names other pictures than the first one; names the list and the picture.
+    """
+    if ";" not in source or Path(source).exists():
+        entries = read_list(source)
+        return [name for name, _ in entries], np.array([label for _, label in entries], np.float32)
+    paths = [path.strip() for path in source.split(";") if path.strip()]
+    lists = [read_list(path) for path in paths]
+    names = [name for name, _ in lists[0]]
+    for path, entries in zip(paths[1:], lists[1:], strict=True):
+        if len(entries) != len(names):
+            raise DataError(f"it lists {len(entries)} pictures, but {paths[0]} {len(names)}", path=path)
+        for number, ((name, _), wanted) in enumerate(zip(entries, names, strict=True), 1):
+            if name != wanted:
+                raise DataError(
+                    f"picture {number} is '{name}', but '{wanted}' in {paths[0]}; the lists must name the same pictures", path=path
+                )
+    return names, np.array([[label for _, label in entries] for entries in lists], np.float32).T.copy()
 
 
 def read_list(path: PathLike) -> list[tuple[str, int]]:
