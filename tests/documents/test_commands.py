@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from caffetools.layers import registry
 from caffetools.zoo import resources
 from caffetools.zoo.cards import get_card
 from tests.cli.inprocess import run
@@ -33,7 +34,10 @@ NOT_RUN = {
 # Commands whose exit code is 1 when what they compare or check differs.
 COMPARE = {"verify", "dataset", "diff"}
 # What makes a command short enough for a test.
-SHORTER = {"train": ["--max-iter", "4", "--device", "cpu"], "finetune": ["--epochs", "1", "--device", "cpu"]}
+SHORTER = {
+    "train": ["--max-iter", "4", "--device", "cpu"],
+    "finetune": ["--epochs", "1", "--size", "64", "--crop", "64", "--device", "cpu"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +88,7 @@ def test_the_commands_of_a_page_run(page: Path, world: Path) -> None:
     for words in filter(runs, commands_of(page)):
         command = [with_iteration(word) for word in words]
         remove_output(command)
-        done = run(*command, *SHORTER.get(command[0], []))
+        done = run(*command, *shorter(command))
         if done.returncode > (command[0] in COMPARE):
             failed.append(f"caffetools {shlex.join(command)}\n    {done.stderr[-600:]}")
     assert not failed, "\n".join(failed)
@@ -92,14 +96,22 @@ def test_the_commands_of_a_page_run(page: Path, world: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in GENERATED and read_python(page)], ids=name_of)
 def test_the_python_of_a_page_runs(page: Path, world: Path) -> None:
+    known = set(registry.layer_types())
     names: dict[str, object] = {"__name__": "page"}
-    for number, block in enumerate(read_python(page), 1):
-        exec(compile(block, f"{page.name}, Python block {number}", "exec"), names)
+    try:
+        for number, block in enumerate(read_python(page), 1):
+            exec(compile(block, f"{page.name}, Python block {number}", "exec"), names)
+    finally:
+        registry.unregister(set(registry.layer_types()) - known)
 
 
 def test_every_reason_not_to_run_is_needed() -> None:
     lines = [shlex.join(words) for page in PAGES for words in commands_of(page)]
     assert [pattern for pattern in NOT_RUN if not any(re.search(pattern, line) for line in lines)] == []
+
+
+def shorter(words: list[str]) -> list[str]:
+    return [option for start, options in SHORTER.items() if shlex.join(words).startswith(f"{start} ") for option in options]
 
 
 def with_iteration(word: str) -> str:

@@ -93,6 +93,7 @@ def make_world(folder: Path) -> None:
         shutil.copy("snapshot.log", f"{name}.log")
     _write_a_class_less()
     _write_scripts()
+    _write_digits()
     run_well("export", "deploy.prototxt", "weights.caffemodel", "-o", "model.onnx")
 
 
@@ -158,3 +159,22 @@ def _write_scripts() -> None:
     shutil.copy("weights.caffemodel", "SE-ResNeXt-50.caffemodel")
     shutil.copy("deploy.prototxt", "SE-ResNeXt-50.prototxt")
     shutil.copy("weights.caffemodel", "head.caffemodel")
+
+
+def _write_digits() -> None:
+    """Write digits/, the files of an archive of DIGITS, whose original net has stages."""
+    Path("digits").mkdir()
+    for name in ("deploy.prototxt", "train_val.prototxt", "solver.prototxt", "mean.binaryproto", "labels.txt"):
+        shutil.copy(name, f"digits/{name}")
+    shutil.copy("weights.caffemodel", "digits/snapshot_iter_30.caffemodel")
+    stages = {"train": 8, "val": 3}
+    sources = "".join(
+        f'layer {{ name: "{stage}-data" type: "Data" top: "data" top: "label" include {{ stage: "{stage}" }}\n'
+        f"  transform_param {{ crop_size: 32 }} data_param {{ batch_size: {batch} }} }}\n"
+        for stage, batch in stages.items()
+    )
+    end = (
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip2" bottom: "label" top: "loss" exclude { stage: "deploy" } }\n'
+        'layer { name: "prob" type: "Softmax" bottom: "ip2" top: "prob" include { stage: "deploy" } }\n'
+    )
+    Path("digits/original.prototxt").write_text(f'name: "digits"\n{sources}{BODY}{end}')
