@@ -69,7 +69,7 @@ class BuildKernels(build_ext):
         folder = Path(self.build_temp).resolve() / "native"
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "build.log"
-        configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
+        configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release", "-DCAFFETOOLS_RUNNER=OFF"]
         with log.open("w") as stream:
             for command in (configure, ["cmake", "--build", str(folder), "--config", "Release", "--target", "caffetools_kernels"]):
                 if subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode:

@@ -1,4 +1,4 @@
-"""Build a bundle: everything that a device needs to run a deployed classifier, in one verified folder."""
+"""Build a bundle: everything that a device needs to run a deployed classifier or detector, in one verified folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,23 @@ import onnx
 import caffetools
 from caffetools.bundle import standalone
 from caffetools.bundle.check import BundleCheck, check_bundle
-from caffetools.bundle.model import INPUT, JETSON_MEAN, JETSON_STD, OUTPUT, adapt_calibration, prepend_denormalization, rename_value
+from caffetools.bundle.detector import BOXES, SCORES, Detector, append_decoding, detection_values, expected_boxes, find_detector
+from caffetools.bundle.model import (
+    DETECTNET,
+    IMAGENET,
+    INPUT,
+    OUTPUT,
+    Normalization,
+    adapt_calibration,
+    prepend_denormalization,
+    rename_value,
+)
 from caffetools.bundle.pages import build_script, readme
 from caffetools.bundle.samples import draw_samples
 from caffetools.bundle.sums import write_sums
 from caffetools.cancel import CancelToken
-from caffetools.data.images import encode_image
+from caffetools.data.images import encode_image, read_image
+from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError, NetError
 from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, reported
 from caffetools.infer.classifier import Classifier, Options
@@ -31,6 +43,8 @@ from caffetools.util.files import write_text
 from caffetools.util.folders import new_folder
 
 PathLike = str | os.PathLike[str]
+# Classes or boxes of each sample in expected.json.
+EXPECTED = 5
 RUNNER = Path(__file__).parent / "runner"
 
 
@@ -80,7 +94,7 @@ def build_bundle(
         target: ``jetson``, ``onnxruntime`` or ``opencv``.
         options: Mean, labels, scale and size in place of those of ``deploy.json``.
         calibration: TensorRT's calibration cache for int8, as ``caffetools quantize`` writes it.
-        output: The blob of the probabilities, where the net has several outputs.
+        output: The blob of the probabilities or detections, where the net has several outputs.
         pictures: Image files to copy as samples; drawn ones if empty.
         force: Replace an existing bundle.
         events: Receives ``Started``, ``Warned``, ``ArtifactWritten`` and ``Finished``.
@@ -91,7 +105,7 @@ def build_bundle(
 
     Raises:
         DataError: The target is unknown, ``out`` exists, or a mean, labels, pictures or the cache do not fit.
-        NetError: The net is not a classifier with one input for pictures.
+        NetError: The net is not a classifier or SSD detector with one input for pictures.
         ExportError: The net has no exact ONNX form.
         Cancelled: ``cancel`` was set.
     """
@@ -118,35 +132,50 @@ class _Builder:
         self.folder, self.name, self.target = folder, target, TARGETS[target]
         self.classifier, self.events, self.cancel = classifier, events, cancel
         self.preprocessor: Preprocessor = classifier.preprocessor
-        self.normalized = self.target.normalized and self.preprocessor.channels == 3
+        self.detector = find_detector(classifier.engine.net, classifier.output) if isinstance(classifier.engine, TorchEngine) else None
+        self.normalization: Normalization | None = None
+        if self.target.normalized and self.preprocessor.channels == 3:
+            self.normalization = DETECTNET if self.detector else IMAGENET
         self.has_calibration = False
-        self.blob, self.output_value = classifier.input, classifier.output
-        if self.target.normalized and not self.normalized:
-            events(
-                Warned(
-                    task="bundle", message="the net takes gray pictures, which jetson-inference cannot give; use the bundle's own runners"
-                )
+        self._check_target()
+
+    def _check_target(self) -> None:
+        if not self.target.normalized:
+            return
+        if self.detector is not None and self.detector.settings.background != 0:
+            raise NetError(
+                f"jetson-inference takes class 0 of a detector as the background; here it is {self.detector.settings.background}",
+                hint="--target onnxruntime has runners for it",
             )
+        if self.normalization is None:
+            message = "the net takes gray pictures, which jetson-inference cannot give; use the bundle's own runners"
+            self.events(Warned(task="bundle", message=message))
 
     def write_model(self, deploy: PathLike, weights: PathLike, options: Options) -> None:
-        """Export the net with the batch size 1 and give it the bundle's input and output."""
+        """Export the net with the batch size 1 and give it the bundle's input and outputs."""
         self._check_cancelled()
         path = self.folder / "model.onnx"
-        how = ExportOptions(opset=self.target.opset, dynamic_axes=(), batch=1, outputs=(self.classifier.output,))
-        export_deployed(deploy, weights, path, options, how, events=_without_artifacts(self.events))
+        outputs = (self.detector.locations, self.detector.scores) if self.detector else (self.classifier.output,)
+        how = ExportOptions(opset=self.target.opset, dynamic_axes=(), batch=1, outputs=outputs)
+        # The labels are written to a file of their own; a detector's blobs do not have as many values.
+        export_deployed(deploy, weights, path, replace(options, labels=()), how, events=_without_artifacts(self.events))
         if path.with_name("model.onnx.data").exists():
             raise NetError(f"{os.fspath(deploy)}: the model has 2 GB or more, which a bundle does not hold")
         model = onnx.load(path)
-        self.blob, self.output_value = model.graph.input[0].name, model.graph.output[0].name
-        if self.normalized:
-            prepend_denormalization(model, self.preprocessor.input_mean, self.preprocessor.how.scale)
+        self.blob = model.graph.input[0].name
+        if self.normalization:
+            prepend_denormalization(model, self.normalization, self.preprocessor)
         else:
             rename_value(model, self.blob, INPUT)
-        rename_value(model, self.output_value, OUTPUT)
+        self.output_value = model.graph.output[0].name
+        if self.detector:
+            append_decoding(model, self.detector)
+            self.classes = self.detector.settings.classes
+        else:
+            rename_value(model, self.output_value, OUTPUT)
+            self.classes = int(np.prod([dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim][1:]))
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
-        dims = model.graph.output[0].type.tensor_type.shape.dim
-        self.classes = int(np.prod([dim.dim_value for dim in dims][1:]))
 
     def write_preprocessing(self) -> None:
         """Write preprocessing.json, labels.txt and, for a mean image, mean.f32."""
@@ -160,10 +189,11 @@ class _Builder:
             "resize": list(self.preprocessor.size),
             "interpolation": "bilinear",
         }
-        if self.normalized:
-            mean = [float(np.float32(255 * value)) for value in JETSON_MEAN]
-            scale = [float(np.float32(1 / (255 * value))) for value in JETSON_STD]
-            values |= {"channel_order": "RGB", "mean": mean, "scale": scale}
+        if self.detector:
+            values["output"] = {"scores": SCORES, "boxes": BOXES, "classes": self.classes}
+            values["detection"] = detection_values(self.detector.settings, len(self.detector.priors))
+        if self.normalization:
+            values |= {"channel_order": "RGB", "mean": self.normalization.pixel_mean, "scale": self.normalization.pixel_scale}
         else:
             values |= {"channel_order": how.channel_order, "scale": [float(np.float32(how.scale))]}
             mean_array = self.preprocessor.input_mean
@@ -172,11 +202,20 @@ class _Builder:
             else:
                 np.ascontiguousarray(mean_array, "<f4").tofile(self.folder / "mean.f32")
                 values["mean_file"] = "mean.f32"
-        labels = self.classifier.labels or tuple(str(number) for number in range(self.classes))
-        if bad := next((label for label in labels if "\n" in label or "\r" in label), None):
-            raise DataError(f"the label {bad!r} has a line break, which labels.txt cannot hold")
         write_text(self.folder / "preprocessing.json", json.dumps(values, indent=2) + "\n")
-        write_text(self.folder / "labels.txt", "".join(f"{label}\n" for label in labels))
+        self.labels = self._labels()
+        write_text(self.folder / "labels.txt", "".join(f"{label}\n" for label in self.labels))
+
+    def _labels(self) -> tuple[str, ...]:
+        labels = self.classifier.labels or tuple(str(number) for number in range(self.classes))
+        if self.detector and self.detector.settings.background == 0 and len(labels) == self.classes - 1:
+            labels = ("BACKGROUND", *labels)
+        if len(labels) != self.classes:
+            raise DataError(f"there are {len(labels)} labels, but the net has {self.classes} classes")
+        # As str.splitlines, with which the runners read the file, splits them.
+        if bad := next((label for label in labels if label.splitlines() != [label]), None):
+            raise DataError(f"the label {bad!r} is empty or has a line break, which labels.txt cannot hold")
+        return labels
 
     def write_samples(self, pictures: Sequence[PathLike]) -> None:
         """Write sample pictures and what the net computes for them, with its own preprocessing, in expected.json."""
@@ -192,18 +231,39 @@ class _Builder:
             for name, image in draw_samples().items():
                 (folder / name).write_bytes(encode_image(image, ".png"))
         paths = sorted(folder.iterdir())
-        results = self.classifier.classify(paths, top=5, batch=1)
-        labels = (self.folder / "labels.txt").read_text(encoding="utf-8").splitlines()
-        expected = {
-            path.name: [{"index": g.index, "label": labels[g.index], "probability": g.probability} for g in result.guesses]
+        expected = self._expected_boxes(paths, self.detector) if self.detector else self._expected_classes(paths)
+        write_text(folder / "expected.json", json.dumps(expected, indent=2, ensure_ascii=False) + "\n")
+
+    def _expected_classes(self, paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+        results = self.classifier.classify(paths, top=EXPECTED, batch=1)
+        return {
+            path.name: [{"index": g.index, "label": self.labels[g.index], "probability": g.probability} for g in result.guesses]
             for path, result in zip(paths, results, strict=True)
         }
-        write_text(folder / "expected.json", json.dumps(expected, indent=2, ensure_ascii=False) + "\n")
+
+    def _expected_boxes(self, paths: Sequence[Path], detector: Detector) -> dict[str, list[dict[str, Any]]]:
+        expected = {}
+        for path in paths:
+            image = read_image(path, color=self.preprocessor.channels == 3)
+            place = partial(self._place, image.shape[1], image.shape[0])
+            batch = self.preprocessor.centre(self.preprocessor.read(path))
+            rows = self.classifier.engine.predict({self.classifier.input: batch})[self.classifier.output].reshape(-1, 7)
+            boxes = expected_boxes(rows, detector.settings, place)[:EXPECTED]
+            expected[path.name] = [{**box, "label": self.labels[box["index"]]} for box in boxes]
+        return expected
+
+    def _place(self, width: int, height: int, x: float, y: float) -> tuple[float, float]:
+        """Return pixels of a picture of ``width`` and ``height`` for a place in the net's input, 0 to 1."""
+        wide, high = self.preprocessor.size
+        left, top = (wide - self.preprocessor.width) // 2, (high - self.preprocessor.height) // 2
+        return (x * self.preprocessor.width + left) * width / wide, (y * self.preprocessor.height + top) * height / high
 
     def write_calibration(self, cache: Path) -> None:
         """Write calibration.cache with the names of the bundle's model."""
-        names = {self.blob: self.blob if self.normalized else INPUT, self.output_value: OUTPUT}
-        largest = float(np.max(np.maximum(JETSON_MEAN, 1 - JETSON_MEAN) / JETSON_STD)) if self.normalized else None
+        names = {self.blob: self.blob if self.normalization else INPUT}
+        if self.detector is None:
+            names[self.output_value] = OUTPUT
+        largest = self.normalization.largest if self.normalization else None
         write_text(self.folder / "calibration.cache", adapt_calibration(cache, names, largest))
         self.has_calibration = True
 
@@ -215,7 +275,15 @@ class _Builder:
             write_text(self.folder / "build_engine.sh", build_script(self.has_calibration))
             (self.folder / "build_engine.sh").chmod(0o755)
         (self.folder / "classify.py").chmod(0o755)
-        write_text(self.folder / "README.md", readme(name, source, self.name, normalized=self.normalized, int8=self.has_calibration))
+        page = readme(
+            name,
+            source,
+            self.name,
+            normalized=self.normalization is not None,
+            int8=self.has_calibration,
+            detector=self.detector is not None,
+        )
+        write_text(self.folder / "README.md", page)
 
     def _check_cancelled(self) -> None:
         if self.cancel is not None:

@@ -1,8 +1,9 @@
-"""Check a bundle: its files are intact, and its runner gives the expected classes for its sample pictures."""
+"""Check a bundle: its files are intact, and its runner gives the expected classes or boxes for its samples."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class BundleCheck:
         files: Files compared with SHA256SUMS.
         samples: Sample pictures classified.
         backend: The runtime.
-        largest_difference: Of a probability from the expected one, 0 to 1.
+        largest_difference: Of a probability from the expected one, or of a box's corner over the picture's size.
     """
 
     files: int
@@ -49,7 +50,7 @@ def check_bundle(folder: PathLike, *, backend: str = "auto", tolerance: float = 
     Raises:
         DataError: A file is missing, changed or damaged.
         ModelFileError: The runtime cannot load the model.
-        ExportError: The model gives other classes or probabilities than expected.
+        ExportError: The model gives other classes, boxes or probabilities than expected.
     """
     place = Path(folder)
     if not place.is_dir():
@@ -70,26 +71,35 @@ def check_bundle(folder: PathLike, *, backend: str = "auto", tolerance: float = 
     for name, wanted in expected.items():
         picture = place / "samples" / Path(name).name
         try:
-            batch = standalone.prepare(standalone.read_picture(picture, settings), settings)
-            got = standalone.best(runtime.run(batch), settings, settings.classes)
+            image = standalone.read_picture(picture, settings)
+            outputs = runtime.run(standalone.prepare(image, settings))
+            if settings.detection is None:
+                difference = _compare_classes(picture, wanted, standalone.best(outputs[0], settings, settings.classes), tolerance)
+            else:
+                size = image.shape[1::-1]
+                difference = _compare_boxes(picture, wanted, standalone.detect(outputs, size, settings), size, tolerance)
         except standalone.BundleError as error:
             raise DataError(str(error)) from None
-        largest = max(largest, _compare(picture, wanted, got, tolerance))
+        largest = max(largest, difference)
     return BundleCheck(len(files), len(expected), type(runtime).__name__.removesuffix("Backend").lower(), largest)
 
 
 def _read_expected(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         expected = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            str(name): [{"index": int(g["index"]), "probability": float(g["probability"])} for g in guesses]
-            for name, guesses in expected.items()
-        }
+        return {str(name): [_expected(item) for item in items] for name, items in expected.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"damaged ({error})", path=path) from None
 
 
-def _compare(picture: Path, wanted: list[dict[str, Any]], got: list[dict[str, Any]], tolerance: float) -> float:
+def _expected(item: dict[str, Any]) -> dict[str, Any]:
+    if "box" not in item:
+        return {"index": int(item["index"]), "probability": float(item["probability"])}
+    x1, y1, x2, y2 = (float(value) for value in item["box"])
+    return {"index": int(item["index"]), "probability": float(item["score"]), "box": (x1, y1, x2, y2)}
+
+
+def _compare_classes(picture: Path, wanted: list[dict[str, Any]], got: list[dict[str, Any]], tolerance: float) -> float:
     """Return the largest difference. Raises :class:`ExportError` where it is too large or the best class differs."""
     by_index = {guess["index"]: guess["probability"] for guess in got}
     if unknown := [guess["index"] for guess in wanted if guess["index"] not in by_index]:
@@ -103,3 +113,25 @@ def _compare(picture: Path, wanted: list[dict[str, Any]], got: list[dict[str, An
     if wanted and got[0]["index"] != wanted[0]["index"] and got[0]["probability"] - by_index[wanted[0]["index"]] > tolerance:
         raise ExportError(f"the best class is {got[0]['label']}, expected is class {wanted[0]['index']}", path=picture)
     return largest
+
+
+def _compare_boxes(
+    picture: Path, wanted: list[dict[str, Any]], got: list[dict[str, Any]], size: tuple[int, int], tolerance: float
+) -> float:
+    """Return the largest difference of a score, or of a corner over the picture's size. Raises :class:`ExportError` where it is too large."""
+    largest = 0.0
+    for box in wanted:
+        of_class = [found for found in got if found["index"] == box["index"]]
+        difference = min((_distance(box, found, size) for found in of_class), default=math.inf)
+        if not difference <= tolerance:
+            place = ", ".join(f"{value:.1f}" for value in box["box"])
+            raise ExportError(f"the box {place} of class {box['index']} is expected, but not found within {tolerance:g}", path=picture)
+        largest = max(largest, difference)
+    if not wanted and got and got[0]["score"] > tolerance:
+        raise ExportError(f"a box of class {got[0]['label']} is found, expected is none", path=picture)
+    return largest
+
+
+def _distance(wanted: dict[str, Any], found: dict[str, Any], size: tuple[int, int]) -> float:
+    differences = [abs(a - b) / side for a, b, side in zip(wanted["box"], found["box"], (*size, *size), strict=True)]
+    return float(max(abs(found["score"] - wanted["probability"]), *differences))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,37 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from caffetools.errors import DataError, ExportError
+from caffetools.infer.preprocess import Preprocessor
 
 INPUT, OUTPUT = "input_0", "output_0"
-# What jetson-inference's imageNet gives an ONNX model: RGB, (pixel / 255 - MEAN) / STD.
-JETSON_MEAN = np.array([0.485, 0.456, 0.406], np.float64)
-JETSON_STD = np.array([0.229, 0.224, 0.225], np.float64)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What jetson-inference gives an ONNX model: RGB, (pixel / 255 - ``mean``) / ``std``, both of 3 values."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    @property
+    def pixel_mean(self) -> list[float]:
+        """What is subtracted from pixels of 0 to 255."""
+        return [float(np.float32(255 * value)) for value in self.mean]
+
+    @property
+    def pixel_scale(self) -> list[float]:
+        """The factors after that."""
+        return [float(np.float32(1 / (255 * value))) for value in self.std]
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of a normalized pixel."""
+        return float(np.max(np.maximum(self.mean, 1 - self.mean) / self.std))
+
+
+# Of its imageNet and of its detectNet.
+IMAGENET = Normalization(np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
+DETECTNET = Normalization(np.full(3, 0.5), np.full(3, 0.5))
 
 
 def rename_value(model: onnx.ModelProto, old: str, new: str) -> None:
@@ -35,15 +62,15 @@ def rename_value(model: onnx.ModelProto, old: str, new: str) -> None:
                 value.name = new
 
 
-def prepend_denormalization(model: onnx.ModelProto, mean: NDArray[np.float32], scale: float) -> None:
+def prepend_denormalization(model: onnx.ModelProto, normalization: Normalization, preprocessor: Preprocessor) -> None:
     """Make the model take jetson-inference's normalized RGB pictures: input ``input_0``, then a 1x1 convolution gives the net's input.
 
     Args:
-        model: A model with one input of (1, 3, H, W), BGR.
-        mean: (C or 1, 1, 1) values or a (3, H, W) image that the net expects to be subtracted, in BGR order.
-        scale: The factor after that.
+        model: A model with one input of (1, 3, H, W).
+        normalization: What is taken back.
+        preprocessor: Order of the channels, mean and scale of that input.
     """
-    graph = model.graph
+    graph, mean, scale = model.graph, preprocessor.input_mean, preprocessor.how.scale
     given = graph.input[0]
     if given.name == INPUT:
         rename_value(model, INPUT, f"{INPUT}/net")
@@ -53,9 +80,9 @@ def prepend_denormalization(model: onnx.ModelProto, mean: NDArray[np.float32], s
     bias = np.zeros(3, np.float64)
     values = np.broadcast_to(mean.reshape(-1), (3,)) if not is_image else np.zeros(3)
     for channel in range(3):
-        source = 2 - channel
-        matrix[channel, source] = 255 * JETSON_STD[source] * scale
-        bias[channel] = (255 * JETSON_MEAN[source] - values[channel]) * scale
+        source = channel if preprocessor.how.channel_order == "RGB" else 2 - channel
+        matrix[channel, source] = 255 * normalization.std[source] * scale
+        bias[channel] = (255 * normalization.mean[source] - values[channel]) * scale
     result = f"{blob}/pixels" if is_image else blob
     tensors = {f"{INPUT}/matrix": matrix, f"{INPUT}/bias": bias.astype(np.float32)}
     nodes = [helper.make_node("Conv", [INPUT, *tensors], [result], name=f"{INPUT}/denormalize", kernel_shape=[1, 1])]

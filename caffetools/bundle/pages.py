@@ -27,16 +27,16 @@ _INT8 = "    int8) set -- --fp16 --int8 --calib=calibration.cache ;;\n"
 _README = """\
 # {name}
 
-A classifier, exported from `{source}` by caffetools for `{target}`.
+A {kind}, exported from `{source}` by caffetools for `{target}`.
 
 | file | content |
 |---|---|
-| `model.onnx` | the network: `input_0` (1, C, H, W) float32 in, `output_0` probabilities out |
+| `model.onnx` | the network: `input_0` (1, C, H, W) float32 in, {outputs} out |
 | `labels.txt` | class names, one a line |
 | `preprocessing.json` | resize, crop, mean and scale that make `input_0` from a picture |
 | `classify.py` | runner in Python: NumPy, OpenCV and onnxruntime or TensorRT |
 | `runner/` | runner in C++: OpenCV, and onnxruntime or TensorRT where CMake finds them |
-| `samples/` | pictures, and in `expected.json` the five best classes of each |
+| `samples/` | pictures, and in `expected.json` the five best {results} of each |
 {rows}| `SHA256SUMS` | `sha256sum -c SHA256SUMS` checks the files |
 
 ## Run it
@@ -51,6 +51,7 @@ build/caffetools-classify . camera:0 --json
 
 With caffetools installed, `caffetools bundle check .` compares all files with SHA256SUMS and the samples with expected.json.
 {jetson}"""
+_CLASSIFIER = ("classifier", "`output_0` probabilities", "classes")
 _JETSON = """
 ## TensorRT
 
@@ -61,13 +62,23 @@ _NORMALIZED = """
 ## jetson-inference
 
 ```sh
-imagenet --model=model.onnx --input_blob=input_0 --output_blob=output_0 --labels=labels.txt photo.jpg
+{command}
 ```
 
-jetson-inference gives a model RGB pictures, normalized with the mean (0.485, 0.456, 0.406) and the deviation (0.229, 0.224, 0.225).
+jetson-inference gives a model RGB pictures, normalized with the mean {mean} and the deviation {std}.
 The first layer of `model.onnx` takes that back and applies the network's own mean, scale and channel order, so nothing has to be set.
-jetson-inference resizes pictures to the input's size without a crop, so its probabilities may differ a little from the runners'.
+jetson-inference resizes pictures to the input's size without a crop, so its numbers may differ a little from the runners'.
 """
+_IMAGENET = {
+    "command": "imagenet --model=model.onnx --input_blob=input_0 --output_blob=output_0 --labels=labels.txt photo.jpg",
+    "mean": "(0.485, 0.456, 0.406)",
+    "std": "(0.229, 0.224, 0.225)",
+}
+_DETECTNET = {
+    "command": "detectnet --model=model.onnx --input-blob=input_0 --output-cvg=scores --output-bbox=boxes --labels=labels.txt photo.jpg",
+    "mean": "0.5",
+    "std": "0.5",
+}
 
 
 def build_script(int8: bool) -> str:
@@ -75,7 +86,7 @@ def build_script(int8: bool) -> str:
     return _BUILD.format(choices="fp32|fp16|int8" if int8 else "fp32|fp16", int8=_INT8 if int8 else "")
 
 
-def readme(name: str, source: str, target: str, *, normalized: bool, int8: bool) -> str:
+def readme(name: str, source: str, target: str, *, normalized: bool, int8: bool, detector: bool = False) -> str:
     """Return README.md.
 
     Args:
@@ -84,12 +95,15 @@ def readme(name: str, source: str, target: str, *, normalized: bool, int8: bool)
         target: The kind of device.
         normalized: Whether the model takes pictures as jetson-inference normalizes them.
         int8: Whether there is a calibration cache.
+        detector: Whether the model finds boxes.
     """
     rows = "| `calibration.cache` | ranges for int8 |\n" if int8 else ""
     jetson = ""
     if target == "jetson":
         rows = "| `build_engine.sh` | builds a TensorRT engine with trtexec |\n" + rows
         jetson = _JETSON.format(
-            int8="; `./build_engine.sh int8` uses `calibration.cache`" if int8 else "", normalized=_NORMALIZED * normalized
+            int8="; `./build_engine.sh int8` uses `calibration.cache`" if int8 else "",
+            normalized=_NORMALIZED.format(**(_DETECTNET if detector else _IMAGENET)) if normalized else "",
         )
-    return _README.format(name=name, source=source, target=target, rows=rows, jetson=jetson)
+    kind, outputs, results = ("detector", "`scores` (1, P, classes) and `boxes` (1, P, 4)", "boxes") if detector else _CLASSIFIER
+    return _README.format(name=name, source=source, target=target, rows=rows, jetson=jetson, kind=kind, outputs=outputs, results=results)

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-# ruff: noqa: UP006, UP035, UP045
-"""Classify pictures, videos or a camera with the bundle in this file's folder; needs NumPy, OpenCV and a runtime, not caffetools.
+# ruff: noqa: UP006, UP035, UP045, B905
+"""Classify pictures, videos or a camera with the bundle in this file's folder, or find objects in them.
+
+It needs NumPy, OpenCV and a runtime, but not caffetools.
 
     python3 classify.py samples
     python3 classify.py photo.jpg --top 3 --json
@@ -22,6 +24,7 @@ import numpy as np
 FORMAT = 1
 BACKENDS = ("tensorrt", "onnxruntime", "opencv")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+MAX_SIDE = 16384
 ENGINES = ("model.int8.engine", "model.fp16.engine", "model.fp32.engine")
 
 
@@ -30,15 +33,18 @@ class BundleError(Exception):
 
 
 class Settings:
-    """What preprocessing.json states: the model's input and output, and how an image becomes the input.
+    """What preprocessing.json states: the model's input and outputs, and how an image becomes the input.
 
     Attributes:
         folder: The bundle.
+        input: Name of the model's input.
+        outputs: Names of its outputs: of the probabilities, or of a detector's scores (1, priors, classes) and boxes (1, priors, 4).
         channels, height, width: Of the model's input, (1, channels, height, width) float32.
         resize: (width, height) of the whole image before its center is cropped.
         order: ``BGR``, ``RGB`` or ``GRAY``.
         mean: (C or 1, 1, 1) or (C, H, W) float32, subtracted from pixels of 0 to 255.
         scale: (C or 1, 1, 1) float32, the factor after that.
+        detection: Non-maximum suppression of a detector; None for a classifier.
         labels: Class names.
     """
 
@@ -46,29 +52,60 @@ class Settings:
         self.folder = folder
         path = folder / "preprocessing.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != FORMAT:
-                raise ValueError("format {}".format(values["format"]))
-            self.input, self.output = str(values["input"]["name"]), str(values["output"]["name"])
-            self.channels, self.height, self.width = [int(n) for n in values["input"]["shape"][1:]]
-            self.classes = int(values["output"]["classes"])
-            self.resize = (int(values["resize"][0]), int(values["resize"][1]))
-            self.order = str(values["channel_order"])
-            self.scale = np.array(values["scale"], np.float32).reshape(-1, 1, 1)
-            if "mean_file" in values:
-                mean = np.fromfile(str(folder / Path(values["mean_file"]).name), "<f4")
-                self.mean = mean.astype(np.float32).reshape(self.channels, self.height, self.width)
-            else:
-                self.mean = np.array(values["mean"], np.float32).reshape(-1, 1, 1)
+            self._read(json.loads(path.read_text(encoding="utf-8")))
             self.labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise BundleError(f"{error.filename or path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
             raise BundleError(f"{path}: damaged, or not of a bundle ({error})") from None
-        if self.order not in ("BGR", "RGB", "GRAY") or self.resize[0] < self.width or self.resize[1] < self.height:
-            raise BundleError(f"{path}: damaged: the channel order or the sizes are not possible")
         if len(self.labels) != self.classes:
             raise BundleError(f"{folder / 'labels.txt'}: {len(self.labels)} lines, but the model has {self.classes} classes")
+
+    def _read(self, values: Dict[str, Any]) -> None:
+        if values["format"] != FORMAT:
+            raise ValueError("format {}".format(values["format"]))
+        self.input = str(values["input"]["name"])
+        self.channels, self.height, self.width = [int(n) for n in values["input"]["shape"][1:]]
+        self.classes = int(values["output"]["classes"])
+        self.resize = (int(values["resize"][0]), int(values["resize"][1]))
+        self.order = str(values["channel_order"])
+        if self.channels != {"BGR": 3, "RGB": 3, "GRAY": 1}.get(self.order):
+            raise ValueError("the channel order does not fit the model's input")
+        if not (0 < self.width <= self.resize[0] <= MAX_SIDE and 0 < self.height <= self.resize[1] <= MAX_SIDE):
+            raise ValueError("the sizes are not possible")
+        self.scale = np.array(values["scale"], np.float32).reshape(-1, 1, 1)
+        if "mean_file" in values:
+            mean = np.fromfile(str(self.folder / "mean.f32"), "<f4")
+            self.mean = mean.astype(np.float32).reshape(self.channels, self.height, self.width)
+        else:
+            self.mean = np.array(values["mean"], np.float32).reshape(-1, 1, 1)
+        if any(len(array) not in (1, self.channels) for array in (self.mean, self.scale)):
+            raise ValueError("mean and scale need one number, or one a channel")
+        self.detection = None  # type: Optional[Detection]
+        if "detection" in values:
+            self.outputs = [str(values["output"]["scores"]), str(values["output"]["boxes"])]
+            self.detection = Detection(values["detection"])
+        else:
+            self.outputs = [str(values["output"]["name"])]
+
+
+class Detection:
+    """Non-maximum suppression, as a DetectionOutput layer of Caffe's SSD does it.
+
+    Attributes:
+        priors: Number of boxes.
+        background: The class that is not an object; -1 for none.
+        threshold: Scores above this one count.
+        nms: Largest overlap, intersection over union, with a better box of the class.
+        eta: Factor of ``nms`` after each box that is kept, while it is above 0.5.
+        top_k: Best boxes of a class that are looked at; -1 for all.
+        keep_top_k: Boxes to keep; -1 for all.
+    """
+
+    def __init__(self, values: Dict[str, Any]):
+        self.priors, self.background = int(values["priors"]), int(values["background"])
+        self.threshold, self.nms, self.eta = np.float32(values["threshold"]), np.float32(values["nms"]), np.float32(values["eta"])
+        self.top_k, self.keep_top_k = int(values["top_k"]), int(values["keep_top_k"])
 
 
 def read_picture(path: Path, settings: Settings) -> Any:
@@ -123,9 +160,9 @@ class OnnxRuntimeBackend:
         self._settings = settings
         self._session = onnxruntime.InferenceSession(str(settings.folder / "model.onnx"), options, providers=providers)
 
-    def run(self, batch: Any) -> Any:
-        """Return the output for one prepared image."""
-        return self._session.run([self._settings.output], {self._settings.input: batch})[0]
+    def run(self, batch: Any) -> List[Any]:
+        """Return the outputs for one prepared image."""
+        return list(self._session.run(self._settings.outputs, {self._settings.input: batch}))
 
 
 class OpenCVBackend:
@@ -135,10 +172,10 @@ class OpenCVBackend:
         self._settings = settings
         self._net = cv2.dnn.readNetFromONNX(str(settings.folder / "model.onnx"))
 
-    def run(self, batch: Any) -> Any:
-        """Return the output for one prepared image."""
+    def run(self, batch: Any) -> List[Any]:
+        """Return the outputs for one prepared image."""
         self._net.setInput(batch, self._settings.input)
-        return self._net.forward(self._settings.output)
+        return list(self._net.forward(self._settings.outputs))
 
 
 class TensorRTBackend:
@@ -158,12 +195,15 @@ class TensorRTBackend:
             raise BundleError(f"{path}: TensorRT cannot load it; build it on this device with ./build_engine.sh")
         self._settings, self._cuda = settings, cuda
         self._context = self._engine.create_execution_context()
-        self._output = np.empty((1, settings.classes), np.float32)
-        size = 4 * settings.channels * settings.height * settings.width
-        self._buffers = {settings.input: cuda.mem_alloc(size), settings.output: cuda.mem_alloc(self._output.nbytes)}
+        priors = settings.detection.priors if settings.detection else 0
+        shapes = [(1, priors, settings.classes), (1, priors, 4)] if settings.detection else [(1, settings.classes)]
+        self._outputs = [np.empty(shape, np.float32) for shape in shapes]
+        self._buffers = {settings.input: cuda.mem_alloc(4 * settings.channels * settings.height * settings.width)}
+        for name, output in zip(settings.outputs, self._outputs):
+            self._buffers[name] = cuda.mem_alloc(output.nbytes)
 
-    def run(self, batch: Any) -> Any:
-        """Return the output for one prepared image."""
+    def run(self, batch: Any) -> List[Any]:
+        """Return the outputs for one prepared image."""
         self._cuda.memcpy_htod(self._buffers[self._settings.input], batch)
         if hasattr(self._engine, "get_binding_index"):  # TensorRT up to 9
             bindings = [0] * len(self._buffers)
@@ -173,8 +213,9 @@ class TensorRTBackend:
             bindings = [int(self._buffers[self._engine.get_tensor_name(i)]) for i in range(self._engine.num_io_tensors)]
         if not self._context.execute_v2(bindings):
             raise BundleError("TensorRT failed to run the engine")
-        self._cuda.memcpy_dtoh(self._output, self._buffers[self._settings.output])
-        return self._output.copy()
+        for name, output in zip(self._settings.outputs, self._outputs):
+            self._cuda.memcpy_dtoh(output, self._buffers[name])
+        return [output.copy() for output in self._outputs]
 
 
 def find_engine(folder: Path) -> Optional[Path]:
@@ -208,6 +249,58 @@ def best(output: Any, settings: Settings, top: int = 5) -> List[Dict[str, Any]]:
         raise BundleError(f"the model gives {row.size} values, but there are {settings.classes} classes")
     order = np.argsort(-row, kind="stable")[:top]
     return [{"index": int(i), "label": settings.labels[i], "probability": float(row[i])} for i in order]
+
+
+def detect(outputs: Sequence[Any], size: Tuple[int, int], settings: Settings) -> List[Dict[str, Any]]:
+    """Return the boxes after non-maximum suppression as {index, label, score, box}, best first.
+
+    Args:
+        outputs: Scores and boxes of the model.
+        size: (width, height) of the picture; ``box`` is x1, y1, x2, y2 in its pixels.
+        settings: Those of a detector.
+    """
+    how = settings.detection
+    assert how is not None  # noqa: S101
+    scores, boxes = (np.asarray(output, np.float32) for output in outputs)
+    if scores.size != how.priors * settings.classes or boxes.size != 4 * how.priors:
+        raise BundleError(f"the model gives {scores.size} scores and {boxes.size} corners, which does not fit {how.priors} boxes")
+    scores, boxes = scores.reshape(how.priors, settings.classes), boxes.reshape(how.priors, 4)
+    labels = [label for label in range(settings.classes) if label != how.background]
+    found = [(label, prior) for label in labels for prior in suppress(scores[:, label], boxes, how)]
+    found.sort(key=lambda pair: -scores[pair[1], pair[0]])
+    # From the crop to the whole picture.
+    inner = np.array([settings.width, settings.height] * 2, np.float32)
+    offset = np.array([(settings.resize[0] - settings.width) // 2, (settings.resize[1] - settings.height) // 2] * 2, np.float32)
+    factor = np.array([size[0] / settings.resize[0], size[1] / settings.resize[1]] * 2, np.float32)
+    kept = found[: how.keep_top_k] if how.keep_top_k >= 0 else found
+    return [
+        {
+            "index": label,
+            "label": settings.labels[label],
+            "score": float(scores[prior, label]),
+            "box": [float(value) for value in (boxes[prior] * inner + offset) * factor],
+        }
+        for label, prior in kept
+    ]
+
+
+def suppress(scores: Any, boxes: Any, how: Detection) -> List[int]:
+    """Return the indices of the boxes of one class that are kept, best first; of equal scores the lower index first."""
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] > how.threshold]
+    order = order[: how.top_k] if how.top_k >= 0 else order
+    areas = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(1)
+    nms, kept = how.nms, []  # type: Any, List[int]
+    for index in order.tolist():
+        sides = np.minimum(boxes[index, 2:], boxes[kept, 2:]) - np.maximum(boxes[index, :2], boxes[kept, :2])
+        shared = sides.clip(min=0).prod(1)
+        whole = areas[index] + areas[kept] - shared
+        meet = (sides > 0).all(1) & (whole > 0)
+        if not meet.any() or (shared[meet] / whole[meet]).max() <= nms:
+            kept.append(index)
+            if how.eta < 1 and nms > 0.5:
+                nms *= how.eta
+    return kept
 
 
 def images(names: Sequence[str], settings: Settings, limit: int) -> Iterator[Tuple[str, Any]]:
@@ -249,6 +342,43 @@ def frames(name: str, settings: Settings, limit: int) -> Iterator[Tuple[str, Any
         yield name, BundleError(f"{name}: not a picture, video or camera that OpenCV can open")
 
 
+def as_text(name: str, found: List[Dict[str, Any]]) -> str:
+    """Return the result for one picture as lines of text."""
+    lines = [name]
+    for item in found:
+        if "box" in item:
+            place = "  ({:.1f}, {:.1f}) to ({:.1f}, {:.1f})".format(*item["box"])
+            lines.append("  {:6.4f}  {}{}".format(item["score"], item["label"], place))
+        else:
+            lines.append("  {:6.4f}  {}".format(item["probability"], item["label"]))
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Classify all inputs; returns the exit code: 2 if one cannot be used."""
+    code = 0
+    settings = Settings(options.bundle)
+    backend = open_backend(settings, options.backend)
+    dump = options.dump.open("wb") if options.dump else None
+    for name, image in images(options.inputs, settings, options.frames):
+        if isinstance(image, BundleError):
+            sys.stderr.write(f"classify: error: {image}\n")
+            code = 2
+            continue
+        batch = prepare(image, settings)
+        if dump:
+            dump.write(batch.astype("<f4").tobytes())
+        outputs = backend.run(batch)
+        if settings.detection:
+            key, found = "boxes", detect(outputs, image.shape[1::-1], settings)
+        else:
+            key, found = "guesses", best(outputs[0], settings, options.top)
+        print(json.dumps({"picture": name, key: found}, ensure_ascii=False) if options.json else as_text(name, found), flush=True)
+    if dump:
+        dump.close()
+    return code
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns the exit code: 2 if an input or the bundle cannot be used."""
     parser = argparse.ArgumentParser(description="Classify pictures, folders, videos or a camera with the bundle in this folder.")
@@ -258,27 +388,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
     parser.add_argument("--frames", type=int, default=0, help="stop after this many frames of a video or camera")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    options = parser.parse_args(arguments)
-    code = 0
+    parser.add_argument("--dump", type=Path, metavar="FILE", help="write the model's inputs to FILE, float32")
     try:
-        settings = Settings(options.bundle)
-        backend = open_backend(settings, options.backend)
-        for name, image in images(options.inputs, settings, options.frames):
-            if isinstance(image, BundleError):
-                sys.stderr.write(f"classify: error: {image}\n")
-                code = 2
-                continue
-            guesses = best(backend.run(prepare(image, settings)), settings, options.top)
-            if options.json:
-                print(json.dumps({"picture": name, "guesses": guesses}, ensure_ascii=False), flush=True)
-            else:
-                print(name + "".join("\n  {:6.4f}  {}".format(guess["probability"], guess["label"]) for guess in guesses), flush=True)
+        return run(parser.parse_args(arguments))
     except BundleError as error:
         sys.stderr.write(f"classify: error: {error}\n")
         return 2
+    except OSError as error:
+        sys.stderr.write(f"classify: error: {error.filename}: {error.strerror}\n")
+        return 2
     except KeyboardInterrupt:
         return 130
-    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``caffetools bundle``: a folder with everything that a device needs to run a deployed classifier."""
+"""``caffetools bundle``: a folder with everything that a device needs to run a deployed classifier or detector."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def bundle(
     calibration: Annotated[
         Path | None, typer.Option(metavar="CACHE", help="TensorRT's calibration cache, from `caffetools quantize`.", show_default=False)
     ] = None,
-    output: Annotated[str | None, typer.Option(help="The blob of the probabilities, where the net has several outputs.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="The blob of the probabilities or detections, where the net has several outputs.")
+    ] = None,
     pictures: Annotated[
         list[str] | None, typer.Option(help="Sample pictures to include in place of drawn ones; may be repeated.", show_default=False)
     ] = None,
@@ -43,7 +45,7 @@ def bundle(
     """Write DEPLOY with WEIGHTS as a bundle for a device, or check one.
 
     A bundle has the ONNX model, labels, preprocessing, a script for TensorRT, runners in Python and C++, and sample pictures with the
-    expected classes. `caffetools bundle check DIR` compares all files with SHA256SUMS and the samples with what the net computed.
+    expected classes or boxes. `caffetools bundle check DIR` compares all files with SHA256SUMS and the samples with what the net computed.
     """
     if len(files) == 2 and str(files[0]) == "check":
         from caffetools.bundle.check import check_bundle
@@ -81,6 +83,6 @@ def _show(checked: BundleCheck, folder: Path, done: str, *, as_json: bool) -> No
         return
     console.print(f"{done} {folder} ({checked.files} files).", markup=False)
     console.print(
-        f"{checked.samples} samples in {checked.backend} give the expected classes; largest difference of a probability {checked.largest_difference:.1e}.",
+        f"{checked.samples} samples in {checked.backend} give the expected results; largest difference {checked.largest_difference:.1e}.",
         markup=False,
     )

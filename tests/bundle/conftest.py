@@ -24,6 +24,27 @@ layer { name: "score" type: "InnerProduct" bottom: "pool" top: "score"
   inner_product_param { num_output: 7 weight_filler { type: "xavier" } } }
 layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }
 """
+DETECTOR = """
+name: "detector"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 24 dim: 32 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 6 kernel_size: 5 stride: 4 pad: 2 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "loc" type: "Convolution" bottom: "conv" top: "loc" convolution_param { num_output: 12 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "loc_perm" type: "Permute" bottom: "loc" top: "loc_perm" permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "loc_flat" type: "Flatten" bottom: "loc_perm" top: "boxes" }
+layer { name: "conf" type: "Convolution" bottom: "conv" top: "conf" convolution_param { num_output: 12 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "conf_perm" type: "Permute" bottom: "conf" top: "conf_perm" permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "conf_rows" type: "Reshape" bottom: "conf_perm" top: "conf_rows" reshape_param { shape { dim: 0 dim: -1 dim: 4 } } }
+layer { name: "softmax" type: "Softmax" bottom: "conf_rows" top: "softmax" softmax_param { axis: 2 } }
+layer { name: "conf_flat" type: "Flatten" bottom: "softmax" top: "conf_flat" }
+layer { name: "priors" type: "PriorBox" bottom: "conv" bottom: "data" top: "priors"
+  prior_box_param { min_size: 8 aspect_ratio: 2 flip: true variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2 } }
+layer { name: "found" type: "DetectionOutput" bottom: "boxes" bottom: "conf_flat" bottom: "priors" top: "found"
+  detection_output_param { num_classes: 4 share_location: true background_label_id: 0 confidence_threshold: 0.3 keep_top_k: 20
+    code_type: CENTER_SIZE nms_param { nms_threshold: 0.45 top_k: 50 } } }
+"""
+OBJECTS = ("bird", "cat", "dog")
 LABELS = ("Ähre", "bee", 'a "quoted" one', "dog", "elk", "fox", "gnu")
 
 
@@ -33,13 +54,15 @@ class Nets(NamedTuple):
 
 
 def write_net(folder: Path, text: str = DEPLOY) -> Nets:
-    """A net with seeded weights whose probabilities differ between pictures."""
+    """A net with seeded weights, small enough that its probabilities differ between pictures."""
     deploy, weights = folder / "deploy.prototxt", folder / "tiny.caffemodel"
     deploy.write_text(text)
     torch.manual_seed(3)
     net = Net.from_file(deploy)
+    factors = {"loc": 0.5, "conv": 0.03} if "DetectionOutput" in text else {"score": 0.02}
     with torch.no_grad():
-        net.layer("score").blobs[0].mul_(0.02)
+        for name, factor in factors.items():
+            net.layer(name).blobs[0].mul_(factor)
     save_weights(net, weights)
     return Nets(deploy, weights)
 
@@ -51,9 +74,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Nets:
 
 
 @pytest.fixture(scope="session")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Nets:
+    """A detector's files."""
+    return write_net(tmp_path_factory.mktemp("detector"), DETECTOR)
+
+
+@pytest.fixture(scope="session")
 def options() -> Options:
     """How its pictures are prepared."""
     return Options(mean="104,117,123", scale=0.5, resize=(40, 30), labels=LABELS)
+
+
+@pytest.fixture(scope="session")
+def detectors(detector: Nets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle of the detector for each target."""
+    folder = tmp_path_factory.mktemp("detectors")
+    how = Options(mean="104,117,123", resize=(40, 30), labels=OBJECTS)
+    for target in ("jetson", "onnxruntime", "opencv"):
+        build_bundle(*detector, folder / target, target, how)
+    return {target: folder / target for target in ("jetson", "onnxruntime", "opencv")}
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from caffetools.bundle import standalone
 from caffetools.bundle.build import TARGETS, build_bundle
@@ -23,7 +24,11 @@ from caffetools.cancel import CancelToken
 from caffetools.errors import Cancelled, DataError, ExportError, NetError
 from caffetools.events import ArtifactWritten, Event, Finished, Started, Warned
 from caffetools.infer.classifier import Classifier, Options
-from tests.bundle.conftest import DEPLOY, LABELS, Nets, write_net
+from caffetools.infer.sidecar import write_preprocessing
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights
+from caffetools.results import Preprocessing
+from tests.bundle.conftest import DEPLOY, DETECTOR, LABELS, OBJECTS, Nets, write_net
 from tests.cli.inprocess import error_of, run, run_well
 
 
@@ -53,7 +58,7 @@ def test_the_model_for_jetson_takes_what_jetson_inference_gives(bundles: dict[st
     rgb = picture[:, :, ::-1].transpose(2, 0, 1).astype(np.float64) / 255
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalized = ((rgb - mean[:, None, None]) / std[:, None, None]).astype(np.float32)[None]
-    got = standalone.open_backend(settings, "onnxruntime").run(normalized)
+    got = standalone.open_backend(settings, "onnxruntime").run(normalized)[0]
     own = Classifier(*tiny, Options(mean="104,117,123", scale=0.5)).classify([picture], channel_order="BGR", top=7)[0]
     assert np.allclose([got[0, guess.index] for guess in own.guesses], [guess.probability for guess in own.guesses], atol=1e-5)
 
@@ -76,6 +81,109 @@ def test_a_gray_net_is_bundled_with_a_warning_for_jetson(tmp_path: Path) -> None
     assert any("gray" in event.message for event in events if isinstance(event, Warned))
     assert check_bundle(tmp_path / "out", tolerance=1e-5).samples == 4
     assert "imagenet --model" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_detector_gives_the_nets_own_boxes(target: str, detectors: dict[str, Path], detector: Nets) -> None:
+    folder = detectors[target]
+    model = onnx.load(folder / "model.onnx")
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in model.graph.output}
+    assert list(shapes) == ["scores", "boxes"] and shapes["boxes"] == [1, 144, 4] and shapes["scores"] == [1, 144, 4]
+    assert (folder / "labels.txt").read_text().splitlines() == ["BACKGROUND", *OBJECTS]
+    expected = json.loads((folder / "samples" / "expected.json").read_text())
+    assert all(len(boxes) == 5 for boxes in expected.values())
+    for backend in ("onnxruntime", "opencv"):
+        assert check_bundle(folder, backend=backend, tolerance=1e-5).samples == 4
+    # All boxes, against the net's DetectionOutput layer itself.
+    settings = standalone.Settings(folder)
+    net = Net.from_file(detector.deploy)
+    load_weights(net, detector.weights)
+    found = 0
+    for picture in sorted((folder / "samples").glob("*.png")):
+        image = cv2.imread(str(picture))
+        crop = cv2.resize(image, (40, 30))[3:27, 4:36].astype(np.float32) - np.array([104, 117, 123], np.float32)
+        rows = net({"data": torch.from_numpy(crop.transpose(2, 0, 1)[None])})["found"].reshape(-1, 7).numpy()
+        got = standalone.detect(
+            standalone.open_backend(settings, "onnxruntime").run(standalone.prepare(image, settings)), (320, 240), settings
+        )
+        best = sorted(rows.tolist(), key=lambda row: -row[2])
+        assert [box["index"] for box in got] == [int(row[1]) for row in best]
+        assert np.allclose([box["score"] for box in got], [row[2] for row in best], atol=1e-5)
+        corners = (np.array([row[3:] for row in best]) * [32, 24, 32, 24] + [4, 3, 4, 3]) * 8
+        assert np.allclose([box["box"] for box in got], corners, atol=0.02)
+        found += len(got)
+    assert found > 30
+
+
+@pytest.mark.parametrize("code", ["CORNER", "CORNER_SIZE", "CENTER_SIZE"])
+@pytest.mark.parametrize("change", ["keep_top_k: 20", "keep_top_k: 20 variance_encoded_in_target: true", "keep_top_k: -1"])
+def test_each_way_to_encode_boxes(code: str, change: str, detector: Nets, tmp_path: Path) -> None:
+    text = DETECTOR.replace("CENTER_SIZE", code).replace("nms_threshold: 0.45", "nms_threshold: 0.6 eta: 0.9")
+    text = text.replace("keep_top_k: 20", change)
+    (tmp_path / "deploy.prototxt").write_text(text)
+    build_bundle(tmp_path / "deploy.prototxt", detector.weights, tmp_path / "out", "opencv", Options(mean="110"))
+    assert check_bundle(tmp_path / "out", backend="onnxruntime", tolerance=1e-5).samples == 4
+
+
+def test_the_model_for_detectnet_takes_what_jetson_inference_gives(detectors: dict[str, Path]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    rgb = picture[:, :, ::-1].transpose(2, 0, 1).astype(np.float64) / 255
+    got = standalone.open_backend(standalone.Settings(detectors["jetson"]), "onnxruntime").run(((rgb - 0.5) / 0.5).astype(np.float32)[None])
+    pixels = picture.transpose(2, 0, 1).astype(np.float32) - np.array([104, 117, 123], np.float32)[:, None, None]
+    own = standalone.open_backend(standalone.Settings(detectors["opencv"]), "onnxruntime").run(pixels[None])
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(got, own, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "target", "message"),
+    [
+        ("background_label_id: 0", "background_label_id: 3", "jetson", "takes class 0 of a detector as the background; here it is 3"),
+        ("share_location: true", "share_location: false", "opencv", "share_location: false, boxes for each class"),
+        (
+            'name: "found"',
+            'name: "more" type: "ReLU" bottom: "conf_flat" top: "more" }\nlayer { name: "found"',
+            "opencv",
+            "several outputs",
+        ),
+    ],
+)
+def test_detectors_that_do_not_fit_are_refused(before: str, after: str, target: str, message: str, tmp_path: Path) -> None:
+    text = DETECTOR.replace(before, after)
+    if after == "share_location: false":
+        text = text.replace('top: "loc" convolution_param { num_output: 12', 'top: "loc" convolution_param { num_output: 48')
+    nets = write_net(tmp_path, text)
+    with pytest.raises(NetError, match=message):
+        build_bundle(*nets, tmp_path / "out", target, Options(mean="110"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_of_several_outputs_is_chosen(tmp_path: Path) -> None:
+    text = DETECTOR.replace('name: "found"', 'name: "more" type: "ReLU" bottom: "conf_flat" top: "more" }\nlayer { name: "found"')
+    build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", Options(mean="110"), output="found")
+    assert check_bundle(tmp_path / "out", backend="onnxruntime", tolerance=1e-5).samples == 4
+
+
+def test_other_boxes_are_found(detectors: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(detectors["opencv"], tmp_path / "copy")
+    path = copy / "samples" / "expected.json"
+    expected = json.loads(path.read_text())
+    for change in ({"score": 0.5}, {"index": 1}, {"box": [1, 2, 3, 4]}):
+        path.write_text(json.dumps(expected | {"sample_0.png": [expected["sample_0.png"][0] | change]}))
+        write_sums(copy)
+        with pytest.raises(ExportError, match=r"the box .* is expected, but not found within 0.001"):
+            check_bundle(copy)
+    path.write_text(json.dumps(expected | {"sample_0.png": []}))
+    write_sums(copy)
+    with pytest.raises(ExportError, match="a box of class .* is found, expected is none"):
+        check_bundle(copy)
+
+
+def test_a_net_that_takes_rgb_is_kept(tiny: Nets, tmp_path: Path) -> None:
+    swapped = write_net(tmp_path)
+    write_preprocessing(swapped.deploy, Preprocessing(mean_values=(123.0, 117.0, 104.0), channel_order="RGB"))
+    for target in ("jetson", "opencv"):
+        build_bundle(*swapped, tmp_path / target, target)
+        assert check_bundle(tmp_path / target, backend="onnxruntime", tolerance=1e-5).samples == 4
 
 
 def test_events_come_in_order(tiny: Nets, options: Options, tmp_path: Path) -> None:
@@ -185,7 +293,7 @@ def test_other_probabilities_are_found(copy: Path) -> None:
 def test_the_commands(tiny: Nets, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "bundle"
     done = run_well("bundle", "--target", "onnxruntime", *tiny, "--mean", "100", "-o", out)
-    assert done.stdout.startswith(f"Wrote {out} (") and "4 samples in onnxruntime give the expected classes" in done.stdout
+    assert done.stdout.startswith(f"Wrote {out} (") and "4 samples in onnxruntime give the expected results" in done.stdout
     answer = json.loads(run_well("bundle", "check", out, "--json", "--engine", "opencv").stdout)
     assert answer["backend"] == "opencv" and answer["largest_difference"] < 1e-5
     assert "already exists" in error_of(run("bundle", *tiny, "-o", out))
