@@ -16,10 +16,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float32]
+    Pixels = NDArray[np.uint8]
+else:
+    Array = Pixels = np.ndarray
 
 FORMAT = 1
 BACKENDS = ("tensorrt", "onnxruntime", "opencv")
@@ -108,7 +116,7 @@ class Detection:
         self.top_k, self.keep_top_k = int(values["top_k"]), int(values["keep_top_k"])
 
 
-def read_picture(path: Path, settings: Settings) -> Any:
+def read_picture(path: Path, settings: Settings) -> Pixels:
     """Return a picture file as uint8 (H, W, 3) BGR, or (H, W) for a gray model. Raises BundleError naming the file."""
     try:
         data = path.read_bytes()
@@ -122,7 +130,7 @@ def read_picture(path: Path, settings: Settings) -> Any:
         image = None
     if image is None:
         raise BundleError(f"{path}: not a picture that OpenCV can decode")
-    return image
+    return np.asarray(image, np.uint8)
 
 
 def is_truncated(data: bytes) -> bool:
@@ -134,10 +142,10 @@ def is_truncated(data: bytes) -> bool:
     return not data
 
 
-def prepare(image: Any, settings: Settings) -> Any:
+def prepare(image: Pixels, settings: Settings) -> Array:
     """Return an image (uint8, BGR or gray) as the model's input, (1, C, H, W) float32: resize, crop the center, mean, scale."""
     if image.shape[1::-1] != settings.resize:
-        image = cv2.resize(image, settings.resize, interpolation=cv2.INTER_LINEAR)
+        image = np.asarray(cv2.resize(image, settings.resize, interpolation=cv2.INTER_LINEAR), np.uint8)
     top, left = (settings.resize[1] - settings.height) // 2, (settings.resize[0] - settings.width) // 2
     image = image[top : top + settings.height, left : left + settings.width]
     if settings.order == "RGB":
@@ -160,7 +168,7 @@ class OnnxRuntimeBackend:
         self._settings = settings
         self._session = onnxruntime.InferenceSession(str(settings.folder / "model.onnx"), options, providers=providers)
 
-    def run(self, batch: Any) -> List[Any]:
+    def run(self, batch: Array) -> List[Array]:
         """Return the outputs for one prepared image."""
         return list(self._session.run(self._settings.outputs, {self._settings.input: batch}))
 
@@ -172,10 +180,10 @@ class OpenCVBackend:
         self._settings = settings
         self._net = cv2.dnn.readNetFromONNX(str(settings.folder / "model.onnx"))
 
-    def run(self, batch: Any) -> List[Any]:
+    def run(self, batch: Array) -> List[Array]:
         """Return the outputs for one prepared image."""
         self._net.setInput(batch, self._settings.input)
-        return list(self._net.forward(self._settings.outputs))
+        return [np.asarray(output, np.float32) for output in self._net.forward(self._settings.outputs)]
 
 
 class TensorRTBackend:
@@ -202,7 +210,7 @@ class TensorRTBackend:
         for name, output in zip(settings.outputs, self._outputs):
             self._buffers[name] = cuda.mem_alloc(output.nbytes)
 
-    def run(self, batch: Any) -> List[Any]:
+    def run(self, batch: Array) -> List[Array]:
         """Return the outputs for one prepared image."""
         self._cuda.memcpy_htod(self._buffers[self._settings.input], batch)
         if hasattr(self._engine, "get_binding_index"):  # TensorRT up to 9
@@ -242,7 +250,7 @@ def open_backend(settings: Settings, name: str = "auto") -> Any:
     raise BundleError("no runtime found")
 
 
-def best(output: Any, settings: Settings, top: int = 5) -> List[Dict[str, Any]]:
+def best(output: Array, settings: Settings, top: int = 5) -> List[Dict[str, Any]]:
     """Return the ``top`` most probable classes of one output as {index, label, probability}; of equal ones the lower first."""
     row = np.asarray(output, np.float32).reshape(-1)
     if row.size != settings.classes:
@@ -251,7 +259,7 @@ def best(output: Any, settings: Settings, top: int = 5) -> List[Dict[str, Any]]:
     return [{"index": int(i), "label": settings.labels[i], "probability": float(row[i])} for i in order]
 
 
-def detect(outputs: Sequence[Any], size: Tuple[int, int], settings: Settings) -> List[Dict[str, Any]]:
+def detect(outputs: Sequence[Array], size: Tuple[int, int], settings: Settings) -> List[Dict[str, Any]]:
     """Return the boxes after non-maximum suppression as {index, label, score, box}, best first.
 
     Args:
@@ -284,7 +292,7 @@ def detect(outputs: Sequence[Any], size: Tuple[int, int], settings: Settings) ->
     ]
 
 
-def suppress(scores: Any, boxes: Any, how: Detection) -> List[int]:
+def suppress(scores: Array, boxes: Array, how: Detection) -> List[int]:
     """Return the indices of the boxes of one class that are kept, best first; of equal scores the lower index first."""
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] > how.threshold]
