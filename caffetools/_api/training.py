@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from caffetools.cancel import CancelToken
@@ -25,37 +24,87 @@ def build_dataset(
     pictures: PathLike,
     out: PathLike,
     *,
-    size: str = "256",
+    size: int | str = "256",
+    resize_mode: str = "squash",
     val: float = 0.2,
+    test: float = 0.0,
+    group_by: str | None = None,
     seed: int = 1,
     gray: bool = False,
+    encode: str = "raw",
+    min_per_class: int = 1,
+    drop_duplicates: bool = False,
+    drop_similar: bool = False,
+    root: PathLike | None = None,
+    val_list: PathLike | None = None,
+    test_list: PathLike | None = None,
+    labels: PathLike | None = None,
+    strict: bool = False,
+    force: bool = False,
+    resume: bool = False,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> DatasetCard:
-    """Build training and validation LMDBs, labels and a mean from a folder with one subfolder of images per class.
+    """Build LMDBs for training, validation and testing, lists, labels and a mean of images.
 
     Args:
-        pictures: The folder; its subfolders are the classes, in natural order of their names.
-        out: Folder of the dataset; it must not exist.
-        size: Size to resize images to: ``"256"`` or ``"320x240"`` (width x height).
-        val: Fraction of each class that is held out, from 0 to 1.
+        pictures: A folder with one subfolder of images per class; `train/`, `val/` and maybe `test/` with such folders; a zip or tar of
+            them; or a list: Caffe's `path label` lines, CSV, TSV or JSON.
+        out: Folder of the dataset.
+        size: Size to store: `256`, `"320x240"` (width x height), or 0 to keep the images' own sizes.
+        resize_mode: `"squash"`, `"crop"` (cut off what is too much), `"fill"` (black borders) or `"half-crop"`.
+        val: Fraction of each class for validation, between 0 and 1.
+        test: Fraction of each class for testing, from 0.
+        group_by: Column of a list, or regular expression: images with the same value, or the same match in their paths, are in one split.
         seed: Seed of the split and the order.
         gray: Store one channel.
-        events: Receives ``Progress`` events, in images.
-        cancel: Checked between images; nothing is left behind after a cancellation.
+        encode: `"raw"` (pixels), `"png"`, `"jpeg"`, or `"source"` (the images' own files where possible).
+        min_per_class: Leave out classes with fewer usable images.
+        drop_duplicates: Keep one of several equal files; none if their labels differ.
+        drop_similar: The same for near-identical images.
+        root: Folder that the paths of a list are relative to.
+        val_list: List of the images for validation.
+        test_list: List of the images for testing.
+        labels: File of class names, for a list with numbers as labels.
+        strict: Raise the error of an image that cannot be used, instead of leaving it out.
+        force: Replace a dataset at `out` once the new one is complete.
+        resume: Continue a build that was killed or cancelled.
+        events: Receives `Progress` events, in images.
+        cancel: Checked between images; nothing is at `out` after a cancellation, and `resume` continues.
 
     Returns:
-        The dataset's card: classes, counts, size, mean values.
+        The dataset's card: classes, counts, size, mean values, duplicates, what was left out, and checksums.
 
     Raises:
         DataError: There are no usable images, or ``out`` exists.
         Cancelled: ``cancel`` was set.
     """
     from caffetools.data.datasets.build import build_dataset as build
-    from caffetools.events import reporter
 
-    report = reporter(events, "dataset", "images", cancel)
-    return build(Path(pictures), Path(out), size=size, val=val, seed=seed, gray=gray, progress=report)
+    return build(
+        pictures,
+        out,
+        size=size,
+        resize_mode=resize_mode,
+        val=val,
+        test=test,
+        group_by=group_by,
+        seed=seed,
+        gray=gray,
+        encode=encode,
+        min_per_class=min_per_class,
+        drop_duplicates=drop_duplicates,
+        drop_similar=drop_similar,
+        root=root,
+        val_list=val_list,
+        test_list=test_list,
+        labels=labels,
+        strict=strict,
+        force=force,
+        resume=resume,
+        events=events,
+        cancel=cancel,
+    )
 
 
 def train(

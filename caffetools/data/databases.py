@@ -152,6 +152,13 @@ class LmdbWriter:
         if len(self._pending) >= _COMMIT_RECORDS or self._pending_bytes >= _COMMIT_BYTES:
             self._commit()
 
+    def clear(self) -> None:
+        """Remove all records, those that were there included."""
+        with self._environment.begin(write=True) as transaction:
+            transaction.drop(self._environment.open_db(None, transaction), delete=False)
+        self._pending.clear()
+        self.count, self._pending_bytes, self.last_key = 0, 0, b""
+
     def close(self) -> None:
         """Commit what is pending and wait until all is on the disk."""
         try:

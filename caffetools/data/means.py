@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.cancel import CancelToken
 from caffetools.data.databases import CorruptRecords, Database, open_database, shown_key
 from caffetools.data.datum import is_encoded, record_to_array
 from caffetools.data.lmdb_file import Record
 from caffetools.errors import DataError
+from caffetools.events import EventSink, Warned, ignore, reported, reporter
 from caffetools.proto.binary import write_binaryproto
 from caffetools.util.threads import ordered_map
 
@@ -32,6 +34,8 @@ def compute_mean(
     progress: Progress | None = None,
     skip_corrupt: int = 0,
     on_skip: Callable[[DataError], None] | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Array:
     """Compute the mean of the records of a database.
 
@@ -40,6 +44,8 @@ def compute_mean(
         progress: Called with (records done, records in all).
         skip_corrupt: How many damaged records may be left out.
         on_skip: Called with the error of each record that is left out.
+        events: Receives ``Started``, ``Progress`` (unit ``records``), ``Warned`` for each record left out, and ``Finished``.
+        cancel: Checked between records.
 
     Returns:
         (1, C, H, W), float32, in the records' channel order (BGR for pictures). Sums run in float32 in the order of the records,
@@ -48,15 +54,31 @@ def compute_mean(
     Raises:
         DataError: The database cannot be read, or more than ``skip_corrupt`` records are damaged, or one has another size than the
             first; names it.
+        Cancelled: ``cancel`` was set.
     """
     if isinstance(source, (str, os.PathLike)):
-        with closing(open_database(source)) as database:
-            return compute_mean(database, progress=progress, skip_corrupt=skip_corrupt, on_skip=on_skip)
-    corrupt = CorruptRecords(skip_corrupt, on_skip)
+        with reported("mean", f"Computing the mean of {os.fspath(source)}", events), closing(open_database(source)) as database:
+            return _mean(database, progress, _tolerance(skip_corrupt, on_skip, events), events, cancel)
+    with reported("mean", f"Computing the mean of {source.path}", events):
+        return _mean(source, progress, _tolerance(skip_corrupt, on_skip, events), events, cancel)
+
+
+def _tolerance(limit: int, on_skip: Callable[[DataError], None] | None, events: EventSink) -> CorruptRecords:
+    def report(error: DataError) -> None:
+        events(Warned(task="mean", message=f"left out: {error}"))
+        if on_skip is not None:
+            on_skip(error)
+
+    return CorruptRecords(limit, report)
+
+
+def _mean(source: Database, progress: Progress | None, corrupt: CorruptRecords, events: EventSink, cancel: CancelToken | None) -> Array:
+    report = reporter(events, "mean", "records", cancel)
     count, total = 0, len(source)
+    step = max(1, total // 100)
     shape: tuple[int, ...] = ()
-    with closing(_Accumulator()) as accumulator:
-        for key, array in _arrays(source, corrupt):
+    with closing(_Accumulator()) as accumulator, closing(_arrays(source, corrupt)) as arrays:
+        for key, array in arrays:
             shape = shape or array.shape
             if array.shape != shape:
                 raise DataError(
@@ -67,6 +89,10 @@ def compute_mean(
             count += 1
             if progress:
                 progress(count, total)
+            if count % step == 0:
+                report(count, total)
+            elif cancel is not None:
+                cancel.raise_if_cancelled("computing the mean")
         sums = accumulator.result(shape)
     if not count:
         raise DataError("no record can be read", path=source.path)
@@ -86,7 +112,7 @@ def format_mean_values(values: list[float]) -> list[str]:
     return [f"mean_value channel [{channel}]: {value:.6g}" for channel, value in enumerate(values)]
 
 
-def _arrays(database: Database, corrupt: CorruptRecords) -> Iterator[tuple[bytes, NDArray[Any]]]:
+def _arrays(database: Database, corrupt: CorruptRecords) -> Generator[tuple[bytes, NDArray[Any]], None, None]:
     """Yield (key, array) of each sound record; pictures are decoded by several threads."""
 
     def decode(record: Record) -> tuple[bytes, NDArray[Any] | DataError]:

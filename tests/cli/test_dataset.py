@@ -31,9 +31,11 @@ def test_it_says_what_it_made_and_what_it_left_out(pictures: Path, tmp_path: Pat
     result = run(pictures, tmp_path / "out", "--size", "8")
     assert result.exit_code == 0
     assert result.output.splitlines() == [
-        "2 classes, 7 pictures to train on and 2 to validate, 8 x 8",
+        "2 classes, 7 pictures for training and 2 for validation, 8 x 8",
+        f"      0       3       1  {'█' * 18:<24}  cats",
+        f"      1       4       1  {'█' * 24}  große Hunde",
         "  left out: cats/[bad].jpg: not a picture that OpenCV can decode, or a damaged one (it is text)",
-        f"Wrote {tmp_path / 'out'}: train_lmdb, val_lmdb, labels.txt, train.txt, val.txt, dataset.json, mean.binaryproto",
+        f"Wrote {tmp_path / 'out'}: train_lmdb, val_lmdb, labels.txt, train.txt, val.txt, mean.binaryproto, samples.png, dataset.json",
     ]
 
 

@@ -22,10 +22,10 @@ def draw(path: Path, number: int, size: tuple[int, int] = (30, 20), **options: A
     return path
 
 
-def draw_classes(folder: Path, classes: dict[str, int]) -> Path:
+def draw_classes(folder: Path, classes: dict[str, int], seed: int = 0) -> Path:
     for label, (name, count) in enumerate(classes.items()):
         for i in range(count):
-            draw(folder / name / f"p {i}.png", 100 * label + i, (30 + i, 20 + label))
+            draw(folder / name / f"p {i}.png", seed + 100 * label + i, (30 + i, 20 + label))
     return folder
 
 

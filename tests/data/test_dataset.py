@@ -19,7 +19,16 @@ from tests.data.drawing import CLASSES, content, draw, draw_classes, names, rows
 def test_a_folder_of_pictures_becomes_a_dataset(pictures: Path, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     card = build_dataset(pictures, tmp_path / "out", size=16, progress=lambda done, total: steps.append((done, total)))
-    assert names(tmp_path / "out") == ["dataset.json", "labels.txt", "mean.binaryproto", "train.txt", "train_lmdb", "val.txt", "val_lmdb"]
+    assert names(tmp_path / "out") == [
+        "dataset.json",
+        "labels.txt",
+        "mean.binaryproto",
+        "samples.png",
+        "train.txt",
+        "train_lmdb",
+        "val.txt",
+        "val_lmdb",
+    ]
     assert names(tmp_path) == ["out", "pictures"]
     assert card.classes == ["big dogs", "Katze_9", "Katze_10", "日本"]
     assert (tmp_path / "out" / "labels.txt").read_text(encoding="utf-8").splitlines() == card.classes
@@ -115,7 +124,7 @@ def test_pictures_that_keep_their_sizes_have_mean_values_but_no_mean_file(pictur
 
 def test_a_split_that_is_there_is_kept(tmp_path: Path) -> None:
     draw_classes(tmp_path / "p" / "train", {"a": 3, "b": 2, "c": 1})
-    draw_classes(tmp_path / "p" / "val", {"b": 1, "a": 2})
+    draw_classes(tmp_path / "p" / "val", {"b": 1, "a": 2}, seed=50)
     card = build_dataset(tmp_path / "p", tmp_path / "out", size=8)
     assert card.classes == ["a", "b", "c"] and card.val is None
     assert (card.train_counts, card.val_counts) == ([3, 2, 1], [2, 1, 0])

@@ -88,7 +88,7 @@ def test_hidden_files_junk_and_files_that_are_no_pictures_are_passed_over(pictur
     draw(pictures / ".cache" / "x.png", 1)
     draw(pictures / "__MACOSX" / "x.png", 1)
     draw(pictures / "big dogs" / ".x.png", 1)
-    draw(pictures / "big dogs" / "more" / "deep" / "x.png", 2)
+    draw(pictures / "big dogs" / "more" / "deep" / "x.png", 20)
     (pictures / "big dogs" / "Thumbs.db").write_bytes(b"x")
     (pictures / "notes.txt").write_text("x")
     draw(pictures / "loose.png", 3)
@@ -96,8 +96,8 @@ def test_hidden_files_junk_and_files_that_are_no_pictures_are_passed_over(pictur
     card = build_dataset(pictures, tmp_path / "out", size=8)
     assert len(card.classes) == 4
     assert card.train_counts[0] + card.val_counts[0] == CLASSES["big dogs"] + 1
-    assert [(skipped.path, skipped.reason) for skipped in card.skipped] == [("loose.png", "lies in no class's folder")]
-    assert card.notes == ["1 file(s) are no pictures by their names and were passed over."]
+    assert [(skipped.path, skipped.reason) for skipped in card.skipped] == [("loose.png", "it is not in a class's folder")]
+    assert card.notes == ["1 file(s) are not pictures by their names and were ignored."]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_damaged_card_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DataError, match="dataset.json: .*build the dataset again"):
         load_card(tmp_path)
-    with pytest.raises(DataError, match="none is no dataset of caffetools"):
+    with pytest.raises(DataError, match="none is not a dataset of caffetools"):
         load_card(tmp_path / "none")
 
 

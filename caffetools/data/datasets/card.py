@@ -1,10 +1,10 @@
-"""dataset.json: what is known about a dataset, for whoever trains on it."""
+"""dataset.json: the card of a dataset, with its classes, counts, sizes, checksums and settings."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that is not in the dataset: its path below the pictures' folder, and why."""
+    """A picture that is not in the dataset.
+
+    Attributes:
+        path: Its path below the pictures' folder.
+        reason: Why.
+    """
 
     path: str
     reason: str
@@ -30,13 +35,26 @@ class DatasetCard:
     """A dataset that :func:`caffetools.data.datasets.build.build_dataset` made.
 
     Attributes:
-        folder: Where it lies; the files are its properties.
-        classes: The names, label i at place i. train_counts, val_counts: pictures of each class.
-        width, height: Of every picture; 0 where they keep their own sizes. channels: 3 (BGR) or 1.
-        mean_values: One value a channel of the training pictures, in the channels' order; 0 to 255.
-        seed, val: What the split was drawn with; ``val`` is None where the pictures came split.
-        gray, encoded: As asked for. skipped: pictures left out. notes: what a user should know, one sentence each.
-        pictures: The folder that the pictures came from.
+        folder: Its folder; the properties name the files in it.
+        classes: The class names; label i at place i.
+        train_counts: Training pictures of each class.
+        val_counts: Validation pictures of each class.
+        width: Width of every picture in pixels; 0 if they keep their own sizes.
+        height: Height of every picture in pixels; 0 if they keep their own sizes.
+        channels: 3 (BGR) or 1.
+        mean_values: Mean of each channel over the training pictures, in the channels' order; 0 to 255.
+        seed: Seed of the split and the order.
+        val: Share that validates; None if the source gives the split.
+        gray: Whether one channel is stored.
+        encoded: Whether picture files are stored.
+        skipped: Pictures that are left out.
+        notes: Facts that a user should know, one sentence each.
+        pictures: The folder, list or archive that the pictures come from.
+        test_counts: Test pictures of each class; empty without a test split.
+        settings: Further settings of the build: ``storage``, ``resize_mode``, ``test``, ``group_by``, ``min_per_class``…
+        duplicates: Groups of equal or near-identical pictures: ``kind``, ``paths``, ``parts``, ``labels``; the first 200.
+        files: File in the folder → its size (``bytes``) and ``sha256``.
+        shards: Number of databases that each split is stored in.
     """
 
     folder: Path
@@ -54,36 +72,59 @@ class DatasetCard:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pictures: str = ""
+    test_counts: list[int] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    duplicates: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shards: int = 1
 
     @property
     def train_lmdb(self) -> Path:
-        return self.folder / "train_lmdb"
+        """Source of the training pictures for a Data layer."""
+        return self._source("train")
 
     @property
     def val_lmdb(self) -> Path:
-        return self.folder / "val_lmdb"
+        """Source of the validation pictures for a Data layer."""
+        return self._source("val")
+
+    @property
+    def test_lmdb(self) -> Path | None:
+        """Source of the test pictures for a Data layer; None without a test split."""
+        return self._source("test") if self.test_counts else None
 
     @property
     def mean_file(self) -> Path | None:
-        """The mean picture; None where the pictures differ in size and there cannot be one."""
+        """The mean picture; None if the pictures differ in size, which allows none."""
         return self.folder / "mean.binaryproto" if self.width else None
 
     @property
     def labels_file(self) -> Path:
+        """File of the class names."""
         return self.folder / "labels.txt"
 
     @property
     def train_count(self) -> int:
+        """Number of training pictures."""
         return sum(self.train_counts)
 
     @property
     def val_count(self) -> int:
+        """Number of validation pictures."""
         return sum(self.val_counts)
 
+    @property
+    def test_count(self) -> int:
+        """Number of test pictures."""
+        return sum(self.test_counts)
+
     def to_json(self) -> dict[str, Any]:
-        """The card as it is written to dataset.json: plain values, without the folder that it lies in."""
+        """Return the card as it is written to dataset.json: plain values, without the folder."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("folder", "skipped")}
-        return {"format": _FORMAT, **values, "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped]}
+        return {"format": _FORMAT, **values, "skipped": [asdict(skipped) for skipped in self.skipped]}
+
+    def _source(self, part: str) -> Path:
+        return self.folder / (f"{part}_lmdb" if self.shards == 1 else f"{part}_index.json")
 
 
 def save_card(card: DatasetCard, folder: Path) -> None:
@@ -94,7 +135,7 @@ def save_card(card: DatasetCard, folder: Path) -> None:
 
 
 def load_card(folder: PathLike) -> DatasetCard:
-    """The card of the dataset in ``folder``. Raises :class:`DataError` where there is none, or it is damaged."""
+    """Return the card of the dataset in ``folder``. Raises :class:`DataError` if it is missing or damaged."""
     path = Path(folder) / CARD
     try:
         values = json.loads(os.fsdecode(path.read_bytes()))
@@ -104,7 +145,7 @@ def load_card(folder: PathLike) -> DatasetCard:
         return DatasetCard(folder=Path(folder), **values)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot read: {error.strerror}; {os.fspath(folder)} is no dataset of caffetools (see `caffetools dataset build`)"
+            f"{path}: cannot read: {error.strerror}; {os.fspath(folder)} is not a dataset of caffetools (see `caffetools dataset build`)"
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: damaged, or not a dataset's card: {error}; build the dataset again") from None

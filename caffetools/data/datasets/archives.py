@@ -1,0 +1,161 @@
+"""Pictures from a zip or tar: paths are checked and sizes bounded before anything is used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from caffetools.data.datasets.listing import Listing, is_picture, list_pictures
+from caffetools.errors import DataError
+from caffetools.util.folders import remove
+
+PathLike = str | os.PathLike[str]
+# What an archive may unpack to, in bytes, unless the caller allows more, and pictures in it at most.
+MOST_BYTES, _MOST_FILES = 64 << 30, 20_000_000
+_CHUNK = 1 << 20
+_ENDINGS = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
+# Name, unpacked size as stated, and the opened file.
+_Member = tuple[str, int, IO[bytes]]
+
+
+def is_archive(path: PathLike) -> bool:
+    """Return whether ``path`` is a file with the name or the beginning of a zip or a tar (maybe compressed with gzip, bzip2 or xz)."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    if file.name.lower().endswith(_ENDINGS):
+        return True
+    try:
+        return zipfile.is_zipfile(file) or tarfile.is_tarfile(file)
+    except OSError:
+        return False
+
+
+def list_archive(path: PathLike, folder: Path, *, most_bytes: int = MOST_BYTES, fewest: int = 2) -> Listing:
+    """Unpack the pictures of an archive into ``folder`` and list them.
+
+    Only regular files with the names of pictures are unpacked. Folders that hold nothing but one other folder are left out of the paths.
+
+    Args:
+        path: A zip, or a tar, maybe compressed.
+        folder: Folder to make for the pictures.
+        most_bytes: Largest total size of the pictures, in bytes.
+        fewest: Number of classes that are needed.
+
+    Raises:
+        DataError: It is damaged or encrypted, a path in it leads out of the folder, it unpacks to more than ``most_bytes`` or than the
+            disk has room for, or its folders are not a dataset (see :func:`~caffetools.data.datasets.listing.list_pictures`).
+    """
+    archive = Path(path)
+    remove(folder)
+    folder.mkdir()
+    room = min(most_bytes, shutil.disk_usage(folder).free)
+    try:
+        for name, size, stream in _members(archive):
+            with stream:
+                if size > room:
+                    raise _too_large(archive, most_bytes)
+                room -= _unpack(stream, _target(archive, folder, name), room, archive, most_bytes)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise DataError(f"the archive is damaged or encrypted: {reason}", path=archive) from None
+    root = _inner(folder)
+    try:
+        listing = list_pictures(root, fewest=fewest)
+    except DataError as error:
+        raise DataError(f"the archive holds no dataset: {error}".replace(str(root), archive.name), path=archive) from None
+    listing.source, listing.home = archive, archive
+    return listing
+
+
+def _members(archive: Path) -> Iterator[_Member]:
+    members = _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive)
+    for number, member in enumerate(members):
+        if number >= _MOST_FILES:
+            raise DataError(f"it holds more than {_MOST_FILES} pictures", path=archive)
+        yield member
+
+
+def _zip_members(archive: Path) -> Iterator[_Member]:
+    with zipfile.ZipFile(archive) as opened:
+        encoding = _zip_encoding(opened.infolist())
+        for info in opened.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if not info.is_dir() and kind in (0, stat.S_IFREG) and _wanted(info.filename):
+                yield _zip_name(info, encoding), info.file_size, opened.open(info)
+
+
+def _tar_members(archive: Path) -> Iterator[_Member]:
+    with tarfile.open(archive) as opened:
+        for info in opened:
+            if info.isreg() and _wanted(info.name):
+                stream = opened.extractfile(info)
+                if stream is not None:
+                    yield info.name, info.size, stream
+
+
+def _zip_encoding(members: list[zipfile.ZipInfo]) -> str:
+    """Return the encoding of names that are not marked as UTF-8: UTF-8 if all are valid, else GBK if they then are Chinese, else CP437."""
+    names = [info.filename.encode("cp437") for info in members if not info.flag_bits & 0x800 and not info.filename.isascii()]
+    with suppress(UnicodeDecodeError):
+        b"".join(names).decode()
+        return "utf-8"
+    with suppress(UnicodeDecodeError):
+        if all(letter.isascii() or "\u4e00" <= letter <= "\u9fff" for name in names for letter in name.decode("gbk")):
+            return "gbk"
+    return "cp437"
+
+
+def _zip_name(info: zipfile.ZipInfo, encoding: str) -> str:
+    if info.flag_bits & 0x800 or info.filename.isascii():
+        return info.filename
+    return info.filename.encode("cp437").decode(encoding)
+
+
+def _wanted(name: str) -> bool:
+    return is_picture(name) and not PurePosixPath(name).name.startswith(".")
+
+
+def _target(archive: Path, folder: Path, name: str) -> Path:
+    """Return where to write the member ``name``. Raises :class:`DataError` if that is not in ``folder``."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0] or "\0" in name:
+        raise DataError(f"its file '{name}' leads out of the archive's folder; the archive is not used", path=archive)
+    target = folder.joinpath(*parts)
+    if target.exists():
+        raise DataError(f"it holds '{name}' twice (on this system)", path=archive)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _unpack(stream: IO[bytes], target: Path, room: int, archive: Path, most_bytes: int) -> int:
+    """Copy ``stream`` to ``target`` and return its size; the sizes that archives state need not be true."""
+    written = 0
+    with target.open("wb") as file:
+        while chunk := stream.read(_CHUNK):
+            written += len(chunk)
+            if written > room:
+                raise _too_large(archive, most_bytes)
+            file.write(chunk)
+    return written
+
+
+def _too_large(archive: Path, most_bytes: int) -> DataError:
+    limit = f"its pictures unpack to more than {most_bytes:,} bytes, or than the disk has room for"
+    return DataError(limit, path=archive, hint="unpack it by hand and give the folder")
+
+
+def _inner(folder: Path) -> Path:
+    while True:
+        entries = list(folder.iterdir())
+        if len(entries) != 1 or not entries[0].is_dir() or not any(entry.is_dir() for entry in entries[0].iterdir()):
+            return folder
+        folder = entries[0]

@@ -1,0 +1,284 @@
+"""Lists of pictures: Caffe's ``path label`` lines, CSV, TSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from caffetools.data.datasets.listing import Listing, Picture, check_class_name, natural
+from caffetools.data.layers.image_data import read_list
+from caffetools.errors import DataError
+
+PathLike = str | os.PathLike[str]
+_PATHS = ("path", "file", "filename", "file_name", "image", "picture")
+_LABELS = ("label", "class", "category", "target")
+_SPLITS = ("split", "set", "subset", "part")
+_PARTS = {name: part for part, names in (
+    ("train", ("train", "training")), ("val", ("val", "valid", "validation", "dev")), ("test", ("test", "testing"))
+) for name in names}  # fmt: skip
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_JSON = (".json", ".jsonl")
+_NUMBER = re.compile(r"\d{1,9}")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a list.
+
+    Attributes:
+        path: The picture as listed.
+        label: A number or a class name.
+        part: ``train``, ``val`` or ``test``; empty if the list does not divide its pictures.
+        place: ``FILE:LINE`` for errors.
+        group: The value of the column to group by; None without one.
+    """
+
+    path: str
+    label: str
+    part: str
+    place: str
+    group: str | None = None
+
+
+def read_listing(
+    path: PathLike,
+    *,
+    root: PathLike | None = None,
+    val: PathLike | None = None,
+    test: PathLike | None = None,
+    labels: PathLike | None = None,
+    group_by: str | None = None,
+    classes: list[str] | None = None,
+) -> Listing:
+    """Read a list of pictures and their labels.
+
+    By the ending of its name: ``.csv`` and ``.tsv`` have columns for path and label (or class name), maybe one for the split, and may
+    have a header; ``.json`` is a list of objects or pairs, or an object of class name → paths; ``.jsonl`` has an object a line; any
+    other file has Caffe's lines, the label after the last space.
+
+    Args:
+        path: The list.
+        root: Folder that paths are relative to; by default the list's folder or, if its first picture is not there, the working directory.
+        val: A second list, of the pictures for validation.
+        test: A list of the pictures for testing.
+        labels: File of class names, one a line: label i is line i (from 0). By default the names of the pictures' folders if each
+            class has one of its own, else the numbers.
+        group_by: Column (of CSV and TSV with a header) or name (of JSON objects) of the group that a picture belongs to, if the list
+            has it.
+        classes: Class names of a dataset that the pictures are added to: labels that are numbers are indices of them. The list then
+            may have a single class.
+
+    Raises:
+        DataError: A list cannot be read, a line is not a picture with a label, a picture is listed twice, labels have gaps, or the
+            pictures are not at ``root``.
+    """
+    rows = list(_read_rows(Path(path), group_by))
+    for given, part in ((val, "val"), (test, "test")):
+        if given is not None:
+            rows = [replace(row, part=row.part or "train") for row in rows]
+            rows += [replace(row, part=part) for row in _read_rows(Path(given), group_by)]
+    _check_rows(rows)
+    names, numbers = _classes(rows, Path(path), None if labels is None else Path(labels), classes)
+    parts: dict[str, list[list[Picture]]] = {part: [[] for _ in names] for part in ("train", "val", "test")}
+    for row in rows:
+        parts[row.part or "train"][numbers[row.label]].append(Picture(row.path, numbers[row.label]))
+    listing = Listing(
+        _root(Path(path), rows[0].path, root),
+        names,
+        parts["train"],
+        parts["val"] if any(parts["val"]) else None,
+        parts["test"] if any(parts["test"]) else None,
+        source=Path(path),
+        groups={row.path: row.group for row in rows if row.group is not None} or None,
+    )
+    if not any(listing.pictures):
+        raise DataError("it lists no pictures for training", path=path)
+    return listing
+
+
+def _check_rows(rows: list[_Row]) -> None:
+    divided = [row for row in rows if row.part]
+    if divided and len(divided) < len(rows):
+        first = next(row for row in rows if not row.part)
+        raise DataError(f"{first.place}: it has no split, but other lines have one")
+    seen: dict[str, str] = {}
+    for row in rows:
+        if row.path in seen:
+            raise DataError(f"{row.place}: the picture '{row.path}' is listed already in {seen[row.path]}; a picture has one label here")
+        seen[row.path] = row.place
+
+
+def _read_rows(path: Path, group_by: str | None) -> Iterator[_Row]:
+    suffix = path.suffix.lower()
+    if suffix in _TABLES:
+        yield from _table(path, _TABLES[suffix], group_by)
+    elif suffix in _JSON:
+        yield from _json(path, group_by, lines=suffix == ".jsonl")
+    else:
+        for number, (name, label) in enumerate(read_list(path), 1):
+            if label < 0:
+                raise DataError(f"the label {label} of '{name}' is negative", path=path)
+            yield _Row(name, str(label), "", f"{path}:{number}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read the list: {error.strerror} (looked for from {Path.cwd()})", path=path) from None
+    except UnicodeDecodeError:
+        raise DataError("the list is not UTF-8", path=path, hint="save it as UTF-8") from None
+
+
+def _table(path: Path, delimiter: str, group_by: str | None) -> Iterator[_Row]:
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    columns: _Columns | None = None
+    found = False
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if columns is None:
+                columns, is_header = _columns([cell.strip() for cell in cells], group_by)
+                if is_header:
+                    continue
+            place = f"{path}:{reader.line_num}"
+            if len(cells) <= columns.last:
+                raise DataError(f"{place}: it has {len(cells)} column(s), but {columns.last + 1} are needed: path and label")
+            part = cells[columns.part].strip() if columns.part >= 0 else ""
+            group = cells[columns.group].strip() if columns.group >= 0 else None
+            found = True
+            yield _row(cells[columns.path].strip(), cells[columns.label].strip(), part, group, place)
+    except csv.Error as error:
+        raise DataError(f"it is not valid CSV: {error}", path=path, line=reader.line_num) from None
+    if not found:
+        raise DataError("the list is empty", path=path)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Indices of a table's columns; -1 for one that it does not have."""
+
+    path: int
+    label: int
+    part: int
+    group: int
+
+    @property
+    def last(self) -> int:
+        return max(self.path, self.label, self.part, self.group)
+
+
+def _columns(cells: list[str], group_by: str | None) -> tuple[_Columns, bool]:
+    """Return the columns of a table with the first line ``cells``, and whether that is a header."""
+    header = [cell.lower() for cell in cells]
+    path, label, part = (next((header.index(name) for name in names if name in header), -1) for names in (_PATHS, _LABELS, _SPLITS))
+    if min(path, label) < 0:
+        return _Columns(0, 1, 2 if len(cells) == 3 else -1, -1), False
+    group = header.index(group_by.lower()) if group_by is not None and group_by.lower() in header else -1
+    return _Columns(path, label, part, group), True
+
+
+def _json(path: Path, group_by: str | None, *, lines: bool) -> Iterator[_Row]:
+    text = _text(path)
+    try:
+        items = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"it is not valid JSON: {error}", path=path) from None
+    if isinstance(items, dict):
+        items = [(name, label) for label, names in items.items() for name in (names if isinstance(names, list) else [None])]
+    if not isinstance(items, list) or not items:
+        raise DataError("it is not a list of pictures", path=path, hint='such as [{"path": "a/1.png", "label": "a"}]')
+    for number, item in enumerate(items, 1):
+        group = item.get(group_by) if isinstance(item, dict) and group_by is not None else None
+        yield _row(*_json_item(item), None if group is None else str(group), f"{path}: entry {number}")
+
+
+def _json_item(item: Any) -> tuple[Any, Any, Any]:
+    if isinstance(item, dict):
+        path, label, part = (next((item[name] for name in names if name in item), None) for names in (_PATHS, _LABELS, _SPLITS))
+        return path, label, part or ""
+    if isinstance(item, list | tuple) and len(item) in (2, 3):
+        return item[0], item[1], item[2] if len(item) == 3 else ""
+    return None, None, ""
+
+
+def _row(path: Any, label: Any, part: Any, group: str | None, place: str) -> _Row:
+    if not isinstance(path, str) or not path:
+        raise DataError(f"{place}: it names no picture")
+    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+        raise DataError(f"{place}: its label must be a number or the name of a class")
+    if part and str(part).lower() not in _PARTS:
+        raise DataError(f"{place}: the split '{part}' is unknown; it can be train, val or test")
+    path = path.replace("\\", "/") if os.sep == "\\" else path
+    return _Row(path, str(label), _PARTS.get(str(part).lower(), ""), place, group)
+
+
+def _classes(rows: list[_Row], path: Path, labels: Path | None, known: list[str] | None) -> tuple[list[str], dict[str, int]]:
+    """Return the class names, and the label of each text that stands for one in the list."""
+    texts = {row.label for row in rows}
+    names = _read_labels(labels) if labels is not None else None
+    if all(_NUMBER.fullmatch(text) for text in texts):
+        numbers = {text: int(text) for text in texts}
+        classes = _numbered(rows, numbers, path, known if names is None else names)
+    else:
+        classes = names if names is not None else sorted(texts, key=natural)
+        unknown = sorted(texts - set(classes))
+        if unknown:
+            raise DataError(f"the class '{unknown[0]}' is not in {labels}", path=path)
+        numbers = {name: label for label, name in enumerate(classes)}
+    for name in classes:
+        check_class_name(name, "the class")
+    if len(classes) < 2 and known is None:
+        raise DataError(f"there is only one class, '{classes[0]}'; a classifier needs at least two", path=path)
+    return classes, numbers
+
+
+def _numbered(rows: list[_Row], numbers: dict[str, int], path: Path, names: list[str] | None) -> list[str]:
+    used = set(numbers.values())
+    if names is not None:
+        if max(used) >= len(names):
+            raise DataError(f"the label {max(used)} is not below the number of class names, {len(names)}", path=path)
+        return names
+    missing = next((label for label in range(max(used)) if label not in used), None)
+    if missing is not None:
+        raise DataError(
+            f"the labels go up to {max(used)}, but no picture has the label {missing}",
+            path=path,
+            hint="labels count from 0 without gaps; or give a file of all class names with --labels",
+        )
+    folders: dict[int, set[str]] = {}
+    for row in rows:
+        folders.setdefault(numbers[row.label], set()).add(PurePosixPath(row.path).parent.name)
+    found = [next(iter(folders[label])) if len(folders[label]) == 1 else "" for label in range(len(used))]
+    return found if all(found) and len(set(found)) == len(found) else [str(label) for label in range(len(used))]
+
+
+def _read_labels(path: Path) -> list[str]:
+    names = [line.strip() for line in _text(path).splitlines()]
+    while names and not names[-1]:
+        names.pop()
+    if not names or "" in names or len(set(names)) < len(names):
+        raise DataError("it must have one class name a line, each once", path=path)
+    return names
+
+
+def _root(path: Path, first: str, root: PathLike | None) -> Path:
+    if root is not None:
+        if not Path(root).is_dir():
+            raise DataError("it is not a folder (the root of the list's pictures)", path=root)
+        return Path(root)
+    places = [path.parent, Path()]
+    for place in places:
+        if (place / first).is_file():
+            return place
+    raise DataError(
+        f"its first picture '{first}' is neither in {path.parent.resolve()} nor in {Path.cwd()}", path=path, hint="give --root FOLDER"
+    )

@@ -1,0 +1,222 @@
+"""Datasets from lists and archives."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caffetools.data.datasets.archives import list_archive
+from caffetools.data.datasets.build import build_dataset
+from caffetools.data.datasets.lists import read_listing
+from caffetools.errors import DataError
+from tests.data.drawing import content, draw, draw_classes, names
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return draw_classes(tmp_path / "my images", {"cat": 4, "big dog": 4})
+
+
+ROWS = [(f"{name}/p {i}.png", name) for name in ("cat", "big dog") for i in range(4)]
+
+
+def write_list(path: Path, kind: str) -> Path:
+    """Write ROWS in one of the forms of a list."""
+    labels = {"cat": 0, "big dog": 1}
+    texts = {
+        "txt": "".join(f"{name} {labels[label]}\n" for name, label in ROWS),
+        "csv": "image,width,label\n" + "".join(f'"{name}",30,{label}\n' for name, label in ROWS),
+        "tsv": "".join(f"{name}\t{label}\n" for name, label in ROWS),
+        "json": json.dumps([{"file_name": name, "class": label} for name, label in ROWS]),
+        "jsonl": "".join(json.dumps({"path": name, "label": label}) + "\n" for name, label in ROWS),
+    }
+    path = path.with_suffix(f".{kind}")
+    path.write_text(texts[kind], encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "json", "jsonl"])
+def test_every_form_of_list_gives_the_pictures_and_classes(images: Path, tmp_path: Path, kind: str) -> None:
+    card = build_dataset(write_list(tmp_path / "list", kind), tmp_path / "out", size=8, root=images, val=0.25)
+    # Numbers keep their meaning; names are sorted.
+    assert card.classes == (["cat", "big dog"] if kind == "txt" else ["big dog", "cat"])
+    assert (card.train_counts, card.val_counts) == ([3, 3], [1, 1])
+    listed = lines(tmp_path / "out" / "train.txt") + lines(tmp_path / "out" / "val.txt")
+    assert {(line.rpartition(" ")[0], card.classes[int(line.rpartition(" ")[2])]) for line in listed} == set(ROWS)
+    assert card.pictures == str(images)
+
+
+def test_the_root_is_the_lists_folder_or_the_working_directory(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    there, away = write_list(images / "list", "txt"), write_list(tmp_path / "elsewhere" / "list", "txt")
+    assert read_listing(there).root == images
+    with pytest.raises(DataError, match="its first picture 'cat/p 0.png' is neither in"):
+        read_listing(away)
+    monkeypatch.chdir(images)
+    assert read_listing(away).root == Path()
+    with pytest.raises(DataError, match="is not a folder"):
+        read_listing(there, root=tmp_path / "none")
+
+
+def test_a_column_or_lists_of_their_own_give_the_split(images: Path, tmp_path: Path) -> None:
+    rows = "".join(f"{name},{label},{part}\n" for (name, label), part in zip(ROWS, ["train", "valid", "testing", "train"] * 2, strict=True))
+    (tmp_path / "all.csv").write_text("path,label,split\n" + rows)
+    card = build_dataset(tmp_path / "all.csv", tmp_path / "a", size=8, root=images)
+    assert (card.train_counts, card.val_counts, card.test_counts) == ([2, 2], [1, 1], [1, 1])
+    assert lines(tmp_path / "a" / "test.txt") == ["big dog/p 2.png 0", "cat/p 2.png 1"]
+    (tmp_path / "t.txt").write_text("cat/p 0.png 0\nbig dog/p 0.png 1\n")
+    (tmp_path / "v.txt").write_text("big dog/p 1.png 1\ncat/p 1.png 0\n")
+    card = build_dataset(tmp_path / "t.txt", tmp_path / "b", size=8, root=images, val_list=tmp_path / "v.txt")
+    assert (card.train_counts, card.val_counts, card.test_counts, card.val) == ([1, 1], [1, 1], [], None)
+
+
+def test_labels_file_names_numbers_also_without_pictures(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("chat\nchien\nlapin\n")
+    card = build_dataset(write_list(tmp_path / "l", "txt"), tmp_path / "out", size=8, root=images, labels=tmp_path / "labels.txt")
+    assert (card.classes, card.train_counts[2]) == (["chat", "chien", "lapin"], 0)
+    assert "The class 'lapin' has no training picture." in card.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("l.txt", "a.png 0\nb.png x\n", "l.txt:2: 'b.png x' does not end in a label"),
+        ("l.txt", "a.png 0\nb.png -1\n", "the label -1 of 'b.png' is negative"),
+        ("l.txt", "a.png 0\nb.png 2\n", "the labels go up to 2, but no picture has the label 1"),
+        ("l.txt", "a.png 0\nb.png 1\na.png 1\n", "l.txt:3: the picture 'a.png' is listed already in .*l.txt:1"),
+        ("l.txt", "a.png 0\nb.png 0\n", "there is only one class"),
+        ("l.csv", "", "the list is empty"),
+        ("l.csv", "path,label\na.png,x\nb.png\n", "l.csv:3: it has 1 column"),
+        ("l.csv", "path,label\na.png,\n", "l.csv:2: its label must be a number or the name"),
+        ("l.csv", 'path,label\n"a.png,x\n', "it is not valid CSV"),
+        ("l.csv", "path,label,split\na.png,x,train\nb.png,y,\n", "l.csv:3: it has no split"),
+        ("l.csv", "path,label,split\na.png,x,holdout\n", "l.csv:2: the split 'holdout' is unknown"),
+        ("l.json", "[", "it is not valid JSON"),
+        ("l.json", "[1, 2]", "l.json: entry 1: it names no picture"),
+        ("l.json", '[["a.png", 1.5]]', "entry 1: its label must be"),
+        ("l.json", "[" * 100_000, "it is not valid JSON"),
+    ],
+)
+def test_bad_lists_are_errors_that_name_the_line(tmp_path: Path, name: str, text: str, reason: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=reason):
+        build_dataset(tmp_path / name, tmp_path / "out", root=tmp_path)
+    assert names(tmp_path) == [name]
+
+
+def test_lists_in_other_encodings(tmp_path: Path) -> None:
+    for name in ("一.png", "二.png"):
+        draw(tmp_path / name, len(name), (9, 9)).rename(tmp_path / name.encode("gbk").decode("utf-8", "surrogateescape"))
+    (tmp_path / "gbk.txt").write_bytes("一.png 0\n二.png 1\n".encode("gbk"))
+    card = build_dataset(tmp_path / "gbk.txt", tmp_path / "out", size=8)
+    assert card.train_counts == [1, 1] and (tmp_path / "out" / "train.txt").read_bytes().count("一.png".encode("gbk")) == 1
+    (tmp_path / "gbk.csv").write_bytes("path,label\n一.png,狗\n".encode("gbk"))
+    with pytest.raises(DataError, match=r"gbk.csv: the list is not UTF-8; save it as UTF-8"):
+        build_dataset(tmp_path / "gbk.csv", tmp_path / "out2")
+
+
+def test_options_of_lists_are_refused_for_folders(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it is not a list"):
+        build_dataset(images, tmp_path / "out", root=tmp_path)
+
+
+def archive(path: Path, members: list[tuple[Any, bytes]]) -> Path:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+            for name, data in members:
+                opened.writestr(name, data)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as opened_tar:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                opened_tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def members_of(folder: Path, prefix: str = "") -> list[tuple[Any, bytes]]:
+    return [(f"{prefix}{path.relative_to(folder).as_posix()}", path.read_bytes()) for path in sorted(folder.rglob("*.png"))]
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tgz"])
+def test_an_archive_gives_the_records_of_its_folder(images: Path, tmp_path: Path, suffix: str) -> None:
+    build_dataset(images, tmp_path / "plain", size=8)
+    junk: list[tuple[Any, bytes]] = [("top/__MACOSX/cat/._p 0.png", b"x"), ("top/README.md", b"words"), ("top/cat/.hidden.png", b"x")]
+    packed = archive(tmp_path / f"p.{suffix}", members_of(images, "top/") + junk)
+    card = build_dataset(packed, tmp_path / "packed", size=8)
+    assert card.pictures == str(packed) and card.skipped == []
+    one, other = content(tmp_path / "plain"), content(tmp_path / "packed")
+    assert {name for name in one if one[name] != other.get(name)} == {"dataset.json"} and one.keys() == other.keys()
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+@pytest.mark.parametrize("name", ["a/../../../evil.png", "/evil.png", "a\\..\\..\\evil.png", "C:/evil.png"])
+def test_paths_that_lead_out_of_an_archive_are_refused(images: Path, tmp_path: Path, suffix: str, name: str) -> None:
+    packed = archive(tmp_path / f"p.{suffix}", [*members_of(images), (name, b"x")])
+    with pytest.raises(DataError, match="leads out of the archive's folder"):
+        build_dataset(packed, tmp_path / "out", size=8)
+    assert names(tmp_path) == ["my images", packed.name] and not list(tmp_path.parent.glob("evil*"))
+
+
+def test_links_in_an_archive_are_not_followed(images: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "p.tar", "w") as opened:
+        for name, data in members_of(images):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            info = tarfile.TarInfo(f"cat/link{kind!r}.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            opened.addfile(info)
+    card = build_dataset(tmp_path / "p.tar", tmp_path / "out", size=8)
+    assert card.train_count + card.val_count == 8 and card.skipped == []
+
+
+def test_an_archive_that_unpacks_to_too_much_stops_also_if_it_states_less(images: Path, tmp_path: Path) -> None:
+    bomb = archive(tmp_path / "p.zip", [*members_of(images), ("cat/zeros.png", bytes(3_000_000))])
+    with pytest.raises(DataError, match="unpack to more than 1,000,000 bytes"):
+        list_archive(bomb, tmp_path / "work", most_bytes=1_000_000)
+    # The sizes that the archive states are in its directory, and in the header of each member.
+    data = bomb.read_bytes().replace((3_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    (tmp_path / "liar.zip").write_bytes(data)
+    with pytest.raises(DataError, match="unpack to more than|damaged"):
+        list_archive(tmp_path / "liar.zip", tmp_path / "work", most_bytes=1_000_000)
+    assert sum(path.stat().st_size for path in (tmp_path / "work").rglob("*") if path.is_file()) < 1_100_000
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.97])
+@pytest.mark.parametrize("suffix", ["zip", "tgz"])
+def test_a_truncated_archive_is_one_error_that_names_it(images: Path, tmp_path: Path, suffix: str, keep: float) -> None:
+    packed = archive(tmp_path / f"p.{suffix}", members_of(images))
+    data = packed.read_bytes()
+    packed.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(DataError, match=rf"p.{suffix}: the archive (is damaged|holds no dataset)") as caught:
+        build_dataset(packed, tmp_path / "out", size=8)
+    assert "\n" not in str(caught.value) and names(tmp_path) == ["my images", packed.name]
+
+
+def test_names_in_gbk_of_a_zip_are_read(images: Path, tmp_path: Path) -> None:
+    class GbkInfo(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # as Windows' Explorer of Chinese systems writes names
+            return self.filename.encode("gbk"), self.flag_bits & ~0x800
+
+    renamed = [(GbkInfo(name.replace("cat/", "猫/").replace("big dog/", "狗/")), data) for name, data in members_of(images)]
+    card = build_dataset(archive(tmp_path / "p.zip", renamed), tmp_path / "out", size=8)
+    # "猫" in GBK is also valid UTF-8, for another letter; the other name decides.
+    assert set(card.classes) == {"猫", "狗"}
+
+
+def test_an_unusable_picture_of_an_archive_is_named_by_the_archive(images: Path, tmp_path: Path) -> None:
+    packed = archive(tmp_path / "p.zip", [*members_of(images), ("cat/bad.png", b"x")])
+    with pytest.raises(DataError, match=r"p.zip/cat/bad.png: not a picture"):
+        build_dataset(packed, tmp_path / "out", size=8, strict=True)
