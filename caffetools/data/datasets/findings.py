@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def file_checksums(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _sha256(stream: Any) -> str:
+def _sha256(stream: IO[bytes]) -> str:
     digest = hashlib.sha256()
     while chunk := stream.read(1 << 20):
         digest.update(chunk)

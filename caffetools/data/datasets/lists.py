@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from caffetools.data.datasets.listing import Listing, Picture, check_class_name, natural
 from caffetools.data.layers.image_data import read_list
@@ -201,7 +200,7 @@ def _json(path: Path, group_by: str | None, *, lines: bool) -> Iterator[_Row]:
         yield _row(*_json_item(item), None if group is None else str(group), f"{path}: entry {number}")
 
 
-def _json_item(item: Any) -> tuple[Any, Any, Any]:
+def _json_item(item: object) -> tuple[object, object, object]:
     if isinstance(item, dict):
         path, label, part = (next((item[name] for name in names if name in item), None) for names in (_PATHS, _LABELS, _SPLITS))
         return path, label, part or ""
@@ -210,7 +209,7 @@ def _json_item(item: Any) -> tuple[Any, Any, Any]:
     return None, None, ""
 
 
-def _row(path: Any, label: Any, part: Any, group: str | None, place: str) -> _Row:
+def _row(path: object, label: object, part: object, group: str | None, place: str) -> _Row:
     if not isinstance(path, str) or not path:
         raise DataError(f"{place}: it names no picture")
     if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
