@@ -44,6 +44,7 @@ A {kind}, exported from `{source}` by caffetools for `{target}`.
 ```sh
 python3 classify.py samples
 python3 classify.py photo.jpg --top 3 --json
+python3 classify.py --serve 8080     # and: curl --data-binary @photo.jpg http://localhost:8080/
 cmake -S runner -B build && cmake --build build
 build/caffetools-classify . samples
 build/caffetools-classify . camera:0 --json

@@ -2,11 +2,12 @@
 # ruff: noqa: UP006, UP035, UP045, B905
 """Classify pictures, videos or a camera with the bundle in this file's folder, or find objects in them.
 
-It needs NumPy, OpenCV and a runtime, but not caffetools.
+It needs NumPy, OpenCV and a runtime, but not caffetools. With --serve it answers pictures that are sent by HTTP.
 
     python3 classify.py samples
     python3 classify.py photo.jpg --top 3 --json
     python3 classify.py camera:0 --backend tensorrt
+    python3 classify.py --serve 8080        and then: curl --data-binary @photo.jpg http://localhost:8080/
 
 A bundle holds this file as classify.py. It runs on Python 3.6, which the first Jetsons have.
 """
@@ -14,7 +15,10 @@ A bundle holds this file as classify.py. It runs on Python 3.6, which the first 
 import argparse
 import json
 import os
+import socketserver
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -33,6 +37,8 @@ FORMAT = 1
 BACKENDS = ("tensorrt", "onnxruntime", "opencv")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_SIDE = 16384
+# Of a picture that is sent by HTTP.
+MAX_BYTES = 32 << 20
 ENGINES = ("model.int8.engine", "model.fp16.engine", "model.fp32.engine")
 
 
@@ -122,14 +128,19 @@ def read_picture(path: Path, settings: Settings) -> Pixels:
         data = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: cannot read the picture: {error.strerror}") from None
+    return decode_picture(data, str(path), settings)
+
+
+def decode_picture(data: bytes, name: str, settings: Settings) -> Pixels:
+    """Return the bytes of a picture file as :func:`read_picture` does; ``name`` is for errors."""
     if is_truncated(data):
-        raise BundleError(f"{path}: the picture is truncated or empty")
+        raise BundleError(f"{name}: the picture is truncated or empty")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if settings.order == "GRAY" else cv2.IMREAD_COLOR)
     except cv2.error:
         image = None
     if image is None:
-        raise BundleError(f"{path}: not a picture that OpenCV can decode")
+        raise BundleError(f"{name}: not a picture that OpenCV can decode")
     return np.asarray(image, np.uint8)
 
 
@@ -350,15 +361,20 @@ def frames(name: str, settings: Settings, limit: int) -> Iterator[Tuple[str, Any
         yield name, BundleError(f"{name}: not a picture, video or camera that OpenCV can open")
 
 
-def as_text(name: str, found: List[Dict[str, Any]]) -> str:
+def answer(name: str, batch: Array, size: Tuple[int, int], backend: Any, settings: Settings, top: int) -> Dict[str, Any]:
+    """Return the result for one prepared image of ``size`` (width, height): ``guesses``, or ``boxes`` of a detector."""
+    outputs = backend.run(batch)
+    if settings.detection:
+        return {"picture": name, "boxes": detect(outputs, size, settings)}
+    return {"picture": name, "guesses": best(outputs[0], settings, top)}
+
+
+def as_text(result: Dict[str, Any]) -> str:
     """Return the result for one picture as lines of text."""
-    lines = [name]
-    for item in found:
-        if "box" in item:
-            place = "  ({:.1f}, {:.1f}) to ({:.1f}, {:.1f})".format(*item["box"])
-            lines.append("  {:6.4f}  {}{}".format(item["score"], item["label"], place))
-        else:
-            lines.append("  {:6.4f}  {}".format(item["probability"], item["label"]))
+    lines = [result["picture"]]
+    lines += ["  {:6.4f}  {}".format(guess["probability"], guess["label"]) for guess in result.get("guesses", [])]
+    for box in result.get("boxes", []):
+        lines.append("  {:6.4f}  {}  ({:.1f}, {:.1f}) to ({:.1f}, {:.1f})".format(box["score"], box["label"], *box["box"]))
     return "\n".join(lines)
 
 
@@ -367,6 +383,10 @@ def run(options: argparse.Namespace) -> int:
     code = 0
     settings = Settings(options.bundle)
     backend = open_backend(settings, options.backend)
+    if options.serve is not None:
+        server = Server((options.host, options.serve), backend, settings, options.top)
+        sys.stderr.write("classify: answers pictures at http://{}:{}/\n".format(*server.server_address[:2]))
+        server.serve_forever()
     dump = options.dump.open("wb") if options.dump else None
     for name, image in images(options.inputs, settings, options.frames):
         if isinstance(image, BundleError):
@@ -376,34 +396,88 @@ def run(options: argparse.Namespace) -> int:
         batch = prepare(image, settings)
         if dump:
             dump.write(batch.astype("<f4").tobytes())
-        outputs = backend.run(batch)
-        if settings.detection:
-            key, found = "boxes", detect(outputs, image.shape[1::-1], settings)
-        else:
-            key, found = "guesses", best(outputs[0], settings, options.top)
-        print(json.dumps({"picture": name, key: found}, ensure_ascii=False) if options.json else as_text(name, found), flush=True)
+        result = answer(name, batch, image.shape[1::-1], backend, settings, options.top)
+        print(json.dumps(result, ensure_ascii=False) if options.json else as_text(result), flush=True)
     if dump:
         dump.close()
     return code
 
 
+class Server(socketserver.ThreadingMixIn, HTTPServer):
+    """Answers pictures by HTTP: a thread for each connection, one picture at a time in the model."""
+
+    daemon_threads = True
+
+    def __init__(self, address: Tuple[str, int], backend: Any, settings: Settings, top: int):
+        self.backend, self.settings, self.top = backend, settings, top
+        self.lock = threading.Lock()
+        super().__init__(address, Handler)
+
+    def classify(self, data: bytes) -> Dict[str, Any]:
+        """Return the result for the bytes of a picture's file."""
+        image = decode_picture(data, "the picture", self.settings)
+        batch = prepare(image, self.settings)
+        with self.lock:
+            return answer("", batch, (image.shape[1], image.shape[0]), self.backend, self.settings, self.top)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """POST a picture's file, and get its result as JSON; GET answers that the service runs."""
+
+    timeout = 30
+    server_version, sys_version = "caffetools", ""
+    server: Server
+
+    def do_GET(self) -> None:
+        """Answer that the service runs."""
+        self._send(200, {"status": "ready"})
+
+    def do_POST(self) -> None:
+        """Answer a picture."""
+        length = self.headers.get("Content-Length") or ""
+        if not length.isdigit():
+            self._send(411, {"error": "send the picture's file with its Content-Length"})
+        elif int(length) > MAX_BYTES:
+            self._send(413, {"error": f"the picture has more than {MAX_BYTES} bytes"})
+        else:
+            try:
+                self._send(200, self.server.classify(self.rfile.read(int(length))))
+            except BundleError as error:
+                self._send(400, {"error": str(error)})
+
+    def _send(self, code: int, result: Dict[str, Any]) -> None:
+        data = json.dumps(result, ensure_ascii=False).encode("utf-8") + b"\n"
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns the exit code: 2 if an input or the bundle cannot be used."""
     parser = argparse.ArgumentParser(description="Classify pictures, folders, videos or a camera with the bundle in this folder.")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, video, camera:0")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="picture, folder, video, camera:0")
     parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent, help="the bundle's folder (default: this one)")
     parser.add_argument("--top", type=int, default=5, help="number of classes (default 5)")
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
     parser.add_argument("--frames", type=int, default=0, help="stop after this many frames of a video or camera")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument("--dump", type=Path, metavar="FILE", help="write the model's inputs to FILE, float32")
+    parser.add_argument("--serve", type=int, metavar="PORT", help="answer pictures sent by HTTP (POST) as JSON")
+    parser.add_argument("--host", default="127.0.0.1", help="address for --serve (default: this machine only; 0.0.0.0 for all)")
+    options = parser.parse_args(arguments)
+    if not options.inputs and options.serve is None:
+        parser.error("give pictures, folders, videos or camera:0, or --serve PORT")
+    if options.top < 1:
+        parser.error("--top needs at least 1")
     try:
-        return run(parser.parse_args(arguments))
-    except BundleError as error:
+        return run(options)
+    except (BundleError, OverflowError) as error:
         sys.stderr.write(f"classify: error: {error}\n")
         return 2
     except OSError as error:
-        sys.stderr.write(f"classify: error: {error.filename}: {error.strerror}\n")
+        sys.stderr.write("classify: error: {}{}\n".format(f"{error.filename}: " if error.filename else "", error.strerror))
         return 2
     except KeyboardInterrupt:
         return 130

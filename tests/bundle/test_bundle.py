@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import http.client
 import json
 import shutil
+import socket
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -348,3 +352,45 @@ def test_the_python_runner_reads_videos(bundles: dict[str, Path], tmp_path: Path
     (tmp_path / "words.avi").write_text("no film")
     ((_, error),) = standalone.images([str(tmp_path / "words.avi")], settings, 0)
     assert isinstance(error, standalone.BundleError)
+
+
+def _request(port: int, data: bytes | None, path: str = "/") -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET" if data is None else "POST", path, data)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def test_the_python_runner_answers_pictures_by_http(bundles: dict[str, Path], detectors: dict[str, Path]) -> None:
+    for folder, key in ((bundles["opencv"], "guesses"), (detectors["opencv"], "boxes")):
+        settings = standalone.Settings(folder)
+        server = standalone.Server(("127.0.0.1", 0), standalone.open_backend(settings, "onnxruntime"), settings, 2)
+        port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            assert _request(port, None) == (200, {"status": "ready"})
+            expected = json.loads((folder / "samples" / "expected.json").read_text())
+            for name, wanted in expected.items():
+                status, answer = _request(port, (folder / "samples" / name).read_bytes())
+                assert status == 200
+                assert [item["index"] for item in answer[key][:2]] == [item["index"] for item in wanted[:2]]
+            assert _request(port, b"words") == (400, {"error": "the picture: not a picture that OpenCV can decode"})
+            assert _request(port, b"") == (400, {"error": "the picture: the picture is truncated or empty"})
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+                plain.sendall(b"POST / HTTP/1.0\r\nContent-Length: 99999999999\r\n\r\n")
+                assert b" 413 " in plain.recv(200)
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+                plain.sendall(b"POST / HTTP/1.0\r\nContent-Length: -1\r\n\r\n")
+                assert b" 411 " in plain.recv(200)
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+def test_the_python_runner_needs_something_to_do(copy: Path) -> None:
+    for arguments in ((), ("--serve", "99999999"), ("--top", "0", "x.png")):
+        command = [sys.executable, copy / "classify.py", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "Traceback" not in done.stderr and "error: " in done.stderr
