@@ -116,6 +116,8 @@ def train(
     device: str = "auto",
     max_iter: int | None = None,
     log: PathLike | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> TrainResult:
     """Train the net of a solver prototxt, as ``caffe train`` does.
 
@@ -127,6 +129,8 @@ def train(
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
         max_iter: Iterations to train for, in place of the solver's.
         log: Log file; default ``PREFIX.log``. ``PREFIX_log.jsonl`` holds the same as JSON lines.
+        events: Receives ``Started``, ``Progress`` after each iteration, ``Metrics``, ``Tested``, ``CheckpointWritten``, ``Finished``.
+        cancel: When cancelled, the run stops after the current update with a snapshot.
 
     Returns:
         The solver with its net, the history of losses and tests, the last snapshot, and whether the run was stopped early.
@@ -138,7 +142,17 @@ def train(
     from caffetools.solver.run import train as run
 
     given = [weights] if isinstance(weights, str | os.PathLike) else list(weights)
-    return run(solver, weights=given, snapshot=snapshot, resume=resume, device=device, max_iter=max_iter, log=log)
+    return run(
+        solver,
+        weights=given,
+        snapshot=snapshot,
+        resume=resume,
+        device=device,
+        max_iter=max_iter,
+        log=log,
+        events=events,
+        cancel=cancel,
+    )
 
 
 def test(

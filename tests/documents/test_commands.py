@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from caffetools.layers import registry
-from caffetools.zoo import resources
-from caffetools.zoo.cards import get_card
 from tests.cli.inprocess import run
 from tests.documents.blocks import read_commands, read_python, read_table_commands
-from tests.documents.world import make_world, make_zoo
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -35,37 +30,9 @@ NOT_RUN = {
 COMPARE = {"verify", "dataset", "diff"}
 # What makes a command short enough for a test.
 SHORTER = {
-    "train": ["--max-iter", "4", "--device", "cpu"],
+    "train": ["--max-iter", "2", "--device", "cpu"],
     "finetune": ["--epochs", "1", "--size", "64", "--crop", "64", "--device", "cpu"],
 }
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files, made once: ``world`` for the working directory, ``zoo`` with the cards."""
-    folder = tmp_path_factory.mktemp("documents")
-    (folder / "world").mkdir()
-    before = Path.cwd()
-    os.chdir(folder / "world")
-    try:
-        make_world(Path())
-        make_zoo(folder / "zoo")
-    finally:
-        os.chdir(before)
-    return folder
-
-
-@pytest.fixture
-def world(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the files that is the working directory; the zoo's publisher is a folder of this machine."""
-    folder = tmp_path / "world"
-    shutil.copytree(made / "world", folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(resources, "_folders", lambda name: [made / "zoo" if name == "zoo" else ROOT / name])
-    get_card.cache_clear()
-    yield folder
-    get_card.cache_clear()
 
 
 def name_of(page: Path) -> str:
