@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import complete_model
-from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json, progress, show_warnings, write_error
+from caffetools.cli.options import Cluster, Dialect, Plugin, check_cluster
+from caffetools.cli.show import console, print_json, progress, progress_sink, show_warnings, write_error
 
 if TYPE_CHECKING:
-    from caffetools.infer.classifier import Options
+    from caffetools.infer.bulk import BulkResult
+    from caffetools.infer.classifier import ClassificationResult, Options
 
 
 def classify(
@@ -42,6 +43,11 @@ def classify(
     engine: Annotated[str | None, typer.Option(help="torch or onnxruntime; else what the file asks for.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     output: Annotated[str | None, typer.Option(help="The blob of the probabilities, where the net has several outputs.")] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write Parquet files to this new folder, for many pictures.", show_default=False)
+    ] = None,
+    cluster: Cluster = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder of --parquet.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -55,16 +61,31 @@ def classify(
     from caffetools.events import fan_out, on_progress
     from caffetools.infer.classifier import Classifier, Options, find_pictures
 
+    check_cluster(cluster, parquet=parquet is not None, dialect=dialect, plugin=plugin)
     deploy, weights, names, known = _split(files or [], model)
     given = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     options = given if known is None else _merged(given, known)
     pictures = find_pictures(names)
+    if parquet is not None:
+        from caffetools.infer.bulk import classify_to_parquet
+
+        with progress_sink("classifying") as sink:
+            done = classify_to_parquet(
+                deploy, weights, options, pictures, parquet, engine=engine, device=device, output=output, top=top, batch=batch,
+                oversample=oversample, cluster=cluster, force=force, events=sink,
+            )  # fmt: skip
+        _report_bulk(done)
+        return
     classifier = Classifier(deploy, weights, options, engine=engine, device=device, output=output)
     with progress("classifying") as advance:
         results = classifier.classify(
             pictures, top=top, batch=batch, oversample=oversample, events=fan_out([on_progress(advance), show_warnings])
         )
-    if json:
+    _report(results, json)
+
+
+def _report(results: list[ClassificationResult], as_json: bool) -> None:
+    if as_json:
         print_json([asdict(result) for result in results])
     else:
         _show(results)
@@ -74,6 +95,15 @@ def classify(
     if broken:
         if len(results) > 1:
             write_error(f"{len(broken)} of {len(results)} pictures could not be read")
+        raise typer.Exit(2)
+
+
+def _report_bulk(done: BulkResult) -> None:
+    console.print(f"Wrote {done.rows} rows to {done.folders[0]}")
+    for error in done.errors[:10]:
+        write_error(f"error: {error}")
+    if done.errors:
+        write_error(f"{len(done.errors)} of {done.rows} pictures could not be read; the column 'error' has all")
         raise typer.Exit(2)
 
 

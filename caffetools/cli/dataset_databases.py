@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.options import Cluster
 from caffetools.cli.show import console, print_json, progress_sink
 
 if TYPE_CHECKING:
@@ -46,13 +47,19 @@ def verify(
         list[str] | None,
         typer.Option(metavar="KIND", help="Kind of fault to ignore: damaged, order, size, values, label, gap; may be repeated."),
     ] = None,
+    cluster: Cluster = "",
     as_json: _Json = False,
 ) -> None:
     """Decode every record of a database and list what is wrong; exits with 1 when there are faults."""
     from caffetools.data.datasets.verify import verify_database
 
     with progress_sink("Verifying records") as events:
-        result = verify_database(database, classes=classes, allow=tuple(allow or ()), events=events)
+        if cluster:
+            from caffetools.data.cluster_jobs import cluster_verify
+
+            result = cluster_verify(database, cluster, classes=classes, allow=tuple(allow or ()), events=events)
+        else:
+            result = verify_database(database, classes=classes, allow=tuple(allow or ()), events=events)
     if as_json:
         print_json(result.to_json())
     else:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.gflags import OneGpu, chosen_device, split
-from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, progress
+from caffetools.cli.options import Cluster, Dialect, Plugin, check_cluster
+from caffetools.cli.show import console, progress, progress_sink
 
 
 def extract_features(
@@ -18,11 +18,14 @@ def extract_features(
     blobs: Annotated[str, typer.Argument(metavar="BLOB[,BLOB]", help="The blobs to store.", show_default=False)],
     databases: Annotated[str, typer.Argument(metavar="DB[,DB]", help="A new database for each blob.", show_default=False)],
     batches: Annotated[int, typer.Argument(metavar="BATCHES", help="How many batches to run.", show_default=False)],
-    backend: Annotated[str, typer.Argument(metavar="BACKEND", help="lmdb or leveldb.")] = "lmdb",
+    backend: Annotated[
+        str, typer.Argument(metavar="BACKEND", help="lmdb, leveldb, or parquet: a folder of Parquet files for each blob.")
+    ] = "lmdb",
     mode: Annotated[str, typer.Argument(metavar="[CPU|GPU]", help="As Caffe's tool takes it; --device does the same.")] = "",
     number: Annotated[int, typer.Argument(metavar="[DEVICE_ID]", help="Which GPU.")] = 0,
     gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    cluster: Cluster = "",
     force: Annotated[bool, typer.Option("--force", help="Replace databases that are there.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -37,7 +40,19 @@ def extract_features(
 
     if mode not in ("", "CPU", "GPU"):
         raise typer.BadParameter(f"'{mode}' is neither CPU nor GPU", param_hint="MODE")
+    check_cluster(cluster, parquet=backend.lower() == "parquet", dialect=dialect, plugin=plugin)
     wanted = {"CPU": "cpu", "GPU": f"cuda:{number}"}.get(mode, device)
+    if backend.lower() == "parquet":
+        from caffetools.infer.bulk import features_to_parquet
+
+        on = chosen_device(gpu, wanted)
+        with progress_sink("extracting") as events:
+            result = features_to_parquet(
+                net, weights, split(blobs), split(databases), batches, device=on, cluster=cluster, force=force, events=events
+            )
+        for name, folder in zip(split(blobs), result.folders, strict=True):
+            console.print(f"{name}: {result.rows} rows in {folder}")
+        return
     loaded = load_test_net(net, weights, device=choose_device(chosen_device(gpu, wanted)))
     names, paths = split(blobs), split(databases)
     with progress("extracting") as advance:

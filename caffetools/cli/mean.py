@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console, note, print_json, progress
+from caffetools.cli.options import Cluster
+from caffetools.cli.show import console, note, print_json, progress, progress_sink
 
 
 def mean(
@@ -19,6 +20,7 @@ def mean(
     ] = None,
     backend: Annotated[str, typer.Option(help="lmdb or leveldb, as Caffe's flag; found out from the files.", show_default=False)] = "",
     skip_corrupt: Annotated[int, typer.Option(help="Leave out up to this many damaged records.")] = 0,
+    cluster: Cluster = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the mean values as JSON.")] = False,
 ) -> None:
     """Compute the mean of a database's pictures, as compute_image_mean does, and print the mean of each channel."""
@@ -26,8 +28,14 @@ def mean(
 
     if backend not in ("", "lmdb", "leveldb"):
         raise typer.BadParameter(f"'{backend}' is neither lmdb nor leveldb", param_hint="--backend")
-    with progress("Computing the mean") as advance:
-        array = compute_mean(database, progress=advance, skip_corrupt=skip_corrupt, on_skip=lambda error: note(f"left out: {error}"))
+    if cluster:
+        from caffetools.data.cluster_jobs import cluster_mean
+
+        with progress_sink("Computing the mean") as events:
+            array = cluster_mean(database, cluster, skip_corrupt=skip_corrupt, events=events)
+    else:
+        with progress("Computing the mean") as advance:
+            array = compute_mean(database, progress=advance, skip_corrupt=skip_corrupt, on_skip=lambda error: note(f"left out: {error}"))
     if out is not None:
         write_binaryproto(out, array)
     values = channel_means(array)

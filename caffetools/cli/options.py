@@ -66,3 +66,20 @@ Resize = Annotated[
 ]
 Labels = Annotated[Path | None, typer.Option("--labels", help="Class names, one a line.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster (extra 'cluster'): local, local:N (N workers on this machine), auto, or HOST:PORT.",
+        show_default=False,
+    ),
+]
+
+
+def check_cluster(cluster: str, *, parquet: bool, dialect: str | None, plugin: list[Path] | None) -> None:
+    """Raise a usage error if a command cannot run on a cluster with these options."""
+    if cluster and not parquet:
+        raise typer.BadParameter("it needs Parquet files as output, which the workers write", param_hint="--cluster")
+    if cluster and (dialect or plugin):
+        raise typer.BadParameter("--dialect and --plugin do not reach the workers; leave them out", param_hint="--cluster")

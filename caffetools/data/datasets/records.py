@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
@@ -57,6 +58,37 @@ class DecodedRecord:
     data: bytes = b""
     error: DataError | None = None
     annotated: bool = False
+
+
+@dataclass(frozen=True)
+class RecordFacts:
+    """What ``dataset verify`` has to know of a record.
+
+    Attributes:
+        key: Its key as text.
+        raw_key: Its key; empty if the database could not give the record.
+        label: Its label; None if the Datum has none.
+        shape: (C, H, W); None if it cannot be decoded.
+        stated: (C, H, W) that an encoded Datum gives for its picture; None if it gives none.
+        not_finite: Number of its values that are NaN or infinite.
+        error: Why it cannot be decoded.
+    """
+
+    key: str
+    raw_key: bytes
+    label: int | None
+    shape: tuple[int, ...] | None
+    stated: tuple[int, ...] | None
+    not_finite: int
+    error: DataError | None
+
+
+def record_facts(record: DecodedRecord) -> RecordFacts:
+    """Return the facts about a decoded record, without its values."""
+    array = record.array
+    not_finite = 0 if array is None or array.dtype.kind != "f" else int((~np.isfinite(array)).sum())
+    shape = None if array is None else array.shape
+    return RecordFacts(record.key, record.raw_key, record.label, shape, record.stated, not_finite, record.error)
 
 
 def decoded_records(database: Database) -> Generator[DecodedRecord, None, None]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from caffetools.cancel import CancelToken
+from caffetools.data.database import Database
 from caffetools.data.databases import open_database
-from caffetools.data.datasets.inspect import followed, shape_text
-from caffetools.data.datasets.records import DecodedRecord
+from caffetools.data.datasets.inspect import followed
+from caffetools.data.datasets.records import RecordFacts, record_facts
 from caffetools.data.shards import ShardedDatabase, checksum_errors
 from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore, reported
@@ -86,20 +85,41 @@ def verify_database(
         DataError: It is not a database, or a kind in ``allow`` is unknown.
         Cancelled: ``cancel`` was set.
     """
+    _check_request(classes, allow)
+    with reported("dataset", f"Verifying {os.fspath(path)}", events), closing(open_database(path)) as database:
+        return check_facts(map(record_facts, followed(database, events, cancel)), database, classes=classes, allow=allow)
+
+
+def check_facts(
+    records: Iterable[RecordFacts], database: Database, *, classes: int | None = None, allow: tuple[str, ...] = ()
+) -> Verification:
+    """Return the faults of records whose facts are known, in the order of the database.
+
+    Args:
+        records: The facts about each record.
+        database: The database that they are of; the checksums of its shards are compared.
+        classes: See :func:`verify_database`.
+        allow: See :func:`verify_database`.
+
+    Raises:
+        DataError: A kind in ``allow`` is unknown, or ``classes`` is below 1.
+    """
+    _check_request(classes, allow)
+    checker = _Checker(classes)
+    for record in records:
+        checker.add(record)
+    found = checker.finish()
+    if isinstance(database, ShardedDatabase):
+        found += [Fault("damaged", "", str(error)) for error in checksum_errors(database)]
+    return Verification(database.path, checker.records, [fault for fault in found if fault.kind not in allow])
+
+
+def _check_request(classes: int | None, allow: tuple[str, ...]) -> None:
     for kind in allow:
         if kind not in FAULT_KINDS:
             raise DataError(f"the kind of fault '{kind}' is unknown; it can be {', '.join(FAULT_KINDS)}")
     if classes is not None and classes < 1:
         raise DataError(f"the number of classes must be 1 or more, not {classes}")
-    with reported("dataset", f"Verifying {os.fspath(path)}", events), closing(open_database(path)) as database:
-        checker = _Checker(classes)
-        for record in followed(database, events, cancel):
-            checker.add(record)
-        found = checker.finish()
-        if isinstance(database, ShardedDatabase):
-            found += [Fault("damaged", "", str(error)) for error in checksum_errors(database)]
-        faults = [fault for fault in found if fault.kind not in allow]
-    return Verification(os.fspath(path), checker.records, faults)
 
 
 class _Checker:
@@ -114,16 +134,16 @@ class _Checker:
         self._labels: Counter[int] = Counter()
         self._unlabelled: list[tuple[int, str]] = []
 
-    def add(self, record: DecodedRecord) -> None:
+    def add(self, record: RecordFacts) -> None:
         number = self.records
         self.records += 1
         self._check_order(record)
         if record.error is not None:
             error = record.error
             self._fault("damaged", record, f"{error.message}; {error.hint}" if error.record is not None and error.hint else str(error))
-        if record.array is not None:
-            self._check_array(record, record.array)
-            self._sizes.setdefault(shape_text(record.array), []).append((number, record.key))
+        if record.shape is not None:
+            self._check_array(record, record.shape)
+            self._sizes.setdefault(_shown(record.shape), []).append((number, record.key))
         if record.label is None:
             if record.error is None:
                 self._unlabelled.append((number, record.key))
@@ -147,7 +167,7 @@ class _Checker:
             faults.append(Fault("gap", "", f"no record has the label(s) {', '.join(missing)}; the labels go up to {highest - 1}"))
         return faults
 
-    def _check_order(self, record: DecodedRecord) -> None:
+    def _check_order(self, record: RecordFacts) -> None:
         """Compare the number at the key's start with the one before; keys of another form have no numbers to compare."""
         if not record.raw_key:
             return
@@ -161,12 +181,12 @@ class _Checker:
             self._order = self.records - 1, Fault("order", record.key, text)
         self._last = number
 
-    def _check_array(self, record: DecodedRecord, array: NDArray[Any]) -> None:
+    def _check_array(self, record: RecordFacts, shape: tuple[int, ...]) -> None:
         stated = record.stated
-        if stated is not None and stated[1:] != array.shape[1:]:
-            self._fault("size", record, f"its picture is {shape_text(array)}, but its Datum states {'x'.join(map(str, stated))}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            self._fault("values", record, f"{int((~np.isfinite(array)).sum())} of its values are not finite (NaN or infinite)")
+        if stated is not None and stated[1:] != shape[1:]:
+            self._fault("size", record, f"its picture is {_shown(shape)}, but its Datum states {_shown(stated)}")
+        if record.not_finite:
+            self._fault("values", record, f"{record.not_finite} of its values are not finite (NaN or infinite)")
 
     def _check_sizes(self) -> None:
         if len(self._sizes) < 2:
@@ -178,8 +198,12 @@ class _Checker:
                 fault = f"its size is {size}, but that of {count} record(s) is {usual}"
                 self._numbered += [(number, Fault("size", key, fault)) for number, key in records]
 
-    def _fault(self, kind: FaultKind, record: DecodedRecord, message: str) -> None:
+    def _fault(self, kind: FaultKind, record: RecordFacts, message: str) -> None:
         self._numbered.append((self.records - 1, Fault(kind, record.key, message)))
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _ranges(labels: Counter[int], count: int) -> list[str]:

@@ -74,6 +74,11 @@ class BatchMaker(ABC):
     def seek(self, position: State) -> None:
         """Continue at what :meth:`position` returned."""
 
+    def skip_batches(self, count: int) -> None:
+        """Continue ``count`` batches further on, as if they had been made."""
+        for _ in range(count):
+            self.next()
+
     def transformed(self, transformer: Transformer, pictures: Sequence[NDArray[Any]]) -> NDArray[np.float32] | DeferredBatch:
         """Return ``pictures`` as a batch, or their crops if ``deferred`` is set and they are bytes.
 
@@ -285,6 +290,12 @@ class ReadingLayer(Layer):
         """Start over at the first record with ``seed``."""
         self._seed = seed
         self.close()
+
+    def skip_batches(self, count: int) -> None:
+        """Continue ``count`` batches further on, without reading them where their records need not be known."""
+        with self._named():
+            self._halt()
+            self._source().skip_batches(count)
 
     def shard(self, rank: int, world_size: int) -> None:
         """Start over at the first record, and return only the records of ``rank``; see :meth:`BatchMaker.shard`."""

@@ -107,6 +107,14 @@ class DatabaseBatches(RecordBatches):
             raise DataError(f"{shown_key(self.database.path, records[0][0])} and those after it: {error}") from None
         return (batch, np.array([label for _, label in sound], np.float32)) if self.labels else (batch,)
 
+    def skip_batches(self, count: int) -> None:
+        transformer = self.transformer
+        drawn = transformer.mirror or transformer.resize is not None or (transformer.crop and transformer.random_crop)
+        if drawn or self.augmenter is not None or self.corrupt.limit or self.world_size > 1:
+            super().skip_batches(count)  # what is drawn, or left out, depends on the records
+            return
+        self.seek({"position": (self._position + count * self.size) % len(self.database)})
+
     def _sound(self, decoded: _Decoded | DataError) -> _Decoded:
         """Return ``decoded``, or the next sound record for one that is damaged."""
         while isinstance(decoded, DataError):

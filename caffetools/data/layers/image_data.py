@@ -91,6 +91,15 @@ class ListBatches(BatchMaker):
             raise DataError(f"{self._path(indices[0])} and those after it: {error}") from None
         return batch, self.labels[indices]
 
+    def skip_batches(self, count: int) -> None:
+        transformer = self.transformer
+        drawn = transformer.mirror or transformer.resize is not None or (transformer.crop and transformer.random_crop)
+        if drawn or self.augmenter is not None:
+            super().skip_batches(count)  # what is drawn depends on the pictures
+            return
+        for _ in range(count * self.size):
+            self._mine()
+
     def position(self) -> State:
         return {"epoch": self._epoch, "position": self._position}
 
