@@ -1,4 +1,4 @@
-"""SSD's detection layers: PriorBox and DetectionOutput. Liu et al. (2016)."""
+"""SSD's detection layers: PriorBox, DetectionOutput, and OpenVINO's PriorBoxClustered. Liu et al. (2016)."""
 
 from __future__ import annotations
 
@@ -96,6 +96,20 @@ class PriorBox(Layer):
         if any(graph.is_free(bottom, 2, 3) for bottom in self.bottoms):
             raise self.no_onnx_form("its boxes depend on the size of the map; give height and width (--input-shape)")
         graph.node("Identity", [graph.constant("priors", self.priors())], self.tops)
+
+
+@register("PriorBoxClustered")
+class PriorBoxClustered(PriorBox):
+    """PriorBox with one box a pixel for each ``width`` and ``height``, in pixels of the picture (Intel's training toolbox, OpenVINO).
+
+    The boxes' sizes come from clustering a data set's; all else is as PriorBox has it.
+    """
+
+    def _sizes(self, param: PriorBoxParameter) -> list[tuple[float, float]]:
+        wide, high = [float(n) for n in param.width], [float(n) for n in param.height]
+        if not wide or len(wide) != len(high) or min(*wide, *high) <= 0:
+            raise self.error("width and height must be given equally often, each above 0")
+        return list(zip(wide, high, strict=True))
 
 
 @register("DetectionOutput")

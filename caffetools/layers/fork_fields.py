@@ -13,6 +13,7 @@ _HARMLESS = {
     *("engine", "conv_algos_override", "cudnn_convolution_algo_seeker", "cudnn_math_override", "conv_algorithm", "debug"),
     *("forward_type", "backward_type", "forward_math", "backward_math", "multinode", "stats_batch_size"),
     *("cache", "precache", "threads", "parser_threads", "prefetch", "shuffle"),
+    "reshape_every_iter",
     UNKNOWN,
     UNKNOWN_BYTES,
 }

@@ -66,15 +66,18 @@ class Reorg(Layer):
 
     NEEDS_TOP = False
 
+    def settings(self) -> tuple[int, bool]:
+        """The stride, and whether the layer goes the other way."""
+        return int(self.param.reorg_param.stride), bool(self.param.reorg_param.reverse)
+
     def setup(self, bottoms: Shapes) -> Shapes:
         n, c, h, w = self.legacy_axes(bottoms[0])
-        param = self.param.reorg_param
-        s = int(param.stride)
+        s, self.reverse = self.settings()
         if s < 1 or c % (s * s):
             raise self.error(f"stride {s}: its square must divide the {c} channels")
         self.large = (n, c // (s * s), h, s, w, s)
         self.small = (n, s, s, c // (s * s), h, w)
-        if param.reverse:
+        if self.reverse:
             return [(n, c // (s * s), h * s, w * s)]
         if h % s or w % s:
             raise self.error(f"stride {s} must divide the maps of {h} x {w}")
@@ -82,12 +85,12 @@ class Reorg(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (x.shape[0], *self.top_shapes[0][1:])
-        if self.param.reorg_param.reverse:
+        if self.reverse:
             return x.reshape(x.shape[0], *self.small[1:]).permute(0, 3, 4, 1, 5, 2).reshape(shape)
         return x.reshape(x.shape[0], *self.large[1:]).permute(0, 3, 5, 1, 2, 4).reshape(shape)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
-        reverse, s, c = self.param.reorg_param.reverse, int(self.param.reorg_param.stride), self.bottom_shapes[0][1]
+        (s, reverse), c = self.settings(), self.bottom_shapes[0][1]
         blocks, moved = graph.value("blocks"), graph.value("moved")
         h, w = (graph.size(self.bottoms[0], axis) for axis in (2, 3))
         split: list[Size] = [0, s, s, c // (s * s), h, w] if reverse else [0, c // (s * s), h, s, w, s]
@@ -95,3 +98,11 @@ class Reorg(Layer):
         graph.node("Transpose", [blocks], [moved], perm=[0, 3, 4, 1, 5, 2] if reverse else [0, 3, 5, 1, 2, 4])
         maps = [graph.arithmetic("Mul" if reverse else "Div", size, s) for size in (h, w)]
         graph.reshape(moved, self.tops[0], [0, self.top_shapes[0][1], *maps], "joined")
+
+
+@register("ReorgYolo")
+class ReorgYolo(Reorg):
+    """Reorg under the name and with the settings that OpenVINO reads: ``reorg_yolo_param`` with a stride; it only goes forward."""
+
+    def settings(self) -> tuple[int, bool]:
+        return int(self.param.reorg_yolo_param.stride), False

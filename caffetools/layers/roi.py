@@ -13,7 +13,7 @@ from caffetools.layers.roi_onnx import psroi_to_onnx
 from caffetools.layers.traits import Traits
 
 
-class _RoiLayer(Layer):
+class RoiLayer(Layer):
     """Bottoms: maps (N, C, H, W), and regions (R, 5): item of the batch, x1, y1, x2, y2 in pixels of the picture, ends included."""
 
     BOTTOMS = (2, 2)
@@ -38,16 +38,20 @@ class _RoiLayer(Layer):
         """Regions of the batch's items, over the whole picture of a map that is ``spatial_scale`` of it."""
         if index == 0:
             return None
-        items, _, height, width = self.bottom_shapes[0]
         param = self.param.roi_pooling_param if self.param.HasField("roi_pooling_param") else self.param.psroi_pooling_param
-        limits = np.array([width, height]) / param.spatial_scale
+        return self.sample_regions(shape, random, float(param.spatial_scale))
+
+    def sample_regions(self, shape: Shape, random: np.random.RandomState, scale: float) -> NDArray[np.float32]:
+        """Random regions (R, 5) of the batch's items, in whole pixels of a picture of which the maps are ``scale``."""
+        items, _, height, width = self.bottom_shapes[0]
+        limits = np.array([width, height]) / scale
         corners = np.sort(random.rand(shape[0], 2, 2), axis=1) * limits
         item = random.randint(0, items, (shape[0], 1))
         return np.concatenate([item, np.floor(corners.reshape(-1, 4))], 1).reshape(shape).astype(np.float32)
 
 
 @register("ROIPooling")
-class ROIPooling(_RoiLayer):
+class ROIPooling(RoiLayer):
     """The largest value in each of ``pooled_h`` x ``pooled_w`` bins of each region: (R, C, pooled_h, pooled_w); 0 for an empty bin.
 
     Corners are scaled by ``spatial_scale`` and rounded (halves away from 0); a region is at least one pixel; bins reach from the
@@ -62,6 +66,8 @@ class ROIPooling(_RoiLayer):
         self.bins = (int(param.pooled_h), int(param.pooled_w))
         if len(param.pooled_size):
             raise self.error("pooled_size is a fork's; pooled_h and pooled_w are known")
+        if param.pad_ratio:
+            raise self.error("pad_ratio is Cascade R-CNN's and not computed; its ROIAlign is")
         if min(self.bins) < 1:
             raise self.error("pooled_h and pooled_w must be at least 1")
         return [(self.expect_regions(bottoms), c, *self.bins)]
@@ -112,7 +118,7 @@ def _max_bins(maps: Tensor, rows: list[tuple[int, int]], columns: list[tuple[int
 
 
 @register("PSROIPooling")
-class PSROIPooling(_RoiLayer):
+class PSROIPooling(RoiLayer):
     """The mean of each of ``group_size``² bins of each region, each bin from maps of its own: (R, output_dim, g, g).
 
     Output channel d takes its bin (i, j) from channel (d · g + i) · g + j. Corners are rounded, the end pixel counted, then scaled; an

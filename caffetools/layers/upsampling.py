@@ -1,9 +1,10 @@
-"""Larger maps: Upsample (SegNet with a mask, YOLO without), Unpooling (DeconvNet), Interp (DeepLab, PSPNet)."""
+"""Larger maps: Upsample (SegNet with a mask, YOLO without), Unpooling (DeconvNet), MaxUnpool (OpenCV), Interp (DeepLab, PSPNet)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, Size, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.unknown import unknown_fields
 
 
 class _ByMask(Layer):
@@ -134,6 +136,47 @@ class Unpooling(_ByMask):
             return self.placed(bottoms, (int(param.unpool_size), int(param.unpool_size)))
         grow = int(param.kernel_size) - 2 * int(param.pad)
         return self.placed(bottoms, ((h - 1) * int(param.stride) + grow, (w - 1) * int(param.stride) + grow))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.scatter(x, mask)
+
+    ONNX_LIMITS = "a mask must name each place once; needs a fixed height and width"
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if graph.is_free(self.bottoms[0], 2, 3):
+            raise self.no_onnx_form("maps of any size")
+        self.scatter_to_onnx(graph, self.top_shapes[0][2:])
+
+
+@register("MaxUnpool")
+class MaxUnpool(_ByMask):
+    """Each value goes where the mask of a MAX pooling says, all else is 0; OpenCV's layer of this name.
+
+    The pooling is named by ``pool_k_h``, ``pool_k_w``, ``pool_stride_h``, ``pool_stride_w``, ``pool_pad_h`` and ``pool_pad_w`` of any block
+    of settings; maps of (H − 1) · stride + kernel − 2 · pad.
+    """
+
+    TRAITS = Traits(role="sampling", channels="kept", fork="OpenCV")
+    READS_UNKNOWN = True
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        fields: dict[str, Any] = {}
+        for name, values in unknown_fields(self.param).items():
+            for block in values:
+                if not (name.endswith("_param") and isinstance(block, dict)):
+                    raise self.error(f"has the field {name}, which is not known here")
+                fields.update((key, found[-1]) for key, found in block.items())
+        names = [f"pool_{what}_{side}" for what in ("k", "stride", "pad") for side in "hw"]
+        if strange := sorted(fields.keys() - set(names)):
+            raise self.error(f"has fields that are not known here: {', '.join(strange)}")
+        missing = [name for name in names if not (type(fields.get(name)) is int and fields[name] >= (0 if "pad" in name else 1))]
+        if missing:
+            raise self.error(f"needs whole numbers for {', '.join(missing)}")
+        _, _, h, w = self.expect_axes(bottoms[0], 4)
+        high, wide = (
+            (n - 1) * fields[f"pool_stride_{s}"] + fields[f"pool_k_{s}"] - 2 * fields[f"pool_pad_{s}"] for n, s in ((h, "h"), (w, "w"))
+        )
+        return self.placed(bottoms, (high, wide))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.scatter(x, mask)

@@ -94,10 +94,12 @@ class FillerParameter(Message):
     variance_norm: int
     scale: float
     @property
+    def diag_val(self) -> RepeatedScalarFieldContainer[float]: ...
+    @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, type: str | None = ..., value: float | None = ..., min: float | None = ..., max: float | None = ..., mean: float | None = ..., std: float | None = ..., sparse: int | None = ..., variance_norm: int | str | None = ..., scale: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, type: str | None = ..., value: float | None = ..., min: float | None = ..., max: float | None = ..., mean: float | None = ..., std: float | None = ..., sparse: int | None = ..., variance_norm: int | str | None = ..., scale: float | None = ..., diag_val: Iterable[float] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class NetParameter(Message):
     name: str
@@ -523,10 +525,79 @@ class LayerParameter(Message):
     @property
     def unpooling_param(self) -> UnpoolingParameter: ...
     @property
+    def accum_param(self) -> AccumParameter: ...
+    @property
+    def augmentation_param(self) -> AugmentationParameter: ...
+    @property
+    def black_augmentation_param(self) -> BlackAugmentationParameter: ...
+    @property
+    def coeff_schedule_param(self) -> CoeffScheduleParameter: ...
+    @property
+    def correlation_param(self) -> CorrelationParameter: ...
+    @property
+    def downsample_param(self) -> DownsampleParameter: ...
+    @property
+    def flow_warp_param(self) -> FlowWarpParameter: ...
+    @property
+    def l1_loss_param(self) -> L1LossParameter: ...
+    @property
+    def lpq_loss_param(self) -> LpqLossParameter: ...
+    @property
+    def mean_param(self) -> MeanParameter: ...
+    @property
+    def reader_param(self) -> ReaderParameter: ...
+    @property
+    def resample_param(self) -> ResampleParameter: ...
+    reshape_every_iter: bool
+    @property
+    def writer_param(self) -> WriterParameter: ...
+    @property
+    def proposal_param(self) -> ProposalParameter: ...
+    @property
+    def ctc_decoder_param(self) -> CTCDecoderParameter: ...
+    @property
+    def embedding_extractor_param(self) -> AnchorEmbeddingExtractorParameter: ...
+    @property
+    def grn_param(self) -> GRNParameter: ...
+    @property
+    def label_specific_add_param(self) -> LabelSpecificAddParameter: ...
+    @property
+    def region_yolo_param(self) -> RegionYoloParameter: ...
+    @property
+    def reorg_yolo_param(self) -> ReorgYoloParameter: ...
+    @property
+    def scale_filter_param(self) -> ScaleFilterParameter: ...
+    @property
+    def convolution3d_param(self) -> Convolution3DParameter: ...
+    @property
+    def pooling3d_param(self) -> Pooling3DParameter: ...
+    @property
+    def bbox_reg_param(self) -> BBoxRegParameter: ...
+    @property
+    def box_group_output_param(self) -> BoxGroupOutputParameter: ...
+    @property
+    def decode_bbox_param(self) -> DecodeBBoxParameter: ...
+    @property
+    def detection_data_param(self) -> DetectionDataParameter: ...
+    @property
+    def detection_group_accuracy_param(self) -> DetectionGroupAccuracyParameter: ...
+    @property
+    def detection_group_loss_param(self) -> DetectionGroupLossParameter: ...
+    @property
+    def eval_data_param(self) -> EvalDataParameter: ...
+    @property
+    def frcnn_output_param(self) -> FrcnnOutputParameter: ...
+    @property
+    def hard_mining_param(self) -> HardMiningParameter: ...
+    @property
+    def proposal_target_param(self) -> ProposalTargetParameter: ...
+    @property
+    def scale_route_param(self) -> ScaleRouteParameter: ...
+    @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, name: str | None = ..., type: str | None = ..., bottom: Iterable[str] | None = ..., top: Iterable[str] | None = ..., phase: int | str | None = ..., loss_weight: Iterable[float] | None = ..., param: Iterable[ParamSpec | Mapping[str, Any]] | None = ..., blobs: Iterable[BlobProto | Mapping[str, Any]] | None = ..., propagate_down: Iterable[bool] | None = ..., include: Iterable[NetStateRule | Mapping[str, Any]] | None = ..., exclude: Iterable[NetStateRule | Mapping[str, Any]] | None = ..., transform_param: TransformationParameter | Mapping[str, Any] | None = ..., loss_param: LossParameter | Mapping[str, Any] | None = ..., accuracy_param: AccuracyParameter | Mapping[str, Any] | None = ..., argmax_param: ArgMaxParameter | Mapping[str, Any] | None = ..., batch_norm_param: BatchNormParameter | Mapping[str, Any] | None = ..., bias_param: BiasParameter | Mapping[str, Any] | None = ..., clip_param: ClipParameter | Mapping[str, Any] | None = ..., concat_param: ConcatParameter | Mapping[str, Any] | None = ..., contrastive_loss_param: ContrastiveLossParameter | Mapping[str, Any] | None = ..., convolution_param: ConvolutionParameter | Mapping[str, Any] | None = ..., crop_param: CropParameter | Mapping[str, Any] | None = ..., data_param: DataParameter | Mapping[str, Any] | None = ..., dropout_param: DropoutParameter | Mapping[str, Any] | None = ..., dummy_data_param: DummyDataParameter | Mapping[str, Any] | None = ..., eltwise_param: EltwiseParameter | Mapping[str, Any] | None = ..., elu_param: ELUParameter | Mapping[str, Any] | None = ..., embed_param: EmbedParameter | Mapping[str, Any] | None = ..., exp_param: ExpParameter | Mapping[str, Any] | None = ..., flatten_param: FlattenParameter | Mapping[str, Any] | None = ..., hdf5_data_param: HDF5DataParameter | Mapping[str, Any] | None = ..., hdf5_output_param: HDF5OutputParameter | Mapping[str, Any] | None = ..., hinge_loss_param: HingeLossParameter | Mapping[str, Any] | None = ..., image_data_param: ImageDataParameter | Mapping[str, Any] | None = ..., infogain_loss_param: InfogainLossParameter | Mapping[str, Any] | None = ..., inner_product_param: InnerProductParameter | Mapping[str, Any] | None = ..., input_param: InputParameter | Mapping[str, Any] | None = ..., log_param: LogParameter | Mapping[str, Any] | None = ..., lrn_param: LRNParameter | Mapping[str, Any] | None = ..., memory_data_param: MemoryDataParameter | Mapping[str, Any] | None = ..., mvn_param: MVNParameter | Mapping[str, Any] | None = ..., parameter_param: ParameterParameter | Mapping[str, Any] | None = ..., pooling_param: PoolingParameter | Mapping[str, Any] | None = ..., power_param: PowerParameter | Mapping[str, Any] | None = ..., prelu_param: PReLUParameter | Mapping[str, Any] | None = ..., python_param: PythonParameter | Mapping[str, Any] | None = ..., recurrent_param: RecurrentParameter | Mapping[str, Any] | None = ..., reduction_param: ReductionParameter | Mapping[str, Any] | None = ..., relu_param: ReLUParameter | Mapping[str, Any] | None = ..., reshape_param: ReshapeParameter | Mapping[str, Any] | None = ..., scale_param: ScaleParameter | Mapping[str, Any] | None = ..., sigmoid_param: SigmoidParameter | Mapping[str, Any] | None = ..., softmax_param: SoftmaxParameter | Mapping[str, Any] | None = ..., spp_param: SPPParameter | Mapping[str, Any] | None = ..., slice_param: SliceParameter | Mapping[str, Any] | None = ..., swish_param: SwishParameter | Mapping[str, Any] | None = ..., tanh_param: TanHParameter | Mapping[str, Any] | None = ..., threshold_param: ThresholdParameter | Mapping[str, Any] | None = ..., tile_param: TileParameter | Mapping[str, Any] | None = ..., window_data_param: WindowDataParameter | Mapping[str, Any] | None = ..., annotated_data_param: AnnotatedDataParameter | Mapping[str, Any] | None = ..., detection_evaluate_param: DetectionEvaluateParameter | Mapping[str, Any] | None = ..., detection_output_param: DetectionOutputParameter | Mapping[str, Any] | None = ..., multibox_loss_param: MultiBoxLossParameter | Mapping[str, Any] | None = ..., norm_param: NormalizeParameter | Mapping[str, Any] | None = ..., permute_param: PermuteParameter | Mapping[str, Any] | None = ..., prior_box_param: PriorBoxParameter | Mapping[str, Any] | None = ..., video_data_param: VideoDataParameter | Mapping[str, Any] | None = ..., box_annotator_ohem_param: BoxAnnotatorOHEMParameter | Mapping[str, Any] | None = ..., psroi_pooling_param: PSROIPoolingParameter | Mapping[str, Any] | None = ..., roi_pooling_param: ROIPoolingParameter | Mapping[str, Any] | None = ..., smooth_l1_loss_param: SmoothL1LossParameter | Mapping[str, Any] | None = ..., adaptive_bias_channel_param: AdaptiveBiasChannelParameter | Mapping[str, Any] | None = ..., bias_channel_param: BiasChannelParameter | Mapping[str, Any] | None = ..., bn_param: BNParameter | Mapping[str, Any] | None = ..., dense_crf_param: DenseCRFParameter | Mapping[str, Any] | None = ..., domain_transform_param: DomainTransformParameter | Mapping[str, Any] | None = ..., interp_param: InterpParameter | Mapping[str, Any] | None = ..., mat_read_param: MatReadParameter | Mapping[str, Any] | None = ..., mat_write_param: MatWriteParameter | Mapping[str, Any] | None = ..., seg_accuracy_param: SegAccuracyParameter | Mapping[str, Any] | None = ..., unique_label_param: UniqueLabelParameter | Mapping[str, Any] | None = ..., dense_image_data_param: DenseImageDataParameter | Mapping[str, Any] | None = ..., upsample_param: UpsampleParameter | Mapping[str, Any] | None = ..., shuffle_channel_param: ShuffleChannelParameter | Mapping[str, Any] | None = ..., region_loss_param: RegionLossParameter | Mapping[str, Any] | None = ..., relu6_param: ReLUParameter | Mapping[str, Any] | None = ..., reorg_param: ReorgParameter | Mapping[str, Any] | None = ..., segmentation_evaluate_param: SegmentationEvaluateParameter | Mapping[str, Any] | None = ..., yolo_detection_output_param: YoloDetectionOutputParameter | Mapping[str, Any] | None = ..., yolo_seg_param: YoloSegParameter | Mapping[str, Any] | None = ..., yolov3_detection_output_param: Yolov3DetectionOutputParameter | Mapping[str, Any] | None = ..., yolov3_param: Yolov3Parameter | Mapping[str, Any] | None = ..., engine: str | None = ..., eval_detection_param: EvalDetectionParameter | Mapping[str, Any] | None = ..., mn_activation_param: MnActivationParameter | Mapping[str, Any] | None = ..., mn_grad_compress_param: MnParamGradCompressParameter | Mapping[str, Any] | None = ..., multinode: MultinodeLayerParameter | Mapping[str, Any] | None = ..., quantization_param: QuantizationParameter | Mapping[str, Any] | None = ..., spatial_dropout_param: SpatialDropoutParameter | Mapping[str, Any] | None = ..., split_param: SplitParameter | Mapping[str, Any] | None = ..., backward_math: int | str | None = ..., backward_type: int | str | None = ..., cudnn_math_override: int | None = ..., debug: bool | None = ..., detectnet_augmentation_param: DetectNetAugmentationParameter | Mapping[str, Any] | None = ..., detectnet_groundtruth_param: DetectNetGroundTruthParameter | Mapping[str, Any] | None = ..., forward_math: int | str | None = ..., forward_type: int | str | None = ..., trt_param: TRTParameter | Mapping[str, Any] | None = ..., batch_reduction_param: BatchReductionParameter | Mapping[str, Any] | None = ..., seg_data_param: SegDataParameter | Mapping[str, Any] | None = ..., margin_inner_product_param: MarginInnerProductParameter | Mapping[str, Any] | None = ..., center_loss_param: CenterLossParameter | Mapping[str, Any] | None = ..., triplet_loss_param: TripletLossParameter | Mapping[str, Any] | None = ..., unpooling_param: UnpoolingParameter | Mapping[str, Any] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, name: str | None = ..., type: str | None = ..., bottom: Iterable[str] | None = ..., top: Iterable[str] | None = ..., phase: int | str | None = ..., loss_weight: Iterable[float] | None = ..., param: Iterable[ParamSpec | Mapping[str, Any]] | None = ..., blobs: Iterable[BlobProto | Mapping[str, Any]] | None = ..., propagate_down: Iterable[bool] | None = ..., include: Iterable[NetStateRule | Mapping[str, Any]] | None = ..., exclude: Iterable[NetStateRule | Mapping[str, Any]] | None = ..., transform_param: TransformationParameter | Mapping[str, Any] | None = ..., loss_param: LossParameter | Mapping[str, Any] | None = ..., accuracy_param: AccuracyParameter | Mapping[str, Any] | None = ..., argmax_param: ArgMaxParameter | Mapping[str, Any] | None = ..., batch_norm_param: BatchNormParameter | Mapping[str, Any] | None = ..., bias_param: BiasParameter | Mapping[str, Any] | None = ..., clip_param: ClipParameter | Mapping[str, Any] | None = ..., concat_param: ConcatParameter | Mapping[str, Any] | None = ..., contrastive_loss_param: ContrastiveLossParameter | Mapping[str, Any] | None = ..., convolution_param: ConvolutionParameter | Mapping[str, Any] | None = ..., crop_param: CropParameter | Mapping[str, Any] | None = ..., data_param: DataParameter | Mapping[str, Any] | None = ..., dropout_param: DropoutParameter | Mapping[str, Any] | None = ..., dummy_data_param: DummyDataParameter | Mapping[str, Any] | None = ..., eltwise_param: EltwiseParameter | Mapping[str, Any] | None = ..., elu_param: ELUParameter | Mapping[str, Any] | None = ..., embed_param: EmbedParameter | Mapping[str, Any] | None = ..., exp_param: ExpParameter | Mapping[str, Any] | None = ..., flatten_param: FlattenParameter | Mapping[str, Any] | None = ..., hdf5_data_param: HDF5DataParameter | Mapping[str, Any] | None = ..., hdf5_output_param: HDF5OutputParameter | Mapping[str, Any] | None = ..., hinge_loss_param: HingeLossParameter | Mapping[str, Any] | None = ..., image_data_param: ImageDataParameter | Mapping[str, Any] | None = ..., infogain_loss_param: InfogainLossParameter | Mapping[str, Any] | None = ..., inner_product_param: InnerProductParameter | Mapping[str, Any] | None = ..., input_param: InputParameter | Mapping[str, Any] | None = ..., log_param: LogParameter | Mapping[str, Any] | None = ..., lrn_param: LRNParameter | Mapping[str, Any] | None = ..., memory_data_param: MemoryDataParameter | Mapping[str, Any] | None = ..., mvn_param: MVNParameter | Mapping[str, Any] | None = ..., parameter_param: ParameterParameter | Mapping[str, Any] | None = ..., pooling_param: PoolingParameter | Mapping[str, Any] | None = ..., power_param: PowerParameter | Mapping[str, Any] | None = ..., prelu_param: PReLUParameter | Mapping[str, Any] | None = ..., python_param: PythonParameter | Mapping[str, Any] | None = ..., recurrent_param: RecurrentParameter | Mapping[str, Any] | None = ..., reduction_param: ReductionParameter | Mapping[str, Any] | None = ..., relu_param: ReLUParameter | Mapping[str, Any] | None = ..., reshape_param: ReshapeParameter | Mapping[str, Any] | None = ..., scale_param: ScaleParameter | Mapping[str, Any] | None = ..., sigmoid_param: SigmoidParameter | Mapping[str, Any] | None = ..., softmax_param: SoftmaxParameter | Mapping[str, Any] | None = ..., spp_param: SPPParameter | Mapping[str, Any] | None = ..., slice_param: SliceParameter | Mapping[str, Any] | None = ..., swish_param: SwishParameter | Mapping[str, Any] | None = ..., tanh_param: TanHParameter | Mapping[str, Any] | None = ..., threshold_param: ThresholdParameter | Mapping[str, Any] | None = ..., tile_param: TileParameter | Mapping[str, Any] | None = ..., window_data_param: WindowDataParameter | Mapping[str, Any] | None = ..., annotated_data_param: AnnotatedDataParameter | Mapping[str, Any] | None = ..., detection_evaluate_param: DetectionEvaluateParameter | Mapping[str, Any] | None = ..., detection_output_param: DetectionOutputParameter | Mapping[str, Any] | None = ..., multibox_loss_param: MultiBoxLossParameter | Mapping[str, Any] | None = ..., norm_param: NormalizeParameter | Mapping[str, Any] | None = ..., permute_param: PermuteParameter | Mapping[str, Any] | None = ..., prior_box_param: PriorBoxParameter | Mapping[str, Any] | None = ..., video_data_param: VideoDataParameter | Mapping[str, Any] | None = ..., box_annotator_ohem_param: BoxAnnotatorOHEMParameter | Mapping[str, Any] | None = ..., psroi_pooling_param: PSROIPoolingParameter | Mapping[str, Any] | None = ..., roi_pooling_param: ROIPoolingParameter | Mapping[str, Any] | None = ..., smooth_l1_loss_param: SmoothL1LossParameter | Mapping[str, Any] | None = ..., adaptive_bias_channel_param: AdaptiveBiasChannelParameter | Mapping[str, Any] | None = ..., bias_channel_param: BiasChannelParameter | Mapping[str, Any] | None = ..., bn_param: BNParameter | Mapping[str, Any] | None = ..., dense_crf_param: DenseCRFParameter | Mapping[str, Any] | None = ..., domain_transform_param: DomainTransformParameter | Mapping[str, Any] | None = ..., interp_param: InterpParameter | Mapping[str, Any] | None = ..., mat_read_param: MatReadParameter | Mapping[str, Any] | None = ..., mat_write_param: MatWriteParameter | Mapping[str, Any] | None = ..., seg_accuracy_param: SegAccuracyParameter | Mapping[str, Any] | None = ..., unique_label_param: UniqueLabelParameter | Mapping[str, Any] | None = ..., dense_image_data_param: DenseImageDataParameter | Mapping[str, Any] | None = ..., upsample_param: UpsampleParameter | Mapping[str, Any] | None = ..., shuffle_channel_param: ShuffleChannelParameter | Mapping[str, Any] | None = ..., region_loss_param: RegionLossParameter | Mapping[str, Any] | None = ..., relu6_param: ReLUParameter | Mapping[str, Any] | None = ..., reorg_param: ReorgParameter | Mapping[str, Any] | None = ..., segmentation_evaluate_param: SegmentationEvaluateParameter | Mapping[str, Any] | None = ..., yolo_detection_output_param: YoloDetectionOutputParameter | Mapping[str, Any] | None = ..., yolo_seg_param: YoloSegParameter | Mapping[str, Any] | None = ..., yolov3_detection_output_param: Yolov3DetectionOutputParameter | Mapping[str, Any] | None = ..., yolov3_param: Yolov3Parameter | Mapping[str, Any] | None = ..., engine: str | None = ..., eval_detection_param: EvalDetectionParameter | Mapping[str, Any] | None = ..., mn_activation_param: MnActivationParameter | Mapping[str, Any] | None = ..., mn_grad_compress_param: MnParamGradCompressParameter | Mapping[str, Any] | None = ..., multinode: MultinodeLayerParameter | Mapping[str, Any] | None = ..., quantization_param: QuantizationParameter | Mapping[str, Any] | None = ..., spatial_dropout_param: SpatialDropoutParameter | Mapping[str, Any] | None = ..., split_param: SplitParameter | Mapping[str, Any] | None = ..., backward_math: int | str | None = ..., backward_type: int | str | None = ..., cudnn_math_override: int | None = ..., debug: bool | None = ..., detectnet_augmentation_param: DetectNetAugmentationParameter | Mapping[str, Any] | None = ..., detectnet_groundtruth_param: DetectNetGroundTruthParameter | Mapping[str, Any] | None = ..., forward_math: int | str | None = ..., forward_type: int | str | None = ..., trt_param: TRTParameter | Mapping[str, Any] | None = ..., batch_reduction_param: BatchReductionParameter | Mapping[str, Any] | None = ..., seg_data_param: SegDataParameter | Mapping[str, Any] | None = ..., margin_inner_product_param: MarginInnerProductParameter | Mapping[str, Any] | None = ..., center_loss_param: CenterLossParameter | Mapping[str, Any] | None = ..., triplet_loss_param: TripletLossParameter | Mapping[str, Any] | None = ..., unpooling_param: UnpoolingParameter | Mapping[str, Any] | None = ..., accum_param: AccumParameter | Mapping[str, Any] | None = ..., augmentation_param: AugmentationParameter | Mapping[str, Any] | None = ..., black_augmentation_param: BlackAugmentationParameter | Mapping[str, Any] | None = ..., coeff_schedule_param: CoeffScheduleParameter | Mapping[str, Any] | None = ..., correlation_param: CorrelationParameter | Mapping[str, Any] | None = ..., downsample_param: DownsampleParameter | Mapping[str, Any] | None = ..., flow_warp_param: FlowWarpParameter | Mapping[str, Any] | None = ..., l1_loss_param: L1LossParameter | Mapping[str, Any] | None = ..., lpq_loss_param: LpqLossParameter | Mapping[str, Any] | None = ..., mean_param: MeanParameter | Mapping[str, Any] | None = ..., reader_param: ReaderParameter | Mapping[str, Any] | None = ..., resample_param: ResampleParameter | Mapping[str, Any] | None = ..., reshape_every_iter: bool | None = ..., writer_param: WriterParameter | Mapping[str, Any] | None = ..., proposal_param: ProposalParameter | Mapping[str, Any] | None = ..., ctc_decoder_param: CTCDecoderParameter | Mapping[str, Any] | None = ..., embedding_extractor_param: AnchorEmbeddingExtractorParameter | Mapping[str, Any] | None = ..., grn_param: GRNParameter | Mapping[str, Any] | None = ..., label_specific_add_param: LabelSpecificAddParameter | Mapping[str, Any] | None = ..., region_yolo_param: RegionYoloParameter | Mapping[str, Any] | None = ..., reorg_yolo_param: ReorgYoloParameter | Mapping[str, Any] | None = ..., scale_filter_param: ScaleFilterParameter | Mapping[str, Any] | None = ..., convolution3d_param: Convolution3DParameter | Mapping[str, Any] | None = ..., pooling3d_param: Pooling3DParameter | Mapping[str, Any] | None = ..., bbox_reg_param: BBoxRegParameter | Mapping[str, Any] | None = ..., box_group_output_param: BoxGroupOutputParameter | Mapping[str, Any] | None = ..., decode_bbox_param: DecodeBBoxParameter | Mapping[str, Any] | None = ..., detection_data_param: DetectionDataParameter | Mapping[str, Any] | None = ..., detection_group_accuracy_param: DetectionGroupAccuracyParameter | Mapping[str, Any] | None = ..., detection_group_loss_param: DetectionGroupLossParameter | Mapping[str, Any] | None = ..., eval_data_param: EvalDataParameter | Mapping[str, Any] | None = ..., frcnn_output_param: FrcnnOutputParameter | Mapping[str, Any] | None = ..., hard_mining_param: HardMiningParameter | Mapping[str, Any] | None = ..., proposal_target_param: ProposalTargetParameter | Mapping[str, Any] | None = ..., scale_route_param: ScaleRouteParameter | Mapping[str, Any] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class TransformationParameter(Message):
     InterpolationAlgo: ClassVar[EnumTypeWrapper]
@@ -631,11 +702,17 @@ class LossParameter(Message):
     def class_weighting(self) -> RepeatedScalarFieldContainer[float]: ...
     weight_by_label_freqs: bool
     label_smoothing: float
+    adaptive_weighting: bool
+    gamma: float
+    max_entropy_weight: float
+    max_weight: float
+    min_weight: float
+    scale: float
     @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, ignore_label: int | None = ..., normalization: int | str | None = ..., normalize: bool | None = ..., pre_fixed_normalizer: float | None = ..., class_weighting: Iterable[float] | None = ..., weight_by_label_freqs: bool | None = ..., label_smoothing: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, ignore_label: int | None = ..., normalization: int | str | None = ..., normalize: bool | None = ..., pre_fixed_normalizer: float | None = ..., class_weighting: Iterable[float] | None = ..., weight_by_label_freqs: bool | None = ..., label_smoothing: float | None = ..., adaptive_weighting: bool | None = ..., gamma: float | None = ..., max_entropy_weight: float | None = ..., max_weight: float | None = ..., min_weight: float | None = ..., scale: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class AccuracyParameter(Message):
     top_k: int
@@ -652,10 +729,13 @@ class ArgMaxParameter(Message):
     top_k: int
     axis: int
     @property
+    def ignore_id(self) -> RepeatedScalarFieldContainer[int]: ...
+    use_ignore_ids: bool
+    @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, out_max_val: bool | None = ..., top_k: int | None = ..., axis: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, out_max_val: bool | None = ..., top_k: int | None = ..., axis: int | None = ..., ignore_id: Iterable[int] | None = ..., use_ignore_ids: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class ClipParameter(Message):
     min: float
@@ -798,6 +878,13 @@ class DataParameter(Message):
     DB: ClassVar[EnumTypeWrapper]
     LEVELDB: ClassVar[int]
     LMDB: ClassVar[int]
+    RANDPERMORDER: ClassVar[EnumTypeWrapper]
+    FIRST_PERMUTE_THEN_RANGE: ClassVar[int]
+    FIRST_RANGE_THEN_PERMUTE: ClassVar[int]
+    CHANNELENCODING: ClassVar[EnumTypeWrapper]
+    UINT8: ClassVar[int]
+    UINT16FLOW: ClassVar[int]
+    BOOL1: ClassVar[int]
     source: str
     batch_size: int
     rand_skip: int
@@ -815,11 +902,30 @@ class DataParameter(Message):
     parser_threads: int
     precache: bool
     threads: int
+    block_size: int
+    disk_reader_threads: int
+    @property
+    def encoding(self) -> RepeatedScalarFieldContainer[int]: ...
+    huge_video_dataset: bool
+    limit_samples: int
+    permute_every_iter: int
+    preselection_file: str
+    preselection_label: int
+    rand_permute: bool
+    rand_permute_order: int
+    rand_permute_seed: int
+    range_end: int
+    range_start: int
+    @property
+    def slice_point(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def subtract(self) -> RepeatedScalarFieldContainer[float]: ...
+    verbose: bool
     @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, source: str | None = ..., batch_size: int | None = ..., rand_skip: int | None = ..., backend: int | str | None = ..., scale: float | None = ..., mean_file: str | None = ..., crop_size: int | None = ..., mirror: bool | None = ..., force_encoded_color: bool | None = ..., prefetch: int | None = ..., shuffle: bool | None = ..., side: Iterable[int] | None = ..., cache: bool | None = ..., parser_threads: int | None = ..., precache: bool | None = ..., threads: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, source: str | None = ..., batch_size: int | None = ..., rand_skip: int | None = ..., backend: int | str | None = ..., scale: float | None = ..., mean_file: str | None = ..., crop_size: int | None = ..., mirror: bool | None = ..., force_encoded_color: bool | None = ..., prefetch: int | None = ..., shuffle: bool | None = ..., side: Iterable[int] | None = ..., cache: bool | None = ..., parser_threads: int | None = ..., precache: bool | None = ..., threads: int | None = ..., block_size: int | None = ..., disk_reader_threads: int | None = ..., encoding: Iterable[int | str] | None = ..., huge_video_dataset: bool | None = ..., limit_samples: int | None = ..., permute_every_iter: int | None = ..., preselection_file: str | None = ..., preselection_label: int | None = ..., rand_permute: bool | None = ..., rand_permute_order: int | str | None = ..., rand_permute_seed: int | None = ..., range_end: int | None = ..., range_start: int | None = ..., slice_point: Iterable[int] | None = ..., subtract: Iterable[float] | None = ..., verbose: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class DropoutParameter(Message):
     Engine: ClassVar[EnumTypeWrapper]
@@ -1006,11 +1112,12 @@ class InnerProductParameter(Message):
     engine: int
     negative_slope: float
     relu: bool
+    normalize: bool
     @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, num_output: int | None = ..., bias_term: bool | None = ..., weight_filler: FillerParameter | Mapping[str, Any] | None = ..., bias_filler: FillerParameter | Mapping[str, Any] | None = ..., axis: int | None = ..., transpose: bool | None = ..., engine: int | str | None = ..., negative_slope: float | None = ..., relu: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, num_output: int | None = ..., bias_term: bool | None = ..., weight_filler: FillerParameter | Mapping[str, Any] | None = ..., bias_filler: FillerParameter | Mapping[str, Any] | None = ..., axis: int | None = ..., transpose: bool | None = ..., engine: int | str | None = ..., negative_slope: float | None = ..., relu: bool | None = ..., normalize: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class InputParameter(Message):
     @property
@@ -1078,10 +1185,13 @@ class ParameterParameter(Message):
     @property
     def shape(self) -> BlobShape: ...
     @property
+    def filler(self) -> FillerParameter: ...
+    norm_axis: int
+    @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, shape: BlobShape | Mapping[str, Any] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, shape: BlobShape | Mapping[str, Any] | None = ..., filler: FillerParameter | Mapping[str, Any] | None = ..., norm_axis: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class PoolingParameter(Message):
     PoolMethod: ClassVar[EnumTypeWrapper]
@@ -1120,11 +1230,12 @@ class PoolingParameter(Message):
     @property
     def stride_3d(self) -> RepeatedScalarFieldContainer[int]: ...
     torch_pooling: bool
+    dilation: int
     @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, pool: int | str | None = ..., pad: int | None = ..., pad_h: int | None = ..., pad_w: int | None = ..., kernel_size: int | None = ..., kernel_h: int | None = ..., kernel_w: int | None = ..., stride: int | None = ..., stride_h: int | None = ..., stride_w: int | None = ..., engine: int | str | None = ..., global_pooling: bool | None = ..., round_mode: int | str | None = ..., ceil_mode: bool | None = ..., avg_include_pad: bool | None = ..., axis: int | None = ..., kernel_size_3d: Iterable[int] | None = ..., pad_3d: Iterable[int] | None = ..., stride_3d: Iterable[int] | None = ..., torch_pooling: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, pool: int | str | None = ..., pad: int | None = ..., pad_h: int | None = ..., pad_w: int | None = ..., kernel_size: int | None = ..., kernel_h: int | None = ..., kernel_w: int | None = ..., stride: int | None = ..., stride_h: int | None = ..., stride_w: int | None = ..., engine: int | str | None = ..., global_pooling: bool | None = ..., round_mode: int | str | None = ..., ceil_mode: bool | None = ..., avg_include_pad: bool | None = ..., axis: int | None = ..., kernel_size_3d: Iterable[int] | None = ..., pad_3d: Iterable[int] | None = ..., stride_3d: Iterable[int] | None = ..., torch_pooling: bool | None = ..., dilation: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class PowerParameter(Message):
     power: float
@@ -1836,10 +1947,14 @@ class PriorBoxParameter(Message):
     @property
     def variance(self) -> RepeatedScalarFieldContainer[float]: ...
     @property
+    def height(self) -> RepeatedScalarFieldContainer[float]: ...
+    @property
+    def width(self) -> RepeatedScalarFieldContainer[float]: ...
+    @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, aspect_ratio: Iterable[float] | None = ..., clip: bool | None = ..., flip: bool | None = ..., img_h: int | None = ..., img_size: int | None = ..., img_w: int | None = ..., max_size: Iterable[float] | None = ..., min_size: Iterable[float] | None = ..., offset: float | None = ..., step: float | None = ..., step_h: float | None = ..., step_w: float | None = ..., variance: Iterable[float] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, aspect_ratio: Iterable[float] | None = ..., clip: bool | None = ..., flip: bool | None = ..., img_h: int | None = ..., img_size: int | None = ..., img_w: int | None = ..., max_size: Iterable[float] | None = ..., min_size: Iterable[float] | None = ..., offset: float | None = ..., step: float | None = ..., step_h: float | None = ..., step_w: float | None = ..., variance: Iterable[float] | None = ..., height: Iterable[float] | None = ..., width: Iterable[float] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class ResizeParameter(Message):
     Interp_mode: ClassVar[EnumTypeWrapper]
@@ -1949,11 +2064,21 @@ class VideoDataParameter(Message):
     scale: float
     shuffle: bool
     source: str
+    is_color: bool
+    max_sampling_rate: int
+    num_of_labels: int
+    root_folder: str
+    sampling_rate: int
+    show_data: bool
+    use_image: bool
+    use_multiple_label: bool
+    use_sampling_rate_jitter: bool
+    use_temporal_jitter: bool
     @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, device_id: int | None = ..., skip_frames: int | None = ..., video_file: str | None = ..., video_type: int | str | None = ..., batch_size: int | None = ..., crop_size: int | None = ..., encoded: bool | None = ..., grayscale: bool | None = ..., mean_file: str | None = ..., mirror: bool | None = ..., modality: int | str | None = ..., name_pattern: str | None = ..., new_height: int | None = ..., new_length: int | None = ..., new_width: int | None = ..., num_segments: int | None = ..., rand_skip: int | None = ..., scale: float | None = ..., shuffle: bool | None = ..., source: str | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, device_id: int | None = ..., skip_frames: int | None = ..., video_file: str | None = ..., video_type: int | str | None = ..., batch_size: int | None = ..., crop_size: int | None = ..., encoded: bool | None = ..., grayscale: bool | None = ..., mean_file: str | None = ..., mirror: bool | None = ..., modality: int | str | None = ..., name_pattern: str | None = ..., new_height: int | None = ..., new_length: int | None = ..., new_width: int | None = ..., num_segments: int | None = ..., rand_skip: int | None = ..., scale: float | None = ..., shuffle: bool | None = ..., source: str | None = ..., is_color: bool | None = ..., max_sampling_rate: int | None = ..., num_of_labels: int | None = ..., root_folder: str | None = ..., sampling_rate: int | None = ..., show_data: bool | None = ..., use_image: bool | None = ..., use_multiple_label: bool | None = ..., use_sampling_rate_jitter: bool | None = ..., use_temporal_jitter: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class BoxAnnotatorOHEMParameter(Message):
     ignore_label: int
@@ -1980,11 +2105,12 @@ class ROIPoolingParameter(Message):
     spatial_scale: float
     @property
     def pooled_size(self) -> RepeatedScalarFieldContainer[int]: ...
+    pad_ratio: float
     @property
     def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, pooled_h: int | None = ..., pooled_w: int | None = ..., spatial_scale: float | None = ..., pooled_size: Iterable[int] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+    def __init__(self, *, pooled_h: int | None = ..., pooled_w: int | None = ..., spatial_scale: float | None = ..., pooled_size: Iterable[int] | None = ..., pad_ratio: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 class SmoothL1LossParameter(Message):
     sigma: float
@@ -2700,5 +2826,646 @@ class UnpoolingParameter(Message):
     @property
     def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
     def __init__(self, *, unpool: int | str | None = ..., kernel_size: int | None = ..., stride: int | None = ..., pad: int | None = ..., unpool_size: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class AccumParameter(Message):
+    have_reference: bool
+    size_divisible_by: int
+    top_height: int
+    top_width: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, have_reference: bool | None = ..., size_divisible_by: int | None = ..., top_height: int | None = ..., top_width: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class AugmentationCoeff(Message):
+    add_nomean0: float
+    add_nomean1: float
+    add_nomean2: float
+    add_withmean0: float
+    add_withmean1: float
+    add_withmean2: float
+    angle: float
+    brightness: float
+    col_angle: float
+    color1: float
+    color2: float
+    color3: float
+    contrast: float
+    dx: float
+    dy: float
+    fog_amount: float
+    fog_size: float
+    gamma: float
+    lmult_add: float
+    lmult_mult: float
+    lmult_pow: float
+    mirror: float
+    motion_blur_angle: float
+    motion_blur_size: float
+    mult_nomean0: float
+    mult_nomean1: float
+    mult_nomean2: float
+    mult_withmean0: float
+    mult_withmean1: float
+    mult_withmean2: float
+    noise: float
+    pow_nomean0: float
+    pow_nomean1: float
+    pow_nomean2: float
+    pow_withmean0: float
+    pow_withmean1: float
+    pow_withmean2: float
+    shadow_angle: float
+    shadow_distance: float
+    shadow_strength: float
+    zoom_x: float
+    zoom_y: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, add_nomean0: float | None = ..., add_nomean1: float | None = ..., add_nomean2: float | None = ..., add_withmean0: float | None = ..., add_withmean1: float | None = ..., add_withmean2: float | None = ..., angle: float | None = ..., brightness: float | None = ..., col_angle: float | None = ..., color1: float | None = ..., color2: float | None = ..., color3: float | None = ..., contrast: float | None = ..., dx: float | None = ..., dy: float | None = ..., fog_amount: float | None = ..., fog_size: float | None = ..., gamma: float | None = ..., lmult_add: float | None = ..., lmult_mult: float | None = ..., lmult_pow: float | None = ..., mirror: float | None = ..., motion_blur_angle: float | None = ..., motion_blur_size: float | None = ..., mult_nomean0: float | None = ..., mult_nomean1: float | None = ..., mult_nomean2: float | None = ..., mult_withmean0: float | None = ..., mult_withmean1: float | None = ..., mult_withmean2: float | None = ..., noise: float | None = ..., pow_nomean0: float | None = ..., pow_nomean1: float | None = ..., pow_nomean2: float | None = ..., pow_withmean0: float | None = ..., pow_withmean1: float | None = ..., pow_withmean2: float | None = ..., shadow_angle: float | None = ..., shadow_distance: float | None = ..., shadow_strength: float | None = ..., zoom_x: float | None = ..., zoom_y: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class AugmentationParameter(Message):
+    augment_during_test: bool
+    bottomheight: int
+    bottomwidth: int
+    @property
+    def brightness(self) -> RandomGeneratorParameter: ...
+    @property
+    def chromatic_eigvec(self) -> RepeatedScalarFieldContainer[float]: ...
+    @property
+    def col_add(self) -> RandomGeneratorParameter: ...
+    @property
+    def col_mult(self) -> RandomGeneratorParameter: ...
+    @property
+    def col_pow(self) -> RandomGeneratorParameter: ...
+    @property
+    def col_rotate(self) -> RandomGeneratorParameter: ...
+    @property
+    def color(self) -> RandomGeneratorParameter: ...
+    @property
+    def contrast(self) -> RandomGeneratorParameter: ...
+    crop_height: int
+    crop_width: int
+    @property
+    def fog_amount(self) -> RandomGeneratorParameter: ...
+    @property
+    def fog_size(self) -> RandomGeneratorParameter: ...
+    @property
+    def gamma(self) -> RandomGeneratorParameter: ...
+    @property
+    def ladd_add(self) -> RandomGeneratorParameter: ...
+    @property
+    def ladd_mult(self) -> RandomGeneratorParameter: ...
+    @property
+    def ladd_pow(self) -> RandomGeneratorParameter: ...
+    @property
+    def lmult_add(self) -> RandomGeneratorParameter: ...
+    @property
+    def lmult_mult(self) -> RandomGeneratorParameter: ...
+    @property
+    def lmult_pow(self) -> RandomGeneratorParameter: ...
+    max_multiplier: float
+    @property
+    def mean(self) -> RepeatedScalarFieldContainer[float]: ...
+    mean_per_pixel: bool
+    @property
+    def mirror(self) -> RandomGeneratorParameter: ...
+    mode: str
+    @property
+    def motion_blur_angle(self) -> RandomGeneratorParameter: ...
+    @property
+    def motion_blur_size(self) -> RandomGeneratorParameter: ...
+    @property
+    def noise(self) -> RandomGeneratorParameter: ...
+    num: int
+    recompute_mean: int
+    @property
+    def rotate(self) -> RandomGeneratorParameter: ...
+    @property
+    def sat_add(self) -> RandomGeneratorParameter: ...
+    @property
+    def sat_mult(self) -> RandomGeneratorParameter: ...
+    @property
+    def sat_pow(self) -> RandomGeneratorParameter: ...
+    @property
+    def shadow_angle(self) -> RandomGeneratorParameter: ...
+    @property
+    def shadow_distance(self) -> RandomGeneratorParameter: ...
+    @property
+    def shadow_strength(self) -> RandomGeneratorParameter: ...
+    @property
+    def squeeze(self) -> RandomGeneratorParameter: ...
+    @property
+    def translate(self) -> RandomGeneratorParameter: ...
+    @property
+    def translate_x(self) -> RandomGeneratorParameter: ...
+    @property
+    def translate_y(self) -> RandomGeneratorParameter: ...
+    write_augmented: str
+    write_mean: str
+    @property
+    def zoom(self) -> RandomGeneratorParameter: ...
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, augment_during_test: bool | None = ..., bottomheight: int | None = ..., bottomwidth: int | None = ..., brightness: RandomGeneratorParameter | Mapping[str, Any] | None = ..., chromatic_eigvec: Iterable[float] | None = ..., col_add: RandomGeneratorParameter | Mapping[str, Any] | None = ..., col_mult: RandomGeneratorParameter | Mapping[str, Any] | None = ..., col_pow: RandomGeneratorParameter | Mapping[str, Any] | None = ..., col_rotate: RandomGeneratorParameter | Mapping[str, Any] | None = ..., color: RandomGeneratorParameter | Mapping[str, Any] | None = ..., contrast: RandomGeneratorParameter | Mapping[str, Any] | None = ..., crop_height: int | None = ..., crop_width: int | None = ..., fog_amount: RandomGeneratorParameter | Mapping[str, Any] | None = ..., fog_size: RandomGeneratorParameter | Mapping[str, Any] | None = ..., gamma: RandomGeneratorParameter | Mapping[str, Any] | None = ..., ladd_add: RandomGeneratorParameter | Mapping[str, Any] | None = ..., ladd_mult: RandomGeneratorParameter | Mapping[str, Any] | None = ..., ladd_pow: RandomGeneratorParameter | Mapping[str, Any] | None = ..., lmult_add: RandomGeneratorParameter | Mapping[str, Any] | None = ..., lmult_mult: RandomGeneratorParameter | Mapping[str, Any] | None = ..., lmult_pow: RandomGeneratorParameter | Mapping[str, Any] | None = ..., max_multiplier: float | None = ..., mean: Iterable[float] | None = ..., mean_per_pixel: bool | None = ..., mirror: RandomGeneratorParameter | Mapping[str, Any] | None = ..., mode: str | None = ..., motion_blur_angle: RandomGeneratorParameter | Mapping[str, Any] | None = ..., motion_blur_size: RandomGeneratorParameter | Mapping[str, Any] | None = ..., noise: RandomGeneratorParameter | Mapping[str, Any] | None = ..., num: int | None = ..., recompute_mean: int | None = ..., rotate: RandomGeneratorParameter | Mapping[str, Any] | None = ..., sat_add: RandomGeneratorParameter | Mapping[str, Any] | None = ..., sat_mult: RandomGeneratorParameter | Mapping[str, Any] | None = ..., sat_pow: RandomGeneratorParameter | Mapping[str, Any] | None = ..., shadow_angle: RandomGeneratorParameter | Mapping[str, Any] | None = ..., shadow_distance: RandomGeneratorParameter | Mapping[str, Any] | None = ..., shadow_strength: RandomGeneratorParameter | Mapping[str, Any] | None = ..., squeeze: RandomGeneratorParameter | Mapping[str, Any] | None = ..., translate: RandomGeneratorParameter | Mapping[str, Any] | None = ..., translate_x: RandomGeneratorParameter | Mapping[str, Any] | None = ..., translate_y: RandomGeneratorParameter | Mapping[str, Any] | None = ..., write_augmented: str | None = ..., write_mean: str | None = ..., zoom: RandomGeneratorParameter | Mapping[str, Any] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class BlackAugmentationParameter(Message):
+    @property
+    def black(self) -> RandomGeneratorParameter: ...
+    @property
+    def border(self) -> RandomGeneratorParameter: ...
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, black: RandomGeneratorParameter | Mapping[str, Any] | None = ..., border: RandomGeneratorParameter | Mapping[str, Any] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class CoeffScheduleParameter(Message):
+    final_coeff: float
+    half_life: float
+    initial_coeff: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, final_coeff: float | None = ..., half_life: float | None = ..., initial_coeff: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class CorrelationParameter(Message):
+    CorrelationType: ClassVar[EnumTypeWrapper]
+    MULTIPLY: ClassVar[int]
+    SUBTRACT: ClassVar[int]
+    correlation_type: int
+    do_abs: bool
+    kernel_size: int
+    max_displacement: int
+    pad: int
+    single_direction: int
+    stride_1: int
+    stride_2: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, correlation_type: int | str | None = ..., do_abs: bool | None = ..., kernel_size: int | None = ..., max_displacement: int | None = ..., pad: int | None = ..., single_direction: int | None = ..., stride_1: int | None = ..., stride_2: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class DownsampleParameter(Message):
+    top_height: int
+    top_width: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, top_height: int | None = ..., top_width: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class FlowWarpParameter(Message):
+    FillParameter: ClassVar[EnumTypeWrapper]
+    ZERO: ClassVar[int]
+    NOT_A_NUMBER: ClassVar[int]
+    fill_value: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, fill_value: int | str | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class L1LossParameter(Message):
+    epsilon: float
+    l2_per_location: bool
+    l2_prescale_by_channels: bool
+    normalize_by_num_entries: bool
+    plateau: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, epsilon: float | None = ..., l2_per_location: bool | None = ..., l2_prescale_by_channels: bool | None = ..., normalize_by_num_entries: bool | None = ..., plateau: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class LpqLossParameter(Message):
+    l2_prescale_by_channels: bool
+    normalize_by_num_entries: bool
+    @property
+    def p(self) -> RepeatedScalarFieldContainer[float]: ...
+    p_epsilon: float
+    @property
+    def pq_episode_starts_at_iter(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def q(self) -> RepeatedScalarFieldContainer[float]: ...
+    q_epsilon: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, l2_prescale_by_channels: bool | None = ..., normalize_by_num_entries: bool | None = ..., p: Iterable[float] | None = ..., p_epsilon: float | None = ..., pq_episode_starts_at_iter: Iterable[int] | None = ..., q: Iterable[float] | None = ..., q_epsilon: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class MeanParameter(Message):
+    MeanOperation: ClassVar[EnumTypeWrapper]
+    ADD: ClassVar[int]
+    SUBTRACT: ClassVar[int]
+    file: str
+    input_scale: float
+    mean_scale: float
+    operation: int
+    output_scale: float
+    @property
+    def value(self) -> RepeatedScalarFieldContainer[float]: ...
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, file: str | None = ..., input_scale: float | None = ..., mean_scale: float | None = ..., operation: int | str | None = ..., output_scale: float | None = ..., value: Iterable[float] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class RandomGeneratorParameter(Message):
+    apply_schedule: bool
+    discretize: bool
+    exp: bool
+    mean: float
+    multiplier: float
+    prob: float
+    rand_type: str
+    spread: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, apply_schedule: bool | None = ..., discretize: bool | None = ..., exp: bool | None = ..., mean: float | None = ..., multiplier: float | None = ..., prob: float | None = ..., rand_type: str | None = ..., spread: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class ReaderParameter(Message):
+    file: str
+    num: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, file: str | None = ..., num: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class ResampleParameter(Message):
+    ResampleType: ClassVar[EnumTypeWrapper]
+    NEAREST: ClassVar[int]
+    LINEAR: ClassVar[int]
+    CUBIC: ClassVar[int]
+    AREA: ClassVar[int]
+    antialias: bool
+    factor: float
+    height: int
+    type: int
+    width: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, antialias: bool | None = ..., factor: float | None = ..., height: int | None = ..., type: int | str | None = ..., width: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class WriterParameter(Message):
+    file: str
+    folder: str
+    normalize: bool
+    prefix: str
+    scale: float
+    suffix: str
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, file: str | None = ..., folder: str | None = ..., normalize: bool | None = ..., prefix: str | None = ..., scale: float | None = ..., suffix: str | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class ProposalParameter(Message):
+    base_size: int
+    feat_stride: int
+    min_size: int
+    nms_thresh: float
+    post_nms_topn: int
+    pre_nms_topn: int
+    @property
+    def ratio(self) -> RepeatedScalarFieldContainer[float]: ...
+    @property
+    def scale(self) -> RepeatedScalarFieldContainer[float]: ...
+    score_thresh: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, base_size: int | None = ..., feat_stride: int | None = ..., min_size: int | None = ..., nms_thresh: float | None = ..., post_nms_topn: int | None = ..., pre_nms_topn: int | None = ..., ratio: Iterable[float] | None = ..., scale: Iterable[float] | None = ..., score_thresh: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class AnchorEmbeddingExtractorParameter(Message):
+    label_src_pos: int
+    num_anchors: int
+    num_valid_actions: int
+    output_instance_weights: bool
+    output_proposals: bool
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, label_src_pos: int | None = ..., num_anchors: int | None = ..., num_valid_actions: int | None = ..., output_instance_weights: bool | None = ..., output_proposals: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class CTCDecoderParameter(Message):
+    blank_index: int
+    ctc_merge_repeated: bool
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, blank_index: int | None = ..., ctc_merge_repeated: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class GRNParameter(Message):
+    bias: float
+    dummy_backward: bool
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, bias: float | None = ..., dummy_backward: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class LabelSpecificAddParameter(Message):
+    bias: float
+    transform_test: bool
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, bias: float | None = ..., transform_test: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class RegionYoloParameter(Message):
+    @property
+    def anchors(self) -> RepeatedScalarFieldContainer[float]: ...
+    classes: int
+    coords: int
+    do_softmax: bool
+    @property
+    def mask(self) -> RepeatedScalarFieldContainer[int]: ...
+    num: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, anchors: Iterable[float] | None = ..., classes: int | None = ..., coords: int | None = ..., do_softmax: bool | None = ..., mask: Iterable[int] | None = ..., num: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class ReorgYoloParameter(Message):
+    stride: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, stride: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class ScaleFilterParameter(Message):
+    max_scale: float
+    min_scale: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, max_scale: float | None = ..., min_scale: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class Convolution3DParameter(Message):
+    @property
+    def bias_filler(self) -> FillerParameter: ...
+    bias_term: bool
+    filter_group: int
+    group: int
+    kernel_depth: int
+    kernel_size: int
+    num_output: int
+    pad: int
+    stride: int
+    temporal_pad: int
+    temporal_stride: int
+    @property
+    def weight_filler(self) -> FillerParameter: ...
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, bias_filler: FillerParameter | Mapping[str, Any] | None = ..., bias_term: bool | None = ..., filter_group: int | None = ..., group: int | None = ..., kernel_depth: int | None = ..., kernel_size: int | None = ..., num_output: int | None = ..., pad: int | None = ..., stride: int | None = ..., temporal_pad: int | None = ..., temporal_stride: int | None = ..., weight_filler: FillerParameter | Mapping[str, Any] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class Pooling3DParameter(Message):
+    PoolMethod: ClassVar[EnumTypeWrapper]
+    MAX: ClassVar[int]
+    AVE: ClassVar[int]
+    STOCHASTIC: ClassVar[int]
+    kernel_depth: int
+    kernel_size: int
+    pad: int
+    pool: int
+    stride: int
+    temporal_stride: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, kernel_depth: int | None = ..., kernel_size: int | None = ..., pad: int | None = ..., pool: int | str | None = ..., stride: int | None = ..., temporal_stride: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class BBoxRegParameter(Message):
+    @property
+    def bbox_mean(self) -> RepeatedScalarFieldContainer[float]: ...
+    @property
+    def bbox_std(self) -> RepeatedScalarFieldContainer[float]: ...
+    cls_aware: bool
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, bbox_mean: Iterable[float] | None = ..., bbox_std: Iterable[float] | None = ..., cls_aware: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class BoxGroupOutputParameter(Message):
+    @property
+    def box_group_param(self) -> RepeatedCompositeFieldContainer[BoxGroupParameter]: ...
+    fg_thr: float
+    field_whr: float
+    field_xyr: float
+    iou_thr: float
+    max_nms_num: int
+    max_post_nms_num: int
+    min_size: float
+    nms_type: str
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, box_group_param: Iterable[BoxGroupParameter | Mapping[str, Any]] | None = ..., fg_thr: float | None = ..., field_whr: float | None = ..., field_xyr: float | None = ..., iou_thr: float | None = ..., max_nms_num: int | None = ..., max_post_nms_num: int | None = ..., min_size: float | None = ..., nms_type: str | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class BoxGroupParameter(Message):
+    @property
+    def field_h(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def field_w(self) -> RepeatedScalarFieldContainer[int]: ...
+    stride: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, field_h: Iterable[int] | None = ..., field_w: Iterable[int] | None = ..., stride: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class DecodeBBoxParameter(Message):
+    gt_iou_thr: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, gt_iou_thr: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class DetectionDataParameter(Message):
+    anchor_ignore_iou_thr: float
+    anchor_ignore_margin_ratio: float
+    batch_size: int
+    cache_images: bool
+    coord_num: int
+    crop_height: int
+    crop_long_size: int
+    crop_short_size: int
+    crop_width: int
+    @property
+    def distort_param(self) -> DistortionParameter: ...
+    fg_threshold: float
+    @property
+    def field_h(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def field_w(self) -> RepeatedScalarFieldContainer[int]: ...
+    high_scale_ratio: float
+    ignore_fg_threshold: float
+    long_size: int
+    low_scale_ratio: float
+    max_scale: float
+    max_whaspect: float
+    min_gt_height: float
+    min_gt_width: float
+    min_scale: float
+    min_whaspect: float
+    mix_group_size: int
+    multiscale_prob: float
+    output_gt_boxes: bool
+    pickup_iou_thr: float
+    resize_height: int
+    @property
+    def resize_param(self) -> ResizeParameter: ...
+    resize_ratio: float
+    resize_width: int
+    root_folder: str
+    scale: float
+    short_size: int
+    shuffle: str
+    source: str
+    @property
+    def stride(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def template_ratio(self) -> RepeatedScalarFieldContainer[float]: ...
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, anchor_ignore_iou_thr: float | None = ..., anchor_ignore_margin_ratio: float | None = ..., batch_size: int | None = ..., cache_images: bool | None = ..., coord_num: int | None = ..., crop_height: int | None = ..., crop_long_size: int | None = ..., crop_short_size: int | None = ..., crop_width: int | None = ..., distort_param: DistortionParameter | Mapping[str, Any] | None = ..., fg_threshold: float | None = ..., field_h: Iterable[int] | None = ..., field_w: Iterable[int] | None = ..., high_scale_ratio: float | None = ..., ignore_fg_threshold: float | None = ..., long_size: int | None = ..., low_scale_ratio: float | None = ..., max_scale: float | None = ..., max_whaspect: float | None = ..., min_gt_height: float | None = ..., min_gt_width: float | None = ..., min_scale: float | None = ..., min_whaspect: float | None = ..., mix_group_size: int | None = ..., multiscale_prob: float | None = ..., output_gt_boxes: bool | None = ..., pickup_iou_thr: float | None = ..., resize_height: int | None = ..., resize_param: ResizeParameter | Mapping[str, Any] | None = ..., resize_ratio: float | None = ..., resize_width: int | None = ..., root_folder: str | None = ..., scale: float | None = ..., short_size: int | None = ..., shuffle: str | None = ..., source: str | None = ..., stride: Iterable[int] | None = ..., template_ratio: Iterable[float] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class DetectionGroupAccuracyParameter(Message):
+    bg_threshold: float
+    cls_num: int
+    @property
+    def field_h(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def field_w(self) -> RepeatedScalarFieldContainer[int]: ...
+    field_whr: float
+    field_xyr: float
+    objectness: bool
+    stride: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, bg_threshold: float | None = ..., cls_num: int | None = ..., field_h: Iterable[int] | None = ..., field_w: Iterable[int] | None = ..., field_whr: float | None = ..., field_xyr: float | None = ..., objectness: bool | None = ..., stride: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class DetectionGroupLossParameter(Message):
+    batch_size: int
+    bbox_loss_type: str
+    bg_multiple: int
+    bg_threshold: float
+    cls_num: int
+    @property
+    def field_h(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def field_w(self) -> RepeatedScalarFieldContainer[int]: ...
+    field_whr: float
+    field_xyr: float
+    min_num_neg: int
+    neg_mining_type: str
+    neg_ranking_type: str
+    objectness: bool
+    pos_neg_weighted: bool
+    stride: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, batch_size: int | None = ..., bbox_loss_type: str | None = ..., bg_multiple: int | None = ..., bg_threshold: float | None = ..., cls_num: int | None = ..., field_h: Iterable[int] | None = ..., field_w: Iterable[int] | None = ..., field_whr: float | None = ..., field_xyr: float | None = ..., min_num_neg: int | None = ..., neg_mining_type: str | None = ..., neg_ranking_type: str | None = ..., objectness: bool | None = ..., pos_neg_weighted: bool | None = ..., stride: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class EvalDataParameter(Message):
+    batch_size: int
+    long_size: int
+    resize_height: int
+    resize_width: int
+    root_folder: str
+    scale: float
+    short_size: int
+    source: str
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, batch_size: int | None = ..., long_size: int | None = ..., resize_height: int | None = ..., resize_width: int | None = ..., root_folder: str | None = ..., scale: float | None = ..., short_size: int | None = ..., source: str | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class FrcnnOutputParameter(Message):
+    conf_thr: float
+    iou_thr: float
+    max_det_num: int
+    nms_type: str
+    @property
+    def save_output_param(self) -> SaveOutputParameter: ...
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, conf_thr: float | None = ..., iou_thr: float | None = ..., max_det_num: int | None = ..., nms_type: str | None = ..., save_output_param: SaveOutputParameter | Mapping[str, Any] | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class HardMiningParameter(Message):
+    num_image: int
+    num_roi_per_image: int
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, num_image: int | None = ..., num_roi_per_image: int | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class ProposalTargetParameter(Message):
+    append_gtbox: bool
+    batch_size: int
+    bbox_thr_hg: float
+    bbox_thr_lw: float
+    bg_thr_hg: float
+    bg_thr_lw: float
+    cls_num: int
+    fg_fraction: float
+    fg_thr: float
+    img_height: int
+    img_width: int
+    iou_weighted: bool
+    num_img_per_batch: int
+    pickup_discard: bool
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, append_gtbox: bool | None = ..., batch_size: int | None = ..., bbox_thr_hg: float | None = ..., bbox_thr_lw: float | None = ..., bg_thr_hg: float | None = ..., bg_thr_lw: float | None = ..., cls_num: int | None = ..., fg_fraction: float | None = ..., fg_thr: float | None = ..., img_height: int | None = ..., img_width: int | None = ..., iou_weighted: bool | None = ..., num_img_per_batch: int | None = ..., pickup_discard: bool | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
+
+class ScaleRouteParameter(Message):
+    high_scale: float
+    low_scale: float
+    @property
+    def caffetools_unknown_bytes(self) -> RepeatedScalarFieldContainer[bytes]: ...
+    @property
+    def caffetools_unknown(self) -> RepeatedScalarFieldContainer[str]: ...
+    def __init__(self, *, high_scale: float | None = ..., low_scale: float | None = ..., caffetools_unknown_bytes: Iterable[bytes] | None = ..., caffetools_unknown: Iterable[str] | None = ...) -> None: ...
 
 SolverStateMessage = SolverState

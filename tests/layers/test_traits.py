@@ -66,10 +66,10 @@ def test_blobs_with_an_axis_of_classes_have_as_many_rows_as_outputs(kind: str) -
     layer = layer_of(kind, bottom=["x"] * max(1, TYPES[kind].BOTTOMS[0]), top=["y"])
     settings = facts.settings_of(layer)
     setattr(settings, facts.outputs, 6)
-    for name, value in (("kernel_size", [3]), ("input_dim", 4)):
+    for name, value in (("kernel_size", 3), ("kernel_depth", 2), ("input_dim", 4)):
         if name in settings.DESCRIPTOR.fields_by_name and name != facts.outputs:
             field = getattr(settings, name)
-            field.extend(value) if hasattr(field, "extend") else setattr(settings, name, value)
+            field.append(value) if hasattr(field, "append") else setattr(settings, name, value)
     specs = declared_blobs(layer)
     assert specs
     for axis, spec in zip(TYPES[kind].traits(layer).class_axes, specs, strict=False):

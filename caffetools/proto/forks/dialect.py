@@ -63,8 +63,10 @@ def fit_to_dialect(net: NetParameter, dialect: str | None = None) -> str:
     if ("LayerParameter", "input_param") in missing:
         _inputs_to_net(net)
         chosen, missing = _closest(_used(net))
-    if missing:
+    while missing:
+        # Without a field the fields in it need no numbers either, so fewer forks may do.
         _remove_fields(net, set(missing))
+        chosen, missing = _closest(_used(net))
     return "+".join(chosen)
 
 

@@ -38,6 +38,11 @@ DIALECTS = (
     "triplet",
     "deconvnet",
     "fast-rcnn",
+    "flownet",
+    "pvanet",
+    "openvino",
+    "c3d",
+    "cascade",
 )
 # The first number of fields whose own number is taken; 19000 to 19999 are protobuf's.
 FIRST_PRIVATE_NUMBER = 20000
