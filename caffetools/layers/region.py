@@ -42,7 +42,7 @@ class RegionYolo(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         regions = x.reshape(x.shape[0], self.regions, self.each, *x.shape[2:])
-        place, size, rest = regions.split([2, self.coords - 2, self.each - self.coords], 2)
+        place, size, rest = regions[:, :, :2], regions[:, :, 2 : self.coords], regions[:, :, self.coords :]
         objectness, classes = rest[:, :, :1].sigmoid(), rest[:, :, 1:]
         scores = classes.softmax(2) if self.softmax else classes.sigmoid()
         parts = torch.cat([place.sigmoid(), size, objectness, scores], 2)

@@ -115,7 +115,8 @@ class Accum(Layer):
 
 def resized(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return (N, C, H', W') of maps (N, C, H, W) and weights ``rows`` (H', H) and ``columns`` (W', W)."""
-    return rows @ x @ columns.T
+    maps: Tensor = rows @ x @ columns.T
+    return maps
 
 
 def _rows_resized(graph: OnnxGraph, source: str, rows: Matrix) -> str:
@@ -128,7 +129,8 @@ def _turned(graph: OnnxGraph, columns: Matrix) -> str:
 
 def _places(size: int, ratio: np.float32, other: np.float32) -> NDArray[np.float32]:
     """The places of ``size`` pixels in the bottom, in float32 as in the CUDA code."""
-    return np.arange(size, dtype=np.float32) * ratio + other / np.float32(2) - np.float32(0.5)
+    places: Matrix = np.arange(size, dtype=np.float32) * ratio + other / np.float32(2) - np.float32(0.5)
+    return places
 
 
 def _rounded(values: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -24,8 +24,9 @@ def convolved(x: Array, weights: Array, bias: Array, stride: tuple[int, int], pa
     size = [(n - k) // s + 1 for n, k, s in zip(x.shape[2:], kernel, steps, strict=True)]
     y = np.zeros((len(x), len(weights), *size))
     for place in np.ndindex(*size):
-        window = x[(..., *(slice(p * s, p * s + k) for p, s, k in zip(place, steps, kernel, strict=True)))]
-        y[(slice(None), slice(None), *place)] = np.einsum("ncijk,ocijk->no", window, weights) + bias.ravel()
+        i, j, k = (slice(p * s, p * s + n) for p, s, n in zip(place, steps, kernel, strict=True))
+        window = x[:, :, i, j, k]
+        y[:, :, place[0], place[1], place[2]] = np.einsum("ncijk,ocijk->no", window, weights) + bias.ravel()
     return y
 
 
@@ -73,8 +74,9 @@ def pooled(x: Array, method: str, kernel: tuple[int, int], stride: tuple[int, in
         starts = [i * s - p for i, s, p in zip(place, steps, pads, strict=True)]
         ends = [min(a + k, n + p) for a, k, n, p in zip(starts, kernels, sizes, pads, strict=True)]
         area = math.prod(b - a for a, b in zip(starts, ends, strict=True))
-        part = x[(..., *(slice(max(a, 0), min(b, n)) for a, b, n in zip(starts, ends, sizes, strict=True)))]
-        y[(..., *place)] = part.max((2, 3, 4)) if method == "MAX" else part.sum((2, 3, 4)) / area
+        i, j, k = (slice(max(a, 0), min(b, n)) for a, b, n in zip(starts, ends, sizes, strict=True))
+        part = x[:, :, i, j, k]
+        y[:, :, place[0], place[1], place[2]] = part.max((2, 3, 4)) if method == "MAX" else part.sum((2, 3, 4)) / area
     return y
 
 

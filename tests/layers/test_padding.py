@@ -14,7 +14,7 @@ from caffetools.onnx.export import to_onnx
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import format_text, parse
 from tests.layers.helpers import input_layer
-from tests.layers.test_forks import Array, agree, exported, numbers
+from tests.layers.test_forks import Array, Reference, agree, exported, numbers
 from tests.layers.test_forks_maps import places, unpooled
 
 
@@ -29,7 +29,7 @@ def run(net: Net, x: Array) -> tuple[Array, Tensor]:
     return y.detach().numpy(), gradient
 
 
-PADDINGS = [
+PADDINGS: list[tuple[str, Reference]] = [
     ("padding_param { pad_beg: 1 pad_end: 2 }", lambda x: np.pad(x, [(0, 0), (0, 0), (1, 2), (1, 2)])),
     ("padding_param { pad_beg: -1 pad_end: -1 }", lambda x: x[:, :, 1:-1, 1:-1]),
     (
@@ -49,14 +49,14 @@ PADDINGS = [
 
 
 @pytest.mark.parametrize(("text", "reference"), PADDINGS)
-def test_padding(text: str, reference: object) -> None:
+def test_padding(text: str, reference: Reference) -> None:
     x = numbers(2, 3, 4, 5)
     net = net_of(f'type: "Padding" {text}', *x.shape)
     y, gradient = run(net, x)
-    expected = reference(x)  # type: ignore[operator]
+    expected = reference(x)
     assert net.layer("l").top_shapes == [expected.shape]
     np.testing.assert_allclose(y, expected, rtol=1e-6)
-    counts = reference(np.arange(x.size).reshape(x.shape) + 1000.0)  # type: ignore[operator]
+    counts = reference(np.arange(x.size).reshape(x.shape) + 1000.0)
     inside = counts[counts >= 1000].astype(int) - 1000
     np.testing.assert_allclose(gradient.numpy().ravel(), 2 * x.ravel() * np.bincount(inside, minlength=x.size), rtol=1e-5)
     model = to_onnx(net, opset=17)
