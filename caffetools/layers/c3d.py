@@ -41,7 +41,7 @@ class Convolution3D(Layer):
     READS_UNKNOWN = True
 
     @classmethod
-    def traits(cls, param: Any) -> Traits:
+    def traits(cls, param: LayerParameter) -> Traits:
         return cls.TRAITS if param.HasField("convolution3d_param") or not param.HasField("convolution_param") else _OF_V10
 
     @classmethod

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
@@ -36,7 +33,8 @@ class GRN(Layer):
         y = x / ((x * x).sum(1, keepdim=True) + self.param.grn_param.bias).sqrt()
         if not self.param.grn_param.dummy_backward:
             return y
-        passed: Tensor = _PassedGradient.apply(x, y.detach())
+        # The value of y with the gradient of x.
+        passed: Tensor = y.detach() + (x - x.detach())
         return passed
 
     def to_onnx(self, graph: OnnxGraph) -> None:
@@ -44,15 +42,3 @@ class GRN(Layer):
         total = n("ReduceSum", n("Mul", self.bottoms[0], self.bottoms[0]), axes=[1], keepdims=1)
         bias = graph.constant("bias", np.array(self.param.grn_param.bias, np.float32))
         graph.node("Div", [self.bottoms[0], n("Sqrt", n("Add", total, bias))], self.tops)
-
-
-class _PassedGradient(torch.autograd.Function):
-    """The value ``y``, with the gradient of ``x``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.unknown import unknown_fields
+from caffetools.proto.unknown import Value, unknown_fields
 
 _SIDES = ("pad_t", "pad_b", "pad_l", "pad_r")
 
@@ -37,7 +37,7 @@ class Padding(Layer):
     def setup(self, bottoms: Shapes) -> Shapes:
         shape = tuple(bottoms[0])
         given = unknown_fields(self.param).get("padding_param", [])
-        fields: Any = given[0] if len(given) == 1 else {}
+        fields = given[0] if len(given) == 1 else {}
         if not isinstance(fields, dict) or not fields:
             raise self.error("padding_param is missing, or given more than once")
         self.value, self.reflect = 0.0, False
@@ -63,7 +63,7 @@ class Padding(Layer):
         self.expect_axes(shape, 4)
         return [(0, 0), (0, 0), (sides[0], sides[1]), (sides[2], sides[3])]
 
-    def _as_opencv(self, shape: tuple[int, ...], fields: dict[str, Any]) -> None:
+    def _as_opencv(self, shape: tuple[int, ...], fields: Mapping[str, list[Value]]) -> None:
         sizes = [self._whole({"paddings": [v]}, "paddings") for v in fields.get("paddings", [])]
         pairs = list(zip(sizes[::2], sizes[1::2], strict=False))
         axes = self._whole(fields, "input_dims") if "input_dims" in fields else -1
@@ -83,13 +83,13 @@ class Padding(Layer):
             if any(before or after for before, after in self.pads[:2]):
                 raise self.error("type reflect is for the axes of the maps only")
 
-    def _number(self, fields: dict[str, Any], name: str) -> float:
+    def _number(self, fields: Mapping[str, list[Value]], name: str) -> float:
         value = fields.get(name, [0])[-1]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(f"{name} must be a number, not {value}")
         return float(value)
 
-    def _whole(self, fields: dict[str, Any], name: str) -> int:
+    def _whole(self, fields: Mapping[str, list[Value]], name: str) -> int:
         value = self._number(fields, name)
         if not value.is_integer():
             raise self.error(f"{name} must be a whole number, not {value}")

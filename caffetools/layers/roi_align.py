@@ -16,7 +16,7 @@ from caffetools.layers.registry import register
 from caffetools.layers.roi import RoiLayer
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import LayerParameter
-from caffetools.proto.unknown import unknown_fields
+from caffetools.proto.unknown import Value, unknown_fields
 
 _ALIGN_FIELDS = {"pooled_h", "pooled_w", "spatial_scale", "sampling_ratio", "aligned"}
 
@@ -62,7 +62,7 @@ class ROIAlign(RoiLayer):
         size = tuple(n + int(self.cascade) for n in self.bins)
         return [(self.expect_regions(bottoms), c, *size)]
 
-    def _read(self, fields: Any) -> None:
+    def _read(self, fields: Value) -> None:
         if not isinstance(fields, dict) or not fields.keys() <= _ALIGN_FIELDS | {"roi_end_mode"}:
             strange = sorted(fields.keys() - _ALIGN_FIELDS) if isinstance(fields, dict) else [str(fields)]
             raise self.error(f"roi_align_param has fields that are not known here: {', '.join(strange)}")
