@@ -88,6 +88,15 @@ class OnnxGraph(Protocol):
         """Add a loop over axis 0 of ``sequences`` whose body ``step`` adds."""
 
 
+class SavedTensors(Protocol):
+    """The context of a ``torch.autograd.Function``: what its forward pass keeps for its backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep ``tensors`` as ``saved_tensors``."""
+
+
 # What Caffe counts values with is a C++ int.
 _MOST_VALUES = 2**31 - 1
 _MOST_VALUES_OF_A_BATCH = 2**36

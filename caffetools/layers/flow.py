@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
+from caffetools.layers.base import Layer, OnnxGraph, SavedTensors, Shapes, format_shape
 from caffetools.layers.onnx_nodes import Nodes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -43,13 +42,13 @@ class ChannelNorm(Layer):
 
 class _Length(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: SavedTensors, x: Tensor) -> Tensor:
         length = (x * x).sum(1, keepdim=True).sqrt()
         ctx.save_for_backward(x, length)
         return length
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: SavedTensors, *grads: Tensor) -> Tensor:
         x, length = ctx.saved_tensors
         slope: Tensor = grads[0] * x / (length + 1e-9)
         return slope

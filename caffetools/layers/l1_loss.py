@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Shapes
+from caffetools.layers.base import SavedTensors, Shapes
 from caffetools.layers.loss import Loss
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -69,11 +67,11 @@ class _Absolute(torch.autograd.Function):
     """|x|, whose gradient at 0 is −1 where ``counted``, else 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counted: Tensor) -> Tensor:
+    def forward(ctx: SavedTensors, x: Tensor, counted: Tensor) -> Tensor:
         ctx.save_for_backward(x, counted)
         return x.abs()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: SavedTensors, *grads: Tensor) -> tuple[Tensor, None]:
         x, counted = ctx.saved_tensors
         return grads[0] * torch.where(x > 0, 1.0, -1.0) * counted, None
