@@ -23,7 +23,16 @@ TYPES = layer_types()
 PACKAGE = Path(registry.__file__).parent.parent
 
 # Rooms that make layers or hold their classes, the file format's own names for types, and the room of ONNX's operators (Split, Concat).
-MAY_NAME_TYPES = ("layers", "data/layers", "zoo/networks", "proto", "pycaffe/python_layer.py", "onnx", "quant/models.py", "bundle/detector.py")
+MAY_NAME_TYPES = (
+    "layers",
+    "data/layers",
+    "zoo/networks",
+    "proto",
+    "pycaffe/python_layer.py",
+    "onnx",
+    "quant/models.py",
+    "bundle/detector.py",
+)
 
 
 def layer_of(kind: str, **fields: Any) -> Any:
