@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from caffetools.cli.dataset_build import BUILD_EXAMPLES, build
+from caffetools.cli.dataset_combine import add, merge, subset
 from caffetools.cli.dataset_convert import convert, shard
 from caffetools.cli.dataset_databases import export, inspect, stats, verify
 from caffetools.cli.preview import preview
@@ -15,6 +16,9 @@ app = typer.Typer(help="Make datasets of pictures, and look into databases.", no
 
 _COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
     build: BUILD_EXAMPLES,
+    add: ("caffetools dataset add data new_pictures", "caffetools dataset add data more.csv --root images -o data2"),
+    merge: ("caffetools dataset merge all data1 data2",),
+    subset: ("caffetools dataset subset data small --class cat --class dog", "caffetools dataset subset data small --per-class 100"),
     convert: ("caffetools dataset convert mnist downloads data",),
     shard: ("caffetools dataset shard train_lmdb train_shards 4",),
     inspect: ("caffetools dataset inspect train_lmdb -o sheet.png", "caffetools dataset inspect train.h5"),

@@ -64,3 +64,33 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("caffetools: error: ") and done.stderr.count("\n") == 1
     assert names(tmp_path) == ["pictures"]
+
+
+def test_add_merge_and_subset_show_the_new_dataset(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, tmp_path / "data", "--size", "8")
+    draw_classes(tmp_path / "more", {"zebra": 3}, seed=900)
+    command = CliRunner().invoke
+    added = command(app, ["add", str(tmp_path / "data"), str(tmp_path / "more"), "-o", str(tmp_path / "added")])
+    assert added.exit_code == 0 and added.output.startswith("3 classes, 9 pictures for training and 3 for validation, 8 x 8\n")
+    small = command(
+        app, ["subset", str(tmp_path / "added"), str(tmp_path / "small"), "-c", "zebra", "-c", "cats", "--per-class", "1", "--json"]
+    )
+    assert (json.loads(small.output)["classes"], json.loads(small.output)["train_counts"]) == (["cats", "zebra"], [1, 1])
+    (tmp_path / "two.txt").write_text("zebra\ncats\n")
+    same = command(app, ["subset", str(tmp_path / "added"), str(tmp_path / "small2"), "--classes", str(tmp_path / "two.txt"), "--json"])
+    assert json.loads(same.output)["classes"] == ["cats", "zebra"]
+    merged = command(app, ["merge", str(tmp_path / "all"), str(tmp_path / "small"), str(tmp_path / "data")])
+    assert merged.exit_code == 0 and "cats" in merged.output
+    assert load_card(tmp_path / "all").classes == ["cats", "zebra", "große Hunde"]
+
+
+def test_options_reach_the_build(pictures: Path, tmp_path: Path) -> None:
+    result = run(
+        *(pictures, tmp_path / "out", "--size", "8", "--test", "0.2", "--group-by", r"p (\d)", "--resize-mode", "fill", "--encode", "png"),
+        *("--min-per-class", "2", "--drop-similar", "--resume", "--json"),
+    )
+    answer = json.loads(result.output)
+    assert answer["settings"] == {
+        "encode": "png", "resize_mode": "fill", "test": 0.2, "group_by": r"p (\d)", "min_per_class": 2, "dropped": "similar"
+    }  # fmt: skip
+    assert sum(answer["test_counts"]) > 0 and answer["encoded"]

@@ -63,7 +63,7 @@ def test_equal_and_similar_pictures_are_grouped() -> None:
     # b and d are each near a.
     assert (similar.kind, similar.paths, similar.parts, similar.labels) == ("similar", ["a", "b", "c", "d"], ["train", "val"], [0, 1])
     assert find_duplicates(prints, similar=False) == [same]
-    assert superfluous([same]) == {"c": "it is the same file as 'a'"}
+    assert superfluous([same]) == {"c": "it is equal to 'a'"}
     assert superfluous([similar]).keys() == {"a", "b", "c", "d"}
 
 
@@ -90,12 +90,12 @@ def leaking(tmp_path: Path) -> Path:
 def test_leaks_clashes_and_similar_pictures_are_reported_and_kept(leaking: Path, tmp_path: Path) -> None:
     card = build_dataset(leaking, tmp_path / "out", size=32)
     assert (card.train_counts, card.val_counts) == ([4, 7], [3, 2])
-    same, similar = (next(note for note in card.notes if what in note) for what in ("the same file", "nearly the same"))
+    same, similar = (next(note for note in card.notes if what in note) for what in ("are equal to", "are nearly equal to"))
     assert same == (
-        "2 picture(s) are the same file as another one, such as 'val/a/leak.png' and 'train/a/p 1.png'; 1 group(s) of them are in more "
+        "2 picture(s) are equal to another one, such as 'val/a/leak.png' and 'train/a/p 1.png'; 1 group(s) of them are in more "
         "than one split, which makes the scores too good; 1 group(s) have different labels."
     )
-    assert similar.startswith("1 picture(s) are nearly the same picture as another one")
+    assert similar.startswith("1 picture(s) are nearly equal to another one")
     assert [(group["kind"], sorted(group["paths"])) for group in load_card(tmp_path / "out").duplicates] == [
         ("same", ["train/a/p 1.png", "val/a/leak.png"]),
         ("same", ["train/a/p 2.png", "train/b/clash.png"]),
@@ -106,9 +106,9 @@ def test_leaks_clashes_and_similar_pictures_are_reported_and_kept(leaking: Path,
 def test_dropping_keeps_the_validation_picture_of_a_leak_and_none_of_a_clash(leaking: Path, tmp_path: Path) -> None:
     card = build_dataset(leaking, tmp_path / "out", size=32, drop_duplicates=True)
     assert {skipped.path: skipped.reason for skipped in card.skipped} == {
-        "train/a/p 1.png": "it is the same file as 'val/a/leak.png'",
-        "train/a/p 2.png": "it is the same file as 'train/b/clash.png', which has another label",
-        "train/b/clash.png": "it is the same file as 'train/a/p 2.png'; their labels differ",
+        "train/a/p 1.png": "it is equal to 'val/a/leak.png'",
+        "train/a/p 2.png": "it is equal to 'train/b/clash.png', which has another label",
+        "train/b/clash.png": "it is equal to 'train/a/p 2.png'; their labels differ",
     }
     assert (card.train_counts, card.val_counts) == ([2, 6], [3, 2])
     assert [group["kind"] for group in card.duplicates] == ["similar"]

@@ -92,8 +92,10 @@ def with_iteration(word: str) -> str:
 def remove_output(words: list[str]) -> None:
     """Remove what a command writes, which an earlier command of the page wrote too: a page shows alternatives."""
     at = next((index + 1 for index, word in enumerate(words) if word in ("-o", "--out")), 0)
-    if words[:2] == ["dataset", "build"]:
+    if words[:2] in (["dataset", "build"], ["dataset", "subset"]):
         at = 3
+    elif words[:2] == ["dataset", "merge"]:
+        at = 2
     elif words[0] in ("convert-imageset", "upgrade"):
         at = len(words) - 1
     place = words[at].rstrip("/")

@@ -81,17 +81,17 @@ class DatasetCard:
     @property
     def train_lmdb(self) -> Path:
         """Source of the training pictures for a Data layer."""
-        return self._source("train")
+        return self.source("train")
 
     @property
     def val_lmdb(self) -> Path:
         """Source of the validation pictures for a Data layer."""
-        return self._source("val")
+        return self.source("val")
 
     @property
     def test_lmdb(self) -> Path | None:
         """Source of the test pictures for a Data layer; None without a test split."""
-        return self._source("test") if self.test_counts else None
+        return self.source("test") if self.test_counts else None
 
     @property
     def mean_file(self) -> Path | None:
@@ -118,13 +118,18 @@ class DatasetCard:
         """Number of test pictures."""
         return sum(self.test_counts)
 
+    def source(self, part: str) -> Path:
+        """Return the source of a part for a Data layer.
+
+        Args:
+            part: ``train``, ``val`` or ``test``.
+        """
+        return self.folder / (f"{part}_lmdb" if self.shards == 1 else f"{part}_index.json")
+
     def to_json(self) -> dict[str, Any]:
         """Return the card as it is written to dataset.json: plain values, without the folder."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("folder", "skipped")}
         return {"format": _FORMAT, **values, "skipped": [asdict(skipped) for skipped in self.skipped]}
-
-    def _source(self, part: str) -> Path:
-        return self.folder / (f"{part}_lmdb" if self.shards == 1 else f"{part}_index.json")
 
 
 def save_card(card: DatasetCard, folder: Path) -> None:

@@ -76,7 +76,7 @@ def superfluous(duplicates: Iterable[Duplicates]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for group in duplicates:
-        what = "it is the same file as" if group.kind == "same" else "it is nearly the same picture as"
+        what = "it is equal to" if group.kind == "same" else "it is nearly equal to"
         first, *others = group.paths
         if len(group.labels) > 1:
             found.setdefault(first, f"{what} '{others[0]}', which has another label")

@@ -130,7 +130,7 @@ def _balance(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
 
 def _duplicate_notes(duplicates: Sequence[Duplicates]) -> list[str]:
     notes = []
-    for kind, what in (("same", "the same file"), ("similar", "nearly the same picture")):
+    for kind, what in (("same", "equal"), ("similar", "nearly equal")):
         groups = [group for group in duplicates if group.kind == kind]
         if not groups:
             continue
@@ -138,7 +138,7 @@ def _duplicate_notes(duplicates: Sequence[Duplicates]) -> list[str]:
         leaks = [group for group in groups if len(group.parts) > 1]
         clashes = [group for group in groups if len(group.labels) > 1]
         first, second = (leaks or clashes or groups)[0].paths[:2]
-        text = f"{extra} picture(s) are {what} as another one, such as '{second}' and '{first}'"
+        text = f"{extra} picture(s) are {what} to another one, such as '{second}' and '{first}'"
         if leaks:
             text += f"; {len(leaks)} group(s) of them are in more than one split, which makes the scores too good"
         if clashes:
