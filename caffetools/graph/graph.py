@@ -124,12 +124,20 @@ class Graph:
 
 def phases(param: NetParameter) -> list[Graph]:
     """Return the graphs of ``param`` in the TRAIN and in the TEST phase."""
-    return [Graph(param, TRAIN), Graph(param, TEST)]
+    states = make_state(TRAIN), make_state(TEST)
+    layers: tuple[dict[int, Any], dict[int, Any]] = {}, {}
+    for index, layer in enumerate(param.layer):
+        ruled = layer.include or layer.exclude
+        for state, included in zip(states, layers, strict=True):
+            if not ruled or layer_included(layer, state):
+                included[index] = layer
+    return [Graph(param, layers=included) for included in layers]
 
 
 def phases_present(param: NetParameter) -> list[int]:
     """Return the phases, TRAIN and TEST, in which ``param`` has data or input layers; both where it has none."""
-    present = [phase for phase in (TRAIN, TEST) if any(layer.top and not layer.bottom for layer in Graph(param, phase).layers.values())]
+    graphs = zip((TRAIN, TEST), phases(param), strict=True)
+    present = [phase for phase, graph in graphs if any(layer.top and not layer.bottom for layer in graph.layers.values())]
     return present or [TRAIN, TEST]
 
 

@@ -55,7 +55,7 @@ def guessed_tops(layer: LayerParameter) -> list[str]:
 
 def is_data_layer(layer: LayerParameter) -> bool:
     """Return whether ``layer`` reads data from outside of the net: a layer of any type with tops but no bottoms."""
-    return bool(layer.top) and not layer.bottom and traits(layer).role not in ("input", "constant", "parameter")
+    return not layer.bottom and bool(layer.top) and traits(layer).role not in ("input", "constant", "parameter")
 
 
 def is_input(layer: LayerParameter) -> bool:
@@ -118,7 +118,9 @@ def dummy_data_to_inputs(param: NetParameter) -> Any:
 
 def named_shapes(param: NetParameter, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Return ``shapes`` with the name of the net's first input in the place of ``""``. Raises :class:`NetError` for names of no input."""
-    inputs = [top for layer in param.layer if is_input(layer) or is_data_layer(layer) for top in layer.top]
+    if not shapes:
+        return {}
+    inputs = [top for layer in param.layer if not layer.bottom and (is_input(layer) or is_data_layer(layer)) for top in layer.top]
     named = {(inputs[0] if not name and inputs else name): shape for name, shape in shapes.items()}
     unknown = [name for name in named if name not in inputs]
     if unknown:

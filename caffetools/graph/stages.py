@@ -228,7 +228,7 @@ def _works(param: NetParameter, phase: int, stages: tuple[str, ...]) -> bool:
     """Return whether the net has data in the phase, something that measures it, and no blob that no layer produces."""
     net = _layers_of(param, phase, stages)
     with suppress(NetError):
-        check_blob_graph(net)
+        check_blob_graph(net.layer)
         sources = any(layer.top and not layer.bottom for layer in net.layer)
         return sources and any(traits(layer).role in ("loss", "metric") or any(layer.loss_weight) for layer in net.layer)
     return False

@@ -118,7 +118,7 @@ def summarize(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Sh
     key = (net.SerializeToString(deterministic=True), phase, sizes, tuple(sorted(given.items())), generation())
     found = _nets.get(key)
     if found is None:
-        check_blob_graph(net, whole)
+        check_blob_graph(net.layer, whole)
         found = _nets.put(key, _summarize(net, phase, given, inputs))
     return replace(found, layers=list(found.layers))
 

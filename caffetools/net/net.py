@@ -106,7 +106,7 @@ class Net(nn.Module):
         name_loss_tops(self.param)
         for layer in self.param.layer:
             layer.phase = phase
-        check_blob_graph(self.param)
+        check_blob_graph(self.param.layer)
         self.layers: list[Layer] = [layer_class(p.type, layer=p.name)(p, phase) for p in self.param.layer]
         self.by_name = LayerDict(self.layers)
         self.train(phase == TRAIN)

@@ -22,22 +22,23 @@ def filter_net(param: NetParameter, state: NetState) -> Any:
     """
     filtered = NetParameter()
     filtered.CopyFrom(param)
-    del filtered.layer[:]
-    for layer in param.layer:
-        if layer_included(layer, state):
-            filtered.layer.add().CopyFrom(layer)
+    included = [layer for layer in param.layer if layer_included(layer, state)]
+    if len(included) < len(param.layer):
+        del filtered.layer[:]
+        filtered.layer.extend(included)
     return filtered
 
 
 def layer_included(layer: LayerParameter, state: NetState) -> bool:
     """Return whether ``layer`` is part of the net in ``state``: an include rule is met, or no exclude rule is."""
-    if not layer.include and not layer.exclude:
+    include, exclude = layer.include, layer.exclude
+    if not include and not exclude:
         return True
-    if layer.include and layer.exclude:
+    if include and exclude:
         raise NetError("has both include and exclude rules; only one kind is possible", layer=layer.name)
-    if layer.include:
-        return any(_meets(rule, state) for rule in layer.include)
-    return not any(_meets(rule, state) for rule in layer.exclude)
+    if include:
+        return any(_meets(rule, state) for rule in include)
+    return not any(_meets(rule, state) for rule in exclude)
 
 
 def _meets(rule: NetStateRule, state: NetState) -> bool:

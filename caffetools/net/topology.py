@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.registry import layer_class
-from caffetools.proto.schema import NetParameter
+from caffetools.proto.schema import LayerParameter, NetParameter
 
 
 def name_loss_tops(param: NetParameter) -> None:
@@ -23,19 +25,20 @@ def name_loss_tops(param: NetParameter) -> None:
         layer.top.append(name)
 
 
-def check_blob_graph(param: NetParameter, whole: NetParameter | None = None) -> None:
+def check_blob_graph(layers: Iterable[LayerParameter], whole: NetParameter | None = None) -> None:
     """Check that every bottom is a top of a layer before it.
 
     Args:
-        param: A ``NetParameter``.
-        whole: The net that ``param`` is one phase of, to name what only the other phase produces.
+        layers: The layers of one phase, in order.
+        whole: The net that they are one phase of, to name what only the other phase produces.
 
     Raises:
         NetError: A bottom is unknown, or is produced only further down (a cycle); a top is produced twice.
     """
+    layers = list(layers)
     produced: dict[str, str] = {}
-    producers = {top: layer.name for layer in param.layer for top in layer.top}
-    for layer in param.layer:
+    producers = {top: layer.name for layer in layers for top in layer.top}
+    for layer in layers:
         for bottom in layer.bottom:
             if bottom in produced:
                 continue

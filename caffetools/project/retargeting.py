@@ -19,7 +19,6 @@ from caffetools.graph.summary import summarize
 from caffetools.graph.weights_diff import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
 from caffetools.layers.base import Shape, format_shape
 from caffetools.net.net import Net, error_context
-from caffetools.net.phases import filter_net, make_state
 from caffetools.net.topology import check_blob_graph
 from caffetools.net.weights import load_weights, read_weights
 from caffetools.project.data_config import (
@@ -339,4 +338,4 @@ def _check_wiring(param: NetParameter) -> None:
     """Raise :class:`NetError` where a bottom is missing, while the layers still have the names that the user gave them."""
     net = upgrade_net(param)
     for phase in phases_present(net):
-        check_blob_graph(filter_net(net, make_state(phase)), net)
+        check_blob_graph(Graph(net, phase).layers.values(), net)

@@ -49,7 +49,7 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     if not text.strip():
         raise PrototxtError("the file is empty", path=path)
     _check_size(text, path)
-    if reserved := re.search(rf"\b{UNKNOWN}\w*\s*:", text):
+    if UNKNOWN in text and (reserved := re.search(rf"\b{UNKNOWN}\w*\s*:", text)):
         line = text.count("\n", 0, reserved.start()) + 1
         raise PrototxtError(f"the field '{reserved[0].rstrip(': ')}' is kept for caffetools itself", path=path, line=line)
     options = read_options()
@@ -103,13 +103,15 @@ def layer_line(path: PathLike, layer: str) -> int:
 
 # Comments, strings (unrolled, so that a long one needs no stack) and braces; the last group is for words.
 _SCAN = re.compile(r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"?|'[^'\\\n]*(?:\\.[^'\\\n]*)*'?|[{}<>]|\w+")
+# The same without words, which most of a file is.
+_SCAN_BLOCKS = re.compile(_SCAN.pattern.removesuffix(r"|\w+"))
 _DEEPEST, _LONGEST_STRING = 100, 1 << 20
 
 
 def _check_size(text: str, path: PathLike | None) -> None:
     """Refuse blocks nested deeper, and strings longer, than any net has: both only cost time and memory."""
     depth = 0
-    for token in _SCAN.finditer(text):
+    for token in _SCAN_BLOCKS.finditer(text):
         first = text[token.start()]
         if first in "{<":
             depth += 1

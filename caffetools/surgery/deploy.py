@@ -79,7 +79,7 @@ def deploy_from(
     labels = label_blobs(graph, net)
     ends = [OutputPoint.of(graph, loss, labels) for loss in losses]
     outputs = [blob for end in ends for blob in end.blobs] or [top for i, top in graph.outputs() if not is_loss_or_metric(graph.layers[i])]
-    check_blob_graph(tested, net)
+    check_blob_graph(tested.layer, net)
     needed = graph.needed([(len(tested.layer), blob) for blob in outputs])
     kept = [i for i in sorted(needed) if traits(graph.layers[i]).role not in ("metric", "silence")]
     if not any(tested.layer[i].bottom for i in kept):

@@ -50,7 +50,9 @@ def is_loss_or_metric(layer: LayerParameter) -> bool:
 
 def losses_of(net: NetParameter) -> dict[int, Any]:
     """Return index → ``LayerParameter`` of the losses of both phases."""
-    return {i: layer for graph in phases(net) for i, layer in graph.layers.items() if is_loss(layer) and layer.bottom}
+    train, test = (graph.layers for graph in phases(net))
+    losses = {i: layer for i, layer in {**train, **test}.items() if is_loss(layer) and layer.bottom}
+    return dict(sorted(losses.items()))
 
 
 def chosen_losses(net: NetParameter, heads: Collection[str] | None = None) -> list[Any]:
@@ -123,8 +125,9 @@ def label_blobs(graph: Graph, net: NetParameter) -> set[Use]:
     Returns:
         (index of the producer, blob) of each.
     """
-    compared = {blob for layer in net.layer if is_loss_or_metric(layer) for blob in layer.bottom}
-    used = {blob for layer in net.layer if not is_loss_or_metric(layer) for blob in layer.bottom}
+    compared, used = set[str](), set[str]()
+    for layer in net.layer:
+        (compared if is_loss_or_metric(layer) else used).update(layer.bottom)
     labels: set[Use] = set()
     first = True
     for i, layer in graph.layers.items():
