@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parent.parent.parent / "shared"
+# Other people's prototxts and models, which are not ours to copy; only tests with the marker ``wild`` read them (make wild).
+SHARED = Path(os.environ.get("CAFFETOOLS_WILD") or Path(__file__).parent.parent.parent / "shared")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A script that runs the tests in the background makes them deaf to Ctrl-C, and with them the processes that they interrupt.
@@ -29,7 +31,13 @@ def golden() -> Path:
 
 @pytest.fixture
 def wild() -> Path:
-    """Prototxts from public repositories; they are not ours to copy, so tests of them run only where the folder exists."""
-    if not (SHARED / "wild").is_dir():
-        pytest.skip("no ../shared/wild here")
+    """Prototxts from public repositories; they are not ours to copy, so tests that ask for them have the marker ``wild``."""
+    assert (SHARED / "wild").is_dir(), f"there is no folder {SHARED}/wild; set CAFFETOOLS_WILD to the folder that has it"
     return SHARED / "wild"
+
+
+@pytest.fixture
+def wild_golden() -> Path:
+    """What was computed of other people's files; for tests with the marker ``wild``."""
+    assert (SHARED / "golden").is_dir(), f"there is no folder {SHARED}/golden; set CAFFETOOLS_WILD to the folder that has it"
+    return SHARED / "golden"

@@ -1,4 +1,7 @@
-"""Published deploy networks, as they are published, give the numbers of BVLC Caffe under regenerated weights."""
+"""Published deploy networks, read from their own files, give the numbers of BVLC Caffe under regenerated weights.
+
+``tests/zoo/test_published.py`` holds those that our builders write, which need no files of others.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,13 @@ from caffetools.net.net import Net
 from tests.conftest import SHARED
 
 FOLDER = SHARED / "golden" / "wildnets"
-# They belong to their authors and are not ours to copy: without the folder there is nothing to run.
 INDEX: dict[str, dict[str, Any]] = json.loads((FOLDER / "index.json").read_text()) if FOLDER.is_dir() else {}
 NETS = sorted(name for name, entry in INDEX.items() if "skip" not in entry)
 # Of an output's largest value; the README asks for 1e-3.
 TOLERANCE = 1e-3
 
 
-@pytest.mark.skipif(not NETS, reason="no ../shared/golden/wildnets here")
+@pytest.mark.wild
 @pytest.mark.parametrize("name", NETS)
 def test_a_published_network_gives_the_numbers_of_caffe(name: str, wild: Path) -> None:
     entry = INDEX[name]

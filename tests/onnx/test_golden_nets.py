@@ -15,12 +15,11 @@ from caffetools.net.weights import load_weights
 from caffetools.onnx.export import to_onnx
 from caffetools.onnx.verify import verify
 from caffetools.proto.schema import TEST
-from tests.conftest import SHARED
 from tests.net.test_golden_nets import FOLDER, NETS, assert_close, golden_inputs, golden_net
+from tests.zoo.test_published import GOLDEN_NETS, golden_case, sample
 
 # caffenet and rcnn have AlexNet's layers and size; once is enough.
 DEPLOYED = [name for name in NETS if name.endswith("_deploy") and not name.startswith(("caffenet", "rcnn"))]
-MODELS = SHARED / "golden" / "models"
 
 
 @pytest.mark.parametrize("name", DEPLOYED)
@@ -54,20 +53,33 @@ def test_an_exported_network_has_the_blobs_and_layers_of_caffe_and_nothing_else(
     assert sum("@" in value for value in values) == in_place
 
 
+@pytest.mark.wild
 @pytest.mark.parametrize("name", ["mtcnn_det1", "mtcnn_det2", "mtcnn_det3"])
-def test_a_published_network_gives_the_numbers_of_caffe(name: str) -> None:
-    if not MODELS.is_dir():
-        pytest.skip("no ../shared/golden/models here")
-    with np.load(MODELS / f"{name}.npz") as file:
+def test_a_published_network_gives_the_numbers_of_caffe(name: str, wild_golden: Path) -> None:
+    models = wild_golden / "models"
+    with np.load(models / f"{name}.npz") as file:
         arrays = dict(file)
     inputs = {key.removeprefix("in/"): value for key, value in arrays.items() if key.startswith("in/")}
-    net = Net.from_file(MODELS / f"{name}.prototxt", TEST, input_shapes={blob: value.shape for blob, value in inputs.items()})
-    load_weights(net, MODELS / f"{name}.caffemodel")
+    net = Net.from_file(models / f"{name}.prototxt", TEST, input_shapes={blob: value.shape for blob, value in inputs.items()})
+    load_weights(net, models / f"{name}.caffemodel")
     data = to_onnx(net).SerializeToString()
     got = OnnxRuntimeEngine.load(data).predict(inputs)
     for blob, value in got.items():
         np.testing.assert_allclose(value, arrays[f"out/{blob}"], rtol=1e-4, atol=1e-5)
     assert verify(data, net, inputs).largest < 1e-5
+
+
+@pytest.mark.parametrize("key", ["DuinoDu_mtcnn_model_det2", "kpzhang93_MTCNN_face_detection_alignment_code_codes_MTCNNv2_model_det4"])
+def test_an_exported_net_of_several_outputs_gives_the_numbers_of_caffe(key: str) -> None:
+    net, inputs = golden_case(key)
+    data = to_onnx(net).SerializeToString()
+    got = OnnxRuntimeEngine.load(data).predict({blob: value.numpy() for blob, value in inputs.items()})
+    assert len(got) > 1
+    with np.load(GOLDEN_NETS / f"{key}.npz") as arrays:
+        for blob, value in got.items():
+            expected = arrays[blob.replace("/", "\\")]
+            assert np.abs(sample(value) - expected).max() <= 1e-4 * np.abs(expected).max(), blob
+    assert verify(data, net, {blob: value.numpy() for blob, value in inputs.items()}).largest < 1e-5
 
 
 def test_a_network_for_an_old_runtime_uses_only_what_that_has() -> None:

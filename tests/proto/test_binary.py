@@ -26,7 +26,7 @@ from caffetools.proto.blobs import array_to_blob, blob_to_array, encode_blob
 from caffetools.proto.encoding import decode_text
 from caffetools.proto.model import Caffemodel, SolverState
 from caffetools.proto.schema import BlobProto, NetParameter, SolverStateMessage
-from tests.conftest import GOLDEN, SHARED
+from tests.conftest import GOLDEN
 
 CAFFEMODELS = sorted(GOLDEN.glob("*/*.caffemodel"))
 SOLVERSTATES = sorted(GOLDEN.glob("*/*.solverstate"))
@@ -220,11 +220,10 @@ def test_a_blob_message_holds_the_array(array: Any) -> None:
     assert b"".join(bytes(piece) for piece in encode_blob(array)) == b"".join(encode_blob(array))
 
 
+@pytest.mark.wild
 @pytest.mark.parametrize("name", ["mtcnn_det1", "mtcnn_det2", "mtcnn_det3", "ultraface_rfb_320", "waifu2x_upresnet10"])
-def test_a_published_caffemodel_is_read(name: str) -> None:
-    path = SHARED / "golden" / "models" / f"{name}.caffemodel"
-    if not path.exists():
-        pytest.skip("no ../shared/golden/models here")
+def test_a_published_caffemodel_is_read(name: str, wild_golden: Path) -> None:
+    path = wild_golden / "models" / f"{name}.caffemodel"
     model = read_caffemodel(path)
     message = NetParameter()
     message.ParseFromString(path.read_bytes())

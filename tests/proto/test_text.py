@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from caffetools.errors import PrototxtError
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.proto.text import format_text, layer_line, parse, read_net, read_solver, write_prototxt
-from tests.conftest import SHARED
 
 NET = """name: "n"
 layer {
@@ -38,14 +37,25 @@ def error_of(path: Path) -> str:
 
 def test_text_that_caffe_printed_is_printed_the_same(golden: Path) -> None:
     assert format_text(parse(NET, NetParameter)) == NET
-    folder = SHARED / "golden" / "upgrade"
-    if not folder.is_dir():
-        pytest.skip("no ../shared/golden/upgrade here")
-    for path in folder.glob("*.out.prototxt"):
-        text = path.read_text()
+    # Caffe prints each net and its solver into its log.
+    printed = []
+    for log in sorted((golden / "logs").glob("*.log")):
+        for kind, text in re.findall(
+            r"Initializing (net|solver) from parameters: *\n(.*?)(?=^[IWEF]\d{4})", log.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            printed.append(kind)
+            ours = format_text(parse(text, NetParameter if kind == "net" else SolverParameter))
+            for line, own in zip(text.strip().splitlines(), ours.splitlines(), strict=True):
+                # Caffe's protobuf prints some floats with more digits than are needed to read them back.
+                assert line == own or same_float(line, own), log
+    assert {"net", "solver"} <= set(printed)
+
+
+@pytest.mark.wild
+def test_files_that_caffe_printed_are_printed_the_same(wild_golden: Path) -> None:
+    for path in (wild_golden / "upgrade").glob("*.out.prototxt"):
         ours = format_text((read_solver if path.name.startswith("solver") else read_net)(path))
-        for line, own in zip(text.splitlines(), ours.splitlines(), strict=True):
-            # Caffe's protobuf prints some floats with more digits than tell them apart.
+        for line, own in zip(path.read_text().splitlines(), ours.splitlines(), strict=True):
             assert line == own or same_float(line, own), path
 
 
@@ -70,6 +80,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.wild
 def test_every_prototxt_from_the_wild_is_read_and_prints_back_to_the_same_message(wild: Path) -> None:
     refused = set()
     for line in (wild / "bvlc_parse.tsv").read_text().splitlines()[1:]:

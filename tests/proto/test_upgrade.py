@@ -8,52 +8,69 @@ import numpy as np
 import pytest
 
 from caffetools.errors import CaffeToolsError, NetError
+from caffetools.net.net import Net
+from caffetools.net.phases import filter_net, make_state
+from caffetools.net.weights import load_weights
 from caffetools.proto.binary import read_caffemodel, write_caffemodel
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import POOL, NetParameter, SolverParameter
+from caffetools.proto.schema import POOL, TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.proto.text import parse, read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel, upgrade_net, upgrade_solver
-from tests.conftest import SHARED
+from tests.conftest import GOLDEN
 
-FOLDER = SHARED / "golden" / "upgrade"
-CASES: list[dict[str, Any]] = json.loads((FOLDER / "index.json").read_text()) if FOLDER.is_dir() else []
-
-
-@pytest.fixture
-def upgrades() -> Path:
-    """Old files and what Caffe made of them; they are not ours to copy, so tests of them run only where the folder exists."""
-    if not CASES:
-        pytest.skip("no ../shared/golden/upgrade here")
-    return FOLDER
+FOLDER = GOLDEN / "upgrades"
+# What real Caffe made of our own nets in old layouts: (net, phase).
+CASES = sorted(tuple(path.name.split(".")[:2]) for path in FOLDER.glob("*.out.prototxt"))
+WEIGHTS = sorted(path.name.split(".")[0] for path in FOLDER.glob("*.out.caffemodel"))
 
 
 def net(text: str) -> Any:
     return parse(text, NetParameter)
 
 
-@pytest.mark.parametrize("name", [case["name"] for case in CASES if not case["name"].startswith("solver")] or ["none"])
-def test_an_old_net_becomes_what_caffe_makes_of_it(upgrades: Path, name: str) -> None:
-    old = read_net(upgrades / f"{name}.in.prototxt")
+def test_there_are_golden_nets_of_both_ages() -> None:
+    assert {name[:2] for name, _ in CASES} == {name[:2] for name in WEIGHTS} == {"v0", "v1"}
+
+
+@pytest.mark.parametrize(("name", "phase"), CASES)
+def test_an_old_net_becomes_what_caffe_makes_of_it(name: str, phase: str) -> None:
+    old = read_net(FOLDER / f"{name}.prototxt")
     before = old.SerializeToString(deterministic=True)
-    assert upgrade_net(old) == read_net(upgrades / f"{name}.out.prototxt")
+    upgraded = upgrade_net(old)
+    assert filter_net(upgraded, make_state(TRAIN if phase == "train" else TEST)) == read_net(FOLDER / f"{name}.{phase}.out.prototxt")
     assert old.SerializeToString(deterministic=True) == before
+    assert upgrade_net(upgraded) is upgraded
 
 
-@pytest.mark.parametrize("name", [case["name"] for case in CASES if case["name"].startswith("solver")] or ["none"])
-def test_an_old_solver_becomes_what_caffe_makes_of_it(upgrades: Path, name: str) -> None:
-    assert upgrade_solver(read_solver(upgrades / f"{name}.in.prototxt")) == read_solver(upgrades / f"{name}.out.prototxt")
-
-
-@pytest.mark.parametrize("name", [case["name"] for case in CASES if case.get("binary")] or ["none"])
-def test_an_old_caffemodel_becomes_what_caffe_makes_of_it(upgrades: Path, tmp_path: Path, name: str) -> None:
-    upgraded = upgrade_caffemodel(read_caffemodel(upgrades / f"{name}.in.caffemodel"))
-    expected = read_caffemodel(upgrades / f"{name}.out.caffemodel")
-    assert upgraded.net == expected.net
-    assert_same_blobs(upgraded, expected)
-    write_caffemodel(tmp_path / "new", read_caffemodel(upgrades / f"{name}.in.caffemodel"))
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_an_old_caffemodel_becomes_what_caffe_makes_of_it(tmp_path: Path, name: str) -> None:
+    upgraded = upgrade_caffemodel(read_caffemodel(FOLDER / f"{name}.old"))
+    expected = read_caffemodel(FOLDER / f"{name}.out.caffemodel")
+    assert [(layer.name, layer.type) for layer in upgraded.net.layer] == [(layer.name, layer.type) for layer in expected.net.layer]
+    net = Net(upgrade_net(read_net(FOLDER / f"{name}.prototxt")), TRAIN, fill=False)
+    assert not load_weights(net, upgraded).fresh
+    ours = {layer.name: [blob.detach().numpy() for blob in layer.blobs] for layer in net.layers if len(layer.blobs)}
+    for layer, blobs in expected.blobs.items():
+        for got, wanted in zip(ours[layer], blobs, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+    write_caffemodel(tmp_path / "new", read_caffemodel(FOLDER / f"{name}.old"))
     written = read_caffemodel(tmp_path / "new")
-    assert written.net == expected.net
-    assert_same_blobs(written, expected)
+    assert written.net == upgraded.net
+    assert_same_blobs(written, upgraded)
+
+
+@pytest.mark.wild
+def test_the_files_that_caffe_upgraded_become_what_it_made_of_them(wild_golden: Path) -> None:
+    folder = wild_golden / "upgrade"
+    for case in json.loads((folder / "index.json").read_text()):
+        name = case["name"]
+        read, upgrade = (read_solver, upgrade_solver) if name.startswith("solver") else (read_net, upgrade_net)
+        assert upgrade(read(folder / f"{name}.in.prototxt")) == read(folder / f"{name}.out.prototxt"), name
+        if case.get("binary"):
+            upgraded = upgrade_caffemodel(read_caffemodel(folder / f"{name}.in.caffemodel"))
+            expected = read_caffemodel(folder / f"{name}.out.caffemodel")
+            assert upgraded.net == expected.net, name
+            assert_same_blobs(upgraded, expected)
 
 
 def assert_same_blobs(one: Caffemodel, other: Caffemodel) -> None:
@@ -64,6 +81,7 @@ def assert_same_blobs(one: Caffemodel, other: Caffemodel) -> None:
             assert a.shape == b.shape
 
 
+@pytest.mark.wild
 def test_every_net_and_solver_from_the_wild_is_upgraded(wild: Path) -> None:
     old = 0
     for line in (wild / "bvlc_parse.tsv").read_text().splitlines()[1:]:

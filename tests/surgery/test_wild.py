@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from caffetools.errors import CaffeToolsError, PrototxtError
 from caffetools.graph.summary import summarize
 from caffetools.project.retargeting import prepare_retarget, write_retarget
@@ -18,6 +20,8 @@ from caffetools.proto.text import format_text, parse, read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.deploy import deploy_from
 from caffetools.surgery.losses import is_loss_or_metric, losses_of
+
+pytestmark = pytest.mark.wild
 
 # Tried in turn where a net does not say how large its pictures are.
 SHAPES = (None, (1, 3, 224, 224), (1, 1, 28, 28))

@@ -15,6 +15,7 @@ from caffetools.proto.text import format_text, read_net, read_solver
 from caffetools.zoo.networks import KINDS, MODELS, build, prototxt_path
 from caffetools.zoo.networks.__main__ import write_all
 from tests.conftest import GOLDEN
+from tests.zoo.published import FILE, SOLVERS, TRAIN_VAL, digest, settings
 
 FACTS = {
     "lenet": "lenet",
@@ -30,23 +31,9 @@ MORE_FACTS = {
     ("cifar10_quick", "deploy"): "cifar10_quick_deploy",
     ("cifar10_full", "train_val"): "cifar10_full_train",
 }
-# Where the published solvers lie among the wild prototxts; SqueezeNet v1.1 shares that of v1.0.
-SOLVERS = {
-    "lenet": "BVLC+caffe/examples/mnist/lenet_solver",
-    "bvlc_alexnet": "BVLC+caffe/models/bvlc_alexnet/solver",
-    "bvlc_reference_caffenet": "BVLC+caffe/models/bvlc_reference_caffenet/solver",
-    "bvlc_googlenet": "BVLC+caffe/models/bvlc_googlenet/quick_solver",
-    "squeezenet_v1.0": "forresti+SqueezeNet/SqueezeNet_v1.0/solver",
-    "squeezenet_v1.1": "forresti+SqueezeNet/SqueezeNet_v1.0/solver",
-    "cifar10_quick": "BVLC+caffe/examples/cifar10/cifar10_quick_solver",
-    "cifar10_full": "BVLC+caffe/examples/cifar10/cifar10_full_solver",
-    "bvlc_reference_rcnn_ilsvrc13": "BVLC+caffe/examples/finetune_pascal_detection/pascal_finetune_solver",
-}
-# Train_val nets of which the facts are not in the golden data, or as wild prototxts.
-TRAINED = {
-    "cifar10_quick": "BVLC+caffe/examples/cifar10/cifar10_quick_train_test",
-    "cifar10_full": "BVLC+caffe/examples/cifar10/cifar10_full_train_test",
-}
+
+
+PUBLISHED = json.loads(FILE.read_text())
 
 
 def facts_net(name: str) -> Any:
@@ -89,20 +76,14 @@ def test_the_shipped_prototxts_read_back_as_built(model: str) -> None:
         assert read(prototxt_path(model, kind)) == build(model, kind)
 
 
-@pytest.mark.parametrize("model", TRAINED)
-def test_a_net_for_training_is_the_published_one_field_by_field(model: str, wild: Path) -> None:
-    assert build(model) == read_net(wild / "prototxt" / f"{TRAINED[model]}.prototxt")
+@pytest.mark.parametrize("model", TRAIN_VAL)
+def test_a_net_for_training_is_the_published_one_field_by_field(model: str) -> None:
+    assert digest(build(model)) == PUBLISHED["train_val"][model]
 
 
 @pytest.mark.parametrize("model", SOLVERS)
-def test_a_solver_says_what_the_published_one_says_but_for_its_paths(model: str, wild: Path) -> None:
-    theirs = read_solver(wild / "prototxt" / f"{SOLVERS[model]}.prototxt")
-    ours = build(model, "solver")
-    # GPU is solver_mode's default, and the format of snapshots is the user's choice.
-    for field in ("net", "snapshot_prefix", "solver_mode", "snapshot_format"):
-        theirs.ClearField(field)
-        ours.ClearField(field)
-    assert ours == theirs
+def test_a_solver_has_the_settings_of_the_published_one_but_for_its_paths(model: str) -> None:
+    assert settings(build(model, "solver")) == PUBLISHED["solver"][model]
 
 
 @pytest.mark.parametrize("model", MODELS)

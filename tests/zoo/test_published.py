@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,18 @@ from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net
-from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.zoo.networks import build
+from tests.conftest import GOLDEN
+from tests.zoo.published import DEPLOY, FILE, digests, facts, layers_of
+from tests.zoo.variants import VARIANTS
 
-# Where the published deploy nets lie among the wild prototxts; VGG-16 is one that kept the layers of the original.
-PUBLISHED = {
-    "bvlc_reference_rcnn_ilsvrc13": "BVLC+caffe/models/bvlc_reference_rcnn_ilsvrc13/deploy",
-    "cifar10_quick": "BVLC+caffe/examples/cifar10/cifar10_quick",
-    "cifar10_full": "BVLC+caffe/examples/cifar10/cifar10_full",
-    "vgg16": "soeaver+caffe-model/cls/vgg/deploy_vgg16-dsd",
-    "vgg19": "soeaver+caffe-model/cls/vgg/deploy_vgg19-pytorch",
-    "resnet10": "cvjena+cnn-models/ResNet_preact/ResNet10_cvgj/deploy",
-    "resnet50": "KaimingHe+deep-residual-networks/prototxt/ResNet-50-deploy",
-    "resnet101": "KaimingHe+deep-residual-networks/prototxt/ResNet-101-deploy",
-    "resnet152": "KaimingHe+deep-residual-networks/prototxt/ResNet-152-deploy",
-    "se_resnet50": "hujie-frank+SENet/models/SE-ResNet-50",
-    "mobilenet_v1": "shicai+MobileNet-Caffe/mobilenet_deploy",
-    "mobilenet_v2": "shicai+MobileNet-Caffe/mobilenet_v2_deploy",
-    "mtcnn_pnet": "DuinoDu+mtcnn/model/det1",
-    "mtcnn_rnet": "DuinoDu+mtcnn/model/det2",
-    "mtcnn_onet": "DuinoDu+mtcnn/model/det3",
+GOLDEN_NETS = GOLDEN / "wildnets"
+INDEX: dict[str, dict[str, Any]] = json.loads((GOLDEN_NETS / "index.json").read_text())
+# Golden case → the net that we build for it.
+NETS = {
+    **{key: partial(build, name, "deploy") for name, file in DEPLOY.items() if (key := file.replace("/", "_").replace("+", "_")) in INDEX},
+    **VARIANTS,
 }
-# The wild VGG-19 comes from another framework, which called these differently.
-RENAMED = {"vgg19": {"dropout6": "drop6", "dropout7": "drop7", "classifier": "fc8"}}
-# Those that BVLC Caffe ran; of the alike residual networks the smallest and the largest.
-COMPUTED = [name for name in PUBLISHED if name not in ("vgg16", "vgg19", "se_resnet50", "resnet101")]
 
 # Parameters and layer counts, as the publishers' papers and files have them, of what is not among the wild prototxts too.
 SIZES = {
@@ -55,74 +43,39 @@ SIZES = {
     "mobilenet_v1": (4_253_891, 28),
 }
 
-Described = tuple[str, list[str], list[str], dict[str, dict[str, Any]]]
+
+@pytest.mark.parametrize("name", DEPLOY)
+def test_the_deploy_net_has_the_published_layers_wiring_and_numbers(name: str) -> None:
+    ours = layers_of(build(name, "deploy"))
+    expected = json.loads(FILE.read_text())["deploy"][name].split()
+    different = [layer for layer, one, other in zip(ours, digests(ours), expected, strict=True) if one != other]
+    assert not different
 
 
-def described(layer: Any) -> Described:
-    """What a layer computes: type, wiring, and its numbers without defaults, fillers and the choice of an engine."""
-    params = {field.name: numbers(value) for field, value in layer.ListFields() if field.name.endswith("_param")}
-    return layer.type, list(layer.bottom), list(layer.top), {name: given for name, given in params.items() if given}
+@pytest.mark.wild
+def test_the_facts_of_published_networks_are_those_of_their_files(wild: Path) -> None:
+    assert facts(wild / "prototxt") == json.loads(FILE.read_text())
 
 
-def numbers(param: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for field, value in param.ListFields():
-        if field.name in ("weight_filler", "bias_filler", "filler", "engine"):
-            continue
-        if field.name in ("pad", "stride") and hasattr(value, "append"):
-            # [] is what these lists are without a number in them.
-            given[field.name] = [number for number in value if number != (field.name == "stride")]
-        elif field.message_type is not None:
-            given[field.name] = str(value)
-        else:
-            given[field.name] = list(value) if hasattr(value, "append") else value if value != field.default_value else None
-    return {name: value for name, value in given.items() if value not in (None, [])}
+@pytest.mark.wild
+@pytest.mark.parametrize("key", NETS)
+def test_a_rewritten_net_has_the_layers_of_the_published_file(key: str, wild: Path) -> None:
+    # What BatchNorm does in training is not a matter of a deploy net.
+    def inference(layers: dict[str, Any]) -> dict[str, Any]:
+        return {name: (*layer[:3], {k: v for k, v in layer[3].items() if k != "batch_norm_param"}) for name, layer in layers.items()}
+
+    theirs = layers_of(read_net(wild / "prototxt" / INDEX[key]["prototxt"]))
+    assert inference(layers_of(NETS[key]())) == inference(theirs)
 
 
-def layers_of(net: Any) -> dict[str, Described]:
-    return {layer.name: described(layer) for layer in upgrade_net(net).layer if layer.type != "Input"}
+def test_there_is_a_net_for_each_golden_case() -> None:
+    assert set(NETS) == set(INDEX)
 
 
-def published(name: str, wild: Path) -> dict[str, Described]:
-    """The published layers, where they differ on purpose as ours are."""
-    found = layers_of(read_net(wild / "prototxt" / f"{PUBLISHED[name]}.prototxt"))
-    names = RENAMED.get(name, {})
-    layers: dict[str, Described] = {}
-    for layer, (kind, bottoms, tops, params) in found.items():
-        if kind == "Axpy":
-            layers.update(weighed_sum(layer, bottoms, tops))
-            continue
-        layers[names.get(layer, layer)] = (kind, [names.get(b, b) for b in bottoms], [names.get(t, t) for t in tops], params)
-    return layers
-
-
-def weighed_sum(name: str, bottoms: list[str], tops: list[str]) -> dict[str, Described]:
-    """Axpy(a, x, y) = a * x + y in BVLC Caffe's layers: a is (N, C, 1, 1), so it loses two axes and scales x."""
-    weights, x, y = bottoms
-    return {
-        f"{name}_prob_reshape": ("Reshape", [weights], [f"{name}_prob_reshape"], {"reshape_param": {"shape": "dim: 0\ndim: 0\n"}}),
-        f"{name}_scale": ("Scale", [x, f"{name}_prob_reshape"], [f"{name}_scale"], {"scale_param": {"axis": 0}}),
-        name: ("Eltwise", [f"{name}_scale", y], tops, {}),
-    }
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_deploy_net_has_the_published_layers_wiring_and_numbers(name: str, wild: Path) -> None:
-    ours, theirs = layers_of(build(name, "deploy")), published(name, wild)
-    assert list(ours) == list(theirs)
-    for layer, expected in theirs.items():
-        assert ours[layer] == expected, layer
-
-
-@pytest.mark.parametrize("name", COMPUTED)
-def test_the_deploy_net_gives_what_bvlc_caffe_computed(name: str, wild: Path) -> None:
-    golden = wild.parent / "golden" / "wildnets"
-    key = PUBLISHED[name].replace("/", "_").replace("+", "_")
-    case = json.loads((golden / "index.json").read_text())[key]
-    net = Net(build(name, "deploy"), TEST, fill=False, input_shapes={blob: tuple(shape) for blob, shape in case["inputs"].items()})
-    regenerate(net)
-    rng = RandomState(7)
-    inputs = {blob: torch.from_numpy((rng.randn(*shape) * 5).astype(np.float32)) for blob, shape in case["inputs"].items()}
+@pytest.mark.parametrize("key", NETS)
+def test_the_deploy_net_gives_what_bvlc_caffe_computed(key: str) -> None:
+    case = INDEX[key]
+    net, inputs = golden_case(key)
     with torch.no_grad():
         blobs = net(inputs, keep=case["blobs"])
     for blob, (shape, total, largest) in case["blobs"].items():
@@ -130,12 +83,25 @@ def test_the_deploy_net_gives_what_bvlc_caffe_computed(name: str, wild: Path) ->
         assert list(values.shape) == shape, blob
         assert values.sum().item() == pytest.approx(total, rel=1e-4), blob
         assert values.max().item() == pytest.approx(largest, rel=1e-4), blob
-    with np.load(golden / f"{key}.npz") as arrays:
+    with np.load(GOLDEN_NETS / f"{key}.npz") as arrays:
         for blob in case["outputs"]:
             expected = arrays[blob.replace("/", "\\")]
-            got = blobs[blob].numpy().reshape(-1)
-            got = got[:: max(1, got.size // 2000)][:2000]
-            assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max(), blob
+            assert np.abs(sample(blobs[blob].numpy()) - expected).max() <= 1e-4 * np.abs(expected).max(), blob
+
+
+def golden_case(key: str) -> tuple[Net, dict[str, torch.Tensor]]:
+    """The net of a golden case with its weights, and its inputs."""
+    shapes = {blob: tuple(shape) for blob, shape in INDEX[key]["inputs"].items()}
+    net = Net(NETS[key](), TEST, fill=False, input_shapes=shapes)
+    regenerate(net)
+    rng = RandomState(7)
+    return net, {blob: torch.from_numpy((rng.randn(*shape) * 5).astype(np.float32)) for blob, shape in shapes.items()}
+
+
+def sample(values: NDArray[Any]) -> NDArray[Any]:
+    """The values of a blob that the golden files hold."""
+    flat = values.reshape(-1)
+    return flat[:: max(1, flat.size // 2000)][:2000]
 
 
 def regenerate(net: Net) -> None:
@@ -156,7 +122,7 @@ def values_of(kind: str, index: int, shape: tuple[int, ...], rng: RandomState) -
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_network_has_the_parameters_and_convolutions_that_are_told_of_it(name: str) -> None:
+def test_a_network_has_the_parameters_and_convolutions_of_its_paper(name: str) -> None:
     parameters, convolutions = SIZES[name]
     for net, phase in ((build(name, "deploy"), TEST), (build(name), TRAIN)):
         summary = summarize(net, phase)
@@ -170,9 +136,10 @@ def test_densenet_pools_as_the_framework_of_its_weights_did() -> None:
     assert pool1.shapes == [(1, 64, 56, 56)]
 
 
+@pytest.mark.wild
 @pytest.mark.parametrize(("name", "file"), [("mtcnn_pnet", "det1"), ("mtcnn_rnet", "det2"), ("mtcnn_onet", "det3")])
-def test_published_weights_load_by_name_and_give_the_published_outputs(name: str, file: str, wild: Path) -> None:
-    models = wild.parent / "golden" / "models"
+def test_published_weights_load_by_name_and_give_the_published_outputs(name: str, file: str, wild_golden: Path) -> None:
+    models = wild_golden / "models"
     with np.load(models / f"mtcnn_{file}.npz") as arrays:
         inputs = {key.removeprefix("in/"): arrays[key] for key in arrays.files if key.startswith("in/")}
         outputs = {key.removeprefix("out/"): arrays[key] for key in arrays.files if key.startswith("out/")}
