@@ -107,4 +107,3 @@ def test_shapes_are_known_before_anything_runs_and_are_those_of_the_blobs(net: A
         blobs = built({"data": torch.zeros(IMAGE)}, keep=list(expected))
     assert {name: tuple(blob.shape) for name, blob in blobs.items()} == expected
     assert torch.allclose(blobs["prob"].sum(1), torch.ones(1))
-
