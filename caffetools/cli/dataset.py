@@ -20,7 +20,7 @@ _COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
     merge: ("caffetools dataset merge all data1 data2",),
     subset: ("caffetools dataset subset data small --class cat --class dog", "caffetools dataset subset data small --per-class 100"),
     convert: ("caffetools dataset convert mnist downloads data",),
-    shard: ("caffetools dataset shard train_lmdb train_shards 4",),
+    shard: ("caffetools dataset shard train_lmdb train_shards --shards 4",),
     inspect: ("caffetools dataset inspect train_lmdb -o sheet.png", "caffetools dataset inspect train.h5"),
     verify: ("caffetools dataset verify train_lmdb --classes 1000",),
     export: ("caffetools dataset export train_lmdb pictures --labels labels.txt",),

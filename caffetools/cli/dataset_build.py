@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.options import Cluster
 from caffetools.cli.show import console, print_json, progress_sink
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ def build(
     strict: Strict = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing dataset, once the new one is complete.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was killed or interrupted.")] = False,
+    shards: Annotated[
+        int, typer.Option(min=0, help="Write each database in this many shards with an index; 0 for one LMDB (with --cluster 8).")
+    ] = 0,
+    cluster: Cluster = "",
     as_json: Json = False,
 ) -> None:
     """Make LMDBs for training and validation, labels.txt, lists, a mean, a sheet of samples and dataset.json of pictures.
@@ -114,6 +119,8 @@ def build(
             strict=strict,
             force=force,
             resume=resume,
+            shards=shards,
+            cluster=cluster,
             events=events,
         )
     show_card(card, as_json=as_json)

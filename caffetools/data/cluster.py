@@ -32,6 +32,7 @@ def run_tasks(
     tasks: Sequence[Task],
     *,
     progress: Callable[[int, int], None] | None = None,
+    on_result: Callable[[int, Task], None] | None = None,
     cancel: CancelToken | None = None,
 ) -> list[Task]:
     """Run ``worker`` on each of ``tasks`` on a cluster and return the results in their order.
@@ -43,6 +44,7 @@ def run_tasks(
         worker: A function of a module that the workers can import; called with a task, which is JSON, and returns JSON.
         tasks: The tasks.
         progress: Called with (tasks done, tasks in all).
+        on_result: Called with the number of a task and its result, as soon as it is done.
         cancel: Checked after each task.
 
     Raises:
@@ -55,12 +57,21 @@ def run_tasks(
     if not tasks:
         return []
     results: dict[int, Task] = {}
+
+    def finish(number: int, result: Task) -> None:
+        results[number] = result
+        if on_result is not None:
+            on_result(number, result)
+        if progress is not None:
+            progress(len(results), len(tasks))
+        if cancel is not None:
+            cancel.raise_if_cancelled("the work")
+
     if not address:
         for number, task in enumerate(tasks):
-            results[number] = json.loads(json.dumps(worker(json.loads(json.dumps(task)))))
-            _report(results, tasks, progress, cancel)
+            finish(number, json.loads(json.dumps(worker(json.loads(json.dumps(task))))))
         return list(results.values())
-    with _connected(address) as ray:
+    with connected(address) as ray:
         items = [{"number": number, "task": json.dumps(task)} for number, task in enumerate(tasks)]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_Row(worker))
         try:
@@ -68,23 +79,13 @@ def run_tasks(
                 outcome = json.loads(row["result"])
                 if "error" in outcome:
                     raise _error(outcome["error"])
-                results[int(row["number"])] = outcome["result"]
-                _report(results, tasks, progress, cancel)
+                finish(int(row["number"]), outcome["result"])
         except CaffeToolsError:
             raise
         except Exception as error:  # of Ray's many kinds
             text = str(error).strip().splitlines() or [type(error).__name__]
             raise RunFailed(f"a task of the cluster failed: {text[-1][:300]}") from error
     return [results[number] for number in range(len(tasks))]
-
-
-def _report(
-    results: dict[int, Task], tasks: Sequence[Task], progress: Callable[[int, int], None] | None, cancel: CancelToken | None
-) -> None:
-    if progress is not None:
-        progress(len(results), len(tasks))
-    if cancel is not None:
-        cancel.raise_if_cancelled("the work")
 
 
 class _Row:
@@ -123,8 +124,21 @@ def _error(values: Task) -> CaffeToolsError:
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Connect to a cluster, or start one; a connection that the program has already is used and kept."""
+def connected(address: str) -> Iterator[Any]:
+    """Connect to a cluster, or start one, for the time of the block; a connection that the program has already is used and kept.
+
+    Args:
+        address: See :func:`run_tasks`; nothing is done if it is empty.
+
+    Yields:
+        The module ``ray``; None for an empty address.
+
+    Raises:
+        DataError: Ray is not installed, or the cluster cannot be reached.
+    """
+    if not address:
+        yield None
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

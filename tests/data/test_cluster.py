@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 from caffetools.cancel import CancelToken
 from caffetools.data.cluster import run_tasks
 from caffetools.data.cluster_jobs import cluster_mean, cluster_verify, sum_shard
-from caffetools.data.databases import LmdbWriter, new_lmdb, record_key
+from caffetools.data.databases import LmdbWriter, new_lmdb, open_database, record_key
+from caffetools.data.datasets.build import build_dataset
 from caffetools.data.datasets.verify import verify_database
+from caffetools.data.datasets.writing import write_pictures
 from caffetools.data.datum import array_to_datum
 from caffetools.data.means import compute_mean
 from caffetools.data.sharding import shard_database
+from caffetools.data.shards import read_index
 from caffetools.errors import Cancelled, DataError, RunFailed
 
 LOCAL = "local:2"
@@ -88,3 +92,94 @@ def test_addresses_that_are_not_one() -> None:
     pytest.importorskip("ray.data", reason="needs the extra 'cluster'")
     with pytest.raises(DataError, match="'local:x' is not an address of a cluster"):
         run_tasks("local:x", sum_shard, [{}])
+
+
+# Building
+
+
+def records(path: Path) -> list[tuple[bytes, bytes]]:
+    with closing(open_database(path)) as opened:
+        return list(opened.records())
+
+
+def check_equal(one: Path, other: Path) -> None:
+    """The databases have the same records, and everything else is the same file."""
+    for part in ("train", "val"):
+        assert records(one / f"{part}_lmdb") == records(other / f"{part}_lmdb")
+    for name in ("train.txt", "val.txt", "labels.txt", "mean.binaryproto"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.fixture
+def damaged(pictures: Path) -> Path:
+    """Pictures of four classes, two of which cannot be used."""
+    (pictures / "Katze_10/a.png").write_bytes(b"\x89PNG\r\n\x1a\nx")
+    (pictures / "big dogs/p 2.png").write_bytes(b"no picture")
+    return pictures
+
+
+def test_a_cluster_builds_the_records_of_one_process(ray: Any, damaged: Path, tmp_path: Path) -> None:
+    one = build_dataset(damaged, tmp_path / "one", size=8)
+    found = build_dataset(damaged, tmp_path / "two", size=8, shards=3, cluster=LOCAL)
+    check_equal(tmp_path / "one", tmp_path / "two")
+    assert len(read_index(tmp_path / "two/train_lmdb").shards) == 3
+    assert found.skipped == one.skipped
+    assert not verify_database(tmp_path / "two/train_lmdb", classes=4).faults
+    assert sorted(path.name for path in (tmp_path / "two/val_lmdb").iterdir()) == ["index.json", *(f"shard_0000{n}" for n in range(3))]
+
+
+def test_shards_without_a_cluster(damaged: Path, tmp_path: Path) -> None:
+    steps: dict[str, list[tuple[int, int]]] = {"one": [], "two": []}
+    for name, shards in (("one", 0), ("two", 5)):
+        mine = steps[name]
+
+        def step(done: int, total: int, mine: list[tuple[int, int]] = mine) -> None:
+            mine.append((done, total))
+
+        build_dataset(
+            damaged,
+            tmp_path / name,
+            size="10x8",
+            encoded=True,
+            resize_mode="crop",
+            test=0.1,
+            shards=shards,
+            progress=step,
+        )
+    check_equal(tmp_path / "one", tmp_path / "two")
+    assert records(tmp_path / "one/test_lmdb") == records(tmp_path / "two/test_lmdb")
+    assert steps["one"] == steps["two"]
+
+
+def test_a_strict_build_names_the_picture(ray: Any, damaged: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.png: the picture is truncated|p 2\.png: not a picture"):
+        build_dataset(damaged, tmp_path / "out", size=8, shards=2, cluster=LOCAL, strict=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cancelled_build_continues_with_its_shards(pictures: Path, tmp_path: Path) -> None:
+    token = CancelToken()
+
+    def cancel_late(done: int, total: int) -> None:
+        if done == 9:
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        build_dataset(pictures, tmp_path / "out", size=8, shards=4, cancel=token, progress=cancel_late)
+    work = next(path for path in tmp_path.iterdir() if path.name.startswith(".out"))
+    kept = sorted(work.glob("train_lmdb/shard_*/data.mdb"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert kept
+    written = list[Path]()
+
+    def spy(writer: Any, *arguments: Any) -> None:
+        written.append(writer)
+        write_pictures(writer, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("caffetools.data.datasets.cluster_writing.write_pictures", spy)
+        build_dataset(pictures, tmp_path / "out", size=8, shards=4, resume=True)
+    assert len(written) == 8 - len(kept)
+    assert [(tmp_path / "out" / path.relative_to(work)).stat().st_mtime_ns for path in kept] == times
+    build_dataset(pictures, tmp_path / "one", size=8)
+    check_equal(tmp_path / "one", tmp_path / "out")

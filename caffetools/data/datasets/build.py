@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from caffetools.data.datasets.listing import Listing, Picture, list_pictures
 from caffetools.data.datasets.lists import read_listing
 from caffetools.data.datasets.picture_records import RecordFormat, check_encoding
 from caffetools.data.datasets.resizing import check_resize_mode
-from caffetools.data.datasets.splits import PARTS, GroupOf, grouping, split_listing
-from caffetools.data.datasets.writing import Source, Written, write_split
+from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
+from caffetools.data.datasets.writing import Source, Step, Written, write_split
 from caffetools.data.images import decode_image, parse_size, read_bytes
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
@@ -32,6 +33,9 @@ from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
+SplitWriter = Callable[[Split, Source, Path, Step], Written]
+# Shards of each database that a cluster writes by default.
+_SHARDS = 8
 # Files of the hidden folder that a finished dataset does not have.
 _STATE, _UNPACKED = "build.json", "unpacked"
 
@@ -85,6 +89,8 @@ def build_dataset(
     strict: bool = False,
     force: bool = False,
     resume: bool = False,
+    shards: int = 0,
+    cluster: str = "",
     progress: Progress | None = None,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
@@ -119,6 +125,9 @@ def build_dataset(
         strict: Stop at the first picture that cannot be used, which is otherwise left out and listed on the card.
         force: Replace a dataset at ``out`` once the new one is complete.
         resume: Continue a build with the same arguments that was killed, interrupted or cancelled, if there is one.
+        shards: Write each database in this many shards with an index; 0 for one LMDB, or 8 shards with a cluster.
+        cluster: Address of a cluster that reads, decodes and resizes (see :func:`~caffetools.data.cluster.run_tasks`); empty for this
+            process. The records are the same.
         progress: Called with (steps done, steps in all): a step for each picture, and one for each training picture in the mean.
         events: Receives ``Started``, ``Progress`` (unit ``images``), ``ArtifactWritten`` and ``Finished``.
         cancel: Checked between pictures; after a cancellation nothing is at ``out``, and ``resume`` continues.
@@ -145,9 +154,20 @@ def build_dataset(
     with reported("dataset", f"Building {os.fspath(out)}", events):
         with folder as work:
             listing = listing or list_archive(pictures, work / _UNPACKED)
-            card = _Builder(listing, work, Path(out), settings, advance).build()
+            card = _Builder(listing, work, Path(out), settings, advance, _writer(shards, cluster)).build()
         events(ArtifactWritten(task="dataset", path=os.fspath(out), what="dataset"))
     return card
+
+
+def _writer(shards: int, cluster: str) -> SplitWriter:
+    """Return the function that writes the databases."""
+    if shards < 0:
+        raise DataError(f"the number of shards must be 0 or more, not {shards}")
+    if not shards and not cluster:
+        return write_split
+    from caffetools.data.datasets.cluster_writing import write_split_in_shards
+
+    return partial(write_split_in_shards, shards=shards or _SHARDS, cluster=cluster)
 
 
 def _check(settings: _Settings) -> None:
@@ -185,7 +205,8 @@ def _listing(
 class _Builder:
     """Builds a dataset in the hidden folder ``work``."""
 
-    def __init__(self, listing: Listing, work: Path, out: Path, settings: _Settings, progress: Progress):
+    def __init__(self, listing: Listing, work: Path, out: Path, settings: _Settings, progress: Progress, write: SplitWriter):
+        self._write = write
         self._listing, self._work, self._out, self._settings, self._progress = listing, work, out, settings, progress
         self._source = Source(listing.root, settings.stored, listing.home, settings.strict)
         self._group_of: GroupOf | None = grouping(settings.group_by, listing)
@@ -255,7 +276,7 @@ class _Builder:
             split = split_listing(kept, settings.val, settings.seed, self._left_out, test=settings.test, group_of=self._group_of)
             # The training pictures are read once more, for their mean.
             self._steps, self._total = before, before + 2 * len(split.train) + len(split.val) + len(split.test)
-            written = write_split(split, self._source, self._work, self._step)
+            written = self._write(split, self._source, self._work, self._step)
             self._left_out.update({skipped.path: skipped for skipped in written.unusable})
             _check_usable(kept, self._left_out)
             complete = _without_small(self._listing, self._left_out, settings.min_per_class)[0].classes == kept.classes

@@ -74,7 +74,7 @@ def read_journal(path: Path, planned: Sequence[Picture]) -> list[Outcome]:
         lines = path.read_text("utf-8").splitlines(keepends=True)
     except OSError:
         return []
-    found = [_parsed(line) for line in lines if line.endswith("\n")]
+    found = [parsed_outcome(line) for line in lines if line.endswith("\n")]
     same = len(found) <= len(planned) and all(one.path == other.path for one, other in zip(found, planned, strict=False))
     return found if same else []
 
@@ -85,7 +85,8 @@ def up_to(outcomes: list[Outcome], records: int) -> list[Outcome]:
     return outcomes[: usable[records - 1] + 1] if 0 < records <= len(usable) else []
 
 
-def _parsed(line: str) -> Outcome:
+def parsed_outcome(line: str) -> Outcome:
+    """Return the outcome in a line that :meth:`Outcome.to_line` gave."""
     path, reason, *rest = json.loads(line)
     if reason:
         return Outcome(path, reason)
