@@ -179,6 +179,7 @@ def quantize(
     mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None,
     scale: float | None = None,
     resize: tuple[int, int] | None = None,
+    test: PathLike | None = None,
     images: int = 500,
     batch: int = 8,
     opset: int = 17,
@@ -202,6 +203,7 @@ def quantize(
         mean: As for :func:`classify`.
         scale: As for :func:`classify`.
         resize: As for :func:`classify`.
+        test: An LMDB or LevelDB, or a folder with a folder of images for each class, to measure the accuracy before and after on.
         images: Most images to take, spread evenly over all.
         batch: Images per run.
         opset: Version of ONNX's operator set, 13 to 25.
@@ -210,7 +212,7 @@ def quantize(
         cancel: Checked before every batch.
 
     Returns:
-        Agreement of the best classes, signal-to-noise ratio of each layer, sizes and speeds before and after, and the files.
+        Agreement of the best classes, accuracy on ``test``, signal-to-noise ratio of each layer, sizes and speeds before and after, and the files.
 
     Raises:
         RunFailed: ``min_agreement`` is not reached.
@@ -223,7 +225,7 @@ def quantize(
 
     how = QuantizeOptions(precision, method, percentile, keep, min_agreement, tables, batch, opset, resume)
     options = Options(mean=mean, scale=scale, resize=resize)
-    return quantize_deployed(deploy, weights, path, calibration, options, how, images=images, events=events, cancel=cancel)
+    return quantize_deployed(deploy, weights, path, calibration, options, how, test=test, images=images, events=events, cancel=cancel)
 
 
 def verify(model: PathLike, deploy: PathLike, weights: PathLike, *, seed: int = 0) -> Verification:

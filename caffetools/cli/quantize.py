@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, print_json, progress, show_warnings
+from caffetools.cli.show import console, print_json, progress_sink
 from caffetools.cli.tables import print_table, shortened
-from caffetools.events import Progress, fan_out
 
 if TYPE_CHECKING:
-    from caffetools.events import Event
     from caffetools.quant.quantize import Quantization
+
+Test = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR|LMDB", help="Labelled pictures to measure the accuracy on: a folder for each class, or a database.", show_default=False
+    ),
+]
 
 
 def quantize(
@@ -43,6 +48,14 @@ def quantize(
     tables: Annotated[
         str, typer.Option(metavar="NAME,…", help="Calibration tables to write, of tensorrt,ncnn,caffe; or none.")
     ] = "tensorrt,ncnn,caffe",
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|LMDB",
+            help="Labelled pictures to measure the accuracy on: a folder for each class, or a database.",
+            show_default=False,
+        ),
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="Most pictures to take, spread over all.")] = 500,
     batch: Annotated[int, typer.Option(min=1, help="Pictures a run.")] = 8,
     opset: Annotated[int, typer.Option(min=13, max=25, help="Version of ONNX's operators.")] = 17,
@@ -68,13 +81,8 @@ def quantize(
     options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     chosen = () if tables == "none" else _names(tables)
     how = QuantizeOptions(precision, method, percentile, _names(keep), min_agreement, chosen, batch, opset, resume)  # type: ignore[arg-type]
-    with progress("Calibrating") as advance:
-
-        def show(event: Event) -> None:
-            if isinstance(event, Progress):
-                advance(event.done, event.total)
-
-        done = quantize_deployed(deploy, weights, out, calibration, options, how, images=images, events=fan_out([show, show_warnings]))
+    with progress_sink("Calibrating") as events:
+        done = quantize_deployed(deploy, weights, out, calibration, options, how, test=test, images=images, events=events)
     if json:
         print_json(_plain(done))
     else:
@@ -94,6 +102,10 @@ def _print(done: Quantization) -> None:
         print_table(("layer", ">SQNR (dB)", "computed in"), cells)
     if done.agreement is not None:
         console.print(f"Same best class as in float: {done.agreement:.2%} of {done.images} pictures.")
+    if done.accuracy_before is not None and done.accuracy_after is not None:
+        console.print(
+            f"Accuracy on {done.tested} labelled pictures: {done.accuracy_before:.2%} in float, {done.accuracy_after:.2%} in {done.precision}."
+        )
     before, after = shortened(done.bytes_before, "B"), shortened(done.bytes_after, "B")
     console.print(f"Size: {before} in float, {after} in {done.precision} ({done.bytes_after / done.bytes_before:.0%}).")
     ratio = done.ms_before / done.ms_after if done.ms_after else 0.0
@@ -115,6 +127,9 @@ def _plain(done: Quantization) -> dict[str, object]:
         "tables": {name: str(path) for name, path in done.tables.items()},
         "bytes_before": done.bytes_before,
         "bytes_after": done.bytes_after,
+        "tested": done.tested,
+        "accuracy_before": done.accuracy_before,
+        "accuracy_after": done.accuracy_after,
         "ms_before": done.ms_before,
         "ms_after": done.ms_after,
     }

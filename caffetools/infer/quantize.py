@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import open_database
-from caffetools.data.datum import record_to_array
-from caffetools.errors import CaffeToolsError, DataError, NetError
+from caffetools.data.datasets.listing import list_pictures
+from caffetools.data.datum import parse_datum, record_to_array
+from caffetools.errors import CaffeToolsError, DataError, NetError, did_you_mean
 from caffetools.events import EventSink, Warned, ignore
 from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
 from caffetools.infer.classifier import UNKNOWN_MEAN, Options, find_pictures
@@ -39,10 +40,12 @@ class PictureImages:
         blob: The net's input.
         preprocessor: Prepares a picture.
         paths: The files.
+        labels: Their classes, where they are known.
     """
 
-    def __init__(self, blob: str, preprocessor: Preprocessor, paths: Sequence[str]):
+    def __init__(self, blob: str, preprocessor: Preprocessor, paths: Sequence[str], labels: Sequence[int] = ()):
         self.blob, self._preprocessor, self._paths = blob, preprocessor, list(paths)
+        self._labels = np.array(labels, np.int64)
         self.identity = _digest(preprocessor, *(f"{path} {Path(path).stat().st_size}" for path in self._paths))
 
     def __len__(self) -> int:
@@ -53,6 +56,10 @@ class PictureImages:
         made = [self._preprocessor.centre(self._preprocessor.read(path)) for path in self._paths[start:stop]]
         return np.concatenate(made)
 
+    def labels(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the classes of images ``start`` to ``stop`` - 1 as (N,)."""
+        return self._labels[start:stop]
+
 
 class RecordImages:
     """Records of an LMDB or LevelDB, prepared for a net.
@@ -61,13 +68,13 @@ class RecordImages:
         blob: The net's input.
         preprocessor: Prepares a picture.
         path: The database.
-        limit: The most records to take, spread evenly over all.
+        limit: The most records to take, spread evenly over all; None for all.
     """
 
-    def __init__(self, blob: str, preprocessor: Preprocessor, path: PathLike, limit: int):
+    def __init__(self, blob: str, preprocessor: Preprocessor, path: PathLike, limit: int | None):
         self.blob, self._preprocessor = blob, preprocessor
         self._database = open_database(path)
-        self._numbers = _spread(len(self._database), limit)
+        self._numbers = _spread(len(self._database), limit or len(self._database))
         self.identity = _digest(preprocessor, f"{Path(path).resolve()} {len(self._database)} {limit}")
 
     def __len__(self) -> int:
@@ -76,6 +83,11 @@ class RecordImages:
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return images ``start`` to ``stop`` - 1 as (N, C, H, W). Raises :class:`DataError` naming the record."""
         return np.concatenate([self._one(number) for number in self._numbers[start:stop]])
+
+    def labels(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the classes of images ``start`` to ``stop`` - 1 as (N,)."""
+        records = (self._database.item(number) for number in self._numbers[start:stop])
+        return np.array([parse_datum(value, key.decode("utf-8", "replace")).label for key, value in records], np.int64)
 
     def _one(self, number: int) -> NDArray[np.float32]:
         key, value = self._database.item(number)
@@ -101,6 +113,7 @@ def quantize_deployed(
     options: Options | None = None,
     how: QuantizeOptions | None = None,
     *,
+    test: PathLike | None = None,
     images: int = DEFAULT_IMAGES,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
@@ -114,6 +127,8 @@ def quantize_deployed(
         calibration: A folder of pictures, an LMDB or LevelDB, or several files, folders and patterns.
         options: Mean, labels, scale and size in place of those of ``deploy.json``.
         how: Precision, calibration and layers to keep.
+        test: An LMDB or LevelDB, or a folder with a folder of pictures for each class (or ``val`` or ``test`` with such folders), on which
+            the accuracy of both models is measured.
         images: The most pictures to take, spread evenly over all.
         events: Receives the events of the work.
         cancel: Checked between batches.
@@ -138,7 +153,22 @@ def quantize_deployed(
         source: PictureImages | RecordImages = RecordImages(blob, preprocessor, _single(calibration), images)
     else:
         source = PictureImages(blob, preprocessor, [files[number] for number in _spread(len(files), images)])
-    return quantize_net(net, source, path, how, properties=card, events=events, cancel=cancel)
+    labelled = None if test is None else _labelled(test, blob, preprocessor)
+    return quantize_net(net, source, path, how, test=labelled, properties=card, events=events, cancel=cancel)
+
+
+def _labelled(test: PathLike, blob: str, preprocessor: Preprocessor) -> PictureImages | RecordImages:
+    """Return the labelled images of a database, or of a folder with a folder for each class."""
+    if _is_database(test):
+        return RecordImages(blob, preprocessor, test, None)
+    listing = list_pictures(test, fewest=1)
+    known = preprocessor.how.labels
+    if known and (unknown := [name for name in listing.classes if name not in known]):
+        raise DataError(f"the class '{unknown[0]}' is not one of the net's labels{did_you_mean(unknown[0], known)}", path=test)
+    number = [known.index(name) if known else index for index, name in enumerate(listing.classes)]
+    chosen = [picture for pictures in listing.test or listing.val or listing.pictures for picture in pictures]
+    paths = [str(listing.root / picture.path) for picture in chosen]
+    return PictureImages(blob, preprocessor, paths, [number[picture.label] for picture in chosen])
 
 
 def _fold(net: Net, weights: PathLike, events: EventSink) -> Net:

@@ -47,6 +47,13 @@ class Images(Protocol):
         """Return images ``start`` to ``stop`` - 1 as (N, C, H, W) float32. Raises :class:`DataError` naming the file or record."""
 
 
+class LabelledImages(Images, Protocol):
+    """Images whose classes are known."""
+
+    def labels(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the classes of images ``start`` to ``stop`` - 1 as (N,)."""
+
+
 @dataclass
 class Ranges:
     """What calibration has counted so far.

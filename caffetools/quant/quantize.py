@@ -20,7 +20,7 @@ from caffetools.events import ArtifactWritten, EventSink, Progress, ignore, repo
 from caffetools.net.net import Net
 from caffetools.onnx.export import DEFAULT_OPSET, build
 from caffetools.onnx.model import OnnxModel
-from caffetools.quant.calibration import Images, Ranges, calibrate, state_path
+from caffetools.quant.calibration import Images, LabelledImages, Ranges, calibrate, state_path
 from caffetools.quant.histograms import METHODS, Method
 from caffetools.quant.models import layer_inputs, to_fp16, to_int8
 from caffetools.quant.noise import layer_noise
@@ -92,6 +92,9 @@ class Quantization:
         bytes_after: Size of the file.
         ms_before: Milliseconds an image of the float model in onnxruntime, the median of 10 runs of one image.
         ms_after: The same of the new model.
+        tested: Number of labelled images.
+        accuracy_before: Share of them, 0 to 1, whose best class in the float model is their label; None without labelled images.
+        accuracy_after: The same of the new model.
     """
 
     path: Path
@@ -104,6 +107,9 @@ class Quantization:
     bytes_after: int = 0
     ms_before: float = 0.0
     ms_after: float = 0.0
+    tested: int = 0
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
 
 
 def quantize_net(
@@ -112,6 +118,7 @@ def quantize_net(
     path: PathLike,
     options: QuantizeOptions | None = None,
     *,
+    test: LabelledImages | None = None,
     properties: Mapping[str, str] | None = None,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
@@ -123,6 +130,7 @@ def quantize_net(
         images: What it is calibrated and compared on.
         path: The ONNX file to write; tables get its name with other endings.
         options: Precision, calibration and layers to keep.
+        test: Images with labels, on which the accuracy of both models is measured.
         properties: The file's ``metadata_props``.
         events: Receives ``Started``, ``Progress``, ``ArtifactWritten`` and ``Finished``.
         cancel: Checked between batches.
@@ -136,7 +144,7 @@ def quantize_net(
     how = options or QuantizeOptions()
     with reported("calibrate", f"{how.precision} model {os.fspath(path)}", events):
         _check(net, images, how)
-        work = _Work(net, images, how, Path(path), events, cancel)
+        work = _Work(net, images, test, how, Path(path), events, cancel)
         return work.run(dict(properties or {}))
 
 
@@ -162,8 +170,17 @@ def _check(net: Net, images: Images, how: QuantizeOptions) -> None:
 class _Work:
     """One quantization: the float model, its ranges, and the models that are tried."""
 
-    def __init__(self, net: Net, images: Images, how: QuantizeOptions, path: Path, events: EventSink, cancel: CancelToken | None):
-        self.net, self.images, self.how, self.path = net, images, how, path
+    def __init__(
+        self,
+        net: Net,
+        images: Images,
+        test: LabelledImages | None,
+        how: QuantizeOptions,
+        path: Path,
+        events: EventSink,
+        cancel: CancelToken | None,
+    ):
+        self.net, self.images, self.test, self.how, self.path = net, images, test, how, path
         self.events, self.cancel = events, cancel
         self.thresholds: dict[str, float] = {}
         self.ranges: dict[str, tuple[float, float]] = {}
@@ -173,6 +190,8 @@ class _Work:
         self.model = build(self.net, opset=how.opset, properties=properties)[0]
         self.float_session = open_session(self.model.to_proto())
         self.inputs = layer_inputs(self.net, self.model)
+        # Before the calibration, which takes longest: labels that do not fit are found here.
+        self.accuracy_before = self._accuracy(self.float_session)
         noise: dict[str, float] = {}
         if how.precision == "int8":
             self._calibrate()
@@ -251,6 +270,7 @@ class _Work:
     def _write(self, made: onnx.ModelProto, agreement: float | None, kept: Sequence[str], noise: Mapping[str, float]) -> Quantization:
         onnx.helper.set_model_props(made, {**{p.key: p.value for p in self.model.proto.metadata_props}, **self._card(kept, agreement)})
         data = made.SerializeToString()
+        accuracy = self._accuracy(open_session(data))
         tables = self._write_tables(kept) if self.how.precision == "int8" else {}
         with atomic_write(self.path) as stream:
             stream.write(data)
@@ -267,7 +287,31 @@ class _Work:
             len(data),
             _milliseconds(self.float_session, one),
             _milliseconds(open_session(data), one),
+            0 if self.test is None else len(self.test),
+            self.accuracy_before,
+            accuracy,
         )
+
+    def _accuracy(self, session: Session) -> float | None:
+        """Return the share of the labelled images whose best class is their label; None without any."""
+        if self.test is None:
+            return None
+        right = 0
+        for start in range(0, len(self.test), self.how.batch):
+            if self.cancel is not None:
+                self.cancel.raise_if_cancelled("quantization")
+            stop = min(start + self.how.batch, len(self.test))
+            output = list(session.run({self.test.blob: self.test.read(start, stop)}).values())[-1]
+            if output.ndim < 2 or output.size != len(output) * output.shape[1]:
+                raise NetError(f"the net '{self.net.name}' has no output of one vector of classes, so its accuracy cannot be measured")
+            labels = self.test.labels(start, stop)
+            if labels.min() < 0 or labels.max() >= output.shape[1]:
+                raise DataError(
+                    f"the labelled images have labels from {labels.min()} to {labels.max()}, but the net has {output.shape[1]} classes"
+                )
+            right += int((output.reshape(len(output), -1).argmax(axis=1) == labels).sum())
+            self.events(Progress(task="test", done=stop, total=len(self.test), unit="images"))
+        return right / len(self.test)
 
     def _card(self, kept: Sequence[str], agreement: float | None) -> dict[str, str]:
         card = {"caffetools.precision": self.how.precision, "caffetools.kept_in_float": ",".join(kept)}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import struct
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 import caffetools as ct
@@ -17,10 +20,12 @@ from caffetools.cancel import CancelToken
 from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import CaffeToolsError, Cancelled, DataError, RunFailed
 from caffetools.events import Event, Finished, Progress
+from caffetools.infer.sidecar import write_preprocessing
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, save_weights
 from caffetools.quant.calibration import state_path
 from caffetools.quant.quantize import Quantization
+from caffetools.results import Preprocessing
 from tests.cli.inprocess import error_of, run, run_well
 from tests.quant.conftest import Digits
 
@@ -48,8 +53,6 @@ def int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Quantizati
 def test_int8_agrees_with_float_and_onnxruntime_gives_the_reported_agreement(digits: Digits, int8: Quantization) -> None:
     session = open_session(int8.path)
     got = session.run({"data": inputs(digits)})["prob"].argmax(axis=1)
-    import torch
-
     expected = float_net(digits)({"data": torch.from_numpy(inputs(digits))})["prob"].argmax(dim=1).numpy()
     assert int8.agreement == (got == expected).mean() >= 0.97
     assert (got == digits.labels).mean() > 0.9
@@ -216,9 +219,63 @@ def test_the_command_prints_the_report_and_writes_the_files(digits: Digits, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.caffe-int8.table", "m.ncnn.table", "m.onnx", "m.tensorrt.cache"]
 
 
+@pytest.fixture(scope="session")
+def labelled(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 60 digits in folders by class; the last 3 of them in the wrong one."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for number, (image, label) in enumerate(zip(digits.images[:60], digits.labels[:60].tolist(), strict=True)):
+        place = folder / str(label if number < 57 else (label + 1) % 10)
+        place.mkdir(exist_ok=True)
+        cv2.imwrite(str(place / f"{number}.png"), image)
+    return folder
+
+
+def test_the_accuracy_on_labelled_pictures_is_that_of_the_two_models(digits: Digits, labelled: Path, tmp_path: Path) -> None:
+    weights = spoilt(digits, tmp_path)
+    by_test = {}
+    for name, test in (("database", digits.database), ("folder", labelled)):
+        by_test[name] = ct.quantize(digits.deploy, weights, tmp_path / f"{name}.onnx", digits.pictures, test=test, images=30)
+    images = ((digits.images.astype(np.float32) - 128) / 256)[:, None]
+    session = open_session(tmp_path / "database.onnx")
+    found = np.concatenate([session.run({"data": images[start : start + 8]})["prob"].argmax(1) for start in range(0, 200, 8)])
+    net = Net.from_file(digits.deploy)
+    load_weights(net, weights)
+    own = net({"data": torch.from_numpy(images)})["prob"].detach().numpy().argmax(1)
+    # The weights are spoilt for int8, not for float.
+    result = by_test["database"]
+    assert result.tested == 200
+    assert result.accuracy_before == (own == digits.labels).mean() > 0.9
+    assert result.accuracy_after == (found == digits.labels).mean() < 0.9
+    of_folder = by_test["folder"]
+    assert of_folder.tested == 60
+    assert of_folder.accuracy_before == pytest.approx((own[:57] == digits.labels[:57]).sum() / 60)
+
+
+def test_the_command_prints_the_accuracy(digits: Digits, labelled: Path, tmp_path: Path) -> None:
+    given = ("quantize", digits.deploy, digits.weights, "--calibration", digits.pictures, "--images", 20, "-o", tmp_path / "m.onnx")
+    assert "Accuracy on 60 labelled pictures: 95.00% in float, " in run_well(*given, "--test", labelled).stdout
+    answer = json.loads(run_well(*given, "--test", digits.database, "--json").stdout)
+    assert answer["tested"] == 200 and answer["accuracy_before"] == 1.0
+    # With names, folders count by name: two classes only, the others have no pictures.
+    deploy = tmp_path / "deploy.prototxt"
+    deploy.write_text(digits.deploy.read_text())
+    names = ("zero", "one", "two", *(f"digit {number}" for number in range(3, 10)))
+    write_preprocessing(deploy, Preprocessing(channel_order="GRAY", mean_values=(128.0,), scale=1 / 256, labels=names))
+    (tmp_path / "two").mkdir()
+    for name, label in (("two", "2"), ("one", "1")):
+        (tmp_path / "two" / name).symlink_to(labelled / label)
+    given = ("quantize", deploy, digits.weights, "--calibration", digits.pictures, "--images", 20, "-o", tmp_path / "m.onnx")
+    assert "labelled pictures: 100.00% in float, " in run_well(*given, "--test", tmp_path / "two").stdout
+    (tmp_path / "two" / "one").rename(tmp_path / "two" / "onne")
+    assert "the class 'onne' is not one of the net's labels; did you mean 'one'?" in error_of(run(*given, "--test", tmp_path / "two"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--calibration", "{pictures}", "--test", "none"], "none"),
+        (["--calibration", "{pictures}", "--test", "{pictures}"], "no class folders"),
+        (["--calibration", "{pictures}", "--test", "wrong_lmdb"], "labels from 10 to 10, but the net has 10 classes"),
         (["--calibration", "none"], "none"),
         (["--calibration", "empty"], "no pictures"),
         (["--calibration", "color_lmdb"], "3 channel"),
@@ -243,6 +300,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     Path("words.png").write_text("these are words")
     with new_lmdb("color_lmdb") as writer:
         writer.put(b"0", image_to_record(np.zeros((16, 16, 3), np.uint8), 0))
+    with new_lmdb("wrong_lmdb") as writer:
+        writer.put(b"0", image_to_record(np.zeros((16, 16), np.uint8), 10))
     given = [argument.format(pictures=digits.pictures) for argument in arguments]
     assert words in error_of(run("quantize", digits.deploy, digits.weights, *given, "-o", "m.onnx"))
     assert not [path for path in Path().iterdir() if path.name.startswith(("m.", ".m."))]

@@ -95,7 +95,8 @@ def largest_difference(
 ) -> float:
     """Return the largest difference between the outputs of two deploy nets on one random input, relative to the blob's largest value.
 
-    Compared are the outputs and the scores that a final Softmax or Sigmoid reads, since probabilities hide differences.
+    Where a final Softmax or Sigmoid makes an output, the scores that it reads are compared instead: probabilities hide differences of
+    scores, and of two large scores that are nearly equal they enlarge rounding errors.
 
     Args:
         first: A ``NetParameter`` and its weights.
@@ -117,9 +118,10 @@ def largest_difference(
         batch = {name: torch.from_numpy(rng.normal(size=net.blob_shapes[name], scale=50).astype(np.float32)) for name in inputs}
         graph = Graph(param, TEST)
         last = [graph.layers[i] for i, _ in graph.outputs()]
-        scores = [layer.bottom[0] for layer in last if traits(layer).loss and layer.bottom[0] not in layer.top]
+        scores = {layer.top[0]: layer.bottom[0] for layer in last if traits(layer).loss and layer.bottom[0] not in layer.top}
         with torch.no_grad():
-            results.append({name: value.double() for name, value in net(batch, keep=scores).items()})
+            blobs = net(batch, keep=list(scores.values()))
+        results.append({name: value.double() for name, value in blobs.items() if name not in scores})
     worst = 0.0
     for name, value in results[0].items():
         difference = float((value - results[1][name]).abs().max())
