@@ -58,7 +58,7 @@ class LevelDb:
     def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Generator[Record, None, None]:
         """Yield (key, value) from record ``start`` on; damage is always raised, as LevelDB cannot read past it."""
         with self._errors() as last:
-            for key, value in islice(self._shared.handle.iterator(verify_checksums=True), start, None):
+            for key, value in islice(_items(self._shared.handle), start, None):
                 last[0] = key
                 yield key, value
 
@@ -78,7 +78,7 @@ class LevelDb:
     def _all_keys(self) -> list[bytes]:
         if self._keys is None:
             with self._errors():
-                self._keys = list(self._shared.handle.iterator(include_value=False, verify_checksums=True))
+                self._keys = [key for key, _ in _items(self._shared.handle, values=False)]
         return self._keys
 
     @contextlib.contextmanager
@@ -146,6 +146,18 @@ def _import_plyvel(path: PathLike, action: str, instead: str) -> Any:
     except ImportError:
         raise DataError(f"{action} a LevelDB needs plyvel: pip install 'caffetools[leveldb]'", path=path, hint=f"or {instead}") from None
     return plyvel
+
+
+def _items(database: plyvel.DB, *, values: bool = True) -> Iterator[Record]:
+    """Yield all (key, value); without ``values`` these are empty.
+
+    plyvel's plain iterator takes a table that cannot be opened for the end of the records; the raw one raises LevelDB's error.
+    """
+    place = database.raw_iterator(verify_checksums=True)
+    place.seek_to_first()
+    while place.valid():
+        yield place.item() if values else (place.key(), b"")
+        place.next()
 
 
 def _open_leveldb(path: str) -> Any:

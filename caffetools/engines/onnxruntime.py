@@ -31,6 +31,7 @@ class Session:
         shapes: Input name → sizes; a free axis is a name or None.
         types: Input name → NumPy type.
         outputs: The outputs' names.
+        properties: The model's ``metadata_props``.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession):
@@ -38,11 +39,8 @@ class Session:
         self.shapes = {value.name: list(value.shape) for value in session.get_inputs()}
         self.types: dict[str, np.dtype[Any]] = {value.name: _TYPES.get(value.type, np.dtype(np.float32)) for value in session.get_inputs()}
         self.outputs = [value.name for value in session.get_outputs()]
-
-    @property
-    def properties(self) -> dict[str, str]:
-        """The model's ``metadata_props``."""
-        return dict(self._session.get_modelmeta().custom_metadata_map)
+        # Read now, while the file can be named if they are damaged.
+        self.properties: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
 
     def run(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once: every input by name to every output by name. Raises :class:`EngineError` where the batch does not fit."""
@@ -90,6 +88,8 @@ def open_session(
         # By path, so that a model of hundreds of megabytes is not held twice.
         model = source.SerializeToString() if isinstance(source, onnx.ModelProto) else source if isinstance(source, bytes) else name
         return Session(onnxruntime.InferenceSession(model, options, providers=providers))
+    except UnicodeDecodeError:
+        raise ModelFileError("damaged: its metadata or names are not UTF-8", path=name, hint="fetch or copy the file again") from None
     except Exception as error:
         # onnxruntime's exceptions have no common base class but Exception.
         raise ModelFileError(f"onnxruntime cannot load it: {_one_line(error)}", path=name) from None

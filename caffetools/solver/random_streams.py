@@ -95,3 +95,21 @@ def set_random_states(states: RandomStates, device: torch.device) -> None:
     np.random.set_state(states["numpy"])
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+def check_random_states(states: RandomStates) -> None:
+    """Check that :func:`set_random_states` can set ``states``, without setting them.
+
+    Raises:
+        ValueError: A state is missing, or not one of this version of torch, NumPy or Python.
+    """
+    try:
+        torch.Generator().set_state(torch.from_numpy(states["torch"]))
+        if "cuda" in states and states["cuda"].dtype != np.uint8:
+            raise ValueError("the CUDA state is not bytes")
+        np.random.RandomState().set_state(states["numpy"])
+        version, numbers, gauss = states["python"]
+        random.Random().setstate((version, tuple(numbers), gauss))  # noqa: S311
+    except Exception as error:
+        # Each library refuses a state of another form with an exception of its own choice.
+        raise ValueError(f"the random states are damaged or of another version: {error}") from None

@@ -254,6 +254,16 @@ def test_a_leveldb_is_read_by_number_and_from_any_record(tmp_path: Path) -> None
     database.close()
 
 
+def test_a_leveldb_table_that_cannot_be_opened_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    make_leveldb(tmp_path / "level")
+    [table] = (tmp_path / "level").glob("*.ldb")
+    data = bytearray(table.read_bytes())
+    data[-48:-40] = b"\xff" * 8  # where the table's index is said to be
+    table.write_bytes(data)
+    with pytest.raises(DataError, match=r"level: the LevelDB is damaged: Corruption"):
+        list(open_database(tmp_path / "level").records())
+
+
 @pytest.mark.parametrize("pattern", ["*.ldb", "*.log", "MANIFEST-*"])
 def test_a_leveldb_whose_checksums_fail_or_that_was_cut_is_one_error(tmp_path: Path, pattern: str) -> None:
     make_leveldb(tmp_path / "sound")

@@ -11,6 +11,7 @@ import pytest
 from caffetools.engines.base import Engine, EngineError
 from caffetools.engines.onnxruntime import OnnxRuntimeEngine
 from caffetools.engines.torch import TorchEngine
+from caffetools.errors import ModelFileError
 from caffetools.net.net import Net
 from caffetools.onnx.export import export
 from tests.infer.colours import write_net
@@ -71,3 +72,13 @@ def test_a_model_of_no_fixed_picture_size_is_refused(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "free.onnx")
     with pytest.raises(EngineError, match="input 'x' of the ONNX model leaves more than the batch size free"):
         OnnxRuntimeEngine.load(tmp_path / "free.onnx")
+
+
+def test_a_model_whose_metadata_are_not_utf8_is_damaged(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in "xy"]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), ir_version=8)
+    onnx.helper.set_model_props(model, {"caffetools.source": "net.prototxt"})
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString().replace(b"caffetools.source", b"caffetools.sourc\xff"))
+    with pytest.raises(ModelFileError, match=r"m\.onnx: damaged: its metadata or names are not UTF-8; fetch or copy the file again"):
+        OnnxRuntimeEngine.load(tmp_path / "m.onnx")

@@ -20,11 +20,13 @@ from random import Random
 import h5py
 import numpy as np
 import onnx
+import torch
 
 from caffetools.data.databases import new_lmdb, open_database
 from caffetools.data.datasets.card import load_card
 from caffetools.data.layers.image_data import read_lines
 from caffetools.data.leveldb import new_leveldb
+from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import CaffeToolsError
 from caffetools.infer.preprocess import read_labels, read_mean
 from caffetools.infer.sidecar import read_preprocessing
@@ -44,8 +46,10 @@ from caffetools.proto.model import SolverState
 from caffetools.proto.options import override_dialect
 from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import format_text, parse, read_solver
+from caffetools.results import Preprocessing
 from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5
-from caffetools.solver.checkpoints.run_state import read_run_state
+from caffetools.solver.checkpoints.run_state import dumps, read_run_state
+from caffetools.solver.random_streams import get_random_states, set_random_states
 from caffetools.zoo.cards import read_card
 from caffetools.zoo.networks import prototxt_path
 from caffetools.zoo.resources import zoo_file
@@ -141,9 +145,16 @@ def read_list(path: Path) -> None:
         line.encode("utf-8", "surrogateescape")
 
 
+def read_onnx(path: Path) -> None:
+    from_proto(load_model(path))
+    Preprocessing.from_properties(open_session(path, fast=False).properties)
+
+
 def read_state(path: Path) -> None:
     runstate = read_run_state(path)
-    assert isinstance(runstate["iteration"], int | float | str | list | dict | None)
+    # What a resumed run does with it.
+    set_random_states(runstate["random"], torch.device("cpu"))
+    assert all(loss + 1.0 is not None for loss in runstate["losses"]) and all(net.keys() is not None for net in runstate["nets"])
 
 
 def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
@@ -163,9 +174,9 @@ def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]))
     onnx.helper.set_model_props(model, {"caffetools.source": "net.prototxt"})
     (folder / "m.onnx").write_bytes(model.SerializeToString())
-    (folder / "r.runstate.json").write_text(
-        '{"format": 1, "run": "a", "time": 1, "iteration": 3, "random": {}, "losses": [1.5], "nets": [{}], "weights_crc32": 5}'
-    )
+    random = get_random_states(torch.device("cpu"))
+    run = {"format": 1, "run": "a", "time": 1, "iteration": 3, "random": random, "losses": [1.5], "nets": [{}], "weights_crc32": 5}
+    (folder / "r.runstate.json").write_text(dumps(run))
     card: dict[str, object] = {
         "skipped": [],
         "format": 1,
@@ -198,7 +209,7 @@ def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
         "hdf5-state": (folder / "s.solverstate.h5", read_state_hdf5),
         "hdf5-data": (folder / "rows.h5", read_hdf5_data),
         "npy": (folder / "m.npy", read_mean_file),
-        "onnx": (folder / "m.onnx", lambda path: from_proto(load_model(path))),
+        "onnx": (folder / "m.onnx", read_onnx),
         "runstate": (folder / "r.runstate.json", read_state),
         "dataset-card": (folder / "dataset.json", lambda path: load_card(path.parent)),
         "deploy-json": (folder / "deploy.json", lambda path: read_preprocessing(path.with_suffix(".prototxt"))),

@@ -24,7 +24,7 @@ from caffetools.events import Event, Progress
 from caffetools.proto.binary import read_solverstate
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.checkpoints.resume import newest_snapshot
-from caffetools.solver.checkpoints.run_state import read_run_state, run_state_path
+from caffetools.solver.checkpoints.run_state import dumps, loads, read_run_state, run_state_path
 from caffetools.solver.control import RunControl
 from caffetools.solver.logs.training_log import read_log
 from caffetools.solver.run import train
@@ -233,7 +233,7 @@ def test_a_snapshot_of_real_caffe_goes_on_without_a_runs_state(tmp_path: Path) -
     assert any(line.startswith("I The snapshot says nothing of data and random states") for line in lines)
 
 
-@pytest.mark.parametrize("damage", ["torn", "other", "later", "nothing"])
+@pytest.mark.parametrize("damage", ["torn", "other", "later", "nothing", "torch", "numpy", "python", "losses", "nets"])
 def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_go_on(tmp_path: Path, damage: str) -> None:
     first = run_to(tmp_path, 5)
     side = run_state_path(tmp_path / "tiny_iter_5.solverstate")
@@ -243,6 +243,16 @@ def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_go_on(tmp
         side.write_text(side.read_text().replace('"format": 1', '"format": 2'))
     elif damage == "nothing":
         side.write_text("[]")
+    elif damage != "other":
+        run = loads(side.read_text())
+        states: dict[str, Any] = {
+            "torch": {"torch": run["random"]["torch"][:-4]},
+            "numpy": {"numpy": {**run["random"]["numpy"], "bit_generator": "PCG64"}},
+            "python": {"python": [3, run["random"]["python"][1][:-1], None]},
+        }
+        run["random"].update(states.get(damage, {}))
+        run.update({"losses": {"losses": ["high"]}, "nets": {"nets": [3]}}.get(damage, {}))
+        side.write_text(dumps(run))
     else:
         # As real Caffe does: another snapshot under the same name, without a run state.
         first = run_to(tmp_path / "elsewhere", 5, net=NET.replace("xavier", "msra"))

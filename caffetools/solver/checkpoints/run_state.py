@@ -22,7 +22,7 @@ from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.errors import DataError, ModelFileError
 from caffetools.net.net import Net
 from caffetools.solver.control import TrainingRun
-from caffetools.solver.random_streams import get_random_states, set_random_states
+from caffetools.solver.random_streams import check_random_states, get_random_states, set_random_states
 from caffetools.util.files import write_text
 
 PathLike = str | os.PathLike[str]
@@ -31,6 +31,16 @@ RunState = dict[str, Any]
 _FORMAT = 1
 _DTYPES = ("uint8", "uint32", "float32")
 _BLOCK = 1 << 22
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "run": str,
+    "time": (int, float),
+    "iteration": int,
+    "random": dict,
+    "losses": list,
+    "nets": list,
+    "weights_crc32": int,
+}
 
 
 @runtime_checkable
@@ -95,15 +105,21 @@ def read_run_state(path: PathLike) -> RunState:
     """Read what :func:`write_run_state` wrote. Raises :class:`ModelFileError` where it is missing, damaged or of a later format."""
     try:
         state = loads(Path(path).read_text(encoding="utf-8"))
-        complete = {"format", "run", "time", "iteration", "random", "losses", "nets", "weights_crc32"} <= set(state)
+        complete = all(isinstance(state.get(field), kind) for field, kind in _FIELDS.items())
     except OSError as error:
-        raise ModelFileError(f"{os.fspath(path)}: cannot read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError):
+        raise ModelFileError(f"cannot read: {error.strerror}", path=path) from None
+    except (ValueError, TypeError, KeyError, RecursionError):
         complete = False
     if not complete:
-        raise ModelFileError(f"{os.fspath(path)}: not a run's state, or a damaged one")
+        raise ModelFileError("not a run's state, or a damaged one", path=path)
     if state["format"] != _FORMAT:
-        raise ModelFileError(f"{os.fspath(path)}: has format {state['format']}, which this version of caffetools does not know")
+        raise ModelFileError(f"has format {state['format']}, which this version of caffetools does not know", path=path)
+    try:
+        check_random_states(state["random"])
+        if not all(isinstance(loss, int | float) for loss in state["losses"]) or not all(isinstance(net, dict) for net in state["nets"]):
+            raise ValueError("losses or layers' states are of another kind")
+    except ValueError as error:
+        raise ModelFileError(f"a damaged run's state: {error}", path=path) from None
     return state
 
 
