@@ -154,10 +154,15 @@ def _items(database: plyvel.DB, *, values: bool = True) -> Iterator[Record]:
     plyvel's plain iterator takes a table that cannot be opened for the end of the records; the raw one raises LevelDB's error.
     """
     place = database.raw_iterator(verify_checksums=True)
-    place.seek_to_first()
-    while place.valid():
-        yield place.item() if values else (place.key(), b"")
-        place.next()
+    try:
+        place.seek_to_first()
+        while place.valid():
+            yield place.item() if values else (place.key(), b"")
+            place.next()
+    finally:
+        # plyvel wants its iterators gone before the database is closed; the traceback of an error would keep this one.
+        place.close()
+        del place
 
 
 def _open_leveldb(path: str) -> Any:
