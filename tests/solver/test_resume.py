@@ -251,7 +251,8 @@ def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_go_on(tmp
             "python": {"python": [3, run["random"]["python"][1][:-1], None]},
         }
         run["random"].update(states.get(damage, {}))
-        run.update({"losses": {"losses": ["high"]}, "nets": {"nets": [3]}}.get(damage, {}))
+        broken: dict[str, Any] = {"losses": ["high"], "nets": [3]}
+        run.update({damage: broken[damage]} if damage in broken else {})
         side.write_text(dumps(run))
     else:
         # As real Caffe does: another snapshot under the same name, without a run state.
