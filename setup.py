@@ -6,6 +6,9 @@ package, as ``caffetools/_prototxt`` and ``caffetools/_zoo``; ``caffetools.zoo``
 The native kernels (native/, CMakeLists.txt) are built where there is a C++ compiler and skipped where there is none: everything
 works without them. They are one shared library with a plain C interface, not a Python module, so one binary serves every
 release of Python and of torch.
+
+The address of the public repository is given when a release is built: ``CAFFETOOLS_REPOSITORY=https://… python -m build``. It makes the
+README's links absolute and fills in the project's URLs.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "docs"))
+from absolute_links import long_description, project_urls  # noqa: E402
+
 LIBRARY = "_kernels.dll" if sys.platform == "win32" else "_kernels.so"
 
 
@@ -88,20 +94,30 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    packages=[*find_packages(include=["caffetools*"]), "caffetools._prototxt", "caffetools._zoo"],
-    package_dir={"caffetools._prototxt": "prototxt", "caffetools._zoo": "zoo"},
-    package_data={
-        "caffetools": ["py.typed"],
-        "caffetools.bundle": ["runner/*"],
-        "caffetools.proto": ["caffe.proto", "caffe.desc", "schema.pyi"],
-        "caffetools.proto.forks": ["*.tsv", "schemas/*.tsv"],
-        "caffetools.visualize": ["templates/*"],
-        "caffetools._prototxt": ["*/*.prototxt"],
-        "caffetools._zoo": ["*.yaml", "*.txt"],
-    },
-    ext_modules=[Extension("caffetools._kernels", sources=[])],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
-    # Read by the build frontend (pip), which gets CMake from PyPI where the machine has a compiler but no CMake.
-    setup_requires=[] if compiler() or shutil.which("cmake") else ["cmake>=3.20"],
-)
+def main() -> None:
+    """Build what the frontend asks for."""
+    repository = os.environ.get("CAFFETOOLS_REPOSITORY", "").rstrip("/")
+    setup(
+        long_description=long_description((ROOT / "README.md").read_text(encoding="utf-8"), repository),
+        long_description_content_type="text/markdown",
+        project_urls=project_urls(repository),
+        packages=[*find_packages(include=["caffetools*"]), "caffetools._prototxt", "caffetools._zoo"],
+        package_dir={"caffetools._prototxt": "prototxt", "caffetools._zoo": "zoo"},
+        package_data={
+            "caffetools": ["py.typed"],
+            "caffetools.bundle": ["runner/*"],
+            "caffetools.proto": ["caffe.proto", "caffe.desc", "schema.pyi"],
+            "caffetools.proto.forks": ["*.tsv", "schemas/*.tsv"],
+            "caffetools.visualize": ["templates/*"],
+            "caffetools._prototxt": ["*/*.prototxt"],
+            "caffetools._zoo": ["*.yaml", "*.txt"],
+        },
+        ext_modules=[Extension("caffetools._kernels", sources=[])],
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
+        # Read by the build frontend (pip), which gets CMake from PyPI where the machine has a compiler but no CMake.
+        setup_requires=[] if compiler() or shutil.which("cmake") else ["cmake>=3.20"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the package tells the world: links, versions, templates, citation."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+import caffetools
+
+ROOT = Path(__file__).parent.parent
+
+
+def links() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("absolute_links", ROOT / "docs" / "absolute_links.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[Quickstart](docs/quickstart.md)", "[Quickstart](https://example.org/c/blob/main/docs/quickstart.md)"),
+        ("![report](docs/pictures/report.png)", "![report](https://example.org/c/raw/main/docs/pictures/report.png)"),
+        ("[paper](https://arxiv.org/abs/1) [up](#top)", "[paper](https://arxiv.org/abs/1) [up](#top)"),
+    ],
+)
+def test_links_of_the_long_description_are_absolute(text: str, expected: str) -> None:
+    assert links().long_description(text, "https://example.org/c") == expected
+
+
+def test_without_an_address_the_long_description_has_no_links_to_files() -> None:
+    module = links()
+    text = module.long_description((ROOT / "README.md").read_text(encoding="utf-8"), "")
+    assert [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target] == []
+    assert "Quickstart" in text and "![" not in text
+    assert module.project_urls("") == {} and all(url.startswith("https://e") for url in module.project_urls("https://e").values())
+
+
+def test_the_citation_has_the_version_and_what_the_format_asks_for() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == caffetools.__version__ and citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "license"} <= citation.keys()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name)
+def test_the_issue_templates_are_forms(path: Path) -> None:
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.stem == "config":
+        assert set(form) <= {"blank_issues_enabled", "contact_links"}
+        return
+    assert (
+        form["name"] and form["description"] and any(field["validations"]["required"] for field in form["body"] if "validations" in field)
+    )
+    identifiers = [field["id"] for field in form["body"]]
+    assert len(identifiers) == len(set(identifiers))
+    assert {field["type"] for field in form["body"]} <= {"input", "textarea", "markdown", "dropdown", "checkboxes"}
+
+
+def test_every_core_dependency_has_an_oldest_version_that_the_script_can_pin() -> None:
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "oldest_versions")
+    names: dict[str, object] = {"re": re}
+    exec(compile(ast.Module([function], []), "noxfile.py", "exec"), names)  # nox itself is not installed for the tests
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pins = names["oldest_versions"](pyproject)  # type: ignore[operator]
+    core = pyproject.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
+    assert len(pins) == len(re.findall(r'^    "', core, re.MULTILINE)) > 10
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9.]+\.\*", pin) for pin in pins)
