@@ -7,6 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -67,10 +68,10 @@ def test_the_issue_templates_are_forms(path: Path) -> None:
 def test_every_core_dependency_has_an_oldest_version_that_the_script_can_pin() -> None:
     tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "oldest_versions")
-    names: dict[str, object] = {"re": re}
+    names: dict[str, Any] = {"re": re}
     exec(compile(ast.Module([function], []), "noxfile.py", "exec"), names)  # nox itself is not installed for the tests
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    pins = names["oldest_versions"](pyproject)  # type: ignore[operator]
+    pins = names["oldest_versions"](pyproject)
     core = pyproject.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
     assert len(pins) == len(re.findall(r'^    "', core, re.MULTILINE)) > 10
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9.]+\.\*", pin) for pin in pins)
