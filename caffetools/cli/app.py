@@ -12,12 +12,14 @@ import io
 import logging
 import os
 import sys
+import time
 from typing import Annotated
 
 import typer
 
 import caffetools
-from caffetools.cli.commands import Commands
+from caffetools.cli.caffe_names import modern
+from caffetools.cli.commands import Commands, is_answer
 from caffetools.cli.gflags import translate
 from caffetools.cli.usage import UsageError, usage_error_text
 from caffetools.errors import CaffeToolsError, Cancelled, user_error_context
@@ -37,7 +39,10 @@ app = typer.Typer(
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log of the library, and how long it took.")] = False,
 ) -> None:
+    """These options may stand anywhere; behind ``run`` they are the script's."""
     if version:
         typer.echo(f"caffetools {caffetools.__version__}")
         raise typer.Exit
@@ -45,16 +50,23 @@ def _options(
 
 def main() -> None:
     """Run the command line; errors that the user can fix are one line on stderr and exit code 2 (1 for a failed run)."""
-    arguments, debug = _take_debug(_spelled_out(sys.argv[1:]))
-    _prepare_streams()
+    arguments, taken = take_global_options(_spelled_out(sys.argv[1:]))
+    debug = "--debug" in taken
+    _prepare_streams(arguments, taken)
+    started = time.monotonic()
     if not arguments:
         arguments = _without_arguments()
     try:
         try:
+            arguments, remark = modern(arguments)
+            if remark:
+                _write_error(f"note: {remark}")
             code = app(translate(arguments), prog_name="caffetools", standalone_mode=False)
         finally:
             # Here, where a full disk can still be reported; a flush at the interpreter's exit ends with a traceback.
             sys.stdout.flush()
+            if "--verbose" in taken:
+                _write_error(f"took {time.monotonic() - started:.1f} s")
     except BrokenPipeError:
         # The reader of our output (head, less) has ended; nothing is wrong.
         _drop_output()
@@ -83,6 +95,7 @@ def _report_usage(error: Exception, arguments: list[str]) -> int:
 def _report(error: Exception) -> int:
     """Write one line about ``error`` on stderr and return the exit code."""
     if isinstance(error, CaffeToolsError):
+        error = _with_stdin_named(error)
         _write_error(f"{'' if isinstance(error, Cancelled) else 'error: '}{error}")
         return error.exit_code
     if isinstance(error, OSError) and error.filename is not None:
@@ -103,24 +116,44 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def _prepare_streams() -> None:
+def _with_stdin_named(error: CaffeToolsError) -> CaffeToolsError:
+    """Return an error in standard input with that for its file, not the file in which it was kept."""
+    if error.path is None or "caffetools.cli.models" not in sys.modules:
+        return error
+    from caffetools.cli.models import is_stdin
+
+    return error.located("<stdin>", error.line, error.column) if is_stdin(error.path) else error
+
+
+def _prepare_streams(arguments: list[str], taken: set[str]) -> None:
     """Let text that the terminal's encoding does not have be shown as escapes, and give a closed stdout a place to write to."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
         _write_error("note: standard output is closed; what would be printed there is lost")
-    library = logging.getLogger("caffetools")
-    library.addHandler(_Notes())
-    library.propagate = False
+    _set_verbosity(arguments, quiet="--quiet" in taken, verbose="--verbose" in taken)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
+def _set_verbosity(arguments: list[str], *, quiet: bool, verbose: bool) -> None:
+    if quiet or verbose or "caffetools.cli.show" in sys.modules:
+        from caffetools.cli.show import set_verbosity
+
+        set_verbosity(quiet=quiet, verbose=verbose, answers=is_answer(arguments))
+    library = logging.getLogger("caffetools")
+    for handler in [handler for handler in library.handlers if isinstance(handler, _Notes)]:
+        library.removeHandler(handler)
+    library.addHandler(_Notes(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING))
+    library.setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    library.propagate = False
+
+
 class _Notes(logging.Handler):
     """Shows what the library logs as notes on stderr, each once."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
         self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -157,12 +190,28 @@ def _without_arguments() -> list[str]:
     """Return what a bare ``caffetools`` runs: ``status`` in the folder of a project, else ``--help``."""
     from pathlib import Path
 
-    here = any(Path(name).exists() for name in ("run.json", "solver.prototxt", "net/solver.prototxt"))
+    here = any(Path(name).exists() for name in ("run.json", "solver.prototxt", "net/solver.prototxt", "data/dataset.json"))
     return ["status"] if here else ["--help"]
 
 
-def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """Return the arguments without --debug, and whether it was among them: it may stand anywhere, but behind ``run`` it is the script's."""
+_GLOBAL = {"--debug": "--debug", "--quiet": "--quiet", "-q": "--quiet", "--verbose": "--verbose", "-v": "--verbose"}
+
+
+def take_global_options(arguments: list[str]) -> tuple[list[str], set[str]]:
+    """Split a command line into its other arguments and the options that every command has, which may stand anywhere.
+
+    Behind ``run`` they belong to it or to its script. ``-v N`` is glog's flag.
+    """
     command = next((index for index, argument in enumerate(arguments) if not argument.startswith("-")), len(arguments))
+    # run has them as options of its own, which stand before the script.
     ours = command if arguments[command : command + 1] == ["run"] else len(arguments)
-    return [a for a in arguments[:ours] if a != "--debug"] + arguments[ours:], "--debug" in arguments[:ours]
+    if "--" in arguments[:ours]:
+        ours = arguments.index("--")
+    kept, taken = [], set()
+    for index, argument in enumerate(arguments[:ours]):
+        is_glog = argument == "-v" and arguments[index + 1 : index + 2] and arguments[index + 1].isdecimal()
+        if argument in _GLOBAL and not is_glog:
+            taken.add(_GLOBAL[argument])
+        else:
+            kept.append(argument)
+    return kept + arguments[ours:], taken

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.models import complete_model
+from caffetools.cli.models import complete_model, merge_options, net_file, prototxt, weights_file
 from caffetools.cli.options import Cluster, Dialect, Plugin, check_cluster
-from caffetools.cli.show import console, print_json, progress, progress_sink, show_warnings, write_error
+from caffetools.cli.show import console, print_json, print_next, progress, progress_sink, show_warnings, write_error
 
 if TYPE_CHECKING:
     from caffetools.infer.bulk import BulkResult
-    from caffetools.infer.classifier import ClassificationResult, Options
+    from caffetools.infer.classifier import ClassificationResult
+
+
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL] [WEIGHTS] PICTURE...",
+        help="A deploy prototxt and its .caffemodel, an ONNX file, or a network of the zoo; then pictures, folders or patterns.",
+        show_default=False,
+    ),
+]
 
 
 def classify(
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[MODEL] [WEIGHTS] PICTURE...",
-            help="A deploy prototxt and its .caffemodel, an ONNX file, or a network of the zoo; then pictures, folders or patterns.",
-            show_default=False,
-        ),
-    ] = None,
+    files: Files = None,
     model: Annotated[
         str | None,
         typer.Option(help="A network of the zoo, fetched on use; then all arguments are pictures.", autocompletion=complete_model),
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor after the mean is taken off.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted.")] = None,
     resize: Annotated[
         str | None,
         typer.Option(help="Resize whole pictures to 256 or 320x240, then crop the centre. Else the mean image's size, or the net's."),
@@ -60,11 +63,12 @@ def classify(
     from caffetools.data.images import parse_size
     from caffetools.events import fan_out, on_progress
     from caffetools.infer.classifier import Classifier, Options, find_pictures
+    from caffetools.project.next_step import after_classify
 
     check_cluster(cluster, parquet=parquet is not None, dialect=dialect, plugin=plugin)
-    deploy, weights, names, known = _split(files or [], model)
+    deploy, weights, names, known, own = _split(files or [], model)
     given = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
-    options = given if known is None else _merged(given, known)
+    options = merge_options(given, known) if known else given
     pictures = find_pictures(names)
     if parquet is not None:
         from caffetools.infer.bulk import classify_to_parquet
@@ -82,6 +86,8 @@ def classify(
             pictures, top=top, batch=batch, oversample=oversample, events=fan_out([on_progress(advance), show_warnings])
         )
     _report(results, json)
+    if not json:
+        print_next(after_classify(known or deploy, known if known and not own else weights))
 
 
 def _report(results: list[ClassificationResult], as_json: bool) -> None:
@@ -107,9 +113,8 @@ def _report_bulk(done: BulkResult) -> None:
         raise typer.Exit(2)
 
 
-def _split(files: list[str], model: str | None) -> tuple[Path, Path | None, list[str], Options | None]:
-    """Return the model's file, its weights (None for an ONNX file), the pictures, and the preprocessing of a network of the zoo."""
-    from caffetools.cli.models import model_options, net_file, weights_file
+def _split(files: list[str], model: str | None) -> tuple[Path, Path | None, list[str], str | None, bool]:
+    """Return the model's file, its weights (None for an ONNX file), the pictures, the network of the zoo, and whether weights are given."""
     from caffetools.errors import CaffeToolsError
     from caffetools.zoo.names import is_model
 
@@ -119,26 +124,20 @@ def _split(files: list[str], model: str | None) -> tuple[Path, Path | None, list
         if not files:
             raise CaffeToolsError(f"classify needs at least one picture after '{model}', a picture file, a folder or a pattern")
         own = Path(files[0]) if files[0].endswith((".caffemodel", ".caffemodel.h5")) else None
-        return net_file(model, "deploy"), own or weights_file(model), files[1 if own else 0 :], model_options(model)
+        return net_file(model, "deploy"), own or weights_file(model), files[1 if own else 0 :], model, own is not None
     if not files:
         raise CaffeToolsError("classify needs a model and pictures, for example: caffetools classify googlenet photo.jpg")
-    deploy, rest = Path(files[0]), files[1:]
+    deploy, rest = prototxt(files[0]), files[1:]
     if deploy.suffix.lower() == ".onnx":
         weights, pictures, wanted = None, rest[1:] if rest[:1] == ["-"] else rest, "at least one picture"
     else:
-        weights, pictures, wanted = Path(rest[0]) if rest else None, rest[1:], "the .caffemodel and at least one picture"
+        weights, pictures, wanted = weights_file(rest[0]) if len(rest) > 1 else None, rest[1:], "the .caffemodel and at least one picture"
     if not pictures:
         raise CaffeToolsError(f"{deploy} needs {wanted} after it, for example: caffetools classify deploy.prototxt w.caffemodel photo.jpg")
-    return deploy, weights, pictures, None
+    return deploy, weights, pictures, None, True
 
 
-def _merged(given: Options, known: Options) -> Options:
-    """Return ``given`` with the values of ``known`` where it has none."""
-    values = {item.name: getattr(given, item.name) for item in fields(given)}
-    return replace(known, **{name: value for name, value in values.items() if value is not None})
-
-
-def _show(results: list[Any]) -> None:
+def _show(results: list[ClassificationResult]) -> None:
     for result in results:
         if result.error:
             continue

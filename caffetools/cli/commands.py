@@ -29,6 +29,7 @@ class Entry(NamedTuple):
         example: A right use, for ``--help`` and usage errors.
         alone: Whether it does something without any argument.
         script: Whether everything after its first argument belongs to a script.
+        model: Whether it takes DEPLOY WEIGHTS, for both of which a model of the zoo may stand.
     """
 
     panel: str
@@ -37,6 +38,7 @@ class Entry(NamedTuple):
     example: str = ""
     alone: bool = False
     script: bool = False
+    model: bool = False
 
     @property
     def help(self) -> str:
@@ -77,26 +79,87 @@ COMMANDS = {
     "trainable": Entry(_NETS, "trainable", example="caffetools trainable deploy.prototxt -o net"),
     "upgrade": Entry(_NETS, "upgrade", example="caffetools upgrade old.prototxt new.prototxt"),
     "time": Entry(_NETS, "time", example="caffetools time train_val.prototxt"),
-    "train": Entry(_TRAINING, "train", example="caffetools train net/solver.prototxt --weights alexnet"),
+    "train": Entry(_TRAINING, "train", example="caffetools train net/solver.prototxt --weights alexnet", alone=True),
     "test": Entry(_TRAINING, "test", example="caffetools test train_val.prototxt weights.caffemodel"),
     "curves": Entry(_TRAINING, "curves", example="caffetools curves net/snapshot.log -o curves.png"),
     "report": Entry(_TRAINING, "report", example="caffetools report run"),
     "visualize": Entry(_TRAINING, "visualize", attribute="app", example="caffetools visualize filters weights.caffemodel -o filters.png"),
     "classify": Entry(_INFERENCE, "classify", example="caffetools classify googlenet photo.jpg"),
-    "export": Entry(_INFERENCE, "export", example="caffetools export deploy.prototxt weights.caffemodel -o model.onnx"),
+    "export": Entry(_INFERENCE, "export", example="caffetools export deploy.prototxt weights.caffemodel -o model.onnx", model=True),
     "quantize": Entry(
-        _INFERENCE, "quantize", example="caffetools quantize deploy.prototxt weights.caffemodel --calibration photos -o int8.onnx"
+        _INFERENCE,
+        "quantize",
+        example="caffetools quantize deploy.prototxt weights.caffemodel --calibration photos -o int8.onnx",
+        model=True,
     ),
     "bundle": Entry(_INFERENCE, "bundle", example="caffetools bundle --target jetson deploy.prototxt weights.caffemodel -o bundle"),
     "import": Entry(_INFERENCE, "import_", example="caffetools import model.onnx -o net"),
-    "verify": Entry(_INFERENCE, "verify", example="caffetools verify deploy.prototxt weights.caffemodel model.onnx"),
+    "verify": Entry(_INFERENCE, "verify", example="caffetools verify deploy.prototxt weights.caffemodel model.onnx", model=True),
     "engine": Entry(_INFERENCE, "engine", attribute="app", example="caffetools engine list"),
     "extract-features": Entry(
         _INFERENCE, "extract_features", example="caffetools extract-features weights.caffemodel train_val.prototxt fc7 features_lmdb 10"
     ),
     "run": Entry(_INFERENCE, "run", example="caffetools run script.py", script=True),
+    "shims": Entry(_INFERENCE, "shims", attribute="app", example="caffetools shims install"),
     "device-query": Entry(_INFERENCE, "device_query", example="caffetools device-query", alone=True),
     "doctor": Entry(_INFERENCE, "doctor", example="caffetools doctor", alone=True),
+}
+
+# Tools of Caffe that have no other command here; they work and are not listed.
+CAFFE_TOOLS = {
+    "draw-net": Entry(_NETS, "caffe_tools", attribute="draw_net", example="caffetools draw_net train_val.prototxt net.png"),
+    "parse-log": Entry(_TRAINING, "caffe_tools", attribute="parse_log", example="caffetools parse_log caffe.log ."),
+    "plot-training-log": Entry(
+        _TRAINING, "caffe_tools", attribute="plot_training_log", example="caffetools plot_training_log 6 loss.png caffe.log"
+    ),
+}
+
+# Commands whose output is their result, which --quiet does not leave out.
+_ANSWERS = {
+    *("status", "inspect", "diff", "time", "test", "classify", "verify", "device-query", "doctor", "mean", "zoo list", "zoo show"),
+    *("engine list", "dataset inspect", "dataset verify", "dataset stats", "shims status", "run", "visualize receptive-field"),
+}
+
+
+def is_answer(arguments: list[str]) -> bool:
+    """Return whether the output of a command line is its result, and not a report on what it has written.
+
+    Args:
+        arguments: The command line, without the program's name.
+    """
+    words = [word for word in arguments if not word.startswith("-")][:2]
+    return bool({"--help", "-h", "--version"} & set(arguments)) or not words or bool({words[0], " ".join(words)} & _ANSWERS)
+
+
+# An example of each command of a group.
+EXAMPLES = {
+    "zoo list": "caffetools zoo list",
+    "zoo show": "caffetools zoo show squeezenet",
+    "zoo fetch": "caffetools zoo fetch squeezenet",
+    "zoo copy": "caffetools zoo copy squeezenet squeezenet",
+    "engine add": "caffetools engine add opencv4",
+    "engine list": "caffetools engine list",
+    "shims install": "caffetools shims install",
+    "shims remove": "caffetools shims remove",
+    "shims status": "caffetools shims status",
+    "visualize filters": "caffetools visualize filters squeezenet -o filters.png",
+    "visualize activations": "caffetools visualize activations squeezenet photo.jpg -o activations.png",
+    "visualize weights": "caffetools visualize weights squeezenet -o weights.png",
+    "visualize graph": "caffetools visualize graph squeezenet -o graph.svg",
+    "visualize curves": "caffetools visualize curves net/snapshot.log -o curves.png",
+    "visualize explain": "caffetools visualize explain squeezenet photo.jpg -o explain.png",
+    "visualize occlusion": "caffetools visualize occlusion squeezenet photo.jpg -o occlusion.png",
+    "visualize receptive-field": "caffetools visualize receptive-field squeezenet",
+    "visualize confusion": "caffetools visualize confusion net/deploy.prototxt weights.caffemodel data -o confusion.png",
+    "visualize roc": "caffetools visualize roc net/deploy.prototxt weights.caffemodel data -o roc.png",
+    "visualize errors": "caffetools visualize errors net/deploy.prototxt weights.caffemodel data -o errors.png",
+    "visualize embedding": "caffetools visualize embedding net/deploy.prototxt weights.caffemodel data -o embedding.html",
+    "visualize top-images": "caffetools visualize top-images squeezenet photos --blob conv10 -o top.png",
+    "visualize synthesize": "caffetools visualize synthesize squeezenet --unit 3 -o units.png",
+    "visualize deepdream": "caffetools visualize deepdream squeezenet photo.jpg -o dream.png",
+    "visualize style": "caffetools visualize style vgg19 photo.jpg painting.jpg -o styled.png",
+    "visualize live": "caffetools visualize live squeezenet --pictures photos",
+    "visualize all": "caffetools visualize all squeezenet photo.jpg -o visualize.html",
 }
 
 
@@ -156,7 +219,7 @@ class _Loaded(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._built:
-            self._built[name] = _build(name, COMMANDS[name])
+            self._built[name] = _build(name, (COMMANDS | CAFFE_TOOLS)[name])
         return self._built[name]
 
     def __setitem__(self, name: str, command: Any) -> None:
@@ -178,12 +241,16 @@ def _build(name: str, entry: Entry) -> Any:
     if isinstance(thing, typer.Typer):
         for info in thing.registered_commands:
             info.help = flowing(info.callback.__doc__ or "" if info.callback else "")
+            inner = info.name or (info.callback.__name__.replace("_", "-") if info.callback else "")
+            info.epilog = f"Example: {EXAMPLES[f'{name} {inner}']}" if f"{name} {inner}" in EXAMPLES else info.epilog
         group = typer.main.get_group(thing)
         group.name, group.epilog = name, example
         return group
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     context = {"allow_interspersed_args": False} if entry.script else None
-    app.command(name, help=flowing(thing.__doc__ or ""), epilog=example, no_args_is_help=not entry.alone, context_settings=context)(thing)
+    kind = importlib.import_module("caffetools.cli.models").ModelCommand if entry.model else None
+    more: dict[str, Any] = {"epilog": example, "no_args_is_help": not entry.alone, "context_settings": context}
+    app.command(name, cls=kind, help=flowing(thing.__doc__ or ""), **more)(thing)
     return typer.main.get_command(app)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console, note, print_json, progress
+from caffetools.cli.show import console, note, print_json, print_next, progress
 
 
 def convert_imageset(
@@ -36,6 +36,7 @@ def convert_imageset(
     from caffetools.data.convert_imageset import ImagesetOptions
     from caffetools.data.convert_imageset import convert_imageset as convert
     from caffetools.events import Event, Progress
+    from caffetools.project.config import command
 
     options = ImagesetOptions(
         gray=gray,
@@ -66,3 +67,4 @@ def convert_imageset(
     if len(result.skipped) > 10:
         note(f"left out {len(result.skipped) - 10} more; --json lists all")
     console.print(f"Wrote {result.count} records to {result.path}", markup=False)
+    print_next(command("mean", result.path, Path(result.path).with_name("mean.binaryproto")))

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console
+from caffetools.cli.options import AsJson, Force, check_output
+from caffetools.cli.show import console, print_json
 
 
 def curves(
@@ -15,15 +16,21 @@ def curves(
         list[Path], typer.Argument(metavar="LOGS", help="Logs of `caffe train` or `caffetools train`, as text or JSON lines; one or more.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write: .png or .svg.")] = Path("curves.png"),
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw loss, accuracy and learning rate over the iterations; several logs are drawn together."""
     from caffetools.solver.logs.training_log import read_log
     from caffetools.visualize.curves import draw_curves
 
+    check_output(out, force=force)
     short = [path.name for path in logs]
     names = short if len(set(short)) == len(logs) else [str(path) for path in logs]
     runs = {name: read_log(path) for name, path in zip(names, logs, strict=True)}
     draw_curves(runs, out)
+    if as_json:
+        print_json({"file": str(out), "rows": {name: {"train": len(run.train), "test": len(run.test)} for name, run in runs.items()}})
+        return
     for name, run in runs.items():
         console.print(f"{name}: {len(run.train)} rows of training, {len(run.test)} of tests", markup=False)
     console.print(f"Drawn to {out}", markup=False)

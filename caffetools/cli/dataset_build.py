@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.options import Cluster
-from caffetools.cli.show import console, print_json, progress_sink
+from caffetools.cli.show import console, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
@@ -128,6 +128,8 @@ def build(
 
 def show_card(card: DatasetCard, *, as_json: bool) -> None:
     """Print what a dataset holds, what was left out, and where it is."""
+    from caffetools.project.next_step import after_dataset
+
     if as_json:
         print_json({"folder": str(card.folder), **card.to_json()})
         return
@@ -146,6 +148,7 @@ def show_card(card: DatasetCard, *, as_json: bool) -> None:
     names = ["train_lmdb", "val_lmdb", *(["test_lmdb"] if card.test_counts else []), "labels.txt", "train.txt", "val.txt"]
     names += [*(["mean.binaryproto"] if card.mean_file else []), "samples.png", "dataset.json"]
     console.print(f"Wrote {card.folder}: {', '.join(names)}")
+    print_next(after_dataset(card))
 
 
 def _show_classes(card: DatasetCard) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.models import complete_model, net_file
 from caffetools.cli.options import Dialect, Plugin, Stage
-from caffetools.cli.show import console, note, print_json
+from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.proto.schema import NetParameter
 
 if TYPE_CHECKING:
@@ -17,15 +18,25 @@ if TYPE_CHECKING:
     from caffetools.results import Preprocessing
 
 
+TrainVal = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TRAIN_VAL",
+        help="The prototxt of the net for training, or a network of the zoo.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+InputShape = Annotated[
+    list[str] | None,
+    typer.Option(help="The input's shape, 1x3x227x227, or NAME=SHAPE for a certain blob; repeatable; by default as the data layer crops."),
+]
+
+
 def deploy(
-    train_val: Annotated[Path, typer.Argument(metavar="TRAIN_VAL", help="The prototxt of the net for training.", show_default=False)],
+    train_val: TrainVal,
     out: Annotated[Path, typer.Option("--out", "-o", help="The deploy prototxt to write.", show_default=False)],
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The input's shape, 1x3x227x227, or NAME=SHAPE for a certain blob; repeatable; by default as the data layer crops."
-        ),
-    ] = None,
+    input_shape: InputShape = None,
     batch: Annotated[int, typer.Option(min=1, help="How many pictures the net takes at once.")] = 1,
     heads: Annotated[
         list[str] | None, typer.Option(help="Of several losses the ones to keep, by name, or all; by default the one that counts most.")
@@ -50,6 +61,7 @@ def deploy(
     from caffetools.graph.stages import choose_stages
     from caffetools.graph.summary import summarize
     from caffetools.net.net import error_context
+    from caffetools.project.next_step import after_deploy
     from caffetools.proto.binary import write_caffemodel
     from caffetools.proto.text import format_text, read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
@@ -58,6 +70,7 @@ def deploy(
 
     if fold_bn != (weights is not None):
         raise CaffeToolsError("--fold-bn and --weights go together: the weights are folded too")
+    given, train_val = train_val, net_file(train_val, "train_val")
     written = [out, *([out.with_suffix(".caffemodel")] if fold_bn else [])]
     _check_outputs(written, [train_val, weights], force=force)
     shapes = parse_shapes(input_shape or [])
@@ -80,6 +93,8 @@ def deploy(
         note(f"{train_val}: deployed in the stages {', '.join(chosen.stages)}; choose others by --stage")
     _note(out, left_out(param, heads or None), batch_statistics(net), summary)
     _show(written, net, summary, folded, as_json=as_json)
+    if not as_json:
+        print_next(after_deploy(out, given))
 
 
 def _write_preprocessing(train_val: Path, param: NetParameter, net: NetParameter, out: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.models import net_file
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json
 from caffetools.cli.tables import print_table
@@ -38,6 +39,7 @@ def diff(
 
     found: list[Difference] | list[WeightsDifference]
     weights = [_is_weights(path) for path in (first, second)]
+    first, second = (net_file(path, "train_val") for path in (first, second))
     if weights[0] != weights[1]:
         raise CaffeToolsError(
             "one is a net, the other holds weights; give two of one kind (`caffetools inspect NET WEIGHTS` compares these)"

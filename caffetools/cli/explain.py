@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caffetools.cli.models import net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import console, print_json, progress
-from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net
+from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, check_drawing, emit, open_net, report_written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +113,7 @@ def receptive_field(
     from caffetools.net.net import Net
     from caffetools.visualize.receptive_field import receptive_field_figure, receptive_fields
 
-    built = Net.from_file(net, fill=False)
+    built = Net.from_file(net_file(net, "deploy"), fill=False)
     fields = receptive_fields(built)
     if json:
         print_json([
@@ -176,6 +177,7 @@ def embedding(
     from caffetools.visualize.evaluation_figures import embedding_figure, project_features
     from caffetools.visualize.predictions import feature_blob
 
+    check_drawing(out)
     model = open_net(deploy, weights, mean, scale, resize, None, device)
     features = blob or feature_blob(model.net)
     predictions = _predict(model, data, features)
@@ -183,7 +185,7 @@ def embedding(
     points = project_features(predictions.features, method, seed=seed)
     if out is not None and out.suffix.lower() == ".html":
         write_embedding_page(out, points, predictions, model, method=method, blob=features)
-        console.print(f"{out}: {len(points)} pictures", markup=False)
+        report_written(out, f"{len(points)} pictures")
         return
     emit(lambda theme: embedding_figure(points, predictions, method=method, blob=features, theme=theme), out, show, "Embedding")
 
@@ -264,12 +266,13 @@ def deepdream(
     from caffetools.visualize.output import read_rgb, save_pixels
     from caffetools.visualize.synthesis import deep_dream
 
+    check_drawing(out)
     model = open_net(deploy, weights, mean, scale, None, None, device)
     pixels = read_rgb(picture)
     with progress("dreaming") as advance:
         made = deep_dream(model, pixels, blob=blob, unit=parse_unit(unit), steps=steps, octaves=octaves, seed=seed, progress=advance)
     save_pixels(out, made)
-    console.print(f"{out}: {made.shape[1]} x {made.shape[0]}", markup=False)
+    report_written(out, f"{made.shape[1]} x {made.shape[0]}")
 
 
 def style(
@@ -287,6 +290,7 @@ def style(
     from caffetools.visualize.output import read_rgb, save_pixels
     from caffetools.visualize.synthesis import style_transfer
 
+    check_drawing(out)
     model = open_net(deploy, weights, mean, scale, None, None, device)
     content, other = read_rgb(picture), read_rgb(style_picture)
     with progress("drawing") as advance:
@@ -294,7 +298,7 @@ def style(
             model, content, other, content_blob=content_blob, style_blobs=style_blob, weight=weight, steps=steps, progress=advance
         )
     save_pixels(out, made)
-    console.print(f"{out}: {made.shape[1]} x {made.shape[0]}", markup=False)
+    report_written(out, f"{made.shape[1]} x {made.shape[0]}")
 
 
 def live(
@@ -331,9 +335,11 @@ def everything(
     """Write one self-contained page with a net's graph, filters and weights, and activations and explanations of pictures."""
     from caffetools.visualize.everything import write_everything
 
+    check_drawing(out)
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
-    count = write_everything(out, model, deploy, weights, pictures or [], before=before)
-    console.print(f"{out}: {count} drawings", markup=False)
+    net, parameters = net_file(deploy, "deploy"), weights_file(weights)
+    count = write_everything(out, model, net, parameters, pictures or [], before=weights_file(before) if before else None)
+    report_written(out, f"{count} drawings")
     if show:
         typer.launch(str(out))
 

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json, show_warnings
+from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
+from caffetools.cli.options import Dialect, Force, Plugin, check_output
+from caffetools.cli.show import console, print_json, print_next, show_warnings
 
 if TYPE_CHECKING:
     from caffetools.infer.export import ExportOptions
+    from caffetools.onnx.verify import Verification
 
 
 def export(
-    deploy: Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)],
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)],
+    deploy: DeployArgument,
+    weights: WeightsArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     opset: Annotated[int, typer.Option(min=11, max=25, help="Version of ONNX's operators; old runtimes need low ones.")] = 17,
     batch: Annotated[str, typer.Option(help="Batch size to fix, or 'dynamic'.")] = "dynamic",
@@ -38,6 +40,7 @@ def export(
     ] = False,
     pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on; may be repeated.")] = None,
     to: Annotated[str, typer.Option(help="onnx; or torch (a state_dict), torchscript, exported-program.")] = "onnx",
+    force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -51,6 +54,7 @@ def export(
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import Options, find_pictures
     from caffetools.infer.export import ExportOptions, export_deployed
+    from caffetools.project.next_step import after_export
 
     options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     how = ExportOptions(
@@ -62,17 +66,20 @@ def export(
         sources=_names(from_),
         preprocess=preprocess,
     )
+    check_output(out, force=force)
+    net, parameters, prepared = deployed(deploy, weights, options)
     if to != "onnx":
-        _to_torch(deploy, weights, out, how, to, as_json=json)
+        _to_torch(net, parameters, out, how, to, as_json=json)
         return
     images = find_pictures(pictures or [])[:_MOST_PICTURES]
-    verification = export_deployed(deploy, weights, out, options, how, pictures=images, events=show_warnings)
+    verification = export_deployed(net, parameters, out, prepared, how, pictures=images, events=show_warnings)
     if json:
         print_json({"model": str(out), "bytes": out.stat().st_size, "opset": opset, "batch": batch, **_measured(verification)})
         return
     size = "any batch size" if "batch" in how.dynamic_axes and how.batch is None else "a fixed batch size"
     console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, opset {opset}, {size}).", markup=False)
     console.print(f"Verified: {verification.describe()}.", markup=False)
+    print_next(after_export(deploy, weights, out))
 
 
 def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, *, as_json: bool) -> None:
@@ -118,7 +125,7 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
-def _measured(verification: Any) -> dict[str, Any]:
+def _measured(verification: Verification) -> dict[str, Any]:
     return {
         "largest_difference": verification.largest,
         "tolerance": verification.tolerance,

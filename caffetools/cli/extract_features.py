@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.gflags import OneGpu, chosen_device, split
-from caffetools.cli.options import Cluster, Dialect, Plugin, check_cluster
-from caffetools.cli.show import console, progress, progress_sink
+from caffetools.cli.models import net_file, weights_file
+from caffetools.cli.options import AsJson, Cluster, Dialect, Plugin, check_cluster
+from caffetools.cli.show import console, print_json, progress, progress_sink
 
 
 def extract_features(
@@ -26,7 +27,8 @@ def extract_features(
     gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     cluster: Cluster = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace databases that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace databases that exist.")] = False,
+    as_json: AsJson = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
@@ -42,6 +44,7 @@ def extract_features(
         raise typer.BadParameter(f"'{mode}' is neither CPU nor GPU", param_hint="MODE")
     check_cluster(cluster, parquet=backend.lower() == "parquet", dialect=dialect, plugin=plugin)
     wanted = {"CPU": "cpu", "GPU": f"cuda:{number}"}.get(mode, device)
+    net, weights = net_file(net, "train_val"), weights_file(weights)
     if backend.lower() == "parquet":
         from caffetools.infer.bulk import features_to_parquet
 
@@ -57,5 +60,12 @@ def extract_features(
     names, paths = split(blobs), split(databases)
     with progress("extracting") as advance:
         done = extract(loaded, names, paths, batches, backend=backend.lower(), force=force, progress=advance)
+    if as_json:
+        rows = [
+            {"blob": name, "database": path, "records": count, "shape": list(shape)}
+            for name, path, (count, shape) in zip(names, paths, done, strict=True)
+        ]
+        print_json(rows)
+        return
     for name, path, (count, shape) in zip(names, paths, done, strict=True):
         console.print(f"{name}: {count} records of {' x '.join(map(str, shape))} in {path}", markup=False)

@@ -9,7 +9,7 @@ import typer
 
 from caffetools.cli.from_config import with_options
 from caffetools.cli.narrate import TerminalSink
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, print_json, print_next
 from caffetools.project.config import FinetuneConfig, command
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ def finetune(
     exports ONNX, verifies it, and writes a report. An interrupted run resumes when the same command is given again.
     """
     from caffetools.events import ignore
+    from caffetools.net.malloc_tuning import disable_malloc_trim
     from caffetools.project.finetune import finetune as run
 
+    disable_malloc_trim()
     with TerminalSink() as terminal:
         result, report = run(config, ignore if as_json else terminal)
     if as_json:
@@ -37,7 +39,7 @@ def finetune(
     console.print(f"\n{confusion.accuracy:.2%} of {confusion.total} held-out pictures right", markup=False)
     console.print(f"Deploy: {result.deploy}\nWeights: {result.weights}\nONNX: {result.run.onnx}", markup=False)
     console.print(f"Report: {report.resolve().as_uri()}", markup=False)
-    console.print(f"Next: {command('classify', result.run.onnx, config.pictures)}", markup=False)
+    print_next(command("classify", result.run.onnx, config.pictures))
 
 
 def _as_json(result: FinetuneResult, report: Path) -> dict[str, Any]:

@@ -36,16 +36,6 @@ FLAGS = {
 }
 # Those without a value; gflags also takes --flag=true and --noflag.
 _SWITCHES = {"gray", "shuffle", "check_size", "encoded"}
-_SPELLED = {
-    "device_query": "device-query",
-    "extract_features": "extract-features",
-    "convert_imageset": "convert-imageset",
-    "convert_mnist_data": "convert-mnist-data",
-    "convert_mnist_siamese_data": "convert-mnist-siamese-data",
-    "convert_cifar_data": "convert-cifar-data",
-    "compute_image_mean": "mean",
-    "compute-image-mean": "mean",
-}
 
 
 # All flags of the caffe command. gflags takes each of them with every action, so those that an action does not use have no effect.
@@ -74,7 +64,7 @@ def translate(arguments: list[str]) -> list[str]:
         CaffeToolsError: A flagfile cannot be read.
     """
     before, rest = _leading_flags(arguments)
-    name = _SPELLED.get(rest[0], rest[0]) if rest else ""
+    name = rest[0].replace("_", "-") if rest else ""
     if name not in FLAGS:
         return arguments
     ours = [argument for argument in before if argument in _OWN]

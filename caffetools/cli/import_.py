@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console, print_json
+from caffetools.cli.options import Force, check_output
+from caffetools.cli.show import console, print_json, print_next
 
 
 def import_(
@@ -27,6 +28,7 @@ def import_(
         list[str] | None,
         typer.Option(metavar="INPUT=N,C,H,W", help="Shape of an input whose sizes are free. May be repeated.", show_default=False),
     ] = None,
+    force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write MODEL as a Caffe net: deploy.prototxt and weights.caffemodel in the folder --out.
@@ -36,7 +38,9 @@ def import_(
     """
     from caffetools.cli.export import parse_shape
     from caffetools.infer.import_model import import_file
+    from caffetools.project.config import command
 
+    check_output(out / "deploy.prototxt", out / "weights.caffemodel", force=force)
     shapes = dict(parse_shape(text) for text in input_shape or [])
     imported, files = import_file(model, out, target=target, input_shapes=shapes)
     if json:
@@ -55,3 +59,4 @@ def import_(
         "onnxruntime on a random input.",
         markup=False,
     )
+    print_next(command("inspect", files[0], files[1]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caffetools.cli.models import complete_model, prototxt
 from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_title
 from caffetools.cli.tables import print_table, shortened
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
     from caffetools.graph.weights_diff import Comparison
 
 
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="NET [WEIGHTS]",
+        help="A net's prototxt (deploy, or train_val) or a network of the zoo, and a .caffemodel to compare it with. With --table, nets.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+
+
 def inspect(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="NET [WEIGHTS]",
-            help="A net's prototxt (deploy, or train_val), and a .caffemodel to hold against it. With --table any number of nets.",
-            show_default=False,
-        ),
-    ] = None,
+    files: Files = None,
     model: Annotated[list[str] | None, typer.Option(help="The train_val net of a network of the zoo; repeatable with --table.")] = None,
     table: Annotated[bool, typer.Option("--table", help="Count the layers of each type, one column a net.")] = False,
     phase: Annotated[
@@ -56,11 +61,14 @@ def inspect(
     from caffetools.proto.text import read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.zoo.cards import get_card
+    from caffetools.zoo.names import is_model
 
+    model = [*(model or []), *(str(path) for path in files or [] if is_model(str(path)))]
+    files = [path for path in files or [] if not is_model(str(path))]
     if table:
-        _show_table(files or [], model or [], as_json=as_json)
+        _show_table(files, model, as_json=as_json)
         return
-    net, weights = _net_and_weights(files or [], model or [])
+    net, weights = _net_and_weights(files, model)
     wanted = _phase(phase)
     param = read_net(net)
     shapes = parse_shapes(input_shape or [])
@@ -101,7 +109,7 @@ def _net_and_weights(files: list[Path], models: list[str]) -> tuple[Path, Path |
     if len(nets) + len(files) > 2 or len(nets) > 1 or not (nets or files):
         raise CaffeToolsError("give one NET (or --model NAME), and one file of WEIGHTS if you like; several nets with --table")
     first, second = [*nets, *files, None][:2]
-    return Path(str(first)), second
+    return prototxt(str(first)), second
 
 
 def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.options import Cluster
+from caffetools.cli.options import Cluster, Force, check_output
 from caffetools.cli.show import console, note, print_json, progress, progress_sink
 
 
@@ -21,6 +21,7 @@ def mean(
     backend: Annotated[str, typer.Option(help="lmdb or leveldb, as Caffe's flag; found out from the files.", show_default=False)] = "",
     skip_corrupt: Annotated[int, typer.Option(help="Leave out up to this many damaged records.")] = 0,
     cluster: Cluster = "",
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the mean values as JSON.")] = False,
 ) -> None:
     """Compute the mean of a database's pictures, as compute_image_mean does, and print the mean of each channel."""
@@ -28,6 +29,7 @@ def mean(
 
     if backend not in ("", "lmdb", "leveldb"):
         raise typer.BadParameter(f"'{backend}' is neither lmdb nor leveldb", param_hint="--backend")
+    check_output(out, force=force)
     if cluster:
         from caffetools.data.cluster_jobs import cluster_mean
 

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import sys
+import tempfile
+from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
 
 from caffetools.cli.show import note, progress
 
 if TYPE_CHECKING:
     from caffetools.infer.classifier import Options
+
+
+# Places of a deployed net, for both of which a model of the zoo may stand.
+DeployArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DEPLOY",
+        help="The deploy prototxt; or a network of the zoo, whose weights are fetched on use.",
+        show_default=False,
+        autocompletion=lambda incomplete: complete_model(incomplete),
+    ),
+]
+WeightsArgument = Annotated[
+    Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel; the zoo's for a network of it.", show_default=False)
+]
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -18,17 +42,40 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in known_names() if name.startswith(incomplete.lower())]
 
 
-def net_file(net: str | Path, kind: str) -> Path:
-    """Return a net's prototxt: the file, or that of a model of the zoo.
+def prototxt(path: str | Path) -> Path:
+    """Return the path of a prototxt; ``-`` is standard input, which is kept in a file until the process ends.
 
     Args:
-        net: A path, or the name of a model.
+        path: A path, or ``-``.
+    """
+    return _stdin_file() if str(path) == "-" else Path(path)
+
+
+def is_stdin(path: str) -> bool:
+    """Return whether a path is that of the file in which standard input is kept."""
+    return _stdin_file.cache_info().currsize > 0 and Path(path) == _stdin_file()
+
+
+@cache
+def _stdin_file() -> Path:
+    folder = tempfile.mkdtemp(prefix="caffetools-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "stdin.prototxt"
+    path.write_bytes(sys.stdin.buffer.read() if sys.stdin is not None else b"")
+    return path
+
+
+def net_file(net: str | Path, kind: str) -> Path:
+    """Return a net's prototxt: the file, standard input (``-``), or that of a model of the zoo.
+
+    Args:
+        net: A path, ``-``, or the name of a model.
         kind: ``"train_val"``, ``"deploy"`` or ``"solver"``, for a model.
     """
     from caffetools.zoo.names import is_model
     from caffetools.zoo.networks import prototxt_path
 
-    return prototxt_path(str(net), kind) if is_model(str(net)) else Path(net)
+    return prototxt_path(str(net), kind) if is_model(str(net)) else prototxt(net)
 
 
 def weights_file(weights: str | Path) -> Path:
@@ -63,3 +110,74 @@ def model_options(model: str) -> Options:
 
     how = card_preprocessing(get_card(model))
     return Options(mean=how.mean_values or "0", labels=how.labels or None, scale=how.scale, resize=how.resize)
+
+
+def merge_options(given: Options, model: str | Path) -> Options:
+    """Return the preprocessing of a deployed net: what is given, and for a model of the zoo the rest from its card.
+
+    Args:
+        given: From the command line.
+        model: A deploy prototxt, or the name of a model.
+    """
+    from caffetools.zoo.names import is_model
+
+    if not is_model(str(model)):
+        return given
+    values = {item.name: getattr(given, item.name) for item in fields(given)}
+    return replace(model_options(str(model)), **{name: value for name, value in values.items() if value is not None})
+
+
+def deployed(deploy: str | Path, weights: str | Path, given: Options) -> tuple[Path, Path, Options]:
+    """Return the files and the preprocessing of a deployed net, any of which may come from the zoo.
+
+    Args:
+        deploy: A deploy prototxt, ``-``, or the name of a model.
+        weights: A .caffemodel, or the name of a model, which is fetched if it is not in the cache.
+        given: Preprocessing from the command line.
+    """
+    return net_file(deploy, "deploy"), weights_file(weights), merge_options(given, deploy)
+
+
+class ModelCommand(TyperCommand):
+    """A command of DEPLOY WEIGHTS …, in place of both of which a model of the zoo may be named once, also by ``--model NAME``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, with a model's name in the places of DEPLOY and WEIGHTS."""
+        return super().parse_args(ctx, named_twice(args, self._flags_with_values()))
+
+    def _flags_with_values(self) -> set[str]:
+        options = [param for param in self.params if param.param_type_name == "option" and not getattr(param, "is_flag", False)]
+        return {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+
+
+def named_twice(arguments: list[str], with_values: set[str]) -> list[str]:
+    """Return arguments in which a model of the zoo at the place of DEPLOY also stands at the place of WEIGHTS.
+
+    Args:
+        arguments: Of a command of DEPLOY WEIGHTS.
+        with_values: Its options that take a value.
+
+    Example:
+        >>> named_twice(["-o", "m.onnx", "googlenet"], {"-o"}), named_twice(["squeezenet", "mine.caffemodel"], set())
+        (['-o', 'm.onnx', 'googlenet', 'googlenet'], ['squeezenet', 'mine.caffemodel'])
+    """
+    from caffetools.zoo.names import is_model
+
+    words = list(arguments)
+    named = [index for index, word in enumerate(words) if word == "--model" or word.startswith("--model=")]
+    if named and "--model" not in with_values:
+        at = named[0]
+        name = words.pop(at).partition("=")[2] or (words.pop(at) if at < len(words) else "")
+        words.insert(0, name)
+    places, index = [], 0
+    while index < len(words) and words[index] != "--":
+        if words[index] in with_values:
+            index += 1
+        elif not words[index].startswith("-") or words[index] == "-":
+            places.append(index)
+        index += 1
+    if places and is_model(words[places[0]]):
+        second = words[places[1]] if len(places) > 1 else ""
+        if not (second.endswith((".caffemodel", ".h5")) or is_model(second)):
+            words.insert(places[0] + 1, words[places[0]])
+    return words

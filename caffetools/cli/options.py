@@ -65,6 +65,27 @@ Resize = Annotated[
     ),
 ]
 Labels = Annotated[Path | None, typer.Option("--labels", help="Class names, one a line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+
+
+def check_output(*paths: Path | None, force: bool) -> None:
+    """Raise where a file to be written exists and may not be replaced.
+
+    Args:
+        paths: What will be written; None for what will not.
+        force: From ``--force``.
+
+    Raises:
+        CaffeToolsError: A file exists, and ``force`` is not set.
+    """
+    from caffetools.errors import CaffeToolsError
+
+    for path in paths:
+        if path is not None and path.is_file() and not force:
+            raise CaffeToolsError(f"{path} exists", hint="give another name, or --force to replace it")
+
+
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
 Cluster = Annotated[
     str,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, print_json, progress_sink
+from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
+from caffetools.cli.options import Dialect, Force, Labels, Mean, Plugin, Resize, Scale, check_output
+from caffetools.cli.show import console, print_json, print_next, progress_sink
 from caffetools.cli.tables import print_table, shortened
 
 if TYPE_CHECKING:
@@ -22,18 +23,18 @@ Test = Annotated[
 ]
 
 
+Calibration = Annotated[
+    list[str],
+    typer.Option(
+        "--calibration", "-c", metavar="DIR|LMDB", help="Pictures like those of use: a folder, a database or a pattern; may be repeated."
+    ),
+]
+
+
 def quantize(
-    deploy: Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)],
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)],
-    calibration: Annotated[
-        list[str],
-        typer.Option(
-            "--calibration",
-            "-c",
-            metavar="DIR|LMDB",
-            help="Pictures like those of use: a folder, a database or a pattern; may be repeated.",
-        ),
-    ],
+    deploy: DeployArgument,
+    weights: WeightsArgument,
+    calibration: Calibration,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
     method: Annotated[str, typer.Option(help="How ranges are found: minmax, entropy or percentile.")] = "minmax",
@@ -64,6 +65,7 @@ def quantize(
     scale: Scale = None,
     resize: Resize = None,
     labels: Labels = None,
+    force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -76,17 +78,21 @@ def quantize(
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import Options
     from caffetools.infer.quantize import quantize_deployed
+    from caffetools.project.next_step import after_quantize
     from caffetools.quant.quantize import QuantizeOptions
 
     options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     chosen = () if tables == "none" else _names(tables)
     how = QuantizeOptions(precision, method, percentile, _names(keep), min_agreement, chosen, batch, opset, resume)  # type: ignore[arg-type]
+    check_output(out, force=force)
+    net, parameters, prepared = deployed(deploy, weights, options)
     with progress_sink("Calibrating") as events:
-        done = quantize_deployed(deploy, weights, out, calibration, options, how, test=test, images=images, events=events)
+        done = quantize_deployed(net, parameters, out, calibration, prepared, how, test=test, images=images, events=events)
     if json:
         print_json(_plain(done))
     else:
         _print(done)
+        print_next(after_quantize(deploy, out))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console
+from caffetools.cli.options import AsJson, Force, check_output
+from caffetools.cli.show import console, print_json
 
 
 def report(
@@ -15,6 +16,8 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.html", help="The page; by default report.html in the folder.")
     ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
     show: Annotated[bool, typer.Option("--show", help="Open it in the browser.")] = False,
 ) -> None:
     """Write the report of a run as it is now: results, curves, confusion, calibration, explanations, filters, costs.
@@ -23,7 +26,12 @@ def report(
     """
     from caffetools.project.report_run import report_run
 
+    # The report in the run's own folder is there to be brought up to date.
+    check_output(out, force=force)
     page = report_run(run, out)
-    console.print(f"Report: {page.resolve().as_uri()}", markup=False)
+    if as_json:
+        print_json({"report": str(page)})
+    else:
+        console.print(f"Report: {page.resolve().as_uri()}", markup=False)
     if show:
         typer.launch(str(page))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.options import Dialect, Plugin, Stage
-from caffetools.cli.show import console, note, print_json
+from caffetools.cli.models import complete_model, prototxt, weights_file
+from caffetools.cli.options import Dialect, Force, Plugin, Stage
+from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -21,11 +22,27 @@ if TYPE_CHECKING:
     from caffetools.surgery.layer_edits import LayerEdits
     from caffetools.surgery.retarget import Retargeted
 
-Net = Annotated[Path | None, typer.Argument(metavar="NET", help="The train_val prototxt of a trained net.", show_default=False)]
+Net = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="NET",
+        help="The train_val prototxt of a trained net, or a network of the zoo; by default the only one of this folder.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
 Count = Annotated[int | None, typer.Option(help="Number of classes; --dataset gives it too.")]
-Model = Annotated[str | None, typer.Option(help="A network of the zoo in the place of NET, such as squeezenet_v1.1.")]
+Model = Annotated[
+    str | None, typer.Option(help="A network of the zoo in the place of NET, such as squeezenet_v1.1.", autocompletion=complete_model)
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
-Weights = Annotated[Path | None, typer.Option(help="The trained .caffemodel; lists which layers take their weights from it.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="The trained .caffemodel, or a network of the zoo; lists which layers take their weights from it.",
+        autocompletion=complete_model,
+    ),
+]
 WriteWeights = Annotated[bool, typer.Option("--write-weights", help="Also write what of --weights the new net starts from.")]
 GrowFrom = Annotated[Path | None, typer.Option(help="labels.txt of the classes that --weights knows: those keep what was learned of them.")]
 Labels = Annotated[Path | None, typer.Option(help="labels.txt of the new classes, for --grow-from; --dataset has one.")]
@@ -42,10 +59,13 @@ Crop = Annotated[
     typer.Option("--crop", "--input-size", min=1, help="The side of the squares that the net sees, cut out at random in training."),
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the pictures, where --train-source is there to be counted.")]
-BaseLr = Annotated[float | None, typer.Option(help="Learning rate to begin with; by default a tenth of the net's own.")]
+BaseLr = Annotated[float | None, typer.Option(help="Base learning rate; by default a tenth of the net's own.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; default: nondeterministic.")]
 LrMult = Annotated[float, typer.Option(min=0, help="Multiply lr_mult of all layers except the classifiers.")]
-HeadLrMult = Annotated[float, typer.Option(min=0, help="How many times as fast as the rest the new classifiers and layers learn.")]
+HeadLrMult = Annotated[
+    float | None,
+    typer.Option(min=0, help="How many times as fast as the rest the new classifiers and layers learn.  [default: 10]", show_default=False),
+]
 Freeze = Annotated[str | None, typer.Option(metavar="LAYER", help="Let this layer and all before it learn no more.")]
 Dropout = Annotated[float | None, typer.Option(help="What part of its input every Dropout layer drops.")]
 Filler = Annotated[str | None, typer.Option(help="What the new classifiers and layers start from: xavier, msra, gaussian:0.01.")]
@@ -66,7 +86,6 @@ InputShape = Annotated[
 ]
 TrainStage = Annotated[list[str] | None, typer.Option(help="Stage of training, where layers have rules on stages; repeatable.")]
 TestStage = Annotated[list[str] | None, typer.Option(help="Stage of testing, where layers have rules on stages; repeatable.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")]
 
 
@@ -91,7 +110,7 @@ def retarget(
     base_lr: BaseLr = None,
     seed: Seed = None,
     lr_mult: LrMult = 1.0,
-    head_lr_mult: HeadLrMult = 10.0,
+    head_lr_mult: HeadLrMult = None,
     freeze: Freeze = None,
     dropout: Dropout = None,
     filler: Filler = None,
@@ -116,33 +135,58 @@ def retarget(
     from caffetools.surgery.freezing import Tuning, parse_filler
 
     source, trained_by, shapes = _source(net, model, input_shape or [], crop)
+    given, weights = weights, weights_file(weights) if weights is not None else None
+    base_lr, head_lr_mult = _rates(base_lr, head_lr_mult, source, None if weights is not None else trained_by)
     card, grown, count = _resolve_classes(classes, dataset, grow_from, labels, weights)
     taken = _taken(weights, write_weights or grown is not None)
     retargeting.check_free(out, force=force, weights=taken is not None)
     known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shapes, "weights": weights, "dataset": card}
-    training: dict[str, Any] = {"epochs": epochs, "base_lr": base_lr, "seed": seed, "head_lr_mult": head_lr_mult}
+    known |= {"epochs": epochs, "base_lr": base_lr, "seed": seed, "head_lr_mult": head_lr_mult, "heads": head or None}
     made = retargeting.prepare_retarget(
         source,
         count,
         out,
-        heads=head or None,
         data=retargeting.DataOptions(train_source, val_source, mean, train_batch, val_batch, crop),
         tuning=Tuning(lr_mult, freeze, dropout, keep_names, parse_filler(filler)),
         edits=_layer_edits(drop_after, add_layer or [], grown),
         stages=_stages(stage, train_stage, test_stage),
         **known,
-        **training,
     )
-    _write(made, out, taken, weights, grown, as_json=as_json)
+    _write(made, out, taken, weights, grown, given, as_json=as_json)
 
 
-def _write(made: RetargetResult, out: Path, taken: Path | None, weights: Path | None, grown: Classes | None, *, as_json: bool) -> None:
+def _rates(base_lr: float | None, head_lr_mult: float | None, source: Path, trained_by: Path | None) -> tuple[float | None, float]:
+    """Return the base learning rate (None for a tenth of the net's own) and how many times as fast the classifiers learn.
+
+    Nobody publishes weights of the small networks of the zoo, so without weights they keep their own rates.
+    """
+    from caffetools.proto.text import read_solver
+    from caffetools.surgery.retarget import HEAD_LR_MULT
+
+    if trained_by is not None and trains_from_scratch(source):
+        return base_lr or read_solver(trained_by).base_lr, 1.0 if head_lr_mult is None else head_lr_mult
+    return base_lr, HEAD_LR_MULT if head_lr_mult is None else head_lr_mult
+
+
+def _write(
+    made: RetargetResult,
+    out: Path,
+    taken: Path | None,
+    weights: Path | None,
+    grown: Classes | None,
+    given: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     """Write the files, and those of the weights ``taken`` that fit; say what changed and what will load."""
     from caffetools.project import retargeting
+    from caffetools.project.output import WEIGHTS
 
     comparison = retargeting.compare(made, weights, trimmed=taken is not None) if weights is not None else None
     starting = retargeting.starting_weights(made, taken, grown) if taken is not None else None
-    files = retargeting.write_retarget(made, out, starting)
+    start = str(out / WEIGHTS) if starting is not None else str(given or "")
+    planned = _training_command(made, out, start)
+    files = retargeting.write_retarget(made, out, starting, planned=planned)
     _note(made.retargeted, files[0])
     if as_json:
         print_json(_as_json(made.retargeted, comparison, files))
@@ -156,14 +200,12 @@ def _write(made: RetargetResult, out: Path, taken: Path | None, weights: Path | 
         console.print(f"{known} of the {len(grown.new)} classes are known and keep what was learned of them.", markup=False)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-    _show_next(made, out, str(files[-1]) if starting is not None else str(weights) if weights else "")
+    _note_missing_data(made)
+    print_next(planned)
 
 
-def _show_next(made: RetargetResult, out: Path, weights: str) -> None:
-    """Print the next command; without weights, those that the original net was published with or a placeholder."""
-    from caffetools.project.config import command
+def _note_missing_data(made: RetargetResult) -> None:
     from caffetools.project.find import missing_sources
-    from caffetools.zoo.names import find_model
 
     if missing := missing_sources(made.train_val):
         console.print(
@@ -171,15 +213,37 @@ def _show_next(made: RetargetResult, out: Path, weights: str) -> None:
             "data`, and give --dataset data",
             markup=False,
         )
-    model = find_model(made.source.parent.name) if made.source.parent.parent.name in ("prototxt", "_prototxt") else None
-    start = weights or (model if model is not None and _published(model) else "" if model is not None else "TRAINED.caffemodel")
-    console.print(f"Next: {command('train', out / 'solver.prototxt', *(['--weights', start] if start else []))}", markup=False)
 
 
-def _published(model: str) -> bool:
+def _training_command(made: RetargetResult, out: Path, weights: str) -> str:
+    """Return the command that trains the net: with ``weights``, else those that were published or lie next to the net."""
+    from caffetools.project.config import command
+    from caffetools.project.next_step import find_weights, has_published_weights
     from caffetools.zoo.cards import get_card
 
-    return get_card(model).weights is not None
+    model = _zoo_model(made.source)
+    if not weights and model is None:
+        weights = str(find_weights(made.source) or "TRAINED.caffemodel")
+    elif not weights and model is not None and not trains_from_scratch(made.source):
+        weights = model if has_published_weights(model) else "TRAINED.caffemodel"
+        if not has_published_weights(model):
+            note(get_card(model).no_weights)
+    return command("train", out / "solver.prototxt", *(["--weights", weights] if weights else []))
+
+
+def _zoo_model(source: Path) -> str | None:
+    """Return the model of the zoo whose prototxt ``source`` is, or None."""
+    from caffetools.zoo.names import find_model
+
+    return find_model(source.parent.name) if source.parent.parent.name in ("prototxt", "_prototxt") else None
+
+
+def trains_from_scratch(source: Path) -> bool:
+    """Return whether a prototxt is that of a small network of the zoo that is trained from random weights."""
+    from caffetools.zoo.cards import get_card
+
+    model = _zoo_model(source)
+    return model is not None and get_card(model).scratch
 
 
 def _note(retargeted: Retargeted, file: Path) -> None:
@@ -266,7 +330,7 @@ def _source(
         net = _only_net_here()
     shapes = parse_shapes(input_shape)
     if net is not None:
-        return net, None, shapes
+        return prototxt(net), None, shapes
     name = str(model)
     if not shapes:
         # LeNet's train_val does not say how large its pictures are; its deploy net does.

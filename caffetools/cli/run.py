@@ -25,11 +25,13 @@ def run(
     Options of this command stand before SCRIPT; all that comes after it is passed to the script.
     """
     import caffetools
+    from caffetools.net.malloc_tuning import disable_malloc_trim
     from caffetools.pycaffe.mode import init_log
     from caffetools.pycaffe.script import ScriptFailed, run_script
 
     caffetools.install_as_caffe(force=force)
     init_log(0 if verbose else 1)
+    disable_malloc_trim()
     try:
         run_script(script, arguments or [], convert_python2=py2)
     except ScriptFailed as error:

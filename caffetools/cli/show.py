@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -61,6 +62,35 @@ class SafeConsole(Console):
 console = SafeConsole()
 
 
+@dataclass
+class Verbosity:
+    """What ``-q`` and ``-v`` ask for; set by :func:`set_verbosity` for one command line."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+verbosity = Verbosity()
+
+
+def set_verbosity(*, quiet: bool, verbose: bool, answers: bool) -> None:
+    """Set what is printed from here on.
+
+    Args:
+        quiet: Print nothing but results and errors: no notes, no progress, no next command.
+        verbose: Also print what the library logs.
+        answers: The command's output is its result; with ``quiet``, other commands print nothing on stdout.
+    """
+    verbosity.quiet, verbosity.verbose = quiet, verbose
+    console.quiet = quiet and not answers
+
+
+def print_next(command: str) -> None:
+    """Print the command to run next, if there is one."""
+    if command and not verbosity.quiet:
+        console.print(f"Next: {command}", markup=False)
+
+
 def print_title(title: str, rest: str = "") -> None:
     """Print ``title`` in bold, then ``rest`` on the same line."""
     from rich.text import Text
@@ -88,7 +118,8 @@ def print_json(answer: object) -> None:
 
 def note(text: str) -> None:
     """Write a note on stderr: something that a user should know, though nothing failed."""
-    write_error(f"note: {text}")
+    if not verbosity.quiet:
+        write_error(f"note: {text}")
 
 
 def show_warnings(event: Event) -> None:
@@ -123,7 +154,9 @@ def progress(what: str) -> Iterator[Progress]:
         rate,
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, console=SafeConsole(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with bars.Progress(
+        *columns, console=SafeConsole(stderr=True), transient=True, disable=verbosity.quiet or not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task(what, total=None)
 
         def advance(done: int, total: int) -> None:

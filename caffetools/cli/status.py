@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, print_json, print_next
 
 
 def status(
@@ -36,4 +36,4 @@ def status(
     for name, text in lines:
         if text:
             console.print(f"{name:<10} {text}", markup=False)
-    console.print(f"Next: {found.next_command}", markup=False)
+    print_next(found.next_command)

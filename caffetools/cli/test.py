@@ -9,15 +9,27 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
+from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json, progress, write_log
+from caffetools.cli.show import console, print_json, print_next, progress, write_log
 from caffetools.errors import CaffeToolsError
 from caffetools.events import on_progress
+from caffetools.zoo.names import is_model
 
 
 def test(
     net: Annotated[Path | None, typer.Argument(metavar="NET", help="The net's prototxt (train_val).", show_default=False)] = None,
-    weights: Annotated[str, typer.Option("--weights", "-w", metavar="FILE", help="Its .caffemodel.", show_default=False)] = "",
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            "-w",
+            metavar="FILE",
+            help="Its .caffemodel; or a network of the zoo.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
+    ] = "",
     iterations: Annotated[int, typer.Option("--iterations", "-n", help="How many batches to run.")] = 50,
     model: Annotated[Path | None, typer.Option(help="The net's prototxt, as caffe test takes it.", show_default=False)] = None,
     stage: Stage = "",
@@ -29,12 +41,15 @@ def test(
     plugin: Plugin = None,
 ) -> None:
     """Score a net on its test data, as [bold]caffe test[/bold] does: the mean of every output over a number of batches."""
-    path = net if net is not None else model
-    if path is None or (net is not None and model is not None):
+    given = net if net is not None else model
+    if given is None or (net is not None and model is not None):
         raise CaffeToolsError("give the net's prototxt once, as NET or as --model")
+    weights = weights or (str(given) if is_model(str(given)) else "")
     if not weights:
-        raise CaffeToolsError("--weights is missing: without weights a net's scores mean nothing")
+        raise CaffeToolsError("--weights is missing: the scores of a net with random weights are worthless")
+    path = net_file(given, "train_val")
 
+    from caffetools.project.next_step import after_test
     from caffetools.solver.logs.caffe_log import GlogWriter, no_log
     from caffetools.solver.run import choose_device
     from caffetools.solver.testing import load_test_net, test_net
@@ -42,7 +57,8 @@ def test(
     on_terminal = sys.stderr.isatty()
     log = no_log if json or on_terminal or quiet_by_glog() else GlogWriter(write_log)
     place = choose_device(chosen_device(gpu, device))
-    loaded = load_test_net(path, weights, device=place, level=level, stages=split(stage), log=log)
+    files = ",".join(str(weights_file(name)) for name in split(weights))
+    loaded = load_test_net(path, files, device=place, level=level, stages=split(stage), log=log)
     with progress("testing") as advance:
         scores = test_net(loaded, iterations, log=log, events=on_progress(advance))
     if json:
@@ -55,6 +71,7 @@ def test(
     console.print(f"Scores of {path} with {weights} over {iterations} batches:")
     for output in scores.outputs:
         console.print(f"  {output.name}  {output.value:.6g}", markup=False)
+    print_next(after_test(given, weights))
 
 
 # pytest would take it for a test where it is imported.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
+from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json, progress, write_log
 from caffetools.errors import CaffeToolsError
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def time(
-    net: Annotated[Path | None, typer.Argument(metavar="NET", help="The net's prototxt.", show_default=False)] = None,
+    net: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="NET", help="The net's prototxt, or a network of the zoo.", show_default=False, autocompletion=complete_model
+        ),
+    ] = None,
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, as Caffe's flag.", show_default=False)] = None,
     weights: Annotated[str, typer.Option("--weights", "-w", metavar="FILE", help="A .caffemodel, if its zeros matter.")] = "",
     iterations: Annotated[int, typer.Option("--iterations", "-n", help="How many times to run forward and back.")] = 50,
@@ -37,9 +43,10 @@ def time(
 
     Each layer is waited for, so a whole pass can take less than the sum.
     """
-    path = net if net is not None else model
-    if path is None or (net is not None and model is not None):
+    given = net if net is not None else model
+    if given is None or (net is not None and model is not None):
         raise CaffeToolsError("give the net's prototxt once, as NET or as --model")
+    path = net_file(given, "train_val" if phase == "TRAIN" else "deploy")
     if phase not in ("TRAIN", "TEST"):
         raise CaffeToolsError(f"--phase is TRAIN or TEST, not '{phase}'")
     from caffetools.net.net import Net
@@ -58,7 +65,7 @@ def time(
     built = Net.from_file(path, TRAIN if phase == "TRAIN" else TEST, level=level, stages=split(stage))
     log_net(log, built, format_text(built.param))
     for name in split(weights):
-        load_weights(built, name)
+        load_weights(built, weights_file(name))
     with progress("timing") as advance:
         timings = time_net(built.to(place), iterations, log=log, events=on_progress(advance))
     if json:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, glog_folder, quiet_by_glog, split
+from caffetools.cli.models import complete_model, prototxt
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console
+from caffetools.cli.show import console, note, print_json, print_next, verbosity
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, fan_out
 
@@ -27,6 +28,16 @@ Restarts = Annotated[
     int, typer.Option(metavar="N", help="With --processes: start all processes again up to N times when one fails; add --resume auto.")
 ]
 
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        metavar="FILE[,FILE]",
+        help="Start from the layers of these .caffemodel files, or of networks of the zoo.",
+        autocompletion=complete_model,
+    ),
+]
 Quantize = Annotated[
     str, typer.Option(metavar="int8", help="Compute with simulated int8 (quantization-aware training).", show_default=False)
 ]
@@ -35,12 +46,7 @@ Quantize = Annotated[
 def train(
     solver: Annotated[Path | None, typer.Argument(metavar="SOLVER", help="The solver's prototxt.", show_default=False)] = None,
     solver_flag: Annotated[Path | None, typer.Option("--solver", metavar="FILE", help="The same, as Caffe's flag.")] = None,
-    weights: Annotated[
-        str,
-        typer.Option(
-            "--weights", "-w", metavar="FILE[,FILE]", help="Start from the layers of these .caffemodel files, or of networks of the zoo."
-        ),
-    ] = "",
+    weights: Weights = "",
     snapshot: Annotated[Path | None, typer.Option("--snapshot", "-s", metavar="FILE", help="Resume from this .solverstate.")] = None,
     resume: Annotated[
         str, typer.Option(metavar="auto|FILE", help="Resume from the newest complete snapshot, if there is one; FILE is as --snapshot.")
@@ -64,6 +70,7 @@ def train(
     mlflow: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Log metrics to MLflow (MLFLOW_TRACKING_URI).")] = "",
     wandb: Annotated[str, typer.Option(metavar="PROJECT", help="Log metrics to Weights & Biases.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the log is written all the same.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
@@ -75,7 +82,7 @@ def train(
     from caffetools.cli.models import weights_file
 
     path = _given_once(solver, solver_flag)
-    quiet = quiet or quiet_by_glog()
+    quiet = quiet or verbosity.quiet or as_json or quiet_by_glog()
     log = log if log is not None or not glog_folder() else Path(glog_folder()) / f"{path.stem}.log"
     start = {"weights": [str(weights_file(name)) for name in split(weights)], **_start(snapshot, resume), "log": log}
     if engine != "caffetools" or engine_image:
@@ -91,7 +98,11 @@ def train(
     several = processes is not None or gpu == "all" or "," in gpu
     options["callbacks"] = _quantization(quantize, several=several, plain=precision == "fp32" and not compiled)
     compute, effects = _compute_options(precision, compiled), (sigint_effect, sighup_effect)
-    _train(path, processes, restarts, gpu, device, effects, compute, quiet, start | options)
+    if not (weights or snapshot or resume or quiet):
+        _warn_of_random_start(path)
+    done = _train(path, processes, restarts, gpu, device, effects, compute, quiet, start | options)
+    if done is not None and (as_json or not quiet):
+        print_json(_as_json(done)) if as_json else _report(done, path)
 
 
 def _train(
@@ -104,7 +115,8 @@ def _train(
     compute: ComputeOptions | None,
     quiet: bool,
     options: dict[str, Any],
-) -> None:
+) -> TrainResult | None:
+    """Train; None in a process that is not the main one."""
     from caffetools.net.malloc_tuning import disable_malloc_trim
     from caffetools.solver import launch
     from caffetools.solver import run as training
@@ -135,8 +147,27 @@ def _train(
             compute=compute,
             **options,
         )
-    if not quiet:
-        _report(done, path)
+        return done if is_main() else None
+
+
+def _warn_of_random_start(path: Path) -> None:
+    """Note that a net that is set up for fine-tuning starts from random weights."""
+    from contextlib import suppress
+
+    from caffetools.project.next_step import net_of_solver
+    from caffetools.project.remarks import is_set_up_for_finetuning
+    from caffetools.proto.text import read_net, read_solver
+    from caffetools.proto.upgrades.v1 import upgrade_net
+
+    # What is wrong with the files is reported where they are used.
+    with suppress(CaffeToolsError):
+        net = net_of_solver(path)
+        solver = read_solver(path)
+        if net is not None and not solver.weights and is_set_up_for_finetuning(upgrade_net(read_net(net))):
+            note(
+                f"{path}: starts from random weights, but base_lr {solver.base_lr:g} and the lr_mult of {net.name} are for fine-tuning; "
+                "give the trained weights by --weights"
+            )
 
 
 def _trackers(chosen: tuple[Path | None, str, str], is_root: bool) -> list[EventSink]:
@@ -149,10 +180,29 @@ def _trackers(chosen: tuple[Path | None, str, str], is_root: bool) -> list[Event
 
 
 def _given_once(solver: Path | None, flag: Path | None) -> Path:
-    path = solver if solver is not None else flag
-    if path is None or (solver is not None and flag is not None):
+    if solver is not None and flag is not None:
         raise CaffeToolsError("give the solver's prototxt once, as SOLVER or as --solver")
-    return path
+    path = solver if solver is not None else flag
+    return prototxt(path) if path is not None else _only_solver_here()
+
+
+def _only_solver_here() -> Path:
+    """Return the only solver in the current folder or one below it.
+
+    Raises:
+        CaffeToolsError: There is none, or there are several.
+    """
+    from caffetools.project.find import solvers
+
+    found = solvers(Path())
+    if len(found) == 1:
+        note(f"{found[0]}: the only solver here")
+        return found[0]
+    if found:
+        raise CaffeToolsError(f"several solvers are here: {', '.join(map(str, found))}", hint="give one of them")
+    raise CaffeToolsError(
+        "no solver.prototxt is in this folder", hint="give the prototxt of a SOLVER; `caffetools retarget` writes one for a net"
+    )
 
 
 def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
@@ -190,7 +240,10 @@ def _quantization(wanted: str, *, several: bool, plain: bool) -> list[Callback]:
 
 
 def _report(done: TrainResult, solver: Path) -> None:
-    """Say what there is now, and how to go on."""
+    """Print what was trained, how good it is, and the next command."""
+    from caffetools.project.config import command
+    from caffetools.project.next_step import after_training
+
     saved, iteration = done.snapshot, done.solver.iteration
     console.print(f"{'Stopped' if done.stopped else 'Trained'} at iteration {iteration}.")
     for test in done.history.test[-len(done.solver.test_nets) :] if done.solver.test_nets else []:
@@ -199,5 +252,40 @@ def _report(done: TrainResult, solver: Path) -> None:
     if saved is not None:
         console.print(f"  weights   {saved.weights}\n  state     {saved.state}")
     console.print(f"  log       {done.log}\n  metrics   {done.metrics}")
+    for remark in _remarks(done):
+        note(remark)
     if done.stopped and saved is not None:
-        console.print(f"Go on with: caffetools train {solver} --resume auto")
+        print_next(command("train", solver, "--resume", "auto"))
+    elif saved is not None:
+        print_next(after_training(solver, Path(saved.weights), next(iter(done.solver.param.test_iter), 0)))
+
+
+def _remarks(done: TrainResult) -> list[str]:
+    """Return what the user should know about the result: chance level, overfitting."""
+    from contextlib import suppress
+
+    from caffetools.project.remarks import remarks_on_training
+    from caffetools.solver.logs.training_log import read_log
+
+    if done.stopped:
+        return []
+    log = None
+    with suppress(CaffeToolsError):
+        log = read_log(done.log)
+    net = done.solver.test_nets[0] if done.solver.test_nets else None
+    return remarks_on_training(done.history, net, next(iter(done.solver.param.test_iter), 0), log)
+
+
+def _as_json(done: TrainResult) -> dict[str, Any]:
+    saved = done.snapshot
+    tests = done.history.test[-len(done.solver.test_nets) :] if done.solver.test_nets else []
+    return {
+        "iteration": done.solver.iteration,
+        "stopped": done.stopped,
+        "weights": str(saved.weights) if saved is not None else None,
+        "state": str(saved.state) if saved is not None else None,
+        "log": str(done.log),
+        "metrics": str(done.metrics),
+        "tests": [{"net": t.net, "iteration": t.iteration, "outputs": {o.name: o.value for o in t.outputs}} for t in tests],
+        "remarks": _remarks(done),
+    }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from caffetools.cli.options import Dialect, Plugin, Stage
-from caffetools.cli.show import console, note
+from caffetools.cli.models import net_file
+from caffetools.cli.options import Dialect, Force, Plugin, Stage
+from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
 
 
@@ -27,7 +29,8 @@ def trainable(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures, where the database is there to be counted.")] = 20,
     base_lr: Annotated[float | None, typer.Option(help="Learning rate to begin with; by default 0.001.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; else each run is another one.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")] = False,
     stage: Stage = None,
     input_shape: Annotated[
         list[str] | None, typer.Option(help="The shape NAME=1x3x227x227 of a blob that no layer of the net produces; repeatable.")
@@ -41,9 +44,13 @@ def trainable(
     """
     from caffetools.data.datasets.card import load_card
     from caffetools.graph.inputs import parse_shapes
+    from caffetools.project.config import command
     from caffetools.project.data_config import DataOptions
+    from caffetools.project.next_step import find_weights, get_model, has_published_weights
     from caffetools.project.trainable import make_trainable, write_trainable
 
+    given, deploy = deploy, net_file(deploy, "deploy")
+    weights = str(given) if get_model(given) and has_published_weights(str(given)) else ""
     card = load_card(dataset) if dataset is not None else None
     data = DataOptions(None if card else train_source, None if card else val_source, mean)
     made = make_trainable(
@@ -59,9 +66,12 @@ def trainable(
         input_shape=parse_shapes(input_shape or []),
     )
     files = write_trainable(made, out, force=force)
+    if as_json:
+        print_json({"changes": [asdict(change) for change in made.changes], "notes": made.notes, "files": [str(path) for path in files]})
+        return
     print_table(("Layer", "What", "Was", "Is"), [(c.layer, c.what, c.before, c.after) for c in made.changes])
     for text in made.notes:
         note(f"{files[0]}: {text}")
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-    console.print(f"Next: caffetools train {files[1]} --weights the .caffemodel of {deploy.name}", markup=False)
+    print_next(command("train", files[1], "--weights", weights or find_weights(given) or "TRAINED.caffemodel"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from caffetools.cli.caffe_names import known_tools
 from caffetools.cli.commands import COMMANDS
 from caffetools.cli.gflags import FLAGS
 from caffetools.errors import did_you_mean
@@ -54,7 +55,7 @@ def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
     if message.startswith("No such command"):
         word = message.split("'")[1]
         known = list(getattr(getattr(context, "command", None), "commands", COMMANDS))
-        return f"there is no command '{word}'{did_you_mean(word, known) or ' (caffetools --help lists them)'}"
+        return f"there is no command '{word}'{did_you_mean(word, [*known, *known_tools()]) or ' (caffetools --help lists them)'}"
     return message[:1].lower() + message[1:]
 
 

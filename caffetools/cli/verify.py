@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import print_json, progress
+from caffetools.cli.show import print_json, print_next, progress
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def verify(
-    deploy: Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)],
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)],
+    deploy: DeployArgument,
+    weights: WeightsArgument,
     models: Annotated[
         list[str] | None,
         typer.Argument(metavar="[MODEL]…", help="ONNX files, or other models as DEPLOY:WEIGHTS, to compare with.", show_default=False),
@@ -40,13 +40,15 @@ def verify(
     An engine that runs but differs by more than --tolerance is a failure (exit code 1).
     opencv and caffe run in environments of their own: `caffetools engine add opencv4|caffe`.
     """
-    from caffetools.infer.classifier import find_pictures
+    from caffetools.infer.classifier import Options, find_pictures
     from caffetools.infer.compare import Candidate, compare_engines
+    from caffetools.project.next_step import after_verify
 
     names = [name.strip() for name in engines.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("name at least one engine", param_hint="--engines")
-    own = [Candidate(deploy, weights, name) for name in names]
+    net, parameters, _ = deployed(deploy, weights, Options())
+    own = [Candidate(net, parameters, name) for name in names]
     files = find_pictures(images or [])[:_MOST_IMAGES]
     with progress("Comparing") as advance:
         rows = compare_engines(
@@ -62,6 +64,8 @@ def verify(
         print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), map(_cells, rows))
     if any(not row.reason and not row.relative <= tolerance for row in rows) or all(row.reason for row in rows[1:]):
         raise typer.Exit(1)
+    if not json:
+        print_next(after_verify(deploy, weights))
 
 
 # All images are one batch.

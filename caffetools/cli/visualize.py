@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +11,10 @@ import typer
 
 from caffetools.cli.curves import curves
 from caffetools.cli.explain import COMMANDS
+from caffetools.cli.models import ModelCommand, net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, print_json
-from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net
+from caffetools.cli.show import print_json
+from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, check_drawing, drawing, emit, open_net, report_written
 from caffetools.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ app = typer.Typer(
 )
 
 
-@app.command()
 def filters(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .caffemodel.", show_default=False)],
     out: Out = None,
@@ -46,8 +48,8 @@ def filters(
     from caffetools.visualize.filters import filter_changes_figure, filters_figure, find_weights
 
     shape = _shape(picture) if picture else None
-    new = find_weights(weights, layer)
-    old = find_weights(before, new.name) if before else None
+    new = find_weights(weights_file(weights), layer)
+    old = find_weights(weights_file(before), new.name) if before else None
     scaling, order = "common" if common else "each", "rgb" if rgb else "bgr"
 
     def draw(theme: Theme) -> tuple[Figure, str]:
@@ -58,7 +60,6 @@ def filters(
     emit(draw, out, show, f"Filters of {new.name}")
 
 
-@app.command()
 def activations(
     deploy: Deploy,
     weights: Weights,
@@ -94,7 +95,6 @@ def activations(
     emit(draw, out, show, f"Activations for {prepared.name}")
 
 
-@app.command()
 def weights(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .caffemodel.", show_default=False)],
     out: Out = None,
@@ -106,7 +106,7 @@ def weights(
     """Draw the distribution and the spectrum of each layer's weights, with dead units and norm ratios to earlier weights."""
     from caffetools.visualize.weight_statistics import statistics_table, weight_statistics, weights_figure
 
-    statistics = weight_statistics(weights, before, spectra=spectra)
+    statistics = weight_statistics(weights_file(weights), weights_file(before) if before else None, spectra=spectra)
     if json:
         print_json(statistics_table(statistics))
     if not json or out or show:
@@ -117,7 +117,6 @@ def weights(
         emit(lambda theme: (weights_figure(statistics, title, theme=theme), caption), out, show, f"Weights of {weights.name}", quiet=json)
 
 
-@app.command()
 def graph(
     net: Annotated[Path, typer.Argument(metavar="NET", help="Any prototxt of a net.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write: .svg, .png, or .html to explore it.")],
@@ -137,17 +136,21 @@ def graph(
     for value, allowed, name in ((phase, ("train", "test"), "--phase"), (layout, ("auto", "dot", "own"), "--layout")):
         if value not in allowed:
             raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=name)
-    param = read_net(net)
+    param = read_net(net_file(net, "train_val"))
     drawn = net_graph(param, TRAIN if phase == "train" else TEST)
+    check_drawing(out)
     caption = draw_graph(drawn, out, title=f"{param.name or net.stem}", fold=fold, engine=layout)
-    console.print(f"{out}: {caption}", markup=False)
+    report_written(out, caption)
     if show:
         typer.launch(str(out))
 
 
-app.command()(curves)
-for name, command in COMMANDS.items():
-    app.command(name)(command)
+_DRAWINGS: dict[str, Callable[..., None]] = {
+    "filters": filters, "activations": activations, "weights": weights, "graph": graph, "curves": curves, **COMMANDS,
+}  # fmt: skip
+for name, command in _DRAWINGS.items():
+    takes = {"deploy", "weights"} <= set(signature(command).parameters)
+    app.command(name, cls=ModelCommand if takes else None)(command if name in ("live", "curves") else drawing(command))
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.show import console
+from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
+from caffetools.cli.options import AsJson, Force, check_output
+from caffetools.cli.show import console, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,11 +21,66 @@ if TYPE_CHECKING:
     from caffetools.visualize.picture_net import PictureNet
     from caffetools.visualize.style import Theme
 
-Deploy = Annotated[Path, typer.Argument(metavar="DEPLOY", help="The deploy prototxt.", show_default=False)]
-Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its .caffemodel.", show_default=False)]
+Deploy = DeployArgument
+Weights = WeightsArgument
 Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="What to write: .png, .svg or .html.", show_default=False)]
 Show = Annotated[bool, typer.Option("--show", help="Open the picture in the system's viewer.")]
+
+
+@dataclass
+class _Drawing:
+    """How the picture of the command that runs is written: from ``--force`` and ``--json``."""
+
+    force: bool = False
+    as_json: bool = False
+
+
+_drawing: ContextVar[_Drawing | None] = ContextVar("drawing", default=None)
+
+
+def drawing(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that draws the options ``--force`` and ``--json``, for :func:`emit` and :func:`report_written`.
+
+    Args:
+        function: The command's function; options of these names that it has itself are kept.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = list(signature.parameters.values())
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in (("force", Force), ("as_json", AsJson))
+        if name not in signature.parameters and not (name == "as_json" and "json" in signature.parameters)
+    ]
+    names = {parameter.name for parameter in added}
+
+    def command(**given: object) -> None:
+        token = _drawing.set(_Drawing(bool(given.get("force")), bool(given.get("as_json") or given.get("json"))))
+        try:
+            function(**{name: value for name, value in given.items() if name not in names})
+        finally:
+            _drawing.reset(token)
+
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + added
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    return command
+
+
+def check_drawing(path: Path | None) -> None:
+    """Raise where the file to be drawn exists, unless ``--force`` is given."""
+    how = _drawing.get()
+    check_output(path, force=how is None or how.force)
+
+
+def report_written(path: Path, caption: str) -> None:
+    """Print what was written, as JSON with ``--json``."""
+    how = _drawing.get()
+    if how is not None and how.as_json:
+        print_json({"file": str(path), "caption": caption})
+    else:
+        console.print(f"{path}: {caption}", markup=False)
 
 
 def open_net(
@@ -32,7 +92,8 @@ def open_net(
     from caffetools.visualize.picture_net import PictureNet
 
     options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
-    return PictureNet(deploy, weights, options, device=device)
+    net, parameters, prepared = deployed(deploy, weights, options)
+    return PictureNet(net, parameters, prepared, device=device)
 
 
 def emit(draw: Callable[[Theme], tuple[Figure, str]], out: Path | None, show: bool, title: str, *, quiet: bool = False) -> None:
@@ -43,9 +104,10 @@ def emit(draw: Callable[[Theme], tuple[Figure, str]], out: Path | None, show: bo
 
     if out is None and not show:
         raise typer.BadParameter("name a file to write with -o, or give --show", param_hint="-o")
+    check_drawing(out)
     path = out or Path(tempfile.mkdtemp(prefix="caffetools-")) / "picture.png"
     caption = save_picture(path, draw, title=title)
     if not quiet:
-        console.print(f"{path}: {caption}", markup=False)
+        report_written(path, caption)
     if show:
         typer.launch(str(path))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import complete_model
-from caffetools.cli.show import console, print_json, print_title, progress
+from caffetools.cli.show import console, print_json, print_next, print_title, progress
 from caffetools.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def fetch(
     An interrupted fetch resumes where it stopped. With $CAFFETOOLS_ZOO_MIRROR set (an http, https or file address,
     or a folder) the file comes from there.
     """
+    from caffetools.project.config import command
     from caffetools.zoo.cards import get_card
     from caffetools.zoo.fetch import fetch as fetch_weights
 
@@ -90,6 +91,7 @@ def fetch(
     if fetched.labels is not None:
         console.print(f"labels:    {fetched.labels}", markup=False)
     console.print(f"mean:      {_mean(card)}")
+    print_next(command("export", name, *([fetched.path] if to is not None else []), "-o", f"{name}.onnx"))
 
 
 @app.command()
@@ -101,6 +103,8 @@ def copy(
 ) -> None:
     """Write a model's deploy, train_val and solver prototxts, its labels and its preprocessing (deploy.json) to a folder."""
     from caffetools.infer.zoo_models import copy_model
+    from caffetools.project.config import command
+    from caffetools.zoo.cards import get_card
 
     paths = copy_model(name, folder, force=force)
     if json:
@@ -108,7 +112,7 @@ def copy(
         return
     for path in paths:
         console.print(f"Wrote {path}", markup=False)
-    console.print(f"Next: caffetools zoo fetch {name} --to {folder}", markup=False)
+    print_next(command("zoo", "fetch", name, "--to", folder) if get_card(name).weights else command("inspect", folder / "deploy.prototxt"))
 
 
 def _in_megabytes(advance: Callable[[int, int], None]) -> Callable[[int, int], None]:

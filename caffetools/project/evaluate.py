@@ -76,28 +76,6 @@ def evaluate(classifier: Classifier, card: DatasetCard, *, events: EventSink = i
     )
 
 
-def remarks_on(confusion: Confusion) -> list[str]:
-    """Return remarks on a result at chance level, or with classes of too few images.
-
-    Args:
-        confusion: The result on held-out images.
-    """
-    classes, total = len(confusion.names), confusion.total
-    remarks = []
-    chance = 1 / classes
-    # Two standard deviations of guessing above chance.
-    noise = 2 * (chance * (1 - chance) / total) ** 0.5 if total else 0.0
-    if classes > 1 and total and confusion.accuracy <= chance + noise:
-        remarks.append(
-            f"The accuracy of {confusion.accuracy:.1%} is no better than guessing one of {classes} classes ({chance:.1%}): the network has "
-            "not learned to separate them. Try more --epochs, published weights instead of --from-scratch, or another --base-lr."
-        )
-    few = [score.name for score in confusion.scores() if score.pictures == 0]
-    if few:
-        remarks.append(f"{len(few)} class(es) have no held-out image, so nothing is known about them: {', '.join(few[:5])}.")
-    return remarks
-
-
 def _samples(answers: Sequence[ClassificationResult], true: Sequence[int], classes: Sequence[str]) -> list[Sample]:
     samples = [
         Sample(Path(a.picture), classes[a.guesses[0].index], a.guesses[0].probability, classes[label], Path(a.picture).name)

@@ -33,6 +33,19 @@ def training_nets(folder: Path) -> list[Path]:
     return list(dict.fromkeys(named)) or [path for path in prototxts if path not in solvers and _is_trainable(path)]
 
 
+def solvers(folder: Path) -> list[Path]:
+    """Return the solvers of a folder: solver.prototxt; else prototxts called *solver*; else the solver.prototxt of its subfolders.
+
+    Args:
+        folder: The folder.
+    """
+    usual = folder / "solver.prototxt"
+    if usual.is_file():
+        return [usual]
+    named = [path for path in sorted(folder.glob("*solver*.prototxt")) if path.is_file()]
+    return named or sorted(path for path in folder.glob("*/solver.prototxt") if path.is_file())
+
+
 def missing_sources(net: NetParameter) -> list[str]:
     """Return the sources of a net's data layers that do not exist, as they are written.
 

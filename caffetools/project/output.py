@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,43 @@ def solver_in(
     )
 
 
-def write_messages(messages: tuple[Any, ...], folder: PathLike, head: str, weights: Caffemodel | None = None) -> list[Path]:
-    """Write messages under the first of :data:`FILES` below the lines of ``head``, and the weights, all or none; returns the paths."""
+_PLANNED = "# Next: "
+
+
+def planned_command(solver: Path) -> str:
+    """Return the command that the first lines of a solver's file say to run, with its weights; "" if they say none.
+
+    Args:
+        solver: A solver that :func:`write_messages` wrote.
+    """
+    with contextlib.suppress(OSError), solver.open(encoding="utf-8", errors="replace") as stream:
+        for line in itertools.takewhile(lambda line: line.startswith("#"), stream):
+            if line.startswith(_PLANNED):
+                return line.removeprefix(_PLANNED).strip()
+    return ""
+
+
+def write_messages(
+    messages: tuple[Any, ...], folder: PathLike, head: str, weights: Caffemodel | None = None, *, planned: str = ""
+) -> list[Path]:
+    """Write messages under the first of :data:`FILES`, and the weights, all or none.
+
+    Args:
+        messages: In the order of :data:`FILES`; the second is the solver.
+        folder: Created if missing.
+        head: Comment lines at the beginning of each file.
+        weights: Written as :data:`WEIGHTS`, if given.
+        planned: Command that trains the net, for the solver's head.
+
+    Returns:
+        The paths written.
+    """
     paths = [Path(folder) / name for name in FILES[: len(messages)]]
     with contextlib.ExitStack() as stack:
         for path, message in zip(paths, messages, strict=True):
             stream = stack.enter_context(atomic_write(path, "w"))
-            stream.write(head + format_text(message))
+            more = f"{_PLANNED}{planned}\n" if planned and path.name == FILES[1] else ""
+            stream.write(head + more + format_text(message))
             # On the disk before the first file gets its name.
             stream.flush()
         if weights is not None:

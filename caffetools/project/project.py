@@ -21,6 +21,8 @@ from caffetools.onnx.verify import Verification
 from caffetools.project.config import command
 from caffetools.project.data_config import classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
+from caffetools.project.next_step import after_dataset, find_picture
+from caffetools.project.output import planned_command
 from caffetools.project.preprocessing import input_channels, preprocessing_of, update_preprocessing
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
 from caffetools.proto.schema import SolverParameter
@@ -326,15 +328,11 @@ class Project:
 
     def _next(self, card: DatasetCard | None, solver: SolverParameter | None, found: Snapshot | None, onnx: Path | None) -> str:
         if solver is None:
-            return (
-                command("retarget", "alexnet", "--dataset", self.data, "-o", self.nets)
-                if card is not None
-                else command("dataset", "build", "PICTURES", self.data)
-            )
+            return after_dataset(card) if card is not None else command("dataset", "build", "PICTURES", self.data)
         if found is None:
-            return command("train", self.solver)
+            return planned_command(self.solver) or command("train", self.solver)
         if found.iteration < solver.max_iter:
             return command("train", self.solver, "--resume", "auto")
         if onnx is None:
             return command("export", self.deploy_prototxt, found.weights, "-o", self.onnx)
-        return command("classify", onnx, "PICTURE")
+        return command("classify", onnx, find_picture(self.train_val) or "PICTURE")

@@ -21,6 +21,7 @@ from caffetools.errors import DataError, NetError
 from caffetools.graph.summary import summarize
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.project.evaluate import Evaluation
+from caffetools.project.remarks import remarks_on_accuracy
 from caffetools.project.run import FinetuneResult
 from caffetools.proto.text import read_net
 from caffetools.results import Step
@@ -84,7 +85,8 @@ def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequen
     last = runs[-1]
     confusion = last.evaluation.confusion
     remarks = [remark for item in runs for remark in item.remarks]
-    good = not remarks and (last.onnx is None or last.onnx.passed)
+    learned = not remarks_on_accuracy(confusion.accuracy, len(confusion.names), confusion.total)
+    good = learned and (last.onnx is None or last.onnx.passed)
     verdict = f"{last.model} recognises {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on"
     verdict += ", and the ONNX file gives the same numbers." if last.onnx is not None and last.onnx.passed else "."
     return Report(

@@ -15,8 +15,9 @@ from caffetools.events import EventSink, ignore
 from caffetools.infer.classifier import Classifier
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.project.config import FinetuneConfig
-from caffetools.project.evaluate import evaluate, held_out, remarks_on
+from caffetools.project.evaluate import evaluate, held_out
 from caffetools.project.manifest import SETTINGS
+from caffetools.project.remarks import remarks_on, remarks_on_data, remarks_on_log
 from caffetools.project.report import RunRecord, report_of
 from caffetools.proto.text import read_solver
 from caffetools.solver.checkpoints.resume import newest_snapshot
@@ -57,7 +58,8 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
     classifier = Classifier(deploy, snapshot.weights)
     evaluation = evaluate(classifier, card, events=events, cancel=cancel)
     limit = read_solver(solver).max_iter
-    remarks = remarks_on(evaluation.confusion)
+    log = read_log(Path(f"{prefix}.log"))
+    remarks = [*remarks_on(evaluation.confusion), *remarks_on_log(log), *remarks_on_data(card)]
     if snapshot.iteration < limit:
         remarks.append(
             f"The training is not finished: this is iteration {snapshot.iteration} of {limit}. Resume it with: {config.command()}"
@@ -67,7 +69,7 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
     model = Path(config.model).stem if config.model.endswith(".prototxt") else config.model
     note = f"iteration {snapshot.iteration} of {limit}, learning rate {read_solver(solver).base_lr:g}."
     record = RunRecord(
-        "Training", model, note, folder, card, read_log(Path(f"{prefix}.log")), evaluation, deploy, snapshot.weights,
+        "Training", model, note, folder, card, log, evaluation, deploy, snapshot.weights,
         config.weights if config.weights and config.weights.is_file() else None, check, remarks, config.device, config.seed,
     )  # fmt: skip
     page = out or folder / "report.html"

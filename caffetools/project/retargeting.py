@@ -298,13 +298,14 @@ def starting_weights(project: RetargetResult, weights: PathLike | Caffemodel, cl
     return extend_classifier_weights(model, project.original, made.train_val, made.renamed, shapes, classes)
 
 
-def write_retarget(project: RetargetResult, folder: PathLike, weights: Caffemodel | None = None) -> list[Path]:
+def write_retarget(project: RetargetResult, folder: PathLike, weights: Caffemodel | None = None, *, planned: str = "") -> list[Path]:
     """Write the three prototxts (and the weights to start from), all or none, and deploy.json with the preprocessing.
 
     Args:
         project: The retargeted net.
         folder: Created if missing.
         weights: Trained parameters that still fit.
+        planned: Command that trains the net, for a comment in the solver.
 
     Returns:
         The paths of the prototxts and the weights.
@@ -313,7 +314,7 @@ def write_retarget(project: RetargetResult, folder: PathLike, weights: Caffemode
         RunFailed: A file cannot be written.
     """
     messages = (project.retargeted.train_val, project.solver, project.deploy)
-    paths = write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights)
+    paths = write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights, planned=planned)
     update_preprocessing(paths[2], project.preprocessing)
     return paths
 

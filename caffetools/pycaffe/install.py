@@ -32,6 +32,10 @@ MODULES = {
 }
 
 
+# In the package caffe of `caffetools shims install`, which is not a Caffe of its own.
+SHIM_MARK = "Written by caffetools shims install"
+
+
 def install_as_caffe(*, force: bool = False) -> None:
     """Make ``import caffe``, ``from caffe import layers as L``, ``import caffe.io`` and the like yield caffetools in this process.
 
@@ -66,13 +70,22 @@ def real_caffe() -> str | None:
     A folder called caffe without a module is not one, nor are the sources of a Caffe that was never compiled.
     """
     if "caffe" in sys.modules:
-        return None if is_installed() else str(getattr(sys.modules["caffe"], "__file__", None) or "loaded already")
+        loaded = getattr(sys.modules["caffe"], "__file__", None)
+        return None if is_installed() or (loaded and _is_shim(Path(loaded))) else str(loaded or "loaded already")
     spec = importlib.machinery.PathFinder.find_spec("caffe")
     if spec is None or not spec.origin or spec.loader is None:
         return None
     folder = Path(spec.origin).parent
+    if _is_shim(Path(spec.origin)):
+        return None
     is_source = spec.name == "caffe" and (folder / "pycaffe.py").exists() and not any(folder.glob("_caffe*.[spd][oyl]*"))
     return None if is_source else spec.origin
+
+
+def _is_shim(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        return SHIM_MARK.encode() in stream.read(200)
+    return False
 
 
 def import_caffe_as_caffetools() -> contextlib.AbstractContextManager[None]:

@@ -94,6 +94,20 @@ def rebase_sources(net: NetParameter, base: Path | None, log: Log) -> None:
                 setattr(message, field, found)
 
 
+def find_data_base(net: NetParameter, path: Path) -> Path | None:
+    """Return the folder that the relative names of files in a net count from; None for the working directory.
+
+    It is the nearest of the net's folder and those above it from which the first name is found that the working directory lacks.
+
+    Args:
+        net: A ``NetParameter``.
+        path: Its file.
+    """
+    names = (value for layer in net.layer for _, field, value in _file_names(layer) if value and field != "root_folder")
+    missing = next((name for name in names if not Path(name).exists()), None)
+    return next((base for base in _bases(path) if (base / missing).exists()), None) if missing is not None else None
+
+
 def _bases(path: Path) -> Iterable[Path]:
     """Return the solver's folder and those above it, relative to the working directory."""
     folder = path.parent.absolute()

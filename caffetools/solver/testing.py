@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,10 +15,11 @@ from caffetools.events import EventSink, Progress, Tested, ignore, reported
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
-from caffetools.proto.text import format_text
+from caffetools.proto.text import format_text, read_net
 from caffetools.solver.callbacks import named_values
 from caffetools.solver.control import Log, Output, no_log
 from caffetools.solver.logs.caffe_log import log_loaded, log_net, number, output_text
+from caffetools.solver.paths import find_data_base, rebase_sources
 from caffetools.solver.scores import Scores, read_outputs
 
 PathLike = str | os.PathLike[str]
@@ -86,7 +88,10 @@ def load_test_net(
         PrototxtError, NetError, ModelFileError: a file is wrong, or no layer has weights in it.
     """
     log("caffe.cpp:275", "Use CPU." if torch.device(device).type == "cpu" else "Use GPU.")
-    net = Net.from_file(path, TEST, level=level, stages=stages)
+    param = read_net(path)
+    rebase_sources(param, find_data_base(param, Path(path)), log)
+    with error_context(path):
+        net = Net(param, TEST, level=level, stages=stages)
     log_net(log, net, format_text(net.param))
     given = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
     if given:

@@ -86,6 +86,7 @@ class ModelCard:
     Attributes:
         weights: None where no weights are published; ``no_weights`` then says what to do instead.
         labels: a file of zoo/ with one class a line in the order of the outputs, or None.
+        scratch: whether it is small enough to be trained from random weights in minutes, as is usual.
     """
 
     name: str
@@ -100,6 +101,7 @@ class ModelCard:
     labels: str | None
     prototxt: Networks
     no_weights: str = ""
+    scratch: bool = False
 
     def network(self, which: str) -> Path:
         """Return the path of the ``"train_val"``, ``"deploy"`` or ``"solver"`` prototxt. Raises :class:`ZooError` where it is not shipped."""

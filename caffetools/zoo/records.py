@@ -16,7 +16,7 @@ T = TypeVar("T")
 def build(record: type[T], data: object, file: str, at: str = "") -> T:
     """Return an instance of the dataclass ``record`` from the mapping ``data``.
 
-    Fields without a default must be there, others may. Nested dataclasses, ``tuple[X, ...]``, ``X | None``, str, int and float are known.
+    Fields without a default must be there, others may. Nested dataclasses, ``tuple[X, ...]``, ``X | None``, str, int, float and bool are known.
 
     Args:
         record: The dataclass.
@@ -53,12 +53,12 @@ def _value(kind: Any, value: object, file: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return build(typing.cast(type, kind), value, file, f"{key}.")
     accepted = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or isinstance(value, bool):
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ZooError(f"{file}: '{key}' must be {_NAMES[kind]}, not {_shown(value)}")
     return kind(value)
 
 
-_NAMES = {str: "text", int: "a whole number", float: "a number"}
+_NAMES = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
 
 
 def _shown(value: object) -> str:

@@ -41,6 +41,13 @@ def run(*arguments: object, terminal: bool = False) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
+def without_next(text: str) -> list[str]:
+    """The lines of an output but the last, which is the next command."""
+    *lines, last = text.splitlines()
+    assert last.startswith("Next: caffetools "), text
+    return lines
+
+
 def run_well(*arguments: object) -> Done:
     """Run it; it must succeed."""
     done = run(*arguments)

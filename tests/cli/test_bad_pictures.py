@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.inprocess import refused, run, run_well
+from tests.cli.inprocess import refused, run, run_well, without_next
 
 
 @pytest.mark.parametrize("command", ["classify good.prototxt good.caffemodel {}", "classify good.onnx {}"])
@@ -29,7 +29,7 @@ def test_bad_pictures_are_refused_by_name(materials: Path, command: str, name: s
 
 def test_pictures_of_16_bits_with_alpha_and_of_four_inks_are_classified(materials: Path) -> None:
     done = run_well("classify", "good.prototxt", "good.caffemodel", "deep.png", "alpha.png", "cmyk.jpg", "good.png")
-    assert [line for line in done.stdout.splitlines() if not line.startswith(" ")] == ["deep.png", "alpha.png", "cmyk.jpg", "good.png"]
+    assert [line for line in without_next(done.stdout) if not line.startswith(" ")] == ["deep.png", "alpha.png", "cmyk.jpg", "good.png"]
 
 
 def test_the_good_pictures_are_classified_beside_a_bad_one(materials: Path) -> None:

@@ -118,7 +118,6 @@ def test_stage_and_level_reach_the_training_net(command: Callable[..., Done]) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--quiet"], "give the solver's prototxt once"),
         (["train", "solver.prototxt", "-solver", "solver.prototxt"], "give the solver's prototxt once"),
         (["train", "solver.prototxt", "-gpu", "7"], "there is no CUDA device 7 here"),
         (["train", "solver.prototxt", "-gpu", "x"], "give numbers with commas between, or all"),

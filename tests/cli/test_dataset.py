@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from caffetools.cli.dataset import app
 from caffetools.data.datasets.build import load_card
 from caffetools.errors import DataError
+from tests.cli.inprocess import without_next
 from tests.data.drawing import draw_classes, names
 
 
@@ -30,7 +31,7 @@ def run(*arguments: str | Path) -> Result:
 def test_it_says_what_it_made_and_what_it_left_out(pictures: Path, tmp_path: Path) -> None:
     result = run(pictures, tmp_path / "out", "--size", "8")
     assert result.exit_code == 0
-    assert result.output.splitlines() == [
+    assert without_next(result.output) == [
         "2 classes, 7 pictures for training and 2 for validation, 8 x 8",
         f"      0       3       1  {'█' * 18:<24}  cats",
         f"      1       4       1  {'█' * 24}  große Hunde",

@@ -92,5 +92,5 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith(
-        "LOADED ['caffetools.cli.app', 'caffetools.cli.commands', 'caffetools.cli.gflags', 'caffetools.cli.usage']"
+        "LOADED ['caffetools.cli.app', 'caffetools.cli.caffe_names', 'caffetools.cli.commands', 'caffetools.cli.gflags', 'caffetools.cli.usage']"
     )

@@ -12,7 +12,7 @@ import pytest
 
 import caffetools as ct
 from caffetools.project.config import FinetuneConfig
-from caffetools.project.evaluate import remarks_on
+from caffetools.project.remarks import remarks_on
 from caffetools.project.training_schedule import plan_training
 from caffetools.proto.binary import read_caffemodel
 from caffetools.results import Confusion
@@ -94,7 +94,7 @@ def test_a_project_does_every_step(place: Path) -> None:
     project = ct.Project.create("own", "pictures", size="32")
     with pytest.raises(ct.CaffeToolsError, match="not trained yet"):
         project.export()
-    assert project.status().next_command == "caffetools retarget alexnet --dataset own/data -o own/net"
+    assert project.status().next_command == "caffetools retarget cifar10_quick --dataset own/data -o own/net"
     result = project.retarget("shapes.prototxt", epochs=4, base_lr=0.01, seed=1)
     how = project.preprocessing
     assert how is not None and result.preprocessing is not None
@@ -112,7 +112,7 @@ def test_a_project_does_every_step(place: Path) -> None:
     project.export()
     status = ct.Project.open("own").status()
     assert status.iteration == status.max_iter and status.onnx == Path("own/model.onnx")
-    assert status.next_command == "caffetools classify own/model.onnx PICTURE"
+    assert status.next_command.startswith("caffetools classify own/model.onnx ") and Path(shlex.split(status.next_command)[-1]).is_file()
     assert f"trained    {status.iteration} of {status.max_iter} iterations" in run_well("status", "own").stdout
     with pytest.raises(ct.CaffeToolsError, match="no project is here"):
         ct.Project.open(place / "pictures")

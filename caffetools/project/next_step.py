@@ -1,0 +1,220 @@
+"""The command to run next, with the real paths, weights and pictures of the user's files filled in.
+
+Each function returns a command line that works when it is pasted into a shell, or "" where no such command is known.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from caffetools.data.datasets.card import DatasetCard
+from caffetools.errors import CaffeToolsError
+from caffetools.graph.graph import phases_present
+from caffetools.project.config import command
+from caffetools.project.data_config import data_layers
+from caffetools.project.evaluate import held_out
+from caffetools.project.preprocessing import card_of
+from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.text import read_net, read_solver
+from caffetools.proto.upgrades.v1 import upgrade_net
+from caffetools.solver.checkpoints.resume import newest_snapshot
+from caffetools.solver.control import no_log
+from caffetools.solver.paths import find_base, find_data_base, find_net, rebase_sources, snapshot_prefix
+from caffetools.zoo.cards import get_card
+from caffetools.zoo.names import find_model, is_model
+
+PathLike = str | os.PathLike[str]
+
+# Networks of the zoo by the least side of the stored pictures that they are made for.
+_BY_SIDE = (("squeezenet", 227), ("cifar10_quick", 32))
+_GRAY = "lenet"
+
+
+def suggest_model(card: DatasetCard) -> str:
+    """Return the network of the zoo that suits the size of a dataset's pictures.
+
+    Args:
+        card: The dataset.
+    """
+    if card.channels == 1:
+        return _GRAY
+    side = min(card.width, card.height) or _BY_SIDE[0][1]
+    return next((name for name, least in _BY_SIDE if side >= least), _BY_SIDE[-1][0])
+
+
+def after_dataset(card: DatasetCard) -> str:
+    """Return the command after ``dataset build``: retarget a network that suits the pictures."""
+    folder = card.folder.parent / "net"
+    return command("retarget", suggest_model(card), "--dataset", card.folder, "-o", folder)
+
+
+def after_training(solver: Path, weights: Path, iterations: int) -> str:
+    """Return the command after ``train``: test the new weights, or deploy where the net has no TEST phase.
+
+    Args:
+        solver: The solver's prototxt.
+        weights: The new .caffemodel.
+        iterations: Test batches of the solver; 0 if it does not test.
+    """
+    with suppress(CaffeToolsError):
+        net = net_of_solver(solver)
+        if net is not None and TEST in phases_present(_read(net)):
+            return command("test", net, "--weights", weights, *(["--iterations", iterations] if iterations else []))
+        return after_test(net, weights) if net is not None else ""
+    return ""
+
+
+def after_test(net: PathLike, weights: PathLike) -> str:
+    """Return the command after ``test``: write the deploy net, or use it where it exists.
+
+    Args:
+        net: The net for training.
+        weights: The tested .caffemodel.
+    """
+    deploy = Path(net).with_name("deploy.prototxt")
+    if deploy.exists() or get_model(net):
+        return _use(deploy, weights, find_picture(net)) if deploy.exists() else ""
+    return command("deploy", net, "-o", deploy)
+
+
+def after_deploy(deploy: Path, train_val: Path) -> str:
+    """Return the command after ``deploy``: classify with the newest weights, or export; inspect where there are none.
+
+    Args:
+        deploy: The deploy prototxt.
+        train_val: The net it was made of.
+    """
+    weights = find_weights(train_val)
+    return _use(deploy, weights, find_picture(train_val)) if weights is not None else command("inspect", deploy)
+
+
+def after_classify(deploy: PathLike, weights: PathLike | None) -> str:
+    """Return the command after ``classify``: export the net, or verify the exported model where there is one.
+
+    Args:
+        deploy: The deploy prototxt, or a model of the zoo.
+        weights: Its weights, or a model of the zoo; None for an ONNX file.
+    """
+    if weights is None:
+        return ""
+    onnx = _onnx_path(deploy)
+    words = [deploy] if get_model(deploy) and get_model(weights) == get_model(deploy) else [deploy, weights]
+    return command("verify", *words, onnx) if onnx.exists() else command("export", *words, "-o", onnx)
+
+
+def after_export(deploy: PathLike, weights: PathLike, onnx: Path) -> str:
+    """Return the command after ``export``: classify a picture of the dataset, or compare the model with the net.
+
+    Args:
+        deploy: The deploy prototxt, or a model of the zoo.
+        weights: Its weights, or a model of the zoo.
+        onnx: The exported model.
+    """
+    picture = None if get_model(deploy) else find_picture(deploy)
+    return command("classify", onnx, picture) if picture is not None else command("verify", deploy, weights, onnx)
+
+
+def after_verify(deploy: PathLike, weights: PathLike) -> str:
+    """Return the command after ``verify``: quantize, calibrated on the dataset that the net was trained on.
+
+    Args:
+        deploy: The deploy prototxt, or a model of the zoo.
+        weights: Its weights.
+    """
+    card = None if get_model(deploy) else find_dataset(deploy)
+    out = _onnx_path(deploy).with_suffix(".int8.onnx")
+    if card is None or not card.train_lmdb.exists() or out.exists():
+        return ""
+    return command("quantize", deploy, weights, "--calibration", card.train_lmdb, "-o", out)
+
+
+def after_quantize(deploy: PathLike, onnx: Path) -> str:
+    """Return the command after ``quantize``: classify a picture of the dataset with the quantized model."""
+    picture = None if get_model(deploy) else find_picture(deploy)
+    return command("classify", onnx, picture) if picture is not None else ""
+
+
+def find_weights(net: PathLike) -> Path | None:
+    """Return the weights next to a net: the newest snapshot of its solver, else the only .caffemodel of the folder.
+
+    Args:
+        net: A prototxt.
+    """
+    folder = Path(net).parent
+    solver = folder / "solver.prototxt"
+    if solver.is_file():
+        with suppress(CaffeToolsError):
+            found = newest_snapshot(snapshot_prefix(read_solver(solver), solver))
+            if found is not None:
+                return found.weights
+    files = sorted(folder.glob("*.caffemodel"))
+    return files[0] if len(files) == 1 else None
+
+
+def find_dataset(net: PathLike) -> DatasetCard | None:
+    """Return the dataset that a net for training, or the one in the folder of a deploy net, reads.
+
+    Args:
+        net: A prototxt.
+    """
+    path = Path(net)
+    for candidate in (path, path.with_name("train_val.prototxt")):
+        with suppress(CaffeToolsError, OSError):
+            param = _read(candidate)
+            rebase_sources(param, find_data_base(param, candidate), no_log)
+            layers = [layer for phase in (TEST, TRAIN) for layer in data_layers(param, phase)]
+            if card := next((found for layer in layers if (found := card_of(layer)) is not None), None):
+                return card
+    return None
+
+
+def find_picture(net: PathLike) -> Path | None:
+    """Return the first held-out picture of the dataset that a net was trained on; None if it does not exist.
+
+    Args:
+        net: A prototxt; see :func:`find_dataset`.
+    """
+    card = find_dataset(net)
+    if card is not None:
+        with suppress(CaffeToolsError, OSError):
+            return next((path for path, _ in held_out(card) if path.is_file()), None)
+    return None
+
+
+def get_model(net: PathLike) -> str | None:
+    """Return the model of the zoo that a word names, or None for a file."""
+    return find_model(os.fspath(net)) if is_model(os.fspath(net)) else None
+
+
+def has_published_weights(model: str) -> bool:
+    """Return whether a model of the zoo has weights that can be fetched."""
+    return get_card(model).weights is not None
+
+
+def _use(deploy: PathLike, weights: PathLike, picture: Path | None) -> str:
+    return command("classify", deploy, weights, picture) if picture is not None else after_classify(deploy, weights)
+
+
+def _onnx_path(deploy: PathLike) -> Path:
+    model = get_model(deploy)
+    return Path(f"{os.fspath(deploy)}.onnx") if model else Path(deploy).with_name("model.onnx")
+
+
+def net_of_solver(solver: Path) -> Path | None:
+    """Return the path of the net that a solver names, found as ``train`` finds it; None if it names none.
+
+    Args:
+        solver: The solver's prototxt.
+
+    Raises:
+        PrototxtError: The solver cannot be read, or the net does not exist.
+    """
+    param = read_solver(solver)
+    return Path(os.path.relpath(find_net(param.net, find_base(param, solver), solver, no_log))) if param.net else None
+
+
+def _read(path: PathLike) -> Any:
+    return upgrade_net(read_net(path))

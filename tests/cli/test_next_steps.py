@@ -1,0 +1,171 @@
+"""Each command ends with the next one, which works when it is pasted."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from caffetools.cli.app import take_global_options
+from caffetools.project.config import command
+from tests.cli.inprocess import Done, error_of, run, run_well
+from tests.cli.published import publishing
+from tests.project.shapes import TRAIN_VAL, draw_shapes
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def next_of(done: Done) -> list[str]:
+    """The words of the next command, of which there is one, in the last line."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("Next: ")]
+    assert len(lines) == 1 and done.stdout.splitlines()[-1] == lines[0], done.stdout
+    words = shlex.split(lines[0].removeprefix("Next: "))
+    assert words[0] == "caffetools"
+    return words[1:]
+
+
+def paste(done: Done) -> tuple[str, Done]:
+    """Run the next command; its name and what it gave."""
+    words = next_of(done)
+    return words[0], run_well(*words)
+
+
+def follow(done: Done, most: int = 12) -> tuple[list[str], Done]:
+    """Run the next commands until one has none."""
+    names: list[str] = []
+    while "\nNext: " in done.stdout and len(names) < most:
+        name, done = paste(done)
+        names.append(name)
+    return names, done
+
+
+def test_every_next_command_works_from_pictures_to_the_exported_model() -> None:
+    draw_shapes(Path("my pictures"), each=12)
+    done = run_well("dataset", "build", "my pictures", "my data", "--size", 32)
+    names, last = follow(done)
+    assert names == ["retarget", "train", "test", "classify", "export", "classify"]
+    assert Path("net/model.onnx").is_file()
+    assert "blue triangles" in last.stdout
+
+
+def test_a_net_without_a_deploy_net_is_deployed_first_and_the_exported_model_is_verified_and_quantized() -> None:
+    draw_shapes(Path("pictures"), each=12)
+    run_well("dataset", "build", "pictures", "data", "--size", 40)
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    retargeted = run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 2, "--head-lr-mult", 1, "--base-lr", 0.01)
+    for name in ("deploy.prototxt", "deploy.json"):
+        Path("net", name).unlink()
+    assert next_of(retargeted) == ["train", "net/solver.prototxt", "--weights", "TRAINED.caffemodel"]
+    names, _ = follow(run_well("train", "net/solver.prototxt"))
+    assert names == ["test", "deploy", "classify", "export", "classify"]
+    _, done = paste(run_well("verify", "net/deploy.prototxt", next(Path("net").glob("*.caffemodel")), "net/model.onnx"))
+    assert next_of(done)[0] == "classify" and next_of(done)[1] == "net/model.int8.onnx"
+    paste(done)
+
+
+def test_a_published_model_is_fetched_by_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_shapes(Path("pictures"), each=6, size=40)
+    done = run_well("dataset", "build", "pictures", "data", "--size", 256)
+    with publishing(tmp_path, monkeypatch) as server:
+        name, done = paste(done)
+        assert name == "retarget" and server.seen == []
+        assert next_of(done) == ["train", "net/solver.prototxt", "--weights", "squeezenet_v1.1"]
+        run_well(*next_of(done), "--max-iter", 0)
+        assert len(server.seen) == 1
+
+
+def test_a_retarget_that_finds_the_weights_of_the_net_names_them() -> None:
+    draw_shapes(Path("pictures"), each=6)
+    run_well("dataset", "build", "pictures", "data", "--size", 40)
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 1)
+    run_well("train", "net/solver.prototxt", "-q")
+    again = run_well("retarget", "net/train_val.prototxt", "--classes", 3, "-o", "second")
+    weights = str(next(Path("net").glob("*.caffemodel")))
+    assert next_of(again) == ["train", "second/solver.prototxt", "--weights", weights]
+
+
+def test_training_a_fine_tuning_net_from_random_weights_is_noted() -> None:
+    draw_shapes(Path("pictures"), each=6)
+    run_well("dataset", "build", "pictures", "data", "--size", 40)
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 1)
+    done = run_well("train", "net/solver.prototxt")
+    assert "net/solver.prototxt: starts from random weights, but base_lr 0.001" in done.stderr
+    weights = next(Path("net").glob("*.caffemodel"))
+    assert "random weights" not in run_well("train", "net/solver.prototxt", "--weights", weights).stderr
+
+
+def test_small_networks_of_the_zoo_without_weights_keep_their_own_settings() -> None:
+    draw_shapes(Path("pictures"), each=6)
+    run_well("dataset", "build", "pictures", "data", "--size", 32)
+    done = run_well("retarget", "cifar10_quick", "--dataset", "data", "-o", "net")
+    assert next_of(done) == ["train", "net/solver.prototxt"]
+    assert "base_lr: 0.001" in Path("net/solver.prototxt").read_text()
+    assert "lr_mult: 10" not in Path("net/train_val.prototxt").read_text()
+    assert "random weights" not in run_well("train", "net/solver.prototxt", "--max-iter", 1).stderr
+
+
+def test_chance_level_is_said_after_a_training() -> None:
+    draw_shapes(Path("pictures"), each=12)
+    run_well("dataset", "build", "pictures", "data", "--size", 40)
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 1, "--base-lr", 1e-9, "--seed", 1)
+    done = run_well("train", "net/solver.prototxt")
+    assert "no better than guessing one of 3 classes" in done.stderr
+
+
+def test_a_bare_train_takes_the_only_solver_and_works_in_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no solver.prototxt is in this folder" in error_of(run("train"))
+    draw_shapes(Path("pictures"), each=6)
+    run_well("dataset", "build", "pictures", "data", "--size", 32)
+    run_well("retarget", "cifar10_quick", "--dataset", "data", "-o", "net")
+    done = run_well("train", "--max-iter", 1)
+    assert "net/solver.prototxt: the only solver here" in done.stderr
+    monkeypatch.chdir("net")
+    inside = run_well("train", "solver.prototxt", "--max-iter", 2)
+    assert Path("snapshot_iter_2.caffemodel").is_file() and not Path("net").exists()
+    assert next_of(inside)[0] == "test"
+    paste(inside)
+    monkeypatch.chdir("..")
+    run_well("retarget", "lenet", "--classes", 3, "-o", "other")
+    assert "several solvers are here: net/solver.prototxt, other/solver.prototxt" in error_of(run("train"))
+
+
+def test_a_bare_caffetools_shows_data_net_accuracy_and_the_next_step() -> None:
+    draw_shapes(Path("pictures"), each=6)
+    run_well("dataset", "build", "pictures", "data", "--size", 32)
+    first = run_well()
+    assert "3 classes" in first.stdout and next_of(first) == ["retarget", "cifar10_quick", "--dataset", "data", "-o", "net"]
+    paste(first)
+    paste(run_well())
+    bare = run_well()
+    assert "accuracy" in bare.stdout and "100" not in next_of(bare)
+    assert next_of(bare)[0] == "export"
+    paste(bare)
+
+
+def test_quiet_verbose_and_debug_may_stand_anywhere() -> None:
+    assert take_global_options(["-q", "train", "s", "-v"]) == (["train", "s"], {"--quiet", "--verbose"})
+    assert take_global_options(["run", "-v", "script.py", "-q"]) == (["run", "-v", "script.py", "-q"], set())
+    assert take_global_options(["-v", "2", "train"]) == (["-v", "2", "train"], set())
+    assert take_global_options(["classify", "--", "-q"]) == (["classify", "--", "-q"], set())
+
+
+def test_quiet_leaves_out_what_is_not_the_result_and_verbose_adds_the_time() -> None:
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    done = run_well("retarget", "--classes", 3, "-o", "net", "-q")
+    assert done.stdout == done.stderr == "" and Path("net/solver.prototxt").is_file()
+    shown = run_well("-q", "inspect", "net/deploy.prototxt")
+    assert "Convolution" in shown.stdout and "Next" not in shown.stdout
+    assert "Convolution" in run_well("inspect", "net/deploy.prototxt").stdout
+    assert "caffetools: took " in run_well("inspect", "net/deploy.prototxt", "-v").stderr
+
+
+def test_command_lines_are_quoted_for_a_shell() -> None:
+    assert command("classify", "my net/model.onnx", "a b.png") == "caffetools classify 'my net/model.onnx' 'a b.png'"
