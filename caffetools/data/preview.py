@@ -17,6 +17,7 @@ from caffetools.data.augment import AugmentConfig, Augmenter
 from caffetools.data.databases import open_database, shown_key
 from caffetools.data.datum import datum_to_array, record_to_array
 from caffetools.data.images import SUFFIXES, encode_image, read_image, to_planes
+from caffetools.data.shards import is_index
 from caffetools.errors import DataError
 from caffetools.proto.schema import message_class
 from caffetools.util.files import atomic_write
@@ -70,7 +71,7 @@ def _pictures(source: Path, count: int) -> list[tuple[NDArray[np.uint8], NDArray
     no_boxes = np.zeros((0, 4), np.float32)
     if source.is_file() and source.suffix.lower() in SUFFIXES:
         return [(to_planes(read_image(source)), no_boxes)]
-    if source.is_dir() and not (source / "data.mdb").exists() and not (source / "CURRENT").exists():
+    if source.is_dir() and not is_index(source) and not (source / "data.mdb").exists() and not (source / "CURRENT").exists():
         files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not files:
             raise DataError("there are no pictures in this folder, and it is not a database", path=source)

@@ -14,6 +14,7 @@ from caffetools.cancel import CancelToken
 from caffetools.data.databases import open_database
 from caffetools.data.datasets.listing import list_pictures
 from caffetools.data.datum import parse_datum, record_to_array
+from caffetools.data.shards import is_index
 from caffetools.errors import CaffeToolsError, DataError, NetError, did_you_mean
 from caffetools.events import EventSink, Warned, ignore
 from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
@@ -195,7 +196,7 @@ def _single(calibration: PathLike | Sequence[PathLike]) -> PathLike:
 
 def _is_database(calibration: PathLike | Sequence[PathLike]) -> bool:
     folder = Path(_single(calibration))
-    return (folder / "data.mdb").exists() or (folder / "CURRENT").is_file()
+    return (folder / "data.mdb").exists() or (folder / "CURRENT").is_file() or is_index(folder)
 
 
 def _files(calibration: PathLike | Sequence[PathLike]) -> list[str]:

@@ -538,3 +538,43 @@ def test_damaged_pictures_are_tolerated_up_to_a_number(tmp_path: Path, pictures:
     result = convert_dataset("imagefolder", pictures, tmp_path / "out", skip_corrupt=1)
     assert len(result.skipped) == 1
     assert result.counts == {str(tmp_path / "out"): 7}
+
+
+# Damage
+
+
+@pytest.mark.parametrize("kind", ["mnist", "cifar10", "numpy", "hdf5", "webdataset", "tfrecord", "huggingface"])
+def test_damaged_sources_are_read_or_refused_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    """Random changes of a source's bytes give a database or one error of ours, and never a half-written output."""
+    images = RNG.integers(0, 256, (4, 3, 6, 5), np.uint8)
+    source = file = tmp_path / "in"
+    if kind == "mnist":
+        write_idx(source, packed=True)
+        file = source / "train-images-idx3-ubyte.gz"
+    elif kind == "cifar10":
+        write_cifar(source)
+        file = source / "data_batch_2.bin"
+    elif kind == "huggingface":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        source = file = tmp_path / "in.parquet"
+        parquet.write_table(hugging_face_table(4)[1], file)
+    else:
+        source = file = tmp_path / "in.npz"
+        np.savez_compressed(file, data=images, label=np.arange(4))
+        if kind != "numpy":
+            convert_dataset("numpy", file, tmp_path / "db", ConvertOptions(layout="nchw"))
+            convert_dataset("lmdb", tmp_path / "db", tmp_path / "made", to=kind)
+            source = file = next(path for path in sorted((tmp_path / "made").iterdir()) if path.suffix in (".h5", ".tar", ".tfrecord"))
+    good, rng = file.read_bytes(), np.random.default_rng(11)
+    for attempt in range(16):
+        data = bytearray(good[: int(rng.integers(len(good)))] if attempt % 4 == 0 else good)
+        for _ in range(int(rng.integers(1, 6))):
+            data[int(rng.integers(len(data))) if len(data) else 0 : 0] = b"" if attempt % 4 == 0 else bytes([int(rng.integers(256))])
+            if attempt % 4 and len(data):
+                data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        file.write_bytes(bytes(data))
+        out = tmp_path / f"out{attempt}"
+        try:
+            convert_dataset(kind, source, out, ConvertOptions(layout="nchw"))
+        except DataError:
+            assert not out.exists()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 from zipfile import BadZipFile
 
@@ -23,6 +26,11 @@ PathLike = str | os.PathLike[str]
 _DATA_NAMES, _LABEL_NAMES = ("data", "images", "x", "image", "arr_0"), ("label", "labels", "y", "targets", "arr_1")
 _CHANNELS = (1, 3, 4)
 _ROWS = 256
+# What NumPy and the modules below it raise for damaged files.
+_DAMAGED = (
+    *(OSError, ValueError, EOFError, SyntaxError, KeyError, TypeError, OverflowError, MemoryError, NotImplementedError, RuntimeError),
+    *(BadZipFile, TokenError, zlib.error, struct.error),
+)
 # Caffe refuses blobs of more values.
 _MOST_VALUES = 2**31 - 1
 
@@ -145,7 +153,7 @@ def _loaded(source: PathLike) -> Iterator[Any]:
     with urls.local_copy(source) as local:
         try:
             loaded = np.load(local, mmap_mode=None if local.suffix == ".npz" else "r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+        except _DAMAGED as error:
             raise DataError(f"cannot be read as a NumPy file: {error}", path=source) from None
         try:
             yield loaded
@@ -157,7 +165,7 @@ def _loaded(source: PathLike) -> Iterator[Any]:
 def _member(archive: Mapping[str, Values], name: str, source: PathLike) -> Values:
     try:
         array: Values = archive[name]
-    except (OSError, ValueError, EOFError, BadZipFile, MemoryError) as error:
+    except _DAMAGED as error:
         raise DataError(f"the array '{name}' cannot be read: {error}", path=source) from None
     return array
 

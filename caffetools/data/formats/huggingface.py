@@ -84,7 +84,7 @@ def _opened(path: str) -> Iterator[tuple[Any, Iterator[Any]]]:
             reader = arrow.ipc.open_file(stream) if start == b"ARROW1" else arrow.ipc.open_stream(stream)
             batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if start == b"ARROW1" else iter(reader)
             yield reader.schema, batches
-        except (arrow.ArrowException, OSError) as error:
+        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             text = " ".join(str(error).split())[:200]
             raise DataError(f"the file is truncated or damaged: {text}", path=path) from None
 
@@ -124,6 +124,8 @@ def _examples(source: PathLike, files: list[str], columns: _Columns) -> Iterator
         row = 0
         with _opened(path) as (_, batches):
             for batch in batches:
+                # Offsets of a damaged file could lead out of its memory.
+                batch.validate(full=True)
                 for values in batch.select(wanted).to_pylist():
                     place = f"{path}: row {row}"
                     label = values[columns.label] if columns.label else None
