@@ -9,11 +9,16 @@ import typer
 
 from caffetools.cli.options import Cluster
 from caffetools.cli.show import console, print_json, progress_sink
+from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
+    from caffetools.data.datasets.hdf5 import Hdf5Summary
     from caffetools.data.datasets.inspect import DatabaseSummary
+    from caffetools.graph.dataset_fit import DatasetFit
 
-_Database = Annotated[str, typer.Argument(metavar="DB", help="An LMDB, LevelDB or index of shards; a path or URL.", show_default=False)]
+_Database = Annotated[
+    str, typer.Argument(metavar="DB", help="An LMDB, LevelDB, index of shards (a path or URL), or HDF5 file.", show_default=False)
+]
 _Labels = Annotated[Path | None, typer.Option("--labels", help="File of class names, one a line (labels.txt).", show_default=False)]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 # Lines of a kind that are printed; --json has all of them.
@@ -26,9 +31,16 @@ def inspect(
     labels: _Labels = None,
     as_json: _Json = False,
 ) -> None:
-    """Show what a database holds: counts, sizes, encodings, labels, mean and deviation; with -o draw a sheet of its pictures."""
+    """Show what a database holds: counts, sizes, encodings, labels, mean and deviation; with -o draw a sheet of its pictures.
+
+    HDF5 files, and lists of them, are read too.
+    """
+    from caffetools.data.datasets.hdf5 import hdf5_files
     from caffetools.data.datasets.inspect import inspect_database
 
+    if hdf5_files(database) is not None:
+        _inspect_hdf5(database, out, as_json=as_json)
+        return
     names = _names(labels)
     with progress_sink("Reading records") as events:
         summary = inspect_database(database, sheet=out, names=names, events=events)
@@ -45,16 +57,22 @@ def verify(
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes that labels must be below.", show_default=False)] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="Kind of fault to ignore: damaged, order, size, values, label, gap; may be repeated."),
+        typer.Option(metavar="KIND", help="Kind of fault to ignore: damaged, order, size, values, label, gap, rows; may be repeated."),
     ] = None,
     cluster: Cluster = "",
     as_json: _Json = False,
 ) -> None:
-    """Decode every record of a database and list what is wrong; exits with 1 when there are faults."""
+    """Decode every record of a database and list what is wrong; exits with 1 when there are faults.
+
+    HDF5 files, and lists of them, are checked too.
+    """
+    from caffetools.data.datasets.hdf5 import hdf5_files, verify_hdf5
     from caffetools.data.datasets.verify import verify_database
 
     with progress_sink("Verifying records") as events:
-        if cluster:
+        if hdf5_files(database) is not None:
+            result = verify_hdf5(database, classes=classes, allow=tuple(allow or ()), events=events)
+        elif cluster:
             from caffetools.data.cluster_jobs import cluster_verify
 
             result = cluster_verify(database, cluster, classes=classes, allow=tuple(allow or ()), events=events)
@@ -64,7 +82,8 @@ def verify(
         print_json(result.to_json())
     else:
         for fault in result.faults[:_MOST_LINES]:
-            place = f"record '{fault.key}': " if fault.key else ""
+            kind = "dataset" if fault.kind in ("values", "label", "gap", "size") and hdf5_files(database) else "record"
+            place = f"{kind} '{fault.key}': " if fault.key else ""
             console.print(f"{fault.kind}: {place}{fault.message}")
         if len(result.faults) > _MOST_LINES:
             console.print(f"… and {len(result.faults) - _MOST_LINES} more; --json lists all")
@@ -101,25 +120,72 @@ def stats(
     as_json: _Json = False,
 ) -> None:
     """Compare a database with a net: channels, sizes against the crop, labels below num_output; exits with 1 if it does not fit."""
+    from caffetools.data.datasets.hdf5 import hdf5_files, inspect_hdf5
     from caffetools.data.datasets.inspect import inspect_database
-    from caffetools.graph.dataset_fit import dataset_fit
+    from caffetools.graph.dataset_fit import dataset_fit, hdf5_fit
     from caffetools.proto.text import read_net
 
     param = read_net(net)
+    if hdf5_files(database) is not None:
+        with progress_sink("Reading values") as events:
+            files = inspect_hdf5(database, events=events)
+        _show_fit(hdf5_fit(files, param, layer=layer), files, net, as_json=as_json)
+        return
     with progress_sink("Reading records") as events:
         summary = inspect_database(database, events=events)
-    fit = dataset_fit(summary, param, layer=layer)
+    _show_fit(dataset_fit(summary, param, layer=layer), summary, net, as_json=as_json)
+
+
+def _show_fit(fit: DatasetFit, summary: DatabaseSummary | Hdf5Summary, net: Path, *, as_json: bool) -> None:
+    from caffetools.data.datasets.hdf5 import Hdf5Summary
+
     if as_json:
         print_json({**fit.to_json(), "database": summary.to_json()})
     else:
-        _show_summary(summary, None)
-        shape = "x".join(map(str, fit.shape)) if fit.shape else "of a size that its data decides"
+        if isinstance(summary, Hdf5Summary):
+            _show_hdf5(summary)
+        else:
+            _show_summary(summary, None)
+        shape = "x".join(map(str, fit.shape)) if fit.shape else "data of the size that its source has"
         console.print(f"{net}: '{fit.input_layer}' takes {shape}; " + (", ".join(f"'{k}' has {v} classes" for k, v in fit.classes.items())))
         for text in (*fit.problems, *fit.notes):
             console.print(f"  {text}")
         console.print("It does not fit." if fit.problems else "It fits.")
     if fit.problems:
         raise typer.Exit(1)
+
+
+def _inspect_hdf5(path: str, out: Path | None, *, as_json: bool) -> None:
+    from caffetools.data.datasets.hdf5 import inspect_hdf5
+
+    if out is not None:
+        raise CaffeToolsError("no sheet is drawn of HDF5 files; leave out --out", path=path)
+    with progress_sink("Reading values") as events:
+        summary = inspect_hdf5(path, events=events)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        _show_hdf5(summary)
+
+
+def _show_hdf5(summary: Hdf5Summary) -> None:
+    count = len(summary.files)
+    console.print(f"{summary.path}: {count} HDF5 file{'s' if count > 1 else ''}{', written by MATLAB' if summary.matlab else ''}")
+    for name, dataset in summary.datasets.items():
+        console.print(f"'{name}': {dataset.shape}, {dataset.dtype}")
+        if dataset.statistics is not None:
+            rows = (dataset.statistics.mean, dataset.statistics.deviation, dataset.statistics.minimum, dataset.statistics.maximum)
+            mean, deviation, low, high = (", ".join(f"{value:.6g}" for value in row[:8]) for row in rows)
+            console.print(f"  mean {mean}; deviation {deviation}; from {low} to {high}")
+        if dataset.not_finite:
+            console.print(f"  {dataset.not_finite} values are not finite")
+        most = max(dataset.labels.values(), default=1)
+        for label, rows_of_label in list(dataset.labels.items())[:_MOST_LINES]:
+            console.print(f"  {label:>6} {rows_of_label:>8} {'█' * max(1, round(24 * rows_of_label / most))}")
+        if len(dataset.labels) > _MOST_LINES:
+            console.print(f"  … and {len(dataset.labels) - _MOST_LINES} more labels; --json lists all")
+    for name, what in summary.other.items():
+        console.print(f"'{name}': {what}")
 
 
 def _names(labels: Path | None) -> list[str] | None:
@@ -134,6 +200,9 @@ def _show_summary(summary: DatabaseSummary, names: list[str] | None) -> None:
     damaged = f", {summary.damaged} of them damaged" if summary.damaged else ""
     console.print(f"{summary.path}: {summary.backend}, {summary.records} records{damaged}, {summary.data_bytes:,} bytes of data")
     console.print(f"keys: '{summary.first_key}' to '{summary.last_key}'")
+    if summary.damaged_keys:
+        shown = ", ".join(f"'{key}'" for key in summary.damaged_keys[:8])
+        console.print(f"damaged: {shown}{', …' if summary.damaged > 8 else ''} (dataset verify gives the reasons)")
     for title, counts in (("sizes", summary.shapes), ("encodings", summary.encodings)):
         listed = [f"{name} ({count})" for name, count in counts.items()]
         more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""

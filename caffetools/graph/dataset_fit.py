@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caffetools.data.datasets.hdf5 import Hdf5Summary
 from caffetools.data.datasets.inspect import DatabaseSummary
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import Head, find_heads
@@ -64,6 +65,36 @@ def dataset_fit(summary: DatabaseSummary, param: NetParameter, *, layer: str | N
     _compare_labels(fit, summary)
     if summary.damaged:
         fit.problems.append(f"{summary.damaged} of {summary.records} records cannot be decoded (see dataset verify).")
+    return fit
+
+
+def hdf5_fit(summary: Hdf5Summary, param: NetParameter, *, layer: str | None = None) -> DatasetFit:
+    """Compare HDF5 files with the tops, the input and the classifiers of a net.
+
+    Args:
+        summary: The files, from :func:`~caffetools.data.datasets.hdf5.inspect_hdf5`.
+        param: A ``NetParameter`` in today's form, for training or deployment.
+        layer: Name of the data layer to compare with, as for :func:`dataset_fit`.
+
+    Raises:
+        NetError: The net has no input for pictures, or no layer ``layer``.
+    """
+    source = _input_layer(param, layer, Path(summary.path))
+    reads = source is not None and source.HasField("hdf5_data_param")
+    tops = list(source.top) if reads else ["data", "label"]
+    fit = dataset_fit(summary.as_database(tops[0], tops[1] if len(tops) > 1 else ""), param, layer=layer)
+    missing = [top for top in tops if top not in summary.datasets]
+    if reads and missing:
+        has = ", ".join(f"'{name}'" for name in summary.datasets)
+        fit.problems.append(f"The layer '{source.name}' reads {', '.join(missing)}, which the files do not have; they have {has}.")
+    rows = {name: dataset.rows for name, dataset in summary.datasets.items() if name in tops}
+    if len(set(rows.values())) > 1:
+        fit.problems.append(f"The datasets have different numbers of rows: {', '.join(f'{name} {count}' for name, count in rows.items())}.")
+    if fit.shape is not None and tops[0] in summary.datasets and tuple(summary.datasets[tops[0]].row_shape) != fit.shape:
+        fit.problems.append(
+            f"The net takes {'x'.join(map(str, fit.shape))}; the rows are {summary.datasets[tops[0]].shape}, the first axis being N."
+        )
+        fit.notes = [note for note in fit.notes if "must be cropped or resized" not in note]
     return fit
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import Database, open_database
+from caffetools.data.datasets.moments import ChannelStatistics, Moments
 from caffetools.data.datasets.records import DecodedRecord, decoded_records
 from caffetools.data.datasets.sheet import write_sheet
 from caffetools.data.shards import is_index
@@ -24,26 +25,9 @@ from caffetools.events import ArtifactWritten, EventSink, ignore, reported, repo
 PathLike = str | os.PathLike[str]
 # Pictures of a class on a sheet, and classes on it.
 _PER_CLASS, _MOST_CLASSES = 8, 60
+# Keys of damaged records that are listed.
+_MOST_KEYS = 100
 _Tiles = dict[int | None, list[NDArray[Any]]]
-
-
-@dataclass
-class ChannelStatistics:
-    """Statistics of all pixels of the records with one number of channels and one type of values.
-
-    Attributes:
-        records: Number of records.
-        mean: Mean of each channel.
-        deviation: Standard deviation of each channel.
-        minimum: Smallest value of each channel.
-        maximum: Largest value of each channel.
-    """
-
-    records: int
-    mean: list[float]
-    deviation: list[float]
-    minimum: list[float]
-    maximum: list[float]
 
 
 @dataclass
@@ -63,6 +47,7 @@ class DatabaseSummary:
         labels: Label → number of records.
         unlabelled: Number of records without a label.
         annotated: Number of records that are SSD's AnnotatedDatum.
+        damaged_keys: Keys of the first 100 damaged records; empty for one whose key cannot be read.
         statistics: Number of channels and type of values, such as ``3 uint8`` → statistics.
     """
 
@@ -78,6 +63,7 @@ class DatabaseSummary:
     labels: dict[int, int] = field(default_factory=dict)
     unlabelled: int = 0
     annotated: int = 0
+    damaged_keys: list[str] = field(default_factory=list)
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -168,7 +154,7 @@ class _Collector:
         self._shapes: Counter[str] = Counter()
         self._encodings: Counter[str] = Counter()
         self._labels: Counter[int] = Counter()
-        self._moments: dict[str, _Moments] = {}
+        self._moments: dict[str, Moments] = {}
         self.first_error: DataError | None = None
 
     def add(self, record: DecodedRecord) -> None:
@@ -178,6 +164,8 @@ class _Collector:
         summary.last_key = record.key or summary.last_key
         if record.error is not None or record.array is None:
             summary.damaged += 1
+            if len(summary.damaged_keys) < _MOST_KEYS:
+                summary.damaged_keys.append(record.key)
             self.first_error = self.first_error or record.error
             return
         array = record.array
@@ -189,7 +177,7 @@ class _Collector:
             summary.unlabelled += 1
         else:
             self._labels[record.label] += 1
-        self._moments.setdefault(f"{len(array)} {array.dtype}", _Moments(len(array))).add(array)
+        self._moments.setdefault(f"{len(array)} {array.dtype}", Moments(len(array))).add(array)
 
     def summary(self) -> DatabaseSummary:
         summary = self._summary
@@ -198,30 +186,6 @@ class _Collector:
         summary.labels = dict(sorted(self._labels.items()))
         summary.statistics = {name: moments.statistics() for name, moments in sorted(self._moments.items())}
         return summary
-
-
-class _Moments:
-    """Mean and deviation of each channel over any number of arrays, merged pairwise (Chan et al., 1979): no squares of large sums."""
-
-    def __init__(self, channels: int):
-        self._records, self._pixels = 0, 0
-        self._mean, self._squares = np.zeros(channels), np.zeros(channels)
-        self._low, self._high = np.full(channels, np.inf), np.full(channels, -np.inf)
-
-    def add(self, array: NDArray[Any]) -> None:
-        planes = array.reshape(len(array), -1)
-        count = planes.shape[1]
-        mean = planes.mean(axis=1, dtype=np.float64)
-        squares = planes.var(axis=1, dtype=np.float64) * count
-        total, difference = self._pixels + count, mean - self._mean
-        self._squares += squares + difference**2 * (self._pixels * count / total)
-        self._mean += difference * (count / total)
-        self._records, self._pixels = self._records + 1, total
-        self._low, self._high = np.minimum(self._low, planes.min(axis=1)), np.maximum(self._high, planes.max(axis=1))
-
-    def statistics(self) -> ChannelStatistics:
-        deviation = np.sqrt(self._squares / self._pixels)
-        return ChannelStatistics(self._records, self._mean.tolist(), deviation.tolist(), self._low.tolist(), self._high.tolist())
 
 
 def _keep_tile(tiles: _Tiles, label: int | None, array: NDArray[Any]) -> None:

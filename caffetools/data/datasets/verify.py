@@ -22,7 +22,7 @@ from caffetools.events import EventSink, ignore, reported
 PathLike = str | os.PathLike[str]
 # Numbers with which convert_imageset and most scripts begin a key.
 _NUMBER = re.compile(rb"\d{1,18}(?=_|$)")
-FaultKind = Literal["damaged", "order", "size", "values", "label", "gap"]
+FaultKind = Literal["damaged", "order", "size", "values", "label", "gap", "rows"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 
@@ -35,6 +35,7 @@ class Fault:
             are not in the order of the numbers (named once); keys out of the database's own order are damage. ``size``: its
             size differs from most others', or from what its Datum states. ``values``: it has values that are not finite. ``label``:
             its label is missing, negative, or not below the number of classes. ``gap``: no record has a label.
+            ``rows``: the datasets of an HDF5 file differ in their number of rows.
         key: Key of the record; empty for faults of no single record.
         message: What is wrong.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class RowBatches(BatchMaker):
             datasets = [self._dataset(file, name, path) for name in self.names]
         if len({len(dataset) for dataset in datasets}) != 1:
             rows = ", ".join(f"'{name}' {len(dataset)}" for name, dataset in zip(self.names, datasets, strict=True))
-            raise DataError(f"{path}: its datasets differ in their number of rows: {rows}")
+            raise DataError(f"{path}: its datasets differ in their number of rows: {rows}{reversed_axes_hint([d.shape for d in datasets])}")
         if not len(datasets[0]):
             raise DataError(f"{path}: its datasets have no rows")
         shapes: list[Shape] = [dataset.shape[1:] for dataset in datasets]
@@ -129,6 +130,16 @@ class RowBatches(BatchMaker):
                 f"{path}: the dataset '{name}' must hold rows of numbers, not {found.dtype} of shape {format_shape(found.shape)}"
             )
         return read_dataset(found, error=DataError)
+
+
+def reversed_axes_hint(shapes: Sequence[Shape]) -> str:
+    """Return what to do if datasets of different numbers of rows agree in their last axis, as wrongly ordered ones of MATLAB do."""
+    if len({shape[0] for shape in shapes}) < 2 or len({shape[-1] for shape in shapes}) > 1:
+        return ""
+    return (
+        "; they agree in their last axis: reverse the axes (in MATLAB, store data as width x height x channels x N and labels as 1 x N, "
+        "since it writes columns first)"
+    )
 
 
 def _listed(shapes: list[Shape]) -> str:
