@@ -55,6 +55,7 @@ Stage = Annotated[
         show_default=False,
     ),
 ]
+SkipCorrupt = Annotated[int, typer.Option(min=0, metavar="N", help="Leave out up to N damaged records of each Data layer; each is named.")]
 # How pictures are prepared for a deployed net.
 Mean = Annotated[str | None, typer.Option("--mean", help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")]
 Scale = Annotated[float | None, typer.Option("--scale", help="Factor after the mean is subtracted.")]

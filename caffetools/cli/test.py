@@ -10,8 +10,8 @@ import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
-from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json, print_next, progress, write_log
+from caffetools.cli.options import Dialect, Plugin, SkipCorrupt
+from caffetools.cli.show import console, note, print_json, print_next, progress, write_log
 from caffetools.errors import CaffeToolsError
 from caffetools.events import on_progress
 from caffetools.zoo.names import is_model
@@ -36,6 +36,7 @@ def test(
     level: Level = 0,
     gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    skip_corrupt: SkipCorrupt = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON, and nothing else.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -49,6 +50,7 @@ def test(
         raise CaffeToolsError("--weights is missing: the scores of a net with random weights are worthless")
     path = net_file(given, "train_val")
 
+    from caffetools.data.layers.batch_source import tolerating_corrupt_records
     from caffetools.project.next_step import after_test
     from caffetools.solver.logs.caffe_log import GlogWriter, no_log
     from caffetools.solver.run import choose_device
@@ -58,7 +60,8 @@ def test(
     log = no_log if json or on_terminal or quiet_by_glog() else GlogWriter(write_log)
     place = choose_device(chosen_device(gpu, device))
     files = ",".join(str(weights_file(name)) for name in split(weights))
-    loaded = load_test_net(path, files, device=place, level=level, stages=split(stage), log=log)
+    with tolerating_corrupt_records(skip_corrupt, lambda error: note(f"left out: {error}")):
+        loaded = load_test_net(path, files, device=place, level=level, stages=split(stage), log=log)
     with progress("testing") as advance:
         scores = test_net(loaded, iterations, log=log, events=on_progress(advance))
     if json:

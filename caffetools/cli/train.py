@@ -10,7 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, glog_folder, quiet_by_glog, split
 from caffetools.cli.models import complete_model, prototxt
-from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.options import Dialect, Plugin, SkipCorrupt
 from caffetools.cli.show import console, note, print_json, print_next, verbosity
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, fan_out
@@ -54,6 +54,7 @@ def train(
     gpu: Gpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     max_iter: Annotated[int | None, typer.Option(help="Iterations to train for, in place of the solver's.")] = None,
+    skip_corrupt: SkipCorrupt = 0,
     stage: Stage = "",
     level: Level = 0,
     sigint_effect: SigintEffect = "stop",
@@ -88,13 +89,20 @@ def train(
     if engine != "caffetools" or engine_image:
         from caffetools.cli.train_caffe import train_by_caffe
 
-        ours = {"--device": device != "auto", "--max-iter": max_iter is not None, "--processes": processes is not None}
+        ours = {"--device": device != "auto", "--max-iter": max_iter is not None, "--skip-corrupt": skip_corrupt > 0}
+        ours |= {"--processes": processes is not None}
         ours |= {"--tensorboard": tensorboard is not None, "--mlflow": bool(mlflow), "--wandb": bool(wandb)}
         ours |= {"--precision": precision != "fp32", "--compile": compiled, "--quantize": bool(quantize)}
         flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
-    options: dict[str, Any] = {"max_iter": max_iter, "level": level, "stages": split(stage), "trackers": (tensorboard, mlflow, wandb)}
+    options: dict[str, Any] = {
+        "max_iter": max_iter,
+        "skip_corrupt": skip_corrupt,
+        "level": level,
+        "stages": split(stage),
+        "trackers": (tensorboard, mlflow, wandb),
+    }
     several = processes is not None or gpu == "all" or "," in gpu
     options["callbacks"] = _quantization(quantize, several=several, plain=precision == "fp32" and not compiled)
     compute, effects = _compute_options(precision, compiled), (sigint_effect, sighup_effect)

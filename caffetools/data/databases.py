@@ -85,19 +85,27 @@ class _DownloadedDatabase:
 class CorruptRecords:
     """Tolerate a number of damaged records: pass it as ``on_error``, or call it with the error of a record.
 
+    A record that is read again, in another epoch, counts once.
+
     Args:
         limit: How many to tolerate; the next one is raised.
-        report: Called with each error that is tolerated.
+        report: Called with each error that is tolerated, once.
 
     Attributes:
-        count: Number of damaged records so far.
+        count: Number of different damaged records so far.
     """
 
     def __init__(self, limit: int = 0, report: ErrorHandler | None = None):
         self.limit, self.report, self.count = limit, report, 0
+        self._known: set[str] = set()
 
     def __call__(self, error: DataError) -> None:
         """Count ``error``. Raises it if it is one too many."""
+        # Equal errors are those of one record: they have its key.
+        text = str(error)
+        if text in self._known:
+            return
+        self._known.add(text)
         self.count += 1
         if self.count > self.limit:
             raise error

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from caffetools.cancel import CancelToken
-from caffetools.data.layers.batch_source import augment_layers
+from caffetools.data.layers.batch_source import augment_layers, tolerating_corrupt_records
 from caffetools.errors import CaffeToolsError, DataError
-from caffetools.events import EventSink, fan_out, ignore
+from caffetools.events import EventSink, Warned, fan_out, ignore
 from caffetools.net.device import find_device
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import format_text, read_solver
@@ -82,6 +82,7 @@ def train(
     cancel: CancelToken | None = None,
     strategy: Strategy | None = None,
     compute: ComputeOptions | None = None,
+    skip_corrupt: int = 0,
 ) -> TrainResult:
     """Train as the solver at ``path`` describes.
 
@@ -104,6 +105,7 @@ def train(
         cancel: When cancelled, the run stops after the current update with a snapshot, and ``stopped`` is true.
         strategy: The processes that train together, each of which calls this function; only the main one writes, logs and emits.
         compute: Lower precision and compiling; see :class:`~caffetools.solver.distributed.ComputeOptions`.
+        skip_corrupt: How many damaged records each Data layer leaves out; each is named in the log and by a ``Warned`` event.
 
     Raises:
         CaffeToolsError: Bad input; nothing was written then.
@@ -119,7 +121,8 @@ def train(
         param.snapshot_prefix = prefix
     make, signals, place = _accelerate(strategy, compute, signals or Signals(), choose_device(device, param))
     if strategy is not None and not strategy.is_main:
-        return _follow(path, param, place, make, signals, Path(log or f"{prefix}.log"), prefix)
+        with tolerating_corrupt_records(skip_corrupt):
+            return _follow(path, param, place, make, signals, Path(log or f"{prefix}.log"), prefix)
     with prefix_lock(prefix):
         clean_up(prefix)
         early: list[str] = []
@@ -127,7 +130,8 @@ def train(
         if resume and snapshot is None:
             snapshot = _find_snapshot(param, prefix, writer)
         history = History()
-        solver = _prepare(path, param, place, writer, [signals, history, *callbacks], make)
+        with tolerating_corrupt_records(skip_corrupt, partial(_warn_of_corrupt, writer, events)):
+            solver = _prepare(path, param, place, writer, [signals, history, *callbacks], make)
         if snapshot is not None:
             solver.restore(snapshot)
         with _files(log, prefix, append=snapshot is not None) as (text, metrics):
@@ -140,6 +144,11 @@ def train(
             finally:
                 solver.release_random_states()
     return TrainResult(solver, history, text.path, metrics.path, solver.stopping)
+
+
+def _warn_of_corrupt(writer: GlogWriter, events: EventSink, error: DataError) -> None:
+    writer("data_layer.cpp:110", f"Leaving out a damaged record: {error}", "W")
+    events(Warned(task="train", message=f"left out: {error}"))
 
 
 def _accelerate(

@@ -87,6 +87,7 @@ def make_world(folder: Path) -> None:
     people = "".join(f"pictures/{name}/{number:02d}.jpg,{name},{number // 2}\n" for name in CLASSES for number in range(12))
     Path("people.csv").write_text("path,label,person\n" + people)
     _write_nets()
+    _write_hdf5()
     run_well("train", "solver.prototxt", "--quiet", "--device", "cpu")
     run_well("deploy", "train_val.prototxt", "-o", "deploy.prototxt")
     for name in ("weights", "w", "a", "base", "float", "after"):
@@ -99,6 +100,21 @@ def make_world(folder: Path) -> None:
     _write_scripts()
     _write_digits()
     run_well("export", "deploy.prototxt", "weights.caffemodel", "-o", "model.onnx")
+
+
+def _write_hdf5() -> None:
+    """Write train.h5, and hdf5_train.prototxt, a net that reads it."""
+    import h5py
+
+    with h5py.File("train.h5", "w") as file:
+        file["data"] = np.random.default_rng(0).random((12, 3, 8, 8)).astype(np.float32)
+        file["label"] = (np.arange(12) % 3).astype(np.float32)
+    Path("hdf5_train.txt").write_text("train.h5\n")
+    Path("hdf5_train.prototxt").write_text(
+        'layer { name: "data" type: "HDF5Data" top: "data" top: "label" hdf5_data_param { source: "hdf5_train.txt" batch_size: 4 } }\n'
+        'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 } }\n'
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }\n'
+    )
 
 
 def make_zoo(folder: Path, name: str = "squeezenet_v1.1") -> None:

@@ -7,6 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from caffetools.data.augment import AugmentConfig, Augmenter, config_of_fork, load_augment
 from caffetools.data.databases import CorruptRecords, Database
 from caffetools.data.device_transform import DeviceBatch, DeviceTransform
-from caffetools.data.lmdb_file import Record
+from caffetools.data.lmdb_file import ErrorHandler, Record
 from caffetools.data.shards import ShardedDatabase
 from caffetools.data.transformer import DeferredBatch, Transformer
 from caffetools.errors import DataError
@@ -33,6 +34,30 @@ Ready = tuple[Tensor | DeviceBatch, ...]
 State = dict[str, Any]
 # Fields of NVCaffe's transform_param that choose where it is computed and what is printed.
 NEUTRAL_FIELDS = frozenset({"use_gpu_transform", "display"})
+
+
+# How many damaged records the Data layers that are made now leave out, and what is called with the error of each.
+_tolerance: ContextVar[tuple[int, ErrorHandler | None]] = ContextVar("tolerance", default=(0, None))
+
+
+@contextmanager
+def tolerating_corrupt_records(limit: int, report: ErrorHandler | None = None) -> Iterator[None]:
+    """Let the Data layers of nets that are built in the block leave out damaged records.
+
+    Args:
+        limit: How many different records each layer leaves out at most; the next one is an error.
+        report: Called once with the error of each, from any thread.
+
+    Raises:
+        DataError: ``limit`` is negative.
+    """
+    if limit < 0:
+        raise DataError(f"the number of damaged records to leave out must be 0 or more, not {limit}")
+    token = _tolerance.set((limit, report))
+    try:
+        yield
+    finally:
+        _tolerance.reset(token)
 
 
 class BatchMaker(ABC):
@@ -206,7 +231,8 @@ class ReadingLayer(Layer):
     The batches are reproducible: they derive from the layer's own seed, by default one made of torch's seed and the layer's name.
 
     Attributes:
-        skip_corrupt: How many damaged records a layer that reads a database leaves out before it raises an error.
+        skip_corrupt: How many damaged records a Data layer leaves out before it raises an error; 0, or what
+            :func:`tolerating_corrupt_records` sets while the layer is made.
     """
 
     BOTTOMS = (0, 0)
@@ -216,10 +242,10 @@ class ReadingLayer(Layer):
     PREFETCH = 3
     # Whether its pictures can be augmented.
     AUGMENTS: ClassVar[bool] = False
-    skip_corrupt = 0
 
     def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__(param, phase)
+        self.skip_corrupt, self._report_corrupt = _tolerance.get()
         self.phase = TRAIN if phase == TRAIN else TEST
         self._seed = zlib.crc32(f"{torch.initial_seed()}/{self.name}".encode())
         self._shard: tuple[int, int] | None = None
@@ -309,11 +335,13 @@ class ReadingLayer(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: it opens the files itself and continues at this layer's position."""
-        return {**self.__dict__, "_maker": None, "_ahead": None}
+        return {**self.__dict__, "_maker": None, "_ahead": None, "_report_corrupt": None}
 
     def _source(self) -> BatchMaker:
         if self._maker is None:
             self._maker = self.open(self._seed)
+            if isinstance(self._maker, RecordBatches):
+                self._maker.corrupt.report = self._report_corrupt
             if self._shard is not None:
                 self._maker.shard(*self._shard)
             self._maker.augmenter = self._augmenter()

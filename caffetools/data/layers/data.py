@@ -100,7 +100,11 @@ class DatabaseBatches(RecordBatches):
         # Decoding pictures is worth several threads; copying pixels is not.
         threaded = len(records) > 3 and is_encoded(records[0][1])
         decoded = list(ordered_map(self._decode, records) if threaded else map(self._decode, records))
-        sound = [self._sound(item) for item in decoded]
+        sound = [item for item in decoded if not isinstance(item, DataError)]
+        for item in decoded:
+            if isinstance(item, DataError):
+                # The records after the batch take the places of damaged ones, at its end: the order stays that of the keys.
+                sound.append(self._sound(item))
         try:
             batch = self.transformed(self.transformer, [array for array, _ in sound])
         except DataError as error:
@@ -117,10 +121,12 @@ class DatabaseBatches(RecordBatches):
 
     def _sound(self, decoded: _Decoded | DataError) -> _Decoded:
         """Return ``decoded``, or the next sound record for one that is damaged."""
-        while isinstance(decoded, DataError):
+        for _ in range(len(self.database) + 1):
+            if not isinstance(decoded, DataError):
+                return decoded
             self.corrupt(decoded)
             decoded = self._decode(self.next_owned_record())
-        return decoded
+        raise DataError("no record can be read", path=self.database.path)
 
     def _decode(self, record: Record) -> _Decoded | DataError:
         try:
