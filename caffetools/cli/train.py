@@ -38,6 +38,9 @@ Weights = Annotated[
         autocompletion=complete_model,
     ),
 ]
+Resume = Annotated[
+    str, typer.Option(metavar="auto|FILE", help="Resume from the newest complete snapshot, if there is one; FILE is as --snapshot.")
+]
 Quantize = Annotated[
     str, typer.Option(metavar="int8", help="Compute with simulated int8 (quantization-aware training).", show_default=False)
 ]
@@ -48,9 +51,7 @@ def train(
     solver_flag: Annotated[Path | None, typer.Option("--solver", metavar="FILE", help="The same, as Caffe's flag.")] = None,
     weights: Weights = "",
     snapshot: Annotated[Path | None, typer.Option("--snapshot", "-s", metavar="FILE", help="Resume from this .solverstate.")] = None,
-    resume: Annotated[
-        str, typer.Option(metavar="auto|FILE", help="Resume from the newest complete snapshot, if there is one; FILE is as --snapshot.")
-    ] = "",
+    resume: Resume = "",
     gpu: Gpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     max_iter: Annotated[int | None, typer.Option(help="Iterations to train for, in place of the solver's.")] = None,
@@ -89,20 +90,19 @@ def train(
     if engine != "caffetools" or engine_image:
         from caffetools.cli.train_caffe import train_by_caffe
 
-        ours = {"--device": device != "auto", "--max-iter": max_iter is not None, "--skip-corrupt": skip_corrupt > 0}
-        ours |= {"--processes": processes is not None}
-        ours |= {"--tensorboard": tensorboard is not None, "--mlflow": bool(mlflow), "--wandb": bool(wandb)}
+        ours = {"--device": device != "auto", "--max-iter": max_iter is not None, "--processes": processes is not None}
+        ours |= {
+            "--skip-corrupt": skip_corrupt > 0,
+            "--tensorboard": tensorboard is not None,
+            "--mlflow": bool(mlflow),
+            "--wandb": bool(wandb),
+        }
         ours |= {"--precision": precision != "fp32", "--compile": compiled, "--quantize": bool(quantize)}
         flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
-    options: dict[str, Any] = {
-        "max_iter": max_iter,
-        "skip_corrupt": skip_corrupt,
-        "level": level,
-        "stages": split(stage),
-        "trackers": (tensorboard, mlflow, wandb),
-    }
+    options: dict[str, Any] = {"max_iter": max_iter, "level": level, "stages": split(stage), "skip_corrupt": skip_corrupt}
+    options["trackers"] = (tensorboard, mlflow, wandb)
     several = processes is not None or gpu == "all" or "," in gpu
     options["callbacks"] = _quantization(quantize, several=several, plain=precision == "fp32" and not compiled)
     compute, effects = _compute_options(precision, compiled), (sigint_effect, sighup_effect)
