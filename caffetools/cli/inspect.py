@@ -176,6 +176,12 @@ def _show_weights(comparison: Comparison, weights: Path | None) -> None:
     console.print(", ".join([*counts, *([f"{len(comparison.unused)} not in the net"] if comparison.unused else [])]))
     if comparison.unused:
         console.print(f"not in the net: {', '.join(comparison.unused)}", markup=False)
+    for name in comparison.ambiguous:
+        console.print(
+            f"several layers are called '{name}': they are compared in the order of the file, but Caffe, and loading here, gives all of "
+            "them to one; give each layer a name of its own",
+            markup=False,
+        )
 
 
 def _shape(shape: Iterable[int] | None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import DataError
+from caffetools.proto.sniff import sniff_content
 
 PathLike = str | os.PathLike[str]
 Pixels = NDArray[np.uint8]
@@ -203,14 +204,8 @@ def _png_ends(data: bytes) -> bool:
 
 def _describe(data: bytes) -> str:
     """Return what kind of file the bytes are, for the error."""
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "it is a web page"
-    if start.startswith((b"<svg", b"<?xml")):
-        return "it is XML or SVG"
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in data[:512]):
-        return "it is text"
-    return f"it begins with the bytes {data[:4].hex(' ')}"
+    found = sniff_content(data)
+    return f"it is {found.noun}" if found is not None else f"it begins with the bytes {data[:4].hex(' ')}"
 
 
 class _Quiet:

@@ -1,8 +1,10 @@
-"""Weights held against a network: which layers take theirs, and what the values are like."""
+"""Weights compared with a network: which layers take theirs, and what the values are like."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,10 +47,17 @@ class LayerWeights:
 
 @dataclass
 class Comparison:
-    """A weights file against a net: ``layers`` of the net that have parameters, and ``unused``, the file's that the net lacks."""
+    """A weights file compared with a net.
+
+    Attributes:
+        layers: The layers of the net that have parameters.
+        unused: The layers of the file that the net does not have.
+        ambiguous: Names that several layers have; each of these is compared with the file's layer at its place among those of the name.
+    """
 
     layers: list[LayerWeights]
     unused: list[str]
+    ambiguous: list[str] = field(default_factory=list)
 
     def named(self, status: str) -> list[str]:
         """Return the layers of that status."""
@@ -56,18 +65,34 @@ class Comparison:
 
 
 def compare_weights(summary: Summary, model: Caffemodel) -> Comparison:
-    """Hold the shapes in ``model`` against those of the net, layer by layer, and describe the values."""
+    """Compare the shapes in ``model`` with those of the net, layer by layer, and describe the values."""
     layers = []
+    of_name = _by_place(summary, model)
     for row in summary.layers:
-        arrays = model.blobs.get(row.name)
+        if row.parameters is not None and not row.parameters:
+            continue
+        arrays = next(of_name[row.name], None) if row.name in of_name else model.blobs.get(row.name)
         if row.parameters is None:
             if arrays:
                 layers.append(LayerWeights(row.name, UNCHECKED, None, [_describe(a) for a in arrays]))
-        elif row.parameters:
+        else:
             status = FRESH if arrays is None else FITS if _all_fit(arrays, row.parameters) else DIFFERS
             layers.append(LayerWeights(row.name, status, row.parameters, [_describe(a) for a in arrays or ()]))
     names = {row.name for row in summary.layers}
-    return Comparison(layers, [name for name in model.blobs if name not in names])
+    return Comparison(layers, [name for name in model.blobs if name not in names], list(of_name))
+
+
+def _by_place(summary: Summary, model: Caffemodel) -> dict[str, Iterator[list[Array]]]:
+    """Return the arrays of each name that several layers with parameters have, in the net or in the file, in the file's order."""
+    in_file: dict[str, list[list[Array]]] = {}
+    for index, arrays in sorted(model.repeated.items()):
+        if arrays and index < len(model.net.layer):
+            in_file.setdefault(str(model.net.layer[index].name), []).append(arrays)
+    counts = Counter(row.name for row in summary.layers if row.parameters or row.parameters is None)
+    for name, count in counts.items():
+        if count > 1 and name in model.blobs:
+            in_file.setdefault(name, [model.blobs[name]])
+    return {name: iter(arrays) for name, arrays in in_file.items() if name in counts and max(counts[name], len(arrays)) > 1}
 
 
 def _all_fit(arrays: list[Array], shapes: list[Shape]) -> bool:

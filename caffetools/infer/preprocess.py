@@ -16,7 +16,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.blobs import Array
-from caffetools.proto.sniff import Kind, guard
+from caffetools.proto.sniff import Kind, guard, wrong_kind
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
@@ -191,9 +191,14 @@ def read_labels(labels: PathLike | Sequence[str] | None) -> tuple[str, ...]:
     try:
         lines = Path(labels).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise DataError(f"{os.fspath(labels)}: not a UTF-8 text file; one class name a line is expected") from None
+        lines = None
     except OSError as error:
         raise DataError(f"{os.fspath(labels)}: cannot read the labels: {error.strerror}") from None
+    # Names may be any words, but not a net, a page or a table of another program.
+    if other := wrong_kind(DataError, labels, "a text file with one class name a line", allowed=(Kind.TEXT, Kind.PYTHON, Kind.DARKNET)):
+        raise other
+    if lines is None:
+        raise DataError(f"{os.fspath(labels)}: not a UTF-8 text file; one class name a line is expected")
     names = [line.strip() for line in lines]
     while names and not names[-1]:
         names.pop()

@@ -115,9 +115,11 @@ def read_solverstate(path: PathLike) -> SolverState:
             else:
                 rest.append(buffer[item.start : item.end])
         message = SolverStateMessage.FromString(b"".join(rest))
+    # A model's version has the number of the iteration; a state of a solver that keeps no history is rare enough to be looked at.
+    doubtful = not message.HasField("iter") or not history
+    if doubtful and (other := wrong_kind(ModelFileError, path, "a solverstate", allowed=(Kind.SOLVER_STATE,))):
+        raise other
     if not message.HasField("iter"):
-        if other := wrong_kind(ModelFileError, path, "a solverstate", allowed=(Kind.SOLVER_STATE,)):
-            raise other
         raise ModelFileError("it has no iteration", path=path, hint="is it a .solverstate?")
     repair_strings(message)
     return SolverState(message.iter, message.learned_net, history, message.current_step)

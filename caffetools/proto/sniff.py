@@ -35,7 +35,7 @@ class Kind(Enum):
     CAFFEMODEL = ("a .caffemodel (weights)", "")
     SOLVER_STATE = ("a solver state", "the weights are in the .caffemodel of the same iteration")
     BLOB = ("a single blob, such as a mean file", "")
-    ONNX = ("an ONNX model", "")
+    ONNX = ("an ONNX model", "'caffetools import' makes a Caffe net of it")
     HDF5 = ("an HDF5 file", "its name has to end in .h5")
     LFS_POINTER = ("a Git LFS pointer, not the file itself", "fetch the file with 'git lfs pull' or download it by its link")
     WEB_PAGE = ("a web page", "the download gave a page in place of the file; open the link in a browser")
@@ -140,6 +140,11 @@ def sniff(path: PathLike) -> Finding | None:
     except (OSError, ValueError):
         return None
     return found
+
+
+def sniff_content(data: bytes) -> Finding | None:
+    """Return what a file with the content ``data`` is, or None where it is not recognized."""
+    return sniff_bytes(data[:_HEAD]) or _message(memoryview(data))
 
 
 def sniff_bytes(head: bytes) -> Finding | None:

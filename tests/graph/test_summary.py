@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -114,3 +116,20 @@ def test_statistics_are_those_of_numpy_and_show_what_is_not_finite() -> None:
     values[1, 5] = np.nan
     [layer] = compare_weights(summarize(net), Caffemodel(NetParameter(), {"fc": [values]})).layers
     assert np.isnan([layer.blobs[0].mean, layer.blobs[0].std, layer.blobs[0].absmax]).all()
+
+
+def test_layers_of_one_name_are_compared_by_their_place() -> None:
+    text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 4 } } }
+        layer { name: "fc" type: "InnerProduct" bottom: "x" top: "a" inner_product_param { num_output: 3 } }
+        layer { name: "fc" type: "ReLU" bottom: "a" top: "a" }
+        layer { name: "fc" type: "InnerProduct" bottom: "a" top: "b" inner_product_param { num_output: 2 } }"""
+    model = to_caffemodel(Net(net_of(text)))
+    comparison = compare_weights(summarize(net_of(text)), model)
+    assert [(layer.status, layer.blobs[0].shape) for layer in comparison.layers] == [("fits", (3, 4)), ("fits", (2, 3))]
+    assert comparison.ambiguous == ["fc"]
+    swapped = compare_weights(
+        summarize(net_of(text)), replace(model, repeated=dict(zip((1, 3), (model.repeated[3], model.repeated[1]), strict=True)))
+    )
+    assert [layer.status for layer in swapped.layers] == ["differs", "differs"]
+    one = compare_weights(summarize(net_of(text)), Caffemodel(NetParameter(), {"fc": model.repeated[1]}))
+    assert [layer.status for layer in one.layers] == ["fits", "fresh"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from caffetools.data.images import read_image
 from caffetools.errors import CaffeToolsError, DataError, ModelFileError, PrototxtError
+from caffetools.infer.preprocess import read_labels
 from caffetools.proto.binary import (
     read_binaryproto,
     read_caffemodel,
@@ -61,6 +64,9 @@ CONTENTS: dict[Kind, bytes] = {
     Kind.DARKNET: b"[net]\nbatch=1\n",
     Kind.PYTHON: b"import caffe\nnet = caffe.Net()\n",
     Kind.EMPTY: b"",
+    # A version and a graph; a name and a layer.
+    Kind.ONNX: b"\x08\x08\x3a\x03\x12\x01g",
+    Kind.CAFFEMODEL: b"\x0a\x01n\xa2\x06\x03\x0a\x01l",
 }
 
 
@@ -132,3 +138,29 @@ def test_any_error_of_a_third_party_reader_is_one_of_ours(tmp_path: Path) -> Non
         raise PrototxtError("ours")
     with pytest.raises(MemoryError), guard(ModelFileError, tmp_path / "a.npy", "a NumPy array"):
         raise MemoryError
+
+
+def test_an_onnx_model_is_no_solver_state_although_its_version_reads_as_an_iteration(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x08\x3a\x03\x12\x01g")
+    with pytest.raises(ModelFileError, match=r"m\.onnx: this is an ONNX model, and a solverstate is expected; 'caffetools import' makes"):
+        read_solverstate(tmp_path / "m.onnx")
+    write_solverstate(tmp_path / "bare.solverstate", SolverState(3, "", [], 0))
+    assert read_solverstate(tmp_path / "bare.solverstate").iter == 3
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.NET_TEXT, Kind.WEB_PAGE, Kind.LABEL_MAP, Kind.JSON, Kind.JPEG, Kind.ONNX, Kind.CAFFEMODEL, Kind.UTF16]
+)
+def test_a_file_given_for_labels_is_named(tmp_path: Path, kind: Kind) -> None:
+    (tmp_path / "labels.txt").write_bytes(CONTENTS[kind])
+    with pytest.raises(
+        DataError, match=rf"labels\.txt: this is {re.escape(kind.noun)}.*, and a text file with one class name a line is expected"
+    ):
+        read_labels(tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize("kind", [Kind.NET_TEXT, Kind.CAFFEMODEL, Kind.ONNX, Kind.LFS_POINTER, Kind.ZIP])
+def test_a_file_given_for_a_picture_is_named(tmp_path: Path, kind: Kind) -> None:
+    (tmp_path / "p.png").write_bytes(CONTENTS[kind])
+    with pytest.raises(DataError, match=rf"p\.png: not a picture that OpenCV can decode, or a damaged one \(it is {re.escape(kind.noun)}"):
+        read_image(tmp_path / "p.png")
