@@ -299,49 +299,85 @@ void run_direct(const Conv& conv, const float* x, float* y, const float* residua
   }
 }
 
-void run_winograd(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
+// The three steps of Winograd's algorithm for tiles [first, first + count). Transformed tiles are [tile][position][channel].
+void transform_tiles(const Conv& conv, const float* x, int64_t first, int64_t count, float* to) {
   const CaffetoolsConv& s = conv.s;
-  const int m = conv.winograd;
-  const int64_t points = conv.positions(), chunk = conv.chunk(), all = conv.tiles(), across = conv.tiles_across(), down = conv.tiles_down();
-  float* in = scratch;
-  float* out = scratch + chunk * points * s.c;
-  const int64_t zero = 0;
+  const int64_t m = conv.winograd, across = conv.tiles_across(), down = conv.tiles_down();
+  for (int64_t tile = first; tile < first + count; ++tile, to += conv.positions() * s.c) {
+    const int64_t image = tile / (across * down), row = tile / across % down, column = tile % across;
+    conv.kernel->tile_in(conv.winograd, x + image * s.h * s.w * s.x_pitch, s.h, s.w, s.x_pitch, row * m - s.ph, column * m - s.pw, s.c, to,
+                         s.c);
+  }
+}
+
+// The products for positions and panels [begin, end) of `count` tiles.
+void multiply_tiles(const Conv& conv, const float* in, float* out, int64_t count, int64_t begin, int64_t end) {
+  const CaffetoolsConv& s = conv.s;
+  const int64_t points = conv.positions(), blocks = (count + conv.kernel->rows - 1) / conv.kernel->rows, zero = 0;
   const Sums sums{&zero, 1, s.c};
   const Epilogue plain{nullptr, nullptr, kNone, 0, 0};
-  for (int64_t start = 0; start < all; start += chunk) {
-    const int64_t count = std::min(chunk, all - start), blocks = (count + conv.kernel->rows - 1) / conv.kernel->rows;
-    parallel_for(threads, count, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-      const int64_t tile = start + t, image = tile / (across * down), row = tile / across % down, column = tile % across;
-      conv.kernel->tile_in(m, x + image * s.h * s.w * s.x_pitch, s.h, s.w, s.x_pitch, row * m - s.ph, column * m - s.pw, s.c,
-                           in + t * points * s.c, s.c);
-    }
-    });
-    parallel_for(threads, points * conv.panels, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-      const int64_t point = task / conv.panels, panel = task % conv.panels;
-      const float* weights = conv.weights.get() + (point * conv.panels + panel) * conv.panel * s.c;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t first = count * block / blocks, last = count * (block + 1) / blocks;
-        const float* a[16];
-        float* c[16];
-        for (int64_t t = first; t < last; ++t) {
-          a[t - first] = in + (t * points + point) * s.c;
-          c[t - first] = out + (t * points + point) * s.oc + panel * conv.panel;
-        }
-        conv.kernel->multiply(last - first, a, sums, weights, std::min(conv.panel, s.oc - panel * conv.panel), c, nullptr, plain);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t point = task / conv.panels, panel = task % conv.panels;
+    const float* weights = conv.weights.get() + (point * conv.panels + panel) * conv.panel * s.c;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t first = count * block / blocks, last = count * (block + 1) / blocks;
+      const float* a[16];
+      float* c[16];
+      for (int64_t t = first; t < last; ++t) {
+        a[t - first] = in + (t * points + point) * s.c;
+        c[t - first] = out + (t * points + point) * s.oc + panel * conv.panel;
       }
+      conv.kernel->multiply(last - first, a, sums, weights, std::min(conv.panel, s.oc - panel * conv.panel), c, nullptr, plain);
     }
-    });
+  }
+}
+
+void finish_tiles(const Conv& conv, const float* from, float* y, const float* residual, int64_t first, int64_t count) {
+  const CaffetoolsConv& s = conv.s;
+  const int64_t m = conv.winograd, across = conv.tiles_across(), down = conv.tiles_down();
+  for (int64_t tile = first; tile < first + count; ++tile, from += conv.positions() * s.oc) {
+    const int64_t image = tile / (across * down), row = tile / across % down * m, column = tile % across * m;
+    const int64_t pixel = (image * s.oh + row) * s.ow + column;
+    conv.kernel->tile_out(conv.winograd, from, s.oc, y + pixel * s.y_pitch,
+                          residual != nullptr ? residual + pixel * s.residual_pitch : nullptr, std::min(m, s.oh - row),
+                          std::min(m, s.ow - column), s.ow * s.y_pitch, s.ow * s.residual_pitch, s.y_pitch, s.residual_pitch,
+                          conv.epilogue(0));
+  }
+}
+
+// Weights that each thread may read for itself, so that a tile stays in one thread's cache from its first step to the last.
+constexpr int64_t kOwnWeights = 192 * 1024;
+// Floats of transformed tiles of one part then.
+constexpr int64_t kPartFloats = 128 * 1024;
+
+void run_winograd(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
+  const CaffetoolsConv& s = conv.s;
+  const int64_t points = conv.positions(), chunk = conv.chunk(), all = conv.tiles(), columns = points * conv.panels;
+  const bool own = columns * conv.panel * s.c <= kOwnWeights;
+  for (int64_t start = 0; start < all; start += chunk) {
+    const int64_t count = std::min(chunk, all - start);
+    if (own) {
+      const int64_t wanted = std::max<int64_t>(threads > 1 ? 2 * threads : 1, count * points * (s.c + s.oc) / kPartFloats);
+      const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(wanted, count / conv.kernel->rows));
+      parallel_for(threads, parts, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; ++part) {
+          const int64_t first = count * part / parts, tiles = count * (part + 1) / parts - first;
+          float* in = scratch + first * points * (s.c + s.oc);
+          float* out = in + tiles * points * s.c;
+          transform_tiles(conv, x, start + first, tiles, in);
+          multiply_tiles(conv, in, out, tiles, 0, columns);
+          finish_tiles(conv, out, y, residual, start + first, tiles);
+        }
+      });
+      continue;
+    }
+    float* in = scratch;
+    float* out = scratch + chunk * points * s.c;
+    parallel_for(threads, count,
+                 [&](int64_t begin, int64_t end) { transform_tiles(conv, x, start + begin, end - begin, in + begin * points * s.c); });
+    parallel_for(threads, columns, [&](int64_t begin, int64_t end) { multiply_tiles(conv, in, out, count, begin, end); });
     parallel_for(threads, count, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-      const int64_t tile = start + t, image = tile / (across * down), row = tile / across % down * m, column = tile % across * m;
-      const int64_t pixel = (image * s.oh + row) * s.ow + column;
-      conv.kernel->tile_out(m, out + t * points * s.oc, s.oc, y + pixel * s.y_pitch,
-                            residual != nullptr ? residual + pixel * s.residual_pitch : nullptr, std::min<int64_t>(m, s.oh - row),
-                            std::min<int64_t>(m, s.ow - column), s.ow * s.y_pitch, s.ow * s.residual_pitch, s.y_pitch, s.residual_pitch,
-                            conv.epilogue(0));
-    }
+      finish_tiles(conv, out + begin * points * s.oc, y, residual, start + begin, end - begin);
     });
   }
 }
@@ -437,16 +473,54 @@ CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, i
                                           float alpha, float beta, float k, int threads);
 CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads);
 
-// One operator of a sequence. Places: 0 memory of the thread, at an offset in floats; 1 the input; 2 the output, at an offset.
+// One operator of a program. Places: 0 memory of the thread, at an offset in floats; 1 the input; 2 the output, at an offset.
 struct CaffetoolsStep {
-  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels
+  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels, 3 softmax of rows
   int32_t x_place, y_place, residual_place;  // residual_place -1: none
   int64_t x, y, residual;
   const void* handle;    // of a convolution
-  const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size
+  const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size; softmax: rows, values of a row
   int32_t largest;
   float alpha, beta, k;
 };
+
+namespace {
+
+// exp(x) / sum of exp(x) along each row, without overflow.
+void softmax_rows(const float* x, float* y, int64_t rows, int64_t count) {
+  for (int64_t row = 0; row < rows; ++row, x += count, y += count) {
+    float largest = x[0], total = 0;
+    for (int64_t i = 1; i < count; ++i) largest = std::max(largest, x[i]);
+    for (int64_t i = 0; i < count; ++i) total += y[i] = std::exp(x[i] - largest);
+    for (int64_t i = 0; i < count; ++i) y[i] /= total;
+  }
+}
+
+template <typename Place>
+void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int threads) {
+  const float* x = place(s.x_place, s.x);
+  float* y = place(s.y_place, s.y);
+  switch (s.kind) {
+    case 0:
+      return caffetools_conv_run(s.handle, x, y, s.residual_place < 0 ? nullptr : place(s.residual_place, s.residual), scratch, threads);
+    case 1:
+      return caffetools_pool_run(s.sizes, x, y, s.largest, threads);
+    case 2:
+      caffetools_lrn_forward(x, y, s.sizes[0], s.sizes[1], s.sizes[2], 1, s.sizes[3], s.alpha, s.beta, s.k, threads);
+      return;
+    default:
+      return softmax_rows(x, y, s.sizes[0], s.sizes[1]);
+  }
+}
+
+}  // namespace
+
+// Run `count` operators one after the other, each on all threads.
+CAFFETOOLS_API void caffetools_steps_run(const CaffetoolsStep* steps, int64_t count, float* memory, const float* input, float* scratch,
+                                         int threads) {
+  const auto place = [&](int32_t where, int64_t offset) -> float* { return where == 1 ? const_cast<float*>(input) : memory + offset; };
+  for (int64_t i = 0; i < count; ++i) run_step(steps[i], place, scratch, threads);
+}
 
 // Run `count` operators for each of `parts` parts of a batch, each part on one thread from the first operator to the last. A thread works in
 // `memory` + lane * lane_floats, for as many lanes as there are threads, and in scratch likewise. Strides are those of a part, in floats.
@@ -465,18 +539,7 @@ CAFFETOOLS_API void caffetools_sequence_run(const CaffetoolsStep* steps, int64_t
         if (where == 1) return const_cast<float*>(input) + part * input_stride;
         return where == 2 ? output + part * output_stride + offset : mine + offset;
       };
-      for (int64_t i = 0; i < count; ++i) {
-        const CaffetoolsStep& s = steps[i];
-        const float* x = place(s.x_place, s.x);
-        float* y = place(s.y_place, s.y);
-        if (s.kind == 0) {
-          caffetools_conv_run(s.handle, x, y, s.residual_place < 0 ? nullptr : place(s.residual_place, s.residual), rough, 1);
-        } else if (s.kind == 1) {
-          caffetools_pool_run(s.sizes, x, y, s.largest, 1);
-        } else {
-          caffetools_lrn_forward(x, y, s.sizes[0], s.sizes[1], s.sizes[2], 1, s.sizes[3], s.alpha, s.beta, s.k, 1);
-        }
-      }
+      for (int64_t i = 0; i < count; ++i) run_step(steps[i], place, rough, 1);
     }
     busy[static_cast<size_t>(lane)].store(0);
   });

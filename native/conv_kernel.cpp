@@ -31,31 +31,85 @@ inline Vec finish(Vec v, const Epilogue& e, int64_t channel, int64_t left, const
   return activate(v, e, channel, left);
 }
 
-// kR rows by kV vectors of channels. The sums stay in registers over the whole of the product.
+// Where the rows of a block begin: anywhere, or at one distance from each other. The second needs few registers for addresses; with the
+// first, half of the loads only fetch pointers.
+struct AnyRows {
+  const float* const* a;
+  static constexpr bool kEven = false;
+};
+struct EvenRows {
+  const float* a;
+  int64_t step;  // floats
+  static constexpr bool kEven = true;
+};
+
+// Adds kR rows times kV vectors of weights for `count` inputs to the sums.
 template <int kR, int kV>
-void multiply_block(const float* const* a, const Sums& sums, const float* weights, int64_t channels, float* const* c,
-                    const float* const* residual, const Epilogue& epilogue) {
+inline void add_products(const AnyRows& rows, int64_t offset, int64_t count, const float*& weights, Vec (&acc)[kR][kV]) {
+  const float* p[kR];
+#pragma GCC unroll 16
+  for (int m = 0; m < kR; ++m) p[m] = rows.a[m] + offset;
+  for (int64_t k = 0; k < count; ++k) {
+    Vec b[kV];
+#pragma GCC unroll 2
+    for (int v = 0; v < kV; ++v) b[v] = vload(weights + v * kWidth);
+    weights += 2 * kWidth;
+#pragma GCC unroll 16
+    for (int m = 0; m < kR; ++m) {
+      const Vec x = vset(p[m][k]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kV; ++v) acc[m][v] = vfma(x, b[v], acc[m][v]);
+    }
+  }
+}
+
+template <int kR, int kV>
+inline void add_products(const EvenRows& rows, int64_t offset, int64_t count, const float*& weights, Vec (&acc)[kR][kV]) {
+  // A base for every four rows; the three after it are at multiples of the step that addresses can hold.
+  constexpr int kBases = (kR + 3) / 4;
+  const float* base[kBases];
+#pragma GCC unroll 4
+  for (int g = 0; g < kBases; ++g) base[g] = rows.a + offset + 4 * g * rows.step;
+  const int64_t one = rows.step, three = 3 * rows.step;
+  const float* const end = base[0] + count;
+  while (base[0] != end) {
+    Vec b[kV];
+#pragma GCC unroll 2
+    for (int v = 0; v < kV; ++v) b[v] = vload(weights + v * kWidth);
+    weights += 2 * kWidth;
+#pragma GCC unroll 16
+    for (int m = 0; m < kR; ++m) {
+      const float* at = base[m / 4];
+      const Vec x = vset(m % 4 == 0 ? at[0] : m % 4 == 1 ? at[one] : m % 4 == 2 ? at[2 * one] : at[three]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kV; ++v) acc[m][v] = vfma(x, b[v], acc[m][v]);
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < kBases; ++g) ++base[g];
+  }
+}
+
+// kR rows by kV vectors of channels. The sums stay in registers over the whole of the product. kCommon: whole vectors, no residual,
+// and ReLU or no activation, as nearly all convolutions have them; the sums need few operations after the product then.
+template <int kR, int kV, bool kCommon, typename Rows>
+void multiply_block(const Rows& rows, const Sums& sums, const float* weights, int64_t channels, float* const* c, const float* const* residual,
+                    const Epilogue& epilogue) {
   Vec acc[kR][kV];
 #pragma GCC unroll 16
   for (int m = 0; m < kR; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) acc[m][v] = vset(0.0f);
-  for (int64_t r = 0; r < sums.runs; ++r) {
-    const float* p[kR];
-#pragma GCC unroll 16
-    for (int m = 0; m < kR; ++m) p[m] = a[m] + sums.offsets[r];
-    for (int64_t k = 0; k < sums.run; ++k) {
-      Vec b[kV];
+  for (int64_t r = 0; r < sums.runs; ++r) add_products<kR, kV>(rows, sums.offsets[r], sums.run, weights, acc);
+  if (kCommon) {
+    Vec bias[kV];
 #pragma GCC unroll 2
-      for (int v = 0; v < kV; ++v) b[v] = vload(weights + v * kWidth);
-      weights += 2 * kWidth;
+    for (int v = 0; v < kV; ++v) bias[v] = epilogue.bias != nullptr ? vload(epilogue.bias + v * kWidth) : vset(0.0f);
+    const Vec floor = vset(epilogue.activation == caffetools::kRelu ? 0.0f : -__builtin_inff());
 #pragma GCC unroll 16
-      for (int m = 0; m < kR; ++m) {
-        const Vec x = vset(p[m][k]);
+    for (int m = 0; m < kR; ++m)
 #pragma GCC unroll 2
-        for (int v = 0; v < kV; ++v) acc[m][v] = vfma(x, b[v], acc[m][v]);
-      }
-    }
+      for (int v = 0; v < kV; ++v) vstore(c[m] + v * kWidth, vmax(floor, vadd(acc[m][v], bias[v])));
+    return;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kR; ++m)
@@ -66,25 +120,41 @@ void multiply_block(const float* const* a, const Sums& sums, const float* weight
     }
 }
 
-using Block = void (*)(const float* const*, const Sums&, const float*, int64_t, float* const*, const float* const*, const Epilogue&);
+template <typename Rows>
+using Block = void (*)(const Rows&, const Sums&, const float*, int64_t, float* const*, const float* const*, const Epilogue&);
 
-template <int kV, int... kR>
+template <typename Rows, int kV, bool kCommon, int... kR>
 struct Blocks {
-  static constexpr Block table[] = {multiply_block<kR, kV>...};
+  static constexpr Block<Rows> table[] = {multiply_block<kR, kV, kCommon, Rows>...};
 };
 
 #if defined(CAFFETOOLS_USE_AVX512)
-template <int kV>
-using AllBlocks = Blocks<kV, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+template <typename Rows, int kV, bool kCommon>
+using AllBlocks = Blocks<Rows, kV, kCommon, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
 #else
-template <int kV>
-using AllBlocks = Blocks<kV, 1, 2, 3, 4, 5, 6>;
+template <typename Rows, int kV, bool kCommon>
+using AllBlocks = Blocks<Rows, kV, kCommon, 1, 2, 3, 4, 5, 6>;
 #endif
+
+template <typename Rows>
+void multiply_rows(int64_t count, const Rows& rows, const Sums& sums, const float* weights, int64_t channels, float* const* c,
+                   const float* const* residual, const Epilogue& epilogue) {
+  const bool wide = channels > kWidth, whole = channels == kWidth || channels == 2 * kWidth;
+  const bool common = whole && residual == nullptr && epilogue.activation <= caffetools::kRelu;
+  const Block<Rows>* table = common ? (wide ? AllBlocks<Rows, 2, true>::table : AllBlocks<Rows, 1, true>::table)
+                                    : (wide ? AllBlocks<Rows, 2, false>::table : AllBlocks<Rows, 1, false>::table);
+  table[count - 1](rows, sums, weights, channels, c, residual, epilogue);
+}
 
 void multiply(int64_t rows, const float* const* a, const Sums& sums, const float* weights, int64_t channels, float* const* c,
               const float* const* residual, const Epilogue& epilogue) {
-  const Block* table = channels > kWidth ? AllBlocks<2>::table : AllBlocks<1>::table;
-  table[rows - 1](a, sums, weights, channels, c, residual, epilogue);
+  const int64_t step = rows > 1 ? a[1] - a[0] : 0;
+  bool even = true;
+  for (int64_t m = 2; m < rows; ++m) even &= a[m] - a[m - 1] == step;
+  if (even)
+    multiply_rows(rows, EvenRows{a[0], step}, sums, weights, channels, c, residual, epilogue);
+  else
+    multiply_rows(rows, AnyRows{a}, sums, weights, channels, c, residual, epilogue);
 }
 
 // ---- Winograd: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015) ----

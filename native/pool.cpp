@@ -46,22 +46,36 @@ int this_processor() { return -1; }
 // Parts for each thread: enough that one that begins late still gets an even share.
 constexpr int64_t kPartsPerThread = 4;
 // How long an idle thread looks for the next loop before it sleeps: more than the time between two operators of a net.
-constexpr auto kPatience = std::chrono::microseconds(200);
+constexpr auto kPatience = std::chrono::microseconds(1000);
 // How often the caller looks whether the others are done before it gives its core to the system.
 constexpr int kTurns = 4000;
 // Loops that run at the same time; further ones get no helpers.
 constexpr int kSlots = 16;
 
+// Loops on more threads are shared in as many stretches.
+constexpr int kMostStretches = 64;
+
+// A loop that is shared. Each thread has a stretch of it, which it takes part by part, and then helps with those of others. So a thread
+// works on the same rows of a picture in one loop after the other, and finds there what it wrote itself, in its own cache.
 struct Job {
   const LoopBody* body;
   int64_t count, part;
-  std::atomic<int64_t> next{0};
+  int stretches;
+  int processor;  // that the caller runs on
+  std::atomic<int64_t> next[kMostStretches];
 
-  void work() {
-    for (;;) {
-      const int64_t begin = next.fetch_add(part, std::memory_order_relaxed);
-      if (begin >= count) return;
-      (*body)(begin, std::min(count, begin + part));
+  Job(const LoopBody& loop, int64_t length, int threads)
+      : body(&loop), count(length), stretches(static_cast<int>(std::min<int64_t>({threads, length, kMostStretches}))) {
+    part = std::max<int64_t>(1, count / (static_cast<int64_t>(stretches) * kPartsPerThread));
+    for (int i = 0; i < stretches; ++i) next[i].store(count * i / stretches, std::memory_order_relaxed);
+  }
+
+  void work(int first) {
+    for (int i = 0; i < stretches; ++i) {
+      const int stretch = (first + i) % stretches;
+      const int64_t end = count * (stretch + 1) / stretches;
+      for (int64_t begin; (begin = next[stretch].fetch_add(part, std::memory_order_relaxed)) < end;)
+        (*body)(begin, std::min(end, begin + part));
     }
   }
 };
@@ -78,11 +92,8 @@ struct alignas(64) Slot {
 class Pool {
  public:
   void run(int threads, int64_t count, const LoopBody& body) {
-    Job job;
-    job.body = &body;
-    job.count = count;
-    job.part = std::max<int64_t>(1, count / (threads * kPartsPerThread));
-    const int helpers = static_cast<int>(std::min<int64_t>(threads, (count + job.part - 1) / job.part)) - 1;
+    Job job(body, count, threads);
+    job.processor = this_processor();
     Slot* slot = nullptr;
     for (Slot& candidate : slots_) {
       bool free = false;
@@ -92,18 +103,17 @@ class Pool {
       }
     }
     if (slot == nullptr) {
-      job.work();
+      job.work(0);
       return;
     }
     add_workers(threads - 1);
     slot->job.store(&job);
-    slot->wanted.store(helpers);
+    slot->wanted.store(job.stretches - 1);
     if (sleeping_.load() > 0) {
-      caller_processor_.store(this_processor(), std::memory_order_relaxed);
       { std::lock_guard<std::mutex> lock(mutex_); }
       arrived_.notify_all();
     }
-    job.work();
+    job.work(0);
     slot->wanted.store(0);
     slot->job.store(nullptr);
     // What others have begun is nearly done: parts are small.
@@ -120,17 +130,18 @@ class Pool {
   void add_workers(int wanted) {
     if (workers_.load(std::memory_order_acquire) >= wanted) return;
     std::lock_guard<std::mutex> lock(mutex_);
-    for (; workers_.load() < wanted; ++workers_) std::thread(&Pool::serve, this).detach();
+    for (; workers_.load() < wanted; ++workers_) std::thread(&Pool::serve, this, workers_.load() + 1).detach();
   }
 
-  void serve() {
+  // A worker; `number` counts from 1, the caller of a loop is 0.
+  void serve(int number) {
     auto end = std::chrono::steady_clock::now() + kPatience;
     for (;;) {
-      if (help()) {
+      if (help(number)) {
         end = std::chrono::steady_clock::now() + kPatience;
         continue;
       }
-      for (int turn = 0; turn < 32; ++turn) relax();
+      for (int turn = 0; turn < 4; ++turn) relax();
       if (std::chrono::steady_clock::now() < end) continue;
       std::unique_lock<std::mutex> lock(mutex_);
       ++sleeping_;
@@ -138,7 +149,6 @@ class Pool {
       if (!any()) arrived_.wait(lock);
       --sleeping_;
       lock.unlock();
-      leave_processor(caller_processor_.load(std::memory_order_relaxed));
       end = std::chrono::steady_clock::now() + kPatience;
     }
   }
@@ -148,13 +158,16 @@ class Pool {
   }
 
   // Take part in a loop that wants help; whether there was one.
-  bool help() {
+  bool help(int number) {
     for (Slot& slot : slots_) {
       if (slot.wanted.load(std::memory_order_relaxed) <= 0) continue;
       slot.users.fetch_add(1);
       Job* job = slot.job.load();
       const bool joined = job != nullptr && slot.wanted.fetch_sub(1) > 0;
-      if (joined) job->work();
+      if (joined) {
+        leave_processor(job->processor);
+        job->work(number);
+      }
       slot.users.fetch_sub(1);
       if (joined) return true;
     }
@@ -162,7 +175,7 @@ class Pool {
   }
 
   Slot slots_[kSlots];
-  std::atomic<int> workers_{0}, sleeping_{0}, caller_processor_{-1};
+  std::atomic<int> workers_{0}, sleeping_{0};
   std::mutex mutex_;
   std::condition_variable arrived_;
 };

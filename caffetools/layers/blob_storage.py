@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterable
@@ -316,6 +317,8 @@ class Watcher(Protocol):
 # counters. An entry of memory that was released and taken again only makes packed weights be packed once more.
 _exposed: dict[int, tuple[int, weakref.ref[Array] | None]] = {}
 _watchers: weakref.WeakSet[Any] = weakref.WeakSet()
+_changes = itertools.count(1)
+_last_change = 0
 
 
 def watch(watcher: Watcher) -> None:
@@ -329,6 +332,16 @@ def exposure(parameter: Tensor) -> tuple[int, bool]:
     return times, array is not None and array() is not None
 
 
+def last_exposure() -> int:
+    """Return a number that differs after each change of what :func:`exposure` gives, but for arrays that were released."""
+    return _last_change
+
+
+def exposed_array(parameter: Tensor) -> weakref.ref[Array] | None:
+    """Return the last array that was given out of the memory of ``parameter``."""
+    return _exposed.get(parameter.untyped_storage().data_ptr(), (0, None))[1]
+
+
 def mark_written(parameters: Iterable[Tensor]) -> None:
     """Note that ``parameters`` were changed in a way that torch's version counters do not show: through NumPy, or by a fused kernel.
 
@@ -338,7 +351,7 @@ def mark_written(parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
         memory = parameter.untyped_storage().data_ptr()
         times, array = _exposed.get(memory, (0, None))
-        _exposed[memory] = (times + 1, array)
+        _note_exposure(memory, times + 1, array)
 
 
 def _settle_watchers(tensor: Tensor) -> None:
@@ -351,8 +364,14 @@ def _settle_watchers(tensor: Tensor) -> None:
 def _expose(tensor: Tensor) -> Array:
     memory = tensor.untyped_storage().data_ptr()
     array: Array = tensor.numpy()
-    _exposed[memory] = (_exposed.get(memory, (0, None))[0] + 1, weakref.ref(array))
+    _note_exposure(memory, _exposed.get(memory, (0, None))[0] + 1, weakref.ref(array))
     return array
+
+
+def _note_exposure(memory: int, times: int, array: weakref.ref[Array] | None) -> None:
+    global _last_change
+    _exposed[memory] = (times, array)
+    _last_change = next(_changes)
 
 
 def shares_memory(a: Tensor, b: Tensor) -> bool:

@@ -49,9 +49,9 @@ class Layout:
 
 
 class Step(ctypes.Structure):
-    """``CaffetoolsStep`` of native/conv.cpp: one operator of a sequence that each thread runs for its parts of a batch.
+    """``CaffetoolsStep`` of native/conv.cpp: one operator of a program.
 
-    Places are ``MEMORY`` (of the thread, at an offset in floats), ``INPUT`` and ``OUTPUT``.
+    Places are ``MEMORY`` (at an offset in floats), ``INPUT`` and ``OUTPUT``.
     """
 
     _fields_ = [
@@ -64,7 +64,7 @@ class Step(ctypes.Structure):
     ]
 
 
-CONVOLVE, POOL, NORMALIZE = range(3)
+CONVOLVE, POOL, NORMALIZE, SOFTMAX = range(4)
 MEMORY, INPUT, OUTPUT = range(3)
 
 
@@ -136,6 +136,11 @@ def sequence_run() -> Any:
     return _library().caffetools_sequence_run
 
 
+def steps_run() -> Any:
+    """Return the C function ``caffetools_steps_run(steps, count, memory, input, scratch, threads)``."""
+    return _library().caffetools_steps_run
+
+
 def lrn_run() -> Any:
     """Return the C function ``caffetools_lrn_forward(x, y, n, c, hw, channels_last, size, alpha, beta, k, threads)``."""
     return _library().caffetools_lrn_forward
@@ -201,6 +206,8 @@ def _library() -> Any:
             *(Pointer, whole, whole, Pointer, whole, Pointer, whole, Pointer, whole, Pointer, whole, ctypes.c_int)
         ]
         library.caffetools_sequence_run.restype = None
+        library.caffetools_steps_run.argtypes = [Pointer, whole, Pointer, Pointer, Pointer, ctypes.c_int]
+        library.caffetools_steps_run.restype = None
         library.conv_ready = True
     except AttributeError:
         library.conv_ready = False

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.loss import ClassLoss
@@ -38,6 +39,9 @@ class Softmax(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return softmax(x, self.softmax_axis)
+
+    def inference_form(self) -> inference.ChannelSoftmax | None:
+        return inference.ChannelSoftmax() if self.softmax_axis == 1 else None
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         axis, shape = self.softmax_axis, graph.shape(self.bottoms[0])

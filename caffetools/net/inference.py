@@ -5,21 +5,51 @@ from __future__ import annotations
 import copy
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from caffetools.layers import native_conv
 from caffetools.layers.base import Layer
-from caffetools.layers.blob_storage import exposure
+from caffetools.layers.blob_storage import Array, exposed_array, exposure, last_exposure
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.inference_run import ShapeChanged
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
 
 # Plans that are kept, each with memory for all blobs of its shapes.
 _MAX_PLANS = 4
+
+# Read from many layers and weights at every pass.
+_training, _hooks, _pre_hooks = map(attrgetter, ("training", "_forward_hooks", "_forward_pre_hooks"))
+_version = attrgetter("_version")
+
+
+@dataclass(frozen=True)
+class _Exposed:
+    """Which weights were given out as arrays.
+
+    Attributes:
+        change: :func:`~caffetools.layers.blob_storage.last_exposure` when this was found out.
+        addresses: Of the weights' memory. times: How often each was given out.
+        arrays: Those that may be alive.
+    """
+
+    change: int
+    addresses: tuple[int, ...]
+    times: tuple[int, ...]
+    arrays: tuple[weakref.ref[Array], ...]
+
+    @classmethod
+    def of(cls, parameters: Sequence[Tensor], addresses: tuple[int, ...]) -> _Exposed:
+        change = last_exposure()
+        arrays = tuple(array for p in parameters if (array := exposed_array(p)) is not None)
+        return cls(change, addresses, tuple(exposure(p)[0] for p in parameters), arrays)
 
 
 class InferencePlans:
@@ -43,6 +73,8 @@ class InferencePlans:
         self._possible = not shape_plans.dynamic and not any(is_exclusive(layer) for layer in layers if not layer.IS_DATA)
         self._plans: OrderedDict[tuple[object, ...], InferencePlan | None] = OrderedDict()
         self._weights: tuple[object, ...] = ()
+        self._storages: list[dict[str, Parameter | None]] = []
+        self._exposed = _Exposed.of((), ())
         self._lock = threading.Lock()
 
     def run(self, plan: ShapePlan, blobs: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor] | None:
@@ -71,6 +103,7 @@ class InferencePlans:
         """Drop all plans: the layers or their weights were changed."""
         with self._lock:
             self._plans.clear()
+            self._storages = []
 
     def _may_run(self, blobs: Mapping[str, Tensor]) -> bool:
         if not self.enabled or not self._possible or torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -79,17 +112,26 @@ class InferencePlans:
             return False
         if not all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() for t in blobs.values()):
             return False
-        return not any(layer.training or layer._forward_hooks or layer._forward_pre_hooks for layer in self._layers)
+        return not (any(map(_training, self._layers)) or any(map(_hooks, self._layers)) or any(map(_pre_hooks, self._layers)))
+
+    def _parameters(self) -> list[Tensor]:
+        storages = self._storages
+        if not storages:
+            self._storages = storages = [layer.blobs._parameters for layer in self._layers]
+        return [p for storage in storages for p in storage.values() if p is not None]
 
     def _plan(self, plan: ShapePlan, blobs: Mapping[str, Tensor], wanted: tuple[str, ...]) -> InferencePlan | None:
         shapes = {name: tuple(blob.shape) for name, blob in blobs.items()}
         threads = torch.get_num_threads()
         key = (tuple(shapes.items()), wanted, threads)
-        parameters = [p for layer in self._layers for p in layer.blobs._parameters.values() if p is not None]
-        exposed = [exposure(p) for p in parameters]
-        if any(alive for _, alive in exposed):
+        parameters = self._parameters()
+        addresses = tuple(map(Tensor.data_ptr, parameters))
+        exposed = self._exposed
+        if exposed.change != last_exposure() or exposed.addresses != addresses:
+            exposed = self._exposed = _Exposed.of(parameters, addresses)
+        if any(array() is not None for array in exposed.arrays):
             return None  # somebody holds an array of weights and may write to it at any time
-        weights = tuple((p.data_ptr(), p._version, times) for p, (times, _) in zip(parameters, exposed, strict=True))
+        weights = (addresses, exposed.times, tuple(map(_version, parameters)))
         with self._lock:
             if weights != self._weights:
                 self._plans.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,11 +30,13 @@ class BoundProgram:
         self.tensors: dict[Value, Tensor] = {}
         self.pointers = {value: ctypes.c_void_p() for value in program.inputs.values()}
         self.steps: list[Callable[[], object]] = []
+        # Arrays that the native library reads.
+        self._sizes: list[object] = []
+        self._arrays: list[object] = []
+        self._views: dict[Value, Tensor] = {}
         if program.head:
             self._bind_head()
-        for index, operator in enumerate(program.operators):
-            if not operator.dropped and index >= program.head:
-                self._bind(operator)
+        self._bind([(i, o) for i, o in enumerate(program.operators) if not o.dropped and i >= program.head])
 
     def run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         held = []
@@ -52,7 +54,9 @@ class BoundProgram:
     def _result(self, value: Value) -> Tensor:
         if value.root.offset is None:
             return self.tensors[value]
-        return self._view(value).clone(memory_format=torch.contiguous_format)
+        if value not in self._views:
+            self._views[value] = self._view(value)
+        return self._views[value].clone(memory_format=torch.contiguous_format)
 
     # ---- binding ----
 
@@ -61,8 +65,7 @@ class BoundProgram:
         boundary = program.boundary
         assert boundary is not None and boundary.offset is not None  # noqa: S101 (a head ends in one)
         operators = [(i, o) for i, o in enumerate(program.operators[: program.head]) if not o.dropped]
-        self._sizes: list[object] = []
-        steps = [step for i, o in operators if (step := self._head_step(o, i)) is not None]
+        steps = [step for i, o in operators if (step := self._native_step(o, i, self._head_place)) is not None]
         self._head_steps = (native_conv.Step * len(steps))(*steps)
         scratch = max([o.conv.scratch_floats for _, o in operators if o.conv is not None], default=0)
         self._lanes = torch.empty(program.threads, max(program.head_floats, 1)), torch.empty(program.threads, max(scratch, 1))
@@ -73,26 +76,28 @@ class BoundProgram:
         numbers = (ctypes.addressof(self._head_steps), len(steps), program.repeats, *lanes, given, strides[0], output, strides[1])
         self.steps.append(partial(native_conv.sequence_run(), *numbers, program.threads))
 
-    def _head_step(self, operator: Operator, index: int) -> native_conv.Step | None:
-        form = operator.form
-        if isinstance(form, inference.ChannelConcat):
-            return None  # its bottoms are written where it lies
-        x, y = operator.inputs[0], operator.outputs[0]
+    def _native_step(self, operator: Operator, index: int, place: Callable[[Value], tuple[int, int]]) -> native_conv.Step | None:
+        """Return operator ``index`` as a step of the native library; None where it is not one, or has nothing to do."""
+        form, (x, *_), (y, *_) = operator.form, operator.inputs, operator.outputs
         step = native_conv.Step(residual_place=-1)
-        step.x_place, step.x = self._head_place(x)
-        step.y_place, step.y = self._head_place(y)
+        step.x_place, step.x = place(x)
+        step.y_place, step.y = place(y)
         shapes = self.program.run_shape(x, index), self.program.run_shape(y, index)
+        n, c, h, w = shapes[0]
         if operator.conv is not None:
             step.kind, step.handle = native_conv.CONVOLVE, operator.conv.handle
             if operator.residual is not None:
-                step.residual_place, step.residual = self._head_place(operator.residual)
+                step.residual_place, step.residual = place(operator.residual)
         elif isinstance(form, inference.Pool):
             step.kind, step.largest = native_conv.POOL, int(form.largest)
             step.sizes = self._kept_sizes(native_conv.pool_sizes(form, Layout(*shapes, x.pitch, y.pitch)))
-        elif isinstance(form, inference.CrossChannelNorm):
-            n, c, h, w = shapes[0]
+        elif isinstance(form, inference.CrossChannelNorm) and _dense(operator):
             step.kind, step.alpha, step.beta, step.k = native_conv.NORMALIZE, form.alpha, form.beta, form.k
             step.sizes = self._kept_sizes((ctypes.c_int64 * 4)(n, c, h * w, form.size))
+        elif isinstance(form, inference.ChannelSoftmax) and _dense(operator):
+            step.kind, step.sizes = native_conv.SOFTMAX, self._kept_sizes((ctypes.c_int64 * 2)(n * h * w, c))
+        else:
+            return None
         return step
 
     def _kept_sizes(self, sizes: ctypes.Array[ctypes.c_int64]) -> Any:
@@ -100,14 +105,46 @@ class BoundProgram:
         return ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64))
 
     def _head_place(self, value: Value) -> tuple[int, int]:
-        root = value.root
-        if root.offset is None:
-            return native_conv.INPUT, 0
-        if root is self.program.boundary:
+        if value.root is self.program.boundary:
             return native_conv.OUTPUT, value.first_channel
-        return native_conv.MEMORY, root.offset + value.first_channel
+        return self._place(value)
 
-    def _bind(self, operator: Operator) -> None:
+    def _place(self, value: Value) -> tuple[int, int]:
+        root = value.root
+        return (native_conv.INPUT, 0) if root.offset is None else (native_conv.MEMORY, root.offset + value.first_channel)
+
+    def _bind(self, operators: Sequence[tuple[int, Operator]]) -> None:
+        """Bind operators: native ones that follow each other are one call."""
+        pending: list[native_conv.Step] = []
+        for index, operator in operators:
+            if isinstance(operator.form, inference.ChannelConcat) and not self._copies_of(operator):
+                continue
+            step = self._native_step(operator, index, self._place) if self._reaches(operator) else None
+            if step is not None:
+                pending.append(step)
+                continue
+            self._bind_steps(pending)
+            pending = []
+            self._bind_other(operator)
+        self._bind_steps(pending)
+
+    def _reaches(self, operator: Operator) -> bool:
+        """Return whether native steps reach all that ``operator`` reads and writes: the arena, and the one input."""
+        if operator.form is None:
+            return False
+        values = [*operator.inputs, *operator.outputs, *([operator.residual] if operator.residual is not None else [])]
+        return all(v.root.offset is not None or (v.producer < 0 and len(self.pointers) == 1) for v in values)
+
+    def _bind_steps(self, steps: Sequence[native_conv.Step]) -> None:
+        if not steps:
+            return
+        array = (native_conv.Step * len(steps))(*steps)
+        self._arrays.append(array)
+        given = next(iter(self.pointers.values()), None)
+        numbers = (ctypes.addressof(array), len(steps), self.arena.data_ptr(), given, self.scratch.data_ptr(), self.program.threads)
+        self.steps.append(partial(native_conv.steps_run(), *numbers))
+
+    def _bind_other(self, operator: Operator) -> None:
         form, threads = operator.form, self.program.threads
         if operator.conv is not None:
             residual = self._pointer(operator.residual) if operator.residual is not None else None
@@ -119,11 +156,6 @@ class BoundProgram:
             sizes = native_conv.pool_sizes(form, Layout(x.shape4, y.shape4, x.pitch, y.pitch))
             ends = self._pointer(x), self._pointer(y)
             self.steps.append(partial(native_conv.pool_run(), sizes, *ends, int(form.largest), threads))
-        elif isinstance(form, inference.CrossChannelNorm) and self._dense(operator):
-            x, y = operator.inputs[0], operator.outputs[0]
-            n, c, h, w = x.shape4
-            numbers = (n, c, h * w, 1, form.size, form.alpha, form.beta, form.k, threads)
-            self.steps.append(partial(native_conv.lrn_run(), self._pointer(x), self._pointer(y), *numbers))
         elif isinstance(form, inference.ChannelConcat):
             self._bind_concat(operator)
         elif isinstance(form, inference.Sum):
@@ -133,17 +165,19 @@ class BoundProgram:
         else:
             self.steps.append(partial(self._run_layer, operator))
 
-    def _dense(self, operator: Operator) -> bool:
-        return all(value.pitch == value.shape4[1] for value in (*operator.inputs, *operator.outputs))
-
     def _bind_concat(self, operator: Operator) -> None:
-        first = 0
+        for value, first in self._copies_of(operator):
+            part = self._view(operator.outputs[0]).narrow(1, first, value.shape4[1])
+            self.steps.append(partial(self._copy, value, part))
+
+    def _copies_of(self, operator: Operator) -> list[tuple[Value, int]]:
+        """Return the bottoms of a concatenation that do not lie in its top, with their first channels there."""
+        copies, first = [], 0
         for value in operator.inputs:
-            channels = value.shape4[1]
             if value.parent is None or value.parent[0] is not operator.outputs[0] or value.parent[1] != first:
-                part = self._view(operator.outputs[0]).narrow(1, first, channels)
-                self.steps.append(partial(self._copy, value, part))
-            first += channels
+                copies.append((value, first))
+            first += value.shape4[1]
+        return copies
 
     def _add(self, operator: Operator) -> None:
         x, other = operator.inputs
@@ -184,3 +218,8 @@ class BoundProgram:
         _, _, h, w = value.shape
         pitch = value.pitch
         return self.arena.as_strided(value.shape, (h * w * pitch, 1, w * pitch, pitch), value.root.offset + value.first_channel)
+
+
+def _dense(operator: Operator) -> bool:
+    """Return whether the pixels of all values follow each other without gaps."""
+    return all(value.pitch == value.shape4[1] for value in (*operator.inputs, *operator.outputs))

@@ -187,22 +187,17 @@ class Stepwise:
             return False
         if any(self.blobs[name].data.has_live_view for name in inner):
             return False
-        self._deferred = None
         inputs = {name: self.blobs[name].data.value() for name in self.net.inputs}
         with torch.no_grad():
             plan = self.net.plan({name: tuple(value.shape) for name, value in inputs.items()})
             results = self.net.inference.run(plan, inputs, self.net.outputs)
         if results is None:
             return False
-        for step in self.steps:
-            step.forget()
-            for version in step.produces:
-                version.clear()
         for name, result in results.items():
             if name not in inputs:
                 self.blobs[name].data.store(result)
-        kept = {name: value.clone() for name, value in inputs.items()} if inner else {}
-        self._deferred = Deferred(self.net, plan, kept, {name: self.blobs[name] for name in inner})
+        if self._deferred is None or not self._deferred.renew(plan, inputs):
+            self._deferred = Deferred(self.net, plan, inputs, {name: self.blobs[name] for name in inner})
         return True
 
     def _find_inner_blobs(self) -> list[str] | None:
