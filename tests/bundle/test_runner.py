@@ -12,6 +12,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 from filelock import FileLock
 
@@ -22,7 +24,7 @@ from tests.bundle.conftest import DEPLOY, LABELS, OBJECTS, write_net
 
 FUZZ = Path(__file__).parent / "fuzz"
 # OpenCV itself is built without the sanitizers: vectors that it fills would be taken for overflows.
-SANITIZERS = {"ASAN_OPTIONS": "detect_container_overflow=0:detect_leaks=0", "OMP_NUM_THREADS": "1"}
+SANITIZERS = {"ASAN_OPTIONS": "detect_container_overflow=0:detect_leaks=0:hard_rss_limit_mb=6000", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +106,32 @@ def test_it_gives_the_expected_classes(target: str, build: Path, bundles: dict[s
         wanted = expected[Path(answer["picture"]).name]
         assert [(g["index"], g["label"]) for g in answer["guesses"]] == [(g["index"], g["label"]) for g in wanted]
         assert np.allclose([g["probability"] for g in answer["guesses"]], [g["probability"] for g in wanted], rtol=0, atol=1e-5)
+
+
+def test_a_net_that_slices_to_the_end_of_an_axis(build: Path, tmp_path: Path) -> None:
+    between = 'layer { name: "cut" type: "Slice" bottom: "pool" top: "a" top: "b" slice_param { slice_point: 2 } }'
+    between += 'layer { name: "swap" type: "Concat" bottom: "b" bottom: "a" top: "swap" }\nlayer { name: "score"'
+    text = DEPLOY.replace('layer { name: "score"', between).replace('bottom: "pool" top: "score"', 'bottom: "swap" top: "score"')
+    build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", Options(mean="100", labels=LABELS))
+    expected = json.loads((tmp_path / "out" / "samples" / "expected.json").read_text())
+    for answer in classify(build, tmp_path / "out", tmp_path / "out" / "samples"):
+        wanted = expected[Path(answer["picture"]).name]
+        assert np.allclose([g["probability"] for g in answer["guesses"]], [g["probability"] for g in wanted], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["axis", "pads", "two"])
+def test_a_size_that_asks_for_too_much_memory_is_one_error(field: str, build: Path, detectors: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(detectors["opencv"], tmp_path / "copy")
+    model = onnx.load(copy / "model.onnx")
+    if field == "pads":
+        pads = next(a for node in model.graph.node for a in node.attribute if a.name == "pads")
+        pads.ints[:] = [60000] * 4
+    else:
+        tensor = next(t for t in model.graph.initializer if t.name == f"boxes/{field}")
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([2**31 - 1 if field == "axis" else 2**40], np.int64), tensor.name))
+    onnx.save(model, copy / "model.onnx")
+    wanted = {"pads": "MiB for one image", "axis": "impossible size or axis", "two": "'boxes/two' holds an impossible size or axis"}[field]
+    assert wanted in error_of(build, copy, copy / "samples" / "sample_0.png")
 
 
 @pytest.mark.parametrize("target", ["jetson", "opencv"])

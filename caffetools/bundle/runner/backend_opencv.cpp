@@ -8,6 +8,9 @@
 namespace caffetools {
 namespace {
 
+// All values of a network for one image; VGG-16 has 110 MiB of them.
+constexpr size_t MOST_BYTES = size_t{4} << 30;
+
 std::string one_line(std::string text) {
   std::replace_if(text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r' || c == '\t'; }, ' ');
   return text.substr(0, 300);
@@ -25,6 +28,7 @@ class OpenCVBackend : public Backend {
       throw Error(path + ": OpenCV cannot load it: " + one_line(error.what()));
     }
     if (net_.empty()) throw Error(path + ": OpenCV cannot load it");
+    check_memory();
   }
 
   std::vector<std::vector<float>> run(std::vector<float>& input) override {
@@ -49,6 +53,20 @@ class OpenCVBackend : public Backend {
   }
 
  private:
+  // A damaged size may ask for more memory than there is, and the system may then end the process.
+  void check_memory() const {
+#if CV_VERSION_MAJOR < 5
+    const cv::dnn::MatShape shape{1, settings_.channels, settings_.height, settings_.width};
+    size_t weights = 0, blobs = 0;
+    try {
+      net_.getMemoryConsumption(shape, weights, blobs);
+    } catch (const std::exception& error) {
+      throw Error(path_ + ": OpenCV cannot run it: " + one_line(error.what()));
+    }
+    if (blobs > MOST_BYTES) throw Error(path_ + ": it needs " + std::to_string(blobs >> 20) + " MiB for one image");
+#endif
+  }
+
   const Settings settings_;
   const std::string path_;
   cv::dnn::Net net_;

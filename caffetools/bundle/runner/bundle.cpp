@@ -194,7 +194,8 @@ std::vector<float> prepare(const cv::Mat& image, const Settings& settings) {
   const cv::Size size(settings.resize_width, settings.resize_height);
   cv::Mat resized = image;
   if (image.size() != size) cv::resize(image, resized, size, 0, 0, cv::INTER_LINEAR);
-  const cv::Mat crop = resized(cv::Rect((size.width - settings.width) / 2, (size.height - settings.height) / 2, settings.width, settings.height));
+  const int left = (size.width - settings.width) / 2, top = (size.height - settings.height) / 2;
+  const cv::Mat crop = resized(cv::Rect(left, top, settings.width, settings.height));
   std::vector<float> input(settings.input_size());
   const size_t plane = static_cast<size_t>(settings.height) * settings.width;
   const bool has_mean_image = settings.mean.size() == input.size() && plane > 1;

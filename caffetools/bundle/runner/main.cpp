@@ -158,7 +158,7 @@ class Runner {
     cv::VideoCapture video;
     if (name.compare(0, 7, "camera:") == 0) {
       const std::string number = name.substr(7);
-      if (number.empty() || number.size() > 3 || !std::all_of(number.begin(), number.end(), [](unsigned char c) { return std::isdigit(c); }))
+      if (number.empty() || number.size() > 3 || number.find_first_not_of("0123456789") != std::string::npos)
         throw Error(name + ": write camera:0 for the first camera");
       video.open(std::atoi(number.c_str()));
     } else {

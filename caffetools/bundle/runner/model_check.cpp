@@ -69,24 +69,57 @@ namespace graph {
 constexpr unsigned NODE = 1, INITIALIZER = 5, INPUT = 11, OUTPUT = 12, SPARSE = 15;
 }
 namespace node {
-constexpr unsigned INPUT = 1, OUTPUT = 2, ATTRIBUTE = 5;
+constexpr unsigned INPUT = 1, OUTPUT = 2, OPERATOR = 4, ATTRIBUTE = 5;
 }
 namespace attribute {
-constexpr unsigned TENSOR = 5, GRAPH = 6, TENSORS = 10, GRAPHS = 11, SPARSE = 22, SPARSES = 23;
+constexpr unsigned INT = 3, INTS = 8, TENSOR = 5, GRAPH = 6, TENSORS = 10, GRAPHS = 11, SPARSE = 22, SPARSES = 23;
 }
 namespace tensor {
 constexpr unsigned DIMS = 1, TYPE = 2, SEGMENT = 3, FLOATS = 4, INT32S = 5, STRINGS = 6, INT64S = 7, NAME = 8, RAW = 9, DOUBLES = 10,
                    UINT64S = 11, EXTERNAL = 13, LOCATION = 14;
 }
 
-// Bytes of a number of ONNX's TensorProto.DataType, 0 for types that a bundle's model does not have.
+// Of ONNX's TensorProto.DataType.
+constexpr uint64_t INT32 = 6, INT64 = 7;
+
+// Bytes of a number of a type, 0 for types that a bundle's model does not have.
 size_t width_of(uint64_t type) {
   switch (type) {
-    case 1: case 6: return 4;   // float, int32
-    case 7: case 11: return 8;  // int64, double
+    case 1: case INT32: return 4;   // float
+    case INT64: case 11: return 8;  // double
     case 2: case 3: case 9: return 1;  // uint8, int8, bool
     case 10: return 2;  // float16
     default: return 0;
+  }
+}
+
+// Sizes, axes and strides up to this one are possible. OpenCV makes lists of as many numbers as an axis says.
+constexpr int64_t MOST = 1 << 26;
+
+bool is_possible(int64_t value) { return -MOST <= value && value <= MOST; }
+
+// The ends that numbers of 32 and 64 bits have; they mean the end of an axis where an operator slices.
+bool is_end(int64_t value) { return value == INT64_MAX || value == INT64_MIN || value == INT32_MAX || value == INT32_MIN; }
+
+// A tensor's name, and whether it holds the end of an axis.
+struct Tensor {
+  std::string name;
+  bool has_end = false;
+};
+
+void check_int(int64_t value, Tensor& tensor) {
+  if (is_end(value))
+    tensor.has_end = true;
+  else if (!is_possible(value))
+    throw Error("the tensor '" + tensor.name + "' holds an impossible size or axis");
+}
+
+// Numbers of 4 or 8 bytes, little-endian.
+void check_raw_ints(Bytes bytes, size_t width, Tensor& tensor) {
+  for (; bytes.size() >= width; bytes.at += width) {
+    uint64_t value = 0;
+    for (size_t i = width; i-- > 0;) value = value << 8 | bytes.at[i];
+    check_int(width == 4 ? static_cast<int32_t>(static_cast<uint32_t>(value)) : static_cast<int64_t>(value), tensor);
   }
 }
 
@@ -112,12 +145,22 @@ void add_dims(const Field& field, std::vector<uint64_t>& dims) {
   for (Bytes list = field.data; list.at != list.end;) dims.push_back(read_varint(list));
 }
 
-// Checks a TensorProto, and returns its name.
-std::string check_tensor(Bytes bytes) {
+// Varints of a field, as 32 or 64 bits with a sign.
+void check_ints(const Field& field, Tensor& tensor) {
+  if (!field.is_bytes) {
+    check_int(static_cast<int64_t>(field.value), tensor);
+    return;
+  }
+  for (Bytes list = field.data; list.at != list.end;) check_int(static_cast<int64_t>(read_varint(list)), tensor);
+}
+
+Tensor check_tensor(Bytes bytes) {
   std::vector<uint64_t> dims;
-  std::string name;
+  Tensor tensor;
+  std::string& name = tensor.name;
   uint64_t type = 0;
-  size_t raw = 0, listed = 0;
+  size_t listed = 0;
+  Bytes raw{nullptr, nullptr};
   bool has_raw = false;
   Field field;
   while (next_field(bytes, field)) {
@@ -126,12 +169,15 @@ std::string check_tensor(Bytes bytes) {
       case tensor::TYPE: type = field.value; break;
       case tensor::NAME: name = field.data.size() ? field.data.text() : ""; break;
       case tensor::RAW:
-        raw = field.data.size();
+        raw = field.data;
         has_raw = true;
         break;
       case tensor::FLOATS: listed += count_values(field, 4); break;
       case tensor::DOUBLES: listed += count_values(field, 8); break;
-      case tensor::INT32S: case tensor::INT64S: listed += count_values(field, 0); break;
+      case tensor::INT32S: case tensor::INT64S:
+        listed += count_values(field, 0);
+        check_ints(field, tensor);
+        break;
       case tensor::LOCATION: if (field.value == 0) break; [[fallthrough]];
       case tensor::SEGMENT: case tensor::STRINGS: case tensor::UINT64S: case tensor::EXTERNAL:
         throw Error("the tensor '" + name + "' has values that a bundle's model does not have");
@@ -145,16 +191,26 @@ std::string check_tensor(Bytes bytes) {
     if (dim > 0x7FFFFFFF || (dim && count > 0x7FFFFFFF / dim)) throw Error("the tensor '" + name + "' has an impossible shape");
     count *= dim;
   }
-  if ((has_raw && listed) || (has_raw ? raw != count * width : listed != count))
+  if ((has_raw && listed) || (has_raw ? raw.size() != count * width : listed != count))
     throw Error("the tensor '" + name + "' does not have as many values as its shape");
-  return name;
+  if (type == INT32 || type == INT64) check_raw_ints(raw, width, tensor);
+  return tensor;
 }
 
 void check_attribute(Bytes bytes) {
   Field field;
   while (next_field(bytes, field)) {
     switch (field.number) {
-      case attribute::TENSOR: case attribute::TENSORS: check_tensor(field.data); break;
+      case attribute::TENSOR: case attribute::TENSORS:
+        if (check_tensor(field.data).has_end) throw Error("an operator with an impossible size or axis");
+        break;
+      case attribute::INT: case attribute::INTS: {
+        Tensor value;
+        value.name = "of an operator";
+        check_ints(field, value);
+        if (value.has_end) throw Error("an operator with an impossible size or axis");
+        break;
+      }
       case attribute::GRAPH: case attribute::GRAPHS: case attribute::SPARSE: case attribute::SPARSES:
         throw Error("an operator with a graph or a sparse tensor");
       default: break;
@@ -162,17 +218,31 @@ void check_attribute(Bytes bytes) {
   }
 }
 
-void check_node(Bytes bytes, std::set<std::string>& values) {
-  std::vector<std::string> outputs;
+// Names of the values that operators may use, and of those of them that hold the end of an axis.
+struct Values {
+  std::set<std::string> names, ends;
+};
+
+void check_node(Bytes bytes, Values& values) {
+  std::vector<std::string> inputs, outputs;
+  std::string type;
   Field field;
   while (next_field(bytes, field)) {
-    if (field.number == node::INPUT && field.data.size() && !values.count(field.data.text()))
-      throw Error("an operator uses the value '" + field.data.text() + "', which does not exist");
-    if (field.number == node::OUTPUT && field.data.size()) outputs.push_back(field.data.text());
+    // An input that is left out has no name.
+    const std::string text = field.data.size() ? field.data.text() : "";
+    if (field.number == node::INPUT) inputs.push_back(text);
+    if (field.number == node::OUTPUT) outputs.push_back(text);
+    if (field.number == node::OPERATOR) type = text;
     if (field.number == node::ATTRIBUTE) check_attribute(field.data);
   }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].empty() && !values.names.count(inputs[i]))
+      throw Error("an operator uses the value '" + inputs[i] + "', which does not exist");
+    // The second and third input of Slice are starts and ends.
+    if (values.ends.count(inputs[i]) && (type != "Slice" || (i != 1 && i != 2))) throw Error("an operator with an impossible size or axis");
+  }
   for (const std::string& name : outputs)
-    if (!values.insert(name).second) throw Error("two values have the name '" + name + "'");
+    if (!name.empty() && !values.names.insert(name).second) throw Error("two values have the name '" + name + "'");
 }
 
 // The name of a ValueInfoProto.
@@ -184,15 +254,20 @@ std::string name_of(Bytes bytes) {
 }
 
 void check_graph(Bytes bytes, const Settings& settings) {
-  std::set<std::string> values{settings.input}, outputs;
+  Values values;
+  values.names.insert(settings.input);
+  std::set<std::string> outputs;
   std::vector<Bytes> nodes;
   Field field;
   while (next_field(bytes, field)) {
     switch (field.number) {
       case graph::NODE: nodes.push_back(field.data); break;
-      case graph::INITIALIZER:
-        if (!values.insert(check_tensor(field.data)).second) throw Error("two values have the same name");
+      case graph::INITIALIZER: {
+        const Tensor tensor = check_tensor(field.data);
+        if (!values.names.insert(tensor.name).second) throw Error("two values have the name '" + tensor.name + "'");
+        if (tensor.has_end) values.ends.insert(tensor.name);
         break;
+      }
       case graph::INPUT:
         if (name_of(field.data) != settings.input) throw Error("the input is not '" + settings.input + "'");
         break;
@@ -203,7 +278,7 @@ void check_graph(Bytes bytes, const Settings& settings) {
   }
   for (const Bytes& item : nodes) check_node(item, values);
   for (const std::string& name : settings.outputs)
-    if (!values.count(name) || !outputs.count(name)) throw Error("there is no output '" + name + "'");
+    if (!values.names.count(name) || !outputs.count(name)) throw Error("there is no output '" + name + "'");
 }
 
 }  // namespace
