@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.options import AsJson
 from caffetools.cli.show import console, print_json, progress_sink
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def convert(
     per_file: Annotated[int, typer.Option(min=1, help="Most examples in a file, for hdf5, webdataset and tfrecord.")] = 10_000,
     skip_corrupt: Annotated[int, typer.Option(min=0, help="Leave out up to this many pictures that cannot be decoded.")] = 0,
     force: _Force = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a dataset to Caffe's databases, or a database to other formats.
 
@@ -81,6 +82,7 @@ def shard(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to make.", show_default=False)],
     shards: Annotated[int, typer.Option(min=1, help="Number of shards.", show_default=False)],
     force: _Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Split a database into LMDBs of equal size with an index, which a Data layer reads as one database.
 
@@ -90,6 +92,9 @@ def shard(
 
     with progress_sink("Splitting") as events:
         index = shard_database(source, out, shards, force=force, events=events)
+    if as_json:
+        print_json({"path": out, **index.to_json()})
+        return
     console.print(f"Wrote {index.records} records in {len(index.shards)} shards, and index.json, to {out}")
 
 

@@ -71,9 +71,14 @@ def classify_to_parquet(
     """Classify pictures into Parquet files in the new folder ``out``: columns picture, index, label, probability (lists of ``top``) and error.
 
     Args:
-        deploy: See :class:`~caffetools.infer.classifier.Classifier`, as ``weights``, ``options``, ``engine``, ``device`` and ``output``.
+        deploy: A deploy prototxt or an ONNX file.
+        weights: Its .caffemodel; None for ONNX.
+        options: Mean, labels, scale and size.
         pictures: Paths; with a cluster those of files that every machine reads.
         out: Folder to create; with a cluster one that every machine writes to.
+        engine: ``torch`` or ``onnxruntime``; None takes that of the file's kind.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        output: Blob of the probabilities; None if the net has only one output.
         top: Number of classes for each picture.
         batch: Number of pictures that the net processes at once.
         oversample: See :meth:`~caffetools.infer.classifier.Classifier.classify`.

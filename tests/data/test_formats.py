@@ -200,10 +200,14 @@ def test_floats_become_float_data_and_come_back(tmp_path: Path) -> None:
     convert_dataset("hdf5", tmp_path / "list.txt", tmp_path / "db")
     assert np.array_equal(np.stack([array for array, _ in arrays(tmp_path / "db")]), values)
     convert_dataset("lmdb", tmp_path / "db", tmp_path / "back", ConvertOptions(per_file=2), to="hdf5")
-    assert (tmp_path / "back/list.txt").read_text() == "data_0000.h5\ndata_0001.h5\n"
+    listed = [str(tmp_path / f"back/data_000{number}.h5") for number in range(2)]
+    assert (tmp_path / "back/list.txt").read_text().split() == listed
+    moved = (tmp_path / "back").rename(tmp_path / "moved")
+    convert_dataset("hdf5", moved / "list.txt", tmp_path / "again")
+    assert records(tmp_path / "again") == records(tmp_path / "db")
     found = []
     for name in ("data_0000.h5", "data_0001.h5"):
-        with h5py.File(tmp_path / "back" / name) as file:
+        with h5py.File(moved / name) as file:
             found.append((np.array(file["data"]), np.array(file["label"])))
     assert np.array_equal(np.concatenate([data for data, _ in found]), values)
     assert np.concatenate([label for _, label in found]).tolist() == [0, 1, 2]

@@ -77,10 +77,20 @@ def write_numpy(path: Path, examples: Iterable[Example], options: ConvertOptions
     return len(labels)
 
 
-def write_hdf5(path: Path, examples: Iterable[Example], options: ConvertOptions) -> int:
+def write_hdf5(path: Path, examples: Iterable[Example], options: ConvertOptions, final: str = "") -> int:
     """Write files data_0000.h5 … of datasets ``data`` (N, C, H, W) and ``label`` (N), float32, and list.txt into the folder ``path``.
 
-    The datasets have the names that an HDF5Data layer with the tops ``data`` and ``label`` reads.
+    The datasets have the names that an HDF5Data layer with the tops ``data`` and ``label`` reads. As such a layer looks for the files of its
+    list from the working directory, list.txt has whole paths.
+
+    Args:
+        path: The folder to write into.
+        examples: The examples.
+        options: Size and channels of pictures, and the most examples in a file.
+        final: The folder's later path, for list.txt; empty for names without a folder.
+
+    Returns:
+        The number of examples.
 
     Raises:
         DataError: Examples differ in shape or type.
@@ -107,7 +117,7 @@ def write_hdf5(path: Path, examples: Iterable[Example], options: ConvertOptions)
             flush()
     if rows:
         flush()
-    lines = "".join(f"data_{number:04d}.h5\n" for number in range(files))
+    lines = "".join(f"{Path(final) / f'data_{number:04d}.h5'}\n" for number in range(files))
     with atomic_write(path / "list.txt", "w") as stream:
         stream.write(lines)
     return count
@@ -256,7 +266,7 @@ def _with_layout(options: ConvertOptions, layout: str) -> ConvertOptions:
 
 
 def _hdf5_files(source: PathLike) -> list[str]:
-    """Return ``source``, or the files that it lists; as Caffe reads them, relative to the working directory, else to the list."""
+    """Return ``source``, or the files that it lists; as Caffe reads them, from the working directory; else those next to the list."""
     with urls.open_binary(source) as stream:
         if stream.read(8) == b"\x89HDF\r\n\x1a\n":
             return [os.fspath(source)]
@@ -264,7 +274,8 @@ def _hdf5_files(source: PathLike) -> list[str]:
         raise DataError("this is not an HDF5 file", path=source)
     files = []
     for number, line in read_lines(source):
-        found = next((path for path in (Path(line), Path(source).parent / line) if path.is_file()), None)
+        here = Path(source).parent
+        found = next((path for path in (Path(line), here / line, here / Path(line).name) if path.is_file()), None)
         if found is None:
             raise DataError(f"'{line[:200]}' is not a file", path=source, line=number)
         files.append(str(found))

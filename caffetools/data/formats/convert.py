@@ -131,21 +131,34 @@ def convert_parts(
     Args:
         parts: One without a name, which becomes ``out`` itself, or several with names.
         source: Their source, for messages.
+        out: Path or URL to write.
+        options: See :class:`ConvertOptions`.
+        to: Format to write.
+        force: Replace an output that exists.
+        skip_corrupt: How many pictures that cannot be decoded may be left out of a database.
         prefix: Put before the names of parts.
         mean: Also write mean.binaryproto of the part ``train``.
+        events: Receives ``Progress``, ``Warned`` and ``ArtifactWritten``.
+        cancel: Checked between examples.
+
+    Raises:
+        DataError: An example cannot be read or does not fit the output, or ``out`` exists.
+        WriteFailed: ``out`` cannot be written.
+        Cancelled: ``cancel`` was set.
     """
     result = ConvertResult(os.fspath(out), classes=parts[0].classes)
     corrupt = CorruptRecords(skip_corrupt, lambda error: _skip(error, result, events))
     run = _Run(options, to, corrupt, events, cancel)
     with reported("dataset", f"Converting {os.fspath(source)} to {to}", events), urls.local_output(out, force=force) as local:
         if len(parts) == 1 and not parts[0].name:
-            result.counts[result.path] = run.write(parts[0], local, force=force)
+            result.counts[result.path] = run.write(parts[0], local, result.path, force=force)
         else:
             with new_folder(local, force=force, replaceable=lambda old: (old / MARK).is_file()) as work:
                 (work / MARK).touch()
                 for part in parts:
                     name = f"{prefix}{part.name}{f'_{to}' if to in _DATABASES else ''}"
-                    result.counts[urls.join(out, name)] = run.write(part, work / name, force=False)
+                    final = urls.join(out, name)
+                    result.counts[final] = run.write(part, work / name, final, force=False)
                 _write_extras(work, out, parts, result, f"{prefix}train_{to}" if mean and to in _DATABASES else "")
     events(ArtifactWritten(task="dataset", path=result.path, what=to))
     return result
@@ -194,22 +207,24 @@ class _Run:
     events: EventSink
     cancel: CancelToken | None
 
-    def write(self, part: Part, path: Path, *, force: bool) -> int:
-        """Write one part to ``path`` and return the number of its examples."""
+    def write(self, part: Part, path: Path, final: str, *, force: bool) -> int:
+        """Write one part to ``path``, which is ``final`` later, and return the number of its examples."""
         with contextlib.closing(self._followed(part)) as examples:
             if self.to in _DATABASES:
                 count = write_database(path, examples, self.options, backend=self.to, force=force, corrupt=self.corrupt)
             else:
                 with new_folder(path, force=force, replaceable=lambda old: (old / MARK).is_file()) as work:
                     (work / MARK).touch()
-                    count = self._write_files(work, examples, part.classes)
+                    count = self._write_files(work, final, examples, part.classes)
         return count
 
-    def _write_files(self, work: Path, examples: Iterable[Example], classes: list[str]) -> int:
+    def _write_files(self, work: Path, final: str, examples: Iterable[Example], classes: list[str]) -> int:
         checked = self._swapped(examples)
         if self.to == "imagefolder":
             return write_imagefolder(work, checked, self.options, classes)
-        writers = {"numpy": write_numpy, "hdf5": write_hdf5, "webdataset": write_webdataset, "tfrecord": write_tfrecord}
+        if self.to == "hdf5":
+            return write_hdf5(work, checked, self.options, "" if urls.is_url(final) else os.path.abspath(final))  # noqa: PTH100
+        writers = {"numpy": write_numpy, "webdataset": write_webdataset, "tfrecord": write_tfrecord}
         return writers[self.to](work, checked, self.options)
 
     def _swapped(self, examples: Iterable[Example]) -> Iterator[Example]:
