@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caffetools.cli.options import Cluster
-from caffetools.cli.show import console, print_json, print_next, progress_sink
+from caffetools.cli.show import console, note, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
@@ -96,7 +98,7 @@ def build(
     """
     from caffetools.data.datasets.build import build_dataset
 
-    with progress_sink("Reading pictures") as events:
+    with _resumable(), progress_sink("Reading pictures") as events:
         card = build_dataset(
             pictures,
             out,
@@ -126,6 +128,16 @@ def build(
     show_card(card, as_json=as_json)
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Mention ``--resume`` when the user interrupts the build."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("the same command with --resume continues where this one stopped")
+        raise
+
+
 def show_card(card: DatasetCard, *, as_json: bool) -> None:
     """Print what a dataset holds, what was left out, and where it is."""
     from caffetools.project.next_step import after_dataset
@@ -143,8 +155,8 @@ def show_card(card: DatasetCard, *, as_json: bool) -> None:
         console.print(f"  left out: {skipped.path}: {skipped.reason}")
     if len(card.skipped) > _MOST_SKIPPED:
         console.print(f"  … and {len(card.skipped) - _MOST_SKIPPED} more; dataset.json lists all {len(card.skipped)}")
-    for note in card.notes:
-        console.print(f"  {note}")
+    for remark in card.notes:
+        console.print(f"  {remark}")
     names = ["train_lmdb", "val_lmdb", *(["test_lmdb"] if card.test_counts else []), "labels.txt", "train.txt", "val.txt"]
     names += [*(["mean.binaryproto"] if card.mean_file else []), "samples.png", "dataset.json"]
     console.print(f"Wrote {card.folder}: {', '.join(names)}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caffetools.cli.dataset_build import DropDuplicates, DropSimilar, GroupBy, Json, Root, Strict, show_card
-from caffetools.cli.show import progress_sink
+from caffetools.cli.show import console, print_json, progress_sink
+from caffetools.errors import CaffeToolsError
+
+if TYPE_CHECKING:
+    from caffetools.data.datasets.bare import CopiedRecords
 
 _Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a dataset (see dataset build).", show_default=False)]
 _Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.", show_default=False)]
@@ -49,7 +53,9 @@ def add(
 
 def merge(
     out: _Out,
-    datasets: Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Folders of datasets.", show_default=False)],
+    datasets: Annotated[
+        list[Path], typer.Argument(metavar="DATASET...", help="Folders of datasets; or databases alone.", show_default=False)
+    ],
     seed: Annotated[int, typer.Option(help="Seed of the order of the training pictures.")] = 1,
     force: _Force = False,
     as_json: Json = False,
@@ -57,20 +63,30 @@ def merge(
     """Merge datasets into a new one; classes of the same name become one.
 
     The classes of the first dataset keep their labels. Training, validation and test pictures stay what they are; duplicates between
-    the datasets are reported.
+    the datasets are reported. Of bare databases (LMDB, LevelDB) the records follow each other with the labels that they have.
     """
+    from caffetools.data.datasets.bare import merge_databases
+    from caffetools.data.datasets.combine import is_dataset
     from caffetools.data.datasets.merging import merge_datasets
 
+    if not any(is_dataset(path) for path in datasets):
+        with progress_sink("Copying records") as events:
+            copied = merge_databases(datasets, out, force=force, events=events)
+        _show_copied(copied, as_json=as_json)
+        return
     with progress_sink("Copying records") as events:
         card = merge_datasets(datasets, out, seed=seed, force=force, events=events)
     show_card(card, as_json=as_json)
 
 
 def subset(
-    dataset: _Dataset,
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Folder of a dataset (see dataset build); or a database alone.", show_default=False)
+    ],
     out: _Out,
     classes: Annotated[
-        list[str] | None, typer.Option("--class", "-c", metavar="NAME", help="Class to take; may be repeated. All by default.")
+        list[str] | None,
+        typer.Option("--class", "-c", metavar="NAME", help="Class to take (of a database: its label); may be repeated. All by default."),
     ] = None,
     classes_file: Annotated[
         Path | None, typer.Option("--classes", metavar="FILE", help="File of the classes to take, one a line.", show_default=False)
@@ -84,10 +100,21 @@ def subset(
     as_json: Json = False,
 ) -> None:
     """Write some classes, or some pictures of each class, of a dataset as a new one; labels count from 0 again."""
+    from caffetools.data.datasets.bare import subset_database
+    from caffetools.data.datasets.combine import is_dataset
     from caffetools.data.datasets.inspect import read_names
     from caffetools.data.datasets.merging import subset_dataset
 
     named = [*(classes or []), *(read_names(classes_file) if classes_file is not None else [])]
+    if not is_dataset(dataset):
+        if val_per_class is not None:
+            raise CaffeToolsError("--val-per-class belongs to datasets with a validation part; this is a database alone", path=dataset)
+        with progress_sink("Copying records") as events:
+            copied = subset_database(
+                dataset, out, labels=_numbers(named) or None, per_class=per_class, seed=seed, force=force, events=events
+            )
+        _show_copied(copied, as_json=as_json)
+        return
     with progress_sink("Copying records") as events:
         card = subset_dataset(
             dataset,
@@ -100,3 +127,19 @@ def subset(
             events=events,
         )
     show_card(card, as_json=as_json)
+
+
+def _numbers(labels: list[str]) -> list[int]:
+    for label in labels:
+        if not label.isdecimal():
+            raise CaffeToolsError(f"the classes of a database are its labels, which are numbers, not '{label}'")
+    return [int(label) for label in labels]
+
+
+def _show_copied(copied: CopiedRecords, *, as_json: bool) -> None:
+    if as_json:
+        print_json(copied.to_json())
+        return
+    for old, new in copied.labels.items():
+        console.print(f"  label {old} is {new}")
+    console.print(f"Wrote {copied.records} records to {copied.path}")

@@ -60,7 +60,7 @@ def test_the_root_is_the_lists_folder_or_the_working_directory(images: Path, tmp
     (tmp_path / "elsewhere").mkdir()
     there, away = write_list(images / "list", "txt"), write_list(tmp_path / "elsewhere" / "list", "txt")
     assert read_listing(there).root == images
-    with pytest.raises(DataError, match="its first picture 'cat/p 0.png' is neither in"):
+    with pytest.raises(DataError, match="its first picture 'cat/p 0.png' is neither in .* nor in"):
         read_listing(away)
     monkeypatch.chdir(images)
     assert read_listing(away).root == Path()

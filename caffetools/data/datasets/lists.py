@@ -278,6 +278,6 @@ def _root(path: Path, first: str, root: PathLike | None) -> Path:
     for place in places:
         if (place / first).is_file():
             return place
-    raise DataError(
-        f"its first picture '{first}' is neither in {path.parent.resolve()} nor in {Path.cwd()}", path=path, hint="give --root FOLDER"
-    )
+    looked = " nor in ".join(dict.fromkeys(str(place.resolve()) for place in places))
+    either = "neither in" if " nor in " in looked else "not in"
+    raise DataError(f"its first picture '{first}' is {either} {looked}", path=path, hint="give --root FOLDER")
