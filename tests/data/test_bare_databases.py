@@ -67,7 +67,7 @@ def test_chosen_labels_count_from_zero_and_others_stay(tmp_path: Path) -> None:
 def test_what_is_not_there_is_refused(tmp_path: Path, options: dict[str, list[int]], reason: str) -> None:
     database = write(tmp_path / "a", [7, 2])
     with pytest.raises(DataError, match=reason):
-        subset_database(database, tmp_path / "part", **options)  # type: ignore[arg-type]
+        subset_database(database, tmp_path / "part", **options)
     assert names(tmp_path) == ["a"]
 
 
