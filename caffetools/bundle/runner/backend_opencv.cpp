@@ -1,5 +1,8 @@
 #include <algorithm>
+#include <cstdint>
 #include <exception>
+#include <functional>
+#include <numeric>
 #include <opencv2/dnn.hpp>
 
 #include "backend.h"
@@ -9,7 +12,7 @@ namespace caffetools {
 namespace {
 
 // All values of a network for one image; VGG-16 has 110 MiB of them.
-constexpr size_t MOST_BYTES = size_t{4} << 30;
+constexpr double MOST_BYTES = 4.0 * (1 << 30);
 
 std::string one_line(std::string text) {
   std::replace_if(text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r' || c == '\t'; }, ' ');
@@ -57,13 +60,20 @@ class OpenCVBackend : public Backend {
   void check_memory() const {
 #if CV_VERSION_MAJOR < 5
     const cv::dnn::MatShape shape{1, settings_.channels, settings_.height, settings_.width};
-    size_t weights = 0, blobs = 0;
+    std::vector<int> layers;
+    std::vector<std::vector<cv::dnn::MatShape>> inputs, outputs;
     try {
-      net_.getMemoryConsumption(shape, weights, blobs);
+      net_.getLayersShapes(shape, layers, inputs, outputs);
     } catch (const std::exception& error) {
       throw Error(path_ + ": OpenCV cannot run it: " + one_line(error.what()));
     }
-    if (blobs > MOST_BYTES) throw Error(path_ + ": it needs " + std::to_string(blobs >> 20) + " MiB for one image");
+    // OpenCV's own sums have 32 bits.
+    double bytes = 0;
+    for (const auto& blobs : outputs)
+      for (const cv::dnn::MatShape& blob : blobs)
+        bytes += std::accumulate(blob.begin(), blob.end(), static_cast<double>(sizeof(float)), std::multiplies<double>());
+    if (!(bytes <= MOST_BYTES))
+      throw Error(path_ + ": it needs " + std::to_string(static_cast<int64_t>(bytes / (1 << 20))) + " MiB for one image");
 #endif
   }
 
