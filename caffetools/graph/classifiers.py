@@ -77,12 +77,13 @@ def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[
     Raises:
         NetError: There is no classifier, one of ``names`` is not one, or a layer reads scores of others that are not named.
     """
+    graphs = phases(param)
     if names is not None:
-        heads = [_named(param, name) for name in names]
-        _check_counters(param, heads)
+        heads = [_named(param, graphs, name) for name in names]
+        _check_counters(graphs, heads)
         return heads
     found: dict[str, Head] = {}
-    for graph, index in _score_consumers(param):
+    for graph, index in _score_consumers(graphs):
         for head in _classifiers(graph, index):
             found.setdefault(head.layer, head)
     if not found:
@@ -90,8 +91,8 @@ def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[
             f"no classifier was found in the net '{param.name}': it has no {SoftmaxWithLoss.TYPE} or other loss over classes, "
             "and no Softmax as an output"
         )
-    heads = [_counted(param, head) for head in found.values()]
-    _check_counters(param, heads)
+    heads = [_counted(graphs, head) for head in found.values()]
+    _check_counters(graphs, heads)
     return heads
 
 
@@ -147,9 +148,8 @@ def loss_weight(layer: LayerParameter) -> float:
     return float(layer.loss_weight[0]) if layer.loss_weight else 1.0
 
 
-def _score_consumers(param: NetParameter) -> list[tuple[Graph, int]]:
+def _score_consumers(graphs: Sequence[Graph]) -> list[tuple[Graph, int]]:
     """Return (graph, index) of the layers that read scores: the losses of both phases, else the final Softmax (or Sigmoid) layers."""
-    graphs = phases(param)
     losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if compares_classes(layer)]
     if losses:
         return [(graph, i) for graph, i in losses if not _reconstructs(graph, i)]
@@ -225,7 +225,7 @@ def _score_layers(graph: Graph, index: int) -> list[int]:
     return list(found)
 
 
-def _counted(param: NetParameter, head: Head) -> Head:
+def _counted(graphs: Sequence[Graph], head: Head) -> Head:
     """Return ``head`` with the layers that name its number of classes too.
 
     Raises:
@@ -233,7 +233,7 @@ def _counted(param: NetParameter, head: Head) -> Head:
     """
     counters: dict[tuple[str, str], int] = {}
     reshapes: dict[str, Any] = {}
-    for graph in phases(param):
+    for graph in graphs:
         for index, layer in graph.layers.items():
             if layer.name == head.layer:
                 _collect_counters(graph, index, counters, reshapes)
@@ -277,11 +277,11 @@ def _collect_counters(graph: Graph, index: int, counters: dict[tuple[str, str], 
                     reshapes[layer.name] = layer
 
 
-def _check_counters(param: NetParameter, heads: Sequence[Head]) -> None:
+def _check_counters(graphs: Sequence[Graph], heads: Sequence[Head]) -> None:
     """Raise :class:`NetError` where a layer that names the number of classes reads the scores of further classifiers than ``heads``."""
     names = {head.layer for head in heads}
     counters = {layer for head in heads for layer, _ in head.counters}
-    for graph in phases(param):
+    for graph in graphs if counters else ():
         for index, layer in graph.layers.items():
             others = [graph.layers[i].name for i in _score_layers(graph, index)] if layer.name in counters else []
             if missing := [name for name in others if name not in names]:
@@ -373,13 +373,13 @@ def _check_reshapes(graph: Graph, reshapes: tuple[tuple[str, int], ...], classif
             raise error
 
 
-def _named(param: NetParameter, name: str) -> Head:
+def _named(param: NetParameter, graphs: Sequence[Graph], name: str) -> Head:
     layer = next((layer for layer in param.layer if layer.name == name), None)
     if layer is None:
         raise NetError(f"the net '{param.name}' has no layer '{name}'{did_you_mean(name, [layer.name for layer in param.layer])} (--head)")
     if not is_classifier(layer):
         raise NetError(f"is a {layer.type} layer; a classifier is one of {', '.join(types(role='classifier'))} (--head)", layer=name)
-    for graph, index in _score_consumers(param):
+    for graph, index in _score_consumers(graphs):
         try:
             heads = _classifiers(graph, index)
         except _Reshaped as error:
@@ -390,7 +390,7 @@ def _named(param: NetParameter, name: str) -> Head:
             continue
         for head in heads:
             if head.layer == name:
-                return _counted(param, head)
+                return _counted(graphs, head)
             if any(graph.layers[i].name == name for i in graph.needed([(index, graph.layers[index].bottom[0])])):
                 raise NetError(f"is not a classifier: '{head.layer}' is, and reads what is made from it (--head)", layer=name)
-    return _counted(param, Head(name, layer.type, traits(layer).num_output(layer), "", 0.0))
+    return _counted(graphs, Head(name, layer.type, traits(layer).num_output(layer), "", 0.0))

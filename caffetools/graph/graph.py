@@ -136,9 +136,14 @@ def phases(param: NetParameter) -> list[Graph]:
 
 def phases_present(param: NetParameter) -> list[int]:
     """Return the phases, TRAIN and TEST, in which ``param`` has data or input layers; both where it has none."""
-    graphs = zip((TRAIN, TEST), phases(param), strict=True)
-    present = [phase for phase, graph in graphs if any(layer.top and not layer.bottom for layer in graph.layers.values())]
-    return present or [TRAIN, TEST]
+    return list(graphs_present(param))
+
+
+def graphs_present(param: NetParameter) -> dict[int, Graph]:
+    """Return the graphs of the phases that :func:`phases_present` returns, by phase."""
+    graphs = dict(zip((TRAIN, TEST), phases(param), strict=True))
+    present = {phase: graph for phase, graph in graphs.items() if any(not layer.bottom and layer.top for layer in graph.layers.values())}
+    return present or graphs
 
 
 def shapes_in(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -123,6 +123,44 @@ def summarize(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Sh
     return replace(found, layers=list(found.layers))
 
 
+def parameter_shapes(
+    layers: Sequence[LayerParameter], whole: NetParameter, phase: int, shapes: Mapping[str, Shape] | None = None
+) -> list[list[Shape] | None]:
+    """Derive the shapes of all parameter blobs of a phase, without the rest of a summary, which takes several times as long.
+
+    Args:
+        layers: The layers of the phase, in order.
+        whole: The net that has them, in today's form.
+        phase: ``TRAIN`` or ``TEST``.
+        shapes: Shapes of input blobs by name; ``""`` is the net's first input.
+
+    Returns:
+        For each layer the shapes of its blobs; None where they are not known.
+
+    Raises:
+        NetError: As :func:`summarize`.
+    """
+    given = named_shapes(filter_net(whole, make_state(phase)), shapes) if shapes else {}
+    guessed = {top for layer in layers for top in guessed_tops(layer)} - given.keys()
+    known: dict[str, Shape | None] = {}
+    found: list[list[Shape] | None] = []
+    for layer in layers:
+        bottoms, tops = list(layer.bottom), list(layer.top)
+        if not bottoms and (is_input(layer) or is_data_layer(layer)):
+            row = _describe_input(layer, given, None)
+            known.update(zip(tops, row.shapes, strict=True))
+            found.append(row.parameters)
+            continue
+        if not known.keys() >= set(bottoms) or any(top in known and top not in bottoms for top in tops):
+            # Something is wrong, so the check raises an error.
+            check_blob_graph(layers, whole)
+        facts = _derive(layer, [known[bottom] for bottom in bottoms], phase, guessed)
+        shapes_of_tops: Sequence[Shape | None] = facts.tops or [None] * len(tops)
+        known.update(zip(tops, shapes_of_tops, strict=False))
+        found.append(facts.parameters)
+    return found
+
+
 def _summarize(net: NetParameter, phase: int, given: Mapping[str, Shape], inputs: Mapping[int, LayerSummary]) -> Summary:
     summary = Summary(str(net.name), "TRAIN" if phase == TRAIN else "TEST")
     known: dict[str, Shape | None] = {}
@@ -161,34 +199,44 @@ def _undescribed(layer: LayerParameter, note: str = "", *, unknown_type: bool = 
 
 
 def _describe(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, guessed: set[str]) -> LayerSummary:
-    if not is_known(layer.type):
-        return _undescribed(layer, f"the type {layer.type} is not known here{suggestion(layer.type)}", unknown_type=True)
-    if traits(layer.type).user_code:
-        return _undescribed(layer, "its module is not run for this")
-    shapes = [shape for shape in bottoms if shape is not None]
-    if len(shapes) < len(bottoms):
-        return _undescribed(layer, "what it reads has no known shape")
-    try:
-        facts = _layer_facts(layer, shapes, phase)
-    except NetError:
-        guess = next((bottom for bottom in layer.bottom if bottom in guessed), None)
-        if guess is None:
-            raise
-        return _undescribed(layer, f"the shape of '{guess}' is not known; give --input-shape {guess}=SHAPE")
+    facts = _derive(layer, bottoms, phase, guessed)
     if facts.note:
-        return _undescribed(layer, facts.note)
+        return _undescribed(layer, facts.note, unknown_type=facts.unknown_type)
     tops = list(layer.top) or [layer.name] * len(facts.tops)
     return LayerSummary(layer.name, layer.type, list(layer.bottom), tops, list(facts.tops), facts.parameters, macs=facts.macs)
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a layer's settings and its bottoms' shapes determine."""
+    """What a layer's settings and its bottoms' shapes determine; with a ``note`` nothing is known, for the reason that it states."""
 
     tops: list[Shape]
-    parameters: list[Shape]
+    parameters: list[Shape] | None
     macs: int = 0
     note: str = ""
+    unknown_type: bool = False
+
+
+def _unknown(note: str, *, unknown_type: bool = False) -> _Facts:
+    return _Facts([], None, note=note, unknown_type=unknown_type)
+
+
+def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, guessed: set[str]) -> _Facts:
+    kind = layer.type
+    if not is_known(kind):
+        return _unknown(f"the type {kind} is not known here{suggestion(kind)}", unknown_type=True)
+    if traits(kind).user_code:
+        return _unknown("its module is not run for this")
+    shapes = [shape for shape in bottoms if shape is not None]
+    if len(shapes) < len(bottoms):
+        return _unknown("what it reads has no known shape")
+    try:
+        return _layer_facts(layer, shapes, phase)
+    except NetError:
+        guess = next((bottom for bottom in layer.bottom if bottom in guessed), None)
+        if guess is None:
+            raise
+        return _unknown(f"the shape of '{guess}' is not known; give --input-shape {guess}=SHAPE")
 
 
 def _layer_facts(param: LayerParameter, bottoms: list[Shape], phase: int) -> _Facts:
@@ -207,7 +255,7 @@ def _compute_facts(param: LayerParameter, bottoms: list[Shape], phase: int) -> _
     copy.phase = phase
     layer = layer_class(param.type)(copy, phase)
     if reason := layer.unsupported():
-        return _Facts([], [], note=f"it {reason}")
+        return _unknown(f"it {reason}")
     if not layer.tops and layer.IS_LOSS:
         layer.tops = [layer.name]
     tops = list(layer.configure(bottoms))

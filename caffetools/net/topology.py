@@ -37,11 +37,11 @@ def check_blob_graph(layers: Iterable[LayerParameter], whole: NetParameter | Non
     """
     layers = list(layers)
     produced: dict[str, str] = {}
-    producers = {top: layer.name for layer in layers for top in layer.top}
     for layer in layers:
         for bottom in layer.bottom:
             if bottom in produced:
                 continue
+            producers = {top: other.name for other in layers for top in other.top}
             if bottom in layer.top or bottom not in producers:
                 other = next((known for known in whole.layer if bottom in known.top and known.name != layer.name), None) if whole else None
                 if other is not None and bottom not in producers:

@@ -12,7 +12,7 @@ from typing import Any
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import find_heads
-from caffetools.graph.graph import Graph, phases_present, shapes_in
+from caffetools.graph.graph import Graph, graphs_present, shapes_in
 from caffetools.graph.inputs import as_shapes
 from caffetools.graph.stages import Stages, deploy_stage, find_stages, resolve_stages, stage_names
 from caffetools.graph.summary import summarize
@@ -338,5 +338,5 @@ def _check_loss(net: NetParameter) -> None:
 def _check_wiring(param: NetParameter) -> None:
     """Raise :class:`NetError` where a bottom is missing, while the layers still have the names that the user gave them."""
     net = upgrade_net(param)
-    for phase in phases_present(net):
-        check_blob_graph(Graph(net, phase).layers.values(), net)
+    for graph in graphs_present(net).values():
+        check_blob_graph(graph.layers.values(), net)

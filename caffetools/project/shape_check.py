@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping
 
 from caffetools.errors import NetError
-from caffetools.graph.graph import Graph, phases_present, shapes_in
-from caffetools.graph.summary import LayerSummary, summarize
+from caffetools.graph.graph import Graph, graphs_present, shapes_in
+from caffetools.graph.summary import parameter_shapes
 from caffetools.layers.base import Shape, format_shape
-from caffetools.proto.schema import TRAIN, NetParameter, ParamSpec
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter, ParamSpec
+
+# A layer and the shapes of its parameter blobs; None where they are not known.
+Row = tuple[LayerParameter, list[Shape] | None]
 
 
 def check_parameter_shapes_match(train_val: NetParameter, deploy: NetParameter, shapes: Mapping[str, Shape]) -> None:
@@ -25,37 +28,39 @@ def check_parameter_shapes_match(train_val: NetParameter, deploy: NetParameter, 
     """
     known: dict[str, tuple[str, list[Shape]]] = {}
     nets = []
-    for phase in phases_present(train_val):
-        graph = Graph(train_val, phase)
+    for phase, graph in graphs_present(train_val).items():
         rows = _rows(graph, phase, shapes)
-        _check_sharing(graph, rows)
+        _check_sharing(rows)
         nets.append(("training" if phase == TRAIN else "testing", rows))
-    for where, rows in [*nets, ("use (the deploy net)", summarize(deploy).layers)]:
-        for row in rows:
-            if not row.parameters:
+    deployed = list(deploy.layer)
+    nets.append(("use (the deploy net)", list(zip(deployed, parameter_shapes(deployed, deploy, TEST), strict=True))))
+    for where, rows in nets:
+        for layer, parameters in rows:
+            if not parameters:
                 continue
-            before, parameters = known.setdefault(row.name, (where, row.parameters))
-            if parameters != row.parameters:
+            before, others = known.setdefault(layer.name, (where, parameters))
+            if others != parameters:
                 raise NetError(
-                    f"has parameters of {_listed(parameters)} in {before}, but of {_listed(row.parameters)} in {where}: pictures are of "
+                    f"has parameters of {_listed(others)} in {before}, but of {_listed(parameters)} in {where}: pictures are of "
                     "another size there, so weights of the one do not fit the other; give one --crop for all, and leave --input-shape out",
-                    layer=row.name,
+                    layer=layer.name,
                 )
 
 
-def _rows(graph: Graph, phase: int, shapes: Mapping[str, Shape]) -> list[LayerSummary]:
+def _rows(graph: Graph, phase: int, shapes: Mapping[str, Shape]) -> list[Row]:
     """Return the layers with the sizes that the net gives; those without sizes with ``shapes``."""
-    own = summarize(graph.param, phase).layers
-    if not (given_shapes := shapes_in(graph, shapes)):
-        return own
-    forced = summarize(graph.param, phase, shapes=given_shapes).layers
-    return [given if mine.parameters is None else mine for mine, given in zip(own, forced, strict=True)]
+    layers = list(graph.layers.values())
+    own = parameter_shapes(layers, graph.param, phase)
+    if given := shapes_in(graph, shapes):
+        forced = parameter_shapes(layers, graph.param, phase, given)
+        own = [other if mine is None else mine for mine, other in zip(own, forced, strict=True)]
+    return list(zip(layers, own, strict=True))
 
 
-def _check_sharing(graph: Graph, rows: list[LayerSummary]) -> None:
+def _check_sharing(rows: list[Row]) -> None:
     owners: dict[str, tuple[str, Shape]] = {}
-    for layer, row in zip(graph.layers.values(), rows, strict=True):
-        for spec, shape in zip(layer.param, row.parameters or (), strict=False):
+    for layer, parameters in rows:
+        for spec, shape in zip(layer.param if parameters else (), parameters or (), strict=False):
             if not spec.name:
                 continue
             owner, theirs = owners.setdefault(spec.name, (layer.name, shape))

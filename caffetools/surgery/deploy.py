@@ -86,6 +86,7 @@ def deploy_from(
         raise NetError(f"the net '{net.name}' has no layer that computes its outputs; there is nothing to deploy")
     check_no_label_inputs(graph, net, kept, labels)
     deployed = _with_layers(tested, kept)
+    deployed.ClearField("state")
     _drop_labels(deployed)
     deployed = _with_inputs(deployed, named_shapes(tested, as_shapes(input_shape, batch)), batch)
     if any(traits(end.loss).compares == "embeddings" for end in ends):
@@ -129,16 +130,20 @@ def left_out(train_val: NetParameter, heads: Collection[str] | None = None) -> l
 def _tested(net: NetParameter) -> Any:
     """Return the net of the TEST phase, with the TRAIN phase's data layers where it reads blobs that only those produce."""
     state = make_state(TEST)
-    made = {top for layer in net.layer if layer_included(layer, state) for top in layer.top}
-    lacking = {blob for layer in net.layer if layer_included(layer, state) for blob in layer.bottom} - made
-    tested = NetParameter()
-    tested.CopyFrom(net)
-    tested.ClearField("layer")
-    for layer in net.layer:
-        if layer_included(layer, state) or (is_data_layer(layer) and not lacking.isdisjoint(layer.top)):
+    made, lacking, excluded = set[str](), set[str](), set[int]()
+    for index, layer in enumerate(net.layer):
+        if layer_included(layer, state):
+            made.update(layer.top)
+            lacking.update(layer.bottom)
+        else:
+            excluded.add(index)
+    lacking -= made
+    for index in sorted(excluded):
+        layer = net.layer[index]
+        if is_data_layer(layer) and not lacking.isdisjoint(layer.top):
             lacking.difference_update(layer.top)
-            tested.layer.add().CopyFrom(layer)
-    return tested
+            excluded.remove(index)
+    return _with_layers(net, [index for index in range(len(net.layer)) if index not in excluded])
 
 
 def _is_deployed(graph: Graph) -> bool:
@@ -146,13 +151,13 @@ def _is_deployed(graph: Graph) -> bool:
     return any(map(is_input, graph.layers.values())) and not any(map(is_loss_or_metric, graph.layers.values()))
 
 
-def _with_layers(net: NetParameter, places: list[int]) -> Any:
+def _with_layers(net: NetParameter, indices: list[int]) -> NetParameter:
     some = NetParameter()
     some.CopyFrom(net)
-    some.ClearField("layer")
-    some.ClearField("state")
-    for i in places:
-        some.layer.add().CopyFrom(net.layer[i])
+    layers = list(net.layer)
+    if len(indices) < len(layers):
+        some.ClearField("layer")
+        some.layer.extend(layers[i] for i in indices)
     return some
 
 

@@ -45,7 +45,7 @@ def is_loss(layer: LayerParameter) -> bool:
 
 def is_loss_or_metric(layer: LayerParameter) -> bool:
     """Return whether ``layer`` is a loss, a metric, or a Silence."""
-    return is_loss(layer) or traits(layer).role in ("metric", "silence")
+    return traits(layer).role in ("loss", "metric", "silence") or any(layer.loss_weight)
 
 
 def losses_of(net: NetParameter) -> dict[int, Any]:
