@@ -121,11 +121,22 @@ class _Alias(importlib.abc.Loader):
         module.__spec__ = self._spec
 
 
+class _OldPackage(ModuleType):
+    """A package of moved modules. Importing it hides the public function of its name (``caffetools.deploy``), so it can be called as that."""
+
+    def __call__(self, *args: object, **options: object) -> object:
+        name = self.__name__.removeprefix(_PACKAGE)
+        home = importlib.import_module("caffetools")._HOMES[name]
+        return getattr(importlib.import_module(_PACKAGE + home), name)(*args, **options)
+
+
 class _Empty(importlib.abc.Loader):
     """Loads a package that holds nothing but moved modules."""
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
-        return None
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return _OldPackage(
+            spec.name, f"Modules that have moved; ``{spec.name}`` is also a public function, if it is in ``caffetools.__all__``."
+        )
 
     def exec_module(self, module: ModuleType) -> None:
         """Leave the module empty."""

@@ -26,6 +26,16 @@ def test_old_names_work_in_every_form_of_import() -> None:
     assert done.stdout == "caffetools.infer.classifier\n"
 
 
+def test_a_public_function_works_where_an_old_package_has_its_name() -> None:
+    script = (
+        "import caffetools.deploy.classifier\nimport caffetools as ct\n"
+        "net = ct.deploy(ct.zoo_prototxt('lenet', 'train_val'), input_shape=(1, 1, 28, 28))\nprint(net.layer[-1].top[0])\n"
+        "import caffetools.deploy.features as f\nprint(f.__name__, ct.deploy(net).layer[-1].top[0])"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "prob\ncaffetools.infer.features prob\n"
+
+
 def test_an_unknown_name_is_unknown() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("caffetools.nothing.here")
