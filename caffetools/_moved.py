@@ -126,7 +126,7 @@ class _OldPackage(ModuleType):
 
     def __call__(self, *args: object, **options: object) -> object:
         name = self.__name__.removeprefix(_PACKAGE)
-        home = importlib.import_module("caffetools")._HOMES[name]
+        home = sys.modules[_PACKAGE.removesuffix(".")]._HOMES[name]
         return getattr(importlib.import_module(_PACKAGE + home), name)(*args, **options)
 
 
