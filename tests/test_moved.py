@@ -5,10 +5,21 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from caffetools._moved import MOVED
+import caffetools
+from caffetools._moved import MOVED, _OldPackage
+
+
+@pytest.fixture(autouse=True)
+def no_old_packages() -> Iterator[None]:
+    """Old packages are attributes of ``caffetools`` once they were imported; other tests look at the public functions of these names."""
+    yield
+    for name, value in list(vars(caffetools).items()):
+        if isinstance(value, _OldPackage):
+            delattr(caffetools, name)
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
