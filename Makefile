@@ -31,7 +31,7 @@ bench: $(VENV)/.test
 
 # The pages that are made from the code, and the documentation's site in build/site.
 pages: $(VENV)/.test
-	for script in docs/make_*.py; do case $$script in *visualize.py) ;; *) $(BIN)/python $$script || exit 1;; esac; done
+	for script in docs/make_*.py; do case $$script in *visualize.py|*terminal.py) ;; *) $(BIN)/python $$script || exit 1;; esac; done
 
 site: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

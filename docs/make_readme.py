@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 PAGE = Path(__file__).parent.parent / "README.md"
 PICTURE = Path(__file__).parent / "pictures" / "report.png"
 _BLOCK = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)

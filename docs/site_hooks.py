@@ -14,7 +14,14 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"README.md": "index.md", "README.zh-CN.md": "zh/index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "README.zh-CN.md": "zh/index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+    "examples/README.md": "examples.md",
+}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _ROLE = re.compile(r":\w+:<code>~?([\w.]+)</code>")
 
@@ -23,7 +30,11 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made from files at the top of the repository."""
     for source, page in PAGES.items():
         if (ROOT / source).exists():
-            files.append(File.generated(config, page, content=rewrite_links((ROOT / source).read_text(encoding="utf-8"), "", page)))
+            files.append(
+                File.generated(
+                    config, page, content=rewrite_links((ROOT / source).read_text(encoding="utf-8"), posixpath.dirname(source), page)
+                )
+            )
     return files
 
 
