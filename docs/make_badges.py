@@ -14,12 +14,11 @@ def page() -> str:
     """Return the SVG of all badges: Python versions and licence of pyproject.toml, and the cases that real Caffe computed."""
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     versions = re.findall(r"Python :: (3\.\d+)\"", pyproject)
-    licence = re.search(r'^license = "([^"]+)"', pyproject, re.MULTILINE)
-    assert licence is not None
+    (licence,) = re.findall(r'^license = "([^"]+)"', pyproject, re.MULTILINE)
     cases = json.loads((ROOT / "tests" / "golden" / "layers" / "index.json").read_text(encoding="utf-8"))["cases"]
     badges = [
         ("Python", f"{versions[0]} – {versions[-1]}", "#1f6f3f"),
-        ("licence", licence[1], "#1d5fa8"),
+        ("licence", licence, "#1d5fa8"),
         ("compared with Caffe 1.0", f"{len(cases)} layer cases", "#7a3e9d"),
     ]
     return draw(badges)
