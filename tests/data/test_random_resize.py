@@ -158,12 +158,22 @@ def test_float_data_is_refused(tmp_path: Path, pictures: list[Any]) -> None:
         layer(data_text(tmp_path / "db", ""))
 
 
-@pytest.mark.parametrize("field", ["forward_packing: NHWC", "num_labels: 3", "crop_h: 5", "resize_param { height: 4 width: 4 prob: 1 }"])
+@pytest.mark.parametrize("field", ["crop_h: 5", "resize_param { height: 4 width: 4 prob: 1 }", "bgr2rgb: true"])
 def test_fields_that_are_not_computed_are_refused_by_name(tmp_path: Path, pictures: list[Any], field: str) -> None:
     with new_lmdb(tmp_path / "db") as writer:
         writer.put(b"0", array_to_datum(pictures[0], 0).SerializeToString())
     with pytest.raises(CaffeToolsError, match=field.partition(":")[0].partition(" ")[0]):
         layer(data_text(tmp_path / "db", field))
+
+
+def test_fields_without_an_effect_on_numbers_are_accepted(tmp_path: Path, pictures: list[Any]) -> None:
+    with new_lmdb(tmp_path / "db") as writer:
+        writer.put(b"0", array_to_datum(pictures[0], 0).SerializeToString())
+    plain, more = (
+        layer(data_text(tmp_path / "db", text), TEST)()[0]
+        for text in ("", "forward_packing: NHWC num_labels: 3 use_gpu_transform: true display: true")
+    )
+    assert np.array_equal(plain, more)
 
 
 # ImageData
