@@ -45,10 +45,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the card as JSON.")]
 
 
 _Pictures = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="PICTURES",
-        help="A folder for each class; train/, val/ (and test/) with such folders; a zip or tar of them; or a list (.txt, .csv, .tsv, .json).",
+        help="A folder for each class; train/, val/ (and test/) with such folders; a zip or tar of them; their URL; or a list (.txt, .csv, .tsv, .json).",
         show_default=False,
     ),
 ]
@@ -65,7 +65,7 @@ _Labels = Annotated[
 
 def build(
     pictures: _Pictures,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to create.", show_default=False)],
     size: _Size = "256",
     resize_mode: _ResizeMode = "squash",
     val: Val = 0.2,

@@ -152,8 +152,8 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    quiet: dict[str, Any] = {"include_dashboard": False} if _is_local(address) else {}
-    if _is_local(address):
+    quiet: dict[str, Any] = {"include_dashboard": False} if is_local(address) else {}
+    if is_local(address):
         quiet |= {"address": "local", "object_store_memory": _STORE_BYTES, **({"num_cpus": n} if (n := _workers(address)) else {})}
     else:
         quiet["address"] = address
@@ -167,13 +167,14 @@ def connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _is_local(address: str) -> bool:
+def is_local(address: str) -> bool:
+    """Return whether an address asks for Ray on this machine."""
     return address == LOCAL or address.startswith(f"{LOCAL}:")
 
 
 def _workers(address: str) -> int:
     """Return N of ``local:N``; 0 for other addresses. Raises :class:`DataError` if it is not a number."""
-    text = address.partition(":")[2] if _is_local(address) else ""
+    text = address.partition(":")[2] if is_local(address) else ""
     if text and not text.isdigit():
         raise DataError(f"'{address}' is not an address of a cluster; write local, local:2, auto or HOST:PORT")
     return int(text or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from caffetools.data.databases import open_database
 from caffetools.data.datasets.build import build_dataset, load_card
 from caffetools.data.images import read_image
 from caffetools.data.means import channel_means, compute_mean
+from caffetools.errors import DataError
 from caffetools.proto.binary import read_binaryproto
 from tests.data.drawing import CLASSES, content, draw, draw_classes, names, rows
 
@@ -139,3 +142,29 @@ def test_a_class_of_one_picture_trains_and_is_mentioned_and_one_of_two_validates
         counts = dict(zip(card.classes, zip(card.train_counts, card.val_counts, strict=True), strict=True))
         assert counts == {"one": (1, 0), "two": (1, 1), "three": (2, 1) if val < 0.5 else (1, 2)}
         assert card.notes == ["The class 'one' has one usable picture only; it trains, and nothing validates this class."]
+
+
+def test_pictures_and_output_may_be_urls(pictures: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    build_dataset(pictures, tmp_path / "near", size=8)
+    try:
+        system.put(str(pictures), "/build/photos", recursive=True)
+        card = build_dataset("memory://build/photos", "memory://build/out", size=8)
+        assert card.pictures == "memory://build/photos"
+        for part in ("train_lmdb", "val_lmdb"):
+            with closing(open_database(tmp_path / "near" / part)) as near, closing(open_database(f"memory://build/out/{part}")) as far:
+                assert list(near.records()) == list(far.records())
+        build_dataset(pictures, f"file://{tmp_path}/far", size=8, shards=2)
+        assert load_card(tmp_path / "far").train_counts == card.train_counts
+        with pytest.raises(DataError, match="exists already"):
+            build_dataset(pictures, "memory://build/out", size=8)
+        with pytest.raises(DataError, match="cannot be resumed"):
+            build_dataset(pictures, "memory://build/other", size=8, resume=True)
+        with pytest.raises(DataError, match="its machines share"):
+            build_dataset(pictures, "memory://build/other", size=8, cluster="auto")
+        with pytest.raises(DataError, match="does not exist"):
+            build_dataset("memory://build/none", tmp_path / "other", size=8)
+    finally:
+        system.rm("/build", recursive=True)

@@ -21,6 +21,7 @@ from caffetools.data.datasets.finishing import class_counts, finish_dataset
 from caffetools.data.datasets.listing import Listing, Picture, list_pictures
 from caffetools.data.datasets.lists import read_listing
 from caffetools.data.datasets.picture_records import RecordFormat, check_encoding
+from caffetools.data.datasets.remote import urls_allowed
 from caffetools.data.datasets.resizing import check_resize_mode
 from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
 from caffetools.data.datasets.writing import Source, Step, Written, write_split
@@ -66,6 +67,7 @@ class _Settings:
         }
 
 
+@urls_allowed
 def build_dataset(
     pictures: PathLike,
     out: PathLike,
@@ -103,8 +105,8 @@ def build_dataset(
 
     Args:
         pictures: A folder for each class; ``train/``, ``val/`` and maybe ``test/`` with such folders, whose split is then kept; a zip
-            or tar of either; or a list (see :func:`~caffetools.data.datasets.lists.read_listing`).
-        out: Folder to create.
+            or tar of either; or a list (see :func:`~caffetools.data.datasets.lists.read_listing`). A folder or archive may be a URL.
+        out: Folder to create; may be a URL.
         size: Size of the stored pictures: ``256``, ``"320x240"`` (width x height), or 0 to keep their own sizes.
         val: Share of each class for validation, between 0 and 1.
         test: Share of each class for testing, from 0.
