@@ -25,6 +25,7 @@ NOT_RUN = {
     r"^engine add": "downloads an environment",
     r"--engine caffe|--engines \S*(caffe|opencv)": "needs an environment with a real Caffe or OpenCV 4",
     r"-gpu": "needs a GPU",
+    r"--cluster auto": "needs a cluster that runs; tests/data and tests/infer start one",
 }
 # Commands whose exit code is 1 when what they compare or check differs.
 COMPARE = {"verify", "dataset", "diff"}
@@ -94,7 +95,7 @@ def remove_output(words: list[str]) -> None:
     at = next((index + 1 for index, word in enumerate(words) if word in ("-o", "--out")), 0)
     if words[:2] in (["dataset", "build"], ["dataset", "subset"]):
         at = 3
-    elif words[:2] == ["dataset", "merge"]:
+    elif words[:2] == ["dataset", "merge"] or (words[0] == "mean" and len(words) > 2):
         at = 2
     elif words[0] in ("convert-imageset", "upgrade"):
         at = len(words) - 1

@@ -15,6 +15,7 @@ from caffetools.net.weights import save_weights
 from caffetools.proto.schema import TEST
 from caffetools.zoo.networks import prototxt_path
 from tests.cli.inprocess import run_well
+from tests.data.test_formats import hugging_face_table, write_cifar, write_idx
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("daisy", "rose", "tulip")
@@ -88,6 +89,7 @@ def make_world(folder: Path) -> None:
     Path("people.csv").write_text("path,label,person\n" + people)
     _write_nets()
     _write_hdf5()
+    _write_downloads()
     run_well("train", "solver.prototxt", "--quiet", "--device", "cpu")
     run_well("deploy", "train_val.prototxt", "-o", "deploy.prototxt")
     for name in ("weights", "w", "a", "base", "float", "after"):
@@ -115,6 +117,17 @@ def _write_hdf5() -> None:
         'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 } }\n'
         'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }\n'
     )
+
+
+def _write_downloads() -> None:
+    """Write small files in the forms of MNIST, CIFAR-10 and a set of Hugging Face's."""
+    import pyarrow.parquet
+
+    for prefix in ("train", "t10k"):
+        write_idx(Path("mnist"), prefix=prefix)
+    write_cifar(Path("cifar-10-batches-bin"))
+    Path("beans").mkdir()
+    pyarrow.parquet.write_table(hugging_face_table(3)[1], "beans/train-00000-of-00001.parquet")
 
 
 def make_zoo(folder: Path, name: str = "squeezenet_v1.1") -> None:
