@@ -6,8 +6,10 @@ lower the figure of your room. A room that is missing from the table has none.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,50 @@ def test_no_part_has_more_of_the_private_words_than_before() -> None:
 )
 def test_the_words_are_recognized_in_names_and_sentences(text: str, words: list[str]) -> None:
     assert [match[0] for match in WORDS.finditer(text.replace("_", " "))] == words
+
+
+NOMINAL = re.compile(r"(What|Whether|How many|Where|Why|Which|The|A|An) ")
+
+
+def public_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield (file:line name, definition) of the functions of the package, and methods of its classes, that are not private."""
+
+    def within(node: ast.AST, path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
+        for inner in ast.iter_child_nodes(node):
+            if isinstance(inner, ast.ClassDef) and not inner.name.startswith("_"):
+                yield from within(inner, path)
+            elif isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                yield f"{path.relative_to(ROOT)}:{inner.lineno} {inner.name}", inner
+
+    for path in sorted((ROOT / "caffetools").rglob("*.py")):
+        yield from within(ast.parse(path.read_text(encoding="utf-8")), path)
+
+
+def test_a_functions_summary_is_an_imperative_sentence() -> None:
+    nominal = []
+    for place, function in public_functions():
+        decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in function.decorator_list}
+        summary = (ast.get_docstring(function) or "").partition("\n")[0]
+        if NOMINAL.match(summary) and not decorators & {"property", "cached_property", "setter"}:
+            nominal.append(f"{place}: {summary}")
+    assert not nominal, "\n".join(nominal)
+
+
+def test_a_list_of_arguments_has_one_entry_for_each_parameter() -> None:
+    wrong = []
+    for place, function in public_functions():
+        section = (ast.get_docstring(function) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+        if not section:
+            continue
+        entries = re.findall(r"^ {4}\*{0,2}([\w, ]+): ", section, re.MULTILINE)
+        given = function.args
+        extra = [argument for argument in (given.vararg, given.kwarg) if argument is not None]
+        names = [
+            argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs, *extra) if argument.arg not in ("self", "cls")
+        ]
+        if sorted(entries) != sorted(names):
+            wrong.append(f"{place}: {sorted(set(names) ^ set(entries))}")
+    assert not wrong, "\n".join(wrong)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class ExternalEngine(Engine):
         return cls(find_environment(cls.ENVIRONMENT), deploy, weights)
 
     def predict(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; see :class:`Engine`. Raises :class:`EngineError` where the engine fails."""
+        """Run once on float32 arrays of any shape, as :meth:`Engine.predict` does. Raises :class:`EngineError` where the engine fails."""
         given, results = (Path(self._folder.name, name) for name in ("in.npz", "out.npz"))
         arrays: dict[str, Any] = {name: np.ascontiguousarray(value, np.float32) for name, value in batch.items()}
         np.savez(given, **arrays)

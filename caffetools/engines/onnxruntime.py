@@ -43,7 +43,7 @@ class Session:
         self.properties: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
 
     def run(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once: every input by name to every output by name. Raises :class:`EngineError` where the batch does not fit."""
+        """Run once: every input by name to every output by name, arrays (N, …) of float32. Raises :class:`EngineError` where the batch does not fit."""
         given = {name: np.ascontiguousarray(batch[name], kind) for name, kind in self.types.items()}
         try:
             values = self._session.run(self.outputs, given)
@@ -129,7 +129,7 @@ class OnnxRuntimeEngine(Engine):
         return self.session.properties
 
     def predict(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; see :class:`Engine`. Raises :class:`EngineError` where the batch does not fit the model."""
+        """Run once on arrays (N, …) of float32, as :meth:`Engine.predict` does. Raises :class:`EngineError` where the batch does not fit the model."""
         return self.session.run(batch)
 
 

@@ -45,7 +45,7 @@ class TorchEngine(Engine):
         return cls(net.to(find_device(device)))
 
     def predict(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; see :class:`Engine`."""
+        """Run once on arrays (N, …) of float32, as :meth:`Engine.predict` does."""
         given = {blob: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for blob, value in batch.items()}
         with torch.inference_mode():
             blobs = self.net(given)

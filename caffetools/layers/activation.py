@@ -25,7 +25,7 @@ class Elementwise(Layer):
         return [bottoms[0]]
 
     def overwrites(self, x: Tensor) -> bool:
-        """Return whether ``x`` itself may take the result: the net allows it, and autograd does not watch ``x`` as a leaf."""
+        """Return whether ``x`` (any shape) itself may take the result: the net allows it, and autograd does not watch ``x`` as a leaf."""
         return self.inplace_ok and not (x.is_leaf and x.requires_grad)
 
 

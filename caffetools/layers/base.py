@@ -48,7 +48,7 @@ class OnnxGraph(Protocol):
         """Add one operator."""
 
     def constant(self, hint: str, array: NDArray[Any]) -> str:
-        """Add ``array`` as an initializer of the graph and return its name."""
+        """Add ``array``, of any shape, as an initializer of the graph and return its name."""
 
     def parameter(self, layer: Layer, index: int) -> str:
         """Return the name of the initializer that holds blob ``index`` of ``layer``; added at first use, shared blobs once."""

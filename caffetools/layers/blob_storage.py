@@ -70,7 +70,7 @@ class TensorStorage:
         return self._tensor is not None or self._deferred is not None
 
     def value(self) -> Tensor:
-        """Return the tensor, detached and on the device; its version counter is its own, so autograd ignores edits through NumPy."""
+        """Return the float32 tensor of the blob's shape, detached and on the device; its version counter is its own, so autograd ignores edits through NumPy."""
         if self._deferred is not None:
             self._deferred()
         if self._tensor is None:
@@ -83,7 +83,7 @@ class TensorStorage:
         return self._tensor.data
 
     def shared_value(self) -> Tensor:
-        """Return the tensor for a reader that keeps it: later edits of the blob do not reach it."""
+        """Return the float32 tensor of the blob's shape for a reader that keeps it: later edits of the blob do not reach it."""
         value = self.value()
         if self.has_live_view:
             return value.clone()
@@ -96,7 +96,7 @@ class TensorStorage:
         self._tensor, self._view, self._host, self._owned = None, None, None, True
 
     def array(self) -> Array:
-        """Return the values as a writable array in C order that shares their memory (on a GPU: see the class)."""
+        """Return the values as a writable float32 array of the blob's shape in C order that shares their memory (on a GPU: see the class)."""
         known = self._view() if self._view is not None else None
         if self.device.type != "cpu":
             return self._host_array(known)
@@ -144,7 +144,7 @@ class TensorStorage:
             self._owned, self._view = False, None
 
     def owns_storage(self, tensor: Tensor) -> bool:
-        """Return whether ``tensor`` lies in memory that belongs to this blob alone."""
+        """Return whether ``tensor`` (any shape) lies in memory that belongs to this blob alone."""
         return self._owned and self._tensor is not None and shares_memory(self._tensor, tensor)
 
     def reshape(self, shape: Shape) -> None:
@@ -201,7 +201,7 @@ class BlobStorage:
         self.diff.reshape(shape)
 
     def data_array(self) -> Array:
-        """Return the values as a live array; see :meth:`TensorStorage.array`."""
+        """Return the values as a live float32 array of the blob's shape; see :meth:`TensorStorage.array`."""
         return self.data.array()
 
     def diff_array(self) -> Array:
@@ -233,11 +233,11 @@ class ParameterStorage:
         return tuple(self._parameter().shape)
 
     def data_array(self) -> Array:
-        """Return the values as a live array."""
+        """Return the values as a live float32 array of the blob's shape."""
         return self._array(is_diff=False)
 
     def diff_array(self) -> Array:
-        """Return the gradient accumulated since it was last cleared, as a live array; zeros where none was computed."""
+        """Return the gradient accumulated since it was last cleared, as a live float32 array of the blob's shape; zeros where none was computed."""
         return self._array(is_diff=True)
 
     def reshape(self, shape: Shape) -> None:
@@ -327,7 +327,7 @@ def watch(watcher: Watcher) -> None:
 
 
 def exposure(parameter: Tensor) -> tuple[int, bool]:
-    """Return (how often the memory of ``parameter`` was given out as an array or marked as written, whether such an array is alive)."""
+    """Return (how often the memory of ``parameter`` was given out as an array or marked as written, whether such an array is alive); any shape."""
     times, array = _exposed.get(parameter.untyped_storage().data_ptr(), (0, None))
     return times, array is not None and array() is not None
 
@@ -375,5 +375,5 @@ def _note_exposure(memory: int, times: int, array: weakref.ref[Array] | None) ->
 
 
 def shares_memory(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors lie in one storage."""
+    """Return whether two tensors of any shape lie in one storage."""
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.numel() > 0

@@ -164,7 +164,7 @@ class Pooling3D(Layer):
         return F.pad(x, [n for pair in zip(reversed(self.pads), reversed(ends), strict=True) for n in pair], value=value)
 
     def divisors(self, sizes: Shape) -> Tensor:
-        """(L', H', W'): the number of places of each window inside of the padded maps."""
+        """Return (L', H', W') float32: the number of places of each window inside of the padded maps."""
         sides = []
         for m, k, s, p, o in zip(sizes, self.kernel, self.stride, self.pads, self.size, strict=True):
             start = torch.arange(o) * s - p

@@ -51,7 +51,7 @@ class CTCGreedyDecoder(Layer):
         return labels.reshape(items, steps, 1, 1)
 
     def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
-        """Every step counts."""
+        """Return ones of ``shape``: every step counts."""
         return np.ones(shape, np.float32) if index else None
 
     def to_onnx(self, graph: OnnxGraph) -> None:

@@ -75,7 +75,7 @@ class PriorBox(Layer):
         return sizes
 
     def priors(self) -> NDArray[np.float32]:
-        """Return the top's values."""
+        """Return the top's values, (1, 2, 4 K) float32: corners and variances of K priors."""
         param = self.param.prior_box_param
         (height, width), (step_y, step_x) = self.picture, self.step
         x, y = np.meshgrid((np.arange(self.columns) + param.offset) * step_x, (np.arange(self.rows) + param.offset) * step_y)
@@ -179,7 +179,7 @@ class DetectionOutput(Layer):
         detection_output_to_onnx(graph, self, self.settings, self.priors, self.code)
 
     def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
-        """Small offsets, scores from 0 to 1, and boxes inside of the picture."""
+        """Return an input of ``shape``: small offsets, scores from 0 to 1, and boxes inside of the picture."""
         if index < 2:
             return (random.rand(*shape) if index else random.randn(*shape) * 0.1).astype(np.float32)
         corners = np.sort(random.rand(self.priors, 2, 2), axis=1).reshape(-1)

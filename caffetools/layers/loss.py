@@ -62,7 +62,7 @@ class NormalizedLoss(Loss):
         return normalization_mode(self.param.loss_param, "VALID")
 
     def normalized(self, losses: Tensor, labels: Tensor, outside: Tensor | None = None) -> Tensor:
-        """Return the sum of the items' ``losses`` that are not ignored, over the normalizer; NaN where labels were ``outside``."""
+        """Return the sum (a scalar) of the ``losses`` (any shape) of items that are not ignored, over the normalizer; NaN where labels were ``outside``."""
         valid, items = None, losses.numel()
         if self.ignore_label is not None:
             valid = labels.detach().reshape(-1).to(torch.int64) != self.ignore_label
@@ -71,7 +71,7 @@ class NormalizedLoss(Loss):
         return loss if outside is None else loss.masked_fill(outside.any(), float("nan"))
 
     def divisor(self, items: int, valid: Tensor | None) -> Any:
-        """Return the normalizer of ``items``; a tensor only where it depends on which of them are ``valid`` (None: all)."""
+        """Return the normalizer of ``items``; a scalar tensor only where it depends on which are ``valid`` (bool, any shape; None: all)."""
         mode = self.normalization
         if mode == "VALID" and valid is not None:
             return valid.sum().clamp(min=1).to(torch.float32)

@@ -78,7 +78,7 @@ def lrn_forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Te
 
 
 def lrn_backward(x: Tensor, dy: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    """Return the gradient of x for the gradient ``dy`` of what :func:`lrn_forward` makes of it, in x's layout."""
+    """Return the gradient of ``x`` (N, C, H, W) for the gradient ``dy`` of :func:`lrn_forward`'s result, of the same shape, in x's layout."""
     import torch
 
     x, shape = _laid_out(x)

@@ -147,7 +147,7 @@ def lrn_run() -> Any:
 
 
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Run ``conv`` from ``x`` to ``y``, both channels-last, on torch's number of threads."""
+    """Run ``conv`` from ``x`` (N, C, H, W) to ``y`` (N, C', H', W'), both float32 and channels-last, on torch's number of threads."""
     scratch = torch.empty(max(conv.scratch_floats, 1))
     conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), None, scratch.data_ptr(), torch.get_num_threads())
 

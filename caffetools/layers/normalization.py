@@ -169,7 +169,7 @@ class BatchNorm(Layer):
 
 
 def batch_norm_to_onnx(graph: OnnxGraph, layer: Layer, eps: float, scale_bias: list[NDArray[np.float32]]) -> None:
-    """Nodes for (x − mean) / sqrt(variance + eps) · scale + bias, with the mean and variance of each channel of the batch itself."""
+    """Add the nodes, for ``x`` (N, C, …), of (x − mean) / sqrt(variance + eps) · scale + bias, with the mean and variance of each channel of the batch itself."""
     axes = len(layer.bottom_shapes[0])
     over = [axis for axis in range(axes) if axis != 1]
     mean, square, variance, shifted, deviation = (graph.value(s) for s in ("mean", "square", "variance", "shifted", "deviation"))

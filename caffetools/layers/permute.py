@@ -67,7 +67,7 @@ class Reorg(Layer):
     NEEDS_TOP = False
 
     def settings(self) -> tuple[int, bool]:
-        """The stride, and whether the layer goes the other way."""
+        """Return the stride, and whether the layer goes the other way."""
         return int(self.param.reorg_param.stride), bool(self.param.reorg_param.reverse)
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -101,17 +101,17 @@ class Window:
         return max(self._each(lambda n, k, s, p, o: int((o - 1) * s - p >= n))) > 0
 
     def counts(self) -> Tensor:
-        """Return how many values of the map each window has, (H', W')."""
+        """Return how many values of the map each window has, (H', W') float32."""
         ones = self.padded(torch.ones(1, 1, *self.size), 0.0)
         return F.avg_pool2d(ones, self.kernel, self.stride, divisor_override=1)[0, 0]
 
     def padded(self, x: Tensor, value: float) -> Tensor:
-        """Return ``x`` with all that the windows reach, filled with ``value``; what no window reaches is cut off."""
+        """Return ``x`` (N, C, H, W) with all that the windows reach, filled with ``value``; what no window reaches is cut off."""
         (top, left), (bottom, right) = self.pad, self.tail
         return F.pad(x, (left, right, top, bottom), value=value)
 
     def areas(self) -> Tensor:
-        """Return (output height, output width): the number of values of each window inside of the padded map: AVE's divisors."""
+        """Return (H', W') float32: the number of values of each window inside of the padded map: AVE's divisors."""
         sides = []
         for n, k, s, p, o in zip(self.size, self.kernel, self.stride, self.pad, self.output, strict=True):
             start = torch.arange(o) * s - p
@@ -124,7 +124,7 @@ class Window:
 
 
 def max_pool(x: Tensor, window: Window) -> Tensor:
-    """Return the largest value of each window; its gradient goes to the first maximum in row order. Padding never wins."""
+    """Return the largest value of each window of ``x`` (N, C, H, W), (N, C, H', W'); its gradient goes to the first maximum in row order. Padding never wins."""
     ceil_mode = window.ceil_mode
     if ceil_mode is not None:
         return F.max_pool2d(x, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode)
@@ -141,7 +141,7 @@ def max_pool_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 
 
 def ave_pool(x: Tensor, window: Window) -> Tensor:
-    """Return the mean of each window; zeros of the padding count, but not what reaches beyond the padded map."""
+    """Return the mean of each window of ``x`` (N, C, H, W), (N, C, H', W'); zeros of the padding count, but not what reaches beyond the padded map."""
     if window.whole:
         y: Tensor = _WholeMean.apply(x)
         return y

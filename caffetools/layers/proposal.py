@@ -85,7 +85,7 @@ class Proposal(Layer):
         return boxes[kept], values[kept]
 
     def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
-        """Scores from 0 to 1, small offsets, and images of the maps' size times ``feat_stride``."""
+        """Return an input of ``shape``: scores from 0 to 1, small offsets, and images of the maps' size times ``feat_stride``."""
         if index < 2:
             return (random.rand(*shape) if index == 0 else random.randn(*shape) * 0.1).astype(np.float32)
         _, _, height, width = self.bottom_shapes[0]

@@ -179,7 +179,7 @@ class Python(EngineLayer):
     def backward_from_blobs(
         self, bottoms: Sequence[Tensor], tops: Sequence[Tensor], diffs: Sequence[Tensor], needs: Sequence[bool]
     ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Call the user's ``backward`` on blobs that no forward pass of this layer made; results as :meth:`compute_gradients`."""
+        """Call the user's ``backward`` on blobs that no forward pass of this layer made; gradients have the shapes of their blobs."""
         with self._lock:
             self._load(bottoms)
             for blob, x in zip(self.top_blobs, tops, strict=True):

@@ -28,14 +28,14 @@ class RoiLayer(Layer):
         return shape[0]
 
     def items(self, rois: Tensor, batch: int) -> Tensor:
-        """Return the item that each region lies in. Raises :class:`NetError` for one that the batch does not have."""
+        """Return the item that each of the regions (R, 5) lies in, as (R) int64. Raises :class:`NetError` for one that the batch does not have."""
         items = rois[:, 0].long()
         if items.numel() and (int(items.min()) < 0 or int(items.max()) >= batch):
             raise self.error(f"the regions '{self.bottoms[1]}' name items outside of 0 to {batch - 1}")
         return items
 
     def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
-        """Regions of the batch's items, over the whole picture of a map that is ``spatial_scale`` of it."""
+        """Return regions (R, 5) of the batch's items, over the whole picture of a map that is ``spatial_scale`` of it."""
         if index == 0:
             return None
         param = self.param.roi_pooling_param if self.param.HasField("roi_pooling_param") else self.param.psroi_pooling_param

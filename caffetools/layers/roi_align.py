@@ -121,7 +121,7 @@ class ROIAlign(RoiLayer):
         return torch.stack(weights) if weights else start.new_zeros(0, bins, limit)
 
     def sample_bottom(self, index: int, shape: Shape, random: np.random.RandomState) -> NDArray[np.float32] | None:
-        """Regions of the batch's items within a picture of which the maps are ``spatial_scale``."""
+        """Return regions (R, 5) of the batch's items within a picture of which the maps are ``spatial_scale``."""
         return None if index == 0 else self.sample_regions(shape, random, self.scale)
 
     ONNX_LIMITS = "Cascade R-CNN's form has none; from opset 16 for aligned"

@@ -18,7 +18,7 @@ from caffetools.layers.traits import Traits
 
 
 def softmax(x: Tensor, axis: int, *, log: bool = False) -> Tensor:
-    """Softmax along ``axis``, or its logarithm, in x's memory layout; torch's own would copy channels-last maps."""
+    """Compute the softmax of ``x`` (any shape) along ``axis``, or its logarithm, in x's memory layout; torch's own would copy channels-last maps."""
     function = F.log_softmax if log else F.softmax
     if x.dim() == 4 and axis == 1 and x.is_contiguous(memory_format=torch.channels_last):
         return function(x.permute(0, 2, 3, 1), dim=-1).permute(0, 3, 1, 2)

@@ -31,7 +31,7 @@ class BlobVersion:
     total: Tensor | None = None
 
     def accumulate(self, consumer: tuple[int, int], gradient: Tensor) -> Tensor:
-        """Add the gradient of ``consumer`` (layer and bottom index); return the sum so far, as Caffe's Split layers compute it."""
+        """Add the gradient (of the blob's shape) of ``consumer`` (layer and bottom index); return the sum so far, as Caffe's Split layers compute it."""
         if self.num_consumers == 1 and not self.loss_weight:
             return gradient
         again = consumer in self.partial_grads

@@ -210,7 +210,7 @@ class Net(nn.Module):
         Args:
             blobs: The tops of the data layers, by name; released on the way.
             keep: As for :meth:`forward`.
-            plan: The plan for the shapes of ``blobs``; None: the one for the net's own shapes.
+            plan: The plan for the shapes of ``blobs``; by default the one for the net's own shapes.
 
         Returns:
             As :meth:`forward`.

@@ -70,7 +70,7 @@ def owner_of(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def add_to_owner(parameter: nn.Parameter, gradient: torch.Tensor | None) -> None:
-    """Add a gradient of ``parameter`` to the one of its owner."""
+    """Add a gradient of ``parameter``, of its shape, to the one of its owner."""
     owner = owner_of(parameter)
     if gradient is None:
         return

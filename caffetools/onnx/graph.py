@@ -123,7 +123,7 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(op, values, [self._write(name) for name in outputs], **attributes))
 
     def constant(self, hint: str, array: NDArray[Any]) -> str:
-        """Add ``array`` as an initializer and return its name, ``LAYER/hint``."""
+        """Add ``array``, of any shape, as an initializer and return its name, ``LAYER/hint``."""
         name = self.value(hint)
         self.weights[name] = np.asarray(array)
         return name

@@ -81,12 +81,12 @@ class NetWriter:
         self._values[value], self.shapes[blob] = blob, shape
 
     def constant(self, node: Node, index: int) -> Array | None:
-        """Input ``index`` of ``node`` if it does not depend on the net's inputs, else None; None too where it is left out."""
+        """Return input ``index`` of ``node`` as an array of any shape if it does not depend on the net's inputs, else None; None too where it is left out."""
         name = node.inputs[index] if index < len(node.inputs) else ""
         return self.graph.constants.get(name)
 
     def required(self, node: Node, index: int, what: str) -> Array:
-        """Input ``index`` of ``node``, which must be constant."""
+        """Return input ``index`` of ``node``, an array of any shape, which must be constant."""
         value = self.constant(node, index)
         if value is None:
             raise node.error(f"its {what} must be constant")
@@ -124,7 +124,7 @@ class NetWriter:
         weights: Sequence[Array] = (),
         tops: int = 1,
     ) -> Any:
-        """Add a layer.
+        """Add a layer; ``blobs`` have the shapes of its parameters.
 
         Args:
             node: The node that it is (a part of).

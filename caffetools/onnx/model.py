@@ -89,7 +89,7 @@ class OnnxModel:
 
     @property
     def large_weights(self) -> dict[str, NDArray[Any]]:
-        """The initializers that :meth:`light` leaves out."""
+        """The initializers that :meth:`light` leaves out, arrays of any shape."""
         return {name: array for name, array in self.weights.items() if array.size > SMALL}
 
     def write(self, path: PathLike) -> None:

@@ -396,7 +396,7 @@ def _gaps(expected: Array, rounded: Array, got: Array) -> Array:
 
 
 def random_inputs(net: Net, shapes: Mapping[str, Shape], seed: int) -> dict[str, Array]:
-    """Random values for every input blob: what the layers that read it take as valid, else pictures about zero for four axes.
+    """Return random float32 values of the given shapes for every input blob: what the layers that read it take as valid, else pictures about zero for four axes.
 
     Blobs of fewer axes get small whole numbers, which may be indices or flags.
     """

@@ -60,7 +60,7 @@ def forward_all(net: BatchedNet, blobs: list[str], inputs: Mapping[str, Any]) ->
 
 
 def forward_backward_all(net: BatchedNet, blobs: list[str], diffs: list[str], values: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
-    """Run all items of ``values`` through the net and back, batch by batch.
+    """Run all items of ``values``, arrays (items, …), through the net and back, batch by batch.
 
     Args:
         net: The net.
@@ -90,7 +90,7 @@ def forward_backward_all(net: BatchedNet, blobs: list[str], diffs: list[str], va
 
 
 def batches_of(net: BatchedNet, inputs: Mapping[str, Sequence[Any]]) -> Iterator[Arrays]:
-    """Yield ``inputs`` in batches of the net's size, the last one padded with zeros. Raises :class:`NetError` without any."""
+    """Yield ``inputs``, arrays (items, …), in batches of the net's size, the last one padded with zeros. Raises :class:`NetError` without any."""
     if not inputs:
         raise NetError(f"the net '{net.name}' is given no values to run")
     size = _batch_size(net, inputs)

@@ -98,7 +98,7 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> Array:
 
 
 def array_to_blobproto(arr: NDArray[Any], diff: NDArray[Any] | None = None) -> Any:
-    """Return a ``BlobProto`` message of an array, and of its diff where one is given."""
+    """Return a ``BlobProto`` message of an array of any shape (stored as float32), and of its diff where one is given."""
     blob = BlobProto()
     blob.shape.dim.extend(arr.shape)
     blob.data.extend(arr.astype(float).flat)
@@ -108,7 +108,7 @@ def array_to_blobproto(arr: NDArray[Any], diff: NDArray[Any] | None = None) -> A
 
 
 def arraylist_to_blobprotovector_str(arraylist: Sequence[NDArray[Any]]) -> bytes:
-    """Return arrays as a serialized ``BlobProtoVector``."""
+    """Return arrays of any shape (stored as float32) as a serialized ``BlobProtoVector``."""
     vector = BlobProtoVector()
     vector.blobs.extend([array_to_blobproto(array) for array in arraylist])
     serialized: bytes = vector.SerializeToString()
@@ -116,7 +116,7 @@ def arraylist_to_blobprotovector_str(arraylist: Sequence[NDArray[Any]]) -> bytes
 
 
 def blobprotovector_str_to_arraylist(text: bytes) -> list[Array]:
-    """Return the arrays of a serialized ``BlobProtoVector``."""
+    """Return the float32 arrays, in their stored shapes, of a serialized ``BlobProtoVector``."""
     return [blobproto_to_array(blob) for blob in BlobProtoVector.FromString(text).blobs]
 
 

@@ -207,7 +207,7 @@ class Net:
     def backward(
         self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **tops: NDArray[Any]
     ) -> dict[str, Array]:
-        """Run the backward passes from layer ``start`` to ``end``, over what the blobs hold.
+        """Run the backward passes from layer ``start`` to ``end``, over the blobs' values; diffs have the shapes of their blobs.
 
         Args:
             diffs: Names of further blobs whose diffs to return.
@@ -248,7 +248,7 @@ class Net:
     def forward_backward_all(
         self, blobs: Iterable[str] | None = None, diffs: Iterable[str] | None = None, **values: NDArray[Any]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Run any number of items through the net and back in its batches.
+        """Run any number of items, arrays (items, …), through the net and back in its batches.
 
         Args:
             blobs: Names of further blobs whose data to return.

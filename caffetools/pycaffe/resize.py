@@ -74,7 +74,7 @@ def resize(image: NDArray[Any], output_shape: Sequence[int], order: int = 1, **o
 
 
 def zoom(values: NDArray[Any], factor: float | Sequence[float], **options: object) -> NDArray[Any]:
-    """Zoom an array by SciPy (``scipy.ndimage.zoom``), which ``caffe.io`` has. Raises :class:`DataError` without SciPy."""
+    """Zoom an array of any shape by SciPy (``scipy.ndimage.zoom``), which ``caffe.io`` has. Raises :class:`DataError` without SciPy."""
     try:
         of_scipy = importlib.import_module("scipy.ndimage").zoom
     except ImportError:

@@ -67,7 +67,7 @@ class Ranges:
     images: int = 0
 
     def add(self, batch: dict[str, NDArray[Any]], images: int) -> None:
-        """Count a batch of all values."""
+        """Count a batch of all values, arrays of any shape."""
         for name, array in batch.items():
             if array.dtype == np.float32:
                 self.values.setdefault(name, ValueRange()).add(array, name=name)

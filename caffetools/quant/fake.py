@@ -39,7 +39,7 @@ def weight_maxima(weight: Tensor, axis: int) -> Tensor:
 
 
 def quantized_weight(layer: Layer) -> Tensor:
-    """Return the weights of ``layer`` rounded to int8 channel by channel."""
+    """Return the weights of ``layer``, float32 in their shape, rounded to int8 channel by channel."""
     weight, axis = layer.blobs[0], channel_axis(layer)
     scales = (weight_maxima(weight, axis) / 127).clamp_min(_SMALLEST)
     zeros = torch.zeros_like(scales, dtype=torch.int32)
@@ -47,7 +47,7 @@ def quantized_weight(layer: Layer) -> Tensor:
 
 
 def quantized_activation(x: Tensor, lowest: float, highest: float) -> Tensor:
-    """Return ``x`` clipped to ``lowest`` … ``highest`` (which hold 0) and rounded to 256 levels."""
+    """Return ``x`` (any shape, float32) clipped to ``lowest`` … ``highest`` (which hold 0) and rounded to 256 levels."""
     scale = max((max(highest, 0.0) - min(lowest, 0.0)) / 255, _SMALLEST)
     zero = min(max(round(-min(lowest, 0.0) / scale), 0), 255)
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
@@ -55,7 +55,7 @@ def quantized_activation(x: Tensor, lowest: float, highest: float) -> Tensor:
 
 @contextmanager
 def replaced_weight(layer: Layer, weight: Tensor) -> Iterator[None]:
-    """Let ``layer`` compute with ``weight`` in place of its first parameter while the block runs."""
+    """Let ``layer`` compute with ``weight``, of the same shape, in place of its first parameter while the block runs."""
     own = swap_weight(layer, weight)
     try:
         yield
@@ -64,7 +64,7 @@ def replaced_weight(layer: Layer, weight: Tensor) -> Iterator[None]:
 
 
 def swap_weight(layer: Layer, weight: Tensor) -> Tensor:
-    """Put ``weight`` in place of the layer's first parameter and return what was there."""
+    """Put ``weight`` in place of the layer's first parameter, which has its shape, and return that."""
     slots: dict[str, Tensor] = layer.blobs._parameters  # type: ignore[assignment]
     own, slots["0"] = slots["0"], weight
     return own

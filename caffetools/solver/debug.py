@@ -37,7 +37,7 @@ class DebugInfoRunner:
         return self.active or net is not self._train
 
     def forward(self, net: Net, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run ``net`` forward once; return its outputs and losses by name, detached."""
+        """Run ``net`` forward once; return its outputs and losses by name, float32 of the blobs' shapes, detached."""
         run = self._runs[id(net)]
         run.feed({name: values for name, values in inputs.items() if name in net.inputs})
         run.forward(record=net is self._train and torch.is_grad_enabled())

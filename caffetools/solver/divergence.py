@@ -50,7 +50,7 @@ class BatchRecorder:
 
 
 def find_first_nonfinite(net: Net, batch: Mapping[str, Tensor]) -> NonFinite | None:
-    """Run ``net`` once more over ``batch``; return the first layer with a top that is not finite, or None."""
+    """Run ``net`` once more over ``batch`` (inputs by name, (N, …)); return the first layer with a top that is not finite, or None."""
     for layer in net.layers:
         for top in layer.tops if layer.IS_DATA else []:
             if top in batch and not _finite(batch[top]):
@@ -68,7 +68,7 @@ def find_first_nonfinite(net: Net, batch: Mapping[str, Tensor]) -> NonFinite | N
 
 
 def check_loss(loss: float, what: str, run: TrainingRun, net: Net, batch: Mapping[str, Tensor]) -> None:
-    """Raise :class:`RunFailed` if ``loss`` is NaN or infinite, naming the first layer with such values.
+    """Raise :class:`RunFailed` if the scalar ``loss`` is NaN or infinite, naming the first layer with such values.
 
     Args:
         loss: Loss of a pass of ``net`` over ``batch``.

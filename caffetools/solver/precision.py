@@ -71,11 +71,11 @@ class Precision:
         return nullcontext() if self.half is None else torch.autocast(self.device.type, self.half)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss``, scaled where the mode asks for it."""
+        """Add the gradients of the scalar ``loss``, scaled where the mode asks for it."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
     def ready(self, parameters: Sequence[Tensor]) -> None:
-        """After the last backward pass of an update: bring the gradients of ``parameters`` back to their own scale."""
+        """Bring the gradients of ``parameters`` (any shape) back to their own scale, after the last backward pass of an update."""
         if self._scaler is not None and any(p.grad is not None for p in parameters):
             self._step = _Step(parameters)
             self._scaler.unscale_(self._step)

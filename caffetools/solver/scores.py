@@ -12,7 +12,7 @@ from caffetools.solver.control import Output
 
 
 def read_outputs(net: Net, blobs: Mapping[str, Tensor]) -> list[Output]:
-    """Return every number of ``net``'s output blobs, in order. All are fetched from the device at once."""
+    """Return every number of ``net``'s output blobs, of any shape, in order. All are fetched from the device at once."""
     names = [name for name in net.outputs if name in blobs]
     if not names:
         return []
@@ -31,7 +31,7 @@ class Scores:
         self.batches = 0
 
     def add(self, blobs: Mapping[str, Tensor]) -> None:
-        """Count the outputs of one more batch."""
+        """Count the outputs of one more batch, blobs of any shape."""
         for name in self._net.outputs:
             # Added up as doubles: a mean over thousands of batches must not lose digits.
             value = blobs[name].detach().double()

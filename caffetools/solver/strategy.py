@@ -79,7 +79,7 @@ class Strategy(Protocol):
         """Return every process's ``value`` (what JSON can hold), by rank."""
 
     def copy_from_main(self, tensors: list[Tensor]) -> None:
-        """Overwrite ``tensors`` in place by the main process's."""
+        """Overwrite ``tensors`` (any shape) in place by the main process's."""
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -213,7 +213,7 @@ class DDP:
         return [self._spread(text if rank == self.rank else "", rank) for rank in range(self.size)]
 
     def copy_from_main(self, tensors: list[Tensor]) -> None:
-        """Overwrite ``tensors`` in place by the main process's."""
+        """Overwrite ``tensors`` (any shape) in place by the main process's."""
         with self.connected():
             for tensor in tensors:
                 whole = tensor.detach().contiguous()

@@ -112,7 +112,7 @@ class UpdateRule:
 
     @torch.no_grad()
     def load_history(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
-        """Take the history of a .solverstate. Raises :class:`CaffeToolsError` as :meth:`check_history` does; nothing is taken then."""
+        """Take the history of a .solverstate, arrays of the parameters' shapes. Raises :class:`CaffeToolsError` as :meth:`check_history` does; nothing is taken then."""
         self.check_history(arrays)
         for mine, array in zip(self.history, arrays, strict=True):
             mine.copy_(torch.from_numpy(np.array(array, np.float32)).reshape(mine.shape))

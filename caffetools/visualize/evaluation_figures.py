@@ -149,7 +149,7 @@ def project_features(features: NDArray[np.float32], method: str = "pca", *, seed
 def embedding_figure(
     points: NDArray[np.float64], predictions: Predictions, *, method: str, blob: str, theme: Theme = LIGHT
 ) -> tuple[Figure, str]:
-    """Draw projected features, coloured (and marked) by class."""
+    """Draw projected features (M, 2), coloured (and marked) by class."""
     classes, labels = predictions.pictures.classes, np.array(predictions.pictures.labels)
     figure = style.new_figure(8.2, 6.2, theme)
     axes = figure.add_subplot()

@@ -131,7 +131,7 @@ class LiveModel:
         return enlarge(scaled_colours(heat), 260)
 
     def top(self, blob: str, unit: int) -> list[Pixels]:
-        """Return the crops of the nine pictures that activate a unit most. Raises :class:`DataError` without pictures."""
+        """Return the crops, (H, W, 3) uint8, of the nine pictures that activate a unit most. Raises :class:`DataError` without pictures."""
         if not self.pictures:
             raise DataError("give --pictures FOLDER to see the pictures that activate a unit most")
         with self._lock:

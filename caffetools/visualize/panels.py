@@ -82,7 +82,7 @@ def panels_figure(
 
 
 def enlarge(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return the picture with the whole factor that brings its longer side up to at most ``side`` pixels, or reduced to ``side``."""
+    """Return the picture (H, W, 3) with the whole factor that brings its longer side up to at most ``side`` pixels, or reduced to ``side``."""
     longer = max(image.shape[:2])
     if longer <= side:
         factor = max(1, side // longer)

@@ -174,7 +174,7 @@ def depthwise(
     stride: list[int],
     last: bool = True,
 ) -> str:
-    """Convolve each channel by itself with ``kernel``; gives the blob."""
+    """Convolve each channel by itself with ``kernel`` (kH, kW); return the blob."""
     weight, pads = symmetric(node, np.broadcast_to(kernel, (channels, 1, *kernel.shape)), begin, end, [1] * kernel.ndim)
     layer = writer.layer(node, "Convolution", [blob], last=last, weights=[weight], hint="" if last else "select")
     fill_kernel(layer, channels, weight.shape[2:], stride, pads, [1] * kernel.ndim, channels)
