@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from caffetools.cancel import CancelToken
-from caffetools.data.cluster import run_tasks
+from caffetools.data.cluster import Task, run_tasks
 from caffetools.data.cluster_jobs import cluster_mean, cluster_verify, sum_shard
 from caffetools.data.databases import LmdbWriter, new_lmdb, open_database, record_key
 from caffetools.data.datasets.build import build_dataset
@@ -86,6 +89,30 @@ def test_a_cancelled_run_stops(ray: Any, database: Path) -> None:
     token.cancel()
     with pytest.raises(Cancelled):
         cluster_mean(database, LOCAL, cancel=token)
+
+
+def die_once(task: Task) -> Task:
+    """Worker whose process is killed in the middle of its first task."""
+    marker = Path(task["marker"])
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"number": task["number"]}
+
+
+def test_the_tasks_of_a_killed_worker_are_repeated(ray: Any, tmp_path: Path) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        tasks: list[Task] = [{"number": number, "marker": str(tmp_path / "died")} for number in range(4)]
+        assert run_tasks(LOCAL, die_once, tasks) == [{"number": number} for number in range(4)]
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert (tmp_path / "died").exists()
+
+
+def test_shards_at_a_url_are_read_by_the_workers(ray: Any, database: Path, tmp_path: Path) -> None:
+    shard_database(database, f"file://{tmp_path}/sharded", 2)
+    assert np.array_equal(cluster_mean(f"file://{tmp_path}/sharded", LOCAL), compute_mean(database))
 
 
 def test_addresses_that_are_not_one() -> None:
