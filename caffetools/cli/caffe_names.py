@@ -56,7 +56,14 @@ _DEPRECATED: dict[str, Callable[[list[str]], list[str]]] = {
 
 def known_tools() -> list[str]:
     """Return the names of Caffe's tools that are understood, with underscores as in Caffe."""
-    ours = ("convert-imageset", "extract-features", "device-query")
+    ours = (
+        "convert-imageset",
+        "extract-features",
+        "device-query",
+        "convert-mnist-data",
+        "convert-mnist-siamese-data",
+        "convert-cifar-data",
+    )
     return sorted(name.replace("-", "_") for name in (*TOOLS, *_DEPRECATED, *ours) if name != "caffe")
 
 

@@ -20,13 +20,14 @@ from caffetools.errors import CaffeToolsError, WriteFailed
 from caffetools.pycaffe.install import SHIM_MARK, real_caffe
 from caffetools.util.files import write_text
 
-# Programs of a Caffe build: in tools/ (compiled, with .bin too where scripts call them so) and in tools/extra and python/ (Python).
+# Programs of a Caffe build: in tools/ and examples/ (compiled, with .bin too where scripts call them so), in tools/extra and python/ (Python).
 PROGRAMS = (
     *("caffe", "caffe.bin", "convert_imageset", "convert_imageset.bin", "compute_image_mean", "compute_image_mean.bin"),
     *("upgrade_net_proto_text", "upgrade_net_proto_text.bin", "upgrade_net_proto_binary", "upgrade_net_proto_binary.bin"),
     *("upgrade_solver_proto_text", "upgrade_solver_proto_text.bin", "extract_features", "extract_features.bin"),
     *("device_query", "train_net", "finetune_net", "test_net", "net_speed_benchmark"),
-    *("draw_net.py", "parse_log.py", "plot_training_log.py"),
+    *("convert_mnist_data", "convert_mnist_data.bin", "convert_mnist_siamese_data", "convert_mnist_siamese_data.bin"),
+    *("convert_cifar_data", "convert_cifar_data.bin", "draw_net.py", "parse_log.py", "plot_training_log.py"),
 )
 _RECORD = "caffetools-shims.json"
 
