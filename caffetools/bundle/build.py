@@ -53,21 +53,20 @@ class Target:
     """A kind of device.
 
     Attributes:
-        opset: Version of ONNX's operators that its runtimes read.
         backend: The runtime that the bundle is checked with.
         normalized: Whether the model takes pictures as jetson-inference normalizes them.
     """
 
-    opset: int
     backend: str
     normalized: bool = False
 
 
-# Opset 11 is what TensorRT 7 (JetPack 4) and the importer of OpenCV 4.5 read.
+# The version of ONNX's operators that TensorRT 7 (JetPack 4) and the importer of OpenCV 4.5, which every runner falls back to, read.
+OPSET = 11
 TARGETS = {
-    "jetson": Target(11, "onnxruntime", normalized=True),
-    "onnxruntime": Target(17, "onnxruntime"),
-    "opencv": Target(11, "opencv"),
+    "jetson": Target("onnxruntime", normalized=True),
+    "onnxruntime": Target("onnxruntime"),
+    "opencv": Target("opencv"),
 }
 
 
@@ -156,7 +155,7 @@ class _Builder:
         self._check_cancelled()
         path = self.folder / "model.onnx"
         outputs = (self.detector.locations, self.detector.scores) if self.detector else (self.classifier.output,)
-        how = ExportOptions(opset=self.target.opset, dynamic_axes=(), batch=1, outputs=outputs)
+        how = ExportOptions(opset=OPSET, dynamic_axes=(), batch=1, outputs=outputs)
         # The labels are written to a file of their own; a detector's blobs do not have as many values.
         export_deployed(deploy, weights, path, replace(options, labels=()), how, events=_without_artifacts(self.events))
         if path.with_name("model.onnx.data").exists():
