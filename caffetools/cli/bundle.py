@@ -8,19 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.models import complete_model, deployed
 from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, print_json, show_warnings
+from caffetools.cli.show import console, print_json, print_next, show_warnings
 from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
     from caffetools.bundle.check import BundleCheck
 
 
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="DEPLOY WEIGHTS | check DIR",
+        help="A deploy prototxt and its .caffemodel, or a network of the zoo; or a bundle to check.",
+        autocompletion=complete_model,
+    ),
+]
+
+
 def bundle(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="DEPLOY WEIGHTS | check DIR", help="A deploy prototxt and its .caffemodel; or a bundle to check."),
-    ],
+    files: Files,
     target: Annotated[str, typer.Option(help="jetson, onnxruntime or opencv.")] = "jetson",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder to create.", show_default=False)] = None,
     mean: Mean = None,
@@ -60,14 +68,16 @@ def bundle(
     from caffetools.bundle.build import build_bundle
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import Options, find_pictures
+    from caffetools.project.config import command
 
     options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    net, weights, prepared = deployed(files[0], files[1], options)
     checked = build_bundle(
-        files[0],
-        files[1],
+        net,
+        weights,
         out,
         target,
-        options,
+        prepared,
         calibration=calibration,
         output=output,
         pictures=find_pictures(pictures or []),
@@ -75,6 +85,8 @@ def bundle(
         events=show_warnings,
     )
     _show(checked, out, "Wrote", as_json=json)
+    if not json:
+        print_next(command("bundle", "check", out))
 
 
 def _show(checked: BundleCheck, folder: Path, done: str, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from caffetools.cli.commands import CAFFE_TOOLS, COMMANDS
@@ -89,6 +90,7 @@ def modern(arguments: list[str]) -> tuple[list[str], str]:
         command, more = TOOLS[name]
         return ([command, *more, *rest] if command else rest), ""
     if name in _DEPRECATED:
-        new = _DEPRECATED[name](rest)
+        places = list(takewhile(lambda argument: not argument.startswith("-"), rest))
+        new = [*_DEPRECATED[name](places), *rest[len(places) :]]
         return new, f"{word} is a deprecated tool of Caffe; this runs: caffetools {' '.join(new)}"
     return ([name, *rest] if name in COMMANDS or name in CAFFE_TOOLS else arguments), ""

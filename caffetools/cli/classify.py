@@ -21,6 +21,7 @@ Files = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[MODEL] [WEIGHTS] PICTURE...",
+        autocompletion=complete_model,
         help="A deploy prototxt and its .caffemodel, an ONNX file, or a network of the zoo; then pictures, folders or patterns.",
         show_default=False,
     ),

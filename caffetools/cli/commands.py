@@ -80,7 +80,7 @@ COMMANDS = {
     "upgrade": Entry(_NETS, "upgrade", example="caffetools upgrade old.prototxt new.prototxt"),
     "time": Entry(_NETS, "time", example="caffetools time train_val.prototxt"),
     "train": Entry(_TRAINING, "train", example="caffetools train net/solver.prototxt --weights alexnet", alone=True),
-    "test": Entry(_TRAINING, "test", example="caffetools test train_val.prototxt weights.caffemodel"),
+    "test": Entry(_TRAINING, "test", example="caffetools test train_val.prototxt --weights weights.caffemodel"),
     "curves": Entry(_TRAINING, "curves", example="caffetools curves net/snapshot.log -o curves.png"),
     "report": Entry(_TRAINING, "report", example="caffetools report run"),
     "visualize": Entry(_TRAINING, "visualize", attribute="app", example="caffetools visualize filters weights.caffemodel -o filters.png"),
@@ -92,7 +92,9 @@ COMMANDS = {
         example="caffetools quantize deploy.prototxt weights.caffemodel --calibration photos -o int8.onnx",
         model=True,
     ),
-    "bundle": Entry(_INFERENCE, "bundle", example="caffetools bundle --target jetson deploy.prototxt weights.caffemodel -o bundle"),
+    "bundle": Entry(
+        _INFERENCE, "bundle", example="caffetools bundle --target jetson deploy.prototxt weights.caffemodel -o bundle", model=True
+    ),
     "import": Entry(_INFERENCE, "import_", example="caffetools import model.onnx -o net"),
     "verify": Entry(_INFERENCE, "verify", example="caffetools verify deploy.prototxt weights.caffemodel model.onnx", model=True),
     "engine": Entry(_INFERENCE, "engine", attribute="app", example="caffetools engine list"),
@@ -156,7 +158,7 @@ EXAMPLES = {
     "visualize embedding": "caffetools visualize embedding net/deploy.prototxt weights.caffemodel data -o embedding.html",
     "visualize top-images": "caffetools visualize top-images squeezenet photos --blob conv10 -o top.png",
     "visualize synthesize": "caffetools visualize synthesize squeezenet --unit 3 -o units.png",
-    "visualize deepdream": "caffetools visualize deepdream squeezenet photo.jpg -o dream.png",
+    "visualize deepdream": "caffetools visualize deepdream googlenet photo.jpg --blob inception_4c/output -o dream.png",
     "visualize style": "caffetools visualize style vgg19 photo.jpg painting.jpg -o styled.png",
     "visualize live": "caffetools visualize live squeezenet --pictures photos",
     "visualize all": "caffetools visualize all squeezenet photo.jpg -o visualize.html",

@@ -104,9 +104,10 @@ def convert_mnist_data(
     database: _Database,
     backend: Annotated[str, typer.Option(help="lmdb or leveldb.")] = "lmdb",
     force: _Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write MNIST's images and labels into an LMDB or LevelDB, record for record as Caffe's convert_mnist_data does."""
-    _convert_idx(images, labels, database, backend, pairs=False, seed=1, force=force)
+    _convert_idx(images, labels, database, backend, pairs=False, seed=1, force=force, as_json=as_json)
 
 
 def convert_mnist_siamese_data(
@@ -116,12 +117,13 @@ def convert_mnist_siamese_data(
     backend: Annotated[str, typer.Option(help="lmdb or leveldb.")] = "leveldb",
     seed: _Seed = 1,
     force: _Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write random pairs of MNIST's images into a LevelDB, as Caffe's convert_mnist_siamese_data does.
 
     The pairs are those that the tool would draw after set_random_seed(SEED); the tool itself seeds from the system.
     """
-    _convert_idx(images, labels, database, backend, pairs=True, seed=seed, force=force)
+    _convert_idx(images, labels, database, backend, pairs=True, seed=seed, force=force, as_json=as_json)
 
 
 def convert_cifar_data(
@@ -129,6 +131,7 @@ def convert_cifar_data(
     out: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder that the databases are made in.", show_default=False)],
     backend: Annotated[str, typer.Argument(metavar="BACKEND", help="lmdb or leveldb.", show_default=False)],
     force: _Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write CIFAR-10 into OUTPUT/cifar10_train_BACKEND and cifar10_test_BACKEND, record for record as Caffe's convert_cifar_data does."""
     from caffetools.data.formats.cifar import cifar10_parts
@@ -137,15 +140,19 @@ def convert_cifar_data(
     from caffetools.util.urls import join
 
     _check_backend(backend)
-    options = ConvertOptions()
+    options, results = ConvertOptions(), []
     for part in cifar10_parts(source, options):
         target = join(out, f"cifar10_{part.name}_{backend}")
         with progress_sink("Converting") as events:
-            result = convert_parts([Part("", part.examples)], source, target, options, to=backend, force=force, events=events)
+            results.append(convert_parts([Part("", part.examples)], source, target, options, to=backend, force=force, events=events))
+    if as_json:
+        print_json([_facts(result) for result in results])
+        return
+    for result in results:
         _show(result, False)
 
 
-def _convert_idx(images: str, labels: str, database: str, backend: str, *, pairs: bool, seed: int, force: bool) -> None:
+def _convert_idx(images: str, labels: str, database: str, backend: str, *, pairs: bool, seed: int, force: bool, as_json: bool) -> None:
     from caffetools.data.formats.convert import convert_parts
     from caffetools.data.formats.examples import ConvertOptions
     from caffetools.data.formats.idx import idx_part
@@ -155,7 +162,7 @@ def _convert_idx(images: str, labels: str, database: str, backend: str, *, pairs
     part = idx_part(images, labels, options)
     with progress_sink("Converting") as events:
         result = convert_parts([part], images, database, options, to=backend, force=force, events=events)
-    _show(result, False)
+    _show(result, as_json)
 
 
 def _check_backend(backend: str) -> None:
@@ -163,10 +170,14 @@ def _check_backend(backend: str) -> None:
         raise typer.BadParameter(f"'{backend}' is neither lmdb nor leveldb", param_hint="BACKEND")
 
 
+def _facts(result: ConvertResult) -> dict[str, object]:
+    skipped = [str(error) for error in result.skipped]
+    return {"path": result.path, "counts": result.counts, "files": result.files, "classes": result.classes, "skipped": skipped}
+
+
 def _show(result: ConvertResult, as_json: bool) -> None:
     if as_json:
-        skipped = [str(error) for error in result.skipped]
-        print_json({"path": result.path, "counts": result.counts, "files": result.files, "classes": result.classes, "skipped": skipped})
+        print_json(_facts(result))
         return
     for path, count in result.counts.items():
         console.print(f"Wrote {count} examples to {path}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.options import Cluster
+from caffetools.cli.options import Cluster, Force, check_output
 from caffetools.cli.show import console, print_json, progress_sink
 from caffetools.errors import CaffeToolsError
 
@@ -29,6 +29,7 @@ def inspect(
     database: _Database,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Image file to draw a sheet of pictures to.", show_default=False)] = None,
     labels: _Labels = None,
+    force: Force = False,
     as_json: _Json = False,
 ) -> None:
     """Show what a database holds: counts, sizes, encodings, labels, mean and deviation; with -o draw a sheet of its pictures.
@@ -38,6 +39,7 @@ def inspect(
     from caffetools.data.datasets.hdf5 import hdf5_files
     from caffetools.data.datasets.inspect import inspect_database
 
+    check_output(out, force=force)
     if hdf5_files(database) is not None:
         _inspect_hdf5(database, out, as_json=as_json)
         return
@@ -98,6 +100,7 @@ def export(
     labels: _Labels = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a record that cannot be decoded; else it is left out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export, once the new one is complete.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Write the pictures of a database as files, a folder for each label, with a list for convert-imageset.
 
@@ -107,6 +110,9 @@ def export(
 
     with progress_sink("Writing pictures") as events:
         result = export_database(database, out, names=_names(labels), strict=strict, force=force, events=events)
+    if as_json:
+        print_json({"folder": str(result.path), "files": result.count, "arrays": result.arrays, "skipped": len(result.skipped)})
+        return
     arrays = f" ({result.arrays} of them arrays)" if result.arrays else ""
     console.print(f"Wrote {result.count} files{arrays} and list.txt to {result.path}")
     if result.skipped:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.models import complete_model, net_file
+from caffetools.cli.models import complete_model, model_shapes, net_file
 from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.proto.schema import NetParameter
@@ -73,7 +73,7 @@ def deploy(
     given, train_val = train_val, net_file(train_val, "train_val")
     written = [out, *([out.with_suffix(".caffemodel")] if fold_bn else [])]
     _check_outputs(written, [train_val, weights], force=force)
-    shapes = parse_shapes(input_shape or [])
+    shapes = parse_shapes(input_shape or []) or model_shapes(given)
     param = read_net(train_val)
     with error_context(train_val):
         chosen = choose_stages(upgrade_net(param), stage, shapes, deploy=True)

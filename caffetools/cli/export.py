@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,19 +17,23 @@ if TYPE_CHECKING:
     from caffetools.onnx.verify import Verification
 
 
+InputShape = Annotated[
+    list[str] | None,
+    typer.Option(metavar="BLOB=N,C,H,W", help="Shape of an input, in place of the prototxt's. May be repeated.", show_default=False),
+]
+DynamicAxes = Annotated[
+    str | None, typer.Option(help="Axes of any size: batch,height,width or some of them. Default: batch.", show_default=False)
+]
+
+
 def export(
     deploy: DeployArgument,
     weights: WeightsArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     opset: Annotated[int, typer.Option(min=11, max=25, help="Version of ONNX's operators; old runtimes need low ones.")] = 17,
     batch: Annotated[str, typer.Option(help="Batch size to fix, or 'dynamic'.")] = "dynamic",
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="BLOB=N,C,H,W", help="Shape of an input, in place of the prototxt's. May be repeated.", show_default=False),
-    ] = None,
-    dynamic_axes: Annotated[
-        str | None, typer.Option(help="Axes of any size: batch,height,width or some of them. Default: batch.", show_default=False)
-    ] = None,
+    input_shape: InputShape = None,
+    dynamic_axes: DynamicAxes = None,
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to export in place of the net's outputs.")] = None,
     from_: Annotated[str | None, typer.Option("--from", metavar="BLOB,…", help="Blobs that become the inputs; earlier layers go.")] = None,
     mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR); kept in the metadata.")] = None,
@@ -68,6 +73,9 @@ def export(
     )
     check_output(out, force=force)
     net, parameters, prepared = deployed(deploy, weights, options)
+    if outputs and labels is None:
+        # The labels of a network of the zoo are those of its own output.
+        prepared = replace(prepared, labels=None)
     if to != "onnx":
         _to_torch(net, parameters, out, how, to, as_json=json)
         return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from caffetools.cli.from_config import with_options
+from caffetools.cli.models import weights_file
 from caffetools.cli.narrate import TerminalSink
 from caffetools.cli.show import console, print_json, print_next
 from caffetools.project.config import FinetuneConfig, command
@@ -30,6 +32,8 @@ def finetune(
     from caffetools.project.finetune import finetune as run
 
     disable_malloc_trim()
+    if config.weights is not None:
+        config = dataclasses.replace(config, weights=weights_file(config.weights))
     with TerminalSink() as terminal:
         result, report = run(config, ignore if as_json else terminal)
     if as_json:

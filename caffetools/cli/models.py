@@ -112,6 +112,22 @@ def model_options(model: str) -> Options:
     return Options(mean=how.mean_values or "0", labels=how.labels or None, scale=how.scale, resize=how.resize)
 
 
+def model_shapes(net: str | Path) -> dict[str, tuple[int, ...]]:
+    """Return the input's shape (1, C, H, W) by the card of a model of the zoo whose net does not give it; none for other nets.
+
+    Args:
+        net: A net for training, or the name of a model.
+    """
+    from caffetools.graph.summary import summarize
+    from caffetools.proto.text import read_net
+    from caffetools.zoo.cards import get_card
+    from caffetools.zoo.names import is_model
+
+    if not is_model(str(net)) or not summarize(read_net(net_file(net, "train_val"))).unknown:
+        return {}
+    return {"": (1, *get_card(str(net)).input.shape)}
+
+
 def merge_options(given: Options, model: str | Path) -> Options:
     """Return the preprocessing of a deployed net: what is given, and for a model of the zoo the rest from its card.
 

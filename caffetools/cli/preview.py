@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console
+from caffetools.cli.options import AsJson, Force, check_output
+from caffetools.cli.show import console, print_json
 
 
 def preview(
@@ -17,10 +18,16 @@ def preview(
     count: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 6,
     variants: Annotated[int, typer.Option(min=1, help="Augmented variants of each picture.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 1,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw a sheet of augmented pictures, each row with the picture itself first, to see what a configuration does."""
     from caffetools.data.augment import load_augment
     from caffetools.data.preview import draw_preview
 
+    check_output(out, force=force)
     width, height = draw_preview(source, out, load_augment(augment), count=count, variants=variants, seed=seed)
+    if as_json:
+        print_json({"file": str(out), "width": width, "height": height})
+        return
     console.print(f"Wrote {out} ({width} x {height})", markup=False)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import complete_model
-from caffetools.cli.show import console, print_json, print_next, print_title, progress
-from caffetools.cli.tables import print_table
+from caffetools.cli.show import console, note, print_json, print_next, print_title, progress
+from caffetools.cli.tables import print_table, shortened
 
 if TYPE_CHECKING:
     from caffetools.zoo.cards import ModelCard
@@ -28,20 +28,48 @@ Name = Annotated[
 
 
 @app.command("list")
-def list_(json: Json = False) -> None:
-    """List the models: input, size of the weights, accuracy, licence, and whether the weights are in the cache."""
+def list_(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure how long each network takes here, on the CPU; takes a minute or two.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List the models: input, size of the weights, operations, accuracy, speed on this machine once measured, licence.
+
+    The last column shows whether the weights are in the cache. ms is the time of one picture on this machine's CPU, from --measure.
+    """
     from caffetools.zoo.cards import get_card, list_models
 
     cards = [get_card(name) for name in list_models()]
+    speeds = _speeds([card.name for card in cards], measure=measure)
     if json:
-        print_json([_facts(card) for card in cards])
+        print_json([{**_facts(card), "milliseconds": speeds.get(card.name)} for card in cards])
         return
     rows = []
     for card in cards:
         size = f"{card.weights.megabytes:g} MB" if card.weights else "-"
         fetched = "yes" if _fetched(card) else "no"
-        rows.append((card.name, _times(card.input.shape), size, _accuracy(card), card.licence, fetched))
-    print_table(("name", "input", ">size", "top-1/5 %", "licence", "fetched"), rows)
+        speed = f"{speeds[card.name]:.1f}" if card.name in speeds else "-"
+        cells = (_times(card.input.shape), size, shortened(card.macs), _accuracy(card), speed, card.licence, fetched)
+        rows.append((card.name, *cells))
+    print_table(("name", "input", ">size", ">MACs", "top-1/5 %", ">ms", "licence", "fetched"), rows)
+    if not speeds:
+        note("ms is not measured yet; `caffetools zoo list --measure` does so")
+
+
+def _speeds(names: list[str], *, measure: bool) -> dict[str, float]:
+    """Return the milliseconds of each model, as far as they are known."""
+    from caffetools.zoo.fetch import cache_folder
+
+    if not measure and not (cache_folder() / "speed.json").exists():
+        # torch, which counts the threads, takes a second to import.
+        return {}
+    from caffetools.zoo.speed import known_speeds, measure_speeds
+
+    if not measure:
+        return known_speeds()
+    with progress("Measuring") as advance:
+        return measure_speeds(names, progress=advance)
 
 
 @app.command()
@@ -149,6 +177,7 @@ def _lines(card: ModelCard) -> list[tuple[str, str]]:
         ),
         ("", wanted.note),
         ("accuracy", f"top-1/5 {_accuracy(card)} % ({card.accuracy.source})" if card.accuracy else "none published"),
+        ("size", f"{card.parameters:,} parameters, {shortened(card.macs)} multiply–accumulates for one picture"),
         ("labels", f"{card.labels} ({len(card.read_labels())} classes)" if card.labels else "-"),
         ("networks", ", ".join(dataclasses.astuple(card.prototxt))),
     ]

@@ -130,7 +130,9 @@ class FinetuneConfig(Config):
     model: str = option("squeezenet_v1.1", "Network of the zoo, or path of a train_val prototxt.")
     classes: int | None = option(None, "Expected number of classes; an error if the folders are more or fewer.")
     epochs: int | None = option(None, "Passes over the training images; default: enough for their number.", minimum=1)
-    weights: Path | None = option(None, "Weights (.caffemodel) to start from; default: the zoo's published ones.")
+    weights: Path | None = option(
+        None, "Weights (.caffemodel) to start from, or a network of the zoo; default: the network's published ones."
+    )
     from_scratch: bool = option(False, "Start from random weights.")
     batch: int | None = option(None, "Images per batch.", minimum=1)
     base_lr: float | None = option(None, "Base learning rate; default: a tenth of the network's own, or its own with --from-scratch.")

@@ -99,7 +99,7 @@ def after_classify(deploy: PathLike, weights: PathLike | None) -> str:
         weights: Its weights, or a model of the zoo; None for an ONNX file.
     """
     if weights is None:
-        return ""
+        return _bundle(Path(deploy).with_name("deploy.prototxt"))
     onnx = _onnx_path(deploy)
     words = [deploy] if get_model(deploy) and get_model(weights) == get_model(deploy) else [deploy, weights]
     return command("verify", *words, onnx) if onnx.exists() else command("export", *words, "-o", onnx)
@@ -182,6 +182,14 @@ def find_picture(net: PathLike) -> Path | None:
         with suppress(CaffeToolsError, OSError):
             return next((path for path, _ in held_out(card) if path.is_file()), None)
     return None
+
+
+def _bundle(deploy: Path) -> str:
+    """Return the command that bundles a deploy net with its newest weights; "" without them, or where there is a bundle."""
+    weights, out = find_weights(deploy), deploy.parent / "bundle"
+    if not deploy.is_file() or weights is None or out.exists():
+        return ""
+    return command("bundle", deploy, weights, "--target", "onnxruntime", "-o", out)
 
 
 def get_model(net: PathLike) -> str | None:

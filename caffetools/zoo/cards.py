@@ -86,6 +86,8 @@ class ModelCard:
     Attributes:
         weights: None where no weights are published; ``no_weights`` then says what to do instead.
         labels: a file of zoo/ with one class a line in the order of the outputs, or None.
+        parameters: number of learned values of the deploy net.
+        macs: multiply–accumulates of the deploy net for one picture.
         scratch: whether it is small enough to be trained from random weights in minutes, as is usual.
     """
 
@@ -102,6 +104,8 @@ class ModelCard:
     prototxt: Networks
     no_weights: str = ""
     scratch: bool = False
+    parameters: int = 0
+    macs: int = 0
 
     def network(self, which: str) -> Path:
         """Return the path of the ``"train_val"``, ``"deploy"`` or ``"solver"`` prototxt. Raises :class:`ZooError` where it is not shipped."""

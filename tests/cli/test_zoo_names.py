@@ -1,0 +1,132 @@
+"""A network of the zoo by its name in every command, fetched from a local server when it is first used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from caffetools.graph.summary import summarize
+from caffetools.proto.text import read_net
+from caffetools.zoo.cards import get_card, list_models
+from tests.cli.inprocess import error_of, run, run_well
+from tests.cli.published import MODEL, publishing
+from tests.zoo.server import Server
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("published")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.delenv("CAFFETOOLS_ZOO_MIRROR", raising=False)
+        with publishing(folder, patch) as server:
+            yield server
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("photo.jpg", np.random.default_rng(2).integers(0, 256, (240, 260, 3), np.uint8))
+
+
+def test_classify_fetches_once_and_needs_nothing_else(published: Server) -> None:
+    before = len(published.seen)
+    first = run_well("classify", "--model", "squeezenet", "photo.jpg", "--top", 1)
+    again = run_well("classify", "SqueezeNet-v1.1", "photo.jpg", "--top", 1)
+    assert first.stdout.splitlines()[:2] == again.stdout.splitlines()[:2]
+    assert len(published.seen) <= before + 1
+    label = first.stdout.splitlines()[1].split(maxsplit=1)[1]
+    assert any(label in line for line in get_card(MODEL).read_labels())
+
+
+@pytest.mark.parametrize("words", [("squeezenet",), ("--model", "squeezenet"), ("squeezenet", "squeezenet_v1.1")])
+def test_export_by_name_knows_mean_and_labels(published: Server, words: tuple[str, ...]) -> None:
+    run_well("export", *words, "-o", "m.onnx", "--outputs", "fire2/concat")
+    whole = json.loads(run_well("export", *words, "-o", "whole.onnx", "--json").stdout)
+    assert whole["model"] == "whole.onnx"
+    by_file = run_well("classify", "whole.onnx", "photo.jpg", "--top", 1).stdout.splitlines()[:2]
+    assert by_file == run_well("classify", "squeezenet", "photo.jpg", "--top", 1).stdout.splitlines()[:2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "squeezenet"),
+        ("deploy", "squeezenet", "-o", "d.prototxt"),
+        ("diff", "squeezenet", "squeezenet1.0"),
+        ("time", "squeezenet", "-phase", "TEST", "-iterations", 1),
+        ("trainable", "squeezenet", "-o", "trainable"),
+        ("retarget", "squeezenet", "--classes", 4, "-o", "net", "--weights", "squeezenet"),
+        ("verify", "squeezenet", "--engines", "torch,onnxruntime"),
+        ("visualize", "filters", "squeezenet", "-o", "f.png"),
+        ("visualize", "activations", "squeezenet", "photo.jpg", "-o", "a.png", "--blob", "fire2/concat"),
+        ("visualize", "explain", "squeezenet", "photo.jpg", "-o", "e.png", "--method", "grad-cam"),
+        ("visualize", "graph", "squeezenet", "-o", "g.svg"),
+        ("visualize", "receptive-field", "squeezenet"),
+        ("quantize", "squeezenet", "--calibration", "photo.jpg", "-o", "q.onnx", "--precision", "fp16"),
+        ("bundle", "squeezenet", "--target", "onnxruntime", "-o", "bundle", "--pictures", "photo.jpg"),
+        ("zoo", "copy", "squeezenet", "copied"),
+        ("zoo", "fetch", "squeezenet", "--to", "fetched"),
+        ("draw_net", "squeezenet", "n.dot"),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_every_command_takes_the_name(published: Server, words: tuple[object, ...]) -> None:
+    run_well(*words)
+
+
+def test_a_name_that_is_not_a_model_is_a_missing_file(published: Server) -> None:
+    assert "squeezenut" in error_of(run("export", "squeezenut", "w.caffemodel", "-o", "m.onnx"))
+
+
+def test_the_list_has_operations_and_the_speed_once_it_is_measured(
+    published: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from caffetools.cli import zoo
+    from caffetools.zoo.speed import measure_speeds
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = run_well("zoo", "list")
+    assert "--measure" in before.stderr and "387.7 M" in before.stdout
+    speeds = measure_speeds(["lenet", "mtcnn_pnet"])
+    rows = {row["name"]: row for row in json.loads(run_well("zoo", "list", "--json").stdout)}
+    assert rows["lenet"]["milliseconds"] == speeds["lenet"] > 0 and rows["vgg16"]["milliseconds"] is None
+    assert f"{speeds['lenet']:.1f}" in run_well("zoo", "list").stdout
+    assert zoo._speeds(["lenet"], measure=False) == speeds
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_figures_of_the_cards_are_those_of_the_nets(name: str) -> None:
+    card = get_card(name)
+    summary = summarize(read_net(card.network("deploy")))
+    shape = summary.layers[0].shapes[0]
+    assert shape is not None
+    assert (card.parameters, card.macs) == (summary.parameters, summary.macs // shape[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("caffetools retarget goo", ["googlenet"]),
+        ("caffetools classify goo", ["googlenet"]),
+        ("caffetools export caffe", ["caffenet"]),
+        ("caffetools train --weights alex", ["alexnet"]),
+        ("caffetools visualize explain resnet5", ["resnet50"]),
+        ("caffetools finetune photos --model nin", ["nin", "nin_imagenet"]),
+    ],
+)
+def test_the_shell_completes_names_of_models(line: str, completions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+    import sys
+
+    environment = {"_CAFFETOOLS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    program = "import sys; sys.argv = ['caffetools']; from caffetools.cli.app import main; main()"
+    import os
+
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == completions, done.stderr
