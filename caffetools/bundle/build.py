@@ -39,6 +39,7 @@ from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, report
 from caffetools.infer.classifier import Classifier, Options
 from caffetools.infer.export import ExportOptions, export_deployed
 from caffetools.infer.preprocess import Preprocessor
+from caffetools.onnx.lrn import expand_lrn
 from caffetools.util.files import write_text
 from caffetools.util.folders import new_folder
 
@@ -173,6 +174,8 @@ class _Builder:
         else:
             rename_value(model, self.output_value, OUTPUT)
             self.classes = int(np.prod([dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim][1:]))
+        if self.name == "onnxruntime":
+            expand_lrn(model)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
 

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from caffetools.engines import onnxruntime as _engine  # noqa: F401
 from caffetools.errors import ExportError
 from caffetools.net.net import Net
+from caffetools.onnx.lrn import expand_lrn
 from caffetools.onnx.model import OnnxModel
 from caffetools.quant.fake import quantizable
 
@@ -78,6 +79,8 @@ def to_int8(model: OnnxModel, net: Net, ranges: Mapping[str, tuple[float, float]
     _quantize_activations(made.graph, ranges, excluded)
     _read_floats(made.graph, [*excluded, *pools])
     _hold_in_float(made.graph, pools)
+    # The model is for onnxruntime alone, whose LRN would take most of a net's time.
+    expand_lrn(made)
     return made
 
 

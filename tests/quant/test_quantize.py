@@ -252,7 +252,18 @@ def test_the_accuracy_on_labelled_pictures_is_that_of_the_two_models(digits: Dig
 
 
 def test_the_command_prints_the_accuracy(digits: Digits, labelled: Path, tmp_path: Path) -> None:
-    given = ("quantize", digits.deploy, digits.weights, "--calibration", digits.pictures, "--images", 20, "-o", tmp_path / "m.onnx")
+    given = (
+        "quantize",
+        digits.deploy,
+        digits.weights,
+        "--calibration",
+        digits.pictures,
+        "--images",
+        20,
+        "-o",
+        tmp_path / "m.onnx",
+        "--force",
+    )
     assert "Accuracy on 60 labelled pictures: 95.00% in float, " in run_well(*given, "--test", labelled).stdout
     answer = json.loads(run_well(*given, "--test", digits.database, "--json").stdout)
     assert answer["tested"] == 200 and answer["accuracy_before"] == 1.0
@@ -264,7 +275,7 @@ def test_the_command_prints_the_accuracy(digits: Digits, labelled: Path, tmp_pat
     (tmp_path / "two").mkdir()
     for name, label in (("two", "2"), ("one", "1")):
         (tmp_path / "two" / name).symlink_to(labelled / label)
-    given = ("quantize", deploy, digits.weights, "--calibration", digits.pictures, "--images", 20, "-o", tmp_path / "m.onnx")
+    given = ("quantize", deploy, digits.weights, "--calibration", digits.pictures, "--images", 20, "-o", tmp_path / "m.onnx", "--force")
     assert "labelled pictures: 100.00% in float, " in run_well(*given, "--test", tmp_path / "two").stdout
     (tmp_path / "two" / "one").rename(tmp_path / "two" / "onne")
     assert "the class 'onne' is not one of the net's labels; did you mean 'one'?" in error_of(run(*given, "--test", tmp_path / "two"))
