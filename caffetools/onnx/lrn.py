@@ -69,7 +69,10 @@ def _expanded(graph: onnx.GraphProto, node: onnx.NodeProto, channels: int) -> li
         steps += [("Pow", ("scale", "beta"), "power"), ("Mul", (x, "power"), y)]
     graph.initializer.extend(numpy_helper.from_array(array, f"{y}/lrn/{name}") for name, array in constants.items())
     local = {name: f"{y}/lrn/{name}" for name in (*constants, "square", "scale", "root", "fourth", "power")} | {x: x, y: y}
-    return [
-        helper.make_node(operator, [local[name] for name in inputs], [local[made]], name=f"{node.name}/{made if made != y else 'quotient'}")
-        for operator, inputs, made in steps
-    ]
+    nodes = []
+    for operator, inputs, made in steps:
+        label = made if made != y else "quotient"
+        nodes.append(helper.make_node(operator, [local[name] for name in inputs], [local[made]], name=f"{node.name}/{label}"))
+    # OpenCV's importer asks for it, though the weights have it.
+    nodes[1].attribute.append(helper.make_attribute("kernel_shape", [1, 1]))
+    return nodes

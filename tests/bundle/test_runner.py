@@ -118,6 +118,19 @@ def test_a_net_that_slices_to_the_end_of_an_axis(build: Path, tmp_path: Path) ->
         assert np.allclose([g["probability"] for g in answer["guesses"]], [g["probability"] for g in wanted], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("target", ["jetson", "onnxruntime"])
+def test_a_net_with_lrn(target: str, build: Path, tmp_path: Path) -> None:
+    between = 'layer { name: "norm" type: "LRN" bottom: "pool" top: "norm" lrn_param { alpha: 0.5 } }\nlayer { name: "score"'
+    text = DEPLOY.replace('layer { name: "score"', between).replace('bottom: "pool" top: "score"', 'bottom: "norm" top: "score"')
+    build_bundle(*write_net(tmp_path, text), tmp_path / "out", target, Options(mean="100", labels=LABELS))
+    operators = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
+    assert ("LRN" in operators) == (target == "jetson")
+    expected = json.loads((tmp_path / "out" / "samples" / "expected.json").read_text())
+    for answer in classify(build, tmp_path / "out", tmp_path / "out" / "samples"):
+        wanted = expected[Path(answer["picture"]).name]
+        assert np.allclose([g["probability"] for g in answer["guesses"]], [g["probability"] for g in wanted], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "value"), [("axis", 2**31 - 1), ("two", 2**40)])
 def test_an_impossible_axis_is_one_error(name: str, value: int, build: Path, detectors: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(detectors["opencv"], tmp_path / "copy")
