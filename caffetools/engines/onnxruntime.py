@@ -85,9 +85,9 @@ def open_session(
         options.add_external_initializers(list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()])
     providers = _providers(device)
     try:
-        # By path, so that a model of hundreds of megabytes is not held twice.
+        # Without its fallback, which prints what it does; an error says what failed. By path, so that a model of hundreds of megabytes is not held twice.
         model = source.SerializeToString() if isinstance(source, onnx.ModelProto) else source if isinstance(source, bytes) else name
-        return Session(onnxruntime.InferenceSession(model, options, providers=providers))
+        return Session(onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0))
     except UnicodeDecodeError:
         raise ModelFileError("damaged: its metadata or names are not UTF-8", path=name, hint="fetch or copy the file again") from None
     except Exception as error:

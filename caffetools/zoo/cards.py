@@ -178,9 +178,13 @@ def _weights_faults(weights: Weights) -> list[tuple[str, str]]:
     if not weights.urls:
         faults.append(("weights.urls", "must list at least one address"))
     for url in weights.urls:
-        if urlsplit(url).scheme not in SCHEMES:
+        try:
+            scheme = urlsplit(url).scheme
+        except ValueError:  # brackets that hold no IPv6 address
+            scheme = ""
+        if scheme not in SCHEMES:
             faults.append(("weights.urls", f"has {url}, which is not an http, https or file address"))
-        elif urlsplit(url).scheme == "http" and not weights.checksums:
+        elif scheme == "http" and not weights.checksums:
             # With a checksum, nobody on the way can replace the file.
             faults.append(("weights.urls", f"has {url}; without a checksum only https and file addresses are allowed"))
     for kind, digits in weights.checksums.items():

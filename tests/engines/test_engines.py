@@ -82,3 +82,13 @@ def test_a_model_whose_metadata_are_not_utf8_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString().replace(b"caffetools.source", b"caffetools.sourc\xff"))
     with pytest.raises(ModelFileError, match=r"m\.onnx: damaged: its metadata or names are not UTF-8; fetch or copy the file again"):
         OnnxRuntimeEngine.load(tmp_path / "m.onnx")
+
+
+def test_a_model_whose_names_are_not_utf8_is_damaged_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    node = onnx.helper.make_node("Relu", ["input"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("input", "y")]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString().replace(b"input", b"inp\xfft"))
+    with pytest.raises(ModelFileError, match=r"m\.onnx: "):
+        OnnxRuntimeEngine.load(tmp_path / "m.onnx")
+    assert capfd.readouterr() == ("", "")

@@ -113,6 +113,7 @@ def test_a_card_reads_as_it_is_written(tmp_path: Path) -> None:
         ("name", "alexnet", "'name' is 'alexnet', but the file is called bvlc_alexnet.yaml"),
         ("weights.sha1", "123", "'weights.sha1' must be 40 lowercase hexadecimal digits"),
         ("weights.urls", ["ftp://example.org/x"], "'weights.urls' has ftp://example.org/x, which is not an http, https or file address"),
+        ("weights.urls", ["https://[x/y"], "'weights.urls' has https://[x/y, which is not an http, https or file address"),
         ("weights.urls", [], "'weights.urls' must list at least one address"),
         ("weights.file", "../x", "'weights.file' must be a plain file name"),
         ("prototxt.deploy", "../deploy.prototxt", "'prototxt.deploy' must be a path inside prototxt/"),
