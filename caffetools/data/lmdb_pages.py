@@ -38,7 +38,7 @@ class Overtaken(Exception):
 
 
 class Damaged(Exception):
-    """A page or value contradicts the file format; the text says how."""
+    """A page or value contradicts the file format; the text states how."""
 
 
 class Layout:

@@ -105,7 +105,7 @@ class ExternalEngine(Engine):
         except BrokenPipeError:
             line = ""
         if not line:
-            # Caffe ends the process where it finds a mistake, and says why on stderr.
+            # Caffe ends the process where it finds a mistake, and writes the reason to stderr.
             self._process.wait()
             self._log.seek(0)
             lines = [text for text in self._log.read().splitlines() if text.strip() and not text.startswith("    @")]

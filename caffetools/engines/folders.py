@@ -39,7 +39,7 @@ def _nets(solver: SolverParameter) -> Iterator[Any]:
             try:
                 yield read_net(name)
             except CaffeToolsError:
-                # Caffe itself will say what is wrong with it.
+                # Caffe itself reports what is wrong with it.
                 continue
 
 

@@ -64,7 +64,7 @@ def open_session(
     Args:
         source: An ONNX file, a model's bytes, or a model.
         device: ``cpu``, ``cuda`` or ``auto``.
-        weights: Arrays for the initializers that the model says are external; they are used in place and must outlive the session.
+        weights: Arrays for the initializers that are external in the model; they are used in place and must outlive the session.
         fast: False optimizes less, which loads sooner.
 
     Raises:
@@ -120,7 +120,7 @@ class OnnxRuntimeEngine(Engine):
         """
         if weights is not None:
             name = "the ONNX model" if isinstance(deploy, bytes) else os.fspath(deploy)
-            raise EngineError(f"{name}: an ONNX file has its weights in it; {weights} is not needed (say - in its place)")
+            raise EngineError(f"{name}: an ONNX file has its weights in it; {weights} is not needed (give - in its place)")
         return cls(open_session(deploy, device=device))
 
     @property
@@ -152,7 +152,7 @@ def _providers(device: str) -> list[str]:
     if device in ("cuda", "auto") and "CUDAExecutionProvider" in there:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
     raise EngineError(
-        f"onnxruntime has no device '{device}' here (it has {', '.join(there)}); say cpu, or install onnxruntime-gpu for cuda"
+        f"onnxruntime has no device '{device}' here (it has {', '.join(there)}); use cpu, or install onnxruntime-gpu for cuda"
     )
 
 

@@ -53,7 +53,7 @@ class TorchEngine(Engine):
 
 
 def load_all_weights(net: Net, deploy: PathLike, weights: PathLike | None) -> None:
-    """Load ``weights`` into ``net``. A layer that would stay without any is an error, since its outputs would mean nothing.
+    """Load ``weights`` into ``net``. A layer without weights is an error, since its outputs would be arbitrary.
 
     Raises:
         ModelFileError: the file cannot be read.

@@ -54,7 +54,7 @@ class WeightsDifference:
 
 
 def diff_nets(first: NetParameter, second: NetParameter) -> list[Difference]:
-    """Return what differs between two ``NetParameter``s of any age, brought to today's form; nothing where they say the same.
+    """Return what differs between two ``NetParameter``s of any age, brought to today's form; nothing where they are equal.
 
     Layers are matched by name (and, where a file has a name twice, as data layers of both phases, by their order).
     """

@@ -138,7 +138,7 @@ def as_input(layer: LayerParameter, shapes: Mapping[str, Shape], batch: int | No
 
 
 def data_shape(layer: LayerParameter, batch: int | None = None) -> Shape:
-    """Return the shape (N, C, H, W) of a data layer's first top, from what the prototxt says and what its source holds, if it is there.
+    """Return the shape (N, C, H, W) of a data layer's first top, from its settings and its source, if that exists.
 
     Where only the size is known there are 3 channels, or 1 for grey layers.
 

@@ -272,7 +272,7 @@ def _name(image: ImageLike, index: int) -> str:
 
 
 def find_pictures(names: Iterable[PathLike]) -> list[str]:
-    """Return the picture files that ``names`` mean: files as they are, folders with all pictures below them, patterns with ``*`` or ``?``.
+    """Return the picture files that ``names`` match: files as they are, folders with all pictures below them, patterns with ``*`` or ``?``.
 
     Sorted within a folder or pattern. A file that does not exist stays in the list, to be reported like a broken one.
 

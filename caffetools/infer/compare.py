@@ -98,7 +98,7 @@ def compare_engines(
     Args:
         reference: What the others are compared with; its first row has its own speed.
         candidates: The others.
-        images: Image files, prepared as ``deploy.json`` or the ONNX metadata say; seeded random inputs when empty.
+        images: Image files, prepared by ``deploy.json`` or the ONNX metadata; seeded random inputs when empty.
         repeats: Timed runs of a batch.
         seed: Seed of random inputs.
         events: Receives ``Progress``.

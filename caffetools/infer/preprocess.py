@@ -23,7 +23,7 @@ PathLike = str | os.PathLike[str]
 
 
 class Preprocessor:
-    """Makes (C, H, W) float32 arrays for a net's input of pictures, as ``Preprocessing`` says.
+    """Makes (C, H, W) float32 arrays for a net's input of pictures, by ``Preprocessing``.
 
     The whole picture is resized (its proportions are not kept: datasets are built so), the centre of the input's size is cut out
     as Caffe's data layers do in the TEST phase, and ``(pixel - mean) * scale`` is what the net gets. A mean image of the resized

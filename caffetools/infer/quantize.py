@@ -122,7 +122,7 @@ def quantize_deployed(
     """Write a deployed net in lower precision; see :func:`~caffetools.quant.quantize.quantize_net`.
 
     Args:
-        deploy: The deploy prototxt; pictures are prepared as ``deploy.json`` next to it says.
+        deploy: The deploy prototxt; pictures are prepared by ``deploy.json`` next to it.
         weights: Its .caffemodel.
         path: The ONNX file to write.
         calibration: A folder of pictures, an LMDB or LevelDB, or several files, folders and patterns.

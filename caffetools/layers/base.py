@@ -105,7 +105,7 @@ _MOST_VALUES_OF_A_BATCH = 2**36
 class Layer(nn.Module):
     """One layer of a net.
 
-    A subclass says how many bottoms and tops it takes, its shape rule in :meth:`setup`, its computation in :meth:`forward` and
+    A subclass defines how many bottoms and tops it takes, its shape rule in :meth:`setup`, its computation in :meth:`forward` and
     its ONNX nodes in :meth:`to_onnx`. It keeps no activations: those belong to the run.
 
     Attributes:
@@ -211,7 +211,7 @@ class Layer(nn.Module):
         raise self.no_onnx_form()
 
     def no_onnx_form(self, reason: str = "") -> ExportError:
-        """Return an error to raise from :meth:`to_onnx`; ``reason`` says why this layer cannot be written."""
+        """Return an error to raise from :meth:`to_onnx`; ``reason`` states why this layer cannot be written."""
         return ExportError(
             f"layer '{self.name}' of type {self.type_name} has no ONNX form{': ' + reason if reason else ''}; "
             "cut the net before it (--outputs BLOB) or replace the layer"
@@ -249,7 +249,7 @@ class Layer(nn.Module):
         return self.top_shapes
 
     def unsupported(self) -> str:
-        """Return why this layer can't be computed as its prototxt says, though its type is known; empty where it can."""
+        """Return why this layer can't be computed with the settings of its prototxt, though its type is known; empty where it can."""
         if not self.READS_UNKNOWN and (names := unknown_names(self.param)):
             return f"has fields that are not known here ({', '.join(names)}), so what it computes isn't either"
         strange = [name for name in fork_fields(self.param) if name not in self.FORK_FIELDS]

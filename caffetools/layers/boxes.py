@@ -11,7 +11,7 @@ Boxes = NDArray[np.floating[Any]]
 
 
 class DetectionSettings(NamedTuple):
-    """What ``detection_output_param`` says."""
+    """The settings in ``detection_output_param``."""
 
     classes: int
     background: int

@@ -17,7 +17,7 @@ from caffetools.proto.schema import FillerParameter, enum_name
 
 
 def fill(data: Tensor, filler: FillerParameter | None) -> None:
-    """Fill ``data`` (any shape, float32) in place as the ``FillerParameter`` says; None means zeros. Raises :class:`NetError` for an unknown type."""
+    """Fill ``data`` (any shape, float32) in place by a ``FillerParameter``; None is zeros. Raises :class:`NetError` for an unknown type."""
     if filler is None:
         data.zero_()
         return

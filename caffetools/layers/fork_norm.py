@@ -98,7 +98,7 @@ class BN(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         if self.batch_stats:
-            graph.note(f"layer '{self.name}' says bn_mode: LEARN, so it normalizes with the mean and variance of each batch")
+            graph.note(f"layer '{self.name}' has bn_mode: LEARN, so it normalizes with the mean and variance of each batch")
             batch_norm_to_onnx(graph, self, _SEGNET_EPS, [self.array(0), self.array(1)])
             return
         if self.segnet:
@@ -151,7 +151,7 @@ class Normalize(Layer):
 
 @register("L2Normalization")
 class L2Normalization(Layer):
-    """y = x / sqrt(sum of x²) for each item of (N, …); an item of zeros stays as it is. For embeddings of faces."""
+    """y = x / sqrt(sum of x²) for each item of (N, …); an item of zeros is unchanged. For embeddings of faces."""
 
     TRAITS = Traits(role="normalization", coordinates="same")
     NEEDS_TOP = False

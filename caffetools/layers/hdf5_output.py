@@ -20,7 +20,7 @@ class HDF5Output(Layer):
     """Writes its two bottoms, of N items each, to the datasets ``data`` and ``label`` of ``file_name`` (float32, always four axes).
 
     The first pass replaces the file, later ones append their items (Caffe stops there); after each the file is complete. No tops.
-    A run that is resumed goes on behind the items that it had written when the snapshot was taken.
+    A run that is resumed appends to the items that it had written when the snapshot was taken.
     """
 
     BOTTOMS = (2, 2)
@@ -62,7 +62,7 @@ class HDF5Output(Layer):
         return {"items": self._items}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go on behind that many items of the file; those that follow are taken out. Raises ``ValueError`` where it has fewer."""
+        """Continue behind that many items of the file; those that follow are taken out. Raises ``ValueError`` where it has fewer."""
         import h5py
 
         items = int(state["items"])

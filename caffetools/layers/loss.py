@@ -43,7 +43,7 @@ class Loss(Layer):
 
 
 class NormalizedLoss(Loss):
-    """A loss over outer · inner items, divided as ``loss_param`` says; items with ``ignore_label`` count nothing.
+    """A loss over outer · inner items, divided by the normalizer in ``loss_param``; items with ``ignore_label`` count nothing.
 
     FULL divides by all items, VALID by those not ignored, BATCH_SIZE by the outer ones, NONE by 1; never by less than 1.
     """
@@ -107,7 +107,7 @@ def expect_labels(layer: Layer, bottoms: Shapes, axis: int) -> None:
 
 
 def normalization_mode(param: LossParameter, default: str) -> str:
-    """Return the normalization of a ``LossParameter`` by name; ``default`` where it says nothing."""
+    """Return the normalization of a ``LossParameter`` by name; ``default`` where it has none."""
     if param.HasField("normalization"):
         return enum_name(param, "normalization")
     if param.HasField("normalize"):

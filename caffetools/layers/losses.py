@@ -35,7 +35,7 @@ class EuclideanLoss(Loss):
 class ContrastiveLoss(Loss):
     """loss = (sum of d² over similar pairs + of max(0, margin − d)² over the others) / (2 N), d the distance of two (N, C) bottoms.
 
-    The third bottom (N) says which pairs are similar (not 0). ``legacy_version``: max(0, margin − d²) in place of the square.
+    The third bottom (N) marks the similar pairs (not 0). ``legacy_version``: max(0, margin − d²) in place of the square.
     Hadsell et al. (2006); contrastive_loss_layer.cpp, whose gradient of dissimilar pairs divides by d + 1e-4.
     """
 

@@ -143,7 +143,7 @@ class BatchNorm(Layer):
     def to_onnx(self, graph: OnnxGraph) -> None:
         if not self.global_stats:
             graph.note(
-                f"layer '{self.name}' says use_global_stats: false, so it normalizes with the mean and variance of each batch; "
+                f"layer '{self.name}' has use_global_stats: false, so it normalizes with the mean and variance of each batch; "
                 "remove that line for the ones it learned"
             )
             batch_norm_to_onnx(graph, self, self.eps, [self.array(3), self.array(4)] if self.scale_bias else [])
@@ -196,7 +196,7 @@ class MVN(Layer):
     """Each (H, W) map of (N, C, H, W), or with ``across_channels`` each item, minus its mean and over its deviation.
 
     y = (x − mean) / (sqrt(mean of (x − mean)²) + eps); eps is added to the deviation, not to the variance. Without
-    ``normalize_variance`` only the mean goes. Follows mvn_layer.cpp, whose gradient
+    ``normalize_variance`` only the mean is subtracted. Follows mvn_layer.cpp, whose gradient
     takes the deviation's share as if eps were 0.
     """
 

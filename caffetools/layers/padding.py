@@ -18,7 +18,7 @@ _SIDES = ("pad_t", "pad_b", "pad_l", "pad_r")
 
 @register("Padding")
 class Padding(Layer):
-    """Adds a border to (N, C, H, W), as ``padding_param`` of one of three definitions says.
+    """Adds a border to (N, C, H, W), by ``padding_param`` of one of three definitions.
 
     DeepLab: ``pad_beg`` and ``pad_end`` zeros before and after both axes of the maps; negative ones cut pixels off. Sophgo: ``pad_t``,
     ``pad_b``, ``pad_l``, ``pad_r`` times ``pad_value``. OpenCV: ``paddings``, before and after each axis, with ``type`` constant (``value``)

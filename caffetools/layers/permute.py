@@ -60,14 +60,14 @@ class ShuffleChannel(Layer):
 class Reorg(Layer):
     """Blocks of ``stride`` × ``stride`` pixels become channels: (N, C, H, W) to (N, C s², H/s, W/s); ``reverse`` the other way.
 
-    The order is Darknet's (YOLO v2), whose function takes the bottom's values for maps of (C/s², H s, W s) when it goes forward. So C
+    The order is Darknet's (YOLO v2), whose function takes the bottom's values for maps of (C/s², H s, W s) in its forward direction. So C
     must be divisible by s² both ways.
     """
 
     NEEDS_TOP = False
 
     def settings(self) -> tuple[int, bool]:
-        """Return the stride, and whether the layer goes the other way."""
+        """Return the stride, and whether the layer is reversed."""
         return int(self.param.reorg_param.stride), bool(self.param.reorg_param.reverse)
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -102,7 +102,7 @@ class Reorg(Layer):
 
 @register("ReorgYolo")
 class ReorgYolo(Reorg):
-    """Reorg under the name and with the settings that OpenVINO reads: ``reorg_yolo_param`` with a stride; it only goes forward."""
+    """Reorg under the name and with the settings that OpenVINO reads: ``reorg_yolo_param`` with a stride; it has no reverse."""
 
     def settings(self) -> tuple[int, bool]:
         return int(self.param.reorg_yolo_param.stride), False

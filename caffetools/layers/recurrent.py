@@ -22,7 +22,7 @@ class Recurrent(Layer):
     """What LSTM and RNN share: x (T, N, …), cont (T, N), perhaps x_static (N, …), to (T, N, num_output).
 
     Where cont is 0 a sequence begins, and the state before it does not count. The state lives on from one pass to the next;
-    with ``expose_hidden`` it comes from further bottoms, and goes to further tops, each (1, N, num_output), without gradients.
+    with ``expose_hidden`` it comes from further bottoms, and is written to further tops, each (1, N, num_output), without gradients.
     """
 
     BACKWARD_READS_BOTTOMS = False
@@ -113,7 +113,7 @@ class Recurrent(Layer):
         """Add a Scan over the steps; without ``expose_hidden`` every run begins with a state of zeros."""
         if not self.exposed:
             graph.note(
-                f"layer '{self.name}' starts every run with a state of zeros in ONNX, where Caffe goes on from the run before; "
+                f"layer '{self.name}' starts every run with a state of zeros in ONNX, where Caffe continues from the run before; "
                 "with expose_hidden the state is an input"
             )
         bottom, cont = self.bottoms[:2]

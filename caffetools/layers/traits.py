@@ -35,7 +35,7 @@ Role = Literal[
     "unknown",  # a type that no class computes
 ]
 
-# What becomes of the channels (classes) of the first bottom: an output mixes several; output c is made from input c, or stays at
+# How a layer treats the channels (classes) of the first bottom: an output mixes several; output c is made from input c, or stays at
 # its place among the others; or that depends on the shape that the layer's settings name.
 Channels = Literal["mixed", "kept", "reshaped"]
 
@@ -71,7 +71,7 @@ class Traits:
         half: Whether it may compute in bf16 or fp16 under autocast; all others get float32.
         coordinates: How spatial coordinates map through it.
         statistics_switch: The boolean field, as a ``settings.field`` path, that makes it use the statistics it has stored.
-        source: For data layers the field of ``LayerParameter`` that says where the data is and how large a batch.
+        source: For data layers the field of ``LayerParameter`` that holds the data's source and the batch size.
         file_source: Whether ``source`` names a file or a database.
         transforms: Whether ``transform_param`` (crop, mean, scale, mirror) applies to its data.
         label_tops: For data layers what the tops behind the first hold: one number an item, labels of other shapes, or anything.

@@ -18,7 +18,7 @@ from caffetools.proto.unknown import unknown_fields
 
 
 class _ByMask(Layer):
-    """Puts each value of (N, C, H, W) where the mask of a MAX pooling says, in larger maps of zeros."""
+    """Puts each value of (N, C, H, W) at the position in the mask of a MAX pooling, in larger maps of zeros."""
 
     BOTTOMS = (2, 2)
     NO_GRADIENT = frozenset({1})
@@ -120,7 +120,7 @@ class Upsample(_ByMask):
 
 @register("Unpooling")
 class Unpooling(_ByMask):
-    """MAX unpooling: each value goes where the mask of the pooling layer says, all else is 0. Noh et al. (2015), DeconvNet.
+    """MAX unpooling: each value is put at the position in the pooling layer's mask, all else is 0. Noh et al. (2015), DeconvNet.
 
     Maps of ``unpool_size`` squared, or of (H − 1) · stride + kernel_size − 2 · pad. AVE is refused: copies of Caffe differ in it.
     """
@@ -150,7 +150,7 @@ class Unpooling(_ByMask):
 
 @register("MaxUnpool")
 class MaxUnpool(_ByMask):
-    """Each value goes where the mask of a MAX pooling says, all else is 0; OpenCV's layer of this name.
+    """Puts each value at the position in the mask of a MAX pooling, all else is 0; OpenCV's layer of this name.
 
     The pooling is named by ``pool_k_h``, ``pool_k_w``, ``pool_stride_h``, ``pool_stride_w``, ``pool_pad_h`` and ``pool_pad_w`` of any block
     of settings; maps of (H − 1) · stride + kernel − 2 · pad.

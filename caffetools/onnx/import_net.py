@@ -108,7 +108,7 @@ class NetWriter:
         self._values[node.outputs[0]] = self.blob(node, value or node.inputs[0])
 
     def set_blob(self, value: str, blob: str) -> None:
-        """Say which blob holds an ONNX value."""
+        """Set the blob that holds an ONNX value."""
         self._values[value] = blob
 
     # ---- layers ----

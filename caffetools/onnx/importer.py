@@ -45,7 +45,7 @@ class ImportedNet:
         model: The net with its weights.
         largest_difference: The largest difference of all outputs, relative to an output's largest value.
         outputs: ONNX output → blob.
-        preprocessing: What the model's metadata say about images, if caffetools wrote it.
+        preprocessing: The preprocessing of the model's metadata, if caffetools wrote it.
     """
 
     model: Caffemodel

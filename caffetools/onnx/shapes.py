@@ -131,7 +131,7 @@ def _compare(probe: _Probe, found: FreeShapes, inputs: Mapping[str, Shape]) -> N
     for blob, shape in probe.shapes(inputs).items():
         here = found.base[blob]
         if len(shape) != len(here):
-            raise ExportError("its number of axes depends on the size of the inputs, which ONNX cannot say", blob=blob)
+            raise ExportError("its number of axes depends on the size of the inputs, which ONNX cannot express", blob=blob)
         different = {axis for axis, sizes in enumerate(zip(here, shape, strict=True)) if sizes[0] != sizes[1]}
         found.free[blob] = found.free.get(blob, frozenset()) | different
 

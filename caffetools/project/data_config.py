@@ -52,7 +52,7 @@ class DataOptions:
         return {**{k: v for k, v in asdict(self).items() if k != "mean"}, "mean_file": mean_file, "mean_values": mean_values}
 
     def with_dataset(self, card: DatasetCard | None) -> DataOptions:
-        """These options, and the dataset's sources and mean where they do not say."""
+        """These options, and the dataset's sources and mean where they give none."""
         if card is None:
             return self
         train, val = self.train_source or str(card.train_lmdb), self.val_source or str(card.val_lmdb)
@@ -82,7 +82,7 @@ def set_data_sources(
     val_batch: int | None = None,
     crop: int | None = None,
 ) -> list[Change]:
-    """Set what is given in the data layers of ``net``, in place, and say what changed.
+    """Set what is given in the data layers of ``net``, in place, and return what changed.
 
     Args:
         net: A ``NetParameter`` in today's form.
@@ -176,7 +176,7 @@ def mean_of(card: DatasetCard) -> str:
 
 
 def convert_imagedata_to_data(net: NetParameter) -> list[Change]:
-    """Let data layers that read lists of pictures read databases instead, in place; crop, mean and batch stay.
+    """Let data layers that read lists of pictures read databases instead, in place; crop, mean and batch are kept.
 
     Raises:
         NetError: a data layer reads something else, which a dataset of pictures cannot stand for.

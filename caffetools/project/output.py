@@ -58,7 +58,7 @@ _PLANNED = "# Next: "
 
 
 def planned_command(solver: Path) -> str:
-    """Return the command that the first lines of a solver's file say to run, with its weights; "" if they say none.
+    """Return the command that the first lines of a solver's file give, with its weights; "" if they give none.
 
     Args:
         solver: A solver that :func:`write_messages` wrote.

@@ -26,7 +26,7 @@ def preprocessing_of(net: NetParameter, *, channels: int | None = None) -> Prepr
     """Return how the TEST data layer of a net for training prepares images (the TRAIN one's if there is no other).
 
     Mean and scale come from ``transform_param``. The size before the crop comes from the dataset's card, the database or the layer,
-    labels come from the card; both stay unknown if these do not exist.
+    labels come from the card; both are unknown if these do not exist.
 
     Args:
         net: A ``NetParameter`` in today's form, with data layers.

@@ -121,7 +121,7 @@ def trainable_from(
         The ``NetParameter``, what was changed, and sentences on what was taken for granted.
 
     Raises:
-        NetError: The net has a loss already, several inputs, no scores among its outputs, or maps of them; the message says which.
+        NetError: The net has a loss already, several inputs, no scores among its outputs, or maps of them; the message names it.
     """
     net = NetParameter()
     net.CopyFrom(upgrade_net(deploy))

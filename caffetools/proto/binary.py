@@ -41,7 +41,7 @@ def read_caffemodel(path: PathLike, dialect: str | None = None) -> Caffemodel:
         dialect: The fork that wrote the file; None detects it.
 
     Raises:
-        ModelFileError: the file is missing, empty, truncated or not a caffemodel; the message says at which byte or layer.
+        ModelFileError: the file is missing, empty, truncated or not a caffemodel; the message names the byte or the layer.
     """
     buffer = _map(path)
     rest: list[memoryview] = []

@@ -1,4 +1,4 @@
-"""Recognize what a file is from its content, so that a reader can name a file of another kind and say what to do with it.
+"""Recognize what a file is from its content, so that a reader can name a file of another kind and what to do with it.
 
 One function, :func:`sniff`, serves every reader. Only the beginning of a file is read; protobuf messages are mapped and their top-level
 fields walked.
@@ -80,7 +80,7 @@ class Kind(Enum):
 
     @property
     def advice(self) -> str:
-        """Return what to do with a file of this kind; empty where there is nothing to say."""
+        """Return what to do with a file of this kind; empty where there is no advice."""
         return str(self.value[1])
 
 

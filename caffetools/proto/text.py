@@ -165,7 +165,7 @@ _QUOTED = re.compile(rb"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\
 _TEXTS = (Kind.NET_TEXT, Kind.SOLVER_TEXT, Kind.LABEL_MAP, Kind.TEXT, Kind.PYTHON, Kind.EMPTY)
 
 
-# What protobuf's parser says, and what we say; the groups of a pattern fill the braces.
+# Messages of protobuf's parser, and ours; the groups of a pattern fill the braces.
 _REWORDED = [
     (r"Expected string but found: '(.*)'", "a text in quotes is expected, not {0}"),
     (r"String missing ending quote: .*", "a quote is not closed on its line"),
@@ -181,7 +181,7 @@ _MOST_SHOWN = 60
 
 
 def _explain(error: text_format.ParseError, message: Message, text: str, path: PathLike | None) -> PrototxtError:
-    """Turn protobuf's parse error into one that also says what was probably meant."""
+    """Turn protobuf's parse error into one that also names what was probably meant."""
     line, column = error.GetLine() or 0, error.GetColumn() or 0
     what = re.sub(r"^\d+:\d+ : ", "", str(error)).strip()
     what = re.sub(r"^'.*': (.*)$", r"\1", what, flags=re.DOTALL).replace("\n", " ")

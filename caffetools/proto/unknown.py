@@ -116,7 +116,7 @@ class _Scan:
         while self.at < len(self.tokens):
             word = self.peek()
             if word in _CLOSE and depth == 0:
-                return  # the value is missing; the parser will say so
+                return  # the value is missing; the parser raises the error
             depth += (word in _OPEN) - (word in _CLOSE)
             self.at += 1
             if depth == 0 and not (word[0] in "\"'" and self.peek()[:1] in ("'", '"')):
@@ -150,7 +150,7 @@ def print_unknown(text: str) -> str:
     """Printed messages with the strings of ``caffetools_unknown`` as the fields that they hold."""
     if UNKNOWN not in text:
         return text
-    # What a binary file had under numbers alone cannot be said in text.
+    # What a binary file had under numbers alone cannot be written as text.
     text = re.sub(rf"^ *{UNKNOWN_BYTES}: .*\n", "", text, flags=re.MULTILINE)
 
     def shown(match: re.Match[str]) -> str:

@@ -50,7 +50,7 @@ def walk(buffer: memoryview, start: int = 0, end: int | None = None) -> Iterator
         if number == 0:
             raise WireError("field number 0 is not valid", begin)
         if position > end:
-            raise WireError(f"a field of {position - value} bytes goes past the end", begin)
+            raise WireError(f"a field of {position - value} bytes extends past the end", begin)
         yield Field(number, kind, begin, value, position)
 
 

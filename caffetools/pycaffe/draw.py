@@ -103,7 +103,7 @@ def dot_text(
 def get_pydot_graph(
     caffe_net: NetParameter, rankdir: str, label_edges: bool = True, phase: int | None = None, display_lrm: bool = False
 ) -> Any:
-    """Return the graph of a ``NetParameter`` as a ``pydot.Dot``, for scripts that go on with it (``create_png``).
+    """Return the graph of a ``NetParameter`` as a ``pydot.Dot``, for scripts that work on it (``create_png``).
 
     Args:
         caffe_net: The net.

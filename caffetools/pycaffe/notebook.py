@@ -120,7 +120,7 @@ class Magics:
             raise DataError(f"the notebook's magic %%{name} needs IPython, which is not installed (pip install ipython)")
 
     def system(self, command: str) -> None:
-        """Run ``!command`` in the shell; its output goes to that of the script."""
+        """Run ``!command`` in the shell; its output is that of the script."""
         sys.stdout.flush()
         subprocess.run([*_SHELL, self._expanded(command)], check=False)
 

@@ -128,7 +128,7 @@ class ExternalRun:
     """A training by real Caffe as callbacks see and control it: a :class:`~caffetools.solver.control.RunControl`.
 
     What it knows comes from Caffe's log, so ``iteration`` moves with the lines that name one. It is controlled by signals: Caffe's
-    SIGINT stops with a snapshot and SIGHUP takes one, unless its flags sigint_effect and sighup_effect say otherwise.
+    SIGINT stops with a snapshot and SIGHUP takes one, unless its flags sigint_effect and sighup_effect are set.
 
     Attributes:
         iteration: The last iteration that the log names.
@@ -211,7 +211,7 @@ class CaffeLogFollower:
 
     Attributes:
         last_message: Caffe's fatal error, once it has printed one.
-        stopped: Whether Caffe has said that it stopped early.
+        stopped: Whether Caffe reported that it stopped early.
     """
 
     def __init__(self, run: ExternalRun, callbacks: Iterable[Callback]):

@@ -162,7 +162,7 @@ def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
 
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
-    """Leave out the agent's own log lines: one message says what failed."""
+    """Leave out the agent's own log lines: one message states what failed."""
     logger = logging.getLogger("torch.distributed.elastic")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

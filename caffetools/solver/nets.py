@@ -38,9 +38,9 @@ class Places:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a net comes from: a file, or a field of the solver. ``said`` is how Caffe's log names it."""
+    """Where a net comes from: a file, or a field of the solver. ``described`` is how Caffe's log names it."""
 
-    said: str
+    described: str
     param: Any
     path: Path | None = None
 
@@ -62,7 +62,7 @@ def train_net(solver: SolverParameter, places: Places, log: Log) -> Net:
         what = f"gives {' and '.join(given)}" if given else "names no net to train"
         raise SolverError(f"{what}; give exactly one of net, net_param, train_net, train_net_param")
     source = _field(solver, given[0], places, log)
-    log("solver.cpp:102", f"Creating training net {source.said}")
+    log("solver.cpp:102", f"Creating training net {source.described}")
     return _build(source, _state(TRAIN, source.param, solver.train_state), log)
 
 
@@ -94,7 +94,7 @@ def test_nets(solver: SolverParameter, places: Places, log: Log) -> list[Net]:
     nets = []
     for index, source in enumerate(sources):
         state = solver.test_state[index] if solver.test_state else NetState()
-        log("solver.cpp:190", f"Creating test net (#{index}) {source.said}")
+        log("solver.cpp:190", f"Creating test net (#{index}) {source.described}")
         nets.append(_build(source, _state(TEST, source.param, state), log, filled=False))
     return nets
 
@@ -137,7 +137,7 @@ def _adopt(layer: Layer, other: Layer) -> None:
 
 
 def _field(solver: SolverParameter, name: str, places: Places, log: Log, *, test: bool = False) -> Source:
-    """Return the source that the field ``name`` gives; Caffe says "specified by net file" of test nets and "from net file" of others."""
+    """Return the source that the field ``name`` gives; Caffe logs "specified by net file" of test nets and "from net file" of others."""
     words = "specified by" if test else "from" if not name.endswith("_param") else "specified in"
     if name.endswith("_param"):
         return Source(f"{words} {name}.", getattr(solver, name))
@@ -152,7 +152,7 @@ def _file(name: str, origin: str, places: Places, log: Log) -> Source:
 
 
 def _state(phase: int, net: NetParameter, extra: NetState) -> Any:
-    """Return the state that a net is filtered by: the phase, then what the net's prototxt says of itself, then what the solver says."""
+    """Return the state that a net is filtered by: the phase, then the state in the net's prototxt, then that in the solver."""
     state = NetState(phase=phase)
     state.MergeFrom(net.state)
     state.MergeFrom(extra)

@@ -81,7 +81,7 @@ class Precision:
             self._scaler.unscale_(self._step)
 
     def update(self, iteration: int, apply: Callable[[], None]) -> None:
-        """Call ``apply``, which updates the parameters; not so, and the log says it, where a gradient is not finite."""
+        """Call ``apply``, which updates the parameters; skip it, with a line in the log, where a gradient is not finite."""
         if self._scaler is None or self._step is None:
             apply()
             return
@@ -99,13 +99,13 @@ class Precision:
         return {} if self._scaler is None else dict(self._scaler.state_dict())
 
     def set_state(self, state: dict[str, float]) -> None:
-        """Go on from :meth:`state`; one of another mode means nothing."""
+        """Restore :meth:`state`; one of another mode is ignored."""
         if self._scaler is not None and state:
             self._scaler.load_state_dict(state)
 
 
 class Compiled:
-    """A net's ``compute``, through torch.compile; where that cannot be, plain, and the log says so once."""
+    """A net's ``compute``, through torch.compile; where that is not possible, without it, with one line in the log."""
 
     def __init__(self, net: Net, log: Log):
         self._plain, self.log = net.compute, log

@@ -2,7 +2,7 @@
 
 Fillers and dropout draw from torch's global state, Python layers often from NumPy's or Python's. A solver that computes holds a lock
 and has its own stream in their place, so that two trainings in two threads give each the numbers that it gives alone. Switching
-costs nothing as long as the same solver goes on computing.
+costs nothing as long as the same solver computes.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class SGD(UpdateRule):
             torch._foreach_sub_(group.weights, history)
             return
         # One pass over weights, history and gradients. torch adds (1 - dampening) * g to the history and takes lr times the
-        # history off the weights; Caffe's rate belongs inside, so it goes in by way of the dampening.
+        # history off the weights; Caffe's rate belongs inside, so it is applied through the dampening.
         torch._fused_sgd_(
             group.weights,
             group.gradients,

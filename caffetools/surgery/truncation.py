@@ -220,7 +220,7 @@ def _remove_dead_layers(net: NetParameter, removed: Collection[int], was_read: C
     """Return ``removed`` and the layers of which nothing is read once those are removed, though something was read before.
 
     Args:
-        net: The net, in which the layers that stay read what they are to read.
+        net: The net, in which the kept layers read their final bottoms.
         removed: The indices of the layers to remove.
         was_read: The indices of the layers of which something was read before.
     """

@@ -63,7 +63,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Published figures in percent; None where the publisher gives none. ``source`` says who and on what."""
+    """Published figures in percent; None where the publisher gives none. ``source`` names the publisher and the dataset."""
 
     top1: float | None
     top5: float | None
@@ -84,7 +84,7 @@ class ModelCard:
     """Everything known about a model of the zoo.
 
     Attributes:
-        weights: None where no weights are published; ``no_weights`` then says what to do instead.
+        weights: None where no weights are published; ``no_weights`` then states what to do instead.
         labels: a file of zoo/ with one class a line in the order of the outputs, or None.
         parameters: number of learned values of the deploy net.
         macs: multiply–accumulates of the deploy net for one picture.
@@ -163,7 +163,7 @@ def _faults(card: ModelCard, stem: str) -> list[tuple[str, str]]:
     for key in ("train_val", "deploy", "solver"):
         expect(_inside(getattr(card.prototxt, key)), f"prototxt.{key}", "must be a path inside prototxt/")
     if card.weights is None:
-        expect(bool(card.no_weights), "no_weights", "must say what to do where 'weights' is empty")
+        expect(bool(card.no_weights), "no_weights", "must state what to do where 'weights' is empty")
     else:
         faults += _weights_faults(card.weights)
     if card.labels is not None:

@@ -14,7 +14,7 @@ _NAMES = {"sha1": "SHA-1", "sha256": "SHA-256", "git_sha1": "git object id"}
 
 
 class WrongFile(Exception):
-    """A file that is not what the card says; the text says in what, with the expected and the found checksum."""
+    """A file that differs from the card; the text states the expected and the found checksum."""
 
 
 def digest(path: Path, kind: str) -> str:

@@ -42,7 +42,7 @@ class RetryPolicy:
 
 
 class FetchFailed(Exception):
-    """An address did not give the file; the text says why. The caller knows what file it was and what to do."""
+    """An address did not give the file; the text states why. The caller knows what file it was and what to do."""
 
 
 class _Dropped(FetchFailed):
@@ -68,7 +68,7 @@ def download(
     """Bring the whole of ``url`` into ``part``, resuming where an earlier run stopped.
 
     A resumed download asks with If-Range for the same ETag or date and holds the length against the earlier one; a server
-    that knows no ranges, or whose file has changed, sends it from the start. ``part`` stays when this fails or is interrupted.
+    that knows no ranges, or whose file has changed, sends it from the start. ``part`` is kept when this fails or is interrupted.
 
     Args:
         url: An https, http or file address.
@@ -251,7 +251,7 @@ def _copy(url: str, part: Path, progress: Progress | None) -> None:
 
 
 def _resumed_total(response: http.client.HTTPResponse, offset: int, origin: _Origin) -> int | None:
-    """Return the whole length, if the answer goes on at ``offset`` of the file that was begun; else None."""
+    """Return the whole length, if the answer continues at ``offset`` of the file that was begun; else None."""
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip())
     if not found or int(found[1]) != offset or (origin.total and int(found[3]) != origin.total):
         return None

@@ -63,7 +63,7 @@ def fetch(
 
     A file that is there (fetched earlier, or put there by hand) is checked and used. Otherwise it is fetched from the mirror
     that ``$CAFFETOOLS_ZOO_MIRROR`` names (an http, https or file address or a folder, with the files in it), else from the
-    publisher. An interrupted fetch leaves a .part file, with which the next goes on; two fetches of one file wait for each other.
+    publisher. An interrupted fetch leaves a .part file, from which the next resumes; two fetches of one file wait for each other.
 
     Args:
         model: A card, or the name of a model.

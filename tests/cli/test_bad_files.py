@@ -144,7 +144,7 @@ def test_weights_of_another_shape_are_refused(materials: Path, line: str, words:
         ("train good.caffemodel", "good.caffemodel: this is a .caffemodel (weights), and a prototxt is expected"),
         ("inspect good.caffemodel", "good.caffemodel: this is a .caffemodel (weights), and a prototxt is expected"),
         ("classify good.caffemodel good.prototxt good.png", "good.caffemodel: this is a .caffemodel (weights), and a prototxt is expected"),
-        ("train solver.prototxt -q -s good.caffemodel", "a .solverstate is needed to go on with a run"),
+        ("train solver.prototxt -q -s good.caffemodel", "a .solverstate is needed to resume a run"),
         ("train solver.prototxt -q -s cut.solverstate", "cut.solverstate: "),
         ("train solver.prototxt -q -s absent", "absent: "),
         ("test good.prototxt -w good.caffemodel --json", "good.prototxt: no data layer fills the input 'data'"),

@@ -230,7 +230,7 @@ def test_a_snapshot_of_real_caffe_goes_on_without_a_runs_state(tmp_path: Path) -
     second = tiny_solver("random_seed: 9", log=lambda source, text, severity="I": lines.append(f"{severity} {text}"))
     second.restore(tmp_path / "tiny_iter_5.solverstate")
     assert all(map(torch.equal, weights(first), weights(second)))
-    assert any(line.startswith("I The snapshot says nothing of data and random states") for line in lines)
+    assert any(line.startswith("I The snapshot has no data and random states") for line in lines)
 
 
 @pytest.mark.parametrize("damage", ["torn", "other", "later", "nothing", "torch", "numpy", "python", "losses", "nets"])

@@ -118,7 +118,7 @@ def test_a_card_reads_as_it_is_written(tmp_path: Path) -> None:
         ("weights.file", "../x", "'weights.file' must be a plain file name"),
         ("prototxt.deploy", "../deploy.prototxt", "'prototxt.deploy' must be a path inside prototxt/"),
         ("labels", "/labels.txt", "'labels' must be a file name of zoo/"),
-        ("weights", None, "'no_weights' must say what to do where 'weights' is empty"),
+        ("weights", None, "'no_weights' must state what to do where 'weights' is empty"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_file_and_key(tmp_path: Path, keys: str, value: Any, message: str) -> None:

@@ -174,7 +174,7 @@ def read_windows(path: str, root: str, fg_threshold: float, bg_threshold: float)
             if not line.startswith("#"):
                 raise ValueError
             number, picture = next(lines)
-            for _ in range(3):  # the picture's channels, height and width, which its file says, too
+            for _ in range(3):  # the picture's channels, height and width, which its file has, too
                 number, line = next(lines)
                 int(line)
             number, line = next(lines)

@@ -22,7 +22,7 @@ def plain(writer: NetWriter, node: Node) -> None:
 
 @importer(*_SAME)
 def same(writer: NetWriter, node: Node) -> None:
-    """Nothing: in use the value stays as it is."""
+    """Import an operator that is the identity at inference."""
     if node.op == "Cast" and int(node.attributes["to"]) not in (1, 10, 11, 16):
         raise node.error("a Caffe net has float values only")
     if any(name and writer.graph.readers(name) for name in node.outputs[1:]):

@@ -141,7 +141,7 @@ def _with_bound(writer: NetWriter, node: Node, constants: list[Array | None]) ->
     values = [value for value, constant in zip(node.inputs, constants, strict=True) if constant is None]
     numbers = {float(n) for constant in constants if constant is not None for n in np.asarray(constant).reshape(-1)}
     if len(values) != 1 or len(numbers) != 1 or node.op not in ("Max", "Min"):
-        raise node.error("of a constant and values only the maximum or minimum of one value and one number can be said")
+        raise node.error("of a constant and values only the maximum or minimum of one value and one number can be converted")
     bound = numbers.pop()
     add_clip(writer, node, writer.blob(node, values[0]), *((bound, None) if node.op == "Max" else (None, bound)))
 

@@ -148,7 +148,7 @@ def pad(writer: NetWriter, node: Node) -> None:
         return
     begin, end = full[:axes], full[axes:]
     if str(node.attributes.get("mode", "constant")) != "constant" or value or any(begin[:2]) or any(end[:2]) or min(full) < 0:
-        raise node.error("only zeros around maps can be said; other values, axes or modes have no layer")
+        raise node.error("only zeros around maps can be converted; other values, axes or modes have no layer")
     channels = writer.shape(node.inputs[0])[1]
     depthwise(writer, node, writer.blob(node, node.inputs[0]), channels, np.ones([1] * (axes - 2)), begin[2:], end[2:], [1] * (axes - 2))
 

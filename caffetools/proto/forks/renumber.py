@@ -1,6 +1,6 @@
 """Translating serialized messages between a fork's field numbers and those of our schema, byte for byte where nothing differs.
 
-A *plan* says for each message which number becomes which. A number that the fork does not know may mean another field here; such a
+A *plan* maps, for each message, its field numbers to others. A number that the fork does not know may mean another field here; such a
 field's bytes go into the field ``caffetools_unknown_bytes`` that our messages have for this, and come out when the message is
 written. So nothing is lost or misread.
 """
@@ -51,7 +51,7 @@ class Plan:
 
 
 class UnplannedField(ValueError):
-    """A field for which the plan has no number. ``message`` and ``number`` say which."""
+    """A field for which the plan has no number. ``message`` and ``number`` identify it."""
 
     def __init__(self, message: str, number: int):
         self.message, self.number = message, number

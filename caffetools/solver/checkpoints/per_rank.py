@@ -63,7 +63,7 @@ def layer_states(net: Net) -> str:
 def follow(states: States, root_layers: str, strategy: Strategy, net: Net, log: Log) -> None:
     """Put a process that is not the main one where its run stood.
 
-    Where the snapshot was taken by another number of processes, its data go on from the main process's place, with new crops and flips.
+    Where the snapshot was taken by another number of processes, its data resume from the main process's position, with new crops and flips.
     """
     if len(states) == strategy.size:
         mine = states[strategy.rank]

@@ -37,7 +37,7 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
     """Put ``solver`` where the snapshot of the .solverstate ``path`` was taken.
 
     Returns:
-        Whether all of the run goes on; where False, data and random states start over, since the snapshot does not hold them.
+        Whether all of the run is resumed; where False, data and random states start over, since the snapshot does not hold them.
 
     Raises:
         ModelFileError: a file is missing, damaged, or of another net or type of solver.
@@ -54,7 +54,7 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
         weights = find_weights(path, state.learned_net)
         report = load_weights(solver.net, weights)
         if not report.loaded:
-            raise ModelFileError(f"{weights}: has no layer of the net '{solver.net.name}', so the run cannot go on from it")
+            raise ModelFileError(f"{weights}: has no layer of the net '{solver.net.name}', so the run cannot be resumed from it")
     solver.log("sgd_solver.cpp:336", "SGDSolver: restoring history")
     solver.rule.load_history(state.history)
     solver.iteration = state.iter
@@ -65,7 +65,7 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
 def _restore_run(solver: TrainingRun, state: PathLike, weights: Path | None) -> bool:
     side = run_state_path(state)
     if not side.exists():
-        solver.log("caffe.cpp:235", "The snapshot says nothing of data and random states, as real Caffe's; they start over")
+        solver.log("caffe.cpp:235", "The snapshot has no data and random states, as real Caffe's; they start over")
         return False
     try:
         run = read_run_state(side)

@@ -1,7 +1,7 @@
 """What a run depends on besides Caffe's two files: random states, the data layers' places, the losses of the smoothed one.
 
-It is next to a snapshot as ``PREFIX_iter_N.runstate.json``, which Caffe does not look at. With it a run goes on bit for bit; without
-it (a snapshot of real Caffe) the weights go on, and data and randomness start over.
+It is next to a snapshot as ``PREFIX_iter_N.runstate.json``, which Caffe does not look at. With it a run resumes bit for bit; without
+it (a snapshot of real Caffe) only weights and history are resumed; data and randomness start over.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def write_snapshot(
         (write_state_hdf5 if hdf5 else write_solverstate)(stage / path.name, state)
         if run is not None:
             write_run_state(stage / side.name, run, stage / path.name, stage / weights.name)
-        # What an earlier run left under these names goes first: a state that exists belongs to the files next to it.
+        # Files of an earlier run under these names are removed first: a state that exists belongs to the files next to it.
         for old in (path, side):
             old.unlink(missing_ok=True)
         for new in (weights, *([side] if run is not None else []), path):
@@ -76,7 +76,7 @@ def write_snapshot(
 def read_state(path: PathLike) -> SolverState:
     """Read a .solverstate or .solverstate.h5. Raises :class:`ModelFileError`."""
     if Path(path).suffix in (".caffemodel", ".prototxt"):
-        raise ModelFileError(f"{os.fspath(path)}: a .solverstate is needed to go on with a run; weights alone are given as weights")
+        raise ModelFileError(f"{os.fspath(path)}: a .solverstate is needed to resume a run; weights alone are given as weights")
     if not Path(path).exists():
         name, _, _ = Path(path).name.partition("_iter_")
         numbers = {
@@ -112,7 +112,7 @@ def find_weights(state_path: PathLike, learned_net: str) -> Path:
 
 
 def check_finite(net: Net, iteration: int) -> None:
-    """Raise :class:`RunFailed` naming the first layer of which a parameter is NaN or infinite; nothing is said otherwise."""
+    """Raise :class:`RunFailed` naming the first layer of which a parameter is NaN or infinite; nothing otherwise."""
     parameters = [parameter.detach() for parameter in net.parameters()]
     if not parameters:
         return

@@ -1,1 +1,1 @@
-"""What a run says of itself: log lines in Caffe's words, the same as JSON lines, and reading both back."""
+"""A run's log: lines in Caffe's format, the same as JSON lines, and reading both back."""

@@ -193,7 +193,7 @@ def _read_json(lines: Iterable[str]) -> TrainingLog:
     offset, last, lr = 0.0, 0.0, math.nan
     for event in _events(lines):
         if event.get("event") == "start":
-            # A resumed run appends to the file: its clock goes on where the other stopped.
+            # A resumed run appends to the file: its clock continues where the other stopped.
             offset = last
         seconds = last = round(offset + float(event.get("seconds", 0.0)), 6)
         loss = event.get("loss")

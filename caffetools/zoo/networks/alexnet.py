@@ -95,7 +95,7 @@ def training(std: float, bias: float) -> Learning:
 
 
 def body(net: NetParameter, variant: Variant, learn: _Learn) -> str:
-    """From data to what the classifier reads; ``learn(std, bias)`` says how a layer's weights and biases start."""
+    """From data to what the classifier reads; ``learn(std, bias)`` gives the fillers of a layer's weights and biases."""
     x = relu(net, "relu1", conv(net, "conv1", "data", 96, 11, learn(0.01, 0.0), stride=4))
     x = _pool_and_norm(net, variant, 1, x)
     x = relu(net, "relu2", conv(net, "conv2", x, 256, 5, learn(0.01, variant.bias), pad=2, group=2))

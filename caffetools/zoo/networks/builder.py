@@ -1,6 +1,6 @@
 """The few steps that our networks are built of: each appends one layer to a ``NetParameter`` and gives back its top.
 
-Only what is asked for is set, so that the text reads as a person would write it. Numbers left at None stay Caffe's defaults.
+Only what is asked for is set, so that the text reads as a person would write it. Numbers left at None are Caffe's defaults.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def filler(kind: str, **fields: Any) -> FillerParameter:
 
 
 def network(name: str = "") -> Any:
-    """Return an empty network; without a name the field stays unset."""
+    """Return an empty network; without a name the field is unset."""
     return NetParameter(name=name) if name else NetParameter()
 
 
 def add(net: NetParameter, type_name: str, name: str, bottoms: Sequence[str], tops: Sequence[str] | None = None, **params: Any) -> Any:
-    """Append a layer and return it; its top is called as the layer unless ``tops`` says otherwise."""
+    """Append a layer and return it; its top has the layer's name unless ``tops`` is given."""
     given: dict[str, Any] = {field: {key: value for key, value in fields.items() if value is not None} for field, fields in params.items()}
     net.layer.append(LayerParameter(name=name, type=type_name, bottom=bottoms, top=[name] if tops is None else tops, **given))
     return net.layer[-1]
@@ -103,7 +103,7 @@ def conv(
     bias: bool | None = None,
     top: str | None = None,
 ) -> str:
-    """Add a Convolution with square kernels; its top is called as it is, unless ``top`` says otherwise."""
+    """Add a Convolution with square kernels; its top has the layer's name unless ``top`` is given."""
     param = {"num_output": outputs, "kernel_size": [kernel], "group": group, "bias_term": bias}
     layer = add(net, "Convolution", name, (bottom,), (top or name,), convolution_param=param)
     if stride is not None:

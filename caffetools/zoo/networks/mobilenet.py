@@ -1,7 +1,7 @@
 """MobileNet v1 (Howard et al., 2017) and v2 (Sandler et al., "Inverted residuals and linear bottlenecks", 2018).
 
 A filter for each channel (a Convolution with as many groups, which every Caffe has), then 1x1 convolutions that mix the channels.
-Layers are those of Shicai Yang's weights. Only the deploy nets were published; those for training are made as the publisher says.
+Layers are those of Shicai Yang's weights. Only the deploy nets were published; those for training follow the publisher's description.
 """
 
 from __future__ import annotations
