@@ -160,7 +160,10 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "an operator without layers": (model("Erf", MAPS), "there are no Caffe layers for this operator"),
     "pooling over three axes": (model("MaxPool", (1, 2, 4, 4, 4), kernel_shape=[2, 2, 2]), "Caffe pools maps of 2 axes only, not 3"),
     "dilated pooling": (model("MaxPool", MAPS, kernel_shape=[2, 2], dilations=[2, 2]), "Caffe's pooling has no dilation"),
-    "other padding": (model("Pad", MAPS, constants=(ints(0, 0, 1, 1, 0, 0, 1, 1),), mode="reflect"), "only zeros around maps can be converted"),
+    "other padding": (
+        model("Pad", MAPS, constants=(ints(0, 0, 1, 1, 0, 0, 1, 1),), mode="reflect"),
+        "only zeros around maps can be converted",
+    ),
     "bilinear": (
         model("Resize", MAPS, constants=(None, np.float32([1, 1, 2, 2])), mode="linear"),
         "linear with half_pixel by 2 x 2 has no layer",
