@@ -53,7 +53,7 @@ class Window:
         """Read ``pooling_param`` for maps of ``size``. Raises :class:`NetError` where Caffe refuses it."""
         if param.global_pooling:
             if param.HasField("kernel_size") or param.HasField("kernel_h") or param.HasField("kernel_w"):
-                raise layer.error("global_pooling takes the whole map; it excludes a kernel size")
+                raise layer.error("global_pooling takes the whole map; it goes without a kernel size")
             kernel = size
         else:
             kernel = _pair(layer, param, "kernel_size", "kernel")
@@ -61,10 +61,10 @@ class Window:
         if min(kernel) < 1 or min(stride) < 1:
             raise layer.error(f"kernel {format_shape(kernel)} and stride {format_shape(stride)} must be at least 1")
         if param.global_pooling and (pad != (0, 0) or stride != (1, 1)):
-            raise layer.error("global_pooling needs pad 0 and stride 1")
+            raise layer.error("global_pooling goes with pad 0 and stride 1 only")
         if pad[0] >= kernel[0] or pad[1] >= kernel[1]:
             raise layer.error(f"pad {format_shape(pad)} must be smaller than the kernel {format_shape(kernel)}")
-        # Forks write ceil_mode: false for what BVLC Caffe came to call round_mode: FLOOR.
+        # Forks say ceil_mode: false for what BVLC Caffe came to call round_mode: FLOOR.
         floor = enum_name(param, "round_mode") == "FLOOR" or not param.ceil_mode
         window = cls.over(size, kernel, stride, pad, floor=floor)
         if min(window.output) < 1:
@@ -337,7 +337,7 @@ def _pair(layer: Layer, param: PoolingParameter, field: str, short: str) -> Pair
         if not all(by_axis) and short != "pad":
             raise layer.error(f"{short}_h and {short}_w go together")
         if param.HasField(field):
-            raise layer.error(f"{field} excludes {short}_h and {short}_w")
+            raise layer.error(f"{field} goes without {short}_h and {short}_w")
         return (getattr(param, f"{short}_h"), getattr(param, f"{short}_w"))
     if short == "kernel" and not param.HasField(field):
         raise layer.error("kernel_size is missing")

@@ -15,7 +15,7 @@ CASES: list[tuple[str, Shapes, int, list[str]]] = [
     ('type: "Pooling" pooling_param { kernel_size: 3 }', [(2, 3)], 1, ["'b0'", "4 axes", "2 x 3"]),
     ('type: "Pooling" pooling_param { }', [X], 1, ["kernel_size is missing"]),
     ('type: "Pooling" pooling_param { kernel_h: 3 }', [X], 1, ["kernel_h and kernel_w go together"]),
-    ('type: "Pooling" pooling_param { kernel_size: 2 kernel_h: 3 kernel_w: 3 }', [X], 1, ["kernel_size excludes"]),
+    ('type: "Pooling" pooling_param { kernel_size: 2 kernel_h: 3 kernel_w: 3 }', [X], 1, ["kernel_size goes without"]),
     ('type: "Pooling" pooling_param { kernel_size: 2 pad: 2 }', [X], 1, ["pad 2 x 2 must be smaller"]),
     ('type: "Pooling" pooling_param { kernel_size: 2 stride: 0 }', [X], 1, ["at least 1"]),
     ('type: "Pooling" pooling_param { kernel_size: 9 }', [X], 1, ["does not fit maps of 7 x 5"]),
