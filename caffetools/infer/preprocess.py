@@ -96,6 +96,26 @@ class Preprocessor:
         """Return the net's input for one resized picture: (1, C, H, W) float32, from its centre."""
         return self._finish(self._take(self._planes(image), *self._centre()))
 
+    def window(self, image: Pixels, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+        """Return a part of the net's input for a resized picture of the input's own size, without making the whole.
+
+        Args:
+            image: As :meth:`read` gives it, of (height, width) of the input.
+            rows: First row, and the row after the last.
+            columns: First column, and the column after the last.
+
+        Returns:
+            (1, C, rows, columns) float32, the values that :meth:`centre` gives there.
+        """
+        part = image[slice(*rows), slice(*columns)]
+        if self.how.channel_order == "RGB" and part.ndim == 3:
+            part = part[:, :, ::-1]
+        planes = (part[np.newaxis] if part.ndim == 2 else part.transpose(2, 0, 1)).astype(np.float32)
+        mean = self.input_mean
+        if mean.shape[1:] != (1, 1):
+            mean = mean[:, slice(*rows), slice(*columns)]
+        return np.ascontiguousarray((planes - mean)[np.newaxis] * np.float32(self.how.scale), np.float32)
+
     def oversample(self, image: Pixels) -> Array:
         """Ten inputs for one resized picture, as ``caffe.io.oversample`` cuts them: (10, C, H, W) float32.
 

@@ -13,6 +13,7 @@ from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, Windows
 from caffetools.proto.schema import FillerParameter, LayerParameter
 
 
@@ -23,6 +24,9 @@ class Elementwise(Layer):
 
     def setup(self, bottoms: Shapes) -> Shapes:
         return [bottoms[0]]
+
+    def spatial_windows(self) -> Windows:
+        return POINTWISE
 
     def overwrites(self, x: Tensor) -> bool:
         """Return whether ``x`` (any shape) itself may take the result: the net allows it, and autograd does not watch ``x`` as a leaf."""

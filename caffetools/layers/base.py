@@ -17,6 +17,7 @@ from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
 from caffetools.layers.inference import InferenceForm
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import Windows
 from caffetools.proto.schema import TEST, TRAIN, FillerParameter, LayerParameter
 from caffetools.proto.unknown import unknown_names
 
@@ -223,6 +224,13 @@ class Layer(nn.Module):
 
     def inference_form(self) -> InferenceForm | None:
         """Return what the layer computes in the TEST phase as a form that the inference plan fuses; None where its ``forward`` is to be run."""
+        return None
+
+    def spatial_windows(self) -> Windows | None:
+        """Return, for height and width of (N, C, H, W), what one position of the tops depends on in the TEST phase.
+
+        None where it depends on the whole map, on where in the picture it is, or where that is not known.
+        """
         return None
 
     def macs(self) -> int:

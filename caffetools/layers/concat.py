@@ -10,6 +10,7 @@ from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, Windows
 
 
 @register("Concat")
@@ -34,6 +35,9 @@ class Concat(Layer):
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         return bottoms[0] if len(bottoms) == 1 else torch.cat(bottoms, self.concat_axis)
+
+    def spatial_windows(self) -> Windows | None:
+        return POINTWISE if self.concat_axis < 2 else None
 
     def inference_form(self) -> inference.ChannelConcat | None:
         return inference.ChannelConcat() if self.concat_axis == 1 and len(self.top_shapes[0]) == 4 else None
@@ -69,6 +73,9 @@ class Slice(Layer):
             self.sizes = [length // len(self.tops)] * len(self.tops)
         return [(*shape[:axis], size, *shape[axis + 1 :]) for size in self.sizes]
 
+    def spatial_windows(self) -> Windows | None:
+        return POINTWISE if self.slice_axis < 2 else None
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.split(x, self.sizes, self.slice_axis))
 
@@ -99,6 +106,9 @@ class Split(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(x.view_as(x) for _ in self.tops)
+
+    def spatial_windows(self) -> Windows:
+        return POINTWISE
 
     def inference_form(self) -> inference.Identity:
         return inference.Identity()

@@ -14,6 +14,7 @@ from caffetools.layers.im2col import columns_to_onnx, convolve, deconvolve
 from caffetools.layers.kernel import Kernel
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import Windows, convolved, deconvolved
 from caffetools.proto.schema import LayerParameter
 
 
@@ -147,6 +148,12 @@ class _Convolving(Layer):
         graph.reshape(product, maps, [0, outputs, *output], "maps_shape")
         if len(self.blobs) > 1:
             graph.node("Add", [maps, graph.constant("bias", self.array(1).reshape(-1, *[1] * len(output)))], [target])
+
+    def spatial_windows(self) -> Windows | None:
+        if self.spatial_axes != 2 or self.outer_axes != 1:
+            return None
+        kernel = self.kernel
+        return (deconvolved if self.TRANSPOSED else convolved)(kernel.size, kernel.stride, kernel.pad, kernel.dilation)
 
 
 @register("Convolution")

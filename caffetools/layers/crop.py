@@ -8,6 +8,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import AxisWindow, Windows
 
 
 @register("Crop")
@@ -45,6 +46,12 @@ class Crop(Layer):
         for axis, offset, size in zip(range(self.first, x.dim()), self.offsets, reference.shape[self.first :], strict=True):
             x = x.narrow(axis, offset, size)
         return x
+
+    def spatial_windows(self) -> Windows | None:
+        if len(self.bottom_shapes[0]) != 4 or self.first > 2:
+            return None
+        rows, columns = (AxisWindow(1, offset, offset) for offset in self.offsets[-2:])
+        return rows, columns
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         axes = range(self.first, len(self.bottom_shapes[0]))

@@ -10,6 +10,7 @@ from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, Windows
 from caffetools.proto.schema import enum_name
 
 
@@ -54,6 +55,9 @@ class Eltwise(Layer):
         for x, c in zip(bottoms[1:], coeff[1:], strict=True):
             y = torch.add(y, x, alpha=c)
         return y
+
+    def spatial_windows(self) -> Windows:
+        return POINTWISE
 
     def inference_form(self) -> inference.Sum | None:
         plain = self.operation == "SUM" and len(self.bottoms) == 2 and all(c == 1 for c in self.coeff)

@@ -13,6 +13,7 @@ from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.normalization import batch_norm_to_onnx
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, Windows
 from caffetools.proto.schema import FillerParameter, LayerParameter, enum_name
 
 # SegNet's layer has no field for it.
@@ -88,6 +89,9 @@ class BN(Layer):
             self.blobs[2].mul_(momentum).add_(mean, alpha=1 - momentum)
             self.blobs[3].mul_(momentum).add_(variance, alpha=1 - momentum)
 
+    def spatial_windows(self) -> Windows | None:
+        return POINTWISE if not self.batch_stats else None
+
     def inference_form(self) -> inference.Affine | None:
         if self.batch_stats:
             return None
@@ -142,6 +146,9 @@ class Normalize(Layer):
         norm = ((x * x).sum(self.axes, keepdim=True) + self.param.norm_param.eps).sqrt()
         y: Tensor = x / norm * self.blobs[0].reshape(self.scale_shape)
         return y
+
+    def spatial_windows(self) -> Windows | None:
+        return POINTWISE if self.axes == [1] else None
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         unit = graph.value("unit")

@@ -16,6 +16,7 @@ from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, AxisWindow, Windows
 from caffetools.proto.schema import enum_name
 
 
@@ -48,6 +49,10 @@ class LRN(Layer):
             return y.to(x.dtype)
         mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
         return x * (mean * self.alpha + 1.0).pow(-self.beta)
+
+    def spatial_windows(self) -> Windows:
+        reach = AxisWindow(1, -(self.size // 2), self.size // 2)
+        return POINTWISE if self.across else (reach, reach)
 
     def inference_form(self) -> inference.CrossChannelNorm | None:
         if not self.across or self.k < native.SMALLEST_K or self.alpha < 0:

@@ -16,6 +16,7 @@ from caffetools.layers.autograd import Context
 from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, Windows
 from caffetools.proto.schema import BatchNormParameter, FillerParameter
 
 
@@ -86,6 +87,9 @@ class BatchNorm(Layer):
         """Whether the running sums are used, rather than the batch's own mean and variance."""
         param = self.param.batch_norm_param
         return bool(param.use_global_stats) if param.HasField("use_global_stats") else not self.training
+
+    def spatial_windows(self) -> Windows | None:
+        return POINTWISE if self.global_stats else None
 
     def forward(self, x: Tensor) -> Tensor:
         shape, eps = x.shape, self.eps

@@ -17,6 +17,7 @@ from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import Windows, convolved
 from caffetools.proto.schema import PoolingParameter, enum_name
 
 FLT_MAX = float(np.finfo(np.float32).max)
@@ -272,6 +273,12 @@ class Pooling(Layer):
         if self.method == "STOCHASTIC":
             return stochastic_pool(x, self.window, training=self.training)
         return max_pool_mask(x, self.window) if len(self.tops) > 1 else max_pool(x, self.window)
+
+    def spatial_windows(self) -> Windows | None:
+        # A mask holds places of the whole map.
+        if self.param.pooling_param.global_pooling or len(self.tops) > 1:
+            return None
+        return convolved(self.window.kernel, self.window.stride, self.window.pad)
 
     def inference_form(self) -> inference.Pool | None:
         window = self.window

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, Size
 from caffetools.layers.registry import register
+from caffetools.layers.windows import POINTWISE, Windows
 from caffetools.proto.schema import enum_name
 
 
@@ -74,6 +75,9 @@ class ArgMax(Layer):
             return (values if self.values else places).movedim(-1, self.along)
         top = torch.stack([places, values], 1) if self.values else places
         return top.reshape(x.shape[0], *self.top_shapes[0][1:])
+
+    def spatial_windows(self) -> Windows | None:
+        return POINTWISE if self.along == 1 and len(self.bottom_shapes[0]) == 4 else None
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         rows, axis = self.bottoms[0], self.along

@@ -12,6 +12,7 @@ from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, Windows
 from caffetools.proto.schema import BiasParameter, FillerParameter, LayerParameter, ScaleParameter
 
 
@@ -67,6 +68,11 @@ class _Broadcasting(Layer):
         result = graph.value("operand")
         graph.node("Unsqueeze", [name], [result], axes=list(range(len(operand), len(operand) + missing)))
         return result
+
+    def spatial_windows(self) -> Windows | None:
+        shape = self.bottom_shapes[0]
+        whole_map = len(self.bottoms) == 1 and all(n == 1 for n in self.expanded[2:])
+        return POINTWISE if len(shape) == 4 and whole_map else None
 
     def along_channels(self, values: int) -> bool:
         """Return whether a learned operand of ``values`` values is one for each channel of (N, C, …)."""

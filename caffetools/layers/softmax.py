@@ -15,6 +15,7 @@ from caffetools.layers.loss import ClassLoss
 from caffetools.layers.pooling import FLT_MIN
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, Windows
 
 
 def softmax(x: Tensor, axis: int, *, log: bool = False) -> Tensor:
@@ -39,6 +40,9 @@ class Softmax(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return softmax(x, self.softmax_axis)
+
+    def spatial_windows(self) -> Windows | None:
+        return POINTWISE if self.softmax_axis == 1 else None
 
     def inference_form(self) -> inference.ChannelSoftmax | None:
         return inference.ChannelSoftmax() if self.softmax_axis == 1 else None

@@ -16,6 +16,7 @@ from caffetools.layers.inner_product import Embed
 from caffetools.layers.lrn import LRN
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import POINTWISE, Windows
 from caffetools.proto.schema import FillerParameter
 
 
@@ -31,6 +32,9 @@ class Identity(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.view_as(x)
+
+    def spatial_windows(self) -> Windows:
+        return POINTWISE
 
     def inference_form(self) -> inference.Identity:
         return inference.Identity()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from caffetools.errors import DataError
 from caffetools.layers.base import Layer
-from caffetools.layers.convolution import Convolution, Deconvolution
-from caffetools.layers.pooling import Pooling
 from caffetools.net.net import Net
 from caffetools.net.probe import picture_input
 from caffetools.visualize import style
@@ -63,8 +60,8 @@ class ReceptiveField:
 def receptive_fields(net: Net) -> dict[str, ReceptiveField]:
     """Return the receptive field of every blob that depends on the input of pictures, in the net's order.
 
-    Layers that keep positions (activations, normalization, sums, concatenation) pass fields on; layers that mix all positions or
-    move them in ways of their own (InnerProduct, Permute, SPP) give the whole picture.
+    Layers that keep positions (activations, sums, concatenation) pass fields on; layers that mix all positions (InnerProduct, global
+    pooling, MVN) or move them in ways of their own (Permute, SPP) give the whole picture.
 
     Raises:
         DataError: the net's input has no positions.
@@ -141,32 +138,8 @@ def _through(layer: Layer, top: str, positions: tuple[int, int], below: list[Rec
 
 def _window(layer: Layer) -> tuple[Span, Span] | None:
     """For each axis (step, first, last): position i of the top reads positions step · i + first to step · i + last of the bottom."""
-    if isinstance(layer, Pooling):
-        window = layer.window
-        if window.whole:
-            return None
-        spans = [(float(s), float(-p), float(-p + k - 1)) for k, s, p in zip(window.kernel, window.stride, window.pad, strict=True)]
-        return spans[0], spans[1]
-    if isinstance(layer, Convolution | Deconvolution) and layer.spatial_axes == 2:
-        kernel = layer.kernel
-        reach = [(k - 1) * d for k, d in zip(kernel.size, kernel.dilation, strict=True)]
-        if isinstance(layer, Deconvolution):
-            spans = [
-                (1 / s, float(np.floor((p - r) / s)), float(np.ceil(p / s)))
-                for s, p, r in zip(kernel.stride, kernel.pad, reach, strict=True)
-            ]
-        else:
-            spans = [(float(s), float(-p), float(r - p)) for s, p, r in zip(kernel.stride, kernel.pad, reach, strict=True)]
-        return spans[0], spans[1]
-    shapes = [*layer.bottom_shapes, *layer.top_shapes]
-    same = all(len(shape) == 4 and shape[2:] == shapes[0][2:] for shape in shapes)
-    keeps = layer.TRAITS.coordinates == "same" or layer.TRAITS.role in (
-        "merge",
-        "normalization",
-        "scale",
-        "dropout",
-        "split",
-        "activation",
-        "slice",
-    )
-    return ((1.0, 0.0, 0.0), (1.0, 0.0, 0.0)) if same and (keeps or layer.TRAITS.role == "other") else None
+    windows = layer.spatial_windows()
+    if windows is None or any(len(shape) != 4 for shape in (*layer.bottom_shapes, *layer.top_shapes)):
+        return None
+    rows, columns = ((float(w.scale), float(w.first // w.up), float(-(-w.last // w.up))) for w in windows)
+    return rows, columns

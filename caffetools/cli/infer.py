@@ -1,0 +1,90 @@
+"""``caffetools infer``: blobs of a deployed net for pictures and arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
+from caffetools.cli.options import AsJson, Device, Dialect, Force, Plugin, check_output
+from caffetools.cli.show import console, print_json, progress_sink
+
+
+def infer(
+    deploy: DeployArgument,
+    weights: WeightsArgument,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Pictures, folders or patterns; .npy files (C, H, W) or (N, C, H, W); .npz files with an array for each input blob.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder for INPUT.BLOB.npy.", show_default=False)],
+    outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to write in place of the net's outputs.")] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="SIZE", help="Run in tiles of at most SIZE x SIZE pixels, with the values of one pass.", show_default=False
+        ),
+    ] = None,
+    own_size: Annotated[
+        bool, typer.Option("--own-size", help="Pictures keep their size in place of the net's input size, as with --tile.")
+    ] = False,
+    png: Annotated[
+        bool, typer.Option("--png", help="Also write a PNG: one channel in gray, several as the number of the largest channel.")
+    ] = False,
+    npz: Annotated[bool, typer.Option("--npz", help="Write one INPUT.npz with all blobs, in place of .npy files.")] = False,
+    mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted.")] = None,
+    resize: Annotated[str | None, typer.Option(help="Resize whole pictures to 256 or 320x240 first.")] = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
+) -> None:
+    """Run DEPLOY on pictures or arrays, and write blobs as .npy files.
+
+    Pictures are prepared as deploy.json next to DEPLOY says, unless options are given; arrays are the net's input as they are.
+    --tile is for fully convolutional nets and pictures that do not fit in memory; a layer that sees the whole picture is an error.
+    """
+    from caffetools.data.images import parse_size
+    from caffetools.errors import CaffeToolsError
+    from caffetools.infer.blobs import BlobOptions, BlobReader, new_arrays, result_paths, write_npz, write_png
+    from caffetools.infer.classifier import Options, find_pictures
+
+    if npz and tile is not None:
+        raise CaffeToolsError("--npz holds all blobs in memory; with --tile they are written as .npy files")
+    given = Options(mean=mean, scale=scale, resize=parse_size(resize) if resize else None)
+    net, parameters, options = deployed(deploy, weights, given)
+    what = BlobOptions(tuple(name.strip() for name in outputs.split(",")) if outputs else (), own_size, tile)
+    items = find_pictures(inputs)
+    reader = BlobReader(net, parameters, options, what, device=device)
+    paths = result_paths(out, items, reader.outputs)
+    pictures = result_paths(out, items, reader.outputs, suffix=".png") if png else [{} for _ in items]
+    together = [path["all"] for path in result_paths(out, items, ["all"], suffix=".npz")] if npz else []
+    check_output(*together, *(path for row in ([] if npz else paths) + pictures for path in row.values()), force=force)
+    rows: list[dict[str, object]] = []
+    for number, item in enumerate(items):
+        with progress_sink(Path(item).name) as sink:
+            if npz:
+                blobs = reader.run(item, events=sink)
+                write_npz(together[number], blobs)
+            else:
+                with new_arrays(paths[number]) as make:
+                    blobs = reader.run(item, make, events=sink)
+        for blob, array in blobs.items():
+            row: dict[str, object] = {"input": item, "blob": blob, "shape": list(array.shape)}
+            row["file"] = str(together[number] if npz else paths[number][blob])
+            if png:
+                row["png"], row["pixels"] = str(pictures[number][blob]), write_png(pictures[number][blob], array)
+            rows.append(row)
+            if not as_json:
+                shape = " x ".join(map(str, array.shape))
+                console.print(f"{item}: {blob} ({shape}) in {row['file']}" + (f", {row['png']}" if png else ""), markup=False)
+    if as_json:
+        print_json(rows)
