@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.options import AsJson, Device, Dialect, Force, Plugin, check_output
 from caffetools.cli.show import console, print_json, progress_sink
+
+if TYPE_CHECKING:
+    from caffetools.infer.blobs import BlobReader
 
 
 def infer(
@@ -54,7 +57,7 @@ def infer(
     """
     from caffetools.data.images import parse_size
     from caffetools.errors import CaffeToolsError
-    from caffetools.infer.blobs import BlobOptions, BlobReader, new_arrays, result_paths, write_npz, write_png
+    from caffetools.infer.blobs import BlobOptions, BlobReader, result_paths
     from caffetools.infer.classifier import Options, find_pictures
 
     if npz and tile is not None:
@@ -66,25 +69,35 @@ def infer(
     reader = BlobReader(net, parameters, options, what, device=device)
     paths = result_paths(out, items, reader.outputs)
     pictures = result_paths(out, items, reader.outputs, suffix=".png") if png else [{} for _ in items]
-    together = [path["all"] for path in result_paths(out, items, ["all"], suffix=".npz")] if npz else []
+    together = [path[""] for path in result_paths(out, items, [""], suffix=".npz")] if npz else []
     check_output(*together, *(path for row in ([] if npz else paths) + pictures for path in row.values()), force=force)
     rows: list[dict[str, object]] = []
     for number, item in enumerate(items):
-        with progress_sink(Path(item).name) as sink:
-            if npz:
-                blobs = reader.run(item, events=sink)
-                write_npz(together[number], blobs)
-            else:
-                with new_arrays(paths[number]) as make:
-                    blobs = reader.run(item, make, events=sink)
-        for blob, array in blobs.items():
-            row: dict[str, object] = {"input": item, "blob": blob, "shape": list(array.shape)}
-            row["file"] = str(together[number] if npz else paths[number][blob])
-            if png:
-                row["png"], row["pixels"] = str(pictures[number][blob]), write_png(pictures[number][blob], array)
-            rows.append(row)
-            if not as_json:
-                shape = " x ".join(map(str, array.shape))
-                console.print(f"{item}: {blob} ({shape}) in {row['file']}" + (f", {row['png']}" if png else ""), markup=False)
+        rows += _write(reader, item, paths[number], pictures[number], together[number] if npz else None, quiet=as_json)
     if as_json:
         print_json(rows)
+
+
+def _write(
+    reader: BlobReader, item: str, paths: dict[str, Path], pictures: dict[str, Path], together: Path | None, *, quiet: bool
+) -> list[dict[str, object]]:
+    """Write the blobs of one input, and return a row about each."""
+    from caffetools.infer.blobs import new_arrays, write_npz, write_png
+
+    with progress_sink(Path(item).name) as sink:
+        if together is not None:
+            blobs = reader.run(item, events=sink)
+            write_npz(together, blobs)
+        else:
+            with new_arrays(paths) as make:
+                blobs = reader.run(item, make, events=sink)
+    rows: list[dict[str, object]] = []
+    for blob, array in blobs.items():
+        file = together or paths[blob]
+        row: dict[str, object] = {"input": item, "blob": blob, "shape": list(array.shape), "file": str(file)}
+        if pictures:
+            row["png"], row["pixels"] = str(pictures[blob]), write_png(pictures[blob], array)
+        rows.append(row)
+        if not quiet:
+            console.print(f"{item}: {blob} ({' x '.join(map(str, array.shape))}) in {file}", markup=False)
+    return rows

@@ -217,12 +217,16 @@ def _in_memory(_: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def result_paths(folder: PathLike, items: Sequence[PathLike], outputs: Sequence[str], *, suffix: str = ".npy") -> list[dict[str, Path]]:
-    """Return for each input file the path of each blob: ``photo.conv5.npy`` in ``folder`` for ``photo.jpg``.
+    """Return for each input file the path of each blob: ``photo.conv5.npy`` in ``folder`` for ``photo.jpg``;
+    ``photo.npy`` for a blob "".
 
     Raises:
         CaffeToolsError: Two inputs would get one name.
     """
-    paths = [{blob: Path(folder) / f"{Path(item).stem}.{blob.replace('/', '_')}{suffix}" for blob in outputs} for item in items]
+    paths = [
+        {blob: Path(folder) / (".".join(filter(None, (Path(item).stem, blob.replace("/", "_")))) + suffix) for blob in outputs}
+        for item in items
+    ]
     owner: dict[Path, str] = {}
     for item, blobs in zip(items, paths, strict=True):
         for blob, path in blobs.items():
@@ -270,8 +274,10 @@ def new_arrays(paths: Mapping[str, Path]) -> Iterator[MakeArray]:
 
 def write_npz(path: PathLike, blobs: Mapping[str, NDArray[np.float32]]) -> None:
     """Write blobs as one .npz file with an array under each name. Raises :class:`WriteFailed` where it cannot be written."""
+    if reserved := {"file", "allow_pickle"} & blobs.keys():
+        raise CaffeToolsError(f"a .npz file cannot hold a blob called {', '.join(sorted(reserved))}; write .npy files")
     with atomic_write(path) as stream:
-        np.savez(stream, allow_pickle=False, **blobs)
+        np.savez(stream, **blobs)  # type: ignore[arg-type]
 
 
 def write_png(path: PathLike, blob: NDArray[np.float32], *, number: int = 0) -> str:
