@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,8 +16,56 @@ R = TypeVar("R")
 
 
 def cpu_count() -> int:
-    """Return the number of threads that this process should use: the cores that it may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of threads that this process should use: OMP_NUM_THREADS where it is set, but no more than :func:`core_limit`."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    limit = core_limit()
+    return min(int(wanted), limit) if wanted.isdigit() and int(wanted) else limit
+
+
+def core_limit(root: str | os.PathLike[str] = "/") -> int:
+    """Return how many cores this process may use: its affinity mask's, or fewer where a control group limits its CPU time.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are; another folder in tests.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = list(_quotas(Path(root)))
+    return max(1, min(cores, *(math.ceil(quota) for quota in quotas))) if quotas else cores
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU limits, in cores, of the process's control groups (v1 and v2) and of the groups above them."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, controllers, group = (*line.split(":", 2), "", "")[:3]
+        named = controllers.split(",")
+        if number == "0" and not controllers:
+            places, read = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), _quota_v2
+        elif "cpu" in named:
+            places, read = (f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"), _quota_v1
+        else:
+            continue
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        for place in places:
+            for depth in range(len(parts) + 1):
+                if quota := read(root.joinpath(place, *parts[:depth])):
+                    yield quota
+
+
+def _quota_v2(folder: Path) -> float:
+    quota, period = (*_text(folder / "cpu.max").split(), "", "")[:2]
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else 0.0
+
+
+def _quota_v1(folder: Path) -> float:
+    quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else 0.0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None) -> Generator[R, None, None]:
