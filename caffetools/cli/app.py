@@ -23,6 +23,7 @@ from caffetools.cli.commands import Commands, is_answer
 from caffetools.cli.gflags import translate
 from caffetools.cli.usage import UsageError, usage_error_text
 from caffetools.errors import CaffeToolsError, Cancelled, user_error_context
+from caffetools.util.threads import limit_openmp
 
 app = typer.Typer(
     name="caffetools",
@@ -53,6 +54,7 @@ def main() -> None:
     arguments, taken = take_global_options(_spelled_out(sys.argv[1:]))
     debug = "--debug" in taken
     _prepare_streams(arguments, taken)
+    limit_openmp()
     started = time.monotonic()
     if not arguments:
         arguments = _without_arguments()

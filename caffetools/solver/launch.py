@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from caffetools.errors import CaffeToolsError, RunFailed
 from caffetools.solver.strategy import launched
-from caffetools.util.threads import cpu_count
+from caffetools.util.threads import limit_openmp
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -76,7 +76,7 @@ def launch(count: int, arguments: Sequence[str], gpus: Sequence[int] = (), resta
     if count < 1:
         raise CaffeToolsError(f"the number of processes must be at least 1, not {count}")
     # The processes share the cores; each would use all of them.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // count)))
+    limit_openmp(count)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
     with tempfile.TemporaryDirectory(prefix="caffetools_") as folder:

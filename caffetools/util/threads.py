@@ -14,6 +14,9 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+# The value of OMP_NUM_THREADS that was set here and not by the user.
+_LIMITED = "CAFFETOOLS_OMP_NUM_THREADS"
+
 
 def cpu_count() -> int:
     """Return the number of threads that this process should use: OMP_NUM_THREADS where it is set, but no more than :func:`core_limit`."""
@@ -31,6 +34,21 @@ def core_limit(root: str | os.PathLike[str] = "/") -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = list(_quotas(Path(root)))
     return max(1, min(cores, *(math.ceil(quota) for quota in quotas))) if quotas else cores
+
+
+def limit_openmp(processes: int = 1) -> None:
+    """Set OMP_NUM_THREADS, from which torch takes its number of threads, where the user has not set it.
+
+    Called before torch is imported; torch itself sees affinity masks, but no control groups.
+
+    Args:
+        processes: Processes that share the cores.
+    """
+    if "OMP_NUM_THREADS" in os.environ and os.environ["OMP_NUM_THREADS"] != os.environ.get(_LIMITED):
+        return
+    limit = core_limit()
+    if processes > 1 or limit < (os.cpu_count() or 1):
+        os.environ["OMP_NUM_THREADS"] = os.environ[_LIMITED] = str(max(1, limit // processes))
 
 
 def _quotas(root: Path) -> Iterator[float]:

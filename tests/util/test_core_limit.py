@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from caffetools.util.threads import core_limit, cpu_count
+from caffetools.util.threads import core_limit, cpu_count, limit_openmp
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -64,3 +64,17 @@ def test_affinity_mask_of_a_real_process() -> None:
     first = str(min(os.sched_getaffinity(0)))
     command = ["taskset", "-c", first, sys.executable, "-c", "from caffetools.util.threads import core_limit; print(core_limit())"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "1"
+
+
+def test_openmp_gets_the_limit_unless_the_user_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caffetools.util.threads.core_limit", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setenv("CAFFETOOLS_OMP_NUM_THREADS", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    limit_openmp()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    limit_openmp()
+    assert os.environ["OMP_NUM_THREADS"] == "4"
+    limit_openmp(2)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
