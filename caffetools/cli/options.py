@@ -73,6 +73,8 @@ Force = Annotated[bool, typer.Option("--force", help="Replace files that exist."
 def check_output(*paths: Path | None, force: bool) -> None:
     """Raise where a file to be written exists and may not be replaced.
 
+    Drawings and pages of caffetools itself may be: they are made again from the same files.
+
     Args:
         paths: What will be written; None for what will not.
         force: From ``--force``.
@@ -83,8 +85,16 @@ def check_output(*paths: Path | None, force: bool) -> None:
     from caffetools.errors import CaffeToolsError
 
     for path in paths:
-        if path is not None and path.is_file() and not force:
+        if path is not None and path.is_file() and not force and not _is_own_drawing(path):
             raise CaffeToolsError(f"{path} exists", hint="give another name, or --force to replace it")
+
+
+def _is_own_drawing(path: Path) -> bool:
+    """Return whether a picture or page names caffetools as its maker in its first lines."""
+    if path.suffix.lower() not in (".png", ".svg", ".html"):
+        return False
+    with path.open("rb") as stream:
+        return b"caffetools" in stream.read(4096)
 
 
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]

@@ -69,7 +69,7 @@ def drawing(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_drawing(path: Path | None) -> None:
-    """Raise where the file to be drawn exists, unless ``--force`` is given."""
+    """Raise where the file to be drawn exists and may not be replaced, unless ``--force`` is given."""
     how = _drawing.get()
     check_output(path, force=how is None or how.force)
 

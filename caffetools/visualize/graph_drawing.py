@@ -112,6 +112,7 @@ def svg_text(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) -> s
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" '
         f"font-family=\"'DejaVu Sans', system-ui, sans-serif\">",
+        "<metadata>caffetools</metadata>",
         f"<style>{_svg_style(theme)}</style>",
         f'<rect width="100%" height="100%" fill="{theme.background}"/>',
         f'<text class="title" x="{_MARGIN}" y="36">{_xml(shorten_to(title, width - 2 * _MARGIN, 8.5, bold=True))}</text>',

@@ -55,7 +55,7 @@ OPTIONS = [
     ("classify good.prototxt good.caffemodel good.png --labels folder", "folder: cannot read the labels: Is a directory"),
     ("classify good.prototxt good.caffemodel good.png --labels labels3.txt", "labels3.txt: there are 3 labels, but the net has 2 classes"),
     ("classify good.prototxt good.caffemodel good.png --labels labels0.txt", "labels0.txt: the file is empty"),
-    ("classify good.prototxt good.caffemodel good.png --labels good.png", "good.png: not a UTF-8 text file"),
+    ("classify good.prototxt good.caffemodel good.png --labels good.png", "good.png: this is a PNG picture"),
     ("classify good.prototxt good.caffemodel good.png --mean 1,2", "the mean has 2 values, but the net's input has 3 channel(s)"),
     ("classify good.prototxt good.caffemodel good.png --mean folder", "folder: cannot read: Is a directory"),
     (

@@ -44,7 +44,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Do
         ("extract_features a b c d 1 lmdb", "extract-features a b c d 1 lmdb"),
         ("convert_imageset -gray --resize_width=3 a b c", "convert-imageset --gray --resize-width=3 a b c"),
         ("convert_imageset --gray=false --shuffle=1 --noencoded a b c", "convert-imageset --shuffle a b c"),
-        ("compute_image_mean --backend lmdb db m", "mean --backend lmdb db m"),
+        ("compute_image_mean --backend lmdb db m", "compute_image_mean --backend lmdb db m"),
         ("run script.py -solver x", "run script.py -solver x"),
         ("--debug train -gpu 0", "--debug train --gpu 0"),
         ("", ""),

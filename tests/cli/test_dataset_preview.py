@@ -23,7 +23,9 @@ def test_a_sheet_has_a_row_a_picture_with_the_picture_first(tmp_path: Path) -> N
         draw(folder / f"{number}.png", number, (160, 80))
     for source, rows in ((IO / "db" / "lmdb_raw", 3), (tmp_path / "pictures", 3), (folder / "0.png", 1)):
         sheet = tmp_path / "sheet.png"
-        done = run("dataset", "preview", source, "--augment", tmp_path / "augment.yaml", "-o", sheet, "--count", 3, "--variants", 2)
+        done = run(
+            "dataset", "preview", source, "--augment", tmp_path / "augment.yaml", "-o", sheet, "--count", 3, "--variants", 2, "--force"
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"Wrote {sheet} ({3 * 164} x {rows * 164})\n"
         image = cv2.imread(str(sheet))

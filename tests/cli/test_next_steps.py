@@ -47,10 +47,11 @@ def follow(done: Done, most: int = 12) -> tuple[list[str], Done]:
 def test_every_next_command_works_from_pictures_to_the_exported_model() -> None:
     draw_shapes(Path("my pictures"), each=12)
     done = run_well("dataset", "build", "my pictures", "my data", "--size", 32)
-    names, last = follow(done)
-    assert names == ["retarget", "train", "test", "classify", "export", "classify"]
+    names, _ = follow(done)
+    assert names == ["retarget", "train", "test", "classify", "export", "classify", "bundle", "bundle"]
     assert Path("net/model.onnx").is_file()
-    assert "blue triangles" in last.stdout
+    pictures = sorted(Path("my pictures").rglob("*.png"))[:1]
+    assert "blue triangles" in run_well("classify", "net/model.onnx", *pictures).stdout
 
 
 def test_a_net_without_a_deploy_net_is_deployed_first_and_the_exported_model_is_verified_and_quantized() -> None:
@@ -62,7 +63,7 @@ def test_a_net_without_a_deploy_net_is_deployed_first_and_the_exported_model_is_
         Path("net", name).unlink()
     assert next_of(retargeted) == ["train", "net/solver.prototxt", "--weights", "TRAINED.caffemodel"]
     names, _ = follow(run_well("train", "net/solver.prototxt"))
-    assert names == ["test", "deploy", "classify", "export", "classify"]
+    assert names == ["test", "deploy", "classify", "export", "classify", "bundle", "bundle"]
     _, done = paste(run_well("verify", "net/deploy.prototxt", next(Path("net").glob("*.caffemodel")), "net/model.onnx"))
     assert next_of(done)[0] == "classify" and next_of(done)[1] == "net/model.int8.onnx"
     paste(done)

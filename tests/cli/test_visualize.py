@@ -150,8 +150,9 @@ def test_labelled_pictures_are_compared_with_the_answers(tiny: list[str], tmp_pa
         assert (cv2.imread(str(out)) is not None and "12 pictures" in said) or command == "roc"
     run("embedding", deploy, weights, str(tmp_path / "data"), "-o", str(tmp_path / "e.html"))
     for arguments in (["deepdream", picture, "--blob", "conv1"], ["style", picture, picture, "--steps", "2"]):
-        run(arguments[0], deploy, weights, *arguments[1:], "-o", str(tmp_path / "made.png"))
-        assert cv2.imread(str(tmp_path / "made.png")) is not None
+        made = tmp_path / f"{arguments[0]}.png"
+        run(arguments[0], deploy, weights, *arguments[1:], "-o", str(made))
+        assert cv2.imread(str(made)) is not None
 
 
 def test_everything_is_on_one_page(tiny: list[str], tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_fork_fields_in_the_prototxt_augment_and_unknown_ones_are_refused(source
     layer = data_layer(source, "use_gpu_transform: true")
     layer.configure([])
     np.testing.assert_array_equal(layer()[0][0], picture(0))
-    with pytest.raises(CaffeToolsError, match="img_rand_resize_lower"):
+    with pytest.raises(CaffeToolsError, match="set crop_size"):
         data_layer(source, "img_rand_resize_lower: 20").configure([])
 
 

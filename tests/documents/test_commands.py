@@ -25,6 +25,7 @@ NOT_RUN = {
     r"^engine add": "downloads an environment",
     r"--engine caffe|--engines \S*(caffe|opencv)": "needs an environment with a real Caffe or OpenCV 4",
     r"-gpu": "needs a GPU",
+    r"s3://": "needs s3fs and a store; tests/data runs URLs of a memory file system",
     r"--cluster auto": "needs a cluster that runs; tests/data and tests/infer start one",
 }
 # Commands whose exit code is 1 when what they compare or check differs.

@@ -14,6 +14,7 @@ from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 from caffetools.proto.schema import TEST
 from caffetools.zoo.networks import prototxt_path
+from tests.bundle.conftest import DETECTOR, write_net
 from tests.cli.inprocess import run_well
 from tests.data.test_formats import hugging_face_table, write_cifar, write_idx
 
@@ -99,6 +100,7 @@ def make_world(folder: Path) -> None:
     for name in ("run", "run1", "run2", "older_run"):
         shutil.copy("snapshot.log", f"{name}.log")
     _write_a_class_less()
+    _write_a_detector()
     _write_scripts()
     _write_digits()
     run_well("export", "deploy.prototxt", "weights.caffemodel", "-o", "model.onnx")
@@ -170,6 +172,13 @@ def _write_nets() -> None:
     for name in ("mine", "old"):
         Path(f"{name}.prototxt").write_text(TRAIN_VAL)
     Path("new.prototxt").write_text(TRAIN_VAL.replace("dropout_ratio: 0.5", "dropout_ratio: 0.4"))
+
+
+def _write_a_detector() -> None:
+    """Write ssd/, a small detector of three classes, as many as labels.txt has."""
+    Path("ssd").mkdir()
+    made = write_net(Path("ssd"), DETECTOR)
+    shutil.copy(made.weights, "ssd.caffemodel")
 
 
 def _write_a_class_less() -> None:

@@ -24,6 +24,8 @@ def tree(tmp_path: Path) -> Path:
     for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "native", folder / "native")
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "absolute_links.py", folder / "docs")
     (folder / "caffetools").mkdir()
     shutil.copy(ROOT / "caffetools" / "__init__.py", folder / "caffetools" / "__init__.py")
     return folder
