@@ -254,3 +254,13 @@ def test_unknown_fields_of_records_survive_a_new_label(dataset: DatasetCard, tmp
     values = [value for _, value in records(card.train_lmdb)]
     assert sum(value.endswith(b"\xa2\x06\x03abc") for value in values) == dataset.train_count
     assert {parse_datum(value, "").label for value in values} == {0, 1, 2}
+
+
+def test_datasets_in_shards_are_sources_and_are_not_added_to(dataset: DatasetCard, new: Path, tmp_path: Path) -> None:
+    sharded = build_dataset(new, tmp_path / "sharded", size=8, shards=2)
+    card = merge_datasets([dataset.folder, sharded.folder], tmp_path / "all")
+    assert card.train_count == dataset.train_count + sharded.train_count
+    check(card)
+    check(subset_dataset(sharded.folder, tmp_path / "part", per_class=2))
+    with pytest.raises(DataError, match="sharded: a dataset in shards cannot be added to; merge it"):
+        add_pictures(sharded.folder, tmp_path / "old")

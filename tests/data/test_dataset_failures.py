@@ -174,6 +174,13 @@ def test_a_damaged_card_is_an_error(tmp_path: Path, text: str) -> None:
         load_card(tmp_path / "none")
 
 
+def test_a_card_of_a_later_version_is_read(pictures: Path, tmp_path: Path) -> None:
+    card = build_dataset(pictures, tmp_path / "out", size=8)
+    path = tmp_path / "out" / "dataset.json"
+    path.write_text(path.read_text().replace('"classes"', '"later": [1], "classes"', 1))
+    assert load_card(tmp_path / "out") == card
+
+
 # Builds a dataset, and stops for a line on stdin after every step.
 CHILD = """
 import sys

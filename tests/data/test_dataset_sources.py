@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from caffetools.data.datasets.archives import list_archive
@@ -220,3 +221,30 @@ def test_an_unusable_picture_of_an_archive_is_named_by_the_archive(images: Path,
     packed = archive(tmp_path / "p.zip", [*members_of(images), ("cat/bad.png", b"x")])
     with pytest.raises(DataError, match=r"p.zip/cat/bad.png: not a picture"):
         build_dataset(packed, tmp_path / "out", size=8, strict=True)
+
+
+def _spoiled(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return ``data`` with some bytes changed, removed or added."""
+    result = bytearray(data)
+    for _ in range(int(rng.choice([1, 2, 5, 20]))):
+        at, kind = int(rng.integers(len(result))), rng.random()
+        if kind < 0.6:
+            result[at] = int(rng.integers(256))
+        elif kind < 0.8 and len(result) > 50:
+            del result[at : at + int(rng.integers(1, 40))]
+        else:
+            result[at:at] = rng.bytes(int(rng.integers(1, 9)))
+    return bytes(result)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "csv", "tsv", "json", "jsonl", "txt"])
+def test_spoiled_sources_are_read_or_give_one_line_of_error(images: Path, tmp_path: Path, kind: str) -> None:
+    packed = kind in ("zip", "tar", "tgz")
+    source = archive(tmp_path / f"p.{kind}", members_of(images)) if packed else write_list(tmp_path / "l", kind)
+    good, rng = source.read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        source.write_bytes(_spoiled(good, rng))
+        try:
+            list_archive(source, tmp_path / "work", most_bytes=1 << 20) if packed else read_listing(source, root=images)
+        except DataError as error:
+            assert "\n" not in str(error)

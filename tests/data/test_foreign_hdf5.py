@@ -172,3 +172,11 @@ def test_the_commands_take_hdf5(tmp_path: Path, pictures: NDArray[np.float64]) -
     missing = run("stats", mat, write_net(tmp_path, tmp_path / "list.txt", label="class"))
     assert "The layer 'data' reads class, which the files do not have; they have 'data', 'label'." in missing.output
     assert isinstance(run("inspect", mat, "-o", tmp_path / "s.png").exception, CaffeToolsError)
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_near_the_largest_of_their_type_are_no_failure(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = np.array([[1.0e308], [-1.0e308], [1.0e308]])
+    statistics = inspect_hdf5(tmp_path / "a.h5").datasets["data"].statistics
+    assert statistics is not None and statistics.maximum == [1.0e308] and statistics.deviation == [np.inf]

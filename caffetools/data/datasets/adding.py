@@ -23,6 +23,7 @@ from caffetools.data.datasets.picture_records import RecordFormat, check_encodin
 from caffetools.data.datasets.resizing import check_resize_mode
 from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
 from caffetools.data.datasets.writing import Source, Written, write_pictures
+from caffetools.data.shards import INDEX
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
 from caffetools.util.folders import new_folder, remove
@@ -87,7 +88,7 @@ def add_pictures(
     """
     options = options or AddOptions()
     old = load_card(dataset)
-    if old.shards != 1:
+    if (old.source("train") / INDEX).is_file():
         raise DataError("a dataset in shards cannot be added to", path=dataset, hint="merge it with a dataset of the new pictures")
     target = Path(dataset if out is None else out)
     report = reporter(events, "dataset", "images", cancel)

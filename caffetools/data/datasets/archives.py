@@ -7,14 +7,13 @@ import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from caffetools.data.datasets.listing import Listing, is_picture, list_pictures
-from caffetools.errors import DataError
+from caffetools.errors import CaffeToolsError, DataError
 from caffetools.util.folders import remove
 
 PathLike = str | os.PathLike[str]
@@ -35,7 +34,7 @@ def is_archive(path: PathLike) -> bool:
         return True
     try:
         return zipfile.is_zipfile(file) or tarfile.is_tarfile(file)
-    except OSError:
+    except Exception:  # damaged ones raise errors of many types; without an archive's ending it may be anything
         return False
 
 
@@ -58,15 +57,17 @@ def list_archive(path: PathLike, folder: Path, *, most_bytes: int = MOST_BYTES, 
     remove(folder)
     folder.mkdir()
     room = min(most_bytes, shutil.disk_usage(folder).free)
-    try:
-        for name, size, stream in _members(archive):
-            with stream:
-                if size > room:
-                    raise _too_large(archive, most_bytes)
-                room -= _unpack(stream, _target(archive, folder, name), room, archive, most_bytes)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
-        raise DataError(f"the archive is damaged or encrypted: {reason}", path=archive) from None
+    members = _members(archive)
+    while True:
+        with _reading(archive):
+            member = next(members, None)
+        if member is None:
+            break
+        name, size, stream = member
+        with stream:
+            if size > room:
+                raise _too_large(archive, most_bytes)
+            room -= _unpack(stream, _target(archive, folder, name), room, archive, most_bytes)
     root = _inner(folder)
     try:
         listing = list_pictures(root, fewest=fewest)
@@ -74,6 +75,18 @@ def list_archive(path: PathLike, folder: Path, *, most_bytes: int = MOST_BYTES, 
         raise DataError(f"the archive holds no dataset: {error}".replace(str(root), archive.name), path=archive) from None
     listing.source, listing.home = archive, archive
     return listing
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    """Turn any error of the readers of zip and tar into one that names the archive; damaged ones raise errors of many types."""
+    try:
+        yield
+    except (CaffeToolsError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise DataError(f"the archive is damaged or encrypted: {reason}", path=archive) from None
 
 
 def _members(archive: Path) -> Iterator[_Member]:
@@ -140,7 +153,11 @@ def _unpack(stream: IO[bytes], target: Path, room: int, archive: Path, most_byte
     """Copy ``stream`` to ``target`` and return its size; the sizes that archives state need not be true."""
     written = 0
     with target.open("wb") as file:
-        while chunk := stream.read(_CHUNK):
+        while True:
+            with _reading(archive):
+                chunk = stream.read(_CHUNK)
+            if not chunk:
+                break
             written += len(chunk)
             if written > room:
                 raise _too_large(archive, most_bytes)

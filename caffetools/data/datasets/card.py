@@ -54,7 +54,6 @@ class DatasetCard:
         settings: Further settings of the build: ``storage``, ``resize_mode``, ``test``, ``group_by``, ``min_per_class``…
         duplicates: Groups of equal or near-identical pictures: ``kind``, ``paths``, ``parts``, ``labels``; the first 200.
         files: File in the folder → its size (``bytes``) and ``sha256``.
-        shards: Number of databases that each split is stored in.
     """
 
     folder: Path
@@ -76,7 +75,6 @@ class DatasetCard:
     settings: dict[str, Any] = field(default_factory=dict)
     duplicates: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    shards: int = 1
 
     @property
     def train_lmdb(self) -> Path:
@@ -124,7 +122,7 @@ class DatasetCard:
         Args:
             part: ``train``, ``val`` or ``test``.
         """
-        return self.folder / (f"{part}_lmdb" if self.shards == 1 else f"{part}_index.json")
+        return self.folder / f"{part}_lmdb"
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as it is written to dataset.json: plain values, without the folder."""
@@ -147,7 +145,9 @@ def load_card(folder: PathLike) -> DatasetCard:
         if values.pop("format") != _FORMAT:
             raise DataError(f"{path}: made by another version of caffetools; build the dataset again")
         values["skipped"] = [Skipped(**entry) for entry in values["skipped"]]
-        return DatasetCard(folder=Path(folder), **values)
+        # A card of a later version may have more.
+        known = {name: value for name, value in values.items() if name in DatasetCard.__dataclass_fields__}
+        return DatasetCard(folder=Path(folder), **known)
     except OSError as error:
         raise DataError(
             f"{path}: cannot read: {error.strerror}; {os.fspath(folder)} is not a dataset of caffetools (see `caffetools dataset build`)"

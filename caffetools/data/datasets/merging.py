@@ -180,7 +180,6 @@ def _new_card(old: DatasetCard, out: PathLike, classes: list[str], seed: int, *,
         notes=[],
         duplicates=[],
         files={},
-        shards=1,
     )
 
 

@@ -48,15 +48,20 @@ class Moments:
         """Add a record of shape (C, …)."""
         planes = array.reshape(len(array), -1)
         count = planes.shape[1]
-        mean = planes.mean(axis=1, dtype=np.float64)
-        squares = planes.var(axis=1, dtype=np.float64) * count
-        total, difference = self._pixels + count, mean - self._mean
-        self._squares += squares + difference**2 * (self._pixels * count / total)
-        self._mean += difference * (count / total)
+        total = self._pixels + count
+        # Squares of values near the largest of float64 are infinite, as the deviation then is.
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = planes.mean(axis=1, dtype=np.float64)
+            squares = planes.var(axis=1, dtype=np.float64) * count
+            difference = mean - self._mean
+            self._squares += squares
+            if self._pixels:
+                self._squares += difference**2 * (self._pixels * count / total)
+            self._mean += difference * (count / total)
         self._records, self._pixels = self._records + 1, total
         self._low, self._high = np.minimum(self._low, planes.min(axis=1)), np.maximum(self._high, planes.max(axis=1))
 
     def statistics(self) -> ChannelStatistics:
         """Return the statistics of what was added."""
-        deviation = np.sqrt(self._squares / self._pixels)
+        deviation = np.sqrt(self._squares / max(1, self._pixels))
         return ChannelStatistics(self._records, self._mean.tolist(), deviation.tolist(), self._low.tolist(), self._high.tolist())
