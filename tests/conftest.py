@@ -7,6 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing on a machine with other work.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 GOLDEN = Path(__file__).parent / "golden"
 # Other people's prototxts and models, which are not ours to copy; only tests with the marker ``wild`` read them (make wild).
