@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 from caffetools.errors import DataError
+from caffetools.util.checksums import file_sha256
 from caffetools.util.files import write_text
 
 NAME = "SHA256SUMS"
@@ -16,7 +16,7 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 def write_sums(folder: Path) -> None:
     """Write SHA256SUMS over all files below ``folder``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
-    write_text(folder / NAME, "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files))
+    write_text(folder / NAME, "".join(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files))
 
 
 def check_sums(folder: Path) -> list[str]:
@@ -41,15 +41,7 @@ def check_sums(folder: Path) -> list[str]:
         path = folder / found[2]
         if not path.is_file():
             raise DataError("missing, though SHA256SUMS lists it", path=path, hint="copy the bundle again")
-        if _sha256(path) != found[1]:
+        if file_sha256(path) != found[1]:
             raise DataError("changed: its SHA-256 is not that of SHA256SUMS", path=path, hint="copy the bundle again")
         names.append(found[2])
     return names
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

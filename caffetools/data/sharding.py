@@ -11,10 +11,11 @@ from pathlib import Path
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import new_lmdb, open_database
 from caffetools.data.lmdb_file import Record
-from caffetools.data.shards import INDEX, Shard, ShardIndex, file_checksum, write_index
+from caffetools.data.shards import INDEX, Shard, ShardIndex, write_index
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
 from caffetools.util import urls
+from caffetools.util.checksums import file_sha256
 from caffetools.util.folders import new_folder
 
 PathLike = str | os.PathLike[str]
@@ -74,7 +75,7 @@ def shard_database(
 
 def finished_shard(folder: Path, name: str, records: int, *, checksums: bool = True) -> Shard:
     """Return the entry of the index for the complete LMDB ``name`` in ``folder``."""
-    return Shard(name, records, file_checksum(folder / name / "data.mdb") if checksums else "")
+    return Shard(name, records, file_sha256(folder / name / "data.mdb") if checksums else "")
 
 
 def _write_shards(

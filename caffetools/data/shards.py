@@ -6,7 +6,6 @@ the others. It is written last: a folder without it is not a database.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -17,12 +16,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from caffetools.data.database import Database
 from caffetools.data.lmdb_file import ErrorHandler, Record
 from caffetools.errors import DataError
 from caffetools.util import urls
+from caffetools.util.checksums import stream_sha256
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
@@ -204,22 +204,9 @@ def checksum_errors(database: ShardedDatabase) -> Iterator[DataError]:
             path = database.shard_path(shard)
             try:
                 with urls.open_binary(urls.join(path, "data.mdb")) as stream:
-                    found = _digest(stream)
+                    found = stream_sha256(stream)
             except DataError as error:
                 yield error
                 continue
             if found != shard.sha256:
                 yield DataError("its data.mdb differs from the checksum in the index", path=path, hint=_REBUILD)
-
-
-def file_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return _digest(stream)
-
-
-def _digest(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,9 +31,9 @@ from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
+from caffetools.util.checksums import file_sha256
 
 PathLike = str | os.PathLike[str]
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -154,18 +153,10 @@ def model_card(net: Net, deploy: PathLike, weights: PathLike) -> dict[str, str]:
         "caffetools.version": caffetools.__version__,
         "caffetools.net": net.name,
         "caffetools.source": Path(deploy).name,
-        "caffetools.source_sha256": _sha256(deploy),
+        "caffetools.source_sha256": file_sha256(deploy),
         "caffetools.weights": Path(weights).name,
-        "caffetools.weights_sha256": _sha256(weights),
+        "caffetools.weights_sha256": file_sha256(weights),
     }
-
-
-def _sha256(path: PathLike) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def find_preprocessing(net: Net, known: Preprocessing, options: Options) -> tuple[str, Preprocessor] | None:

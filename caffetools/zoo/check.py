@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 
 from caffetools.errors import ModelFileError, NetError, PrototxtError, ZooError
+from caffetools.util.checksums import feed
 from caffetools.util.files import write_text
 from caffetools.zoo.cards import ModelCard
 
-_BLOCK = 1 << 20
 _NAMES = {"sha1": "SHA-1", "sha256": "SHA-256", "git_sha1": "git object id"}
 
 
@@ -23,8 +23,7 @@ def digest(path: Path, kind: str) -> str:
     if kind == "git_sha1":
         hasher.update(b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            hasher.update(block)
+        feed(hasher, stream)
     return hasher.hexdigest()
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from caffetools.data.datasets.listing import Listing
 from caffetools.data.datasets.sheet import write_sheet
 from caffetools.data.datasets.splits import GroupOf
 from caffetools.data.datum import record_to_array
+from caffetools.util.checksums import file_sha256
 
 # From this ratio of the largest to the smallest class on, a note is given.
 _UNBALANCED = 10
@@ -85,17 +85,8 @@ def file_checksums(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as stream:
-                digest = _sha256(stream)
-            found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+            found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     return found
-
-
-def _sha256(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _small(array: NDArray[Any]) -> NDArray[Any]:
