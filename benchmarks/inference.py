@@ -181,15 +181,10 @@ def pythons() -> dict[str, str]:
 def limit(macs: int, threads: int) -> float:
     """Milliseconds that ``macs`` take at the rate of a large matrix product."""
     import torch
+    from plain import sgemm_seconds
 
     torch.set_num_threads(threads)
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    times = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - begin)
-    return min(times) * macs / 2048**3 * 1e3
+    return sgemm_seconds(macs) * 1e3
 
 
 def compare(name: str, batch: int, rounds: int, threads: int) -> dict[str, dict[str, float]]:

@@ -6,6 +6,8 @@ Caffe's networks have them. Every ``forward`` gives the training loss.
 
 from __future__ import annotations
 
+import time
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -119,3 +121,14 @@ NETWORKS = {
     "bvlc_googlenet": (GoogLeNet, 224),
     "squeezenet_v1.1": (SqueezeNet, 227),
 }
+
+
+def sgemm_seconds(macs: int) -> float:
+    """Seconds that ``macs`` multiply-adds take at the rate of a large matrix product."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begin)
+    return min(times) * macs / 2048**3

@@ -141,19 +141,6 @@ def solver_of_real_caffe(name: str, batch: int, folder: Path) -> str:
     return str(folder / "solver.prototxt")
 
 
-def sgemm_seconds(macs: int) -> float:
-    """Seconds that ``macs`` multiply-adds take at the rate of a large matrix product."""
-    import torch
-
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    times = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - begin)
-    return min(times) * macs / 2048**3
-
-
 def macs_of(name: str, batch: int) -> int:
     from caffetools.graph.inputs import data_layers_to_inputs
     from caffetools.net.net import Net
@@ -166,6 +153,8 @@ def macs_of(name: str, batch: int) -> int:
 
 
 def compare(name: str, batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    from plain import sgemm_seconds
+
     from caffetools.engines.environments import find_environment
     from caffetools.errors import CaffeToolsError
 

@@ -51,6 +51,27 @@ def prototxt(path: str | Path) -> Path:
     return _stdin_file() if str(path) == "-" else Path(path)
 
 
+def only_here(found: list[Path], kind: str, kinds: str) -> Path | None:
+    """Return the only file of a kind that was found, and mention it; None where there is none.
+
+    Args:
+        found: The files.
+        kind: What one is.
+        kinds: What several are.
+
+    Raises:
+        CaffeToolsError: There are several; lists them.
+    """
+    from caffetools.cli.show import note
+    from caffetools.errors import CaffeToolsError
+
+    if len(found) > 1:
+        raise CaffeToolsError(f"several {kinds} are here: {', '.join(map(str, found))}", hint="give one of them")
+    if found:
+        note(f"{found[0]}: the only {kind} here")
+    return found[0] if found else None
+
+
 def is_stdin(path: str) -> bool:
     """Return whether a path is that of the file in which standard input is kept."""
     return _stdin_file.cache_info().currsize > 0 and Path(path) == _stdin_file()

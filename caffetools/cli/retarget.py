@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.models import complete_model, prototxt, weights_file
+from caffetools.cli.models import complete_model, only_here, prototxt, weights_file
 from caffetools.cli.options import Dialect, Force, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
@@ -348,12 +348,8 @@ def _only_net_here() -> Path:
     from caffetools.errors import CaffeToolsError
     from caffetools.project.find import training_nets
 
-    found = training_nets(Path())
-    if len(found) == 1:
-        note(f"{found[0]}: the only net for training here")
-        return found[0]
-    if found:
-        raise CaffeToolsError(f"several nets for training are here: {', '.join(map(str, found))}; give one of them")
+    if found := only_here(training_nets(Path()), "net for training", "nets for training"):
+        return found
     raise CaffeToolsError(
         "no net for training is in this folder; give the prototxt of a NET, or the name of a network (caffetools zoo list)"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, glog_folder, quiet_by_glog, split
-from caffetools.cli.models import complete_model, prototxt
+from caffetools.cli.models import complete_model, only_here, prototxt
 from caffetools.cli.options import Dialect, Plugin, SkipCorrupt
 from caffetools.cli.show import console, note, print_json, print_next, verbosity
 from caffetools.errors import CaffeToolsError
@@ -202,12 +202,8 @@ def _only_solver_here() -> Path:
     """
     from caffetools.project.find import solvers
 
-    found = solvers(Path())
-    if len(found) == 1:
-        note(f"{found[0]}: the only solver here")
-        return found[0]
-    if found:
-        raise CaffeToolsError(f"several solvers are here: {', '.join(map(str, found))}", hint="give one of them")
+    if found := only_here(solvers(Path()), "solver", "solvers"):
+        return found
     raise CaffeToolsError(
         "no solver.prototxt is in this folder", hint="give the prototxt of a SOLVER; `caffetools retarget` writes one for a net"
     )

@@ -326,20 +326,14 @@ def watch(watcher: Watcher) -> None:
     _watchers.add(watcher)
 
 
-def exposure(parameter: Tensor) -> tuple[int, bool]:
-    """Return (how often the memory of ``parameter`` was given out as an array or marked as written, whether such an array is alive); any shape."""
-    times, array = _exposed.get(parameter.untyped_storage().data_ptr(), (0, None))
-    return times, array is not None and array() is not None
+def exposure(parameter: Tensor) -> tuple[int, weakref.ref[Array] | None]:
+    """Return (how often the memory of ``parameter`` was given out as an array or marked as written, the last such array); any shape."""
+    return _exposed.get(parameter.untyped_storage().data_ptr(), (0, None))
 
 
 def last_exposure() -> int:
     """Return a number that differs after each change of what :func:`exposure` gives, but for arrays that were released."""
     return _last_change
-
-
-def exposed_array(parameter: Tensor) -> weakref.ref[Array] | None:
-    """Return the last array that was given out of the memory of ``parameter``."""
-    return _exposed.get(parameter.untyped_storage().data_ptr(), (0, None))[1]
 
 
 def mark_written(parameters: Iterable[Tensor]) -> None:

@@ -126,11 +126,6 @@ def conv_run() -> Any:
     return _library().caffetools_conv_run
 
 
-def pool_run() -> Any:
-    """Return the C function ``caffetools_pool_run(sizes, x, y, largest, threads)``; ``sizes`` is from :func:`pool_sizes`."""
-    return _library().caffetools_pool_run
-
-
 def sequence_run() -> Any:
     """Return the C function ``caffetools_sequence_run``; see native/conv.cpp."""
     return _library().caffetools_sequence_run
@@ -139,11 +134,6 @@ def sequence_run() -> Any:
 def steps_run() -> Any:
     """Return the C function ``caffetools_steps_run(steps, count, memory, input, scratch, threads)``."""
     return _library().caffetools_steps_run
-
-
-def lrn_run() -> Any:
-    """Return the C function ``caffetools_lrn_forward(x, y, n, c, hw, channels_last, size, alpha, beta, k, threads)``."""
-    return _library().caffetools_lrn_forward
 
 
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -173,7 +163,7 @@ def winograd_tiles(x: torch.Tensor, tiles: Pair, pad: int, m: int, *, gradient: 
 
 
 def pool_sizes(form: inference.Pool, layout: Layout) -> Any:
-    """Return the sizes of a pooling as ``caffetools_pool_run`` takes them: a ctypes array of sixteen int64."""
+    """Return the sizes of a pooling step: a ctypes array of sixteen int64, ``Window`` of native/conv.h."""
     (n, c, h, w), (_, _, oh, ow) = layout.x_shape, layout.y_shape
     values = (n, c, h, w, oh, ow, layout.x_pitch, layout.y_pitch, *form.kernel, *form.stride, *form.pad, 1, 1)
     return (ctypes.c_int64 * 16)(*values)
@@ -197,8 +187,6 @@ def _library() -> Any:
         library.caffetools_conv_algorithm.argtypes = [Pointer]
         library.caffetools_conv_run.argtypes = [Pointer] * 5 + [ctypes.c_int]
         library.caffetools_conv_run.restype = None
-        library.caffetools_pool_run.argtypes = [Pointer] * 3 + [ctypes.c_int] * 2
-        library.caffetools_pool_run.restype = None
         library.caffetools_winograd_tiles.argtypes = [Pointer] + [ctypes.c_int64] * 7 + [ctypes.c_int] * 2 + [Pointer, ctypes.c_int]
         library.caffetools_winograd_tiles.restype = None
         whole = ctypes.c_int64

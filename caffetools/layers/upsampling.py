@@ -118,8 +118,22 @@ class Upsample(_ByMask):
         graph.node("Resize", [self.bottoms[0], empty, scales], self.tops, **modes)
 
 
+class _OfFixedSize(_ByMask):
+    """Unpooling into maps whose size follows from settings alone."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.scatter(x, mask)
+
+    ONNX_LIMITS = "a mask must name each place once; needs a fixed height and width"
+
+    def to_onnx(self, graph: OnnxGraph) -> None:
+        if graph.is_free(self.bottoms[0], 2, 3):
+            raise self.no_onnx_form("maps of any size")
+        self.scatter_to_onnx(graph, self.top_shapes[0][2:])
+
+
 @register("Unpooling")
-class Unpooling(_ByMask):
+class Unpooling(_OfFixedSize):
     """MAX unpooling: each value is put at the position in the pooling layer's mask, all else is 0. Noh et al. (2015), DeconvNet.
 
     Maps of ``unpool_size`` squared, or of (H − 1) · stride + kernel_size − 2 · pad. AVE is refused: copies of Caffe differ in it.
@@ -137,19 +151,9 @@ class Unpooling(_ByMask):
         grow = int(param.kernel_size) - 2 * int(param.pad)
         return self.placed(bottoms, ((h - 1) * int(param.stride) + grow, (w - 1) * int(param.stride) + grow))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.scatter(x, mask)
-
-    ONNX_LIMITS = "a mask must name each place once; needs a fixed height and width"
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        if graph.is_free(self.bottoms[0], 2, 3):
-            raise self.no_onnx_form("maps of any size")
-        self.scatter_to_onnx(graph, self.top_shapes[0][2:])
-
 
 @register("MaxUnpool")
-class MaxUnpool(_ByMask):
+class MaxUnpool(_OfFixedSize):
     """Puts each value at the position in the mask of a MAX pooling, all else is 0; OpenCV's layer of this name.
 
     The pooling is named by ``pool_k_h``, ``pool_k_w``, ``pool_stride_h``, ``pool_stride_w``, ``pool_pad_h`` and ``pool_pad_w`` of any block
@@ -177,16 +181,6 @@ class MaxUnpool(_ByMask):
             (n - 1) * fields[f"pool_stride_{s}"] + fields[f"pool_k_{s}"] - 2 * fields[f"pool_pad_{s}"] for n, s in ((h, "h"), (w, "w"))
         )
         return self.placed(bottoms, (high, wide))
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.scatter(x, mask)
-
-    ONNX_LIMITS = "a mask must name each place once; needs a fixed height and width"
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        if graph.is_free(self.bottoms[0], 2, 3):
-            raise self.no_onnx_form("maps of any size")
-        self.scatter_to_onnx(graph, self.top_shapes[0][2:])
 
 
 @register("Interp")

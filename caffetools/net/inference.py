@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from caffetools.layers import native_conv
 from caffetools.layers.base import Layer
-from caffetools.layers.blob_storage import Array, exposed_array, exposure, last_exposure
+from caffetools.layers.blob_storage import Array, exposure, last_exposure
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.inference_run import ShapeChanged
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
@@ -48,8 +48,8 @@ class _Exposed:
     @classmethod
     def of(cls, parameters: Sequence[Tensor], addresses: tuple[int, ...]) -> _Exposed:
         change = last_exposure()
-        arrays = tuple(array for p in parameters if (array := exposed_array(p)) is not None)
-        return cls(change, addresses, tuple(exposure(p)[0] for p in parameters), arrays)
+        exposed = [exposure(parameter) for parameter in parameters]
+        return cls(change, addresses, tuple(times for times, _ in exposed), tuple(array for _, array in exposed if array is not None))
 
 
 class InferencePlans:

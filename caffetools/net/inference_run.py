@@ -30,9 +30,7 @@ class BoundProgram:
         self.tensors: dict[Value, Tensor] = {}
         self.pointers = {value: ctypes.c_void_p() for value in program.inputs.values()}
         self.steps: list[Callable[[], object]] = []
-        # Arrays that the native library reads.
-        self._sizes: list[object] = []
-        self._arrays: list[object] = []
+        self._held: list[object] = []  # arrays that the native library reads
         self._views: dict[Value, Tensor] = {}
         if program.head:
             self._bind_head()
@@ -66,14 +64,14 @@ class BoundProgram:
         assert boundary is not None and boundary.offset is not None  # noqa: S101 (a head ends in one)
         operators = [(i, o) for i, o in enumerate(program.operators[: program.head]) if not o.dropped]
         steps = [step for i, o in operators if (step := self._native_step(o, i, self._head_place)) is not None]
-        self._head_steps = (native_conv.Step * len(steps))(*steps)
+        array = self._step_array(steps)
         scratch = max([o.conv.scratch_floats for _, o in operators if o.conv is not None], default=0)
         self._lanes = torch.empty(program.threads, max(program.head_floats, 1)), torch.empty(program.threads, max(scratch, 1))
         (value,), (given,) = program.inputs.values(), self.pointers.values()
         lanes = [number for memory in self._lanes for number in (memory.data_ptr(), memory.shape[1])]
         output = self.arena.data_ptr() + 4 * boundary.offset
         strides = value.size // program.repeats, boundary.size // program.repeats
-        numbers = (ctypes.addressof(self._head_steps), len(steps), program.repeats, *lanes, given, strides[0], output, strides[1])
+        numbers = (ctypes.addressof(array), len(steps), program.repeats, *lanes, given, strides[0], output, strides[1])
         self.steps.append(partial(native_conv.sequence_run(), *numbers, program.threads))
 
     def _native_step(self, operator: Operator, index: int, place: Callable[[Value], tuple[int, int]]) -> native_conv.Step | None:
@@ -101,7 +99,7 @@ class BoundProgram:
         return step
 
     def _kept_sizes(self, sizes: ctypes.Array[ctypes.c_int64]) -> Any:
-        self._sizes.append(sizes)
+        self._held.append(sizes)
         return ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64))
 
     def _head_place(self, value: Value) -> tuple[int, int]:
@@ -114,49 +112,41 @@ class BoundProgram:
         return (native_conv.INPUT, 0) if root.offset is None else (native_conv.MEMORY, root.offset + value.first_channel)
 
     def _bind(self, operators: Sequence[tuple[int, Operator]]) -> None:
-        """Bind operators: native ones that follow each other are one call."""
+        """Bind operators: native ones that follow each other are one call, which reads one input of the net at the most."""
         pending: list[native_conv.Step] = []
+        given: Value | None = None
         for index, operator in operators:
             if isinstance(operator.form, inference.ChannelConcat) and not self._copies_of(operator):
                 continue
-            step = self._native_step(operator, index, self._place) if self._reaches(operator) else None
-            if step is not None:
-                pending.append(step)
+            step = self._native_step(operator, index, self._place) if operator.form is not None else None
+            read = operator.inputs[0] if step is not None and step.x_place == native_conv.INPUT else None
+            if step is None or (read is not None and given not in (None, read)):
+                self._bind_steps(pending, given)
+                pending, given = [], None
+            if step is None:
+                self._bind_other(operator)
                 continue
-            self._bind_steps(pending)
-            pending = []
-            self._bind_other(operator)
-        self._bind_steps(pending)
+            pending.append(step)
+            given = given or read
+        self._bind_steps(pending, given)
 
-    def _reaches(self, operator: Operator) -> bool:
-        """Return whether native steps reach all that ``operator`` reads and writes: the arena, and the one input."""
-        if operator.form is None:
-            return False
-        values = [*operator.inputs, *operator.outputs, *([operator.residual] if operator.residual is not None else [])]
-        return all(v.root.offset is not None or (v.producer < 0 and len(self.pointers) == 1) for v in values)
-
-    def _bind_steps(self, steps: Sequence[native_conv.Step]) -> None:
+    def _bind_steps(self, steps: Sequence[native_conv.Step], read: Value | None) -> None:
+        """Bind one call for ``steps``, of which some read the input ``read``."""
         if not steps:
             return
-        array = (native_conv.Step * len(steps))(*steps)
-        self._arrays.append(array)
-        given = next(iter(self.pointers.values()), None)
+        array = self._step_array(steps)
+        given = self.pointers[read] if read is not None else None
         numbers = (ctypes.addressof(array), len(steps), self.arena.data_ptr(), given, self.scratch.data_ptr(), self.program.threads)
         self.steps.append(partial(native_conv.steps_run(), *numbers))
 
+    def _step_array(self, steps: Sequence[native_conv.Step]) -> ctypes.Array[native_conv.Step]:
+        array = (native_conv.Step * len(steps))(*steps)
+        self._held.append(array)
+        return array
+
     def _bind_other(self, operator: Operator) -> None:
-        form, threads = operator.form, self.program.threads
-        if operator.conv is not None:
-            residual = self._pointer(operator.residual) if operator.residual is not None else None
-            x, y = operator.inputs[0], operator.outputs[0]
-            pointers = self._pointer(x), self._pointer(y), residual, self.scratch.data_ptr()
-            self.steps.append(partial(native_conv.conv_run(), operator.conv.handle, *pointers, threads))
-        elif isinstance(form, inference.Pool):
-            x, y = operator.inputs[0], operator.outputs[0]
-            sizes = native_conv.pool_sizes(form, Layout(x.shape4, y.shape4, x.pitch, y.pitch))
-            ends = self._pointer(x), self._pointer(y)
-            self.steps.append(partial(native_conv.pool_run(), sizes, *ends, int(form.largest), threads))
-        elif isinstance(form, inference.ChannelConcat):
+        form = operator.form
+        if isinstance(form, inference.ChannelConcat):
             self._bind_concat(operator)
         elif isinstance(form, inference.Sum):
             self.steps.append(partial(self._add, operator))
@@ -203,12 +193,6 @@ class BoundProgram:
 
     def _current(self, value: Value) -> Tensor:
         return self._view(value) if value.root.offset is not None else self.tensors[value]
-
-    def _pointer(self, value: Value) -> ctypes.c_void_p:
-        root = value.root
-        if root.offset is None:
-            return self.pointers[value]
-        return ctypes.c_void_p(self.arena.data_ptr() + 4 * (root.offset + value.first_channel))
 
     def _view(self, value: Value) -> Tensor:
         if value.root.offset is None:

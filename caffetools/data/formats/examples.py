@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,6 +134,13 @@ def checked_label(value: object, place: str) -> int:
     if not np.isfinite(number) or int(number) != number or not -(2**31) <= int(number) < 2**31:
         raise DataError(f"{place}: its label {number} is not an integer of 32 bits")
     return int(number)
+
+
+def in_files(examples: Iterable[Example], per_file: int) -> Iterator[Iterator[Example]]:
+    """Yield the examples of one file after the other, ``per_file`` each; those of a file are to be used up before the next file's."""
+    iterator = iter(examples)
+    for first in iterator:
+        yield itertools.chain((first,), itertools.islice(iterator, per_file - 1))
 
 
 def same_shape(arrays: Iterable[tuple[Example, Values]]) -> Iterator[tuple[Example, Values]]:

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from caffetools.data.formats.examples import ConvertOptions, Example, Part, checked_label, example_file, example_pixels
+from caffetools.data.formats.examples import ConvertOptions, Example, Part, checked_label, example_file, example_pixels, in_files
 from caffetools.errors import DataError
 from caffetools.util import urls
 from caffetools.util.crc32c import masked_crc32c
@@ -57,18 +57,12 @@ def write_tfrecord(path: Path, examples: Iterable[Example], options: ConvertOpti
     Raises:
         DataError: A picture cannot be decoded; names it.
     """
-    count, number = 0, 0
-    iterator = iter(examples)
-    example = next(iterator, None)
-    while example is not None:
+    count = 0
+    for number, examples_of_file in enumerate(in_files(examples, options.per_file)):
         with atomic_write(path / f"data-{number:05d}.tfrecord") as stream:
-            for _ in range(options.per_file):
+            for example in examples_of_file:
                 stream.write(_framed(_message(example, options)))
                 count += 1
-                example = next(iterator, None)
-                if example is None:
-                    break
-        number += 1
     return count
 
 

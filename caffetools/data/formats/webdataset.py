@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caffetools.data.formats.examples import ConvertOptions, Example, Part, Values, checked_label, example_file, example_pixels
+from caffetools.data.formats.examples import ConvertOptions, Example, Part, Values, checked_label, example_file, example_pixels, in_files
 from caffetools.data.formats.folders import picture_suffix
 from caffetools.errors import DataError
 from caffetools.util import urls
@@ -56,21 +56,15 @@ def write_webdataset(path: Path, examples: Iterable[Example], options: ConvertOp
     Raises:
         DataError: A picture cannot be decoded; names it.
     """
-    count, number = 0, 0
-    examples = iter(examples)
-    example = next(examples, None)
-    while example is not None:
+    count = 0
+    for number, examples_of_file in enumerate(in_files(examples, options.per_file)):
         with atomic_write(path / f"{number:06d}.tar") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for _ in range(options.per_file):
+            for example in examples_of_file:
                 content, suffix = _file(example, options)
                 _add(tar, f"{count:08d}{suffix}", content)
                 if example.label is not None:
                     _add(tar, f"{count:08d}.cls", str(example.label).encode())
                 count += 1
-                example = next(examples, None)
-                if example is None:
-                    break
-        number += 1
     return count
 
 
