@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tests.cli.inprocess import run
-from tests.data.test_formats import records, write_cifar, write_idx
+from tests.data.foreign import records, write_cifar, write_idx
 
 
 def test_convert_and_back(tmp_path: Path) -> None:

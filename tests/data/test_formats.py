@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import struct
-import tarfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffetools.cancel import CancelToken
-from caffetools.data.databases import open_database
-from caffetools.data.datum import record_to_array
 from caffetools.data.formats.convert import convert_dataset
 from caffetools.data.formats.examples import ConvertOptions
 from caffetools.data.formats.idx import mersenne_twister
@@ -31,37 +26,7 @@ from caffetools.errors import Cancelled, DataError
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import Datum
 from caffetools.util.crc32c import crc32c
-
-RNG = np.random.default_rng(7)
-
-
-def records(path: Path | str) -> dict[str, bytes]:
-    with closing(open_database(path)) as database:
-        return {key.decode(): value for key, value in database.records()}
-
-
-def arrays(path: Path | str) -> list[tuple[np.ndarray[Any, Any], int]]:
-    return [record_to_array(value) for value in records(path).values()]
-
-
-def write_idx(folder: Path, count: int = 5, prefix: str = "train", *, packed: bool = False) -> tuple[np.ndarray[Any, Any], list[int]]:
-    folder.mkdir(exist_ok=True)
-    images = RNG.integers(0, 256, (count, 4, 3), np.uint8)
-    labels = [n % 3 for n in range(count)]
-    for name, data in (
-        ("images-idx3-ubyte", struct.pack(">4I", 2051, count, 4, 3) + images.tobytes()),
-        ("labels-idx1-ubyte", struct.pack(">2I", 2049, count) + bytes(labels)),
-    ):
-        path = folder / f"{prefix}-{name}"
-        if packed:
-            path = path.with_name(path.name + ".gz")
-        path.write_bytes(gzip.compress(data) if packed else data)
-    return images, labels
-
-
-def png(array: np.ndarray[Any, Any]) -> bytes:
-    return bytes(cv2.imencode(".png", array)[1])
-
+from tests.data.foreign import RNG, arrays, hugging_face_table, png, records, tfrecord_of, write_cifar, write_idx, write_tar
 
 # MNIST
 
@@ -124,21 +89,6 @@ def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path) -> None:
 
 
 # CIFAR
-
-
-def write_cifar(folder: Path, labels: int = 1) -> np.ndarray[Any, Any]:
-    folder.mkdir()
-    rows = RNG.integers(0, 256, (7, labels + 3072), np.uint8)
-    rows[:, :labels] %= 10
-    if labels == 1:
-        for number in range(5):
-            (folder / f"data_batch_{number + 1}.bin").write_bytes(rows[number].tobytes())
-        (folder / "test_batch.bin").write_bytes(rows[5:].tobytes())
-        (folder / "batches.meta.txt").write_text("".join(f"class{n}\n" for n in range(10)))
-    else:
-        (folder / "train.bin").write_bytes(rows[:5].tobytes())
-        (folder / "test.bin").write_bytes(rows[5:].tobytes())
-    return rows
 
 
 def test_cifar10_records_mean_and_labels(tmp_path: Path) -> None:
@@ -319,14 +269,6 @@ def test_leveldb_can_be_written(tmp_path: Path) -> None:
 # WebDataset
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
 def test_webdataset_reads_labels_of_cls_and_json_and_braces(tmp_path: Path) -> None:
     images = [RNG.integers(0, 256, (4, 5, 3), np.uint8) for _ in range(3)]
     write_tar(tmp_path / "s-0.tar", [("a/1.png", png(images[0])), ("a/1.cls", b"4\n"), ("a/1.txt", b"unused")])
@@ -380,15 +322,6 @@ def test_crc32c_of_the_check_string() -> None:
     assert crc32c(b"123456789") == 0xE3069283
 
 
-def tfrecord_of(path: Path, messages: list[bytes]) -> None:
-    """Write records with TensorBoard's writer, an implementation that is not ours."""
-    writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
-    with path.open("wb") as stream:
-        record_writer = writer.RecordWriter(stream)
-        for message in messages:
-            record_writer.write(message)
-
-
 def test_tfrecords_of_another_writer_are_read(tmp_path: Path) -> None:
     tfrecord_of(tmp_path / "x.tfrecord", [b"", b"abc", bytes(100_000)])
     assert [len(record) for record in read_records(tmp_path / "x.tfrecord")] == [0, 3, 100_000]
@@ -417,21 +350,6 @@ def test_a_truncated_tfrecord_is_refused(tmp_path: Path) -> None:
 
 
 # Hugging Face
-
-
-def hugging_face_table(count: int, **more: Any) -> Any:
-    arrow = pytest.importorskip("pyarrow")
-    images = [RNG.integers(0, 256, (4, 4, 3), np.uint8) for _ in range(count)]
-    features = {"picture": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
-    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-    table = arrow.table(
-        {
-            "picture": arrow.array([{"bytes": png(image), "path": None} for image in images], kind),
-            "kind": [n % 2 for n in range(count)],
-            **more,
-        }
-    )
-    return images, table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def test_parquet_of_hugging_face_with_splits(tmp_path: Path) -> None:

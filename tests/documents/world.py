@@ -16,7 +16,7 @@ from caffetools.proto.schema import TEST
 from caffetools.zoo.networks import prototxt_path
 from tests.bundle.conftest import DETECTOR, write_net
 from tests.cli.inprocess import run_well
-from tests.data.test_formats import hugging_face_table, write_cifar, write_idx
+from tests.data.foreign import hugging_face_table, write_cifar, write_idx
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("daisy", "rose", "tulip")

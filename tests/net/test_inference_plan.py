@@ -209,6 +209,29 @@ def test_parts_of_a_batch_in_several_threads(threads: int) -> None:
                 torch.testing.assert_close(values, expected[blob].contiguous(), rtol=1e-4, atol=1e-5 * float(expected[blob].abs().max()))
 
 
+def test_a_net_of_two_inputs_reads_each_of_them_in_turn() -> None:
+    torch.manual_seed(3)
+    branches = "".join(
+        f'layer {{ name: "{blob}" type: "Input" top: "{blob}" input_param {{ shape {{ dim: 2 dim: 3 dim: 9 dim: 9 }} }} }} '
+        f'layer {{ name: "c{blob}" type: "Convolution" bottom: "{blob}" top: "c{blob}" convolution_param {{ num_output: 8 kernel_size: 3 '
+        f'weight_filler {{ type: "xavier" }} }} }} '
+        for blob in "ab"
+    )
+    text = branches + (
+        'layer { name: "both" type: "Concat" bottom: "ca" bottom: "cb" top: "both" } '
+        'layer { name: "pool" type: "Pooling" bottom: "both" top: "pool" pooling_param { kernel_size: 2 stride: 2 } } '
+        'layer { name: "again" type: "Pooling" bottom: "a" top: "again" pooling_param { kernel_size: 3 stride: 2 } }'
+    )
+    net = Net(parse(text, NetParameter))
+    plan = InferencePlan(net.layers, {"a": (2, 3, 9, 9), "b": (2, 3, 9, 9)}, ["pool", "again"], 2)
+    for _ in range(3):
+        batch = {"a": torch.randn(2, 3, 9, 9), "b": torch.randn(2, 3, 9, 9)}
+        with torch.no_grad():
+            expected = net.compute(dict(batch), ("pool", "again"))
+        for blob, values in plan.run(batch).items():
+            torch.testing.assert_close(values, expected[blob].contiguous(), rtol=1e-4, atol=1e-6)
+
+
 def test_threads_run_one_plan_at_the_same_time() -> None:
     torch.manual_seed(1)
     net = Net(parse(BRANCHES, NetParameter))
