@@ -475,26 +475,16 @@ CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, fl
 
 // One operator of a program. Places: 0 memory of the thread, at an offset in floats; 1 the input; 2 the output, at an offset.
 struct CaffetoolsStep {
-  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels, 3 softmax of rows
+  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels
   int32_t x_place, y_place, residual_place;  // residual_place -1: none
   int64_t x, y, residual;
   const void* handle;    // of a convolution
-  const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size; softmax: rows, values of a row
+  const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size
   int32_t largest;
   float alpha, beta, k;
 };
 
 namespace {
-
-// exp(x) / sum of exp(x) along each row, without overflow.
-void softmax_rows(const float* x, float* y, int64_t rows, int64_t count) {
-  for (int64_t row = 0; row < rows; ++row, x += count, y += count) {
-    float largest = x[0], total = 0;
-    for (int64_t i = 1; i < count; ++i) largest = std::max(largest, x[i]);
-    for (int64_t i = 0; i < count; ++i) total += y[i] = std::exp(x[i] - largest);
-    for (int64_t i = 0; i < count; ++i) y[i] /= total;
-  }
-}
 
 template <typename Place>
 void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int threads) {
@@ -505,11 +495,8 @@ void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int t
       return caffetools_conv_run(s.handle, x, y, s.residual_place < 0 ? nullptr : place(s.residual_place, s.residual), scratch, threads);
     case 1:
       return caffetools_pool_run(s.sizes, x, y, s.largest, threads);
-    case 2:
-      caffetools_lrn_forward(x, y, s.sizes[0], s.sizes[1], s.sizes[2], 1, s.sizes[3], s.alpha, s.beta, s.k, threads);
-      return;
     default:
-      return softmax_rows(x, y, s.sizes[0], s.sizes[1]);
+      caffetools_lrn_forward(x, y, s.sizes[0], s.sizes[1], s.sizes[2], 1, s.sizes[3], s.alpha, s.beta, s.k, threads);
   }
 }
 

@@ -97,11 +97,6 @@ class CrossChannelNorm:
 
 
 @dataclass(frozen=True)
-class ChannelSoftmax:
-    """exp(x) over its sum along the channel axis."""
-
-
-@dataclass(frozen=True)
 class ChannelConcat:
     """The bottoms one after another along the channel axis."""
 
@@ -116,7 +111,7 @@ class Identity:
     """Each top has the bottom's values."""
 
 
-InferenceForm = Activation | Affine | Conv | Pool | CrossChannelNorm | ChannelSoftmax | ChannelConcat | Sum | Identity
+InferenceForm = Activation | Affine | Conv | Pool | CrossChannelNorm | ChannelConcat | Sum | Identity
 
 
 def batch_norm_affine(mean: Tensor, variance: Tensor, eps: float, scale: Tensor | None = None, bias: Tensor | None = None) -> Affine:

@@ -64,7 +64,7 @@ class Step(ctypes.Structure):
     ]
 
 
-CONVOLVE, POOL, NORMALIZE, SOFTMAX = range(4)
+CONVOLVE, POOL, NORMALIZE = range(3)
 MEMORY, INPUT, OUTPUT = range(3)
 
 

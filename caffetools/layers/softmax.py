@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.loss import ClassLoss
@@ -43,9 +42,6 @@ class Softmax(Layer):
 
     def spatial_windows(self) -> Windows | None:
         return POINTWISE if self.softmax_axis == 1 else None
-
-    def inference_form(self) -> inference.ChannelSoftmax | None:
-        return inference.ChannelSoftmax() if self.softmax_axis == 1 else None
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         axis, shape = self.softmax_axis, graph.shape(self.bottoms[0])

@@ -23,7 +23,6 @@ _ALIGNMENT = 16  # floats: a cache line
 _NARROW = 8  # outputs of a group
 _CACHE_FLOATS = 384 * 1024  # of a second-level cache, in use
 _HEAD_WEIGHTS = 1024 * 1024  # floats
-_SMALL_SOFTMAX = 64 * 1024  # values: of more, torch's vectors are faster
 
 
 class InferencePlan:
@@ -102,8 +101,6 @@ class InferencePlan:
             return
         outputs = [Value(tuple(shape), index) for shape in layer.top_shapes]
         if form is not None and not all(len(v.shape) in (2, 4) and v.size for v in (*inputs, *outputs)):
-            form = None
-        if isinstance(form, inference.ChannelSoftmax) and outputs[0].size > _SMALL_SOFTMAX:
             form = None
         activation = None
         if isinstance(form, (inference.Affine, inference.Activation)):

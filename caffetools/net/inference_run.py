@@ -92,8 +92,6 @@ class BoundProgram:
         elif isinstance(form, inference.CrossChannelNorm) and _dense(operator):
             step.kind, step.alpha, step.beta, step.k = native_conv.NORMALIZE, form.alpha, form.beta, form.k
             step.sizes = self._kept_sizes((ctypes.c_int64 * 4)(n, c, h * w, form.size))
-        elif isinstance(form, inference.ChannelSoftmax) and _dense(operator):
-            step.kind, step.sizes = native_conv.SOFTMAX, self._kept_sizes((ctypes.c_int64 * 2)(n * h * w, c))
         else:
             return None
         return step
