@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -42,22 +43,44 @@ class RefCountedHandle(Generic[H]):
             if entry is None:
                 entry = _entries[key] = _Entry(key, opener(path))
             entry.users += 1
+        _close_released()
         self.handle: H = entry.handle
+        self._entry = entry
         self._finalizer = weakref.finalize(self, _release, entry)
         # At exit a reading thread may still be at work; the system closes the files anyway.
         self._finalizer.atexit = False
 
     def close(self) -> None:
         """Drop the reference; a second call does nothing."""
-        self._finalizer()
+        if self._finalizer.detach():
+            _released.append(self._entry)
+            with _lock:
+                _close_unused()
+            _close_released()
 
 
 _entries: dict[str, _Entry[Any]] = {}
-_lock = threading.RLock()
+_released: deque[_Entry[Any]] = deque()
+_lock = threading.Lock()
 
 
 def _release(entry: _Entry[Any]) -> None:
-    with _lock:
+    _released.append(entry)
+    _close_released()
+
+
+def _close_released() -> None:
+    # The garbage collector may call this in any thread, also in one that holds the lock: whoever holds it closes the handles, here.
+    while _released and _lock.acquire(blocking=False):
+        try:
+            _close_unused()
+        finally:
+            _lock.release()
+
+
+def _close_unused() -> None:
+    while _released:
+        entry = _released.popleft()
         entry.users -= 1
         if not entry.users:
             _entries.pop(entry.key, None)

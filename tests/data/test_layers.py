@@ -7,7 +7,6 @@ import gc
 import json
 import subprocess
 import sys
-import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from caffetools.errors import DataError, NetError
 from caffetools.layers.registry import layer_class
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
-from caffetools.util.prefetch import Prefetcher
 from tests.conftest import GOLDEN
 
 IO = GOLDEN / "io"
@@ -216,23 +214,6 @@ def test_a_program_that_still_reads_ends_at_once_and_quietly(lmdb: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[0.0, 1.0, 2.0, 3.0]\n" and done.stderr == ""
-
-
-def test_the_prefetcher_runs_ahead_by_its_depth_and_no_further() -> None:
-    made: list[int] = []
-    reached = threading.Event()
-
-    def make() -> int:
-        made.append(len(made))
-        if len(made) == 4:
-            reached.set()
-        return made[-1]
-
-    ahead = Prefetcher(make, 3)
-    assert reached.wait(10)
-    assert ahead.next() == 0 and ahead.next() == 1
-    ahead.stop()
-    assert len(made) <= 7
 
 
 @pytest.mark.parametrize(
