@@ -193,6 +193,10 @@ class Layer(nn.Module):
             values.append(data)
         return values
 
+    def blobs_from_file(self, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        """Return the parameter blobs to load where a weights file holds ``arrays`` for this layer; for types that take other shapes too."""
+        return arrays
+
     def setup(self, bottoms: Shapes) -> Shapes:
         """Return the shapes of the tops for ``bottoms``; declares the parameter blobs. Called again whenever an input's shape changes.
 

@@ -78,7 +78,7 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
         if arrays is None:
             report.fresh.append(layer.name)
             continue
-        copies += _pair(layer, arrays, origin)
+        copies += _pair(layer, layer.blobs_from_file(arrays), origin)
         report.loaded.append(layer.name)
     with torch.no_grad():
         for parameter, array in copies:
