@@ -75,9 +75,9 @@ def classify(
         >>> 0 <= result.guesses[0].index < 10
         True
     """
-    from caffetools.infer.classifier import Classifier, Options, as_images
+    from caffetools.infer.classifier import Classifier, PreprocessOptions, as_images
 
-    options = Options(mean=mean, labels=labels, scale=scale, resize=resize)
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=resize)
     classifier = Classifier(model, weights, options, engine=engine, device=device)
     return classifier.classify(
         as_images(images), top=top, batch=batch, oversample=oversample, channel_order=channel_order, events=events, cancel=cancel
@@ -128,10 +128,10 @@ def export_onnx(
         ExportError: The net has no exact ONNX form, or the exported model gives other numbers; nothing is written then.
         CaffeToolsError: A file cannot be read, or does not fit the net.
     """
-    from caffetools.infer.classifier import Options
+    from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.export import ExportOptions, export_deployed
 
-    options = Options(mean=mean, labels=labels, scale=scale, resize=resize)
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=resize)
     how = ExportOptions(opset, dynamic_axes, batch, dict(input_shapes or {}), outputs, sources, preprocess)
     return export_deployed(deploy, weights, path, options, how, pictures=images)
 
@@ -197,7 +197,7 @@ def quantize(
         precision: ``int8`` (QDQ nodes, a scale for each output channel of the weights) or ``fp16``.
         method: How ranges are found: ``minmax``, ``entropy`` or ``percentile``.
         percentile: For ``percentile``: % of the magnitudes above 0 that are not clipped.
-        keep: Layers that stay in float.
+        keep: Layers that are not quantized.
         min_agreement: Share of images, 0 to 1, whose best class must stay; the worst layers stay in float until it is reached.
         tables: Calibration tables to write, of ``tensorrt``, ``ncnn`` and ``caffe``; for int8.
         mean: As for :func:`classify`.
@@ -219,12 +219,12 @@ def quantize(
         CaffeToolsError: A file cannot be read, or an option is wrong.
         Cancelled: ``cancel`` was set; what was counted is kept for ``resume``.
     """
-    from caffetools.infer.classifier import Options
+    from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.quantize import quantize_deployed
     from caffetools.quant.quantize import QuantizeOptions
 
     how = QuantizeOptions(precision, method, percentile, keep, min_agreement, tables, batch, opset, resume)
-    options = Options(mean=mean, scale=scale, resize=resize)
+    options = PreprocessOptions(mean=mean, scale=scale, resize=resize)
     return quantize_deployed(deploy, weights, path, calibration, options, how, test=test, images=images, events=events, cancel=cancel)
 
 

@@ -36,7 +36,7 @@ from caffetools.data.images import encode_image, read_image
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError, NetError
 from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, reported
-from caffetools.infer.classifier import Classifier, Options
+from caffetools.infer.classifier import Classifier, PreprocessOptions
 from caffetools.infer.export import ExportOptions, export_deployed
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.onnx.lrn import expand_lrn
@@ -76,7 +76,7 @@ def build_bundle(
     weights: PathLike,
     out: PathLike,
     target: str = "jetson",
-    options: Options | None = None,
+    options: PreprocessOptions | None = None,
     *,
     calibration: PathLike | None = None,
     output: str | None = None,
@@ -113,7 +113,7 @@ def build_bundle(
         raise DataError(f"unknown target '{target}'", hint=f"known are {', '.join(TARGETS)}")
     with reported("bundle", f"Building a bundle for {target}", events), new_folder(out, force=force, replaceable=_is_bundle) as folder:
         builder = _Builder(folder, target, Classifier(deploy, weights, options, output=output), events, cancel)
-        builder.write_model(deploy, weights, options or Options())
+        builder.write_model(deploy, weights, options or PreprocessOptions())
         builder.write_preprocessing()
         builder.write_samples(pictures)
         if calibration is not None:
@@ -151,7 +151,7 @@ class _Builder:
             message = "the net takes gray pictures, which jetson-inference cannot give; use the bundle's own runners"
             self.events(Warned(task="bundle", message=message))
 
-    def write_model(self, deploy: PathLike, weights: PathLike, options: Options) -> None:
+    def write_model(self, deploy: PathLike, weights: PathLike, options: PreprocessOptions) -> None:
         """Export the net with the batch size 1 and give it the bundle's input and outputs."""
         self._check_cancelled()
         path = self.folder / "model.onnx"

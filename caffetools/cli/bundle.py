@@ -67,10 +67,10 @@ def bundle(
         raise CaffeToolsError("bundle needs DEPLOY, WEIGHTS and -o DIR, or check DIR")
     from caffetools.bundle.build import build_bundle
     from caffetools.data.images import parse_size
-    from caffetools.infer.classifier import Options, find_pictures
+    from caffetools.infer.classifier import PreprocessOptions, find_pictures
     from caffetools.project.config import command
 
-    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     net, weights, prepared = deployed(files[0], files[1], options)
     checked = build_bundle(
         net,

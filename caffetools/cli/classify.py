@@ -63,12 +63,12 @@ def classify(
     """
     from caffetools.data.images import parse_size
     from caffetools.events import fan_out, on_progress
-    from caffetools.infer.classifier import Classifier, Options, find_pictures
+    from caffetools.infer.classifier import Classifier, PreprocessOptions, find_pictures
     from caffetools.project.next_step import after_classify
 
     check_cluster(cluster, parquet=parquet is not None, dialect=dialect, plugin=plugin)
     deploy, weights, names, known, own = _split(files or [], model)
-    given = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    given = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     options = merge_options(given, known) if known else given
     pictures = find_pictures(names)
     if parquet is not None:

@@ -13,7 +13,7 @@ from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.proto.schema import NetParameter
 
 if TYPE_CHECKING:
-    from caffetools.graph.passes.fold_batch_norm import Folded
+    from caffetools.graph.passes.fold_batch_norm import FoldResult
     from caffetools.graph.summary import Summary
     from caffetools.results import Preprocessing
 
@@ -69,7 +69,7 @@ def deploy(
     from caffetools.util.files import atomic_write
 
     if fold_bn != (weights is not None):
-        raise CaffeToolsError("--fold-bn and --weights go together: the weights are folded too")
+        raise CaffeToolsError("--fold-bn needs --weights: the weights are folded too")
     given, train_val = train_val, net_file(train_val, "train_val")
     written = [out, *([out.with_suffix(".caffemodel")] if fold_bn else [])]
     _check_outputs(written, [train_val, weights], force=force)
@@ -145,10 +145,10 @@ def _note(out: Path, others: list[str], batched: list[str], summary: Summary) ->
     if others:
         note(f"{out}: left out what the losses {', '.join(others)} read alone (--heads to choose)")
     for row in summary.unknown_types:
-        note(f"{out}: layer '{row.name}': {row.note}; it stays as it is")
+        note(f"{out}: layer '{row.name}': {row.note}; it is left unchanged")
 
 
-def _show(written: list[Path], net: NetParameter, summary: Summary, folded: Folded | None, *, as_json: bool) -> None:
+def _show(written: list[Path], net: NetParameter, summary: Summary, folded: FoldResult | None, *, as_json: bool) -> None:
     from caffetools.graph.graph import Graph
     from caffetools.graph.inputs import is_input
     from caffetools.proto.schema import TEST
@@ -173,7 +173,7 @@ def _show(written: list[Path], net: NetParameter, summary: Summary, folded: Fold
         )
 
 
-def _folded(net: NetParameter, weights: Path) -> Folded:
+def _folded(net: NetParameter, weights: Path) -> FoldResult:
     from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
     from caffetools.net.weights import read_weights
     from caffetools.proto.upgrades.v1 import upgrade_caffemodel

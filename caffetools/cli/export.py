@@ -35,7 +35,9 @@ def export(
     input_shape: InputShape = None,
     dynamic_axes: DynamicAxes = None,
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to export in place of the net's outputs.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", metavar="BLOB,…", help="Blobs that become the inputs; earlier layers go.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="BLOB,…", help="Blobs that become the inputs; earlier layers are removed.")
+    ] = None,
     mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR); kept in the metadata.")] = None,
     scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted; kept in the metadata.")] = None,
     resize: Annotated[str | None, typer.Option(help="Size of the whole picture before the crop, 256 or 320x240.")] = None,
@@ -57,11 +59,11 @@ def export(
     A blob may differ by at most 4 times the float32 error of caffetools' own engine; more is a failure (exit code 1).
     """
     from caffetools.data.images import parse_size
-    from caffetools.infer.classifier import Options, find_pictures
+    from caffetools.infer.classifier import PreprocessOptions, find_pictures
     from caffetools.infer.export import ExportOptions, export_deployed
     from caffetools.project.next_step import after_export
 
-    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     how = ExportOptions(
         opset=opset,
         dynamic_axes=_names(dynamic_axes) if dynamic_axes is not None else ("batch",),

@@ -58,11 +58,11 @@ def infer(
     from caffetools.data.images import parse_size
     from caffetools.errors import CaffeToolsError
     from caffetools.infer.blobs import BlobOptions, BlobReader, result_paths
-    from caffetools.infer.classifier import Options, find_pictures
+    from caffetools.infer.classifier import PreprocessOptions, find_pictures
 
     if npz and tile is not None:
         raise CaffeToolsError("--npz holds all blobs in memory; with --tile they are written as .npy files")
-    given = Options(mean=mean, scale=scale, resize=parse_size(resize) if resize else None)
+    given = PreprocessOptions(mean=mean, scale=scale, resize=parse_size(resize) if resize else None)
     net, parameters, options = deployed(deploy, weights, given)
     what = BlobOptions(tuple(name.strip() for name in outputs.split(",")) if outputs else (), own_size, tile)
     items = find_pictures(inputs)

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 from caffetools.cli.show import note, progress
 
 if TYPE_CHECKING:
-    from caffetools.infer.classifier import Options
+    from caffetools.infer.classifier import PreprocessOptions
 
 
 # Places of a deployed net, for both of which a model of the zoo may stand.
@@ -116,21 +116,21 @@ def weights_file(weights: str | Path) -> Path:
         return Path(weights)
     card = get_card(str(weights))
     with progress(f"Fetching {card.name} (MB)") as advance:
-        return fetch(card, progress=lambda done, total: advance(done // 10**6, max(total // 10**6, 1)), say=note).path
+        return fetch(card, progress=lambda done, total: advance(done // 10**6, max(total // 10**6, 1)), note=note).path
 
 
-def model_options(model: str) -> Options:
+def model_options(model: str) -> PreprocessOptions:
     """Return the preprocessing of a model of the zoo: mean, scale, size and labels of its card.
 
     Args:
         model: The name of a model.
     """
-    from caffetools.infer.classifier import Options
+    from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.zoo_models import card_preprocessing
     from caffetools.zoo.cards import get_card
 
     how = card_preprocessing(get_card(model))
-    return Options(mean=how.mean_values or "0", labels=how.labels or None, scale=how.scale, resize=how.resize)
+    return PreprocessOptions(mean=how.mean_values or "0", labels=how.labels or None, scale=how.scale, resize=how.resize)
 
 
 def model_shapes(net: str | Path) -> dict[str, tuple[int, ...]]:
@@ -149,7 +149,7 @@ def model_shapes(net: str | Path) -> dict[str, tuple[int, ...]]:
     return {"": (1, *get_card(str(net)).input.shape)}
 
 
-def merge_options(given: Options, model: str | Path) -> Options:
+def merge_options(given: PreprocessOptions, model: str | Path) -> PreprocessOptions:
     """Return the preprocessing of a deployed net: what is given, and for a model of the zoo the rest from its card.
 
     Args:
@@ -164,7 +164,7 @@ def merge_options(given: Options, model: str | Path) -> Options:
     return replace(model_options(str(model)), **{name: value for name, value in values.items() if value is not None})
 
 
-def deployed(deploy: str | Path, weights: str | Path, given: Options) -> tuple[Path, Path, Options]:
+def deployed(deploy: str | Path, weights: str | Path, given: PreprocessOptions) -> tuple[Path, Path, PreprocessOptions]:
     """Return the files and the preprocessing of a deployed net, any of which may come from the zoo.
 
     Args:

@@ -39,7 +39,7 @@ def quantize(
     precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
     method: Annotated[str, typer.Option(help="How ranges are found: minmax, entropy or percentile.")] = "minmax",
     percentile: Annotated[float, typer.Option(help="For percentile: % of the values that are not clipped.")] = 99.99,
-    keep: Annotated[str, typer.Option(metavar="LAYER,…", help="Layers that stay in float.", show_default=False)] = "",
+    keep: Annotated[str, typer.Option(metavar="LAYER,…", help="Layers that are not quantized.", show_default=False)] = "",
     min_agreement: Annotated[
         float | None,
         typer.Option(
@@ -76,12 +76,12 @@ def quantize(
     TensorRT's calibration cache, ncnn's table and the table of caffe-int8-convert-tools, for use with the float model.
     """
     from caffetools.data.images import parse_size
-    from caffetools.infer.classifier import Options
+    from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.quantize import quantize_deployed
     from caffetools.project.next_step import after_quantize
     from caffetools.quant.quantize import QuantizeOptions
 
-    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     chosen = () if tables == "none" else _names(tables)
     how = QuantizeOptions(precision, method, percentile, _names(keep), min_agreement, chosen, batch, opset, resume)  # type: ignore[arg-type]
     check_output(out, force=force)

@@ -70,13 +70,13 @@ Freeze = Annotated[str | None, typer.Option(metavar="LAYER", help="Let this laye
 Dropout = Annotated[float | None, typer.Option(help="What part of its input every Dropout layer drops.")]
 Filler = Annotated[str | None, typer.Option(help="What the new classifiers and layers start from: xavier, msra, gaussian:0.01.")]
 DropAfter = Annotated[
-    str | None, typer.Option(metavar="LAYER", help="Take out what lies between this layer and the classifier: a shallower net.")
+    str | None, typer.Option(metavar="LAYER", help="Remove the layers between this layer and the classifier: a shallower net.")
 ]
 AddLayer = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[AFTER=]LAYER",
-        help="A new layer before the classifier, or behind layer AFTER: InnerProduct:256, ReLU, Dropout:0.5, or its prototxt; repeatable.",
+        help="A new layer before the classifier, or after layer AFTER: InnerProduct:256, ReLU, Dropout:0.5, or its prototxt; repeatable.",
     ),
 ]
 KeepNames = Annotated[bool, typer.Option("--keep-names", help="Let the classifiers keep their names.")]
@@ -134,7 +134,7 @@ def retarget(
     from caffetools.project import retargeting
     from caffetools.surgery.freezing import Tuning, parse_filler
 
-    source, trained_by, shapes = _source(net, model, input_shape or [], crop)
+    source, trained_by, shapes = _resolve_net(net, model, input_shape or [], crop)
     given, weights = weights, weights_file(weights) if weights is not None else None
     base_lr, head_lr_mult = _rates(base_lr, head_lr_mult, source, None if weights is not None else trained_by)
     card, grown, count = _resolve_classes(classes, dataset, grow_from, labels, weights)
@@ -251,7 +251,7 @@ def _note(retargeted: Retargeted, file: Path) -> None:
     from caffetools.graph.summary import summarize
 
     for row in summarize(retargeted.train_val, phases_present(retargeted.train_val)[-1]).unknown_types:
-        note(f"{file}: layer '{row.name}': {row.note}; it stays as it is")
+        note(f"{file}: layer '{row.name}': {row.note}; it is left unchanged")
     for left in retargeted.notes:
         note(f"{file}: {left}; change it by hand")
 
@@ -287,7 +287,7 @@ def _resolve_classes(
         raise CaffeToolsError("--grow-from needs the names of the new classes: give --labels labels.txt, or --dataset")
     for count, where in ((classes, "--classes"), (len(card.classes) if card else None, "--dataset")):
         if count not in (None, len(names)):
-            raise CaffeToolsError(f"the new labels are {len(names)} classes, but {where} says {count}")
+            raise CaffeToolsError(f"the new labels are {len(names)} classes, but {where} has {count}")
     return card, Classes(read_classes(grow_from), names), len(names)
 
 
@@ -311,7 +311,7 @@ def _layer_edits(drop_after: str | None, add_layer: list[str], grown: Classes | 
     return LayerEdits(drop_after, [parse_added(text) for text in add_layer])
 
 
-def _source(
+def _resolve_net(
     net: Path | None, model: str | None, input_shape: list[str], crop: int | None
 ) -> tuple[Path, Path | None, dict[str, tuple[int, ...]]]:
     """Return the net's file, the solver that it was trained with, and the shapes of its inputs, as far as they are known."""

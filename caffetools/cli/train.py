@@ -79,7 +79,7 @@ def train(
     """Train the net of a solver prototxt as [bold]caffe train[/bold] does; its flags work here too.
 
     Snapshots are PREFIX_iter_N.caffemodel and .solverstate. The log has Caffe's words; PREFIX_log.jsonl has the same for scripts.
-    Ctrl-C takes a snapshot and stops, a second one stops at once; SIGHUP takes a snapshot and goes on.
+    Ctrl-C takes a snapshot and stops, a second one stops at once; SIGHUP takes a snapshot and training continues.
     """
     from caffetools.cli.models import weights_file
 

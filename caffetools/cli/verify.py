@@ -40,14 +40,14 @@ def verify(
     An engine that runs but differs by more than --tolerance is a failure (exit code 1).
     opencv and caffe run in environments of their own: `caffetools engine add opencv4|caffe`.
     """
-    from caffetools.infer.classifier import Options, find_pictures
+    from caffetools.infer.classifier import PreprocessOptions, find_pictures
     from caffetools.infer.compare import Candidate, compare_engines
     from caffetools.project.next_step import after_verify
 
     names = [name.strip() for name in engines.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("name at least one engine", param_hint="--engines")
-    net, parameters, _ = deployed(deploy, weights, Options())
+    net, parameters, _ = deployed(deploy, weights, PreprocessOptions())
     own = [Candidate(net, parameters, name) for name in names]
     files = find_pictures(images or [])[:_MOST_IMAGES]
     with progress("Comparing") as advance:

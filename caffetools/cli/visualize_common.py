@@ -88,10 +88,10 @@ def open_net(
 ) -> PictureNet:
     """Open a deployed net with the options that prepare its pictures."""
     from caffetools.data.images import parse_size
-    from caffetools.infer.classifier import Options
+    from caffetools.infer.classifier import PreprocessOptions
     from caffetools.visualize.picture_net import PictureNet
 
-    options = Options(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     net, parameters, prepared = deployed(deploy, weights, options)
     return PictureNet(net, parameters, prepared, device=device)
 

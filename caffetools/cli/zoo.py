@@ -104,7 +104,7 @@ def fetch(
 
     card = get_card(name)
     with progress(f"Fetching {name} (MB)") as advance:
-        fetched = fetch_weights(card, to, progress=_in_megabytes(advance), say=None if json else _say, unverified=unverified)
+        fetched = fetch_weights(card, to, progress=_in_megabytes(advance), note=None if json else _print_note, unverified=unverified)
     if json:
         print_json({key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(fetched).items()})
         return
@@ -147,7 +147,7 @@ def _in_megabytes(advance: Callable[[int, int], None]) -> Callable[[int, int], N
     return lambda done, total: advance(done // 10**6, max(total // 10**6, 1))
 
 
-def _say(sentence: str) -> None:
+def _print_note(sentence: str) -> None:
     console.print(sentence, markup=False)
 
 

@@ -97,8 +97,8 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         shares = {name: getattr(self, name) for name in ("probability", "translate", "brightness", "contrast", "saturation", "cutout")}
         for name, value in shares.items():
-            _check(0 <= value <= 1, f"{name} must lie between 0 and 1, not {value:g}")
-        _check(0 <= self.hue <= 0.5, f"hue must lie between 0 and 0.5, not {self.hue:g}")
+            _check(0 <= value <= 1, f"{name} must be between 0 and 1, not {value:g}")
+        _check(0 <= self.hue <= 0.5, f"hue must be between 0 and 0.5, not {self.hue:g}")
         for name in ("rotation", "shear", "brightness_shift", "color_shift", "lighting", "blur", "noise", "mixup"):
             _check(0 <= getattr(self, name) < math.inf, f"{name} must be 0 or more, not {getattr(self, name):g}")
         for name in ("scale", "contrast_range", "crop_area", "crop_ratio"):

@@ -233,7 +233,9 @@ class RandomCrop:
         for batch_sampler in samplers:
             sampler = batch_sampler.sampler
             if not 0 < sampler.min_scale <= sampler.max_scale <= 1:
-                raise DataError(f"batch_sampler: scales {sampler.min_scale:g} to {sampler.max_scale:g} must lie in (0, 1], in order")
+                raise DataError(
+                    f"batch_sampler: scales {sampler.min_scale:g} to {sampler.max_scale:g} must be in (0, 1], the smaller first"
+                )
             if not 0 < sampler.min_aspect_ratio <= sampler.max_aspect_ratio < math.inf:
                 raise DataError("batch_sampler: min_aspect_ratio must be above 0 and at most max_aspect_ratio")
 

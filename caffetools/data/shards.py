@@ -108,7 +108,7 @@ def read_index(path: PathLike) -> ShardIndex:
         raise DataError(f"this is not an index of shards: {reason}", path=file, hint=_REBUILD) from None
     for shard in shards:
         if shard.path.startswith(("/", "\\")) or ".." in Path(shard.path).parts or urls.is_url(shard.path) or not shard.path:
-            raise DataError(f"the shard '{shard.path}' lies outside of the index' folder", path=file)
+            raise DataError(f"the shard '{shard.path}' is outside of the index' folder", path=file)
         if shard.records < 0:
             raise DataError(f"the shard '{shard.path}' has {shard.records} records", path=file, hint=_REBUILD)
     if not shards or total != sum(shard.records for shard in shards) or not total:

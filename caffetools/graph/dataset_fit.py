@@ -165,6 +165,6 @@ def _compare_labels(fit: DatasetFit, summary: DatabaseSummary) -> None:
                 f"The layer '{layer}' has {classes} outputs; {count} record(s) have labels from {min(high)} to {max(high)}."
             )
         elif summary.labels and max(summary.labels) + 1 < classes:
-            fit.notes.append(f"The layer '{layer}' has {classes} outputs; the labels go up to {max(summary.labels)}.")
+            fit.notes.append(f"The layer '{layer}' has {classes} outputs; the highest label is {max(summary.labels)}.")
     if summary.unlabelled and fit.classes:
         fit.notes.append(f"{summary.unlabelled} record(s) have no label, which Caffe reads as 0.")

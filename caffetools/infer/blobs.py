@@ -21,7 +21,7 @@ from caffetools.engines.base import EngineError
 from caffetools.engines.torch import load_all_weights
 from caffetools.errors import CaffeToolsError, DataError, NetError, WriteFailed
 from caffetools.events import EventSink, ignore
-from caffetools.infer.classifier import Options, merge_preprocessing
+from caffetools.infer.classifier import PreprocessOptions, merge_preprocessing
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.infer.tiling import MakeArray, Window, plan_tiles, run_tiles
@@ -48,7 +48,7 @@ class BlobOptions:
 
     Attributes:
         outputs: The blobs; () gives the net's outputs.
-        own_size: Pictures keep their size (or get ``Options.resize``) in place of the net's; for fully convolutional nets.
+        own_size: Pictures keep their size (or get ``PreprocessOptions.resize``) in place of the net's; for fully convolutional nets.
         tile: Most pixels of a side that the net gets at once; pictures keep their size. None: one pass.
     """
 
@@ -79,14 +79,14 @@ class BlobReader:
         self,
         deploy: PathLike,
         weights: PathLike | None = None,
-        options: Options | None = None,
+        options: PreprocessOptions | None = None,
         what: BlobOptions | None = None,
         *,
         device: str = "cpu",
     ):
         if Path(deploy).suffix.lower() == ".onnx":
             raise EngineError(f"{os.fspath(deploy)}: inner blobs are computed for a prototxt with its .caffemodel, not for ONNX files")
-        self.what, self.options = what or BlobOptions(), options or Options()
+        self.what, self.options = what or BlobOptions(), options or PreprocessOptions()
         if self.what.tile is not None and self.what.tile < 1:
             raise CaffeToolsError(f"tiles must be at least 1 pixel wide, not {self.what.tile}")
         whole = Net.from_file(deploy, TEST, fill=weights is None)

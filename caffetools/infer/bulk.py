@@ -22,7 +22,7 @@ from caffetools.data.cluster import Task, Worker, run_tasks
 from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.events import ArtifactWritten, EventSink, Progress, ignore, reported
-from caffetools.infer.classifier import Classifier, Options
+from caffetools.infer.classifier import Classifier, PreprocessOptions
 from caffetools.net.net import Net
 from caffetools.util.files import atomic_write
 from caffetools.util.folders import new_folder
@@ -52,7 +52,7 @@ class BulkResult:
 def classify_to_parquet(
     deploy: PathLike,
     weights: PathLike | None,
-    options: Options,
+    options: PreprocessOptions,
     pictures: Sequence[PathLike],
     out: PathLike,
     *,
@@ -257,7 +257,7 @@ def _absolute(weights: PathLike) -> str:
     return ",".join(os.path.abspath(name.strip()) for name in os.fspath(weights).split(","))  # noqa: PTH100
 
 
-def _options_json(options: Options) -> Task:
+def _options_json(options: PreprocessOptions) -> Task:
     """Return the options as JSON, with absolute paths."""
     mean, labels = options.mean, options.labels
     if isinstance(mean, np.ndarray):
@@ -276,7 +276,7 @@ def _options_json(options: Options) -> Task:
 def _classifier(model: str) -> Classifier:
     values = json.loads(model)
     given = values["options"]
-    options = Options(given["mean"], given["labels"], given["scale"], tuple(given["resize"]) if given["resize"] else None)
+    options = PreprocessOptions(given["mean"], given["labels"], given["scale"], tuple(given["resize"]) if given["resize"] else None)
     return Classifier(
         values["deploy"], values["weights"], options, engine=values["engine"], device=values["device"], output=values["output"]
     )

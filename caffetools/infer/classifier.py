@@ -57,7 +57,7 @@ class ClassificationResult:
 
 
 @dataclass(frozen=True)
-class Options:
+class PreprocessOptions:
     """How images are prepared, in place of what is stored with the model; None keeps the stored value.
 
     Attributes:
@@ -97,7 +97,7 @@ class Classifier:
         self,
         deploy: PathLike,
         weights: PathLike | None = None,
-        options: Options | None = None,
+        options: PreprocessOptions | None = None,
         *,
         engine: str | None = None,
         device: str = "cpu",
@@ -111,7 +111,7 @@ class Classifier:
         self.input = pictures[0]
         self.output = self._pick_output(output)
         shape = self.engine.inputs[self.input]
-        self.preprocessing = merge_preprocessing(known or Preprocessing(), options or Options(), channels=shape[1])
+        self.preprocessing = merge_preprocessing(known or Preprocessing(), options or PreprocessOptions(), channels=shape[1])
         self.preprocessor = Preprocessor(shape, self.preprocessing)
         self.labels = self.preprocessing.labels
         self._warned = False
@@ -230,7 +230,7 @@ class Classifier:
         raise NetError(f"the net {wrong}; choose the probabilities among {', '.join(outputs)}")
 
 
-def merge_preprocessing(known: Preprocessing, options: Options, *, channels: int) -> Preprocessing:
+def merge_preprocessing(known: Preprocessing, options: PreprocessOptions, *, channels: int) -> Preprocessing:
     """Return ``known`` with the values of ``options`` that are not None in its place.
 
     Args:

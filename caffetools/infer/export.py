@@ -17,7 +17,7 @@ from caffetools.engines.torch import load_all_weights
 from caffetools.errors import DataError, ExportError
 from caffetools.events import ArtifactWritten, EventSink, Warned, ignore
 from caffetools.graph.inputs import is_data_layer
-from caffetools.infer.classifier import UNKNOWN_MEAN, Options, merge_preprocessing
+from caffetools.infer.classifier import UNKNOWN_MEAN, PreprocessOptions, merge_preprocessing
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.layers.base import Shape
@@ -63,7 +63,7 @@ def export_deployed(
     deploy: PathLike,
     weights: PathLike,
     path: PathLike,
-    options: Options | None = None,
+    options: PreprocessOptions | None = None,
     how: ExportOptions | None = None,
     *,
     pictures: Sequence[PathLike] = (),
@@ -98,7 +98,7 @@ def export_deployed(
     card = model_card(net, deploy, weights)
     inputs: dict[str, NDArray[Any]] | None = None
     in_graph: InGraphPreprocessing | None = None
-    found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or Options())
+    found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or PreprocessOptions())
     if found is not None:
         blob, preprocessor = found
         card |= preprocessor.how.to_properties()
@@ -159,11 +159,11 @@ def model_card(net: Net, deploy: PathLike, weights: PathLike) -> dict[str, str]:
     }
 
 
-def find_preprocessing(net: Net, known: Preprocessing, options: Options) -> tuple[str, Preprocessor] | None:
+def find_preprocessing(net: Net, known: Preprocessing, options: PreprocessOptions) -> tuple[str, Preprocessor] | None:
     """Return the net's only input and its preprocessor; None if it does not take images."""
     shapes = [net.blob_shapes[blob] for blob in net.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
-        if options != Options():
+        if options != PreprocessOptions():
             raise DataError(f"the net '{net.name}' has no single input for pictures, so it takes no mean, labels, scale or size")
         return None
     how = merge_preprocessing(known, options, channels=shapes[0][1])

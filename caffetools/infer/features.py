@@ -79,7 +79,7 @@ def _check(net: Net, blobs: Sequence[str], databases: Sequence[PathLike], batche
     if len(blobs) != len(databases) or not blobs:
         raise CaffeToolsError(f"{len(blobs)} blob(s) are named for {len(databases)} database(s); give one for each")
     if len({os.path.realpath(path) for path in databases}) != len(databases):
-        raise CaffeToolsError("two blobs cannot go to one database; give each its own")
+        raise CaffeToolsError("two blobs cannot be written to one database; give each its own")
     if batches < 1:
         raise CaffeToolsError(f"the number of batches must be at least 1, not {batches}")
     if backend not in BACKENDS:

@@ -18,7 +18,7 @@ from caffetools.data.shards import is_index
 from caffetools.errors import CaffeToolsError, DataError, NetError, did_you_mean
 from caffetools.events import EventSink, Warned, ignore
 from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
-from caffetools.infer.classifier import UNKNOWN_MEAN, Options, find_pictures
+from caffetools.infer.classifier import UNKNOWN_MEAN, PreprocessOptions, find_pictures
 from caffetools.infer.export import ExportOptions, build_deployed, find_preprocessing, model_card
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.infer.sidecar import read_preprocessing
@@ -111,7 +111,7 @@ def quantize_deployed(
     weights: PathLike,
     path: PathLike,
     calibration: PathLike | Sequence[PathLike],
-    options: Options | None = None,
+    options: PreprocessOptions | None = None,
     how: QuantizeOptions | None = None,
     *,
     test: PathLike | None = None,
@@ -143,7 +143,7 @@ def quantize_deployed(
     # A missing folder is found before the net is built.
     files = None if _is_database(calibration) else _files(calibration)
     net = _fold(build_deployed(deploy, weights, ExportOptions()), weights, events)
-    found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or Options())
+    found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or PreprocessOptions())
     if found is None:
         raise DataError("the net has no single input for pictures, so it cannot be calibrated", path=deploy)
     blob, preprocessor = found

@@ -153,7 +153,7 @@ class Pooling3D(Layer):
         for m, k, s, p in zip(sizes, self.kernel, self.stride, self.pads, strict=True):
             count = math.ceil((m + 2 * p - k) / s) + 1
             if count < 1 or (count - 1) * s - p >= m:
-                raise self.error(f"a window of {format_shape(self.kernel)} would lie outside of {format_shape(bottoms[0])}")
+                raise self.error(f"a window of {format_shape(self.kernel)} would be outside of {format_shape(bottoms[0])}")
             size.append(count)
         self.size = tuple(size)
         return [(n, c, *size)]

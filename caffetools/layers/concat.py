@@ -64,7 +64,7 @@ class Slice(Layer):
                 raise self.error(f"{len(self.tops)} tops need {len(self.tops) - 1} slice_point values, not {len(points)}")
             self.sizes = [end - start for start, end in zip([0, *points], [*points, length], strict=True)]
             if min(self.sizes) < 1:
-                raise self.error(f"slice_point values {points} must rise and lie inside of axis {axis} of {format_shape(shape)}")
+                raise self.error(f"slice_point values {points} must increase and be inside of axis {axis} of {format_shape(shape)}")
         else:
             if length % len(self.tops):
                 raise self.error(

@@ -49,7 +49,7 @@ class PriorBox(Layer):
         high, wide = getattr(param, f"{field}_h"), getattr(param, f"{field}_w")
         if high or wide:
             if whole or not (high and wide):
-                raise self.error(f"{field}_h and {field}_w go together, and without the value for both")
+                raise self.error(f"{field}_h and {field}_w must both be set, and {field} left out")
             return (float(high), float(wide))
         return (float(whole), float(whole)) if whole else (float(default[0]), float(default[1]))
 

@@ -94,7 +94,7 @@ class Im2col(Layer):
         self.outer_axes = self.axis(param.axis, shape)
         channels, spatial = shape[self.outer_axes], shape[self.outer_axes + 1 :]
         if not spatial:
-            raise self.error(f"bottom '{self.bottoms[0]}' ({format_shape(shape)}) has no axes behind the channels'")
+            raise self.error(f"bottom '{self.bottoms[0]}' ({format_shape(shape)}) has no axes after the channels")
         self.kernel = Kernel.from_param(self, param, len(spatial))
         self.output = self.kernel.convolved(spatial)
         if min(self.output) < 1:

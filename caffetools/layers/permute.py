@@ -20,7 +20,7 @@ class Permute(Layer):
         shape = bottoms[0]
         order = [self.axis(axis, shape, what="order") for axis in self.param.permute_param.order]
         if len(set(order)) != len(order):
-            raise self.error("an axis stands twice in order")
+            raise self.error("order names an axis twice")
         self.order = order + [axis for axis in range(len(shape)) if axis not in order]
         return [tuple(shape[axis] for axis in self.order)]
 

@@ -54,7 +54,7 @@ class Window:
         """Read ``pooling_param`` for maps of ``size``. Raises :class:`NetError` where Caffe refuses it."""
         if param.global_pooling:
             if param.HasField("kernel_size") or param.HasField("kernel_h") or param.HasField("kernel_w"):
-                raise layer.error("global_pooling takes the whole map; it goes without a kernel size")
+                raise layer.error("global_pooling pools the whole map: remove kernel_size, kernel_h and kernel_w")
             kernel = size
         else:
             kernel = _pair(layer, param, "kernel_size", "kernel")
@@ -62,7 +62,7 @@ class Window:
         if min(kernel) < 1 or min(stride) < 1:
             raise layer.error(f"kernel {format_shape(kernel)} and stride {format_shape(stride)} must be at least 1")
         if param.global_pooling and (pad != (0, 0) or stride != (1, 1)):
-            raise layer.error("global_pooling goes with pad 0 and stride 1 only")
+            raise layer.error("global_pooling needs pad 0 and stride 1")
         if pad[0] >= kernel[0] or pad[1] >= kernel[1]:
             raise layer.error(f"pad {format_shape(pad)} must be smaller than the kernel {format_shape(kernel)}")
         # Forks say ceil_mode: false for what BVLC Caffe came to call round_mode: FLOOR.
@@ -75,12 +75,12 @@ class Window:
         return window
 
     @property
-    def whole(self) -> bool:
+    def is_global(self) -> bool:
         """The window is the whole map, without padding."""
         return self.kernel == self.size and self.pad == (0, 0) and self.output == (1, 1)
 
     @property
-    def tail(self) -> Pair:
+    def end_overhang(self) -> Pair:
         """How far the last windows reach beyond the map; negative where they end before it."""
         return self._each(lambda n, k, s, p, o: (o - 1) * s + k - n - p)
 
@@ -101,17 +101,17 @@ class Window:
         """Whether the last window of an axis lies wholly outside of the map (stride larger than the kernel, no padding)."""
         return max(self._each(lambda n, k, s, p, o: int((o - 1) * s - p >= n))) > 0
 
-    def counts(self) -> Tensor:
+    def valid_counts(self) -> Tensor:
         """Return how many values of the map each window has, (H', W') float32."""
         ones = self.padded(torch.ones(1, 1, *self.size), 0.0)
         return F.avg_pool2d(ones, self.kernel, self.stride, divisor_override=1)[0, 0]
 
     def padded(self, x: Tensor, value: float) -> Tensor:
         """Return ``x`` (N, C, H, W) with all that the windows reach, filled with ``value``; what no window reaches is cut off."""
-        (top, left), (bottom, right) = self.pad, self.tail
+        (top, left), (bottom, right) = self.pad, self.end_overhang
         return F.pad(x, (left, right, top, bottom), value=value)
 
-    def areas(self) -> Tensor:
+    def divisor_map(self) -> Tensor:
         """Return (H', W') float32: the number of values of each window inside of the padded map: AVE's divisors."""
         sides = []
         for n, k, s, p, o in zip(self.size, self.kernel, self.stride, self.pad, self.output, strict=True):
@@ -135,7 +135,7 @@ def max_pool(x: Tensor, window: Window) -> Tensor:
 def max_pool_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     """:func:`max_pool` and where each maximum is: h · W + w as float32, −1 for an empty window."""
     y, index = F.max_pool2d(window.padded(x, -FLT_MAX), window.kernel, window.stride, return_indices=True)
-    width = window.size[1] + window.pad[1] + window.tail[1]
+    width = window.size[1] + window.pad[1] + window.end_overhang[1]
     row, column = index // width - window.pad[0], index % width - window.pad[1]
     inside = (row >= 0) & (row < window.size[0]) & (column >= 0) & (column < window.size[1])
     return y, torch.where(inside, row * window.size[1] + column, -1).to(x.dtype)
@@ -143,14 +143,14 @@ def max_pool_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 
 def ave_pool(x: Tensor, window: Window) -> Tensor:
     """Return the mean of each window of ``x`` (N, C, H, W), (N, C, H', W'); zeros of the padding count, but not what reaches beyond the padded map."""
-    if window.whole:
+    if window.is_global:
         y: Tensor = _WholeMean.apply(x)
         return y
     ceil_mode = window.ceil_mode
     if ceil_mode is not None:
         return F.avg_pool2d(x, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode, count_include_pad=True)
     sums = F.avg_pool2d(window.padded(x, 0.0), window.kernel, window.stride, divisor_override=1)
-    return sums / window.areas().to(x)
+    return sums / window.divisor_map().to(x)
 
 
 class _WholeMean(torch.autograd.Function):
@@ -186,7 +186,7 @@ def stochastic_pool(x: Tensor, window: Window, *, training: bool) -> Tensor:
 
 def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, tops: list[str]) -> None:
     """Add the nodes of one MAX or AVE pooling, with explicit end padding so that no runtime's ceil mode matters."""
-    begin, tail = window.pad, (max(window.tail[0], 0), max(window.tail[1], 0))
+    begin, tail = window.pad, (max(window.end_overhang[0], 0), max(window.end_overhang[1], 0))
     shape = {"kernel_shape": list(window.kernel), "strides": list(window.stride)}
     if method == "MAX":
         if window.has_empty_window:
@@ -202,7 +202,7 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
         return
     # Caffe's windows count what they reach of the padding, but nothing beyond it: no runtime's way, and onnxruntime 1.23 is wrong
     # where the padding differs at both ends. So the means are over values alone, and what share of its window they are is said in numbers.
-    share = (window.counts() / window.areas()).numpy().astype(np.float32)
+    share = (window.valid_counts() / window.divisor_map()).numpy().astype(np.float32)
     means = tops if (share == 1).all() else [graph.value("mean")]
     graph.node("AveragePool", [bottom], means, pads=[*begin, *tail], count_include_pad=0, **shape)
     if means is not tops:
@@ -296,7 +296,7 @@ class Pooling(Layer):
             self._pool_to_onnx(graph, self.tops)
             return
         if self.window.has_empty_window:
-            raise self.no_onnx_form("it gives a mask, and some windows lie outside of the map")
+            raise self.no_onnx_form("it gives a mask, and some windows are outside of the map")
         flat, plane = graph.value("index"), graph.value("plane")
         self._pool_to_onnx(graph, [self.tops[0], flat])
         area = graph.sizes("area", [graph.arithmetic("Mul", *(graph.size(self.bottoms[0], axis) for axis in (2, 3)))])
@@ -319,7 +319,7 @@ class Pooling(Layer):
     def _stochastic_to_onnx(self, graph: OnnxGraph) -> None:
         """sum(x²) / (sum(x) + FLT_MIN) of each window, what the layer gives in TEST; means in place of sums divide both alike."""
         window, bottom = self.window, self.bottoms[0]
-        if graph.is_free(bottom, 2, 3) or max(window.tail) > 0:
+        if graph.is_free(bottom, 2, 3) or max(window.end_overhang) > 0:
             raise self.no_onnx_form("STOCHASTIC windows that reach beyond the map, or maps of any size")
         square, squares, sums, divisor = (graph.value(hint) for hint in ("square", "squares", "sums", "divisor"))
         shape = {"kernel_shape": list(window.kernel), "strides": list(window.stride)}
@@ -342,9 +342,9 @@ def _pair(layer: Layer, param: PoolingParameter, field: str, short: str) -> Pair
     by_axis = (param.HasField(f"{short}_h"), param.HasField(f"{short}_w"))
     if any(by_axis):
         if not all(by_axis) and short != "pad":
-            raise layer.error(f"{short}_h and {short}_w go together")
+            raise layer.error(f"{short}_h and {short}_w must both be set")
         if param.HasField(field):
-            raise layer.error(f"{field} goes without {short}_h and {short}_w")
+            raise layer.error(f"set either {field}, or {short}_h and {short}_w, not both")
         return (getattr(param, f"{short}_h"), getattr(param, f"{short}_w"))
     if short == "kernel" and not param.HasField(field):
         raise layer.error("kernel_size is missing")

@@ -42,7 +42,7 @@ class Flatten(Rearranging):
         shape, param = bottoms[0], self.param.flatten_param
         start, end = self.axis(param.axis, shape), self.axis(param.end_axis, shape, what="end_axis")
         if end < start:
-            raise self.error(f"end_axis {param.end_axis} lies before axis {param.axis} in a bottom of {format_shape(shape)}")
+            raise self.error(f"end_axis {param.end_axis} is before axis {param.axis} in a bottom of {format_shape(shape)}")
         self.plan = [*[0] * start, -1, *shape[end + 1 :]]
         self.kept_axes = len(shape) - end - 1
         return [(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])]

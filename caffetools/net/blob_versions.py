@@ -79,7 +79,7 @@ class Step:
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Release what the last forward pass kept for going back."""
         self.inputs, self.tops = None, ()
 

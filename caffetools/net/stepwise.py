@@ -210,7 +210,7 @@ class Stepwise:
 
     def _run(self, step: Step, *, record: bool) -> None:
         layer = step.layer
-        step.forget()
+        step.release()
         for version in step.produces:
             version.clear()
         kept = self._kept(layer)
@@ -311,7 +311,7 @@ class Stepwise:
                 _accumulate(parameter, gradient, diffs)
         self._store_diffs(step, leaves, gradients[: len(leaves)])
         if not keep:
-            step.forget()
+            step.release()
 
     def _bottoms_changed(self, step: Step) -> bool:
         """Return whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not."""

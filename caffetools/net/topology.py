@@ -50,7 +50,7 @@ def check_blob_graph(layers: Iterable[LayerParameter], whole: NetParameter | Non
                     )
                 raise NetError(f"its bottom '{bottom}' is made by no layer before it{did_you_mean(bottom, produced)}", layer=layer.name)
             raise NetError(
-                f"its bottom '{bottom}' is made only later, by layer '{producers[bottom]}': layers must stand in order, without a cycle",
+                f"its bottom '{bottom}' is produced only later, by layer '{producers[bottom]}': list the layers in the order in which they run, without a cycle",
                 layer=layer.name,
             )
         for top in layer.top:

@@ -93,7 +93,7 @@ def _check_batch(net: Net, base: Shapes) -> None:
     hint = "fix the batch size instead (--batch N)"
     sizes = {shape[0] if shape else 0 for shape in base.values()}
     if len(sizes) > 1:
-        raise ExportError(f"the inputs {', '.join(base)} differ in their first axis, so it cannot stand for the batch", hint=hint)
+        raise ExportError(f"the inputs {', '.join(base)} differ in their first axis, so it cannot be the batch axis", hint=hint)
     if sizes == {0} or not sizes:
         raise ExportError(f"the net '{net.name}' has no input with a batch axis", hint=hint)
 

@@ -185,7 +185,7 @@ def convert_imagedata_to_data(net: NetParameter) -> list[Change]:
     for phase in (TRAIN, TEST):
         for layer in data_layers(net, phase):
             if layer.type not in (Data.TYPE, ImageData.TYPE):
-                raise NetError(f"reads {layer.type}, which a dataset of pictures and labels cannot stand for (--dataset)", layer=layer.name)
+                raise NetError(f"reads {layer.type}, which a dataset of pictures and labels cannot replace (--dataset)", layer=layer.name)
             if layer.type == ImageData.TYPE:
                 layer.type = Data.TYPE
                 layer.data_param.batch_size = layer.image_data_param.batch_size

@@ -169,7 +169,7 @@ def _fetched(config: FinetuneConfig, card: ModelCard | None, steps: Steps) -> Pa
         raise CaffeToolsError(f"{card.name} has no published weights; start from random ones (--from-scratch), or from a file (--weights)")
     with steps.step("fetch", f"Fetch the published weights of {card.name}", command("zoo", "fetch", card.name)) as note:
         try:
-            fetched = fetch(card, progress=steps.progress("fetch", "bytes"), say=note)
+            fetched = fetch(card, progress=steps.progress("fetch", "bytes"), note=note)
         except ZooError as error:
             raise ZooError(f"{error}; or start from another file (--weights), or from random weights (--from-scratch)") from None
         note(f"{fetched.path} ({fetched.verified})")

@@ -161,7 +161,9 @@ def _notes(net: NetParameter, scores: str, answers: list[Any], classes: int) -> 
     if others:
         notes.append(f"{', '.join(others)}: no loss reads them, so what makes them learns nothing; add losses for them by hand")
     if not answers:
-        notes.append(f"'{scores}' is taken for the scores of {classes} classes; behind an embedding, a classifier and a loss are missing")
+        notes.append(
+            f"'{scores}' is taken for the scores of {classes} classes; if it is an embedding, a classifier and a loss must be added after it"
+        )
     elif _gives_each_class_alone(answers[0]):
         notes.append(f"each picture needs {classes} labels of 0 or 1: they come from HDF5 files, which the sources list")
     return notes

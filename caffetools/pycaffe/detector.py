@@ -123,7 +123,7 @@ class Detector(Net):
         height, width = (min(side, size - pad) for side, pad in zip(sides, pads, strict=True))
         top, left, bottom, right = box.astype(int)
         if bottom <= top or right <= left or height < 1 or width < 1:
-            raise DataError(f"the window {tuple(window)} lies outside of its picture of {im.shape[0]} x {im.shape[1]}")
+            raise DataError(f"the window {tuple(window)} is outside of its picture of {im.shape[0]} x {im.shape[1]}")
         filled = np.ones(self.crop_dims, np.float32) * self.crop_mean
         filled[pads[0] : pads[0] + height, pads[1] : pads[1] + width] = io.resize_image(im[top:bottom, left:right], (height, width))
         result: NDArray[np.float32] = filled.astype(np.float32)

@@ -47,7 +47,7 @@ def to_int8(model: OnnxModel, net: Net, ranges: Mapping[str, tuple[float, float]
         model: The float model.
         net: What it was exported from.
         ranges: Value of the model → (lowest, highest) to represent.
-        keep: Layers that stay in float.
+        keep: Layers that are not quantized.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data

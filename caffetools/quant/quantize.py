@@ -42,7 +42,7 @@ class QuantizeOptions:
         precision: ``int8`` or ``fp16``.
         method: How thresholds are found: ``minmax``, ``entropy`` or ``percentile``.
         percentile: For ``percentile``: % of the magnitudes above 0 that are not clipped.
-        keep: Layers that stay in float.
+        keep: Layers that are not quantized.
         min_agreement: Share of images, 0 to 1, whose best class must stay the same; the layers with the lowest signal-to-noise ratio
             stay in float until it is reached.
         tables: Calibration tables to write: ``tensorrt``, ``ncnn``, ``caffe``.

@@ -22,7 +22,7 @@ from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.solver.callbacks import Callback, default_callbacks
 from caffetools.solver.checkpoints.restore import restore, save
-from caffetools.solver.checkpoints.run_state import RunState, capture
+from caffetools.solver.checkpoints.run_state import RunState, capture_run_state
 from caffetools.solver.control import Log, Output, Snapshot, TestResult, TrainStats, no_log
 from caffetools.solver.debug import DebugInfoRunner, UpdateDiffs
 from caffetools.solver.divergence import BatchRecorder, check_loss
@@ -172,7 +172,7 @@ class Solver:
     def checkpoint_rng_before_test(self) -> None:
         """Make snapshots up to the next update store the run state as it is now: a resumed run repeats the tests before that update."""
         with self._random.active():
-            self._before_tests = capture(self)
+            self._before_tests = capture_run_state(self)
 
     def test_all(self) -> list[TestResult]:
         """Score every test net over its test_iter batches; see :meth:`test`."""
@@ -242,7 +242,7 @@ class Solver:
             self.smoothed_loss()
         diffs = self._diffs.last if self._diffs is not None else None
         with self._random.active():
-            run = self._before_tests or capture(self)
+            run = self._before_tests or capture_run_state(self)
         snapshot = save(self, run, diffs)
         self.saved = self.iteration
         self.notify("on_checkpoint", snapshot)

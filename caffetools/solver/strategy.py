@@ -164,7 +164,7 @@ class DDP:
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
             self._control: Any = dist.new_group(backend="gloo", timeout=limit)
-            self._patient: Any = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
+            self._untimed_group: Any = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunFailed(f"process {self.rank} of {self.size} could not join the others: {why}") from error
@@ -223,7 +223,7 @@ class DDP:
     def barrier(self) -> None:
         """Wait until all processes are here, however long it takes."""
         with self.connected():
-            dist.barrier(self._patient)
+            dist.barrier(self._untimed_group)
 
     def run_on_main(self, work: Callable[[], T]) -> T | None:
         """Run ``work`` in the main process while the others wait."""

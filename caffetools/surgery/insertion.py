@@ -64,7 +64,7 @@ def add_layers(
         for name in before:
             _add_before(made, name, layers)
     if _main(net, heads) != before:
-        raise NetError(f"the new layers would stand behind the classifier {' and '.join(before)}; name a layer before it (--add-layer)")
+        raise NetError(f"the new layers would come after the classifier {' and '.join(before)}; name a layer before it (--add-layer)")
     return made.changes, made.fresh
 
 
@@ -160,7 +160,7 @@ def _add_before(inserter: _Inserter, name: str, layers: Sequence[Any]) -> None:
     blobs = {layer.bottom[0] for layer in twins}
     if len(blobs) != 1:
         raise NetError(
-            f"reads {' and '.join(sorted(blobs)) or 'nothing'}; name the layer to insert behind (--add-layer AFTER=…)", layer=name
+            f"reads {' and '.join(sorted(blobs)) or 'nothing'}; name the layer to insert after (--add-layer AFTER=…)", layer=name
         )
     blob = blobs.pop()
     places = [i for i, layer in enumerate(net.layer) if layer.name == name]
@@ -192,9 +192,9 @@ def _add_after(inserter: _Inserter, name: str, layers: Sequence[Any]) -> None:
     if not readers or any(is_loss_or_metric(net.layer[i]) for i, _ in ends):
         raise NetError("has a top that no layer reads; name a layer before the classifier (--add-layer)", layer=name)
     if any(other != blob for _, other in ends):
-        raise NetError("produces a different blob in each phase; name a layer behind it (--add-layer)", layer=name)
+        raise NetError("produces a different blob in each phase; name a layer after it (--add-layer)", layer=name)
     if readers and min(readers) <= place:
-        raise NetError("has consumers that are defined once a phase; name a layer behind it (--add-layer)", layer=name)
+        raise NetError("has consumers that are defined once a phase; name a layer after it (--add-layer)", layer=name)
     reading = [net.layer[i] for i in readers]
     last = inserter.chain(place + 1, blob, layers, f"after {name}", makers[0] if len(makers) == 1 else None, [])
     for layer in reading:

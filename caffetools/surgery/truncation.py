@@ -124,7 +124,7 @@ def _cut(graph: Graph, name: str, classifiers: Collection[str], shapes: Mapping[
         between = below & graph.needed([(end, bottom) for bottom in graph.layers[end].bottom]) - set(tail)
         if not between:
             raise NetError(
-                f"nothing lies between it and {'the pooling before ' if tail else ''}the classifier '{graph.layers[end].name}', "
+                f"there are no layers between it and {'the pooling before ' if tail else ''}the classifier '{graph.layers[end].name}', "
                 "so there is nothing to drop (--drop-after)",
                 layer=name,
             )
@@ -150,7 +150,8 @@ def _propagate_removal(graph: Graph, cut: _Cut, kept: Collection[int]) -> None:
                     continue
                 if reader in kept:
                     raise NetError(
-                        f"reads '{top}', which lies behind the cut, so it cannot be dropped (--drop-after)", layer=graph.layers[reader].name
+                        f"reads '{top}', which is computed after the cut, so it cannot be dropped (--drop-after)",
+                        layer=graph.layers[reader].name,
                     )
                 cut.removed.add(reader)
                 pending.append(reader)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError
-from caffetools.infer.classifier import Options, merge_preprocessing
+from caffetools.infer.classifier import PreprocessOptions, merge_preprocessing
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.net.net import Net
@@ -42,7 +42,7 @@ class PictureNet:
     Args:
         deploy: A deploy prototxt.
         weights: Its .caffemodel.
-        options: Mean, labels, scale and size; see :class:`~caffetools.infer.classifier.Options`.
+        options: Mean, labels, scale and size; see :class:`~caffetools.infer.classifier.PreprocessOptions`.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
 
     Attributes:
@@ -54,12 +54,12 @@ class PictureNet:
         CaffeToolsError: a file cannot be read, the weights are another net's, or the net's input takes no pictures.
     """
 
-    def __init__(self, deploy: PathLike, weights: PathLike, options: Options | None = None, *, device: str = "cpu"):
+    def __init__(self, deploy: PathLike, weights: PathLike, options: PreprocessOptions | None = None, *, device: str = "cpu"):
         self.net: Net = TorchEngine.load(deploy, weights, device=device).net
         self.input = picture_input(self.net)
         shape = self.net.blob_shapes[self.input]
         known = merge_preprocessing(
-            read_preprocessing(deploy) or Preprocessing(), options or Options(), channels=shape[1] if len(shape) > 1 else 0
+            read_preprocessing(deploy) or Preprocessing(), options or PreprocessOptions(), channels=shape[1] if len(shape) > 1 else 0
         )
         self.preprocessing = known
         self.preprocessor = Preprocessor(shape, known)

@@ -177,7 +177,7 @@ def style_transfer(
     _check(steps, 1)
     spatial = rectified_blobs(model.net)
     if not spatial and (content_blob is None or not style_blobs):
-        raise DataError(f"the net '{model.net.name}' has no blobs with positions behind a ReLU; name the blobs of content and style")
+        raise DataError(f"the net '{model.net.name}' has no blobs with positions after a ReLU; name the blobs of content and style")
     kept = content_blob or spatial[max(0, (4 * len(spatial)) // 5 - 1)]
     matched = list(style_blobs or [spatial[round(i * (len(spatial) - 1) / 4)] for i in range(5)])
     matched = list(dict.fromkeys(matched))

@@ -62,9 +62,7 @@ class _Origin:
     total: int | None = None
 
 
-def download(
-    url: str, part: Path, *, progress: Progress | None = None, patience: RetryPolicy | None = None, limit: int | None = None
-) -> bool:
+def download(url: str, part: Path, *, progress: Progress | None = None, retry: RetryPolicy | None = None, limit: int | None = None) -> bool:
     """Bring the whole of ``url`` into ``part``, resuming where an earlier run stopped.
 
     A resumed download asks with If-Range for the same ETag or date and holds the length against the earlier one; a server
@@ -74,7 +72,7 @@ def download(
         url: An https, http or file address.
         part: The .part file.
         progress: Called with (bytes written, total bytes or 0 if the server does not give them).
-        patience: How often and how long to try.
+        retry: How often and how long to try.
         limit: Most bytes to accept; a longer file is refused before the disk is full.
 
     Returns:
@@ -84,25 +82,25 @@ def download(
         FetchFailed: the address can't be reached or has no such file.
         RunFailed: ``part`` can't be written.
     """
-    patience = patience or RetryPolicy()
+    retry = retry or RetryPolicy()
     most, failures, resumed = _size(part), 0, False
     progressed = False
     while True:
         try:
-            return _attempt(url, part, progress, patience, limit) or resumed
+            return _attempt(url, part, progress, retry, limit) or resumed
         except (_Dropped, _Unreachable) as error:
             size = _size(part)
             if size > most:
                 most, failures, progressed = size, 0, True
             failures += 1
-            if failures >= patience.attempts or (isinstance(error, _Unreachable) and not progressed):
+            if failures >= retry.attempts or (isinstance(error, _Unreachable) and not progressed):
                 raise
-            time.sleep(patience.backoff * 2 ** (failures - 1))
+            time.sleep(retry.backoff * 2 ** (failures - 1))
 
 
-def forget(part: Path) -> None:
+def discard_partial(part: Path) -> None:
     """Remove a .part file and the note about where it came from."""
-    for path in (part, _note(part)):
+    for path in (part, _origin_file(part)):
         path.unlink(missing_ok=True)
 
 
@@ -111,10 +109,10 @@ def finish(part: Path, target: Path) -> None:
     with part.open("rb+") as stream:
         os.fsync(stream.fileno())
     part.replace(target)
-    _note(part).unlink(missing_ok=True)
+    _origin_file(part).unlink(missing_ok=True)
 
 
-def _attempt(url: str, part: Path, progress: Progress | None, patience: RetryPolicy, limit: int | None) -> bool:
+def _attempt(url: str, part: Path, progress: Progress | None, retry: RetryPolicy, limit: int | None) -> bool:
     if urlsplit(url).scheme == "file":
         _copy(url, part, progress)
         return False
@@ -122,11 +120,11 @@ def _attempt(url: str, part: Path, progress: Progress | None, patience: RetryPol
     offset = _size(part) if origin.url == url else 0
     if offset and offset == origin.total:
         return True
-    with _open(url, offset, origin, part, patience) as response:
+    with _open(url, offset, origin, part, retry) as response:
         if response.status == 206:
             total = _resumed_total(response, offset, origin)
             if total is None:
-                forget(part)
+                discard_partial(part)
                 raise _Dropped("the server went on at another place than asked")
         else:
             offset = 0
@@ -144,11 +142,11 @@ def _attempt(url: str, part: Path, progress: Progress | None, patience: RetryPol
 
 def _too_long(part: Path, limit: int) -> FetchFailed:
     """Remove what was written and return the error of a file that is longer than its card allows."""
-    forget(part)
+    discard_partial(part)
     return FetchFailed(f"the server sends more than {limit / 1e6:.0f} MB, which the model's card does not allow")
 
 
-def _open(url: str, offset: int, origin: _Origin, part: Path, patience: RetryPolicy) -> Any:
+def _open(url: str, offset: int, origin: _Origin, part: Path, retry: RetryPolicy) -> Any:
     headers = {"User-Agent": f"caffetools/{caffetools.__version__}"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -156,11 +154,11 @@ def _open(url: str, offset: int, origin: _Origin, part: Path, patience: RetryPol
             headers["If-Range"] = origin.validator
     try:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 (the schemes are checked by the caller and on redirects)
-        return urllib.request.build_opener(_WebOnly).open(request, timeout=patience.timeout)
+        return urllib.request.build_opener(_WebOnly).open(request, timeout=retry.timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
-            forget(part)
+            discard_partial(part)
             raise _Dropped("the server's file is shorter than what was fetched earlier") from None
         kind = _Dropped if error.code in _RETRYABLE else FetchFailed
         raise kind(f"the server answers {error.code} {error.reason}") from None
@@ -193,16 +191,16 @@ def _stream_to_file(source: IO[bytes], part: Path, offset: int, total: int, prog
         while True:
             if progress is not None:
                 progress(done, total)
-            block = _take(source)
+            block = _read_chunk(source)
             if not block:
                 return done
             if limit is not None and done + len(block) > limit:
                 raise _too_long(part, limit)
-            _put(stream, block)
+            _write_all(stream, block)
             done += len(block)
 
 
-def _take(source: IO[bytes]) -> bytes:
+def _read_chunk(source: IO[bytes]) -> bytes:
     try:
         return bytes(source.read(_CHUNK))
     except http.client.IncompleteRead as error:
@@ -213,7 +211,7 @@ def _take(source: IO[bytes]) -> bytes:
         raise _Dropped(f"the connection dropped ({_reason(error)})") from None
 
 
-def _put(stream: IO[bytes], block: bytes) -> None:
+def _write_all(stream: IO[bytes], block: bytes) -> None:
     view = memoryview(block)
     while view:
         view = view[stream.write(view) :]
@@ -244,7 +242,7 @@ def _copy(url: str, part: Path, progress: Progress | None) -> None:
         with path.open("rb") as source:
             total = os.fstat(source.fileno()).st_size
             _check_space(part, total)
-            forget(part)
+            discard_partial(part)
             _stream_to_file(source, part, 0, total, progress)
     except OSError as error:
         raise FetchFailed(f"cannot read {path} ({error.strerror})") from None
@@ -264,20 +262,20 @@ def _validator(headers: HTTPMessage) -> str | None:
     return str(tag) if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 
 
-def _note(part: Path) -> Path:
+def _origin_file(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
 def _read_note(part: Path) -> _Origin:
     try:
-        return _Origin(**json.loads(_note(part).read_text(encoding="utf-8")))
+        return _Origin(**json.loads(_origin_file(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return _Origin("")
 
 
 def _write_note(part: Path, origin: _Origin) -> None:
     with _writing(part):
-        _note(part).write_text(json.dumps(asdict(origin)), encoding="utf-8")
+        _origin_file(part).write_text(json.dumps(asdict(origin)), encoding="utf-8")
 
 
 def _size(path: Path) -> int:

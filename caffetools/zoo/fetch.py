@@ -15,7 +15,7 @@ from caffetools.util.files import write_text
 from caffetools.util.locks import file_lock
 from caffetools.zoo.cards import SCHEMES, ModelCard, Weights, get_card
 from caffetools.zoo.check import WrongFile, check_weights, digest
-from caffetools.zoo.download import FetchFailed, Progress, RetryPolicy, download, finish, forget
+from caffetools.zoo.download import FetchFailed, Progress, RetryPolicy, discard_partial, download, finish
 from caffetools.zoo.resources import zoo_file
 
 MIRROR = "CAFFETOOLS_ZOO_MIRROR"
@@ -23,7 +23,7 @@ PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchResult:
     """Weights that are there and checked.
 
     Attributes:
@@ -55,11 +55,11 @@ def fetch(
     to: PathLike | None = None,
     *,
     progress: Progress | None = None,
-    say: Callable[[str], None] | None = None,
-    patience: RetryPolicy | None = None,
+    note: Callable[[str], None] | None = None,
+    retry: RetryPolicy | None = None,
     unverified: bool = False,
-) -> Fetched:
-    """Make sure that a model's weights are there, and are what the publisher means.
+) -> FetchResult:
+    """Make sure that a model's weights are there, and are the files that the publisher released.
 
     A file that is there (fetched earlier, or put there by hand) is checked and used. Otherwise it is fetched from the mirror
     that ``$CAFFETOOLS_ZOO_MIRROR`` names (an http, https or file address or a folder, with the files in it), else from the
@@ -69,8 +69,8 @@ def fetch(
         model: A card, or the name of a model.
         to: The folder; the cache by default.
         progress: Called with (bytes, total bytes).
-        say: Called with a sentence when there is something to wait for.
-        patience: How often and how long to try.
+        note: Called with a sentence when there is something to wait for.
+        retry: How often and how long to try.
         unverified: Also fetch weights for which no checksum is published.
 
     Raises:
@@ -89,10 +89,10 @@ def fetch(
         )
     if not path.exists():
         _make_folder(path.parent)
-        with _locked(path, say):
+        with _locked(path, note):
             # Another fetch may have brought the file while this one waited.
             if not path.exists():
-                source = _bring(card, card.weights, path, progress, patience or RetryPolicy())
+                source = _download_from_any(card, card.weights, path, progress, retry or RetryPolicy())
     try:
         verified = check_weights(card, path, record=_record(path))
         sha256 = digest(path, "sha256")
@@ -100,7 +100,7 @@ def fetch(
         raise ZooError(f"{path} is not the weights of {card.name}: {error}; move it away and fetch again") from None
     except OSError as error:
         raise ZooError(f"{path}: cannot read: {error.strerror}") from None
-    return Fetched(card.name, path, source, verified, sha256, _place_labels(card, path.parent))
+    return FetchResult(card.name, path, source, verified, sha256, _place_labels(card, path.parent))
 
 
 def addresses(weights: Weights) -> list[str]:
@@ -115,17 +115,17 @@ def addresses(weights: Weights) -> list[str]:
     return [mirror.rstrip("/") + "/" + quote(weights.file)]
 
 
-def _bring(card: ModelCard, weights: Weights, path: Path, progress: Progress | None, patience: RetryPolicy) -> str:
+def _download_from_any(card: ModelCard, weights: Weights, path: Path, progress: Progress | None, retry: RetryPolicy) -> str:
     """Fetch from the first address that has the right file; the address."""
     part = path.with_name(path.name + ".part")
     failures: list[str] = []
     for url in addresses(weights):
         try:
-            _bring_from(url, card, path, part, progress, patience)
+            _download_from(url, card, path, part, progress, retry)
         except FetchFailed as error:
             failures.append(f"{url}: {error}")
         except WrongFile as error:
-            forget(part)
+            discard_partial(part)
             failures.append(f"{url} gives a wrong file: {error}")
         else:
             finish(part, path)
@@ -136,17 +136,17 @@ def _bring(card: ModelCard, weights: Weights, path: Path, progress: Progress | N
     )
 
 
-def _bring_from(url: str, card: ModelCard, path: Path, part: Path, progress: Progress | None, patience: RetryPolicy) -> None:
+def _download_from(url: str, card: ModelCard, path: Path, part: Path, progress: Progress | None, retry: RetryPolicy) -> None:
     limit = _limit(card.weights.megabytes) if card.weights is not None else None
-    resumed = download(url, part, progress=progress, patience=patience, limit=limit)
+    resumed = download(url, part, progress=progress, retry=retry, limit=limit)
     try:
         check_weights(card, part, record=_record(path))
     except WrongFile:
         if not resumed:
             raise
         # The earlier part may have been another file's or damaged: only a fetch in one piece can show which.
-        forget(part)
-        download(url, part, progress=progress, patience=patience, limit=limit)
+        discard_partial(part)
+        download(url, part, progress=progress, retry=retry, limit=limit)
         check_weights(card, part, record=_record(path))
 
 
@@ -176,7 +176,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, say: Callable[[str], None] | None) -> Iterator[None]:
+def _locked(path: Path, note: Callable[[str], None] | None) -> Iterator[None]:
     """Hold the lock of ``path``; waits while another fetch holds it.
 
     Raises:
@@ -184,8 +184,8 @@ def _locked(path: Path, say: Callable[[str], None] | None) -> Iterator[None]:
     """
 
     def on_wait() -> None:
-        if say is not None:
-            say(f"another process is fetching {path.name}; waiting for it")
+        if note is not None:
+            note(f"another process is fetching {path.name}; waiting for it")
 
     with contextlib.ExitStack() as stack:
         try:

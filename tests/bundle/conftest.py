@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from caffetools.bundle.build import build_bundle
-from caffetools.infer.classifier import Options
+from caffetools.infer.classifier import PreprocessOptions
 from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 
@@ -80,23 +80,23 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Nets:
 
 
 @pytest.fixture(scope="session")
-def options() -> Options:
+def options() -> PreprocessOptions:
     """How its pictures are prepared."""
-    return Options(mean="104,117,123", scale=0.5, resize=(40, 30), labels=LABELS)
+    return PreprocessOptions(mean="104,117,123", scale=0.5, resize=(40, 30), labels=LABELS)
 
 
 @pytest.fixture(scope="session")
 def detectors(detector: Nets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A bundle of the detector for each target."""
     folder = tmp_path_factory.mktemp("detectors")
-    how = Options(mean="104,117,123", resize=(40, 30), labels=OBJECTS)
+    how = PreprocessOptions(mean="104,117,123", resize=(40, 30), labels=OBJECTS)
     for target in ("jetson", "onnxruntime", "opencv"):
         build_bundle(*detector, folder / target, target, how)
     return {target: folder / target for target in ("jetson", "onnxruntime", "opencv")}
 
 
 @pytest.fixture(scope="session")
-def bundles(tiny: Nets, options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def bundles(tiny: Nets, options: PreprocessOptions, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A bundle for each target."""
     folder = tmp_path_factory.mktemp("bundles")
     for target in ("jetson", "onnxruntime", "opencv"):

@@ -27,7 +27,7 @@ from caffetools.bundle.sums import write_sums
 from caffetools.cancel import CancelToken
 from caffetools.errors import Cancelled, DataError, ExportError, NetError
 from caffetools.events import ArtifactWritten, Event, Finished, Started, Warned
-from caffetools.infer.classifier import Classifier, Options
+from caffetools.infer.classifier import Classifier, PreprocessOptions
 from caffetools.infer.sidecar import write_preprocessing
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
@@ -37,7 +37,7 @@ from tests.cli.inprocess import error_of, run, run_well
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_bundle_gives_the_nets_own_probabilities(target: str, bundles: dict[str, Path], tiny: Nets, options: Options) -> None:
+def test_a_bundle_gives_the_nets_own_probabilities(target: str, bundles: dict[str, Path], tiny: Nets, options: PreprocessOptions) -> None:
     folder = bundles[target]
     model = onnx.load(folder / "model.onnx")
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["input_0", "output_0"]
@@ -63,7 +63,7 @@ def test_the_model_for_jetson_takes_what_jetson_inference_gives(bundles: dict[st
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalized = ((rgb - mean[:, None, None]) / std[:, None, None]).astype(np.float32)[None]
     got = standalone.open_backend(settings, "onnxruntime").run(normalized)[0]
-    own = Classifier(*tiny, Options(mean="104,117,123", scale=0.5)).classify([picture], channel_order="BGR", top=7)[0]
+    own = Classifier(*tiny, PreprocessOptions(mean="104,117,123", scale=0.5)).classify([picture], channel_order="BGR", top=7)[0]
     assert np.allclose([got[0, guess.index] for guess in own.guesses], [guess.probability for guess in own.guesses], atol=1e-5)
 
 
@@ -73,7 +73,7 @@ def test_a_mean_image_of_any_size_is_kept(target: str, size: tuple[int, int], ti
     mean = np.random.default_rng(1).uniform(80, 150, (3, *size)).astype(np.float32)
     np.save(tmp_path / "mean.npy", mean)
     resize = (40, 30) if size == (24, 32) else None
-    build_bundle(*tiny, tmp_path / "out", target, Options(mean=tmp_path / "mean.npy", resize=resize))
+    build_bundle(*tiny, tmp_path / "out", target, PreprocessOptions(mean=tmp_path / "mean.npy", resize=resize))
     assert check_bundle(tmp_path / "out", backend="onnxruntime", tolerance=1e-5).samples == 4
     assert (tmp_path / "out" / "mean.f32").exists() == (target == "opencv")
 
@@ -81,7 +81,7 @@ def test_a_mean_image_of_any_size_is_kept(target: str, size: tuple[int, int], ti
 def test_a_gray_net_is_bundled_with_a_warning_for_jetson(tmp_path: Path) -> None:
     events: list[Event] = []
     gray = write_net(tmp_path, DEPLOY.replace("dim: 1 dim: 3", "dim: 1 dim: 1"))
-    build_bundle(*gray, tmp_path / "out", "jetson", Options(mean="128"), events=events.append)
+    build_bundle(*gray, tmp_path / "out", "jetson", PreprocessOptions(mean="128"), events=events.append)
     assert any("gray" in event.message for event in events if isinstance(event, Warned))
     assert check_bundle(tmp_path / "out", tolerance=1e-5).samples == 4
     assert "imagenet --model" not in (tmp_path / "out" / "README.md").read_text()
@@ -125,7 +125,7 @@ def test_each_way_to_encode_boxes(code: str, change: str, detector: Nets, tmp_pa
     text = DETECTOR.replace("CENTER_SIZE", code).replace("nms_threshold: 0.45", "nms_threshold: 0.6 eta: 0.9")
     text = text.replace("keep_top_k: 20", change)
     (tmp_path / "deploy.prototxt").write_text(text)
-    build_bundle(tmp_path / "deploy.prototxt", detector.weights, tmp_path / "out", "opencv", Options(mean="110"))
+    build_bundle(tmp_path / "deploy.prototxt", detector.weights, tmp_path / "out", "opencv", PreprocessOptions(mean="110"))
     assert check_bundle(tmp_path / "out", backend="onnxruntime", tolerance=1e-5).samples == 4
 
 
@@ -157,13 +157,13 @@ def test_detectors_that_do_not_fit_are_refused(before: str, after: str, target: 
         text = text.replace('top: "loc" convolution_param { num_output: 12', 'top: "loc" convolution_param { num_output: 48')
     nets = write_net(tmp_path, text)
     with pytest.raises(NetError, match=message):
-        build_bundle(*nets, tmp_path / "out", target, Options(mean="110"))
+        build_bundle(*nets, tmp_path / "out", target, PreprocessOptions(mean="110"))
     assert not (tmp_path / "out").exists()
 
 
 def test_one_of_several_outputs_is_chosen(tmp_path: Path) -> None:
     text = DETECTOR.replace('name: "found"', 'name: "more" type: "ReLU" bottom: "conf_flat" top: "more" }\nlayer { name: "found"')
-    build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", Options(mean="110"), output="found")
+    build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", PreprocessOptions(mean="110"), output="found")
     assert check_bundle(tmp_path / "out", backend="onnxruntime", tolerance=1e-5).samples == 4
 
 
@@ -190,14 +190,14 @@ def test_a_net_that_takes_rgb_is_kept(tiny: Nets, tmp_path: Path) -> None:
         assert check_bundle(tmp_path / target, backend="onnxruntime", tolerance=1e-5).samples == 4
 
 
-def test_events_come_in_order(tiny: Nets, options: Options, tmp_path: Path) -> None:
+def test_events_come_in_order(tiny: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
     events: list[Event] = []
     build_bundle(*tiny, tmp_path / "out", "opencv", options, events=events.append)
     assert [type(event) for event in events] == [Started, Finished, ArtifactWritten]
     assert events[-1].to_dict()["what"] == "bundle"
 
 
-def test_the_script_builds_each_precision_with_trtexec(tiny: Nets, options: Options, tmp_path: Path) -> None:
+def test_the_script_builds_each_precision_with_trtexec(tiny: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
     cache = tmp_path / "int8.cache"
     cache.write_text("TRT-8601-MinMaxCalibration\ndata: 3c010a14\nconv: 3d010a14\nprob: 3c010204\n")
     build_bundle(*tiny, tmp_path / "out", "jetson", options, calibration=cache)
@@ -221,7 +221,7 @@ def test_the_script_builds_each_precision_with_trtexec(tiny: Nets, options: Opti
     assert check_bundle(tmp_path / "out", backend="onnxruntime").files > 10  # engines built later change nothing
 
 
-def test_the_cache_of_another_net_is_refused(tiny: Nets, options: Options, tmp_path: Path) -> None:
+def test_the_cache_of_another_net_is_refused(tiny: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
     cache = tmp_path / "int8.cache"
     cache.write_text("TRT-8601-MinMaxCalibration\nother: 3c010a14\n")
     with pytest.raises(DataError, match="no range of the net's input 'data'"):
@@ -232,7 +232,7 @@ def test_the_cache_of_another_net_is_refused(tiny: Nets, options: Options, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cancelled_bundle_leaves_nothing(tiny: Nets, options: Options, tmp_path: Path) -> None:
+def test_a_cancelled_bundle_leaves_nothing(tiny: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
     cancel = CancelToken()
     cancel.cancel()
     with pytest.raises(Cancelled):
@@ -243,7 +243,7 @@ def test_a_cancelled_bundle_leaves_nothing(tiny: Nets, options: Options, tmp_pat
 def test_a_net_without_probabilities_is_refused(tmp_path: Path) -> None:
     bare = write_net(tmp_path, DEPLOY.rpartition("layer {")[0])
     with pytest.raises(NetError, match="no probabilities"):
-        build_bundle(*bare, tmp_path / "out", "jetson", Options(mean="0", scale=10))
+        build_bundle(*bare, tmp_path / "out", "jetson", PreprocessOptions(mean="0", scale=10))
     assert not (tmp_path / "out").exists()
 
 
@@ -309,7 +309,7 @@ def test_the_commands(tiny: Nets, tmp_path: Path) -> None:
     assert "not a folder" in error_of(run("bundle", "check", tmp_path / "none"))
 
 
-def test_pictures_may_be_given_as_samples(tiny: Nets, options: Options, tmp_path: Path) -> None:
+def test_pictures_may_be_given_as_samples(tiny: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
     picture = np.random.default_rng(5).integers(0, 256, (50, 60, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "one.png"), picture)
     build_bundle(*tiny, tmp_path / "out", "opencv", options, pictures=[tmp_path / "one.png"])

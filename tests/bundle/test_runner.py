@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from caffetools.bundle import standalone
 from caffetools.bundle.build import build_bundle
-from caffetools.infer.classifier import Options
+from caffetools.infer.classifier import PreprocessOptions
 from tests.bundle.conftest import DEPLOY, LABELS, OBJECTS, write_net
 
 FUZZ = Path(__file__).parent / "fuzz"
@@ -111,7 +111,7 @@ def test_a_net_that_slices_to_the_end_of_an_axis(build: Path, tmp_path: Path) ->
     between = 'layer { name: "cut" type: "Slice" bottom: "pool" top: "a" top: "b" slice_param { slice_point: 2 } }'
     between += 'layer { name: "swap" type: "Concat" bottom: "b" bottom: "a" top: "swap" }\nlayer { name: "score"'
     text = DEPLOY.replace('layer { name: "score"', between).replace('bottom: "pool" top: "score"', 'bottom: "swap" top: "score"')
-    build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", Options(mean="100", labels=LABELS))
+    build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", PreprocessOptions(mean="100", labels=LABELS))
     expected = json.loads((tmp_path / "out" / "samples" / "expected.json").read_text())
     for answer in classify(build, tmp_path / "out", tmp_path / "out" / "samples"):
         wanted = expected[Path(answer["picture"]).name]
@@ -122,7 +122,7 @@ def test_a_net_that_slices_to_the_end_of_an_axis(build: Path, tmp_path: Path) ->
 def test_a_net_with_lrn(target: str, build: Path, tmp_path: Path) -> None:
     between = 'layer { name: "norm" type: "LRN" bottom: "pool" top: "norm" lrn_param { alpha: 0.5 } }\nlayer { name: "score"'
     text = DEPLOY.replace('layer { name: "score"', between).replace('bottom: "pool" top: "score"', 'bottom: "norm" top: "score"')
-    build_bundle(*write_net(tmp_path, text), tmp_path / "out", target, Options(mean="100", labels=LABELS))
+    build_bundle(*write_net(tmp_path, text), tmp_path / "out", target, PreprocessOptions(mean="100", labels=LABELS))
     operators = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
     assert ("LRN" in operators) == (target == "jetson")
     expected = json.loads((tmp_path / "out" / "samples" / "expected.json").read_text())
@@ -143,7 +143,7 @@ def test_an_impossible_axis_is_one_error(name: str, value: int, build: Path, det
 
 def test_a_model_that_needs_too_much_memory_is_one_error(build: Path, tmp_path: Path) -> None:
     text = DEPLOY.replace("pool: MAX kernel_size: 3 stride: 2", "pool: AVE global_pooling: true")
-    build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", Options(mean="100"))
+    build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", PreprocessOptions(mean="100"))
     sample = tmp_path / "out" / "samples" / "sample_0.png"
     assert len(classify(build, tmp_path / "out", sample)) == 1
     model = onnx.load(tmp_path / "out" / "model.onnx")
@@ -167,7 +167,7 @@ def test_its_inputs_are_bit_for_bit_those_of_python(
 def test_a_mean_image_and_gray_pictures_too(channels: int, build: Path, pictures: list[Path], tmp_path: Path) -> None:
     net = write_net(tmp_path, DEPLOY.replace("dim: 1 dim: 3", f"dim: 1 dim: {channels}"))
     np.save(tmp_path / "mean.npy", np.random.default_rng(1).uniform(80, 150, (channels, 29, 37)).astype(np.float32))
-    build_bundle(*net, tmp_path / "out", "opencv", Options(mean=tmp_path / "mean.npy", scale=0.017, labels=LABELS))
+    build_bundle(*net, tmp_path / "out", "opencv", PreprocessOptions(mean=tmp_path / "mean.npy", scale=0.017, labels=LABELS))
     cpp, python = inputs_of(build, tmp_path / "out", pictures, tmp_path)
     assert len(cpp) == len(pictures) * channels * 24 * 32 * 4 and cpp == python
 

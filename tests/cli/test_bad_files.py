@@ -19,7 +19,7 @@ NET_WORDS = {
     "typo": "ConvolutionParameter has no field 'num_ouput'; did you mean 'num_output'?",
     "brace": "is never closed",
     "missing": "layer 'ip': its bottom 'cnov' is made by no layer before it",
-    "cycle": "layer 'conv': its bottom 'ip' is made only later, by layer 'ip': layers must stand in order, without a cycle",
+    "cycle": "layer 'conv': its bottom 'ip' is produced only later, by layer 'ip': list the layers in the order in which they run, without a cycle",
     "unfit": "layer 'conv': (Convolution) kernel 30 x 30 does not fit its input",
     "word": "a whole number is expected, not four",
     "empty": "the file is empty",
@@ -73,7 +73,7 @@ def test_an_unknown_layer_type_is_told_of_where_the_net_is_only_looked_at(materi
 def test_an_unknown_layer_type_stays_in_a_net_that_is_rewritten_and_is_told_of(materials: Path, line: str) -> None:
     done = run_well(*shlex.split(line))
     assert re.fullmatch(
-        r"caffetools: note: out\S*: layer 'conv': the type Convolusion is not known here; did you mean Convolution.*; it stays as it is\n",
+        r"caffetools: note: out\S*: layer 'conv': the type Convolusion is not known here; did you mean Convolution.*; it is left unchanged\n",
         done.stderr,
     )
     out = materials / "out"

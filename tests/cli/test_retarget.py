@@ -172,7 +172,7 @@ def test_known_classes_keep_their_rows(tmp_path: Path, tiny: Path) -> None:
     old, new = (read_caffemodel(path).blobs for path in (weights, tmp_path / "run" / "weights.caffemodel"))
     assert (new["fc_3"][0][[0, 2]] == old["fc"][0][[4, 9]]).all()
     for wrong, message in (
-        (["--classes", 4], "the new labels are 3 classes, but --classes says 4"),
+        (["--classes", 4], "the new labels are 3 classes, but --classes has 4"),
         (["--labels", tmp_path / "none.txt"], "none.txt: cannot read the names of classes"),
     ):
         assert message in run("retarget", tiny, *options, *wrong, "--force")[2]

@@ -102,7 +102,7 @@ def test_new_layers_start_anew_and_learn_as_fast_as_the_classifier(tmp_path: Pat
     ("options", "message"),
     [
         (["--drop-after", "con"], "has no layer 'con'; did you mean 'conv'? (--drop-after)"),
-        (["--drop-after", "hidden"], "layer 'hidden': nothing lies between it and the classifier 'fc'"),
+        (["--drop-after", "hidden"], "layer 'hidden': there are no layers between it and the classifier 'fc'"),
         (
             ["--add-layer", "Convolution:3"],
             "'Convolution:3' does not give the numbers that a Convolution layer needs; write InnerProduct:256",

@@ -141,7 +141,7 @@ def test_a_yaml_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
         ("rotations: 3", r"'rotations' is unknown; did you mean 'rotation'\?"),
         ("rotation: [1, 2]", "rotation must be a number"),
         ("scale: 2", "scale must be two numbers"),
-        ("hue: 0.7", "hue must lie between 0 and 0.5"),
+        ("hue: 0.7", "hue must be between 0 and 0.5"),
         ("- a", "must be a mapping"),
         ("a: [", "not YAML"),
     ):

@@ -62,7 +62,7 @@ def test_chosen_labels_count_from_zero_and_others_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"), [({"labels": [3]}, "no record has the label 3; the labels go from 2 to 7"), ({"per_class": 0}, "1 or more")]
+    ("options", "reason"), [({"labels": [3]}, "no record has the label 3; the labels are 2 to 7"), ({"per_class": 0}, "1 or more")]
 )
 def test_what_is_not_there_is_refused(tmp_path: Path, options: dict[str, list[int]], reason: str) -> None:
     database = write(tmp_path / "a", [7, 2])

@@ -140,9 +140,9 @@ def test_options_that_make_no_sense_are_refused(pictures: Path, tmp_path: Path, 
 
 def test_a_dataset_may_not_lie_among_its_pictures_nor_over_them(pictures: Path, tmp_path: Path) -> None:
     for out in (pictures / "out", pictures, pictures / "big dogs" / "out"):
-        with pytest.raises(DataError, match="lies inside of the pictures' folder"):
+        with pytest.raises(DataError, match="is inside of the pictures' folder"):
             build_dataset(pictures, out, force=True)
-    with pytest.raises(DataError, match="the pictures lie inside of"):
+    with pytest.raises(DataError, match="the pictures are inside of"):
         build_dataset(pictures, tmp_path, force=True)
     assert names(tmp_path) == ["pictures"] and len(names(pictures)) == 4
 

@@ -93,7 +93,7 @@ def test_labels_file_names_numbers_also_without_pictures(images: Path, tmp_path:
     [
         ("l.txt", "a.png 0\nb.png x\n", "l.txt:2: 'b.png x' does not end in a label"),
         ("l.txt", "a.png 0\nb.png -1\n", "the label -1 of 'b.png' is negative"),
-        ("l.txt", "a.png 0\nb.png 2\n", "the labels go up to 2, but no picture has the label 1"),
+        ("l.txt", "a.png 0\nb.png 2\n", "the highest label is 2, but no picture has the label 1"),
         ("l.txt", "a.png 0\nb.png 1\na.png 1\n", "l.txt:3: the picture 'a.png' is listed already in .*l.txt:1"),
         ("l.txt", "a.png 0\nb.png 0\n", "there is only one class"),
         ("l.csv", "", "the list is empty"),

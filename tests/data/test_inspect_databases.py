@@ -124,7 +124,7 @@ def test_verify_lists_each_fault_by_key(foreign: Path) -> None:
     result = verify_database(foreign, allow=("size",))
     assert [(fault.kind, fault.key) for fault in result.faults] == [("damaged", "00000005_bad.jpg"), ("gap", "")]
     assert "truncated" in result.faults[0].message
-    assert result.faults[1].message == "no record has the label(s) 2; the labels go up to 3"
+    assert result.faults[1].message == "no record has the label(s) 2; the highest label is 3"
     assert {fault.kind for fault in verify_database(foreign).faults} == {"damaged", "gap", "size"}
 
 
@@ -150,10 +150,10 @@ def test_verify_finds_labels_values_and_sizes(tmp_path: Path) -> None:
         Fault("label", "4", "it has no label, which Caffe reads as 0"),
         Fault("size", "5", "its picture is 3x5x5, but its Datum states 3x5x6"),
         Fault("size", "6", "its size is 3x5x4, but that of 6 record(s) is 3x5x5"),
-        Fault("gap", "", "no record has the label(s) 3-4; the labels go up to 4"),
+        Fault("gap", "", "no record has the label(s) 3-4; the highest label is 4"),
     ]
     gap = verify_database(database).faults[-1]
-    assert gap.message == "no record has the label(s) 3-1999999999; the labels go up to 2000000000"
+    assert gap.message == "no record has the label(s) 3-1999999999; the highest label is 2000000000"
 
 
 def test_keys_out_of_order_are_found(tmp_path: Path) -> None:

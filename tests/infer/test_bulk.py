@@ -14,7 +14,7 @@ from caffetools.data.datum import array_to_datum
 from caffetools.data.sharding import shard_database
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.infer.bulk import BulkResult, classify_to_parquet, features_to_parquet
-from caffetools.infer.classifier import Classifier, Options
+from caffetools.infer.classifier import Classifier, PreprocessOptions
 from caffetools.infer.features import extract_features
 from caffetools.solver.testing import load_test_net
 from tests.cli.inprocess import run
@@ -31,7 +31,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def classify(model: tuple[Path, Path, Options], pictures: list[str], out: Path, **more: Any) -> BulkResult:
+def classify(model: tuple[Path, Path, PreprocessOptions], pictures: list[str], out: Path, **more: Any) -> BulkResult:
     deploy, weights, options = model
     return classify_to_parquet(deploy, weights, options, pictures, out, **more)
 
@@ -41,8 +41,8 @@ def features(net: tuple[Path, Path], blobs: list[str], folders: list[Path], batc
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> tuple[Path, Path, Options]:
-    return *write_net(tmp_path), Options(mean="0", labels=write_labels(tmp_path))
+def model(tmp_path: Path) -> tuple[Path, Path, PreprocessOptions]:
+    return *write_net(tmp_path), PreprocessOptions(mean="0", labels=write_labels(tmp_path))
 
 
 @pytest.fixture

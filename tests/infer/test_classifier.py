@@ -10,7 +10,7 @@ import pytest
 from caffetools.engines.base import EngineError
 from caffetools.errors import CaffeToolsError, DataError, ModelFileError, NetError
 from caffetools.events import on_progress
-from caffetools.infer.classifier import Classifier, Options, find_pictures
+from caffetools.infer.classifier import Classifier, PreprocessOptions, find_pictures
 from caffetools.infer.export import ExportOptions, export_deployed
 from tests.infer.colours import DEPLOY, LABELS, write_net, write_pictures
 
@@ -18,7 +18,7 @@ from tests.infer.colours import DEPLOY, LABELS, write_net, write_pictures
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
 def test_every_engine_names_the_colour_of_each_picture(tmp_path: Path, engine: str) -> None:
     pictures = write_pictures(tmp_path)
-    classifier = Classifier(*write_net(tmp_path), Options(labels=LABELS), engine=engine)
+    classifier = Classifier(*write_net(tmp_path), PreprocessOptions(labels=LABELS), engine=engine)
     results = classifier.classify(pictures, top=2, batch=2)
     assert [result.picture for result in results] == pictures
     assert [result.guesses[0].label for result in results] == list(LABELS)
@@ -41,7 +41,7 @@ def test_a_broken_picture_is_reported_and_the_rest_is_classified(tmp_path: Path)
     cut.write_bytes(Path(pictures[0]).read_bytes()[:60])
     names = [str(broken), pictures[2], str(tmp_path / "none.png"), str(cut), pictures[1]]
     steps: list[tuple[int, int]] = []
-    results = Classifier(*write_net(tmp_path), Options(labels=LABELS)).classify(
+    results = Classifier(*write_net(tmp_path), PreprocessOptions(labels=LABELS)).classify(
         names, batch=2, events=on_progress(lambda done, total: steps.append((done, total)))
     )
     assert [result.picture for result in results] == names
@@ -53,7 +53,7 @@ def test_a_broken_picture_is_reported_and_the_rest_is_classified(tmp_path: Path)
 
 def test_oversampling_averages_ten_crops(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path)
-    classifier = Classifier(*write_net(tmp_path), Options(labels=LABELS, resize=(10, 9)))
+    classifier = Classifier(*write_net(tmp_path), PreprocessOptions(labels=LABELS, resize=(10, 9)))
     image = classifier.preprocessor.read(pictures[0])
     single = np.mean(classifier.probabilities([crop[np.newaxis] for crop in classifier.preprocessor.oversample(image)]), axis=0)
     result = classifier.classify(pictures[:1], oversample=True, top=3)[0]
@@ -63,7 +63,7 @@ def test_oversampling_averages_ten_crops(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", [None, 2])
 def test_an_exported_file_knows_its_labels_mean_and_sizes(tmp_path: Path, batch: int | None) -> None:
     pictures = write_pictures(tmp_path)
-    options = Options(mean=np.random.RandomState(0).rand(3, 9, 10) * 100, labels=LABELS, scale=0.5)
+    options = PreprocessOptions(mean=np.random.RandomState(0).rand(3, 9, 10) * 100, labels=LABELS, scale=0.5)
     deploy, weights = write_net(tmp_path)
     export_deployed(deploy, weights, tmp_path / "colours.onnx", options, ExportOptions(batch=batch), pictures=pictures)
     from_onnx = Classifier(tmp_path / "colours.onnx")
@@ -77,14 +77,14 @@ def test_an_exported_file_knows_its_labels_mean_and_sizes(tmp_path: Path, batch:
 
 def test_options_go_before_what_the_file_says(tmp_path: Path) -> None:
     deploy, weights = write_net(tmp_path)
-    export_deployed(deploy, weights, tmp_path / "colours.onnx", Options(mean=[1, 2, 3], labels=LABELS))
-    classifier = Classifier(tmp_path / "colours.onnx", options=Options(labels=["a", "b", "c"]))
+    export_deployed(deploy, weights, tmp_path / "colours.onnx", PreprocessOptions(mean=[1, 2, 3], labels=LABELS))
+    classifier = Classifier(tmp_path / "colours.onnx", options=PreprocessOptions(labels=["a", "b", "c"]))
     assert classifier.labels == ("a", "b", "c")
     assert classifier.preprocessing.mean_values == (1, 2, 3)
 
 
 def test_labels_of_another_number_are_refused(tmp_path: Path) -> None:
-    classifier = Classifier(*write_net(tmp_path), Options(labels=["a", "b"]))
+    classifier = Classifier(*write_net(tmp_path), PreprocessOptions(labels=["a", "b"]))
     with pytest.raises(NetError, match="there are 2 labels, but the net has 3 classes"):
         classifier.classify(write_pictures(tmp_path))
 

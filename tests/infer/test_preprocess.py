@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from caffetools.errors import DataError, ModelFileError
-from caffetools.infer.classifier import Classifier, Options
+from caffetools.infer.classifier import Classifier, PreprocessOptions
 from caffetools.infer.preprocess import Preprocessor, read_labels, read_mean
 from caffetools.proto.binary import write_binaryproto
 from caffetools.results import Preprocessing
@@ -36,7 +36,7 @@ def test_oversampling_cuts_the_crops_of_caffe(golden: Path, crop: tuple[int, int
 def test_a_classifier_gives_the_probabilities_of_pycaffe(golden: Path, case: str) -> None:
     folder = golden / "io"
     size, _, how = case.partition(":")
-    options = Options(mean=[100, 110, 120], scale=0.5, resize=(16, 14) if size == "14x16" else None)
+    options = PreprocessOptions(mean=[100, 110, 120], scale=0.5, resize=(16, 14) if size == "14x16" else None)
     classifier = Classifier(folder / "tiny_deploy.prototxt", folder / "tiny.caffemodel", options)
     inputs = []
     for name in ("pic00.png", "pic01.png", "pic 02.png"):

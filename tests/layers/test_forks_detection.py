@@ -51,7 +51,7 @@ def test_prior_boxes_of_several_sizes_steps_and_clipping() -> None:
         ("", "min_size is missing"),
         ("min_size: 4 max_size: 3", "max_size must be given as often"),
         ("min_size: 4 variance: 1 variance: 2", "variance is given 2 times"),
-        ("min_size: 4 step: 2 step_h: 3", "step_h and step_w go together"),
+        ("min_size: 4 step: 2 step_h: 3", "step_h and step_w must both be set"),
     ],
 )
 def test_prior_boxes_that_make_no_sense_are_refused(said: str, what: str) -> None:

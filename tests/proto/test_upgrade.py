@@ -206,7 +206,7 @@ def test_v0_fields_go_to_the_messages_of_their_layer_types() -> None:
         (V0_HEAD + V0_PADDING + 'layers { layer { name: "r" type: "relu" } bottom: "p" }', "layer 'r': reads the padding layer 'p'"),
         (
             V0_HEAD + V0_PADDING + 'layers { layer { name: "c" type: "conv" } bottom: "p" bottom: "x" }',
-            "must stand between one blob and one",
+            "must read one blob and write one",
         ),
         ('layers { layer { name: "a" type: "relu" } } layers { name: "b" type: RELU }', "mixes"),
         ('layers { name: "a" type: RELU } layer { name: "b" type: "ReLU" }', "both 'layer' and 'layers'"),

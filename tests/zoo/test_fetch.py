@@ -15,7 +15,7 @@ from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse
 from caffetools.zoo.cards import ModelCard, Weights, get_card
 from caffetools.zoo.check import digest
-from caffetools.zoo.fetch import MIRROR, Fetched, cache_folder, fetch
+from caffetools.zoo.fetch import MIRROR, FetchResult, cache_folder, fetch
 from tests.zoo.fetching import CONTENT, QUICK, SHA1, card_at, get, names
 from tests.zoo.server import Server, serving, unused_address
 
@@ -39,7 +39,7 @@ def test_a_checked_file_is_not_fetched_again(server: Server, tmp_path: Path) -> 
 
 
 def test_files_go_to_the_cache_by_default(server: Server, tmp_path: Path) -> None:
-    fetched = fetch(card_at(f"{server.url}/w"), patience=QUICK)
+    fetched = fetch(card_at(f"{server.url}/w"), retry=QUICK)
     assert fetched.path == tmp_path / "cache" / "caffetools" / "zoo" / "weights.caffemodel"
 
 
@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(server: Server, tmp_path: Path
 def test_two_fetches_at_once_bring_the_file_once(server: Server, tmp_path: Path) -> None:
     server.hold = threading.Event()
     card = card_at(f"{server.url}/w")
-    results: list[Fetched] = []
+    results: list[FetchResult] = []
     waits: list[str] = []
 
     def second_waits(sentence: str) -> None:
@@ -220,7 +220,7 @@ def test_two_fetches_at_once_bring_the_file_once(server: Server, tmp_path: Path)
         assert server.hold is not None
         server.hold.set()
 
-    threads = [threading.Thread(target=lambda: results.append(get(card, tmp_path, say=second_waits))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: results.append(get(card, tmp_path, note=second_waits))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -22,7 +22,7 @@ from caffetools.data.datasets.lists import read_listing
 from caffetools.data.datasets.picture_records import RecordFormat, check_encoding, picture_records
 from caffetools.data.datasets.resizing import check_resize_mode
 from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
-from caffetools.data.datasets.writing import Source, Written, write_pictures
+from caffetools.data.datasets.writing import Source, WriteResult, write_pictures
 from caffetools.data.shards import INDEX
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
@@ -136,14 +136,14 @@ class _Adder:
             raise DataError(f"no picture of {self._listing.source or self._listing.root} can be added{reasons}", path=self._old.folder)
         before = sum(map(len, self._before.values()))
         self._total = self._done + 2 * new + before + len(self._before["train"]) + len(split.train)
-        written = Written()
+        written = WriteResult()
         for part in PARTS:
             self._append(part, getattr(split, part), written)
         if not any(written.parts.values()):
             raise DataError(f"no picture can be added; the first error: {written.unusable[0].reason}", path=self._old.folder)
         return self._finish(written, left_out)
 
-    def _finish(self, written: Written, left_out: dict[str, str]) -> DatasetCard:
+    def _finish(self, written: WriteResult, left_out: dict[str, str]) -> DatasetCard:
         remove(self._work / "unpacked")
         parts = {part: self._before[part] + self._moved(written.parts[part], 1) for part in PARTS}
         skipped = [*self._listing.skipped, *(Skipped(path, reason) for path, reason in left_out.items()), *written.unusable]
@@ -237,7 +237,7 @@ class _Adder:
                 found.setdefault(path.removeprefix("\0"), reason.replace("\0", ""))
         return found
 
-    def _append(self, part: str, pictures: list[Picture], written: Written) -> None:
+    def _append(self, part: str, pictures: list[Picture], written: WriteResult) -> None:
         if not pictures:
             return
         folder = self._work / f"{part}_lmdb"

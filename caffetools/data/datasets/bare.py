@@ -132,7 +132,7 @@ def _chosen(
     """Return the numbers of the records to take, and old → new label."""
     for label in labels or ():
         if label not in numbers:
-            raise DataError(f"no record has the label {label}", path=source, hint=f"the labels go from {min(numbers)} to {max(numbers)}")
+            raise DataError(f"no record has the label {label}", path=source, hint=f"the labels are {min(numbers)} to {max(numbers)}")
     taken: set[int] = set()
     for label in sorted(set(numbers if labels is None else labels)):
         of_label = numbers[label]

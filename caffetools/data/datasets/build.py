@@ -24,7 +24,7 @@ from caffetools.data.datasets.picture_records import RecordFormat, check_encodin
 from caffetools.data.datasets.remote import urls_allowed
 from caffetools.data.datasets.resizing import check_resize_mode
 from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
-from caffetools.data.datasets.writing import Source, Step, Written, write_split
+from caffetools.data.datasets.writing import Source, Step, WriteResult, write_split
 from caffetools.data.images import decode_image, parse_size, read_bytes
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
@@ -34,7 +34,7 @@ from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
-SplitWriter = Callable[[Split, Source, Path, Step], Written]
+SplitWriter = Callable[[Split, Source, Path, Step], WriteResult]
 # Shards of each database that a cluster writes by default.
 _SHARDS = 8
 # Files of the hidden folder that a finished dataset does not have.
@@ -174,7 +174,7 @@ def _writer(shards: int, cluster: str) -> SplitWriter:
 
 def _check(settings: _Settings) -> None:
     if not 0 < settings.val < 1:
-        raise DataError(f"the share of validation pictures must lie between 0 and 1, such as 0.2; {settings.val:g} does not")
+        raise DataError(f"the share of validation pictures must be between 0 and 1, such as 0.2, not {settings.val:g}")
     if not 0 <= settings.test < 1 - settings.val:
         raise DataError(f"the share of test pictures must be 0 or more, and less than 1 with that of validation; {settings.test:g} is not")
     if settings.seed < 0:
@@ -198,9 +198,9 @@ def _listing(
         raise DataError("it is not a list: a root, lists of the other splits and labels belong to a list of pictures", path=pictures)
     inner, outer = Path(os.path.realpath(out)), Path(os.path.realpath(pictures))
     if inner == outer or outer in inner.parents:
-        raise DataError(f"{out} lies inside of the pictures' folder {pictures} and would be taken for a class; choose another place")
+        raise DataError(f"{out} is inside of the pictures' folder {pictures} and would be taken for a class; choose another place")
     if inner in outer.parents:
-        raise DataError(f"the pictures lie inside of {out}; choose another place for the dataset")
+        raise DataError(f"the pictures are inside of {out}; choose another place for the dataset")
     return list_pictures(pictures)
 
 
@@ -265,7 +265,7 @@ class _Builder:
         for path, reason in superfluous(find_duplicates(prints, similar=similar)).items():
             self._left_out[path] = Skipped(path, reason)
 
-    def _write_databases(self) -> tuple[Listing, Written, list[str]]:
+    def _write_databases(self) -> tuple[Listing, WriteResult, list[str]]:
         """Split and write; again without pictures that turned out unusable, if a class lacks its share or is too small without them.
 
         Returns:
@@ -292,7 +292,7 @@ class _Builder:
         self._steps += 1
         self._progress(self._steps, self._total)
 
-    def _card(self, listing: Listing, written: Written) -> DatasetCard:
+    def _card(self, listing: Listing, written: WriteResult) -> DatasetCard:
         settings = self._settings
         counts = {part: class_counts(pictures, listing.classes) for part, pictures in written.parts.items()}
         height, width = next(iter(written.sizes)) if len(written.sizes) == 1 else (0, 0)
@@ -363,7 +363,7 @@ def _check_usable(listing: Listing, left_out: dict[str, Skipped]) -> None:
             )
 
 
-def _shares_hold(listing: Listing, written: Written, left_out: dict[str, Skipped]) -> bool:
+def _shares_hold(listing: Listing, written: WriteResult, left_out: dict[str, Skipped]) -> bool:
     """Return whether each class has a training picture, and a validation picture if it has two usable ones."""
     if listing.val is not None:
         return True

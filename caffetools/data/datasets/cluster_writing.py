@@ -17,14 +17,14 @@ from caffetools.data.datasets.journal import Journal, Outcome, parsed_outcome
 from caffetools.data.datasets.listing import Picture
 from caffetools.data.datasets.picture_records import RecordFormat
 from caffetools.data.datasets.splits import PARTS, Split
-from caffetools.data.datasets.writing import Source, Step, Written, write_pictures
+from caffetools.data.datasets.writing import Source, Step, WriteResult, write_pictures
 from caffetools.data.sharding import finished_shard, shard_bounds, shard_name
 from caffetools.data.shards import ShardIndex, write_index
 from caffetools.util.files import write_text
 from caffetools.util.folders import remove
 
 
-def write_split_in_shards(split: Split, source: Source, work: Path, step: Step, *, shards: int, cluster: str = "") -> Written:
+def write_split_in_shards(split: Split, source: Source, work: Path, step: Step, *, shards: int, cluster: str = "") -> WriteResult:
     """Write ``train_lmdb``, ``val_lmdb`` and maybe ``test_lmdb`` into the folder ``work``, each in shards with an index.
 
     The records of the shards, one after the other, are those of :func:`~caffetools.data.datasets.writing.write_split`, keys included.
@@ -41,7 +41,7 @@ def write_split_in_shards(split: Split, source: Source, work: Path, step: Step, 
     Raises:
         DataError: With ``strict``, a picture cannot be used; or the cluster cannot be reached.
     """
-    written = Written()
+    written = WriteResult()
     plan = [shard for part in PARTS for shard in _planned(part, getattr(split, part), source, work, shards)]
     with connected(cluster):
         _run(plan, step, cluster)
@@ -114,7 +114,7 @@ def write_shard(task: Task) -> Task:
     pictures = [Picture(path, label) for path, label in task["pictures"]]
     lines = io.StringIO()
     with new_lmdb(folder / task["name"], force=True) as writer:
-        write_pictures(writer, task["first"], task["part"], pictures, source, Written(), lambda: None, Journal(lines))
+        write_pictures(writer, task["first"], task["part"], pictures, source, WriteResult(), lambda: None, Journal(lines))
     result = {"identity": identity, "outcomes": lines.getvalue().splitlines()}
     write_text(sidecar, json.dumps(result))
     return result

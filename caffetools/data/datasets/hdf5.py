@@ -202,7 +202,7 @@ def _label_faults(name: str, dataset: Hdf5Dataset, classes: int | None) -> Itera
         yield Fault(
             "gap",
             name,
-            f"no row has the label(s) {', '.join(missing[:20])}{', …' if len(missing) > 20 else ''}; they go up to {highest - 1}",
+            f"no row has the label(s) {', '.join(missing[:20])}{', …' if len(missing) > 20 else ''}; the highest is {highest - 1}",
         )
 
 

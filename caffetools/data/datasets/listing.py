@@ -154,7 +154,7 @@ def _list_classes(top: Path, prefix: str, folders: list[str]) -> tuple[list[str]
 def _check_classes(listing: Listing, where: Path, fewest: int) -> None:
     names = listing.classes
     if not names:
-        loose = f"; {len(listing.skipped)} picture(s) lie in it directly" if listing.skipped else ""
+        loose = f"; {len(listing.skipped)} picture(s) are directly in it" if listing.skipped else ""
         raise DataError(f"{where}: there are no class folders in it{loose}. Make one folder for each class and put its pictures there")
     for name, pictures in zip(names, listing.pictures, strict=True):
         check_class_name(name, "the class folder")

@@ -249,7 +249,7 @@ def _numbered(rows: list[_Row], numbers: dict[str, int], path: Path, names: list
     missing = next((label for label in range(max(used)) if label not in used), None)
     if missing is not None:
         raise DataError(
-            f"the labels go up to {max(used)}, but no picture has the label {missing}",
+            f"the highest label is {max(used)}, but no picture has the label {missing}",
             path=path,
             hint="labels count from 0 without gaps; or give a file of all class names with --labels",
         )

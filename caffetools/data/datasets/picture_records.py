@@ -68,7 +68,7 @@ def check_encoding(encoding: str, *, encoded: bool = False) -> Encoding:
         DataError: It is unknown, or differs from ``source`` with ``encoded``.
     """
     if encoded and encoding not in ("raw", "source"):
-        raise DataError(f"--encoded stores the pictures' own files; it does not go with --encode {encoding}")
+        raise DataError(f"--encoded stores the pictures' own files; it cannot be combined with --encode {encoding}")
     wanted = "source" if encoded else encoding
     for known in ENCODINGS:
         if wanted == known:

@@ -22,7 +22,7 @@ Step = Callable[[], None]
 
 
 @dataclass
-class Written:
+class WriteResult:
     """What is in the databases of a dataset.
 
     Attributes:
@@ -64,7 +64,7 @@ class Source:
     strict: bool = False
 
 
-def write_split(split: Split, source: Source, work: Path, step: Step) -> Written:
+def write_split(split: Split, source: Source, work: Path, step: Step) -> WriteResult:
     """Write ``train_lmdb``, ``val_lmdb`` and, if there are pictures for it, ``test_lmdb`` into the folder ``work``.
 
     Databases that an interrupted call left in ``work`` are continued, if they are of the same pictures.
@@ -72,7 +72,7 @@ def write_split(split: Split, source: Source, work: Path, step: Step) -> Written
     Raises:
         DataError: With ``strict``, a picture cannot be used.
     """
-    written = Written()
+    written = WriteResult()
     for part in PARTS:
         pictures: list[Picture] = getattr(split, part)
         if pictures or part != "test":
@@ -86,7 +86,7 @@ def write_pictures(
     part: str,
     pictures: Sequence[Picture],
     source: Source,
-    written: Written,
+    written: WriteResult,
     step: Step,
     journal: Journal | None = None,
 ) -> None:
@@ -120,7 +120,7 @@ def write_pictures(
             step()
 
 
-def _write_part(part: str, pictures: list[Picture], source: Source, work: Path, written: Written, step: Step) -> None:
+def _write_part(part: str, pictures: list[Picture], source: Source, work: Path, written: WriteResult, step: Step) -> None:
     database, path = work / f"{part}_lmdb", work / f"{part}.journal"
     outcomes = read_journal(path, pictures)
     if database.is_dir():
@@ -145,7 +145,7 @@ def _count(database: Path) -> int:
     return 0
 
 
-def _take(part: str, pictures: list[Picture], outcomes: list[Outcome], written: Written, step: Step) -> None:
+def _take(part: str, pictures: list[Picture], outcomes: list[Outcome], written: WriteResult, step: Step) -> None:
     for picture, outcome in zip(pictures, outcomes, strict=False):
         written.add(part, picture, outcome)
         step()

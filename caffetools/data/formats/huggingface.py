@@ -145,5 +145,5 @@ def _content(value: object, source: PathLike, place: str) -> bytes:
     if not isinstance(path, str):
         raise DataError(f"{place}: its picture is {type(value).__name__}, not the bytes or the path of a picture's file")
     if path.startswith("/") or ".." in path.split("/") or urls.is_url(path):
-        raise DataError(f"{place}: its picture lies at {path}, outside of the dataset")
+        raise DataError(f"{place}: its picture is at {path}, outside of the dataset")
     return urls.read_bytes(urls.join(source, path))

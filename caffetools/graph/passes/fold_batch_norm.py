@@ -28,7 +28,7 @@ TOLERANCE = 1e-5
 
 
 @dataclass
-class Folded:
+class FoldResult:
     """A deploy net and its weights after folding.
 
     Attributes:
@@ -44,7 +44,7 @@ class Folded:
     difference: float = 0.0
 
 
-def fold_batch_norm(deploy: NetParameter, model: Caffemodel, *, input_shapes: dict[str, Shape] | None = None) -> Folded:
+def fold_batch_norm(deploy: NetParameter, model: Caffemodel, *, input_shapes: dict[str, Shape] | None = None) -> FoldResult:
     """Fold the BatchNorm layers of a deploy net, and compare the result with the net on random images.
 
     Args:
@@ -57,8 +57,8 @@ def fold_batch_norm(deploy: NetParameter, model: Caffemodel, *, input_shapes: di
     """
     net, weights, (layers,) = run_passes(deploy, [fold_batch_norms], model.blobs, phase=TEST)
     if not layers:
-        raise NetError(f"the net '{net.name}' has no BatchNorm right behind a Convolution or InnerProduct; there is nothing to fold")
-    folded = Folded(net, Caffemodel(net, weights), layers)
+        raise NetError(f"the net '{net.name}' has no BatchNorm right after a Convolution or InnerProduct; there is nothing to fold")
+    folded = FoldResult(net, Caffemodel(net, weights), layers)
     folded.difference = largest_difference((deploy, model), (net, folded.weights), input_shapes)
     if not folded.difference <= TOLERANCE:
         raise NetError(

@@ -141,7 +141,7 @@ def _add_pool(
 
 def _factor(window: Window, inside: tuple[list[int], list[int]], output: list[int], skipped: list[int], size: list[int]) -> Any:
     """Return (H', W') Caffe's divisor over the number of values inside of the map; None where they are the same everywhere."""
-    shares = (window.areas() / window.counts()).numpy()
+    shares = (window.divisor_map() / window.valid_counts()).numpy()
     shares = shares[skipped[0] : skipped[0] + output[0], skipped[1] : skipped[1] + output[1]]
     return None if (shares == 1).all() else shares
 

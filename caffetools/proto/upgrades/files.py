@@ -15,14 +15,14 @@ PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Upgraded:
+class UpgradeResult:
     """The result of upgrading a file: its ``kind`` in words, and whether it was ``changed``."""
 
     kind: str
     changed: bool
 
 
-def upgrade_file(source: PathLike, out: PathLike) -> Upgraded:
+def upgrade_file(source: PathLike, out: PathLike) -> UpgradeResult:
     """Write ``source`` (a net's or solver's prototxt, or a .caffemodel) to ``out`` in today's form, atomically.
 
     Raises:
@@ -34,7 +34,7 @@ def upgrade_file(source: PathLike, out: PathLike) -> Upgraded:
         model = read_caffemodel(source)
         modern = upgrade_caffemodel(model)
         write_caffemodel(out, modern)
-        return Upgraded("weights", modern is not model)
+        return UpgradeResult("weights", modern is not model)
     try:
         net = read_net(source)
     except PrototxtError as not_a_net:
@@ -45,13 +45,13 @@ def upgrade_file(source: PathLike, out: PathLike) -> Upgraded:
             raise not_a_net from None
         message = upgrade_solver(solver)
         write_prototxt(out, message)
-        return Upgraded("a solver", message is not solver)
+        return UpgradeResult("a solver", message is not solver)
     try:
         message = upgrade_net(net)
     except NetError as error:
         raise error.located(source) from None
     write_prototxt(out, message)
-    return Upgraded("a net", message is not net)
+    return UpgradeResult("a net", message is not net)
 
 
 def _is_text(path: PathLike) -> bool:

@@ -121,7 +121,7 @@ def _check_padding(padding: Any, reader: Any) -> None:
     if reader.layer.type not in ("conv", "pool"):
         raise NetError(f"reads the padding layer '{padding.layer.name}'; only conv and pool layers can", layer=reader.layer.name)
     if len(reader.bottom) != 1 or len(padding.bottom) != 1 or len(padding.top) != 1:
-        raise NetError(f"the padding layer '{padding.layer.name}' must stand between one blob and one", layer=reader.layer.name)
+        raise NetError(f"the padding layer '{padding.layer.name}' must read one blob and write one", layer=reader.layer.name)
 
 
 def _upgrade_layer(connection: Any, layer: V1LayerParameter) -> None:

@@ -56,7 +56,7 @@ class Stateful(Protocol):
         """Continue where :meth:`get_state` was called, maybe in another process."""
 
 
-def capture(solver: TrainingRun) -> RunState:
+def capture_run_state(solver: TrainingRun) -> RunState:
     """Return the state of ``solver``'s run as it is now: plain numbers, texts and arrays.
 
     Keys: ``format``, ``run`` (which run it is), ``time`` (seconds since 1970), ``iteration``, ``random`` (torch, CUDA, NumPy, Python),

@@ -48,7 +48,7 @@ def test_lists_of_pictures_become_databases() -> None:
     assert [str(change) for change in changes] == ["data: type ImageData → Data"]
     assert [(layer.type, layer.data_param.batch_size) for layer in net.layer[:2]] == [("Data", 4), ("Data", 2)]
     assert not net.layer[0].HasField("image_data_param") and net.layer[0].transform_param.crop_size == 8
-    with pytest.raises(NetError, match="layer 'data': reads HDF5Data, which a dataset of pictures and labels cannot stand for"):
+    with pytest.raises(NetError, match="layer 'data': reads HDF5Data, which a dataset of pictures and labels cannot replace"):
         convert_imagedata_to_data(build("mtcnn_pnet"))
 
 

@@ -73,7 +73,7 @@ def test_scores_without_probabilities_get_a_loss_and_no_accuracy_of_more_places_
     assert not train.transform_param.HasField("crop_size")
     assert layer_of(made, "fc").inner_product_param.weight_filler.type == "msra"
     assert [str(change) for change in changes] == ["data: layer Input → Data of a and b", "loss: layer set to SoftmaxWithLoss"]
-    assert notes == ["'fc' is taken for the scores of 3 classes; behind an embedding, a classifier and a loss are missing"]
+    assert notes == ["'fc' is taken for the scores of 3 classes; if it is an embedding, a classifier and a loss must be added after it"]
 
 
 SIGMOID = SCORES + 'layer { name: "prob" type: "Sigmoid" bottom: "fc" top: "prob" }'

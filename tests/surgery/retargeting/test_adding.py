@@ -174,7 +174,7 @@ def test_what_is_no_layer_is_told(text: str, message: str) -> None:
         ("con=ReLU", "did you mean 'conv'? (--add-layer)"),
         ('name: "fc" type: "ReLU"', "the net 'tiny' has something called 'fc'; give the new layer another name"),
         ("loss=ReLU", "layer 'loss': has a top that no layer reads; name a layer before the classifier"),
-        ("fc=InnerProduct:9", "the new layers would stand behind the classifier fc; name a layer before it (--add-layer)"),
+        ("fc=InnerProduct:9", "the new layers would come after the classifier fc; name a layer before it (--add-layer)"),
         ("data=ReLU", "layer 'data': has 2 tops; name a layer that has one (--add-layer)"),
     ],
 )

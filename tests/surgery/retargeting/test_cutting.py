@@ -99,7 +99,7 @@ def test_two_branches_that_meet_behind_the_cut_keep_their_classifiers() -> None:
     ("layer", "message"),
     [
         ("pool9", "the net 'AlexNet' has no layer 'pool9'; did you mean 'pool5'? (--drop-after)"),
-        ("fc7", "layer 'fc7': nothing lies between it and the classifier 'fc8', so there is nothing to drop"),
+        ("fc7", "layer 'fc7': there are no layers between it and the classifier 'fc8', so there is nothing to drop"),
         ("fc8", "layer 'fc8': the main classifier 'fc8' does not depend on it; name a layer before the classifier"),
         ("loss", "layer 'loss': the main classifier 'fc8' does not depend on it"),
         ("data", "layer 'data': has 2 tops; name a layer that has one (--drop-after)"),
