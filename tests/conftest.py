@@ -1,4 +1,4 @@
-"""Where the golden data lies, for every test."""
+"""Fixtures of all tests: the golden data's folders, and an environment without this machine's engines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# How long an example takes says nothing on a machine with other work.
+# The time that an example takes varies on a machine with other work.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 

@@ -50,6 +50,13 @@ def test_no_part_has_more_of_the_private_words_than_before() -> None:
     assert not more, "\n".join(more)
 
 
+def test_names_of_tests_have_none_of_them() -> None:
+    named = re.compile(r"^\s*def (test_\w+)", re.MULTILINE)
+    names = {name: path for path in (ROOT / "tests").rglob("*.py") for name in named.findall(path.read_text(encoding="utf-8"))}
+    unwanted = [f"{path.relative_to(ROOT)}: {name}" for name, path in names.items() if WORDS.search(name.replace("_", " "))]
+    assert not unwanted, "\n".join(unwanted)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -14,7 +14,7 @@ import pytest
 from tests.cli.inprocess import below, error_of, refused, run, run_well
 from tests.cli.materials import BAD_NETS
 
-# What every command says of a net's file that is wrong.
+# Every command's error about a net's file that is wrong.
 NET_WORDS = {
     "typo": "ConvolutionParameter has no field 'num_ouput'; did you mean 'num_output'?",
     "brace": "is never closed",
@@ -63,14 +63,14 @@ def test_the_message_of_a_bad_net_begins_with_the_file_and_the_line(materials: P
     assert message.split(":")[0] == f"{name}.prototxt" and int(message.split(":")[1]) in range(3, 9)
 
 
-def test_an_unknown_layer_type_is_told_of_where_the_net_is_only_looked_at(materials: Path) -> None:
+def test_an_unknown_layer_type_is_reported_where_the_net_is_only_looked_at(materials: Path) -> None:
     assert (
         "unknown: conv: the type Convolusion is not known here; did you mean Convolution" in run_well("inspect", "unknown.prototxt").stdout
     )
 
 
 @pytest.mark.parametrize("line", ["deploy unknown_train.prototxt -o out", "retarget unknown_train.prototxt --classes 3 -o out"])
-def test_an_unknown_layer_type_stays_in_a_net_that_is_rewritten_and_is_told_of(materials: Path, line: str) -> None:
+def test_an_unknown_layer_type_is_kept_in_a_net_that_is_rewritten_and_is_reported(materials: Path, line: str) -> None:
     done = run_well(*shlex.split(line))
     assert re.fullmatch(
         r"caffetools: note: out\S*: layer 'conv': the type Convolusion is not known here; did you mean Convolution.*; it is left unchanged\n",
@@ -184,7 +184,7 @@ def test_weights_of_another_shape_are_refused(materials: Path, line: str, words:
         ("zoo show squeezenot", "did you mean 'squeezenet"),
     ],
 )
-def test_one_file_given_as_another_is_told_apart(materials: Path, line: str, words: str) -> None:
+def test_one_file_given_as_another_is_distinguished(materials: Path, line: str, words: str) -> None:
     refused(materials, line, words)
 
 

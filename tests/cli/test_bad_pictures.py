@@ -32,7 +32,7 @@ def test_pictures_of_16_bits_with_alpha_and_of_four_inks_are_classified(material
     assert [line for line in without_next(done.stdout) if not line.startswith(" ")] == ["deep.png", "alpha.png", "cmyk.jpg", "good.png"]
 
 
-def test_the_good_pictures_are_classified_beside_a_bad_one(materials: Path) -> None:
+def test_the_good_pictures_are_classified_next_to_a_bad_one(materials: Path) -> None:
     done = run("classify", "good.prototxt", "good.caffemodel", "good.png", "zero.png")
     assert done.returncode == 2 and "good.png" in done.stdout
     notes = [line for line in done.stderr.splitlines() if "note:" in line]

@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_is_a_failure_that_leaves_nothing_half_written(mate
             (materials / path).unlink()
 
 
-def test_a_full_disk_is_a_failure_and_the_device_stays_what_it_is(materials: Path) -> None:
+def test_a_full_disk_is_a_failure_and_the_device_is_unchanged(materials: Path) -> None:
     refused(materials, "mean data/train_lmdb /dev/full", "cannot write /dev/full: No space left on device", code=1)
     assert Path("/dev/full").is_char_device()
 

@@ -63,7 +63,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Do
         ("-logtostderr=1 train -solver s -q", "train --solver s -q"),
     ],
 )
-def test_one_dash_and_underscores_mean_the_same(typed: str, meant: str) -> None:
+def test_one_dash_and_underscores_are_equivalent(typed: str, meant: str) -> None:
     assert translate(typed.split()) == meant.split()
 
 
@@ -144,7 +144,7 @@ def test_flags_that_make_no_sense_are_one_line(arguments: list[str], words: str,
 # ---- resuming ----
 
 
-def test_resume_auto_starts_then_goes_on(command: Callable[..., Done]) -> None:
+def test_resume_auto_starts_then_resumes(command: Callable[..., Done]) -> None:
     for path in Path().glob("tiny_iter_*"):
         path.unlink()
     first = command("train", "solver.prototxt", "--resume", "auto", "--max-iter", "3")

@@ -60,7 +60,7 @@ def test_a_folder_with_a_broken_picture_is_classified_but_for_that_one(tmp_path:
     assert answers[1]["guesses"] == []
 
 
-def test_what_is_missing_on_the_line_is_told(tmp_path: Path) -> None:
+def test_what_is_missing_on_the_line_is_reported(tmp_path: Path) -> None:
     deploy, weights = write_net(tmp_path)
     code, _, err = run("classify", deploy, weights)
     assert code == 2

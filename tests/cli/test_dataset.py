@@ -28,7 +28,7 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["build", *map(str, arguments)])
 
 
-def test_it_says_what_it_made_and_what_it_left_out(pictures: Path, tmp_path: Path) -> None:
+def test_it_reports_what_it_made_and_what_it_left_out(pictures: Path, tmp_path: Path) -> None:
     result = run(pictures, tmp_path / "out", "--size", "8")
     assert result.exit_code == 0
     assert without_next(result.output) == [

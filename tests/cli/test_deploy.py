@@ -30,7 +30,7 @@ def test_json_and_the_shape_that_is_given(tmp_path: Path) -> None:
     assert json.loads(text) == {"deploy": str(out), "layers": 9, "inputs": {"data": [4, 1, 28, 28]}, "outputs": {"prob": [4, 10]}}
 
 
-def test_a_file_that_is_there_stays_unless_forced(tmp_path: Path) -> None:
+def test_a_file_that_exists_is_kept_unless_forced(tmp_path: Path) -> None:
     out = tmp_path / "deploy.prototxt"
     out.write_text("mine")
     code, _, err = run("deploy", prototxt_path("bvlc_alexnet"), "-o", out)
@@ -58,9 +58,12 @@ def test_no_file_is_written_over_another_of_the_run(tmp_path: Path) -> None:
     net.write_text(prototxt_path("resnet10").read_text())
     save_weights(Net.from_file(prototxt_path("resnet10", "deploy")), weights)
     before = weights.read_bytes()
-    for out, told in (("same.prototxt", "is read here, so it cannot be written"), ("x.caffemodel", "the weights are written next to it")):
+    for out, reported in (
+        ("same.prototxt", "is read here, so it cannot be written"),
+        ("x.caffemodel", "the weights are written next to it"),
+    ):
         code, _, err = run("deploy", net, "-o", tmp_path / out, "--fold-bn", "--weights", weights, "--force")
-        assert code == 2 and told in err
+        assert code == 2 and reported in err
     code, _, err = run("deploy", net, "-o", net, "--force")
     assert code == 2 and f"{net} is read here" in err
     assert weights.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == ["net.prototxt", "same.caffemodel"]

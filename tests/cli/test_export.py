@@ -12,7 +12,7 @@ from tests.cli.inprocess import run
 from tests.infer.colours import DEPLOY, write_labels, write_net, write_pictures
 
 
-def test_the_file_is_written_and_the_measured_difference_is_told(tmp_path: Path) -> None:
+def test_the_file_is_written_and_the_measured_difference_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "colours.onnx"
     code, out, err = run("export", *write_net(tmp_path), "-o", path, "--mean", "0")
     assert (code, err) == (0, "")
@@ -69,7 +69,7 @@ def test_json_gives_a_script_what_was_measured(tmp_path: Path) -> None:
         (["--pictures", "*.none"], 2, "nothing matches this pattern"),
     ],
 )
-def test_what_cannot_be_done_is_told_and_nothing_is_left(tmp_path: Path, options: list[object], code: int, message: str) -> None:
+def test_what_cannot_be_done_is_reported_and_nothing_is_left(tmp_path: Path, options: list[object], code: int, message: str) -> None:
     path = tmp_path / "out" / "a.onnx"
     got, _, err = run("export", *write_net(tmp_path), "-o", path, *options)
     assert got == code

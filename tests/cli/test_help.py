@@ -1,4 +1,4 @@
-"""What ``--help`` says: every command answers quickly, in 80 columns, and the commands stand in panels."""
+"""``--help``: every command answers quickly, in 80 columns, and the commands are in panels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_command_explains_itself_within_80_columns(words: tuple[str, ...])
     assert done.stderr == ""
 
 
-def test_the_commands_stand_in_panels_in_the_order_in_which_they_are_met() -> None:
+def test_the_commands_are_in_panels_in_the_order_in_which_they_are_met() -> None:
     lines = run_well("--help").stdout.splitlines()
     panels = [found[1] for line in lines if (found := re.match(r"╭─ (.+?) ─+╮", line))]
     assert panels == ["Options", "End to end", "Data", "Networks", "Training", "Inference"]

@@ -40,7 +40,7 @@ def model(tmp_path: Path) -> tuple[Path, Path, Path]:
     return deploy, weights, picture
 
 
-def test_pictures_are_prepared_as_the_deploy_net_says(model: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_pictures_are_prepared_as_the_deploy_net_states(model: tuple[Path, Path, Path], tmp_path: Path) -> None:
     deploy, weights, picture = model
     done = run("infer", deploy, weights, picture, "--outputs", "c1,fc", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr

@@ -87,7 +87,7 @@ def test_json_gives_a_script_everything(tmp_path: Path, tiny: Path) -> None:
         (("", ""), ["--phase", "fast"], "'fast' is neither train nor test"),
     ],
 )
-def test_errors_are_told_with_their_place(tmp_path: Path, change: tuple[str, str], options: list[str], message: str) -> None:
+def test_errors_name_their_place(tmp_path: Path, change: tuple[str, str], options: list[str], message: str) -> None:
     path = tmp_path / "tiny.prototxt"
     path.write_text(TINY.replace(*change) if change[0] else TINY)
     line = TINY[: TINY.index('layer { name: "conv"')].count("\n") + 1
@@ -116,7 +116,7 @@ def test_a_table_counts_the_layers_of_several_nets(tiny: Path) -> None:
         (["--table", "--model", "lenett"], "did you mean 'lenet'?"),
     ],
 )
-def test_what_cannot_be_shown_is_told(arguments: list[str], message: str) -> None:
+def test_what_cannot_be_shown_is_reported(arguments: list[str], message: str) -> None:
     code, out, err = run("inspect", *arguments)
     assert (code, out) == (2, "")
     assert message in err

@@ -145,7 +145,7 @@ def test_a_finetune_that_is_killed_again_and_again_ends_with_the_same_weights(
             np.testing.assert_array_equal(blob, other)
 
 
-def test_ctrl_c_of_finetune_takes_a_snapshot_and_the_same_command_goes_on(place: Path) -> None:
+def test_ctrl_c_of_finetune_takes_a_snapshot_and_the_same_command_resumes(place: Path) -> None:
     command = [*FINETUNE, "--epochs", "400"]
     process = start(place, *command)
     out, err = stopped_when(process, lambda: len(snapshots(place)) >= 1, signal.SIGINT)
@@ -153,7 +153,7 @@ def test_ctrl_c_of_finetune_takes_a_snapshot_and_the_same_command_goes_on(place:
     last = err.splitlines()[-1]
     assert re.fullmatch(r"caffetools: stopped at iteration \d+, with a snapshot; give the same command again to resume from it", last)
     assert "Traceback" not in err and "Train from scratch" in out
-    # A later Ctrl-C, to see that it went on rather than began anew.
+    # A later Ctrl-C, to see that it went on rather than started from scratch.
     before = max(int(path.stem.rpartition("_")[2]) for path in snapshots(place))
     known = len(snapshots(place))
     process = start(place, *command)
@@ -170,7 +170,7 @@ def test_ctrl_c_while_pictures_are_read_is_one_line(place: Path) -> None:
     assert process.returncode == 130 and err == "caffetools: interrupted\n"
 
 
-def test_ctrl_c_of_the_demo_is_one_line_and_the_next_one_begins_anew(tmp_path: Path) -> None:
+def test_ctrl_c_of_the_demo_is_one_line_and_the_next_one_begins_from_scratch(tmp_path: Path) -> None:
     net = tmp_path / "demo" / "digits-0-4" / "net"
     process = start(tmp_path, "demo", "-o", "demo", "--device", "cpu")
     out, err = stopped_when(process, lambda: any(net.glob("*.solverstate")), signal.SIGINT)
@@ -194,7 +194,7 @@ main()
 """
 
 
-def test_a_killed_zoo_fetch_goes_on_and_ends_with_the_whole_file(tmp_path: Path) -> None:
+def test_a_killed_zoo_fetch_resumes_and_ends_with_the_whole_file(tmp_path: Path) -> None:
     content = np.random.default_rng(3).bytes(48 << 20)
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "squeezenet_v1.1.caffemodel").write_bytes(content)

@@ -50,7 +50,7 @@ def test_a_bare_retarget_finds_a_net_by_its_solver_or_by_its_loss() -> None:
     assert "second.prototxt: the only net" in run_well("retarget", "--classes", 5, "-o", "c").stderr
 
 
-def test_the_next_step_of_a_published_model_has_its_weights_and_says_that_data_is_missing() -> None:
+def test_the_next_step_of_a_published_model_has_its_weights_and_reports_that_data_is_missing() -> None:
     done = run_well("retarget", "squeezenet_v1.1", "--classes", 120, "-o", "net")
     assert next_of(done.stdout) == ["train", "net/solver.prototxt", "--weights", "squeezenet_v1.1"]
     assert "ilsvrc12_train_lmdb" in done.stdout and "give --dataset data" in done.stdout

@@ -112,7 +112,7 @@ def test_small_networks_of_the_zoo_without_weights_keep_their_own_settings() -> 
     assert "random weights" not in run_well("train", "net/solver.prototxt", "--max-iter", 1).stderr
 
 
-def test_chance_level_is_said_after_a_training() -> None:
+def test_chance_level_is_reported_after_a_training() -> None:
     draw_shapes(Path("pictures"), each=12)
     run_well("dataset", "build", "pictures", "data", "--size", 40)
     Path("train_val.prototxt").write_text(TRAIN_VAL)
@@ -151,7 +151,7 @@ def test_a_bare_caffetools_shows_data_net_accuracy_and_the_next_step() -> None:
     paste(bare)
 
 
-def test_quiet_verbose_and_debug_may_stand_anywhere() -> None:
+def test_quiet_verbose_and_debug_may_be_given_anywhere() -> None:
     assert take_global_options(["-q", "train", "s", "-v"]) == (["train", "s"], {"--quiet", "--verbose"})
     assert take_global_options(["run", "-v", "script.py", "-q"]) == (["run", "-v", "script.py", "-q"], set())
     assert take_global_options(["-v", "2", "train"]) == (["-v", "2", "train"], set())

@@ -43,7 +43,7 @@ def test_three_files_are_written_and_the_changes_are_shown(tmp_path: Path) -> No
     assert (deployed.blob_shapes["data"], deployed.blob_shapes["prob"]) == ((1, 3, 227, 227), (1, 3, 1, 1))
 
 
-def test_lenet_is_deployed_for_digits_although_its_data_layer_does_not_say_their_size(tmp_path: Path) -> None:
+def test_lenet_is_deployed_for_digits_although_its_data_layer_has_no_size(tmp_path: Path) -> None:
     assert run("retarget", "--model", "lenet", "--classes", 5, "-o", tmp_path)[0] == 0
     assert list(read_net(tmp_path / "deploy.prototxt").layer[0].input_param.shape[0].dim) == [1, 1, 28, 28]
 
@@ -57,7 +57,7 @@ def test_data_options_reach_the_data_layers(tmp_path: Path, tiny: Path) -> None:
     assert [spec.lr_mult for spec in rest[2].param] == [4, 8]
 
 
-def test_weights_tell_what_loads_and_what_starts_anew(tmp_path: Path, tiny: Path) -> None:
+def test_weights_are_listed_as_loaded_or_reinitialized(tmp_path: Path, tiny: Path) -> None:
     weights = tmp_path / "tiny.caffemodel"
     save_weights(Net(data_layers_to_inputs(net_of(TINY)), TEST), weights)
     code, out, _ = run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", "--weights", weights)
@@ -81,7 +81,7 @@ def test_weights_of_another_net_are_refused(tmp_path: Path, tiny: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_files_that_are_there_stay_unless_forced(tmp_path: Path, tiny: Path) -> None:
+def test_files_that_exist_are_kept_unless_forced(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "solver.prototxt").write_text("mine")
     code, _, err = run("retarget", tiny, "--classes", 7, "-o", tmp_path)
     assert (code, (tmp_path / "solver.prototxt").read_text()) == (2, "mine")
@@ -115,7 +115,7 @@ def test_a_retargeted_net_can_be_retargeted_again(tmp_path: Path, tiny: Path) ->
         (["--model", "lenet", "--classes", 3, "--weights", "no.caffemodel"], "no.caffemodel: cannot read"),
     ],
 )
-def test_what_cannot_be_done_is_told_and_nothing_is_written(tmp_path: Path, arguments: list[object], message: str) -> None:
+def test_what_cannot_be_done_is_reported_and_nothing_is_written(tmp_path: Path, arguments: list[object], message: str) -> None:
     code, out, err = run("retarget", *arguments, "-o", tmp_path / "run")
     assert (code, out) == (2, "")
     assert message in err
@@ -138,7 +138,7 @@ def weights_of(net: Any, path: Path) -> Path:
     return path
 
 
-def test_rates_freezing_dropout_and_fillers_are_set_and_told(tmp_path: Path) -> None:
+def test_rates_freezing_dropout_and_fillers_are_set_and_reported(tmp_path: Path) -> None:
     options = ["--freeze", "pool5", "--lr-mult", 0.5, "--head-lr-mult", 4, "--dropout", 0.3, "--filler", "msra"]
     code, out, _ = run("retarget", "--model", "bvlc_alexnet", "--classes", 7, "-o", tmp_path / "run", *options)
     assert code == 0
@@ -178,7 +178,7 @@ def test_known_classes_keep_their_rows(tmp_path: Path, tiny: Path) -> None:
         assert message in run("retarget", tiny, *options, *wrong, "--force")[2]
 
 
-def test_a_dataset_says_classes_sources_mean_and_batches(tmp_path: Path, tiny: Path) -> None:
+def test_a_dataset_gives_classes_sources_mean_and_batches(tmp_path: Path, tiny: Path) -> None:
     folder = tmp_path / "data"
     for name in ("train_lmdb", "val_lmdb"):
         with new_lmdb(folder / name) as database:
@@ -218,7 +218,7 @@ def test_a_dataset_says_classes_sources_mean_and_batches(tmp_path: Path, tiny: P
         (["--dataset", "none"], "none/dataset.json: cannot read"),
     ],
 )
-def test_options_that_make_no_sense_are_told(tmp_path: Path, tiny: Path, options: list[object], message: str) -> None:
+def test_options_that_make_no_sense_are_reported(tmp_path: Path, tiny: Path, options: list[object], message: str) -> None:
     code, out, err = run("retarget", tiny, *options, "-o", tmp_path / "run")
     assert (code, out) == (2, "")
     assert message in err

@@ -53,7 +53,7 @@ def test_a_googlenet_is_cut_after_a_module_and_gets_a_layer(tmp_path: Path) -> N
     assert not any(name.startswith(("inception_4b", "loss1", "loss2")) for name in shapes)
 
 
-def test_what_stays_gives_what_it_gave_with_the_old_weights(tmp_path: Path, tiny: Path) -> None:
+def test_kept_layers_give_what_they_gave_with_the_old_weights(tmp_path: Path, tiny: Path) -> None:
     weights = weights_of(tiny, tmp_path / "tiny.caffemodel")
     code, out, err = run("retarget", tiny, "--classes", 3, "-o", tmp_path / "run", "--weights", weights, "--write-weights", *DEEPER)
     assert (code, err) == (0, "")
@@ -87,7 +87,7 @@ def test_the_new_net_learns_in_caffetools_train(tmp_path: Path, tiny: Path) -> N
     }
 
 
-def test_new_layers_start_anew_and_learn_as_fast_as_the_classifier(tmp_path: Path, tiny: Path) -> None:
+def test_new_layers_are_reinitialized_and_learn_as_fast_as_the_classifier(tmp_path: Path, tiny: Path) -> None:
     options = ["--head-lr-mult", 4, "--lr-mult", 0.5, "--filler", "msra", "--add-layer", "conv=Convolution:6:1"]
     answer = json.loads(run("retarget", tiny, "--classes", 3, "-o", tmp_path / "run", "--json", *options)[1])
     assert {"layer": "conv_new", "what": "layer", "before": "", "after": "Convolution, after conv"} in answer["changes"]
@@ -114,7 +114,7 @@ def test_new_layers_start_anew_and_learn_as_fast_as_the_classifier(tmp_path: Pat
         (["--grow-from", "old", "--labels", "new", "--drop-after", "conv"], "--drop-after changes that; give one of the two"),
     ],
 )
-def test_what_cannot_be_done_is_told_and_nothing_is_written(
+def test_what_cannot_be_done_is_reported_and_nothing_is_written(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

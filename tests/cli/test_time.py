@@ -117,7 +117,7 @@ def test_features_that_cannot_be_are_one_line(
 # ---- device-query ----
 
 
-def test_device_query_tells_what_there_is(command: Callable[..., Done]) -> None:
+def test_device_query_lists_what_there_is(command: Callable[..., Done]) -> None:
     answer = json.loads(command("device-query", "--json").stdout)
     assert answer["torch"] == torch.__version__
     assert len(answer["devices"]) == torch.cuda.device_count()

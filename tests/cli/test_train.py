@@ -80,7 +80,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
     raise AssertionError(f"the run ended before it said {words!r}")
 
 
-def test_a_run_says_what_caffe_says_and_writes_its_files(tiny: Path) -> None:
+def test_a_run_logs_what_caffe_logs_and_writes_its_files(tiny: Path) -> None:
     done = process(tiny, "solver.prototxt", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^I\d{4} .* caffe\.cpp:197\] Use CPU\.$", done.stderr, re.MULTILINE)
@@ -109,7 +109,7 @@ def test_weights_and_snapshot_together_are_refused_as_in_caffe(tiny: Path, comma
     assert not list(tiny.glob("tiny*.log"))
 
 
-def test_fine_tuning_says_what_was_loaded_and_starts_where_the_weights_are(tiny: Path, command: Callable[..., Done]) -> None:
+def test_fine_tuning_reports_what_was_loaded_and_starts_where_the_weights_are(tiny: Path, command: Callable[..., Done]) -> None:
     done = command("solver.prototxt", "--weights", "caffe_tiny_iter_150.caffemodel", "--max-iter", "10")
     assert done.returncode == 0, done.stderr
     assert "Layers loaded from caffe_tiny_iter_150.caffemodel: conv1, ip" in done.stderr
@@ -124,7 +124,7 @@ def test_weights_of_which_nothing_fits_are_warned_of(tiny: Path, command: Callab
     assert re.search(r"^W\d{4} .*No layer was loaded from caffe_tiny_iter_150\.caffemodel", done.stderr, re.MULTILINE)
 
 
-def test_a_snapshot_that_caffe_wrote_is_gone_on_from(tiny: Path, command: Callable[..., Done]) -> None:
+def test_a_snapshot_that_caffe_wrote_is_resumed(tiny: Path, command: Callable[..., Done]) -> None:
     done = command("solver.prototxt", "--snapshot", "caffe_tiny_iter_100.solverstate")
     assert done.returncode == 0, done.stderr
     assert "Resuming from caffe_tiny_iter_100.solverstate" in done.stderr
@@ -143,7 +143,7 @@ def test_a_snapshot_that_caffe_wrote_is_gone_on_from(tiny: Path, command: Callab
         ("snapshot_prefix", '"/proc/tiny"', 1, "cannot write /proc/"),
     ],
 )
-def test_what_goes_wrong_is_one_line(tiny: Path, command: Callable[..., Done], field: str, value: str, code: int, words: str) -> None:
+def test_a_failure_is_one_line(tiny: Path, command: Callable[..., Done], field: str, value: str, code: int, words: str) -> None:
     change(tiny, **{field: value})
     done = command("solver.prototxt")
     errors = [line for line in done.stderr.splitlines() if line.startswith("caffetools: error: ")]
@@ -168,7 +168,7 @@ def test_a_second_run_with_the_same_prefix_is_refused(tiny: Path) -> None:
         first.kill()
 
 
-def test_a_killed_run_leaves_whole_snapshots_and_goes_on_from_them(tiny: Path) -> None:
+def test_a_killed_run_leaves_whole_snapshots_and_resumes_from_them(tiny: Path) -> None:
     with endless(tiny) as run:
         run.kill()
         run.wait()
@@ -197,7 +197,7 @@ def test_ctrl_c_takes_a_snapshot_and_stops(tiny: Path) -> None:
     assert read_solverstate(tiny / f"tiny_iter_{events[-1]['iteration']}.solverstate").iter == events[-1]["iteration"]
 
 
-def test_a_hang_up_takes_a_snapshot_and_goes_on(tiny: Path) -> None:
+def test_a_hang_up_takes_a_snapshot_and_continues(tiny: Path) -> None:
     change(tiny, snapshot_prefix='"other"')
     with endless(tiny) as run:
         run.send_signal(signal.SIGHUP)
@@ -258,7 +258,7 @@ def test_the_bar_shows_loss_rate_accuracy_speed_and_what_is_left_on_80_columns(t
     assert re.search(r"20/20 loss \S+ lr 0\.1 accuracy 100\.0% \S+ it/s 0:00:00", lines[-1])
 
 
-def test_a_run_killed_from_outside_goes_on_to_the_same_bits(tmp_path: Path, tiny: Path) -> None:
+def test_a_run_killed_from_outside_resumes_to_the_same_bits(tmp_path: Path, tiny: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(tiny, whole)
     for folder in (tiny, whole):

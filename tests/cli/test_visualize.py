@@ -55,7 +55,7 @@ def test_logs_are_drawn_together(tmp_path: Path) -> None:
     assert "train.log  test accuracy" in drawn and "finetune.log  test accuracy" in drawn
 
 
-def test_logs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+def test_logs_of_the_same_name_are_distinguished(tmp_path: Path) -> None:
     text = (LOGS / "train.log").read_bytes()
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -56,7 +56,7 @@ def test_list_as_json_holds_the_cards(tmp_path: Path) -> None:
     assert cards[0]["weights_path"] == str(tmp_path / "cache/caffetools/zoo/bvlc_alexnet.caffemodel") and cards[0]["fetched"] is False
 
 
-def test_show_tells_what_a_user_needs() -> None:
+def test_show_prints_what_a_user_needs() -> None:
     shown = output("show", "squeezenet_v1.1")
     for part in (
         "BSD-2-Clause",
@@ -106,7 +106,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bytes:
     return content
 
 
-def test_fetch_says_where_the_files_are_and_how_they_were_checked(small_model: bytes, tmp_path: Path) -> None:
+def test_fetch_reports_where_the_files_are_and_how_they_were_checked(small_model: bytes, tmp_path: Path) -> None:
     first = output("fetch", "bvlc_googlenet", "--to", str(tmp_path / "to"))
     assert f"{tmp_path}/to/small.caffemodel fetched from file://{tmp_path}/mirror/small.caffemodel" in first
     for part in ("SHA-1 as published", hashlib.sha256(small_model).hexdigest(), f"{tmp_path}/to/imagenet_labels.txt", "104,117,123 (BGR)"):

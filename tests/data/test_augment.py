@@ -99,7 +99,7 @@ def test_draws_come_from_the_generator_alone_and_depend_on_its_seed() -> None:
     ("settings", "low", "high"),
     [({"brightness": 0.5}, 50, 150), ({"brightness_shift": 40.0}, 60, 140), ({"contrast_range": (0.5, 1.5)}, 50, 150)],
 )
-def test_levels_stay_in_their_range_and_fill_it(settings: dict[str, Any], low: int, high: int) -> None:
+def test_levels_are_in_their_range_and_fill_it(settings: dict[str, Any], low: int, high: int) -> None:
     augmenter, rng = Augmenter(AugmentConfig(**settings)), np.random.default_rng(0)
     image = np.full((3, 4, 4), 100, np.uint8)
     values = [int(augmenter.transform(image, augmenter.make_params(rng, image.shape)).image[0, 0, 0]) for _ in range(400)]
@@ -214,7 +214,7 @@ layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "y" top: "los
 """
 
 
-def test_a_yaml_beside_the_solver_augments_a_training_and_a_resumed_one_alike(source: str, tmp_path: Path) -> None:
+def test_a_yaml_next_to_the_solver_augments_a_training_and_a_resumed_one_alike(source: str, tmp_path: Path) -> None:
     (tmp_path / "net.prototxt").write_text(NET.format(source=source))
     solver = tmp_path / "solver.prototxt"
     solver.write_text(

@@ -47,7 +47,7 @@ def test_records_follow_each_other_with_their_labels(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a", "all", "b"]
 
 
-def test_chosen_labels_count_from_zero_and_others_stay(tmp_path: Path) -> None:
+def test_chosen_labels_count_from_zero_and_others_are_kept(tmp_path: Path) -> None:
     database = write(tmp_path / "a", [7, 2, 7, 4, 2, 7, 7])
     result = subset_database(database, tmp_path / "part", labels=[7, 2])
     assert (result.records, result.labels) == (6, {2: 0, 7: 1})

@@ -1,4 +1,4 @@
-"""LMDBs: what is written is read back, nothing half-written stays, and a damaged one is an error that says where."""
+"""LMDBs: what is written is read back, nothing half-written is left, and a damaged one is an error that names the place."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_database_on_read_only_media_is_read(tmp_path: Path) -> None:
     assert names(tmp_path / "db") == ["data.mdb"]
 
 
-def test_what_is_no_database_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_what_is_not_a_database_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none: no such database"):
         open_database(tmp_path / "none")
     with pytest.raises(DataError, match="this folder is not a database"):
@@ -108,7 +108,7 @@ def test_an_lmdb_without_records_is_an_error(tmp_path: Path) -> None:
         open_database(tmp_path / "db")
 
 
-def test_a_leveldb_without_plyvel_says_what_to_install() -> None:
+def test_a_leveldb_without_plyvel_names_what_to_install() -> None:
     try:
         import plyvel  # noqa: F401
     except ImportError:
@@ -174,7 +174,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_second_writer_of_one_folder_is_told_who_is_first(tmp_path: Path) -> None:
+def test_a_second_writer_of_one_folder_gets_the_first_ones_name(tmp_path: Path) -> None:
     with new_folder(tmp_path / "out") as work:
         (work / "file").write_text("first")
         with pytest.raises(DataError, match=f"another run \\(process {os.getpid()}\\) is writing"), new_folder(tmp_path / "out"):
@@ -199,7 +199,7 @@ def test_a_folder_that_was_being_replaced_when_its_run_was_killed_is_put_back(tm
     assert (tmp_path / "out" / "file").read_text() == "kept" and names(tmp_path) == ["out"]
 
 
-def test_keys_stay_within_what_lmdb_can_hold_and_stay_text() -> None:
+def test_keys_are_within_what_lmdb_can_hold_and_remain_text() -> None:
     assert record_key(7, "katze/größe 1.png") == "00000007_katze/größe 1.png".encode()
     long = record_key(123, "ü" * 600)
     assert 509 <= len(long) <= 511 and long.decode().startswith("00000123_üü")

@@ -138,7 +138,7 @@ def test_options_that_make_no_sense_are_refused(pictures: Path, tmp_path: Path, 
     assert names(tmp_path) == ["pictures"]
 
 
-def test_a_dataset_may_not_lie_among_its_pictures_nor_over_them(pictures: Path, tmp_path: Path) -> None:
+def test_a_dataset_may_not_be_among_its_pictures_nor_over_them(pictures: Path, tmp_path: Path) -> None:
     for out in (pictures / "out", pictures, pictures / "big dogs" / "out"):
         with pytest.raises(DataError, match="is inside of the pictures' folder"):
             build_dataset(pictures, out, force=True)

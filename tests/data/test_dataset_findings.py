@@ -122,7 +122,7 @@ def test_unbalanced_classes_are_reported(tmp_path: Path) -> None:
     assert "The classes are unbalanced: 'many' has 21 training pictures, 'few' has 2." in card.notes
 
 
-def test_small_classes_are_left_out_and_labels_stay_without_gaps(tmp_path: Path) -> None:
+def test_small_classes_are_left_out_and_labels_have_no_gaps(tmp_path: Path) -> None:
     folder = draw_classes(tmp_path / "p", {"a": 4, "b": 3, "c": 5})
     (folder / "b" / "bad.png").write_bytes(b"x")
     (folder / "c" / "bad.png").write_bytes(b"x")

@@ -115,7 +115,7 @@ def test_bytes_after_the_end_of_a_jpeg_are_no_harm(tmp_path: Path, pixels: NDArr
         (bytes(range(256)), "begins with the bytes 00 01 02 03"),
     ],
 )
-def test_what_is_no_picture_is_named_with_what_it_is(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_what_is_not_a_picture_is_named_with_what_it_is(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"a.jpg: .*{reason}"):

@@ -1,4 +1,4 @@
-"""Lists, HDF5 files, arrays and window files that a data layer cannot use: each is one error that says where."""
+"""Lists, HDF5 files, arrays and window files that a data layer cannot use: each is one error that names the place."""
 
 from __future__ import annotations
 

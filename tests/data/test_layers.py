@@ -164,7 +164,7 @@ def test_a_net_follows_batches_that_change_their_size() -> None:
     assert shapes == [(1, 3, 20, 31), (1, 3, 33, 22), (1, 3, 25, 25)]
 
 
-def test_a_shuffled_list_is_gone_through_once_an_epoch_in_new_orders() -> None:
+def test_a_shuffled_list_is_read_once_an_epoch_in_new_orders() -> None:
     made = layer(image_data(IO, "shuffle: true").replace("batch_size: 3", "batch_size: 7"))
     made.seed(1)
     epochs = [made()[1].tolist() for _ in range(4)]
@@ -182,7 +182,7 @@ def test_shuffled_hdf5_rows_come_once_an_epoch(tmp_path: Path) -> None:
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
-def test_an_error_in_the_reading_thread_reaches_the_caller_and_stays(lmdb: Path, tmp_path: Path) -> None:
+def test_an_error_in_the_reading_thread_reaches_the_caller_and_is_raised_again(lmdb: Path, tmp_path: Path) -> None:
     with new_lmdb(tmp_path / "broken") as writer:
         for i in range(6):
             writer.put(b"%d" % i, array_to_datum(np.zeros((3, 6, 7), np.uint8), i).SerializeToString())

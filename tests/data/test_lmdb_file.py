@@ -197,7 +197,7 @@ def test_a_database_that_the_process_itself_has_open_is_read(tmp_path: Path) -> 
     environment.close()
 
 
-def test_a_pass_goes_on_with_the_newest_snapshot_where_a_writer_reused_pages(tmp_path: Path) -> None:
+def test_a_pass_continues_with_the_newest_snapshot_where_a_writer_reused_pages(tmp_path: Path) -> None:
     keys = [b"%08d" % i for i in range(400)]
     environment = lmdb.open(os.fspath(tmp_path / "db"), map_size=1 << 26, sync=False)
     with environment.begin(write=True) as transaction:

@@ -42,7 +42,7 @@ def layer(text: str, phase: int = TRAIN) -> ReadingLayer:
 @given(
     st.integers(1, 80), st.integers(1, 80), st.integers(1, 60), st.integers(0, 60), st.booleans(), st.floats(1, 3, width=32), st.integers(0, 99)
 )  # fmt: skip
-def test_sizes_stay_in_their_limits(height: int, width: int, low: int, more: int, upscale: bool, ratio: float, seed: int) -> None:
+def test_sizes_are_in_their_limits(height: int, width: int, low: int, more: int, upscale: bool, ratio: float, seed: int) -> None:
     crop = min(height, width)
     resize = resize_of(
         f"crop_size: {crop} img_rand_resize_lower: {low} img_rand_resize_upper: {low + more} allow_upscale: {str(upscale).lower()} "

@@ -106,7 +106,7 @@ def test_shares_draw_crops_and_flips_of_their_own(lmdb_source: str) -> None:
     assert a == c != b
 
 
-def test_a_share_goes_on_where_its_state_says(lmdb_source: str) -> None:
+def test_a_share_resumes_at_its_state(lmdb_source: str) -> None:
     part, again = (data_layer(lmdb_source, 2, "crop_size: 3 mirror: true") for _ in range(2))
     part.shard(1, 2)
     for _ in range(5):

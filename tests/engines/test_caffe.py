@@ -42,7 +42,7 @@ def test_a_caffe_below_caffe_root_is_found(tmp_path: Path, monkeypatch: pytest.M
     assert RealCaffe.find().command == (str(binary),)
 
 
-def test_without_any_the_error_says_where_it_looked_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_the_error_names_where_it_looked_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         EngineError, match=r"no real Caffe was found \(looked for caffe on PATH, and CAFFE_ROOT is not set\); .*--engine-image"
     ):

@@ -50,7 +50,7 @@ def test_predicting_leaves_the_batch_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch, [[-1, 2, -3, 4]])
 
 
-def test_a_fixed_batch_is_told_and_another_is_refused(tmp_path: Path) -> None:
+def test_a_fixed_batch_is_reported_and_another_is_refused(tmp_path: Path) -> None:
     deploy, _ = write_net(tmp_path)
     export(Net.from_file(deploy), tmp_path / "one.onnx", dynamic_axes=())
     engine = OnnxRuntimeEngine.load(tmp_path / "one.onnx")

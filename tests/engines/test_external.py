@@ -60,7 +60,7 @@ def test_another_interpreter_runs_the_net_and_gives_its_numbers(tmp_path: Path) 
         engine.close()
 
 
-def test_an_engine_that_was_not_added_says_how_to_add_it(tmp_path: Path) -> None:
+def test_an_engine_that_was_not_added_names_how_to_add_it(tmp_path: Path) -> None:
     deploy, weights = write_net(tmp_path)
     with pytest.raises(EngineError, match="no environment here; make one with `caffetools engine add caffe`"):
         CaffeEngine.load(deploy, weights)

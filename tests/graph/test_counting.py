@@ -42,7 +42,7 @@ def test_the_table_has_a_column_a_net_and_a_row_a_type() -> None:
     assert rows["BatchNorm"] == ("-", "10", "-")
 
 
-def test_layers_of_both_phases_count_once_whatever_the_form_of_the_file() -> None:
+def test_layers_of_both_phases_count_once_in_any_form_of_the_file() -> None:
     assert count_types(net_of(TINY)) == {"Data": 1, "Convolution": 1, "ReLU": 1, "InnerProduct": 1, "SoftmaxWithLoss": 1, "Accuracy": 2}
     old = 'layers { name: "a" type: CONVOLUTION } layers { name: "b" type: INNER_PRODUCT }'
     assert count_types(net_of(old)) == {"Convolution": 1, "InnerProduct": 1}

@@ -19,7 +19,7 @@ from tests.surgery.nets import TINY, net_of
 from tests.surgery.test_weights import model_of
 
 
-def test_a_net_does_not_differ_from_itself_whatever_its_form() -> None:
+def test_a_net_does_not_differ_from_itself_in_any_form() -> None:
     assert diff_nets(net_of(TINY), net_of(TINY)) == []
     old = 'layers { name: "c" type: CONVOLUTION bottom: "x" top: "c" blobs_lr: 1 convolution_param { num_output: 3 } }'
     new = 'layer { name: "c" type: "Convolution" bottom: "x" top: "c" param { lr_mult: 1 } convolution_param { num_output: 3 } }'
@@ -40,7 +40,7 @@ def test_fields_are_named_by_their_path_with_both_values() -> None:
     ]
 
 
-def test_layers_that_one_lacks_and_layers_that_moved_are_told() -> None:
+def test_layers_that_one_lacks_and_layers_that_moved_are_reported() -> None:
     relu = 'layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }\n'
     without = net_of(TINY.replace(relu, ""))
     assert diff_nets(net_of(TINY), without) == [Difference("relu", "only in the first", "type", "ReLU", "")]
@@ -101,7 +101,7 @@ def test_the_command_compares_weights(tmp_path: Path) -> None:
         (("none.prototxt", "a.prototxt"), "none.prototxt: cannot read"),
     ],
 )
-def test_what_cannot_be_compared_is_told(tmp_path: Path, names: tuple[str, str], message: str) -> None:
+def test_what_cannot_be_compared_is_reported(tmp_path: Path, names: tuple[str, str], message: str) -> None:
     write_prototxt(tmp_path / "a.prototxt", net_of(TINY))
     write_caffemodel(tmp_path / "a.caffemodel", model_of(x=[2]))
     code, out, err = run("diff", *(tmp_path / name for name in names))

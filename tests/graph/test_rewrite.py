@@ -66,7 +66,7 @@ def test_passes_run_on_what_the_one_before_made() -> None:
     assert [layer.name for layer in net.layer] == ["in", "a", "b", "s5", "s4"]
 
 
-def test_dropout_goes_only_where_the_net_computes_the_same_without_it() -> None:
+def test_dropout_is_removed_only_where_the_net_computes_the_same_without_it() -> None:
     net, _, done = run_passes(net_of(CHAIN), [remove_dropout])
     assert done == [{"d": [], "e": []}]
     assert wiring(net)[2] == ("b", ["a"], ["b"])

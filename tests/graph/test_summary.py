@@ -58,7 +58,7 @@ def test_a_layer_of_an_unknown_type_is_listed_and_what_is_below_it_has_no_shape(
     assert summary.parameters == 6 * 3 * 9 + 6
 
 
-def test_data_of_unknown_size_is_no_error() -> None:
+def test_data_of_unknown_size_is_not_an_error() -> None:
     summary = summarize(build("lenet"))
     assert summary.layers[0].note.startswith("the size of its data is not known")
     assert summarize(build("lenet"), shapes={"": (1, 1, 28, 28)}).parameters == 431080

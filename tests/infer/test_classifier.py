@@ -75,7 +75,7 @@ def test_an_exported_file_knows_its_labels_mean_and_sizes(tmp_path: Path, batch:
         assert [guess.probability for guess in got.guesses] == pytest.approx([guess.probability for guess in wanted.guesses], rel=1e-5)
 
 
-def test_options_go_before_what_the_file_says(tmp_path: Path) -> None:
+def test_options_override_what_the_file_has(tmp_path: Path) -> None:
     deploy, weights = write_net(tmp_path)
     export_deployed(deploy, weights, tmp_path / "colours.onnx", PreprocessOptions(mean=[1, 2, 3], labels=LABELS))
     classifier = Classifier(tmp_path / "colours.onnx", options=PreprocessOptions(labels=["a", "b", "c"]))

@@ -61,7 +61,7 @@ def test_mean_values_come_off_each_channel_before_the_scale() -> None:
     np.testing.assert_array_equal(got[0], (image.transpose(2, 0, 1) - np.float32([104, 117, 123]).reshape(3, 1, 1)) * np.float32(0.25))
 
 
-def test_a_mean_image_says_how_large_pictures_are_and_is_cropped_with_them() -> None:
+def test_a_mean_image_determines_how_large_pictures_are_and_is_cropped_with_them() -> None:
     mean = np.random.RandomState(1).rand(3, 8, 10).astype(np.float32) * 255
     preprocessor = Preprocessor(BGR, Preprocessing(mean_image=mean))
     assert preprocessor.size == (10, 8)

@@ -36,7 +36,7 @@ def test_an_index_outside_of_an_embedding_is_named() -> None:
         layer(torch.tensor([0.0, 3.0]))
 
 
-def test_an_ignored_label_may_lie_outside() -> None:
+def test_an_ignored_label_may_be_out_of_range() -> None:
     layer = one_layer('type: "SoftmaxWithLoss" loss_param { ignore_label: 255 }', (2, 3), (2,))
     loss = layer(torch.zeros(2, 3), torch.tensor([255.0, 1.0]))
     assert loss.item() == pytest.approx(1.0986123)
@@ -197,7 +197,7 @@ def test_multiply_accumulates_are_counted(text: str, shapes: list[tuple[int, ...
     assert one_layer(text, *shapes).macs() == macs
 
 
-def test_batch_norm_of_one_value_a_channel_gives_zero_and_stays_finite() -> None:
+def test_batch_norm_of_one_value_a_channel_gives_zero_and_remains_finite() -> None:
     layer = one_layer('type: "BatchNorm"', (1, 3), phase=TRAIN)
     x = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     y = layer(x)
@@ -209,7 +209,7 @@ def test_batch_norm_of_one_value_a_channel_gives_zero_and_stays_finite() -> None
     assert x.grad.tolist() == [[0, 0, 0]]
 
 
-def test_a_layer_without_an_exact_onnx_form_says_so() -> None:
+def test_a_layer_without_an_exact_onnx_form_reports_it() -> None:
     layer = one_layer('type: "SoftmaxWithLoss"', (4, 5), (4,))
     with pytest.raises(ExportError, match="layer 'l' of type SoftmaxWithLoss has no ONNX form"):
         layer.to_onnx(None)
@@ -227,7 +227,7 @@ def test_the_within_channel_gradient_of_lrn_and_the_across_one_agree_with_differ
 
 
 @pytest.mark.parametrize(("mode", "divisor"), [("VALID", 3), ("FULL", 3), ("BATCH_SIZE", 3), ("NONE", 1)])
-def test_a_loss_behind_a_filter_divides_by_the_items_that_came_through(mode: str, divisor: int) -> None:
+def test_a_loss_after_a_filter_divides_by_the_items_that_came_through(mode: str, divisor: int) -> None:
     layer = one_layer(f'type: "SoftmaxWithLoss" loss_param {{ normalization: {mode} }}', (5, 4), (5,))
     loss = layer(torch.zeros(3, 4), torch.zeros(3))
     assert loss.item() == pytest.approx(3 * 1.3862944 / divisor)

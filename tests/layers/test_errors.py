@@ -19,7 +19,7 @@ CASES: list[tuple[str, Shapes, int, list[str]]] = [
     ('type: "Pooling" pooling_param { kernel_size: 2 pad: 2 }', [X], 1, ["pad 2 x 2 must be smaller"]),
     ('type: "Pooling" pooling_param { kernel_size: 2 stride: 0 }', [X], 1, ["at least 1"]),
     ('type: "Pooling" pooling_param { kernel_size: 9 }', [X], 1, ["does not fit maps of 7 x 5"]),
-    ('type: "Pooling" pooling_param { global_pooling: true kernel_size: 2 }', [X], 1, ["without a kernel size"]),
+    ('type: "Pooling" pooling_param { global_pooling: true kernel_size: 2 }', [X], 1, ["remove kernel_size"]),
     ('type: "Pooling" pooling_param { global_pooling: true stride: 2 }', [X], 1, ["pad 0 and stride 1"]),
     ('type: "Pooling" pooling_param { pool: AVE kernel_size: 2 }', [X], 2, ["only MAX pooling has a second top"]),
     ('type: "Pooling" pooling_param { pool: STOCHASTIC kernel_size: 2 pad: 1 }', [X], 1, ["takes no padding"]),
@@ -37,7 +37,7 @@ CASES: list[tuple[str, Shapes, int, list[str]]] = [
     ('type: "Concat" concat_param { axis: 1 concat_dim: 1 }', [X], 1, ["not both"]),
     ('type: "Concat" concat_param { axis: -5 }', [X], 1, ["axis -5"]),
     ('type: "Slice"', [(2, 5)], 2, ["'b0' (2 x 5) cannot be cut into 2 equal parts"]),
-    ('type: "Slice" slice_param { slice_point: 3 slice_point: 2 }', [(2, 5)], 3, ["must rise"]),
+    ('type: "Slice" slice_param { slice_point: 3 slice_point: 2 }', [(2, 5)], 3, ["must increase"]),
     ('type: "Slice" slice_param { slice_point: 3 }', [(2, 5)], 3, ["3 tops need 2 slice_point values"]),
     ('type: "Eltwise"', [(2, 3), (2, 4)], 1, ["'b1' is 2 x 4"]),
     ('type: "Eltwise"', [(2, 3)], 1, ["at least 2 bottom"]),
@@ -104,12 +104,12 @@ CASES: list[tuple[str, Shapes, int, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "shapes", "tops", "says"), CASES, ids=[f"{c[0].split(chr(34))[1]}-{i}" for i, c in enumerate(CASES)])
-def test_what_caffe_checks_is_an_error_that_says_where(text: str, shapes: Shapes, tops: int, says: list[str]) -> None:
+@pytest.mark.parametrize(("text", "shapes", "tops", "expected"), CASES, ids=[f"{c[0].split(chr(34))[1]}-{i}" for i, c in enumerate(CASES)])
+def test_what_caffe_checks_is_an_error_that_names_the_place(text: str, shapes: Shapes, tops: int, expected: list[str]) -> None:
     with pytest.raises(NetError) as caught:
         one_layer(text, *shapes, tops=tops)
     message = str(caught.value)
     assert message.startswith("layer 'l': (")
     assert "\n" not in message
-    for part in says:
+    for part in expected:
         assert part in message

@@ -40,14 +40,14 @@ def test_a_draw_has_the_statistics_of_caffes(name: str) -> None:
     assert abs((values == 0).mean() - zeros) <= 6 * math.sqrt(zeros * (1 - zeros) / values.size) + 1e-12
 
 
-def test_a_uniform_draw_stays_inside_its_bounds_and_reaches_them() -> None:
+def test_a_uniform_draw_is_inside_its_bounds_and_reaches_them() -> None:
     values = drawn(CASES["uniform"]["filler"], *CASES["uniform"]["shape"])
     assert -2 <= values.min() < -1.999
     assert 0.499 < values.max() <= 0.5
 
 
 @pytest.mark.parametrize(("norm", "fan"), [("FAN_IN", 1000), ("FAN_OUT", 2400), ("AVERAGE", 1700)])
-def test_an_xavier_draw_stays_inside_the_bounds_of_its_fan(norm: str, fan: int) -> None:
+def test_an_xavier_draw_is_inside_the_bounds_of_its_fan(norm: str, fan: int) -> None:
     bound = math.sqrt(3 / fan)
     values = drawn(f'type: "xavier" variance_norm: {norm}', 96, 40, 5, 5)
     assert 0.999 * bound < np.abs(values).max() <= bound * (1 + 1e-6)

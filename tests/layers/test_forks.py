@@ -336,7 +336,7 @@ def test_onnxruntime_gives_the_same_numbers(name: str, opset: int) -> None:
     exported(text, *shapes, opset=opset, params=PARAMS.get(name, ()))
 
 
-def test_batch_norm_of_nvcaffe_goes_on_from_sums_as_averages() -> None:
+def test_batch_norm_of_nvcaffe_continues_from_sums_as_averages() -> None:
     layer = one_layer('type: "BatchNorm" batch_norm_param { scale_bias: true moving_average_fraction: 0.9 }', (4, 2, 3, 3), phase=TRAIN)
     for blob, value in zip(layer.blobs, ([40.0, 80.0], [20.0, 10.0], [10.0]), strict=False):
         blob.data = torch.tensor(value)

@@ -116,7 +116,7 @@ def test_detections_are_decoded_suppressed_and_cut(code: str, shared: bool, keep
     np.testing.assert_allclose(got[0, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_item_without_detections_gets_a_row_that_says_so() -> None:
+def test_an_item_without_detections_gets_a_row_that_reports_it() -> None:
     said = "num_classes: 2 confidence_threshold: 0.5 nms_param { nms_threshold: 0.5 }"
     layer = one_layer(f'type: "DetectionOutput" detection_output_param {{ {said} }}', (2, 4), (2, 2), (1, 2, 4))
     got = layer(torch.zeros(2, 4), torch.full((2, 2), 0.4), torch.tensor([[[0.0, 0, 1, 1], [0.1] * 4]]))
@@ -129,7 +129,7 @@ def test_detections_of_inputs_that_do_not_fit_are_refused() -> None:
         one_layer(f'type: "DetectionOutput" detection_output_param {{ {said} }}', (1, 8), (1, 6), (1, 2, 8))
 
 
-def test_prior_boxes_are_the_same_whatever_is_in_the_maps() -> None:
+def test_prior_boxes_are_the_same_for_any_values_in_the_maps() -> None:
     layer = one_layer('type: "PriorBox" prior_box_param { min_size: 4 }', (1, 1, 2, 2), (1, 3, 8, 8))
     assert isinstance(layer, PriorBox)
     one, other = (layer(torch.full((1, 1, 2, 2), v), torch.full((1, 3, 8, 8), v)) for v in (0.0, 5.0))

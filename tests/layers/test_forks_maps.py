@@ -42,7 +42,7 @@ def places(*shape: int, among: int) -> Array:
         ('type: "Unpooling" unpooling_param { kernel_size: 2 stride: 2 unpool_size: 5 }', (5, 5)),
     ],
 )
-def test_values_go_where_the_mask_says(text: str, size: tuple[int, int]) -> None:
+def test_values_are_put_where_the_mask_points(text: str, size: tuple[int, int]) -> None:
     mask = places(2, 2, 2, 3, among=size[0] * size[1])
     agree(text, lambda x, m: unpooled(x, m, *size), numbers(2, 2, 2, 3), mask)
 

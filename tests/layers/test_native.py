@@ -121,7 +121,7 @@ def test_the_layout_is_kept_and_neither_is_copied(library: ctypes.CDLL) -> None:
     assert native.lrn_backward(last, x, 5, 1e-4, 0.75, 1.0).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_overflow_and_nan_end_as_the_formula_says(variant: int) -> None:
+def test_overflow_and_nan_end_as_in_the_formula(variant: int) -> None:
     x = torch.ones(1, 20, 4, 4)
     x[0, 3, 0, 0] = 1e25  # its square is infinite
     x[0, 3, 1, 1] = 1e18
@@ -141,7 +141,7 @@ def test_overflow_and_nan_end_as_the_formula_says(variant: int) -> None:
         torch.testing.assert_close(dx, gradient, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def test_what_the_kernel_cannot_take_goes_to_the_twin(library: ctypes.CDLL) -> None:
+def test_what_the_kernel_cannot_take_is_computed_by_the_twin(library: ctypes.CDLL) -> None:
     x = torch.ones(1, 2, 2, 2)
     assert native.lrn_takes(x, 1e-4, 1.0)
     assert native.lrn_takes(torch.nn.Parameter(x), 1e-4, 1.0)
@@ -168,7 +168,7 @@ def test_the_layer_uses_the_kernel_and_autograd_finds_its_gradient(library: ctyp
         dx.sum().backward()
 
 
-def test_a_missing_or_foreign_library_only_means_torch(tmp_path: Any) -> None:
+def test_a_missing_or_foreign_library_falls_back_to_torch(tmp_path: Any) -> None:
     script = (
         "import sys, pathlib; from caffetools.layers import native; native._FILE = pathlib.Path(sys.argv[1]);"
         "assert not native.enabled(); print(native.status()); assert ('torch' in sys.modules) == native._FILE.exists()"

@@ -40,7 +40,7 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if "native kernels" in line]
 
 
-def test_without_a_compiler_one_line_says_that_they_are_skipped(tree: Path) -> None:
+def test_without_a_compiler_one_line_reports_that_they_are_skipped(tree: Path) -> None:
     stale = tree / "out" / "caffetools" / native._FILE.name
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of an earlier build")
@@ -70,7 +70,7 @@ def test_sources_that_do_not_compile_do_not_stop_the_installation(tree: Path) ->
 
 
 @pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="no cmake or no compiler here")
-def test_with_a_compiler_the_library_is_built_beside_the_package(tree: Path) -> None:
+def test_with_a_compiler_the_library_is_built_next_to_the_package(tree: Path) -> None:
     done = build(tree, "--inplace")
     assert done.returncode == 0 and said(done) == []
     built = tree / "caffetools" / native._FILE.name

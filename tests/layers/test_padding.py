@@ -90,7 +90,7 @@ def test_the_settings_survive_printing() -> None:
 UNPOOL = "max_unpool_param { pool_k_h: 2 pool_k_w: 3 pool_stride_h: 2 pool_stride_w: 3 pool_pad_h: 0 pool_pad_w: 0 }"
 
 
-def test_max_unpool_puts_values_where_the_mask_says() -> None:
+def test_max_unpool_puts_values_where_the_mask_points() -> None:
     x, mask = numbers(2, 2, 2, 3), places(2, 2, 2, 3, among=36)
     bottoms = input_layer("x", *x.shape) + input_layer("m", *mask.shape)
     net = Net(parse(bottoms + f'layer {{ name: "l" type: "MaxUnpool" bottom: "x" bottom: "m" top: "y" {UNPOOL} }}', NetParameter))

@@ -1,4 +1,4 @@
-"""Every layer type that another importer of Caffe models reads is computed here, or docs/forks.md says why not."""
+"""Every layer type that another importer of Caffe models reads is computed here, or docs/forks.md has the reason."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_a_file_that_cannot_be_used_is_an_error_that_names_it_and_leaves_nothing
 
 
 @pytest.mark.parametrize("name", ["missing.py", "layers.txt"])
-def test_what_is_no_python_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_what_is_not_a_python_file_is_refused(tmp_path: Path, name: str) -> None:
     if name.endswith(".txt"):
         written(tmp_path, CROP, name)
     with pytest.raises(CaffeToolsError, match="is not a Python file"):

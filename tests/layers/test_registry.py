@@ -1,4 +1,4 @@
-"""The layer types there are, and that each says what it does."""
+"""The layer types there are, and that each documents what it does."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_every_type_of_caffe_is_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_every_layer_class_says_what_it_does(name: str) -> None:
+def test_every_layer_class_documents_what_it_does(name: str) -> None:
     text = TYPES[name].__doc__
     assert text is not None
     assert text.strip().splitlines()[0].endswith((".", ":", ";")) or len(text.split()) > 8

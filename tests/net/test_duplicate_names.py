@@ -98,7 +98,7 @@ def test_an_old_file_with_two_layers_of_one_name_keeps_both_when_it_is_upgraded(
     assert [float(a[0].flat[0]) for a in model.repeated.values()] == [1, 2]
 
 
-def test_hdf5_cannot_hold_both_and_says_so(tmp_path: Path) -> None:
+def test_hdf5_cannot_hold_both_and_reports_it(tmp_path: Path) -> None:
     with pytest.raises(NetError, match="layer 'fc': two layers of this name cannot be stored in an HDF5 file"):
         write_weights_hdf5(tmp_path / "net.h5", net_of(fc("fc", "x", "a") + fc("fc", "a", "b")))
     assert not (tmp_path / "net.h5").exists()

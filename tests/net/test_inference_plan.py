@@ -278,7 +278,7 @@ def test_inner_blobs_of_a_fused_pass_are_there_when_looked_at() -> None:
 
 
 @pytest.mark.parametrize("edit", ["input", "weights"])
-def test_inner_blobs_are_those_of_the_pass_whatever_is_edited_after_it(edit: str) -> None:
+def test_inner_blobs_are_those_of_the_pass_even_if_edited_after_it(edit: str) -> None:
     fused, plain = deferred_run()
     if edit == "input":
         fused.blobs["data"].data_array()[...] = 7

@@ -66,7 +66,7 @@ def test_both_include_and_exclude_is_an_error() -> None:
         (conv("c", "data", outer="param {} param {} param {}"), "has 3 param blocks but only 2 parameter"),
     ],
 )
-def test_a_net_that_cannot_be_built_says_which_layer_and_why(layers: str, message: str) -> None:
+def test_a_net_that_cannot_be_built_names_the_layer_and_the_reason(layers: str, message: str) -> None:
     with pytest.raises(NetError, match=message):
         net_of(data() + layers)
 

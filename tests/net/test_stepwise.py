@@ -182,7 +182,7 @@ def test_diffs_set_by_hand_go_back_from_any_layer() -> None:
     assert run.net.layer("b").blobs[0].grad is None
 
 
-def test_without_a_loss_or_force_backward_nothing_goes_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_loss_or_force_backward_no_gradients_are_computed(caplog: pytest.LogCaptureFixture) -> None:
     run = run_of(conv("a", "data"), TEST)
     run.forward()
     run.blobs["a"].diff.array()[...] = 1
@@ -215,7 +215,7 @@ def test_propagate_down_stops_a_gradient() -> None:
     assert all(p.grad is None for p in run.net.parameters())
 
 
-def test_an_array_that_is_alive_stays_the_blobs_memory_and_others_cost_nothing() -> None:
+def test_an_array_that_is_alive_remains_the_blobs_memory_and_others_cost_nothing() -> None:
     run = run_of(FORKED)
     run.feed({"data": noise(2, 3, 6, 6)})
     run.forward()

@@ -55,7 +55,7 @@ def test_old_files_with_four_axes_for_every_blob_fit() -> None:
     np.testing.assert_array_equal(net.layer("c").blobs[1].detach(), model.blobs["c"][1].reshape(4))
 
 
-def test_hdf5_weights_load_whatever_slashes_names_have(tmp_path: Path) -> None:
+def test_hdf5_weights_load_with_any_slashes_in_names(tmp_path: Path) -> None:
     path = tmp_path / "a.caffemodel.h5"
     net = small_net(second="inception/3x3")
     arrays = {layer.name: [p.detach().numpy() + 1 for p in layer.blobs] for layer in net.layers if len(layer.blobs)}
@@ -67,7 +67,7 @@ def test_hdf5_weights_load_whatever_slashes_names_have(tmp_path: Path) -> None:
     np.testing.assert_array_equal(net.layer("inception/3x3").blobs[0].detach(), arrays["inception/3x3"][0])
 
 
-def test_a_file_that_is_no_hdf5_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_hdf5_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.h5").write_bytes(b"nothing of the kind")
     with pytest.raises(ModelFileError, match=r"a\.h5: this is text, and an HDF5 \.caffemodel is expected"):
         read_weights(tmp_path / "a.h5")

@@ -52,7 +52,7 @@ def test_the_net_is_as_it_was_after_an_export(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("opset", "ir"), [(11, 6), (13, 7), (17, 8), (25, 13)])
-def test_a_file_says_no_newer_version_than_its_operators_need(opset: int, ir: int) -> None:
+def test_a_file_declares_no_newer_version_than_its_operators_need(opset: int, ir: int) -> None:
     model = to_onnx(small_net(), opset=opset)
     assert (model.opset_import[0].version, model.ir_version, model.producer_name) == (opset, ir, "caffetools")
 
@@ -109,7 +109,7 @@ def test_weights_of_two_gigabytes_go_into_a_file_of_their_own(tmp_path: Path, mo
     np.testing.assert_allclose(OnnxRuntimeEngine.load(path).predict({"data": x})["c"], expected, atol=1e-5)
 
 
-def test_a_written_file_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_a_written_file_records_where_it_comes_from(tmp_path: Path) -> None:
     mean = np.random.RandomState(0).rand(3, 4, 5).astype(np.float32)
     how = Preprocessing(mean_image=mean, scale=1 / 256, resize=(5, 4), labels=("a", "größer, schöner"))
     export(small_net(), tmp_path / "a.onnx", properties={"caffetools.source": "deploy.prototxt", **how.to_properties()})

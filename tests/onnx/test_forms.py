@@ -209,7 +209,7 @@ def test_a_recurrent_layer_notes_that_its_state_is_not_kept() -> None:
 
 
 def test_every_layer_type_has_a_decision() -> None:
-    """Each type has a form, is an input, or says why not."""
+    """Each type has a form, is an input, or a reason why not."""
     for kind, layer in layer_types().items():
         own = layer.to_onnx is not Layer.to_onnx
         assert layer.IS_DATA or own, f"{kind} has neither an ONNX form nor a reason"

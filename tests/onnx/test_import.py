@@ -306,7 +306,7 @@ def test_an_exported_program_of_torch_comes_over(tmp_path: Path) -> None:
         torch.testing.assert_close(net({net.inputs[0]: x})[net.outputs[0]], module(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_that_is_no_model_is_one_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not a model")
     with pytest.raises(ModelFileError, match=r"m\.onnx: not an ONNX model"):
         import_file(tmp_path / "m.onnx", tmp_path / "net")

@@ -40,7 +40,7 @@ def test_it_is_verified_like_an_export(channels: int, size: int, alpha: float, b
     verify_model(from_proto(proto), net, shapes.cases, {"data": data})
 
 
-def test_values_keep_their_names_and_other_nodes_stay() -> None:
+def test_values_keep_their_names_and_other_nodes_are_kept() -> None:
     proto = to_onnx(net_of(DATA % 4 + LRN % ("n", 5, 1, 0.75, 1) + RELU))
     before = [*proto.graph.output, *proto.graph.input]
     expand_lrn(proto)

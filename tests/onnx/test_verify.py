@@ -83,7 +83,7 @@ def test_equal_infinities_are_equal_and_others_never_pass() -> None:
     assert not measure("y", overflowing, None, np.full((2, 2), -np.inf, np.float32)).passed
 
 
-def test_a_file_that_is_no_model_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"x" * 100)
     with pytest.raises(ModelFileError, match=r"a\.onnx: not an ONNX model"):
         verify(tmp_path / "a.onnx", net())
@@ -109,7 +109,7 @@ def test_probabilities_of_nought_and_one_hide_nothing() -> None:
         verify(model, changed)
 
 
-def test_an_amplified_rounding_error_is_no_difference() -> None:
+def test_an_amplified_rounding_error_is_not_a_difference() -> None:
     """Scores of thousands, whose last bits a Softmax turns into 1e-4: float32 itself is as far off."""
     made = net_of(data() + conv("c", "data") + 'layer { name: "prob" type: "Softmax" bottom: "c" top: "prob" }')
     with torch.no_grad():

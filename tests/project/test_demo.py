@@ -35,7 +35,7 @@ def accuracies(done: Done) -> list[tuple[float, int]]:
     return [(float(a) / 100, int(n)) for a, n in re.findall(r"^digits \d to \d: ([\d.]+)% of (\d+) held-out", done.stdout, re.MULTILINE)]
 
 
-def test_both_phases_tell_the_digits_apart(demo: Done) -> None:
+def test_both_phases_classify_the_digits(demo: Done) -> None:
     assert [pictures for _, pictures in accuracies(demo)] == [180, 179]
     assert all(accuracy >= 0.97 for accuracy, _ in accuracies(demo))
 

@@ -1,4 +1,4 @@
-"""``caffetools finetune`` from pictures to a verified model, gone on with, and told when it must not."""
+"""``caffetools finetune`` from pictures to a verified model, resumed, and refused when it must not be."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_what_has_vanished_from_a_run_is_made_again(finished: Path, lost: str) -
     assert (finished / "run/data/val.txt").read_bytes() == val
 
 
-def test_a_run_without_its_net_folder_is_trained_anew_to_the_same_weights(finished: Path) -> None:
+def test_a_run_without_its_net_folder_is_trained_again_to_the_same_weights(finished: Path) -> None:
     name = next((finished / "run/net").glob("*.caffemodel"))
     weights = read_caffemodel(name).blobs
     arrays = {layer: [np.array(blob) for blob in blobs] for layer, blobs in weights.items()}
@@ -140,7 +140,7 @@ def test_a_run_whose_inputs_have_changed_is_not_mixed_with_what_is_there(finishe
     assert (finished / "run/net/train_val.prototxt").read_bytes() == content
 
 
-def test_run_json_that_is_damaged_is_told_of(finished: Path) -> None:
+def test_run_json_that_is_damaged_is_reported(finished: Path) -> None:
     (finished / "run/run.json").write_text("{")
     assert "run/run.json: damaged" in error_of(run(*SCRATCH))
 

@@ -79,7 +79,7 @@ def test_classify_and_export_use_it_and_agree_with_the_explicit_options(trained:
     assert scores(run("classify", tmp_path / "m.onnx", image, "--top", 1)) == known
 
 
-def test_without_any_mean_it_is_said_once_and_the_onnx_file_does_not_claim_one(trained: Path, tmp_path: Path) -> None:
+def test_without_any_mean_it_is_reported_once_and_the_onnx_file_does_not_claim_one(trained: Path, tmp_path: Path) -> None:
     bare = [tmp_path / "bare.prototxt", trained / "net" / "w.caffemodel"]
     shutil.copy(trained / "net" / "deploy.prototxt", bare[0])
     images = [trained / "pictures" / "dark" / f"{number}.png" for number in range(3)]
@@ -107,7 +107,7 @@ def test_deploy_keeps_it_also_where_the_dataset_has_moved(trained: Path, tmp_pat
         assert (found.scale, found.resize, found.labels) == (1 / 256, (8, 8), ("dark", "light"))
 
 
-def test_a_mean_file_that_does_not_exist_is_said(tmp_path: Path) -> None:
+def test_a_mean_file_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     (tmp_path / "net.prototxt").write_text(NET.replace("scale: 0.00390625", 'mean_file: "none.binaryproto"'))
     code, _, err = run("deploy", tmp_path / "net.prototxt", "-o", tmp_path / "deploy.prototxt")
     assert code == 0 and "the mean file of" in err and "does not exist here" in err

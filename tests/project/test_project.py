@@ -142,7 +142,7 @@ def test_a_result_at_chance_level_is_remarked(right: int, total: int, classes: i
         assert "no better than guessing one of" in remarks[0] and "--base-lr" in remarks[0]
 
 
-def test_a_finetune_that_learned_nothing_says_so_in_terminal_and_report(place: Path) -> None:
+def test_a_finetune_that_learned_nothing_reports_it_in_terminal_and_report(place: Path) -> None:
     done = run("finetune", "pictures", "-o", "run", "--model", "shapes.prototxt", "--from-scratch", "--epochs", 1, "--base-lr", "1e-9")
     assert done.returncode == 0
     assert "no better than guessing" in done.stderr

@@ -282,7 +282,7 @@ def test_a_large_caffemodel_takes_at_most_1_3_times_its_size_of_memory(tmp_path:
     assert extra <= 1.3 * size
 
 
-def test_a_layer_whose_name_is_no_utf_8_keeps_its_weights(tmp_path: Path) -> None:
+def test_a_layer_whose_name_is_not_utf_8_keeps_its_weights(tmp_path: Path) -> None:
     write_caffemodel(tmp_path / "m", small_model())
     data = (tmp_path / "m").read_bytes().replace(b"\n\x02ip\x12", b"\n\x02i\xdf\x12")
     (tmp_path / "m").write_bytes(data)

@@ -49,7 +49,7 @@ def test_a_solverstate_or_mean_cut_within_a_field_is_an_error(tmp_path: Path, go
         message_of(read, tmp_path / "cut")
 
 
-def test_the_error_for_a_cut_file_says_where_and_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_cut_file_names_the_place_and_what_to_do(tmp_path: Path) -> None:
     write_caffemodel(tmp_path / "m", small_model())
     data = (tmp_path / "m").read_bytes()
     (tmp_path / "cut").write_bytes(data[:-10])

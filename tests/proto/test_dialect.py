@@ -31,7 +31,7 @@ def layer_numbers(data: bytes) -> list[int]:
     return [item.number for item in wire.walk(memoryview(data)[layer.value : layer.end])]
 
 
-def test_every_field_of_bvlc_caffe_has_its_number_and_type_beside_the_forks_fields(golden: Path) -> None:
+def test_every_field_of_bvlc_caffe_has_its_number_and_type_next_to_the_forks_fields(golden: Path) -> None:
     with (golden / "schema.tsv").open(newline="") as stream:
         for row in csv.DictReader(stream, delimiter="\t"):
             owner = row["message_or_enum"]
@@ -119,7 +119,7 @@ def test_the_fork_that_wrote_a_net_is_found_from_its_fields_and_types(dialect: s
     assert (read.net, read.dialect) == (param, dialect)
 
 
-def test_numbers_that_clash_are_read_as_the_fork_means_them() -> None:
+def test_numbers_that_clash_are_read_as_the_fork_defines_them() -> None:
     interp = b"".join([wire.bytes_key(2, 6), b"Interp", wire.bytes_key(143, 2), b"\x18\x02"])
     data = wire.bytes_key(100, len(interp)) + interp
     read, dialect = decode_net(data)

@@ -140,7 +140,7 @@ def test_any_error_of_a_third_party_reader_is_one_of_ours(tmp_path: Path) -> Non
         raise MemoryError
 
 
-def test_an_onnx_model_is_no_solver_state_although_its_version_reads_as_an_iteration(tmp_path: Path) -> None:
+def test_an_onnx_model_is_not_a_solver_state_although_its_version_reads_as_an_iteration(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\x08\x08\x3a\x03\x12\x01g")
     with pytest.raises(ModelFileError, match=r"m\.onnx: this is an ONNX model, and a solverstate is expected; 'caffetools import' makes"):
         read_solverstate(tmp_path / "m.onnx")

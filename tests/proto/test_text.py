@@ -162,7 +162,7 @@ def test_a_brace_too_many_is_an_error_with_its_line(tmp_path: Path) -> None:
         (b"\x0a\x03abc\xa2\x06\x90\x4e", "not a text file"),
     ],
 )
-def test_a_file_that_is_no_prototxt_is_an_error_that_says_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_prototxt_is_an_error_that_names_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
     path = written(tmp_path, content)
     assert error_of(path).startswith(f"{path}: ") and message in error_of(path)
 

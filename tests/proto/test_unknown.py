@@ -1,4 +1,4 @@
-"""Fields of a prototxt that no schema has: kept where that is right, and else an error that says what was meant."""
+"""Fields of a prototxt that no schema has: kept where that is right, and else an error that suggests what was meant."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_fields_that_keep_them_cannot_be_written_by_hand(name: str) -> None:
         net(f'name: "n"\nlayer {{ {name}: "x" }}')
 
 
-def test_places_stay_right_behind_what_is_kept() -> None:
+def test_places_are_right_after_kept_text() -> None:
     with pytest.raises(PrototxtError, match=r":15:3: LayerParameter has no field 'tpye'; did you mean 'type'\?"):
         net(NET.replace("}\nlayer {\n  name", "}\nlayer {\n  tpye: 1 name"))
 
@@ -133,7 +133,7 @@ BLOCKS = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3).map(_blo
 
 
 @given(BLOCKS)
-def test_whatever_an_unknown_field_holds_is_kept(value: str) -> None:
+def test_any_value_of_an_unknown_field_is_kept(value: str) -> None:
     text = f'layer {{ type: "Odd" odd_thing{"" if value.startswith("{") else ":"} {value}\n name: "n" }}'
     param = net(text)
     assert param.layer[0].name == "n" and list(unknown_fields(param.layer[0])) == ["odd_thing"]

@@ -154,7 +154,7 @@ V0_HEAD = 'input: "x" input_dim: 1 input_dim: 3 input_dim: 8 input_dim: 8 '
 V0_PADDING = 'layers { layer { name: "p" type: "padding" pad: 2 } bottom: "x" top: "p" } '
 
 
-def test_a_v0_padding_layer_goes_into_the_convolution_or_pooling_that_reads_it() -> None:
+def test_a_v0_padding_layer_is_merged_into_the_convolution_or_pooling_that_reads_it() -> None:
     upgraded = upgrade_net(
         net(
             V0_HEAD
@@ -215,12 +215,12 @@ def test_v0_fields_go_to_the_messages_of_their_layer_types() -> None:
         ('input: "x" layer { name: "r" type: "ReLU" bottom: "x" top: "x2" }', "layer 'r': the input 'x' has no shape"),
     ],
 )
-def test_a_net_that_cannot_be_upgraded_is_an_error_that_says_why(text: str, message: str) -> None:
+def test_a_net_that_cannot_be_upgraded_is_an_error_that_gives_the_reason(text: str, message: str) -> None:
     with pytest.raises(NetError, match=message):
         upgrade_net(net(text))
 
 
-def test_net_level_inputs_become_an_input_layer_that_stands_first() -> None:
+def test_net_level_inputs_become_an_input_layer_that_comes_first() -> None:
     upgraded = upgrade_net(
         net("""name: "n" force_backward: true input: "x" input: "y" input_shape { dim: 1 dim: 2 } input_shape { dim: 3 }
             layer { name: "r" type: "ReLU" }""")

@@ -66,7 +66,7 @@ def test_a_part_of_a_buffer_is_walked_with_positions_of_the_whole() -> None:
         (b"\x00\x01", "field number 0 is not valid", 0),
     ],
 )
-def test_bytes_that_are_no_message_are_an_error_that_says_where(data: bytes, message: str, offset: int) -> None:
+def test_bytes_that_are_not_a_message_are_an_error_that_names_the_place(data: bytes, message: str, offset: int) -> None:
     with pytest.raises(wire.WireError, match=message) as error:
         list(wire.walk(memoryview(data)))
     assert error.value.offset == offset

@@ -106,7 +106,7 @@ def test_a_real_caffe_is_refused_politely_unless_forced(real_caffe: str, monkeyp
     caffetools.install_as_caffe()  # again is no matter
 
 
-def test_python_layers_mean_caffetools_and_leave_a_real_caffe_alone(
+def test_python_layers_use_caffetools_and_leave_a_real_caffe_alone(
     real_caffe: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, no_caffe_yet: None
 ) -> None:
     monkeypatch.syspath_prepend(real_caffe)
@@ -121,7 +121,7 @@ def test_python_layers_mean_caffetools_and_leave_a_real_caffe_alone(
     assert caffe.REAL
 
 
-def test_a_folder_that_is_called_caffe_is_no_caffe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_caffe_yet: None) -> None:
+def test_a_folder_that_is_called_caffe_is_not_a_caffe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_caffe_yet: None) -> None:
     (tmp_path / "caffe" / "build").mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path))
     caffetools.install_as_caffe()

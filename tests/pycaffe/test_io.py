@@ -128,7 +128,7 @@ def test_lists_of_arrays_survive_a_blobprotovector() -> None:
     assert [a.tolist() for a in back] == [a.tolist() for a in arrays]
 
 
-def test_what_does_not_fit_is_said() -> None:
+def test_what_does_not_fit_is_reported() -> None:
     transformer = io.Transformer({"data": (1, 3, 4, 4)})
     with pytest.raises(DataError, match="'dta' is not one of the net's inputs: data"):
         transformer.set_raw_scale("dta", 255)

@@ -1,4 +1,4 @@
-"""pycaffe's Net: what it shows, how it runs, and what it says when something does not fit."""
+"""pycaffe's Net: what it shows, how it runs, and its errors when something does not fit."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_inputs_are_given_by_name_and_checked(deploy: Net) -> None:
         deploy.forward(blobs=["cnv"])
 
 
-def test_ranges_stop_and_go_on(deploy: Net) -> None:
+def test_ranges_stop_and_continue(deploy: Net) -> None:
     whole = deploy.forward(data=pictures())["prob"].copy()
     features = deploy.forward(end="relu", data=pictures())
     assert set(features) == {"conv"}
@@ -237,7 +237,7 @@ def test_dummy_data_keeps_what_is_written_where_its_filler_is_constant(simple: N
     first = simple.blobs["data"].data.copy()
     simple.blobs["label"].data[...] = 3
     simple.forward()
-    assert not np.array_equal(simple.blobs["data"].data, first)  # gaussian: drawn anew
+    assert not np.array_equal(simple.blobs["data"].data, first)  # gaussian: drawn again
     assert (simple.blobs["label"].data == 3).all()
 
 
@@ -249,7 +249,7 @@ def test_errors_name_file_and_line(write: Write, tmp_path: Path) -> None:
         Net(path, TEST)
 
 
-def test_the_module_behind_a_net_shares_its_parameters(deploy: Net) -> None:
+def test_the_module_of_a_net_shares_its_parameters(deploy: Net) -> None:
     deploy.params["fc"][1].data[...] = 3
     assert (torch_net(deploy).layer("fc").blobs[1] == 3).all()
 

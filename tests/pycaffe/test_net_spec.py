@@ -106,7 +106,7 @@ def test_values_may_be_numpys_and_messages() -> None:
         (lambda: L.Convolution(L.Input(), weight_filler=dict(kind="xavier")), "FillerParameter has no field 'kind'"),
     ],
 )
-def test_a_wrong_parameter_is_said(make: object, message: str) -> None:
+def test_a_wrong_parameter_is_reported(make: object, message: str) -> None:
     with pytest.raises(NetError, match=message):
         to_proto(make())
 

@@ -87,7 +87,7 @@ def test_python_layers_run_in_a_module_run_and_hand_gradients_to_autograd(golden
     np.testing.assert_allclose(net.layer("shift").blobs[0].grad.numpy(), arrays["paramdiff:shift:0"], rtol=1e-5)
 
 
-def test_the_log_says_what_code_runs(golden_module: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_reports_what_code_runs(golden_module: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="caffetools.pycaffe"):
         Net(FOLDER / "python.prototxt", TEST)
     assert (
@@ -213,7 +213,7 @@ def test_a_python_layer_may_work_in_place_and_change_its_shape(module: Callable[
         ("import nonesuch\n", "the Python module 'mine' needs the module 'nonesuch', which is not installed"),
     ],
 )
-def test_code_that_is_not_there_or_fails_is_said(text: str | None, message: str, module: Callable[[str], None], write: Write) -> None:
+def test_code_that_is_not_there_or_fails_is_reported(text: str | None, message: str, module: Callable[[str], None], write: Write) -> None:
     if text is not None:
         module(text)
     with pytest.raises(NetError, match=message):

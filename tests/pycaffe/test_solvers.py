@@ -68,7 +68,7 @@ def test_a_solver_follows_caffe(case: dict[str, Any], monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("case", INDEX["resume"][:2], ids=lambda c: c["name"])
-def test_a_solver_goes_on_from_caffes_snapshot(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_resumes_from_caffes_snapshot(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER)
     with np.load(case["npz"]) as file:
         arrays = dict(file)
@@ -144,7 +144,7 @@ def test_test_nets_share_the_weights_and_can_be_run_by_hand(write: Write) -> Non
     assert tested.outputs[0].value == pytest.approx(float(test_net.blobs["loss"].data), rel=1e-5)
 
 
-def test_callbacks_stand_around_the_gradients(write: Write) -> None:
+def test_callbacks_run_around_the_gradients(write: Write) -> None:
     solver = SGDSolver(write("solver.prototxt", SOLVER % (write("net.prototxt", NET), "")))
     regression(solver)
     calls: list[tuple[str, int, bool]] = []
@@ -196,7 +196,9 @@ def test_the_class_chooses_the_rule_and_get_solver_the_file(write: Write) -> Non
         SGDSolver(write("s.prototxt", SOLVER % (write("net.prototxt", NET.replace("num_output: 1", "num_output: 0")), "")))
 
 
-def test_without_a_gpu_set_mode_gpu_says_so_and_stays_on_the_cpu(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_set_mode_gpu_reports_it_and_remains_on_the_cpu(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     mode.set_device(0)
     mode.set_mode_gpu()
@@ -204,7 +206,7 @@ def test_without_a_gpu_set_mode_gpu_says_so_and_stays_on_the_cpu(caplog: pytest.
     assert mode.device().type == "cpu"
 
 
-def test_debug_info_goes_to_the_log(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_info_is_written_to_the_log(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     solver = SGDSolver(write("solver.prototxt", SOLVER % (write("net.prototxt", NET), "debug_info: true")))
     regression(solver)
     with caplog.at_level("INFO", logger=mode.logger.name):

@@ -143,7 +143,7 @@ def test_a_cancelled_calibration_is_resumed_to_the_same_files(digits: Digits, tm
     assert not state_path(out).exists()
 
 
-def test_layers_to_keep_stay_in_float_and_out_of_the_tables(digits: Digits, tmp_path: Path) -> None:
+def test_layers_to_keep_remain_in_float_and_out_of_the_tables(digits: Digits, tmp_path: Path) -> None:
     made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, keep=["conv1"])
     assert [layer.name for layer in made.layers if layer.kept] == ["conv1"]
     names = {tensor.name for tensor in onnx.load(made.path).graph.initializer}

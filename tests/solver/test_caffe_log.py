@@ -156,7 +156,7 @@ def test_what_we_log_is_read_back(tiny: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".log", "_log.jsonl"])
-def test_a_resumed_run_goes_on_in_the_same_files_and_replaces_what_was_lost(tiny: Path, suffix: str) -> None:
+def test_a_resumed_run_continues_in_the_same_files_and_replaces_what_was_lost(tiny: Path, suffix: str) -> None:
     train("solver.prototxt", device="cpu")
     train("solver.prototxt", device="cpu", snapshot="tiny_iter_100.solverstate")
     log = read_log(f"tiny{suffix}")
@@ -196,7 +196,7 @@ def test_classic_dates_go_over_new_year(tmp_path: Path) -> None:
     assert row.seconds == 2 and row.loss is not None and math.isnan(row.loss)
 
 
-def test_several_values_of_a_blob_and_several_test_nets_stay_apart(tmp_path: Path) -> None:
+def test_several_values_of_a_blob_and_several_test_nets_are_kept_apart(tmp_path: Path) -> None:
     head = "I0101 00:00:01.000000    77 solver.cpp:1] "
     path = log_file(
         tmp_path,
@@ -223,7 +223,7 @@ def test_a_line_that_a_crash_cut_short_is_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "hello\nworld\n"])
-def test_what_is_no_log_is_refused(tmp_path: Path, text: str) -> None:
+def test_what_is_not_a_log_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.log").write_text(text)
     with pytest.raises(DataError, match=r"x\.log: holds no lines of a training run"):
         read_log(tmp_path / "x.log")

@@ -43,14 +43,14 @@ def test_a_corrupt_record_is_named_with_layer_and_iteration(work: Path) -> None:
     assert "record '00000016_x'" in log.splitlines()[-1] and log.splitlines()[-1].startswith("E")
 
 
-def test_a_picture_that_vanishes_is_named_and_snapshots_stay(work: Path) -> None:
+def test_a_picture_that_vanishes_is_named_and_snapshots_are_kept(work: Path) -> None:
     list_run(work)
     with pytest.raises(DataError, match=r"^iteration \d+: layer 'pictures': 5\.png: "):
         train("solver.prototxt", device="cpu", callbacks=[After(8, lambda: Path("5.png").unlink())])
     assert Path("out/net_iter_7.solverstate.h5").exists()
 
 
-def test_a_database_that_is_gone_ends_a_resumed_run_before_it_begins(work: Path) -> None:
+def test_a_database_that_is_missing_ends_a_resumed_run_before_it_begins(work: Path) -> None:
     lmdb_run(work)
     train("solver.prototxt", device="cpu", max_iter=8)
     before = Path("out/net.log").read_text()

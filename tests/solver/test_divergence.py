@@ -57,7 +57,7 @@ def test_a_test_that_diverges_names_its_net_and_layer() -> None:
         solver.test_all()
 
 
-def test_the_last_good_snapshot_is_named_and_stays(tmp_path: Path) -> None:
+def test_the_last_good_snapshot_is_named_and_kept(tmp_path: Path) -> None:
     solver: Solver = tiny_solver("snapshot: 5", folder=tmp_path)
     solver.step(6)
     solver.train_inputs = {**inputs(), "data": torch.full((8, 6), math.nan)}

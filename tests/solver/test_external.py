@@ -84,14 +84,14 @@ def test_a_run_is_reported_as_one_of_ours(work: Path) -> None:
     assert Path("tiny.log").read_text() == (LOGS / "train.log").read_text() == "".join(echoed)
 
 
-def test_the_numbers_told_are_those_of_the_log(work: Path) -> None:
+def test_the_numbers_reported_are_those_of_the_log(work: Path) -> None:
     done = train_with_caffe("solver.prototxt")
     log = read_log(LOGS / "train.log")
     assert [(d.iteration, d.loss, d.rate) for d in done.history.train] == [(r.iteration, r.loss, r.lr) for r in log.train]
     assert [(t.iteration, {o.name: o.value for o in t.outputs}) for t in done.history.test] == [(r.iteration, r.outputs) for r in log.test]
 
 
-def test_weights_are_passed_on_and_the_log_can_lie_elsewhere(work: Path) -> None:
+def test_weights_are_passed_on_and_the_log_can_be_elsewhere(work: Path) -> None:
     train_with_caffe("solver.prototxt", weights=["a.caffemodel", "b.caffemodel"], log="logs/x.log")
     assert called()[-1] == "--weights=a.caffemodel,b.caffemodel"
     assert Path("logs/x.log").exists() and not Path("tiny.log").exists()

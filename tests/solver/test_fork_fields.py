@@ -83,7 +83,7 @@ def test_what_would_change_numbers_is_refused_with_file_line_and_field(tmp_path:
     assert (error.value.field, error.value.line, error.value.exit_code) == (name, 3, 2)
 
 
-def test_a_field_at_its_default_or_used_by_another_alone_is_no_obstacle() -> None:
+def test_a_field_at_its_default_or_used_by_another_alone_is_not_an_obstacle() -> None:
     tiny_solver('larc: false momentum_policy: "fixed" solver_data_type: FLOAT larc_eta: 0.5 max_momentum: 0.9 eval_type: "detection"')
 
 

@@ -28,7 +28,7 @@ def holder(prefix: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+def test_another_process_is_refused_and_gets_the_holders_name(tmp_path: Path) -> None:
     with holder(tmp_path / "net") as process:
         with pytest.raises(CaffeToolsError, match=rf"another run \(process {process.pid} on .*net_iter_"), prefix_lock(tmp_path / "net"):
             pass

@@ -51,7 +51,7 @@ def test_testing_runs_the_test_nets_at_its_interval(at_start: bool, iterations: 
     assert [test.iteration for test in history.test] == iterations
 
 
-def test_display_tells_loss_rate_and_speed_at_its_interval() -> None:
+def test_display_reports_loss_rate_and_speed_at_its_interval() -> None:
     history = History()
     ticks = iter(range(0, 1000, 2))
     solver = with_only(tiny_solver(), lambda s: Display(s, 4, clock=lambda: float(next(ticks))), history)
@@ -119,7 +119,7 @@ def test_metrics_are_one_json_object_per_event() -> None:
     assert rows[5] == {"event": "end", "phase": "train", "iteration": 40, "seconds": 6, "stopped": True}
 
 
-def test_a_growing_file_begins_anew_or_goes_on(tmp_path: Path) -> None:
+def test_a_growing_file_begins_from_scratch_or_continues(tmp_path: Path) -> None:
     for append, text in ((False, "a\n"), (False, "b\n"), (True, "c\n")):
         file = AppendOnlyFile(tmp_path / "run" / "log", append=append)
         file.write(text)
@@ -162,7 +162,7 @@ def test_sigint_does_not_wait_for_the_end_of_a_test(tmp_path: Path) -> None:
     assert [s.iteration for s in history.snapshots] == [5]
 
 
-def test_sighup_takes_a_snapshot_and_goes_on(tmp_path: Path) -> None:
+def test_sighup_takes_a_snapshot_and_continues(tmp_path: Path) -> None:
     history = History()
     with Signals() as signals:
         solver = tiny_solver(folder=tmp_path, callbacks=[At(kill(signal.SIGHUP), 7), signals, history])

@@ -90,7 +90,7 @@ def test_a_resumed_run_of_two_processes_ends_on_the_same_bits(tmp_path: Path) ->
     expect_equal_weights(tmp_path / "run_iter_10.caffemodel", tmp_path / "whole" / "run_iter_10.caffemodel", 0.0)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = project(tmp_path, batch=4, solver="max_iter: 5")
     alone(folder, monkeypatch)
     ended = train_together(folder, "--resume", "auto", "--max-iter", "8")
@@ -152,7 +152,7 @@ def test_a_single_process_changes_and_waits_for_nothing() -> None:
 # ---- how they end ----
 
 
-def test_an_error_in_one_process_ends_all_and_is_said_once(tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_all_and_is_reported_once(tmp_path: Path) -> None:
     folder = project(tmp_path, batch=4, solver="test_iter: 1")
     with lmdb.open(str(folder / "train_lmdb"), lock=False).begin(write=True) as transaction:
         transaction.put(b"00000013_x", b"\xff\xff broken")
@@ -164,7 +164,7 @@ def test_an_error_in_one_process_ends_all_and_is_said_once(tmp_path: Path) -> No
     assert re.search(r"^E\d{4} .*process 1 of 2: .*00000013_x", (folder / "run.log").read_text(), re.MULTILINE)
 
 
-def test_what_is_wrong_from_the_start_is_said_once(tmp_path: Path) -> None:
+def test_what_is_wrong_from_the_start_is_reported_once(tmp_path: Path) -> None:
     ended = train_together(project(tmp_path, batch=4, solver='lr_policy: "cosine"'))
     assert ended.codes == [2, 2]
     (complaint,) = ended.complaints()
@@ -197,7 +197,7 @@ def test_sigterm_in_any_process_stops_all_with_one_snapshot(tmp_path: Path) -> N
     assert f"Stopped at iteration {read_solverstate(state).iter}." in ended.outputs[0]
 
 
-def test_a_hang_up_in_any_process_takes_one_snapshot_and_goes_on_until_ctrl_c(tmp_path: Path) -> None:
+def test_a_hang_up_in_any_process_takes_one_snapshot_and_continues_until_ctrl_c(tmp_path: Path) -> None:
     with Together(endless(tmp_path), "solver.prototxt", "--device", "cpu") as run:
         wait_for(lambda: displayed(tmp_path))
         os.kill(run.processes[1].pid or 0, signal.SIGHUP)

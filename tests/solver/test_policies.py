@@ -65,6 +65,6 @@ def test_a_policy_without_its_fields_is_refused_by_name(text: str, words: str) -
         LearningRate(parse(text, SolverParameter))
 
 
-def test_a_rate_that_is_no_number_stops_the_run() -> None:
+def test_a_rate_that_is_not_a_number_stops_the_run() -> None:
     with pytest.raises(RunFailed, match="iteration 5: lr_policy 'poly' gives the learning rate nan"):
         rates('base_lr: 1 lr_policy: "poly" power: 0.5 max_iter: 4', range(6))

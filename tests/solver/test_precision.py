@@ -52,7 +52,7 @@ def distance(one: Solver, other: Solver) -> float:
     return max(float((a - b).norm() / a.norm().clamp(min=1e-3)) for a, b in pairs)
 
 
-def test_without_means_the_bits_are_those_of_the_plain_solver() -> None:
+def test_without_options_the_bits_are_those_of_the_plain_solver() -> None:
     assert distance(trained(None), trained(ComputeOptions())) == 0.0
 
 
@@ -85,7 +85,7 @@ def test_half_precision_learns() -> None:
     assert history.train[-1].loss < 0.2 * history.train[0].loss
 
 
-def test_an_overflow_in_fp16_leaves_out_the_update_and_says_so() -> None:
+def test_an_overflow_in_fp16_leaves_out_the_update_and_reports_it() -> None:
     lines: list[str] = []
     param = solver_param("clip_gradients: 1")
     solver = DistributedSolver(
@@ -136,7 +136,7 @@ def test_test_nets_compute_in_the_same_precision() -> None:
     assert [output.name for output in tested.outputs] == ["accuracy", "loss"]
 
 
-def test_tf32_on_the_cpu_is_fp32_and_says_so() -> None:
+def test_tf32_on_the_cpu_is_fp32_and_reports_it() -> None:
     lines: list[str] = []
     solver = trained(ComputeOptions("tf32"), log=lambda source, text, severity="I": lines.append(text))
     assert distance(trained(None), solver) == 0.0

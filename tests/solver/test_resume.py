@@ -153,7 +153,7 @@ def test_a_run_stopped_in_the_middle_of_a_test_does_the_test_again(tmp_path: Pat
     assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_snapshot_at_the_end_of_the_data_goes_on_at_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_at_the_end_of_the_data_resumes_at_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lmdb_run(tmp_path)
     text = (tmp_path / "net.prototxt").read_text()
@@ -180,7 +180,7 @@ def run_to(folder: Path, *iterations: int, **options: Any) -> Solver:
     return solver
 
 
-def test_the_newest_whole_snapshot_is_taken_and_torn_ones_are_told_of(tmp_path: Path) -> None:
+def test_the_newest_whole_snapshot_is_taken_and_torn_ones_are_reported(tmp_path: Path) -> None:
     run_to(tmp_path, 2, 4, 6, 8)
     for name in ("tiny_iter_8.solverstate", "tiny_iter_6.caffemodel"):
         path = tmp_path / name
@@ -193,7 +193,7 @@ def test_the_newest_whole_snapshot_is_taken_and_torn_ones_are_told_of(tmp_path: 
     assert all("is not whole and is passed over" in note for note in notes)
 
 
-def test_a_snapshot_whose_weights_are_gone_is_passed_over(tmp_path: Path) -> None:
+def test_a_snapshot_whose_weights_are_missing_is_passed_over(tmp_path: Path) -> None:
     run_to(tmp_path, 2, 4)
     (tmp_path / "tiny_iter_4.caffemodel").unlink()
     found = newest_snapshot(tmp_path / "tiny")
@@ -223,7 +223,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
 # ---- the run's state ----
 
 
-def test_a_snapshot_of_real_caffe_goes_on_without_a_runs_state(tmp_path: Path) -> None:
+def test_a_snapshot_of_real_caffe_resumes_without_a_runs_state(tmp_path: Path) -> None:
     first = run_to(tmp_path, 5)
     run_state_path(tmp_path / "tiny_iter_5.solverstate").unlink()
     lines: list[str] = []
@@ -234,7 +234,7 @@ def test_a_snapshot_of_real_caffe_goes_on_without_a_runs_state(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damage", ["torn", "other", "later", "nothing", "torch", "numpy", "python", "losses", "nets"])
-def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_go_on(tmp_path: Path, damage: str) -> None:
+def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_are_used(tmp_path: Path, damage: str) -> None:
     first = run_to(tmp_path, 5)
     side = run_state_path(tmp_path / "tiny_iter_5.solverstate")
     if damage == "torn":
@@ -331,7 +331,7 @@ def test_a_snapshot_of_real_caffe_that_was_resumed_counts_until_there_is_one_of_
     assert found is not None and found.iteration == 5
 
 
-def test_random_states_of_torch_numpy_and_python_go_on(tmp_path: Path) -> None:
+def test_random_states_of_torch_numpy_and_python_are_resumed(tmp_path: Path) -> None:
     import random
 
     run_to(tmp_path, 5)
@@ -344,7 +344,7 @@ def test_random_states_of_torch_numpy_and_python_go_on(tmp_path: Path) -> None:
     assert torch.equal(got[0], expected[0]) and (got[1] == expected[1]).all() and got[2] == expected[2]
 
 
-def test_a_recurrent_layers_state_goes_on(tmp_path: Path) -> None:
+def test_a_recurrent_layers_state_is_resumed(tmp_path: Path) -> None:
     net = """
     layer { name: "data" type: "Input" top: "x" top: "cont" top: "y" input_param { shape { dim: 3 dim: 2 dim: 4 } shape { dim: 3 dim: 2 }
       shape { dim: 3 dim: 2 dim: 5 } } }
@@ -365,7 +365,7 @@ def test_a_recurrent_layers_state_goes_on(tmp_path: Path) -> None:
     assert all(map(torch.equal, weights(whole), weights(second)))
 
 
-def test_an_output_file_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_output_file_continues_where_it_was(tmp_path: Path) -> None:
     file = tmp_path / "out.h5"
     net = NET + f'layer {{ name: "keep" type: "HDF5Output" bottom: "ip1" bottom: "label" hdf5_output_param {{ file_name: "{file}" }} }}'
     whole = tiny_solver(net=net, folder=tmp_path)
@@ -382,7 +382,7 @@ def test_an_output_file_goes_on_where_it_was(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(stored["data"]), expected)
 
 
-def test_layers_that_were_not_there_begin_anew_and_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_were_not_there_are_reset_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lmdb_run(tmp_path)
     train("solver.prototxt", device="cpu", max_iter=3)

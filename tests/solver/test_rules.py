@@ -90,7 +90,7 @@ def test_a_parameter_without_a_gradient_still_decays(kind: str) -> None:
     assert bool((step * before < 0).all()), "every weight moves towards zero"
 
 
-def test_a_frozen_parameter_stays_but_adam_remembers_its_decay() -> None:
+def test_a_frozen_parameter_is_unchanged_but_adam_remembers_its_decay() -> None:
     learnable = entries((0, 1), (0, 0))
     before = [e.parameter.detach().clone() for e in learnable]
     adam = rule('type: "Adam" momentum: 0.9 weight_decay: 0.1', learnable)

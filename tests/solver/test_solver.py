@@ -87,7 +87,7 @@ def test_test_compute_loss_gives_the_mean_loss() -> None:
     assert result.loss == pytest.approx(result.outputs[1].value)
 
 
-def test_a_net_file_is_found_beside_the_solver_and_the_log_says_so(tmp_path: Path) -> None:
+def test_a_net_file_is_found_next_to_the_solver_and_the_log_reports_it(tmp_path: Path) -> None:
     param = solver_param()
     write_prototxt(tmp_path / "net.prototxt", param.net_param)
     param.ClearField("net_param")
@@ -179,7 +179,7 @@ def test_weights_of_the_same_name_in_the_working_directory_are_not_taken(tmp_pat
     assert all(map(torch.equal, weights(solver), weights(fresh)))
 
 
-def test_a_state_whose_weights_are_gone_says_where_it_looked(tmp_path: Path) -> None:
+def test_a_state_whose_weights_are_missing_names_where_it_looked(tmp_path: Path) -> None:
     solver = tiny_solver(folder=tmp_path)
     files = solver.snapshot()
     files.weights.unlink()
@@ -197,7 +197,7 @@ def test_a_state_of_another_solver_type_is_refused_and_changes_nothing(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["tiny_iter_0.caffemodel", "empty.solverstate", "absent.solverstate", "broken.solverstate.h5"])
-def test_what_is_no_state_is_refused(tmp_path: Path, name: str) -> None:
+def test_what_is_not_a_state_is_refused(tmp_path: Path, name: str) -> None:
     tiny_solver(folder=tmp_path).snapshot()
     (tmp_path / "empty.solverstate").touch()
     (tmp_path / "broken.solverstate.h5").write_bytes(b"nothing")
@@ -212,7 +212,7 @@ def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
         tiny_solver().restore(files.state)
 
 
-def test_a_full_disk_is_one_error_and_earlier_snapshots_stay(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_error_and_earlier_snapshots_are_kept(tmp_path: Path) -> None:
     solver = tiny_solver(folder=tmp_path)
     solver.step(5)
     good = solver.snapshot()
@@ -243,7 +243,7 @@ def test_a_prefix_that_is_a_folder_takes_the_solvers_name(tmp_path: Path) -> Non
 # ---- weights ----
 
 
-def test_weights_are_loaded_by_layer_name_and_the_log_says_what_became_of_them(tmp_path: Path) -> None:
+def test_weights_are_loaded_by_layer_name_and_the_log_reports_what_became_of_them(tmp_path: Path) -> None:
     source = tiny_solver()
     save_weights(source.net, tmp_path / "a.caffemodel")
     lines: list[str] = []

@@ -58,7 +58,7 @@ def numbers(layer: Any) -> list[tuple[str, str]]:
     return [(field.name, str(value)) for field, value in copy.ListFields() if field.name.endswith("_param") and str(value)]
 
 
-def test_what_only_training_needs_is_gone() -> None:
+def test_what_only_training_needs_is_removed() -> None:
     made = deploy_from(net_of(TINY))
     assert wiring(made) == [
         ("data", "Input", [], ["data"]),
@@ -83,7 +83,7 @@ def test_the_deployed_net_gives_the_scores_of_the_trained_one() -> None:
     torch.testing.assert_close(deployed({"data": data})["prob"], torch.softmax(scores, 1))
 
 
-def test_names_of_shared_parameters_stay() -> None:
+def test_names_of_shared_parameters_are_kept() -> None:
     text = TINY.replace("param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 }", 'param { lr_mult: 1 } param { name: "b" lr_mult: 2 }')
     specs = layer_of(deploy_from(net_of(text)), "conv").param
     assert [(spec.name, spec.HasField("lr_mult")) for spec in specs] == [("", False), ("b", False)]
@@ -107,7 +107,7 @@ def test_other_losses_get_their_own_answer(loss: str, answer: str | None) -> Non
     assert [list(shape.dim) for shape in made.layer[0].input_param.shape] == [[2, 5]]
 
 
-def test_a_deploy_net_stays_as_it_is() -> None:
+def test_a_deploy_net_is_unchanged() -> None:
     made = deploy_from(net_of(TINY))
     assert deploy_from(made) == made
 
@@ -163,7 +163,7 @@ def test_a_head_that_is_not_there_is_an_error_that_names_the_losses() -> None:
         deploy_from(net_of(TWO_LOSSES), heads=["x"])
 
 
-def test_dropout_goes_where_it_is_asked_for() -> None:
+def test_dropout_is_removed_on_request() -> None:
     drop = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "dropped" }'
     text = TINY.replace('layer { name: "fc"', drop + ' layer { name: "fc"').replace(
         'bottom: "conv" top: "fc"', 'bottom: "dropped" top: "fc"'
@@ -179,7 +179,7 @@ def test_dropout_goes_where_it_is_asked_for() -> None:
     assert not any(layer.type == "Dropout" for layer in deploy_from(build("bvlc_alexnet"), drop_dropout=True).layer)
 
 
-def test_dropout_stays_where_something_works_in_place_on_its_own_blob() -> None:
+def test_dropout_is_kept_where_something_works_in_place_on_its_own_blob() -> None:
     drop = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "dropped" }'
     relu = 'layer { name: "late" type: "ReLU" bottom: "dropped" top: "dropped" }'
     mix = 'layer { name: "mix" type: "Eltwise" bottom: "dropped" bottom: "conv" top: "mix" }'

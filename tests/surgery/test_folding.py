@@ -80,7 +80,7 @@ def test_networks_of_the_zoo_fold(model: str) -> None:
         (('top: "conv" convolution_param', 'top: "conv" param { name: "w" } convolution_param'), ["fc"]),
     ],
 )
-def test_what_cannot_be_folded_stays(change: tuple[str, str], folds: list[str]) -> None:
+def test_what_cannot_be_folded_is_kept(change: tuple[str, str], folds: list[str]) -> None:
     assert change[0] in NORMALIZED
     net = net_of(NORMALIZED.replace(*change))
     assert list(fold_batch_norm(net, weighed(net)).layers) == folds
@@ -88,7 +88,7 @@ def test_what_cannot_be_folded_stays(change: tuple[str, str], folds: list[str]) 
 
 def test_a_net_without_normalization_and_weights_without_a_layer_are_errors() -> None:
     plain = deploy_from(net_of(TINY))
-    with pytest.raises(NetError, match="has no BatchNorm right behind"):
+    with pytest.raises(NetError, match="has no BatchNorm right after"):
         fold_batch_norm(plain, weighed(plain))
     net = net_of(NORMALIZED)
     model = weighed(net)

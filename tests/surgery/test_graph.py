@@ -27,7 +27,7 @@ def test_each_phase_has_its_own_layers_by_their_places_in_the_file() -> None:
     assert Graph(net, TEST).producer(2, "data") == 1
 
 
-def test_a_layer_in_place_makes_its_blob_anew() -> None:
+def test_a_layer_in_place_makes_a_new_version_of_its_blob() -> None:
     graph = Graph(IN_PLACE)
     assert graph.producer(0, "data") is None
     assert (graph.producer(1, "a"), graph.producer(3, "a")) == (0, 2)
@@ -43,7 +43,7 @@ def test_what_a_blob_needs_leaves_out_the_rest() -> None:
     assert list(graph.walk_up(4, "b")) == [3, 2, 0]
 
 
-def test_a_blob_is_renamed_wherever_it_stands() -> None:
+def test_a_blob_is_renamed_wherever_it_is_named() -> None:
     net = net_of(TINY)
     rename_blob(net, "fc", "scores")
     assert [list(layer.bottom) for layer in net.layer[5:]] == [["scores", "label"]] * 3

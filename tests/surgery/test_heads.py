@@ -78,7 +78,7 @@ def test_what_might_mix_the_classes_is_refused_and_named(layer: str) -> None:
     assert [head.layer for head in find_heads(net, ["fc"])] == ["fc"]
 
 
-def test_a_net_without_a_classifier_is_an_error_that_says_what_was_looked_for() -> None:
+def test_a_net_without_a_classifier_is_an_error_that_names_what_was_looked_for() -> None:
     with pytest.raises(NetError, match="no classifier was found in the net 'x': it has no SoftmaxWithLoss.*and no Softmax"):
         find_heads(net_of('name: "x" layer { name: "in" type: "Input" top: "x" }'))
     with pytest.raises(NetError, match="layer 'loss': no classifier was found above SoftmaxWithLoss 'loss': .* are an input of the net"):
@@ -87,7 +87,7 @@ def test_a_net_without_a_classifier_is_an_error_that_says_what_was_looked_for() 
         find_heads(with_head("", reads="x"))
 
 
-def test_a_softmax_inside_of_the_net_is_no_judge() -> None:
+def test_a_softmax_inside_of_the_net_is_not_a_loss() -> None:
     net = net_of("""
       layer { name: "in" type: "Input" top: "x" }
       layer { name: "gate" type: "InnerProduct" bottom: "x" top: "gate" inner_product_param { num_output: 3 } }

@@ -42,11 +42,11 @@ def test_both_phases_keep_their_rules_names_and_batches() -> None:
         ('type: "ForksOwnData" transform_param { crop_size: 9 }', (1, 3, 9, 9)),
     ],
 )
-def test_shapes_follow_from_what_the_layer_says(layer: str, expected: tuple[int, ...]) -> None:
+def test_shapes_follow_from_the_layers_fields(layer: str, expected: tuple[int, ...]) -> None:
     assert data_shape(net_of(f'layer {{ name: "d" {layer} top: "data" top: "label" }}').layer[0]) == expected
 
 
-def test_a_database_or_a_mean_file_that_is_there_tells_the_shape(tmp_path: Path) -> None:
+def test_a_database_or_a_mean_file_that_is_there_gives_the_shape(tmp_path: Path) -> None:
     with new_lmdb(tmp_path / "db") as writer:
         writer.put(b"0", array_to_datum(np.zeros((2, 6, 5), np.uint8), 1).SerializeToString())
     source = f'data_param {{ source: "{tmp_path / "db"}" batch_size: 3 backend: LMDB }}'

@@ -49,7 +49,7 @@ def test_a_margin_classifier_is_retargeted_and_deployed_without_itself(tmp_path:
     assert types(made.deploy) == ["Input", "InnerProduct"]
 
 
-def test_truth_deep_inside_of_a_net_is_refused_with_the_layer_that_reads_it() -> None:
+def test_a_label_deep_inside_of_a_net_is_refused_with_the_layer_that_reads_it() -> None:
     mask = 'layer { name: "mask" type: "Eltwise" bottom: "fc5" bottom: "weights" top: "masked" }'
     weights = 'layer { name: "w" type: "InnerProduct" bottom: "label" top: "weights" inner_product_param { num_output: 6 } }'
     with pytest.raises(NetError, match="layer 'mask': depends on label blob 'weights', which is not available at inference"):
@@ -70,14 +70,14 @@ def test_truth_deep_inside_of_a_net_is_refused_with_the_layer_that_reads_it() ->
         ('type: "EuclideanLoss" bottom: "label" bottom: "fc5"', "fc5"),
     ],
 )
-def test_other_losses_leave_what_they_judge_and_are_gone(loss: str, output: str) -> None:
+def test_other_losses_leave_their_inputs_and_are_removed(loss: str, output: str) -> None:
     sliced = 'layer { name: "s" type: "Slice" bottom: "fc5" top: "a" top: "p" top: "n" slice_param { axis: 0 } }'
     net = DATA.replace("batch_size: 2", "batch_size: 6") + BODY + (sliced if "Triplet" in loss else "")
     made = deploy_from(net_of(net + f'layer {{ name: "loss" {loss} top: "loss" }}'))
     assert wiring(made) == [("data", "Input", [], ["data"]), ("fc5", "InnerProduct", ["data"], [output])]
 
 
-def test_a_loss_on_embeddings_beside_a_classifier_is_left_out_and_told() -> None:
+def test_a_loss_on_embeddings_next_to_a_classifier_is_left_out_and_reported() -> None:
     center = 'layer { name: "center" type: "CenterLoss" bottom: "fc5" bottom: "label" top: "c" center_loss_param { num_output: 10 } }'
     net = net_of(DATA + BODY + FC6 + LOSS + center)
     assert types(deploy_from(net)) == ["Input", "InnerProduct", "InnerProduct", "Softmax"]
@@ -144,7 +144,7 @@ def test_shapes_are_given_by_name_and_those_of_labels_only_guessed(tmp_path: Pat
     assert run("retarget", path, "--classes", 4, "-o", tmp_path / "run", "--input-shape", "data=1x5", "--input-shape", "label=1x4")[0] == 0
 
 
-def test_what_is_read_beside_the_picture_needs_a_shape() -> None:
+def test_what_is_read_besides_the_picture_needs_a_shape() -> None:
     two = DATA.replace('"Data"', '"Python"').replace('top: "label"', 'top: "rois" top: "label"').split("transform_param")[0] + "}"
     mixed = 'layer { name: "mix" type: "Concat" bottom: "data" bottom: "rois" top: "mix" }'
     net = net_of(two + mixed + BODY.replace('bottom: "data"', 'bottom: "mix"') + FC6 + LOSS)
@@ -164,12 +164,12 @@ def test_retarget_deploys_the_classifier_that_it_retargeted(tmp_path: Path) -> N
     assert [layer.name for layer in made.deploy.layer] == ["data", "fc5", "fc6_7", "prob"]
 
 
-def test_what_else_depends_on_the_number_of_classes_is_told() -> None:
+def test_what_else_depends_on_the_number_of_classes_is_reported() -> None:
     boxes = 'layer { name: "boxes" type: "InnerProduct" bottom: "fc5" top: "boxes" inner_product_param { num_output: 40 } }'
-    told = (
+    reported = (
         'layer { name: "p" type: "Python" bottom: "fc5" top: "p" python_param { module: "m" layer: "L" param_str: "\'num_classes\': 10" } }'
     )
-    assert retarget(net_of(DATA + BODY + FC6 + LOSS + boxes + told), 7).notes == [
+    assert retarget(net_of(DATA + BODY + FC6 + LOSS + boxes + reported), 7).notes == [
         "layer 'boxes' has 40 outputs, 4 for each of the 10 old classes",
         """layer 'p' has the parameters "'num_classes': 10\"""",
     ]
@@ -205,7 +205,7 @@ def test_a_layer_below_the_classifier_is_none_though_it_is_named() -> None:
         retarget(net_of(DATA + BODY + FC6 + LOSS), 7, heads=["fc"])
 
 
-def test_infogain_is_a_loss_on_classes_whose_matrix_is_told() -> None:
+def test_infogain_is_a_loss_on_classes_whose_matrix_is_reported() -> None:
     made = retarget(net_of(DATA + BODY + FC6 + LOSS.replace("SoftmaxWithLoss", "InfogainLoss")), 7)
     assert made.renamed == {"fc6": "fc6_7"}
     assert made.notes == ["layer 'loss' reads an infogain matrix of 10 classes"]

@@ -107,7 +107,7 @@ def test_dummy_data_is_the_input_of_the_deploy_net(shapes: str) -> None:
     assert [list(shape.dim) for shape in deployed.layer[0].input_param.shape] == [[8, 3, 4, 4]]
 
 
-def test_dummy_data_beside_other_data_gives_constants_and_keeps_what_it_says_of_the_tops_that_are_read() -> None:
+def test_dummy_data_next_to_other_data_gives_constants_and_keeps_its_values_for_the_tops_that_are_read() -> None:
     text = """
     layer { name: "in" type: "Input" top: "data" input_param { shape { dim: 8 dim: 4 } } }
     layer { name: "d" type: "DummyData" top: "label" top: "shift"

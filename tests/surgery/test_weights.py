@@ -136,7 +136,7 @@ def test_labels_that_cannot_be_right_are_errors(tmp_path: Path) -> None:
     assert read_classes(tmp_path / "labels.txt") == ["a b", "c"]
 
 
-def test_trimmed_weights_have_what_stays() -> None:
+def test_trimmed_weights_have_what_is_kept() -> None:
     made = retarget(net_of(TINY), 10, keep_names=True)
     model = to_caffemodel(Net(data_layers_to_inputs(net_of(TINY)), TEST))
     assert list(trim_weights(model, made.train_val, made.renamed).blobs) == ["conv"]

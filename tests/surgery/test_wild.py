@@ -52,13 +52,13 @@ def attempt(operation: Callable[[Any], Any], reasons: dict[str, str]) -> tuple[s
         try:
             return "done", operation(shape)
         except CaffeToolsError as error:
-            told = str(error)
-            if "give --input-shape" in told and "=SHAPE" not in told and shape is None:
+            reported = str(error)
+            if "give --input-shape" in reported and "=SHAPE" not in reported and shape is None:
                 continue
-            if "channels" in told and shape == SHAPES[1]:
+            if "channels" in reported and shape == SHAPES[1]:
                 continue
-            found = [name for name, text in reasons.items() if text in told]
-            assert len(found) == 1, told
+            found = [name for name, text in reasons.items() if text in reported]
+            assert len(found) == 1, reported
             return found[0], None
     raise AssertionError
 
@@ -67,7 +67,7 @@ def has_labels(net: Any) -> bool:
     return any(is_loss_or_metric(layer) or (layer.type == "Input" and "label" in layer.top) for layer in net.layer)
 
 
-def test_every_published_prototxt_is_a_net_or_a_solver_that_prints_to_itself_or_says_where_it_is_not(wild: Path) -> None:
+def test_every_published_prototxt_is_a_net_or_a_solver_that_prints_to_itself_or_names_where_it_is_not(wild: Path) -> None:
     broken = {}
     files = sorted(wild.joinpath("prototxt").rglob("*.*"))
     for path in (path for path in files if path.is_file()):
@@ -84,7 +84,7 @@ def test_every_published_prototxt_is_a_net_or_a_solver_that_prints_to_itself_or_
     assert len(files) > 460
     # Maps from labels to names, for SSD, and a solver with a field of its own fork.
     assert all("labelmap" in path.name or "solver" in path.name for path in broken), broken
-    assert all(re.match(rf"{re.escape(str(path))}:\d+:\d+: ", told) for path, told in broken.items()), broken
+    assert all(re.match(rf"{re.escape(str(path))}:\d+:\d+: ", reported) for path, reported in broken.items()), broken
     assert len(broken) == 6
 
 

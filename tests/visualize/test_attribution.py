@@ -81,7 +81,7 @@ def test_a_linear_net_is_explained_by_its_weights(name: str) -> None:
     np.testing.assert_array_equal(getattr(visualize, name)(net, torch.from_numpy(image), blob="ip", unit=(1,)), got)
 
 
-def test_rectifiers_pass_back_what_their_rule_says(rectified: tuple[Net, NDArray[np.float32]]) -> None:
+def test_rectifiers_pass_back_what_their_rule_states(rectified: tuple[Net, NDArray[np.float32]]) -> None:
     net, x = rectified  # conv: 2, -2, 2.5; after the ReLU: 2, 0, 2.5
     gradient = {name: float(getattr(visualize, name)(net, x, blob="ip", unit=0)[0, 0, 0]) for name in GRADIENTS[:3]}
     assert gradient == {

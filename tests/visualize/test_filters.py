@@ -51,7 +51,7 @@ def test_each_filter_or_all_are_scaled_by_the_largest_weight() -> None:
     assert common[[0, 1, 6, 7]].tolist() == [159, 191, 0, 255]
 
 
-def test_other_channels_are_grey_tiles_with_the_limit_told() -> None:
+def test_other_channels_are_grey_tiles_with_the_limit_reported() -> None:
     sheet = filter_sheet(filters(100, 40), scale=1)
     assert sheet.image.shape == (24 * 3 + 23 * 2, 32 * 3 + 31 * 2, 3)
     assert sheet.caption.startswith("The first 24 of 100 filters, each row is one filter, its tiles are the first 32 of 40 channels.")

@@ -103,7 +103,7 @@ def test_repeated_blocks_fold_into_one_box() -> None:
     assert fold_repeats(graph_of(residual(1))).boxes == graph_of(residual(1)).boxes
 
 
-def test_a_thousand_layers_stay_readable(tmp_path: Path) -> None:
+def test_a_thousand_layers_are_readable(tmp_path: Path) -> None:
     graph = graph_of(residual(250))
     assert graph.layers > 1000
     placed = place_graph(graph, engine="own")

@@ -95,7 +95,7 @@ def test_top_pictures_and_synthesized_ones(server: LiveServer) -> None:
     assert status == 200 and pixels(answer["image"]).shape == (256, 256, 3)
 
 
-def test_bad_requests_are_answered_and_the_server_goes_on(server: LiveServer) -> None:
+def test_bad_requests_are_answered_and_the_server_continues(server: LiveServer) -> None:
     for path, body, message in (
         ("/api/frame?blob=conv1&unit=0", b"no picture", "the frame"),
         ("/api/frame?blob=conv9&unit=0", PICTURE, "no unit 0 of a blob 'conv9'"),

@@ -134,7 +134,7 @@ def test_words_of_the_user_never_become_markup(html: str) -> None:
     assert any(EVIL in (image["alt"] or "") for image in page.all("img"))
 
 
-def test_every_picture_is_a_picture_and_is_told_in_words(html: str) -> None:
+def test_every_picture_is_a_picture_and_is_described_in_words(html: str) -> None:
     page = Page(html)
     sources = [(image["src"], image.get("alt")) for image in page.all("img")] + [(s["srcset"], "dark") for s in page.all("source")]
     assert len(sources) == 2 * (3 + 2 + 2 * (3 + 1))  # per phase three samples, an explanation, and in two themes three sheets, a histogram
@@ -185,7 +185,7 @@ def test_parts_that_are_missing_are_left_out() -> None:
     assert not {"table", "img", "nav", "dl"} & {tag for tag, _ in page.elements}
 
 
-def test_a_failed_verification_says_so() -> None:
+def test_a_failed_verification_reports_it() -> None:
     for difference in (1e-3, math.nan):
         text = Page(report_html(Report("r", onnx=OnnxCheck("m.onnx", 17, "onnxruntime", difference, 1e-4, 1, 1)))).text()
         assert "✗ Not verified" in text and "✓" not in text

@@ -33,7 +33,7 @@ def test_a_card_names_networks_that_are_shipped_and_take_its_input(name: str) ->
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_card_without_weights_says_what_to_do_and_one_with_weights_where_its_checksum_is_from(name: str) -> None:
+def test_a_card_without_weights_names_what_to_do_and_one_with_weights_where_its_checksum_is_from(name: str) -> None:
     card = get_card(name)
     if card.weights is None:
         assert card.no_weights
@@ -52,7 +52,7 @@ def test_a_published_model_has_an_address_a_checksum_with_its_source_and_preproc
     assert len(card.read_labels()) == 1000
 
 
-def test_lenet_says_that_there_are_no_published_weights() -> None:
+def test_lenet_states_that_there_are_no_published_weights() -> None:
     card = get_card("lenet")
     assert card.weights is None and "no published weights" in card.no_weights
 
@@ -146,14 +146,14 @@ def test_a_missing_key_is_an_error_that_names_file_and_key(tmp_path: Path, keys:
     ("text", "message"),
     [("a: [", "not a YAML card"), ("", "must be a mapping"), ("- 1", "must be a mapping"), ("a: !!python/tuple []", "not a YAML")],
 )
-def test_a_file_that_is_no_card_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_card_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ZooError, match=message) as error:
         read_card(path)
     assert str(path) in str(error.value)
 
 
-def test_the_imagenet_labels_stand_in_the_order_of_the_outputs() -> None:
+def test_the_imagenet_labels_are_in_the_order_of_the_outputs() -> None:
     labels = read_labels("imagenet_labels.txt")
     assert len(labels) == len(set(labels)) == 1000
     # Caffe numbers the classes by WordNet id.

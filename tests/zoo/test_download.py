@@ -52,7 +52,7 @@ def test_a_server_without_ranges_that_always_drops_ends_in_an_error(server: Serv
     assert len(server.seen) == QUICK.attempts
 
 
-def test_a_later_run_goes_on_with_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
+def test_a_later_run_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
     card = card_at(f"{server.url}/w")
     server.drop_after = [700_000, 0, 0, 0]
     with pytest.raises(ZooError):
@@ -155,7 +155,7 @@ def test_a_file_that_is_longer_than_its_card_allows_is_refused(tmp_path: Path, p
     assert names(tmp_path) == []
 
 
-def test_ctrl_c_leaves_a_part_that_the_next_fetch_goes_on_with(server: Server, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_part_that_the_next_fetch_resumes(server: Server, tmp_path: Path) -> None:
     server.hold = threading.Event()
     script = f"""
 import dataclasses, os, signal, sys

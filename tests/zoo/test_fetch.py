@@ -71,7 +71,7 @@ def test_every_kind_of_checksum_is_held_against_the_file(server: Server, tmp_pat
 
 
 @pytest.mark.skipif(not Path("/usr/bin/git").exists(), reason="no git here")
-def test_the_git_object_id_is_what_git_says(tmp_path: Path) -> None:
+def test_the_git_object_id_is_that_of_git(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(CONTENT[:1000])
     said = subprocess.run(["/usr/bin/git", "hash-object", "--no-filters", path], capture_output=True, text=True, check=True).stdout.strip()
@@ -84,7 +84,7 @@ def test_the_second_address_is_used_where_the_first_fails(server: Server, tmp_pa
     assert fetched.source == f"{server.url}/w"
 
 
-def test_offline_is_one_error_that_says_which_file_from_where_and_where_to_put_it(tmp_path: Path) -> None:
+def test_offline_is_one_error_that_names_the_file_its_address_and_where_to_put_it(tmp_path: Path) -> None:
     address = unused_address()
     with pytest.raises(ZooError) as error:
         get(card_at(f"{address}/w"), tmp_path)
@@ -99,7 +99,7 @@ def test_a_file_put_there_by_hand_is_checked_and_used(tmp_path: Path) -> None:
     assert get(card_at(unused_address()), tmp_path).source is None
 
 
-def test_a_wrong_file_put_there_by_hand_is_an_error_and_stays(tmp_path: Path) -> None:
+def test_a_wrong_file_put_there_by_hand_is_an_error_and_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "weights.caffemodel"
     path.write_bytes(b"other")
     with pytest.raises(ZooError, match=f"SHA-1 is {hashlib.sha1(b'other').hexdigest()}, expected {SHA1}; move it away"):
@@ -107,7 +107,7 @@ def test_a_wrong_file_put_there_by_hand_is_an_error_and_stays(tmp_path: Path) ->
     assert path.read_bytes() == b"other"
 
 
-def test_a_mirror_on_the_web_takes_the_place_of_the_publisher(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_on_the_web_replaces_the_publisher(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MIRROR, f"{server.url}/models/")
     fetched = get(card_at(unused_address()), tmp_path)
     assert fetched.source == f"{server.url}/models/weights.caffemodel"
@@ -137,7 +137,7 @@ def test_a_mirror_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest
         get(card_at(unused_address()), tmp_path)
 
 
-def test_a_model_without_weights_says_what_to_do(tmp_path: Path) -> None:
+def test_a_model_without_weights_names_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="lenet: LeNet has no published weights; .*caffetools demo"):
         fetch("lenet", tmp_path)
 

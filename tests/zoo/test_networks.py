@@ -87,7 +87,7 @@ def test_a_solver_has_the_settings_of_the_published_one_but_for_its_paths(model:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_solver_trains_the_net_beside_it(model: str) -> None:
+def test_a_solver_trains_the_net_next_to_it(model: str) -> None:
     solver = build(model, "solver")
     assert prototxt_path(model, "solver").with_name(solver.net) == prototxt_path(model)
 

@@ -16,7 +16,7 @@ def agree(net: Any, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
     check_parameter_shapes_match(net, deploy_from(net, input_shape=shapes), shapes or {})
 
 
-def test_a_net_of_one_size_agrees_and_shapes_are_taken_where_it_tells_none() -> None:
+def test_a_net_of_one_size_agrees_and_shapes_are_taken_where_it_has_none() -> None:
     agree(net_of(TINY))
     agree(net_of(TINY.replace("crop_size: 8", "")), {"": (1, 3, 9, 9)})
 

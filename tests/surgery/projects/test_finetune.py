@@ -36,7 +36,7 @@ def test_each_phase_gets_its_source_its_batch_and_the_mean() -> None:
     assert list(net.layer)[2:] == list(net_of(TINY).layer)[2:]
 
 
-def test_a_mean_file_takes_the_place_of_values_and_nothing_given_changes_nothing() -> None:
+def test_a_mean_file_replaces_values_and_nothing_given_changes_nothing() -> None:
     net = net_of(TINY)
     assert set_data_sources(net) == [] and net == net_of(TINY)
     set_data_sources(net, mean_file="m.binaryproto")

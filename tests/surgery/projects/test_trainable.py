@@ -89,7 +89,7 @@ def test_a_sigmoid_becomes_the_loss_for_several_labels_which_hdf5_files_hold() -
     assert made.blob_shapes["loss"] == ()
 
 
-def test_grey_pictures_stay_grey_and_are_not_mirrored() -> None:
+def test_grey_pictures_remain_grey_and_are_not_mirrored() -> None:
     made, _, _ = trainable_from(build("lenet", "deploy"))
     assert made.layer[0].transform_param.force_gray and not made.layer[0].transform_param.mirror
     assert data_shape(made.layer[0], 1) == (1, 1, 28, 28)
@@ -107,7 +107,7 @@ def test_weights_that_the_file_keeps_from_learning_learn_again() -> None:
     assert [spec.lr_mult for spec in layer_of(made, "fc").param] == [1, 0]
 
 
-def test_outputs_that_no_loss_will_read_are_told() -> None:
+def test_outputs_that_no_loss_will_read_are_reported() -> None:
     boxes = 'layer { name: "boxes" type: "InnerProduct" bottom: "data" top: "boxes" inner_product_param { num_output: 4 } }'
     prob = 'layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }'
     _, _, notes = trainable_from(net_of(SCORES + boxes + prob))

@@ -48,7 +48,7 @@ def test_new_layers_come_before_the_classifier_in_their_order() -> None:
     assert {row.name: row.parameters for row in summarize(net).layers}["fc8"] == [(1000, 256), (1000,)]
 
 
-def test_a_layer_behind_another_is_read_by_all_that_read_that_one() -> None:
+def test_a_layer_after_another_is_read_by_all_that_read_that_one() -> None:
     net, _ = with_added(build("bvlc_googlenet"), "inception_4a/output=BatchNorm", "inception_4a/output=Scale")
     assert wiring(net, "bn_new", "scale_new") == [
         ("BatchNorm", ["inception_4a/output"], ["bn_new"]),
@@ -60,7 +60,7 @@ def test_a_layer_behind_another_is_read_by_all_that_read_that_one() -> None:
     assert [layer.name for layer in net.layer].index("bn_new") == [layer.name for layer in net.layer].index("inception_4a/output") + 1
 
 
-def test_a_layer_comes_behind_what_works_in_place_on_the_blob() -> None:
+def test_a_layer_comes_after_what_works_in_place_on_the_blob() -> None:
     net, _ = with_added(net_of(TINY), "conv=LRN")
     assert [layer.name for layer in net.layer][2:6] == ["conv", "relu", "lrn_new", "fc"]
     assert wiring(net, "lrn_new", "fc") == [("LRN", ["conv"], ["lrn_new"]), ("InnerProduct", ["lrn_new"], ["fc"])]
@@ -102,7 +102,7 @@ def test_names_of_the_weights_are_not_taken_by_chance() -> None:
         with_added(net_of(TINY), 'name: "mine" type: "ReLU"', taken=["mine"])
 
 
-def test_prototxt_says_all_that_a_layer_can() -> None:
+def test_prototxt_can_state_all_that_a_layer_can() -> None:
     text = (
         'conv=layer { name: "mine" type: "Convolution" param { lr_mult: 3 } convolution_param { num_output: 5 kernel_size: 1 group: 1 } }'
     )
@@ -161,7 +161,7 @@ def test_short_forms_make_layers_that_run(text: str, shape: tuple[int, ...]) -> 
         ('type: "ReLU" } name: "other" layer {', "--add-layer: is not a single layer"),
     ],
 )
-def test_what_is_no_layer_is_told(text: str, message: str) -> None:
+def test_what_is_not_a_layer_is_reported(text: str, message: str) -> None:
     with pytest.raises((CaffeToolsError, PrototxtError)) as caught:
         parse_added(text)
     assert message in str(caught.value)
@@ -178,7 +178,7 @@ def test_what_is_no_layer_is_told(text: str, message: str) -> None:
         ("data=ReLU", "layer 'data': has 2 tops; name a layer that has one (--add-layer)"),
     ],
 )
-def test_what_cannot_be_put_in_is_told(text: str, message: str) -> None:
+def test_what_cannot_be_put_in_is_reported(text: str, message: str) -> None:
     with pytest.raises(NetError) as caught:
         with_added(net_of(TINY), text)
     assert message in str(caught.value)

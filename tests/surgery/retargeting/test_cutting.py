@@ -23,7 +23,7 @@ def parameter_shapes(net: Any) -> dict[str, Any]:
     return {row.name: row.parameters for row in summarize(net).layers}
 
 
-def test_the_classifier_reads_the_layers_blob_and_all_between_is_gone() -> None:
+def test_the_classifier_reads_the_layers_blob_and_all_between_is_removed() -> None:
     net = build("bvlc_alexnet")
     changes = drop_after(net, "pool5")
     assert names(net)[-4:] == ["pool5", "fc8", "accuracy", "loss"]
@@ -42,7 +42,7 @@ def test_what_works_in_place_on_the_blob_is_part_of_it() -> None:
     assert names(net)[-6:] == ["fc6", "relu6", "drop6", "fc8", "accuracy", "loss"]
 
 
-def test_the_pooling_of_the_whole_picture_stays_and_takes_in_pictures_of_any_size() -> None:
+def test_the_pooling_of_the_whole_picture_is_kept_and_takes_in_pictures_of_any_size() -> None:
     net = build("bvlc_googlenet")
     changes = drop_after(net, "inception_4a/output")
     pool = layer_of(net, "pool5/7x7_s1")
@@ -56,7 +56,7 @@ def test_the_pooling_of_the_whole_picture_stays_and_takes_in_pictures_of_any_siz
     assert parameter_shapes(net)["loss3/classifier"] == [(1000, 512), (1000,)]
 
 
-def test_a_second_classifier_stays_where_what_it_reads_stays_and_goes_with_it_otherwise() -> None:
+def test_a_second_classifier_is_kept_where_its_input_is_kept_and_removed_otherwise() -> None:
     net = build("bvlc_googlenet")
     drop_after(net, "inception_4a/output")
     assert "loss1/classifier" in names(net) and "loss1/loss" in names(net)
@@ -65,20 +65,20 @@ def test_a_second_classifier_stays_where_what_it_reads_stays_and_goes_with_it_ot
     assert not any(name.startswith("loss1/") for name in names(net))
 
 
-def test_of_a_module_with_branches_only_what_is_read_stays() -> None:
+def test_of_a_module_with_branches_only_what_is_read_is_kept() -> None:
     net = build("bvlc_googlenet")
     drop_after(net, "inception_4b/1x1")
     assert [name for name in names(net) if name.startswith("inception_4b/")] == ["inception_4b/1x1", "inception_4b/relu_1x1"]
 
 
-def test_a_shortcut_past_the_cut_goes_too() -> None:
+def test_a_shortcut_past_the_cut_is_removed_too() -> None:
     net = build("resnet18")
     drop_after(net, "bn4a_branch2a")
     assert "scale4a_branch2a" in names(net) and "res4a_branch2a_relu" in names(net)
     assert not any(name in names(net) for name in ("res4a_branch1", "bn4a_branch1", "res4a", "res5b"))
 
 
-def test_two_branches_that_meet_behind_the_cut_keep_their_classifiers() -> None:
+def test_two_branches_that_meet_after_the_cut_keep_their_classifiers() -> None:
     two = net_of(
         'layer { name: "in" type: "Input" top: "x" top: "label" input_param { shape { dim: 2 dim: 5 } shape { dim: 2 } } }'
         'layer { name: "stem" type: "InnerProduct" bottom: "x" top: "stem" inner_product_param { num_output: 6 } }'
@@ -105,7 +105,7 @@ def test_two_branches_that_meet_behind_the_cut_keep_their_classifiers() -> None:
         ("data", "layer 'data': has 2 tops; name a layer that has one (--drop-after)"),
     ],
 )
-def test_what_cannot_be_cut_is_told_and_the_net_stays(layer: str, message: str) -> None:
+def test_what_cannot_be_cut_is_reported_and_the_net_is_unchanged(layer: str, message: str) -> None:
     net = build("bvlc_alexnet")
     before = net.SerializeToString(deterministic=True)
     with pytest.raises(NetError) as caught:
@@ -114,7 +114,7 @@ def test_what_cannot_be_cut_is_told_and_the_net_stays(layer: str, message: str) 
     assert net.SerializeToString(deterministic=True) == before
 
 
-def test_what_stays_cannot_read_what_goes() -> None:
+def test_a_kept_layer_cannot_read_a_removed_one() -> None:
     def product(name: str, bottom: str) -> str:
         made = f'type: "InnerProduct" bottom: "{bottom}" top: "{name}" inner_product_param {{ num_output: 6 }}'
         return f'layer {{ name: "{name}" {made} }}'
@@ -128,12 +128,12 @@ def test_what_stays_cannot_read_what_goes() -> None:
         + f'layer {{ name: "fc" {margin} }}'
         + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'
     )
-    with pytest.raises(NetError, match="layer 'fc': reads 'late', which lies behind the cut"):
+    with pytest.raises(NetError, match="layer 'fc': reads 'late', which is computed after the cut"):
         drop_after(net, "stem")
 
 
 @pytest.mark.parametrize("model", ["bvlc_googlenet", "squeezenet_v1.1", "resnet18", "mobilenet_v2", "se_resnet50", "lenet"])
-def test_after_whatever_layer_a_net_is_cut_the_rest_is_whole(model: str) -> None:
+def test_after_any_layer_a_net_is_cut_and_the_rest_is_complete(model: str) -> None:
     whole = build(model)
     shape = {"": (2, 1, 28, 28)} if model == "lenet" else None
     shapes = {row.name: row.shapes for row in summarize(whole, shapes=shape).layers}
@@ -165,7 +165,7 @@ def test_after_whatever_layer_a_net_is_cut_the_rest_is_whole(model: str) -> None
         'layer { name: "flat" type: "Reshape" bottom: "gp" top: "flat" reshape_param { shape { dim: 0 dim: -1 } } }',
     ],
 )
-def test_what_lies_between_the_pooling_and_the_classifier_stays_with_them(between: str) -> None:
+def test_layers_between_the_pooling_and_the_classifier_are_kept_with_them(between: str) -> None:
     conv2 = 'layer { name: "conv2" type: "Convolution" bottom: "conv" top: "conv2" convolution_param { num_output: 7 kernel_size: 3 } }'
     pool = 'layer { name: "gp" type: "Pooling" bottom: "conv2" top: "gp" pooling_param { pool: AVE kernel_size: 4 } }'
     reads = "flat" if "flat" in between else "gp"
@@ -178,7 +178,7 @@ def test_what_lies_between_the_pooling_and_the_classifier_stays_with_them(betwee
         assert layer_of(net, "gp").pooling_param.global_pooling
 
 
-def test_a_pooling_behind_a_classifier_of_maps_takes_in_the_larger_maps() -> None:
+def test_a_pooling_after_a_classifier_of_maps_takes_in_the_larger_maps() -> None:
     net = build("nin_imagenet")
     changes = drop_after(net, "pool3")
     assert any(change.what == "kernel" and change.after == "global" for change in changes)
@@ -187,7 +187,7 @@ def test_a_pooling_behind_a_classifier_of_maps_takes_in_the_larger_maps() -> Non
 
 
 @pytest.mark.parametrize("kind", ["Slice", "Split"])
-def test_a_top_that_nothing_reads_any_more_is_no_new_output(kind: str) -> None:
+def test_a_top_that_nothing_reads_any_more_is_not_a_new_output(kind: str) -> None:
     parts = f'layer {{ name: "parts" type: "{kind}" bottom: "conv" top: "one" top: "two" }}'
     conv2 = 'layer { name: "conv2" type: "Convolution" bottom: "one" top: "conv2" convolution_param { num_output: 3 kernel_size: 1 } }'
     sums = 'layer { name: "both" type: "Concat" bottom: "conv2" bottom: "two" top: "both" }'

@@ -17,7 +17,7 @@ def rates(net: Any, name: str) -> list[tuple[float, float]]:
     return [(spec.lr_mult, spec.decay_mult) for spec in layer_of(net, name).param]
 
 
-def test_a_layer_and_all_that_it_is_made_from_freeze_and_nothing_behind() -> None:
+def test_a_layer_and_all_that_it_is_made_from_freeze_and_nothing_after_it() -> None:
     net = build("bvlc_googlenet")
     freeze_upto(net, "inception_4a/output")
     frozen = {layer.name for layer in net.layer if layer.param and all(spec.lr_mult == 0 for spec in layer.param)}
@@ -84,7 +84,7 @@ def test_dropout_is_set_where_there_is_one() -> None:
         set_dropout(net, 1)
 
 
-def test_a_filler_is_read_as_people_write_it_and_told() -> None:
+def test_a_filler_is_read_as_people_write_it_and_reported() -> None:
     filler = parse_filler("gaussian:0.02")
     assert (filler.type, round(filler.std, 6)) == ("gaussian", 0.02)
     assert parse_filler("msra").type == "msra" and parse_filler(None) is None
@@ -104,7 +104,7 @@ def test_names_can_be_kept() -> None:
     assert not any(change.what == "name" for change in made.changes)
 
 
-def test_a_reshape_behind_the_classifier_names_the_new_number_of_classes() -> None:
+def test_a_reshape_after_the_classifier_names_the_new_number_of_classes() -> None:
     reshape = 'layer {{ name: "r" type: "Reshape" bottom: "fc" top: "y" reshape_param {{ shape {{ {} }} }} }}'
     made = retarget(with_head(reshape.format("dim: 0 dim: 4")), 7)
     assert list(layer_of(made.train_val, "r").reshape_param.shape.dim) == [0, 7]
@@ -125,7 +125,7 @@ def test_two_branches_whose_scores_meet_are_both_retargeted() -> None:
     assert list(layer_of(made.train_val, "sum").bottom) == ["fc_7", "fc2_7"]
 
 
-def test_a_net_that_tells_several_labels_at_once_is_retargeted_but_an_autoencoder_is_not() -> None:
+def test_a_net_with_several_labels_at_once_is_retargeted_but_an_autoencoder_is_not() -> None:
     assert retarget(with_head("", "SigmoidCrossEntropyLoss", reads="fc"), 7).renamed == {"fc": "fc_7"}
     autoencoder = """
     layer { name: "in" type: "Input" top: "x" }
@@ -137,7 +137,7 @@ def test_a_net_that_tells_several_labels_at_once_is_retargeted_but_an_autoencode
         retarget(net_of(autoencoder), 7)
 
 
-def test_layers_of_forks_freeze_too_and_those_that_nobody_knows_are_told() -> None:
+def test_layers_of_forks_freeze_too_and_those_that_are_unknown_are_reported() -> None:
     def layer(name: str, kind: str, more: str = "") -> str:
         return f'layer {{ name: "{name}" type: "{kind}" bottom: "conv" top: "conv" {more} }}'
 

@@ -1,4 +1,4 @@
-"""Retargeting makes the classifiers anew and leaves everything else as it was."""
+"""Retargeting reinitializes the classifiers and leaves everything else unchanged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_classifier_gets_a_name_a_number_of_outputs_and_a_faster_rate() -> N
 
 @settings(deadline=None, max_examples=30)
 @given(model=st.sampled_from(MODELS), classes=st.integers(min_value=5, max_value=20000))
-def test_every_other_layer_stays_as_it_was(model: str, classes: int) -> None:
+def test_every_other_layer_is_unchanged(model: str, classes: int) -> None:
     before, made = build(model), retarget(build(model), classes)
     back = {new: old for old, new in made.renamed.items()}
     if model == "nin_imagenet":
@@ -71,7 +71,7 @@ def test_a_retargeted_network_builds_and_has_the_new_number_of_scores(model: str
         assert layer.top_shapes[0][:2] == (2, 7)
 
 
-def test_names_never_collide_and_tell_the_classes() -> None:
+def test_names_never_collide_and_contain_the_classes() -> None:
     twice = retarget(retarget(net_of(TINY), 7).train_val, 7)
     assert twice.renamed == {"fc_7": "fc_7_2"}
     assert retarget(twice.train_val, 7).renamed == {"fc_7_2": "fc_7_3"}
@@ -122,7 +122,7 @@ def test_an_accuracy_that_has_no_better_sibling_becomes_an_ordinary_one() -> Non
     assert "top-5: top_k 5 → 1" in map(str, made.changes)
 
 
-def test_parameters_for_each_class_behind_the_classifier_start_anew_too() -> None:
+def test_parameters_for_each_class_after_the_classifier_are_reinitialized_too() -> None:
     made = retarget(with_head('layer { name: "scale" type: "Scale" bottom: "fc" top: "y" }'), 7)
     assert made.renamed == {"fc": "fc_7", "scale": "scale_7"}
 
