@@ -58,14 +58,16 @@ def open_session(
     device: str = "cpu",
     weights: Mapping[str, NDArray[Any]] | None = None,
     fast: bool = True,
+    arena: bool = True,
 ) -> Session:
     """Load a model.
 
     Args:
         source: An ONNX file, a model's bytes, or a model.
         device: ``cpu``, ``cuda`` or ``auto``.
-        weights: Arrays for the initializers that are external in the model; they are used in place and must outlive the session.
+        weights: Arrays for the initializers that are external in the model; onnxruntime copies them.
         fast: False optimizes less, which loads sooner.
+        arena: False takes memory from the system and returns it, which is slower in repeated runs.
 
     Raises:
         ModelFileError: The file is missing, or not a model that onnxruntime can run.
@@ -79,6 +81,8 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not fast:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if not arena:
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     if weights:
         # Prepacked weights would be copies.
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -143,6 +143,9 @@ def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> N
             if how.batch < 1:
                 raise ExportError(f"batch size {how.batch} is not possible; give 1 or more, or dynamic")
             net.reshape({blob: (how.batch, *net.blob_shapes[blob][1:]) for blob in net.inputs})
+    for parameter in net.parameters():
+        # In the order in which they are written, so that the file is written from them and not from copies.
+        parameter.data = parameter.data.contiguous()
     load_all_weights(net, deploy, weights)
     return net
 

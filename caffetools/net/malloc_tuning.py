@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process, for the next iteration of a training."""
+"""Freed memory: kept in the process for the next iteration of a training, or returned to the system."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def disable_malloc_trim(device: str | torch.device = "cpu") -> bool:
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1) and mallopt(_TOP_PAD, _PAD))
     return False
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system, where the C library has a call for it (glibc)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

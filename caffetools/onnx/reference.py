@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -10,43 +12,68 @@ from torch import Tensor
 from torch.func import functional_call
 
 from caffetools.layers.base import Layer
+from caffetools.layers.convolution import Convolution
 from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.recurrent import Recurrent
 from caffetools.net.net import Net
 
-# Weights of more values are converted in parts, so that memory grows by a part and not by twice the weights.
-_PART = 2**22
+# Larger weights are converted, and larger convolutions computed, in parts of so many values: torch convolves float64 through a matrix
+# with every window of a picture as a column, which would take more memory than all weights of a net.
+_PART = 2**18
 
 
 def run_double(net: Net, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Run ``net`` layer by layer in float64, with float64 copies of one layer's weights at a time.
 
     Args:
-        net: A net in the TEST phase; its own weights stay as they are.
+        net: A net in the TEST phase; its own weights stay as they are. Recurrent layers begin with a state of zeros.
         inputs: Every input blob, float32.
 
     Yields:
         The layer's index and its tops by name, float64; blobs that no later layer reads are released.
     """
-    blobs = {name: value.double() for name, value in inputs.items()}
-    net.reshape({name: tuple(value.shape) for name, value in inputs.items()})
+    yield from _run(net, {name: value.double() for name, value in inputs.items()}, run_layer_double)
+
+
+def run_single(net: Net, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Run ``net`` as :func:`run_double` does, in float32; the next layer may overwrite the tops."""
+    yield from _run(net, dict(inputs), lambda layer, bottoms: layer.run(*bottoms))
+
+
+def _run(
+    net: Net, blobs: dict[str, Tensor], run: Callable[[Layer, list[Tensor]], Sequence[Tensor]]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    net.reshape({name: tuple(value.shape) for name, value in blobs.items()})
     last = {name: index for index, layer in enumerate(net.layers) for name in (*layer.bottoms, *layer.tops)}
-    with torch.no_grad():
-        for index, layer in enumerate(net.layers):
-            if not layer.IS_DATA:
-                tops = run_layer_double(layer, [blobs[name] for name in layer.bottoms])
-                blobs.update(zip(layer.tops, tops, strict=True))
-                yield index, {name: blobs[name] for name in layer.tops}
-            for name in {*layer.bottoms, *layer.tops}:
-                if last[name] == index:
-                    blobs.pop(name, None)
+    for index, layer in enumerate(net.layers):
+        if not layer.IS_DATA:
+            with torch.no_grad(), _without_state(layer):
+                blobs.update(zip(layer.tops, run(layer, [blobs[name] for name in layer.bottoms]), strict=True))
+            yield index, {name: blobs[name] for name in layer.tops}
+        for name in {*layer.bottoms, *layer.tops}:
+            if last[name] == index:
+                blobs.pop(name, None)
+
+
+@contextmanager
+def _without_state(layer: Layer) -> Iterator[None]:
+    """Let a recurrent layer begin with a state of zeros, as every run of an ONNX model does."""
+    if isinstance(layer, Recurrent):
+        layer.reset()
+    yield
+    if isinstance(layer, Recurrent):
+        layer.reset()
 
 
 def run_layer_double(layer: Layer, bottoms: list[Tensor]) -> list[Tensor]:
     """Return the tops of one layer for float64 ``bottoms``, with its weights converted."""
     inplace, layer.inplace_ok = layer.inplace_ok, False
+    tops: Tensor | tuple[Tensor, ...]
     try:
         if type(layer) is InnerProduct and layer.blobs[0].numel() > _PART:
-            tops = _inner_product(layer, bottoms[0])
+            tops = (_inner_product(layer, bottoms[0]),)
+        elif _is_plain(layer):
+            tops = tuple(_convolution(layer, x) for x in bottoms)
         else:
             parameters = {name: value.double() for name, value in layer.named_parameters()}
             tops = functional_call(layer, parameters, tuple(bottoms))
@@ -63,3 +90,25 @@ def _inner_product(layer: InnerProduct, x: Tensor) -> Tensor:
     parts = [F.linear(rows, weight[start : start + step].double()) for start in range(0, layer.outputs, step)]
     y = torch.cat(parts, -1)
     return y + layer.blobs[1].double() if len(layer.blobs) > 1 else y
+
+
+def _is_plain(layer: Layer) -> TypeGuard[Convolution]:
+    return type(layer) is Convolution and layer.spatial_axes == 2 and layer.outer_axes == 1
+
+
+def _convolution(layer: Convolution, x: Tensor) -> Tensor:
+    """Convolve (N, C, H, W) picture by picture, a strip of output rows at a time."""
+    weight = layer.blobs[0].double()
+    bias = layer.blobs[1].double() if len(layer.blobs) > 1 else None
+    (stride, _), (dilation, _), (pad_h, pad_w) = layer.kernel.stride, layer.kernel.dilation, layer.kernel.pad
+    extent = dilation * (layer.kernel.size[0] - 1) + 1
+    height, width = layer.kernel.convolved(x.shape[2:])
+    y = x.new_empty(len(x), len(weight), height, width)
+    step = max(1, _PART // (weight[0].numel() * layer.group * width))
+    for number in range(len(x)):
+        padded = F.pad(x[number : number + 1], (pad_w, pad_w, pad_h, pad_h))
+        for start in range(0, height, step):
+            end = min(start + step, height)
+            rows = padded[:, :, start * stride : (end - 1) * stride + extent]
+            y[number, :, start:end] = F.conv2d(rows, weight, bias, layer.kernel.stride, 0, layer.kernel.dilation, layer.group)[0]
+    return y

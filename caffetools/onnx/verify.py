@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.engines.base import EngineError
-from caffetools.engines.onnxruntime import Session, open_session
+from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import ExportError, ModelFileError
 from caffetools.layers.base import Layer, Shape, format_shape
-from caffetools.layers.recurrent import Recurrent
+from caffetools.net.malloc_tuning import return_freed_memory
 from caffetools.net.net import Net
 from caffetools.onnx.model import OnnxModel, from_proto, load_model
-from caffetools.onnx.reference import run_double, run_layer_double
+from caffetools.onnx.parts import run_in_parts
+from caffetools.onnx.reference import run_double, run_layer_double, run_single
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
@@ -31,6 +33,8 @@ FACTOR, FLOOR = 4.0, 1e-6
 _RETRIES = 3
 # Below this a blob is as good as zero.
 _SMALLEST_SCALE = 1e-30
+# After a layer with a top of more values, memory that was freed meanwhile is returned to the system.
+_TRIM = 2**18
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -180,22 +184,25 @@ def verify_model(
             batches = [dict(inputs)]
             if len(cases) > 1:
                 batches.append(_one_more(dict(inputs), list(cases[0])))
-        comparison.add(batches[0])
-        for batch in batches[1:]:
+        finals = comparison.run_shipped(batches)
+        # The session had copies of all weights.
+        return_freed_memory()
+        comparison.add(batches[0], finals[0])
+        for batch, final in zip(batches[1:], finals[1:], strict=True):
             # Other sizes: the outputs against float32, and all blobs against float64 only where that leaves a doubt.
-            if not comparison.outputs_agree(batch):
-                comparison.add(batch)
+            if not comparison.outputs_agree(batch, final):
+                comparison.add(batch, final)
         for retry in range(1, _RETRIES + 1):
             if not comparison.failed() or inputs is not None:
                 break
-            comparison.add(random_inputs(net, {**base, **cases[0]}, seed + retry))
+            batch = random_inputs(net, {**base, **cases[0]}, seed + retry)
+            comparison.add(batch, comparison.run_shipped([batch])[0])
         comparison.check()
         notes = [*model.notes]
         if comparison.infinite:
             notes.append(f"blob '{comparison.infinite[0]}' is not finite on these inputs; verify on pictures (--pictures)")
         return Verification(comparison.sorted(), _measured_on(batches, inputs is None, seed), tuple(notes))
     finally:
-        _reset(net)
         net.reshape(base)
 
 
@@ -211,47 +218,39 @@ class _Comparison:
         self.inputs = [value.name for value in model.proto.graph.input]
         self.makers = {top: index for index, layer in enumerate(net.layers) if not layer.IS_DATA for top in layer.tops}
         self.model = model
-        self.hidden = [value for blob, value in self.values.items() if blob not in self.outputs]
-        self._shipped: Session | None = None
         self.found: dict[str, Difference] = {}
         self.infinite: list[str] = []
 
-    def shipped(self) -> Session:
-        """Return the model as it is written, optimized as where it is used."""
-        if self._shipped is None:
-            self._shipped = self._open(())
-        return self._shipped
-
-    def _open(self, hidden: Sequence[str]) -> Session:
+    def run_shipped(self, batches: Sequence[Inputs]) -> list[dict[str, Array]]:
+        """Return the outputs for each batch of the model as it is written, optimized as where it is used."""
         try:
-            return open_session(self.model.light(hidden), weights=self.model.large_weights, fast=not hidden)
+            session = open_session(self.model.light(), weights=self.model.large_weights, arena=False)
         except ModelFileError as error:
             raise error.located(self.name) from None
+        return [self._naming(batch, partial(session.run, self._given(batch))) for batch in batches]
 
-    def add(self, batch: Inputs) -> None:
-        """Run on ``batch`` and join the errors."""
-        given = {name: np.ascontiguousarray(batch[name], np.float32) for name in self.inputs}
-        # One session at a time: each has a copy of the weights.
-        self._shipped = None
-        got = self._run(self._open(self.hidden), given) if self.hidden else {}
-        final = self._run(self.shipped(), given)
-        got = got or final
-        single = self._run_net(batch)
-        _reset(self.net)
+    def add(self, batch: Inputs, final: Mapping[str, Array]) -> None:
+        """Compare every blob on ``batch``, and the outputs in ``final``, and join the errors."""
+        parts = self._run_parts(batch)
+        got: dict[str, Array] = {}
+        last = {name: index for index, layer in enumerate(self.net.layers) for name in layer.bottoms}
         tensors = {blob: torch.from_numpy(np.array(value, np.float32)) for blob, value in batch.items()}
-        for index, tops in run_double(self.net, tensors):
-            for blob, top in tops.items():
-                if self.makers[blob] != index or blob not in self.values:
-                    continue
-                value = self.values[blob]
-                expected = top.numpy()
-                candidates = [got[value], *([final[value]] if blob in self.outputs and final is not got else [])]
-                for candidate in candidates:
-                    self._join(self._measure(blob, expected, single.get(blob), candidate, index, got, batch))
+        for (index, double), (_, single) in zip(run_double(self.net, tensors), run_single(self.net, tensors), strict=True):
+            blobs = [blob for blob in double if self.makers[blob] == index and blob in self.values]
+            while any(self.values[blob] not in got for blob in blobs):
+                got |= self._naming(batch, partial(next, parts))
+            for blob in blobs:
+                value, expected = self.values[blob], double[blob].numpy()
+                for candidate in (got[value], *([final[value]] if blob in self.outputs else [])):
+                    self._join(self._measure(blob, expected, single[blob].cpu().numpy(), candidate, index, got, batch))
+            for blob in {*self.net.layers[index].bottoms, *double}:
+                if last.get(blob, -1) <= index:
+                    got.pop(self.values.get(blob, blob), None)
+            if any(top.numel() > _TRIM for top in double.values()):
+                return_freed_memory()
 
-    def outputs_agree(self, batch: Inputs) -> bool:
+    def outputs_agree(self, batch: Inputs, final: Mapping[str, Array]) -> bool:
         """Return whether the outputs are as near to the float32 engine's as the errors of both at the first sizes let them be."""
-        final = self._run(self.shipped(), {name: np.ascontiguousarray(batch[name], np.float32) for name in self.inputs})
         single = self._run_net(batch, list(self.outputs))
         for blob, value in self.outputs.items():
             expected, got, known = single[blob], final[value], self.found.get(blob)
@@ -330,26 +329,29 @@ class _Comparison:
         result: Array = tops[layer.tops.index(blob)].numpy()
         return result
 
-    def _run(self, session: Session, batch: Inputs) -> dict[str, Array]:
+    def _given(self, batch: Inputs) -> dict[str, Array]:
+        return {name: np.ascontiguousarray(batch[name], np.float32) for name in self.inputs}
+
+    def _run_parts(self, batch: Inputs) -> Iterator[dict[str, Array]]:
+        shapes = self.net.plan({blob: value.shape for blob, value in batch.items()}).blob_shapes
+        values = {value for node in self.model.proto.graph.node for value in node.output}
+        sizes = {value: 4 * math.prod(shapes.get(_blob(value, self.net), (0,))) for value in values}
+        return run_in_parts(self.model, self._given(batch), set(self.values.values()), sizes)
+
+    def _naming(self, batch: Inputs, run: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+        """Run, and name the inputs in an error."""
         try:
-            return session.run(batch)
+            return run()
         except EngineError as error:
-            shapes = ", ".join(f"{blob} {format_shape(value.shape)}" for blob, value in batch.items())
+            shapes = ", ".join(f"{blob} {format_shape(value.shape)}" for blob, value in self._given(batch).items())
             raise ExportError(f"{self.name}: with inputs {shapes}, {error}") from None
 
-    def _run_net(self, batch: Inputs, keep: Sequence[str] | None = None) -> dict[str, Array]:
+    def _run_net(self, batch: Inputs, keep: Sequence[str]) -> dict[str, Array]:
         given = {blob: torch.from_numpy(np.array(value, np.float32)) for blob, value in batch.items()}
-        _reset(self.net)
-        with torch.no_grad():
-            blobs = self.net(given, keep=list(self.values) if keep is None else keep)
-        return {blob: value.cpu().numpy() for blob, value in blobs.items()}
-
-
-def _reset(net: Net) -> None:
-    """Let recurrent layers begin with a state of zeros, as every run of an ONNX model does."""
-    for layer in net.layers:
-        if isinstance(layer, Recurrent):
-            layer.reset()
+        found: dict[str, Array] = {}
+        for index, tops in run_single(self.net, given):
+            found |= {blob: top.cpu().numpy() for blob, top in tops.items() if blob in keep and self.makers[blob] == index}
+        return found
 
 
 def measure(blob: str, expected: Array, single: Array | None, got: Array, *, is_output: bool = True) -> Difference:
