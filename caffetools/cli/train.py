@@ -41,6 +41,9 @@ Weights = Annotated[
 Resume = Annotated[
     str, typer.Option(metavar="auto|FILE", help="Resume from the newest complete snapshot, if there is one; FILE is as --snapshot.")
 ]
+CheckpointMemory = Annotated[
+    bool, typer.Option("--checkpoint-memory", help="Compute most activations a second time going back: less memory, the same weights.")
+]
 Quantize = Annotated[
     str, typer.Option(metavar="int8", help="Compute with simulated int8 (quantization-aware training).", show_default=False)
 ]
@@ -65,6 +68,7 @@ def train(
     restarts: Restarts = 0,
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
+    checkpoint_memory: CheckpointMemory = False,
     quantize: Quantize = "",
     engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
     engine_image: Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)] = "",
@@ -91,21 +95,18 @@ def train(
         from caffetools.cli.train_caffe import train_by_caffe
 
         ours = {"--device": device != "auto", "--max-iter": max_iter is not None, "--processes": processes is not None}
-        ours |= {
-            "--skip-corrupt": skip_corrupt > 0,
-            "--tensorboard": tensorboard is not None,
-            "--mlflow": bool(mlflow),
-            "--wandb": bool(wandb),
-        }
+        ours |= {"--skip-corrupt": skip_corrupt > 0, "--tensorboard": tensorboard is not None}
+        ours |= {"--mlflow": bool(mlflow), "--wandb": bool(wandb)}
         ours |= {"--precision": precision != "fp32", "--compile": compiled, "--quantize": bool(quantize)}
+        ours |= {"--checkpoint-memory": checkpoint_memory}
         flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
     options: dict[str, Any] = {"max_iter": max_iter, "level": level, "stages": split(stage), "skip_corrupt": skip_corrupt}
     options["trackers"] = (tensorboard, mlflow, wandb)
     several = processes is not None or gpu == "all" or "," in gpu
-    options["callbacks"] = _quantization(quantize, several=several, plain=precision == "fp32" and not compiled)
-    compute, effects = _compute_options(precision, compiled), (sigint_effect, sighup_effect)
+    options["callbacks"] = _quantization(quantize, several=several, plain=precision == "fp32" and not compiled and not checkpoint_memory)
+    compute, effects = _compute_options(precision, compiled, checkpoint_memory), (sigint_effect, sighup_effect)
     if not (weights or snapshot or resume or quiet):
         _warn_of_random_start(path)
     done = _train(path, processes, restarts, gpu, device, effects, compute, quiet, start | options)
@@ -125,13 +126,13 @@ def _train(
     options: dict[str, Any],
 ) -> TrainResult | None:
     """Train; None in a process that is not the main one."""
-    from caffetools.net.malloc_tuning import disable_malloc_trim
+    from caffetools.net.malloc_tuning import disable_malloc_trim, return_large_blocks
     from caffetools.solver import launch
     from caffetools.solver import run as training
     from caffetools.solver.signals import Signals
     from caffetools.solver.strategy import is_main, join, launched
 
-    disable_malloc_trim()
+    _ = return_large_blocks() if compute is not None and compute.checkpoint_memory else disable_malloc_trim()
     # An agent of torch.distributed.elastic ends processes by SIGTERM.
     signals = Signals(*effects, sigterm="stop" if launched() else None)
     code = launch.relaunch(processes, gpu, sys.argv[1:], restarts)
@@ -218,12 +219,12 @@ def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
     return {"snapshot": snapshot, "resume": resume == "auto"}
 
 
-def _compute_options(precision: str, compiled: bool) -> Any:
-    if precision == "fp32" and not compiled:
+def _compute_options(precision: str, compiled: bool, checkpoint_memory: bool) -> Any:
+    if precision == "fp32" and not compiled and not checkpoint_memory:
         return None
     from caffetools.solver.distributed import ComputeOptions
 
-    return ComputeOptions(precision, compiled)
+    return ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory)
 
 
 def _quantization(wanted: str, *, several: bool, plain: bool) -> list[Callback]:
@@ -237,7 +238,9 @@ def _quantization(wanted: str, *, several: bool, plain: bool) -> list[Callback]:
     if several or launched():
         raise CaffeToolsError("--quantize trains in one process; leave out --processes and further GPUs")
     if not plain:
-        raise CaffeToolsError("--quantize computes in float32; leave out --precision and --compile")
+        raise CaffeToolsError(
+            "--quantize computes in float32 and keeps all activations; leave out --precision, --compile and --checkpoint-memory"
+        )
     from caffetools.quant.aware import QuantizationAware
 
     return [QuantizationAware()]

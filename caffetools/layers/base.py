@@ -134,6 +134,9 @@ class Layer(nn.Module):
     STATEFUL: ClassVar[bool] = False
     # The tops' shapes are known only once the layer has run.
     DYNAMIC_SHAPE: ClassVar[bool] = False
+    # Whether a training pass may run the layer a second time for the backward pass (--checkpoint-memory): it has no effects outside of its
+    # tops, except those that it leaves out while layers.recomputing.is_recomputing(). None: only built-in layers may.
+    RECOMPUTABLE: ClassVar[bool | None] = None
     # Whether Caffe's backward pass computes from the bottoms as they are then (else from what the forward pass kept: masks, sums).
     BACKWARD_READS_BOTTOMS: ClassVar[bool] = True
     # Whether a second pass over its own top gives the same mask (ReLU): what a layer in place needs to go back over edited values.

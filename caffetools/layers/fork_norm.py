@@ -11,6 +11,7 @@ from torch import Tensor
 from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.normalization import batch_norm_to_onnx
+from caffetools.layers.recomputing import is_recomputing
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import POINTWISE, Windows
@@ -76,7 +77,7 @@ class BN(Layer):
         eps = _SEGNET_EPS if self.segnet else self.param.bn_param.eps
         if not self.batch_stats:
             return torch.batch_norm(x, slope, bias, self.blobs[2].reshape(-1), self.blobs[3].reshape(-1), False, 0.0, eps, False)
-        if not self.segnet:
+        if not self.segnet and not is_recomputing():
             self._renew(x.detach())
         if x.numel() == x.shape[1]:  # one value a channel is its own mean; torch refuses this
             return torch.addcmul(self.blobs[1], x - x, self.blobs[0])

@@ -14,6 +14,7 @@ from torch import Tensor
 from caffetools.layers import inference
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
+from caffetools.layers.recomputing import is_recomputing
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import POINTWISE, Windows
@@ -122,6 +123,8 @@ class BatchNorm(Layer):
             return self.blobs[0] * factor, self.blobs[1] * factor
 
     def _renew(self, mean: Tensor, variance: Tensor) -> None:
+        if is_recomputing():
+            return
         fraction = self.param.batch_norm_param.moving_average_fraction
         with torch.no_grad():
             if self.scale_bias:

@@ -83,6 +83,7 @@ class Net(nn.Module):
         loss_weights: Blob → weight, where not 0.
         gradients: For each layer, which bottoms get a gradient.
         learnable: What a solver changes, in Caffe's order.
+        last_use: For each layer, the blobs that nothing needs after it has run.
 
     Raises:
         NetError: a layer type is unknown, a bottom is missing, shapes do not fit; names layer, blob and shapes.
@@ -121,7 +122,7 @@ class Net(nn.Module):
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
         plan_inplace(self.layers)
-        self._last_use = _last_use(self.layers)
+        self.last_use = _last_use(self.layers)
         self._plans = ShapePlans(self.layers)
         self.inference = InferencePlans(self.layers, self._plans)
 
@@ -220,8 +221,8 @@ class Net(nn.Module):
         results: dict[str, Tensor] = {}
         for index, layer in enumerate(layers):
             if not layer.IS_DATA:
-                self._run_layer(index, layer, blobs)
-            for name in self._last_use[index]:
+                self.run_layer(index, layer, blobs)
+            for name in self.last_use[index]:
                 if name in wanted:
                     results[name] = blobs[name]
                 del blobs[name]
@@ -255,7 +256,14 @@ class Net(nn.Module):
         if "inference" in self.__dict__:
             self.inference.clear()
 
-    def _run_layer(self, index: int, layer: Layer, blobs: dict[str, Tensor]) -> None:
+    def run_layer(self, index: int, layer: Layer, blobs: dict[str, Tensor]) -> None:
+        """Run one layer of a pass.
+
+        Args:
+            index: Its number in the net.
+            layer: It, as configured by a plan.
+            blobs: Blobs by name, in which its bottoms are found and its tops are stored.
+        """
         needs = self.gradients[index]
         bottoms = [blobs[b] if need else blobs[b].detach() for b, need in zip(layer.bottoms, needs, strict=True)]
         if self._plans.dynamic:

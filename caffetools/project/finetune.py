@@ -263,6 +263,7 @@ def _train(run: FinetuneRun, steps: Steps) -> Path:
     solver = read_solver(run.solver)
     found = newest_snapshot(solver.snapshot_prefix)
     words: list[object] = ["train", run.solver, *(["--weights", run.weights] if run.weights else []), "--device", run.config.device]
+    words += ["--checkpoint-memory"] if run.config.checkpoint_memory else []
     with steps.step("train", "Fine-tune" if run.weights else "Train from scratch", command(*words)) as note:
         if found is not None and found.iteration >= solver.max_iter:
             note(f"already trained: {found.weights}")
@@ -274,6 +275,7 @@ def _train(run: FinetuneRun, steps: Steps) -> Path:
             device=run.config.device,
             events=steps.events,
             cancel=steps.cancel,
+            checkpoint_memory=run.config.checkpoint_memory,
         )
         if done.stopped or done.snapshot is None:
             raise Cancelled(f"stopped at iteration {done.solver.iteration}, with a snapshot; give the same command again to resume from it")

@@ -221,6 +221,7 @@ class Project:
         device: str = "auto",
         events: EventSink = ignore,
         cancel: CancelToken | None = None,
+        checkpoint_memory: bool = False,
     ) -> TrainResult:
         """Train, or resume from the newest complete snapshot.
 
@@ -229,13 +230,14 @@ class Project:
             device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
             events: Receives the events of the training.
             cancel: Stops the training with a snapshot.
+            checkpoint_memory: Keep few activations and compute the others a second time: less memory, the same weights.
 
         Returns:
             The result; ``stopped`` is true after a cancellation.
         """
         found = self.snapshot
         start: dict[str, Any] = {"snapshot": found.state} if found is not None else {"weights": [weights] if weights is not None else []}
-        return train(self.solver, device=device, events=events, cancel=cancel, **start)
+        return train(self.solver, device=device, events=events, cancel=cancel, checkpoint_memory=checkpoint_memory, **start)
 
     def deploy(self) -> Path:
         """Write the deploy net and its preprocessing from the net for training; return its path.

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from caffetools.data.layers.batch_source import ReadingLayer
+from caffetools.errors import CaffeToolsError
+from caffetools.net.checkpointing import checkpoint_memory
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport
 from caffetools.proto.schema import SolverParameter
@@ -33,16 +35,19 @@ class ComputeOptions:
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
         compiled: Whether nets run through torch.compile.
         device_transform: Whether images go to the device as bytes and are transformed there; None does so on CUDA.
+        checkpoint_memory: Whether most activations are computed a second time in the backward pass, not kept: less memory, the same
+            weights.
     """
 
     precision: str = "fp32"
     compiled: bool = False
     device_transform: bool | None = None
+    checkpoint_memory: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether passes are those of a :class:`Solver`."""
-        return self.precision in ("fp32", "tf32") and not self.compiled
+        return self.precision in ("fp32", "tf32") and not self.compiled and not self.checkpoint_memory
 
 
 class DistributedSolver(Solver):
@@ -71,7 +76,12 @@ class DistributedSolver(Solver):
         mine = type(param)()
         mine.CopyFrom(param)
         if mine.debug_info and not (self.strategy.size == 1 and compute.plain):
-            raise SolverError("debug_info needs one process in fp32 that is not compiled; remove it, or those", field="debug_info")
+            raise SolverError(
+                "debug_info needs one process in fp32, not compiled and without --checkpoint-memory; remove it, or those",
+                field="debug_info",
+            )
+        if compute.compiled and compute.checkpoint_memory:
+            raise CaffeToolsError("--compile decides itself what is kept for the backward pass; leave out --checkpoint-memory, or it")
         if mine.random_seed < 0:
             mine.random_seed = int.from_bytes(os.urandom(4), "little") >> 1
         mine.random_seed = self.strategy.broadcast(mine.random_seed)
@@ -168,6 +178,8 @@ class DistributedSolver(Solver):
         super()._build_nets(device)
         self.precision = Precision(self.compute.precision, device, self.log)
         on_device = device.type == "cuda" if self.compute.device_transform is None else self.compute.device_transform
+        if self.compute.checkpoint_memory:
+            checkpoint_memory(self.net)
         for net in (self.net, *self.test_nets):
             self.precision.prepare(net)
             if self.compute.compiled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,7 @@ def train(
     cancel: CancelToken | None = None,
     strategy: Strategy | None = None,
     compute: ComputeOptions | None = None,
+    checkpoint_memory: bool = False,
     skip_corrupt: int = 0,
 ) -> TrainResult:
     """Train as the solver at ``path`` describes.
@@ -105,6 +106,8 @@ def train(
         cancel: When cancelled, the run stops after the current update with a snapshot, and ``stopped`` is true.
         strategy: The processes that train together, each of which calls this function; only the main one writes, logs and emits.
         compute: Lower precision and compiling; see :class:`~caffetools.solver.distributed.ComputeOptions`.
+        checkpoint_memory: Keep few activations and compute the others a second time in the backward pass: less memory, more time, the
+            same weights. It may also be given in ``compute``.
         skip_corrupt: How many damaged records each Data layer leaves out; each is named in the log and by a ``Warned`` event.
 
     Raises:
@@ -119,6 +122,8 @@ def train(
     if find_base(param, Path(path)) is None:
         # As Caffe, so that the log shows it.
         param.snapshot_prefix = prefix
+    if checkpoint_memory:
+        compute = _with_checkpoint_memory(compute)
     make, signals, place = _accelerate(strategy, compute, signals or Signals(), choose_device(device, param))
     if strategy is not None and not strategy.is_main:
         with tolerating_corrupt_records(skip_corrupt):
@@ -149,6 +154,12 @@ def train(
 def _warn_of_corrupt(writer: GlogWriter, events: EventSink, error: DataError) -> None:
     writer("data_layer.cpp:110", f"Leaving out a damaged record: {error}", "W")
     events(Warned(task="train", message=f"left out: {error}"))
+
+
+def _with_checkpoint_memory(compute: ComputeOptions | None) -> ComputeOptions:
+    from caffetools.solver.distributed import ComputeOptions
+
+    return replace(compute or ComputeOptions(), checkpoint_memory=True)
 
 
 def _accelerate(
