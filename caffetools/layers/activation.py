@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers import inference
+from caffetools.layers import inference, native_training
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -45,6 +45,8 @@ class ReLU(Elementwise):
         if slope:
             # Overwriting, torch finds the sign of x again in y, which takes a positive slope.
             return F.leaky_relu(x, slope, inplace=slope > 0 and self.overwrites(x))
+        if self.training and native_training.takes(x):
+            return native_training.rectify(x, in_place=self.overwrites(x))
         return F.relu(x, inplace=self.overwrites(x))
 
     def inference_form(self) -> inference.Activation:

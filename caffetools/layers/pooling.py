@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.errors import ExportError
-from caffetools.layers import inference
+from caffetools.layers import inference, native_training
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
@@ -272,7 +272,18 @@ class Pooling(Layer):
             return ave_pool(x, self.window)
         if self.method == "STOCHASTIC":
             return stochastic_pool(x, self.window, training=self.training)
-        return max_pool_mask(x, self.window) if len(self.tops) > 1 else max_pool(x, self.window)
+        if len(self.tops) > 1:
+            return max_pool_mask(x, self.window)
+        window = self.window
+        if self.training and self._in_few_bytes(x):
+            return native_training.max_pool(x, window.kernel, window.stride, window.pad, window.output)
+        return max_pool(x, window)
+
+    def _in_few_bytes(self, x: Tensor) -> bool:
+        """Return whether the native pooling computes ``x``: its backward pass needs one byte an output."""
+        if math.prod(self.window.kernel) > native_training.MOST_PLACES or self.window.has_empty_window:
+            return False
+        return x.is_contiguous(memory_format=torch.channels_last) and native_training.takes(x)
 
     def spatial_windows(self) -> Windows | None:
         # A mask holds places of the whole map.

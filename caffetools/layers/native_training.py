@@ -1,0 +1,181 @@
+"""ReLU and max pooling of training passes by the native library (``native/training.cpp``): what they keep takes little memory.
+
+A ReLU keeps one bit a value rather than its top, max pooling one byte an output rather than its bottom and 64-bit indices. The values and
+gradients have the bits of torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from caffetools.layers import native
+from caffetools.layers.autograd import Context
+
+# A place in a window is one byte.
+MOST_PLACES = 256
+
+_Sizes = ctypes.c_int64 * 12
+Pair = tuple[int, int]
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    loaded = native.library()
+    if loaded is None or not hasattr(loaded, "caffetools_max_pool_backward"):
+        return None
+    pointer, whole, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    loaded.caffetools_relu_forward.argtypes = [pointer, pointer, pointer, whole, whole, threads]
+    loaded.caffetools_relu_backward.argtypes = [pointer, pointer, pointer, whole, whole, whole, threads]
+    for function in (loaded.caffetools_max_pool_forward, loaded.caffetools_max_pool_backward):
+        function.argtypes = [pointer, pointer, pointer, pointer, threads]
+    for function in (
+        loaded.caffetools_relu_forward,
+        loaded.caffetools_relu_backward,
+        loaded.caffetools_max_pool_forward,
+        loaded.caffetools_max_pool_backward,
+    ):
+        function.restype = None
+    return loaded
+
+
+def takes(x: Tensor) -> bool:
+    """Return whether :func:`rectify` and :func:`max_pool` compute ``x``: a float32 tensor on the CPU, of which a gradient is wanted."""
+    return (
+        x.requires_grad
+        and type(x) is Tensor
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and torch.is_grad_enabled()
+        and native.enabled()
+        and _library() is not None
+    )
+
+
+def rectify(x: Tensor, *, in_place: bool) -> Tensor:
+    """Compute max(0, x).
+
+    Args:
+        x: Any shape, float32 that :func:`takes` accepts; one block of memory, contiguous or channels-last, is read as it is.
+        in_place: Overwrite ``x`` where it is one block and no view of another tensor.
+
+    Returns:
+        The same shape, in x's layout.
+    """
+    result: Tensor = _Rectify.apply(x, in_place and not x._is_view() and _rows(x) is not None)
+    return result
+
+
+def max_pool(x: Tensor, kernel: Pair, stride: Pair, pad: Pair, output: Pair) -> Tensor:
+    """Take the largest value of each window; padding never wins, and the gradient is that of the first maximum.
+
+    Args:
+        x: (N, C, H, W) float32 that :func:`takes` accepts, channels-last; no window lies outside of the map.
+        kernel: (height, width), at most 256 values.
+        stride: (height, width).
+        pad: (height, width), smaller than the kernel.
+        output: (H', W').
+
+    Returns:
+        (N, C, H', W'), channels-last.
+    """
+    result: Tensor = _MaxPool.apply(x, (*x.shape, *output, *kernel, *stride, *pad))
+    return result
+
+
+class _Rectify(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, in_place: bool) -> Tensor:
+        if (shape := _rows(x)) is None:
+            x = x.contiguous()
+            shape = (1, x.numel())
+        rows, columns = shape
+        y = x if in_place else torch.empty_like(x)
+        bits = torch.empty(rows, -(-columns // 8), dtype=torch.uint8)
+        library = _library()
+        assert library is not None  # noqa: S101 (takes checked it)
+        library.caffetools_relu_forward(x.data_ptr(), y.data_ptr(), bits.data_ptr(), rows, columns, torch.get_num_threads())
+        ctx.channels_last = rows > 1
+        ctx.save_for_backward(bits)
+        if in_place:
+            ctx.mark_dirty(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
+        dx: Tensor = _Masked.apply(grads[0], ctx.saved_tensors[0], ctx.channels_last)
+        return dx, None
+
+
+class _Masked(torch.autograd.Function):
+    """A gradient where the bits are set, else 0: linear in the gradient, so that it can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Context, dy: Tensor, bits: Tensor, channels_last: bool) -> Tensor:
+        ctx.save_for_backward(bits)
+        ctx.channels_last = channels_last
+        pitch = _pitch(dy) if channels_last else None
+        if pitch is None:
+            dy = dy.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        rows = bits.shape[0]
+        columns = dy.shape[1] if channels_last else dy.numel()
+        dx = torch.empty(dy.shape, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        library = _library()
+        assert library is not None  # noqa: S101 (takes checked it)
+        library.caffetools_relu_backward(
+            dy.data_ptr(), bits.data_ptr(), dx.data_ptr(), rows, columns, pitch or columns, torch.get_num_threads()
+        )
+        return dx
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None]:
+        dx: Tensor = _Masked.apply(grads[0], ctx.saved_tensors[0], ctx.channels_last)
+        return dx, None, None
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        n, c, _, _, oh, ow = sizes[:6]
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = torch.empty((n, c, oh, ow), memory_format=torch.channels_last)
+        places = torch.empty((n, c, oh, ow), dtype=torch.uint8, memory_format=torch.channels_last)
+        _pool("caffetools_max_pool_forward", (x, y, places), sizes)
+        ctx.sizes = sizes
+        ctx.save_for_backward(places)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
+        dy = grads[0].contiguous(memory_format=torch.channels_last)
+        dx = torch.empty(ctx.sizes[:4], memory_format=torch.channels_last)
+        _pool("caffetools_max_pool_backward", (dy, ctx.saved_tensors[0], dx), ctx.sizes)
+        return dx, None
+
+
+def _pool(name: str, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
+    getattr(_library(), name)(*(tensor.data_ptr() for tensor in tensors), _Sizes(*sizes), torch.get_num_threads())
+
+
+def _rows(x: Tensor) -> tuple[int, int] | None:
+    """Return how ``x`` is rows of values: one row if it is contiguous, one for each pixel if channels-last; None for other memory."""
+    if x.is_contiguous():
+        return 1, x.numel()
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.numel() // x.shape[1], x.shape[1]
+    return None
+
+
+def _pitch(x: Tensor) -> int | None:
+    """Return the distance between the pixels of ``x`` (N, C, H, W), channels-last or a slice of channels of such memory; else None."""
+    _, c, h, w = x.shape
+    n_step, c_step, h_step, pitch = x.stride()
+    if (c == 1 or c_step == 1) and pitch >= c and h_step == w * pitch and n_step == h * h_step:
+        return pitch
+    return None

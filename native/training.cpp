@@ -1,0 +1,103 @@
+// The C interface of ReLU and max pooling in training, and how their work is divided among threads.
+//
+// Blobs are float32. A ReLU sees a blob as rows of consecutive values (channels-last: one row a pixel), each with whole bytes of bits of
+// its own.
+#include "training.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "variants.h"
+
+#ifdef _WIN32
+#define CAFFETOOLS_API extern "C" __declspec(dllexport)
+#else
+#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace caffetools {
+namespace {
+
+// Values that a thread works on at a time; a multiple of 8, so that stretches of a row begin at whole bytes.
+constexpr int64_t kStretch = 16384;
+
+const TrainingKernel& chosen() {
+#ifdef CAFFETOOLS_X86_VARIANTS
+  if (current_variant() == 2) return training_kernel_avx512;
+  if (current_variant() == 1) return training_kernel_avx2;
+#endif
+  return training_kernel_baseline;
+}
+
+// Calls work(row, first column, number of columns) for all of rows x columns.
+template <typename Work>
+void over_rows(int64_t rows, int64_t columns, int threads, const Work& work) {
+  const bool short_rows = columns < kStretch;
+  const int64_t per_block = short_rows ? std::max<int64_t>(1, kStretch / columns) : 1;
+  const int64_t stretches = short_rows ? 1 : (columns + kStretch - 1) / kStretch;
+  const int64_t blocks = short_rows ? (rows + per_block - 1) / per_block : rows * stretches;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && blocks > 1) schedule(static)
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (short_rows) {
+      const int64_t end = std::min(rows, (block + 1) * per_block);
+      for (int64_t row = block * per_block; row < end; ++row) work(row, int64_t{0}, columns);
+    } else {
+      const int64_t start = block % stretches * kStretch;
+      work(block / stretches, start, std::min(kStretch, columns - start));
+    }
+  }
+}
+
+// Calls work(picture, first channel, number of channels) for all of a pooling.
+template <typename Work>
+void over_channels(const TrainingPool& pool, int threads, const Work& work) {
+  const int64_t blocks = (pool.c + kPoolChannels - 1) / kPoolChannels;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (int64_t index = 0; index < pool.n * blocks; ++index) {
+    const int64_t start = index % blocks * kPoolChannels;
+    work(index / blocks, start, std::min(kPoolChannels, pool.c - start));
+  }
+}
+
+}  // namespace
+}  // namespace caffetools
+
+using namespace caffetools;
+
+// y (may be x) and bits (rows x ceil(columns / 8) bytes) from x, rows x columns.
+CAFFETOOLS_API void caffetools_relu_forward(const float* x, float* y, uint8_t* bits, int64_t rows, int64_t columns, int threads) {
+  if (columns % 8 == 0) columns *= rows, rows = 1;
+  const int64_t bytes = (columns + 7) / 8;
+  const auto relu = chosen().relu;
+  over_rows(rows, columns, threads, [&](int64_t row, int64_t start, int64_t count) {
+    const int64_t at = row * columns + start;
+    relu(x + at, y + at, bits + row * bytes + start / 8, count);
+  });
+}
+
+// dx from dy, whose rows begin `pitch` values apart, and the bits.
+CAFFETOOLS_API void caffetools_relu_backward(const float* dy, const uint8_t* bits, float* dx, int64_t rows, int64_t columns, int64_t pitch,
+                                             int threads) {
+  if (columns % 8 == 0 && pitch == columns) pitch = columns *= rows, rows = 1;
+  const int64_t bytes = (columns + 7) / 8;
+  const auto mask = chosen().mask;
+  over_rows(rows, columns, threads, [&](int64_t row, int64_t start, int64_t count) {
+    mask(dy + row * pitch + start, bits + row * bytes + start / 8, dx + row * columns + start, count);
+  });
+}
+
+// The largest value of each window, and its place in the window (row by row, below 256); all channels-last.
+CAFFETOOLS_API void caffetools_max_pool_forward(const float* x, float* y, uint8_t* places, const int64_t* sizes, int threads) {
+  TrainingPool pool;
+  std::memcpy(&pool, sizes, sizeof pool);
+  const auto work = chosen().pool_forward;
+  over_channels(pool, threads, [&](int64_t picture, int64_t start, int64_t count) { work(pool, x, y, places, picture, start, count); });
+}
+
+// dx from dy and the places.
+CAFFETOOLS_API void caffetools_max_pool_backward(const float* dy, const uint8_t* places, float* dx, const int64_t* sizes, int threads) {
+  TrainingPool pool;
+  std::memcpy(&pool, sizes, sizeof pool);
+  const auto work = chosen().pool_backward;
+  over_channels(pool, threads, [&](int64_t picture, int64_t start, int64_t count) { work(pool, dy, places, dx, picture, start, count); });
+}

@@ -1,0 +1,30 @@
+// What a training pass keeps in little memory: ReLU with one bit a value, max pooling with one byte an output.
+#pragma once
+
+#include <cstdint>
+
+namespace caffetools {
+
+// Channels of a pooling that are worked on together.
+constexpr int64_t kPoolChannels = 64;
+
+// A max pooling over channels-last memory; the fields are the sizes that Python gives.
+struct TrainingPool {
+  int64_t n, c, h, w, oh, ow, kh, kw, sh, sw, ph, pw;
+};
+
+// The arithmetic for one instruction set.
+struct TrainingKernel {
+  // y = max(0, x) for `count` values, and a bit for each through which the gradient passes.
+  void (*relu)(const float* x, float* y, uint8_t* bits, int64_t count);
+  // dx = dy where the bit is set, else 0.
+  void (*mask)(const float* dy, const uint8_t* bits, float* dx, int64_t count);
+  // `count` channels of a picture, from `start` on.
+  void (*pool_forward)(const TrainingPool& pool, const float* x, float* y, uint8_t* places, int64_t picture, int64_t start, int64_t count);
+  void (*pool_backward)(const TrainingPool& pool, const float* dy, const uint8_t* places, float* dx, int64_t picture, int64_t start,
+                        int64_t count);
+};
+
+extern const TrainingKernel training_kernel_baseline, training_kernel_avx2, training_kernel_avx512;
+
+}  // namespace caffetools
