@@ -40,7 +40,9 @@ def finetune(
         print_json(_as_json(result, report))
         return
     confusion = result.evaluation.confusion
-    console.print(f"\n{confusion.accuracy:.2%} of {confusion.total} held-out pictures right", markup=False)
+    top_5 = result.evaluation.top_5
+    among = f" ({top_5:.2%} among the five most probable)" if top_5 is not None else ""
+    console.print(f"\n{confusion.accuracy:.2%} of {confusion.total} held-out pictures right{among}", markup=False)
     console.print(f"Deploy: {result.deploy}\nWeights: {result.weights}\nONNX: {result.run.onnx}", markup=False)
     console.print(f"Report: {report.resolve().as_uri()}", markup=False)
     print_next(command("classify", result.run.onnx, config.pictures))
@@ -50,6 +52,8 @@ def _as_json(result: FinetuneResult, report: Path) -> dict[str, Any]:
     confusion = result.evaluation.confusion
     return {
         "accuracy": confusion.accuracy,
+        "top_5": result.evaluation.top_5,
+        "loss": result.evaluation.loss,
         "held_out": confusion.total,
         "classes": result.card.classes,
         "deploy": str(result.deploy),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -126,6 +126,7 @@ class Classifier:
         batch: int = 16,
         oversample: bool = False,
         channel_order: str = "RGB",
+        observe: Callable[[int, Array], None] | None = None,
         events: EventSink = ignore,
         cancel: CancelToken | None = None,
     ) -> list[ClassificationResult]:
@@ -137,6 +138,7 @@ class Classifier:
             batch: Number of images that the net processes at once.
             oversample: Average the probabilities of ten crops (corners and center, and their mirror images), as ``caffe.io.oversample`` does.
             channel_order: ``"RGB"`` or ``"BGR"``, for arrays.
+            observe: Called for every image that could be read with its index in ``pictures`` and (classes,) float32 probabilities.
             events: Receives a ``Progress`` event after every batch.
             cancel: Checked before every batch.
 
@@ -166,6 +168,8 @@ class Classifier:
                     results[index] = ClassificationResult(names[index], error=str(error))
             for index, row in zip(read, self.probabilities(list(read.values())), strict=True):
                 results[index] = ClassificationResult(names[index], self._best(row, top))
+                if observe is not None:
+                    observe(index, row)
             if read and not self.preprocessing.mean_known and not self._warned:
                 self._warned = True
                 events(Warned(task="classify", message=UNKNOWN_MEAN))

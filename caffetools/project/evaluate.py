@@ -1,20 +1,26 @@
-"""How well a deployed network does on held-out pictures: by true and predicted class, with samples to look at."""
+"""Evaluation of a deployed network on held-out images: confusion matrix, top-5 accuracy, loss by class, calibration, samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore
 from caffetools.infer.classifier import ClassificationResult, Classifier
+from caffetools.proto.blobs import Array
 from caffetools.results import Calibration, Confusion, Sample
 
-# Pictures shown in a report: first the ones taken for another class, then right ones, spread over the classes.
+# Images shown in a report: first those predicted as another class, then correct ones, spread over the classes.
 MOST_SAMPLES = 24
+TOP_K = 5
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,18 @@ class Evaluation:
         predicted: The predicted class of each image.
         samples: Some images to look at.
         calibration: How well the probabilities match the accuracy.
+        loss: Mean cross-entropy of the images, -log of the probability of the true class (that of SoftmaxWithLoss).
+        class_losses: The same for the images of each class; None for a class without images.
+        top_5: Share of the images whose true class is among the five most probable; None for five classes or fewer.
     """
 
     confusion: Confusion
     predicted: list[int]
     samples: list[Sample]
     calibration: Calibration
+    loss: float
+    class_losses: list[float | None]
+    top_5: float | None
 
 
 def held_out(card: DatasetCard) -> list[tuple[Path, int]]:
@@ -60,11 +72,18 @@ def evaluate(classifier: Classifier, card: DatasetCard, *, events: EventSink = i
         Cancelled: ``cancel`` was set.
     """
     pictures = held_out(card)
-    answers = classifier.classify([path for path, _ in pictures], top=1, batch=32, events=events, cancel=cancel)
+    true = [label for _, label in pictures]
+    losses, ranks = np.zeros(len(true)), np.zeros(len(true), np.int64)
+
+    def observe(index: int, row: Array) -> None:
+        if true[index] < len(row):
+            losses[index], ranks[index] = _loss_and_rank(row, true[index])
+
+    paths = [path for path, _ in pictures]
+    answers = classifier.classify(paths, top=1, batch=32, observe=observe, events=events, cancel=cancel)
     for answer in answers:
         if answer.error:
             raise DataError(answer.error)
-    true = [label for _, label in pictures]
     predicted = [answer.guesses[0].index for answer in answers]
     confidences = [answer.guesses[0].probability for answer in answers]
     correct = [label == given for label, given in zip(true, predicted, strict=True)]
@@ -73,7 +92,23 @@ def evaluate(classifier: Classifier, card: DatasetCard, *, events: EventSink = i
         predicted,
         _samples(answers, true, card.classes),
         Calibration.from_confidences(confidences, correct),
+        loss=float(losses.mean()),
+        class_losses=_class_means(losses, true, len(card.classes)),
+        top_5=float((ranks < TOP_K).mean()) if len(card.classes) > TOP_K else None,
     )
+
+
+def _loss_and_rank(row: Array, label: int) -> tuple[float, int]:
+    """Return the cross-entropy of (classes,) probabilities, and how many classes precede the label; of equal ones the lower does."""
+    # SoftmaxWithLoss bounds the probability likewise.
+    value = max(float(row[label]), float(np.finfo(np.float32).tiny))
+    return -math.log(value), int((row > row[label]).sum() + (row[:label] == row[label]).sum())
+
+
+def _class_means(losses: NDArray[np.float64], labels: Sequence[int], classes: int) -> list[float | None]:
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.bincount(labels, losses, minlength=classes)
+    return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
 
 
 def _samples(answers: Sequence[ClassificationResult], true: Sequence[int], classes: Sequence[str]) -> list[Sample]:

@@ -323,10 +323,10 @@ def _draw(run: FinetuneRun, steps: Steps, weights: Path, evaluation: Evaluation)
 
 def _write_report(result: FinetuneResult, steps: Steps) -> Path:
     run, classes = result.run, len(result.card.classes)
-    summary = " ".join([f"{run.config.model} learned {classes} classes from {result.card.train_count} pictures.", *result.remarks])
+    summary = f"{run.config.model} learned {classes} classes from {result.card.train_count} images."
     report = run.config.out / "report.html"
     title = f"{run.config.model} on {classes} classes"
-    write_report(report, make_report(title, summary, [result], ["training"], steps.done, run.config.command()))
+    write_report(report, make_report(title, summary, [result], ["Results"], steps.done, run.config.command()))
     return report
 
 

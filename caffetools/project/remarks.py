@@ -1,9 +1,10 @@
-"""Remarks on data and results, in sentences: chance level, overfitting, classes with few images, a solver that does not fit its start."""
+"""Remarks on data and results, in sentences: chance level, overfitting, a training that ended early, classes with few images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.layers.accuracy import Accuracy
@@ -20,6 +21,38 @@ FEW_IMAGES = 10
 # A test loss that ends this much above its minimum, while the training loss falls, is overfitting.
 _RISE = 1.25
 _LEAST_TESTS = 4
+# A test loss that fell by this share in the last quarter of a training, to a value that is not near 0, would fall further.
+_FALL = 0.05
+_LOW_LOSS = 0.05
+
+
+@dataclass(frozen=True)
+class LossTrend:
+    """The course of the loss on held-out images over a training.
+
+    Attributes:
+        iteration: Of the lowest test loss.
+        lowest: That loss.
+        last: The loss of the last test.
+        earlier: The loss of the last test in the first three quarters of the training.
+        train: Mean training loss before ``iteration``, and at the end; None without logged training losses.
+    """
+
+    iteration: int
+    lowest: float
+    last: float
+    earlier: float
+    train: tuple[float, float] | None
+
+    @property
+    def overfits(self) -> bool:
+        """Whether the test loss rose while the training loss fell."""
+        return self.train is not None and self.last > self.lowest * _RISE and self.train[1] < self.train[0]
+
+    @property
+    def improving(self) -> bool:
+        """Whether the test loss was still falling at the end."""
+        return self.last == self.lowest and _LOW_LOSS < self.last < self.earlier * (1 - _FALL)
 
 
 def remarks_on(confusion: Confusion) -> list[str]:
@@ -29,10 +62,52 @@ def remarks_on(confusion: Confusion) -> list[str]:
         confusion: The result on held-out images.
     """
     remarks = remarks_on_accuracy(confusion.accuracy, len(confusion.names), confusion.total)
-    few = [score.name for score in confusion.scores() if score.pictures == 0]
-    if few:
-        remarks.append(f"{len(few)} class(es) have no held-out image, so nothing is known about them: {', '.join(few[:5])}.")
+    unmeasured = [score.name for score in confusion.scores() if score.pictures == 0]
+    if unmeasured:
+        remarks.append(f"{_classes(unmeasured, 'has', 'have')} no held-out image, so nothing is known about {_pronoun(unmeasured)}.")
+    missed = [score.name for score in confusion.scores() if score.pictures and not score.right]
+    # At chance level that holds for most classes and adds nothing.
+    if missed and not is_chance_level(confusion.accuracy, len(confusion.names), confusion.total):
+        remarks.append(f"{_classes(missed, 'is', 'are')} never recognised on the held-out images.")
     return remarks
+
+
+def _classes(names: Sequence[str], one: str, several: str) -> str:
+    if len(names) == 1:
+        return f"The class {names[0]} {one}"
+    return f"{len(names)} classes ({', '.join(names[:5])}{', …' if len(names) > 5 else ''}) {several}"
+
+
+def _pronoun(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "them"
+
+
+def is_chance_level(accuracy: float, classes: int, images: int) -> bool:
+    """Return whether guessing would reach an accuracy, too: at most two standard deviations above 1 / ``classes``.
+
+    Args:
+        accuracy: From 0 to 1.
+        classes: Number of classes.
+        images: Number of images it was measured on; without any, or with fewer than two classes, nothing is decided (False).
+    """
+    if classes < 2 or not images:
+        return False
+    chance = 1 / classes
+    return accuracy <= chance + 2 * (chance * (1 - chance) / images) ** 0.5
+
+
+def accuracy_interval(right: int, total: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share (Wilson 1927), within 0 and 1.
+
+    Args:
+        right: Images predicted correctly.
+        total: Images, at least 1.
+    """
+    z = 1.96
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def remarks_on_accuracy(accuracy: float, classes: int, images: int) -> list[str]:
@@ -43,13 +118,10 @@ def remarks_on_accuracy(accuracy: float, classes: int, images: int) -> list[str]
         classes: Number of classes.
         images: Number of images it was measured on.
     """
-    chance = 1 / max(classes, 1)
-    # Two standard deviations above chance.
-    noise = 2 * (chance * (1 - chance) / images) ** 0.5 if images else 0.0
-    if classes < 2 or not images or accuracy > chance + noise:
+    if not is_chance_level(accuracy, classes, images):
         return []
     return [
-        f"The accuracy of {accuracy:.1%} is no better than guessing one of {classes} classes ({chance:.1%}): the network has not learned to "
+        f"The accuracy of {accuracy:.1%} is no better than guessing one of {classes} classes ({1 / classes:.1%}): the network has not learned to "
         "separate them. Try more --epochs, published weights instead of --from-scratch, or another --base-lr."
     ]
 
@@ -70,26 +142,44 @@ def remarks_on_data(card: DatasetCard) -> list[str]:
 
 
 def remarks_on_log(log: TrainingLog) -> list[str]:
-    """Return a remark on a training whose test loss rose while its training loss fell.
+    """Return a remark on a training that overfits, or that ended while its test loss was still falling.
+
+    Args:
+        log: The training's log.
+    """
+    trend = loss_trend(log)
+    if trend is None:
+        return []
+    if trend.overfits and trend.train is not None:
+        return [
+            f"The network overfits: its loss on held-out images was lowest at iteration {trend.iteration} ({trend.lowest:.3g}) and is "
+            f"{trend.last:.3g} at the end, while its training loss fell from {trend.train[0]:.3g} to {trend.train[1]:.3g}. More images help, "
+            "and fewer --epochs, more --dropout, or --freeze of the first layers."
+        ]
+    if trend.improving:
+        return [
+            f"The training ended early: the loss on held-out images was still falling, from {trend.earlier:.3g} to {trend.last:.3g} in the last "
+            "quarter. More --epochs give a better network."
+        ]
+    return []
+
+
+def loss_trend(log: TrainingLog) -> LossTrend | None:
+    """Return the course of the test loss; None for fewer than four tests with a finite loss.
 
     Args:
         log: The training's log.
     """
     tests = [(row.iteration, value) for row in log.test if row.net == 0 and (value := _loss(row)) is not None]
     if len(tests) < _LEAST_TESTS:
-        return []
+        return None
     best, lowest = min(tests, key=lambda test: test[1])
     train = [(row.iteration, value) for row in log.train if (value := _loss(row)) is not None]
     before = [value for iteration, value in train if iteration <= best][-_LEAST_TESTS:]
     after = [value for _, value in train][-_LEAST_TESTS:]
-    last = tests[-1][1]
-    if last <= lowest * _RISE or not before or _mean(after) >= _mean(before):
-        return []
-    return [
-        f"The network overfits: its loss on held-out images was lowest at iteration {best} ({lowest:.3g}) and is {last:.3g} at the end, while "
-        f"its training loss fell from {_mean(before):.3g} to {_mean(after):.3g}. More images help, and fewer --epochs, more --dropout, or "
-        "--freeze of the first layers."
-    ]
+    end = tests[-1][0]
+    earlier = [value for iteration, value in tests if iteration <= 0.75 * end][-1:] or [tests[0][1]]
+    return LossTrend(best, lowest, tests[-1][1], earlier[0], (_mean(before), _mean(after)) if before else None)
 
 
 def is_set_up_for_finetuning(net: NetParameter) -> bool:

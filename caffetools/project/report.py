@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import time
@@ -21,7 +22,8 @@ from caffetools.errors import DataError, NetError
 from caffetools.graph.summary import summarize
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.project.evaluate import Evaluation
-from caffetools.project.remarks import remarks_on_accuracy
+from caffetools.project.remarks import accuracy_interval, is_chance_level
+from caffetools.project.report_steps import after_run, better_run
 from caffetools.project.run import FinetuneResult
 from caffetools.proto.text import read_net
 from caffetools.results import Step
@@ -38,14 +40,24 @@ MOST_EXPLANATIONS = 8
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a report needs to know about one training.
+    """One training, as a report describes it.
 
     Attributes:
-        title: Of its part of the report. model: The network's name. note: How it was trained, in a sentence.
-        out: The run's folder. card: The dataset. log: The training log. evaluation: On the held-out images.
-        deploy: The deploy prototxt. weights: The trained .caffemodel. start: The weights it started from, if any.
-        onnx: The check of the exported file; None where there is none. remarks: What the reader should know.
-        device: Computing device. seed: Of the run.
+        title: Title of its part of the report.
+        model: Name of the network.
+        note: How it was trained, in a sentence.
+        out: Folder of the run.
+        card: The dataset.
+        log: The training log.
+        evaluation: Result on the held-out images.
+        deploy: The deploy prototxt.
+        weights: The trained .caffemodel.
+        start: The weights it started from; None for random ones.
+        onnx: Check of the exported file; None where there is none.
+        remarks: What the reader should know, a sentence each.
+        device: Computing device.
+        seed: Seed of the run.
+        again: A better run to do next, or how to resume this one; None where there is none.
     """
 
     title: str
@@ -62,6 +74,7 @@ class RunRecord:
     remarks: Sequence[str]
     device: str
     seed: int
+    again: Step | None = None
 
 
 def make_report(
@@ -85,10 +98,8 @@ def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequen
     last = runs[-1]
     confusion = last.evaluation.confusion
     remarks = [remark for item in runs for remark in item.remarks]
-    learned = not remarks_on_accuracy(confusion.accuracy, len(confusion.names), confusion.total)
-    good = learned and (last.onnx is None or last.onnx.passed)
-    verdict = f"{last.model} recognises {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on"
-    verdict += ", and the ONNX file gives the same numbers." if last.onnx is not None and last.onnx.passed else "."
+    failed = is_chance_level(confusion.accuracy, len(confusion.names), confusion.total) or (last.onnx is not None and not last.onnx.passed)
+    good = False if failed else None if remarks else True
     return Report(
         title=title,
         summary=summary,
@@ -100,21 +111,37 @@ def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequen
         onnx=last.onnx,
         files=_files(runs),
         repeat=[repeat],
+        next_steps=[*([last.again] if last.again else []), *after_run(last.card, confusion, last.deploy, last.weights, _exported(last))],
         environment=_environment(last),
-        verdict=verdict,
+        verdict=_verdict(last),
         good=good,
         remarks=remarks,
         card=_model_card(last),
+        folder="" if last.deploy.is_absolute() else str(Path.cwd()),
     )
+
+
+def _verdict(item: RunRecord) -> str:
+    confusion = item.evaluation.confusion
+    text = f"{item.model} recognises {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on; "
+    text += f"guessing gives {1 / len(confusion.names):.1%}."
+    if item.onnx is not None:
+        text += " The ONNX file gives the same numbers." if item.onnx.passed else " The ONNX file gives other numbers: do not use it."
+    return text
+
+
+def _exported(item: RunRecord) -> Path | None:
+    return item.out / item.onnx.file if item.onnx is not None else None
 
 
 def _record(item: FinetuneResult, title: str) -> RunRecord:
     run, schedule = item.run, item.schedule
     note = f"{schedule.updates} updates of {schedule.batch} images, learning rate {schedule.base_lr:g}."
     config = run.config
+    again = better_run(config, schedule.epochs, item.log, item.evaluation.confusion, item.card.train_count, schedule.batch)
     return RunRecord(
         title, run.model, note, config.out, item.card, item.log, item.evaluation, item.deploy, item.weights, run.weights, _onnx(item),
-        item.remarks, config.device, config.seed,
+        item.remarks, config.device, config.seed, again,
     )  # fmt: skip
 
 
@@ -122,12 +149,17 @@ def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure
     figures = []
     for item in runs:
         confusion = item.evaluation.confusion
-        note = f"{confusion.right} of {confusion.total} held-out images"
+        low, high = accuracy_interval(confusion.right, confusion.total)
+        note = f"{confusion.right} of {confusion.total} held-out images; 95 % interval {low:.0%} to {high:.0%}"
         figures.append(KeyFigure(f"{confusion.accuracy:.1%}", "accuracy" if len(runs) == 1 else f"accuracy, {item.title}", note))
     last = runs[-1]
+    if last.evaluation.top_5 is not None:
+        figures.append(KeyFigure(f"{last.evaluation.top_5:.1%}", "top-5 accuracy", "true class among the five most probable"))
+    figures.append(
+        KeyFigure(f"{last.evaluation.loss:.3g}", "loss", f"on held-out images; guessing: {math.log(len(last.card.classes)):.3g}")
+    )
     error = last.evaluation.calibration.error
     figures.append(KeyFigure(f"{error:.1%}", "calibration error", "distance between confidence and accuracy"))
-    figures.append(KeyFigure(str(len(last.card.classes)), "classes", f"{last.card.train_count} images for training"))
     if steps:
         figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from images to ONNX", f"{os.cpu_count()} CPU cores"))
     if last.onnx is not None:
@@ -148,6 +180,7 @@ def _phase(item: RunRecord) -> Phase:
         _filters(item),
         item.evaluation.calibration,
         _explanations(item),
+        item.evaluation.class_losses,
     )
 
 

@@ -19,7 +19,10 @@ from caffetools.project.evaluate import evaluate, held_out
 from caffetools.project.manifest import SETTINGS
 from caffetools.project.remarks import remarks_on, remarks_on_data, remarks_on_log
 from caffetools.project.report import RunRecord, report_of
+from caffetools.project.report_steps import better_run
+from caffetools.project.training_schedule import plan_training
 from caffetools.proto.text import read_solver
+from caffetools.results import Step
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.logs.training_log import read_log
 from caffetools.visualize.model import OnnxCheck
@@ -60,17 +63,26 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
     limit = read_solver(solver).max_iter
     log = read_log(Path(f"{prefix}.log"))
     remarks = [*remarks_on(evaluation.confusion), *remarks_on_log(log), *remarks_on_data(card)]
+    schedule = plan_training(
+        config.model,
+        card.train_count,
+        card.val_count,
+        fine_tuning=not config.from_scratch,
+        epochs=config.epochs,
+        batch=config.batch,
+        own_lr=1.0,
+    )
+    again = better_run(config, schedule.epochs, log, evaluation.confusion, card.train_count, schedule.batch)
     if snapshot.iteration < limit:
-        remarks.append(
-            f"The training is not finished: this is iteration {snapshot.iteration} of {limit}. Resume it with: {config.command()}"
-        )
+        remarks.append(f"The training is not finished: this is iteration {snapshot.iteration} of {limit}.")
+        again = Step("Resume the training", config.command(), f"From iteration {snapshot.iteration} of {limit}.")
     onnx = folder / "model.onnx"
     check = _compare(classifier, onnx, [path for path, _ in held_out(card)]) if onnx.is_file() and snapshot.iteration >= limit else None
     model = Path(config.model).stem if config.model.endswith(".prototxt") else config.model
     note = f"iteration {snapshot.iteration} of {limit}, learning rate {read_solver(solver).base_lr:g}."
     record = RunRecord(
-        "Training", model, note, folder, card, log, evaluation, deploy, snapshot.weights,
-        config.weights if config.weights and config.weights.is_file() else None, check, remarks, config.device, config.seed,
+        "Results", model, note, folder, card, log, evaluation, deploy, snapshot.weights,
+        config.weights if config.weights and config.weights.is_file() else None, check, remarks, config.device, config.seed, again,
     )  # fmt: skip
     page = out or folder / "report.html"
     summary = f"{config.model} learned {len(card.classes)} classes from {card.train_count} images."

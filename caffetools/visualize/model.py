@@ -66,6 +66,7 @@ class Phase:
         filters: Weights to draw, or their change.
         calibration: Of the held-out pictures.
         explanations: Of some of them.
+        losses: The mean loss of each class's held-out images; None for a class without any.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Phase:
     filters: Sequence[LayerWeights | FilterChange] = ()
     calibration: Calibration | None = None
     explanations: Sequence[Explanation] = ()
+    losses: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ class Report:
         figures: The numbers at the head.
         phases: The trainings, with their results.
         network: The layers of the delivered network.
-        card: Facts for whoever uses the model, by name.
+        card: Facts for users of the model, by name.
+        next_steps: What to do with the model, each with its command.
+        folder: The folder that relative paths in commands start from.
         onnx: The check of the exported file.
         files: What was written.
         steps: What was done, in order.
@@ -163,3 +167,5 @@ class Report:
     good: bool | None = None
     remarks: Sequence[str] = ()
     card: Mapping[str, str] = field(default_factory=dict)
+    next_steps: Sequence[Step] = ()
+    folder: str = ""

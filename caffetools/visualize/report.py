@@ -18,7 +18,7 @@ from caffetools.visualize.page import Drawing, Themed, render_template, themed_f
 from caffetools.visualize.panels import enlarge
 from caffetools.visualize.style import DARK, LIGHT, PathLike, Theme
 from caffetools.visualize.thumbnails import png, thumbnail
-from caffetools.visualize.tiles import change_sheet
+from caffetools.visualize.tiles import Sheet, change_sheet
 
 _MOST_ROWS = 30  # longer tables start with the rows that matter and unfold
 _FIRST_ROWS = 12
@@ -47,6 +47,8 @@ def write_report(path: PathLike, report: Report) -> None:
 def report_html(report: Report) -> str:
     """Return the page that :func:`write_report` writes. Raises :class:`DataError` as it does."""
     parts = [_Part(f"phase-{number}", phase.title, "phase", _phase(phase)) for number, phase in enumerate(report.phases, 1)]
+    if report.next_steps:
+        parts.append(_Part("next", "Next steps", "next", report.next_steps))
     if report.card:
         parts.append(_Part("card", "Model card", "card", list(report.card.items())))
     if report.network:
@@ -75,7 +77,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
     return {
         "note": phase.note,
         "charts": charts.curve_charts(phase.logs) if phase.logs else [],
-        "confusion": _confusion(phase.confusion) if phase.confusion else None,
+        "confusion": _confusion(phase.confusion, phase.losses) if phase.confusion else None,
         "calibration": phase.calibration,
         "calibration_chart": charts.calibration_chart(phase.calibration) if phase.calibration else None,
         "samples": [_sample(sample) for sample in phase.samples],
@@ -84,7 +86,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
     }
 
 
-def _confusion(confusion: Confusion) -> dict[str, Any]:
+def _confusion(confusion: Confusion, losses: Sequence[float | None]) -> dict[str, Any]:
     pairs = confusion.most_confused(8)
     alt = f"Confusion matrix of {len(confusion.names)} classes: {confusion.right} of {confusion.total} pictures correct."
     if pairs:
@@ -98,12 +100,13 @@ def _confusion(confusion: Confusion) -> dict[str, Any]:
         "figure": None if small else themed_figure(Drawing(alt, lambda theme: confusion_figure(confusion, theme=theme))),
         "wide": len(confusion.names) > 12,
         "pairs": [(pair.true, pair.predicted, f"{pair.count:,}", f"{pair.share:.1%}") for pair in pairs],
-        **_scores(confusion),
+        **_scores(confusion, losses),
     }
 
 
-def _scores(confusion: Confusion) -> dict[str, Any]:
+def _scores(confusion: Confusion, losses: Sequence[float | None]) -> dict[str, Any]:
     scores = confusion.scores()
+    loss = dict(zip(confusion.names, losses, strict=False))
     ordered = scores if len(scores) <= _MOST_ROWS else sorted(scores, key=lambda s: (s.accuracy is None, s.accuracy))
     rows = [
         (
@@ -112,18 +115,26 @@ def _scores(confusion: Confusion) -> dict[str, Any]:
             f"{s.right:,}",
             "–" if s.accuracy is None else {"share": s.accuracy, "text": f"{s.accuracy:.1%}"},
             "–" if s.precision is None else f"{s.precision:.1%}",
+            *([_loss_text(loss.get(s.name))] if losses else []),
         )
         for s in ordered
     ]
     known = [(s.accuracy, s) for s in scores if s.accuracy is not None]
     ranked = [s for _, s in sorted(known, key=lambda pair: pair[0])]
     extremes = (ranked[:_EXTREMES], ranked[::-1][:_EXTREMES]) if len(ranked) > 2 * _EXTREMES else ([], [])
+    caption = "Accuracy: share of the class's images; precision: share of those predicted as it"
     return {
+        "head": ("Class", "Images", "Correct", "Accuracy", "Precision", *(["Loss"] if losses else [])),
+        "caption": caption + ("; loss: mean of −log(probability of the true class)" if losses else ""),
         "rows": rows if len(rows) <= _MOST_ROWS else rows[:_FIRST_ROWS],
         "all_rows": [] if len(rows) <= _MOST_ROWS else rows,
         "worst": [(s.name, f"{s.accuracy:.1%}") for s in extremes[0]],
         "best": [(s.name, f"{s.accuracy:.1%}") for s in extremes[1]],
     }
+
+
+def _loss_text(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.3f}"
 
 
 def _sample(sample: Sample) -> dict[str, Any]:
@@ -153,7 +164,7 @@ def _filters(layer: LayerWeights | FilterChange) -> list[Themed]:
         return png(change_sheet(old, new, colour=colour, gap=style.rgb(theme.background), most_tiles=_MOST_TILES).image)
 
     sheet = change_sheet(old, new, colour=colour, most_tiles=_MOST_TILES)
-    height, width = (round(side / 1.6) for side in sheet.image.shape[:2])
+    height, width = _displayed(sheet)
     alt = f"Change of the weights of {layer.after.name} as tiles"
     return [*drawn, Themed(change(LIGHT), change(DARK), alt, width, height, sheet.caption, layer.after.name)]
 
@@ -169,9 +180,16 @@ def _filter(layer: LayerWeights, when: str = "") -> Themed:
         assert drawn is not None  # noqa: S101 (the weights have four axes)
         return png(drawn.image)
 
-    height, width = (round(side / 1.6) for side in sheet.image.shape[:2])
+    height, width = _displayed(sheet)
     caption = f"{when}{describe(layer)}. {sheet.caption}"
     return Themed(draw(LIGHT), draw(DARK), f"Weights of {layer.name} as tiles", width, height, caption, layer.name)
+
+
+def _displayed(sheet: Sheet) -> tuple[int, int]:
+    """Return the height and width of a sheet of tiles on the page, in CSS pixels: large ones are shown finer than their dots."""
+    height, width = sheet.image.shape[:2]
+    factor = 1.6 if max(height, width) > 720 else 1.0
+    return round(height / factor), round(width / factor)
 
 
 def _network(rows: Sequence[LayerRow]) -> dict[str, Any]:

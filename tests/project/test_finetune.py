@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -173,6 +176,19 @@ def test_squeezenet_starts_from_weights_that_are_given(place: Path) -> None:
     assert {layer.phase for layer in trained.layer[0].include} == {TRAIN}
     before, after = read_caffemodel(place / "published.caffemodel").blobs, read_caffemodel(answer["weights"]).blobs
     assert set(before) - set(after) == {"conv10"} and set(after) - set(before) == {"conv10_3"}
+
+
+def test_every_next_step_of_the_report_works_when_pasted(finished: Path) -> None:
+    text = (finished / "run/report.html").read_text(encoding="utf-8")
+    section = text[text.index('<section id="next"') : text.index('<section id="card"')]
+    commands = [html.unescape(line) for line in re.findall(r"<code>(caffetools .*?)</code>", section)]
+    names = [shlex.split(line)[1:3] for line in commands]
+    assert [name[0] for name in names if name[0] not in ("finetune", "visualize")] == ["classify", "quantize", "bundle"]
+    for line in commands:
+        run_well(*shlex.split(line)[1:])
+    assert (finished / "run/errors.png").is_file() == ("visualize" in {name[0] for name in names}) and (
+        finished / "run/model.int8.onnx"
+    ).is_file()
 
 
 def test_a_report_is_made_again_from_the_files_of_a_run(finished: Path) -> None:

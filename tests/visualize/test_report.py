@@ -79,6 +79,7 @@ def report() -> Report:
         ],
         Calibration.from_confidences([0.95, 0.9, 0.6, 0.6], [True, True, True, False]),
         [Explanation(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8), EVIL, EVIL, 0.9, "$a$", EVIL)],
+        [0.125, 1.5, None],
     )
     return Report(
         EVIL,
@@ -96,6 +97,8 @@ def report() -> Report:
         True,
         [EVIL],
         {EVIL: EVIL},
+        [Step(EVIL, f"caffetools classify {EVIL}", EVIL), Step("Last", "caffetools status")],
+        EVIL,
     )
 
 
@@ -166,7 +169,8 @@ def test_the_numbers_are_there(html: str) -> None:
     text = " ".join(Page(html).text().split())
     for words in (
         "98.4 %", "Verified : the largest difference is 3e-07, with 0.0001 allowed", "5 of 6", "1.7 MB", "12 s",
-        "520", "288,000", "1 × 20 × 24 × 24", "66.7%", "98.3%", f"✗ is {EVIL}", "✓ right", f"caffetools train {EVIL}",
+        "520", "288,000", "1 × 20 × 24 × 24", "66.7%", "98.3%", f"✗ is {EVIL}", "✓ correct", f"caffetools train {EVIL}",
+        f"caffetools classify {EVIL}", f"Paths start from {EVIL}", "Loss", "0.125", "1.500", "–",
     ):  # fmt: skip
         assert words in text, words
 
@@ -200,7 +204,23 @@ def test_long_tables_unfold() -> None:
     assert page.text("summary").count("All 200 classes") == 1
     assert "150 layers" in page.text("summary")
     rows = [words for where, words in page.words if where == "th" and words.startswith("class ")]
-    assert rows.count("class 77") == 4 and len(rows) == 5 + 5 + 12 + 200 + 1  # worst and best, the first twelve, all, a confused pair
+    assert rows.count("class 77") == 3 and len(rows) == 12 + 200 + 1  # the first twelve, all, a confused pair
+    assert "Lowest: class 77 20.0%, class 0 100.0%" in page.text("p") and "Highest: class 199 100.0%" in page.text("p")
+
+
+def test_results_come_before_the_next_steps_and_those_before_the_rest(html: str) -> None:
+    ids = [section["id"] for section in Page(html).all("section")]
+    assert ids == ["phase-1", "phase-2", "next", "card", "network", "onnx", "files", "repeat"]
+
+
+def test_a_thousand_classes_fit_into_five_megabytes() -> None:
+    rng = np.random.default_rng(1)
+    names = [f"species number {i}" for i in range(1000)]
+    confusion = Confusion.from_labels(rng.integers(0, 1000, 50_000), rng.integers(0, 1000, 50_000), names)
+    samples = [Sample(rng.integers(0, 255, (800, 600, 3), np.uint8), name, 0.5, name, name) for name in names[:24]]
+    filters = [LayerWeights("conv1", rng.standard_normal((96, 3, 11, 11)))]
+    page = report_html(Report("r", phases=[Phase("p", confusion=confusion, samples=samples, filters=filters, losses=[1.0] * 1000)]))
+    assert len(page.encode()) < 5_000_000
 
 
 def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

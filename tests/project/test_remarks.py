@@ -1,0 +1,138 @@
+"""Remarks on a result in words, each from data for which they hold and from data for which they do not; the report's next steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caffetools.data.datasets.card import DatasetCard, load_card
+from caffetools.infer.classifier import Classifier
+from caffetools.project.config import FinetuneConfig
+from caffetools.project.evaluate import evaluate, held_out
+from caffetools.project.remarks import accuracy_interval, is_chance_level, loss_trend, remarks_on, remarks_on_data, remarks_on_log
+from caffetools.project.report_steps import better_run
+from caffetools.results import Confusion
+from caffetools.solver.logs.training_log import LogRow, TrainingLog
+from tests.cli.inprocess import run_well
+from tests.project.shapes import TRAIN_VAL, draw_shapes
+
+
+def log_of(train: list[float], test: list[float]) -> TrainingLog:
+    """A log with a training and a test loss every ten iterations."""
+    rows = [LogRow(10 * index, 0.0, loss=value) for index, value in enumerate(train)]
+    return TrainingLog(rows, [LogRow(10 * index, 0.0, outputs={"loss": value}) for index, value in enumerate(test)])
+
+
+FALLING = [2.0, 1.5, 1.0, 0.8, 0.6, 0.4, 0.3, 0.2]
+OVERFITTING = [2.0, 1.6, 1.2, 1.0, 1.1, 1.3, 1.5, 1.9]
+
+
+def test_overfitting_is_stated_with_both_losses() -> None:
+    (remark,) = remarks_on_log(log_of(FALLING, OVERFITTING))
+    assert remark.startswith("The network overfits: its loss on held-out images was lowest at iteration 30 (1) and is 1.9 at the end")
+    assert "fewer --epochs" in remark
+
+
+def test_a_test_loss_that_rises_with_the_training_loss_is_not_overfitting() -> None:
+    assert remarks_on_log(log_of([0.5, 0.6, 0.8, 0.9, 1.0, 1.2, 1.4, 1.9], OVERFITTING)) == []
+
+
+@pytest.mark.parametrize(
+    ("test", "remarked"),
+    [
+        (FALLING, True),
+        ([2.0, 1.0, 0.6, 0.5, 0.48, 0.47, 0.47, 0.46], False),  # flat in the last quarter
+        ([2.0, 0.5, 0.2, 0.1, 0.08, 0.06, 0.05, 0.01], False),  # near 0
+        ([2.0, 0.5, 0.4], False),  # too few tests
+        ([2.0, math.nan, 1.0, math.nan], False),
+    ],
+)
+def test_a_training_that_ended_while_its_test_loss_was_falling(test: list[float], remarked: bool) -> None:
+    remarks = remarks_on_log(log_of(FALLING, test))
+    assert [remark.startswith("The training ended early") for remark in remarks] == [True] * remarked
+    if remarked:
+        assert "from 0.4 to 0.2 in the last quarter. More --epochs" in remarks[0]
+
+
+def test_the_trend_of_a_log_by_hand() -> None:
+    trend = loss_trend(log_of(FALLING, OVERFITTING))
+    assert trend is not None and (trend.iteration, trend.lowest, trend.last, trend.earlier) == (30, 1.0, 1.9, 1.3)
+    assert trend.train == (pytest.approx(np.mean(FALLING[:4])), pytest.approx(np.mean(FALLING[-4:])))
+
+
+def test_classes_that_are_never_recognised_or_never_measured_are_named() -> None:
+    names = ["a", "b", "c", "d"]
+    remarks = remarks_on(Confusion.from_labels([0] * 20 + [1] * 20 + [2] * 5, [0] * 20 + [1] * 20 + [0] * 5, names))
+    assert remarks == [
+        "The class d has no held-out image, so nothing is known about it.",
+        "The class c is never recognised on the held-out images.",
+    ]
+    several = remarks_on(Confusion.from_labels([0] * 40 + [1, 2, 3], [0] * 43, names))
+    assert several == ["3 classes (b, c, d) are never recognised on the held-out images."]
+
+
+def test_at_chance_level_only_that_is_stated() -> None:
+    (remark,) = remarks_on(Confusion.from_labels([0, 1, 2, 3] * 5, [0] * 20, ["a", "b", "c", "d"]))
+    assert remark.startswith("The accuracy of 25.0% is no better than guessing one of 4 classes (25.0%)")
+
+
+def test_chance_level_by_hand() -> None:
+    # Two standard deviations above 1/4 for 48 images: 0.25 + 2 * sqrt(0.25 * 0.75 / 48) = 0.375.
+    assert is_chance_level(0.37, 4, 48) and not is_chance_level(0.38, 4, 48)
+    assert not is_chance_level(0.0, 1, 10) and not is_chance_level(0.0, 5, 0)
+
+
+def test_the_interval_of_an_accuracy() -> None:
+    low, high = accuracy_interval(8, 10)
+    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert accuracy_interval(0, 5)[0] == 0.0 and accuracy_interval(5, 5)[1] == 1.0
+
+
+def test_a_better_run_is_longer_or_shorter_or_none() -> None:
+    config, good = FinetuneConfig(Path("photos"), Path("runs/run"), epochs=8), Confusion.from_labels([0, 1] * 20, [0, 1] * 20, ["a", "b"])
+    longer = better_run(config, 8, log_of(FALLING, FALLING), good, 80, 8)
+    assert longer is not None and longer.command == "caffetools finetune photos -o runs/run-16-epochs --epochs 16"
+    shorter = better_run(config, 8, log_of(FALLING, OVERFITTING), good, 80, 8)
+    assert shorter is not None and shorter.command == "caffetools finetune photos -o runs/run-3-epochs --epochs 3"
+    flat = [2.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert better_run(config, 8, log_of(FALLING, flat), good, 80, 8) is None
+    guessing = Confusion.from_labels([0, 1] * 20, [0, 0] * 20, ["a", "b"])
+    assert better_run(config, 8, log_of(FALLING, flat), guessing, 80, 8) is not None
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run in it."""
+    folder = tmp_path_factory.mktemp("run")
+    draw_shapes(folder / "my pictures", each=12)
+    (folder / "shapes.prototxt").write_text(TRAIN_VAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_well("finetune", "my pictures", "-o", "run", "--model", "shapes.prototxt", "--from-scratch", "--epochs", 3, "--device", "cpu")
+    return folder
+
+
+def test_loss_by_class_and_top_5_by_hand(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_folder)
+    card = load_card(Path("run/data"))
+    classifier = Classifier("run/net/deploy.prototxt", next(Path("run/net").glob("*.caffemodel")))
+    evaluation = evaluate(classifier, card)
+    assert evaluation.top_5 is None, "three classes"
+    rows = {}
+    classifier.classify([path for path, _ in held_out(card)], observe=lambda index, row: rows.__setitem__(index, row))
+    losses = [(label, -math.log(rows[index][label])) for index, (_, label) in enumerate(held_out(card))]
+    assert evaluation.loss == pytest.approx(np.mean([loss for _, loss in losses]))
+    for index, value in enumerate(evaluation.class_losses):
+        assert value == pytest.approx(np.mean([loss for label, loss in losses if label == index]))
+
+
+def test_few_images_of_a_class_are_remarked(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_folder)
+    card: DatasetCard = load_card(Path("run/data"))
+    (remark,) = remarks_on_data(replace(card, train_counts=(30, 9, 10)))
+    assert remark.startswith(f"1 of 3 classes have fewer than 10 training images: {card.classes[1]} (9).")
+    assert remarks_on_data(replace(card, train_counts=(10, 10, 10))) == []
