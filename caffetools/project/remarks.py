@@ -93,7 +93,7 @@ def is_chance_level(accuracy: float, classes: int, images: int) -> bool:
     if classes < 2 or not images:
         return False
     chance = 1 / classes
-    return accuracy <= chance + 2 * (chance * (1 - chance) / images) ** 0.5
+    return accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / images)
 
 
 def accuracy_interval(right: int, total: int) -> tuple[float, float]:
@@ -106,7 +106,7 @@ def accuracy_interval(right: int, total: int) -> tuple[float, float]:
     z = 1.96
     share = right / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

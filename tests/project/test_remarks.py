@@ -15,6 +15,7 @@ from caffetools.project.config import FinetuneConfig
 from caffetools.project.evaluate import evaluate, held_out
 from caffetools.project.remarks import accuracy_interval, is_chance_level, loss_trend, remarks_on, remarks_on_data, remarks_on_log
 from caffetools.project.report_steps import better_run
+from caffetools.proto.blobs import Array
 from caffetools.results import Confusion
 from caffetools.solver.logs.training_log import LogRow, TrainingLog
 from tests.cli.inprocess import run_well
@@ -122,7 +123,7 @@ def test_loss_by_class_and_top_5_by_hand(run_folder: Path, monkeypatch: pytest.M
     classifier = Classifier("run/net/deploy.prototxt", next(Path("run/net").glob("*.caffemodel")))
     evaluation = evaluate(classifier, card)
     assert evaluation.top_5 is None, "three classes"
-    rows = {}
+    rows: dict[int, Array] = {}
     classifier.classify([path for path, _ in held_out(card)], observe=lambda index, row: rows.__setitem__(index, row))
     losses = [(label, -math.log(rows[index][label])) for index, (_, label) in enumerate(held_out(card))]
     assert evaluation.loss == pytest.approx(np.mean([loss for _, loss in losses]))
