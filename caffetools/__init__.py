@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from caffetools import errors, events, visualize
-    from caffetools._api.inference import classify, export_onnx, import_onnx, quantize, verify
+    from caffetools._api.inference import classify, compute_blobs, export_onnx, import_onnx, quantize, verify
     from caffetools._api.nets import deploy, inspect, load_net, retarget, zoo_prototxt
     from caffetools._api.training import build_dataset, test, train
     from caffetools.cancel import CancelToken
@@ -47,6 +47,7 @@ __all__ = [
     "__version__",
     "build_dataset",
     "classify",
+    "compute_blobs",
     "deploy",
     "errors",
     "events",
@@ -69,7 +70,7 @@ __all__ = [
 
 # Public name → module that defines it; "" for a module of that name itself.
 _HOMES = {
-    **dict.fromkeys(("classify", "export_onnx", "import_onnx", "quantize", "verify"), "_api.inference"),
+    **dict.fromkeys(("classify", "compute_blobs", "export_onnx", "import_onnx", "quantize", "verify"), "_api.inference"),
     **dict.fromkeys(("deploy", "inspect", "load_net", "retarget", "zoo_prototxt"), "_api.nets"),
     **dict.fromkeys(("build_dataset", "test", "train"), "_api.training"),
     "CaffeToolsError": "errors",

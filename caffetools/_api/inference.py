@@ -10,8 +10,10 @@ from caffetools.cancel import CancelToken
 from caffetools.events import EventSink, ignore
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
+    from caffetools.infer.blobs import Item
     from caffetools.infer.classifier import ClassificationResult, ImageLike
     from caffetools.onnx.importer import ImportedNet
     from caffetools.onnx.verify import Verification
@@ -82,6 +84,64 @@ def classify(
     return classifier.classify(
         as_images(images), top=top, batch=batch, oversample=oversample, channel_order=channel_order, events=events, cancel=cancel
     )
+
+
+def compute_blobs(
+    item: Item,
+    deploy: PathLike,
+    weights: PathLike | None = None,
+    *,
+    outputs: Sequence[str] = (),
+    tile: int | None = None,
+    own_size: bool = False,
+    mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None,
+    scale: float | None = None,
+    resize: tuple[int, int] | None = None,
+    device: str = "cpu",
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Compute blobs of a deployed net, in one pass or, for pictures that do not fit in memory, tile by tile.
+
+    Args:
+        item: A picture file; a uint8 image (H, W, 3) RGB or (H, W); an array (C, H, W) or (N, C, H, W) of the net's input or a .npy file of
+            one, which are not preprocessed; a .npz file or a mapping with an array for each input blob.
+        deploy: A deploy prototxt.
+        weights: Its .caffemodel; None for a net without parameters.
+        outputs: The blobs; by default the net's outputs.
+        tile: Most pixels of a side that the net gets at once, for fully convolutional nets: the values are those of one pass, also at the
+            seams. Pictures keep their size. None: one pass.
+        own_size: Pictures keep their size in place of the net's input size.
+        mean: As for :func:`classify`.
+        scale: As for :func:`classify`.
+        resize: (width, height) of the picture.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        events: Receives ``Progress`` events, in tiles.
+        cancel: Checked before every tile.
+
+    Returns:
+        float32 arrays by blob name.
+
+    Raises:
+        CaffeToolsError: A file cannot be read, a blob does not exist, the input does not fit, or with ``tile`` a layer depends on the whole
+            picture; names it.
+        Cancelled: ``cancel`` was set.
+
+    Example:
+        >>> import caffetools as ct, numpy as np
+        >>> with open("edges.prototxt", "w") as file:
+        ...     _ = file.write('''layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 8 dim: 8 } } }
+        ...     layer { name: "largest" type: "Pooling" bottom: "data" top: "largest" pooling_param { kernel_size: 2 stride: 2 } }''')
+        >>> large = np.zeros((1, 1, 300, 200), np.float32)
+        >>> ct.compute_blobs(large, "edges.prototxt", tile=64)["largest"].shape
+        (1, 1, 150, 100)
+    """
+    from caffetools.infer.blobs import BlobOptions, BlobReader
+    from caffetools.infer.classifier import PreprocessOptions
+
+    options = PreprocessOptions(mean=mean, scale=scale, resize=resize)
+    reader = BlobReader(deploy, weights, options, BlobOptions(tuple(outputs), own_size, tile), device=device)
+    return reader.run(item, events=events, cancel=cancel)
 
 
 def export_onnx(

@@ -116,6 +116,7 @@ def train(
     device: str = "auto",
     max_iter: int | None = None,
     log: PathLike | None = None,
+    checkpoint_memory: bool = False,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> TrainResult:
@@ -129,6 +130,7 @@ def train(
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
         max_iter: Iterations to train for, in place of the solver's.
         log: Log file; default ``PREFIX.log``. ``PREFIX_log.jsonl`` holds the same as JSON lines.
+        checkpoint_memory: Keep few activations and compute the others a second time in the backward pass: less memory, the same weights.
         events: Receives ``Started``, ``Progress`` after each iteration, ``Metrics``, ``Tested``, ``CheckpointWritten``, ``Finished``.
         cancel: When cancelled, the run stops after the current update with a snapshot.
 
@@ -150,6 +152,7 @@ def train(
         device=device,
         max_iter=max_iter,
         log=log,
+        checkpoint_memory=checkpoint_memory,
         events=events,
         cancel=cancel,
     )

@@ -44,6 +44,7 @@ def _facts() -> dict[str, Any]:
     import torch
 
     from caffetools.layers import native
+    from caffetools.util.threads import cpu_count
     from caffetools.zoo.fetch import MIRROR, cache_folder
 
     versions = {}
@@ -59,6 +60,7 @@ def _facts() -> dict[str, Any]:
         "system": platform.platform(),
         **versions,
         "CPU cores": os.cpu_count(),
+        "threads used": cpu_count(),
         "torch threads": torch.get_num_threads(),
         "GPUs": ", ".join(devices) or "none",
         "native kernels": native.status(),

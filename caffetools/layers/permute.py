@@ -7,6 +7,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, Size
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import Windows, repeated
 
 
 @register("Permute")
@@ -82,6 +83,11 @@ class Reorg(Layer):
         if h % s or w % s:
             raise self.error(f"stride {s} must divide the maps of {h} x {w}")
         return [(n, c * s * s, h // s, w // s)]
+
+    def spatial_windows(self) -> Windows | None:
+        # Forwards, Darknet takes the values for maps of another size: where a value comes from depends on the whole map's.
+        stride, reverse = self.settings()
+        return repeated(stride) if reverse else None
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (x.shape[0], *self.top_shapes[0][1:])

@@ -14,6 +14,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, Size, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.layers.windows import Windows, interpolated, is_power_of_2, repeated
 from caffetools.proto.unknown import unknown_fields
 
 
@@ -95,6 +96,10 @@ class Upsample(_ByMask):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.interpolate(x, scale_factor=self.scale, mode="nearest") if mask is None else self.scatter(x, mask)
+
+    def spatial_windows(self) -> Windows | None:
+        # A mask names places of the whole map. Other scales than powers of 2 are rounded in float32, which depends on the place.
+        return repeated(self.scale) if len(self.bottoms) == 1 and is_power_of_2(self.scale) else None
 
     def _maps_in_onnx(self, graph: OnnxGraph) -> list[Size]:
         """Return the size of the top's maps when there is a mask."""
@@ -222,6 +227,14 @@ class Interp(Layer):
         small = [(n - 1) // shrink + 1 for n in size]
         height, width = (n + (n - 1) * (zoom - 1) for n in small)
         return (height, width)
+
+    def spatial_windows(self) -> Windows | None:
+        # Only where the zoom factor alone gives the size, and divides without rounding, are the weights the same in a part of the map.
+        param = self.param.interp_param
+        zoom = int(param.zoom_factor)
+        if len(self.bottoms) > 1 or param.HasField("height") or param.HasField("width") or self.begin or self.end:
+            return None
+        return interpolated(zoom) if param.shrink_factor == 1 and is_power_of_2(zoom) else None
 
     def _size_in_onnx(self, graph: OnnxGraph) -> list[Size]:
         """Return (H, W) of the top where it depends on sizes known at run time."""

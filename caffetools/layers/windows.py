@@ -49,3 +49,20 @@ def deconvolved(kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int]
     """Return the windows of a transposed convolution over height and width."""
     rows, columns = (AxisWindow(1, p - (k - 1) * d, p, s) for k, s, p, d in zip(kernel, stride, pad, dilation, strict=True))
     return rows, columns
+
+
+def repeated(scale: int) -> Windows:
+    """Return the windows of a layer whose tops are ``scale`` times as large both ways: position j depends on j / scale, rounded down."""
+    axis = AxisWindow(1, 1 - scale, 0, scale)
+    return axis, axis
+
+
+def interpolated(zoom: int) -> Windows:
+    """Return the windows of an interpolation at multiples of 1 / ``zoom``: position j depends on the two neighbours of j / zoom."""
+    axis = AxisWindow(1, 1 - zoom, zoom - 1, zoom)
+    return axis, axis
+
+
+def is_power_of_2(number: int) -> bool:
+    """Return whether ``number`` is 1, 2, 4, …"""
+    return number > 0 and number & (number - 1) == 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffetools.errors import DataError, NetError
+from caffetools.errors import DataError, NetError, did_you_mean
 from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.registry import layer_class
 from caffetools.net.gradients import plan_gradients, plan_inplace
@@ -197,8 +197,10 @@ class Net(nn.Module):
             The net's outputs, the blobs with a loss weight and those of ``keep``, by name.
 
         Raises:
-            NetError: an input is unknown, or shapes do not fit.
+            NetError: an input or a blob of ``keep`` is unknown, or shapes do not fit.
         """
+        if unknown := [name for name in keep if name not in self.blob_shapes]:
+            raise NetError(f"the net '{self.name}' has no blob '{unknown[0]}'{did_you_mean(unknown[0], self.blob_shapes)}")
         blobs = self._gather(batch or {})
         plan = self.plan({name: tuple(blob.shape) for name, blob in blobs.items()})
         if self.phase == TEST and (results := self.inference.run(plan, blobs, self._wanted(keep))) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from caffetools.project.run import FinetuneResult
 from caffetools.proto.text import read_net
 from caffetools.results import Step
 from caffetools.solver.logs.training_log import TrainingLog
+from caffetools.util.threads import cpu_count
 from caffetools.visualize.cam import grad_cam
 from caffetools.visualize.colormaps import overlay
 from caffetools.visualize.explanations import last_feature_layer, score_blob
@@ -161,7 +161,7 @@ def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure
     error = last.evaluation.calibration.error
     figures.append(KeyFigure(f"{error:.1%}", "calibration error", "distance between confidence and accuracy"))
     if steps:
-        figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from images to ONNX", f"{os.cpu_count()} CPU cores"))
+        figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from images to ONNX", f"{cpu_count()} CPU threads"))
     if last.onnx is not None:
         size = (last.out / last.onnx.file).stat().st_size / 1e6
         figures.append(KeyFigure(f"{size:.1f} MB", "ONNX model", f"{last.onnx.largest_difference:.0e} from caffetools"))

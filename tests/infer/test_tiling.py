@@ -55,6 +55,15 @@ NETS = {
     "finer than the picture": conv("c1", "data", "c1", 4, "kernel_size: 3 pad: 1")
     + conv("up", "c1", "up", 2, "kernel_size: 4 stride: 2 pad: 1", "Deconvolution")
     + conv("c2", "up", "out", 2, "kernel_size: 3 pad: 1"),
+    "zoomed": conv("c1", "data", "c1", 8, "kernel_size: 3 stride: 4 pad: 1")
+    + layer("Interp", "c1", "fine", "interp_param { zoom_factor: 4 }")
+    + conv("c2", "fine", "out", 2, "kernel_size: 3 pad: 1"),
+    "repeated pixels": conv("c1", "data", "c1", 8, "kernel_size: 3 stride: 2 pad: 1")
+    + layer("Upsample", "c1", "large", "upsample_param { scale: 2 }")
+    + conv("c2", "large", "out", 3, "kernel_size: 3 pad: 1"),
+    "channels to pixels": conv("c1", "data", "c1", 18, "kernel_size: 3 stride: 2 pad: 1")
+    + layer("Reorg", "c1", "large", "reorg_param { stride: 3 reverse: true }")
+    + conv("c2", "large", "out", 3, "kernel_size: 3 pad: 1"),
     "different kernels of the axes": conv("c1", "data", "out", 4, "kernel_h: 1 kernel_w: 9 stride_h: 3 stride_w: 1 pad_h: 0 pad_w: 4"),
 }
 
@@ -100,6 +109,10 @@ def test_tiles_give_the_values_of_the_whole_picture(name: str, height: int, widt
         (layer("Softmax", "data", "out", "softmax_param { axis: 2 }"), "out_softmax"),
         (layer("BatchNorm", "data", "out", "batch_norm_param { use_global_stats: false }"), "out_batchnorm"),
         (layer("Flatten", "data", "out"), "out_flatten"),
+        (layer("Interp", "data", "out", "interp_param { zoom_factor: 3 }"), "out_interp"),
+        (layer("Interp", "data", "out", "interp_param { height: 99 width: 99 }"), "out_interp"),
+        (layer("Upsample", "data", "out", "upsample_param { scale: 3 }"), "out_upsample"),
+        (conv("c", "data", "c", 4, "kernel_size: 1") + layer("Reorg", "c", "out", "reorg_param { stride: 2 }"), "out_reorg"),
     ],
 )
 def test_layer_that_sees_the_whole_map_is_refused_by_name(text: str, name: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from caffetools.errors import NetError
 from caffetools.layers import inference, native, native_conv
 from caffetools.layers.blob_storage import ParameterStorage
 from caffetools.layers.native_conv import Layout, NativeConv
@@ -18,7 +19,7 @@ from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
 from caffetools.net.weights import load_weights, save_weights
-from caffetools.proto.schema import NetParameter, SolverParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.proto.text import parse
 from caffetools.solver.rules import make_rule as rule_for
 from caffetools.zoo.networks import prototxt_path
@@ -330,3 +331,12 @@ def test_weights_that_a_file_or_a_solver_writes_count_at_once(tmp_path: Path) ->
         after = net(batch)["prob"]
         net.inference.enabled = False
         torch.testing.assert_close(after, net(batch)["prob"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("phase", [TRAIN, TEST])
+def test_unknown_blob_to_keep_is_one_error_with_the_nearest_name(phase: int) -> None:
+    text = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 4 dim: 4 } } }'
+    text += 'layer { name: "relu" type: "ReLU" bottom: "data" top: "above" }'
+    net = Net(parse(text, NetParameter), phase)
+    with pytest.raises(NetError, match="no blob 'abov'; did you mean 'above'"):
+        net({"data": torch.zeros(1, 2, 4, 4)}, keep=["abov"])
