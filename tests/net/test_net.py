@@ -56,7 +56,7 @@ def test_both_include_and_exclude_is_an_error() -> None:
     [
         (relu("r", "dta", "y"), r"layer 'r': its bottom 'dta' is made by no layer before it; did you mean 'data'\?"),
         (relu("r", "r", "r"), "layer 'r': its bottom 'r' is made by no layer before it"),
-        (relu("a", "b", "a") + relu("b", "a", "b"), "layer 'a': its bottom 'b' is made only later, by layer 'b'"),
+        (relu("a", "b", "a") + relu("b", "a", "b"), "layer 'a': its bottom 'b' is produced only later, by layer 'b'"),
         (relu("a", "data", "y") + relu("b", "data", "y"), "layer 'b': its top 'y' is already made by layer 'a'"),
         (relu("a", "data", "y").replace("ReLU", "RelU"), r"layer 'a': unknown layer type 'RelU'; did you mean .*ReLU"),
         (relu("a", "data", "y").replace('"y"', '"y" top: "z"'), r"layer 'a': \(ReLU\) takes 1 top blob\(s\), but the prototxt gives 2"),

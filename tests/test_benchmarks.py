@@ -1,0 +1,36 @@
+"""Benchmarks that wait for other machines run as far as they can here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_gpu_benchmark_measures_every_part_on_the_cpu_in_a_dry_run() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    report = json.loads(done.stdout)
+    assert (report["device"], report["quick"]) == ("CPU", True)
+    measured = [row for row in report["results"] if "left out" not in row]
+    left_out = [row for row in report["results"] if "left out" in row]
+    assert {(row["part"], row["who"]) for row in measured} == {
+        ("inference", "caffetools"),
+        ("inference", "pytorch"),
+        ("training", "caffetools"),
+        ("training", "pytorch"),
+        ("reading", "caffetools"),
+    }
+    assert all(row["images/s"] > 0 for row in measured)
+    assert left_out and all("CUDA graph" in row["variant"] and row["left out"] == "CUDA graphs need a CUDA device" for row in left_out)
+
+
+def test_gpu_benchmark_without_a_gpu_is_one_line() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("--device cpu --quick tries the script itself")
