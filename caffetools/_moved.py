@@ -101,6 +101,11 @@ MOVED = {
     "surgery.retargeting.leftovers": "surgery.manual_review",
     "surgery.retargeting.retarget": "surgery.retarget",
 }
+# Names in those modules that were renamed: old module → old name → module and name of today.
+RENAMED = {
+    "proto.dialect": {"forced": ("proto.options", "override_dialect")},
+    "solver.observers": {"Observer": ("solver.callbacks", "Callback")},
+}
 _OLD_PACKAGES = {name.rpartition(".")[0] for name in MOVED}
 
 
@@ -115,6 +120,8 @@ class _Alias(importlib.abc.Loader):
         warnings.warn(f"{spec.name} has moved to {self._new}; the old name works until caffetools 0.3", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(self._new)
         self._spec = module.__spec__
+        for old, (home, name) in RENAMED.get(spec.name.removeprefix(_PACKAGE), {}).items():
+            setattr(module, old, getattr(importlib.import_module(_PACKAGE + home), name))
         return module
 
     def exec_module(self, module: ModuleType) -> None:

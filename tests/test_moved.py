@@ -31,6 +31,16 @@ def test_an_old_name_gives_the_new_module(old: str) -> None:
     assert module.__spec__ is not None and module.__spec__.name == f"caffetools.{MOVED[old]}"
 
 
+def test_renamed_names_of_a_moved_module_are_those_of_today() -> None:
+    script = (
+        "from caffetools.solver.observers import Observer\nfrom caffetools.proto.dialect import forced\n"
+        "from caffetools.proto.options import read_options\nfrom caffetools.solver.callbacks import Callback\n"
+        "with forced('ssd'):\n    print(read_options().dialect, Observer is Callback)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "ssd True\n"
+
+
 def test_old_names_work_in_every_form_of_import() -> None:
     script = "from caffetools.locks import file_lock\nfrom caffetools.proto import dialect\nimport caffetools.deploy.classifier as c\nprint(c.__name__)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)

@@ -209,7 +209,7 @@ def _note_missing_data(made: RetargetResult) -> None:
 
     if missing := missing_sources(made.train_val):
         console.print(
-            f"Its data layers read {', '.join(missing)}, which does not exist here: build a dataset with `caffetools dataset build PICTURES "
+            f"Its data layers read {', '.join(missing)}, which {'does' if len(missing) == 1 else 'do'} not exist here: build a dataset with `caffetools dataset build PICTURES "
             "data`, and give --dataset data",
             markup=False,
         )

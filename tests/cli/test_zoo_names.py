@@ -130,3 +130,18 @@ def test_the_shell_completes_names_of_models(line: str, completions: list[str], 
 
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert done.stdout.split() == completions, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("inspect alexnt", "; did you mean 'alexnet'?"), ("deploy squeezent -o d.prototxt", "'squeezenet'?"), ("inspect alexnt.prototxt", "")],
+)
+def test_a_misspelled_model_in_place_of_a_file_is_named(line: str, hint: str) -> None:
+    done = run(*line.split())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert hint in done.stderr and ("did you mean" in done.stderr) == bool(hint)
+
+
+def test_where_weights_are_not_published_for_machines_the_message_has_the_address() -> None:
+    done = run("zoo", "fetch", "resnet50")
+    assert done.returncode == 2 and "https://github.com/KaimingHe/deep-residual-networks" in done.stderr
