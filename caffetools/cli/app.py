@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from caffetools.cli.caffe_names import modern
 from caffetools.cli.commands import Commands, is_answer
 from caffetools.cli.gflags import translate
 from caffetools.cli.usage import UsageError, usage_error_text
-from caffetools.errors import CaffeToolsError, Cancelled, user_error_context, did_you_mean
+from caffetools.errors import CaffeToolsError, Cancelled, did_you_mean, user_error_context
 from caffetools.util.threads import limit_openmp
 
 app = typer.Typer(
@@ -131,7 +132,8 @@ def _with_model_hint(error: CaffeToolsError) -> CaffeToolsError:
     """Return an error about a file that is missing with the model of the zoo that its name is almost, if there is one."""
     if error.path is None or error.hint or os.path.lexists(error.path):
         return error
-    if os.path.basename(error.path) != error.path or os.path.splitext(error.path)[1][1:2].isalpha():
+    path = Path(error.path)
+    if path.name != error.path or path.suffix[1:2].isalpha():
         return error
     from caffetools.zoo.names import known_names
 
