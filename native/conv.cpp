@@ -12,8 +12,12 @@
 #include <new>
 #include <thread>
 #include <vector>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "conv.h"
+#include "lrn.h"
 #include "pool.h"
 #include "variants.h"
 
@@ -56,7 +60,7 @@ namespace {
 // For packing weights, which happens once.
 int packing_threads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
 
-constexpr int64_t kBundleFloats = 64 * 1024;
+constexpr int64_t kBundleFloats = 64 * 1024, kSmallFloats = 256 * 1024;
 
 // Floats of transformed tiles that are worked on at once, for 2 x 2 and 4 x 4 outputs: what was fastest with 2 MB of second-level cache.
 int64_t winograd_floats(int m) { return m == 2 ? 256 * 1024 : 512 * 1024; }
@@ -92,11 +96,18 @@ struct Conv {
   }
 };
 
-// On a cache line of its own.
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// On a cache line of its own. Large blocks lie in huge pages where the system has them: weights that do not fit into the caches are
+// read at the memory's rate, which needs them, since the processor's prefetcher stops at the end of a page.
 std::shared_ptr<float> aligned_floats(int64_t count) {
   const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
-  void* memory = std::aligned_alloc(64, std::max<size_t>(bytes, 64));
+  const bool huge = bytes >= kHugePage;
+  void* memory = std::aligned_alloc(huge ? kHugePage : 64, huge ? (bytes + kHugePage - 1) / kHugePage * kHugePage : std::max<size_t>(bytes, 64));
   if (memory == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (huge) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
   return {static_cast<float*>(memory), std::free};
 }
 
@@ -234,18 +245,34 @@ void copy_padded(const Conv& conv, const float* x, float* to, int threads) {
   });
 }
 
+// One of several blocks of rows that meet the same panel of weights one after the other, on one thread.
+struct Turn {
+  int64_t block, blocks;
+};
+
+// More blocks than these hide the time that the memory takes for a panel.
+constexpr int64_t kAheadBlocks = 16;
+
+// Sums over a panel of `floats` weights at `weights`, which bring a part of the next panel into the cache.
+Sums sums_of(const int64_t* offsets, int64_t runs, int64_t run, const float* weights, int64_t floats, const Turn& turn) {
+  if (turn.blocks > kAheadBlocks) return {offsets, runs, run, weights, 0};
+  const int64_t bytes = floats * static_cast<int64_t>(sizeof(float)), part = (bytes + turn.blocks - 1) / turn.blocks;
+  return {offsets, runs, run, reinterpret_cast<const char*>(weights + floats) + turn.block * part, (part + runs * run - 1) / (runs * run)};
+}
+
 // `count` rows of inputs times one panel.
 void multiply_rows(const Conv& conv, const float* const* a, float* const* c, const float* const* residual, int64_t group, int64_t panel,
-                   int64_t count) {
+                   int64_t count, const Turn& turn) {
   const float* weights = conv.weights.get() + (group * conv.panels + panel) * conv.panel * conv.k();
   const int64_t channels = std::min(conv.panel, conv.group_out - panel * conv.panel);
-  const Sums sums{conv.offsets.data(), static_cast<int64_t>(conv.offsets.size()), conv.run};
+  const int64_t runs = static_cast<int64_t>(conv.offsets.size());
+  const Sums sums = sums_of(conv.offsets.data(), runs, conv.run, weights, conv.panel * conv.k(), turn);
   conv.kernel->multiply(count, a, sums, weights, channels, c, residual, conv.epilogue(group * conv.group_out + panel * conv.panel));
 }
 
 // Rows [first, first + count) of the outputs' pixels times one panel.
 void multiply_pixels(const Conv& conv, const float* x, float* y, const float* residual, int64_t group, int64_t panel, int64_t first,
-                     int64_t count) {
+                     int64_t count, const Turn& turn) {
   const CaffetoolsConv& s = conv.s;
   const float* a[16];
   const float* r[16];
@@ -258,7 +285,7 @@ void multiply_pixels(const Conv& conv, const float* x, float* y, const float* re
       c[m] = y + (first + m) * s.y_pitch + channel;
       r[m] = residual != nullptr ? residual + (first + m) * s.residual_pitch + channel : nullptr;
     }
-    multiply_rows(conv, a, c, residual != nullptr ? r : nullptr, group, panel, count);
+    multiply_rows(conv, a, c, residual != nullptr ? r : nullptr, group, panel, count, turn);
     return;
   }
   int64_t ox = first % s.ow, oy = first / s.ow % s.oh, image = first / (s.ow * s.oh);
@@ -271,7 +298,7 @@ void multiply_pixels(const Conv& conv, const float* x, float* y, const float* re
       if (++oy == s.oh) oy = 0, ++image;
     }
   }
-  multiply_rows(conv, a, c, residual != nullptr ? r : nullptr, group, panel, count);
+  multiply_rows(conv, a, c, residual != nullptr ? r : nullptr, group, panel, count, turn);
 }
 
 void run_direct(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
@@ -282,18 +309,22 @@ void run_direct(const Conv& conv, const float* x, float* y, const float* residua
   }
   const int64_t pixels = s.n * s.oh * s.ow, blocks = (pixels + conv.kernel->rows - 1) / conv.kernel->rows;
   const int64_t columns = s.groups * conv.panels;
-  // The panels are taken in bundles that fit into the second-level cache, where the blocks of pixels that pass by find them.
-  const int64_t bundle = std::max<int64_t>(1, kBundleFloats / (conv.panel * conv.k())), bundles = (columns + bundle - 1) / bundle;
+  // The panels are taken in bundles that fit into the second-level cache, where the blocks of pixels that pass by find them. A small
+  // input fits there itself: then each panel is brought from memory once and meets all pixels.
+  const bool small = s.n * conv.hp * conv.wp * conv.pitch <= kSmallFloats && conv.panel * conv.k() > kBundleFloats / 8;
+  const int64_t bundle = small ? columns : std::max<int64_t>(1, kBundleFloats / (conv.panel * conv.k()));
+  const int64_t bundles = (columns + bundle - 1) / bundle;
   for (int64_t b = 0; b < bundles; ++b) {
     const int64_t from = b * bundle, to = std::min(columns, from + bundle), count = to - from;
     // With few pixels, threads share the panels among them rather than read each of them in turn.
-    const bool panels_outside = count * conv.panel > pixels;
+    const bool panels_outside = small || count * conv.panel > pixels;
     parallel_for(threads, blocks * count, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t column = from + (panels_outside ? task / blocks : task % count), block = panels_outside ? task % blocks : task / count;
         // Blocks of nearly one size, so that the last one is not a small one.
         const int64_t first = pixels * block / blocks, last = pixels * (block + 1) / blocks;
-        multiply_pixels(conv, x, y, residual, column / conv.panels, column % conv.panels, first, last - first);
+        const Turn turn{block, small ? blocks : kAheadBlocks + 1};
+        multiply_pixels(conv, x, y, residual, column / conv.panels, column % conv.panels, first, last - first, turn);
       }
     });
   }
@@ -314,7 +345,6 @@ void transform_tiles(const Conv& conv, const float* x, int64_t first, int64_t co
 void multiply_tiles(const Conv& conv, const float* in, float* out, int64_t count, int64_t begin, int64_t end) {
   const CaffetoolsConv& s = conv.s;
   const int64_t points = conv.positions(), blocks = (count + conv.kernel->rows - 1) / conv.kernel->rows, zero = 0;
-  const Sums sums{&zero, 1, s.c};
   const Epilogue plain{nullptr, nullptr, kNone, 0, 0};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t point = task / conv.panels, panel = task % conv.panels;
@@ -327,6 +357,7 @@ void multiply_tiles(const Conv& conv, const float* in, float* out, int64_t count
         a[t - first] = in + (t * points + point) * s.c;
         c[t - first] = out + (t * points + point) * s.oc + panel * conv.panel;
       }
+      const Sums sums = sums_of(&zero, 1, s.c, weights, conv.panel * s.c, {block, blocks});
       conv.kernel->multiply(last - first, a, sums, weights, std::min(conv.panel, s.oc - panel * conv.panel), c, nullptr, plain);
     }
   }
@@ -469,16 +500,16 @@ CAFFETOOLS_API void caffetools_winograd_tiles(const float* x, int64_t n, int64_t
   });
 }
 
-CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int channels_last, int64_t size,
-                                          float alpha, float beta, float k, int threads);
 CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads);
+struct CaffetoolsProduct;
+CAFFETOOLS_API void caffetools_product_run(const CaffetoolsProduct* product, const float* x, float* y, float* scratch, int threads);
 
 // One operator of a program. Places: 0 memory of the thread, at an offset in floats; 1 the input; 2 the output, at an offset.
 struct CaffetoolsStep {
-  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels
+  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels, 3 inner product
   int32_t x_place, y_place, residual_place;  // residual_place -1: none
   int64_t x, y, residual;
-  const void* handle;    // of a convolution
+  const void* handle;    // of a convolution or an inner product
   const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size
   int32_t largest;
   float alpha, beta, k;
@@ -495,8 +526,10 @@ void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int t
       return caffetools_conv_run(s.handle, x, y, s.residual_place < 0 ? nullptr : place(s.residual_place, s.residual), scratch, threads);
     case 1:
       return caffetools_pool_run(s.sizes, x, y, s.largest, threads);
+    case 3:
+      return caffetools_product_run(static_cast<const CaffetoolsProduct*>(s.handle), x, y, scratch, threads);
     default:
-      caffetools_lrn_forward(x, y, s.sizes[0], s.sizes[1], s.sizes[2], 1, s.sizes[3], s.alpha, s.beta, s.k, threads);
+      normalize(x, y, s.sizes[0], s.sizes[1], s.sizes[2], s.sizes[3], s.alpha, s.beta, s.k, threads);
   }
 }
 

@@ -16,9 +16,12 @@ struct Epilogue {
 };
 
 // Sums over `runs` runs of `run` floats each: row m of the result is sum_r sum_k a[m][offsets[r] + k] * weights[r * run + k].
+// Meanwhile memory from `ahead` on is brought into the second-level cache, `ahead_step` bytes for each k.
 struct Sums {
   const int64_t* offsets;
   int64_t runs, run;
+  const void* ahead;
+  int64_t ahead_step;
 };
 
 // A window over (N, H, W, C): sizes of the input and output in pixels, and the distance of their pixels in floats.

@@ -1,35 +1,14 @@
 // The arithmetic of convolution and pooling over channels-last memory. CMake compiles this file once for each instruction set, as the
 // kernel that CAFFETOOLS_CONV_KERNEL names.
 #include "conv.h"
+#include "epilogue.h"
 #include "vec.h"
 
 namespace {
 
 using caffetools::ConvKernel;
-using caffetools::Epilogue;
 using caffetools::Sums;
 using caffetools::Window;
-
-inline Vec activate(Vec v, const Epilogue& e, int64_t channel, int64_t left) {
-  switch (e.activation) {
-    case caffetools::kRelu:
-      return vmax(vset(0.0f), v);  // in this order what is not a number remains so
-    case caffetools::kLeaky:
-      return vfma(vset(e.low), vmin(vset(0.0f), v), vmax(vset(0.0f), v));
-    case caffetools::kPrelu:
-      return vfma(vload_part(e.slopes + channel, left), vmin(vset(0.0f), v), vmax(vset(0.0f), v));
-    case caffetools::kClip:
-      return vmin(vset(e.high), vmax(vset(e.low), v));
-    default:
-      return v;
-  }
-}
-
-inline Vec finish(Vec v, const Epilogue& e, int64_t channel, int64_t left, const float* residual) {
-  if (e.bias != nullptr) v = vadd(v, vload_part(e.bias + channel, left));
-  if (residual != nullptr) v = vadd(v, vload_part(residual + channel, left));
-  return activate(v, e, channel, left);
-}
 
 // Where the rows of a block begin: anywhere, or at one distance from each other. The second needs few registers for addresses; with the
 // first, half of the loads only fetch pointers.
@@ -43,9 +22,20 @@ struct EvenRows {
   static constexpr bool kEven = true;
 };
 
+// Memory that is fetched while the sums are computed.
+struct Ahead {
+  const char* at;
+  int64_t step;
+  inline void fetch() {
+    __builtin_prefetch(at, 0, 2);
+    at += step;
+  }
+};
+
 // Adds kR rows times kV vectors of weights for `count` inputs to the sums.
 template <int kR, int kV>
-inline void add_products(const AnyRows& rows, int64_t offset, int64_t count, const float*& weights, Vec (&acc)[kR][kV]) {
+inline void add_products(const AnyRows& rows, int64_t offset, int64_t count, const float*& weights, Ahead& ahead,
+                         Vec (&acc)[kR][kV]) {
   const float* p[kR];
 #pragma GCC unroll 16
   for (int m = 0; m < kR; ++m) p[m] = rows.a[m] + offset;
@@ -54,6 +44,7 @@ inline void add_products(const AnyRows& rows, int64_t offset, int64_t count, con
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) b[v] = vload(weights + v * kWidth);
     weights += 2 * kWidth;
+    ahead.fetch();
 #pragma GCC unroll 16
     for (int m = 0; m < kR; ++m) {
       const Vec x = vset(p[m][k]);
@@ -64,7 +55,8 @@ inline void add_products(const AnyRows& rows, int64_t offset, int64_t count, con
 }
 
 template <int kR, int kV>
-inline void add_products(const EvenRows& rows, int64_t offset, int64_t count, const float*& weights, Vec (&acc)[kR][kV]) {
+inline void add_products(const EvenRows& rows, int64_t offset, int64_t count, const float*& weights, Ahead& ahead,
+                         Vec (&acc)[kR][kV]) {
   // A base for every four rows; the three after it are at multiples of the step that addresses can hold.
   constexpr int kBases = (kR + 3) / 4;
   const float* base[kBases];
@@ -77,6 +69,7 @@ inline void add_products(const EvenRows& rows, int64_t offset, int64_t count, co
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) b[v] = vload(weights + v * kWidth);
     weights += 2 * kWidth;
+    ahead.fetch();
 #pragma GCC unroll 16
     for (int m = 0; m < kR; ++m) {
       const float* at = base[m / 4];
@@ -99,7 +92,8 @@ void multiply_block(const Rows& rows, const Sums& sums, const float* weights, in
   for (int m = 0; m < kR; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) acc[m][v] = vset(0.0f);
-  for (int64_t r = 0; r < sums.runs; ++r) add_products<kR, kV>(rows, sums.offsets[r], sums.run, weights, acc);
+  Ahead ahead{static_cast<const char*>(sums.ahead), sums.ahead_step};
+  for (int64_t r = 0; r < sums.runs; ++r) add_products<kR, kV>(rows, sums.offsets[r], sums.run, weights, ahead, acc);
   if (kCommon) {
     Vec bias[kV];
 #pragma GCC unroll 2

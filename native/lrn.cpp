@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "lrn.h"
+#include "pool.h"
 #include "variants.h"
 
 namespace caffetools {
@@ -65,24 +66,50 @@ struct Cut {
   }
 };
 
+// Scratch of a thread, on a cache line of its own; null where there is no memory.
+class Scratch {
+ public:
+  explicit Scratch(std::size_t bytes) : block_(std::malloc(bytes + kAlignment)) {
+    if (block_ == nullptr) return;
+    floats_ = reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(block_) + kAlignment - 1) / kAlignment * kAlignment);
+    std::memset(floats_, 0, bytes);
+  }
+  ~Scratch() { std::free(block_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* get() const { return floats_; }
+
+ private:
+  void* block_;
+  float* floats_ = nullptr;
+};
+
+// Whose threads share the work: those of OpenMP, which torch's operators before and after keep awake, or our own within a plan, where
+// OpenMP's would hold a core for milliseconds after their work.
+enum class Threads { kOpenMP, kOwn };
+
+// Calls work(begin, end) for parts of [0, count).
+template <typename Work>
+void share(Threads whose, int threads, int64_t count, const Work& work) {
+  if (whose == Threads::kOwn) return parallel_for(threads, count, work);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int part = 0; part < threads; ++part) work(count * part / threads, count * (part + 1) / threads);
+}
+
 // Runs work(part, offset, scratch, more scratch) over the blob on `threads` threads; false when there is no memory for scratch.
 template <typename Work>
-bool run(const Kernel& kernel, const Cut& cut, const Lrn& lrn, int threads, const Work& work) {
+bool run(const Kernel& kernel, const Cut& cut, const Lrn& lrn, Threads whose, int threads, const Work& work) {
   const int64_t floats = kernel.scratch_floats(cut.part(0), lrn);
-  const std::size_t bytes = 2 * static_cast<std::size_t>(floats) * sizeof(float);
-  bool enough = true;
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : enough)
-  {
-    void* block = std::malloc(bytes + kAlignment);
-    enough = block != nullptr;
-    const auto address = reinterpret_cast<std::uintptr_t>(block);
-    float* scratch = reinterpret_cast<float*>((address + kAlignment - 1) / kAlignment * kAlignment);
-    if (block != nullptr) std::memset(scratch, 0, bytes);
-#pragma omp for schedule(static)
-    for (int64_t index = 0; index < cut.parts; ++index)
-      if (block != nullptr) work(cut.part(index), cut.offset(index), scratch, scratch + floats);
-    std::free(block);
-  }
+  std::atomic<bool> enough{true};
+  share(whose, threads, cut.parts, [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    const Scratch scratch(2 * static_cast<std::size_t>(floats) * sizeof(float));
+    if (scratch.get() == nullptr) {
+      enough = false;
+      return;
+    }
+    for (int64_t index = begin; index < end; ++index) work(cut.part(index), cut.offset(index), scratch.get(), scratch.get() + floats);
+  });
   return enough;
 }
 
@@ -91,9 +118,19 @@ Lrn layer(int64_t channels, int64_t size, float alpha, float beta, float k) {
   return {channels, half, alpha / static_cast<float>(size), beta, k};
 }
 
+bool forward(const float* x, float* y, const Cut& cut, const Lrn& lrn, Threads whose, int threads) {
+  const Kernel& kernel = *choose(in_use);
+  return run(kernel, cut, lrn, whose, threads,
+             [&](const Part& part, int64_t at, float* squares, float*) { kernel.forward(part, lrn, x + at, y + at, squares); });
+}
+
 }  // namespace
 
 int current_variant() { return in_use; }
+
+bool normalize(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int64_t size, float alpha, float beta, float k, int threads) {
+  return forward(x, y, {n, c, hw, true}, layer(c, size, alpha, beta, k), Threads::kOwn, threads);
+}
 
 }  // namespace caffetools
 
@@ -106,7 +143,7 @@ using namespace caffetools;
 #endif
 
 // The version of this interface; the loader refuses others.
-CAFFETOOLS_API int caffetools_native_version() { return 3; }
+CAFFETOOLS_API int caffetools_native_version() { return 5; }
 
 // Use the best kernel up to `variant` from now on (as `choose` numbers them); returns whether it is that very one. For tests.
 CAFFETOOLS_API int caffetools_native_use(int variant) {
@@ -117,13 +154,7 @@ CAFFETOOLS_API int caffetools_native_use(int variant) {
 // y from x: (n, c, hw) in memory, or (n, hw, c) where channels_last. `size` is odd, k > 0, alpha >= 0. 0 is success, 1 no memory.
 CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int channels_last, int64_t size,
                                           float alpha, float beta, float k, int threads) {
-  const Kernel& kernel = *choose(in_use);
-  const Lrn lrn = layer(c, size, alpha, beta, k);
-  const Cut cut(n, c, hw, channels_last != 0);
-  const bool done = run(kernel, cut, lrn, threads, [&](const Part& part, int64_t at, float* squares, float*) {
-    kernel.forward(part, lrn, x + at, y + at, squares);
-  });
-  return done ? 0 : 1;
+  return forward(x, y, {n, c, hw, channels_last != 0}, layer(c, size, alpha, beta, k), Threads::kOpenMP, threads) ? 0 : 1;
 }
 
 // dx from x and the gradient dy of y, all in one layout. The rest as above.
@@ -132,7 +163,7 @@ CAFFETOOLS_API int caffetools_lrn_backward(const float* x, const float* dy, floa
   const Kernel& kernel = *choose(in_use);
   const Lrn lrn = layer(c, size, alpha, beta, k);
   const Cut cut(n, c, hw, channels_last != 0);
-  const bool done = run(kernel, cut, lrn, threads, [&](const Part& part, int64_t at, float* squares, float* ratios) {
+  const bool done = run(kernel, cut, lrn, Threads::kOpenMP, threads, [&](const Part& part, int64_t at, float* squares, float* ratios) {
     kernel.backward(part, lrn, x + at, dy + at, dx + at, squares, ratios);
   });
   return done ? 0 : 1;

@@ -34,4 +34,7 @@ extern const Kernel kernel_avx2;
 extern const Kernel kernel_avx512;
 #endif
 
+// y from x, both (n, hw, c) in memory, on our own threads; false when there is no memory for the few kilobytes it works in.
+bool normalize(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int64_t size, float alpha, float beta, float k, int threads);
+
 }  // namespace caffetools

@@ -73,6 +73,18 @@ class Conv:
 
 
 @dataclass(frozen=True)
+class Product:
+    """x · Wᵀ + b of each image, whose values are taken in the order (C, H, W).
+
+    Attributes:
+        weight: (outputs, C · H · W). bias: (outputs), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
 class Pool:
     """The maximum, or Caffe's average (divided by the window clipped to the padded map), of each window.
 
@@ -111,7 +123,7 @@ class Identity:
     """Each top has the bottom's values."""
 
 
-InferenceForm = Activation | Affine | Conv | Pool | CrossChannelNorm | ChannelConcat | Sum | Identity
+InferenceForm = Activation | Affine | Conv | Product | Pool | CrossChannelNorm | ChannelConcat | Sum | Identity
 
 
 def batch_norm_affine(mean: Tensor, variance: Tensor, eps: float, scale: Tensor | None = None, bias: Tensor | None = None) -> Affine:

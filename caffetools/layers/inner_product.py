@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
@@ -50,6 +51,11 @@ class InnerProduct(Layer):
         weight = self.blobs[0].t() if self.transposed else self.blobs[0]
         bias = self.blobs[1] if len(self.blobs) > 1 else None
         return F.linear(x.reshape(*x.shape[: self.outer_axes], self.inputs), weight, bias)
+
+    def inference_form(self) -> inference.Product | None:
+        if self.transposed or self.outer_axes != 1:
+            return None
+        return inference.Product(self.blobs[0], self.blobs[1] if len(self.blobs) > 1 else None)
 
     def macs(self) -> int:
         return math.prod(self.bottom_shapes[0]) * self.outputs

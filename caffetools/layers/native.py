@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILE = Path(__file__).parent.parent / ("_kernels.dll" if sys.platform == "win32" else "_kernels.so")
-_VERSION = 3
+_VERSION = 5
 # Below this the kernel's arithmetic, which relies on scale being a normal positive number, is not used.
 SMALLEST_K = 1e-30
 

@@ -64,7 +64,7 @@ class Step(ctypes.Structure):
     ]
 
 
-CONVOLVE, POOL, NORMALIZE = range(3)
+CONVOLVE, POOL, NORMALIZE, MULTIPLY = range(4)
 MEMORY, INPUT, OUTPUT = range(3)
 
 
@@ -94,7 +94,7 @@ class NativeConv:
         like: NativeConv | None = None,
         algorithm: int = 0,
     ):
-        library = _library()
+        loaded = library()
         (n, c, h, w), (_, oc, oh, ow) = layout.x_shape, layout.y_shape
         act = activation or inference.Activation(inference.NO_ACTIVATION)
         sizes = (n, c, h, w, oc, oh, ow, layout.x_pitch, layout.y_pitch, layout.residual_pitch, *form.weight.shape[2:])
@@ -103,13 +103,13 @@ class NativeConv:
         shape = _Shape(*sizes, *geometry, *flags, act.low, act.high)
         self._arrays = [_flat(form.weight), _flat(form.bias), _flat(act.slopes)]
         pointers = [None if array is None else array.data_ptr() for array in self._arrays]
-        self._destroy = library.caffetools_conv_destroy
-        self.handle: int | None = library.caffetools_conv_create(ctypes.addressof(shape), *pointers, None if like is None else like.handle)
+        self._destroy = loaded.caffetools_conv_destroy
+        self.handle: int | None = loaded.caffetools_conv_create(ctypes.addressof(shape), *pointers, None if like is None else like.handle)
         self._arrays.clear()  # copied by the library
         if not self.handle:
             raise MemoryError("no memory for the packed weights of a convolution")
-        self.scratch_floats = int(library.caffetools_conv_scratch(self.handle))
-        self.algorithm = int(library.caffetools_conv_algorithm(self.handle))
+        self.scratch_floats = int(loaded.caffetools_conv_scratch(self.handle))
+        self.algorithm = int(loaded.caffetools_conv_algorithm(self.handle))
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -118,22 +118,22 @@ class NativeConv:
 
 def available() -> bool:
     """Return whether the native library is in use and has convolutions (it lacks them where it was built by MSVC)."""
-    return native.enabled() and _library() is not None
+    return native.enabled() and library() is not None
 
 
 def conv_run() -> Any:
     """Return the C function ``caffetools_conv_run(handle, x, y, residual, scratch, threads)``."""
-    return _library().caffetools_conv_run
+    return library().caffetools_conv_run
 
 
 def sequence_run() -> Any:
     """Return the C function ``caffetools_sequence_run``; see native/conv.cpp."""
-    return _library().caffetools_sequence_run
+    return library().caffetools_sequence_run
 
 
 def steps_run() -> Any:
     """Return the C function ``caffetools_steps_run(steps, count, memory, input, scratch, threads)``."""
-    return _library().caffetools_steps_run
+    return library().caffetools_steps_run
 
 
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -158,7 +158,7 @@ def winograd_tiles(x: torch.Tensor, tiles: Pair, pad: int, m: int, *, gradient: 
     n, c, h, w = x.shape
     made = torch.empty((m + 2) ** 2, n * tiles[0] * tiles[1], c)
     threads = torch.get_num_threads()
-    _library().caffetools_winograd_tiles(x.data_ptr(), n, c, h, w, *tiles, pad, m, int(gradient), made.data_ptr(), threads)
+    library().caffetools_winograd_tiles(x.data_ptr(), n, c, h, w, *tiles, pad, m, int(gradient), made.data_ptr(), threads)
     return made
 
 
@@ -173,31 +173,36 @@ def _flat(array: torch.Tensor | None) -> torch.Tensor | None:
     return None if array is None else array.detach().to("cpu", torch.float32).contiguous()
 
 
-def _library() -> Any:
-    library: Any = native.library()
-    if library is None or getattr(library, "conv_ready", None) is not None:
-        return library if library is None or library.conv_ready else None
+def library() -> Any:
+    """Return the native library with the signatures of its convolutions and products; None where it lacks them."""
+    loaded: Any = native.library()
+    if loaded is None or getattr(loaded, "conv_ready", None) is not None:
+        return loaded if loaded is None or loaded.conv_ready else None
     try:
-        library.caffetools_conv_create.restype = Pointer
-        library.caffetools_conv_create.argtypes = [Pointer] * 5
-        library.caffetools_conv_destroy.argtypes = [Pointer]
-        library.caffetools_conv_destroy.restype = None
-        library.caffetools_conv_scratch.argtypes = [Pointer]
-        library.caffetools_conv_scratch.restype = ctypes.c_int64
-        library.caffetools_conv_algorithm.argtypes = [Pointer]
-        library.caffetools_conv_run.argtypes = [Pointer] * 5 + [ctypes.c_int]
-        library.caffetools_conv_run.restype = None
-        library.caffetools_winograd_tiles.argtypes = [Pointer] + [ctypes.c_int64] * 7 + [ctypes.c_int] * 2 + [Pointer, ctypes.c_int]
-        library.caffetools_winograd_tiles.restype = None
+        loaded.caffetools_conv_create.restype = Pointer
+        loaded.caffetools_conv_create.argtypes = [Pointer] * 5
+        loaded.caffetools_conv_destroy.argtypes = [Pointer]
+        loaded.caffetools_conv_destroy.restype = None
+        loaded.caffetools_conv_scratch.argtypes = [Pointer]
+        loaded.caffetools_conv_scratch.restype = ctypes.c_int64
+        loaded.caffetools_conv_algorithm.argtypes = [Pointer]
+        loaded.caffetools_conv_run.argtypes = [Pointer] * 5 + [ctypes.c_int]
+        loaded.caffetools_conv_run.restype = None
+        loaded.caffetools_winograd_tiles.argtypes = [Pointer] + [ctypes.c_int64] * 7 + [ctypes.c_int] * 2 + [Pointer, ctypes.c_int]
+        loaded.caffetools_winograd_tiles.restype = None
         whole = ctypes.c_int64
-        library.caffetools_sequence_run.argtypes = [
+        loaded.caffetools_sequence_run.argtypes = [
             *(Pointer, whole, whole, Pointer, whole, Pointer, whole, Pointer, whole, Pointer, whole, ctypes.c_int)
         ]
-        library.caffetools_sequence_run.restype = None
-        library.caffetools_steps_run.argtypes = [Pointer, whole, Pointer, Pointer, Pointer, ctypes.c_int]
-        library.caffetools_steps_run.restype = None
-        library.conv_ready = True
+        loaded.caffetools_sequence_run.restype = None
+        loaded.caffetools_steps_run.argtypes = [Pointer, whole, Pointer, Pointer, Pointer, ctypes.c_int]
+        loaded.caffetools_steps_run.restype = None
+        loaded.caffetools_product_scratch.restype = whole
+        loaded.caffetools_product_scratch.argtypes = [Pointer]
+        loaded.caffetools_product_run.restype = None
+        loaded.caffetools_product_run.argtypes = [Pointer] * 4 + [ctypes.c_int]
+        loaded.conv_ready = True
     except AttributeError:
-        library.conv_ready = False
+        loaded.conv_ready = False
         return None
-    return library
+    return loaded

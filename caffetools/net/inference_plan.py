@@ -16,6 +16,7 @@ from torch import Tensor
 from caffetools.layers import inference
 from caffetools.layers.base import Layer, Shape
 from caffetools.layers.native_conv import Layout, NativeConv
+from caffetools.layers.native_product import MOST_ROWS, NativeProduct
 from caffetools.net.inference_program import Operator, Program, ToChannelsLast, Value
 from caffetools.net.inference_run import BoundProgram
 
@@ -105,10 +106,10 @@ class InferencePlan:
         activation = None
         if isinstance(form, (inference.Affine, inference.Activation)):
             form, activation = _per_channel(form, inputs[0].shape4[1])
-        elif form is None or isinstance(form, inference.Conv):
-            if isinstance(form, inference.Conv) and _has_narrow_groups(form):
+        elif form is None or isinstance(form, (inference.Conv, inference.Product)):
+            if form is not None and not _runs_natively(form, inputs[0]):
                 form = None
-            if form is None or not _is_depthwise(form):
+            if not isinstance(form, inference.Conv) or not _is_depthwise(form):
                 inputs = [self._planar(value) for value in inputs]
         for value in inputs:
             value.consumers.append(index)
@@ -117,27 +118,24 @@ class InferencePlan:
 
     def _fuse(self) -> None:
         for index, operator in enumerate(self.program.operators):
-            if isinstance(operator.form, inference.Conv) and not operator.dropped:
+            if isinstance(operator.form, (inference.Conv, inference.Product)) and not operator.dropped:
                 while self._absorb_next(index, operator):
                     pass
 
     def _absorb_next(self, index: int, operator: Operator) -> bool:
-        """Fuse the only consumer of a convolution's output into it, where that is a per-channel operation or a sum."""
-        value = operator.outputs[0]
-        if value.kept or len(value.consumers) != 1 or not isinstance(operator.form, inference.Conv):
+        """Fuse the only consumer of a convolution's output into it, where that is a per-channel operation or a sum.
+
+        An inner product takes activations only: its weights are not copied.
+        """
+        value, form = operator.outputs[0], operator.form
+        if value.kept or len(value.consumers) != 1:
             return False
         follower = self.program.operators[value.consumers[0]]
         if operator.activation is not None:
             return False
-        if isinstance(follower.form, inference.Sum):
+        if isinstance(follower.form, inference.Sum) and isinstance(form, inference.Conv):
             other = follower.inputs[1] if follower.inputs[0] is value else follower.inputs[0]
-            if (
-                operator.residual is not None
-                or _is_depthwise(operator.form)
-                or other is value
-                or other.producer >= index
-                or other.producer < 0
-            ):
+            if operator.residual is not None or _is_depthwise(form) or other is value or other.producer >= index or other.producer < 0:
                 return False
             operator.residual = other
             other.consumers[other.consumers.index(value.consumers[0])] = index
@@ -145,7 +143,9 @@ class InferencePlan:
             if follower.residual is not None or (operator.residual is not None and not _only_activates(follower.form)):
                 return False
             if not _only_activates(follower.form):
-                operator.form = operator.form.with_affine(_affine_of(follower.form))
+                if not isinstance(form, inference.Conv):
+                    return False
+                operator.form = form.with_affine(_affine_of(follower.form))
             operator.activation = follower.activation
         else:
             return False
@@ -254,15 +254,18 @@ class InferencePlan:
         return arenas[False].size
 
     def _pack(self, like: InferencePlan | None) -> None:
-        packed = {o.layer: o.conv for o in like.program.operators if o.conv is not None and o.form is not None} if like is not None else {}
+        packed = {o.layer: o.conv for o in like.program.operators if isinstance(o.conv, NativeConv) and o.form is not None} if like else {}
         for index, operator in enumerate(self.program.operators):
-            if operator.dropped or not isinstance(operator.form, inference.Conv):
+            if operator.dropped or not isinstance(operator.form, (inference.Conv, inference.Product)):
                 continue
             x, y = operator.inputs[0], operator.outputs[0]
             planar = x.producer < 0 and x.shape4[1] > 1 and x.shape4[2] * x.shape4[3] > 1
             residual_pitch = operator.residual.pitch if operator.residual is not None else 0
             layout = Layout(self.program.run_shape(x, index), self.program.run_shape(y, index), x.pitch, y.pitch, residual_pitch, planar)
-            operator.conv = NativeConv(operator.form, operator.activation, layout, like=packed.get(operator.layer))
+            if isinstance(operator.form, inference.Product):
+                operator.conv = NativeProduct(operator.form, operator.activation, layout)
+            else:
+                operator.conv = NativeConv(operator.form, operator.activation, layout, like=packed.get(operator.layer))
 
 
 class _Arena:
@@ -313,6 +316,12 @@ def _per_channel(form: inference.Affine | inference.Activation, channels: int) -
 
 def _is_depthwise(form: inference.Conv) -> bool:
     return form.groups > 1 and form.groups == form.weight.shape[0] and form.weight.shape[1] == 1
+
+
+def _runs_natively(form: inference.Conv | inference.Product, x: Value) -> bool:
+    if isinstance(form, inference.Product):
+        return x.shape[0] <= MOST_ROWS
+    return not _has_narrow_groups(form)
 
 
 def _has_narrow_groups(form: inference.Conv) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from caffetools.layers import inference
 from caffetools.layers.base import Layer, Shape
 from caffetools.layers.native_conv import NativeConv, Shape4
+from caffetools.layers.native_product import NativeProduct
 
 
 @dataclass(eq=False)
@@ -73,9 +74,10 @@ class Operator:
 
     Attributes:
         form: What it computes; None: ``layer``'s own forward.
-        activation: Applied to a convolution's result.
+        activation: Applied to the result of a convolution or inner product.
         residual: Added to a convolution's result before that.
         dropped: It was fused into another one.
+        conv: A convolution's or inner product's native operator, once the plan is complete.
     """
 
     layer: Layer | None
@@ -85,7 +87,7 @@ class Operator:
     activation: inference.Activation | None = None
     residual: Value | None = None
     dropped: bool = False
-    conv: NativeConv | None = None
+    conv: NativeConv | NativeProduct | None = None
 
 
 @dataclass

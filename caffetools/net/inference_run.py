@@ -83,7 +83,8 @@ class BoundProgram:
         shapes = self.program.run_shape(x, index), self.program.run_shape(y, index)
         n, c, h, w = shapes[0]
         if operator.conv is not None:
-            step.kind, step.handle = native_conv.CONVOLVE, operator.conv.handle
+            step.kind = native_conv.CONVOLVE if isinstance(form, inference.Conv) else native_conv.MULTIPLY
+            step.handle = operator.conv.handle
             if operator.residual is not None:
                 step.residual_place, step.residual = place(operator.residual)
         elif isinstance(form, inference.Pool):

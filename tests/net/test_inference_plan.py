@@ -15,6 +15,7 @@ from caffetools.errors import NetError
 from caffetools.layers import inference, native, native_conv
 from caffetools.layers.blob_storage import ParameterStorage
 from caffetools.layers.native_conv import Layout, NativeConv
+from caffetools.layers.native_product import NativeProduct, run_product
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
@@ -38,6 +39,8 @@ CONVOLUTIONS = [
     (1, 33, 8, 9, 17, 3, 1, 0, 1, 1),
     (1, 33, 7, 5, 70, 3, 1, 1, 1, 1),
     (3, 12, 9, 9, 6, 3, 1, 1, 1, 3),
+    (1, 320, 7, 7, 70, 1, 1, 0, 1, 1),
+    (1, 96, 7, 7, 100, 3, 1, 1, 1, 1),
 ]
 ACTIVATIONS = [
     None,
@@ -97,6 +100,57 @@ def test_native_convolution_gives_torchs_numbers(variant: int, case: tuple[int, 
                 expected = activated(plain if added is None else plain + added.double(), activation)
                 # Of the sums: an activation may leave only small ones of them.
                 assert bool((y - expected).abs().max() <= 2e-6 * plain.abs().max()), (algorithm, planar, activation)
+
+
+# N, C, points, outputs
+PRODUCTS = [
+    (1, 7, 1, 3),
+    (1, 256, 36, 70),
+    (2, 33, 9, 41),
+    (3, 130, 1, 64),
+    (4, 16, 25, 8),
+    (7, 50, 4, 129),
+    (32, 64, 1, 10),
+    (1, 1, 784, 17),
+]
+
+
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: "x".join(map(str, case)))
+def test_native_inner_product_gives_torchs_numbers(variant: int, case: tuple[int, ...]) -> None:
+    n, c, points, outputs = case
+    generator = torch.Generator().manual_seed(sum(case))
+    x = torch.randn(n, c, points, 1, generator=generator)
+    weight, bias = (torch.randn(*shape, generator=generator) for shape in ((outputs, c * points), (outputs,)))
+    activations = [*ACTIVATIONS, inference.Activation(inference.PRELU, slopes=torch.randn(outputs, generator=generator))]
+    for index, activation in enumerate(activations):
+        form = inference.Product(weight, bias if index != 1 else None)
+        plain = F.linear(x.flatten(1).double(), weight.double(), None if form.bias is None else bias.double())
+        for planar in (False, True):
+            # Channels-last pixels among others, as in a concatenation.
+            wide = torch.full((n, c + 5, points, 1), np.nan).contiguous(memory_format=torch.channels_last)
+            wide[:, :c] = x
+            product = NativeProduct(form, activation, Layout((n, c, points, 1), (n, outputs, 1, 1), c + 5, outputs + 3, 0, planar))
+            y = torch.full((n, outputs + 3), np.nan)
+            run_product(product, x if planar else wide, y)
+            expected = activated(plain[:, :, None], activation)[:, :, 0]
+            assert bool((y[:, :outputs] - expected).abs().max() <= 2e-6 * plain.abs().max()), (planar, activation)
+            assert bool(y[:, outputs:].isnan().all())
+
+
+def test_an_image_has_the_same_bits_in_any_batch_of_a_native_product() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(9, 203, generator=generator), torch.randn(37, 203, generator=generator)
+
+    def run(rows: torch.Tensor) -> torch.Tensor:
+        shapes = (rows.shape[0], 203, 1, 1), (rows.shape[0], 37, 1, 1)
+        y = torch.empty(rows.shape[0], 37)
+        run_product(NativeProduct(inference.Product(weight, None), None, Layout(*shapes, 203, 37)), rows, y)
+        return y
+
+    together = run(x)
+    for first in range(9):
+        for last in range(first + 1, 10):
+            assert torch.equal(run(x[first:last].contiguous()), together[first:last])
 
 
 def test_what_is_not_a_number_remains_so() -> None:

@@ -1,0 +1,54 @@
+"""Inner products of few vectors with a large matrix of weights by the native library (``native/product.cpp``), for the inference plan."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from caffetools.layers import inference
+from caffetools.layers.native_conv import Layout, Pointer, library
+
+# Of more rows than these, torch's matrix product is the faster one.
+MOST_ROWS = 32
+
+
+class _Shape(ctypes.Structure):
+    """``CaffetoolsProduct`` of native/product.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("n", "c", "points", "x_pitch", "outputs", "y_pitch")),
+        *((name, Pointer) for name in ("weights", "bias", "slopes")),
+        *((name, ctypes.c_int32) for name in ("planar", "activation")),
+        *((name, ctypes.c_float) for name in ("low", "high")),
+    ]
+
+
+class NativeProduct:
+    """y = activation(x · Wᵀ + b) for each of a few images; reads the weights where they lie.
+
+    Args:
+        form: Weights and bias.
+        activation: Applied last; None for none.
+        layout: Shapes and pitches.
+
+    Attributes:
+        handle: Address for ``caffetools_product_run``.
+        scratch_floats: What a run needs.
+    """
+
+    def __init__(self, form: inference.Product, activation: inference.Activation | None, layout: Layout):
+        (n, c, h, w), (_, outputs, _, _) = layout.x_shape, layout.y_shape
+        act = activation or inference.Activation(inference.NO_ACTIVATION)
+        self._arrays = [None if array is None else array.detach().contiguous() for array in (form.weight, form.bias, act.slopes)]
+        pointers = [None if array is None else array.data_ptr() for array in self._arrays]
+        sizes = (n, c, h * w, layout.x_pitch, outputs, layout.y_pitch)
+        self._shape = _Shape(*sizes, *pointers, layout.planar, act.kind, act.low, act.high)
+        self.handle = ctypes.addressof(self._shape)
+        self.scratch_floats = int(library().caffetools_product_scratch(self.handle))
+
+
+def run_product(product: NativeProduct, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Run ``product`` from ``x`` to ``y`` (N, M), both float32 in the layout that it was made for, on torch's number of threads."""
+    scratch = torch.empty(max(product.scratch_floats, 1))
+    library().caffetools_product_run(product.handle, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), torch.get_num_threads())

@@ -1,0 +1,74 @@
+// The C interface of inner products with few rows, and how the work is divided among threads.
+#include "product.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "pool.h"
+#include "variants.h"
+
+using namespace caffetools;
+
+#ifdef _WIN32
+#define CAFFETOOLS_API extern "C" __declspec(dllexport)
+#else
+#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
+#endif
+
+// What Python says of an inner product; the fields are in the order of the ctypes structure in caffetools/layers/native_product.py.
+// Nothing is copied: the arrays belong to the caller.
+struct CaffetoolsProduct {
+  int64_t n, c, points, x_pitch;  // the input: of each image `points` pixels of c channels, x_pitch floats apart
+  int64_t outputs, y_pitch;
+  const float *weights, *bias, *slopes;  // (outputs, c * points) in Caffe's order, channels first; (outputs) or null
+  int32_t planar;                        // the input is (n, c, points) in memory
+  int32_t activation;
+  float low, high;
+};
+
+namespace {
+
+const ProductKernel& kernel_of(int variant) {
+#ifdef CAFFETOOLS_X86_VARIANTS
+  if (variant == 2) return product_kernel_avx512;
+  if (variant == 1) return product_kernel_avx2;
+#else
+  (void)variant;
+#endif
+  return product_kernel_baseline;
+}
+
+bool is_copied(const CaffetoolsProduct& s) { return !s.planar && s.points > 1; }
+
+// The input in Caffe's order.
+void copy_planar(const CaffetoolsProduct& s, const float* x, float* to) {
+  for (int64_t image = 0; image < s.n; ++image, x += s.points * s.x_pitch, to += s.c * s.points)
+    for (int64_t point = 0; point < s.points; ++point)
+      for (int64_t channel = 0; channel < s.c; ++channel) to[channel * s.points + point] = x[point * s.x_pitch + channel];
+}
+
+}  // namespace
+
+// Floats of scratch that one run needs.
+CAFFETOOLS_API int64_t caffetools_product_scratch(const CaffetoolsProduct* product) {
+  return is_copied(*product) ? product->n * product->c * product->points : 0;
+}
+
+// y = activation(weights * x + bias) for each image.
+CAFFETOOLS_API void caffetools_product_run(const CaffetoolsProduct* product, const float* x, float* y, float* scratch, int threads) {
+  const CaffetoolsProduct& s = *product;
+  const ProductKernel& kernel = kernel_of(current_variant());
+  const int64_t k = s.c * s.points;
+  int64_t pitch = s.planar ? k : s.x_pitch;
+  if (is_copied(s)) {
+    copy_planar(s, x, scratch);
+    x = scratch;
+    pitch = k;
+  }
+  parallel_for(threads, (s.outputs + kernel.rows - 1) / kernel.rows, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kernel.rows, rows = std::min(end * kernel.rows, s.outputs) - first;
+    const Epilogue epilogue{s.bias != nullptr ? s.bias + first : nullptr, s.slopes != nullptr ? s.slopes + first : nullptr, s.activation,
+                            s.low, s.high};
+    kernel.run(s.n, x, pitch, k, s.weights + first * k, rows, y + first, s.y_pitch, epilogue);
+  });
+}
