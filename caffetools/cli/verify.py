@@ -28,6 +28,9 @@ def verify(
     images: Annotated[
         list[str] | None, typer.Option(help="Image, folder or pattern to compare on; may be repeated. Default: random inputs.")
     ] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR), for images.", show_default=False)] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted, for images.", show_default=False)] = None,
+    resize: Annotated[str | None, typer.Option(help="Size of the whole image before the crop, 256 or 320x240.", show_default=False)] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference allowed, relative to an output's largest value.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of random inputs.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -38,8 +41,10 @@ def verify(
 
     Prints the largest and mean difference, the cosine, how often the best class is the same, and the speed.
     An engine that runs but differs by more than --tolerance is a failure (exit code 1).
+    DEPLOY may also be an ONNX file, which has its weights in it: `caffetools verify before.onnx after.onnx`.
     opencv and caffe run in environments of their own: `caffetools engine add opencv4|caffe`.
     """
+    from caffetools.data.images import parse_size
     from caffetools.infer.classifier import PreprocessOptions, find_pictures
     from caffetools.infer.compare import Candidate, compare_engines
     from caffetools.project.next_step import after_verify
@@ -47,14 +52,21 @@ def verify(
     names = [name.strip() for name in engines.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("name at least one engine", param_hint="--engines")
-    net, parameters, _ = deployed(deploy, weights, PreprocessOptions())
-    own = [Candidate(net, parameters, name) for name in names]
+    prepared = PreprocessOptions(mean=mean, scale=scale, resize=parse_size(resize) if resize else None)
+    others = [_candidate(text) for text in models or []]
+    if str(deploy).endswith(".onnx"):
+        # It has its weights in it: what follows are the others.
+        own = [Candidate(deploy), *([] if str(weights) == "-" else [_candidate(str(weights))])]
+    else:
+        net, parameters, prepared = deployed(deploy, weights, prepared)
+        own = [Candidate(net, parameters, name) for name in names]
     files = find_pictures(images or [])[:_MOST_IMAGES]
     with progress("Comparing") as advance:
         rows = compare_engines(
             own[0],
-            [*own[1:], *(_candidate(text) for text in models or [])],
+            [*own[1:], *others],
             images=files,
+            options=prepared,
             seed=seed,
             events=lambda event: advance(getattr(event, "done", 0), getattr(event, "total", 0)),
         )
@@ -64,7 +76,7 @@ def verify(
         print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), map(_cells, rows))
     if any(not row.reason and not row.relative <= tolerance for row in rows) or all(row.reason for row in rows[1:]):
         raise typer.Exit(1)
-    if not json:
+    if not json and not str(deploy).endswith(".onnx"):
         print_next(after_verify(deploy, weights))
 
 

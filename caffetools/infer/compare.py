@@ -18,6 +18,7 @@ from caffetools.engines.external import ExternalEngine
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, Progress, ignore
+from caffetools.infer.classifier import PreprocessOptions, merge_preprocessing
 from caffetools.infer.load import open_engine
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.net.net import Net
@@ -86,6 +87,7 @@ def compare_engines(
     candidates: Sequence[Candidate],
     *,
     images: Sequence[PathLike] = (),
+    options: PreprocessOptions | None = None,
     repeats: int = 3,
     seed: int = 0,
     events: EventSink = ignore,
@@ -98,7 +100,8 @@ def compare_engines(
     Args:
         reference: What the others are compared with; its first row has its own speed.
         candidates: The others.
-        images: Image files, prepared by ``deploy.json`` or the ONNX metadata; seeded random inputs when empty.
+        images: Image files, prepared by ``deploy.json`` or the ONNX metadata of the reference; seeded random inputs when empty.
+        options: Mean, scale and size in place of the stored ones.
         repeats: Timed runs of a batch.
         seed: Seed of random inputs.
         events: Receives ``Progress``.
@@ -113,7 +116,7 @@ def compare_engines(
     """
     with ExitStack() as stack:
         engine, known = _open(reference, stack)
-        batch = _images(engine, known, images) if images else _random(reference, engine, seed)
+        batch = _images(engine, known, images, options) if images else _random(reference, engine, seed)
         expected, milliseconds = _timed(engine, batch, repeats)
         rows = [OutputComparison(reference.name, name, scale=_largest(expected[name]), milliseconds=milliseconds) for name in expected]
         for index, candidate in enumerate(candidates, 1):
@@ -188,11 +191,13 @@ def _random(reference: Candidate, engine: Engine, seed: int) -> dict[str, Array]
     return {name: (random.randn(*shape) * 50).astype(np.float32) for name, shape in engine.inputs.items()}
 
 
-def _images(engine: Engine, known: Preprocessing | None, images: Sequence[PathLike]) -> dict[str, Array]:
+def _images(engine: Engine, known: Preprocessing | None, images: Sequence[PathLike], options: PreprocessOptions | None) -> dict[str, Array]:
     blobs = [blob for blob, shape in engine.inputs.items() if len(shape) == 4]
     if len(engine.inputs) != 1 or not blobs:
         raise EngineError("comparing on images needs a net with one input of images")
-    preprocessor = Preprocessor(engine.inputs[blobs[0]], known or Preprocessing())
+    shape = engine.inputs[blobs[0]]
+    how = merge_preprocessing(known or Preprocessing(), options or PreprocessOptions(), channels=shape[1])
+    preprocessor = Preprocessor(shape, how)
     return {blobs[0]: np.concatenate([preprocessor.centre(preprocessor.read(image)) for image in images])}
 
 

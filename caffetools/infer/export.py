@@ -24,7 +24,7 @@ from caffetools.layers.base import Shape
 from caffetools.net.net import Net, error_context
 from caffetools.net.phases import filter_net, make_state
 from caffetools.onnx.cut import cut_net
-from caffetools.onnx.export import DEFAULT_OPSET, export
+from caffetools.onnx.export import DEFAULT_OPSET, LrnForm, export
 from caffetools.onnx.preprocessing import InGraphPreprocessing
 from caffetools.onnx.verify import Verification
 from caffetools.proto.schema import TEST
@@ -48,6 +48,7 @@ class ExportOptions:
         outputs: Blobs to export instead of the net's outputs; layers that they do not need are left out.
         sources: Blobs that become inputs; the layers before them are left out.
         preprocess: Put mean subtraction, channel swap and scale into the graph, which then takes uint8 (N, H, W, 3) RGB pictures.
+        lrn: How LRN across channels is written; see :func:`~caffetools.onnx.export.export`.
     """
 
     opset: int = DEFAULT_OPSET
@@ -57,6 +58,7 @@ class ExportOptions:
     outputs: Sequence[str] = ()
     sources: Sequence[str] = ()
     preprocess: bool = False
+    lrn: LrnForm = "node"
 
 
 def export_deployed(
@@ -110,7 +112,15 @@ def export_deployed(
     elif pictures or how.preprocess:
         raise DataError(f"{os.fspath(deploy)}: the net has no single input for pictures, so it cannot preprocess or be verified on them")
     verification = export(
-        net, path, opset=how.opset, dynamic_axes=axes, properties=card, outputs=how.outputs, inputs=inputs, preprocessing=in_graph
+        net,
+        path,
+        opset=how.opset,
+        dynamic_axes=axes,
+        properties=card,
+        outputs=how.outputs,
+        inputs=inputs,
+        preprocessing=in_graph,
+        lrn=how.lrn,
     )
     if found is not None and not found[1].how.mean_known:
         events(Warned(task="export", message=UNKNOWN_MEAN))

@@ -19,7 +19,7 @@ from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.onnx import import_ops
 from caffetools.onnx.import_graph import ImportFailed, ImportGraph, Node, prepare
-from caffetools.onnx.import_net import TARGETS, NetWriter, Target, clean_name, find_handler, imported_operators
+from caffetools.onnx.import_net import TARGETS, NetWriter, Target, clean_name, find_handler
 from caffetools.onnx.import_patterns import merge_patterns
 from caffetools.onnx.model import load_model
 from caffetools.proto.binary import write_caffemodel
@@ -33,6 +33,13 @@ Array = NDArray[Any]
 
 # The largest difference allowed, relative to an output's largest value: layers that stand for one operator round several times.
 TOLERANCE = 1e-4
+
+# Operators that are often asked for, and why they have no layers.
+_MISSING = {
+    "Erf": "no Caffe layer computes the error function; a GELU in its tanh form (approximate='tanh') has layers",
+    "InstanceNormalization": "no layer has its epsilon: Caffe's MVN adds it after the square root; train with BatchNorm in its place",
+    "LayerNormalization": "no layer has its epsilon: Caffe's MVN adds it after the square root",
+}
 
 import_ops.register()
 
@@ -98,7 +105,7 @@ def import_model(
     for node in graph.nodes:
         handler = find_handler(node.op, graph.opset)
         if handler is None:
-            raise node.error(f"there are no Caffe layers for this operator; there are for {', '.join(imported_operators())}")
+            raise node.error(_MISSING.get(node.op, "there are no Caffe layers for this operator; docs/onnx.md lists those that have some"))
         handler(writer, node)
     outputs = _finish(writer)
     result = writer.result()

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from caffetools.onnx.model import OnnxModel
+
 # The sum over the neighboring channels becomes a convolution with all channels; beyond so many it would cost more than it saves.
 _MOST_CHANNELS = 512
 
@@ -34,6 +36,14 @@ def expand_lrn(model: onnx.ModelProto) -> int:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
+    return count
+
+
+def expand_lrn_in(model: OnnxModel) -> int:
+    """Replace the LRN nodes of a model whose weights are arrays, as :func:`expand_lrn` does."""
+    count = expand_lrn(model.proto)
+    model.weights.update((tensor.name, numpy_helper.to_array(tensor)) for tensor in model.proto.graph.initializer)
+    del model.proto.graph.initializer[:]
     return count
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from caffetools.errors import ModelFileError
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
@@ -149,8 +150,12 @@ def load_model(source: PathLike | bytes) -> onnx.ModelProto:
         raise ModelFileError("no such file", path=error.filename or name) from None
     except Exception as error:
         # onnx passes on all errors that protobuf, the system and its own checks of external data raise.
+        if not isinstance(source, bytes) and (other := wrong_kind(ModelFileError, source, "an ONNX model", allowed=(Kind.ONNX,))):
+            raise other from None
         raise ModelFileError(f"not an ONNX model: {' '.join(str(error).split())[:200]}", path=name) from None
     if not model.graph.node and not model.graph.output:
+        if not isinstance(source, bytes) and (other := wrong_kind(ModelFileError, source, "an ONNX model", allowed=(Kind.ONNX,))):
+            raise other
         raise ModelFileError("not an ONNX model: it has no graph", path=name)
     return model
 

@@ -442,4 +442,4 @@ def _measured_on(batches: list[dict[str, Array]], random: bool, seed: int) -> st
     maps = {shape[2:] for shape in largest if len(shape) == 4}
     kind = f"random inputs (seed {seed})" if random else "the given inputs"
     more = f", maps of {', '.join('x'.join(map(str, size)) for size in sorted(maps))}" if len(maps) > 1 else ""
-    return f"{kind}, batch size {' and '.join(map(str, sizes))}{more}"
+    return f"{kind}, batch size {' and '.join(map(str, dict.fromkeys(sizes)))}{more}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from caffetools.engines.onnxruntime import open_session
 from caffetools.net.net import Net
-from caffetools.onnx.export import build, to_onnx
+from caffetools.onnx.export import LRN_FORMS, build, export, to_onnx
 from caffetools.onnx.lrn import expand_lrn
 from caffetools.onnx.model import from_proto
 from caffetools.onnx.verify import verify_model
@@ -62,3 +64,13 @@ def test_a_normalization_in_place_and_large_ones() -> None:
     data = np.random.default_rng(0).normal(size=(2, 8, 5, 6)).astype(np.float32)
     expected = net({"data": torch.from_numpy(data)})["c"].detach().numpy()
     np.testing.assert_allclose(open_session(proto).run({"data": data})["c"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_export_writes_either_form(tmp_path: Path) -> None:
+    net = net_of(DATA % 8 + LRN % ("n", 5, 1e-4, 0.75, 1) + RELU)
+    found = {}
+    for lrn in LRN_FORMS:
+        path = tmp_path / f"{lrn}.onnx"
+        assert {difference.blob for difference in export(net, path, lrn=lrn).differences} == {"n", "r"}
+        found[lrn] = [node.op_type for node in onnx.load(path).graph.node]
+    assert found == {"node": ["LRN", "Relu"], "band": ["Mul", "Conv", "Sqrt", "Sqrt", "Mul", "Div", "Relu"]}
