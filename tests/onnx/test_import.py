@@ -308,7 +308,7 @@ def test_an_exported_program_of_torch_comes_over(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_a_model_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not a model")
-    with pytest.raises(ModelFileError, match=r"m\.onnx: not an ONNX model"):
+    with pytest.raises(ModelFileError, match=r"m\.onnx: this is text, and an ONNX model is expected"):
         import_file(tmp_path / "m.onnx", tmp_path / "net")
     with pytest.raises(ModelFileError, match="no such file"):
         import_file(tmp_path / "none.onnx", tmp_path / "net")

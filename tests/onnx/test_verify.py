@@ -85,7 +85,7 @@ def test_equal_infinities_are_equal_and_others_never_pass() -> None:
 
 def test_a_file_that_is_not_a_model_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"x" * 100)
-    with pytest.raises(ModelFileError, match=r"a\.onnx: not an ONNX model"):
+    with pytest.raises(ModelFileError, match=r"a\.onnx: this is text, and an ONNX model is expected"):
         verify(tmp_path / "a.onnx", net())
 
 
