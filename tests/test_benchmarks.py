@@ -34,3 +34,14 @@ def test_gpu_benchmark_without_a_gpu_is_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("--device cpu --quick tries the script itself")
+
+
+def test_growth_benchmark_measures_and_draws_small_sizes(tmp_path: Path) -> None:
+    picture = tmp_path / "growth.png"
+    command = [sys.executable, str(ROOT / "benchmarks" / "growth.py"), "--quick", "--part", "depth", "--json", "--figure", str(picture)]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    points = report["results"]["depth"]
+    assert list(points) == ["10", "40"]
+    assert all(value > 0 for figures in points.values() for value in figures.values())
+    assert points["10"].keys() == report["exponents"]["depth"].keys() >= {"TEST pass", "training iteration", "GB, training"}
+    assert picture.read_bytes().startswith(b"\x89PNG")

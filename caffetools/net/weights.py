@@ -64,7 +64,8 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
     model = source if isinstance(source, Caffemodel) else read_weights(source)
     origin = "the weights" if isinstance(source, Caffemodel) else os.fspath(source)
     from_hdf5 = not isinstance(source, Caffemodel) and _is_hdf5(source)
-    report = LoadReport(unused=[name for name in model.blobs if name not in {layer.name for layer in net.layers}])
+    known = {layer.name for layer in net.layers}
+    report = LoadReport(unused=[name for name in model.blobs if name not in known])
     targets = layers_by_name(net, last=from_hdf5)
     copies: list[tuple[torch.Tensor, Array]] = []
     for layer in net.layers:
