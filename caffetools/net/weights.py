@@ -67,6 +67,7 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
     known = {layer.name for layer in net.layers}
     report = LoadReport(unused=[name for name in model.blobs if name not in known])
     targets = layers_by_name(net, last=from_hdf5)
+    several = Counter(layer.name for layer in net.layers if len(layer.blobs))
     copies: list[tuple[torch.Tensor, Array]] = []
     for layer in net.layers:
         if not len(layer.blobs):
@@ -79,7 +80,12 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
         if arrays is None:
             report.fresh.append(layer.name)
             continue
-        copies += _pair(layer, layer.blobs_from_file(arrays), origin)
+        try:
+            copies += _pair(layer, layer.blobs_from_file(arrays), origin)
+        except NetError as error:
+            if several[layer.name] > 1:
+                error.hint = "several layers with parameters have this name, and the file's last is for the first of them; give each a name of its own"
+            raise
         report.loaded.append(layer.name)
     with torch.no_grad():
         for parameter, array in copies:
@@ -146,9 +152,9 @@ def _pair(layer: Layer, arrays: Sequence[Array], origin: str) -> list[tuple[torc
     for index, (parameter, array) in enumerate(zip(layer.blobs, arrays, strict=True)):
         if not fits_stored(tuple(array.shape), tuple(parameter.shape)):
             raise NetError(
-                f"parameter blob {index} is {format_shape(parameter.shape)} in the net but {format_shape(array.shape)} in {origin}; "
-                "rename the layer to train it from its filler (`caffetools retarget` does so for classifiers), or use the net of these weights",
+                f"parameter blob {index} is {format_shape(parameter.shape)} in the net but {format_shape(array.shape)} in {origin}",
                 layer=layer.name,
+                hint="rename the layer to train it from its filler (`caffetools retarget` does so for classifiers), or use the net of these weights",
             )
     return list(zip(layer.blobs, arrays, strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 from caffetools.errors import NetError
@@ -26,7 +27,8 @@ def check_parameter_shapes_match(train_val: NetParameter, deploy: NetParameter, 
     Raises:
         NetError: A net cannot be built, a layer has other parameters in one of them, or layers that share one differ on it.
     """
-    known: dict[str, tuple[str, list[Shape]]] = {}
+    # Layers of one name are distinguished by their order.
+    known: dict[tuple[str, int], tuple[str, list[Shape]]] = {}
     nets = []
     for phase, graph in graphs_present(train_val).items():
         rows = _rows(graph, phase, shapes)
@@ -35,10 +37,12 @@ def check_parameter_shapes_match(train_val: NetParameter, deploy: NetParameter, 
     deployed = list(deploy.layer)
     nets.append(("use (the deploy net)", list(zip(deployed, parameter_shapes(deployed, deploy, TEST), strict=True))))
     for where, rows in nets:
+        seen: Counter[str] = Counter()
         for layer, parameters in rows:
             if not parameters:
                 continue
-            before, others = known.setdefault(layer.name, (where, parameters))
+            before, others = known.setdefault((layer.name, seen[layer.name]), (where, parameters))
+            seen[layer.name] += 1
             if others != parameters:
                 raise NetError(
                     f"has parameters of {_listed(others)} in {before}, but of {_listed(parameters)} in {where}: pictures are of "

@@ -109,3 +109,10 @@ def test_layers_have_keys_of_their_own() -> None:
     assert list(net.layers_by_key) == ["x", "fc", "fc#2", "fc#2#2"]
     assert list(net.layers_by_key.values()) == net.layers
     assert len(to_caffemodel(net).repeated) == 2
+
+
+def test_weights_that_do_not_fit_the_first_layer_of_their_name_name_the_cause(tmp_path: Path) -> None:
+    net = net_of(fc("fc", "x", "a", outputs=4) + fc("fc", "a", "b"))
+    save_weights(net, tmp_path / "net.caffemodel")
+    with pytest.raises(NetError, match="parameter blob 0 is 4 x 3 in the net but 3 x 4 .*several layers with parameters have this name"):
+        load_weights(net, tmp_path / "net.caffemodel")

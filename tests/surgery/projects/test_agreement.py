@@ -44,3 +44,9 @@ def test_layers_that_share_a_parameter_have_it_in_one_shape(mode: str, outputs: 
     with pytest.raises(NetError, match="layer 'twin': shares its parameter 'w' with layer 'first', but has 5 x 216 values, and that has"):
         agree(net_of(text))
     return None
+
+
+def test_layers_of_one_name_are_compared_in_their_order() -> None:
+    text = TINY.replace('name: "fc"', 'name: "conv"')
+    assert text != TINY
+    agree(net_of(text))
