@@ -30,6 +30,7 @@ app = typer.Typer(
     name="caffetools",
     cls=Commands,
     help="Caffe models keep training, converting and shipping, with the numbers that Caffe itself gives.",
+    epilog="Start: caffetools demo; or, with a folder of images for each class in photos: caffetools finetune photos -o run",
     add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

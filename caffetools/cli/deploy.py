@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 TrainVal = Annotated[
-    Path,
+    Path | None,
     typer.Argument(
         metavar="TRAIN_VAL",
         help="The prototxt of the net for training, or a network of the zoo.",
@@ -33,9 +33,17 @@ InputShape = Annotated[
 ]
 
 
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="A network of the zoo in place of TRAIN_VAL.", show_default=False, autocompletion=complete_model),
+]
+
+
 def deploy(
-    train_val: TrainVal,
+    train_val: TrainVal = None,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The deploy prototxt to write.", show_default=False)],
+    model: Model = None,
     input_shape: InputShape = None,
     batch: Annotated[int, typer.Option(min=1, help="How many pictures the net takes at once.")] = 1,
     heads: Annotated[
@@ -70,7 +78,8 @@ def deploy(
 
     if fold_bn != (weights is not None):
         raise CaffeToolsError("--fold-bn needs --weights: the weights are folded too")
-    given, train_val = train_val, net_file(train_val, "train_val")
+    given = _given(train_val, model)
+    train_val = net_file(given, "train_val")
     written = [out, *([out.with_suffix(".caffemodel")] if fold_bn else [])]
     _check_outputs(written, [train_val, weights], force=force)
     shapes = parse_shapes(input_shape or []) or model_shapes(given)
@@ -95,6 +104,22 @@ def deploy(
     _show(written, net, summary, folded, as_json=as_json)
     if not as_json:
         print_next(after_deploy(out, given))
+
+
+def _given(train_val: Path | None, model: str | None) -> Path:
+    """Return the net to deploy: the file or name that was given, or the model of ``--model``.
+
+    Raises:
+        CaffeToolsError: Neither or both are given, or the zoo does not have the model.
+    """
+    from caffetools.errors import CaffeToolsError
+    from caffetools.zoo.names import get_name
+
+    if (train_val is None) == (model is None):
+        raise CaffeToolsError(
+            "deploy needs either a train_val prototxt or --model NAME, for example: caffetools deploy train_val.prototxt -o deploy.prototxt"
+        )
+    return train_val if train_val is not None else Path(get_name(model or ""))
 
 
 def _write_preprocessing(train_val: Path, param: NetParameter, net: NetParameter, out: Path) -> None:

@@ -28,7 +28,7 @@ def status(
             f"{found.classes} classes, {found.images[0]} training and {found.images[1]} held-out images" if found.classes else "none",
         ),
         ("net", found.net or "none"),
-        ("trained", f"{found.iteration} of {found.max_iter} iterations"),
+        ("trained", f"{found.iteration} of {found.max_iter} iterations" if found.max_iter else ""),
         ("last test", ", ".join(f"{name} {value:.4g}" for name, value in found.scores)),
         ("weights", str(found.weights or "")),
         ("ONNX", str(found.onnx or "")),

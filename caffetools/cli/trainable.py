@@ -38,7 +38,7 @@ def trainable(
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
-    """Make a deploy net trainable again: write its train_val and solver prototxts, and say what was made of what.
+    """Make a deploy net trainable again: write its train_val and solver prototxts, and list which layers replace which.
 
     Its Input becomes Data layers, its prob a loss and accuracies. For other classes, `caffetools retarget` what was written.
     """

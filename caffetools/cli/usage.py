@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from caffetools.cli.caffe_names import known_tools
-from caffetools.cli.commands import COMMANDS
+from caffetools.cli.commands import COMMANDS, EXAMPLES
 from caffetools.cli.gflags import FLAGS
 from caffetools.errors import did_you_mean
 
@@ -28,9 +28,8 @@ def usage_error_text(error: Any, arguments: Sequence[str]) -> str:
     text = f"{' '.join(path)}: " if path else ""
     text += _what(error, arguments, context)
     entry = COMMANDS.get(path[0]) if len(path) == 1 else None
-    if entry is None or not entry.example:
-        return text
-    return f"{text}{'' if text.endswith('?') else ';'} example: {entry.example}"
+    example = entry.example if entry is not None else EXAMPLES.get(" ".join(path), "")
+    return f"{text}{'' if text.endswith('?') else ';'} example: {example}" if example else text
 
 
 def _what(error: Any, arguments: Sequence[str], context: Any) -> str:

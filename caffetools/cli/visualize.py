@@ -11,7 +11,7 @@ import typer
 
 from caffetools.cli.curves import curves
 from caffetools.cli.explain import COMMANDS
-from caffetools.cli.models import ModelCommand, net_file, weights_file
+from caffetools.cli.models import ModelCommand, complete_model, net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import print_json
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, check_drawing, drawing, emit, open_net, report_written
@@ -28,8 +28,19 @@ app = typer.Typer(
 )
 
 
+WeightsFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="WEIGHTS",
+        help="A .caffemodel; or a network of the zoo, whose weights are fetched on use.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+
+
 def filters(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .caffemodel.", show_default=False)],
+    weights: WeightsFile,
     out: Out = None,
     layer: Annotated[
         str | None, typer.Option(help="The layer whose weights to draw; by default the first convolution with filters.")
@@ -96,7 +107,7 @@ def activations(
 
 
 def weights(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .caffemodel.", show_default=False)],
+    weights: WeightsFile,
     out: Out = None,
     before: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="Earlier weights to compare norms with.")] = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Compute singular values; slow for very large layers.")] = True,

@@ -36,7 +36,8 @@ def list_(
 ) -> None:
     """List the models: input, size of the weights, operations, accuracy, speed on this machine once measured, licence.
 
-    The last column shows whether the weights are in the cache. ms is the time of one picture on this machine's CPU, from --measure.
+    The last column shows whether the weights are in the cache; by hand: they are handed out elsewhere (`zoo show NAME`); none: there are no
+    published weights, and training takes minutes. ms is the time of one picture on this machine's CPU, from --measure.
     """
     from caffetools.zoo.cards import get_card, list_models
 
@@ -48,7 +49,7 @@ def list_(
     rows = []
     for card in cards:
         size = f"{card.weights.megabytes:g} MB" if card.weights else "-"
-        fetched = "yes" if _fetched(card) else "no"
+        fetched = "yes" if _fetched(card) else "no" if card.weights else "none" if card.scratch else "by hand"
         speed = f"{speeds[card.name]:.1f}" if card.name in speeds else "-"
         cells = (_times(card.input.shape), size, shortened(card.macs), _accuracy(card), speed, card.licence, fetched)
         rows.append((card.name, *cells))

@@ -32,6 +32,7 @@ from caffetools.results import Preprocessing
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.control import Snapshot
 from caffetools.solver.logs.training_log import read_log
+from caffetools.solver.paths import snapshot_prefix
 from caffetools.solver.run import TrainResult, train
 from caffetools.surgery.deploy import deploy_from
 from caffetools.util.files import write_text
@@ -174,7 +175,7 @@ class Project:
         """The newest complete snapshot, or None."""
         if not self.solver.is_file():
             return None
-        return newest_snapshot(read_solver(self.solver).snapshot_prefix or self.nets / "snapshot")
+        return newest_snapshot(self._prefix())
 
     @property
     def weights(self) -> Path | None:
@@ -317,10 +318,15 @@ class Project:
             raise CaffeToolsError("the project is not trained yet", path=self.folder, hint=f"run {command('train', self.solver)}")
         return weights
 
+    def _prefix(self) -> str:
+        """Return the prefix of the snapshots, also where the project was trained from another folder."""
+        solver = read_solver(self.solver)
+        return snapshot_prefix(solver, self.solver) if solver.snapshot_prefix else str(self.nets / "snapshot")
+
     def _scores(self) -> tuple[tuple[str, float], ...]:
         if not self.solver.is_file():
             return ()
-        log = Path(f"{read_solver(self.solver).snapshot_prefix}.log")
+        log = Path(f"{self._prefix()}.log")
         if not log.is_file():
             return ()
         with suppress(CaffeToolsError):

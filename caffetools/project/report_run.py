@@ -96,7 +96,7 @@ def _read_config(folder: Path) -> FinetuneConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
         values.pop("inputs", None)
     except (OSError, ValueError, AttributeError):
-        raise CaffeToolsError(f"{folder}: not the folder of a run: {SETTINGS} is missing or damaged") from None
+        raise CaffeToolsError(f"{folder}: not the folder of a run of caffetools finetune: {SETTINGS} is missing or damaged") from None
     return FinetuneConfig.from_dict({**values, "out": str(folder)})
 
 

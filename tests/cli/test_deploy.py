@@ -73,3 +73,19 @@ def test_an_output_that_is_made_in_place_is_shown(tmp_path: Path) -> None:
     text = TINY.split('layer { name: "fc"')[0] + 'layer { name: "loss" type: "CenterLoss" bottom: "conv" bottom: "label" top: "loss" }'
     write_prototxt(tmp_path / "net.prototxt", net_of(text))
     assert "output conv: 1 x 6 x 6 x 6" in run("deploy", tmp_path / "net.prototxt", "-o", tmp_path / "d.prototxt")[1]
+
+
+def test_a_network_of_the_zoo_is_deployed_by_name(tmp_path: Path) -> None:
+    out, other = tmp_path / "deploy.prototxt", tmp_path / "other.prototxt"
+    assert run("deploy", "--model", "googlenet", "-o", out)[0] == 0
+    assert run("deploy", "googlenet", "-o", other)[0] == 0
+    assert read_net(out) == read_net(other) == deploy_from(build("bvlc_googlenet"))
+
+
+def test_a_wrong_choice_of_the_net_to_deploy_is_one_error(tmp_path: Path) -> None:
+    out = tmp_path / "deploy.prototxt"
+    for words in ((), (prototxt_path("lenet"), "--model", "lenet")):
+        code, _, err = run("deploy", *words, "-o", out)
+        assert code == 2 and "deploy needs either a train_val prototxt or --model NAME" in err
+    code, _, err = run("deploy", "--model", "googelnet", "-o", out)
+    assert code == 2 and "the zoo has no model 'googelnet'; did you mean 'googlenet'?" in err and not out.exists()

@@ -20,7 +20,7 @@ from tests.cli.inprocess import error_of, run, run_well
         (("inspect", "-iterations", "5"), "inspect: there is no option -iterations; it is a flag of "),
         (("export", "-solver", "x"), "export: there is no option -solver; it is a flag of "),
         (("deploy", "a.prototxt"), "deploy: missing option --out (-o); example: caffetools deploy train_val.prototxt -o deploy.prototxt"),
-        (("zoo", "fetch"), "zoo fetch: missing argument NAME"),
+        (("zoo", "fetch"), "zoo fetch: missing argument NAME; example: caffetools zoo fetch squeezenet"),
         (("retarget", "--classes", "abc"), "retarget: invalid value for '--classes'"),
     ],
 )

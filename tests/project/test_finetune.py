@@ -198,7 +198,7 @@ def test_a_report_is_made_again_from_the_files_of_a_run(finished: Path) -> None:
     text = (finished / "again.html").read_text(encoding="utf-8")
     assert all(name in text for name in CLASSES) and "✓ Verified" in text and "calibration error" in text and "Grad-CAM at" in text
     assert {path: path.read_bytes() for path in before} == before, "nothing else is written"
-    assert "not the folder of a run" in error_of(run("report", "pictures"))
+    assert "not the folder of a run of caffetools finetune" in error_of(run("report", "pictures"))
     for path in (finished / "run/net").glob("*.solverstate"):
         path.unlink()
     assert "the run has no snapshot yet" in error_of(run("report", "run"))

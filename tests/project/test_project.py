@@ -114,6 +114,10 @@ def test_a_project_does_every_step(place: Path) -> None:
     assert status.iteration == status.max_iter and status.onnx == Path("own/model.onnx")
     assert status.next_command.startswith("caffetools classify own/model.onnx ") and Path(shlex.split(status.next_command)[-1]).is_file()
     assert f"trained    {status.iteration} of {status.max_iter} iterations" in run_well("status", "own").stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place / "pictures")
+        elsewhere = ct.Project.open(place / "own").status()
+        assert (elsewhere.iteration, elsewhere.scores) == (status.iteration, status.scores), "also from another folder"
     with pytest.raises(ct.CaffeToolsError, match="no project is here"):
         ct.Project.open(place / "pictures")
 
