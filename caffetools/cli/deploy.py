@@ -64,7 +64,6 @@ def deploy(
 
     Layers keep their names, so the same weights load. Of several losses the one that counts most is kept.
     """
-    from caffetools.errors import CaffeToolsError
     from caffetools.graph.inputs import parse_shapes
     from caffetools.graph.stages import choose_stages
     from caffetools.graph.summary import summarize
@@ -76,9 +75,8 @@ def deploy(
     from caffetools.surgery.deploy import batch_statistics, deploy_from, left_out
     from caffetools.util.files import atomic_write
 
-    if fold_bn != (weights is not None):
-        raise CaffeToolsError("--fold-bn needs --weights: the weights are folded too")
     given = _given(train_val, model)
+    _check_fold(fold_bn, weights)
     train_val = net_file(given, "train_val")
     written = [out, *([out.with_suffix(".caffemodel")] if fold_bn else [])]
     _check_outputs(written, [train_val, weights], force=force)
@@ -104,6 +102,13 @@ def deploy(
     _show(written, net, summary, folded, as_json=as_json)
     if not as_json:
         print_next(after_deploy(out, given))
+
+
+def _check_fold(fold_bn: bool, weights: Path | None) -> None:
+    from caffetools.errors import CaffeToolsError
+
+    if fold_bn != (weights is not None):
+        raise CaffeToolsError("--fold-bn needs --weights: the weights are folded too")
 
 
 def _given(train_val: Path | None, model: str | None) -> Path:
