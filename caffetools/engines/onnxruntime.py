@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from caffetools.engines.base import Engine, EngineError, PathLike
 from caffetools.errors import ModelFileError
+from caffetools.proto.sniff import Kind, wrong_kind
 
 # onnxruntime's telemetry starts when it is imported and leaves a device id in the user's home; only this switches it off.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -96,6 +97,8 @@ def open_session(
         raise ModelFileError("damaged: its metadata or names are not UTF-8", path=name, hint="fetch or copy the file again") from None
     except Exception as error:
         # onnxruntime's exceptions have no common base class but Exception.
+        if isinstance(source, str | os.PathLike) and (other := wrong_kind(ModelFileError, source, "an ONNX model", allowed=(Kind.ONNX,))):
+            raise other from None
         raise ModelFileError(f"onnxruntime cannot load it: {_one_line(error)}", path=name) from None
 
 
