@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers import inference
+from caffetools.layers import inference, native_product
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.registry import register
@@ -50,7 +50,10 @@ class InnerProduct(Layer):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.blobs[0].t() if self.transposed else self.blobs[0]
         bias = self.blobs[1] if len(self.blobs) > 1 else None
-        return F.linear(x.reshape(*x.shape[: self.outer_axes], self.inputs), weight, bias)
+        rows = x.reshape(*x.shape[: self.outer_axes], self.inputs)
+        if self.outer_axes == 1 and not self.transposed and native_product.takes(rows, weight):
+            return native_product.multiply(rows, weight, bias)
+        return F.linear(rows, weight, bias)
 
     def inference_form(self) -> inference.Product | None:
         if self.transposed or self.outer_axes != 1:

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from caffetools.layers import inference
-from caffetools.layers.native_conv import Layout, Pointer, library
+from caffetools.layers.native_conv import Layout, Pointer, available, library
 
 # Of more rows than these, torch's matrix product is the faster one.
 MOST_ROWS = 32
@@ -46,6 +46,43 @@ class NativeProduct:
         self._shape = _Shape(*sizes, *pointers, layout.planar, act.kind, act.low, act.high)
         self.handle = ctypes.addressof(self._shape)
         self.scratch_floats = int(library().caffetools_product_scratch(self.handle))
+
+
+def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether :func:`multiply` computes x · Wᵀ: few rows of float32 on the CPU, of which no gradient is wanted.
+
+    A plan uses the same operator, so that a pass that starts in the middle of a net has the bits of a whole one.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is torch.Tensor
+        and type(weight) in (torch.Tensor, torch.nn.Parameter)
+        and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0 for t in (x, weight))
+        and not torch.is_autocast_enabled("cpu")
+        and x.shape[0] <= MOST_ROWS
+        and weight.is_contiguous()
+        and available()
+    )
+
+
+def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Compute x · Wᵀ + b.
+
+    Args:
+        x: (N, K) that :func:`takes` accepts.
+        weight: (M, K).
+        bias: (M), or None.
+
+    Returns:
+        (N, M).
+    """
+    x = x.contiguous()
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    layout = Layout((*x.shape, 1, 1), (*y.shape, 1, 1), x.shape[1], y.shape[1])  # type: ignore[arg-type]
+    run_product(NativeProduct(inference.Product(weight, bias), None, layout), x, y)
+    return y
 
 
 def run_product(product: NativeProduct, x: torch.Tensor, y: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -137,6 +138,7 @@ def train(
         history = History()
         with tolerating_corrupt_records(skip_corrupt, partial(_warn_of_corrupt, writer, events)):
             solver = _prepare(path, param, place, writer, [signals, history, *callbacks], make)
+        _warn_of_names(solver, writer, events)
         if snapshot is not None:
             solver.restore(snapshot)
         with _files(log, prefix, append=snapshot is not None) as (text, metrics):
@@ -154,6 +156,17 @@ def train(
 def _warn_of_corrupt(writer: GlogWriter, events: EventSink, error: DataError) -> None:
     writer("data_layer.cpp:110", f"Leaving out a damaged record: {error}", "W")
     events(Warned(task="train", message=f"left out: {error}"))
+
+
+def _warn_of_names(solver: Solver, writer: GlogWriter, events: EventSink) -> None:
+    counts = Counter(layer.name for layer in solver.net.layers if len(layer.blobs))
+    for name in [name for name, count in counts.items() if count > 1]:
+        message = (
+            f"{counts[name]} layers with weights are named {name!r}. Files identify layers by name: from a snapshot the first of them "
+            "gets the weights of the last, as in Caffe. Rename them to resume, test or deploy what is trained"
+        )
+        writer("net.cpp:758", message, "W")
+        events(Warned(task="train", message=message))
 
 
 def _with_checkpoint_memory(compute: ComputeOptions | None) -> ComputeOptions:

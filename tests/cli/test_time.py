@@ -97,7 +97,7 @@ def test_features_are_the_blobs_in_datums(command: Callable[..., Done], tmp_path
     ("blobs", "databases", "rest", "words"),
     [
         ("ip,conv1", "a", ["1"], r"2 blob\(s\) are named for 1 database\(s\)"),
-        ("ip,conv1", "a,./a", ["1"], "two blobs cannot go to one database"),
+        ("ip,conv1", "a,./a", ["1"], "two blobs cannot be written to one database"),
         ("fc9", "a", ["1"], "has no blob 'fc9'; it has data, label, conv1"),
         ("ip", "a", ["0"], "the number of batches must be at least 1"),
         ("ip", "a", ["1", "sqlite"], "unknown database type 'sqlite'; it is lmdb or leveldb"),

@@ -157,7 +157,7 @@ def test_salt_and_pepper_sets_the_share_of_pixels_that_is_asked_for() -> None:
     [
         (lambda: Distort(message("DistortionParameter", "contrast_prob: 1 contrast_lower: 2 contrast_upper: 1")), "lower <= upper"),
         (lambda: Expand(message("ExpansionParameter", "max_expand_ratio: 0.5"), np.zeros(0, np.float32)), "1 or more"),
-        (lambda: RandomCrop([message("BatchSampler", "sampler { min_scale: 0 }")]), r"must lie in \(0, 1\]"),
+        (lambda: RandomCrop([message("BatchSampler", "sampler { min_scale: 0 }")]), r"must be in \(0, 1\]"),
         (lambda: Resize(message("ResizeParameter", "height: 3")), "height and width"),
         (lambda: Noise(message("NoiseParameter", "convert_to_lab: true")), "undefined values"),
     ],

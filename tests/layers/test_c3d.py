@@ -107,7 +107,7 @@ def test_every_largest_value_gets_the_gradient() -> None:
         ('type: "Convolution3D"', "needs num_output, kernel_size and kernel_depth"),
         ('type: "Pooling3D" pooling3d_param { pool: STOCHASTIC kernel_size: 2 kernel_depth: 1 }', "STOCHASTIC is not implemented"),
         ('type: "Pooling3D" pooling3d_param { kernel_size: 2 kernel_depth: 1 pad: 1 }', "pad is for AVE"),
-        ('type: "Pooling3D" pooling3d_param { kernel_size: 2 kernel_depth: 1 stride: 9 }', "would lie outside"),
+        ('type: "Pooling3D" pooling3d_param { kernel_size: 2 kernel_depth: 1 stride: 9 }', "would be outside"),
     ],
 )
 def test_what_c3d_does_not_compute_is_refused(text: str, message: str) -> None:
