@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test wild fuzz lint bench pages site clean
+.PHONY: demo test coverage wild fuzz lint bench pages site clean
 
 demo: $(VENV)/.demo
 	$(BIN)/caffetools demo
@@ -13,6 +13,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	# One thread a worker: two workers on two cores with threads of their own would wait for each other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+# Which lines the tests run, with the processes that they start: a table of the files that are not wholly covered, and the total.
+coverage: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term:skip-covered
 
 # Sweeps over published prototxts and models, which are not ours to copy: CAFFETOOLS_WILD is the folder that holds them.
 wild: $(VENV)/.test
