@@ -56,7 +56,7 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
         and type(x) is torch.Tensor
         and type(weight) in (torch.Tensor, torch.nn.Parameter)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0 for t in (x, weight))
@@ -80,7 +80,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     """
     x = x.contiguous()
     y = x.new_empty(x.shape[0], weight.shape[0])
-    layout = Layout((*x.shape, 1, 1), (*y.shape, 1, 1), x.shape[1], y.shape[1])  # type: ignore[arg-type]
+    layout = Layout((*x.shape, 1, 1), (*y.shape, 1, 1), x.shape[1], y.shape[1])
     run_product(NativeProduct(inference.Product(weight, bias), None, layout), x, y)
     return y
 
