@@ -27,7 +27,9 @@ ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "docs"))
 from absolute_links import long_description, project_urls  # noqa: E402
 
-LIBRARY = "_kernels.dll" if sys.platform == "win32" else "_kernels.so"
+# The engine's kernels, and the reader of LMDB files.
+LIBRARIES = ["_kernels.dll"] if sys.platform == "win32" else ["_kernels.so", "_lmdb.so"]
+TARGETS = ["caffetools_kernels"] if sys.platform == "win32" else ["caffetools_kernels", "caffetools_lmdb"]
 
 
 def compiler() -> str | None:
@@ -53,36 +55,41 @@ class BuildKernels(build_ext):
         except (RuntimeError, OSError) as error:
             sys.stderr.write(f"caffetools: native kernels are skipped ({error}); all works without them, LRN more slowly\n")
             # One that an earlier build left is of other sources.
-            (Path(self.build_lib) / "caffetools" / LIBRARY).unlink(missing_ok=True)
+            for library in LIBRARIES:
+                (Path(self.build_lib) / "caffetools" / library).unlink(missing_ok=True)
             return
         package = ROOT / "caffetools" if self.inplace or self.editable_mode else Path(self.build_lib) / "caffetools"
         package.mkdir(parents=True, exist_ok=True)
-        # A process may have the old one loaded: it keeps its file, the name gets the new one.
-        temporary = package / f"{LIBRARY}.new"
-        shutil.copyfile(built, temporary)
-        temporary.replace(package / LIBRARY)
+        for library in built:
+            # A process may have the old one loaded: it keeps its file, the name gets the new one.
+            temporary = package / f"{library.name}.new"
+            shutil.copyfile(library, temporary)
+            temporary.replace(package / library.name)
 
     def get_outputs(self) -> list[str]:
-        """Setuptools asks for what it would install; the library is only there when it was built."""
-        library = Path(self.build_lib) / "caffetools" / LIBRARY
-        return [str(library)] if library.exists() else []
+        """Setuptools asks for what it would install; the libraries are only there when they were built."""
+        libraries = [Path(self.build_lib) / "caffetools" / library for library in LIBRARIES]
+        return [str(library) for library in libraries if library.exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
         """Nothing is copied from the build when installed in place."""
         return {}
 
-    def _build(self) -> Path:
+    def _build(self) -> list[Path]:
         folder = Path(self.build_temp).resolve() / "native"
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "build.log"
         configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release", "-DCAFFETOOLS_RUNNER=OFF"]
         with log.open("w") as stream:
-            for command in (configure, ["cmake", "--build", str(folder), "--config", "Release", "--target", "caffetools_kernels"]):
+            for command in (configure, ["cmake", "--build", str(folder), "--config", "Release", "--target", *TARGETS]):
                 if subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode:
                     raise RuntimeError(f"they do not compile here, see {log}")
-        built = next((path for path in (folder / LIBRARY, folder / "Release" / LIBRARY) if path.exists()), None)
-        if built is None:
-            raise RuntimeError(f"the build made no {LIBRARY}, see {log}")
+        built = []
+        for library in LIBRARIES:
+            places = [path for path in (folder / library, folder / "Release" / library) if path.exists()]
+            if not places:
+                raise RuntimeError(f"the build made no {library}, see {log}")
+            built.append(places[0])
         return built
 
 

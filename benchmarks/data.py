@@ -2,7 +2,7 @@
 
     python benchmarks/data.py [reader] [build] [mean] [layer] [png] [training] [--records N] [--rounds 3] [--json]
 
-reader    records per second of our LMDB reader and of py-lmdb's cursor, for records of several sizes
+reader    records per second of our LMDB reader and of py-lmdb, for records of several sizes: in order, and at random places
 build     JPEGs of about 500 x 375 into an LMDB of 256 x 256 pixels: convert_imageset of ours with 2 threads, against one thread that
           decodes, resizes and puts with OpenCV and py-lmdb; peak memory
 mean      the mean of 3 x 256 x 256 records: ours, against a Python loop of py-lmdb, Datum and float64 NumPy
@@ -114,6 +114,33 @@ def timed(step: Callable[[], Any], rounds: int) -> float:
     return min(seconds)
 
 
+def compared(what: str, milliseconds: list[float]) -> dict[str, float]:
+    theirs, ours = milliseconds
+    return {f"{what}, py-lmdb, CPU us": 1000 * theirs, f"{what}, ours, CPU us": 1000 * ours, f"{what}, ratio": theirs / ours}
+
+
+def at_random(path: Path, count: int, rounds: int) -> list[float]:
+    """Return the CPU milliseconds of a record at a random place: py-lmdb's, in a transaction for each, and ours."""
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, count, min(count, 20_000)).tolist()
+    database = LmdbFile(path)
+    keys = [record_key(number, "picture") for number in numbers]
+    with lmdb.open(str(path), readonly=True, lock=False) as environment:
+
+        def theirs() -> None:
+            for key in keys:
+                with environment.begin() as transaction:
+                    transaction.get(key)
+
+        def ours() -> None:
+            for number in numbers:
+                database.item(number)
+
+        assert database.item(numbers[0])[0] == keys[0]
+        pairs = [(cpu_ms(theirs, len(numbers)), cpu_ms(ours, len(numbers))) for _ in range(rounds + 1)]
+    return [min(column) for column in zip(*pairs, strict=True)]
+
+
 def reader(folder: Path, rounds: int) -> dict[str, float]:
     results = {}
     for count, size in ((100_000, 800), (40_000, 3080), (10_000, 20_000), (2000, 196_620)):
@@ -132,9 +159,9 @@ def reader(folder: Path, rounds: int) -> dict[str, float]:
             return sum(len(value) for _, value in LmdbFile(path).records())
 
         assert theirs() == ours() == count * size
-        seconds = timed(theirs, rounds), timed(ours, rounds)
-        results |= {f"{size} bytes, py-lmdb, records/s": count / seconds[0], f"{size} bytes, ours, records/s": count / seconds[1]}
-        results[f"{size} bytes, ratio"] = seconds[0] / seconds[1]
+        pairs = [(cpu_ms(theirs, count), cpu_ms(ours, count)) for _ in range(rounds)]
+        results |= compared(f"{size} bytes, cursor", [min(column) for column in zip(*pairs, strict=True)])
+        results |= compared(f"{size} bytes, at random", at_random(path, count, rounds))
         shutil.rmtree(path)
     return results
 

@@ -2,7 +2,8 @@
 
 liblmdb trusts its pages: a damaged page ends the process, a misplaced one gives too few or repeated records, and one process may
 open a file only once. This reader copies pages and checks each copy (page number, kind, offsets, key order), so a damaged file is an
-error that names the record. It takes no lock and writes nothing, so read-only media and network drives work.
+error that names the record. It takes no lock and writes nothing, so read-only media and network drives work. Where the native library
+was built, it reads what is sound; the same checks in Python find the reason where it does not.
 
 A reader keeps the snapshot of the newest transaction. LMDB never overwrites a page of transaction T before transaction T + 2 is
 committed, as a page freed by T + 1 is only reused by writers that start after T + 2. So a copied page is valid if the newest
@@ -17,11 +18,16 @@ import struct
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator
-from itertools import accumulate, islice
-from operator import lt
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter, lt
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.data.lmdb_native import NativeLeaves, NativePages, lmdb_library
 from caffetools.data.lmdb_pages import BRANCH, KIND, LEAF, MAX_RESTARTS, OVERFLOW, REBUILD, Damaged, Overtaken, PagedFile, Snapshot, Window
 from caffetools.errors import DataError
 
@@ -35,10 +41,20 @@ _BIG, _SUBDATABASE, _DUPLICATES = 0x01, 0x02, 0x04
 # Leaf pages, and bytes of values on overflow pages, that are copied before they are checked together.
 _LEAVES, _BATCH_BYTES = 32, 1 << 18
 
-# A leaf page's number, the least key that it may hold, and the key that all of its keys are below (None: no limit).
-_LeafPage = tuple[int, bytes, bytes | None]
+# Numbers of leaf pages in order; the least key that each may hold, and the key that the last one's keys are below (None: no limit).
+_LeafPages = tuple[list[int], list[bytes | None]]
 # A node of a leaf page: a record, or the key, first page and size of a value on overflow pages.
 _Node = Record | tuple[bytes, int, int]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The leaf pages of a snapshot in order, and the number of records up to the end of each; for records by number."""
+
+    snapshot: Snapshot
+    pages: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    native: NativePages | None
 
 
 class LmdbFile:
@@ -60,8 +76,10 @@ class LmdbFile:
         self.file = str(folder / "data.mdb") if folder.is_dir() else self.path
         self._pages = PagedFile(self.path, self.file)
         self._layout, self.page_size = self._pages.layout, self._pages.page_size
+        self._library = lmdb_library() if (self._layout.order, self._layout.word) == ("<", 8) else None
+        self._native: NativePages | None = None
         self._lock = threading.Lock()
-        self._index: tuple[Snapshot, list[int], list[int]] | None = None
+        self._index: _Index | None = None
         self.snapshot = self._pages.newest()
         self._check_length()
 
@@ -74,6 +92,7 @@ class LmdbFile:
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
+        self._index = self._native = None
         self._pages.close()
 
     def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Generator[Record, None, None]:
@@ -118,14 +137,16 @@ class LmdbFile:
         """
         for _ in range(MAX_RESTARTS):
             try:
-                snapshot, pages, ends = self._leaf_index()
-                if not 0 <= number < snapshot.entries:
-                    raise IndexError(f"record {number} of {snapshot.entries}")
-                place = bisect_right(ends, number)
-                data = self._copy_page(pages[place])
-                self._pages.check_current(snapshot)
-                node = self._nodes(pages[place], data)[0][number - (ends[place - 1] if place else 0)]
-                return self._values(snapshot, [node], None)[0]
+                index = self._index or self._leaf_index()
+                if not 0 <= number < index.snapshot.entries:
+                    raise IndexError(f"record {number} of {index.snapshot.entries}")
+                if index.native is not None and (record := index.native.item(number)) is not None:
+                    return record
+                place = int(np.searchsorted(index.ends, number, "right"))
+                page, before = int(index.pages[place]), int(index.ends[place - 1]) if place else 0
+                data = self._copy_page(page)
+                self._pages.check_current(index.snapshot)
+                return self._values(index.snapshot, [self._nodes(page, data)[0][number - before]], None)[0]
             except Overtaken:
                 self._index = None
             except Damaged as error:
@@ -165,6 +186,8 @@ class LmdbFile:
 
     def _branch(self, snapshot: Snapshot, page: int) -> tuple[list[bytes], list[int]]:
         """Return a branch page's keys and child pages. Its first key stands for all smaller ones and is given as empty."""
+        if (native := self._native_pages(snapshot)) and (both := native.branch(page)):
+            return both
         data = self._copy_page(page)
         self._pages.check_current(snapshot)
         keys: list[bytes] = []
@@ -180,38 +203,50 @@ class LmdbFile:
             children.append(child)
         return keys, children
 
-    def _leaf_pages(self, snapshot: Snapshot, after: bytes | None = None) -> Iterator[_LeafPage]:
-        """Yield the leaf pages in order, from the one on that may hold the key ``after``."""
+    def _leaf_pages(self, snapshot: Snapshot, most: int, after: bytes | None = None) -> Iterator[_LeafPages]:
+        """Yield the leaf pages in order, up to ``most`` at a time, from the one on that may hold the key ``after``."""
         if not snapshot.depth:
             return
+        # Pages of one level, the last one first, with the bounds of their keys.
         stack: list[tuple[int, int, bytes, bytes | None]] = [(snapshot.root, snapshot.depth, b"", None)]
         while stack:
             page, depth, low, high = stack.pop()
             if depth == 1:
-                yield page, low, high
+                yield [page], [low, high]
                 continue
             keys, children = self._branch(snapshot, page)
             keys[0] = low
             self._check_keys(page, keys, low, high)
             first = max(0, bisect_right(keys, after) - 1) if after is not None else 0
-            bounds = [*keys[1:], high]
-            stack += [(children[i], depth - 1, keys[i], bounds[i]) for i in range(len(keys) - 1, first - 1, -1)]
+            bounds = [*keys, high]
+            if depth == 2:
+                for begin in range(first, len(children), most):
+                    yield children[begin : begin + most], bounds[begin : begin + most + 1]
+            else:
+                stack += [(children[i], depth - 1, keys[i], bounds[i + 1]) for i in range(len(keys) - 1, first - 1, -1)]
 
     def _check_keys(self, page: int, keys: list[bytes], low: bytes, high: bytes | None) -> None:
         if keys[0] < low or (high is not None and keys[-1] >= high) or not all(map(lt, keys, keys[1:])):
             raise Damaged(f"the keys of page {page} are out of order or do not belong there")
 
-    def _leaf_index(self) -> tuple[Snapshot, list[int], list[int]]:
-        """Return a snapshot, its leaf pages in order, and the number of records up to the end of each."""
+    def _leaf_index(self) -> _Index:
         with self._lock:
             if self._index is None:
                 self.snapshot = snapshot = self._pages.newest()
-                pages = [page for page, _, _ in self._leaf_pages(snapshot)]
-                ends = list(accumulate(len(self._offsets(page, LEAF, self._copy_page(page))) for page in pages))
+                native = self._native_leaves(snapshot)
+                pages: list[int] = []
+                counts: list[int] = []
+                for group, bounds in self._leaf_pages(snapshot, _LEAVES):
+                    loaded = native.load(group, bounds) if native else None
+                    pages += group
+                    counts += loaded or [len(self._offsets(page, LEAF, self._copy_page(page))) for page in group]
                 self._pages.check_current(snapshot)
-                if (found := ends[-1] if ends else 0) != snapshot.entries or len(pages) != snapshot.leaf_pages:
+                ends = np.cumsum(np.array(counts, np.int64))
+                if (found := sum(counts)) != snapshot.entries or len(pages) != snapshot.leaf_pages:
                     raise Damaged(f"its header counts {snapshot.entries} records, its pages hold {found}")
-                self._index = snapshot, pages, ends
+                self._index = _Index(snapshot, np.array(pages, np.int64), ends, self._native_pages(snapshot))
+                if self._index.native is not None:
+                    self._index.native.index(self._index.pages, ends)
             return self._index
 
     # Records
@@ -224,29 +259,58 @@ class LmdbFile:
         The more often a fast writer has overtaken the reader (``restarts``), the less is copied before it is checked.
         """
         skip = start if after is None else 0
-        leaves = self._leaf_pages(snapshot, after)
-        while group := list(islice(leaves, max(1, _LEAVES >> restarts))):
-            copies = self._copy_pages([page for page, _, _ in group])
-            self._pages.check_current(snapshot)
-            nodes: list[_Node] = []
-            all_inline = True
-            for (page, low, high), data in zip(group, copies, strict=True):
-                found, inline = self._nodes(page, data)
-                all_inline = all_inline and inline
-                if found[0][0] < low or (high is not None and found[-1][0] >= high):
-                    raise Damaged(f"the keys of page {page} do not belong there")
-                nodes += found
-            keys = [node[0] for node in nodes]
-            if not all(map(lt, keys, islice(keys, 1, None))):
-                raise Damaged(f"the keys of the pages from {group[0][0]} to {group[-1][0]} are out of order")
-            if first := bisect_right(keys, after) if after is not None else min(skip, len(keys)):
-                nodes = nodes[first:]
-                skip -= 0 if after is not None else first
+        native = self._native_leaves(snapshot) if after is None else None
+        for pages, bounds in self._leaf_pages(snapshot, max(1, _LEAVES >> restarts), after):
+            counts = native.load(pages, bounds) if native and self._pages.descriptor >= 0 else None
+            passed = skip
+            if native and counts:
+                if skip >= (total := sum(counts)):
+                    skip -= total
+                    continue
+                native.skip(skip)
+                while batch := native.next(_BATCH_BYTES >> restarts):
+                    yield batch, len(batch)
+                    passed += len(batch)
+                if batch is not None:
+                    skip = 0
+                    continue
+            nodes, all_inline = self._checked_nodes(snapshot, pages, bounds)
+            if after is not None:
+                passed = bisect_right(nodes, after, key=itemgetter(0))
+            skip = max(0, skip - len(nodes))
+            nodes = nodes[passed:]
             if all_inline:
                 yield cast("list[Record]", nodes), len(nodes)
             else:
-                for batch in _split(nodes, _BATCH_BYTES >> restarts):
-                    yield self._values(snapshot, batch, on_error), len(batch)
+                for part in _split(nodes, _BATCH_BYTES >> restarts):
+                    yield self._values(snapshot, part, on_error), len(part)
+
+    def _checked_nodes(self, snapshot: Snapshot, pages: list[int], bounds: list[bytes | None]) -> tuple[list[_Node], bool]:
+        """Return the nodes of leaf pages whose keys rise within ``bounds``, and whether all of their values are in the pages."""
+        copies = self._copy_pages(pages)
+        self._pages.check_current(snapshot)
+        nodes: list[_Node] = []
+        all_inline = True
+        for page, low, high, data in zip(pages, bounds[:-1], bounds[1:], copies, strict=True):
+            found, inline = self._nodes(page, data)
+            all_inline = all_inline and inline
+            if found[0][0] < (low or b"") or (high is not None and found[-1][0] >= high):
+                raise Damaged(f"the keys of page {page} do not belong there")
+            nodes += found
+        keys = [node[0] for node in nodes]
+        if not all(map(lt, keys, islice(keys, 1, None))):
+            raise Damaged(f"the keys of the pages from {pages[0]} to {pages[-1]} are out of order")
+        return nodes, all_inline
+
+    def _native_pages(self, snapshot: Snapshot) -> NativePages | None:
+        """Return the native reader of ``snapshot``'s pages; None where it does not read this file."""
+        found = self._native
+        if self._library and (found is None or found.snapshot is not snapshot):
+            found = self._native = NativePages(self._library, self._pages, snapshot)
+        return found
+
+    def _native_leaves(self, snapshot: Snapshot) -> NativeLeaves | None:
+        return NativeLeaves(self._library, self._pages, snapshot) if self._library else None
 
     def _nodes(self, page: int, data: bytes) -> tuple[list[_Node], bool]:
         """Return the nodes of a leaf page, of which ``data`` is a copy, and whether all of their values are in the page."""
@@ -335,11 +399,11 @@ class LmdbFile:
         if size >= wanted:
             return
         try:
-            snapshot, pages, _ = self._leaf_index()
-            for page in pages:
+            index = self._leaf_index()
+            for page in map(int, index.pages):
                 for node in self._nodes(page, self._copy_page(page))[0]:
                     if len(node) == 3 and node[1] * self.page_size + self._layout.header.size + node[2] > size:
-                        self._pages.check_current(snapshot)
+                        self._pages.check_current(index.snapshot)
                         raise Damaged("a value is missing")
         except Overtaken:
             return

@@ -27,7 +27,7 @@ _MAX_DEPTH = 32
 # Linux 5.14: map pages now, with an error where an access would end the process (a truncated file, a failing disk).
 _POPULATE_READ, _DONT_NEED = 22, 4
 # Bytes that are mapped before their pages are released again; they stay in the system's cache.
-_MAPPED_BYTES = 1 << 27
+MAPPED_BYTES = 1 << 27
 # Snapshots taken in a row without reading a record in between, before the reader gives up.
 MAX_RESTARTS = 1000
 REBUILD = "copy or build it again"
@@ -133,6 +133,16 @@ class PagedFile:
             os.close(descriptor)
 
     @property
+    def descriptor(self) -> int:
+        """The open file's descriptor; -1 once it is closed."""
+        return self._descriptor
+
+    @property
+    def map(self) -> _Map | None:
+        """The file mapped for reading, as long as it was at the time; None where the system cannot report a missing page."""
+        return self._map
+
+    @property
     def size(self) -> int:
         """Size of the file in bytes."""
         return os.fstat(self._descriptor).st_size
@@ -147,7 +157,7 @@ class PagedFile:
             memory = self._remap()
         if memory is not None and offset + size <= len(memory.buffer):
             self._mapped += size
-            if self._mapped > _MAPPED_BYTES:
+            if self._mapped > MAPPED_BYTES:
                 # Otherwise a pass over a large file would count as memory of this process.
                 self._mapped = size
                 _libc_madvise()(memory.address, len(memory.buffer), _DONT_NEED)

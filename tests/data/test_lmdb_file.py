@@ -17,10 +17,22 @@ from hypothesis import strategies as st
 
 from caffetools.data.databases import new_lmdb, open_database
 from caffetools.data.lmdb_file import LmdbFile
+from caffetools.data.lmdb_native import lmdb_library
 from caffetools.errors import CaffeToolsError, DataError
 from tests.data.lmdb_builder import PAGE, LmdbBuilder, write_lmdb
 
 Records = list[tuple[bytes, bytes]]
+
+
+@pytest.fixture(autouse=True, params=["native", "python"])
+def reader_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs with the native library, where it was built, and without it."""
+    kind = str(request.param)
+    if kind == "python":
+        monkeypatch.setenv("CAFFETOOLS_NATIVE", "0")
+    elif lmdb_library() is None:
+        pytest.skip("the native library was not built here")
+    return kind
 
 
 def some_records(count: int, *, seed: int = 0, largest: int = 9000) -> Records:
@@ -133,20 +145,24 @@ def test_a_record_whose_pages_are_damaged_is_named_and_can_be_left_out(tmp_path:
     assert LmdbFile(path).item(18) == records[18]
 
 
+def mutated(rng: random.Random, sound: list[bytes], number: int) -> bytes:
+    """Return one of the files with some bytes changed; most changes hit the structure: the beginning of a page, or its offsets."""
+    data = bytearray(rng.choice(sound))
+    for _ in range(rng.choice([1, 1, 3, 20])):
+        place = rng.randrange(len(data)) if rng.random() < 0.3 else rng.randrange(len(data) // PAGE) * PAGE + rng.randrange(64)
+        data[place] = rng.choice([0, 1, 255, rng.randrange(256)])
+    if number % 7 == 0:
+        del data[rng.randrange(len(data)) :]
+    return bytes(data)
+
+
 def test_mutated_files_give_records_or_one_error_that_names_the_file(tmp_path: Path) -> None:
     rng = random.Random(1)
     sound = [(write(tmp_path / f"db{i}", some_records(150, seed=i)) / "data.mdb").read_bytes() for i in range(2)]
     sound.append(LmdbBuilder(">", 4).build([(b"%04d" % i, bytes([i]) * 90) for i in range(99)]))
     errors = 0
     for number in range(600):
-        data = bytearray(rng.choice(sound))
-        for _ in range(rng.choice([1, 1, 3, 20])):
-            # Most changes hit the structure: the beginning of a page.
-            place = rng.randrange(len(data)) if rng.random() < 0.3 else rng.randrange(len(data) // PAGE) * PAGE + rng.randrange(64)
-            data[place] = rng.choice([0, 1, 255, rng.randrange(256)])
-        if number % 7 == 0:
-            del data[rng.randrange(len(data)) :]
-        path = write_lmdb(tmp_path / "mutated", bytes(data))
+        path = write_lmdb(tmp_path / "mutated", mutated(rng, sound, number))
         try:
             reader = LmdbFile(path)
             keys = [key for key, _ in reader.records()]
@@ -155,6 +171,57 @@ def test_mutated_files_give_records_or_one_error_that_names_the_file(tmp_path: P
             errors += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
     assert errors > 200
+
+
+def outcome(path: Path) -> tuple[Records, list[str]]:
+    """Return all that can be read of a file, in order and by number, and the texts of all errors."""
+    errors: list[str] = []
+    found: Records = []
+    try:
+        reader = LmdbFile(path)
+        found += reader.records(on_error=lambda error: errors.append(str(error)))
+        found += reader.records(len(reader) // 2, on_error=lambda error: errors.append(str(error)))
+    except CaffeToolsError as error:
+        return found, [*errors, str(error)]
+    for number in range(0, len(reader), 7):
+        try:
+            found.append(reader.item(number))
+        except CaffeToolsError as error:
+            errors.append(str(error))
+    return found, errors
+
+
+def test_the_native_reader_gives_the_records_and_errors_of_the_one_in_python(
+    tmp_path: Path, reader_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reader_kind == "python":
+        pytest.skip("both are compared in the native test")
+    rng = random.Random(int(os.environ.get("CAFFETOOLS_FUZZ_SEED", "5")))
+    sound = [(write(tmp_path / f"db{i}", some_records(150, seed=i)) / "data.mdb").read_bytes() for i in range(2)]
+    damaged = 0
+    for number in range(int(os.environ.get("CAFFETOOLS_FUZZ", "300"))):
+        path = write_lmdb(tmp_path / "mutated", mutated(rng, sound, number))
+        native = outcome(path)
+        with monkeypatch.context() as patch:
+            patch.setenv("CAFFETOOLS_NATIVE", "0")
+            assert outcome(path) == native
+        damaged += bool(native[1])
+    assert damaged
+
+
+def test_the_native_reader_reads_sound_files_itself(tmp_path: Path, reader_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reader_kind == "python":
+        pytest.skip("of the native reader")
+    records = some_records(900, largest=70000)
+    reader = LmdbFile(write(tmp_path / "db", records))
+
+    def unused(*_: object) -> None:
+        raise AssertionError("the reader in Python was asked")
+
+    monkeypatch.setattr(LmdbFile, "_nodes", unused)
+    monkeypatch.setattr(LmdbFile, "_offsets", unused)
+    assert list(reader.records()) == records and list(reader.records(450)) == records[450:]
+    assert [reader.item(number) for number in range(900)] == records
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,423 @@
+// Reads records of LMDB files (64-bit, little-endian) into Python objects. Every page is copied first and every number in a copy is
+// checked before it is used. What is unusual is not explained here: the caller gets None, and Python's reader finds the reason.
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+struct Object;  // PyObject
+
+// Functions of Python's stable interface, in the order in which lmdb_native.py gives their addresses: so the library is not bound to a
+// release of Python.
+struct Python {
+  Object* (*bytes_new)(const char*, intptr_t);
+  char* (*bytes_data)(Object*);
+  intptr_t (*bytes_size)(Object*);
+  Object* (*list_new)(intptr_t);
+  Object* (*list_get)(Object*, intptr_t);
+  intptr_t (*list_size)(Object*);
+  int (*list_set)(Object*, intptr_t, Object*);
+  Object* (*tuple_new)(intptr_t);
+  Object* (*tuple_get)(Object*, intptr_t);
+  int (*tuple_set)(Object*, intptr_t, Object*);
+  Object* (*integer_new)(unsigned long long);
+  unsigned long long (*integer_value)(Object*);
+  void (*incref)(Object*);
+  void (*decref)(Object*);
+  void* (*release_gil)();
+  void (*take_gil)(void*);
+  Object* none;
+};
+Python python;
+
+constexpr uint64_t kHeader = 16, kNodeHeader = 8, kWord = 8, kTransaction = 144;  // bytes; the last: offset of a meta page's transaction
+constexpr uint16_t kBranch = 1, kLeaf = 2, kOverflow = 4, kKind = 0x6f;
+constexpr int kMostPages = 32;
+constexpr uint64_t kLargestGap = 65536, kLargestPage = 32768, kStep = 4096;
+#ifdef __linux__
+constexpr int kPopulateRead = 22;  // Linux 5.14
+const uint64_t kSystemPage = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+#endif
+
+template <typename T>
+T get(const uint8_t* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+Object* none() {
+  python.incref(python.none);
+  return python.none;
+}
+
+}  // namespace
+
+// A snapshot of a file, and copies of leaf pages that are read together; lmdb_native.py has the same structure.
+struct CaffetoolsLeaves {
+  int64_t file;
+  uint64_t page_size, transaction, last_page;
+  const uint8_t* map;  // of the file's first map_size bytes; null: there is none
+  uint64_t map_size;
+  uint64_t* mapped;  // bytes that were asked for since the map's pages were released, which happens after most_mapped bytes
+  uint64_t most_mapped;
+  // For records by number: the leaf pages in order, and the number of records up to the end of each.
+  const int64_t *leaf_pages, *ends;
+  int64_t leaf_count;
+  uint8_t* copies;   // of kMostPages pages
+  int64_t pages;     // that are copied
+  int64_t page, node;  // the next record
+  int64_t counts[kMostPages];  // nodes of each page
+};
+
+namespace {
+
+using Leaves = CaffetoolsLeaves;
+
+// Bring a part of the file into memory; false where the map has not all of it. A page that cannot be read (the file was truncated, the
+// disk fails) is an error here, where a mere access would end the process.
+bool is_mapped(const Leaves& leaves, uint64_t offset, uint64_t size) {
+#ifdef __linux__
+  if (offset > leaves.map_size || size > leaves.map_size - offset) return false;
+  // Otherwise a pass over a large file would count as memory of this process.
+  if (__atomic_add_fetch(leaves.mapped, size, __ATOMIC_RELAXED) > leaves.most_mapped) {
+    __atomic_store_n(leaves.mapped, size, __ATOMIC_RELAXED);
+    madvise(const_cast<uint8_t*>(leaves.map), leaves.map_size, MADV_DONTNEED);
+  }
+  const uint64_t begin = offset & ~(kSystemPage - 1);
+  return madvise(const_cast<uint8_t*>(leaves.map) + begin, offset + size - begin, kPopulateRead) == 0;
+#else
+  return offset + size < offset && leaves.map != nullptr;
+#endif
+}
+
+// Copy a part of the file without the map. False where the file ends before, or the disk fails.
+bool read_part(const Leaves& leaves, uint64_t offset, uint64_t size, void* to) {
+  ssize_t done;
+  do done = pread(static_cast<int>(leaves.file), to, size, static_cast<off_t>(offset));
+  while (done < 0 && errno == EINTR);
+  return done == static_cast<ssize_t>(size);
+}
+
+// The processor's own prefetching stops at the end of each page.
+inline void prefetch(const uint8_t* from) {
+  for (int line = 0; line < 8; ++line) __builtin_prefetch(from + 64 * line);
+}
+
+bool copy_part(const Leaves& leaves, bool mapped, uint64_t offset, uint64_t size, void* to) {
+  if (!mapped) return read_part(leaves, offset, size, to);
+  const uint8_t* from = leaves.map + offset;
+  char* out = static_cast<char*>(to);
+  for (; size > kStep; from += kStep, out += kStep, size -= kStep) {
+    prefetch(from + kStep);
+    std::memcpy(out, from, kStep);
+  }
+  std::memcpy(out, from, size);
+  return true;
+}
+
+// Whether no writer can have reused a page of the snapshot before now. With `mapped`, a page after the first two was just mapped.
+bool is_current(const Leaves& leaves, bool mapped) {
+  uint64_t one = 0, two = 0;
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (!copy_part(leaves, mapped, kTransaction, kWord, &one)) return false;
+  return copy_part(leaves, mapped, leaves.page_size + kTransaction, kWord, &two) && (one > two ? one : two) <= leaves.transaction + 1;
+}
+
+// Return the number of nodes of a page, 0 if its header or an offset is not that of a sound page of this kind.
+int64_t sound_nodes(const Leaves& leaves, const uint8_t* data, uint64_t page, uint16_t kind) {
+  const uint64_t lower = get<uint16_t>(data + 12), upper = get<uint16_t>(data + 14);
+  if (get<uint64_t>(data) != page || (get<uint16_t>(data + 10) & kKind) != kind) return 0;
+  if (lower < kHeader + 2 || lower % 2 || lower > upper || upper > leaves.page_size) return 0;
+  const int64_t count = static_cast<int64_t>(lower - kHeader) / 2;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t offset = get<uint16_t>(data + kHeader + 2 * i);
+    if (offset < upper || offset + kNodeHeader > leaves.page_size) return 0;
+  }
+  return count;
+}
+
+struct Bytes {
+  const uint8_t* data = nullptr;
+  uint64_t size = 0;
+  bool operator<(const Bytes& other) const {
+    const int order = std::memcmp(data, other.data, size < other.size ? size : other.size);
+    return order ? order < 0 : size < other.size;
+  }
+};
+
+Bytes bytes_of(Object* object) {
+  return {reinterpret_cast<const uint8_t*>(python.bytes_data(object)), static_cast<uint64_t>(python.bytes_size(object))};
+}
+
+struct Node {
+  Bytes key;
+  const uint8_t* value;  // in the page; null: on overflow pages
+  uint64_t size, overflow_page;
+};
+
+// Node `number` of a leaf page whose header and offsets are sound. False if it leaves the page, or is of a kind for Python's reader.
+bool leaf_node(const Leaves& leaves, const uint8_t* data, int64_t number, Node* node) {
+  const uint64_t begin = get<uint16_t>(data + kHeader + 2 * number) + kNodeHeader;
+  const uint8_t* head = data + begin - kNodeHeader;
+  const uint16_t flags = get<uint16_t>(head + 4);
+  node->size = get<uint32_t>(head);
+  node->key = {data + begin, get<uint16_t>(head + 6)};
+  const uint64_t middle = begin + node->key.size;
+  if (flags > 1 || middle + (flags ? kWord : node->size) > leaves.page_size) return false;
+  node->value = flags ? nullptr : data + middle;
+  node->overflow_page = flags ? get<uint64_t>(data + middle) : 0;
+  return true;
+}
+
+bool is_sound_leaf(const Leaves& leaves, const uint8_t* data, int64_t count, const Bytes& low, const Bytes* high, Bytes* last) {
+  Node node;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!leaf_node(leaves, data, i, &node)) return false;
+    if (i == 0 ? node.key < low : !(*last < node.key)) return false;
+    *last = node.key;
+  }
+  return high == nullptr || *last < *high;
+}
+
+bool overflow_fits(const Leaves& leaves, uint64_t page, uint64_t size, uint64_t file_size) {
+  if (page < 2 || page > leaves.last_page || page > file_size / leaves.page_size) return false;
+  return page * leaves.page_size + kHeader + size <= file_size;
+}
+
+bool is_overflow(const Leaves& leaves, const uint8_t* head, uint64_t page, uint64_t size) {
+  const uint64_t needed = (kHeader - 1 + size) / leaves.page_size + 1, count = get<uint32_t>(head + 12);
+  return get<uint64_t>(head) == page && (get<uint16_t>(head + 10) & kKind) == kOverflow && needed <= count &&
+         count <= leaves.last_page - page + 1;
+}
+
+struct Large {
+  const Node* node;
+  char* to;
+};
+
+bool copy_value(const Leaves& leaves, bool mapped, const Large& value) {
+  uint8_t head[kHeader];
+  const uint64_t page = value.node->overflow_page, begin = page * leaves.page_size;
+  return copy_part(leaves, mapped, begin, kHeader, head) && is_overflow(leaves, head, page, value.node->size) &&
+         copy_part(leaves, mapped, begin + kHeader, value.node->size, value.to);
+}
+
+// Copy values; those that lie close together are mapped by one call of the system.
+bool copy_values(const Leaves& leaves, const std::vector<Large>& values) {
+  bool mapped = false;
+  for (size_t i = 0, next = 0; i < values.size(); ++i) {
+    const uint64_t begin = values[i].node->overflow_page * leaves.page_size;
+    if (i == next) {
+      uint64_t end = begin;
+      for (; next < values.size(); ++next) {
+        const uint64_t start = values[next].node->overflow_page * leaves.page_size;
+        if (start < end || start - end > kLargestGap) break;
+        end = start + kHeader + values[next].node->size;
+      }
+      mapped = is_mapped(leaves, begin, end - begin);
+    }
+    if (mapped && i + 1 < next) prefetch(leaves.map + values[i + 1].node->overflow_page * leaves.page_size);
+    if (!copy_value(leaves, mapped, values[i])) return false;
+  }
+  return is_current(leaves, mapped);
+}
+
+// (key, value) of a node; the value of one on overflow pages is for the caller to fill. Null with an exception if memory is short.
+Object* make_record(const Node& node) {
+  Object* pair = python.tuple_new(2);
+  if (pair == nullptr) return nullptr;
+  Object* key = python.bytes_new(reinterpret_cast<const char*>(node.key.data), static_cast<intptr_t>(node.key.size));
+  if (key != nullptr) python.tuple_set(pair, 0, key);
+  Object* value = key == nullptr ? nullptr : python.bytes_new(reinterpret_cast<const char*>(node.value), static_cast<intptr_t>(node.size));
+  if (value != nullptr) {
+    python.tuple_set(pair, 1, value);
+    return pair;
+  }
+  python.decref(pair);
+  return nullptr;
+}
+
+// A list of (key, value). None if a large value is damaged or the snapshot is out of date; null with an exception if memory is short.
+Object* make_records(const Leaves& leaves, const std::vector<Node>& nodes) {
+  uint64_t file_size = 0;
+  for (const Node& node : nodes) {
+    if (node.value != nullptr) continue;
+    // Before memory is taken for it.
+    if (overflow_fits(leaves, node.overflow_page, node.size, leaves.map_size)) continue;
+    struct stat status;
+    if (!file_size && fstat(static_cast<int>(leaves.file), &status) == 0) file_size = static_cast<uint64_t>(status.st_size);
+    if (!overflow_fits(leaves, node.overflow_page, node.size, file_size)) return none();
+  }
+  Object* list = python.list_new(static_cast<intptr_t>(nodes.size()));
+  if (list == nullptr) return nullptr;
+  std::vector<Large> large;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    Object* pair = make_record(nodes[i]);
+    if (pair == nullptr) {
+      python.decref(list);
+      return nullptr;
+    }
+    if (nodes[i].value == nullptr) large.push_back({&nodes[i], python.bytes_data(python.tuple_get(pair, 1))});
+    python.list_set(list, static_cast<intptr_t>(i), pair);
+  }
+  if (large.empty()) return list;
+  void* state = python.release_gil();
+  const bool sound = copy_values(leaves, large);
+  python.take_gil(state);
+  if (sound) return list;
+  python.decref(list);
+  return none();
+}
+
+// Copy pages one after the other to `to`; those that lie close together are mapped by one call of the system.
+bool copy_pages(const Leaves& leaves, const std::vector<uint64_t>& pages, uint8_t* to) {
+  bool mapped = false;
+  for (size_t i = 0, next = 0; i < pages.size(); ++i) {
+    if (i == next) {
+      for (++next; next < pages.size() && pages[next] > pages[next - 1]; ++next) {
+        if ((pages[next] - pages[next - 1]) * leaves.page_size > kLargestGap) break;
+      }
+      mapped = is_mapped(leaves, pages[i] * leaves.page_size, (pages[next - 1] - pages[i] + 1) * leaves.page_size);
+    }
+    if (!copy_part(leaves, mapped, pages[i] * leaves.page_size, leaves.page_size, to + i * leaves.page_size)) return false;
+  }
+  return is_current(leaves, mapped);
+}
+
+bool copy_page(const Leaves& leaves, uint64_t page, uint8_t* to) {
+  if (page < 2 || page > leaves.last_page || leaves.page_size > kLargestPage) return false;
+  const uint64_t offset = page * leaves.page_size;
+  const bool mapped = is_mapped(leaves, offset, leaves.page_size);
+  return copy_part(leaves, mapped, offset, leaves.page_size, to) && is_current(leaves, mapped);
+}
+
+}  // namespace
+
+// Takes the addresses of Python's functions, in the order of `Python`; returns how many there are.
+CAFFETOOLS_API int caffetools_lmdb_bind(const void* const* functions, int count) {
+  constexpr int wanted = sizeof(Python) / sizeof(void*);
+  if (count == wanted) std::memcpy(&python, functions, sizeof python);
+  return wanted;
+}
+
+// Copy and check leaf pages: `bounds` holds a least key for each of `pages` and one that the last one's are below (bytes or None).
+// True (an integer) if all are sound, then counts, page and node are set.
+CAFFETOOLS_API int caffetools_lmdb_load(Leaves* leaves, Object* pages, Object* bounds) try {
+  const int64_t count = python.list_size(pages);
+  leaves->pages = leaves->page = leaves->node = 0;
+  if (count < 1 || count > kMostPages || python.list_size(bounds) != count + 1) return 0;
+  std::vector<uint64_t> numbers;
+  for (int64_t i = 0; i < count; ++i) {
+    numbers.push_back(python.integer_value(python.list_get(pages, i)));
+    if (numbers.back() < 2 || numbers.back() > leaves->last_page) return 0;
+  }
+  void* state = python.release_gil();
+  const bool copied = copy_pages(*leaves, numbers, leaves->copies);
+  python.take_gil(state);
+  if (!copied) return 0;
+  Bytes last;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint8_t* data = leaves->copies + static_cast<uint64_t>(i) * leaves->page_size;
+    Object* above = python.list_get(bounds, i + 1);
+    const Bytes low = bytes_of(python.list_get(bounds, i)), high = above == python.none ? Bytes{} : bytes_of(above);
+    leaves->counts[i] = sound_nodes(*leaves, data, numbers[static_cast<size_t>(i)], kLeaf);
+    if (!leaves->counts[i] || !is_sound_leaf(*leaves, data, leaves->counts[i], low, above == python.none ? nullptr : &high, &last)) return 0;
+  }
+  leaves->pages = count;
+  return 1;
+} catch (const std::bad_alloc&) {
+  return 0;
+}
+
+// A list of the next records whose values take about `limit` bytes at most; empty at the end. None: see make_records.
+CAFFETOOLS_API Object* caffetools_lmdb_next(Leaves* leaves, uint64_t limit) try {
+  std::vector<Node> nodes;
+  uint64_t total = 0;
+  int64_t page = leaves->page, number = leaves->node;
+  while (page < leaves->pages) {
+    if (number >= leaves->counts[page]) {
+      ++page, number = 0;
+      continue;
+    }
+    Node node;
+    if (!leaf_node(*leaves, leaves->copies + static_cast<uint64_t>(page) * leaves->page_size, number, &node)) return none();
+    total += node.size;
+    if (total > limit && !nodes.empty()) break;
+    nodes.push_back(node);
+    ++number;
+  }
+  Object* records = make_records(*leaves, nodes);
+  if (records != nullptr && records != python.none) leaves->page = page, leaves->node = number;
+  return records;
+} catch (const std::bad_alloc&) {
+  return none();
+}
+
+// The record `number` as (key, value). None if something is not sound or there is no such record.
+CAFFETOOLS_API Object* caffetools_lmdb_item(const Leaves* leaves, uint64_t number) try {
+  const int64_t* const end = leaves->ends + leaves->leaf_count;
+  const int64_t* const found = std::upper_bound(leaves->ends, end, static_cast<int64_t>(number));
+  if (found == end) return none();
+  const int64_t first = found == leaves->ends ? 0 : found[-1], page = leaves->leaf_pages[found - leaves->ends];
+  uint8_t data[kLargestPage];
+  if (!copy_page(*leaves, static_cast<uint64_t>(page), data)) return none();
+  Node node;
+  const int64_t within = static_cast<int64_t>(number) - first;
+  if (within >= sound_nodes(*leaves, data, static_cast<uint64_t>(page), kLeaf) || !leaf_node(*leaves, data, within, &node)) return none();
+  if (node.value != nullptr) return make_record(node);
+  Object* list = make_records(*leaves, {node});
+  if (list == nullptr || list == python.none) return list;
+  Object* record = python.list_get(list, 0);
+  python.incref(record);
+  python.decref(list);
+  return record;
+} catch (const std::bad_alloc&) {
+  return none();
+}
+
+// (keys, child pages) of a branch page, the first key as empty bytes; None if something is not sound.
+CAFFETOOLS_API Object* caffetools_lmdb_branch(const Leaves* leaves, uint64_t page) try {
+  uint8_t data[kLargestPage];
+  const int64_t count = copy_page(*leaves, page, data) ? sound_nodes(*leaves, data, page, kBranch) : 0;
+  if (!count) return none();
+  Object* keys = python.list_new(count);
+  Object* children = python.list_new(count);
+  Object* both = python.tuple_new(2);
+  bool sound = true, memory = keys != nullptr && children != nullptr && both != nullptr;
+  for (int64_t i = 0; i < count && sound && memory; ++i) {
+    const uint64_t begin = get<uint16_t>(data + kHeader + 2 * i) + kNodeHeader;
+    const uint8_t* head = data + begin - kNodeHeader;
+    const uint64_t size = get<uint16_t>(head + 6);
+    const uint64_t child = get<uint32_t>(head) | static_cast<uint64_t>(get<uint16_t>(head + 4)) << 32;
+    sound = begin + size <= leaves->page_size && child >= 2 && child <= leaves->last_page;
+    if (!sound) break;
+    Object* key = python.bytes_new(reinterpret_cast<const char*>(data + begin), i ? static_cast<intptr_t>(size) : 0);
+    Object* number = key == nullptr ? nullptr : python.integer_new(child);
+    if (key != nullptr) python.list_set(keys, i, key);
+    if (number != nullptr) python.list_set(children, i, number);
+    memory = number != nullptr;
+  }
+  if (sound && memory) {
+    python.tuple_set(both, 0, keys);
+    python.tuple_set(both, 1, children);
+    return both;
+  }
+  for (Object* object : {keys, children, both}) {
+    if (object != nullptr) python.decref(object);
+  }
+  return memory ? none() : nullptr;
+} catch (const std::bad_alloc&) {
+  return none();
+}
