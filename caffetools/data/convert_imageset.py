@@ -17,7 +17,7 @@ from caffetools.cancel import CancelToken
 from caffetools.data.databases import LmdbWriter, new_lmdb, record_key
 from caffetools.data.datum import encoded_to_datum, image_to_record
 from caffetools.data.images import Pixels, decode_image, encode_image, read_bytes, resize
-from caffetools.data.layers.image_data import read_list
+from caffetools.data.picture_lists import read_list
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, Finished, Progress, Started, ignore
 from caffetools.util.threads import ordered_map

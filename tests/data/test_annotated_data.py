@@ -10,7 +10,8 @@ import pytest
 
 from caffetools.data.databases import new_lmdb
 from caffetools.data.images import encode_image
-from caffetools.errors import CaffeToolsError
+from caffetools.data.layers.batch_source import tolerating_corrupt_records
+from caffetools.errors import CaffeToolsError, DataError
 from caffetools.layers.registry import layer_class
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter, message_class
@@ -144,6 +145,35 @@ def test_random_draws_depend_on_the_seed_alone_and_a_state_continues_them(source
     resumed = layer(source, 4, SSD, phase=TRAIN)
     resumed.set_state(state)
     assert same(batches(resumed, 3), first[2:])
+
+
+DAMAGED = {0: b"\xff\xff", 3: annotated(3)[:60], 4: AnnotatedDatum(type=0).SerializeToString()}
+
+
+@pytest.mark.parametrize("phase", [TEST, TRAIN])
+def test_damaged_records_are_left_out_up_to_a_number_and_reported_once(tmp_path: Path, phase: int) -> None:
+    with new_lmdb(tmp_path / "lmdb") as writer:
+        for number in range(9):
+            writer.put(b"%08d_x" % number, DAMAGED.get(number, annotated(number)))
+    seen: list[str] = []
+    with tolerating_corrupt_records(3, lambda error: seen.append(str(error))):
+        made = layer(str(tmp_path / "lmdb"), 2, phase=phase)
+    found = [made()[0].numpy() for _ in range(6)]
+    made.close()
+    expected = [picture(number).transpose(2, 0, 1) for number in (1, 2, 5, 6, 7, 8)] * 2
+    assert np.array_equal(np.concatenate(found), np.array(expected, np.float32))
+    assert [f"record '{number:08d}_x'" in text for number, text in zip(DAMAGED, seen, strict=True)] == [True] * 3
+    with tolerating_corrupt_records(2), pytest.raises(DataError, match="layer 'd'.*record '00000004_x'"):
+        made = layer(str(tmp_path / "lmdb"), 2, phase=phase)
+        for _ in range(3):
+            made()
+
+
+def test_a_database_of_damaged_records_alone_is_an_error(tmp_path: Path) -> None:
+    with new_lmdb(tmp_path / "lmdb") as writer:
+        writer.put(b"0", b"\xff")
+    with tolerating_corrupt_records(100), pytest.raises(DataError, match="layer 'd'.*no record can be read"):
+        layer(str(tmp_path / "lmdb"), 2)
 
 
 def test_a_net_with_the_layer_gives_its_label_to_a_loss(source: str) -> None:

@@ -15,8 +15,10 @@ from caffetools.data.datasets.adding import AddOptions, add_pictures
 from caffetools.data.datasets.build import build_dataset, load_card
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.data.datasets.merging import merge_datasets, subset_dataset
+from caffetools.data.datasets.verify import verify_database
 from caffetools.data.datum import parse_datum
 from caffetools.data.means import compute_mean
+from caffetools.data.shards import read_index
 from caffetools.errors import Cancelled, DataError
 from caffetools.events import Event, Progress
 from caffetools.proto.binary import read_binaryproto
@@ -256,11 +258,43 @@ def test_unknown_fields_of_records_survive_a_new_label(dataset: DatasetCard, tmp
     assert {parse_datum(value, "").label for value in values} == {0, 1, 2}
 
 
-def test_datasets_in_shards_are_sources_and_are_not_added_to(dataset: DatasetCard, new: Path, tmp_path: Path) -> None:
+def test_datasets_in_shards_are_sources(dataset: DatasetCard, new: Path, tmp_path: Path) -> None:
     sharded = build_dataset(new, tmp_path / "sharded", size=8, shards=2)
     card = merge_datasets([dataset.folder, sharded.folder], tmp_path / "all")
     assert card.train_count == dataset.train_count + sharded.train_count
     check(card)
     check(subset_dataset(sharded.folder, tmp_path / "part", per_class=2))
-    with pytest.raises(DataError, match="sharded: a dataset in shards cannot be added to; merge it"):
-        add_pictures(sharded.folder, tmp_path / "old")
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_pictures_added_to_shards_are_a_shard_of_their_own_with_the_records_of_one_database(
+    new: Path, tmp_path: Path, in_place: bool
+) -> None:
+    folder = draw_classes(tmp_path / "old", {"b": 9, "d": 8})
+    sharded, whole = (build_dataset(folder, tmp_path / f"data{n}", size=8, val=0.3, shards=n) for n in (3, 0))
+    before = {path: path.read_bytes() for path in sharded.train_lmdb.rglob("data.mdb")}
+    options = AddOptions(test=0.2)  # a part that the dataset does not have
+    out = None if in_place else tmp_path / "out"
+    card = add_pictures(sharded.folder, new, options, out=out)
+    expected = add_pictures(whole.folder, new, options)
+    assert card.classes == expected.classes and card.train_counts == expected.train_counts and card.test_count
+    for part in ("train", "val", "test"):
+        assert records(card.source(part)) == records(expected.source(part))
+    check(card)
+    assert [len(read_index(card.source(part)).shards) for part in ("train", "val", "test")] == [4, 4, 1]
+    for path, data in before.items():
+        assert (card.train_lmdb / path.relative_to(sharded.train_lmdb)).read_bytes() == data
+    assert not verify_database(card.train_lmdb, classes=4).faults
+    more = add_pictures(card.folder, draw_classes(tmp_path / "more", {"a": 3}, seed=4000), AddOptions(val=0, test=0))
+    assert more.train_count == card.train_count + 3 and len(read_index(more.train_lmdb).shards) == 5
+    check(more)
+
+
+def test_pictures_that_cannot_be_added_to_shards_leave_them_as_they_are(new: Path, tmp_path: Path) -> None:
+    card = build_dataset(new, tmp_path / "data", size=8, shards=2)
+    before = {path: path.read_bytes() for path in card.folder.rglob("*") if path.is_file()}
+    (tmp_path / "bad" / "a").mkdir(parents=True)
+    (tmp_path / "bad" / "a" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no picture can be added; the first error"):
+        add_pictures(card.folder, tmp_path / "bad", AddOptions(val=0))
+    assert before == {path: path.read_bytes() for path in card.folder.rglob("*") if path.is_file()}

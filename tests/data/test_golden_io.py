@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from caffetools.data.databases import open_database, record_key
 from caffetools.data.datum import array_to_datum, datum_to_array, encoded_to_datum, image_to_datum, image_to_record, parse_datum
 from caffetools.data.images import read_bytes, read_image
-from caffetools.data.layers.image_data import read_list
 from caffetools.data.means import channel_means, compute_mean, format_mean_values, write_binaryproto
+from caffetools.data.picture_lists import read_list
 from caffetools.layers.registry import layer_class
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net

@@ -24,8 +24,8 @@ import torch
 
 from caffetools.data.databases import new_lmdb, open_database
 from caffetools.data.datasets.card import load_card
-from caffetools.data.layers.image_data import read_lines
 from caffetools.data.leveldb import new_leveldb
+from caffetools.data.picture_lists import read_lines
 from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import CaffeToolsError
 from caffetools.infer.preprocess import read_labels, read_mean

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from caffetools.cancel import CancelToken
-from caffetools.data.databases import LmdbWriter
+from caffetools.data.databases import LmdbWriter, open_database
 from caffetools.data.datasets.archives import is_archive, list_archive
 from caffetools.data.datasets.card import CARD, DatasetCard, Skipped, load_card
 from caffetools.data.datasets.combine import all_prints, common_root, complete_card, read_part, record_print
@@ -23,7 +23,8 @@ from caffetools.data.datasets.picture_records import RecordFormat, check_encodin
 from caffetools.data.datasets.resizing import check_resize_mode
 from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
 from caffetools.data.datasets.writing import Source, WriteResult, write_pictures
-from caffetools.data.shards import INDEX
+from caffetools.data.sharding import finished_shard, shard_name
+from caffetools.data.shards import INDEX, ShardIndex, read_index, write_index
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
 from caffetools.util.folders import new_folder, remove
@@ -69,7 +70,8 @@ def add_pictures(
 ) -> DatasetCard:
     """Add pictures to a dataset, stored as its others are.
 
-    Classes keep their labels, new ones get the labels that follow. The old records stay byte for byte, the new ones come after them.
+    Classes keep their labels, new ones get the labels that follow. The old records stay byte for byte, the new ones come after them; in a
+    dataset of shards they are a shard of their own.
     Pictures that the dataset lists already are left out, so a folder that has grown can be given again.
 
     Args:
@@ -82,14 +84,12 @@ def add_pictures(
         cancel: Checked between pictures; the dataset is unchanged after a cancellation.
 
     Raises:
-        DataError: The dataset is damaged or stored in shards, there is no new picture, or an option is out of range.
+        DataError: The dataset is damaged, there is no new picture, or an option is out of range.
         WriteFailed: The dataset cannot be written; it is unchanged.
         Cancelled: ``cancel`` was set.
     """
     options = options or AddOptions()
     old = load_card(dataset)
-    if (old.source("train") / INDEX).is_file():
-        raise DataError("a dataset in shards cannot be added to", path=dataset, hint="merge it with a dataset of the new pictures")
     target = Path(dataset if out is None else out)
     report = reporter(events, "dataset", "images", cancel)
     with reported("dataset", f"Adding to {os.fspath(dataset)}", events):
@@ -125,8 +125,7 @@ class _Adder:
     def add(self) -> DatasetCard:
         for part in PARTS:
             if self._before[part] or part == "val":
-                (self._work / f"{part}_lmdb").mkdir()
-                shutil.copyfile(self._old.source(part) / "data.mdb", self._work / f"{part}_lmdb" / "data.mdb")
+                self._copy(part)
         left_out = self._find_superfluous() if self._options.drop_duplicates or self._options.drop_similar else {}
         self._drop_empty(left_out)
         split = self._split(left_out)
@@ -237,15 +236,46 @@ class _Adder:
                 found.setdefault(path.removeprefix("\0"), reason.replace("\0", ""))
         return found
 
+    def _copy(self, part: str) -> None:
+        """Copy a database of the dataset: its data.mdb, or its shards and their index."""
+        source, target = self._old.source(part), self._work / f"{part}_lmdb"
+        if (source / INDEX).is_file():
+            names = [INDEX, *(f"{shard.path}/data.mdb" for shard in read_index(source).shards)]
+        else:
+            names = ["data.mdb"]
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
+
     def _append(self, part: str, pictures: list[Picture], written: WriteResult) -> None:
         if not pictures:
             return
         folder = self._work / f"{part}_lmdb"
-        folder.mkdir(exist_ok=True)
+        shards = read_index(folder).shards if (folder / INDEX).is_file() else ()
+        if not shards and not (self._old.source("train") / INDEX).is_file():
+            self._write(folder, part, pictures, written)
+            return
+        # The numbers of the new shard's keys follow those of the last one that has records.
+        filled = [shard for shard in shards if shard.records]
+        name = shard_name(len(shards))
+        self._write(folder / name, part, pictures, written, folder / filled[-1].path if filled else None)
+        if written.parts[part]:
+            new = finished_shard(folder, name, len(written.parts[part]), checksums=all(shard.sha256 for shard in shards))
+            write_index(folder, ShardIndex((*shards, new)))
+        else:
+            remove(folder if not shards else folder / name)
+
+    def _write(self, folder: Path, part: str, pictures: list[Picture], written: WriteResult, before: Path | None = None) -> None:
+        """Write pictures into the LMDB ``folder``, with keys that count on after its last one, or after the last one of ``before``."""
+        folder.mkdir(parents=True, exist_ok=True)
         writer = LmdbWriter(folder)
         try:
-            found = _NUMBER.match(writer.last_key)
-            number = max(writer.count, int(found[0]) + 1 if found else 0)
+            count, last_key = writer.count, writer.last_key
+            if before is not None:
+                with closing(open_database(before)) as database:
+                    last_key = database.item(len(database) - 1)[0]
+            found = _NUMBER.match(last_key)
+            number = max(count, int(found[0]) + 1 if found else 0)
             write_pictures(writer, number, part, pictures, self._source, written, self._step)
         except BaseException:
             writer.abandon()

@@ -20,7 +20,7 @@ from caffetools.data.datasets.finishing import class_counts
 from caffetools.data.datasets.listing import Listing, Picture
 from caffetools.data.datasets.splits import PARTS
 from caffetools.data.datum import datum_to_array, parse_datum
-from caffetools.data.layers.image_data import read_list
+from caffetools.data.picture_lists import read_list
 from caffetools.errors import DataError
 from caffetools.util.threads import ordered_map
 

@@ -18,7 +18,7 @@ from caffetools.data.datasets.inspect import DatabaseSummary
 from caffetools.data.datasets.moments import ChannelStatistics, Moments
 from caffetools.data.datasets.verify import FAULT_KINDS, Fault, FaultKind, Verification
 from caffetools.data.layers.hdf5_data import reversed_axes_hint
-from caffetools.data.layers.image_data import read_lines
+from caffetools.data.picture_lists import read_lines
 from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore, reported, reporter
 from caffetools.proto.sniff import Kind, guard

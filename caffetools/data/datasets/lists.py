@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from caffetools.data.datasets.listing import Listing, Picture, check_class_name, natural
-from caffetools.data.layers.image_data import read_list
+from caffetools.data.picture_lists import read_list
 from caffetools.errors import DataError
 
 PathLike = str | os.PathLike[str]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.formats.examples import ConvertOptions, Example, Part, Values, checked_label, example_pixels, same_shape
-from caffetools.data.layers.image_data import read_lines
+from caffetools.data.picture_lists import read_lines
 from caffetools.errors import DataError
 from caffetools.proto.sniff import Kind, guard
 from caffetools.util import urls

@@ -94,7 +94,9 @@ class AnnotatedData(ReadingLayer):
         transformer = JointTransformer(self.param.transform_param, list(annotated.batch_sampler), self.phase)
         anno_type = int(annotated.anno_type) if annotated.HasField("anno_type") else None
         database = open_database(self.param.data_param.source)
-        maker = AnnotatedBatches(database, size, transformer, seed, labels=len(self.tops) > 1, anno_type=anno_type)
+        maker = AnnotatedBatches(
+            database, size, transformer, seed, labels=len(self.tops) > 1, anno_type=anno_type, skip_corrupt=self.skip_corrupt
+        )
         if self.param.data_param.rand_skip:
             maker.skip(int(maker.rng.integers(0, self.param.data_param.rand_skip)))
         return maker
@@ -193,60 +195,124 @@ class JointTransformer:
         return np.ascontiguousarray(values * self.base.scale) if self.base.scale != 1 else np.ascontiguousarray(values)
 
 
+# A record and the seed of its random draws; a record's values and its rows of the label top.
+_Work = tuple[Record, int]
+_Transformed = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
 class AnnotatedBatches(RecordBatches):
     """Batches of ``size`` transformed records of ``database``; its position is the number of the next record.
 
     Each record has a generator of its own, seeded from the batch's, so the threads that transform do not change the numbers.
     """
 
-    def __init__(self, database: Database, size: int, transformer: JointTransformer, seed: int, *, labels: bool, anno_type: int | None):
-        super().__init__(database, size, seed)
+    def __init__(
+        self,
+        database: Database,
+        size: int,
+        transformer: JointTransformer,
+        seed: int,
+        *,
+        labels: bool,
+        anno_type: int | None,
+        skip_corrupt: int = 0,
+    ):
+        super().__init__(database, size, seed, skip_corrupt=skip_corrupt)
         self.transformer, self.labels, self.anno_type = transformer, labels, anno_type
-        key, value = next(self.database.records())
-        first = self._parse((key, value))
-        self._first_image = self._image(first, shown_key(database.path, key))
-        self._boxes_in_first = sum(len(group.annotation) for group in first.annotation_group)
-        self.has_type = anno_type is not None or first.HasField("type")
+        # Set by the first record that is sound, when the shapes are asked for or a batch is made.
+        self._first: tuple[Any, Sample] | None = None
 
     def shapes(self) -> list[Shape]:
-        height, width = self.augmented_shape((1, *self._first_image.shape[:2]))[1:]
-        data: Shape = (self.size, *self.transformer.top_shape((height, width, *self._first_image.shape[2:])))
+        datum, sample = self._first_sound()
+        height, width = self.augmented_shape((1, *sample.image.shape[:2]))[1:]
+        data: Shape = (self.size, *self.transformer.top_shape((height, width, *sample.image.shape[2:])))
         if not self.labels:
             return [data]
-        return [data, (1, 1, max(1, self._boxes_in_first), _COLUMNS) if self.has_type else (self.size,)]
+        boxes = sum(len(group.annotation) for group in datum.annotation_group)
+        return [data, (1, 1, max(1, boxes), _COLUMNS) if self._has_type() else (self.size,)]
 
     def next(self) -> Tops:
-        work = [(self.next_owned_record(), int(self.rng.integers(1 << 62))) for _ in range(self.size)]
-        results = list(ordered_map(self._transformed, work))
-        images = [values for values, _ in results]
-        for (record, _), image in zip(work, images, strict=True):
+        has_type = self._has_type()  # before the threads need it
+        work = [self._work() for _ in range(self.size)]
+        found = list(zip(work, ordered_map(self._transformed, work), strict=True))
+        sound = [(record[0], result) for (record, _), result in found if not isinstance(result, DataError)]
+        for _, result in found:
+            if isinstance(result, DataError):
+                # The records after the batch take the places of damaged ones, at its end: the order stays that of the keys.
+                sound.append(self._next_sound(result))
+        images = [values for _, (values, _) in sound]
+        for key, (image, _) in sound:
             if image.shape != images[0].shape:
                 raise DataError(
-                    f"{shown_key(self.database.path, record[0])}: it is {format_shape(image.shape)}, the first of the batch "
+                    f"{shown_key(self.database.path, key)}: it is {format_shape(image.shape)}, the first of the batch "
                     f"{format_shape(images[0].shape)} (channels x height x width); set resize_param or a crop"
                 )
         batch = np.stack(images)
         if not self.labels:
             return (batch,)
-        rows = [label for _, label in results]
-        if not self.has_type:
+        rows = [label for _, (_, label) in sound]
+        if not has_type:
             return batch, np.array(rows, np.float32).reshape(-1)
         table = np.concatenate([np.insert(boxes, 0, item, axis=1) for item, boxes in enumerate(rows)])
         if not len(table):
             table = np.full((1, _COLUMNS), -1, np.float32)
         return batch, table[np.newaxis, np.newaxis]
 
-    def _transformed(self, work: tuple[Record, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return a record's values (C, h, w), and its rows of the label top without the first column, or its label."""
-        record, seed = work
+    def _work(self) -> _Work:
+        return self.next_owned_record(), int(self.rng.integers(1 << 62))
+
+    def _first_sound(self) -> tuple[Any, Sample]:
+        """Return the database's first record that is not damaged."""
+        if self._first is None:
+            for record in self.database.records(on_error=self.corrupt):
+                read = self._read(record)
+                if not isinstance(read, DataError):
+                    self._first = read
+                    return read
+                self.corrupt(read)
+            raise DataError("no record can be read", path=self.database.path)
+        return self._first
+
+    def _has_type(self) -> bool:
+        return self.anno_type is not None or bool(self._first_sound()[0].HasField("type"))
+
+    def _next_sound(self, result: _Transformed | DataError) -> tuple[bytes, _Transformed]:
+        """Return the next record that is not damaged, transformed, with its key; ``result`` is the error of the one before it."""
+        for _ in range(len(self.database) + 1):
+            if isinstance(result, DataError):
+                self.corrupt(result)
+            work = self._work()
+            result = self._transformed(work)
+            if not isinstance(result, DataError):
+                return work[0][0], result
+        raise DataError("no record can be read", path=self.database.path)
+
+    def _read(self, record: Record) -> tuple[Any, Sample] | DataError:
+        """Return a record's message and its picture with boxes, or why they cannot be read."""
         what = shown_key(self.database.path, record[0])
-        datum = self._parse(record)
+        try:
+            datum = self._parse(record)
+            return datum, self._sample(datum, what)
+        except DataError as error:
+            return error
+
+    def _transformed(self, work: _Work) -> _Transformed | DataError:
+        """Return a record's values (C, h, w), and its rows of the label top without the first column, or its label.
+
+        Raises:
+            DataError: The record is sound, but does not fit the settings; that of a damaged one is returned.
+        """
+        record, seed = work
+        read = self._read(record)
+        if isinstance(read, DataError):
+            return read
+        datum, sample = read
         try:
             rng = np.random.default_rng(seed)
-            values, sample = self.transformer(self._augmented(self._sample(datum, what), rng), rng)
+            values, sample = self.transformer(self._augmented(sample, rng), rng)
         except DataError as error:
-            raise DataError(f"{what}: {error}") from None
-        if not self.has_type:
+            raise DataError(f"{shown_key(self.database.path, record[0])}: {error}") from None
+        if not self._has_type():
             return values, np.array([datum.datum.label], np.float32)
         group, instance, difficult = (sample.attributes[:, column : column + 1] for column in range(3))
         return values, np.concatenate([group, instance, sample.boxes, difficult], axis=1).astype(np.float32)
@@ -289,5 +355,5 @@ class AnnotatedBatches(RecordBatches):
                 attributes.append((group.group_label, annotation.instance_id, box.difficult))
         array = np.array(boxes, np.float32).reshape(-1, 4)
         if not np.isfinite(array).all():
-            raise DataError("a box has coordinates that are not finite")
+            raise DataError(f"{what}: a box has coordinates that are not finite")
         return Sample(self._image(datum, what), array, np.array(attributes, np.float64).reshape(-1, 3))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
-from caffetools.data.layers.image_data import read_lines
+from caffetools.data.picture_lists import read_lines
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.layers.registry import register

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
 from caffetools.data.images import read_image, resize
 from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, State, Tops, batch_size_of
+from caffetools.data.picture_lists import read_lists
 from caffetools.data.random_resize import FORK_FIELDS as RESIZE_FIELDS
 from caffetools.data.random_resize import transform_seed
 from caffetools.data.transformer import Transformer
@@ -20,8 +18,6 @@ from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import ImageDataParameter, LayerParameter
 from caffetools.util.threads import ordered_map
-
-PathLike = str | os.PathLike[str]
 
 
 @register("ImageData")
@@ -136,58 +132,3 @@ class ListBatches(BatchMaker):
         else:
             image = read_image(self._path(index), color=self.color, size=self.resized)
         return image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
-
-
-def read_lists(source: str) -> tuple[list[str], NDArray[np.float32]]:
-    """Return the pictures of one list and their labels (N), or of several with the same pictures, separated by ``;``, and labels (N, lists).
-
-    Raises:
-        DataError: A list cannot be read, or names other pictures than the first one; names the list and the picture.
-    """
-    if ";" not in source or Path(source).exists():
-        entries = read_list(source)
-        return [name for name, _ in entries], np.array([label for _, label in entries], np.float32)
-    paths = [path.strip() for path in source.split(";") if path.strip()]
-    lists = [read_list(path) for path in paths]
-    names = [name for name, _ in lists[0]]
-    for path, entries in zip(paths[1:], lists[1:], strict=True):
-        if len(entries) != len(names):
-            raise DataError(f"it lists {len(entries)} pictures, but {paths[0]} {len(names)}", path=path)
-        for number, ((name, _), wanted) in enumerate(zip(entries, names, strict=True), 1):
-            if name != wanted:
-                raise DataError(
-                    f"picture {number} is '{name}', but '{wanted}' in {paths[0]}; the lists must name the same pictures", path=path
-                )
-    return names, np.array([[label for _, label in entries] for entries in lists], np.float32).T.copy()
-
-
-def read_list(path: PathLike) -> list[tuple[str, int]]:
-    """Return the (picture, label) lines of a list as convert_imageset reads it: the label follows the last space.
-
-    Args:
-        path: The list. Empty lines are left out.
-
-    Raises:
-        DataError: The list is missing or empty, or a line does not end in an integer; names the line.
-    """
-    entries: list[tuple[str, int]] = []
-    for number, line in read_lines(path):
-        name, _, label = line.rpartition(" ")
-        try:
-            entries.append((name, int(label)))
-        except ValueError:
-            raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and an integer)") from None
-        if not name:
-            raise DataError(f"{os.fspath(path)}:{number}: '{line}' has no picture before its label")
-    if not entries:
-        raise DataError(f"{os.fspath(path)}: the list is empty")
-    return entries
-
-
-def read_lines(path: PathLike) -> list[tuple[int, str]]:
-    """Return the lines of a list that are not blank, with their numbers from 1; bytes that are not UTF-8 are kept."""
-    try:
-        text = os.fsdecode(Path(path).read_bytes())
-    except OSError as error:
-        raise DataError(f"{os.fspath(path)}: cannot read the list: {error.strerror} (looked for from {Path.cwd()})") from None
-    return [(number, stripped) for number, line in enumerate(text.split("\n"), 1) if (stripped := line.rstrip("\r\t "))]

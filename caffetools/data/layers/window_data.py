@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from caffetools.data.images import Pixels, decode_image, read_bytes, resize
 from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
-from caffetools.data.layers.image_data import read_lines
+from caffetools.data.picture_lists import read_lines
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Shape
