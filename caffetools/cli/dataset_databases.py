@@ -9,7 +9,6 @@ import typer
 
 from caffetools.cli.options import Cluster, Force, check_output
 from caffetools.cli.show import console, print_json, progress_sink
-from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.hdf5 import Hdf5Summary
@@ -41,7 +40,7 @@ def inspect(
 
     check_output(out, force=force)
     if hdf5_files(database) is not None:
-        _inspect_hdf5(database, out, as_json=as_json)
+        _inspect_hdf5(database, out, labels, as_json=as_json)
         return
     names = _names(labels)
     with progress_sink("Reading records") as events:
@@ -161,17 +160,21 @@ def _show_fit(fit: DatasetFit, summary: DatabaseSummary | Hdf5Summary, net: Path
         raise typer.Exit(1)
 
 
-def _inspect_hdf5(path: str, out: Path | None, *, as_json: bool) -> None:
+def _inspect_hdf5(path: str, out: Path | None, labels: Path | None, *, as_json: bool) -> None:
     from caffetools.data.datasets.hdf5 import inspect_hdf5
+    from caffetools.data.datasets.hdf5_sheet import write_hdf5_sheet
 
-    if out is not None:
-        raise CaffeToolsError("no sheet is drawn of HDF5 files; leave out --out", path=path)
+    names = _names(labels)
     with progress_sink("Reading values") as events:
         summary = inspect_hdf5(path, events=events)
+    if out is not None:
+        write_hdf5_sheet(out, summary, names)
     if as_json:
         print_json(summary.to_json())
-    else:
-        _show_hdf5(summary)
+        return
+    _show_hdf5(summary)
+    if out is not None:
+        console.print(f"Wrote {out}")
 
 
 def _show_hdf5(summary: Hdf5Summary) -> None:

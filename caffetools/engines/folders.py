@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from caffetools.errors import CaffeToolsError
-from caffetools.proto.schema import Message, SolverParameter
+from caffetools.data.shards import is_index
+from caffetools.errors import CaffeToolsError, DataError
+from caffetools.proto.schema import Message, NetParameter, SolverParameter
 from caffetools.proto.text import read_net
 
 PathLike = str | os.PathLike[str]
@@ -33,7 +33,26 @@ def needed_folders(solver: SolverParameter, files: Iterable[PathLike]) -> list[P
     return _outermost(Path(os.path.normpath(folder)) for folder in wanted)
 
 
-def _nets(solver: SolverParameter) -> Iterator[Any]:
+def check_sources(solver: SolverParameter) -> None:
+    """Refuse a database that real Caffe cannot read: one in shards.
+
+    Raises:
+        DataError: A data layer's source is an index of shards; names the layer.
+    """
+    for net in _nets(solver):
+        for layer in net.layer:
+            source = layer.data_param.source
+            if source and is_index(source):
+                raise DataError(
+                    "real Caffe cannot read a database in shards",
+                    path=source,
+                    layer=layer.name,
+                    hint=f"write them as one with `caffetools dataset convert lmdb {source} OUT`, or train without --engine caffe",
+                )
+
+
+def _nets(solver: SolverParameter) -> Iterator[NetParameter]:
+    yield from (solver.net_param, solver.train_net_param, *solver.test_net_param)
     for name in (solver.net, solver.train_net, *solver.test_net):
         if name:
             try:

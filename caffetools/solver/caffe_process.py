@@ -12,7 +12,7 @@ from pathlib import Path
 
 from caffetools.cancel import CancelToken
 from caffetools.engines.caffe import CaffeProcess, RealCaffe
-from caffetools.engines.folders import needed_folders
+from caffetools.engines.folders import check_sources, needed_folders
 from caffetools.errors import CaffeToolsError, RunFailed
 from caffetools.events import EventSink, fan_out, ignore
 from caffetools.proto.binary import write_solverstate
@@ -87,6 +87,7 @@ def train_with_caffe(
         cancel: When cancelled, Caffe is asked to stop: it writes a snapshot and ends.
 
     Raises:
+        DataError: A data layer reads a database in shards, which real Caffe cannot.
         EngineError: There is no such Caffe.
         RunFailed: Caffe ended with an error; its last message is the text.
         KeyboardInterrupt: A second SIGINT.
@@ -94,6 +95,7 @@ def train_with_caffe(
     if weights and snapshot is not None:
         raise CaffeToolsError("give either a snapshot to resume from or weights to start from, not both")
     param = read_solver(path)
+    check_sources(param)
     prefix = snapshot_prefix(param, Path(path))
     gpus = any(word.startswith("--gpu") for word in arguments) or not param.HasField("solver_mode") or param.solver_mode != _CPU
     files = [path, *weights, *([snapshot] if snapshot is not None else [])]

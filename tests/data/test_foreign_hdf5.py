@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from typer.testing import CliRunner, Result
 
 from caffetools.cli.dataset import app
 from caffetools.data.datasets.hdf5 import hdf5_files, inspect_hdf5, verify_hdf5
-from caffetools.errors import CaffeToolsError, DataError
+from caffetools.errors import DataError
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST
+from tests.cli.inprocess import error_of, run_well
+from tests.cli.inprocess import run as in_process
 
 _CLASSES = {"f8": "double", "f4": "single", "u1": "uint8"}
 
@@ -171,7 +174,7 @@ def test_the_commands_take_hdf5(tmp_path: Path, pictures: NDArray[np.float64]) -
     assert few.exit_code == 1 and "The layer 'ip' has 3 outputs; 5 record(s) have labels from 3 to 3." in few.output
     missing = run("stats", mat, write_net(tmp_path, tmp_path / "list.txt", label="class"))
     assert "The layer 'data' reads class, which the files do not have; they have 'data', 'label'." in missing.output
-    assert isinstance(run("inspect", mat, "-o", tmp_path / "s.png").exception, CaffeToolsError)
+    assert run("inspect", mat, "-o", tmp_path / "s.png").exit_code == 0 and (tmp_path / "s.png").exists()
 
 
 @pytest.mark.filterwarnings("error")
@@ -180,3 +183,28 @@ def test_values_near_the_largest_of_their_type_are_no_failure(tmp_path: Path) ->
         file["data"] = np.array([[1.0e308], [-1.0e308], [1.0e308]])
     statistics = inspect_hdf5(tmp_path / "a.h5").datasets["data"].statistics
     assert statistics is not None and statistics.maximum == [1.0e308] and statistics.deviation == [np.inf]
+
+
+def test_a_sheet_is_drawn_of_the_pictures_of_each_label(tmp_path: Path) -> None:
+    colors = {0: (255, 0, 0), 3: (0, 255, 0), 1: (0, 0, 255)}  # BGR, as Caffe's
+    for name, labels in (("a", [0, 3, 0]), ("b", [1, 3])):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["other"] = np.zeros((len(labels), 2))
+            file["label"] = np.array(labels, np.float32)[:, np.newaxis]
+            file["data"] = np.array([np.full((4, 5, 3), colors[label], np.uint8).transpose(2, 0, 1) for label in labels])
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/a.h5\n{tmp_path}/b.h5\n")
+    run_well("dataset", "inspect", tmp_path / "list.txt", "-o", tmp_path / "sheet.png")
+    sheet = np.asarray(cv2.imread(str(tmp_path / "sheet.png")))
+    rows = [sheet[6 + 102 * row + 48] for row in range(3)]  # labels 0, 1 and 3; two pictures at most
+    assert [tuple(map(int, row[190 + 48])) for row in rows] == [colors[0], colors[1], colors[3]]
+    assert [tuple(map(int, row[190 + 102 + 48])) for row in rows] == [colors[0], (255, 255, 255), colors[3]]
+    run_well("dataset", "inspect", tmp_path / "a.h5", "-o", tmp_path / "a.png", "--json")
+    assert (tmp_path / "a.png").exists()
+
+
+def test_a_sheet_of_files_without_pictures_is_one_error(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = np.zeros((4, 7))
+    error = error_of(in_process("dataset", "inspect", tmp_path / "a.h5", "-o", tmp_path / "sheet.png"))
+    assert "no dataset of pictures (N x C x H x W) to draw a sheet of: 'data' is 4x7" in error
+    assert not (tmp_path / "sheet.png").exists()

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from caffetools.cancel import CancelToken
-from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed
+from caffetools.data.databases import new_lmdb
+from caffetools.data.sharding import shard_database
+from caffetools.errors import CaffeToolsError, DataError, ModelFileError, RunFailed
 from caffetools.events import Event, Finished, Metrics, Progress, Started
 from caffetools.proto.binary import read_solverstate
 from caffetools.solver.caffe_process import train_with_caffe
@@ -60,6 +62,21 @@ class Calls(Callback):
 
     def on_train_end(self, run: RunControl, stopped: bool) -> None:
         self.calls.append(f"finished {stopped}")
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_database_in_shards_is_refused_before_caffe_starts(work: Path, inline: bool) -> None:
+    with new_lmdb(work / "db") as writer:
+        for number in range(4):
+            writer.put(b"%d" % number, b"x")
+    shard_database(work / "db", work / "index", 2)
+    net = 'layer { name: "in" type: "Data" top: "d" data_param { source: "index" batch_size: 1 } }'
+    Path("net.prototxt").write_text(net)
+    reads = f"net_param {{ {net} }}" if inline else 'net: "net.prototxt"'
+    Path("solver.prototxt").write_text(f'{reads} base_lr: 1 lr_policy: "fixed" snapshot_prefix: "s"')
+    with pytest.raises(DataError, match=r"index: layer 'in': real Caffe cannot read a database in shards; .*convert lmdb index OUT"):
+        train_with_caffe("solver.prototxt")
+    assert not Path("called.json").exists() and not Path("s.log").exists()
 
 
 def test_a_run_is_reported_as_one_of_ours(work: Path) -> None:

@@ -17,17 +17,14 @@ from caffetools.cancel import CancelToken
 from caffetools.data.databases import Database, open_database
 from caffetools.data.datasets.moments import ChannelStatistics, Moments
 from caffetools.data.datasets.records import DecodedRecord, decoded_records
-from caffetools.data.datasets.sheet import write_sheet
+from caffetools.data.datasets.sheet import Tiles
 from caffetools.data.shards import is_index
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
 
 PathLike = str | os.PathLike[str]
-# Pictures of a class on a sheet, and classes on it.
-_PER_CLASS, _MOST_CLASSES = 8, 60
 # Keys of damaged records that are listed.
 _MOST_KEYS = 100
-_Tiles = dict[int | None, list[NDArray[Any]]]
 
 
 @dataclass
@@ -95,17 +92,16 @@ def inspect_database(
     """
     with reported("dataset", f"Inspecting {os.fspath(path)}", events), closing(open_database(path)) as database:
         collector = _Collector(DatabaseSummary(os.fspath(path), backend_of(path)))
-        tiles: _Tiles = {}
+        tiles = Tiles()
         for record in followed(database, events, cancel):
             collector.add(record)
             if sheet is not None and record.array is not None:
-                _keep_tile(tiles, record.label, record.array)
+                tiles.add(record.label, record.array)
         summary = collector.summary()
         if summary.damaged == summary.records:
             raise DataError("no record can be decoded", path=path, hint=f"the first error: {collector.first_error}")
         if sheet is not None:
-            rows = [(_title(label, summary, names), tiles[label]) for label in sorted(tiles, key=lambda label: (label is None, label or 0))]
-            write_sheet(sheet, rows)
+            tiles.write(sheet, summary.labels, names, unlabelled=summary.unlabelled)
             events(ArtifactWritten(task="dataset", path=os.fspath(sheet), what="sheet"))
     return summary
 
@@ -186,19 +182,3 @@ class _Collector:
         summary.labels = dict(sorted(self._labels.items()))
         summary.statistics = {name: moments.statistics() for name, moments in sorted(self._moments.items())}
         return summary
-
-
-def _keep_tile(tiles: _Tiles, label: int | None, array: NDArray[Any]) -> None:
-    """Add a picture to its label's row of the sheet, if there is room."""
-    if label not in tiles and len(tiles) >= _MOST_CLASSES:
-        return
-    row = tiles.setdefault(label, [])
-    if len(row) < _PER_CLASS:
-        row.append(array)
-
-
-def _title(label: int | None, summary: DatabaseSummary, names: list[str] | None) -> str:
-    if label is None:
-        return f"no label ({summary.unlabelled})"
-    name = f" {names[label]}" if names is not None and 0 <= label < len(names) else ""
-    return f"{label}{name} ({summary.labels[label]})"

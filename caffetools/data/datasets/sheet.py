@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,48 @@ if TYPE_CHECKING:
 
 
 PathLike = str | os.PathLike[str]
+# Pictures of a class on a sheet, and classes on it.
+PER_CLASS, MOST_CLASSES = 8, 60
 _SIDE, _GAP, _TITLE_WIDTH = 96, 6, 190
 # Fonts of Linux, macOS and Windows with wide coverage; Pillow's own has Latin letters only.
 _FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+
+
+class Tiles:
+    """The first pictures of each label, for a sheet; None as label of those without one."""
+
+    def __init__(self) -> None:
+        self._tiles: dict[int | None, list[NDArray[Any]]] = {}
+
+    def wants(self, label: int | None) -> bool:
+        """Return whether there is room for a picture of ``label``."""
+        row = self._tiles.get(label)
+        return len(self._tiles) < MOST_CLASSES if row is None else len(row) < PER_CLASS
+
+    def add(self, label: int | None, picture: NDArray[Any]) -> None:
+        """Keep a picture (C, H, W), if there is room."""
+        if self.wants(label):
+            self._tiles.setdefault(label, []).append(picture)
+
+    def write(self, path: PathLike, counts: Mapping[int, int], names: Sequence[str] | None, *, unlabelled: int = 0) -> None:
+        """Write the sheet; see :func:`write_sheet`.
+
+        Args:
+            path: The image file to write.
+            counts: Label → number of its pictures in all.
+            names: Class names; label i at place i.
+            unlabelled: Number of pictures without a label in all.
+        """
+
+        def title(label: int | None) -> str:
+            if label is None:
+                return f"no label ({unlabelled})"
+            name = f" {names[label]}" if names is not None and 0 <= label < len(names) else ""
+            return f"{label}{name} ({counts.get(label, 0)})"
+
+        write_sheet(
+            path, [(title(label), self._tiles[label]) for label in sorted(self._tiles, key=lambda label: (label is None, label or 0))]
+        )
 
 
 def write_sheet(path: PathLike, rows: Sequence[tuple[str, Sequence[NDArray[Any]]]]) -> tuple[int, int]:
