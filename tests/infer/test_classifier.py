@@ -131,7 +131,7 @@ def test_wrong_files_are_clear_errors(tmp_path: Path) -> None:
         (EngineError, "unknown engine 'caffe2'; known are torch, onnxruntime", (deploy, weights), "caffe2"),
         (EngineError, "use --engine onnxruntime for ONNX files", (tmp_path / "good.onnx", None), "torch"),
         (EngineError, "an ONNX file has its weights in it", (tmp_path / "good.onnx", weights), None),
-        (ModelFileError, "not.onnx: onnxruntime cannot load it", (not_onnx, None), None),
+        (ModelFileError, "not.onnx: this is text, and an ONNX model is expected", (not_onnx, None), None),
         (ModelFileError, "none.onnx: no such file", (tmp_path / "none.onnx", None), None),
     ]
     for kind, message, files, engine in cases:
