@@ -12,38 +12,14 @@
 #include <new>
 #include <thread>
 #include <vector>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #include "conv.h"
+#include "export.h"
 #include "lrn.h"
 #include "pool.h"
 #include "variants.h"
 
-namespace caffetools {
-namespace {
-
-const ConvKernel& kernel_of(int variant) {
-#ifdef CAFFETOOLS_X86_VARIANTS
-  if (variant == 2) return conv_kernel_avx512;
-  if (variant == 1) return conv_kernel_avx2;
-#else
-  (void)variant;
-#endif
-  return conv_kernel_baseline;
-}
-
-}  // namespace
-}  // namespace caffetools
-
 using namespace caffetools;
-
-#ifdef _WIN32
-#define CAFFETOOLS_API extern "C" __declspec(dllexport)
-#else
-#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
-#endif
 
 // What Python says of a convolution; the fields are in the order of the ctypes structure in caffetools/layers/native_conv.py.
 struct CaffetoolsConv {
@@ -96,18 +72,11 @@ struct Conv {
   }
 };
 
-constexpr size_t kHugePage = size_t{2} << 20;
-
-// On a cache line of its own. Large blocks lie in huge pages where the system has them: weights that do not fit into the caches are
-// read at the memory's rate, which needs them, since the processor's prefetcher stops at the end of a page.
+// On a cache line of its own.
 std::shared_ptr<float> aligned_floats(int64_t count) {
   const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
-  const bool huge = bytes >= kHugePage;
-  void* memory = std::aligned_alloc(huge ? kHugePage : 64, huge ? (bytes + kHugePage - 1) / kHugePage * kHugePage : std::max<size_t>(bytes, 64));
+  void* memory = std::aligned_alloc(64, std::max<size_t>(bytes, 64));
   if (memory == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  if (huge) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-#endif
   return {static_cast<float*>(memory), std::free};
 }
 
@@ -433,7 +402,7 @@ CAFFETOOLS_API void* caffetools_conv_create(const CaffetoolsConv* shape, const f
   try {
     auto conv = std::make_unique<Conv>();
     conv->s = *shape;
-    conv->kernel = &kernel_of(current_variant());
+    conv->kernel = &CAFFETOOLS_IN_USE(conv_kernel);
     plan(*conv);
     const auto copied = [&](const float* from) {
       std::unique_ptr<float[]> to;
@@ -489,7 +458,7 @@ CAFFETOOLS_API void caffetools_conv_run(const void* handle, const float* x, floa
 // `down` x `across` tiles of an image the first begins at (-pad, -pad). `gradient`: of outputs, by the transpose of the last transform.
 CAFFETOOLS_API void caffetools_winograd_tiles(const float* x, int64_t n, int64_t c, int64_t h, int64_t w, int64_t down, int64_t across,
                                               int64_t pad, int m, int gradient, float* to, int threads) {
-  const ConvKernel& kernel = kernel_of(current_variant());
+  const ConvKernel& kernel = CAFFETOOLS_IN_USE(conv_kernel);
   const auto transform = gradient ? kernel.tile_grad : kernel.tile_in;
   const int64_t tiles = n * down * across;
   parallel_for(threads, tiles, [&](int64_t begin, int64_t end) {
@@ -526,10 +495,11 @@ void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int t
       return caffetools_conv_run(s.handle, x, y, s.residual_place < 0 ? nullptr : place(s.residual_place, s.residual), scratch, threads);
     case 1:
       return caffetools_pool_run(s.sizes, x, y, s.largest, threads);
-    case 3:
-      return caffetools_product_run(static_cast<const CaffetoolsProduct*>(s.handle), x, y, scratch, threads);
-    default:
+    case 2:
       normalize(x, y, s.sizes[0], s.sizes[1], s.sizes[2], s.sizes[3], s.alpha, s.beta, s.k, threads);
+      return;
+    default:
+      return caffetools_product_run(static_cast<const CaffetoolsProduct*>(s.handle), x, y, scratch, threads);
   }
 }
 
@@ -570,7 +540,7 @@ CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, fl
   Window w;
   static_assert(sizeof w == 16 * sizeof(int64_t), "Window is sixteen numbers");
   std::memcpy(&w, sizes, sizeof w);
-  const ConvKernel& kernel = kernel_of(current_variant());
+  const ConvKernel& kernel = CAFFETOOLS_IN_USE(conv_kernel);
   parallel_for(threads, w.n * w.oh, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
     kernel.pool_row(w, x + row / w.oh * w.h * w.w * w.x_pitch, row % w.oh, largest != 0, y + row * w.ow * w.y_pitch);

@@ -12,7 +12,7 @@
 #include <new>
 #include <vector>
 
-#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
+#include "export.h"
 
 namespace {
 

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "export.h"
 #include "lrn.h"
 #include "pool.h"
 #include "variants.h"
@@ -119,7 +120,7 @@ Lrn layer(int64_t channels, int64_t size, float alpha, float beta, float k) {
 }
 
 bool forward(const float* x, float* y, const Cut& cut, const Lrn& lrn, Threads whose, int threads) {
-  const Kernel& kernel = *choose(in_use);
+  const Kernel& kernel = CAFFETOOLS_IN_USE(kernel);
   return run(kernel, cut, lrn, whose, threads,
              [&](const Part& part, int64_t at, float* squares, float*) { kernel.forward(part, lrn, x + at, y + at, squares); });
 }
@@ -135,12 +136,6 @@ bool normalize(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int64
 }  // namespace caffetools
 
 using namespace caffetools;
-
-#ifdef _WIN32
-#define CAFFETOOLS_API extern "C" __declspec(dllexport)
-#else
-#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
-#endif
 
 // The version of this interface; the loader refuses others.
 CAFFETOOLS_API int caffetools_native_version() { return 5; }
@@ -160,7 +155,7 @@ CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, i
 // dx from x and the gradient dy of y, all in one layout. The rest as above.
 CAFFETOOLS_API int caffetools_lrn_backward(const float* x, const float* dy, float* dx, int64_t n, int64_t c, int64_t hw, int channels_last,
                                            int64_t size, float alpha, float beta, float k, int threads) {
-  const Kernel& kernel = *choose(in_use);
+  const Kernel& kernel = CAFFETOOLS_IN_USE(kernel);
   const Lrn lrn = layer(c, size, alpha, beta, k);
   const Cut cut(n, c, hw, channels_last != 0);
   const bool done = run(kernel, cut, lrn, Threads::kOpenMP, threads, [&](const Part& part, int64_t at, float* squares, float* ratios) {

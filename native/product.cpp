@@ -4,16 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "export.h"
 #include "pool.h"
 #include "variants.h"
 
 using namespace caffetools;
-
-#ifdef _WIN32
-#define CAFFETOOLS_API extern "C" __declspec(dllexport)
-#else
-#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
-#endif
 
 // What Python says of an inner product; the fields are in the order of the ctypes structure in caffetools/layers/native_product.py.
 // Nothing is copied: the arrays belong to the caller.
@@ -27,16 +22,6 @@ struct CaffetoolsProduct {
 };
 
 namespace {
-
-const ProductKernel& kernel_of(int variant) {
-#ifdef CAFFETOOLS_X86_VARIANTS
-  if (variant == 2) return product_kernel_avx512;
-  if (variant == 1) return product_kernel_avx2;
-#else
-  (void)variant;
-#endif
-  return product_kernel_baseline;
-}
 
 bool is_copied(const CaffetoolsProduct& s) { return !s.planar && s.points > 1; }
 
@@ -57,7 +42,7 @@ CAFFETOOLS_API int64_t caffetools_product_scratch(const CaffetoolsProduct* produ
 // y = activation(weights * x + bias) for each image.
 CAFFETOOLS_API void caffetools_product_run(const CaffetoolsProduct* product, const float* x, float* y, float* scratch, int threads) {
   const CaffetoolsProduct& s = *product;
-  const ProductKernel& kernel = kernel_of(current_variant());
+  const ProductKernel& kernel = CAFFETOOLS_IN_USE(product_kernel);
   const int64_t k = s.c * s.points;
   int64_t pitch = s.planar ? k : s.x_pitch;
   if (is_copied(s)) {

@@ -7,27 +7,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "export.h"
 #include "variants.h"
-
-#ifdef _WIN32
-#define CAFFETOOLS_API extern "C" __declspec(dllexport)
-#else
-#define CAFFETOOLS_API extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace caffetools {
 namespace {
 
 // Values that a thread works on at a time; a multiple of 8, so that stretches of a row begin at whole bytes.
 constexpr int64_t kStretch = 16384;
-
-const TrainingKernel& chosen() {
-#ifdef CAFFETOOLS_X86_VARIANTS
-  if (current_variant() == 2) return training_kernel_avx512;
-  if (current_variant() == 1) return training_kernel_avx2;
-#endif
-  return training_kernel_baseline;
-}
 
 // Calls work(row, first column, number of columns) for all of rows x columns.
 template <typename Work>
@@ -68,7 +55,7 @@ using namespace caffetools;
 CAFFETOOLS_API void caffetools_relu_forward(const float* x, float* y, uint8_t* bits, int64_t rows, int64_t columns, int threads) {
   if (columns % 8 == 0) columns *= rows, rows = 1;
   const int64_t bytes = (columns + 7) / 8;
-  const auto relu = chosen().relu;
+  const auto relu = CAFFETOOLS_IN_USE(training_kernel).relu;
   over_rows(rows, columns, threads, [&](int64_t row, int64_t start, int64_t count) {
     const int64_t at = row * columns + start;
     relu(x + at, y + at, bits + row * bytes + start / 8, count);
@@ -80,7 +67,7 @@ CAFFETOOLS_API void caffetools_relu_backward(const float* dy, const uint8_t* bit
                                              int threads) {
   if (columns % 8 == 0 && pitch == columns) pitch = columns *= rows, rows = 1;
   const int64_t bytes = (columns + 7) / 8;
-  const auto mask = chosen().mask;
+  const auto mask = CAFFETOOLS_IN_USE(training_kernel).mask;
   over_rows(rows, columns, threads, [&](int64_t row, int64_t start, int64_t count) {
     mask(dy + row * pitch + start, bits + row * bytes + start / 8, dx + row * columns + start, count);
   });
@@ -90,7 +77,7 @@ CAFFETOOLS_API void caffetools_relu_backward(const float* dy, const uint8_t* bit
 CAFFETOOLS_API void caffetools_max_pool_forward(const float* x, float* y, uint8_t* places, const int64_t* sizes, int threads) {
   TrainingPool pool;
   std::memcpy(&pool, sizes, sizeof pool);
-  const auto work = chosen().pool_forward;
+  const auto work = CAFFETOOLS_IN_USE(training_kernel).pool_forward;
   over_channels(pool, threads, [&](int64_t picture, int64_t start, int64_t count) { work(pool, x, y, places, picture, start, count); });
 }
 
@@ -98,6 +85,6 @@ CAFFETOOLS_API void caffetools_max_pool_forward(const float* x, float* y, uint8_
 CAFFETOOLS_API void caffetools_max_pool_backward(const float* dy, const uint8_t* places, float* dx, const int64_t* sizes, int threads) {
   TrainingPool pool;
   std::memcpy(&pool, sizes, sizeof pool);
-  const auto work = chosen().pool_backward;
+  const auto work = CAFFETOOLS_IN_USE(training_kernel).pool_backward;
   over_channels(pool, threads, [&](int64_t picture, int64_t start, int64_t count) { work(pool, dy, places, dx, picture, start, count); });
 }
