@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
@@ -156,6 +157,29 @@ def mutated(rng: random.Random, sound: list[bytes], number: int) -> bytes:
     return bytes(data)
 
 
+def restructured(rng: random.Random, sound: list[bytes], _: int) -> bytes:
+    """Return one of the files with bytes, words, numbers and whole pages changed, or cut."""
+    data = rng.choice(sound)
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        begin = rng.randrange(len(changed) // PAGE) * PAGE
+        kind = rng.random()
+        if kind < 0.4:
+            changed[begin + rng.choice([rng.randrange(16), rng.randrange(200), rng.randrange(PAGE)])] = rng.randrange(256)
+        elif kind < 0.6:
+            place = begin + 2 * rng.randrange(100)
+            changed[place : place + 2] = rng.choice([0, 1, 16, 24, 4096, 0x7FFF, 0xFFFF]).to_bytes(2, "little")
+        elif kind < 0.75:
+            other = rng.randrange(len(changed) // PAGE) * PAGE
+            changed[begin : begin + PAGE] = changed[other : other + PAGE]
+        elif kind < 0.95:
+            place = begin + 8 * rng.randrange(PAGE // 8)
+            changed[place : place + 8] = rng.choice([0, 2**32, 2**63, 2**64 - 1, len(data)]).to_bytes(8, "little")
+        else:
+            return bytes(changed[: rng.randrange(2 * PAGE, len(changed))])
+    return bytes(changed)
+
+
 def test_mutated_files_give_records_or_one_error_that_names_the_file(tmp_path: Path) -> None:
     rng = random.Random(1)
     sound = [(write(tmp_path / f"db{i}", some_records(150, seed=i)) / "data.mdb").read_bytes() for i in range(2)]
@@ -191,22 +215,34 @@ def outcome(path: Path) -> tuple[Records, list[str]]:
     return found, errors
 
 
+@pytest.mark.parametrize(("change", "count", "least", "most"), [(mutated, 300, 1, 300), (restructured, 250, 51, 199)])
 def test_the_native_reader_gives_the_records_and_errors_of_the_one_in_python(
-    tmp_path: Path, reader_kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    reader_kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[random.Random, list[bytes], int], bytes],
+    count: int,
+    least: int,
+    most: int,
 ) -> None:
     if reader_kind == "python":
         pytest.skip("both are compared in the native test")
     rng = random.Random(int(os.environ.get("CAFFETOOLS_FUZZ_SEED", "5")))
-    sound = [(write(tmp_path / f"db{i}", some_records(150, seed=i)) / "data.mdb").read_bytes() for i in range(2)]
+    sizes = [(150, 9000), (150, 9000), (40, 9000), (300, 2500), (900, 60)]
+    sound = [
+        (write(tmp_path / f"db{i}", some_records(records, seed=i, largest=largest)) / "data.mdb").read_bytes()
+        for i, (records, largest) in enumerate(sizes)
+    ]
     damaged = 0
-    for number in range(int(os.environ.get("CAFFETOOLS_FUZZ", "300"))):
-        path = write_lmdb(tmp_path / "mutated", mutated(rng, sound, number))
+    for number in range(int(os.environ.get("CAFFETOOLS_FUZZ", str(count)))):
+        path = write_lmdb(tmp_path / "mutated", change(rng, sound, number))
         native = outcome(path)
         with monkeypatch.context() as patch:
             patch.setenv("CAFFETOOLS_NATIVE", "0")
             assert outcome(path) == native
         damaged += bool(native[1])
     assert damaged
+    assert "CAFFETOOLS_FUZZ" in os.environ or least <= damaged <= most
 
 
 def test_the_native_reader_reads_sound_files_itself(tmp_path: Path, reader_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
