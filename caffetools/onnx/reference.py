@@ -87,8 +87,12 @@ def _inner_product(layer: InnerProduct, x: Tensor) -> Tensor:
     rows = x.reshape(*x.shape[: layer.outer_axes], layer.inputs)
     weight = layer.blobs[0].t() if layer.transposed else layer.blobs[0]
     step = max(1, _PART // layer.inputs)
-    parts = [F.linear(rows, weight[start : start + step].double()) for start in range(0, layer.outputs, step)]
-    y = torch.cat(parts, -1)
+    y = rows.new_empty(*rows.shape[:-1], layer.outputs)
+    # One buffer for all parts: a freed one may be too small for the next by a few bytes of alignment, and then all of them stay allocated.
+    buffer = rows.new_empty(min(step, layer.outputs), layer.inputs)
+    for start in range(0, layer.outputs, step):
+        end = min(start + step, layer.outputs)
+        y[..., start:end] = F.linear(rows, buffer[: end - start].copy_(weight[start:end]))
     return y + layer.blobs[1].double() if len(layer.blobs) > 1 else y
 
 
