@@ -27,7 +27,7 @@ _MAX_DEPTH = 32
 # Linux 5.14: map pages now, with an error where an access would end the process (a truncated file, a failing disk).
 _POPULATE_READ, _DONT_NEED = 22, 4
 # Bytes that are mapped before their pages are released again; they stay in the system's cache.
-MAPPED_BYTES = 1 << 27
+MAPPED_BYTES = 1 << 25
 # Snapshots taken in a row without reading a record in between, before the reader gives up.
 MAX_RESTARTS = 1000
 REBUILD = "copy or build it again"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from caffetools.data.datasets.build import build_dataset, load_card
-from caffetools.data.datasets.duplicates import Fingerprint, difference_hash, find_duplicates, superfluous
+from caffetools.data.datasets.duplicates import Fingerprint, Fingerprints, difference_hash, find_duplicates, superfluous
 from caffetools.data.images import read_image
 from caffetools.errors import DataError
 from tests.data.drawing import draw, draw_classes, names
@@ -144,3 +148,52 @@ def test_the_card_has_the_size_and_checksum_of_every_file_and_the_sheet_a_row_fo
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
     }
     assert read_image(tmp_path / "out" / "samples.png").shape[0] == 2 * 102 + 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([0, 1, 2, 5, 40]), st.integers(0, 3)), max_size=40), st.integers(0, 99))
+def test_groups_are_those_of_comparing_each_picture_with_each(drawn: list[tuple[int, int, int]], seed: int) -> None:
+    rng = random.Random(seed)
+    centers = [rng.getrandbits(64) for _ in range(4)]
+    prints: list[Fingerprint] = []
+    for number, (digest, flips, center) in enumerate(drawn):
+        # Equal files have equal hashes.
+        bits = random.Random(f"{seed} {digest}")
+        dhash = centers[center if not flips else digest % 4] ^ sum(1 << bit for bit in bits.sample(range(64), flips if flips < 6 else 0))
+        known = next((item for item in prints if item.digest == hashlib.sha256(b"%d" % digest).digest()), None)
+        prints.append(
+            Fingerprint(f"{number}", 0, "train", hashlib.sha256(b"%d" % digest).digest(), dhash if known is None else known.dhash)
+        )
+    found = find_duplicates(prints)
+    same = {tuple(group.paths) for group in found if group.kind == "same"}
+    by_digest: dict[bytes, list[str]] = {}
+    for item in prints:
+        by_digest.setdefault(item.digest, []).append(item.path)
+    assert same == {tuple(paths) for paths in by_digest.values() if len(paths) > 1}
+    # Sets of different files that are connected by small distances.
+    parent = {item.digest: item.digest for item in prints}
+
+    def root(digest: bytes) -> bytes:
+        while parent[digest] != digest:
+            digest = parent[digest]
+        return digest
+
+    for one, other in combinations(prints, 2):
+        sound = all(8 <= item.dhash.bit_count() <= 56 for item in (one, other))
+        if one.digest != other.digest and sound and (one.dhash ^ other.dhash).bit_count() <= 3:
+            parent[root(one.digest)] = root(other.digest)
+    groups: dict[bytes, set[bytes]] = {}
+    for sha in parent:
+        groups.setdefault(root(sha), set()).add(sha)
+    expected = {tuple(item.path for item in prints if item.digest in members) for members in groups.values() if len(members) > 1}
+    assert {tuple(group.paths) for group in found if group.kind == "similar"} == expected
+
+
+def test_fingerprints_are_kept_packed() -> None:
+    items = [print_of(f"{n}", str(n), n << 50, n % 3, ("train", "val")[n % 2]) for n in range(7)]
+    packed = Fingerprints(items)
+    assert list(packed) == items and packed[-1] == items[-1] and list(packed[2:5]) == items[2:5] and len(packed) == 7
+    with pytest.raises(IndexError):
+        packed[7]
+    with pytest.raises(ValueError, match="32 bytes, not 1"):
+        packed.append(Fingerprint("x", 0, "train", b"1", 0))

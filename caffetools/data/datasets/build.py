@@ -15,7 +15,7 @@ from typing import Any
 from caffetools.cancel import CancelToken
 from caffetools.data.datasets.archives import is_archive, list_archive
 from caffetools.data.datasets.card import CARD, DatasetCard, Skipped, load_card
-from caffetools.data.datasets.duplicates import Fingerprint, difference_hash, find_duplicates, superfluous
+from caffetools.data.datasets.duplicates import Fingerprint, Fingerprints, difference_hash, find_duplicates, superfluous
 from caffetools.data.datasets.findings import findings
 from caffetools.data.datasets.finishing import class_counts, finish_dataset
 from caffetools.data.datasets.listing import Listing, Picture, list_pictures
@@ -255,12 +255,13 @@ class _Builder:
         """Leave out duplicates. Reads every picture before the split, which is then drawn of those that are kept."""
         similar, root = self._settings.drop == "similar", self._listing.root
         pictures = [(part, picture) for part, given in _parts_of(self._listing) for picture in given]
-        prints: list[Fingerprint] = []
+        prints = Fingerprints()
         self._total = 3 * len(pictures)
         fingerprints = ordered_map(lambda item: _fingerprint(root, *item, similar=similar), pictures)
         with closing(fingerprints):
             for item in fingerprints:
-                prints += [item] if item is not None else []
+                if item is not None:
+                    prints.append(item)
                 self._step()
         for path, reason in superfluous(find_duplicates(prints, similar=similar)).items():
             self._left_out[path] = Skipped(path, reason)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import cache
+from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from caffetools.data.images import Pixels
 
@@ -16,6 +19,8 @@ _MOST_BITS, _BANDS = 3, 4
 _FEWEST_SET, _MOST_SET = 8, 56
 # Pictures with an equal band that are compared in pairs; of more, only those with equal hashes count.
 _MOST_PAIRED = 500
+# Bytes of a SHA-256.
+_DIGEST = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,54 @@ def superfluous(duplicates: Iterable[Duplicates]) -> dict[str, str]:
     return found
 
 
+class Fingerprints(Sequence[Fingerprint]):
+    """Fingerprints of many pictures in about 60 bytes each, apart from their paths."""
+
+    def __init__(self, items: Iterable[Fingerprint] = ()):
+        self._paths: list[str] = []
+        self._labels, self._parts = array("q"), array("B")
+        self._digests, self._dhashes = bytearray(), array("Q")
+        self._names: list[str] = []
+        for item in items:
+            self.append(item)
+
+    def append(self, item: Fingerprint) -> None:
+        """Add one. Raises :class:`ValueError` if its digest is not one of SHA-256."""
+        if len(item.digest) != _DIGEST:
+            raise ValueError(f"a digest of SHA-256 has {_DIGEST} bytes, not {len(item.digest)}")
+        if item.part not in self._names:
+            self._names.append(item.part)
+        self._paths.append(item.path)
+        self._labels.append(item.label)
+        self._parts.append(self._names.index(item.part))
+        self._digests += item.digest
+        self._dhashes.append(item.dhash)
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        """The digests, (N, 4)."""
+        return np.frombuffer(bytes(self._digests), np.uint64).reshape(-1, _DIGEST // 8)
+
+    @property
+    def dhashes(self) -> NDArray[np.uint64]:
+        """The difference hashes, (N)."""
+        return np.array(self._dhashes, np.uint64)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Fingerprint: ...
+    @overload
+    def __getitem__(self, index: slice) -> Fingerprints: ...
+    def __getitem__(self, index: int | slice) -> Fingerprint | Fingerprints:
+        if isinstance(index, slice):
+            return Fingerprints(self[i] for i in range(*index.indices(len(self))))
+        index = range(len(self))[index]
+        digest = bytes(self._digests[_DIGEST * index : _DIGEST * (index + 1)])
+        return Fingerprint(self._paths[index], self._labels[index], self._names[self._parts[index]], digest, self._dhashes[index])
+
+
 def find_duplicates(prints: Sequence[Fingerprint], *, similar: bool = True) -> list[Duplicates]:
     """Return the groups of equal files, then those of near-identical pictures (hashes that differ in 3 bits at most).
 
@@ -95,42 +148,66 @@ def find_duplicates(prints: Sequence[Fingerprint], *, similar: bool = True) -> l
         prints: The pictures.
         similar: Whether near-identical pictures are looked for.
     """
-    by_digest: dict[bytes, list[int]] = {}
-    for index, item in enumerate(prints):
-        by_digest.setdefault(item.digest, []).append(index)
-    found = [_group("same", prints, indices) for indices in by_digest.values() if len(indices) > 1]
+    packed = prints if isinstance(prints, Fingerprints) else Fingerprints(prints)
+    equal = _equal_rows(packed.digests)
+    found = [_group("same", packed, indices) for indices in equal]
     if not similar:
         return found
-    first = [indices[0] for indices in by_digest.values()]
-    links = _Links(len(prints))
-    for index, other in _near(prints, first):
-        links.join(index, other)
-    # A group of similar pictures has all copies of each.
-    groups: dict[int, list[int]] = {}
-    for indices in by_digest.values():
-        groups.setdefault(links.root(indices[0]), []).append(indices[0])
-    for indices in groups.values():
-        if len(indices) > 1:
-            found.append(_group("similar", prints, sorted(i for index in indices for i in by_digest[prints[index].digest])))
+    # Of equal files, the first one stands for all.
+    copies = {indices[0]: indices for indices in equal}
+    first = np.ones(len(packed), bool)
+    for indices in equal:
+        first[indices[1:]] = False
+    dhashes = packed.dhashes
+    links = _Links()
+    for one, other in _near(dhashes, np.flatnonzero(first)):
+        links.join(one, other)
+    for members in links.groups():
+        found.append(_group("similar", packed, sorted(i for index in members for i in copies.get(index, [index]))))
     return found
 
 
-def _near(prints: Sequence[Fingerprint], indices: Iterable[int]) -> Iterable[tuple[int, int]]:
-    buckets: dict[tuple[int, int], list[int]] = {}
-    for index in indices:
-        dhash = prints[index].dhash
-        if _FEWEST_SET <= dhash.bit_count() <= _MOST_SET:
-            for band in range(_BANDS):
-                buckets.setdefault((band, dhash >> 16 * band & 0xFFFF), []).append(index)
-    for members in buckets.values():
-        if len(members) > _MOST_PAIRED:
-            equal: dict[int, int] = {}
-            for index in members:
-                yield equal.setdefault(prints[index].dhash, index), index
-            continue
-        for one, other in combinations(members, 2):
-            if (prints[one].dhash ^ prints[other].dhash).bit_count() <= _MOST_BITS:
-                yield one, other
+def _equal_rows(rows: NDArray[np.uint64]) -> list[list[int]]:
+    """Return the indices of each set of two or more equal rows, rising, in the order of the first of each."""
+    if len(rows) < 2:
+        return []
+    order = np.lexsort(rows.T)
+    begins = np.flatnonzero(np.r_[True, (rows[order[1:]] != rows[order[:-1]]).any(axis=1)])
+    sizes = np.diff(np.r_[begins, len(rows)])
+    groups = [sorted(order[begin : begin + size].tolist()) for begin, size in zip(begins[sizes > 1], sizes[sizes > 1], strict=True)]
+    return sorted(groups)
+
+
+def _near(dhashes: NDArray[np.uint64], indices: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of ``indices`` that connect all whose hashes differ in few bits; of hashes that say something."""
+    bits = _bit_counts(dhashes[indices])
+    indices = indices[(bits >= _FEWEST_SET) & (bits <= _MOST_SET)]
+    for band in range(_BANDS):
+        values = (dhashes[indices] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(values, kind="stable")
+        begins = np.flatnonzero(np.r_[True, values[order[1:]] != values[order[:-1]]]) if len(order) else np.empty(0, np.int64)
+        ends = np.r_[begins[1:], len(order)]
+        for begin, end in zip(begins[ends - begins > 1], ends[ends - begins > 1], strict=True):
+            members = indices[order[begin:end]]
+            if len(members) > _MOST_PAIRED:
+                for equal in _equal_rows(dhashes[members][:, np.newaxis]):
+                    yield from ((int(members[equal[0]]), int(members[other])) for other in equal[1:])
+                continue
+            hashes = dhashes[members]
+            near = np.argwhere(_bit_counts(hashes[:, np.newaxis] ^ hashes) <= _MOST_BITS)
+            yield from ((int(members[one]), int(members[other])) for one, other in near if one < other)
+
+
+def _bit_counts(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Return the number of set bits of each value."""
+    counts: NDArray[np.uint8] = _bits_of_bytes()[np.ascontiguousarray(values)[..., np.newaxis].view(np.uint8)].sum(axis=-1, dtype=np.uint8)
+    return counts
+
+
+@cache
+def _bits_of_bytes() -> NDArray[np.uint8]:
+    counts: NDArray[np.uint8] = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).sum(axis=1, dtype=np.uint8)
+    return counts
 
 
 def _group(kind: str, prints: Sequence[Fingerprint], indices: list[int]) -> Duplicates:
@@ -140,16 +217,24 @@ def _group(kind: str, prints: Sequence[Fingerprint], indices: list[int]) -> Dupl
 
 
 class _Links:
-    """Disjoint sets of numbers."""
+    """Disjoint sets of numbers; those that are linked to none take no memory."""
 
-    def __init__(self, count: int):
-        self._parents = list(range(count))
+    def __init__(self) -> None:
+        self._parents: dict[int, int] = {}
 
     def root(self, index: int) -> int:
-        while self._parents[index] != index:
-            self._parents[index] = self._parents[self._parents[index]]
-            index = self._parents[index]
+        while (parent := self._parents.get(index, index)) != index:
+            self._parents[index] = index = self._parents.get(parent, parent)
         return index
 
     def join(self, one: int, other: int) -> None:
-        self._parents[self.root(other)] = self.root(one)
+        first, second = sorted((self.root(one), self.root(other)))
+        self._parents[second] = first
+        self._parents.setdefault(first, first)
+
+    def groups(self) -> list[list[int]]:
+        """Return the sets, each rising, in the order of the least number of each."""
+        found: dict[int, list[int]] = {}
+        for index in sorted(self._parents):
+            found.setdefault(self.root(index), []).append(index)
+        return sorted(found.values())

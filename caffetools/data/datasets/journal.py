@@ -71,10 +71,10 @@ def read_journal(path: Path, planned: Sequence[Picture]) -> list[Outcome]:
         planned: The pictures in the order in which they are written.
     """
     try:
-        lines = path.read_text("utf-8").splitlines(keepends=True)
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            found = [parsed_outcome(line) for line in lines if line.endswith("\n")]
     except OSError:
         return []
-    found = [parsed_outcome(line) for line in lines if line.endswith("\n")]
     same = len(found) <= len(planned) and all(one.path == other.path for one, other in zip(found, planned, strict=False))
     return found if same else []
 

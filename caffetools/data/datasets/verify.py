@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -22,6 +24,8 @@ from caffetools.events import EventSink, ignore, reported
 PathLike = str | os.PathLike[str]
 # Numbers with which convert_imageset and most scripts begin a key.
 _NUMBER = re.compile(rb"\d{1,18}(?=_|$)")
+# Number of the size and of the record, and length of its key.
+_SIZE_ENTRY = struct.Struct("<IQI")
 FaultKind = Literal["damaged", "order", "size", "values", "label", "gap", "rows"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
@@ -130,8 +134,7 @@ class _Checker:
         self._last = -1
         self._all_numbered = True
         self._order: tuple[int, Fault] | None = None
-        # Which size is the usual one is known at the end.
-        self._sizes: dict[str, list[tuple[int, str]]] = {}
+        self._sizes = _Sizes()
         self._labels: Counter[int] = Counter()
         self._unlabelled: list[tuple[int, str]] = []
 
@@ -144,7 +147,7 @@ class _Checker:
             self._fault("damaged", record, f"{error.message}; {error.hint}" if error.record is not None and error.hint else str(error))
         if record.shape is not None:
             self._check_array(record, record.shape)
-            self._sizes.setdefault(_shown(record.shape), []).append((number, record.key))
+            self._sizes.add(_shown(record.shape), number, record.key)
         if record.label is None:
             if record.error is None:
                 self._unlabelled.append((number, record.key))
@@ -156,7 +159,8 @@ class _Checker:
             self._labels[record.label] += 1
 
     def finish(self) -> list[Fault]:
-        self._check_sizes()
+        self._numbered += self._sizes.unusual()
+        self._sizes.close()
         if self._order is not None and self._all_numbered:
             self._numbered.append(self._order)
         if self._labels:
@@ -189,18 +193,40 @@ class _Checker:
         if record.not_finite:
             self._fault("values", record, f"{record.not_finite} of its values are not finite (NaN or infinite)")
 
-    def _check_sizes(self) -> None:
-        if len(self._sizes) < 2:
-            return
-        usual = max(self._sizes, key=lambda size: len(self._sizes[size]))
-        count = len(self._sizes[usual])
-        for size, records in self._sizes.items():
-            if size != usual:
-                fault = f"its size is {size}, but that of {count} record(s) is {usual}"
-                self._numbered += [(number, Fault("size", key, fault)) for number, key in records]
-
     def _fault(self, kind: FaultKind, record: RecordFacts, message: str) -> None:
         self._numbered.append((self.records - 1, Fault(kind, record.key, message)))
+
+
+class _Sizes:
+    """The size of each record. Which one is the usual is known at the end, so keys are kept in a temporary file, not in memory."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._numbers: dict[str, int] = {}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+
+    def add(self, size: str, number: int, key: str) -> None:
+        self._counts[size] += 1
+        which = self._numbers.setdefault(size, len(self._numbers))
+        text = key.encode("utf-8", "surrogatepass")
+        self._file.write(_SIZE_ENTRY.pack(which, number, len(text)) + text)
+
+    def unusual(self) -> Iterator[tuple[int, Fault]]:
+        """Yield the number and fault of each record that has another size than most."""
+        if len(self._counts) < 2:
+            return
+        usual, count = self._counts.most_common(1)[0]
+        names = list(self._numbers)
+        self._file.seek(0)
+        while head := self._file.read(_SIZE_ENTRY.size):
+            which, number, length = _SIZE_ENTRY.unpack(head)
+            key = self._file.read(length).decode("utf-8", "surrogatepass")
+            if names[which] != usual:
+                fault = f"its size is {names[which]}, but that of {count} record(s) is {usual}"
+                yield number, Fault("size", key, fault)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _shown(shape: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from caffetools.data.databases import LmdbWriter, new_lmdb, open_database, record_key
 from caffetools.data.datasets.card import Skipped
-from caffetools.data.datasets.duplicates import Fingerprint
+from caffetools.data.datasets.duplicates import Fingerprint, Fingerprints
 from caffetools.data.datasets.journal import Journal, Outcome, opened_journal, read_journal, shown_reason, up_to
 from caffetools.data.datasets.listing import Picture
 from caffetools.data.datasets.picture_records import RecordFormat, picture_records
@@ -35,7 +35,7 @@ class WriteResult:
     parts: dict[str, list[Picture]] = field(default_factory=lambda: {part: [] for part in PARTS})
     unusable: list[Skipped] = field(default_factory=list)
     sizes: set[tuple[int, ...]] = field(default_factory=set)
-    prints: list[Fingerprint] = field(default_factory=list)
+    prints: Fingerprints = field(default_factory=Fingerprints)
 
     def add(self, part: str, picture: Picture, outcome: Outcome) -> None:
         """Take down what became of a picture of ``part``."""
