@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from typer.testing import CliRunner, Result
 from caffetools.cli.dataset import app
 from caffetools.data.datasets.build import load_card
 from caffetools.errors import DataError
+from tests.children import run_child
 from tests.cli.inprocess import without_next
 from tests.data.drawing import draw_classes, names
 
@@ -60,8 +59,7 @@ def test_force_replaces_and_strict_stops(pictures: Path, tmp_path: Path) -> None
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    command = [sys.executable, "-m", "caffetools", "dataset", "build", str(tmp_path / "pictures"), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_child(["-m", "caffetools", "dataset", "build", tmp_path / "pictures", tmp_path / "out"])
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("caffetools: error: ") and done.stderr.count("\n") == 1
     assert names(tmp_path) == ["pictures"]

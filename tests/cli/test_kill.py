@@ -10,7 +10,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,24 +20,16 @@ import pytest
 
 from caffetools.data.databases import open_database
 from caffetools.proto.binary import read_caffemodel
+from tests.children import Child
 from tests.project.shapes import TRAIN_VAL, draw_shapes
 
-CAFFETOOLS = [sys.executable, "-m", "caffetools"]
+CAFFETOOLS = ["-m", "caffetools"]
 FINETUNE = ["finetune", "pictures", "-o", "run", "--model", "shapes.prototxt", "--from-scratch", "--batch", "8", "--device", "cpu"]
 SHORT = ("--epochs", "12")
 
 
-def start(folder: Path, *arguments: str, command: list[str] = CAFFETOOLS) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(
-        [*command, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+def start(folder: Path, *arguments: str, command: list[str] = CAFFETOOLS) -> Child:
+    return Child([*command, *arguments], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def finish(folder: Path, *arguments: str, command: list[str] = CAFFETOOLS) -> str:
@@ -49,7 +40,7 @@ def finish(folder: Path, *arguments: str, command: list[str] = CAFFETOOLS) -> st
     return out
 
 
-def stopped_when(process: subprocess.Popen[str], moment: Callable[[], bool], sign: int = signal.SIGKILL) -> tuple[str, str]:
+def stopped_when(process: Child, moment: Callable[[], bool], sign: int = signal.SIGKILL) -> tuple[str, str]:
     """Send ``sign`` as soon as ``moment`` has come, which must be before the end; what the process printed."""
     with process:
         while not moment():
@@ -194,12 +185,13 @@ main()
 """
 
 
-def test_a_killed_zoo_fetch_resumes_and_ends_with_the_whole_file(tmp_path: Path) -> None:
+def test_a_killed_zoo_fetch_resumes_and_ends_with_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = np.random.default_rng(3).bytes(48 << 20)
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "squeezenet_v1.1.caffemodel").write_bytes(content)
     script = WITH_CARD.format(digest=hashlib.sha1(content).hexdigest())
-    command = ["env", f"CAFFETOOLS_ZOO_MIRROR={tmp_path / 'mirror'}", sys.executable, "-c", script]
+    command = ["-c", script]
+    monkeypatch.setenv("CAFFETOOLS_ZOO_MIRROR", str(tmp_path / "mirror"))
     fetch = ("zoo", "fetch", "squeezenet_v1.1", "--to", "to")
     draw, target = random.Random(4), tmp_path / "to" / "squeezenet_v1.1.caffemodel"
     for _ in range(3):

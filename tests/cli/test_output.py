@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from caffetools.cli.show import printable
 from caffetools.proto.encoding import decode_text
+from tests.children import run_child
 
 NASTY = "\\033]0;owned\\007[bold]x[/bold][/y][link=http://a.example]\\r\\302\\233H"
 NET = f"""name: "{NASTY}"
@@ -27,36 +27,32 @@ def net(tmp_path: Path) -> Path:
     return path
 
 
-def caffetools(*arguments: object, stdout: int | IO[bytes] = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "caffetools", *map(str, arguments)]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False)
-
-
-def has_controls(data: bytes) -> bool:
-    return any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in data.decode())
+def has_controls(text: str) -> bool:
+    return any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in text)
 
 
 @pytest.mark.parametrize(
     "command", [["inspect"], ["inspect", "--json"], ["time", "--iterations", "1", "--model"], ["time", "--iterations", "1"]]
 )
 def test_names_are_shown_as_they_are_and_never_act_on_the_terminal(net: Path, command: list[str]) -> None:
-    done = caffetools(*command, net)
+    done = run_child(["-m", "caffetools", *command, net])
     assert done.returncode == 0, done.stderr
     assert not has_controls(done.stdout) and not has_controls(done.stderr)
-    shown = json.loads(done.stdout)["layers"][-1]["name"] if "--json" in command else (done.stdout + done.stderr).decode()
+    shown = json.loads(done.stdout)["layers"][-1]["name"] if "--json" in command else done.stdout + done.stderr
     assert "[bold]x[/bold][/y][link=http://a.example]" in shown
 
 
 def test_the_error_about_a_nasty_name_is_one_line_of_plain_characters(net: Path) -> None:
     net.write_text(NET.replace('bottom: "data"', 'bottom: "\\033[2Jno\\nsuch"'))
-    done = caffetools("inspect", net)
-    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and not has_controls(done.stderr)
-    assert b"\\x1b[2Jno\\nsuch" in done.stderr
+    done = run_child(["-m", "caffetools", "inspect", net])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not has_controls(done.stderr)
+    assert "\\x1b[2Jno\\nsuch" in done.stderr
 
 
 def test_a_full_stdout_is_one_line(net: Path) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = caffetools("inspect", net, stdout=full)
+        command = [sys.executable, "-m", "caffetools", "inspect", str(net)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (1, b"caffetools: error: cannot write the output: No space left on device\n")
 
 

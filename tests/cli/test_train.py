@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,13 @@ import pytest
 
 from caffetools.proto.binary import read_caffemodel, read_solverstate
 from caffetools.solver.logs.caffe_log import read_log
+from tests.children import Child, run_child
 from tests.cli.inprocess import Done, run
 from tests.conftest import GOLDEN
 from tests.solver.tiny import tiny_solver
 
 LOGS = GOLDEN / "logs"
-TRAIN = [sys.executable, "-m", "caffetools", "train"]
+TRAIN = ["-m", "caffetools", "train"]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def command(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
 
 
 def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TRAIN, *arguments], cwd=folder, capture_output=True, text=True, check=False, env=environment())
+    return run_child([*TRAIN, *arguments], cwd=folder, env=environment())
 
 
 def environment() -> dict[str, str]:
@@ -64,16 +64,15 @@ def change(folder: Path, **fields: str) -> None:
     path.write_text(text)
 
 
-def endless(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def endless(folder: Path, *arguments: str) -> Child:
     """A run that would go on for a long time, started and past its first updates."""
     change(folder, max_iter="100000000", snapshot="50", display="50")
-    run = subprocess.Popen([*TRAIN, "solver.prototxt", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True, env=environment())
+    run = Child([*TRAIN, "solver.prototxt", *arguments], cwd=folder, env=environment())
     read_until(run, "Iteration 100, lr")
     return run
 
 
-def read_until(process: subprocess.Popen[str], words: str) -> None:
-    assert process.stderr is not None
+def read_until(process: Child, words: str) -> None:
     for line in process.stderr:
         if words in line:
             return
@@ -215,7 +214,7 @@ def test_a_hang_up_takes_a_snapshot_and_continues(tiny: Path) -> None:
 
 def test_a_run_outlives_the_reader_of_its_output(tiny: Path) -> None:
     change(tiny, max_iter="400")
-    with subprocess.Popen([*TRAIN, "solver.prototxt"], cwd=tiny, stderr=subprocess.PIPE, text=True, env=environment()) as run:
+    with Child([*TRAIN, "solver.prototxt"], cwd=tiny, env=environment()) as run:
         read_until(run, "Solver scaffolding done.")
         assert run.stderr is not None
         run.stderr.close()
@@ -264,7 +263,7 @@ def test_a_run_killed_from_outside_resumes_to_the_same_bits(tmp_path: Path, tiny
     for folder in (tiny, whole):
         change(folder, max_iter="150", snapshot="30", display="10")
     assert process(whole, "solver.prototxt", "--quiet").returncode == 0
-    with subprocess.Popen([*TRAIN, "solver.prototxt"], cwd=tiny, stderr=subprocess.PIPE, text=True, env=environment()) as run:
+    with Child([*TRAIN, "solver.prototxt"], cwd=tiny, env=environment()) as run:
         read_until(run, "Iteration 80, lr")
         run.kill()
         run.communicate()

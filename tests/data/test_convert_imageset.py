@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from caffetools.data.databases import open_database
 from caffetools.data.datum import parse_datum
 from caffetools.errors import Cancelled, DataError
 from caffetools.events import Event, Finished, Progress
+from tests.children import run_child
 from tests.conftest import GOLDEN
 
 FOLDER = GOLDEN / "io"
@@ -164,6 +163,7 @@ def sink(event):
         os.kill(os.getpid(), signal.SIGKILL)
 
 import caffetools.data.databases as databases
+from tests.children import run_child
 databases._COMMIT_RECORDS = 50
 convert_imageset(sys.argv[1], sys.argv[2], sys.argv[3], ImagesetOptions(force=True), events=sink)
 """
@@ -184,7 +184,7 @@ def test_a_killed_build_leaves_the_old_database_whole_and_is_resumed(tmp_path: P
     (folder / "short").write_text("0.png 1\n")
     convert_imageset(folder, folder / "short", tmp_path / "db", ImagesetOptions(force=True))
     old = read(tmp_path / "db")
-    done = subprocess.run([sys.executable, "-c", KILLED, folder, folder / "list", tmp_path / "db"], check=False)
+    done = run_child(["-c", KILLED, folder, folder / "list", tmp_path / "db"])
     assert done.returncode == -signal.SIGKILL and read(tmp_path / "db") == old
     (folder / "other").write_text("0.png 1\n" * 2000)
     with pytest.raises(DataError, match="which is not of this list; run without --resume"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from caffetools.data.datum import array_to_datum, datum_to_array, parse_datum
 from caffetools.data.means import compute_mean
 from caffetools.errors import DataError, RunFailed
 from caffetools.util.folders import new_folder
+from tests.children import run_child
 from tests.conftest import GOLDEN
 
 DB = GOLDEN / "io" / "db"
@@ -209,6 +208,7 @@ FULL_DISK = """
 import resource, sys
 from caffetools.data.databases import new_lmdb
 from caffetools.errors import RunFailed
+from tests.children import run_child
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     with new_lmdb(sys.argv[1]) as writer:
@@ -220,8 +220,8 @@ except RunFailed as error:
 
 
 def test_a_full_disk_ends_in_one_clear_error(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "db")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_child(["-c", FULL_DISK, tmp_path / "db"])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert done.stdout.startswith(f"cannot write {tmp_path / 'db'}: the disk is full, or a quota is used up; nothing was changed there")
     assert names(tmp_path) == []

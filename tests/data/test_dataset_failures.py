@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from PIL import Image
 
 from caffetools.data.datasets.build import build_dataset, load_card
 from caffetools.errors import DataError, RunFailed
+from tests.children import Child, run_child
 from tests.data.drawing import CLASSES, content, draw, draw_classes, names, rows
 
 
@@ -194,12 +193,9 @@ build_dataset(sys.argv[1], sys.argv[2], size=64, progress=step)
 """
 
 
-def start(pictures: Path, out: Path, steps: int) -> subprocess.Popen[str]:
+def start(pictures: Path, out: Path, steps: int) -> Child:
     """A process that builds a dataset and waits after ``steps`` steps."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(pictures), str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdin is not None and child.stdout is not None
+    child = Child(["-c", CHILD, pictures, out])
     for step in range(1, steps + 1):
         assert child.stdout.readline() == f"{step} 32\n"
         if step < steps:
@@ -244,8 +240,8 @@ except RunFailed as error:
 
 @pytest.mark.parametrize(("limit", "file"), [(1 << 17, "/train_lmdb"), (40_000, "/train_lmdb"), (0, "")])
 def test_a_full_disk_ends_in_one_clear_error(pictures: Path, tmp_path: Path, limit: int, file: str) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(pictures), str(tmp_path / "out"), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_child(["-c", FULL_DISK, pictures, tmp_path / "out", limit])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"cannot write {tmp_path / 'out'}{file}") and done.stdout.count("\n") == 1
     assert done.stderr == "" and names(tmp_path) == ["pictures"]
 

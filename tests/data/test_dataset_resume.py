@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,6 +14,7 @@ from caffetools.data.databases import open_database
 from caffetools.data.datasets.build import build_dataset
 from caffetools.errors import Cancelled, DataError
 from caffetools.events import ArtifactWritten, Event, Finished, Progress, Started
+from tests.children import Child
 from tests.data.drawing import content, draw_classes, names
 
 # Builds a dataset, and waits for ever at a step.
@@ -34,9 +33,7 @@ build_dataset(sys.argv[1], sys.argv[2], size=8, val=0.1, force=True, resume=len(
 
 def kill_at(pictures: Path, out: Path, step: int, *words: str) -> int:
     """Kill a build at a step, and return the number of its steps."""
-    command = [sys.executable, "-c", CHILD, str(pictures), str(out), str(step), *words]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
+    child = Child(["-c", CHILD, pictures, out, step, *words])
     total = int(child.stdout.readline())
     child.send_signal(signal.SIGKILL)
     child.communicate()

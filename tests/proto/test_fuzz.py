@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import run_child
 from tests.proto.fuzzing import KINDS
 
 # Kinds of which hardly any damaged file is still valid: their checksums or their syntax see to that.
@@ -24,8 +23,7 @@ ROOM = 64 << 20  # bytes that a reader may need besides twice its input
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_read_or_refused_in_little_time_and_memory(kind: str) -> None:
-    command = [sys.executable, "-m", "tests.proto.fuzzing", kind, str(TRIES)]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    ended = run_child(["-m", "tests.proto.fuzzing", kind, TRIES], cwd=Path(__file__).parents[2])
     assert ended.returncode == 0, ended.stderr[-4000:]
     result = json.loads(ended.stdout)
     if "skipped" in result:

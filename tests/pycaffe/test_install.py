@@ -15,6 +15,7 @@ from caffetools.errors import CaffeToolsError, DataError
 from caffetools.pycaffe.install import is_installed
 from caffetools.pycaffe.notebook import read_cells
 from caffetools.pycaffe.script import run_script
+from tests.children import run_child
 
 Write = Callable[[str, str], str]
 NET = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 } } }\n'
@@ -34,7 +35,7 @@ if __name__ == '__main__':
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+    return run_child(arguments, cwd=cwd)
 
 
 def run_file(script: str, *arguments: str, cwd: Path, before: str = "") -> subprocess.CompletedProcess[str]:
@@ -130,7 +131,7 @@ def test_a_folder_that_is_called_caffe_is_not_a_caffe(tmp_path: Path, monkeypatc
 
 def test_importing_the_package_is_light() -> None:
     code = "import sys, caffetools.pycaffe, caffetools.pycaffe.install\nprint(sorted({'torch', 'cv2', 'h5py'} & set(sys.modules)))"
-    done = python("-c", code, cwd=Path.cwd())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
 
 

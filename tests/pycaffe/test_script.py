@@ -14,6 +14,7 @@ from caffetools.errors import CaffeToolsError, DataError
 from caffetools.pycaffe import python2
 from caffetools.pycaffe.notebook import Magics
 from caffetools.pycaffe.script import ScriptFailed, run_script
+from tests.children import run_child
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -28,8 +29,7 @@ def book(folder: Path, *cells: str) -> Path:
 
 
 def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "caffetools", "run", *arguments, path.name]
-    return subprocess.run(command, capture_output=True, text=True, cwd=path.parent, check=False)
+    return run_child(["-m", "caffetools", "run", *arguments, path.name], cwd=path.parent)
 
 
 def test_an_exception_is_shown_with_the_frames_of_the_user_only(tmp_path: Path) -> None:

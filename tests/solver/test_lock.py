@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from caffetools.errors import CaffeToolsError
 from caffetools.solver.checkpoints.lock import prefix_lock
+from tests.children import Child, run_child
 
 HOLD = """
 import sys
 from caffetools.solver.checkpoints.lock import prefix_lock
+from tests.children import Child, run_child
 with prefix_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def holder(prefix: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(prefix)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+def holder(prefix: Path) -> Child:
+    process = Child(["-c", HOLD, prefix])
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -54,9 +53,7 @@ def test_the_same_process_cannot_hold_it_twice(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(CaffeToolsError, match="another run"), prefix_lock(tmp_path / "net"):
                 pass
-        outside = subprocess.run(
-            [sys.executable, "-c", HOLD, str(tmp_path / "net")], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+        outside = run_child(["-c", HOLD, tmp_path / "net"])
         assert "another run" in outside.stderr, "a refused attempt must not let go of the lock"
 
 

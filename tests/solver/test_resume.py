@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from caffetools.solver.control import RunControl
 from caffetools.solver.logs.training_log import read_log
 from caffetools.solver.run import train
 from caffetools.solver.solver import Solver
+from tests.children import run_child
 from tests.solver.tiny import NET, tiny_solver, weights
 from tests.solver.together import project
 
@@ -104,8 +103,8 @@ PLANS = [
 def test_runs_killed_at_any_moment_end_on_the_same_bits(tmp_path: Path, make: Any, plans: list[list[str]]) -> None:
     (tmp_path / "run").mkdir()
     make(tmp_path / "run")
-    command = [sys.executable, "-m", "tests.solver.crashing", str(tmp_path / "run"), json.dumps(plans)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = ["-m", "tests.solver.crashing", tmp_path / "run", json.dumps(plans)]
+    done = run_child(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     ends = json.loads(done.stdout)
     for plan, signals in zip(plans, ends, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import sys
@@ -16,9 +15,7 @@ import torch.distributed as dist
 
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.solver.worker"])
+from tests.children import CONTEXT
 
 SOLVER = """
 net: "net.prototxt" base_lr: 0.05 lr_policy: "step" gamma: 0.5 stepsize: 6 momentum: 0.9 weight_decay: 0.001 random_seed: 5
@@ -87,7 +84,7 @@ class Together:
             variables = {name: str(value) for name, value in numbers.items()} | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
             from tests.solver.worker import work
 
-            process = _CONTEXT.Process(target=work, args=(str(folder), rank, variables, ["train", *arguments]))
+            process = CONTEXT.Process(target=work, args=(str(folder), rank, variables, ["train", *arguments]))
             process.start()
             self.processes.append(process)
 
