@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,10 +21,12 @@ def verify(
     weights: WeightsArgument,
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]…", help="ONNX files, or other models as DEPLOY:WEIGHTS, to compare with.", show_default=False),
+        typer.Argument(
+            metavar="[MODEL]…", help="ONNX files, TensorRT engines, or other models as DEPLOY:WEIGHTS, to compare with.", show_default=False
+        ),
     ] = None,
     engines: Annotated[
-        str, typer.Option(help="Engines that run DEPLOY: torch, onnxruntime, opencv, caffe. The first is the reference.")
+        str, typer.Option(help="Engines that run DEPLOY: torch, onnxruntime, opencv, caffe, tensorrt. The first is the reference.")
     ] = "torch,onnxruntime",
     images: Annotated[
         list[str] | None, typer.Option(help="Image, folder or pattern to compare on; may be repeated. Default: random inputs.")
@@ -42,7 +45,7 @@ def verify(
     Prints the largest and mean difference, the cosine, how often the best class is the same, and the speed.
     An engine that runs but differs by more than --tolerance is a failure (exit code 1).
     DEPLOY may also be an ONNX file, which has its weights in it: `caffetools verify before.onnx after.onnx`.
-    opencv and caffe run in environments of their own: `caffetools engine add opencv4|caffe`.
+    opencv and caffe run in environments of their own: `caffetools engine add opencv4|caffe`. tensorrt needs its package and an NVIDIA GPU.
     """
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import PreprocessOptions, find_pictures
@@ -54,7 +57,7 @@ def verify(
         raise typer.BadParameter("name at least one engine", param_hint="--engines")
     prepared = PreprocessOptions(mean=mean, scale=scale, resize=parse_size(resize) if resize else None)
     others = [_candidate(text) for text in models or []]
-    if str(deploy).endswith(".onnx"):
+    if _has_weights(deploy):
         # It has its weights in it: what follows are the others.
         own = [Candidate(deploy), *([] if str(weights) == "-" else [_candidate(str(weights))])]
     else:
@@ -76,7 +79,7 @@ def verify(
         print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), map(_cells, rows))
     if any(not row.reason and not row.relative <= tolerance for row in rows) or all(row.reason for row in rows[1:]):
         raise typer.Exit(1)
-    if not json and not str(deploy).endswith(".onnx"):
+    if not json and not _has_weights(deploy):
         print_next(after_verify(deploy, weights))
 
 
@@ -84,14 +87,21 @@ def verify(
 _MOST_IMAGES = 16
 
 
+def _has_weights(model: Path | str) -> bool:
+    """Return whether a file of this name has its weights in it: an ONNX file, or an engine that TensorRT built."""
+    from caffetools.engines.base import ENGINE_SUFFIXES
+
+    return Path(model).suffix.lower() in (".onnx", *ENGINE_SUFFIXES)
+
+
 def _candidate(text: str) -> Candidate:
     from caffetools.infer.compare import Candidate
 
-    if text.endswith(".onnx"):
+    if _has_weights(text):
         return Candidate(text)
     model, _, weights = text.partition(":")
     if not weights:
-        raise typer.BadParameter(f"'{text}' is neither an ONNX file nor DEPLOY:WEIGHTS", param_hint="MODEL")
+        raise typer.BadParameter(f"'{text}' is neither an ONNX file, a TensorRT engine nor DEPLOY:WEIGHTS", param_hint="MODEL")
     return Candidate(model, weights)
 
 

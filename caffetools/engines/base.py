@@ -13,6 +13,8 @@ from caffetools.errors import CaffeToolsError
 from caffetools.layers.base import Shape
 
 PathLike = str | os.PathLike[str]
+# Files of engines that TensorRT built: what `trtexec --saveEngine` and the scripts of bundles are given.
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 class Engine(ABC):

@@ -19,7 +19,7 @@ from caffetools.engines.torch import TorchEngine
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, Progress, ignore
 from caffetools.infer.classifier import PreprocessOptions, merge_preprocessing
-from caffetools.infer.load import open_engine
+from caffetools.infer.load import open_engine, usual_engine
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.net.net import Net
 from caffetools.onnx.verify import random_inputs
@@ -34,9 +34,9 @@ class Candidate:
     """Something to compare with the reference: a model and the engine that runs it.
 
     Attributes:
-        model: A deploy prototxt or an ONNX file.
+        model: A deploy prototxt, an ONNX file or an engine that TensorRT built.
         weights: The .caffemodel of a prototxt.
-        engine: ``torch``, ``onnxruntime``, ``opencv`` or ``caffe``; None for the model's usual one.
+        engine: ``torch``, ``onnxruntime``, ``opencv``, ``caffe`` or ``tensorrt``; None for the model's usual one.
     """
 
     model: PathLike
@@ -46,7 +46,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """How the table calls it."""
-        kind = self.engine or ("onnxruntime" if Path(self.model).suffix == ".onnx" else "torch")
+        kind = self.engine or usual_engine(self.model)
         return f"{kind}: {Path(self.weights if self.weights is not None else self.model).name}"
 
 

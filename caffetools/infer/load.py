@@ -5,26 +5,27 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from caffetools.engines.base import Engine, EngineError
+from caffetools.engines.base import ENGINE_SUFFIXES, Engine, EngineError
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 
-ENGINES = ("torch", "onnxruntime", "opencv", "caffe")
+ENGINES = ("torch", "onnxruntime", "opencv", "caffe", "tensorrt")
 
 
 def open_engine(
     deploy: PathLike, weights: PathLike | None = None, *, engine: str | None = None, device: str = "cpu"
 ) -> tuple[Engine, Preprocessing | None]:
-    """Open ``deploy`` (a prototxt with its ``weights``, or an ONNX file) with ``engine``.
+    """Open ``deploy`` (a prototxt with its ``weights``, an ONNX file or a TensorRT engine) with ``engine``.
 
-    onnxruntime runs a prototxt too: it is exported in memory first.
+    onnxruntime and tensorrt run a prototxt too: it is exported in memory first.
 
     Args:
-        deploy: A deploy prototxt, or an ONNX file.
+        deploy: A deploy prototxt, an ONNX file, or an engine that TensorRT built.
         weights: The .caffemodel of a prototxt.
-        engine: ``"torch"``, ``"onnxruntime"``, or in an environment of their own ``"opencv"`` or ``"caffe"``; None takes torch for a prototxt and onnxruntime for an ONNX file.
+        engine: ``"torch"``, ``"onnxruntime"``, ``"tensorrt"``, or in an environment of their own ``"opencv"`` or ``"caffe"``; None takes
+            torch for a prototxt, onnxruntime for an ONNX file and tensorrt for an engine.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
 
     Returns:
@@ -33,8 +34,10 @@ def open_engine(
     Raises:
         CaffeToolsError: The engine is unknown, or a file is missing or does not fit.
     """
-    is_onnx = Path(deploy).suffix.lower() == ".onnx"
-    name = engine or ("onnxruntime" if is_onnx else "torch")
+    suffix = Path(deploy).suffix.lower()
+    name = engine or usual_engine(deploy)
+    if name not in ENGINES:
+        raise EngineError(f"unknown engine '{name}'; known are {', '.join(ENGINES)}")
     if name == "torch":
         from caffetools.engines.torch import TorchEngine
 
@@ -44,15 +47,33 @@ def open_engine(
 
         external = CaffeEngine if name == "caffe" else OpenCVEngine
         return external.load(deploy, weights, device=device), read_preprocessing(deploy)
-    if name != "onnxruntime":
-        raise EngineError(f"unknown engine '{name}'; known are {', '.join(ENGINES)}")
+    if name == "tensorrt":
+        from caffetools.engines.tensorrt import TensorRTEngine, require_tensorrt
+
+        # Before a net is exported for nothing.
+        require_tensorrt()
+        if suffix == ".onnx":
+            built = TensorRTEngine.load(deploy, weights)
+            return built, Preprocessing.from_properties(built.properties)
+        if suffix in ENGINE_SUFFIXES:
+            return TensorRTEngine.load(deploy, weights), read_preprocessing(deploy)
+        return TensorRTEngine.load(_exported(deploy, weights)), read_preprocessing(deploy)
     from caffetools.engines.onnxruntime import OnnxRuntimeEngine
 
-    if is_onnx:
+    if suffix == ".onnx":
         loaded = OnnxRuntimeEngine.load(deploy, weights, device=device)
         return loaded, Preprocessing.from_properties(loaded.properties)
+    return OnnxRuntimeEngine.load(_exported(deploy, weights), device=device), read_preprocessing(deploy)
+
+
+def usual_engine(deploy: PathLike) -> str:
+    """Return the engine that runs a file of this name where none is chosen."""
+    suffix = Path(deploy).suffix.lower()
+    return "onnxruntime" if suffix == ".onnx" else "tensorrt" if suffix in ENGINE_SUFFIXES else "torch"
+
+
+def _exported(deploy: PathLike, weights: PathLike | None) -> bytes:
     from caffetools.engines.torch import TorchEngine
     from caffetools.onnx.export import to_onnx
 
-    net = TorchEngine.load(deploy, weights).net
-    return OnnxRuntimeEngine.load(to_onnx(net).SerializeToString(), device=device), read_preprocessing(deploy)
+    return to_onnx(TorchEngine.load(deploy, weights).net).SerializeToString()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+
+import pytest
 
 from tests.cli.inprocess import run
 from tests.infer.colours import write_net, write_pictures
@@ -20,7 +23,7 @@ def test_two_onnx_files_are_compared(tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert "torch: " in out
     code, out, err = run("verify", tmp_path / "a.onnx", tmp_path / "c")
-    assert code == 2 and "neither an ONNX file nor DEPLOY:WEIGHTS" in err
+    assert code == 2 and "neither an ONNX file, a TensorRT engine nor DEPLOY:WEIGHTS" in err
 
 
 def test_images_are_prepared_with_the_given_mean_and_scale(tmp_path: Path) -> None:
@@ -40,3 +43,21 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
     assert code == 2
     assert "this is a .caffemodel (weights), and an ONNX model is expected" in err
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+def test_without_tensorrt_the_row_names_what_is_missing(tmp_path: Path) -> None:
+    net = write_net(tmp_path)
+    (tmp_path / "model.engine").write_bytes(b"\0" * 64)
+    code, out, err = run("verify", *net, tmp_path / "model.engine", "--engines", "torch,onnxruntime,tensorrt", "--json")
+    assert (code, err) == (0, "")
+    rows = {row["candidate"]: row for row in json.loads(out)}
+    for name in (f"tensorrt: {net[1].name}", "tensorrt: model.engine"):
+        assert "the package tensorrt is not installed here" in rows[name]["reason"]
+        assert "pip install tensorrt" in rows[name]["reason"]
+    assert not rows[f"onnxruntime: {net[1].name}"]["reason"]
+    # As the reference, or alone, it cannot be left out.
+    code, _, err = run("verify", tmp_path / "model.engine", ":".join(map(str, net)))
+    assert code == 2 and "the package tensorrt is not installed here" in err
+    code, _, err = run("classify", *net, *write_pictures(tmp_path), "--engine", "tensorrt")
+    assert code == 2 and "the package tensorrt is not installed here" in err

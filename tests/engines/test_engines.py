@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from caffetools.engines.base import Engine, EngineError
 from caffetools.engines.onnxruntime import OnnxRuntimeEngine
@@ -92,3 +93,20 @@ def test_a_model_whose_names_are_not_utf8_is_damaged_and_nothing_is_printed(tmp_
     with pytest.raises(ModelFileError, match=r"m\.onnx: "):
         OnnxRuntimeEngine.load(tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+def test_tensorrt_gives_the_same_numbers_where_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt")
+    if not torch.cuda.is_available():
+        pytest.skip("TensorRT needs a GPU")
+    from caffetools.engines.tensorrt import TensorRTEngine
+
+    ours, _ = engines(tmp_path)
+    theirs = TensorRTEngine.load(tmp_path / "a.onnx")
+    assert (ours.inputs, ours.outputs, theirs.batch) == (theirs.inputs, theirs.outputs, None)
+    for size in (1, 5):
+        batch = {"data": np.random.RandomState(size).rand(size, 3, 6, 8).astype(np.float32) * 255}
+        np.testing.assert_allclose(ours.predict(batch)["prob"], theirs.predict(batch)["prob"], rtol=1e-4, atol=1e-6)
+    (tmp_path / "bad.engine").write_bytes(b"\0" * 64)
+    with pytest.raises(ModelFileError, match=r"bad\.engine: TensorRT cannot load it"):
+        TensorRTEngine.load(tmp_path / "bad.engine")
