@@ -114,7 +114,7 @@ def require_tensorrt(device: str = "cuda") -> ModuleType:
     try:
         import tensorrt
     except ImportError as error:
-        hint = "with an NVIDIA GPU, `pip install tensorrt` beside caffetools; on a Jetson, JetPack has it (python3-libnvinfer)"
+        hint = "with an NVIDIA GPU, `pip install tensorrt`; on a Jetson, JetPack has it (python3-libnvinfer)"
         raise EngineError(f"the package tensorrt is not installed here ({error})", hint=hint) from None
     if not hasattr(tensorrt.ICudaEngine, "num_io_tensors"):
         raise EngineError(

@@ -142,7 +142,7 @@ def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> N
         )
     with error_context(deploy):
         if how.outputs or how.sources:
-            param = cut_net(Net(param, TEST, fill=False, input_shapes=how.input_shapes), how.outputs, how.sources)
+            param = cut_net(param, how.outputs, how.sources, how.input_shapes)
         net = Net(param, TEST, fill=False)
     unknown = [blob for blob in how.input_shapes if blob not in net.inputs]
     if unknown and not how.sources:

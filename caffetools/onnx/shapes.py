@@ -93,6 +93,8 @@ def _check_batch(net: Net, base: Shapes) -> None:
     hint = "fix the batch size instead (--batch N)"
     sizes = {shape[0] if shape else 0 for shape in base.values()}
     if len(sizes) > 1:
+        # One --batch for all would change the sizes of some.
+        hint = "leave every size as it is (--dynamic-axes '')"
         raise ExportError(f"the inputs {', '.join(base)} differ in their first axis, so it cannot be the batch axis", hint=hint)
     if sizes == {0} or not sizes:
         raise ExportError(f"the net '{net.name}' has no input with a batch axis", hint=hint)
