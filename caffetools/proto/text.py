@@ -59,7 +59,8 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     except text_format.ParseError:
         message = message_type()
         try:
-            kept = keep_unknown(decode_escapes(text), message.DESCRIPTOR, lenient=options.keep_unknown)
+            given = _with_one_device(text) if message_type is SolverParameter else text
+            kept = keep_unknown(decode_escapes(given), message.DESCRIPTOR, lenient=options.keep_unknown)
             text_format.Parse(kept, message)
         except text_format.ParseError as error:
             raise _explain(error, message, text, path) from None
@@ -69,6 +70,22 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     if required is not None and (missing := missing_fields(message, required)):
         raise PrototxtError(f"the dialect '{required}' has no field {missing[0]}", path=path, hint="leave --dialect out to read it")
     return message
+
+
+_DEVICES = re.compile(r"#[^\n]*|\"[^\"\\\n]*\"|'[^'\\\n]*'|\bdevice_id\s*:\s*(\[[\s\d,]*\]|\d+)\s*[,;]?")
+
+
+def _with_one_device(text: str) -> str:
+    """Reduce the list of devices of a TSN solver (``device_id: [0,1]``) to the first: BVLC Caffe has one, and it changes no numbers."""
+    devices = [found for found in _DEVICES.finditer(text) if found[1]]
+    numbers = [str(number) for found in devices for number in re.findall(r"\d+", found[1])]
+    if len(numbers) < 2:
+        return text
+    # Every other character keeps its line and column.
+    for found in devices[1:]:
+        text = text[: found.start()] + re.sub(r"[^\n]", " ", found[0]) + text[found.end() :]
+    start, end = devices[0].span(1)
+    return text[:start] + numbers[0] + re.sub(r"[^\n]", " ", text[start + len(numbers[0]) : end]) + text[end:]
 
 
 def format_text(message: Message) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport, load_weights
 from caffetools.proto.forks.effects import refused_fields
@@ -78,7 +79,10 @@ class Solver:
         log: Log = no_log,
     ):
         self.param = type(param)()
-        self.param.CopyFrom(upgrade_solver(param))
+        try:
+            self.param.CopyFrom(upgrade_solver(param))
+        except CaffeToolsError as error:
+            raise SolverError(error.message, field="solver_type") from None
         self.path = Path(path) if path is not None else None
         self.prefix = snapshot_prefix(self.param, self.path)
         self.log = log

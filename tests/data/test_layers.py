@@ -68,12 +68,13 @@ def same(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.fixture(params=["data", "data without prefetch", "images", "hdf5"])
+@pytest.fixture(params=["data", "data without prefetch", "shuffled data", "images", "hdf5"])
 def any_layer(request: pytest.FixtureRequest, lmdb: Path, tmp_path: Path) -> Any:
     """A function that makes a random layer of a kind with a given seed."""
     texts = {
         "data": data(lmdb),
         "data without prefetch": data(lmdb, "prefetch: 0"),
+        "shuffled data": data(lmdb, "shuffle: true"),
         "images": image_data(IO, "shuffle: true"),
         "hdf5": f"name: 'h' type: 'HDF5Data' top: 'x' hdf5_data_param {{ source: '{tmp_path}/h5.txt' batch_size: 3 shuffle: true }}",
     }
@@ -170,6 +171,24 @@ def test_a_shuffled_list_is_read_once_an_epoch_in_new_orders() -> None:
     epochs = [made()[1].tolist() for _ in range(4)]
     assert all(sorted(epoch) == [0, 0, 1, 2, 3, 3, 4] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_shuffled_records_come_once_an_epoch_in_new_orders_also_by_rank_and_without_reading_those_skipped(lmdb: Path) -> None:
+    def labels(made: Any, batches: int) -> list[int]:
+        return [int(label) for _ in range(batches) for label in made()[1]]
+
+    text = data(lmdb, "shuffle: true", batch=5, transform="")
+    whole = labels(layer(text), 6)
+    epochs = [whole[start : start + 10] for start in (0, 10, 20)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
+    assert len({tuple(epoch) for epoch in [*epochs, list(range(10))]}) == 4
+    skipped = layer(text)
+    skipped.skip_batches(3)
+    assert labels(skipped, 3) == whole[15:]
+    ranks = [layer(text) for _ in range(2)]
+    for rank, made in enumerate(ranks):
+        made.shard(rank, 2)
+    assert [labels(made, 3) for made in ranks] == [whole[rank:30:2] for rank in range(2)]
 
 
 def test_shuffled_hdf5_rows_come_once_an_epoch(tmp_path: Path) -> None:

@@ -72,13 +72,14 @@ def test_multifixed_needs_a_rate_for_each_stage() -> None:
         "solver_data_type: FLOAT16",
         "test_offset: 3",
         "test_and_snapshot_last_epochs: 2",
+        "solver_type: SAG",
     ],
 )
 def test_what_would_change_numbers_is_refused_with_file_line_and_field(tmp_path: Path, field: str) -> None:
     path = tmp_path / "solver.prototxt"
     path.write_text(f'net: "absent.prototxt"\nbase_lr: 0.1 # {field}\n{field}\nlr_policy: "fixed"\n')
     name = field.partition(":")[0]
-    with pytest.raises(SolverError, match=rf"^{path}:3: {name} is a field of a Caffe fork that is not supported") as error:
+    with pytest.raises(SolverError, match=rf"^{path}:3: {name} (SAG is a fork's and not|is a field of a Caffe fork that is not)") as error:
         Solver.from_file(path)
     assert (error.value.field, error.value.line, error.value.exit_code) == (name, 3, 2)
 
@@ -90,6 +91,17 @@ def test_a_field_at_its_default_or_used_by_another_alone_is_not_an_obstacle() ->
 def test_tests_by_mean_average_precision_are_refused_where_there_are_tests() -> None:
     with pytest.raises(CaffeToolsError, match="solver: eval_type is a field of a Caffe fork"):
         tiny_solver('eval_type: "detection" test_iter: 1 test_interval: 5')
+
+
+@pytest.mark.parametrize(
+    "devices", ["device_id: [0,1,2]", "device_id: [0,\n 1]", "device_id: 0 device_id: 1", "device_id: 0 # device_id: 1"]
+)
+def test_a_list_of_devices_as_tsn_solvers_have_is_read(devices: str) -> None:
+    text = f'{devices}\nsnapshot_prefix: "device_id: 7" group_id: [0, 0] # device_id: [8, 9]\nrichness: 300'
+    solver = parse(text, SolverParameter)
+    assert (solver.device_id, solver.snapshot_prefix, solver.richness) == (0, "device_id: 7", 300)
+    with pytest.raises(CaffeToolsError, match=rf":{text.count(chr(10)) + 2}:1: "):
+        parse(text + "\nrichnes: 3", SolverParameter)
 
 
 # ---- layers ----
@@ -128,3 +140,19 @@ def test_a_fork_field_of_a_layer_is_seen_or_listed_as_harmless(owner: str, name:
         part = getattr(layer, holders[0].name)
     with_field(part, part.DESCRIPTOR.fields_by_name[name])
     assert name in fork_fields(layer) or name in _HARMLESS
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("eltwise_param { operation: STOCHASTIC_SUM }", ["operation: STOCHASTIC_SUM"]),
+        ("loss_param { normalization: PRE_FIXED }", ["normalization: PRE_FIXED"]),
+        ("loss_param { normalization: FULL }", []),
+        ("pooling_param { pool: AVE engine: MKLDNN }", []),
+        ("convolution_param { engine: MKL2017 weight_filler { variance_norm: AVERAGE } }", []),
+        ("quantization_param { bw_layer_in: 8 fl_layer_in: 4 }", ["quantization_param"]),
+        ("quantization_param { precision: DYNAMIC_FIXED_POINT bw_params: 32 }", []),
+    ],
+)
+def test_values_of_forks_and_fixed_point_arithmetic_are_seen_in_every_layer(text: str, expected: list[str]) -> None:
+    assert fork_fields(parse(f'name: "l" type: "Convolution" {text}', LayerParameter)) == expected

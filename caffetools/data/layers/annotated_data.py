@@ -61,7 +61,7 @@ class AnnotatedData(ReadingLayer):
     FORK_FIELDS = (
         AUGMENT_FIELDS
         | NEUTRAL_FIELDS
-        | {"resize_param", "noise_param", "emit_constraint", "crop_h", "crop_w", "distort_param", "expand_param"}
+        | {"resize_param", "noise_param", "emit_constraint", "crop_h", "crop_w", "distort_param", "expand_param", "shuffle"}
     )
 
     @classmethod

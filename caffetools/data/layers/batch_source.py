@@ -168,21 +168,26 @@ class BatchMaker(ABC):
 
 
 class RecordBatches(BatchMaker):
-    """Batches of the records of a database, in the order of their keys, over and over; the position is the next record's number.
+    """Batches of the records of a database, over and over; the position is the next record's number.
 
     Args:
         database: The database.
         size: Records in a batch.
         seed: See :class:`BatchMaker`.
         skip_corrupt: How many damaged records may be left out.
+
+    Attributes:
+        shuffle: Take the records of each epoch in a random order (``shuffle`` in data_param of NVCaffe, Intel's and TSN's Caffe),
+            not in that of their keys; to be set before the first batch.
     """
 
     def __init__(self, database: Database, size: int, seed: int, *, skip_corrupt: int = 0):
         super().__init__(seed)
         self.database, self.size = database, size
         self.corrupt = CorruptRecords(skip_corrupt)
-        self._position = 0
-        self._records: Iterator[Record] = iter(())
+        self.shuffle = False
+        self._position = self._epoch = 0
+        self._records: Iterator[Record] | None = None
         self._own_shards = False
 
     def shard(self, rank: int, world_size: int) -> None:
@@ -199,14 +204,14 @@ class RecordBatches(BatchMaker):
             self._next_record()
 
     def position(self) -> State:
-        return {"position": self._position}
+        return {"position": self._position, **({"epoch": self._epoch} if self.shuffle else {})}
 
     def seek(self, position: State) -> None:
-        self._position = int(position["position"])
+        self._position, self._epoch = int(position["position"]), int(position.get("epoch", 0))
         if self._position > len(self.database):
             # The position of another number of processes, which share an index of shards in another way.
             self._position %= len(self.database)
-        self._records = self.database.records(self._position, on_error=self.corrupt)
+        self._records = self._remaining()
 
     def next_owned_record(self) -> Record:
         """Return the next record of this rank."""
@@ -216,14 +221,30 @@ class RecordBatches(BatchMaker):
         return record
 
     def _next_record(self) -> Record:
+        if self._records is None:
+            self._records = self._remaining()
         record = next(self._records, None)
         if record is None:
-            self._position, self._records = 0, self.database.records(on_error=self.corrupt)
+            self._position, self._epoch = 0, self._epoch + 1
+            self._records = self._remaining()
             record = next(self._records, None)
             if record is None:
                 raise DataError("no record can be read", path=self.database.path)
         self._position += 1
         return record
+
+    def _remaining(self) -> Iterator[Record]:
+        """Return the records of this epoch from the present position on."""
+        return self._shuffled() if self.shuffle else self.database.records(self._position, on_error=self.corrupt)
+
+    def _shuffled(self) -> Iterator[Record]:
+        for number in self.epoch_permutation(self._epoch, len(self.database))[self._position :]:
+            try:
+                record = self.database.item(int(number))
+            except DataError as error:
+                self.corrupt(error)
+            else:
+                yield record
 
 
 class ReadingLayer(Layer):
@@ -343,6 +364,7 @@ class ReadingLayer(Layer):
             self._maker = self.open(self._seed)
             if isinstance(self._maker, RecordBatches):
                 self._maker.corrupt.report = self._report_corrupt
+                self._maker.shuffle = self.param.data_param.shuffle
             if self._shard is not None:
                 self._maker.shard(*self._shard)
             self._maker.augmenter = self._augmenter()

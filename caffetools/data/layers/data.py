@@ -27,7 +27,7 @@ from caffetools.util.threads import ordered_map
 
 @register("Data")
 class Data(ReadingLayer):
-    """Records of a database in the order of their keys, over and over.
+    """Records of a database in the order of their keys, over and over; in a random one for each epoch with ``shuffle``, a field of forks.
 
     Tops: data (N, C, H, W) and labels (N), float32. A batch takes its size from its first record; the others must fit. ``source`` is
     relative to the working directory; its files decide whether it is an LMDB or a LevelDB. ``rand_skip`` starts at a random one
@@ -36,7 +36,7 @@ class Data(ReadingLayer):
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="numbers")
     AUGMENTS = True
-    FORK_FIELDS = AUGMENT_FIELDS | RESIZE_FIELDS | NEUTRAL_FIELDS
+    FORK_FIELDS = AUGMENT_FIELDS | RESIZE_FIELDS | NEUTRAL_FIELDS | {"shuffle"}
 
     @classmethod
     def stored_item(cls, param: LayerParameter) -> Shape | None:
@@ -114,7 +114,7 @@ class DatabaseBatches(RecordBatches):
     def skip_batches(self, count: int) -> None:
         transformer = self.transformer
         drawn = transformer.mirror or transformer.resize is not None or (transformer.crop and transformer.random_crop)
-        if drawn or self.augmenter is not None or self.corrupt.limit or self.world_size > 1:
+        if drawn or self.shuffle or self.augmenter is not None or self.corrupt.limit or self.world_size > 1:
             super().skip_batches(count)  # what is drawn, or left out, depends on the records
             return
         self.seek({"position": (self._position + count * self.size) % len(self.database)})

@@ -96,15 +96,18 @@ def upgrade_solver(param: SolverParameter) -> Any:
     """Return ``param`` with the old ``solver_type`` turned into ``type``: a new ``SolverParameter``, or ``param`` itself.
 
     Raises:
-        CaffeToolsError: both are given.
+        CaffeToolsError: both are given, or the type is a fork's.
     """
     if not param.HasField("solver_type"):
         return param
     if param.HasField("type"):
         raise CaffeToolsError(f"the solver has both solver_type and type ('{param.type}'); keep only type")
+    old = enum_name(param, "solver_type")
+    if old not in _SOLVER_TYPES:
+        raise CaffeToolsError(f"solver_type {old} is a fork's and not computed here; it is one of {', '.join(_SOLVER_TYPES)}")
     upgraded = type(param)()
     upgraded.CopyFrom(param)
-    upgraded.type = _SOLVER_TYPES[enum_name(param, "solver_type")]
+    upgraded.type = _SOLVER_TYPES[old]
     upgraded.ClearField("solver_type")
     return upgraded
 
