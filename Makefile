@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test coverage wild fuzz lint bench pages site clean
+.PHONY: demo test coverage wild gpu fuzz lint bench pages site clean
 
 demo: $(VENV)/.demo
 	$(BIN)/caffetools demo
@@ -21,6 +21,10 @@ coverage: $(VENV)/.test
 # Sweeps over published prototxts and models, which are not ours to copy: CAFFETOOLS_WILD is the folder that holds them.
 wild: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m wild
+
+# What needs a CUDA device: the golden data once more there, recorded passes, lower precision.
+gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 fuzz: $(VENV)/.test
 	CAFFETOOLS_FUZZ=6000 $(BIN)/python -m pytest tests/proto/test_fuzz.py -n 2 -rP

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -106,23 +107,26 @@ def cases_of(setting: Setting, *, quick: bool) -> Iterator[Case]:
             break
     for precision in ("tf32", "bf16"):
         graph = f"{precision}, CUDA graph"
-        yield Case("inference", "caffetools", graph, lambda p=precision: our_inference(setting, p), precision, graph=True)
+        yield Case("inference", "caffetools", graph, lambda p=precision: our_inference(setting, p, recorded=True), precision)
         yield Case("inference", "pytorch", graph, lambda p=precision: plain_inference(setting, p, last=True), precision, graph=True)
-    yield Case("training", "caffetools", "tf32, no autotuning", lambda: our_training(setting, "tf32"), "tf32", autotune=False)
+    for precision in ("tf32", "bf16"):
+        make = partial(our_training, setting, precision, cuda_graphs=True)
+        yield Case("training", "caffetools", f"{precision}, --cuda-graphs", make, precision)
     yield Case("training", "caffetools", "tf32, --checkpoint-memory", lambda: our_training(setting, "tf32", checkpoint_memory=True), "tf32")
     if not quick:
         yield Case("training", "caffetools", "bf16, --compile", lambda: our_training(setting, "bf16", compiled=True), "bf16")
 
 
-def our_inference(setting: Setting, precision: str) -> Step:
-    """A TEST pass of a caffetools net."""
+def our_inference(setting: Setting, precision: str, *, recorded: bool = False) -> Step:
+    """A TEST pass of a caffetools net, which records a CUDA graph of its own accord where ``recorded`` lets it."""
     net = Net(setting.param(), TEST).to(setting.device)
+    net.graphs.enabled, net.allow_tf32 = recorded, precision == "tf32"
     data, label = setting.pictures()
     batch = {"data": data.contiguous(memory_format=torch.channels_last), "label": label.float()}
 
     def step() -> object:
         with torch.no_grad(), autocast(setting, precision):
-            return net.compute(dict(batch))
+            return net(batch)
 
     return step
 
@@ -139,9 +143,11 @@ def plain_inference(setting: Setting, precision: str, *, last: bool) -> Step:
     return step
 
 
-def our_training(setting: Setting, precision: str, *, compiled: bool = False, checkpoint_memory: bool = False) -> Step:
+def our_training(
+    setting: Setting, precision: str, *, compiled: bool = False, checkpoint_memory: bool = False, cuda_graphs: bool = False
+) -> Step:
     """An iteration of caffetools's solver."""
-    compute = ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory)
+    compute = ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory, cuda_graphs=cuda_graphs)
     solver = DistributedSolver(SolverParameter(train_net_param=setting.param(), **SOLVER), compute=compute, device=setting.device)
     data, label = setting.pictures()
     solver.train_inputs = {"data": data, "label": label.float()}

@@ -44,6 +44,9 @@ Resume = Annotated[
 CheckpointMemory = Annotated[
     bool, typer.Option("--checkpoint-memory", help="Compute most activations a second time going back: less memory, the same weights.")
 ]
+CudaGraphs = Annotated[
+    bool, typer.Option("--cuda-graphs", help="Record the passes on a GPU once and replay them: less time for small batches.")
+]
 Quantize = Annotated[
     str, typer.Option(metavar="int8", help="Compute with simulated int8 (quantization-aware training).", show_default=False)
 ]
@@ -69,6 +72,7 @@ def train(
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
     checkpoint_memory: CheckpointMemory = False,
+    cuda_graphs: CudaGraphs = False,
     quantize: Quantize = "",
     engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
     engine_image: Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)] = "",
@@ -98,15 +102,15 @@ def train(
         ours |= {"--skip-corrupt": skip_corrupt > 0, "--tensorboard": tensorboard is not None}
         ours |= {"--mlflow": bool(mlflow), "--wandb": bool(wandb)}
         ours |= {"--precision": precision != "fp32", "--compile": compiled, "--quantize": bool(quantize)}
-        ours |= {"--checkpoint-memory": checkpoint_memory}
+        ours |= {"--checkpoint-memory": checkpoint_memory, "--cuda-graphs": cuda_graphs}
         flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
     options: dict[str, Any] = {"max_iter": max_iter, "level": level, "stages": split(stage), "skip_corrupt": skip_corrupt}
+    compute, effects = _compute_options(precision, compiled, checkpoint_memory, cuda_graphs), (sigint_effect, sighup_effect)
     options["trackers"] = (tensorboard, mlflow, wandb)
     several = processes is not None or gpu == "all" or "," in gpu
-    options["callbacks"] = _quantization(quantize, several=several, plain=precision == "fp32" and not compiled and not checkpoint_memory)
-    compute, effects = _compute_options(precision, compiled, checkpoint_memory), (sigint_effect, sighup_effect)
+    options["callbacks"] = _quantization(quantize, several=several, plain=compute is None)
     if not (weights or snapshot or resume or quiet):
         _warn_of_random_start(path)
     done = _train(path, processes, restarts, gpu, device, effects, compute, quiet, start | options)
@@ -219,12 +223,12 @@ def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
     return {"snapshot": snapshot, "resume": resume == "auto"}
 
 
-def _compute_options(precision: str, compiled: bool, checkpoint_memory: bool) -> Any:
-    if precision == "fp32" and not compiled and not checkpoint_memory:
+def _compute_options(precision: str, compiled: bool, checkpoint_memory: bool, cuda_graphs: bool) -> Any:
+    if precision == "fp32" and not (compiled or checkpoint_memory or cuda_graphs):
         return None
     from caffetools.solver.distributed import ComputeOptions
 
-    return ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory)
+    return ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory, cuda_graphs=cuda_graphs)
 
 
 def _quantization(wanted: str, *, several: bool, plain: bool) -> list[Callback]:

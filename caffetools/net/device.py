@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from caffetools.errors import CaffeToolsError
@@ -30,3 +33,27 @@ def find_device(wanted: str, *, on_cpu: bool = False, index: int = 0) -> torch.d
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CaffeToolsError(f"there is no device '{name}' here: torch sees {torch.cuda.device_count()} GPU(s); use cpu or auto")
     return device
+
+
+@contextmanager
+def float32_products(device: torch.device, *, tf32: bool = False, autotune: bool | None = None) -> Iterator[None]:
+    """Set how CUDA multiplies float32 numbers during the block, and restore torch's settings at its end; nothing happens on the CPU.
+
+    torch's own default rounds the factors of convolutions to TF32, which has 10 bits in place of 23; Caffe does not.
+
+    Args:
+        device: Where the block computes.
+        tf32: Allow TF32.
+        autotune: Whether cuDNN tries its algorithms for each new shape and keeps the fastest; None: as it is set.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+        cudnn.benchmark = before[2] if autotune is None else autotune
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from caffetools.errors import DataError, NetError, did_you_mean
 from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.registry import layer_class
+from caffetools.net.cuda_graphs import InferenceGraphs
+from caffetools.net.device import float32_products
 from caffetools.net.gradients import plan_gradients, plan_inplace
 from caffetools.net.inference import InferencePlans
 from caffetools.net.param_sharing import restore_sharing, share_parameters
@@ -84,6 +86,7 @@ class Net(nn.Module):
         gradients: For each layer, which bottoms get a gradient.
         learnable: What a solver changes, in Caffe's order.
         last_use: For each layer, the blobs that nothing needs after it has run.
+        allow_tf32: Whether products on a GPU may round their factors to TF32, which has 10 bits; False, as Caffe computes.
 
     Raises:
         NetError: a layer type is unknown, a bottom is missing, shapes do not fit; names layer, blob and shapes.
@@ -125,6 +128,8 @@ class Net(nn.Module):
         self.last_use = _last_use(self.layers)
         self._plans = ShapePlans(self.layers)
         self.inference = InferencePlans(self.layers, self._plans)
+        self.graphs = InferenceGraphs(self.layers, self._plans)
+        self.allow_tf32 = False
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], phase: int = TEST, **options: Any) -> Net:
@@ -205,7 +210,23 @@ class Net(nn.Module):
         plan = self.plan({name: tuple(blob.shape) for name, blob in blobs.items()})
         if self.phase == TEST and (results := self.inference.run(plan, blobs, self._wanted(keep))) is not None:
             return results
-        return self.compute({name: _laid_out(blob) for name, blob in blobs.items()}, keep, plan)
+        blobs = {name: _laid_out(blob) for name, blob in blobs.items()}
+        if self.device.type != "cuda":
+            return self.compute(blobs, keep, plan)
+        with float32_products(self.device, tf32=self.allow_tf32):
+            recorded = self.graphs.run(self.compute, plan, blobs, self._wanted(keep)) if self.phase == TEST else None
+            return recorded if recorded is not None else self.compute(blobs, keep, plan)
+
+    def read_batch(self, batch: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return what :meth:`compute` takes: the input blobs, those that ``batch`` lacks from the data layers, in the layers' layout.
+
+        Args:
+            batch: As for :meth:`forward`.
+
+        Raises:
+            NetError: an input is unknown.
+        """
+        return {name: _laid_out(blob) for name, blob in self._gather(batch or {}).items()}
 
     def compute(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
         """Run the layers above the data layers.
@@ -257,6 +278,8 @@ class Net(nn.Module):
             self._plans.clear()
         if "inference" in self.__dict__:
             self.inference.clear()
+        if "graphs" in self.__dict__:
+            self.graphs.clear()
 
     def run_layer(self, index: int, layer: Layer, blobs: dict[str, Tensor]) -> None:
         """Run one layer of a pass.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, format_shape
+from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import is_exclusive
 
@@ -49,7 +50,8 @@ class Activations:
         """
         gradient = None
         if score.requires_grad and of.requires_grad:
-            (gradient,) = torch.autograd.grad(score, of, retain_graph=True, allow_unused=True)
+            with float32_products(of.device):
+                (gradient,) = torch.autograd.grad(score, of, retain_graph=True, allow_unused=True)
         if gradient is None:
             raise NetError(f"{what} does not depend on the requested values by operations with a gradient")
         return gradient
@@ -95,7 +97,7 @@ def run_probe(
     leaves = {name: _leaf(net, value, record) for name, value in given.items()}
     values = Activations(leaves, dict(leaves))
     places = {id(layer): index for index, layer in enumerate(net.layers)}
-    with torch.set_grad_enabled(record):
+    with torch.set_grad_enabled(record), float32_products(net.device):
         for layer in needed:
             if layer.IS_DATA:
                 _run_data_layer(net, layer, values)

@@ -15,6 +15,7 @@ from caffetools.layers.blob_storage import BlobStorage, shares_memory
 from caffetools.layers.python import Python
 from caffetools.net.blob_versions import Step, plan_steps
 from caffetools.net.deferred import Deferred
+from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.param_sharing import add_to_owner, owner_of
 from caffetools.proto.schema import TEST
@@ -89,7 +90,8 @@ class Stepwise:
         for step in self.steps[first : last + 1]:
             for call in self.before_forward:
                 call(step.index)
-            self._run(step, record=record and step.needs_backward)
+            with float32_products(self.device, tf32=self.net.allow_tf32):
+                self._run(step, record=record and step.needs_backward)
             total += self._loss(step)
             for call in self.after_forward:
                 call(step.index)
@@ -117,7 +119,8 @@ class Stepwise:
             for call in self.before_backward:
                 call(step.index)
             if step.needs_backward:
-                self._backward_step(step, keep=keep)
+                with float32_products(self.device, tf32=self.net.allow_tf32):
+                    self._backward_step(step, keep=keep)
             for version in step.produces:
                 version.clear()
             for call in self.after_backward:

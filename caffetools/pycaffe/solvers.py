@@ -211,7 +211,7 @@ class _Engine(engine.Solver):
             self.run.backward()
         return total / int(self.param.iter_size)
 
-    def _forward(self) -> Tensor:
+    def _forward(self, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
         loss = self.run.forward()
         self.output_blobs = {name: self.run.blobs[name].data.value() for name in self.net.outputs}
         return torch.tensor(loss)

@@ -25,6 +25,7 @@ from caffetools.solver.errors import SolverError
 from caffetools.solver.precision import Precision, compile_net
 from caffetools.solver.solver import Solver
 from caffetools.solver.strategy import SingleProcess, Strategy
+from caffetools.solver.training_graph import TrainingGraph
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,20 @@ class ComputeOptions:
         device_transform: Whether images go to the device as bytes and are transformed there; None does so on CUDA.
         checkpoint_memory: Whether most activations are computed a second time in the backward pass, not kept: less memory, the same
             weights.
+        cuda_graphs: Whether the passes of a training on a GPU are recorded once and replayed: fewer launches, more memory, the same
+            weights.
     """
 
     precision: str = "fp32"
     compiled: bool = False
     device_transform: bool | None = None
     checkpoint_memory: bool = False
+    cuda_graphs: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether passes are those of a :class:`Solver`."""
-        return self.precision in ("fp32", "tf32") and not self.compiled and not self.checkpoint_memory
+        return self.precision in ("fp32", "tf32") and not (self.compiled or self.checkpoint_memory or self.cuda_graphs)
 
 
 class DistributedSolver(Solver):
@@ -82,6 +86,10 @@ class DistributedSolver(Solver):
             )
         if compute.compiled and compute.checkpoint_memory:
             raise CaffeToolsError("--compile decides itself what is kept for the backward pass; leave out --checkpoint-memory, or it")
+        if compute.cuda_graphs and (self.strategy.size > 1 or compute.compiled):
+            raise CaffeToolsError(
+                "--cuda-graphs records the passes of one process that is not compiled; leave it out, or --processes and --compile"
+            )
         if mine.random_seed < 0:
             mine.random_seed = int.from_bytes(os.urandom(4), "little") >> 1
         mine.random_seed = self.strategy.broadcast(mine.random_seed)
@@ -187,8 +195,15 @@ class DistributedSolver(Solver):
             for layer in net.layers:
                 if isinstance(layer, ReadingLayer) and on_device:
                     layer.transform_on(device)
+        self._graph = self._training_graph(device) if self.compute.cuda_graphs else None
         if self.strategy.size > 1:
             self._join(device)
+
+    def _training_graph(self, device: torch.device) -> TrainingGraph | None:
+        if device.type != "cuda":
+            self.log("caffe.cpp:197", "CUDA graphs need a CUDA device; on the CPU this run computes without", "W")
+            return None
+        return TrainingGraph(self.net, self.precision.running, self.precision.backward, self.log)
 
     def _join(self, device: torch.device) -> None:
         """Share the data and the gradients; start from the main process's weights, with an own random stream, as Caffe does."""
@@ -234,15 +249,6 @@ class DistributedSolver(Solver):
     def _set_process_state(self, state: Mapping[str, Any]) -> None:
         self.precision.set_state(state.get("precision", {}))
 
-    def step(self, iterations: int) -> None:
-        """Update as :meth:`Solver.step` does, with torch's settings for the precision."""
-        with self.precision.settings():
-            super().step(iterations)
-
-    def _display_and_test_at_end(self) -> None:
-        with self.precision.settings():
-            super()._display_and_test_at_end()
-
     def _iterate(self) -> None:
         super()._iterate()
         if self.strategy.size > 1:
@@ -276,12 +282,24 @@ class DistributedSolver(Solver):
         for index in range(count):
             # Gradients are exchanged once an update.
             with self._run.no_sync() if isinstance(self._run, DistributedDataParallel) and index + 1 < count else nullcontext():
-                loss = self._forward()
-                if loss.requires_grad:
-                    self.precision.backward(loss)
-            total += loss.detach()
+                total += self._one_pass()
         self.precision.ready([entry.parameter for entry in self.net.learnable])
         return total / count
+
+    def _one_pass(self) -> Tensor:
+        """Run forward and backward once; return the loss, on the device."""
+        if self._graph is None:
+            loss = self._forward()
+        else:
+            batch = self.net.read_batch({name: value for name, value in self.train_inputs.items() if name in self.net.inputs})
+            replayed = self._graph.run(batch)
+            if replayed is not None:
+                loss, self.output_blobs = replayed
+                return loss
+            loss = self._forward(batch)
+        if loss.requires_grad:
+            self.precision.backward(loss)
+        return loss.detach()
 
     def _update(self) -> None:
         self.precision.update(self.iteration, super()._update)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,27 +44,12 @@ class Precision:
             log("caffe.cpp:197", "tf32 is a format of CUDA devices; on the CPU this run computes in float32", "W")
 
     def prepare(self, net: Net) -> None:
-        """Make ``net`` ready: layers that need float32 see to it that they get it."""
+        """Make ``net`` ready: layers that need float32 see to it that they get it, and products on GPUs round to TF32 where it is the mode."""
+        net.allow_tf32 = self.mode == "tf32"
         if self.half is not None:
             for layer in net.layers:
                 if not layer.IS_DATA and not layer.TRAITS.half:
                     layer.float32_only = True
-
-    @contextmanager
-    def settings(self) -> Iterator[None]:
-        """Allow or forbid tf32 on CUDA during the block, and restore torch's settings at its end."""
-        if self.device.type != "cuda":
-            yield
-            return
-        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-        before = [backend.allow_tf32 for backend in backends]
-        try:
-            for backend in backends:
-                backend.allow_tf32 = self.mode == "tf32"
-            yield
-        finally:
-            for backend, value in zip(backends, before, strict=True):
-                backend.allow_tf32 = value
 
     def running(self) -> AbstractContextManager[Any]:
         """Return the context for a forward pass."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
+from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport, load_weights
 from caffetools.proto.forks.effects import refused_fields
@@ -162,12 +163,13 @@ class Solver:
         if not self._resumed:
             self.losses.clear()
         self._resumed = False
-        self.notify("on_step_begin")
-        while self.iteration < end and not self.stopping:
-            self.notify("on_iteration_begin")
-            if not self.stopping:
-                self._before_tests = None
-                self._iterate()
+        with float32_products(self.net.device, tf32=self.net.allow_tf32, autotune=True):
+            self.notify("on_step_begin")
+            while self.iteration < end and not self.stopping:
+                self.notify("on_iteration_begin")
+                if not self.stopping:
+                    self._before_tests = None
+                    self._iterate()
 
     def stop(self) -> None:
         """Ask the running ``step`` or ``solve`` to end after the current update; a test ends after its current batch."""
@@ -336,9 +338,9 @@ class Solver:
             total += loss.detach()
         return total / int(self.param.iter_size)
 
-    def _forward(self) -> Tensor:
+    def _forward(self, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
         self.output_blobs = {}
-        blobs = self._pass(self.net, self.train_inputs)
+        blobs = self._pass(self.net, self.train_inputs if inputs is None else inputs)
         self.output_blobs = {name: blobs[name].detach() for name in self.net.outputs}
         loss: Tensor = self.net.total_loss(blobs)
         return loss

@@ -21,16 +21,24 @@ CASES: list[dict[str, Any]] = json.loads((FOLDER / "index.json").read_text())["c
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['group']}-{c['id']}")
 def test_layer_gives_the_numbers_of_caffe(case: dict[str, Any]) -> None:
+    check_case(case, torch.device("cpu"))
+
+
+def check_case(case: dict[str, Any], device: torch.device) -> None:
+    """Compute the case on ``device`` and compare all that Caffe recorded of it."""
     with np.load(FOLDER / case["npz"]) as file:
         arrays = dict(file)
     net = Net.from_file(
         FOLDER / case["prototxt"], TRAIN if case["phase"] == "TRAIN" else TEST, level=case.get("level", 0), stages=case.get("stages", ())
     )
     set_parameters(net, arrays)
+    net.to(device)
     tops = [key.split(":", 1)[1] for key in arrays if key.startswith(("out:", "topdiff:", "indiff:"))]
     for step in range(case["forwards"]):
         prefix = "in:" if step == case["forwards"] - 1 else f"in{step}:"
-        inputs = {key.removeprefix(prefix): torch.from_numpy(a).requires_grad_() for key, a in arrays.items() if key.startswith(prefix)}
+        inputs = {
+            key.removeprefix(prefix): torch.from_numpy(a).to(device).requires_grad_() for key, a in arrays.items() if key.startswith(prefix)
+        }
         blobs = net({name: blob for name, blob in inputs.items() if name in net.inputs}, keep=tops)
     check_forward(net, case, arrays, blobs)
     if case["backward"]:
@@ -53,10 +61,12 @@ def check_forward(net: Net, case: dict[str, Any], arrays: dict[str, NDArray[Any]
             assert tuple(blobs[name].shape) == expected.shape
             # How many items a Filter lets through is known only when it runs.
             assert expected.shape == net.blob_shapes[name] or "Filter" in case["layer_types"]
-            np.testing.assert_allclose(blobs[name].detach().numpy(), expected, **tolerance, err_msg=key)
+            np.testing.assert_allclose(blobs[name].detach().cpu().numpy(), expected, **tolerance, err_msg=key)
         elif key.startswith("paramafter:"):
             _, layer, index = key.split(":")
-            np.testing.assert_allclose(net.layer(layer).blobs[int(index)].detach().numpy(), expected, **case["tolerance"], err_msg=key)
+            np.testing.assert_allclose(
+                net.layer(layer).blobs[int(index)].detach().cpu().numpy(), expected, **case["tolerance"], err_msg=key
+            )
         elif key == "total_loss":
             np.testing.assert_allclose(net.total_loss(blobs).item(), expected, **case["tolerance"], err_msg=key)
 
@@ -70,7 +80,7 @@ def check_backward(
 ) -> None:
     objective = net.total_loss(blobs)
     for name in case["top_diffs"]:
-        objective = objective + (blobs[name] * torch.from_numpy(arrays[f"topdiff:{name}"])).sum()
+        objective = objective + (blobs[name] * torch.from_numpy(arrays[f"topdiff:{name}"]).to(blobs[name].device)).sum()
     wanted: dict[str, torch.Tensor] = {}
     for key in arrays:
         if key.startswith("indiff:"):
@@ -82,7 +92,7 @@ def check_backward(
     nothing = [None] * len(wanted)
     gradients = torch.autograd.grad(objective, list(wanted.values()), allow_unused=True) if objective.requires_grad else nothing
     for (key, source), gradient in zip(wanted.items(), gradients, strict=True):
-        got = np.zeros(tuple(source.shape), np.float32) if gradient is None else gradient.numpy()
+        got = np.zeros(tuple(source.shape), np.float32) if gradient is None else gradient.cpu().numpy()
         np.testing.assert_allclose(got, arrays[key], **case["tolerance"], err_msg=key)
 
 

@@ -33,16 +33,21 @@ GRADIENT_TOLERANCE = 1e-3
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_network_gives_the_numbers_of_caffe(name: str) -> None:
+    check_network(name, torch.device("cpu"))
+
+
+def check_network(name: str, device: torch.device) -> None:
+    """Compute the network on ``device`` and compare its blobs and gradients with Caffe's."""
     golden = json.loads((FOLDER / f"{name}.golden.json").read_text())
-    net = golden_net(name, golden)
-    blobs = net(golden_inputs(golden), keep=golden["blobs"])
+    net = golden_net(name, golden).to(device)
+    blobs = net({blob: values.to(device) for blob, values in golden_inputs(golden).items()}, keep=golden["blobs"])
     for blob, (shape, *sums) in golden["blobs"].items():
         assert list(blobs[blob].shape) == shape, blob
         assert_sums(blobs[blob], sums, f"{name}: blob {blob}")
     with np.load(FOLDER / f"{name}.npz") as arrays:
         for key in arrays.files:
             kind, _, blob = key.partition("/")
-            got = blobs[blob].detach().numpy()
+            got = blobs[blob].detach().cpu().numpy()
             assert_close(got if kind == "out" else golden_slice(got), arrays[key], f"{name}: {key}")
     if net.training:
         check_gradients(net, blobs, golden["param_diffs"], name)

@@ -31,8 +31,8 @@ def load(case: dict[str, Any]) -> Arrays:
         return dict(file)
 
 
-def make_solver(case: dict[str, Any], arrays: Arrays) -> Solver:
-    solver = Solver.from_file(case["solver"])
+def make_solver(case: dict[str, Any], arrays: Arrays, device: str = "cpu") -> Solver:
+    solver = Solver.from_file(case["solver"], device=device)
     with torch.no_grad():
         for key, array in arrays.items():
             if key.startswith("init:"):
@@ -53,7 +53,7 @@ def check_weights(solver: Solver, arrays: Arrays, updates: int) -> None:
     for key, expected in arrays.items():
         if key.startswith(f"weights@{updates}:"):
             _, layer, index = key.split(":")
-            got = solver.net.layer(layer).blobs[int(index)].detach().numpy()
+            got = solver.net.layer(layer).blobs[int(index)].detach().cpu().numpy()
             check(got, expected, updates=updates, name=key)
             found = True
     assert found
@@ -61,8 +61,13 @@ def check_weights(solver: Solver, arrays: Arrays, updates: int) -> None:
 
 @pytest.mark.parametrize("case", INDEX["cases"], ids=lambda c: c["name"])
 def test_solver_follows_caffe_update_by_update(case: dict[str, Any]) -> None:
+    check_updates(case, "cpu")
+
+
+def check_updates(case: dict[str, Any], device: str) -> None:
+    """Train on ``device`` and compare weights, histories and losses with Caffe's."""
     arrays = load(case)
-    solver = make_solver(case, arrays)
+    solver = make_solver(case, arrays, device)
     if not case["name"].startswith("old_enum"):
         assert type(solver.rule).__name__ == case["type"]
     losses = []
@@ -75,7 +80,7 @@ def test_solver_follows_caffe_update_by_update(case: dict[str, Any]) -> None:
         assert len(solver.rule.history) == sum(key.startswith(f"history@{updates}:") for key in arrays)
         for index, blob in enumerate(solver.rule.history):
             key = f"history@{updates}:{index}"
-            check(blob.numpy(), arrays[key], updates=updates, name=key)
+            check(blob.cpu().numpy(), arrays[key], updates=updates, name=key)
         assert solver.learning_rate.current_step == arrays[f"current_step@{updates}"]
     np.testing.assert_allclose(np.array(losses), arrays["loss"], rtol=1e-3, atol=1e-6)
 
@@ -89,7 +94,7 @@ def test_a_run_that_caffe_began_is_resumed_from_its_own_snapshot(case: dict[str,
     for key, expected in arrays.items():
         if key.startswith("weights@10:"):
             _, layer, index = key.split(":")
-            np.testing.assert_array_equal(solver.net.layer(layer).blobs[int(index)].detach().numpy(), expected)
+            np.testing.assert_array_equal(solver.net.layer(layer).blobs[int(index)].detach().cpu().numpy(), expected)
     losses = []
     for _ in range(10):
         solver.step(1)
