@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --device cpu --quick      (a dry run of every part; its figures are not for comparing)
 
 Both sides compute the same losses from the same random pictures on the device. Variants: precision (fp32 without TF32, TF32, bf16, fp16),
-memory layout (plain PyTorch in NCHW and channels-last; caffetools is always channels-last), cuDNN's autotuning, torch.compile, and for
-inference a CUDA graph of the whole pass. "reading" trains behind a Data layer: images transformed on the CPU, and sent as bytes and
-transformed on the device. Figures are images per second at the median of the rounds, and the peak of PyTorch's allocator. A variant that
-cannot run here is left out with the reason.
+memory layout (plain PyTorch in NCHW and channels-last; caffetools is always channels-last), torch.compile, and CUDA graphs (caffetools
+records its passes by itself; plain PyTorch for inference, by hand). cuDNN chooses its algorithms by trying them on both sides. "reading"
+trains behind a Data layer: images transformed on the CPU, and sent as bytes and transformed on the device. Figures are images per second
+at the median of the rounds, and the peak of PyTorch's allocator. A variant that cannot run here is left out with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +54,6 @@ class Case:
         variant: What distinguishes it.
         make: Builds it and returns one step of it.
         precision: As in :data:`PRECISIONS`.
-        autotune: Whether cuDNN tries its algorithms.
         graph: Whether the step runs as a CUDA graph.
     """
 
@@ -63,7 +62,6 @@ class Case:
     variant: str
     make: Callable[[], Step]
     precision: str = "fp32"
-    autotune: bool = True
     graph: bool = False
 
 
@@ -90,35 +88,29 @@ class Setting:
         return param
 
 
-def cases_of(setting: Setting, *, quick: bool) -> Iterator[Case]:
+def cases_of(setting: Setting, precisions: Sequence[str], *, compiled: bool) -> Iterator[Case]:
     """Yield what is measured of one network."""
-    for precision in PRECISIONS:
-        yield Case("inference", "caffetools", precision, lambda p=precision: our_inference(setting, p), precision)
-        yield Case("inference", "pytorch", f"{precision}, NCHW", lambda p=precision: plain_inference(setting, p, last=False), precision)
-        yield Case(
-            "inference", "pytorch", f"{precision}, channels-last", lambda p=precision: plain_inference(setting, p, last=True), precision
-        )
-        yield Case("training", "caffetools", precision, lambda p=precision: our_training(setting, p), precision)
-        yield Case("training", "pytorch", f"{precision}, NCHW", lambda p=precision: plain_training(setting, p, last=False), precision)
-        yield Case(
-            "training", "pytorch", f"{precision}, channels-last", lambda p=precision: plain_training(setting, p, last=True), precision
-        )
-        if quick and precision == "bf16":
-            break
-    for precision in ("tf32", "bf16"):
-        graph = f"{precision}, CUDA graph"
-        yield Case("inference", "caffetools", graph, lambda p=precision: our_inference(setting, p, recorded=True), precision)
-        yield Case("inference", "pytorch", graph, lambda p=precision: plain_inference(setting, p, last=True), precision, graph=True)
-    for precision in ("tf32", "bf16"):
-        make = partial(our_training, setting, precision, cuda_graphs=True)
-        yield Case("training", "caffetools", f"{precision}, --cuda-graphs", make, precision)
-    yield Case("training", "caffetools", "tf32, --checkpoint-memory", lambda: our_training(setting, "tf32", checkpoint_memory=True), "tf32")
-    if not quick:
-        yield Case("training", "caffetools", "bf16, --compile", lambda: our_training(setting, "bf16", compiled=True), "bf16")
+    for precision in precisions:
+        yield Case("inference", "caffetools", precision, partial(our_inference, setting, precision), precision)
+        yield Case("training", "caffetools", precision, partial(our_training, setting, precision), precision)
+        for last, layout in ((False, "NCHW"), (True, "channels-last")):
+            variant = f"{precision}, {layout}"
+            yield Case("inference", "pytorch", variant, partial(plain_inference, setting, precision, last=last), precision)
+            yield Case("training", "pytorch", variant, partial(plain_training, setting, precision, last=last), precision)
+    first = precisions[0]
+    for last, layout in ((False, "NCHW"), (True, "channels-last")):
+        make = partial(plain_inference, setting, first, last=last)
+        yield Case("inference", "pytorch", f"{first}, {layout}, CUDA graph", make, first, graph=True)
+    yield Case("inference", "caffetools", f"{first}, no CUDA graph", partial(our_inference, setting, first, recorded=False), first)
+    yield Case("training", "caffetools", f"{first}, no CUDA graph", partial(our_training, setting, first, cuda_graphs=False), first)
+    make = partial(our_training, setting, first, checkpoint_memory=True)
+    yield Case("training", "caffetools", f"{first}, --checkpoint-memory", make, first)
+    if compiled:
+        yield Case("training", "caffetools", f"{first}, --compile", partial(our_training, setting, first, compiled=True), first)
 
 
-def our_inference(setting: Setting, precision: str, *, recorded: bool = False) -> Step:
-    """A TEST pass of a caffetools net, which records a CUDA graph of its own accord where ``recorded`` lets it."""
+def our_inference(setting: Setting, precision: str, *, recorded: bool = True) -> Step:
+    """A TEST pass of a caffetools net, which records a CUDA graph by itself where ``recorded`` lets it."""
     net = Net(setting.param(), TEST).to(setting.device)
     net.graphs.enabled, net.allow_tf32 = recorded, precision == "tf32"
     data, label = setting.pictures()
@@ -144,7 +136,7 @@ def plain_inference(setting: Setting, precision: str, *, last: bool) -> Step:
 
 
 def our_training(
-    setting: Setting, precision: str, *, compiled: bool = False, checkpoint_memory: bool = False, cuda_graphs: bool = False
+    setting: Setting, precision: str, *, compiled: bool = False, checkpoint_memory: bool = False, cuda_graphs: bool | None = None
 ) -> Step:
     """An iteration of caffetools's solver."""
     compute = ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory, cuda_graphs=cuda_graphs)
@@ -213,7 +205,7 @@ def settings_of(case: Case) -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     matmul.allow_tf32 = cudnn.allow_tf32 = case.precision == "tf32"
-    cudnn.benchmark = case.autotune
+    cudnn.benchmark = True
     try:
         yield
     finally:
@@ -245,7 +237,7 @@ def measure(case: Case, setting: Setting, seconds: float, rounds: int) -> dict[s
             torch.cuda.reset_peak_memory_stats()
         with settings_of(case):
             step = case.make()
-            for _ in range(3 if cuda else 1):
+            for _ in range(5 if cuda else 1):
                 step()
             step = as_graph(step) if case.graph else step
             times = time_rounds(step, setting.device, seconds, rounds)
@@ -296,6 +288,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=list(NETWORKS))
+    parser.add_argument("--precision", default=",".join(PRECISIONS), help="several, with commas; the first has all variants")
+    parser.add_argument("--compile", action="store_true", help="also through torch.compile, which takes minutes to build")
     parser.add_argument("--records", type=int, default=4096, help="images of the part that reads")
     parser.add_argument("--quick", action="store_true", help="one small network, 2 pictures of 67 x 67, one round: whether all of it runs")
     parser.add_argument("--json", action="store_true")
@@ -303,6 +297,9 @@ def main() -> None:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu --quick tries the script itself")
+    precisions = ["fp32", "bf16"] if options.quick else options.precision.split(",")
+    if unknown := set(precisions) - set(PRECISIONS):
+        parser.error(f"--precision: {', '.join(sorted(unknown))} is none of {', '.join(PRECISIONS)}")
     names = [options.only or "squeezenet_v1.1"] if options.quick else [options.only] if options.only else list(NETWORKS)
     batch, rounds, records = (2, 1, 8) if options.quick else (options.batch, options.rounds, options.records)
     rows: list[dict[str, object]] = []
@@ -310,7 +307,7 @@ def main() -> None:
         planned = []
         for index, name in enumerate(names):
             setting = Setting(name, batch, 67 if options.quick else NETWORKS[name][1], device)
-            cases = list(cases_of(setting, quick=options.quick))
+            cases = list(cases_of(setting, precisions, compiled=options.compile))
             cases += list(reading_cases(setting, Path(folder), records)) if index == 0 else []
             planned.append((setting, cases))
         seconds = 0.0 if options.quick else 60 * options.minutes / sum(len(cases) for _, cases in planned)

@@ -45,7 +45,12 @@ CheckpointMemory = Annotated[
     bool, typer.Option("--checkpoint-memory", help="Compute most activations a second time going back: less memory, the same weights.")
 ]
 CudaGraphs = Annotated[
-    bool, typer.Option("--cuda-graphs", help="Record the passes on a GPU once and replay them: less time for small batches.")
+    bool | None,
+    typer.Option(
+        "--cuda-graphs/--no-cuda-graphs",
+        help="Record the passes on a GPU once and replay them: less time, more memory.  [default: where possible]",
+        show_default=False,
+    ),
 ]
 Quantize = Annotated[
     str, typer.Option(metavar="int8", help="Compute with simulated int8 (quantization-aware training).", show_default=False)
@@ -72,7 +77,7 @@ def train(
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
     checkpoint_memory: CheckpointMemory = False,
-    cuda_graphs: CudaGraphs = False,
+    cuda_graphs: CudaGraphs = None,
     quantize: Quantize = "",
     engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
     engine_image: Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)] = "",
@@ -102,7 +107,7 @@ def train(
         ours |= {"--skip-corrupt": skip_corrupt > 0, "--tensorboard": tensorboard is not None}
         ours |= {"--mlflow": bool(mlflow), "--wandb": bool(wandb)}
         ours |= {"--precision": precision != "fp32", "--compile": compiled, "--quantize": bool(quantize)}
-        ours |= {"--checkpoint-memory": checkpoint_memory, "--cuda-graphs": cuda_graphs}
+        ours |= {"--checkpoint-memory": checkpoint_memory, "--cuda-graphs": cuda_graphs is not None}
         flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
@@ -223,8 +228,8 @@ def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
     return {"snapshot": snapshot, "resume": resume == "auto"}
 
 
-def _compute_options(precision: str, compiled: bool, checkpoint_memory: bool, cuda_graphs: bool) -> Any:
-    if precision == "fp32" and not (compiled or checkpoint_memory or cuda_graphs):
+def _compute_options(precision: str, compiled: bool, checkpoint_memory: bool, cuda_graphs: bool | None) -> Any:
+    if precision == "fp32" and not (compiled or checkpoint_memory) and cuda_graphs is None:
         return None
     from caffetools.solver.distributed import ComputeOptions
 

@@ -101,7 +101,7 @@ def record(layers: Sequence[Layer], blobs: Mapping[str, Tensor], compute: Callab
 class InferenceGraphs:
     """The recorded TEST passes of a net by input shapes and wanted blobs, on a CUDA device.
 
-    Weights are read where they are, so a replay sees changes in place; weights that move are recorded anew.
+    Weights are read where they are, so a replay sees changes in place; for weights that move a pass is recorded again.
 
     Args:
         layers: The net's layers in order.

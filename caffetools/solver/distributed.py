@@ -20,7 +20,7 @@ from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport
 from caffetools.proto.schema import SolverParameter
 from caffetools.solver.checkpoints import per_rank as processes
-from caffetools.solver.control import Output, Snapshot, TestResult
+from caffetools.solver.control import Output, Snapshot, TestResult, no_log
 from caffetools.solver.errors import SolverError
 from caffetools.solver.precision import Precision, compile_net
 from caffetools.solver.solver import Solver
@@ -39,14 +39,14 @@ class ComputeOptions:
         checkpoint_memory: Whether most activations are computed a second time in the backward pass, not kept: less memory, the same
             weights.
         cuda_graphs: Whether the passes of a training on a GPU are recorded once and replayed: fewer launches, more memory, the same
-            weights.
+            weights. None: where that is possible.
     """
 
     precision: str = "fp32"
     compiled: bool = False
     device_transform: bool | None = None
     checkpoint_memory: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
 
     @property
     def plain(self) -> bool:
@@ -195,15 +195,20 @@ class DistributedSolver(Solver):
             for layer in net.layers:
                 if isinstance(layer, ReadingLayer) and on_device:
                     layer.transform_on(device)
-        self._graph = self._training_graph(device) if self.compute.cuda_graphs else None
+        self._graph = self._training_graph(device)
         if self.strategy.size > 1:
             self._join(device)
 
     def _training_graph(self, device: torch.device) -> TrainingGraph | None:
+        wanted = self.compute.cuda_graphs
         if device.type != "cuda":
-            self.log("caffe.cpp:197", "CUDA graphs need a CUDA device; on the CPU this run computes without", "W")
+            if wanted:
+                self.log("caffe.cpp:197", "CUDA graphs need a CUDA device; on the CPU this run computes without", "W")
             return None
-        return TrainingGraph(self.net, self.precision.running, self.precision.backward, self.log)
+        possible = self.strategy.size == 1 and not self.compute.compiled and not self.param.debug_info
+        if wanted is False or not possible:
+            return None
+        return TrainingGraph(self.net, self.precision.running, self.precision.backward, self.log if wanted else no_log)
 
     def _join(self, device: torch.device) -> None:
         """Share the data and the gradients; start from the main process's weights, with an own random stream, as Caffe does."""

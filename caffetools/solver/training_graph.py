@@ -25,14 +25,14 @@ class TrainingGraph:
         net: The training net, on a CUDA device.
         running: Returns the context of a forward pass.
         backward: Adds the gradients of a scalar loss to the parameters.
-        log: Receives the reason why there is no recording.
+        log: Receives the reason where there is no recording.
     """
 
     def __init__(self, net: Net, running: Callable[[], AbstractContextManager[object]], backward: Callable[[Tensor], None], log: Log):
         self.net, self._running, self._backward, self._log = net, running, backward, log
         self._parameters: list[nn.Parameter] = [entry.parameter for entry in net.learnable]
         self._passes = 0
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._recorded_for: tuple[object, ...] = ()
         self._recorded: RecordedPass | None = None
         self._gradients: list[Tensor | None] = []
         self._loss = torch.zeros((), device=net.device)
@@ -53,9 +53,9 @@ class TrainingGraph:
         if self._why:
             self._report()
             return None
-        shapes = {name: tuple(blob.shape) for name, blob in batch.items()}
-        if shapes != self._shapes:
-            self._shapes, self._passes, self._recorded = shapes, 0, None
+        key = self._key(batch)
+        if key != self._recorded_for:
+            self._recorded_for, self._passes, self._recorded = key, 0, None
         self._passes += 1
         if self._passes <= _WARM_UP:
             return None
@@ -64,6 +64,12 @@ class TrainingGraph:
             self._report()
             return None
         return self._replay(recorded, batch)
+
+    def _key(self, batch: dict[str, Tensor]) -> tuple[object, ...]:
+        """Return what a recording depends on besides values."""
+        inputs = tuple((name, tuple(blob.shape), blob.stride(), blob.dtype) for name, blob in batch.items())
+        parameters = tuple((blob.data_ptr(), blob.requires_grad) for layer in self.net.layers for blob in layer.blobs)
+        return inputs, parameters, tuple(layer.training for layer in self.net.layers), torch.backends.cudnn.allow_tf32
 
     def _replay(self, recorded: RecordedPass, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         earlier = [parameter.grad for parameter in self._parameters]

@@ -101,7 +101,8 @@ def trained(
     device: torch.device, *, net: str, fields: str = "display: 0", lines: list[str] | None = None, **compute: Any
 ) -> DistributedSolver:
     log = (lambda source, text, severity="I": lines.append(text)) if lines is not None else (lambda *given: None)
-    solver = DistributedSolver(solver_param(fields, net), compute=ComputeOptions(**compute), device=device, log=log)
+    options = ComputeOptions(**{"cuda_graphs": False, **compute})
+    solver = DistributedSolver(solver_param(fields, net), compute=options, device=device, log=log)
     solver.train_inputs = {name: blob.to(device) for name, blob in pictures().items()}
     solver.step(12)
     return solver

@@ -133,9 +133,7 @@ def test_a_classifier_and_attributions_agree_with_the_cpus(tmp_path: Path, devic
     both = [Classifier(deploy, caffemodel, options, device=place).classify(names, top=2) for place in ("cpu", "cuda")]
     for one, other in zip(*both, strict=True):
         assert [p.label for p in one.guesses] == [p.label for p in other.guesses]
-        np.testing.assert_allclose(
-            [p.probability for p in one.guesses], [p.probability for p in other.guesses], rtol=1e-4, atol=1e-6
-        )
+        np.testing.assert_allclose([p.probability for p in one.guesses], [p.probability for p in other.guesses], rtol=1e-4, atol=1e-6)
     net = random_net("squeezenet_v1.1")
     image = np.random.default_rng(1).normal(0, 50, (3, 227, 227)).astype(np.float32)
     ours = saliency(net, image, blob="pool10", unit=3), grad_cam(net, image, layer="fire9/concat", blob="pool10", unit=3)

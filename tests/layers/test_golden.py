@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.layers.registry import layer_types
+from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, TRAIN
 from tests.conftest import GOLDEN
@@ -90,7 +91,8 @@ def check_backward(
             _, layer, index = key.split(":")
             wanted[key] = net.layer(layer).blobs[int(index)].requires_grad_()
     nothing = [None] * len(wanted)
-    gradients = torch.autograd.grad(objective, list(wanted.values()), allow_unused=True) if objective.requires_grad else nothing
+    with float32_products(objective.device):
+        gradients = torch.autograd.grad(objective, list(wanted.values()), allow_unused=True) if objective.requires_grad else nothing
     for (key, source), gradient in zip(wanted.items(), gradients, strict=True):
         got = np.zeros(tuple(source.shape), np.float32) if gradient is None else gradient.cpu().numpy()
         np.testing.assert_allclose(got, arrays[key], **case["tolerance"], err_msg=key)

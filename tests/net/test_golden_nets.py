@@ -13,6 +13,7 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
+from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net
@@ -56,7 +57,8 @@ def check_network(name: str, device: torch.device) -> None:
 def check_gradients(net: Net, blobs: dict[str, torch.Tensor], expected: dict[str, Any], name: str) -> None:
     layers = [layer for layer in net.layers if len(layer.blobs)]
     assert [layer.name for layer in layers] == list(expected)
-    gradients = iter(torch.autograd.grad(net.total_loss(blobs), [blob for layer in layers for blob in layer.blobs]))
+    with float32_products(net.device):
+        gradients = iter(torch.autograd.grad(net.total_loss(blobs), [blob for layer in layers for blob in layer.blobs]))
     for layer in layers:
         for index, (shape, *sums) in enumerate(expected[layer.name]):
             gradient = next(gradients)
