@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ import onnx
 import caffetools
 from caffetools.bundle import standalone
 from caffetools.bundle.check import BundleCheck, check_bundle
+from caffetools.bundle.detectnet import GridOutputs, find_grid, grid_detector, grid_rows, write_grid_net
 from caffetools.bundle.detector import BOXES, SCORES, Detector, append_decoding, detection_values, expected_boxes, find_detector
 from caffetools.bundle.model import (
     DETECTNET,
@@ -37,9 +39,10 @@ from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError, NetError
 from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, reported
 from caffetools.infer.classifier import Classifier, PreprocessOptions
-from caffetools.infer.export import ExportOptions, export_deployed
+from caffetools.infer.export import SOURCE_SHA256, ExportOptions, export_deployed
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.onnx.lrn import expand_lrn
+from caffetools.util.checksums import file_sha256
 from caffetools.util.files import write_text
 from caffetools.util.folders import new_folder
 
@@ -105,15 +108,22 @@ def build_bundle(
 
     Raises:
         DataError: The target is unknown, ``out`` exists, or a mean, labels, pictures or the cache do not fit.
-        NetError: The net is not a classifier or SSD detector with one input for pictures.
+        NetError: The net is not a classifier, an SSD or a DetectNet with one input for pictures.
         ExportError: The net has no exact ONNX form.
         Cancelled: ``cancel`` was set.
     """
     if target not in TARGETS:
         raise DataError(f"unknown target '{target}'", hint=f"known are {', '.join(TARGETS)}")
-    with reported("bundle", f"Building a bundle for {target}", events), new_folder(out, force=force, replaceable=_is_bundle) as folder:
-        builder = _Builder(folder, target, Classifier(deploy, weights, options, output=output), events, cancel)
-        builder.write_model(deploy, weights, options or PreprocessOptions())
+    with (
+        reported("bundle", f"Building a bundle for {target}", events),
+        new_folder(out, force=force, replaceable=_is_bundle) as folder,
+        tempfile.TemporaryDirectory(prefix="caffetools-") as parts,
+    ):
+        grid = find_grid(deploy) if output is None else None
+        source = deploy if grid is None else write_grid_net(deploy, grid, Path(parts))
+        classifier = Classifier(source, weights, options, output=output if grid is None else grid.coverage)
+        builder = _Builder(folder, target, classifier, grid, events, cancel)
+        builder.write_model(source, weights, options or PreprocessOptions(), file_sha256(deploy))
         builder.write_preprocessing()
         builder.write_samples(pictures)
         if calibration is not None:
@@ -128,11 +138,18 @@ def build_bundle(
 class _Builder:
     """Writes the parts of a bundle into ``folder``."""
 
-    def __init__(self, folder: Path, target: str, classifier: Classifier, events: EventSink, cancel: CancelToken | None):
+    def __init__(
+        self, folder: Path, target: str, classifier: Classifier, grid: GridOutputs | None, events: EventSink, cancel: CancelToken | None
+    ):
         self.folder, self.name, self.target = folder, target, TARGETS[target]
         self.classifier, self.events, self.cancel = classifier, events, cancel
         self.preprocessor: Preprocessor = classifier.preprocessor
-        self.detector = find_detector(classifier.engine.net, classifier.output) if isinstance(classifier.engine, TorchEngine) else None
+        self.detector: Detector | None = None
+        if isinstance(classifier.engine, TorchEngine):
+            net = classifier.engine.net
+            self.detector = (
+                find_detector(net, classifier.output) if grid is None else grid_detector(grid, net.blob_shapes, self.preprocessor.shape)
+            )
         self.normalization: Normalization | None = None
         if self.target.normalized and self.preprocessor.channels == 3:
             self.normalization = DETECTNET if self.detector else IMAGENET
@@ -151,8 +168,8 @@ class _Builder:
             message = "the net takes gray pictures, which jetson-inference cannot give; use the bundle's own runners"
             self.events(Warned(task="bundle", message=message))
 
-    def write_model(self, deploy: PathLike, weights: PathLike, options: PreprocessOptions) -> None:
-        """Export the net with the batch size 1 and give it the bundle's input and outputs."""
+    def write_model(self, deploy: PathLike, weights: PathLike, options: PreprocessOptions, digest: str) -> None:
+        """Export the net with the batch size 1 and give it the bundle's input and outputs; ``digest`` is the SHA-256 of the user's prototxt."""
         self._check_cancelled()
         path = self.folder / "model.onnx"
         outputs = (self.detector.locations, self.detector.scores) if self.detector else (self.classifier.output,)
@@ -162,6 +179,9 @@ class _Builder:
         if path.with_name("model.onnx.data").exists():
             raise NetError(f"{os.fspath(deploy)}: the model has 2 GB or more, which a bundle does not hold")
         model = onnx.load(path)
+        for item in model.metadata_props:
+            if item.key == SOURCE_SHA256:
+                item.value = digest
         self.blob = model.graph.input[0].name
         if self.normalization:
             prepend_denormalization(model, self.normalization, self.preprocessor)
@@ -249,7 +269,8 @@ class _Builder:
             image = read_image(path, color=self.preprocessor.channels == 3)
             place = partial(self._place, image.shape[1], image.shape[0])
             batch = self.preprocessor.centre(self.preprocessor.read(path))
-            rows = self.classifier.engine.predict({self.classifier.input: batch})[self.classifier.output].reshape(-1, 7)
+            outputs = self.classifier.engine.predict({self.classifier.input: batch})
+            rows = grid_rows(outputs, detector) if detector.is_grid else outputs[self.classifier.output].reshape(-1, 7)
             boxes = expected_boxes(rows, detector.settings, place)[:EXPECTED]
             expected[path.name] = [{**box, "label": self.labels[box["index"]]} for box in boxes]
         return expected

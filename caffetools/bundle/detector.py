@@ -23,19 +23,22 @@ from caffetools.net.net import Net
 
 Array = NDArray[np.float32]
 SCORES, BOXES = "scores", "boxes"
+# Of the operators that decode boxes.
+_ATTRIBUTES: dict[str, dict[str, Any]] = {"Concat": {"axis": 2}, "Transpose": {"perm": [0, 2, 3, 1]}}
 
 
 @dataclass(frozen=True)
 class Detector:
-    """What a bundle needs of a net's DetectionOutput layer.
+    """What a bundle needs of a net's DetectionOutput layer, or of a DetectNet.
 
     Attributes:
-        locations: The blob of the offsets, (1, P 4).
-        scores: The blob of the probabilities, (1, P classes).
+        locations: The blob of the offsets, (1, P 4), or (1, 4, H, W) of a grid.
+        scores: The blob of the probabilities, (1, P classes), or (1, classes - 1, H, W) of a grid: it has none of the background.
         priors: (P, 4) corners over the size of the net's input.
         variances: (P, 4) factors of the offsets.
         code: How offsets are meant: CORNER, CENTER_SIZE or CORNER_SIZE, as :func:`~caffetools.layers.boxes.decode_boxes` takes it.
         settings: Classes, background and non-maximum suppression.
+        is_grid: Whether the blobs are maps, as :mod:`caffetools.bundle.detectnet` describes.
     """
 
     locations: str
@@ -44,6 +47,7 @@ class Detector:
     variances: Array
     code: str
     settings: DetectionSettings
+    is_grid: bool = False
 
 
 def find_detector(net: Net, output: str) -> Detector | None:
@@ -77,9 +81,19 @@ def append_decoding(model: onnx.ModelProto, detector: Detector) -> None:
     names = given | {name: name for name in shapes}
     tensors, nodes = _decoding(detector)
     tensors |= {"scores_shape": np.array(shapes[SCORES], np.int64), "offsets_shape": np.array(shapes[BOXES], np.int64)}
-    nodes = [("Reshape", "confidences scores_shape", SCORES), ("Reshape", "locations offsets_shape", "offsets"), *nodes]
-    for operator, inputs, result in nodes:
-        attributes: dict[str, Any] = {"axis": 2} if operator == "Concat" else {}
+    first = [("Reshape", "confidences scores_shape", SCORES), ("Reshape", "locations offsets_shape", "offsets")]
+    if detector.is_grid:
+        tensors["scores_shape"][2] -= 1
+        tensors["background"] = np.zeros((*shapes[SCORES][:2], 1), np.float32)
+        first = [
+            ("Transpose", "confidences", "confidence_rows"),
+            ("Reshape", "confidence_rows scores_shape", "objects"),
+            ("Concat", "background objects", SCORES),
+            ("Transpose", "locations", "location_rows"),
+            ("Reshape", "location_rows offsets_shape", "offsets"),
+        ]
+    for operator, inputs, result in [*first, *nodes]:
+        attributes = _ATTRIBUTES.get(operator, {})
         read = [names.get(name, f"{BOXES}/{name}") for name in inputs.split()]
         made = names.get(result, f"{BOXES}/{result}")
         graph.node.append(helper.make_node(operator, read, [made], name=f"{BOXES}/make_{result}", **attributes))

@@ -34,6 +34,8 @@ from caffetools.results import Preprocessing
 from caffetools.util.checksums import file_sha256
 
 PathLike = str | os.PathLike[str]
+# The property of the model card that holds the prototxt's SHA-256.
+SOURCE_SHA256 = "caffetools.source_sha256"
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def model_card(net: Net, deploy: PathLike, weights: PathLike) -> dict[str, str]:
         "caffetools.version": caffetools.__version__,
         "caffetools.net": net.name,
         "caffetools.source": Path(deploy).name,
-        "caffetools.source_sha256": file_sha256(deploy),
+        SOURCE_SHA256: file_sha256(deploy),
         "caffetools.weights": Path(weights).name,
         "caffetools.weights_sha256": file_sha256(weights),
     }

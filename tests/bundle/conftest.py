@@ -12,6 +12,8 @@ from caffetools.bundle.build import build_bundle
 from caffetools.infer.classifier import PreprocessOptions
 from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.text import parse
 
 DEPLOY = """
 name: "tiny"
@@ -44,6 +46,22 @@ layer { name: "found" type: "DetectionOutput" bottom: "boxes" bottom: "conf_flat
   detection_output_param { num_classes: 4 share_location: true background_label_id: 0 confidence_threshold: 0.3 keep_top_k: 20
     code_type: CENTER_SIZE nms_param { nms_threshold: 0.45 top_k: 50 } } }
 """
+# DetectNet as DIGITS writes it: a grid of 8 x 6 cells of 4 pixels, two classes, and the Python layer that groups boxes.
+DETECTNET = """
+name: "detectnet"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 24 dim: 32 } } }
+layer { name: "deploy_transform" type: "Power" bottom: "data" top: "transformed" power_param { shift: -127 } }
+layer { name: "conv" type: "Convolution" bottom: "transformed" top: "conv"
+  convolution_param { num_output: 6 kernel_size: 5 stride: 4 pad: 2 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "cvg/classifier" type: "Convolution" bottom: "conv" top: "cvg/classifier"
+  convolution_param { num_output: 2 kernel_size: 1 weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.2 } } }
+layer { name: "coverage/sig" type: "Sigmoid" bottom: "cvg/classifier" top: "coverage" }
+layer { name: "bbox/regressor" type: "Convolution" bottom: "conv" top: "bboxes"
+  convolution_param { num_output: 4 kernel_size: 1 weight_filler { type: "xavier" } bias_filler { type: "constant" value: 3 } } }
+layer { type: "Python" name: "cluster" bottom: "coverage" bottom: "bboxes" top: "bbox-list-class0" top: "bbox-list-class1"
+  python_param { module: "caffe.layers.detectnet.clustering" layer: "ClusterDetections" param_str: "32, 24, 4, 0.5, 3, 0.02, 2, 2" } }
+"""
 OBJECTS = ("bird", "cat", "dog")
 LABELS = ("Ähre", "bee", 'a "quoted" one', "dog", "elk", "fox", "gnu")
 
@@ -58,11 +76,15 @@ def write_net(folder: Path, text: str = DEPLOY) -> Nets:
     deploy, weights = folder / "deploy.prototxt", folder / "tiny.caffemodel"
     deploy.write_text(text)
     torch.manual_seed(3)
-    net = Net.from_file(deploy)
+    net = Net(parse(text.partition('layer { type: "Python"')[0], NetParameter))
     factors = {"loc": 0.5, "conv": 0.03} if "DetectionOutput" in text else {"score": 0.02}
+    if "ClusterDetections" in text:
+        factors = {"conv": 0.02, "bbox/regressor": 2}
     with torch.no_grad():
         for name, factor in factors.items():
             net.layer(name).blobs[0].mul_(factor)
+        if "ClusterDetections" in text:
+            net.layer("bbox/regressor").blobs[1][:2] = -4
     save_weights(net, weights)
     return Nets(deploy, weights)
 
@@ -77,6 +99,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Nets:
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Nets:
     """A detector's files."""
     return write_net(tmp_path_factory.mktemp("detector"), DETECTOR)
+
+
+@pytest.fixture(scope="session")
+def detectnet(tmp_path_factory: pytest.TempPathFactory) -> Nets:
+    """A DetectNet's files."""
+    return write_net(tmp_path_factory.mktemp("detectnet"), DETECTNET)
+
+
+@pytest.fixture(scope="session")
+def detectnets(detectnet: Nets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle of the DetectNet for each target."""
+    folder = tmp_path_factory.mktemp("detectnets")
+    how = PreprocessOptions(mean="0", labels=("car", "person"))
+    for target in ("jetson", "onnxruntime", "opencv"):
+        build_bundle(*detectnet, folder / target, target, how)
+    return {target: folder / target for target in ("jetson", "onnxruntime", "opencv")}
 
 
 @pytest.fixture(scope="session")
