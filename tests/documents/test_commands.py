@@ -32,8 +32,9 @@ NOT_RUN = {
 COMPARE = {"verify", "dataset", "diff"}
 # What makes a command short enough for a test.
 SHORTER = {
+    "retarget --model squeezenet_v1.1 --dataset": ["--train-batch", "4", "--val-batch", "8"],
     "train": ["--max-iter", "2", "--device", "cpu"],
-    "finetune": ["--epochs", "1", "--size", "64", "--crop", "64", "--device", "cpu"],
+    "finetune": ["--epochs", "1", "--size", "64", "--crop", "64", "--batch", "8", "--device", "cpu"],
 }
 
 
