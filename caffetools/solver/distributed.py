@@ -22,7 +22,7 @@ from caffetools.proto.schema import SolverParameter
 from caffetools.solver.checkpoints import per_rank as processes
 from caffetools.solver.control import Output, Snapshot, TestResult, no_log
 from caffetools.solver.errors import SolverError
-from caffetools.solver.precision import Precision, compile_net
+from caffetools.solver.precision import Precision, check_mode, compile_net
 from caffetools.solver.solver import Solver
 from caffetools.solver.strategy import SingleProcess, Strategy
 from caffetools.solver.training_graph import TrainingGraph
@@ -40,6 +40,9 @@ class ComputeOptions:
             weights.
         cuda_graphs: Whether the passes of a training on a GPU are recorded once and replayed: fewer launches, more memory, the same
             weights. None: where that is possible.
+
+    Raises:
+        CaffeToolsError: ``precision`` is none of these.
     """
 
     precision: str = "fp32"
@@ -47,6 +50,9 @@ class ComputeOptions:
     device_transform: bool | None = None
     checkpoint_memory: bool = False
     cuda_graphs: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_mode(self.precision)
 
     @property
     def plain(self) -> bool:

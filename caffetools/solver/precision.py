@@ -18,6 +18,12 @@ MODES = ("fp32", "tf32", "bf16", "fp16")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def check_mode(mode: str) -> None:
+    """Raise :class:`CaffeToolsError` unless ``mode`` is one of :data:`MODES`."""
+    if mode not in MODES:
+        raise CaffeToolsError(f"unknown precision '{mode}'; it is one of {', '.join(MODES)}")
+
+
 class Precision:
     """Runs passes and updates of a solver in ``mode``; parameters, their gradients and the history are float32 in all of them.
 
@@ -27,15 +33,15 @@ class Precision:
 
     Args:
         mode: One of :data:`MODES`.
-        device: Where the net is. log: called for every update that is skipped.
+        device: Where the net is.
+        log: Called for every update that is skipped.
 
     Raises:
         CaffeToolsError: ``mode`` is unknown.
     """
 
     def __init__(self, mode: str, device: torch.device, log: Log):
-        if mode not in MODES:
-            raise CaffeToolsError(f"unknown precision '{mode}'; it is one of {', '.join(MODES)}")
+        check_mode(mode)
         self.mode, self.device, self.log = mode, device, log
         self.half = _HALF.get(mode)
         self._scaler = torch.amp.GradScaler(device.type) if mode == "fp16" else None

@@ -23,9 +23,11 @@ from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import parse
 from caffetools.solver.callbacks import Callback, History
 from caffetools.solver.distributed import idle_layers
+from caffetools.solver.launch import launch
 from caffetools.solver.logs.caffe_log import read_log
 from caffetools.solver.solver import Solver
 from caffetools.solver.strategy import SingleProcess
+from tests.children import Child
 from tests.solver.together import RANDOM, Together, environment, project, train_together
 
 DROPOUT = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "conv" dropout_param { dropout_ratio: 0.3 } }'
@@ -251,38 +253,40 @@ def test_torchrun_starts_them_and_starts_them_again_when_one_dies(tmp_path: Path
     assert "exitcode: -9" in text
 
 
-def test_processes_get_the_launchers_signals_and_a_killed_one_is_named(tmp_path: Path) -> None:
-    folder = endless(tmp_path)
-    command = [sys.executable, "-m", "caffetools", "train", "solver.prototxt", "--processes", "2"]
-    with (folder / "stderr.txt").open("w") as stderr, subprocess.Popen(command, cwd=folder, env=environment(), stderr=stderr) as run:
-        try:
-            wait_for(lambda: displayed(folder))
-            run.send_signal(signal.SIGHUP)
-            wait_for(lambda: any(folder.glob("run_iter_*.solverstate")))
-            os.kill(process_of(run.pid, 1), signal.SIGKILL)
-            assert run.wait(60) == 1
-        finally:
-            # Passed on to whatever is still there.
-            run.terminate()
-    complaints = [line for line in (folder / "stderr.txt").read_text().splitlines() if line.startswith("caffetools: error: ")]
-    assert len(complaints) == 1 and "process 1 of 2 was ended by SIGKILL" in complaints[0]
-
-
-def test_a_lost_process_is_restarted_and_the_run_ends_on_the_same_bits(tmp_path: Path) -> None:
-    for name in ("whole", "lost"):
-        project(tmp_path / name, batch=4, transform=RANDOM, extra=DROPOUT)
+def test_a_lost_process_is_restarted_on_the_same_bits_gets_the_launchers_signals_and_is_named(tmp_path: Path) -> None:
+    """In one run: it is started again after its first loss, passes SIGHUP on, and at the next loss ends with the rank's number."""
+    project(tmp_path / "whole", batch=4, transform=RANDOM, extra=DROPOUT)
+    project(tmp_path / "lost", batch=4, transform=RANDOM, extra=DROPOUT, solver="max_iter: 100000000")
     assert train_together(tmp_path / "whole").codes == [0, 0]
-    # One of the processes is killed at its first update after the snapshot.
-    (tmp_path / "lost" / "net.prototxt").write_text(
-        (tmp_path / "lost" / "net.prototxt").read_text()
+    # One of the processes is killed at its first update after the snapshot; then the run has no end of its own.
+    folder = tmp_path / "lost"
+    (folder / "net.prototxt").write_text(
+        (folder / "net.prototxt").read_text()
         + 'layer { name: "die" type: "Python" bottom: "data" include { phase: TRAIN } python_param { module: "die_once" layer: "Die" } }'
     )
-    (tmp_path / "lost" / "die_once.py").write_text(DIE_ONCE)
-    command = [sys.executable, "-m", "caffetools", "train", "solver.prototxt", "--processes", "2", "--restarts", "1", "--resume", "auto"]
-    done = subprocess.run(command, cwd=tmp_path / "lost", env=environment(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "lost" / "died").exists() and "Resuming from run_iter_5.solverstate" in (tmp_path / "lost" / "run.log").read_text()
-    expect_equal_weights(tmp_path / "whole" / "run_iter_10.caffemodel", tmp_path / "lost" / "run_iter_10.caffemodel", 0.0)
+    (folder / "die_once.py").write_text(DIE_ONCE)
+    arguments = ["train", "solver.prototxt", "--processes", "2", "--restarts", "1", "--resume", "auto", "--quiet"]
+    state = folder / "run_iter_10.solverstate"
+    with Child(["-m", "caffetools", *arguments], cwd=folder, env=environment()) as run:
+        try:
+            wait_for(state.exists)
+            expect_equal_weights(tmp_path / "whole" / "run_iter_10.caffemodel", folder / "run_iter_10.caffemodel", 0.0)
+            assert (folder / "died").exists() and "Resuming from run_iter_5.solverstate" in (folder / "run.log").read_text()
+
+            def snapshot_was_asked_for() -> bool:
+                """Whether one was taken besides those that are due at every fifth iteration; asks for it."""
+                run.send_signal(signal.SIGHUP)
+                return any(int(path.stem.rpartition("_")[2]) % 5 for path in folder.glob("run_iter_*.solverstate"))
+
+            wait_for(snapshot_was_asked_for)
+            os.kill(process_of(run.pid, 1), signal.SIGKILL)
+            _, errors = run.communicate()
+        finally:
+            # Passed on to whatever is still there.
+            run.send_signal(signal.SIGTERM)
+    assert run.returncode == 1
+    complaints = [line for line in errors.splitlines() if line.startswith("caffetools: error: ")]
+    assert len(complaints) == 1 and "process 1 of 2 was ended by SIGKILL" in complaints[0]
 
 
 DIE_ONCE = """
@@ -321,3 +325,8 @@ def test_what_cannot_be_started_is_one_line(
     assert end.value.code == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("caffetools: error: ")]
     assert len(errors) == 1 and words in errors[0]
+
+
+def test_the_exit_code_of_the_processes_is_the_launchers(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch(2, ["train", "--nothing"]) == 2
+    assert "--nothing" in capfd.readouterr().err
