@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -13,7 +14,7 @@ from typing import cast
 
 import torch
 
-from caffetools.errors import DataError, ModelFileError
+from caffetools.errors import DataError, ModelFileError, did_you_mean
 from caffetools.infer.sidecar import write_preprocessing
 from caffetools.layers.base import Shape
 from caffetools.onnx.import_net import TARGETS, Target
@@ -59,36 +60,74 @@ def import_file(
 
 
 def _exported_program(path: str) -> bytes:
+    if not Path(path).is_file():
+        raise ModelFileError("no such file", path=path)
+    log = logging.getLogger("torch.export")
+    level = log.level
+    # It logs the traceback of each way to read the file that it tries.
+    log.setLevel(logging.CRITICAL)
     try:
         program = torch.export.load(path)
     except Exception as error:
         # torch raises what its readers of zip files and JSON raise.
-        raise ModelFileError(f"not an exported program of torch: {' '.join(str(error).split())[:200]}", path=path) from None
+        raise ModelFileError(f"not an exported program of torch: {_one_line(error)}", path=path) from None
+    finally:
+        log.setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
     except ImportError as error:
         raise ModelFileError(f"torch.onnx cannot read it: {error}", path=path, hint="`pip install caffetools[pt2]`") from None
+    except Exception as error:
+        raise ModelFileError(f"torch.onnx cannot export it: {_one_line(error)}", path=path) from None
     data: bytes = exported.model_proto.SerializeToString() if exported is not None else b""
     return data
 
 
 def _module(text: str, shapes: Mapping[str, Shape]) -> bytes:
-    name, _, attribute = text.partition(":")
+    module = _load_module(text)
     if not shapes:
         raise DataError(f"{text}: a torch module does not know the shape of its input", hint="give it: --input-shape data=1,3,224,224")
+    try:
+        return torch_to_onnx(module, shapes)
+    except Exception as error:
+        # What torch's exporter and the user's own code raise.
+        given = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
+        raise DataError(f"{text}: torch.onnx cannot export it for {given}: {_one_line(error)}") from None
+
+
+def _load_module(text: str) -> torch.nn.Module:
+    """Return the module that ``module:callable`` names or gives. Raises :class:`DataError` that names which of the two is at fault."""
+    name, _, attribute = text.partition(":")
+    if not name or not attribute.isidentifier():
+        raise DataError(f"'{text}' is not MODULE:CALLABLE, such as nets.my_net:build")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"{text}: {error}") from None
+        importlib.invalidate_caches()
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            hint = f"run it in the folder that holds {error.name.partition('.')[0]}, or put that folder on PYTHONPATH"
+            raise DataError(f"{text}: there is no module '{error.name}'", hint=hint) from None
+        raise DataError(f"{text}: the module '{name}' cannot be imported: {_one_line(error)}") from None
+    except Exception as error:
+        raise DataError(f"{text}: the module '{name}' cannot be imported: {type(error).__name__}: {_one_line(error)}") from None
     finally:
         sys.path.pop(0)
-    module = function if isinstance(function, torch.nn.Module) else function()
+    if not hasattr(found, attribute):
+        names = [known for known, value in vars(found).items() if callable(value)]
+        raise DataError(f"{text}: the module '{name}' has no '{attribute}'{did_you_mean(attribute, names)}")
+    function = getattr(found, attribute)
+    if not callable(function):
+        raise DataError(f"{text}: '{attribute}' is of type {type(function).__name__}, not a torch.nn.Module or a function that gives one")
+    try:
+        module = function if isinstance(function, torch.nn.Module) else function()
+    except Exception as error:
+        raise DataError(f"{text}: '{attribute}' failed: {type(error).__name__}: {_one_line(error)}") from None
     if not isinstance(module, torch.nn.Module):
-        raise DataError(f"{text} gives a {type(module).__name__}, not a torch.nn.Module")
-    return torch_to_onnx(module, shapes)
+        raise DataError(f"{text} gives an object of type {type(module).__name__}, not a torch.nn.Module")
+    return module
 
 
 def torch_to_onnx(module: torch.nn.Module, shapes: Mapping[str, Shape]) -> bytes:
@@ -100,3 +139,7 @@ def torch_to_onnx(module: torch.nn.Module, shapes: Mapping[str, Shape]) -> bytes
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), inputs, cast("str", stream), dynamo=False, opset_version=17, input_names=list(shapes))
     return stream.getvalue()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

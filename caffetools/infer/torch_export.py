@@ -100,6 +100,8 @@ def _converted(
             return lambda stream: stream.write(_script_bytes(traced)), traced
         batch = torch.export.Dim("batch")
         program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    # They would be written too, and be larger than the weights of a small net.
+    program.example_inputs = None
     return lambda stream: torch.export.save(program, cast("Any", stream)), program.module()
 
 
