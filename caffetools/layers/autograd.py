@@ -1,4 +1,4 @@
-"""The context that an autograd function's ``forward`` and ``backward`` share."""
+"""What layers share for their gradients: the context of autograd functions, and a guard against an error of torch."""
 
 from __future__ import annotations
 
@@ -18,3 +18,18 @@ class Context(FunctionCtx):
         def __getattr__(self, name: str) -> Any: ...
 
         def __setattr__(self, name: str, value: object) -> None: ...
+
+
+def with_dense_gradient(y: Tensor) -> Tensor:
+    """Return ``y``, the result of ``torch.batch_norm``, such that its gradient reaches torch's backward pass in C-contiguous memory.
+
+    For one picture (N = 1) the gradient may be channels-last with the stride of a view at the first axis, such as (C, 1, W·C, C). On the
+    CPU torch's backward pass of batch normalization then reads the wrong elements where its input is contiguous (seen in torch 2.14).
+    """
+    if y.requires_grad and y.dim() > 2 and y.shape[0] == 1:
+        y.register_hook(_contiguous)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _contiguous(gradient: Tensor) -> Tensor:
+    return gradient.contiguous()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from caffetools.layers import inference
+from caffetools.layers.autograd import with_dense_gradient
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.normalization import batch_norm_to_onnx
 from caffetools.layers.recomputing import is_recomputing
@@ -76,12 +77,13 @@ class BN(Layer):
             return torch.addcmul(self.blobs[1], x, self.blobs[0])
         eps = _SEGNET_EPS if self.segnet else self.param.bn_param.eps
         if not self.batch_stats:
-            return torch.batch_norm(x, slope, bias, self.blobs[2].reshape(-1), self.blobs[3].reshape(-1), False, 0.0, eps, False)
+            mean, variance = self.blobs[2].reshape(-1), self.blobs[3].reshape(-1)
+            return with_dense_gradient(torch.batch_norm(x, slope, bias, mean, variance, False, 0.0, eps, False))
         if not self.segnet and not is_recomputing():
             self._renew(x.detach())
         if x.numel() == x.shape[1]:  # one value a channel is its own mean; torch refuses this
             return torch.addcmul(self.blobs[1], x - x, self.blobs[0])
-        return torch.batch_norm(x, slope, bias, None, None, True, 0.0, eps, False)
+        return with_dense_gradient(torch.batch_norm(x, slope, bias, None, None, True, 0.0, eps, False))
 
     def _renew(self, x: Tensor) -> None:
         momentum = self.param.bn_param.momentum

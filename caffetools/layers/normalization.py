@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.layers import inference
-from caffetools.layers.autograd import Context
+from caffetools.layers.autograd import Context, with_dense_gradient
 from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
 from caffetools.layers.recomputing import is_recomputing
 from caffetools.layers.registry import register
@@ -113,7 +113,7 @@ class BatchNorm(Layer):
             y = torch.batch_norm(x, scale, bias, mean, variance, True, 1.0, eps, False)
             count = x.numel() // self.channels
             self._renew(mean, variance * ((count - 1) / count) if self.scale_bias else variance)
-        return y.reshape(shape)
+        return with_dense_gradient(y).reshape(shape)
 
     def running(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (C) from the running sums; 0 while their weight is 0."""

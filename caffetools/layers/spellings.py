@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from caffetools.layers import inference
+from caffetools.layers.autograd import with_dense_gradient
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.convolution import Convolution, Deconvolution
 from caffetools.layers.depthwise import DepthwiseConvolution
@@ -113,7 +114,8 @@ class CuDNNBatchNorm(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, variance, scale, shift = self.blobs
-        return torch.batch_norm(x, scale, shift, mean, variance, False, 0.0, self.param.batch_norm_param.eps, False)
+        y = torch.batch_norm(x, scale, shift, mean, variance, False, 0.0, self.param.batch_norm_param.eps, False)
+        return with_dense_gradient(y)
 
     def inference_form(self) -> inference.Affine:
         mean, variance, scale, shift = (blob.detach() for blob in self.blobs)

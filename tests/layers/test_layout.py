@@ -91,3 +91,31 @@ def test_dropout_keeps_channels_last_in_training() -> None:
     layer = one_layer('type: "Dropout"', X, phase=TRAIN)
     y = layer(data(*X).contiguous(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+MORE = {
+    "cudnn_batch_norm": 'type: "CuDNNBatchNorm"',
+    "bn": 'type: "BN" bn_param { frozen: true }',
+    "bn_learn": 'type: "BN" bn_param { bn_mode: LEARN }',
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", [*HOT, *MORE, *(set(COLD) - COLD_WITHOUT_GRADIENT - {"stochastic"})])
+def test_the_gradient_of_one_picture_may_have_any_strides(name: str, layout: torch.memory_format) -> None:
+    """A view of a channels-last gradient of one picture has strides such as (C, 1, W·C, C), which torch's batch_norm misread."""
+    x = data(1, *X[1:])
+    layer = one_layer({**HOT, **MORE, **COLD}[name], tuple(x.shape))
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    y = layer(x)
+    y = y[0] if isinstance(y, tuple) else y
+    torch.manual_seed(2)
+    gradient = torch.randn(y.shape)
+    (expected,) = torch.autograd.grad(y, x, gradient, retain_graph=True)
+    if y.dim() != 4:
+        strange = torch.empty_strided(y.shape, (y.shape[-1], *gradient.stride()[1:])).copy_(gradient)
+    else:
+        _, channels, _, width = y.shape
+        strange = torch.empty_strided(y.shape, (channels, 1, width * channels, channels)).copy_(gradient)
+    (got,) = torch.autograd.grad(y, x, strange)
+    torch.testing.assert_close(got, expected)
