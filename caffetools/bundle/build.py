@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 import caffetools
-from caffetools.bundle import standalone
+from caffetools.bundle import standalone, standalone_check
 from caffetools.bundle.check import BundleCheck, check_bundle
 from caffetools.bundle.detectnet import GridOutputs, find_grid, grid_detector, grid_rows, write_grid_net
 from caffetools.bundle.detector import BOXES, SCORES, Detector, append_decoding, detection_values, expected_boxes, find_detector
@@ -292,12 +292,13 @@ class _Builder:
 
     def write_scripts(self, source: str, name: str) -> None:
         """Write the runners, build_engine.sh and README.md."""
-        shutil.copyfile(Path(standalone.__file__), self.folder / "classify.py")
+        for module, script in ((standalone, "classify.py"), (standalone_check, "check.py")):
+            shutil.copyfile(str(module.__file__), self.folder / script)
+            (self.folder / script).chmod(0o755)
         shutil.copytree(RUNNER, self.folder / "runner", ignore=shutil.ignore_patterns("__pycache__", "build"))
         if self.target.normalized:
             write_text(self.folder / "build_engine.sh", build_script(self.has_calibration))
             (self.folder / "build_engine.sh").chmod(0o755)
-        (self.folder / "classify.py").chmod(0o755)
         page = readme(
             name,
             source,

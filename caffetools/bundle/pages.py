@@ -35,6 +35,7 @@ A {kind}, exported from `{source}` by caffetools for `{target}`.
 | `labels.txt` | class names, one a line |
 | `preprocessing.json` | resize, crop, mean and scale that make `input_0` from a picture |
 | `classify.py` | runner in Python: NumPy, OpenCV and onnxruntime or TensorRT |
+| `check.py` | compares the files with `SHA256SUMS`, and what `classify.py` gives with `samples/expected.json` |
 | `runner/` | runner in C++: OpenCV, and onnxruntime or TensorRT where CMake finds them |
 | `samples/` | pictures, and in `expected.json` the five best {results} of each |
 {rows}| `SHA256SUMS` | `sha256sum -c SHA256SUMS` checks the files |
@@ -42,6 +43,7 @@ A {kind}, exported from `{source}` by caffetools for `{target}`.
 ## Run it
 
 ```sh
+python3 check.py
 python3 classify.py samples
 python3 classify.py photo.jpg --top 3 --json
 python3 classify.py --serve 8080     # and: curl --data-binary @photo.jpg http://localhost:8080/
@@ -50,7 +52,7 @@ build/caffetools-classify . samples
 build/caffetools-classify . camera:0 --json
 ```
 
-With caffetools installed, `caffetools bundle check .` compares all files with SHA256SUMS and the samples with expected.json.
+`check.py` needs no caffetools; where that is installed, `caffetools bundle check .` does the same.
 {jetson}"""
 _CLASSIFIER = ("classifier", "`output_0` probabilities", "classes")
 _JETSON = """

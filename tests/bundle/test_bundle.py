@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -20,7 +21,7 @@ import onnx
 import pytest
 import torch
 
-from caffetools.bundle import standalone
+from caffetools.bundle import standalone, standalone_check
 from caffetools.bundle.build import TARGETS, build_bundle
 from caffetools.bundle.check import check_bundle
 from caffetools.bundle.sums import write_sums
@@ -334,8 +335,38 @@ def test_the_python_runner_works_alone(copy: Path, tmp_path: Path) -> None:
             assert abs(got["probability"] - wanted["probability"]) < 1e-5
 
 
-def test_the_python_runner_is_written_for_python_3_6() -> None:
-    source = Path(standalone.__file__).read_text(encoding="utf-8")
+def test_a_bundle_checks_itself_without_caffetools(copy: Path, detectors: dict[str, Path], tmp_path: Path) -> None:
+    def check(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        # An import of caffetools, or of what a device does not have, would fail.
+        absent = "import sys; sys.modules.update(dict.fromkeys(('caffetools', 'torch', 'onnx'))); import runpy; sys.argv = sys.argv[1:];"
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            f"{absent} runpy.run_path(sys.argv[0], run_name='__main__')",
+            folder / "check.py",
+            *arguments,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    for folder in (copy, detectors["jetson"]):
+        done = check(folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "files are intact; 4 samples in onnxruntime give the expected results; largest difference" in done.stdout
+    expected = json.loads((copy / "samples" / "expected.json").read_text())
+    expected["sample_0.png"][0]["probability"] -= 0.002
+    (copy / "samples" / "expected.json").write_text(json.dumps(expected))
+    done = check(copy)
+    message = "changed: its SHA-256 is not that of SHA256SUMS; copy the bundle again"
+    assert (done.returncode, done.stderr) == (2, f"check: error: {copy / 'samples' / 'expected.json'}: {message}\n")
+    write_sums(copy)
+    done = check(copy, "--backend", "opencv")
+    assert done.returncode == 1 and "sample_0.png: a probability differs by 0.002" in done.stderr
+
+
+@pytest.mark.parametrize("script", [standalone, standalone_check])
+def test_the_scripts_are_written_for_python_3_6(script: ModuleType) -> None:
+    source = Path(str(script.__file__)).read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 6))
     assert "import caffetools" not in source and "from caffetools" not in source
 
