@@ -90,11 +90,11 @@ def activations(
     plugin: Plugin = None,
 ) -> None:
     """Draw what the blobs of a net hold for a picture: feature maps as tiles, vectors as bars."""
-    from caffetools.visualize.activations import activations_figure, blob_values, computable_blobs, overview_figure
+    from caffetools.visualize.activations import activations_figure, blob_values, channels_first, computable_blobs, overview_figure
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     prepared = model.prepare(picture)
-    values = blob_values(model.net, prepared.input, [blob] if blob else computable_blobs(model.net))
+    values = channels_first(model.net, blob_values(model.net, prepared.input, [blob] if blob else computable_blobs(model.net)))
 
     def draw(theme: Theme) -> tuple[Figure, str]:
         if blob:

@@ -151,6 +151,8 @@ def _bottom(layer: Layer, index: int, blobs: Mapping[str, Tensor], keep: bool) -
 
 def _run_data_layer(net: Net, layer: Layer, values: Activations) -> None:
     missing = [top for top in layer.tops if top not in values.blobs]
+    if layer.tops and layer.tops[0] in values.blobs:
+        values.tops[layer.name] = values.blobs[layer.tops[0]]
     if not missing:
         return
     if any(top in values.blobs for top in layer.tops):
@@ -161,6 +163,8 @@ def _run_data_layer(net: Net, layer: Layer, values: Activations) -> None:
     with net._plans.exclusive:
         tops = layer.run()
     values.blobs.update((name, top.to(net.device)) for name, top in zip(layer.tops, tops, strict=True))
+    if layer.tops:
+        values.tops[layer.name] = values.blobs[layer.tops[0]]
 
 
 def _run_layer(net: Net, layer: Layer, index: int, bottoms: tuple[Tensor, ...], rule: Rule | None) -> tuple[Tensor, ...]:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.layers.base import format_shape
+from caffetools.layers.permute import Permute
 from caffetools.net.net import Net
 from caffetools.net.probe import picture_input, run_probe
 from caffetools.visualize import style
-from caffetools.visualize.attribution import Image, as_batch
+from caffetools.visualize.attribution import Image, picture_batch
 from caffetools.visualize.colormaps import scaled_colours, signed_colours
 from caffetools.visualize.panels import Panel, enlarge, panels_figure, shorten_to, wrap
 from caffetools.visualize.style import LIGHT, Theme
@@ -41,7 +42,7 @@ def blob_values(net: Net, image: Image, blobs: Sequence[str]) -> dict[str, NDArr
         NetError: the net has no such blob, or the picture does not fit.
         DataError: the values are not finite.
     """
-    values = run_probe(net, as_batch(image), blobs=blobs).blobs
+    values = run_probe(net, picture_batch(net, image), blobs=blobs).blobs
     arrays = {name: np.ascontiguousarray(values[name].detach().float().cpu().numpy()) for name in blobs}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -60,13 +61,38 @@ def computable_blobs(net: Net) -> list[str]:
     return order
 
 
+def channels_first(net: Net, values: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Return the values with the outputs of Permute layers in the order of axes that the layers' bottoms have.
+
+    SSD's heads and YOLO's move the channels to the end; drawn as they are, rows of the picture would be taken for channels.
+
+    Args:
+        net: The net.
+        values: From :func:`blob_values`: without the batch axis, by the blobs' names.
+    """
+    orders: dict[str, list[int]] = {}
+    for layer in net.layers:
+        before = orders.get(layer.bottoms[0]) if layer.bottoms else None
+        for top in layer.tops:
+            orders.pop(top, None)
+        if isinstance(layer, Permute) and layer.order[0] == 0 and before is None:
+            orders[layer.tops[0]] = layer.order
+        elif before is not None and layer.tops == layer.bottoms:
+            orders[layer.tops[0]] = before
+    return {
+        name: np.transpose(array, np.argsort(orders[name][1:])) if name in orders and array.ndim + 1 == len(orders[name]) else array
+        for name, array in values.items()
+    }
+
+
 def activations_figure(
     values: NDArray[Any], name: str, *, common: bool = False, labels: Sequence[str] = (), picture: str = "", theme: Theme = LIGHT
 ) -> tuple[Figure, str]:
     """Draw all channels of one blob.
 
     Args:
-        values: (C, H, W): a tile each, labelled with its number; (C,): bars of the largest values and a line of all.
+        values: (C, H, W): a tile each, labelled with its number; (C, …, H, W): a tile for each slice of a channel, labelled with its
+            indices; (C,): bars of the largest values and a line of all.
         name: The blob's name.
         common: Scale all channels by the largest value of the blob, not each by its own.
         labels: Class names for the bars, where the blob has as many values.
@@ -85,38 +111,49 @@ def activations_figure(
     title = f"{name}  ·  {format_shape(array.shape).replace(' x ', ' × ')}" + (f"  ·  {picture}" if picture else "")
     if array.ndim == 1 or array.size == array.shape[0]:
         return _bars(array.reshape(-1), title, labels, theme)
-    maps = array.reshape(array.shape[0], array.shape[1], -1) if array.ndim > 2 else array[None]
+    channels = array if array.ndim > 2 else array[None]
+    maps, numbers = _slices(channels)
     scaling = "All channels are scaled by the largest absolute value of the blob" if common else "Each channel is scaled by its own largest"
     scaling += "." if common else " absolute value."
     ends = "purple is negative, white 0, orange positive" if array.min() < 0 else "dark blue is 0, yellow the largest"
-    still = int((np.abs(maps).reshape(len(maps), -1).max(1) == 0).sum())
-    caption = f"{len(maps)} channels. {scaling} {ends[0].upper()}{ends[1:]}."
+    still = int((np.abs(channels).reshape(len(channels), -1).max(1) == 0).sum())
+    slices = f" of {len(maps) // len(channels)} slices (channel.slice)" if len(maps) > len(channels) else ""
+    caption = f"{len(channels)} channels{slices}. {scaling} {ends[0].upper()}{ends[1:]}."
     if still:
         caption += f" {still} of them are 0 everywhere for this picture."
-    return _tile_figure(_coloured(maps, common), title, caption, theme), caption
+    return _tile_figure(_coloured(maps, common, len(channels)), numbers, title, caption, theme), caption
 
 
 def overview_figure(
     blobs: dict[str, NDArray[Any]], *, picture: NDArray[np.uint8] | None = None, title: str = "", theme: Theme = LIGHT
 ) -> tuple[Figure, str]:
-    """Draw the first 25 channels of each blob with positions, in the net's order; ``picture`` (H, W, 3) RGB comes first."""
+    """Draw the first 25 channels of each blob with positions, in the net's order; ``picture`` (H, W, 3) RGB comes first.
+
+    Of blobs with more axes, (C, …, H, W), it draws the first 25 slices.
+    """
     panels = [Panel(enlarge(picture, _OVERVIEW_SIDE), "picture")] if picture is not None else []
     for name, values in blobs.items():
-        if values.ndim != 3 or values.shape[1] * values.shape[2] == 1:
+        if values.ndim < 3 or not values.size or np.prod(values.shape[1:]) == 1:
             continue
-        panels.append(Panel(_montage(values[:_OVERVIEW_TILES], theme), f"{name}  {' × '.join(map(str, values.shape))}"))
+        maps, _ = _slices(values)
+        panels.append(Panel(_montage(maps[:_OVERVIEW_TILES], theme), name, " × ".join(map(str, values.shape))))
     if not panels:
         raise DataError("no blob of this net has positions; name one with --blob")
-    caption = (
-        f"The first {_OVERVIEW_TILES} channels of each blob, each scaled by its own largest absolute value: from dark blue (0) to yellow; "
-    )
+    caption = f"The first {_OVERVIEW_TILES} channels (or slices of channels) of each blob, each scaled by its own largest absolute value: from dark blue (0) to yellow; "
     caption += "where there are negative values from purple over white (0) to orange."
     return panels_figure(panels, title or "Activations", caption, width=_WIDTH, theme=theme), caption
 
 
-def _coloured(maps: NDArray[Any], common: bool) -> NDArray[np.uint8]:
-    """Return (C, H, W, 3): signed colours for all channels where any value is negative."""
-    peak = np.abs(maps).max() if common else np.abs(maps).reshape(len(maps), -1).max(1).reshape(-1, 1, 1)
+def _slices(values: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
+    """Return (C, …, H, W) as (M, H, W), and the indices of each as text."""
+    places = [".".join(map(str, place)) for place in np.ndindex(*values.shape[:-2])]
+    return values.reshape(len(places), *values.shape[-2:]), places
+
+
+def _coloured(maps: NDArray[Any], common: bool, channels: int | None = None) -> NDArray[np.uint8]:
+    """Return (M, H, W, 3): signed colours for all where any value is negative; the slices of one of ``channels`` share their scale."""
+    groups = np.abs(maps).reshape(channels or len(maps), -1).max(1)
+    peak = groups.max() if common else groups.repeat(len(maps) // len(groups)).reshape(-1, 1, 1)
     unit = maps / np.where(peak > 0, peak, 1)
     signed = bool(maps.min() < 0)
     if signed:
@@ -138,14 +175,15 @@ def _montage(maps: NDArray[Any], theme: Theme) -> NDArray[np.uint8]:
     return sheet
 
 
-def _tile_figure(tiles: NDArray[np.uint8], title: str, caption: str, theme: Theme) -> Figure:
+def _tile_figure(tiles: NDArray[np.uint8], numbers: Sequence[str], title: str, caption: str, theme: Theme) -> Figure:
     count = len(tiles)
     side = 112 if count <= 80 else 64 if count <= 300 else 46 if count <= _MOST_LABELS else 34
     images = [enlarge(tile, side) for tile in tiles]
     height, width = images[0].shape[:2]
     each = count <= _MOST_LABELS
-    cell_w, cell_h = max(width + 6, 34 if each else 0), height + (6 + _LABEL if each else 6)
-    left_room = 0 if each else 56
+    longest = max(len(number) for number in numbers)
+    cell_w, cell_h = max(width + 6, 34 if each else 0, 10 * longest + 6 if each else 0), height + (6 + _LABEL if each else 6)
+    left_room = 0 if each else 56 if longest < 6 else 10 * longest + 6
     columns = min(columns_for(count), max(1, (_WIDTH - left_room) // cell_w))
     rows = -(-count // columns)
     full = max(left_room + columns * cell_w, 680) + 2 * _MARGIN
@@ -174,7 +212,7 @@ def _tile_figure(tiles: NDArray[np.uint8], title: str, caption: str, theme: Them
     write(_MARGIN, _MARGIN, shorten_to(title, full - 2 * _MARGIN, style.TITLE, bold=True), style.TITLE, theme.text, weight="bold")
     for index in range(count) if each else range(0, count, columns):
         top, left = _MARGIN + _HEAD + index // columns * cell_h, _MARGIN + index % columns * cell_w
-        write(left, top + (0 if each else max(0, (height - 14) // 2)), str(index), 6.5, theme.muted)
+        write(left, top + (0 if each else max(0, (height - 14) // 2)), numbers[index], 6.5, theme.muted)
     for index, line in enumerate(lines):
         write(_MARGIN, _MARGIN + _HEAD + len(sheet) + 10 + 24 * index, line, style.SMALL, theme.muted)
     return figure

@@ -13,6 +13,7 @@ blob before the softmax to explain logits.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fork_activation import ReLU6
 from caffetools.net.net import Net
 from caffetools.net.probe import Activations, Rule, picture_input, run_probe
+from caffetools.proto.schema import TEST
 
 Unit = int | tuple[int, ...] | None
 Image = NDArray[Any] | Tensor
@@ -106,9 +108,10 @@ def integrated_gradients(
     """
     if steps < 1:
         raise DataError(f"integrated gradients need at least 1 step, not {steps}")
+    _check_batch(batch)
     blob = target_blob(net, blob)
-    x = as_batch(image)
-    start = torch.full_like(x, baseline) if isinstance(baseline, int | float) else as_batch(baseline)
+    x = picture_batch(net, image)
+    start = as_batch(np.full(tuple(x.shape[1:]), baseline) if np.ndim(baseline) == 0 else np.asarray(baseline))
     if start.shape != x.shape:
         raise DataError(f"the baseline is {format_shape(start.shape[1:])}, the picture {format_shape(x.shape[1:])}")
     unit = resolve_unit(net, x, blob, unit)
@@ -154,8 +157,9 @@ def smooth_grad(
     """
     if samples < 1 or not noise >= 0:
         raise DataError(f"SmoothGrad needs at least 1 sample and noise of at least 0, not {samples} and {noise}")
+    _check_batch(batch)
     blob = target_blob(net, blob)
-    x = as_batch(image)
+    x = picture_batch(net, image)
     unit = resolve_unit(net, x, blob, unit)
     deviation = noise * float(x.max() - x.min())
     generator = torch.Generator().manual_seed(seed)
@@ -202,7 +206,8 @@ def occlusion(
         DataError: the blob has no such unit, or window or stride do not fit the picture.
     """
     blob = target_blob(net, blob)
-    x = as_batch(image)
+    x = picture_batch(net, image)
+    _check_batch(batch)
     height, width = x.shape[2:]
     window_h, window_w = (window, window) if isinstance(window, int) else window
     step_h, step_w = (stride, stride) if isinstance(stride, int) else stride or (max(1, window_h // 2), max(1, window_w // 2))
@@ -251,7 +256,7 @@ def unit_score(values: Tensor, blob: str, unit: Unit) -> Tensor:
     if values.dim() < 2:
         raise DataError(f"blob '{blob}' is {format_shape(values.shape)}: it has no units")
     sums = values.flatten(2).sum(2) if values.dim() > 2 else values
-    index = (int(sums[0].argmax()),) if unit is None else (unit,) if isinstance(unit, int | np.integer) else tuple(unit)
+    index = (int(sums[0].argmax()),) if unit is None else _unit_index(unit)
     shape = tuple(values.shape[1:])
     fits = len(index) in (1, len(shape)) and all(0 <= i < n for i, n in zip(index, shape, strict=False))
     if not fits:
@@ -288,13 +293,39 @@ def probe_unit(
 
 
 def as_batch(image: Image) -> Tensor:
-    """Return one picture (C, H, W), array or tensor, as (1, C, H, W) float32 on the CPU. Raises :class:`DataError` for other shapes."""
-    x = image.detach().cpu().float() if isinstance(image, Tensor) else torch.from_numpy(np.array(image, np.float32))
+    """Return one picture (C, H, W), array or tensor, as (1, C, H, W) float32 on the CPU.
+
+    Raises:
+        DataError: it has another shape, values that are not real numbers, or NaN or infinite ones.
+    """
+    array = image.detach().cpu() if isinstance(image, Tensor) else _array(image)
+    if array.is_complex():
+        raise DataError("one preprocessed picture (C, H, W) of real numbers is expected, not of complex ones")
+    x = array.float()
     if x.dim() == 4 and x.shape[0] == 1:
         x = x[0]
     if x.dim() != 3:
         raise DataError(f"one preprocessed picture (C, H, W) is expected, not an array of {format_shape(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise DataError("the picture has values that are NaN or infinite")
     return x[None]
+
+
+def picture_batch(net: Net, image: Image) -> Tensor:
+    """Return a picture as :func:`as_batch` for a net in the TEST phase that takes pictures with so many channels.
+
+    Raises:
+        NetError: the net is in the TRAIN phase, where dropout is random, or its input takes another number of channels.
+        DataError: as :func:`as_batch`.
+    """
+    if net.phase != TEST:
+        raise NetError(f"the net '{net.name}' is in the TRAIN phase; load it in the TEST phase to look into it")
+    batch, name = as_batch(image), picture_input(net)
+    wanted, given = net.blob_shapes[name], tuple(batch.shape[1:])
+    if len(wanted) == 4 and wanted[1] != given[0]:
+        hint = "; transpose the picture from (H, W, C)" if wanted[1] == given[2] else ""
+        raise NetError(f"the picture is {format_shape(given)}, but input '{name}' takes {format_shape(wanted[1:])} (C x H x W){hint}")
+    return batch
 
 
 def target_blob(net: Net, blob: str | None) -> str:
@@ -315,8 +346,34 @@ def resolve_unit(net: Net, batch: Tensor, blob: str, unit: Unit) -> Unit:
     return int((values.flatten(2).sum(2) if values.dim() > 2 else values)[0].argmax())
 
 
+def _array(image: NDArray[Any]) -> Tensor:
+    try:
+        array = np.asarray(image)
+    except ValueError as error:
+        raise DataError(f"one preprocessed picture (C, H, W) is expected: {error}") from None
+    if array.dtype.kind not in "fiubc":
+        raise DataError(f"one preprocessed picture (C, H, W) of numbers is expected, not an array of type {array.dtype}")
+    return torch.from_numpy(np.array(array, np.complex64 if array.dtype.kind == "c" else np.float32))
+
+
+def _unit_index(unit: object) -> tuple[int, ...]:
+    """Return a unit as indices. Raises :class:`DataError` where it is neither an integer nor a sequence of them."""
+    parts = tuple(unit) if isinstance(unit, list | tuple) or (isinstance(unit, np.ndarray) and unit.ndim == 1) else (unit,)
+    try:
+        if not parts or any(isinstance(part, bool) for part in parts):
+            raise TypeError
+        return tuple(operator.index(part) for part in parts)
+    except TypeError:
+        raise DataError(f"a unit is an index c or (c, y, x), not {unit!r}") from None
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise DataError(f"at least 1 picture must be computed at once, not {batch}")
+
+
 def _gradient_of_one(net: Net, image: Image, blob: str | None, unit: Unit, *, rule: Rule | None = None) -> Attribution:
-    name, batch = target_blob(net, blob), as_batch(image)
+    name, batch = target_blob(net, blob), picture_batch(net, image)
     return np.asarray(_gradient(net, batch, name, resolve_unit(net, batch, name, unit), rule=rule)[0], np.float32)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from caffetools.errors import DataError, NetError
 from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
-from caffetools.visualize.attribution import Attribution, Image, Unit, as_batch, probe_unit, resolve_unit, target_blob
+from caffetools.visualize.attribution import Attribution, Image, Unit, picture_batch, probe_unit, resolve_unit, target_blob
 
 
 def grad_cam(net: Net, image: Image, *, layer: str, blob: str | None = None, unit: Unit = None) -> Attribution:
@@ -27,9 +27,8 @@ def grad_cam(net: Net, image: Image, *, layer: str, blob: str | None = None, uni
         (H, W) float32 at the layer's resolution, not normalised.
 
     Raises:
-        NetError: the net has no such layer or blob, or the unit does not depend on the layer.
-        DataError: there is no such unit, or
-            the layer's top has no positions.
+        NetError: the net has no such layer or blob, several layers of this name, or the unit does not depend on the layer.
+        DataError: there is no such unit, or the layer's top has no positions.
     """
     features, gradient = _features(net, image, layer, blob, unit)
     return _combine(features, gradient.mean(axis=(1, 2)))
@@ -50,11 +49,16 @@ def grad_cam_plus_plus(net: Net, image: Image, *, layer: str, blob: str | None =
 def _features(net: Net, image: Image, layer: str, blob: str | None, unit: Unit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the layer's top and the unit's gradient with respect to it, (K, H, W) each."""
     blob = target_blob(net, blob)
-    x = as_batch(image)
+    x = picture_batch(net, image)
     unit = resolve_unit(net, x, blob, unit)
-    is_layer = any(item.name == layer for item in net.layers)
+    named = [item for item in net.layers if item.name == layer]
+    several = len({top for item in named for top in item.tops[:1]}) > 1
+    if several and layer not in net.blob_shapes:
+        tops = ", ".join(f"'{item.tops[0]}'" for item in named)
+        raise NetError(f"the net '{net.name}' has {len(named)} layers '{layer}'; name the blob that one of them makes: {tops}")
+    is_layer = bool(named) and not several
     if not is_layer and layer not in net.blob_shapes:
-        raise NetError(f"the net '{net.name}' has no layer '{layer}'; it has {', '.join(item.name for item in net.layers)}")
+        raise NetError(f"the net '{net.name}' has no layer '{layer}'; it has {', '.join(dict.fromkeys(item.name for item in net.layers))}")
     values, score = probe_unit(net, x, blob, unit, layers=[layer] if is_layer else [], blobs=[] if is_layer else [layer])
     top = values.tops[layer] if is_layer else values.blobs[layer]
     if top.dim() != 4:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from caffetools.errors import DataError
 from caffetools.proto.text import read_net
-from caffetools.visualize.activations import blob_values, computable_blobs, overview_figure
+from caffetools.visualize.activations import blob_values, channels_first, computable_blobs, overview_figure
 from caffetools.visualize.explanations import ALL_METHODS, explanations_figure
 from caffetools.visualize.filters import filter_changes_figure, filters_figure, find_weights
 from caffetools.visualize.graph_drawing import graph_figure, place_graph
@@ -61,7 +61,8 @@ def _weights(weights: PathLike, before: PathLike | None) -> list[Drawing]:
 
 def _picture(model: PictureNet, picture: PathLike) -> list[Drawing]:
     prepared = model.prepare(picture)
-    values = blob_values(model.net, prepared.input, [name for name in computable_blobs(model.net) if name != model.input])
+    names = [name for name in computable_blobs(model.net) if name != model.input]
+    values = channels_first(model.net, blob_values(model.net, prepared.input, names))
     methods = [method for method in ALL_METHODS if method != "occlusion"]
     title = f"Activations  ·  {prepared.name}"
     return [

@@ -15,7 +15,7 @@ from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers
 from caffetools.visualize.activations import blob_values
-from caffetools.visualize.attribution import METHODS, Unit, as_batch, resolve_unit, target_blob
+from caffetools.visualize.attribution import METHODS, Unit, picture_batch, resolve_unit, target_blob
 from caffetools.visualize.cam import grad_cam, grad_cam_plus_plus
 from caffetools.visualize.colormaps import heat_of, overlay, scaled_colours
 from caffetools.visualize.panels import Panel, enlarge, panels_figure
@@ -79,7 +79,7 @@ def explanations_figure(
         DataError, NetError: as :func:`explain`.
     """
     blob = blob or score_blob(model.net)
-    unit = resolve_unit(model.net, as_batch(prepared.input), blob, unit)
+    unit = resolve_unit(model.net, picture_batch(model.net, prepared.input), blob, unit)
     panels = [Panel(enlarge(prepared.shown, _SIDE), "picture")]
     side = panels[0].image.shape[:2]
     for method in methods:

@@ -8,7 +8,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from caffetools.errors import DataError, NetError
-from caffetools.visualize.activations import activations_figure, blob_values, computable_blobs, overview_figure
+from caffetools.visualize.activations import activations_figure, blob_values, channels_first, computable_blobs, overview_figure
 from caffetools.visualize.colormaps import magnitude_colours, overlay, scaled_colours, signed_colours
 from tests.net.test_net import conv, data, net_of, relu
 from tests.visualize.test_attribution import linear
@@ -50,7 +50,9 @@ def test_signed_maps_have_their_own_colours_and_a_common_scale() -> None:
     np.testing.assert_array_equal(scaled_colours(np.zeros((2, 2))), magnitude_colours(np.zeros((2, 2))))
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 1), (700, 3, 3), (2, 40), (1,), (4096,), (600, 7, 7)])
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 1), (700, 3, 3), (4, 12, 6, 7), (40, 31, 3, 3), (2, 3, 4, 5, 6), (2, 40), (1,), (4096,), (600, 7, 7)]
+)
 def test_all_shapes_are_drawn_and_no_label_overlaps(shape: tuple[int, ...]) -> None:
     figure, _ = activations_figure(np.random.default_rng(0).standard_normal(shape), "a long name of a blob " * 9, picture="p.png")
     canvas = FigureCanvasAgg(figure)
@@ -61,6 +63,28 @@ def test_all_shapes_are_drawn_and_no_label_overlaps(shape: tuple[int, ...]) -> N
     assert not any(a.overlaps(b) for i, a in enumerate(boxes[:200]) for b in boxes[i + 1 : 200])
 
 
+def test_slices_of_a_channel_share_its_scale_and_have_both_numbers() -> None:
+    values = np.zeros((2, 3, 4, 5), np.float32)
+    values[1, 0], values[1, 2] = 2.0, 1.0
+    figure, caption = activations_figure(values, "conv3d")
+    assert [text.get_text() for text in figure.texts][1:7] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
+    assert caption.startswith("2 channels of 3 slices (channel.slice). ") and "1 of them are 0" in caption
+    sheet = np.asarray(figure.axes[0].images[0].get_array())
+    half = (sheet == magnitude_colours(0.5)).all(axis=2).sum()
+    assert half == (sheet == magnitude_colours(1.0)).all(axis=2).sum() > 0, "the slice of 1 is half of the channel's largest"
+
+
+def test_outputs_of_permute_are_drawn_channels_first() -> None:
+    permute = 'layer { name: "p" type: "Permute" bottom: "conv1" top: "p" permute_param { order: 0 order: 2 order: 3 order: 1 } }\n'
+    back = 'layer { name: "q" type: "Permute" bottom: "p" top: "q" permute_param { order: 0 order: 3 order: 1 order: 2 } }\n'
+    net = net_of(data("dim: 1 dim: 3 dim: 8 dim: 6") + conv("conv1", "data") + permute + relu("in_place", "p") + back)
+    values = blob_values(net, np.random.default_rng(0).standard_normal((3, 8, 6)).astype(np.float32), ["conv1", "p", "q"])
+    assert values["p"].shape == (8, 6, 4)
+    turned = channels_first(net, values)
+    for name in ("p", "q"):
+        np.testing.assert_array_equal(turned[name], np.maximum(values["conv1"], 0))
+
+
 def test_vectors_name_their_classes() -> None:
     figure, caption = activations_figure(np.array([0.1, 0.7, 0.2]), "prob", labels=["a$", "b", "c"])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["b", "c", r"a\$"]
@@ -69,8 +93,9 @@ def test_vectors_name_their_classes() -> None:
 
 def test_an_overview_has_a_panel_a_blob_and_needs_one_with_positions() -> None:
     blobs = {"conv1": np.ones((30, 5, 5)), "ip": np.ones(4), "pool": np.ones((3, 1, 1))}
+    blobs["conv3d"] = np.ones((4, 2, 5, 5))
     figure, _ = overview_figure(blobs, picture=np.zeros((9, 9, 3), np.uint8))
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 3 and {"4 × 2 × 5 × 5", "conv3d"} <= {text.get_text() for text in figure.texts}
     with pytest.raises(DataError, match="no blob of this net has positions"):
         overview_figure({"ip": np.ones(4)})
 

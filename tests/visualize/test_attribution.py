@@ -14,6 +14,7 @@ from caffetools import visualize
 from caffetools.errors import DataError, NetError
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers, run_probe
+from caffetools.proto.schema import TRAIN
 from caffetools.visualize.attribution import METHODS
 from tests.net.test_net import conv, data, net_of, relu
 
@@ -203,7 +204,16 @@ def test_wrong_names_units_and_pictures_are_refused(small: tuple[Net, nn.Sequent
         (DataError, "no unit -1", lambda: visualize.deconvnet(net, image, blob="ip", unit=-1)),
         (DataError, r"4 x 4 x 4, so it has no unit \(1, 2\)", lambda: visualize.saliency(net, image, blob="conv2", unit=(1, 2))),
         (DataError, "picture .* is expected, not an array of 8 x 8", lambda: visualize.saliency(net, image[0], blob="ip", unit=0)),
-        (NetError, "conv1", lambda: visualize.saliency(net, image[:2], blob="ip", unit=0)),
+        (NetError, "picture is 2 x 8 x 8, but input 'data' takes 3 x 8 x 8", lambda: visualize.saliency(net, image[:2], unit=0)),
+        (NetError, r"transpose the picture from \(H, W, C\)", lambda: visualize.saliency(net, image.transpose(1, 2, 0), unit=0)),
+        (DataError, "NaN or infinite", lambda: visualize.saliency(net, np.where(image > 1, np.nan, image), unit=0)),
+        (DataError, "NaN or infinite", lambda: visualize.integrated_gradients(net, image, unit=0, baseline=float("nan"))),
+        (DataError, "numbers is expected, not an array of type object", lambda: visualize.saliency(net, None, unit=0)),
+        (DataError, "not of complex ones", lambda: visualize.saliency(net, image.astype(np.complex64), unit=0)),
+        (DataError, "a unit is an index c or .*, not 1.5", lambda: visualize.saliency(net, image, unit=1.5)),
+        (DataError, "a unit is an index c or .*, not 'cat'", lambda: visualize.saliency(net, image, unit="cat")),
+        (DataError, r"a unit is an index c or .*, not \(\)", lambda: visualize.saliency(net, image, unit=())),
+        (DataError, "at least 1 picture must be computed at once", lambda: visualize.smooth_grad(net, image, unit=0, batch=0)),
         (NetError, "has no layer 'conv9'; it has data, conv1", lambda: visualize.grad_cam(net, image, layer="conv9", unit=0)),
         (NetError, "does not depend on", lambda: visualize.grad_cam(net, image, layer="conv2", blob="conv1", unit=0)),
         (DataError, "needs channels with positions", lambda: visualize.grad_cam(net, image, layer="ip", unit=0)),
@@ -213,6 +223,23 @@ def test_wrong_names_units_and_pictures_are_refused(small: tuple[Net, nn.Sequent
         with pytest.raises(error, match=message):
             call()
     assert visualize.saliency(net, image, blob="ip", unit=0).any(), "a refused picture leaves the net usable"
+
+
+def test_a_net_that_trains_is_refused() -> None:
+    net = net_of(data() + linear(5), phase=TRAIN)
+    with pytest.raises(NetError, match="in the TRAIN phase; load it in the TEST phase"):
+        visualize.saliency(net, np.ones((3, 8, 8), np.float32), unit=0)
+
+
+def test_maps_of_the_input_and_of_layers_that_share_a_name() -> None:
+    net = net_of(data() + conv("c", "data", top="a") + conv("c", "a", top="b") + linear(5, "b"))
+    image = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+    weights = visualize.saliency(net, image, unit=1).mean((1, 2))
+    expected = np.maximum(np.tensordot(weights, image, 1), 0)
+    np.testing.assert_allclose(visualize.grad_cam(net, image, layer="data", unit=1), expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(NetError, match="2 layers 'c'; name the blob that one of them makes: 'a', 'b'"):
+        visualize.grad_cam(net, image, layer="c", unit=1)
+    assert not np.array_equal(visualize.grad_cam(net, image, layer="a", unit=1), visualize.grad_cam(net, image, layer="b", unit=1))
 
 
 class Wrapped(nn.Module):
