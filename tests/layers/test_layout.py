@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from caffetools.layers.lrn import _sum_around, banded_sum
 from caffetools.proto.schema import TRAIN
 from tests.layers.helpers import one_layer
 
@@ -119,3 +120,12 @@ def test_the_gradient_of_one_picture_may_have_any_strides(name: str, layout: tor
         strange = torch.empty_strided(y.shape, (channels, 1, width * channels, channels)).copy_(gradient)
     (got,) = torch.autograd.grad(y, x, strange)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_sum_over_channels_that_gpus_compute_is_that_of_the_cpu(channels: int, layout: torch.memory_format) -> None:
+    x = torch.randn(3, channels, 4, 5, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
+    sums = banded_sum(x, 5)
+    torch.testing.assert_close(sums, _sum_around(x, 5))
+    assert sums.stride() == x.stride() or channels == 1
