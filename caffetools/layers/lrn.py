@@ -14,6 +14,7 @@ from caffetools.errors import ExportError
 from caffetools.layers import inference, native
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
+from caffetools.layers.pooling import pads_on_cuda
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import POINTWISE, AxisWindow, Windows
@@ -47,7 +48,11 @@ class LRN(Layer):
             wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             y: Tensor = _AcrossChannels.apply(wide, self.size, self.alpha, self.beta, self.k)
             return y.to(x.dtype)
-        mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
+        pad = self.size // 2
+        if pads_on_cuda(x, (pad, pad)):
+            mean = F.avg_pool2d(F.pad(x * x, (pad,) * 4), self.size, 1)
+        else:
+            mean = F.avg_pool2d(x * x, self.size, 1, pad)
         return x * (mean * self.alpha + 1.0).pow(-self.beta)
 
     def spatial_windows(self) -> Windows:

@@ -111,11 +111,11 @@ class Window:
         (top, left), (bottom, right) = self.pad, self.end_overhang
         return F.pad(x, (left, right, top, bottom), value=value)
 
-    def divisor_map(self) -> Tensor:
-        """Return (H', W') float32: the number of values of each window inside of the padded map: AVE's divisors."""
+    def divisor_map(self, device: torch.device | None = None) -> Tensor:
+        """Return (H', W') float32, on ``device``: the number of values of each window inside of the padded map: AVE's divisors."""
         sides = []
         for n, k, s, p, o in zip(self.size, self.kernel, self.stride, self.pad, self.output, strict=True):
-            start = torch.arange(o) * s - p
+            start = torch.arange(o, device=device) * s - p
             sides.append((start + k).clamp(max=n + p) - start)
         return (sides[0][:, None] * sides[1][None, :]).float()
 
@@ -147,10 +147,18 @@ def ave_pool(x: Tensor, window: Window) -> Tensor:
         y: Tensor = _WholeMean.apply(x)
         return y
     ceil_mode = window.ceil_mode
-    if ceil_mode is not None:
+    if ceil_mode is not None and not pads_on_cuda(x, window.pad):
         return F.avg_pool2d(x, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode, count_include_pad=True)
     sums = F.avg_pool2d(window.padded(x, 0.0), window.kernel, window.stride, divisor_override=1)
-    return sums / window.divisor_map().to(x)
+    return sums / window.divisor_map(x.device).to(x.dtype)
+
+
+def pads_on_cuda(x: Tensor, pad: Pair) -> bool:
+    """Return whether torch's own padding must not be used for means of ``x``: on CUDA its gradient is wrong for channels-last maps.
+
+    The kernel of the backward pass leaves the padding out of its coordinates (https://github.com/pytorch/pytorch/issues/188344).
+    """
+    return x.device.type == "cuda" and any(pad)
 
 
 class _WholeMean(torch.autograd.Function):
