@@ -53,7 +53,7 @@ def test_a_layer_agrees_with_the_cpu(text: str, layout: torch.memory_format, dev
     x = torch.randn(2, 6, 9, 8, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
     y, gradient, parameters = computed(text, x)
     other, other_gradient, other_parameters = computed(text, x.to(device))
-    torch.testing.assert_close(other, y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other, y, rtol=1e-5, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(other_parameters, parameters, rtol=1e-4, atol=1e-4)
     assert (gradient is None) == (other_gradient is None)
     if gradient is not None:
