@@ -138,7 +138,7 @@ def _sum_around(x: Tensor, size: int) -> Tensor:
 
 
 def banded_sum(x: Tensor, size: int) -> Tensor:
-    """The same as one matrix product by a band of ones, which reads ``x`` once: on a GPU a fifth of the time for five channels."""
+    """Return what :func:`_sum_around` does, (N, C, H, W), by one matrix product with a band of ones, which reads ``x`` once."""
     place = torch.arange(x.shape[1], device=x.device)
     band = ((place[:, None] - place).abs() <= size // 2).to(x.dtype)
     if x.is_contiguous():
