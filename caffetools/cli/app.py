@@ -20,7 +20,7 @@ import typer
 
 import caffetools
 from caffetools.cli.caffe_names import modern
-from caffetools.cli.commands import Commands, is_answer
+from caffetools.cli.commands import HELP_FLAGS, Commands, is_answer
 from caffetools.cli.gflags import translate
 from caffetools.cli.usage import UsageError, usage_error_text
 from caffetools.errors import CaffeToolsError, Cancelled, did_you_mean, user_error_context
@@ -34,7 +34,7 @@ app = typer.Typer(
     add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP_FLAGS},
 )
 
 
@@ -71,6 +71,9 @@ def main() -> None:
             sys.stdout.flush()
             if "--verbose" in taken:
                 _write_error(f"took {time.monotonic() - started:.1f} s")
+    except SystemExit as end:
+        # rich ends the process with 1 where the reader of our output has ended.
+        sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)
     except BrokenPipeError:
         # The reader of our output (head, less) has ended; nothing is wrong.
         _drop_output()
@@ -208,11 +211,10 @@ def _spelled_out(arguments: list[str]) -> list[str]:
 
 
 def _without_arguments() -> list[str]:
-    """Return what a bare ``caffetools`` runs: ``status`` in the folder of a project, else ``--help``."""
-    from pathlib import Path
+    """Return what a bare ``caffetools`` runs: ``status`` where a project, or pictures for one, are here or one folder below; else help."""
+    from caffetools.cli.surroundings import picture_folders, projects
 
-    here = any(Path(name).exists() for name in ("run.json", "solver.prototxt", "net/solver.prototxt", "data/dataset.json"))
-    return ["status"] if here else ["--help"]
+    return ["status"] if projects(Path()) or picture_folders(Path()) else ["--help"]
 
 
 _GLOBAL = {"--debug": "--debug", "--quiet": "--quiet", "-q": "--quiet", "--verbose": "--verbose", "-v": "--verbose"}

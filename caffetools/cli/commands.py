@@ -46,6 +46,7 @@ class Entry(NamedTuple):
         return _summary(self.module, self.attribute or self.module)
 
 
+HELP_FLAGS = ["-h", "--help"]
 _END_TO_END, _DATA, _NETS, _TRAINING, _INFERENCE = "End to end", "Data", "Networks", "Training", "Inference"
 
 # In the order in which a user meets them.
@@ -208,6 +209,7 @@ class Commands(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the list of all commands, for which none is imported."""
         self._listing = True
+        _leave_out_types(self)
         try:
             super().format_help(ctx, formatter)
         finally:
@@ -248,13 +250,26 @@ def _build(name: str, entry: Entry) -> Any:
             info.epilog = f"Example: {EXAMPLES[f'{name} {inner}']}" if f"{name} {inner}" in EXAMPLES else info.epilog
         group = typer.main.get_group(thing)
         group.name, group.epilog = name, example
+        for command in (group, *group.commands.values()):
+            _leave_out_types(command)
         return group
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     context = {"allow_interspersed_args": False} if entry.script else None
     kind = importlib.import_module("caffetools.cli.models").ModelCommand if entry.model else None
     more: dict[str, Any] = {"epilog": example, "no_args_is_help": not entry.alone, "context_settings": context}
     app.command(name, cls=kind, help=flowing(thing.__doc__ or ""), **more)(thing)
-    return typer.main.get_command(app)
+    command = typer.main.get_command(app)
+    _leave_out_types(command)
+    return command
+
+
+def _leave_out_types(command: Any) -> None:
+    """Leave out of a command's help the types that say nothing: that of a flag, which takes no value, and of a list of arguments."""
+    for param in command.get_params(typer.Context(command, help_option_names=HELP_FLAGS)):
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+        elif param.param_type_name == "argument" and param.nargs != 1:
+            param.display_type_rich = lambda ctx: None
 
 
 def flowing(docstring: str) -> str:

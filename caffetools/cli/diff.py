@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.models import net_file
+from caffetools.cli.models import complete_model, net_file
 from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, print_json
 from caffetools.cli.tables import print_table
@@ -18,8 +18,18 @@ if TYPE_CHECKING:
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(help="A net's prototxt, or a .caffemodel (.h5 too).", show_default=False)],
-    second: Annotated[Path, typer.Argument(help="Another one, of the same kind.", show_default=False)],
+    first: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FIRST",
+            help="A net's prototxt, a network of the zoo, or a .caffemodel (.h5 too).",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
+    ],
+    second: Annotated[
+        Path, typer.Argument(metavar="SECOND", help="Another one, of the same kind.", show_default=False, autocompletion=complete_model)
+    ],
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
     dialect: Dialect = None,

@@ -8,13 +8,18 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.gflags import OneGpu, chosen_device, split
-from caffetools.cli.models import net_file, weights_file
+from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import AsJson, Cluster, Dialect, Plugin, check_cluster
 from caffetools.cli.show import console, print_json, progress, progress_sink
 
 
 def extract_features(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="The .caffemodel.", show_default=False)],
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS", help="The .caffemodel; or a network of the zoo.", show_default=False, autocompletion=complete_model
+        ),
+    ],
     net: Annotated[Path, typer.Argument(metavar="NET", help="The net's prototxt, with a data layer.", show_default=False)],
     blobs: Annotated[str, typer.Argument(metavar="BLOB[,BLOB]", help="The blobs to store.", show_default=False)],
     databases: Annotated[str, typer.Argument(metavar="DB[,DB]", help="A new database for each blob.", show_default=False)],

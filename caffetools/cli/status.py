@@ -8,16 +8,23 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console, print_json, print_next
+from caffetools.cli.show import console, note, print_json, print_next
 
 
 def status(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The project's folder.")] = Path(),
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="The project's folder; by default this one, or a project in it.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a project: its dataset, net, training and exported model, and the next command."""
     from caffetools.project.project import Project
 
+    if folder is None:
+        folder = _project_here(as_json=as_json)
+    if folder is None:
+        return
     found = Project.open(folder).status()
     if as_json:
         print_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()})
@@ -37,3 +44,21 @@ def status(
         if text:
             console.print(f"{name:<10} {text}", markup=False)
     print_next(found.next_command)
+
+
+def _project_here(*, as_json: bool) -> Path | None:
+    """Return the project of this folder: itself, or the newest in it, of which a note names all; None where pictures are shown instead."""
+    from caffetools.cli.surroundings import picture_folders, projects
+    from caffetools.project.config import command
+
+    found = projects(Path())
+    if len(found) > 1:
+        note(f"projects here: {', '.join(map(str, found))}; this is {found[0]}, the newest")
+    if found:
+        return found[0]
+    pictures = picture_folders(Path())
+    if not pictures or as_json:
+        return Path()
+    console.print(f"no project yet; folders of pictures, one for each class: {', '.join(map(str, pictures))}", markup=False)
+    print_next(command("finetune", pictures[0], "-o", "run"))
+    return None

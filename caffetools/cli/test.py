@@ -18,7 +18,15 @@ from caffetools.zoo.names import is_model
 
 
 def test(
-    net: Annotated[Path | None, typer.Argument(metavar="NET", help="The net's prototxt (train_val).", show_default=False)] = None,
+    net: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="NET",
+            help="The net's prototxt (train_val); or a network of the zoo.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(

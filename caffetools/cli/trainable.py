@@ -8,14 +8,22 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.models import net_file
+from caffetools.cli.models import complete_model, net_file
 from caffetools.cli.options import Dialect, Force, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
 
 
 def trainable(
-    deploy: Annotated[Path, typer.Argument(help="The deploy prototxt of a net that is used.", show_default=False)],
+    deploy: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DEPLOY",
+            help="The deploy prototxt of a net that is used; or a network of the zoo.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write train_val.prototxt and solver.prototxt to.")] = Path(
         "trainable"
     ),

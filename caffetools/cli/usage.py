@@ -27,9 +27,16 @@ def usage_error_text(error: Any, arguments: Sequence[str]) -> str:
     path = context.command_path.split()[1:] if context is not None else []
     text = f"{' '.join(path)}: " if path else ""
     text += _what(error, arguments, context)
-    entry = COMMANDS.get(path[0]) if len(path) == 1 else None
-    example = entry.example if entry is not None else EXAMPLES.get(" ".join(path), "")
+    example = _example(path, context)
     return f"{text}{'' if text.endswith('?') else ';'} example: {example}" if example else text
+
+
+def _example(path: list[str], context: Any) -> str:
+    """Return an example of the right use of a command: the first of its help."""
+    if len(path) == 1 and path[0] in COMMANDS:
+        return COMMANDS[path[0]].example
+    shown = str(getattr(getattr(context, "command", None), "epilog", "") or "").split("\n")[0]
+    return EXAMPLES.get(" ".join(path)) or (shown.removeprefix("Example: ") if shown.startswith("Example: ") else "")
 
 
 def _what(error: Any, arguments: Sequence[str], context: Any) -> str:

@@ -129,7 +129,15 @@ def weights(
 
 
 def graph(
-    net: Annotated[Path, typer.Argument(metavar="NET", help="Any prototxt of a net.", show_default=False)],
+    net: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NET",
+            help="Any prototxt of a net; or a network of the zoo.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write: .svg, .png, or .html to explore it.")],
     phase: Annotated[str, typer.Option(help="train or test.")] = "test",
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw blocks that repeat only once; a page has both.")] = True,

@@ -42,7 +42,9 @@ def open_database(path: PathLike) -> Database:
         raise DataError(f"no such database (looked for from {Path.cwd()})", path=path)
     if folder.is_dir() and not (folder / "data.mdb").exists():
         if not (folder / "CURRENT").is_file():
-            raise DataError("this folder is not a database (an LMDB has a data.mdb, a LevelDB a file CURRENT)", path=path)
+            inner = next((folder / name for name in ("train_lmdb", "val_lmdb") if (folder / name).is_dir()), None)
+            hint = f"it is a dataset, of which {inner} is one database" if inner else None
+            raise DataError("this folder is not a database (an LMDB has a data.mdb, a LevelDB a file CURRENT)", path=path, hint=hint)
         from caffetools.data.leveldb import LevelDb
 
         return LevelDb(path)

@@ -105,7 +105,7 @@ class Project:
             raise CaffeToolsError(
                 "no project is here: neither data/dataset.json nor net/solver.prototxt exists",
                 path=folder,
-                hint="create one with Project.create",
+                hint="caffetools finetune, dataset build or retarget makes one, and Project.create in Python",
             )
         return project
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from tests.cli.inprocess import error_of, run, run_well
         (("export", "-solver", "x"), "export: there is no option -solver; it is a flag of "),
         (("deploy", "a.prototxt"), "deploy: missing option --out (-o); example: caffetools deploy train_val.prototxt -o deploy.prototxt"),
         (("zoo", "fetch"), "zoo fetch: missing argument NAME; example: caffetools zoo fetch squeezenet"),
+        (("dataset", "convert", "a"), "dataset convert: missing argument SOURCE; example: caffetools dataset convert "),
         (("retarget", "--classes", "abc"), "retarget: invalid value for '--classes'"),
     ],
 )
@@ -59,3 +63,42 @@ def test_a_bare_call_shows_the_project_of_the_folder_or_the_help(tmp_path: Path,
     text = run_well().stdout
     assert "LeNet" in text and "0 of 10000 iterations" in text
     assert "Next: caffetools train net/solver.prototxt" in text
+
+
+def test_a_bare_call_above_projects_shows_the_newest_and_names_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_well("retarget", "lenet", "--classes", 3, "-o", "old")
+    alone = run_well()
+    assert "Next: caffetools train old/solver.prototxt" in alone.stdout and alone.stderr == ""
+    run_well("retarget", "lenet", "--classes", 3, "-o", "new")
+    os.utime("old", (1, 1))
+    both = run_well()
+    assert "Next: caffetools train new/solver.prototxt" in both.stdout
+    assert both.stderr == "caffetools: note: projects here: new, old; this is new, the newest\n"
+
+
+def test_a_bare_call_above_pictures_leads_to_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my photos/cat", "my photos/dog", "notes/cat"):
+        Path(name).mkdir(parents=True)
+        Path(name, "a.JPG").touch()
+    assert run_well().stdout.splitlines() == [
+        "no project yet; folders of pictures, one for each class: my photos",
+        "Next: caffetools finetune 'my photos' -o run",
+    ]
+    assert error_of(run("status", "--json")).startswith(".: no project is here")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["finetune"], ["zoo", "list"]], ids=" ".join)
+def test_a_reader_that_ends_early_is_no_failure(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "caffetools", *words], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, b"error" in done.stderr) == (0, False), done.stderr
+
+
+def test_help_shows_no_types_of_flags() -> None:
+    for words in (["--help"], ["train", "--help"], ["visualize", "filters", "--help"], ["zoo", "list", "--help"]):
+        text = run_well(*words).stdout
+        assert "bool" not in text and "--help" in text and "-h" in text

@@ -118,6 +118,10 @@ def test_the_figures_of_the_cards_are_those_of_the_nets(name: str) -> None:
         ("caffetools train --weights alex", ["alexnet"]),
         ("caffetools visualize explain resnet5", ["resnet50"]),
         ("caffetools finetune photos --model nin", ["nin", "nin_imagenet"]),
+        ("caffetools visualize filters goo", ["googlenet"]),
+        ("caffetools visualize graph goo", ["googlenet"]),
+        ("caffetools test goo", ["googlenet"]),
+        ("caffetools trainable goo", ["googlenet"]),
     ],
 )
 def test_the_shell_completes_names_of_models(line: str, completions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
