@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from caffetools.graph.diff import Difference, WeightsDifference
 
 
+_First = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FIRST",
+        help="A net's prototxt, a network of the zoo, or a .caffemodel (.h5 too).",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+
+
 def diff(
-    first: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FIRST",
-            help="A net's prototxt, a network of the zoo, or a .caffemodel (.h5 too).",
-            show_default=False,
-            autocompletion=complete_model,
-        ),
-    ],
+    first: _First,
     second: Annotated[
         Path, typer.Argument(metavar="SECOND", help="Another one, of the same kind.", show_default=False, autocompletion=complete_model)
     ],

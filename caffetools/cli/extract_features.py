@@ -13,13 +13,14 @@ from caffetools.cli.options import AsJson, Cluster, Dialect, Plugin, check_clust
 from caffetools.cli.show import console, print_json, progress, progress_sink
 
 
+_Weights = Annotated[
+    Path,
+    typer.Argument(metavar="WEIGHTS", help="The .caffemodel; or a network of the zoo.", show_default=False, autocompletion=complete_model),
+]
+
+
 def extract_features(
-    weights: Annotated[
-        Path,
-        typer.Argument(
-            metavar="WEIGHTS", help="The .caffemodel; or a network of the zoo.", show_default=False, autocompletion=complete_model
-        ),
-    ],
+    weights: _Weights,
     net: Annotated[Path, typer.Argument(metavar="NET", help="The net's prototxt, with a data layer.", show_default=False)],
     blobs: Annotated[str, typer.Argument(metavar="BLOB[,BLOB]", help="The blobs to store.", show_default=False)],
     databases: Annotated[str, typer.Argument(metavar="DB[,DB]", help="A new database for each blob.", show_default=False)],

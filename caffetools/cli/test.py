@@ -17,16 +17,19 @@ from caffetools.events import on_progress
 from caffetools.zoo.names import is_model
 
 
+_Net = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="NET",
+        help="The net's prototxt (train_val); or a network of the zoo.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+
+
 def test(
-    net: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="NET",
-            help="The net's prototxt (train_val); or a network of the zoo.",
-            show_default=False,
-            autocompletion=complete_model,
-        ),
-    ] = None,
+    net: _Net = None,
     weights: Annotated[
         str,
         typer.Option(

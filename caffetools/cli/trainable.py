@@ -14,16 +14,19 @@ from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
 
 
+_Deploy = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DEPLOY",
+        help="The deploy prototxt of a net that is used; or a network of the zoo.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+
+
 def trainable(
-    deploy: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DEPLOY",
-            help="The deploy prototxt of a net that is used; or a network of the zoo.",
-            show_default=False,
-            autocompletion=complete_model,
-        ),
-    ],
+    deploy: _Deploy,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write train_val.prototxt and solver.prototxt to.")] = Path(
         "trainable"
     ),
