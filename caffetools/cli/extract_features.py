@@ -12,7 +12,6 @@ from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import AsJson, Cluster, Dialect, Plugin, check_cluster
 from caffetools.cli.show import console, print_json, progress, progress_sink
 
-
 _Weights = Annotated[
     Path,
     typer.Argument(metavar="WEIGHTS", help="The .caffemodel; or a network of the zoo.", show_default=False, autocompletion=complete_model),

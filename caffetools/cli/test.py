@@ -16,7 +16,6 @@ from caffetools.errors import CaffeToolsError
 from caffetools.events import on_progress
 from caffetools.zoo.names import is_model
 
-
 _Net = Annotated[
     Path | None,
     typer.Argument(

@@ -13,7 +13,6 @@ from caffetools.cli.options import Dialect, Force, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
 
-
 _Deploy = Annotated[
     Path,
     typer.Argument(
