@@ -263,7 +263,7 @@ def _build(name: str, entry: Entry) -> Any:
     return command
 
 
-def _leave_out_types(command: Any) -> None:
+def _leave_out_types(command: TyperCommand | TyperGroup) -> None:
     """Leave out of a command's help the types that say nothing: that of a flag, which takes no value, and of a list of arguments."""
     for param in command.get_params(typer.Context(command, help_option_names=HELP_FLAGS)):
         if getattr(param, "is_flag", False) and param.metavar is None:

@@ -31,7 +31,7 @@ def usage_error_text(error: Any, arguments: Sequence[str]) -> str:
     return f"{text}{'' if text.endswith('?') else ';'} example: {example}" if example else text
 
 
-def _example(path: list[str], context: Any) -> str:
+def _example(path: list[str], context: object) -> str:
     """Return an example of the right use of a command: the first of its help."""
     if len(path) == 1 and path[0] in COMMANDS:
         return COMMANDS[path[0]].example
