@@ -13,7 +13,7 @@ from collections.abc import Iterator, MutableMapping
 from functools import cache
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -263,9 +263,15 @@ def _build(name: str, entry: Entry) -> Any:
     return command
 
 
-def _leave_out_types(command: TyperCommand | TyperGroup) -> None:
+class _HasParams(Protocol):
+    """A command or group of typer."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]: ...
+
+
+def _leave_out_types(command: _HasParams) -> None:
     """Leave out of a command's help the types that say nothing: that of a flag, which takes no value, and of a list of arguments."""
-    for param in command.get_params(typer.Context(command, help_option_names=HELP_FLAGS)):
+    for param in command.get_params(typer.Context(cast(TyperCommand, command), help_option_names=HELP_FLAGS)):
         if getattr(param, "is_flag", False) and param.metavar is None:
             param.metavar = ""
         elif param.param_type_name == "argument" and param.nargs != 1:
