@@ -77,7 +77,7 @@ def test_a_bare_call_above_projects_shows_the_newest_and_names_the_others(tmp_pa
     assert both.stderr == "caffetools: note: projects here: new, old; this is new, the newest\n"
 
 
-def test_a_bare_call_above_pictures_leads_to_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_call_above_pictures_shows_how_to_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("my photos/cat", "my photos/dog", "notes/cat"):
         Path(name).mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_a_bare_call_above_pictures_leads_to_finetune(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("words", [["--help"], ["finetune"], ["zoo", "list"]], ids=" ".join)
-def test_a_reader_that_ends_early_is_no_failure(words: list[str]) -> None:
+def test_a_pipe_closed_early_exits_with_zero(words: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-m", "caffetools", *words], stdout=writer, stderr=subprocess.PIPE, check=False)
