@@ -45,12 +45,20 @@ def deprecated_parameter(name: str, *, since: str, instead: str) -> Callable[[Ca
             f"{major}.{int(minor) + 1}; use {instead}"
         )
 
+        known: dict[str, str] | None = getattr(function, "_deprecated_parameters", None)
+        if known is not None:
+            # One wrapper for all, so that each warning is shown for the caller's line.
+            known[name] = text
+            return function
+        texts = {name: text}
+
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if name in kwargs:
-                warnings.warn(text, DeprecationWarning, stacklevel=2)
+            for given in texts.keys() & kwargs.keys():
+                warnings.warn(texts[given], DeprecationWarning, stacklevel=2)
             return function(*args, **kwargs)
 
+        call._deprecated_parameters = texts  # type: ignore[attr-defined]
         return call
 
     return decorate

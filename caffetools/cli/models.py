@@ -109,14 +109,14 @@ def weights_file(weights: str | Path) -> Path:
         ZooError: The model has no published weights, or they cannot be fetched.
     """
     from caffetools.zoo.cards import get_card
-    from caffetools.zoo.fetch import fetch
+    from caffetools.zoo.fetch import fetch_weights
     from caffetools.zoo.names import is_model
 
     if not is_model(str(weights)):
         return Path(weights)
     card = get_card(str(weights))
     with progress(f"Fetching {card.name} (MB)") as advance:
-        return fetch(card, progress=lambda done, total: advance(done // 10**6, max(total // 10**6, 1)), note=note).path
+        return fetch_weights(card, progress=lambda done, total: advance(done // 10**6, max(total // 10**6, 1)), note=note).path
 
 
 def model_options(model: str) -> PreprocessOptions:

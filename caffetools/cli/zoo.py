@@ -101,7 +101,7 @@ def fetch(
     """
     from caffetools.project.config import command
     from caffetools.zoo.cards import get_card
-    from caffetools.zoo.fetch import fetch as fetch_weights
+    from caffetools.zoo.fetch import fetch_weights
 
     card = get_card(name)
     with progress(f"Fetching {name} (MB)") as advance:

@@ -41,7 +41,7 @@ from caffetools.visualize.curves import draw_curves
 from caffetools.visualize.filters import LayerWeights, draw_filters, find_weights
 from caffetools.visualize.report import write_report
 from caffetools.zoo.cards import ModelCard, get_card
-from caffetools.zoo.fetch import fetch
+from caffetools.zoo.fetch import fetch_weights
 from caffetools.zoo.names import find_model
 
 # Held-out images on which the ONNX file is verified, besides the classification of all of them.
@@ -169,7 +169,7 @@ def _fetched(config: FinetuneConfig, card: ModelCard | None, steps: Steps) -> Pa
         raise CaffeToolsError(f"{card.name} has no published weights; start from random ones (--from-scratch), or from a file (--weights)")
     with steps.step("fetch", f"Fetch the published weights of {card.name}", command("zoo", "fetch", card.name)) as note:
         try:
-            fetched = fetch(card, progress=steps.progress("fetch", "bytes"), note=note)
+            fetched = fetch_weights(card, progress=steps.progress("fetch", "bytes"), note=note, cancel=steps.cancel)
         except ZooError as error:
             raise ZooError(f"{error}; or start from another file (--weights), or from random weights (--from-scratch)") from None
         note(f"{fetched.path} ({fetched.verified})")

@@ -40,7 +40,9 @@ def lock_path(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def file_lock(target: Path, *, required: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def file_lock(
+    target: Path, *, required: bool = True, on_wait: Callable[[], None] | None = None, while_waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold the lock of ``target`` within a ``with`` block, against other processes and the other threads of this one.
 
     The lock is a hidden file (:func:`lock_path`) that names the process and is removed afterwards. One that a killed process left
@@ -50,6 +52,7 @@ def file_lock(target: Path, *, required: bool = True, on_wait: Callable[[], None
         target: The file, folder or prefix that only one run at a time may write. It need not exist.
         required: Refuse file systems without locks; otherwise continue without one.
         on_wait: Wait until the lock is free, after one call of this function; None raises :class:`Busy` instead.
+        while_waiting: Called ten times a second while it waits; may raise to give up.
 
     Raises:
         Busy: The lock is held, and ``on_wait`` is None.
@@ -61,7 +64,7 @@ def file_lock(target: Path, *, required: bool = True, on_wait: Callable[[], None
         _check_ours(path)
     lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        _acquire(lock, path, on_wait)
+        _acquire(lock, path, on_wait, while_waiting)
     except OSError:
         if required:
             raise
@@ -79,7 +82,7 @@ def file_lock(target: Path, *, required: bool = True, on_wait: Callable[[], None
         lock.release(force=True)
 
 
-def _acquire(lock: filelock.BaseFileLock, path: Path, on_wait: Callable[[], None] | None) -> None:
+def _acquire(lock: filelock.BaseFileLock, path: Path, on_wait: Callable[[], None] | None, while_waiting: Callable[[], None] | None) -> None:
     for _ in range(2):
         try:
             lock.acquire(blocking=False)
@@ -92,7 +95,12 @@ def _acquire(lock: filelock.BaseFileLock, path: Path, on_wait: Callable[[], None
     if on_wait is None:
         raise Busy(_read_holder(path))
     on_wait()
-    lock.acquire(poll_interval=0.1)
+    while True:
+        if while_waiting is not None:
+            while_waiting()
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=0.1, poll_interval=0.1)
+            return
 
 
 def _check_ours(path: Path) -> None:

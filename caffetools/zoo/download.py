@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import caffetools
+from caffetools.cancel import CancelToken
 from caffetools.errors import WriteFailed
 
 if TYPE_CHECKING:
@@ -62,7 +63,15 @@ class _Origin:
     total: int | None = None
 
 
-def download(url: str, part: Path, *, progress: Progress | None = None, retry: RetryPolicy | None = None, limit: int | None = None) -> bool:
+def download(
+    url: str,
+    part: Path,
+    *,
+    progress: Progress | None = None,
+    retry: RetryPolicy | None = None,
+    limit: int | None = None,
+    cancel: CancelToken | None = None,
+) -> bool:
     """Bring the whole of ``url`` into ``part``, resuming where an earlier run stopped.
 
     A resumed download asks with If-Range for the same ETag or date and holds the length against the earlier one; a server
@@ -74,18 +83,22 @@ def download(url: str, part: Path, *, progress: Progress | None = None, retry: R
         progress: Called with (bytes written, total bytes or 0 if the server does not give them).
         retry: How often and how long to try.
         limit: Most bytes to accept; a longer file is refused before the disk is full.
+        cancel: Checked before each attempt and while it waits for the next one; ``progress`` may raise between blocks.
 
     Returns:
         Whether ``part`` holds bytes of an earlier connection.
 
     Raises:
-        FetchFailed: the address can't be reached or has no such file.
+        FetchFailed: The address can't be reached or does not have the file.
         RunFailed: ``part`` can't be written.
+        Cancelled: ``cancel`` was set; ``part`` is kept.
     """
     retry = retry or RetryPolicy()
     most, failures, resumed = _size(part), 0, False
     progressed = False
     while True:
+        if cancel is not None:
+            cancel.raise_if_cancelled("fetch")
         try:
             return _attempt(url, part, progress, retry, limit) or resumed
         except (_Dropped, _Unreachable) as error:
@@ -95,7 +108,7 @@ def download(url: str, part: Path, *, progress: Progress | None = None, retry: R
             failures += 1
             if failures >= retry.attempts or (isinstance(error, _Unreachable) and not progressed):
                 raise
-            time.sleep(retry.backoff * 2 ** (failures - 1))
+            (time.sleep if cancel is None else cancel.wait)(retry.backoff * 2 ** (failures - 1))
 
 
 def discard_partial(part: Path) -> None:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from caffetools._deprecation import deprecated_parameter
+from caffetools.cancel import CancelToken
 from caffetools.errors import RunFailed, WriteFailed, ZooError
+from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, reported, reporter
 from caffetools.util.files import write_text
 from caffetools.util.locks import file_lock
 from caffetools.zoo.cards import SCHEMES, ModelCard, Weights, get_card
@@ -27,8 +30,12 @@ class FetchResult:
     """Weights that are there and checked.
 
     Attributes:
-        path: the .caffemodel. source: the address they came from, or None where they were there already.
-        verified: how they were checked, in words. sha256: of the file. labels: the class names next to it, if the model has any.
+        name: Name of the model.
+        path: The .caffemodel.
+        source: The address they came from, or None where they were there already.
+        verified: How they were checked, in words.
+        sha256: SHA-256 of the file, in hexadecimal.
+        labels: File of the class names next to it, if the model has any.
     """
 
     name: str
@@ -50,6 +57,8 @@ def weights_path(card: ModelCard, to: PathLike | None = None) -> Path | None:
     return (Path(to) if to is not None else cache_folder()) / card.weights.file if card.weights else None
 
 
+@deprecated_parameter("progress", since="0.2", instead="events=")
+@deprecated_parameter("note", since="0.2", instead="events=")
 def fetch(
     model: ModelCard | str,
     to: PathLike | None = None,
@@ -58,6 +67,8 @@ def fetch(
     note: Callable[[str], None] | None = None,
     retry: RetryPolicy | None = None,
     unverified: bool = False,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> FetchResult:
     """Make sure that a model's weights are there, and are the files that the publisher released.
 
@@ -68,16 +79,69 @@ def fetch(
     Args:
         model: A card, or the name of a model.
         to: The folder; the cache by default.
-        progress: Called with (bytes, total bytes).
+        progress: Called with (bytes, total bytes); deprecated, use ``events``.
+        note: Called with a sentence when there is something to wait for; deprecated, use ``events``.
+        retry: How often and how long to try.
+        unverified: Also fetch weights for which no checksum is published.
+        events: Receives ``Started``, ``Progress`` in bytes, ``Warned`` when another process is fetching the file, ``ArtifactWritten``
+            for weights that were fetched, and ``Finished``.
+        cancel: Checked between blocks and while there is something to wait for; the .part file is kept, and the next fetch resumes from it.
+
+    Returns:
+        Where the weights are, where they came from, and how they were checked.
+
+    Raises:
+        ZooError: The model is unknown or has no published weights, no address can be reached, or a file is wrong: names file, address
+            and how to get it by hand.
+        RunFailed: The folder cannot be written, or the disk is full.
+        Cancelled: ``cancel`` was set.
+    """
+    card = get_card(model) if isinstance(model, str) else model
+    report = reporter(events, "fetch", "bytes", cancel)
+
+    def on_bytes(done: int, total: int) -> None:
+        report(done, total)
+        if progress is not None:
+            progress(done, total)
+
+    def on_wait(sentence: str) -> None:
+        events(Warned(task="fetch", message=sentence))
+        if note is not None:
+            note(sentence)
+
+    with reported("fetch", f"Fetching the weights of {card.name}", events):
+        result = fetch_weights(card, to, progress=on_bytes, note=on_wait, retry=retry, unverified=unverified, cancel=cancel)
+        if result.source is not None:
+            events(ArtifactWritten(task="fetch", path=str(result.path), what="caffemodel"))
+    return result
+
+
+def fetch_weights(
+    card: ModelCard,
+    to: PathLike | None = None,
+    *,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+    retry: RetryPolicy | None = None,
+    unverified: bool = False,
+    cancel: CancelToken | None = None,
+) -> FetchResult:
+    """Fetch weights as :func:`fetch` does, for a caller with steps of its own.
+
+    Args:
+        card: The model.
+        to: The folder; the cache by default.
+        progress: Called with (bytes, total bytes); may raise to stop.
         note: Called with a sentence when there is something to wait for.
         retry: How often and how long to try.
         unverified: Also fetch weights for which no checksum is published.
+        cancel: As for :func:`fetch`.
 
     Raises:
-        ZooError: no such model, no published weights, nothing reachable, or a wrong file: names file, address and the way by hand.
-        RunFailed: the folder cannot be written, or the disk is full.
+        ZooError: As for :func:`fetch`.
+        RunFailed: As for :func:`fetch`.
+        Cancelled: ``cancel`` was set.
     """
-    card = get_card(model) if isinstance(model, str) else model
     path = weights_path(card, to)
     if card.weights is None or path is None:
         raise ZooError(f"{card.name}: {card.no_weights}")
@@ -87,12 +151,14 @@ def fetch(
             f"{card.name}: no checksum of its weights is published, so a fetched file cannot be verified",
             hint="--unverified (unverified=True) accepts what the server sends and records its SHA-256 for later fetches",
         )
+    if cancel is not None:
+        cancel.raise_if_cancelled("fetch")
     if not path.exists():
         _make_folder(path.parent)
-        with _locked(path, note):
+        with _locked(path, note, cancel):
             # Another fetch may have brought the file while this one waited.
             if not path.exists():
-                source = _download_from_any(card, card.weights, path, progress, retry or RetryPolicy())
+                source = _download_from_any(card, card.weights, path, progress, retry or RetryPolicy(), cancel)
     try:
         verified = check_weights(card, path, record=_record(path))
         sha256 = digest(path, "sha256")
@@ -115,13 +181,15 @@ def addresses(weights: Weights) -> list[str]:
     return [mirror.rstrip("/") + "/" + quote(weights.file)]
 
 
-def _download_from_any(card: ModelCard, weights: Weights, path: Path, progress: Progress | None, retry: RetryPolicy) -> str:
+def _download_from_any(
+    card: ModelCard, weights: Weights, path: Path, progress: Progress | None, retry: RetryPolicy, cancel: CancelToken | None
+) -> str:
     """Fetch from the first address that has the right file; the address."""
     part = path.with_name(path.name + ".part")
     failures: list[str] = []
     for url in addresses(weights):
         try:
-            _download_from(url, card, path, part, progress, retry)
+            _download_from(url, card, path, part, progress, retry, cancel)
         except FetchFailed as error:
             failures.append(f"{url}: {error}")
         except WrongFile as error:
@@ -136,9 +204,11 @@ def _download_from_any(card: ModelCard, weights: Weights, path: Path, progress: 
     )
 
 
-def _download_from(url: str, card: ModelCard, path: Path, part: Path, progress: Progress | None, retry: RetryPolicy) -> None:
+def _download_from(
+    url: str, card: ModelCard, path: Path, part: Path, progress: Progress | None, retry: RetryPolicy, cancel: CancelToken | None
+) -> None:
     limit = _limit(card.weights.megabytes) if card.weights is not None else None
-    resumed = download(url, part, progress=progress, retry=retry, limit=limit)
+    resumed = download(url, part, progress=progress, retry=retry, limit=limit, cancel=cancel)
     try:
         check_weights(card, part, record=_record(path))
     except WrongFile:
@@ -146,7 +216,7 @@ def _download_from(url: str, card: ModelCard, path: Path, part: Path, progress: 
             raise
         # The earlier part may have been another file's or damaged: only a fetch in one piece can show which.
         discard_partial(part)
-        download(url, part, progress=progress, retry=retry, limit=limit)
+        download(url, part, progress=progress, retry=retry, limit=limit, cancel=cancel)
         check_weights(card, part, record=_record(path))
 
 
@@ -176,7 +246,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, note: Callable[[str], None] | None) -> Iterator[None]:
+def _locked(path: Path, note: Callable[[str], None] | None, cancel: CancelToken | None) -> Iterator[None]:
     """Hold the lock of ``path``; waits while another fetch holds it.
 
     Raises:
@@ -187,9 +257,13 @@ def _locked(path: Path, note: Callable[[str], None] | None) -> Iterator[None]:
         if note is not None:
             note(f"another process is fetching {path.name}; waiting for it")
 
+    def while_waiting() -> None:
+        if cancel is not None:
+            cancel.raise_if_cancelled("fetch")
+
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(path, required=False, on_wait=on_wait))
+            stack.enter_context(file_lock(path, required=False, on_wait=on_wait, while_waiting=while_waiting))
         except OSError as error:
             raise WriteFailed(path.parent, error.strerror, hint="choose another folder with --to") from None
         yield

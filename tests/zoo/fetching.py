@@ -11,7 +11,7 @@ import numpy as np
 
 from caffetools.zoo.cards import ModelCard, Weights, get_card
 from caffetools.zoo.download import RetryPolicy
-from caffetools.zoo.fetch import FetchResult, fetch
+from caffetools.zoo.fetch import FetchResult, fetch_weights
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 1_500_000, np.uint8).tobytes()
 SHA1 = hashlib.sha1(CONTENT).hexdigest()
@@ -25,7 +25,7 @@ def card_at(*urls: str, **checksums: str) -> ModelCard:
 
 
 def get(card: ModelCard, to: Path, **options: Any) -> FetchResult:
-    return fetch(card, to, retry=QUICK, **options)
+    return fetch_weights(card, to, retry=QUICK, **options)
 
 
 def names(folder: Path) -> list[str]:

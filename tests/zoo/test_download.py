@@ -161,12 +161,12 @@ def test_ctrl_c_leaves_a_part_that_the_next_fetch_resumes(server: Server, tmp_pa
 import dataclasses, os, signal, sys
 from pathlib import Path
 from caffetools.zoo.cards import get_card, Weights
-from caffetools.zoo.fetch import fetch
+from caffetools.zoo.fetch import fetch_weights
 card = dataclasses.replace(get_card("lenet"), weights=Weights("weights.caffemodel", 1.5, ("{server.url}/w",), sha1="{SHA1}"))
 def interrupt(done, total):
     if done > 500_000:
         os.kill(os.getpid(), signal.SIGINT)
-fetch(card, Path({str(tmp_path)!r}), progress=interrupt)
+fetch_weights(card, Path({str(tmp_path)!r}), progress=interrupt)
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from caffetools.errors import RunFailed, ZooError
+from caffetools.cancel import CancelToken
+from caffetools.errors import Cancelled, RunFailed, ZooError
+from caffetools.events import ArtifactWritten, Event, Finished, Progress, Started, Warned
 from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse
+from caffetools.util.locks import file_lock
 from caffetools.zoo.cards import ModelCard, Weights, get_card
 from caffetools.zoo.check import digest
+from caffetools.zoo.download import RetryPolicy
 from caffetools.zoo.fetch import MIRROR, FetchResult, cache_folder, fetch
 from tests.zoo.fetching import CONTENT, QUICK, SHA1, card_at, get, names
 from tests.zoo.server import Server, serving, unused_address
@@ -228,3 +232,79 @@ def test_two_fetches_at_once_bring_the_file_once(server: Server, tmp_path: Path)
     assert sorted(result.source is None for result in results) == [False, True]
     assert len(server.seen) == 1 and waits == ["another process is fetching weights.caffemodel; waiting for it"]
     assert names(tmp_path) == ["weights.caffemodel"]
+
+
+def test_a_fetch_is_followed_by_events(server: Server, tmp_path: Path) -> None:
+    card = card_at(f"{server.url}/w")
+    events: list[Event] = []
+    fetched = fetch(card, tmp_path, events=events.append)
+    progress = [event.done for event in events if isinstance(event, Progress)]
+    assert progress == sorted(progress) and progress[-1] == len(CONTENT)
+    assert {event.total for event in events if isinstance(event, Progress)} == {len(CONTENT)}
+    others = [event for event in events if not isinstance(event, Progress)]
+    assert [type(event) for event in others] == [Started, ArtifactWritten, Finished] and isinstance(others[1], ArtifactWritten)
+    assert others[1].path == str(fetched.path) and {event.task for event in events} == {"fetch"}
+    events.clear()
+    fetch(card, tmp_path, events=events.append)
+    assert [type(event) for event in events] == [Started, Finished], "nothing was fetched or written"
+
+
+@pytest.mark.parametrize("kind", [Started, Progress, ArtifactWritten])
+def test_a_fetch_cancelled_at_each_kind_of_event_is_resumed_to_the_same_bytes(server: Server, tmp_path: Path, kind: type[Event]) -> None:
+    card, token, events = card_at(f"{server.url}/w"), CancelToken(), list[Event]()
+
+    def cancel(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, kind) and (not isinstance(event, Progress) or event.done > 500_000):
+            token.cancel()
+
+    if kind is ArtifactWritten:
+        # The file is complete: the cancellation comes too late to leave anything undone.
+        assert fetch(card, tmp_path, events=cancel, cancel=token).path.read_bytes() == CONTENT
+        return
+    with pytest.raises(Cancelled):
+        fetch(card, tmp_path, events=cancel, cancel=token)
+    assert isinstance(events[-1], Finished) and events[-1].status == "cancelled"
+    assert not (tmp_path / "weights.caffemodel").exists()
+    part = tmp_path / "weights.caffemodel.part"
+    there = part.stat().st_size if part.exists() else 0
+    assert (there > 0) == (kind is Progress)
+    assert fetch(card, tmp_path).path.read_bytes() == CONTENT
+    assert server.seen[-1].get("range") == (f"bytes={there}-" if there else None)
+    assert names(tmp_path) == ["weights.caffemodel"]
+
+
+def test_a_fetch_that_waits_for_another_one_can_be_cancelled(server: Server, tmp_path: Path) -> None:
+    token = CancelToken()
+
+    def cancel(event: Event) -> None:
+        if isinstance(event, Warned):
+            assert event.message == "another process is fetching weights.caffemodel; waiting for it"
+            token.cancel()
+
+    with file_lock(tmp_path / "weights.caffemodel"), pytest.raises(Cancelled):
+        fetch(card_at(f"{server.url}/w"), tmp_path, events=cancel, cancel=token)
+    assert server.seen == [] and names(tmp_path) == []
+
+
+def test_a_fetch_that_waits_for_its_next_attempt_can_be_cancelled(server: Server, tmp_path: Path) -> None:
+    token = CancelToken()
+
+    class Seen(list[dict[str, str]]):
+        def append(self, request: dict[str, str]) -> None:
+            super().append(request)
+            token.cancel()
+
+    server.seen, server.answers = Seen(), [503] * 5
+    with pytest.raises(Cancelled):
+        fetch(card_at(f"{server.url}/w"), tmp_path, retry=RetryPolicy(backoff=600.0), cancel=token)
+    assert len(server.seen) == 1
+
+
+def test_progress_and_note_of_earlier_releases_work_with_a_warning(server: Server, tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    with pytest.warns(DeprecationWarning, match="of fetch is deprecated since 0.2 .* use events=") as caught:
+        fetch(card_at(f"{server.url}/w"), tmp_path, progress=lambda done, total: steps.append((done, total)), note=print)
+    assert sorted(str(warning.message)[:20] for warning in caught) == ["the parameter 'note'", "the parameter 'progr"]
+    assert {warning.filename for warning in caught} == {__file__}
+    assert steps[-1] == (len(CONTENT), len(CONTENT))
