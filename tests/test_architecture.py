@@ -15,7 +15,7 @@ PACKAGE = ROOT / "caffetools"
 
 # From the bottom up. A room may import rooms of a lower rank, and of its own rank those to its left.
 RANKS: list[list[str]] = [
-    ["errors", "builtin", "cancel", "events", "results", "util", ""],
+    ["_deprecation", "errors", "builtin", "cancel", "events", "results", "util", ""],
     ["proto"],
     ["layers"],
     ["net"],

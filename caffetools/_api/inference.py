@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from caffetools.cancel import CancelToken
-from caffetools.events import EventSink, ignore
+from caffetools.events import EventSink, ignore, reported, reporter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,6 +161,8 @@ def export_onnx(
     sources: Sequence[str] = (),
     preprocess: bool = False,
     images: Sequence[PathLike] = (),
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Verification:
     """Export a deployed net as an ONNX file, after every blob was compared with the net in float64.
 
@@ -180,6 +182,9 @@ def export_onnx(
         sources: Blobs that become inputs; the layers before them are left out.
         preprocess: Put mean, channel swap and scale into the graph, which then takes uint8 (N, H, W, 3) RGB images.
         images: Image files to verify on; seeded random inputs if empty.
+        events: Receives ``Started``, ``Progress`` in layers compared, ``Warned`` for notes on the model, ``ArtifactWritten`` and
+            ``Finished``.
+        cancel: Checked after each layer that was compared; nothing is written after a cancellation.
 
     Returns:
         What was compared, and the largest differences.
@@ -187,13 +192,15 @@ def export_onnx(
     Raises:
         ExportError: The net has no exact ONNX form, or the exported model gives other numbers; nothing is written then.
         CaffeToolsError: A file cannot be read, or does not fit the net.
+        Cancelled: ``cancel`` was set.
     """
     from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.export import ExportOptions, export_deployed
 
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=resize)
     how = ExportOptions(opset, dynamic_axes, batch, dict(input_shapes or {}), outputs, sources, preprocess)
-    return export_deployed(deploy, weights, path, options, how, pictures=images)
+    with reported("export", f"Exporting {os.fspath(deploy)}", events):
+        return export_deployed(deploy, weights, path, options, how, pictures=images, events=events, cancel=cancel)
 
 
 def import_onnx(
@@ -288,7 +295,15 @@ def quantize(
     return quantize_deployed(deploy, weights, path, calibration, options, how, test=test, images=images, events=events, cancel=cancel)
 
 
-def verify(model: PathLike, deploy: PathLike, weights: PathLike, *, seed: int = 0) -> Verification:
+def verify(
+    model: PathLike,
+    deploy: PathLike,
+    weights: PathLike,
+    *,
+    seed: int = 0,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> Verification:
     """Compare an ONNX model with the Caffe net it came from, on seeded random inputs.
 
     Args:
@@ -296,6 +311,8 @@ def verify(model: PathLike, deploy: PathLike, weights: PathLike, *, seed: int = 
         deploy: The deploy prototxt.
         weights: Its .caffemodel.
         seed: Seed of the inputs.
+        events: Receives ``Started``, ``Progress`` in layers compared, and ``Finished``.
+        cancel: Checked after each layer.
 
     Returns:
         The largest error of every blob, worst first.
@@ -304,8 +321,11 @@ def verify(model: PathLike, deploy: PathLike, weights: PathLike, *, seed: int = 
         ExportError: A blob's error against float64 is more than 4 times the float32 engine's (plus 1e-6 of its largest value); names
             the first blob that differs.
         CaffeToolsError: A file cannot be read.
+        Cancelled: ``cancel`` was set.
     """
     from caffetools.engines.torch import TorchEngine
     from caffetools.onnx.verify import verify as compare
 
-    return compare(model, TorchEngine.load(deploy, weights).net, seed=seed)
+    with reported("verify", f"Comparing {os.fspath(model)} with {os.fspath(deploy)}", events):
+        progress = reporter(events, "verify", "layers", cancel)
+        return compare(model, TorchEngine.load(deploy, weights).net, seed=seed, progress=progress)

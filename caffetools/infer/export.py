@@ -15,7 +15,7 @@ import caffetools
 from caffetools.cancel import CancelToken
 from caffetools.engines.torch import load_all_weights
 from caffetools.errors import DataError, ExportError
-from caffetools.events import ArtifactWritten, EventSink, Warned, ignore
+from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, reporter
 from caffetools.graph.inputs import is_data_layer
 from caffetools.infer.classifier import UNKNOWN_MEAN, PreprocessOptions, merge_preprocessing
 from caffetools.infer.preprocess import Preprocessor
@@ -83,8 +83,9 @@ def export_deployed(
         options: Mean, labels, scale and size in place of those of ``deploy.json``; also used for ``pictures``.
         how: Sizes, operators and parts of the net.
         pictures: Image files to verify on; seeded random inputs if empty.
-        events: Receives ``Warned`` if no mean is known, and for each note on the model, and ``ArtifactWritten``.
-        cancel: Checked before the export; nothing is written after a cancellation.
+        events: Receives ``Progress`` in layers compared, ``Warned`` if no mean is known, and for each note on the model, and
+            ``ArtifactWritten``.
+        cancel: Checked before the export and after each layer that was compared; nothing is written after a cancellation.
 
     Returns:
         The largest differences found.
@@ -123,6 +124,7 @@ def export_deployed(
         inputs=inputs,
         preprocessing=in_graph,
         lrn=how.lrn,
+        progress=reporter(events, "export", "layers", cancel),
     )
     if found is not None and not found[1].how.mean_known:
         events(Warned(task="export", message=UNKNOWN_MEAN))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, get_args
 
 import onnx
@@ -106,6 +106,7 @@ def export(
     inputs: Inputs | None = None,
     preprocessing: InGraphPreprocessing | None = None,
     lrn: LrnForm = "node",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Write ``net`` to ``path``, after comparing the model in onnxruntime with the net.
 
@@ -120,6 +121,7 @@ def export(
         preprocessing: Put into the graph in front of the net, which is verified without it.
         lrn: How LRN across channels is written: ``node``, ONNX's LRN, which every runtime and precision has; or ``band``, a convolution,
             square roots and a division, which onnxruntime computes several times as fast on the CPU.
+        progress: Called with (layers compared, all layers); may raise to stop before ``path`` is written.
 
     Returns:
         The errors of every blob, the largest first, and what they were measured on.
@@ -132,7 +134,7 @@ def export(
     if lrn == "band" and expand_lrn_in(model):
         check_model(model, full=True)
     cases = _small_batches(net, shapes.cases) if "batch" in dynamic_axes and inputs is None else shapes.cases
-    verification = verify_model(model, net, cases, inputs, name=os.fspath(path))
+    verification = verify_model(model, net, cases, inputs, name=os.fspath(path), progress=progress)
     if preprocessing is not None:
         prepend_preprocessing(model, preprocessing, opset)
         check_model(model, full=True)

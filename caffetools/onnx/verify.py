@@ -128,7 +128,9 @@ class Verification:
         )
 
 
-def verify(model: PathLike | bytes, net: Net, inputs: Inputs | None = None, *, seed: int = 0) -> Verification:
+def verify(
+    model: PathLike | bytes, net: Net, inputs: Inputs | None = None, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> Verification:
     """Compare an ONNX file, or a model's bytes, with the net it was exported from; see :func:`verify_model`.
 
     A model whose batch size is free runs at two batch sizes.
@@ -141,7 +143,7 @@ def verify(model: PathLike | bytes, net: Net, inputs: Inputs | None = None, *, s
     if first is not None and not first.HasField("dim_value"):
         cases.append({blob: (shape[0] + 1, *shape[1:]) for blob, shape in base.items()})
     name = "the exported model" if isinstance(model, bytes) else os.fspath(model)
-    return verify_model(parts, net, cases, inputs, name=name, seed=seed)
+    return verify_model(parts, net, cases, inputs, name=name, seed=seed, progress=progress)
 
 
 def verify_model(
@@ -152,6 +154,7 @@ def verify_model(
     *,
     name: str = "the exported model",
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Run ``model`` in onnxruntime (CPU), and ``net`` in float32 and in float64, on the same inputs, and compare every blob.
 
@@ -167,6 +170,7 @@ def verify_model(
         inputs: Input blob → (N, C, H, W) float32; seeded random ones when None.
         name: How errors call the model.
         seed: Seed of random inputs.
+        progress: Called with (layers compared, all layers) after each; may raise to stop.
 
     Returns:
         The errors of every blob.
@@ -177,7 +181,7 @@ def verify_model(
     """
     base = {blob: net.blob_shapes[blob] for blob in net.inputs}
     try:
-        comparison = _Comparison(model, net, name)
+        comparison = _Comparison(model, net, name, progress)
         if inputs is None:
             batches = [random_inputs(net, {**base, **case}, seed) for case in cases]
         else:
@@ -209,8 +213,8 @@ def verify_model(
 class _Comparison:
     """Errors of every blob over several inputs."""
 
-    def __init__(self, model: OnnxModel, net: Net, name: str):
-        self.net, self.name = net, name
+    def __init__(self, model: OnnxModel, net: Net, name: str, progress: Callable[[int, int], None] | None):
+        self.net, self.name, self.progress, self.compared = net, name, progress, 0
         made = {value for node in model.proto.graph.node for value in node.output}
         # An input of the net that a layer overwrites in place is BLOB@LAYER afterwards; every other blob has its own name.
         self.outputs = {_blob(value.name, net): value.name for value in model.proto.graph.output}
@@ -248,6 +252,9 @@ class _Comparison:
                     got.pop(self.values.get(blob, blob), None)
             if any(top.numel() > _TRIM for top in double.values()):
                 return_freed_memory()
+            self.compared = max(self.compared, index + 1)
+            if self.progress is not None:
+                self.progress(self.compared, len(self.net.layers))
 
     def outputs_agree(self, batch: Inputs, final: Mapping[str, Array]) -> bool:
         """Return whether the outputs are as near to the float32 engine's as the errors of both at the first sizes let them be."""

@@ -1,0 +1,147 @@
+"""Work of the public API that is cancelled at each kind of its events: nothing half-made is left, and the next call makes the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import caffetools as ct
+from caffetools.data.databases import open_database
+
+Work = Callable[[Path, bool, ct.events.EventSink, ct.CancelToken], object]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of images, a dataset of them, a LeNet for them, its weights, and an ONNX file."""
+    folder = tmp_path_factory.mktemp("place")
+    rng = np.random.default_rng(1)
+    for name, level in (("dark", 40), ("light", 200)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(8):
+            image = rng.normal(level, 20, (28, 28)).clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / "pictures" / name / f"{number}.png"), image)
+    data = ct.build_dataset(folder / "pictures", folder / "data", size="28", gray=True)
+    net = ct.retarget(ct.zoo_prototxt("lenet", "train_val"), dataset=data)
+    net.save(folder / "net")
+    text = (folder / "net" / "solver.prototxt").read_text()
+    (folder / "net" / "solver.prototxt").write_text(text + "random_seed: 3\n")
+    trained = ct.train(folder / "net" / "solver.prototxt", device="cpu", max_iter=2)
+    assert trained.snapshot is not None
+    Path(trained.snapshot.weights).rename(folder / "w.caffemodel")
+    ct.export_onnx(folder / "net" / "deploy.prototxt", folder / "w.caffemodel", folder / "m.onnx")
+    for path in (folder / "net").glob("snapshot*"):
+        path.unlink()
+    return folder
+
+
+def dataset(place: Path) -> Work:
+    def work(out: Path, resume: bool, events: ct.events.EventSink, cancel: ct.CancelToken) -> object:
+        return ct.build_dataset(place / "pictures", out / "data", size="28", gray=True, resume=resume, events=events, cancel=cancel)
+
+    return work
+
+
+def train(place: Path) -> Work:
+    def work(out: Path, resume: bool, events: ct.events.EventSink, cancel: ct.CancelToken) -> object:
+        text = (place / "net" / "solver.prototxt").read_text().replace(f"{place}/net/snapshot", str(out / "snapshot"))
+        for name, value in (("max_iter", 6), ("display", 2), ("snapshot", 4), ("test_interval", 3), ("test_iter", 1)):
+            lines = [line for line in text.splitlines() if not line.startswith(f"{name}:")]
+            text = "\n".join([*lines, f"{name}: {value}", ""])
+        (out / "solver.prototxt").write_text(text)
+        done = ct.train(out / "solver.prototxt", device="cpu", resume=resume, events=events, cancel=cancel)
+        if done.stopped:
+            raise ct.Cancelled("stopped with a snapshot")
+        return done.solver.iteration
+
+    return work
+
+
+def score(place: Path) -> Work:
+    return lambda out, resume, events, cancel: ct.test(
+        place / "net" / "train_val.prototxt", place / "w.caffemodel", iterations=3, events=events, cancel=cancel
+    )
+
+
+def export(place: Path) -> Work:
+    return lambda out, resume, events, cancel: ct.export_onnx(
+        place / "net" / "deploy.prototxt", place / "w.caffemodel", out / "m.onnx", events=events, cancel=cancel
+    )
+
+
+def verify(place: Path) -> Work:
+    return lambda out, resume, events, cancel: ct.verify(
+        place / "m.onnx", place / "net" / "deploy.prototxt", place / "w.caffemodel", events=events, cancel=cancel
+    )
+
+
+def quantize(place: Path) -> Work:
+    def work(out: Path, resume: bool, events: ct.events.EventSink, cancel: ct.CancelToken) -> object:
+        deploy, weights = place / "net" / "deploy.prototxt", place / "w.caffemodel"
+        return ct.quantize(
+            deploy, weights, out / "int8.onnx", place / "pictures", mean=[0], batch=4, resume=resume, events=events, cancel=cancel
+        )
+
+    return work
+
+
+# What each makes, in its own folder.
+MADE = {
+    "dataset": (dataset, ["data/train_lmdb", "data/val_lmdb", "data/mean.binaryproto", "data/train.txt", "data/val.txt"]),
+    "train": (train, ["snapshot_iter_6.caffemodel", "snapshot_iter_6.solverstate"]),
+    "test": (score, []),
+    "export": (export, ["m.onnx"]),
+    "verify": (verify, []),
+    "quantize": (quantize, ["int8.onnx", "int8.tensorrt.cache"]),
+}
+
+
+def content(path: Path) -> object:
+    """The bytes of a file; of a database its records, whose pages depend on when they were committed."""
+    if path.is_file():
+        return path.read_bytes()
+    with contextlib.closing(open_database(path)) as database:
+        return list(database.records())
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_work_cancelled_at_each_kind_of_event_is_done_again_to_the_same_bytes(name: str, place: Path, tmp_path: Path) -> None:
+    make, files = MADE[name]
+    work, seen, out = make(place), list[str](), tmp_path / "out"
+    out.mkdir()
+    whole = work(out, False, lambda event: seen.append(event.kind), ct.CancelToken())
+    made = [content(out / file) for file in files]
+    kinds = list(dict.fromkeys(seen))
+    assert "progress" in kinds
+    for kind in kinds:
+        shutil.rmtree(out)
+        out.mkdir()
+        token = ct.CancelToken()
+
+        def sink(event: ct.events.Event, kind: str = kind, token: ct.CancelToken = token) -> None:
+            if event.kind == kind:
+                token.cancel()
+
+        try:
+            result = work(out, False, sink, token)
+        except ct.Cancelled:
+            result = work(out, True, ct.events.ignore, ct.CancelToken())
+        else:
+            # The work was complete when the event came.
+            assert kind not in ("started", "metrics"), kind
+        assert [content(out / file) for file in files] == made, f"{name}, cancelled at {kind}"
+        assert files or result == whole
+        assert not [path.name for path in out.iterdir() if path.name.startswith(".")], f"{name}, cancelled at {kind}"
+
+
+def test_nothing_is_written_by_a_cancelled_export(place: Path, tmp_path: Path) -> None:
+    token = ct.CancelToken()
+    with pytest.raises(ct.Cancelled):
+        export(place)(tmp_path, False, lambda event: token.cancel() if event.kind == "progress" else None, token)
+    assert list(tmp_path.iterdir()) == []
