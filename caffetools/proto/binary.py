@@ -122,13 +122,15 @@ def read_solverstate(path: PathLike) -> SolverState:
     if not message.HasField("iter"):
         raise ModelFileError("it has no iteration", path=path, hint="is it a .solverstate?")
     repair_strings(message)
-    return SolverState(message.iter, message.learned_net, history, message.current_step)
+    minimum = message.minimum_loss if message.HasField("minimum_loss") else None
+    event = message.iter_last_event if message.HasField("iter_last_event") else None
+    return SolverState(message.iter, message.learned_net, history, message.current_step, minimum, event)
 
 
 def write_solverstate(path: PathLike, state: SolverState) -> None:
     """Write ``state`` atomically, in Caffe's field order. Raises :class:`RunFailed`."""
     head = SolverStateMessage(iter=state.iter, learned_net=state.learned_net)
-    tail = SolverStateMessage(current_step=state.current_step)
+    tail = SolverStateMessage(current_step=state.current_step, minimum_loss=state.minimum_loss, iter_last_event=state.iter_last_event)
     with atomic_write(path) as stream:
         stream.write(restore_strings(head.SerializeToString(), head.DESCRIPTOR))
         for array in state.history:

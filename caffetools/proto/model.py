@@ -40,9 +40,13 @@ class SolverState:
         learned_net: The path of the caffemodel, as Caffe writes it.
         history: The solver's float32 arrays in Caffe's order.
         current_step: The step of the learning-rate policy.
+        minimum_loss: The smallest smoothed loss, for the policy ``plateau`` of forks; None for the others.
+        iter_last_event: The iteration of that loss or of the last step, for ``plateau``.
     """
 
     iter: int
     learned_net: str
     history: list[Array]
     current_step: int = 0
+    minimum_loss: float | None = None
+    iter_last_event: int | None = None

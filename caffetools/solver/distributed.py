@@ -236,6 +236,7 @@ class DistributedSolver(Solver):
             "iteration": self.iteration,
             "saved": self.saved,
             "step": self.learning_rate.current_step,
+            "plateau": (self.learning_rate.minimum_loss, self.learning_rate.last_event),
             "resumed": self._resumed,
             "run": self.run_id,
             "losses": [float(loss) for loss in self.losses],
@@ -251,6 +252,7 @@ class DistributedSolver(Solver):
             self.rule.load_history([blob.detach().cpu().numpy() for blob in self.rule.history])
             self.iteration, self.saved, self._resumed = facts["iteration"], facts["saved"], facts["resumed"]
             self.learning_rate.current_step, self.run_id = facts["step"], facts["run"]
+            self.learning_rate.minimum_loss, self.learning_rate.last_event = facts["plateau"]
             self.losses.clear()
             self.losses.extend(torch.tensor(loss, device=self.net.device) for loss in facts["losses"])
             if self._resumed:

@@ -38,6 +38,11 @@ def multistep(solver: SolverParameter, iteration: int, step: int) -> float:
     return float(solver.base_lr) * _power(solver.gamma, step)
 
 
+def plateau(solver: SolverParameter, iteration: int, step: int) -> float:
+    """Return ``base_lr`` times ``gamma`` for every window without a smaller loss (SSD, NVCaffe, Intel); ``step`` counts them."""
+    return float(solver.base_lr) * _power(solver.gamma, step)
+
+
 def poly(solver: SolverParameter, iteration: int, step: int) -> float:
     """Return ``(base_lr - min_lr) * (1 - iteration / max_iter) ** power + min_lr``: ``min_lr`` (NVCaffe; 0 in Caffe) at ``max_iter``."""
     floor = float(solver.min_lr)
@@ -63,6 +68,7 @@ POLICIES: dict[str, Callable[[Any, int, int], float]] = {
     "exp": exp,
     "inv": inv,
     "multistep": multistep,
+    "plateau": plateau,
     "poly": poly,
     "sigmoid": sigmoid,
     "multifixed": multifixed,
@@ -73,10 +79,12 @@ class LearningRate:
     """The learning rate of a ``SolverParameter`` along a run.
 
     Attributes:
-        current_step: how many steps have been taken; stored in a snapshot, since ``multistep`` counts on from it.
+        current_step: How many steps have been taken; stored in a snapshot, since ``multistep`` and ``plateau`` count on from it.
+        minimum_loss: For ``plateau``: the smallest smoothed loss; stored in a snapshot.
+        last_event: For ``plateau``: the iteration of that loss or of the last step; stored in a snapshot.
 
     Raises:
-        CaffeToolsError: the policy is unknown, or a field that it needs is missing or makes no sense.
+        CaffeToolsError: The policy is unknown, or a field that it needs is missing or makes no sense.
     """
 
     def __init__(self, solver: SolverParameter):
@@ -84,14 +92,21 @@ class LearningRate:
         self._solver = solver
         self._rate = POLICIES[solver.lr_policy]
         self.current_step = 0
+        self.minimum_loss = math.inf
+        self.last_event = 0
 
-    def at(self, iteration: int) -> float:
+    def at(self, iteration: int, loss: Callable[[], float] | None = None) -> float:
         """Return the rate for the update of ``iteration``, rounded to float32; to be asked once for each iteration in turn.
 
         ``multistep`` takes at most one step per call, as Caffe does: two equal step values act on two iterations.
 
+        Args:
+            iteration: Iterations completed.
+            loss: Gives the smoothed loss of this iteration; called for ``plateau`` alone.
+
         Raises:
-            RunFailed: the policy gives no finite rate there (``poly`` beyond ``max_iter``, a ``gamma`` that blows up).
+            RunFailed: The policy gives no finite rate there (``poly`` beyond ``max_iter``, a ``gamma`` that blows up).
+            SolverError: ``plateau`` without ``loss``.
         """
         solver = self._solver
         if solver.lr_policy == "step":
@@ -99,11 +114,24 @@ class LearningRate:
         elif solver.lr_policy == "multistep":
             due = self.current_step < len(solver.stepvalue) and iteration >= solver.stepvalue[self.current_step]
             self.current_step += due
+        elif solver.lr_policy == "plateau":
+            self._follow_loss(iteration, loss)
         rate = _started(solver, iteration, self._rate(solver, iteration, self.current_step))
         rate = float(np.float32(max(rate, solver.min_lr) if solver.HasField("min_lr") else rate))
         if not math.isfinite(rate):
             raise RunFailed(f"iteration {iteration}: lr_policy '{solver.lr_policy}' gives the learning rate {rate}; check its fields")
         return rate
+
+    def _follow_loss(self, iteration: int, loss: Callable[[], float] | None) -> None:
+        """Take the next step of ``plateau`` where its window has passed without a smaller loss and without a step."""
+        if loss is None:
+            raise SolverError("lr_policy 'plateau' follows the loss of a training, which is not known here", field="lr_policy")
+        smoothed = float(np.float32(loss()))
+        if smoothed < self.minimum_loss:
+            self.minimum_loss, self.last_event = smoothed, iteration
+        windows = self._solver.plateau_winsize
+        if self.current_step < len(windows) and iteration >= self.last_event + windows[self.current_step]:
+            self.current_step, self.last_event = self.current_step + 1, iteration
 
 
 def _started(solver: SolverParameter, iteration: int, rate: float) -> float:
@@ -133,6 +161,8 @@ def check_policy(solver: SolverParameter) -> None:
         raise SolverError(f"base_lr must be at least 0, not {solver.base_lr:g}", field="base_lr")
     if policy == "step" and solver.stepsize <= 0:
         raise SolverError("lr_policy 'step' needs a stepsize above 0", field="stepsize")
+    if policy == "plateau" and (not solver.plateau_winsize or min(solver.plateau_winsize) < 1):
+        raise SolverError("lr_policy 'plateau' needs plateau_winsize above 0, one for each step", field="plateau_winsize")
     if policy == "poly" and solver.max_iter <= 0:
         raise SolverError("lr_policy 'poly' needs a max_iter above 0", field="max_iter")
 

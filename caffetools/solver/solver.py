@@ -316,7 +316,7 @@ class Solver:
         if loss.device.type == "cpu":
             # On other devices reading the loss would wait for the device: there it is checked when it is displayed.
             self._check(float(loss))
-        self.rate = self.learning_rate.at(self.iteration)
+        self.rate = self.learning_rate.at(self.iteration, self.smoothed_loss)
         self.notify("on_before_update")
         self._update()
         self._clear_gradients()

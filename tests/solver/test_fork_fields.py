@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from caffetools.errors import CaffeToolsError
 from caffetools.layers.fork_fields import fork_fields
@@ -17,7 +18,7 @@ from caffetools.proto.text import parse
 from caffetools.solver.errors import SolverError
 from caffetools.solver.policies import LearningRate
 from caffetools.solver.solver import Solver
-from tests.solver.tiny import tiny_solver
+from tests.solver.tiny import tiny_solver, weights
 
 FORK_FIELDS = sorted({(fact.message, fact.name) for dialect in DIALECTS for fact in fork_schema(dialect).fields})
 
@@ -54,6 +55,52 @@ def rates(fields: str, count: int) -> list[float]:
 )
 def test_rates_are_those_of_the_fork(fields: str, expected: list[float]) -> None:
     assert rates(fields, len(expected)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_plateau_multiplies_by_gamma_where_a_window_has_no_smaller_loss() -> None:
+    """An event is a smaller loss or a step; each step has a window of its own, and after the last the rate stays."""
+    rate = LearningRate(parse('lr_policy: "plateau" base_lr: 1 gamma: 0.5 plateau_winsize: 2 plateau_winsize: 3', SolverParameter))
+    losses = [5, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3]
+    got = [rate.at(iteration, lambda loss=loss: float(loss)) for iteration, loss in enumerate(losses)]  # type: ignore[misc]
+    assert got == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+    assert (rate.minimum_loss, rate.last_event, rate.current_step) == (3, 7, 2)
+
+
+@pytest.mark.parametrize("fields", ["", "plateau_winsize: 2 plateau_winsize: 0"])
+def test_plateau_needs_windows(fields: str) -> None:
+    with pytest.raises(SolverError, match="'plateau' needs plateau_winsize above 0"):
+        LearningRate(parse(f'lr_policy: "plateau" base_lr: 1 {fields}', SolverParameter))
+
+
+PLATEAU = 'lr_policy: "plateau" base_lr: 0.3 weight_decay: 0.2 gamma: 0.5 plateau_winsize: 2 plateau_winsize: 2 plateau_winsize: 3 display: 1'
+
+
+@pytest.mark.parametrize("snapshots", ["BINARYPROTO", "HDF5"])
+def test_a_run_with_plateau_is_resumed_in_the_middle_of_a_window(snapshots: str, tmp_path: Path) -> None:
+    fields, lines = f"{PLATEAU} snapshot: 1 snapshot_format: {snapshots}", list[str]()
+    whole = tiny_solver(fields, folder=tmp_path, log=lambda place, text, level="I": lines.append(text))
+    whole.solve()
+    assert whole.learning_rate.current_step > 0 and 0 < whole.learning_rate.minimum_loss < 2
+    steps = [line for line in lines if line.startswith("Plateau Status:") and ", step = " in line]
+    assert len(steps) == whole.learning_rate.current_step
+    assert any("current minimum_loss = " in line for line in lines)
+    for iteration in range(1, 20, 4):
+        again = tiny_solver(fields, folder=tmp_path / "again")
+        again.restore(tmp_path / f"tiny_iter_{iteration}.solverstate{'.h5' if snapshots == 'HDF5' else ''}")
+        again.solve()
+        assert again.learning_rate.last_event == whole.learning_rate.last_event
+        for one, other in zip(weights(again), weights(whole), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_the_window_starts_over_after_a_snapshot_of_another_policy(tmp_path: Path) -> None:
+    first = tiny_solver("max_iter: 10", folder=tmp_path)
+    first.solve()
+    lines = list[str]()
+    again = tiny_solver(PLATEAU, folder=tmp_path / "again", log=lambda place, text, level="I": lines.append(text))
+    again.restore(tmp_path / "tiny_iter_10.solverstate")
+    assert again.learning_rate.last_event == 10
+    assert "The snapshot has no smallest loss; the window of lr_policy plateau starts over" in lines
 
 
 def test_multifixed_needs_a_rate_for_each_stage() -> None:

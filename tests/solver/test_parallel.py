@@ -107,6 +107,17 @@ def test_a_run_resumes_with_another_number_of_processes(tmp_path: Path, monkeypa
     assert again.iteration == 8
 
 
+def test_all_processes_follow_the_mean_loss_of_lr_policy_plateau(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = 'lr_policy: "plateau" gamma: 0.1 plateau_winsize: 1 plateau_winsize: 1 plateau_winsize: 1'
+    project(tmp_path / "one", batch=8, solver=fields)
+    project(tmp_path / "two", batch=4, solver=fields)
+    alone(tmp_path / "one", monkeypatch)
+    assert train_together(tmp_path / "two").codes == [0, 0]
+    states = [read_solverstate(tmp_path / folder / "run_iter_10.solverstate") for folder in ("one", "two")]
+    assert states[0].current_step == states[1].current_step > 0 and states[0].iter_last_event == states[1].iter_last_event
+    expect_equal_weights(tmp_path / "one" / "run_iter_10.caffemodel", tmp_path / "two" / "run_iter_10.caffemodel", 1e-5)
+
+
 def test_processes_draw_their_own_crops_and_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # All records are the same, so that equal draws would give equal gradients, and two processes the weights of one.
     for folder in ("one", "two"):

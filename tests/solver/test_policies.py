@@ -35,7 +35,7 @@ def test_policy_gives_its_formula(text: str, expected: list[float]) -> None:
 
 
 def test_every_policy_of_caffe_is_there() -> None:
-    assert set(POLICIES) == {"fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid", "multifixed"}
+    assert set(POLICIES) == {"fixed", "step", "exp", "inv", "multistep", "plateau", "poly", "sigmoid", "multifixed"}
 
 
 def test_multistep_takes_one_step_an_iteration_even_where_two_are_due() -> None:

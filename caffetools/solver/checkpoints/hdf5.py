@@ -29,9 +29,11 @@ def read_state_hdf5(path: PathLike) -> SolverState:
         group = file["history"]
         history = [read_dataset(group[str(index)]) for index in range(len(group))]
         iteration, step = (int(read_dataset(file[name]).reshape(-1)[0]) for name in ("iter", "current_step"))
+        minimum = float(read_dataset(file["minimum_loss"]).reshape(-1)[0]) if "minimum_loss" in file else None
+        event = int(read_dataset(file["iter_last_event"]).reshape(-1)[0]) if "iter_last_event" in file else None
         name = file["learned_net"][()] if "learned_net" in file else b""
     learned = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    return SolverState(iteration, learned.rstrip("\0"), history, step)
+    return SolverState(iteration, learned.rstrip("\0"), history, step, minimum, event)
 
 
 def write_state_hdf5(path: PathLike, state: SolverState) -> None:
@@ -40,6 +42,9 @@ def write_state_hdf5(path: PathLike, state: SolverState) -> None:
         file.create_dataset("iter", data=np.array([state.iter], np.int32))
         _write_string(file, "learned_net", state.learned_net)
         file.create_dataset("current_step", data=np.array([state.current_step], np.int32))
+        if state.minimum_loss is not None:
+            file.create_dataset("iter_last_event", data=np.array([state.iter_last_event], np.int32))
+            file.create_dataset("minimum_loss", data=np.array([state.minimum_loss], np.float32))
         _write_arrays(file.create_group("history"), list(enumerate(state.history)))
         _save(file, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -28,7 +29,10 @@ def save(solver: TrainingRun, run: RunState, diffs: Steps | None) -> Snapshot:
     if not solver.prefix:
         raise SolverError("snapshot_prefix is missing; a snapshot needs a name", field="snapshot_prefix")
     history = [blob.detach().cpu().numpy() for blob in solver.rule.history]
-    state = SolverState(solver.iteration, "", history, solver.learning_rate.current_step)
+    rate = solver.learning_rate
+    state = SolverState(solver.iteration, "", history, rate.current_step)
+    if solver.param.lr_policy == "plateau" and rate.minimum_loss < math.inf:
+        state.minimum_loss, state.iter_last_event = rate.minimum_loss, rate.last_event
     hdf5 = solver.param.snapshot_format == _HDF5
     return write_snapshot(solver.net, state, solver.prefix, solver.log, hdf5=hdf5, run=run, diffs=diffs)
 
@@ -59,6 +63,11 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
     solver.rule.load_history(state.history)
     solver.iteration = state.iter
     solver.learning_rate.current_step = state.current_step
+    if state.minimum_loss is not None and state.iter_last_event is not None:
+        solver.learning_rate.minimum_loss, solver.learning_rate.last_event = state.minimum_loss, state.iter_last_event
+    elif solver.param.lr_policy == "plateau":
+        solver.learning_rate.last_event = state.iter
+        solver.log("caffe.cpp:235", "The snapshot has no smallest loss; the window of lr_policy plateau starts over", "W")
     return _restore_run(solver, path, weights)
 
 

@@ -70,7 +70,7 @@ class CaffeLog(Callback):
         self.log("solver.cpp:290", f"Learning Rate Policy: {self._param.lr_policy}")
 
     def on_step_begin(self, run: RunControl) -> None:
-        """Keep the step of the multistep policy."""
+        """Keep the step of the policy."""
         self._step = self._learning_rate.current_step
 
     def on_log(self, run: RunControl, stats: TrainStats) -> None:
@@ -85,11 +85,17 @@ class CaffeLog(Callback):
         self._rate_line = f"Iteration {stats.iteration}, lr = {number(stats.rate)}"
 
     def on_before_update(self, run: RunControl) -> None:
-        """Log the step that multistep takes at this iteration, and the learning rate of a displayed one."""
+        """Log the step that the policy takes at this iteration, and the learning rate of a displayed one."""
         step = self._learning_rate.current_step
         if step != self._step and self._param.lr_policy == "multistep":
             self.log("sgd_solver.cpp:50", f"MultiStep Status: Iteration {run.iteration}, step = {step}")
+        elif step != self._step and self._param.lr_policy == "plateau":
+            self.log("sgd_solver.cpp:50", f"Plateau Status: Iteration {run.iteration}, step = {step}")
         self._step = step
+        display, rate = self._param.display, self._learning_rate
+        if self._param.lr_policy == "plateau" and display and run.iteration % display == 0 and rate.last_event > run.iteration - display:
+            minimum = number(rate.minimum_loss)
+            self.log("sgd_solver.cpp:112", f"Plateau Status: Iteration {run.iteration}, current minimum_loss = {minimum}")
         if self._rate_line is not None:
             self.log("sgd_solver.cpp:112", self._rate_line)
             self._rate_line = None
