@@ -72,7 +72,9 @@ def test_plateau_needs_windows(fields: str) -> None:
         LearningRate(parse(f'lr_policy: "plateau" base_lr: 1 {fields}', SolverParameter))
 
 
-PLATEAU = 'lr_policy: "plateau" base_lr: 0.3 weight_decay: 0.2 gamma: 0.5 plateau_winsize: 2 plateau_winsize: 2 plateau_winsize: 3 display: 1'
+PLATEAU = (
+    'lr_policy: "plateau" base_lr: 0.3 weight_decay: 0.2 gamma: 0.5 plateau_winsize: 2 plateau_winsize: 2 plateau_winsize: 3 display: 1'
+)
 
 
 @pytest.mark.parametrize("snapshots", ["BINARYPROTO", "HDF5"])
