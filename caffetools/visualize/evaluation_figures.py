@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.visualize import style
-from caffetools.visualize.panels import Panel, enlarge, panels_figure
+from caffetools.visualize.panels import TEXT_ROOM, Panel, enlarge, panels_figure, shorten_to, text_width
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.predictions import Predictions
 from caffetools.visualize.style import LIGHT, Theme
@@ -18,6 +18,7 @@ from caffetools.visualize.style import LIGHT, Theme
 _MOST_CURVES = 6
 _MOST_NAMES = 14  # classes up to which an embedding's legend names each
 _MARKERS = "os^vDPX<>*"
+_SIDE = 232  # pixels of a picture on the sheet of errors
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def roc_figure(predictions: Predictions, *, theme: Theme = LIGHT) -> tuple[Figur
     """Draw the ROC curves of up to six classes, those with the smallest areas, and return the figure and its caption."""
     curves = sorted(roc_curves(predictions), key=lambda curve: curve.area)
     mean = float(np.mean([curve.area for curve in curves]))
-    figure = style.new_figure(6.6, 5.2, theme)
+    figure = style.new_figure(9.2, 5.2, theme)
     axes = figure.add_subplot()
     style.style_axes(axes, theme)
     axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=":")
@@ -83,7 +84,14 @@ def roc_figure(predictions: Predictions, *, theme: Theme = LIGHT) -> tuple[Figur
     axes.set_ylim(-0.01, 1.01)
     axes.set_xlabel("false positive rate", fontsize=style.LABEL)
     axes.set_ylabel("true positive rate", fontsize=style.LABEL)
-    axes.legend(fontsize=style.SMALL, frameon=False, labelcolor=theme.muted, loc="lower right", title="area under the curve")
+    axes.legend(
+        fontsize=style.SMALL,
+        frameon=False,
+        labelcolor=theme.muted,
+        title="area under the curve",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
     axes.get_legend().get_title().set(color=theme.muted, fontsize=style.SMALL)  # type: ignore[union-attr]
     axes.set_title("ROC, one class against all others", fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=8)
     shown = "" if len(curves) <= _MOST_CURVES else f"; the {_MOST_CURVES} classes with the smallest areas are drawn"
@@ -105,7 +113,7 @@ def errors_figure(model: PictureNet, predictions: Predictions, *, most: int = 60
     panels = []
     for index in order:
         best = np.argsort(-rows[index], kind="stable")[:3]
-        note = ", ".join(f"{classes[i]} {rows[index, i]:.0%}" for i in best)
+        note = "\n".join(_named_share(classes[i], float(rows[index, i])) for i in best)
         panels.append(
             Panel(_square(model.prepare(predictions.pictures.paths[index]).shown), f"is {classes[labels[index]]}", note, good=False)
         )
@@ -170,7 +178,13 @@ def embedding_figure(
     return figure, f"{len(points)} pictures of {len(classes)} classes by their features in '{blob}'.{more}"
 
 
-def _square(image: NDArray[np.uint8], side: int = 232) -> NDArray[np.uint8]:
+def _named_share(name: str, share: float) -> str:
+    """Return ``name  51%``, the name shortened where it is too long for its place on the sheet."""
+    end = f"  {share:.0%}" if share >= 0.1 else f"  {share:.1%}"
+    return shorten_to(name.replace("\n", " "), TEXT_ROOM - text_width(end, style.SMALL), style.SMALL) + end
+
+
+def _square(image: NDArray[np.uint8], side: int = _SIDE) -> NDArray[np.uint8]:
     return enlarge(image, side)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,7 @@ from caffetools.visualize import style
 from caffetools.visualize.style import LIGHT, Theme
 
 _MARGIN, _GAP, _LINE, _HEAD = 24, 20, 22, 46  # pixels
+TEXT_ROOM = 284  # pixels that a narrow picture's title and note may take
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Panel:
 
     Attributes:
         image: (H, W, 3) RGB uint8, drawn dot for dot.
-        title: Above it, shortened to its width.
-        note: Below it, one line, shortened.
+        title: Above it, shortened to its width (or 284 pixels, where it is narrower).
+        note: Below it, each of its lines shortened likewise.
         good: Colours the note: True as right, False as wrong, None neither.
     """
 
@@ -34,6 +36,13 @@ class Panel:
     title: str = ""
     note: str = ""
     good: bool | None = None
+
+    @property
+    def room(self) -> int:
+        """The width in pixels that picture and text may take: a title needs some even over a small picture."""
+        texts = [text for text in (self.title, *self.note.split("\n")) if text]
+        wanted = max((round(text_width(text, style.SMALL)) + 1 for text in texts), default=1)
+        return max(int(self.image.shape[1]), min(TEXT_ROOM, wanted))
 
 
 @dataclass
@@ -48,8 +57,8 @@ class _Row:
 
     @property
     def height(self) -> int:
-        titles, notes = any(p.title for p in self.panels), any(p.note for p in self.panels)
-        return self.image_height + _LINE * titles + _LINE * notes
+        titles = any(p.title for p in self.panels)
+        return self.image_height + _LINE * titles + _LINE * max(len(p.note.split("\n")) if p.note else 0 for p in self.panels)
 
 
 def panels_figure(
@@ -97,7 +106,10 @@ def text_width(text: str, points: float, *, bold: bool = False) -> float:
     """Return the width of ``text`` in pixels at 144 pixels an inch, in the font of our figures."""
     font = _font(bold)
     font.set_size(points, style.DPI)
-    font.set_text(text)
+    with warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; there is nothing the reader could do about a warning.
+        warnings.simplefilter("ignore")
+        font.set_text(text)
     return float(font.get_width_height()[0]) / 64
 
 
@@ -141,8 +153,7 @@ def _rows(panels: Sequence[Panel], columns: int | None, width: int) -> list[_Row
     for panel in panels:
         row = rows[-1]
         left = row.width + _GAP if row.panels else 0
-        # A title needs some width even over a small picture.
-        wide = max(panel.image.shape[1], 64 if panel.title or panel.note else 1)
+        wide = panel.room
         if row.panels and (len(row.panels) == columns or (columns is None and left + wide > width)):
             row = _Row()
             rows.append(row)
@@ -156,13 +167,15 @@ def _rows(panels: Sequence[Panel], columns: int | None, width: int) -> list[_Row
 def _draw_row(write: _Writer, row: _Row, top: int, theme: Theme) -> None:
     shift = _LINE if any(panel.title for panel in row.panels) else 0
     for panel, left in zip(row.panels, row.lefts, strict=True):
-        room = max(panel.image.shape[1], 64)
+        room = panel.room
         if panel.title:
             write(_MARGIN + left, top, shorten_to(panel.title, room, style.SMALL), style.SMALL, theme.text)
         write.image(_MARGIN + left, top + shift, panel.image)
         if panel.note:
             colour = theme.muted if panel.good is None else theme.good if panel.good else theme.bad
-            write(_MARGIN + left, top + shift + row.image_height + 4, shorten_to(panel.note, room, style.SMALL), style.SMALL, colour)
+            for number, line in enumerate(panel.note.split("\n")):
+                below = top + shift + panel.image.shape[0] + 4 + _LINE * number
+                write(_MARGIN + left, below, shorten_to(line, room, style.SMALL), style.SMALL, colour)
 
 
 @cache

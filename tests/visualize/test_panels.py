@@ -1,0 +1,58 @@
+"""Sheets of pictures with text: nothing overlaps, and short captions of narrow pictures are whole."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from caffetools.visualize.evaluation_figures import roc_figure
+from caffetools.visualize.panels import Panel, panels_figure, text_width
+from caffetools.visualize.predictions import LabelledPictures, Predictions
+
+
+def drawn(figure: Figure) -> FigureCanvasAgg:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas
+
+
+def test_captions_are_whole_and_nothing_overlaps() -> None:
+    narrow, wide = np.zeros((200, 12, 3), np.uint8), np.zeros((90, 232, 3), np.uint8)
+    panels = [
+        Panel(narrow, "inception_3a/3x3_reduce", "96 × 28 × 28"),
+        Panel(wide, "is a", "one  51%\ntwo  22%\nthree  3.0%", good=False),
+    ] * 4
+    figure = panels_figure(panels, "Sheet", "A caption. " * 30)
+    renderer = drawn(figure).get_renderer()
+    assert [text.get_text() for text in figure.texts[1:7]] == [
+        "inception_3a/3x3_reduce",
+        "96 × 28 × 28",
+        "is a",
+        "one  51%",
+        "two  22%",
+        "three  3.0%",
+    ]
+    boxes = [item.get_window_extent(renderer) for item in (*figure.texts, *figure.axes)]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width + 1 and box.y0 >= 0 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+def test_letters_without_a_picture_give_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert text_width("a \N{CAT}", 8) > 0
+
+
+def test_the_legend_of_roc_curves_covers_no_curve() -> None:
+    pictures = LabelledPictures((), (0, 1) * 20, ("a class with a very long name, and its synonym", "b"))
+    worst = np.tile(np.array([[0.1, 0.9], [0.9, 0.1]], np.float32), (20, 1))
+    figure, _ = roc_figure(Predictions(pictures, worst))
+    renderer = drawn(figure).get_renderer()
+    (axes,) = figure.axes
+    legend = axes.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent(renderer)
+    assert box.x0 >= axes.get_window_extent(renderer).x1 and box.x1 <= figure.bbox.width
