@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +102,35 @@ def open_session(
         # onnxruntime's exceptions have no common base class but Exception.
         if isinstance(source, str | os.PathLike) and (other := wrong_kind(ModelFileError, source, "an ONNX model", allowed=(Kind.ONNX,))):
             raise other from None
+        if (opset := _opset(model)) > newest_opset():
+            raise ModelFileError(
+                f"has opset {opset}, and onnxruntime {onnxruntime.__version__} runs opsets up to {newest_opset()}",
+                path=name,
+                hint="take a lower --opset for an export, or install a newer onnxruntime",
+            ) from None
         raise ModelFileError(f"onnxruntime cannot load it: {_one_line(error)}", path=name) from None
+
+
+@cache
+def newest_opset() -> int:
+    """Return the newest version of ONNX's operators that this onnxruntime runs, at most the newest of this onnx."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+    for opset in range(onnx.defs.onnx_opset_version(), 0, -1):
+        imports = [onnx.helper.make_opsetid("", opset)]
+        model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=onnx.helper.find_min_ir_version_for(imports))
+        with suppress(Exception):
+            onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+            return opset
+    return 0
+
+
+def _opset(model: bytes | str) -> int:
+    """Return the version of ONNX's own operators in a model; 0 where it cannot be read."""
+    with suppress(Exception):
+        read = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load_model(model, load_external_data=False)
+        return max((int(entry.version) for entry in read.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    return 0
 
 
 class OnnxRuntimeEngine(Engine):
@@ -164,4 +195,5 @@ def _providers(device: str) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    # Without the place in onnxruntime's sources, which is longer than the reason.
+    return re.sub(r"/\S*\.(?:cc|h):\d+ [^()]*\((?:[^()]|\([^()]*\))*\) ?(?:const )?", "", " ".join(str(error).split()))[:300]

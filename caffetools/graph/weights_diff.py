@@ -109,5 +109,5 @@ def _describe(array: Array) -> BlobStatistics:
         largest = float(np.maximum(largest, np.abs(piece).max()))  # a NaN stays one
     mean = total / max(1, values.size)
     with np.errstate(invalid="ignore", over="ignore"):
-        squares = sum(float(np.square(piece - np.float64(mean)).sum()) for piece in pieces)
+        squares = sum(float(np.square(np.subtract(piece, mean, dtype=np.float64)).sum()) for piece in pieces)
     return BlobStatistics(array.shape, mean, math.sqrt(squares / max(1, values.size)), largest)

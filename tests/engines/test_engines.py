@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from caffetools.engines.base import Engine, EngineError
-from caffetools.engines.onnxruntime import OnnxRuntimeEngine
+from caffetools.engines.onnxruntime import OnnxRuntimeEngine, newest_opset, open_session
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import ModelFileError
 from caffetools.net.net import Net
@@ -110,3 +110,14 @@ def test_tensorrt_gives_the_same_numbers_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "bad.engine").write_bytes(b"\0" * 64)
     with pytest.raises(ModelFileError, match=r"bad\.engine: TensorRT cannot load it"):
         TensorRTEngine.load(tmp_path / "bad.engine")
+
+
+def test_a_model_of_an_opset_that_onnxruntime_does_not_run_is_named_as_that() -> None:
+    newest = newest_opset()
+    assert newest >= 21
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    open_session(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", newest)], ir_version=8))
+    future = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 99)], ir_version=8)
+    with pytest.raises(ModelFileError, match=rf"has opset 99, and onnxruntime .* runs opsets up to {newest}; take a lower --opset"):
+        open_session(future)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from caffetools.engines.onnxruntime import open_session
+from caffetools.engines.onnxruntime import newest_opset, open_session
 from caffetools.errors import ExportError
 from caffetools.layers.base import Layer
 from caffetools.layers.registry import layer_types
@@ -149,8 +149,12 @@ STATIC: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
 }
 
 
+# Python 3.10 has no onnxruntime that runs the newest.
+NEWEST = min(25, newest_opset())
+
+
 @pytest.mark.parametrize(
-    ("name", "opset"), [(name, 21 if (name, opset) == ("roi pooling", 25) else opset) for name in STATIC for opset in (11, 17, 25)]
+    ("name", "opset"), [(name, min(opset, 21) if name == "roi pooling" else opset) for name in STATIC for opset in (11, 17, NEWEST)]
 )
 def test_a_form_gives_the_numbers_of_the_engine(name: str, opset: int) -> None:
     text, shapes = STATIC[name]
