@@ -35,7 +35,8 @@ from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, NetParameter, SolverParameter
 from caffetools.proto.text import read_net
-from caffetools.solver.distributed import ComputeOptions, DistributedSolver
+from caffetools.solver.compute_options import ComputeOptions
+from caffetools.solver.distributed import DistributedSolver
 from caffetools.zoo.networks import prototxt_path
 
 Step = Callable[[], object]

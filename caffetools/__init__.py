@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from caffetools.project.finetune import finetune
     from caffetools.project.project import Project
     from caffetools.pycaffe.install import import_caffe_as_caffetools, install_as_caffe
+    from caffetools.solver.compute_options import ComputeOptions
     from caffetools.solver.solver import Solver
     from caffetools.zoo.fetch import fetch
 
@@ -40,6 +41,7 @@ __all__ = [
     "CaffeToolsError",
     "CancelToken",
     "Cancelled",
+    "ComputeOptions",
     "FinetuneConfig",
     "Net",
     "Project",
@@ -75,6 +77,7 @@ _HOMES = {
     **dict.fromkeys(("build_dataset", "test", "train"), "_api.training"),
     "CaffeToolsError": "errors",
     "CancelToken": "cancel",
+    "ComputeOptions": "solver.compute_options",
     "Cancelled": "errors",
     "FinetuneConfig": "project.config",
     "Net": "net.net",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, ignore
+from caffetools.solver.compute_options import ComputeOptions
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
@@ -116,7 +117,7 @@ def train(
     device: str = "auto",
     max_iter: int | None = None,
     log: PathLike | None = None,
-    checkpoint_memory: bool = False,
+    compute: ComputeOptions = ComputeOptions(),
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> TrainResult:
@@ -130,7 +131,7 @@ def train(
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
         max_iter: Iterations to train for, in place of the solver's.
         log: Log file; default ``PREFIX.log``. ``PREFIX_log.jsonl`` holds the same as JSON lines.
-        checkpoint_memory: Keep few activations and compute the others a second time in the backward pass: less memory, the same weights.
+        compute: Precision (``ComputeOptions("bf16")``), compiling, memory and CUDA graphs; the default computes as Caffe.
         events: Receives ``Started``, ``Progress`` after each iteration, ``Metrics``, ``Tested``, ``CheckpointWritten``, ``Finished``.
         cancel: When cancelled, the run stops after the current update with a snapshot.
 
@@ -152,7 +153,7 @@ def train(
         device=device,
         max_iter=max_iter,
         log=log,
-        checkpoint_memory=checkpoint_memory,
+        compute=compute,
         events=events,
         cancel=cancel,
     )

@@ -14,10 +14,10 @@ from caffetools.cli.options import Dialect, Plugin, SkipCorrupt
 from caffetools.cli.show import console, note, print_json, print_next, verbosity
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, fan_out
+from caffetools.solver.compute_options import ComputeOptions
 
 if TYPE_CHECKING:
     from caffetools.solver.callbacks import Callback
-    from caffetools.solver.distributed import ComputeOptions
     from caffetools.solver.run import TrainResult
 
 
@@ -112,13 +112,13 @@ def train(
         train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
         return
     options: dict[str, Any] = {"max_iter": max_iter, "level": level, "stages": split(stage), "skip_corrupt": skip_corrupt}
-    compute, effects = _compute_options(precision, compiled, checkpoint_memory, cuda_graphs), (sigint_effect, sighup_effect)
+    compute = ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory, cuda_graphs=cuda_graphs)
     options["trackers"] = (tensorboard, mlflow, wandb)
     several = processes is not None or gpu == "all" or "," in gpu
-    options["callbacks"] = _quantization(quantize, several=several, plain=compute is None)
+    options["callbacks"] = _quantization(quantize, several=several, plain=compute.plain)
     if not (weights or snapshot or resume or quiet):
         _warn_of_random_start(path)
-    done = _train(path, processes, restarts, gpu, device, effects, compute, quiet, start | options)
+    done = _train(path, processes, restarts, gpu, device, (sigint_effect, sighup_effect), compute, quiet, start | options)
     if done is not None and (as_json or not quiet):
         print_json(_as_json(done)) if as_json else _report(done, path)
 
@@ -130,7 +130,7 @@ def _train(
     gpu: str,
     device: str,
     effects: tuple[str, str],
-    compute: ComputeOptions | None,
+    compute: ComputeOptions,
     quiet: bool,
     options: dict[str, Any],
 ) -> TrainResult | None:
@@ -141,7 +141,7 @@ def _train(
     from caffetools.solver.signals import Signals
     from caffetools.solver.strategy import is_main, join, launched
 
-    _ = return_large_blocks() if compute is not None and compute.checkpoint_memory else disable_malloc_trim()
+    _ = return_large_blocks() if compute.checkpoint_memory else disable_malloc_trim()
     # An agent of torch.distributed.elastic ends processes by SIGTERM.
     signals = Signals(*effects, sigterm="stop" if launched() else None)
     code = launch.relaunch(processes, gpu, sys.argv[1:], restarts)
@@ -226,14 +226,6 @@ def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
     if resume and resume != "auto":
         return {"snapshot": Path(resume)}
     return {"snapshot": snapshot, "resume": resume == "auto"}
-
-
-def _compute_options(precision: str, compiled: bool, checkpoint_memory: bool, cuda_graphs: bool | None) -> Any:
-    if precision == "fp32" and not (compiled or checkpoint_memory) and cuda_graphs is None:
-        return None
-    from caffetools.solver.distributed import ComputeOptions
-
-    return ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory, cuda_graphs=cuda_graphs)
 
 
 def _quantization(wanted: str, *, several: bool, plain: bool) -> list[Callback]:

@@ -144,6 +144,7 @@ class FinetuneConfig(Config):
     val: float = option(0.2, "Fraction of each class that is held out for validation.")
     seed: int = option(1, "Seed of the split, the initial weights and the order of the images.", minimum=0)
     device: str = option("auto", "cpu, cuda, cuda:N or auto.", identity=False)
+    precision: str = option("fp32", "fp32 (as Caffe), tf32, bf16 or fp16.", identity=False)
     checkpoint_memory: bool = option(
         False, "Compute most activations a second time going back: less memory, the same weights.", identity=False
     )

@@ -32,6 +32,7 @@ from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.text import read_solver
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
+from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.logs.training_log import TrainingLog, read_log
 from caffetools.solver.run import train
 from caffetools.surgery.retarget import HEAD_LR_MULT
@@ -263,6 +264,7 @@ def _train(run: FinetuneRun, steps: Steps) -> Path:
     solver = read_solver(run.solver)
     found = newest_snapshot(solver.snapshot_prefix)
     words: list[object] = ["train", run.solver, *(["--weights", run.weights] if run.weights else []), "--device", run.config.device]
+    words += ["--precision", run.config.precision] if run.config.precision != "fp32" else []
     words += ["--checkpoint-memory"] if run.config.checkpoint_memory else []
     with steps.step("train", "Fine-tune" if run.weights else "Train from scratch", command(*words)) as note:
         if found is not None and found.iteration >= solver.max_iter:
@@ -275,7 +277,7 @@ def _train(run: FinetuneRun, steps: Steps) -> Path:
             device=run.config.device,
             events=steps.events,
             cancel=steps.cancel,
-            checkpoint_memory=run.config.checkpoint_memory,
+            compute=ComputeOptions(run.config.precision, checkpoint_memory=run.config.checkpoint_memory),
         )
         if done.stopped or done.snapshot is None:
             raise Cancelled(f"stopped at iteration {done.solver.iteration}, with a snapshot; give the same command again to resume from it")

@@ -30,6 +30,7 @@ from caffetools.proto.text import format_text, read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
 from caffetools.solver.checkpoints.resume import newest_snapshot
+from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.control import Snapshot
 from caffetools.solver.logs.training_log import read_log
 from caffetools.solver.paths import snapshot_prefix
@@ -222,7 +223,7 @@ class Project:
         device: str = "auto",
         events: EventSink = ignore,
         cancel: CancelToken | None = None,
-        checkpoint_memory: bool = False,
+        compute: ComputeOptions = ComputeOptions(),
     ) -> TrainResult:
         """Train, or resume from the newest complete snapshot.
 
@@ -231,14 +232,14 @@ class Project:
             device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
             events: Receives the events of the training.
             cancel: Stops the training with a snapshot.
-            checkpoint_memory: Keep few activations and compute the others a second time: less memory, the same weights.
+            compute: Precision, compiling, memory and CUDA graphs.
 
         Returns:
             The result; ``stopped`` is true after a cancellation.
         """
         found = self.snapshot
         start: dict[str, Any] = {"snapshot": found.state} if found is not None else {"weights": [weights] if weights is not None else []}
-        return train(self.solver, device=device, events=events, cancel=cancel, checkpoint_memory=checkpoint_memory, **start)
+        return train(self.solver, device=device, events=events, cancel=cancel, compute=compute, **start)
 
     def deploy(self) -> Path:
         """Write the deploy net and its preprocessing from the net for training; return its path.

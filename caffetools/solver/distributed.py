@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +20,13 @@ from caffetools.net.net import Net
 from caffetools.net.weights import LoadReport
 from caffetools.proto.schema import SolverParameter
 from caffetools.solver.checkpoints import per_rank as processes
+from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.control import Output, Snapshot, TestResult, no_log
 from caffetools.solver.errors import SolverError
-from caffetools.solver.precision import Precision, check_mode, compile_net
+from caffetools.solver.precision import Precision, compile_net
 from caffetools.solver.solver import Solver
 from caffetools.solver.strategy import SingleProcess, Strategy
 from caffetools.solver.training_graph import TrainingGraph
-
-
-@dataclass(frozen=True)
-class ComputeOptions:
-    """How a training computes.
-
-    Attributes:
-        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
-        compiled: Whether nets run through torch.compile.
-        device_transform: Whether images go to the device as bytes and are transformed there; None does so on CUDA.
-        checkpoint_memory: Whether most activations are computed a second time in the backward pass, not kept: less memory, the same
-            weights.
-        cuda_graphs: Whether the passes of a training on a GPU are recorded once and replayed: fewer launches, more memory, the same
-            weights. None: where that is possible.
-
-    Raises:
-        CaffeToolsError: ``precision`` is none of these.
-    """
-
-    precision: str = "fp32"
-    compiled: bool = False
-    device_transform: bool | None = None
-    checkpoint_memory: bool = False
-    cuda_graphs: bool | None = None
-
-    def __post_init__(self) -> None:
-        check_mode(self.precision)
-
-    @property
-    def plain(self) -> bool:
-        """Whether passes are those of a :class:`Solver`."""
-        return self.precision in ("fp32", "tf32") and not (self.compiled or self.checkpoint_memory or self.cuda_graphs)
 
 
 class DistributedSolver(Solver):

@@ -12,16 +12,10 @@ from torch import Tensor
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import ShapePlan
+from caffetools.solver.compute_options import check_mode
 from caffetools.solver.control import Log
 
-MODES = ("fp32", "tf32", "bf16", "fp16")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def check_mode(mode: str) -> None:
-    """Raise :class:`CaffeToolsError` unless ``mode`` is one of :data:`MODES`."""
-    if mode not in MODES:
-        raise CaffeToolsError(f"unknown precision '{mode}'; it is one of {', '.join(MODES)}")
 
 
 class Precision:
@@ -32,7 +26,7 @@ class Precision:
     and leaves out the updates whose gradients overflow, halving the scale (Micikevicius et al., 2018).
 
     Args:
-        mode: One of :data:`MODES`.
+        mode: One of :data:`~caffetools.solver.compute_options.MODES`.
         device: Where the net is.
         log: Called for every update that is skipped.
 

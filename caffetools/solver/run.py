@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.snapshots import clean_up
+from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.control import Snapshot
 from caffetools.solver.errors import SolverError
 from caffetools.solver.logs.caffe_log import GlogWriter
@@ -33,7 +34,6 @@ from caffetools.solver.signals import Signals
 from caffetools.solver.solver import Solver
 
 if TYPE_CHECKING:
-    from caffetools.solver.distributed import ComputeOptions
     from caffetools.solver.strategy import Strategy
 
 PathLike = str | os.PathLike[str]
@@ -82,8 +82,7 @@ def train(
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
     strategy: Strategy | None = None,
-    compute: ComputeOptions | None = None,
-    checkpoint_memory: bool = False,
+    compute: ComputeOptions = ComputeOptions(),
     skip_corrupt: int = 0,
 ) -> TrainResult:
     """Train as the solver at ``path`` describes.
@@ -106,9 +105,7 @@ def train(
             ``CheckpointWritten`` and ``Finished``. An exception that it raises ends the run.
         cancel: When cancelled, the run stops after the current update with a snapshot, and ``stopped`` is true.
         strategy: The processes that train together, each of which calls this function; only the main one writes, logs and emits.
-        compute: Lower precision and compiling; see :class:`~caffetools.solver.distributed.ComputeOptions`.
-        checkpoint_memory: Keep few activations and compute the others a second time in the backward pass: less memory, more time, the
-            same weights. It may also be given in ``compute``.
+        compute: Precision, compiling, memory and CUDA graphs.
         skip_corrupt: How many damaged records each Data layer leaves out; each is named in the log and by a ``Warned`` event.
 
     Raises:
@@ -123,8 +120,6 @@ def train(
     if find_base(param, Path(path)) is None:
         # As Caffe, so that the log shows it.
         param.snapshot_prefix = prefix
-    if checkpoint_memory:
-        compute = _with_checkpoint_memory(compute)
     make, signals, place = _accelerate(strategy, compute, signals or Signals(), choose_device(device, param))
     if strategy is not None and not strategy.is_main:
         with tolerating_corrupt_records(skip_corrupt):
@@ -169,21 +164,15 @@ def _warn_of_names(solver: Solver, writer: GlogWriter, events: EventSink) -> Non
         events(Warned(task="train", message=message))
 
 
-def _with_checkpoint_memory(compute: ComputeOptions | None) -> ComputeOptions:
-    from caffetools.solver.distributed import ComputeOptions
-
-    return replace(compute or ComputeOptions(), checkpoint_memory=True)
-
-
 def _accelerate(
-    strategy: Strategy | None, compute: ComputeOptions | None, signals: Signals, place: torch.device
+    strategy: Strategy | None, compute: ComputeOptions, signals: Signals, place: torch.device
 ) -> tuple[Callable[..., Solver], Any, torch.device]:
     """Return how to build the solver, the callback that handles signals, and the device of this process."""
-    if strategy is None and compute is None and place.type == "cpu":
+    if strategy is None and compute == ComputeOptions() and place.type == "cpu":
         return Solver, signals, place
-    from caffetools.solver.distributed import ComputeOptions, DistributedSolver
+    from caffetools.solver.distributed import DistributedSolver
 
-    make = partial(DistributedSolver, strategy=strategy, compute=compute or ComputeOptions())
+    make = partial(DistributedSolver, strategy=strategy, compute=compute)
     return make, signals, place if strategy is None else strategy.setup(place)
 
 

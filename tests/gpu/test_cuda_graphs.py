@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from caffetools.net.net import Net
-from caffetools.solver.distributed import ComputeOptions, DistributedSolver
+from caffetools.solver.compute_options import ComputeOptions
+from caffetools.solver.distributed import DistributedSolver
 from tests.gpu.conftest import random_net
 from tests.layers.helpers import input_layer, net_of
 from tests.solver.test_precision import CONV, pictures

@@ -11,7 +11,8 @@ import torch
 
 from caffetools import pycaffe
 from caffetools.infer.classifier import Classifier, PreprocessOptions
-from caffetools.solver.distributed import ComputeOptions, DistributedSolver
+from caffetools.solver.compute_options import ComputeOptions
+from caffetools.solver.distributed import DistributedSolver
 from caffetools.solver.solver import Solver
 from caffetools.visualize import grad_cam, saliency
 from caffetools.zoo.networks import prototxt_path

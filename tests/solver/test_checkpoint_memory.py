@@ -15,7 +15,8 @@ from caffetools.net.checkpointing import checkpoint_memory, plan_segments
 from caffetools.net.net import Net
 from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import parse
-from caffetools.solver.distributed import ComputeOptions, DistributedSolver
+from caffetools.solver.compute_options import ComputeOptions
+from caffetools.solver.distributed import DistributedSolver
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import solver_param, weights
 

@@ -10,7 +10,8 @@ import torch
 
 from caffetools.errors import CaffeToolsError
 from caffetools.solver.callbacks import History
-from caffetools.solver.distributed import ComputeOptions, DistributedSolver
+from caffetools.solver.compute_options import ComputeOptions
+from caffetools.solver.distributed import DistributedSolver
 from caffetools.solver.precision import Precision
 from caffetools.solver.solver import Solver
 from tests.solver.tiny import NET, inputs, solver_param, weights
