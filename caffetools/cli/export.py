@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,6 +16,7 @@ from caffetools.cli.show import console, print_json, print_next, show_warnings
 
 if TYPE_CHECKING:
     from caffetools.infer.export import ExportOptions
+    from caffetools.layers.base import Shape
     from caffetools.onnx.export import LrnForm
     from caffetools.onnx.verify import Verification
 
@@ -24,6 +27,15 @@ InputShape = Annotated[
 ]
 DynamicAxes = Annotated[
     str | None, typer.Option(help="Axes of any size: batch,height,width or some of them. Default: batch.", show_default=False)
+]
+From = Annotated[str | None, typer.Option("--from", metavar="BLOB,…", help="Blobs that become the inputs; earlier layers are removed.")]
+InGraph = Annotated[bool, typer.Option("--preprocess", help="Put mean, channel swap and scale into the graph: uint8 NHWC RGB pictures in.")]
+To = Annotated[
+    str,
+    typer.Option(
+        help="onnx; or torch (a state_dict), torchscript, exported-program. openvino, ncnn, tflite, coreml: the file that their "
+        "converter reads, with its command."
+    ),
 ]
 
 
@@ -36,19 +48,15 @@ def export(
     input_shape: InputShape = None,
     dynamic_axes: DynamicAxes = None,
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to export in place of the net's outputs.")] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="BLOB,…", help="Blobs that become the inputs; earlier layers are removed.")
-    ] = None,
+    from_: From = None,
     mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR); kept in the metadata.")] = None,
     scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted; kept in the metadata.")] = None,
     resize: Annotated[str | None, typer.Option(help="Size of the whole picture before the crop, 256 or 320x240.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names, one a line; kept in the metadata.")] = None,
-    preprocess: Annotated[
-        bool, typer.Option("--preprocess", help="Put mean, channel swap and scale into the graph: uint8 NHWC RGB pictures in.")
-    ] = False,
+    preprocess: InGraph = False,
     lrn: Annotated[str, typer.Option(help="LRN across channels: node (ONNX's LRN), or band, which onnxruntime computes faster.")] = "node",
     pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on; may be repeated.")] = None,
-    to: Annotated[str, typer.Option(help="onnx; or torch (a state_dict), torchscript, exported-program.")] = "onnx",
+    to: To = "onnx",
     force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     dialect: Dialect = None,
@@ -77,36 +85,96 @@ def export(
         lrn=_lrn(lrn),
     )
     check_output(out, force=force)
+    to, how, converter = _for_converter(to, how)
     net, parameters, prepared = deployed(deploy, weights, options)
     if outputs and labels is None:
         # The labels of a network of the zoo are those of its own output.
         prepared = replace(prepared, labels=None)
     if to != "onnx":
-        _to_torch(net, parameters, out, how, to, as_json=json)
+        _to_torch(net, parameters, out, how, to, converter, as_json=json)
         return
     images = find_pictures(pictures or [])[:_MOST_PICTURES]
     verification = export_deployed(net, parameters, out, prepared, how, pictures=images, events=show_warnings)
+    then = converter.command(out) if converter is not None else ""
     if json:
-        print_json({"model": str(out), "bytes": out.stat().st_size, "opset": opset, "batch": batch, **_measured(verification)})
+        values = {"model": str(out), "bytes": out.stat().st_size, "opset": opset, "batch": str(how.batch or "dynamic")}
+        print_json({**values, **_measured(verification), **({"then": then} if then else {})})
         return
+    _print_written(out, how, verification)
+    if converter is not None:
+        _print_converter(converter, then)
+    else:
+        print_next(after_export(deploy, weights, out))
+
+
+def _print_written(out: Path, how: ExportOptions, verification: Verification) -> None:
     size = "any batch size" if "batch" in how.dynamic_axes and how.batch is None else "a fixed batch size"
-    console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, opset {opset}, {size}).", markup=False)
+    console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, opset {how.opset}, {size}).", markup=False)
     console.print(f"Verified: {verification.describe()}.", markup=False)
-    print_next(after_export(deploy, weights, out))
 
 
-def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, *, as_json: bool) -> None:
+class _Converter(NamedTuple):
+    """A program that makes another runtime's file: what it reads, the pip package that has it, and its command."""
+
+    reads: str
+    package: str
+    text: str
+
+    def command(self, model: Path, shapes: Sequence[Shape] = ()) -> str:
+        """Return the command for a file that was written, whose inputs have ``shapes``."""
+        stem = str(model.with_suffix(""))
+        python = f"import torch, coremltools as ct; m = torch.jit.load({str(model)!r}); "
+        inputs = ", ".join(f"ct.TensorType(shape={shape})" for shape in shapes)
+        python += f"ct.convert(m, inputs=[{inputs}]).save({stem + '.mlpackage'!r})"
+        return self.text.format(model=shlex.quote(str(model)), stem=shlex.quote(stem), python=_quoted(python))
+
+
+def _quoted(text: str) -> str:
+    """Quote Python code for a shell; in double quotes where it holds nothing special, since it has single ones of its own."""
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+
+
+_CONVERTERS = {
+    "openvino": _Converter("onnx", "openvino", "ovc {model} --output_model {stem}"),
+    "ncnn": _Converter("onnx", "pnnx", "pnnx {model}"),
+    "tflite": _Converter("onnx", "onnx2tf", "onnx2tf -i {model} -o {stem}_tflite"),
+    "coreml": _Converter("torchscript", "coremltools", "python -c {python}"),
+}
+
+
+def _for_converter(to: str, how: ExportOptions) -> tuple[str, ExportOptions, _Converter | None]:
+    """Return what to write for ``to``, how, and the converter that reads it."""
+    converter = _CONVERTERS.get(to)
+    if converter is None:
+        return to, how, None
+    # A free batch size is fixed by the converters, or they fail.
+    return converter.reads, how if how.batch is not None else replace(how, batch=1), converter
+
+
+def _print_converter(converter: _Converter, command: str) -> None:
+    console.print(f"Then, with `pip install {converter.package}`:\n  {command}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, converter: _Converter | None, *, as_json: bool) -> None:
+    from caffetools.infer.export import build_deployed
     from caffetools.infer.torch_export import TORCH_FORMATS, export_torch
 
     kind = next((known for known in TORCH_FORMATS if known == to), None)
     if kind is None:
-        raise typer.BadParameter(f"'{to}' is not known; onnx, {', '.join(TORCH_FORMATS)} are", param_hint="--to")
+        raise typer.BadParameter(f"'{to}' is not known; onnx, {', '.join((*TORCH_FORMATS, *_CONVERTERS))} are", param_hint="--to")
     difference = export_torch(deploy, weights, out, kind, how)
+    command = ""
+    if converter is not None:
+        net = build_deployed(deploy, weights, how)
+        command = converter.command(out, [net.blob_shapes[blob] for blob in net.inputs])
     if as_json:
-        print_json({"model": str(out), "bytes": out.stat().st_size, "to": to, "largest_difference": difference})
+        then = {"then": command} if command else {}
+        print_json({"model": str(out), "bytes": out.stat().st_size, "to": to, "largest_difference": difference, **then})
         return
     console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, {to}, any batch size).", markup=False)
     console.print(f"Verified: largest difference {difference:.1e} of the largest value of an output.", markup=False)
+    if converter is not None:
+        _print_converter(converter, command)
 
 
 # Verifying holds all the pictures in one batch.
