@@ -44,6 +44,7 @@ class Frame:
     Attributes:
         sheet: (H, W, 3) RGB: the channels of the blob as tiles.
         columns: Tiles in a row.
+        rows: Rows of tiles.
         side: (height, width) of a tile with its gap.
         unit: (H, W, 3) RGB: the selected channel, enlarged.
         value: Its largest value.
@@ -52,6 +53,7 @@ class Frame:
 
     sheet: Pixels
     columns: int
+    rows: int
     side: tuple[int, int]
     unit: Pixels
     value: float
@@ -117,7 +119,10 @@ class LiveModel:
         unit = min(max(unit, 0), len(maps) - 1)
         sheet, columns, side = _sheet(maps[:_MOST_TILES])
         chosen = maps[unit]
-        return Frame(sheet, columns, side, enlarge(scaled_colours(chosen), 260), float(chosen.max()), self._predictions(values[outputs[0]]))
+        rows = sheet.shape[0] // side[0]
+        return Frame(
+            sheet, columns, rows, side, enlarge(scaled_colours(chosen), 260), float(chosen.max()), self._predictions(values[outputs[0]])
+        )
 
     def explain(self, method: str, blob: str, unit: int) -> Pixels:
         """Return the map of a unit for the last picture, (H, W, 3) RGB. Raises :class:`DataError` without a picture."""

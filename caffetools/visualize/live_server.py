@@ -105,6 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             return {
                 "sheet": _uri(frame.sheet, "jpg"),
                 "columns": frame.columns,
+                "rows": frame.rows,
                 "side": frame.side,
                 "unit": _uri(frame.unit),
                 "value": frame.value,

@@ -148,6 +148,11 @@ def test_the_page_in_a_browser(server: LiveServer, tmp_path: Path, monkeypatch: 
         await window.caffetoolsLive.picture(blob);
         await wait(() => get('sheet').src && get('predictions').children.length === 3);
         out.push(get('predictions').children[0].textContent.includes('class'), get('mark').hidden);
+        const box = get('sheet').getBoundingClientRect();
+        get('sheet').dispatchEvent(new MouseEvent('click', { clientX: box.right - 3, clientY: box.top + 3 }));
+        const mark = get('mark').getBoundingClientRect();
+        out.push(get('unit').value, Math.abs(mark.right - box.right) < 3 && Math.abs(mark.width - box.width / 3) < 3);
+        out.push(document.documentElement.scrollWidth <= innerWidth && box.right <= innerWidth);
         key(']'); await wait(() => get('blob').value === 'ip'); key('ArrowRight'); await wait(() => get('unit').value === '1');
         key('e'); await wait(() => get('explanation').src); key('t'); await wait(() => get('tops').children.length === 9);
         key('s'); await wait(() => get('synthesized').src); key('h');
@@ -156,4 +161,4 @@ def test_the_page_in_a_browser(server: LiveServer, tmp_path: Path, monkeypatch: 
       } catch (error) { done('error: ' + error); } });</script></body>"""
     real = page.render_template
     monkeypatch.setattr(live_server, "render_template", lambda name, **values: real(name, **values).replace("</body>", script))
-    assert open_page(server.url, tmp_path, budget=20000) == "true|false|false|3||"
+    assert open_page(server.url, tmp_path, budget=20000) == "true|false|2|true|true|false|3||"

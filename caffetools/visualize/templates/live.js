@@ -22,10 +22,12 @@
     if (!sheet) return;
     const u = +unit.value, spot = get("mark").style;
     get("mark").hidden = u >= 400;
-    spot.left = (u % sheet.columns) * sheet.side[1] - 1 + "px";
-    spot.top = Math.floor(u / sheet.columns) * sheet.side[0] - 1 + "px";
-    spot.width = sheet.side[1] + "px";
-    spot.height = sheet.side[0] + "px";
+    // The sheet is as wide as its place: positions are shares of its own size.
+    const across = 100 / sheet.columns, down = 100 / sheet.rows;
+    spot.left = (u % sheet.columns) * across + "%";
+    spot.top = Math.floor(u / sheet.columns) * down + "%";
+    spot.width = across + "%";
+    spot.height = down + "%";
   }
 
   async function send() {
@@ -34,7 +36,7 @@
     busy = true;
     try {
       const answer = await ask("/api/frame", last);
-      sheet = answer;
+      sheet = { columns: answer.columns, rows: answer.rows };
       get("sheet").src = answer.sheet;
       get("unit-map").src = answer.unit;
       get("value").textContent = "largest value " + answer.value.toPrecision(4);
@@ -142,7 +144,8 @@
   get("sheet").addEventListener("click", (event) => {
     if (!sheet) return;
     const box = event.target.getBoundingClientRect();
-    choose(Math.floor((event.clientY - box.top) / sheet.side[0]) * sheet.columns + Math.floor((event.clientX - box.left) / sheet.side[1]));
+    const row = Math.floor(((event.clientY - box.top) / box.height) * sheet.rows), column = Math.floor(((event.clientX - box.left) / box.width) * sheet.columns);
+    choose(row * sheet.columns + column);
   });
   addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) { stop(); picture(event.dataTransfer.files[0]); } });
@@ -159,7 +162,7 @@
     if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
   });
 
-  const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b4579a", "#c48400"];
+  const NAMES = { loss: "Loss", accuracy: "Accuracy", lr: "Learning rate" };
   function curves(lines) {
     const panels = Object.groupBy ? Object.groupBy(lines, (line) => line.panel) : lines.reduce((all, line) => ({ ...all, [line.panel]: [...(all[line.panel] || []), line] }), {});
     get("curves").replaceChildren(...Object.entries(panels).map(([name, group]) => {
@@ -168,17 +171,18 @@
       svg.setAttribute("viewBox", "0 0 300 150");
       svg.setAttribute("role", "img");
       svg.setAttribute("aria-label", name + ": " + group.map((line) => line.phase + " " + line.name + " " + line.y[line.y.length - 1]).join(", "));
+      const caption = document.createElement("p"), figure = document.createElement("div");
+      caption.className = "note";
+      caption.append(NAMES[name] || name);
       group.forEach((line, i) => {
-        const path = document.createElementNS(svg.namespaceURI, "path");
-        path.setAttribute("d", "M" + line.x.map((value, k) => (290 * value) / x1 + 5 + " " + (128 - (118 * (line.y[k] - y0)) / (y1 - y0))).join("L"));
-        path.setAttribute("stroke", COLOURS[i % COLOURS.length]);
+        const path = document.createElementNS(svg.namespaceURI, "path"), key = document.createElement("i"), last = (line.y[line.y.length - 1] ?? 0).toPrecision(3);
+        path.setAttribute("d", "M" + line.x.map((value, k) => (290 * value) / x1 + 5 + " " + (138 - (128 * (line.y[k] - y0)) / (y1 - y0))).join("L"));
+        path.style.stroke = key.style.background = "var(--line-" + (i % 5) + ")";
         svg.append(path);
+        caption.append(" ", key, (line.phase === "lr" ? "" : " " + line.phase + " " + line.name) + " " + last);
       });
-      const text = document.createElementNS(svg.namespaceURI, "text");
-      text.setAttribute("x", "5"); text.setAttribute("y", "146"); text.setAttribute("font-size", "12"); text.setAttribute("fill", "currentColor");
-      text.textContent = name + " " + group.map((line) => line.phase + " " + (line.y[line.y.length - 1] ?? 0).toPrecision(3)).join(", ");
-      svg.append(text);
-      return svg;
+      figure.append(svg, caption);
+      return figure;
     }));
   }
 
@@ -187,7 +191,7 @@
       const answer = await ask("/api/run");
       curves(answer.lines);
       if (answer.iteration !== null) get("iteration").textContent = "weights of iteration " + answer.iteration;
-      if (answer.filters) get("filters").src = answer.filters;
+      if (answer.filters) { get("filters").src = answer.filters; get("t-filters").hidden = false; }
       if (answer.changed) send();
     } catch (error) {
       get("error").textContent = error.message;
