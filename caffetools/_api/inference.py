@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from caffetools._api.arguments import file_path, several, size_pair, whole_number
 from caffetools.cancel import CancelToken
 from caffetools.events import EventSink, ignore, reported, reporter
 
@@ -79,8 +80,9 @@ def classify(
     """
     from caffetools.infer.classifier import Classifier, PreprocessOptions, as_images
 
-    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=resize)
-    classifier = Classifier(model, weights, options, engine=engine, device=device)
+    top, batch = whole_number("top", top), whole_number("batch", batch)
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
+    classifier = Classifier(file_path("model", model), weights, options, engine=engine, device=device)
     return classifier.classify(
         as_images(images), top=top, batch=batch, oversample=oversample, channel_order=channel_order, events=events, cancel=cancel
     )
@@ -139,8 +141,9 @@ def compute_blobs(
     from caffetools.infer.blobs import BlobOptions, BlobReader
     from caffetools.infer.classifier import PreprocessOptions
 
-    options = PreprocessOptions(mean=mean, scale=scale, resize=resize)
-    reader = BlobReader(deploy, weights, options, BlobOptions(tuple(outputs), own_size, tile), device=device)
+    options = PreprocessOptions(mean=mean, scale=scale, resize=size_pair("resize", resize))
+    what = BlobOptions(tuple(several(outputs)), own_size, tile)
+    reader = BlobReader(file_path("deploy", deploy), weights, options, what, device=device)
     return reader.run(item, events=events, cancel=cancel)
 
 
@@ -197,10 +200,20 @@ def export_onnx(
     from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.export import ExportOptions, export_deployed
 
-    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=resize)
-    how = ExportOptions(opset, dynamic_axes, batch, dict(input_shapes or {}), outputs, sources, preprocess)
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
+    fixed = None if batch is None else whole_number("batch", batch)
+    how = ExportOptions(
+        whole_number("opset", opset),
+        several(dynamic_axes),
+        fixed,
+        dict(input_shapes or {}),
+        several(outputs),
+        several(sources),
+        preprocess,
+    )
+    deploy = file_path("deploy", deploy)
     with reported("export", f"Exporting {os.fspath(deploy)}", events):
-        return export_deployed(deploy, weights, path, options, how, pictures=images, events=events, cancel=cancel)
+        return export_deployed(deploy, weights, path, options, how, pictures=several(images), events=events, cancel=cancel)
 
 
 def import_onnx(
@@ -228,7 +241,9 @@ def import_onnx(
     """
     from caffetools.infer.import_model import import_file
 
-    return import_file(model, folder, target=target, input_shapes=input_shapes)[0]
+    return import_file(
+        file_path("model", model) if not isinstance(model, str) else model, folder, target=target, input_shapes=input_shapes
+    )[0]
 
 
 def quantize(
@@ -290,8 +305,9 @@ def quantize(
     from caffetools.infer.quantize import quantize_deployed
     from caffetools.quant.quantize import QuantizeOptions
 
-    how = QuantizeOptions(precision, method, percentile, keep, min_agreement, tables, batch, opset, resume)
-    options = PreprocessOptions(mean=mean, scale=scale, resize=resize)
+    how = QuantizeOptions(precision, method, percentile, several(keep), min_agreement, several(tables), batch, opset, resume)
+    options = PreprocessOptions(mean=mean, scale=scale, resize=size_pair("resize", resize))
+    deploy = file_path("deploy", deploy)
     return quantize_deployed(deploy, weights, path, calibration, options, how, test=test, images=images, events=events, cancel=cancel)
 
 
@@ -326,6 +342,7 @@ def verify(
     from caffetools.engines.torch import TorchEngine
     from caffetools.onnx.verify import verify as compare
 
+    whole_number("seed", seed, 0)
     with reported("verify", f"Comparing {os.fspath(model)} with {os.fspath(deploy)}", events):
         progress = reporter(events, "verify", "layers", cancel)
         return compare(model, TorchEngine.load(deploy, weights).net, seed=seed, progress=progress)

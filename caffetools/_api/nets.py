@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from caffetools._api.arguments import file_path, finite_number, several, whole_number
 from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def load_net(
     from caffetools.net.net import Net, error_context
     from caffetools.net.weights import load_weights
 
-    net = Net.from_file(prototxt, _phase(phase), level=level, stages=tuple(stages), fill=True)
+    level = whole_number("level", level, least=-(2**31))
+    net = Net.from_file(file_path("prototxt", prototxt), _phase(phase), level=level, stages=tuple(several(stages)), fill=True)
     if weights is not None:
         with error_context(prototxt):
             report = load_weights(net, weights)
@@ -83,6 +85,8 @@ def zoo_prototxt(model: str, kind: Literal["train_val", "deploy", "solver"] = "d
     """
     from caffetools.zoo.networks import prototxt_path
 
+    if not isinstance(model, str):
+        raise CaffeToolsError(f"model must be the name of a model of the zoo, not {type(model).__name__}")
     return prototxt_path(model, kind)
 
 
@@ -135,7 +139,9 @@ def retarget(
     from caffetools.project.data_config import classes_of
     from caffetools.project.retargeting import compare, prepare_retarget, starting_weights
 
-    card = dataset if isinstance(dataset, DatasetCard) or dataset is None else load_card(dataset)
+    classes = None if classes is None else whole_number("classes", classes, least=2)
+    epochs, head_lr_mult = whole_number("epochs", epochs), finite_number("head_lr_mult", head_lr_mult)
+    card = dataset if isinstance(dataset, DatasetCard) or dataset is None else load_card(file_path("dataset", dataset))
     count = classes_of(card, classes) if card is not None else classes
     if count is None:
         raise CaffeToolsError("the number of classes is missing", hint="give classes or dataset")
@@ -143,12 +149,13 @@ def retarget(
         weights = to_caffemodel(net) if weights is None else weights
         source: Any = net.full_param
     else:
-        source = Path(net) if isinstance(net, str | os.PathLike) else net
+        param, path = _param(net)
+        source = param if path is None else Path(path)
     result = prepare_retarget(
         source,
         count,
         Path(),
-        heads=heads,
+        heads=None if heads is None else several(heads),
         head_lr_mult=head_lr_mult,
         dataset=card,
         input_shape=_shapes(input_shape),
@@ -200,7 +207,7 @@ def deploy(
 
     param, path = _param(net)
     options: dict[str, Any] = {"batch": batch, "input_shape": _shapes(input_shape), "drop_dropout": drop_dropout}
-    options["heads"] = list(heads) if heads is not None else None
+    options["heads"] = several(heads) if heads is not None else None
     with error_context(path) if path is not None else nullcontext():
         deployed: NetParameter = deploy_from(param, **options)
     return deployed
@@ -251,7 +258,11 @@ def _param(net: PathLike | NetParameter | Net) -> tuple[Any, PathLike | None]:
 
     if isinstance(net, str | os.PathLike):
         return read_net(net), net
-    return (net.full_param, None) if isinstance(net, Net) else (net, None)
+    if isinstance(net, Net):
+        return net.full_param, None
+    if getattr(getattr(net, "DESCRIPTOR", None), "name", "") != "NetParameter":
+        raise CaffeToolsError(f"a prototxt's path, a NetParameter or a Net is expected, not {type(net).__name__}")
+    return net, None
 
 
 def _phase(phase: str) -> int:

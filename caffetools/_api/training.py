@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from caffetools._api.arguments import file_path, whole_number
 from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, ignore
@@ -144,9 +145,11 @@ def train(
     """
     from caffetools.solver.run import train as run
 
+    if max_iter is not None:
+        whole_number("max_iter", max_iter, least=0)
     given = [weights] if isinstance(weights, str | os.PathLike) else list(weights)
     return run(
-        solver,
+        file_path("solver", solver),
         weights=given,
         snapshot=snapshot,
         resume=resume,
@@ -187,14 +190,20 @@ def test(
     """
     from caffetools.net.device import find_device
     from caffetools.net.net import Net
+    from caffetools.proto.schema import TEST
     from caffetools.solver.testing import load_test_net, test_net
 
+    whole_number("iterations", iterations)
     if isinstance(net, str | os.PathLike):
         if weights is None:
             raise CaffeToolsError("a prototxt needs its weights to be tested", hint="give weights")
         net = load_test_net(net, weights, device=find_device(device))
     elif not isinstance(net, Net):
         raise CaffeToolsError(f"a prototxt's path or a Net is expected, not {type(net).__name__}")
+    elif weights is not None:
+        raise CaffeToolsError("a Net has its weights already", hint="load them with load_net, or give the prototxt's path")
+    elif net.phase != TEST:
+        raise CaffeToolsError("the net is in the TRAIN phase", hint='build it with phase="TEST"')
     return test_net(net, iterations, events=events, cancel=cancel)
 
 

@@ -197,6 +197,8 @@ def _arrays(item: Item) -> NDArray[Any] | Mapping[str, NDArray[Any]] | None:
         return item
     if isinstance(item, np.ndarray):
         return item if item.dtype != np.uint8 else None
+    if not isinstance(item, str | os.PathLike):
+        raise DataError(f"a path, a uint8 image, an array or a mapping of arrays is expected, not {type(item).__name__}")
     path = Path(item)
     if path.suffix.lower() not in (".npy", ".npz"):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -252,8 +252,8 @@ def merge_preprocessing(known: Preprocessing, options: PreprocessOptions, *, cha
     if options.labels is not None:
         changes["labels"] = read_labels(options.labels)
     if options.scale is not None:
-        if not math.isfinite(options.scale) or options.scale == 0:
-            raise DataError(f"the scale must be a finite number other than 0, such as 0.00390625, not {options.scale:g}")
+        if isinstance(options.scale, str) or not math.isfinite(options.scale) or options.scale == 0:
+            raise DataError(f"the scale must be a finite number other than 0, such as 0.00390625, not {options.scale}")
         changes["scale"] = options.scale
     if options.resize is not None:
         changes["resize"] = options.resize
@@ -261,12 +261,27 @@ def merge_preprocessing(known: Preprocessing, options: PreprocessOptions, *, cha
 
 
 def as_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one image or several as a list; an array of four axes (N, H, W, C) holds several."""
+    """Return one image or several as a list; an array of four axes (N, H, W, C) holds several.
+
+    Raises:
+        DataError: One of them is not an image.
+    """
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, Iterable) and not isinstance(images, str | os.PathLike) and not hasattr(images, "convert"):
-        return list(images)
-    return [cast("ImageLike", images)]
+    if isinstance(images, Mapping | bytes) or _is_image(images) or not isinstance(images, Iterable):
+        found = [images]
+    else:
+        found = list(images)
+    for index, image in enumerate(found):
+        if not _is_image(image):
+            raise DataError(
+                f"image {index}: an image is a path, a Pillow image or a uint8 array (H, W, 3) or (H, W), not {type(image).__name__}"
+            )
+    return cast("list[ImageLike]", found)
+
+
+def _is_image(image: object) -> bool:
+    return isinstance(image, str | os.PathLike | np.ndarray) or (hasattr(image, "convert") and hasattr(image, "mode"))
 
 
 def _name(image: ImageLike, index: int) -> str:

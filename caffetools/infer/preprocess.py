@@ -207,7 +207,7 @@ def read_labels(labels: PathLike | Sequence[str] | None) -> tuple[str, ...]:
     if labels is None:
         return ()
     if not isinstance(labels, str | os.PathLike):
-        return tuple(labels)
+        return tuple(str(label) for label in labels)
     try:
         lines = Path(labels).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:

@@ -21,7 +21,7 @@ def find_device(wanted: str, *, on_cpu: bool = False, index: int = 0) -> torch.d
     Raises:
         CaffeToolsError: The name is another one, or the machine does not have this device.
     """
-    name = wanted
+    name = str(wanted)
     if wanted == "auto":
         name = "cpu" if on_cpu or not torch.cuda.is_available() else f"cuda:{index}"
     try:

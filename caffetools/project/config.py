@@ -58,6 +58,16 @@ class Config:
 
     COMMAND: ClassVar[str] = ""
 
+    def __post_init__(self) -> None:
+        """Bring the values to the fields' types, so that a path may be given as text; refuse others, and numbers that are too small."""
+        hints = get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            value = _converted(item.name, getattr(self, item.name), hints[item.name])
+            minimum = item.metadata["minimum"]
+            if minimum is not None and value is not None and not value >= minimum:
+                raise CaffeToolsError(f"the setting '{item.name}' must be at least {minimum}, not {value}")
+            object.__setattr__(self, item.name, value)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for JSON; paths become text."""
         return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}

@@ -79,6 +79,8 @@ class Solver:
         callbacks: Iterable[Callback] = (),
         log: Log = no_log,
     ):
+        if not hasattr(param, "CopyFrom"):
+            raise CaffeToolsError(f"a SolverParameter is expected, not {type(param).__name__}", hint="Solver.from_file reads a prototxt")
         self.param = type(param)()
         try:
             self.param.CopyFrom(upgrade_solver(param))

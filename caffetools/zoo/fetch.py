@@ -96,6 +96,8 @@ def fetch(
         RunFailed: The folder cannot be written, or the disk is full.
         Cancelled: ``cancel`` was set.
     """
+    if not isinstance(model, str | ModelCard):
+        raise ZooError(f"model must be the name of a model of the zoo or its card, not {type(model).__name__}")
     card = get_card(model) if isinstance(model, str) else model
     report = reporter(events, "fetch", "bytes", cancel)
 
