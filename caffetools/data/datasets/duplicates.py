@@ -118,13 +118,13 @@ class Fingerprints(Sequence[Fingerprint]):
 
     @property
     def digests(self) -> NDArray[np.uint64]:
-        """The digests, (N, 4)."""
-        return np.frombuffer(bytes(self._digests), np.uint64).reshape(-1, _DIGEST // 8)
+        """The digests, (N, 4); a view, and nothing can be appended as long as it is used."""
+        return np.frombuffer(self._digests, np.uint64).reshape(-1, _DIGEST // 8)
 
     @property
     def dhashes(self) -> NDArray[np.uint64]:
-        """The difference hashes, (N)."""
-        return np.array(self._dhashes, np.uint64)
+        """The difference hashes, (N); a view, as :attr:`digests`."""
+        return np.frombuffer(self._dhashes, np.uint64)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -169,11 +169,18 @@ def find_duplicates(prints: Sequence[Fingerprint], *, similar: bool = True) -> l
 
 def _equal_rows(rows: NDArray[np.uint64]) -> list[list[int]]:
     """Return the indices of each set of two or more equal rows, rising, in the order of the first of each."""
+    # Most differ in their first word: the others are few, and are then compared as a whole.
+    order = np.argsort(rows[:, 0])
+    first = rows[order, 0]
+    equal = first[1:] == first[:-1]
+    chosen = np.sort(order[np.r_[equal, False] | np.r_[False, equal]] if len(rows) else order)
+    rows = rows[chosen]
     if len(rows) < 2:
         return []
     order = np.lexsort(rows.T)
     begins = np.flatnonzero(np.r_[True, (rows[order[1:]] != rows[order[:-1]]).any(axis=1)])
     sizes = np.diff(np.r_[begins, len(rows)])
+    order = chosen[order]
     groups = [sorted(order[begin : begin + size].tolist()) for begin, size in zip(begins[sizes > 1], sizes[sizes > 1], strict=True)]
     return sorted(groups)
 

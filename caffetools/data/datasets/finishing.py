@@ -49,13 +49,13 @@ def finish_dataset(work: Path, card: DatasetCard, parts: Parts, progress: Progre
 
 
 def _write_texts(work: Path, card: DatasetCard, parts: Parts) -> None:
-    texts: dict[str, list[str]] = {"labels.txt": card.classes}
+    texts: dict[str, Iterable[str]] = {"labels.txt": card.classes}
     for part, pictures in parts.items():
         if part != "test" or pictures:
-            texts[f"{part}.txt"] = [f"{picture.path} {picture.label}" for picture in pictures]
+            texts[f"{part}.txt"] = (f"{picture.path} {picture.label}" for picture in pictures)
     for name, lines in texts.items():
         with atomic_write(work / name) as stream:
-            stream.write(os.fsencode("".join(f"{line}\n" for line in lines)))
+            stream.writelines(os.fsencode(f"{line}\n") for line in lines)
 
 
 def _write_mean(work: Path, card: DatasetCard, progress: Progress) -> None:
