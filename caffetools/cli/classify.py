@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import complete_model, merge_options, net_file, prototxt, weights_file
-from caffetools.cli.options import Cluster, Dialect, Plugin, check_cluster
+from caffetools.cli.options import Cluster, Dialect, PictureList, Plugin, Resume, check_cluster
 from caffetools.cli.show import console, print_json, print_next, progress, progress_sink, show_warnings, write_error
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def classify(
     ] = None,
     cluster: Cluster = "",
     force: Annotated[bool, typer.Option("--force", help="Replace the folder of --parquet.")] = False,
+    resume: Resume = False,
+    pictures_list: PictureList = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -64,23 +66,24 @@ def classify(
     from caffetools.data.images import parse_size
     from caffetools.events import fan_out, on_progress
     from caffetools.infer.classifier import Classifier, PreprocessOptions, find_pictures
+    from caffetools.infer.sources import find_sources, listed_pictures
     from caffetools.project.next_step import after_classify
 
-    check_cluster(cluster, parquet=parquet is not None, dialect=dialect, plugin=plugin)
-    deploy, weights, names, known, own = _split(files or [], model)
+    check_cluster(cluster, parquet=parquet is not None, dialect=dialect, plugin=plugin, resume=resume)
+    deploy, weights, names, known, own = split_files(files or [], model, listed=bool(pictures_list))
     given = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     options = merge_options(given, known) if known else given
-    pictures = find_pictures(names)
     if parquet is not None:
         from caffetools.infer.bulk import classify_to_parquet
 
         with progress_sink("classifying") as sink:
             done = classify_to_parquet(
-                deploy, weights, options, pictures, parquet, engine=engine, device=device, output=output, top=top, batch=batch,
-                oversample=oversample, cluster=cluster, force=force, events=sink,
+                deploy, weights, options, find_sources(names, pictures_list or []), parquet, engine=engine, device=device, output=output, top=top, batch=batch,
+                oversample=oversample, cluster=cluster, force=force, resume=resume, events=sink,
             )  # fmt: skip
-        _report_bulk(done)
+        report_bulk(done)
         return
+    pictures = find_pictures([*names, *listed_pictures(pictures_list or [])])
     classifier = Classifier(deploy, weights, options, engine=engine, device=device, output=output)
     with progress("classifying") as advance:
         results = classifier.classify(
@@ -105,7 +108,8 @@ def _report(results: list[ClassificationResult], as_json: bool) -> None:
         raise typer.Exit(2)
 
 
-def _report_bulk(done: BulkResult) -> None:
+def report_bulk(done: BulkResult) -> None:
+    """Print what a run into Parquet files wrote; exit with 2 if pictures could not be read."""
     console.print(f"Wrote {done.rows} rows to {done.folders[0]}")
     for error in done.errors[:10]:
         write_error(f"error: {error}")
@@ -114,7 +118,9 @@ def _report_bulk(done: BulkResult) -> None:
         raise typer.Exit(2)
 
 
-def _split(files: list[str], model: str | None) -> tuple[Path, Path | None, list[str], str | None, bool]:
+def split_files(
+    files: list[str], model: str | None, *, command: str = "classify", listed: bool = False
+) -> tuple[Path, Path | None, list[str], str | None, bool]:
     """Return the model's file, its weights (None for an ONNX file), the pictures, the network of the zoo, and whether weights are given."""
     from caffetools.errors import CaffeToolsError
     from caffetools.zoo.names import is_model
@@ -122,19 +128,24 @@ def _split(files: list[str], model: str | None) -> tuple[Path, Path | None, list
     if model is None and files and is_model(files[0]):
         model, files = files[0], files[1:]
     if model is not None:
-        if not files:
-            raise CaffeToolsError(f"classify needs at least one picture after '{model}', a picture file, a folder or a pattern")
-        own = Path(files[0]) if files[0].endswith((".caffemodel", ".caffemodel.h5")) else None
+        if not files and not listed:
+            raise CaffeToolsError(f"{command} needs at least one picture after '{model}', a picture file, a folder or a pattern")
+        own = Path(files[0]) if files and files[0].endswith((".caffemodel", ".caffemodel.h5")) else None
         return net_file(model, "deploy"), own or weights_file(model), files[1 if own else 0 :], model, own is not None
     if not files:
-        raise CaffeToolsError("classify needs a model and pictures, for example: caffetools classify googlenet photo.jpg")
+        example = "googlenet photo.jpg" if command == "classify" else "deploy.prototxt w.caffemodel photo.jpg"
+        raise CaffeToolsError(f"{command} needs a model and pictures, for example: caffetools {command} {example}")
     deploy, rest = prototxt(files[0]), files[1:]
     if deploy.suffix.lower() == ".onnx":
         weights, pictures, wanted = None, rest[1:] if rest[:1] == ["-"] else rest, "at least one picture"
     else:
-        weights, pictures, wanted = weights_file(rest[0]) if len(rest) > 1 else None, rest[1:], "the .caffemodel and at least one picture"
-    if not pictures:
-        raise CaffeToolsError(f"{deploy} needs {wanted} after it, for example: caffetools classify deploy.prototxt w.caffemodel photo.jpg")
+        weights, pictures, wanted = (
+            weights_file(rest[0]) if len(rest) > (0 if listed else 1) else None,
+            rest[1:],
+            "the .caffemodel and at least one picture",
+        )
+    if not pictures and not (listed and (weights or deploy.suffix.lower() == ".onnx")):
+        raise CaffeToolsError(f"{deploy} needs {wanted} after it, for example: caffetools {command} deploy.prototxt w.caffemodel photo.jpg")
     return deploy, weights, pictures, None, True
 
 

@@ -86,6 +86,7 @@ COMMANDS = {
     "report": Entry(_TRAINING, "report", example="caffetools report run"),
     "visualize": Entry(_TRAINING, "visualize", attribute="app", example="caffetools visualize filters weights.caffemodel -o filters.png"),
     "classify": Entry(_INFERENCE, "classify", example="caffetools classify googlenet photo.jpg"),
+    "detect": Entry(_INFERENCE, "detect", example="caffetools detect deploy.prototxt weights.caffemodel photo.jpg"),
     "infer": Entry(_INFERENCE, "infer", example="caffetools infer squeezenet photo.jpg --outputs fire9/concat,prob -o blobs", model=True),
     "export": Entry(_INFERENCE, "export", example="caffetools export deploy.prototxt weights.caffemodel -o model.onnx", model=True),
     "quantize": Entry(

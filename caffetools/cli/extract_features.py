@@ -9,7 +9,7 @@ import typer
 
 from caffetools.cli.gflags import OneGpu, chosen_device, split
 from caffetools.cli.models import complete_model, net_file, weights_file
-from caffetools.cli.options import AsJson, Cluster, Dialect, Plugin, check_cluster
+from caffetools.cli.options import AsJson, Cluster, Dialect, Plugin, Resume, check_cluster
 from caffetools.cli.show import console, print_json, progress, progress_sink
 
 _Weights = Annotated[
@@ -33,6 +33,7 @@ def extract_features(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     cluster: Cluster = "",
     force: Annotated[bool, typer.Option("--force", help="Replace databases that exist.")] = False,
+    resume: Resume = False,
     as_json: AsJson = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -47,7 +48,7 @@ def extract_features(
 
     if mode not in ("", "CPU", "GPU"):
         raise typer.BadParameter(f"'{mode}' is neither CPU nor GPU", param_hint="MODE")
-    check_cluster(cluster, parquet=backend.lower() == "parquet", dialect=dialect, plugin=plugin)
+    check_cluster(cluster, parquet=backend.lower() == "parquet", dialect=dialect, plugin=plugin, resume=resume)
     wanted = {"CPU": "cpu", "GPU": f"cuda:{number}"}.get(mode, device)
     net, weights = net_file(net, "train_val"), weights_file(weights)
     if backend.lower() == "parquet":
@@ -56,7 +57,7 @@ def extract_features(
         on = chosen_device(gpu, wanted)
         with progress_sink("extracting") as events:
             result = features_to_parquet(
-                net, weights, split(blobs), split(databases), batches, device=on, cluster=cluster, force=force, events=events
+                net, weights, split(blobs), split(databases), batches, device=on, cluster=cluster, force=force, resume=resume, events=events
             )
         for name, folder in zip(split(blobs), result.folders, strict=True):
             console.print(f"{name}: {result.rows} rows in {folder}")

@@ -108,9 +108,17 @@ Cluster = Annotated[
     ),
 ]
 
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run with the same arguments that was killed or interrupted.")]
+PictureList = Annotated[
+    list[Path] | None,
+    typer.Option("--list", metavar="FILE", help="A text file with a picture on each line. May be repeated.", show_default=False),
+]
 
-def check_cluster(cluster: str, *, parquet: bool, dialect: str | None, plugin: list[Path] | None) -> None:
-    """Raise a usage error if a command cannot run on a cluster with these options."""
+
+def check_cluster(cluster: str, *, parquet: bool, dialect: str | None, plugin: list[Path] | None, resume: bool = False) -> None:
+    """Raise a usage error if a command cannot run on a cluster, or be resumed, with these options."""
+    if resume and not parquet:
+        raise typer.BadParameter("only a run into Parquet files can be resumed", param_hint="--resume")
     if cluster and not parquet:
         raise typer.BadParameter("it needs Parquet files as output, which the workers write", param_hint="--cluster")
     if cluster and (dialect or plugin):

@@ -7,53 +7,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from caffetools.cancel import CancelToken
-from caffetools.data.cluster import Task, Worker, run_tasks
+from caffetools.data.cluster import Task
 from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.errors import CaffeToolsError, DataError
-from caffetools.events import ArtifactWritten, EventSink, Progress, ignore, reported
-from caffetools.infer.classifier import Classifier, PreprocessOptions
+from caffetools.events import EventSink, ignore
+from caffetools.infer.bulk_run import BulkResult as BulkResult
+from caffetools.infer.bulk_run import import_arrow, noted, run_parts, write_table
+from caffetools.infer.classifier import ClassificationResult, Classifier, PreprocessOptions
+from caffetools.infer.detector import DetectionResult, Detector
+from caffetools.infer.sources import Files, Item, Records, Source, batches, items
 from caffetools.net.net import Net
-from caffetools.util.files import atomic_write
-from caffetools.util.folders import new_folder
 
 PathLike = str | os.PathLike[str]
-PART = "part-{:05d}.parquet"
-# Written into each folder last, with the number of rows: a folder without it is not complete.
-SUMMARY = "summary.json"
+T = TypeVar("T")
+M = TypeVar("M", Classifier, Detector)
 _PICTURES, _BATCHES = 2000, 50
-
-
-@dataclass
-class BulkResult:
-    """What was written.
-
-    Attributes:
-        folders: The folders of Parquet files.
-        rows: Number of rows in each folder.
-        errors: What is wrong with each picture that could not be read.
-    """
-
-    folders: list[str]
-    rows: int = 0
-    errors: list[str] = field(default_factory=list)
 
 
 def classify_to_parquet(
     deploy: PathLike,
     weights: PathLike | None,
     options: PreprocessOptions,
-    pictures: Sequence[PathLike],
+    pictures: Sequence[PathLike | Source],
     out: PathLike,
     *,
     engine: str | None = None,
@@ -65,6 +50,7 @@ def classify_to_parquet(
     cluster: str = "",
     per_file: int = _PICTURES,
     force: bool = False,
+    resume: bool = False,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> BulkResult:
@@ -74,7 +60,8 @@ def classify_to_parquet(
         deploy: A deploy prototxt or an ONNX file.
         weights: Its .caffemodel; None for ONNX.
         options: Mean, labels, scale and size.
-        pictures: Paths; with a cluster those of files that every machine reads.
+        pictures: Paths, or what :func:`~caffetools.infer.sources.find_sources` returned; with a cluster those of files that every machine
+            reads.
         out: Folder to create; with a cluster one that every machine writes to.
         engine: ``torch`` or ``onnxruntime``; None takes that of the file's kind.
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -85,6 +72,7 @@ def classify_to_parquet(
         cluster: Address of a cluster (see :func:`~caffetools.data.cluster.run_tasks`); empty for this process.
         per_file: Number of pictures in a file, and in a task.
         force: Replace an earlier output, once the new one is complete.
+        resume: Continue a run with the same arguments that was killed or cancelled, if there is one.
         events: Receives ``Progress`` (unit ``images``) and ``ArtifactWritten``.
         cancel: Checked after each file; nothing is at ``out`` after a cancellation.
 
@@ -93,21 +81,69 @@ def classify_to_parquet(
         CaffeToolsError: The model cannot be loaded or run.
         WriteFailed: ``out`` cannot be written.
     """
-    if not pictures:
-        raise DataError("there are no pictures to classify")
-    model = {
-        "deploy": os.path.abspath(deploy),  # noqa: PTH100 (links are kept: deploy.json lies next to them)
-        "weights": None if weights is None else os.path.abspath(weights),  # noqa: PTH100
-        "options": _options_json(options),
-        "engine": engine,
-        "device": device,
-        "output": output,
-    }
-    names = [os.fspath(name) for name in pictures]
+    model = _model(deploy, weights, options, engine, device, output)
     common = {"model": model, "top": top, "batch": batch, "oversample": oversample}
-    ranges = [(start, min(start + per_file, len(names))) for start in range(0, len(names), per_file)]
-    tasks = [{**common, "pictures": names[first:end]} for first, end in ranges]
-    return _run(classify_part, tasks, [out], ranges, "images", cluster, force, events, cancel)
+    tasks, ends = _picture_tasks(pictures, common, per_file)
+    return run_parts(
+        classify_part, tasks, [out], ends, "images", cluster, force, resume, (_classifier, _detector, _feature_net), events, cancel
+    )
+
+
+def detect_to_parquet(
+    deploy: PathLike,
+    weights: PathLike | None,
+    options: PreprocessOptions,
+    pictures: Sequence[PathLike | Source],
+    out: PathLike,
+    *,
+    engine: str | None = None,
+    device: str = "cpu",
+    output: str | None = None,
+    threshold: float = 0.0,
+    top: int | None = None,
+    batch: int = 1,
+    cluster: str = "",
+    per_file: int = _PICTURES,
+    force: bool = False,
+    resume: bool = False,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> BulkResult:
+    """Detect objects in pictures, into Parquet files in the new folder ``out``.
+
+    A row is a picture: columns picture, width, height; index, label, score, xmin, ymin, xmax, ymax (lists of its objects, best first, in
+    pixels); and error.
+
+    Args:
+        deploy: A deploy prototxt or an ONNX file whose output has a row for each object.
+        weights: Its .caffemodel; None for ONNX.
+        options: Mean, labels, scale and size.
+        pictures: See :func:`classify_to_parquet`.
+        out: Folder to create; with a cluster one that every machine writes to.
+        engine: ``torch`` or ``onnxruntime``; None takes that of the file's kind.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        output: Blob of the objects; None if the net has only one output.
+        threshold: Lowest score, from 0 to 1.
+        top: Most objects of a picture; None stores all.
+        batch: Number of pictures that the net processes at once.
+        cluster: Address of a cluster; empty for this process.
+        per_file: Number of pictures in a file, and in a task.
+        force: Replace an earlier output, once the new one is complete.
+        resume: Continue a run with the same arguments that was killed or cancelled, if there is one.
+        events: Receives ``Progress`` (unit ``images``) and ``ArtifactWritten``.
+        cancel: Checked after each file.
+
+    Raises:
+        DataError: There are no pictures, pyarrow is not installed, or ``out`` exists.
+        CaffeToolsError: The model cannot be loaded or run.
+        WriteFailed: ``out`` cannot be written.
+    """
+    model = _model(deploy, weights, options, engine, device, output)
+    common = {"model": model, "top": top, "batch": batch, "threshold": threshold}
+    tasks, ends = _picture_tasks(pictures, common, per_file)
+    return run_parts(
+        detect_part, tasks, [out], ends, "images", cluster, force, resume, (_classifier, _detector, _feature_net), events, cancel
+    )
 
 
 def features_to_parquet(
@@ -121,6 +157,7 @@ def features_to_parquet(
     cluster: str = "",
     per_file: int = _BATCHES,
     force: bool = False,
+    resume: bool = False,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> BulkResult:
@@ -136,6 +173,7 @@ def features_to_parquet(
         cluster: Address of a cluster; empty for this process. Each task starts at its own batch, and reads no others.
         per_file: Number of batches in a file, and in a task.
         force: Replace earlier outputs, once the new ones are complete.
+        resume: Continue a run with the same arguments that was killed or cancelled, if there is one.
         events: Receives ``Progress`` (unit ``batches``) and ``ArtifactWritten``.
         cancel: Checked after each file.
 
@@ -151,13 +189,53 @@ def features_to_parquet(
     model = {"net": os.path.abspath(net), "weights": _absolute(weights), "device": device, "folder": os.getcwd()}  # noqa: PTH100, PTH109
     ranges = [(start, min(start + per_file, batches)) for start in range(0, batches, per_file)]
     tasks = [{"model": model, "blobs": list(blobs), "first": first, "end": end} for first, end in ranges]
-    return _run(feature_part, tasks, list(folders), ranges, "batches", cluster, force, events, cancel)
+    return run_parts(
+        feature_part,
+        tasks,
+        list(folders),
+        [end for _, end in ranges],
+        "batches",
+        cluster,
+        force,
+        resume,
+        (_classifier, _detector, _feature_net),
+        events,
+        cancel,
+    )
 
 
 def classify_part(task: Task) -> Task:
     """Task: classify some pictures into one Parquet file."""
+    return noted(task, _classify_part)
+
+
+def detect_part(task: Task) -> Task:
+    """Task: detect objects in some pictures, into one Parquet file."""
+    return noted(task, _detect_part)
+
+
+def feature_part(task: Task) -> Task:
+    """Task: run a net over some batches, and write each blob's items into one Parquet file."""
+    return noted(task, _feature_part)
+
+
+def _classify_part(task: Task) -> Task:
     classifier = _classifier(json.dumps(task["model"], sort_keys=True))
-    results = classifier.classify(task["pictures"], top=task["top"], batch=task["batch"], oversample=task["oversample"])
+
+    def classify(found: list[Item]) -> list[ClassificationResult]:
+        results = classifier.classify(
+            [item.picture for item in found if not isinstance(item.picture, DataError)],
+            top=task["top"],
+            batch=task["batch"],
+            oversample=task["oversample"],
+            channel_order="BGR",
+        )
+        return [replace(result, picture=item.name) for item, result in zip(found, results, strict=True)]
+
+    def failed(item: Item, error: str) -> ClassificationResult:
+        return ClassificationResult(item.name, error=error)
+
+    results = _results(task, classify, failed)
     arrow = import_arrow(task["paths"][0])
     guesses = [result.guesses for result in results]
     columns = {
@@ -167,12 +245,56 @@ def classify_part(task: Task) -> Task:
         "probability": arrow.array([[guess.probability for guess in row] for row in guesses], arrow.list_(arrow.float32())),
         "error": arrow.array([result.error for result in results], arrow.string()),
     }
-    _write(task["paths"][0], arrow.table(columns))
+    write_table(task["paths"][0], arrow.table(columns))
     return {"rows": len(results), "errors": [result.error for result in results if result.error]}
 
 
-def feature_part(task: Task) -> Task:
-    """Task: run a net over some batches, and write each blob's items into one Parquet file."""
+def _detect_part(task: Task) -> Task:
+    detector = _detector(json.dumps(task["model"], sort_keys=True))
+
+    def detect(found: list[Item]) -> list[DetectionResult]:
+        return detector.detect(
+            [item.picture for item in found if not isinstance(item.picture, DataError)],
+            threshold=task["threshold"],
+            top=task["top"],
+            batch=task["batch"],
+            names=[item.name for item in found],
+            channel_order="BGR",
+        )
+
+    def failed(item: Item, error: str) -> DetectionResult:
+        return DetectionResult(item.name, error=error)
+
+    results = _results(task, detect, failed)
+    arrow = import_arrow(task["paths"][0])
+    objects = [result.objects for result in results]
+    numbers = arrow.list_(arrow.float32())
+    columns = {
+        "picture": arrow.array([result.picture for result in results], arrow.string()),
+        "width": arrow.array([result.width for result in results], arrow.int32()),
+        "height": arrow.array([result.height for result in results], arrow.int32()),
+        "index": arrow.array([[item.index for item in row] for row in objects], arrow.list_(arrow.int32())),
+        "label": arrow.array([[item.label for item in row] for row in objects], arrow.list_(arrow.string())),
+        "score": arrow.array([[item.score for item in row] for row in objects], numbers),
+    }
+    for place, name in enumerate(("xmin", "ymin", "xmax", "ymax")):
+        columns[name] = arrow.array([[item.box[place] for item in row] for row in objects], numbers)
+    columns["error"] = arrow.array([result.error for result in results], arrow.string())
+    write_table(task["paths"][0], arrow.table(columns))
+    return {"rows": len(results), "errors": [result.error for result in results if result.error]}
+
+
+def _results(task: Task, infer: Callable[[list[Item]], list[T]], failed: Callable[[Item, str], T]) -> list[T]:
+    """Return a result for each picture of a task; no more than a batch of them is in memory."""
+    results: list[T] = []
+    for group in batches(items(task), task["batch"]):
+        usable = iter(infer([item for item in group if not isinstance(item.picture, DataError)]))
+        for item in group:
+            results.append(failed(item, str(item.picture)) if isinstance(item.picture, DataError) else next(usable))
+    return results
+
+
+def _feature_part(task: Task) -> Task:
     blobs: list[str] = task["blobs"]
     net = _feature_net(json.dumps(task["model"], sort_keys=True))
     _check_blobs(net, blobs)
@@ -190,67 +312,25 @@ def feature_part(task: Task) -> Task:
         rows, size = len(items), items[0].size
         numbers = arrow.array(np.arange(rows) + task["first"] * len(parts[0]), arrow.int64())
         table = arrow.table({"record": numbers, "values": arrow.FixedSizeListArray.from_arrays(items.reshape(-1), size)})
-        _write(path, table.replace_schema_metadata({"shape": json.dumps(items.shape[1:])}))
+        write_table(path, table.replace_schema_metadata({"shape": json.dumps(items.shape[1:])}))
     return {"rows": rows, "errors": []}
 
 
-def import_arrow(path: PathLike) -> Any:
-    """Return the module pyarrow, with its Parquet part. Raises :class:`DataError` if it is not installed."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError("writing Parquet needs pyarrow: pip install 'caffetools[parquet]'", path=path) from None
-    return pyarrow
-
-
-def _run(
-    worker: Worker,
-    tasks: list[Task],
-    folders: Sequence[PathLike],
-    ranges: list[tuple[int, int]],
-    unit: str,
-    cluster: str,
-    force: bool,
-    events: EventSink,
-    cancel: CancelToken | None,
-) -> BulkResult:
-    """Run the tasks, each of which writes a file into each of the folders, and complete the folders."""
-    import_arrow(folders[0])
-    result = BulkResult([os.fspath(folder) for folder in folders])
-    total = ranges[-1][1]
-
-    def progress(done: int, count: int) -> None:
-        events(Progress(task="classify", done=total if done == count else done * total // count, total=total, unit=unit))
-
-    with reported("classify", f"Writing {', '.join(result.folders)}", events), _new_folders(folders, force) as works:
-        for number, task in enumerate(tasks):
-            task["paths"] = [str(Path(work, PART.format(number)).absolute()) for work in works]
-        try:
-            outcomes = run_tasks(cluster, worker, tasks, progress=progress, cancel=cancel)
-        finally:
-            for cached in (_classifier, _feature_net):
-                cached.cache_clear()
-        result.rows = sum(outcome["rows"] for outcome in outcomes)
-        result.errors = [error for outcome in outcomes for error in outcome["errors"]]
-        for work in works:
-            with atomic_write(work / SUMMARY, "w") as stream:
-                stream.write(json.dumps({"rows": result.rows, "files": len(tasks), "errors": len(result.errors)}) + "\n")
-    for folder in result.folders:
-        events(ArtifactWritten(task="classify", path=folder, what="parquet"))
-    return result
-
-
-@contextmanager
-def _new_folders(folders: Sequence[PathLike], force: bool) -> Iterator[list[Path]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(new_folder(path, force=force, replaceable=lambda old: (old / SUMMARY).is_file())) for path in folders]
-
-
-def _write(path: str, table: Any) -> None:
-    import pyarrow.parquet
-
-    with atomic_write(path) as stream:
-        pyarrow.parquet.write_table(table, stream)
+def _picture_tasks(pictures: Sequence[PathLike | Source], common: Task, per_file: int) -> tuple[list[Task], list[int]]:
+    """Return the tasks, of up to ``per_file`` pictures, and how many pictures there are up to the end of each."""
+    sources: list[Source] = [item for item in pictures if isinstance(item, Files | Records)]
+    if names := [os.fspath(item) for item in pictures if not isinstance(item, Files | Records)]:
+        sources.append(Files(names))
+    tasks: list[Task] = []
+    ends: list[int] = []
+    for source in sources:
+        for first in range(0, len(source), per_file):
+            end = min(first + per_file, len(source))
+            tasks.append({**common, **source.part(first, end)})
+            ends.append((ends[-1] if ends else 0) + end - first)
+    if not tasks:
+        raise DataError("there are no pictures")
+    return tasks, ends
 
 
 def _absolute(weights: PathLike) -> str:
@@ -272,14 +352,34 @@ def _options_json(options: PreprocessOptions) -> Task:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def _model(
+    deploy: PathLike, weights: PathLike | None, options: PreprocessOptions, engine: str | None, device: str, output: str | None
+) -> Task:
+    return {
+        "deploy": os.path.abspath(deploy),  # noqa: PTH100 (links are kept: deploy.json lies next to them)
+        "weights": None if weights is None else os.path.abspath(weights),  # noqa: PTH100
+        "options": _options_json(options),
+        "engine": engine,
+        "device": device,
+        "output": output,
+    }
+
+
 @lru_cache(maxsize=1)
 def _classifier(model: str) -> Classifier:
+    return _opened(Classifier, model)
+
+
+@lru_cache(maxsize=1)
+def _detector(model: str) -> Detector:
+    return _opened(Detector, model)
+
+
+def _opened(kind: type[M], model: str) -> M:
     values = json.loads(model)
     given = values["options"]
     options = PreprocessOptions(given["mean"], given["labels"], given["scale"], tuple(given["resize"]) if given["resize"] else None)
-    return Classifier(
-        values["deploy"], values["weights"], options, engine=values["engine"], device=values["device"], output=values["output"]
-    )
+    return kind(values["deploy"], values["weights"], options, engine=values["engine"], device=values["device"], output=values["output"])
 
 
 @lru_cache(maxsize=1)

@@ -6,17 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
+from caffetools.cancel import CancelToken
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
 from caffetools.data.sharding import shard_database
-from caffetools.errors import CaffeToolsError, DataError
-from caffetools.infer.bulk import BulkResult, classify_to_parquet, features_to_parquet
+from caffetools.engines.torch import TorchEngine
+from caffetools.errors import CaffeToolsError, Cancelled, DataError
+from caffetools.events import Event, Progress
+from caffetools.infer.bulk import BulkResult, classify_to_parquet, detect_to_parquet, features_to_parquet
 from caffetools.infer.classifier import Classifier, PreprocessOptions
+from caffetools.infer.detector import Detector
 from caffetools.infer.features import extract_features
+from caffetools.infer.sources import find_sources
 from caffetools.solver.testing import load_test_net
+from tests.bundle.conftest import DETECTOR, OBJECTS
+from tests.bundle.conftest import write_net as write_detector
 from tests.cli.inprocess import run
 from tests.infer.colours import DEPLOY, write_labels, write_net, write_pictures
 
@@ -136,3 +145,97 @@ def test_the_commands(tmp_path: Path, pictures: list[str], train_net: Any) -> No
     done = run("classify", deploy, weights, *pictures, "--cluster", "local")
     assert done.returncode == 2
     assert "needs Parquet files as output" in done.stderr
+
+
+@pytest.fixture
+def detector(tmp_path: Path) -> tuple[Path, Path, PreprocessOptions]:
+    folder = tmp_path / "detector"
+    folder.mkdir()
+    return *write_detector(folder, DETECTOR), PreprocessOptions(mean="104,117,123", labels=OBJECTS)
+
+
+def test_detections_are_those_of_the_net_in_pixels_of_the_picture(tmp_path: Path, detector: Any, pictures: list[str]) -> None:
+    deploy, weights, _ = detector
+    found = Detector(*detector).detect(pictures[:3], batch=2)
+    net = TorchEngine.load(deploy, weights).net
+    assert sum(len(result.objects) for result in found) > 3
+    for path, result in zip(pictures[:3], found, strict=True):
+        image = cv2.resize(cv2.imread(path), (32, 24))
+        blob = (image.astype(np.float32) - np.array([104, 117, 123], np.float32)).transpose(2, 0, 1)[None]
+        with torch.inference_mode():
+            wanted = net({"data": torch.from_numpy(np.ascontiguousarray(blob))})["found"].numpy().reshape(-1, 7)
+        wanted = wanted[np.argsort(-wanted[:, 2], kind="stable")]
+        assert (result.width, result.height) == (20, 12)
+        assert [item.index for item in result.objects] == wanted[:, 1].astype(int).tolist()
+        assert [item.label for item in result.objects] == [OBJECTS[int(label) - 1] for label in wanted[:, 1]]
+        np.testing.assert_allclose([item.score for item in result.objects], wanted[:, 2], rtol=1e-5)
+        np.testing.assert_allclose([item.box for item in result.objects], wanted[:, 3:] * [20, 12, 20, 12], rtol=1e-4, atol=1e-4)
+    best = Detector(*detector).detect(pictures[:1], threshold=found[0].objects[1].score, top=2)[0]
+    assert best.objects == found[0].objects[:2]
+
+
+def test_detections_of_files_lists_and_databases_in_parquet(tmp_path: Path, detector: Any, pictures: list[str]) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfblue.png 0\r\n\r\nred.png\r\n")
+    with new_lmdb(tmp_path / "db") as writer:
+        for number, name in enumerate(pictures[:3]):
+            array = np.asarray(cv2.imread(name)).transpose(2, 0, 1)
+            writer.put(record_key(number, "x"), array_to_datum(array, 0).SerializeToString())
+        writer.put(record_key(3, "x"), b"\xff\xff")
+        writer.put(record_key(4, "x"), array_to_datum(np.zeros((2, 3, 3), np.uint8), 0).SerializeToString())
+    sources = find_sources([*pictures[-2:], tmp_path / "db"], [tmp_path / "list.txt"])
+    result = detect_to_parquet(detector[0], detector[1], detector[2], sources, tmp_path / "out", per_file=3, batch=2)
+    found = rows(tmp_path / "out")
+    assert (result.rows, len(result.errors)) == (9, 3) == (len(found), sum(row["error"] is not None for row in found))
+    names = [*pictures[-2:], *(f"{number:08d}_x" for number in range(5)), str(tmp_path / "blue.png"), str(tmp_path / "red.png")]
+    assert [row["picture"] for row in found] == names
+    wanted = Detector(*detector).detect(pictures[:3])
+    for row, one in zip(found[2:5], wanted, strict=True):
+        assert (row["width"], row["height"], row["index"]) == (20, 12, [item.index for item in one.objects])
+        np.testing.assert_allclose(row["score"], [item.score for item in one.objects], rtol=1e-5)
+        np.testing.assert_allclose(row["xmax"], [item.box[2] for item in one.objects], rtol=1e-4)
+
+
+def test_an_interrupted_run_continues_with_the_missing_tasks_only(tmp_path: Path, model: Any, pictures: list[str]) -> None:
+    token = CancelToken()
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress):
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        classify(model, pictures, tmp_path / "out", per_file=2, cancel=token, events=stop)
+    part = tmp_path / ".out.part"
+    assert [path.name for path in sorted(part.glob("*.parquet"))] == ["part-00000.parquet"]
+    with pytest.raises(DataError, match="other arguments"):
+        classify(model, pictures, tmp_path / "out", per_file=2, top=1, resume=True)
+    # The first task is not run again: its pictures are missing now.
+    Path(pictures[0]).rename(tmp_path / "kept.png")
+    done = classify(model, pictures[:2], tmp_path / "other", per_file=2)
+    assert len(done.errors) == 1
+    (part / "part-00001.parquet").write_bytes(b"half")
+    resumed = classify(model, pictures, tmp_path / "out", per_file=2, resume=True)
+    assert (resumed.rows, len(resumed.errors)) == (7, 2)
+    (tmp_path / "kept.png").rename(pictures[0])
+    classify(model, pictures, tmp_path / "whole", per_file=2)
+    whole, found = rows(tmp_path / "whole"), rows(tmp_path / "out")
+    assert [row for row in found if row["picture"] != pictures[0]] == [row for row in whole if row["picture"] != pictures[0]]
+    assert found[0] == whole[0]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*(f"part-0000{n}.parquet" for n in range(4)), "summary.json"]
+
+
+def test_the_command_detects(tmp_path: Path, detector: Any, pictures: list[str]) -> None:
+    deploy, weights, _ = detector
+    (tmp_path / "labels.txt").write_text("".join(f"{name}\n" for name in OBJECTS))
+    done = run("detect", deploy, weights, pictures[0], "--labels", tmp_path / "labels.txt", "--threshold", 0.3, "--json")
+    assert done.returncode == 0, done.stderr
+    (shown,) = json.loads(done.stdout)
+    assert shown["objects"] and shown["objects"][0]["label"] in OBJECTS
+    done = run("detect", deploy, weights, "--list", tmp_path / "none.txt")
+    assert done.returncode == 2
+    assert "none.txt" in done.stderr
+    done = run("detect", deploy, weights, *pictures, "--parquet", tmp_path / "out")
+    assert done.returncode == 2
+    assert "1 of 7 pictures could not be read" in done.stderr
+    net, values, _ = *write_net(tmp_path), None
+    done = run("detect", net, values, pictures[0])
+    assert (done.returncode, "use classify" in done.stderr) == (2, True)

@@ -1,0 +1,165 @@
+"""The run of tasks that write Parquet files, and what a run that was killed leaves for the next one.
+
+A task leaves a note of its result next to its file, so that a run that was killed continues with the tasks that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from caffetools.cancel import CancelToken
+from caffetools.data.cluster import Task, Worker, run_tasks
+from caffetools.errors import DataError
+from caffetools.events import ArtifactWritten, EventSink, Progress, reported
+from caffetools.util.files import atomic_write, write_text
+from caffetools.util.folders import new_folder, remove
+
+PathLike = str | os.PathLike[str]
+PART = "part-{:05d}.parquet"
+# Written into each folder last, with the number of rows: a folder without it is not complete.
+SUMMARY = "summary.json"
+# Notes on finished tasks, as long as a run is not complete.
+_STATE = "state"
+
+
+class Cached(Protocol):
+    """A function with a cache."""
+
+    def cache_clear(self) -> None:
+        """Forget what was returned."""
+
+
+@dataclass
+class BulkResult:
+    """What was written.
+
+    Attributes:
+        folders: The folders of Parquet files.
+        rows: Number of rows in each folder.
+        errors: What is wrong with each picture that could not be read.
+    """
+
+    folders: list[str]
+    rows: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def run_parts(
+    worker: Worker,
+    tasks: list[Task],
+    folders: Sequence[PathLike],
+    ends: list[int],
+    unit: str,
+    cluster: str,
+    force: bool,
+    resume: bool,
+    cached: Sequence[Cached],
+    events: EventSink,
+    cancel: CancelToken | None,
+) -> BulkResult:
+    """Run the tasks, the ``ends`` of whose ranges are given; each writes a file into each of the folders. Then complete the folders.
+
+    Args:
+        worker: Does a task; see :func:`noted`.
+        tasks: The tasks, without ``paths`` and ``note``, which are added.
+        folders: The folders to create.
+        ends: How many pictures or batches there are up to the end of each task.
+        unit: What is counted.
+        cluster: Address of a cluster; empty for this process.
+        force: Replace earlier folders.
+        resume: Continue a run that was killed or cancelled.
+        cached: Functions that keep a model, to be cleared at the end.
+        events: Receives ``Progress`` and ``ArtifactWritten``.
+        cancel: Checked after each task.
+    """
+    import_arrow(folders[0])
+    result = BulkResult([os.fspath(folder) for folder in folders])
+    total = ends[-1]
+
+    def progress(done: int, count: int) -> None:
+        events(Progress(task="classify", done=total if done == count else done * total // count, total=total, unit=unit))
+
+    with reported("classify", f"Writing {', '.join(result.folders)}", events), _new_folders(folders, force, resume) as works:
+        _check_state(works[0] / _STATE, worker, tasks, folders[0])
+        for number, task in enumerate(tasks):
+            task["note"] = str((works[0] / _STATE / f"{number:05d}.json").absolute())
+            task["paths"] = [str(Path(work, PART.format(number)).absolute()) for work in works]
+        try:
+            outcomes = run_tasks(cluster, worker, tasks, progress=progress, cancel=cancel)
+        finally:
+            for function in cached:
+                function.cache_clear()
+        result.rows = sum(outcome["rows"] for outcome in outcomes)
+        result.errors = [error for outcome in outcomes for error in outcome["errors"]]
+        remove(works[0] / _STATE)
+        for work in works:
+            with atomic_write(work / SUMMARY, "w") as stream:
+                stream.write(json.dumps({"rows": result.rows, "files": len(tasks), "errors": len(result.errors)}) + "\n")
+    for folder in result.folders:
+        events(ArtifactWritten(task="classify", path=folder, what="parquet"))
+    return result
+
+
+@contextmanager
+def _new_folders(folders: Sequence[PathLike], force: bool, resume: bool) -> Iterator[list[Path]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                new_folder(path, force=force, replaceable=lambda old: (old / SUMMARY).is_file(), resumable=True, resume=resume)
+            )
+            for path in folders
+        ]
+
+
+def _check_state(state: Path, worker: Worker, tasks: list[Task], out: PathLike) -> None:
+    """Create the folder of notes; raise :class:`DataError` if it is that of a run with other arguments."""
+    digest = hashlib.sha256(worker.__name__.encode())
+    for task in tasks:
+        digest.update(json.dumps(task, sort_keys=True).encode())
+    for name in (tasks[0]["model"].get("deploy"), tasks[0]["model"].get("net"), tasks[0]["model"]["weights"]):
+        if name and Path(name).is_file():
+            status = Path(name).stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    path = state / "run.json"
+    if path.is_file():
+        if json.loads(path.read_text("utf-8"))["run"] != digest.hexdigest():
+            raise DataError("the run to resume had other arguments, pictures or models", path=out, hint="run without --resume")
+        return
+    remove(state)
+    state.mkdir()
+    write_text(path, json.dumps({"run": digest.hexdigest()}))
+
+
+def noted(task: Task, work: Worker) -> Task:
+    """Do a task that was not done before, and note its result."""
+    note = Path(task["note"])
+    if note.is_file():
+        found: Task = json.loads(note.read_text("utf-8"))
+        return found
+    result = work(task)
+    write_text(note, json.dumps(result))
+    return result
+
+
+def import_arrow(path: PathLike) -> Any:
+    """Return the module pyarrow, with its Parquet part. Raises :class:`DataError` if it is not installed."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError("writing Parquet needs pyarrow: pip install 'caffetools[parquet]'", path=path) from None
+    return pyarrow
+
+
+def write_table(path: str, table: Any) -> None:
+    """Write a table of pyarrow as a Parquet file, complete or not at all."""
+    import pyarrow.parquet
+
+    with atomic_write(path) as stream:
+        pyarrow.parquet.write_table(table, stream)
