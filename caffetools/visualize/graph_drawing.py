@@ -285,7 +285,7 @@ def _svg_style(theme: Theme) -> str:
 
 
 def _xml(text: str) -> str:
-    clean = text.encode("utf-8", "replace").decode("utf-8")
+    clean = style.without_direction_marks(text.encode("utf-8", "replace").decode("utf-8"))
     return escape("".join(c if ord(c) >= 32 else " " for c in clean))
 
 

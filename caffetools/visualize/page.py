@@ -104,8 +104,8 @@ def _svg_uri(figure: Figure) -> str:
 
 
 def _clean(value: object) -> Any:
-    """Names of files may hold bytes that are not text, and control characters; a page is always valid UTF-8."""
+    """Names may hold bytes that are not text, control characters and marks of direction; a page is always valid UTF-8."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    text = value.encode("utf-8", "replace").decode("utf-8")
+    text = style.without_direction_marks(value.encode("utf-8", "replace").decode("utf-8"))
     return "".join(c for c in text if ord(c) >= 32 or c in "\n\t")

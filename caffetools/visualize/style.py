@@ -33,6 +33,7 @@ TITLE, LABEL, SMALL = 11.0, 9.0, 8.0  # points
 # Families with many scripts, taken where DejaVu Sans (which matplotlib brings) lacks a letter of a class name.
 _WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS")
 _FORMATS = {".png": "png", ".svg": "svg"}
+_DIRECTION_MARKS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 # Saving needs a few of matplotlib's process-wide settings for a moment.
 _SETTINGS = threading.Lock()
 
@@ -93,7 +94,12 @@ def style_axes(axes: Axes, theme: Theme, *, grid: bool = True) -> None:
 
 def plain(text: str) -> str:
     """Return ``text`` so that matplotlib draws it as it is: a dollar sign would start a formula, and controls have no picture."""
-    return "".join(" " if ord(letter) < 32 else letter for letter in text).replace("$", r"\$")
+    return "".join(" " if ord(letter) < 32 else letter for letter in without_direction_marks(text)).replace("$", r"\$")
+
+
+def without_direction_marks(text: str) -> str:
+    """Return ``text`` without the characters that embed, override or isolate a direction: in a name they would turn the text after it."""
+    return text.translate(_DIRECTION_MARKS)
 
 
 def shorten(text: str, length: int) -> str:

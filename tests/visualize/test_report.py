@@ -223,6 +223,15 @@ def test_a_thousand_classes_fit_into_five_megabytes() -> None:
     assert len(page.encode()) < 5_000_000
 
 
+def test_names_turn_and_widen_nothing(tmp_path: Path) -> None:
+    names = ["\u202eevil", "\u2066x", "n" * 200, "שלום"]
+    confusion = Confusion.from_labels([0, 1, 2, 3], [1, 0, 3, 2], names)
+    page = report_html(Report("r", remarks=names, phases=[Phase(name, confusion=confusion) for name in names]))
+    assert not set(page) & set("\u202e\u2066") and "evil" in page and "שלום" in page
+    widths = run_in_page(page, "done(document.documentElement.scrollWidth <= innerWidth)", tmp_path, size=(500, 900))
+    assert widths == "true"
+
+
 def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(path, Report("first \udcff"))
