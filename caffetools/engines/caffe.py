@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 from caffetools.engines.base import EngineError
 
+# The variable that names a Python with a caffe module, in place of a binary.
+PYTHON = "CAFFETOOLS_CAFFE_PYTHON"
 # Where a build or an installation has the binary, below CAFFE_ROOT.
 _BINARIES = ("build/tools/caffe", ".build_release/tools/caffe", "build/install/bin/caffe", "bin/caffe")
 # Passed on to Caffe, which by default stops at the first and takes a snapshot at the second.
@@ -41,11 +43,16 @@ class RealCaffe:
 
     @classmethod
     def find(cls) -> RealCaffe:
-        """Return the ``caffe`` on PATH, else the one that was built in the folder CAFFE_ROOT.
+        """Return the ``caffe`` module of the Python that CAFFETOOLS_CAFFE_PYTHON names, else the ``caffe`` on PATH, else that of CAFFE_ROOT.
 
         Raises:
-            EngineError: Neither exists; names the places.
+            EngineError: That Python cannot be run, or none exists; names the places.
         """
+        if python := os.environ.get(PYTHON):
+            interpreter = shutil.which(python)
+            if interpreter is None:
+                raise EngineError(f"${PYTHON} is {python}, which is not a program that can be run")
+            return cls((interpreter, str(Path(__file__).with_name("_train_worker.py"))))
         found = shutil.which("caffe")
         if found is not None:
             return cls((found,))
@@ -56,8 +63,8 @@ class RealCaffe:
                 return cls((str(binary),))
         where = f"on PATH and in CAFFE_ROOT ({root}: {', '.join(_BINARIES)})" if root else "on PATH, and CAFFE_ROOT is not set"
         raise EngineError(
-            f"no real Caffe was found (looked for caffe {where}); put it on PATH, set CAFFE_ROOT to where it was built, or give a "
-            "docker image with --engine-image, such as bvlc/caffe:cpu"
+            f"no real Caffe was found (looked for caffe {where}); put it on PATH, set CAFFE_ROOT to where it was built, "
+            f"set {PYTHON} to a Python that imports caffe, or give a docker image with --engine-image, such as bvlc/caffe:cpu"
         )
 
     @classmethod

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from caffetools.solver.callbacks import Callback
 from caffetools.solver.control import RunControl, Snapshot, TestResult, TrainStats
 from caffetools.solver.logs.training_log import read_log
 from tests.conftest import GOLDEN
-from tests.engines.fake_caffe import write_fake_caffe
+from tests.engines.fake_caffe import write_fake_caffe, write_script
 
 LOGS = GOLDEN / "logs"
 
@@ -238,3 +239,24 @@ def test_a_failure_is_the_last_event(work: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RunFailed):
         train_with_caffe("solver.prototxt", events=seen.append)
     assert isinstance(seen[-1], Finished) and seen[-1].status == "failed" and "Check failed" in seen[-1].message
+
+
+def test_the_caffe_module_of_another_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caffe module is ours here: what is tested is the script that makes ``caffe train`` of a module."""
+    for name in ("net.prototxt", "solver.prototxt", "train.h5", "test.h5", "train.txt", "test.txt"):
+        shutil.copy(LOGS / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "sitecustomize.py").write_text("import caffetools\ncaffetools.install_as_caffe()\n")
+    paths = os.pathsep.join([str(tmp_path / "modules"), str(Path(__file__).parents[2])])
+    python = write_script(tmp_path / "python", f'#!/bin/sh\nPYTHONPATH="{paths}" exec "{sys.executable}" "$@"\n')
+    monkeypatch.setenv("CAFFETOOLS_CAFFE_PYTHON", str(python))
+    done = train_with_caffe("solver.prototxt", arguments=["--stage=other", "--sighup-effect=none"])
+    assert not done.stopped and (tmp_path / "tiny_iter_150.caffemodel").exists()
+    log = done.log.read_text()
+    assert log.index("Use CPU.") < log.index("Starting Optimization") < log.index("Optimization Done.")
+    train_with_caffe("solver.prototxt", snapshot="tiny_iter_100.solverstate")
+    assert "Resuming from tiny_iter_100.solverstate" in done.log.read_text()
+    monkeypatch.setenv("CAFFETOOLS_CAFFE_PYTHON", str(tmp_path / "none"))
+    with pytest.raises(CaffeToolsError, match="CAFFETOOLS_CAFFE_PYTHON is .*none, which is not a program"):
+        train_with_caffe("solver.prototxt")
