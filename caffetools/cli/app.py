@@ -22,6 +22,7 @@ import caffetools
 from caffetools.cli.caffe_names import modern
 from caffetools.cli.commands import HELP_FLAGS, Commands, is_answer
 from caffetools.cli.gflags import translate
+from caffetools.cli.interrupts import noted_interrupts
 from caffetools.cli.usage import UsageError, usage_error_text
 from caffetools.errors import CaffeToolsError, Cancelled, did_you_mean, user_error_context
 from caffetools.util.threads import limit_openmp
@@ -54,12 +55,18 @@ def _options(
 def main() -> None:
     """Run the command line; errors that the user can fix are one line on stderr and exit code 2 (1 for a failed run)."""
     arguments, taken = take_global_options(_spelled_out(sys.argv[1:]))
-    debug = "--debug" in taken
     _prepare_streams(arguments, taken)
     limit_openmp()
-    started = time.monotonic()
     if not arguments:
         arguments = _without_arguments()
+    with noted_interrupts() as interrupts:
+        code = _run(arguments, taken, interrupts)
+    sys.exit(code)
+
+
+def _run(arguments: list[str], taken: set[str], interrupts: list[int]) -> int:
+    """Run the command of ``arguments``; return the exit code, after one line on stderr about what failed."""
+    started = time.monotonic()
     try:
         try:
             arguments, remark = modern(arguments)
@@ -77,17 +84,20 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of our output (head, less) has ended; nothing is wrong.
         _drop_output()
-        sys.exit(0)
+        return 0
     except (KeyboardInterrupt, typer.Abort):
         _write_error("interrupted")
-        sys.exit(130)
+        return 130
     except UsageError as error:
-        sys.exit(_report_usage(error, arguments))
+        return _report_usage(error, arguments)
     except Exception as error:
-        if debug:
+        if "--debug" in taken:
             raise
-        sys.exit(_report(error))
-    sys.exit(code if isinstance(code, int) else 0)
+        if interrupts and not isinstance(error, CaffeToolsError) and not user_error_context(error):
+            _write_error("interrupted")
+            return 130
+        return _report(error)
+    return code if isinstance(code, int) else 0
 
 
 def _report_usage(error: Exception, arguments: list[str]) -> int:

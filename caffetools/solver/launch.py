@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from inspect import signature
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,11 @@ def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> 
         monitor_interval=0.1,
         local_addr="127.0.0.1",
     )
-    return LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs(log_dir=folder), shutdown_timeout=_SHUTDOWN_TIMEOUT)
+    options: dict[str, Any] = {"logs_specs": DefaultLogsSpecs(log_dir=folder)}
+    if "shutdown_timeout" in signature(LocalElasticAgent.__init__).parameters:
+        # Older releases of torch wait 30 seconds.
+        options["shutdown_timeout"] = _SHUTDOWN_TIMEOUT
+    return LocalElasticAgent(spec, **options)
 
 
 @contextmanager

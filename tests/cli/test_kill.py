@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 from caffetools.data.databases import open_database
 from caffetools.proto.binary import read_caffemodel
 from tests.children import Child
+from tests.infer.colours import write_net
 from tests.project.shapes import TRAIN_VAL, draw_shapes
 
 CAFFETOOLS = ["-m", "caffetools"]
@@ -203,3 +205,20 @@ def test_a_killed_zoo_fetch_resumes_and_ends_with_the_whole_file(tmp_path: Path,
         assert not target.exists() or target.read_bytes() == content
     finish(tmp_path, *fetch, command=command)
     assert target.read_bytes() == content
+
+
+def test_an_interrupt_that_a_library_turns_into_another_error_is_an_interrupt(tmp_path: Path) -> None:
+    broken = tmp_path / "libraries"
+    broken.mkdir()
+    (broken / "onnx.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise RecursionError from None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "caffetools", "export", *map(str, write_net(tmp_path)), "-o", "net.onnx"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(broken)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "caffetools: interrupted\n")
