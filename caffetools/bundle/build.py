@@ -100,7 +100,7 @@ def build_bundle(
         output: The blob of the probabilities or detections, where the net has several outputs.
         pictures: Image files to copy as samples; drawn ones if empty.
         force: Replace an existing bundle.
-        events: Receives ``Started``, ``Warned``, ``ArtifactWritten`` and ``Finished``.
+        events: Receives ``Started``, ``Progress`` of the export, ``Warned``, ``Finished`` and ``ArtifactWritten``.
         cancel: Checked between the steps; nothing is left after a cancellation.
 
     Returns:
