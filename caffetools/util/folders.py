@@ -120,8 +120,9 @@ def _report_as(target: Path, work: Path) -> Iterator[None]:
     try:
         yield
     except CaffeToolsError as error:
-        if error.path is None or not Path(error.path).is_relative_to(work):
+        inside = None if error.path is None else Path(error.path).absolute()
+        if inside is None or not inside.is_relative_to(work.absolute()):
             raise
-        raise error.located(target / Path(error.path).relative_to(work), error.line, error.column) from error
+        raise error.located(target / inside.relative_to(work.absolute()), error.line, error.column) from error
     except OSError as error:
         raise WriteFailed(target, error.strerror or error) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,24 @@ def test_an_existing_folder_is_replaced_by_force_only(tmp_path: Path, model: Any
         classify(model, pictures[:1], tmp_path / "out")
     classify(model, pictures[:1], tmp_path / "out", force=True)
     assert len(rows(tmp_path / "out")) == 1
+
+
+def test_a_full_disk_is_an_error_of_the_folder_asked_for(
+    tmp_path: Path, model: Any, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(CaffeToolsError) as failure:
+            classify(model, pictures, Path("out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(Path("out/part-00000.parquet")) in str(failure.value)
+    assert ".part" not in str(failure.value)
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_model_that_cannot_be_loaded_leaves_nothing(tmp_path: Path, model: Any, pictures: list[str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import lmdb
@@ -17,6 +19,8 @@ import numpy as np
 import pytest
 
 from caffetools.cli.app import main
+from caffetools.data.databases import new_lmdb, open_database, record_key
+from caffetools.data.sharding import shard_database
 from caffetools.net.net import Net
 from caffetools.proto.binary import read_caffemodel, read_solverstate
 from caffetools.proto.schema import TRAIN, NetParameter
@@ -77,6 +81,29 @@ def test_two_processes_with_half_the_batch_follow_one_process(tmp_path: Path, mo
     assert [row.iteration for row in log.test] == [0, 5, 10]
     for test, other in zip(log.test, history.test, strict=True):
         assert test.outputs["loss"] == pytest.approx({o.name: o.value for o in other.outputs}["loss"], rel=1e-4)
+
+
+def test_two_processes_train_on_the_shards_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(tmp_path / "two", batch=4, records=24)
+    project(tmp_path / "one", batch=8, records=24)
+    whole = tmp_path / "two" / "whole_lmdb"
+    (tmp_path / "two" / "train_lmdb").rename(whole)
+    shard_database(whole, tmp_path / "two" / "train_lmdb", 2)
+    # One process gets the same batches if its records alternate between the shards, four by four.
+    with closing(open_database(whole)) as database:
+        records = [value for _, value in database.records()]
+    shutil.rmtree(tmp_path / "one" / "train_lmdb")
+    with new_lmdb(tmp_path / "one" / "train_lmdb") as writer:
+        for number in range(24):
+            group, place = divmod(number, 8)
+            shard, within = divmod(place, 4)
+            writer.put(record_key(number, "x"), records[12 * shard + 4 * group + within])
+    alone(tmp_path / "one", monkeypatch)
+    ended = train_together(tmp_path / "two")
+    assert ended.codes == [0, 0], ended.errors
+    for iteration in (5, 10):
+        name = f"run_iter_{iteration}.caffemodel"
+        expect_equal_weights(tmp_path / "one" / name, tmp_path / "two" / name, 1e-5)
 
 
 def test_a_resumed_run_of_two_processes_ends_on_the_same_bits(tmp_path: Path) -> None:
