@@ -15,7 +15,6 @@ from caffetools.proto.schema import NetParameter
 if TYPE_CHECKING:
     from caffetools.graph.passes.fold_batch_norm import FoldResult
     from caffetools.graph.summary import Summary
-    from caffetools.results import Preprocessing
 
 
 TrainVal = Annotated[
@@ -128,28 +127,19 @@ def _given(train_val: Path | None, model: str | None) -> Path:
 
 
 def _write_preprocessing(train_val: Path, param: NetParameter, net: NetParameter, out: Path) -> None:
-    from caffetools.project.preprocessing import update_preprocessing
+    from caffetools.project.preprocessing import known_preprocessing, missing_sources, update_preprocessing
 
-    known = _preprocessing(train_val, param, net)
+    known = known_preprocessing(train_val, param, net)
     update_preprocessing(out, known)
-    if known is not None and not known.mean_known:
+    if known is None:
+        return
+    if not known.mean_known:
         note(f"{out}: the mean file of {train_val} does not exist here, so deploy.json has no mean; classify and export need --mean")
-
-
-def _preprocessing(train_val: Path, param: NetParameter, net: NetParameter) -> Preprocessing | None:
-    """Return the preprocessing of the data layers; labels and size that only the deploy.json of TRAIN_VAL's folder has are kept."""
-    from dataclasses import replace
-
-    from caffetools.infer.sidecar import read_preprocessing
-    from caffetools.project.preprocessing import input_channels, preprocessing_of
-
-    found = preprocessing_of(param, channels=input_channels(net))
-    earlier = read_preprocessing(train_val.with_name("deploy.prototxt"))
-    if found is None or earlier is None:
-        return found
-    if not found.mean_known:
-        found = replace(found, mean_values=earlier.mean_values, mean_image=earlier.mean_image)
-    return replace(found, labels=found.labels or earlier.labels, resize=found.resize or earlier.resize)
+    lost = [what for what, value in (("the pictures' size before the crop", known.resize), ("the labels", known.labels)) if not value]
+    missing = missing_sources(param)
+    if missing and lost:
+        options = " and ".join(option for option, value in (("--resize", known.resize), ("--labels", known.labels)) if not value)
+        note(f"{out}: {missing[0]} is not here, so deploy.json lacks {' and '.join(lost)}; give classify {options}")
 
 
 def _check_outputs(written: list[Path], read: list[Path | None], *, force: bool) -> None:

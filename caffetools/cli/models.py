@@ -18,6 +18,7 @@ from caffetools.cli.show import note, progress
 
 if TYPE_CHECKING:
     from caffetools.infer.classifier import PreprocessOptions
+    from caffetools.results import Preprocessing
 
 
 # Places of a deployed net, for both of which a model of the zoo may stand.
@@ -117,6 +118,19 @@ def weights_file(weights: str | Path) -> Path:
     card = get_card(str(weights))
     with progress(f"Fetching {card.name} (MB)") as advance:
         return fetch_weights(card, progress=lambda done, total: advance(done // 10**6, max(total // 10**6, 1)), note=note).path
+
+
+def model_preprocessing(net: str | Path) -> Preprocessing | None:
+    """Return the preprocessing on the card of a model of the zoo; None for a file.
+
+    Args:
+        net: A prototxt, or the name of a model.
+    """
+    from caffetools.infer.zoo_models import card_preprocessing
+    from caffetools.zoo.cards import get_card
+    from caffetools.zoo.names import is_model
+
+    return card_preprocessing(get_card(str(net))) if is_model(str(net)) else None
 
 
 def model_options(model: str) -> PreprocessOptions:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.models import complete_model, net_file
+from caffetools.cli.models import complete_model, model_preprocessing, net_file
 from caffetools.cli.options import Dialect, Force, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
@@ -74,6 +74,7 @@ def trainable(
         seed=seed,
         stages=stage,
         input_shape=parse_shapes(input_shape or []),
+        known=model_preprocessing(given),
     )
     files = write_trainable(made, out, force=force)
     if as_json:

@@ -22,10 +22,13 @@ def upgrade(
 
     Everything here reads old files as they are; other tools do not. The kind of file is recognized from its content.
     """
+    from caffetools.infer.sidecar import read_preprocessing, write_preprocessing
     from caffetools.proto.upgrades.files import upgrade_file
 
     check_output(out, force=force)
     done = upgrade_file(prototxt(source), out)
+    if done.kind == "a net" and (known := read_preprocessing(source)) is not None and out.resolve() != source.resolve():
+        write_preprocessing(out, known)
     if as_json:
         print_json({"file": str(out), "kind": done.kind, "changed": done.changed})
         return

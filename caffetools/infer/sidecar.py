@@ -24,6 +24,11 @@ def sidecar_path(deploy: PathLike) -> Path:
     return Path(deploy).with_suffix(".json")
 
 
+def mean_path(deploy: PathLike) -> Path:
+    """Return the path of the mean image that :func:`write_preprocessing` writes for a deploy prototxt."""
+    return sidecar_path(deploy).with_suffix(".mean.binaryproto")
+
+
 def write_preprocessing(deploy: PathLike, how: Preprocessing) -> list[Path]:
     """Write the preprocessing of a deploy prototxt next to it; a mean image becomes a .binaryproto of its own.
 
@@ -41,7 +46,7 @@ def write_preprocessing(deploy: PathLike, how: Preprocessing) -> list[Path]:
     written = [path]
     values: dict[str, Any] = {"format": _FORMAT, "channel_order": how.channel_order}
     if how.mean_image is not None:
-        mean = path.with_suffix(".mean.binaryproto")
+        mean = mean_path(deploy)
         write_binaryproto(mean, how.mean_image[np.newaxis])
         written.append(mean)
         values["mean_file"] = mean.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,40 @@ def preprocessing_of(net: NetParameter, *, channels: int | None = None) -> Prepr
         resize=_resize(layer, card),
         labels=tuple(card.classes) if card is not None else (),
     )
+
+
+def known_preprocessing(source: PathLike, net: NetParameter, deploy: NetParameter) -> Preprocessing | None:
+    """Return how images are prepared for ``deploy``: by the data layers of ``net``, and what only a ``deploy.json`` still has.
+
+    That is the one of a net without data layers (its own), or of the ``deploy.prototxt`` in the folder of a net for training: a mean,
+    labels and a size whose files are not here any more.
+
+    Args:
+        source: The prototxt that ``net`` was read from.
+        net: A ``NetParameter`` in today's form.
+        deploy: The deploy net made of it.
+
+    Raises:
+        DataError, ModelFileError: as :func:`~caffetools.infer.sidecar.read_preprocessing`.
+    """
+    found = preprocessing_of(net, channels=input_channels(deploy))
+    if found is None:
+        return read_preprocessing(source)
+    earlier = read_preprocessing(Path(source).with_name("deploy.prototxt"))
+    if earlier is None:
+        return found
+    if not found.mean_known:
+        found = replace(found, mean_values=earlier.mean_values, mean_image=earlier.mean_image)
+    return replace(found, labels=found.labels or earlier.labels, resize=found.resize or earlier.resize)
+
+
+def missing_sources(net: NetParameter) -> list[str]:
+    """Return the sources of the TEST data layers of images (the TRAIN ones' if there are no others) that are not here."""
+    for phase in (TEST, TRAIN):
+        layers = [layer for layer in data_layers(net, phase) if traits(layer).transforms and traits(layer).file_source]
+        if layers:
+            return [source for layer in layers if (source := source_param(layer).source) and not Path(source).exists()]
+    return []
 
 
 def input_channels(deploy: NetParameter) -> int | None:

@@ -23,7 +23,7 @@ from caffetools.project.data_config import classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
 from caffetools.project.next_step import after_dataset, find_picture
 from caffetools.project.output import planned_command
-from caffetools.project.preprocessing import input_channels, preprocessing_of, update_preprocessing
+from caffetools.project.preprocessing import known_preprocessing, update_preprocessing
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import format_text, read_net, read_solver
@@ -250,7 +250,7 @@ class Project:
         param = upgrade_net(read_net(self.train_val))
         deploy = deploy_from(param)
         write_text(self.deploy_prototxt, format_text(deploy))
-        update_preprocessing(self.deploy_prototxt, preprocessing_of(param, channels=input_channels(deploy)))
+        update_preprocessing(self.deploy_prototxt, known_preprocessing(self.train_val, param, deploy))
         return self.deploy_prototxt
 
     def classifier(self, *, device: str = "cpu") -> Classifier:

@@ -18,6 +18,7 @@ from caffetools.graph.inputs import is_input
 from caffetools.graph.learned import declared_blobs
 from caffetools.graph.stages import choose_stages
 from caffetools.graph.summary import summarize
+from caffetools.infer.sidecar import mean_path, read_preprocessing
 from caffetools.layers.accuracy import Accuracy
 from caffetools.layers.base import Shape, format_shape
 from caffetools.layers.inputs import Input
@@ -30,6 +31,7 @@ from caffetools.project.output import FILES, PathLike, solver_in, write_messages
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
+from caffetools.results import Preprocessing
 from caffetools.surgery.changes import Change, number
 
 _BATCHES = (32, 32)
@@ -58,6 +60,7 @@ def make_trainable(
     seed: int | None = None,
     stages: Iterable[str] | None = None,
     input_shape: Mapping[str, Shape] | None = None,
+    known: Preprocessing | None = None,
 ) -> Trainable:
     """Return a net for training and its solver from the deploy net in the file ``source``; nothing is written.
 
@@ -72,26 +75,41 @@ def make_trainable(
         seed: As for :func:`~caffetools.project.retargeting.prepare_retarget`.
         stages: The stages whose layers are taken; by default the file's stage for use, where it has one.
         input_shape: Shapes of blobs that are given from outside.
+        known: How images are prepared for the net; by default ``deploy.json`` next to ``source``. Its mean and scale are taken where
+            ``data``, ``dataset`` and ``scale`` give none.
 
     Raises:
         NetError, PrototxtError, DataError: as :func:`~caffetools.project.retargeting.prepare_retarget`, and as :func:`trainable_from`.
     """
     options = (data or DataOptions()).with_dataset(dataset)
     settings = options.settings()
+    known = known or read_preprocessing(source)
     param = read_net(source)
     with error_context(source):
         param = choose_stages(upgrade_net(param), stages, input_shape, deploy=True).net
-        net, changes, notes = trainable_from(param, scale=scale)
+        net, changes, notes = trainable_from(param, scale=known.scale if scale is None and known is not None else scale)
         if net.layer[0].type == HDF5Data.TYPE and (dataset is not None or options.mean is not None or scale not in (None, 1)):
             raise NetError(
                 f"the net '{net.name}' ends in a Sigmoid, so each picture has several labels, which only HDF5 files hold; "
                 "they are read as they are: leave --dataset, --mean and --scale out"
             )
+        if known is not None and net.layer[0].type == Data.TYPE:
+            if options.mean is None:
+                settings |= {"mean_values": list(known.mean_values or ()) or None, "mean_file": _mean_file(known, source)}
+            if known.channel_order == "RGB":
+                notes.append(
+                    "the net takes RGB, but Caffe's data layers give BGR: swap the channels of its first layer's weights, or of the data"
+                )
         changes += set_data_sources(net, **settings)
         if dataset is not None:
             check_crops(net, dataset)
             changes += fit_batches(net, dataset)
     return Trainable(net, solver_in(net, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=None), source, changes, notes)
+
+
+def _mean_file(known: Preprocessing, source: Path) -> str | None:
+    """Return the file of a mean image, next to ``deploy.json``."""
+    return str(mean_path(source)) if known.mean_image is not None else None
 
 
 def write_trainable(made: Trainable, folder: PathLike, *, force: bool = False) -> list[Path]:
