@@ -194,6 +194,9 @@ def stochastic_pool(x: Tensor, window: Window, *, training: bool) -> Tensor:
 
 def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, tops: list[str]) -> None:
     """Add the nodes of one MAX or AVE pooling, with explicit end padding so that no runtime's ceil mode matters."""
+    if window.is_global and len(tops) == 1:
+        global_pool_to_onnx(graph, method, bottom, tops[0])
+        return
     begin, tail = window.pad, (max(window.end_overhang[0], 0), max(window.end_overhang[1], 0))
     shape = {"kernel_shape": list(window.kernel), "strides": list(window.stride)}
     if method == "MAX":
