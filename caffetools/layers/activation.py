@@ -100,8 +100,13 @@ class PReLU(Elementwise):
 class ELU(Elementwise):
     """y = x where x > 0, else alpha · (exp(x) − 1). Clevert et al. (2015); elu_layer.cpp."""
 
+    BACKWARD_READS_TOP = True
+
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(x, self.param.elu_param.alpha)
+
+    def gradient_from_top(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        return torch.where(x > 0, gradient, gradient * (y + self.param.elu_param.alpha))
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         graph.node("Elu", self.bottoms, self.tops, alpha=self.param.elu_param.alpha)
@@ -111,10 +116,14 @@ class ELU(Elementwise):
 class Sigmoid(Elementwise):
     """y = 1 / (1 + exp(−x)) (sigmoid_layer.cpp)."""
 
+    BACKWARD_READS_BOTTOMS, BACKWARD_READS_TOP = False, True
     TRAITS = replace(Elementwise.TRAITS, loss="SigmoidCrossEntropyLoss")
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
+
+    def gradient_from_top(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        return gradient * y * (1 - y)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         graph.node("Sigmoid", self.bottoms, self.tops)
@@ -124,8 +133,13 @@ class Sigmoid(Elementwise):
 class TanH(Elementwise):
     """y = tanh(x) (tanh_layer.cpp)."""
 
+    BACKWARD_READS_BOTTOMS, BACKWARD_READS_TOP = False, True
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
+
+    def gradient_from_top(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        return gradient * (1 - y * y)
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         graph.node("Tanh", self.bottoms, self.tops)
@@ -161,6 +175,8 @@ class BNLL(Elementwise):
 @register("Swish")
 class Swish(Elementwise):
     """y = x · sigmoid(beta · x) (swish_layer.cpp)."""
+
+    BACKWARD_READS_BOTTOMS = False
 
     TRAITS = replace(Elementwise.TRAITS, in_place=False)
 

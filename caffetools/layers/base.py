@@ -139,6 +139,10 @@ class Layer(nn.Module):
     RECOMPUTABLE: ClassVar[bool | None] = None
     # Whether Caffe's backward pass computes from the bottoms as they are then (else from what the forward pass kept: masks, sums).
     BACKWARD_READS_BOTTOMS: ClassVar[bool] = True
+    # Of a layer that does not, the bottoms that it reads all the same: a loss's labels.
+    BACKWARD_READS_LABELS: ClassVar[frozenset[int]] = frozenset()
+    # Whether Caffe's backward pass computes from the top as it is then, by gradient_from_top.
+    BACKWARD_READS_TOP: ClassVar[bool] = False
     # Whether a second pass over its own top gives the same mask (ReLU): what a layer in place needs to go back over edited values.
     IDEMPOTENT: ClassVar[bool] = False
     # The layer reads fields that no schema has (a plugin's, with proto.unknown.unknown_fields); others can't be run with them.
@@ -292,6 +296,16 @@ class Layer(nn.Module):
         else:
             tops = self(*bottoms)
         return (tops,) if isinstance(tops, Tensor) else tuple(tops)
+
+    def gradient_from_top(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient of the bottom of a layer with BACKWARD_READS_TOP, as Caffe computes it.
+
+        Args:
+            x: The bottom as it is, any shape.
+            y: The top as it is, of that shape.
+            gradient: The top's diff, of that shape.
+        """
+        raise NotImplementedError
 
     # ---- for subclasses ----
 

@@ -52,6 +52,8 @@ class MultinomialLogisticLoss(_OneLabelAnItem):
     As in multinomial_logistic_loss_layer.cpp the gradient is −1 / p of the bounded probability, also where it is bounded.
     """
 
+    BACKWARD_READS_BOTTOMS = True
+
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         rows, index, outside = self.flattened(probabilities, labels)
         picked = rows.gather(1, index)
@@ -65,6 +67,8 @@ class HingeLoss(_OneLabelAnItem):
 
     Scores (N, C, …), labels (N). Follows hinge_loss_layer.cpp.
     """
+
+    BACKWARD_READS_LABELS = frozenset({1})
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         rows, index, outside = self.flattened(scores, labels)
@@ -83,6 +87,7 @@ class InfogainLoss(ClassLoss):
     infogain_loss_layer.cpp probabilities below 1e-20 count as 1e-20, while the gradient is that of the unbounded logarithm.
     """
 
+    BACKWARD_READS_LABELS = frozenset({1})
     TRAITS = Traits(
         role="loss",
         label_bottoms=(1,),

@@ -39,6 +39,7 @@ class ContrastiveLoss(Loss):
     Hadsell et al. (2006); contrastive_loss_layer.cpp, whose gradient of dissimilar pairs divides by d + 1e-4.
     """
 
+    BACKWARD_READS_LABELS = frozenset({2})
     TRAITS = Traits(role="loss", label_bottoms=(2,), compares="embeddings")
     BOTTOMS = (3, 3)
     NO_GRADIENT = frozenset({2})
@@ -89,6 +90,7 @@ class SigmoidCrossEntropyLoss(NormalizedLoss):
     Follows sigmoid_cross_entropy_loss_layer.cpp.
     """
 
+    BACKWARD_READS_LABELS = frozenset({1})
     TRAITS = Traits(role="loss", label_bottoms=(1,), compares="targets", activation="Sigmoid")
     NO_GRADIENT = frozenset({1})
 

@@ -65,6 +65,8 @@ class Power(_Affine):
 class Exp(_Affine):
     """y = base^(shift + scale · x); base −1 means e (exp_layer.cpp)."""
 
+    BACKWARD_READS_BOTTOMS, BACKWARD_READS_TOP = False, True
+
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.exp_param
         if param.base <= 0 and param.base != -1:
@@ -77,6 +79,9 @@ class Exp(_Affine):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.exp(x if self.inner == 1 else x * self.inner)
         return y if self.outer == 1 else y * self.outer
+
+    def gradient_from_top(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        return gradient * y * self.inner
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         power = graph.value("exp")

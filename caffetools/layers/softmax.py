@@ -29,6 +29,7 @@ def softmax(x: Tensor, axis: int, *, log: bool = False) -> Tensor:
 class Softmax(Layer):
     """y = exp(x) / sum(exp(x)) along ``axis``, of any shape, without overflow (softmax_layer.cpp)."""
 
+    BACKWARD_READS_BOTTOMS, BACKWARD_READS_TOP = False, True
     TRAITS = Traits(
         role="probability", channels="kept", class_axis="softmax_param.axis", in_place=True, coordinates="same", loss="SoftmaxWithLoss"
     )
@@ -39,6 +40,9 @@ class Softmax(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return softmax(x, self.softmax_axis)
+
+    def gradient_from_top(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        return y * (gradient - (gradient * y).sum(self.softmax_axis, keepdim=True))
 
     def spatial_windows(self) -> Windows | None:
         return POINTWISE if self.softmax_axis == 1 else None
@@ -65,6 +69,7 @@ class SoftmaxWithLoss(ClassLoss):
     FLT_MIN counts as FLT_MIN, so an item's loss tops out at 87.3365, while its gradient stays p − 1.
     """
 
+    BACKWARD_READS_LABELS = frozenset({1})
     TRAITS = Traits(
         role="loss", settings="softmax_param", label_bottoms=(1,), compares="classes", activation="Softmax", class_axis="softmax_param.axis"
     )

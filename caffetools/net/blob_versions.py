@@ -63,6 +63,7 @@ class Step:
         reads: The versions of its bottoms.
         produces: The versions of its tops.
         overwritten: Which bottoms' blobs are overwritten by this layer or a later one.
+        covered: Whether a later layer overwrites a top's blob.
         inplace_ok: Whether it may overwrite its bottom's memory where no backward pass follows.
         inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
         tops: The tops of that pass.
@@ -75,6 +76,7 @@ class Step:
     reads: list[BlobVersion]
     produces: list[BlobVersion]
     overwritten: list[bool]
+    covered: bool = False
     inplace_ok: bool = False
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
@@ -94,7 +96,7 @@ def plan_steps(net: Net) -> list[Step]:
         weights = _loss_weights(layer)
         produces = [BlobVersion(top, weight) for top, weight in zip(layer.tops, weights, strict=True)]
         current.update((version.blob, version) for version in produces)
-        steps.append(Step(layer_view(layer), index, list(net.gradients[index]), False, reads, produces, [], layer.inplace_ok))
+        steps.append(Step(layer_view(layer), index, list(net.gradients[index]), False, reads, produces, [], inplace_ok=layer.inplace_ok))
     overwritten: set[str] = set()
     for step in reversed(steps):
         below_loss = force or any(version.loss_weight or version.num_consumers for version in step.produces)
@@ -102,6 +104,7 @@ def plan_steps(net: Net) -> list[Step]:
         step.needs_backward = below_loss and (any(step.needs) or any(p.requires_grad or force for p in step.layer.blobs))
         for version, need in zip(step.reads, step.needs, strict=True):
             version.num_consumers += need
+        step.covered = not overwritten.isdisjoint(step.layer.tops)
         overwritten.update(step.layer.tops)
         step.overwritten = [bottom in overwritten for bottom in step.layer.bottoms]
     return steps

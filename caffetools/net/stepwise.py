@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -300,8 +300,14 @@ class Stepwise:
         if isinstance(layer, Python) and (step.inputs is None or self._bottoms_changed(step)):
             self._backward_python(step, layer)
             return
+        if layer.BACKWARD_READS_TOP and self._top_changed(step):
+            self._backward_from_top(step)
+            return
+        labels = layer.BACKWARD_READS_LABELS
         if step.inputs is None or (layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step)):
             self._record_again(step)
+        elif labels and self._bottoms_changed(step, labels):
+            self._record_again(step, labels)
         leaves = [leaf for leaf, need in zip(step.inputs or (), step.needs, strict=True) if need]
         learned = self._learned(layer)
         outputs, diffs = self._top_diffs(step)
@@ -316,9 +322,37 @@ class Stepwise:
         if not keep:
             step.release()
 
-    def _bottoms_changed(self, step: Step) -> bool:
-        """Return whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not."""
+    def _top_changed(self, step: Step) -> bool:
+        """Return whether the top (or a bottom, of a layer that reads it too) holds other values than those of the recorded forward pass."""
+        name = step.layer.tops[0]
+        now = self.blobs[name].data.value()
+        if now.shape != self.blobs[step.layer.bottoms[0]].shape:
+            return False
+        if step.inputs is None:
+            return True
+        made = step.tops[0].detach()
+        same = step.covered or now.data_ptr() == made.data_ptr() or torch.equal(now, made)
+        return not same or (step.layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step))
+
+    def _backward_from_top(self, step: Step) -> None:
+        """Run the backward pass of a layer that computes it from its top, on the blobs as they are."""
+        (bottom, top) = self.blobs[step.layer.bottoms[0]], self.blobs[step.layer.tops[0]]
+        top.diff.reshape(top.shape)
+        x = bottom.data.value()
+        gradient = step.layer.gradient_from_top(x, top.data.value(), top.diff.value())
+        self._store_diffs(step, [x], [gradient] if step.needs[0] else [])
+        step.release()
+
+    def _bottoms_changed(self, step: Step, among: Collection[int] | None = None) -> bool:
+        """Return whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not.
+
+        Args:
+            step: The layer.
+            among: The bottoms to look at; None: all.
+        """
         for index, (leaf, name) in enumerate(zip(step.inputs or (), step.layer.bottoms, strict=True)):
+            if among is not None and index not in among:
+                continue
             now = self.blobs[name].data.value()
             if step.overwritten[index]:
                 # In place: the blob holds this layer's top. Where that was edited, the layer's mask comes from the new values.
@@ -332,12 +366,22 @@ class Stepwise:
                 return True
         return False
 
-    def _record_again(self, step: Step) -> None:
-        """Compute a layer on its bottoms as they are, for its backward pass alone: no blob, statistic or random stream changes."""
+    def _record_again(self, step: Step, among: Collection[int] | None = None) -> None:
+        """Compute a layer on its bottoms as they are, for its backward pass alone: no blob, statistic or random stream changes.
+
+        Args:
+            step: The layer.
+            among: The bottoms to read again; of the others the recorded values are taken. None: all.
+        """
         self._configure(step)
         fixed = [p for p, spec in zip(step.layer.blobs, step.layer.specs, strict=True) if not spec.learnable]
         before = [p.detach().clone() for p in fixed]
-        inputs = [self._leaf(step, i, record=True) for i in range(len(step.layer.bottoms))]
+        inputs = [
+            self._leaf(step, i, record=True)
+            if among is None or i in among
+            else (step.inputs or [])[i].detach().requires_grad_(step.needs[i])
+            for i in range(len(step.layer.bottoms))
+        ]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             step.tops, step.inputs = self._compute(step, inputs, record=True), inputs
         with torch.no_grad():

@@ -350,3 +350,48 @@ def test_parameters_shared_in_another_shape_are_one_memory_and_add_up_their_grad
     run.forward()
     run.backward()
     torch.testing.assert_close(a.grad, w.grad)
+
+
+# The first six values of the bottom's diff as BVLC Caffe 1.0 gives them: with no forward pass before; after one, with the bottom, the
+# labels or the top overwritten by evenly spaced values (labels: 1, 1, 0, 2).
+OVERWRITTEN: dict[tuple[str, str], list[float]] = {
+    ("Sigmoid", ""): [0, 0, 0, 0, 0, 0],
+    ("Sigmoid", "x"): [0.2461, 0.4797, 0.75, 0.989, 1.1463, 1.3742],
+    ("Sigmoid", "o"): [-2, -2.9752, -3.124, -2.6446, -1.7355, -0.595],
+    ("TanH", ""): [1, 2, 3, 4, 5, 6],
+    ("TanH", "x"): [0.9396, 1.7006, 2.9998, 3.8273, 3.5848, 4.2865],
+    ("TanH", "o"): [0, 0.6612, 1.7851, 3.1736, 4.6281, 5.9504],
+    ("ELU", "x"): [1.2508, 2.8163, 2.9728, 4.8433, 7.9647, 9.5778],
+    ("ELU", "o"): [1, 2, 1.0909, 4, 5, 6],
+    ("Softmax", ""): [0, 0, 0, 0, 0, 0],
+    ("Softmax", "x"): [-0.3135, 0.031, 0.2826, -0.2844, -0.0445, 0.3289],
+    ("Softmax", "o"): [-5.5455, -5.3554, -4.8017, -3.5124, -2.3802, -0.8843],
+    ("Exp", "x"): [1.2851, 3.0081, 2.9728, 4.9388, 9.0466, 10.8923],
+    ("Exp", "o"): [-1, -1.6364, -1.9091, -1.8182, -1.3636, -0.5455],
+    ("Swish", "x"): [0.6241, 1.3971, 1.4864, 2.4186, 3.8999, 4.6883],
+    ("SoftmaxWithLoss", "x"): [-0.165, 0.0995, 0.0655, 0.0635, 0.0931, -0.1566],
+    ("SoftmaxWithLoss", "y"): [0.085, -0.1505, 0.0655, 0.0635, -0.1569, 0.0934],
+    ("SigmoidCrossEntropyLoss", "x"): [-0.0217, 0.0805, -0.0446, -0.0096, 0.155, 0.0215],
+    ("SigmoidCrossEntropyLoss", "y"): [0.3906, 0.3547, 0.2835, 0.2518, 0.2292, 0.1839],
+    ("HingeLoss", "y"): [0.25, -0.25, 0.25, 0.25, -0.25, 0.25],
+}
+
+
+@pytest.mark.parametrize(("type_name", "edited"), OVERWRITTEN, ids=lambda value: value or "no forward pass")
+def test_a_backward_pass_reads_again_what_caffes_does_and_nothing_else(type_name: str, edited: str) -> None:
+    loss, labels = type_name.endswith("Loss"), type_name in ("SoftmaxWithLoss", "HingeLoss")
+    shape = "dim: 4" if labels else "dim: 4 dim: 3"
+    net = 'layer { name: "d" type: "Input" top: "x" top: "y" input_param { shape { dim: 4 dim: 3 } shape { ' + shape + " } } }\n"
+    net += layer("l", type_name, ["x", "y"] if loss else ["x"], "o")
+    run = Stepwise(Net(parse("force_backward: true\n" + net, NetParameter), TEST))
+    rng = np.random.RandomState(3)
+    run.blobs["x"].data.array()[...] = rng.rand(4, 3) - 0.3
+    run.blobs["y"].data.array()[...] = [0, 2, 1, 1] if labels else rng.rand(4, 3)
+    if edited:
+        run.forward()
+    if not loss:
+        run.blobs["o"].diff.array()[...] = np.arange(1, 13).reshape(4, 3)
+    if edited:
+        run.blobs[edited].data.array()[...] = [1, 1, 0, 2] if labels and edited == "y" else np.linspace(-1, 1, 12).reshape(4, 3)
+    run.backward()
+    np.testing.assert_allclose(run.blobs["x"].diff.array().ravel()[:6], OVERWRITTEN[type_name, edited], atol=6e-5)
