@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import complete_model, merge_options, net_file, prototxt, weights_file
-from caffetools.cli.options import Cluster, Dialect, PictureList, Plugin, Resume, check_cluster
+from caffetools.cli.options import (
+    Cluster,
+    Dialect,
+    ForceParquet,
+    InferenceDevice,
+    InferenceEngine,
+    Labels,
+    Mean,
+    Parquet,
+    PictureList,
+    Plugin,
+    Resume,
+    Scale,
+    check_cluster,
+)
 from caffetools.cli.show import console, print_json, print_next, progress, progress_sink, show_warnings, write_error
 
 if TYPE_CHECKING:
@@ -34,24 +48,22 @@ def classify(
         str | None,
         typer.Option(help="A network of the zoo, fetched on use; then all arguments are pictures.", autocompletion=complete_model),
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted.")] = None,
+    mean: Mean = None,
+    scale: Scale = None,
     resize: Annotated[
         str | None,
         typer.Option(help="Resize whole pictures to 256 or 320x240, then crop the centre. Else the mean image's size, or the net's."),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
+    labels: Labels = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each picture.")] = 5,
     batch: Annotated[int, typer.Option(min=1, help="How many pictures the net sees at once.")] = 16,
     oversample: Annotated[bool, typer.Option("--oversample", help="Average ten crops: corners and centre, mirrored too.")] = False,
-    engine: Annotated[str | None, typer.Option(help="torch or onnxruntime; else what the file asks for.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    engine: InferenceEngine = None,
+    device: InferenceDevice = "auto",
     output: Annotated[str | None, typer.Option(help="The blob of the probabilities, where the net has several outputs.")] = None,
-    parquet: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write Parquet files to this new folder, for many pictures.", show_default=False)
-    ] = None,
+    parquet: Parquet = None,
     cluster: Cluster = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace the folder of --parquet.")] = False,
+    force: ForceParquet = False,
     resume: Resume = False,
     pictures_list: PictureList = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,

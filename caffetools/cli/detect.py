@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caffetools.cli.classify import report_bulk, split_files
-from caffetools.cli.options import AsJson, Cluster, Dialect, Labels, Mean, PictureList, Plugin, Resume, Scale, check_cluster
+from caffetools.cli.options import (
+    AsJson,
+    Cluster,
+    Dialect,
+    ForceParquet,
+    InferenceDevice,
+    InferenceEngine,
+    Labels,
+    Mean,
+    Parquet,
+    PictureList,
+    Plugin,
+    Resume,
+    Scale,
+    check_cluster,
+)
 from caffetools.cli.show import console, print_json, progress_sink, write_error
 
 if TYPE_CHECKING:
@@ -31,14 +45,12 @@ def detect(
     scale: Scale = None,
     labels: Labels = None,
     batch: Annotated[int, typer.Option(min=1, help="How many pictures the net sees at once.")] = 1,
-    engine: Annotated[str | None, typer.Option(help="torch or onnxruntime; else what the file asks for.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    engine: InferenceEngine = None,
+    device: InferenceDevice = "auto",
     output: Annotated[str | None, typer.Option(help="The blob of the objects, where the net has several outputs.")] = None,
-    parquet: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write Parquet files to this new folder, for many pictures.", show_default=False)
-    ] = None,
+    parquet: Parquet = None,
     cluster: Cluster = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace the folder of --parquet.")] = False,
+    force: ForceParquet = False,
     resume: Resume = False,
     pictures_list: PictureList = None,
     as_json: AsJson = False,

@@ -109,6 +109,13 @@ Cluster = Annotated[
 ]
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run with the same arguments that was killed or interrupted.")]
+InferenceEngine = Annotated[str | None, typer.Option("--engine", help="torch or onnxruntime; else what the file asks for.")]
+InferenceDevice = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
+Parquet = Annotated[
+    Path | None,
+    typer.Option("--parquet", metavar="DIR", help="Write Parquet files to this new folder, for many pictures.", show_default=False),
+]
+ForceParquet = Annotated[bool, typer.Option("--force", help="Replace the folder of --parquet.")]
 PictureList = Annotated[
     list[Path] | None,
     typer.Option("--list", metavar="FILE", help="A text file with a picture on each line. May be repeated.", show_default=False),

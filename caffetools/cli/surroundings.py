@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PROJECT = ("run.json", "solver.prototxt", "net/solver.prototxt", "data/dataset.json")
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # How many entries of a folder are looked at: the answer must be there at once, also in a home folder.
 _MOST = 200
 
@@ -41,7 +40,9 @@ def _newest(project: Path) -> float:
 
 
 def _has_pictures(folder: Path) -> bool:
-    return any(entry.name.lower().endswith(_PICTURES) for entry in _entries(folder))
+    from caffetools.data.images import SUFFIXES
+
+    return any(Path(entry.name).suffix.lower() in SUFFIXES for entry in _entries(folder))
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Train by the ``caffe`` module of another Python as ``caffe train`` does: same flags, log lines, signals and snapshots.
 
-Started by :mod:`caffetools.engines.caffe`; Python 3.7 and later, needs nothing of ours. A signal acts after the current iteration.
+Started by :mod:`caffetools.engines.caffe`; Python 3.8 and later, needs nothing of ours. A signal acts after the current iteration.
 """
 
 from __future__ import annotations

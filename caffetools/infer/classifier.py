@@ -77,7 +77,53 @@ class PreprocessOptions:
 UNKNOWN_MEAN = "no mean is subtracted, since none is known for this net; give --mean (or --mean 0 if it was trained without one)"
 
 
-class Classifier:
+class PictureModel:
+    """A deployed net with one input, of pictures, and how these are prepared for it.
+
+    Args:
+        deploy: A deploy prototxt, or an ONNX file.
+        weights: Its .caffemodel; None for ONNX.
+        options: See :class:`Classifier`.
+        engine: ``"torch"`` or ``"onnxruntime"``; None takes that of the file's kind.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        output: The blob of the results; None if the net has only one output.
+        task: What the net is for, for the message: ``classifying``.
+        results: What the output holds, for the message.
+
+    Raises:
+        CaffeToolsError: A file cannot be read, the weights belong to another net, the net has another number of inputs or no such
+            output, or a mean does not fit it.
+    """
+
+    def __init__(
+        self,
+        deploy: PathLike,
+        weights: PathLike | None,
+        options: PreprocessOptions | None,
+        *,
+        engine: str | None,
+        device: str,
+        output: str | None,
+        task: str,
+        results: str,
+    ):
+        self.engine, known = open_engine(deploy, weights, engine=engine, device=device)
+        pictures = [blob for blob, shape in self.engine.inputs.items() if len(shape) == 4]
+        if len(self.engine.inputs) != 1 or not pictures:
+            inputs = ", ".join(self.engine.inputs) or "none"
+            raise NetError(f"{os.fspath(deploy)}: {task} needs a net with one input for pictures; it has {inputs}")
+        self.input = pictures[0]
+        outputs = self.engine.outputs
+        if output not in outputs and (output is not None or len(outputs) != 1):
+            wrong = f"has no output '{output}'" if output else "has several outputs"
+            raise NetError(f"{os.fspath(deploy)}: the net {wrong}; choose the {results} among {', '.join(outputs)}")
+        self.output = output or outputs[0]
+        shape = self.engine.inputs[self.input]
+        self.preprocessing = merge_preprocessing(known or Preprocessing(), options or PreprocessOptions(), channels=shape[1])
+        self.preprocessor = Preprocessor(shape, self.preprocessing)
+
+
+class Classifier(PictureModel):
     """A deployed net that classifies images.
 
     Args:
@@ -103,16 +149,7 @@ class Classifier:
         device: str = "cpu",
         output: str | None = None,
     ):
-        self.engine, known = open_engine(deploy, weights, engine=engine, device=device)
-        pictures = [blob for blob, shape in self.engine.inputs.items() if len(shape) == 4]
-        if len(self.engine.inputs) != 1 or not pictures:
-            inputs = ", ".join(self.engine.inputs) or "none"
-            raise NetError(f"{os.fspath(deploy)}: classifying needs a net with one input for pictures; it has {inputs}")
-        self.input = pictures[0]
-        self.output = self._pick_output(output)
-        shape = self.engine.inputs[self.input]
-        self.preprocessing = merge_preprocessing(known or Preprocessing(), options or PreprocessOptions(), channels=shape[1])
-        self.preprocessor = Preprocessor(shape, self.preprocessing)
+        super().__init__(deploy, weights, options, engine=engine, device=device, output=output, task="classifying", results="probabilities")
         self.labels = self.preprocessing.labels
         self._warned = False
         given = options.labels if options is not None else None
@@ -223,15 +260,6 @@ class Classifier:
         # Stable, so that of equal probabilities the lower class comes first.
         order = np.argsort(-row, kind="stable")[:top]
         return tuple(Prediction(int(i), self.labels[i] if self.labels else str(i), float(row[i])) for i in order)
-
-    def _pick_output(self, output: str | None) -> str:
-        outputs = self.engine.outputs
-        if output is None and len(outputs) == 1:
-            return outputs[0]
-        if output in outputs:
-            return str(output)
-        wrong = f"has no output '{output}'" if output else "has several outputs"
-        raise NetError(f"the net {wrong}; choose the probabilities among {', '.join(outputs)}")
 
 
 def merge_preprocessing(known: Preprocessing, options: PreprocessOptions, *, channels: int) -> Preprocessing:

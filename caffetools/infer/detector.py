@@ -15,13 +15,10 @@ from caffetools.data.images import Pixels, read_image
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError, NetError
 from caffetools.events import EventSink, Progress, ignore
-from caffetools.infer.classifier import PreprocessOptions, merge_preprocessing
-from caffetools.infer.load import open_engine
-from caffetools.infer.preprocess import Preprocessor
+from caffetools.infer.classifier import PictureModel, PreprocessOptions
 from caffetools.layers.base import format_shape
 from caffetools.layers.detection import DetectionOutput
 from caffetools.proto.blobs import Array
-from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 # Values of a row: item, class, score, then the corners xmin, ymin, xmax, ymax over the input's size.
@@ -64,7 +61,7 @@ class DetectionResult:
     error: str | None = None
 
 
-class Detector:
+class Detector(PictureModel):
     """A deployed net whose output has a row (item, class, score, corners) for each object: SSD's, and the YOLO layers of the forks.
 
     Args:
@@ -91,16 +88,7 @@ class Detector:
         device: str = "cpu",
         output: str | None = None,
     ):
-        self.engine, known = open_engine(deploy, weights, engine=engine, device=device)
-        pictures = [blob for blob, shape in self.engine.inputs.items() if len(shape) == 4]
-        if len(self.engine.inputs) != 1 or not pictures:
-            inputs = ", ".join(self.engine.inputs) or "none"
-            raise NetError(f"{os.fspath(deploy)}: detecting needs a net with one input for pictures; it has {inputs}")
-        self.input = pictures[0]
-        self.output = self._pick_output(output, deploy)
-        shape = self.engine.inputs[self.input]
-        self.preprocessing = merge_preprocessing(known or Preprocessing(), options or PreprocessOptions(), channels=shape[1])
-        self.preprocessor = Preprocessor(shape, self.preprocessing)
+        super().__init__(deploy, weights, options, engine=engine, device=device, output=output, task="detecting", results="objects")
         self._layer = self._output_layer()
         self.labels = self._fitting_labels()
 
@@ -199,15 +187,6 @@ class Detector:
             label = self.labels[index] if index < len(self.labels) else str(index)
             found.append(Detection(index, label, float(row[2]), (float(box[0]), float(box[1]), float(box[2]), float(box[3]))))
         return found
-
-    def _pick_output(self, output: str | None, deploy: PathLike) -> str:
-        outputs = self.engine.outputs
-        if output is None and len(outputs) == 1:
-            return outputs[0]
-        if output in outputs:
-            return str(output)
-        wrong = f"has no output '{output}'" if output else "has several outputs"
-        raise NetError(f"{os.fspath(deploy)}: the net {wrong}; choose the objects' among {', '.join(outputs)}")
 
     def _output_layer(self) -> object | None:
         """Return the layer that makes the output; None for an engine that has no layers."""

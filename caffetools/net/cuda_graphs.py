@@ -9,14 +9,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer
-from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
+from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive, runs_unobserved
 
 Blobs = dict[str, Tensor]
 Compute = Callable[[Blobs, Collection[str], ShapePlan], Blobs]
@@ -25,8 +24,6 @@ Compute = Callable[[Blobs, Collection[str], ShapePlan], Blobs]
 _MAX_GRAPHS = 4
 # Passes by the layers themselves before one is recorded: cuDNN chooses its algorithms in the first, and a shape that comes once is not worth it.
 _WARM_UP = 2
-
-_training, _hooks, _pre_hooks = map(attrgetter, ("training", "_forward_hooks", "_forward_pre_hooks"))
 
 
 def host_state(layers: Sequence[Layer]) -> tuple[object, ...]:
@@ -147,7 +144,8 @@ class InferenceGraphs:
             recorded = self._graphs[key]
             if recorded is None:
                 return None
-            stream = torch.cuda.current_stream()
+            # That of the net's device, which need not be the current one.
+            stream = torch.cuda.current_stream(next(iter(blobs.values())).device)
             if self._done is not None:
                 stream.wait_event(self._done)
             recorded.replay(blobs)
@@ -166,7 +164,7 @@ class InferenceGraphs:
             return False
         if not blobs or not all(t.device.type == "cuda" and t.numel() for t in blobs.values()):
             return False
-        return not (any(map(_training, self._layers)) or any(map(_hooks, self._layers)) or any(map(_pre_hooks, self._layers)))
+        return runs_unobserved(self._layers)
 
     def _worth_recording(self, key: tuple[object, ...]) -> bool:
         count = self._seen[key] = self._seen.pop(key, 0) + 1

@@ -20,13 +20,12 @@ from caffetools.layers.base import Layer
 from caffetools.layers.blob_storage import Array, exposure, last_exposure
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.inference_run import ShapeChanged
-from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
+from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive, runs_unobserved
 
 # Plans that are kept, each with memory for all blobs of its shapes.
 _MAX_PLANS = 4
 
 # Read from many layers and weights at every pass.
-_training, _hooks, _pre_hooks = map(attrgetter, ("training", "_forward_hooks", "_forward_pre_hooks"))
 _version = attrgetter("_version")
 
 
@@ -112,7 +111,7 @@ class InferencePlans:
             return False
         if not all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() for t in blobs.values()):
             return False
-        return not (any(map(_training, self._layers)) or any(map(_hooks, self._layers)) or any(map(_pre_hooks, self._layers)))
+        return runs_unobserved(self._layers)
 
     def _parameters(self) -> list[Tensor]:
         storages = self._storages

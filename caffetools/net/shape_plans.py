@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -117,6 +117,11 @@ class ShapePlans:
 def is_exclusive(layer: Layer) -> bool:
     """Return whether ``layer`` may run in one thread at a time only, and is the same object in every plan."""
     return layer.IS_DATA or layer.STATEFUL or hasattr(type(layer), "get_state")
+
+
+def runs_unobserved(layers: Iterable[Layer]) -> bool:
+    """Return whether no layer is set to training or has a hook, so that a plan or recording may stand for running them one by one."""
+    return not any(layer.training or layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def layer_view(layer: Layer) -> Layer:
