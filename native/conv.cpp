@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "amx.h"
 #include "conv.h"
 #include "export.h"
 #include "lrn.h"
@@ -20,16 +21,6 @@
 #include "variants.h"
 
 using namespace caffetools;
-
-// What Python says of a convolution; the fields are in the order of the ctypes structure in caffetools/layers/native_conv.py.
-struct CaffetoolsConv {
-  int64_t n, c, h, w, oc, oh, ow, x_pitch, y_pitch, residual_pitch;
-  int64_t kh, kw, sh, sw, ph, pw, dh, dw, groups;
-  int32_t planar_input;  // the input is (N, C, H, W) in memory
-  int32_t algorithm;     // 0: choose; 1: sums over windows; 2, 4: Winograd of 2 x 2 or 4 x 4 outputs
-  int32_t activation, with_bias;
-  float low, high;
-};
 
 namespace {
 
@@ -46,6 +37,7 @@ struct Conv {
   const ConvKernel* kernel;
   bool depthwise = false;
   int winograd = 0;  // outputs of a tile's side; 0: not Winograd's
+  bool amx = false;   // by the matrix unit
   bool copies = false;
   bool flat = false;  // a 1 x 1 kernel of stride 1 without padding
   // Of the (copied) input: pixels of a row and column, floats from pixel to pixel.
@@ -54,7 +46,7 @@ struct Conv {
   int64_t run = 0, group_in, group_out, panel, panels;
   // Of all groups: [group][panel][k][panel width]; depthwise: [kh][kw][c]; Winograd: [position][panel][c][panel width]. Convolutions of
   // one layer over pictures of other sizes share them.
-  std::shared_ptr<float> weights;
+  std::shared_ptr<float> weights;  // AMX: as amx_pack has them
   std::unique_ptr<float[]> bias, slopes;
 
   Epilogue epilogue(int64_t channel) const {
@@ -91,13 +83,41 @@ double winograd_cost(const CaffetoolsConv& s, int m) {
   return tiles * points * (c * oc + kTileInCost * c + kTileOutCost * oc) + kWeightCost * chunks * points * c * oc;
 }
 
-int choose_winograd(const CaffetoolsConv& s) {
+double direct_cost(const CaffetoolsConv& s) {
+  const int64_t out = s.oc / s.groups, in = s.c / s.groups;
+  // Half of a panel takes three quarters of its time.
+  const int64_t columns = out / 32 * 32 + (out % 32 == 0 ? 0 : out % 32 <= 16 ? 24 : 32);
+  const double weights = static_cast<double>(s.groups * columns * in * s.kh * s.kw);
+  return weights * (static_cast<double>(s.n * s.oh * s.ow) + kWeightCost);
+}
+
+// Of the matrix unit: a product, the conversion of an input, an output, and bringing the weights' pieces from memory.
+constexpr double kAmxProductCost = 0.51, kAmxInputCost = 26, kAmxOutputCost = 6, kAmxWeightCost = 40;
+
+double amx_cost(const CaffetoolsConv& s) {
+  const AmxGrid grid(s);
+  const double places = static_cast<double>((grid.places(grid.n) + kBlock / 2 - 1) / (kBlock / 2) * (kBlock / 2));
+  const double inputs = static_cast<double>(grid.groups * grid.steps() * kStep);
+  const double columns = static_cast<double>((grid.out() + kTile - 1) / kTile * kTile), taps = static_cast<double>(grid.taps());
+  return inputs * (columns * taps * (kAmxProductCost * places + kAmxWeightCost) + kAmxInputCost * places) +
+         kAmxOutputCost * places * static_cast<double>(s.oc);
+}
+
+// The tile's side of Winograd's algorithm, 8 for the matrix unit, 0 for sums over windows by vectors.
+int choose_algorithm(const CaffetoolsConv& s) {
   const bool fits = s.kh == 3 && s.kw == 3 && s.sh == 1 && s.sw == 1 && s.dh == 1 && s.dw == 1 && s.groups == 1 && !s.planar_input;
-  if (!fits || s.algorithm == 1) return 0;
-  if (s.algorithm == 2 || s.algorithm == 4) return s.algorithm;
-  const double weights = 9.0 * static_cast<double>(s.c * s.oc);
-  const double direct = weights * (static_cast<double>(s.n * s.oh * s.ow) + kWeightCost), two = winograd_cost(s, 2), four = winograd_cost(s, 4);
-  return direct <= std::min(two, four) ? 0 : two <= four ? 2 : 4;
+  const bool amx = (s.algorithm == 0 || s.algorithm == 8) && amx_takes(s);
+  if (s.algorithm == 1) return 0;
+  if (s.algorithm != 0) return s.algorithm == 8 ? (amx ? 8 : 0) : (fits ? s.algorithm : 0);
+  int best = 0;
+  double least = direct_cost(s);
+  const auto offer = [&](int algorithm, double cost) {
+    if (cost < least) best = algorithm, least = cost;
+  };
+  if (fits) offer(2, winograd_cost(s, 2));
+  if (fits) offer(4, winograd_cost(s, 4));
+  if (amx) offer(8, amx_cost(s));
+  return best;
 }
 
 // The panels of one k x channels matrix given by value(k, channel), zeros after the last channel.
@@ -132,10 +152,14 @@ void pack_winograd(const Conv& conv, const float* weights) {
 }
 
 void pack_weights(Conv& conv, const float* weights) {
-  if (conv.depthwise) {
-    const int64_t area = conv.s.kh * conv.s.kw;
+  const CaffetoolsConv& s = conv.s;
+  const int64_t area = s.kh * s.kw;
+  if (conv.amx) {
+    amx_pack(AmxGrid(s), weights, {conv.group_in * area, area, s.kw, 1}, reinterpret_cast<uint16_t*>(conv.weights.get()),
+             packing_threads());
+  } else if (conv.depthwise) {
     for (int64_t i = 0; i < area; ++i)
-      for (int64_t c = 0; c < conv.s.c; ++c) conv.weights.get()[i * conv.s.c + c] = weights[c * area + i];
+      for (int64_t c = 0; c < s.c; ++c) conv.weights.get()[i * s.c + c] = weights[c * area + i];
   } else if (conv.winograd) {
     pack_winograd(conv, weights);
   } else {
@@ -149,7 +173,9 @@ void plan(Conv& conv) {
   conv.group_in = s.c / s.groups;
   conv.group_out = s.oc / s.groups;
   conv.depthwise = s.groups > 1 && conv.group_in == 1 && conv.group_out == 1 && !s.planar_input;
-  conv.winograd = choose_winograd(s);
+  const int algorithm = conv.depthwise ? 0 : choose_algorithm(s);
+  conv.amx = algorithm == 8;
+  conv.winograd = conv.amx ? 0 : algorithm;
   conv.panel = 2 * conv.kernel->width;
   conv.panels = (conv.group_out + conv.panel - 1) / conv.panel;
   conv.copies = !conv.depthwise && !conv.winograd && (s.planar_input || s.ph > 0 || s.pw > 0);
@@ -167,6 +193,7 @@ void plan(Conv& conv) {
 }
 
 int64_t weight_floats(const Conv& conv) {
+  if (conv.amx) return AmxGrid(conv.s).halves() / 2;
   if (conv.depthwise) return conv.s.kh * conv.s.kw * conv.s.c;
   if (conv.winograd) return conv.positions() * conv.panels * conv.panel * conv.s.c;
   return conv.s.groups * conv.panels * conv.panel * conv.k();
@@ -415,7 +442,8 @@ CAFFETOOLS_API void* caffetools_conv_create(const CaffetoolsConv* shape, const f
     conv->bias = copied(bias);
     conv->slopes = copied(slopes);
     const Conv* other = static_cast<const Conv*>(like);
-    if (other != nullptr && other->kernel == conv->kernel && other->winograd == conv->winograd && other->depthwise == conv->depthwise) {
+    if (other != nullptr && other->kernel == conv->kernel && other->winograd == conv->winograd && other->amx == conv->amx &&
+        other->depthwise == conv->depthwise) {
       conv->weights = other->weights;
     } else {
       conv->weights = aligned_floats(weight_floats(*conv));
@@ -432,21 +460,24 @@ CAFFETOOLS_API void caffetools_conv_destroy(void* handle) { delete static_cast<C
 // Floats of scratch that one run needs.
 CAFFETOOLS_API int64_t caffetools_conv_scratch(const void* handle) {
   const Conv& conv = *static_cast<const Conv*>(handle);
+  if (conv.amx) return amx_scratch(AmxGrid(conv.s));
   if (conv.winograd) return conv.chunk() * conv.positions() * (conv.s.c + conv.s.oc);
   return conv.copies ? conv.s.n * conv.hp * conv.wp * conv.s.c : 0;
 }
 
-// 0: sums over windows; 1: depthwise; 2, 4: Winograd's of that many outputs.
+// 0: sums over windows; 1: depthwise; 2, 4: Winograd's of that many outputs; 8: the matrix unit.
 CAFFETOOLS_API int caffetools_conv_algorithm(const void* handle) {
   const Conv& conv = *static_cast<const Conv*>(handle);
-  return conv.depthwise ? 1 : conv.winograd;
+  return conv.amx ? 8 : conv.depthwise ? 1 : conv.winograd;
 }
 
 // y = activation(conv(x) + bias + residual); residual may be null. A handle may be run by several threads at once, each with a scratch
 // of its own.
 CAFFETOOLS_API void caffetools_conv_run(const void* handle, const float* x, float* y, const float* residual, float* scratch, int threads) {
   const Conv& conv = *static_cast<const Conv*>(handle);
-  if (conv.depthwise)
+  if (conv.amx)
+    amx_run(conv.s, reinterpret_cast<const uint16_t*>(conv.weights.get()), x, y, residual, conv.epilogue(0), scratch, threads);
+  else if (conv.depthwise)
     run_depthwise(conv, x, y, threads);
   else if (conv.winograd)
     run_winograd(conv, x, y, residual, scratch, threads);

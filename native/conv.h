@@ -3,6 +3,16 @@
 
 #include <cstdint>
 
+// What Python says of a convolution; the fields are in the order of the ctypes structure in caffetools/layers/native_conv.py.
+struct CaffetoolsConv {
+  int64_t n, c, h, w, oc, oh, ow, x_pitch, y_pitch, residual_pitch;
+  int64_t kh, kw, sh, sw, ph, pw, dh, dw, groups;
+  int32_t planar_input;  // the input is (N, C, H, W) in memory
+  int32_t algorithm;     // 0: choose; 1: sums over windows; 2, 4: Winograd of 2 x 2 or 4 x 4 outputs; 8: the matrix unit (amx.h)
+  int32_t activation, with_bias;
+  float low, high;
+};
+
 namespace caffetools {
 
 enum Activation : int { kNone = 0, kRelu = 1, kLeaky = 2, kPrelu = 3, kClip = 4 };

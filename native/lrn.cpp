@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "amx.h"
 #include "export.h"
 #include "lrn.h"
 #include "pool.h"
@@ -18,7 +19,7 @@ constexpr int64_t kStretchFloats = 16384;
 constexpr int64_t kPoints = 4;
 constexpr int64_t kAlignment = 64;
 
-// The best kernel that this processor has, of those up to `variant`: 0 the baseline, 1 AVX2, 2 AVX-512.
+// The best kernel that this processor has, of those up to `variant`: 0 the baseline, 1 AVX2, 2 AVX-512 (3 adds AMX, see amx.h).
 const Kernel* choose(int variant) {
 #ifdef CAFFETOOLS_X86_VARIANTS
   __builtin_cpu_init();
@@ -32,11 +33,12 @@ const Kernel* choose(int variant) {
 
 // The number of the best kernel up to `variant`.
 int best(int variant) {
+  if (variant >= 3) return choose(2) != choose(1) ? 3 : best(2);
   while (variant > 0 && choose(variant) == choose(variant - 1)) --variant;
   return variant;
 }
 
-std::atomic<int> in_use{best(2)};
+std::atomic<int> in_use{best(3)};
 
 // How a blob is cut: `parts` pieces, the last of a picture narrower where `width` does not divide it.
 struct Cut {
@@ -143,7 +145,7 @@ CAFFETOOLS_API int caffetools_native_version() { return 5; }
 // Use the best kernel up to `variant` from now on (as `choose` numbers them); returns whether it is that very one. For tests.
 CAFFETOOLS_API int caffetools_native_use(int variant) {
   in_use = best(variant);
-  return in_use == variant;
+  return in_use == variant && (variant < 3 || amx_ready());
 }
 
 // y from x: (n, c, hw) in memory, or (n, hw, c) where channels_last. `size` is odd, k > 0, alpha >= 0. 0 is success, 1 no memory.

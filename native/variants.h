@@ -3,14 +3,14 @@
 
 namespace caffetools {
 
-// 0 the baseline, 1 AVX2 with FMA, 2 AVX-512.
+// 0 the baseline, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with AMX (for convolutions; all else as 2).
 int current_variant();
 
 }  // namespace caffetools
 
 // The variant of `name` in use, of name_baseline, name_avx2 and name_avx512.
 #ifdef CAFFETOOLS_X86_VARIANTS
-#define CAFFETOOLS_IN_USE(name) (current_variant() == 2 ? name##_avx512 : current_variant() == 1 ? name##_avx2 : name##_baseline)
+#define CAFFETOOLS_IN_USE(name) (current_variant() >= 2 ? name##_avx512 : current_variant() == 1 ? name##_avx2 : name##_baseline)
 #else
 #define CAFFETOOLS_IN_USE(name) (name##_baseline)
 #endif

@@ -76,7 +76,8 @@ class NativeConv:
         activation: Applied last; None for none.
         layout: Shapes and pitches.
         like: A convolution with the same weights over another size, to share packed weights with.
-        algorithm: 0 chooses; 1 sums over windows; 2 or 4: Winograd's of 2 x 2 or 4 x 4 outputs (3 x 3 kernels of stride 1).
+        algorithm: 0 chooses; 1 sums over windows; 2 or 4: Winograd's of 2 x 2 or 4 x 4 outputs (3 x 3 kernels of stride 1); 8: the matrix unit
+            (AMX) where the processor has it and takes such a convolution, else as 1.
 
     Attributes:
         handle: For ``caffetools_conv_run``. scratch_floats: What a run needs. algorithm: As chosen (1 is also depthwise).

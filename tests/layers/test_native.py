@@ -33,7 +33,7 @@ def library() -> Iterator[ctypes.CDLL]:
     loaded = native.library()
     assert loaded is not None
     yield loaded
-    loaded.caffetools_native_use(2)
+    loaded.caffetools_native_use(3)
 
 
 @pytest.fixture(params=range(3), ids=VARIANTS)

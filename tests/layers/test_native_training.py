@@ -29,10 +29,10 @@ def variant(request: pytest.FixtureRequest) -> Iterator[ctypes.CDLL]:
     if library is None or not native.enabled():
         pytest.skip(native.status())
     if not library.caffetools_native_use(request.param):
-        library.caffetools_native_use(2)
+        library.caffetools_native_use(3)
         pytest.skip("this processor does not have the instruction set")
     yield library
-    library.caffetools_native_use(2)
+    library.caffetools_native_use(3)
 
 
 def laid_out(values: Tensor, layout: str) -> Tensor:

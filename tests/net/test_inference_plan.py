@@ -50,15 +50,15 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.fixture(params=[0, 1, 2], ids=["baseline", "avx2", "avx512"])
+@pytest.fixture(params=[0, 1, 2, 3], ids=["baseline", "avx2", "avx512", "amx"])
 def variant(request: pytest.FixtureRequest) -> Iterator[int]:
     library = native.library()
     assert library is not None
     if not library.caffetools_native_use(request.param):
-        library.caffetools_native_use(2)
+        library.caffetools_native_use(3)
         pytest.skip("this processor has no such instructions")
     yield request.param
-    library.caffetools_native_use(2)
+    library.caffetools_native_use(3)
 
 
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor, residual: torch.Tensor | None, threads: int) -> None:
@@ -89,7 +89,7 @@ def test_native_convolution_gives_torchs_numbers(variant: int, case: tuple[int, 
     form = inference.Conv(weight, bias, (stride, stride), (pad, pad), (dilation, dilation), groups)
     depthwise = groups == c == oc
     activations = [*ACTIVATIONS, inference.Activation(inference.PRELU, slopes=torch.randn(oc, generator=generator))]
-    for algorithm in (0, 1, 2, 4) if k == 3 and stride == dilation == groups == 1 else (0,):
+    for algorithm in (0, 1, 2, 4, 8) if k == 3 and stride == dilation == groups == 1 else (0, 8):
         for planar in (False, True) if algorithm < 2 and not depthwise else (False,):
             for index, activation in enumerate(activations):
                 added = residual if index % 2 and not depthwise else None
@@ -100,6 +100,60 @@ def test_native_convolution_gives_torchs_numbers(variant: int, case: tuple[int, 
                 expected = activated(plain if added is None else plain + added.double(), activation)
                 # Of the sums: an activation may leave only small ones of them.
                 assert bool((y - expected).abs().max() <= 2e-6 * plain.abs().max()), (algorithm, planar, activation)
+
+
+@pytest.fixture
+def matrix_unit() -> Iterator[None]:
+    """The best kernels, on a processor with AMX."""
+    library = native.library()
+    assert library is not None
+    if not library.caffetools_native_use(3):
+        pytest.skip("this processor has no AMX")
+    yield
+
+
+# As CONVOLUTIONS, of stride 1: several images at once, more than 1 MB of weights, strips that end within a row, few columns.
+MATRIX_UNIT = [
+    (3, 40, 23, 31, 48, 3, 1, 1, 1, 1),
+    (2, 320, 9, 7, 350, 3, 1, 1, 1, 1),
+    (2, 64, 30, 30, 16, 5, 1, 2, 1, 2),
+    (4, 96, 20, 20, 72, 1, 1, 0, 1, 1),
+    (2, 16, 15, 15, 33, 3, 1, 2, 2, 1),
+    (1, 32, 12, 12, 64, 3, 1, 2, 1, 1),
+]
+
+
+@pytest.mark.parametrize("case", MATRIX_UNIT, ids=lambda case: "x".join(map(str, case)))
+def test_matrix_unit_is_as_exact_as_float32(matrix_unit: None, case: tuple[int, ...]) -> None:
+    n, c, h, w, oc, k, stride, pad, dilation, groups = case
+    generator = torch.Generator().manual_seed(sum(case))
+    # Slices of wider memory, and values of very different sizes.
+    wide = torch.randn(n, c + 3, h, w, generator=generator).contiguous(memory_format=torch.channels_last)
+    x = wide[:, :c].mul_(torch.logspace(-12, 12, c)[:, None, None])
+    weight = torch.randn(oc, c // groups, k, k, generator=generator)
+    weight.mul_(torch.logspace(12, -12, c).view(groups, 1, c // groups, 1, 1).expand(-1, oc // groups, -1, 1, 1).reshape(oc, -1, 1, 1))
+    expected = F.conv2d(x.double(), weight.double(), None, stride, pad, dilation, groups)
+    size = F.conv2d(x.double().abs(), weight.double().abs(), None, stride, pad, dilation, groups)
+    y = torch.full((n, oc + 5, *expected.shape[2:]), 7.0).contiguous(memory_format=torch.channels_last)
+    layout = Layout(tuple(x.shape), tuple(expected.shape), c + 3, oc + 5)
+    conv = NativeConv(inference.Conv(weight, None, (1, 1), (pad, pad), (dilation, dilation), groups), None, layout, algorithm=8)
+    assert conv.algorithm == 8
+    run_conv(conv, x, y, None, 2)
+    # A float32 product and its addition round by up to 2^-24 of the sizes that are added.
+    assert bool(((y[:, :oc] - expected).abs() <= 2.0**-21 * size).all())
+    assert bool((y[:, oc:] == 7).all())
+
+
+def test_matrix_unit_keeps_a_picture_that_is_not_a_number_to_itself(matrix_unit: None) -> None:
+    x = torch.ones(3, 32, 9, 9).contiguous(memory_format=torch.channels_last)
+    x[1, 5, 4, 4] = float("nan")
+    form = inference.Conv(torch.ones(32, 32, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
+    conv = NativeConv(form, inference.Activation(), Layout((3, 32, 9, 9), (3, 32, 9, 9), 32, 32), algorithm=8)
+    y = torch.empty_like(x)
+    run_conv(conv, x, y, None, 2)
+    expected = F.conv2d(x, form.weight, padding=1)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(0), expected.nan_to_num(0))
 
 
 # N, C, points, outputs
