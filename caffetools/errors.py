@@ -81,6 +81,8 @@ class CaffeToolsError(Exception):
             self.message,
         ]
         text = ": ".join(part for part in parts if part)
+        if self.hint and text.endswith("?"):
+            return f"{text} {self.hint[0].upper()}{self.hint[1:]}"
         return f"{text}; {self.hint}" if self.hint else text
 
 

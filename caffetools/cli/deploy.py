@@ -106,8 +106,12 @@ def deploy(
 def _check_fold(fold_bn: bool, weights: Path | None) -> None:
     from caffetools.errors import CaffeToolsError
 
-    if fold_bn != (weights is not None):
+    if fold_bn and weights is None:
         raise CaffeToolsError("--fold-bn needs --weights: the weights are folded too")
+    if weights is not None and not fold_bn:
+        raise CaffeToolsError(
+            f"--weights {weights} is read with --fold-bn only: without it the weights are used as they are, so leave --weights out"
+        )
 
 
 def _given(train_val: Path | None, model: str | None) -> Path:

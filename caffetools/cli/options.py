@@ -16,12 +16,14 @@ def _force(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
-def _load(paths: list[Path] | None) -> list[Path] | None:
+def _load(context: typer.Context, paths: list[Path] | None) -> list[Path] | None:
     if paths:
+        from caffetools.cli.show import keep_plugins
         from caffetools.layers.plugin import load_plugin
 
         for path in paths:
             load_plugin(path)
+        keep_plugins(context, paths)
     return paths
 
 

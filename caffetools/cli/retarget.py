@@ -357,9 +357,9 @@ def _only_net_here() -> Path:
 
 def _show_weights(comparison: Comparison) -> None:
     loaded, fresh = comparison.named("fits") + comparison.named("unchecked"), comparison.named("fresh")
-    console.print(
-        f"{len(loaded)} layers take their weights from the file; {len(fresh)} are reinitialized: {', '.join(fresh)}", markup=False
-    )
+    taken = "1 layer takes its weights" if len(loaded) == 1 else f"{len(loaded)} layers take their weights"
+    verb = "is" if len(fresh) == 1 else "are"
+    console.print(f"{taken} from the file; {len(fresh)} {verb} reinitialized: {', '.join(fresh)}", markup=False)
     if comparison.unused:
         console.print(f"The file also has {', '.join(comparison.unused)}, which the net has no more.", markup=False)
 

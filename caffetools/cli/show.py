@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ from caffetools.events import Event, EventSink, Warned
 from caffetools.events import Progress as ProgressEvent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import typer
     from rich.progress import ProgressColumn, Task
 
 # What library functions call to report their progress: (done, total).
@@ -70,7 +74,16 @@ class Verbosity:
     verbose: bool = False
 
 
+@dataclass
+class Plugins:
+    """The ``--plugin`` files of the present command line, for the next command; set by :func:`keep_plugins`."""
+
+    context: typer.Context | None = None
+    files: tuple[Path, ...] = ()
+
+
 verbosity = Verbosity()
+_plugins = Plugins()
 
 
 def set_verbosity(*, quiet: bool, verbose: bool, answers: bool) -> None:
@@ -85,10 +98,35 @@ def set_verbosity(*, quiet: bool, verbose: bool, answers: bool) -> None:
     console.quiet = quiet and not answers
 
 
+def keep_plugins(context: typer.Context, files: Iterable[Path]) -> None:
+    """Name ``files`` behind ``--plugin`` in the next command, as long as ``context`` is open."""
+    _plugins.context, _plugins.files = context, tuple(files)
+    context.call_on_close(_forget_plugins)
+
+
+def _forget_plugins() -> None:
+    _plugins.context, _plugins.files = None, ()
+
+
 def print_next(command: str) -> None:
-    """Print the command to run next, if there is one."""
+    """Print the command to run next, if there is one, with the ``--plugin`` files of the present command where it takes them."""
     if command and not verbosity.quiet:
-        console.print(f"Next: {command}", markup=False)
+        console.print(f"Next: {command}{_plugin_options(command)}", markup=False)
+
+
+def _plugin_options(command: str) -> str:
+    """Return the ``--plugin`` options of the present command line, if ``command`` has that option; its layers need them again."""
+    if _plugins.context is None or not _plugins.files:
+        return ""
+    following: object = _plugins.context.find_root().command
+    for word in shlex.split(command)[1:]:
+        find = getattr(following, "get_command", None)
+        if find is None:
+            break
+        following = find(_plugins.context, word)
+    if not any(option.name == "plugin" for option in getattr(following, "params", [])):
+        return ""
+    return "".join(f" --plugin {shlex.quote(str(file))}" for file in _plugins.files)
 
 
 def print_title(title: str, rest: str = "") -> None:

@@ -71,7 +71,8 @@ def _no_such_option(name: str, arguments: Sequence[str], context: Any) -> str:
     typed = typed.split("=")[0]
     known = [flag for param in getattr(getattr(context, "command", None), "params", []) for flag in getattr(param, "opts", [])]
     word = typed.lstrip("-").replace("_", "-")
-    hint = did_you_mean(f"--{word}", known)
+    # The dashes count for nothing: with them "--o" would be close to "--json".
+    hint = did_you_mean(word, [flag.lstrip("-") for flag in known if flag.startswith("--")]).replace("mean '", "mean '--")
     takes = [command for command, flags in FLAGS.items() if word.replace("-", "_") in flags]
     if takes:
         hint = f"; it is a flag of {' and '.join(takes)}"

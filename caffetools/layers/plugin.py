@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from caffetools.errors import CaffeToolsError
@@ -37,9 +38,19 @@ def load_plugin(path: str | os.PathLike[str]) -> list[str]:
     except Exception as error:
         del sys.modules[name]
         registry.unregister(set(registry.layer_types()) - before)
-        raise CaffeToolsError(f"the plugin {os.fspath(path)} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise CaffeToolsError(
+            f"the plugin cannot be loaded: {type(error).__name__}: {error}", path=os.fspath(path), line=_line(error, file)
+        ) from error
     added = sorted(set(registry.layer_types()) - before)
     if not added:
         raise CaffeToolsError(f'the plugin {os.fspath(path)} registers no layer; decorate its classes with @register("Type")')
     module._caffetools_types = added  # type: ignore[attr-defined]
     return added
+
+
+def _line(error: Exception, file: Path) -> int:
+    """Return the line of ``file`` in which ``error`` was raised; 0 if unknown."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return error.lineno or 0
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return (lines[-1] or 0) if lines else 0

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from caffetools.cli.app import take_global_options
+from caffetools.layers import registry
 from caffetools.project.config import command
 from tests.cli.inprocess import Done, error_of, run, run_well
 from tests.cli.published import publishing
+from tests.layers.test_plugin import registered
 from tests.project.shapes import TRAIN_VAL, draw_shapes
+
+__all__ = ["registered"]  # a fixture
+
+GAIN = """
+import torch
+from caffetools.layers.base import Layer
+from caffetools.layers.registry import register
+from caffetools.proto.schema import FillerParameter
+
+
+@register("Gain")
+class Gain(Layer):
+    def setup(self, bottoms):
+        self.declare_blob((bottoms[0][1],), FillerParameter(type="constant", value=1))
+        return [bottoms[0]]
+
+    def forward(self, x):
+        return x * self.blobs[0].view(1, -1, 1, 1)
+
+    def to_onnx(self, graph):
+        gain = graph.constant("gain", self.blobs[0].detach().numpy().reshape(1, -1, 1, 1))
+        graph.node("Mul", [self.bottoms[0], gain], self.tops)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +93,27 @@ def test_a_net_without_a_deploy_net_is_deployed_first_and_the_exported_model_is_
     _, done = paste(run_well("verify", "net/deploy.prototxt", next(Path("net").glob("*.caffemodel")), "net/model.onnx"))
     assert next_of(done)[0] == "classify" and next_of(done)[1] == "net/model.int8.onnx"
     paste(done)
+
+
+def test_the_next_commands_of_a_net_with_a_layer_of_a_plugin_name_the_plugin() -> None:
+    draw_shapes(Path("pictures"), each=6)
+    run_well("dataset", "build", "pictures", "data", "--size", 40)
+    Path("my layers.py").write_text(GAIN)
+    gain = 'layer { name: "gain" type: "Gain" bottom: "conv1" top: "gain" }'
+    lines = TRAIN_VAL.replace('bottom: "conv1" top: "pool1"', 'bottom: "gain" top: "pool1"').splitlines()
+    Path("train_val.prototxt").write_text("\n".join([*lines[:8], gain, *lines[8:]]))
+    done = run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 1, "--plugin", "my layers.py", "--freeze", "gain")
+    assert 'type: "Gain"\n  bottom: "conv1"\n  top: "gain"\n  param {\n    lr_mult: 0' in Path("net/train_val.prototxt").read_text()
+    done = run_well("train", "net/solver.prototxt", "--plugin", "my layers.py")
+    names = []
+    while "\nNext: " in done.stdout:
+        words = next_of(done)
+        assert words[-2:] == ["--plugin", "my layers.py"]
+        names.append(words[0])
+        registry.unregister({"Gain"})
+        sys.modules.pop(next((name for name in sys.modules if name.startswith("caffetools_plugin_")), ""), None)
+        done = run_well(*words)
+    assert names == ["test", "classify", "export", "classify", "bundle", "bundle"]
 
 
 def test_a_published_model_is_fetched_by_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

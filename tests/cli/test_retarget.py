@@ -62,7 +62,7 @@ def test_weights_are_listed_as_loaded_or_reinitialized(tmp_path: Path, tiny: Pat
     save_weights(Net(data_layers_to_inputs(net_of(TINY)), TEST), weights)
     code, out, _ = run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", "--weights", weights)
     assert code == 0
-    assert "1 layers take their weights from the file; 1 are reinitialized: fc_7" in out
+    assert "1 layer takes its weights from the file; 1 is reinitialized: fc_7" in out
     assert "The file also has fc, which the net has no more." in out
     assert f"--weights {weights}" in out
     answer = json.loads(run("retarget", tiny, "--classes", 7, "-o", tmp_path / "run", "--weights", weights, "--force", "--json")[1])

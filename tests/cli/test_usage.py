@@ -21,6 +21,7 @@ from tests.cli.inprocess import error_of, run, run_well
         (("zoo", "lst"), "zoo: there is no command 'lst'; did you mean 'list'?"),
         (("train", "--solvr", "s.prototxt"), "train: there is no option --solvr; did you mean '--solver'?"),
         (("inspect", "-iterations", "5"), "inspect: there is no option -iterations; it is a flag of "),
+        (("upgrade", "a.prototxt", "-o", "b"), "upgrade: there is no option -o; example: "),
         (("export", "-solver", "x"), "export: there is no option -solver; it is a flag of "),
         (("deploy", "a.prototxt"), "deploy: missing option --out (-o); example: caffetools deploy train_val.prototxt -o deploy.prototxt"),
         (("zoo", "fetch"), "zoo fetch: missing argument NAME; example: caffetools zoo fetch squeezenet"),

@@ -75,21 +75,24 @@ def test_a_file_that_was_loaded_is_not_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "message", "line"),
     [
-        ("x = 1\n", "registers no layer"),
-        ("import not_there_at_all\n", "cannot be loaded: ModuleNotFoundError: No module named 'not_there_at_all'"),
-        ("def broken(:\n", "cannot be loaded: SyntaxError"),
-        (CROP.replace("CropCenter", "ReLU"), "cannot be loaded: ValueError: layer type 'ReLU' is registered twice"),
-        (CROP + "\nraise RuntimeError('late')\n", "cannot be loaded: RuntimeError: late"),
+        ("x = 1\n", "registers no layer", 0),
+        ("import not_there_at_all\n", "cannot be loaded: ModuleNotFoundError: No module named 'not_there_at_all'", 1),
+        ("def broken(:\n", "cannot be loaded: SyntaxError", 1),
+        (CROP.replace("CropCenter", "ReLU"), "cannot be loaded: ValueError: layer type 'ReLU' is registered twice", 7),
+        (CROP + "\nraise RuntimeError('late')\n", "cannot be loaded: RuntimeError: late", 22),
     ],
 )
-def test_a_file_that_cannot_be_used_is_an_error_that_names_it_and_leaves_nothing(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_cannot_be_used_is_an_error_that_names_it_and_leaves_nothing(
+    tmp_path: Path, text: str, message: str, line: int
+) -> None:
     path = written(tmp_path, text)
     before = set(registry.layer_types())
     with pytest.raises(CaffeToolsError) as error:
         load_plugin(path)
     assert str(path) in str(error.value) and message in str(error.value)
+    assert error.value.line == line
     assert set(registry.layer_types()) == before
 
 
