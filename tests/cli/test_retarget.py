@@ -156,7 +156,7 @@ def test_weights_without_the_old_classifier_are_written(tmp_path: Path, tiny: Pa
     assert code == 2 and "let its weights be taken out of the file (--write-weights)" in err
     code, out, _ = run("retarget", tiny, *options, "--write-weights")
     written = tmp_path / "run" / "weights.caffemodel"
-    assert code == 0 and f"--weights {written}" in out and "1 are reinitialized: fc" in out
+    assert code == 0 and f"--weights {written}" in out and "1 is reinitialized: fc" in out
     assert list(read_caffemodel(written).blobs) == ["conv"]
     net = Net(data_layers_to_inputs(read_net(tmp_path / "run" / "train_val.prototxt")), TEST)
     assert load_weights(net, written).fresh == ["fc"]

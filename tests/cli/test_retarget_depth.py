@@ -57,7 +57,7 @@ def test_kept_layers_give_what_they_gave_with_the_old_weights(tmp_path: Path, ti
     weights = weights_of(tiny, tmp_path / "tiny.caffemodel")
     code, out, err = run("retarget", tiny, "--classes", 3, "-o", tmp_path / "run", "--weights", weights, "--write-weights", *DEEPER)
     assert (code, err) == (0, "")
-    assert "1 layers take their weights from the file; 2 are reinitialized: fc_new, fc_3" in out
+    assert "1 layer takes its weights from the file; 2 are reinitialized: fc_new, fc_3" in out
     assert "The file also has hidden, fc, which the net has no more." in out
     written = tmp_path / "run" / "weights.caffemodel"
     assert list(read_caffemodel(written).blobs) == ["conv"]
