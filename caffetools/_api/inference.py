@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from caffetools._api.arguments import file_path, several, size_pair, whole_number
+from caffetools._api.models import deployed, net_path, weights_path
 from caffetools.cancel import CancelToken
 from caffetools.events import EventSink, ignore, reported, reporter
 
@@ -46,8 +47,9 @@ def classify(
 
     Args:
         images: One image or several: paths, Pillow images, or uint8 arrays (H, W, 3) or (H, W) with values from 0 to 255.
-        model: A deploy prototxt, or an ONNX file.
-        weights: The .caffemodel; None for an ONNX file.
+        model: A deploy prototxt, or an ONNX file; or the name of a model of the zoo, such as ``"googlenet"``, whose weights are fetched
+            if they are not in the cache, and whose card gives mean, scale, size and labels.
+        weights: The .caffemodel; None for an ONNX file and for a model of the zoo with its published weights.
         mean: Values per channel in BGR order, ``"104,117,123"``, a .binaryproto or .npy file, or an array (C, H, W).
         labels: Class names in order, or a text file with one per line.
         scale: Factor applied after the mean is subtracted.
@@ -82,7 +84,8 @@ def classify(
 
     top, batch = whole_number("top", top), whole_number("batch", batch)
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
-    classifier = Classifier(file_path("model", model), weights, options, engine=engine, device=device)
+    model, weights, options = deployed("model", model, weights, options, events, cancel)
+    classifier = Classifier(model, weights, options, engine=engine, device=device)
     return classifier.classify(
         as_images(images), top=top, batch=batch, oversample=oversample, channel_order=channel_order, events=events, cancel=cancel
     )
@@ -108,8 +111,8 @@ def compute_blobs(
     Args:
         item: A picture file; a uint8 image (H, W, 3) RGB or (H, W); an array (C, H, W) or (N, C, H, W) of the net's input or a .npy file of
             one, which are not preprocessed; a .npz file or a mapping with an array for each input blob.
-        deploy: A deploy prototxt.
-        weights: Its .caffemodel; None for a net without parameters.
+        deploy: A deploy prototxt, or the name of a model of the zoo.
+        weights: Its .caffemodel; None for a net without parameters, and for a model of the zoo with its published weights.
         outputs: The blobs; by default the net's outputs.
         tile: Most pixels of a side that the net gets at once, for fully convolutional nets: the values are those of one pass, also at the
             seams. Pictures keep their size. None: one pass.
@@ -143,7 +146,8 @@ def compute_blobs(
 
     options = PreprocessOptions(mean=mean, scale=scale, resize=size_pair("resize", resize))
     what = BlobOptions(tuple(several(outputs)), own_size, tile)
-    reader = BlobReader(file_path("deploy", deploy), weights, options, what, device=device)
+    deploy, weights, options = deployed("deploy", deploy, weights, options, events, cancel)
+    reader = BlobReader(deploy, weights, options, what, device=device)
     return reader.run(item, events=events, cancel=cancel)
 
 
@@ -170,8 +174,8 @@ def export_onnx(
     """Export a deployed net as an ONNX file, after every blob was compared with the net in float64.
 
     Args:
-        deploy: The deploy prototxt.
-        weights: Its .caffemodel.
+        deploy: The deploy prototxt, or the name of a model of the zoo.
+        weights: Its .caffemodel, or the name of a model of the zoo.
         path: ONNX file to write.
         mean: As for :func:`classify`; stored in the file's metadata.
         labels: As for :func:`classify`; stored in the file's metadata.
@@ -211,9 +215,9 @@ def export_onnx(
         several(sources),
         preprocess,
     )
-    deploy = file_path("deploy", deploy)
+    deploy, parameters, options = deployed("deploy", deploy, weights, options, events, cancel)
     with reported("export", f"Exporting {os.fspath(deploy)}", events):
-        return export_deployed(deploy, weights, path, options, how, pictures=several(images), events=events, cancel=cancel)
+        return export_deployed(deploy, parameters, path, options, how, pictures=several(images), events=events, cancel=cancel)
 
 
 def import_onnx(
@@ -272,8 +276,8 @@ def quantize(
     """Write a deployed net in int8 or fp16 as an ONNX file, calibrated on images and compared with the float net.
 
     Args:
-        deploy: The deploy prototxt.
-        weights: Its .caffemodel.
+        deploy: The deploy prototxt, or the name of a model of the zoo.
+        weights: Its .caffemodel, or the name of a model of the zoo.
         path: ONNX file to write; calibration tables get its name with other endings.
         calibration: A folder of images, an LMDB or LevelDB, or several files and folders.
         precision: ``int8`` (QDQ nodes, a scale for each output channel of the weights) or ``fp16``.
@@ -307,8 +311,8 @@ def quantize(
 
     how = QuantizeOptions(precision, method, percentile, several(keep), min_agreement, several(tables), batch, opset, resume)
     options = PreprocessOptions(mean=mean, scale=scale, resize=size_pair("resize", resize))
-    deploy = file_path("deploy", deploy)
-    return quantize_deployed(deploy, weights, path, calibration, options, how, test=test, images=images, events=events, cancel=cancel)
+    deploy, parameters, options = deployed("deploy", deploy, weights, options, events, cancel)
+    return quantize_deployed(deploy, parameters, path, calibration, options, how, test=test, images=images, events=events, cancel=cancel)
 
 
 def verify(
@@ -324,8 +328,8 @@ def verify(
 
     Args:
         model: The ONNX file.
-        deploy: The deploy prototxt.
-        weights: Its .caffemodel.
+        deploy: The deploy prototxt, or the name of a model of the zoo.
+        weights: Its .caffemodel, or the name of a model of the zoo.
         seed: Seed of the inputs.
         events: Receives ``Started``, ``Progress`` in layers compared, and ``Finished``.
         cancel: Checked after each layer.
@@ -345,4 +349,5 @@ def verify(
     whole_number("seed", seed, 0)
     with reported("verify", f"Comparing {os.fspath(model)} with {os.fspath(deploy)}", events):
         progress = reporter(events, "verify", "layers", cancel)
-        return compare(model, TorchEngine.load(deploy, weights).net, seed=seed, progress=progress)
+        net = TorchEngine.load(net_path("deploy", deploy, "deploy"), weights_path(weights, events, cancel)).net
+        return compare(model, net, seed=seed, progress=progress)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from caffetools._api.arguments import file_path, finite_number, several, whole_number
+from caffetools._api.models import net_path, weights_path
 from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ def load_net(
     """Build the net of a prototxt and load its weights.
 
     Args:
-        prototxt: A net of any age: V0 and V1 forms are upgraded.
-        weights: A .caffemodel or .caffemodel.h5; None fills the parameters from their fillers.
+        prototxt: A net of any age (V0 and V1 forms are upgraded); or the name of a model of the zoo, such as ``"googlenet"``: its
+            deploy net, in the TRAIN phase its net for training.
+        weights: A .caffemodel or .caffemodel.h5; or the name of a model of the zoo, whose published weights are fetched if they are not
+            in the cache; None fills the parameters from their fillers.
         phase: ``"TEST"`` or ``"TRAIN"``: which layers exist, and how dropout and batch normalization behave.
         level: Level of Caffe's ``NetState``.
         stages: Stages of Caffe's ``NetState``.
@@ -50,7 +53,7 @@ def load_net(
 
     Example:
         >>> import caffetools as ct, torch
-        >>> net = ct.load_net(ct.zoo_prototxt("lenet"))
+        >>> net = ct.load_net("lenet")
         >>> sorted(net({"data": torch.zeros(2, 1, 28, 28)}))
         ['prob']
     """
@@ -58,7 +61,9 @@ def load_net(
     from caffetools.net.weights import load_weights
 
     level = whole_number("level", level, least=-(2**31))
-    net = Net.from_file(file_path("prototxt", prototxt), _phase(phase), level=level, stages=tuple(several(stages)), fill=True)
+    path = net_path("prototxt", prototxt, "deploy" if phase == "TEST" else "train_val")
+    net = Net.from_file(path, _phase(phase), level=level, stages=tuple(several(stages)), fill=True)
+    weights = weights_path(weights)
     if weights is not None:
         with error_context(prototxt):
             report = load_weights(net, weights)
@@ -106,9 +111,10 @@ def retarget(
     """Replace the classifier of a net for a new number of classes.
 
     Args:
-        net: A train_val prototxt, a ``NetParameter``, or a :class:`Net`, whose weights are then used unless ``weights`` is given.
+        net: A train_val prototxt or the name of a model of the zoo, a ``NetParameter``, or a :class:`Net`, whose weights are then used
+            unless ``weights`` is given.
         classes: New number of classes; taken from ``dataset`` if None.
-        weights: Trained parameters; those that still fit are kept in the result's ``weights``.
+        weights: Trained parameters, or the name of a model of the zoo; those that still fit are kept in the result's ``weights``.
         dataset: A dataset folder or its card: sources, mean and batch sizes are set for it.
         heads: Of several classifiers, the layers to replace; by default all that have the same number of classes.
         head_lr_mult: Factor on the learning rates of the new classifier.
@@ -139,6 +145,7 @@ def retarget(
     from caffetools.project.data_config import classes_of
     from caffetools.project.retargeting import compare, prepare_retarget, starting_weights
 
+    weights = weights_path(weights)
     classes = None if classes is None else whole_number("classes", classes, least=2)
     epochs, head_lr_mult = whole_number("epochs", epochs), finite_number("head_lr_mult", head_lr_mult)
     card = dataset if isinstance(dataset, DatasetCard) or dataset is None else load_card(file_path("dataset", dataset))
@@ -149,8 +156,8 @@ def retarget(
         weights = to_caffemodel(net) if weights is None else weights
         source: Any = net.full_param
     else:
-        param, path = _param(net)
-        source = param if path is None else Path(path)
+        param, path = _param(net, "train_val")
+        source = param if path is None else path
     result = prepare_retarget(
         source,
         count,
@@ -184,7 +191,7 @@ def deploy(
     so the same weights load.
 
     Args:
-        net: A train_val prototxt, a ``NetParameter``, or a :class:`Net`.
+        net: A train_val prototxt or the name of a model of the zoo, a ``NetParameter``, or a :class:`Net`.
         batch: Batch size of the input.
         input_shape: (N, C, H, W) of the input, or shapes by blob name; by default as the TEST data layer crops.
         heads: Of several losses, the ones to keep: names, or ``["all"]``; by default the one with the largest weight.
@@ -205,7 +212,7 @@ def deploy(
     from caffetools.net.net import error_context
     from caffetools.surgery.deploy import deploy_from
 
-    param, path = _param(net)
+    param, path = _param(net, "train_val")
     options: dict[str, Any] = {"batch": batch, "input_shape": _shapes(input_shape), "drop_dropout": drop_dropout}
     options["heads"] = several(heads) if heads is not None else None
     with error_context(path) if path is not None else nullcontext():
@@ -222,7 +229,7 @@ def inspect(
     """List the layers of a net: type, output shapes, parameters, multiply-accumulates and memory. Nothing is run.
 
     Args:
-        net: A prototxt, a ``NetParameter``, or a :class:`Net`.
+        net: A prototxt or the name of a model of the zoo (its deploy net), a ``NetParameter``, or a :class:`Net`.
         phase: ``"TEST"`` or ``"TRAIN"``.
         input_shape: (N, C, H, W) of the input, or shapes by blob name, if the net does not give them.
 
@@ -242,7 +249,7 @@ def inspect(
     from caffetools.net.net import error_context
     from caffetools.proto.upgrades.v1 import upgrade_net
 
-    param, path = _param(net)
+    param, path = _param(net, "deploy")
     shapes = _shapes(input_shape)
     given = shapes if isinstance(shapes, dict) else {"": shapes} if shapes is not None else {}
     if path is None:
@@ -251,13 +258,14 @@ def inspect(
         return summarize(upgrade_net(param), _phase(phase), shapes=given)
 
 
-def _param(net: PathLike | NetParameter | Net) -> tuple[Any, PathLike | None]:
-    """Return the ``NetParameter`` of all phases, and the file it came from."""
+def _param(net: PathLike | NetParameter | Net, kind: Literal["train_val", "deploy"]) -> tuple[Any, Path | None]:
+    """Return the ``NetParameter`` of all phases, and the file it came from: of the zoo's prototxts that of ``kind``."""
     from caffetools.net.net import Net
     from caffetools.proto.text import read_net
 
     if isinstance(net, str | os.PathLike):
-        return read_net(net), net
+        path = net_path("net", net, kind)
+        return read_net(path), path
     if isinstance(net, Net):
         return net.full_param, None
     if getattr(getattr(net, "DESCRIPTOR", None), "name", "") != "NetParameter":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from caffetools._api.arguments import file_path, whole_number
+from caffetools._api.models import net_path, weights_path
 from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, ignore
@@ -126,7 +127,7 @@ def train(
 
     Args:
         solver: The solver prototxt.
-        weights: One or several .caffemodel files to start from.
+        weights: One or several .caffemodel files to start from; names of models of the zoo are fetched if they are not in the cache.
         snapshot: A .solverstate to resume from.
         resume: Resume from the newest complete snapshot under the solver's prefix, if there is one.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
@@ -148,6 +149,7 @@ def train(
     if max_iter is not None:
         whole_number("max_iter", max_iter, least=0)
     given = [weights] if isinstance(weights, str | os.PathLike) else list(weights)
+    given = [weights_path(one, events, cancel) for one in given]
     return run(
         file_path("solver", solver),
         weights=given,
@@ -174,8 +176,8 @@ def test(
     """Score a net on the data of its TEST phase, as ``caffe test`` does.
 
     Args:
-        net: A train_val prototxt, or a :class:`Net` built for the TEST phase.
-        weights: A .caffemodel; needed for a prototxt.
+        net: A train_val prototxt, the name of a model of the zoo, or a :class:`Net` built for the TEST phase.
+        weights: A .caffemodel, or the name of a model of the zoo; needed for a prototxt.
         iterations: Number of batches.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         events: Receives a ``Progress`` event after every batch.
@@ -197,7 +199,8 @@ def test(
     if isinstance(net, str | os.PathLike):
         if weights is None:
             raise CaffeToolsError("a prototxt needs its weights to be tested", hint="give weights")
-        net = load_test_net(net, weights, device=find_device(device))
+        path = net_path("net", net, "train_val")
+        net = load_test_net(path, weights_path(weights, events, cancel), device=find_device(device))
     elif not isinstance(net, Net):
         raise CaffeToolsError(f"a prototxt's path or a Net is expected, not {type(net).__name__}")
     elif weights is not None:

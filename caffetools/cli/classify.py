@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.models import complete_model, merge_options, net_file, prototxt, weights_file
+from caffetools.cli.models import complete_model, net_file, prototxt, weights_file
 from caffetools.cli.options import (
     Cluster,
     Dialect,
@@ -79,6 +79,7 @@ def classify(
     from caffetools.events import fan_out, on_progress
     from caffetools.infer.classifier import Classifier, PreprocessOptions, find_pictures
     from caffetools.infer.sources import find_sources, listed_pictures
+    from caffetools.infer.zoo_models import merge_options
     from caffetools.project.next_step import after_classify
 
     check_cluster(cluster, parquet=parquet is not None, dialect=dialect, plugin=plugin, resume=resume)

@@ -6,7 +6,6 @@ import atexit
 import shutil
 import sys
 import tempfile
-from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,20 +132,6 @@ def model_preprocessing(net: str | Path) -> Preprocessing | None:
     return card_preprocessing(get_card(str(net))) if is_model(str(net)) else None
 
 
-def model_options(model: str) -> PreprocessOptions:
-    """Return the preprocessing of a model of the zoo: mean, scale, size and labels of its card.
-
-    Args:
-        model: The name of a model.
-    """
-    from caffetools.infer.classifier import PreprocessOptions
-    from caffetools.infer.zoo_models import card_preprocessing
-    from caffetools.zoo.cards import get_card
-
-    how = card_preprocessing(get_card(model))
-    return PreprocessOptions(mean=how.mean_values or "0", labels=how.labels or None, scale=how.scale, resize=how.resize)
-
-
 def model_shapes(net: str | Path) -> dict[str, tuple[int, ...]]:
     """Return the input's shape (1, C, H, W) by the card of a model of the zoo whose net does not give it; none for other nets.
 
@@ -163,21 +148,6 @@ def model_shapes(net: str | Path) -> dict[str, tuple[int, ...]]:
     return {"": (1, *get_card(str(net)).input.shape)}
 
 
-def merge_options(given: PreprocessOptions, model: str | Path) -> PreprocessOptions:
-    """Return the preprocessing of a deployed net: what is given, and for a model of the zoo the rest from its card.
-
-    Args:
-        given: From the command line.
-        model: A deploy prototxt, or the name of a model.
-    """
-    from caffetools.zoo.names import is_model
-
-    if not is_model(str(model)):
-        return given
-    values = {item.name: getattr(given, item.name) for item in fields(given)}
-    return replace(model_options(str(model)), **{name: value for name, value in values.items() if value is not None})
-
-
 def deployed(deploy: str | Path, weights: str | Path, given: PreprocessOptions) -> tuple[Path, Path, PreprocessOptions]:
     """Return the files and the preprocessing of a deployed net, any of which may come from the zoo.
 
@@ -186,6 +156,8 @@ def deployed(deploy: str | Path, weights: str | Path, given: PreprocessOptions) 
         weights: A .caffemodel, or the name of a model, which is fetched if it is not in the cache.
         given: Preprocessing from the command line.
     """
+    from caffetools.infer.zoo_models import merge_options
+
     return net_file(deploy, "deploy"), weights_file(weights), merge_options(given, deploy)
 
 

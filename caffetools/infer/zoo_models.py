@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 from caffetools.errors import CaffeToolsError
+from caffetools.infer.classifier import PreprocessOptions
 from caffetools.infer.sidecar import sidecar_path, write_preprocessing
 from caffetools.results import Preprocessing
 from caffetools.util.files import write_text
 from caffetools.zoo.cards import ModelCard, get_card
+from caffetools.zoo.names import is_model
 from caffetools.zoo.networks import KINDS, prototxt_path
 
 PathLike = str | os.PathLike[str]
@@ -32,6 +35,29 @@ def card_preprocessing(card: ModelCard) -> Preprocessing:
         resize=(256, 256) if 200 <= size < 256 else None,
         labels=tuple(re.sub(r"^n\d{8} ", "", label) for label in card.read_labels()),
     )
+
+
+def model_options(model: str) -> PreprocessOptions:
+    """Return the preprocessing of a model of the zoo: mean, scale, size and labels of its card.
+
+    Args:
+        model: The name of a model.
+    """
+    how = card_preprocessing(get_card(model))
+    return PreprocessOptions(mean=how.mean_values or "0", labels=how.labels or None, scale=how.scale, resize=how.resize)
+
+
+def merge_options(given: PreprocessOptions, model: PathLike) -> PreprocessOptions:
+    """Return the preprocessing of a deployed net: what is given, and for a model of the zoo the rest from its card.
+
+    Args:
+        given: From the command line or the caller.
+        model: A deploy prototxt, or the name of a model.
+    """
+    if not is_model(str(model)):
+        return given
+    values = {item.name: getattr(given, item.name) for item in fields(given)}
+    return replace(model_options(str(model)), **{name: value for name, value in values.items() if value is not None})
 
 
 def copy_model(name: str, folder: PathLike, *, force: bool = False) -> list[Path]:

@@ -45,8 +45,8 @@ class Solver:
     """Train a net as its ``SolverParameter`` describes, update for update as Caffe does.
 
     Args:
-        param: A ``SolverParameter``; a copy is kept.
-        path: The file it came from. Nets are also looked for in its folder, and it names the snapshots where no prefix is given.
+        param: The solver's prototxt, or a ``SolverParameter``, of which a copy is kept.
+        path: The file that a message came from. Nets are also looked for in its folder, and it names the snapshots where no prefix is given.
         device: Where to compute.
         callbacks: Called after those that the solver's own fields ask for (tests, displays, snapshots).
         log: Receives lines in Caffe's words; see :class:`~caffetools.solver.logs.caffe_log.GlogWriter`.
@@ -72,15 +72,31 @@ class Solver:
 
     def __init__(
         self,
-        param: SolverParameter,
+        param: SolverParameter | str | os.PathLike[str],
         *,
         path: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
         callbacks: Iterable[Callback] = (),
         log: Log = no_log,
     ):
-        if not hasattr(param, "CopyFrom"):
-            raise CaffeToolsError(f"a SolverParameter is expected, not {type(param).__name__}", hint="Solver.from_file reads a prototxt")
+        if isinstance(param, str | os.PathLike):
+            try:
+                self._build(read_solver(param), param, device, callbacks, log)
+            except SolverError as error:
+                raise error.in_file(param) from None
+        elif hasattr(param, "CopyFrom"):
+            self._build(param, path, device, callbacks, log)
+        else:
+            raise CaffeToolsError(f"a solver prototxt's path or a SolverParameter is expected, not {type(param).__name__}")
+
+    def _build(
+        self,
+        param: SolverParameter,
+        path: str | os.PathLike[str] | None,
+        device: str | torch.device,
+        callbacks: Iterable[Callback],
+        log: Log,
+    ) -> None:
         self.param = type(param)()
         try:
             self.param.CopyFrom(upgrade_solver(param))
@@ -120,10 +136,7 @@ class Solver:
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
         """Build the solver of a prototxt; ``options`` as for the class. Raises :class:`PrototxtError` too."""
-        try:
-            return cls(read_solver(path), path=path, **options)
-        except SolverError as error:
-            raise error.in_file(path) from None
+        return cls(path, **options)
 
     @property
     def max_iter(self) -> int:
