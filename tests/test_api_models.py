@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import caffetools as ct
+from caffetools.net.weights import save_weights
 from tests.cli.published import publishing
+from tests.project.shapes import draw_shapes
 
 
 def test_a_name_stands_for_the_prototxt_that_a_call_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +53,14 @@ def test_a_solver_is_built_from_its_file(tmp_path: Path) -> None:
     path.write_text(f"net_param {{ {net} }} base_lr: 0.1 lr_policy: 'stepp'")
     with pytest.raises(ct.CaffeToolsError, match=r"solver\.prototxt"):
         ct.Solver(str(path))
+
+
+def test_a_folder_stands_for_its_pictures(tmp_path: Path) -> None:
+    pictures = draw_shapes(tmp_path / "pictures", each=1, size=32)
+    save_weights(ct.load_net("cifar10_quick"), tmp_path / "w.caffemodel")
+    results = ct.classify([pictures, pictures / "absent.png"], "cifar10_quick", tmp_path / "w.caffemodel", top=1)
+    assert [Path(result.picture).name for result in results] == ["00.png", "00.png", "00.png", "absent.png"]
+    assert results[-1].error and not any(result.error for result in results[:-1])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ct.CaffeToolsError, match="empty: the folder holds no pictures"):
+        ct.classify(tmp_path / "empty", "cifar10_quick", tmp_path / "w.caffemodel")

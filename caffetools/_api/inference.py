@@ -46,7 +46,7 @@ def classify(
     """Classify images with a deployed net.
 
     Args:
-        images: One image or several: paths, Pillow images, or uint8 arrays (H, W, 3) or (H, W) with values from 0 to 255.
+        images: One image or several: paths of files and folders, Pillow images, or uint8 arrays (H, W, 3) or (H, W) with values from 0 to 255.
         model: A deploy prototxt, or an ONNX file; or the name of a model of the zoo, such as ``"googlenet"``, whose weights are fetched
             if they are not in the cache, and whose card gives mean, scale, size and labels.
         weights: The .caffemodel; None for an ONNX file and for a model of the zoo with its published weights.

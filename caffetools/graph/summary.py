@@ -94,6 +94,25 @@ class Summary:
         """The layers of which something is not known, and whose ``note`` states why."""
         return [layer for layer in self.layers if layer.note]
 
+    def __str__(self) -> str:
+        """The layers as a table of text, and the totals."""
+        rows = [("Layer", "Type", "Output", "Parameters", "MACs"), *map(_as_text, self.layers)]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            "  ".join(
+                text.rjust(width) if column > 2 else text.ljust(width) for column, (text, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        totals = f"{len(self.layers)} layers, {self.parameters:,} parameters, {self.macs:,} multiply-accumulates"
+        return "\n".join(line.rstrip() for line in (f"{self.name or 'a net without a name'} in the {self.phase} phase", *lines, totals))
+
+
+def _as_text(layer: LayerSummary) -> tuple[str, str, str, str, str]:
+    shapes = ", ".join("?" if shape is None else "x".join(map(str, shape)) or "scalar" for shape in layer.shapes)
+    parameters = "?" if layer.parameters is None else f"{layer.parameter_count:,}" if layer.parameters else ""
+    return layer.name, layer.type_name, shapes, parameters, f"{layer.macs:,}" if layer.macs else ""
+
 
 def summarize(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None) -> Summary:
     """Describe the net of a phase. Nothing is allocated or run; data layers count as inputs of the shapes that they would give.

@@ -289,10 +289,10 @@ def merge_preprocessing(known: Preprocessing, options: PreprocessOptions, *, cha
 
 
 def as_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one image or several as a list; an array of four axes (N, H, W, C) holds several.
+    """Return one image or several as a list; an array of four axes (N, H, W, C) and a folder hold several.
 
     Raises:
-        DataError: One of them is not an image.
+        DataError: One of them is not an image, or a folder holds no pictures.
     """
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
@@ -305,7 +305,11 @@ def as_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
             raise DataError(
                 f"image {index}: an image is a path, a Pillow image or a uint8 array (H, W, 3) or (H, W), not {type(image).__name__}"
             )
-    return cast("list[ImageLike]", found)
+    return [each for image in found for each in _unfolded(cast("ImageLike", image))]
+
+
+def _unfolded(image: ImageLike) -> Sequence[ImageLike]:
+    return find_pictures([image]) if isinstance(image, str | os.PathLike) and Path(image).is_dir() else [image]
 
 
 def _is_image(image: object) -> bool:

@@ -18,6 +18,7 @@ from caffetools.net.cuda_graphs import InferenceGraphs
 from caffetools.net.device import float32_products
 from caffetools.net.gradients import plan_gradients, plan_inplace
 from caffetools.net.inference import InferencePlans
+from caffetools.net.inputs import Batch, named_tensors
 from caffetools.net.param_sharing import restore_sharing, share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
@@ -191,22 +192,23 @@ class Net(nn.Module):
         """
         return self._plans.plan({**{name: self.blob_shapes[name] for name in self.inputs}, **(input_shapes or {})})
 
-    def forward(self, batch: Mapping[str, Tensor] | None = None, *, keep: Collection[str] = ()) -> dict[str, Tensor]:
+    def forward(self, batch: Batch = None, *, keep: Collection[str] = ()) -> dict[str, Tensor]:
         """Run every layer. In the TEST phase several threads may do so at once, with batches of different shapes.
 
         Args:
-            batch: Input blobs by name, float32 (N, C, H, W); data layers make those that are not given.
+            batch: Input blobs by name, float32 (N, C, H, W), as tensors or NumPy arrays; one alone for a net with one input. Data layers
+                make those that are not given.
             keep: Names of further blobs to return.
 
         Returns:
             The net's outputs, the blobs with a loss weight and those of ``keep``, by name.
 
         Raises:
-            NetError: an input or a blob of ``keep`` is unknown, or shapes do not fit.
+            NetError: an input or a blob of ``keep`` is unknown, something is not an array, or shapes do not fit.
         """
         if unknown := [name for name in keep if name not in self.blob_shapes]:
             raise NetError(f"the net '{self.name}' has no blob '{unknown[0]}'{did_you_mean(unknown[0], self.blob_shapes)}")
-        blobs = self._gather(batch or {})
+        blobs = self._gather(batch)
         plan = self.plan({name: tuple(blob.shape) for name, blob in blobs.items()})
         if self.phase == TEST and (results := self.inference.run(plan, blobs, self._wanted(keep))) is not None:
             return results
@@ -217,7 +219,7 @@ class Net(nn.Module):
             recorded = self.graphs.run(self.compute, plan, blobs, self._wanted(keep)) if self.phase == TEST else None
             return recorded if recorded is not None else self.compute(blobs, keep, plan)
 
-    def read_batch(self, batch: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def read_batch(self, batch: Batch = None) -> dict[str, Tensor]:
         """Return what :meth:`compute` takes: the input blobs, those that ``batch`` lacks from the data layers, in the layers' layout.
 
         Args:
@@ -226,7 +228,7 @@ class Net(nn.Module):
         Raises:
             NetError: an input is unknown.
         """
-        return {name: _laid_out(blob) for name, blob in self._gather(batch or {}).items()}
+        return {name: _laid_out(blob) for name, blob in self._gather(batch).items()}
 
     def compute(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
         """Run the layers above the data layers.
@@ -302,11 +304,9 @@ class Net(nn.Module):
             tops = layer.run(*bottoms)
         blobs.update(zip(layer.tops, tops, strict=True))
 
-    def _gather(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the input blobs, from ``batch`` where it has them, else from the data layers."""
-        unknown = set(batch) - set(self.inputs)
-        if unknown:
-            raise NetError(f"the net '{self.name}' has no input {sorted(unknown)}; its inputs are {self.inputs}")
+    def _gather(self, given: Batch) -> dict[str, Tensor]:
+        """Return the input blobs, from what is given where it has them, else from the data layers."""
+        batch = named_tensors(given, self.inputs, str(self.name))
         blobs: dict[str, Tensor] = {}
         for layer in self.layers:
             if not layer.IS_DATA:
