@@ -6,9 +6,10 @@ A name that several layers write (in-place ReLU) stands for several values: a bl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,11 +58,36 @@ class Activations:
         return gradient
 
 
-def picture_input(net: Net) -> str:
-    """Return the input blob that takes pictures: the first with four axes, else the first. Raises :class:`NetError` without any."""
+@dataclass(frozen=True)
+class Items:
+    """A part of a batch, in one pass.
+
+    Attributes:
+        values: The values of the pass.
+        count: How many of its items, from the first on, are items of the batch; further ones repeat them.
+    """
+
+    values: Activations
+    count: int
+
+
+def picture_input(net: Net, blobs: Collection[str] = (), layers: Collection[str] = ()) -> str:
+    """Return the input blob that takes pictures: the first that has positions, or four axes, or any.
+
+    Args:
+        net: A net.
+        blobs: Only inputs that one of these blobs depends on, where there are any.
+        layers: Likewise, layers.
+
+    Raises:
+        NetError: the net has no input, or no such blob or layer.
+    """
     if not net.inputs:
         raise NetError(f"the net '{net.name}' has no input blob")
-    return next((name for name in net.inputs if len(net.blob_shapes[name]) == 4), net.inputs[0])
+    read = {*blobs, *(bottom for layer in needed_layers(net, blobs, layers) for bottom in layer.bottoms)}
+    names = [name for name in net.inputs if name in read] or list(net.inputs)
+    maps = [name for name in names if len(net.blob_shapes[name]) == 4]
+    return next((name for name in maps if net.blob_shapes[name][2] * net.blob_shapes[name][3] > 1), (maps or names)[0])
 
 
 def run_probe(
@@ -89,15 +115,16 @@ def run_probe(
     Raises:
         NetError: a blob or layer is unknown, the batch does not fit, or an input that is needed is not given.
     """
-    given = dict(batch) if isinstance(batch, Mapping) else {picture_input(net): batch}
+    given = dict(batch) if isinstance(batch, Mapping) else {picture_input(net, blobs, layers): batch}
     needed = needed_layers(net, blobs, layers)
     unknown = set(given) - set(net.inputs)
     if unknown:
         raise NetError(f"the net '{net.name}' has no input {sorted(unknown)}; its inputs are {net.inputs}")
-    leaves = {name: _leaf(net, value, record) for name, value in given.items()}
-    values = Activations(leaves, dict(leaves))
     places = {id(layer): index for index, layer in enumerate(net.layers)}
-    with torch.set_grad_enabled(record), float32_products(net.device):
+    # The caller's torch.inference_mode or no_grad would leave out the graph.
+    with torch.inference_mode(False), torch.set_grad_enabled(record), float32_products(net.device):
+        leaves = {name: _leaf(net, value, record) for name, value in given.items()}
+        values = Activations(leaves, dict(leaves))
         for layer in needed:
             if layer.IS_DATA:
                 _run_data_layer(net, layer, values)
@@ -108,6 +135,65 @@ def run_probe(
             if tops:
                 values.tops[layer.name] = tops[0]
     return values
+
+
+def run_items(
+    net: Net,
+    batch: Tensor,
+    *,
+    source: str | None = None,
+    others: Mapping[str, Tensor] | None = None,
+    blobs: Collection[str] = (),
+    layers: Collection[str] = (),
+    record: bool = False,
+    rule: Rule | None = None,
+) -> list[Items]:
+    """Run a batch as :func:`run_probe` does, in parts where the net does not take another number of items than it declares.
+
+    A Reshape with the batch size in its shape would fail, or mix the items: then each item runs alone, or repeated to the batch size
+    that the net declares.
+
+    Args:
+        net: A net in the TEST phase, with its weights.
+        batch: (N, C, H, W) float32 for the input of pictures.
+        source: That input; None takes the one that the requested values depend on.
+        others: Values of other inputs for each item, with a batch axis of 1.
+        blobs: Blobs whose last value is wanted.
+        layers: Layers whose top is wanted.
+        record: Build the autograd graph.
+        rule: Replaces the computation of single layers.
+
+    Returns:
+        The parts in order; their counts add up to N.
+
+    Raises:
+        NetError: as :func:`run_probe`.
+    """
+    name = source or picture_input(net, blobs, layers)
+    count, declared = len(batch), net.blob_shapes[name][0]
+
+    def run(part: Tensor) -> Activations:
+        given = {other: value.expand(len(part), *value.shape[1:]) for other, value in (others or {}).items()}
+        return run_probe(net, {name: part, **given}, blobs=blobs, layers=layers, record=record, rule=rule)
+
+    values, failure = _attempt(run, batch)
+    if values is not None and _keeps_items(net, values, name, count):
+        return [Items(values, count)]
+    if count > 1:
+        one = partial(run_items, net, source=name, others=others, blobs=blobs, layers=layers, record=record, rule=rule)
+        return [items for item in batch for items in one(item[None])]
+    if declared > 1:
+        repeated, _ = _attempt(run, batch.expand(declared, *batch.shape[1:]))
+        if repeated is not None and _keeps_items(net, repeated, name, declared):
+            return [Items(repeated, 1)]
+    if values is None:
+        raise failure or NetError(f"the net '{net.name}' cannot run")
+    return [Items(values, 1)]
+
+
+def join_items(parts: Sequence[Items], blob: str) -> Tensor:
+    """Return what ``blob`` holds for each item of a batch that :func:`run_items` ran: (N, …)."""
+    return torch.cat([part.values.blobs[blob].detach()[: part.count] for part in parts])
 
 
 def needed_layers(net: Net, blobs: Collection[str], layers: Collection[str] = ()) -> list[Layer]:
@@ -132,8 +218,29 @@ def needed_layers(net: Net, blobs: Collection[str], layers: Collection[str] = ()
     return needed[::-1]
 
 
+def _attempt(run: Callable[[Tensor], Activations], batch: Tensor) -> tuple[Activations | None, NetError | None]:
+    try:
+        return run(batch), None
+    except NetError as error:
+        return None, error
+
+
+def _keeps_items(net: Net, values: Activations, source: str, count: int) -> bool:
+    """Return whether the first axis of all that depends on the input grew as the batch did, so that each item has its own part."""
+    declared, reached = net.blob_shapes[source][0], {source}
+    for layer in net.layers:
+        if reached.intersection(layer.bottoms):
+            reached.update(layer.tops)
+    for name in reached.intersection(values.blobs):
+        value, shape = values.blobs[name], net.blob_shapes[name]
+        if value.dim() and shape and value.shape[0] * declared != shape[0] * count:
+            return False
+    return True
+
+
 def _leaf(net: Net, value: Tensor, record: bool) -> Tensor:
-    placed = value.detach().to(net.device, torch.float32)
+    kinds = (parameter.dtype for parameter in net.parameters() if parameter.is_floating_point())
+    placed = value.detach().to(net.device, next(kinds, torch.float32))
     if placed.dim() == 4:
         placed = placed.contiguous(memory_format=torch.channels_last)
     return placed.clone().requires_grad_(True) if record else placed

@@ -14,13 +14,13 @@ from caffetools.errors import DataError
 from caffetools.layers.base import format_shape
 from caffetools.layers.permute import Permute
 from caffetools.net.net import Net
-from caffetools.net.probe import picture_input, run_probe
+from caffetools.net.probe import picture_input, run_items
 from caffetools.visualize import style
-from caffetools.visualize.attribution import Image, picture_batch
 from caffetools.visualize.colormaps import scaled_colours, signed_colours
 from caffetools.visualize.panels import Panel, enlarge, panels_figure, shorten_to, wrap
 from caffetools.visualize.style import LIGHT, Theme
 from caffetools.visualize.tiles import columns_for
+from caffetools.visualize.units import Image, picture_batch
 
 _OVERVIEW_TILES = 25  # channels of each blob on the overview
 _OVERVIEW_SIDE = 284  # pixels of a blob's square on the overview
@@ -42,7 +42,8 @@ def blob_values(net: Net, image: Image, blobs: Sequence[str]) -> dict[str, NDArr
         NetError: the net has no such blob, or the picture does not fit.
         DataError: the values are not finite.
     """
-    values = run_probe(net, picture_batch(net, image), blobs=blobs).blobs
+    (items,) = run_items(net, picture_batch(net, image, *blobs), blobs=blobs)
+    values = items.values.blobs
     arrays = {name: np.ascontiguousarray(values[name].detach().float().cpu().numpy()) for name in blobs}
     for name, array in arrays.items():
         if not np.isfinite(array).all():

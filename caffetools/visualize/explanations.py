@@ -15,12 +15,13 @@ from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers
 from caffetools.visualize.activations import blob_values
-from caffetools.visualize.attribution import METHODS, Unit, picture_batch, resolve_unit, target_blob
+from caffetools.visualize.attribution import METHODS
 from caffetools.visualize.cam import grad_cam, grad_cam_plus_plus
 from caffetools.visualize.colormaps import heat_of, overlay, scaled_colours
 from caffetools.visualize.panels import Panel, enlarge, panels_figure
 from caffetools.visualize.picture_net import PictureNet, Prepared
 from caffetools.visualize.style import LIGHT, Theme
+from caffetools.visualize.units import Unit, UnitProbe, target_blob
 
 CAMS = {"grad-cam": grad_cam, "grad-cam++": grad_cam_plus_plus}
 ALL_METHODS = (*METHODS, *CAMS)
@@ -79,7 +80,7 @@ def explanations_figure(
         DataError, NetError: as :func:`explain`.
     """
     blob = blob or score_blob(model.net)
-    unit = resolve_unit(model.net, picture_batch(model.net, prepared.input), blob, unit)
+    unit = UnitProbe.of(model.net, prepared.input, blob, unit).unit
     panels = [Panel(enlarge(prepared.shown, _SIDE), "picture")]
     side = panels[0].image.shape[:2]
     for method in methods:

@@ -20,7 +20,6 @@ from caffetools.net.weights import load_weights
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.logs.training_log import read_log
 from caffetools.visualize.activations import computable_blobs
-from caffetools.visualize.attribution import Unit
 from caffetools.visualize.colormaps import heat_of, scaled_colours
 from caffetools.visualize.curves import series
 from caffetools.visualize.explanations import ALL_METHODS, explain, score_blob
@@ -30,6 +29,7 @@ from caffetools.visualize.picture_net import PictureNet, Prepared
 from caffetools.visualize.receptive_field import receptive_fields
 from caffetools.visualize.synthesis import synthesize
 from caffetools.visualize.top_images import TopImages, find_top_images
+from caffetools.visualize.units import Unit
 
 Pixels = NDArray[np.uint8]
 _MOST_TILES = 400

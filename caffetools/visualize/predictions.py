@@ -15,10 +15,10 @@ from caffetools.data.datasets.listing import list_pictures
 from caffetools.errors import DataError, NetError
 from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
-from caffetools.net.probe import run_probe
+from caffetools.net.probe import join_items, run_items
 from caffetools.results import Confusion
-from caffetools.visualize.attribution import target_blob
 from caffetools.visualize.picture_net import PathLike, PictureNet
+from caffetools.visualize.units import target_blob
 
 Progress = Callable[[int, int], None]
 
@@ -109,14 +109,15 @@ def predict(
     for start in range(0, len(pictures.paths), batch):
         images = np.stack([model.prepare(path).input for path in pictures.paths[start : start + batch]])
         blobs = [output, *([features] if features else [])]
-        values = run_probe(model.net, torch.from_numpy(images), blobs=blobs).blobs
-        scores = values[output].flatten(1).float().cpu().numpy()
+        parts = run_items(model.net, torch.from_numpy(images), blobs=blobs)
+        answers = join_items(parts, output)
+        scores = answers.flatten(1).float().cpu().numpy()
         if scores.shape[1] != len(pictures.classes):
-            shape = format_shape(values[output].shape[1:])
+            shape = format_shape(answers.shape[1:])
             raise NetError(f"output '{output}' has {shape} values a picture, but there are {len(pictures.classes)} classes")
         rows.append(scores)
         if features:
-            kept.append(values[features].flatten(1).float().cpu().numpy())
+            kept.append(join_items(parts, features).flatten(1).float().cpu().numpy())
         if progress:
             progress(min(start + batch, len(pictures.paths)), len(pictures.paths))
     return Predictions(pictures, np.concatenate(rows), np.concatenate(kept) if kept else None)

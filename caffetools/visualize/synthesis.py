@@ -15,9 +15,9 @@ from caffetools.errors import DataError
 from caffetools.layers.activation import ReLU
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers, picture_input, run_probe
-from caffetools.visualize.attribution import Unit, unit_score
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.predictions import Progress
+from caffetools.visualize.units import Unit, unit_score
 
 Pixels = NDArray[np.uint8]
 # Of a batch's blobs, a number to increase.
@@ -43,7 +43,7 @@ def synthesize(
     Args:
         model: The net.
         blob: Of the unit; name the blob before a softmax.
-        unit: As in :mod:`caffetools.visualize.attribution`.
+        unit: As in :mod:`caffetools.visualize.units`.
         steps: Of ascent, in all octaves together.
         rate: Mean absolute change of the pixels (0 to 255) in the first step; it falls to a tenth.
         jitter: Random shift of up to so many pixels before each step.
@@ -194,7 +194,7 @@ def style_transfer(
         nonlocal done
         optimizer.zero_grad()
         values = run_probe(model.net, x.detach() * scale, blobs=[kept, *matched], record=True)
-        source = values.inputs[picture_input(model.net)]
+        source = values.inputs[picture_input(model.net, [kept, *matched])]
         cost = _relative(values.blobs[kept], target)
         for name, gram in grams.items():
             cost = cost + weight / len(grams) * _relative(_gram(values.blobs[name]), gram)
@@ -235,7 +235,7 @@ def _pixel_gradient(
     dy, dx = (int(torch.randint(-jitter, jitter + 1, (1,), generator=generator)) for _ in range(2)) if jitter else (0, 0)
     moved = torch.roll(x, (dy, dx), (2, 3)) * model.preprocessing.scale
     values = run_probe(model.net, moved, blobs=blobs, record=True)
-    gradient = values.gradient(objective(values.blobs), values.inputs[picture_input(model.net)], what=f"blob '{blobs[0]}'")
+    gradient = values.gradient(objective(values.blobs), values.inputs[picture_input(model.net, blobs)], what=f"blob '{blobs[0]}'")
     return torch.roll(gradient.detach().float().cpu(), (-dy, -dx), (2, 3))
 
 

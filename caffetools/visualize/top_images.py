@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
-from caffetools.net.probe import run_probe
+from caffetools.net.probe import join_items, run_items
 from caffetools.util.files import atomic_write
 from caffetools.visualize import style
 from caffetools.visualize.panels import Panel, enlarge, panels_figure
@@ -108,7 +108,7 @@ def find_top_images(
     for number, first in enumerate(range(found.done, len(pictures), batch)):
         part = pictures[first : first + batch]
         images = np.stack([model.prepare(picture).input for picture in part])
-        values = run_probe(model.net, torch.from_numpy(images), blobs=[blob]).blobs[blob]
+        values = join_items(run_items(model.net, torch.from_numpy(images), blobs=[blob]), blob)
         found.add(first, np.ascontiguousarray(values.float().cpu().numpy()))
         if progress:
             progress(found.done, len(pictures))

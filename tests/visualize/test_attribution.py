@@ -192,8 +192,10 @@ def test_layers_that_the_unit_does_not_need_are_not_run() -> None:
     assert [layer.name for layer in needed_layers(net, ["ip"])] == ["data", "conv1", "relu1", "ip"]
     with pytest.raises(NetError, match=r"'label' \(2\) is needed and not given"):
         visualize.saliency(net, image, blob="loss", unit=0)
-    with pytest.raises(NetError, match=r"has 2 outputs \(accuracy, loss\); name the blob"):
-        visualize.saliency(net, image)
+    scores = visualize.saliency(net, image, blob="ip")
+    np.testing.assert_array_equal(visualize.saliency(net, image), scores, err_msg="a net with a loss is explained by its scores")
+    with pytest.raises(NetError, match=r"has 2 outputs \(ip, ip2\); name the blob"):
+        visualize.saliency(net_of(data() + linear(5, "data") + linear(3, "data", "ip2")), image)
 
 
 def test_wrong_names_units_and_pictures_are_refused(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
@@ -205,6 +207,8 @@ def test_wrong_names_units_and_pictures_are_refused(small: tuple[Net, nn.Sequent
         (DataError, r"4 x 4 x 4, so it has no unit \(1, 2\)", lambda: visualize.saliency(net, image, blob="conv2", unit=(1, 2))),
         (DataError, "picture .* is expected, not an array of 8 x 8", lambda: visualize.saliency(net, image[0], blob="ip", unit=0)),
         (NetError, "picture is 2 x 8 x 8, but input 'data' takes 3 x 8 x 8", lambda: visualize.saliency(net, image[:2], unit=0)),
+        (NetError, "the picture is 3 x 9 x 9, and input 'data' takes 3 x 8 x 8", lambda: visualize.saliency(net, np.ones((3, 9, 9)), unit=0)),
+        (NetError, "a net of caffetools.load_net is expected, not str", lambda: visualize.saliency("deploy.prototxt", image)),
         (NetError, r"transpose the picture from \(H, W, C\)", lambda: visualize.saliency(net, image.transpose(1, 2, 0), unit=0)),
         (DataError, "NaN or infinite", lambda: visualize.saliency(net, np.where(image > 1, np.nan, image), unit=0)),
         (DataError, "NaN or infinite", lambda: visualize.integrated_gradients(net, image, unit=0, baseline=float("nan"))),
@@ -240,6 +244,65 @@ def test_maps_of_the_input_and_of_layers_that_share_a_name() -> None:
     with pytest.raises(NetError, match="2 layers 'c'; name the blob that one of them makes: 'a', 'b'"):
         visualize.grad_cam(net, image, layer="c", unit=1)
     assert not np.array_equal(visualize.grad_cam(net, image, layer="a", unit=1), visualize.grad_cam(net, image, layer="b", unit=1))
+
+
+def reshape(shape: str, bottom: str, name: str = "flat") -> str:
+    return f'layer {{ name: "{name}" type: "Reshape" bottom: "{bottom}" top: "{name}" reshape_param {{ shape {{ {shape} }} }} }}\n'
+
+
+@pytest.mark.parametrize("declared", [1, 6])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_batch_size_in_a_reshape_mixes_no_pictures(declared: int, weighted: bool) -> None:
+    shape = f"dim: {declared} dim: 3 dim: 8 dim: 8"
+    top = linear(5, "flat") if weighted else ""
+    torch.manual_seed(0)
+    fixed = net_of(data(shape) + conv("conv1", "data") + relu("r", "conv1") + reshape(f"dim: {declared} dim: -1", "conv1") + top)
+    free = net_of(data() + conv("conv1", "data") + relu("r", "conv1") + reshape("dim: 0 dim: -1", "conv1") + top)
+    for layer in (layer.name for layer in fixed.layers if len(layer.blobs)):
+        set_weights(free, layer, *fixed.layer(layer).blobs)
+    image = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+    for name in (*GRADIENTS, "occlusion"):
+        function: Callable[..., NDArray[np.float32]] = getattr(visualize, name)
+        options = {"window": 4} if name == "occlusion" else {}
+        expected = function(free, image, unit=3, **options)
+        np.testing.assert_allclose(function(fixed, image, unit=3, **options), expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    cams = [visualize.grad_cam(net, image, layer="conv1", unit=3) for net in (fixed, free)]
+    np.testing.assert_allclose(*cams, rtol=1e-5, atol=1e-6)
+
+
+def test_the_picture_belongs_to_the_input_that_the_blob_depends_on() -> None:
+    text = data("dim: 2 dim: 1 dim: 1 dim: 1", "label") + data() + data(name="pair") + data("dim: 2 dim: 5", "extra")
+    text += linear(5, "data") + linear(5, "pair", "ip_p")
+    text += 'layer { name: "sum" type: "Eltwise" bottom: "ip" bottom: "extra" top: "sum" eltwise_param { operation: PROD } }\n'
+    net = net_of(text)
+    image = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+    for blob in ("ip", "ip_p"):
+        weights = net.layer(blob).blobs[0][2].detach().reshape(3, 8, 8)
+        np.testing.assert_allclose(visualize.saliency(net, image, blob=blob, unit=2), weights, rtol=1e-5)
+    extra = np.arange(5, dtype=np.float32)
+    weights = 2 * net.layer("ip").blobs[0][2].detach().reshape(3, 8, 8)
+    for name in ("saliency", "smooth_grad"):
+        got = getattr(visualize, name)(net, image, blob="sum", unit=2, inputs={"extra": extra})
+        np.testing.assert_allclose(got, weights, rtol=1e-4, atol=1e-6)
+    with pytest.raises(NetError, match=r"'extra' \(2 x 5\) is needed and not given"):
+        visualize.saliency(net, image, blob="sum", unit=2)
+    with pytest.raises(DataError, match="the value of input 'extra' is 4, but 5 is expected"):
+        visualize.saliency(net, image, blob="sum", unit=2, inputs={"extra": extra[:4]})
+    with pytest.raises(NetError, match="no input 'data' next to the picture's 'data'"):
+        visualize.saliency(net, image, blob="sum", unit=2, inputs={"data": extra})
+
+
+def test_the_callers_grad_mode_and_the_nets_precision_do_not_matter(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
+    net, _, image = small
+    expected = visualize.saliency(net, image, blob="ip", unit=0)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            np.testing.assert_array_equal(visualize.saliency(net, image, blob="ip", unit=0), expected)
+            np.testing.assert_array_equal(visualize.saliency(net, torch.from_numpy(image).clone(), blob="ip", unit=0), expected)
+    net.double()
+    got = visualize.saliency(net, image, blob="ip", unit=0)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
 class Wrapped(nn.Module):
