@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from caffetools import errors, events, visualize
-    from caffetools._api.inference import classify, compute_blobs, export_onnx, import_onnx, quantize, verify
+    from caffetools._api.inference import classify, compute_blobs, detect, export_onnx, import_onnx, quantize, verify
     from caffetools._api.nets import deploy, inspect, load_net, retarget, zoo_prototxt
     from caffetools._api.training import build_dataset, test, train
+    from caffetools.bundle.build import build_bundle
     from caffetools.cancel import CancelToken
     from caffetools.errors import CaffeToolsError, Cancelled
     from caffetools.net.net import Net
@@ -47,10 +48,12 @@ __all__ = [
     "Project",
     "Solver",
     "__version__",
+    "build_bundle",
     "build_dataset",
     "classify",
     "compute_blobs",
     "deploy",
+    "detect",
     "errors",
     "events",
     "export_onnx",
@@ -72,9 +75,10 @@ __all__ = [
 
 # Public name → module that defines it; "" for a module of that name itself.
 _HOMES = {
-    **dict.fromkeys(("classify", "compute_blobs", "export_onnx", "import_onnx", "quantize", "verify"), "_api.inference"),
+    **dict.fromkeys(("classify", "compute_blobs", "detect", "export_onnx", "import_onnx", "quantize", "verify"), "_api.inference"),
     **dict.fromkeys(("deploy", "inspect", "load_net", "retarget", "zoo_prototxt"), "_api.nets"),
     **dict.fromkeys(("build_dataset", "test", "train"), "_api.training"),
+    "build_bundle": "bundle.build",
     "CaffeToolsError": "errors",
     "CancelToken": "cancel",
     "ComputeOptions": "solver.compute_options",

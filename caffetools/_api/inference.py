@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from caffetools._api.arguments import file_path, several, size_pair, whole_number
+from caffetools._api.arguments import file_path, finite_number, several, size_pair, whole_number
 from caffetools._api.models import deployed, net_path, weights_path
 from caffetools.cancel import CancelToken
 from caffetools.events import EventSink, ignore, reported, reporter
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from caffetools.infer.blobs import Item
     from caffetools.infer.classifier import ClassificationResult, ImageLike
+    from caffetools.infer.detector import DetectionResult
     from caffetools.onnx.importer import ImportedNet
     from caffetools.onnx.verify import Verification
     from caffetools.quant.quantize import Quantization
@@ -88,6 +89,63 @@ def classify(
     classifier = Classifier(model, weights, options, engine=engine, device=device)
     return classifier.classify(
         as_images(images), top=top, batch=batch, oversample=oversample, channel_order=channel_order, events=events, cancel=cancel
+    )
+
+
+def detect(
+    images: ImageLike | Iterable[ImageLike],
+    model: PathLike,
+    weights: PathLike | None = None,
+    *,
+    threshold: float = 0.5,
+    top: int | None = None,
+    mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None,
+    labels: PathLike | Sequence[str] | None = None,
+    scale: float | None = None,
+    batch: int = 1,
+    channel_order: Literal["RGB", "BGR"] = "RGB",
+    output: str | None = None,
+    engine: str | None = None,
+    device: str = "cpu",
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> list[DetectionResult]:
+    """Detect objects in images with a net whose last layer makes boxes: SSD's DetectionOutput, or a YOLO layer of the forks.
+
+    Args:
+        images: As for :func:`classify`.
+        model: A deploy prototxt, or an ONNX file.
+        weights: The .caffemodel; None for an ONNX file.
+        threshold: Lowest score, 0 to 1; the net has one of its own.
+        top: Most objects of an image; None returns all.
+        mean: As for :func:`classify`.
+        labels: Names of all classes, or of all but the background, in order; or a text file with one per line.
+        scale: As for :func:`classify`.
+        batch: Images that the net processes at once, where its output names the image of an object.
+        channel_order: Order of the channels of arrays; Pillow images and files need none.
+        output: The blob of the objects, where the net has several outputs.
+        engine: As for :func:`classify`.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        events: Receives ``Progress`` events, in images.
+        cancel: Checked before every batch.
+
+    Returns:
+        One result per image: objects with class, label, score and box (left, top, right, bottom) in pixels of the image, best first; or
+        ``error`` for a file that cannot be read.
+
+    Raises:
+        CaffeToolsError: Model, weights, mean, labels or images cannot be used, or the net makes no boxes.
+        Cancelled: ``cancel`` was set.
+    """
+    from caffetools.infer.classifier import PreprocessOptions, as_images
+    from caffetools.infer.detector import Detector
+
+    threshold = finite_number("threshold", threshold)
+    top, batch = None if top is None else whole_number("top", top), whole_number("batch", batch)
+    model, weights, options = deployed("model", model, weights, PreprocessOptions(mean=mean, labels=labels, scale=scale), events, cancel)
+    detector = Detector(model, weights, options, engine=engine, device=device, output=output)
+    return detector.detect(
+        as_images(images), threshold=threshold, top=top, batch=batch, channel_order=channel_order, events=events, cancel=cancel
     )
 
 

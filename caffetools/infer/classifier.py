@@ -188,7 +188,7 @@ class Classifier(PictureModel):
             Cancelled: ``cancel`` was set.
         """
         items = list(pictures)
-        names = [_name(item, index) for index, item in enumerate(items)]
+        names = [image_name(item, index) for index, item in enumerate(items)]
         results: dict[int, ClassificationResult] = {}
         for start in range(0, len(names), max(batch, 1)):
             if cancel is not None:
@@ -219,9 +219,7 @@ class Classifier(PictureModel):
             return self.preprocessor.read(image)
         if isinstance(image, np.ndarray):
             return self.preprocessor.from_array(image, channel_order=channel_order)
-        if image.mode[:1] in ("I", "F"):
-            raise DataError(f"a Pillow image of mode {image.mode} has more than 8 bits per channel; convert it to 'RGB' or 'L' first")
-        return self.preprocessor.from_array(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
+        return self.preprocessor.from_array(pillow_pixels(image))
 
     def probabilities(self, inputs: Sequence[Array]) -> list[Array]:
         """Return the classes' probabilities for each of ``inputs``, averaged over its crops.
@@ -288,6 +286,20 @@ def merge_preprocessing(known: Preprocessing, options: PreprocessOptions, *, cha
     return replace(known, **changes)
 
 
+def pillow_pixels(image: PillowImage) -> Pixels:
+    """Return a Pillow image's pixels: uint8 (H, W, 3) RGB, or (H, W) for gray ones. Raises :class:`DataError` for more than 8 bits."""
+    if image.mode[:1] in ("I", "F"):
+        raise DataError(f"a Pillow image of mode {image.mode} has more than 8 bits per channel; convert it to 'RGB' or 'L' first")
+    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+
+
+def image_name(image: ImageLike, index: int) -> str:
+    """Return the name of an image in messages and results: its path, or its number in the list."""
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    return getattr(image, "filename", "") or f"image {index}"
+
+
 def as_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     """Return one image or several as a list; an array of four axes (N, H, W, C) and a folder hold several.
 
@@ -314,12 +326,6 @@ def _unfolded(image: ImageLike) -> Sequence[ImageLike]:
 
 def _is_image(image: object) -> bool:
     return isinstance(image, str | os.PathLike | np.ndarray) or (hasattr(image, "convert") and hasattr(image, "mode"))
-
-
-def _name(image: ImageLike, index: int) -> str:
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    return getattr(image, "filename", "") or f"image {index}"
 
 
 def find_pictures(names: Iterable[PathLike]) -> list[str]:

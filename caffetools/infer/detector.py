@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.data.images import Pixels, read_image
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError, NetError
 from caffetools.events import EventSink, Progress, ignore
-from caffetools.infer.classifier import PictureModel, PreprocessOptions
+from caffetools.infer.classifier import ImageLike, PictureModel, PreprocessOptions, image_name, pillow_pixels
 from caffetools.layers.base import format_shape
 from caffetools.layers.detection import DetectionOutput
 from caffetools.proto.blobs import Array
@@ -94,7 +92,7 @@ class Detector(PictureModel):
 
     def detect(
         self,
-        pictures: Sequence[PathLike | NDArray[Any]],
+        pictures: Sequence[ImageLike],
         *,
         threshold: float = 0.0,
         top: int | None = None,
@@ -107,7 +105,7 @@ class Detector(PictureModel):
         """Detect the objects in pictures. A picture that cannot be read gets an error as its result; the others are processed.
 
         Args:
-            pictures: Paths of image files, or uint8 arrays (H, W, 3), (H, W, 4) or (H, W) with values from 0 to 255.
+            pictures: Paths of image files, Pillow images, or uint8 arrays (H, W, 3), (H, W, 4) or (H, W) with values from 0 to 255.
             threshold: Lowest score, from 0 to 1; the net has one of its own.
             top: Most objects of a picture; None returns all.
             batch: Number of pictures that the net processes at once, where its rows name the item.
@@ -129,19 +127,19 @@ class Detector(PictureModel):
             if cancel is not None:
                 cancel.raise_if_cancelled("detection")
             chunk = list(pictures[start : start + batch])
-            shown = [names[start + i] if names else _name(item, start + i) for i, item in enumerate(chunk)]
+            shown = [names[start + i] if names else image_name(item, start + i) for i, item in enumerate(chunk)]
             results += self._detect(chunk, shown, threshold, top, channel_order)
             events(Progress(task="detect", done=len(results), total=len(pictures), unit="images"))
         return results
 
     def _detect(
-        self, pictures: list[PathLike | NDArray[Any]], names: list[str], threshold: float, top: int | None, channel_order: str
+        self, pictures: list[ImageLike], names: list[str], threshold: float, top: int | None, channel_order: str
     ) -> list[DetectionResult]:
         results: dict[int, DetectionResult] = {}
         inputs: dict[int, Array] = {}
         for index, picture in enumerate(pictures):
             try:
-                pixels, order = (picture, channel_order) if isinstance(picture, np.ndarray) else (self._read(picture), "BGR")
+                pixels, order = self._pixels(picture, channel_order)
                 inputs[index] = self.preprocessor.centre(self.preprocessor.from_array(pixels, channel_order=order))
                 results[index] = DetectionResult(names[index], pixels.shape[1], pixels.shape[0])
             except DataError as error:
@@ -152,8 +150,11 @@ class Detector(PictureModel):
             results[index] = DetectionResult(found.picture, found.width, found.height, tuple(objects[:top]))
         return [results[index] for index in range(len(pictures))]
 
-    def _read(self, path: PathLike) -> Pixels:
-        return read_image(path, color=self.preprocessor.channels == 3)
+    def _pixels(self, picture: ImageLike, channel_order: str) -> tuple[Pixels, str]:
+        """Return a picture's pixels, and the order of their channels."""
+        if isinstance(picture, str | os.PathLike):
+            return read_image(picture, color=self.preprocessor.channels == 3), "BGR"
+        return (picture, channel_order) if isinstance(picture, np.ndarray) else (pillow_pixels(picture), "RGB")
 
     def _rows(self, inputs: list[Array]) -> Iterator[Array]:
         """Yield (K, 7) rows of each of ``inputs``, (1, C, H, W) each."""
@@ -212,7 +213,3 @@ class Detector(PictureModel):
         if len(labels) != classes:
             raise NetError(f"there are {len(labels)} labels, but the net has {classes} classes, the background included")
         return labels
-
-
-def _name(picture: PathLike | NDArray[Any], index: int) -> str:
-    return f"image {index}" if isinstance(picture, np.ndarray) else os.fspath(picture)

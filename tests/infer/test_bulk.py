@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import caffetools as ct
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import array_to_datum
@@ -192,6 +194,11 @@ def test_detections_are_those_of_the_net_in_pixels_of_the_picture(tmp_path: Path
         np.testing.assert_allclose([item.box for item in result.objects], wanted[:, 3:] * [20, 12, 20, 12], rtol=1e-4, atol=1e-4)
     best = Detector(*detector).detect(pictures[:1], threshold=found[0].objects[1].score, top=2)[0]
     assert best.objects == found[0].objects[:2]
+    array = cv2.imread(pictures[0])
+    given = [pictures[0], Image.open(pictures[0]), array[:, :, ::-1].copy()]
+    results = ct.detect(given, deploy, weights, mean="104,117,123", labels=OBJECTS, threshold=0)
+    results += ct.detect(array, deploy, weights, mean="104,117,123", labels=OBJECTS, threshold=0, channel_order="BGR")
+    assert [result.objects for result in results] == [found[0].objects] * 4
 
 
 def test_detections_of_files_lists_and_databases_in_parquet(tmp_path: Path, detector: Any, pictures: list[str]) -> None:
