@@ -86,7 +86,11 @@ def _solver_file(caffe: ModuleType, flags: dict[str, str], folder: str) -> str:
     gpu = flags.get("gpu", "")
     if "," in gpu or gpu == "all":
         _fatal("caffe's Python module trains on one GPU; give --gpu one number")
-    if gpu or param.solver_mode == proto.SolverParameter.GPU:
+    asked = gpu or param.solver_mode == proto.SolverParameter.GPU
+    if asked and not gpu and not _has_device(caffe, param.device_id):
+        _log("caffe.cpp:197", "solver_mode is GPU, but this Caffe has no GPU " + str(param.device_id) + "; it trains on the CPU", "W")
+        asked = False
+    if asked:
         _log("caffe.cpp:218", "Using GPUs " + (gpu or str(param.device_id)))
         caffe.set_device(int(gpu or param.device_id))
         caffe.set_mode_gpu()
@@ -101,6 +105,18 @@ def _solver_file(caffe: ModuleType, flags: dict[str, str], folder: str) -> str:
     with open(copy, "w", encoding="utf-8") as stream:  # noqa: PTH123
         stream.write(text_format.MessageToString(param))
     return copy
+
+
+def _has_device(caffe: ModuleType, device: int) -> bool:
+    """Return whether this Caffe can use a GPU. One that cannot ends the process, so a child tries."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try:
+            caffe.set_device(device)
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def _log(place: str, text: str, severity: str = "I") -> None:

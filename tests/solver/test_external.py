@@ -255,8 +255,17 @@ def test_the_caffe_module_of_another_python_trains(tmp_path: Path, monkeypatch: 
     assert not done.stopped and (tmp_path / "tiny_iter_150.caffemodel").exists()
     log = done.log.read_text()
     assert log.index("Use CPU.") < log.index("Starting Optimization") < log.index("Optimization Done.")
+    # As a Caffe without GPUs does, which pip installs: it aborts.
+    (tmp_path / "modules" / "sitecustomize.py").write_text(
+        "import os, caffetools\ncaffetools.install_as_caffe()\nimport caffe\ncaffe.set_device = lambda number: os.abort()\n"
+    )
+    Path("solver.prototxt").write_text(Path("solver.prototxt").read_text().replace("solver_mode: CPU", "solver_mode: GPU"))
     train_with_caffe("solver.prototxt", snapshot="tiny_iter_100.solverstate")
-    assert "Resuming from tiny_iter_100.solverstate" in done.log.read_text()
+    log = done.log.read_text()
+    assert "Resuming from tiny_iter_100.solverstate" in log
+    assert "solver_mode is GPU, but this Caffe has no GPU 0; it trains on the CPU" in log and "Use CPU." in log
+    with pytest.raises(RunFailed, match="was ended by signal 6"):
+        train_with_caffe("solver.prototxt", arguments=["--gpu=0"])
     monkeypatch.setenv("CAFFETOOLS_CAFFE_PYTHON", str(tmp_path / "none"))
     with pytest.raises(CaffeToolsError, match="CAFFETOOLS_CAFFE_PYTHON is .*none, which is not a program"):
         train_with_caffe("solver.prototxt")
