@@ -109,7 +109,8 @@ def train(
         ours |= {"--precision": precision != "fp32", "--compile": compiled, "--quantize": bool(quantize)}
         ours |= {"--checkpoint-memory": checkpoint_memory, "--cuda-graphs": cuda_graphs is not None}
         flags = {"gpu": gpu, "stage": stage, "level": level, "sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
-        train_by_caffe(engine, engine_image, path, flags, [name for name, given in ours.items() if given], start, quiet=quiet)
+        names = [name for name, given in ours.items() if given]
+        train_by_caffe(engine, engine_image, path, flags, names, start, quiet=quiet, as_json=as_json)
         return
     options: dict[str, Any] = {"max_iter": max_iter, "level": level, "stages": split(stage), "skip_corrupt": skip_corrupt}
     compute = ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory, cuda_graphs=cuda_graphs)

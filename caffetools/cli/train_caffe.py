@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from caffetools.cli.show import console
+from caffetools.cli.show import console, print_json, print_next
 from caffetools.errors import CaffeToolsError
+
+if TYPE_CHECKING:
+    from caffetools.solver.caffe_process import CaffeTrainResult
 
 _DEFAULTS = {"gpu": "", "stage": "", "level": 0, "sigint_effect": "stop", "sighup_effect": "snapshot"}
 
 
 def train_by_caffe(
-    engine: str, image: str, path: Path, flags: Mapping[str, Any], ours: Sequence[str], start: Mapping[str, Any], *, quiet: bool
+    engine: str,
+    image: str,
+    path: Path,
+    flags: Mapping[str, Any],
+    ours: Sequence[str],
+    start: Mapping[str, Any],
+    *,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run ``caffe train``.
 
@@ -25,6 +36,7 @@ def train_by_caffe(
         ours: Options given that only caffetools has.
         start: Weights, snapshot, resume and log, as keyword arguments of ``train_with_caffe``.
         quiet: Print nothing but errors.
+        as_json: Print the result as JSON.
 
     Raises:
         CaffeToolsError: An engine that is unknown, or options that real Caffe does not have.
@@ -43,8 +55,18 @@ def train_by_caffe(
     bar, echo = terminal(quiet)
     with bar as events:
         done = train_with_caffe(path, image=image or None, arguments=arguments, echo=echo, events=events, **start)
-    if quiet:
-        return
+    if as_json:
+        print_json(_as_json(done))
+    elif not quiet:
+        _report(done, path)
+
+
+def _report(done: CaffeTrainResult, solver: Path) -> None:
+    """Print what was trained, how good it is, and the next command."""
+    from caffetools.project.config import command
+    from caffetools.project.next_step import after_training
+    from caffetools.proto.text import read_solver
+
     console.print(f"Real Caffe {'stopped' if done.stopped else 'has ended'} at iteration {done.iteration}.")
     for test in done.history.test[-1:]:
         scores = ", ".join(f"{output.name} {output.value:.4g}" for output in test.outputs)
@@ -52,3 +74,21 @@ def train_by_caffe(
     if done.snapshot is not None:
         console.print(f"  weights   {done.snapshot.weights}\n  state     {done.snapshot.state}", markup=False)
     console.print(f"  log       {done.log}", markup=False)
+    if done.snapshot is not None and done.stopped:
+        print_next(command("train", solver, "--engine", "caffe", "--resume", "auto"))
+    elif done.snapshot is not None:
+        print_next(after_training(solver, Path(done.snapshot.weights), next(iter(read_solver(solver).test_iter), 0)))
+
+
+def _as_json(done: CaffeTrainResult) -> dict[str, Any]:
+    saved = done.snapshot
+    return {
+        "iteration": done.iteration,
+        "stopped": done.stopped,
+        "weights": str(saved.weights) if saved is not None else None,
+        "state": str(saved.state) if saved is not None else None,
+        "log": str(done.log),
+        "tests": [
+            {"net": t.net, "iteration": t.iteration, "outputs": {o.name: o.value for o in t.outputs}} for t in done.history.test[-1:]
+        ],
+    }

@@ -169,6 +169,9 @@ def test_engine_caffe_runs_the_users_caffe(command: Callable[..., Done], tmp_pat
     assert done.stderr == (LOGS / "train.log").read_text() == Path("tiny.log").read_text()
     assert "Real Caffe has ended at iteration 150." in done.stdout
     assert "test net #0 at iteration 150: accuracy 1, loss" in done.stdout
+    answer = json.loads(command("train", "solver.prototxt", "--engine", "caffe", "--json").stdout)
+    assert (answer["iteration"], answer["stopped"], answer["log"]) == (150, False, "tiny.log")
+    assert answer["tests"][0]["outputs"]["accuracy"] == 1
 
 
 def test_engine_caffe_without_one_is_one_line(command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
