@@ -27,9 +27,9 @@ ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "docs"))
 from absolute_links import long_description, project_urls  # noqa: E402
 
-# The engine's kernels, and the reader of LMDB files.
-LIBRARIES = ["_kernels.dll"] if sys.platform == "win32" else ["_kernels.so", "_lmdb.so"]
-TARGETS = ["caffetools_kernels"] if sys.platform == "win32" else ["caffetools_kernels", "caffetools_lmdb"]
+# The engine's kernels, those for pictures of bytes, and the reader of LMDB files.
+LIBRARIES = ["_kernels.dll", "_pixels.dll"] if sys.platform == "win32" else ["_kernels.so", "_pixels.so", "_lmdb.so"]
+TARGETS = ["caffetools_kernels", "caffetools_pixels", *([] if sys.platform == "win32" else ["caffetools_lmdb"])]
 
 
 def compiler() -> str | None:

@@ -85,16 +85,24 @@ namespace {
 
 using Leaves = CaffetoolsLeaves;
 
+// Release the map's pages if it is time, before `size` bytes are asked for: otherwise a pass over a large file would count as memory of
+// this process.
+void count_mapped(const Leaves& leaves, uint64_t size) {
+#ifdef __linux__
+  if (__atomic_add_fetch(leaves.mapped, size, __ATOMIC_RELAXED) <= leaves.most_mapped) return;
+  __atomic_store_n(leaves.mapped, size, __ATOMIC_RELAXED);
+  madvise(const_cast<uint8_t*>(leaves.map), leaves.map_size, MADV_DONTNEED);
+#else
+  (void)leaves, (void)size;
+#endif
+}
+
 // Bring a part of the file into memory; false where the map has not all of it. A page that cannot be read (the file was truncated, the
 // disk fails) is an error here, where a mere access would end the process.
 bool is_mapped(const Leaves& leaves, uint64_t offset, uint64_t size) {
 #ifdef __linux__
   if (offset > leaves.map_size || size > leaves.map_size - offset) return false;
-  // Otherwise a pass over a large file would count as memory of this process.
-  if (__atomic_add_fetch(leaves.mapped, size, __ATOMIC_RELAXED) > leaves.most_mapped) {
-    __atomic_store_n(leaves.mapped, size, __ATOMIC_RELAXED);
-    madvise(const_cast<uint8_t*>(leaves.map), leaves.map_size, MADV_DONTNEED);
-  }
+  count_mapped(leaves, size);
   const uint64_t begin = offset & ~(kSystemPage - 1);
   return madvise(const_cast<uint8_t*>(leaves.map) + begin, offset + size - begin, kPopulateRead) == 0;
 #else
@@ -364,6 +372,46 @@ CAFFETOOLS_API Object* caffetools_lmdb_next(Leaves* leaves, uint64_t limit) try 
 } catch (const std::bad_alloc&) {
   return none();
 }
+
+// The addresses and sizes of the next records' values, about `limit` bytes and at most `most` records; returns how many, 0 at the end.
+// They are in the map and in the copies: valid until the next load, and only if caffetools_lmdb_current says so after they were used.
+// -1 if something is not sound, or there is no map.
+CAFFETOOLS_API int64_t caffetools_lmdb_views(Leaves* leaves, uint64_t limit, int64_t most, uint64_t* addresses, uint64_t* sizes) {
+  uint64_t total = 0, mapped_begin = 0, mapped_end = 0;
+  int64_t count = 0;
+  if (leaves->map == nullptr) return -1;
+  // Not while some of the values are in use already.
+  count_mapped(*leaves, 4 * limit);
+  __atomic_sub_fetch(leaves->mapped, 4 * limit, __ATOMIC_RELAXED);
+  while (leaves->page < leaves->pages && count < most) {
+    if (leaves->node >= leaves->counts[leaves->page]) {
+      ++leaves->page, leaves->node = 0;
+      continue;
+    }
+    Node node;
+    if (!leaf_node(*leaves, leaves->copies + static_cast<uint64_t>(leaves->page) * leaves->page_size, leaves->node, &node)) return -1;
+    if (total + node.size > limit && count) break;
+    const uint8_t* at = node.value;
+    if (at == nullptr) {
+      if (!overflow_fits(*leaves, node.overflow_page, node.size, leaves->map_size)) return -1;
+      const uint64_t begin = node.overflow_page * leaves->page_size, size = kHeader + node.size;
+      if (begin < mapped_begin || begin + size > mapped_end) {
+        // Values that were written one after the other lie so in the file: those that follow are brought in together.
+        const uint64_t ahead = std::min(std::max(limit - std::min(limit, total), size), leaves->map_size - begin);
+        if (!is_mapped(*leaves, begin, ahead)) return -1;
+        mapped_begin = begin, mapped_end = begin + ahead;
+      }
+      if (!is_overflow(*leaves, leaves->map + begin, node.overflow_page, node.size)) return -1;
+      at = leaves->map + begin + kHeader;
+    }
+    addresses[count] = reinterpret_cast<uint64_t>(at), sizes[count] = node.size;
+    total += node.size, ++count, ++leaves->node;
+  }
+  return count;
+}
+
+// Whether the values that caffetools_lmdb_views found were still the snapshot's.
+CAFFETOOLS_API int caffetools_lmdb_current(const Leaves* leaves) { return is_current(*leaves, leaves->map != nullptr); }
 
 // The record `number` as (key, value). None if something is not sound or there is no such record.
 CAFFETOOLS_API Object* caffetools_lmdb_item(const Leaves* leaves, uint64_t number) try {

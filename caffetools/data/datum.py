@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from caffetools.proto.schema import Datum
 
 # Datum's field `data`, and the number of further fields that a record with a picture has at most (unpacked floats are a field each).
 _DATA, _FEW_FIELDS = 4, 16
+# Different bytes after the pixels (a label each) that are remembered.
+_TAILS = 4096
 
 
 def array_to_datum(array: NDArray[Any], label: int | None = None) -> Any:
@@ -103,13 +106,18 @@ def record_to_array(
     Raises:
         DataError: As :func:`parse_datum` and :func:`datum_to_array`.
     """
+    known = _layout
+    if known is not None and (label := known.label(value)) is not None:
+        return np.frombuffer(value, np.uint8, known.end - known.begin, known.begin).reshape(known.shape), label
     view = memoryview(value)
     rest: list[memoryview] = []
     data: memoryview | None = None
+    begin = end = 0
     try:
         for number, item in enumerate(wire.walk(view)):
             if item.number == _DATA and item.kind == wire.BYTES and data is None:
-                data = view[item.value : item.end]
+                begin, end = item.value, item.end
+                data = view[begin:end]
             elif number < _FEW_FIELDS:
                 rest.append(view[item.start : item.end])
             else:
@@ -117,11 +125,67 @@ def record_to_array(
                 break
         datum = Datum.FromString(b"".join(rest))
         if data and not datum.encoded and not datum.HasField("data"):
-            return _shaped(np.frombuffer(data, np.uint8), datum, what), datum.label
+            array = _shaped(np.frombuffer(data, np.uint8), datum, what)
+            if isinstance(value, bytes):
+                _remember(value, begin, end, array.shape, datum.label)
+            return array, datum.label
     except (wire.WireError, DecodeError):
         pass  # the parser of the whole record raises the error
     datum = parse_datum(value, what)
     return datum_to_array(datum, color=color, what=what, any_depth=any_depth), datum.label
+
+
+class _Layout:
+    """The bytes around the pixels of a record, which those of its database share: equal bytes need to be parsed once.
+
+    Args:
+        head: The bytes before the pixels.
+        end: Offset of the end of the pixels.
+        shape: (C, H, W).
+    """
+
+    def __init__(self, head: bytes, end: int, shape: tuple[int, int, int]):
+        self.head, self.begin, self.end, self.shape = head, len(head), end, shape
+        self.tails: dict[bytes, int] = {}
+
+    def label(self, value: bytes) -> int | None:
+        """Return the label of a record of this layout; None for one of another, or with other bytes after its pixels."""
+        return self.tails.get(value[self.end :]) if isinstance(value, bytes) and value.startswith(self.head) else None
+
+
+# That of the record that was parsed last; only ever replaced, so threads may share it.
+_layout: _Layout | None = None
+
+
+def _remember(value: bytes, begin: int, end: int, shape: tuple[int, int, int], label: int) -> None:
+    global _layout
+    known = _layout
+    if known is None or known.end != end or known.head != value[:begin] or len(known.tails) >= _TAILS:
+        known = _Layout(value[:begin], end, shape)
+    known.tails[value[end:]] = label
+    _layout = known
+
+
+def find_pixels(address: int, size: int) -> tuple[int, tuple[int, int, int]] | None:
+    """Return the address and the shape (C, H, W) of the pixels of a record that lies in memory.
+
+    Args:
+        address: Where the record begins.
+        size: Its size in bytes.
+
+    Returns:
+        None if it holds anything but plain pixels, or is damaged: then :func:`record_to_array` reads it, or has the reason.
+    """
+    for _ in range(2):
+        known = _layout
+        fits = known is not None and known.end <= size and ctypes.string_at(address, known.begin) == known.head
+        if known is not None and fits and ctypes.string_at(address + known.end, size - known.end) in known.tails:
+            return address + known.begin, known.shape
+        try:
+            record_to_array(ctypes.string_at(address, size))
+        except DataError:
+            break
+    return None
 
 
 def datum_to_array(datum: Datum, *, color: bool | None = None, what: str = "the datum", any_depth: bool = False) -> NDArray[Any]:

@@ -13,6 +13,7 @@ the key after the last one read: keys still rise, and no record is read twice.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -27,7 +28,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from caffetools.data.lmdb_native import NativeLeaves, NativePages, lmdb_library
+from caffetools.data.lmdb_native import NativeLeaves, NativePages, Views, lmdb_library
 from caffetools.data.lmdb_pages import BRANCH, KIND, LEAF, MAX_RESTARTS, OVERFLOW, REBUILD, Damaged, Overtaken, PagedFile, Snapshot, Window
 from caffetools.errors import DataError
 
@@ -125,6 +126,32 @@ class LmdbFile:
                 raise self._damaged(str(error), last) from None
         if start < snapshot.entries != count and not restarted:
             raise self._damaged(f"its header counts {snapshot.entries} records, its pages hold {count}")
+
+    def views(self, limit: int) -> Generator[tuple[Views, Callable[[], bool]], None, None]:
+        """Yield where the values of the newest snapshot's records lie in memory, in the order of their keys, to be read without a copy.
+
+        Ends early where something is not sound or cannot be read in this way: whoever needs all records, or the reason, reads them with
+        :meth:`records`.
+
+        Args:
+            limit: Bytes of values at a time, about.
+
+        Yields:
+            Addresses and sizes, valid until the next ones are asked for; and a function which returns whether what was read there
+            until it is called belonged to the snapshot.
+        """
+        self.snapshot = snapshot = self._pages.newest()
+        native = self._native_leaves(snapshot)
+        if native is None:
+            return
+        with contextlib.suppress(Overtaken, Damaged):
+            for pages, bounds in self._leaf_pages(snapshot, _LEAVES):
+                if not native.load(pages, bounds):
+                    return
+                while (found := native.views(limit)) and len(found[0]):
+                    yield found, native.is_current
+                if found is None:
+                    return
 
     def item(self, number: int) -> Record:
         """Return (key, value) of the record ``number``, from 0, in the order of the keys.

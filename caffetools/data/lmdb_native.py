@@ -20,9 +20,13 @@ from numpy.typing import NDArray
 from caffetools.data.lmdb_pages import MAPPED_BYTES, PagedFile, Snapshot
 
 Record = tuple[bytes, bytes]
+# Addresses and sizes of values in memory.
+Views = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 _FILE = Path(__file__).parent.parent / "_lmdb.so"
 # Leaf pages that are copied together at most.
 MOST_PAGES = 32
+# Records whose places are looked up together at most.
+_MOST_VIEWS = 1024
 # What the library calls, in the order of its structure `Python`.
 _FUNCTIONS = (
     *("PyBytes_FromStringAndSize", "PyBytes_AsString", "PyBytes_Size"),
@@ -94,6 +98,8 @@ class NativeLeaves(NativePages):
         super().__init__(library, file, snapshot)
         self._copies = np.empty(MOST_PAGES * file.page_size, np.uint8)
         self._leaves.copies, self._leaves.most_mapped = self._copies.ctypes.data, MAPPED_BYTES
+        self._addresses, self._sizes = np.empty(_MOST_VIEWS, np.uint64), np.empty(_MOST_VIEWS, np.uint64)
+        self._places = self._addresses.ctypes.data, self._sizes.ctypes.data
 
     def load(self, pages: list[int], bounds: list[bytes | None]) -> list[int] | None:
         """Copy and check up to :data:`MOST_PAGES` leaf pages.
@@ -118,6 +124,18 @@ class NativeLeaves(NativePages):
         """Return the next records, whose values take about ``limit`` bytes at most; an empty list at the end, None if one is not sound."""
         return cast("list[Record] | None", self._library.caffetools_lmdb_next(self._at, limit))
 
+    def views(self, limit: int) -> Views | None:
+        """Return where the values of the next records lie in memory, about ``limit`` bytes of them; None if one is not sound.
+
+        They may be read until the next call of :meth:`load`, and were the snapshot's if :meth:`is_current` says so afterwards.
+        """
+        count = self._library.caffetools_lmdb_views(self._at, limit, len(self._addresses), *self._places)
+        return None if count < 0 else (self._addresses[:count], self._sizes[:count])
+
+    def is_current(self) -> bool:
+        """Return whether no writer can have reused a page of the snapshot before now."""
+        return bool(self._library.caffetools_lmdb_current(self._at))
+
 
 def lmdb_library() -> ctypes.PyDLL | None:
     """Return the library; None if it was not built, is of another version, or is switched off."""
@@ -141,4 +159,7 @@ def _library() -> ctypes.PyDLL | None:
     for name, arguments in (("next", [ctypes.c_uint64]), ("item", [ctypes.c_uint64]), ("branch", [ctypes.c_uint64])):
         function = getattr(library, f"caffetools_lmdb_{name}")
         function.argtypes, function.restype = [pointer, *arguments], value
+    library.caffetools_lmdb_views.argtypes = [pointer, ctypes.c_uint64, ctypes.c_int64, pointer, pointer]
+    library.caffetools_lmdb_views.restype = ctypes.c_int64
+    library.caffetools_lmdb_current.argtypes = [pointer]
     return library

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import CorruptRecords, Database, open_database, shown_key
-from caffetools.data.datum import is_encoded, record_to_array
-from caffetools.data.lmdb_file import Record
+from caffetools.data.datum import find_pixels, is_encoded, record_to_array
+from caffetools.data.lmdb_file import LmdbFile, Record
+from caffetools.data.pixels_native import add_pictures, addresses_of
 from caffetools.errors import DataError
 from caffetools.events import EventSink, Warned, ignore, reported, reporter
 from caffetools.proto.binary import write_binaryproto
@@ -24,6 +25,8 @@ from caffetools.util.threads import ordered_map
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 Array = NDArray[np.float32]
+# Bytes of records that are added together where they lie.
+_VIEW_BYTES = 1 << 23
 
 __all__ = ["channel_means", "compute_mean", "format_mean_values", "write_binaryproto"]
 
@@ -74,6 +77,8 @@ def _tolerance(limit: int, on_skip: Callable[[DataError], None] | None, events: 
 
 def _mean(source: Database, progress: Progress | None, corrupt: CorruptRecords, events: EventSink, cancel: CancelToken | None) -> Array:
     report = reporter(events, "mean", "records", cancel)
+    if isinstance(source, LmdbFile) and (found := _sums_of_pages(source, progress, report)):
+        return _divided(*found)
     count, total = 0, len(source)
     step = max(1, total // 100)
     shape: tuple[int, ...] = ()
@@ -97,8 +102,40 @@ def _mean(source: Database, progress: Progress | None, corrupt: CorruptRecords, 
     if not count:
         raise DataError("no record can be read", path=source.path)
     # The number of records read, not the one at the start: another process may have added some.
+    return _divided(sums, count)
+
+
+def _divided(sums: Array, count: int) -> Array:
     mean: Array = sums[np.newaxis] / np.float32(count)
     return mean
+
+
+def _sums_of_pages(source: LmdbFile, progress: Progress | None, report: Callable[[int, int], None]) -> tuple[Array, int] | None:
+    """Add up the records of an LMDB where they lie in its pages.
+
+    Returns:
+        The sums (C, H, W) and the number of records; None if something else than pixels of one size was found, or something damaged.
+    """
+    sums: Array | None = None
+    count = 0
+    with closing(source.views(_VIEW_BYTES)) as views:
+        for (addresses, sizes), is_current in views:
+            places = []
+            for address, size in zip(addresses.tolist(), sizes.tolist(), strict=True):
+                if (found := find_pixels(address, size)) is None:
+                    return None
+                place, shape = found
+                sums = np.zeros(shape, np.float32) if sums is None else sums
+                if sums.shape != shape:
+                    return None
+                places.append(place)
+            if sums is None or not add_pictures(np.array(places, np.uint64), sums) or not is_current():
+                return None
+            count += len(places)
+            if progress:
+                progress(count, len(source))
+            report(count, len(source))
+    return None if sums is None or count != len(source) else (sums, count)
 
 
 def channel_means(mean: Array) -> list[float]:
@@ -176,11 +213,19 @@ class _Accumulator:
     def _add_all(self, arrays: list[NDArray[Any]]) -> None:
         import cv2
 
+        if not arrays:
+            return
+        if self._sums is None:
+            self._sums = np.zeros(arrays[0].shape, np.float32)
+        if all(_is_plain(array) for array in arrays) and add_pictures(addresses_of(arrays), self._sums):
+            return
         for array in arrays:
-            if self._sums is None:
-                self._sums = np.zeros(array.shape, np.float32)
-            if array.dtype == np.uint8 and array.flags.c_contiguous:
+            if _is_plain(array):
                 # The same additions as NumPy's, several at a time and without a converted copy.
                 cv2.accumulate(array.reshape(-1, array.shape[2]), self._sums.reshape(-1, array.shape[2]))
             else:
                 np.add(self._sums, array, out=self._sums)
+
+
+def _is_plain(array: NDArray[Any]) -> bool:
+    return array.dtype == np.uint8 and array.flags.c_contiguous

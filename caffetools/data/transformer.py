@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.pixels_native import NativeTransform
 from caffetools.data.random_resize import RandomResize
 from caffetools.errors import DataError, ModelFileError
 from caffetools.layers.base import format_shape
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TRAIN, TransformationParameter
+from caffetools.util.buffers import ArrayPool
 from caffetools.util.threads import cpu_count, parallel_for
 
 Batch = NDArray[np.float32]
@@ -82,6 +84,8 @@ class Transformer:
                 self.mean = _one_mean(read_binaryproto(param.mean_file), param.mean_file)
             except ModelFileError as error:
                 raise DataError(f"transform_param: mean_file: {error}") from None
+        self._native = NativeTransform(self.mean, self.values, float(self.scale))
+        self._buffers = ArrayPool()
 
     def top_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Return the (C, h, w) that a picture of ``shape`` (C, H, W) becomes. Raises :class:`DataError` if it does not fit."""
@@ -120,12 +124,24 @@ class Transformer:
         interleaved = shape[0] == 3 and all(picture.dtype == np.uint8 for picture in pictures)
         if interleaved:
             # Channels last in memory, as the net wants it.
-            stored: Batch = np.empty((len(items), *shape[1:], 3), np.float32)
+            stored: Batch = self._buffers.take((len(items), *shape[1:], 3))
         else:
-            stored = np.empty((len(items), *shape), np.float32)
-        fill = partial(self._fill_rows if interleaved else self._fill_planes, stored, items)
+            stored = self._buffers.take((len(items), *shape))
+        fill = partial(self._fill, stored, items, interleaved)
         parallel_for(fill, len(items), threads=cpu_count() if stored.nbytes > _MIN_BYTES_FOR_THREADS else 1)
         return stored.transpose(0, 3, 1, 2) if interleaved else stored
+
+    def _fill(self, stored: Batch, items: list[Item], interleaved: bool, chosen: range) -> None:
+        """Compute the pictures of the numbers ``chosen``."""
+        part = items[chosen.start : chosen.stop]
+        if all(picture.dtype == np.uint8 for picture, _, _ in part):
+            crops = []
+            for picture, window, flip in part:
+                mean = self._mean_window(window)
+                crops.append((picture, window[1].start, window[2].start, mean[1].start, mean[2].start, flip))
+            if self._native.fill(stored[chosen.start : chosen.stop], crops, interleaved=interleaved):
+                return
+        (self._fill_rows if interleaved else self._fill_planes)(stored, items, chosen)
 
     def _fill_planes(self, planes: Batch, items: list[Item], chosen: range) -> None:
         for index in chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import lmdb
@@ -215,6 +217,23 @@ def outcome(path: Path) -> tuple[Records, list[str]]:
     return found, errors
 
 
+def check_views(path: Path, found: tuple[Records, list[str]]) -> None:
+    """Values that are read where they lie are those of the records, up to the first that is damaged."""
+    with suppress(CaffeToolsError):
+        reader = LmdbFile(path)
+        values = viewed(reader, 20000)
+        assert values == [value for _, value in found[0][: len(values)]]
+        assert found[1] or len(values) == len(reader)
+
+
+def viewed(reader: LmdbFile, limit: int) -> list[bytes]:
+    values = []
+    for (addresses, sizes), is_current in reader.views(limit):
+        values += [ctypes.string_at(int(address), int(size)) for address, size in zip(addresses, sizes, strict=True)]
+        assert is_current()
+    return values
+
+
 @pytest.mark.parametrize(("change", "count", "least", "most"), [(mutated, 300, 1, 300), (restructured, 250, 51, 199)])
 def test_the_native_reader_gives_the_records_and_errors_of_the_one_in_python(
     tmp_path: Path,
@@ -241,6 +260,7 @@ def test_the_native_reader_gives_the_records_and_errors_of_the_one_in_python(
             patch.setenv("CAFFETOOLS_NATIVE", "0")
             assert outcome(path) == native
         damaged += bool(native[1])
+        check_views(path, native)
     assert damaged
     assert "CAFFETOOLS_FUZZ" in os.environ or least <= damaged <= most
 
@@ -258,6 +278,21 @@ def test_the_native_reader_reads_sound_files_itself(tmp_path: Path, reader_kind:
     monkeypatch.setattr(LmdbFile, "_offsets", unused)
     assert list(reader.records()) == records and list(reader.records(450)) == records[450:]
     assert [reader.item(number) for number in range(900)] == records
+    assert viewed(reader, 1) == viewed(reader, 1 << 22) == [value for _, value in records]
+
+
+def test_views_of_pages_that_a_writer_reused_are_known_to_be_out_of_date(tmp_path: Path, reader_kind: str) -> None:
+    environment = lmdb.open(os.fspath(tmp_path / "db"), map_size=1 << 26, sync=False)
+    answers = []
+    for number in range(4):
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"%d" % number, bytes(9000))
+        if number == 0:
+            views = LmdbFile(tmp_path / "db").views(1 << 20)
+            found = next(views, None)
+        answers.append(found is not None and found[1]())
+    assert answers == ([True, True, False, False] if reader_kind == "native" else [False] * 4)
+    environment.close()
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
