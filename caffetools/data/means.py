@@ -131,9 +131,10 @@ def _sums_of_pages(source: LmdbFile, progress: Progress | None, report: Callable
                 places.append(place)
             if sums is None or not add_pictures(np.array(places, np.uint64), sums) or not is_current():
                 return None
-            count += len(places)
             if progress:
-                progress(count, len(source))
+                for done in range(count + 1, count + len(places) + 1):
+                    progress(done, len(source))
+            count += len(places)
             report(count, len(source))
     return None if sums is None or count != len(source) else (sums, count)
 
