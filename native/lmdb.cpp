@@ -37,9 +37,21 @@ struct Python {
   void (*decref)(Object*);
   void* (*release_gil)();
   void (*take_gil)(void*);
+  Object* (*function_new)(struct Method*, Object* self, Object* module);
+  Object* (*error)();
+  void (*clear_error)();
   Object* none;
 };
 Python python;
+
+// PyMethodDef of the stable interface.
+struct Method {
+  const char* name;
+  Object* (*call)(Object* self, Object* argument);
+  int flags;
+  const char* text;
+};
+constexpr int kOneArgument = 8;  // METH_O
 
 constexpr uint64_t kHeader = 16, kNodeHeader = 8, kWord = 8, kTransaction = 144;  // bytes; the last: offset of a meta page's transaction
 constexpr uint16_t kBranch = 1, kLeaf = 2, kOverflow = 4, kKind = 0x6f;
@@ -54,6 +66,14 @@ template <typename T>
 T get(const uint8_t* from) {
   T value;
   std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// The same of memory that another process may change: what is checked is the value that is used, as it is not read again.
+template <typename T>
+T get_once(const uint8_t* from) {
+  T value = get<T>(from);
+  __asm__ volatile("" : "+r"(value));
   return value;
 }
 
@@ -75,6 +95,7 @@ struct CaffetoolsLeaves {
   // For records by number: the leaf pages in order, and the number of records up to the end of each.
   const int64_t *leaf_pages, *ends;
   int64_t leaf_count;
+  uint8_t* ready;  // one bit for each page of the map: it was brought into memory, and its nodes were checked if it is a leaf page
   uint8_t* copies;   // of kMostPages pages
   int64_t pages;     // that are copied
   int64_t page, node;  // the next record
@@ -92,6 +113,7 @@ void count_mapped(const Leaves& leaves, uint64_t size) {
   if (__atomic_add_fetch(leaves.mapped, size, __ATOMIC_RELAXED) <= leaves.most_mapped) return;
   __atomic_store_n(leaves.mapped, size, __ATOMIC_RELAXED);
   madvise(const_cast<uint8_t*>(leaves.map), leaves.map_size, MADV_DONTNEED);
+  if (leaves.ready != nullptr) std::memset(leaves.ready, 0, leaves.map_size / leaves.page_size / 8 + 1);
 #else
   (void)leaves, (void)size;
 #endif
@@ -177,15 +199,16 @@ struct Node {
 
 // Node `number` of a leaf page whose header and offsets are sound. False if it leaves the page, or is of a kind for Python's reader.
 bool leaf_node(const Leaves& leaves, const uint8_t* data, int64_t number, Node* node) {
-  const uint64_t begin = get<uint16_t>(data + kHeader + 2 * number) + kNodeHeader;
+  const uint64_t begin = get_once<uint16_t>(data + kHeader + 2 * number) + kNodeHeader;
+  if (begin > leaves.page_size) return false;
   const uint8_t* head = data + begin - kNodeHeader;
-  const uint16_t flags = get<uint16_t>(head + 4);
-  node->size = get<uint32_t>(head);
-  node->key = {data + begin, get<uint16_t>(head + 6)};
+  const uint16_t flags = get_once<uint16_t>(head + 4);
+  node->size = get_once<uint32_t>(head);
+  node->key = {data + begin, get_once<uint16_t>(head + 6)};
   const uint64_t middle = begin + node->key.size;
   if (flags > 1 || middle + (flags ? kWord : node->size) > leaves.page_size) return false;
   node->value = flags ? nullptr : data + middle;
-  node->overflow_page = flags ? get<uint64_t>(data + middle) : 0;
+  node->overflow_page = flags ? get_once<uint64_t>(data + middle) : 0;
   return true;
 }
 
@@ -311,6 +334,106 @@ bool copy_page(const Leaves& leaves, uint64_t page, uint8_t* to) {
   return copy_part(leaves, mapped, offset, leaves.page_size, to) && is_current(leaves, mapped);
 }
 
+bool is_ready(const Leaves& leaves, uint64_t page) {
+  return __atomic_load_n(&leaves.ready[page / 8], __ATOMIC_RELAXED) >> (page % 8) & 1;
+}
+
+void set_ready(const Leaves& leaves, uint64_t page) {
+  __atomic_fetch_or(&leaves.ready[page / 8], static_cast<uint8_t>(1u << (page % 8)), __ATOMIC_RELAXED);
+}
+
+// Whether all nodes of a leaf page are sound, by a copy of it.
+bool check_leaf(const Leaves& leaves, uint64_t page) {
+  uint8_t data[kLargestPage];
+  if (!copy_page(leaves, page, data)) return false;
+  const int64_t count = sound_nodes(leaves, data, page, kLeaf);
+  Node node;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!leaf_node(leaves, data, i, &node)) return false;
+  }
+  return count > 0;
+}
+
+// The record of node `number` of a leaf page, by copies. Python's reader is asked (None) where something is not sound.
+Object* record_of_copy(const Leaves& leaves, uint64_t page, int64_t number) {
+  uint8_t data[kLargestPage];
+  if (!copy_page(leaves, page, data)) return none();
+  Node node;
+  if (number >= sound_nodes(leaves, data, page, kLeaf) || !leaf_node(leaves, data, number, &node)) return none();
+  if (node.value != nullptr) return make_record(node);
+  Object* list = make_records(leaves, {node});
+  if (list == nullptr || list == python.none) return list;
+  Object* record = python.list_get(list, 0);
+  python.incref(record);
+  python.decref(list);
+  return record;
+}
+
+// The same, read where it lies. A page is brought into memory and checked once for a snapshot; then only its header and this node are, and
+// whether the file was truncated.
+Object* record_in_map(const Leaves& leaves, uint64_t page, int64_t number) {
+  struct stat status;
+  if (fstat(static_cast<int>(leaves.file), &status) != 0) return none();
+  const uint64_t size = std::min(static_cast<uint64_t>(status.st_size), leaves.map_size);
+  if (page < 2 || page > leaves.last_page || page >= size / leaves.page_size) return record_of_copy(leaves, page, number);
+  if (!is_ready(leaves, page)) {
+    if (!check_leaf(leaves, page)) return none();
+    set_ready(leaves, page);
+  }
+  const uint8_t* const data = leaves.map + page * leaves.page_size;
+  const uint64_t lower = get_once<uint16_t>(data + 12);
+  if (get<uint64_t>(data) != page || (get<uint16_t>(data + 10) & kKind) != kLeaf || lower > leaves.page_size) return none();
+  Node node;
+  if (number < 0 || kHeader + 2 * static_cast<uint64_t>(number) + 2 > lower || !leaf_node(leaves, data, number, &node)) return none();
+  const bool large = node.value == nullptr;
+  if (large) {
+    const uint64_t begin = node.overflow_page * leaves.page_size;
+    if (!overflow_fits(leaves, node.overflow_page, node.size, size)) return record_of_copy(leaves, page, number);
+    if (!is_ready(leaves, node.overflow_page)) {
+      void* state = python.release_gil();
+      const bool mapped = is_mapped(leaves, begin, kHeader + node.size);
+      python.take_gil(state);
+      if (!mapped) return none();
+      set_ready(leaves, node.overflow_page);
+    }
+    if (!is_overflow(leaves, leaves.map + begin, node.overflow_page, node.size)) return none();
+    if (node.size <= kLargestGap) node.value = leaves.map + begin + kHeader;
+  }
+  Object* record = make_record(node);
+  if (record == nullptr) return nullptr;
+  bool sound = true;
+  if (node.value == nullptr) {
+    char* to = python.bytes_data(python.tuple_get(record, 1));
+    void* state = python.release_gil();
+    sound = copy_part(leaves, true, node.overflow_page * leaves.page_size + kHeader, node.size, to);
+    python.take_gil(state);
+  }
+  if (sound && is_current(leaves, true)) return record;
+  python.decref(record);
+  return none();
+}
+
+// The record of a number as (key, value); `self` is a tuple that begins with the pages' address. None if something is not sound, or there
+// is no such record.
+Object* item(Object* self, Object* argument) try {
+  const Leaves& leaves = *reinterpret_cast<const Leaves*>(python.integer_value(python.tuple_get(self, 0)));
+  const int64_t number = static_cast<int64_t>(python.integer_value(argument));
+  if (number < 0) {
+    if (python.error() != nullptr) python.clear_error();
+    return none();
+  }
+  const int64_t* const end = leaves.ends + leaves.leaf_count;
+  const int64_t* const found = std::upper_bound(leaves.ends, end, number);
+  if (found == end) return none();
+  const int64_t within = number - (found == leaves.ends ? 0 : found[-1]);
+  const uint64_t page = static_cast<uint64_t>(leaves.leaf_pages[found - leaves.ends]);
+  return leaves.ready != nullptr ? record_in_map(leaves, page, within) : record_of_copy(leaves, page, within);
+} catch (const std::bad_alloc&) {
+  return none();
+}
+
+Method item_method = {"item", item, kOneArgument, nullptr};
+
 }  // namespace
 
 // Takes the addresses of Python's functions, in the order of `Python`; returns how many there are.
@@ -413,27 +536,9 @@ CAFFETOOLS_API int64_t caffetools_lmdb_views(Leaves* leaves, uint64_t limit, int
 // Whether the values that caffetools_lmdb_views found were still the snapshot's.
 CAFFETOOLS_API int caffetools_lmdb_current(const Leaves* leaves) { return is_current(*leaves, leaves->map != nullptr); }
 
-// The record `number` as (key, value). None if something is not sound or there is no such record.
-CAFFETOOLS_API Object* caffetools_lmdb_item(const Leaves* leaves, uint64_t number) try {
-  const int64_t* const end = leaves->ends + leaves->leaf_count;
-  const int64_t* const found = std::upper_bound(leaves->ends, end, static_cast<int64_t>(number));
-  if (found == end) return none();
-  const int64_t first = found == leaves->ends ? 0 : found[-1], page = leaves->leaf_pages[found - leaves->ends];
-  uint8_t data[kLargestPage];
-  if (!copy_page(*leaves, static_cast<uint64_t>(page), data)) return none();
-  Node node;
-  const int64_t within = static_cast<int64_t>(number) - first;
-  if (within >= sound_nodes(*leaves, data, static_cast<uint64_t>(page), kLeaf) || !leaf_node(*leaves, data, within, &node)) return none();
-  if (node.value != nullptr) return make_record(node);
-  Object* list = make_records(*leaves, {node});
-  if (list == nullptr || list == python.none) return list;
-  Object* record = python.list_get(list, 0);
-  python.incref(record);
-  python.decref(list);
-  return record;
-} catch (const std::bad_alloc&) {
-  return none();
-}
+// A function of Python that returns the record of a number as (key, value), or None. `owners`: the address of the pages, as an integer, and
+// the objects that must exist as long as the function.
+CAFFETOOLS_API Object* caffetools_lmdb_item_function(Object* owners) { return python.function_new(&item_method, owners, nullptr); }
 
 // (keys, child pages) of a branch page, the first key as empty bytes; None if something is not sound.
 CAFFETOOLS_API Object* caffetools_lmdb_branch(const Leaves* leaves, uint64_t page) try {

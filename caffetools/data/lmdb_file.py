@@ -81,6 +81,8 @@ class LmdbFile:
         self._native: NativePages | None = None
         self._lock = threading.Lock()
         self._index: _Index | None = None
+        # The native function of `item`, with its index.
+        self._item: Callable[[int], Record | None] | None = None
         self.snapshot = self._pages.newest()
         self._check_length()
 
@@ -93,7 +95,7 @@ class LmdbFile:
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        self._index = self._native = None
+        self._index = self._native = self._item = None
         self._pages.close()
 
     def records(self, start: int = 0, *, on_error: ErrorHandler | None = None) -> Generator[Record, None, None]:
@@ -162,6 +164,9 @@ class LmdbFile:
             IndexError: There is no such record.
             DataError: The page or record is damaged; names it.
         """
+        native = self._item
+        if native is not None and (record := native(number)) is not None:
+            return record
         for _ in range(MAX_RESTARTS):
             try:
                 index = self._index or self._leaf_index()
@@ -175,7 +180,7 @@ class LmdbFile:
                 self._pages.check_current(index.snapshot)
                 return self._values(index.snapshot, [self._nodes(page, data)[0][number - before]], None)[0]
             except Overtaken:
-                self._index = None
+                self._index = self._item = None
             except Damaged as error:
                 raise self._damaged(str(error)) from None
         raise self._too_fast()
@@ -274,6 +279,7 @@ class LmdbFile:
                 self._index = _Index(snapshot, np.array(pages, np.int64), ends, self._native_pages(snapshot))
                 if self._index.native is not None:
                     self._index.native.index(self._index.pages, ends)
+                    self._item = self._index.native.item
             return self._index
 
     # Records

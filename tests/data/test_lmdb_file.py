@@ -277,7 +277,11 @@ def test_the_native_reader_reads_sound_files_itself(tmp_path: Path, reader_kind:
     monkeypatch.setattr(LmdbFile, "_nodes", unused)
     monkeypatch.setattr(LmdbFile, "_offsets", unused)
     assert list(reader.records()) == records and list(reader.records(450)) == records[450:]
-    assert [reader.item(number) for number in range(900)] == records
+    for _ in range(2):
+        assert [reader.item(number) for number in range(900)] == records
+    for number in (-1, 900, 2**63, 2**64):
+        with pytest.raises(IndexError, match=f"record {number} of 900"):
+            reader.item(number)
     assert viewed(reader, 1) == viewed(reader, 1 << 22) == [value for _, value in records]
 
 
@@ -318,8 +322,9 @@ def test_a_file_of_which_nothing_is_left_while_it_is_read_is_an_error(tmp_path: 
     os.truncate(path / "data.mdb", length)
     with pytest.raises(DataError, match=r"the LMDB is truncated"):
         list(rows)
-    with pytest.raises(DataError, match=r"the LMDB is truncated"):
-        reader.item(len(reader) - 1)
+    for number in (1, len(reader) - 1) if length <= PAGE else (len(reader) - 1,):
+        with pytest.raises(DataError, match=r"the LMDB is truncated"):
+            reader.item(number)
 
 
 def test_a_database_that_the_process_itself_has_open_is_read(tmp_path: Path) -> None:
@@ -343,9 +348,13 @@ def test_a_pass_continues_with_the_newest_snapshot_where_a_writer_reused_pages(t
             transaction.put(key, b"old" * 500)
     rng = random.Random(3)
     seen = []
+    at_random = LmdbFile(tmp_path / "db")
     for key, value in LmdbFile(tmp_path / "db").records():
         seen.append(key)
         assert value in (b"old" * 500, b"new" * 500)
+        number = rng.randrange(400)
+        found, value = at_random.item(number)
+        assert found == keys[number] and value in (b"old" * 500, b"new" * 500)
         for _ in range(3):
             with environment.begin(write=True) as transaction:
                 for _ in range(5):
