@@ -94,6 +94,9 @@ class Project:
         self.data = self.folder / "data"
         self.nets = self.folder if (self.folder / "solver.prototxt").is_file() else self.folder / "net"
 
+    def __repr__(self) -> str:
+        return f"Project({os.fspath(self.folder)!r})"
+
     @classmethod
     def open(cls, folder: PathLike) -> Project:
         """Open an existing project.

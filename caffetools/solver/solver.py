@@ -136,7 +136,10 @@ class Solver:
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
         """Build the solver of a prototxt; ``options`` as for the class. Raises :class:`PrototxtError` too."""
-        return cls(path, **options)
+        try:
+            return cls(read_solver(path), path=path, **options)
+        except SolverError as error:
+            raise error.in_file(path) from None
 
     @property
     def max_iter(self) -> int:
