@@ -56,15 +56,18 @@ def explain(
     plugin: Plugin = None,
 ) -> None:
     """Explain a net's answer for a picture: which pixels speak for a unit, by one or several methods."""
-    from caffetools.visualize.explanations import ALL_METHODS, explanations_figure
+    from caffetools.visualize.explanations import ALL_METHODS, explain_all, explanations_figure
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     prepared = model.prepare(picture)
     methods = method or [name for name in ALL_METHODS if name != "occlusion"]
     chosen = parse_unit(unit)
 
+    with progress("explaining") as advance:
+        found = explain_all(model, prepared, methods, blob=blob, unit=chosen, layer=layer, progress=advance)
+
     def draw(theme: Theme) -> tuple[Figure, str]:
-        return explanations_figure(model, prepared, methods, blob=blob, unit=chosen, layer=layer, theme=theme)
+        return explanations_figure(model, prepared, found, theme=theme)
 
     emit(draw, out, show, f"Explanation of {prepared.name}")
 
@@ -89,14 +92,17 @@ def occlusion(
     plugin: Plugin = None,
 ) -> None:
     """Cover parts of a picture and draw how much the answer falls."""
-    from caffetools.visualize.explanations import explanations_figure
+    from caffetools.visualize.explanations import explain_all, explanations_figure
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     prepared = model.prepare(picture)
     chosen, options = parse_unit(unit), {"window": window, "stride": stride, "value": value}
 
+    with progress("covering parts") as advance:
+        found = explain_all(model, prepared, ["occlusion"], blob=blob, unit=chosen, options=options, progress=advance)
+
     def draw(theme: Theme) -> tuple[Figure, str]:
-        return explanations_figure(model, prepared, ["occlusion"], blob=blob, unit=chosen, options=options, theme=theme)
+        return explanations_figure(model, prepared, found, theme=theme)
 
     emit(draw, out, show, f"Occlusion of {prepared.name}")
 
@@ -248,7 +254,7 @@ def synthesize(
                 progress=advance,
             )
         panels.append(Panel(enlarge(pixels, 284), unit_name(model, name, chosen)))
-    caption = f"{len(panels)} pictures of {steps} steps for units of blob '{name}'."
+    caption = f"{len(panels)} {'picture' if len(panels) == 1 else 'pictures'} of {steps} steps for units of blob '{name}'."
     emit(lambda theme: (panels_figure(panels, f"What units prefer  ·  {name}", caption, theme=theme), caption), out, show, "Units")
 
 

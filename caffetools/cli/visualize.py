@@ -158,7 +158,9 @@ def graph(
     param = read_net(net_file(net, "train_val"))
     drawn = net_graph(param, TRAIN if phase == "train" else TEST)
     check_drawing(out)
-    caption = draw_graph(drawn, out, title=f"{param.name or net.stem}", fold=fold, engine=layout)
+    folder = net.resolve().parent.name
+    title = param.name or (f"{folder}/{net.stem}" if net.suffix and folder else net.stem)
+    caption = draw_graph(drawn, out, title=title, fold=fold, engine=layout)
     report_written(out, caption)
     if show:
         typer.launch(str(out))

@@ -20,7 +20,7 @@ from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fork_activation import ReLU6
 from caffetools.net.net import Net
-from caffetools.visualize.units import Image, Inputs, Unit, UnitProbe, as_batch
+from caffetools.visualize.units import Image, Inputs, Progress, Unit, UnitProbe, as_batch
 
 Attribution = NDArray[np.float32]
 
@@ -81,6 +81,7 @@ def integrated_gradients(
     baseline: float | Image = 0.0,
     steps: int = 50,
     batch: int = 8,
+    progress: Progress | None = None,
 ) -> Attribution:
     """Return integrated gradients along the line from ``baseline`` to the picture. Sundararajan, Taly, Yan (2017).
 
@@ -95,6 +96,7 @@ def integrated_gradients(
         baseline: One value, or (C, H, W).
         steps: Points of the sum.
         batch: Points computed at once.
+        progress: Called with (done, total) between batches.
 
     Returns:
         (C, H, W) float32, signed.
@@ -117,6 +119,7 @@ def integrated_gradients(
     for first in range(0, steps, batch):
         points = start + positions[first : first + batch] * (x - start)
         total += np.tensordot(weights[first : first + batch] / 2, probe.gradients(points).astype(np.float64), 1)
+        _advance(progress, first + batch, steps)
     return np.asarray(total * (x - start)[0].numpy(), np.float32)
 
 
@@ -131,6 +134,7 @@ def smooth_grad(
     noise: float = 0.15,
     seed: int = 0,
     batch: int = 8,
+    progress: Progress | None = None,
 ) -> Attribution:
     """Return the mean gradient over copies of the picture with Gaussian noise. Smilkov et al. (2017).
 
@@ -144,6 +148,7 @@ def smooth_grad(
         noise: Standard deviation as a share of the picture's range (max - min), as in the paper.
         seed: Of the noise.
         batch: Copies computed at once.
+        progress: Called with (done, total) between batches.
 
     Returns:
         (C, H, W) float32, signed.
@@ -165,6 +170,7 @@ def smooth_grad(
         # Drawn one by one, so that the result does not depend on the batch.
         noisy = torch.cat([x + deviation * torch.randn(x.shape, generator=generator) for _ in range(count)])
         total += probe.gradients(noisy).astype(np.float64).sum(0)
+        _advance(progress, first + batch, samples)
     return np.asarray(total / samples, np.float32)
 
 
@@ -179,6 +185,7 @@ def occlusion(
     stride: int | tuple[int, int] | None = None,
     value: float = 0.0,
     batch: int = 8,
+    progress: Progress | None = None,
 ) -> Attribution:
     """Return how much the unit falls when a window over the picture is covered. Zeiler, Fergus (2014).
 
@@ -195,6 +202,7 @@ def occlusion(
         stride: Its step; None takes half a window.
         value: What the window is filled with; 0 is the mean where a mean was subtracted.
         batch: Pictures computed at once.
+        progress: Called with (done, total) between batches.
 
     Returns:
         (H, W) float32: positive where the picture supports the unit.
@@ -225,6 +233,7 @@ def occlusion(
         for score, (top, left) in zip(probe.scores(covered), part, strict=True):
             total[top : top + window_h, left : left + window_w] += base - score
             cover[top : top + window_h, left : left + window_w] += 1
+        _advance(progress, first + batch, len(corners))
     return np.asarray(total / np.maximum(cover, 1), np.float32)
 
 
@@ -236,6 +245,11 @@ METHODS: dict[str, Callable[..., Attribution]] = {
     "smooth-grad": smooth_grad,
     "occlusion": occlusion,
 }
+
+
+def _advance(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(min(done, total), total)
 
 
 def _check_batch(batch: int) -> None:

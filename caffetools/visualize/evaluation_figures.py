@@ -99,16 +99,13 @@ def roc_figure(predictions: Predictions, *, theme: Theme = LIGHT) -> tuple[Figur
 
 
 def errors_figure(model: PictureNet, predictions: Predictions, *, most: int = 60, theme: Theme = LIGHT) -> tuple[Figure, str]:
-    """Draw the pictures that were classified wrongly, the most confident first, with their three most probable classes.
-
-    Raises:
-        DataError: no picture was classified wrongly.
-    """
+    """Draw the pictures that were classified wrongly, the most confident first, with their three most probable classes."""
     classes, labels = predictions.pictures.classes, np.array(predictions.pictures.labels)
     rows = predictions.probabilities
     wrong = np.flatnonzero(predictions.predicted != labels)
     if not wrong.size:
-        raise DataError(f"all {len(labels)} pictures were classified correctly; there are no errors to draw")
+        caption = f"None of {len(labels)} pictures was classified wrongly (100.00% correct)."
+        return panels_figure([], "No errors", caption, theme=theme), caption
     order = wrong[np.argsort(-rows[wrong].max(1), kind="stable")][:most]
     panels = []
     for index in order:

@@ -8,7 +8,7 @@ from pathlib import Path
 from caffetools.errors import DataError
 from caffetools.proto.text import read_net
 from caffetools.visualize.activations import blob_values, channels_first, computable_blobs, overview_figure
-from caffetools.visualize.explanations import ALL_METHODS, explanations_figure
+from caffetools.visualize.explanations import ALL_METHODS, explain_all, explanations_figure
 from caffetools.visualize.filters import filter_changes_figure, filters_figure, find_weights
 from caffetools.visualize.graph_drawing import graph_figure, place_graph
 from caffetools.visualize.net_graph import fold_repeats, net_graph
@@ -43,7 +43,7 @@ def write_everything(
     drawings = [*_weights(weights, before), *(drawing for picture in pictures for drawing in _picture(model, picture))]
     graph = fold_repeats(net_graph(read_net(deploy)))
     placed = place_graph(graph)
-    facts = f"{graph.layers} layers, {graph.parameters:,} parameters, {graph.macs:,} multiply–accumulates."
+    facts = f"{', '.join(graph.facts)}."
     drawings.append(Drawing("Graph", lambda theme: graph_figure(placed, title=name, theme=theme), facts))
     write_page(path, name, drawings)
     return len(drawings)
@@ -64,10 +64,11 @@ def _picture(model: PictureNet, picture: PathLike) -> list[Drawing]:
     names = [name for name in computable_blobs(model.net) if name != model.input]
     values = channels_first(model.net, blob_values(model.net, prepared.input, names))
     methods = [method for method in ALL_METHODS if method != "occlusion"]
+    explained = explain_all(model, prepared, methods)
     title = f"Activations  ·  {prepared.name}"
     return [
         Drawing(
             f"Activations for {prepared.name}", lambda theme: overview_figure(values, picture=prepared.shown, title=title, theme=theme)[0]
         ),
-        Drawing(f"Explanation of {prepared.name}", lambda theme: explanations_figure(model, prepared, methods, theme=theme)[0]),
+        Drawing(f"Explanation of {prepared.name}", lambda theme: explanations_figure(model, prepared, explained, theme=theme)[0]),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -21,11 +22,13 @@ from caffetools.visualize.colormaps import heat_of, overlay, scaled_colours
 from caffetools.visualize.panels import Panel, enlarge, panels_figure
 from caffetools.visualize.picture_net import PictureNet, Prepared
 from caffetools.visualize.style import LIGHT, Theme
-from caffetools.visualize.units import Unit, UnitProbe, target_blob
+from caffetools.visualize.units import Progress, Unit, UnitProbe, target_blob
 
 CAMS = {"grad-cam": grad_cam, "grad-cam++": grad_cam_plus_plus}
 ALL_METHODS = (*METHODS, *CAMS)
 _SIDE = 284
+# Methods that run the net many times.
+_SLOW = ("integrated-gradients", "smooth-grad", "occlusion")
 
 
 def explain(
@@ -53,7 +56,24 @@ def explain(
     return METHODS[method](model.net, prepared.input, blob=blob, unit=unit, **options)
 
 
-def explanations_figure(
+@dataclass(frozen=True)
+class Explained:
+    """Attributions of one unit for one picture.
+
+    Attributes:
+        blob: The blob of the unit.
+        unit: Its index; never None.
+        layer: The layer of Grad-CAM's maps; "" without any.
+        maps: The methods with their attributions, (C, H, W) or (H, W).
+    """
+
+    blob: str
+    unit: Unit
+    layer: str
+    maps: tuple[tuple[str, NDArray[np.float32]], ...]
+
+
+def explain_all(
     model: PictureNet,
     prepared: Prepared,
     methods: Sequence[str],
@@ -62,44 +82,66 @@ def explanations_figure(
     unit: Unit = None,
     layer: str | None = None,
     options: dict[str, Any] | None = None,
-    theme: Theme = LIGHT,
-) -> tuple[Figure, str]:
-    """Draw a picture with explanations of one unit by several methods.
+    progress: Progress | None = None,
+) -> Explained:
+    """Explain one unit for a picture by several methods.
 
     Args:
         model: The net.
         prepared: The picture.
         methods: Names; see :data:`ALL_METHODS`.
         blob: The blob of the unit; None takes the scores before the softmax of the net's output.
-        unit: As in attribution; None is the largest.
-        layer: For Grad-CAM.
-        options: Of the methods.
-        theme: Colours.
+        unit: As in :mod:`caffetools.visualize.units`; None is the largest.
+        layer: For Grad-CAM; None takes the last layer with positions.
+        options: Of occlusion.
+        progress: Called with (done, total).
 
     Raises:
         DataError, NetError: as :func:`explain`.
     """
+    unknown = [method for method in methods if method not in ALL_METHODS]
+    if unknown:
+        raise DataError(f"unknown method '{unknown[0]}'; it is one of {', '.join(ALL_METHODS)}")
     blob = blob or score_blob(model.net)
     unit = UnitProbe.of(model.net, prepared.input, blob, unit).unit
+    shown = (layer or last_feature_layer(model.net, blob)) if set(methods) & set(CAMS) else ""
+    maps = []
+    for index, method in enumerate(methods):
+
+        def advance(done: int, total: int, before: int = index) -> None:
+            if progress is not None:
+                progress(int(100 * (before + done / total) / len(methods)), 100)
+
+        given: dict[str, Any] = {"progress": advance} if method in _SLOW else {}
+        given |= (options or {}) if method == "occlusion" else {}
+        maps.append((method, explain(model, prepared, method, blob=blob, unit=unit, layer=shown or None, **given)))
+        advance(1, 1)
+    return Explained(blob, unit, shown, tuple(maps))
+
+
+def explanations_figure(model: PictureNet, prepared: Prepared, explained: Explained, *, theme: Theme = LIGHT) -> tuple[Figure, str]:
+    """Draw a picture next to explanations of one unit, and return the figure and its caption."""
     panels = [Panel(enlarge(prepared.shown, _SIDE), "picture")]
     side = panels[0].image.shape[:2]
-    for method in methods:
-        attribution = explain(
-            model, prepared, method, blob=blob, unit=unit, layer=layer, **(options or {}) if method == "occlusion" else {}
-        )
+    laid = []
+    for method, attribution in explained.maps:
         heat = heat_of(attribution)
-        if method in CAMS or method == "occlusion":
+        if attribution.ndim == 2:
             large = np.asarray(cv2.resize(heat, side[::-1], interpolation=cv2.INTER_LINEAR))
             image = overlay(panels[0].image, large)
+            laid.append(heat)
         else:
             image = enlarge(scaled_colours(heat), _SIDE)
-        note = f"layer {layer or last_feature_layer(model.net, blob)}" if method in CAMS else f"largest {np.abs(attribution).max():.3g}"
+        note = f"layer {explained.layer}" if method in CAMS else f"largest {np.abs(attribution).max():.3g}"
         panels.append(Panel(image, method, note))
-    name = unit_name(model, blob, unit)
-    caption = (
-        f"Unit {name} of blob '{blob}'. Gradient maps show the largest absolute value over the channels, from dark blue (0) to yellow; "
-    )
-    caption += "Grad-CAM and occlusion are laid over the grey picture."
+    name = unit_name(model, explained.blob, explained.unit)
+    caption = f"Unit {name} of blob '{explained.blob}'."
+    if len(laid) < len(explained.maps):
+        caption += " Gradient maps: the largest absolute value over the channels, from dark blue (0) to yellow."
+    if laid:
+        caption += " Over the grey picture: how much each part supports the unit, from dark blue (0) to yellow"
+        signed = any(heat.min() < 0 for heat in laid)
+        caption += "; where some oppose it, from purple (against) over white (0) to orange (for)." if signed else "."
     return panels_figure(panels, f"Why {name}?  ·  {prepared.name}", caption + _top(model, prepared), theme=theme), caption
 
 

@@ -83,7 +83,7 @@ def draw_graph(graph: NetGraph, path: PathLike, *, title: str = "", fold: bool =
             style.save_figure(graph_figure(shown, title=title), path)
     hidden = sum(box.folded for box in folded.boxes)
     repeats = f", {hidden} repeated blocks folded" if fold and hidden else ""
-    return f"{graph.layers} layers, {graph.parameters:,} parameters, {graph.macs:,} multiply–accumulates{repeats}."
+    return f"{', '.join(graph.facts)}{repeats}."
 
 
 def place_graph(graph: NetGraph, *, engine: str = "auto") -> PlacedGraph:
@@ -301,7 +301,7 @@ def _page(graph: NetGraph, folded: NetGraph, title: str, engine: str) -> str:
         body = Markup(svg_body(placed))  # noqa: S704 (all text in it is escaped by _xml)
         views.append({"name": name, "width": placed.layout.width, "height": placed.layout.height, "body": body, "boxes": boxes})
     legend = [(COLOURS[family], FAMILIES[family][0]) for _, family in _legend(graph)]
-    facts = f"{graph.layers} layers · {graph.parameters:,} parameters · {graph.macs:,} multiply–accumulates"
+    facts = " · ".join(graph.facts)
     return render_template("graph.html.jinja", title=title, views=views, legend=legend, facts=facts, colours=COLOURS)
 
 

@@ -86,18 +86,25 @@ class Arrow:
 
 @dataclass
 class NetGraph:
-    """Boxes in the net's order, and arrows between them."""
+    """Boxes in the net's order, and arrows between them; ``macs`` are those of a whole batch of ``batch`` items (0: not known)."""
 
     name: str
     boxes: list[Box] = field(default_factory=list)
     arrows: list[Arrow] = field(default_factory=list)
     parameters: int = 0
     macs: int = 0
+    batch: int = 0
 
     @property
     def layers(self) -> int:
         """The number of layers, folded ones included."""
         return sum(len(box.rows) for box in self.boxes)
+
+    @property
+    def facts(self) -> list[str]:
+        """The numbers of layers, parameters and multiply–accumulates as text."""
+        batch = f" for a batch of {self.batch}" if self.batch > 1 else ""
+        return [f"{self.layers} layers", f"{self.parameters:,} parameters", f"{self.macs:,} multiply–accumulates{batch}"]
 
 
 def net_graph(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Shape] | None = None) -> NetGraph:
@@ -113,7 +120,8 @@ def net_graph(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Sh
     """
     summary = summarize(param, phase, shapes=shapes)
     messages = {layer.name: layer for layer in filter_net(upgrade_net(param), make_state(phase)).layer}
-    graph = NetGraph(summary.name, parameters=summary.parameters, macs=summary.macs)
+    first = next((shape for layer in summary.layers if not layer.bottoms for shape in layer.shapes), None)
+    graph = NetGraph(summary.name, parameters=summary.parameters, macs=summary.macs, batch=first[0] if first else 0)
     readers = _reader_counts(summary.layers)
     # Blob → (index of the layer that made its present value, box, shape).
     made: dict[str, tuple[int, int, str]] = {}
@@ -154,7 +162,7 @@ def fold_repeats(graph: NetGraph) -> NetGraph:
         for arrow in graph.arrows
         if home[arrow.source] != home[arrow.target]
     )
-    return NetGraph(graph.name, boxes, list(arrows), graph.parameters, graph.macs)
+    return NetGraph(graph.name, boxes, list(arrows), graph.parameters, graph.macs, graph.batch)
 
 
 def family_of(type_name: str, *, learned: bool = False) -> str:

@@ -67,15 +67,15 @@ def panels_figure(
     """Lay out ``panels`` from left to right and then down.
 
     Args:
-        panels: At least one.
+        panels: Pictures with their titles and notes; none leaves title and caption.
         title: Above all.
         caption: Below all, wrapped.
         columns: Panels in a row; None takes what fits into ``width`` pixels.
         width: The figure's width in pixels.
         theme: Colours.
     """
-    rows = _rows(panels, columns, width)
-    full = max(max(row.width for row in rows), 680) + 2 * _MARGIN
+    rows = _rows(panels, columns, width) if panels else []
+    full = max([680, *(row.width for row in rows)]) + 2 * _MARGIN
     lines = wrap(caption, full - 2 * _MARGIN, style.SMALL)
     total = _MARGIN + _HEAD + sum(row.height + _GAP for row in rows) + 24 * len(lines) + _MARGIN - _GAP // 2
     figure = style.new_figure(full / style.DPI, total / style.DPI, theme, fitted=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from caffetools.net.net import Net
 from caffetools.net.probe import join_items, run_items
 from caffetools.results import Confusion
 from caffetools.visualize.picture_net import PathLike, PictureNet
-from caffetools.visualize.units import target_blob
-
-Progress = Callable[[int, int], None]
+from caffetools.visualize.units import Progress, target_blob
 
 
 @dataclass(frozen=True)

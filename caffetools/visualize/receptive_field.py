@@ -85,7 +85,11 @@ def receptive_fields(net: Net) -> dict[str, ReceptiveField]:
 def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, str]:
     """Draw the receptive fields of the middle value of each blob over the outline of the input."""
     found = list(receptive_fields(net).values())[1:]
-    fields = list({(field.size, field.stride): field for field in reversed(found) if not field.whole}.values())[::-1]
+    first: dict[object, ReceptiveField] = {}
+    for field in found:
+        if not field.whole:
+            first.setdefault((field.size, field.stride), field)
+    fields = list(first.values())
     height, width = net.blob_shapes[picture_input(net)][2:]
     figure = style.new_figure(9.6, 1.2 + 0.24 * max(len(fields), 18), theme)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1))
@@ -113,9 +117,9 @@ def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, s
         right.text(0.62, number + 1.5, f"{field.size[0]} × {field.size[1]}", fontsize=style.SMALL, color=theme.text, va="center")
         right.text(0.86, number + 1.5, f"{field.stride[0]:g}", fontsize=style.SMALL, color=theme.muted, va="center")
     largest = max(fields, key=lambda field: field.size, default=None)
-    caption = f"{len(found)} blobs; " + (
-        f"the largest field before the whole picture: {largest.size[0]} × {largest.size[1]}." if largest else ""
-    )
+    whole = sum(field.whole for field in found)
+    caption = f"{len(found)} blobs, {whole} of which depend on the whole picture"
+    caption += f"; the largest field of the others is {largest.size[0]} × {largest.size[1]}." if largest else "."
     return figure, caption
 
 

@@ -16,8 +16,7 @@ from caffetools.layers.activation import ReLU
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers, picture_input, run_probe
 from caffetools.visualize.picture_net import PictureNet
-from caffetools.visualize.predictions import Progress
-from caffetools.visualize.units import Unit, unit_score
+from caffetools.visualize.units import Progress, Unit, unit_score
 
 Pixels = NDArray[np.uint8]
 # Of a batch's blobs, a number to increase.

@@ -21,9 +21,9 @@ from caffetools.util.files import atomic_write
 from caffetools.visualize import style
 from caffetools.visualize.panels import Panel, enlarge, panels_figure
 from caffetools.visualize.picture_net import PathLike, PictureNet
-from caffetools.visualize.predictions import Progress
 from caffetools.visualize.receptive_field import receptive_fields
 from caffetools.visualize.style import LIGHT, Theme
+from caffetools.visualize.units import Progress
 
 _SAVE_EVERY = 50  # batches between two states on disk
 _FORMAT = 1

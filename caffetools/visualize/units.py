@@ -13,7 +13,7 @@ A blob's name stands for its last value: after an in-place ReLU, if there is one
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,8 @@ from caffetools.proto.schema import TEST
 Unit = int | tuple[int, ...] | None
 Image = NDArray[Any] | Tensor
 Inputs = Mapping[str, Image]
+# Called with (done, total).
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.layers.base import format_shape
+from caffetools.layers.registry import layer_types
 from caffetools.visualize import style
 from caffetools.visualize.filters import Source, all_weights
 from caffetools.visualize.panels import shorten_to, wrap
@@ -39,7 +40,7 @@ class WeightStatistics:
         mean, deviation, smallest, largest: Of the values.
         zeros: Share of values that are exactly 0.
         units: Output units (first axis).
-        dead: Units with a norm below a thousandth of the layer's median.
+        dead: Units with a norm below a thousandth of the layer's median; 0 for layers of normalization, which have no units.
         spectrum: Singular values of the (units, rest) matrix, descending; empty where it was not computed.
         norm_ratio: Norm over the norm of the earlier weights.
         change: Norm of the difference over the norm of the earlier weights;
@@ -107,8 +108,9 @@ def weights_figure(statistics: Sequence[WeightStatistics], title: str, *, theme:
     def axes(left: float, top: float, width: float, height: float) -> Axes:
         return figure.add_axes((left / full, 1 - (top + height) / total, width / full, height / total))
 
+    last = 1050 if spectra else 760
     write(_MARGIN, _MARGIN, shorten_to(title, full - 2 * _MARGIN, style.TITLE, bold=True), style.TITLE, theme.text, weight="bold")
-    for left, word in ((400, "distribution"), (760, "singular values" if spectra else ""), (1050, "state")):
+    for left, word in ((400, "distribution"), (760, "singular values" if spectra else ""), (last, "state")):
         write(left, 62, word, style.SMALL, theme.muted)
     for index, item in enumerate(statistics):
         top = _HEAD + _ROW * index
@@ -121,7 +123,7 @@ def weights_figure(statistics: Sequence[WeightStatistics], title: str, *, theme:
         if item.spectrum.size:
             _draw_spectrum(axes(760, top + 12, 250, _ROW - 46), item, theme)
         for line, (text, alarm) in enumerate(_state(item, compared)):
-            write(1050, top + 10 + 22 * line, text, style.SMALL, theme.bad if alarm else theme.muted)
+            write(last, top + 10 + 22 * line, text, style.SMALL, theme.bad if alarm else theme.muted)
     for index, line_text in enumerate(lines):
         write(_MARGIN, _HEAD + _ROW * len(statistics) + 4 + 24 * index, line_text, style.SMALL, theme.muted)
     return figure
@@ -152,12 +154,16 @@ def _describe(name: str, kind: str, weights: NDArray[Any], before: NDArray[Any] 
         largest=high,
         zeros=float((values == 0).mean()),
         units=len(norms),
-        dead=int((norms <= _DEAD * np.median(norms)).sum()),
+        dead=0 if _is_normalization(kind) else int((norms <= _DEAD * np.median(norms)).sum()),
         spectrum=_singular_values(matrix) if spectra and weights.ndim > 1 else np.empty(0),
         norm_ratio=ratio,
         change=change,
         histogram=np.histogram(values, bins=_BINS, range=edges)[0].astype(np.int64),
     )
+
+
+def _is_normalization(kind: str) -> bool:
+    return kind in layer_types() and layer_types()[kind].TRAITS.role == "normalization"
 
 
 def _singular_values(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -202,8 +208,8 @@ def _draw_spectrum(axes: Axes, item: WeightStatistics, theme: Theme) -> None:
 
 def _state(item: WeightStatistics, compared: bool) -> list[tuple[str, bool]]:
     """Lines of text, each with whether it deserves attention."""
-    lines = [(f"dead {item.dead} of {item.units}", item.dead > 0)]
-    if item.zeros > 0:
+    lines = [] if _is_normalization(item.type) else [(f"dead {item.dead} of {item.units}", item.dead > 0)]
+    if item.zeros >= 5e-4:
         lines.append((f"zeros {item.zeros:.1%}", item.zeros > 0.5))
     if item.effective_rank is not None:
         lines.append((f"eff. rank {item.effective_rank:.0f}", False))

@@ -13,7 +13,7 @@ from caffetools.errors import DataError, NetError
 from caffetools.net.weights import save_weights
 from caffetools.visualize.embedding_page import write_embedding_page
 from caffetools.visualize.evaluation_figures import embedding_figure, errors_figure, project_features, roc_curve, roc_figure
-from caffetools.visualize.explanations import ALL_METHODS, explain, explanations_figure, last_feature_layer, score_blob
+from caffetools.visualize.explanations import ALL_METHODS, explain, explain_all, explanations_figure, last_feature_layer, score_blob
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.predictions import LabelledPictures, Predictions, feature_blob, labelled_pictures, predict
 from tests.net.test_net import conv, data, net_of, relu
@@ -109,8 +109,8 @@ def test_errors_show_the_true_class_and_the_best_three(model: PictureNet, folder
         LabelledPictures(predictions.pictures.paths, tuple(map(int, predictions.predicted)), predictions.pictures.classes),
         predictions.probabilities,
     )
-    with pytest.raises(DataError, match="there are no errors"):
-        errors_figure(model, right)
+    figure, caption = errors_figure(model, right)
+    assert not figure.axes and caption == "None of 12 pictures was classified wrongly (100.00% correct)."
 
 
 def test_projections_keep_the_main_directions() -> None:
@@ -157,8 +157,20 @@ def test_explanations_explain_the_scores_before_the_softmax(model: PictureNet, f
         assert explain(model, prepared, method, blob="ip", unit=1, **options).shape[-2:] == (8, 8)
     with pytest.raises(DataError, match="unknown method 'lime'; it is one of saliency"):
         explain(model, prepared, "lime", blob="ip", unit=1)
-    figure, caption = explanations_figure(model, prepared, ["saliency", "grad-cam"])
-    assert len(figure.axes) == 3 and "of blob 'ip'" in caption
+    steps: list[tuple[int, int]] = []
+    found = explain_all(
+        model,
+        prepared,
+        ["saliency", "smooth-grad", "grad-cam", "occlusion"],
+        options={"window": 4},
+        progress=lambda *done: steps.append(done),
+    )
+    assert (found.blob, found.layer) == ("ip", "relu1") and [name for name, _ in found.maps][2:] == ["grad-cam", "occlusion"]
+    assert steps == sorted(steps) and steps[0][0] < 50 and steps[-1] == (100, 100)
+    figure, caption = explanations_figure(model, prepared, found)
+    assert len(figure.axes) == 5 and "of blob 'ip'" in caption
+    with pytest.raises(DataError, match="unknown method 'lime'"):
+        explain_all(model, prepared, ["saliency", "lime"])
 
 
 def test_pixels_survive_preparing_and_back(model: PictureNet) -> None:
