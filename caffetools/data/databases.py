@@ -13,6 +13,7 @@ from caffetools.data.database import Database as Database
 from caffetools.data.lmdb_file import ErrorHandler, LmdbFile, Record
 from caffetools.data.shards import ShardedDatabase, is_index
 from caffetools.errors import DataError, WriteFailed
+from caffetools.proto.sniff import HEAD, Kind, sniff_bytes
 from caffetools.util import urls
 from caffetools.util.folders import PathLike, new_folder
 
@@ -42,17 +43,37 @@ def open_database(path: PathLike) -> Database:
         raise DataError(f"no such database (looked for from {Path.cwd()})", path=path)
     if folder.is_dir() and not (folder / "data.mdb").exists():
         if not (folder / "CURRENT").is_file():
-            inner = next((folder / name for name in ("train_lmdb", "val_lmdb") if (folder / name).is_dir()), None)
-            hint = f"it is a dataset, of which {inner} is one database" if inner else None
-            raise DataError("this folder is not a database (an LMDB has a data.mdb, a LevelDB a file CURRENT)", path=path, hint=hint)
+            text = "this folder is not a database (an LMDB has a data.mdb, a LevelDB a file CURRENT)"
+            raise DataError(text, path=path, hint=_inner_databases(folder))
         from caffetools.data.leveldb import LevelDb
 
         return LevelDb(path)
+    if folder.is_file():
+        _check_kind(folder)
     database = LmdbFile(path)
     if not len(database):
         database.close()
         raise DataError("the LMDB holds no records", path=path)
     return database
+
+
+def _inner_databases(folder: Path) -> str | None:
+    """Return which databases are in a folder that is none, as a dataset of ours (train_lmdb) and a job of DIGITS (train_db) have them."""
+    try:
+        inner = sorted(path for path in folder.iterdir() if (path / "data.mdb").is_file() or (path / "CURRENT").is_file())
+    except OSError:
+        return None
+    inner.sort(key=lambda path: not path.name.startswith("train"))
+    return f"it holds {'databases' if len(inner) > 1 else 'a database'}: {', '.join(map(str, inner[:4]))}" if inner else None
+
+
+def _check_kind(file: Path) -> None:
+    """Refuse a file that is known to be something else than an LMDB."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        found = sniff_bytes(stream.read(HEAD))
+        if found is not None and found.kind not in (Kind.LMDB, Kind.EMPTY):
+            hint = f"`caffetools dataset convert hdf5 {file} OUT` makes a database of it" if found.kind is Kind.HDF5 else None
+            raise DataError(f"this is {found.noun}, not a database", path=file, hint=hint)
 
 
 class _DownloadedDatabase:

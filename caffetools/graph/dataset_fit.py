@@ -134,6 +134,9 @@ def _compare_sizes(fit: DatasetFit, summary: DatabaseSummary, layer: LayerParame
     crop = int(transform.crop_size) if transform is not None else 0
     forced = transform is not None and (transform.force_color or transform.force_gray)
     resized = transform is not None and transform.resize_param.height and transform.resize_param.width
+    deep = sum(count for encoding, count in summary.encodings.items() if encoding.endswith(" uint16"))
+    if deep and not forced:
+        fit.problems.append(f"{deep} record(s) are pictures of 16 bits a channel, which Caffe reads only with force_color or force_gray.")
     if fit.shape is not None and not forced:
         wrong = sorted({shape[0] for shape in shapes} - {fit.shape[0]})
         if wrong:

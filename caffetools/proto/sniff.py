@@ -21,7 +21,7 @@ from caffetools.proto import wire
 PathLike = str | os.PathLike[str]
 E = TypeVar("E", bound=CaffeToolsError)
 
-_HEAD = 4096
+HEAD = 4096
 # Top-level fields of a message that are walked at most; a mean file or net has far fewer, and damaged bytes may look like millions.
 _MOST_FIELDS = 20_000
 
@@ -96,6 +96,7 @@ class Finding(NamedTuple):
         return f"{self.kind.noun}{self.detail}"
 
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _BEGINNINGS: tuple[tuple[bytes, Kind], ...] = (
     (b"version https://git-lfs.github.com/spec/", Kind.LFS_POINTER),
     (b"\x89PNG\r\n\x1a\n", Kind.PNG),
@@ -104,7 +105,7 @@ _BEGINNINGS: tuple[tuple[bytes, Kind], ...] = (
     (b"II*\0", Kind.TIFF),
     (b"MM\0*", Kind.TIFF),
     (b"%PDF-", Kind.PDF),
-    (b"\x89HDF\r\n\x1a\n", Kind.HDF5),
+    (_HDF5, Kind.HDF5),
     (b"\x93NUMPY", Kind.NPY),
     (b"\x1f\x8b", Kind.GZIP),
     (b"BZh", Kind.BZIP2),
@@ -120,6 +121,12 @@ _BEGINNINGS: tuple[tuple[bytes, Kind], ...] = (
     (b"\xff\xfe", Kind.UTF16),
     (b"\xfe\xff", Kind.UTF16),
 )
+# What stands further in; an HDF5 file may begin with bytes of its writer's own, of which MATLAB has 512.
+_MARKS: tuple[tuple[int, bytes, Kind], ...] = (
+    *((offset, _HDF5, Kind.HDF5) for offset in (512, 1024, 2048)),
+    (257, b"ustar", Kind.TAR),
+    (4, b"TFL3", Kind.TFLITE),
+)
 
 
 def sniff(path: PathLike) -> Finding | None:
@@ -129,7 +136,7 @@ def sniff(path: PathLike) -> Finding | None:
         return Finding(Kind.FOLDER)
     try:
         with place.open("rb") as stream:
-            head = stream.read(_HEAD)
+            head = stream.read(HEAD)
             size = os.fstat(stream.fileno()).st_size
             if not head:
                 return Finding(Kind.EMPTY)
@@ -144,7 +151,7 @@ def sniff(path: PathLike) -> Finding | None:
 
 def sniff_content(data: bytes) -> Finding | None:
     """Return what a file with the content ``data`` is, or None where it is not recognized."""
-    return sniff_bytes(data[:_HEAD]) or _message(memoryview(data))
+    return sniff_bytes(data[:HEAD]) or _message(memoryview(data))
 
 
 def sniff_bytes(head: bytes) -> Finding | None:
@@ -160,10 +167,9 @@ def sniff_bytes(head: bytes) -> Finding | None:
         return Finding(Kind.WEBP)
     if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
         return Finding(Kind.BMP)
-    if head[257:262] == b"ustar":
-        return Finding(Kind.TAR)
-    if head[4:8] == b"TFL3":
-        return Finding(Kind.TFLITE)
+    for offset, mark, kind in _MARKS:
+        if head.startswith(mark, offset):
+            return Finding(kind)
     if head[16:20] in (b"\xde\xc0\xef\xbe", b"\xbe\xef\xc0\xde"):
         return Finding(Kind.LMDB)
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):

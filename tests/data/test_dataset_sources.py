@@ -39,6 +39,9 @@ def write_list(path: Path, kind: str) -> Path:
         "csv": "image,width,label\n" + "".join(f'"{name}",30,{label}\n' for name, label in ROWS),
         "tsv": "".join(f"{name}\t{label}\n" for name, label in ROWS),
         "json": json.dumps([{"file_name": name, "class": label} for name, label in ROWS]),
+        "semicolons.csv": "path;label\r\n" + "".join(f"{name};{label}\r\n" for name, label in ROWS),
+        "object.json": json.dumps(dict(ROWS)),
+        "classes.json": json.dumps({label: [name for name, other in ROWS if other == label] for _, label in ROWS}),
         "jsonl": "".join(json.dumps({"path": name, "label": label}) + "\n" for name, label in ROWS),
     }
     path = path.with_suffix(f".{kind}")
@@ -46,7 +49,7 @@ def write_list(path: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "json", "jsonl"])
+@pytest.mark.parametrize("kind", ["txt", "csv", "semicolons.csv", "tsv", "json", "object.json", "classes.json", "jsonl"])
 def test_every_form_of_list_gives_the_pictures_and_classes(images: Path, tmp_path: Path, kind: str) -> None:
     card = build_dataset(write_list(tmp_path / "list", kind), tmp_path / "out", size=8, root=images, val=0.25)
     # Numbers keep their meaning; names are sorted.
@@ -102,6 +105,8 @@ def test_labels_file_names_numbers_also_without_pictures(images: Path, tmp_path:
         ("l.csv", 'path,label\n"a.png,x\n', "it is not valid CSV"),
         ("l.csv", "path,label,split\na.png,x,train\nb.png,y,\n", "l.csv:3: it has no split"),
         ("l.csv", "path,label,split\na.png,x,holdout\n", "l.csv:2: the split 'holdout' is unknown"),
+        ("l.csv", "a.png,x,7\n", "l.csv:1: the split '7' is unknown.*a first line can name the columns"),
+        ("l.csv", "a.png,0\nb.png,1\nc.png,-1\n", "l.csv:3: the label -1 of 'c.png' is negative"),
         ("l.json", "[", "it is not valid JSON"),
         ("l.json", "[1, 2]", "l.json: entry 1: it names no picture"),
         ("l.json", '[["a.png", 1.5]]', "entry 1: its label must be"),

@@ -174,8 +174,21 @@ def test_mixed_sizes_need_a_crop_or_single_batches(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_are_refused_by_the_data_layer_as_by_caffe(tmp_path: Path) -> None:
+    database = write(tmp_path / "db", sixteen_bits)
     with pytest.raises(DataError, match="has 16 bits a channel; Caffe takes 8 here"):
-        Net.from_file(net_for(tmp_path, write(tmp_path / "db", sixteen_bits)), TEST)
+        Net.from_file(net_for(tmp_path, database), TEST)
+    summary, forced = inspect_database(database), "transform_param { force_gray: true }"
+    (problem,) = dataset_fit(summary, read_net(net_for(tmp_path, database))).problems
+    assert problem == "6 record(s) are pictures of 16 bits a channel, which Caffe reads only with force_color or force_gray."
+    assert Net.from_file(net_for(tmp_path, database, transform=forced), TEST).layers[0]()[0].shape == (3, 1, 5, 6)
+    assert dataset_fit(summary, read_net(net_for(tmp_path, database, transform=forced))).problems == []
+
+
+def test_the_folder_of_a_job_of_digits_names_its_databases(tmp_path: Path) -> None:
+    write(tmp_path / "train_db", digits_raw)
+    write(tmp_path / "val_db", digits_raw)
+    with pytest.raises(DataError, match="is not a database .*it holds databases: .*train_db, .*val_db"):
+        inspect_database(tmp_path)
 
 
 def test_several_labels_come_from_a_second_database(tmp_path: Path) -> None:

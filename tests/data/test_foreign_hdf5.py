@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from caffetools.cli.dataset import app
 from caffetools.data.datasets.hdf5 import hdf5_files, inspect_hdf5, verify_hdf5
+from caffetools.data.torch_dataset import LmdbDataset
 from caffetools.errors import DataError
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST
@@ -174,6 +175,10 @@ def test_the_commands_take_hdf5(tmp_path: Path, pictures: NDArray[np.float64]) -
     assert few.exit_code == 1 and "The layer 'ip' has 3 outputs; 5 record(s) have labels from 3 to 3." in few.output
     missing = run("stats", mat, write_net(tmp_path, tmp_path / "list.txt", label="class"))
     assert "The layer 'data' reads class, which the files do not have; they have 'data', 'label'." in missing.output
+    refused = error_of(in_process("dataset", "export", mat, tmp_path / "out"))
+    assert "this is an HDF5 file, not a database; `caffetools dataset convert hdf5" in refused
+    assert run("convert", "hdf5", mat, tmp_path / "db").exit_code == 0
+    assert [label for _, label in LmdbDataset(tmp_path / "db")] == LABELS.ravel().tolist()
     assert run("inspect", mat, "-o", tmp_path / "s.png").exit_code == 0 and (tmp_path / "s.png").exists()
 
 

@@ -21,15 +21,12 @@ from caffetools.data.layers.hdf5_data import reversed_axes_hint
 from caffetools.data.picture_lists import read_lines
 from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore, reported, reporter
-from caffetools.proto.sniff import Kind, guard
+from caffetools.proto.sniff import HEAD, Kind, guard, sniff_bytes
 
 if TYPE_CHECKING:
     import h5py
 
 PathLike = str | os.PathLike[str]
-_MAGIC = b"\x89HDF\r\n\x1a\n"
-# Where the magic may be: MATLAB puts 512 bytes of its own before it.
-_OFFSETS = (0, 512, 1024, 2048)
 # Values that are read at a time, and different labels that are counted.
 _CHUNK, _MOST_LABELS = 1 << 22, 100_000
 _LARGEST_ROW = 1 << 28
@@ -117,8 +114,9 @@ def hdf5_files(path: PathLike) -> list[str] | None:
     if not place.is_file():
         return None
     with place.open("rb") as stream:
-        head = stream.read(max(_OFFSETS) + len(_MAGIC))
-    if any(head[offset : offset + len(_MAGIC)] == _MAGIC for offset in _OFFSETS):
+        head = stream.read(HEAD)
+    found = sniff_bytes(head)
+    if found is not None and found.kind is Kind.HDF5:
         return [os.fspath(path)]
     if b"\0" in head:
         return None

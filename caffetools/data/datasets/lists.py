@@ -16,15 +16,15 @@ from caffetools.data.picture_lists import read_list
 from caffetools.errors import DataError
 
 PathLike = str | os.PathLike[str]
-_PATHS = ("path", "file", "filename", "file_name", "image", "picture")
-_LABELS = ("label", "class", "category", "target")
+_PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path", "picture")
+_LABELS = ("label", "class", "category", "target", "class_name", "label_name", "class_id", "label_id")
 _SPLITS = ("split", "set", "subset", "part")
 _PARTS = {name: part for part, names in (
     ("train", ("train", "training")), ("val", ("val", "valid", "validation", "dev")), ("test", ("test", "testing"))
 ) for name in names}  # fmt: skip
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _JSON = (".json", ".jsonl")
-_NUMBER = re.compile(r"\d{1,9}")
+_NUMBER, _NEGATIVE = re.compile(r"\d{1,9}"), re.compile(r"-\d{1,9}")
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def read_listing(
 ) -> Listing:
     """Read a list of pictures and their labels.
 
-    By the ending of its name: ``.csv`` and ``.tsv`` have columns for path and label (or class name), maybe one for the split, and may
-    have a header; ``.json`` is a list of objects or pairs, or an object of class name → paths; ``.jsonl`` has an object a line; any
-    other file has Caffe's lines, the label after the last space.
+    By the ending of its name: ``.csv`` (with commas or semicolons) and ``.tsv`` have columns for path and label (or class name), maybe one
+    for the split, and may have a header; ``.json`` is a list of objects or pairs, an object of class name → paths, or one of path → label;
+    ``.jsonl`` has an object a line; any other file has Caffe's lines, the label after the last space.
 
     Args:
         path: The list.
@@ -137,7 +137,11 @@ def _text(path: Path) -> str:
 
 
 def _table(path: Path, delimiter: str, group_by: str | None) -> Iterator[_Row]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    text = _text(path)
+    first = text.lstrip().partition("\n")[0]
+    if delimiter == "," and "," not in first and ";" in first:
+        delimiter = ";"  # as spreadsheets write where the comma is in numbers
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: _Columns | None = None
     found = False
     try:
@@ -192,7 +196,11 @@ def _json(path: Path, group_by: str | None, *, lines: bool) -> Iterator[_Row]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"it is not valid JSON: {error}", path=path) from None
     if isinstance(items, dict):
-        items = [(name, label) for label, names in items.items() for name in (names if isinstance(names, list) else [None])]
+        items = [
+            pair
+            for key, value in items.items()
+            for pair in ([(name, key) for name in value] if isinstance(value, list) else [(key, value)])
+        ]
     if not isinstance(items, list) or not items:
         raise DataError("it is not a list of pictures", path=path, hint='such as [{"path": "a/1.png", "label": "a"}]')
     for number, item in enumerate(items, 1):
@@ -215,7 +223,8 @@ def _row(path: object, label: object, part: object, group: str | None, place: st
     if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
         raise DataError(f"{place}: its label must be a number or the name of a class")
     if part and str(part).lower() not in _PARTS:
-        raise DataError(f"{place}: the split '{part}' is unknown; it can be train, val or test")
+        text = f"{place}: the split '{part}' is unknown; it can be train, val or test"
+        raise DataError(text, hint="the third column of a table without a header is the split; a first line can name the columns")
     path = path.replace("\\", "/") if os.sep == "\\" else path
     return _Row(path, str(label), _PARTS.get(str(part).lower(), ""), place, group)
 
@@ -224,6 +233,9 @@ def _classes(rows: list[_Row], path: Path, labels: Path | None, known: list[str]
     """Return the class names, and the label of each text that stands for one in the list."""
     texts = {row.label for row in rows}
     names = _read_labels(labels) if labels is not None else None
+    negative = next((row for row in rows if _NEGATIVE.fullmatch(row.label)), None)
+    if negative is not None and all(_NUMBER.fullmatch(text.removeprefix("-")) for text in texts):
+        raise DataError(f"{negative.place}: the label {negative.label} of '{negative.path}' is negative")
     if all(_NUMBER.fullmatch(text) for text in texts):
         numbers = {text: int(text) for text in texts}
         classes = _numbered(rows, numbers, path, known if names is None else names)

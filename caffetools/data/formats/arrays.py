@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from caffetools.data.formats.examples import ConvertOptions, Example, Part, Values, checked_label, example_pixels, same_shape
 from caffetools.data.picture_lists import read_lines
 from caffetools.errors import DataError
-from caffetools.proto.sniff import Kind, guard
+from caffetools.proto.sniff import HEAD, Kind, guard, sniff_bytes
 from caffetools.util import urls
 from caffetools.util.files import atomic_write
 
@@ -268,17 +268,19 @@ def _with_layout(options: ConvertOptions, layout: str) -> ConvertOptions:
 def _hdf5_files(source: PathLike) -> list[str]:
     """Return ``source``, or the files that it lists; as Caffe reads them, from the working directory; else those next to the list."""
     with urls.open_binary(source) as stream:
-        if stream.read(8) == b"\x89HDF\r\n\x1a\n":
-            return [os.fspath(source)]
-    if urls.is_url(source):
-        raise DataError("this is not an HDF5 file", path=source)
+        head = stream.read(HEAD)
+    found = sniff_bytes(head)
+    if found is not None and found.kind is Kind.HDF5:
+        return [os.fspath(source)]
+    if urls.is_url(source) or b"\0" in head:
+        raise DataError("this is not an HDF5 file" + (f" but {found.noun}" if found is not None else ""), path=source)
     files = []
     for number, line in read_lines(source):
         here = Path(source).parent
-        found = next((path for path in (Path(line), here / line, here / Path(line).name) if path.is_file()), None)
-        if found is None:
+        place = next((path for path in (Path(line), here / line, here / Path(line).name) if path.is_file()), None)
+        if place is None:
             raise DataError(f"'{line[:200]}' is not a file", path=source, line=number)
-        files.append(str(found))
+        files.append(str(place))
     if not files:
         raise DataError("the list of HDF5 files is empty", path=source)
     return files
