@@ -178,7 +178,8 @@ def test_the_commands_take_hdf5(tmp_path: Path, pictures: NDArray[np.float64]) -
     refused = error_of(in_process("dataset", "export", mat, tmp_path / "out"))
     assert "this is an HDF5 file, not a database; `caffetools dataset convert hdf5" in refused
     assert run("convert", "hdf5", mat, tmp_path / "db").exit_code == 0
-    assert [label for _, label in LmdbDataset(tmp_path / "db")] == LABELS.ravel().tolist()
+    dataset = LmdbDataset(tmp_path / "db")
+    assert [dataset[number][1] for number in range(len(dataset))] == LABELS.ravel().tolist()
     assert run("inspect", mat, "-o", tmp_path / "s.png").exit_code == 0 and (tmp_path / "s.png").exists()
 
 
