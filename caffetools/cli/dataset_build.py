@@ -172,4 +172,6 @@ def _show_classes(card: DatasetCard) -> None:
         bar = "█" * max(card.train_counts[label] and 1, round(24 * card.train_counts[label] / most))
         console.print(f"  {label:>5}{numbers}  {bar:<24}  {name}")
     if len(card.classes) > _MOST_CLASSES:
-        console.print(f"  … and {len(card.classes) - _MOST_CLASSES} more classes with {min(card.train_counts)} to {most} pictures")
+        least = min(card.train_counts)
+        count = f"{most} pictures each" if least == most else f"{least} to {most} pictures"
+        console.print(f"  … and {len(card.classes) - _MOST_CLASSES} more classes with {count}")

@@ -45,7 +45,8 @@ def finetune(
     console.print(f"\n{confusion.accuracy:.2%} of {confusion.total} held-out pictures right{among}", markup=False)
     console.print(f"Deploy: {result.deploy}\nWeights: {result.weights}\nONNX: {result.run.onnx}", markup=False)
     console.print(f"Report: {report.resolve().as_uri()}", markup=False)
-    print_next(command("classify", result.run.onnx, config.pictures))
+    samples = result.evaluation.samples
+    print_next(command("classify", result.run.onnx, samples[0].picture if samples else config.pictures))
 
 
 def _as_json(result: FinetuneResult, report: Path) -> dict[str, Any]:

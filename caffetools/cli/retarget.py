@@ -180,6 +180,8 @@ def _write(
 ) -> None:
     """Write the files, and those of the weights ``taken`` that fit; say what changed and what will load."""
     from caffetools.project import retargeting
+    from caffetools.project.find import missing_sources
+    from caffetools.project.next_step import dataset_command
     from caffetools.project.output import WEIGHTS
 
     comparison = retargeting.compare(made, weights, trimmed=taken is not None) if weights is not None else None
@@ -200,19 +202,20 @@ def _write(
         console.print(f"{known} of the {len(grown.new)} classes are known and keep what was learned of them.", markup=False)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-    _note_missing_data(made)
-    print_next(planned)
-
-
-def _note_missing_data(made: RetargetResult) -> None:
-    from caffetools.project.find import missing_sources
-
     if missing := missing_sources(made.train_val):
-        console.print(
-            f"Its data layers read {', '.join(missing)}, which {'does' if len(missing) == 1 else 'do'} not exist here: build a dataset with `caffetools dataset build PICTURES "
-            "data`, and give --dataset data",
-            markup=False,
-        )
+        _note_missing_data(missing)
+        console.print(f"When they exist: {planned}", markup=False)
+        print_next(dataset_command(Path("data")))
+    else:
+        print_next(planned)
+
+
+def _note_missing_data(missing: list[str]) -> None:
+    console.print(
+        f"Its data layers read {', '.join(missing)}, which {'does' if len(missing) == 1 else 'do'} not exist here: build a dataset with "
+        "`caffetools dataset build PICTURES data`, and give --dataset data",
+        markup=False,
+    )
 
 
 def _training_command(made: RetargetResult, out: Path, weights: str) -> str:

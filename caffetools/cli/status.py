@@ -48,8 +48,8 @@ def status(
 
 def _project_here(*, as_json: bool) -> Path | None:
     """Return the project of this folder: itself, or the newest in it, of which a note names all; None where pictures are shown instead."""
-    from caffetools.cli.surroundings import picture_folders, projects
     from caffetools.project.config import command
+    from caffetools.project.surroundings import picture_folders, projects
 
     found = projects(Path())
     if len(found) > 1:

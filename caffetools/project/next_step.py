@@ -16,7 +16,10 @@ from caffetools.graph.graph import phases_present
 from caffetools.project.config import command
 from caffetools.project.data_config import data_layers
 from caffetools.project.evaluate import held_out
+from caffetools.project.find import missing_sources
+from caffetools.project.output import FILES
 from caffetools.project.preprocessing import card_of
+from caffetools.project.surroundings import picture_folders
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
@@ -46,9 +49,29 @@ def suggest_model(card: DatasetCard) -> str:
 
 
 def after_dataset(card: DatasetCard) -> str:
-    """Return the command after ``dataset build``: retarget a network that suits the pictures."""
-    folder = card.folder.parent / "net"
+    """Return the command after ``dataset build``: retarget a network that suits the pictures, into a folder that is free."""
+    folders = [card.folder.parent / name for name in ("net", *(f"net-{number}" for number in range(2, 100)))]
+    folder = next((path for path in folders if not any((path / file).exists() for file in FILES)), folders[0])
     return command("retarget", suggest_model(card), "--dataset", card.folder, "-o", folder)
+
+
+def dataset_command(data: Path) -> str:
+    """Return the command that builds a dataset of the pictures in this folder; "" where there are none, or a dataset.
+
+    Args:
+        data: Folder for the dataset.
+    """
+    pictures = picture_folders(Path())
+    return command("dataset", "build", pictures[0], data) if pictures and not data.exists() else ""
+
+
+def lacks_data(net: PathLike) -> bool:
+    """Return whether a net for training reads data that does not exist."""
+    with suppress(CaffeToolsError, OSError):
+        param = _read(net)
+        rebase_sources(param, find_data_base(param, Path(net)), no_log)
+        return bool(missing_sources(param))
+    return False
 
 
 def after_training(solver: Path, weights: Path, iterations: int) -> str:

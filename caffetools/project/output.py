@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,30 @@ _PLANNED = "# Next: "
 def planned_command(solver: Path) -> str:
     """Return the command that the first lines of a solver's file give, with its weights; "" if they give none.
 
+    It was written for the folder that ``retarget`` ran in; its paths are given as seen from the present one.
+
     Args:
         solver: A solver that :func:`write_messages` wrote.
     """
     with contextlib.suppress(OSError), solver.open(encoding="utf-8", errors="replace") as stream:
         for line in itertools.takewhile(lambda line: line.startswith("#"), stream):
             if line.startswith(_PLANNED):
-                return line.removeprefix(_PLANNED).strip()
+                return _from_here(line.removeprefix(_PLANNED).strip(), solver)
     return ""
+
+
+def _from_here(planned: str, solver: Path) -> str:
+    """Return a command that names a solver, written for another folder, with the solver's present path and the files next to it."""
+    with contextlib.suppress(ValueError):
+        program, verb, named, *rest = shlex.split(planned)
+        parts = Path(named).parts
+        place = solver.resolve()
+        if place.parts[-len(parts) :] != parts:
+            return ""
+        base = Path(*place.parts[: -len(parts)])
+        words = [os.path.relpath(base / word) if not Path(word).exists() and (base / word).exists() else word for word in rest]
+        return shlex.join([program, verb, str(solver), *words])
+    return planned
 
 
 def write_messages(

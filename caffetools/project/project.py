@@ -21,7 +21,7 @@ from caffetools.onnx.verify import Verification
 from caffetools.project.config import command
 from caffetools.project.data_config import classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
-from caffetools.project.next_step import after_dataset, find_picture
+from caffetools.project.next_step import after_dataset, dataset_command, find_dataset, find_picture, lacks_data
 from caffetools.project.output import planned_command
 from caffetools.project.preprocessing import known_preprocessing, update_preprocessing
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
@@ -300,7 +300,8 @@ class Project:
 
     def status(self) -> ProjectStatus:
         """Return what the project has, and what to do next."""
-        card, found = self.dataset, self.snapshot
+        card = self.dataset or (find_dataset(self.train_val) if self.train_val.is_file() else None)
+        found = self.snapshot
         solver = read_solver(self.solver) if self.solver.is_file() else None
         onnx = self.onnx if self.onnx.is_file() else None
         return ProjectStatus(
@@ -340,11 +341,16 @@ class Project:
 
     def _next(self, card: DatasetCard | None, solver: SolverParameter | None, found: Snapshot | None, onnx: Path | None) -> str:
         if solver is None:
-            return after_dataset(card) if card is not None else command("dataset", "build", "PICTURES", self.data)
+            return after_dataset(card) if card is not None else self._build_command()
         if found is None:
+            if lacks_data(self.train_val):
+                return after_dataset(card) if card is not None else self._build_command()
             return planned_command(self.solver) or command("train", self.solver)
         if found.iteration < solver.max_iter:
             return command("train", self.solver, "--resume", "auto")
         if onnx is None:
             return command("export", self.deploy_prototxt, found.weights, "-o", self.onnx)
         return command("classify", onnx, find_picture(self.train_val) or "PICTURE")
+
+    def _build_command(self) -> str:
+        return dataset_command(self.data) or command("dataset", "build", "PICTURES", self.data)

@@ -159,6 +159,19 @@ def test_small_networks_of_the_zoo_without_weights_keep_their_own_settings() -> 
     assert "random weights" not in run_well("train", "net/solver.prototxt", "--max-iter", 1).stderr
 
 
+def test_a_project_seen_from_its_nets_folder_gives_commands_that_work_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_shapes(Path("pictures"), each=6)
+    run_well("dataset", "build", "pictures", "data", "--size", 32)
+    run_well("retarget", "cifar10_quick", "--dataset", "data", "-o", "net")
+    assert next_of(run_well("dataset", "build", "pictures", "more", "--size", 32))[-2:] == ["-o", "net-2"]
+    monkeypatch.chdir("net")
+    shown = run_well()
+    assert "3 classes" in shown.stdout and next_of(shown) == ["train", "solver.prototxt"]
+    monkeypatch.chdir("..")
+    run_well("retarget", "cifar10_quick", "--classes", 4, "-o", "other")
+    assert next_of(run_well("status", "other"))[:2] == ["dataset", "build"]
+
+
 def test_chance_level_is_reported_after_a_training() -> None:
     draw_shapes(Path("pictures"), each=12)
     run_well("dataset", "build", "pictures", "data", "--size", 40)

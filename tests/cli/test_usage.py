@@ -63,18 +63,24 @@ def test_a_bare_call_shows_the_project_of_the_folder_or_the_help(tmp_path: Path,
     run_well("retarget", "lenet", "--classes", 3, "-o", "net")
     text = run_well().stdout
     assert "LeNet" in text and "0 of 10000 iterations" in text
-    assert "Next: caffetools train net/solver.prototxt" in text
+    assert "Next: caffetools dataset build PICTURES data" in text
+    Path("photos/a").mkdir(parents=True)
+    Path("photos/b").mkdir()
+    for name in ("a", "b"):
+        Path("photos", name, "1.png").touch()
+    assert "Next: caffetools dataset build photos data" in run_well().stdout
+    assert run_well("retarget", "lenet", "--classes", 3, "-o", "other").stdout.endswith("Next: caffetools dataset build photos data\n")
 
 
 def test_a_bare_call_above_projects_shows_the_newest_and_names_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_well("retarget", "lenet", "--classes", 3, "-o", "old")
     alone = run_well()
-    assert "Next: caffetools train old/solver.prototxt" in alone.stdout and alone.stderr == ""
+    assert "Next: caffetools dataset build PICTURES old/data" in alone.stdout and alone.stderr == ""
     run_well("retarget", "lenet", "--classes", 3, "-o", "new")
     os.utime("old", (1, 1))
     both = run_well()
-    assert "Next: caffetools train new/solver.prototxt" in both.stdout
+    assert "Next: caffetools dataset build PICTURES new/data" in both.stdout
     assert both.stderr == "caffetools: note: projects here: new, old; this is new, the newest\n"
 
 
