@@ -53,7 +53,19 @@ def runs(words: list[str]) -> bool:
     return not any(re.search(pattern, line) for pattern in NOT_RUN)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in GENERATED and read_commands(page)], ids=name_of)
+# Its commands are those of the English page, which run.
+TRANSLATED = {"README.zh-CN.md": "README.md"}
+
+
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_a_translation_has_the_commands_of_its_original(page: str) -> None:
+    translated = commands_of(ROOT / page)
+    assert len(translated) > 20 and sorted(translated) == sorted(commands_of(ROOT / TRANSLATED[page]))
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if name_of(page) not in {*GENERATED, *TRANSLATED} and read_commands(page)], ids=name_of
+)
 def test_the_commands_of_a_page_run(page: Path, world: Path) -> None:
     failed = []
     for words in filter(runs, commands_of(page)):
