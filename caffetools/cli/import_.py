@@ -49,6 +49,7 @@ def import_(
             "weights": str(files[1]),
             "layers": len(imported.model.net.layer),
             "outputs": imported.outputs,
+            "moved_inputs": {name: list(order) for name, order in imported.moved_inputs.items()},
             "largest_difference": imported.largest_difference,
         }
         print_json(answer)
@@ -59,4 +60,7 @@ def import_(
         "onnxruntime on a random input.",
         markup=False,
     )
+    for name, order in imported.moved_inputs.items():
+        axes = ", ".join("NHWC"[axis] for axis in order)
+        console.print(f"The input '{name}' is (N, H, W, C) in the model and ({axes}) in the net.", markup=False)
     print_next(command("inspect", files[0], files[1]))

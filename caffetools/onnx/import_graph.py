@@ -93,7 +93,11 @@ class ImportGraph:
         """Put ``new`` in the place of the last of ``old``."""
         place = max(self.nodes.index(node) for node in old)
         self.nodes[place] = new
-        self.nodes = [node for node in self.nodes if all(node is not gone for gone in old)]
+        self.nodes = [node for node in self.nodes if all(node is not merged for merged in old)]
+        self._readers = None
+
+    def forget_readers(self) -> None:
+        """Search the readers of values again, after ``nodes`` was changed."""
         self._readers = None
 
 
@@ -171,3 +175,26 @@ def _plain(value: object) -> Any:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+
+
+def pad_amounts(node: Node, axes: int, constants: Mapping[str, Array]) -> list[int]:
+    """Return the padding at the beginning of each axis, then that at the end of each. Raises where it is not constant."""
+    amounts = node.attributes.get("pads", node.attributes.get("paddings"))
+    if amounts is None:
+        given = constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        if given is None:
+            raise node.error("its pads must be constant")
+        amounts = [int(n) for n in np.asarray(given).reshape(-1)]
+    chosen = constants.get(node.inputs[3]) if len(node.inputs) > 3 else None
+    if chosen is None:
+        return [int(n) for n in amounts]
+    full = [0] * 2 * axes
+    for index, axis in enumerate(int(a) % axes for a in np.asarray(chosen).reshape(-1)):
+        full[axis], full[axes + axis] = int(amounts[index]), int(amounts[len(amounts) // 2 + index])
+    return full
+
+
+def pad_value(node: Node, constants: Mapping[str, Array]) -> float:
+    """Return the constant of a Pad."""
+    given = constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    return float(np.asarray(given).reshape(-1)[0]) if given is not None and np.size(given) else float(node.attributes.get("value", 0.0))

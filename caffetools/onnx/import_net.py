@@ -150,7 +150,7 @@ class NetWriter:
         else:
             layer.top.extend([name] if tops == 1 else [f"{name}_{index}" for index in range(tops)])
         if weights:
-            self.blobs[name] = [np.ascontiguousarray(array, np.float32) for array in weights]
+            self.blobs[name] = [np.asarray(array, np.float32, order="C") for array in weights]
         return layer
 
     def silence(self, node: Node, blobs: Sequence[str]) -> None:

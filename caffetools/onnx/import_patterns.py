@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from caffetools.onnx.import_graph import ImportGraph, Node
+from caffetools.onnx.import_graph import ImportGraph, Node, pad_amounts, pad_value
 
 Pattern = Callable[[ImportGraph, Node], bool]
 
 
 def merge_patterns(graph: ImportGraph) -> None:
     """Merge all groups, each found from its last node."""
-    for pattern in (merge_bias, merge_swish, merge_channel_shuffle, merge_pad):
+    for pattern in (merge_bias, merge_swish, merge_gelu, merge_channel_shuffle, merge_pad, merge_pool_pad):
         for node in list(graph.nodes):
             if any(node is kept for kept in graph.nodes):
                 pattern(graph, node)
@@ -55,6 +53,61 @@ def merge_swish(graph: ImportGraph, node: Node) -> bool:
     return False
 
 
+def merge_gelu(graph: ImportGraph, node: Node) -> bool:
+    """x · (1 + Erf(x / √2)) and half of it, before or after: Gelu."""
+    if node.op != "Mul":
+        return False
+    half = _factor_of(graph, node)
+    inner = graph.maker(half[0]) if half is not None and math.isclose(half[1], 0.5) else node
+    if inner is None or inner.op != "Mul" or (inner is not node and graph.only_reader(inner.outputs[0]) is not node):
+        return False
+    for index in range(2):
+        one, value = graph.maker(inner.inputs[index]), inner.inputs[1 - index]
+        parts = _gate_of_erf(graph, one, inner)
+        if parts is None:
+            continue
+        group = [*parts, inner, *([node] if inner is not node else [])]
+        if inner is node:
+            # Half of it before: (x / 2) · (1 + Erf).
+            halved = graph.maker(value)
+            factor = _factor_of(graph, halved) if halved is not None else None
+            if halved is None or factor is None or not math.isclose(factor[1], 0.5):
+                continue
+            value = factor[0]
+            group += [halved] if graph.only_reader(halved.outputs[0]) is node else []
+        scaled = _factor_of(graph, parts[0])
+        if scaled is not None and scaled[0] == value and math.isclose(scaled[1], math.sqrt(0.5), rel_tol=1e-5):
+            graph.replace(group, Node("Gelu", node.name, [value], node.outputs))
+            return True
+    return False
+
+
+def _gate_of_erf(graph: ImportGraph, one: Node | None, reader: Node) -> list[Node] | None:
+    """Return the nodes of 1 + Erf(factor · x), of which only ``reader`` reads the last."""
+    if one is None or one.op != "Add" or graph.only_reader(one.outputs[0]) is not reader:
+        return None
+    for index in range(2):
+        constant, erf = graph.constants.get(one.inputs[1 - index]), graph.maker(one.inputs[index])
+        if constant is None or constant.size != 1 or float(constant.reshape(-1)[0]) != 1 or erf is None or erf.op != "Erf":
+            continue
+        scaled = graph.maker(erf.inputs[0])
+        if scaled is not None and graph.only_reader(erf.outputs[0]) is one and graph.only_reader(scaled.outputs[0]) is erf:
+            return [scaled, erf, one]
+    return None
+
+
+def _factor_of(graph: ImportGraph, node: Node) -> tuple[str, float] | None:
+    """Return the value and the number of a Mul or Div of both."""
+    if node.op not in ("Mul", "Div") or len(node.inputs) != 2:
+        return None
+    for index in range(1 if node.op == "Div" else 2):
+        constant = graph.constants.get(node.inputs[1 - index])
+        if constant is not None and constant.size == 1:
+            number = float(constant.reshape(-1)[0])
+            return node.inputs[index], 1 / number if node.op == "Div" and number else number
+    return None
+
+
 def merge_channel_shuffle(graph: ImportGraph, node: Node) -> bool:
     """Reshape to (N, g, C / g, …), Transpose of the middle axes, Reshape back: ChannelShuffle."""
     if node.op != "Reshape":
@@ -76,24 +129,41 @@ def merge_channel_shuffle(graph: ImportGraph, node: Node) -> bool:
 
 def merge_pad(graph: ImportGraph, node: Node) -> bool:
     """Merge a Pad of zeros around maps that only a Conv reads into the padding of the Conv."""
-    pad = graph.maker(node.inputs[0]) if node.op == "Conv" else None
-    if (
-        pad is None
-        or pad.op != "Pad"
-        or graph.only_reader(pad.outputs[0]) is not node
-        or str(node.attributes.get("auto_pad", "NOTSET")) != "NOTSET"
-    ):
+    if node.op != "Conv" or str(node.attributes.get("auto_pad", "NOTSET")) != "NOTSET":
         return False
-    amounts = pad.attributes.get("pads")
-    given = graph.constants.get(pad.inputs[1]) if len(pad.inputs) > 1 else None
-    numbers = [int(n) for n in (given.reshape(-1) if given is not None else amounts if amounts is not None else [])]
-    value = graph.constants.get(pad.inputs[2]) if len(pad.inputs) > 2 else None
-    constant = float(np.asarray(value).reshape(-1)[0]) if value is not None and np.size(value) else float(pad.attributes.get("value", 0.0))
-    axes = len(graph.shapes[pad.inputs[0]])
-    plain = str(pad.attributes.get("mode", "constant")) == "constant" and not constant and not (len(pad.inputs) > 3 and pad.inputs[3])
-    if not plain or len(numbers) != 2 * axes or min(numbers) < 0 or any(numbers[:2]) or any(numbers[axes : axes + 2]):
+    pads = _pads_before(graph, node, lambda value: value == 0)
+    if pads is None:
         return False
-    own = list(node.attributes.get("pads", [0] * 2 * (axes - 2)))
-    pads = [a + b for a, b in zip(own, [*numbers[2:axes], *numbers[axes + 2 :]], strict=True)]
-    graph.replace([pad, node], Node("Conv", node.name, [pad.inputs[0], *node.inputs[1:]], node.outputs, {**node.attributes, "pads": pads}))
+    pad, amounts = pads
+    own = list(node.attributes.get("pads", [0] * len(amounts)))
+    attributes = {**node.attributes, "pads": [a + b for a, b in zip(own, amounts, strict=True)]}
+    graph.replace([pad, node], Node("Conv", node.name, [pad.inputs[0], *node.inputs[1:]], node.outputs, attributes))
     return True
+
+
+def merge_pool_pad(graph: ImportGraph, node: Node) -> bool:
+    """Merge a Pad of a number below all values around maps that only a MaxPool reads into the padding of the MaxPool."""
+    if node.op != "MaxPool" or str(node.attributes.get("auto_pad", "NOTSET")) != "NOTSET":
+        return False
+    pads = _pads_before(graph, node, lambda value: value < -1e30)
+    if pads is None:
+        return False
+    pad, amounts = pads
+    own = list(node.attributes.get("pads", [0] * len(amounts)))
+    attributes = {**node.attributes, "pads": [a + b for a, b in zip(own, amounts, strict=True)]}
+    graph.replace([pad, node], Node("MaxPool", node.name, [pad.inputs[0]], node.outputs, attributes))
+    return True
+
+
+def _pads_before(graph: ImportGraph, node: Node, wanted: Callable[[float], bool]) -> tuple[Node, list[int]] | None:
+    """Return a Pad of maps by a constant that is ``wanted``, which only ``node`` reads, and its amounts: begins, then ends."""
+    pad = graph.maker(node.inputs[0])
+    if pad is None or pad.op != "Pad" or graph.only_reader(pad.outputs[0]) is not node:
+        return None
+    axes = len(graph.shapes[pad.inputs[0]])
+    if str(pad.attributes.get("mode", "constant")) != "constant" or not wanted(pad_value(pad, graph.constants)):
+        return None
+    full = pad_amounts(pad, axes, graph.constants)
+    if min(full) < 0 or any(full[:2]) or any(full[axes : axes + 2]):
+        return None
+    return pad, [*full[2:axes], *full[axes + 2 :]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.onnx import import_ops
 from caffetools.onnx.import_graph import ImportFailed, ImportGraph, Node, prepare
+from caffetools.onnx.import_layout import channels_first
 from caffetools.onnx.import_net import TARGETS, NetWriter, Target, clean_name, find_handler
 from caffetools.onnx.import_patterns import merge_patterns
 from caffetools.onnx.model import load_model
@@ -34,13 +35,6 @@ Array = NDArray[Any]
 # The largest difference allowed, relative to an output's largest value: layers that stand for one operator round several times.
 TOLERANCE = 1e-4
 
-# Operators that are often asked for, and why they have no layers.
-_MISSING = {
-    "Erf": "no Caffe layer computes the error function; a GELU in its tanh form (approximate='tanh') has layers",
-    "InstanceNormalization": "no layer has its epsilon: Caffe's MVN adds it after the square root; train with BatchNorm in its place",
-    "LayerNormalization": "no layer has its epsilon: Caffe's MVN adds it after the square root",
-}
-
 import_ops.register()
 
 
@@ -53,12 +47,14 @@ class ImportedNet:
         largest_difference: The largest difference of all outputs, relative to an output's largest value.
         outputs: ONNX output → blob.
         preprocessing: The preprocessing of the model's metadata, if caffetools wrote it.
+        moved_inputs: ONNX input → the order of its axes in the net, for inputs that are (N, H, W, C) in the model.
     """
 
     model: Caffemodel
     largest_difference: float
     outputs: dict[str, str]
     preprocessing: Preprocessing | None = None
+    moved_inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def write(self, folder: PathLike) -> tuple[Path, Path]:
         """Write ``deploy.prototxt`` and ``weights.caffemodel`` into ``folder``; gives their paths.
@@ -99,19 +95,21 @@ def import_model(
     proto = model if isinstance(model, onnx.ModelProto) else load_model(model)
     graph = prepare(proto, input_shapes)
     merge_patterns(graph)
+    moved = channels_first(graph)
+    merge_patterns(graph)
     writer = NetWriter(graph, target)
     for name, shape in graph.inputs.items():
         writer.add_input(name, shape)
     for node in graph.nodes:
         handler = find_handler(node.op, graph.opset)
         if handler is None:
-            raise node.error(_MISSING.get(node.op, "there are no Caffe layers for this operator; docs/onnx.md lists those that have some"))
+            raise node.error("there are no Caffe layers for this operator; docs/onnx.md lists those that have some")
         handler(writer, node)
     outputs = _finish(writer)
     result = writer.result()
     difference = _compare(graph, result, outputs)
     properties = {item.key: item.value for item in proto.metadata_props}
-    return ImportedNet(result, difference, outputs, Preprocessing.from_properties(properties))
+    return ImportedNet(result, difference, outputs, Preprocessing.from_properties(properties), moved)
 
 
 def _finish(writer: NetWriter) -> dict[str, str]:

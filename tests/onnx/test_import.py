@@ -34,7 +34,7 @@ MAPS = (1, 4, 9, 10)
 # The layers of BVLC Caffe 1.0 that an import may use.
 BVLC = set(
     "AbsVal ArgMax BNLL BatchNorm Bias Concat Convolution Deconvolution ELU Eltwise Exp Flatten InnerProduct Input LRN Log PReLU Pooling "  # noqa: SIM905
-    "Power ReLU Reduction Reshape Scale Sigmoid Silence Slice Softmax Split TanH Tile".split()
+    "Power ReLU Reduction Reshape Scale Sigmoid Silence Slice Softmax Split TanH Threshold Tile".split()
 )
 
 
@@ -143,6 +143,46 @@ OPERATORS: dict[str, onnx.ModelProto] = {
     "depth to space by columns": model("DepthToSpace", (1, 8, 3, 4), blocksize=2, mode="CRD"),
     "space to depth": model("SpaceToDepth", (1, 3, 4, 6), blocksize=2),
     "expand": model("Expand", (1, 4, 1, 1), constants=(ints(1, 4, 3, 5),)),
+    "channels last": model("Transpose", MAPS, perm=[0, 2, 3, 1]),
+    "axes of anchors": model("Transpose", (1, 3, 7, 4, 5), perm=[0, 1, 3, 4, 2]),
+    "axes of six": model("Transpose", (1, 2, 3, 4, 5, 6), perm=[0, 5, 3, 1, 2, 4]),
+    "pad by reflection": model("Pad", MAPS, constants=(ints(0, 0, 3, 1, 0, 0, 2, 3),), mode="reflect"),
+    "pad by the border": model("Pad", MAPS, constants=(ints(0, 0, 2, 1, 0, 0, 1, 1),), mode="edge"),
+    "pad channels by a number": model("Pad", MAPS, constants=(ints(0, 2, 1, 0, 0, 3, 0, 2), np.float32(0.5))),
+    "pad by less than nothing": model("Pad", MAPS, constants=(ints(0, 0, -1, 0, 0, 0, -1, -2),)),
+    "error function": model("Erf", MAPS),
+    "gelu of the error function": model("Gelu", MAPS, opset=20),
+    "celu": model("Celu", MAPS, alpha=0.7),
+    "softsign": model("Softsign", MAPS),
+    "thresholded": model("ThresholdedRelu", MAPS, alpha=0.3),
+    "prelu of places": model("PRelu", MAPS, constants=(numbers(4, 9, 10),)),
+    "prelu of one slope": model("PRelu", MAPS, constants=(numbers(1),)),
+    "softmax of several axes": model("Softmax", MAPS, opset=11, axis=1),
+    "instance norm": model("InstanceNormalization", MAPS, constants=(numbers(4), numbers(4))),
+    "group norm": model("GroupNormalization", MAPS, constants=(numbers(4), numbers(4)), num_groups=2, opset=21),
+    "layer norm": model("LayerNormalization", (1, 5, 6), constants=(numbers(6), numbers(6))),
+    "maximum over channels": model("ReduceMax", MAPS, axes=[1]),
+    "minimum over rows": model("ReduceMin", MAPS, axes=[2], keepdims=0),
+    "mean over channels and columns": model("ReduceMean", MAPS, axes=[1, 3]),
+    "length over channels": model("ReduceL2", MAPS, axes=[1]),
+    "unit length": model("LpNormalization", MAPS, axis=1),
+    "bilinear": model("Resize", MAPS, constants=(None, np.float32([1, 1, 2, 2])), mode="linear"),
+    "bilinear, smaller": model("Resize", MAPS, constants=(None, np.float32([1, 1, 0.5, 0.5])), mode="linear"),
+    "bilinear to sizes": model(
+        "Resize", MAPS, constants=(None, None, ints(1, 4, 13, 17)), mode="linear", coordinate_transformation_mode="align_corners"
+    ),
+    "cubic": model("Resize", MAPS, constants=(None, np.float32([1, 1, 2, 1])), mode="cubic"),
+    "upsample": model("Upsample", MAPS, mode="nearest", scales=[1.0, 1.0, 2.0, 2.0], opset=7),
+    "backwards": model("Slice", MAPS, constants=(ints(-1), ints(-99), ints(3), ints(-1))),
+    "rows in another order": model("Gather", MAPS, constants=(ints(3, 1, 1),), axis=2),
+    "max over one axis": model("MaxPool", (1, 4, 9), kernel_shape=[3], strides=[2], pads=[1, 1]),
+    "global mean over three axes": model("GlobalAveragePool", (1, 2, 3, 4, 5)),
+    "transposed to a size": model("ConvTranspose", MAPS, constants=(numbers(4, 3, 3, 3),), strides=[2, 2], output_shape=[18, 20]),
+    "sum with a vector": model("Sum", MAPS, constants=(numbers(4, 1, 1),)),
+    "multiply to a map": model("Mul", (1, 4, 1, 1), constants=(numbers(1, 1, 9, 10),)),
+    "matmul of a vector": model("MatMul", (1, 5), constants=(numbers(5),)),
+    "matmul of two": model("MatMul", (1, 2, 6, 3), (1, 2, 3, 5)),
+    "concat with a constant": model("Concat", MAPS, constants=(numbers(1, 2, 9, 10),), axis=1),
 }
 
 
@@ -158,21 +198,84 @@ def test_an_operator_becomes_layers_with_its_numbers(name: str, target: str) -> 
 
 
 REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
-    "moved axes": (model("Transpose", MAPS, perm=[0, 2, 3, 1]), "BVLC Caffe has no layer that moves axes; --target ssd or any has Permute"),
-    "an operator without layers": (model("Erf", MAPS), "no Caffe layer computes the error function"),
+    "moved axes": (
+        model("Transpose", (1, 2100, 2, 2101), perm=[0, 2, 3, 1]),
+        "BVLC Caffe has no layer that moves axes, and Slice would need 2100 parts; --target ssd or any has Permute",
+    ),
+    "an operator without layers": (model("Floor", MAPS), "there are no Caffe layers for this operator"),
     "pooling over three axes": (model("MaxPool", (1, 2, 4, 4, 4), kernel_shape=[2, 2, 2]), "Caffe pools maps of 2 axes only, not 3"),
     "dilated pooling": (model("MaxPool", MAPS, kernel_shape=[2, 2], dilations=[2, 2]), "Caffe's pooling has no dilation"),
-    "other padding": (
-        model("Pad", MAPS, constants=(ints(0, 0, 1, 1, 0, 0, 1, 1),), mode="reflect"),
-        "only zeros around maps can be converted",
+    "padding by a huge number": (
+        model("Pad", MAPS, constants=(ints(0, 0, 1, 1, 0, 0, 1, 1), np.float32(-1e38))),
+        "a constant of -1e+38 has layers only before a MaxPool",
     ),
-    "bilinear": (
-        model("Resize", MAPS, constants=(None, np.float32([1, 1, 2, 2])), mode="linear"),
-        "linear with half_pixel by 2 x 2 has no layer",
-    ),
-    "two matrices": (model("MatMul", (1, 2, 3), (1, 3, 2)), "its second input must be constant"),
-    "backwards": (model("Slice", MAPS, constants=(ints(-1), ints(-99), ints(3), ints(-1))), "it runs backwards"),
+    "resized batch": (model("Resize", MAPS, constants=(None, np.float32([2, 1, 1, 1]))), "only maps of 2 axes are resized"),
+    "two large matrices": (model("MatMul", (1, 1000, 300), (1, 300, 1000)), "no layer multiplies two matrices"),
 }
+
+
+def graph_of(nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: dict[str, Any]) -> onnx.ModelProto:
+    """Nodes from the input x to the output y."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (("x", shape), ("y", None))]
+    tensors = [onnx.numpy_helper.from_array(np.asarray(constant), name) for name, constant in constants.items()]
+    graph = helper.make_graph(nodes, "several", values[:1], values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_an_input_whose_channels_are_last_has_them_first_in_the_net() -> None:
+    nodes = [
+        helper.make_node("Sub", ["x", "mean"], ["less"]),
+        helper.make_node("Transpose", ["less"], ["maps"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["maps", "w"], ["c"]),
+        helper.make_node("Transpose", ["c"], ["last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Relu", ["last"], ["r"]),
+        helper.make_node("ReduceMean", ["r"], ["y"], axes=[1, 2], keepdims=0),
+    ]
+    proto = graph_of(nodes, (1, 8, 9, 3), {"mean": np.float32([1, 2, 3]), "w": numbers(4, 3, 3, 3)})
+    imported = check(proto)
+    assert imported.moved_inputs == {"x": (0, 3, 1, 2)}
+    assert [layer.type for layer in imported.model.net.layer] == ["Input", "Bias", "Convolution", "ReLU", "Pooling", "Flatten"]
+    assert imported.model.net.layer[0].input_param.shape[0].dim[:] == [1, 3, 8, 9]
+    x = numbers(1, 8, 9, 3)
+    net = Net(imported.model.net, TEST, fill=False)
+    load_weights(net, imported.model)
+    with torch.no_grad():
+        got = net({"x": torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))})["y"].numpy()
+    np.testing.assert_allclose(got, open_session(proto).run({"x": x})["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_of_convnext_needs_no_moved_axes() -> None:
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(4, 4, 3, padding=1, groups=4)
+            self.norm, self.wide, self.narrow = torch.nn.LayerNorm(4), torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+            self.scale = torch.nn.Parameter(torch.rand(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.norm(self.conv(x).permute(0, 2, 3, 1))
+            y = self.scale * self.narrow(torch.nn.functional.gelu(self.wide(y)))
+            return x + y.permute(0, 3, 1, 2)
+
+    torch.manual_seed(0)
+    imported = check(onnx.load_from_string(torch_to_onnx(Block().eval(), {"data": (1, 4, 5, 6)})))
+    kinds = [layer.type for layer in imported.model.net.layer]
+    assert not {"Slice", "Reshape", "InnerProduct"} & set(kinds)
+
+
+def test_padding_below_all_values_is_the_padding_of_a_max_pool() -> None:
+    nodes = [
+        helper.make_node("Pad", ["x", "pads", "low"], ["p"]),
+        helper.make_node("MaxPool", ["p"], ["y"], kernel_shape=[3, 3], strides=[2, 2]),
+    ]
+    imported = check(graph_of(nodes, MAPS, {"pads": ints(0, 0, 0, 0, 0, 0, 1, 1), "low": np.float32(-np.inf)}))
+    assert [layer.type for layer in imported.model.net.layer if layer.type != "Silence"][:2] == ["Input", "Pooling"]
+
+
+def test_one_shared_slope_is_a_blob_without_axes() -> None:
+    """As real Caffe wants it, which compares shapes."""
+    (slope,) = check(OPERATORS["prelu of one slope"]).model.blobs["n"]
+    assert slope.shape == ()
 
 
 @pytest.mark.parametrize("name", REFUSED)

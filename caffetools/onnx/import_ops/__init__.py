@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import importlib
 
-_FAMILIES = ("activation", "elementwise", "matrix", "pooling", "reduction", "resize", "shape", "slicing", "window")
+_FAMILIES = (
+    "activation",
+    "axes",
+    "elementwise",
+    "matrix",
+    "normalization",
+    "padding",
+    "pooling",
+    "reduction",
+    "resize",
+    "shape",
+    "slicing",
+    "window",
+)
 
 
 def register() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -49,6 +48,16 @@ def prelu(writer: NetWriter, node: Node) -> None:
     slope, shape = writer.required(node, 1, "slope"), writer.shape(node.inputs[0])
     channels = shape[1] if len(shape) > 1 else 1
     shared = slope.size == 1
+    if not shared and slope.size > 1 and slope.size != channels:
+        # x = max(x, 0) - max(-x, 0), and the slopes of places are a constant factor of the second.
+        blob = writer.blob(node, node.inputs[0])
+        above = str(writer.layer(node, "ReLU", [blob], last=False, hint="above").top[0])
+        below = writer.layer(node, "ReLU", [power(writer, node, blob, scale=-1, last=False)], last=False, hint="below").top[0]
+        full = np.broadcast_to(slope, shape[1:]) if slope.ndim < len(shape) else np.broadcast_to(slope, (1, *shape[1:]))[0]
+        scaled = writer.layer(node, "Scale", [below], last=False, hint="slopes", weights=[full])
+        scaled.scale_param.num_axes = full.ndim
+        _difference(writer, node, above, scaled.top[0], [1, -1], last=True)
+        return
     if not shared and (slope.size != channels or slope.ndim > len(shape) or slope.shape[0 if slope.ndim == len(shape) - 1 else -1] == 0):
         raise node.error("its slope must be one number, or one for each channel")
     layer = writer.layer(node, "PReLU", [writer.blob(node, node.inputs[0])], weights=[slope.reshape(() if shared else (channels,))])
@@ -181,18 +190,73 @@ def selu(writer: NetWriter, node: Node) -> None:
     power(writer, node, layer.top[0], scale=float(node.attributes.get("gamma", 1.0507009873554805)))
 
 
+@importer("Celu")
+def celu(writer: NetWriter, node: Node) -> None:
+    """alpha times an ELU of x / alpha."""
+    alpha = float(node.attributes.get("alpha", 1.0))
+    scaled = power(writer, node, writer.blob(node, node.inputs[0]), scale=1 / alpha, last=False)
+    power(writer, node, writer.layer(node, "ELU", [scaled], last=False, hint="elu").top[0], scale=alpha)
+
+
+@importer("ThresholdedRelu")
+def thresholded_relu(writer: NetWriter, node: Node) -> None:
+    """x where it is above alpha, else 0."""
+    blob = writer.blob(node, node.inputs[0])
+    gate = writer.layer(node, "Threshold", [blob], last=False, hint="gate")
+    gate.threshold_param.threshold = float(node.attributes.get("alpha", 1.0))
+    product(writer, node, [blob, gate.top[0]])
+
+
+@importer("Softsign")
+def softsign(writer: NetWriter, node: Node) -> None:
+    """x / (1 + |x|)."""
+    blob = writer.blob(node, node.inputs[0])
+    size = writer.layer(node, "AbsVal", [blob], last=False, hint="abs").top[0]
+    product(writer, node, [blob, power(writer, node, size, shift=1, power=-1, last=False)])
+
+
 @importer("Gelu")
 def gelu(writer: NetWriter, node: Node) -> None:
-    """Import Gelu in the form with tanh: x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
-    if str(node.attributes.get("approximate", "none")) != "tanh":
-        raise node.error("no Caffe layer computes its error function; export the model with approximate='tanh'")
+    """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³))), or x / 2 · (1 + erf(x / √2)) = x / 2 + |x| / 2 · erf(|x| / √2)."""
     blob = writer.blob(node, node.inputs[0])
-    cube = power(writer, node, power(writer, node, blob, power=3, last=False), scale=0.044715, last=False)
-    total = writer.layer(node, "Eltwise", [blob, cube], last=False, hint="sum").top[0]
-    gate = writer.layer(node, "TanH", [power(writer, node, total, scale=math.sqrt(2 / math.pi), last=False)], last=False, hint="tanh").top[
-        0
-    ]
-    product(writer, node, [blob, power(writer, node, gate, scale=0.5, shift=0.5, last=False)])
+    if str(node.attributes.get("approximate", "none")) == "tanh":
+        cube = power(writer, node, power(writer, node, blob, power=3, last=False), scale=0.044715, last=False)
+        total = writer.layer(node, "Eltwise", [blob, cube], last=False, hint="sum").top[0]
+        scaled = power(writer, node, total, scale=math.sqrt(2 / math.pi), last=False)
+        gate = writer.layer(node, "TanH", [scaled], last=False, hint="tanh").top[0]
+        product(writer, node, [blob, power(writer, node, gate, scale=0.5, shift=0.5, last=False)])
+        return
+    size = str(writer.layer(node, "AbsVal", [blob], last=False, hint="abs").top[0])
+    curved = product(writer, node, [size, _erf_of_positive(writer, node, size, math.sqrt(0.5))], last=False)
+    writer.layer(node, "Eltwise", [blob, curved]).eltwise_param.coeff.extend([0.5, 0.5])
+
+
+@importer("Erf")
+def erf(writer: NetWriter, node: Node) -> None:
+    """erf(max(x, 0)) - erf(max(-x, 0))."""
+    blob = writer.blob(node, node.inputs[0])
+    sides = [blob, power(writer, node, blob, scale=-1, last=False)]
+    ramps = [str(writer.layer(node, "ReLU", [side], last=False, hint="side").top[0]) for side in sides]
+    parts = [_erf_of_positive(writer, node, ramp, 1.0) for ramp in ramps]
+    _difference(writer, node, parts[0], parts[1], [1, -1], last=True)
+
+
+# Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: the error is at most 1.5e-7, about a unit in float32's last place.
+_ERF_SLOPE = 0.3275911
+_ERF_TERMS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+
+
+def _erf_of_positive(writer: NetWriter, node: Node, blob: str, scale: float) -> str:
+    """Add erf(scale · x) for x >= 0: 1 - (a1 t + … + a5 t⁵) · exp(-(scale · x)²), t = 1 / (1 + p · scale · x); gives the blob."""
+    t = power(writer, node, blob, scale=_ERF_SLOPE * scale, shift=1, power=-1, last=False)
+    series = power(writer, node, t, scale=_ERF_TERMS[-1], shift=_ERF_TERMS[-2], last=False)
+    for term in _ERF_TERMS[-3::-1]:
+        series = power(writer, node, product(writer, node, [t, series], last=False), shift=term, last=False)
+    square = power(writer, node, blob, scale=scale, power=2, last=False)
+    fall = writer.layer(node, "Exp", [square], last=False, hint="exp")
+    fall.exp_param.scale = -1
+    rest = product(writer, node, [t, series, fall.top[0]], last=False)
+    return power(writer, node, rest, scale=-1, shift=1, last=False)
 
 
 @importer("Softmax", "LogSoftmax")
@@ -201,11 +265,19 @@ def softmax(writer: NetWriter, node: Node) -> None:
     shape = writer.shape(node.inputs[0])
     old = writer.graph.opset < 13
     axis = int(node.attributes.get("axis", 1 if old else -1)) % len(shape)
-    if old and math.prod(shape[axis + 1 :]) != 1:
-        raise node.error("before opset 13 it runs over several axes at once")
-    logarithm = node.op == "LogSoftmax"
-    layer: Any = writer.layer(node, "Softmax", [writer.blob(node, node.inputs[0])], last=not logarithm, hint="softmax" if logarithm else "")
+    blob, logarithm = writer.blob(node, node.inputs[0]), node.op == "LogSoftmax"
+    wide = old and math.prod(shape[axis + 1 :]) != 1
+    if wide:
+        layer = writer.layer(node, "Flatten", [blob], last=False, hint="flat")
+        if axis != 1:
+            layer.flatten_param.axis = axis
+        blob = layer.top[0]
+    last = not logarithm and not wide
+    layer = writer.layer(node, "Softmax", [blob], last=last, hint="" if last else "softmax")
     if axis != 1:
         layer.softmax_param.axis = axis
     if logarithm:
-        writer.layer(node, "Log", [layer.top[0]])
+        layer = writer.layer(node, "Log", [layer.top[0]], last=not wide, hint="log" if wide else "")
+    if wide:
+        back = writer.layer(node, "Reshape", [layer.top[0]])
+        back.reshape_param.shape.dim.extend([0, *shape[1:]])

@@ -30,7 +30,8 @@ def arithmetic(writer: NetWriter, node: Node) -> None:
 def _with_constant(writer: NetWriter, node: Node, value: str, constant: Array, *, reversed_: bool) -> None:
     blob, shape = writer.blob(node, value), writer.shape(value)
     if writer.shape(node.outputs[0]) != shape:
-        raise node.error(f"its constant is larger than its input ({format_shape(shape)})")
+        blob = tiled(writer, node, blob, shape, writer.shape(node.outputs[0]))
+        shape = writer.shape(node.outputs[0])
     number: NDArray[np.float64] = np.asarray(constant, np.float64)
     if node.op in ("Sub", "Div") and reversed_:
         # c − x and c / x.
@@ -44,9 +45,23 @@ def _with_constant(writer: NetWriter, node: Node, value: str, constant: Array, *
         scalar = float(number.reshape(-1)[0])
         power(writer, node, blob, shift=scalar if add else 0.0, scale=1.0 if add else scalar)
         return
+    if add:
+        _add_constant(writer, node, blob, number, shape)
+        return
     axis, array = _placed(node, number, shape)
-    layer = writer.layer(node, "Bias" if add else "Scale", [blob], weights=[array])
-    param = layer.bias_param if add else layer.scale_param
+    param = writer.layer(node, "Scale", [blob], weights=[array]).scale_param
+    if axis != 1:
+        param.axis = axis
+    if array.ndim != 1:
+        param.num_axes = array.ndim
+
+
+def _add_constant(writer: NetWriter, node: Node, blob: str, number: NDArray[np.float64], shape: Shape) -> None:
+    if (number == number.reshape(-1)[0]).all():
+        power(writer, node, blob, shift=float(number.reshape(-1)[0]))
+        return
+    axis, array = _placed(node, number, shape)
+    param = writer.layer(node, "Bias", [blob], weights=[array]).bias_param
     if axis != 1:
         param.axis = axis
     if array.ndim != 1:
@@ -138,12 +153,24 @@ def several(writer: NetWriter, node: Node) -> None:
 
 
 def _with_bound(writer: NetWriter, node: Node, constants: list[Array | None]) -> None:
+    if node.op == "Sum":
+        _sum_with_constants(writer, node, constants)
+        return
     values = [value for value, constant in zip(node.inputs, constants, strict=True) if constant is None]
     numbers = {float(n) for constant in constants if constant is not None for n in np.asarray(constant).reshape(-1)}
     if len(values) != 1 or len(numbers) != 1 or node.op not in ("Max", "Min"):
         raise node.error("of a constant and values only the maximum or minimum of one value and one number can be converted")
     bound = numbers.pop()
     add_clip(writer, node, writer.blob(node, values[0]), *((bound, None) if node.op == "Max" else (None, bound)))
+
+
+def _sum_with_constants(writer: NetWriter, node: Node, constants: list[Array | None]) -> None:
+    shape = writer.shape(node.outputs[0])
+    values = [value for value, constant in zip(node.inputs, constants, strict=True) if constant is None]
+    blobs = [tiled(writer, node, writer.blob(node, value), writer.shape(value), shape) for value in values]
+    blob = blobs[0] if len(blobs) == 1 else str(writer.layer(node, "Eltwise", blobs, last=False, hint="sum").top[0])
+    total = sum(np.asarray(constant, np.float64) for constant in constants if constant is not None)
+    _add_constant(writer, node, blob, np.asarray(total), shape)
 
 
 @importer("Pow")

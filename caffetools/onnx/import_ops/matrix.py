@@ -1,7 +1,8 @@
-"""Gemm and MatMul with constant weights: InnerProduct."""
+"""Gemm and MatMul: InnerProduct for constant weights, products and their sums for two values."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,15 @@ from numpy.typing import NDArray
 
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
+from caffetools.onnx.import_ops.activation import product
+from caffetools.onnx.import_ops.axes import add_transpose
+from caffetools.onnx.import_ops.elementwise import tiled
+from caffetools.onnx.import_ops.shape import add_reshape
 
 Array = NDArray[Any]
+
+# Products of two matrices that depend on the inputs, up to which they are written one by one (256 MB).
+_MOST_PRODUCTS = 1 << 26
 
 
 @importer("Gemm")
@@ -33,18 +41,53 @@ def gemm(writer: NetWriter, node: Node) -> None:
 @importer("MatMul")
 def matmul(writer: NetWriter, node: Node) -> None:
     """x · W along the last axis."""
-    weight = writer.required(node, 1, "second input")
-    if weight.ndim != 2:
+    weight = writer.constant(node, 1)
+    if weight is None or writer.constant(node, 0) is not None:
+        _of_two(writer, node)
+        return
+    while weight.ndim > 2 and len(weight) == 1:
+        weight = weight[0]
+    if weight.ndim > 2:
         raise node.error(f"its weights have {weight.ndim} axes, and an InnerProduct's have 2")
-    inner_product(writer, node, node.inputs[0], weight.T, node.attributes.get("bias"))
+    vector = weight.ndim == 1
+    blob = inner_product(writer, node, node.inputs[0], weight.reshape(len(weight), -1).T, node.attributes.get("bias"), last=not vector)
+    if vector:
+        add_reshape(writer, node, blob, (*writer.shape(node.inputs[0])[:-1], 1), writer.shape(node.outputs[0]))
 
 
-def inner_product(writer: NetWriter, node: Node, value: str, weight: Array, bias: Array | None) -> None:
-    """Add an InnerProduct along the last axis of ``value``; ``weight`` is (outputs, inputs)."""
+def _of_two(writer: NetWriter, node: Node) -> None:
+    """Two values (…, M, K) and (…, K, P): the products of all rows and columns, which Reduction adds up."""
+    first, second = (writer.shape(value) for value in node.inputs)
+    output = writer.shape(node.outputs[0])
+    if len(first) < 3 or len(first) != len(second) or first[:-2] != second[:-2]:
+        raise node.error("of two values, both must have the same axes before their last two, and a batch")
+    inner, (rows, columns) = math.prod(first[1:-2]), output[-2:]
+    depth = first[-1]
+    if math.prod(first[:-1]) * columns * depth > _MOST_PRODUCTS:
+        raise node.error(f"no layer multiplies two matrices, and one by one it is {math.prod(first[:-1]) * columns * depth} products")
+    batch = first[0]
+    left = add_reshape(writer, node, writer.blob(node, node.inputs[0]), first, (batch, inner * rows, 1, depth), last=False)
+    left = tiled(writer, node, left, (batch, inner * rows, 1, depth), (batch, inner * rows, columns, depth))
+    right = writer.blob(node, node.inputs[1])
+    if columns > 1:
+        order = [*range(len(second) - 2), len(second) - 1, len(second) - 2]
+        right = add_transpose(writer, node, right, second, order, last=False)
+    right = add_reshape(writer, node, right, (*second, 0), (batch, inner, 1, columns * depth), last=False)
+    right = tiled(writer, node, right, (batch, inner, 1, columns * depth), (batch, inner, rows, columns * depth))
+    wide = (batch, inner * rows, columns, depth)
+    right = add_reshape(writer, node, right, (*wide, 0), wide, last=False)
+    layer = writer.layer(node, "Reduction", [product(writer, node, [left, right], last=False)], last=False, hint="total")
+    layer.reduction_param.axis = 3
+    add_reshape(writer, node, layer.top[0], wide[:3], output)
+
+
+def inner_product(writer: NetWriter, node: Node, value: str, weight: Array, bias: Array | None, *, last: bool = True) -> str:
+    """Add an InnerProduct along the last axis of ``value``; ``weight`` is (outputs, inputs); gives the blob."""
     weights = [weight, *([] if bias is None else [bias])]
-    layer = writer.layer(node, "InnerProduct", [writer.blob(node, value)], weights=weights)
+    layer = writer.layer(node, "InnerProduct", [writer.blob(node, value)], last=last, hint="" if last else "product", weights=weights)
     param = layer.inner_product_param
     param.num_output, param.bias_term = len(weight), bias is not None
     axis = len(writer.shape(value)) - 1
     if axis != 1:
         param.axis = axis
+    return str(layer.top[0])

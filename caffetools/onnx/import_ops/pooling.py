@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from caffetools.layers.pooling import Window
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
+from caffetools.onnx.import_ops.shape import add_reshape
 from caffetools.onnx.import_ops.window import crop, depthwise, window_pads
 from caffetools.proto.schema import PoolingParameter
 
@@ -16,7 +18,13 @@ from caffetools.proto.schema import PoolingParameter
 @importer("GlobalAveragePool", "GlobalMaxPool")
 def global_pool(writer: NetWriter, node: Node) -> None:
     """Pooling whose window is the map."""
-    add_global_pool(writer, node, "MAX" if node.op == "GlobalMaxPool" else "AVE", writer.blob(node, node.inputs[0]))
+    shape, blob = writer.shape(node.inputs[0]), writer.blob(node, node.inputs[0])
+    method, flat = "MAX" if node.op == "GlobalMaxPool" else "AVE", len(shape) == 4
+    if not flat:
+        blob = add_reshape(writer, node, blob, shape, (*shape[:2], math.prod(shape[2:]), 1), last=False)
+    blob = add_global_pool(writer, node, method, blob, last=flat)
+    if not flat:
+        add_reshape(writer, node, blob, (*shape[:2], 1, 1), writer.shape(node.outputs[0]))
 
 
 def add_global_pool(writer: NetWriter, node: Node, method: str, blob: str, *, last: bool = True) -> str:
@@ -35,6 +43,9 @@ def pool(writer: NetWriter, node: Node) -> None:
         raise node.error("it gives the places of the maxima, which Caffe numbers in another way")
     del node.outputs[1:]
     shape = writer.shape(node.inputs[0])
+    if len(shape) == 3:
+        _over_one_axis(writer, node)
+        return
     if len(shape) != 4:
         raise node.error(f"Caffe pools maps of 2 axes only, not {len(shape) - 2}")
     kernel = [int(n) for n in node.attributes["kernel_shape"]]
@@ -51,6 +62,23 @@ def pool(writer: NetWriter, node: Node) -> None:
     inside = average and not int(node.attributes.get("count_include_pad", 0))
     pad, skipped, blob, size = _even_padding(writer, node, blob, size, kernel, stride, begin, end, average=average and not inside)
     _add_pool(writer, node, blob, size, kernel, stride, pad, skipped, output, (begin, end) if inside else None)
+
+
+def _over_one_axis(writer: NetWriter, node: Node) -> None:
+    """Pool (N, C, L) as maps (N, C, L, 1)."""
+    wide, pooled = f"{node.inputs[0]}/wide/{node.name}", f"{node.outputs[0]}/wide"
+    graph, source, target = writer.graph, node.inputs[0], node.outputs[0]
+    graph.shapes |= {wide: (*graph.shapes[source], 1), pooled: (*graph.shapes[target], 1)}
+    graph.sample |= {wide: graph.sample[source][..., None], pooled: graph.sample[target][..., None]}
+    begin, *end = node.attributes.get("pads", [0, 0])
+    attributes = dict(node.attributes) | {"pads": [begin, 0, *end, 0]}
+    for name in ("kernel_shape", "strides", "dilations"):
+        attributes[name] = [*node.attributes.get(name, [1]), 1]
+    if "auto_pad" in attributes:
+        del attributes["pads"]
+    writer.set_blob(wide, add_reshape(writer, node, writer.blob(node, source), graph.shapes[source], graph.shapes[wide], last=False))
+    pool(writer, Node(node.op, node.name, [wide], [pooled], attributes))
+    add_reshape(writer, node, writer.blob(node, pooled), graph.shapes[pooled], graph.shapes[target])
 
 
 def _even_padding(

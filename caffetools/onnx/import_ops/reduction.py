@@ -8,7 +8,8 @@ import numpy as np
 
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
-from caffetools.onnx.import_ops.activation import power
+from caffetools.onnx.import_ops.activation import power, product
+from caffetools.onnx.import_ops.elementwise import tiled
 from caffetools.onnx.import_ops.pooling import add_global_pool
 from caffetools.onnx.import_ops.shape import add_reshape
 from caffetools.onnx.import_ops.window import fill_kernel
@@ -16,12 +17,15 @@ from caffetools.onnx.import_ops.window import fill_kernel
 _REDUCTIONS = {"ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceL1": "ASUM", "ReduceSumSquare": "SUMSQ"}
 
 
-@importer(*_REDUCTIONS, "ReduceMax")
+@importer(*_REDUCTIONS, "ReduceMax", "ReduceMin", "ReduceL2")
 def reduce(writer: NetWriter, node: Node) -> None:
-    """Global pooling over both axes of maps, a 1 x 1 convolution over channels, or Reduction over the last axes."""
-    shape = writer.shape(node.inputs[0])
+    """Global pooling over both axes of maps, a 1 x 1 convolution over channels, Reduction over the last axes, or pooling of rows."""
+    shape, output = writer.shape(node.inputs[0]), writer.shape(node.outputs[0])
     axes = _axes(writer, node, len(shape))
-    blob, output = writer.blob(node, node.inputs[0]), writer.shape(node.outputs[0])
+    blob = writer.blob(node, node.inputs[0])
+    if shape == output and all(shape[axis] == 1 for axis in axes) and node.op in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"):
+        writer.alias(node)
+        return
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
     if len(shape) == 4 and axes == [2, 3] and node.op in ("ReduceMean", "ReduceSum", "ReduceMax"):
         scale = shape[2] * shape[3] if node.op == "ReduceSum" else 1
@@ -36,15 +40,49 @@ def reduce(writer: NetWriter, node: Node) -> None:
         layer = writer.layer(node, "Convolution", [blob], weights=[weight])
         fill_kernel(layer, 1, (1, 1), (1, 1), (0, 0), (1, 1))
         layer.convolution_param.bias_term = False
-    elif node.op != "ReduceMax" and axes == list(range(axes[0], len(shape))):
+    elif node.op in _REDUCTIONS and axes == list(range(axes[0], len(shape))):
         reduced = shape[: axes[0]]
         layer = writer.layer(node, "Reduction", [blob], last=reduced == output, hint="" if reduced == output else "reduce")
         param = layer.reduction_param
         param.axis, param.operation = axes[0], getattr(param, _REDUCTIONS[node.op])
         if reduced != output:
             add_reshape(writer, node, layer.top[0], reduced, output)
+    elif axes[0] == 0:
+        raise node.error("over the batch and a part of the other axes it has no layer")
     else:
-        raise node.error(f"over axes {axes} of {len(shape)} it has no layer")
+        _by_pooling(writer, node, blob, axes)
+
+
+def _by_pooling(writer: NetWriter, node: Node, blob: str, axes: list[int]) -> None:
+    """Axes that follow one another as the height of maps (N, axes before, axes, axes after), which a window spans."""
+    shape, output = list(writer.shape(node.inputs[0])), writer.shape(node.outputs[0])
+    sign = -1.0 if node.op == "ReduceMin" else 1.0
+    if node.op == "ReduceL1":
+        blob = str(writer.layer(node, "AbsVal", [blob], last=False, hint="abs").top[0])
+    elif node.op in ("ReduceSumSquare", "ReduceL2", "ReduceMin"):
+        blob = power(writer, node, blob, power=1 if node.op == "ReduceMin" else 2, scale=sign, last=False)
+    method = "MAX" if node.op in ("ReduceMax", "ReduceMin") else "AVE"
+    present: tuple[int, ...] = tuple(shape)
+    while axes:
+        first = end = axes[-1]
+        while first - 1 in axes:
+            first -= 1
+        count = math.prod(shape[first : end + 1])
+        wide = (shape[0], math.prod(shape[1:first]), count, math.prod(shape[end + 1 :]))
+        blob = add_reshape(writer, node, blob, present, wide, last=False) if present != wide else blob
+        layer = writer.layer(node, "Pooling", [blob], last=False, hint="pool")
+        layer.pooling_param.pool = getattr(layer.pooling_param, method)
+        layer.pooling_param.kernel_h, layer.pooling_param.kernel_w = count, 1
+        blob, present = layer.top[0], (*wide[:2], 1, wide[3])
+        if method == "AVE" and node.op != "ReduceMean":
+            blob = power(writer, node, blob, scale=count, last=False)
+        shape[first : end + 1] = [1] * (end + 1 - first)
+        axes = [axis for axis in axes if axis < first]
+    if node.op == "ReduceL2":
+        blob = power(writer, node, blob, power=0.5, last=False)
+    if node.op == "ReduceMin":
+        blob = power(writer, node, blob, scale=-1, last=False)
+    add_reshape(writer, node, blob, (*present, 0), output)
 
 
 def _axes(writer: NetWriter, node: Node, count: int) -> list[int]:
@@ -72,8 +110,19 @@ def normalize(writer: NetWriter, node: Node) -> None:
     """Normalize of SSD's fork, over the channels."""
     shape = writer.shape(node.inputs[0])
     axis = int(node.attributes.get("axis", -1)) % len(shape)
-    if int(node.attributes.get("p", 2)) != 2 or axis != 1 or writer.target == "bvlc":
-        raise node.error("only the L2 norm over channels has a layer (Normalize), and only with --target ssd or any")
+    if int(node.attributes.get("p", 2)) != 2 or axis != 1:
+        raise node.error("only the L2 norm over channels has layers")
+    if writer.target == "bvlc":
+        square = power(writer, node, writer.blob(node, node.inputs[0]), power=2, last=False)
+        rows = (shape[0], 1, shape[1], math.prod(shape[2:]))
+        pooled = writer.layer(node, "Pooling", [add_reshape(writer, node, square, shape, rows, last=False)], last=False, hint="pool")
+        pooled.pooling_param.pool = pooled.pooling_param.AVE
+        pooled.pooling_param.kernel_h, pooled.pooling_param.kernel_w = shape[1], 1
+        factor = power(writer, node, pooled.top[0], scale=shape[1], power=-0.5, last=False)
+        one = (shape[0], 1, *shape[2:])
+        factor = add_reshape(writer, node, factor, (*rows[:2], 1, rows[3], 0), one, last=False)
+        product(writer, node, [writer.blob(node, node.inputs[0]), tiled(writer, node, factor, one, shape)])
+        return
     layer = writer.layer(node, "Normalize", [writer.blob(node, node.inputs[0])], weights=[np.ones(())])
     layer.norm_param.across_spatial = math.prod(shape[2:]) == 1
     layer.norm_param.eps = 1e-30

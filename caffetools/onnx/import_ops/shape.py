@@ -30,20 +30,6 @@ def add_reshape(writer: NetWriter, node: Node, blob: str, source: Shape, target:
     return str(layer.top[0])
 
 
-@importer("Transpose")
-def transpose(writer: NetWriter, node: Node) -> None:
-    """Nothing where only axes of 1 move; else Permute, which SSD's fork has."""
-    shape = writer.shape(node.inputs[0])
-    order = [int(n) for n in node.attributes.get("perm", range(len(shape))[::-1])]
-    moved = [axis for axis in order if shape[axis] != 1]
-    if moved == sorted(moved):
-        add_reshape(writer, node, writer.blob(node, node.inputs[0]), shape, tuple(shape[axis] for axis in order))
-        return
-    if writer.target == "bvlc":
-        raise node.error("BVLC Caffe has no layer that moves axes; --target ssd or any has Permute")
-    writer.layer(node, "Permute", [writer.blob(node, node.inputs[0])]).permute_param.order.extend(order)
-
-
 @importer("ChannelShuffle")
 def channel_shuffle(writer: NetWriter, node: Node) -> None:
     """Import a pattern of Reshape, Transpose and Reshape: ShuffleChannel, or a 1 x 1 convolution that moves channels."""
@@ -73,9 +59,29 @@ def concat(writer: NetWriter, node: Node) -> None:
     if len(values) == 1:
         writer.alias(node, values[0])
         return
-    layer = writer.layer(node, "Concat", [writer.blob(node, value) for value in values])
+    layer = writer.layer(node, "Concat", [_blob_or_constant(writer, node, value) for value in values])
     if axis != 1:
         layer.concat_param.axis = axis
+
+
+def _blob_or_constant(writer: NetWriter, node: Node, value: str) -> str:
+    """Return a value's blob; for a constant zeros that are made of the input, so that they have its batch, and Bias."""
+    array = writer.graph.constants.get(value)
+    source = next(iter(writer.graph.inputs))
+    if array is None or array.shape[:1] != writer.graph.inputs[source][:1] or not (array == array[:1]).all():
+        return writer.blob(node, value)
+    reduced = writer.layer(node, "Reduction", [writer.blob(node, source)], last=False, hint="one")
+    reduced.reduction_param.axis = 1
+    zero = writer.layer(node, "Power", [reduced.top[0]], last=False, hint="zero")
+    zero.power_param.scale = 0
+    count, shape = array[0].size, tuple(array.shape)
+    row = add_reshape(writer, node, zero.top[0], shape[:1], (shape[0], 1), last=False)
+    tiles = writer.layer(node, "Tile", [row], last=False, hint="zeros")
+    tiles.tile_param.tiles = count
+    zeros = add_reshape(writer, node, tiles.top[0], (shape[0], count), (*shape, 0)[:-1], last=False) if len(shape) > 2 else tiles.top[0]
+    bias = writer.layer(node, "Bias", [zeros], last=False, hint="constant", weights=[array[0]])
+    bias.bias_param.num_axes = array.ndim - 1
+    return str(bias.top[0])
 
 
 @importer("Expand", "Tile")

@@ -8,6 +8,7 @@ import numpy as np
 
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
+from caffetools.onnx.import_ops.axes import take
 from caffetools.onnx.import_ops.shape import add_reshape, pick_channels
 from caffetools.onnx.import_ops.window import depthwise, rename_top
 
@@ -58,12 +59,10 @@ def _ranges(writer: NetWriter, node: Node, shape: list[int]) -> list[tuple[int, 
     found = []
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         place = int(axis) % len(shape)
-        if step < 1:
-            raise node.error("it runs backwards")
         chosen_range = range(shape[place])[int(start) : int(end) : int(step)]
         if not chosen_range:
             raise node.error("nothing is left")
-        if len(chosen_range) != shape[place]:
+        if chosen_range != range(shape[place]):
             found.append((place, chosen_range))
     return found
 
@@ -85,8 +84,8 @@ def _stepped(writer: NetWriter, node: Node, blob: str, axis: int, shape: list[in
     if axis == 1 and len(shape) == 4 and last:
         pick_channels(writer, node, blob, np.array(chosen), shape[1])
         return ""
-    if axis < 2 or len(shape) != 4:
-        raise node.error(f"a step along axis {axis} has no layer")
+    if axis < 2 or len(shape) != 4 or chosen.step < 0:
+        return take(writer, node, blob, axis, shape[axis], list(chosen), last=last)
     # The kernel has its 1 at its end, so the first window picks `start`, and there are as many windows as values.
     kernel = np.zeros([chosen.start + 1 if i == axis - 2 else 1 for i in range(2)])
     kernel.reshape(-1)[-1] = 1
@@ -103,8 +102,10 @@ def gather(writer: NetWriter, node: Node) -> None:
     places = np.asarray(indices).reshape(-1) % shape[axis]
     blob = writer.blob(node, node.inputs[0])
     if indices.ndim > 1:
-        raise node.error("its indices have several axes")
-    if len(places) and (np.diff(places) == 1).all():
+        whole_shape = (*shape[:axis], len(places), *shape[axis + 1 :])
+        taken = take(writer, node, blob, axis, shape[axis], places.tolist(), last=False)
+        add_reshape(writer, node, taken, whole_shape, writer.shape(node.outputs[0]))
+    elif len(places) and (np.diff(places) == 1).all():
         start, stop = int(places[0]), int(places[-1]) + 1
         whole = stop - start == shape[axis]
         last = indices.ndim == 1
@@ -117,4 +118,4 @@ def gather(writer: NetWriter, node: Node) -> None:
     elif axis == 1 and len(shape) == 4:
         pick_channels(writer, node, blob, places, shape[1])
     else:
-        raise node.error(f"values in another order along axis {axis} have no layer")
+        take(writer, node, blob, axis, shape[axis], places.tolist())

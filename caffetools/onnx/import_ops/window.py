@@ -1,4 +1,4 @@
-"""Conv, ConvTranspose, Pad, BatchNormalization, LRN, SpaceToDepth, DepthToSpace: what Convolution and its neighbours do."""
+"""Conv, ConvTranspose, SpaceToDepth, DepthToSpace: what Convolution and Deconvolution do."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _transposed_begin(node: Node, whole: list[int], output: list[int], spatial: 
     if mode == "NOTSET" and "output_shape" not in node.attributes:
         return list(node.attributes.get("pads", [0] * 2 * spatial))[:spatial]
     cut = [max(w - o, 0) for w, o in zip(whole, output, strict=True)]
-    return [c - c // 2 if mode == "SAME_LOWER" else c // 2 for c in cut]
+    return [c // 2 if mode == "SAME_UPPER" else c - c // 2 for c in cut]
 
 
 def crop(
@@ -132,37 +132,6 @@ def rename_top(writer: NetWriter, layer: LayerParameter, index: int, value: str)
     writer.set_blob(value, blob)
 
 
-@importer("Pad")
-def pad(writer: NetWriter, node: Node) -> None:
-    """Zeros around maps: a convolution of each channel by itself with a 1, whose padding does it."""
-    amounts = node.attributes.get("pads")
-    if amounts is None:
-        amounts = writer.required(node, 1, "pads").tolist()
-    value = node.attributes.get("value", 0.0)
-    given = writer.constant(node, 2)
-    value = float(np.asarray(given).reshape(-1)[0]) if given is not None else value
-    axes = len(writer.shape(node.inputs[0]))
-    full = _all_pads(writer, node, amounts, axes)
-    if not any(full):
-        writer.alias(node)
-        return
-    begin, end = full[:axes], full[axes:]
-    if str(node.attributes.get("mode", "constant")) != "constant" or value or any(begin[:2]) or any(end[:2]) or min(full) < 0:
-        raise node.error("only zeros around maps can be converted; other values, axes or modes have no layer")
-    channels = writer.shape(node.inputs[0])[1]
-    depthwise(writer, node, writer.blob(node, node.inputs[0]), channels, np.ones([1] * (axes - 2)), begin[2:], end[2:], [1] * (axes - 2))
-
-
-def _all_pads(writer: NetWriter, node: Node, amounts: Sequence[int], axes: int) -> list[int]:
-    chosen = writer.constant(node, 3)
-    if chosen is None:
-        return [int(n) for n in amounts]
-    full = [0] * 2 * axes
-    for index, axis in enumerate(int(a) % axes for a in np.asarray(chosen).reshape(-1)):
-        full[axis], full[axes + axis] = int(amounts[index]), int(amounts[len(amounts) // 2 + index])
-    return full
-
-
 def depthwise(
     writer: NetWriter,
     node: Node,
@@ -181,37 +150,6 @@ def depthwise(
     layer.convolution_param.bias_term = False
     top: str = layer.top[0]
     return top
-
-
-@importer("BatchNormalization")
-def batch_norm(writer: NetWriter, node: Node) -> None:
-    """BatchNorm for mean and variance, Scale for scale and shift."""
-    scale, shift, mean, variance = (writer.required(node, index, "parameters") for index in range(1, 5))
-    if any(name and writer.graph.readers(name) for name in node.outputs[1:]):
-        raise node.error("it gives the batch's statistics, as in training")
-    del node.outputs[1:]
-    if len(writer.shape(node.inputs[0])) < 2:
-        raise node.error("it has no channels")
-    blob = writer.blob(node, node.inputs[0])
-    plain = bool((scale == 1).all() and (shift == 0).all())
-    layer = writer.layer(node, "BatchNorm", [blob], last=plain, weights=[mean, variance, np.ones(1)])
-    layer.batch_norm_param.use_global_stats = True
-    layer.batch_norm_param.eps = float(node.attributes.get("epsilon", 1e-5))
-    if not plain:
-        scaled = writer.layer(node, "Scale", [layer.top[0]], hint="scale", weights=[scale, shift])
-        scaled.scale_param.bias_term = True
-
-
-@importer("LRN")
-def lrn(writer: NetWriter, node: Node) -> None:
-    """LRN across channels."""
-    layer = writer.layer(node, "LRN", [writer.blob(node, node.inputs[0])])
-    param = layer.lrn_param
-    param.local_size = int(node.attributes["size"])
-    if param.local_size % 2 == 0:
-        raise node.error("Caffe's windows have an odd number of channels")
-    param.alpha, param.beta = float(node.attributes.get("alpha", 1e-4)), float(node.attributes.get("beta", 0.75))
-    param.k = float(node.attributes.get("bias", 1.0))
 
 
 @importer("SpaceToDepth")
