@@ -18,7 +18,7 @@ _LARGEST_CONSTANT = 1e3
 
 @importer("Pad")
 def pad(writer: NetWriter, node: Node) -> None:
-    """A constant: convolutions whose padding does it; values of the map: Slice and Concat; less than nothing: Slice."""
+    """Import Pad: of a constant by convolutions whose padding does it, of values of the map by Slice and Concat, of less than nothing by Slice."""
     shape = writer.shape(node.inputs[0])
     full = pad_amounts(node, len(shape), writer.graph.constants)
     if not any(full):
