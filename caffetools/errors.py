@@ -15,11 +15,17 @@ PathLike = str | os.PathLike[str]
 E = TypeVar("E", bound="CaffeToolsError")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the known word closest to ``word``, or an empty string."""
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return ``; did you mean 'x'?`` for the known word closest to ``word``, or an empty string.
+
+    Args:
+        word: What was written.
+        known: The words that are known.
+        cutoff: How alike the two must be, 0 to 1.
+    """
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

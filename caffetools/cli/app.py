@@ -151,7 +151,7 @@ def _with_model_hint(error: CaffeToolsError) -> CaffeToolsError:
         return error
     from caffetools.zoo.names import known_names
 
-    hint = did_you_mean(error.path.lower(), known_names()).removeprefix("; ")
+    hint = did_you_mean(error.path.lower(), known_names(), cutoff=0.75).removeprefix("; ")
     if not hint:
         return error
     named = error.located(error.path, error.line, error.column)

@@ -61,8 +61,8 @@ def time(
     # caffe time prints to stderr, as all of glog does.
     log = GlogWriter(write_log) if spoken and not quiet_by_glog() else no_log
     place = choose_device(chosen_device(gpu, device))
-    log("caffe.cpp:343", "Use CPU.") if place.type == "cpu" else log("caffe.cpp:339", f"Use GPU with device ID {place.index or 0}")
     built = Net.from_file(path, TRAIN if phase == "TRAIN" else TEST, level=level, stages=split(stage))
+    log("caffe.cpp:343", "Use CPU.") if place.type == "cpu" else log("caffe.cpp:339", f"Use GPU with device ID {place.index or 0}")
     log_net(log, built, format_text(built.param))
     for name in split(weights):
         load_weights(built, weights_file(name))

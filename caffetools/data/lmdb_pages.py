@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 
 from caffetools.errors import DataError
+from caffetools.proto.sniff import Kind, wrong_kind
 
 _MAGIC, _DATA_VERSION = 0xBEEFC0DE, 1
 # Page flags. The others are set only in memory, or are not used by a plain database.
@@ -216,6 +217,7 @@ class PagedFile:
     def _detect_layout(self) -> tuple[Layout, int]:
         head = self.copy(0, 256)
         if len(head) < 256:
+            self._refuse_other_kinds()
             raise DataError(f"the file has {len(head)} bytes, too few for an LMDB", path=self.path, hint=REBUILD)
         for layout in _LAYOUTS:
             offset = layout.header.size
@@ -227,7 +229,12 @@ class PagedFile:
             if not 256 <= page_size <= 1 << 15 or page_size & (page_size - 1):
                 raise DataError(f"the LMDB is damaged: its page size is {page_size}", path=self.path, hint=REBUILD)
             return layout, page_size
+        self._refuse_other_kinds()
         raise DataError("cannot be opened as an LMDB: its first page is not one of an LMDB", path=self.path)
+
+    def _refuse_other_kinds(self) -> None:
+        if other := wrong_kind(DataError, self.file, "a database (the folder of an LMDB or LevelDB)", allowed=(Kind.LMDB,)):
+            raise other
 
     def _parse_meta(self, page: int, data: bytes) -> Snapshot:
         layout = self.layout

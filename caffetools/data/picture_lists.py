@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import DataError
+from caffetools.proto.sniff import Kind, wrong_kind
 
 PathLike = str | os.PathLike[str]
 
@@ -52,6 +53,8 @@ def read_list(path: PathLike) -> list[tuple[str, int]]:
         try:
             entries.append((name, int(label)))
         except ValueError:
+            if other := wrong_kind(DataError, path, "a list of pictures (a path and a label on each line)", allowed=(Kind.TEXT,)):
+                raise other from None
             raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and an integer)") from None
         if not name:
             raise DataError(f"{os.fspath(path)}:{number}: '{line}' has no picture before its label")

@@ -180,7 +180,11 @@ def read_hdf5_weights(path: PathLike) -> Caffemodel:
                 layer, _, index = name.rpartition("/")
                 blobs.setdefault(layer, {})[int(index)] = read_dataset(item)
 
-        file["data"].visititems(visit)
+        data = file.get("data")
+        if not isinstance(data, h5py.Group):
+            hint = "it is a solver state: the weights are in the .caffemodel.h5 of the same iteration" if "history" in file else None
+            raise ModelFileError("an HDF5 file without the group 'data' of weights", path=path, hint=hint)
+        data.visititems(visit)
     ordered = {layer: [array for _, array in sorted(items.items())] for layer, items in blobs.items()}
     param = NetParameter()
     for layer in ordered:

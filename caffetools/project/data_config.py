@@ -66,6 +66,8 @@ def read_mean_option(mean: str | None) -> tuple[str | None, list[float] | None]:
     number = r"\s*-?\d+(?:\.\d*)?\s*"
     if re.fullmatch(rf"{number}(,{number})*", mean):
         return None, [float(value) for value in mean.split(",")]
+    if Path(mean).is_dir():
+        raise DataError("this is a folder, and a mean file is expected", path=mean)
     if not Path(mean).is_file():
         raise DataError(f"{mean}: no such mean file, and no list of values like 104,117,123")
     return mean, None

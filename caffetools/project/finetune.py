@@ -29,6 +29,7 @@ from caffetools.project.run import FinetuneResult, FinetuneRun
 from caffetools.project.steps import Steps
 from caffetools.project.training_schedule import TrainingSchedule, plan_training
 from caffetools.proto.binary import read_caffemodel
+from caffetools.proto.sniff import wrong_kind
 from caffetools.proto.text import read_solver
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
@@ -88,7 +89,9 @@ def check_config(config: FinetuneConfig) -> None:
     if config.weights is not None and config.from_scratch:
         raise CaffeToolsError("give either --weights to start from or --from-scratch, not both")
     if not config.pictures.is_dir():
-        raise CaffeToolsError(f"{config.pictures}: no such folder; a folder of pictures for each class is expected in it")
+        if other := wrong_kind(CaffeToolsError, config.pictures, "a folder with a folder of pictures for each class"):
+            raise other
+        raise CaffeToolsError("no such folder; a folder of pictures for each class is expected in it", path=config.pictures)
     if config.weights is not None and not config.weights.is_file():
         what = "a folder" if config.weights.is_dir() else "no such file"
         raise CaffeToolsError(f"{config.weights}: {what}; a .caffemodel is expected")

@@ -20,7 +20,7 @@ from caffetools.proto.encoding import decode_text, repair_strings, restore_strin
 from caffetools.proto.forks.dialect import decode_net, encode, fit_to_dialect
 from caffetools.proto.model import Caffemodel, SolverState
 from caffetools.proto.schema import NetParameter, SolverStateMessage
-from caffetools.proto.sniff import Kind, wrong_kind
+from caffetools.proto.sniff import Kind, advice_for_folder, wrong_kind
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 from caffetools.util.files import atomic_write
 
@@ -144,7 +144,11 @@ def read_binaryproto(path: PathLike) -> Array:
     """Read one blob, such as a mean file: float32, with the axes stored (mean files: (1, C, H, W)). Raises :class:`ModelFileError`."""
     buffer = _map(path)
     with _reading(path, "a binaryproto", Kind.BLOB, len(buffer)):
-        return decode_blob(buffer)
+        blob = decode_blob(buffer)
+    # The messages share numbers of fields: weights and solver states can decode as a blob without values.
+    if not blob.size and (other := wrong_kind(ModelFileError, path, "a binaryproto", allowed=(Kind.BLOB,))):
+        raise _with_weights(path, other)
+    return blob
 
 
 def write_binaryproto(path: PathLike, array: NDArray[Any]) -> None:
@@ -217,7 +221,8 @@ def _map(path: PathLike) -> memoryview:
                 raise ModelFileError("the file is empty", path=path)
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
-        raise ModelFileError(f"cannot read: {error.strerror}", path=path) from None
+        hint = advice_for_folder(path, ".caffemodel", ".solverstate", ".binaryproto")
+        raise ModelFileError(f"cannot read: {error.strerror}", path=path, hint=hint) from None
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Kind(Enum):
     SOLVER_STATE = ("a solver state", "the weights are in the .caffemodel of the same iteration")
     BLOB = ("a single blob, such as a mean file", "")
     ONNX = ("an ONNX model", "'caffetools import' makes a Caffe net of it")
-    HDF5 = ("an HDF5 file", "its name has to end in .h5")
+    HDF5 = ("an HDF5 file", "names of HDF5 weights and solver states end in .h5")
     LFS_POINTER = ("a Git LFS pointer, not the file itself", "fetch the file with 'git lfs pull' or download it by its link")
     WEB_PAGE = ("a web page", "the download gave a page in place of the file; open the link in a browser")
     XML = ("XML or SVG", "")
@@ -68,6 +68,7 @@ class Kind(Enum):
     SQLITE = ("an SQLite database", "")
     EXECUTABLE = ("a program or library", "")
     DARKNET = ("a Darknet configuration", "convert it to a Caffe prototxt first")
+    LOG = ("the log of a training run", "'caffetools curves' draws it")
     PYTHON = ("a Python script", "'caffetools run' runs it")
     TEXT = ("text", "")
     FOLDER = ("a folder", "")
@@ -204,6 +205,8 @@ _NET_WORD = re.compile(rb"^\s*(layers?|input|input_dim|input_shape)\s*[:{]", re.
 _SOLVER_WORD = re.compile(
     rb"^\s*(net|train_net|test_net|base_lr|lr_policy|max_iter|snapshot_prefix|solver_mode|test_iter)\s*:", re.MULTILINE
 )
+# A line of glog, with which a log of Caffe begins.
+_LOG_LINE = re.compile(rb"(Log file created at: |[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.+-]+:\d+\] )")
 _PYTHON_WORD = re.compile(rb"^(#!.*python|import \w+|from [\w.]+ import |def \w+\()", re.MULTILINE)
 
 
@@ -222,6 +225,8 @@ def _text(head: bytes) -> Finding | None:
         return Finding(Kind.JSON)
     if re.match(rb"item\s*\{", start):
         return Finding(Kind.LABEL_MAP)
+    if _LOG_LINE.match(start):
+        return Finding(Kind.LOG)
     if _PYTHON_WORD.search(start):
         return Finding(Kind.PYTHON)
     if _NET_WORD.search(start):
@@ -278,6 +283,16 @@ def wrong_kind(error: type[E], path: PathLike, expected: str, *, allowed: tuple[
     if found.kind is Kind.EMPTY:
         return error("the file is empty", path=path)
     return error(f"this is {found.noun}, and {expected} is expected", path=path, hint=found.kind.advice or None)
+
+
+def advice_for_folder(path: PathLike, *endings: str) -> str | None:
+    """Return what to give in place of the folder at ``path``: a file in it with one of ``endings``; None where it is no folder."""
+    if not Path(path).is_dir():
+        return None
+    if (Path(path) / "data.mdb").is_file():
+        return "this folder is an LMDB"
+    found = sorted(child.name for child in Path(path).iterdir() if child.name.endswith(endings))
+    return f"give a file in it, such as {os.path.join(path, found[0])}" if found else "give a file"  # noqa: PTH118 (as it was written)
 
 
 @contextmanager

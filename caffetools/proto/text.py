@@ -20,7 +20,7 @@ from caffetools.proto.forks.dialect import missing_fields
 from caffetools.proto.forks.tables import UNKNOWN
 from caffetools.proto.options import read_options
 from caffetools.proto.schema import Message, NetParameter, SolverParameter
-from caffetools.proto.sniff import Kind, wrong_kind
+from caffetools.proto.sniff import Kind, advice_for_folder, wrong_kind
 from caffetools.proto.unknown import keep_unknown, print_unknown
 from caffetools.util.files import atomic_write
 
@@ -166,8 +166,8 @@ def _read(path: PathLike) -> str:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise PrototxtError(f"cannot read: {error.strerror}", path=path) from None
-    if data and (other := wrong_kind(PrototxtError, path, "a prototxt", allowed=_TEXTS)):
+        raise PrototxtError(f"cannot read: {error.strerror}", path=path, hint=advice_for_folder(path, ".prototxt")) from None
+    if data and (other := wrong_kind(PrototxtError, path, "a prototxt", allowed=(*_TEXTS, *_OTHER_TEXTS))):
         raise other
     if _CONTROL.search(data) and (control := _CONTROL.search(_QUOTED.sub(lambda found: b" " * len(found[0]), data))):
         raise PrototxtError(f"not a text file (byte {control.start()} is {control[0][0]}); a prototxt is expected", path=path)
@@ -179,7 +179,9 @@ _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
 _QUOTED = re.compile(rb"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'")
 
 # Kinds of text that the parser explains best.
-_TEXTS = (Kind.NET_TEXT, Kind.SOLVER_TEXT, Kind.LABEL_MAP, Kind.TEXT, Kind.PYTHON, Kind.EMPTY)
+_TEXTS = (Kind.NET_TEXT, Kind.SOLVER_TEXT, Kind.LABEL_MAP, Kind.TEXT, Kind.EMPTY)
+# Kinds that a prototxt may look like (a comment with a line of Python): named where the parser fails.
+_OTHER_TEXTS = (Kind.LOG, Kind.PYTHON)
 
 
 # Messages of protobuf's parser, and ours; the groups of a pattern fill the braces.
@@ -205,6 +207,8 @@ def _explain(error: text_format.ParseError, message: Message, text: str, path: P
     unknown = re.search(r'Message type "(?:caffe\.)?([\w.]+)" has no field named "(\w+)"', what)
     value = re.search(r'Enum type "(?:caffe\.)?([\w.]+)" has no value named (\w+)', what)
     opened = _unclosed(text)
+    if path is not None and (other := wrong_kind(PrototxtError, path, "a prototxt", allowed=_TEXTS)):
+        return other
     if unknown:
         what = f"{unknown[1]} has no field '{unknown[2]}'" + _suggest(unknown[2], unknown[1], message)
     elif value:

@@ -15,12 +15,18 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from caffetools.errors import CaffeToolsError, DataError
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.pycaffe import python2
 from caffetools.pycaffe.notebook import notebook_cells
 
 _PACKAGE = Path(__file__).parent.parent
 # Frames of these are left out of a traceback: they run the script.
 _RUNNERS = ("runpy", "importlib._bootstrap", "importlib._bootstrap_external")
+
+
+# Kinds that a script may look like: a notebook is JSON, and a prototxt in a string makes a script look like a net.
+_TEXTS = (Kind.PYTHON, Kind.TEXT, Kind.JSON, Kind.EMPTY)
+_SCRIPTS = (*_TEXTS, Kind.NET_TEXT, Kind.SOLVER_TEXT)
 
 
 class ScriptFailed(CaffeToolsError):
@@ -45,8 +51,11 @@ def run_script(path: Path, arguments: Sequence[str] = (), *, convert_python2: bo
         Python2Error: The script is written for Python 2.
         ScriptFailed: Another exception that it did not catch.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DataError("the script does not exist", path=path)
+    kinds = _TEXTS if path.suffix == ".prototxt" else _SCRIPTS
+    if other := wrong_kind(DataError, path, "a Python script or a notebook", allowed=kinds):
+        raise other
     notebook = path.suffix == ".ipynb"
     source = path.resolve()
     with _as_main(path, arguments), _shown_as_python_does(path):

@@ -47,6 +47,7 @@ CONTENTS: dict[Kind, bytes] = {
     Kind.NET_TEXT: NET.encode(),
     Kind.SOLVER_TEXT: SOLVER.encode(),
     Kind.LABEL_MAP: b'item { name: "a" label: 0 }',
+    Kind.LOG: b"I1124 03:22:05.471045 14693 caffe.cpp:197] Use CPU.\nlayer {\n  name: 'a'\n",
     Kind.LFS_POINTER: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
     Kind.WEB_PAGE: b"\n<!DOCTYPE html><html></html>",
     Kind.XML: b'<?xml version="1.0"?><a/>',

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from caffetools.data.formats.examples import ConvertOptions, Example, Part
 from caffetools.errors import DataError
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.util import urls
 
 PathLike = str | os.PathLike[str]
@@ -111,11 +112,13 @@ def _header(path: PathLike, magic: int, words: int) -> tuple[int, ...]:
     """Return the sizes in the header of an idx file, after checking its magic number."""
     with _open(path, 0) as stream:
         data = _take(stream, 4 * words, path)
+    what = "images" if magic == IMAGES_MAGIC else "labels"
+    if data[:2] != bytes(2) and (other := wrong_kind(DataError, path, f"an idx file of {what}", allowed=(Kind.GZIP, Kind.LMDB))):
+        raise other
     if len(data) < 4 * words:
         raise DataError(f"the file is truncated: {len(data)} bytes, fewer than the header of an idx file", path=path)
     found, *sizes = struct.unpack(f">{words}I", data)
     if found != magic:
-        what = "images" if magic == IMAGES_MAGIC else "labels"
         swapped = {IMAGES_MAGIC: "it is a file of images", LABELS_MAGIC: "it is a file of labels"}.get(found)
         raise DataError(f"this is not an idx file of {what}: its magic number is {found}, not {magic}", path=path, hint=swapped)
     return tuple(sizes)

@@ -26,7 +26,11 @@ def read_state_hdf5(path: PathLike) -> SolverState:
         ModelFileError: The file is missing, damaged or of another kind.
     """
     with guard(ModelFileError, path, "an HDF5 .solverstate", allowed=(Kind.HDF5,)), h5py.File(path, "r") as file:
-        group = file["history"]
+        group = file.get("history")
+        if not isinstance(group, h5py.Group) or "iter" not in file:
+            weights = isinstance(file.get("data"), h5py.Group)
+            hint = "it holds weights: give it as weights, or the .solverstate.h5 of the same iteration" if weights else None
+            raise ModelFileError("an HDF5 file without the history of a solver state", path=path, hint=hint)
         history = [read_dataset(group[str(index)]) for index in range(len(group))]
         iteration, step = (int(read_dataset(file[name]).reshape(-1)[0]) for name in ("iter", "current_step"))
         minimum = float(read_dataset(file["minimum_loss"]).reshape(-1)[0]) if "minimum_loss" in file else None

@@ -20,6 +20,7 @@ from caffetools.net.net import Net
 from caffetools.net.weights import to_caffemodel
 from caffetools.proto.binary import read_solverstate, write_caffemodel, write_solverstate
 from caffetools.proto.model import SolverState
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5, write_weights_hdf5
 from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
 from caffetools.solver.control import Log, Snapshot
@@ -76,7 +77,10 @@ def write_snapshot(
 def read_state(path: PathLike) -> SolverState:
     """Read a .solverstate or .solverstate.h5. Raises :class:`ModelFileError`."""
     if Path(path).suffix in (".caffemodel", ".prototxt"):
-        raise ModelFileError(f"{os.fspath(path)}: a .solverstate is needed to resume a run; weights alone are given as weights")
+        other = wrong_kind(ModelFileError, path, "a .solverstate", allowed=(Kind.SOLVER_STATE, Kind.FOLDER))
+        if other is not None and Path(path).suffix == ".prototxt":
+            raise other
+        raise ModelFileError("a .solverstate is needed to resume a run; weights alone are given as weights", path=path)
     if not Path(path).exists():
         name, _, _ = Path(path).name.partition("_iter_")
         numbers = {
