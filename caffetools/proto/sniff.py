@@ -286,7 +286,7 @@ def wrong_kind(error: type[E], path: PathLike, expected: str, *, allowed: tuple[
 
 
 def advice_for_folder(path: PathLike, *endings: str) -> str | None:
-    """Return what to give in place of the folder at ``path``: a file in it with one of ``endings``; None where it is no folder."""
+    """Return what to give in place of the folder at ``path``: a file in it with one of ``endings``; None for any other place."""
     if not Path(path).is_dir():
         return None
     if (Path(path) / "data.mdb").is_file():
