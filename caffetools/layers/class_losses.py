@@ -57,7 +57,8 @@ class MultinomialLogisticLoss(_OneLabelAnItem):
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         rows, index, outside = self.flattened(probabilities, labels)
         picked = rows.gather(1, index)
-        picked = picked + (picked.detach().clamp(min=THRESHOLD) - picked.detach())
+        # In this order, so that the difference is exactly 0.
+        picked = (picked - picked.detach()) + picked.detach().clamp(min=THRESHOLD)
         return self.marked(-picked.log().sum() / rows.shape[0], outside)
 
 
@@ -131,6 +132,6 @@ class InfogainLoss(ClassLoss):
         gains = (self.matrix if matrix is None else matrix).detach().reshape(self.classes, self.classes)
         logarithms = softmax(scores, self.class_axis, log=True)
         rows = logarithms.movedim(self.class_axis, -1).reshape(-1, self.classes)
-        bounded = rows + (rows.detach().clamp(min=math.log(THRESHOLD)) - rows.detach())
+        bounded = (rows - rows.detach()) + rows.detach().clamp(min=math.log(THRESHOLD))
         loss = self.normalized(-(gains[index.reshape(-1)] * bounded).sum(1), labels, outside)
         return loss if len(self.tops) == 1 else (loss, logarithms.detach().exp())

@@ -84,8 +84,8 @@ class SoftmaxWithLoss(ClassLoss):
         logarithms = softmax(scores, self.class_axis, log=True)
         shape = [1 if i == self.class_axis else n for i, n in enumerate(scores.shape)]
         picked = logarithms.gather(self.class_axis, index.reshape(shape))
-        # Only the value is held at FLT_MIN: the gradient is that of the unbounded logarithm.
-        picked = picked + (picked.detach().clamp(min=math.log(FLT_MIN)) - picked.detach())
+        # Only the value is held at FLT_MIN: the gradient is that of the unbounded logarithm. The difference is exactly 0.
+        picked = (picked - picked.detach()) + picked.detach().clamp(min=math.log(FLT_MIN))
         loss = self.normalized(-picked.reshape(-1), labels, outside)
         if len(self.tops) == 1:
             return loss

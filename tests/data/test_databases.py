@@ -85,7 +85,7 @@ def test_what_is_not_a_database_is_an_error_that_names_it(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="this folder is not a database"):
         open_database(tmp_path)
     (tmp_path / "data.mdb").write_bytes(b"no pages" * 2000)
-    with pytest.raises(DataError, match="cannot be opened as an LMDB"):
+    with pytest.raises(DataError, match="data.mdb: this is text, and a database"):
         open_database(tmp_path)
     (tmp_path / "data.mdb").write_bytes(b"")
     with pytest.raises(DataError, match=str(tmp_path)):

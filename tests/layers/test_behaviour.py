@@ -42,6 +42,24 @@ def test_an_ignored_label_may_be_out_of_range() -> None:
     assert loss.item() == pytest.approx(1.0986123)
 
 
+@pytest.mark.parametrize(
+    ("text", "scores", "loss", "gradient"),
+    [
+        # Values of BVLC Caffe 1.0.
+        ('type: "SoftmaxWithLoss"', [[-1e10, 0.0], [0.0, 3e38]], 87.3365447505531, [[-0.5, 0.5], [-0.5, 0.5]]),
+        ('type: "MultinomialLogisticLoss"', [[-0.5, 1.0], [0.5, 0.5]], 23.3724, [[-5e19, 0.0], [-1.0, 0.0]]),
+        ('type: "MultinomialLogisticLoss"', [[0.0, 1.0], [0.25, 0.5]], 23.7190, [[-5e19, 0.0], [-2.0, 0.0]]),
+    ],
+)
+def test_a_loss_of_a_probability_of_zero_is_bounded(text: str, scores: list[list[float]], loss: float, gradient: list[list[float]]) -> None:
+    layer = one_layer(text, (2, 2), (2,))
+    x = torch.tensor(scores, requires_grad=True)
+    value = layer(x, torch.zeros(2))
+    value.backward()
+    assert value.item() == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(x.grad, torch.tensor(gradient))
+
+
 def test_softmax_loss_gives_the_probabilities_as_second_top() -> None:
     layer = one_layer('type: "SoftmaxWithLoss"', (4, 5, 2), (4, 2), tops=2)
     scores = torch.randn(4, 5, 2, requires_grad=True)
