@@ -11,7 +11,7 @@ import typer
 from caffetools.cli.models import net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import console, print_json, progress
-from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, check_drawing, emit, open_net, report_written
+from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,10 +180,10 @@ def embedding(
 ) -> None:  # fmt: skip
     """Project the features of labelled pictures to a plane, coloured by class; an .html page has the pictures on hover."""
     from caffetools.visualize.embedding_page import write_embedding_page
-    from caffetools.visualize.evaluation_figures import embedding_figure, project_features
+    from caffetools.visualize.evaluation_figures import check_projection, embedding_figure, project_features
     from caffetools.visualize.predictions import feature_blob
 
-    check_drawing(out)
+    check_projection(method)
     model = open_net(deploy, weights, mean, scale, resize, None, device)
     features = blob or feature_blob(model.net)
     predictions = _predict(model, data, features)
@@ -272,7 +272,6 @@ def deepdream(
     from caffetools.visualize.output import read_rgb, save_pixels
     from caffetools.visualize.synthesis import deep_dream
 
-    check_drawing(out)
     model = open_net(deploy, weights, mean, scale, None, None, device)
     pixels = read_rgb(picture)
     with progress("dreaming") as advance:
@@ -296,7 +295,6 @@ def style(
     from caffetools.visualize.output import read_rgb, save_pixels
     from caffetools.visualize.synthesis import style_transfer
 
-    check_drawing(out)
     model = open_net(deploy, weights, mean, scale, None, None, device)
     content, other = read_rgb(picture), read_rgb(style_picture)
     with progress("drawing") as advance:
@@ -341,7 +339,6 @@ def everything(
     """Write one self-contained page with a net's graph, filters and weights, and activations and explanations of pictures."""
     from caffetools.visualize.everything import write_everything
 
-    check_drawing(out)
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     net, parameters = net_file(deploy, "deploy"), weights_file(weights)
     count = write_everything(out, model, net, parameters, pictures or [], before=weights_file(before) if before else None)

@@ -14,7 +14,7 @@ from caffetools.cli.explain import COMMANDS
 from caffetools.cli.models import ModelCommand, complete_model, net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import print_json
-from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, check_drawing, drawing, emit, open_net, report_written
+from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, drawing, emit, open_net, report_written
 from caffetools.errors import DataError
 
 if TYPE_CHECKING:
@@ -157,7 +157,6 @@ def graph(
             raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=name)
     param = read_net(net_file(net, "train_val"))
     drawn = net_graph(param, TRAIN if phase == "train" else TEST)
-    check_drawing(out)
     folder = net.resolve().parent.name
     title = param.name or (f"{folder}/{net.stem}" if net.suffix and folder else net.stem)
     caption = draw_graph(drawn, out, title=title, fold=fold, engine=layout)
@@ -169,9 +168,13 @@ def graph(
 _DRAWINGS: dict[str, Callable[..., None]] = {
     "filters": filters, "activations": activations, "weights": weights, "graph": graph, "curves": curves, **COMMANDS,
 }  # fmt: skip
+# What commands write that do not draw figures.
+_SUFFIXES = {"deepdream": (".png",), "style": (".png",), "all": (".html",)}
 for name, command in _DRAWINGS.items():
     takes = {"deploy", "weights"} <= set(signature(command).parameters)
-    app.command(name, cls=ModelCommand if takes else None)(command if name in ("live", "curves") else drawing(command))
+    app.command(name, cls=ModelCommand if takes else None)(
+        command if name in ("live", "curves") else drawing(command, _SUFFIXES.get(name, ()))
+    )
 
 
 def _shape(text: str) -> tuple[int, int, int]:

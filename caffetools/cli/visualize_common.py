@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,14 @@ class _Drawing:
 _drawing: ContextVar[_Drawing | None] = ContextVar("drawing", default=None)
 
 
-def drawing(function: Callable[..., None]) -> Callable[..., None]:
+def drawing(function: Callable[..., None], suffixes: Sequence[str] = ()) -> Callable[..., None]:
     """Give a command that draws the options ``--force`` and ``--json``, for :func:`emit` and :func:`report_written`.
+
+    Whether the file may be written is checked before the work that makes its picture.
 
     Args:
         function: The command's function; options of these names that it has itself are kept.
+        suffixes: What the file's name may end with; () takes those of pictures and pages.
     """
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())
@@ -57,6 +60,12 @@ def drawing(function: Callable[..., None]) -> Callable[..., None]:
     def command(**given: object) -> None:
         token = _drawing.set(_Drawing(bool(given.get("force")), bool(given.get("as_json") or given.get("json"))))
         try:
+            out = given.get("out")
+            if isinstance(out, Path):
+                from caffetools.visualize.output import SUFFIXES, check_suffix
+
+                check_suffix(out, suffixes or SUFFIXES)
+                check_drawing(out)
             function(**{name: value for name, value in given.items() if name not in names})
         finally:
             _drawing.reset(token)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,6 +20,7 @@ from caffetools.visualize.style import LIGHT, Theme
 _MOST_CURVES = 6
 _MOST_NAMES = 14  # classes up to which an embedding's legend names each
 _MARKERS = "os^vDPX<>*"
+_PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 _SIDE = 232  # pixels of a picture on the sheet of errors
 
 
@@ -121,6 +124,20 @@ def errors_figure(model: PictureNet, predictions: Predictions, *, most: int = 60
     return panels_figure(panels, "Errors", caption, theme=theme), caption
 
 
+def check_projection(method: str) -> None:
+    """Raise where features cannot be projected by ``method``, before a long pass over the pictures.
+
+    Raises:
+        DataError: it is not pca, tsne or umap.
+        CaffeToolsError: the package that it needs is not installed.
+    """
+    if method not in ("pca", "tsne", "umap"):
+        raise DataError(f"unknown projection '{method}'; it is pca, tsne or umap")
+    for name, module, package in (("tsne", "sklearn", "scikit-learn"), ("umap", "umap", "umap-learn")):
+        if method == name and find_spec(module) is None:
+            raise CaffeToolsError(f"{_PROJECTIONS[name]} needs {package}: pip install {package}")
+
+
 def project_features(features: NDArray[np.float32], method: str = "pca", *, seed: int = 0) -> NDArray[np.float64]:
     """Project features to two dimensions.
 
@@ -136,8 +153,7 @@ def project_features(features: NDArray[np.float32], method: str = "pca", *, seed
         DataError: an unknown method, fewer than three pictures, or features that are not finite.
         CaffeToolsError: the package that the method needs is not installed.
     """
-    if method not in ("pca", "tsne", "umap"):
-        raise DataError(f"unknown projection '{method}'; it is pca, tsne or umap")
+    check_projection(method)
     if len(features) < 3:
         raise DataError(f"a projection needs at least 3 pictures, not {len(features)}")
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
@@ -162,12 +178,12 @@ def embedding_figure(
     for index in range(len(classes)):
         mine = labels == index
         name = style.plain(style.shorten(classes[index], 24)) if index < _MOST_NAMES else None
-        colour, marker = theme.series[index % len(theme.series)], _MARKERS[index // len(theme.series) % len(_MARKERS)]
+        colour, marker = theme.series[index % len(theme.series)], _MARKERS[index % len(_MARKERS)]
         axes.scatter(points[mine, 0], points[mine, 1], s=16, color=colour, marker=marker, linewidths=0, alpha=0.8, label=name)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(
-        style.plain(f"{blob}  ·  {method.upper().replace('TSNE', 't-SNE')}"),
+        style.plain(f"{blob}  ·  {_PROJECTIONS[method]}"),
         fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=8,
     )  # fmt: skip
     axes.legend(fontsize=style.SMALL, frameon=False, labelcolor=theme.muted, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -192,18 +208,17 @@ def _principal(centred: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 
 def _tsne(reduced: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise CaffeToolsError("t-SNE needs scikit-learn: pip install scikit-learn") from None
+    from sklearn.manifold import TSNE
+
     perplexity = min(30.0, max(2.0, (len(reduced) - 1) / 3))
     return np.asarray(TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced), np.float64)
 
 
 def _umap(reduced: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    try:
-        from umap import UMAP
-    except ImportError:
-        raise CaffeToolsError("UMAP needs umap-learn: pip install umap-learn") from None
+    from umap import UMAP
+
     neighbours = min(15, len(reduced) - 1)
-    return np.asarray(UMAP(n_components=2, n_neighbors=neighbours, random_state=seed).fit_transform(reduced), np.float64)
+    with warnings.catch_warnings():
+        # That a seed turns off its threads.
+        warnings.simplefilter("ignore", UserWarning)
+        return np.asarray(UMAP(n_components=2, n_neighbors=neighbours, random_state=seed).fit_transform(reduced), np.float64)

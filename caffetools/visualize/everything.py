@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from caffetools.errors import DataError
 from caffetools.proto.text import read_net
 from caffetools.visualize.activations import blob_values, channels_first, computable_blobs, overview_figure
 from caffetools.visualize.explanations import ALL_METHODS, explain_all, explanations_figure
 from caffetools.visualize.filters import filter_changes_figure, filters_figure, find_weights
 from caffetools.visualize.graph_drawing import graph_figure, place_graph
 from caffetools.visualize.net_graph import fold_repeats, net_graph
+from caffetools.visualize.output import check_suffix
 from caffetools.visualize.page import Drawing, write_page
 from caffetools.visualize.picture_net import PathLike, PictureNet
 from caffetools.visualize.weight_statistics import weight_statistics, weights_figure
@@ -37,8 +37,7 @@ def write_everything(
         DataError: another suffix, a picture cannot be read, or weights are not finite.
         RunFailed: the page cannot be written.
     """
-    if Path(path).suffix.lower() != ".html":
-        raise DataError(f"{path}: this page is written as .html; give the file that suffix")
+    check_suffix(path, [".html"])
     name = model.net.name or Path(deploy).stem
     drawings = [*_weights(weights, before), *(drawing for picture in pictures for drawing in _picture(model, picture))]
     graph = fold_repeats(net_graph(read_net(deploy)))

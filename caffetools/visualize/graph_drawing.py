@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -18,6 +16,7 @@ from caffetools.util.files import write_text
 from caffetools.visualize import style
 from caffetools.visualize.graph_layout import Layout, Point, lay_out
 from caffetools.visualize.net_graph import FAMILIES, Arrow, Box, NetGraph, Row, fold_repeats
+from caffetools.visualize.output import check_suffix
 from caffetools.visualize.panels import shorten_to, text_width
 from caffetools.visualize.style import LIGHT, PathLike, Theme
 
@@ -66,9 +65,7 @@ def draw_graph(graph: NetGraph, path: PathLike, *, title: str = "", fold: bool =
         DataError: another suffix, or a net without layers.
         RunFailed: the file cannot be written.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".svg", ".png", ".html"):
-        raise DataError(f"{os.fspath(path)}: graphs are written as .svg, .png or .html; give the file one of these suffixes")
+    suffix = check_suffix(path)
     if not graph.boxes:
         raise DataError(f"the net '{graph.name}' has no layers in this phase")
     folded = fold_repeats(graph)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SUFFIXES = (".png", ".svg", ".html")
+
+
+def check_suffix(path: PathLike, suffixes: Sequence[str] = SUFFIXES) -> str:
+    """Return the suffix of a file to be drawn, in small letters. Raises :class:`DataError` where it is none of ``suffixes``."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in suffixes:
+        names = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
+        what, which = ("pictures are", "one of these suffixes") if len(suffixes) > 1 else ("this is", "that suffix")
+        raise DataError(f"{os.fspath(path)}: {what} written as {names}; give the file {which}")
+    return suffix
+
+
 def save_picture(path: PathLike, draw: Callable[[Theme], tuple[Figure, str]], *, title: str) -> str:
     """Write a figure atomically and return its caption.
 
@@ -32,10 +45,7 @@ def save_picture(path: PathLike, draw: Callable[[Theme], tuple[Figure, str]], *,
         DataError: another suffix.
         RunFailed: the file cannot be written. What ``draw`` raises is passed on, with nothing written.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".png", ".svg", ".html"):
-        raise DataError(f"{os.fspath(path)}: pictures are written as .png, .svg or .html; give the file one of these suffixes")
-    if suffix != ".html":
+    if check_suffix(path) != ".html":
         figure, caption = draw(LIGHT)
         style.save_figure(figure, path)
         return caption
@@ -55,8 +65,7 @@ def save_pixels(path: PathLike, pixels: NDArray[np.uint8]) -> None:
     """Write (H, W, 3) uint8 RGB as a PNG file, atomically. Raises :class:`DataError` for another suffix, and :class:`RunFailed`."""
     import cv2
 
-    if Path(path).suffix.lower() != ".png":
-        raise DataError(f"{os.fspath(path)}: this picture is written as .png; give the file that suffix")
+    check_suffix(path, [".png"])
     _, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))
     with atomic_write(path) as stream:
         stream.write(data.tobytes())

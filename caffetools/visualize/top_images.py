@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,5 +193,7 @@ def _load(path: PathLike, key: str) -> TopImages:
                     f"{os.fspath(path)}: made with other pictures, weights, preprocessing, blob or number to keep; remove it to start again"
                 )
             return TopImages(str(data["blob"]), data["values"], data["pictures"], data["places"], int(data["done"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{os.fspath(path)}: not a state of top images, or damaged: {error}") from None
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)}: cannot read: {error.strerror or error}") from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise DataError(f"{os.fspath(path)}: not a state of top images, or damaged; remove it to start again") from None

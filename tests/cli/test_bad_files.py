@@ -156,6 +156,7 @@ def test_weights_of_another_shape_are_refused(materials: Path, line: str, words:
         ("visualize curves train.prototxt -o out.png", "train.prototxt: holds no lines of a training run"),
         ("visualize curves folder -o out.png", "folder: cannot read: Is a directory"),
         ("visualize filters good.caffemodel -o out.jpg", "out.jpg: pictures are written as .png, .svg or .html"),
+        ("visualize deepdream good.prototxt good.caffemodel good.png --blob ip -o out.svg", "out.svg: this is written as .png"),
         ("visualize filters good.caffemodel -o out.png --layer absent", "good.caffemodel: no layer 'absent' with weights"),
         ("mean folder out.binaryproto", "folder: this folder is not a database"),
         ("mean good.png out.binaryproto", "good.png: this is a PNG picture, not a database"),

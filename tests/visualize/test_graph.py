@@ -148,7 +148,7 @@ def test_a_layer_of_an_unknown_type_is_drawn() -> None:
 def test_the_page_searches_folds_and_shows_settings(tmp_path: Path) -> None:
     draw_graph(graph_of(residual(6)), tmp_path / "g.html", title="residual")
     script = """
-      const box = document.getElementById('search'); const out = [];
+      const box = document.getElementById('search'); const out = [document.getElementById('canvas').scrollTop];
       box.value = 'b4_1'; box.dispatchEvent(new Event('input')); out.push(document.getElementById('found').textContent);
       box.value = 'convolution'; box.dispatchEvent(new Event('input')); out.push(document.getElementById('found').textContent);
       box.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' }));
@@ -160,7 +160,7 @@ def test_the_page_searches_folds_and_shows_settings(tmp_path: Path) -> None:
       done(out.join('|'));
     """
     result = run_in_page((tmp_path / "g.html").read_text(), script, tmp_path)
-    assert result == "1 box|5 boxes|first|true|5 repeated blocks|b1_1|21"
+    assert result == "0|1 box|5 boxes|first|true|5 repeated blocks|b1_1|21"
 
 
 def test_training_nets_have_their_own_phase_and_bad_ones_are_refused(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_training_nets_have_their_own_phase_and_bad_ones_are_refused(tmp_path: P
     assert graph_of(text).layers == 2 and graph_of(text, TRAIN).layers == 3
     with pytest.raises(NetError):
         graph_of(conv("c", "nothing"))
-    with pytest.raises(DataError, match=r"\.svg, \.png or \.html"):
+    with pytest.raises(DataError, match=r"\.png, \.svg or \.html"):
         draw_graph(graph_of(text), tmp_path / "g.gif")
     with pytest.raises(DataError, match="has no layers"):
         draw_graph(graph_of('name: "empty"'), tmp_path / "g.svg")

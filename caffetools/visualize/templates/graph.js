@@ -135,4 +135,5 @@
   });
   window.addEventListener("pointerup", () => { drag = null; });
   fit();
+  canvas.scrollTop = 0;
 })();
