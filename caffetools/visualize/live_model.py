@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from caffetools.data.images import decode_image
 from caffetools.errors import CaffeToolsError, DataError
-from caffetools.net.probe import run_probe
+from caffetools.net.probe import run_items
 from caffetools.net.weights import load_weights
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.logs.training_log import read_log
@@ -113,7 +113,8 @@ class LiveModel:
         """Run the net on a prepared picture; raises as :meth:`frame`."""
         self._last = prepared
         outputs = self.model.net.outputs[:1]
-        values = run_probe(self.model.net, torch.from_numpy(prepared.input)[None], blobs=[blob, *outputs]).blobs
+        (items,) = run_items(self.model.net, torch.from_numpy(prepared.input)[None], blobs=[blob, *outputs])
+        values = items.values.blobs
         maps = values[blob][0].float().cpu().numpy()
         maps = maps.reshape(len(maps), maps.shape[1] if maps.ndim > 2 else 1, -1)
         unit = min(max(unit, 0), len(maps) - 1)
@@ -121,7 +122,7 @@ class LiveModel:
         chosen = maps[unit]
         rows = sheet.shape[0] // side[0]
         return Frame(
-            sheet, columns, rows, side, enlarge(scaled_colours(chosen), 260), float(chosen.max()), self._predictions(values[outputs[0]])
+            sheet, columns, rows, side, enlarge(scaled_colours(chosen), 260), float(chosen.max()), self._predictions(values[outputs[0]][:1])
         )
 
     def explain(self, method: str, blob: str, unit: int) -> Pixels:

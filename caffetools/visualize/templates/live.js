@@ -82,8 +82,28 @@
   function stop() {
     if (video.srcObject) video.srcObject.getTracks().forEach((track) => track.stop());
     video.srcObject = null;
+    if (video.src) URL.revokeObjectURL(video.src);
     video.removeAttribute("src");
     get("webcam").setAttribute("aria-pressed", "false");
+  }
+
+  async function open(file) {
+    if (!file) return;
+    stop();
+    const isVideo = file.type.startsWith("video/");
+    try {
+      if (isVideo) {
+        video.src = URL.createObjectURL(file);
+        video.loop = true;
+        await video.play();
+        loop();
+      } else {
+        await picture(file);
+      }
+    } catch (error) {
+      stop();
+      get("error").textContent = file.name + (isVideo ? ": the browser cannot play this video (" : ": not a picture (") + error.message + ")";
+    }
   }
 
   async function webcam() {
@@ -128,19 +148,7 @@
   get("webcam").addEventListener("click", webcam);
   get("freeze").addEventListener("click", () => { frozen = !frozen; get("freeze").setAttribute("aria-pressed", String(frozen)); });
   get("help").addEventListener("click", () => { get("keys").hidden = !get("keys").hidden; get("help").setAttribute("aria-expanded", String(!get("keys").hidden)); });
-  get("file").addEventListener("change", async (event) => {
-    const file = event.target.files[0];
-    if (!file) return;
-    stop();
-    if (file.type.startsWith("video/")) {
-      video.src = URL.createObjectURL(file);
-      video.loop = true;
-      await video.play();
-      loop();
-    } else {
-      picture(file).catch((error) => { get("error").textContent = file.name + ": not a picture (" + error.message + ")"; });
-    }
-  });
+  get("file").addEventListener("change", (event) => open(event.target.files[0]));
   get("sheet").addEventListener("click", (event) => {
     if (!sheet) return;
     const box = event.target.getBoundingClientRect();
@@ -148,7 +156,7 @@
     choose(row * sheet.columns + column);
   });
   addEventListener("dragover", (event) => event.preventDefault());
-  addEventListener("drop", (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) { stop(); picture(event.dataTransfer.files[0]); } });
+  addEventListener("drop", (event) => { event.preventDefault(); open(event.dataTransfer.files[0]); });
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || (event.target instanceof Element && event.target.matches("select, input"))) return;
     const columns = sheet ? sheet.columns : 1, u = +unit.value;
@@ -199,5 +207,5 @@
     setTimeout(follow, 3000);
   }
   if (facts.hasRun) follow();
-  window.caffetoolsLive = { picture, choose };
+  window.caffetoolsLive = { picture, choose, open };
 })();
