@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.shape_inference
+import onnx.version_converter
 from numpy.typing import NDArray
 from onnx import helper
 
@@ -17,6 +19,9 @@ from caffetools.errors import ExportError
 from caffetools.layers.base import Shape, format_shape
 
 Array = NDArray[Any]
+
+# The oldest opset that onnxruntime runs; models of older ones are converted.
+_OLDEST_OPSET = 7
 
 
 class ImportFailed(ExportError):
@@ -113,8 +118,8 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
         ImportFailed: A size is free and not given, or an input is not float32.
         ModelFileError: onnxruntime cannot load the model.
     """
+    model, opset = _runnable(model)
     fixed = _fixed_inputs(model, dict(input_shapes or {}))
-    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=1)
     depends = _dependent_values(model, fixed)
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
@@ -134,6 +139,29 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
     nodes = [_node(proto) for proto in model.graph.node if any(name in depends for name in proto.output)]
     outputs = [value.name for value in model.graph.output]
     return ImportGraph(model.graph.name or "net", nodes, fixed, outputs, shapes, constants, values, opset)
+
+
+def _runnable(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """Return a model of an opset that onnxruntime runs, whose nodes have different names, and its opset."""
+    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=1)
+    if opset < _OLDEST_OPSET:
+        try:
+            model = onnx.version_converter.convert_version(onnx.shape_inference.infer_shapes(model), _OLDEST_OPSET)
+        except Exception as error:
+            # The converter is C++ code that raises RuntimeError and ValueError of its own.
+            reason = " ".join(str(error).split())[:200]
+            raise ImportFailed(f"it has opset {opset}, and onnx cannot bring it to opset {_OLDEST_OPSET}: {reason}") from None
+        opset = _OLDEST_OPSET
+    names = [node.name for node in model.graph.node if node.name]
+    if len(set(names)) < len(names):
+        copied = onnx.ModelProto()
+        copied.CopyFrom(model)
+        model, seen = copied, set()
+        for index, node in enumerate(model.graph.node):
+            if node.name in seen:
+                node.name = f"{node.name}_{index}"
+            seen.add(node.name)
+    return model, opset
 
 
 def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, Shape]:

@@ -117,10 +117,13 @@ def _finish(writer: NetWriter) -> dict[str, str]:
     end = Node("Output", "the graph's outputs", list(writer.graph.outputs), [])
     outputs: dict[str, str] = {}
     read = {blob for layer in writer.net.layer for blob in layer.bottom}
-    made = {blob for layer in writer.net.layer for blob in layer.top}
+    # Two outputs may be one blob.
+    held = [writer.blob(end, value) for value in writer.graph.outputs]
+    read.update(blob for blob in held if held.count(blob) > 1)
     given = {blob for layer in writer.net.layer[: len(writer.graph.inputs)] for blob in layer.top}
     for value in writer.graph.outputs:
         blob, wanted = writer.blob(end, value), clean_name(value)
+        made = {top for layer in writer.net.layer for top in layer.top}
         if blob in read or blob in outputs.values() or blob in given:
             name = wanted if wanted not in made else f"{wanted}_out"
             writer.net.layer.add(name=f"{name}_split", type="Split", bottom=[blob], top=[name])

@@ -272,6 +272,25 @@ def test_padding_below_all_values_is_the_padding_of_a_max_pool() -> None:
     assert [layer.type for layer in imported.model.net.layer if layer.type != "Silence"][:2] == ["Input", "Pooling"]
 
 
+def test_one_blob_may_be_two_outputs_and_names_of_nodes_may_repeat() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["r"], name="n"), helper.make_node("Identity", ["r"], ["y"], name="n")]
+    proto = graph_of(nodes, MAPS, {})
+    proto.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, None))
+    imported = check(proto)
+    assert imported.outputs.keys() == {"y", "r"}
+    assert set(imported.outputs.values()) == set(Net(imported.model.net, TEST, fill=False).outputs)
+
+
+def test_a_model_of_an_opset_before_onnxruntimes_first_is_converted() -> None:
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["d", "mask"], is_test=1),
+        helper.make_node("BatchNormalization", ["d", "s", "s", "m", "v"], ["y"], is_test=1, epsilon=1e-3),
+    ]
+    proto = graph_of(nodes, MAPS, {"s": numbers(4), "m": numbers(4), "v": numbers(4) ** 2 + 0.5})
+    proto.opset_import[0].version = 6
+    assert [layer.type for layer in check(proto).model.net.layer] == ["Input", "BatchNorm", "Scale"]
+
+
 def test_one_shared_slope_is_a_blob_without_axes() -> None:
     """As real Caffe wants it, which compares shapes."""
     (slope,) = check(OPERATORS["prelu of one slope"]).model.blobs["n"]
