@@ -25,7 +25,7 @@ def extract_features(
     databases: Annotated[str, typer.Argument(metavar="DB[,DB]", help="A new database for each blob.", show_default=False)],
     batches: Annotated[int, typer.Argument(metavar="BATCHES", help="How many batches to run.", show_default=False)],
     backend: Annotated[
-        str, typer.Argument(metavar="BACKEND", help="lmdb, leveldb, or parquet: a folder of Parquet files for each blob.")
+        str, typer.Argument(metavar="BACKEND", help="lmdb, leveldb; or hdf5 or parquet: a folder of such files for each blob.")
     ] = "lmdb",
     mode: Annotated[str, typer.Argument(metavar="[CPU|GPU]", help="As Caffe's tool takes it; --device does the same.")] = "",
     number: Annotated[int, typer.Argument(metavar="[DEVICE_ID]", help="Which GPU.")] = 0,

@@ -125,7 +125,7 @@ class AugmentParams:
     scale: float = 1.0
     shear: tuple[float, float] = (0.0, 0.0)
     factors: tuple[tuple[str, float], ...] = ()
-    levels: tuple[float, tuple[float, float, float]] = (1.0, (0.0, 0.0, 0.0))
+    levels: tuple[float, tuple[float, ...]] = (1.0, (0.0, 0.0, 0.0))
     blur: float = 0.0
     noise: tuple[float, int] | None = None
     cutout: tuple[int, int, int] | None = None
@@ -245,7 +245,7 @@ class Augmenter:
         if channels != 3:
             factors = [item for item in factors if item[0] in ("brightness", "contrast")]
         shift = symmetric(config.brightness_shift)
-        shifts = np.array([shift + symmetric(config.color_shift) for _ in range(3)])
+        shifts = np.array([shift + symmetric(config.color_shift) for _ in range(max(3, channels))])
         if config.lighting and channels == 3 and rng.random() < config.probability:
             shifts += 255 * _EIGENVECTORS @ (rng.normal(0, config.lighting, 3) * _EIGENVALUES)
         noise = abs(symmetric(config.noise))
@@ -257,7 +257,7 @@ class Augmenter:
             scale=between(config.scale),
             shear=(symmetric(config.shear), symmetric(config.shear)),
             factors=tuple(factors[index] for index in rng.permutation(len(factors))),
-            levels=(between(config.contrast_range), (float(shifts[0]), float(shifts[1]), float(shifts[2]))),
+            levels=(between(config.contrast_range), tuple(shifts.tolist())),
             blur=abs(symmetric(config.blur)),
             noise=(noise, int(rng.integers(1 << 62))) if noise else None,
             cutout=self._draw_cutout(rng, height, width),
@@ -348,7 +348,9 @@ class Augmenter:
         from torchvision.transforms.v2 import functional
 
         for name, amount in params.factors:
-            image = getattr(functional, f"adjust_{name}")(image, amount)
+            adjust = getattr(functional, f"adjust_{name}")
+            # torchvision knows colors and gray; each of any other channels is a gray picture of its own.
+            image = adjust(image, amount) if len(image) in (1, 3) else torch.cat([adjust(channel[None], amount) for channel in image])
         contrast, shifts = params.levels
         if contrast != 1 or any(shifts):
             added = torch.tensor(shifts[: len(image)]).reshape(-1, 1, 1)

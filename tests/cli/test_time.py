@@ -100,7 +100,7 @@ def test_features_are_the_blobs_in_datums(command: Callable[..., Done], tmp_path
         ("ip,conv1", "a,./a", ["1"], "two blobs cannot be written to one database"),
         ("fc9", "a", ["1"], "has no blob 'fc9'; it has data, label, conv1"),
         ("ip", "a", ["0"], "the number of batches must be at least 1"),
-        ("ip", "a", ["1", "sqlite"], "unknown database type 'sqlite'; it is lmdb or leveldb"),
+        ("ip", "a", ["1", "sqlite"], "the database type 'sqlite' is unknown; it can be lmdb, leveldb, hdf5 or parquet"),
         ("ip", "train.txt", ["1"], "train.txt: already exists"),
         ("loss", "a", ["1"], r"blob 'loss' is \(scalar\), and a Datum holds"),
     ],

@@ -123,6 +123,21 @@ def test_colors_are_changed_in_rgb_and_gray_pictures_have_no_hue() -> None:
     assert augmenter.make_params(np.random.default_rng(0), (1, 5, 5)).factors == ()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_pictures_of_any_number_of_channels_are_changed_channel_by_channel(channels: int) -> None:
+    """Pairs of siamese nets have two, pictures with a depth map four."""
+    config = AugmentConfig(
+        rotation=9, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, lighting=1, color_shift=30, blur=1, noise=4, cutout=0.2
+    )
+    picture = np.random.default_rng(3).integers(60, 190, (channels, 14, 17), dtype=np.uint8)
+    (changed,) = Augmenter(config).batch([picture], np.random.default_rng(8))
+    assert changed.shape == picture.shape and (changed != picture).mean() > 0.5
+    params = AugmentParams(factors=(("contrast", 0.5),))
+    halved = Augmenter(config).transform(picture, params).image
+    alone = [Augmenter(config).transform(channel[None], params).image[0] for channel in picture]
+    np.testing.assert_array_equal(halved, np.stack(alone))
+
+
 def test_mixing_keeps_the_larger_share() -> None:
     first, second = np.full((1, 2, 2), 200, np.uint8), np.full((1, 2, 2), 100, np.uint8)
     assert mixed(first, second, 0.75)[0, 0, 0] == 175
