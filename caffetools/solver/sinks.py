@@ -1,12 +1,19 @@
-"""Sinks that pass the events of training on to experiment trackers: TensorBoard, MLflow, Weights & Biases."""
+"""Sinks that pass the events of training on to experiment trackers: TensorBoard, MLflow, Weights & Biases.
+
+A tracker that fails while a net trains (a server that does not answer, a full disk) is left out from then on, with a warning: the
+training continues, and its log has all numbers.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
 from caffetools.errors import CaffeToolsError
 from caffetools.events import Event, EventSink, Finished, Metrics, Tested
+
+_logger = logging.getLogger(__name__)
 
 # Receives tag → value, and the iteration.
 _Log = Callable[[dict[str, float], int], None]
@@ -49,7 +56,7 @@ def tensorboard_sink(folder: str | os.PathLike[str]) -> EventSink:
             writer.add_scalar(tag, value, iteration)
         writer.flush()
 
-    return _sink(log, writer.close)
+    return _sink("TensorBoard", log, writer.close)
 
 
 def mlflow_sink(experiment: str) -> EventSink:
@@ -73,7 +80,7 @@ def mlflow_sink(experiment: str) -> EventSink:
         for tag, value in values.items():
             client.log_metric(run, tag, value, step=iteration)
 
-    return _sink(log, lambda: client.set_terminated(run))
+    return _sink("MLflow", log, lambda: client.set_terminated(run))
 
 
 def wandb_sink(project: str) -> EventSink:
@@ -94,7 +101,10 @@ def wandb_sink(project: str) -> EventSink:
     def log(values: dict[str, float], iteration: int) -> None:
         run.log({**values, "iteration": iteration})
 
-    return _sink(log, run.finish)
+    # The x axis of the charts.
+    run.define_metric("iteration")
+    run.define_metric("*", step_metric="iteration")
+    return _sink("Weights & Biases", log, run.finish)
 
 
 def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str = "", wandb: str = "") -> list[EventSink]:
@@ -113,12 +123,21 @@ def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str
     return sinks + ([wandb_sink(wandb)] if wandb else [])
 
 
-def _sink(log: _Log, close: Callable[[], object]) -> EventSink:
+def _sink(name: str, log: _Log, close: Callable[[], object]) -> EventSink:
+    works = True
+
     def sink(event: Event) -> None:
+        nonlocal works
+        if not works:
+            return
         values, iteration = scalars(event)
-        if values:
-            log(values, iteration)
-        if isinstance(event, Finished):
-            close()
+        try:
+            if values:
+                log(values, iteration)
+            if isinstance(event, Finished):
+                close()
+        except Exception as error:
+            works = False
+            _logger.warning("%s: %s; it gets no more numbers of this training", name, error)
 
     return sink

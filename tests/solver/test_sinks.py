@@ -55,6 +55,20 @@ def test_mlflow_keeps_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run.data.metrics["train/loss"] == 1.0 and run.info.status == "FINISHED"
 
 
+def test_a_tracker_that_fails_does_not_end_the_training(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    def log(values: dict[str, float], iteration: int) -> None:
+        calls.append(iteration)
+        raise ConnectionError("no answer")
+
+    sink = sinks._sink("MLflow", log, lambda: calls.append(-1))
+    for event in EVENTS:
+        sink(event)
+    assert calls == [10]
+    assert caplog.messages == ["MLflow: no answer; it gets no more numbers of this training"]
+
+
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, name, None)
