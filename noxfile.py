@@ -16,7 +16,7 @@ from pathlib import Path
 import nox
 
 # What the tests of the core need besides caffetools; the other extras ask for newer versions.
-TOOLS = ["pytest>=8", "pytest-timeout", "hypothesis", "fissix", "plyvel"]
+TOOLS = ["pytest>=8", "pytest-timeout", "hypothesis", "fissix", "plyvel", "setuptools>=77"]
 CORE = ["tests/proto", "tests/layers", "tests/net", "tests/graph", "tests/solver", "tests/surgery", "tests/infer", "tests/zoo"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 nox.options.sessions = ["tests", "oldest"]

@@ -92,7 +92,8 @@ def test_a_file_that_cannot_be_used_is_an_error_that_names_it_and_leaves_nothing
     with pytest.raises(CaffeToolsError) as error:
         load_plugin(path)
     assert str(path) in str(error.value) and message in str(error.value)
-    assert error.value.line == line
+    # Python 3.10 gives a failing decorator the line of the class.
+    assert error.value.line - line in ((0, 1) if "registered twice" in message else (0,))
     assert set(registry.layer_types()) == before
 
 

@@ -171,7 +171,8 @@ def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     (folder / "solver.prototxt").write_text('net: "n.prototxt" base_lr: 0.1 lr_policy: "step" gamma: 0.1 stepsize: 10 max_iter: 100')
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in "xy"]
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), ir_version=8)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), ir_version=8, opset_imports=opsets)
     onnx.helper.set_model_props(model, {"caffetools.source": "net.prototxt"})
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     random = get_random_states(torch.device("cpu"))
