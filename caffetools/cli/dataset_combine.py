@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from caffetools.cli.dataset_build import DropDuplicates, DropSimilar, GroupBy, Json, Root, Strict, show_card
 from caffetools.cli.show import console, print_json, progress_sink
-from caffetools.errors import CaffeToolsError
+from caffetools.errors import CaffeToolsError, DataError
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.bare import CopiedRecords
@@ -69,6 +70,9 @@ def merge(
     from caffetools.data.datasets.combine import is_dataset
     from caffetools.data.datasets.merging import merge_datasets
 
+    if len(datasets) > 1 and os.path.lexists(out) and not os.path.lexists(datasets[-1]):
+        hint = f"the folder to create comes first: merge {datasets[-1]} {' '.join(map(str, [out, *datasets[:-1]]))}"
+        raise DataError("does not exist", path=datasets[-1], hint=hint)
     if not any(is_dataset(path) for path in datasets):
         with progress_sink("Copying records") as events:
             copied = merge_databases(datasets, out, force=force, events=events)

@@ -85,7 +85,18 @@ def classify_to_parquet(
     common = {"model": model, "top": top, "batch": batch, "oversample": oversample}
     tasks, ends = _picture_tasks(pictures, common, per_file)
     return run_parts(
-        classify_part, tasks, [out], ends, "images", cluster, force, resume, (_classifier, _detector, _feature_net), events, cancel
+        "classify",
+        classify_part,
+        tasks,
+        [out],
+        ends,
+        "images",
+        cluster,
+        force,
+        resume,
+        (_classifier, _detector, _feature_net),
+        events,
+        cancel,
     )
 
 
@@ -142,7 +153,7 @@ def detect_to_parquet(
     common = {"model": model, "top": top, "batch": batch, "threshold": threshold}
     tasks, ends = _picture_tasks(pictures, common, per_file)
     return run_parts(
-        detect_part, tasks, [out], ends, "images", cluster, force, resume, (_classifier, _detector, _feature_net), events, cancel
+        "detect", detect_part, tasks, [out], ends, "images", cluster, force, resume, (_classifier, _detector, _feature_net), events, cancel
     )
 
 
@@ -190,6 +201,7 @@ def features_to_parquet(
     ranges = [(start, min(start + per_file, batches)) for start in range(0, batches, per_file)]
     tasks = [{"model": model, "blobs": list(blobs), "first": first, "end": end} for first, end in ranges]
     return run_parts(
+        "extract",
         feature_part,
         tasks,
         list(folders),

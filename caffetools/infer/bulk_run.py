@@ -52,6 +52,7 @@ class BulkResult:
 
 
 def run_parts(
+    kind: str,
     worker: Worker,
     tasks: list[Task],
     folders: Sequence[PathLike],
@@ -67,6 +68,7 @@ def run_parts(
     """Run the tasks, the ``ends`` of whose ranges are given; each writes a file into each of the folders. Then complete the folders.
 
     Args:
+        kind: What the events name as their task: ``classify``, ``detect`` or ``extract``.
         worker: Does a task; see :func:`noted`.
         tasks: The tasks, without ``paths`` and ``note``, which are added.
         folders: The folders to create.
@@ -84,9 +86,9 @@ def run_parts(
     total = ends[-1]
 
     def progress(done: int, count: int) -> None:
-        events(Progress(task="classify", done=total if done == count else done * total // count, total=total, unit=unit))
+        events(Progress(task=kind, done=total if done == count else done * total // count, total=total, unit=unit))
 
-    with reported("classify", f"Writing {', '.join(result.folders)}", events), _new_folders(folders, force, resume) as works:
+    with reported(kind, f"Writing {', '.join(result.folders)}", events), _new_folders(folders, force, resume) as works:
         _check_state(works[0] / _STATE, worker, tasks, folders[0])
         for number, task in enumerate(tasks):
             task["note"] = str((works[0] / _STATE / f"{number:05d}.json").absolute())
@@ -103,7 +105,7 @@ def run_parts(
             with atomic_write(work / SUMMARY, "w") as stream:
                 stream.write(json.dumps({"rows": result.rows, "files": len(tasks), "errors": len(result.errors)}) + "\n")
     for folder in result.folders:
-        events(ArtifactWritten(task="classify", path=folder, what="parquet"))
+        events(ArtifactWritten(task=kind, path=folder, what="parquet"))
     return result
 
 

@@ -16,6 +16,7 @@ from caffetools.data.datasets.bare import merge_databases, subset_database
 from caffetools.data.datum import array_to_datum
 from caffetools.errors import CaffeToolsError, Cancelled, DataError
 from caffetools.events import Event, Progress
+from tests.cli.inprocess import error_of, run
 from tests.data.drawing import names, rows
 
 
@@ -44,6 +45,8 @@ def test_records_follow_each_other_with_their_labels(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match="two or more different databases"):
         merge_databases([one, one], tmp_path / "again")
+    swapped = error_of(run("dataset", "merge", one, other, tmp_path / "new"))
+    assert swapped.endswith(f"new: does not exist; the folder to create comes first: merge {tmp_path / 'new'} {one} {other}")
     assert names(tmp_path) == ["a", "all", "b"]
 
 

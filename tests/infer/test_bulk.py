@@ -126,8 +126,9 @@ def train_net(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_features_are_those_of_extract_features(tmp_path: Path, train_net: Any) -> None:
     # 8 batches of 2: the records start over after the 11th.
-    result = features(train_net, ["mean", "prob"], [tmp_path / "mean", tmp_path / "prob"], 8, per_file=3)
-    assert result.rows == 16
+    events: list[Event] = []
+    result = features(train_net, ["mean", "prob"], [tmp_path / "mean", tmp_path / "prob"], 8, per_file=3, events=events.append)
+    assert result.rows == 16 and {event.task for event in events} == {"extract"}
     extract_features(load_test_net(*train_net), ["mean", "prob"], [tmp_path / "a", tmp_path / "b"], 8)
     from caffetools.data import LmdbDataset
 
@@ -210,7 +211,9 @@ def test_detections_of_files_lists_and_databases_in_parquet(tmp_path: Path, dete
         writer.put(record_key(3, "x"), b"\xff\xff")
         writer.put(record_key(4, "x"), array_to_datum(np.zeros((2, 3, 3), np.uint8), 0).SerializeToString())
     sources = find_sources([*pictures[-2:], tmp_path / "db"], [tmp_path / "list.txt"])
-    result = detect_to_parquet(detector[0], detector[1], detector[2], sources, tmp_path / "out", per_file=3, batch=2)
+    events: list[Event] = []
+    result = detect_to_parquet(detector[0], detector[1], detector[2], sources, tmp_path / "out", per_file=3, batch=2, events=events.append)
+    assert {event.task for event in events} == {"detect"}
     found = rows(tmp_path / "out")
     assert (result.rows, len(result.errors)) == (9, 3) == (len(found), sum(row["error"] is not None for row in found))
     names = [*pictures[-2:], *(f"{number:08d}_x" for number in range(5)), str(tmp_path / "blue.png"), str(tmp_path / "red.png")]

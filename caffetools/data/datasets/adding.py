@@ -139,7 +139,10 @@ class _Adder:
         for part in PARTS:
             self._append(part, getattr(split, part), written)
         if not any(written.parts.values()):
-            raise DataError(f"no picture can be added; the first error: {written.unusable[0].reason}", path=self._old.folder)
+            first = written.unusable[0]
+            known = f" {self._known} of them are in it already;" if self._known else ""
+            text = f"no picture of {self._listing.source or self._listing.root} can be added;{known} the first error: {first.path}: {first.reason}"
+            raise DataError(text, path=self._old.folder)
         return self._finish(written, left_out)
 
     def _finish(self, written: WriteResult, left_out: dict[str, str]) -> DatasetCard:
