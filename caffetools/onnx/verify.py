@@ -196,6 +196,9 @@ def verify_model(
             # Other sizes: the outputs against float32, and all blobs against float64 only where that leaves a doubt.
             if not comparison.outputs_agree(batch, final):
                 comparison.add(batch, final)
+        if comparison.failed():
+            comparison.look_closer()
+            comparison.add(batches[0], comparison.run_shipped(batches[:1])[0])
         for retry in range(1, _RETRIES + 1):
             if not comparison.failed() or inputs is not None:
                 break
@@ -222,13 +225,53 @@ class _Comparison:
         self.inputs = [value.name for value in model.proto.graph.input]
         self.makers = {top: index for index, layer in enumerate(net.layers) if not layer.IS_DATA for top in layer.tops}
         self.model = model
+        # (Layer, bottom) → the value that the layer reads: another than the blob's last one where a layer overwrites the blob.
+        self.read = {
+            (index, bottom): value
+            for index, layer in enumerate(net.layers)
+            for bottom in layer.bottoms
+            if (value := self._value_read(index, bottom, made)) is not None
+        }
+        # Values that are computed too, for a closer look: overwritten ones, and those that the outputs' layers read.
+        self.inner: set[str] = set()
+        self.exposed: set[str] = set()
         self.found: dict[str, Difference] = {}
         self.infinite: list[str] = []
+
+    def _value_read(self, index: int, bottom: str, made: set[str]) -> str | None:
+        """Return the ONNX value that layer ``index`` reads as ``bottom``; None for an input, or where it is not known."""
+        makers = [i for i, layer in enumerate(self.net.layers[:index]) if bottom in layer.tops and not layer.IS_DATA]
+        if not makers:
+            return None
+        value = self.values.get(bottom) if makers[-1] == self.makers[bottom] else f"{bottom}@{self.net.layers[makers[-1]].name}"
+        return value if value in made else None
+
+    def _made_name(self, index: int, blob: str) -> str:
+        """Return how errors and values name a top of a layer: the blob's name, or where a later layer overwrites it BLOB@LAYER."""
+        return blob if self.makers[blob] == index else f"{blob}@{self.net.layers[index].name}"
+
+    def look_closer(self) -> None:
+        """Forget the errors, and measure them again with every layer's own bottoms at hand.
+
+        A layer that amplifies rounding (a Sigmoid or Softmax of large values) is computed in float64 from them, in the model's parts
+        and, for outputs, in the optimized model.
+        """
+        self.found = {}
+        outputs = [self.makers[blob] for blob in self.outputs if blob in self.makers]
+        self.inner = {value for value in self.read.values() if value not in self.values.values()}
+        self.values |= {value: value for value in self.inner}
+        self.makers |= {
+            value: index
+            for index, layer in enumerate(self.net.layers)
+            for top in layer.tops
+            if (value := f"{top}@{layer.name}") in self.inner
+        }
+        self.exposed = {value for (index, _), value in self.read.items() if index in outputs} - set(self.outputs.values())
 
     def run_shipped(self, batches: Sequence[Inputs]) -> list[dict[str, Array]]:
         """Return the outputs for each batch of the model as it is written, optimized as where it is used."""
         try:
-            session = open_session(self.model.light(), weights=self.model.large_weights, arena=False)
+            session = open_session(self.model.light(sorted(self.exposed)), weights=self.model.large_weights, arena=False)
         except ModelFileError as error:
             raise error.located(self.name) from None
         return [self._naming(batch, partial(session.run, self._given(batch))) for batch in batches]
@@ -240,13 +283,18 @@ class _Comparison:
         last = {name: index for index, layer in enumerate(self.net.layers) for name in layer.bottoms}
         tensors = {blob: torch.from_numpy(np.array(value, np.float32)) for blob, value in batch.items()}
         for (index, double), (_, single) in zip(run_double(self.net, tensors), run_single(self.net, tensors), strict=True):
-            blobs = [blob for blob in double if self.makers[blob] == index and blob in self.values]
+            names = [self._made_name(index, blob) for blob in double]
+            blobs = [blob for blob in names if blob in self.values]
             while any(self.values[blob] not in got for blob in blobs):
                 got |= self._naming(batch, partial(next, parts))
             for blob in blobs:
-                value, expected = self.values[blob], double[blob].numpy()
-                for candidate in (got[value], *([final[value]] if blob in self.outputs else [])):
-                    self._join(self._measure(blob, expected, single[blob].cpu().numpy(), candidate, index, got, batch))
+                plain = _blob(blob, self.net)
+                value, expected = self.values[blob], double[plain].numpy()
+                for source in (got, *([final] if value in final else [])):
+                    self._join(self._measure(blob, expected, single[plain].cpu().numpy(), source, index, batch))
+            for bottom in self.net.layers[index].bottoms:
+                if (read := self.read.get((index, bottom), "")) in self.inner:
+                    got.pop(read, None)
             for blob in {*self.net.layers[index].bottoms, *double}:
                 if last.get(blob, -1) <= index:
                     got.pop(self.values.get(blob, blob), None)
@@ -282,7 +330,7 @@ class _Comparison:
         layer = self.net.layers[self.makers[first.blob]]
         more = f"; {len(failed) - 1} later blobs differ too" if len(failed) > 1 else ""
         raise ExportError(
-            f"{self.name}: the first blob that differs is '{first.blob}', of layer '{layer.name}' ({layer.type_name}): it differs by "
+            f"{self.name}: the first blob that differs is '{_blob(first.blob, self.net)}', of layer '{layer.name}' ({layer.type_name}): it differs by "
             f"{first.error:.3g} at {first.where}: {first.got:.6g} in ONNX, {first.expected:.6g} in float64; float32 differs by "
             f"{first.float32_error:.3g}, so {first.allowed:.3g} is allowed{more}"
         )
@@ -296,9 +344,9 @@ class _Comparison:
         self.found[difference.blob] = difference if known is None else known.joined(difference)
 
     def _measure(
-        self, blob: str, expected: Array, single: Array | None, got: Array, index: int, values: Mapping[str, Array], batch: Inputs
+        self, blob: str, expected: Array, single: Array | None, values: Mapping[str, Array], index: int, batch: Inputs
     ) -> Difference:
-        is_output = blob in self.outputs
+        is_output, got = blob in self.outputs, values[self.values[blob]]
         if expected.shape != got.shape:
             layer = self.net.layers[index]
             local = self._local(layer, values, batch, blob)
@@ -326,14 +374,14 @@ class _Comparison:
         position = self.net.layers.index(layer)
         bottoms = []
         for bottom in layer.bottoms:
-            overwritten = bottom in layer.tops or self.makers.get(bottom, -1) > position
-            value = values.get(self.values.get(bottom, "")) if bottom in self.values else batch.get(bottom)
-            if overwritten or value is None:
+            first = not any(bottom in made.tops and not made.IS_DATA for made in self.net.layers[:position])
+            value = batch.get(bottom) if first else values.get(self.read.get((position, bottom), ""))
+            if value is None:
                 return None
             bottoms.append(torch.from_numpy(np.array(value)).double())
         with torch.no_grad():
             tops = run_layer_double(layer, bottoms)
-        result: Array = tops[layer.tops.index(blob)].numpy()
+        result: Array = tops[layer.tops.index(_blob(blob, self.net))].numpy()
         return result
 
     def _given(self, batch: Inputs) -> dict[str, Array]:

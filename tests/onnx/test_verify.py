@@ -134,3 +134,28 @@ def test_a_step_that_turns_rounding_into_a_difference_is_looked_at_alone() -> No
         # Channels that differ by rounding only.
         made.layer("c").blobs[0][1:] = made.layer("c").blobs[0][:1] * (1 + 3e-8)
     assert verify(to_onnx(made).SerializeToString(), made).differences
+
+
+AMPLIFYING = """
+input: "data" input_dim: 1 input_dim: 64 input_dim: 9 input_dim: 9
+layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 32 kernel_size: 3 } }
+layer { name: "s" type: "Sigmoid" bottom: "c" top: "c" }
+layer { name: "f" type: "InnerProduct" bottom: "c" top: "f" inner_product_param { num_output: 10 } }
+layer { name: "p" type: "Softmax" bottom: "f" top: "p" }
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_layers_that_amplify_rounding_are_compared_on_their_own_bottoms(seed: int) -> None:
+    """An in-place Sigmoid and a Softmax of huge scores: the model is right, even where float32 rounds by chance less than onnxruntime."""
+    torch.manual_seed(seed)
+    amplifying = net_of(AMPLIFYING)
+    with torch.no_grad():
+        amplifying.layer("c").blobs[0].normal_(0, 3)
+        amplifying.layer("f").blobs[0].normal_(0, 1e5)
+    model = to_onnx(amplifying).SerializeToString()
+    assert all(difference.passed for difference in verify(model, amplifying).differences)
+    with torch.no_grad():
+        amplifying.layer("c").blobs[1].fill_(40)
+    with pytest.raises(ExportError, match=r"the first blob that differs is 'c', of layer 'c' \(Convolution\)"):
+        verify(model, amplifying)
