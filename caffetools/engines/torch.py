@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from caffetools.net.device import find_device
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
+
+log = logging.getLogger(__name__)
 
 
 class TorchEngine(Engine):
@@ -64,8 +67,13 @@ def load_all_weights(net: Net, deploy: PathLike, weights: PathLike | None) -> No
         if any(len(layer.blobs) for layer in net.layers):
             raise EngineError(f"{deploy}: the net has parameters; its weights (a .caffemodel) are needed too")
         return
+    ambiguous: list[str] = []
     with error_context(deploy):
-        report = load_weights(net, weights)
+        report = load_weights(net, weights, warn=ambiguous.append)
+    if report.fresh and set(report.fresh) <= set(report.ambiguous):
+        raise NetError(f"{deploy}: {ambiguous[0]}")
+    for line in ambiguous:
+        log.warning("%s", line)
     if report.fresh:
         names = ", ".join(f"'{name}'" for name in report.fresh[:3]) + (", …" if len(report.fresh) > 3 else "")
         raise NetError(f"{weights} holds no weights for {len(report.fresh)} layer(s) of {deploy}: {names}; are they another net's?")

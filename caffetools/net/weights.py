@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ class LoadReport:
     ambiguous: list[str] = field(default_factory=list)
 
 
-def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str], None] = log.warning) -> LoadReport:
+def load_weights(
+    net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str], None] = log.warning, in_order: bool = False
+) -> LoadReport:
     """Copy the blobs of every layer whose name the net also has. Nothing is copied when anything does not fit.
 
     A file identifies layers by name only. Of several layers of one name the first of the net gets the blobs (the last, from an HDF5
@@ -55,7 +57,8 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
     Args:
         net: The net.
         source: A .caffemodel, a .caffemodel.h5, or what was read from one.
-        warn: Takes a line for each name that is ambiguous.
+        warn: Takes a line that names the layers that are ambiguous.
+        in_order: The file is a snapshot of this net: layers of one name take its blobs in the order in which they are stored.
 
     Raises:
         ModelFileError: The file is missing or damaged.
@@ -68,9 +71,14 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
     report = LoadReport(unused=[name for name in model.blobs if name not in known])
     targets = layers_by_name(net, last=from_hdf5)
     several = Counter(layer.name for layer in net.layers if len(layer.blobs))
+    stored = _stored_in_order(model, several) if in_order else {}
     copies: list[tuple[torch.Tensor, Array]] = []
     for layer in net.layers:
         if not len(layer.blobs):
+            continue
+        if layer.name in stored:
+            copies += _pair(layer, layer.blobs_from_file(stored[layer.name].pop(0)), origin)
+            report.loaded.append(layer.name)
             continue
         if targets[layer.name] is not layer:
             report.ambiguous.append(layer.name)
@@ -95,8 +103,17 @@ def load_weights(net: Net, source: PathLike | Caffemodel, *, warn: Callable[[str
             else:
                 parameter.copy_(torch.from_numpy(np.array(array, copy=not array.flags.writeable)).reshape(parameter.shape))
     mark_written(parameter for parameter, _ in copies)
-    _warn_of_ambiguous(report, model, origin, "last" if from_hdf5 else "first", warn)
+    _warn_of_ambiguous(report, model, origin, "last" if from_hdf5 else "first", warn, set(stored))
     return report
+
+
+def _stored_in_order(model: Caffemodel, several: Mapping[str, int]) -> dict[str, list[list[Array]]]:
+    """Return the blobs of the layers of each name that the file has as often as the net, more than once, in the order of the file."""
+    found: dict[str, list[list[Array]]] = {}
+    for index, arrays in sorted(model.repeated.items()):
+        if arrays:
+            found.setdefault(str(model.net.layer[index].name), []).append(arrays)
+    return {name: arrays for name, arrays in found.items() if several.get(name) == len(arrays)}
 
 
 def layers_by_name(net: Net, *, last: bool = False) -> dict[str, Layer]:
@@ -108,12 +125,16 @@ def layers_by_name(net: Net, *, last: bool = False) -> dict[str, Layer]:
     return found
 
 
-def _warn_of_ambiguous(report: LoadReport, model: Caffemodel, origin: str, which: str, warn: Callable[[str], None]) -> None:
+def _warn_of_ambiguous(
+    report: LoadReport, model: Caffemodel, origin: str, which: str, warn: Callable[[str], None], known: Collection[str]
+) -> None:
     names = [str(model.net.layer[index].name) for index in model.repeated if index < len(model.net.layer)]
-    report.ambiguous = list(dict.fromkeys([*report.ambiguous, *(name for name in names if name in report.loaded)]))
-    for name in report.ambiguous:
+    found = dict.fromkeys([*report.ambiguous, *(name for name in names if name in report.loaded)])
+    report.ambiguous = [name for name in found if name not in known]
+    if report.ambiguous:
+        called = ", ".join(f"'{name}'" for name in report.ambiguous)
         warn(
-            f"several layers are called '{name}', and {origin} identifies layers by name only: as in Caffe, the {which} of them in the "
+            f"several layers are called {called}, and {origin} identifies layers by name only: as in Caffe, the {which} of them in the "
             "net has the last blobs of that name, and the others keep their values; give each layer a name of its own"
         )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from caffetools.engines.torch import TorchEngine
 from caffetools.errors import NetError
 from caffetools.events import Event, Warned
 from caffetools.net.net import Net
@@ -137,3 +138,29 @@ def test_training_two_layers_of_one_name_warns_at_its_start(tmp_path: Path) -> N
     warned = [event.message for event in seen if isinstance(event, Warned)]
     assert len(warned) == 1 and warned[0].startswith("2 layers with weights are named 'ip'")
     assert warned[0] in result.log.read_text()
+
+
+def test_a_run_with_two_layers_of_one_name_is_resumed_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
+    fields = 'type: "InnerProduct" inner_product_param { num_output: 6 weight_filler { type: "xavier" } }'
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "d" type: "DummyData" top: "x" top: "y" dummy_data_param { shape { dim: 4 dim: 6 } shape { dim: 4 } '
+        'data_filler { type: "gaussian" } data_filler { type: "constant" } } } '
+        f'layer {{ name: "ip" bottom: "x" top: "a" {fields} }} layer {{ name: "ip" bottom: "a" top: "b" {fields} }} '
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "y" top: "loss" }'
+    )
+    (tmp_path / "solver.prototxt").write_text(
+        f'net: "{tmp_path}/net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 4 snapshot: 2 random_seed: 1 '
+        f'snapshot_prefix: "{tmp_path}/s" solver_mode: CPU'
+    )
+    train(tmp_path / "solver.prototxt")
+    whole = (tmp_path / "s_iter_4.caffemodel").read_bytes()
+    train(tmp_path / "solver.prototxt", snapshot=tmp_path / "s_iter_2.solverstate")
+    assert (tmp_path / "s_iter_4.caffemodel").read_bytes() == whole
+
+
+def test_a_net_whose_weights_a_file_cannot_tell_apart_is_not_run(tmp_path: Path) -> None:
+    text = fc("fc", "x", "a", 5) + fc("fc", "a", "b", 7) + fc("ip", "b", "c", 5) + fc("ip", "c", "d", 7)
+    (tmp_path / "net.prototxt").write_text(INPUT + text)
+    save_weights(net_of(text), tmp_path / "net.caffemodel")
+    with pytest.raises(NetError, match=r"net.prototxt: several layers are called 'fc', 'ip', and .* give each layer a name of its own$"):
+        TorchEngine.load(tmp_path / "net.prototxt", tmp_path / "net.caffemodel")

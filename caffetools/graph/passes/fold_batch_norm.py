@@ -112,7 +112,8 @@ def largest_difference(
         net = Net(param, TEST, fill=False, input_shapes=input_shapes)
         report = load_weights(net, model)
         if report.fresh:
-            raise NetError("the weights hold nothing of it", layer=report.fresh[0])
+            several = "several layers have this name; give each a name of its own" if report.fresh[0] in report.ambiguous else None
+            raise NetError("the weights hold nothing of it", layer=report.fresh[0], hint=several)
         rng = np.random.default_rng(seed)
         inputs = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
         batch = {name: torch.from_numpy(rng.normal(size=net.blob_shapes[name], scale=50).astype(np.float32)) for name in inputs}

@@ -56,7 +56,7 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
     weights = None
     if state.learned_net:
         weights = find_weights(path, state.learned_net)
-        report = load_weights(solver.net, weights)
+        report = load_weights(solver.net, weights, in_order=True)
         if not report.loaded:
             raise ModelFileError(f"{weights}: has no layer of the net '{solver.net.name}', so the run cannot be resumed from it")
     solver.log("sgd_solver.cpp:336", "SGDSolver: restoring history")
