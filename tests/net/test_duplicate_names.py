@@ -158,7 +158,7 @@ def test_a_run_with_two_layers_of_one_name_is_resumed_as_if_it_had_not_been_inte
     assert (tmp_path / "s_iter_4.caffemodel").read_bytes() == whole
 
 
-def test_a_net_whose_weights_a_file_cannot_tell_apart_is_not_run(tmp_path: Path) -> None:
+def test_a_net_with_layers_of_one_name_is_not_run_on_a_file_of_weights(tmp_path: Path) -> None:
     text = fc("fc", "x", "a", 5) + fc("fc", "a", "b", 7) + fc("ip", "b", "c", 5) + fc("ip", "c", "d", 7)
     (tmp_path / "net.prototxt").write_text(INPUT + text)
     save_weights(net_of(text), tmp_path / "net.caffemodel")
