@@ -38,9 +38,36 @@ void leave_processor(int busy) {
   if (pthread_setaffinity_np(pthread_self(), sizeof others, &others) == 0) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
 }
 int this_processor() { return sched_getcpu(); }
+
+// Keeps a thread that sleeps off processor `busy`: the system wakes a thread where its waker runs if the two processors share no cache, as
+// those of virtual machines do, and there it waits for as long as the waker computes.
+class SleepElsewhere {
+ public:
+  explicit SleepElsewhere(int busy) {
+    if (busy < 0 || pthread_getaffinity_np(pthread_self(), sizeof allowed_, &allowed_) != 0 || !CPU_ISSET(busy, &allowed_)) return;
+    others_ = allowed_;
+    CPU_CLR(busy, &others_);
+    moved_ = CPU_COUNT(&others_) > 0 && pthread_setaffinity_np(pthread_self(), sizeof others_, &others_) == 0;
+  }
+  ~SleepElsewhere() {
+    cpu_set_t now;
+    // Where somebody else has set the processors of this thread meanwhile, that holds.
+    if (moved_ && pthread_getaffinity_np(pthread_self(), sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_))
+      pthread_setaffinity_np(pthread_self(), sizeof allowed_, &allowed_);
+  }
+  SleepElsewhere(const SleepElsewhere&) = delete;
+  SleepElsewhere& operator=(const SleepElsewhere&) = delete;
+
+ private:
+  cpu_set_t allowed_, others_;
+  bool moved_ = false;
+};
 #else
 void leave_processor(int) {}
 int this_processor() { return -1; }
+struct SleepElsewhere {
+  explicit SleepElsewhere(int) {}
+};
 #endif
 
 // Parts for each thread: enough that one that begins late still gets an even share.
@@ -136,13 +163,15 @@ class Pool {
   // A worker; `number` counts from 1, the caller of a loop is 0.
   void serve(int number) {
     auto end = std::chrono::steady_clock::now() + kPatience;
+    int busy = -1;  // processor of the last caller
     for (;;) {
-      if (help(number)) {
+      if (help(number, busy)) {
         end = std::chrono::steady_clock::now() + kPatience;
         continue;
       }
       for (int turn = 0; turn < 4; ++turn) relax();
       if (std::chrono::steady_clock::now() < end) continue;
+      const SleepElsewhere elsewhere(busy);
       std::unique_lock<std::mutex> lock(mutex_);
       ++sleeping_;
       // Looked at again after it says that it sleeps: a job that was put up meanwhile is seen here, or its caller sees the sleeper.
@@ -157,15 +186,16 @@ class Pool {
     return std::any_of(slots_, slots_ + kSlots, [](const Slot& slot) { return slot.wanted.load() > 0; });
   }
 
-  // Take part in a loop that wants help; whether there was one.
-  bool help(int number) {
+  // Take part in a loop that wants help; whether there was one. Sets `busy` to the processor of its caller.
+  bool help(int number, int& busy) {
     for (Slot& slot : slots_) {
       if (slot.wanted.load(std::memory_order_relaxed) <= 0) continue;
       slot.users.fetch_add(1);
       Job* job = slot.job.load();
       const bool joined = job != nullptr && slot.wanted.fetch_sub(1) > 0;
       if (joined) {
-        leave_processor(job->processor);
+        busy = job->processor;
+        leave_processor(busy);
         job->work(number);
       }
       slot.users.fetch_sub(1);
