@@ -15,14 +15,17 @@ def curves(
     logs: Annotated[
         list[Path], typer.Argument(metavar="LOGS", help="Logs of `caffe train` or `caffetools train`, as text or JSON lines; one or more.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write: .png or .svg.")] = Path("curves.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write: .png, .svg or .html.")] = Path("curves.png"),
+    show: Annotated[bool, typer.Option("--show", help="Open the picture in the system's viewer.")] = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw loss, accuracy and learning rate over the iterations; several logs are drawn together."""
     from caffetools.solver.logs.training_log import read_log
     from caffetools.visualize.curves import draw_curves
+    from caffetools.visualize.output import check_suffix
 
+    check_suffix(out)
     check_output(out, force=force)
     short = [path.name for path in logs]
     names = short if len(set(short)) == len(logs) else [str(path) for path in logs]
@@ -30,7 +33,9 @@ def curves(
     draw_curves(runs, out)
     if as_json:
         print_json({"file": str(out), "rows": {name: {"train": len(run.train), "test": len(run.test)} for name, run in runs.items()}})
-        return
-    for name, run in runs.items():
-        console.print(f"{name}: {len(run.train)} rows of training, {len(run.test)} of tests", markup=False)
-    console.print(f"Drawn to {out}", markup=False)
+    else:
+        for name, run in runs.items():
+            console.print(f"{name}: {len(run.train)} rows of training, {len(run.test)} of tests", markup=False)
+        console.print(f"Drawn to {out}", markup=False)
+    if show:
+        typer.launch(str(out))

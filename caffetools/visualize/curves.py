@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from caffetools.errors import DataError
 from caffetools.solver.logs.training_log import LogRow, TrainingLog
 from caffetools.visualize import style
+from caffetools.visualize.output import check_suffix, save_picture
 from caffetools.visualize.style import LIGHT, PathLike, Theme
 
 if TYPE_CHECKING:
@@ -96,17 +97,21 @@ def curves_figure(
 
 
 def draw_curves(logs: Mapping[str, TrainingLog], path: PathLike, *, theme: Theme = LIGHT) -> None:
-    """Write :func:`curves_figure` of the runs ``logs`` (by name) to ``path``.
+    """Write :func:`curves_figure` of the runs ``logs`` (by name) to ``path``; a page has a light and a dark version.
 
     Raises:
-        DataError: there are no logs, one is empty, or ``path`` does not end in .png or .svg.
+        DataError: there are no logs, one is empty, or ``path`` does not end in .png, .svg or .html.
         RunFailed: it cannot be written.
     """
-    style.picture_format(path)
-    figure = curves_figure(logs, theme=theme)
-    if figure is None:
-        raise DataError("the logs hold no values")
-    style.save_figure(figure, path)
+    page = check_suffix(path) == ".html"
+
+    def draw(chosen: Theme) -> tuple[Figure, str]:
+        figure = curves_figure(logs, theme=chosen if page else theme)
+        if figure is None:
+            raise DataError("the logs hold no values")
+        return figure, ""
+
+    save_picture(path, draw, title="Training curves") if page else style.save_figure(draw(theme)[0], path)
 
 
 def _lines(run: str, phase: str, rows: Sequence[LogRow]) -> Iterator[Series]:

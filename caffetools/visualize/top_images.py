@@ -107,10 +107,14 @@ def find_top_images(
             blob, np.full((channels, top), -np.inf, np.float32), np.full((channels, top), -1), np.zeros((channels, top, 2), np.int32)
         )
     for number, first in enumerate(range(found.done, len(pictures), batch)):
-        part = pictures[first : first + batch]
-        images = np.stack([model.prepare(picture).input for picture in part])
-        values = join_items(run_items(model.net, torch.from_numpy(images), blobs=[blob]), blob)
-        found.add(first, np.ascontiguousarray(values.float().cpu().numpy()))
+        try:
+            values = _values(model, pictures[first : first + batch], blob)
+        except BaseException:
+            # Ctrl-C, or a damaged picture: what was found remains for the next pass.
+            if state is not None and found.done:
+                _save(state, key, found)
+            raise
+        found.add(first, values)
         if progress:
             progress(found.done, len(pictures))
         stopped = cancel is not None and cancel.cancelled
@@ -150,6 +154,12 @@ def top_images_figure(
     caption += f"cropped to the receptive field ({size} pixels)."
     columns = found.values.shape[1]
     return panels_figure(panels, f"Top pictures  ·  {found.blob}", caption, columns=columns, theme=theme), caption
+
+
+def _values(model: PictureNet, pictures: Sequence[PathLike], blob: str) -> NDArray[np.float32]:
+    images = np.stack([model.prepare(picture).input for picture in pictures])
+    values = join_items(run_items(model.net, torch.from_numpy(images), blobs=[blob]), blob)
+    return np.ascontiguousarray(values.float().cpu().numpy())
 
 
 def _centred(image: NDArray[np.uint8], side: int, theme: Theme) -> NDArray[np.uint8]:

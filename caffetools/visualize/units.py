@@ -25,7 +25,6 @@ from torch import Tensor
 
 from caffetools.errors import DataError, NetError
 from caffetools.layers.base import format_shape
-from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
 from caffetools.net.probe import Activations, Rule, join_items, picture_input, run_items
 from caffetools.proto.schema import TEST
@@ -206,17 +205,22 @@ def picture_batch(net: Net, image: Image, *blobs: str) -> Tensor:
 
 
 def target_blob(net: Net, blob: str | None) -> str:
-    """Return ``blob``; for None the net's single output, or where the outputs are losses and metrics the scores that they read.
+    """Return ``blob``; for None the net's single output.
+
+    Of several outputs it is the only one of probabilities (a detector has others of boxes); where the outputs are losses and metrics, it
+    is the scores that they read.
 
     Raises:
-        NetError: the net has several outputs or scores.
+        NetError: the net has several such outputs or scores.
     """
     if blob is not None:
         return blob
     makers = [next(layer for layer in reversed(net.layers) if output in layer.tops) for output in net.outputs]
-    measured = [layer for layer in makers if layer_types()[layer.type_name].TRAITS.role in ("loss", "metric")]
-    if measured and len(measured) == len(makers):
-        found = list(dict.fromkeys(layer.bottoms[layer.TRAITS.scores_bottom] for layer in measured))
+    roles = [layer.TRAITS.role for layer in makers]
+    if roles and all(role in ("loss", "metric") for role in roles):
+        found = list(dict.fromkeys(layer.bottoms[layer.TRAITS.scores_bottom] for layer in makers))
+    elif roles.count("probability") == 1:
+        found = [net.outputs[roles.index("probability")]]
     else:
         found = list(net.outputs)
     if len(found) != 1:

@@ -194,8 +194,12 @@ def test_layers_that_the_unit_does_not_need_are_not_run() -> None:
         visualize.saliency(net, image, blob="loss", unit=0)
     scores = visualize.saliency(net, image, blob="ip")
     np.testing.assert_array_equal(visualize.saliency(net, image), scores, err_msg="a net with a loss is explained by its scores")
+    several = data() + linear(5, "data") + linear(3, "data", "ip2")
     with pytest.raises(NetError, match=r"has 2 outputs \(ip, ip2\); name the blob"):
-        visualize.saliency(net_of(data() + linear(5, "data") + linear(3, "data", "ip2")), image)
+        visualize.saliency(net_of(several), image)
+    detector = net_of(several + 'layer { name: "p" type: "Softmax" bottom: "ip2" top: "p" }')
+    probabilities = visualize.saliency(detector, image, blob="p")
+    np.testing.assert_array_equal(visualize.saliency(detector, image), probabilities, err_msg="of several outputs the probabilities")
 
 
 def test_wrong_names_units_and_pictures_are_refused(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:

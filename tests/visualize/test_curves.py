@@ -83,12 +83,18 @@ def test_the_picture_has_its_size(tmp_path: Path) -> None:
     assert (width, height) == (int(3 * 5.6 * style.DPI), int(3.9 * style.DPI))
 
 
+def test_a_page_has_a_light_and_a_dark_version(tmp_path: Path) -> None:
+    draw_curves({"train.log": LOG}, tmp_path / "curves.html")
+    page = (tmp_path / "curves.html").read_text()
+    assert page.count("data:image/svg+xml") == 2 and "Training curves" in page
+
+
 def test_empty_logs_and_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^empty\.log: no iterations"):
         draw_curves({"train.log": LOG, "empty.log": TrainingLog()}, tmp_path / "curves.png")
     with pytest.raises(DataError, match="no logs"):
         draw_curves({}, tmp_path / "curves.png")
-    with pytest.raises(DataError, match=r"\.png or \.svg"):
+    with pytest.raises(DataError, match=r"\.png, \.svg or \.html"):
         draw_curves({"train.log": LOG}, tmp_path / "curves.pdf")
     assert list(tmp_path.iterdir()) == []
 

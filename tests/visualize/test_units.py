@@ -122,6 +122,20 @@ def test_an_interrupted_search_resumes(model: PictureNet, pictures: list[Path], 
         find_top_images(model, pictures, "conv2", top=3, state=state)
 
 
+def test_what_was_found_before_a_damaged_picture_remains(model: PictureNet, pictures: list[Path], tmp_path: Path) -> None:
+    copies = [tmp_path / picture.name for picture in pictures]
+    for picture, copy in zip(pictures, copies, strict=True):
+        copy.write_bytes(picture.read_bytes())
+    copies[7].write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"07\.png"):
+        find_top_images(model, copies, "conv2", top=3, batch=2, state=tmp_path / "state.npz")
+    copies[7].write_bytes(pictures[7].read_bytes())
+    done: list[int] = []
+    found = find_top_images(model, copies, "conv2", top=3, batch=2, state=tmp_path / "state.npz", progress=lambda n, _: done.append(n))
+    assert done == [8, 10, 11]
+    np.testing.assert_array_equal(found.pictures, find_top_images(model, pictures, "conv2", top=3).pictures)
+
+
 def test_top_images_are_drawn_as_crops(model: PictureNet, pictures: list[Path]) -> None:
     found = find_top_images(model, pictures[:2], "conv2", top=3)
     figure, caption = top_images_figure(model, pictures[:2], found, [0, 3])
