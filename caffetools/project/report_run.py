@@ -95,9 +95,20 @@ def _read_config(folder: Path) -> FinetuneConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         values.pop("inputs", None)
-    except (OSError, ValueError, AttributeError):
-        raise CaffeToolsError(f"{folder}: not the folder of a run of caffetools finetune: {SETTINGS} is missing or damaged") from None
-    return FinetuneConfig.from_dict({**values, "out": str(folder)})
+    except OSError:
+        if not folder.is_dir():
+            raise CaffeToolsError(
+                f"{folder}: there is no such folder", hint="name the folder that caffetools finetune wrote (-o)"
+            ) from None
+        above = folder.resolve().parent
+        hint = f"the run is {above}" if (above / SETTINGS).is_file() else None
+        raise CaffeToolsError(f"{folder}: not the folder of a run of caffetools finetune: it has no {SETTINGS}", hint=hint) from None
+    except (ValueError, AttributeError, TypeError):
+        raise CaffeToolsError(f"{path}: damaged; it is not what caffetools finetune wrote") from None
+    try:
+        return FinetuneConfig.from_dict({**values, "out": str(folder)})
+    except CaffeToolsError as error:
+        raise error.located(path) from None
 
 
 def _compare(classifier: Classifier, onnx: Path, pictures: list[Path]) -> OnnxCheck:

@@ -199,6 +199,11 @@ def test_a_report_is_made_again_from_the_files_of_a_run(finished: Path) -> None:
     assert all(name in text for name in CLASSES) and "✓ Verified" in text and "calibration error" in text and "Grad-CAM at" in text
     assert {path: path.read_bytes() for path in before} == before, "nothing else is written"
     assert "not the folder of a run of caffetools finetune" in error_of(run("report", "pictures"))
+    assert "the run is " in error_of(run("report", "run/net")) and "there is no such folder" in error_of(run("report", "absent"))
+    (finished / "damaged").mkdir()
+    for text, message in (("[]", "run.json: damaged"), ('{"model": "lenet"}', "run.json: the setting 'pictures' is missing")):
+        (finished / "damaged/run.json").write_text(text)
+        assert message in error_of(run("report", "damaged"))
     for path in (finished / "run/net").glob("*.solverstate"):
         path.unlink()
     assert "the run has no snapshot yet" in error_of(run("report", "run"))
