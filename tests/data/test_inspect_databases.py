@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ DB = IO / "db"
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def test_what_only_reads_databases_does_not_wait_for_torch() -> None:
+    names = ("inspect", "verify", "export", "hdf5", "bare")
+    script = "".join(f"import caffetools.data.datasets.{name}\n" for name in names)
+    script += "import caffetools.data.means, caffetools.data.convert_imageset, sys\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def write(path: Path, records: list[tuple[str, Any]]) -> Path:

@@ -17,7 +17,6 @@ from caffetools.cancel import CancelToken
 from caffetools.data.datasets.inspect import DatabaseSummary
 from caffetools.data.datasets.moments import ChannelStatistics, Moments
 from caffetools.data.datasets.verify import FAULT_KINDS, Fault, FaultKind, Verification
-from caffetools.data.layers.hdf5_data import reversed_axes_hint
 from caffetools.data.picture_lists import read_lines
 from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore, reported, reporter
@@ -255,6 +254,9 @@ class _Reader:
         if len(set(rows.values())) < 2:
             return
         text = ", ".join(f"'{name}' {count}" for name, count in rows.items())
+        # Imports torch, which the commands that only read databases do without.
+        from caffetools.data.layers.hdf5_data import reversed_axes_hint
+
         hint = reversed_axes_hint([item.shape for item in found.values()])
         self._fault("rows", "", f"{path}: its datasets differ in their number of rows: {text}{hint}")
 
