@@ -17,6 +17,7 @@ from caffetools.data.databases import CorruptRecords, Database, open_database, s
 from caffetools.data.datum import find_pixels, is_encoded, record_to_array
 from caffetools.data.lmdb_file import LmdbFile, Record
 from caffetools.data.pixels_native import add_pictures, addresses_of
+from caffetools.data.shards import ShardedDatabase
 from caffetools.errors import DataError
 from caffetools.events import EventSink, Warned, ignore, reported, reporter
 from caffetools.proto.binary import write_binaryproto
@@ -77,7 +78,7 @@ def _tolerance(limit: int, on_skip: Callable[[DataError], None] | None, events: 
 
 def _mean(source: Database, progress: Progress | None, corrupt: CorruptRecords, events: EventSink, cancel: CancelToken | None) -> Array:
     report = reporter(events, "mean", "records", cancel)
-    if isinstance(source, LmdbFile) and (found := _sums_of_pages(source, progress, report)):
+    if isinstance(source, LmdbFile | ShardedDatabase) and (found := _sums_of_pages(source, progress, report)):
         return _divided(*found)
     count, total = 0, len(source)
     step = max(1, total // 100)
@@ -110,8 +111,10 @@ def _divided(sums: Array, count: int) -> Array:
     return mean
 
 
-def _sums_of_pages(source: LmdbFile, progress: Progress | None, report: Callable[[int, int], None]) -> tuple[Array, int] | None:
-    """Add up the records of an LMDB where they lie in its pages.
+def _sums_of_pages(
+    source: LmdbFile | ShardedDatabase, progress: Progress | None, report: Callable[[int, int], None]
+) -> tuple[Array, int] | None:
+    """Add up the records of an LMDB, or of LMDBs that are read as one, where they lie in their pages.
 
     Returns:
         The sums (C, H, W) and the number of records; None if something else than pixels of one size was found, or something damaged.

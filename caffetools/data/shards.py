@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.data.database import Database
-from caffetools.data.lmdb_file import ErrorHandler, Record
+from caffetools.data.lmdb_file import ErrorHandler, LmdbFile, Record
+from caffetools.data.lmdb_native import Views
 from caffetools.errors import DataError
 from caffetools.util import urls
 from caffetools.util.checksums import stream_sha256
@@ -152,6 +153,15 @@ class ShardedDatabase:
             begin = self._ends[number] - self.index.shards[number].records
             with closing(self._open(number)) as database:
                 yield from database.records(max(0, start - begin), on_error=on_error)
+
+    def views(self, limit: int) -> Generator[tuple[Views, Callable[[], bool]], None, None]:
+        """Yield where the values of the records lie in memory, as :meth:`LmdbFile.views`; ends at a shard that is not a local LMDB."""
+        for number, shard in enumerate(self.index.shards):
+            if shard.records:
+                with closing(self._open(number)) as database:
+                    if not isinstance(database, LmdbFile):
+                        return
+                    yield from database.views(limit)
 
     def item(self, number: int) -> Record:
         """Return (key, value) of the record ``number``; see :class:`Database`."""

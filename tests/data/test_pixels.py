@@ -17,6 +17,7 @@ from caffetools.data.datum import array_to_datum, record_to_array
 from caffetools.data.lmdb_file import LmdbFile
 from caffetools.data.means import compute_mean
 from caffetools.data.pixels_native import add_pictures, addresses_of, pixels_library
+from caffetools.data.sharding import shard_database
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
 from caffetools.proto.binary import write_binaryproto
@@ -118,6 +119,16 @@ def test_the_mean_is_the_same_with_and_without_kernels(
     monkeypatch.setenv("CAFFETOOLS_NATIVE", "0")
     np.testing.assert_array_equal(native, compute_mean(path), strict=True)
     assert progress[-1] == (count, count)
+
+
+def test_the_mean_of_shards_is_added_up_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "db", datums((3, 40, 50), 70))
+    shard_database(path, tmp_path / "shards", shards=3)
+    whole = compute_mean(path)
+    np.testing.assert_array_equal(compute_mean(tmp_path / "shards"), whole, strict=True)
+    monkeypatch.setattr(LmdbFile, "records", None)  # what is not read from the pages fails
+    if pixels_library() is not None:
+        np.testing.assert_array_equal(compute_mean(tmp_path / "shards"), whole, strict=True)
 
 
 @pytest.mark.parametrize("odd", ["another size", "floats", "damaged", "empty"])
