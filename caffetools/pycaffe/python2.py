@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.machinery
 import re
@@ -34,7 +35,7 @@ _OLD_SYNTAX = re.compile(
     r"""^\s*print\s+[^(=\s]|^\s*print\s*>>|^\s*except\s+[\w.,() ]+,\s*\w+\s*:|^\s*raise\s+[\w.]+\s*,|<>|\bur?'|\b0[0-7]+\b|^\s*exec\s+[\w'"]|\d[lL]\b|`""",
     re.VERBOSE,
 )
-_DIVIDE = "__divide_as_python2__"
+_DIVIDE, _COMPARE, _KEY = "__divide_as_python2__", "__compare_as_python2__", "__key_of_comparison__"
 
 
 class Python2Error(CaffeToolsError):
@@ -92,12 +93,27 @@ def convert(source: str, name: str) -> ast.Module:
     """
     text = source.expandtabs(8)
     try:
-        tree = ast.parse(_refactor(text if text.endswith("\n") else f"{text}\n", name), name)
+        converted, lines = _refactor(text if text.endswith("\n") else f"{text}\n", name)
+        tree = ast.parse(converted, name)
     except SyntaxError as error:
         raise CaffeToolsError(f"cannot be converted from Python 2: {error.msg}", path=name, line=error.lineno or 0) from None
     if not any(isinstance(node, ast.ImportFrom) and node.module == "__future__" and _divides(node) for node in tree.body):
-        tree = ast.fix_missing_locations(_Division().visit(tree))
+        tree = _Division().visit(tree)
+    tree = ast.fix_missing_locations(_Comparison(tree).visit(tree))
+    if lines:
+        _place(tree, lines, text.split("\n"))
     return tree
+
+
+def _place(tree: ast.Module, lines: Sequence[int], source: Sequence[str]) -> None:
+    """Give each node of the converted text the line of ``source`` that it comes from; ``lines`` holds one for each line of that text."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.expr, ast.stmt, ast.excepthandler, ast.arg, ast.keyword, ast.alias)):
+            number = lines[min(node.lineno, len(lines)) - 1]
+            line = source[number - 1] if number <= len(source) else ""
+            node.lineno = node.end_lineno = number
+            # The columns are those of the converted text; a whole line is shown without marks.
+            node.col_offset, node.end_col_offset = len(line) - len(line.lstrip()), len(line.rstrip().encode())
 
 
 def install_importer() -> None:
@@ -105,6 +121,8 @@ def install_importer() -> None:
     import builtins
 
     setattr(builtins, _DIVIDE, divide)
+    setattr(builtins, _COMPARE, compare)
+    setattr(builtins, _KEY, functools.cmp_to_key)
     sys.meta_path.insert(0, _Finder())
 
 
@@ -113,6 +131,11 @@ def divide(a: Any, b: Any) -> Any:
     if _is_integer(a) and _is_integer(b):
         return a // b
     return a / b
+
+
+def compare(a: Any, b: Any) -> int:
+    """Compare as ``cmp`` of Python 2: -1, 0 or 1."""
+    return int(a > b) - int(a < b)
 
 
 def _is_integer(value: object) -> bool:
@@ -135,6 +158,42 @@ class _Division(ast.NodeTransformer):
         return ast.copy_location(ast.Assign([node.target], _call(load, node.value)), node)
 
 
+class _Comparison(ast.NodeTransformer):
+    """Replaces ``cmp`` by :func:`compare`, and the comparison of ``sorted(x, cmp=f)``, ``x.sort(f)`` and ``x.sort(cmp=f)`` by a key.
+
+    Args:
+        tree: The script; a ``cmp`` of its own is left alone.
+    """
+
+    def __init__(self, tree: ast.Module):
+        nodes = list(ast.walk(tree))
+        bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        bound |= {alias.asname or alias.name for alias in nodes if isinstance(alias, ast.alias)}
+        self._own = "cmp" in bound
+        self._functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} | {_COMPARE}
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.copy_location(ast.Name(_COMPARE, ast.Load()), node) if node.id == "cmp" and not self._own else node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        method = isinstance(node.func, ast.Attribute) and node.func.attr == "sort"
+        if not method and not (isinstance(node.func, ast.Name) and node.func.id == "sorted"):
+            return node
+        if method and len(node.args) == 1 and not node.keywords and self._is_function(node.args[0]):
+            node.keywords = [ast.keyword("cmp", node.args.pop())]
+        for keyword in node.keywords:
+            if keyword.arg == "cmp":
+                keyword.arg, keyword.value = "key", ast.Call(ast.Name(_KEY, ast.Load()), [keyword.value], [])
+        return node
+
+    def _is_function(self, node: ast.expr) -> bool:
+        """Return whether the argument of a method ``sort`` is a comparison: an array's takes its axis there."""
+        return isinstance(node, ast.Lambda) or (isinstance(node, ast.Name) and node.id in self._functions)
+
+
 def _call(left: ast.expr, right: ast.expr) -> ast.Call:
     return ast.Call(ast.Name(_DIVIDE, ast.Load()), [left, right], [])
 
@@ -154,10 +213,12 @@ def _tool() -> Any:
     raise CaffeToolsError("--py2 needs the package fissix (pip install caffetools[py2])")
 
 
-def _refactor(source: str, name: str) -> str:
+def _refactor(source: str, name: str) -> tuple[str, list[int]]:
+    """Return the converted text, and for each of its lines the line of ``source`` that it comes from; none where nothing is converted."""
     tool = _tool()
     try:
-        return str(tool.refactor_string(source, name))
+        tree = tool.refactor_string(source, name)
+        return str(tree), _origins(tree)
     except Exception as error:
         # A file that already has print() as a function: the grammar of Python 2 does not take all of it.
         try:
@@ -166,7 +227,20 @@ def _refactor(source: str, name: str) -> str:
             place: Any = getattr(error, "context", None)
             line = place[1][0] if place else 0
             raise CaffeToolsError("cannot be converted from Python 2: its syntax is not Python 2's either", path=name, line=line) from None
-        return source
+        return source, []
+
+
+def _origins(tree: Any) -> list[int]:
+    """Return the original line of each line of a converted tree: that of its first token which the source has too."""
+    origins: list[int] = []
+    last, pending = 1, 0
+    for leaf in tree.leaves():
+        pending += leaf.prefix.count("\n")
+        if leaf.lineno and leaf.value.strip():
+            last = max(last, leaf.lineno)
+            origins += [last] * (pending + 1 - len(origins))
+        pending += leaf.value.count("\n")
+    return [*origins, *([last] * (pending + 1 - len(origins)))]
 
 
 class _Finder:

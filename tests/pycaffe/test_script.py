@@ -118,6 +118,20 @@ def test_lines_of_a_converted_script_are_those_of_its_file(tmp_path: Path) -> No
         run_script(path, convert_python2=True)
 
 
+def test_lines_are_those_of_the_file_where_the_conversion_adds_some(tmp_path: Path) -> None:
+    lines = ["import cPickle, StringIO", "def f((a, b)):", "    return a + b", "class A:", "    __metaclass__ = type", "reduce(max, [1])"]
+    path = write(tmp_path, "script.py", "\n".join([*lines, "f((1,", "   2))", "raise ValueError, 'here'", ""]))
+    with pytest.raises(ScriptFailed, match=r"(?s)script\.py\", line 9, in <module>\n    raise ValueError, 'here'\nValueError: here$"):
+        run_script(path, convert_python2=True)
+
+
+def test_comparisons_of_python_2_sort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "import numpy as np\nx = [2, 3, 1]\nprint sorted(x, cmp=lambda a, b: cmp(b, a))\nx.sort(lambda a, b: b - a)\nprint x\n"
+    text += "x.sort(cmp)\nprint x\ny = np.array([[2, 1], [1, 3]])\ny.sort(0)\nprint y.tolist()\n"
+    run_script(write(tmp_path, "script.py", text), convert_python2=True)
+    assert capsys.readouterr().out.splitlines() == ["[3, 2, 1]", "[3, 2, 1]", "[1, 2, 3]", "[[1, 1], [2, 3]]"]
+
+
 def test_division_of_the_future_is_left_alone_and_what_cannot_be_converted_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
