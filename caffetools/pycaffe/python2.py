@@ -98,8 +98,9 @@ def convert(source: str, name: str) -> ast.Module:
     except SyntaxError as error:
         raise CaffeToolsError(f"cannot be converted from Python 2: {error.msg}", path=name, line=error.lineno or 0) from None
     if not any(isinstance(node, ast.ImportFrom) and node.module == "__future__" and _divides(node) for node in tree.body):
-        tree = _Division().visit(tree)
-    tree = ast.fix_missing_locations(_Comparison(tree).visit(tree))
+        _Division().visit(tree)
+    _Comparison(tree).visit(tree)
+    ast.fix_missing_locations(tree)
     if lines:
         _place(tree, lines, text.split("\n"))
     return tree
