@@ -10,11 +10,11 @@ import re
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,6 +36,24 @@ _OLD_SYNTAX = re.compile(
     re.VERBOSE,
 )
 _DIVIDE, _COMPARE, _KEY = "__divide_as_python2__", "__compare_as_python2__", "__key_of_comparison__"
+
+
+class _Ordered(Protocol):
+    def __lt__(self, other: object, /) -> bool: ...
+
+    def __gt__(self, other: object, /) -> bool: ...
+
+
+class _Leaf(Protocol):
+    """A token of 2to3's trees; ``lineno`` is 0 where a fixer has made it, ``prefix`` the space and comments before it."""
+
+    prefix: str
+    value: str
+    lineno: int
+
+
+class _Tree(Protocol):
+    def leaves(self) -> Iterable[_Leaf]: ...
 
 
 class Python2Error(CaffeToolsError):
@@ -134,7 +152,7 @@ def divide(a: Any, b: Any) -> Any:
     return a / b
 
 
-def compare(a: Any, b: Any) -> int:
+def compare(a: _Ordered, b: _Ordered) -> int:
     """Compare as ``cmp`` of Python 2: -1, 0 or 1."""
     return int(a > b) - int(a < b)
 
@@ -231,7 +249,7 @@ def _refactor(source: str, name: str) -> tuple[str, list[int]]:
         return source, []
 
 
-def _origins(tree: Any) -> list[int]:
+def _origins(tree: _Tree) -> list[int]:
     """Return the original line of each line of a converted tree: that of its first token which the source has too."""
     origins: list[int] = []
     last, pending = 1, 0
