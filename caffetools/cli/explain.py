@@ -77,7 +77,12 @@ def occlusion(
     weights: Weights,
     picture: Picture,
     out: Out = None,
-    window: Annotated[int, typer.Option(min=1, help="Side of the covering window, in pixels.")] = 16,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side of the covering window, in pixels; by default 16, or a quarter of small pictures.", show_default=False
+        ),
+    ] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step of the window; by default half of it.", show_default=False)] = None,
     value: Annotated[float, typer.Option(help="What the window is filled with, after preprocessing: 0 is the mean.")] = 0.0,
     blob: Blob = None,

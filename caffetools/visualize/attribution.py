@@ -25,6 +25,7 @@ from caffetools.visualize.units import Image, Inputs, Progress, Unit, UnitProbe,
 Attribution = NDArray[np.float32]
 
 _RECTIFIERS = (ReLU, ReLU6)
+_WINDOW = 16
 
 
 def saliency(
@@ -181,7 +182,7 @@ def occlusion(
     blob: str | None = None,
     unit: Unit = None,
     inputs: Inputs | None = None,
-    window: int | tuple[int, int] = 16,
+    window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
     value: float = 0.0,
     batch: int = 8,
@@ -198,7 +199,7 @@ def occlusion(
         blob: The blob of the unit; None takes the net's output, of a net with a loss its scores.
         unit: See :mod:`caffetools.visualize.units`; None is resolved on the uncovered picture.
         inputs: Values of the net's other inputs that the blob depends on, by name.
-        window: Side, or (height, width), of the window.
+        window: Side, or (height, width), of the window; None takes 16, or a quarter of a picture below 64 pixels.
         stride: Its step; None takes half a window.
         value: What the window is filled with; 0 is the mean where a mean was subtracted.
         batch: Pictures computed at once.
@@ -215,6 +216,8 @@ def occlusion(
     probe = UnitProbe.of(net, image, blob, unit, inputs)
     x = probe.picture
     height, width = x.shape[2:]
+    if window is None:
+        window = min(_WINDOW, max(1, height // 4)), min(_WINDOW, max(1, width // 4))
     window_h, window_w = (window, window) if isinstance(window, int) else window
     step_h, step_w = (stride, stride) if isinstance(stride, int) else stride or (max(1, window_h // 2), max(1, window_w // 2))
     if not (1 <= window_h <= height and 1 <= window_w <= width and 1 <= step_h <= window_h and 1 <= step_w <= window_w):

@@ -124,6 +124,7 @@ def test_occlusion_by_hand() -> None:
     x = np.array([[[1.0, 2.0, 3.0]]], np.float32)
     got = visualize.occlusion(net, x, blob="ip", unit=0, window=(1, 2), stride=(1, 1))
     np.testing.assert_allclose(got, [[21.0, (21 + 320) / 2, 320.0]])
+    np.testing.assert_allclose(visualize.occlusion(net, x, blob="ip", unit=0), [[1.0, 20.0, 300.0]], err_msg="one pixel by default")
     got = visualize.occlusion(net, x, blob="ip", unit=0, window=(1, 2), stride=(1, 2), value=1.0)
     np.testing.assert_allclose(got, [[10.0, 10.0, 200.0]])
 
