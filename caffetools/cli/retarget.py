@@ -181,7 +181,6 @@ def _write(
     """Write the files, and those of the weights ``taken`` that fit; say what changed and what will load."""
     from caffetools.project import retargeting
     from caffetools.project.find import missing_sources
-    from caffetools.project.next_step import dataset_command
     from caffetools.project.output import WEIGHTS
 
     comparison = retargeting.compare(made, weights, trimmed=taken is not None) if weights is not None else None
@@ -204,16 +203,16 @@ def _write(
         console.print(f"Wrote {path}", markup=False)
     if missing := missing_sources(made.train_val):
         _note_missing_data(missing)
-        console.print(f"When they exist: {planned}", markup=False)
-        print_next(dataset_command(Path("data")))
-    else:
-        print_next(planned)
+    print_next(planned)
 
 
 def _note_missing_data(missing: list[str]) -> None:
+    from caffetools.project.next_step import dataset_command
+
+    build = dataset_command(Path("data")) or "caffetools dataset build PICTURES data"
     console.print(
         f"Its data layers read {', '.join(missing)}, which {'does' if len(missing) == 1 else 'do'} not exist here: build a dataset with "
-        "`caffetools dataset build PICTURES data`, and give --dataset data",
+        f"`{build}`, and give --dataset data",
         markup=False,
     )
 
