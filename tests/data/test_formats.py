@@ -66,7 +66,7 @@ def test_siamese_pairs_follow_mt19937_of_the_seed(tmp_path: Path) -> None:
         (lambda data: b"<html" + data, "magic number"),
         (lambda data: gzip.compress(data)[:-12], "damaged"),
         (lambda data: data[:4] + struct.pack(">I", 4) + data[8:], "has 5 labels, but"),
-        (lambda data: b"", "truncated"),
+        (lambda data: b"", "the file is empty"),
     ],
 )
 def test_a_bad_idx_file_is_one_error_that_names_it(tmp_path: Path, change: Any, message: str) -> None:

@@ -175,7 +175,7 @@ def test_a_solver_read_as_a_net_is_an_error_that_names_the_field(tmp_path: Path)
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     assert error_of(tmp_path / "none").endswith("none: cannot read: No such file or directory")
-    assert error_of(tmp_path).endswith(": cannot read: Is a directory")
+    assert error_of(tmp_path).endswith(": cannot read: Is a directory; give a file")
 
 
 def test_the_line_of_a_layer_is_found_by_name(tmp_path: Path) -> None:
