@@ -346,7 +346,9 @@ def everything(
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     net, parameters = net_file(deploy, "deploy"), weights_file(weights)
-    count = write_everything(out, model, net, parameters, pictures or [], before=weights_file(before) if before else None)
+    earlier = weights_file(before) if before else None
+    with progress("drawing") as advance:
+        count = write_everything(out, model, net, parameters, pictures or [], before=earlier, progress=advance)
     report_written(out, f"{count} drawings")
     if show:
         typer.launch(str(out))

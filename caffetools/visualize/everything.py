@@ -13,12 +13,20 @@ from caffetools.visualize.graph_drawing import graph_figure, place_graph
 from caffetools.visualize.net_graph import fold_repeats, net_graph
 from caffetools.visualize.output import check_suffix
 from caffetools.visualize.page import Drawing, write_page
-from caffetools.visualize.picture_net import PathLike, PictureNet
+from caffetools.visualize.picture_net import PathLike, PictureNet, Prepared
+from caffetools.visualize.units import Progress
 from caffetools.visualize.weight_statistics import weight_statistics, weights_figure
 
 
 def write_everything(
-    path: PathLike, model: PictureNet, deploy: PathLike, weights: PathLike, pictures: Sequence[PathLike], *, before: PathLike | None = None
+    path: PathLike,
+    model: PictureNet,
+    deploy: PathLike,
+    weights: PathLike,
+    pictures: Sequence[PathLike],
+    *,
+    before: PathLike | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write a page with filters, weights and graph of a net, and activations and explanations of pictures.
 
@@ -29,6 +37,7 @@ def write_everything(
         weights: Its .caffemodel.
         pictures: Files.
         before: Earlier weights to compare with.
+        progress: Called with (done, total).
 
     Returns:
         The number of drawings.
@@ -39,7 +48,15 @@ def write_everything(
     """
     check_suffix(path, [".html"])
     name = model.net.name or Path(deploy).stem
-    drawings = [*_weights(weights, before), *(drawing for picture in pictures for drawing in _picture(model, picture))]
+    prepared = [model.prepare(picture) for picture in pictures]
+    drawings = _weights(weights, before)
+    for index, picture in enumerate(prepared):
+
+        def advance(done: int, total: int, before: int = index) -> None:
+            if progress is not None:
+                progress(int(100 * (before + done / total) / len(prepared)), 100)
+
+        drawings += _picture(model, picture, advance)
     graph = fold_repeats(net_graph(read_net(deploy)))
     placed = place_graph(graph)
     facts = f"{', '.join(graph.facts)}."
@@ -58,12 +75,11 @@ def _weights(weights: PathLike, before: PathLike | None) -> list[Drawing]:
     return [Drawing(f"Filters of {new.name}", lambda theme: filter_changes_figure(old, new, theme=theme)[0]), distributions]
 
 
-def _picture(model: PictureNet, picture: PathLike) -> list[Drawing]:
-    prepared = model.prepare(picture)
+def _picture(model: PictureNet, prepared: Prepared, progress: Progress) -> list[Drawing]:
     names = [name for name in computable_blobs(model.net) if name != model.input]
     values = channels_first(model.net, blob_values(model.net, prepared.input, names))
     methods = [method for method in ALL_METHODS if method != "occlusion"]
-    explained = explain_all(model, prepared, methods)
+    explained = explain_all(model, prepared, methods, progress=progress)
     title = f"Activations  ·  {prepared.name}"
     return [
         Drawing(
