@@ -49,7 +49,7 @@ def open_database(path: PathLike) -> Database:
 
         return LevelDb(path)
     if folder.is_file():
-        _check_kind(folder)
+        _refuse_hdf5(folder)
     database = LmdbFile(path)
     if not len(database):
         database.close()
@@ -67,12 +67,12 @@ def _inner_databases(folder: Path) -> str | None:
     return f"it holds {'databases' if len(inner) > 1 else 'a database'}: {', '.join(map(str, inner[:4]))}" if inner else None
 
 
-def _check_kind(file: Path) -> None:
-    """Refuse a file that is known to be something else than an LMDB."""
+def _refuse_hdf5(file: Path) -> None:
+    """Name the command for an HDF5 file; what other files are is named by :class:`LmdbFile`."""
     with contextlib.suppress(OSError), file.open("rb") as stream:
         found = sniff_bytes(stream.read(HEAD))
-        if found is not None and found.kind not in (Kind.LMDB, Kind.EMPTY):
-            hint = f"`caffetools dataset convert hdf5 {file} OUT` makes a database of it" if found.kind is Kind.HDF5 else None
+        if found is not None and found.kind is Kind.HDF5:
+            hint = f"`caffetools dataset convert hdf5 {file} OUT` makes a database of it"
             raise DataError(f"this is {found.noun}, not a database", path=file, hint=hint)
 
 
