@@ -94,7 +94,7 @@ def classify(
                 deploy, weights, options, find_sources(names, pictures_list or []), parquet, engine=engine, device=device, output=output, top=top, batch=batch,
                 oversample=oversample, cluster=cluster, force=force, resume=resume, events=sink,
             )  # fmt: skip
-        report_bulk(done)
+        report_bulk(done, json)
         return
     pictures = find_pictures([*names, *listed_pictures(pictures_list or [])])
     classifier = Classifier(deploy, weights, options, engine=engine, device=device, output=output)
@@ -121,9 +121,12 @@ def _report(results: list[ClassificationResult], as_json: bool) -> None:
         raise typer.Exit(2)
 
 
-def report_bulk(done: BulkResult) -> None:
+def report_bulk(done: BulkResult, as_json: bool) -> None:
     """Print what a run into Parquet files wrote; exit with 2 if pictures could not be read."""
-    console.print(f"Wrote {done.rows} rows to {done.folders[0]}")
+    if as_json:
+        print_json(asdict(done))
+    else:
+        console.print(f"Wrote {done.rows} rows to {done.folders[0]}", markup=False)
     for error in done.errors[:10]:
         write_error(f"error: {error}")
     if done.errors:

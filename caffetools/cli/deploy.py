@@ -157,7 +157,7 @@ def _check_outputs(written: list[Path], read: list[Path | None], *, force: bool)
         if path.resolve() in sources:
             raise CaffeToolsError(f"{path} is read here, so it cannot be written; give another name (--out)")
         if path.exists() and not force:
-            raise CaffeToolsError(f"{path} exists; give another name, or --force to replace it")
+            raise CaffeToolsError("already exists", path=path, hint="give another name, or --force to replace it")
 
 
 def _note(out: Path, others: list[str], batched: list[str], summary: Summary) -> None:

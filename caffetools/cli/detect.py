@@ -76,7 +76,7 @@ def detect(
                 deploy, weights, options, find_sources(names, lists), parquet, engine=engine, device=device, output=output,
                 threshold=threshold, top=top, batch=batch, cluster=cluster, force=force, resume=resume, events=sink,
             )  # fmt: skip
-        report_bulk(done)
+        report_bulk(done, as_json)
         return
     pictures = find_pictures([*names, *listed_pictures(lists)])
     detector = Detector(deploy, weights, options, engine=engine, device=device, output=output)

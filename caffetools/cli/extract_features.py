@@ -59,6 +59,11 @@ def extract_features(
             result = features_to_parquet(
                 net, weights, split(blobs), split(databases), batches, device=on, cluster=cluster, force=force, resume=resume, events=events
             )
+        if as_json:
+            print_json(
+                [{"blob": name, "folder": folder, "rows": result.rows} for name, folder in zip(split(blobs), result.folders, strict=True)]
+            )
+            return
         for name, folder in zip(split(blobs), result.folders, strict=True):
             console.print(f"{name}: {result.rows} rows in {folder}")
         return

@@ -88,7 +88,7 @@ def check_output(*paths: Path | None, force: bool) -> None:
 
     for path in paths:
         if path is not None and path.is_file() and not force and not _is_own_drawing(path):
-            raise CaffeToolsError(f"{path} exists", hint="give another name, or --force to replace it")
+            raise CaffeToolsError("already exists", path=path, hint="give another name, or --force to replace it")
 
 
 def _is_own_drawing(path: Path) -> bool:

@@ -32,7 +32,7 @@ def check_free(folder: PathLike, *, force: bool = False, weights: bool = False) 
     """Raise :class:`CaffeToolsError` where a file of a project is in ``folder`` already and ``force`` is not set."""
     taken = [name for name in (*FILES, *([WEIGHTS] if weights else [])) if (Path(folder) / name).exists()]
     if taken and not force:
-        raise CaffeToolsError(f"{Path(folder) / taken[0]} exists; choose another folder, or --force to replace it")
+        raise CaffeToolsError("already exists", path=Path(folder) / taken[0], hint="give another folder, or --force to replace it")
 
 
 def solver_in(

@@ -27,6 +27,33 @@ _LOW_LOSS = 0.05
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What to change after a result that is not good, in the words of the command that trained.
+
+    Attributes:
+        chance: Where the accuracy is no better than guessing.
+        overfits: Where the network overfits.
+        early: Where the training ended too early.
+    """
+
+    chance: str
+    overfits: str
+    early: str
+
+
+OF_FINETUNE = Advice(
+    chance="Try more --epochs, published weights instead of --from-scratch, or another --base-lr.",
+    overfits="More images help, and fewer --epochs, more --dropout, or --freeze of the first layers.",
+    early="More --epochs give a better network.",
+)
+OF_TRAIN = Advice(
+    chance="Try a larger max_iter, published weights (--weights), or another base_lr in the solver.",
+    overfits="More images help, and a smaller max_iter, more Dropout, or a net retargeted with --freeze for the first layers.",
+    early="A larger max_iter, and a larger stepsize with it, gives a better network.",
+)
+
+
+@dataclass(frozen=True)
 class LossTrend:
     """The course of the loss on held-out images over a training.
 
@@ -110,19 +137,20 @@ def accuracy_interval(right: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def remarks_on_accuracy(accuracy: float, classes: int, images: int) -> list[str]:
+def remarks_on_accuracy(accuracy: float, classes: int, images: int, advice: Advice = OF_FINETUNE) -> list[str]:
     """Return a remark on an accuracy that guessing would reach too.
 
     Args:
         accuracy: From 0 to 1.
         classes: Number of classes.
         images: Number of images it was measured on.
+        advice: What to change.
     """
     if not is_chance_level(accuracy, classes, images):
         return []
     return [
         f"The accuracy of {accuracy:.1%} is no better than guessing one of {classes} classes ({1 / classes:.1%}): the network has not learned to "
-        "separate them. Try more --epochs, published weights instead of --from-scratch, or another --base-lr."
+        f"separate them. {advice.chance}"
     ]
 
 
@@ -141,11 +169,12 @@ def remarks_on_data(card: DatasetCard) -> list[str]:
     ]
 
 
-def remarks_on_log(log: TrainingLog) -> list[str]:
+def remarks_on_log(log: TrainingLog, advice: Advice = OF_FINETUNE) -> list[str]:
     """Return a remark on a training that overfits, or that ended while its test loss was still falling.
 
     Args:
         log: The training's log.
+        advice: What to change.
     """
     trend = loss_trend(log)
     if trend is None:
@@ -153,13 +182,13 @@ def remarks_on_log(log: TrainingLog) -> list[str]:
     if trend.overfits and trend.train is not None:
         return [
             f"The network overfits: its loss on held-out images was lowest at iteration {trend.iteration} ({trend.lowest:.3g}) and is "
-            f"{trend.last:.3g} at the end, while its training loss fell from {trend.train[0]:.3g} to {trend.train[1]:.3g}. More images help, "
-            "and fewer --epochs, more --dropout, or --freeze of the first layers."
+            f"{trend.last:.3g} at the end, while its training loss fell from {trend.train[0]:.3g} to {trend.train[1]:.3g}. "
+            f"{advice.overfits}"
         ]
     if trend.improving:
         return [
             f"The training ended early: the loss on held-out images was still falling, from {trend.earlier:.3g} to {trend.last:.3g} in the last "
-            "quarter. More --epochs give a better network."
+            f"quarter. {advice.early}"
         ]
     return []
 
@@ -213,8 +242,8 @@ def remarks_on_training(history: History, net: Net | None, batches: int, log: Tr
         scores = net.blob_shapes[accuracy.bottoms[0]]
         value = next((output.value for output in tests[-1].outputs if output.name == accuracy.tops[0]), None)
         if value is not None and len(scores) > 1:
-            remarks += remarks_on_accuracy(value, scores[1], scores[0] * batches)
-    return remarks + (remarks_on_log(log) if log is not None else [])
+            remarks += remarks_on_accuracy(value, scores[1], scores[0] * batches, OF_TRAIN)
+    return remarks + (remarks_on_log(log, OF_TRAIN) if log is not None else [])
 
 
 def _loss(row: LogRow) -> float | None:

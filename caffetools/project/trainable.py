@@ -116,7 +116,7 @@ def write_trainable(made: Trainable, folder: PathLike, *, force: bool = False) -
     """Write train_val.prototxt and solver.prototxt, both or none. Raises :class:`CaffeToolsError` where they are there already."""
     taken = [path for name in FILES[:2] if (path := Path(folder) / name).exists()]
     if taken and not force:
-        raise CaffeToolsError(f"{taken[0]} exists; choose another folder, or --force to replace it")
+        raise CaffeToolsError("already exists", path=taken[0], hint="give another folder, or --force to replace it")
     return write_messages((made.train_val, made.solver), folder, f"# Written by caffetools trainable from {made.source.name}.\n")
 
 

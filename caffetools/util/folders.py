@@ -77,7 +77,7 @@ def _check_free(target: Path, force: bool, replaceable: Callable[[Path], bool] |
     if not os.path.lexists(target):
         return
     if not force:
-        raise DataError("already exists", path=target, hint="give another name, remove it, or replace it with --force")
+        raise DataError("already exists", path=target, hint="give another name, or --force to replace it")
     if replaceable is not None and not replaceable(target):
         raise DataError("--force may not replace it: nothing in it shows that caffetools created it", path=target)
 

@@ -24,7 +24,7 @@ from tests.cli.inprocess import below, error_of, refused, run
         ("finetune pictures -o good.png --model lenet --from-scratch", "good.png is a file; choose a folder for the run"),
         ("demo -o pictures", "pictures holds files that are not the demo's"),
         ("demo -o good.png", "good.png is a file; choose a folder for the demo"),
-        ("deploy train.prototxt -o good.png", "good.png exists; give another name"),
+        ("deploy train.prototxt -o good.png", "good.png: already exists; give another name"),
     ],
 )
 def test_what_is_there_is_not_written_over(materials: Path, line: str, words: str) -> None:

@@ -37,7 +37,7 @@ def test_a_file_that_exists_is_kept_unless_forced(tmp_path: Path) -> None:
     out.write_text("mine")
     code, _, err = run("deploy", prototxt_path("bvlc_alexnet"), "-o", out)
     assert (code, out.read_text()) == (2, "mine")
-    assert f"{out} exists; give another name, or --force to replace it" in err
+    assert f"{out}: already exists; give another name, or --force to replace it" in err
     assert run("deploy", prototxt_path("bvlc_alexnet"), "-o", out, "--force", "--batch", 3)[0] == 0
     assert list(read_net(out).layer[0].input_param.shape[0].dim) == [3, 3, 227, 227]
 

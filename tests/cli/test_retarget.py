@@ -85,7 +85,7 @@ def test_files_that_exist_are_kept_unless_forced(tmp_path: Path, tiny: Path) -> 
     (tmp_path / "solver.prototxt").write_text("mine")
     code, _, err = run("retarget", tiny, "--classes", 7, "-o", tmp_path)
     assert (code, (tmp_path / "solver.prototxt").read_text()) == (2, "mine")
-    assert f"{tmp_path / 'solver.prototxt'} exists; choose another folder, or --force" in err
+    assert f"{tmp_path / 'solver.prototxt'}: already exists; give another folder, or --force" in err
     assert not (tmp_path / "train_val.prototxt").exists()
     assert run("retarget", tiny, "--classes", 7, "-o", tmp_path, "--force")[0] == 0
     assert (tmp_path / "solver.prototxt").read_text() != "mine"

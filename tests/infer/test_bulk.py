@@ -165,6 +165,11 @@ def test_the_commands(tmp_path: Path, pictures: list[str], train_net: Any) -> No
     assert "1 of 7 pictures could not be read" in done.stderr
     done = run("extract-features", weights, train_net[0], "prob", tmp_path / "prob", 2, "parquet")
     assert (done.returncode, done.stdout) == (0, f"prob: 4 rows in {tmp_path / 'prob'}\n")
+    done = run("classify", deploy, weights, *pictures, "--mean", "0", "--parquet", tmp_path / "out", "--force", "--json")
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["folders"], answer["rows"], len(answer["errors"])) == (2, [str(tmp_path / "out")], 7, 1)
+    done = run("extract-features", weights, train_net[0], "prob", tmp_path / "prob", 2, "parquet", "--force", "--json")
+    assert json.loads(done.stdout) == [{"blob": "prob", "folder": str(tmp_path / "prob"), "rows": 4}]
     done = run("classify", deploy, weights, *pictures, "--cluster", "local")
     assert done.returncode == 2
     assert "needs Parquet files as output" in done.stderr

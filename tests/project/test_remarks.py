@@ -13,7 +13,16 @@ from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.infer.classifier import Classifier
 from caffetools.project.config import FinetuneConfig
 from caffetools.project.evaluate import evaluate, held_out
-from caffetools.project.remarks import accuracy_interval, is_chance_level, loss_trend, remarks_on, remarks_on_data, remarks_on_log
+from caffetools.project.remarks import (
+    OF_TRAIN,
+    accuracy_interval,
+    is_chance_level,
+    loss_trend,
+    remarks_on,
+    remarks_on_accuracy,
+    remarks_on_data,
+    remarks_on_log,
+)
 from caffetools.project.report_steps import better_run
 from caffetools.proto.blobs import Array
 from caffetools.results import Confusion
@@ -36,6 +45,13 @@ def test_overfitting_is_stated_with_both_losses() -> None:
     (remark,) = remarks_on_log(log_of(FALLING, OVERFITTING))
     assert remark.startswith("The network overfits: its loss on held-out images was lowest at iteration 30 (1) and is 1.9 at the end")
     assert "fewer --epochs" in remark
+
+
+def test_the_remarks_on_caffetools_train_name_settings_of_the_solver_rather_than_options_that_train_lacks() -> None:
+    advice = [remark for test in (FALLING, OVERFITTING) for remark in remarks_on_log(log_of(FALLING, test), OF_TRAIN)]
+    assert len(advice) == 2 and all("max_iter" in remark and "--epochs" not in remark for remark in advice)
+    (chance,) = remarks_on_accuracy(0.1, 10, 100, OF_TRAIN)
+    assert "max_iter" in chance and "--epochs" not in chance and "--from-scratch" not in chance
 
 
 def test_a_test_loss_that_rises_with_the_training_loss_is_not_overfitting() -> None:

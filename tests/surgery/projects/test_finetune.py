@@ -89,7 +89,7 @@ def test_a_project_counts_the_pictures_and_its_files_name_each_other(tmp_path: P
     solver = read_solver(files[1])
     assert (solver.net, solver.max_iter, list(solver.test_iter)) == (str(files[0]), 6, [5])
     assert list(read_net(files[2]).layer[0].input_param.shape[0].dim) == [1, 3, 8, 8]
-    with pytest.raises(CaffeToolsError, match=r"train_val.prototxt exists; choose another folder"):
+    with pytest.raises(CaffeToolsError, match=r"train_val.prototxt: already exists; give another folder"):
         check_free(tmp_path / "run")
     check_free(tmp_path / "run", force=True)
 

@@ -153,7 +153,7 @@ def test_the_command_writes_a_net_and_a_solver(tmp_path: Path) -> None:
     assert (net.layer[0].data_param.source, list(net.layer[0].transform_param.mean_value)) == ("a", [7])
     assert (solver.net, solver.random_seed) == (str(out / "train_val.prototxt"), 3)
     code, _, err = run("trainable", tmp_path / "deploy.prototxt", "-o", out)
-    assert code == 2 and "train_val.prototxt exists; choose another folder, or --force" in err
+    assert code == 2 and "train_val.prototxt: already exists; give another folder, or --force" in err
     assert run("retarget", out / "train_val.prototxt", "--classes", 4, "-o", tmp_path / "more")[0] == 0
     code, _, err = run("trainable", out / "train_val.prototxt", "-o", tmp_path / "x")
     assert code == 2 and "train_val.prototxt: the net 'LeNet' has a loss" in err and not (tmp_path / "x").exists()
