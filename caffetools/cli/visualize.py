@@ -15,7 +15,7 @@ from caffetools.cli.models import ModelCommand, complete_model, net_file, weight
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import print_json
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, drawing, emit, open_net, report_written
-from caffetools.errors import DataError
+from caffetools.errors import DataError, NetError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +139,10 @@ def graph(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write: .svg, .png, or .html to explore it.")],
-    phase: Annotated[str, typer.Option(help="train or test.")] = "test",
+    phase: Annotated[
+        str | None,
+        typer.Option(help="train or test; by default test, or train for a net that has data in training only.", show_default=False),
+    ] = None,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw blocks that repeat only once; a page has both.")] = True,
     layout: Annotated[str, typer.Option(help="dot, own, or auto: Graphviz's dot where it is installed.")] = "auto",
     show: Show = False,
@@ -150,13 +153,18 @@ def graph(
     from caffetools.proto.schema import TEST, TRAIN
     from caffetools.proto.text import read_net
     from caffetools.visualize.graph_drawing import draw_graph
-    from caffetools.visualize.net_graph import net_graph
+    from caffetools.visualize.net_graph import data_in_training_only, net_graph
 
-    for value, allowed, name in ((phase, ("train", "test"), "--phase"), (layout, ("auto", "dot", "own"), "--layout")):
+    for value, allowed, name in ((phase or "test", ("train", "test"), "--phase"), (layout, ("auto", "dot", "own"), "--layout")):
         if value not in allowed:
             raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=name)
     param = read_net(net_file(net, "train_val"))
-    drawn = net_graph(param, TRAIN if phase == "train" else TEST)
+    try:
+        drawn = net_graph(param, TRAIN if phase == "train" else TEST)
+    except NetError:
+        if phase is not None or not data_in_training_only(param):
+            raise
+        drawn = net_graph(param, TRAIN)
     folder = net.resolve().parent.name
     title = param.name or (f"{folder}/{net.stem}" if net.suffix and folder else net.stem)
     caption = draw_graph(drawn, out, title=title, fold=fold, engine=layout)

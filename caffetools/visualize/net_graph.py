@@ -14,7 +14,7 @@ from caffetools.layers.concat import Concat
 from caffetools.layers.permute import Permute, Reorg, ShuffleChannel
 from caffetools.layers.registry import layer_types
 from caffetools.net.phases import filter_net, make_state
-from caffetools.proto.schema import TEST, LayerParameter, NetParameter, enum_name
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter, enum_name
 from caffetools.proto.text import format_text
 from caffetools.proto.upgrades.v1 import upgrade_net
 
@@ -137,6 +137,13 @@ def net_graph(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Sh
             graph.arrows += [Arrow(source, home, bottom, shape) for bottom, _, source, shape in sources]
         made.update((top, (index, home, shape)) for top, shape in zip(layer.tops, row.shapes, strict=True))
     return graph
+
+
+def data_in_training_only(param: NetParameter) -> bool:
+    """Return whether the net has a source of data in the TRAIN phase and none in the TEST phase, so that only the former can be drawn."""
+    net = upgrade_net(param)
+    train, test = (any(not layer.bottom for layer in filter_net(net, make_state(phase)).layer) for phase in (TRAIN, TEST))
+    return train and not test and not net.input
 
 
 def fold_repeats(graph: NetGraph) -> NetGraph:

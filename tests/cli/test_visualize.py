@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from caffetools.cli.explain import parse_unit, parse_units
 from caffetools.cli.visualize import app
-from caffetools.errors import CaffeToolsError, DataError
+from caffetools.errors import CaffeToolsError, DataError, NetError
 from tests.conftest import GOLDEN
 
 LOGS = GOLDEN / "logs"
@@ -169,3 +169,11 @@ def test_units_are_read_from_text() -> None:
     for wrong in ("a", "1,2", "-1"):
         with pytest.raises(typer.BadParameter):
             parse_unit(wrong)
+
+
+def test_a_net_with_data_in_training_only_is_drawn_as_it_trains(tmp_path: Path) -> None:
+    layer = 'layer { name: "d" type: "DummyData" top: "data" include { phase: TRAIN } dummy_data_param { shape { dim: 2 dim: 3 } } }\n'
+    (tmp_path / "train.prototxt").write_text(layer + 'layer { name: "r" type: "ReLU" bottom: "data" top: "r" }\n')
+    assert "2 layers" in run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "g.svg"))
+    with pytest.raises(NetError, match="made in another phase"):
+        run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "g.svg"), "--phase", "test")
