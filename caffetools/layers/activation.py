@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -176,13 +177,21 @@ class BNLL(Elementwise):
 class Swish(Elementwise):
     """y = x · sigmoid(beta · x) (swish_layer.cpp)."""
 
-    BACKWARD_READS_BOTTOMS = False
+    BACKWARD_READS_BOTTOMS, BACKWARD_FROM_BLOBS = False, True
 
     TRAITS = replace(Elementwise.TRAITS, in_place=False)
 
     def forward(self, x: Tensor) -> Tensor:
         beta = self.param.swish_param.beta
         return F.silu(x) if beta == 1 else x * torch.sigmoid(x * beta)
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        beta = float(self.param.swish_param.beta)
+        gate = torch.sigmoid(recorded[0] * beta) if recorded else torch.zeros_like(bottoms[0])
+        scaled = tops[0] * beta
+        return [gradients[0] * (scaled + gate * (1.0 - scaled))]
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         beta, source = self.param.swish_param.beta, self.bottoms[0]

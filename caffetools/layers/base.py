@@ -143,6 +143,8 @@ class Layer(nn.Module):
     BACKWARD_READS_LABELS: ClassVar[frozenset[int]] = frozenset()
     # Whether Caffe's backward pass computes from the top as it is then, by gradient_from_top.
     BACKWARD_READS_TOP: ClassVar[bool] = False
+    # Whether it has gradients_from_blobs: what Caffe computes where blobs were edited since the forward pass, or before any.
+    BACKWARD_FROM_BLOBS: ClassVar[bool] = False
     # Whether a second pass over its own top gives the same mask (ReLU): what a layer in place needs to go back over edited values.
     IDEMPOTENT: ClassVar[bool] = False
     # The layer reads fields that no schema has (a plugin's, with proto.unknown.unknown_fields); others can't be run with them.
@@ -306,6 +308,23 @@ class Layer(nn.Module):
             gradient: The top's diff, of that shape.
         """
         raise NotImplementedError
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        """Return the gradients of all bottoms as Caffe's backward pass computes them from its blobs, of a layer with BACKWARD_FROM_BLOBS.
+
+        Args:
+            recorded: The bottoms of the last forward pass, from which the layer's inner blobs follow; None before the first one,
+                when they hold zeros.
+            bottoms: The bottoms as they are, of the same shapes.
+            tops: The tops as they are.
+            gradients: Their diffs.
+
+        Returns:
+            The gradients; None where they are those of the layer computed again on its bottoms.
+        """
+        return None
 
     # ---- for subclasses ----
 

@@ -70,6 +70,8 @@ class HingeLoss(_OneLabelAnItem):
     """
 
     BACKWARD_READS_LABELS = frozenset({1})
+    # Caffe keeps the margins in the bottom's diff.
+    BACKWARD_FROM_BLOBS = ZERO_BEFORE_FORWARD = True
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         rows, index, outside = self.flattened(scores, labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,12 +21,14 @@ class Eltwise(Layer):
     """SUM (with a ``coeff`` for each bottom), PROD or MAX of equally shaped bottoms, value by value.
 
     As in eltwise_layer.cpp the gradient of MAX goes, of equal values, to the second of the first two bottoms; a later one must be
-    strictly larger. ``stable_prod_grad: false`` divides there (and fails at 0); here the stable form serves both.
+    strictly larger. ``stable_prod_grad: false`` divides there (and fails at 0); here the stable form serves both, except where blobs
+    were edited after the forward pass.
     """
 
     TRAITS = Traits(role="merge", half=True, coordinates="same")
     BOTTOMS = (2, None)
     NEEDS_TOP = False
+    BACKWARD_FROM_BLOBS = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.eltwise_param
@@ -48,6 +52,20 @@ class Eltwise(Layer):
                 continue
             y = torch.where(y > x, y, x) if index == 1 else torch.where(x > y, x, y)
         return y
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        if self.operation == "MAX":
+            largest = torch.zeros_like(bottoms[0])
+            y = recorded[0] if recorded else bottoms[0]
+            for index, x in enumerate(recorded[1:] if recorded else (), 1):
+                won = (y > x).logical_not_() if index == 1 else x > y
+                largest[won], y = float(index), torch.where(won, x, y)
+            return [gradients[0] * (largest == index) for index in range(len(bottoms))]
+        if self.operation == "PROD" and not self.param.eltwise_param.stable_prod_grad:
+            return [tops[0] / x * gradients[0] for x in bottoms]
+        return None
 
     def _sum(self, bottoms: tuple[Tensor, ...]) -> Tensor:
         coeff = self.coeff or [1.0] * len(bottoms)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class Loss(Layer):
     """A layer with a scalar top of loss weight 1; two bottoms, the second usually labels."""
 
     BACKWARD_READS_BOTTOMS = False
+    # Whether the gradient is made of inner blobs alone, which hold zeros before the first forward pass.
+    ZERO_BEFORE_FORWARD: ClassVar[bool] = False
     TRAITS = Traits(role="loss")
     BOTTOMS = (2, 2)
     IS_LOSS = True
@@ -26,6 +29,11 @@ class Loss(Layer):
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         raise self.no_onnx_form("a loss, which training needs and a deploy net does not (`caffetools deploy` writes one)")
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        return [torch.zeros_like(x) for x in bottoms] if recorded is None and self.ZERO_BEFORE_FORWARD else None
 
     def expect_same_batch(self, bottoms: Shapes) -> None:
         """Raises :class:`NetError` unless the first two bottoms have the same first dimension."""

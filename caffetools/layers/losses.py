@@ -20,6 +20,7 @@ class EuclideanLoss(Loss):
     """loss = sum((a − b)²) / (2 N) for two bottoms of N items each; both get a gradient (euclidean_loss_layer.cpp)."""
 
     TRAITS = Traits(role="loss", compares="values", activation="")
+    BACKWARD_FROM_BLOBS = ZERO_BEFORE_FORWARD = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_same_batch(bottoms)
@@ -40,6 +41,7 @@ class ContrastiveLoss(Loss):
     """
 
     BACKWARD_READS_LABELS = frozenset({2})
+    BACKWARD_FROM_BLOBS = ZERO_BEFORE_FORWARD = True
     TRAITS = Traits(role="loss", label_bottoms=(2,), compares="embeddings")
     BOTTOMS = (3, 3)
     NO_GRADIENT = frozenset({2})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class LRN(Layer):
 
     TRAITS = Traits(role="normalization", settings="lrn_param", coordinates="same")
     NEEDS_TOP = False
+    BACKWARD_FROM_BLOBS = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_axes(bottoms[0], 4)
@@ -54,6 +56,23 @@ class LRN(Layer):
         else:
             mean = F.avg_pool2d(x * x, self.size, 1, pad)
         return x * (mean * self.alpha + 1.0).pow(-self.beta)
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        (x,), (y,), (dy,) = bottoms, tops, gradients
+        if self.across:
+            scale = torch.zeros_like(x) if recorded is None else _across_scale(recorded[0], self.size, self.alpha, self.k)
+            around = _sum_around((dy * y).div_(scale), self.size)
+            return [scale.pow(-self.beta).mul_(dy).addcmul_(x, around, value=-2.0 * self.alpha * self.beta / self.size)]
+        if recorded is None:
+            return [torch.zeros_like(x)]
+        # Caffe's inner layers: x² pooled, the power of it, the product with x.
+        pad = self.size // 2
+        scale = F.avg_pool2d(recorded[0] * recorded[0], self.size, 1, pad) * self.alpha + 1.0
+        power = scale.pow(-self.beta)
+        inner = dy * x * power / scale * (-self.beta * self.alpha)
+        return [dy * power + F.avg_pool2d(inner, self.size, 1, pad) * x * 2.0]
 
     def spatial_windows(self) -> Windows:
         reach = AxisWindow(1, -(self.size // 2), self.size // 2)

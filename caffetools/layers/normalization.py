@@ -38,7 +38,7 @@ class BatchNorm(Layer):
     stays 1; the first batch's are taken as they are; they are not learned, also where the file gives them learning rates.
     """
 
-    BACKWARD_READS_BOTTOMS = False
+    BACKWARD_READS_BOTTOMS, BACKWARD_FROM_BLOBS = False, True
     TRAITS = Traits(
         role="normalization",
         settings="batch_norm_param",
@@ -147,6 +147,17 @@ class BatchNorm(Layer):
 
     ONNX_LIMITS = "with use_global_stats: false it takes each batch's own statistics, as Caffe does"
 
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        if recorded is not None or self.scale_bias:
+            return None
+        # Before any forward pass Caffe's deviations hold zeros.
+        (dy,) = gradients
+        if not self.global_stats:
+            dy = dy - dy.mean([axis for axis in range(dy.dim()) if axis != 1], keepdim=True)
+        return [dy / torch.zeros_like(dy)]
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         if not self.global_stats:
             graph.note(
@@ -208,6 +219,7 @@ class MVN(Layer):
     """
 
     TRAITS = Traits(role="normalization", settings="mvn_param", coordinates="same")
+    BACKWARD_FROM_BLOBS = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_axes(bottoms[0], 4)
@@ -220,6 +232,19 @@ class MVN(Layer):
             return x - x.mean(axes, keepdim=True)
         y: Tensor = _MeanVariance.apply(x, axes, self.param.mvn_param.eps)
         return y
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        param, axes = self.param.mvn_param, (1, 2, 3) if self.across else (2, 3)
+        if not param.normalize_variance:
+            return None
+        (x,), (y,), (dy,) = bottoms, tops, gradients
+        divisor = torch.zeros_like(x)
+        if recorded is not None:
+            centred = recorded[0] - recorded[0].mean(axes, keepdim=True)
+            divisor = (centred * centred).mean(axes, keepdim=True).sqrt_().add_(param.eps)
+        return [(dy - (dy.mean(axes, keepdim=True) + y * (dy * y).mean(axes, keepdim=True))) / divisor]
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         param, x = self.param.mvn_param, self.bottoms[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -261,7 +261,7 @@ class Pooling(Layer):
     of equal maxima the first counts. STOCHASTIC (only on the GPU in Caffe) runs everywhere; it takes no padding.
     """
 
-    BACKWARD_READS_BOTTOMS = False
+    BACKWARD_READS_BOTTOMS, BACKWARD_FROM_BLOBS = False, True
     TRAITS = Traits(role="pooling", settings="pooling_param", channels="kept", half=True, coordinates="window")
     TOPS = (1, 2)
     NEEDS_TOP = False
@@ -289,6 +289,16 @@ class Pooling(Layer):
         if self.training and self._in_few_bytes(x):
             return native_training.max_pool(x, window.kernel, window.stride, window.pad, window.output)
         return max_pool(x, window)
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        if recorded is not None or self.method != "MAX" or len(self.tops) > 1:
+            return None
+        # Before any forward pass the mask holds zeros: all goes to the first place of each map.
+        gradient = torch.zeros_like(bottoms[0])
+        gradient[:, :, 0, 0] = gradients[0].sum((2, 3))
+        return [gradient]
 
     def _in_few_bytes(self, x: Tensor) -> bool:
         """Return whether the native pooling computes ``x``: its backward pass needs one byte an output."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,7 @@ class Power(_Affine):
     """y = (shift + scale · x)^power, any shape; with power 0 or scale 0 a constant without a gradient (power_layer.cpp)."""
 
     TRAITS = replace(Elementwise.TRAITS, in_place=False)
+    BACKWARD_FROM_BLOBS = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.power_param
@@ -43,6 +45,15 @@ class Power(_Affine):
         y = x if self.scale == 1 else x * self.scale
         y = y if self.shift == 0 else y + self.shift
         return y if self.power == 1 else y.pow(self.power)
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        if self.power in (0, 1, 2) or self.scale == 0:
+            return None
+        # Caffe takes the power of the top: d = power · scale · y / (shift + scale · x).
+        base = bottoms[0] if self.shift == 0 else bottoms[0] * self.scale + self.shift
+        return [gradients[0] * (tops[0] / base * (self.power if self.shift == 0 else self.power * self.scale))]
 
     def _constant(self) -> float:
         if self.power == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,7 @@ class SoftmaxWithLoss(ClassLoss):
     """
 
     BACKWARD_READS_LABELS = frozenset({1})
+    BACKWARD_FROM_BLOBS = True
     TRAITS = Traits(
         role="loss", settings="softmax_param", label_bottoms=(1,), compares="classes", activation="Softmax", class_axis="softmax_param.axis"
     )
@@ -93,3 +95,17 @@ class SoftmaxWithLoss(ClassLoss):
         if self.ignore_label is not None:
             items = items.masked_fill(labels.to(torch.int64) == self.ignore_label, 0.0)
         return (loss, logarithms.detach().exp(), items)[: len(self.tops)]
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        if recorded is not None:
+            return None
+        # Before any forward pass p is 0: the gradient is -1 at each label, over the normalizer.
+        scores, labels = bottoms
+        index, outside = as_index(self, labels, self.classes, ignore=self.ignore_label)
+        with torch.enable_grad():
+            picked = torch.zeros(labels.numel(), requires_grad=True, device=labels.device)
+            (share,) = torch.autograd.grad(self.normalized(picked, labels, outside), picked, gradients[0].reshape(()))
+        shape = [1 if i == self.class_axis else n for i, n in enumerate(scores.shape)]
+        return [torch.zeros_like(scores).scatter_(self.class_axis, index.reshape(shape), -share.reshape(shape)), torch.zeros_like(labels)]

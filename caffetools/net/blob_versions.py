@@ -67,6 +67,7 @@ class Step:
         inplace_ok: Whether it may overwrite its bottom's memory where no backward pass follows.
         inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
         tops: The tops of that pass.
+        ran: Whether there was a forward pass yet, with a graph or without.
     """
 
     layer: Layer
@@ -80,6 +81,7 @@ class Step:
     inplace_ok: bool = False
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
+    ran: bool = False
 
     def release(self) -> None:
         """Release what the last forward pass kept for going back."""

@@ -214,6 +214,7 @@ class Stepwise:
     def _run(self, step: Step, *, record: bool) -> None:
         layer = step.layer
         step.release()
+        step.ran = True
         for version in step.produces:
             version.clear()
         kept = self._kept(layer)
@@ -303,6 +304,8 @@ class Stepwise:
         if layer.BACKWARD_READS_TOP and self._top_changed(step):
             self._backward_from_top(step)
             return
+        if layer.BACKWARD_FROM_BLOBS and self._backward_from_blobs(step):
+            return
         labels = layer.BACKWARD_READS_LABELS
         if step.inputs is None or (layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step)):
             self._record_again(step)
@@ -342,6 +345,32 @@ class Stepwise:
         gradient = step.layer.gradient_from_top(x, top.data.value(), top.diff.value())
         self._store_diffs(step, [x], [gradient] if step.needs[0] else [])
         step.release()
+
+    def _backward_from_blobs(self, step: Step) -> bool:
+        """Run the backward pass of a layer on the blobs as they are, where they were edited; return whether that was done."""
+        layer = step.layer
+        if any(step.overwritten) or step.covered or (step.ran and step.inputs is None):
+            return False
+        bottoms, tops = ([self.blobs[name].data.value() for name in names] for names in (layer.bottoms, layer.tops))
+        recorded = None if step.inputs is None else [leaf.detach() for leaf in step.inputs]
+        shapes = layer.top_shapes
+        if recorded is not None:
+            made = [top.detach() for top in step.tops]
+            pairs = [*zip(recorded, bottoms, strict=True), *zip(made, tops, strict=True)]
+            if all(old.shape == now.shape and (old.data_ptr() == now.data_ptr() or torch.equal(old, now)) for old, now in pairs):
+                return False
+            shapes = [tuple(top.shape) for top in made]
+        if [tuple(x.shape) for x in (recorded or bottoms)] != [tuple(x.shape) for x in bottoms] or shapes != [tuple(x.shape) for x in tops]:
+            return False
+        for name in layer.tops:
+            self.blobs[name].diff.reshape(self.blobs[name].shape)
+        with torch.no_grad():
+            found = layer.gradients_from_blobs(recorded, bottoms, tops, [self.blobs[name].diff.value() for name in layer.tops])
+        if found is None:
+            return False
+        wanted = [i for i, need in enumerate(step.needs) if need]
+        self._store_diffs(step, [bottoms[i] for i in wanted], [found[i] for i in wanted])
+        return True
 
     def _bottoms_changed(self, step: Step, among: Collection[int] | None = None) -> bool:
         """Return whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not.

@@ -1,0 +1,65 @@
+"""Backward passes before any forward pass, and after blobs were edited: the gradients of BVLC Caffe 1.0, which works on its blobs as they are.
+
+``backward_on_blobs.json`` holds for each net the values put into its blobs and the diffs that Caffe gave, in the order of the passes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+from caffetools.pycaffe import TEST, Net
+
+CASES = json.loads((Path(__file__).parent / "backward_on_blobs.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_caffe_on_its_blobs(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    (tmp_path / "net.prototxt").write_text(case["net"])
+    net = Net(str(tmp_path / "net.prototxt"), TEST)
+    expected = iter(cast("list[dict[str, object]]", case["gradients"]))
+
+    def put(values: dict[str, object]) -> None:
+        for blob, value in values.items():
+            net.blobs[blob].data[...] = value
+
+    def check(moment: str) -> None:
+        net.blobs["x"].diff[...] = case["diff"]
+        net.backward()
+        for blob, value in next(expected).items():
+            wanted = np.array(value, dtype=float)
+            np.testing.assert_allclose(net.blobs[blob].diff, wanted, rtol=1e-4, atol=2e-5, err_msg=f"{blob}, {moment}")
+
+    put(case["first"])
+    check("before any forward pass")
+    net.forward()
+    check("after a forward pass")
+    put(case["second"])
+    check("with other bottoms")
+    net.forward()
+    if "Loss" not in name:
+        net.blobs["x"].data[...] = case["top"]
+        check("with another top")
+
+
+def test_a_backward_pass_after_the_solvers_step_is_not_one_before_any_forward_pass(tmp_path: Path) -> None:
+    from caffetools.pycaffe import SGDSolver
+
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "d" type: "DummyData" top: "x" top: "y" dummy_data_param { shape { dim: 4 dim: 6 } shape { dim: 4 } '
+        'data_filler { type: "gaussian" } data_filler { type: "constant" } } } '
+        'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "a" inner_product_param { num_output: 3 weight_filler { type: "xavier" } } } '
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "y" top: "loss" }'
+    )
+    (tmp_path / "solver.prototxt").write_text(f'net: "{tmp_path}/net.prototxt" base_lr: 0 lr_policy: "fixed" max_iter: 4 random_seed: 1')
+    solver = SGDSolver(str(tmp_path / "solver.prototxt"))
+    solver.step(1)
+    before = np.array(solver.net.blobs["a"].diff)
+    assert np.abs(before).max() > 0
+    solver.net.backward()
+    np.testing.assert_allclose(solver.net.blobs["a"].diff, before, rtol=1e-6)
