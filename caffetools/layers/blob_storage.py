@@ -38,6 +38,8 @@ class TensorStorage:
         self.shape = tuple(shape)
         self.device = device or torch.device("cpu")
         self._tensor: Tensor | None = None
+        # The values behind the last one, in one row: those that a larger shape had before.
+        self._beyond: Tensor | None = None
         # Whether no other blob shares the tensor's memory: results of layers may be views of other blobs.
         self._owned = True
         self._view: weakref.ref[Any] | None = None
@@ -92,7 +94,7 @@ class TensorStorage:
 
     def clear(self) -> None:
         """Set all values to zero and release the memory, as before anything was stored."""
-        self._deferred = None
+        self._deferred, self._beyond = None, None
         self._tensor, self._view, self._host, self._owned = None, None, None, True
 
     def array(self) -> Array:
@@ -128,6 +130,8 @@ class TensorStorage:
         if any(other.owns_storage(result) for other in maybe_aliased_by):
             result = result.clone()
         self._tensor, self._owned = result, False
+        if tuple(result.shape) != self.shape:
+            self._beyond = None
         self.shape = tuple(result.shape)
         if self.device.type == "cpu":
             self._view = None
@@ -148,20 +152,28 @@ class TensorStorage:
         return self._owned and self._tensor is not None and shares_memory(self._tensor, tensor)
 
     def reshape(self, shape: Shape) -> None:
-        """Set the shape; as in Caffe the leading values are kept, and new ones are zero."""
+        """Set the shape. As in Caffe the memory remains, with the values behind a smaller shape; a shape larger than any before gets zeros."""
         shape = tuple(shape)
         if shape == self.shape:
             return
         if self._deferred is not None:
             self._deferred()
         if self._tensor is not None:
-            old, size = self.value().reshape(-1), math.prod(shape)
-            if old.numel() != size:
-                resized = torch.zeros(size, device=self.device)
-                resized[: min(size, old.numel())] = old[:size]
-                old, self._owned = resized, True
-            self._tensor = old.reshape(shape)
+            values, size = self.value().reshape(-1), math.prod(shape)
+            if values.numel() != size:
+                values, self._owned = self._resized(values, size), True
+            self._tensor = values.reshape(shape)
         self.shape, self._view, self._host = shape, None, None
+
+    def _resized(self, values: Tensor, size: int) -> Tensor:
+        """Return the first ``size`` of the values in memory, (size), and keep the others; zeros where that are fewer."""
+        if self._beyond is not None:
+            values = torch.cat([values, self._beyond.to(values.device)])
+        if values.numel() < size:
+            self._beyond = None
+            return torch.zeros(size, device=self.device)
+        self._beyond = values[size:] if values.numel() > size else None
+        return values[:size].clone()
 
     def _host_array(self, known: Array | None) -> Array:
         tensor = self.value()

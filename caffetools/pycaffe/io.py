@@ -135,9 +135,10 @@ def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Any:
 
 
 def datum_to_array(datum: Datum) -> NDArray[Any]:
-    """Return the values of a ``Datum``: uint8 or float (C, H, W). Raises :class:`DataError` where they do not fit its size."""
+    """Return the values of a ``Datum``: uint8 or float64 (C, H, W). Raises :class:`DataError` where they do not fit its size."""
     with raised_also_as(ValueError):
-        return np.array(datums.datum_to_array(datum))
+        array = np.array(datums.datum_to_array(datum))
+    return array if array.dtype == np.uint8 else array.astype(float)
 
 
 # NVCaffe's and older Caffes' spelling.

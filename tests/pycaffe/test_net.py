@@ -170,6 +170,15 @@ def test_reshaping_keeps_the_values_as_caffe_does(deploy: Net) -> None:
     np.testing.assert_array_equal(blob.data.ravel(), np.arange(432))
     blob.reshape(1, 10)
     np.testing.assert_array_equal(blob.data[0], np.arange(10))
+    blob.data[...] = -1
+    blob.reshape(4, 3, 6, 6)
+    np.testing.assert_array_equal(blob.data.ravel(), [*[-1] * 10, *range(10, 432)])
+    blob.reshape(1, 3, 6, 6)
+    deploy.forward()
+    blob.reshape(2, 3, 6, 6)
+    np.testing.assert_array_equal(blob.data.ravel(), [*[-1] * 10, *range(10, 216)])
+    blob.reshape(5, 3, 6, 6)
+    assert not blob.data.any()
 
 
 def test_editing_filters_changes_what_the_net_computes(deploy: Net) -> None:
