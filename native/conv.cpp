@@ -506,16 +506,32 @@ CAFFETOOLS_API void caffetools_product_run(const CaffetoolsProduct* product, con
 
 // One operator of a program. Places: 0 memory of the thread, at an offset in floats; 1 the input; 2 the output, at an offset.
 struct CaffetoolsStep {
-  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels, 3 inner product
+  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels, 3 inner product, 4 softmax over channels
   int32_t x_place, y_place, residual_place;  // residual_place -1: none
   int64_t x, y, residual;
   const void* handle;    // of a convolution or an inner product
-  const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size
+  const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size; softmax: pixels, c, x_pitch, y_pitch
   int32_t largest;
   float alpha, beta, k;
 };
 
 namespace {
+
+// exp(x) over its sum for the `c` values of each pixel; the largest value is subtracted first, as Caffe does.
+void softmax(const int64_t* sizes, const float* x, float* y, int threads) {
+  const int64_t pixels = sizes[0], c = sizes[1], x_pitch = sizes[2], y_pitch = sizes[3];
+  parallel_for(threads, pixels, [&](int64_t begin, int64_t end) {
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      const float* from = x + pixel * x_pitch;
+      float* to = y + pixel * y_pitch;
+      const float largest = *std::max_element(from, from + c);
+      double sum = 0;
+      for (int64_t i = 0; i < c; ++i) sum += to[i] = std::exp(from[i] - largest);
+      const float total = static_cast<float>(sum);
+      for (int64_t i = 0; i < c; ++i) to[i] /= total;
+    }
+  });
+}
 
 template <typename Place>
 void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int threads) {
@@ -529,12 +545,17 @@ void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int t
     case 2:
       normalize(x, y, s.sizes[0], s.sizes[1], s.sizes[2], s.sizes[3], s.alpha, s.beta, s.k, threads);
       return;
+    case 4:
+      return softmax(s.sizes, x, y, threads);
     default:
       return caffetools_product_run(static_cast<const CaffetoolsProduct*>(s.handle), x, y, scratch, threads);
   }
 }
 
 }  // namespace
+
+// Wake the library's threads, which sleep a millisecond after their last loop: waking takes a while, in which the caller prepares a pass.
+CAFFETOOLS_API void caffetools_wake_threads() { wake_threads(); }
 
 // Run `count` operators one after the other, each on all threads.
 CAFFETOOLS_API void caffetools_steps_run(const CaffetoolsStep* steps, int64_t count, float* memory, const float* input, float* scratch,

@@ -136,10 +136,7 @@ class Pool {
     add_workers(threads - 1);
     slot->job.store(&job);
     slot->wanted.store(job.stretches - 1);
-    if (sleeping_.load() > 0) {
-      { std::lock_guard<std::mutex> lock(mutex_); }
-      arrived_.notify_all();
-    }
+    wake();
     job.work(0);
     slot->wanted.store(0);
     slot->job.store(nullptr);
@@ -151,6 +148,12 @@ class Pool {
         std::this_thread::yield();
     }
     slot->taken.store(false);
+  }
+
+  void wake() {
+    if (sleeping_.load() <= 0) return;
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    arrived_.notify_all();
   }
 
  private:
@@ -227,6 +230,8 @@ Pool& pool() {
 }
 
 }  // namespace
+
+void wake_threads() { pool().wake(); }
 
 void run_loop(int threads, int64_t count, const LoopBody& body) { pool().run(threads, count, body); }
 

@@ -15,6 +15,9 @@ class LoopBody {
   ~LoopBody() = default;
 };
 
+// Wake the threads that sleep, for loops that follow within a millisecond.
+void wake_threads();
+
 void run_loop(int threads, int64_t count, const LoopBody& body);
 
 // Calls body(begin, end) for parts of [0, count) on up to `threads` threads, this one included. Several threads may do so at once.

@@ -109,6 +109,11 @@ class CrossChannelNorm:
 
 
 @dataclass(frozen=True)
+class ChannelSoftmax:
+    """exp(x) divided by its sum over the channels of each pixel."""
+
+
+@dataclass(frozen=True)
 class ChannelConcat:
     """The bottoms one after another along the channel axis."""
 
@@ -123,7 +128,7 @@ class Identity:
     """Each top has the bottom's values."""
 
 
-InferenceForm = Activation | Affine | Conv | Product | Pool | CrossChannelNorm | ChannelConcat | Sum | Identity
+InferenceForm = Activation | Affine | Conv | Product | Pool | CrossChannelNorm | ChannelSoftmax | ChannelConcat | Sum | Identity
 
 
 def batch_norm_affine(mean: Tensor, variance: Tensor, eps: float, scale: Tensor | None = None, bias: Tensor | None = None) -> Affine:

@@ -64,7 +64,7 @@ class Step(ctypes.Structure):
     ]
 
 
-CONVOLVE, POOL, NORMALIZE, MULTIPLY = range(4)
+CONVOLVE, POOL, NORMALIZE, MULTIPLY, SOFTMAX = range(5)
 MEMORY, INPUT, OUTPUT = range(3)
 
 
@@ -137,6 +137,11 @@ def steps_run() -> Any:
     return library().caffetools_steps_run
 
 
+def wake_threads() -> None:
+    """Wake the native library's threads for a pass that follows within a millisecond; waking them takes 0.1 to 0.5 ms."""
+    library().caffetools_wake_threads()
+
+
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
     """Run ``conv`` from ``x`` (N, C, H, W) to ``y`` (N, C', H', W'), both float32 and channels-last, on torch's number of threads."""
     scratch = torch.empty(max(conv.scratch_floats, 1))
@@ -198,6 +203,8 @@ def library() -> Any:
         loaded.caffetools_sequence_run.restype = None
         loaded.caffetools_steps_run.argtypes = [Pointer, whole, Pointer, Pointer, Pointer, ctypes.c_int]
         loaded.caffetools_steps_run.restype = None
+        loaded.caffetools_wake_threads.argtypes = []
+        loaded.caffetools_wake_threads.restype = None
         loaded.caffetools_product_scratch.restype = whole
         loaded.caffetools_product_scratch.argtypes = [Pointer]
         loaded.caffetools_product_run.restype = None

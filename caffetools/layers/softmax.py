@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
 from caffetools.layers.labels import as_index
 from caffetools.layers.loss import ClassLoss
@@ -41,6 +42,9 @@ class Softmax(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return softmax(x, self.softmax_axis)
+
+    def inference_form(self) -> inference.ChannelSoftmax | None:
+        return inference.ChannelSoftmax() if self.softmax_axis == 1 else None
 
     def gradient_from_top(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
         return y * (gradient - (gradient * y).sum(self.softmax_axis, keepdim=True))

@@ -98,6 +98,11 @@ class InferencePlans:
             self._possible = False
             return None
 
+    def wake(self) -> None:
+        """Wake the threads of a pass that follows at once: they need as long as this process needs to prepare it."""
+        if self._plans and self.enabled and native_conv.available():
+            native_conv.wake_threads()
+
     def clear(self) -> None:
         """Drop all plans: the layers or their weights were changed."""
         with self._lock:

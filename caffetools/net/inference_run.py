@@ -93,6 +93,9 @@ class BoundProgram:
         elif isinstance(form, inference.CrossChannelNorm) and _dense(operator):
             step.kind, step.alpha, step.beta, step.k = native_conv.NORMALIZE, form.alpha, form.beta, form.k
             step.sizes = self._kept_sizes((ctypes.c_int64 * 4)(n, c, h * w, form.size))
+        elif isinstance(form, inference.ChannelSoftmax):
+            step.kind = native_conv.SOFTMAX
+            step.sizes = self._kept_sizes((ctypes.c_int64 * 4)(n * h * w, c, x.pitch, y.pitch))
         else:
             return None
         return step

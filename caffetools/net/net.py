@@ -206,6 +206,8 @@ class Net(nn.Module):
         Raises:
             NetError: an input or a blob of ``keep`` is unknown, something is not an array, or shapes do not fit.
         """
+        if self.phase == TEST:
+            self.inference.wake()
         if unknown := [name for name in keep if name not in self.blob_shapes]:
             raise NetError(f"the net '{self.name}' has no blob '{unknown[0]}'{did_you_mean(unknown[0], self.blob_shapes)}")
         blobs = self._gather(batch)

@@ -188,6 +188,7 @@ class Stepwise:
         inner = self._inner_blobs
         if inner is None or self.before_forward or self.after_forward or self.force:
             return False
+        self.net.inference.wake()
         if any(self.blobs[name].data.has_live_view for name in inner):
             return False
         inputs = {name: self.blobs[name].data.value() for name in self.net.inputs}

@@ -303,6 +303,37 @@ def test_branches_sums_and_shared_blobs() -> None:
                     torch.testing.assert_close(found[blob], expected[blob].contiguous(), rtol=1e-5, atol=1e-5)
 
 
+SOFTMAXES = """
+name: "softmaxes"
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 3 dim: 7 dim: 5 dim: 4 } } }
+layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 21 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "p" type: "Softmax" bottom: "c" top: "p" }
+layer { name: "q" type: "Softmax" bottom: "x" top: "q" }
+layer { name: "cat" type: "Concat" bottom: "q" bottom: "p" top: "cat" }
+layer { name: "again" type: "Softmax" bottom: "q" top: "again" }
+layer { name: "rows" type: "Softmax" bottom: "c" top: "rows" softmax_param { axis: 2 } }
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_softmax_over_channels_gives_the_layers_numbers(threads: int) -> None:
+    torch.manual_seed(4)
+    net = Net(parse(SOFTMAXES, NetParameter))
+    x = torch.randn(3, 7, 5, 4) * 30
+    x[0, 2, 1, 1] = float("nan")
+    x[1, 3, 2, 2] = 1e30
+    x[2, :, 0, 0] = -1e30
+    wanted = ["cat", "p", "again", "rows"]
+    with torch.no_grad():
+        expected = net.compute({"x": x}, wanted)
+        plan = InferencePlan(net.layers, {"x": (3, 7, 5, 4)}, wanted, threads)
+        found = plan.run({"x": x})
+    native_forms = [o for o in plan.program.operators if isinstance(o.form, inference.ChannelSoftmax)]
+    assert len(native_forms) == 3
+    for blob in wanted:
+        torch.testing.assert_close(found[blob], expected[blob].contiguous(), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_parts_of_a_batch_in_several_threads(threads: int) -> None:
     torch.manual_seed(2)
