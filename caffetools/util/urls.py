@@ -18,6 +18,7 @@ from typing import IO, Any
 from caffetools.errors import DataError, WriteFailed
 
 PathLike = str | os.PathLike[str]
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
@@ -185,7 +186,8 @@ def _readable(url: PathLike) -> Iterator[tuple[Any, str]]:
 
 def _local_files(folder: Path, *, hidden: bool = False) -> list[str]:
     if not folder.is_dir():
-        raise DataError("this folder does not exist" if not folder.exists() else "this is not a folder", path=folder)
+        hint = "unpack it first" if folder.suffix.lower() in _ARCHIVES and folder.is_file() else None
+        raise DataError("this folder does not exist" if not folder.exists() else "this is not a folder", path=folder, hint=hint)
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return sorted(name for name in names if hidden or not _hidden(name))
 

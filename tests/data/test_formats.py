@@ -184,8 +184,28 @@ def test_arrays_that_make_no_records_are_refused(tmp_path: Path, contents: dict[
 
 def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(DataError, match="in.npy"):
+    with pytest.raises(DataError, match="in.npy: cannot be read as a NumPy file: it is damaged, or holds Python objects"):
         convert_dataset("numpy", tmp_path / "in.npy", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("mnist", "this is not a folder; unpack it first"),
+        ("cifar10", "this is not a folder; unpack the archive"),
+        ("imagefolder", "this is not a folder; unpack it first"),
+        ("numpy", "this is a gzip archive, and a NumPy file is expected; unpack it first"),
+        ("hdf5", "this is not an HDF5 file but a gzip archive"),
+        ("huggingface", "this is a gzip archive, and a Parquet or Arrow file is expected; unpack it first"),
+        ("lmdb", "this is a gzip archive, and a database .* is expected; unpack it first"),
+    ],
+)
+def test_an_archive_in_place_of_what_is_in_it_is_named(tmp_path: Path, kind: str, message: str) -> None:
+    if kind == "huggingface":
+        pytest.importorskip("pyarrow", reason="needs the extra 'huggingface'")
+    (tmp_path / "downloaded.tar.gz").write_bytes(gzip.compress(bytes(100000)))
+    with pytest.raises(DataError, match=f"downloaded.tar.gz: {message}"):
+        convert_dataset(kind, tmp_path / "downloaded.tar.gz", tmp_path / "out")
 
 
 # Round trips

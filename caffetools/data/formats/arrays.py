@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from caffetools.data.formats.examples import ConvertOptions, Example, Part, Values, checked_label, example_pixels, same_shape
 from caffetools.data.picture_lists import read_lines
 from caffetools.errors import DataError
-from caffetools.proto.sniff import HEAD, Kind, guard, sniff_bytes
+from caffetools.proto.sniff import HEAD, Kind, guard, sniff_bytes, wrong_kind
 from caffetools.util import urls
 from caffetools.util.files import atomic_write
 
@@ -163,8 +163,13 @@ def _loaded(source: PathLike) -> Iterator[Any]:
     with urls.local_copy(source) as local:
         try:
             loaded = np.load(local, mmap_mode=None if local.suffix == ".npz" else "r", allow_pickle=False)
-        except _DAMAGED as error:
-            raise DataError(f"cannot be read as a NumPy file: {error}", path=source) from None
+        except _DAMAGED:
+            if other := wrong_kind(DataError, local, "a NumPy file", allowed=(Kind.NPY, Kind.NPZ, Kind.ZIP)):
+                raise other.located(os.fspath(source)) from None
+            # Not NumPy's text: it takes what it does not recognize for a pickle, and names the option that would load it.
+            raise DataError(
+                "cannot be read as a NumPy file: it is damaged, or holds Python objects, which are not loaded", path=source
+            ) from None
         try:
             yield loaded
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -42,6 +43,8 @@ def cifar100_parts(folder: PathLike, options: ConvertOptions) -> list[Part]:
 def _part(folder: PathLike, name: str, files: list[str], labels: int, place: int, classes: int, names: str) -> Part:
     """Return a part of ``files``, whose records are ``labels`` bytes of labels, the one at ``place`` counts, and the pixels."""
     inner = folder
+    if Path(folder).is_file():
+        raise DataError("this is not a folder", path=folder, hint="unpack the archive, and give the folder of its .bin files")
     if not urls.exists(urls.join(folder, files[0])):
         inner = next(
             (urls.join(folder, f"cifar-{size}-batches-bin") for size in (10,) if labels == 1), urls.join(folder, "cifar-100-binary")

@@ -12,6 +12,7 @@ from typing import Any
 
 from caffetools.data.formats.examples import ConvertOptions, Example, Part, checked_label
 from caffetools.errors import DataError
+from caffetools.proto.sniff import wrong_kind
 from caffetools.util import urls
 
 PathLike = str | os.PathLike[str]
@@ -85,6 +86,8 @@ def _opened(path: str) -> Iterator[tuple[Any, Iterator[Any]]]:
             batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if start == b"ARROW1" else iter(reader)
             yield reader.schema, batches
         except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            if not urls.is_url(path) and (other := wrong_kind(DataError, path, "a Parquet or Arrow file")):
+                raise other from None
             text = " ".join(str(error).split())[:200]
             raise DataError(f"the file is truncated or damaged: {text}", path=path) from None
 
