@@ -13,6 +13,7 @@ from caffetools.errors import ExportError, NetError
 from caffetools.layers.base import Shape
 from caffetools.net.net import Net
 from caffetools.onnx.check import check_model, check_shapes
+from caffetools.onnx.clip import merge_clips
 from caffetools.onnx.graph import GraphBuilder
 from caffetools.onnx.lrn import expand_lrn_in
 from caffetools.onnx.model import OnnxModel
@@ -82,6 +83,8 @@ def build(
     if not outputs:
         raise ExportError(f"the net '{net.name}' has no outputs: nothing would be exported")
     graph = builder.graph
+    merged = merge_clips(graph, builder.weights, [*(values[blob] for blob in outputs), *builder.inputs])
+    values = {blob: value for blob, value in values.items() if value not in merged}
     hidden = [blob for blob in values if blob not in inputs and blob not in outputs and blob not in builder.inputs]
     for field, blobs in ((graph.input, inputs), (graph.output, outputs), (graph.value_info, hidden)):
         for blob in blobs:

@@ -23,7 +23,7 @@ from caffetools.infer.compare import Candidate, compare_engines
 from caffetools.infer.import_model import import_file, torch_to_onnx
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
-from caffetools.onnx.export import to_onnx
+from caffetools.onnx.export import build, to_onnx
 from caffetools.onnx.import_graph import ImportFailed
 from caffetools.onnx.importer import ImportedNet, import_model
 from caffetools.proto.schema import TEST
@@ -479,3 +479,23 @@ def test_a_file_that_is_not_a_model_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no such file"):
         import_file(tmp_path / "none.onnx", tmp_path / "net")
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("relu6", ["Relu", "Clip"]), ("clip", ["Clip", "Clip"]), ("clip above", ["Clip"])])
+def test_held_values_are_exported_as_a_clip_again(name: str, kinds: list[str]) -> None:
+    imported = check(OPERATORS[name])
+    net = Net(imported.model.net, TEST, fill=False)
+    exported = to_onnx(net)
+    assert [node.op_type for node in exported.graph.node] == kinds
+    assert {tensor.name for tensor in exported.graph.initializer} == {
+        name for node in exported.graph.node for name in node.input if name.endswith(("/min", "/max"))
+    }
+    x = numbers(*MAPS)
+    got, expected = (open_session(proto).run({"x0": x})["y"] for proto in (exported, OPERATORS[name]))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_a_part_of_held_values_that_is_an_output_remains() -> None:
+    net = Net(check(OPERATORS["clip above"]).model.net, TEST, fill=False)
+    model, _ = build(net, outputs=["n/over", "y"])
+    assert [node.op_type for node in model.proto.graph.node] == ["Add", "Identity", "Relu", "Clip"]
