@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstring>
 
-#if defined(__SSE2__)
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
@@ -14,7 +16,15 @@ namespace {
 // y = max(0, x); a bit is set where the gradient passes, which NaN lets through as torch does.
 void relu_row(const float* x, float* y, uint8_t* bits, int64_t count) {
   int64_t i = 0;
-#if defined(__SSE2__)
+#if defined(__AVX512F__)
+  const __m512 none = _mm512_setzero_ps();
+  for (; i + 16 <= count; i += 16) {
+    const __m512 a = _mm512_max_ps(none, _mm512_loadu_ps(x + i));  // the second operand where one is NaN
+    _mm512_storeu_ps(y + i, a);
+    const uint16_t passes = _mm512_cmp_ps_mask(a, none, _CMP_NLE_UQ);
+    std::memcpy(bits + i / 8, &passes, sizeof passes);
+  }
+#elif defined(__SSE2__)
   const __m128 zero = _mm_setzero_ps();
   for (; i + 8 <= count; i += 8) {
     // The second operand is the result where one is NaN.
@@ -38,7 +48,13 @@ void relu_row(const float* x, float* y, uint8_t* bits, int64_t count) {
 
 void mask_row(const float* dy, const uint8_t* bits, float* dx, int64_t count) {
   int64_t i = 0;
-#if defined(__SSE2__)
+#if defined(__AVX512F__)
+  for (; i + 16 <= count; i += 16) {
+    uint16_t passes;
+    std::memcpy(&passes, bits + i / 8, sizeof passes);
+    _mm512_storeu_ps(dx + i, _mm512_maskz_loadu_ps(passes, dy + i));
+  }
+#elif defined(__SSE2__)
   const __m128i low = _mm_setr_epi32(1, 2, 4, 8), high = _mm_setr_epi32(16, 32, 64, 128);
   for (; i + 8 <= count; i += 8) {
     const __m128i byte = _mm_set1_epi32(bits[i / 8]);

@@ -18,6 +18,10 @@ from caffetools.layers.autograd import Context
 _M = 4
 _LEAST_CHANNELS = 32
 _LEAST_TILES = 48
+# Transforming a value of the input, and of the output, in multiplications; and the share of the plain sums' multiplications that
+# Winograd's algorithm may take in all, so that its passes over memory are paid for. Both fitted to whole iterations (benchmarks/train.py).
+_INPUT_COST, _OUTPUT_COST = 24, 20
+_MOST_COST = 0.44
 # Tiles that are multiplied at once for the gradient of the weights, in floats.
 _CHUNK_FLOATS = 4 * 1024 * 1024
 
@@ -48,9 +52,11 @@ def takes(x: Tensor, weight: Tensor, stride: tuple[int, ...], pad: tuple[int, ..
         return False
     if type(x) is not Tensor or min(weight.shape[:2]) < _LEAST_CHANNELS or torch.is_autocast_enabled("cpu"):
         return False
-    n, _, h, w = x.shape
-    down, across = _tiles(h + 2 * pad[0] - 2, w + 2 * pad[1] - 2)
-    return n * down * across >= _LEAST_TILES and native_conv.available()
+    n, c, h, w = x.shape
+    outputs, (oh, ow) = weight.shape[0], (h + 2 * pad[0] - 2, w + 2 * pad[1] - 2)
+    down, across = _tiles(oh, ow)
+    cost = down * across * (_M + 2) ** 2 * (c * outputs + _INPUT_COST * c + _OUTPUT_COST * outputs)
+    return cost <= _MOST_COST * 9 * oh * ow * c * outputs and n * down * across >= _LEAST_TILES and native_conv.available()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
@@ -108,12 +114,14 @@ def _weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
     n, c = x.shape[:2]
     outputs, tiles = dy.shape[1], _tiles(dy.shape[2], dy.shape[3])
     points = (_M + 2) ** 2
-    total = torch.zeros(points, c, outputs)
+    total: Tensor | None = None
     images = max(1, _CHUNK_FLOATS // (points * tiles[0] * tiles[1] * (c + outputs)))
     for start in range(0, n, images):
         inputs = native_conv.winograd_tiles(x[start : start + images], tiles, pad, _M)
         gradients = native_conv.winograd_tiles(dy[start : start + images], tiles, 0, _M, gradient=True)
-        total.baddbmm_(inputs.transpose(1, 2), gradients)
+        products = inputs.transpose(1, 2), gradients
+        total = torch.bmm(*products) if total is None else total.baddbmm_(*products)
+    assert total is not None  # noqa: S101 (takes wants tiles)
     # dW = Gᵀ dU G for each input and output channel.
     g = torch.tensor(_G, dtype=torch.float32)
     side = _M + 2

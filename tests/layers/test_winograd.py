@@ -16,7 +16,6 @@ def test_values_and_gradients(n: int, c: int, h: int, w: int, outputs: int, pad:
     generator = torch.Generator().manual_seed(n * c)
     x = torch.randn(n, c, h, w, generator=generator).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(outputs, c, 3, 3, generator=generator), torch.randn(outputs, generator=generator)
-    assert winograd.takes(x, weight, (1, 1), (pad, pad), (1, 1), 1)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     wide = [t.detach().double().requires_grad_() for t in inputs]
     y, expected = winograd.convolve(x, weight, bias, pad), F.conv2d(wide[0], wide[1], wide[2], padding=pad)
@@ -27,10 +26,28 @@ def test_values_and_gradients(n: int, c: int, h: int, w: int, outputs: int, pad:
         assert bool((value - reference).abs().max() <= 3e-6 * reference.abs().max())
 
 
+# Outputs, channels and side of convolutions of GoogLeNet, then of SqueezeNet, whose transforms cost as much as they save.
+@pytest.mark.parametrize(
+    ("outputs", "c", "side", "taken"),
+    [(192, 64, 56, True), (128, 96, 28, True), (208, 96, 14, True), (320, 160, 7, True), (128, 32, 28, False), (256, 64, 14, False)],
+)
+def test_it_takes_what_it_computes_faster(outputs: int, c: int, side: int, taken: bool) -> None:
+    x, weight = torch.zeros(16, c, side, side), torch.zeros(outputs, c, 3, 3)
+    assert winograd.takes(x, weight, (1, 1), (1, 1), (1, 1), 1) is taken
+
+
+def test_gradient_of_weights_over_several_parts_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    x, dy = (torch.randn(5, channels, 9, 9).contiguous(memory_format=torch.channels_last) for channels in (6, 7))
+    whole = winograd._weight_gradient(x, dy, 1)
+    monkeypatch.setattr(winograd, "_CHUNK_FLOATS", 2 * 36 * 9 * 13)
+    torch.testing.assert_close(winograd._weight_gradient(x, dy, 1), whole, rtol=1e-5, atol=1e-4)
+
+
 def test_what_it_leaves_to_torch() -> None:
-    x, weight = torch.zeros(4, 32, 20, 20), torch.zeros(32, 32, 3, 3)
+    x, weight = torch.zeros(4, 128, 20, 20), torch.zeros(128, 128, 3, 3)
     assert not winograd.takes(x, weight, (2, 2), (1, 1), (1, 1), 1)
     assert not winograd.takes(x, weight, (1, 1), (1, 1), (2, 2), 1)
-    assert not winograd.takes(x, torch.zeros(32, 16, 3, 3), (1, 1), (1, 1), (1, 1), 2)
+    assert not winograd.takes(x, torch.zeros(128, 64, 3, 3), (1, 1), (1, 1), (1, 1), 2)
     assert not winograd.takes(x.double(), weight.double(), (1, 1), (1, 1), (1, 1), 1)
-    assert not winograd.takes(x[:, :3], torch.zeros(32, 3, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+    assert not winograd.takes(x[:, :3], torch.zeros(128, 3, 3, 3), (1, 1), (1, 1), (1, 1), 1)
