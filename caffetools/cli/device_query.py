@@ -41,7 +41,7 @@ def device_query(
     console.print(f"torch {facts['torch']} ({cuda}), {facts['cores']} CPU cores, {facts['threads']} threads for computing")
     console.print(facts["native"], markup=False)
     if not facts["devices"]:
-        console.print("No GPU is to be seen here; training and everything else run on the CPU.")
+        console.print("No GPU is visible; training and all other work run on the CPU.")
 
 
 def _facts(number: int) -> dict[str, Any]:

@@ -32,5 +32,5 @@ def upgrade(
     if as_json:
         print_json({"file": str(out), "kind": done.kind, "changed": done.changed})
         return
-    state = "was old and is now of today's form" if done.changed else "was of today's form already"
-    console.print(f"{source}: {done.kind}; it {state}\nWrote {out}", markup=False)
+    state = "upgraded to the current format" if done.changed else "already in the current format"
+    console.print(f"{source}: {done.kind}, {state}\nWrote {out}", markup=False)

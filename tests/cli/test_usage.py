@@ -60,6 +60,7 @@ def test_doctor_shows_what_a_bug_report_needs() -> None:
 def test_a_bare_call_shows_the_project_of_the_folder_or_the_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "Usage: caffetools" in run_well().stdout
+    assert run_well("caffe").stdout == run_well("--help").stdout  # the program caffe of `shims install`
     run_well("retarget", "lenet", "--classes", 3, "-o", "net")
     text = run_well().stdout
     assert "LeNet" in text and "0 of 10000 iterations" in text
