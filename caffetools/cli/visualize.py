@@ -12,8 +12,8 @@ import typer
 from caffetools.cli.curves import curves
 from caffetools.cli.explain import COMMANDS
 from caffetools.cli.models import ModelCommand, complete_model, net_file, weights_file
-from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import print_json
+from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale, Stage
+from caffetools.cli.show import note, print_json
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, drawing, emit, open_net, report_written
 from caffetools.errors import DataError, NetError
 
@@ -145,26 +145,39 @@ def graph(
     ] = None,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw blocks that repeat only once; a page has both.")] = True,
     layout: Annotated[str, typer.Option(help="dot, own, or auto: Graphviz's dot where it is installed.")] = "auto",
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="Another input shape, 1x3x227x227, or NAME=SHAPE for a certain blob; may be repeated.")
+    ] = None,
+    stage: Stage = None,
     show: Show = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:
     """Draw a net's layers and blobs: coloured by family, with shapes, repeated blocks folded."""
+    from caffetools.graph.inputs import parse_shapes
+    from caffetools.graph.stages import choose_stages
+    from caffetools.net.net import error_context
     from caffetools.proto.schema import TEST, TRAIN
     from caffetools.proto.text import read_net
+    from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.visualize.graph_drawing import draw_graph
     from caffetools.visualize.net_graph import data_in_training_only, net_graph
 
     for value, allowed, name in ((phase or "test", ("train", "test"), "--phase"), (layout, ("auto", "dot", "own"), "--layout")):
         if value not in allowed:
             raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=name)
-    param = read_net(net_file(net, "train_val"))
-    try:
-        drawn = net_graph(param, TRAIN if phase == "train" else TEST)
-    except NetError:
-        if phase is not None or not data_in_training_only(param):
-            raise
-        drawn = net_graph(param, TRAIN)
+    path, shapes = net_file(net, "train_val"), parse_shapes(input_shape or [])
+    with error_context(path):
+        chosen = choose_stages(upgrade_net(read_net(path)), stage, shapes)
+        param = chosen.net
+        try:
+            drawn = net_graph(param, TRAIN if phase == "train" else TEST, shapes=shapes)
+        except NetError:
+            if phase is not None or not data_in_training_only(param):
+                raise
+            drawn = net_graph(param, TRAIN, shapes=shapes)
+    if chosen.stages and not stage:
+        note(f"{net}: drawn in the stages {', '.join(chosen.stages)}; choose others by --stage")
     folder = net.resolve().parent.name
     title = param.name or (f"{folder}/{net.stem}" if net.suffix and folder else net.stem)
     caption = draw_graph(drawn, out, title=title, fold=fold, engine=layout)

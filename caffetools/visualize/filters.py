@@ -230,7 +230,9 @@ def find_weights(source: Source, layer: str | None = None) -> LayerWeights:
         ModelFileError: the .caffemodel cannot be read.
         DataError: the layer has no weights; the message lists those that have.
     """
-    found = {item.name: item for item in all_weights(source)}
+    # Of several layers of one name the first.
+    found = {item.name: item for item in reversed(all_weights(source))}
+    found = dict(reversed(found.items()))
     layer = _first_filters(list(found.values())) if layer is None else layer
     if layer not in found:
         raise DataError(f"{_place(source)}no layer '{layer}' with weights; there are: {', '.join(found)}")
@@ -242,9 +244,13 @@ def all_weights(source: Source) -> list[LayerWeights]:
     model = read_caffemodel(source) if isinstance(source, str | os.PathLike) else source
     blobs: Mapping[str, Sequence[NDArray[Any]]] = model.blobs if isinstance(model, Caffemodel) else model
     kinds = _kinds(model.net) if isinstance(model, Caffemodel) else {}
+    stored: list[tuple[str, Sequence[NDArray[Any]]]] = list(blobs.items())
+    if isinstance(model, Caffemodel) and model.repeated:
+        names = [str(layer.name) for layer in model.net.layer]
+        stored = [(name, model.repeated.get(index, model.blobs.get(name, []))) for index, name in enumerate(names)]
     found = [
         LayerWeights(name, np.asarray(arrays[0]), *kinds.get(name, ("", 1)))
-        for name, arrays in blobs.items()
+        for name, arrays in stored
         if len(arrays) and np.size(arrays[0])
     ]
     if not found:

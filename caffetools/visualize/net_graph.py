@@ -119,14 +119,14 @@ def net_graph(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Sh
         NetError: a bottom is made by no layer before it, or shapes do not fit.
     """
     summary = summarize(param, phase, shapes=shapes)
-    messages = {layer.name: layer for layer in filter_net(upgrade_net(param), make_state(phase)).layer}
+    messages = filter_net(upgrade_net(param), make_state(phase)).layer
     first = next((shape for layer in summary.layers if not layer.bottoms for shape in layer.shapes), None)
     graph = NetGraph(summary.name, parameters=summary.parameters, macs=summary.macs, batch=first[0] if first else 0)
     readers = _reader_counts(summary.layers)
     # Blob → (index of the layer that made its present value, box, shape).
     made: dict[str, tuple[int, int, str]] = {}
-    for index, layer in enumerate(summary.layers):
-        row = _row(layer, messages[layer.name])
+    for index, (layer, message) in enumerate(zip(summary.layers, messages, strict=True)):
+        row = _row(layer, message)
         sources = [(bottom, *made[bottom]) for bottom in layer.bottoms if bottom in made]
         if _joins(layer, row) and sources and readers[sources[0][1], sources[0][0]] == 1:
             home = sources[0][2]

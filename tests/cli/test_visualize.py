@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from caffetools.cli.explain import parse_unit, parse_units
 from caffetools.cli.visualize import app
 from caffetools.errors import CaffeToolsError, DataError, NetError
+from tests.cli import inprocess
 from tests.conftest import GOLDEN
 
 LOGS = GOLDEN / "logs"
@@ -177,3 +178,21 @@ def test_a_net_with_data_in_training_only_is_drawn_as_it_trains(tmp_path: Path) 
     assert "2 layers" in run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "g.svg"))
     with pytest.raises(NetError, match="made in another phase"):
         run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "g.svg"), "--phase", "test")
+
+
+def test_a_net_of_stages_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shapes = "shape { dim: 2 dim: 3 } shape { dim: 2 }"
+    dummy = (
+        'layer {{ name: "{0}-data" type: "DummyData" top: "data" top: "label" include {{ stage: "{0}" }} dummy_data_param {{ {1} }} }}\n'
+    )
+    loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" exclude { stage: "deploy" } }\n'
+    ip = 'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }\n'
+    prob = 'layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" include { stage: "deploy" } }\n'
+    Path("net.prototxt").write_text(dummy.format("train", shapes) + dummy.format("val", shapes) + ip + loss + prob)
+    assert "drawn in the stages train, val" in inprocess.run_well("visualize", "graph", "net.prototxt", "-o", "net.svg").stderr
+    assert "val-data" in Path("net.svg").read_text()
+    message = inprocess.error_of(inprocess.run("visualize", "graph", "net.prototxt", "--stage", "deploy", "-o", "deploy.svg"))
+    assert message.startswith("net.prototxt: ") and "--input-shape data=" in message
+    inprocess.run_well("visualize", "graph", "net.prototxt", "--stage", "deploy", "--input-shape", "data=1x3", "-o", "deploy.svg")
+    assert "Softmax" in Path("deploy.svg").read_text()

@@ -20,6 +20,8 @@ from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import parse
 from caffetools.solver.checkpoints.hdf5 import write_weights_hdf5
 from caffetools.solver.run import train
+from caffetools.visualize.filters import all_weights, find_weights
+from caffetools.visualize.net_graph import net_graph
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
 LABEL = 'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 2 } } }\n'
@@ -164,3 +166,12 @@ def test_a_net_with_layers_of_one_name_is_not_run_on_a_file_of_weights(tmp_path:
     save_weights(net_of(text), tmp_path / "net.caffemodel")
     with pytest.raises(NetError, match=r"net.prototxt: several layers are called 'fc', 'ip', and .* give each layer a name of its own$"):
         TorchEngine.load(tmp_path / "net.prototxt", tmp_path / "net.caffemodel")
+
+
+def test_drawings_show_each_layer_of_one_name(tmp_path: Path) -> None:
+    text = fc("fc", "x", "a", 5, outputs=4) + 'layer { name: "fc" type: "ReLU" bottom: "a" top: "b" }\n' + fc("fc", "b", "c", 7, outputs=2)
+    save_weights(net_of(text), tmp_path / "net.caffemodel")
+    assert [item.weights.shape for item in all_weights(tmp_path / "net.caffemodel")] == [(4, 3), (2, 4)]
+    assert find_weights(tmp_path / "net.caffemodel", "fc").weights.shape == (4, 3)
+    rows = [row for box in net_graph(parse(INPUT + text, NetParameter)).boxes for row in box.rows]
+    assert [row.type for row in rows] == ["Input", "InnerProduct", "ReLU", "InnerProduct"]
