@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from caffetools.cli.models import net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, print_json, progress
+from caffetools.cli.show import console, note, print_json, progress
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def style(
 def live(
     deploy: Deploy, weights: Weights,
     pictures: Annotated[list[str] | None, typer.Option("--pictures", metavar="FOLDER", help="Pictures to look for a unit's top nine in.")] = None,
-    run: Annotated[Path | None, typer.Option(metavar="RUN", help="A run's folder, or a snapshot prefix: follow its training.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="RUN", help="A run's folder, a solver, or a snapshot prefix: follow its training.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
     mean: Mean = None, scale: Scale = None, resize: Resize = None, labels: Labels = None,
@@ -321,11 +322,14 @@ def live(
 ) -> None:  # fmt: skip
     """Open a page that shows what the net does with the webcam, a video or pictures, live; only this computer can reach it."""
     from caffetools.infer.classifier import find_pictures
-    from caffetools.visualize.live_model import LiveModel
+    from caffetools.visualize.live_model import LiveModel, run_prefix
     from caffetools.visualize.live_server import LiveServer
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     files = [Path(name) for name in find_pictures(pictures)] if pictures else []
+    prefix = run_prefix(run) if run is not None else None
+    if prefix is not None and not any(prefix.parent.glob(f"{escape(prefix.name)}[._]*")):
+        note(f"there are no files of a training at {prefix} yet; the page follows it when they are written")
     with LiveServer(LiveModel(model, files, run), port=port) as server:
         console.print(f"Open {server.url}  (Ctrl-C ends it)", markup=False)
         if browser:

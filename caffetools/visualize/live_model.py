@@ -17,8 +17,10 @@ from caffetools.data.images import decode_image
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.net.probe import run_items
 from caffetools.net.weights import load_weights
+from caffetools.proto.text import read_solver
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.logs.training_log import read_log
+from caffetools.solver.paths import snapshot_prefix
 from caffetools.visualize.activations import computable_blobs
 from caffetools.visualize.colormaps import heat_of, scaled_colours
 from caffetools.visualize.curves import series
@@ -168,7 +170,7 @@ class LiveModel:
         """
         if self.run is None:
             raise DataError("no run is followed; give --run")
-        prefix = _prefix(self.run)
+        prefix = run_prefix(self.run)
         lines: list[dict[str, Any]] = []
         try:
             log = read_log(Path(f"{prefix}.log"))
@@ -222,6 +224,22 @@ def _sheet(maps: NDArray[np.float32]) -> tuple[Pixels, int, tuple[int, int]]:
     return np.ascontiguousarray(sheet), columns, (high, wide)
 
 
-def _prefix(run: Path) -> Path:
-    """Return the snapshot prefix of a run: of a folder that finetune made, or the prefix itself."""
-    return run / "net" / "snapshot" if (run / "net").is_dir() else run / "snapshot" if run.is_dir() else run
+def run_prefix(run: Path) -> Path:
+    """Return the snapshot prefix of a run.
+
+    Args:
+        run: The folder of a fine-tuning run or of snapshots, a solver prototxt, or the prefix itself.
+
+    Raises:
+        DataError: it is another file.
+        PrototxtError: the solver cannot be read.
+    """
+    if run.is_file():
+        if run.suffix != ".prototxt":
+            raise DataError(f"{run}: a run to follow is a folder, a solver's prototxt or a prefix of snapshots, not such a file")
+        return Path(snapshot_prefix(read_solver(run), run))
+    if not run.is_dir():
+        return run
+    folder = run / "net" if (run / "net").is_dir() else run
+    states = sorted(folder.glob("*_iter_*.solverstate*"), key=lambda path: path.stat().st_mtime)
+    return folder / (states[-1].name.rpartition("_iter_")[0] if states else "snapshot")

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+from caffetools.errors import DataError
 from caffetools.net.probe import run_probe
 from caffetools.net.weights import save_weights
 from caffetools.visualize import live_server, page
 from caffetools.visualize.attribution import saliency
 from caffetools.visualize.colormaps import heat_of, scaled_colours
-from caffetools.visualize.live_model import LiveModel
+from caffetools.visualize.live_model import LiveModel, run_prefix
 from caffetools.visualize.live_server import LiveServer
 from caffetools.visualize.panels import enlarge
 from caffetools.visualize.picture_net import PictureNet
@@ -115,6 +116,16 @@ def test_a_run_is_followed(server: LiveServer) -> None:
     status, answer = ask(server, "/api/run")
     assert status == 200 and answer["iteration"] is None
     assert {line["panel"] for line in answer["lines"]} == {"loss", "accuracy", "lr"}
+
+
+def test_a_run_is_a_folder_a_solver_or_a_prefix(tmp_path: Path) -> None:
+    (tmp_path / "solver.prototxt").write_text(f'net: "net.prototxt" snapshot_prefix: "{tmp_path / "lenet"}"\n')
+    assert run_prefix(tmp_path) == tmp_path / "snapshot", "nothing is written yet"
+    (tmp_path / "lenet_iter_20.solverstate").write_bytes(b"")
+    for run in (tmp_path, tmp_path / "solver.prototxt", tmp_path / "lenet"):
+        assert run_prefix(run) == tmp_path / "lenet"
+    with pytest.raises(DataError, match="a run to follow is a folder"):
+        run_prefix(tmp_path / "lenet_iter_20.solverstate")
 
 
 def test_a_new_snapshot_is_loaded(tmp_path: Path) -> None:
