@@ -14,7 +14,7 @@ from torch import Tensor
 from caffetools.errors import DataError
 from caffetools.layers.activation import ReLU
 from caffetools.net.net import Net
-from caffetools.net.probe import needed_layers, picture_input, run_probe
+from caffetools.net.probe import needed_layers, picture_input, run_items, run_probe
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.units import Progress, Unit, unit_score
 
@@ -233,9 +233,10 @@ def _pixel_gradient(
     """Return the objective's gradient with respect to the pixels ``x`` (distance from the mean, 0 to 255), with a random shift."""
     dy, dx = (int(torch.randint(-jitter, jitter + 1, (1,), generator=generator)) for _ in range(2)) if jitter else (0, 0)
     moved = torch.roll(x, (dy, dx), (2, 3)) * model.preprocessing.scale
-    values = run_probe(model.net, moved, blobs=blobs, record=True)
+    (items,) = run_items(model.net, moved, blobs=blobs, record=True)
+    values = items.values
     gradient = values.gradient(objective(values.blobs), values.inputs[picture_input(model.net, blobs)], what=f"blob '{blobs[0]}'")
-    return torch.roll(gradient.detach().float().cpu(), (-dy, -dx), (2, 3))
+    return torch.roll(gradient[:1].detach().float().cpu(), (-dy, -dx), (2, 3))
 
 
 def _values(net: Net, x: Tensor, blobs: Sequence[str]) -> dict[str, Tensor]:

@@ -149,9 +149,9 @@ def top_images_figure(
                 image = _centred(enlarge(np.ascontiguousarray(shown[top:bottom, left:right]), side), side, theme)
             title = f"unit {unit}" if rank == 0 else ""
             panels.append(Panel(image, title, f"{found.values[unit, rank]:.3g}" if index >= 0 else "–"))
-    size = f"{field.size[0]} × {field.size[1]}" if field and not field.whole else "whole"
+    crop = f"cropped to the receptive field ({field.size[0]} × {field.size[1]} pixels)" if field and not field.whole else "whole"
     caption = f"Blob '{found.blob}': the {found.values.shape[1]} pictures of {found.done} with the largest value of each unit, "
-    caption += f"cropped to the receptive field ({size} pixels)."
+    caption += f"{crop}."
     columns = found.values.shape[1]
     return panels_figure(panels, f"Top pictures  ·  {found.blob}", caption, columns=columns, theme=theme), caption
 

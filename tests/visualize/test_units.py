@@ -14,6 +14,7 @@ from caffetools.errors import Cancelled, DataError, NetError
 from caffetools.net.net import Net
 from caffetools.net.probe import run_probe
 from caffetools.net.weights import save_weights
+from caffetools.visualize.activations import blob_values
 from caffetools.visualize.attribution import saliency
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.receptive_field import receptive_field_figure, receptive_fields
@@ -122,6 +123,22 @@ def test_an_interrupted_search_resumes(model: PictureNet, pictures: list[Path], 
         find_top_images(model, pictures, "conv2", top=3, state=state)
 
 
+def test_a_batch_size_in_a_reshape_is_no_obstacle(tmp_path: Path, pictures: list[Path]) -> None:
+    reshape = 'layer { name: "flat" type: "Reshape" bottom: "conv2" top: "flat" reshape_param { shape { dim: 3 dim: -1 } } }\n'
+    text = STACK.replace("dim: 1 dim: 3", "dim: 3 dim: 3") + reshape + linear(2, "flat")
+    (tmp_path / "deploy.prototxt").write_text(text)
+    torch.manual_seed(0)
+    save_weights(net_of(text), tmp_path / "w.caffemodel")
+    model = PictureNet(tmp_path / "deploy.prototxt", tmp_path / "w.caffemodel")
+    found = find_top_images(model, pictures, "ip", top=3, batch=4)
+    values = [activation(model, cv2.imread(str(picture))[..., ::-1], 1) for picture in pictures]
+    np.testing.assert_array_equal(found.pictures[1], np.argsort(np.negative(values), kind="stable")[:3])
+    made = synthesize(model, blob="ip", unit=1, steps=20, jitter=0)
+    assert activation(model, made, 1) > max(values)
+    _, caption = top_images_figure(model, pictures, found, [1])
+    assert caption.endswith("of each unit, whole.")
+
+
 def test_what_was_found_before_a_damaged_picture_remains(model: PictureNet, pictures: list[Path], tmp_path: Path) -> None:
     copies = [tmp_path / picture.name for picture in pictures]
     for picture, copy in zip(pictures, copies, strict=True):
@@ -150,7 +167,7 @@ def test_top_images_are_drawn_as_crops(model: PictureNet, pictures: list[Path]) 
 
 def activation(model: PictureNet, pixels: np.ndarray, unit: int) -> float:
     prepared = model.prepare_pixels(np.ascontiguousarray(pixels[..., ::-1]))
-    return float(run_probe(model.net, torch.from_numpy(prepared.input)[None], blobs=["ip"]).blobs["ip"][0, unit])
+    return float(blob_values(model.net, prepared.input, ["ip"])["ip"][unit])
 
 
 def test_a_synthesized_picture_activates_its_unit_more_than_any_real_one(model: PictureNet, pictures: list[Path]) -> None:
