@@ -123,7 +123,7 @@ def test_an_interrupted_search_resumes(model: PictureNet, pictures: list[Path], 
         find_top_images(model, pictures, "conv2", top=3, state=state)
 
 
-def test_a_batch_size_in_a_reshape_is_no_obstacle(tmp_path: Path, pictures: list[Path]) -> None:
+def test_top_and_synthesized_pictures_of_a_net_with_a_batch_size_in_a_reshape(tmp_path: Path, pictures: list[Path]) -> None:
     reshape = 'layer { name: "flat" type: "Reshape" bottom: "conv2" top: "flat" reshape_param { shape { dim: 3 dim: -1 } } }\n'
     text = STACK.replace("dim: 1 dim: 3", "dim: 3 dim: 3") + reshape + linear(2, "flat")
     (tmp_path / "deploy.prototxt").write_text(text)
