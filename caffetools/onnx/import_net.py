@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from caffetools.layers.base import Shape
@@ -46,8 +47,9 @@ def find_handler(op: str, opset: int, domain: str = "") -> Handler | None:
 
 
 def imported_operators() -> list[str]:
-    """Return the names of all operators that can be imported, sorted."""
-    return sorted(op for _, op in _HANDLERS)
+    """Return the names of all of ONNX's operators that can be imported, sorted; not those that merging patterns makes."""
+    known = {schema.name for schema in onnx.defs.get_all_schemas()}
+    return sorted(op for _, op in _HANDLERS if op in known)
 
 
 class NetWriter:
