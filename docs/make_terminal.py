@@ -24,10 +24,10 @@ CHARACTER, LINE, MARGIN, BAR = 8.4, 19, 16, 34
 PAUSE, TYPING, OUTPUT, END = 0.7, 1.2, 0.12, 6.0
 COMMANDS = [
     "caffetools dataset build pictures data --size 40",
-    "caffetools retarget cifar10_quick --dataset data --crop 32 --base-lr 0.003 -o net --seed 1",
-    "caffetools train net/solver.prototxt --max-iter 400 --device cpu --quiet",
-    "caffetools classify net/deploy.prototxt net/snapshot_iter_400.caffemodel pictures/square/000.png --top 3",
-    "caffetools export net/deploy.prototxt net/snapshot_iter_400.caffemodel -o model.onnx",
+    "caffetools retarget cifar10_quick --dataset data --crop 32 --base-lr 0.003 --epochs 120 -o net --seed 1",
+    "caffetools train net/solver.prototxt --device cpu --quiet",
+    "caffetools classify net/deploy.prototxt net/snapshot_iter_240.caffemodel pictures/square/000.png --top 3",
+    "caffetools export net/deploy.prototxt net/snapshot_iter_240.caffemodel -o model.onnx",
 ]
 
 
