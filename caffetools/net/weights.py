@@ -159,8 +159,18 @@ def to_caffemodel(net: Net) -> Caffemodel:
 
 
 def save_weights(net: Net, path: PathLike) -> None:
-    """Write the net's weights to a .caffemodel, atomically. Raises :class:`RunFailed` where that is not possible."""
-    write_caffemodel(path, to_caffemodel(net))
+    """Write the net's weights, atomically: HDF5 where the name ends in .h5, else a .caffemodel.
+
+    Raises:
+        NetError: Two layers have one name, which HDF5 cannot hold.
+        RunFailed: The file cannot be written.
+    """
+    if _is_hdf5(path):
+        from caffetools.net.weights_hdf5 import write_weights_hdf5
+
+        write_weights_hdf5(path, net)
+    else:
+        write_caffemodel(path, to_caffemodel(net))
 
 
 def _is_hdf5(path: PathLike) -> bool:

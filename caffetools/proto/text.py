@@ -60,7 +60,7 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
         message = message_type()
         try:
             given = _with_one_device(text) if message_type is SolverParameter else text
-            kept = keep_unknown(decode_escapes(given), message.DESCRIPTOR, lenient=options.keep_unknown)
+            kept = keep_unknown(decode_escapes(_with_joined_signs(given)), message.DESCRIPTOR, lenient=options.keep_unknown)
             text_format.Parse(kept, message)
         except text_format.ParseError as error:
             raise _explain(error, message, text, path) from None
@@ -86,6 +86,14 @@ def _with_one_device(text: str) -> str:
         text = text[: found.start()] + re.sub(r"[^\n]", " ", found[0]) + text[found.end() :]
     start, end = devices[0].span(1)
     return text[:start] + numbers[0] + re.sub(r"[^\n]", " ", text[start + len(numbers[0]) : end]) + text[end:]
+
+
+_SIGNS = re.compile(r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'|-(\s+)(?=[\d.]|inf|nan)", re.IGNORECASE)
+
+
+def _with_joined_signs(text: str) -> str:
+    """Move a sign that stands apart (``power: - 1.5``) next to its number: C++'s parser, which Caffe has, reads it so, Python's does not."""
+    return _SIGNS.sub(lambda found: f"{found[1]}-" if found[1] else found[0], text)
 
 
 def format_text(message: Message) -> str:

@@ -14,11 +14,11 @@ from caffetools.events import Event, Warned
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
 from caffetools.net.weights import load_weights, read_weights, save_weights, to_caffemodel
+from caffetools.net.weights_hdf5 import write_weights_hdf5
 from caffetools.proto.binary import write_caffemodel
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import parse
-from caffetools.solver.checkpoints.hdf5 import write_weights_hdf5
 from caffetools.solver.run import train
 from caffetools.visualize.filters import all_weights, find_weights
 from caffetools.visualize.net_graph import net_graph

@@ -81,3 +81,13 @@ def test_weights_of_real_caffe_load_and_save_to_the_same_arrays(golden: Path, tm
     assert load_weights(net, source).unused == ["ip"]
     save_weights(net, tmp_path / "again.caffemodel")
     np.testing.assert_array_equal(read_weights(tmp_path / "again.caffemodel").blobs["conv1"][0], read_weights(source).blobs["conv1"][0])
+
+
+def test_weights_saved_under_the_name_of_an_hdf5_file_are_one(tmp_path: Path) -> None:
+    net = small_net()
+    path = tmp_path / "w.caffemodel.h5"
+    save_weights(net, path)
+    assert path.read_bytes()[:4] == b"\x89HDF"
+    again = small_net()
+    load_weights(again, path)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))

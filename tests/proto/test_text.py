@@ -203,3 +203,12 @@ def test_a_field_that_must_be_given_is_named_with_its_layer_and_line() -> None:
         parse(text, NetParameter, path="net.prototxt")
     assert str(caught.value) == "net.prototxt:3: layer 'c': clip_param.max must be given"
     assert parse(text.replace("min: 1", "min: 1 max: 2"), NetParameter).layer[1].clip_param.max == 2
+
+
+def test_a_sign_may_stand_apart_from_its_number_as_in_cpp() -> None:
+    text = 'name: "a - 1" # - 2\nlayer { name: "p" type: "Power" power_param { power: - 1.5 shift: -\n inf scale: -2 } }'
+    net = parse(text, NetParameter)
+    power = net.layer[0].power_param
+    assert (net.name, power.power, power.shift, power.scale) == ("a - 1", -1.5, float("-inf"), -2)
+    with pytest.raises(PrototxtError, match=":1:"):
+        parse('layer { name: "p" power_param { power: - x } }', NetParameter)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import h5py
 import numpy as np
 
-from caffetools.errors import ModelFileError, NetError
-from caffetools.net.net import Net
+from caffetools.errors import ModelFileError
+from caffetools.net.weights_hdf5 import file_in_memory, write_arrays, write_file
 from caffetools.proto.hdf5 import read_dataset
 from caffetools.proto.model import SolverState
 from caffetools.proto.sniff import Kind, guard
-from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 
@@ -42,71 +40,15 @@ def read_state_hdf5(path: PathLike) -> SolverState:
 
 def write_state_hdf5(path: PathLike, state: SolverState) -> None:
     """Write a .solverstate.h5 atomically: iter, learned_net, current_step and the group history. Raises :class:`RunFailed`."""
-    with _in_memory() as file:
+    with file_in_memory() as file:
         file.create_dataset("iter", data=np.array([state.iter], np.int32))
         _write_string(file, "learned_net", state.learned_net)
         file.create_dataset("current_step", data=np.array([state.current_step], np.int32))
         if state.minimum_loss is not None:
             file.create_dataset("iter_last_event", data=np.array([state.iter_last_event], np.int32))
             file.create_dataset("minimum_loss", data=np.array([state.minimum_loss], np.float32))
-        _write_arrays(file.create_group("history"), list(enumerate(state.history)))
-        _save(file, path)
-
-
-def write_weights_hdf5(path: PathLike, net: Net, *, diffs: Sequence[Sequence[Any]] | None = None) -> None:
-    """Write a .caffemodel.h5 atomically: the group data/LAYER for every layer, with its blobs by number.
-
-    As in Caffe, a parameter that layers share is stored once, under the first of them.
-
-    Args:
-        path: Where to.
-        net: The net.
-        diffs: For each layer of the net one float32 array a blob, for the groups diff/LAYER, under every owner's name.
-
-    Raises:
-        NetError: Several layers have one name; HDF5 cannot hold both.
-        RunFailed: The file cannot be written.
-    """
-    owned: set[int] = set()
-    check_names_for_hdf5(net)
-    with _in_memory() as file:
-        data = file.create_group("data")
-        for position, layer in enumerate(net.layers):
-            mine = [(index, blob) for index, blob in enumerate(layer.blobs) if id(blob) not in owned]
-            owned.update(id(blob) for _, blob in mine)
-            arrays = [(i, np.asarray(blob.detach().cpu().numpy(), np.float32, order="C")) for i, blob in mine]
-            _write_arrays(data.require_group(layer.name), arrays)
-            if diffs is not None:
-                _write_arrays(file.require_group(f"diff/{layer.name}"), list(enumerate(diffs[position])))
-        _save(file, path)
-
-
-def check_names_for_hdf5(net: Net) -> None:
-    """Raise :class:`NetError` where two layers of ``net`` have one name: HDF5 groups are named after layers (Caffe aborts there)."""
-    seen: set[str] = set()
-    for layer in net.layers:
-        if layer.name in seen:
-            raise NetError(
-                "two layers of this name cannot be stored in an HDF5 file; rename one, or use snapshot_format: BINARYPROTO",
-                layer=layer.name,
-            )
-        seen.add(layer.name)
-
-
-def _in_memory() -> Any:
-    # Written to memory first: the library would otherwise write to the final name piece by piece.
-    return h5py.File("snapshot", "w", driver="core", backing_store=False)
-
-
-def _save(file: Any, path: PathLike) -> None:
-    file.flush()
-    with atomic_write(path) as stream:
-        stream.write(file.id.get_file_image())
-
-
-def _write_arrays(group: Any, arrays: Sequence[tuple[int, Any]]) -> None:
-    for index, array in arrays:
-        group.create_dataset(str(index), data=array)
+        write_arrays(file.create_group("history"), list(enumerate(state.history)))
+        write_file(file, path)
 
 
 def _write_string(file: Any, name: str, value: str) -> None:

@@ -18,10 +18,11 @@ from torch import Tensor
 from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed, WriteFailed
 from caffetools.net.net import Net
 from caffetools.net.weights import to_caffemodel
+from caffetools.net.weights_hdf5 import write_weights_hdf5
 from caffetools.proto.binary import read_solverstate, write_caffemodel, write_solverstate
 from caffetools.proto.model import SolverState
 from caffetools.proto.sniff import Kind, wrong_kind
-from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5, write_weights_hdf5
+from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5
 from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
 from caffetools.solver.control import Log, Snapshot
 from caffetools.util.files import sync_folder
