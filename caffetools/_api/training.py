@@ -55,7 +55,7 @@ def build_dataset(
             them; or a list: Caffe's `path label` lines, CSV, TSV or JSON.
         out: Folder of the dataset.
         size: Size to store: `256`, `"320x240"` (width x height), or 0 to keep the images' own sizes.
-        resize_mode: `"squash"`, `"crop"` (cut off what is too much), `"fill"` (black borders) or `"half-crop"`.
+        resize_mode: `"squash"`, `"crop"` (the center), `"fill"` (black borders) or `"half-crop"`.
         val: Fraction of each class for validation, between 0 and 1.
         test: Fraction of each class for testing, from 0.
         group_by: Column of a list, or regular expression: images with the same value, or the same match in their paths, are in one split.

@@ -53,9 +53,7 @@ _Pictures = Annotated[
     ),
 ]
 _Size = Annotated[str, typer.Option(help="Size to store: 256, 320x240 (width x height), or 0 to keep the pictures' sizes.")]
-_ResizeMode = Annotated[
-    str, typer.Option(metavar="MODE", help="squash, crop (cut off what is too much), fill (black borders) or half-crop.")
-]
+_ResizeMode = Annotated[str, typer.Option(metavar="MODE", help="squash, crop (the center), fill (black borders) or half-crop.")]
 _Encode = Annotated[str, typer.Option(metavar="FORM", help="raw (pixels), png, jpeg, or source (the pictures' own files where possible).")]
 _Encoded = Annotated[bool, typer.Option("--encoded", help="The same as --encode source: smaller, slower to read.")]
 _Labels = Annotated[
@@ -86,12 +84,12 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing dataset, once the new one is complete.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was killed or interrupted.")] = False,
     shards: Annotated[
-        int, typer.Option(min=0, help="Write each database in this many shards with an index; 0 for one LMDB (with --cluster 8).")
+        int, typer.Option(min=0, help="Write each database in this many shards with an index; 0 for one LMDB (with --cluster: 8 shards).")
     ] = 0,
     cluster: Cluster = "",
     as_json: Json = False,
 ) -> None:
-    """Make LMDBs for training and validation, labels.txt, lists, a mean, a sheet of samples and dataset.json of pictures.
+    """Build a dataset from pictures: LMDBs for training and validation, labels.txt, lists, a mean, a sheet of samples and dataset.json.
 
     The records are Caffe's Datum under keys like 00000007_cat/tom.jpg. OUT appears when all of it is complete.
     Duplicates, leaks between splits and unbalanced classes are reported.

@@ -26,7 +26,7 @@ def time(
             metavar="NET", help="The net's prototxt, or a network of the zoo.", show_default=False, autocompletion=complete_model
         ),
     ] = None,
-    model: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, as Caffe's flag.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="The net's prototxt, as Caffe's flag.", show_default=False)] = None,
     weights: Annotated[str, typer.Option("--weights", "-w", metavar="FILE", help="A .caffemodel, if its zeros matter.")] = "",
     iterations: Annotated[int, typer.Option("--iterations", "-n", help="How many times to run forward and back.")] = 50,
     phase: Annotated[str, typer.Option(metavar="TRAIN|TEST", help="Which phase's layers to run.")] = "TRAIN",

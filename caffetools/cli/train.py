@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 Processes = Annotated[
-    int | None, typer.Option("--processes", "-n", help="Train in so many processes on this machine, each with the net's batch size.")
+    int | None, typer.Option("--processes", "-n", help="Number of processes on this machine, each with the net's batch size.")
 ]
 Restarts = Annotated[
     int, typer.Option(metavar="N", help="With --processes: start all processes again up to N times when one fails; add --resume auto.")
@@ -42,7 +42,7 @@ Resume = Annotated[
     str, typer.Option(metavar="auto|FILE", help="Resume from the newest complete snapshot, if there is one; FILE is as --snapshot.")
 ]
 CheckpointMemory = Annotated[
-    bool, typer.Option("--checkpoint-memory", help="Compute most activations a second time going back: less memory, the same weights.")
+    bool, typer.Option("--checkpoint-memory", help="Recompute most activations in the backward pass: less memory, the same weights.")
 ]
 CudaGraphs = Annotated[
     bool | None,
@@ -59,7 +59,7 @@ Quantize = Annotated[
 
 def train(
     solver: Annotated[Path | None, typer.Argument(metavar="SOLVER", help="The solver's prototxt.", show_default=False)] = None,
-    solver_flag: Annotated[Path | None, typer.Option("--solver", metavar="FILE", help="The same, as Caffe's flag.")] = None,
+    solver_flag: Annotated[Path | None, typer.Option("--solver", metavar="FILE", help="The solver's prototxt, as Caffe's flag.")] = None,
     weights: Weights = "",
     snapshot: Annotated[Path | None, typer.Option("--snapshot", "-s", metavar="FILE", help="Resume from this .solverstate.")] = None,
     resume: Resume = "",
@@ -75,7 +75,7 @@ def train(
     processes: Processes = None,
     restarts: Restarts = 0,
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
-    compiled: Annotated[bool, typer.Option("--compile", help="Run the nets through torch.compile.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the nets with torch.compile.")] = False,
     checkpoint_memory: CheckpointMemory = False,
     cuda_graphs: CudaGraphs = None,
     quantize: Quantize = "",
@@ -84,7 +84,7 @@ def train(
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write metrics for TensorBoard here.", show_default=False)] = None,
     mlflow: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Log metrics to MLflow (MLFLOW_TRACKING_URI).")] = "",
     wandb: Annotated[str, typer.Option(metavar="PROJECT", help="Log metrics to Weights & Biases.")] = "",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the log is written all the same.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the log is still written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,

@@ -156,7 +156,7 @@ class FinetuneConfig(Config):
     device: str = option("auto", "cpu, cuda, cuda:N or auto.", identity=False)
     precision: str = option("fp32", "fp32 (as Caffe), tf32, bf16 or fp16.", identity=False)
     checkpoint_memory: bool = option(
-        False, "Compute most activations a second time going back: less memory, the same weights.", identity=False
+        False, "Recompute most activations in the backward pass: less memory, the same weights.", identity=False
     )
 
 
