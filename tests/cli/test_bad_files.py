@@ -159,8 +159,11 @@ def test_weights_of_another_shape_are_refused(materials: Path, line: str, words:
         ("visualize deepdream good.prototxt good.caffemodel good.png --blob ip -o out.svg", "out.svg: this is written as .png"),
         ("visualize filters good.caffemodel -o out.png --layer absent", "good.caffemodel: no layer 'absent' with weights"),
         ("mean folder out.binaryproto", "folder: this folder is not a database"),
-        ("mean good.png out.binaryproto", "good.png: this is a PNG picture, not a database"),
-        ("mean solver.prototxt out.binaryproto", "solver.prototxt: this is a solver's prototxt, not a database"),
+        ("mean good.png out.binaryproto", "good.png: this is a PNG picture, and a database (the folder of an LMDB or LevelDB) is expected"),
+        (
+            "mean solver.prototxt out.binaryproto",
+            "solver.prototxt: this is a solver's prototxt, and a database (the folder of an LMDB or LevelDB) is expected",
+        ),
         ("mean empty.caffemodel out.binaryproto", "empty.caffemodel: the file is empty"),
         ("dataset inspect good.caffemodel", "good.caffemodel: this is a .caffemodel (weights), and a database"),
         ("convert-imageset ./ good.caffemodel out", "good.caffemodel: this is a .caffemodel (weights), and a list of pictures"),

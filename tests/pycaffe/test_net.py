@@ -110,7 +110,8 @@ def test_ranges_stop_and_continue(deploy: Net) -> None:
     features = deploy.forward(end="relu", data=pictures())
     assert set(features) == {"conv"}
     assert (features["conv"] >= 0).all()
-    np.testing.assert_array_equal(deploy.forward(start="fc")["prob"], whole)
+    # A whole pass may run fused, whose sums end on other last bits.
+    np.testing.assert_allclose(deploy.forward(start="fc")["prob"], whole, rtol=1e-6)
     deploy.blobs["conv"].data[...] = 0
     np.testing.assert_allclose(deploy.forward(start="fc")["prob"], 1 / 7, rtol=1e-6)
 

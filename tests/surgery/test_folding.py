@@ -125,7 +125,7 @@ def test_the_command_writes_net_and_weights_that_belong_together(tmp_path: Path)
     assert load_weights(net, tmp_path / "folded.caffemodel").fresh == []
     assert set(read_caffemodel(tmp_path / "folded.caffemodel").blobs) == {"conv", "fc"}
     code, _, err = run("deploy", tmp_path / "net.prototxt", "-o", tmp_path / "folded.txt", "--fold-bn", "--weights", weights)
-    assert code == 2 and "folded.caffemodel exists" in err
+    assert code == 2 and "folded.caffemodel: already exists" in err
     code, _, err = run("deploy", tmp_path / "net.prototxt", "-o", tmp_path / "x.prototxt", "--fold-bn")
     assert code == 2 and "--fold-bn needs --weights" in err
 
