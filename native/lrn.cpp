@@ -19,23 +19,10 @@ constexpr int64_t kStretchFloats = 16384;
 constexpr int64_t kPoints = 4;
 constexpr int64_t kAlignment = 64;
 
-// The best kernel that this processor has, of those up to `variant`: 0 the baseline, 1 AVX2, 2 AVX-512 (3 adds AMX, see amx.h).
-const Kernel* choose(int variant) {
-#ifdef CAFFETOOLS_X86_VARIANTS
-  __builtin_cpu_init();
-  if (variant >= 2 && __builtin_cpu_supports("avx512f")) return &kernel_avx512;
-  if (variant >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kernel_avx2;
-#else
-  (void)variant;
-#endif
-  return &kernel_baseline;
-}
-
-// The number of the best kernel up to `variant`.
+// The best variant up to `variant`; 3 adds AMX to AVX-512 (see amx.h).
 int best(int variant) {
-  if (variant >= 3) return choose(2) != choose(1) ? 3 : best(2);
-  while (variant > 0 && choose(variant) == choose(variant - 1)) --variant;
-  return variant;
+  const int found = supported_variant(variant);
+  return variant >= 3 && found == 2 ? 3 : found;
 }
 
 std::atomic<int> in_use{best(3)};
@@ -142,7 +129,7 @@ using namespace caffetools;
 // The version of this interface; the loader refuses others.
 CAFFETOOLS_API int caffetools_native_version() { return 5; }
 
-// Use the best kernel up to `variant` from now on (as `choose` numbers them); returns whether it is that very one. For tests.
+// Use the best kernel up to `variant` from now on (as variants.h numbers them); returns whether it is that very one. For tests.
 CAFFETOOLS_API int caffetools_native_use(int variant) {
   in_use = best(variant);
   return in_use == variant && (variant < 3 || amx_ready());

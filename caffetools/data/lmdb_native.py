@@ -7,7 +7,6 @@ place. It is not used where the library was not built, where ``CAFFETOOLS_NATIVE
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.lmdb_pages import MAPPED_BYTES, PagedFile, Snapshot
+from caffetools.util.native_library import switched_off
 
 Record = tuple[bytes, bytes]
 # Addresses and sizes of values in memory.
@@ -146,7 +146,7 @@ class NativeLeaves(NativePages):
 
 def lmdb_library() -> ctypes.PyDLL | None:
     """Return the library; None if it was not built, is of another version, or is switched off."""
-    return None if os.environ.get("CAFFETOOLS_NATIVE") == "0" else _library()
+    return None if switched_off() else _library()
 
 
 @cache

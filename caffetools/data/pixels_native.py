@@ -7,17 +7,15 @@ Everything here has a twin in NumPy and OpenCV that gives the same bits. They ar
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_FILE = Path(__file__).parent.parent / ("_pixels.dll" if sys.platform == "win32" else "_pixels.so")
+from caffetools.util.native_library import library_file, load_library, switched_off
+
 _VERSION = 1
 # A picture, the top and left of its crop, those in the mean, and whether it is flipped.
 Crop = tuple[NDArray[Any], int, int, int, int, int]
@@ -118,18 +116,13 @@ def _crop(picture: NDArray[Any], top: int, left: int, mean_top: int, mean_left: 
 
 def pixels_library() -> ctypes.CDLL | None:
     """Return the library; None if it was not built, is of another version, or is switched off."""
-    return None if os.environ.get("CAFFETOOLS_NATIVE") == "0" else _library()
+    return None if switched_off() else _library()
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    if not _FILE.exists():
-        return None
-    try:
-        library = ctypes.CDLL(str(_FILE))
-        if library.caffetools_pixels_version() != _VERSION:
-            return None
-    except (OSError, AttributeError):
+    library = load_library(library_file("_pixels"), "caffetools_pixels_version", _VERSION)
+    if library is None:
         return None
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     library.caffetools_pixels_transform.argtypes = [pointer, pointer, whole, pointer]

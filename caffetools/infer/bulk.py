@@ -94,7 +94,7 @@ def classify_to_parquet(
         cluster,
         force,
         resume,
-        (_classifier, _detector, _feature_net),
+        _MODELS,
         events,
         cancel,
     )
@@ -152,9 +152,7 @@ def detect_to_parquet(
     model = _model(deploy, weights, options, engine, device, output)
     common = {"model": model, "top": top, "batch": batch, "threshold": threshold}
     tasks, ends = _picture_tasks(pictures, common, per_file)
-    return run_parts(
-        "detect", detect_part, tasks, [out], ends, "images", cluster, force, resume, (_classifier, _detector, _feature_net), events, cancel
-    )
+    return run_parts("detect", detect_part, tasks, [out], ends, "images", cluster, force, resume, _MODELS, events, cancel)
 
 
 def features_to_parquet(
@@ -210,7 +208,7 @@ def features_to_parquet(
         cluster,
         force,
         resume,
-        (_classifier, _detector, _feature_net),
+        _MODELS,
         events,
         cancel,
     )
@@ -403,6 +401,10 @@ def _feature_net(model: str) -> Net:
     if os.getcwd() != values["folder"]:  # noqa: PTH109
         os.chdir(values["folder"])  # in a worker's process: paths of a net are relative to the caller's folder
     return load_test_net(values["net"], values["weights"], device=choose_device(values["device"]))
+
+
+# What keeps models open between the tasks of a process.
+_MODELS = (_classifier, _detector, _feature_net)
 
 
 def _check_blobs(net: Net, blobs: list[str]) -> None:

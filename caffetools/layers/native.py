@@ -7,16 +7,15 @@ variable ``CAFFETOOLS_NATIVE`` is 0, only computes more slowly.
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from caffetools.util.native_library import library_file, load_library, switched_off
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FILE = Path(__file__).parent.parent / ("_kernels.dll" if sys.platform == "win32" else "_kernels.so")
+_FILE = library_file("_kernels")
 _VERSION = 5
 # Below this the kernel's arithmetic, which relies on scale being a normal positive number, is not used.
 SMALLEST_K = 1e-30
@@ -24,7 +23,7 @@ SMALLEST_K = 1e-30
 
 def status() -> str:
     """Return one line: whether the native kernels are in use, and if not, why."""
-    if os.environ.get("CAFFETOOLS_NATIVE") == "0":
+    if switched_off():
         return "native kernels are switched off by CAFFETOOLS_NATIVE=0; torch computes instead"
     if not _FILE.exists():
         return "native kernels are skipped: they were not built (no C++ compiler at installation); torch computes instead"
@@ -53,7 +52,7 @@ def lrn_takes(x: Tensor, alpha: float, k: float) -> bool:
 
 def enabled() -> bool:
     """Return whether the library is there and not switched off."""
-    return os.environ.get("CAFFETOOLS_NATIVE") != "0" and library() is not None
+    return not switched_off() and library() is not None
 
 
 def lrn_forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -116,11 +115,8 @@ def library() -> ctypes.CDLL | None:
     # torch first: its OpenMP runtime is then the one that the library finds, and both share one pool of threads.
     import torch  # noqa: F401
 
-    try:
-        loaded = ctypes.CDLL(str(_FILE))
-        if loaded.caffetools_native_version() != _VERSION:
-            return None
-    except (OSError, AttributeError):
+    loaded = load_library(_FILE, "caffetools_native_version", _VERSION)
+    if loaded is None:
         return None
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     rest: list[type[Any]] = [whole, whole, whole, ctypes.c_int, whole, real, real, real, ctypes.c_int]

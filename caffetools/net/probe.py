@@ -17,6 +17,7 @@ from torch import Tensor
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, format_shape
 from caffetools.net.device import float32_products
+from caffetools.net.inputs import named_tensors
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import is_exclusive
 
@@ -117,9 +118,7 @@ def run_probe(
     """
     given = dict(batch) if isinstance(batch, Mapping) else {picture_input(net, blobs, layers): batch}
     needed = needed_layers(net, blobs, layers)
-    unknown = set(given) - set(net.inputs)
-    if unknown:
-        raise NetError(f"the net '{net.name}' has no input {sorted(unknown)}; its inputs are {net.inputs}")
+    given = named_tensors(given, net.inputs, str(net.name))
     places = {id(layer): index for index, layer in enumerate(net.layers)}
     # The caller's torch.inference_mode or no_grad would leave out the graph.
     with torch.inference_mode(False), torch.set_grad_enabled(record), float32_products(net.device):

@@ -340,17 +340,14 @@ class Project:
         return ()
 
     def _next(self, card: DatasetCard | None, solver: SolverParameter | None, found: Snapshot | None, onnx: Path | None) -> str:
-        if solver is None:
-            return after_dataset(card) if card is not None else self._build_command()
+        if solver is None or (found is None and lacks_data(self.train_val)):
+            if card is not None:
+                return after_dataset(card)
+            return dataset_command(self.data) or command("dataset", "build", "PICTURES", self.data)
         if found is None:
-            if lacks_data(self.train_val):
-                return after_dataset(card) if card is not None else self._build_command()
             return planned_command(self.solver) or command("train", self.solver)
         if found.iteration < solver.max_iter:
             return command("train", self.solver, "--resume", "auto")
         if onnx is None:
             return command("export", self.deploy_prototxt, found.weights, "-o", self.onnx)
         return command("classify", onnx, find_picture(self.train_val) or "PICTURE")
-
-    def _build_command(self) -> str:
-        return dataset_command(self.data) or command("dataset", "build", "PICTURES", self.data)

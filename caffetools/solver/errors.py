@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from caffetools.errors import CaffeToolsError
@@ -35,3 +36,12 @@ class SolverError(CaffeToolsError):
             pattern = re.compile(rf"^[^#]*\b{re.escape(self.field)}\s*[:{{]")
             line = next((number for number, text in enumerate(lines, 1) if self.field and pattern.match(text)), 0)
         return self.located(path, line)
+
+
+@contextlib.contextmanager
+def errors_in_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give a :class:`SolverError` of the body the place of its field in the solver prototxt ``path``."""
+    try:
+        yield
+    except SolverError as error:
+        raise error.in_file(path) from None

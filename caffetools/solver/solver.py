@@ -28,7 +28,7 @@ from caffetools.solver.checkpoints.run_state import RunState, capture_run_state
 from caffetools.solver.control import Log, Output, Snapshot, TestResult, TrainStats, no_log
 from caffetools.solver.debug import DebugInfoRunner, UpdateDiffs
 from caffetools.solver.divergence import BatchRecorder, check_loss
-from caffetools.solver.errors import SolverError
+from caffetools.solver.errors import SolverError, errors_in_file
 from caffetools.solver.logs.caffe_log import CaffeLog, log_loaded
 from caffetools.solver.nets import Places, share_parameters, test_nets, train_net
 from caffetools.solver.paths import find_base, snapshot_prefix
@@ -80,10 +80,8 @@ class Solver:
         log: Log = no_log,
     ):
         if isinstance(param, str | os.PathLike):
-            try:
+            with errors_in_file(param):
                 self._build(read_solver(param), param, device, callbacks, log)
-            except SolverError as error:
-                raise error.in_file(param) from None
         elif hasattr(param, "CopyFrom"):
             self._build(param, path, device, callbacks, log)
         else:
@@ -136,10 +134,8 @@ class Solver:
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
         """Build the solver of a prototxt; ``options`` as for the class. Raises :class:`PrototxtError` too."""
-        try:
+        with errors_in_file(path):
             return cls(read_solver(path), path=path, **options)
-        except SolverError as error:
-            raise error.in_file(path) from None
 
     @property
     def max_iter(self) -> int:

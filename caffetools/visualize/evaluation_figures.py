@@ -131,7 +131,7 @@ def check_projection(method: str) -> None:
         DataError: it is not pca, tsne or umap.
         CaffeToolsError: the package that it needs is not installed.
     """
-    if method not in ("pca", "tsne", "umap"):
+    if method not in _PROJECTIONS:
         raise DataError(f"unknown projection '{method}'; it is pca, tsne or umap")
     for name, module, package in (("tsne", "sklearn", "scikit-learn"), ("umap", "umap", "umap-learn")):
         if method == name and find_spec(module) is None:

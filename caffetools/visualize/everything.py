@@ -14,7 +14,7 @@ from caffetools.visualize.net_graph import fold_repeats, net_graph
 from caffetools.visualize.output import check_suffix
 from caffetools.visualize.page import Drawing, write_page
 from caffetools.visualize.picture_net import PathLike, PictureNet, Prepared
-from caffetools.visualize.units import Progress
+from caffetools.visualize.units import Progress, progress_of_part
 from caffetools.visualize.weight_statistics import weight_statistics, weights_figure
 
 
@@ -51,12 +51,7 @@ def write_everything(
     prepared = [model.prepare(picture) for picture in pictures]
     drawings = _weights(weights, before)
     for index, picture in enumerate(prepared):
-
-        def advance(done: int, total: int, before: int = index) -> None:
-            if progress is not None:
-                progress(int(100 * (before + done / total) / len(prepared)), 100)
-
-        drawings += _picture(model, picture, advance)
+        drawings += _picture(model, picture, progress_of_part(progress, index, len(prepared)))
     graph = fold_repeats(net_graph(read_net(deploy)))
     placed = place_graph(graph)
     facts = f"{', '.join(graph.facts)}."

@@ -22,7 +22,7 @@ from caffetools.visualize.colormaps import heat_of, overlay, scaled_colours
 from caffetools.visualize.panels import Panel, enlarge, panels_figure
 from caffetools.visualize.picture_net import PictureNet, Prepared
 from caffetools.visualize.style import LIGHT, Theme
-from caffetools.visualize.units import Progress, Unit, UnitProbe, target_blob
+from caffetools.visualize.units import Progress, Unit, UnitProbe, progress_of_part, target_blob
 
 CAMS = {"grad-cam": grad_cam, "grad-cam++": grad_cam_plus_plus}
 ALL_METHODS = (*METHODS, *CAMS)
@@ -107,11 +107,7 @@ def explain_all(
     shown = (layer or last_feature_layer(model.net, blob)) if set(methods) & set(CAMS) else ""
     maps = []
     for index, method in enumerate(methods):
-
-        def advance(done: int, total: int, before: int = index) -> None:
-            if progress is not None:
-                progress(int(100 * (before + done / total) / len(methods)), 100)
-
+        advance = progress_of_part(progress, index, len(methods))
         given: dict[str, Any] = {"progress": advance} if method in _SLOW else {}
         given |= (options or {}) if method == "occlusion" else {}
         maps.append((method, explain(model, prepared, method, blob=blob, unit=unit, layer=shown or None, **given)))

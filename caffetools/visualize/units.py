@@ -36,6 +36,16 @@ Inputs = Mapping[str, Image]
 Progress = Callable[[int, int], None]
 
 
+def progress_of_part(progress: Progress | None, index: int, parts: int) -> Progress:
+    """Return what reports the progress of part ``index`` of ``parts`` of equal weight as percents of all of them."""
+
+    def advance(done: int, total: int) -> None:
+        if progress is not None:
+            progress(int(100 * (index + done / total) / parts), 100)
+
+    return advance
+
+
 @dataclass(frozen=True)
 class UnitProbe:
     """One unit of a net, and the picture that it is asked for.
@@ -79,9 +89,7 @@ class UnitProbe:
             return probe
         with located_picture(net, picture, source):
             values = join_items(run_items(net, picture, source=source, others=others, blobs=[blob]), blob)
-        unit_score(values, blob, None)
-        best = int((values.flatten(2).sum(2) if values.dim() > 2 else values)[0].argmax())
-        return cls(net, picture, source, others, blob, best)
+        return cls(net, picture, source, others, blob, int(_unit_sums(values, blob)[0].argmax()))
 
     def scores(self, batch: Tensor) -> NDArray[np.float64]:
         """Return the unit's scores for a batch of pictures (N, C, H, W): (N,)."""
@@ -154,15 +162,20 @@ def unit_score(values: Tensor, blob: str, unit: Unit) -> Tensor:
     Raises:
         DataError: the blob has no such unit.
     """
-    if values.dim() < 2:
-        raise DataError(f"blob '{blob}' is {format_shape(values.shape)}: it has no units")
-    sums = values.flatten(2).sum(2) if values.dim() > 2 else values
+    sums = _unit_sums(values, blob)
     index = (int(sums[0].argmax()),) if unit is None else _unit_index(unit)
     shape = tuple(values.shape[1:])
     fits = len(index) in (1, len(shape)) and all(0 <= i < n for i, n in zip(index, shape, strict=False))
     if not fits:
         raise DataError(f"blob '{blob}' has units {format_shape(shape)}, so it has no unit {index if len(index) > 1 else index[0]}")
     return sums[:, index[0]] if len(index) == 1 else values.flatten(1)[:, int(np.ravel_multi_index(index, shape))]
+
+
+def _unit_sums(values: Tensor, blob: str) -> Tensor:
+    """Return the sums over the positions of each unit of a blob, (N, C). Raises :class:`DataError` where it has no units."""
+    if values.dim() < 2:
+        raise DataError(f"blob '{blob}' is {format_shape(values.shape)}: it has no units")
+    return values.flatten(2).sum(2) if values.dim() > 2 else values
 
 
 def as_batch(image: Image) -> Tensor:

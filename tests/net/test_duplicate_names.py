@@ -123,15 +123,20 @@ def test_weights_that_do_not_fit_the_first_layer_of_their_name_name_the_cause(tm
         load_weights(net, tmp_path / "net.caffemodel")
 
 
-def test_training_two_layers_of_one_name_warns_at_its_start(tmp_path: Path) -> None:
-    """A snapshot of them cannot be told apart when it is read; see the note of weights.py."""
+def write_training_net(path: Path) -> None:
+    """Write a net for training with two layers of one name."""
     fields = 'type: "InnerProduct" inner_product_param { num_output: 6 weight_filler { type: "xavier" } }'
-    (tmp_path / "net.prototxt").write_text(
+    path.write_text(
         'layer { name: "d" type: "DummyData" top: "x" top: "y" dummy_data_param { shape { dim: 4 dim: 6 } shape { dim: 4 } '
         'data_filler { type: "gaussian" } data_filler { type: "constant" } } } '
         f'layer {{ name: "ip" bottom: "x" top: "a" {fields} }} layer {{ name: "ip" bottom: "a" top: "b" {fields} }} '
         'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "y" top: "loss" }'
     )
+
+
+def test_training_two_layers_of_one_name_warns_at_its_start(tmp_path: Path) -> None:
+    """A snapshot of them cannot be told apart when it is read; see the note of weights.py."""
+    write_training_net(tmp_path / "net.prototxt")
     (tmp_path / "solver.prototxt").write_text(
         f'net: "{tmp_path}/net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 1 snapshot_prefix: "{tmp_path}/s" solver_mode: CPU'
     )
@@ -143,13 +148,7 @@ def test_training_two_layers_of_one_name_warns_at_its_start(tmp_path: Path) -> N
 
 
 def test_a_run_with_two_layers_of_one_name_is_resumed_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
-    fields = 'type: "InnerProduct" inner_product_param { num_output: 6 weight_filler { type: "xavier" } }'
-    (tmp_path / "net.prototxt").write_text(
-        'layer { name: "d" type: "DummyData" top: "x" top: "y" dummy_data_param { shape { dim: 4 dim: 6 } shape { dim: 4 } '
-        'data_filler { type: "gaussian" } data_filler { type: "constant" } } } '
-        f'layer {{ name: "ip" bottom: "x" top: "a" {fields} }} layer {{ name: "ip" bottom: "a" top: "b" {fields} }} '
-        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "y" top: "loss" }'
-    )
+    write_training_net(tmp_path / "net.prototxt")
     (tmp_path / "solver.prototxt").write_text(
         f'net: "{tmp_path}/net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 4 snapshot: 2 random_seed: 1 '
         f'snapshot_prefix: "{tmp_path}/s" solver_mode: CPU'

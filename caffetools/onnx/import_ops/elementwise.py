@@ -40,28 +40,18 @@ def _with_constant(writer: NetWriter, node: Node, value: str, constant: Array, *
         number = -number
     elif node.op == "Div":
         number = 1 / number
-    add = node.op in ("Add", "Sub")
+    _by_constant(writer, node, blob, number, shape, add=node.op in ("Add", "Sub"))
+
+
+def _by_constant(writer: NetWriter, node: Node, blob: str, number: NDArray[np.float64], shape: Shape, *, add: bool) -> None:
+    """Add a constant to a blob, or multiply the two: Power for one number, else Bias or Scale."""
     if (number == number.reshape(-1)[0]).all():
         scalar = float(number.reshape(-1)[0])
         power(writer, node, blob, shift=scalar if add else 0.0, scale=1.0 if add else scalar)
         return
-    if add:
-        _add_constant(writer, node, blob, number, shape)
-        return
     axis, array = _placed(node, number, shape)
-    param = writer.layer(node, "Scale", [blob], weights=[array]).scale_param
-    if axis != 1:
-        param.axis = axis
-    if array.ndim != 1:
-        param.num_axes = array.ndim
-
-
-def _add_constant(writer: NetWriter, node: Node, blob: str, number: NDArray[np.float64], shape: Shape) -> None:
-    if (number == number.reshape(-1)[0]).all():
-        power(writer, node, blob, shift=float(number.reshape(-1)[0]))
-        return
-    axis, array = _placed(node, number, shape)
-    param = writer.layer(node, "Bias", [blob], weights=[array]).bias_param
+    layer = writer.layer(node, "Bias" if add else "Scale", [blob], weights=[array])
+    param = layer.bias_param if add else layer.scale_param
     if axis != 1:
         param.axis = axis
     if array.ndim != 1:
@@ -170,7 +160,7 @@ def _sum_with_constants(writer: NetWriter, node: Node, constants: list[Array | N
     blobs = [tiled(writer, node, writer.blob(node, value), writer.shape(value), shape) for value in values]
     blob = blobs[0] if len(blobs) == 1 else str(writer.layer(node, "Eltwise", blobs, last=False, hint="sum").top[0])
     total = sum(np.asarray(constant, np.float64) for constant in constants if constant is not None)
-    _add_constant(writer, node, blob, np.asarray(total), shape)
+    _by_constant(writer, node, blob, np.asarray(total), shape, add=True)
 
 
 @importer("Pow")
