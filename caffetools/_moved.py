@@ -66,7 +66,6 @@ MOVED = {
     "solver.accelerated": "solver.distributed",
     "solver.external": "solver.caffe_process",
     "solver.logs.metrics": "solver.logs.files",
-    "solver.observers": "solver.callbacks",
     "solver.parallel": "solver.strategy",
     "solver.saving.hdf5": "solver.checkpoints.hdf5",
     "solver.saving.lock": "solver.checkpoints.lock",
@@ -104,7 +103,7 @@ MOVED = {
 # Names in those modules that were renamed: old module → old name → module and name of today.
 RENAMED = {
     "proto.dialect": {"forced": ("proto.options", "override_dialect")},
-    "solver.observers": {"Observer": ("solver.callbacks", "Callback")},
+    "solver.external": {name: ("solver.observers", name) for name in ("Followed", "Follower")},
 }
 _OLD_PACKAGES = {name.rpartition(".")[0] for name in MOVED}
 

@@ -6,11 +6,13 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import caffetools
 from caffetools._moved import MOVED, _OldPackage
+from caffetools.solver.control import RunControl
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +35,9 @@ def test_an_old_name_gives_the_new_module(old: str) -> None:
 
 def test_renamed_names_of_a_moved_module_are_those_of_today() -> None:
     script = (
-        "from caffetools.solver.observers import Observer\nfrom caffetools.proto.dialect import forced\n"
-        "from caffetools.proto.options import read_options\nfrom caffetools.solver.callbacks import Callback\n"
-        "with forced('ssd'):\n    print(read_options().dialect, Observer is Callback)"
+        "from caffetools.solver.external import Follower\nfrom caffetools.proto.dialect import forced\n"
+        "from caffetools.proto.options import read_options\nfrom caffetools.solver import observers\n"
+        "with forced('ssd'):\n    print(read_options().dialect, Follower is observers.Follower)"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "ssd True\n"
@@ -60,3 +62,33 @@ def test_a_public_function_works_where_an_old_package_has_its_name() -> None:
 def test_an_unknown_name_is_unknown() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("caffetools.nothing.here")
+
+
+def test_a_followed_log_of_an_observer_calls_its_former_hooks(tmp_path: Path) -> None:
+    from caffetools.errors import CaffeToolsError
+    from caffetools.proto.schema import SolverParameter
+    from caffetools.solver.observers import Displayed, Followed, Follower, Observer
+
+    losses = []
+
+    class Early(Observer):
+        def displayed(self, solver: RunControl, what: Displayed) -> None:
+            losses.append(what.loss)
+            if what.loss < 1:
+                solver.stop()
+
+    with pytest.warns(DeprecationWarning, match="CaffeTrainResult"):
+        followed = Followed(tmp_path / "x.log")
+    with pytest.warns(DeprecationWarning, match="CaffeLogFollower"):
+        follower = Follower(SolverParameter(), followed, [Early()])
+    follower.feed("I1124 03:22:05.190337 1 solver.cpp:289] Solving n\n")
+    for iteration, loss in ((0, 1.5), (10, 0.5)):
+        follower.feed(f"I1124 03:22:05.190337 1 solver.cpp:239] Iteration {iteration} (1 iter/s, 1s/1 iters), loss = {loss}\n")
+        follower.feed(f"I1124 03:22:05.190337 1 solver.cpp:258]     Train net output #0: loss = {loss} (* 1 = {loss} loss)\n")
+        line = f"I1124 03:22:05.190337 1 sgd_solver.cpp:112] Iteration {iteration}, lr = 0.1\n"
+        if loss < 1:
+            with pytest.raises(CaffeToolsError, match="was not started by caffetools; send SIGINT"):
+                follower.feed(line)
+        else:
+            follower.feed(line)
+    assert losses == [1.5, 0.5]

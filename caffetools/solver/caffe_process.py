@@ -153,15 +153,15 @@ class ExternalRun:
         self._lines: list[str] = []
         self._process: CaffeProcess | None = None
         self._wanted: list[str] = []
-        self._ready = False
+        self._ready = self._ended = False
         given = dict(word.lstrip("-").replace("-", "_").split("=", 1) for word in flags if "=" in word)
         self._signals: dict[str, int] = {}
         for number, flag, effect in ((signal.SIGINT, "sigint_effect", "stop"), (signal.SIGHUP, "sighup_effect", "snapshot")):
             self._signals.setdefault(given.get(flag, effect), number)
 
     def attach(self, process: CaffeProcess | None) -> None:
-        """Set the running process."""
-        self._process = process
+        """Set the running process, or None once it has ended."""
+        self._process, self._ended = process, process is None
 
     def ready(self) -> None:
         """Send what was asked for before Caffe handled signals."""
@@ -181,7 +181,7 @@ class ExternalRun:
         """Ask Caffe to stop after its current iteration, with a snapshot.
 
         Raises:
-            CaffeToolsError: It runs with flags by which no signal stops it.
+            CaffeToolsError: It runs with flags by which no signal stops it, or its process is not known (only its log is read).
         """
         if not self.stopping:
             self._send("stop")
@@ -191,7 +191,7 @@ class ExternalRun:
         """Ask Caffe for a snapshot after its current iteration.
 
         Raises:
-            CaffeToolsError: It runs with flags by which no signal takes one.
+            CaffeToolsError: It runs with flags by which no signal takes one, or its process is not known.
         """
         self._send("snapshot")
 
@@ -201,11 +201,18 @@ class ExternalRun:
             raise CaffeToolsError(
                 f"real Caffe cannot be asked for '{effect}': no signal has this effect", hint="set --sigint-effect or --sighup-effect"
             )
-        if self._process is None or not self._ready:
+        if self._ended:
+            return
+        if not self._ready:
             # Before Caffe handles signals, one would end it without a snapshot.
             self._wanted.append(effect)
-            return
-        self._process.send_signal(number)
+        elif self._process is not None:
+            self._process.send_signal(number)
+        else:
+            raise CaffeToolsError(
+                f"this run cannot be asked for '{effect}' from here: its log is followed, its process was not started by caffetools",
+                hint=f"send {signal.Signals(number).name} to the process of Caffe",
+            )
 
 
 class CaffeLogFollower:
