@@ -8,9 +8,12 @@ namespace caffetools {
 // Channels of a pooling that are worked on together.
 constexpr int64_t kPoolChannels = 64;
 
-// A max pooling over channels-last memory; the fields are the sizes that Python gives.
+// The place of a maximum that gets no gradient.
+constexpr int32_t kNoPlace = 255;
+
+// A max pooling over channels-last memory; the fields are the sizes that Python gives. `rectify`: the results pass through a ReLU.
 struct TrainingPool {
-  int64_t n, c, h, w, oh, ow, kh, kw, sh, sw, ph, pw;
+  int64_t n, c, h, w, oh, ow, kh, kw, sh, sw, ph, pw, rectify;
 };
 
 // The arithmetic for one instruction set.

@@ -67,80 +67,212 @@ void mask_row(const float* dy, const uint8_t* bits, float* dx, int64_t count) {
   for (; i < count; ++i) dx[i] = bits[i / 8] >> (i % 8) & 1 ? dy[i] : 0.0f;
 }
 
-// Calls visit(place in the window, offset of the pixel) for the pixels of window (i, j) that lie inside of the map.
-template <typename Visit>
-inline void window(const TrainingPool& pool, int64_t i, int64_t j, const Visit& visit) {
-  for (int64_t a = 0; a < pool.kh; ++a) {
-    const int64_t y = i * pool.sh - pool.ph + a;
-    if (y < 0 || y >= pool.h) continue;
-    for (int64_t b = 0; b < pool.kw; ++b) {
-      const int64_t x = j * pool.sw - pool.pw + b;
-      if (x >= 0 && x < pool.w) visit(static_cast<int32_t>(a * pool.kw + b), (y * pool.w + x) * pool.c);
+// The first and last window (exclusive) that see place `at` of an axis.
+inline void windows_of(int64_t at, int64_t kernel, int64_t stride, int64_t pad, int64_t outputs, int64_t& from, int64_t& to) {
+  const int64_t first = at + pad - kernel + 1;
+  from = first > 0 ? (first + stride - 1) / stride : 0;
+  to = (at + pad) / stride + 1;
+  if (to > outputs) to = outputs;
+}
+
+// The part [from, to) of the window of output `o` that lies inside of an axis.
+inline void inside(int64_t o, int64_t kernel, int64_t stride, int64_t pad, int64_t size, int64_t& from, int64_t& to) {
+  const int64_t start = o * stride - pad;
+  from = start < 0 ? -start : 0;
+  to = size - start < kernel ? size - start : kernel;
+}
+
+#if defined(__AVX512F__)
+
+constexpr int64_t kWide = 16;
+inline __mmask16 lanes(int64_t count) { return static_cast<__mmask16>(count >= kWide ? 0xffff : (1u << count) - 1); }
+inline __m512i as_integers(__m128i bytes) { return _mm512_cvtepu8_epi32(bytes); }
+
+// Below 16 channels the bytes are copied one by one: loads of bytes have no masks in AVX-512F.
+inline __m128i load_places(const uint8_t* from, int64_t count) {
+  if (count >= kWide) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  alignas(16) uint8_t bytes[kWide] = {};
+  std::memcpy(bytes, from, static_cast<std::size_t>(count));
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+}
+
+inline void store_places(uint8_t* to, __m512i places, int64_t count) {
+  const __m128i bytes = _mm512_cvtepi32_epi8(places);
+  if (count >= kWide)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+  else
+    std::memcpy(to, &bytes, static_cast<std::size_t>(count));
+}
+
+// As torch: the first of equal maxima, and NaN wins. V vectors of channels, of which the last has `last` channels.
+template <int V>
+void pool_forward_channels(const TrainingPool& pool, const float* x, float* y, uint8_t* places, int64_t last) {
+  const __mmask16 mask = lanes(last);
+  for (int64_t i = 0; i < pool.oh; ++i) {
+    int64_t top, bottom;
+    inside(i, pool.kh, pool.sh, pool.ph, pool.h, top, bottom);
+    for (int64_t j = 0; j < pool.ow; ++j, y += pool.c, places += pool.c) {
+      int64_t left, right;
+      inside(j, pool.kw, pool.sw, pool.pw, pool.w, left, right);
+      __m512 best[V];
+      __m512i where[V];
+      bool first = true;
+      for (int64_t a = top; a < bottom; ++a) {
+        const float* from = x + ((i * pool.sh - pool.ph + a) * pool.w + j * pool.sw - pool.pw + left) * pool.c;
+        for (int64_t b = left; b < right; ++b, from += pool.c) {
+          const __m512i place = _mm512_set1_epi32(static_cast<int>(a * pool.kw + b));
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) {
+            const __m512 value = _mm512_maskz_loadu_ps(v + 1 < V ? 0xffff : mask, from + v * kWide);
+            const __mmask16 larger = first ? static_cast<__mmask16>(0xffff)
+                                           : _mm512_kor(_mm512_cmp_ps_mask(value, best[v], _CMP_GT_OQ),
+                                                        _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q));
+            best[v] = first ? value : _mm512_mask_mov_ps(best[v], larger, value);
+            where[v] = first ? place : _mm512_mask_mov_epi32(where[v], larger, place);
+          }
+          first = false;
+        }
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        if (pool.rectify) {
+          const __mmask16 off = _mm512_cmp_ps_mask(best[v], _mm512_setzero_ps(), _CMP_LE_OQ);
+          best[v] = _mm512_mask_mov_ps(best[v], off, _mm512_setzero_ps());
+          where[v] = _mm512_mask_mov_epi32(where[v], off, _mm512_set1_epi32(kNoPlace));
+        }
+        _mm512_mask_storeu_ps(y + v * kWide, v + 1 < V ? 0xffff : mask, best[v]);
+        store_places(places + v * kWide, where[v], v + 1 < V ? kWide : last);
+      }
     }
   }
 }
 
-// As torch: the first of equal maxima, and NaN wins. Count is the number of channels where it is known to the compiler, else 0.
-template <int64_t Count>
-void pool_forward_channels(const TrainingPool& pool, const float* x, float* y, uint8_t* places, int64_t picture, int64_t start, int64_t count) {
-  const int64_t channels = Count ? Count : count;
-  const float* source = x + picture * pool.h * pool.w * pool.c + start;
-  float best[kPoolChannels];
-  int32_t where[kPoolChannels];
-  for (int64_t i = 0; i < pool.oh; ++i) {
-    for (int64_t j = 0; j < pool.ow; ++j) {
-      bool first = true;
-      window(pool, i, j, [&](int32_t place, int64_t offset) {
-        const float* values = source + offset;
-        if (first) {
-          first = false;
-          for (int64_t k = 0; k < channels; ++k) best[k] = values[k], where[k] = place;
-          return;
+// Each value's sum is taken in the order of the outputs, as torch does.
+template <int V>
+void pool_backward_channels(const TrainingPool& pool, const float* dy, const uint8_t* places, float* dx, int64_t last) {
+  const __mmask16 mask = lanes(last);
+  for (int64_t y = 0; y < pool.h; ++y) {
+    int64_t top, bottom;
+    windows_of(y, pool.kh, pool.sh, pool.ph, pool.oh, top, bottom);
+    for (int64_t x = 0; x < pool.w; ++x, dx += pool.c) {
+      int64_t left, right;
+      windows_of(x, pool.kw, pool.sw, pool.pw, pool.ow, left, right);
+      __m512 sum[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[v] = _mm512_setzero_ps();
+      for (int64_t i = top; i < bottom; ++i) {
+        for (int64_t j = left; j < right; ++j) {
+          const int64_t at = (i * pool.ow + j) * pool.c;
+          const __m512i place = _mm512_set1_epi32(static_cast<int>((y + pool.ph - i * pool.sh) * pool.kw + x + pool.pw - j * pool.sw));
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) {
+            const __m512i where = as_integers(load_places(places + at + v * kWide, v + 1 < V ? kWide : last));
+            const __mmask16 here = _mm512_cmpeq_epi32_mask(where, place) & (v + 1 < V ? 0xffff : mask);
+            sum[v] = _mm512_add_ps(sum[v], _mm512_maskz_loadu_ps(here, dy + at + v * kWide));
+          }
         }
-        for (int64_t k = 0; k < channels; ++k) {
-          const float value = values[k];
-          const bool larger = (value > best[k]) | (value != value);
-          best[k] = larger ? value : best[k];
-          where[k] = larger ? place : where[k];
-        }
-      });
-      const int64_t at = ((picture * pool.oh + i) * pool.ow + j) * pool.c + start;
-      std::memcpy(y + at, best, static_cast<std::size_t>(channels) * sizeof(float));
-      for (int64_t k = 0; k < channels; ++k) places[at + k] = static_cast<uint8_t>(where[k]);
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) _mm512_mask_storeu_ps(dx + v * kWide, v + 1 < V ? 0xffff : mask, sum[v]);
     }
   }
 }
 
 void pool_forward(const TrainingPool& pool, const float* x, float* y, uint8_t* places, int64_t picture, int64_t start, int64_t count) {
-  (count == kPoolChannels ? pool_forward_channels<kPoolChannels> : pool_forward_channels<0>)(pool, x, y, places, picture, start, count);
+  static constexpr void (*kVectors[])(const TrainingPool&, const float*, float*, uint8_t*, int64_t) = {
+      pool_forward_channels<1>, pool_forward_channels<2>, pool_forward_channels<3>, pool_forward_channels<4>};
+  const int64_t vectors = (count + kWide - 1) / kWide, to = picture * pool.oh * pool.ow * pool.c + start;
+  kVectors[vectors - 1](pool, x + picture * pool.h * pool.w * pool.c + start, y + to, places + to, count - (vectors - 1) * kWide);
 }
 
-// Each value's sum is taken in the order of the outputs, as torch does.
+void pool_backward(const TrainingPool& pool, const float* dy, const uint8_t* places, float* dx, int64_t picture, int64_t start, int64_t count) {
+  static constexpr void (*kVectors[])(const TrainingPool&, const float*, const uint8_t*, float*, int64_t) = {
+      pool_backward_channels<1>, pool_backward_channels<2>, pool_backward_channels<3>, pool_backward_channels<4>};
+  const int64_t vectors = (count + kWide - 1) / kWide, from = picture * pool.oh * pool.ow * pool.c + start;
+  kVectors[vectors - 1](pool, dy + from, places + from, dx + picture * pool.h * pool.w * pool.c + start, count - (vectors - 1) * kWide);
+}
+
+#else
+
+// As torch: the first of equal maxima, and NaN wins. Count is the number of channels where it is known to the compiler, else 0.
 template <int64_t Count>
-void pool_backward_channels(const TrainingPool& pool, const float* dy, const uint8_t* places, float* dx, int64_t picture, int64_t start,
-                            int64_t count) {
+void pool_forward_channels(const TrainingPool& pool, const float* x, float* y, uint8_t* places, int64_t count) {
   const int64_t channels = Count ? Count : count;
-  float* target = dx + picture * pool.h * pool.w * pool.c + start;
-  for (int64_t pixel = 0; pixel < pool.h * pool.w; ++pixel)
-    std::memset(target + pixel * pool.c, 0, static_cast<std::size_t>(channels) * sizeof(float));
-  float gradient[kPoolChannels];
+  float best[kPoolChannels];
   int32_t where[kPoolChannels];
   for (int64_t i = 0; i < pool.oh; ++i) {
-    for (int64_t j = 0; j < pool.ow; ++j) {
-      const int64_t at = ((picture * pool.oh + i) * pool.ow + j) * pool.c + start;
-      std::memcpy(gradient, dy + at, static_cast<std::size_t>(channels) * sizeof(float));
-      for (int64_t k = 0; k < channels; ++k) where[k] = places[at + k];
-      window(pool, i, j, [&](int32_t place, int64_t offset) {
-        float* values = target + offset;
-        for (int64_t k = 0; k < channels; ++k) values[k] += where[k] == place ? gradient[k] : 0.0f;
-      });
+    int64_t top, bottom;
+    inside(i, pool.kh, pool.sh, pool.ph, pool.h, top, bottom);
+    for (int64_t j = 0; j < pool.ow; ++j, y += pool.c, places += pool.c) {
+      int64_t left, right;
+      inside(j, pool.kw, pool.sw, pool.pw, pool.w, left, right);
+      bool first = true;
+      for (int64_t a = top; a < bottom; ++a) {
+        const float* values = x + ((i * pool.sh - pool.ph + a) * pool.w + j * pool.sw - pool.pw + left) * pool.c;
+        for (int64_t b = left; b < right; ++b, values += pool.c) {
+          const int32_t place = static_cast<int32_t>(a * pool.kw + b);
+          if (first) {
+            first = false;
+            for (int64_t k = 0; k < channels; ++k) best[k] = values[k], where[k] = place;
+            continue;
+          }
+          for (int64_t k = 0; k < channels; ++k) {
+            const float value = values[k];
+            const bool larger = (value > best[k]) | (value != value);
+            best[k] = larger ? value : best[k];
+            where[k] = larger ? place : where[k];
+          }
+        }
+      }
+      if (pool.rectify)
+        for (int64_t k = 0; k < channels; ++k) {
+          const bool off = best[k] <= 0.0f;
+          best[k] = off ? 0.0f : best[k];
+          where[k] = off ? kNoPlace : where[k];
+        }
+      std::memcpy(y, best, static_cast<std::size_t>(channels) * sizeof(float));
+      for (int64_t k = 0; k < channels; ++k) places[k] = static_cast<uint8_t>(where[k]);
     }
   }
 }
 
-void pool_backward(const TrainingPool& pool, const float* dy, const uint8_t* places, float* dx, int64_t picture, int64_t start, int64_t count) {
-  (count == kPoolChannels ? pool_backward_channels<kPoolChannels> : pool_backward_channels<0>)(pool, dy, places, dx, picture, start, count);
+// Each value's sum is taken in the order of the outputs, as torch does.
+template <int64_t Count>
+void pool_backward_channels(const TrainingPool& pool, const float* dy, const uint8_t* places, float* dx, int64_t count) {
+  const int64_t channels = Count ? Count : count;
+  float sum[kPoolChannels];
+  for (int64_t y = 0; y < pool.h; ++y) {
+    int64_t top, bottom;
+    windows_of(y, pool.kh, pool.sh, pool.ph, pool.oh, top, bottom);
+    for (int64_t x = 0; x < pool.w; ++x, dx += pool.c) {
+      int64_t left, right;
+      windows_of(x, pool.kw, pool.sw, pool.pw, pool.ow, left, right);
+      for (int64_t k = 0; k < channels; ++k) sum[k] = 0.0f;
+      for (int64_t i = top; i < bottom; ++i) {
+        for (int64_t j = left; j < right; ++j) {
+          const int64_t at = (i * pool.ow + j) * pool.c;
+          const int32_t place = static_cast<int32_t>((y + pool.ph - i * pool.sh) * pool.kw + x + pool.pw - j * pool.sw);
+          for (int64_t k = 0; k < channels; ++k) sum[k] += places[at + k] == place ? dy[at + k] : 0.0f;
+        }
+      }
+      std::memcpy(dx, sum, static_cast<std::size_t>(channels) * sizeof(float));
+    }
+  }
 }
+
+void pool_forward(const TrainingPool& pool, const float* x, float* y, uint8_t* places, int64_t picture, int64_t start, int64_t count) {
+  const int64_t to = picture * pool.oh * pool.ow * pool.c + start;
+  (count == kPoolChannels ? pool_forward_channels<kPoolChannels> : pool_forward_channels<0>)(
+      pool, x + picture * pool.h * pool.w * pool.c + start, y + to, places + to, count);
+}
+
+void pool_backward(const TrainingPool& pool, const float* dy, const uint8_t* places, float* dx, int64_t picture, int64_t start, int64_t count) {
+  const int64_t from = picture * pool.oh * pool.ow * pool.c + start;
+  (count == kPoolChannels ? pool_backward_channels<kPoolChannels> : pool_backward_channels<0>)(
+      pool, dy + from, places + from, dx + picture * pool.h * pool.w * pool.c + start, count);
+}
+
+#endif
 
 }  // namespace
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from caffetools.layers import native
 from caffetools.layers.autograd import Context
 
-# A place in a window is one byte.
-MOST_PLACES = 256
+# A place in a window is one byte, of which one value is kept for a maximum without a gradient.
+MOST_PLACES = 255
 
-_Sizes = ctypes.c_int64 * 12
+_Sizes = ctypes.c_int64 * 13
 Pair = tuple[int, int]
 
 
@@ -71,20 +71,21 @@ def rectify(x: Tensor, *, in_place: bool) -> Tensor:
     return result
 
 
-def max_pool(x: Tensor, kernel: Pair, stride: Pair, pad: Pair, output: Pair) -> Tensor:
+def max_pool(x: Tensor, kernel: Pair, stride: Pair, pad: Pair, output: Pair, *, rectify: bool = False) -> Tensor:
     """Take the largest value of each window; padding never wins, and the gradient is that of the first maximum.
 
     Args:
         x: (N, C, H, W) float32 that :func:`takes` accepts, channels-last; no window lies outside of the map.
-        kernel: (height, width), at most 256 values.
+        kernel: (height, width), at most 255 values.
         stride: (height, width).
         pad: (height, width), smaller than the kernel.
         output: (H', W').
+        rectify: Take max(0, y) of the results.
 
     Returns:
         (N, C, H', W'), channels-last.
     """
-    result: Tensor = _MaxPool.apply(x, (*x.shape, *output, *kernel, *stride, *pad))
+    result: Tensor = _MaxPool.apply(x, (*x.shape, *output, *kernel, *stride, *pad, int(rectify)))
     return result
 
 

@@ -266,6 +266,8 @@ class Pooling(Layer):
     TOPS = (1, 2)
     NEEDS_TOP = False
     FORK_FIELDS = frozenset({"ceil_mode"})
+    # Set for one pass: MAX is followed by the ReLU that the prototxt has before it; net/late_relus.py.
+    rectifies = False
 
     def setup(self, bottoms: Shapes) -> Shapes:
         n, c, h, w = self.expect_axes(bottoms[0], 4)
@@ -287,8 +289,8 @@ class Pooling(Layer):
             return max_pool_mask(x, self.window)
         window = self.window
         if self.training and self._in_few_bytes(x):
-            return native_training.max_pool(x, window.kernel, window.stride, window.pad, window.output)
-        return max_pool(x, window)
+            return native_training.max_pool(x, window.kernel, window.stride, window.pad, window.output, rectify=self.rectifies)
+        return F.relu(max_pool(x, window)) if self.rectifies else max_pool(x, window)
 
     def gradients_from_blobs(
         self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from caffetools.net.device import float32_products
 from caffetools.net.gradients import plan_gradients, plan_inplace
 from caffetools.net.inference import InferencePlans
 from caffetools.net.inputs import Batch, named_tensors
+from caffetools.net.late_relus import plan_late_relus
 from caffetools.net.param_sharing import restore_sharing, share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
@@ -126,6 +127,7 @@ class Net(nn.Module):
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
         plan_inplace(self.layers)
+        self._late_relus = plan_late_relus(self.layers, self.gradients)
         self.last_use = _last_use(self.layers)
         self._plans = ShapePlans(self.layers)
         self.inference = InferencePlans(self.layers, self._plans)
@@ -246,14 +248,28 @@ class Net(nn.Module):
         layers = (plan or self.plan()).layers
         wanted = self._wanted(keep)
         results: dict[str, Tensor] = {}
+        skipped, replaced = self._reordered(layers, wanted)
         for index, layer in enumerate(layers):
-            if not layer.IS_DATA:
-                self.run_layer(index, layer, blobs)
+            if index in skipped:
+                blobs[layer.tops[0]] = blobs[layer.bottoms[0]]
+            elif not layer.IS_DATA:
+                self.run_layer(index, replaced.get(index, layer), blobs)
             for name in self.last_use[index]:
                 if name in wanted:
                     results[name] = blobs[name]
                 del blobs[name]
         return results
+
+    def _reordered(self, layers: Sequence[Layer], wanted: Collection[str]) -> tuple[set[int], dict[int, Layer]]:
+        """Return the ReLUs that a training pass leaves to the pooling above them, and those poolings, by their indices."""
+        skipped: set[int] = set()
+        replaced: dict[int, Layer] = {}
+        if self.phase == TRAIN and torch.is_grad_enabled() and self.device.type == "cpu":
+            for late in self._late_relus:
+                if (pooling := late.apply_to(layers, wanted)) is not None:
+                    skipped.update(late.relus)
+                    replaced[late.pooling] = pooling
+        return skipped, replaced
 
     def _wanted(self, keep: Collection[str]) -> dict[str, None]:
         return dict.fromkeys((*self.outputs, *self.loss_weights, *keep))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from caffetools.layers import native, native_training
+from caffetools.layers.base import Layer
 from caffetools.layers.pooling import Window
 from caffetools.net.net import Net
 from caffetools.proto.schema import TRAIN, NetParameter
@@ -93,15 +94,16 @@ def poolings(draw: Any) -> tuple[Tensor, Tensor, Window]:
     return x, laid_out(dy, draw(st.sampled_from(LAYOUTS))), window
 
 
-@given(poolings())
+@given(poolings(), st.booleans())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_max_pooling_has_the_bits_of_torch(variant: ctypes.CDLL, problem: tuple[Tensor, Tensor, Window]) -> None:
+def test_max_pooling_has_the_bits_of_torch(variant: ctypes.CDLL, problem: tuple[Tensor, Tensor, Window], rectify: bool) -> None:
     x, dy, window = problem
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y = native_training.max_pool(mine, window.kernel, window.stride, window.pad, window.output)
+    y = native_training.max_pool(mine, window.kernel, window.stride, window.pad, window.output, rectify=rectify)
     ceil_mode = window.ceil_mode
     assert ceil_mode is not None
-    wanted = F.max_pool2d(theirs, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode)
+    # A ReLU before the pooling, of which the pooling applies one after it.
+    wanted = F.max_pool2d(F.relu(theirs) if rectify else theirs, window.kernel, window.stride, window.pad, ceil_mode=ceil_mode)
     same(y, wanted)
     same(torch.autograd.grad(y, mine, dy)[0], torch.autograd.grad(wanted, theirs, dy)[0])
 
@@ -152,3 +154,86 @@ def test_a_net_keeps_neither_tops_of_relu_nor_bottoms_of_pooling() -> None:
     assert shapes["pool"] in floats, "the convolutions above need it"
     assert not any(dtype == torch.int64 for dtype, _ in kept)
     assert (torch.uint8, shapes["pool"]) in kept
+
+
+# A ReLU right below a pooling, and two below a concatenation below one.
+LATE = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 15 dim: 15 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 16 kernel_size: 3 weight_filler { type: "msra" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 3 stride: 2 } }
+layer { name: "one" type: "Convolution" bottom: "pool" top: "one" convolution_param { num_output: 16 kernel_size: 1 weight_filler { type: "msra" } } }
+layer { name: "relu1" type: "ReLU" bottom: "one" top: "rectified" }
+layer { name: "two" type: "Convolution" bottom: "pool" top: "two" convolution_param { num_output: 9 kernel_size: 1 weight_filler { type: "msra" } } }
+layer { name: "relu2" type: "ReLU" bottom: "two" top: "two" }
+layer { name: "both" type: "Concat" bottom: "rectified" bottom: "two" top: "both" }
+layer { name: "pool2" type: "Pooling" bottom: "both" top: "pool2" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "square" type: "Power" bottom: "pool2" top: "square" power_param { power: 2 } }
+layer { name: "loss" type: "Reduction" bottom: "square" top: "loss" loss_weight: 1 }
+"""
+
+
+def late(edit: tuple[str, str] = ("", "")) -> tuple[Net, dict[str, int]]:
+    """Return a net, and how often each of its ReLU layers runs in the passes that follow."""
+    torch.manual_seed(3)
+    net = Net(parse(LATE.replace(*edit) if edit[0] else LATE, NetParameter), TRAIN)
+    runs = {layer.name: 0 for layer in net.layers if layer.type_name == "ReLU"}
+
+    def counting(layer: Layer) -> None:
+        forward = layer.forward
+
+        def counted(x: Tensor) -> Tensor:
+            runs[layer.name] += 1
+            result: Tensor = forward(x)
+            return result
+
+        layer.forward = counted
+
+    for layer in net.layers:
+        if layer.type_name == "ReLU":
+            counting(layer)
+    return net, runs
+
+
+def gradients_of(net: Net, keep: tuple[str, ...] = ()) -> list[Tensor]:
+    data = torch.randn(2, 3, 15, 15, generator=torch.Generator().manual_seed(1))
+    net.total_loss(net({"data": data}, keep=keep)).backward()
+    return [gradient for entry in net.learnable if (gradient := entry.parameter.grad) is not None]
+
+
+def test_a_relu_below_a_pooling_runs_after_it_with_the_same_bits() -> None:
+    net, runs = late()
+    found = gradients_of(net)
+    assert runs == {"relu": 0, "relu1": 0, "relu2": 0}
+    ordered, counts = late()
+    wanted = gradients_of(ordered, keep=("conv", "both"))
+    assert counts == {"relu": 1, "relu1": 1, "relu2": 1}
+    assert len(found) == len(wanted) == 6
+    for one, other in zip(found, wanted, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ('bottom: "conv" top: "pool"', 'bottom: "conv" top: "pool" top: "mask"'),
+        ('name: "relu" type: "ReLU"', 'name: "relu" type: "ReLU" relu_param { negative_slope: 0.1 }'),
+        ('name: "relu" type: "ReLU"', 'name: "relu" type: "ReLU" propagate_down: false'),
+        ("kernel_size: 3 stride: 2", "kernel_size: 3 stride: 2 pool: AVE"),
+    ],
+    ids=["mask", "slope", "no gradient", "mean"],
+)
+def test_a_relu_that_cannot_run_later_runs_in_its_place(edit: tuple[str, str]) -> None:
+    net, runs = late(edit)
+    gradients_of(net)
+    assert runs == {"relu": 1, "relu1": 0, "relu2": 0}
+
+
+def test_hooks_see_what_a_relu_made() -> None:
+    net, runs = late()
+    seen: list[Tensor] = []
+    net.layer("relu").register_forward_hook(lambda layer, bottoms, top: seen.append(top))
+    gradients_of(net)
+    assert runs == {"relu": 1, "relu1": 0, "relu2": 0}
+    assert float(seen[0].detach().min()) == 0
