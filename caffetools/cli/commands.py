@@ -47,7 +47,8 @@ class Entry(NamedTuple):
 
 
 HELP_FLAGS = ["-h", "--help"]
-_END_TO_END, _DATA, _NETS, _TRAINING, _INFERENCE = "End to end", "Data", "Networks", "Training", "Inference"
+_END_TO_END, _DATA, _NETS, _TRAINING = "End to end", "Data", "Networks", "Training"
+_INFERENCE, _CONVERSION, _ENVIRONMENT = "Inference", "Export and conversion", "Environment"
 
 # In the order in which a user meets them.
 COMMANDS = {
@@ -88,26 +89,26 @@ COMMANDS = {
     "classify": Entry(_INFERENCE, "classify", example="caffetools classify googlenet photo.jpg"),
     "detect": Entry(_INFERENCE, "detect", example="caffetools detect deploy.prototxt weights.caffemodel photo.jpg"),
     "infer": Entry(_INFERENCE, "infer", example="caffetools infer squeezenet photo.jpg --outputs fire9/concat,prob -o blobs", model=True),
-    "export": Entry(_INFERENCE, "export", example="caffetools export deploy.prototxt weights.caffemodel -o model.onnx", model=True),
+    "extract-features": Entry(
+        _INFERENCE, "extract_features", example="caffetools extract-features weights.caffemodel train_val.prototxt fc7 features_lmdb 10"
+    ),
+    "export": Entry(_CONVERSION, "export", example="caffetools export deploy.prototxt weights.caffemodel -o model.onnx", model=True),
     "quantize": Entry(
-        _INFERENCE,
+        _CONVERSION,
         "quantize",
         example="caffetools quantize deploy.prototxt weights.caffemodel --calibration photos -o int8.onnx",
         model=True,
     ),
     "bundle": Entry(
-        _INFERENCE, "bundle", example="caffetools bundle --target jetson deploy.prototxt weights.caffemodel -o bundle", model=True
+        _CONVERSION, "bundle", example="caffetools bundle --target jetson deploy.prototxt weights.caffemodel -o bundle", model=True
     ),
-    "import": Entry(_INFERENCE, "import_", example="caffetools import model.onnx -o net"),
-    "verify": Entry(_INFERENCE, "verify", example="caffetools verify deploy.prototxt weights.caffemodel model.onnx", model=True),
-    "engine": Entry(_INFERENCE, "engine", attribute="app", example="caffetools engine list"),
-    "extract-features": Entry(
-        _INFERENCE, "extract_features", example="caffetools extract-features weights.caffemodel train_val.prototxt fc7 features_lmdb 10"
-    ),
-    "run": Entry(_INFERENCE, "run", example="caffetools run script.py", script=True),
-    "shims": Entry(_INFERENCE, "shims", attribute="app", example="caffetools shims install"),
-    "device-query": Entry(_INFERENCE, "device_query", example="caffetools device-query", alone=True),
-    "doctor": Entry(_INFERENCE, "doctor", example="caffetools doctor", alone=True),
+    "import": Entry(_CONVERSION, "import_", example="caffetools import model.onnx -o net"),
+    "verify": Entry(_CONVERSION, "verify", example="caffetools verify deploy.prototxt weights.caffemodel model.onnx", model=True),
+    "engine": Entry(_ENVIRONMENT, "engine", attribute="app", example="caffetools engine list"),
+    "run": Entry(_ENVIRONMENT, "run", example="caffetools run script.py", script=True),
+    "shims": Entry(_ENVIRONMENT, "shims", attribute="app", example="caffetools shims install"),
+    "device-query": Entry(_ENVIRONMENT, "device_query", example="caffetools device-query", alone=True),
+    "doctor": Entry(_ENVIRONMENT, "doctor", example="caffetools doctor", alone=True),
 }
 
 # Tools of Caffe that have no other command here; they work and are not listed.

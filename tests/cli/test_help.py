@@ -42,7 +42,7 @@ def test_every_command_explains_itself_within_80_columns(words: tuple[str, ...])
 def test_the_commands_are_in_panels_in_the_order_in_which_they_are_met() -> None:
     lines = run_well("--help").stdout.splitlines()
     panels = [found[1] for line in lines if (found := re.match(r"╭─ (.+?) ─+╮", line))]
-    assert panels == ["Options", "End to end", "Data", "Networks", "Training", "Inference"]
+    assert panels == ["Options", "End to end", "Data", "Networks", "Training", "Inference", "Export and conversion", "Environment"]
     listed = [found[1] for line in lines if (found := re.match(r"│ ([a-z][a-z-]*) ", line))]
     assert listed[:3] == ["demo", "finetune", "dataset"]
     assert set(listed) == {words[0] for words in COMMANDS}
