@@ -141,7 +141,7 @@ void amx_pack(const AmxGrid& grid, const float* weights, const WeightSteps& step
     for (int64_t task = begin; task < end; ++task) {
       const int64_t step = task % grid.steps(), tap = task / grid.steps() % grid.taps(), group_panel = task / per_panel;
       const int64_t first = group_panel % panels * kBlock, columns = std::min(kBlock, grid.out() - first), tiles = columns > kTile ? 2 : 1;
-      const float* from = weights + (group_panel / panels * grid.out() + first) * steps.output + step * kStep * steps.input +
+      const float* from = weights + group_panel / panels * steps.group + first * steps.output + step * kStep * steps.input +
                           tap / grid.kw * steps.row + tap % grid.kw * steps.column;
       uint16_t* at = to + (group_panel * per_panel * 2 + task % per_panel * tiles) * kPieces * kTileHalves;
       for (int64_t tile = 0; tile < tiles; ++tile)

@@ -77,11 +77,6 @@ struct AmxGrid {
 // Whether the unit computes such a convolution at all.
 bool amx_takes(const CaffetoolsConv& s);
 
-// Steps of weights from one output, input, row and column of the kernel to the next, in floats.
-struct WeightSteps {
-  int64_t output, input, row, column;
-};
-
 void amx_pack(const AmxGrid& grid, const float* weights, const WeightSteps& steps, uint16_t* to, int threads);
 
 // Floats of scratch that a run needs.

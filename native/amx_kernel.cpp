@@ -66,6 +66,7 @@ void pack_tile(const float* from, int64_t k_step, int64_t column_step, int64_t i
   const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(column_step)));
   const auto load = [&](int64_t k) {
     if (k >= inputs) return _mm512_setzero_ps();
+    if (column_step == 1) return _mm512_maskz_loadu_ps(mask, from + k * k_step);
     return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, places, from + k * k_step, 4);
   };
   for (int64_t k = 0; k < kStep; k += 2) {

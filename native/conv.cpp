@@ -120,50 +120,48 @@ int choose_algorithm(const CaffetoolsConv& s) {
   return best;
 }
 
-// The panels of one k x channels matrix given by value(k, channel), zeros after the last channel.
-template <typename Value>
-void pack(float* to, int64_t k, int64_t channels, int64_t panel, const Value& value) {
-  for (int64_t first = 0; first < channels; first += panel)
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < panel; ++j) *to++ = first + j < channels ? value(i, first + j) : 0.0f;
-}
-
-void pack_direct(const Conv& conv, const float* weights) {
+// The panels of each group's matrix, rows in the order of the kernel's rows and columns and then inputs; zeros after the last channel.
+void pack_direct(const Conv& conv, const float* weights, const WeightSteps& steps) {
   const CaffetoolsConv& s = conv.s;
-  const int64_t area = s.kh * s.kw, each = conv.panels * conv.panel * conv.k();
-  for (int64_t g = 0; g < s.groups; ++g) {
-    const float* from = weights + g * conv.group_out * conv.group_in * area;
-    pack(conv.weights.get() + g * each, conv.k(), conv.group_out, conv.panel, [&](int64_t k, int64_t o) {
-      return from[(o * conv.group_in + k % conv.group_in) * area + k / conv.group_in];
-    });
-  }
-}
-
-// The kernels in Winograd's domain.
-void pack_winograd(const Conv& conv, const float* weights) {
-  const int64_t c = conv.s.c, oc = conv.s.oc, each = conv.panels * conv.panel * c;
-  parallel_for(packing_threads(), conv.panels * c, [&](int64_t begin, int64_t end) {
+  const int64_t taps = s.kh * s.kw, panel = conv.panel;
+  parallel_for(packing_threads(), s.groups * conv.panels * taps, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-    const int64_t panel = task / c, channel = task % c, first = panel * conv.panel;
-    conv.kernel->kernels_in(conv.winograd, weights + (first * c + channel) * 9, c * 9, std::min(conv.panel, oc - first),
-                            conv.weights.get() + task * conv.panel, each);
-  }
+      const int64_t tap = task % taps, group = task / taps / conv.panels, first = task / taps % conv.panels * panel;
+      const int64_t count = std::min(panel, conv.group_out - first);
+      const float* from = weights + group * steps.group + first * steps.output + tap / s.kw * steps.row + tap % s.kw * steps.column;
+      float* to = conv.weights.get() + task * conv.group_in * panel;
+      for (int64_t i = 0; i < conv.group_in; ++i, from += steps.input, to += panel) {
+        for (int64_t j = 0; j < count; ++j) to[j] = from[j * steps.output];
+        std::fill(to + count, to + panel, 0.0f);
+      }
+    }
   });
 }
 
-void pack_weights(Conv& conv, const float* weights) {
+// The kernels in Winograd's domain.
+void pack_winograd(const Conv& conv, const float* weights, const WeightSteps& steps) {
+  const int64_t c = conv.s.c, oc = conv.s.oc, each = conv.panels * conv.panel * c;
+  parallel_for(packing_threads(), conv.panels * c, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t panel = task / c, channel = task % c, first = panel * conv.panel;
+      conv.kernel->kernels_in(conv.winograd, weights + first * steps.output + channel * steps.input, steps, std::min(conv.panel, oc - first),
+                              conv.weights.get() + task * conv.panel, each);
+    }
+  });
+}
+
+void pack_weights(Conv& conv, const float* weights, const WeightSteps& steps) {
   const CaffetoolsConv& s = conv.s;
-  const int64_t area = s.kh * s.kw;
   if (conv.amx) {
-    amx_pack(AmxGrid(s), weights, {conv.group_in * area, area, s.kw, 1}, reinterpret_cast<uint16_t*>(conv.weights.get()),
-             packing_threads());
+    amx_pack(AmxGrid(s), weights, steps, reinterpret_cast<uint16_t*>(conv.weights.get()), packing_threads());
   } else if (conv.depthwise) {
-    for (int64_t i = 0; i < area; ++i)
-      for (int64_t c = 0; c < s.c; ++c) conv.weights.get()[i * s.c + c] = weights[c * area + i];
+    for (int64_t i = 0; i < s.kh * s.kw; ++i)
+      for (int64_t c = 0; c < s.c; ++c)
+        conv.weights.get()[i * s.c + c] = weights[c * steps.group + i / s.kw * steps.row + i % s.kw * steps.column];
   } else if (conv.winograd) {
-    pack_winograd(conv, weights);
+    pack_winograd(conv, weights, steps);
   } else {
-    pack_direct(conv, weights);
+    pack_direct(conv, weights, steps);
   }
 }
 
@@ -421,11 +419,11 @@ void run_depthwise(const Conv& conv, const float* x, float* y, int threads) {
 
 }  // namespace
 
-// Make a convolution; null where there is no memory. `weights` are (oc, c / groups, kh, kw), `bias` and `slopes` (oc) or null; all are
-// copied. `like` is null or a convolution with the same weights over another size, with which packed weights are shared where the
-// algorithm is the same. Sizes are checked by the caller.
-CAFFETOOLS_API void* caffetools_conv_create(const CaffetoolsConv* shape, const float* weights, const float* bias, const float* slopes,
-                                            const void* like) {
+// Make a convolution; null where there is no memory. `weights` are those of the first output, input, row and column, the others at
+// `steps` from there; `bias` and `slopes` (oc) or null; all are copied. `like` is null or a convolution with the same weights over another
+// size, with which packed weights are shared where the algorithm is the same. Sizes are checked by the caller.
+CAFFETOOLS_API void* caffetools_conv_create_from(const CaffetoolsConv* shape, const float* weights, const WeightSteps* steps,
+                                                 const float* bias, const float* slopes, const void* like) {
   try {
     auto conv = std::make_unique<Conv>();
     conv->s = *shape;
@@ -447,12 +445,20 @@ CAFFETOOLS_API void* caffetools_conv_create(const CaffetoolsConv* shape, const f
       conv->weights = other->weights;
     } else {
       conv->weights = aligned_floats(weight_floats(*conv));
-      pack_weights(*conv, weights);
+      pack_weights(*conv, weights, *steps);
     }
     return conv.release();
   } catch (const std::bad_alloc&) {
     return nullptr;
   }
+}
+
+// The same from weights (oc, c / groups, kh, kw) that lie one after the other.
+CAFFETOOLS_API void* caffetools_conv_create(const CaffetoolsConv* shape, const float* weights, const float* bias, const float* slopes,
+                                            const void* like) {
+  const int64_t area = shape->kh * shape->kw, output = shape->c / shape->groups * area;
+  const WeightSteps steps{shape->oc / shape->groups * output, output, area, shape->kw, 1};
+  return caffetools_conv_create_from(shape, weights, &steps, bias, slopes, like);
 }
 
 CAFFETOOLS_API void caffetools_conv_destroy(void* handle) { delete static_cast<Conv*>(handle); }

@@ -17,6 +17,12 @@ namespace caffetools {
 
 enum Activation : int { kNone = 0, kRelu = 1, kLeaky = 2, kPrelu = 3, kClip = 4 };
 
+// Steps of weights from one group, output, input, row and column of the kernel to the next, in floats. The weights of a gradient are
+// those of the convolution with outputs and inputs exchanged, and rows and columns in descending order.
+struct WeightSteps {
+  int64_t group, output, input, row, column;
+};
+
 // What is done to the sums: bias and residual are added, then the activation is applied.
 struct Epilogue {
   const float* bias;    // of the first channel; null: none
@@ -57,9 +63,9 @@ struct ConvKernel {
                     int64_t stride);
   void (*tile_out)(int m, const float* from, int64_t channels, float* picture, const float* residual, int64_t rows, int64_t columns,
                    int64_t row_pitch, int64_t residual_row_pitch, int64_t pitch, int64_t residual_pitch, const Epilogue& epilogue);
-  // The transform of the 3 x 3 kernels of one input channel for a panel of `outputs` <= 2 * width output channels, which are `pitch`
-  // floats apart; `to` is [(m + 2)^2][2 * width], the positions `stride` floats apart, zeros after the last output.
-  void (*kernels_in)(int m, const float* weights, int64_t pitch, int64_t outputs, float* to, int64_t stride);
+  // The transform of the 3 x 3 kernels of one input channel for a panel of `outputs` <= 2 * width output channels; `to` is
+  // [(m + 2)^2][2 * width], the positions `stride` floats apart, zeros after the last output.
+  void (*kernels_in)(int m, const float* weights, const WeightSteps& steps, int64_t outputs, float* to, int64_t stride);
   // One row of outputs of a depthwise convolution; weights are [kh][kw][c].
   void (*depthwise_row)(const Window& w, const float* picture, int64_t oy, const float* weights, float* y, const Epilogue& epilogue);
   // One row of outputs of a pooling: the largest value, or the mean over the window clipped to the padded picture, as Caffe has it.

@@ -8,6 +8,7 @@ namespace {
 
 using caffetools::ConvKernel;
 using caffetools::Sums;
+using caffetools::WeightSteps;
 using caffetools::Window;
 
 // Where the rows of a block begin: anywhere, or at one distance from each other. The second needs few registers for addresses; with the
@@ -270,12 +271,14 @@ void tile_grad(int m, const float* picture, int64_t h, int64_t w, int64_t pitch,
 }
 
 template <int kM>
-void kernels_in_m(const float* weights, int64_t pitch, int64_t outputs, float* to, int64_t stride) {
+void kernels_in_m(const float* weights, const WeightSteps& steps, int64_t outputs, float* to, int64_t stride) {
   constexpr int kSide = kM + 2;
   for (int64_t o = 0; o < 2 * kWidth; o += kWidth) {
     alignas(64) float gathered[9][kWidth];
-    for (int i = 0; i < 9; ++i)
-      for (int lane = 0; lane < kWidth; ++lane) gathered[i][lane] = o + lane < outputs ? weights[(o + lane) * pitch + i] : 0.0f;
+    for (int i = 0; i < 9; ++i) {
+      const float* from = weights + o * steps.output + i / 3 * steps.row + i % 3 * steps.column;
+      for (int lane = 0; lane < kWidth; ++lane) gathered[i][lane] = o + lane < outputs ? from[lane * steps.output] : 0.0f;
+    }
     Vec half[kSide][3];
 #pragma GCC unroll 3
     for (int x = 0; x < 3; ++x) {
@@ -295,8 +298,8 @@ void kernels_in_m(const float* weights, int64_t pitch, int64_t outputs, float* t
   }
 }
 
-void kernels_in(int m, const float* weights, int64_t pitch, int64_t outputs, float* to, int64_t stride) {
-  (m == 2 ? kernels_in_m<2> : kernels_in_m<4>)(weights, pitch, outputs, to, stride);
+void kernels_in(int m, const float* weights, const WeightSteps& steps, int64_t outputs, float* to, int64_t stride) {
+  (m == 2 ? kernels_in_m<2> : kernels_in_m<4>)(weights, steps, outputs, to, stride);
 }
 
 struct Place {

@@ -74,7 +74,7 @@ CAFFETOOLS_API void caffetools_relu_backward(const float* dy, const uint8_t* bit
 }
 
 // The largest value of each window, and its place in the window (row by row; kNoPlace where a ReLU set it to 0); all channels-last.
-CAFFETOOLS_API void caffetools_max_pool_forward(const float* x, float* y, uint8_t* places, const int64_t* sizes, int threads) {
+CAFFETOOLS_API void caffetools_training_pool_forward(const float* x, float* y, uint8_t* places, const int64_t* sizes, int threads) {
   TrainingPool pool;
   std::memcpy(&pool, sizes, sizeof pool);
   const auto work = CAFFETOOLS_IN_USE(training_kernel).pool_forward;
@@ -82,7 +82,7 @@ CAFFETOOLS_API void caffetools_max_pool_forward(const float* x, float* y, uint8_
 }
 
 // dx from dy and the places.
-CAFFETOOLS_API void caffetools_max_pool_backward(const float* dy, const uint8_t* places, float* dx, const int64_t* sizes, int threads) {
+CAFFETOOLS_API void caffetools_training_pool_backward(const float* dy, const uint8_t* places, float* dx, const int64_t* sizes, int threads) {
   TrainingPool pool;
   std::memcpy(&pool, sizes, sizeof pool);
   const auto work = CAFFETOOLS_IN_USE(training_kernel).pool_backward;

@@ -25,18 +25,18 @@ Pair = tuple[int, int]
 @cache
 def _library() -> ctypes.CDLL | None:
     loaded = native.library()
-    if loaded is None or not hasattr(loaded, "caffetools_max_pool_backward"):
+    if loaded is None or not hasattr(loaded, "caffetools_training_pool_backward"):
         return None
     pointer, whole, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     loaded.caffetools_relu_forward.argtypes = [pointer, pointer, pointer, whole, whole, threads]
     loaded.caffetools_relu_backward.argtypes = [pointer, pointer, pointer, whole, whole, whole, threads]
-    for function in (loaded.caffetools_max_pool_forward, loaded.caffetools_max_pool_backward):
+    for function in (loaded.caffetools_training_pool_forward, loaded.caffetools_training_pool_backward):
         function.argtypes = [pointer, pointer, pointer, pointer, threads]
     for function in (
         loaded.caffetools_relu_forward,
         loaded.caffetools_relu_backward,
-        loaded.caffetools_max_pool_forward,
-        loaded.caffetools_max_pool_backward,
+        loaded.caffetools_training_pool_forward,
+        loaded.caffetools_training_pool_backward,
     ):
         function.restype = None
     return loaded
@@ -146,7 +146,7 @@ class _MaxPool(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         y = torch.empty((n, c, oh, ow), memory_format=torch.channels_last)
         places = torch.empty((n, c, oh, ow), dtype=torch.uint8, memory_format=torch.channels_last)
-        _pool("caffetools_max_pool_forward", (x, y, places), sizes)
+        _pool("caffetools_training_pool_forward", (x, y, places), sizes)
         ctx.sizes = sizes
         ctx.save_for_backward(places)
         return y
@@ -156,7 +156,7 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         dx = torch.empty(ctx.sizes[:4], memory_format=torch.channels_last)
-        _pool("caffetools_max_pool_backward", (dy, ctx.saved_tensors[0], dx), ctx.sizes)
+        _pool("caffetools_training_pool_backward", (dy, ctx.saved_tensors[0], dx), ctx.sizes)
         return dx, None
 
 
