@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from caffetools.bundle.model import (
     adapt_calibration,
     prepend_denormalization,
     rename_value,
+    split_unsqueezes,
 )
 from caffetools.bundle.pages import build_script, readme
 from caffetools.bundle.samples import draw_samples
@@ -38,10 +39,19 @@ from caffetools.data.images import encode_image, read_image
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError, NetError
 from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, reported
+from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
 from caffetools.infer.classifier import Classifier, PreprocessOptions
-from caffetools.infer.export import SOURCE_SHA256, ExportOptions, export_deployed
+from caffetools.infer.export import SOURCE_SHA256, WEIGHTS_SHA256, ExportOptions, export_deployed
 from caffetools.infer.preprocess import Preprocessor
+from caffetools.infer.sidecar import read_preprocessing, write_preprocessing
+from caffetools.layers.normalization import BatchNorm
+from caffetools.net.phases import filter_net, make_state
+from caffetools.net.weights import read_weights
 from caffetools.onnx.lrn import expand_lrn
+from caffetools.proto.binary import write_caffemodel
+from caffetools.proto.schema import TEST
+from caffetools.proto.text import read_net, write_prototxt
+from caffetools.proto.upgrades.v1 import upgrade_caffemodel, upgrade_net
 from caffetools.util.checksums import file_sha256
 from caffetools.util.files import write_text
 from caffetools.util.folders import new_folder
@@ -123,7 +133,9 @@ def build_bundle(
         source = deploy if grid is None else write_grid_net(deploy, grid, Path(parts))
         classifier = Classifier(source, weights, options, output=output if grid is None else grid.coverage)
         builder = _Builder(folder, target, classifier, grid, events, cancel)
-        builder.write_model(source, weights, options or PreprocessOptions(), file_sha256(deploy))
+        digests = {SOURCE_SHA256: file_sha256(deploy), WEIGHTS_SHA256: file_sha256(weights)}
+        folded = _fold(source, weights, Path(parts, "folded")) if builder.has_batch_norm else (source, weights)
+        builder.write_model(*folded, options or PreprocessOptions(), digests)
         builder.write_preprocessing()
         builder.write_samples(pictures)
         if calibration is not None:
@@ -145,8 +157,10 @@ class _Builder:
         self.classifier, self.events, self.cancel = classifier, events, cancel
         self.preprocessor: Preprocessor = classifier.preprocessor
         self.detector: Detector | None = None
+        self.has_batch_norm = False
         if isinstance(classifier.engine, TorchEngine):
             net = classifier.engine.net
+            self.has_batch_norm = any(isinstance(layer, BatchNorm) for layer in net.layers)
             self.detector = (
                 find_detector(net, classifier.output) if grid is None else grid_detector(grid, net.blob_shapes, self.preprocessor.shape)
             )
@@ -168,8 +182,8 @@ class _Builder:
             message = "the net takes gray pictures, which jetson-inference cannot give; use the bundle's own runners"
             self.events(Warned(task="bundle", message=message))
 
-    def write_model(self, deploy: PathLike, weights: PathLike, options: PreprocessOptions, digest: str) -> None:
-        """Export the net with the batch size 1 and give it the bundle's input and outputs; ``digest`` is the SHA-256 of the user's prototxt."""
+    def write_model(self, deploy: PathLike, weights: PathLike, options: PreprocessOptions, digests: Mapping[str, str]) -> None:
+        """Export the net with the batch size 1 and give it the bundle's input and outputs; ``digests`` are those of the user's files."""
         self._check_cancelled()
         path = self.folder / "model.onnx"
         outputs = (self.detector.locations, self.detector.scores) if self.detector else (self.classifier.output,)
@@ -180,8 +194,8 @@ class _Builder:
             raise NetError(f"{os.fspath(deploy)}: the model has 2 GB or more, which a bundle does not hold")
         model = onnx.load(path)
         for item in model.metadata_props:
-            if item.key == SOURCE_SHA256:
-                item.value = digest
+            item.value = digests.get(item.key, item.value)
+        split_unsqueezes(model)
         self.blob = model.graph.input[0].name
         if self.normalization:
             prepend_denormalization(model, self.normalization, self.preprocessor)
@@ -312,6 +326,22 @@ class _Builder:
     def _check_cancelled(self) -> None:
         if self.cancel is not None:
             self.cancel.raise_if_cancelled("the bundle")
+
+
+def _fold(deploy: PathLike, weights: PathLike, folder: Path) -> tuple[PathLike, PathLike]:
+    """Return a net and its weights with batch normalizations folded, as :func:`caffetools.quantize` does: a calibration cache fits those."""
+    net = filter_net(upgrade_net(read_net(deploy)), make_state(TEST))
+    try:
+        folded = fold_batch_norm(net, upgrade_caffemodel(read_weights(weights)))
+    except NetError:
+        return deploy, weights
+    folder.mkdir()
+    made = folder / Path(deploy).name, folder / f"{Path(weights).name.partition('.')[0]}.caffemodel"
+    write_prototxt(made[0], folded.net)
+    write_caffemodel(made[1], folded.weights)
+    if (known := read_preprocessing(deploy)) is not None:
+        write_preprocessing(made[0], known)
+    return made
 
 
 def _without_artifacts(events: EventSink) -> EventSink:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from caffetools.errors import DataError, ExportError
 from caffetools.infer.preprocess import Preprocessor
+from caffetools.quant.tables import TENSORRT_HEADER
 
 INPUT, OUTPUT = "input_0", "output_0"
 
@@ -62,6 +63,20 @@ def rename_value(model: onnx.ModelProto, old: str, new: str) -> None:
                 value.name = new
 
 
+def split_unsqueezes(model: onnx.ModelProto) -> None:
+    """Write each Unsqueeze of several axes as one for each axis: OpenCV 4.6, which Debian 12 has, reads no others (operators up to 12)."""
+    nodes = []
+    for node in model.graph.node:
+        axes = sorted(helper.get_node_attr_value(node, "axes")) if node.op_type == "Unsqueeze" else []
+        names = [node.input[0], *(f"{node.output[0]}/{axis}" for axis in axes[:-1]), *node.output]
+        for before, after, axis in zip(names, names[1:], axes, strict=False):
+            nodes.append(helper.make_node("Unsqueeze", [before], [after], name=f"{node.name}/{axis}", axes=[axis]))
+        if not axes:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
 def prepend_denormalization(model: onnx.ModelProto, normalization: Normalization, preprocessor: Preprocessor) -> None:
     """Make the model take jetson-inference's normalized RGB pictures: input ``input_0``, then a 1x1 convolution gives the net's input.
 
@@ -99,7 +114,7 @@ def prepend_denormalization(model: onnx.ModelProto, normalization: Normalization
 
 
 def adapt_calibration(path: Path, names: dict[str, str], input_range: float | None) -> str:
-    """Return a TensorRT calibration cache for the bundle's model.
+    """Return a TensorRT calibration cache for the bundle's model, with the header that trtexec asks for.
 
     Args:
         path: The cache, as ``caffetools quantize`` writes it (``OUT.tensorrt.cache``).
@@ -122,4 +137,4 @@ def adapt_calibration(path: Path, names: dict[str, str], input_range: float | No
     made = [f"{names.get(name, name)}: {value}" for name, value in entries]
     if input_range is not None:
         made.insert(0, f"{INPUT}: {struct.pack('>f', input_range / 127).hex()}")
-    return "\n".join([lines[0], *made, ""])
+    return "\n".join([TENSORRT_HEADER, *made, ""])

@@ -14,15 +14,32 @@ if [ ! -x "$trtexec" ]; then
     echo "build_engine.sh: error: trtexec not found; it comes with TensorRT (JetPack: /usr/src/tensorrt/bin)" >&2
     exit 2
 fi
+model=model.onnx
+# 8601 of TensorRT 8.6.1, 100300 of 10.3.0: trtexec prints it first, and reads calibration caches of its own version only.
+version="$("$trtexec" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1)"
 case "$precision" in
     fp32) set -- ;;
     fp16) set -- --fp16 ;;
 {int8}    *) echo "build_engine.sh: error: precision '$precision' is not one of {choices}" >&2; exit 2 ;;
 esac
-"$trtexec" --onnx=model.onnx --saveEngine="model.$precision.engine.part" "$@"
+if [ "$#" -gt 0 ] && [ "${{version:-0}}" -ge 110000 ]; then
+    # From TensorRT 11 on the model alone decides the precision.
+    model="model.$precision.onnx"
+    set --
+    if [ ! -f "$model" ]; then
+        echo "build_engine.sh: error: TensorRT 11 builds $precision from $model only, which NVIDIA's ModelOpt (pip install nvidia-modelopt[onnx])" >&2
+        echo "makes from model.onnx; for fp16: python3 -m modelopt.onnx.autocast --onnx_path model.onnx --output_path model.fp16.onnx" >&2
+        exit 2
+    fi
+fi
+"$trtexec" --onnx="$model" --saveEngine="model.$precision.engine.part" "$@"
 mv "model.$precision.engine.part" "model.$precision.engine"
 """
-_INT8 = "    int8) set -- --fp16 --int8 --calib=calibration.cache ;;\n"
+_INT8 = """\
+    int8)
+        sed "1s/^TRT-[0-9]*/TRT-${version:-8601}/" calibration.cache > calibration.cache.part
+        set -- --fp16 --int8 --calib=calibration.cache.part ;;
+"""
 
 _README = """\
 # {name}

@@ -349,7 +349,10 @@ def frames(name: str, settings: Settings, limit: int) -> Iterator[Tuple[str, Any
     if name.startswith("camera:") and not device.isdigit():
         yield name, BundleError(f"{name}: write camera:0 for the first camera")
         return
-    video = cv2.VideoCapture(int(device)) if name.startswith("camera:") else cv2.VideoCapture(name)
+    if is_text(Path(name)):
+        video = cv2.VideoCapture()
+    else:
+        video = cv2.VideoCapture(int(device)) if name.startswith("camera:") else cv2.VideoCapture(name)
     count = 0
     while video.isOpened() and (limit == 0 or count < limit):
         found, image = video.read()
@@ -359,6 +362,15 @@ def frames(name: str, settings: Settings, limit: int) -> Iterator[Tuple[str, Any
         count += 1
     if count == 0:
         yield name, BundleError(f"{name}: not a picture, video or camera that OpenCV can open")
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file begins like a text that is not a list of videos; FFmpeg would show it as frames of letters."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    return not start.startswith((b"#EXTM3U", b"v=0", b"ffconcat")) and all(byte >= 32 or 9 <= byte <= 13 for byte in start)
 
 
 def answer(name: str, batch: Array, size: Tuple[int, int], backend: Any, settings: Settings, top: int) -> Dict[str, Any]:
@@ -476,6 +488,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except (BundleError, OverflowError) as error:
         sys.stderr.write(f"classify: error: {error}\n")
         return 2
+    except BrokenPipeError:
+        # What reads the output, such as head, has enough of it; nothing more is written when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         sys.stderr.write("classify: error: {}{}\n".format(f"{error.filename}: " if error.filename else "", error.strerror))
         return 2

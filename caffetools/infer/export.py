@@ -35,7 +35,7 @@ from caffetools.util.checksums import file_sha256
 
 PathLike = str | os.PathLike[str]
 # The property of the model card that holds the prototxt's SHA-256.
-SOURCE_SHA256 = "caffetools.source_sha256"
+SOURCE_SHA256, WEIGHTS_SHA256 = "caffetools.source_sha256", "caffetools.weights_sha256"
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def model_card(net: Net, deploy: PathLike, weights: PathLike) -> dict[str, str]:
         "caffetools.source": Path(deploy).name,
         SOURCE_SHA256: file_sha256(deploy),
         "caffetools.weights": Path(weights).name,
-        "caffetools.weights_sha256": file_sha256(weights),
+        WEIGHTS_SHA256: file_sha256(weights),
     }
 
 

@@ -326,7 +326,7 @@ class _Work:
         written = {}
         for name in self.how.tables:
             suffix, make = TABLES[name]
-            text = tensorrt_cache(self.thresholds, self.how.method) if make is None else make(self.net, by_layer, kept)
+            text = tensorrt_cache(self.thresholds) if make is None else make(self.net, by_layer, kept)
             written[name] = self.path.with_suffix(suffix)
             write_text(written[name], text)
             self.events(ArtifactWritten(task="calibrate", path=os.fspath(written[name]), what=f"{name} table"))

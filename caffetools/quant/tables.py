@@ -16,29 +16,23 @@ from caffetools.layers.base import Layer
 from caffetools.layers.convolution import Convolution
 from caffetools.net.net import Net
 from caffetools.quant.fake import channel_axis, quantizable, weight_maxima
-from caffetools.quant.histograms import Method
 
-# TensorRT reads a cache of another version of its own, but not of another calibrator.
-_TENSORRT = {
-    "minmax": "TRT-8601-MinMaxCalibration",
-    "entropy": "TRT-8601-EntropyCalibration2",
-    "percentile": "TRT-8601-EntropyCalibration2",
-}
+# However the thresholds were found: TensorRT refuses a cache of another calibrator, and trtexec's is IInt8EntropyCalibrator2.
+TENSORRT_HEADER = "TRT-8601-EntropyCalibration2"
 # ncnn convolves 3x3 kernels by Winograd's F(4,3), whose transformed weights need two bits more.
 _WINOGRAD_LEVELS = 31
 # Below this caffe-int8-convert-tools takes all weights of an output for 0.
 _NO_WEIGHTS = 1e-4
 
 
-def tensorrt_cache(thresholds: Mapping[str, float], method: Method) -> str:
+def tensorrt_cache(thresholds: Mapping[str, float]) -> str:
     """Return TensorRT's calibration cache: ``NAME: HEX`` lines, the big-endian float32 of each value's scale.
 
     Args:
         thresholds: Name of a value of the ONNX model → threshold.
-        method: How they were found; the header names TensorRT's calibrator.
     """
     lines = [f"{name}: {struct.pack('>f', threshold / 127 if threshold else 1.0).hex()}" for name, threshold in thresholds.items()]
-    return "\n".join([_TENSORRT[method], *lines, ""])
+    return "\n".join([TENSORRT_HEADER, *lines, ""])
 
 
 def ncnn_table(net: Net, thresholds: Mapping[str, float], keep: Collection[str] = ()) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from caffetools.bundle.build import build_bundle
 from caffetools.infer.classifier import PreprocessOptions
+from caffetools.layers.normalization import BatchNorm
 from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 from caffetools.proto.schema import NetParameter
@@ -62,6 +63,16 @@ layer { name: "bbox/regressor" type: "Convolution" bottom: "conv" top: "bboxes"
 layer { type: "Python" name: "cluster" bottom: "coverage" bottom: "bboxes" top: "bbox-list-class0" top: "bbox-list-class1"
   python_param { module: "caffe.layers.detectnet.clustering" layer: "ClusterDetections" param_str: "32, 24, 4, 0.5, 3, 0.02, 2, 2" } }
 """
+# In place of the ReLU: batch normalization, and squeeze and excitation.
+SQUEEZE = """
+layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }
+layer { name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param { bias_term: true filler { type: "uniform" min: 0.5 max: 2 } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "mean" type: "Pooling" bottom: "conv" top: "mean" pooling_param { pool: AVE global_pooling: true } }
+layer { name: "excite" type: "InnerProduct" bottom: "mean" top: "excite" inner_product_param { num_output: 6 weight_filler { type: "xavier" } } }
+layer { name: "sigmoid" type: "Sigmoid" bottom: "excite" top: "excite" }
+layer { name: "weighted" type: "Scale" bottom: "conv" bottom: "excite" top: "weighted" scale_param { axis: 0 } }
+layer { name: "pool" type: "Pooling" bottom: "weighted" top"""
 OBJECTS = ("bird", "cat", "dog")
 LABELS = ("Ähre", "bee", 'a "quoted" one', "dog", "elk", "fox", "gnu")
 
@@ -81,6 +92,11 @@ def write_net(folder: Path, text: str = DEPLOY) -> Nets:
     if "ClusterDetections" in text:
         factors = {"conv": 0.02, "bbox/regressor": 2}
     with torch.no_grad():
+        for layer in net.layers:
+            if isinstance(layer, BatchNorm):
+                layer.blobs[0].normal_(0, 5)
+                layer.blobs[1].uniform_(500, 1000)
+                layer.blobs[2].fill_(1)
         for name, factor in factors.items():
             net.layer(name).blobs[0].mul_(factor)
         if "ClusterDetections" in text:
@@ -93,6 +109,14 @@ def write_net(folder: Path, text: str = DEPLOY) -> Nets:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Nets:
     """The net's files."""
     return write_net(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def squeezed(tmp_path_factory: pytest.TempPathFactory) -> Nets:
+    """A squeeze-and-excitation net with batch normalization."""
+    before = DEPLOY.partition('layer { name: "relu"')[0]
+    after = DEPLOY.partition('layer { name: "pool" type: "Pooling" bottom: "conv" top')[2]
+    return write_net(tmp_path_factory.mktemp("squeezed"), before + SQUEEZE + after)
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,14 @@ import onnx
 import pytest
 import torch
 
+import caffetools as ct
 from caffetools.bundle import standalone, standalone_check
 from caffetools.bundle.build import TARGETS, build_bundle
 from caffetools.bundle.check import check_bundle
+from caffetools.bundle.samples import draw_samples
 from caffetools.bundle.sums import write_sums
 from caffetools.cancel import CancelToken
+from caffetools.data.images import encode_image
 from caffetools.errors import Cancelled, DataError, ExportError, NetError
 from caffetools.events import ArtifactWritten, Event, Finished, Progress, Started, Warned
 from caffetools.infer.classifier import Classifier, PreprocessOptions
@@ -33,6 +36,7 @@ from caffetools.infer.sidecar import write_preprocessing
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.results import Preprocessing
+from caffetools.util.checksums import file_sha256
 from tests.bundle.conftest import DEPLOY, DETECTOR, LABELS, OBJECTS, Nets, write_net
 from tests.cli.inprocess import error_of, run, run_well
 
@@ -200,28 +204,76 @@ def test_events_come_in_order(tiny: Nets, options: PreprocessOptions, tmp_path: 
     assert events[-1].to_dict()["what"] == "bundle"
 
 
+# A trtexec of this version; it writes its arguments, and the header of the cache, in place of an engine.
+TRTEXEC = """#!/bin/sh
+echo "&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] # trtexec $*"
+for a in "$@"; do case $a in
+    --calib=*) header="$(head -n 1 "${{a#*=}}")" ;;
+esac; done
+for a in "$@"; do case $a in --saveEngine=*) echo "$@" ${{header:-}} > "${{a#*=}}" ;; esac; done
+"""
+
+
 def test_the_script_builds_each_precision_with_trtexec(tiny: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
-    cache = tmp_path / "int8.cache"
+    cache, out = tmp_path / "int8.cache", tmp_path / "out"
     cache.write_text("TRT-8601-MinMaxCalibration\ndata: 3c010a14\nconv: 3d010a14\nprob: 3c010204\n")
-    build_bundle(*tiny, tmp_path / "out", "jetson", options, calibration=cache)
-    lines = (tmp_path / "out" / "calibration.cache").read_text().splitlines()
-    assert lines[0] == "TRT-8601-MinMaxCalibration"
+    build_bundle(*tiny, out, "jetson", options, calibration=cache)
+    lines = (out / "calibration.cache").read_text().splitlines()
+    assert lines[0] == "TRT-8601-EntropyCalibration2"  # trtexec's own calibrator
     assert lines[2:] == ["data: 3c010a14", "conv: 3d010a14", "output_0: 3c010204"]
     name, value = lines[1].split(": ")
     # White in the blue channel is the largest magnitude of a normalized picture.
     assert name == "input_0" and struct.unpack(">f", bytes.fromhex(value))[0] == pytest.approx((1 - 0.406) / 0.225 / 127)
     tool = tmp_path / "bin" / "trtexec"
     tool.parent.mkdir()
-    tool.write_text('#!/bin/sh\nfor a in "$@"; do case $a in --saveEngine=*) echo "$@" > "${a#*=}";; esac; done\n')
-    tool.chmod(0o755)
-    for precision, flags in (("fp32", ""), ("fp16", " --fp16"), ("int8", " --fp16 --int8 --calib=calibration.cache")):
-        path = {"PATH": f"{tool.parent}:/usr/bin:/bin"}
-        subprocess.run([tmp_path / "out" / "build_engine.sh", precision], env=path, check=True)
-        built = (tmp_path / "out" / f"model.{precision}.engine").read_text()
-        assert built == f"--onnx=model.onnx --saveEngine=model.{precision}.engine.part{flags}\n"
-    refused = subprocess.run([tmp_path / "out" / "build_engine.sh", "int4"], env=path, capture_output=True, text=True, check=False)
+    path = {"PATH": f"{tool.parent}:/usr/bin:/bin"}
+    for version, header in (("7103", "TRT-7103"), ("100300", "TRT-100300")):
+        tool.write_text(TRTEXEC.format(version=version))
+        tool.chmod(0o755)
+        int8 = f" --fp16 --int8 --calib=calibration.cache.part {header}-EntropyCalibration2"
+        for precision, flags in (("fp32", ""), ("fp16", " --fp16"), ("int8", int8)):
+            subprocess.run([out / "build_engine.sh", precision], env=path, check=True, stdout=subprocess.DEVNULL)
+            built = (out / f"model.{precision}.engine").read_text()
+            assert built == f"--onnx=model.onnx --saveEngine=model.{precision}.engine.part{flags}\n"
+    refused = subprocess.run([out / "build_engine.sh", "int4"], env=path, capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "'int4' is not one of fp32|fp16|int8" in refused.stderr
-    assert check_bundle(tmp_path / "out", backend="onnxruntime").files > 10  # engines built later change nothing
+    assert check_bundle(out, backend="onnxruntime").files > 10  # engines built later change nothing
+
+
+def test_the_script_knows_that_tensorrt_11_has_no_options_for_precisions(
+    bundles: dict[str, Path], tmp_path: Path, options: PreprocessOptions
+) -> None:
+    folder, tool = tmp_path / "out", tmp_path / "trtexec"
+    shutil.copytree(bundles["jetson"], folder)
+    tool.write_text(TRTEXEC.format(version="110000"))
+    tool.chmod(0o755)
+
+    def build(precision: str) -> subprocess.CompletedProcess[str]:
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        return subprocess.run([folder / "build_engine.sh", precision], env=path, capture_output=True, text=True, check=False)
+
+    assert build("fp32").returncode == 0
+    refused = build("fp16")
+    assert refused.returncode == 2 and "builds fp16 from model.fp16.onnx only" in refused.stderr
+    (folder / "model.fp16.onnx").write_bytes(b"")
+    assert build("fp16").returncode == 0
+    assert (folder / "model.fp16.engine").read_text() == "--onnx=model.fp16.onnx --saveEngine=model.fp16.engine.part\n"
+
+
+def test_batch_normalization_is_folded_as_in_quantize(squeezed: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, image in draw_samples().items():
+        (photos / name).write_bytes(encode_image(image, ".png"))
+    ct.quantize(*squeezed, tmp_path / "int8.onnx", photos, mean="104,117,123", scale=0.5, resize=(40, 30), tables=["tensorrt"])
+    build_bundle(*squeezed, tmp_path / "out", "jetson", options, calibration=tmp_path / "int8.tensorrt.cache")
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    ranges = {line.rpartition(": ")[0] for line in (tmp_path / "out" / "calibration.cache").read_text().splitlines()[1:]}
+    assert {name for node in model.graph.node for name in node.output} - ranges == {"weighted/operand/2"}
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    card = {item.key: item.value for item in model.metadata_props}
+    assert card["caffetools.weights_sha256"] == file_sha256(squeezed.weights)
+    assert card["caffetools.source_sha256"] == file_sha256(squeezed.deploy)
 
 
 def test_the_cache_of_another_net_is_refused(tiny: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
@@ -382,9 +434,11 @@ def test_the_python_runner_reads_videos(bundles: dict[str, Path], tmp_path: Path
     video.release()
     settings = standalone.Settings(bundles["opencv"])
     assert [name for name, _ in standalone.images([str(path)], settings, 3)] == [f"{path}#{number}" for number in range(3)]
-    (tmp_path / "words.avi").write_text("no film")
-    ((_, error),) = standalone.images([str(tmp_path / "words.avi")], settings, 0)
-    assert isinstance(error, standalone.BundleError)
+    # FFmpeg would show a list of files as frames of letters.
+    for name, text in (("words.avi", "no film"), ("list.txt", "photo.jpg 0\n" * 300)):
+        (tmp_path / name).write_text(text)
+        ((_, error),) = standalone.images([str(tmp_path / name)], settings, 0)
+        assert isinstance(error, standalone.BundleError)
 
 
 def _request(port: int, data: bytes | None, path: str = "/") -> tuple[int, dict[str, Any]]:

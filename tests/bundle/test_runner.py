@@ -19,7 +19,7 @@ from filelock import FileLock
 from caffetools.bundle import standalone
 from caffetools.bundle.build import build_bundle
 from caffetools.infer.classifier import PreprocessOptions
-from tests.bundle.conftest import DEPLOY, LABELS, OBJECTS, write_net
+from tests.bundle.conftest import DEPLOY, LABELS, OBJECTS, Nets, write_net
 
 FUZZ = Path(__file__).parent / "fuzz"
 # OpenCV itself is built without the sanitizers: vectors that it fills would be taken for overflows.
@@ -107,15 +107,25 @@ def test_it_gives_the_expected_classes(target: str, build: Path, bundles: dict[s
         assert np.allclose([g["probability"] for g in answer["guesses"]], [g["probability"] for g in wanted], rtol=0, atol=1e-5)
 
 
+def check_answers(build: Path, bundle: Path) -> None:
+    """The runner gives the expected probabilities for the samples."""
+    expected = json.loads((bundle / "samples" / "expected.json").read_text())
+    for answer in classify(build, bundle, bundle / "samples"):
+        wanted = expected[Path(answer["picture"]).name]
+        assert np.allclose([g["probability"] for g in answer["guesses"]], [g["probability"] for g in wanted], rtol=0, atol=1e-5)
+
+
 def test_a_net_that_slices_to_the_end_of_an_axis(build: Path, tmp_path: Path) -> None:
     between = 'layer { name: "cut" type: "Slice" bottom: "pool" top: "a" top: "b" slice_param { slice_point: 2 } }'
     between += 'layer { name: "swap" type: "Concat" bottom: "b" bottom: "a" top: "swap" }\nlayer { name: "score"'
     text = DEPLOY.replace('layer { name: "score"', between).replace('bottom: "pool" top: "score"', 'bottom: "swap" top: "score"')
     build_bundle(*write_net(tmp_path, text), tmp_path / "out", "opencv", PreprocessOptions(mean="100", labels=LABELS))
-    expected = json.loads((tmp_path / "out" / "samples" / "expected.json").read_text())
-    for answer in classify(build, tmp_path / "out", tmp_path / "out" / "samples"):
-        wanted = expected[Path(answer["picture"]).name]
-        assert np.allclose([g["probability"] for g in answer["guesses"]], [g["probability"] for g in wanted], rtol=0, atol=1e-5)
+    check_answers(build, tmp_path / "out")
+
+
+def test_a_squeeze_and_excitation_net(build: Path, squeezed: Nets, options: PreprocessOptions, tmp_path: Path) -> None:
+    build_bundle(*squeezed, tmp_path / "out", "onnxruntime", options)
+    check_answers(build, tmp_path / "out")
 
 
 @pytest.mark.parametrize("target", ["jetson", "onnxruntime"])
@@ -125,10 +135,7 @@ def test_a_net_with_lrn(target: str, build: Path, tmp_path: Path) -> None:
     build_bundle(*write_net(tmp_path, text), tmp_path / "out", target, PreprocessOptions(mean="100", labels=LABELS))
     operators = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
     assert ("LRN" in operators) == (target == "jetson")
-    expected = json.loads((tmp_path / "out" / "samples" / "expected.json").read_text())
-    for answer in classify(build, tmp_path / "out", tmp_path / "out" / "samples"):
-        wanted = expected[Path(answer["picture"]).name]
-        assert np.allclose([g["probability"] for g in answer["guesses"]], [g["probability"] for g in wanted], rtol=0, atol=1e-5)
+    check_answers(build, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "value"), [("axis", 2**31 - 1), ("two", 2**40)])
@@ -210,6 +217,7 @@ def test_videos_and_text(build: Path, bundles: dict[str, Path], tmp_path: Path) 
         [sys.executable, bundles["opencv"] / "classify.py", sample, "--top", "2"], capture_output=True, text=True, check=True
     )
     assert text == own.stdout and len(text.splitlines()) == 3
+    assert "camera:0" in _run(build / "runner" / "caffetools-classify", "-h").stdout
 
 
 @pytest.mark.parametrize(
@@ -222,6 +230,7 @@ def test_videos_and_text(build: Path, bundles: dict[str, Path], tmp_path: Path) 
         (("{}", "x.png", "--backend", "caffe"), "built without the back end 'caffe'"),
         (("{}", "/nowhere/x.png"), "/nowhere/x.png: cannot read the file: No such file or directory"),
         (("{}", "{}/runner"), "runner: the folder holds no pictures"),
+        (("{}", "{}/labels.txt"), "labels.txt: not a picture, video or camera that OpenCV can open"),
         (("{}", "camera:first"), "camera:first: write camera:0 for the first camera"),
         (("{}", "{}/samples", "--dump", "/nowhere/x"), "/nowhere/x: cannot write the file"),
         (("/nowhere", "x.png"), "/nowhere/preprocessing.json: cannot read the file: No such file or directory"),

@@ -3,12 +3,15 @@
 #include <cctype>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <functional>
 #include <opencv2/imgproc.hpp>
 #include <opencv2/videoio.hpp>
 // After OpenCV's other headers, whose macros it needs.
 #include <opencv2/core/utils/filesystem.hpp>
 #include <opencv2/core/utils/logger.hpp>
+#include <sys/stat.h>
 
 #include "backend.h"
 #include "bundle.h"
@@ -45,7 +48,7 @@ void print_usage() {
     "  --frames N       stop after so many frames of a video or camera\n"
     "  --json           print one JSON object a line\n"
     "  --dump FILE      write the model's inputs to FILE, float32\n"
-    "  --help\n",
+    "  -h, --help\n",
     stdout);
 }
 
@@ -110,6 +113,19 @@ std::vector<std::string> pictures_in(const std::string& folder) {
   return pictures;
 }
 
+// Whether a regular file begins like a text that is not a list of videos; FFmpeg would show it as frames of letters.
+bool is_text(const std::string& path) {
+  struct stat status;
+  if (stat(path.c_str(), &status) != 0 || (status.st_mode & S_IFMT) != S_IFREG) return false;
+  char start[512];
+  std::ifstream stream(path, std::ios::binary);
+  stream.read(start, sizeof start);
+  const std::string text(start, static_cast<size_t>(stream.gcount()));
+  for (const char* list : {"#EXTM3U", "v=0", "ffconcat"})
+    if (text.compare(0, std::strlen(list), list) == 0) return false;
+  return std::all_of(text.begin(), text.end(), [](unsigned char c) { return c >= ' ' || (c >= '\t' && c <= '\r'); });
+}
+
 class Runner {
  public:
   explicit Runner(const Options& options)
@@ -161,7 +177,7 @@ class Runner {
       if (number.empty() || number.size() > 3 || number.find_first_not_of("0123456789") != std::string::npos)
         throw Error(name + ": write camera:0 for the first camera");
       video.open(std::atoi(number.c_str()));
-    } else {
+    } else if (!is_text(name)) {
       video.open(name);
     }
     int count = 0;
@@ -235,7 +251,7 @@ int main(int count, char** arguments) {
   // Every failure is one line of ours; OpenCV would print its own before.
   cv::utils::logging::setLogLevel(cv::utils::logging::LOG_LEVEL_SILENT);
   cv::redirectError([](int, const char*, const char*, const char*, int, void*) { return 0; });
-  if (std::any_of(arguments + 1, arguments + count, [](const char* text) { return std::string(text) == "--help"; })) {
+  if (std::any_of(arguments + 1, arguments + count, [](const std::string& text) { return text == "--help" || text == "-h"; })) {
     print_usage();
     return 0;
   }
