@@ -349,11 +349,8 @@ def frames(name: str, settings: Settings, limit: int) -> Iterator[Tuple[str, Any
     if name.startswith("camera:") and not device.isdigit():
         yield name, BundleError(f"{name}: write camera:0 for the first camera")
         return
-    if is_text(Path(name)):
-        video = cv2.VideoCapture()
-    else:
-        video = cv2.VideoCapture(int(device)) if name.startswith("camera:") else cv2.VideoCapture(name)
-    count = 0
+    source = int(device) if name.startswith("camera:") else name  # type: Any
+    count, video = 0, cv2.VideoCapture() if is_text(Path(name)) else cv2.VideoCapture(source)
     while video.isOpened() and (limit == 0 or count < limit):
         found, image = video.read()
         if not found:
@@ -489,7 +486,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         sys.stderr.write(f"classify: error: {error}\n")
         return 2
     except BrokenPipeError:
-        # What reads the output, such as head, has enough of it; nothing more is written when Python ends.
+        # What reads the output, such as head, has enough of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
