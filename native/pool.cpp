@@ -6,6 +6,9 @@
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #ifndef _WIN32
 #include <unistd.h>
 #endif
@@ -233,6 +236,24 @@ Pool& pool() {
 
 void wake_threads() { pool().wake(); }
 
-void run_loop(int threads, int64_t count, const LoopBody& body) { pool().run(threads, count, body); }
+namespace {
+
+thread_local bool on_openmp = false;
+
+}  // namespace
+
+void use_openmp(bool on) { on_openmp = on; }
+
+void run_loop(int threads, int64_t count, const LoopBody& body) {
+#ifdef _OPENMP
+  if (on_openmp && !omp_in_parallel()) {
+    Job job(body, count, threads);
+#pragma omp parallel num_threads(job.stretches)
+    job.work(omp_get_thread_num());
+    return;
+  }
+#endif
+  pool().run(threads, count, body);
+}
 
 }  // namespace caffetools

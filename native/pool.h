@@ -18,6 +18,10 @@ class LoopBody {
 // Wake the threads that sleep, for loops that follow within a millisecond.
 void wake_threads();
 
+// Whether the loops that this thread begins run on OpenMP's threads, as those of torch do. Between two loops of one kind its threads look
+// for work for about a millisecond, on the cores that threads of the other kind then lack.
+void use_openmp(bool on);
+
 void run_loop(int threads, int64_t count, const LoopBody& body);
 
 // Calls body(begin, end) for parts of [0, count) on up to `threads` threads, this one included. Several threads may do so at once.

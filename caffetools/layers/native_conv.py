@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +144,16 @@ def wake_threads() -> None:
     library().caffetools_wake_threads()
 
 
+@contextmanager
+def torch_threads() -> Iterator[None]:
+    """Run convolutions of this thread on OpenMP's threads, between operators of torch; the library's own would compete with those for cores."""
+    library().caffetools_use_openmp(1)
+    try:
+        yield
+    finally:
+        library().caffetools_use_openmp(0)
+
+
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
     """Run ``conv`` from ``x`` (N, C, H, W) to ``y`` (N, C', H', W'), both float32 and channels-last, on torch's number of threads."""
     scratch = torch.empty(max(conv.scratch_floats, 1))
@@ -203,6 +215,8 @@ def library() -> Any:
         loaded.caffetools_sequence_run.restype = None
         loaded.caffetools_steps_run.argtypes = [Pointer, whole, Pointer, Pointer, Pointer, ctypes.c_int]
         loaded.caffetools_steps_run.restype = None
+        loaded.caffetools_use_openmp.argtypes = [ctypes.c_int]
+        loaded.caffetools_use_openmp.restype = None
         loaded.caffetools_wake_threads.argtypes = []
         loaded.caffetools_wake_threads.restype = None
         loaded.caffetools_product_scratch.restype = whole

@@ -104,9 +104,10 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
     outputs = weight.shape[0]
     shape = (n, outputs, h + 2 * pad - 2, w + 2 * pad - 2)
     form = inference.Conv(weight, bias, (1, 1), (pad, pad), (1, 1), 1)
-    conv = native_conv.NativeConv(form, None, native_conv.Layout((n, c, h, w), shape, c, outputs), algorithm=_M)
     y = torch.empty(shape, memory_format=torch.channels_last)
-    native_conv.run_conv(conv, x, y)
+    with native_conv.torch_threads():
+        conv = native_conv.NativeConv(form, None, native_conv.Layout((n, c, h, w), shape, c, outputs), algorithm=_M)
+        native_conv.run_conv(conv, x, y)
     return y
 
 
@@ -117,8 +118,9 @@ def _weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
     total: Tensor | None = None
     images = max(1, _CHUNK_FLOATS // (points * tiles[0] * tiles[1] * (c + outputs)))
     for start in range(0, n, images):
-        inputs = native_conv.winograd_tiles(x[start : start + images], tiles, pad, _M)
-        gradients = native_conv.winograd_tiles(dy[start : start + images], tiles, 0, _M, gradient=True)
+        with native_conv.torch_threads():
+            inputs = native_conv.winograd_tiles(x[start : start + images], tiles, pad, _M)
+            gradients = native_conv.winograd_tiles(dy[start : start + images], tiles, 0, _M, gradient=True)
         products = inputs.transpose(1, 2), gradients
         total = torch.bmm(*products) if total is None else total.baddbmm_(*products)
     assert total is not None  # noqa: S101 (takes wants tiles)
