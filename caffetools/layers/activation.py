@@ -38,8 +38,14 @@ class Elementwise(Layer):
 class ReLU(Elementwise):
     """y = max(0, x) + negative_slope · min(0, x), any shape; at 0 the gradient takes the negative slope (relu_layer.cpp)."""
 
-    IDEMPOTENT = True
+    BACKWARD_READS_RESULT = True
     TRAITS = replace(Elementwise.TRAITS, half=True)
+
+    def idempotent(self) -> bool:
+        return self.param.relu_param.negative_slope >= 0
+
+    def in_place_changes_gradient(self) -> bool:
+        return not self.idempotent()
 
     def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope
@@ -103,6 +109,9 @@ class ELU(Elementwise):
 
     BACKWARD_READS_TOP = True
 
+    def in_place_changes_gradient(self) -> bool:
+        return self.param.elu_param.alpha < 0
+
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(x, self.param.elu_param.alpha)
 
@@ -163,7 +172,11 @@ class AbsVal(Elementwise):
 class BNLL(Elementwise):
     """y = log(1 + exp(x)), computed without overflow (bnll_layer.cpp)."""
 
+    BACKWARD_READS_RESULT = True
     TRAITS = replace(Elementwise.TRAITS, in_place=False)
+
+    def in_place_changes_gradient(self) -> bool:
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         # From 20 on torch takes y = x by default; log(1 + exp(x)) - x is below float32's precision only from 17 on, so it is the same.
@@ -180,6 +193,9 @@ class Swish(Elementwise):
     BACKWARD_READS_BOTTOMS, BACKWARD_FROM_BLOBS = False, True
 
     TRAITS = replace(Elementwise.TRAITS, in_place=False)
+
+    def backward_reads_top(self) -> bool:
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         beta = self.param.swish_param.beta
@@ -208,7 +224,11 @@ class Swish(Elementwise):
 class Clip(Elementwise):
     """y = x held between ``min`` and ``max``; the gradient passes where x lies between them or on them (clip_layer.cpp)."""
 
+    BACKWARD_READS_RESULT = True
     TRAITS = replace(Elementwise.TRAITS, in_place=False)
+
+    def in_place_changes_gradient(self) -> bool:
+        return True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.clip_param

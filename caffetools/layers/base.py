@@ -145,8 +145,8 @@ class Layer(nn.Module):
     BACKWARD_READS_TOP: ClassVar[bool] = False
     # Whether it has gradients_from_blobs: what Caffe computes where blobs were edited since the forward pass, or before any.
     BACKWARD_FROM_BLOBS: ClassVar[bool] = False
-    # Whether a second pass over its own top gives the same mask (ReLU): what a layer in place needs to go back over edited values.
-    IDEMPOTENT: ClassVar[bool] = False
+    # Whether Caffe's backward pass of the layer in place takes the result for the bottom, of which it keeps no copy.
+    BACKWARD_READS_RESULT: ClassVar[bool] = False
     # The layer reads fields that no schema has (a plugin's, with proto.unknown.unknown_fields); others can't be run with them.
     READS_UNKNOWN: ClassVar[bool] = False
     # Fields that forks add to BVLC Caffe's own messages, and that this layer honours; others must not be given.
@@ -298,6 +298,22 @@ class Layer(nn.Module):
         else:
             tops = self(*bottoms)
         return (tops,) if isinstance(tops, Tensor) else tuple(tops)
+
+    def idempotent(self) -> bool:
+        """Return whether a second pass over its own top gives the same mask (ReLU): what a layer in place needs to go back over edited values."""
+        return False
+
+    def shares_memory(self) -> bool:
+        """Return whether Caffe gives the one top the memory of the one bottom, also where they have two names (``ShareData``)."""
+        return False
+
+    def backward_reads_top(self) -> bool:
+        """Return whether Caffe's backward pass computes from the top as it is then, with the settings of this layer."""
+        return self.BACKWARD_READS_TOP
+
+    def in_place_changes_gradient(self) -> bool:
+        """Return whether Caffe's gradient of the layer in place is another one than that of the layer with a top of its own."""
+        return False
 
     def gradient_from_top(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient of the bottom of a layer with BACKWARD_READS_TOP, as Caffe computes it.

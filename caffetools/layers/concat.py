@@ -20,6 +20,9 @@ class Concat(Layer):
     TRAITS = Traits(role="concat", half=True)
     BOTTOMS = (1, None)
 
+    def shares_memory(self) -> bool:
+        return len(self.bottoms) == len(self.tops) == 1
+
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.concat_param
         if param.HasField("axis") and param.HasField("concat_dim"):
@@ -52,6 +55,9 @@ class Slice(Layer):
 
     TRAITS = Traits(role="slice", settings="slice_param", half=True)
     TOPS = (1, None)
+
+    def shares_memory(self) -> bool:
+        return len(self.bottoms) == len(self.tops) == 1
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param, shape = self.param.slice_param, bottoms[0]
@@ -100,6 +106,9 @@ class Split(Layer):
 
     TRAITS = Traits(role="split", channels="kept", half=True, coordinates="same")
     TOPS = (1, None)
+
+    def shares_memory(self) -> bool:
+        return len(self.bottoms) == len(self.tops) == 1
 
     def setup(self, bottoms: Shapes) -> Shapes:
         return [bottoms[0]] * len(self.tops)

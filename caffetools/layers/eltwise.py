@@ -67,6 +67,9 @@ class Eltwise(Layer):
             return [tops[0] / x * gradients[0] for x in bottoms]
         return None
 
+    def backward_reads_top(self) -> bool:
+        return self.operation == "PROD" and not self.param.eltwise_param.stable_prod_grad
+
     def _sum(self, bottoms: tuple[Tensor, ...]) -> Tensor:
         coeff = self.coeff or [1.0] * len(bottoms)
         y = bottoms[0] if coeff[0] == 1 else bottoms[0] * coeff[0]

@@ -74,6 +74,9 @@ class LRN(Layer):
         inner = dy * x * power / scale * (-self.beta * self.alpha)
         return [dy * power + F.avg_pool2d(inner, self.size, 1, pad) * x * 2.0]
 
+    def backward_reads_top(self) -> bool:
+        return self.across
+
     def spatial_windows(self) -> Windows:
         reach = AxisWindow(1, -(self.size // 2), self.size // 2)
         return POINTWISE if self.across else (reach, reach)

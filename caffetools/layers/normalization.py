@@ -246,6 +246,9 @@ class MVN(Layer):
             divisor = (centred * centred).mean(axes, keepdim=True).sqrt_().add_(param.eps)
         return [(dy - (dy.mean(axes, keepdim=True) + y * (dy * y).mean(axes, keepdim=True))) / divisor]
 
+    def backward_reads_top(self) -> bool:
+        return bool(self.param.mvn_param.normalize_variance)
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         param, x = self.param.mvn_param, self.bottoms[0]
         axes = [1, 2, 3] if self.across else [2, 3]

@@ -18,6 +18,11 @@ from caffetools.layers.registry import register
 class _Affine(Elementwise):
     """y = f(shift + scale · x)."""
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the top is the bottom's blob."""
+        return self.tops == self.bottoms
+
     def affine_in_onnx(self, graph: OnnxGraph, scale: float, shift: float) -> str:
         """Nodes for shift + scale · x; the name of the value."""
         value = self.bottoms[0]
@@ -49,11 +54,28 @@ class Power(_Affine):
     def gradients_from_blobs(
         self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> list[Tensor] | None:
-        if self.power in (0, 1, 2) or self.scale == 0:
+        if not self.in_place and (self.power in (0, 1, 2) or self.scale == 0):
             return None
-        # Caffe takes the power of the top: d = power · scale · y / (shift + scale · x).
-        base = bottoms[0] if self.shift == 0 else bottoms[0] * self.scale + self.shift
-        return [gradients[0] * (tops[0] / base * (self.power if self.shift == 0 else self.power * self.scale))]
+        slope = self._slope(bottoms[0], tops[0])
+        # In place Caffe writes the slope over the top's diff, which is the bottom's too, and multiplies the two.
+        return [slope * slope if self.in_place else gradients[0] * slope]
+
+    def backward_reads_top(self) -> bool:
+        return self.power not in (0, 1, 2) and self.scale != 0
+
+    def in_place_changes_gradient(self) -> bool:
+        return True
+
+    def _slope(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return dy / dx from the bottom and the top, of one shape, as power_layer.cpp computes it: power · scale · y / (shift + scale · x)."""
+        factor = self.power * self.scale
+        if factor == 0 or self.power == 1:
+            return torch.full_like(x, factor)
+        if self.power == 2:
+            return x * (factor * self.scale) + factor * self.shift
+        if self.shift == 0:
+            return y / x * self.power
+        return y / (x * self.scale + self.shift) * factor
 
     def _constant(self) -> float:
         if self.power == 0:
@@ -105,6 +127,19 @@ class Log(_Affine):
     """y = log(shift + scale · x) to the base ``base``; base −1 means e (log_layer.cpp)."""
 
     TRAITS = replace(Elementwise.TRAITS, in_place=False)
+    BACKWARD_FROM_BLOBS = True
+
+    def in_place_changes_gradient(self) -> bool:
+        return True
+
+    def gradients_from_blobs(
+        self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        if not self.in_place:
+            return None
+        # As of Power: Caffe writes the slope over the diff.
+        slope = (self.factor * self.scale) / (bottoms[0] * self.scale + self.shift)
+        return [slope * slope]
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.log_param

@@ -23,6 +23,9 @@ class Rearranging(Layer):
     # How many axes of the bottom, at its end, stay as they are; `plan` holds their sizes.
     kept_axes = 0
 
+    def shares_memory(self) -> bool:
+        return True
+
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(self.plan)])
 

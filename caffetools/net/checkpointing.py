@@ -139,9 +139,9 @@ def plan_segments(net: Net, plan: ShapePlan) -> list[Segment]:
     """
     layers = plan.layers
     # A ReLU in place keeps its bottom's memory; other layers in place keep what their gradients need besides.
-    sizes = [0 if layer.inplace_ok and layer.IDEMPOTENT else sum(math.prod(shape) for shape in layer.top_shapes) for layer in layers]
+    sizes = [0 if layer.inplace_ok and layer.idempotent() else sum(math.prod(shape) for shape in layer.top_shapes) for layer in layers]
     alive = list(_values_between(layers, net.last_use, plan))
-    fixed = _layers_that_run_once(layers)
+    fixed = [once or index in net.overwriting for index, once in enumerate(_layers_that_run_once(layers))]
     best: list[int] = []
     least = sum(sizes)
     for step in range(1, math.ceil(math.log(min(len(layers), _MOST_SEGMENTS) + 1, _RATIO))):

@@ -20,6 +20,7 @@ from caffetools.net.gradients import plan_gradients, plan_inplace
 from caffetools.net.inference import InferencePlans
 from caffetools.net.inputs import Batch, named_tensors
 from caffetools.net.late_relus import plan_late_relus
+from caffetools.net.overwriting import plan_overwriting, run_over, warn_of_gradients
 from caffetools.net.param_sharing import restore_sharing, share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
@@ -127,7 +128,11 @@ class Net(nn.Module):
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
         plan_inplace(self.layers)
-        self._late_relus = plan_late_relus(self.layers, self.gradients)
+        self.overwriting = plan_overwriting(self.layers)
+        late = plan_late_relus(self.layers, self.gradients)
+        self._late_relus = [pair for pair in late if self.overwriting.keys().isdisjoint(pair.relus)]
+        if phase == TRAIN:
+            warn_of_gradients(self.layers, self.overwriting, self.gradients)
         self.last_use = _last_use(self.layers)
         self._plans = ShapePlans(self.layers)
         self.inference = InferencePlans(self.layers, self._plans)
@@ -318,6 +323,8 @@ class Net(nn.Module):
         if is_exclusive(layer):
             with self._plans.exclusive:
                 tops = layer.run(*bottoms)
+        elif (overwriting := self.overwriting.get(index)) is not None:
+            tops = run_over(layer, bottoms, overwriting, None if overwriting.first else blobs[layer.bottoms[0]])
         else:
             tops = layer.run(*bottoms)
         blobs.update(zip(layer.tops, tops, strict=True))

@@ -17,6 +17,7 @@ from caffetools.net.blob_versions import Step, plan_steps
 from caffetools.net.deferred import Deferred
 from caffetools.net.device import float32_products
 from caffetools.net.net import Net
+from caffetools.net.overwriting import gradients_of_overwritten
 from caffetools.net.param_sharing import add_to_owner, owner_of
 from caffetools.proto.schema import TEST
 
@@ -230,6 +231,10 @@ class Stepwise:
         for name, top in zip(layer.tops, tops, strict=True):
             if name not in kept:
                 self.blobs[name].data.store(top.to(self.device), sources)
+        overwriting = self.net.overwriting.get(step.index)
+        for name in overwriting.also if overwriting is not None else ():
+            # A blob of the same memory under another shape, as before a Flatten.
+            self.blobs[name].data.store(tops[0].reshape(self.blobs[name].shape), [*sources, self.blobs[layer.tops[0]].data])
 
     def _configure(self, step: Step) -> None:
         """Run the layer's shape rule where its bottoms have other shapes than when it last ran."""
@@ -302,8 +307,9 @@ class Stepwise:
         if isinstance(layer, Python) and (step.inputs is None or self._bottoms_changed(step)):
             self._backward_python(step, layer)
             return
-        if layer.BACKWARD_READS_TOP and self._top_changed(step):
-            self._backward_from_top(step)
+        overwriting = self.net.overwriting.get(step.index)
+        if (overwriting is not None and overwriting.reads) or (layer.BACKWARD_READS_TOP and self._top_changed(step)):
+            self._backward_on_memory(step, first=overwriting is None or overwriting.first)
             return
         if layer.BACKWARD_FROM_BLOBS and self._backward_from_blobs(step):
             return
@@ -338,13 +344,17 @@ class Stepwise:
         same = step.covered or now.data_ptr() == made.data_ptr() or torch.equal(now, made)
         return not same or (step.layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step))
 
-    def _backward_from_top(self, step: Step) -> None:
-        """Run the backward pass of a layer that computes it from its top, on the blobs as they are."""
-        (bottom, top) = self.blobs[step.layer.bottoms[0]], self.blobs[step.layer.tops[0]]
-        top.diff.reshape(top.shape)
-        x = bottom.data.value()
-        gradient = step.layer.gradient_from_top(x, top.data.value(), top.diff.value())
-        self._store_diffs(step, [x], [gradient] if step.needs[0] else [])
+    def _backward_on_memory(self, step: Step, *, first: bool) -> None:
+        """Run the backward pass of a layer on what is in its blobs now; ``first``: its top has other memory than its bottom."""
+        layer = step.layer
+        self._configure(step)
+        bottoms, tops = ([self.blobs[name].data.value() for name in names] for names in (layer.bottoms, layer.tops))
+        unrecorded = bottoms if step.ran and first else None
+        recorded = unrecorded if step.inputs is None else [leaf.detach() for leaf in step.inputs]
+        for name in layer.tops:
+            self.blobs[name].diff.reshape(self.blobs[name].shape)
+        diffs = [self.blobs[name].diff.value() for name in layer.tops]
+        self._store_found(step, bottoms, gradients_of_overwritten(layer, recorded, bottoms, tops, diffs))
         step.release()
 
     def _backward_from_blobs(self, step: Step) -> bool:
@@ -369,8 +379,7 @@ class Stepwise:
             found = layer.gradients_from_blobs(recorded, bottoms, tops, [self.blobs[name].diff.value() for name in layer.tops])
         if found is None:
             return False
-        wanted = [i for i, need in enumerate(step.needs) if need]
-        self._store_diffs(step, [bottoms[i] for i in wanted], [found[i] for i in wanted])
+        self._store_found(step, bottoms, found)
         return True
 
     def _bottoms_changed(self, step: Step, among: Collection[int] | None = None) -> bool:
@@ -386,7 +395,7 @@ class Stepwise:
             now = self.blobs[name].data.value()
             if step.overwritten[index]:
                 # In place: the blob holds this layer's top. Where that was edited, the layer's mask comes from the new values.
-                if name in step.layer.tops and step.layer.IDEMPOTENT:
+                if name in step.layer.tops and step.layer.idempotent():
                     leaf = step.tops[step.layer.tops.index(name)].detach()
                 else:
                     continue
@@ -428,8 +437,7 @@ class Stepwise:
         found, added = layer.backward_from_blobs(bottoms, [s.data.value() for s in storages], diffs, step.needs)
         for parameter, gradient in zip(layer.blobs, added, strict=True):
             _accumulate(parameter, gradient.to(self.device), diffs)
-        wanted = [i for i, need in enumerate(step.needs) if need]
-        self._store_diffs(step, [bottoms[i] for i in wanted], [found[i] for i in wanted])
+        self._store_found(step, bottoms, found)
 
     def _top_diffs(self, step: Step) -> tuple[list[Tensor], list[Tensor]]:
         outputs, diffs = [], []
@@ -441,6 +449,10 @@ class Stepwise:
             outputs.append(top)
             diffs.append(storage.diff.value())
         return outputs, diffs
+
+    def _store_found(self, step: Step, bottoms: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
+        wanted = [i for i, need in enumerate(step.needs) if need]
+        self._store_diffs(step, [bottoms[i] for i in wanted], [found[i] for i in wanted])
 
     def _store_diffs(self, step: Step, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         tops = [self.blobs[name].diff for name in step.layer.tops]

@@ -137,7 +137,9 @@ def test_layers_in_place_give_the_numbers_of_layers_with_tops_of_their_own(kind:
         weights = net.layer("ip").blobs[0]
         results.append((blobs["loss"].item(), torch.autograd.grad(net.total_loss(blobs), weights)[0]))
     assert results[0][0] == results[1][0]
-    torch.testing.assert_close(results[0][1], results[1][1])
+    # The others' gradients are Caffe's from the overwritten blob: tests/net/test_overwriting.py.
+    if kind in ("PReLU", "Scale", "BatchNorm", "Dropout") or (kind == "ReLU" and "-" not in options):
+        torch.testing.assert_close(results[0][1], results[1][1])
 
 
 def test_a_relu_in_place_really_overwrites_a_convolutions_top() -> None:

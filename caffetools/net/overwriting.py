@@ -1,0 +1,193 @@
+"""Blobs that layers working in place overwrite: Caffe's backward passes read what the memory holds then, so that its gradients follow from that.
+
+Caffe gives a layer that works in place its bottom's memory. The backward pass of the layer that made the blob (Sigmoid, TanH, Power, LRN, …) then
+reads the last result in place of its own top, and a layer in place that keeps no copy of its bottom (ReLU, ELU, BNLL, Clip) takes the result for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from caffetools.layers.autograd import Context
+from caffetools.layers.base import Layer
+
+log = logging.getLogger(__name__)
+
+# The attribute by which a top passes its memory on to the next layer of a chain.
+_MEMORY = "overwritten_memory"
+
+
+@dataclass
+class Overwritten:
+    """The memory of a blob during one pass.
+
+    Attributes:
+        value: What it holds at last; None until the last layer in place has run.
+    """
+
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Overwriting:
+    """What a layer's place in a chain over one memory asks of its pass.
+
+    Attributes:
+        reads: Whether the layer's gradient is computed from what the memory holds at last.
+        first: Whether the layer makes the blob that the others overwrite.
+        last: Whether no layer overwrites the memory after this one.
+        also: Names of blobs before it that have the same memory, in Caffe under other shapes.
+    """
+
+    reads: bool
+    first: bool
+    last: bool
+    also: tuple[str, ...] = ()
+
+
+@dataclass
+class _Chain:
+    members: list[int]
+    readers: int = 0
+
+
+def plan_overwriting(layers: Sequence[Layer]) -> dict[int, Overwriting]:
+    """Return for each layer, by index, what its place in a chain asks; layers of chains where nothing depends on it are left out.
+
+    A blob that another layer reads before it is overwritten is in no chain: Caffe refuses such nets, or gives the reader's Split a copy.
+
+    Args:
+        layers: The layers of a net, in order.
+    """
+    chains: list[_Chain] = []
+    current: dict[str, _Chain] = {}
+    for index, layer in enumerate(layers):
+        chain = current.get(layer.bottoms[0]) if _is_in_place(layer) or layer.shares_memory() else None
+        if chain is not None and not chain.readers:
+            chain.members.append(index)
+            if not _is_in_place(layer):
+                chain.readers += 1
+                current[layer.tops[0]] = _Chain(chain.members)
+            continue
+        for bottom in layer.bottoms:
+            if bottom in current:
+                current[bottom].readers += 1
+        for top in layer.tops:
+            current[top] = _Chain([index])
+            chains.append(current[top])
+    plans: dict[int, Overwriting] = {}
+    for chain in chains:
+        plans.update(_plans(layers, chain.members))
+    return plans
+
+
+def _is_in_place(layer: Layer) -> bool:
+    return len(layer.bottoms) == 1 and layer.tops == layer.bottoms
+
+
+def _plans(layers: Sequence[Layer], members: Sequence[int]) -> dict[int, Overwriting]:
+    chain = [layers[index] for index in members]
+    writes = [place == 0 or _is_in_place(layer) for place, layer in enumerate(chain)]
+    last = max(place for place, written in enumerate(writes) if written)
+    plans: dict[int, Overwriting] = {}
+    for place in range(last + 1):
+        later = [layer for layer, written in zip(chain[place + 1 :], writes[place + 1 :], strict=True) if written]
+        names = dict.fromkeys(layer.tops[0] for layer in chain[:place] if layer.tops[0] != chain[place].tops[0])
+        also = tuple(names) if place and writes[place] else ()
+        reads = writes[place] and _reads_last(chain[place], later, in_place=place > 0)
+        plans[members[place]] = Overwriting(reads, place == 0, place == last, also)
+    return plans if any(plan.reads or plan.also for plan in plans.values()) else {}
+
+
+def _reads_last(layer: Layer, later: Sequence[Layer], *, in_place: bool) -> bool:
+    if later and layer.backward_reads_top():
+        return True
+    if not in_place:
+        return False
+    changed = any(not (other.idempotent() or other.TRAITS.role == "dropout") for other in later)
+    return layer.in_place_changes_gradient() or (layer.BACKWARD_READS_RESULT and changed)
+
+
+def warn_of_gradients(layers: Sequence[Layer], plans: Mapping[int, Overwriting], needed: Sequence[Sequence[bool]]) -> None:
+    """Log a warning for each layer whose gradient is Caffe's but not the derivative of what the net computes.
+
+    Args:
+        layers: The layers of a net, in order.
+        plans: What :func:`plan_overwriting` gave for them.
+        needed: Whether each bottom of each layer gets a gradient.
+    """
+    for index, plan in plans.items():
+        if plan.reads and any(needed[index]):
+            layer = layers[index]
+            log.warning(
+                "layer '%s' (%s): its gradient is computed, as in Caffe, from its blob '%s' after a layer in place has overwritten it, "
+                "so it is not the derivative of the loss; give the layer in place a top of its own to train with that",
+                layer.name, layer.type_name, layer.tops[0],
+            )  # fmt: skip
+
+
+def gradients_of_overwritten(
+    layer: Layer, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the gradients of all bottoms of ``layer`` as Caffe computes them from the memory of its blobs.
+
+    Args:
+        layer: A layer whose gradient is computed from overwritten blobs.
+        recorded: The bottoms of the forward pass; None before the first one.
+        bottoms: What the bottoms' memory holds now, of the same shapes.
+        tops: What the tops' memory holds now.
+        gradients: The tops' diffs.
+    """
+    if layer.BACKWARD_READS_TOP:
+        return [layer.gradient_from_top(bottoms[0], tops[0], gradients[0])]
+    if layer.BACKWARD_FROM_BLOBS:
+        found = layer.gradients_from_blobs(recorded, bottoms, tops, gradients)
+        if found is not None:
+            return found
+    with torch.enable_grad():
+        leaves = [bottom.detach().requires_grad_(True) for bottom in bottoms]
+        return list(torch.autograd.grad(layer.forward(*leaves), leaves, list(gradients)))
+
+
+def run_over(layer: Layer, bottoms: Sequence[Tensor], plan: Overwriting, source: Tensor | None) -> tuple[Tensor, ...]:
+    """Run ``layer`` under autograd such that its gradient is computed from what the memory of its blob holds at last.
+
+    Args:
+        layer: The layer, as configured for the bottoms.
+        bottoms: Its bottoms.
+        plan: Its place in the chain.
+        source: The top, of any shape, that this function gave for the layer before it in the chain; None for the first.
+    """
+    memory: Overwritten = getattr(source, _MEMORY, None) or Overwritten()
+    if plan.reads and torch.is_grad_enabled() and any(bottom.requires_grad for bottom in bottoms):
+        with torch.no_grad():
+            made = layer.run(*bottoms)
+        tops: tuple[Tensor, ...] = (_FromMemory.apply(layer, memory, plan.first, made[0], *bottoms), *made[1:])
+    else:
+        tops = layer.run(*bottoms)
+    if plan.last:
+        memory.value = tops[0].detach()
+    setattr(tops[0], _MEMORY, memory)
+    return tops
+
+
+class _FromMemory(torch.autograd.Function):
+    """The top of a layer, with the gradients of :func:`gradients_of_overwritten`."""
+
+    @staticmethod
+    def forward(ctx: Context, layer: Layer, memory: Overwritten, first: bool, top: Tensor, *bottoms: Tensor) -> Tensor:
+        ctx.layer, ctx.memory, ctx.first = layer, memory, first
+        ctx.save_for_backward(*bottoms)
+        return top.view_as(top)
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        recorded, last = ctx.saved_tensors, ctx.memory.value.to(grads[0].dtype).reshape(grads[0].shape)
+        bottoms = recorded if ctx.first else (last,)
+        found = gradients_of_overwritten(ctx.layer, recorded, bottoms, [last], [grads[0]])
+        return (None, None, None, None, *found)

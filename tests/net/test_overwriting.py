@@ -1,0 +1,120 @@
+"""Gradients where layers in place overwrite what an earlier layer's backward pass reads: BVLC Caffe 1.0's, in both ways of running a net.
+
+``overwritten_blobs.json`` holds nets, values of their inputs, a diff of the output, and what Caffe gave for them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+
+from caffetools.net.checkpointing import checkpoint_memory
+from caffetools.net.net import Net
+from caffetools.net.stepwise import Stepwise
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
+
+CASES = cast("dict[str, dict[str, list[float]]]", json.loads((Path(__file__).parent / "overwritten_blobs.json").read_text()))
+
+
+def _net(text: str, phase: int = TEST) -> Net:
+    net = Net(text_format.Parse(text, NetParameter()), phase)
+    for layer in net.layers:
+        if layer.type_name == "BatchNorm":
+            for blob, value in zip(layer.blobs, (0.4, 2.0, 1.0), strict=True):
+                blob.data.fill_(value)
+    return net
+
+
+def _inputs(case: dict[str, list[float]]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(case[name]).reshape(1, 3, 2, 2) for name in ("a", "b")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layer_by_layer_blobs_and_gradients_are_those_of_caffe(name: str) -> None:
+    case = CASES[name]
+    run = Stepwise(_net(cast("str", case["net"])))
+    run.feed(_inputs(case))
+    run.forward()
+    for blob in ("p", "out"):
+        np.testing.assert_allclose(run.blobs[blob].data_array().ravel(), case[blob], rtol=1e-4, atol=1e-5, err_msg=blob)
+    run.blobs["out"].diff_array().reshape(-1)[:] = case["diff"]
+    run.backward()
+    np.testing.assert_allclose(run.blobs["a"].diff_array().ravel(), case["gradient"], rtol=1e-4, atol=1e-5)
+    if "gradient_b" in case:
+        np.testing.assert_allclose(run.blobs["b"].diff_array().ravel(), case["gradient_b"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_under_autograd_gradients_are_those_of_caffe(name: str) -> None:
+    case = CASES[name]
+    net = _net(cast("str", case["net"]))
+    inputs = {blob: values.requires_grad_() for blob, values in _inputs(case).items()}
+    out = net.compute(dict(inputs), ["out"])["out"]
+    out.backward(torch.tensor(case["diff"]).reshape(out.shape))
+    assert inputs["a"].grad is not None
+    np.testing.assert_allclose(inputs["a"].grad.ravel(), case["gradient"], rtol=1e-4, atol=1e-5)
+
+
+DROPOUT = (
+    'layer { name: "in" type: "Input" top: "a" input_param { shape { dim: 4 dim: 6 } } } layer { name: "ip" type: "InnerProduct" bottom: "a" top: "x" '
+    'inner_product_param { num_output: 5 weight_filler { type: "gaussian" std: 1 } } } layer { name: "t" type: "TanH" bottom: "x" top: "t" } '
+    'layer { name: "d" type: "Dropout" bottom: "t" top: "t" } layer { name: "end" type: "InnerProduct" bottom: "t" top: "y" '
+    'inner_product_param { num_output: 2 weight_filler { type: "gaussian" std: 1 } } } '
+    'layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" loss_weight: 1 reduction_param { operation: SUMSQ } }'
+)
+
+
+def test_tanh_below_a_dropout_in_place_goes_back_over_the_dropped_values() -> None:
+    torch.manual_seed(3)
+    run = Stepwise(_net(DROPOUT, TRAIN))
+    run.feed({"a": torch.randn(4, 6)})
+    run.forward()
+    kept = run.blobs["t"].data_array().copy()
+    run.backward()
+    above = (2 * run.blobs["y"].data_array()) @ run.net.layers[4].blobs[0].detach().numpy()
+    # Values that were kept are twice tanh(x), and that is what Caffe's 1 - y² takes.
+    np.testing.assert_allclose(run.blobs["x"].diff_array(), above * 2 * (kept != 0) * (1 - kept * kept), rtol=1e-4, atol=1e-5)
+    assert np.abs(kept).max() > 1
+
+
+def test_training_passes_that_recompute_activations_give_the_same_gradients() -> None:
+    batch = torch.randn(4, 6)
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(3)
+        net = _net(DROPOUT, TRAIN)
+        if recompute:
+            checkpoint_memory(net)
+        torch.manual_seed(5)
+        net.total_loss(net.forward({"a": batch})).backward()
+        found.append(cast("torch.Tensor", net.layers[1].blobs[0].grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_a_warning_names_the_layer_whose_gradient_is_not_the_derivative(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _net(DROPOUT, TRAIN)
+    assert [record.getMessage() for record in caplog.records if "derivative" in record.getMessage()] == [
+        "layer 't' (TanH): its gradient is computed, as in Caffe, from its blob 't' after a layer in place has overwritten it, "
+        "so it is not the derivative of the loss; give the layer in place a top of its own to train with that"
+    ]
+
+
+def test_the_usual_chains_run_as_before() -> None:
+    text = (
+        'layer { name: "in" type: "Input" top: "a" input_param { shape { dim: 2 dim: 3 dim: 4 dim: 4 } } } '
+        'layer { name: "c" type: "Convolution" bottom: "a" top: "c" convolution_param { num_output: 4 kernel_size: 3 } } '
+        'layer { name: "bn" type: "BatchNorm" bottom: "c" top: "c" } layer { name: "s" type: "Scale" bottom: "c" top: "c" } '
+        'layer { name: "r" type: "ReLU" bottom: "c" top: "c" } layer { name: "d" type: "Dropout" bottom: "c" top: "c" } '
+        'layer { name: "p" type: "Pooling" bottom: "c" top: "p" pooling_param { kernel_size: 2 } } layer { name: "pd" type: "Dropout" bottom: "p" top: "p" } '
+        'layer { name: "sg" type: "Sigmoid" bottom: "p" top: "s" } layer { name: "f" type: "Flatten" bottom: "s" top: "f" } '
+        'layer { name: "ip" type: "InnerProduct" bottom: "f" top: "ip" inner_product_param { num_output: 2 } } layer { name: "sp" type: "Sigmoid" bottom: "ip" top: "ip" }'
+    )
+    assert _net(text, TRAIN).overwriting == {}
