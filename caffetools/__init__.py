@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from caffetools import errors, events, visualize
+    from caffetools._api.bundles import build_bundle, check_bundle
     from caffetools._api.inference import classify, compute_blobs, detect, export_onnx, import_onnx, quantize, verify
     from caffetools._api.nets import deploy, inspect, load_net, retarget, zoo_prototxt
     from caffetools._api.training import build_dataset, test, train
-    from caffetools.bundle.build import build_bundle
     from caffetools.cancel import CancelToken
     from caffetools.errors import CaffeToolsError, Cancelled
     from caffetools.net.net import Net
@@ -50,6 +50,7 @@ __all__ = [
     "__version__",
     "build_bundle",
     "build_dataset",
+    "check_bundle",
     "classify",
     "compute_blobs",
     "deploy",
@@ -78,7 +79,7 @@ _HOMES = {
     **dict.fromkeys(("classify", "compute_blobs", "detect", "export_onnx", "import_onnx", "quantize", "verify"), "_api.inference"),
     **dict.fromkeys(("deploy", "inspect", "load_net", "retarget", "zoo_prototxt"), "_api.nets"),
     **dict.fromkeys(("build_dataset", "test", "train"), "_api.training"),
-    "build_bundle": "bundle.build",
+    **dict.fromkeys(("build_bundle", "check_bundle"), "_api.bundles"),
     "CaffeToolsError": "errors",
     "CancelToken": "cancel",
     "ComputeOptions": "solver.compute_options",

@@ -321,12 +321,14 @@ def quantize(
     min_agreement: float | None = None,
     tables: Sequence[str] = ("tensorrt", "ncnn", "caffe"),
     mean: str | PathLike | Sequence[float] | NDArray[Any] | None = None,
+    labels: PathLike | Sequence[str] | None = None,
     scale: float | None = None,
     resize: tuple[int, int] | None = None,
     test: PathLike | None = None,
     images: int = 500,
     batch: int = 8,
     opset: int = 17,
+    ranges: PathLike | None = None,
     resume: bool = False,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
@@ -337,7 +339,7 @@ def quantize(
         deploy: The deploy prototxt, or the name of a model of the zoo.
         weights: Its .caffemodel, or the name of a model of the zoo.
         path: ONNX file to write; calibration tables get its name with other endings.
-        calibration: A folder of images, an LMDB or LevelDB, or several files and folders.
+        calibration: A folder of images, an LMDB or LevelDB, a list (``.txt``: a path on each line), or several files, folders and lists.
         precision: ``int8`` (QDQ nodes, a scale for each output channel of the weights) or ``fp16``.
         method: How ranges are found: ``minmax``, ``entropy`` or ``percentile``.
         percentile: For ``percentile``: % of the magnitudes above 0 that are not clipped.
@@ -345,12 +347,16 @@ def quantize(
         min_agreement: Share of images, 0 to 1, whose best class must stay; the worst layers stay in float until it is reached.
         tables: Calibration tables to write, of ``tensorrt``, ``ncnn`` and ``caffe``; for int8.
         mean: As for :func:`classify`.
+        labels: As for :func:`classify`; the folders of ``test`` are named after them.
         scale: As for :func:`classify`.
         resize: As for :func:`classify`.
-        test: An LMDB or LevelDB, or a folder with a folder of images for each class, to measure the accuracy before and after on.
+        test: An LMDB or LevelDB, a list with labels, or a folder with a folder of images for each class, to measure the accuracy before
+            and after on.
         images: Most images to take, spread evenly over all.
         batch: Images per run.
         opset: Version of ONNX's operator set, 13 to 25.
+        ranges: The file of ranges (``PREFIX_iter_N.ranges.json``) that :func:`train` with ``quantize="int8"`` wrote; by default the one
+            next to ``weights``, if there is one; ``"none"`` for none.
         resume: Continue a calibration that was cancelled or killed.
         events: Receives ``Progress`` in images, and ``ArtifactWritten``.
         cancel: Checked before every batch.
@@ -368,9 +374,11 @@ def quantize(
     from caffetools.quant.quantize import QuantizeOptions
 
     how = QuantizeOptions(precision, method, percentile, several(keep), min_agreement, several(tables), batch, opset, resume)
-    options = PreprocessOptions(mean=mean, scale=scale, resize=size_pair("resize", resize))
+    options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
     deploy, parameters, options = deployed("deploy", deploy, weights, options, events, cancel)
-    return quantize_deployed(deploy, parameters, path, calibration, options, how, test=test, images=images, events=events, cancel=cancel)
+    return quantize_deployed(
+        deploy, parameters, path, calibration, options, how, test=test, images=images, ranges=ranges, events=events, cancel=cancel
+    )
 
 
 def verify(

@@ -120,6 +120,7 @@ def train(
     max_iter: int | None = None,
     log: PathLike | None = None,
     compute: ComputeOptions = ComputeOptions(),
+    quantize: Literal["", "int8"] = "",
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> TrainResult:
@@ -134,6 +135,7 @@ def train(
         max_iter: Iterations to train for, in place of the solver's.
         log: Log file; default ``PREFIX.log``. ``PREFIX_log.jsonl`` holds the same as JSON lines.
         compute: Precision (``ComputeOptions("bf16")``), compiling, memory and CUDA graphs; the default computes as Caffe.
+        quantize: ``"int8"`` computes with simulated int8 (quantization-aware training); each snapshot gets its ranges next to it.
         events: Receives ``Started``, ``Progress`` after each iteration, ``Metrics``, ``Tested``, ``CheckpointWritten``, ``Finished``.
         cancel: When cancelled, the run stops after the current update with a snapshot.
 
@@ -144,6 +146,7 @@ def train(
         CaffeToolsError: Bad input; nothing has been written.
         RunFailed: The loss diverged, or a file could not be written; earlier snapshots are kept.
     """
+    from caffetools.quant.aware import training_callbacks
     from caffetools.solver.run import train as run
 
     if max_iter is not None:
@@ -159,6 +162,7 @@ def train(
         max_iter=max_iter,
         log=log,
         compute=compute,
+        callbacks=training_callbacks(quantize, compute),
         events=events,
         cancel=cancel,
     )

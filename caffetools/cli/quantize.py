@@ -15,18 +15,13 @@ from caffetools.cli.tables import print_table, shortened
 if TYPE_CHECKING:
     from caffetools.quant.quantize import Quantization
 
-Test = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR|LMDB", help="Labelled pictures to measure the accuracy on: a folder for each class, or a database.", show_default=False
-    ),
-]
-
-
 Calibration = Annotated[
     list[str],
     typer.Option(
-        "--calibration", "-c", metavar="DIR|LMDB", help="Pictures like those of use: a folder, a database or a pattern; may be repeated."
+        "--calibration",
+        "-c",
+        metavar="DIR|LMDB",
+        help="Pictures like those of use: a folder, a database, a list (.txt) or a pattern; may be repeated.",
     ),
 ]
 
@@ -53,13 +48,21 @@ def quantize(
         Path | None,
         typer.Option(
             metavar="DIR|LMDB",
-            help="Labelled pictures to measure the accuracy on: a folder for each class, or a database.",
+            help="Labelled pictures to measure the accuracy on: a folder for each class, a list (.txt) or a database.",
             show_default=False,
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Most pictures to take, spread over all.")] = 500,
     batch: Annotated[int, typer.Option(min=1, help="Pictures a run.")] = 8,
     opset: Annotated[int, typer.Option(min=13, max=25, help="Version of ONNX's operators.")] = 17,
+    ranges: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ranges of `train --quantize` (PREFIX_iter_N.ranges.json), or none.  [default: those next to WEIGHTS, if any]",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a calibration that was interrupted.")] = False,
     mean: Mean = None,
     scale: Scale = None,
@@ -87,7 +90,7 @@ def quantize(
     check_output(out, force=force)
     net, parameters, prepared = deployed(deploy, weights, options)
     with progress_sink("Calibrating") as events:
-        done = quantize_deployed(net, parameters, out, calibration, prepared, how, test=test, images=images, events=events)
+        done = quantize_deployed(net, parameters, out, calibration, prepared, how, test=test, images=images, ranges=ranges, events=events)
     if json:
         print_json(_plain(done))
     else:

@@ -116,12 +116,12 @@ def train(
     compute = ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory, cuda_graphs=cuda_graphs)
     options["trackers"] = (tensorboard, mlflow, wandb)
     several = processes is not None or gpu == "all" or "," in gpu
-    options["callbacks"] = _quantization(quantize, several=several, plain=compute.plain)
+    options["callbacks"] = _quantization(quantize, compute, several=several)
     if not (weights or snapshot or resume or quiet):
         _warn_of_random_start(path)
     done = _train(path, processes, restarts, gpu, device, (sigint_effect, sighup_effect), compute, quiet, start | options)
     if done is not None and (as_json or not quiet):
-        print_json(_as_json(done)) if as_json else _report(done, path)
+        print_json(_as_json(done)) if as_json else _report(done, path, quantize)
 
 
 def _train(
@@ -229,26 +229,19 @@ def _start(snapshot: Path | None, resume: str) -> dict[str, Any]:
     return {"snapshot": snapshot, "resume": resume == "auto"}
 
 
-def _quantization(wanted: str, *, several: bool, plain: bool) -> list[Callback]:
+def _quantization(wanted: str, compute: ComputeOptions, *, several: bool) -> list[Callback]:
     """Return the callbacks of ``--quantize``."""
     if not wanted:
         return []
-    if wanted != "int8":
-        raise CaffeToolsError(f"--quantize is int8, not '{wanted}'")
+    from caffetools.quant.aware import training_callbacks
     from caffetools.solver.strategy import launched
 
     if several or launched():
         raise CaffeToolsError("--quantize trains in one process; leave out --processes and further GPUs")
-    if not plain:
-        raise CaffeToolsError(
-            "--quantize computes in float32 and keeps all activations; leave out --precision, --compile and --checkpoint-memory"
-        )
-    from caffetools.quant.aware import QuantizationAware
-
-    return [QuantizationAware()]
+    return training_callbacks(wanted, compute)
 
 
-def _report(done: TrainResult, solver: Path) -> None:
+def _report(done: TrainResult, solver: Path, quantize: str) -> None:
     """Print what was trained, how good it is, and the next command."""
     from caffetools.project.config import command
     from caffetools.project.next_step import after_training
@@ -264,7 +257,7 @@ def _report(done: TrainResult, solver: Path) -> None:
     for remark in _remarks(done):
         note(remark)
     if done.stopped and saved is not None:
-        print_next(command("train", solver, "--resume", "auto"))
+        print_next(command("train", solver, "--resume", "auto", *(["--quantize", quantize] if quantize else [])))
     elif saved is not None:
         print_next(after_training(solver, Path(saved.weights), next(iter(done.solver.param.test_iter), 0)))
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
-from caffetools.data.databases import open_database
+from caffetools.data.databases import open_database, shown_key
 from caffetools.data.datasets.listing import list_pictures
 from caffetools.data.datum import parse_datum, record_to_array
+from caffetools.data.picture_lists import read_lines, read_list
 from caffetools.data.shards import is_index
 from caffetools.errors import CaffeToolsError, DataError, NetError, did_you_mean
 from caffetools.events import EventSink, Warned, ignore
@@ -27,11 +30,15 @@ from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, read_weights
 from caffetools.proto.schema import TEST
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
+from caffetools.quant.fake import Bounds, ranges_path, read_ranges
 from caffetools.quant.quantize import Quantization, QuantizeOptions, quantize_net
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
 DEFAULT_IMAGES = 500
+# Endings of lists of pictures, and the label at the end of a line.
+_LISTS = (".txt", ".lst", ".list")
+_LABEL = re.compile(r"\s+-?\d+$")
 
 
 class PictureImages:
@@ -94,10 +101,7 @@ class RecordImages:
         key, value = self._database.item(number)
         name = key.decode("utf-8", "replace")
         channels = self._preprocessor.channels
-        try:
-            planes, _ = record_to_array(value, color=channels == 3)
-        except DataError as error:
-            raise DataError(error.message, path=self._database.path, record=name) from None
+        planes, _ = record_to_array(value, color=channels == 3, what=shown_key(self._database.path, key))
         if planes.dtype != np.uint8:
             raise DataError("holds numbers that are not 8-bit pixels", path=self._database.path, record=name)
         if planes.shape[0] != channels:
@@ -116,6 +120,7 @@ def quantize_deployed(
     *,
     test: PathLike | None = None,
     images: int = DEFAULT_IMAGES,
+    ranges: PathLike | None = None,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> Quantization:
@@ -125,12 +130,15 @@ def quantize_deployed(
         deploy: The deploy prototxt; pictures are prepared by ``deploy.json`` next to it.
         weights: Its .caffemodel.
         path: The ONNX file to write.
-        calibration: A folder of pictures, an LMDB or LevelDB, or several files, folders and patterns.
+        calibration: A folder of pictures, an LMDB or LevelDB, or several files, folders, patterns and lists (``.txt``, ``.lst``: a path
+            on each line, maybe with a label).
         options: Mean, labels, scale and size in place of those of ``deploy.json``.
         how: Precision, calibration and layers to keep.
-        test: An LMDB or LevelDB, or a folder with a folder of pictures for each class (or ``val`` or ``test`` with such folders), on which
-            the accuracy of both models is measured.
+        test: An LMDB or LevelDB, a list with labels, or a folder with a folder of pictures for each class (or ``val`` or ``test`` with
+            such folders), on which the accuracy of both models is measured.
         images: The most pictures to take, spread evenly over all.
+        ranges: The ranges of the layers' inputs that quantization-aware training wrote; by default those next to ``weights``, if there
+            are any; ``none`` for none.
         events: Receives the events of the work.
         cancel: Checked between batches.
 
@@ -155,13 +163,35 @@ def quantize_deployed(
     else:
         source = PictureImages(blob, preprocessor, [files[number] for number in _spread(len(files), images)])
     labelled = None if test is None else _labelled(test, blob, preprocessor)
+    how = replace(how or QuantizeOptions(), trained=_trained(weights, ranges, how, events))
     return quantize_net(net, source, path, how, test=labelled, properties=card, events=events, cancel=cancel)
+
+
+def _trained(weights: PathLike, ranges: PathLike | None, how: QuantizeOptions | None, events: EventSink) -> dict[str, Bounds]:
+    """Return the ranges that quantization-aware training learned; none where there are none or they are not asked for."""
+    if how is not None and how.precision != "int8":
+        return {}
+    if ranges is not None:
+        return {} if os.fspath(ranges) == "none" else read_ranges(ranges)
+    path = ranges_path(weights)
+    if not path.is_file():
+        return {}
+    events(
+        Warned(
+            task="calibrate",
+            message=f"the layers' inputs have the ranges that training learned, of {path.name} (--ranges none counts them)",
+        )
+    )
+    return read_ranges(path)
 
 
 def _labelled(test: PathLike, blob: str, preprocessor: Preprocessor) -> PictureImages | RecordImages:
     """Return the labelled images of a database, or of a folder with a folder for each class."""
     if _is_database(test):
         return RecordImages(blob, preprocessor, test, None)
+    if _is_list(test):
+        entries = read_list(test)
+        return PictureImages(blob, preprocessor, _beside(test, [name for name, _ in entries]), [label for _, label in entries])
     listing = list_pictures(test, fewest=1)
     known = preprocessor.how.labels
     if known and (unknown := [name for name in listing.classes if name not in known]):
@@ -201,13 +231,33 @@ def _is_database(calibration: PathLike | Sequence[PathLike]) -> bool:
 
 def _files(calibration: PathLike | Sequence[PathLike]) -> list[str]:
     names = [calibration] if isinstance(calibration, str | os.PathLike) else list(calibration)
-    found = find_pictures(names)
+    if database := next((name for name in names if _is_database(name)), None):
+        raise DataError("a database is calibrated on alone, not with other pictures", path=database)
+    found = [picture for name in names for picture in (_listed(name) if _is_list(name) else find_pictures([name]))]
     for name in found:
         if not Path(name).exists():
             raise DataError("no such file or folder", path=name)
     if not found:
         raise DataError("there are no calibration pictures")
     return found
+
+
+def _is_list(name: PathLike) -> bool:
+    return Path(name).suffix.lower() in _LISTS and Path(name).is_file()
+
+
+def _listed(path: PathLike) -> list[str]:
+    """Return the pictures of a list: a path on each line, with or without a label behind it."""
+    names = [line.lstrip() for _, line in read_lines(path)]
+    if names and all(_LABEL.search(name) for name in names):
+        names = [_LABEL.sub("", name) for name in names]
+    return _beside(path, names)
+
+
+def _beside(path: PathLike, names: Sequence[str]) -> list[str]:
+    """Return the files that a list names: from its folder, or from the working directory if its first one is there."""
+    root = Path(path).parent
+    return [str(root / name) for name in names] if names and (root / names[0]).exists() else list(names)
 
 
 def _spread(count: int, limit: int) -> list[int]:

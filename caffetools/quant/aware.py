@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from caffetools.errors import CaffeToolsError, DataError
+from caffetools.errors import CaffeToolsError
 from caffetools.layers.base import Layer
 from caffetools.net.net import Net
-from caffetools.quant.fake import quantizable, quantized_activation, quantized_weight, swap_weight
+from caffetools.quant.fake import (
+    Bounds,
+    quantizable,
+    quantized_activation,
+    quantized_weight,
+    ranges_path,
+    read_ranges,
+    swap_weight,
+    write_ranges,
+)
 from caffetools.solver.callbacks import Callback
+from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.control import RunControl, Snapshot
 from caffetools.solver.solver import Solver
-from caffetools.util.files import write_text
 
-Bounds = tuple[float, float]
+
+def training_callbacks(quantize: str, compute: ComputeOptions) -> list[Callback]:
+    """Return the callbacks of a run that is asked to train with ``int8``, or with "" for none.
+
+    Raises:
+        CaffeToolsError: It is another precision, or ``compute`` is not float32 with all activations kept.
+    """
+    if not quantize:
+        return []
+    if quantize != "int8":
+        raise CaffeToolsError(f"'{quantize}' is not a precision of quantization-aware training; int8 is")
+    if not compute.plain:
+        raise CaffeToolsError(
+            "quantization-aware training computes in float32 and keeps all activations; leave out --precision, --compile and --checkpoint-memory"
+        )
+    return [QuantizationAware()]
 
 
 class QuantizationAware(Callback):
@@ -48,14 +70,14 @@ class QuantizationAware(Callback):
         if run.resumed_from:
             path = ranges_path(run.resumed_from)
             if path.exists():
-                self.ranges = _read(path)
+                self.ranges = read_ranges(path)
         self._attach(run.net, observe=True)
         for net in run.test_nets:
             self._attach(net, observe=False)
 
     def on_checkpoint(self, run: RunControl, snapshot: Snapshot) -> None:
         """Write the ranges next to the snapshot."""
-        write_text(ranges_path(snapshot.state), json.dumps(self.ranges, indent=1) + "\n")
+        write_ranges(ranges_path(snapshot.state), self.ranges)
 
     def on_train_end(self, run: RunControl, stopped: bool) -> None:
         """Let the nets compute in float again."""
@@ -98,24 +120,9 @@ class QuantizationAware(Callback):
         return seen
 
 
-def ranges_path(state: str | Path) -> Path:
-    """Return the file of the ranges of a snapshot with this .solverstate (or .solverstate.h5)."""
-    return Path(str(state).removesuffix(".h5")).with_suffix(".ranges.json")
-
-
 def _after(own: list[Tensor]) -> Callable[..., Any]:
     def hook(layer: Layer, bottoms: tuple[Tensor, ...], tops: object) -> None:
         if own:
             swap_weight(layer, own.pop())
 
     return hook
-
-
-def _read(path: Path) -> dict[str, Bounds]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): (float(low), float(high)) for name, (low, high) in values.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise DataError(
-            "the ranges of quantization-aware training are damaged", path=path, hint="remove it to measure them again"
-        ) from None

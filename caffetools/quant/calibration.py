@@ -110,7 +110,7 @@ class Ranges:
 
 
 def state_path(out: PathLike) -> Path:
-    """Return the file, next to the model to be written, that holds an unfinished calibration."""
+    """Return the file, next to the model to be written, that holds the calibration until the model is there."""
     return Path(out).with_name(f".{Path(out).name}.calibration.npz")
 
 
@@ -130,7 +130,7 @@ def calibrate(
         model: The float model.
         images: What it runs on.
         batch: Images a run.
-        state: File that keeps the counts of an unfinished calibration; it is removed at the end.
+        state: File that keeps the counts; the caller removes it when it needs them no more.
         resume: Continue from ``state`` where it exists.
         events: Receives ``Progress`` in images.
         cancel: Checked before each batch.
@@ -155,10 +155,8 @@ def calibrate(
                 ranges.save(state, fingerprint)
                 saved = ranges.images
     finally:
-        if state is not None and saved < ranges.images < len(images):
+        if state is not None and saved < ranges.images:
             ranges.save(state, fingerprint)
-    if state is not None:
-        Path(state).unlink(missing_ok=True)
     return ranges
 
 

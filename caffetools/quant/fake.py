@@ -7,16 +7,25 @@ Bengio et al., 2013).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from caffetools.errors import DataError
 from caffetools.layers.base import Layer
 from caffetools.layers.convolution import Convolution
 from caffetools.layers.inner_product import InnerProduct
 from caffetools.net.net import Net
+from caffetools.util.files import write_text
+
+PathLike = str | os.PathLike[str]
+# The lowest and the highest value.
+Bounds = tuple[float, float]
 
 _SMALLEST = 1e-12
 
@@ -68,3 +77,25 @@ def swap_weight(layer: Layer, weight: Tensor) -> Tensor:
     slots: dict[str, Tensor] = layer.blobs._parameters  # type: ignore[assignment]
     own, slots["0"] = slots["0"], weight
     return own
+
+
+def ranges_path(snapshot: PathLike) -> Path:
+    """Return the file of the trained ranges that belongs to a .solverstate or .caffemodel, or one in HDF5."""
+    return Path(os.fspath(snapshot).removesuffix(".h5")).with_suffix(".ranges.json")
+
+
+def write_ranges(path: PathLike, ranges: Mapping[str, Bounds]) -> None:
+    """Write layer → (lowest, highest) of its input."""
+    write_text(path, json.dumps(ranges, indent=1) + "\n")
+
+
+def read_ranges(path: PathLike) -> dict[str, Bounds]:
+    """Return what :func:`write_ranges` wrote. Raises :class:`DataError` if it cannot be read."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {str(name): (float(low), float(high)) for name, (low, high) in values.items()}
+    except FileNotFoundError:
+        raise DataError("no such file: the ranges of quantization-aware training are PREFIX_iter_N.ranges.json", path=path) from None
+    except (OSError, ValueError, TypeError, AttributeError):
+        hint = "remove it to measure them again"
+        raise DataError("the ranges of quantization-aware training are damaged", path=path, hint=hint) from None

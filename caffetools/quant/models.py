@@ -19,11 +19,13 @@ from caffetools.errors import ExportError
 from caffetools.net.net import Net
 from caffetools.onnx.lrn import expand_lrn
 from caffetools.onnx.model import OnnxModel
-from caffetools.quant.fake import quantizable
+from caffetools.quant.fake import Bounds, quantizable
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 # What passes its input on, so that it stays in float with the layer before it.
 _FOLLOWERS = ("Relu", "Flatten", "Reshape")
+# Their results are some of their input's values.
+_SAME_VALUES = ("MaxPool", "Flatten", "Reshape")
 # Their results stay near their inputs' precision; normalizations and probabilities are computed in float.
 _QUANTIZED = (*_PRODUCTS, "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add")
 _LARGEST_FP16 = float(np.finfo(np.float16).max)
@@ -37,6 +39,29 @@ def layer_inputs(net: Net, model: OnnxModel) -> dict[str, str]:
         product = next((node for node in nodes.get(layer.name, ()) if node.op_type in _PRODUCTS), None)
         if product is not None:
             found[layer.name] = product.input[0]
+    return found
+
+
+def trained_ranges(model: OnnxModel, inputs: Mapping[str, str], trained: Mapping[str, Bounds]) -> dict[str, Bounds]:
+    """Return value → range for the ranges that layers learned for their inputs.
+
+    A value that several layers read gets a range that holds all of theirs, and so do values that only pooling or a change of shape
+    separates from it: they are rounded alike.
+
+    Args:
+        model: The float model.
+        inputs: Layer → the value that its product reads.
+        trained: Layer → (lowest, highest) of its input.
+    """
+    makers = {output: node for node in model.proto.graph.node for output in node.output}
+    found: dict[str, Bounds] = {}
+    for layer, (low, high) in trained.items():
+        value = inputs.get(layer)
+        while value is not None:
+            known = found.get(value, (0.0, 0.0))
+            found[value] = min(known[0], low), max(known[1], high)
+            node = makers.get(value)
+            value = node.input[0] if node is not None and node.op_type in _SAME_VALUES else None
     return found
 
 

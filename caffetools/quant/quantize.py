@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.engines.onnxruntime import Session, open_session
-from caffetools.errors import CaffeToolsError, DataError, ExportError, NetError, RunFailed, did_you_mean
+from caffetools.errors import CaffeToolsError, Cancelled, DataError, ExportError, NetError, RunFailed, did_you_mean
 from caffetools.events import ArtifactWritten, EventSink, Progress, ignore, reported
 from caffetools.net.net import Net
 from caffetools.onnx.export import DEFAULT_OPSET, build
 from caffetools.onnx.model import OnnxModel
 from caffetools.quant.calibration import Images, LabelledImages, Ranges, calibrate, state_path
+from caffetools.quant.fake import Bounds
 from caffetools.quant.histograms import METHODS, Method
-from caffetools.quant.models import layer_inputs, to_fp16, to_int8
+from caffetools.quant.models import layer_inputs, to_fp16, to_int8, trained_ranges
 from caffetools.quant.noise import layer_noise
 from caffetools.quant.tables import TABLES, tensorrt_cache
 from caffetools.util.files import atomic_write, write_text
@@ -49,6 +50,7 @@ class QuantizeOptions:
         batch: Images a run.
         opset: Version of ONNX's operators.
         resume: Continue an unfinished calibration.
+        trained: Layer → (lowest, highest) of its input that quantization-aware training learned, in place of what is counted.
     """
 
     precision: Precision = "int8"
@@ -60,6 +62,7 @@ class QuantizeOptions:
     batch: int = 8
     opset: int = DEFAULT_OPSET
     resume: bool = False
+    trained: Mapping[str, Bounds] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ def _check(net: Net, images: Images, how: QuantizeOptions) -> None:
     names = {layer.name for layer in net.layers}
     if unknown := [name for name in how.keep if name not in names]:
         raise NetError(f"the net '{net.name}' has no layer '{unknown[0]}' to keep{did_you_mean(unknown[0], names)}")
+    if unknown := [name for name in how.trained if name not in names]:
+        text = f"the trained ranges are of another net: '{net.name}' has no layer '{unknown[0]}'{did_you_mean(unknown[0], names)}"
+        raise NetError(text, hint="give --ranges none to calibrate in place of them")
     if not 0 < how.percentile <= 100:
         raise CaffeToolsError(f"the percentile must be above 0 and at most 100, not {how.percentile:g}")
     if how.min_agreement is not None and not 0 <= how.min_agreement <= 1:
@@ -186,6 +192,17 @@ class _Work:
         self.ranges: dict[str, tuple[float, float]] = {}
 
     def run(self, properties: dict[str, str]) -> Quantization:
+        """Quantize; what was counted is kept where the work is cancelled or killed, also after the last image."""
+        try:
+            done = self._run(properties)
+        except (CaffeToolsError, OSError) as error:
+            if not isinstance(error, Cancelled) and self.thresholds:
+                state_path(self.path).unlink(missing_ok=True)
+            raise
+        state_path(self.path).unlink(missing_ok=True)
+        return done
+
+    def _run(self, properties: dict[str, str]) -> Quantization:
         how = self.how
         self.model = build(self.net, opset=how.opset, properties=properties)[0]
         self.float_session = open_session(self.model.to_proto())
@@ -217,6 +234,8 @@ class _Work:
         )
         self.ranges = {name: value.clipped(how.method, how.percentile) for name, value in counted.values.items()}
         self.thresholds = {name: value.threshold(how.method, how.percentile) for name, value in counted.values.items()}
+        for name, bounds in trained_ranges(self.model, self.inputs, how.trained).items():
+            self.ranges[name], self.thresholds[name] = bounds, max(-bounds[0], bounds[1])
 
     def _search(self, order: Sequence[str]) -> tuple[onnx.ModelProto, float | None, tuple[str, ...]]:
         """Return the model with the fewest layers of ``order`` in float that agrees enough, by bisection."""
@@ -316,7 +335,7 @@ class _Work:
     def _card(self, kept: Sequence[str], agreement: float | None) -> dict[str, str]:
         card = {"caffetools.precision": self.how.precision, "caffetools.kept_in_float": ",".join(kept)}
         if self.how.precision == "int8":
-            card["caffetools.calibration"] = f"{self.how.method}, {len(self.images)} images"
+            card["caffetools.calibration"] = f"{self.how.method}, {len(self.images)} images{', trained ranges' if self.how.trained else ''}"
         if agreement is not None:
             card["caffetools.top1_agreement"] = f"{agreement:.4f}"
         return card

@@ -266,7 +266,13 @@ def test_batch_normalization_is_folded_as_in_quantize(squeezed: Nets, options: P
     for name, image in draw_samples().items():
         (photos / name).write_bytes(encode_image(image, ".png"))
     ct.quantize(*squeezed, tmp_path / "int8.onnx", photos, mean="104,117,123", scale=0.5, resize=(40, 30), tables=["tensorrt"])
-    build_bundle(*squeezed, tmp_path / "out", "jetson", options, calibration=tmp_path / "int8.tensorrt.cache")
+    how = {"mean": "104,117,123", "scale": 0.5, "resize": (40, 30), "labels": LABELS}
+    with pytest.raises(ct.CaffeToolsError, match="not both"):
+        ct.build_bundle(*squeezed, tmp_path / "out", "jetson", options, **how)
+    ct.build_bundle(*squeezed, tmp_path / "out", calibration=tmp_path / "int8.tensorrt.cache", pictures=photos, **how)
+    assert ct.check_bundle(tmp_path / "out", engine="onnxruntime").samples == 4
+    with pytest.raises(ct.CaffeToolsError, match="'caffe' is not known"):
+        ct.check_bundle(tmp_path / "out", engine="caffe")
     model = onnx.load(tmp_path / "out" / "model.onnx")
     ranges = {line.rpartition(": ")[0] for line in (tmp_path / "out" / "calibration.cache").read_text().splitlines()[1:]}
     assert {name for node in model.graph.node for name in node.output} - ranges == {"weighted/operand/2"}

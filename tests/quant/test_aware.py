@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import caffetools as ct
 from caffetools.engines.torch import TorchEngine
 from caffetools.net.net import Net
 from caffetools.proto.schema import TRAIN, NetParameter
@@ -108,6 +109,11 @@ def test_the_command_trains_and_refuses_what_it_cannot_do(folder: Path) -> None:
     assert "int4" in error_of(run("train", "solver.prototxt", "--quantize", "int4"))
     assert "one process" in error_of(run("train", "solver.prototxt", "--quantize", "int8", "-n", 2))
     assert "float32" in error_of(run("train", "solver.prototxt", "--quantize", "int8", "--precision", "bf16"))
+    assert json.loads(Path("run/digits_iter_2.ranges.json").read_text()).keys() == {"conv1", "conv2", "conv3", "ip"}
+    done = ct.train("solver.prototxt", device="cpu", max_iter=2, quantize="int8")
+    assert done.snapshot is not None and json.loads(Path("run/digits_iter_2.ranges.json").read_text())
+    with pytest.raises(ct.CaffeToolsError, match="int4"):
+        ct.train("solver.prototxt", quantize="int4")
     Path("run/digits_iter_2.ranges.json").write_text("{")
     resumed = run(
         "train", "solver.prototxt", "--quantize", "int8", "--snapshot", "run/digits_iter_2.solverstate", "--quiet", "--device", "cpu"

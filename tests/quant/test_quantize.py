@@ -18,12 +18,13 @@ from onnx import numpy_helper
 import caffetools as ct
 from caffetools.cancel import CancelToken
 from caffetools.engines.onnxruntime import open_session
-from caffetools.errors import CaffeToolsError, Cancelled, DataError, RunFailed
-from caffetools.events import Event, Finished, Progress
+from caffetools.errors import CaffeToolsError, Cancelled, DataError, NetError, RunFailed
+from caffetools.events import Event, Finished, Progress, Warned
 from caffetools.infer.sidecar import write_preprocessing
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, save_weights
 from caffetools.quant.calibration import state_path
+from caffetools.quant.fake import write_ranges
 from caffetools.quant.quantize import Quantization
 from caffetools.results import Preprocessing
 from tests.cli.inprocess import error_of, run, run_well
@@ -141,6 +142,68 @@ def test_a_cancelled_calibration_is_resumed_to_the_same_files(digits: Digits, tm
         assert resumed.tables[name].read_bytes() == path.read_bytes()
     assert out.read_bytes() == whole.path.read_bytes()
     assert not state_path(out).exists()
+
+
+def test_a_run_that_is_cancelled_after_its_calibration_does_not_count_again(digits: Digits, tmp_path: Path) -> None:
+    token, events, later = CancelToken(), list[Event](), list[Event]()
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progress) and event.task == "compare":
+            token.cancel()
+
+    out = tmp_path / "m.onnx"
+    with pytest.raises(Cancelled):
+        ct.quantize(digits.deploy, digits.weights, out, digits.pictures, images=40, events=stop, cancel=token)
+    assert [event.done for event in events if isinstance(event, Progress) and event.task == "calibrate"][-1] == 40
+    # Other methods and tables are made of what was counted.
+    ct.quantize(digits.deploy, digits.weights, out, digits.pictures, images=40, method="entropy", resume=True, events=later.append)
+    assert not [event for event in later if isinstance(event, Progress) and event.task == "calibrate"]
+    assert not state_path(out).exists()
+
+
+def test_a_list_gives_the_tables_of_its_pictures(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = sorted(digits.pictures.iterdir())[:30]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "some").mkdir()
+    for path in pictures:
+        (tmp_path / "some" / path.name).symlink_to(path)
+    # Paths from the list's folder with labels, and from the working directory without.
+    (tmp_path / "labelled.txt").write_text("".join(f"some/{path.name} {path.stem[-1]}\n" for path in pictures))
+    (tmp_path / "own" / "plain.lst").write_text("".join(f"some/{path.name}\n\n" for path in pictures))
+    folder = ct.quantize(digits.deploy, digits.weights, tmp_path / "folder.onnx", tmp_path / "some", tables=["ncnn"])
+    monkeypatch.chdir(tmp_path)
+    for name in ("labelled.txt", "own/plain.lst"):
+        made = ct.quantize(digits.deploy, digits.weights, tmp_path / "list.onnx", name, tables=["ncnn"], test="labelled.txt")
+        assert made.images == 30 and made.tested == 30 and made.accuracy_before == 1
+        assert made.tables["ncnn"].read_bytes() == folder.tables["ncnn"].read_bytes()
+
+
+def test_the_ranges_that_training_learned_are_taken(digits: Digits, tmp_path: Path, int8: Quantization) -> None:
+    weights, events = tmp_path / "digits_iter_9.caffemodel", list[Event]()
+    weights.write_bytes(digits.weights.read_bytes())
+    ranges = {"conv1": (-0.25, 0.5), "conv2": (0.0, 1.25), "ip": (0.0, 3.0)}
+    write_ranges(tmp_path / "digits_iter_9.ranges.json", ranges)
+    made = ct.quantize(digits.deploy, weights, tmp_path / "m.onnx", digits.pictures, events=events.append)
+    assert "digits_iter_9.ranges.json" in next(event for event in events if isinstance(event, Warned)).message
+    table, counted = lines(made.tables["ncnn"]), lines(int8.tables["ncnn"])
+    assert [table[name] for name in ranges] == [[127 / 0.5], pytest.approx([127 / 1.25]), pytest.approx([127 / 3])]
+    assert table["conv3"] == counted["conv3"]
+    scales = {
+        item.name: float(numpy_helper.to_array(item))
+        for item in onnx.load(made.path).graph.initializer
+        if item.name.endswith("_scale") and not item.dims
+    }
+    assert scales["data_scale"] == pytest.approx(0.75 / 255)
+    # What is pooled to conv2's input has its scale.
+    assert any(scale == pytest.approx(1.25 / 255) for scale in scales.values())
+    plain = ct.quantize(digits.deploy, weights, tmp_path / "m.onnx", digits.pictures, ranges="none")
+    assert lines(plain.tables["ncnn"]) == counted
+    write_ranges(tmp_path / "other.json", {"conv9": (0, 1)})
+    with pytest.raises(NetError, match="of another net: .* has no layer 'conv9'"):
+        ct.quantize(digits.deploy, weights, tmp_path / "m.onnx", digits.pictures, ranges=tmp_path / "other.json")
+    with pytest.raises(DataError, match="no such file"):
+        ct.quantize(digits.deploy, weights, tmp_path / "m.onnx", digits.pictures, ranges=tmp_path / "none.json")
 
 
 def test_layers_to_keep_remain_in_float_and_out_of_the_tables(digits: Digits, tmp_path: Path) -> None:
@@ -291,6 +354,8 @@ def test_the_command_prints_the_accuracy(digits: Digits, labelled: Path, tmp_pat
         (["--calibration", "empty"], "no pictures"),
         (["--calibration", "color_lmdb"], "3 channel"),
         (["--calibration", "words.png"], "words.png"),
+        (["--calibration", "color_lmdb", "--calibration", "{pictures}"], "color_lmdb: a database is calibrated on alone"),
+        (["--calibration", "empty.txt"], "no calibration pictures"),
         (["--calibration", "{pictures}", "--keep", "conv9"], "conv9"),
         (["--calibration", "{pictures}", "--precision", "int4"], "int4"),
         (["--calibration", "{pictures}", "--method", "best"], "best"),
@@ -309,6 +374,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("words.png").write_text("these are words")
+    Path("empty.txt").write_text("")
     with new_lmdb("color_lmdb") as writer:
         writer.put(b"0", image_to_record(np.zeros((16, 16, 3), np.uint8), 0))
     with new_lmdb("wrong_lmdb") as writer:
@@ -323,7 +389,7 @@ def test_an_agreement_out_of_reach_is_a_failed_run_that_writes_nothing(digits: D
     out = tmp_path / "m.onnx"
     with pytest.raises(RunFailed, match="not reached"):
         ct.quantize(digits.deploy, weights, out, digits.pictures, keep=["conv1", "conv2", "ip"], min_agreement=0.99)
-    assert not out.exists()
+    assert not out.exists() and not state_path(out).exists()
 
 
 def test_a_net_without_pictures_is_refused(tmp_path: Path, digits: Digits) -> None:
