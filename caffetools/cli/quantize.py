@@ -24,6 +24,22 @@ Calibration = Annotated[
         help="Pictures like those of use: a folder, a database, a list (.txt) or a pattern; may be repeated.",
     ),
 ]
+Test = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR|LMDB",
+        help="Labelled pictures to measure the accuracy on: a folder for each class, a list (.txt) or a database.",
+        show_default=False,
+    ),
+]
+Ranges = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Ranges of `train --quantize` (PREFIX_iter_N.ranges.json), or none.  [default: those next to WEIGHTS, if any]",
+        show_default=False,
+    ),
+]
 
 
 def quantize(
@@ -44,25 +60,11 @@ def quantize(
     tables: Annotated[
         str, typer.Option(metavar="NAME,…", help="Calibration tables to write, of tensorrt,ncnn,caffe; or none.")
     ] = "tensorrt,ncnn,caffe",
-    test: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR|LMDB",
-            help="Labelled pictures to measure the accuracy on: a folder for each class, a list (.txt) or a database.",
-            show_default=False,
-        ),
-    ] = None,
+    test: Test = None,
     images: Annotated[int, typer.Option(min=1, help="Most pictures to take, spread over all.")] = 500,
     batch: Annotated[int, typer.Option(min=1, help="Pictures a run.")] = 8,
     opset: Annotated[int, typer.Option(min=13, max=25, help="Version of ONNX's operators.")] = 17,
-    ranges: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Ranges of `train --quantize` (PREFIX_iter_N.ranges.json), or none.  [default: those next to WEIGHTS, if any]",
-            show_default=False,
-        ),
-    ] = None,
+    ranges: Ranges = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a calibration that was interrupted.")] = False,
     mean: Mean = None,
     scale: Scale = None,
