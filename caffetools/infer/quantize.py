@@ -191,7 +191,7 @@ def _labelled(test: PathLike, blob: str, preprocessor: Preprocessor) -> PictureI
         return RecordImages(blob, preprocessor, test, None)
     if _is_list(test):
         entries = read_list(test)
-        return PictureImages(blob, preprocessor, _beside(test, [name for name, _ in entries]), [label for _, label in entries])
+        return PictureImages(blob, preprocessor, _files_of_list(test, [name for name, _ in entries]), [label for _, label in entries])
     listing = list_pictures(test, fewest=1)
     known = preprocessor.how.labels
     if known and (unknown := [name for name in listing.classes if name not in known]):
@@ -251,10 +251,10 @@ def _listed(path: PathLike) -> list[str]:
     names = [line.lstrip() for _, line in read_lines(path)]
     if names and all(_LABEL.search(name) for name in names):
         names = [_LABEL.sub("", name) for name in names]
-    return _beside(path, names)
+    return _files_of_list(path, names)
 
 
-def _beside(path: PathLike, names: Sequence[str]) -> list[str]:
+def _files_of_list(path: PathLike, names: Sequence[str]) -> list[str]:
     """Return the files that a list names: from its folder, or from the working directory if its first one is there."""
     root = Path(path).parent
     return [str(root / name) for name in names] if names and (root / names[0]).exists() else list(names)
