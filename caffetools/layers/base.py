@@ -145,6 +145,8 @@ class Layer(nn.Module):
     BACKWARD_READS_TOP: ClassVar[bool] = False
     # Whether it has gradients_from_blobs: what Caffe computes where blobs were edited since the forward pass, or before any.
     BACKWARD_FROM_BLOBS: ClassVar[bool] = False
+    # Whether Caffe's forward pass keeps values in the diff of the first bottom, from which the backward pass computes (kept_in_diff).
+    KEEPS_IN_DIFF: ClassVar[bool] = False
     # Whether Caffe's backward pass of the layer in place takes the result for the bottom, of which it keeps no copy.
     BACKWARD_READS_RESULT: ClassVar[bool] = False
     # The layer reads fields that no schema has (a plugin's, with proto.unknown.unknown_fields); others can't be run with them.
@@ -323,6 +325,14 @@ class Layer(nn.Module):
             y: The top as it is, of that shape.
             gradient: The top's diff, of that shape.
         """
+        raise NotImplementedError
+
+    def kept_in_diff(self, *bottoms: Tensor) -> Tensor:
+        """Return what Caffe's forward pass keeps in the diff of the first bottom, of its shape, of a layer with KEEPS_IN_DIFF."""
+        raise NotImplementedError
+
+    def gradient_from_diff(self, kept: Tensor, bottoms: Sequence[Tensor], gradient: Tensor) -> Tensor:
+        """Return the gradient of the first bottom as Caffe computes it from its diff, ``kept``, and the diff of the first top."""
         raise NotImplementedError
 
     def gradients_from_blobs(

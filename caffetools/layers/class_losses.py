@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -70,16 +71,31 @@ class HingeLoss(_OneLabelAnItem):
     """
 
     BACKWARD_READS_LABELS = frozenset({1})
-    # Caffe keeps the margins in the bottom's diff.
-    BACKWARD_FROM_BLOBS = ZERO_BEFORE_FORWARD = True
+    BACKWARD_FROM_BLOBS = ZERO_BEFORE_FORWARD = KEEPS_IN_DIFF = True
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        margins, _, outside = self._margins(scores, labels)
+        if self._squared:
+            margins = margins * margins
+        return self.marked(margins.sum() / margins.shape[0], outside)
+
+    def kept_in_diff(self, *bottoms: Tensor) -> Tensor:
+        return self._margins(*bottoms)[0].reshape(bottoms[0].shape)
+
+    def gradient_from_diff(self, kept: Tensor, bottoms: Sequence[Tensor], gradient: Tensor) -> Tensor:
+        slope = kept * self._margins(*bottoms)[1].reshape(kept.shape)
+        factor = gradient.reshape(()) / kept.shape[0]
+        return slope * (2.0 * factor) if self._squared else slope.sign() * factor
+
+    @property
+    def _squared(self) -> bool:
+        return enum_name(self.param.hinge_loss_param, "norm") == "L2"
+
+    def _margins(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return max(0, 1 − s · x) and −s, each (N, C), and where labels are outside (on GPUs)."""
         rows, index, outside = self.flattened(scores, labels)
         sign = torch.ones_like(rows).scatter_(1, index, -1.0)
-        margins = F.relu(1.0 + sign * rows)
-        if enum_name(self.param.hinge_loss_param, "norm") == "L2":
-            margins = margins * margins
-        return self.marked(margins.sum() / rows.shape[0], outside)
+        return F.relu(1.0 + sign * rows), sign, outside
 
 
 @register("InfogainLoss")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer
+from caffetools.layers.blob_storage import BlobStorage, TensorStorage
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import layer_view
 
@@ -68,6 +71,8 @@ class Step:
         inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
         tops: The tops of that pass.
         ran: Whether there was a forward pass yet, with a graph or without.
+        kept: Where the layer keeps the values of KEEPS_IN_DIFF: in a diff of its own, as of Caffe's Split, where several layers read the
+            first bottom; None: in that bottom's diff, or it keeps none.
     """
 
     layer: Layer
@@ -82,6 +87,7 @@ class Step:
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
     ran: bool = False
+    kept: TensorStorage | None = None
 
     def release(self) -> None:
         """Release what the last forward pass kept for going back."""
@@ -99,6 +105,7 @@ def plan_steps(net: Net) -> list[Step]:
         produces = [BlobVersion(top, weight) for top, weight in zip(layer.tops, weights, strict=True)]
         current.update((version.blob, version) for version in produces)
         steps.append(Step(layer_view(layer), index, list(net.gradients[index]), False, reads, produces, [], inplace_ok=layer.inplace_ok))
+    readers = Counter(id(version) for step in steps for version in step.reads)
     overwritten: set[str] = set()
     for step in reversed(steps):
         below_loss = force or any(version.loss_weight or version.num_consumers for version in step.produces)
@@ -106,6 +113,8 @@ def plan_steps(net: Net) -> list[Step]:
         step.needs_backward = below_loss and (any(step.needs) or any(p.requires_grad or force for p in step.layer.blobs))
         for version, need in zip(step.reads, step.needs, strict=True):
             version.num_consumers += need
+        if step.layer.KEEPS_IN_DIFF and readers[id(step.reads[0])] > 1:
+            step.kept = TensorStorage(net.blob_shapes[step.layer.bottoms[0]], net.device)
         step.covered = not overwritten.isdisjoint(step.layer.tops)
         overwritten.update(step.layer.tops)
         step.overwritten = [bottom in overwritten for bottom in step.layer.bottoms]
@@ -117,3 +126,15 @@ def _loss_weights(layer: Layer) -> list[float]:
     if not given and layer.IS_LOSS:
         given = [1.0]
     return given + [0.0] * (len(layer.tops) - len(given))
+
+
+def kept_tops(layer: Layer, blobs: Mapping[str, BlobStorage]) -> set[str]:
+    """Return the tops that keep their values: those of Input layers, and DummyData's constants, which Caffe fills once."""
+    if layer.TRAITS.role == "input":
+        return set(layer.tops)
+    if layer.TRAITS.role != "constant":
+        return set()
+    fillers = list(layer.param.dummy_data_param.data_filler)
+    fillers = fillers * len(layer.tops) if len(fillers) == 1 else fillers
+    drawn = {top for top, filler in zip(layer.tops, fillers, strict=False) if filler.type != "constant"}
+    return {top for top in layer.tops if top not in drawn and blobs[top].data.is_set}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from caffetools.errors import NetError
 from caffetools.layers.base import Layer, Shape, format_shape
+from caffetools.layers.blob_storage import shares_memory
 from caffetools.proto.schema import ParamSpec
 
 Entry = tuple[nn.Parameter, float, float, str, int]
@@ -76,6 +78,19 @@ def add_to_owner(parameter: nn.Parameter, gradient: torch.Tensor | None) -> None
         return
     part = gradient.detach().reshape(owner.shape)
     owner.grad = part.clone() if owner.grad is None else owner.grad.add_(part)
+
+
+def accumulate(parameter: nn.Parameter, gradient: torch.Tensor, diffs: Iterable[torch.Tensor]) -> None:
+    """Add a gradient to that of ``parameter`` or its owner; one that lies in the memory of ``diffs`` is copied. Raises :class:`NetError`."""
+    if tuple(gradient.shape) != tuple(parameter.shape):
+        raise NetError(f"a gradient of {format_shape(gradient.shape)} for a parameter of {format_shape(parameter.shape)}")
+    gradient = gradient.detach()
+    if owner_of(parameter) is not parameter:
+        add_to_owner(parameter, gradient)
+    elif parameter.grad is not None:
+        parameter.grad.data.add_(gradient)
+    else:
+        parameter.grad = gradient.clone() if any(shares_memory(gradient, diff) for diff in diffs) else gradient
 
 
 def restore_sharing(layers: list[Layer]) -> None:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from caffetools.errors import NetError
-from caffetools.layers.base import Layer, Shape, format_shape
-from caffetools.layers.blob_storage import BlobStorage, shares_memory
+from caffetools.layers.base import Layer, Shape
+from caffetools.layers.blob_storage import BlobStorage, TensorStorage
 from caffetools.layers.python import Python
-from caffetools.net.blob_versions import Step, plan_steps
+from caffetools.net.blob_versions import Step, kept_tops, plan_steps
 from caffetools.net.deferred import Deferred
 from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.overwriting import gradients_of_overwritten
-from caffetools.net.param_sharing import add_to_owner, owner_of
+from caffetools.net.param_sharing import accumulate
 from caffetools.proto.schema import TEST
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Stepwise:
         """Let arrays of results that were given out keep their present values: the next passes do not write into them."""
         for step in self.steps:
             for top in step.layer.tops:
-                if top not in self._kept(step.layer):
+                if top not in kept_tops(step.layer, self.blobs):
                     self.blobs[top].data.drop_views()
 
     # ---- forward ----
@@ -209,7 +209,7 @@ class Stepwise:
         """Return the blobs that are neither inputs nor outputs; None where a pass cannot be fused: it has losses, or makes its inputs."""
         if self.net.phase != TEST or any(step.needs_backward for step in self.steps) or self.net.loss_weights:
             return None
-        if any(step.layer.IS_DATA and not set(step.layer.tops) <= self._kept(step.layer) for step in self.steps):
+        if any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps):
             return None
         return [name for name in self.blobs if name not in self.net.inputs and name not in self.net.outputs]
 
@@ -219,7 +219,7 @@ class Stepwise:
         step.ran = True
         for version in step.produces:
             version.clear()
-        kept = self._kept(layer)
+        kept = kept_tops(layer, self.blobs)
         if layer.tops and kept.issuperset(layer.tops):
             return
         self._configure(step)
@@ -231,6 +231,8 @@ class Stepwise:
         for name, top in zip(layer.tops, tops, strict=True):
             if name not in kept:
                 self.blobs[name].data.store(top.to(self.device), sources)
+        if layer.KEEPS_IN_DIFF:
+            self._diff_for_keeping(step).store(layer.kept_in_diff(*(x.detach() for x in inputs)))
         overwriting = self.net.overwriting.get(step.index)
         for name in overwriting.also if overwriting is not None else ():
             # A blob of the same memory under another shape, as before a Flatten.
@@ -256,17 +258,6 @@ class Stepwise:
         value = storage.shared_value() if record else storage.value()
         return value.requires_grad_(record and step.needs[index])
 
-    def _kept(self, layer: Layer) -> set[str]:
-        """Return the tops that keep their values: those of Input layers, and DummyData's constants, which Caffe fills once."""
-        if layer.TRAITS.role == "input":
-            return set(layer.tops)
-        if layer.TRAITS.role != "constant":
-            return set()
-        fillers = list(layer.param.dummy_data_param.data_filler)
-        fillers = fillers * len(layer.tops) if len(fillers) == 1 else fillers
-        drawn = {top for top, filler in zip(layer.tops, fillers, strict=False) if filler.type != "constant"}
-        return {top for top in layer.tops if top not in drawn and self.blobs[top].data.is_set}
-
     def _fill_constants(self) -> None:
         """Fill DummyData's constants, which Caffe has before any pass."""
         for step in self.steps:
@@ -276,7 +267,7 @@ class Stepwise:
                 torch.set_rng_state(state)
                 for name, top in zip(step.layer.tops, tops, strict=True):
                     self.blobs[name].data.store(top.to(self.device))
-                for name in set(step.layer.tops) - self._kept(step.layer):
+                for name in set(step.layer.tops) - kept_tops(step.layer, self.blobs):
                     self.blobs[name].data.clear()
 
     def _loss(self, step: Step) -> float:
@@ -307,6 +298,9 @@ class Stepwise:
         if isinstance(layer, Python) and (step.inputs is None or self._bottoms_changed(step)):
             self._backward_python(step, layer)
             return
+        if layer.KEEPS_IN_DIFF and step.needs[0]:
+            self._backward_from_diff(step)
+            return
         overwriting = self.net.overwriting.get(step.index)
         if (overwriting is not None and overwriting.reads) or (layer.BACKWARD_READS_TOP and self._top_changed(step)):
             self._backward_on_memory(step, first=overwriting is None or overwriting.first)
@@ -327,7 +321,7 @@ class Stepwise:
                 gradients = list(torch.autograd.grad(outputs, [*leaves, *learned], diffs, retain_graph=keep, allow_unused=True))
         for parameter, gradient in zip(learned, gradients[len(leaves) :], strict=True):
             if gradient is not None:
-                _accumulate(parameter, gradient, diffs)
+                accumulate(parameter, gradient, diffs)
         self._store_diffs(step, leaves, gradients[: len(leaves)])
         if not keep:
             step.release()
@@ -343,6 +337,19 @@ class Stepwise:
         made = step.tops[0].detach()
         same = step.covered or now.data_ptr() == made.data_ptr() or torch.equal(now, made)
         return not same or (step.layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step))
+
+    def _backward_from_diff(self, step: Step) -> None:
+        """Run the backward pass of a layer that reads what its forward pass kept in the bottom's diff, or what is there now."""
+        bottoms = [self.blobs[name].data.value() for name in step.layer.bottoms]
+        kept, top = self._diff_for_keeping(step), self.blobs[step.layer.tops[0]]
+        kept.reshape(tuple(bottoms[0].shape))
+        found = step.layer.gradient_from_diff(kept.value(), bottoms, top.diff.value())
+        kept.store(found)
+        self._store_found(step, bottoms, [found, *[None] * (len(bottoms) - 1)])
+        step.release()
+
+    def _diff_for_keeping(self, step: Step) -> TensorStorage:
+        return step.kept or self.blobs[step.layer.bottoms[0]].diff
 
     def _backward_on_memory(self, step: Step, *, first: bool) -> None:
         """Run the backward pass of a layer on what is in its blobs now; ``first``: its top has other memory than its bottom."""
@@ -436,7 +443,7 @@ class Stepwise:
         diffs = [storage.diff.value() for storage in storages]
         found, added = layer.backward_from_blobs(bottoms, [s.data.value() for s in storages], diffs, step.needs)
         for parameter, gradient in zip(layer.blobs, added, strict=True):
-            _accumulate(parameter, gradient.to(self.device), diffs)
+            accumulate(parameter, gradient.to(self.device), diffs)
         self._store_found(step, bottoms, found)
 
     def _top_diffs(self, step: Step) -> tuple[list[Tensor], list[Tensor]]:
@@ -486,15 +493,3 @@ class Stepwise:
             if not 0 <= index < len(self.steps):
                 raise NetError(f"layer {index} is outside of the net '{self.net.name}', which has {len(self.steps)} layers")
         return first, last
-
-
-def _accumulate(parameter: nn.Parameter, gradient: Tensor, diffs: list[Tensor]) -> None:
-    if tuple(gradient.shape) != tuple(parameter.shape):
-        raise NetError(f"a gradient of {format_shape(gradient.shape)} for a parameter of {format_shape(parameter.shape)}")
-    gradient = gradient.detach()
-    if owner_of(parameter) is not parameter:
-        add_to_owner(parameter, gradient)
-    elif parameter.grad is not None:
-        parameter.grad.data.add_(gradient)
-    else:
-        parameter.grad = gradient.clone() if any(shares_memory(gradient, diff) for diff in diffs) else gradient

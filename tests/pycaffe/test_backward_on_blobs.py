@@ -63,3 +63,58 @@ def test_a_backward_pass_after_the_solvers_step_is_not_one_before_any_forward_pa
     assert np.abs(before).max() > 0
     solver.net.backward()
     np.testing.assert_allclose(solver.net.blobs["a"].diff, before, rtol=1e-6)
+
+
+HINGE = (
+    'layer { name: "in" type: "Input" top: "x" top: "y" input_param { shape { dim: 2 dim: 3 } shape { dim: 2 } } } '
+    'layer { name: "p" type: "Scale" bottom: "x" top: "s" scale_param { filler { value: 1.5 } } } %s'
+    'layer { name: "l" type: "HingeLoss" bottom: "s" bottom: "y" top: "loss" hinge_loss_param { norm: %s } loss_weight: 0.5 }'
+)
+ACCURACY = 'layer { name: "acc" type: "Accuracy" bottom: "s" bottom: "y" top: "acc" } '
+# Caffe 1.0's diffs of the scores: after a forward pass, after one and after two backward passes, with edited diffs, with edited labels.
+HINGE_DIFFS = {
+    ("L1", ""): [
+        [1.75, 1.45, 1.3, 0.85, 0, 1.6],
+        [0.25, -0.25, 0.25, -0.25, 0, 0.25],
+        [0.25, 0.25, 0.25, 0.25, 0, 0.25],
+        [0.25, 0, -0.25, -0.25, 0.25, 0.25],
+        [0.25, 0.25, -0.25, 0.25, 0, 0.25],
+    ],
+    ("L2", ""): [
+        [1.75, 1.45, 1.3, 0.85, 0, 1.6],
+        [0.875, -0.725, 0.65, -0.425, 0, 0.8],
+        [0.4375, 0.3625, 0.325, 0.2125, 0, 0.4],
+        [0.5, 0, -1, -0.25, 0.125, 1.5],
+        [0.875, 0.725, -0.65, 0.425, 0, 0.8],
+    ],
+    ("L2", ACCURACY): [
+        [0, 0, 0, 0, 0, 0],
+        [0.875, -0.725, 0.65, -0.425, 0, 0.8],
+        [0.4375, 0.3625, 0.325, 0.2125, 0, 0.4],
+        [0.875, -0.725, 0.65, -0.425, 0, 0.8],
+        [0.875, 0.725, -0.65, 0.425, 0, 0.8],
+    ],
+}
+
+
+@pytest.mark.parametrize(("norm", "reader"), HINGE_DIFFS)
+def test_a_hinge_loss_keeps_its_margins_in_the_diff_of_the_scores(norm: str, reader: str, tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(HINGE % (reader, norm))
+    net = Net(str(tmp_path / "net.prototxt"), TEST)
+    net.blobs["x"].data[...] = [[0.5, -0.3, 0.2], [0.1, -1.2, 0.4]]
+    net.blobs["y"].data[...] = [1, 0]
+    diffs = []
+    net.forward()
+    diffs.append(net.blobs["s"].diff.copy())
+    for _ in range(2):
+        net.backward()
+        diffs.append(net.blobs["s"].diff.copy())
+    net.forward()
+    net.blobs["s"].diff[...] = [[1, 0, -2], [0.5, 0.25, 3]]
+    net.backward()
+    diffs.append(net.blobs["s"].diff.copy())
+    net.forward()
+    net.blobs["y"].data[...] = [2, 1]
+    net.backward()
+    diffs.append(net.blobs["s"].diff.copy())
+    np.testing.assert_allclose(np.reshape(diffs, (5, 6)), np.array(HINGE_DIFFS[norm, reader], float), atol=1e-6)
