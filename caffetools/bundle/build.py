@@ -227,7 +227,7 @@ class _Builder:
         }
         if self.detector:
             values["output"] = {"scores": SCORES, "boxes": BOXES, "classes": self.classes}
-            values["detection"] = detection_values(self.detector.settings, len(self.detector.priors))
+            values["detection"] = detection_values(self.detector)
         if self.normalization:
             values |= {"channel_order": "RGB", "mean": self.normalization.pixel_mean, "scale": self.normalization.pixel_scale}
         else:

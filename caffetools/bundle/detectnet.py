@@ -43,11 +43,13 @@ class GridOutputs:
         coverage: The blob of the coverage, (1, classes, H, W), 0 to 1.
         boxes: The blob of the corners, (1, 4, H, W): x1, y1, x2, y2 in pixels of the input from the cell's corner.
         threshold: Coverage above this one counts.
+        min_height: Smallest height of an object, in pixels of the input.
     """
 
     coverage: str
     boxes: str
     threshold: float = THRESHOLD
+    min_height: float = 0.0
 
 
 def find_grid(deploy: PathLike) -> GridOutputs | None:
@@ -62,7 +64,8 @@ def find_grid(deploy: PathLike) -> GridOutputs | None:
     if clustering is not None:
         numbers = str(clustering.python_param.param_str).split(",")
         try:
-            return GridOutputs(clustering.bottom[0], clustering.bottom[1], float(numbers[3]))
+            min_height = float(numbers[6]) if len(numbers) > 6 else 0.0
+            return GridOutputs(clustering.bottom[0], clustering.bottom[1], float(numbers[3]), min_height)
         except (ValueError, IndexError):
             message = f"param_str of the layer '{clustering.name}' is not width, height, stride, threshold, …"
             raise DataError(message, path=deploy) from None
@@ -101,7 +104,7 @@ def grid_detector(grid: GridOutputs, shapes: Mapping[str, Shape], picture: Shape
     places = np.stack([x * (width // columns), y * (height // rows)] * 2, 1) / sizes
     priors, variances = places.astype(np.float32), np.broadcast_to((1 / sizes).astype(np.float32), (rows * columns, 4))
     settings = DetectionSettings(coverage[1] + 1, 0, True, grid.threshold, -1, OVERLAP, -1, 1.0)
-    return Detector(grid.boxes, grid.coverage, priors, variances, "CORNER", settings, is_grid=True)
+    return Detector(grid.boxes, grid.coverage, priors, variances, "CORNER", settings, is_grid=True, min_height=grid.min_height / height)
 
 
 def grid_rows(outputs: Mapping[str, NDArray[np.float32]], detector: Detector) -> Array:
@@ -110,7 +113,8 @@ def grid_rows(outputs: Mapping[str, NDArray[np.float32]], detector: Detector) ->
     how, rows = detector.settings, []
     for number, scores in enumerate(outputs[detector.scores][0].reshape(how.classes - 1, -1), 1):
         kept = suppress(boxes, scores, how.threshold, how.nms, how.most, how.eta)
-        rows += [[0, number, scores[index], *boxes[index]] for index in kept]
+        tall = [index for index in kept if boxes[index, 3] - boxes[index, 1] >= np.float32(detector.min_height)]
+        rows += [[0, number, scores[index], *boxes[index]] for index in tall]
     return np.array(rows, np.float32).reshape(-1, 7)
 
 

@@ -39,6 +39,7 @@ class Detector:
         code: How offsets are meant: CORNER, CENTER_SIZE or CORNER_SIZE, as :func:`~caffetools.layers.boxes.decode_boxes` takes it.
         settings: Classes, background and non-maximum suppression.
         is_grid: Whether the blobs are maps, as :mod:`caffetools.bundle.detectnet` describes.
+        min_height: Smallest height of a box, over that of the net's input; None for any.
     """
 
     locations: str
@@ -48,6 +49,7 @@ class Detector:
     code: str
     settings: DetectionSettings
     is_grid: bool = False
+    min_height: float | None = None
 
 
 def find_detector(net: Net, output: str) -> Detector | None:
@@ -148,15 +150,18 @@ def expected_boxes(rows: Array, settings: DetectionSettings, place: Callable[[fl
     ]
 
 
-def detection_values(settings: DetectionSettings, priors: int) -> dict[str, int | float]:
+def detection_values(detector: Detector) -> dict[str, int | float]:
     """Return what preprocessing.json states of the non-maximum suppression."""
+    settings = detector.settings
+    height = {} if detector.min_height is None else {"min_height": float(np.float32(detector.min_height))}
     lowest = float(np.finfo(np.float32).min)
     return {
-        "priors": priors,
+        "priors": len(detector.priors),
         "background": settings.background,
         "threshold": max(float(np.float32(settings.threshold)), lowest),
         "nms": float(np.float32(settings.nms)),
         "eta": float(np.float32(settings.eta)),
         "top_k": settings.most,
         "keep_top_k": settings.keep,
+        **height,
     }

@@ -114,12 +114,14 @@ class Detection:
         eta: Factor of ``nms`` after each box that is kept, while it is above 0.5.
         top_k: Best boxes of a class that are looked at; -1 for all.
         keep_top_k: Boxes to keep; -1 for all.
+        min_height: Smallest height of a box that is kept, over the input's.
     """
 
     def __init__(self, values: Dict[str, Any]):
         self.priors, self.background = int(values["priors"]), int(values["background"])
         self.threshold, self.nms, self.eta = np.float32(values["threshold"]), np.float32(values["nms"]), np.float32(values["eta"])
         self.top_k, self.keep_top_k = int(values["top_k"]), int(values["keep_top_k"])
+        self.min_height = np.float32(values.get("min_height", "-inf"))
 
 
 def read_picture(path: Path, settings: Settings) -> Pixels:
@@ -319,7 +321,7 @@ def suppress(scores: Array, boxes: Array, how: Detection) -> List[int]:
             kept.append(index)
             if how.eta < 1 and nms > 0.5:
                 nms *= how.eta
-    return kept
+    return [index for index in kept if boxes[index, 3] - boxes[index, 1] >= how.min_height]
 
 
 def images(names: Sequence[str], settings: Settings, limit: int) -> Iterator[Tuple[str, Any]]:
@@ -380,8 +382,7 @@ def answer(name: str, batch: Array, size: Tuple[int, int], backend: Any, setting
 
 def as_text(result: Dict[str, Any]) -> str:
     """Return the result for one picture as lines of text."""
-    lines = [result["picture"]]
-    lines += ["  {:6.4f}  {}".format(guess["probability"], guess["label"]) for guess in result.get("guesses", [])]
+    lines = [result["picture"], *("  {probability:6.4f}  {label}".format(**guess) for guess in result.get("guesses", []))]
     for box in result.get("boxes", []):
         lines.append("  {:6.4f}  {}  ({:.1f}, {:.1f}) to ({:.1f}, {:.1f})".format(box["score"], box["label"], *box["box"]))
     return "\n".join(lines)
@@ -418,8 +419,7 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
     daemon_threads = True
 
     def __init__(self, address: Tuple[str, int], backend: Any, settings: Settings, top: int):
-        self.backend, self.settings, self.top = backend, settings, top
-        self.lock = threading.Lock()
+        self.backend, self.settings, self.top, self.lock = backend, settings, top, threading.Lock()
         super().__init__(address, Handler)
 
     def classify(self, data: bytes) -> Dict[str, Any]:

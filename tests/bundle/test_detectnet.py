@@ -75,9 +75,24 @@ def test_the_runner_in_cpp_finds_the_same_boxes(build: Path, detectnets: dict[st
             assert np.allclose([box["box"] for box in got], [box["box"] for box in wanted], atol=0.02)
 
 
+def test_low_boxes_are_left_out_by_all_runners(build: Path, detectnets: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    samples = detectnets["onnxruntime"] / "samples"
+    every = [(box["box"][3] - box["box"][1]) / 240 * 24 for answer in classify(build, samples.parent, samples) for box in answer["boxes"]]
+    limit = (min(every) + max(every)) / 2
+    nets = write_net(tmp_path, DETECTNET.replace("4, 0.5, 3, 0.02, 2, 2", f"4, 0.5, 3, 0.02, {limit}, 2"))
+    how = PreprocessOptions(mean="0", labels=("car", "person"))
+    # The bundle is checked with the runner in Python.
+    build_bundle(*nets, tmp_path / "out", "onnxruntime", how, pictures=sorted(samples.glob("*.png")))
+    expected = json.loads((tmp_path / "out" / "samples" / "expected.json").read_text())
+    answers = classify(build, tmp_path / "out", tmp_path / "out" / "samples")
+    heights = [(box["box"][3] - box["box"][1]) / 240 * 24 for answer in answers for box in answer["boxes"]]
+    assert heights == pytest.approx([height for height in every if height >= limit]) and 0 < len(heights) < len(every)
+    assert [len(answer["boxes"][:5]) for answer in answers] == [len(boxes) for boxes in expected.values()]
+
+
 def test_a_net_without_the_clustering_layer_is_known_by_its_blobs(detectnet: Nets, tmp_path: Path) -> None:
     (tmp_path / "deploy.prototxt").write_text(BODY)
-    assert find_grid(detectnet.deploy) == GridOutputs("coverage", "bboxes", 0.5)
+    assert find_grid(detectnet.deploy) == GridOutputs("coverage", "bboxes", 0.5, 2)
     assert find_grid(tmp_path / "deploy.prototxt") == GridOutputs("coverage", "bboxes", 0.6)
     build_bundle(tmp_path / "deploy.prototxt", detectnet.weights, tmp_path / "out", "jetson", PreprocessOptions(mean="0"))
     assert json.loads((tmp_path / "out" / "preprocessing.json").read_text())["detection"]["threshold"] == pytest.approx(0.6)

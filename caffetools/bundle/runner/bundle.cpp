@@ -81,6 +81,7 @@ void read_detection(const Json& json, Settings& settings) {
   how.eta = static_cast<float>(json.at("eta").as_number("eta"));
   how.top_k = json.at("top_k").as_int("top_k", -1, MAX_PRIORS);
   how.keep_top_k = json.at("keep_top_k").as_int("keep_top_k", -1, MAX_PRIORS);
+  if (const Json* height = json.find("min_height")) how.min_height = static_cast<float>(height->as_number("min_height"));
 }
 
 float area(const float* box) { return std::max(box[2] - box[0], 0.f) * std::max(box[3] - box[1], 0.f); }
@@ -111,6 +112,8 @@ std::vector<int> suppress(const std::vector<float>& scores, const std::vector<fl
     kept.push_back(prior);
     if (how.eta < 1 && nms > 0.5f) nms *= how.eta;
   }
+  const auto is_tall = [&](int prior) { return boxes[4 * static_cast<size_t>(prior) + 3] - boxes[4 * static_cast<size_t>(prior) + 1] >= how.min_height; };
+  kept.erase(std::stable_partition(kept.begin(), kept.end(), is_tall), kept.end());
   return kept;
 }
 

@@ -1,6 +1,7 @@
 // A bundle's settings, and what happens before and after the network: the same steps, with the same numbers, as in classify.py.
 #pragma once
 
+#include <limits>
 #include <opencv2/core.hpp>
 #include <stdexcept>
 #include <string>
@@ -23,6 +24,7 @@ struct Detection {
   float eta = 1;        // factor of nms after each box that is kept, while nms is above 0.5
   int top_k = -1;       // best boxes of a class that are looked at; -1 for all
   int keep_top_k = -1;  // boxes to keep; -1 for all
+  float min_height = -std::numeric_limits<float>::infinity();  // smallest height of a box that is kept, over the input's
 };
 
 struct Settings {
