@@ -419,6 +419,9 @@ void run_depthwise(const Conv& conv, const float* x, float* y, int threads) {
 
 }  // namespace
 
+// The algorithm that a convolution would get: 0 sums over windows, 2 or 4 Winograd's, 8 the matrix unit.
+CAFFETOOLS_API int caffetools_conv_choice(const CaffetoolsConv* shape) { return choose_algorithm(*shape); }
+
 // Make a convolution; null where there is no memory. `weights` are those of the first output, input, row and column, the others at
 // `steps` from there; `bias` and `slopes` (oc) or null; all are copied. `like` is null or a convolution with the same weights over another
 // size, with which packed weights are shared where the algorithm is the same. Sizes are checked by the caller.
@@ -451,14 +454,6 @@ CAFFETOOLS_API void* caffetools_conv_create_from(const CaffetoolsConv* shape, co
   } catch (const std::bad_alloc&) {
     return nullptr;
   }
-}
-
-// The same from weights (oc, c / groups, kh, kw) that lie one after the other.
-CAFFETOOLS_API void* caffetools_conv_create(const CaffetoolsConv* shape, const float* weights, const float* bias, const float* slopes,
-                                            const void* like) {
-  const int64_t area = shape->kh * shape->kw, output = shape->c / shape->groups * area;
-  const WeightSteps steps{shape->oc / shape->groups * output, output, area, shape->kw, 1};
-  return caffetools_conv_create_from(shape, weights, &steps, bias, slopes, like);
 }
 
 CAFFETOOLS_API void caffetools_conv_destroy(void* handle) { delete static_cast<Conv*>(handle); }

@@ -130,6 +130,9 @@ using namespace caffetools;
 CAFFETOOLS_API int caffetools_native_version() { return 5; }
 
 // Use the best kernel up to `variant` from now on (as variants.h numbers them); returns whether it is that very one. For tests.
+// The variant in use (variants.h).
+CAFFETOOLS_API int caffetools_native_variant() { return current_variant(); }
+
 CAFFETOOLS_API int caffetools_native_use(int variant) {
   in_use = best(variant);
   return in_use == variant && (variant < 3 || amx_ready());

@@ -248,7 +248,8 @@ void run_loop(int threads, int64_t count, const LoopBody& body) {
 #ifdef _OPENMP
   if (on_openmp && !omp_in_parallel()) {
     Job job(body, count, threads);
-#pragma omp parallel num_threads(job.stretches)
+    const int team = std::min(job.stretches, omp_get_max_threads());
+#pragma omp parallel num_threads(team)
     job.work(omp_get_thread_num());
     return;
   }

@@ -16,6 +16,9 @@ namespace {
 // Values that a thread works on at a time; a multiple of 8, so that stretches of a row begin at whole bytes.
 constexpr int64_t kStretch = 16384;
 
+// Rows of a gradient whose sums are added up on their own.
+constexpr int64_t kGradientRows = 256;
+
 // Calls work(row, first column, number of columns) for all of rows x columns.
 template <typename Work>
 void over_rows(int64_t rows, int64_t columns, int threads, const Work& work) {
@@ -87,4 +90,23 @@ CAFFETOOLS_API void caffetools_training_pool_backward(const float* dy, const uin
   std::memcpy(&pool, sizes, sizeof pool);
   const auto work = CAFFETOOLS_IN_USE(training_kernel).pool_backward;
   over_channels(pool, threads, [&](int64_t picture, int64_t start, int64_t count) { work(pool, dy, places, dx, picture, start, count); });
+}
+
+// The gradient of a convolution's outputs (TrainingKernel::output_gradient) and its sums over all rows, which are added up in one order
+// for any number of threads. `partial` has room for caffetools_output_gradient_parts(rows) x channels floats.
+CAFFETOOLS_API int64_t caffetools_output_gradient_parts(int64_t rows) { return (rows + kGradientRows - 1) / kGradientRows; }
+
+CAFFETOOLS_API void caffetools_output_gradient(const float* dy, int64_t dy_pitch, const float* y, int64_t y_pitch, float* to, float* sums,
+                                               float* partial, int64_t rows, int64_t channels, int threads) {
+  const int64_t parts = caffetools_output_gradient_parts(rows);
+  const auto work = CAFFETOOLS_IN_USE(training_kernel).output_gradient;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = part * kGradientRows;
+    work(dy + first * dy_pitch, dy_pitch, y != nullptr ? y + first * y_pitch : nullptr, y_pitch, to != nullptr ? to + first * channels : nullptr,
+         std::min(kGradientRows, rows - first), channels, partial + part * channels);
+  }
+  std::memcpy(sums, partial, static_cast<size_t>(channels) * sizeof(float));
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t c = 0; c < channels; ++c) sums[c] += partial[part * channels + c];
 }

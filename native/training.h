@@ -26,6 +26,10 @@ struct TrainingKernel {
   void (*pool_forward)(const TrainingPool& pool, const float* x, float* y, uint8_t* places, int64_t picture, int64_t start, int64_t count);
   void (*pool_backward)(const TrainingPool& pool, const float* dy, const uint8_t* places, float* dx, int64_t picture, int64_t start,
                         int64_t count);
+  // The gradient of a convolution's outputs with a ReLU: `to` (rows x channels) = dy where not y <= 0, else 0, and `sums` (channels) their sums
+  // over the rows. y null: no ReLU; `to` null: the sums alone.
+  void (*output_gradient)(const float* dy, int64_t dy_pitch, const float* y, int64_t y_pitch, float* to, int64_t rows, int64_t channels,
+                          float* sums);
 };
 
 extern const TrainingKernel training_kernel_baseline, training_kernel_avx2, training_kernel_avx512;

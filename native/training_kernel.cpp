@@ -274,9 +274,34 @@ void pool_backward(const TrainingPool& pool, const float* dy, const uint8_t* pla
 
 #endif
 
+void output_gradient(const float* dy, int64_t dy_pitch, const float* y, int64_t y_pitch, float* to, int64_t rows, int64_t channels,
+                     float* sums) {
+  std::memset(sums, 0, static_cast<std::size_t>(channels) * sizeof(float));
+  for (int64_t row = 0; row < rows; ++row, dy += dy_pitch) {
+    int64_t c = 0;
+#if defined(__AVX512F__)
+    for (; c < channels; c += kWide) {
+      const __mmask16 here = lanes(channels - c);
+      __mmask16 passes = here;
+      if (y != nullptr) passes = _mm512_mask_cmp_ps_mask(here, _mm512_maskz_loadu_ps(here, y + c), _mm512_setzero_ps(), _CMP_NLE_UQ);
+      const __m512 gradient = _mm512_maskz_loadu_ps(passes, dy + c);
+      if (to != nullptr) _mm512_mask_storeu_ps(to + c, here, gradient);
+      _mm512_mask_storeu_ps(sums + c, here, _mm512_add_ps(_mm512_maskz_loadu_ps(here, sums + c), gradient));
+    }
+#endif
+    for (; c < channels; ++c) {
+      const float gradient = y != nullptr && y[c] <= 0.0f ? 0.0f : dy[c];
+      if (to != nullptr) to[c] = gradient;
+      sums[c] += gradient;
+    }
+    if (y != nullptr) y += y_pitch;
+    if (to != nullptr) to += channels;
+  }
+}
+
 }  // namespace
 
 extern const TrainingKernel CAFFETOOLS_TRAINING_KERNEL;
-const TrainingKernel CAFFETOOLS_TRAINING_KERNEL = {relu_row, mask_row, pool_forward, pool_backward};
+const TrainingKernel CAFFETOOLS_TRAINING_KERNEL = {relu_row, mask_row, pool_forward, pool_backward, output_gradient};
 
 }  // namespace caffetools

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers import inference, winograd
+from caffetools.layers import inference, training_conv, winograd
 from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.im2col import columns_to_onnx, convolve, deconvolve
 from caffetools.layers.kernel import Kernel
@@ -85,7 +85,9 @@ class _Convolving(Layer):
         kernel = self.kernel if spatial else Kernel((1,), (1,), (0,), (1,))
         if not spatial:
             weight = weight.unsqueeze(-1)
-        if spatial == 2 and not self.TRANSPOSED and winograd.takes(x, weight, kernel.stride, kernel.pad, kernel.dilation, self.group):
+        if self.training and (branch := self.training_branch(x)) is not None and training_conv.takes(branch):
+            y = training_conv.convolve([branch], rectify=False)
+        elif spatial == 2 and not self.TRANSPOSED and winograd.takes(x, weight, kernel.stride, kernel.pad, kernel.dilation, self.group):
             y = winograd.convolve(x, weight, bias, kernel.pad[0])
         elif spatial > 3:
             y = self._over_many_axes(x, weight, bias, top[self.outer_axes + 1 :])
@@ -93,6 +95,14 @@ class _Convolving(Layer):
             function = getattr(F, f"conv_transpose{max(spatial, 1)}d" if self.TRANSPOSED else f"conv{max(spatial, 1)}d")
             y = function(x, weight, bias, stride=kernel.stride, padding=kernel.pad, dilation=kernel.dilation, groups=self.group)
         return y if self.outer_axes == 1 and spatial else y.reshape(top)
+
+    def training_branch(self, x: Tensor) -> training_conv.Branch | None:
+        """Return the convolution of ``x`` (N, C, H, W) as the native library takes it; None where it has another form."""
+        if self.TRANSPOSED or self.spatial_axes != 2 or self.outer_axes != 1:
+            return None
+        stride, pad, dilation = ((pair[0], pair[1]) for pair in (self.kernel.stride, self.kernel.pad, self.kernel.dilation))
+        bias = self.blobs[1] if len(self.blobs) > 1 else None
+        return training_conv.Branch(x, self.blobs[0], bias, training_conv.Geometry(stride, pad, dilation, self.group))
 
     def _over_many_axes(self, x: Tensor, weight: Tensor, bias: Tensor | None, output: Shape) -> Tensor:
         function = deconvolve if self.TRANSPOSED else convolve

@@ -50,6 +50,12 @@ class Layout:
     planar: bool = False
 
 
+class _Steps(ctypes.Structure):
+    """``WeightSteps`` of native/conv.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("group", "output", "input", "row", "column")]
+
+
 class Step(ctypes.Structure):
     """``CaffetoolsStep`` of native/conv.cpp: one operator of a program.
 
@@ -80,6 +86,8 @@ class NativeConv:
         like: A convolution with the same weights over another size, to share packed weights with.
         algorithm: 0 chooses; 1 sums over windows; 2 or 4: Winograd's of 2 x 2 or 4 x 4 outputs (3 x 3 kernels of stride 1); 8: the matrix unit
             (AMX) where the processor has it and takes such a convolution, else as 1.
+        transposed: Use the weights of ``form``, of a convolution of stride 1, for the gradient of its input: inputs and outputs exchanged,
+            kernels turned by half a circle. The padding of ``form`` is that of the gradient.
 
     Attributes:
         handle: For ``caffetools_conv_run``. scratch_floats: What a run needs. algorithm: As chosen (1 is also depthwise).
@@ -96,19 +104,24 @@ class NativeConv:
         *,
         like: NativeConv | None = None,
         algorithm: int = 0,
+        transposed: bool = False,
     ):
         loaded = library()
-        (n, c, h, w), (_, oc, oh, ow) = layout.x_shape, layout.y_shape
         act = activation or inference.Activation(inference.NO_ACTIVATION)
-        sizes = (n, c, h, w, oc, oh, ow, layout.x_pitch, layout.y_pitch, layout.residual_pitch, *form.weight.shape[2:])
-        geometry = (*form.stride, *form.pad, *form.dilation, form.groups)
-        flags = (layout.planar, algorithm, act.kind, form.bias is not None)
-        shape = _Shape(*sizes, *geometry, *flags, act.low, act.high)
-        self._arrays = [_flat(form.weight), _flat(form.bias), _flat(act.slopes)]
-        pointers = [None if array is None else array.data_ptr() for array in self._arrays]
+        shape = _shape(form, act, layout, algorithm)
+        weight = form.weight.detach().to("cpu", torch.float32)
+        output, inputs, row, column = weight.stride()
+        group, first = output * (weight.shape[0] // form.groups), weight.data_ptr()
+        steps = _Steps(group, output, inputs, row, column)
+        if transposed:
+            first += weight.element_size() * ((weight.shape[2] - 1) * row + (weight.shape[3] - 1) * column)
+            steps = _Steps(group, inputs, output, -row, -column)
+        arrays = [_flat(form.bias), _flat(act.slopes)]
+        pointers = [None if array is None else array.data_ptr() for array in arrays]
         self._destroy = loaded.caffetools_conv_destroy
-        self.handle: int | None = loaded.caffetools_conv_create(ctypes.addressof(shape), *pointers, None if like is None else like.handle)
-        self._arrays.clear()  # copied by the library
+        self.handle: int | None = loaded.caffetools_conv_create_from(
+            ctypes.addressof(shape), first, ctypes.addressof(steps), *pointers, None if like is None else like.handle
+        )
         if not self.handle:
             raise MemoryError("no memory for the packed weights of a convolution")
         self.scratch_floats = int(loaded.caffetools_conv_scratch(self.handle))
@@ -117,6 +130,24 @@ class NativeConv:
     def __del__(self) -> None:
         if getattr(self, "handle", None):
             self._destroy(self.handle)
+
+
+def _shape(form: inference.Conv, activation: inference.Activation, layout: Layout, algorithm: int) -> _Shape:
+    (n, c, h, w), (_, oc, oh, ow) = layout.x_shape, layout.y_shape
+    sizes = (n, c, h, w, oc, oh, ow, layout.x_pitch, layout.y_pitch, layout.residual_pitch, *form.weight.shape[2:])
+    flags = (layout.planar, algorithm, activation.kind, form.bias is not None)
+    return _Shape(*sizes, *form.stride, *form.pad, *form.dilation, form.groups, *flags, activation.low, activation.high)
+
+
+def choice(form: inference.Conv, layout: Layout) -> int:
+    """Return the algorithm that :class:`NativeConv` chooses: 0 sums over windows, 2 or 4 Winograd's, 8 the matrix unit."""
+    shape = _shape(form, inference.Activation(inference.NO_ACTIVATION), layout, 0)
+    return int(library().caffetools_conv_choice(ctypes.addressof(shape)))
+
+
+def has_wide_vectors() -> bool:
+    """Return whether the library uses vectors of 16 floats (AVX-512)."""
+    return int(library().caffetools_native_variant()) >= 2
 
 
 def available() -> bool:
@@ -155,7 +186,7 @@ def torch_threads() -> Iterator[None]:
 
 
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Run ``conv`` from ``x`` (N, C, H, W) to ``y`` (N, C', H', W'), both float32 and channels-last, on torch's number of threads."""
+    """Run ``conv`` from ``x`` (N, C, H, W) to ``y`` (N, C', H', W'), float32 in its layout, on torch's number of threads."""
     scratch = torch.empty(max(conv.scratch_floats, 1))
     conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), None, scratch.data_ptr(), torch.get_num_threads())
 
@@ -197,8 +228,10 @@ def library() -> Any:
     if loaded is None or getattr(loaded, "conv_ready", None) is not None:
         return loaded if loaded is None or loaded.conv_ready else None
     try:
-        loaded.caffetools_conv_create.restype = Pointer
-        loaded.caffetools_conv_create.argtypes = [Pointer] * 5
+        loaded.caffetools_conv_create_from.restype = Pointer
+        loaded.caffetools_conv_create_from.argtypes = [Pointer] * 6
+        loaded.caffetools_conv_choice.argtypes = [Pointer]
+        loaded.caffetools_native_variant.argtypes = []
         loaded.caffetools_conv_destroy.argtypes = [Pointer]
         loaded.caffetools_conv_destroy.restype = None
         loaded.caffetools_conv_scratch.argtypes = [Pointer]

@@ -25,14 +25,17 @@ Pair = tuple[int, int]
 @cache
 def _library() -> ctypes.CDLL | None:
     loaded = native.library()
-    if loaded is None or not hasattr(loaded, "caffetools_training_pool_backward"):
+    if loaded is None or not hasattr(loaded, "caffetools_output_gradient"):
         return None
     pointer, whole, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     loaded.caffetools_relu_forward.argtypes = [pointer, pointer, pointer, whole, whole, threads]
     loaded.caffetools_relu_backward.argtypes = [pointer, pointer, pointer, whole, whole, whole, threads]
     for function in (loaded.caffetools_training_pool_forward, loaded.caffetools_training_pool_backward):
         function.argtypes = [pointer, pointer, pointer, pointer, threads]
+    loaded.caffetools_output_gradient_parts.restype, loaded.caffetools_output_gradient_parts.argtypes = whole, [whole]
+    loaded.caffetools_output_gradient.argtypes = [pointer, whole, pointer, whole, pointer, pointer, pointer, whole, whole, threads]
     for function in (
+        loaded.caffetools_output_gradient,
         loaded.caffetools_relu_forward,
         loaded.caffetools_relu_backward,
         loaded.caffetools_training_pool_forward,
@@ -87,6 +90,37 @@ def max_pool(x: Tensor, kernel: Pair, stride: Pair, pad: Pair, output: Pair, *, 
     """
     result: Tensor = _MaxPool.apply(x, (*x.shape, *output, *kernel, *stride, *pad, int(rectify)))
     return result
+
+
+def output_gradient(dy: Tensor, y: Tensor | None, *, sums: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient of a convolution's output before its ReLU.
+
+    Args:
+        dy: The gradient after it, (N, C, H, W) float32 on the CPU.
+        y: The output after it, channels-last or a slice of channels of such memory; None without a ReLU.
+        sums: Whether the sums over all but the channels are wanted, the bias's gradient.
+
+    Returns:
+        (N, C, H, W), channels-last, and (C) or None.
+    """
+    if (pitch := _pitch(dy)) is None:
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        pitch = dy.shape[1]
+    dense = y is None and pitch == dy.shape[1]
+    if dense and not sums:
+        return dy, None
+    if y is not None and _pitch(y) is None:
+        y = y.contiguous(memory_format=torch.channels_last)
+    n, c, h, w = dy.shape
+    to = None if dense else torch.empty(dy.shape, memory_format=torch.channels_last)
+    library = _library()
+    assert library is not None  # noqa: S101 (training_conv.takes checked it)
+    total, partial = torch.empty(c), torch.empty(library.caffetools_output_gradient_parts(n * h * w), c)
+    library.caffetools_output_gradient(
+        *(dy.data_ptr(), pitch, None if y is None else y.data_ptr(), 0 if y is None else _pitch(y)),
+        *(None if to is None else to.data_ptr(), total.data_ptr(), partial.data_ptr(), n * h * w, c, torch.get_num_threads()),
+    )
+    return dy if to is None else to, total if sums else None
 
 
 class _Rectify(torch.autograd.Function):

@@ -266,7 +266,7 @@ class Pooling(Layer):
     TOPS = (1, 2)
     NEEDS_TOP = False
     FORK_FIELDS = frozenset({"ceil_mode"})
-    # Set for one pass: MAX is followed by the ReLU that the prototxt has before it; net/late_relus.py.
+    # Set for one pass: MAX is followed by the ReLU that the prototxt has before it; net/training_steps.py.
     rectifies = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

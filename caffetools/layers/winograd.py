@@ -93,7 +93,7 @@ class _Convolve(torch.autograd.Function):
             # The gradient is the convolution with the kernels turned by half a circle, inputs and outputs exchanged.
             dx = _run(dy, weight.flip(2, 3).transpose(0, 1), None, 2 - ctx.pad)
         if ctx.needs_input_grad[1]:
-            dw = _weight_gradient(x, dy, ctx.pad)
+            dw = weight_gradient(x, dy, ctx.pad)
         if ctx.biased and ctx.needs_input_grad[2]:
             db = dy.sum((0, 2, 3))
         return dx, dw, db, None
@@ -111,7 +111,17 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
     return y
 
 
-def _weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
+def weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
+    """Return the gradient of the weights.
+
+    Args:
+        x: The convolution's input (N, C, H, W), channels-last, that :func:`takes` accepts.
+        dy: The gradient of its output (N, C', H', W'), channels-last.
+        pad: Zeros on each side of ``x``.
+
+    Returns:
+        (C', C, 3, 3), channels-last.
+    """
     n, c = x.shape[:2]
     outputs, tiles = dy.shape[1], _tiles(dy.shape[2], dy.shape[3])
     points = (_M + 2) ** 2

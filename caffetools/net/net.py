@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +19,12 @@ from caffetools.net.device import float32_products
 from caffetools.net.gradients import plan_gradients, plan_inplace
 from caffetools.net.inference import InferencePlans
 from caffetools.net.inputs import Batch, named_tensors
-from caffetools.net.late_relus import plan_late_relus
 from caffetools.net.overwriting import plan_overwriting, run_over, warn_of_gradients
 from caffetools.net.param_sharing import restore_sharing, share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
 from caffetools.net.topology import check_blob_graph, name_loss_tops
+from caffetools.net.training_steps import TrainingSteps
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import layer_line, read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
@@ -129,8 +129,7 @@ class Net(nn.Module):
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
         plan_inplace(self.layers)
         self.overwriting = plan_overwriting(self.layers)
-        late = plan_late_relus(self.layers, self.gradients)
-        self._late_relus = [pair for pair in late if self.overwriting.keys().isdisjoint(pair.relus)]
+        self._training_steps = TrainingSteps(self.layers, self.gradients, self.overwriting)
         if phase == TRAIN:
             warn_of_gradients(self.layers, self.overwriting, self.gradients)
         self.last_use = _last_use(self.layers)
@@ -253,28 +252,18 @@ class Net(nn.Module):
         layers = (plan or self.plan()).layers
         wanted = self._wanted(keep)
         results: dict[str, Tensor] = {}
-        skipped, replaced = self._reordered(layers, wanted)
+        fused = self.phase == TRAIN and torch.is_grad_enabled() and self.device.type == "cpu"
+        steps = self._training_steps.of_pass(layers, wanted, self.run_layer) if fused else {}
         for index, layer in enumerate(layers):
-            if index in skipped:
-                blobs[layer.tops[0]] = blobs[layer.bottoms[0]]
+            if index in steps:
+                steps[index](blobs)
             elif not layer.IS_DATA:
-                self.run_layer(index, replaced.get(index, layer), blobs)
+                self.run_layer(index, layer, blobs)
             for name in self.last_use[index]:
                 if name in wanted:
                     results[name] = blobs[name]
                 del blobs[name]
         return results
-
-    def _reordered(self, layers: Sequence[Layer], wanted: Collection[str]) -> tuple[set[int], dict[int, Layer]]:
-        """Return the ReLUs that a training pass leaves to the pooling above them, and those poolings, by their indices."""
-        skipped: set[int] = set()
-        replaced: dict[int, Layer] = {}
-        if self.phase == TRAIN and torch.is_grad_enabled() and self.device.type == "cpu":
-            for late in self._late_relus:
-                if (pooling := late.apply_to(layers, wanted)) is not None:
-                    skipped.update(late.relus)
-                    replaced[late.pooling] = pooling
-        return skipped, replaced
 
     def _wanted(self, keep: Collection[str]) -> dict[str, None]:
         return dict.fromkeys((*self.outputs, *self.loss_weights, *keep))

@@ -1,0 +1,187 @@
+"""Convolutions in training by the native library: one or several whose outputs are one blob, each followed by a ReLU or none.
+
+The forward pass and the gradient of the input use the algorithms of the inference plan, Winograd's and the matrix unit among them; the
+gradient of the weights is by Winograd's algorithm or torch. A ReLU costs no pass of its own, a concatenation no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from caffetools.layers import inference, native_conv, native_training, winograd
+from caffetools.layers.autograd import Context
+
+Pair = tuple[int, int]
+
+# A convolution of fewer multiply-adds, or of fewer channels in a group, is left to torch.
+_LEAST_MACS, _LEAST_CHANNELS = 4_000_000, 8
+_RELU = inference.Activation(inference.RELU)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a convolution's windows are; each attribute but ``groups`` is (height, width)."""
+
+    stride: Pair
+    pad: Pair
+    dilation: Pair
+    groups: int
+
+    def output(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """Return the shape of the output for ``x`` (N, C, H, W) and ``weight`` (C', C / groups, kh, kw)."""
+        h, w = (
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(x.shape[2:], weight.shape[2:], self.stride, self.pad, self.dilation, strict=True)
+        )
+        return x.shape[0], weight.shape[0], h, w
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A convolution: input (N, C, H, W), weights (C', C / groups, kh, kw), bias (C') or None, and geometry."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    geometry: Geometry
+
+
+def takes(branch: Branch) -> bool:
+    """Return whether :func:`convolve` computes ``branch``: ordinary float32 on the CPU, wide vectors, and work enough."""
+    x, weight = branch.x, branch.weight
+    if torch.compiler.is_compiling() or type(x) is not Tensor or torch.is_autocast_enabled("cpu"):
+        return False
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, weight)) or x.dim() != 4 or weight.shape[1] < _LEAST_CHANNELS:
+        return False
+    n, _, h, w = branch.geometry.output(x, weight)
+    return n * h * w * weight.numel() >= _LEAST_MACS and native_conv.available() and native_conv.has_wide_vectors()
+
+
+def convolve(branches: Sequence[Branch], *, rectify: bool) -> Tensor:
+    """Convolve, and concatenate the outputs by channel.
+
+    Args:
+        branches: Convolutions that :func:`takes`, with outputs of one size.
+        rectify: Take max(0, y) of the outputs.
+
+    Returns:
+        (N, sum of C', H', W'), channels-last; differentiable any number of times.
+    """
+    tensors = [tensor for branch in branches for tensor in (branch.x, branch.weight, branch.bias)]
+    y: Tensor = _Convolve.apply(rectify, tuple(branch.geometry for branch in branches), *tensors)
+    return y
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, rectify: bool, geometries: tuple[Geometry, ...], *tensors: Tensor | None) -> Tensor:
+        branches = [
+            Branch(x.contiguous(memory_format=torch.channels_last), weight, bias, geometry)
+            for (x, weight, bias), geometry in zip(_triples(tensors), geometries, strict=True)
+        ]
+        shapes = [branch.geometry.output(branch.x, branch.weight) for branch in branches]
+        n, _, h, w = shapes[0]
+        total = sum(shape[1] for shape in shapes)
+        y = torch.empty((n, total, h, w), memory_format=torch.channels_last)
+        start = 0
+        with native_conv.torch_threads():
+            for branch, shape in zip(branches, shapes, strict=True):
+                form = _form(branch.weight, branch.bias, branch.geometry)
+                layout = native_conv.Layout(_shape(branch.x), shape, branch.x.shape[1], total)
+                conv = native_conv.NativeConv(form, _RELU if rectify else None, layout)
+                native_conv.run_conv(conv, branch.x, y[:, start : start + shape[1]])
+                start += shape[1]
+        ctx.geometries, ctx.rectify = geometries, rectify
+        saved = [tensor for branch in branches for tensor in (branch.x, branch.weight)]
+        ctx.biased = [branch.bias is not None for branch in branches]
+        ctx.save_for_backward(*saved, *([y] if rectify else []))
+        return y
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved, (dy,) = ctx.saved_tensors, grads
+        y = saved[-1] if ctx.rectify else None
+        results: list[Tensor | None] = [None, None]
+        start = 0
+        for index, geometry in enumerate(ctx.geometries):
+            x, weight = saved[2 * index : 2 * index + 2]
+            end = start + weight.shape[0]
+            wanted = ctx.needs_input_grad[2 + 3 * index : 5 + 3 * index]
+            biased = bool(ctx.biased[index])
+            gradient, top = dy[:, start:end], None if y is None else y[:, start:end]
+            if torch.is_grad_enabled():
+                results += _differentiable(x, weight, biased, geometry, gradient, top)
+            else:
+                results += _gradients(x, weight, (*wanted[:2], biased and wanted[2]), geometry, gradient, top)
+            start = end
+        return tuple(results)
+
+
+def _gradients(
+    x: Tensor, weight: Tensor, wanted: tuple[bool, ...], geometry: Geometry, dy: Tensor, y: Tensor | None
+) -> list[Tensor | None]:
+    """Return the gradients of ``x``, ``weight`` and the bias that are ``wanted``, for the gradient ``dy`` of ``y`` (None: without a ReLU)."""
+    dy, db = native_training.output_gradient(dy, y, sums=wanted[2])
+    dx = dw = None
+    by_torch = [wanted[0], wanted[1], False]
+    if wanted[0]:
+        dx = _input_gradient(dy, weight, x, geometry)
+        by_torch[0] = dx is None
+    if wanted[1] and winograd.takes(x, weight, geometry.stride, geometry.pad, geometry.dilation, geometry.groups):
+        dw = winograd.weight_gradient(x, dy, geometry.pad[0])
+        by_torch[1] = False
+    if any(by_torch):
+        found = _backward(dy, x, weight, geometry, by_torch)
+        dx, dw = dx if dx is not None else found[0], dw if dw is not None else found[1]
+    return [dx, dw, db]
+
+
+def _input_gradient(dy: Tensor, weight: Tensor, x: Tensor, geometry: Geometry) -> Tensor | None:
+    """Return the gradient of ``x``: the convolution of ``dy`` with the kernels turned by half a circle; None where torch is the faster one."""
+    kernel = (weight.shape[2], weight.shape[3])
+    pad = tuple(d * (k - 1) - p for k, p, d in zip(kernel, geometry.pad, geometry.dilation, strict=True))
+    if set(geometry.stride) != {1} or min(pad) < 0 or dy.shape[1] // geometry.groups < _LEAST_CHANNELS:
+        return None
+    form = _form(weight, None, Geometry((1, 1), (pad[0], pad[1]), geometry.dilation, geometry.groups))
+    layout = native_conv.Layout(_shape(dy), _shape(x), dy.shape[1], x.shape[1])
+    if not native_conv.choice(form, layout):
+        return None
+    dx = torch.empty_like(x)
+    with native_conv.torch_threads():
+        native_conv.run_conv(native_conv.NativeConv(form, None, layout, transposed=True), dy, dx)
+    return dx
+
+
+def _differentiable(x: Tensor, weight: Tensor, biased: bool, geometry: Geometry, dy: Tensor, y: Tensor | None) -> list[Tensor | None]:
+    """Return the gradients by operators of torch that can be differentiated again."""
+    if y is not None:
+        dy = dy * (~(y <= 0)).to(dy.dtype)
+    return _backward(dy, x, weight, geometry, [True, True, biased])
+
+
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: list[bool]) -> list[Tensor | None]:
+    places = (geometry.stride, geometry.pad, geometry.dilation, False, (0, 0), geometry.groups)
+    found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(dy, x, weight, [weight.shape[0]], *places, wanted)
+    return list(found)
+
+
+def _triples(tensors: tuple[Tensor | None, ...]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    triples = []
+    for index in range(0, len(tensors), 3):
+        x, weight, bias = tensors[index : index + 3]
+        assert x is not None and weight is not None  # noqa: S101 (convolve gives them)
+        triples.append((x, weight, bias))
+    return triples
+
+
+def _form(weight: Tensor, bias: Tensor | None, geometry: Geometry) -> inference.Conv:
+    return inference.Conv(weight, bias, geometry.stride, geometry.pad, geometry.dilation, geometry.groups)
+
+
+def _shape(x: Tensor) -> tuple[int, int, int, int]:
+    n, c, h, w = x.shape
+    return n, c, h, w
