@@ -18,6 +18,12 @@ HEAD = """# Command line
 
 Generated from the commands by `python docs/make_cli.py`. Every command has `--help`; exit codes are 0 for success, 2 for usage or input
 that can be corrected, 1 for a run that failed, 130 after Ctrl-C. `caffetools --debug COMMAND …` shows the traceback of an error.
+
+A file, folder or database that exists is replaced with `--force` only, and once the new one is complete; without it the command ends
+before any work. `finetune` resumes in its folder instead, `demo` replaces an earlier demo, `train` writes snapshots under its solver's
+prefix and `report` brings the report in the run's own folder up to date. Caffe's tools `draw_net`, `parse_log` and `plot_training_log`
+replace their outputs, as in Caffe.
+
 Caffe's own flags and names of tools work too: [training](../training.md#flags).
 """
 _WORDS = {"int": "N", "float": "NUMBER", "str": "TEXT", "Path": "PATH"}

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.models import net_file
-from caffetools.cli.options import AsJson, Force, check_output
+from caffetools.cli.options import AsJson, check_output
 from caffetools.cli.show import console, print_json
 
 _RANKDIRS = ("TB", "BT", "LR", "RL")
 _PHASES = ("ALL", "TRAIN", "TEST")
+# Given by caffe_names.py: Caffe's tools replace their output files.
+_Force = Annotated[bool, typer.Option("--force", hidden=True)]
 
 
 def draw_net(
@@ -23,12 +25,13 @@ def draw_net(
     display_lrm: Annotated[
         bool, typer.Option("--display-lrm", "--display_lrm", help="Write the learning rate multipliers into the layers.")
     ] = False,
-    force: Force = False,
+    force: _Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw a net, as Caffe's draw_net.py does; it needs Graphviz for other files than .dot.
 
-    Without Graphviz, .png and .svg are drawn by caffetools' own layout, as `caffetools visualize graph` does.
+    Without Graphviz, .png and .svg are drawn by caffetools' own layout, as `caffetools visualize graph` does. A file
+    that exists is replaced, as by Caffe's tool.
     """
     import shutil
 
@@ -61,12 +64,12 @@ def parse_log(
     log: Annotated[Path, typer.Argument(metavar="LOG", help="A log of `caffe train` or `caffetools train`.", show_default=False)],
     folder: Annotated[Path, typer.Argument(metavar="OUTDIR", help="The folder to write LOG.train and LOG.test to.", show_default=False)],
     delimiter: Annotated[str, typer.Option(help="Between the columns.")] = ",",
-    force: Force = False,
+    force: _Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the values in a training log as two CSV files, as Caffe's parse_log.py does.
 
-    The columns are NumIters, Seconds, LearningRate and the outputs of the net.
+    The columns are NumIters, Seconds, LearningRate and the outputs of the net. Files that exist are replaced, as by Caffe's tool.
     """
     from caffetools.solver.logs.csv_files import csv_paths, write_csv
     from caffetools.solver.logs.training_log import read_log
@@ -84,16 +87,19 @@ def parse_log(
 
 
 def plot_training_log(
-    chart: Annotated[int, typer.Argument(metavar="CHART_TYPE", min=0, max=7, help="What to draw; see below.", show_default=False)],
+    chart: Annotated[
+        int, typer.Argument(metavar="CHART_TYPE", min=0, max=7, help="What to draw: a number of the list above.", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The picture to write: .png or .svg.", show_default=False)],
     logs: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Logs of training.", show_default=False)],
-    force: Force = False,
+    force: _Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw one chart of training logs, as Caffe's plot_training_log.py does.
 
     Chart types: 0 test accuracy vs. iterations, 1 test accuracy vs. seconds, 2 test loss vs. iterations, 3 test loss vs. seconds,
-    4 learning rate vs. iterations, 5 learning rate vs. seconds, 6 training loss vs. iterations, 7 training loss vs. seconds.
+    4 learning rate vs. iterations, 5 learning rate vs. seconds, 6 training loss vs. iterations, 7 training loss vs. seconds. A file that
+    exists is replaced, as by Caffe's tool.
     """
     from caffetools.solver.logs.training_log import read_log
     from caffetools.visualize.training_chart import draw_training_chart

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.dataset_build import DropDuplicates, DropSimilar, GroupBy, Json, Root, Strict, show_card
-from caffetools.cli.show import console, print_json, progress_sink
+from caffetools.cli.show import console, print_json, print_next, progress_sink
 from caffetools.errors import CaffeToolsError, DataError
 
 if TYPE_CHECKING:
@@ -141,9 +141,12 @@ def _numbers(labels: list[str]) -> list[int]:
 
 
 def _show_copied(copied: CopiedRecords, *, as_json: bool) -> None:
+    from caffetools.project.config import command
+
     if as_json:
         print_json(copied.to_json())
         return
     for old, new in copied.labels.items():
         console.print(f"  label {old} is {new}")
     console.print(f"Wrote {copied.records} records to {copied.path}")
+    print_next(command("dataset", "inspect", copied.path))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.options import AsJson
-from caffetools.cli.show import console, print_json, progress_sink
+from caffetools.cli.show import console, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
     from caffetools.data.formats.convert import ConvertResult
@@ -17,6 +17,7 @@ _ImageLabels = Annotated[str, typer.Argument(metavar="LABELS", help="The idx fil
 _Database = Annotated[str, typer.Argument(metavar="DB", help="The database to make.", show_default=False)]
 _Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists, once the new one is complete.")]
 _Seed = Annotated[int, typer.Option(help="Random seed of the pairs.")]
+_BACKENDS = ("lmdb", "leveldb")
 
 
 def convert(
@@ -75,6 +76,8 @@ def convert(
     with progress_sink("Converting") as events:
         result = convert_dataset(kind, source, out, options, to=to, force=force, skip_corrupt=skip_corrupt, events=events)
     _show(result, as_json)
+    if not as_json and to in _BACKENDS:
+        _print_next(result)
 
 
 def shard(
@@ -89,6 +92,7 @@ def shard(
     Each of several training processes then reads its own shards only.
     """
     from caffetools.data.sharding import shard_database
+    from caffetools.project.config import command
 
     with progress_sink("Splitting") as events:
         index = shard_database(source, out, shards, force=force, events=events)
@@ -96,6 +100,7 @@ def shard(
         print_json({"path": out, **index.to_json()})
         return
     console.print(f"Wrote {index.records} records in {len(index.shards)} shards, and index.json, to {out}")
+    print_next(command("dataset", "verify", out))
 
 
 def convert_mnist_data(
@@ -150,6 +155,7 @@ def convert_cifar_data(
         return
     for result in results:
         _show(result, False)
+    _print_next(results[0])
 
 
 def _convert_idx(images: str, labels: str, database: str, backend: str, *, pairs: bool, seed: int, force: bool, as_json: bool) -> None:
@@ -163,16 +169,25 @@ def _convert_idx(images: str, labels: str, database: str, backend: str, *, pairs
     with progress_sink("Converting") as events:
         result = convert_parts([part], images, database, options, to=backend, force=force, events=events)
     _show(result, as_json)
+    if not as_json:
+        _print_next(result)
 
 
 def _check_backend(backend: str) -> None:
-    if backend not in ("lmdb", "leveldb"):
+    if backend not in _BACKENDS:
         raise typer.BadParameter(f"'{backend}' is neither lmdb nor leveldb", param_hint="BACKEND")
 
 
 def _facts(result: ConvertResult) -> dict[str, object]:
     skipped = [str(error) for error in result.skipped]
     return {"path": result.path, "counts": result.counts, "files": result.files, "classes": result.classes, "skipped": skipped}
+
+
+def _print_next(result: ConvertResult) -> None:
+    """Print the command that shows the first database of a conversion."""
+    from caffetools.project.config import command
+
+    print_next(command("dataset", "inspect", next(iter(result.counts))))
 
 
 def _show(result: ConvertResult, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 from caffetools.cli.gflags import OneGpu, chosen_device, split
 from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import AsJson, Cluster, Dialect, Plugin, Resume, check_cluster
-from caffetools.cli.show import console, print_json, progress, progress_sink
+from caffetools.cli.show import console, print_json, print_next, progress, progress_sink
 
 _Weights = Annotated[
     Path,
@@ -43,6 +43,7 @@ def extract_features(
     The arguments are that tool's, in its order. Records are Datum messages with float_data.
     """
     from caffetools.infer.features import extract_features as extract
+    from caffetools.project.config import command
     from caffetools.solver.run import choose_device
     from caffetools.solver.testing import load_test_net
 
@@ -80,3 +81,5 @@ def extract_features(
         return
     for name, path, (count, shape) in zip(names, paths, done, strict=True):
         console.print(f"{name}: {count} records of {' x '.join(map(str, shape))} in {path}", markup=False)
+    if backend.lower() in ("lmdb", "leveldb"):
+        print_next(command("dataset", "inspect", paths[0]))

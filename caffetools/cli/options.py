@@ -68,14 +68,14 @@ Resize = Annotated[
     ),
 ]
 Labels = Annotated[Path | None, typer.Option("--labels", help="Class names, one a line.")]
+# A note where the weights to fine-tune from are not known.
+ADD_WEIGHTS = "training starts from random weights; to fine-tune, add --weights FILE.caffemodel to the next command"
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 
 
 def check_output(*paths: Path | None, force: bool) -> None:
     """Raise where a file to be written exists and may not be replaced.
-
-    Drawings and pages of caffetools itself may be: they are made again from the same files.
 
     Args:
         paths: What will be written; None for what will not.
@@ -87,16 +87,8 @@ def check_output(*paths: Path | None, force: bool) -> None:
     from caffetools.errors import CaffeToolsError
 
     for path in paths:
-        if path is not None and path.is_file() and not force and not _is_own_drawing(path):
+        if path is not None and path.is_file() and not force:
             raise CaffeToolsError("already exists", path=path, hint="give another name, or --force to replace it")
-
-
-def _is_own_drawing(path: Path) -> bool:
-    """Return whether a picture or page names caffetools as its maker in its first lines."""
-    if path.suffix.lower() not in (".png", ".svg", ".html"):
-        return False
-    with path.open("rb") as stream:
-        return b"caffetools" in stream.read(4096)
 
 
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]

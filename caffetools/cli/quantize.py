@@ -84,12 +84,12 @@ def quantize(
     from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.quantize import quantize_deployed
     from caffetools.project.next_step import after_quantize
-    from caffetools.quant.quantize import QuantizeOptions
+    from caffetools.quant.quantize import QuantizeOptions, table_paths
 
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     chosen = () if tables == "none" else _names(tables)
     how = QuantizeOptions(precision, method, percentile, _names(keep), min_agreement, chosen, batch, opset, resume)  # type: ignore[arg-type]
-    check_output(out, force=force)
+    check_output(out, *table_paths(out, how), force=force)
     net, parameters, prepared = deployed(deploy, weights, options)
     with progress_sink("Calibrating") as events:
         done = quantize_deployed(net, parameters, out, calibration, prepared, how, test=test, images=images, ranges=ranges, events=events)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.options import AsJson, Force, check_output
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, print_json, print_next
 
 
 def report(
@@ -24,6 +24,7 @@ def report(
 
     Works while the run is being trained, too: the newest snapshot is classified again.
     """
+    from caffetools.project.project import Project
     from caffetools.project.report_run import report_run
 
     # The report in the run's own folder is there to be brought up to date.
@@ -33,5 +34,6 @@ def report(
         print_json({"report": str(page)})
     else:
         console.print(f"Report: {page.resolve().as_uri()}", markup=False)
+        print_next(Project.open(run).status().next_command)
     if show:
         typer.launch(str(page))

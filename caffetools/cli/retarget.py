@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import complete_model, only_here, prototxt, weights_file
-from caffetools.cli.options import Dialect, Force, Plugin, Stage
+from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
 
@@ -134,7 +134,7 @@ def retarget(
     from caffetools.project import retargeting
     from caffetools.surgery.freezing import Tuning, parse_filler
 
-    source, trained_by, shapes = _resolve_net(net, model, input_shape or [], crop)
+    source, trained_by, shapes = _resolve_net(net, model, input_shape or [], crop, _stored_size(dataset))
     given, weights = weights, weights_file(weights) if weights is not None else None
     base_lr, head_lr_mult = _rates(base_lr, head_lr_mult, source, None if weights is not None else trained_by)
     card, grown, count = _resolve_classes(classes, dataset, grow_from, labels, weights)
@@ -218,18 +218,20 @@ def _note_missing_data(missing: list[str]) -> None:
 
 
 def _training_command(made: RetargetResult, out: Path, weights: str) -> str:
-    """Return the command that trains the net: with ``weights``, else those that were published or lie next to the net."""
+    """Return the command that trains the net: with ``weights``, else those that were published or are next to the net, else none."""
     from caffetools.project.config import command
     from caffetools.project.next_step import find_weights, has_published_weights
     from caffetools.zoo.cards import get_card
 
     model = _zoo_model(made.source)
     if not weights and model is None:
-        weights = str(find_weights(made.source) or "TRAINED.caffemodel")
+        weights = str(find_weights(made.source) or "")
+        if not weights:
+            note(f"no weights are next to {made.source}: {ADD_WEIGHTS}")
     elif not weights and model is not None and not trains_from_scratch(made.source):
-        weights = model if has_published_weights(model) else "TRAINED.caffemodel"
-        if not has_published_weights(model):
-            note(get_card(model).no_weights)
+        weights = model if has_published_weights(model) else ""
+        if not weights:
+            note(f"{get_card(model).no_weights.rstrip('.')}: {ADD_WEIGHTS}")
     return command("train", out / "solver.prototxt", *(["--weights", weights] if weights else []))
 
 
@@ -314,7 +316,7 @@ def _layer_edits(drop_after: str | None, add_layer: list[str], grown: Classes | 
 
 
 def _resolve_net(
-    net: Path | None, model: str | None, input_shape: list[str], crop: int | None
+    net: Path | None, model: str | None, input_shape: list[str], crop: int | None, stored: tuple[int, int] | None
 ) -> tuple[Path, Path | None, dict[str, tuple[int, ...]]]:
     """Return the net's file, the solver that it was trained with, and the shapes of its inputs, as far as they are known."""
     from caffetools.errors import CaffeToolsError
@@ -335,10 +337,26 @@ def _resolve_net(
         return prototxt(net), None, shapes
     name = str(model)
     if not shapes:
-        # LeNet's train_val does not say how large its pictures are; its deploy net does.
+        # LeNet's train_val does not say how large its pictures are; its deploy net does. Pictures that are not cropped are read whole.
         made = summarize(read_net(prototxt_path(name, "deploy"))).layers[0].shapes[0]
-        shapes = {"": (made[1], crop or made[2], crop or made[3])} if made else {}
+        side = (crop, crop) if crop else None if _crops(prototxt_path(name)) else stored
+        shapes = {"": (made[1], *(side or made[2:]))} if made else {}
     return prototxt_path(name), prototxt_path(name, "solver"), shapes
+
+
+def _stored_size(dataset: Path | None) -> tuple[int, int] | None:
+    """Return the height and width of a dataset's pictures, or None where they have sizes of their own."""
+    from caffetools.data.datasets.card import load_card
+
+    card = load_card(dataset) if dataset is not None else None
+    return (card.height, card.width) if card is not None and card.width else None
+
+
+def _crops(source: Path) -> bool:
+    """Return whether a net for training crops its pictures."""
+    from caffetools.proto.text import read_net
+
+    return any(layer.transform_param.crop_size for layer in read_net(source).layer)
 
 
 def _only_net_here() -> Path:

@@ -43,7 +43,10 @@ def status(
     for name, text in lines:
         if text:
             console.print(f"{name:<10} {text}", markup=False)
-    print_next(found.next_command)
+    if "PICTURES" in found.next_command.split():
+        console.print(f"To begin, with a folder of pictures that has one subfolder for each class: {found.next_command}", markup=False)
+    else:
+        print_next(found.next_command)
 
 
 def _project_here(*, as_json: bool) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.models import complete_model, model_preprocessing, net_file
-from caffetools.cli.options import Dialect, Force, Plugin, Stage
+from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.cli.tables import print_table
 
@@ -85,4 +85,7 @@ def trainable(
         note(f"{files[0]}: {text}")
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-    print_next(command("train", files[1], "--weights", weights or find_weights(given) or "TRAINED.caffemodel"))
+    weights = weights or str(find_weights(given) or "")
+    if not weights:
+        note(f"no weights are next to {given}: {ADD_WEIGHTS}")
+    print_next(command("train", files[1], *(["--weights", weights] if weights else [])))

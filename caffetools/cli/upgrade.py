@@ -9,7 +9,7 @@ import typer
 
 from caffetools.cli.models import prototxt
 from caffetools.cli.options import AsJson, Force, check_output
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, print_json, print_next
 
 
 def upgrade(
@@ -23,6 +23,7 @@ def upgrade(
     Everything here reads old files as they are; other tools do not. The kind of file is recognized from its content.
     """
     from caffetools.infer.sidecar import read_preprocessing, write_preprocessing
+    from caffetools.project.config import command
     from caffetools.proto.upgrades.files import upgrade_file
 
     check_output(out, force=force)
@@ -34,3 +35,5 @@ def upgrade(
         return
     state = "upgraded to the current format" if done.changed else "already in the current format"
     console.print(f"{source}: {done.kind}, {state}\nWrote {out}", markup=False)
+    if done.kind == "a net":
+        print_next(command("inspect", out))

@@ -81,7 +81,7 @@ def copy_model(name: str, folder: PathLike, *, force: bool = False) -> list[Path
         texts[target / "labels.txt"] = "".join(f"{label}\n" for label in card_preprocessing(card).labels)
     deploy = target / "deploy.prototxt"
     if (taken := [path for path in (*texts, sidecar_path(deploy)) if path.exists()]) and not force:
-        raise CaffeToolsError(f"{taken[0]} exists", hint="choose another folder, or --force to replace it")
+        raise CaffeToolsError("already exists", path=taken[0], hint="give another folder, or --force to replace it")
     # The solver names its net by the file's own name; it is found next to the solver.
     for path, text in texts.items():
         write_text(path, text)

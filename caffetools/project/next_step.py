@@ -122,7 +122,8 @@ def after_classify(deploy: PathLike, weights: PathLike | None) -> str:
         weights: Its weights, or a model of the zoo; None for an ONNX file.
     """
     if weights is None:
-        return _bundle(Path(deploy).with_name("deploy.prototxt"))
+        folder = Path(deploy).parent
+        return next((found for nets in (folder, folder / "net") if (found := _bundle(nets / "deploy.prototxt"))), "")
     onnx = _onnx_path(deploy)
     words = [deploy] if get_model(deploy) and get_model(weights) == get_model(deploy) else [deploy, weights]
     return command("verify", *words, onnx) if onnx.exists() else command("export", *words, "-o", onnx)

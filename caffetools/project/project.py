@@ -21,7 +21,7 @@ from caffetools.onnx.verify import Verification
 from caffetools.project.config import command
 from caffetools.project.data_config import classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
-from caffetools.project.next_step import after_dataset, dataset_command, find_dataset, find_picture, lacks_data
+from caffetools.project.next_step import after_dataset, after_export, dataset_command, find_dataset, lacks_data
 from caffetools.project.output import planned_command
 from caffetools.project.preprocessing import known_preprocessing, update_preprocessing
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
@@ -303,7 +303,7 @@ class Project:
         card = self.dataset or (find_dataset(self.train_val) if self.train_val.is_file() else None)
         found = self.snapshot
         solver = read_solver(self.solver) if self.solver.is_file() else None
-        onnx = self.onnx if self.onnx.is_file() else None
+        onnx = next((path for path in (self.onnx, self.nets / "model.onnx") if path.is_file()), None)
         return ProjectStatus(
             self.folder,
             net=str(read_net(self.train_val).name) if self.train_val.is_file() else "",
@@ -350,4 +350,4 @@ class Project:
             return command("train", self.solver, "--resume", "auto")
         if onnx is None:
             return command("export", self.deploy_prototxt, found.weights, "-o", self.onnx)
-        return command("classify", onnx, find_picture(self.train_val) or "PICTURE")
+        return after_export(self.deploy_prototxt, found.weights, onnx)

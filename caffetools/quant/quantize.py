@@ -151,6 +151,16 @@ def quantize_net(
         return work.run(dict(properties or {}))
 
 
+def table_paths(path: str | os.PathLike[str], how: QuantizeOptions) -> list[Path]:
+    """Return the calibration tables that :func:`quantize` writes next to a model.
+
+    Args:
+        path: The ONNX file to write.
+        how: The settings; fp16 has no tables.
+    """
+    return [Path(path).with_suffix(TABLES[name][0]) for name in how.tables if name in TABLES] if how.precision == "int8" else []
+
+
 def _check(net: Net, images: Images, how: QuantizeOptions) -> None:
     for what, value, known in (("precision", how.precision, PRECISIONS), ("method", how.method, METHODS)):
         if value not in known:

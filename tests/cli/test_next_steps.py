@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from caffetools import cli
+from caffetools.cli import show
 from caffetools.cli.app import take_global_options
 from caffetools.layers import registry
 from caffetools.project.config import command
+from caffetools.project.next_step import find_weights
 from tests.cli.inprocess import Done, error_of, run, run_well
 from tests.cli.published import publishing
+from tests.data.foreign import write_cifar, write_idx
 from tests.layers.test_plugin import registered
 from tests.project.shapes import TRAIN_VAL, draw_shapes
 
@@ -58,7 +65,8 @@ def next_of(done: Done) -> list[str]:
 def paste(done: Done) -> tuple[str, Done]:
     """Run the next command; its name and what it gave."""
     words = next_of(done)
-    return words[0], run_well(*words)
+    name = " ".join(words[:2]) if words[0] in ("dataset", "zoo") or words[:2] == ["bundle", "check"] else words[0]
+    return name, run_well(*words)
 
 
 def follow(done: Done, most: int = 12) -> tuple[list[str], Done]:
@@ -70,14 +78,73 @@ def follow(done: Done, most: int = 12) -> tuple[list[str], Done]:
     return names, done
 
 
-def test_every_next_command_works_from_pictures_to_the_exported_model() -> None:
+_END = ["classify", "export", "classify", "bundle", "bundle check"]
+# In this order: a command line, and the commands that follow when each next command is pasted.
+WALKS: dict[str, list[str]] = {
+    "dataset build 'my pictures' 'my data' --size 32": ["retarget", "train", "test", *_END],
+    "verify net/deploy.prototxt WEIGHTS net/model.onnx": ["quantize", "classify"],
+    "deploy net/train_val.prototxt -o net/again.prototxt": ["classify", "verify"],
+    "trainable net/deploy.prototxt -o second --dataset 'my data' --epochs 1": ["train", "test", "deploy", *_END],
+    "status": ["classify"],
+    "import net/model.onnx -o imported": ["inspect"],
+    "upgrade net/deploy.prototxt new.prototxt": ["inspect"],
+    "retarget train_val.prototxt --dataset 'my data' -o third --epochs 1": ["train", "test", *_END],
+    "extract-features WEIGHTS net/train_val.prototxt pool1 features 1": ["dataset inspect"],
+    "convert-imageset 'my pictures/' list.txt listed_lmdb": ["mean"],
+    "convert-mnist-data idx/train-images-idx3-ubyte idx/train-labels-idx1-ubyte mnist_lmdb": ["dataset inspect"],
+    "convert-cifar-data cifar . lmdb": ["dataset inspect"],
+    "dataset convert mnist idx converted": ["dataset inspect"],
+    "dataset subset 'my data/val_lmdb' few": ["dataset inspect"],
+    "dataset shard 'my data/train_lmdb' shards --shards 2": ["dataset verify"],
+    "finetune 'my pictures' -o run --model train_val.prototxt --from-scratch --epochs 1": _END[2:],
+    "report run": ["classify"],
+    "zoo copy lenet lenet": ["inspect"],
+    "zoo copy squeezenet zoo": ["zoo fetch", "export", "verify"],
+}
+# Where a next command is printed that the walks do not reach: file → how often, and what pastes it.
+ELSEWHERE = {
+    "demo.py": (1, "tests/project/test_demo.py, which runs the demo"),
+    "train_caffe.py": (2, "as in train.py, with a real Caffe"),
+    "train.py": (1, "of a stopped run: tests/cli/test_kill.py"),
+    "status.py": (1, "of a folder of pictures alone: finetune with a network of the zoo, too slow here"),
+}
+
+
+def sites() -> set[tuple[str, int]]:
+    """Every call of ``print_next`` in the commands: file and line."""
+    found = set()
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print_next":
+                found.add((path.name, node.lineno))
+    return found
+
+
+def test_the_next_step_of_every_command_works_when_it_is_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_shapes(Path("my pictures"), each=12)
-    done = run_well("dataset", "build", "my pictures", "my data", "--size", 32)
-    names, _ = follow(done)
-    assert names == ["retarget", "train", "test", "classify", "export", "classify", "bundle", "bundle"]
-    assert Path("net/model.onnx").is_file()
-    pictures = sorted(Path("my pictures").rglob("*.png"))[:1]
-    assert "blue triangles" in run_well("classify", "net/model.onnx", *pictures).stdout
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    Path("list.txt").write_text("".join(f"{path.relative_to('my pictures')} 0\n" for path in Path("my pictures").rglob("*.png")))
+    write_idx(Path("idx"))
+    write_cifar(Path("cifar"))
+    printed: set[tuple[str, int]] = set()
+
+    def print_next(command: str) -> None:
+        caller = sys._getframe(1)
+        if command:
+            printed.add((Path(caller.f_code.co_filename).name, caller.f_lineno))
+        show.print_next(command)
+
+    for name in {name for name, _ in sites()}:
+        monkeypatch.setattr(importlib.import_module(f"caffetools.cli.{name.removesuffix('.py')}"), "print_next", print_next)
+    (tmp_path / "server").mkdir()
+    with publishing(tmp_path / "server", monkeypatch):
+        for line, names in WALKS.items():
+            followed, _ = follow(run_well(*shlex.split(line.replace("WEIGHTS", str(find_weights("net/deploy.prototxt"))))))
+            assert followed == names, line
+    left = Counter(name for name, _ in sites() - printed)
+    assert left == {name: count for name, (count, _) in ELSEWHERE.items()}, sites() - printed
+    picture = sorted(Path("my pictures").rglob("*.png"))[0]
+    assert "blue triangles" in run_well("classify", "net/model.onnx", picture).stdout
 
 
 def test_a_net_without_a_deploy_net_is_deployed_first_and_the_exported_model_is_verified_and_quantized() -> None:
@@ -87,9 +154,10 @@ def test_a_net_without_a_deploy_net_is_deployed_first_and_the_exported_model_is_
     retargeted = run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 2, "--head-lr-mult", 1, "--base-lr", 0.01)
     for name in ("deploy.prototxt", "deploy.json"):
         Path("net", name).unlink()
-    assert next_of(retargeted) == ["train", "net/solver.prototxt", "--weights", "TRAINED.caffemodel"]
+    assert next_of(retargeted) == ["train", "net/solver.prototxt"]
+    assert "note: no weights are next to train_val.prototxt: training starts from random weights" in retargeted.stderr
     names, _ = follow(run_well("train", "net/solver.prototxt"))
-    assert names == ["test", "deploy", "classify", "export", "classify", "bundle", "bundle"]
+    assert names == ["test", "deploy", "classify", "export", "classify", "bundle", "bundle check"]
     _, done = paste(run_well("verify", "net/deploy.prototxt", next(Path("net").glob("*.caffemodel")), "net/model.onnx"))
     assert next_of(done)[0] == "classify" and next_of(done)[1] == "net/model.int8.onnx"
     paste(done)
@@ -147,6 +215,16 @@ def test_training_a_fine_tuning_net_from_random_weights_is_noted() -> None:
     assert "net/solver.prototxt: starts from random weights, but base_lr 0.001" in done.stderr
     weights = next(Path("net").glob("*.caffemodel"))
     assert "random weights" not in run_well("train", "net/solver.prototxt", "--weights", weights).stderr
+
+
+@pytest.mark.parametrize("model", ["cifar10_quick", "lenet"])
+def test_networks_that_do_not_crop_take_pictures_of_the_size_of_the_dataset(model: str) -> None:
+    draw_shapes(Path("pictures"), each=4)
+    gray = ["--gray"] if model == "lenet" else []
+    run_well("dataset", "build", "pictures", "data", "--size", "48x40", *gray)
+    done = run_well("retarget", model, "--dataset", "data", "-o", "net")
+    assert f"dim: {1 if gray else 3}\n      dim: 40\n      dim: 48" in Path("net/deploy.prototxt").read_text()
+    run_well(*next_of(done), "--max-iter", 1)
 
 
 def test_small_networks_of_the_zoo_without_weights_keep_their_own_settings() -> None:

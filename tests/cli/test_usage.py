@@ -64,7 +64,7 @@ def test_a_bare_call_shows_the_project_of_the_folder_or_the_help(tmp_path: Path,
     run_well("retarget", "lenet", "--classes", 3, "-o", "net")
     text = run_well().stdout
     assert "LeNet" in text and "0 of 10000 iterations" in text
-    assert "Next: caffetools dataset build PICTURES data" in text
+    assert "one subfolder for each class: caffetools dataset build PICTURES data" in text
     Path("photos/a").mkdir(parents=True)
     Path("photos/b").mkdir()
     for name in ("a", "b"):
@@ -79,11 +79,11 @@ def test_a_bare_call_above_projects_shows_the_newest_and_names_the_others(tmp_pa
     monkeypatch.chdir(tmp_path)
     run_well("retarget", "lenet", "--classes", 3, "-o", "old")
     alone = run_well()
-    assert "Next: caffetools dataset build PICTURES old/data" in alone.stdout and alone.stderr == ""
+    assert "one subfolder for each class: caffetools dataset build PICTURES old/data" in alone.stdout and alone.stderr == ""
     run_well("retarget", "lenet", "--classes", 3, "-o", "new")
     os.utime("old", (1, 1))
     both = run_well()
-    assert "Next: caffetools dataset build PICTURES new/data" in both.stdout
+    assert "one subfolder for each class: caffetools dataset build PICTURES new/data" in both.stdout
     assert both.stderr == "caffetools: note: projects here: new, old; this is new, the newest\n"
 
 

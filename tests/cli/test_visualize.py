@@ -113,7 +113,7 @@ def test_every_drawing_is_the_same_twice(tiny: list[str], tmp_path: Path) -> Non
                 continue
             first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
             for out in (first, second):
-                run(*arguments, "-o", str(out))
+                run(*arguments, "-o", str(out), "--force")
             assert first.read_bytes() == second.read_bytes(), arguments
             assert first.stat().st_size > 1000
 
@@ -177,7 +177,7 @@ def test_a_net_with_data_in_training_only_is_drawn_as_it_trains(tmp_path: Path) 
     (tmp_path / "train.prototxt").write_text(layer + 'layer { name: "r" type: "ReLU" bottom: "data" top: "r" }\n')
     assert "2 layers" in run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "g.svg"))
     with pytest.raises(NetError, match="made in another phase"):
-        run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "g.svg"), "--phase", "test")
+        run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "h.svg"), "--phase", "test")
 
 
 def test_a_net_of_stages_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
