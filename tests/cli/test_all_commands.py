@@ -84,9 +84,10 @@ def test_every_command_that_writes_has_force(words: tuple[str, ...]) -> None:
 def all_materials(made_materials: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The nets, weights and data of the tests of bad input without the bad ones, and more, so that every command has its files."""
     folder = tmp_path_factory.mktemp("all") / "files"
-    names = ("good.*", "train.prototxt", "data", "pictures")
-    for path in (path for name in names for path in made_materials.glob(name)):
-        shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder.mkdir(exist_ok=True) or folder)
+    folder.mkdir()
+    for name in ("good.*", "train.prototxt", "data", "pictures"):
+        for path in made_materials.glob(name):
+            shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder)
     shutil.copy(sorted((GOLDEN / "logs").glob("*.log"))[0], folder / "caffe.log")
     write_idx(folder / "idx")
     write_cifar(folder / "cifar")
