@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,6 @@ def extract_features(
     The arguments are that tool's, in its order. Records are Datum messages with float_data.
     """
     from caffetools.infer.features import extract_features as extract
-    from caffetools.project.config import command
     from caffetools.solver.run import choose_device
     from caffetools.solver.testing import load_test_net
 
@@ -72,6 +72,13 @@ def extract_features(
     names, paths = split(blobs), split(databases)
     with progress("extracting") as advance:
         done = extract(loaded, names, paths, batches, backend=backend.lower(), force=force, progress=advance)
+    _show(names, paths, done, backend.lower(), as_json=as_json)
+
+
+def _show(names: list[str], paths: list[str], done: Sequence[tuple[int, Sequence[int]]], backend: str, *, as_json: bool) -> None:
+    """Print the blobs, databases, numbers of records and their shapes."""
+    from caffetools.project.config import command
+
     if as_json:
         rows = [
             {"blob": name, "database": path, "records": count, "shape": list(shape)}
@@ -81,5 +88,5 @@ def extract_features(
         return
     for name, path, (count, shape) in zip(names, paths, done, strict=True):
         console.print(f"{name}: {count} records of {' x '.join(map(str, shape))} in {path}", markup=False)
-    if backend.lower() in ("lmdb", "leveldb"):
+    if backend in ("lmdb", "leveldb"):
         print_next(command("dataset", "inspect", paths[0]))

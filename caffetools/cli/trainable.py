@@ -54,9 +54,8 @@ def trainable(
     """
     from caffetools.data.datasets.card import load_card
     from caffetools.graph.inputs import parse_shapes
-    from caffetools.project.config import command
     from caffetools.project.data_config import DataOptions
-    from caffetools.project.next_step import find_weights, get_model, has_published_weights
+    from caffetools.project.next_step import get_model, has_published_weights
     from caffetools.project.trainable import make_trainable, write_trainable
 
     given, deploy = deploy, net_file(deploy, "deploy")
@@ -85,7 +84,15 @@ def trainable(
         note(f"{files[0]}: {text}")
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-    weights = weights or str(find_weights(given) or "")
+    _print_next(given, files[1], weights)
+
+
+def _print_next(net: Path, solver: Path, weights: str) -> None:
+    """Print the command that trains: with ``weights``, else with those that are next to the net."""
+    from caffetools.project.config import command
+    from caffetools.project.next_step import find_weights
+
+    weights = weights or str(find_weights(net) or "")
     if not weights:
-        note(f"no weights are next to {given}: {ADD_WEIGHTS}")
-    print_next(command("train", files[1], *(["--weights", weights] if weights else [])))
+        note(f"no weights are next to {net}: {ADD_WEIGHTS}")
+    print_next(command("train", solver, *(["--weights", weights] if weights else [])))
