@@ -54,13 +54,15 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
         raise PrototxtError(f"the field '{reserved[0].rstrip(': ')}' is kept for caffetools itself", path=path, line=line)
     options = read_options()
     message = message_type()
+    if "\\" in text:
+        text = _with_escapes_of_cpp(text)
     try:
         text_format.Parse(text, message)
     except text_format.ParseError:
         message = message_type()
         try:
             given = _with_one_device(text) if message_type is SolverParameter else text
-            kept = keep_unknown(decode_escapes(_with_joined_signs(given)), message.DESCRIPTOR, lenient=options.keep_unknown)
+            kept = keep_unknown(decode_escapes(_as_python_reads(given)), message.DESCRIPTOR, lenient=options.keep_unknown)
             text_format.Parse(kept, message)
         except text_format.ParseError as error:
             raise _explain(error, message, text, path) from None
@@ -88,12 +90,34 @@ def _with_one_device(text: str) -> str:
     return text[:start] + numbers[0] + re.sub(r"[^\n]", " ", text[start + len(numbers[0]) : end]) + text[end:]
 
 
-_SIGNS = re.compile(r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'|-(\s+)(?=[\d.]|inf|nan)", re.IGNORECASE)
+_QUOTED_OR_COMMENT = r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'"
+_SIGNS = re.compile(_QUOTED_OR_COMMENT + r"|-((?:\s|#[^\n]*\n)+)(?=[\d.]|inf|nan)", re.IGNORECASE)
+# 0 and 1 as a bool may be given in C++: 01, 0x1.
+_BITS = re.compile(_QUOTED_OR_COMMENT + r"|(?<![\w.+-])0(?:[xX]0*([01])|0*([01]))(?![\w.])")
 
 
-def _with_joined_signs(text: str) -> str:
-    """Move a sign that stands apart (``power: - 1.5``) next to its number: C++'s parser, which Caffe has, reads it so, Python's does not."""
-    return _SIGNS.sub(lambda found: f"{found[1]}-" if found[1] else found[0], text)
+def _as_python_reads(text: str) -> str:
+    """Rewrite numbers that C++'s parser, which Caffe has, reads and Python's does not; every other character keeps its line and column.
+
+    A sign that stands apart (``power: - 1.5``) moves next to its number, and 0 and 1 in other notations become one digit.
+    """
+    text = _SIGNS.sub(lambda found: f"{found[1]}-" if found[1] else found[0], text)
+    return _BITS.sub(lambda found: (found[1] or found[2]).ljust(len(found[0])) if found[1] or found[2] else found[0], text)
+
+
+_STRINGS = re.compile(_QUOTED_OR_COMMENT)
+_ESCAPES = re.compile(r"\\(?:X([0-9a-fA-F]{1,2})|(\?)|([4-7][0-7]{2})|.)", re.DOTALL)
+
+
+def _with_escapes_of_cpp(text: str) -> str:
+    """Rewrite the escapes in strings that C++'s parser knows and Python's takes for other characters: ``\\X41``, ``\\?``, ``\\400``."""
+
+    def rewritten(found: re.Match[str]) -> str:
+        if found[1]:
+            return f"\\{int(found[1], 16):03o}"
+        return "?" if found[2] else f"\\{int(found[3], 8) & 0xFF:03o}" if found[3] else found[0]
+
+    return _STRINGS.sub(lambda string: string[0] if string[0][0] == "#" else _ESCAPES.sub(rewritten, string[0]), text)
 
 
 def format_text(message: Message) -> str:
@@ -194,6 +218,7 @@ _OTHER_TEXTS = (Kind.LOG, Kind.PYTHON)
 
 # Messages of protobuf's parser, and ours; the groups of a pattern fill the braces.
 _REWORDED = [
+    (r"'[\w-]+' codec can't .*", "an escape in a quoted text is not a character"),
     (r"Expected string but found: '(.*)'", "a text in quotes is expected, not {0}"),
     (r"String missing ending quote: .*", "a quote is not closed on its line"),
     (r"Couldn't parse integer: (.*)", "a whole number is expected, not {0}"),

@@ -212,3 +212,43 @@ def test_a_sign_may_stand_apart_from_its_number_as_in_cpp() -> None:
     assert (net.name, power.power, power.shift, power.scale) == ("a - 1", -1.5, float("-inf"), -2)
     with pytest.raises(PrototxtError, match=":1:"):
         parse('layer { name: "p" power_param { power: - x } }', NetParameter)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((f"force_backward: {number}", number[-1] == "1") for number in ("00", "01", "0x1", "0X0", "0x01", "001")),
+        *((f"force_backward: {word}", word in ("true", "True", "t")) for word in ("true", "True", "t", "false", "False", "f")),
+    ],
+)
+def test_a_bool_in_any_notation_that_cpp_reads(text: str, value: bool) -> None:
+    assert parse(f'name: "a 01 0x1" # 01\n{text} layer {{ top: "x" }}', NetParameter).force_backward is value
+    assert parse(f'name: "a 01 0x1" # 01\n{text}', NetParameter).name == "a 01 0x1"
+
+
+def test_numbers_and_strings_are_those_that_cpp_reads() -> None:
+    # The values are protoc's.
+    net = parse(
+        'name: "\\X41\\?\\\\X41" \'\\401\' "\\x4g" input_dim: [0x10, 010, - # a comment\n 1]; layer <loss_weight: [1f, .5, 1.f, -INF, - 3] '
+        'top: "a" "b", top: \'c\'; pooling_param { pool: 0x1 } include: [{phase: 1}, <stage: "x">] reshape_param { shape { dim: -0x10 } }>',
+        NetParameter,
+    )
+    assert net.name == "A?\\X41\x01\x04g"
+    assert list(net.input_dim) == [16, 8, -1]
+    layer = net.layer[0]
+    assert list(layer.loss_weight) == [1, 0.5, 1, float("-inf"), -3]
+    assert (list(layer.top), layer.pooling_param.pool, len(layer.include)) == (["ab", "c"], 1, 2)
+    assert (layer.include[0].phase, list(layer.reshape_param.shape.dim)) == (1, [-16])
+
+
+@pytest.mark.parametrize(
+    "text", ["force_backward: 2", "force_backward: 0x2", "force_backward: yes", "layer { loss_weight: 1e }", "input_dim: 08"]
+)
+def test_what_cpp_does_not_read_either_is_refused(text: str) -> None:
+    with pytest.raises(PrototxtError, match=r":1:"):
+        parse(text, NetParameter)
+
+
+def test_an_escape_that_is_not_a_character_is_named_as_that() -> None:
+    with pytest.raises(PrototxtError, match="an escape in a quoted text is not a character"):
+        parse('name: "\\ud800"', NetParameter)
