@@ -42,9 +42,9 @@ def bundle(
         str | None, typer.Option(help="The blob of the probabilities or detections, where the net has several outputs.")
     ] = None,
     pictures: Annotated[
-        list[str] | None, typer.Option(help="Sample pictures to include in place of drawn ones; may be repeated.", show_default=False)
+        list[str] | None, typer.Option(help="Sample pictures to include in place of drawn ones. May be repeated.", show_default=False)
     ] = None,
-    engine: Annotated[str, typer.Option(help="For check: onnxruntime, opencv, tensorrt or auto.")] = "auto",
+    engine: Annotated[str, typer.Option(help="Runtime of bundle check: onnxruntime, opencv, tensorrt or auto.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     dialect: Dialect = None,

@@ -13,7 +13,7 @@ from caffetools.cli.show import console, note, print_json, print_next, progress
 def convert_imageset(
     root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder that the list's names are relative to.", show_default=False)],
     listing: Annotated[Path, typer.Argument(metavar="LIST", help="Text file of lines NAME LABEL.", show_default=False)],
-    database: Annotated[Path, typer.Argument(metavar="DB", help="The database to make.", show_default=False)],
+    database: Annotated[Path, typer.Argument(metavar="DB", help="Database to create.", show_default=False)],
     gray: Annotated[bool, typer.Option("--gray", help="Store one channel.")] = False,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Shuffle the list.")] = False,
     backend: Annotated[str, typer.Option(help="lmdb or leveldb.")] = "lmdb",

@@ -15,7 +15,7 @@ def curves(
     logs: Annotated[
         list[Path], typer.Argument(metavar="LOGS", help="Logs of `caffe train` or `caffetools train`, as text or JSON lines; one or more.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write: .png, .svg or .html.")] = Path("curves.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write: .png, .svg or .html.")] = Path("curves.png"),
     show: Annotated[bool, typer.Option("--show", help="Open the picture in the system's viewer.")] = False,
     force: Force = False,
     as_json: AsJson = False,

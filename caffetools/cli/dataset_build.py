@@ -25,8 +25,8 @@ BUILD_EXAMPLES = (
 _MOST_SKIPPED, _MOST_CLASSES = 10, 20
 
 # Options that `dataset add` has too.
-Val = Annotated[float, typer.Option(help="Share of each class for validation.")]
-Test = Annotated[float, typer.Option(help="Share of each class for testing.")]
+Val = Annotated[float, typer.Option(help="Fraction of each class for validation.")]
+Test = Annotated[float, typer.Option(help="Fraction of each class for testing.")]
 GroupBy = Annotated[
     str | None,
     typer.Option(
@@ -40,7 +40,7 @@ DropSimilar = Annotated[bool, typer.Option("--drop-similar", help="The same for 
 Root = Annotated[Path | None, typer.Option(help="Folder that the paths of a list are relative to.", show_default=False)]
 ValList = Annotated[Path | None, typer.Option(metavar="LIST", help="List of the validation pictures.", show_default=False)]
 TestList = Annotated[Path | None, typer.Option(metavar="LIST", help="List of the test pictures.", show_default=False)]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at a picture that cannot be used; otherwise it is left out.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at a picture that cannot be used, instead of leaving it out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the card as JSON.")]
 
 
@@ -52,12 +52,13 @@ _Pictures = Annotated[
         show_default=False,
     ),
 ]
-_Size = Annotated[str, typer.Option(help="Size to store: 256, 320x240 (width x height), or 0 to keep the pictures' sizes.")]
+_Size = Annotated[str, typer.Option(help="Size of the stored pictures: 256, 320x240 (width x height), or 0 to keep their sizes.")]
 _ResizeMode = Annotated[str, typer.Option(metavar="MODE", help="squash, crop (the center), fill (black borders) or half-crop.")]
 _Encode = Annotated[str, typer.Option(metavar="FORM", help="raw (pixels), png, jpeg, or source (the pictures' own files where possible).")]
 _Encoded = Annotated[bool, typer.Option("--encoded", help="The same as --encode source: smaller, slower to read.")]
 _Labels = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Class names, one a line, for a list with numbers as labels.", show_default=False)
+    Path | None,
+    typer.Option(metavar="FILE", help="File of class names, one a line, for a list with numbers as labels.", show_default=False),
 ]
 
 

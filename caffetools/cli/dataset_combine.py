@@ -28,13 +28,13 @@ def add(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to create, in place of changing DATASET.", show_default=False)
     ] = None,
-    val: Annotated[float | None, typer.Option(help="Share of the new pictures for validation; that of DATASET by default.")] = None,
-    test: Annotated[float | None, typer.Option(help="Share for testing; that of DATASET by default.")] = None,
+    val: Annotated[float | None, typer.Option(help="Fraction of the new pictures for validation; by default that of DATASET.")] = None,
+    test: Annotated[float | None, typer.Option(help="Fraction of the new pictures for testing; by default that of DATASET.")] = None,
     group_by: GroupBy = None,
     root: Root = None,
     drop_duplicates: DropDuplicates = False,
     drop_similar: DropSimilar = False,
-    keep_mean: Annotated[bool, typer.Option("--keep-mean", help="Keep the mean, for a net that was trained with it.")] = False,
+    keep_mean: Annotated[bool, typer.Option("--keep-mean", help="Keep the dataset's mean, for a net that was trained with it.")] = False,
     strict: Strict = False,
     force: _Force = False,
     as_json: Json = False,
@@ -90,7 +90,7 @@ def subset(
     out: _Out,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", "-c", metavar="NAME", help="Class to take (of a database: its label); may be repeated. All by default."),
+        typer.Option("--class", "-c", metavar="NAME", help="Class to take (of a database: its label); by default all. May be repeated."),
     ] = None,
     classes_file: Annotated[
         Path | None, typer.Option("--classes", metavar="FILE", help="File of the classes to take, one a line.", show_default=False)
@@ -99,7 +99,7 @@ def subset(
     val_per_class: Annotated[
         int | None, typer.Option(metavar="N", help="Most validation (and test) pictures of a class.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed of the choice.")] = 1,
     force: _Force = False,
     as_json: Json = False,
 ) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _Images = Annotated[str, typer.Argument(metavar="IMAGES", help="The idx file of images, plain or .gz.", show_default=False)]
 _ImageLabels = Annotated[str, typer.Argument(metavar="LABELS", help="The idx file of labels, plain or .gz.", show_default=False)]
-_Database = Annotated[str, typer.Argument(metavar="DB", help="The database to make.", show_default=False)]
+_Database = Annotated[str, typer.Argument(metavar="DB", help="Database to create.", show_default=False)]
 _Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists, once the new one is complete.")]
 _Seed = Annotated[int, typer.Option(help="Random seed of the pairs.")]
 _BACKENDS = ("lmdb", "leveldb")
@@ -32,7 +32,7 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="File, folder or URL to read.", show_default=False)],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Database, folder or URL to write.", show_default=False)],
     to: Annotated[str, typer.Option(help="Format of OUT: lmdb, leveldb, imagefolder, numpy, hdf5, webdataset or tfrecord.")] = "lmdb",
-    split: Annotated[str, typer.Option(help="Convert this part only: train, test…", show_default=False)] = "",
+    split: Annotated[str, typer.Option(help="Part of the source to convert: train, test, …; by default all.", show_default=False)] = "",
     size: Annotated[str, typer.Option(help="Resize pictures: 256, 320x240 (width x height), or 0 to keep their sizes.")] = "0",
     gray: Annotated[bool, typer.Option("--gray", help="Decode the files of pictures to one channel.")] = False,
     encoded: Annotated[bool, typer.Option("--encoded", help="Store the files of pictures, not pixels.")] = False,
@@ -82,7 +82,7 @@ def convert(
 
 def shard(
     source: Annotated[str, typer.Argument(metavar="DB", help="An LMDB, LevelDB or index of shards; a path or URL.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to make.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to create.", show_default=False)],
     shards: Annotated[int, typer.Option(min=1, help="Number of shards.", show_default=False)],
     force: _Force = False,
     as_json: AsJson = False,
@@ -133,7 +133,7 @@ def convert_mnist_siamese_data(
 
 def convert_cifar_data(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of the binary batches.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder that the databases are made in.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for the databases.", show_default=False)],
     backend: Annotated[str, typer.Argument(metavar="BACKEND", help="lmdb or leveldb.", show_default=False)],
     force: _Force = False,
     as_json: AsJson = False,

@@ -26,7 +26,7 @@ _MOST_LINES = 20
 
 def inspect(
     database: _Database,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Image file to draw a sheet of pictures to.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Sheet of pictures to draw.", show_default=False)] = None,
     labels: _Labels = None,
     force: Force = False,
     as_json: _Json = False,
@@ -58,7 +58,7 @@ def verify(
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes that labels must be below.", show_default=False)] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="Kind of fault to ignore: damaged, order, size, values, label, gap, rows; may be repeated."),
+        typer.Option(metavar="KIND", help="Kind of fault to ignore: damaged, order, size, values, label, gap, rows. May be repeated."),
     ] = None,
     cluster: Cluster = "",
     as_json: _Json = False,
@@ -95,9 +95,9 @@ def verify(
 
 def export(
     database: _Database,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.", show_default=False)],
     labels: _Labels = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at a record that cannot be decoded; else it is left out.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a record that cannot be decoded, instead of leaving it out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export, once the new one is complete.")] = False,
     as_json: _Json = False,
 ) -> None:

@@ -14,7 +14,7 @@ from caffetools.events import ignore
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything; an earlier demo in it is replaced.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the demo; an earlier demo in it is replaced.")] = Path(
         "caffetools-demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the initial weights and the order.")] = 1,

@@ -28,7 +28,9 @@ TrainVal = Annotated[
 ]
 InputShape = Annotated[
     list[str] | None,
-    typer.Option(help="The input's shape, 1x3x227x227, or NAME=SHAPE for a certain blob; repeatable; by default as the data layer crops."),
+    typer.Option(
+        help="Shape of the net's input, 1x3x227x227, or NAME=SHAPE for one of several; by default the crop of the data layer. May be repeated."
+    ),
 ]
 
 
@@ -44,16 +46,20 @@ def deploy(
     out: Annotated[Path, typer.Option("--out", "-o", help="The deploy prototxt to write.", show_default=False)],
     model: Model = None,
     input_shape: InputShape = None,
-    batch: Annotated[int, typer.Option(min=1, help="How many pictures the net takes at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the deploy net's input.")] = 1,
     heads: Annotated[
-        list[str] | None, typer.Option(help="Of several losses the ones to keep, by name, or all; by default the one that counts most.")
+        list[str] | None,
+        typer.Option(help="Losses to keep, by name, or all; by default the one with the largest loss_weight. May be repeated."),
     ] = None,
-    drop_dropout: Annotated[bool, typer.Option("--drop-dropout", help="Take Dropout layers out; they do nothing in use.")] = False,
+    drop_dropout: Annotated[bool, typer.Option("--drop-dropout", help="Remove Dropout layers; they do nothing at inference.")] = False,
     fold_bn: Annotated[
-        bool, typer.Option("--fold-bn", help="Fold BatchNorm and Scale into the layers before them, in --weights too; checked.")
+        bool,
+        typer.Option(
+            "--fold-bn", help="Fold BatchNorm and Scale into the layers before them, in the net and in --weights; the outputs are compared."
+        ),
     ] = False,
-    weights: Annotated[Path | None, typer.Option(help="The .caffemodel to fold; written next to OUT as .caffemodel.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    weights: Annotated[Path | None, typer.Option(help="The .caffemodel for --fold-bn; the folded one is written next to OUT.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the net's inputs and outputs as JSON.")] = False,
     stage: Stage = None,
     dialect: Dialect = None,

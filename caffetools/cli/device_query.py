@@ -12,7 +12,7 @@ from caffetools.cli.show import console, print_json
 
 def device_query(
     gpu: Gpu = "",
-    json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON, and nothing else.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Show the GPUs that torch sees here, and what the CPU offers, as [bold]caffe device_query[/bold] does."""
     import torch

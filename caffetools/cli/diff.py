@@ -31,7 +31,7 @@ _First = Annotated[
 def diff(
     first: _First,
     second: Annotated[
-        Path, typer.Argument(metavar="SECOND", help="Another one, of the same kind.", show_default=False, autocompletion=complete_model)
+        Path, typer.Argument(metavar="SECOND", help="The other one, of the same kind.", show_default=False, autocompletion=complete_model)
     ],
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,

@@ -16,7 +16,9 @@ app = typer.Typer(help="Add engines that need a Python environment of their own.
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="opencv4 or caffe.", show_default=False)],
-    python: Annotated[Path | None, typer.Option(help="An interpreter that has it already; else one is made.", show_default=False)] = None,
+    python: Annotated[
+        Path | None, typer.Option(help="Interpreter of an environment that has it; by default one is made.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the environment of an engine with uv or pip: opencv4 (OpenCV's Caffe importer) or caffe (a real Caffe on Python 3.9).

@@ -32,7 +32,7 @@ UnitOption = Annotated[
     str | None, typer.Option("--unit", help="A unit: 3, or channel,y,x of a blob with positions. By default the largest.", metavar="UNIT")
 ]
 _METHODS_HELP = (
-    "saliency, guided-backprop, deconvnet, integrated-gradients, smooth-grad, occlusion, grad-cam or grad-cam++; may be repeated. "
+    "saliency, guided-backprop, deconvnet, integrated-gradients, smooth-grad, occlusion, grad-cam or grad-cam++. May be repeated. "
     "By default all but occlusion."
 )
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
@@ -85,7 +85,7 @@ def occlusion(
         ),
     ] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step of the window; by default half of it.", show_default=False)] = None,
-    value: Annotated[float, typer.Option(help="What the window is filled with, after preprocessing: 0 is the mean.")] = 0.0,
+    value: Annotated[float, typer.Option(help="Value that fills the window, after preprocessing: 0 is the mean.")] = 0.0,
     blob: Blob = None,
     unit: UnitOption = None,
     mean: Mean = None,
@@ -208,8 +208,8 @@ def top_images(
     blob: Annotated[str, typer.Option(help="The blob whose units to look at.")],
     out: Out = None,
     units: Annotated[str, typer.Option(help="Units to draw, as 0-15 or 3,7,12.")] = "0-15",
-    top: Annotated[int, typer.Option(min=1, help="Pictures a unit.")] = 9,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
+    top: Annotated[int, typer.Option(min=1, help="Pictures for each unit.")] = 9,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 16,
     state: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Keep what was found here; an interrupted pass resumes from it.")] = None,
     mean: Mean = None, scale: Scale = None, resize: Resize = None,
     device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
@@ -228,7 +228,7 @@ def top_images(
 
 def synthesize(
     deploy: Deploy, weights: Weights, out: Out = None, blob: Blob = None,
-    unit: Annotated[list[str] | None, typer.Option(help="A unit: 3, or channel,y,x; may be repeated. By default units 0 to 3.")] = None,
+    unit: Annotated[list[str] | None, typer.Option(help="A unit: 3, or channel,y,x; by default units 0 to 3. May be repeated.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of ascent.")] = 200,
     octaves: Annotated[int, typer.Option(min=1, help="Sizes from small to full.")] = 1,
     jitter: Annotated[int, typer.Option(min=0, help="Random shift before each step, in pixels.")] = 4,
@@ -291,9 +291,9 @@ def style(
     style_picture: Annotated[Path, typer.Argument(metavar="STYLE", help="The picture whose style to take.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.", show_default=False)],
     content_blob: Annotated[str | None, typer.Option(help="The blob whose values are kept.")] = None,
-    style_blob: Annotated[list[str] | None, typer.Option(help="A blob whose Gram matrix is matched; may be repeated.")] = None,
+    style_blob: Annotated[list[str] | None, typer.Option(help="A blob whose Gram matrix is matched. May be repeated.")] = None,
     weight: Annotated[float, typer.Option(min=0, help="Weight of style against content.")] = 10.0,
-    steps: Annotated[int, typer.Option(min=1, help="Evaluations of the net.")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Evaluations of the net by the optimizer (L-BFGS).")] = 150,
     mean: Mean = None, scale: Scale = None,
     device: Device = "cpu", dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip

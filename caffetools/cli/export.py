@@ -26,7 +26,7 @@ InputShape = Annotated[
     typer.Option(metavar="BLOB=N,C,H,W", help="Shape of an input, in place of the prototxt's. May be repeated.", show_default=False),
 ]
 DynamicAxes = Annotated[
-    str | None, typer.Option(help="Axes of any size: batch,height,width or some of them. Default: batch.", show_default=False)
+    str | None, typer.Option(help="Axes of any size: batch,height,width or some of them; by default batch.", show_default=False)
 ]
 From = Annotated[str | None, typer.Option("--from", metavar="BLOB,…", help="Blobs that become the inputs; earlier layers are removed.")]
 InGraph = Annotated[bool, typer.Option("--preprocess", help="Put mean, channel swap and scale into the graph: uint8 NHWC RGB pictures in.")]
@@ -49,13 +49,17 @@ def export(
     dynamic_axes: DynamicAxes = None,
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to export in place of the net's outputs.")] = None,
     from_: From = None,
-    mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR); kept in the metadata.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR); kept in the metadata.")
+    ] = None,
     scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted; kept in the metadata.")] = None,
-    resize: Annotated[str | None, typer.Option(help="Size of the whole picture before the crop, 256 or 320x240.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Class names, one a line; kept in the metadata.")] = None,
+    resize: Annotated[
+        str | None, typer.Option(help="Resize whole pictures to 256 or 320x240, then crop the centre; kept in the metadata.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="File of class names, one a line (labels.txt); kept in the metadata.")] = None,
     preprocess: InGraph = False,
     lrn: Annotated[str, typer.Option(help="LRN across channels: node (ONNX's LRN), or band, which onnxruntime computes faster.")] = "node",
-    pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on; may be repeated.")] = None,
+    pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on. May be repeated.")] = None,
     to: To = "onnx",
     force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

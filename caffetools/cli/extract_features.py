@@ -23,13 +23,13 @@ def extract_features(
     weights: _Weights,
     net: Annotated[Path, typer.Argument(metavar="NET", help="The net's prototxt, with a data layer.", show_default=False)],
     blobs: Annotated[str, typer.Argument(metavar="BLOB[,BLOB]", help="The blobs to store.", show_default=False)],
-    databases: Annotated[str, typer.Argument(metavar="DB[,DB]", help="A new database for each blob.", show_default=False)],
-    batches: Annotated[int, typer.Argument(metavar="BATCHES", help="How many batches to run.", show_default=False)],
+    databases: Annotated[str, typer.Argument(metavar="DB[,DB]", help="Database to create for each blob.", show_default=False)],
+    batches: Annotated[int, typer.Argument(metavar="BATCHES", help="Number of batches to run.", show_default=False)],
     backend: Annotated[
         str, typer.Argument(metavar="BACKEND", help="lmdb, leveldb; or hdf5 or parquet: a folder of such files for each blob.")
     ] = "lmdb",
     mode: Annotated[str, typer.Argument(metavar="[CPU|GPU]", help="As Caffe's tool takes it; --device does the same.")] = "",
-    number: Annotated[int, typer.Argument(metavar="[DEVICE_ID]", help="Which GPU.")] = 0,
+    number: Annotated[int, typer.Argument(metavar="[DEVICE_ID]", help="Number of the GPU.")] = 0,
     gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     cluster: Cluster = "",

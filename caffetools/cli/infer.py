@@ -26,7 +26,7 @@ def infer(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder for INPUT.BLOB.npy.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the files INPUT.BLOB.npy.", show_default=False)],
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to write in place of the net's outputs.")] = None,
     tile: Annotated[
         int | None,
@@ -35,7 +35,7 @@ def infer(
         ),
     ] = None,
     own_size: Annotated[
-        bool, typer.Option("--own-size", help="Pictures keep their size in place of the net's input size, as with --tile.")
+        bool, typer.Option("--own-size", help="Run at each picture's own size, not the net's input size; implied by --tile.")
     ] = False,
     png: Annotated[
         bool, typer.Option("--png", help="Also write a PNG: one channel in gray, several as the number of the largest channel.")

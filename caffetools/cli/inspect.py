@@ -33,13 +33,15 @@ Files = Annotated[
 
 def inspect(
     files: Files = None,
-    model: Annotated[list[str] | None, typer.Option(help="The train_val net of a network of the zoo; repeatable with --table.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="The train_val net of a network of the zoo. May be repeated with --table.")
+    ] = None,
     table: Annotated[bool, typer.Option("--table", help="Count the layers of each type, one column a net.")] = False,
     phase: Annotated[
-        str | None, typer.Option(help="Which layers to show: train or test; by default test, where the net has that.", show_default=False)
+        str | None, typer.Option(help="Phase whose layers to show: train or test; by default test if the net has it.", show_default=False)
     ] = None,
     input_shape: Annotated[
-        list[str] | None, typer.Option(help="Another input shape, 1x3x227x227, or NAME=SHAPE for a certain blob; may be repeated.")
+        list[str] | None, typer.Option(help="Shape of the net's input, 1x3x227x227, or NAME=SHAPE for one of several. May be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     stage: Stage = None,

@@ -16,7 +16,7 @@ def mean(
         str, typer.Argument(metavar="DB", help="An LMDB, LevelDB (extra 'leveldb') or index of shards; a path or URL.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="The file to write, such as mean.binaryproto.", show_default=False)
+        Path | None, typer.Argument(metavar="[OUT]", help="Mean file to write, such as mean.binaryproto.", show_default=False)
     ] = None,
     backend: Annotated[str, typer.Option(help="lmdb or leveldb, as Caffe's flag; found out from the files.", show_default=False)] = "",
     skip_corrupt: Annotated[int, typer.Option(help="Leave out up to this many damaged records.")] = 0,

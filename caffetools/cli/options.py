@@ -34,7 +34,7 @@ Dialect = Annotated[
         "--dialect",
         metavar="NAME",
         callback=_force,
-        help="The Caffe fork whose files these are (bvlc, ssd, rfcn, pspnet, …); 'any' keeps fields that no fork has. Default: recognized from the files.",
+        help="The Caffe fork whose files these are (bvlc, ssd, rfcn, pspnet, …); 'any' keeps fields that no fork has. By default recognized from the files.",
         show_default=False,
     ),
 ]
@@ -53,7 +53,7 @@ Stage = Annotated[
     typer.Option(
         "--stage",
         metavar="NAME",
-        help="A stage in which the net is taken, where layers have rules on stages. May be repeated.",
+        help="A stage, for layers with include or exclude rules on stages. May be repeated.",
         show_default=False,
     ),
 ]
@@ -67,7 +67,7 @@ Resize = Annotated[
         "--resize", help="Resize whole pictures to 256 or 320x240, then crop the centre. By default the mean image's size, or the net's."
     ),
 ]
-Labels = Annotated[Path | None, typer.Option("--labels", help="Class names, one a line.")]
+Labels = Annotated[Path | None, typer.Option("--labels", help="File of class names, one a line (labels.txt).")]
 # A note where the weights to fine-tune from are not known.
 ADD_WEIGHTS = "training starts from random weights; to fine-tune, add --weights FILE.caffemodel to the next command"
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -103,8 +103,9 @@ Cluster = Annotated[
 ]
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run with the same arguments that was killed or interrupted.")]
-InferenceEngine = Annotated[str | None, typer.Option("--engine", help="torch or onnxruntime; else what the file asks for.")]
-InferenceDevice = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
+InferenceEngine = Annotated[
+    str | None, typer.Option("--engine", help="torch or onnxruntime; by default onnxruntime for ONNX files and torch for others.")
+]
 Parquet = Annotated[
     Path | None,
     typer.Option("--parquet", metavar="DIR", help="Write Parquet files to this new folder, for many pictures.", show_default=False),

@@ -13,7 +13,7 @@ from caffetools.cli.show import console, print_json
 
 def preview(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A database, a folder of pictures, or a picture.", show_default=False)],
-    augment: Annotated[Path, typer.Option("--augment", metavar="CONF", help="The augment.yaml.", show_default=False)],
+    augment: Annotated[Path, typer.Option("--augment", metavar="CONF", help="Augmentation settings (augment.yaml).", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="The image file to write.")] = Path("preview.png"),
     count: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 6,
     variants: Annotated[int, typer.Option(min=1, help="Augmented variants of each picture.")] = 6,

@@ -21,7 +21,7 @@ Calibration = Annotated[
         "--calibration",
         "-c",
         metavar="DIR|LMDB",
-        help="Pictures like those of use: a folder, a database, a list (.txt) or a pattern; may be repeated.",
+        help="Pictures like those of use: a folder, a database, a list (.txt) or a pattern. May be repeated.",
     ),
 ]
 Test = Annotated[
@@ -36,7 +36,7 @@ Ranges = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Ranges of `train --quantize` (PREFIX_iter_N.ranges.json), or none.  [default: those next to WEIGHTS, if any]",
+        help="Ranges of `train --quantize` (PREFIX_iter_N.ranges.json), or none; by default those next to WEIGHTS.",
         show_default=False,
     ),
 ]
@@ -50,7 +50,7 @@ def quantize(
     precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
     method: Annotated[str, typer.Option(help="How ranges are found: minmax, entropy or percentile.")] = "minmax",
     percentile: Annotated[float, typer.Option(help="For percentile: % of the values that are not clipped.")] = 99.99,
-    keep: Annotated[str, typer.Option(metavar="LAYER,…", help="Layers that are not quantized.", show_default=False)] = "",
+    keep: Annotated[str, typer.Option(metavar="LAYER,…", help="Layers to keep in float.", show_default=False)] = "",
     min_agreement: Annotated[
         float | None,
         typer.Option(
@@ -61,9 +61,9 @@ def quantize(
         str, typer.Option(metavar="NAME,…", help="Calibration tables to write, of tensorrt,ncnn,caffe; or none.")
     ] = "tensorrt,ncnn,caffe",
     test: Test = None,
-    images: Annotated[int, typer.Option(min=1, help="Most pictures to take, spread over all.")] = 500,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures a run.")] = 8,
-    opset: Annotated[int, typer.Option(min=13, max=25, help="Version of ONNX's operators.")] = 17,
+    images: Annotated[int, typer.Option("--most", "--images", min=1, help="Pictures to take at most, spread over all.")] = 500,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 8,
+    opset: Annotated[int, typer.Option(min=13, max=25, help="ONNX operator set version.")] = 17,
     ranges: Ranges = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a calibration that was interrupted.")] = False,
     mean: Mean = None,

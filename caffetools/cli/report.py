@@ -14,11 +14,12 @@ from caffetools.cli.show import console, print_json, print_next
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a fine-tuning run.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.html", help="The page; by default report.html in the folder.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE.html", help="The page; by default report.html in the folder, which is replaced."),
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
-    show: Annotated[bool, typer.Option("--show", help="Open it in the browser.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Open the page in the browser.")] = False,
 ) -> None:
     """Write the report of a run as it is now: results, curves, confusion, calibration, explanations, filters, costs.
 

@@ -31,9 +31,9 @@ Net = Annotated[
         autocompletion=complete_model,
     ),
 ]
-Count = Annotated[int | None, typer.Option(help="Number of classes; --dataset gives it too.")]
+Count = Annotated[int | None, typer.Option(help="Number of classes; by default that of --dataset.")]
 Model = Annotated[
-    str | None, typer.Option(help="A network of the zoo in the place of NET, such as squeezenet_v1.1.", autocompletion=complete_model)
+    str | None, typer.Option(help="A network of the zoo in place of NET, such as squeezenet_v1.1.", autocompletion=complete_model)
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
 Weights = Annotated[
@@ -43,32 +43,39 @@ Weights = Annotated[
         autocompletion=complete_model,
     ),
 ]
-WriteWeights = Annotated[bool, typer.Option("--write-weights", help="Also write what of --weights the new net starts from.")]
-GrowFrom = Annotated[Path | None, typer.Option(help="labels.txt of the classes that --weights knows: those keep what was learned of them.")]
-Labels = Annotated[Path | None, typer.Option(help="labels.txt of the new classes, for --grow-from; --dataset has one.")]
-Dataset = Annotated[
-    Path | None, typer.Option(help="A folder of `caffetools dataset build`: classes, sources, mean and batches are set for it.")
+WriteWeights = Annotated[
+    bool, typer.Option("--write-weights", help="Also write a .caffemodel with the weights of --weights that fit the new net.")
 ]
-TrainSource = Annotated[str | None, typer.Option(help="Database of the pictures to train on.")]
-ValSource = Annotated[str | None, typer.Option(help="Database of the pictures to test on.")]
+GrowFrom = Annotated[
+    Path | None,
+    typer.Option(
+        help="labels.txt of the classes that --weights was trained on; classes in both keep their rows of the classifier's weights."
+    ),
+]
+Labels = Annotated[Path | None, typer.Option(help="labels.txt of the new classes, for --grow-from; by default that of --dataset.")]
+Dataset = Annotated[
+    Path | None, typer.Option(help="Folder made by `caffetools dataset build`: sets classes, sources, mean and batch sizes.")
+]
+TrainSource = Annotated[str | None, typer.Option(help="Database of the training pictures.")]
+ValSource = Annotated[str | None, typer.Option(help="Database of the validation pictures.")]
 Mean = Annotated[str | None, typer.Option(help="Mean file (.binaryproto), or values as 104,117,123 (BGR).")]
-TrainBatch = Annotated[int | None, typer.Option(min=1, help="Pictures a batch in training.")]
-ValBatch = Annotated[int | None, typer.Option(min=1, help="Pictures a batch in testing.")]
+TrainBatch = Annotated[int | None, typer.Option(min=1, help="Batch size in training.")]
+ValBatch = Annotated[int | None, typer.Option(min=1, help="Batch size in testing.")]
 Crop = Annotated[
     int | None,
-    typer.Option("--crop", "--input-size", min=1, help="The side of the squares that the net sees, cut out at random in training."),
+    typer.Option("--crop", "--input-size", min=1, help="Side of the square crop that the net sees; in training at a random position."),
 ]
-Epochs = Annotated[int, typer.Option(min=1, help="Passes over the pictures, where --train-source is there to be counted.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training pictures; needs --dataset or an existing --train-source.")]
 BaseLr = Annotated[float | None, typer.Option(help="Base learning rate; by default a tenth of the net's own.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; default: nondeterministic.")]
-LrMult = Annotated[float, typer.Option(min=0, help="Multiply lr_mult of all layers except the classifiers.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; by default each run has another one.")]
+LrMult = Annotated[float, typer.Option(min=0, help="Factor on lr_mult of all layers except the classifiers.")]
 HeadLrMult = Annotated[
     float | None,
-    typer.Option(min=0, help="How many times as fast as the rest the new classifiers and layers learn.  [default: 10]", show_default=False),
+    typer.Option(min=0, help="Factor on lr_mult of the new classifiers and layers; by default 10.", show_default=False),
 ]
-Freeze = Annotated[str | None, typer.Option(metavar="LAYER", help="Let this layer and all before it learn no more.")]
-Dropout = Annotated[float | None, typer.Option(help="What part of its input every Dropout layer drops.")]
-Filler = Annotated[str | None, typer.Option(help="What the new classifiers and layers start from: xavier, msra, gaussian:0.01.")]
+Freeze = Annotated[str | None, typer.Option(metavar="LAYER", help="Freeze this layer and all before it (lr_mult: 0).")]
+Dropout = Annotated[float | None, typer.Option(help="dropout_ratio of every Dropout layer.")]
+Filler = Annotated[str | None, typer.Option(help="Weight filler of the new classifiers and layers: xavier, msra, gaussian:0.01.")]
 DropAfter = Annotated[
     str | None, typer.Option(metavar="LAYER", help="Remove the layers between this layer and the classifier: a shallower net.")
 ]
@@ -76,16 +83,23 @@ AddLayer = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[AFTER=]LAYER",
-        help="A new layer before the classifier, or after layer AFTER: InnerProduct:256, ReLU, Dropout:0.5, or its prototxt; repeatable.",
+        help="A new layer before the classifier, or after layer AFTER: InnerProduct:256, ReLU, Dropout:0.5, or its prototxt. May be repeated.",
     ),
 ]
-KeepNames = Annotated[bool, typer.Option("--keep-names", help="Let the classifiers keep their names.")]
-Head = Annotated[list[str] | None, typer.Option(help="A classifier layer's name, where the graph does not show it; repeatable.")]
+KeepNames = Annotated[bool, typer.Option("--keep-names", help="Keep the classifiers' names.")]
+Head = Annotated[list[str] | None, typer.Option(help="Name of a classifier layer that is not found from the losses. May be repeated.")]
 InputShape = Annotated[
-    list[str] | None, typer.Option(help="The net's input, 1x3x227x227, or NAME=SHAPE for a certain blob; by default as the data crops.")
+    list[str] | None,
+    typer.Option(
+        help="Shape of the net's input, 1x3x227x227, or NAME=SHAPE for one of several; by default the crop of the data layer. May be repeated."
+    ),
 ]
-TrainStage = Annotated[list[str] | None, typer.Option(help="Stage of training, where layers have rules on stages; repeatable.")]
-TestStage = Annotated[list[str] | None, typer.Option(help="Stage of testing, where layers have rules on stages; repeatable.")]
+TrainStage = Annotated[
+    list[str] | None, typer.Option(help="Stage in training, for layers with include or exclude rules on stages. May be repeated.")
+]
+TestStage = Annotated[
+    list[str] | None, typer.Option(help="Stage in testing, for layers with include or exclude rules on stages. May be repeated.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")]
 
 

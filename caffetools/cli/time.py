@@ -27,15 +27,19 @@ def time(
         ),
     ] = None,
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="The net's prototxt, as Caffe's flag.", show_default=False)] = None,
-    weights: Annotated[str, typer.Option("--weights", "-w", metavar="FILE", help="A .caffemodel, if its zeros matter.")] = "",
-    iterations: Annotated[int, typer.Option("--iterations", "-n", help="How many times to run forward and back.")] = 50,
-    phase: Annotated[str, typer.Option(metavar="TRAIN|TEST", help="Which phase's layers to run.")] = "TRAIN",
+    weights: Annotated[
+        str, typer.Option("--weights", "-w", metavar="FILE", help="Weights (.caffemodel) to load; by default the fillers' values.")
+    ] = "",
+    iterations: Annotated[int, typer.Option("--iterations", "-n", help="Number of forward and backward passes.")] = 50,
+    phase: Annotated[str, typer.Option(metavar="TRAIN|TEST", help="Phase whose layers to run.")] = "TRAIN",
     stage: Stage = "",
     level: Level = 0,
     gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
-    caffe_format: Annotated[bool, typer.Option("--caffe-format", help="Print the lines of caffe time; so it does where piped.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the times as JSON, and nothing else.")] = False,
+    caffe_format: Annotated[
+        bool, typer.Option("--caffe-format", help="Print the lines of caffe time; the default where the output is piped.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the times as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
 ) -> None:

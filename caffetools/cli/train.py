@@ -39,7 +39,10 @@ Weights = Annotated[
     ),
 ]
 Resume = Annotated[
-    str, typer.Option(metavar="auto|FILE", help="Resume from the newest complete snapshot, if there is one; FILE is as --snapshot.")
+    str,
+    typer.Option(
+        metavar="auto|FILE", help="auto: resume from the newest complete snapshot, if there is one; FILE: the same as --snapshot."
+    ),
 ]
 CheckpointMemory = Annotated[
     bool, typer.Option("--checkpoint-memory", help="Recompute most activations in the backward pass: less memory, the same weights.")
@@ -48,7 +51,7 @@ CudaGraphs = Annotated[
     bool | None,
     typer.Option(
         "--cuda-graphs/--no-cuda-graphs",
-        help="Record the passes on a GPU once and replay them: less time, more memory.  [default: where possible]",
+        help="Record the passes as a CUDA graph and replay it: less time, more memory; by default where possible.",
         show_default=False,
     ),
 ]
@@ -65,13 +68,13 @@ def train(
     resume: Resume = "",
     gpu: Gpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
-    max_iter: Annotated[int | None, typer.Option(help="Iterations to train for, in place of the solver's.")] = None,
+    max_iter: Annotated[int | None, typer.Option(help="Last iteration, in place of the solver's max_iter.")] = None,
     skip_corrupt: SkipCorrupt = 0,
     stage: Stage = "",
     level: Level = 0,
     sigint_effect: SigintEffect = "stop",
     sighup_effect: SighupEffect = "snapshot",
-    log: Annotated[Path | None, typer.Option(help="Write the log here.  [default: PREFIX.log]", show_default=False)] = None,
+    log: Annotated[Path | None, typer.Option(help="Log file; by default PREFIX.log.", show_default=False)] = None,
     processes: Processes = None,
     restarts: Restarts = 0,
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
@@ -81,7 +84,7 @@ def train(
     quantize: Quantize = "",
     engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
     engine_image: Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)] = "",
-    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write metrics for TensorBoard here.", show_default=False)] = None,
+    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for TensorBoard's metrics.", show_default=False)] = None,
     mlflow: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Log metrics to MLflow (MLFLOW_TRACKING_URI).")] = "",
     wandb: Annotated[str, typer.Option(metavar="PROJECT", help="Log metrics to Weights & Biases.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the log is still written.")] = False,

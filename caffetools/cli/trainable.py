@@ -17,7 +17,7 @@ _Deploy = Annotated[
     Path,
     typer.Argument(
         metavar="DEPLOY",
-        help="The deploy prototxt of a net that is used; or a network of the zoo.",
+        help="The deploy prototxt; or a network of the zoo.",
         show_default=False,
         autocompletion=complete_model,
     ),
@@ -30,20 +30,22 @@ def trainable(
         "trainable"
     ),
     dataset: Annotated[
-        Path | None, typer.Option(help="A folder of `caffetools dataset build`: sources, mean and batches are set for it.")
+        Path | None, typer.Option(help="Folder made by `caffetools dataset build`: sets sources, mean and batch sizes.")
     ] = None,
-    train_source: Annotated[str, typer.Option(help="Database of the pictures to train on.")] = "train_lmdb",
-    val_source: Annotated[str, typer.Option(help="Database of the pictures to test on.")] = "val_lmdb",
+    train_source: Annotated[str, typer.Option(help="Database of the training pictures.")] = "train_lmdb",
+    val_source: Annotated[str, typer.Option(help="Database of the validation pictures.")] = "val_lmdb",
     mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto), or values as 104,117,123 (BGR).")] = None,
-    scale: Annotated[float | None, typer.Option(help="What pixels are multiplied by, after the mean is subtracted.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures, where the database is there to be counted.")] = 20,
-    base_lr: Annotated[float | None, typer.Option(help="Learning rate to begin with; by default 0.001.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; else each run is another one.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted.")] = None,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the training pictures; needs --dataset or an existing --train-source.")
+    ] = 20,
+    base_lr: Annotated[float | None, typer.Option(help="Base learning rate; by default 0.001.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; by default each run has another one.")] = None,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")] = False,
     stage: Stage = None,
     input_shape: Annotated[
-        list[str] | None, typer.Option(help="The shape NAME=1x3x227x227 of a blob that no layer of the net produces; repeatable.")
+        list[str] | None, typer.Option(help="Shape NAME=1x3x227x227 of a blob that no layer of the net produces. May be repeated.")
     ] = None,
     dialect: Dialect = None,
     plugin: Plugin = None,

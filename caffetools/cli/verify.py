@@ -28,12 +28,17 @@ def verify(
     engines: Annotated[
         str, typer.Option(help="Engines that run DEPLOY: torch, onnxruntime, opencv, caffe, tensorrt. The first is the reference.")
     ] = "torch,onnxruntime",
-    images: Annotated[
-        list[str] | None, typer.Option(help="Image, folder or pattern to compare on; may be repeated. Default: random inputs.")
+    pictures: Annotated[
+        list[str] | None,
+        typer.Option("--pictures", "--images", help="Picture, folder or pattern to compare on; by default random inputs. May be repeated."),
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR), for images.", show_default=False)] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted, for images.", show_default=False)] = None,
-    resize: Annotated[str | None, typer.Option(help="Size of the whole image before the crop, 256 or 320x240.", show_default=False)] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR), for --pictures.", show_default=False)
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted, for --pictures.", show_default=False)] = None,
+    resize: Annotated[
+        str | None, typer.Option(help="Resize whole pictures to 256 or 320x240, then crop the centre.", show_default=False)
+    ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference allowed, relative to an output's largest value.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of random inputs.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -63,7 +68,7 @@ def verify(
     else:
         net, parameters, prepared = deployed(deploy, weights, prepared)
         own = [Candidate(net, parameters, name) for name in names]
-    files = find_pictures(images or [])[:_MOST_IMAGES]
+    files = find_pictures(pictures or [])[:_MOST_IMAGES]
     with progress("Comparing") as advance:
         rows = compare_engines(
             own[0],

@@ -133,20 +133,20 @@ def graph(
         Path,
         typer.Argument(
             metavar="NET",
-            help="Any prototxt of a net; or a network of the zoo.",
+            help="The net's prototxt; or a network of the zoo.",
             show_default=False,
             autocompletion=complete_model,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write: .svg, .png, or .html to explore it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write: .svg, .png, or .html to explore it.")],
     phase: Annotated[
         str | None,
         typer.Option(help="train or test; by default test, or train for a net that has data in training only.", show_default=False),
     ] = None,
-    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw blocks that repeat only once; a page has both.")] = True,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw repeated blocks once; a page has both forms.")] = True,
     layout: Annotated[str, typer.Option(help="dot, own, or auto: Graphviz's dot where it is installed.")] = "auto",
     input_shape: Annotated[
-        list[str] | None, typer.Option(help="Another input shape, 1x3x227x227, or NAME=SHAPE for a certain blob; may be repeated.")
+        list[str] | None, typer.Option(help="Shape of the net's input, 1x3x227x227, or NAME=SHAPE for one of several. May be repeated.")
     ] = None,
     stage: Stage = None,
     show: Show = False,

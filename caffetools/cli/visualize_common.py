@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Deploy = DeployArgument
 Weights = WeightsArgument
 Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="What to write: .png, .svg or .html.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write: .png, .svg or .html.", show_default=False)]
 Show = Annotated[bool, typer.Option("--show", help="Open the picture in the system's viewer.")]
 
 

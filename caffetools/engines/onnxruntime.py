@@ -68,7 +68,7 @@ def open_session(
 
     Args:
         source: An ONNX file, a model's bytes, or a model.
-        device: ``cpu``, ``cuda`` or ``auto``.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         weights: Arrays for the initializers that are external in the model; onnxruntime copies them.
         fast: False optimizes less, which loads sooner.
         arena: False takes memory from the system and returns it, which is slower in repeated runs.
@@ -183,12 +183,14 @@ _TYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def _providers(device: str) -> list[str]:
+def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
+    """Return onnxruntime's providers for ``cpu``, ``cuda``, ``cuda:N`` or ``auto``."""
     there = onnxruntime.get_available_providers()
+    kind, _, number = device.partition(":")
     if device == "cpu" or (device == "auto" and "CUDAExecutionProvider" not in there):
         return ["CPUExecutionProvider"]
-    if device in ("cuda", "auto") and "CUDAExecutionProvider" in there:
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if (device in ("cuda", "auto") or (kind == "cuda" and number.isdecimal())) and "CUDAExecutionProvider" in there:
+        return [("CUDAExecutionProvider", {"device_id": number or "0"}), "CPUExecutionProvider"]
     raise EngineError(
         f"onnxruntime has no device '{device}' here (it has {', '.join(there)}); use cpu, or install onnxruntime-gpu for cuda"
     )

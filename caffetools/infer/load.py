@@ -26,7 +26,7 @@ def open_engine(
         weights: The .caffemodel of a prototxt.
         engine: ``"torch"``, ``"onnxruntime"``, ``"tensorrt"``, or in an environment of their own ``"opencv"`` or ``"caffe"``; None takes
             torch for a prototxt, onnxruntime for an ONNX file and tensorrt for an engine.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
 
     Returns:
         The engine, and the preprocessing in the ONNX file's metadata or in the prototxt's ``deploy.json``; None if there is none.

@@ -39,6 +39,19 @@ def test_every_command_explains_itself_within_80_columns(words: tuple[str, ...])
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_of_a_name_reads_alike(words: tuple[str, ...]) -> None:
+    command = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]  # type: ignore[attr-defined]
+    for param in command.params:
+        text = getattr(param, "help", None) or ""
+        # rich takes brackets for markup and leaves them out.
+        assert not re.search(r"\[\w", text), f"{param.name}: {text}"
+        assert not re.search(r"repeatable|; may be repeated|; else |Default:|; default:", text), text
+        assert not text or text.endswith("."), f"{param.name}: {text}"
+
+
 def test_the_commands_are_in_panels_in_the_order_in_which_they_are_met() -> None:
     lines = run_well("--help").stdout.splitlines()
     panels = [found[1] for line in lines if (found := re.match(r"╭─ (.+?) ─+╮", line))]
