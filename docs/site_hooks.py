@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import posixpath
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
+MESSAGES = "reference/messages.md"
 PAGES = {
     "README.md": "index.md",
     "README.zh-CN.md": "zh/index.md",
@@ -35,13 +37,18 @@ def on_files(files: Any, config: Any) -> Any:
                     config, page, content=rewrite_links((ROOT / source).read_text(encoding="utf-8"), posixpath.dirname(source), page)
                 )
             )
+    files.append(File.generated(config, MESSAGES, content=str(runpy.run_path(str(ROOT / "docs" / "make_errors.py"))["page"]())))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite the links of a page that lies in docs/; those of generated pages are right already."""
     source = page.file.src_uri
-    return markdown if source in PAGES.values() else rewrite_links(markdown, posixpath.join("docs", posixpath.dirname(source)), source)
+    return (
+        markdown
+        if source in (MESSAGES, *PAGES.values())
+        else rewrite_links(markdown, posixpath.join("docs", posixpath.dirname(source)), source)
+    )
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import complete_model, model_shapes, net_file
-from caffetools.cli.options import Dialect, Plugin, Stage
+from caffetools.cli.options import Dialect, Force, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.proto.schema import NetParameter
 
@@ -39,6 +39,13 @@ Model = Annotated[
     typer.Option("--model", help="A network of the zoo in place of TRAIN_VAL.", show_default=False, autocompletion=complete_model),
 ]
 
+Heads = Annotated[
+    list[str] | None, typer.Option(help="Losses to keep, or all; by default that with the largest loss_weight. May be repeated.")
+]
+FoldBn = Annotated[
+    bool, typer.Option("--fold-bn", help="Fold BatchNorm and Scale into the layers before them, in --weights too; verified.")
+]
+
 
 def deploy(
     train_val: TrainVal = None,
@@ -47,19 +54,11 @@ def deploy(
     model: Model = None,
     input_shape: InputShape = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the deploy net's input.")] = 1,
-    heads: Annotated[
-        list[str] | None,
-        typer.Option(help="Losses to keep, by name, or all; by default the one with the largest loss_weight. May be repeated."),
-    ] = None,
+    heads: Heads = None,
     drop_dropout: Annotated[bool, typer.Option("--drop-dropout", help="Remove Dropout layers; they do nothing at inference.")] = False,
-    fold_bn: Annotated[
-        bool,
-        typer.Option(
-            "--fold-bn", help="Fold BatchNorm and Scale into the layers before them, in the net and in --weights; the outputs are compared."
-        ),
-    ] = False,
+    fold_bn: FoldBn = False,
     weights: Annotated[Path | None, typer.Option(help="The .caffemodel for --fold-bn; the folded one is written next to OUT.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the net's inputs and outputs as JSON.")] = False,
     stage: Stage = None,
     dialect: Dialect = None,

@@ -49,14 +49,10 @@ def export(
     dynamic_axes: DynamicAxes = None,
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to export in place of the net's outputs.")] = None,
     from_: From = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR); kept in the metadata.")
-    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR); kept in the metadata.")] = None,
     scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted; kept in the metadata.")] = None,
-    resize: Annotated[
-        str | None, typer.Option(help="Resize whole pictures to 256 or 320x240, then crop the centre; kept in the metadata.")
-    ] = None,
-    labels: Annotated[Path | None, typer.Option(help="File of class names, one a line (labels.txt); kept in the metadata.")] = None,
+    resize: Annotated[str | None, typer.Option(help="Resize whole pictures to 256 or 320x240; kept in the metadata.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File of class names, one a line; kept in the metadata.")] = None,
     preprocess: InGraph = False,
     lrn: Annotated[str, typer.Option(help="LRN across channels: node (ONNX's LRN), or band, which onnxruntime computes faster.")] = "node",
     pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on. May be repeated.")] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
-from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.options import Dialect, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import print_json, print_next, progress
 from caffetools.cli.tables import print_table
 
@@ -32,13 +32,9 @@ def verify(
         list[str] | None,
         typer.Option("--pictures", "--images", help="Picture, folder or pattern to compare on; by default random inputs. May be repeated."),
     ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR), for --pictures.", show_default=False)
-    ] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted, for --pictures.", show_default=False)] = None,
-    resize: Annotated[
-        str | None, typer.Option(help="Resize whole pictures to 256 or 320x240, then crop the centre.", show_default=False)
-    ] = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference allowed, relative to an output's largest value.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of random inputs.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -133,7 +133,7 @@ def local_output(path: PathLike, *, force: bool = False) -> Iterator[Path]:
         yield Path(path)
         return
     if not force and exists(path):
-        raise DataError("exists already", path=path, hint="--force replaces it")
+        raise DataError("already exists", path=path, hint="give another name, or --force to replace it")
     with tempfile.TemporaryDirectory(prefix="caffetools-") as folder:
         target = Path(folder) / (os.fspath(path).rstrip("/").rpartition("/")[2] or "output")
         yield target

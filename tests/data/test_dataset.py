@@ -158,7 +158,7 @@ def test_pictures_and_output_may_be_urls(pictures: Path, tmp_path: Path) -> None
                 assert list(near.records()) == list(far.records())
         build_dataset(pictures, f"file://{tmp_path}/far", size=8, shards=2)
         assert load_card(tmp_path / "far").train_counts == card.train_counts
-        with pytest.raises(DataError, match="exists already"):
+        with pytest.raises(DataError, match="already exists"):
             build_dataset(pictures, "memory://build/out", size=8)
         with pytest.raises(DataError, match="cannot be resumed"):
             build_dataset(pictures, "memory://build/other", size=8, resume=True)

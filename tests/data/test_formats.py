@@ -433,7 +433,7 @@ def test_sources_and_outputs_may_be_urls(tmp_path: Path, memory: str) -> None:
     convert_dataset("lmdb", f"{memory}/out", f"file://{tmp_path}/tars", to="webdataset")
     convert_dataset("webdataset", f"file://{tmp_path}/tars", tmp_path / "back", ConvertOptions(gray=True))
     assert [label for _, label in arrays(tmp_path / "back")] == [label for _, label in arrays(tmp_path / "local")]
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="already exists"):
         convert_dataset("lmdb", f"{memory}/out", f"file://{tmp_path}/tars", to="webdataset")
 
 
