@@ -1,22 +1,25 @@
-"""Every value of an ONNX model, computed part by part: a few nodes at a time, so that only the values in use are in memory."""
+"""An ONNX model run part by part: a few nodes at a time, so that only the values and weights in use are in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
 from caffetools.engines.onnxruntime import open_session
-from caffetools.onnx.model import SMALL, OnnxModel
+from caffetools.net.malloc_tuning import return_freed_memory
+from caffetools.onnx.model import OnnxModel
 
 Array = NDArray[Any]
 
 # A part ends when its values take this much memory: more parts cost the time of opening a session for each.
-_PART_BYTES = 2**23
+_PART_BYTES = 2**21
+# Parts of the optimized model have weights of this many bytes, or of this share of all: onnxruntime holds up to three copies of them.
+_PART_WEIGHTS, _PART_SHARE = 2**22, 8
 
 
 def run_in_parts(
@@ -51,6 +54,65 @@ def run_in_parts(
         alive = {value: array for value, array in alive.items() if last.get(value, -1) >= end}
 
 
+def run_optimized(
+    model: OnnxModel,
+    batches: Sequence[Mapping[str, Array]],
+    wanted: Collection[str],
+    running: Callable[[Mapping[str, Array]], AbstractContextManager[None]] = lambda batch: nullcontext(),
+) -> list[dict[str, Array]]:
+    """Run ``model`` in onnxruntime (CPU), optimized as where it is used, in parts that begin at a layer with weights.
+
+    Args:
+        model: The model, valid ONNX.
+        batches: Its inputs by name, of several sizes; each part is loaded once for all of them.
+        wanted: The values to return.
+        running: Makes what surrounds the run of each part on a batch.
+
+    Returns:
+        The wanted values by name for each batch.
+
+    Raises:
+        EngineError: The model does not take these inputs.
+        ModelFileError: onnxruntime does not load a part.
+    """
+    nodes = list(model.proto.graph.node)
+    reads = [_values_read(node) for node in nodes]
+    last = {value: index for index, values in enumerate(reads) for value in values}
+    alive: list[dict[str, Array]] = [dict(batch) for batch in batches]
+    for start, end in _split_weights(reads, model.weights):
+        made = {value for node in nodes[start:end] for value in node.output if value}
+        given = {value for values in reads[start:end] for value in values} - made
+        results = [value for value in sorted(made) if value in wanted or last.get(value, -1) >= end]
+        if results:
+            fed = [{value: values[value] for value in given if value in values} for values in alive]
+            weights = {name: model.weights[name] for name in sorted(given) if name in model.weights}
+            part = _part_of(model, nodes[start:end], fed, weights, results)
+            session = open_session(part.light(), weights=part.large_weights, arena=False)
+            for batch, values, inputs in zip(batches, alive, fed, strict=True):
+                with running(batch):
+                    values |= session.run(inputs)
+                return_freed_memory()
+            # It has copies of its weights.
+            del session
+            return_freed_memory()
+        alive = [{name: array for name, array in values.items() if name in wanted or last.get(name, -1) >= end} for values in alive]
+    return [{name: values[name] for name in wanted} for values in alive]
+
+
+def _split_weights(reads: Sequence[Collection[str]], weights: Mapping[str, Array]) -> Iterator[tuple[int, int]]:
+    limit = max(_PART_WEIGHTS, sum(array.nbytes for array in weights.values()) // _PART_SHARE)
+    start = used = 0
+    for index, values in enumerate(reads):
+        size = sum(weights[value].nbytes for value in values if value in weights)
+        # A part begins at a layer with a share of the weights, so that the activation or BatchNorm behind one is not cut off.
+        if start < index and used + size > limit and size > limit // 64:
+            yield start, index
+            start, used = index, 0
+        used += size
+    if start < len(reads):
+        yield start, len(reads)
+
+
 def _split(nodes: list[onnx.NodeProto], sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
     start = used = 0
     for index, node in enumerate(nodes):
@@ -79,14 +141,22 @@ def _run_part(
     """Run ``nodes`` alone. Large weights become inputs: onnxruntime reads inputs in place, but copies initializers."""
     weights = {name: model.weights[name] for name in sorted(given) if name in model.weights}
     # A node may have the shape of its constant checked when it is loaded, so small ones stay initializers.
-    fed = {**values, **{name: array for name, array in weights.items() if array.size > SMALL}}
+    fed = {**values, **OnnxModel(model.proto, weights).large_weights}
+    part = _part_of(model, nodes, [fed], {name: array for name, array in weights.items() if name not in fed}, results)
+    return open_session(part.light(), fast=False, arena=False).run(fed)
+
+
+def _part_of(
+    model: OnnxModel, nodes: list[onnx.NodeProto], fed: Sequence[Mapping[str, Array]], weights: dict[str, Array], results: list[str]
+) -> OnnxModel:
+    """Return a model of ``nodes`` alone, with inputs of the sizes in ``fed``; sizes that differ there are free."""
     part = onnx.ModelProto(ir_version=model.proto.ir_version, opset_import=model.proto.opset_import)
     part.functions.extend(model.proto.functions)
     part.graph.name = "part"
     part.graph.node.extend(nodes)
-    part.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items() if name not in fed)
-    part.graph.input.extend(
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape) for name, array in fed.items()
-    )
+    for name, array in fed[0].items():
+        sizes = zip(*(values[name].shape for values in fed), strict=True)
+        shape = [size[0] if len(set(size)) == 1 else None for size in sizes]
+        part.graph.input.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape))
     part.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in results)
-    return open_session(part, fast=False, arena=False).run({name: np.ascontiguousarray(array) for name, array in fed.items()})
+    return OnnxModel(part, weights)

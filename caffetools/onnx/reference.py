@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeGuard
@@ -15,11 +16,14 @@ from caffetools.layers.base import Layer
 from caffetools.layers.convolution import Convolution
 from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.recurrent import Recurrent
+from caffetools.net.malloc_tuning import return_freed_memory
 from caffetools.net.net import Net
 
 # Larger weights are converted, and larger convolutions computed, in parts of so many values: torch convolves float64 through a matrix
 # with every window of a picture as a column, which would take more memory than all weights of a net.
-_PART = 2**18
+_PART = 2**16
+# After tops of so many bytes, memory that was freed meanwhile is returned to the system.
+_TRIM = 2**20
 
 
 def run_double(net: Net, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -30,13 +34,13 @@ def run_double(net: Net, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, di
         inputs: Every input blob, float32.
 
     Yields:
-        The layer's index and its tops by name, float64; blobs that no later layer reads are released.
+        The layer's index and its tops by name, float64; the next layer may overwrite them. Blobs that no later layer reads are released.
     """
     yield from _run(net, {name: value.double() for name, value in inputs.items()}, run_layer_double)
 
 
 def run_single(net: Net, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Run ``net`` as :func:`run_double` does, in float32; the next layer may overwrite the tops."""
+    """Run ``net`` as :func:`run_double` does, in float32."""
     yield from _run(net, dict(inputs), lambda layer, bottoms: layer.run(*bottoms))
 
 
@@ -45,6 +49,7 @@ def _run(
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     net.reshape({name: tuple(value.shape) for name, value in blobs.items()})
     last = {name: index for index, layer in enumerate(net.layers) for name in (*layer.bottoms, *layer.tops)}
+    made = 0
     for index, layer in enumerate(net.layers):
         if not layer.IS_DATA:
             with torch.no_grad(), _without_state(layer):
@@ -53,6 +58,10 @@ def _run(
         for name in {*layer.bottoms, *layer.tops}:
             if last[name] == index:
                 blobs.pop(name, None)
+        made += sum(4 * math.prod(shape) for shape in layer.top_shapes)
+        if made > _TRIM:
+            return_freed_memory()
+            made = 0
 
 
 @contextmanager
@@ -66,19 +75,15 @@ def _without_state(layer: Layer) -> Iterator[None]:
 
 
 def run_layer_double(layer: Layer, bottoms: list[Tensor]) -> list[Tensor]:
-    """Return the tops of one layer for float64 ``bottoms``, with its weights converted."""
-    inplace, layer.inplace_ok = layer.inplace_ok, False
+    """Return the tops of one layer for float64 ``bottoms``, which it may overwrite, with its weights converted."""
     tops: Tensor | tuple[Tensor, ...]
-    try:
-        if type(layer) is InnerProduct and layer.blobs[0].numel() > _PART:
-            tops = (_inner_product(layer, bottoms[0]),)
-        elif _is_plain(layer):
-            tops = tuple(_convolution(layer, x) for x in bottoms)
-        else:
-            parameters = {name: value.double() for name, value in layer.named_parameters()}
-            tops = functional_call(layer, parameters, tuple(bottoms))
-    finally:
-        layer.inplace_ok = inplace
+    if type(layer) is InnerProduct and layer.blobs[0].numel() > _PART:
+        tops = (_inner_product(layer, bottoms[0]),)
+    elif _is_plain(layer):
+        tops = tuple(_convolution(layer, x) for x in bottoms)
+    else:
+        parameters = {name: value.double() for name, value in layer.named_parameters()}
+        tops = functional_call(layer, parameters, tuple(bottoms))
     outputs = (tops,) if isinstance(tops, Tensor) else tops
     return [top.double() if top.is_floating_point() else top for top in outputs]
 

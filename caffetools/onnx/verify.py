@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,82 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.engines.base import EngineError
-from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import ExportError, ModelFileError
 from caffetools.layers.base import Layer, Shape, format_shape
-from caffetools.net.malloc_tuning import return_freed_memory
 from caffetools.net.net import Net
+from caffetools.onnx.difference import FACTOR, FLOOR, SMALLEST_SCALE, Difference, is_finite, measure
 from caffetools.onnx.model import OnnxModel, from_proto, load_model
-from caffetools.onnx.parts import run_in_parts
+from caffetools.onnx.parts import run_in_parts, run_optimized
 from caffetools.onnx.reference import run_double, run_layer_double, run_single
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
 PathLike = str | os.PathLike[str]
 
-# The error of the ONNX model may be FACTOR times that of the float32 engine, plus FLOOR times the blob's largest value.
-FACTOR, FLOOR = 4.0, 1e-6
 # Further random inputs to measure both errors on before a model is refused.
 _RETRIES = 3
-# Below this a blob is as good as zero.
-_SMALLEST_SCALE = 1e-30
-# After a layer with a top of more values, memory that was freed meanwhile is returned to the system.
-_TRIM = 2**18
-_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The largest error of one blob of the ONNX model.
-
-    Attributes:
-        blob: Its name.
-        error: Largest absolute difference of the ONNX model from float64, at index ``where``.
-        float32_error: Largest absolute difference of the float32 engine from float64.
-        scale: Largest absolute value of the blob in float64.
-        where: Index of ``error``.
-        expected: The float64 value there.
-        got: The ONNX model's value there.
-        is_output: Whether the blob is an output of the model.
-    """
-
-    blob: str
-    error: float
-    float32_error: float
-    scale: float
-    where: tuple[int, ...] = ()
-    expected: float = 0.0
-    got: float = 0.0
-    is_output: bool = True
-
-    @property
-    def allowed(self) -> float:
-        """The largest absolute error allowed."""
-        return FACTOR * self.float32_error + FLOOR * self.scale
-
-    @property
-    def relative(self) -> float:
-        """``error`` divided by ``scale``."""
-        return self.error / max(self.scale, _SMALLEST_SCALE) if self.error else 0.0
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within what is allowed."""
-        return self.error <= self.allowed
-
-    def joined(self, other: Difference) -> Difference:
-        """Return the larger errors of two measurements of one blob."""
-        worse = max(self, other, key=lambda d: d.error)
-        return Difference(
-            self.blob,
-            worse.error,
-            max(self.float32_error, other.float32_error),
-            max(self.scale, other.scale),
-            worse.where,
-            worse.expected,
-            worse.got,
-            self.is_output,
-        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +56,7 @@ class Verification:
     @property
     def tolerance(self) -> float:
         """The relative error allowed for that output."""
-        return self.worst.allowed / max(self.worst.scale, _SMALLEST_SCALE)
+        return self.worst.allowed / max(self.worst.scale, SMALLEST_SCALE)
 
     def describe(self) -> str:
         """Return one sentence: the largest error and how it was measured."""
@@ -189,8 +127,6 @@ def verify_model(
             if len(cases) > 1:
                 batches.append(_one_more(dict(inputs), list(cases[0])))
         finals = comparison.run_shipped(batches)
-        # The session had copies of all weights.
-        return_freed_memory()
         comparison.add(batches[0], finals[0])
         for batch, final in zip(batches[1:], finals[1:], strict=True):
             # Other sizes: the outputs against float32, and all blobs against float64 only where that leaves a doubt.
@@ -270,11 +206,12 @@ class _Comparison:
 
     def run_shipped(self, batches: Sequence[Inputs]) -> list[dict[str, Array]]:
         """Return the outputs for each batch of the model as it is written, optimized as where it is used."""
+        wanted = {*self.exposed, *self.outputs.values()}
+        given = [self._given(batch) for batch in batches]
         try:
-            session = open_session(self.model.light(sorted(self.exposed)), weights=self.model.large_weights, arena=False)
+            return run_optimized(self.model, given, wanted, self._naming)
         except ModelFileError as error:
             raise error.located(self.name) from None
-        return [self._naming(batch, partial(session.run, self._given(batch))) for batch in batches]
 
     def add(self, batch: Inputs, final: Mapping[str, Array]) -> None:
         """Compare every blob on ``batch``, and the outputs in ``final``, and join the errors."""
@@ -286,7 +223,8 @@ class _Comparison:
             names = [self._made_name(index, blob) for blob in double]
             blobs = [blob for blob in names if blob in self.values]
             while any(self.values[blob] not in got for blob in blobs):
-                got |= self._naming(batch, partial(next, parts))
+                with self._naming(batch):
+                    got |= next(parts)
             for blob in blobs:
                 plain = _blob(blob, self.net)
                 value, expected = self.values[blob], double[plain].numpy()
@@ -298,8 +236,6 @@ class _Comparison:
             for blob in {*self.net.layers[index].bottoms, *double}:
                 if last.get(blob, -1) <= index:
                     got.pop(self.values.get(blob, blob), None)
-            if any(top.numel() > _TRIM for top in double.values()):
-                return_freed_memory()
             self.compared = max(self.compared, index + 1)
             if self.progress is not None:
                 self.progress(self.compared, len(self.net.layers))
@@ -312,7 +248,7 @@ class _Comparison:
             if expected.shape != got.shape or known is None:
                 return False
             difference = measure(blob, expected.astype(np.float64), None, got)
-            allowed = (FACTOR + 1) * max(known.float32_error, FLOOR * known.scale) / max(known.scale, _SMALLEST_SCALE)
+            allowed = (FACTOR + 1) * max(known.float32_error, FLOOR * known.scale) / max(known.scale, SMALLEST_SCALE)
             if difference.relative > allowed:
                 return False
         return True
@@ -357,7 +293,7 @@ class _Comparison:
                 )
             expected, single = local, None
         difference = measure(blob, expected, single, got, is_output=is_output)
-        if blob not in self.infinite and not _is_finite(expected):
+        if blob not in self.infinite and not is_finite(expected):
             self.infinite.append(blob)
         if difference.passed:
             return difference
@@ -393,12 +329,13 @@ class _Comparison:
         sizes = {value: 4 * math.prod(shapes.get(_blob(value, self.net), (0,))) for value in values}
         return run_in_parts(self.model, self._given(batch), set(self.values.values()), sizes)
 
-    def _naming(self, batch: Inputs, run: Callable[[], dict[str, Array]]) -> dict[str, Array]:
-        """Run, and name the inputs in an error."""
+    @contextmanager
+    def _naming(self, batch: Inputs) -> Iterator[None]:
+        """Name the inputs in an error."""
         try:
-            return run()
+            yield
         except EngineError as error:
-            shapes = ", ".join(f"{blob} {format_shape(value.shape)}" for blob, value in self._given(batch).items())
+            shapes = ", ".join(f"{blob} {format_shape(batch[blob].shape)}" for blob in self.inputs)
             raise ExportError(f"{self.name}: with inputs {shapes}, {error}") from None
 
     def _run_net(self, batch: Inputs, keep: Sequence[str]) -> dict[str, Array]:
@@ -407,49 +344,6 @@ class _Comparison:
         for index, tops in run_single(self.net, given):
             found |= {blob: top.cpu().numpy() for blob, top in tops.items() if blob in keep and self.makers[blob] == index}
         return found
-
-
-def measure(blob: str, expected: Array, single: Array | None, got: Array, *, is_output: bool = True) -> Difference:
-    """Return the largest error of ``got`` against ``expected`` (float64), and of ``single`` (float32); shapes are equal.
-
-    Values that are too large for float32 count as infinite. Equal infinities, and two NaN, are equal.
-    """
-    if not expected.size:
-        return Difference(blob, 0.0, 0.0, 0.0, is_output=is_output)
-    largest = float(torch.from_numpy(expected).abs().max())
-    error = _largest_gap(expected, got)
-    own = 0.0 if single is None or single.shape != expected.shape else _largest_gap(expected, single)
-    if largest < _LARGEST_FLOAT32 and math.isfinite(error) and math.isfinite(own):
-        quick = Difference(blob, error, own, largest, is_output=is_output)
-        if quick.passed and not is_output:
-            return quick
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = expected.astype(np.float32)
-    finite = np.isfinite(rounded)
-    scale = float(np.abs(expected[finite]).max()) if finite.any() else 0.0
-    own = 0.0 if single is None or single.shape != expected.shape else float(_gaps(expected, rounded, single).max())
-    gaps = _gaps(expected, rounded, got)
-    where = np.unravel_index(int(np.argmax(gaps)), gaps.shape)
-    place = tuple(int(i) for i in where)
-    return Difference(blob, float(gaps[where]), own, scale, place, float(expected[where]), float(got[where]), is_output)
-
-
-def _largest_gap(expected: Array, got: Array) -> float:
-    """Return the largest absolute difference; not finite where a value is not."""
-    return float((torch.from_numpy(expected) - torch.from_numpy(got)).abs_().max())
-
-
-def _is_finite(values: Array) -> bool:
-    """Return whether all values are finite in float32."""
-    return bool(float(torch.from_numpy(values).abs().max()) <= _LARGEST_FLOAT32) if values.size else True
-
-
-def _gaps(expected: Array, rounded: Array, got: Array) -> Array:
-    with np.errstate(invalid="ignore", over="ignore"):
-        gaps: Array = np.abs(expected - got.astype(np.float64))
-        same = (rounded == got) | (np.isnan(rounded) & np.isnan(got))
-    gaps = np.where(same & ~np.isfinite(rounded), 0.0, gaps)
-    return np.where(np.isnan(gaps), np.inf, gaps)
 
 
 def random_inputs(net: Net, shapes: Mapping[str, Shape], seed: int) -> dict[str, Array]:

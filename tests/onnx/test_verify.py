@@ -11,8 +11,9 @@ import torch
 
 from caffetools.errors import ExportError, ModelFileError
 from caffetools.net.net import Net
+from caffetools.onnx.difference import measure
 from caffetools.onnx.export import to_onnx
-from caffetools.onnx.verify import measure, verify
+from caffetools.onnx.verify import verify
 from tests.net.test_net import conv, data, net_of, relu
 
 
