@@ -21,6 +21,7 @@ from caffetools.infer.classifier import UNKNOWN_MEAN, PreprocessOptions, merge_p
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.layers.base import Shape
+from caffetools.net.malloc_tuning import return_freed_memory
 from caffetools.net.net import Net, error_context
 from caffetools.net.phases import filter_net, make_state
 from caffetools.onnx.cut import cut_net
@@ -158,8 +159,9 @@ def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> N
                 raise ExportError(f"batch size {how.batch} is not possible; give 1 or more, or dynamic")
             net.reshape({blob: (how.batch, *net.blob_shapes[blob][1:]) for blob in net.inputs})
     for parameter in net.parameters():
-        # In the order in which they are written, so that the file is written from them and not from copies.
-        parameter.data = parameter.data.contiguous()
+        # In the order in which they are written, so that the file is written from them and not from copies; all are read.
+        parameter.data = parameter.data.new_empty(parameter.shape)
+    return_freed_memory()
     load_all_weights(net, deploy, weights)
     return net
 
