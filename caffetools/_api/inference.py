@@ -328,6 +328,7 @@ def quantize(
     images: int = 500,
     batch: int = 8,
     opset: int = 17,
+    outputs: Sequence[str] = (),
     ranges: PathLike | None = None,
     resume: bool = False,
     events: EventSink = ignore,
@@ -355,6 +356,7 @@ def quantize(
         images: Most images to take, spread evenly over all.
         batch: Images per run.
         opset: Version of ONNX's operator set, 13 to 25.
+        outputs: Blobs to end the net at, in place of its outputs, as for :func:`export_onnx`.
         ranges: The file of ranges (``PREFIX_iter_N.ranges.json``) that :func:`train` with ``quantize="int8"`` wrote; by default the one
             next to ``weights``, if there is one; ``"none"`` for none.
         resume: Continue a calibration that was cancelled or killed.
@@ -377,7 +379,18 @@ def quantize(
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
     deploy, parameters, options = deployed("deploy", deploy, weights, options, events, cancel)
     return quantize_deployed(
-        deploy, parameters, path, calibration, options, how, test=test, images=images, ranges=ranges, events=events, cancel=cancel
+        deploy,
+        parameters,
+        path,
+        calibration,
+        options,
+        how,
+        test=test,
+        images=images,
+        ranges=ranges,
+        outputs=several(outputs),
+        events=events,
+        cancel=cancel,
     )
 
 

@@ -24,6 +24,12 @@ Calibration = Annotated[
         help="Pictures like those of use: a folder, a database, a list (.txt) or a pattern. May be repeated.",
     ),
 ]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE", help="Keep the worst layers in float until this share of best classes (0.99) is the same.", show_default=False
+    ),
+]
 Test = Annotated[
     Path | None,
     typer.Option(
@@ -51,12 +57,7 @@ def quantize(
     method: Annotated[str, typer.Option(help="How ranges are found: minmax, entropy or percentile.")] = "minmax",
     percentile: Annotated[float, typer.Option(help="For percentile: % of the values that are not clipped.")] = 99.99,
     keep: Annotated[str, typer.Option(metavar="LAYER,…", help="Layers to keep in float.", show_default=False)] = "",
-    min_agreement: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE", help="Keep the worst layers in float until this share of best classes (0.99) is the same.", show_default=False
-        ),
-    ] = None,
+    min_agreement: MinAgreement = None,
     tables: Annotated[
         str, typer.Option(metavar="NAME,…", help="Calibration tables to write, of tensorrt,ncnn,caffe; or none.")
     ] = "tensorrt,ncnn,caffe",
@@ -64,6 +65,7 @@ def quantize(
     images: Annotated[int, typer.Option("--most", "--images", min=1, help="Pictures to take at most, spread over all.")] = 500,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 8,
     opset: Annotated[int, typer.Option(min=13, max=25, help="ONNX operator set version.")] = 17,
+    outputs: Annotated[str, typer.Option(metavar="BLOB,…", help="Blobs to end the net at.", show_default=False)] = "",
     ranges: Ranges = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a calibration that was interrupted.")] = False,
     mean: Mean = None,
@@ -92,7 +94,8 @@ def quantize(
     check_output(out, *table_paths(out, how), force=force)
     net, parameters, prepared = deployed(deploy, weights, options)
     with progress_sink("Calibrating") as events:
-        done = quantize_deployed(net, parameters, out, calibration, prepared, how, test=test, images=images, ranges=ranges, events=events)
+        names, own = _names(outputs), (net, parameters, out, calibration, prepared, how)
+        done = quantize_deployed(*own, test=test, images=images, ranges=ranges, outputs=names, events=events)
     if json:
         print_json(_plain(done))
     else:

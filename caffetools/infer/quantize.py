@@ -121,6 +121,7 @@ def quantize_deployed(
     test: PathLike | None = None,
     images: int = DEFAULT_IMAGES,
     ranges: PathLike | None = None,
+    outputs: Sequence[str] = (),
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> Quantization:
@@ -139,6 +140,7 @@ def quantize_deployed(
         images: The most pictures to take, spread evenly over all.
         ranges: The ranges of the layers' inputs that quantization-aware training wrote; by default those next to ``weights``, if there
             are any; ``none`` for none.
+        outputs: Blobs to end the net at in place of its outputs; layers behind them are left out.
         events: Receives the events of the work.
         cancel: Checked between batches.
 
@@ -150,7 +152,7 @@ def quantize_deployed(
         raise CaffeToolsError(f"the number of images must be at least 1, not {images}")
     # A missing folder is found before the net is built.
     files = None if _is_database(calibration) else _files(calibration)
-    net = _fold(build_deployed(deploy, weights, ExportOptions()), weights, events)
+    net = _fold(build_deployed(deploy, weights, ExportOptions(outputs=tuple(outputs))), weights, events)
     found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or PreprocessOptions())
     if found is None:
         raise DataError("the net has no single input for pictures, so it cannot be calibrated", path=deploy)

@@ -17,6 +17,7 @@ from caffetools.cancel import CancelToken
 from caffetools.engines.onnxruntime import Session, open_session
 from caffetools.errors import CaffeToolsError, Cancelled, DataError, ExportError, NetError, RunFailed, did_you_mean
 from caffetools.events import ArtifactWritten, EventSink, Progress, ignore, reported
+from caffetools.layers.softmax import Softmax
 from caffetools.net.net import Net
 from caffetools.onnx.export import DEFAULT_OPSET, build
 from caffetools.onnx.model import OnnxModel
@@ -183,6 +184,13 @@ def _check(net: Net, images: Images, how: QuantizeOptions) -> None:
         raise DataError("there are no calibration images")
 
 
+def _class_axes(net: Net) -> dict[str, int]:
+    """Return output → the axis of its classes: of those that a Softmax makes or, without one, axis 1 of those with two or four axes."""
+    made = {layer.tops[0]: layer.softmax_axis for layer in net.layers if isinstance(layer, Softmax) and layer.tops[0] in net.outputs}
+    shapes = {blob: net.blob_shapes[blob] for blob in net.outputs}
+    return made or {blob: 1 for blob, shape in shapes.items() if len(shape) in (2, 4) and shape[1] > 1}
+
+
 class _Work:
     """One quantization: the float model, its ranges, and the models that are tried."""
 
@@ -217,6 +225,7 @@ class _Work:
         self.model = build(self.net, opset=how.opset, properties=properties)[0]
         self.float_session = open_session(self.model.to_proto())
         self.inputs = layer_inputs(self.net, self.model)
+        self.class_axes = _class_axes(self.net)
         # Before the calibration, which takes longest: labels that do not fit are found here.
         self.accuracy_before = self._accuracy(self.float_session)
         noise: dict[str, float] = {}
@@ -282,7 +291,7 @@ class _Work:
         return made, min(shares, default=None)
 
     def _classes(self, session: Session) -> dict[str, NDArray[np.int64]]:
-        """Return output → index of the best class, over all images, where axis 1 is one of classes."""
+        """Return output → index of the best class, over all images, for the outputs that have classes."""
         rows: dict[str, list[NDArray[np.int64]]] = {}
         for start in range(0, len(self.images), self.how.batch):
             if self.cancel is not None:
@@ -291,8 +300,8 @@ class _Work:
             for blob, output in session.run({self.images.blob: self.images.read(start, stop)}).items():
                 if not np.isfinite(output).all():
                     raise ExportError("has values that are not finite in this precision", blob=blob, hint="keep layers in float (--keep)")
-                if output.ndim >= 2 and output.shape[1] > 1:
-                    rows.setdefault(blob, []).append(output.argmax(axis=1).astype(np.int64))
+                if blob in self.class_axes:
+                    rows.setdefault(blob, []).append(output.argmax(axis=self.class_axes[blob]).astype(np.int64))
             self.events(Progress(task="compare", done=stop, total=len(self.images), unit="images"))
         return {blob: np.concatenate(parts) for blob, parts in rows.items()}
 
@@ -330,7 +339,8 @@ class _Work:
             if self.cancel is not None:
                 self.cancel.raise_if_cancelled("quantization")
             stop = min(start + self.how.batch, len(self.test))
-            output = list(session.run({self.test.blob: self.test.read(start, stop)}).values())[-1]
+            outputs = session.run({self.test.blob: self.test.read(start, stop)})
+            output = next((outputs[blob] for blob in reversed(self.class_axes)), np.empty(0))
             if output.ndim < 2 or output.size != len(output) * output.shape[1]:
                 raise NetError(f"the net '{self.net.name}' has no output of one vector of classes, so its accuracy cannot be measured")
             labels = self.test.labels(start, stop)

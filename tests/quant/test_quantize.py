@@ -18,7 +18,7 @@ from onnx import numpy_helper
 import caffetools as ct
 from caffetools.cancel import CancelToken
 from caffetools.engines.onnxruntime import open_session
-from caffetools.errors import CaffeToolsError, Cancelled, DataError, NetError, RunFailed
+from caffetools.errors import CaffeToolsError, Cancelled, DataError, ExportError, NetError, RunFailed
 from caffetools.events import Event, Finished, Progress, Warned
 from caffetools.infer.sidecar import write_preprocessing
 from caffetools.net.net import Net
@@ -390,6 +390,26 @@ def test_an_agreement_out_of_reach_is_a_failed_run_that_writes_nothing(digits: D
     with pytest.raises(RunFailed, match="not reached"):
         ct.quantize(digits.deploy, weights, out, digits.pictures, keep=["conv1", "conv2", "ip"], min_agreement=0.99)
     assert not out.exists() and not state_path(out).exists()
+
+
+def test_the_classes_of_boxes_are_compared_along_their_own_axis(digits: Digits, tmp_path: Path) -> None:
+    # Scores (N, 5 boxes, 2 classes) and offsets (N, 5, 2), as a detector's: only the first are classes.
+    text = digits.deploy.read_text().rpartition("layer {")[0]
+    rows = 'layer {{ name: "{0}" type: "Reshape" bottom: "ip" top: "{0}" reshape_param {{ shape {{ dim: 0 dim: 5 dim: 2 }} }} }}\n'
+    softmax = 'layer { name: "scores" type: "Softmax" bottom: "rows" top: "scores" softmax_param { axis: 2 } }\n'
+    python = 'layer { name: "group" type: "Python" bottom: "scores" top: "group" python_param { module: "nowhere" layer: "Group" } }\n'
+    deploy = tmp_path / "deploy.prototxt"
+    deploy.write_text(text + rows.format("rows") + softmax + rows.format("offsets") + python)
+    given = {"mean": [128], "scale": 1 / 256, "images": 30, "outputs": ["scores", "offsets"], "tables": []}
+    made = ct.quantize(deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, **given)
+    floats = torch.from_numpy(inputs(digits)[:: 200 // 30])
+    before, after = float_net(digits)({"data": floats}), open_session(made.path).run({"data": floats.numpy()})
+    assert after["scores"].shape[1:] == (5, 2)
+    assert made.agreement is not None and made.agreement > 0.99
+    raw = before["prob"].detach().numpy().reshape(-1, 5, 2)
+    assert (raw.argmax(2) == after["scores"].argmax(2)).mean() > 0.98
+    with pytest.raises(ExportError, match="no classes"):
+        ct.quantize(deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, **given | {"outputs": ["offsets"], "min_agreement": 0.9})
 
 
 def test_a_net_without_pictures_is_refused(tmp_path: Path, digits: Digits) -> None:
