@@ -53,13 +53,15 @@ class QuantizationAware(Callback):
     training. Each snapshot has its ranges next to it (``PREFIX_iter_N.ranges.json``), from which a resumed run continues.
 
     Args:
-        momentum: Weight of the range so far, 0 to 1.
+        momentum: Weight of the range so far, 0 to 1; smaller in the first iterations n, (1 + n) / (10 + n), so that ranges that grow
+            while a net begins to learn are followed.
     """
 
     def __init__(self, momentum: float = 0.99):
         self.momentum = momentum
         self.ranges: dict[str, Bounds] = {}
         self._handles: list[RemovableHandle] = []
+        self._run: RunControl | None = None
 
     def on_train_begin(self, run: RunControl) -> None:
         """Attach to the solver's nets, and read the ranges of the snapshot that was resumed."""
@@ -71,6 +73,7 @@ class QuantizationAware(Callback):
             path = ranges_path(run.resumed_from)
             if path.exists():
                 self.ranges = read_ranges(path)
+        self._run = run
         self._attach(run.net, observe=True)
         for net in run.test_nets:
             self._attach(net, observe=False)
@@ -88,6 +91,7 @@ class QuantizationAware(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._run = None
 
     def _attach(self, net: Net, *, observe: bool) -> None:
         for layer in quantizable(net):
@@ -114,7 +118,8 @@ class QuantizationAware(Callback):
         if not observe:
             return seen
         if known is not None:
-            m = self.momentum
+            done = 0 if self._run is None else self._run.iteration
+            m = min(self.momentum, (1 + done) / (10 + done))
             seen = m * known[0] + (1 - m) * seen[0], m * known[1] + (1 - m) * seen[1]
         self.ranges[name] = seen
         return seen
