@@ -37,7 +37,7 @@ def on_files(files: Any, config: Any) -> Any:
                     config, page, content=rewrite_links((ROOT / source).read_text(encoding="utf-8"), posixpath.dirname(source), page)
                 )
             )
-    files.append(File.generated(config, MESSAGES, content=str(runpy.run_path(str(ROOT / "docs" / "make_errors.py"))["page"]())))
+    files.append(File.generated(config, MESSAGES, content=str(runpy.run_path(str(ROOT / "docs" / "error_messages.py"))["page"]())))
     return files
 
 

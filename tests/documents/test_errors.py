@@ -33,15 +33,15 @@ def test_the_messages_on_the_page_are_those_of_the_code() -> None:
 
 def test_every_raised_message_is_on_the_page_that_the_site_generates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs")
-    make_errors = importlib.import_module("make_errors")
-    found = list(make_errors.messages())
+    error_messages = importlib.import_module("error_messages")
+    found = list(error_messages.messages())
     assert all(message.cure and message.text for message in found) and not any(message.kind.startswith("_") for message in found)
     kinds = {message.kind for message in found}
     assert {"PrototxtError", "NetError", "DataError", "ModelFileError", "SolverError", "ExportError", "ImportFailed", "ZooError"} <= kinds
     # One of each way to raise: by a class, by a layer's error(), by a node's, by a class of the module's own.
     texts = {message.text for message in found}
     assert {"already exists", "blocks are nested more than … deep", "snapshot_prefix is missing"} <= texts
-    page = make_errors.page()
+    page = error_messages.page()
     assert page.count("\n| <code>") == len(set(found)) > 1000
     assert "(../errors.md)" in page and "## usage" in page
 
