@@ -370,7 +370,7 @@ class LmdbFile:
 
     def _values(self, snapshot: Snapshot, nodes: list[_Node], on_error: ErrorHandler | None) -> list[Record]:
         """Return (key, value) of ``nodes``, with large values copied from their pages."""
-        window = self._common_window(nodes)
+        window = self._common_window(nodes, snapshot.last_page)
         buffer, start = window if window is not None else (b"", 0)
         page_size, head, last_page = self.page_size, self._layout.header.size, snapshot.last_page
         unpack, limit = self._layout.overflow.unpack_from, len(buffer)
@@ -400,10 +400,10 @@ class LmdbFile:
             on_error(damaged)
         return records
 
-    def _common_window(self, nodes: list[_Node]) -> Window | None:
-        """Return a buffer with the large values of ``nodes``, if they were written one after the other."""
+    def _common_window(self, nodes: list[_Node], last_page: int) -> Window | None:
+        """Return a buffer with the large values of ``nodes``, if they were written one after the other, none of them behind ``last_page``."""
         large = [node for node in nodes if len(node) == 3]
-        if not large:
+        if not large or max(large[0][1], large[-1][1]) > last_page:
             return None
         begin, end = large[0][1] * self.page_size, large[-1][1] * self.page_size + self._layout.header.size + large[-1][2]
         if 0 < end - begin <= 2 * _BATCH_BYTES or len(large) == 1:

@@ -17,6 +17,7 @@ from onnx import helper
 from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import ExportError
 from caffetools.layers.base import Shape, format_shape
+from caffetools.onnx.model import tensor_array
 
 Array = NDArray[Any]
 
@@ -132,7 +133,7 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
     random = np.random.RandomState(seed)
     feed = {name: random.randn(*shape).astype(np.float32) for name, shape in fixed.items()}
     values = session.run(feed)
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = {tensor.name: tensor_array(tensor) for tensor in model.graph.initializer}
     values.update(feed)
     constants = weights | {name: value for name, value in values.items() if name not in depends and name not in fixed}
     shapes: dict[str, Shape] = {name: tuple(np.shape(value)) for name, value in (weights | values).items()}
@@ -202,7 +203,7 @@ def _node(proto: onnx.NodeProto) -> Node:
 def _plain(value: object) -> Any:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+    return tensor_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
 def pad_amounts(node: Node, axes: int, constants: Mapping[str, Array]) -> list[int]:

@@ -161,12 +161,23 @@ def load_model(source: PathLike | bytes) -> onnx.ModelProto:
 
 
 def from_proto(proto: onnx.ModelProto) -> OnnxModel:
-    """Split a whole model into its graph and its arrays."""
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    """Split a whole model into its graph and its arrays. Raises :class:`ModelFileError` naming a tensor that is damaged."""
+    weights = {tensor.name: tensor_array(tensor) for tensor in proto.graph.initializer}
     light = onnx.ModelProto()
     light.CopyFrom(proto)
     del light.graph.initializer[:]
     return OnnxModel(light, weights)
+
+
+def tensor_array(tensor: TensorProto) -> NDArray[Any]:
+    """Return the values of a tensor of a model. Raises :class:`ModelFileError` naming a tensor that is damaged."""
+    try:
+        array: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+    except Exception as error:
+        # onnx raises what NumPy and its own checks of types and sizes give.
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"the tensor '{tensor.name}' of the ONNX model is damaged: {reason}") from None
+    return array
 
 
 def _header(name: str, array: NDArray[Any]) -> TensorProto:

@@ -81,8 +81,8 @@ def oversample(images: Sequence[NDArray[Any]] | NDArray[Any], crop_dims: Sequenc
     return crops.reshape(-1, height, width, int(shape[-1]))
 
 
-def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> Array:
-    """Return the data (or the diff) of a ``BlobProto`` message as a float32 array of its shape.
+def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> NDArray[np.float64]:
+    """Return the data (or the diff) of a ``BlobProto`` message as an array of its shape, float64 as Caffe's.
 
     Args:
         blob: The message.
@@ -92,7 +92,7 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> Array:
         DataError: It has another number of values than its shape; also a ValueError.
     """
     try:
-        return np.array(protos.blob_to_array(blob, diff=return_diff))
+        return np.array(protos.blob_to_array(blob, diff=return_diff), np.float64)
     except wire.WireError as error:
         raise also(DataError(f"the BlobProto is not well formed: {error}"), ValueError) from None
 
@@ -115,8 +115,8 @@ def arraylist_to_blobprotovector_str(arraylist: Sequence[NDArray[Any]]) -> bytes
     return serialized
 
 
-def blobprotovector_str_to_arraylist(text: bytes) -> list[Array]:
-    """Return the float32 arrays, in their stored shapes, of a serialized ``BlobProtoVector``."""
+def blobprotovector_str_to_arraylist(text: bytes) -> list[NDArray[np.float64]]:
+    """Return the arrays, in their stored shapes, of a serialized ``BlobProtoVector``."""
     return [blobproto_to_array(blob) for blob in BlobProtoVector.FromString(text).blobs]
 
 

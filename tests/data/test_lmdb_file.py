@@ -148,6 +148,18 @@ def test_a_record_whose_pages_are_damaged_is_named_and_can_be_left_out(tmp_path:
     assert LmdbFile(path).item(18) == records[18]
 
 
+@pytest.mark.parametrize("page", [2**31, 2**62, 2**63, 2**64 - 1])
+def test_a_record_whose_page_is_beyond_any_file_is_named(tmp_path: Path, page: int) -> None:
+    path = write(tmp_path / "db", [(b"%08d" % i, bytes([i]) * 5000) for i in range(3)])
+    data = bytearray((path / "data.mdb").read_bytes())
+    place = data.rindex(b"00000001") + 8
+    data[place : place + 8] = page.to_bytes(8, "little")
+    write_lmdb(path, bytes(data))
+    for reader in (LmdbFile(path), open_database(path)):
+        with pytest.raises(DataError, match=rf"db: record '00000001': the LMDB is damaged: its value should be on page {page}"):
+            list(reader.records())
+
+
 def mutated(rng: random.Random, sound: list[bytes], number: int) -> bytes:
     """Return one of the files with some bytes changed; most changes hit the structure: the beginning of a page, or its offsets."""
     data = bytearray(rng.choice(sound))

@@ -13,6 +13,7 @@ from caffetools.errors import ExportError, ModelFileError
 from caffetools.net.net import Net
 from caffetools.onnx.difference import measure
 from caffetools.onnx.export import to_onnx
+from caffetools.onnx.model import from_proto
 from caffetools.onnx.verify import verify
 from tests.net.test_net import conv, data, net_of, relu
 
@@ -160,3 +161,16 @@ def test_layers_that_amplify_rounding_are_compared_on_their_own_bottoms(seed: in
         amplifying.layer("c").blobs[1].fill_(40)
     with pytest.raises(ExportError, match=r"the first blob that differs is 'c', of layer 'c' \(Convolution\)"):
         verify(model, amplifying)
+
+
+@pytest.mark.parametrize(("field", "value"), [("data_type", 0), ("data_type", 77), ("raw_data", b"\0" * 7), ("dims", [5, 5])])
+def test_a_model_with_a_damaged_tensor_is_one_error_that_names_it(field: str, value: object) -> None:
+    tensor = onnx.numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor]))
+    held = model.graph.initializer[0]
+    if field == "dims":
+        held.dims[:] = [5, 5]
+    else:
+        setattr(held, field, value)
+    with pytest.raises(ModelFileError, match="the tensor 'w' of the ONNX model is damaged"):
+        from_proto(model)

@@ -108,6 +108,7 @@ def test_blobproto_has_the_bytes_that_caffe_writes(arrays: dict[str, NDArray[Any
     expected = BlobProto.FromString((FOLDER / "blobproto.binaryproto").read_bytes())
     assert blob == expected
     np.testing.assert_array_equal(io.blobproto_to_array(expected), array)
+    assert io.blobproto_to_array(expected).dtype == np.float64
     np.testing.assert_array_equal(io.blobproto_to_array(expected, return_diff=True), 2 * array)
 
 
