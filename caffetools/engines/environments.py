@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +45,9 @@ RECIPES = {
     for recipe in (
         # OpenCV 5 has no Caffe importer any more.
         Recipe("opencv4", "opencv", ("opencv-python-headless<5", "numpy"), "cv2"),
-        # A CPU build of Caffe 1.0 as a wheel, for Python 3.9.
-        Recipe("caffe", "caffe", ("kendryte-caffe", "numpy<2"), "caffe", "3.9"),
+        # A CPU build of Caffe 1.0 as a wheel, for Python 3.9. Its generated code registers caffe.proto a second time under later protobufs,
+        # and pycaffe uses names that NumPy 1.24 removed.
+        Recipe("caffe", "caffe", ("kendryte-caffe", "protobuf<3.21", "numpy<1.24"), "caffe", "3.9"),
     )
 }
 
@@ -96,34 +99,60 @@ def add_environment(name: str, python: PathLike | None = None, report: Callable[
             import what the engine needs.
     """
     recipe, folder = find_recipe(name), environments_folder() / name
-    chosen = Path(python) if python is not None else _install(recipe, folder, report)
-    _check(recipe, chosen)
+    # A new folder each time: what was added before works until this one does. One that is interrupted is removed by the next.
+    target = folder / f"venv-{uuid.uuid4().hex[:8]}"
+    try:
+        chosen = Path(python) if python is not None else _install(recipe, target, report)
+        _check(recipe, chosen)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / _FILE, "w") as stream:
         stream.write(json.dumps({"name": name, "python": str(chosen.absolute())}) + "\n")
+    for other in folder.glob("venv*"):
+        if other != target and other not in chosen.absolute().parents:
+            shutil.rmtree(other, ignore_errors=True)
     return Environment(recipe, chosen)
 
 
-def _install(recipe: Recipe, folder: Path, report: Callable[[str], object]) -> Path:
-    target, uv = folder / "venv", shutil.which("uv")
-    folder.mkdir(parents=True, exist_ok=True)
+def _install(recipe: Recipe, target: Path, report: Callable[[str], object]) -> Path:
+    uv = shutil.which("uv")
+    base = "" if uv is not None else _find_python(recipe)
+    target.parent.mkdir(parents=True, exist_ok=True)
     python = target / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     report(f"making {target}")
     if uv is not None:
-        _run([uv, "venv", "--quiet", "--allow-existing", *(["--python", recipe.python] if recipe.python else []), str(target)])
-        report(f"installing {' '.join(recipe.packages)}")
-        _run([uv, "pip", "install", "--quiet", "--python", str(python), *recipe.packages])
-        return python
-    base = shutil.which(f"python{recipe.python}") if recipe.python else sys.executable
-    if base is None:
-        raise EngineError(
-            f"the engine '{recipe.name}' needs Python {recipe.python}, which is not on PATH",
-            hint="install it or uv, or give an interpreter that has it with --python",
-        )
-    _run([base, "-m", "venv", str(target)])
+        _run([uv, "venv", "--quiet", *(["--python", recipe.python] if recipe.python else []), str(target)])
+    else:
+        _run([base, "-m", "venv", str(target)])
     report(f"installing {' '.join(recipe.packages)}")
-    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *recipe.packages])
+    pip = (
+        [uv, "pip", "install", "--python", str(python)]
+        if uv is not None
+        else [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    )
+    hint = "are the package index and the network reachable? --python takes an interpreter that has the packages"
+    _run([*pip, "--quiet", *recipe.packages], hint=hint)
     return python
+
+
+def _find_python(recipe: Recipe) -> str:
+    """Return an interpreter of the recipe's version: on PATH, or of pyenv's; one that does not start (pyenv's shims) is passed over."""
+    if recipe.python in ("", f"{sys.version_info.major}.{sys.version_info.minor}"):
+        return sys.executable
+    name = f"python{recipe.python}"
+    found = [shutil.which(name, path=folder) for folder in os.get_exec_path()]
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found += [str(path) for path in sorted(pyenv.glob(f"versions/{recipe.python}.*/bin/{name}"), reverse=True)]
+    for python in filter(None, found):
+        with suppress(EngineError):
+            _run([python, "-c", "import ensurepip, venv"])
+            return python
+    raise EngineError(
+        f"the engine '{recipe.name}' needs Python {recipe.python}, which is not on PATH" + (" as one that starts" if any(found) else ""),
+        hint="install it or uv, or give an interpreter that has it with --python",
+    )
 
 
 def _check(recipe: Recipe, python: Path) -> None:
@@ -135,12 +164,14 @@ def _check(recipe: Recipe, python: Path) -> None:
         _run([str(python), "-c", code], cwd=empty)
 
 
-def _run(command: Sequence[str], cwd: str | None = None) -> None:
+def _run(command: Sequence[str], cwd: str | None = None, hint: str = "") -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     try:
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
         raise EngineError(f"{command[0]} cannot be started: {error.strerror}") from None
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise EngineError(f"`{' '.join(command[:4])} …` failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        # pip's first error is the reason; what follows it is advice.
+        reason = next((line for line in lines if line.lower().startswith("error:")), lines[-1] if lines else f"exit code {done.returncode}")
+        raise EngineError(f"`{' '.join(command[:4])} …` failed: {reason}", hint=hint)

@@ -79,6 +79,35 @@ def test_an_interpreter_without_the_library_is_refused(tmp_path: Path) -> None:
         find_environment("caffe")
 
 
+@pytest.mark.skipif(sys.version_info[:2] == (3, 9), reason="our own Python would be taken")
+def test_an_environment_that_cannot_be_made_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = add_environment("caffe", interpreter(tmp_path))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    with pytest.raises(EngineError, match=r"needs Python 3\.9, which is not on PATH; install it or uv"):
+        add_environment("caffe")
+    # As a shim of pyenv of a version that is not active: it is on PATH and does not start.
+    shim = folder / "python3.9"
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
+    with pytest.raises(EngineError, match="which is not on PATH as one that starts"):
+        add_environment("caffe")
+    # One that starts, and makes a folder as `-m venv` does, but cannot install anything.
+    python = tmp_path / "pyenv" / "versions" / "3.9.1" / "bin" / "python3.9"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/bin/sh\nif [ "$2" = venv ]; then /bin/mkdir -p "$3/bin"; /bin/cp "$0" "$3/bin/python"; fi\n'
+        'if [ "$2" = pip ]; then echo "ERROR: no matching distribution" >&2; echo "WARNING: advice" >&2; exit 1; fi\n'
+    )
+    python.chmod(0o755)
+    with pytest.raises(EngineError, match="failed: ERROR: no matching distribution; are the package index and the network reachable"):
+        add_environment("caffe")
+    assert find_environment("caffe") == made
+    assert [path.name for path in (tmp_path / "data" / "caffetools" / "engines" / "caffe").iterdir()] == ["engine.json"]
+
+
 def test_a_comparison_has_a_row_for_each_output_of_each_engine(tmp_path: Path) -> None:
     deploy, weights = write_net(tmp_path)
     pictures = write_pictures(tmp_path)
