@@ -232,7 +232,7 @@ def test_a_snapshot_of_real_caffe_resumes_without_a_runs_state(tmp_path: Path) -
     assert any(line.startswith("I The snapshot has no data and random states") for line in lines)
 
 
-@pytest.mark.parametrize("damage", ["torn", "other", "later", "nothing", "torch", "numpy", "python", "losses", "nets"])
+@pytest.mark.parametrize("damage", ["torn", "other", "later", "nothing", "flipped", "torch", "numpy", "python", "losses", "nets"])
 def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_are_used(tmp_path: Path, damage: str) -> None:
     first = run_to(tmp_path, 5)
     side = run_state_path(tmp_path / "tiny_iter_5.solverstate")
@@ -240,6 +240,11 @@ def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_are_used(
         side.write_text(side.read_text()[:-100])
     elif damage == "later":
         side.write_text(side.read_text().replace('"format": 1', '"format": 2'))
+    elif damage == "flipped":
+        # A character in the base64 of a random state: the JSON and the state can still be read.
+        text = side.read_text()
+        place = text.index('"base64": "') + 410
+        side.write_text(text[:place] + ("B" if text[place] == "A" else "A") + text[place + 1 :])
     elif damage == "nothing":
         side.write_text("[]")
     elif damage != "other":
@@ -266,12 +271,12 @@ def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_are_used(
     assert sum(line.startswith("W ") and "data and random states start over" in line for line in lines) == 1
 
 
-@pytest.mark.parametrize("kind", ["caffemodel", "solverstate"])
-def test_a_file_that_changed_since_it_was_written_is_refused_and_auto_takes_the_one_before(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "place"), [("caffemodel", -3), ("solverstate", 150), ("solverstate", 1)])
+def test_a_file_that_changed_since_it_was_written_is_refused_and_auto_takes_the_one_before(tmp_path: Path, kind: str, place: int) -> None:
     run_to(tmp_path, 3, 5)
     path = tmp_path / f"tiny_iter_5.{kind}"
     content = bytearray(path.read_bytes())
-    content[-3 if kind == "caffemodel" else 150] ^= 0x40  # in the numbers of a blob: the file can still be read
+    content[place] ^= 0x40  # in the numbers of a blob, or the iteration: the file can still be read
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=rf"{path}: damaged or changed since it was written.*remove .*tiny_iter_5\.runstate\.json"):
         tiny_solver().restore(tmp_path / "tiny_iter_5.solverstate")

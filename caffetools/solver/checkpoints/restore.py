@@ -82,7 +82,7 @@ def _restore_run(solver: TrainingRun, state: PathLike, weights: Path | None) -> 
         # The weights and their history are there, which is what counts.
         solver.log("caffe.cpp:235", f"{error}; data and random states start over", "W")
         return False
-    if weights is None or run["iteration"] != solver.iteration or check_files(side, state, weights) is None:
+    if weights is None or check_files(side, state, weights) is None or run["iteration"] != solver.iteration:
         solver.log("caffe.cpp:235", f"{side} belongs to other files; data and random states start over", "W")
         return False
     solver.losses.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable
@@ -31,6 +32,7 @@ RunState = dict[str, Any]
 _FORMAT = 1
 _DTYPES = ("uint8", "uint32", "float32")
 _BLOCK = 1 << 22
+_OWN_CHECKSUM = re.compile(r', "own_crc32": (\d+)\}\s*\Z')
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "run": str,
@@ -87,7 +89,7 @@ def apply(state: RunState, solver: TrainingRun, warn: Callable[[str], None]) -> 
 
 
 def write_run_state(path: PathLike, run: RunState, state: PathLike, weights: PathLike) -> None:
-    """Write a run state atomically, with the CRC-32 of the snapshot's files.
+    """Write a run state atomically, with the CRC-32 of the snapshot's files and, at its end, its own.
 
     Args:
         path: Where to write it.
@@ -98,14 +100,19 @@ def write_run_state(path: PathLike, run: RunState, state: PathLike, weights: Pat
     Raises:
         RunFailed: It cannot be written.
     """
-    write_text(path, dumps({**run, "weights_crc32": checksum(weights), "state_crc32": checksum(state)}) + "\n")
+    text = dumps({**run, "weights_crc32": checksum(weights), "state_crc32": checksum(state)})
+    write_text(path, f'{text[:-1]}, "own_crc32": {zlib.crc32(text.encode())}}}\n')
 
 
 def read_run_state(path: PathLike) -> RunState:
     """Read what :func:`write_run_state` wrote. Raises :class:`ModelFileError` where it is missing, damaged or of a later format."""
     try:
-        state = loads(Path(path).read_text(encoding="utf-8"))
-        complete = all(isinstance(state.get(field), kind) for field, kind in _FIELDS.items())
+        text = Path(path).read_text(encoding="utf-8")
+        state = loads(text)
+        # Run states of earlier versions have no checksum of their own.
+        seal = _OWN_CHECKSUM.search(text)
+        whole = seal is None or zlib.crc32(f"{text[: seal.start()]}}}".encode()) == int(seal[1])
+        complete = whole and all(isinstance(state.get(field), kind) for field, kind in _FIELDS.items())
     except OSError as error:
         raise ModelFileError(f"cannot read: {error.strerror}", path=path) from None
     except (ValueError, TypeError, KeyError, RecursionError):
