@@ -109,8 +109,17 @@ def _makers(tree: ast.AST, kinds: set[str]) -> Iterator[tuple[str, str]]:
 
 def _message(kind: str, text: str, node: ast.Call) -> Message:
     hint = next((_template(keyword.value) for keyword in node.keywords if keyword.arg == "hint"), "")
+    fallback = hint if _is_whole(hint) else CURES.get(kind, _OTHERS)
     what, _, to_do = text.partition("; ")
-    return Message(kind, what, hint or to_do or CURES.get(kind, _OTHERS))
+    if re.search(r"(^|[\s,…])(are|is)\.?$", to_do):
+        return Message(kind, text, hint if _is_whole(hint) else "Give one of those that the message lists.")
+    return Message(kind, what, hint if _is_whole(hint) else to_do) if _is_whole(to_do) else Message(kind, text, fallback)
+
+
+def _is_whole(cure: str) -> bool:
+    """Return whether what to do is readable without the parts that are filled in."""
+    words = len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\(--.*", "", cure)))
+    return words >= (4 if cure.endswith("…") else 2)
 
 
 def _template(node: ast.expr) -> str:
