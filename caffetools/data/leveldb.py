@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from caffetools.data.db_handles import RefCountedHandle
 from caffetools.data.lmdb_file import ErrorHandler, Record
 from caffetools.errors import DataError, WriteFailed
+from caffetools.proto.wire import read_varint
 from caffetools.util.crc32c import masked_crc32c
 from caffetools.util.folders import PathLike, new_folder
 
@@ -22,6 +24,10 @@ _REBUILD = "copy or build it again"
 # The format of LevelDB's logs and of its MANIFEST (doc/log_format.md): blocks, and records with checksum, length and type.
 _BLOCK, _HEADER = 32768, 7
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_MANIFEST_NAME = re.compile(r"MANIFEST-\d+\n")
+# What follows the tags of a MANIFEST's changes: numbers (n), and strings (s), which begin with their length.
+_EDIT_FIELDS = {1: "s", 2: "n", 3: "n", 4: "n", 5: "ns", 6: "nn", 7: "nnnss", 9: "n"}
+_LOG_NUMBER = 2
 
 
 class LevelDb:
@@ -169,13 +175,69 @@ def _open_leveldb(path: str) -> Any:
     plyvel = _import_plyvel(path, "reading", "convert it to LMDB")
     folder = Path(path)
     try:
-        current = (folder / "CURRENT").read_text("ascii").strip()
-        check_log(folder / current, path, checksums=True)
+        current = (folder / "CURRENT").read_text("ascii")
+        if not _MANIFEST_NAME.fullmatch(current):
+            raise DataError("the LevelDB is damaged: its file CURRENT does not name a MANIFEST", path=path, hint=_REBUILD)
+        check_log(folder / current.strip(), path, checksums=True)
         for log in sorted(folder.glob("*.log")):
             check_log(log, path)
+        _expect_log(folder, current.strip())
         return plyvel.DB(path, create_if_missing=False, paranoid_checks=True)
+    except FileNotFoundError as error:
+        raise DataError(f"the LevelDB is damaged: {Path(error.filename).name} is missing", path=path, hint=_REBUILD) from None
     except (plyvel.Error, OSError, ValueError) as error:
-        raise DataError(f"cannot be opened as a LevelDB: {_text(error)}", path=path) from None
+        held = isinstance(error, plyvel.Error) and "lock " in _text(error)
+        hint = "another program, or this one, has it open, and LevelDB allows one: end that, or copy the folder" if held else None
+        raise DataError(f"cannot be opened as a LevelDB: {_text(error)}", path=path, hint=hint) from None
+
+
+def _expect_log(folder: Path, manifest: str) -> None:
+    """Raise :class:`DataError` where the log of the last records is missing, which LevelDB takes for an empty one."""
+    number = _log_number((folder / manifest).read_bytes())
+    if number and not (folder / f"{number:06d}.log").exists():
+        raise DataError(
+            f"the LevelDB is damaged: {number:06d}.log, which holds the last records, is missing",
+            path=folder,
+            hint=f"{_REBUILD}, or make an empty file of that name to read the others",
+        )
+
+
+def _log_number(data: bytes) -> int:
+    """Return the number of the log that a whole MANIFEST names at last; 0 if none.
+
+    A record lists changes, each with its tag: 2 is the log's number, the others are skipped (db/version_edit.cc).
+    """
+    number = 0
+    for record in _log_records(data):
+        view, position = memoryview(record), 0
+        while position < len(view):
+            tag, position = read_varint(view, position, len(view))
+            values = []
+            for kind in _EDIT_FIELDS.get(tag, ""):
+                value, position = read_varint(view, position, len(view))
+                values.append(value)
+                position += value if kind == "s" else 0
+            if not values:
+                return 0  # a change that later versions of LevelDB write
+            number = values[0] if tag == _LOG_NUMBER else number
+    return number
+
+
+def _log_records(data: bytes) -> Iterator[bytes]:
+    """Yield the records of a whole log, each from its pieces."""
+    position, pieces = 0, b""
+    while position < len(data):
+        room = _BLOCK - position % _BLOCK
+        header = data[position : position + _HEADER]
+        if room < _HEADER or not any(header):
+            position += room
+            continue
+        end = position + _HEADER + int.from_bytes(header[4:6], "little")
+        pieces += data[position + _HEADER : end]
+        if header[6] in (_FULL, _LAST):
+            yield pieces
+            pieces = b""
+        position = end
 
 
 def check_log(file: Path, path: str, *, checksums: bool = False) -> None:

@@ -277,3 +277,33 @@ def test_a_leveldb_whose_checksums_fail_or_that_was_cut_is_one_error(tmp_path: P
         with pytest.raises(DataError, match="LevelDB") as caught:
             list(open_database(path).records())
         assert str(caught.value).startswith(str(path)) and "b'" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "content", "message"),
+    [
+        ("CURRENT", b"", "its file CURRENT does not name a MANIFEST; copy or build it again"),
+        ("CURRENT", b"MANIFEST-999999\n", "MANIFEST-999999 is missing; copy or build it again"),
+        ("MANIFEST-*", None, r"MANIFEST-\d+ is missing; copy or build it again"),
+        ("*.log", None, r"\d+\.log, which holds the last records, is missing; .*make an empty file of that name"),
+    ],
+)
+def test_a_leveldb_that_lacks_a_file_is_damaged_and_never_short(tmp_path: Path, pattern: str, content: bytes | None, message: str) -> None:
+    entries = make_leveldb(tmp_path / "level")
+    [file] = (tmp_path / "level").glob(pattern)
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=f"level: the LevelDB is damaged: {message}"):
+        open_database(tmp_path / "level")
+    if pattern == "*.log":
+        file.touch()
+        assert list(open_database(tmp_path / "level").records()) == entries
+
+
+def test_a_leveldb_that_is_open_elsewhere_is_named_as_that(tmp_path: Path) -> None:
+    make_leveldb(tmp_path / "level")
+    import plyvel
+
+    with plyvel.DB(os.fspath(tmp_path / "level")), pytest.raises(DataError, match=r"another program, or this one, has it open"):
+        open_database(tmp_path / "level")
