@@ -35,7 +35,7 @@ else:
 
 FORMAT = 1
 BACKENDS = ("tensorrt", "onnxruntime", "opencv")
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_SIDE = 16384
 # Of a picture that is sent by HTTP.
 MAX_BYTES = 32 << 20

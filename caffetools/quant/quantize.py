@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from caffetools.cancel import CancelToken
 from caffetools.engines.onnxruntime import Session, open_session
 from caffetools.errors import CaffeToolsError, Cancelled, DataError, ExportError, NetError, RunFailed, did_you_mean
-from caffetools.events import ArtifactWritten, EventSink, Progress, ignore, reported
+from caffetools.events import ArtifactWritten, EventSink, Progress, Warned, ignore, reported
 from caffetools.layers.softmax import Softmax
 from caffetools.net.net import Net
 from caffetools.onnx.export import DEFAULT_OPSET, build
@@ -216,6 +216,11 @@ class _Work:
         except (CaffeToolsError, OSError) as error:
             if not isinstance(error, Cancelled) and self.thresholds:
                 state_path(self.path).unlink(missing_ok=True)
+            raise
+        except KeyboardInterrupt:
+            if state_path(self.path).exists():
+                message = "what was counted is kept; the same command with --resume continues"
+                self.events(Warned(task="calibrate", message=message))
             raise
         state_path(self.path).unlink(missing_ok=True)
         return done

@@ -162,6 +162,20 @@ def test_a_run_that_is_cancelled_after_its_calibration_does_not_count_again(digi
     assert not state_path(out).exists()
 
 
+def test_ctrl_c_keeps_what_was_counted_and_names_the_way_on(digits: Digits, tmp_path: Path) -> None:
+    events = list[Event]()
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progress) and event.done >= 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, images=40, events=stop)
+    assert "--resume continues" in next(event for event in events if isinstance(event, Warned)).message
+    assert [path.name for path in tmp_path.iterdir()] == [state_path(tmp_path / "m.onnx").name]
+
+
 def test_a_list_gives_the_tables_of_its_pictures(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = sorted(digits.pictures.iterdir())[:30]
     (tmp_path / "own").mkdir()

@@ -94,7 +94,7 @@ Options parse(int count, char** arguments) {
 }
 
 bool is_picture(const std::string& path) {
-  static const char* const ENDINGS[] = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"};
+  static const char* const ENDINGS[] = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".ppm", ".pgm", ".tif", ".tiff", ".webp"};
   const size_t dot = path.find_last_of("./\\");
   if (dot == std::string::npos || path[dot] != '.') return false;
   std::string ending = path.substr(dot);
