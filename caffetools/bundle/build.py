@@ -168,6 +168,7 @@ class _Builder:
         if self.target.normalized and self.preprocessor.channels == 3:
             self.normalization = DETECTNET if self.detector else IMAGENET
         self.has_calibration = False
+        self.labels_from: PathLike | None = None
         self._check_target()
 
     def _check_target(self) -> None:
@@ -185,6 +186,7 @@ class _Builder:
     def write_model(self, deploy: PathLike, weights: PathLike, options: PreprocessOptions, digests: Mapping[str, str]) -> None:
         """Export the net with the batch size 1 and give it the bundle's input and outputs; ``digests`` are those of the user's files."""
         self._check_cancelled()
+        self.labels_from = options.labels if isinstance(options.labels, str | os.PathLike) else None
         path = self.folder / "model.onnx"
         outputs = (self.detector.locations, self.detector.scores) if self.detector else (self.classifier.output,)
         how = ExportOptions(opset=OPSET, dynamic_axes=(), batch=1, outputs=outputs)
@@ -247,7 +249,7 @@ class _Builder:
         if self.detector and self.detector.settings.background == 0 and len(labels) == self.classes - 1:
             labels = ("BACKGROUND", *labels)
         if len(labels) != self.classes:
-            raise DataError(f"there are {len(labels)} labels, but the net has {self.classes} classes")
+            raise DataError(f"there are {len(labels)} labels, but the net has {self.classes} classes", path=self.labels_from)
         # As str.splitlines, with which the runners read the file, splits them.
         if bad := next((label for label in labels if label.splitlines() != [label]), None):
             raise DataError(f"the label {bad!r} is empty or has a line break, which labels.txt cannot hold")

@@ -301,6 +301,13 @@ def test_a_cancelled_bundle_leaves_nothing(tiny: Nets, options: PreprocessOption
     assert not list((tmp_path / "new").glob("[!.]*"))
 
 
+def test_labels_that_do_not_fit_are_refused_with_their_file(tiny: Nets, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("a\r\nb\r\n")
+    with pytest.raises(DataError, match=r"few.txt: there are 2 labels, but the net has 7 classes"):
+        build_bundle(*tiny, tmp_path / "out", "opencv", PreprocessOptions(mean="0", labels=tmp_path / "few.txt"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_net_without_probabilities_is_refused(tmp_path: Path) -> None:
     bare = write_net(tmp_path, DEPLOY.rpartition("layer {")[0])
     with pytest.raises(NetError, match="no probabilities"):
