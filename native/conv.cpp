@@ -410,10 +410,14 @@ void run_winograd(const Conv& conv, const float* x, float* y, const float* resid
 void run_depthwise(const Conv& conv, const float* x, float* y, int threads) {
   const CaffetoolsConv& s = conv.s;
   const Window window{s.n, s.c, s.h, s.w, s.oh, s.ow, s.x_pitch, s.y_pitch, s.kh, s.kw, s.sh, s.sw, s.ph, s.pw, s.dh, s.dw};
-  parallel_for(threads, s.n * s.oh, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-    conv.kernel->depthwise_row(window, x + row / s.oh * s.h * s.w * s.x_pitch, row % s.oh, conv.weights.get(), y + row * s.ow * s.y_pitch,
-                               conv.epilogue(0));
+  // Two rows at a time: they read the same inputs.
+  const int64_t pairs = (s.oh + 1) / 2;
+  parallel_for(threads, s.n * pairs, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / pairs, row = task % pairs * 2;
+      conv.kernel->depthwise_rows(window, x + image * s.h * s.w * s.x_pitch, row, std::min<int64_t>(2, s.oh - row), conv.weights.get(),
+                                  y + (image * s.oh + row) * s.ow * s.y_pitch, conv.epilogue(0));
+    }
   });
 }
 

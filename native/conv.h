@@ -66,8 +66,9 @@ struct ConvKernel {
   // The transform of the 3 x 3 kernels of one input channel for a panel of `outputs` <= 2 * width output channels; `to` is
   // [(m + 2)^2][2 * width], the positions `stride` floats apart, zeros after the last output.
   void (*kernels_in)(int m, const float* weights, const WeightSteps& steps, int64_t outputs, float* to, int64_t stride);
-  // One row of outputs of a depthwise convolution; weights are [kh][kw][c].
-  void (*depthwise_row)(const Window& w, const float* picture, int64_t oy, const float* weights, float* y, const Epilogue& epilogue);
+  // `count` rows of outputs of a depthwise convolution, from row `oy` of a picture on; weights are [kh][kw][c].
+  void (*depthwise_rows)(const Window& w, const float* picture, int64_t oy, int64_t count, const float* weights, float* y,
+                         const Epilogue& epilogue);
   // One row of outputs of a pooling: the largest value, or the mean over the window clipped to the padded picture, as Caffe has it.
   void (*pool_row)(const Window& w, const float* picture, int64_t oy, bool largest, float* y);
 };

@@ -359,9 +359,81 @@ struct Range {
   }
 };
 
+// Outputs of a row that are computed together.
+constexpr int kAhead = 4;
+
+// The bounds of an activation that only bounds, or false.
+inline bool bounds(const Epilogue& e, float* low, float* high) {
+  *low = e.activation == caffetools::kRelu ? 0.0f : e.activation == caffetools::kClip ? e.low : -__builtin_inff();
+  *high = e.activation == caffetools::kClip ? e.high : __builtin_inff();
+  return e.activation == caffetools::kNone || e.activation == caffetools::kRelu || e.activation == caffetools::kClip;
+}
+
+// kR rows of kAhead outputs of a 3 x 3 depthwise convolution of stride kS from (oy, ox) on, for all channels: each input is loaded once
+// for all rows and outputs that it adds to, and the weights of 16 channels stay in registers. kEdge: some columns are outside.
+template <int kR, int kS, bool kEdge>
+void depthwise_block(const Window& w, const float* picture, int64_t oy, int64_t ox, const float* weights, float* y, const Epilogue& epilogue) {
+  constexpr int kDown = (kR - 1) * kS + 3, kAcross = (kAhead - 1) * kS + 3;
+  const int64_t top = oy * w.sh - w.ph, start = ox * w.sw - w.pw;
+  float low, high;
+  const bool plain = bounds(epilogue, &low, &high);
+  const auto block = [&](int64_t c, auto load, auto store) {
+    Vec taps[9], acc[kR][kAhead];
+#pragma GCC unroll 9
+    for (int i = 0; i < 9; ++i) taps[i] = load(weights + i * w.c + c);
+#pragma GCC unroll 2
+    for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 4
+      for (int m = 0; m < kAhead; ++m) acc[r][m] = vset(0.0f);
+#pragma GCC unroll 5
+    for (int i = 0; i < kDown; ++i) {
+      if (top + i < 0 || top + i >= w.h) continue;
+      const float* row = picture + ((top + i) * w.w + start) * w.x_pitch + c;
+#pragma GCC unroll 9
+      for (int j = 0; j < kAcross; ++j) {
+        if (kEdge && (start + j < 0 || start + j >= w.w)) continue;
+        const Vec x = load(row + j * w.x_pitch);
+#pragma GCC unroll 2
+        for (int r = 0; r < kR; ++r) {
+          const int ky = i - r * kS;
+          if (ky < 0 || ky > 2) continue;
+#pragma GCC unroll 4
+          for (int m = 0; m < kAhead; ++m) {
+            const int kx = j - m * kS;
+            if (kx >= 0 && kx <= 2) acc[r][m] = vfma(taps[3 * ky + kx], x, acc[r][m]);
+          }
+        }
+      }
+    }
+    const Vec bias = plain && epilogue.bias != nullptr ? load(epilogue.bias + c) : vset(0.0f);
+#pragma GCC unroll 2
+    for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 4
+      for (int m = 0; m < kAhead; ++m) {
+        const Vec v = plain ? vmin(vset(high), vmax(vset(low), vadd(acc[r][m], bias))) : finish(acc[r][m], epilogue, c, w.c - c, nullptr);
+        store(y + (r * w.ow + ox + m) * w.y_pitch + c, v);
+      }
+  };
+  int64_t c = 0;
+  for (; c + kWidth <= w.c; c += kWidth)
+    block(c, [](const float* p) { return vload(p); }, [](float* p, Vec v) { vstore(p, v); });
+  const int64_t left = w.c - c;
+  if (left > 0)
+    block(c, [left](const float* p) { return vload_part(p, left); }, [left](float* p, Vec v) { vstore_part(p, v, left); });
+}
+
+// kR rows; the last block may begin inside of the one before it.
+template <int kR, int kS>
+void depthwise_rows_3x3(const Window& w, const float* picture, int64_t oy, const float* weights, float* y, const Epilogue& epilogue) {
+  for (int64_t at = 0; at < w.ow; at += kAhead) {
+    const int64_t ox = at + kAhead <= w.ow ? at : w.ow - kAhead, start = ox * kS - w.pw;
+    const bool edge = start < 0 || start + (kAhead - 1) * kS + 3 > w.w;
+    (edge ? depthwise_block<kR, kS, true> : depthwise_block<kR, kS, false>)(w, picture, oy, ox, weights, y, epilogue);
+  }
+}
+
 void depthwise_row(const Window& w, const float* picture, int64_t oy, const float* weights, float* y, const Epilogue& epilogue) {
   const Range ry(oy, w.sh, w.ph, w.dh, w.kh, w.h);
-  constexpr int kAhead = 4;
   for (int64_t ox = 0; ox < w.ow; ox += kAhead) {
     const int count = static_cast<int>(w.ow - ox < kAhead ? w.ow - ox : kAhead);
     const Range first(ox, w.sw, w.pw, w.dw, w.kw, w.w), last(ox + count - 1, w.sw, w.pw, w.dw, w.kw, w.w);
@@ -393,6 +465,17 @@ void depthwise_row(const Window& w, const float* picture, int64_t oy, const floa
   }
 }
 
+void depthwise_rows(const Window& w, const float* picture, int64_t oy, int64_t count, const float* weights, float* y, const Epilogue& epilogue) {
+  const bool small = w.kh == 3 && w.kw == 3 && w.dh == 1 && w.dw == 1 && w.sh == w.sw && w.sh <= 2 && w.ow >= kAhead;
+  for (int64_t row = 0; row < count;) {
+    float* to = y + row * w.ow * w.y_pitch;
+    const bool pair = small && w.sh == 1 && row + 1 < count;
+    (!small ? depthwise_row : w.sh == 2 ? depthwise_rows_3x3<1, 2> : pair ? depthwise_rows_3x3<2, 1> : depthwise_rows_3x3<1, 1>)(
+        w, picture, oy + row, weights, to, epilogue);
+    row += pair ? 2 : 1;
+  }
+}
+
 void pool_row(const Window& w, const float* picture, int64_t oy, bool largest, float* y) {
   const Range ry(oy, w.sh, w.ph, 1, w.kh, w.h);
   const int64_t padded_rows = (ry.start + w.kh < w.h + w.ph ? ry.start + w.kh : w.h + w.ph) - ry.start;
@@ -417,6 +500,6 @@ void pool_row(const Window& w, const float* picture, int64_t oy, bool largest, f
 
 namespace caffetools {
 
-extern const ConvKernel CAFFETOOLS_CONV_KERNEL{kWidth, kRows, multiply, tile_in, tile_grad, tile_out, kernels_in, depthwise_row, pool_row};
+extern const ConvKernel CAFFETOOLS_CONV_KERNEL{kWidth, kRows, multiply, tile_in, tile_grad, tile_out, kernels_in, depthwise_rows, pool_row};
 
 }  // namespace caffetools

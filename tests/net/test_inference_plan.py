@@ -41,6 +41,14 @@ CONVOLUTIONS = [
     (3, 12, 9, 9, 6, 3, 1, 1, 1, 3),
     (1, 320, 7, 7, 70, 1, 1, 0, 1, 1),
     (1, 96, 7, 7, 100, 3, 1, 1, 1, 1),
+    # Depthwise 3 x 3: odd numbers of rows, columns that the blocks do not divide, few columns, one picture after the other, wide borders.
+    (2, 40, 7, 7, 40, 3, 1, 1, 1, 40),
+    (1, 37, 9, 14, 37, 3, 2, 1, 1, 37),
+    (2, 16, 5, 4, 16, 3, 1, 1, 1, 16),
+    (1, 20, 8, 3, 20, 3, 1, 1, 1, 20),
+    (1, 32, 6, 11, 32, 3, 1, 0, 1, 32),
+    (1, 18, 6, 5, 18, 3, 2, 2, 1, 18),
+    (1, 18, 4, 5, 18, 3, 1, 3, 1, 18),
 ]
 ACTIVATIONS = [
     None,
