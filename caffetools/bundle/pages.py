@@ -34,6 +34,7 @@ if [ "$#" -gt 0 ] && [ "${{version:-0}}" -ge 110000 ]; then
 fi
 "$trtexec" --onnx="$model" --saveEngine="model.$precision.engine.part" "$@"
 mv "model.$precision.engine.part" "model.$precision.engine"
+rm -f calibration.cache.part
 """
 _INT8 = """\
     int8)

@@ -237,6 +237,7 @@ def test_the_script_builds_each_precision_with_trtexec(tiny: Nets, options: Prep
             assert built == f"--onnx=model.onnx --saveEngine=model.{precision}.engine.part{flags}\n"
     refused = subprocess.run([out / "build_engine.sh", "int4"], env=path, capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "'int4' is not one of fp32|fp16|int8" in refused.stderr
+    assert not list(out.glob("*.part"))
     assert check_bundle(out, backend="onnxruntime").files > 10  # engines built later change nothing
 
 
