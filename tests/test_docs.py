@@ -29,6 +29,11 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/{name}.py"
 
 
+def test_no_line_begins_with_the_number_of_an_issue() -> None:
+    # Markdown would take it for a heading.
+    assert [page.name for page in PAGES if re.search(r"^#\d", page.read_text(encoding="utf-8"), re.MULTILINE)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_to_files_that_are_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
