@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ def _load(name: str) -> Any:
 def test_generated_pages_are_up_to_date(name: str) -> None:
     module = _load(name)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/{name}.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_have_a_header_in_each_column(page: Path) -> None:
+    # Screen readers name the cells by it.
+    lines = page.read_text(encoding="utf-8").splitlines()
+    heads = [line for line, rule in itertools.pairwise(lines) if re.fullmatch(r"\|[-:| ]+\|", rule) and line.startswith("|")]
+    assert [head for head in heads if not all(cell.strip() for cell in re.split(r"(?<!\\)\|", head.strip("|")))] == []
 
 
 def test_no_line_begins_with_the_number_of_an_issue() -> None:
