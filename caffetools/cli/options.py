@@ -58,6 +58,8 @@ Stage = Annotated[
     ),
 ]
 SkipCorrupt = Annotated[int, typer.Option(min=0, metavar="N", help="Leave out up to N damaged records of each Data layer; each is named.")]
+Engine = Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")]
+EngineImage = Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)]
 # How pictures are prepared for a deployed net.
 Mean = Annotated[str | None, typer.Option("--mean", help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")]
 Scale = Annotated[float | None, typer.Option("--scale", help="Factor after the mean is subtracted.")]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
-from caffetools.cli.options import Dialect, Plugin, SkipCorrupt
+from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, SkipCorrupt
 from caffetools.cli.show import console, note, print_json, print_next, progress, write_log
 from caffetools.errors import CaffeToolsError
 from caffetools.events import on_progress
 from caffetools.zoo.names import is_model
+
+if TYPE_CHECKING:
+    from caffetools.solver.testing import TestScores
 
 _Net = Annotated[
     Path | None,
@@ -46,6 +49,8 @@ def test(
     level: Level = 0,
     gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    engine: Engine = "caffetools",
+    engine_image: EngineImage = "",
     skip_corrupt: SkipCorrupt = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
     dialect: Dialect = None,
@@ -60,20 +65,18 @@ def test(
         raise CaffeToolsError("--weights is missing: the scores of a net with random weights are worthless")
     path = net_file(given, "train_val")
 
-    from caffetools.data.layers.batch_source import tolerating_corrupt_records
     from caffetools.project.next_step import after_test
-    from caffetools.solver.logs.caffe_log import GlogWriter, no_log
-    from caffetools.solver.run import choose_device
-    from caffetools.solver.testing import load_test_net, test_net
 
-    on_terminal = sys.stderr.isatty()
-    log = no_log if json or on_terminal or quiet_by_glog() else GlogWriter(write_log)
-    place = choose_device(chosen_device(gpu, device))
-    files = ",".join(str(weights_file(name)) for name in split(weights))
-    with tolerating_corrupt_records(skip_corrupt, lambda error: note(f"left out: {error}")):
-        loaded = load_test_net(path, files, device=place, level=level, stages=split(stage), log=log)
-    with progress("testing") as advance:
-        scores = test_net(loaded, iterations, log=log, events=on_progress(advance))
+    files = [str(weights_file(name)) for name in split(weights)]
+    if engine != "caffetools" or engine_image:
+        from caffetools.cli.train_caffe import caffe_flags
+        from caffetools.solver.caffe_process import score_with_caffe
+
+        flags = caffe_flags(engine, {"gpu": gpu, "stage": stage, "level": level})
+        echo = None if json or quiet_by_glog() else write_log
+        scores = score_with_caffe(path, files, iterations, image=engine_image or None, arguments=flags, echo=echo)
+    else:
+        scores = _scores(path, files, iterations, chosen_device(gpu, device), stage, level, skip_corrupt, quiet=json)
     if json:
         named: dict[str, list[float]] = {}
         for output in scores.outputs:
@@ -85,6 +88,22 @@ def test(
     for output in scores.outputs:
         console.print(f"  {output.name}  {output.value:.6g}", markup=False)
     print_next(after_test(given, weights))
+
+
+def _scores(
+    path: Path, weights: list[str], iterations: int, device: str, stage: str, level: int, skip_corrupt: int, *, quiet: bool
+) -> TestScores:
+    """Score by our own engine."""
+    from caffetools.data.layers.batch_source import tolerating_corrupt_records
+    from caffetools.solver.logs.caffe_log import GlogWriter, no_log
+    from caffetools.solver.run import choose_device
+    from caffetools.solver.testing import load_test_net, test_net
+
+    log = no_log if quiet or sys.stderr.isatty() or quiet_by_glog() else GlogWriter(write_log)
+    with tolerating_corrupt_records(skip_corrupt, lambda error: note(f"left out: {error}")):
+        loaded = load_test_net(path, ",".join(weights), device=choose_device(device), level=level, stages=split(stage), log=log)
+    with progress("testing") as advance:
+        return test_net(loaded, iterations, log=log, events=on_progress(advance))
 
 
 # pytest would take it for a test where it is imported.

@@ -10,7 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
-from caffetools.cli.options import Dialect, Plugin
+from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin
 from caffetools.cli.show import console, print_json, progress, write_log
 from caffetools.errors import CaffeToolsError
 from caffetools.events import on_progress
@@ -36,6 +36,8 @@ def time(
     level: Level = 0,
     gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    engine: Engine = "caffetools",
+    engine_image: EngineImage = "",
     caffe_format: Annotated[
         bool, typer.Option("--caffe-format", help="Print the lines of caffe time; the default where the output is piped.")
     ] = False,
@@ -53,29 +55,47 @@ def time(
     path = net_file(given, "train_val" if phase == "TRAIN" else "deploy")
     if phase not in ("TRAIN", "TEST"):
         raise CaffeToolsError(f"--phase is TRAIN or TEST, not '{phase}'")
+    from caffetools.solver.run import choose_device
+
+    spoken = not json and (caffe_format or not sys.stdout.isatty())
+    files = [str(weights_file(name)) for name in split(weights)]
+    if engine != "caffetools" or engine_image:
+        from caffetools.cli.train_caffe import caffe_flags
+        from caffetools.solver.caffe_process import time_with_caffe
+
+        flags = caffe_flags(engine, {"gpu": gpu, "stage": stage, "level": level, "phase": phase})
+        echo = write_log if spoken and not quiet_by_glog() else None
+        timings, place = time_with_caffe(path, files, iterations, image=engine_image or None, arguments=flags, echo=echo), "real Caffe"
+    else:
+        place = str(choose_device(chosen_device(gpu, device)))
+        timings = _timings(path, files, iterations, place, phase, stage, level, spoken=spoken)
+    if json:
+        _print_json(path, place, timings)
+    elif not spoken:
+        _print_table(path, place, timings)
+
+
+def _timings(path: Path, weights: list[str], iterations: int, device: str, phase: str, stage: str, level: int, *, spoken: bool) -> Timings:
+    """Measure our own engine."""
+    import torch
+
     from caffetools.net.net import Net
     from caffetools.net.weights import load_weights
     from caffetools.proto.schema import TEST, TRAIN
     from caffetools.proto.text import format_text
     from caffetools.solver.logs.caffe_log import GlogWriter, log_net, no_log
-    from caffetools.solver.run import choose_device
     from caffetools.solver.timing import time_net
 
-    spoken = not json and (caffe_format or not sys.stdout.isatty())
     # caffe time prints to stderr, as all of glog does.
     log = GlogWriter(write_log) if spoken and not quiet_by_glog() else no_log
-    place = choose_device(chosen_device(gpu, device))
+    place = torch.device(device)
     built = Net.from_file(path, TRAIN if phase == "TRAIN" else TEST, level=level, stages=split(stage))
     log("caffe.cpp:343", "Use CPU.") if place.type == "cpu" else log("caffe.cpp:339", f"Use GPU with device ID {place.index or 0}")
     log_net(log, built, format_text(built.param))
-    for name in split(weights):
-        load_weights(built, weights_file(name))
+    for name in weights:
+        load_weights(built, name)
     with progress("timing") as advance:
-        timings = time_net(built.to(place), iterations, log=log, events=on_progress(advance))
-    if json:
-        _print_json(path, str(place), timings)
-    elif not spoken:
-        _print_table(path, str(place), timings)
+        return time_net(built.to(place), iterations, log=log, events=on_progress(advance))
 
 
 def _print_table(path: Path, device: str, timings: Timings) -> None:

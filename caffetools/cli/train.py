@@ -10,7 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, glog_folder, quiet_by_glog, split
 from caffetools.cli.models import complete_model, only_here, prototxt
-from caffetools.cli.options import Dialect, Plugin, SkipCorrupt
+from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, SkipCorrupt
 from caffetools.cli.show import console, note, print_json, print_next, verbosity
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, fan_out
@@ -82,8 +82,8 @@ def train(
     checkpoint_memory: CheckpointMemory = False,
     cuda_graphs: CudaGraphs = None,
     quantize: Quantize = "",
-    engine: Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe of this machine.")] = "caffetools",
-    engine_image: Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)] = "",
+    engine: Engine = "caffetools",
+    engine_image: EngineImage = "",
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for TensorBoard's metrics.", show_default=False)] = None,
     mlflow: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Log metrics to MLflow (MLFLOW_TRACKING_URI).")] = "",
     wandb: Annotated[str, typer.Option(metavar="PROJECT", help="Log metrics to Weights & Biases.")] = "",

@@ -1,4 +1,4 @@
-"""``caffetools train --engine caffe``: the same command, carried out by real Caffe."""
+"""``caffetools train|test|time --engine caffe``: the same commands, carried out by real Caffe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from caffetools.errors import CaffeToolsError
 if TYPE_CHECKING:
     from caffetools.solver.caffe_process import CaffeTrainResult
 
-_DEFAULTS = {"gpu": "", "stage": "", "level": 0, "sigint_effect": "stop", "sighup_effect": "snapshot"}
+_DEFAULTS = {"gpu": "", "stage": "", "level": 0, "sigint_effect": "stop", "sighup_effect": "snapshot", "phase": "TRAIN"}
+
+
+def caffe_flags(engine: str, flags: Mapping[str, object]) -> list[str]:
+    """Return Caffe's flags that differ from its own defaults, for ``test`` and ``time``. Raises :class:`CaffeToolsError` for an unknown engine."""
+    _check_engine(engine)
+    return [f"--{name}={value}" for name, value in flags.items() if value != _DEFAULTS[name]]
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in ("caffe", "caffetools"):
+        raise CaffeToolsError(f"unknown engine '{engine}'; it is caffetools or caffe")
+    if engine == "caffetools":
+        raise CaffeToolsError("--engine-image is the image of --engine caffe; give that too")
 
 
 def train_by_caffe(
@@ -42,10 +55,7 @@ def train_by_caffe(
         CaffeToolsError: An engine that is unknown, or options that real Caffe does not have.
         RunFailed: Caffe failed.
     """
-    if engine not in ("caffe", "caffetools"):
-        raise CaffeToolsError(f"unknown engine '{engine}'; it is caffetools or caffe")
-    if engine == "caffetools":
-        raise CaffeToolsError("--engine-image is the image of --engine caffe; give that too")
+    _check_engine(engine)
     if ours:
         raise CaffeToolsError(f"{', '.join(ours)}: real Caffe has no such option; set it in the solver, or leave --engine out")
     from caffetools.cli.train_bar import terminal

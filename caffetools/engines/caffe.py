@@ -15,9 +15,12 @@ from types import FrameType
 from typing import Any, Protocol
 
 from caffetools.engines.base import EngineError
+from caffetools.engines.environments import find_environment
 
 # The variable that names a Python with a caffe module, in place of a binary.
 PYTHON = "CAFFETOOLS_CAFFE_PYTHON"
+# Does what the binary does by the caffe module of another Python.
+_WORKER = Path(__file__).with_name("_train_worker.py")
 # Where a build or an installation has the binary, below CAFFE_ROOT.
 _BINARIES = ("build/tools/caffe", ".build_release/tools/caffe", "build/install/bin/caffe", "bin/caffe")
 # Passed on to Caffe, which by default stops at the first and takes a snapshot at the second.
@@ -43,7 +46,7 @@ class RealCaffe:
 
     @classmethod
     def find(cls) -> RealCaffe:
-        """Return the ``caffe`` module of the Python that CAFFETOOLS_CAFFE_PYTHON names, else the ``caffe`` on PATH, else that of CAFFE_ROOT.
+        """Return the ``caffe`` module of the Python that CAFFETOOLS_CAFFE_PYTHON names, else the ``caffe`` on PATH, that of CAFFE_ROOT, or the environment of ``engine add caffe``.
 
         Raises:
             EngineError: That Python cannot be run, or none exists; names the places.
@@ -52,7 +55,7 @@ class RealCaffe:
             interpreter = shutil.which(python)
             if interpreter is None:
                 raise EngineError(f"${PYTHON} is {python}, which is not a program that can be run")
-            return cls((interpreter, str(Path(__file__).with_name("_train_worker.py"))))
+            return cls((interpreter, str(_WORKER)))
         found = shutil.which("caffe")
         if found is not None:
             return cls((found,))
@@ -61,10 +64,13 @@ class RealCaffe:
             binary = Path(root or "", name)
             if os.access(binary, os.X_OK) and binary.is_file():
                 return cls((str(binary),))
+        with suppress(EngineError):
+            return cls((str(find_environment("caffe").python), str(_WORKER)))
         where = f"on PATH and in CAFFE_ROOT ({root}: {', '.join(_BINARIES)})" if root else "on PATH, and CAFFE_ROOT is not set"
         raise EngineError(
-            f"no real Caffe was found (looked for caffe {where}); put it on PATH, set CAFFE_ROOT to where it was built, "
-            f"set {PYTHON} to a Python that imports caffe, or give a docker image with --engine-image, such as bvlc/caffe:cpu"
+            f"no real Caffe was found (looked for caffe {where}); `caffetools engine add caffe` installs one, or put one on PATH, set "
+            f"CAFFE_ROOT to where it was built or {PYTHON} to a Python that imports caffe, or give a docker image with --engine-image, "
+            "such as bvlc/caffe:cpu"
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Training by real Caffe: its process is run, its log is kept and followed, and callbacks and events come as from our solver."""
+"""Training, testing and timing by real Caffe: its process is run, its log is kept and followed, and callbacks and events come as from our solver."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from caffetools.events import EventSink, fan_out, ignore
 from caffetools.proto.binary import write_solverstate
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_net, read_solver
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.solver.callbacks import Callback, Events, History
 from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
@@ -26,6 +27,8 @@ from caffetools.solver.control import Output, Snapshot, TestResult, TrainStats
 from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
 from caffetools.solver.logs.training_log import GlogReader, LogRow
 from caffetools.solver.paths import snapshot_prefix
+from caffetools.solver.testing import TestScores
+from caffetools.solver.timing import LayerTime, Timings
 
 PathLike = str | os.PathLike[str]
 
@@ -124,6 +127,99 @@ def train_with_caffe(
             raise
         emitter.finish(stopped=follower.stopped)
     return CaffeTrainResult(file.path, history, run.iteration, follower.stopped)
+
+
+_SCORE = re.compile(r"\] (\S.*?) = (\S+)(?: \(\* |$)")
+_LOSS = re.compile(r"\] Loss: (\S+)")
+_LAYER = re.compile(r"\]\s+(\S.*?)\t(forward|backward): (\S+) ms\.")
+_AVERAGE = re.compile(r"\] Average (Forward pass|Backward pass|Forward-Backward): (\S+) ms\.")
+
+
+def score_with_caffe(
+    net: PathLike,
+    weights: Sequence[PathLike],
+    iterations: int = 50,
+    *,
+    image: str | None = None,
+    arguments: Sequence[str] = (),
+    echo: Callable[[str], object] | None = None,
+) -> TestScores:
+    """Score a net on its own data by ``caffe test`` of a real Caffe.
+
+    Args:
+        net: The net's prototxt.
+        weights: Its .caffemodel files.
+        iterations: Number of batches.
+        image: The docker image; None for the ``caffe`` of this machine.
+        arguments: Further flags for ``caffe test``.
+        echo: Receives every line that Caffe prints, with its line end.
+
+    Raises:
+        EngineError: There is no such Caffe.
+        RunFailed: Caffe ended with an error; its last message is the text.
+    """
+    loss: float | None = None
+    outputs: list[Output] = []
+    for line in _lines("test", net, weights, iterations, image, arguments, echo):
+        if found := _LOSS.search(line):
+            loss = float(found[1])
+        elif loss is not None and (found := _SCORE.search(line.rstrip())):
+            outputs.append(Output(found[1], float(found[2])))
+    return TestScores(loss or 0.0, outputs, iterations)
+
+
+def time_with_caffe(
+    net: PathLike,
+    weights: Sequence[PathLike] = (),
+    iterations: int = 50,
+    *,
+    image: str | None = None,
+    arguments: Sequence[str] = (),
+    echo: Callable[[str], object] | None = None,
+) -> Timings:
+    """Measure the layers of a net by ``caffe time`` of a real Caffe; arguments and errors as for :func:`score_with_caffe`."""
+    types = {str(layer.name): str(layer.type) for layer in upgrade_net(read_net(net)).layer}
+    times: dict[str, dict[str, float]] = {}
+    means: dict[str, float] = {}
+    for line in _lines("time", net, weights, iterations, image, arguments, echo):
+        if found := _LAYER.search(line):
+            times.setdefault(found[1], {})[found[2]] = float(found[3])
+        elif found := _AVERAGE.search(line):
+            means[found[1]] = float(found[2])
+    layers = [LayerTime(name, types.get(name, ""), both.get("forward", 0.0), both.get("backward", 0.0)) for name, both in times.items()]
+    passes = [means.get(name, 0.0) for name in ("Forward pass", "Backward pass", "Forward-Backward")]
+    return Timings(layers, passes[0], passes[1], passes[2], iterations)
+
+
+def _lines(
+    action: str,
+    net: PathLike,
+    weights: Sequence[PathLike],
+    iterations: int,
+    image: str | None,
+    arguments: Sequence[str],
+    echo: Callable[[str], object] | None,
+) -> list[str]:
+    """Return what ``caffe ACTION`` prints. Raises :class:`RunFailed` where it fails."""
+    param = SolverParameter(net=os.fspath(net))
+    check_sources(param)
+    gpus = any(word.startswith("--gpu") for word in arguments)
+    engine = RealCaffe.find() if image is None else RealCaffe.in_docker(image, needed_folders(param, [net, *weights]), gpus=gpus)
+    words = [action, f"--model={os.fspath(net)}", f"--iterations={iterations}", *arguments]
+    if weights:
+        words.append(f"--weights={','.join(os.fspath(name) for name in weights)}")
+    lines: list[str] = []
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        if echo is not None:
+            echo(line)
+
+    code = engine.run(words, on_line)
+    if code:
+        fatal = next((found[1].strip() for line in lines if (found := _FATAL.match(line))), lines[-1].strip() if lines else "no message")
+        raise RunFailed(f"{engine.command[0]} ended with exit code {code}: {fatal}")
+    return lines
 
 
 class ExternalRun:

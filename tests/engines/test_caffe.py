@@ -13,6 +13,7 @@ import pytest
 
 from caffetools.engines.base import EngineError
 from caffetools.engines.caffe import RealCaffe
+from caffetools.engines.environments import add_environment
 from caffetools.engines.folders import needed_folders
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import parse
@@ -28,6 +29,7 @@ def nothing_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("CAFFE_ROOT", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
 def test_a_caffe_on_path_is_found(tmp_path: Path) -> None:
@@ -39,6 +41,15 @@ def test_a_caffe_on_path_is_found(tmp_path: Path) -> None:
 def test_a_caffe_below_caffe_root_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     binary = write_fake_caffe(tmp_path / "caffe" / place, LOG)
     monkeypatch.setenv("CAFFE_ROOT", str(tmp_path / "caffe"))
+    assert RealCaffe.find().command == (str(binary),)
+
+
+def test_the_environment_that_was_added_is_found_last(tmp_path: Path) -> None:
+    python = write_script(tmp_path / "python", "#!/bin/sh\n")
+    add_environment("caffe", python)
+    (found, worker) = RealCaffe.find().command
+    assert (found, Path(worker).name) == (str(python), "_train_worker.py")
+    binary = write_fake_caffe(tmp_path / "bin" / "caffe", LOG)
     assert RealCaffe.find().command == (str(binary),)
 
 

@@ -17,10 +17,11 @@ from caffetools.data.sharding import shard_database
 from caffetools.errors import CaffeToolsError, DataError, ModelFileError, RunFailed
 from caffetools.events import Event, Finished, Metrics, Progress, Started
 from caffetools.proto.binary import read_solverstate
-from caffetools.solver.caffe_process import train_with_caffe
+from caffetools.solver.caffe_process import score_with_caffe, time_with_caffe, train_with_caffe
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.control import RunControl, Snapshot, TestResult, TrainStats
 from caffetools.solver.logs.training_log import read_log
+from caffetools.solver.testing import TestScores
 from tests.conftest import GOLDEN
 from tests.engines.fake_caffe import write_fake_caffe, write_script
 
@@ -40,6 +41,34 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def called() -> list[str]:
     return list(json.loads(Path("called.json").read_text())["arguments"])
+
+
+def read_scores(log: Path) -> TestScores:
+    """The scores that ``caffe test`` logged."""
+    write_fake_caffe(Path("fake") / "caffe", log)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path("fake").absolute()))
+        patch.delenv("CAFFETOOLS_CAFFE_PYTHON", raising=False)
+        return score_with_caffe("net.prototxt", ["a.caffemodel", "b.caffemodel"], 4, arguments=["--stage=x"])
+
+
+def test_scores_and_times_are_read_from_caffes_log(work: Path) -> None:
+    scores = read_scores(LOGS / "test.log")
+    assert called() == ["test", "--model=net.prototxt", "--iterations=4", "--stage=x", "--weights=a.caffemodel,b.caffemodel"]
+    assert (scores.loss, scores.iterations) == (0.00517359, 4)
+    assert [(output.name, output.value) for output in scores.outputs] == [("accuracy", 1), ("loss", 0.00517359)]
+    write_fake_caffe(work / "bin" / "caffe", LOGS / "time.log")
+    lines: list[str] = []
+    timings = time_with_caffe("net.prototxt", iterations=10, echo=lines.append)
+    assert "".join(lines) == (LOGS / "time.log").read_text()
+    assert (timings.forward, timings.backward, timings.iteration) == (0.0463, 0.0392, 0.1)
+    assert [(t.name, t.type, t.forward, t.backward) for t in timings.layers][1] == ("conv1", "Convolution", 0.0138, 0.0138)
+
+
+def test_a_test_that_fails_gives_caffes_last_message(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FATAL", "Iteration 60")
+    with pytest.raises(RunFailed, match="Check failed"):
+        score_with_caffe("net.prototxt", ["a.caffemodel"])
 
 
 class Calls(Callback):
@@ -255,6 +284,13 @@ def test_the_caffe_module_of_another_python_trains(tmp_path: Path, monkeypatch: 
     assert not done.stopped and (tmp_path / "tiny_iter_150.caffemodel").exists()
     log = done.log.read_text()
     assert log.index("Use CPU.") < log.index("Starting Optimization") < log.index("Optimization Done.")
+    scores = score_with_caffe("net.prototxt", [LOGS / "tiny_iter_150.caffemodel"], 4)
+    expected = read_scores(LOGS / "test.log")
+    assert scores.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert [(o.name, o.value) for o in scores.outputs] == [(o.name, pytest.approx(o.value, rel=1e-4)) for o in expected.outputs]
+    timings = time_with_caffe("net.prototxt", iterations=2)
+    assert [layer.name for layer in timings.layers] == ["data", "conv1", "relu1", "ip", "loss"]
+    assert timings.iteration >= timings.forward + timings.backward > 0
     # As a Caffe without GPUs does, which pip installs: it aborts.
     (tmp_path / "modules" / "sitecustomize.py").write_text(
         "import os, caffetools\ncaffetools.install_as_caffe()\nimport caffe\ncaffe.set_device = lambda number: os.abort()\n"
