@@ -139,7 +139,7 @@ def _resumable() -> Iterator[None]:
 
 def show_card(card: DatasetCard, *, as_json: bool) -> None:
     """Print what a dataset holds, what was left out, and where it is."""
-    from caffetools.project.next_step import after_dataset
+    from caffetools.project.surroundings import after_dataset
 
     if as_json:
         print_json({"folder": str(card.folder), **card.to_json()})

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import struct
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,11 @@ SUFFIXES = frozenset(
     f".{kind}"
     for kind in re.split(r"\s", "jpg jpeg jpe jfif png bmp dib tif tiff webp gif pgm ppm pbm pnm pxm jp2 j2k avif sr ras hdr pic")
 )
+
+# Pixels of a picture at most, unless the user sets OpenCV's own variable to another number.
+MOST_PIXELS, _PIXELS_VARIABLE = 1 << 28, "OPENCV_IO_MAX_IMAGE_PIXELS"
+# Bytes at the beginning of a JPEG 2000 or AVIF in which its size is looked for.
+_BOXES = 4096
 
 # In the compressed part of a JPEG, 0xFF stands before 0x00 or a restart mark (or a fill byte); anything else ends the part.
 _JPEG_MARK = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
@@ -49,11 +57,17 @@ def read_image(path: PathLike, *, color: bool = True, size: tuple[int, int] | No
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """Return the bytes of a picture's file. Raises :class:`DataError` if it is missing, unreadable or empty."""
+    """Return the bytes of a picture's file. Raises :class:`DataError` if it is missing, unreadable, empty or no regular file."""
+    name = os.fspath(path)
     try:
+        # A pipe in a folder of pictures would be waited for without end. Those that a shell opens for the command are read.
+        kind = _special_kind(Path(path))
+        if kind and not name.startswith(("/dev/fd/", "/dev/stdin")):
+            raise DataError(f"{name}: it is not a regular file but a {kind}; it is not read")
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{os.fspath(path)}: cannot read the picture: {error.strerror}") from None
+        broken = " (it is a broken link)" if isinstance(error, FileNotFoundError) and Path(path).is_symlink() else ""
+        raise DataError(f"{name}: cannot read the picture: {error.strerror}{broken}") from None
     if not data:
         raise DataError(f"{os.fspath(path)}: the picture's file is empty (0 bytes)")
     return data
@@ -73,11 +87,12 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
         uint8 (H, W, C), or (H, W) if there is one channel; uint16 for pictures of 16 bits with ``any_depth``.
 
     Raises:
-        DataError: truncated, not a picture, or (for ``color=None``) not of 8 bits.
+        DataError: truncated, not a picture, of more than ``MOST_PIXELS`` pixels, or (for ``color=None``) not of 8 bits.
     """
     import cv2
 
     check_whole(data, what)
+    check_pixels(data, what)
     flags = cv2.IMREAD_UNCHANGED if color is None else cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
     try:
         with _quiet:
@@ -110,6 +125,52 @@ def check_whole(data: bytes, what: str = "the picture") -> None:
         return
     if not whole:
         raise DataError(f"{what}: the picture is truncated: its {len(data)} bytes stop before its end mark")
+
+
+def check_pixels(data: bytes, what: str = "the picture") -> None:
+    """Check the size that a picture's header states before memory is taken for it: a file of some kilobytes can ask for gigabytes.
+
+    Args:
+        data: The file's bytes.
+        what: The name to use in errors.
+
+    Raises:
+        DataError: It has more than ``MOST_PIXELS`` pixels, or than the environment variable OPENCV_IO_MAX_IMAGE_PIXELS allows.
+    """
+    size = stated_size(data)
+    given = os.environ.get(_PIXELS_VARIABLE, "")
+    most = int(given) if given.isdecimal() else MOST_PIXELS
+    if size is not None and size[0] * size[1] > most:
+        raise DataError(
+            f"{what}: the picture has {size[0]} x {size[1]} pixels, more than the limit of {most:,}",
+            hint=f"make it smaller, or set the environment variable {_PIXELS_VARIABLE}={size[0] * size[1]}",
+        )
+
+
+def stated_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) in the header of a JPEG, PNG, GIF, BMP, WebP, TIFF, JPEG 2000 or AVIF; None for what is none of these."""
+    with suppress(struct.error, IndexError):
+        if data.startswith(b"\xff\xd8"):
+            return _jpeg_size(data)
+        if data.startswith(b"\x89PNG"):
+            return _unpacked(">II", data, 16)
+        if data.startswith(b"GIF8"):
+            return _unpacked("<HH", data, 6)
+        if data.startswith(b"BM"):
+            width, height = _unpacked("<HH", data, 18) if data[14] == 12 else _unpacked("<ii", data, 18)
+            return abs(width), abs(height)
+        if data[8:12] == b"WEBP":
+            return _webp_size(data)
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return _tiff_size(data)
+        if data.startswith(b"\xff\x4f\xff\x51"):
+            return _unpacked(">II", data, 8)
+        if data[4:8] in (b"jP  ", b"ftyp"):
+            box, avif = (data.find(name, 0, _BOXES) for name in (b"ihdr", b"ispe"))
+            if data[4:8] == b"ftyp" and avif >= 0:
+                return _unpacked(">II", data, avif + 8)
+            return _unpacked(">II", data, box + 4)[::-1] if box >= 0 else None
+    return None
 
 
 def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
@@ -161,6 +222,64 @@ def parse_size(size: int | str | tuple[int, int]) -> tuple[int, int] | None:
     if not all(1 <= n <= 65535 for n in size):
         raise DataError(f"size {size[0]}x{size[1]} is impossible; both sides must be 1 to 65535 (or 0 to keep the pictures' own sizes)")
     return size
+
+
+def _unpacked(form: str, data: bytes, offset: int) -> tuple[int, int]:
+    first, second = struct.unpack_from(form, data, offset)
+    return first, second
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return the size in the frame's header: the marks C0 … CF, apart from those of Huffman tables, arithmetic coding and extensions."""
+    position = 2
+    while position + 9 <= len(data):
+        mark = data[position + 1]
+        if data[position] != 0xFF or mark == 0xFF:
+            position += 1
+        elif 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
+            return _unpacked(">HH", data, position + 5)[::-1]
+        elif mark in (0x00, 0x01) or 0xD0 <= mark <= 0xD8:
+            position += 2
+        elif mark in (0xD9, 0xDA):
+            return None
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    if len(data) < 30:
+        return None
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = _unpacked("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _tiff_size(data: bytes) -> tuple[int, int] | None:
+    """Return the size in the first directory of a TIFF or BigTIFF: its tags 256 and 257."""
+    order, big = "<" if data.startswith(b"II") else ">", 43 in data[2:4]
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+    found: dict[int, int] = {}
+    entry, first = (20, start + 8) if big else (12, start + 2)
+    for offset in range(first, first + entry * min(count, 4096), entry):
+        tag, kind = struct.unpack_from(order + "HH", data, offset)
+        if tag in (256, 257) and kind in (3, 4, 16):
+            (found[tag],) = struct.unpack_from(order + {3: "H", 4: "I", 16: "Q"}[kind], data, offset + (12 if big else 8))
+    return (found[256], found[257]) if len(found) == 2 else None
+
+
+def _special_kind(path: Path) -> str:
+    """Return what a file is that has no content of its own; empty for regular files and folders."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    return {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
 
 
 def _jpeg_ends(data: bytes) -> bool:

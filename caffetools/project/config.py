@@ -16,6 +16,9 @@ from caffetools.errors import CaffeToolsError, did_you_mean
 
 T = TypeVar("T", bound="Config")
 
+# The prototxts of a project.
+FILES = ("train_val.prototxt", "solver.prototxt", "deploy.prototxt")
+
 
 def option(
     default: Any = MISSING,

@@ -17,7 +17,6 @@ from caffetools.project.config import command
 from caffetools.project.data_config import data_layers
 from caffetools.project.evaluate import held_out
 from caffetools.project.find import missing_sources
-from caffetools.project.output import FILES
 from caffetools.project.preprocessing import card_of
 from caffetools.project.surroundings import picture_folders
 from caffetools.proto.schema import TEST, TRAIN
@@ -30,29 +29,6 @@ from caffetools.zoo.cards import get_card
 from caffetools.zoo.names import find_model, is_model
 
 PathLike = str | os.PathLike[str]
-
-# Networks of the zoo by the least side of the stored pictures that they are made for.
-_BY_SIDE = (("squeezenet", 227), ("cifar10_quick", 32))
-_GRAY = "lenet"
-
-
-def suggest_model(card: DatasetCard) -> str:
-    """Return the network of the zoo that suits the size of a dataset's pictures.
-
-    Args:
-        card: The dataset.
-    """
-    if card.channels == 1:
-        return _GRAY
-    side = min(card.width, card.height) or _BY_SIDE[0][1]
-    return next((name for name, least in _BY_SIDE if side >= least), _BY_SIDE[-1][0])
-
-
-def after_dataset(card: DatasetCard) -> str:
-    """Return the command after ``dataset build``: retarget a network that suits the pictures, into a folder that is free."""
-    folders = [card.folder.parent / name for name in ("net", *(f"net-{number}" for number in range(2, 100)))]
-    folder = next((path for path in folders if not any((path / file).exists() for file in FILES)), folders[0])
-    return command("retarget", suggest_model(card), "--dataset", card.folder, "-o", folder)
 
 
 def dataset_command(data: Path) -> str:

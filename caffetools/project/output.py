@@ -14,6 +14,7 @@ from caffetools.data.layers.data import Data
 from caffetools.errors import CaffeToolsError
 from caffetools.graph.graph import phases_present
 from caffetools.graph.inputs import source_param
+from caffetools.project.config import FILES as FILES
 from caffetools.project.data_config import data_layers
 from caffetools.project.solver_config import solver_for
 from caffetools.proto.binary import write_caffemodel
@@ -24,7 +25,6 @@ from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 
-FILES = ("train_val.prototxt", "solver.prototxt", "deploy.prototxt")
 WEIGHTS = "weights.caffemodel"
 
 

@@ -21,10 +21,11 @@ from caffetools.onnx.verify import Verification
 from caffetools.project.config import command
 from caffetools.project.data_config import classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
-from caffetools.project.next_step import after_dataset, after_export, dataset_command, find_dataset, lacks_data
+from caffetools.project.next_step import after_export, dataset_command, find_dataset, lacks_data
 from caffetools.project.output import planned_command
 from caffetools.project.preprocessing import known_preprocessing, update_preprocessing
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
+from caffetools.project.surroundings import after_dataset
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import format_text, read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net

@@ -1,4 +1,7 @@
-"""What a folder holds for a user who names nothing: projects, and folders of pictures that could become one."""
+"""What a folder holds for a user who names nothing: projects, and folders of pictures that could become one; and what follows a dataset.
+
+Nothing here imports torch, so that commands of datasets start at once.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from caffetools.data.datasets.card import DatasetCard
+from caffetools.project.config import FILES, command
+
 _PROJECT = ("run.json", "solver.prototxt", "net/solver.prototxt", "data/dataset.json")
 # How many entries of a folder are looked at: the answer must be there at once, also in a home folder.
 _MOST = 200
+# Networks of the zoo by the least side of the stored pictures that they are made for.
+_BY_SIDE = (("squeezenet", 227), ("cifar10_quick", 32))
+_GRAY = "lenet"
 
 
 def projects(folder: Path) -> list[Path]:
@@ -29,6 +38,25 @@ def picture_folders(folder: Path) -> list[Path]:
         folder: Where to look.
     """
     return [inner for inner in _folders(folder) if sum(map(_has_pictures, _folders(inner))) > 1]
+
+
+def suggest_model(card: DatasetCard) -> str:
+    """Return the network of the zoo that suits the size of a dataset's pictures.
+
+    Args:
+        card: The dataset.
+    """
+    if card.channels == 1:
+        return _GRAY
+    side = min(card.width, card.height) or _BY_SIDE[0][1]
+    return next((name for name, least in _BY_SIDE if side >= least), _BY_SIDE[-1][0])
+
+
+def after_dataset(card: DatasetCard) -> str:
+    """Return the command after ``dataset build``: retarget a network that suits the pictures, into a folder that is free."""
+    folders = [card.folder.parent / name for name in ("net", *(f"net-{number}" for number in range(2, 100)))]
+    folder = next((path for path in folders if not any((path / file).exists() for file in FILES)), folders[0])
+    return command("retarget", suggest_model(card), "--dataset", card.folder, "-o", folder)
 
 
 def _is_project(folder: Path) -> bool:

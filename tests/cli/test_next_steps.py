@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import shlex
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -308,3 +309,8 @@ def test_quiet_leaves_out_what_is_not_the_result_and_verbose_adds_the_time() -> 
 
 def test_command_lines_are_quoted_for_a_shell() -> None:
     assert command("classify", "my net/model.onnx", "a b.png") == "caffetools classify 'my net/model.onnx' 'a b.png'"
+
+
+def test_the_next_step_of_a_dataset_needs_no_torch() -> None:
+    script = "import sys, caffetools.cli.dataset_build, caffetools.project.surroundings; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -95,7 +95,10 @@ def test_hidden_files_junk_and_files_that_are_no_pictures_are_passed_over(pictur
     card = build_dataset(pictures, tmp_path / "out", size=8)
     assert len(card.classes) == 4
     assert card.train_counts[0] + card.val_counts[0] == CLASSES["big dogs"] + 1
-    assert [(skipped.path, skipped.reason) for skipped in card.skipped] == [("loose.png", "it is not in a class's folder")]
+    assert [(skipped.path, skipped.reason) for skipped in card.skipped] == [
+        ("loose.png", "it is not in a class's folder"),
+        ("big dogs/loop", "it is a link to a folder that contains it; it is not followed"),
+    ]
     assert card.notes == ["1 file(s) are not pictures by their names and were ignored."]
 
 

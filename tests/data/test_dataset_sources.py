@@ -14,6 +14,7 @@ import pytest
 
 from caffetools.data.datasets.archives import list_archive
 from caffetools.data.datasets.build import build_dataset
+from caffetools.data.datasets.listing import list_pictures
 from caffetools.data.datasets.lists import read_listing
 from caffetools.errors import DataError
 from tests.data.drawing import content, draw, draw_classes, names
@@ -174,7 +175,7 @@ def test_paths_that_lead_out_of_an_archive_are_refused(images: Path, tmp_path: P
     assert names(tmp_path) == ["my images", packed.name] and not list(tmp_path.parent.glob("evil*"))
 
 
-def test_links_in_an_archive_are_not_followed(images: Path, tmp_path: Path) -> None:
+def test_links_out_of_an_archive_are_not_followed_and_listed(images: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "p.tar", "w") as opened:
         for name, data in members_of(images):
             info = tarfile.TarInfo(name)
@@ -185,7 +186,7 @@ def test_links_in_an_archive_are_not_followed(images: Path, tmp_path: Path) -> N
             info.type, info.linkname = kind, "/etc/passwd"
             opened.addfile(info)
     card = build_dataset(tmp_path / "p.tar", tmp_path / "out", size=8)
-    assert card.train_count + card.val_count == 8 and card.skipped == []
+    assert card.train_count + card.val_count == 8 and len(card.skipped) == 3
 
 
 def test_an_archive_that_unpacks_to_too_much_stops_also_if_it_states_less(images: Path, tmp_path: Path) -> None:
@@ -253,3 +254,52 @@ def test_spoiled_sources_are_read_or_give_one_line_of_error(images: Path, tmp_pa
             list_archive(source, tmp_path / "work", most_bytes=1 << 20) if packed else read_listing(source, root=images)
         except DataError as error:
             assert "\n" not in str(error)
+
+
+def test_links_to_folders_above_are_not_followed_and_listed(tmp_path: Path) -> None:
+    for name in ("a/one.png", "b/two.png"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / name).write_bytes(b"x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "three.png").write_bytes(b"x")
+    (tmp_path / "pictures" / "a" / "root").symlink_to("..")
+    (tmp_path / "pictures" / "a" / "above").symlink_to("../..")
+    (tmp_path / "pictures" / "a" / "itself").symlink_to(".")
+    (tmp_path / "pictures" / "b" / "far").symlink_to(tmp_path / "elsewhere")
+    listing = list_pictures(tmp_path / "pictures")
+    assert [[picture.path for picture in pictures] for pictures in listing.pictures] == [["a/one.png"], ["b/far/three.png", "b/two.png"]]
+    assert sorted(skipped.path for skipped in listing.skipped) == ["a/above", "a/itself", "a/root"]
+    assert {skipped.reason for skipped in listing.skipped} == {"it is a link to a folder that contains it; it is not followed"}
+
+
+def test_links_in_a_tar_are_followed_inside_of_it_only(tmp_path: Path) -> None:
+    data = b"first picture"
+    links = {
+        "set/a/hard.png": (tarfile.LNKTYPE, "set/a/one.png"),
+        "set/b/soft.png": (tarfile.SYMTYPE, "../a/one.png"),
+        "set/b/out.png": (tarfile.SYMTYPE, "/etc/hostname"),
+        "set/b/up.png": (tarfile.SYMTYPE, "../../../etc/hostname"),
+        "set/b/round.png": (tarfile.SYMTYPE, "round.png"),
+        "set/b/pipe.png": (tarfile.FIFOTYPE, ""),
+        "set/b/device.png": (tarfile.CHRTYPE, ""),
+    }
+    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
+        for name in ("set/a/one.png", "set/b/two.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for name, (kind, target) in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    listing = list_archive(tmp_path / "pictures.tar.gz", tmp_path / "unpacked")
+    paths = [picture.path for picture in listing.all_pictures]
+    assert paths == ["a/hard.png", "a/one.png", "b/soft.png", "b/two.png"]
+    assert {(listing.root / path).read_bytes() for path in paths} == {data}
+    assert {skipped.path: skipped.reason.split(",")[0] for skipped in listing.skipped} == {
+        "set/b/out.png": "it is a link to '/etc/hostname'",
+        "set/b/up.png": "it is a link to '../../../etc/hostname'",
+        "set/b/round.png": "it is a link to 'round.png'",
+        "set/b/pipe.png": "it is not a regular file but a pipe or device",
+        "set/b/device.png": "it is not a regular file but a pipe or device",
+    }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -11,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from caffetools.data.images import decode_image, parse_size, read_image, resize
+from caffetools.data.images import decode_image, parse_size, read_image, resize, stated_size
 from caffetools.errors import DataError
 
 
@@ -143,3 +146,45 @@ def test_opencvs_messages_are_hidden_while_it_decodes_and_its_log_level_is_resto
     with pytest.raises(DataError):
         decode_image(b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0IEND\xae\x42\x60\x82")
     assert cv2.utils.logging.getLogLevel() == before and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".gif", ".jp2", ".avif"])
+def test_a_picture_beyond_the_limit_of_pixels_is_refused_from_its_header(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        done, data = cv2.imencode(suffix, np.full((31, 47, 3), 90, np.uint8))
+    except cv2.error:
+        done = False
+    if not done:
+        pytest.skip(f"this OpenCV does not write {suffix}")
+    assert stated_size(data.tobytes()) == (47, 31)
+    monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "1456")
+    with pytest.raises(DataError, match=r"a\.x: the picture has 47 x 31 pixels, more than the limit of 1,456.*=1457"):
+        decode_image(data.tobytes(), what="a.x")
+    monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "1457")
+    assert decode_image(data.tobytes()).shape == (31, 47, 3)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 20, 33])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+def test_a_header_that_is_cut_off_has_no_size_or_the_right_one(suffix: str, size: int) -> None:
+    data = cv2.imencode(suffix, np.zeros((8, 9, 3), np.uint8))[1].tobytes()
+    assert stated_size(data[:size]) in (None, (9, 8))
+
+
+def test_a_png_that_unpacks_to_gigabytes_is_refused_before_it_is_decoded() -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    with pytest.raises(DataError, match="30000 x 30000 pixels, more than the limit of 268,435,456"):
+        decode_image(data, what="bomb.png")
+
+
+def test_pipes_and_links_to_missing_files_are_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(DataError, match=r"pipe\.jpg: it is not a regular file but a pipe"):
+        read_image(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match=r"link\.jpg: cannot read the picture: No such file or directory \(it is a broken link\)"):
+        read_image(tmp_path / "link.jpg")

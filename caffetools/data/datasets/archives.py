@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from caffetools.data.datasets.card import Skipped
 from caffetools.data.datasets.listing import Listing, is_picture, list_pictures
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.util.folders import remove
@@ -20,6 +21,8 @@ PathLike = str | os.PathLike[str]
 # What an archive may unpack to, in bytes, unless the caller allows more, and pictures in it at most.
 MOST_BYTES, _MOST_FILES = 64 << 30, 20_000_000
 _CHUNK = 1 << 20
+# Why a member is skipped.
+_SPECIAL = "it is not a regular file but a pipe or device"
 _ENDINGS = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
 # Name, unpacked size as stated, and the opened file.
 _Member = tuple[str, int, IO[bytes]]
@@ -41,7 +44,8 @@ def is_archive(path: PathLike) -> bool:
 def list_archive(path: PathLike, folder: Path, *, most_bytes: int = MOST_BYTES, fewest: int = 2) -> Listing:
     """Unpack the pictures of an archive into ``folder`` and list them.
 
-    Only regular files with the names of pictures are unpacked. Folders that hold nothing but one other folder are left out of the paths.
+    Only files with the names of pictures are unpacked. Links to files in a tar are followed inside of it; other links, pipes and devices
+    are listed as skipped. Folders that hold nothing but one other folder are left out of the paths.
 
     Args:
         path: A zip, or a tar, maybe compressed.
@@ -57,7 +61,8 @@ def list_archive(path: PathLike, folder: Path, *, most_bytes: int = MOST_BYTES, 
     remove(folder)
     folder.mkdir()
     room = min(most_bytes, shutil.disk_usage(folder).free)
-    members = _members(archive)
+    skipped: list[Skipped] = []
+    members = _members(archive, skipped)
     while True:
         with _reading(archive):
             member = next(members, None)
@@ -74,6 +79,7 @@ def list_archive(path: PathLike, folder: Path, *, most_bytes: int = MOST_BYTES, 
     except DataError as error:
         raise DataError(f"the archive holds no dataset: {error}".replace(str(root), archive.name), path=archive) from None
     listing.source, listing.home = archive, archive
+    listing.skipped += skipped
     return listing
 
 
@@ -89,30 +95,44 @@ def _reading(archive: Path) -> Iterator[None]:
         raise DataError(f"the archive is damaged or encrypted: {reason}", path=archive) from None
 
 
-def _members(archive: Path) -> Iterator[_Member]:
-    members = _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive)
+def _members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
+    members = (_zip_members if zipfile.is_zipfile(archive) else _tar_members)(archive, skipped)
     for number, member in enumerate(members):
         if number >= _MOST_FILES:
             raise DataError(f"it holds more than {_MOST_FILES} pictures", path=archive)
         yield member
 
 
-def _zip_members(archive: Path) -> Iterator[_Member]:
+def _zip_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as opened:
         encoding = _zip_encoding(opened.infolist())
         for info in opened.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if not info.is_dir() and kind in (0, stat.S_IFREG) and _wanted(info.filename):
+            if info.is_dir() or not _wanted(info.filename):
+                continue
+            if kind in (0, stat.S_IFREG):
                 yield _zip_name(info, encoding), info.file_size, opened.open(info)
+            else:
+                skipped.append(Skipped(_zip_name(info, encoding), "it is a link" if kind == stat.S_IFLNK else _SPECIAL))
 
 
-def _tar_members(archive: Path) -> Iterator[_Member]:
+def _tar_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
     with tarfile.open(archive) as opened:
         for info in opened:
-            if info.isreg() and _wanted(info.name):
+            if info.isdir() or not _wanted(info.name):
+                continue
+            stream, reason = None, _SPECIAL
+            if info.isreg():
                 stream = opened.extractfile(info)
-                if stream is not None:
-                    yield info.name, info.size, stream
+            elif info.islnk() or info.issym():
+                reason = f"it is a link to '{info.linkname}', which is not a file in the archive"
+                # Links that lead out of the archive, to nothing, or to each other.
+                with suppress(KeyError, RecursionError):
+                    stream = opened.extractfile(info)
+            if stream is None:
+                skipped.append(Skipped(info.name, reason))
+            else:
+                yield info.name, info.size, stream
 
 
 def _zip_encoding(members: list[zipfile.ZipInfo]) -> str:

@@ -101,8 +101,8 @@ def list_pictures(root: PathLike, *, fewest: int = 2) -> Listing:
     given = {name.lower(): name for name in folders}
     if set(given) in _SPLITS and all(_entries(top / name)[0] for name in folders):
         return _list_split(top, given, fewest)
-    listing = Listing(top, *_list_classes(top, "", folders))
-    listing.skipped = [Skipped(name, "it is not in a class's folder") for name in loose if is_picture(name)]
+    skipped = [Skipped(name, "it is not in a class's folder") for name in loose if is_picture(name)]
+    listing = Listing(top, *_list_classes(top, "", folders, skipped), skipped=skipped)
     listing.others = sum(not is_picture(name) for name in loose)
     _check_classes(listing, top, fewest)
     return listing
@@ -126,7 +126,8 @@ def is_picture(name: str) -> bool:
 
 
 def _list_split(top: Path, given: dict[str, str], fewest: int) -> Listing:
-    found = {part: _list_classes(top, name + "/", _entries(top / name)[0]) for part, name in given.items()}
+    skipped: list[Skipped] = []
+    found = {part: _list_classes(top, name + "/", _entries(top / name)[0], skipped) for part, name in given.items()}
     names, pictures = found["train"]
     labelled: dict[str, list[list[Picture]]] = {}
     for part in ("val", "test"):
@@ -141,14 +142,14 @@ def _list_split(top: Path, given: dict[str, str], fewest: int) -> Listing:
         labelled[part] = [[Picture(p.path, label) for p in by_name.get(name, [])] for label, name in enumerate(names)]
         if not any(labelled[part]):
             raise DataError(f"{top / given[part]}: there are no pictures in it")
-    listing = Listing(top, names, pictures, labelled["val"], labelled.get("test"))
+    listing = Listing(top, names, pictures, labelled["val"], labelled.get("test"), skipped)
     _check_classes(listing, top / given["train"], fewest)
     return listing
 
 
-def _list_classes(top: Path, prefix: str, folders: list[str]) -> tuple[list[str], list[list[Picture]]]:
+def _list_classes(top: Path, prefix: str, folders: list[str], skipped: list[Skipped]) -> tuple[list[str], list[list[Picture]]]:
     names = sorted(folders, key=natural)
-    return names, [[Picture(path, label) for path in _walk(top, prefix + name)] for label, name in enumerate(names)]
+    return names, [[Picture(path, label) for path in _walk(top, prefix + name, skipped)] for label, name in enumerate(names)]
 
 
 def _check_classes(listing: Listing, where: Path, fewest: int) -> None:
@@ -164,14 +165,16 @@ def _check_classes(listing: Listing, where: Path, fewest: int) -> None:
         raise DataError(f"{where}: there is only one class, '{names[0]}'; a classifier needs at least two")
 
 
-def _walk(top: Path, below: str) -> list[str]:
-    """Return the pictures in ``top/below`` and its folders, in natural order; a link to a folder above is not followed."""
+def _walk(top: Path, below: str, skipped: list[Skipped]) -> list[str]:
+    """Return the pictures in ``top/below`` and its folders, in natural order; a link to a folder above is not followed but in ``skipped``."""
     found: list[str] = []
-    stack: list[tuple[str, frozenset[str]]] = [(below, frozenset())]
+    root = Path(os.path.realpath(top))
+    stack: list[tuple[str, frozenset[str]]] = [(below, frozenset(map(str, (root, *root.parents))))]
     while stack:
         folder, above = stack.pop()
         real = os.path.realpath(top / folder)
         if real in above:
+            skipped.append(Skipped(folder, "it is a link to a folder that contains it; it is not followed"))
             continue
         folders, files = _entries(top / folder)
         found += [f"{folder}/{name}" for name in files if is_picture(name)]
