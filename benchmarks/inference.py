@@ -3,10 +3,15 @@
     python benchmarks/inference.py [--batch 1 16] [--rounds 15] [--only squeezenet_v1.1] [--threads N]
 
 Each side runs in a process of its own with the same random weights and pictures; the rounds alternate (ours, theirs, ours, …), so that
-a machine that slows down slows all. The figures are medians of wall and CPU milliseconds; the ratios are theirs / ours (above 1:
-caffetools is faster). onnxruntime runs our own export. OpenCV 4 and real Caffe run where ``caffetools engine add opencv4`` and
-``caffetools engine add caffe`` have made their environments, else they are left out. "limit" is the time that the multiply–adds would
-take at the rate of a large matrix product by torch, measured in the same process as ours.
+a machine that slows down slows all. A round is a pause, one pass ("after a pause": threads sleep, caches are cold), and passes that follow
+it at once ("back to back", as many as fit into 0.2 s, one to ten; the round's figure is their median). The figures are medians of wall
+milliseconds over the rounds with their quartiles, and CPU milliseconds of the passes back to back; the ratios are theirs / ours (above 1:
+caffetools is faster).
+
+onnxruntime runs our own export, in two modes: as it is by default, and "pinned", each of its threads on a processor of its own
+(``session.intra_op_thread_affinities``), where its second thread helps also after a pause. caffetools is never pinned. OpenCV 4 and real
+Caffe run where ``caffetools engine add opencv4`` and ``caffetools engine add caffe`` have made their environments, else they are left
+out. "limit" is the time that the multiply–adds would take at the rate of a large matrix product by torch, measured in this process.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +33,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 NETWORKS = ["bvlc_alexnet", "bvlc_googlenet", "squeezenet_v1.1", "mobilenet_v1", "mobilenet_v2", "resnet50", "vgg16"]
+AFTER_PAUSE, BACK_TO_BACK, CPU = "after a pause", "back to back", "CPU"
 Step = Callable[[], object]
 SETTLE = 0.15  # seconds
+BURST, BURST_SECONDS = 10, 0.2  # passes back to back, at the most
 
 
 def prepare(name: str, batch: int, folder: Path) -> None:
@@ -82,10 +90,26 @@ def real_caffe(folder: Path, threads: int) -> Step:
 
 
 def onnxruntime(folder: Path, threads: int) -> Step:
+    return onnxruntime_step(folder, threads, pinned=False)
+
+
+def onnxruntime_pinned(folder: Path, threads: int) -> Step:
+    """Each thread on a processor of its own."""
+    return onnxruntime_step(folder, threads, pinned=True)
+
+
+def onnxruntime_step(folder: Path, threads: int, *, pinned: bool) -> Step:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    processors = sorted(os.sched_getaffinity(0))[:threads]
+    if pinned and len(processors) == threads:
+        # Of all threads but the caller's; processors count from 1 there.
+        if threads > 1:
+            others = ";".join(str(processor + 1) for processor in processors[1:])
+            options.add_session_config_entry("session.intra_op_thread_affinities", others)
+        os.sched_setaffinity(0, processors[:1])
     session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: np.load(folder / "pictures.npy")}
     return lambda: session.run(None, feed)
@@ -125,16 +149,31 @@ def pytorch(folder: Path, threads: int) -> Step:
     return step
 
 
-SIDES = {"caffetools": ours, "onnxruntime": onnxruntime, "opencv4": opencv, "caffe": real_caffe, "layer by layer": pytorch}
+SIDES = {
+    "caffetools": ours,
+    "onnxruntime": onnxruntime,
+    "onnxruntime pinned": onnxruntime_pinned,
+    "opencv4": opencv,
+    "caffe": real_caffe,
+    "layer by layer": pytorch,
+}
 
 
 def worker(who: str, folder: Path, threads: int) -> None:
-    """One pass for each line of standard input; its wall and CPU seconds as a line of JSON."""
+    """A round for each line of standard input; its seconds as a line of JSON: of the first pass, and wall and CPU of those after it."""
     step = SIDES[who](folder, threads)
     for _ in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
-        step()
-        print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]), flush=True)
+        first = timed(step)
+        more = [timed(step) for _ in range(max(1, min(BURST, int(BURST_SECONDS / first[0]))))]
+        wall, cpu = (statistics.median(seconds[i] for seconds in more) for i in (0, 1))
+        print(json.dumps([first[0], wall, cpu]), flush=True)
+
+
+def timed(step: Step) -> tuple[float, float]:
+    """Wall and CPU seconds of a pass."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 class Side:
@@ -144,8 +183,7 @@ class Side:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads), "GLOG_minloglevel": "3"}
         command = [python, __file__, "--worker", who, "--folder", str(folder), "--threads", str(threads)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        self.wall: list[float] = []
-        self.cpu: list[float] = []
+        self.times: dict[str, list[float]] = {AFTER_PAUSE: [], BACK_TO_BACK: [], CPU: []}
 
     def step(self, *, count: bool = True) -> None:
         # Threads of the side before spin for a while after its pass (OpenBLAS's for about 30 ms); they would take a core from this one.
@@ -153,10 +191,9 @@ class Side:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        wall, cpu = json.loads(self.process.stdout.readline())
-        if count:
-            self.wall.append(wall * 1e3)
-            self.cpu.append(cpu * 1e3)
+        for times, seconds in zip(self.times.values(), json.loads(self.process.stdout.readline()), strict=True):
+            if count:
+                times.append(seconds * 1e3)
 
     def close(self) -> None:
         assert self.process.stdin
@@ -169,7 +206,7 @@ def pythons() -> dict[str, str]:
     from caffetools.engines.environments import find_environment
     from caffetools.errors import CaffeToolsError
 
-    found = {who: sys.executable for who in ("caffetools", "onnxruntime", "layer by layer")}
+    found = {who: sys.executable for who in ("caffetools", "onnxruntime", "onnxruntime pinned", "layer by layer")}
     for who in ("opencv4", "caffe"):
         try:
             found[who] = str(find_environment(who).python)
@@ -187,7 +224,23 @@ def limit(macs: int, threads: int) -> float:
     return sgemm_seconds(macs) * 1e3
 
 
-def compare(name: str, batch: int, rounds: int, threads: int) -> dict[str, dict[str, float]]:
+@dataclass(frozen=True)
+class Figure:
+    """Milliseconds over the rounds: median, first and third quartile, and the median over that of caffetools."""
+
+    median: float
+    first: float
+    third: float
+    ratio: float
+
+    @classmethod
+    def of(cls, times: list[float], ours: list[float]) -> Figure:
+        first, median, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+        return cls(median, first, third, median / statistics.median(ours))
+
+
+def compare(name: str, batch: int, rounds: int, threads: int) -> tuple[dict[str, dict[str, Figure]], float]:
+    """Return the figures of each side, and the limit in milliseconds."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(name, batch, folder)
@@ -198,10 +251,23 @@ def compare(name: str, batch: int, rounds: int, threads: int) -> dict[str, dict[
         for side in sides.values():
             side.close()
         macs = json.loads((folder / "facts.json").read_text())["macs"]
-    results = {who: {"wall ms": statistics.median(side.wall), "CPU ms": statistics.median(side.cpu)} for who, side in sides.items()}
-    for figures in results.values():
-        figures["/ ours"] = figures["wall ms"] / results["caffetools"]["wall ms"]
-    return {**results, "limit": {"wall ms": limit(macs, threads)}}
+    ours = sides["caffetools"].times
+    results = {who: {what: Figure.of(times, ours[what]) for what, times in side.times.items()} for who, side in sides.items()}
+    return results, limit(macs, threads)
+
+
+def table(title: str, results: dict[str, dict[str, Figure]], least: float) -> str:
+    """The figures of a net as text."""
+    lines = [
+        f"{title:26}"
+        + "".join(f"{what + ': ms':>22}{'quartiles':>18}{'/ ours':>8}" for what in (AFTER_PAUSE, BACK_TO_BACK))
+        + f"{'CPU ms':>10}"
+    ]
+    for who, figures in results.items():
+        cells = (figures[what] for what in (AFTER_PAUSE, BACK_TO_BACK))
+        text = "".join(f"{f.median:22.2f}{f'{f.first:.2f} to {f.third:.2f}':>18}{f.ratio:8.2f}" for f in cells)
+        lines.append(f"  {who:24}{text}{figures[CPU].median:10.2f}")
+    return "\n".join([*lines, f"  {'limit':24}{least:22.2f}"])
 
 
 def main() -> None:
@@ -222,11 +288,11 @@ def main() -> None:
     results = {}
     for name in options.only:
         for batch in options.batch:
-            result = results[f"{name}, batch {batch}"] = compare(name, batch, options.rounds, options.threads)
+            figures, least = compare(name, batch, options.rounds, options.threads)
             if not options.json:
-                print(f"{name}, batch {batch}")
-                for who, figures in result.items():
-                    print(f"  {who:16}" + "".join(f"{value:10.2f} {what}" for what, value in figures.items()), flush=True)
+                print(table(f"{name}, batch {batch}", figures, least), flush=True)
+            sides = {who: {what: asdict(figure) for what, figure in side.items()} for who, side in figures.items()}
+            results[f"{name}, batch {batch}"] = {**sides, "limit": {"ms": least}}
     if options.json:
         print(json.dumps({"threads": options.threads, "results": results}, indent=2))
 

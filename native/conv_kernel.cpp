@@ -476,24 +476,49 @@ void depthwise_rows(const Window& w, const float* picture, int64_t oy, int64_t c
   }
 }
 
-void pool_row(const Window& w, const float* picture, int64_t oy, bool largest, float* y) {
+template <bool kLargest>
+void pool_row_of(const Window& w, const float* picture, int64_t oy, float* y) {
   const Range ry(oy, w.sh, w.ph, 1, w.kh, w.h);
   const int64_t padded_rows = (ry.start + w.kh < w.h + w.ph ? ry.start + w.kh : w.h + w.ph) - ry.start;
   for (int64_t ox = 0; ox < w.ow; ++ox) {
     const Range rx(ox, w.sw, w.pw, 1, w.kw, w.w);
     const int64_t padded_columns = (rx.start + w.kw < w.w + w.pw ? rx.start + w.kw : w.w + w.pw) - rx.start;
     const Vec area = vset(1.0f / static_cast<float>(padded_rows * padded_columns));
-    for (int64_t c = 0; c < w.c; c += kWidth) {
-      const int64_t left = w.c - c;
-      Vec acc = vset(largest ? -3.402823466e+38f : 0.0f);
-      for (int64_t ky = ry.first; ky < ry.last; ++ky) {
-        const float* x = picture + ((ry.start + ky) * w.w + rx.start + rx.first) * w.x_pitch + c;
-        for (int64_t kx = rx.first; kx < rx.last; ++kx, x += w.x_pitch)
-          acc = largest ? vmax(vload_part(x, left), acc) : vadd(acc, vload_part(x, left));
+    const float* corner = picture + ((ry.start + ry.first) * w.w + rx.start + rx.first) * w.x_pitch;
+    const int64_t rows = ry.last - ry.first, columns = rx.last - rx.first;
+    const auto pool = [&](int64_t c, auto load, auto store) {
+      Vec acc = vset(kLargest ? -3.402823466e+38f : 0.0f);
+      const float* row = corner + c;
+      for (int64_t ky = 0; ky < rows; ++ky, row += w.w * w.x_pitch) {
+        const float* x = row;
+        for (int64_t kx = 0; kx < columns; ++kx, x += w.x_pitch) acc = kLargest ? vmax(load(x), acc) : vadd(acc, load(x));
       }
-      vstore_part(y + ox * w.y_pitch + c, largest ? acc : vmul(acc, area), left);
+      store(y + ox * w.y_pitch + c, kLargest ? acc : vmul(acc, area));
+    };
+    const auto whole = [&](int64_t c, auto load, auto store) {
+      const float* x = corner + c;
+      const int64_t down = w.w * w.x_pitch;
+      Vec best = load(x);
+#pragma GCC unroll 9
+      for (int i = 1; i < 9; ++i) best = vmax(load(x + i / 3 * down + i % 3 * w.x_pitch), best);
+      store(y + ox * w.y_pitch + c, best);
+    };
+    const auto load = [](const float* p) { return vload(p); };
+    const auto store = [](float* p, Vec v) { vstore(p, v); };
+    int64_t c = 0;
+    if (kLargest && rows == 3 && columns == 3) {
+      for (; c + kWidth <= w.c; c += kWidth) whole(c, load, store);
+    } else {
+      for (; c + kWidth <= w.c; c += kWidth) pool(c, load, store);
     }
+    const int64_t left = w.c - c;
+    if (left > 0)
+      pool(c, [left](const float* p) { return vload_part(p, left); }, [left](float* p, Vec v) { vstore_part(p, v, left); });
   }
+}
+
+void pool_row(const Window& w, const float* picture, int64_t oy, bool largest, float* y) {
+  (largest ? pool_row_of<true> : pool_row_of<false>)(w, picture, oy, y);
 }
 
 }  // namespace
