@@ -271,12 +271,12 @@ def test_a_runs_state_that_cannot_be_used_is_warned_of_and_the_weights_are_used(
     assert sum(line.startswith("W ") and "data and random states start over" in line for line in lines) == 1
 
 
-@pytest.mark.parametrize(("kind", "place"), [("caffemodel", -3), ("solverstate", 150), ("solverstate", 1)])
+@pytest.mark.parametrize(("kind", "place"), [("caffemodel", -3), ("solverstate", 150), ("solverstate", 1), ("solverstate", 6)])
 def test_a_file_that_changed_since_it_was_written_is_refused_and_auto_takes_the_one_before(tmp_path: Path, kind: str, place: int) -> None:
     run_to(tmp_path, 3, 5)
     path = tmp_path / f"tiny_iter_5.{kind}"
     content = bytearray(path.read_bytes())
-    content[place] ^= 0x40  # in the numbers of a blob, or the iteration: the file can still be read
+    content[place] ^= 0x40  # in the numbers of a blob, the iteration, or the name of the weights: the file can still be read
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=rf"{path}: damaged or changed since it was written.*remove .*tiny_iter_5\.runstate\.json"):
         tiny_solver().restore(tmp_path / "tiny_iter_5.solverstate")

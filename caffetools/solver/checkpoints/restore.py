@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 from pathlib import Path
@@ -55,8 +56,12 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
         raise ModelFileError(f"{os.fspath(path)}: {error}") from None
     weights = None
     if state.learned_net:
-        weights = find_weights(path, state.learned_net)
-        report = load_weights(solver.net, weights, in_order=True)
+        try:
+            weights = find_weights(path, state.learned_net)
+            report = load_weights(solver.net, weights, in_order=True)
+        except CaffeToolsError:
+            _refuse_damaged(path)
+            raise
         if not report.loaded:
             raise ModelFileError(f"{weights}: has no layer of the net '{solver.net.name}', so the run cannot be resumed from it")
     solver.log("sgd_solver.cpp:336", "SGDSolver: restoring history")
@@ -69,6 +74,19 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
         solver.learning_rate.last_event = state.iter
         solver.log("caffe.cpp:235", "The snapshot has no smallest loss; the window of lr_policy plateau starts over", "W")
     return _restore_run(solver, path, weights)
+
+
+def _refuse_damaged(state: PathLike) -> None:
+    """Raise :class:`ModelFileError` where a file of a snapshot differs from its checksum: what is wrong with its content follows from that."""
+    side = run_state_path(state)
+    weights = next((file for file in side.parent.glob(f"{glob.escape(side.name.removesuffix('.runstate.json'))}.caffemodel*")), None)
+    if weights is None:
+        return
+    try:
+        read_run_state(side)
+    except ModelFileError:
+        return
+    check_files(side, state, weights)
 
 
 def _restore_run(solver: TrainingRun, state: PathLike, weights: Path | None) -> bool:
