@@ -260,7 +260,7 @@ def export_onnx(
         Cancelled: ``cancel`` was set.
     """
     from caffetools.infer.classifier import PreprocessOptions
-    from caffetools.infer.export import ExportOptions, export_deployed
+    from caffetools.infer.export import ExportOptions, export_deployed, preprocessing_of_part
 
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
     fixed = None if batch is None else whole_number("batch", batch)
@@ -273,7 +273,8 @@ def export_onnx(
         several(sources),
         preprocess,
     )
-    deploy, parameters, options = deployed("deploy", deploy, weights, options, events, cancel)
+    deploy, parameters, whole = deployed("deploy", deploy, weights, options, events, cancel)
+    options = preprocessing_of_part(how, options, whole)
     with reported("export", f"Exporting {os.fspath(deploy)}", events):
         return export_deployed(deploy, parameters, path, options, how, pictures=several(images), events=events, cancel=cancel)
 

@@ -70,7 +70,7 @@ def export(
     """
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import PreprocessOptions, find_pictures
-    from caffetools.infer.export import ExportOptions, export_deployed
+    from caffetools.infer.export import ExportOptions, export_deployed, preprocessing_of_part
     from caffetools.project.next_step import after_export
 
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
@@ -87,9 +87,7 @@ def export(
     check_output(out, force=force)
     to, how, converter = _for_converter(to, how)
     net, parameters, prepared = deployed(deploy, weights, options)
-    if outputs and labels is None:
-        # The labels of a network of the zoo are those of its own output.
-        prepared = replace(prepared, labels=None)
+    prepared = preprocessing_of_part(how, options, prepared)
     if to != "onnx":
         _to_torch(net, parameters, out, how, to, converter, as_json=json)
         return

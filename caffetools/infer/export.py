@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def export_deployed(
     card = model_card(net, deploy, weights)
     inputs: dict[str, NDArray[Any]] | None = None
     in_graph: InGraphPreprocessing | None = None
-    found = find_preprocessing(net, read_preprocessing(deploy) or Preprocessing(), options or PreprocessOptions())
+    found = find_preprocessing(net, _known_preprocessing(net, deploy, how), options or PreprocessOptions())
     if found is not None:
         blob, preprocessor = found
         card |= preprocessor.how.to_properties()
@@ -133,6 +133,27 @@ def export_deployed(
         events(Warned(task="export", message=note))
     events(ArtifactWritten(task="export", path=os.fspath(path), what="onnx"))
     return verification
+
+
+def preprocessing_of_part(how: ExportOptions, given: PreprocessOptions, whole: PreprocessOptions) -> PreprocessOptions:
+    """Return the preprocessing for a part of a net of the zoo: its card's is for the net's own input, and the labels for its own output.
+
+    Args:
+        how: Which part.
+        given: Preprocessing of the caller.
+        whole: The same, with what the card adds.
+    """
+    if how.sources:
+        return given
+    return replace(whole, labels=None) if how.outputs and given.labels is None else whole
+
+
+def _known_preprocessing(net: Net, deploy: PathLike, how: ExportOptions) -> Preprocessing:
+    """Return what ``deploy.json`` has for the part of the net that is exported."""
+    known = read_preprocessing(deploy) or Preprocessing()
+    if how.sources:
+        return Preprocessing()
+    return replace(known, labels=()) if how.outputs and len(known.labels) not in _class_counts(net) else known
 
 
 def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> Net:
@@ -200,11 +221,15 @@ def _in_graph(blob: str, preprocessor: Preprocessor, axes: Sequence[str]) -> InG
 
 
 def _check_labels(net: Net, how: Preprocessing, given: object) -> None:
-    classes = {net.blob_shapes[blob][1] for blob in net.outputs if len(net.blob_shapes[blob]) > 1}
+    classes = _class_counts(net)
     if how.labels and len(how.labels) not in classes:
         origin = f"{os.fspath(given)}: " if isinstance(given, str | os.PathLike) else ""
         counts = ", ".join(map(str, sorted(classes)))
         raise DataError(f"{origin}there are {len(how.labels)} labels, but the net's outputs have {counts} classes")
+
+
+def _class_counts(net: Net) -> set[int]:
+    return {net.blob_shapes[blob][1] for blob in net.outputs if len(net.blob_shapes[blob]) > 1}
 
 
 def _read_all(preprocessor: Preprocessor, pictures: Sequence[PathLike], batch: int | None) -> NDArray[Any]:

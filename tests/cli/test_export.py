@@ -8,6 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from caffetools.net.net import Net
+from caffetools.net.weights import save_weights
+from caffetools.zoo.networks import prototxt_path
 from tests.cli.inprocess import run
 from tests.infer.colours import DEPLOY, write_labels, write_net, write_pictures
 
@@ -75,6 +78,21 @@ def test_what_cannot_be_done_is_reported_and_nothing_is_left(tmp_path: Path, opt
     assert got == code
     assert message in " ".join(err.replace("│", " ").split())
     assert not path.parent.exists()
+
+
+def test_a_part_of_a_network_of_the_zoo_has_its_cards_preprocessing_only_where_it_fits(tmp_path: Path) -> None:
+    weights = tmp_path / "lenet.caffemodel"
+    net = Net.from_file(prototxt_path("lenet", "deploy"))
+    save_weights(net, weights)
+    for number, (part, keys) in enumerate(
+        [([], {"scale", "channel_order"}), (["--from", "ip1"], set()), (["--from", "pool2", "--outputs", "ip1"], set())]
+    ):
+        path = tmp_path / f"{number}.onnx"
+        code, out, err = run("export", "lenet", weights, "-o", path, *part)
+        assert code == 0, out + err
+        names = {p.key.removeprefix("caffetools.") for p in onnx.load(path).metadata_props}
+        assert names & {"mean", "scale", "channel_order", "labels"} >= keys
+        assert bool(names & {"mean", "scale", "channel_order", "labels"}) is bool(keys)
 
 
 def test_labels_of_another_number_are_refused(tmp_path: Path) -> None:
