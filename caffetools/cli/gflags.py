@@ -135,15 +135,23 @@ def _translated(arguments: list[str], command: str) -> Iterator[str]:
         elif name.startswith("no") and name[2:] in {*_GLOG_SWITCHES, *(flag for flag in _SWITCHES if flag in flags)}:
             continue
         elif name in flags and name not in _SWITCHES:
-            value = value if equals else next(values, "")
-            if value or name not in _CAFFE:
-                yield from [f"--{name.replace('_', '-')}={value}"] if equals else [f"--{name.replace('_', '-')}", value]
+            yield from _with_value(name, value if equals else next(values, None), joined=bool(equals))
         elif name in _GLOG_VALUES or (name in _CAFFE and command in _CAFFE_ACTIONS):
             value = value if equals else next(values, "")
             if name in _KEPT:
                 os.environ[f"GLOG_{name}"] = value
         elif name not in _GLOG_SWITCHES:
             yield f"--{name.replace('_', '-')}" if name in flags else argument
+
+
+def _with_value(name: str, value: str | None, *, joined: bool) -> list[str]:
+    """Return a flag with its value, ``joined`` by = or apart; alone where the value is missing, which is then an error of the command line."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None:
+        return [flag]
+    if not value and name in _CAFFE:
+        return []
+    return [f"{flag}={value}"] if joined else [flag, value]
 
 
 def _name(argument: str) -> str:

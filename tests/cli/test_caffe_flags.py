@@ -13,7 +13,7 @@ import pytest
 
 from caffetools.cli.gflags import translate
 from caffetools.proto.binary import read_solverstate
-from tests.cli.inprocess import Done, run
+from tests.cli.inprocess import Done, error_of, run
 from tests.conftest import GOLDEN
 from tests.engines.fake_caffe import write_fake_caffe
 
@@ -198,3 +198,11 @@ def test_the_bar_follows_real_caffe(command: Callable[..., Done], tmp_path: Path
     assert "iteration 150: test net #0: accuracy 1, loss 0.007433" in text
     lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
     assert re.search(r"150/150 loss 0\.0\d+ lr 0\.0025 accuracy 100\.0%", lines[-1])
+
+
+@pytest.mark.parametrize("line", ["train solver.prototxt --weights", "train solver.prototxt -snapshot", "test net.prototxt --weights"])
+def test_a_flag_without_its_value_is_an_error_and_no_training(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *_, flag = line.split()
+    message = error_of(run(*line.split()))
+    assert message.startswith(f"{name}: option '--{flag.lstrip('-')}' requires an argument; example: caffetools {name} ")
