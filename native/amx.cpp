@@ -253,9 +253,147 @@ void amx_run(const CaffetoolsConv& s, const uint16_t* weights, const float* x, f
     }
 }
 
+namespace {
+
+// Bytes that the packed values of a chunk of places may take, and the places of one.
+constexpr int64_t kChunkBytes = 1536 * 1024, kLeastChunk = 1024, kMostChunk = 2048;
+
+// The gradient of one group's weights. The gradients of outputs are the rows of the products, transposed; the inputs are the columns.
+struct WeightGradient {
+  const AmxGrid& grid;
+  int64_t total;  // places of the grid up to the last input
+  int64_t chunk;  // places worked on at once, in whole steps
+  int64_t row, piece;  // distance of the transposed rows and of their pieces
+  int64_t row_blocks, tiles;
+  int64_t panel;  // halves of one panel: [step][piece][tile]
+
+  explicit WeightGradient(const AmxGrid& g) : grid(g) {
+    total = ((grid.n - 1) * grid.down() + grid.ph + grid.h - 1) * grid.across() + grid.pw + grid.w;
+    const int64_t fits = kChunkBytes / ((grid.in() + grid.out()) * kPieces * 2) / kStep * kStep;
+    chunk = std::min(std::max(kLeastChunk, std::min(kMostChunk, fits)), round_up(total, kStep));
+    row = spread(chunk + round_up(grid.reach(), kTile) + kTile);
+    row_blocks = (grid.out() + kTile - 1) / kTile;
+    piece = row_blocks * kTile * row;
+    tiles = (grid.in() + kTile - 1) / kTile;
+    panel = chunk / kStep * kPieces * 2 * kTileHalves;
+  }
+  int64_t panels() const { return (tiles + 1) / 2; }
+  int64_t halves() const { return kPieces * piece + panels() * panel; }
+
+  // Where the pixels of `count` places from `place` on begin, of images of h x w pixels whose first one is at (top, left) of each image's part of
+  // the grid; null for places outside.
+  void pixels(const float* from, int64_t pitch, int64_t place, int64_t count, int64_t h, int64_t w, int64_t top, int64_t left,
+              const float** rows) const {
+    const int64_t across = grid.across(), down = grid.down();
+    for (; place < 0 && count > 0; ++place, --count) *rows++ = nullptr;
+    int64_t column = place % across, y = place / across % down, image = place / across / down;
+    while (count > 0) {
+      const int64_t stop = std::min(across, column + count), line = ((image * h + y - top) * w - left) * pitch;
+      const bool inside = image < grid.n && y >= top && y < top + h;
+      count -= stop - column;
+      for (; column < stop; ++column) *rows++ = inside && column >= left && column < left + w ? from + line + column * pitch : nullptr;
+      column = 0;
+      if (++y == down) y = 0, ++image;
+    }
+  }
+
+  // The first place of the transposed rows for a chunk from `first` on.
+  int64_t before(int64_t first) const { return first - round_up(grid.reach(), kTile); }
+
+  void pack_outputs(const float* dy, int64_t pitch, int64_t first, int64_t task, uint16_t* to) const {
+    const float* rows[kTile];
+    pixels(dy, pitch, before(first) + task * kTile, kTile, grid.oh, grid.ow, 0, 0, rows);
+    for (int64_t block = 0; block < row_blocks; ++block) {
+      amx_kernel.split_transposed(rows, std::min(kTile, grid.out() - block * kTile), to + block * kTile * row + task * kTile, row, piece);
+      for (const float*& at : rows) at = at != nullptr ? at + kTile : nullptr;
+    }
+  }
+
+  void pack_inputs(const float* x, int64_t pitch, int64_t first, int64_t step, uint16_t* to) const {
+    const float* rows[kStep];
+    pixels(x, pitch, first + step * kStep, kStep, grid.h, grid.w, grid.ph, grid.pw, rows);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t wide = std::min<int64_t>(2, tiles - tile / 2 * 2);
+      uint16_t* at = to + tile / 2 * panel + step * kPieces * wide * kTileHalves + tile % 2 * kTileHalves;
+      amx_kernel.pack_pixels(rows, std::min(kTile, grid.in() - tile * kTile), at, wide * kTileHalves);
+      for (const float*& pixel : rows) pixel = pixel != nullptr ? pixel + kTile : nullptr;
+    }
+  }
+
+  void run(const float* x, int64_t x_pitch, const float* dy, int64_t y_pitch, float* dw, uint16_t* packed, int threads) const {
+    uint16_t* const panels_at = packed + kPieces * piece;
+    const int64_t taps = grid.taps(), pitch = taps * grid.in(), blocks = (grid.out() + kBlock - 1) / kBlock;
+    // Panels that a thread's cache holds while the rows pass by.
+    const int64_t bundle = std::max<int64_t>(1, kWeightBytes / (panel * 2));
+    for (int64_t first = 0; first < total; first += chunk) {
+      const int64_t steps = (std::min(chunk, total - first) + kStep - 1) / kStep;
+      const int64_t columns = (steps * kStep + round_up(grid.reach(), kTile)) / kTile;
+      parallel_for(threads, columns + steps, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          if (task < columns)
+            pack_outputs(dy, y_pitch, first, task, packed);
+          else
+            pack_inputs(x, x_pitch, first, task - columns, panels_at);
+        }
+      });
+      for (int64_t from = 0; from < panels(); from += bundle) {
+        const int64_t taken = std::min(bundle, panels() - from);
+        parallel_for(threads, blocks * taken * taps, [&](int64_t begin, int64_t end) {
+          alignas(64) float results[kBlock * kBlock];
+          const int64_t zero = 0;
+          amx_kernel.begin();
+          for (int64_t task = begin; task < end; ++task) {
+            const int64_t tap = task % taps, column = (from + task / taps % taken) * kBlock, line = task / taps / taken * kBlock;
+            const int64_t rows = std::min(kBlock, grid.out() - line), width = std::min(kBlock, grid.in() - column);
+            const AmxSums sums{&zero, 1, steps, row, piece};
+            const uint16_t* a = packed + line * row + first - grid.offset(tap) - before(first);
+            amx_kernel.multiply(rows, width, a, sums, panels_at + column / kBlock * panel, results);
+            amx_kernel.accumulate(results, rows, width, dw + line * pitch + tap * grid.in() + column, pitch, first == 0);
+          }
+          amx_kernel.end();
+        });
+      }
+    }
+  }
+};
+
+}  // namespace
+
+namespace {
+
+// In multiply-adds of vectors: a product of the unit, where one side lies across cache lines with a kernel of several taps, and the
+// conversion of a value; what the sums by vectors (torch's) take for theirs. Fitted to AlexNet's, GoogLeNet's and SqueezeNet's convolutions.
+constexpr double kFlatProduct = 0.56, kTapProduct = 0.75, kConversion = 75, kVectorProduct = 1.02;
+
+bool pays(const AmxGrid& grid) {
+  const double places = static_cast<double>(WeightGradient(grid).total), taps = static_cast<double>(grid.taps());
+  const int64_t left = grid.in() % kBlock, columns = grid.in() - left + (left == 0 ? 0 : left <= kTile ? 24 : kBlock);
+  const double products = places * taps * static_cast<double>(columns * round_up(grid.out(), kTile)) * (taps > 1 ? kTapProduct : kFlatProduct);
+  const double vectors = static_cast<double>(grid.n * grid.oh * grid.ow * grid.in() * grid.out()) * taps * kVectorProduct;
+  return products + kConversion * places * static_cast<double>(grid.in() + grid.out()) < vectors;
+}
+
+}  // namespace
+
+int64_t amx_weight_gradient_scratch(const CaffetoolsConv& s, bool always) {
+  if (!amx_takes(s)) return 0;
+  const AmxGrid grid(s);
+  return always || pays(grid) ? WeightGradient(grid).halves() / 2 + 64 : 0;
+}
+
+void amx_weight_gradient(const CaffetoolsConv& s, const float* x, const float* dy, float* dw, float* scratch, int threads) {
+  const AmxGrid grid(s);
+  const WeightGradient gradient(grid);
+  for (int64_t group = 0; group < grid.groups; ++group)
+    gradient.run(x + group * grid.in(), s.x_pitch, dy + group * grid.out(), s.y_pitch, dw + group * grid.out() * grid.taps() * grid.in(),
+                 aligned(scratch), threads);
+}
+
 #else
 
 bool amx_ready() { return false; }
+int64_t amx_weight_gradient_scratch(const CaffetoolsConv&, bool) { return 0; }
+void amx_weight_gradient(const CaffetoolsConv&, const float*, const float*, float*, float*, int) {}
 bool amx_takes(const CaffetoolsConv&) { return false; }
 void amx_pack(const AmxGrid&, const float*, const WeightSteps&, uint16_t*, int) {}
 int64_t amx_scratch(const AmxGrid&) { return 0; }

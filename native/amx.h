@@ -34,6 +34,12 @@ struct AmxKernel {
   // The pieces of one tile of a panel: input k of column j is from[k * k_step + j * column_step], zeros beyond `inputs` and `columns`.
   // Pieces are `piece` values apart.
   void (*pack_tile)(const float* from, int64_t k_step, int64_t column_step, int64_t inputs, int64_t columns, uint16_t* to, int64_t piece);
+  // The pieces of the transpose of kTile pixels: channel c of pixel i, which begins at rows[i] (null: zeros), goes to to[c * row + i].
+  void (*split_transposed)(const float* const* rows, int64_t channels, uint16_t* to, int64_t row, int64_t piece);
+  // The pieces of one tile of a panel whose inputs are kStep pixels: column j of input k is rows[k][j], zeros where rows[k] is null.
+  void (*pack_pixels)(const float* const* rows, int64_t columns, uint16_t* to, int64_t piece);
+  // Adds (or, first, stores) `rows` x `columns` of the sums [kBlock][kBlock] to `to`, whose rows are `pitch` floats apart.
+  void (*accumulate)(const float* sums, int64_t rows, int64_t columns, float* to, int64_t pitch, bool first);
   // Sums [kBlock][kBlock] for `rows` and `columns` of up to kBlock; whole tiles of them are computed.
   void (*multiply)(int64_t rows, int64_t columns, const uint16_t* a, const AmxSums& sums, const uint16_t* panel, float* to);
   // Rows of sums [rows][kBlock]: bias, residual (or null) and activation.
@@ -84,5 +90,12 @@ int64_t amx_scratch(const AmxGrid& grid);
 
 void amx_run(const CaffetoolsConv& s, const uint16_t* weights, const float* x, float* y, const float* residual, const Epilogue& epilogue,
              float* scratch, int threads);
+
+// The gradient of the weights: dw[o][tap][i] = sum over the places of the grid of dy[place - offset(tap)][o] * x[place][i].
+// Floats of scratch that it needs; 0 if the unit does not compute it, or (unless `always`) vectors are expected to be faster.
+int64_t amx_weight_gradient_scratch(const CaffetoolsConv& s, bool always);
+
+// dw (oc, kh, kw, c / groups) from x and dy, whose pixels are s.x_pitch and s.y_pitch floats apart.
+void amx_weight_gradient(const CaffetoolsConv& s, const float* x, const float* dy, float* dw, float* scratch, int threads);
 
 }  // namespace caffetools

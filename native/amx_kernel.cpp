@@ -75,6 +75,57 @@ void pack_tile(const float* from, int64_t k_step, int64_t column_step, int64_t i
   }
 }
 
+// Of 16 vectors: lane j of vector i and lane i of vector j change places.
+inline void transpose(__m512* v) {
+  __m512 t[16];
+  for (int i = 0; i < 16; i += 4) {
+    const __m512 a = _mm512_unpacklo_ps(v[i], v[i + 1]), b = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    const __m512 c = _mm512_unpacklo_ps(v[i + 2], v[i + 3]), d = _mm512_unpackhi_ps(v[i + 2], v[i + 3]);
+    t[i] = _mm512_shuffle_ps(a, c, 0x44);
+    t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+    t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+    t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+  }
+  // Vector 4 g + k now holds, in its four quarters q, lanes 4 q + k of vectors 4 g to 4 g + 3.
+  for (int k = 0; k < 4; ++k) {
+    const __m512 a = _mm512_shuffle_f32x4(t[k], t[4 + k], 0x88), b = _mm512_shuffle_f32x4(t[k], t[4 + k], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(t[8 + k], t[12 + k], 0x88), d = _mm512_shuffle_f32x4(t[8 + k], t[12 + k], 0xdd);
+    v[k] = _mm512_shuffle_f32x4(a, c, 0x88);
+    v[8 + k] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    v[4 + k] = _mm512_shuffle_f32x4(b, d, 0x88);
+    v[12 + k] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+}
+
+void split_transposed(const float* const* rows, int64_t channels, uint16_t* to, int64_t row, int64_t piece) {
+  const __mmask16 mask = first_lanes(channels);
+  __m512 v[16];
+  for (int i = 0; i < 16; ++i) v[i] = rows[i] != nullptr ? _mm512_maskz_loadu_ps(mask, rows[i]) : _mm512_setzero_ps();
+  transpose(v);
+  for (int64_t c = 0; c < 16 && c < channels; ++c) {
+    const Pieces p = pieces_of(v[c]);
+    for (int64_t k = 0; k < kPieces; ++k) store_halves(to + c * row + k * piece, p.piece[k]);
+  }
+}
+
+void pack_pixels(const float* const* rows, int64_t columns, uint16_t* to, int64_t piece) {
+  const __mmask16 mask = first_lanes(columns);
+  const auto load = [&](int64_t k) { return rows[k] != nullptr ? _mm512_maskz_loadu_ps(mask, rows[k]) : _mm512_setzero_ps(); };
+  for (int64_t k = 0; k < kStep; k += 2) {
+    const Pieces even = pieces_of(load(k)), odd = pieces_of(load(k + 1));
+    for (int64_t p = 0; p < kPieces; ++p) store_pair(to + p * piece + k * kTile, even.piece[p], odd.piece[p]);
+  }
+}
+
+void accumulate(const float* sums, int64_t rows, int64_t columns, float* to, int64_t pitch, bool first) {
+  for (int64_t m = 0; m < rows; ++m, sums += kBlock, to += pitch)
+    for (int64_t c = 0; c < columns; c += 16) {
+      const __mmask16 mask = first_lanes(columns - c);
+      const __m512 sum = _mm512_maskz_loadu_ps(mask, sums + c);
+      _mm512_mask_storeu_ps(to + c, mask, first ? sum : _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, to + c)));
+    }
+}
+
 // kR tiles of rows by kV tiles of columns: sums in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7.
 template <int kR, int kV>
 inline void load_rows(const uint16_t* a, int64_t row) {
@@ -158,6 +209,6 @@ void finish_rows(const float* sums, int64_t rows, int64_t channels, float* y, in
 
 namespace caffetools {
 
-extern const AmxKernel amx_kernel{begin, end, split, pack_tile, multiply, finish_rows};
+extern const AmxKernel amx_kernel{begin, end, split, pack_tile, split_transposed, pack_pixels, accumulate, multiply, finish_rows};
 
 }  // namespace caffetools

@@ -490,6 +490,17 @@ CAFFETOOLS_API void caffetools_conv_run(const void* handle, const float* x, floa
     run_direct(conv, x, y, residual, scratch, threads);
 }
 
+// The gradient of the weights by the matrix unit (amx.h). Floats of scratch; 0 where it does not take the convolution, or (unless `always`)
+// is not the faster way.
+CAFFETOOLS_API int64_t caffetools_weight_gradient_scratch(const CaffetoolsConv* shape, int always) {
+  return amx_weight_gradient_scratch(*shape, always != 0);
+}
+
+CAFFETOOLS_API void caffetools_weight_gradient(const CaffetoolsConv* shape, const float* x, const float* dy, float* dw, float* scratch,
+                                               int threads) {
+  amx_weight_gradient(*shape, x, dy, dw, scratch, threads);
+}
+
 // The tiles of a picture (n, h, w, c) channels-last in Winograd's domain: `to` is [(m + 2)^2][tiles][c], tiles in rows of images; of the
 // `down` x `across` tiles of an image the first begins at (-pad, -pad). `gradient`: of outputs, by the transpose of the last transform.
 CAFFETOOLS_API void caffetools_winograd_tiles(const float* x, int64_t n, int64_t c, int64_t h, int64_t w, int64_t down, int64_t across,

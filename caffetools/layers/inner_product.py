@@ -53,6 +53,8 @@ class InnerProduct(Layer):
         rows = x.reshape(*x.shape[: self.outer_axes], self.inputs)
         if self.outer_axes == 1 and not self.transposed and native_product.takes(rows, weight):
             return native_product.multiply(rows, weight, bias)
+        if self.training and self.outer_axes == 1 and not self.transposed and native_product.takes(rows, weight, gradient=True):
+            return native_product.multiply_in_training(rows, weight, bias)
         return F.linear(rows, weight, bias)
 
     def inference_form(self) -> inference.Product | None:

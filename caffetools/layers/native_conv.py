@@ -191,6 +191,32 @@ def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
     conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), None, scratch.data_ptr(), torch.get_num_threads())
 
 
+def weight_gradient(form: inference.Conv, x: torch.Tensor, dy: torch.Tensor, *, always: bool = False) -> torch.Tensor | None:
+    """Return the gradient of the weights of ``form`` by the matrix unit; None where it does not compute such a convolution, or not faster.
+
+    Args:
+        form: The convolution.
+        x: Its input (N, C, H, W), channels-last float32.
+        dy: The gradient of its output (N, C', H', W'), likewise.
+        always: Compute also what torch computes faster.
+
+    Returns:
+        The shape of ``form.weight``, channels-last.
+    """
+    shapes = [(t.shape[0], t.shape[1], t.shape[2], t.shape[3]) for t in (x, dy)]
+    layout = Layout(shapes[0], shapes[1], x.shape[1], dy.shape[1])
+    shape = _shape(form, inference.Activation(inference.NO_ACTIVATION), layout, 0)
+    address = ctypes.addressof(shape)
+    floats = int(library().caffetools_weight_gradient_scratch(address, int(always)))
+    if not floats:
+        return None
+    made, scratch = torch.empty(form.weight.shape, memory_format=torch.channels_last), torch.empty(floats)
+    pointers = (t.data_ptr() for t in (x, dy, made, scratch))
+    with torch_threads():
+        library().caffetools_weight_gradient(address, *pointers, torch.get_num_threads())
+    return made
+
+
 def winograd_tiles(x: torch.Tensor, tiles: Pair, pad: int, m: int, *, gradient: bool = False) -> torch.Tensor:
     """Return the tiles of channels-last pictures in Winograd's domain.
 
@@ -232,6 +258,10 @@ def library() -> Any:
         loaded.caffetools_conv_create_from.argtypes = [Pointer] * 6
         loaded.caffetools_conv_choice.argtypes = [Pointer]
         loaded.caffetools_native_variant.argtypes = []
+        loaded.caffetools_weight_gradient_scratch.restype = ctypes.c_int64
+        loaded.caffetools_weight_gradient_scratch.argtypes = [Pointer, ctypes.c_int]
+        loaded.caffetools_weight_gradient.restype = None
+        loaded.caffetools_weight_gradient.argtypes = [Pointer] * 5 + [ctypes.c_int]
         loaded.caffetools_conv_destroy.argtypes = [Pointer]
         loaded.caffetools_conv_destroy.restype = None
         loaded.caffetools_conv_scratch.argtypes = [Pointer]

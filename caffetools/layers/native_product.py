@@ -7,10 +7,13 @@ import ctypes
 import torch
 
 from caffetools.layers import inference
-from caffetools.layers.native_conv import Layout, Pointer, available, library
+from caffetools.layers.autograd import Context
+from caffetools.layers.native_conv import Layout, Pointer, available, library, torch_threads
 
 # Of more rows than these, torch's matrix product is the faster one.
 MOST_ROWS = 32
+# In training, smaller matrices are left to torch, which reads them from the caches.
+_LEAST_WEIGHTS = 1 << 20
 
 
 class _Shape(ctypes.Structure):
@@ -48,13 +51,15 @@ class NativeProduct:
         self.scratch_floats = int(library().caffetools_product_scratch(self.handle))
 
 
-def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def takes(x: torch.Tensor, weight: torch.Tensor, *, gradient: bool = False) -> bool:
     """Return whether :func:`multiply` computes x · Wᵀ: few rows of float32 on the CPU, of which no gradient is wanted.
+
+    ``gradient``: Whether :func:`multiply_in_training` computes it, a product by a matrix large enough that reading it takes the time.
 
     A plan uses the same operator, so that a pass that starts in the middle of a net has the bits of a whole one.
     """
     return (
-        not torch.is_grad_enabled()
+        (weight.numel() >= _LEAST_WEIGHTS if gradient else not torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and type(x) is torch.Tensor
@@ -83,6 +88,30 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     layout = Layout((*x.shape, 1, 1), (*y.shape, 1, 1), x.shape[1], y.shape[1])
     run_product(NativeProduct(inference.Product(weight, bias), None, layout), x, y)
     return y
+
+
+def multiply_in_training(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Compute x · Wᵀ + b as :func:`multiply` does, with gradients by torch."""
+    y: torch.Tensor = _Multiply.apply(x, weight, bias)
+    return y
+
+
+class _Multiply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        with torch_threads():
+            return multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Context, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x, weight), (dy,) = ctx.saved_tensors, grads
+        wanted = ctx.needs_input_grad
+        return (
+            dy @ weight if wanted[0] else None,
+            dy.t() @ x if wanted[1] else None,
+            dy.sum(0) if wanted[2] else None,
+        )
 
 
 def run_product(product: NativeProduct, x: torch.Tensor, y: torch.Tensor) -> None:

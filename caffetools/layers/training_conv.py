@@ -1,7 +1,7 @@
 """Convolutions in training by the native library: one or several whose outputs are one blob, each followed by a ReLU or none.
 
 The forward pass and the gradient of the input use the algorithms of the inference plan, Winograd's and the matrix unit among them; the
-gradient of the weights is by Winograd's algorithm or torch. A ReLU costs no pass of its own, a concatenation no copy.
+gradient of the weights is by Winograd's algorithm, the matrix unit or torch. A ReLU costs no pass of its own, a concatenation no copy.
 """
 
 from __future__ import annotations
@@ -127,13 +127,15 @@ def _gradients(
     """Return the gradients of ``x``, ``weight`` and the bias that are ``wanted``, for the gradient ``dy`` of ``y`` (None: without a ReLU)."""
     dy, db = native_training.output_gradient(dy, y, sums=wanted[2])
     dx = dw = None
-    by_torch = [wanted[0], wanted[1], False]
+    by_torch = [False, False, False]
     if wanted[0]:
         dx = _input_gradient(dy, weight, x, geometry)
         by_torch[0] = dx is None
     if wanted[1] and winograd.takes(x, weight, geometry.stride, geometry.pad, geometry.dilation, geometry.groups):
         dw = winograd.weight_gradient(x, dy, geometry.pad[0])
-        by_torch[1] = False
+    elif wanted[1]:
+        dw = native_conv.weight_gradient(_form(weight, None, geometry), x, dy)
+    by_torch[1] = wanted[1] and dw is None
     if any(by_torch):
         found = _backward(dy, x, weight, geometry, by_torch)
         dx, dw = dx if dx is not None else found[0], dw if dw is not None else found[1]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.layers import native_conv, training_conv
+from caffetools.layers import inference, native_conv, native_product, training_conv
 from caffetools.layers.training_conv import Branch, Geometry
 from caffetools.net.net import Net
 from caffetools.proto.schema import TRAIN, NetParameter
@@ -122,6 +122,40 @@ def test_it_can_be_differentiated_twice() -> None:
     parts = [F.conv2d(x, b.weight, b.bias, b.geometry.stride, b.geometry.pad) for b in branches]
     for one, other in zip(found, second(F.relu(torch.cat(parts, 1)), own), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(("c", "outputs", "form"), FORMS, ids=[f"{c}-{o}-{f[0]}" for c, o, f in FORMS])
+def test_gradient_of_the_weights_by_the_matrix_unit(c: int, outputs: int, form: tuple[int, Geometry]) -> None:
+    """Several chunks of places, and convolutions for which it is not the fastest way."""
+    x = torch.randn(11, c, 21, 17, generator=torch.Generator().manual_seed(c)).contiguous(memory_format=torch.channels_last)
+    branch = branch_of(x, outputs, form, bias=False, seed=outputs)
+    wanted, inputs = reference(branch)
+    dy = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2)).contiguous(memory_format=torch.channels_last)
+    g = branch.geometry
+    found = native_conv.weight_gradient(inference.Conv(branch.weight, None, g.stride, g.pad, g.dilation, g.groups), x, dy, always=True)
+    if found is None:
+        assert g.stride != (1, 1) or g.pad[0] >= form[0] or not has_matrix_unit()
+        return
+    (exact,) = torch.autograd.grad(wanted, inputs[1], dy.double())
+    assert bool((found - exact).abs().max() <= 3e-6 * exact.abs().max())
+
+
+def has_matrix_unit() -> bool:
+    form, layout = inference.Conv(torch.zeros(512, 512, 1, 1), None, (1, 1), (0, 0), (1, 1), 1), (16, 512, 28, 28)
+    return native_conv.choice(form, native_conv.Layout(layout, layout, 512, 512)) == 8
+
+
+def test_a_large_inner_product_in_training() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weight, bias = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((5, 1030), (1024, 1030), (1024,)))
+    assert native_product.takes(x.relu(), weight, gradient=True)
+    assert not native_product.takes(x.relu(), weight[:1000], gradient=True)
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    y, wanted = native_product.multiply_in_training(x, weight, bias), F.linear(wide[0], wide[1], wide[2])
+    dy = torch.randn(y.shape, generator=generator)
+    found = [y, *torch.autograd.grad(y, [x, weight, bias], dy)]
+    for value, exact in zip(found, [wanted, *torch.autograd.grad(wanted, wide, dy.double())], strict=True):
+        assert bool((value - exact).abs().max() <= 3e-6 * exact.abs().max())
 
 
 NET = """
