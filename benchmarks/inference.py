@@ -1,6 +1,6 @@
 """Milliseconds of a forward pass: ``import caffe`` of caffetools against onnxruntime, OpenCV 4, real Caffe and plain PyTorch, in one run.
 
-    python benchmarks/inference.py [--batch 1 16] [--rounds 15] [--only squeezenet_v1.1] [--threads N]
+    python benchmarks/inference.py [--batch 1 16] [--rounds 15] [--only squeezenet_v1.1] [--sides onnxruntime] [--threads N]
 
 Each side runs in a process of its own with the same random weights and pictures; the rounds alternate (ours, theirs, ours, …), so that
 a machine that slows down slows all. A round is a pause, one pass ("after a pause": threads sleep, caches are cold), and passes that follow
@@ -239,12 +239,12 @@ class Figure:
         return cls(median, first, third, median / statistics.median(ours))
 
 
-def compare(name: str, batch: int, rounds: int, threads: int) -> tuple[dict[str, dict[str, Figure]], float]:
+def compare(name: str, batch: int, rounds: int, threads: int, chosen: list[str]) -> tuple[dict[str, dict[str, Figure]], float]:
     """Return the figures of each side, and the limit in milliseconds."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(name, batch, folder)
-        sides = {who: Side(who, python, folder, threads) for who, python in pythons().items()}
+        sides = {who: Side(who, python, folder, threads) for who, python in pythons().items() if who in chosen}
         for turn in range(rounds + 2):
             for side in sides.values():
                 side.step(count=turn >= 2)
@@ -275,6 +275,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", default=NETWORKS)
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="opponents (default: all)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
@@ -288,7 +289,7 @@ def main() -> None:
     results = {}
     for name in options.only:
         for batch in options.batch:
-            figures, least = compare(name, batch, options.rounds, options.threads)
+            figures, least = compare(name, batch, options.rounds, options.threads, ["caffetools", *options.sides])
             if not options.json:
                 print(table(f"{name}, batch {batch}", figures, least), flush=True)
             sides = {who: {what: asdict(figure) for what, figure in side.items()} for who, side in figures.items()}
