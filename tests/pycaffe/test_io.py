@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.proto.schema import BlobProto, Datum
-from caffetools.pycaffe import io
+from caffetools.pycaffe import TEST, Net, io
 from caffetools.pycaffe.classifier import Classifier
 from caffetools.pycaffe.detector import Detector
 from tests.conftest import GOLDEN
@@ -141,3 +141,24 @@ def test_what_does_not_fit_is_reported() -> None:
         io.oversample([np.zeros((4, 4, 3))], (5, 5))
     with pytest.raises(DataError, match=r"none\.png: cannot read the picture"):
         io.load_image("none.png")
+
+
+# Every 13th value of the crop of a window, from Caffe 1.0's Detector with whole numbers for its slices, which NumPy asks for today.
+CROPS = [
+    ([2.6, 3.2, 12.5, 20.1], [0.55281, 0.56931, 0.37789, 0.5, 0.5165, 0.47786, 0.44719, 0.25578, 0.27228]),
+    ([0, 0, 20, 25], [0.1, 0.2, 0.56188, 0.58663, 0.2, 0.80817, 0.95792, 0.2, 0.4]),
+    ([5, 5, 8, 9], [0.30528, 0.13366, 0.74422, 0.37129, 0.19967, 0.81023, 0.43729, 0.04785, 0.87624]),
+    ([-3, -2, 6, 7], [0.1, 0.2, 0.4, 0.1, 0.5396, 0.53651, 0.80693, 0.2, 0.22277]),
+]
+
+
+@pytest.mark.parametrize(("window", "expected"), CROPS)
+def test_a_detector_crops_windows_with_context_as_caffes_does(window: list[float], expected: list[float], tmp_path: Path) -> None:
+    net = 'input: "data" input_shape { dim: 1 dim: 3 dim: 6 dim: 6 } layer { name: "p" type: "Power" bottom: "data" top: "p" }'
+    (tmp_path / "deploy.prototxt").write_text(net)
+    picture = ((np.arange(20 * 25 * 3) * 37 % 101) / 101.0).reshape(20, 25, 3).astype(np.float32)
+    mean = np.array([25.5, 51, 102.0])
+    files = (str(tmp_path / "deploy.prototxt"), str(tmp_path / "deploy.caffemodel"))
+    Net(files[0], TEST).save(files[1])
+    detector = Detector(*files, mean=mean, raw_scale=255, context_pad=1)
+    close(np.asarray(detector.crop(picture, np.array(window))).ravel()[::13], np.array(expected, np.float32), 2e-5)
