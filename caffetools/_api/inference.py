@@ -239,7 +239,7 @@ def export_onnx(
         labels: As for :func:`classify`; stored in the file's metadata.
         scale: As for :func:`classify`; stored in the file's metadata.
         resize: As for :func:`classify`; stored in the file's metadata.
-        opset: Version of ONNX's operator set, 11 to 25.
+        opset: Version of ONNX's operator set, 11 to 28.
         batch: Batch size to fix; None leaves it dynamic.
         dynamic_axes: Axes of the inputs that may have any size: ``batch``, ``height``, ``width``.
         input_shapes: Input blob → shape, in place of the prototxt's.

@@ -43,7 +43,7 @@ def export(
     deploy: DeployArgument,
     weights: WeightsArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
-    opset: Annotated[int, typer.Option(min=11, max=25, help="ONNX operator set version; old runtimes need a low one.")] = 17,
+    opset: Annotated[int, typer.Option(min=11, max=28, help="ONNX operator set version; old runtimes need a low one.")] = 17,
     batch: Annotated[str, typer.Option(help="Batch size to fix, or 'dynamic'.")] = "dynamic",
     input_shape: InputShape = None,
     dynamic_axes: DynamicAxes = None,

@@ -44,7 +44,7 @@ class ExportOptions:
     """How a deploy net becomes an ONNX file.
 
     Attributes:
-        opset: Version of ONNX's operators, 11 to 25.
+        opset: Version of ONNX's operators, 11 to 28.
         dynamic_axes: Which axes of the inputs have any size: ``batch``, ``height``, ``width``.
         batch: The batch size to fix; None leaves it as the net declares it, or free.
         input_shapes: Input blob → shape, in place of the net's own.

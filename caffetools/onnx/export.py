@@ -23,7 +23,7 @@ from caffetools.onnx.verify import Inputs, Verification, verify_model
 from caffetools.proto.schema import TEST
 
 # 11 is what TensorRT 7 (the last for the first Jetson's JetPack 4.4) reads; the tests run every layer up to the last one.
-OPSETS = range(11, 26)
+OPSETS = range(11, 29)
 DEFAULT_OPSET = 17
 
 PathLike = str | os.PathLike[str]
@@ -57,7 +57,7 @@ def build(
 
     Args:
         net: A net in the TEST phase, with its weights; its configuration is the same afterwards.
-        opset: Version of ONNX's operators, 11 to 25.
+        opset: Version of ONNX's operators, 11 to 28.
         dynamic_axes: Which axes of the inputs have any size: ``batch`` (axis 0), ``height`` and ``width`` (axes 2 and 3 of inputs
             of four axes). Sizes of the others are as the net is configured.
         properties: The model's ``metadata_props``.
