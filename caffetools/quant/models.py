@@ -73,10 +73,21 @@ def to_int8(model: OnnxModel, net: Net, ranges: Mapping[str, tuple[float, float]
         net: What it was exported from.
         ranges: Value of the model → (lowest, highest) to represent.
         keep: Layers that are not quantized.
-    """
-    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
-    from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 
+    Raises:
+        ExportError: The onnxruntime that is installed is too old.
+    """
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+
+    try:
+        from onnxruntime.quantization.calibrate import save_tensors_data
+    except ImportError:
+        # Its quantize_static takes no ranges from elsewhere.
+        raise ExportError(
+            f"onnxruntime {onnxruntime.__version__} is too old to quantize with given ranges", hint="pip install --upgrade onnxruntime"
+        ) from None
     excluded = _excluded(net, model.proto.graph, keep)
     pools = _pools_of_floats(model.proto.graph, excluded)
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
