@@ -103,7 +103,9 @@ def devices(gpu: str) -> list[int]:
         raise CaffeToolsError(f"--gpu={gpu}: give numbers with commas between, or all") from None
     for number in numbers:
         if not 0 <= number < there:
-            raise CaffeToolsError(f"--gpu={gpu}: there is no CUDA device {number} here (devices: {there})")
+            raise CaffeToolsError(
+                f"--gpu={gpu}: there is no CUDA device {number} here ({f'only 0 to {there - 1}' if there else 'there are none'})"
+            )
     if len(set(numbers)) != len(numbers):
         raise CaffeToolsError(f"--gpu={gpu}: names a device twice")
     return numbers
