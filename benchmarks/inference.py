@@ -58,6 +58,11 @@ def prepare(name: str, batch: int, folder: Path) -> None:
         for blob, spec in zip(layer.blobs, layer.specs, strict=True):
             if not spec.learnable:
                 blob.data.fill_(1.0)
+            elif blob.dim() > 1:
+                # A deploy net that names no fillers has weights of zero.
+                blob.data.normal_(std=(2 / blob[0].numel()) ** 0.5)
+            else:
+                blob.data.uniform_(0.5, 1.5)
     save_weights(net, folder / "weights.caffemodel")
     (folder / "model.onnx").write_bytes(to_onnx(net).SerializeToString())
     shape = net.blob_shapes[net.inputs[0]]
