@@ -47,6 +47,11 @@ def test_compression_size_and_brightness_leave_the_hash_nearly_equal_and_other_p
     assert min(distances) > 8
 
 
+def test_tiny_pictures_are_near_to_no_other() -> None:
+    for size, original, expected in (((15, 40), None, True), ((16, 40), None, False), ((28, 28), (8, 8), True)):
+        assert (difference_hash(picture(1, size), original) == 0) is expected
+
+
 def print_of(path: str, digest: str, dhash: int, label: int = 0, part: str = "train") -> Fingerprint:
     return Fingerprint(path, label, part, hashlib.sha256(digest.encode()).digest(), dhash)
 

@@ -17,6 +17,8 @@ from caffetools.data.images import Pixels
 _MOST_BITS, _BANDS = 3, 4
 # Set bits that a hash needs at least, and may have at most: others are of pictures with little in them, which look alike.
 _FEWEST_SET, _MOST_SET = 8, 56
+# Pixels that the shorter side of a picture needs at least: of smaller ones, different pictures (drawn digits) have nearly equal hashes.
+_SMALLEST_SIDE = 16
 # Pictures with an equal band that are compared in pairs; of more, only those with equal hashes count.
 _MOST_PAIRED = 500
 # Bytes of a SHA-256.
@@ -59,14 +61,20 @@ class Duplicates:
     labels: list[int]
 
 
-def difference_hash(image: Pixels) -> int:
+def difference_hash(image: Pixels, original: Sequence[int] | None = None) -> int:
     """Return 64 bits: whether each of 8 x 8 gray values is below its right neighbor, of the picture at 9 x 8 (dHash, N. Krawetz, 2013).
 
     Args:
         image: (H, W) or (H, W, 3), uint8, BGR.
+        original: (H, W) of the picture before it was resized; those of ``image`` by default.
+
+    Returns:
+        The hash; 0, which is near no other, if the picture's shorter side has fewer than 16 pixels: too few to compare by.
     """
     import cv2
 
+    if min(original or image.shape[:2]) < _SMALLEST_SIDE:
+        return 0
     small = np.asarray(cv2.resize(image, (9, 8), interpolation=cv2.INTER_AREA))
     gray = np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)) if small.ndim == 3 else small
     return int.from_bytes(np.packbits(gray[:, :-1] < gray[:, 1:]).tobytes(), "big")

@@ -93,13 +93,14 @@ def _record(path: Path, label: int, stored: RecordFormat) -> PictureRecord:
         raise DataError(f"{path}: its name has a line break, which no list can hold")
     data = read_bytes(path)
     image = decode_image(data, color=stored.color, what=str(path))
+    original = image.shape[:2]
     if stored.size is not None:
         image = resize_to(image, stored.size, stored.resize_mode)
     if stored.encoding == "raw":
         value = image_to_record(image, label)
     else:
         value = encoded_to_datum(_encoded(data, image, stored, path.suffix.lower()), label).SerializeToString()
-    return PictureRecord(value, image.shape[:2], hashlib.sha256(data).digest(), difference_hash(image))
+    return PictureRecord(value, image.shape[:2], hashlib.sha256(data).digest(), difference_hash(image, original))
 
 
 def _encoded(data: bytes, image: Pixels, stored: RecordFormat, suffix: str) -> bytes:
