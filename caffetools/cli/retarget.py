@@ -217,6 +217,8 @@ def _write(
         console.print(f"Wrote {path}", markup=False)
     if missing := missing_sources(made.train_val):
         _note_missing_data(missing)
+    if " --weights " not in planned and _zoo_model(made.source) is None:
+        console.print(f"No weights are next to {made.source}: {ADD_WEIGHTS}", markup=False)
     print_next(planned)
 
 
@@ -240,8 +242,6 @@ def _training_command(made: RetargetResult, out: Path, weights: str) -> str:
     model = _zoo_model(made.source)
     if not weights and model is None:
         weights = str(find_weights(made.source) or "")
-        if not weights:
-            note(f"no weights are next to {made.source}: {ADD_WEIGHTS}")
     elif not weights and model is not None and not trains_from_scratch(made.source):
         weights = model if has_published_weights(model) else ""
         if not weights:

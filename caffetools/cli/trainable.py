@@ -96,5 +96,5 @@ def _print_next(net: Path, solver: Path, weights: str) -> None:
 
     weights = weights or str(find_weights(net) or "")
     if not weights:
-        note(f"no weights are next to {net}: {ADD_WEIGHTS}")
+        console.print(f"No weights are next to {net}: {ADD_WEIGHTS}", markup=False)
     print_next(command("train", solver, *(["--weights", weights] if weights else [])))

@@ -51,7 +51,8 @@ def test_shard_inspect_and_verify(tmp_path: Path) -> None:
     write_idx(tmp_path / "in", 6)
     run("dataset", "convert", "mnist", tmp_path / "in", tmp_path / "db", "--split", "train")
     done = run("dataset", "shard", tmp_path / "db", tmp_path / "sharded", "--shards", 3)
-    assert done.stdout == f"Wrote 6 records in 3 shards, and index.json, to {tmp_path / 'sharded'}\n"
+    sharded = tmp_path / "sharded"
+    assert done.stdout == f"Wrote 6 records in 3 shards, and index.json, to {sharded}\nNext: caffetools dataset verify {sharded}\n"
     done = run("dataset", "inspect", tmp_path / "sharded", "--json")
     assert json.loads(done.stdout)["backend"] == "shards"
     done = run("dataset", "verify", tmp_path / "sharded")

@@ -91,7 +91,8 @@ def test_the_commands_take_databases(tmp_path: Path) -> None:
     one, other = write(tmp_path / "a", [1, 0, 1]), write(tmp_path / "b", [2])
     invoke = CliRunner().invoke
     merged = invoke(app, ["merge", str(tmp_path / "all"), str(one), str(other)])
-    assert merged.exit_code == 0 and merged.output.endswith(f"Wrote 4 records to {tmp_path / 'all'}\n")
+    path = tmp_path / "all"
+    assert merged.exit_code == 0 and merged.output.endswith(f"Wrote 4 records to {path}\nNext: caffetools dataset inspect {path}\n")
     part = invoke(app, ["subset", str(tmp_path / "all"), str(tmp_path / "part"), "--class", "2", "--class", "1", "--json"])
     assert json.loads(part.output) == {"path": str(tmp_path / "part"), "records": 3, "labels": {"1": 0, "2": 1}}
     named = invoke(app, ["subset", str(tmp_path / "all"), str(tmp_path / "p2"), "--class", "cat"])
