@@ -218,7 +218,7 @@ def _write(
     if missing := missing_sources(made.train_val):
         _note_missing_data(missing)
     if " --weights " not in planned and _zoo_model(made.source) is None:
-        console.print(f"No weights are next to {made.source}: {ADD_WEIGHTS}", markup=False)
+        console.print(f"No weights are next to the net: {ADD_WEIGHTS}", markup=False)
     print_next(planned)
 
 

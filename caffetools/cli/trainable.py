@@ -96,5 +96,5 @@ def _print_next(net: Path, solver: Path, weights: str) -> None:
 
     weights = weights or str(find_weights(net) or "")
     if not weights:
-        console.print(f"No weights are next to {net}: {ADD_WEIGHTS}", markup=False)
+        console.print(f"No weights are next to the net: {ADD_WEIGHTS}", markup=False)
     print_next(command("train", solver, *(["--weights", weights] if weights else [])))

@@ -156,7 +156,7 @@ def test_a_net_without_a_deploy_net_is_deployed_first_and_the_exported_model_is_
     for name in ("deploy.prototxt", "deploy.json"):
         Path("net", name).unlink()
     assert next_of(retargeted) == ["train", "net/solver.prototxt"]
-    assert "No weights are next to train_val.prototxt: training starts from random weights" in " ".join(retargeted.stdout.split())
+    assert "No weights are next to the net: training starts from random weights" in " ".join(retargeted.stdout.split())
     names, _ = follow(run_well("train", "net/solver.prototxt"))
     assert names == ["test", "deploy", "classify", "export", "classify", "bundle", "bundle check"]
     _, done = paste(run_well("verify", "net/deploy.prototxt", next(Path("net").glob("*.caffemodel")), "net/model.onnx"))
