@@ -66,10 +66,10 @@ def messages() -> Iterator[Message]:
     """Yield every message with a fixed part that the package gives to an error of its own, or to a usage error."""
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
     kinds, parents = _kinds(trees.values())
+    own = {path: dict(_makers(tree, kinds)) for path, tree in trees.items()}
+    shared = {name: kind for path, found in own.items() if path.name == "base.py" for name, kind in found.items()}
     for path, tree in trees.items():
-        makers = {
-            name: kind for other, one in trees.items() if other == path or other.name == "base.py" for name, kind in _makers(one, kinds)
-        }
+        makers = {**shared, **own[path]}
         if path.parts[-3:-1] == ("onnx", "import_ops"):
             makers["error"] = "ImportFailed"
         for node in ast.walk(tree):

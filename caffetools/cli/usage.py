@@ -24,7 +24,10 @@ def usage_error_text(error: Any, arguments: Sequence[str]) -> str:
         arguments: The command line, without the program's name.
     """
     context = getattr(error, "ctx", None)
-    path = context.command_path.split()[1:] if context is not None else list(arguments[:1]) if set(arguments[:1]) & set(COMMANDS) else []
+    if context is not None:
+        path = context.command_path.split()[1:]
+    else:
+        path = list(arguments[:1]) if arguments and arguments[0] in COMMANDS else []
     text = f"{' '.join(path)}: " if path else ""
     text += _what(error, arguments, context)
     example = _example(path, context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,10 +178,10 @@ def _open_leveldb(path: str) -> Any:
         current = (folder / "CURRENT").read_text("ascii")
         if not _MANIFEST_NAME.fullmatch(current):
             raise DataError("the LevelDB is damaged: its file CURRENT does not name a MANIFEST", path=path, hint=_REBUILD)
-        check_log(folder / current.strip(), path, checksums=True)
+        changes = _log_records(folder / current.strip(), path)
         for log in sorted(folder.glob("*.log")):
             check_log(log, path)
-        _expect_log(folder, current.strip())
+        _expect_log(folder, _log_number(changes))
         return plyvel.DB(path, create_if_missing=False, paranoid_checks=True)
     except FileNotFoundError as error:
         raise DataError(f"the LevelDB is damaged: {Path(error.filename).name} is missing", path=path, hint=_REBUILD) from None
@@ -191,9 +191,8 @@ def _open_leveldb(path: str) -> Any:
         raise DataError(f"cannot be opened as a LevelDB: {_text(error)}", path=path, hint=hint) from None
 
 
-def _expect_log(folder: Path, manifest: str) -> None:
-    """Raise :class:`DataError` where the log of the last records is missing, which LevelDB takes for an empty one."""
-    number = _log_number((folder / manifest).read_bytes())
+def _expect_log(folder: Path, number: int) -> None:
+    """Raise :class:`DataError` where the log of the last records is missing, which LevelDB takes for an empty one; 0 for no log."""
     if number and not (folder / f"{number:06d}.log").exists():
         raise DataError(
             f"the LevelDB is damaged: {number:06d}.log, which holds the last records, is missing",
@@ -202,13 +201,13 @@ def _expect_log(folder: Path, manifest: str) -> None:
         )
 
 
-def _log_number(data: bytes) -> int:
-    """Return the number of the log that a whole MANIFEST names at last; 0 if none.
+def _log_number(records: Sequence[bytes]) -> int:
+    """Return the number of the log that the records of a MANIFEST name at last; 0 if none.
 
     A record lists changes, each with its tag: 2 is the log's number, the others are skipped (db/version_edit.cc).
     """
     number = 0
-    for record in _log_records(data):
+    for record in records:
         view, position = memoryview(record), 0
         while position < len(view):
             tag, position = read_varint(view, position, len(view))
@@ -223,35 +222,36 @@ def _log_number(data: bytes) -> int:
     return number
 
 
-def _log_records(data: bytes) -> Iterator[bytes]:
-    """Yield the records of a whole log, each from its pieces."""
-    position, pieces = 0, b""
-    while position < len(data):
-        room = _BLOCK - position % _BLOCK
-        header = data[position : position + _HEADER]
-        if room < _HEADER or not any(header):
-            position += room
-            continue
-        end = position + _HEADER + int.from_bytes(header[4:6], "little")
-        pieces += data[position + _HEADER : end]
-        if header[6] in (_FULL, _LAST):
-            yield pieces
+def _log_records(file: Path, path: str) -> list[bytes]:
+    """Return the records of a log, each from its pieces. Raises as :func:`check_log`."""
+    records, pieces = [], b""
+    for kind, content in _log_pieces(file, path, checksums=True):
+        pieces += content
+        if kind in (_FULL, _LAST):
+            records.append(pieces)
             pieces = b""
-        position = end
+    return records
 
 
 def check_log(file: Path, path: str, *, checksums: bool = False) -> None:
     """Check that a log in LevelDB's format is complete: LevelDB takes a cut one for the end of its records.
 
     Args:
-        file: The log, or the MANIFEST.
+        file: The log.
         path: The database, for errors.
         checksums: Compute the checksums as well; slow for large files. LevelDB does it itself for its logs of records.
 
     Raises:
         DataError: A record is cut, out of sequence or fails its checksum; names database and file.
     """
+    for _ in _log_pieces(file, path, checksums=checksums):
+        pass
+
+
+def _log_pieces(file: Path, path: str, *, checksums: bool) -> Iterator[tuple[int, memoryview]]:
+    """Yield the kind and the content of each piece of a log's records. Raises as :func:`check_log`."""
     data = file.read_bytes()
+    view = memoryview(data)
     position, open_record = 0, False
     while position < len(data):
         room = _BLOCK - position % _BLOCK
@@ -271,6 +271,7 @@ def check_log(file: Path, path: str, *, checksums: bool = False) -> None:
             raise DataError(f"the LevelDB is damaged: {file.name} has a wrong record at byte {position}", path=path, hint=_REBUILD)
         if checksums and stored != masked_crc32c(data[position + 6 : end]):
             raise DataError(f"the LevelDB is damaged: {file.name} fails its checksum at byte {position}", path=path, hint=_REBUILD)
+        yield kind, view[position + _HEADER : end]
         open_record = kind in (_FIRST, _MIDDLE)
         position = end
     if open_record:

@@ -40,18 +40,14 @@ def run_in_parts(
         EngineError: The model does not take these inputs.
         ModelFileError: onnxruntime does not load a part.
     """
-    nodes = list(model.proto.graph.node)
-    reads = [_values_read(node) for node in nodes]
-    last = {value: index for index, values in enumerate(reads) for value in values}
+    uses = _Uses(model, wanted)
     alive: dict[str, Array] = dict(inputs)
-    for start, end in _split(nodes, sizes):
-        made = {value for node in nodes[start:end] for value in node.output if value}
-        given = {value for values in reads[start:end] for value in values} - made
-        results = [value for value in sorted(made) if value in wanted or last.get(value, -1) >= end]
+    for start, end in _split(uses.nodes, sizes):
+        given, results = uses.of_part(start, end)
         if results:
-            alive |= _run_part(model, nodes[start:end], {value: alive[value] for value in given if value in alive}, given, results)
+            alive |= _run_part(model, uses.nodes[start:end], {value: alive[value] for value in given if value in alive}, given, results)
             yield {value: alive[value] for value in results if value in wanted}
-        alive = {value: array for value, array in alive.items() if last.get(value, -1) >= end}
+        alive = {value: array for value, array in alive.items() if uses.after(value, end)}
 
 
 def run_optimized(
@@ -75,18 +71,14 @@ def run_optimized(
         EngineError: The model does not take these inputs.
         ModelFileError: onnxruntime does not load a part.
     """
-    nodes = list(model.proto.graph.node)
-    reads = [_values_read(node) for node in nodes]
-    last = {value: index for index, values in enumerate(reads) for value in values}
+    uses = _Uses(model, wanted)
     alive: list[dict[str, Array]] = [dict(batch) for batch in batches]
-    for start, end in _split_weights(reads, model.weights):
-        made = {value for node in nodes[start:end] for value in node.output if value}
-        given = {value for values in reads[start:end] for value in values} - made
-        results = [value for value in sorted(made) if value in wanted or last.get(value, -1) >= end]
+    for start, end in _split_weights(uses.reads, model.weights):
+        given, results = uses.of_part(start, end)
         if results:
             fed = [{value: values[value] for value in given if value in values} for values in alive]
             weights = {name: model.weights[name] for name in sorted(given) if name in model.weights}
-            part = _part_of(model, nodes[start:end], fed, weights, results)
+            part = _part_of(model, uses.nodes[start:end], fed, weights, results)
             session = open_session(part.light(), weights=part.large_weights, arena=False)
             for batch, values, inputs in zip(batches, alive, fed, strict=True):
                 with running(batch):
@@ -95,8 +87,33 @@ def run_optimized(
             # It has copies of its weights.
             del session
             return_freed_memory()
-        alive = [{name: array for name, array in values.items() if name in wanted or last.get(name, -1) >= end} for values in alive]
+        alive = [{name: array for name, array in values.items() if name in wanted or uses.after(name, end)} for values in alive]
     return [{name: values[name] for name in wanted} for values in alive]
+
+
+class _Uses:
+    """Which values the parts of a model read and make.
+
+    Attributes:
+        nodes: The nodes, in order.
+        reads: The values that each of them reads.
+    """
+
+    def __init__(self, model: OnnxModel, wanted: Collection[str]):
+        self.nodes = list(model.proto.graph.node)
+        self.reads = [_values_read(node) for node in self.nodes]
+        self._last = {value: index for index, values in enumerate(self.reads) for value in values}
+        self._wanted = wanted
+
+    def of_part(self, start: int, end: int) -> tuple[set[str], list[str]]:
+        """Return the values that nodes ``start`` to ``end`` read from elsewhere, and those of theirs that are wanted or read later."""
+        made = {value for node in self.nodes[start:end] for value in node.output if value}
+        given = {value for values in self.reads[start:end] for value in values} - made
+        return given, [value for value in sorted(made) if value in self._wanted or self.after(value, end)]
+
+    def after(self, value: str, end: int) -> bool:
+        """Return whether node ``end`` or a later one reads ``value``."""
+        return self._last.get(value, -1) >= end
 
 
 def _split_weights(reads: Sequence[Collection[str]], weights: Mapping[str, Array]) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from caffetools.data.layers.data import Data
 from caffetools.errors import CaffeToolsError
 from caffetools.graph.graph import phases_present
 from caffetools.graph.inputs import source_param
-from caffetools.project.config import FILES as FILES
+from caffetools.project.config import FILES
 from caffetools.project.data_config import data_layers
 from caffetools.project.solver_config import solver_for
 from caffetools.proto.binary import write_caffemodel

@@ -21,6 +21,7 @@ from caffetools.layers.base import Shape, format_shape
 from caffetools.net.net import Net, error_context
 from caffetools.net.topology import check_blob_graph
 from caffetools.net.weights import load_weights, read_weights
+from caffetools.project.config import FILES
 from caffetools.project.data_config import (
     DataOptions,
     check_crops,
@@ -29,7 +30,7 @@ from caffetools.project.data_config import (
     read_mean_option,
     set_data_sources,
 )
-from caffetools.project.output import FILES, PathLike, check_free, solver_in, write_messages
+from caffetools.project.output import PathLike, check_free, solver_in, write_messages
 from caffetools.project.preprocessing import input_channels, preprocessing_of, update_preprocessing
 from caffetools.project.shape_check import check_parameter_shapes_match
 from caffetools.proto.model import Caffemodel

@@ -26,8 +26,9 @@ from caffetools.layers.registry import traits
 from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.layers.traits import field_at
 from caffetools.net.net import error_context
+from caffetools.project.config import FILES
 from caffetools.project.data_config import DataOptions, check_crops, fit_batches, set_data_sources
-from caffetools.project.output import FILES, PathLike, solver_in, write_messages
+from caffetools.project.output import PathLike, solver_in, write_messages
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
