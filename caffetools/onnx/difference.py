@@ -59,6 +59,11 @@ class Difference:
         return self.error / max(self.scale, SMALLEST_SCALE) if self.error else 0.0
 
     @property
+    def relative_float32(self) -> float:
+        """``float32_error`` divided by ``scale``."""
+        return self.float32_error / max(self.scale, SMALLEST_SCALE) if self.float32_error else 0.0
+
+    @property
     def passed(self) -> bool:
         """Whether the error is within what is allowed."""
         return self.error <= self.allowed

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from caffetools.layers.base import Layer
-from caffetools.layers.convolution import Convolution
+from caffetools.layers.convolution import Convolution, Deconvolution
 from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.recurrent import Recurrent
 from caffetools.net.malloc_tuning import return_freed_memory
@@ -22,6 +22,8 @@ from caffetools.net.net import Net
 # Larger weights are converted, and larger convolutions computed, in parts of so many values: torch convolves float64 through a matrix
 # with every window of a picture as a column, which would take more memory than all weights of a net.
 _PART = 2**16
+# A float32's last place, relative to its value.
+_LAST_PLACE = 2.0**-23
 # After tops of so many bytes, memory that was freed meanwhile is returned to the system.
 _TRIM = 2**20
 
@@ -42,6 +44,22 @@ def run_double(net: Net, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, di
 def run_single(net: Net, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Run ``net`` as :func:`run_double` does, in float32."""
     yield from _run(net, dict(inputs), lambda layer, bottoms: layer.run(*bottoms))
+
+
+def run_rounded(net: Net, inputs: Mapping[str, Tensor], seed: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Run ``net`` as :func:`run_single` does, with other rounding: another sample of what float32 makes of the same net and inputs.
+
+    What convolutions and inner products read differs at random by one unit in the last place (Monte Carlo arithmetic), as it may
+    between float32 programs that sum in other orders.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def run(layer: Layer, bottoms: list[Tensor]) -> Sequence[Tensor]:
+        if isinstance(layer, Convolution | Deconvolution | InnerProduct):
+            bottoms = [x * (1 + _LAST_PLACE * (2 * torch.randint(2, x.shape, generator=random, dtype=x.dtype) - 1)) for x in bottoms]
+        return layer.run(*bottoms)
+
+    yield from _run(net, dict(inputs), run)
 
 
 def _run(

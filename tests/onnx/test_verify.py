@@ -56,6 +56,28 @@ def test_a_batch_that_was_baked_in_is_found() -> None:
         verify(model.SerializeToString(), net_of(data() + relu("r", "data", "y")))
 
 
+def test_an_error_that_only_larger_batches_have_is_found() -> None:
+    """A factor for each item of the batch, which is 1 for the first two only."""
+    made = net_of(data() + relu("r", "data", "z") + conv("c", "z") + 'layer { name: "p" type: "Power" bottom: "c" top: "y" }')
+    model = to_onnx(made)
+    node = next(node for node in model.graph.node if node.output[0] == "y")
+    node.output[0] = "right"
+    factors = np.array([1, 1, 0.5, 1], np.float32).reshape(4, 1, 1, 1)
+    for name, value in {"factors": factors, "zero": np.array([0]), "one": np.array([1])}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    make = onnx.helper.make_node
+    model.graph.node.extend(
+        [
+            make("Shape", ["data"], ["shape"]),
+            make("Slice", ["shape", "zero", "one"], ["batch"]),
+            make("Slice", ["factors", "zero", "batch"], ["own"]),
+            make("Mul", ["right", "own"], ["y"]),
+        ]
+    )
+    with pytest.raises(ExportError, match="the first blob that differs is 'y'"):
+        verify(model.SerializeToString(), made)
+
+
 def test_given_inputs_are_what_is_compared_on() -> None:
     inputs = {"data": np.zeros((1, 3, 8, 8), np.float32)}
     verification = verify(to_onnx(net()).SerializeToString(), net(), inputs)
@@ -161,6 +183,41 @@ def test_layers_that_amplify_rounding_are_compared_on_their_own_bottoms(seed: in
         amplifying.layer("c").blobs[1].fill_(40)
     with pytest.raises(ExportError, match=r"the first blob that differs is 'c', of layer 'c' \(Convolution\)"):
         verify(model, amplifying)
+
+
+def gated(blocks: int) -> str:
+    """Blocks of a convolution whose channels are weighed by a Sigmoid of their means, as in squeeze-and-excitation networks."""
+    layers, bottom = ['input: "data" input_dim: 1 input_dim: 16 input_dim: 7 input_dim: 7'], "data"
+    for i in range(blocks):
+        layers.append(f"""
+layer {{ name: "c{i}" type: "Convolution" bottom: "{bottom}" top: "c{i}" convolution_param {{ num_output: 16 kernel_size: 3 pad: 1 }} }}
+layer {{ name: "p{i}" type: "Pooling" bottom: "c{i}" top: "p{i}" pooling_param {{ pool: AVE global_pooling: true }} }}
+layer {{ name: "u{i}" type: "Convolution" bottom: "p{i}" top: "u{i}" convolution_param {{ num_output: 16 kernel_size: 1 }} }}
+layer {{ name: "g{i}" type: "Sigmoid" bottom: "u{i}" top: "u{i}" }}
+layer {{ name: "r{i}" type: "Reshape" bottom: "u{i}" top: "r{i}" reshape_param {{ shape {{ dim: 0 dim: 0 }} num_axes: 4 }} }}
+layer {{ name: "s{i}" type: "Scale" bottom: "c{i}" bottom: "r{i}" top: "s{i}" scale_param {{ axis: 0 }} }}
+layer {{ name: "a{i}" type: "ReLU" bottom: "s{i}" top: "s{i}" }}""")
+        bottom = f"s{i}"
+    classifier = f'layer {{ name: "f" type: "InnerProduct" bottom: "{bottom}" top: "f" inner_product_param {{ num_output: 10 }} }}'
+    return "".join([*layers, classifier, 'layer { name: "prob" type: "Softmax" bottom: "f" top: "prob" }'])
+
+
+@pytest.mark.parametrize("seed", [8, 11])
+def test_gates_that_amplify_rounding_from_block_to_block_are_no_difference(seed: int) -> None:
+    """One run of float32 may be nearer to float64 by chance than another program's; a wrong gate is found all the same."""
+    torch.manual_seed(seed)
+    made = net_of(gated(14))
+    with torch.no_grad():
+        for i in range(14):
+            made.layer(f"c{i}").blobs[0].normal_(0, 2 * (2 / 144) ** 0.5)
+            made.layer(f"u{i}").blobs[0].normal_(0, 2)
+        made.layer("f").blobs[0].normal_(0, 1e-4)
+    model = to_onnx(made).SerializeToString()
+    assert all(difference.passed for difference in verify(model, made).differences)
+    with torch.no_grad():
+        made.layer("c9").blobs[0][0].mul_(1.001)
+    with pytest.raises(ExportError, match="the first blob that differs is 'c9'"):
+        verify(model, made)
 
 
 @pytest.mark.parametrize(("field", "value"), [("data_type", 0), ("data_type", 77), ("raw_data", b"\0" * 7), ("dims", [5, 5])])
