@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,35 @@ class BlobReader:
         tiling = plan_tiles(self.net, self._input, self.outputs, shape, self.what.tile)
         return run_tiles(self.net, self._input, tiling, window, make, events=events, cancel=cancel)
 
-    @property
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures are prepared."""
+        return merge_preprocessing(self._known, self.options, channels=self.net.blob_shapes[self._input][1])
+
+    def prepare(self, picture: PathLike | NDArray[Any], *, channel_order: str = "RGB") -> NDArray[np.float32]:
+        """Return the net's input (1, C, H, W) for a picture, at the net's size.
+
+        Args:
+            picture: A file; or uint8 (H, W, 3), (H, W, 4) or (H, W).
+            channel_order: ``"RGB"`` or ``"BGR"``, for arrays.
+
+        Raises:
+            DataError: The picture cannot be read.
+        """
+        return self.preprocessor.centre(_pixels(picture, self.preprocessor, channel_order))
+
+    def compute(self, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the blobs, float32, for the net's input (N, C, H, W)."""
+        with torch.inference_mode():
+            blobs = self.net({self._input: torch.from_numpy(inputs)}, keep=self.outputs)
+        return {name: np.ascontiguousarray(blobs[name].float().cpu().numpy()) for name in self.outputs}
+
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        """Prepares pictures at the net's size."""
+        return Preprocessor((1, *self.net.blob_shapes[self._input][1:]), self.preprocessing)
+
+    @cached_property
     def _input(self) -> str:
         inputs = [name for name in self.net.inputs if len(self.net.blob_shapes[name]) == 4]
         if len(self.net.inputs) != 1 or not inputs:
@@ -159,20 +188,18 @@ class BlobReader:
         return array.shape, lambda rows, columns: array[:, :, slice(*rows), slice(*columns)].astype(np.float32)
 
     def _picture(self, item: PathLike | NDArray[Any]) -> tuple[tuple[int, ...], Window]:
-        _, channels, height, width = self.net.blob_shapes[self._input]
-        how = merge_preprocessing(self._known, self.options, channels=channels)
+        channels = self.net.blob_shapes[self._input][1]
         if not (self.what.own_size or self.what.tile):
-            preprocessor = Preprocessor((1, channels, height, width), how)
-            centre = preprocessor.centre(_pixels(item, preprocessor))
+            centre = self.prepare(item)
             return centre.shape, lambda rows, columns: centre[:, :, slice(*rows), slice(*columns)]
         size = self.options.resize or _own_size(item, color=channels == 3)
-        preprocessor = Preprocessor((1, channels, size[1], size[0]), replace(how, resize=size))
+        preprocessor = Preprocessor((1, channels, size[1], size[0]), replace(self.preprocessing, resize=size))
         image = _pixels(item, preprocessor)
         return preprocessor.shape, lambda rows, columns: preprocessor.window(image, rows, columns)
 
 
-def _pixels(item: PathLike | NDArray[Any], preprocessor: Preprocessor) -> Pixels:
-    return preprocessor.from_array(item) if isinstance(item, np.ndarray) else preprocessor.read(item)
+def _pixels(item: PathLike | NDArray[Any], preprocessor: Preprocessor, channel_order: str = "RGB") -> Pixels:
+    return preprocessor.from_array(item, channel_order=channel_order) if isinstance(item, np.ndarray) else preprocessor.read(item)
 
 
 def _own_size(item: PathLike | NDArray[Any], *, color: bool) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""Inference over many pictures or batches into Parquet files, in this process or on a cluster; a file for each task.
+"""Inference over many pictures into Parquet files, in this process or on a cluster; a file for each task.
 
-The files are the same wherever they are written: a task is a range of the pictures or batches, and its file is named by its number.
+The files are the same wherever they are written: a task is a range of the pictures, and its file is named by its number.
 """
 
 from __future__ import annotations
@@ -11,27 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import torch
 
 from caffetools.cancel import CancelToken
 from caffetools.data.cluster import Task
-from caffetools.data.layers.batch_source import ReadingLayer
-from caffetools.errors import CaffeToolsError, DataError
+from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore
 from caffetools.infer.bulk_run import BulkResult as BulkResult
 from caffetools.infer.bulk_run import import_arrow, noted, run_parts, write_table
-from caffetools.infer.classifier import ClassificationResult, Classifier, PreprocessOptions
+from caffetools.infer.classifier import UNKNOWN_MEAN, ClassificationResult, Classifier, PictureModel, PreprocessOptions
 from caffetools.infer.detector import DetectionResult, Detector
-from caffetools.infer.sources import Files, Item, Records, Source, batches, items
-from caffetools.net.net import Net
+from caffetools.infer.sources import PICTURES_PER_FILE, Item, Source, batches, items, picture_tasks
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
 M = TypeVar("M", Classifier, Detector)
-_PICTURES, _BATCHES = 2000, 50
 
 
 def classify_to_parquet(
@@ -48,7 +44,7 @@ def classify_to_parquet(
     batch: int = 16,
     oversample: bool = False,
     cluster: str = "",
-    per_file: int = _PICTURES,
+    per_file: int = PICTURES_PER_FILE,
     force: bool = False,
     resume: bool = False,
     events: EventSink = ignore,
@@ -83,7 +79,7 @@ def classify_to_parquet(
     """
     model = _model(deploy, weights, options, engine, device, output)
     common = {"model": model, "top": top, "batch": batch, "oversample": oversample}
-    tasks, ends = _picture_tasks(pictures, common, per_file)
+    tasks, ends = picture_tasks(pictures, common, per_file)
     return run_parts(
         "classify",
         classify_part,
@@ -114,7 +110,7 @@ def detect_to_parquet(
     top: int | None = None,
     batch: int = 1,
     cluster: str = "",
-    per_file: int = _PICTURES,
+    per_file: int = PICTURES_PER_FILE,
     force: bool = False,
     resume: bool = False,
     events: EventSink = ignore,
@@ -151,67 +147,8 @@ def detect_to_parquet(
     """
     model = _model(deploy, weights, options, engine, device, output)
     common = {"model": model, "top": top, "batch": batch, "threshold": threshold}
-    tasks, ends = _picture_tasks(pictures, common, per_file)
+    tasks, ends = picture_tasks(pictures, common, per_file)
     return run_parts("detect", detect_part, tasks, [out], ends, "images", cluster, force, resume, _MODELS, events, cancel)
-
-
-def features_to_parquet(
-    net: PathLike,
-    weights: PathLike,
-    blobs: Sequence[str],
-    folders: Sequence[PathLike],
-    batches: int,
-    *,
-    device: str = "cpu",
-    cluster: str = "",
-    per_file: int = _BATCHES,
-    force: bool = False,
-    resume: bool = False,
-    events: EventSink = ignore,
-    cancel: CancelToken | None = None,
-) -> BulkResult:
-    """Run a net over batches of its own data and store blobs in Parquet files: columns record (number) and values (float32 of one item).
-
-    Args:
-        net: The prototxt with a data layer, in the TEST phase.
-        weights: The .caffemodel.
-        blobs: Names of the blobs.
-        folders: One folder to create for each blob; with a cluster ones that every machine writes to.
-        batches: Number of batches.
-        device: ``cpu``, ``cuda``…
-        cluster: Address of a cluster; empty for this process. Each task starts at its own batch, and reads no others.
-        per_file: Number of batches in a file, and in a task.
-        force: Replace earlier outputs, once the new ones are complete.
-        resume: Continue a run with the same arguments that was killed or cancelled, if there is one.
-        events: Receives ``Progress`` (unit ``batches``) and ``ArtifactWritten``.
-        cancel: Checked after each file.
-
-    Raises:
-        DataError: pyarrow is not installed, a folder exists, or the net has data that cannot be read from a batch in the middle on.
-        CaffeToolsError: The net cannot be loaded, or has no such blob.
-        WriteFailed: A folder cannot be written.
-    """
-    if len(blobs) != len(folders) or not blobs:
-        raise CaffeToolsError(f"{len(blobs)} blob(s) are named for {len(folders)} folder(s); give one for each")
-    if batches < 1:
-        raise CaffeToolsError(f"the number of batches must be at least 1, not {batches}")
-    model = {"net": os.path.abspath(net), "weights": _absolute(weights), "device": device, "folder": os.getcwd()}  # noqa: PTH100, PTH109
-    ranges = [(start, min(start + per_file, batches)) for start in range(0, batches, per_file)]
-    tasks = [{"model": model, "blobs": list(blobs), "first": first, "end": end} for first, end in ranges]
-    return run_parts(
-        "extract",
-        feature_part,
-        tasks,
-        list(folders),
-        [end for _, end in ranges],
-        "batches",
-        cluster,
-        force,
-        resume,
-        _MODELS,
-        events,
-        cancel,
-    )
 
 
 def classify_part(task: Task) -> Task:
@@ -222,11 +159,6 @@ def classify_part(task: Task) -> Task:
 def detect_part(task: Task) -> Task:
     """Task: detect objects in some pictures, into one Parquet file."""
     return noted(task, _detect_part)
-
-
-def feature_part(task: Task) -> Task:
-    """Task: run a net over some batches, and write each blob's items into one Parquet file."""
-    return noted(task, _feature_part)
 
 
 def _classify_part(task: Task) -> Task:
@@ -256,7 +188,7 @@ def _classify_part(task: Task) -> Task:
         "error": arrow.array([result.error for result in results], arrow.string()),
     }
     write_table(task["paths"][0], arrow.table(columns))
-    return {"rows": len(results), "errors": [result.error for result in results if result.error]}
+    return _outcome(results, classifier)
 
 
 def _detect_part(task: Task) -> Task:
@@ -291,7 +223,12 @@ def _detect_part(task: Task) -> Task:
         columns[name] = arrow.array([[item.box[place] for item in row] for row in objects], numbers)
     columns["error"] = arrow.array([result.error for result in results], arrow.string())
     write_table(task["paths"][0], arrow.table(columns))
-    return {"rows": len(results), "errors": [result.error for result in results if result.error]}
+    return _outcome(results, detector)
+
+
+def _outcome(results: Sequence[ClassificationResult | DetectionResult], model: PictureModel) -> Task:
+    warnings = [] if model.preprocessing.mean_known else [UNKNOWN_MEAN]
+    return {"rows": len(results), "errors": [result.error for result in results if result.error], "warnings": warnings}
 
 
 def _results(task: Task, infer: Callable[[list[Item]], list[T]], failed: Callable[[Item, str], T]) -> list[T]:
@@ -304,51 +241,8 @@ def _results(task: Task, infer: Callable[[list[Item]], list[T]], failed: Callabl
     return results
 
 
-def _feature_part(task: Task) -> Task:
-    blobs: list[str] = task["blobs"]
-    net = _feature_net(json.dumps(task["model"], sort_keys=True))
-    _check_blobs(net, blobs)
-    _start_at(net, task["first"])
-    found: list[list[np.ndarray[Any, Any]]] = [[] for _ in blobs]
-    for _ in range(task["first"], task["end"]):
-        with torch.inference_mode():
-            values = net(keep=blobs)
-        for parts, name in zip(found, blobs, strict=True):
-            parts.append(np.ascontiguousarray(values[name].float().cpu().numpy(), np.float32))
-    arrow = import_arrow(task["paths"][0])
-    rows = 0
-    for path, parts in zip(task["paths"], found, strict=True):
-        items = np.concatenate(parts)
-        rows, size = len(items), items[0].size
-        numbers = arrow.array(np.arange(rows) + task["first"] * len(parts[0]), arrow.int64())
-        table = arrow.table({"record": numbers, "values": arrow.FixedSizeListArray.from_arrays(items.reshape(-1), size)})
-        write_table(path, table.replace_schema_metadata({"shape": json.dumps(items.shape[1:])}))
-    return {"rows": rows, "errors": []}
-
-
-def _picture_tasks(pictures: Sequence[PathLike | Source], common: Task, per_file: int) -> tuple[list[Task], list[int]]:
-    """Return the tasks, of up to ``per_file`` pictures, and how many pictures there are up to the end of each."""
-    sources: list[Source] = [item for item in pictures if isinstance(item, Files | Records)]
-    if names := [os.fspath(item) for item in pictures if not isinstance(item, Files | Records)]:
-        sources.append(Files(names))
-    tasks: list[Task] = []
-    ends: list[int] = []
-    for source in sources:
-        for first in range(0, len(source), per_file):
-            end = min(first + per_file, len(source))
-            tasks.append({**common, **source.part(first, end)})
-            ends.append((ends[-1] if ends else 0) + end - first)
-    if not tasks:
-        raise DataError("there are no pictures")
-    return tasks, ends
-
-
-def _absolute(weights: PathLike) -> str:
-    return ",".join(os.path.abspath(name.strip()) for name in os.fspath(weights).split(","))  # noqa: PTH100
-
-
-def _options_json(options: PreprocessOptions) -> Task:
-    """Return the options as JSON, with absolute paths."""
+def options_to_json(options: PreprocessOptions) -> Task:
+    """Return preprocessing options as JSON, with absolute paths. Raises :class:`DataError` for a mean image in memory."""
     mean, labels = options.mean, options.labels
     if isinstance(mean, np.ndarray):
         mean = mean.tolist() if mean.ndim == 1 else None
@@ -362,13 +256,18 @@ def _options_json(options: PreprocessOptions) -> Task:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def options_from_json(values: Task) -> PreprocessOptions:
+    """Return the options that :func:`options_to_json` made JSON of."""
+    return PreprocessOptions(values["mean"], values["labels"], values["scale"], tuple(values["resize"]) if values["resize"] else None)
+
+
 def _model(
     deploy: PathLike, weights: PathLike | None, options: PreprocessOptions, engine: str | None, device: str, output: str | None
 ) -> Task:
     return {
         "deploy": os.path.abspath(deploy),  # noqa: PTH100 (links are kept: deploy.json lies next to them)
         "weights": None if weights is None else os.path.abspath(weights),  # noqa: PTH100
-        "options": _options_json(options),
+        "options": options_to_json(options),
         "engine": engine,
         "device": device,
         "output": output,
@@ -387,37 +286,9 @@ def _detector(model: str) -> Detector:
 
 def _opened(kind: type[M], model: str) -> M:
     values = json.loads(model)
-    given = values["options"]
-    options = PreprocessOptions(given["mean"], given["labels"], given["scale"], tuple(given["resize"]) if given["resize"] else None)
+    options = options_from_json(values["options"])
     return kind(values["deploy"], values["weights"], options, engine=values["engine"], device=values["device"], output=values["output"])
 
 
-@lru_cache(maxsize=1)
-def _feature_net(model: str) -> Net:
-    from caffetools.solver.run import choose_device
-    from caffetools.solver.testing import load_test_net
-
-    values = json.loads(model)
-    if os.getcwd() != values["folder"]:  # noqa: PTH109
-        os.chdir(values["folder"])  # in a worker's process: paths of a net are relative to the caller's folder
-    return load_test_net(values["net"], values["weights"], device=choose_device(values["device"]))
-
-
 # What keeps models open between the tasks of a process.
-_MODELS = (_classifier, _detector, _feature_net)
-
-
-def _check_blobs(net: Net, blobs: list[str]) -> None:
-    for name in blobs:
-        if name not in net.blob_shapes:
-            raise CaffeToolsError(f"the net '{net.name}' has no blob '{name}'; it has {', '.join(net.blob_shapes)}")
-
-
-def _start_at(net: Net, batch: int) -> None:
-    """Let the data layers of ``net`` continue with the batch of this number."""
-    for layer in net.layers:
-        if isinstance(layer, ReadingLayer):
-            layer.close()
-            layer.skip_batches(batch)
-        elif layer.IS_DATA and batch:
-            raise DataError("its data cannot be read from a batch in the middle on", layer=layer.name, hint="leave out --cluster")
+_MODELS = (_classifier, _detector)

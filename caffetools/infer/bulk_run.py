@@ -12,19 +12,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
+
+import numpy as np
 
 from caffetools.cancel import CancelToken
 from caffetools.data.cluster import Task, Worker, run_tasks
 from caffetools.errors import DataError
-from caffetools.events import ArtifactWritten, EventSink, Progress, reported
+from caffetools.events import ArtifactWritten, EventSink, Progress, Warned, reported
 from caffetools.util.files import atomic_write, write_text
 from caffetools.util.folders import new_folder, remove
 
 PathLike = str | os.PathLike[str]
 PART = "part-{:05d}.parquet"
-# Written into each folder last, with the number of rows: a folder without it is not complete.
-SUMMARY = "summary.json"
+# Written into each folder last, with the number of rows: a folder without it is not complete. Readers of Parquet folders pass over names
+# that begin with "_".
+SUMMARY = "_summary.json"
+# That of earlier versions, which such readers took for a file of rows.
+_OLD_SUMMARY = "summary.json"
+# Bytes of values that are written as one group of rows.
+_GROUP_BYTES = 1 << 25
 # Notes on finished tasks, as long as a run is not complete.
 _STATE = "state"
 
@@ -100,6 +107,8 @@ def run_parts(
                 function.cache_clear()
         result.rows = sum(outcome["rows"] for outcome in outcomes)
         result.errors = [error for outcome in outcomes for error in outcome["errors"]]
+        for warning in dict.fromkeys(text for outcome in outcomes for text in outcome.get("warnings", ())):
+            events(Warned(task=kind, message=warning))
         remove(works[0] / _STATE)
         for work in works:
             with atomic_write(work / SUMMARY, "w") as stream:
@@ -113,11 +122,12 @@ def run_parts(
 def _new_folders(folders: Sequence[PathLike], force: bool, resume: bool) -> Iterator[list[Path]]:
     with ExitStack() as stack:
         yield [
-            stack.enter_context(
-                new_folder(path, force=force, replaceable=lambda old: (old / SUMMARY).is_file(), resumable=True, resume=resume)
-            )
-            for path in folders
+            stack.enter_context(new_folder(path, force=force, replaceable=_is_result, resumable=True, resume=resume)) for path in folders
         ]
+
+
+def _is_result(folder: Path) -> bool:
+    return (folder / SUMMARY).is_file() or (folder / _OLD_SUMMARY).is_file()
 
 
 def _check_state(state: Path, worker: Worker, tasks: list[Task], out: PathLike) -> None:
@@ -125,8 +135,10 @@ def _check_state(state: Path, worker: Worker, tasks: list[Task], out: PathLike) 
     digest = hashlib.sha256(worker.__name__.encode())
     for task in tasks:
         digest.update(json.dumps(task, sort_keys=True).encode())
-    for name in (tasks[0]["model"].get("deploy"), tasks[0]["model"].get("net"), tasks[0]["model"]["weights"]):
-        if name and Path(name).is_file():
+    model = tasks[0]["model"]
+    options = model.get("options", {})
+    for name in (model.get("deploy"), model.get("net"), *(model["weights"] or "").split(","), options.get("mean"), options.get("labels")):
+        if isinstance(name, str) and Path(name).is_file():
             status = Path(name).stat()
             digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     path = state / "run.json"
@@ -157,6 +169,55 @@ def import_arrow(path: PathLike) -> Any:
     except ImportError:
         raise DataError("writing Parquet needs pyarrow: pip install 'caffetools[parquet]'", path=path) from None
     return pyarrow
+
+
+class RowWriter:
+    """Writes a Parquet file of blobs' values, group of rows by group of rows, so that few of them are in memory at a time.
+
+    Args:
+        stream: The file.
+        schema: Of pyarrow: columns of any kind, and of fixed-size lists of float32.
+
+    Attributes:
+        rows: Number of rows so far.
+    """
+
+    def __init__(self, stream: IO[bytes], schema: Any):
+        import pyarrow.parquet
+
+        self._writer = pyarrow.parquet.ParquetWriter(stream, schema)
+        self._schema = schema
+        self._columns: list[list[Any]] = [[] for _ in schema]
+        self._bytes = self.rows = 0
+
+    def add(self, values: Sequence[Any], size: int) -> None:
+        """Add a row: a value for each column, arrays (values) float32 or None for the fixed-size lists; ``size`` is its number of bytes."""
+        for column, value in zip(self._columns, values, strict=True):
+            column.append(value)
+        self._bytes, self.rows = self._bytes + size, self.rows + 1
+        if self._bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left and the end of the file."""
+        if self._columns[0] or not self.rows:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as arrow
+
+        made = []
+        for kind, column in zip(self._schema.types, self._columns, strict=True):
+            if arrow.types.is_fixed_size_list(kind):
+                values = np.stack([np.zeros(kind.list_size, np.float32) if row is None else row for row in column])
+                missing = arrow.array([row is None for row in column])
+                made.append(arrow.FixedSizeListArray.from_arrays(values.reshape(-1), type=kind, mask=missing))
+            else:
+                made.append(arrow.array(column, kind))
+            column.clear()
+        self._writer.write_table(arrow.table(made, schema=self._schema))
+        self._bytes = 0
 
 
 def write_table(path: str, table: Any) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from numpy.typing import NDArray
 from caffetools.data.cluster import Task
 from caffetools.data.databases import open_database
 from caffetools.data.datum import record_to_array
+from caffetools.data.images import SUFFIXES
 from caffetools.data.picture_lists import read_lines
 from caffetools.data.shards import is_index
 from caffetools.errors import DataError
 from caffetools.infer.classifier import find_pictures
+from caffetools.proto.sniff import Kind, wrong_kind
 
 PathLike = str | os.PathLike[str]
+# Pictures of a task, and of the file that it writes.
+PICTURES_PER_FILE = 2000
+_TABLES = (".csv", ".tsv", ".json", ".jsonl")
+_LISTS = (".txt", ".lst", ".list", *_TABLES)
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,31 @@ def find_sources(names: Iterable[PathLike], lists: Iterable[PathLike] = ()) -> l
     return [*sources, Files(files)] if files else sources
 
 
+def find_images(names: Iterable[PathLike]) -> list[Source]:
+    """Return the pictures that ``names`` name, in this order: what :func:`find_sources` takes, and lists of pictures.
+
+    Raises:
+        DataError: See :func:`find_sources`; also, one does not exist.
+    """
+    sources: list[Source] = []
+    for listed, group in groupby(names, is_list):
+        chosen = list(group)
+        for name in chosen:
+            if not (listed or glob.has_magic(os.fspath(name)) or "://" in os.fspath(name) or Path(name).exists()):
+                raise DataError("it does not exist", path=name, hint="a folder, a list, a picture, a pattern or a database is expected")
+        sources += find_sources([], chosen) if listed else find_sources(chosen)
+    return sources
+
+
 def listed_pictures(lists: Iterable[PathLike]) -> list[str]:
     """Return the pictures on the lines of lists; see :func:`find_sources`."""
     found = []
     for path in lists:
+        if Path(path).suffix.lower() in _TABLES:
+            raise DataError("a list here is a text file with a picture on each line, without columns", path=path)
         folder, lines = Path(path).parent, read_lines(path)
+        if other := wrong_kind(DataError, path, "a list of pictures (a path on each line)", allowed=(Kind.TEXT,)):
+            raise other
         if not lines:
             raise DataError("the list is empty", path=path)
         for _, line in lines:
@@ -116,10 +143,42 @@ def listed_pictures(lists: Iterable[PathLike]) -> list[str]:
     return found
 
 
+def is_list(path: PathLike) -> bool:
+    """Return whether ``path`` is a list of pictures by its name, or a file whose name is not that of a picture."""
+    suffix = Path(path).suffix.lower()
+    return suffix in _LISTS or (Path(path).is_file() and suffix not in SUFFIXES and not is_index(path))
+
+
 def is_database(path: PathLike) -> bool:
     """Return whether ``path`` is a folder of an LMDB or LevelDB, or an index of shards."""
     folder = Path(path)
     return is_index(path) or (folder.is_dir() and ((folder / "data.mdb").is_file() or (folder / "CURRENT").is_file()))
+
+
+def picture_tasks(pictures: Sequence[PathLike | Source], common: Task, per_file: int) -> tuple[list[Task], list[int]]:
+    """Return the tasks, of up to ``per_file`` pictures, and how many pictures there are up to the end of each.
+
+    Args:
+        pictures: Paths, or what :func:`find_sources` returned.
+        common: What every task has.
+        per_file: Number of pictures of a task.
+
+    Raises:
+        DataError: There are no pictures.
+    """
+    sources: list[Source] = [item for item in pictures if isinstance(item, Files | Records)]
+    if names := [os.fspath(item) for item in pictures if not isinstance(item, Files | Records)]:
+        sources.append(Files(names))
+    tasks: list[Task] = []
+    ends: list[int] = []
+    for source in sources:
+        for first in range(0, len(source), per_file):
+            end = min(first + per_file, len(source))
+            tasks.append({**common, **source.part(first, end)})
+            ends.append((ends[-1] if ends else 0) + end - first)
+    if not tasks:
+        raise DataError("there are no pictures")
+    return tasks, ends
 
 
 def items(task: Task) -> Iterator[Item]:

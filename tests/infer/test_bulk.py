@@ -21,9 +21,10 @@ from caffetools.data.datum import array_to_datum
 from caffetools.data.sharding import shard_database
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import CaffeToolsError, Cancelled, DataError
-from caffetools.events import Event, Progress
-from caffetools.infer.bulk import BulkResult, classify_to_parquet, detect_to_parquet, features_to_parquet
-from caffetools.infer.classifier import Classifier, PreprocessOptions
+from caffetools.events import Event, Progress, Warned
+from caffetools.infer.bulk import BulkResult, classify_to_parquet, detect_to_parquet
+from caffetools.infer.bulk_features import features_to_parquet, picture_features_to_parquet
+from caffetools.infer.classifier import UNKNOWN_MEAN, Classifier, PreprocessOptions
 from caffetools.infer.detector import Detector
 from caffetools.infer.features import extract_features
 from caffetools.infer.sources import find_sources
@@ -69,7 +70,7 @@ def test_rows_are_the_results_of_a_classifier(tmp_path: Path, model: Any, pictur
     result = classify(model, pictures, tmp_path / "out", top=2, per_file=3)
     assert (result.rows, len(result.errors)) == (7, 1)
     assert sorted(path.name for path in (tmp_path / "out").glob("part*")) == [f"part-0000{n}.parquet" for n in range(3)]
-    assert json.loads((tmp_path / "out/summary.json").read_text()) == {"rows": 7, "files": 3, "errors": 1}
+    assert json.loads((tmp_path / "out/_summary.json").read_text()) == {"rows": 7, "files": 3, "errors": 1}
     for row, wanted in zip(rows(tmp_path / "out"), Classifier(*model).classify(pictures, top=2), strict=True):
         assert (row["picture"], row["error"]) == (wanted.picture, wanted.error)
         assert row["index"] == [guess.index for guess in wanted.guesses]
@@ -142,6 +143,66 @@ def test_features_are_those_of_extract_features(tmp_path: Path, train_net: Any) 
             assert row["values"] == values.reshape(-1).tolist()
 
 
+def picture_features(model: tuple[Path, Path, PreprocessOptions], blobs: list[str], pictures: Any, out: Path, **more: Any) -> BulkResult:
+    return picture_features_to_parquet(*model, blobs, pictures, out, **more)
+
+
+def test_features_of_pictures_are_the_blobs_of_the_deployed_net(tmp_path: Path, model: Any, pictures: list[str]) -> None:
+    with new_lmdb(tmp_path / "db") as writer:
+        writer.put(b"a key", array_to_datum(np.asarray(cv2.imread(pictures[1])).transpose(2, 0, 1), 0).SerializeToString())
+        writer.put(b"b key", array_to_datum(np.zeros((2, 3, 3), np.uint8), 0).SerializeToString())
+    sources = find_sources([*pictures, tmp_path / "db"])
+    result = picture_features(model, ["data", "prob"], sources, tmp_path / "out", per_file=4, batch=3)
+    assert (result.rows, len(result.errors)) == (9, 2)
+    found = parquet.read_table(tmp_path / "out")
+    assert found.column_names == ["picture", "data", "prob", "error"]
+    assert json.loads(found.schema.field("data").metadata[b"shape"]) == [3, 6, 8]
+    assert found["picture"].to_pylist() == [*pictures, "a key", "b key"]
+    assert [row is None for row in found["error"].to_pylist()] == [True] * 6 + [False, True, False]
+    assert found["prob"].to_pylist()[6] is None and "2 x 3 x 3" in found["error"].to_pylist()[8]
+    net = TorchEngine.load(model[0], model[1]).net
+    for name, data, prob in zip(
+        [*pictures[:6], pictures[1]],
+        *([*found[blob].to_pylist()[:6], found[blob].to_pylist()[7]] for blob in ("data", "prob")),
+        strict=True,
+    ):
+        wanted = cv2.resize(cv2.imread(name), (8, 6)).transpose(2, 0, 1).astype(np.float32)
+        np.testing.assert_array_equal(np.array(data, np.float32).reshape(3, 6, 8), wanted)
+        with torch.inference_mode():
+            np.testing.assert_allclose(prob, net({"data": torch.from_numpy(wanted[None])})["prob"][0].numpy(), rtol=1e-6)
+
+
+def test_large_blobs_are_written_in_groups_of_rows(
+    tmp_path: Path, model: Any, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caffetools.infer.bulk_run._GROUP_BYTES", 2 * 3 * 6 * 8 * 4)
+    picture_features(model, ["data"], pictures, tmp_path / "out")
+    file = parquet.ParquetFile(tmp_path / "out/part-00000.parquet")
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [2, 2, 2, 1]
+    monkeypatch.undo()
+    picture_features(model, ["data"], pictures, tmp_path / "one")
+    assert rows(tmp_path / "out") == rows(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("blobs", "words"), [(["fc9"], "has no blob 'fc9'"), (["picture"], "not for blobs"), ([], "no blob is named")])
+def test_features_of_pictures_that_cannot_be(tmp_path: Path, model: Any, pictures: list[str], blobs: list[str], words: str) -> None:
+    with pytest.raises(CaffeToolsError, match=words):
+        picture_features(model, blobs, pictures, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mean_that_does_not_fit_is_one_error(tmp_path: Path, model: Any, pictures: list[str]) -> None:
+    with pytest.raises(DataError, match="mean has 2 values"):
+        picture_features((model[0], model[1], PreprocessOptions(mean="1,2")), ["prob"], pictures, tmp_path / "out")
+
+
+def test_a_net_without_a_known_mean_is_warned_of_once(tmp_path: Path, model: Any, pictures: list[str]) -> None:
+    for write in (classify, lambda net, names, out, **more: picture_features(net, ["prob"], names, out, **more)):
+        events: list[Event] = []
+        write((model[0], model[1], PreprocessOptions()), pictures, tmp_path / "out", per_file=2, events=events.append, force=True)
+        assert [event.message for event in events if isinstance(event, Warned)] == [UNKNOWN_MEAN]
+
+
 def test_a_cluster_writes_the_same_files(tmp_path: Path, model: Any, pictures: list[str], train_net: Any) -> None:
     ray = pytest.importorskip("ray", reason="needs the extra 'cluster'")
     pytest.importorskip("ray.data", reason="needs the extra 'cluster'")
@@ -149,10 +210,14 @@ def test_a_cluster_writes_the_same_files(tmp_path: Path, model: Any, pictures: l
     try:
         classify(model, pictures, tmp_path / "cluster", per_file=3, cluster="local:2")
         features(train_net, ["prob"], [tmp_path / "cluster_prob"], 8, per_file=3, cluster="local:2")
+        picture_features(model, ["prob"], pictures, tmp_path / "cluster_pictures", per_file=3, cluster="local:2")
     finally:
         ray.shutdown()
     classify(model, pictures, tmp_path / "one", per_file=3)
     features(train_net, ["prob"], [tmp_path / "one_prob"], 8, per_file=3)
+    picture_features(model, ["prob"], pictures, tmp_path / "one_pictures", per_file=3)
+    for file in (tmp_path / "one_pictures").iterdir():
+        assert (tmp_path / "cluster_pictures" / file.name).read_bytes() == file.read_bytes()
     assert rows(tmp_path / "cluster") == rows(tmp_path / "one")
     assert rows(tmp_path / "cluster_prob") == rows(tmp_path / "one_prob")
 
@@ -170,6 +235,13 @@ def test_the_commands(tmp_path: Path, pictures: list[str], train_net: Any) -> No
     assert (done.returncode, answer["folders"], answer["rows"], len(answer["errors"])) == (2, [str(tmp_path / "out")], 7, 1)
     done = run("extract-features", weights, train_net[0], "prob", tmp_path / "prob", 2, "parquet", "--force", "--json")
     assert json.loads(done.stdout) == [{"blob": "prob", "folder": str(tmp_path / "prob"), "rows": 4}]
+    (tmp_path / "list.txt").write_text("blue.png 0\nred.png 1\n")
+    pictured = ["--images", tmp_path / "list.txt", "--images", pictures[1], "--mean", "0", "--output", tmp_path / "x.parquet"]
+    done = run("extract-features", weights, deploy, "score", *pictured)
+    assert (done.returncode, done.stdout) == (0, f"Wrote 3 rows to {tmp_path / 'x.parquet'}\n")
+    assert parquet.read_table(tmp_path / "x.parquet")["score"].to_pylist()[2] == pytest.approx([0.2, 2.5, 0.2])
+    done = run("extract-features", weights, deploy, "score", tmp_path / "db", 2, "--images", tmp_path)
+    assert (done.returncode, "--output" in done.stderr) == (2, True)
     done = run("classify", deploy, weights, *pictures, "--cluster", "local")
     assert done.returncode == 2
     assert "needs Parquet files as output" in done.stderr
@@ -255,7 +327,7 @@ def test_an_interrupted_run_continues_with_the_missing_tasks_only(tmp_path: Path
     whole, found = rows(tmp_path / "whole"), rows(tmp_path / "out")
     assert [row for row in found if row["picture"] != pictures[0]] == [row for row in whole if row["picture"] != pictures[0]]
     assert found[0] == whole[0]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*(f"part-0000{n}.parquet" for n in range(4)), "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_summary.json", *(f"part-0000{n}.parquet" for n in range(4))]
 
 
 def test_the_command_detects(tmp_path: Path, detector: Any, pictures: list[str]) -> None:
