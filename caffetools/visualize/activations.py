@@ -17,13 +17,13 @@ from caffetools.net.net import Net
 from caffetools.net.probe import picture_input, run_items
 from caffetools.visualize import style
 from caffetools.visualize.colormaps import scaled_colours, signed_colours
-from caffetools.visualize.panels import Panel, enlarge, panels_figure, shorten_to, wrap
+from caffetools.visualize.panels import PANEL_SIDE, Panel, enlarge, panels_figure, shorten_to, wrap
 from caffetools.visualize.style import LIGHT, Theme
 from caffetools.visualize.tiles import columns_for
 from caffetools.visualize.units import Image, picture_batch
 
 _OVERVIEW_TILES = 25  # channels of each blob on the overview
-_OVERVIEW_SIDE = 284  # pixels of a blob's square on the overview
+_LEAST_TILE = 24  # pixels of a channel there
 _MOST_LABELS = 600  # tiles up to which each has its number
 _WIDTH = 1232  # pixels of a sheet without its margins
 _BARS = 12
@@ -126,22 +126,39 @@ def activations_figure(
 
 
 def overview_figure(
-    blobs: dict[str, NDArray[Any]], *, picture: NDArray[np.uint8] | None = None, title: str = "", theme: Theme = LIGHT
+    blobs: dict[str, NDArray[Any]],
+    *,
+    picture: NDArray[np.uint8] | None = None,
+    title: str = "",
+    most: int | None = None,
+    side: int = PANEL_SIDE,
+    theme: Theme = LIGHT,
 ) -> tuple[Figure, str]:
-    """Draw the first 25 channels of each blob with positions, in the net's order; ``picture`` (H, W, 3) RGB comes first.
+    """Draw the first 25 channels of each blob with positions, in the net's order, and return the figure and its caption.
 
-    Of blobs with more axes, (C, …, H, W), it draws the first 25 slices.
+    Args:
+        blobs: Values by the blobs' names; of those with more axes, (C, …, H, W), the first 25 slices are drawn.
+        picture: (H, W, 3) RGB, which comes first.
+        title: Above all.
+        most: Blobs at most, spread evenly over the net; None draws all.
+        side: Pixels of a blob's square.
+        theme: Colours.
+
+    Raises:
+        DataError: no blob has positions.
     """
-    panels = [Panel(enlarge(picture, _OVERVIEW_SIDE), "picture")] if picture is not None else []
-    for name, values in blobs.items():
-        if values.ndim < 3 or not values.size or np.prod(values.shape[1:]) == 1:
-            continue
-        maps, _ = _slices(values)
-        panels.append(Panel(_montage(maps[:_OVERVIEW_TILES], theme), name, " × ".join(map(str, values.shape))))
-    if not panels:
+    shown = [name for name, values in blobs.items() if values.ndim > 2 and values.size and np.prod(values.shape[1:]) > 1]
+    if not shown:
         raise DataError("no blob of this net has positions; name one with --blob")
     caption = f"The first {_OVERVIEW_TILES} channels (or slices of channels) of each blob, each scaled by its own largest absolute value: from dark blue (0) to yellow; "
     caption += "where there are negative values from purple over white (0) to orange."
+    if most is not None and len(shown) > most:
+        caption += f" These are {most} of {len(shown)} blobs, spread evenly over the net."
+        shown = [shown[round(index)] for index in np.linspace(0, len(shown) - 1, most)]
+    panels = [Panel(enlarge(picture, side), "picture")] if picture is not None else []
+    for name in shown:
+        maps, _ = _slices(blobs[name])
+        panels.append(Panel(_montage(maps[:_OVERVIEW_TILES], side, theme), name, " × ".join(map(str, blobs[name].shape))))
     return panels_figure(panels, title or "Activations", caption, width=_WIDTH, theme=theme), caption
 
 
@@ -162,10 +179,13 @@ def _coloured(maps: NDArray[Any], common: bool, channels: int | None = None) -> 
     return scaled_colours(unit, 1.0)
 
 
-def _montage(maps: NDArray[Any], theme: Theme) -> NDArray[np.uint8]:
+def _montage(maps: NDArray[Any], side: int, theme: Theme) -> NDArray[np.uint8]:
+    """Return channels (M, H, W) as tiles with gaps, about ``side`` pixels wide; a small ``side`` shows fewer of them."""
+    most = max(1, side // _LEAST_TILE) ** 2
+    maps = maps[:most]
     columns = max(1, int(np.ceil(len(maps) ** 0.5)))
-    side = (_OVERVIEW_SIDE - 4 * (columns - 1)) // columns
-    tiles = [enlarge(tile, side) for tile in _coloured(maps, False)]
+    tile_side = (side - 4 * (columns - 1)) // columns
+    tiles = [enlarge(tile, tile_side) for tile in _coloured(maps, False)]
     height, width = tiles[0].shape[:2]
     rows = -(-len(tiles) // columns)
     sheet = np.empty((rows * (height + 4) - 4, columns * (width + 4) - 4, 3), np.uint8)

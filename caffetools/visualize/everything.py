@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from caffetools.proto.text import read_net
 from caffetools.visualize.activations import blob_values, channels_first, computable_blobs, overview_figure
@@ -13,9 +16,15 @@ from caffetools.visualize.graph_drawing import graph_figure, place_graph
 from caffetools.visualize.net_graph import fold_repeats, net_graph
 from caffetools.visualize.output import check_suffix
 from caffetools.visualize.page import Drawing, write_page
+from caffetools.visualize.panels import PANEL_SIDE
 from caffetools.visualize.picture_net import PathLike, PictureNet, Prepared
+from caffetools.visualize.style import Theme
 from caffetools.visualize.units import Progress, progress_of_part
 from caffetools.visualize.weight_statistics import weight_statistics, weights_figure
+
+_MOST_BLOBS = 64  # of all pictures of a page together
+_LARGE_PICTURES = 4  # pictures up to which panels have their full size
+_LEAST_SIDE = 48  # pixels of a panel
 
 
 def write_everything(
@@ -50,8 +59,9 @@ def write_everything(
     name = model.net.name or Path(deploy).stem
     prepared = [model.prepare(picture) for picture in pictures]
     drawings = _weights(weights, before)
+    size = _Size.of(len(prepared))
     for index, picture in enumerate(prepared):
-        drawings += _picture(model, picture, progress_of_part(progress, index, len(prepared)))
+        drawings += _picture(model, picture, size, progress_of_part(progress, index, len(prepared)))
     graph = fold_repeats(net_graph(read_net(deploy)))
     placed = place_graph(graph)
     facts = f"{', '.join(graph.facts)}."
@@ -70,15 +80,36 @@ def _weights(weights: PathLike, before: PathLike | None) -> list[Drawing]:
     return [Drawing(f"Filters of {new.name}", lambda theme: filter_changes_figure(old, new, theme=theme)[0]), distributions]
 
 
-def _picture(model: PictureNet, prepared: Prepared, progress: Progress) -> list[Drawing]:
+@dataclass(frozen=True)
+class _Size:
+    """How much of each picture a page shows, so that the page stays below 5 MB.
+
+    Attributes:
+        side: Pixels of a panel's longer side.
+        blobs: Blobs with their activations.
+    """
+
+    side: int
+    blobs: int
+
+    @classmethod
+    def of(cls, pictures: int) -> _Size:
+        """Return what each of ``pictures`` gets: of more than four, panels of a smaller area, and its share of the blobs."""
+        count = max(1, pictures)
+        return cls(max(_LEAST_SIDE, min(PANEL_SIDE, int(PANEL_SIDE * (_LARGE_PICTURES / count) ** 0.5))), max(1, _MOST_BLOBS // count))
+
+
+def _picture(model: PictureNet, prepared: Prepared, size: _Size, progress: Progress) -> list[Drawing]:
     names = [name for name in computable_blobs(model.net) if name != model.input]
     values = channels_first(model.net, blob_values(model.net, prepared.input, names))
     methods = [method for method in ALL_METHODS if method != "occlusion"]
     explained = explain_all(model, prepared, methods, progress=progress)
     title = f"Activations  ·  {prepared.name}"
-    return [
-        Drawing(
-            f"Activations for {prepared.name}", lambda theme: overview_figure(values, picture=prepared.shown, title=title, theme=theme)[0]
-        ),
-        Drawing(f"Explanation of {prepared.name}", lambda theme: explanations_figure(model, prepared, explained, theme=theme)[0]),
-    ]
+
+    def activations(theme: Theme) -> Figure:
+        return overview_figure(values, picture=prepared.shown, title=title, most=size.blobs, side=size.side, theme=theme)[0]
+
+    def explanations(theme: Theme) -> Figure:
+        return explanations_figure(model, prepared, explained, side=size.side, theme=theme)[0]
+
+    return [Drawing(f"Activations for {prepared.name}", activations), Drawing(f"Explanation of {prepared.name}", explanations)]

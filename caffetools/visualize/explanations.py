@@ -19,14 +19,13 @@ from caffetools.visualize.activations import blob_values
 from caffetools.visualize.attribution import METHODS
 from caffetools.visualize.cam import grad_cam, grad_cam_plus_plus
 from caffetools.visualize.colormaps import heat_of, overlay, scaled_colours
-from caffetools.visualize.panels import Panel, enlarge, panels_figure
+from caffetools.visualize.panels import PANEL_SIDE, Panel, enlarge, panels_figure
 from caffetools.visualize.picture_net import PictureNet, Prepared
 from caffetools.visualize.style import LIGHT, Theme
 from caffetools.visualize.units import Progress, Unit, UnitProbe, progress_of_part, target_blob
 
 CAMS = {"grad-cam": grad_cam, "grad-cam++": grad_cam_plus_plus}
 ALL_METHODS = (*METHODS, *CAMS)
-_SIDE = 284
 # Methods that run the net many times.
 _SLOW = ("integrated-gradients", "smooth-grad", "occlusion")
 
@@ -115,19 +114,21 @@ def explain_all(
     return Explained(blob, unit, shown, tuple(maps))
 
 
-def explanations_figure(model: PictureNet, prepared: Prepared, explained: Explained, *, theme: Theme = LIGHT) -> tuple[Figure, str]:
-    """Draw a picture next to explanations of one unit, and return the figure and its caption."""
-    panels = [Panel(enlarge(prepared.shown, _SIDE), "picture")]
-    side = panels[0].image.shape[:2]
+def explanations_figure(
+    model: PictureNet, prepared: Prepared, explained: Explained, *, side: int = PANEL_SIDE, theme: Theme = LIGHT
+) -> tuple[Figure, str]:
+    """Draw a picture next to explanations of one unit, each ``side`` pixels long, and return the figure and its caption."""
+    panels = [Panel(enlarge(prepared.shown, side), "picture")]
+    height, width = panels[0].image.shape[:2]
     laid = []
     for method, attribution in explained.maps:
         heat = heat_of(attribution)
         if attribution.ndim == 2:
-            large = np.asarray(cv2.resize(heat, side[::-1], interpolation=cv2.INTER_LINEAR))
+            large = np.asarray(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR))
             image = overlay(panels[0].image, large)
             laid.append(heat)
         else:
-            image = enlarge(scaled_colours(heat), _SIDE)
+            image = enlarge(scaled_colours(heat), side)
         note = f"layer {explained.layer}" if method in CAMS else f"largest {np.abs(attribution).max():.3g}"
         panels.append(Panel(image, method, note))
     name = unit_name(model, explained.blob, explained.unit)

@@ -51,8 +51,8 @@ def save_picture(path: PathLike, draw: Callable[[Theme], tuple[Figure, str]], *,
         return caption
     from caffetools.visualize.page import Drawing, write_page
 
-    _, caption = draw(LIGHT)
-    write_page(path, title, [Drawing(title, lambda theme: draw(theme)[0], caption)])
+    light, caption = draw(LIGHT)
+    write_page(path, title, [Drawing(title, lambda theme: light if theme is LIGHT else draw(theme)[0], caption)])
     return caption
 
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 import caffetools
 from caffetools.util.files import write_text
 from caffetools.visualize import style
+from caffetools.visualize.inline_svg import inline_svg
 from caffetools.visualize.style import DARK, LIGHT, PathLike, Theme
-from caffetools.visualize.thumbnails import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,21 +37,26 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Themed:
-    """A picture in two versions, of which the browser shows the one that fits the page.
+class Shown:
+    """A picture as a page holds it: a drawing as SVG, or a bitmap, each for light and for dark pages.
 
     Attributes:
-        light, dark: Data URIs.
         alt: What it shows.
         width, height: In CSS pixels.
+        svg: What is inside the drawing's ``svg`` element.
+        view: The ``viewBox`` of the drawing.
+        uri: Data URI of the bitmap.
+        dark: Data URI of the bitmap for dark pages; "" where ``uri`` fits both.
         caption, name: Below it.
     """
 
-    light: str
-    dark: str
     alt: str
     width: int
     height: int
+    svg: Markup | None = None
+    view: str = ""
+    uri: str = ""
+    dark: str = ""
     caption: str = ""
     name: str = ""
 
@@ -62,12 +67,12 @@ class Part:
 
     key: str
     title: str
-    drawings: Sequence[Themed] = ()
+    drawings: Sequence[Shown] = ()
 
 
 def write_page(path: PathLike, title: str, drawings: Sequence[Drawing], *, summary: str = "") -> None:
     """Write drawings as one HTML file that loads nothing else. Raises :class:`RunFailed` where it cannot be written."""
-    parts = [Part(f"part-{index}", drawing.alt, [themed_figure(drawing)]) for index, drawing in enumerate(drawings, 1)]
+    parts = [Part(f"part-{index}", drawing.alt, [shown_figure(drawing, f"d{index}-")]) for index, drawing in enumerate(drawings, 1)]
     write_text(path, render_template("page.html.jinja", title=title, summary=summary, created="", parts=parts))
 
 
@@ -90,17 +95,13 @@ def environment() -> Environment:
     )
 
 
-def themed_figure(drawing: Drawing) -> Themed:
-    """Draw a figure as SVG for light and for dark pages."""
+def shown_figure(drawing: Drawing, key: str) -> Shown:
+    """Draw a figure for light and dark pages, as one SVG; ``key`` begins its ids and is its own on the page."""
     light = drawing.draw(LIGHT)
-    width, height = (round(96 * inches) for inches in light.get_size_inches())
-    return Themed(_svg_uri(light), _svg_uri(drawing.draw(DARK)), drawing.alt, width, height, drawing.caption)
-
-
-def _svg_uri(figure: Figure) -> str:
-    data = style.render(figure, "svg")
-    # The page's own fonts, which the reader's system has in all its scripts.
-    return data_uri(data.replace(b"'DejaVu Sans'", b"system-ui, 'Segoe UI', 'DejaVu Sans'"), "image/svg+xml")
+    width, height = light.get_size_inches()
+    svg = Markup(inline_svg(light, drawing.draw(DARK), key))  # noqa: S704 (matplotlib escaped all text)
+    view = f"0 0 {72 * width:.7g} {72 * height:.7g}"
+    return Shown(drawing.alt, round(96 * width), round(96 * height), svg, view, caption=drawing.caption)
 
 
 def _clean(value: object) -> Any:

@@ -19,6 +19,7 @@ from caffetools.visualize.style import LIGHT, Theme
 
 _MARGIN, _GAP, _LINE, _HEAD = 24, 20, 22, 46  # pixels
 TEXT_ROOM = 284  # pixels that a narrow picture's title and note may take
+PANEL_SIDE = 284  # pixels of the longer side of a panel's picture: four of them to a sheet
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from caffetools.visualize import charts, style
 from caffetools.visualize.confusion import confusion_figure
 from caffetools.visualize.filters import LayerWeights, describe, filters_figure, layer_sheet
 from caffetools.visualize.model import Explanation, FilterChange, LayerRow, Phase, Report
-from caffetools.visualize.page import Drawing, Themed, render_template, themed_figure
+from caffetools.visualize.page import Drawing, Shown, render_template, shown_figure
 from caffetools.visualize.panels import enlarge
-from caffetools.visualize.style import DARK, LIGHT, PathLike, Theme
-from caffetools.visualize.thumbnails import png, thumbnail
+from caffetools.visualize.style import DARK, LIGHT, PathLike
+from caffetools.visualize.thumbnails import lossless, one_for_both_themes, thumbnail
 from caffetools.visualize.tiles import Sheet, change_sheet
 
 _MOST_ROWS = 30  # longer tables start with the rows that matter and unfold
@@ -46,7 +46,7 @@ def write_report(path: PathLike, report: Report) -> None:
 
 def report_html(report: Report) -> str:
     """Return the page that :func:`write_report` writes. Raises :class:`DataError` as it does."""
-    parts = [_Part(f"phase-{number}", phase.title, "phase", _phase(phase)) for number, phase in enumerate(report.phases, 1)]
+    parts = [_Part(f"phase-{number}", phase.title, "phase", _phase(phase, number)) for number, phase in enumerate(report.phases, 1)]
     if report.next_steps:
         parts.append(_Part("next", "Next steps", "next", report.next_steps))
     if report.card:
@@ -73,20 +73,20 @@ def report_html(report: Report) -> str:
     )
 
 
-def _phase(phase: Phase) -> dict[str, Any]:
+def _phase(phase: Phase, number: int) -> dict[str, Any]:
     return {
         "note": phase.note,
         "charts": charts.curve_charts(phase.logs) if phase.logs else [],
-        "confusion": _confusion(phase.confusion, phase.losses) if phase.confusion else None,
+        "confusion": _confusion(phase.confusion, phase.losses, f"p{number}-matrix") if phase.confusion else None,
         "calibration": phase.calibration,
         "calibration_chart": charts.calibration_chart(phase.calibration) if phase.calibration else None,
         "samples": [_sample(sample) for sample in phase.samples],
         "explanations": [_explanation(item) for item in phase.explanations],
-        "filters": [drawn for layer in phase.filters for drawn in _filters(layer)],
+        "filters": [drawn for at, layer in enumerate(phase.filters) for drawn in _filters(layer, f"p{number}-filters{at}")],
     }
 
 
-def _confusion(confusion: Confusion, losses: Sequence[float | None]) -> dict[str, Any]:
+def _confusion(confusion: Confusion, losses: Sequence[float | None], key: str) -> dict[str, Any]:
     pairs = confusion.most_confused(8)
     alt = f"Confusion matrix of {len(confusion.names)} classes: {confusion.right} of {confusion.total} pictures correct."
     if pairs:
@@ -97,7 +97,7 @@ def _confusion(confusion: Confusion, losses: Sequence[float | None]) -> dict[str
         "names": [style.shorten(name, 18) for name in confusion.names],
         "label_width": 20 + 7 * max(len(style.shorten(name, 18)) for name in confusion.names),
         "cells": charts.confusion_cells(confusion) if small else [],
-        "figure": None if small else themed_figure(Drawing(alt, lambda theme: confusion_figure(confusion, theme=theme))),
+        "figure": None if small else shown_figure(Drawing(alt, lambda theme: confusion_figure(confusion, theme=theme)), key),
         "wide": len(confusion.names) > 12,
         "pairs": [(pair.true, pair.predicted, f"{pair.count:,}", f"{pair.share:.1%}") for pair in pairs],
         **_scores(confusion, losses),
@@ -151,38 +151,33 @@ def _explanation(item: Explanation) -> dict[str, Any]:
     return {"item": item, "picture": uris[0], "overlay": uris[1], "small": small}
 
 
-def _filters(layer: LayerWeights | FilterChange) -> list[Themed]:
+def _filters(layer: LayerWeights | FilterChange, key: str) -> list[Shown]:
     if isinstance(layer, LayerWeights):
-        return [_filter(layer)]
-    drawn = [_filter(layer.before, "before: "), _filter(layer.after, "after: ")]
+        return [_filter(layer, key)]
+    drawn = [_filter(layer.before, f"{key}-before", "before: "), _filter(layer.after, f"{key}-after", "after: ")]
     old, new = np.asarray(layer.before.weights), np.asarray(layer.after.weights)
     if old.shape != new.shape or old.ndim != 4:
         return drawn
     colour = old.shape[1] == 3 and layer.after.group == 1
-
-    def change(theme: Theme) -> str:
-        return png(change_sheet(old, new, colour=colour, gap=style.rgb(theme.background), most_tiles=_MOST_TILES).image)
-
-    sheet = change_sheet(old, new, colour=colour, most_tiles=_MOST_TILES)
-    height, width = _displayed(sheet)
-    alt = f"Change of the weights of {layer.after.name} as tiles"
-    return [*drawn, Themed(change(LIGHT), change(DARK), alt, width, height, sheet.caption, layer.after.name)]
+    light, dark = (
+        change_sheet(old, new, colour=colour, gap=style.rgb(theme.background), most_tiles=_MOST_TILES) for theme in (LIGHT, DARK)
+    )
+    return [*drawn, _sheet(light, dark, f"Change of the weights of {layer.after.name} as tiles", light.caption, layer.after.name)]
 
 
-def _filter(layer: LayerWeights, when: str = "") -> Themed:
-    sheet = layer_sheet(layer, most_tiles=_MOST_TILES)
-    if sheet is None:
+def _filter(layer: LayerWeights, key: str, when: str = "") -> Shown:
+    light, dark = (layer_sheet(layer, most_tiles=_MOST_TILES, theme=theme) for theme in (LIGHT, DARK))
+    if light is None or dark is None:
         _, caption = filters_figure(layer)
-        return themed_figure(Drawing(f"Histogram of {layer.name}: {caption}", lambda theme: filters_figure(layer, theme=theme)[0]))
+        return shown_figure(Drawing(f"Histogram of {layer.name}: {caption}", lambda theme: filters_figure(layer, theme=theme)[0]), key)
+    return _sheet(light, dark, f"Weights of {layer.name} as tiles", f"{when}{describe(layer)}. {light.caption}", layer.name)
 
-    def draw(theme: Theme) -> str:
-        drawn = layer_sheet(layer, most_tiles=_MOST_TILES, theme=theme)
-        assert drawn is not None  # noqa: S101 (the weights have four axes)
-        return png(drawn.image)
 
-    height, width = _displayed(sheet)
-    caption = f"{when}{describe(layer)}. {sheet.caption}"
-    return Themed(draw(LIGHT), draw(DARK), f"Weights of {layer.name} as tiles", width, height, caption, layer.name)
+def _sheet(light: Sheet, dark: Sheet, alt: str, caption: str, name: str) -> Shown:
+    height, width = _displayed(light)
+    one = one_for_both_themes(light.image, dark.image)
+    uri, other = (lossless(light.image), lossless(dark.image)) if one is None else (lossless(one), "")
+    return Shown(alt, width, height, uri=uri, dark=other, caption=caption, name=name)
 
 
 def _displayed(sheet: Sheet) -> tuple[int, int]:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.results import Picture
+from caffetools.visualize import style
 from caffetools.visualize.style import PathLike
 
 _SIDE = 168  # pixels of the longer side: twice what the page shows, for sharp displays
+_LARGEST_WEBP = 16_383  # pixels of a side
 
 
 def thumbnail(picture: Picture) -> tuple[str, bool]:
@@ -39,10 +41,35 @@ def thumbnail(picture: Picture) -> tuple[str, bool]:
     return data_uri(data.tobytes(), "image/png" if small else "image/jpeg"), small
 
 
-def png(image: NDArray[np.uint8]) -> str:
-    """Return a data URI of (H, W, 3) RGB uint8, unchanged."""
-    _, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, 0])
-    return data_uri(data.tobytes(), "image/png")
+def lossless(image: NDArray[np.uint8]) -> str:
+    """Return a data URI of (H, W, 3 or 4) RGB or RGBA uint8, as WebP or PNG without loss, the smaller one."""
+    pixels = np.ascontiguousarray(image[..., [2, 1, 0, 3][: image.shape[2]]])
+    _, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, 0])
+    if max(pixels.shape[:2]) > _LARGEST_WEBP or not cv2.haveImageWriter(".webp"):
+        return data_uri(data.tobytes(), "image/png")
+    _, other = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, 101])  # above 100 is without loss
+    return data_uri(other.tobytes(), "image/webp") if len(other) < len(data) else data_uri(data.tobytes(), "image/png")
+
+
+def one_for_both_themes(light: NDArray[np.uint8], dark: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """Return a bitmap that shows ``light`` on our light ground and ``dark`` on our dark one; None where no single bitmap does.
+
+    Where the two differ, they have to show the ground, which becomes transparent.
+
+    Args:
+        light: (H, W, 3 or 4) RGB or RGBA.
+        dark: The same shape.
+    """
+    if light.shape != dark.shape:
+        return None
+    differ = (light != dark).any(axis=2)
+    if not differ.any():
+        return light[..., :3] if (light[..., 3:] == 255).all() else light
+    grounds = zip((light, dark), (style.LIGHT, style.DARK), strict=True)
+    if not all((image[differ, :3] == style.rgb(theme.background)).all() and (image[..., 3:] == 255).all() for image, theme in grounds):
+        return None
+    alpha = np.where(differ, 0, 255).astype(np.uint8)
+    return np.dstack([np.where(differ[..., None], 0, light[..., :3]).astype(np.uint8), alpha])
 
 
 def data_uri(data: bytes, mime: str) -> str:

@@ -115,3 +115,11 @@ def test_an_overlay_is_grey_where_the_map_is_low() -> None:
     assert (laid == 200).all()
     laid = overlay(picture, heat, strength=1.0)
     np.testing.assert_array_equal(laid[0, 1], magnitude_colours(1.0))
+
+
+def test_the_overview_spreads_the_blobs_that_fit_evenly_over_the_net() -> None:
+    blobs = {f"b{index}": np.ones((3, 4, 4)) for index in range(9)}
+    figure, caption = overview_figure(blobs, most=3)
+    titles = [text.get_text() for text in figure.texts]
+    assert [title for title in titles if title in blobs] == ["b0", "b4", "b8"]
+    assert "3 of 9 blobs" in caption
