@@ -47,6 +47,7 @@ def test_what_is_not_an_image_is_refused(images: Any, weights: Path) -> None:
         ({"resize": (0, 28)}, "the width of resize must be at least 1, not 0"),
         ({"scale": "x"}, "the scale must be a finite number"),
         ({"device": None}, "unknown device 'None'"),
+        ({"labels": 3}, "labels must be one text or a sequence of them, not 3"),
         ({"model": None}, "model must be a path .*, not NoneType"),
         ({"model": bytes(DEPLOY)}, "model must be a path .*, not bytes"),
     ],
@@ -92,6 +93,35 @@ def test_labels_become_text_and_integers_of_numpy_are_integers(weights: Path) ->
         (lambda: ct.FinetuneConfig(pictures="photos", out="run", epochs=0), "the setting 'epochs' must be at least 1, not 0"),
         (lambda: ct.FinetuneConfig(pictures="photos", out="run", epochs="x"), "the setting 'epochs' must be a int, not 'x'"),
         (lambda: ct.FinetuneConfig(pictures=None, out="run"), "the setting 'pictures' is missing"),
+        (lambda: ct.load_net(DEPLOY, 3), r"weights must be a path \(str or os.PathLike\), not int"),
+        (lambda: ct.load_net(DEPLOY, {}), "weights must be a path .*, not dict"),
+        (lambda: ct.load_net(DEPLOY, stages=3), "stages must be one text or a sequence of them, not 3"),
+        (lambda: ct.retarget(TRAIN, 3, input_shape=SHAPE, heads=3), "heads must be one text or a sequence of them, not 3"),
+        (lambda: ct.retarget(TRAIN, 3, input_shape=SHAPE, base_lr="x"), "base_lr must be a finite number of at least 0, not 'x'"),
+        (lambda: ct.retarget(TRAIN, 3, input_shape=SHAPE, base_lr=0), "base_lr must be above 0, not 0"),
+        (lambda: ct.retarget(TRAIN, 3, input_shape=SHAPE, seed=1.5), "seed must be an integer, not 1.5"),
+        (
+            lambda: ct.retarget(TRAIN, 3, input_shape="1x1x28x28"),
+            r"input_shape must be a shape such as \(1, 3, 227, 227\), not '1x1x28x28'",
+        ),
+        (lambda: ct.retarget(TRAIN, 3, input_shape=3), "input_shape must be a shape"),
+        (lambda: ct.inspect(DEPLOY, input_shape={"data": 3}), r"input_shape\['data'\] must be a shape"),
+        (lambda: ct.inspect(DEPLOY, input_shape=(1, 1, "a", 2)), "each size of input_shape must be an integer, not 'a'"),
+        (lambda: ct.deploy(TRAIN, input_shape=(1, 1, 0, 28)), "each size of input_shape must be at least 1, not 0"),
+        (lambda: ct.deploy(TRAIN, input_shape=SHAPE, batch=1.5), "batch must be an integer, not 1.5"),
+        (lambda: ct.export_onnx(DEPLOY, 3, "m.onnx"), "weights must be a path"),
+        (lambda: ct.export_onnx(DEPLOY, None, "m.onnx"), "weights must be a path"),
+        (lambda: ct.export_onnx(DEPLOY, "w.caffemodel", None), "path must be a path"),
+        (lambda: ct.export_onnx(DEPLOY, "w.caffemodel", "m.onnx", input_shapes=[1]), "input_shapes must be a mapping"),
+        (lambda: ct.verify(None, DEPLOY, "w.caffemodel"), "model must be a path"),
+        (lambda: ct.import_onnx("m.onnx", None), "folder must be a path"),
+        (lambda: ct.build_dataset(None, "data"), "pictures must be a path"),
+        (lambda: ct.build_dataset("photos", 3), "out must be a path"),
+        (lambda: ct.train("solver.prototxt", weights=3), "weights must be one text or a sequence"),
+        (lambda: ct.train("solver.prototxt", events=[]), "events must be a function of one event, not list"),
+        (lambda: ct.classify(DIGIT, DEPLOY, "w.caffemodel", cancel=True), "cancel must be a CancelToken, not bool"),
+        (lambda: ct.finetune("photos"), "config must be a FinetuneConfig, not str"),
+        (lambda: ct.Project(3), "folder must be a path"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -102,6 +132,20 @@ def test_wrong_arguments_are_one_clear_error(
     with pytest.raises(ct.CaffeToolsError, match=words):
         call()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_is_not_replaced_by_what_is_made_of_it(weights: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "w.caffemodel"
+    ours.write_bytes(weights.read_bytes())
+    (tmp_path / "link").symlink_to(ours)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in (ours, tmp_path / "link"):
+        with pytest.raises(ct.CaffeToolsError, match="is read here, so it cannot be written; give another name"):
+            ct.export_onnx(DEPLOY, ours, path)
+        with pytest.raises(ct.CaffeToolsError, match="is read here"):
+            ct.quantize(DEPLOY, ours, path, pictures)
+    assert ours.read_bytes() == weights.read_bytes()
 
 
 def test_one_name_may_stand_for_a_list_of_one(weights: Path, tmp_path: Path) -> None:

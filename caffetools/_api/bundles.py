@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from caffetools._api.arguments import file_path, finite_number, several, size_pair
 from caffetools._api.models import deployed
 from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, ignore
+from caffetools.util.arguments import check_control, file_path, finite_number, several, size_pair
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,11 +70,12 @@ def build_bundle(
     from caffetools.bundle.build import build_bundle as build
     from caffetools.infer.classifier import PreprocessOptions, find_pictures
 
+    check_control(events, cancel)
     given = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
     if options is not None and given != PreprocessOptions():
         raise CaffeToolsError("give either options or mean, labels, scale and resize, not both")
     net, parameters, how = deployed("deploy", deploy, weights, options or given, events, cancel)
-    samples = find_pictures(several(pictures))
+    samples = find_pictures(several("pictures", pictures))
     return build(
         net,
         file_path("weights", parameters),

@@ -6,10 +6,10 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from caffetools._api.arguments import file_path, finite_number, several, size_pair, whole_number
 from caffetools._api.models import deployed, net_path, weights_path
 from caffetools.cancel import CancelToken
 from caffetools.events import EventSink, ignore, reported, reporter
+from caffetools.util.arguments import check_control, file_path, finite_number, named_shapes, several, size_pair, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,7 @@ def classify(
     """
     from caffetools.infer.classifier import Classifier, PreprocessOptions, as_images
 
+    check_control(events, cancel)
     top, batch = whole_number("top", top), whole_number("batch", batch)
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
     model, weights, options = deployed("model", model, weights, options, events, cancel)
@@ -140,6 +141,7 @@ def detect(
     from caffetools.infer.classifier import PreprocessOptions, as_images
     from caffetools.infer.detector import Detector
 
+    check_control(events, cancel)
     threshold = finite_number("threshold", threshold)
     top, batch = None if top is None else whole_number("top", top), whole_number("batch", batch)
     model, weights, options = deployed("model", model, weights, PreprocessOptions(mean=mean, labels=labels, scale=scale), events, cancel)
@@ -202,8 +204,9 @@ def compute_blobs(
     from caffetools.infer.blobs import BlobOptions, BlobReader
     from caffetools.infer.classifier import PreprocessOptions
 
+    check_control(events, cancel)
     options = PreprocessOptions(mean=mean, scale=scale, resize=size_pair("resize", resize))
-    what = BlobOptions(tuple(several(outputs)), own_size, tile)
+    what = BlobOptions(tuple(several("outputs", outputs)), own_size, tile)
     deploy, weights, options = deployed("deploy", deploy, weights, options, events, cancel)
     reader = BlobReader(deploy, weights, options, what, device=device)
     return reader.run(item, events=events, cancel=cancel)
@@ -262,21 +265,25 @@ def export_onnx(
     from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.export import ExportOptions, export_deployed, preprocessing_of_part
 
+    check_control(events, cancel)
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
     fixed = None if batch is None else whole_number("batch", batch)
     how = ExportOptions(
         whole_number("opset", opset),
-        several(dynamic_axes),
+        several("dynamic_axes", dynamic_axes),
         fixed,
-        dict(input_shapes or {}),
-        several(outputs),
-        several(sources),
+        named_shapes("input_shapes", input_shapes or {}),
+        several("outputs", outputs),
+        several("sources", sources),
         preprocess,
     )
+    out = file_path("path", path)
     deploy, parameters, whole = deployed("deploy", deploy, weights, options, events, cancel)
     options = preprocessing_of_part(how, options, whole)
     with reported("export", f"Exporting {os.fspath(deploy)}", events):
-        return export_deployed(deploy, parameters, path, options, how, pictures=several(images), events=events, cancel=cancel)
+        return export_deployed(
+            deploy, file_path("weights", parameters), out, options, how, pictures=several("images", images), events=events, cancel=cancel
+        )
 
 
 def import_onnx(
@@ -304,9 +311,9 @@ def import_onnx(
     """
     from caffetools.infer.import_model import import_file
 
-    return import_file(
-        file_path("model", model) if not isinstance(model, str) else model, folder, target=target, input_shapes=input_shapes
-    )[0]
+    source = model if isinstance(model, str) else file_path("model", model)
+    shapes = None if input_shapes is None else named_shapes("input_shapes", input_shapes)
+    return import_file(source, file_path("folder", folder), target=target, input_shapes=shapes)[0]
 
 
 def quantize(
@@ -376,20 +383,23 @@ def quantize(
     from caffetools.infer.quantize import quantize_deployed
     from caffetools.quant.quantize import QuantizeOptions
 
-    how = QuantizeOptions(precision, method, percentile, several(keep), min_agreement, several(tables), batch, opset, resume)
+    check_control(events, cancel)
+    how = QuantizeOptions(
+        precision, method, percentile, several("keep", keep), min_agreement, several("tables", tables), batch, opset, resume
+    )
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
     deploy, parameters, options = deployed("deploy", deploy, weights, options, events, cancel)
     return quantize_deployed(
         deploy,
-        parameters,
-        path,
+        file_path("weights", parameters),
+        file_path("path", path),
         calibration,
         options,
         how,
         test=test,
         images=images,
         ranges=ranges,
-        outputs=several(outputs),
+        outputs=several("outputs", outputs),
         events=events,
         cancel=cancel,
     )
@@ -426,7 +436,9 @@ def verify(
     from caffetools.engines.torch import TorchEngine
     from caffetools.onnx.verify import verify as compare
 
+    check_control(events, cancel)
     whole_number("seed", seed, 0)
+    model = file_path("model", model)
     with reported("verify", f"Comparing {os.fspath(model)} with {os.fspath(deploy)}", events):
         progress = reporter(events, "verify", "layers", cancel)
         net = TorchEngine.load(net_path("deploy", deploy, "deploy"), weights_path(weights, events, cancel)).net

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from caffetools._api.arguments import file_path
 from caffetools.cancel import CancelToken
 from caffetools.events import EventSink, ignore
+from caffetools.util.arguments import file_path
 
 if TYPE_CHECKING:
     from caffetools.infer.classifier import PreprocessOptions
@@ -36,16 +36,20 @@ def weights_path(value: T, events: EventSink = ignore, cancel: CancelToken | Non
     """Return weights: the published ones of a model of the zoo that a text names, fetched if they are not in the cache; else ``value``.
 
     Args:
-        value: A path, a message, None, or the name of a model.
+        value: A path, a :class:`~caffetools.proto.model.Caffemodel`, None, or the name of a model.
         events: Receives the progress of fetching.
         cancel: Stops fetching.
 
     Raises:
         ZooError: The model has no published weights, or they cannot be fetched.
+        CaffeToolsError: It is something else.
     """
+    from caffetools.proto.model import Caffemodel
     from caffetools.zoo.fetch import fetch
     from caffetools.zoo.names import is_model
 
+    if value is not None and not isinstance(value, Caffemodel):
+        file_path("weights", value)
     if not isinstance(value, str) or not is_model(value):
         return value
     return fetch(value, events=events, cancel=cancel).path

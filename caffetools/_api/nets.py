@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from caffetools._api.arguments import file_path, finite_number, several, whole_number
 from caffetools._api.models import net_path, weights_path
 from caffetools.errors import CaffeToolsError
+from caffetools.util.arguments import file_path, finite_number, named_shapes, positive_number, several, shape, whole_number
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
@@ -62,7 +62,7 @@ def load_net(
 
     level = whole_number("level", level, least=-(2**31))
     path = net_path("prototxt", prototxt, "deploy" if phase == "TEST" else "train_val")
-    net = Net.from_file(path, _phase(phase), level=level, stages=tuple(several(stages)), fill=True)
+    net = Net.from_file(path, _phase(phase), level=level, stages=tuple(several("stages", stages)), fill=True)
     weights = weights_path(weights)
     if weights is not None:
         with error_context(prototxt):
@@ -148,6 +148,8 @@ def retarget(
     weights = weights_path(weights)
     classes = None if classes is None else whole_number("classes", classes, least=2)
     epochs, head_lr_mult = whole_number("epochs", epochs), finite_number("head_lr_mult", head_lr_mult)
+    base_lr = None if base_lr is None else positive_number("base_lr", base_lr)
+    seed = None if seed is None else whole_number("seed", seed, least=0)
     card = dataset if isinstance(dataset, DatasetCard) or dataset is None else load_card(file_path("dataset", dataset))
     count = classes_of(card, classes) if card is not None else classes
     if count is None:
@@ -162,7 +164,7 @@ def retarget(
         source,
         count,
         Path(),
-        heads=None if heads is None else several(heads),
+        heads=None if heads is None else several("heads", heads),
         head_lr_mult=head_lr_mult,
         dataset=card,
         input_shape=_shapes(input_shape),
@@ -213,8 +215,8 @@ def deploy(
     from caffetools.surgery.deploy import deploy_from
 
     param, path = _param(net, "train_val")
-    options: dict[str, Any] = {"batch": batch, "input_shape": _shapes(input_shape), "drop_dropout": drop_dropout}
-    options["heads"] = several(heads) if heads is not None else None
+    options: dict[str, Any] = {"batch": whole_number("batch", batch), "input_shape": _shapes(input_shape), "drop_dropout": drop_dropout}
+    options["heads"] = several("heads", heads) if heads is not None else None
     with error_context(path) if path is not None else nullcontext():
         deployed: NetParameter = deploy_from(param, **options)
     return deployed
@@ -283,5 +285,5 @@ def _phase(phase: str) -> int:
 
 def _shapes(given: Sequence[int] | Mapping[str, Sequence[int]] | None) -> Any:
     if isinstance(given, Mapping):
-        return {blob: tuple(shape) for blob, shape in given.items()}
-    return None if given is None else tuple(given)
+        return named_shapes("input_shape", given)
+    return None if given is None else shape("input_shape", given)

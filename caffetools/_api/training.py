@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from caffetools._api.arguments import file_path, whole_number
 from caffetools._api.models import net_path, weights_path
 from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, ignore
 from caffetools.solver.compute_options import ComputeOptions
+from caffetools.util.arguments import check_control, file_path, several, whole_number
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
@@ -84,6 +84,9 @@ def build_dataset(
     """
     from caffetools.data.datasets.build import build_dataset as build
 
+    check_control(events, cancel)
+    for name, value in (("pictures", pictures), ("out", out)):
+        file_path(name, value)
     return build(
         pictures,
         out,
@@ -149,10 +152,10 @@ def train(
     from caffetools.quant.aware import training_callbacks
     from caffetools.solver.run import train as run
 
+    check_control(events, cancel)
     if max_iter is not None:
         whole_number("max_iter", max_iter, least=0)
-    given = [weights] if isinstance(weights, str | os.PathLike) else list(weights)
-    given = [weights_path(one, events, cancel) for one in given]
+    given = [weights_path(one, events, cancel) for one in several("weights", weights)]
     return run(
         file_path("solver", solver),
         weights=given,
@@ -199,6 +202,7 @@ def test(
     from caffetools.proto.schema import TEST
     from caffetools.solver.testing import load_test_net, test_net
 
+    check_control(events, cancel)
     whole_number("iterations", iterations)
     if isinstance(net, str | os.PathLike):
         if weights is None:

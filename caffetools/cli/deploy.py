@@ -154,13 +154,12 @@ def _write_preprocessing(train_val: Path, param: NetParameter, net: NetParameter
 def _check_outputs(written: list[Path], read: list[Path | None], *, force: bool) -> None:
     """Raise :class:`CaffeToolsError` where a file is there already, or would be written over another one of this run."""
     from caffetools.errors import CaffeToolsError
+    from caffetools.util.files import check_not_read
 
     if len({path.resolve() for path in written}) < len(written):
         raise CaffeToolsError(f"{written[0]}: the weights are written next to it as .caffemodel; give the prototxt another ending (--out)")
-    sources = {path.resolve() for path in read if path is not None}
     for path in written:
-        if path.resolve() in sources:
-            raise CaffeToolsError(f"{path} is read here, so it cannot be written; give another name (--out)")
+        check_not_read(path, read)
         if path.exists() and not force:
             raise CaffeToolsError("already exists", path=path, hint="give another name, or --force to replace it")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 
@@ -76,21 +77,32 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 
 
-def check_output(*paths: Path | None, force: bool) -> None:
+def check_output(*paths: Path | None, force: bool, in_place: bool = False) -> None:
     """Raise where a file to be written exists and may not be replaced.
 
     Args:
         paths: What will be written; None for what will not.
         force: From ``--force``.
+        in_place: Whether an input of the command may be replaced, too.
 
     Raises:
-        CaffeToolsError: A file exists, and ``force`` is not set.
+        CaffeToolsError: A file exists, and ``force`` is not set; or it is an input of the command.
     """
     from caffetools.errors import CaffeToolsError
+    from caffetools.util.files import check_not_read
 
-    for path in paths:
-        if path is not None and path.is_file() and not force:
+    inputs = [] if in_place else _values_of_parameters(but="out")
+    for path in filter(None, paths):
+        check_not_read(path, inputs)
+        if path.is_file() and not force:
             raise CaffeToolsError("already exists", path=path, hint="give another name, or --force to replace it")
+
+
+def _values_of_parameters(*, but: str) -> list[object]:
+    """Return the values of the running command's arguments and options, those of ``but`` left out; values of lists one by one."""
+    context = click.get_current_context(silent=True)
+    values = [value for name, value in (context.params if context is not None else {}).items() if name != but]
+    return [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
 
 
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]

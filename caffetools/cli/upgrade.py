@@ -26,7 +26,7 @@ def upgrade(
     from caffetools.project.config import command
     from caffetools.proto.upgrades.files import upgrade_file
 
-    check_output(out, force=force)
+    check_output(out, force=force, in_place=True)
     done = upgrade_file(prototxt(source), out)
     if done.kind == "a net" and (known := read_preprocessing(source)) is not None and out.resolve() != source.resolve():
         write_preprocessing(out, known)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.layers.base import Layer, Shape
+from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.inputs import Input
 from caffetools.layers.registry import described, layer_class, traits
 from caffetools.proto.binary import read_binaryproto
@@ -125,6 +125,9 @@ def named_shapes(param: NetParameter, shapes: Mapping[str, Shape]) -> dict[str, 
     unknown = [name for name in named if name not in inputs]
     if unknown:
         raise NetError(f"the net '{param.name}' has no input '{unknown[0]}'; its inputs are {', '.join(dict.fromkeys(inputs)) or 'none'}")
+    for name, shape in named.items():
+        if any(size < 1 for size in shape):
+            raise NetError(f"the input '{name}' cannot be {format_shape(shape)}: each size must be at least 1")
     return named
 
 

@@ -33,6 +33,7 @@ from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
 from caffetools.util.checksums import file_sha256
+from caffetools.util.files import check_not_read
 
 PathLike = str | os.PathLike[str]
 # The property of the model card that holds the prototxt's SHA-256.
@@ -98,6 +99,7 @@ def export_deployed(
     """
     if cancel is not None:
         cancel.raise_if_cancelled("the export")
+    check_not_read(path, [deploy, weights, *pictures])
     how = how or ExportOptions()
     net = build_deployed(deploy, weights, how)
     axes = [axis for axis in how.dynamic_axes if axis != "batch" or how.batch is None]

@@ -18,6 +18,7 @@ from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.blobs import Array
 from caffetools.proto.sniff import Kind, guard, wrong_kind
 from caffetools.results import Preprocessing
+from caffetools.util.arguments import several
 
 PathLike = str | os.PathLike[str]
 
@@ -203,11 +204,11 @@ def read_mean(mean: str | PathLike | Sequence[float] | NDArray[Any] | None) -> t
 
 
 def read_labels(labels: PathLike | Sequence[str] | None) -> tuple[str, ...]:
-    """Class names in order: a text file with one a line (as ``dataset build`` writes), or a sequence. Raises :class:`DataError`."""
+    """Class names in order: a text file with one a line (as ``dataset build`` writes), or a sequence. Raises :class:`CaffeToolsError`."""
     if labels is None:
         return ()
     if not isinstance(labels, str | os.PathLike):
-        return tuple(str(label) for label in labels)
+        return tuple(str(label) for label in several("labels", labels))
     try:
         lines = Path(labels).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:

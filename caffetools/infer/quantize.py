@@ -33,6 +33,7 @@ from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 from caffetools.quant.fake import Bounds, ranges_path, read_ranges
 from caffetools.quant.quantize import Quantization, QuantizeOptions, quantize_net
 from caffetools.results import Preprocessing
+from caffetools.util.files import check_not_read
 
 PathLike = str | os.PathLike[str]
 DEFAULT_IMAGES = 500
@@ -150,6 +151,7 @@ def quantize_deployed(
     """
     if images < 1:
         raise CaffeToolsError(f"the number of images must be at least 1, not {images}")
+    check_not_read(path, [deploy, weights, test, ranges, *([calibration] if isinstance(calibration, str | os.PathLike) else calibration)])
     # A missing folder is found before the net is built.
     files = None if _is_database(calibration) else _files(calibration)
     net = _fold(build_deployed(deploy, weights, ExportOptions(outputs=tuple(outputs))), weights, events)

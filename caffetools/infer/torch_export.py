@@ -16,7 +16,7 @@ from caffetools.infer.export import ExportOptions, build_deployed
 from caffetools.net.net import Net
 from caffetools.onnx.export import build
 from caffetools.onnx.verify import random_inputs
-from caffetools.util.files import atomic_write
+from caffetools.util.files import atomic_write, check_not_read
 
 if TYPE_CHECKING:
     from torch.jit import ScriptModule
@@ -69,6 +69,7 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
         ExportError: The net has no form in torch, or gives other numbers there.
         CaffeToolsError: A file cannot be read or written.
     """
+    check_not_read(path, [deploy, weights])
     net = build_deployed(deploy, weights, how or ExportOptions())
     # A batch of one would be taken for a fixed size.
     shapes = {blob: (max(2, net.blob_shapes[blob][0]), *net.blob_shapes[blob][1:]) for blob in net.inputs}

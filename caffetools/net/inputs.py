@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -33,13 +33,17 @@ def named_tensors(batch: Batch, inputs: Sequence[str], net: str) -> dict[str, Te
         return {}
     if isinstance(batch, Tensor | np.ndarray):
         if len(inputs) != 1:
-            raise NetError(f"the net '{net}' has the inputs {list(inputs)}; give a mapping of arrays by name, not one array")
+            raise NetError(f"the net '{net}' has the inputs {_listed(inputs)}; give a mapping of arrays by name, not one array")
         batch = {inputs[0]: batch}
     if not isinstance(batch, Mapping):
         raise NetError(f"a net takes a mapping of arrays by input name, or one array, not {type(batch).__name__}")
     if unknown := set(batch) - set(inputs):
-        raise NetError(f"the net '{net}' has no input {sorted(map(str, unknown))}; its inputs are {list(inputs)}")
+        raise NetError(f"the net '{net}' has no input {_listed(sorted(map(str, unknown)))}; its inputs are {_listed(inputs)}")
     return {name: _tensor(name, values) for name, values in batch.items()}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
 
 
 def _tensor(name: str, values: object) -> Tensor:

@@ -70,6 +70,8 @@ def finetune(config: FinetuneConfig, events: EventSink = ignore, cancel: CancelT
         ZooError: The weights cannot be fetched.
         Cancelled: The run was cancelled or stopped; the same call resumes it.
     """
+    if not isinstance(config, FinetuneConfig):
+        raise CaffeToolsError(f"config must be a FinetuneConfig, not {type(config).__name__}")
     check_config(config)
     listing = list_pictures(config.pictures)
     steps = Steps(events, cancel)

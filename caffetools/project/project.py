@@ -37,6 +37,7 @@ from caffetools.solver.logs.training_log import read_log
 from caffetools.solver.paths import snapshot_prefix
 from caffetools.solver.run import TrainResult, train
 from caffetools.surgery.deploy import deploy_from
+from caffetools.util.arguments import file_path
 from caffetools.util.files import write_text
 from caffetools.zoo.names import is_model
 from caffetools.zoo.networks import prototxt_path
@@ -91,7 +92,7 @@ class Project:
     """
 
     def __init__(self, folder: PathLike):
-        self.folder = Path(folder)
+        self.folder = file_path("folder", folder)
         self.data = self.folder / "data"
         self.nets = self.folder if (self.folder / "solver.prototxt").is_file() else self.folder / "net"
 

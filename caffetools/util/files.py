@@ -6,11 +6,11 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from caffetools.errors import WriteFailed
+from caffetools.errors import CaffeToolsError, WriteFailed
 
 # Characters of a file's name that its temporary file takes over; with what is added, even wide ones keep below the usual 255 bytes.
 _LONGEST_NAME = 50
@@ -65,6 +65,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) atomically; see :func:`atomic_write`."""
     with atomic_write(path, "w") as stream:
         stream.write(text)
+
+
+def check_not_read(path: str | os.PathLike[str], inputs: Iterable[object]) -> None:
+    """Raise :class:`CaffeToolsError` where writing ``path`` would replace a file that the same run reads.
+
+    Args:
+        path: The file to write.
+        inputs: What is read: paths; other values are left out.
+    """
+    target = Path(path).resolve()
+    if target.is_file() and any(isinstance(read, str | os.PathLike) and Path(read).resolve() == target for read in inputs):
+        raise CaffeToolsError("is read here, so it cannot be written", path=path, hint="give another name")
 
 
 @contextlib.contextmanager

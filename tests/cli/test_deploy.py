@@ -67,7 +67,7 @@ def test_no_file_is_written_over_another_of_the_run(tmp_path: Path) -> None:
         code, _, err = run("deploy", net, "-o", tmp_path / out, "--fold-bn", "--weights", weights, "--force")
         assert code == 2 and reported in err
     code, _, err = run("deploy", net, "-o", net, "--force")
-    assert code == 2 and f"{net} is read here" in err
+    assert code == 2 and f"{net}: is read here" in err
     assert weights.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == ["net.prototxt", "same.caffemodel"]
 
 

@@ -27,6 +27,15 @@ def test_the_file_is_written_and_the_measured_difference_is_reported(tmp_path: P
     onnx.checker.check_model(str(path), full_check=True)
 
 
+def test_force_does_not_replace_what_is_read(tmp_path: Path) -> None:
+    deploy, weights = write_net(tmp_path)
+    before = weights.read_bytes()
+    for command in (("export",), ("export", "--to", "torch"), ("quantize", "-c", write_pictures(tmp_path)[0])):
+        code, _, err = run(*command, deploy, weights, "-o", weights, "--mean", "0", "--force")
+        assert (code, err) == (2, f"caffetools: error: {weights}: is read here, so it cannot be written; give another name\n")
+    assert weights.read_bytes() == before
+
+
 def test_json_gives_a_script_what_was_measured(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path)
     path = tmp_path / "colours.onnx"
