@@ -98,7 +98,8 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
+def _imported(name: str) -> object:
+    """Return a public name, imported when it is first used. Raises :class:`AttributeError` for others."""
     if name not in _HOMES:
         raise AttributeError(f"module 'caffetools' has no attribute '{name}'")
     home = _HOMES[name]
@@ -107,6 +108,11 @@ def __getattr__(name: str) -> object:
     value = getattr(importlib.import_module(f"caffetools.{home}"), name)
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:
+    # Type checkers know the names from the imports above, and report others.
+    __getattr__ = _imported
 
 
 def __dir__() -> list[str]:

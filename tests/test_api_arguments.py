@@ -16,6 +16,7 @@ from caffetools.net.weights import save_weights
 DEPLOY, TRAIN = ct.zoo_prototxt("lenet"), ct.zoo_prototxt("lenet", "train_val")
 DIGIT = np.zeros((28, 28), np.uint8)
 SHAPE = (1, 1, 28, 28)
+NO_SHAPE: Any = {"data": 3}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_labels_become_text_and_integers_of_numpy_are_integers(weights: Path) ->
             r"input_shape must be a shape such as \(1, 3, 227, 227\), not '1x1x28x28'",
         ),
         (lambda: ct.retarget(TRAIN, 3, input_shape=3), "input_shape must be a shape"),
-        (lambda: ct.inspect(DEPLOY, input_shape={"data": 3}), r"input_shape\['data'\] must be a shape"),
+        (lambda: ct.inspect(DEPLOY, input_shape=NO_SHAPE), r"input_shape\['data'\] must be a shape"),
         (lambda: ct.inspect(DEPLOY, input_shape=(1, 1, "a", 2)), "each size of input_shape must be an integer, not 'a'"),
         (lambda: ct.deploy(TRAIN, input_shape=(1, 1, 0, 28)), "each size of input_shape must be at least 1, not 0"),
         (lambda: ct.deploy(TRAIN, input_shape=SHAPE, batch=1.5), "batch must be an integer, not 1.5"),

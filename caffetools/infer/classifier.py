@@ -29,7 +29,9 @@ PathLike = str | os.PathLike[str]
 class PillowImage(Protocol):
     """The part of ``PIL.Image.Image`` that is used here; Pillow itself is not needed."""
 
-    mode: str
+    @property
+    def mode(self) -> str:
+        """Its pixel format, such as ``"RGB"``."""
 
     def convert(self, mode: str) -> Any:
         """Return the image in another mode."""

@@ -70,13 +70,14 @@ class Stepwise:
 
     # ---- running ----
 
-    def forward(self, start: int = 0, end: int | None = None, *, record: bool = True) -> float:
+    def forward(self, start: int = 0, end: int | None = None, *, record: bool = True, reads: Collection[str] = ()) -> float:
         """Run layers ``start`` to ``end``.
 
         Args:
             start: Index of the first layer.
             end: Index of the last layer, included; None: the last of the net.
             record: Keep what :meth:`backward` needs. Without it a run takes less memory.
+            reads: Blobs to be read afterwards. With an inner one among them no fused pass makes the outputs, so that all are of one pass.
 
         Returns:
             The weighted sum of the losses among them.
@@ -85,7 +86,8 @@ class Stepwise:
             NetError: An index is outside of the net, or shapes do not fit; names the layer.
         """
         first, last = self._range(start, end, 0, len(self.steps) - 1)
-        if (first, last) == (0, len(self.steps) - 1) and self._forward_fused():
+        whole = (first, last) == (0, len(self.steps) - 1)
+        if whole and not set(reads).intersection(self._inner_blobs or ()) and self._forward_fused():
             return 0.0
         total = 0.0
         for step in self.steps[first : last + 1]:

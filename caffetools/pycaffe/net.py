@@ -201,7 +201,7 @@ class Net:
                 expect_names(inputs, self.inputs, "inputs", self.name)
                 for name, values in inputs.items():
                     self._fill(name, self.blobs[name].data, values)
-            self._forward(first, last)
+            self._forward(first, last, reads=names)
             return {name: self.blobs[name].data for name in dict.fromkeys([*wanted, *names])}
 
     def backward(
@@ -263,10 +263,10 @@ class Net:
     def _batch(self, blobs: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
         return batches.batches_of(self, blobs)
 
-    def _forward(self, start: int, end: int) -> float:
+    def _forward(self, start: int, end: int, reads: Sequence[str] = ()) -> float:
         with self._lock:
             self._prepare()
-            return self._run.forward(start, end)
+            return self._run.forward(start, end, reads=reads)
 
     def _backward(self, start: int, end: int) -> None:
         with self._lock:
