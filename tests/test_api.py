@@ -30,7 +30,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert name.startswith("_") or inspect.getdoc(value), name
     assert set(ct.__all__) <= set(dir(ct))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = ct.nothing
+        _ = ct.nothing  # type: ignore[attr-defined]  # a type checker reports it, too
 
 
 def test_no_module_hides_a_public_function() -> None:
@@ -122,7 +122,7 @@ def test_one_image_is_classified_alike_from_a_file_an_array_and_pillow(tmp_path:
     save_weights(built, weights)
     rgb = np.random.default_rng(1).integers(0, 256, (40, 48, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), rgb[:, :, ::-1])
-    images = [tmp_path / "a.png", rgb, Image.fromarray(rgb)]
+    images: list[Path | np.ndarray[Any, Any] | Image.Image] = [tmp_path / "a.png", rgb, Image.fromarray(rgb)]
     file, array, pillow = ct.classify(images, deploy, weights, mean="104,117,123")
     (bgr,) = ct.classify(rgb[:, :, ::-1].copy(), deploy, weights, mean="104,117,123", channel_order="BGR")
     assert file.guesses == array.guesses == pillow.guesses == bgr.guesses
