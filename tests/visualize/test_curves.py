@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import cv2
@@ -86,7 +87,13 @@ def test_the_picture_has_its_size(tmp_path: Path) -> None:
 def test_a_page_has_a_light_and_a_dark_version(tmp_path: Path) -> None:
     draw_curves({"train.log": LOG}, tmp_path / "curves.html")
     page = (tmp_path / "curves.html").read_text()
-    assert page.count("data:image/svg+xml") == 2 and "Training curves" in page
+    assert page.count('aria-label="Training curves"') == 1 and "data:image" not in page  # one drawing, its colours are variables
+    dark = re.search(r"@media \(prefers-color-scheme:dark\)\{:root\{(--[^}]+)\}", page)
+    assert dark is not None
+    light_page = page.replace(dark.group(0), "")
+    for rule in dark.group(1).split(";"):
+        name, colour = rule.split(":")
+        assert f"var({name})" in page and f"{name}:{colour}" not in light_page and re.search(rf"{name}:#[0-9a-f]{{6}}", light_page)
 
 
 def test_empty_logs_and_other_suffixes_are_refused(tmp_path: Path) -> None:
