@@ -6,6 +6,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterable
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,8 @@ class TensorStorage:
         self._host: Tensor | None = None
         # Computes the values when they are first needed, and stores them here.
         self._deferred: Callable[[], None] | None = None
+        # Copies the values for somebody who borrowed them, before they may change.
+        self._lent: Callable[[], None] | None = None
 
     def defer(self, shape: Shape, compute: Callable[[], None]) -> None:
         """Let ``compute`` store the values, of ``shape``, when they are first read; values stored before that replace them.
@@ -61,6 +64,26 @@ class TensorStorage:
         """Return whether the values are still to be computed by ``compute``."""
         return self._deferred == compute
 
+    def peek(self) -> Tensor:
+        """Return the tensor of :meth:`value` for a reader that neither keeps nor changes it."""
+        return self._value()
+
+    def lend(self, recall: Callable[[], None]) -> bool:
+        """Let a reader of :meth:`peek` keep the tensor; return False where it may change unseen, since an array of it is alive.
+
+        Args:
+            recall: Called once, before the values are given to anybody else or are replaced: the last moment to copy them.
+        """
+        if self.has_live_view or self.device.type != "cpu":
+            return False
+        self._lent = recall
+        return True
+
+    def _recall(self) -> None:
+        recall, self._lent = self._lent, None
+        if recall is not None:
+            recall()
+
     @property
     def has_live_view(self) -> bool:
         """Whether an array of this storage is alive."""
@@ -73,6 +96,11 @@ class TensorStorage:
 
     def value(self) -> Tensor:
         """Return the float32 tensor of the blob's shape, detached and on the device; its version counter is its own, so autograd ignores edits through NumPy."""
+        if self._lent is not None:
+            self._recall()
+        return self._value()
+
+    def _value(self) -> Tensor:
         if self._deferred is not None:
             self._deferred()
         if self._tensor is None:
@@ -94,6 +122,7 @@ class TensorStorage:
 
     def clear(self) -> None:
         """Set all values to zero and release the memory, as before anything was stored."""
+        self._recall()
         self._deferred, self._beyond = None, None
         self._tensor, self._view, self._host, self._owned = None, None, None, True
 
@@ -112,13 +141,16 @@ class TensorStorage:
         self._view = weakref.ref(array)
         return array
 
-    def store(self, result: Tensor, maybe_aliased_by: Iterable[TensorStorage] = ()) -> None:
+    def store(self, result: Tensor, maybe_aliased_by: Iterable[TensorStorage] = (), *, owned: bool = False) -> None:
         """Store the result of a layer.
 
         Args:
             result: The values, of any float dtype; the storage takes their shape.
             maybe_aliased_by: Storages whose memory ``result`` may be a view of; it is copied then.
+            owned: Nobody else has or gets a tensor of this memory.
         """
+        if self._lent is not None:
+            self._recall()
         self._deferred = None
         result = result.detach()
         if result.dtype != torch.float32:
@@ -129,7 +161,7 @@ class TensorStorage:
             return
         if any(other.owns_storage(result) for other in maybe_aliased_by):
             result = result.clone()
-        self._tensor, self._owned = result, False
+        self._tensor, self._owned = result, owned
         if tuple(result.shape) != self.shape:
             self._beyond = None
         self.shape = tuple(result.shape)
@@ -186,6 +218,14 @@ class TensorStorage:
             self._view = weakref.ref(array)
         self._host = torch.from_numpy(array)
         return array
+
+
+_deferred_by = attrgetter("_deferred")
+
+
+def all_deferred_by(storages: Collection[TensorStorage], compute: Callable[[], None]) -> bool:
+    """Return whether the values of all ``storages`` are still to be computed by ``compute``: then no array of them is alive."""
+    return list(map(_deferred_by, storages)) == [compute] * len(storages)
 
 
 class BlobStorage:

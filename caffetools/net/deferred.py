@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.blob_storage import BlobStorage, watch
+from caffetools.layers.blob_storage import TensorStorage, all_deferred_by, watch
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import ShapePlan
 
@@ -21,40 +21,69 @@ from caffetools.net.shape_plans import ShapePlan
 class Deferred:
     """The inner blobs of one forward pass.
 
+    The inputs are read where they are, and copied only before they may change: who looks at no inner blob pays for no copy of a batch.
+
     Args:
         net: The net, in the TEST phase.
         plan: Its layers for the shapes of the pass.
-        inputs: The input blobs as the pass read them; they are copied.
+        inputs: The input blobs of the pass.
         storages: The blobs to compute on demand.
     """
 
-    def __init__(self, net: Net, plan: ShapePlan, inputs: Mapping[str, Tensor], storages: Mapping[str, BlobStorage]):
-        self._plan, self._storages = plan, dict(storages)
-        self._inputs = {name: torch.from_numpy(value.numpy().copy()) for name, value in inputs.items()} if storages else {}
+    def __init__(self, net: Net, plan: ShapePlan, inputs: Mapping[str, TensorStorage], storages: Mapping[str, TensorStorage]):
+        self._plan, self._lenders, self._storages = plan, inputs, dict(storages)
+        self._inputs: dict[str, Tensor] = {}
+        self._copies: dict[str, Tensor] = {}
+        self._borrowed: set[str] = set()
         # One object for all storages, by which each is recognised.
-        self._settle = self.settle
+        self._settle, self._recall = self.settle, self.copy_inputs
         for name, storage in storages.items():
-            storage.data.defer(plan.blob_shapes[name], self._settle)
+            storage.defer(plan.blob_shapes[name], self._settle)
+        self._deferred = list(storages.values())
         self.memories: Collection[int] = {
             p.untyped_storage().data_ptr() for layer in net.layers for p in layer.blobs._parameters.values() if p is not None
         }
         watch(self)
 
-    def renew(self, plan: ShapePlan, inputs: Mapping[str, Tensor]) -> bool:
-        """Take the inputs of the next pass with the same shapes, where no blob of the last one was looked at; return whether that was so."""
-        if not self._storages or plan is not self._plan or not all(s.data.is_deferred_by(self._settle) for s in self._storages.values()):
-            return False
+    def is_whole(self) -> bool:
+        """Return whether none of the blobs was looked at or stored to; so no array of one is alive, either."""
+        return bool(self._storages) and all_deferred_by(self._deferred, self._settle)
+
+    def stands_for(self, plan: ShapePlan) -> bool:
+        """Return whether the next pass may use this object: it runs by ``plan`` and the last one :meth:`is_whole`."""
+        return plan is self._plan and self.is_whole()
+
+    def borrow_inputs(self) -> None:
+        """Take the present values of the inputs as those of the pass."""
+        if not self._storages:
+            return
+        for name, storage in self._lenders.items():
+            self._inputs[name] = storage.peek()
+            self._borrowed.add(name)
+            if not storage.lend(self._recall):
+                self._copy(name)
+
+    def copy_inputs(self) -> None:
+        """Copy the inputs that were read where they are: they may change from now on."""
+        for name in list(self._borrowed) if self._storages else ():
+            self._copy(name)
+
+    def _copy(self, name: str) -> None:
         # By NumPy: torch would wake its own threads for it, which then keep the processors from those of the native library.
-        for name, value in self._inputs.items():
-            np.copyto(value.numpy(), inputs[name].numpy())
-        return True
+        values, kept = self._inputs[name].numpy(), self._copies.get(name)
+        if kept is None or kept.shape != values.shape:
+            kept = self._copies[name] = torch.from_numpy(values.copy())
+        else:
+            np.copyto(kept.numpy(), values)
+        self._inputs[name] = kept
+        self._borrowed.discard(name)
 
     def settle(self) -> None:
         """Compute the blobs that are still deferred; a second call does nothing."""
         storages, self._storages = self._storages, {}
         if not storages:
             return
-        blobs = self._inputs
+        blobs, self._inputs, self._copies = self._inputs, {}, {}
         with torch.no_grad():
             for layer in self._plan.layers:
                 if layer.IS_DATA:
@@ -63,5 +92,6 @@ class Deferred:
                 view.inplace_ok = False
                 blobs.update(zip(layer.tops, view.run(*(blobs[name] for name in layer.bottoms)), strict=True))
         for name, storage in storages.items():
-            if storage.data.is_deferred_by(self._settle):
-                storage.data.store(blobs[name])
+            if storage.is_deferred_by(self._settle):
+                # A blob may be a view of an input, as of a Flatten, whose memory the next values are written to.
+                storage.store(blobs[name], self._lenders.values())

@@ -9,6 +9,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 
 import torch
@@ -73,6 +74,9 @@ class InferencePlans:
         self._plans: OrderedDict[tuple[object, ...], InferencePlan | None] = OrderedDict()
         self._weights: tuple[object, ...] = ()
         self._storages: list[dict[str, Parameter | None]] = []
+        # The parameters that were found last, and what they were recognised by.
+        self._found: list[Tensor] = []
+        self._known: tuple[int, ...] = ()
         self._exposed = _Exposed.of((), ())
         self._lock = threading.Lock()
 
@@ -122,7 +126,12 @@ class InferencePlans:
         storages = self._storages
         if not storages:
             self._storages = storages = [layer.blobs._parameters for layer in self._layers]
-        return [p for storage in storages for p in storage.values() if p is not None]
+        found = list(chain.from_iterable(map(dict.values, storages)))
+        known = tuple(map(id, found))
+        if known != self._known:
+            self._found = [p for p in found if p is not None]
+            self._known = known
+        return self._found
 
     def _plan(self, plan: ShapePlan, blobs: Mapping[str, Tensor], wanted: tuple[str, ...]) -> InferencePlan | None:
         shapes = {name: tuple(blob.shape) for name, blob in blobs.items()}
@@ -133,7 +142,7 @@ class InferencePlans:
         exposed = self._exposed
         if exposed.change != last_exposure() or exposed.addresses != addresses:
             exposed = self._exposed = _Exposed.of(parameters, addresses)
-        if any(array() is not None for array in exposed.arrays):
+        if exposed.arrays and any(array() is not None for array in exposed.arrays):
             return None  # somebody holds an array of weights and may write to it at any time
         weights = (addresses, exposed.times, tuple(map(_version, parameters)))
         with self._lock:

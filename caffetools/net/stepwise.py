@@ -192,9 +192,11 @@ class Stepwise:
         if inner is None or self.before_forward or self.after_forward or self.force:
             return False
         self.net.inference.wake()
-        if any(self.blobs[name].data.has_live_view for name in inner):
+        deferred = self._deferred
+        if (deferred is None or not deferred.is_whole()) and any(self.blobs[name].data.has_live_view for name in inner):
             return False
-        inputs = {name: self.blobs[name].data.value() for name in self.net.inputs}
+        storages = {name: self.blobs[name].data for name in self.net.inputs}
+        inputs = {name: storage.peek() for name, storage in storages.items()}
         with torch.no_grad():
             plan = self.net.plan({name: tuple(value.shape) for name, value in inputs.items()})
             results = self.net.inference.run(plan, inputs, self.net.outputs)
@@ -202,9 +204,10 @@ class Stepwise:
             return False
         for name, result in results.items():
             if name not in inputs:
-                self.blobs[name].data.store(result)
-        if self._deferred is None or not self._deferred.renew(plan, inputs):
-            self._deferred = Deferred(self.net, plan, inputs, {name: self.blobs[name] for name in inner})
+                self.blobs[name].data.store(result, owned=True)
+        if deferred is None or not deferred.stands_for(plan):
+            deferred = self._deferred = Deferred(self.net, plan, storages, {name: self.blobs[name].data for name in inner})
+        deferred.borrow_inputs()
         return True
 
     def _find_inner_blobs(self) -> list[str] | None:

@@ -425,6 +425,23 @@ def test_inner_blobs_of_a_fused_pass_are_there_when_looked_at() -> None:
     same_blobs(fused, plain)
 
 
+def test_an_inner_blob_that_is_a_view_of_an_input_keeps_the_values_of_its_pass() -> None:
+    text = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }'
+    text += 'layer { name: "flat" type: "Flatten" bottom: "data" top: "flat" }'
+    text += 'layer { name: "ip" type: "InnerProduct" bottom: "flat" top: "ip" inner_product_param { num_output: 5 } }'
+    run = Stepwise(Net(parse(text, NetParameter)))
+    run.blobs["data"].data_array()[...] = 1
+    for value in (2, 3):
+        run.forward()
+        run.blobs["data"].data_array()[...] = value
+        if value == 3:
+            assert (run.blobs["flat"].data_array() == 2).all()
+    run.forward()
+    run.blobs["flat"].data.value()
+    run.blobs["data"].data_array()[...] = 7
+    assert (run.blobs["flat"].data_array() == 3).all()
+
+
 @pytest.mark.parametrize("edit", ["input", "weights"])
 def test_inner_blobs_are_those_of_the_pass_even_if_edited_after_it(edit: str) -> None:
     fused, plain = deferred_run()
