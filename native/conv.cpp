@@ -254,46 +254,51 @@ Sums sums_of(const int64_t* offsets, int64_t runs, int64_t run, const float* wei
   return {offsets, runs, run, reinterpret_cast<const char*>(weights + floats) + turn.block * part, (part + runs * run - 1) / (runs * run)};
 }
 
-// `count` rows of inputs times one panel.
-void multiply_rows(const Conv& conv, const float* const* a, float* const* c, const float* const* residual, int64_t group, int64_t panel,
-                   int64_t count, const Turn& turn) {
-  const float* weights = conv.weights.get() + (group * conv.panels + panel) * conv.panel * conv.k();
-  const int64_t channels = std::min(conv.panel, conv.group_out - panel * conv.panel);
-  const int64_t runs = static_cast<int64_t>(conv.offsets.size());
-  const Sums sums = sums_of(conv.offsets.data(), runs, conv.run, weights, conv.panel * conv.k(), turn);
-  conv.kernel->multiply(count, a, sums, weights, channels, c, residual, conv.epilogue(group * conv.group_out + panel * conv.panel));
-}
+// Rows of an input's pixels that follow each other with one distance are multiplied in one call where a row of outputs has so many.
+constexpr int64_t kLongRow = 24;
 
 // Rows [first, first + count) of the outputs' pixels times one panel.
 void multiply_pixels(const Conv& conv, const float* x, float* y, const float* residual, int64_t group, int64_t panel, int64_t first,
                      int64_t count, const Turn& turn) {
   const CaffetoolsConv& s = conv.s;
-  const float* a[16];
-  const float* r[16];
-  float* c[16];
-  const int64_t channel = group * conv.group_out + panel * conv.panel;
+  const int64_t channel = group * conv.group_out + panel * conv.panel, channels = std::min(conv.panel, conv.group_out - panel * conv.panel);
+  const float* weights = conv.weights.get() + (group * conv.panels + panel) * conv.panel * conv.k();
+  const Sums sums = sums_of(conv.offsets.data(), static_cast<int64_t>(conv.offsets.size()), conv.run, weights, conv.panel * conv.k(), turn);
+  const Epilogue epilogue = conv.epilogue(channel);
+  const Results all{y + channel, s.y_pitch, residual != nullptr ? residual + channel : nullptr, s.residual_pitch};
+  x += group * conv.group_in;
   if (conv.flat) {
-    // One pixel of the input for each of the output: no places to work out.
-    for (int64_t m = 0; m < count; ++m) {
-      a[m] = x + (first + m) * conv.pitch + group * conv.group_in;
-      c[m] = y + (first + m) * s.y_pitch + channel;
-      r[m] = residual != nullptr ? residual + (first + m) * s.residual_pitch + channel : nullptr;
-    }
-    multiply_rows(conv, a, c, residual != nullptr ? r : nullptr, group, panel, count, turn);
+    // One pixel of the input for each of the output.
+    conv.kernel->multiply_even(count, x + first * conv.pitch, conv.pitch, sums, weights, channels, all.from(first), epilogue);
     return;
   }
+  const int64_t down = conv.wp * conv.pitch, step = s.sw * conv.pitch, end = first + count;
   int64_t ox = first % s.ow, oy = first / s.ow % s.oh, image = first / (s.ow * s.oh);
-  for (int64_t m = 0; m < count; ++m) {
-    a[m] = x + ((image * conv.hp + oy * s.sh) * conv.wp + ox * s.sw) * conv.pitch + group * conv.group_in;
-    c[m] = y + (first + m) * s.y_pitch + channel;
-    r[m] = residual != nullptr ? residual + (first + m) * s.residual_pitch + channel : nullptr;
-    if (++ox == s.ow) {
-      ox = 0;
-      if (++oy == s.oh) oy = 0, ++image;
+  const auto next_row = [&] {
+    ox = 0;
+    if (++oy == s.oh) oy = 0, ++image;
+  };
+  if (s.ow >= kLongRow) {
+    for (int64_t rows; first < end; first += rows, next_row()) {
+      rows = std::min(end - first, s.ow - ox);
+      const float* from = x + (image * conv.hp + oy * s.sh) * down + ox * step;
+      conv.kernel->multiply_even(rows, from, step, sums, weights, channels, all.from(first), epilogue);
     }
+    return;
   }
-  multiply_rows(conv, a, c, residual != nullptr ? r : nullptr, group, panel, count, turn);
+  const float* a[16];
+  for (int64_t rows; first < end; first += rows) {
+    rows = std::min(end - first, conv.kernel->rows);
+    for (int64_t m = 0; m < rows; ++m) {
+      a[m] = x + (image * conv.hp + oy * s.sh) * down + ox * step;
+      if (++ox == s.ow) next_row();
+    }
+    conv.kernel->multiply(rows, a, sums, weights, channels, all.from(first), epilogue);
+  }
 }
+
+// Floats of the inputs of blocks that meet one panel after the other: a part of the first-level cache.
+constexpr int64_t kNearFloats = 4 * 1024;
 
 void run_direct(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
   const CaffetoolsConv& s = conv.s;
@@ -301,13 +306,15 @@ void run_direct(const Conv& conv, const float* x, float* y, const float* residua
     copy_padded(conv, x, scratch, threads);
     x = scratch;
   }
-  const int64_t pixels = s.n * s.oh * s.ow, blocks = (pixels + conv.kernel->rows - 1) / conv.kernel->rows;
-  const int64_t columns = s.groups * conv.panels;
+  const int64_t pixels = s.n * s.oh * s.ow, columns = s.groups * conv.panels;
   // The panels are taken in bundles that fit into the second-level cache, where the blocks of pixels that pass by find them. A small
   // input fits there itself: then each panel is brought from memory once and meets all pixels.
   const bool small = s.n * conv.hp * conv.wp * conv.pitch <= kSmallFloats && conv.panel * conv.k() > kBundleFloats / 8;
   const int64_t bundle = small ? columns : std::max<int64_t>(1, kBundleFloats / (conv.panel * conv.k()));
   const int64_t bundles = (columns + bundle - 1) / bundle;
+  // Where k is small, several blocks in one call; but enough calls for all threads.
+  const int64_t together = std::max<int64_t>(1, std::min(kNearFloats / (conv.kernel->rows * conv.k()), pixels / (conv.kernel->rows * 8 * threads)));
+  const int64_t rows = conv.kernel->rows * together, blocks = (pixels + rows - 1) / rows;
   for (int64_t b = 0; b < bundles; ++b) {
     const int64_t from = b * bundle, to = std::min(columns, from + bundle), count = to - from;
     // With few pixels, threads share the panels among them rather than read each of them in turn.
@@ -315,7 +322,6 @@ void run_direct(const Conv& conv, const float* x, float* y, const float* residua
     parallel_for(threads, blocks * count, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t column = from + (panels_outside ? task / blocks : task % count), block = panels_outside ? task % blocks : task / count;
-        // Blocks of nearly one size, so that the last one is not a small one.
         const int64_t first = pixels * block / blocks, last = pixels * (block + 1) / blocks;
         const Turn turn{block, small ? blocks : kAheadBlocks + 1};
         multiply_pixels(conv, x, y, residual, column / conv.panels, column % conv.panels, first, last - first, turn);
@@ -345,14 +351,10 @@ void multiply_tiles(const Conv& conv, const float* in, float* out, int64_t count
     const float* weights = conv.weights.get() + (point * conv.panels + panel) * conv.panel * s.c;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = count * block / blocks, last = count * (block + 1) / blocks;
-      const float* a[16];
-      float* c[16];
-      for (int64_t t = first; t < last; ++t) {
-        a[t - first] = in + (t * points + point) * s.c;
-        c[t - first] = out + (t * points + point) * s.oc + panel * conv.panel;
-      }
       const Sums sums = sums_of(&zero, 1, s.c, weights, conv.panel * s.c, {block, blocks});
-      conv.kernel->multiply(last - first, a, sums, weights, std::min(conv.panel, s.oc - panel * conv.panel), c, nullptr, plain);
+      const Results to{out + (first * points + point) * s.oc + panel * conv.panel, points * s.oc, nullptr, 0};
+      conv.kernel->multiply_even(last - first, in + (first * points + point) * s.c, points * s.c, sums, weights,
+                                 std::min(conv.panel, s.oc - panel * conv.panel), to, plain);
     }
   }
 }

@@ -40,6 +40,16 @@ struct Sums {
   int64_t ahead_step;
 };
 
+// Where results go: row m to y + m * step, after `residual` + m * residual_step (null: none) was added.
+struct Results {
+  float* y;
+  int64_t step;
+  const float* residual;
+  int64_t residual_step;
+
+  Results from(int64_t row) const { return {y + row * step, step, residual != nullptr ? residual + row * residual_step : nullptr, residual_step}; }
+};
+
 // A window over (N, H, W, C): sizes of the input and output in pixels, and the distance of their pixels in floats.
 struct Window {
   int64_t n, c, h, w, oh, ow, x_pitch, y_pitch;
@@ -49,11 +59,14 @@ struct Window {
 // What one instruction set offers.
 struct ConvKernel {
   int64_t width;  // floats of a vector
-  int64_t rows;   // rows of one call of multiply at the most
-  // `rows` rows by one panel of `channels` <= 2 * width output channels, whose weights are [k][panel width]; c and residual (or null)
-  // point to each row's first channel.
-  void (*multiply)(int64_t rows, const float* const* a, const Sums& sums, const float* weights, int64_t channels, float* const* c,
-                   const float* const* residual, const Epilogue& epilogue);
+  int64_t rows;   // rows that are computed together: of one call of multiply at the most
+  // `rows` rows, which begin at a[0], a[1] and so on, by one panel of `channels` <= 2 * width output channels, whose weights are
+  // [k][panel width].
+  void (*multiply)(int64_t rows, const float* const* a, const Sums& sums, const float* weights, int64_t channels, const Results& to,
+                   const Epilogue& epilogue);
+  // The same for any number of rows that are `step` floats apart: where k is small, much of the time of separate calls is lost between them.
+  void (*multiply_even)(int64_t rows, const float* a, int64_t step, const Sums& sums, const float* weights, int64_t channels,
+                        const Results& to, const Epilogue& epilogue);
   // Winograd's transforms of one tile, m x m outputs of a 3 x 3 kernel, m = 2 or 4. The input tile starts at (y, x), which may be
   // outside of the picture; `to` is [(m + 2)^2][channels], the positions `stride` floats apart.
   void (*tile_in)(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,

@@ -7,6 +7,7 @@
 namespace {
 
 using caffetools::ConvKernel;
+using caffetools::Results;
 using caffetools::Sums;
 using caffetools::WeightSteps;
 using caffetools::Window;
@@ -83,27 +84,35 @@ inline void add_products(const EvenRows& rows, int64_t offset, int64_t count, co
   }
 }
 
+// The bounds of an activation that only bounds, or false.
+inline bool bounds(const Epilogue& e, float* low, float* high) {
+  *low = e.activation == caffetools::kRelu ? 0.0f : e.activation == caffetools::kClip ? e.low : -__builtin_inff();
+  *high = e.activation == caffetools::kClip ? e.high : __builtin_inff();
+  return e.activation == caffetools::kNone || e.activation == caffetools::kRelu || e.activation == caffetools::kClip;
+}
+
 // kR rows by kV vectors of channels. The sums stay in registers over the whole of the product. kCommon: whole vectors, no residual,
-// and ReLU or no activation, as nearly all convolutions have them; the sums need few operations after the product then.
+// and an activation that only bounds, as nearly all convolutions have them; the sums need few operations after the product then.
 template <int kR, int kV, bool kCommon, typename Rows>
-void multiply_block(const Rows& rows, const Sums& sums, const float* weights, int64_t channels, float* const* c, const float* const* residual,
-                    const Epilogue& epilogue) {
+void multiply_block(const Rows& rows, const Sums& sums, const float* weights, int64_t channels, const Results& to, const Epilogue& epilogue) {
   Vec acc[kR][kV];
-#pragma GCC unroll 16
-  for (int m = 0; m < kR; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < kV; ++v) acc[m][v] = vset(0.0f);
+  for (int v = 0; v < kV; ++v) {
+    const Vec start = kCommon && epilogue.bias != nullptr ? vload(epilogue.bias + v * kWidth) : vset(0.0f);
+#pragma GCC unroll 16
+    for (int m = 0; m < kR; ++m) acc[m][v] = start;
+  }
   Ahead ahead{static_cast<const char*>(sums.ahead), sums.ahead_step};
   for (int64_t r = 0; r < sums.runs; ++r) add_products<kR, kV>(rows, sums.offsets[r], sums.run, weights, ahead, acc);
   if (kCommon) {
-    Vec bias[kV];
-#pragma GCC unroll 2
-    for (int v = 0; v < kV; ++v) bias[v] = epilogue.bias != nullptr ? vload(epilogue.bias + v * kWidth) : vset(0.0f);
-    const Vec floor = vset(epilogue.activation == caffetools::kRelu ? 0.0f : -__builtin_inff());
+    float least, most;
+    bounds(epilogue, &least, &most);
+    const Vec low = vset(least), high = vset(most);
+    float* y = to.y;
 #pragma GCC unroll 16
-    for (int m = 0; m < kR; ++m)
+    for (int m = 0; m < kR; ++m, y += to.step)
 #pragma GCC unroll 2
-      for (int v = 0; v < kV; ++v) vstore(c[m] + v * kWidth, vmax(floor, vadd(acc[m][v], bias[v])));
+      for (int v = 0; v < kV; ++v) vstore(y + v * kWidth, vmin(high, vmax(low, acc[m][v])));
     return;
   }
 #pragma GCC unroll 16
@@ -111,12 +120,13 @@ void multiply_block(const Rows& rows, const Sums& sums, const float* weights, in
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) {
       const int64_t at = v * kWidth;
-      vstore_part(c[m] + at, finish(acc[m][v], epilogue, at, channels - at, residual != nullptr ? residual[m] : nullptr), channels - at);
+      const float* residual = to.residual != nullptr ? to.residual + m * to.residual_step : nullptr;
+      vstore_part(to.y + m * to.step + at, finish(acc[m][v], epilogue, at, channels - at, residual), channels - at);
     }
 }
 
 template <typename Rows>
-using Block = void (*)(const Rows&, const Sums&, const float*, int64_t, float* const*, const float* const*, const Epilogue&);
+using Block = void (*)(const Rows&, const Sums&, const float*, int64_t, const Results&, const Epilogue&);
 
 template <typename Rows, int kV, bool kCommon, int... kR>
 struct Blocks {
@@ -131,25 +141,37 @@ template <typename Rows, int kV, bool kCommon>
 using AllBlocks = Blocks<Rows, kV, kCommon, 1, 2, 3, 4, 5, 6>;
 #endif
 
+// The functions for 1, 2, 3, … rows.
 template <typename Rows>
-void multiply_rows(int64_t count, const Rows& rows, const Sums& sums, const float* weights, int64_t channels, float* const* c,
-                   const float* const* residual, const Epilogue& epilogue) {
+const Block<Rows>* blocks_for(int64_t channels, const Results& to, const Epilogue& epilogue) {
+  float low, high;
   const bool wide = channels > kWidth, whole = channels == kWidth || channels == 2 * kWidth;
-  const bool common = whole && residual == nullptr && epilogue.activation <= caffetools::kRelu;
-  const Block<Rows>* table = common ? (wide ? AllBlocks<Rows, 2, true>::table : AllBlocks<Rows, 1, true>::table)
-                                    : (wide ? AllBlocks<Rows, 2, false>::table : AllBlocks<Rows, 1, false>::table);
-  table[count - 1](rows, sums, weights, channels, c, residual, epilogue);
+  if (whole && to.residual == nullptr && bounds(epilogue, &low, &high))
+    return wide ? AllBlocks<Rows, 2, true>::table : AllBlocks<Rows, 1, true>::table;
+  return wide ? AllBlocks<Rows, 2, false>::table : AllBlocks<Rows, 1, false>::table;
 }
 
-void multiply(int64_t rows, const float* const* a, const Sums& sums, const float* weights, int64_t channels, float* const* c,
-              const float* const* residual, const Epilogue& epilogue) {
+void multiply_even(int64_t rows, const float* a, int64_t step, const Sums& sums, const float* weights, int64_t channels, const Results& to,
+                   const Epilogue& epilogue) {
+  const Block<EvenRows>* table = blocks_for<EvenRows>(channels, to, epilogue);
+  // Blocks of nearly one size, so that the last one is not a small one.
+  const int64_t blocks = (rows + kRows - 1) / kRows;
+  for (int64_t b = 0, first = 0; b < blocks; ++b) {
+    const int64_t last = rows * (b + 1) / blocks;
+    table[last - first - 1](EvenRows{a + first * step, step}, sums, weights, channels, to.from(first), epilogue);
+    first = last;
+  }
+}
+
+void multiply(int64_t rows, const float* const* a, const Sums& sums, const float* weights, int64_t channels, const Results& to,
+              const Epilogue& epilogue) {
   const int64_t step = rows > 1 ? a[1] - a[0] : 0;
   bool even = true;
   for (int64_t m = 2; m < rows; ++m) even &= a[m] - a[m - 1] == step;
   if (even)
-    multiply_rows(rows, EvenRows{a[0], step}, sums, weights, channels, c, residual, epilogue);
+    multiply_even(rows, a[0], step, sums, weights, channels, to, epilogue);
   else
-    multiply_rows(rows, AnyRows{a}, sums, weights, channels, c, residual, epilogue);
+    blocks_for<AnyRows>(channels, to, epilogue)[rows - 1](AnyRows{a}, sums, weights, channels, to, epilogue);
 }
 
 // ---- Winograd: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015) ----
@@ -362,13 +384,6 @@ struct Range {
 // Outputs of a row that are computed together.
 constexpr int kAhead = 4;
 
-// The bounds of an activation that only bounds, or false.
-inline bool bounds(const Epilogue& e, float* low, float* high) {
-  *low = e.activation == caffetools::kRelu ? 0.0f : e.activation == caffetools::kClip ? e.low : -__builtin_inff();
-  *high = e.activation == caffetools::kClip ? e.high : __builtin_inff();
-  return e.activation == caffetools::kNone || e.activation == caffetools::kRelu || e.activation == caffetools::kClip;
-}
-
 // kR rows of kAhead outputs of a 3 x 3 depthwise convolution of stride kS from (oy, ox) on, for all channels: each input is loaded once
 // for all rows and outputs that it adds to, and the weights of 16 channels stay in registers. kEdge: some columns are outside.
 template <int kR, int kS, bool kEdge>
@@ -525,6 +540,6 @@ void pool_row(const Window& w, const float* picture, int64_t oy, bool largest, f
 
 namespace caffetools {
 
-extern const ConvKernel CAFFETOOLS_CONV_KERNEL{kWidth, kRows, multiply, tile_in, tile_grad, tile_out, kernels_in, depthwise_rows, pool_row};
+extern const ConvKernel CAFFETOOLS_CONV_KERNEL{kWidth, kRows, multiply, multiply_even, tile_in, tile_grad, tile_out, kernels_in, depthwise_rows, pool_row};
 
 }  // namespace caffetools
