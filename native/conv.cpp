@@ -503,21 +503,6 @@ CAFFETOOLS_API void caffetools_weight_gradient(const CaffetoolsConv* shape, cons
   amx_weight_gradient(*shape, x, dy, dw, scratch, threads);
 }
 
-// The tiles of a picture (n, h, w, c) channels-last in Winograd's domain: `to` is [(m + 2)^2][tiles][c], tiles in rows of images; of the
-// `down` x `across` tiles of an image the first begins at (-pad, -pad). `gradient`: of outputs, by the transpose of the last transform.
-CAFFETOOLS_API void caffetools_winograd_tiles(const float* x, int64_t n, int64_t c, int64_t h, int64_t w, int64_t down, int64_t across,
-                                              int64_t pad, int m, int gradient, float* to, int threads) {
-  const ConvKernel& kernel = CAFFETOOLS_IN_USE(conv_kernel);
-  const auto transform = gradient ? kernel.tile_grad : kernel.tile_in;
-  const int64_t tiles = n * down * across;
-  parallel_for(threads, tiles, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t image = tile / (down * across), row = tile / across % down, column = tile % across;
-    transform(m, x + image * h * w * c, h, w, c, row * m - pad, column * m - pad, c, to + tile * c, tiles * c);
-  }
-  });
-}
-
 CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads);
 struct CaffetoolsProduct;
 CAFFETOOLS_API void caffetools_product_run(const CaffetoolsProduct* product, const float* x, float* y, float* scratch, int threads);

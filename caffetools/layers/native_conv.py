@@ -217,26 +217,6 @@ def weight_gradient(form: inference.Conv, x: torch.Tensor, dy: torch.Tensor, *, 
     return made
 
 
-def winograd_tiles(x: torch.Tensor, tiles: Pair, pad: int, m: int, *, gradient: bool = False) -> torch.Tensor:
-    """Return the tiles of channels-last pictures in Winograd's domain.
-
-    Args:
-        x: (N, C, H, W), channels-last float32.
-        tiles: Rows and columns of tiles of a picture.
-        pad: The first tile begins so far before the picture.
-        m: Outputs of a tile's side, 2 or 4.
-        gradient: ``x`` is the gradient of outputs.
-
-    Returns:
-        ((m + 2)², N · rows · columns, C).
-    """
-    n, c, h, w = x.shape
-    made = torch.empty((m + 2) ** 2, n * tiles[0] * tiles[1], c)
-    threads = torch.get_num_threads()
-    library().caffetools_winograd_tiles(x.data_ptr(), n, c, h, w, *tiles, pad, m, int(gradient), made.data_ptr(), threads)
-    return made
-
-
 def pool_sizes(form: inference.Pool, layout: Layout) -> Any:
     """Return the sizes of a pooling step: a ctypes array of sixteen int64, ``Window`` of native/conv.h."""
     (n, c, h, w), (_, _, oh, ow) = layout.x_shape, layout.y_shape
@@ -269,9 +249,11 @@ def library() -> Any:
         loaded.caffetools_conv_algorithm.argtypes = [Pointer]
         loaded.caffetools_conv_run.argtypes = [Pointer] * 5 + [ctypes.c_int]
         loaded.caffetools_conv_run.restype = None
-        loaded.caffetools_winograd_tiles.argtypes = [Pointer] + [ctypes.c_int64] * 7 + [ctypes.c_int] * 2 + [Pointer, ctypes.c_int]
-        loaded.caffetools_winograd_tiles.restype = None
         whole = ctypes.c_int64
+        loaded.caffetools_winograd_gradient_scratch.restype = whole
+        loaded.caffetools_winograd_gradient_scratch.argtypes = [Pointer]
+        loaded.caffetools_winograd_gradient.restype = None
+        loaded.caffetools_winograd_gradient.argtypes = [Pointer] * 5 + [ctypes.c_int]
         loaded.caffetools_sequence_run.argtypes = [
             *(Pointer, whole, whole, Pointer, whole, Pointer, whole, Pointer, whole, Pointer, whole, ctypes.c_int)
         ]

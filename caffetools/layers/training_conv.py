@@ -131,7 +131,7 @@ def _gradients(
     if wanted[0]:
         dx = _input_gradient(dy, weight, x, geometry)
         by_torch[0] = dx is None
-    if wanted[1] and winograd.takes(x, weight, geometry.stride, geometry.pad, geometry.dilation, geometry.groups):
+    if wanted[1] and winograd.takes(x, weight, geometry.stride, geometry.pad, geometry.dilation, geometry.groups, gradient=True):
         dw = winograd.weight_gradient(x, dy, geometry.pad[0])
     elif wanted[1]:
         dw = native_conv.weight_gradient(_form(weight, None, geometry), x, dy)

@@ -6,7 +6,7 @@ interpolated at 0, ±1/√2, ±√2 and infinity, whose rounding error stays nea
 
 from __future__ import annotations
 
-import math
+import ctypes
 
 import torch
 from torch import Tensor
@@ -16,20 +16,25 @@ from caffetools.layers import inference, native_conv
 from caffetools.layers.autograd import Context
 
 _M = 4
-_LEAST_CHANNELS = 32
 _LEAST_TILES = 48
 # Transforming a value of the input, and of the output, in multiplications; and the share of the plain sums' multiplications that
-# Winograd's algorithm may take in all, so that its passes over memory are paid for. Both fitted to whole iterations (benchmarks/train.py).
+# Winograd's algorithm may take in all, so that its passes over memory are paid for: a convolution, and the gradient of its weights alone.
+# Fitted to whole iterations (benchmarks/train.py).
 _INPUT_COST, _OUTPUT_COST = 24, 20
-_MOST_COST = 0.44
-# Tiles that are multiplied at once for the gradient of the weights, in floats.
-_CHUNK_FLOATS = 4 * 1024 * 1024
-
-_R = math.sqrt(2)
-_G = [[1, 0, 0], [-2 / 3, -_R / 3, -1 / 3], [-2 / 3, _R / 3, -1 / 3], [1 / 6, _R / 6, 1 / 3], [1 / 6, -_R / 6, 1 / 3], [0, 0, 1]]
+_MOST_COST, _MOST_GRADIENT_COST = 0.44, 0.7
+_LEAST_CHANNELS, _LEAST_GRADIENT_CHANNELS = 32, 16
 
 
-def takes(x: Tensor, weight: Tensor, stride: tuple[int, ...], pad: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> bool:
+def takes(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, ...],
+    pad: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    *,
+    gradient: bool = False,
+) -> bool:
     """Return whether :func:`convolve` computes this convolution, and faster than torch.
 
     Args:
@@ -39,7 +44,9 @@ def takes(x: Tensor, weight: Tensor, stride: tuple[int, ...], pad: tuple[int, ..
         pad: (height, width).
         dilation: (height, width).
         groups: Number of groups.
+        gradient: Ask that of :func:`weight_gradient` instead.
     """
+    most, channels = (_MOST_GRADIENT_COST, _LEAST_GRADIENT_CHANNELS) if gradient else (_MOST_COST, _LEAST_CHANNELS)
     if (
         tuple(weight.shape[2:]) != (3, 3)
         or groups != 1
@@ -50,13 +57,13 @@ def takes(x: Tensor, weight: Tensor, stride: tuple[int, ...], pad: tuple[int, ..
         return False
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
-    if type(x) is not Tensor or min(weight.shape[:2]) < _LEAST_CHANNELS or torch.is_autocast_enabled("cpu"):
+    if type(x) is not Tensor or min(weight.shape[:2]) < channels or torch.is_autocast_enabled("cpu"):
         return False
     n, c, h, w = x.shape
     outputs, (oh, ow) = weight.shape[0], (h + 2 * pad[0] - 2, w + 2 * pad[1] - 2)
     down, across = _tiles(oh, ow)
     cost = down * across * (_M + 2) ** 2 * (c * outputs + _INPUT_COST * c + _OUTPUT_COST * outputs)
-    return cost <= _MOST_COST * 9 * oh * ow * c * outputs and n * down * across >= _LEAST_TILES and native_conv.available()
+    return cost <= most * 9 * oh * ow * c * outputs and n * down * across >= _LEAST_TILES and native_conv.available()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
@@ -122,24 +129,15 @@ def weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
     Returns:
         (C', C, 3, 3), channels-last.
     """
-    n, c = x.shape[:2]
-    outputs, tiles = dy.shape[1], _tiles(dy.shape[2], dy.shape[3])
-    points = (_M + 2) ** 2
-    total: Tensor | None = None
-    images = max(1, _CHUNK_FLOATS // (points * tiles[0] * tiles[1] * (c + outputs)))
-    for start in range(0, n, images):
-        with native_conv.torch_threads():
-            inputs = native_conv.winograd_tiles(x[start : start + images], tiles, pad, _M)
-            gradients = native_conv.winograd_tiles(dy[start : start + images], tiles, 0, _M, gradient=True)
-        products = inputs.transpose(1, 2), gradients
-        total = torch.bmm(*products) if total is None else total.baddbmm_(*products)
-    assert total is not None  # noqa: S101 (takes wants tiles)
-    # dW = Gᵀ dU G for each input and output channel.
-    g = torch.tensor(_G, dtype=torch.float32)
-    side = _M + 2
-    half = g.T @ total.view(side, side * c * outputs)
-    whole = torch.matmul(g.T, half.view(3, side, c * outputs))
-    return whole.view(3, 3, c, outputs).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+    (n, c, h, w), (_, outputs, oh, ow) = x.shape, dy.shape
+    sizes = (ctypes.c_int64 * 8)(n, c, h, w, outputs, oh, ow, pad)
+    library = native_conv.library()
+    made = torch.empty((outputs, c, 3, 3), memory_format=torch.channels_last)
+    scratch = torch.empty(int(library.caffetools_winograd_gradient_scratch(sizes)))
+    pointers = (t.data_ptr() for t in (x, dy, made, scratch))
+    with native_conv.torch_threads():
+        library.caffetools_winograd_gradient(sizes, *pointers, torch.get_num_threads())
+    return made
 
 
 def _tiles(h: int, w: int) -> tuple[int, int]:

@@ -36,12 +36,37 @@ def test_it_takes_what_it_computes_faster(outputs: int, c: int, side: int, taken
     assert winograd.takes(x, weight, (1, 1), (1, 1), (1, 1), 1) is taken
 
 
-def test_gradient_of_weights_over_several_parts_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+# Channels that fill panels of 32 and that do not; the second has tiles for several parts, the last for fewer than a thread's.
+@pytest.mark.parametrize(("n", "c", "outputs", "side", "pad"), [(5, 6, 7, 9, 1), (9, 64, 40, 30, 1), (2, 33, 65, 14, 0), (1, 32, 64, 5, 2)])
+def test_gradient_of_weights(n: int, c: int, outputs: int, side: int, pad: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(n, c, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
+    dy = torch.randn(n, outputs, *[side + 2 * pad - 2] * 2, generator=generator).contiguous(memory_format=torch.channels_last)
+    found = winograd.weight_gradient(x, dy, pad)
+    weight = torch.zeros(outputs, c, 3, 3, dtype=torch.float64, requires_grad=True)
+    (exact,) = torch.autograd.grad(F.conv2d(x.double(), weight, padding=pad), weight, dy.double())
+    assert found.shape == exact.shape
+    assert bool((found - exact).abs().max() <= 3e-6 * exact.abs().max())
+
+
+def test_gradient_of_weights_has_the_same_bits_on_any_number_of_threads() -> None:
     torch.manual_seed(1)
-    x, dy = (torch.randn(5, channels, 9, 9).contiguous(memory_format=torch.channels_last) for channels in (6, 7))
-    whole = winograd.weight_gradient(x, dy, 1)
-    monkeypatch.setattr(winograd, "_CHUNK_FLOATS", 2 * 36 * 9 * 13)
-    torch.testing.assert_close(winograd.weight_gradient(x, dy, 1), whole, rtol=1e-5, atol=1e-4)
+    x, dy = (torch.randn(8, channels, 17, 17).contiguous(memory_format=torch.channels_last) for channels in (48, 72))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = winograd.weight_gradient(x, dy, 1)
+        torch.set_num_threads(3)
+        assert torch.equal(winograd.weight_gradient(x, dy, 1), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_gradients_of_weights_that_it_takes_of_convolutions_that_it_leaves() -> None:
+    x, weight = torch.zeros(16, 32, 28, 28), torch.zeros(128, 32, 3, 3)
+    assert not winograd.takes(x, weight, (1, 1), (1, 1), (1, 1), 1)
+    assert winograd.takes(x, weight, (1, 1), (1, 1), (1, 1), 1, gradient=True)
+    assert not winograd.takes(x[:, :8], weight[:, :8], (1, 1), (1, 1), (1, 1), 1, gradient=True)
 
 
 def test_what_it_leaves_to_torch() -> None:
