@@ -160,6 +160,7 @@ class AbsVal(Elementwise):
     """y = |x|; the gradient at 0 is 0 (absval_layer.cpp)."""
 
     TRAITS = replace(Elementwise.TRAITS, in_place=False)
+    IN_PLACE = "refused"
 
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()

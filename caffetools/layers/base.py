@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -149,6 +149,8 @@ class Layer(nn.Module):
     KEEPS_IN_DIFF: ClassVar[bool] = False
     # Whether Caffe's backward pass of the layer in place takes the result for the bottom, of which it keeps no copy.
     BACKWARD_READS_RESULT: ClassVar[bool] = False
+    # Whether Caffe refuses the layer where its top is its bottom too, or writes there before it has read all that it computes from.
+    IN_PLACE: ClassVar[Literal["", "refused", "overwrites"]] = ""
     # The layer reads fields that no schema has (a plugin's, with proto.unknown.unknown_fields); others can't be run with them.
     READS_UNKNOWN: ClassVar[bool] = False
     # Fields that forks add to BVLC Caffe's own messages, and that this layer honours; others must not be given.
@@ -262,6 +264,7 @@ class Layer(nn.Module):
         self.specs = []
         self.bottom_shapes = list(bottoms)
         self.top_shapes = list(self.setup(bottoms))
+        _check_in_place(self)
         for name, shape in (*zip(self.tops, self.top_shapes, strict=False), *(("its parameters", spec.shape) for spec in self.specs)):
             check_size(self.name, name, shape)
         for index, (blob, spec) in enumerate(zip(self.blobs, self.specs, strict=False)):
@@ -312,6 +315,10 @@ class Layer(nn.Module):
     def backward_reads_top(self) -> bool:
         """Return whether Caffe's backward pass computes from the top as it is then, with the settings of this layer."""
         return self.BACKWARD_READS_TOP
+
+    def caffe_in_place(self) -> Literal["", "refused", "overwrites"]:
+        """Return whether Caffe, with the settings of this layer, refuses it in place or overwrites what it has yet to read."""
+        return self.IN_PLACE
 
     def in_place_changes_gradient(self) -> bool:
         """Return whether Caffe's gradient of the layer in place is another one than that of the layer with a top of its own."""
@@ -394,6 +401,15 @@ class Layer(nn.Module):
             if count < low or (high is not None and count > high):
                 wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
                 raise self.error(f"takes {wanted} {what} blob(s), but the prototxt gives {count}")
+
+
+def _check_in_place(layer: Layer) -> None:
+    shared = next((top for top in layer.tops if top in layer.bottoms), None)
+    kind = layer.caffe_in_place() if shared is not None else ""
+    if kind == "refused":
+        raise layer.error(f"its top '{shared}' is its bottom too, which Caffe refuses; give it a top of its own")
+    if kind:
+        raise layer.error(f"its top '{shared}' is its bottom too, which Caffe overwrites before it has read it; give it a top of its own")
 
 
 def check_size(layer: str, blob: str, shape: Shape) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,6 +40,9 @@ class Concat(Layer):
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         return bottoms[0] if len(bottoms) == 1 else torch.cat(bottoms, self.concat_axis)
+
+    def caffe_in_place(self) -> Literal["", "refused", "overwrites"]:
+        return "overwrites" if len(self.bottoms) > 1 else ""
 
     def spatial_windows(self) -> Windows | None:
         return POINTWISE if self.concat_axis < 2 else None
@@ -105,6 +110,7 @@ class Split(Layer):
     """The bottom under several names; its gradient is the sum of theirs (split_layer.cpp)."""
 
     TRAITS = Traits(role="split", channels="kept", half=True, coordinates="same")
+    IN_PLACE = "refused"
     TOPS = (1, None)
 
     def shares_memory(self) -> bool:

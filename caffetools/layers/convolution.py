@@ -182,6 +182,7 @@ class Convolution(_Convolving):
         coordinates="window",
         weight_filler="weight_filler",
     )
+    IN_PLACE = "overwrites"
 
     def inference_form(self) -> inference.Conv | None:
         if self.spatial_axes != 2 or self.outer_axes != 1 or len(self.bottoms) != 1:
@@ -202,6 +203,7 @@ class Deconvolution(_Convolving):
     ONNX_LIMITS = "over more than 3 axes it has none"
 
     TRAITS = replace(Convolution.TRAITS, class_axes=(1, 0), coordinates="transposed")
+    IN_PLACE = "overwrites"
     TRANSPOSED = True
 
     @classmethod

@@ -19,6 +19,7 @@ class Crop(Layer):
     """
 
     TRAITS = Traits(role="sampling", settings="crop_param", channels="kept", half=True, coordinates="crop")
+    IN_PLACE = "overwrites"
     BOTTOMS = (2, 2)
     NO_GRADIENT = frozenset({1})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -66,6 +67,9 @@ class Eltwise(Layer):
         if self.operation == "PROD" and not self.param.eltwise_param.stable_prod_grad:
             return [tops[0] / x * gradients[0] for x in bottoms]
         return None
+
+    def caffe_in_place(self) -> Literal["", "refused", "overwrites"]:
+        return "" if self.operation == "PROD" and self.tops[0] in self.bottoms[:2] else "overwrites"
 
     def backward_reads_top(self) -> bool:
         return self.operation == "PROD" and not self.param.eltwise_param.stable_prod_grad

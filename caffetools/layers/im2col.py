@@ -86,6 +86,7 @@ class Im2col(Layer):
     """
 
     TRAITS = Traits(role="sampling", settings="convolution_param", coordinates="window")
+    IN_PLACE = "overwrites"
     TOPS = SAME_AS_BOTTOMS
     NEEDS_TOP = False
 

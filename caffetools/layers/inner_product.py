@@ -28,6 +28,7 @@ class InnerProduct(Layer):
     TRAITS = Traits(
         role="classifier", settings="inner_product_param", outputs="num_output", class_axes=(0, 0), half=True, weight_filler="weight_filler"
     )
+    IN_PLACE = "overwrites"
     NEEDS_TOP = False
 
     @classmethod

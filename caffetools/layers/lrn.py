@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -76,6 +76,13 @@ class LRN(Layer):
 
     def backward_reads_top(self) -> bool:
         return self.across
+
+    def caffe_in_place(self) -> Literal["", "refused", "overwrites"]:
+        # On the CPU its blob holds the power of scale before the product with the bottom.
+        return "overwrites" if self.across else ""
+
+    def in_place_changes_gradient(self) -> bool:
+        return True
 
     def spatial_windows(self) -> Windows:
         reach = AxisWindow(1, -(self.size // 2), self.size // 2)

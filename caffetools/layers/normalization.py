@@ -244,10 +244,17 @@ class MVN(Layer):
         if recorded is not None:
             centred = recorded[0] - recorded[0].mean(axes, keepdim=True)
             divisor = (centred * centred).mean(axes, keepdim=True).sqrt_().add_(param.eps)
+        if self.in_place_changes_gradient():
+            # Each step of Caffe's overwrites the top's diff too: first dy · y, then its share in y, whose sum is no sum of dy.
+            share = y * (dy * y).sum(axes, keepdim=True)
+            return [(share + share.sum(axes, keepdim=True)) * (-2.0 / math.prod(x.shape[axis] for axis in axes)) / divisor]
         return [(dy - (dy.mean(axes, keepdim=True) + y * (dy * y).mean(axes, keepdim=True))) / divisor]
 
     def backward_reads_top(self) -> bool:
         return bool(self.param.mvn_param.normalize_variance)
+
+    def in_place_changes_gradient(self) -> bool:
+        return self.tops == self.bottoms and self.backward_reads_top()
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         param, x = self.param.mvn_param, self.bottoms[0]

@@ -263,6 +263,7 @@ class Pooling(Layer):
 
     BACKWARD_READS_BOTTOMS, BACKWARD_FROM_BLOBS = False, True
     TRAITS = Traits(role="pooling", settings="pooling_param", channels="kept", half=True, coordinates="window")
+    IN_PLACE = "overwrites"
     TOPS = (1, 2)
     NEEDS_TOP = False
     FORK_FIELDS = frozenset({"ceil_mode"})

@@ -40,6 +40,7 @@ class Flatten(Rearranging):
     """The axes from ``axis`` to ``end_axis`` become one; (N, C, H, W) to (N, C · H · W) by default (flatten_layer.cpp)."""
 
     TRAITS = Traits(role="reshape", channels="kept", half=True)
+    IN_PLACE = "refused"
 
     def setup(self, bottoms: Shapes) -> Shapes:
         shape, param = bottoms[0], self.param.flatten_param
@@ -59,6 +60,7 @@ class Reshape(Rearranging):
     """
 
     TRAITS = Traits(role="reshape", settings="reshape_param", channels="reshaped", half=True)
+    IN_PLACE = "refused"
 
     def setup(self, bottoms: Shapes) -> Shapes:
         shape, param = bottoms[0], self.param.reshape_param

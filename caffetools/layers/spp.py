@@ -21,6 +21,7 @@ class SPP(Layer):
     """
 
     BACKWARD_READS_BOTTOMS = False
+    IN_PLACE = "overwrites"
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 
+from caffetools.errors import NetError
 from caffetools.net.checkpointing import checkpoint_memory
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
@@ -118,3 +119,43 @@ def test_the_usual_chains_run_as_before() -> None:
         'layer { name: "ip" type: "InnerProduct" bottom: "f" top: "ip" inner_product_param { num_output: 2 } } layer { name: "sp" type: "Sigmoid" bottom: "ip" top: "ip" }'
     )
     assert _net(text, TRAIN).overwriting == {}
+
+
+IN_PLACE = (
+    'layer {{ name: "in" type: "Input" top: "x" top: "b" input_param {{ shape {{ dim: 1 dim: 3 dim: 4 dim: 4 }} }} }} '
+    'layer {{ name: "here" bottom: "x" {} top: "x" }}'
+)
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        ('type: "AbsVal"', "Caffe refuses"),
+        ('type: "Flatten"', "Caffe refuses"),
+        ('type: "Reshape" reshape_param { shape { dim: 0 dim: -1 } }', "Caffe refuses"),
+        ('type: "Split"', "Caffe refuses"),
+        ('type: "Pooling" pooling_param { kernel_size: 3 stride: 1 pad: 1 }', "Caffe overwrites"),
+        ('type: "Convolution" convolution_param { num_output: 3 kernel_size: 1 }', "Caffe overwrites"),
+        ('type: "Deconvolution" convolution_param { num_output: 3 kernel_size: 1 }', "Caffe overwrites"),
+        ('type: "DepthwiseConvolution" convolution_param { num_output: 3 kernel_size: 3 pad: 1 }', "Caffe overwrites"),
+        ('type: "InnerProduct" inner_product_param { num_output: 3 }', "Caffe overwrites"),
+        ('type: "LRN"', "Caffe overwrites"),
+        ('type: "SPP" spp_param { pyramid_height: 1 }', "Caffe overwrites"),
+        ('type: "Im2col" convolution_param { kernel_size: 1 }', "Caffe overwrites"),
+        ('type: "Crop" bottom: "b"', "Caffe overwrites"),
+        ('type: "Concat" bottom: "b"', "Caffe overwrites"),
+        ('type: "Eltwise" bottom: "b"', "Caffe overwrites"),
+        ('type: "Eltwise" bottom: "b" eltwise_param { operation: MAX }', "Caffe overwrites"),
+    ],
+)
+def test_layers_that_caffe_cannot_run_in_place_are_refused(layer: str, why: str) -> None:
+    with pytest.raises(NetError, match=f"layer 'here': .*its top 'x' is its bottom too, which {why}.*; give it a top of its own"):
+        _net(IN_PLACE.format(layer))
+
+
+def test_products_in_place_run_where_the_overwritten_blob_is_read_in_time() -> None:
+    prod = 'type: "Eltwise" bottom: "b" {}eltwise_param {{ operation: PROD }}'
+    assert _net(IN_PLACE.format(prod.format(""))).layers[1].tops == ["x"]
+    third = IN_PLACE.replace('bottom: "x" ', "").format(prod.format('bottom: "b" bottom: "x" '))
+    with pytest.raises(NetError, match="overwrites"):
+        _net(third)
