@@ -181,7 +181,10 @@ class BlobVec(MutableSequence[Any]):
 
 
 def checked_shape(shape: Sequence[Any]) -> Shape:
-    """Return ``shape`` as a tuple of ints. Raises :class:`NetError` for a negative axis."""
+    """Return ``shape`` as a tuple of ints. Raises :class:`NetError` for a negative axis, :class:`TypeError` for anything but an integer."""
+    for n in shape:
+        if not isinstance(n, (int, np.integer)) and not (isinstance(n, (float, np.floating)) and n == int(n)):
+            raise TypeError(f"a blob's shape is given as integers, one argument an axis, not as {n!r}")
     axes = tuple(int(n) for n in shape)
     if any(n < 0 for n in axes):
         raise NetError(f"a blob cannot have the shape {format_shape(axes)}: axes are 0 or more")

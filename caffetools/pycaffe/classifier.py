@@ -42,7 +42,7 @@ class Classifier(Net):
         super().__init__(model_file, TEST, weights=pretrained_file)
         self.transformer = make_transformer(self, mean, input_scale, raw_scale, channel_swap)
         self.crop_dims = np.array(self.blobs[self.inputs[0]].shape[2:])
-        self.image_dims = self.crop_dims if image_dims is None else np.array(image_dims)
+        self.image_dims = image_dims or self.crop_dims
 
     def predict(self, inputs: Sequence[NDArray[Any]], oversample: bool = True) -> NDArray[np.float32]:
         """Return the class probabilities of pictures.
@@ -53,12 +53,18 @@ class Classifier(Net):
 
         Returns:
             float32 (pictures, classes).
+
+        Raises:
+            IndexError: There is no picture, or the first has no channel axis, as in pycaffe.
         """
-        pictures = np.stack([io.resize_image(picture, self.image_dims) for picture in inputs])
+        rows, columns = self.image_dims
+        pictures = np.zeros((len(inputs), rows, columns, inputs[0].shape[2]), np.float32)
+        for index, picture in enumerate(inputs):
+            pictures[index] = io.resize_image(picture, self.image_dims)
         if oversample:
             crops = io.oversample(pictures, self.crop_dims)
         else:
-            top, left = (self.image_dims / 2.0 - self.crop_dims / 2.0).astype(int)
+            top, left = (np.array(self.image_dims) / 2.0 - self.crop_dims / 2.0).astype(int)
             height, width = self.crop_dims
             crops = pictures[:, top : top + height, left : left + width, :]
         source = self.inputs[0]

@@ -291,7 +291,7 @@ class Net:
             labels: Their labels (M, 1, 1, 1) or (M), float32.
 
         Raises:
-            NetError: The first layer is of another type, or the arrays do not fit it; also a RuntimeError.
+            NetError: The first layer is of another type, or the arrays do not fit it; also a RuntimeError, in Caffe's words where it has some.
         """
         with raised_also_as(RuntimeError):
             self._set_input_arrays(data, labels)
@@ -301,8 +301,13 @@ class Net:
         if first is None or not hasattr(first, "set_arrays"):
             kind = first.type_name if first is not None else "none"
             raise also(NetError(f"set_input_arrays needs a MemoryData layer as the first of the net, not {kind}"), RuntimeError)
-        with raised_also_as(RuntimeError):
-            first.set_arrays(data, labels)  # type: ignore[operator]
+        if labels.ndim == 1:
+            labels = np.ascontiguousarray(labels[:, None, None, None])
+        for array, what in ((data, "data"), (labels, "labels")):
+            if fault := _fault_of_array(array):
+                hint = f"np.ascontiguousarray({what}, np.float32) has that type and order"
+                raise also(NetError(f"{what} array must be {fault}", layer=first.name, hint=hint), RuntimeError)
+        first.set_arrays(data, labels)  # type: ignore[operator]
 
     # ---- weights ----
 
@@ -406,6 +411,15 @@ class Net:
         except ValueError:
             error = NetError(f"blob '{name}' is {format_shape(into.shape)}, but is given {format_shape(values.shape)}")
             raise also(error, ValueError) from None
+
+
+def _fault_of_array(array: NDArray[Any]) -> str:
+    """Return what an array for a MemoryData layer is not, in the order in which Caffe looks; empty where it is all of that."""
+    if not array.flags.c_contiguous:
+        return "C contiguous"
+    if array.ndim != 4:
+        return f"4-d, not {format_shape(array.shape)}"
+    return "" if array.dtype == np.float32 else f"float32, not {array.dtype}"
 
 
 def _layer_view(type_name: str, blobs: BlobVec) -> Layer:

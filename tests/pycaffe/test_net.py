@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from caffetools.errors import NetError, PrototxtError
 from caffetools.pycaffe.net import Net, torch_net
@@ -275,7 +277,35 @@ def test_a_memory_data_layer_reads_the_arrays_of_the_caller(write: Write, caplog
     assert net.blobs["data"].data.ravel().tolist() == [7, 7]
     assert net.blobs["label"].data.ravel().tolist() == [1, 1]
     assert not caplog.records
-    net.set_input_arrays(data.astype(np.float64), labels[:, 0, 0, 0])
-    assert "the data are not float32 in C order, so they are copied" in caplog.text
+    net.set_input_arrays(data, labels[:, 0, 0, 0])
     net.forward()
-    assert net.blobs["data"].data.ravel().tolist() == [7, 7]
+    assert net.blobs["label"].data.ravel().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "words"),
+    [
+        (np.zeros((2, 1, 1, 1)), np.zeros(2, np.float32), "data array must be float32"),
+        (np.zeros((4, 1, 1, 1), np.float32)[::2], np.zeros(2, np.float32), "data array must be C contiguous"),
+        (np.zeros((2, 1), np.float32), np.zeros(2, np.float32), "data array must be 4-d"),
+        (np.zeros((2, 1, 1, 1), np.float32), np.zeros(2), "labels array must be float32"),
+        (np.zeros((2, 1, 1, 1), np.float32), np.zeros((2, 1), np.float32), "labels array must be 4-d"),
+    ],
+)
+def test_arrays_that_a_memory_data_layer_cannot_share_raise_what_caffe_raises(
+    write: Write, data: NDArray[Any], labels: NDArray[Any], words: str
+) -> None:
+    text = 'layer { name: "m" type: "MemoryData" top: "data" top: "label" memory_data_param { batch_size: 2 channels: 1 height: 1 width: 1 } }\n'
+    net = Net(write("memory.prototxt", text), TEST)
+    with pytest.raises(RuntimeError, match=words):
+        net.set_input_arrays(data, labels)
+
+
+def test_a_blob_takes_integers_for_its_shape(deploy: Net) -> None:
+    blob = deploy.blobs["data"]
+    shape = tuple(blob.shape)
+    blob.reshape(np.int64(shape[0]), 3.0, *shape[2:])
+    assert tuple(blob.shape) == (shape[0], 3, *shape[2:])
+    for wrong in ((2.5, 3), ("2", 3), ([2, 3],)):
+        with pytest.raises(TypeError, match="integers"):
+            blob.reshape(*wrong)
