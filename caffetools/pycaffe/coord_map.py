@@ -18,7 +18,7 @@ from caffetools.pycaffe.net_spec import Function, Top, layers
 
 L = layers
 
-# (first axis, factor, offset). Without an axis the map is the same for all; factor and offset are numbers or one per axis.
+# (first axis, factor, offset). Without an axis the map is the same for all; else factor and offset are arrays, of one value for all axes or one an axis.
 Map = tuple[int | None, Any, Any]
 
 
@@ -58,7 +58,7 @@ def coord_map(fn: Function) -> Map:
 
 
 def conv_params(fn: Function) -> tuple[int, Any, Any, Any]:
-    """Return (channel axis, stride, kernel extent, pad) of a layer with windows; arrays of one value an axis where they are given so."""
+    """Return (channel axis, stride, kernel extent, pad) of a layer with windows; arrays of one value, or of one an axis."""
     given = dict(fn.params)
     for name in ("convolution_param", "pooling_param"):
         given.update(given.pop(name, {}))
@@ -72,7 +72,7 @@ def crop_params(fn: Function) -> tuple[int, Any]:
     """Return (axis, offset) of a Crop layer."""
     given = {**fn.params, **fn.params.get("crop_param", {})}
     offset = given.get("offset", 0)
-    return int(given.get("axis", 2)), offset if np.isscalar(offset) else np.array(offset)
+    return int(given.get("axis", 2)), np.array(offset, ndmin=1)
 
 
 def compose(base_map: Map, next_map: Map) -> Map:
@@ -173,4 +173,4 @@ def _spatial(given: Mapping[str, Any], name: str, short: str, default: int | Non
     value = given.get(name, default)
     if value is None:
         raise UndefinedMapException(f"a layer with windows needs {name}")
-    return value if np.isscalar(value) else np.array(value)
+    return np.array(value, ndmin=1)

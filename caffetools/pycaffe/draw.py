@@ -27,8 +27,8 @@ LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "fill
 NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}
 BLOB_STYLE = {"shape": "octagon", "fillcolor": "#E0E0E0", "style": "filled"}
 
-_CONVOLUTION, _POOLING, _LINEAR = "#ff5050", "#ff9900", "#cc33ff"
-_OTHER, _BLOB = "#6495ed", "#e0e0e0"
+_CONVOLUTION, _POOLING, _LINEAR = "#FF5050", "#FF9900", "#CC33FF"
+_OTHER, _BLOB = "#6495ED", "#E0E0E0"
 
 
 def draw_net_to_file(
@@ -84,7 +84,8 @@ def dot_text(
     blobs: set[str] = set()
     for index, layer in enumerate(_layers(caffe_net, phase)):
         node = f"layer{index}"
-        label = get_layer_label(layer, rankdir, display_lrm)
+        # Wide graphs have room in height.
+        label = "\n".join(_label_parts(layer, display_lrm)) if rankdir in ("LR", "RL") else " ".join(_label_parts(layer, display_lrm))
         colour = choose_color_by_layertype(layer.type)
         if list(layer.top) == list(layer.bottom):
             # In place: one blob, with the layer next to it.
@@ -93,7 +94,8 @@ def dot_text(
             lines.append(f'  {node} [label={_quoted(label)}, shape=box, style=filled, fillcolor="{colour}"];')
         blobs.update([*layer.bottom, *layer.top])
         lines += [f"  {_blob(bottom)} -> {node};" for bottom in layer.bottom]
-        edge = f" [label={_quoted(get_edge_label(layer))}]" if label_edges and get_edge_label(layer) else ""
+        number = get_edge_label(layer)
+        edge = f" [label={_quoted(number)}]" if label_edges and number != '""' else ""
         lines += [f"  {node} -> {_blob(top)}{edge};" for top in layer.top]
     for name in sorted(blobs):
         lines.append(f'  {_blob(name)} [label={_quoted(name)}, shape=octagon, style=filled, fillcolor="{_BLOB}"];')
@@ -125,11 +127,18 @@ def get_pydot_graph(
     return pydot.graph_from_dot_data(dot_text(caffe_net, rankdir, label_edges, phase, display_lrm))[0]
 
 
-def get_layer_lr_mult(layer: LayerParameter) -> str:
-    """Return the learning rate multipliers of a layer's weights and bias as text; 1 where none are given, "" without parameters."""
-    if traits(layer).role != "classifier" and not layer.param:
-        return ""
-    return ", ".join(f"{spec.lr_mult:g}" for spec in layer.param) or "1, 1"
+def get_layer_lr_mult(layer: LayerParameter) -> tuple[float, float]:
+    """Return the learning rate multipliers of a layer's weights and bias, 1 where none is given.
+
+    Raises:
+        ValueError: The layer is of a type that pycaffe does not label with them, or has more of them.
+    """
+    if traits(layer).role != "classifier":
+        raise ValueError(f"{layer.type} layers do not have a learning rate multiplier")
+    if len(layer.param) > 2:
+        raise ValueError("Could not parse the learning rate multiplier")
+    first, second, *_ = *(spec.lr_mult for spec in layer.param), 1.0, 1.0
+    return first, second
 
 
 def get_pooling_types_dict() -> dict[int, str]:
@@ -139,27 +148,23 @@ def get_pooling_types_dict() -> dict[int, str]:
 
 
 def get_layer_label(layer: LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
-    """Return the text of a layer's box: its name, type, and kernel, stride and pad where it has them."""
-    parts = [str(layer.name), f"({layer.type})"]
-    facts = traits(layer)
-    pools = facts.role == "pooling"
-    if pools or _convolves(layer.type):
-        param = facts.settings_of(layer)
-        if pools:
-            parts[1] = f"({enum_name(param, 'pool')} Pooling)"
-        parts += [f"{what} {_window(param, name, short, default)}" for what, name, short, default in _WINDOWS]
-    if display_lrm and traits(layer.type).role == "classifier":
-        parts += [f"lr mult {', '.join(f'{p.lr_mult:g}' for p in layer.param) or '1, 1'}"]
-    # Wide graphs have room in height.
-    return ("\n" if rankdir in ("LR", "RL") else "  ").join(parts)
+    r"""Return the text of a layer's box in double quotes, as pydot takes it: name, type, and kernel, stride and pad where it has them.
+
+    Args:
+        layer: The layer.
+        rankdir: "LR" and "RL" separate the parts by ``\n``, others by a space.
+        display_lrm: Add the learning rate multipliers of weights and bias.
+    """
+    separator = r"\n" if rankdir in ("LR", "RL") else " "
+    return f'"{separator.join(_label_parts(layer, display_lrm))}"'
 
 
 def get_edge_label(layer: LayerParameter) -> str:
-    """Return the text of the arrow out of a layer: the number of its outputs or channels, or a data layer's batch."""
+    """Return the text of the arrow out of a layer, as pydot takes it: the number of its outputs, a data layer's batch, or ``""`` in quotes."""
     facts = traits(layer.type)
     if facts.role == "data" and facts.source:
         return f"Batch {getattr(layer, facts.source).batch_size}"
-    return str(facts.num_output(layer)) if facts.role == "classifier" else ""
+    return str(facts.num_output(layer)) if facts.role == "classifier" else '""'
 
 
 def choose_color_by_layertype(layertype: str) -> str:
@@ -167,6 +172,20 @@ def choose_color_by_layertype(layertype: str) -> str:
     if _convolves(layertype):
         return _CONVOLUTION
     return {"pooling": _POOLING, "classifier": _LINEAR}.get(traits(layertype).role, _OTHER)
+
+
+def _label_parts(layer: LayerParameter, display_lrm: bool) -> list[str]:
+    parts = [str(layer.name), f"({layer.type})"]
+    facts = traits(layer)
+    pools = facts.role == "pooling"
+    if pools or _convolves(layer.type):
+        param = facts.settings_of(layer)
+        if pools:
+            parts[1] = f"({layer.type} {enum_name(param, 'pool')})"
+        parts += [f"{what}: {_window(param, name, short, default)}" for what, name, short, default in _WINDOWS]
+    if display_lrm and facts.role == "classifier" and any(get_layer_lr_mult(layer)):
+        parts.append("lr mult: {:.1f}, {:.1f}".format(*get_layer_lr_mult(layer)))
+    return parts
 
 
 def _convolves(layertype: str) -> bool:

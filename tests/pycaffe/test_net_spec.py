@@ -142,7 +142,7 @@ def test_maps_may_differ_from_axis_to_axis() -> None:
     data = L.Input(shape=dict(dim=[1, 3, 100, 100]))
     conv = L.Convolution(data, kernel_h=3, kernel_w=5, pad=[1, 0], num_output=1)
     _, a, b = coord_map.coord_map_from_to(conv, data)
-    np.testing.assert_array_equal(a, [1, 1])
+    np.testing.assert_array_equal(a, [1])
     np.testing.assert_array_equal(b, [0, 2])
     crop = coord_map.crop(data, conv)
     assert crop.fn.params["crop_param"] == {"axis": 2, "offset": [0, 2]}
@@ -156,7 +156,7 @@ def test_a_crop_that_cannot_be_right_is_refused(pad: int, stride: int, message: 
     data = L.Input(shape=dict(dim=[1, 3, 100, 100]))
     conv = L.Convolution(data, kernel_size=5, pad=pad, stride=stride, num_output=1)
     if message is None:
-        assert coord_map.crop(data, conv).fn.params["crop_param"]["offset"] == 2
+        assert coord_map.crop(data, conv).fn.params["crop_param"]["offset"] == [2]
         return
     with pytest.raises(ValueError, match=message):
         coord_map.crop(data, conv)
@@ -174,11 +174,11 @@ def test_a_net_is_drawn_as_a_graph(tmp_path: Path) -> None:
     draw.draw_net_to_file(net, tmp_path / "net.dot", "TB", display_lrm=True)
     text = (tmp_path / "net.dot").read_text()
     assert 'rankdir="TB"' in text
-    assert 'a \\"quoted\\" name  (Convolution)  kernel size 5  stride 1  pad 0' in text
+    assert 'a \\"quoted\\" name (Convolution) kernel size: 5 stride: 1 pad: 0' in text
     assert '"blob ip1" -> layer4;' in text
     assert 'layer3 -> "blob ip1" [label="50"]' in text
-    assert "lr mult 1, 2" in text
-    assert "MAX Pooling" in text
+    assert "lr mult: 1.0, 2.0" in text
+    assert "(Pooling MAX)" in text
     assert "loss" not in draw.dot_text(net, phase=caffe_pb2.TEST)
 
 
@@ -197,3 +197,16 @@ def test_written_nets_read_as_prototxts() -> None:
     text = str(lenet(2).to_proto())
     assert 'type: "Convolution"' in text
     assert format_text(lenet(2).to_proto()) == format_text(lenet(2).to_proto())
+
+
+def test_labels_of_drawings_are_those_of_pycaffe() -> None:
+    net = lenet(4).to_proto()
+    conv = next(layer for layer in net.layer if layer.type == "Convolution")
+    assert (
+        draw.get_layer_label(conv, "LR", display_lrm=True)
+        == f'"{conv.name}\\n(Convolution)\\nkernel size: 5\\nstride: 1\\npad: 0\\nlr mult: 1.0, 2.0"'
+    )
+    assert draw.get_layer_lr_mult(conv) == (1, 2)
+    assert draw.get_edge_label(net.layer[-1]) == '""'
+    with pytest.raises(ValueError, match="DummyData layers do not have a learning rate multiplier"):
+        draw.get_layer_lr_mult(net.layer[0])
