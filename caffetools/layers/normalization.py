@@ -245,7 +245,7 @@ class MVN(Layer):
             centred = recorded[0] - recorded[0].mean(axes, keepdim=True)
             divisor = (centred * centred).mean(axes, keepdim=True).sqrt_().add_(param.eps)
         if self.in_place_changes_gradient():
-            # Each step of Caffe's overwrites the top's diff too: first dy · y, then its share in y, whose sum is no sum of dy.
+            # Each step of Caffe overwrites the diff of the top too: first with dy · y, then with its share in y; dy itself is lost.
             share = y * (dy * y).sum(axes, keepdim=True)
             return [(share + share.sum(axes, keepdim=True)) * (-2.0 / math.prod(x.shape[axis] for axis in axes)) / divisor]
         return [(dy - (dy.mean(axes, keepdim=True) + y * (dy * y).mean(axes, keepdim=True))) / divisor]

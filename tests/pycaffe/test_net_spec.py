@@ -204,9 +204,9 @@ def test_labels_of_drawings_are_those_of_pycaffe() -> None:
     conv = next(layer for layer in net.layer if layer.type == "Convolution")
     assert (
         draw.get_layer_label(conv, "LR", display_lrm=True)
-        == f'"{conv.name}\\n(Convolution)\\nkernel size: 5\\nstride: 1\\npad: 0\\nlr mult: 1.0, 2.0"'
+        == f'"{conv.name}\\n(Convolution)\\nkernel size: 5\\nstride: 1\\npad: 0\\nlr mult: 1.0, 1.0"'
     )
-    assert draw.get_layer_lr_mult(conv) == (1, 2)
+    assert draw.get_layer_lr_mult(conv) == (1, 1)
     assert draw.get_edge_label(net.layer[-1]) == '""'
     with pytest.raises(ValueError, match="DummyData layers do not have a learning rate multiplier"):
         draw.get_layer_lr_mult(net.layer[0])
