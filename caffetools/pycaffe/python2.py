@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from caffetools.errors import CaffeToolsError
+from caffetools.pycaffe import python2_modules
 
 _PACKAGE = Path(__file__).parent.parent
 # The fixers of 2to3 that scripts need; those that only change the style are left out.
@@ -30,12 +31,24 @@ _FIXERS = (
 )
 _OLD_NAMES = ("xrange", "raw_input", "unicode", "long", "basestring", "reload", "execfile", "cmp", "reduce", "file", "unichr")
 _OLD_MODULES = ("cPickle", "ConfigParser", "StringIO", "cStringIO", "urllib2", "Queue", "commands", "httplib", "Tkinter", "__builtin__")
-_OLD_METHODS = ("has_key", "iteritems", "itervalues", "iterkeys")
+_OLD_METHODS = ("has_key", "iteritems", "itervalues", "iterkeys", "tostring")
 _OLD_SYNTAX = re.compile(
     r"""^\s*print\s+[^(=\s]|^\s*print\s*>>|^\s*except\s+[\w.,() ]+,\s*\w+\s*:|^\s*raise\s+[\w.]+\s*,|<>|\bur?'|\b0[0-7]+\b|^\s*exec\s+[\w'"]|\d[lL]\b|`""",
     re.VERBOSE,
 )
 _DIVIDE, _COMPARE, _KEY = "__divide_as_python2__", "__compare_as_python2__", "__key_of_comparison__"
+# Functions of `python2_modules` that are called in converted scripts, by their names there.
+_HELPERS = {
+    "__recode_as_python2__": python2_modules.recode,
+    "__print_as_python2__": python2_modules.print_text,
+    "__round_as_python2__": python2_modules.round_half_away,
+    "__map_as_python2__": python2_modules.map_none,
+    "__format_as_python2__": python2_modules.format_text,
+    "__bytes_as_python2__": python2_modules.to_bytes,
+}
+_RECODE, _PRINT, _ROUND, _MAP, _FORMAT, _TO_BYTES = _HELPERS
+# Names of the module types that 2to3 takes for bytes.
+_STRING_TYPES = re.compile(r"\btypes\.StringTypes?\b")
 
 
 class _Ordered(Protocol):
@@ -109,7 +122,7 @@ def convert(source: str, name: str) -> ast.Module:
     Raises:
         CaffeToolsError: It cannot be converted; names file and line.
     """
-    text = source.expandtabs(8)
+    text = _STRING_TYPES.sub("str", source.expandtabs(8))
     try:
         converted, lines = _refactor(text if text.endswith("\n") else f"{text}\n", name)
         tree = ast.parse(converted, name)
@@ -118,6 +131,7 @@ def convert(source: str, name: str) -> ast.Module:
     if not any(isinstance(node, ast.ImportFrom) and node.module == "__future__" and _divides(node) for node in tree.body):
         _Division().visit(tree)
     _Comparison(tree).visit(tree)
+    _Strings().visit(tree)
     ast.fix_missing_locations(tree)
     if lines:
         _place(tree, lines, text.split("\n"))
@@ -142,6 +156,9 @@ def install_importer() -> None:
     setattr(builtins, _DIVIDE, divide)
     setattr(builtins, _COMPARE, compare)
     setattr(builtins, _KEY, functools.cmp_to_key)
+    for name, helper in _HELPERS.items():
+        setattr(builtins, name, helper)
+    python2_modules.install()
     sys.meta_path.insert(0, _Finder())
 
 
@@ -211,6 +228,49 @@ class _Comparison(ast.NodeTransformer):
     def _is_function(self, node: ast.expr) -> bool:
         """Return whether the argument of a method ``sort`` is a comparison: an array's takes its axis there."""
         return isinstance(node, ast.Lambda) or (isinstance(node, ast.Name) and node.id in self._functions)
+
+
+class _Strings(ast.NodeTransformer):
+    """Imports the modules of :mod:`python2_modules`, and calls its functions for what differs in Python 2.
+
+    That is what depends on bytes being strings (``print``, ``"%s" % x``, ``x.encode("hex")``), ``round``, ``map(None, x)`` and the
+    method ``tostring`` of arrays.
+    """
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:
+        for alias in node.names:
+            if name := python2_modules.name_of(alias.name):
+                alias.name, alias.asname = name, alias.asname or alias.name
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        if node.module and not node.level:
+            node.module = python2_modules.name_of(node.module) or node.module
+        return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.op, ast.Mod) or not isinstance(node.left, ast.Constant) or not isinstance(node.left.value, str):
+            return node
+        return ast.copy_location(ast.Call(ast.Name(_FORMAT, ast.Load()), [node.left, node.right], []), node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name):
+            if node.func.id in ("print", "round"):
+                node.func.id = {"print": _PRINT, "round": _ROUND}[node.func.id]
+            elif node.func.id == "map" and node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value is None:
+                node.func.id = _MAP
+            return node
+        if not isinstance(node.func, ast.Attribute):
+            return node
+        method, codec = node.func.attr, node.args[0] if node.args else None
+        if method == "tostring" and codec is None and not node.keywords:
+            return ast.copy_location(ast.Call(ast.Name(_TO_BYTES, ast.Load()), [node.func.value], []), node)
+        if method not in ("encode", "decode") or not isinstance(codec, ast.Constant) or not isinstance(codec.value, str):
+            return node
+        arguments = [node.func.value, ast.Constant(method), *node.args]
+        return ast.copy_location(ast.Call(ast.Name(_RECODE, ast.Load()), arguments, node.keywords), node)
 
 
 def _call(left: ast.expr, right: ast.expr) -> ast.Call:

@@ -16,7 +16,7 @@ from types import CodeType, ModuleType
 
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.proto.sniff import Kind, wrong_kind
-from caffetools.pycaffe import python2
+from caffetools.pycaffe import old_names, python2
 from caffetools.pycaffe.notebook import notebook_cells
 
 _PACKAGE = Path(__file__).parent.parent
@@ -38,7 +38,8 @@ class ScriptFailed(CaffeToolsError):
 def run_script(path: Path, arguments: Sequence[str] = (), *, convert_python2: bool = False) -> None:
     """Run a .py script, or the code cells of a .ipynb notebook in order, as ``__main__``.
 
-    A notebook runs in its own folder, as in Jupyter, and its magics are run; see :class:`~caffetools.pycaffe.notebook.Magics`.
+    A notebook runs in its own folder, as in Jupyter, and its magics are run; see :class:`~caffetools.pycaffe.notebook.Magics`. Names that
+    NumPy and Python have removed since Caffe's time (``np.float``, ``time.clock``) are there; see :mod:`~caffetools.pycaffe.old_names`.
 
     Args:
         path: The script.
@@ -58,7 +59,7 @@ def run_script(path: Path, arguments: Sequence[str] = (), *, convert_python2: bo
         raise other
     notebook = path.suffix == ".ipynb"
     source = path.resolve()
-    with _as_main(path, arguments), _shown_as_python_does(path):
+    with _as_main(path, arguments), old_names.provided(), _shown_as_python_does(path):
         if convert_python2:
             python2.install_importer()
         if notebook:

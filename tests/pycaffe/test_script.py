@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from caffetools.errors import CaffeToolsError, DataError
@@ -169,3 +170,57 @@ def test_an_error_in_a_notebook_names_cell_and_line(tmp_path: Path) -> None:
     if importlib.util.find_spec("IPython") is None:
         with pytest.raises(DataError, match="%%cython needs IPython"):
             Magics(type(sys)("m")).run_cell_magic("cython", "", "")
+
+
+BYTES_AS_TEXT = r"""
+import cPickle as pkl, csv, string, types
+print u'\u00fc'.encode('utf-8'), 'x: %s' % u'\u00fc'.encode('utf-8'), '%(a)s' % {'a': u'\u00fc'.encode('utf-8')}
+print 'abc'.encode('hex'), 'YWJj'.decode('base64'), 'uryyb'.decode('rot13'), 'a\\n'.decode('string_escape') == 'a\n'
+print string.join(['a', 'b'], '-'), string.upper('x'), string.letters[:2], string.atoi('7') + 1
+print types.StringType is str, isinstance('a', types.StringTypes)
+pkl.dump({'w': [1, 2]}, open('p.pkl', 'w')); print pkl.load(open('p.pkl')), pkl.loads(pkl.dumps('s'))
+with open('t.csv', 'wb') as f: csv.writer(f).writerow(['a', 1])
+print [row for row in csv.reader(open('t.csv', 'rb'))], csv.DictReader(open('t.csv', 'rb')).fieldnames
+print round(2.5), round(-0.5), round(2.675, 2), map(None, [1, 2], [3]), map(None, [4])
+import numpy as np
+print np.fromstring(np.array([1, 2], 'u1').tostring(), np.uint8), np.fromstring('\xff', 'u1'), np.fromstring('1 2', sep=' ')
+"""
+
+
+def test_bytes_are_text_in_a_script_for_python_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_script(write(tmp_path, "script.py", BYTES_AS_TEXT), convert_python2=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "ü x: ü ü",
+        "616263 abc hello True",
+        "a-b X ab 8",
+        "True True",
+        "{'w': [1, 2]} s",
+        "[['a', '1']] ['a', '1']",
+        "3.0 -1.0 2.67 [(1, 3), (2, None)] [4]",
+        "[1 2] [255] [1. 2.]",
+    ]
+
+
+def test_a_pickle_that_python_2_wrote_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Protocol 0 of Python 2: the str 'a\xe9'.
+    (tmp_path / "old.pkl").write_bytes(b"S'a\\xe9'\np0\n.")
+    run_script(write(tmp_path, "script.py", "import pickle\nprint repr(pickle.load(open('old.pkl', 'rb')))\n"), convert_python2=True)
+    assert capsys.readouterr().out == "'aé'\n"
+
+
+def test_names_that_numpy_and_python_have_removed_are_there_while_a_script_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, bool_of_numpy = np.fromstring, np.bool
+    text = (
+        "import collections, time, numpy as np\n"
+        "print(np.zeros(1, np.float), np.array([1.7]).astype(np.int), np.asscalar(np.ones(1)), np.fromstring(b'\\1\\2', np.uint8))\n"
+        "print(isinstance({}, collections.Mapping), time.clock() > 0, np.Inf)\n"
+    )
+    run_script(write(tmp_path, "script.py", text))
+    assert capsys.readouterr().out.splitlines() == ["[0.] [1] 1.0 [1 2]", "True True inf"]
+    assert np.fromstring is before
+    assert np.bool is bool_of_numpy
+    assert "float" not in vars(np)

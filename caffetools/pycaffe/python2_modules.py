@@ -1,0 +1,177 @@
+"""Modules of Python 2 as converted scripts see them: text and bytes are one type there, so files need no mode for it.
+
+``pickle`` reads and writes through files that were opened as text, and pickles of Python 2; ``csv`` works on files opened in binary
+mode; ``string`` has its functions; codecs between bytes ("hex", "base64") are methods of strings.
+"""
+
+from __future__ import annotations
+
+import builtins
+import codecs
+import csv
+import importlib
+import io
+import math
+import string
+import sys
+from collections.abc import Iterable, Iterator
+from decimal import ROUND_HALF_UP, Decimal
+from itertools import zip_longest
+from types import ModuleType
+from typing import Any
+
+_PREFIX = "__python2__"
+# Codecs from bytes to bytes; strings of Python 3 have no methods for them.
+_BINARY = {"hex": "hex", "base64": "base64", "zlib": "zlib", "zip": "zlib", "bz2": "bz2", "uu": "uu", "quopri": "quopri"}
+
+
+def install() -> None:
+    """Register the modules that :func:`name_of` names."""
+    for name, changed in (("pickle", _through_text_files), ("csv", lambda _: _CSV), ("string", lambda _: _STRING)):
+        real = importlib.import_module(name)
+        module = ModuleType(f"{_PREFIX}{name}")
+        module.__dict__.update({key: value for key, value in vars(real).items() if not key.startswith("__")})
+        module.__dict__.update(changed(real))
+        sys.modules[module.__name__] = module
+
+
+def name_of(module: str) -> str | None:
+    """Return the name under which a converted script imports ``module``; None for modules that are the same in both versions."""
+    return f"{_PREFIX}{module}" if module in ("pickle", "csv", "string") else None
+
+
+def recode(value: Any, method: str, codec: str, *arguments: Any) -> Any:
+    """Return ``value.encode(codec)`` or ``value.decode(codec)`` of Python 2.
+
+    Args:
+        value: A str, bytes or any object that has the method.
+        method: "encode" or "decode".
+        codec: Its name.
+        arguments: Further arguments of the method.
+
+    Returns:
+        A str of one character a byte for a codec between bytes; what the method gives for others, and a str itself where it is to be
+        decoded as text, which it already is.
+    """
+    kind = codec.lower().replace("-", "_").removesuffix("_codec")
+    if isinstance(value, (str, bytes)) and kind in _BINARY:
+        data = value.encode("latin-1") if isinstance(value, str) else value
+        return getattr(codecs, method)(data, _BINARY[kind]).decode("latin-1")
+    if isinstance(value, str) and method == "decode" and kind not in ("string_escape", "unicode_escape", "rot13"):
+        return value
+    if isinstance(value, str) and kind in ("string_escape", "unicode_escape"):
+        escaped = codecs.decode(value, "unicode_escape") if method == "decode" else codecs.encode(value, "unicode_escape").decode("ascii")
+        return str(escaped)
+    if isinstance(value, str) and kind == "rot13":
+        return codecs.encode(value, "rot13")
+    return getattr(value, method)(codec, *arguments)
+
+
+def print_text(*values: Any, **options: Any) -> None:
+    """Print as Python 2: bytes are text there."""
+    builtins.print(*map(_text, values), **options)
+
+
+def format_text(text: str, values: Any) -> str:
+    """Return ``text % values``, where bytes are text."""
+    if isinstance(values, tuple):
+        return text % tuple(_text(value) for value in values)
+    return text % ({key: _text(value) for key, value in values.items()} if isinstance(values, dict) else _text(values))
+
+
+def round_half_away(number: Any, ndigits: int = 0) -> Any:
+    """Round as Python 2: halves away from zero, to a float. Arrays and other types round themselves."""
+    if not isinstance(number, (int, float)) or not math.isfinite(number):
+        return round(number, ndigits)
+    step = Decimal(1).scaleb(-ndigits)
+    return float((Decimal(number) / step).quantize(Decimal(1), ROUND_HALF_UP) * step) if abs(number) < 1e15 else float(number)
+
+
+def map_none(_: None, *sequences: Iterable[Any]) -> list[Any]:
+    """Return ``map(None, …)``: the items of one sequence, or tuples of those of several, filled up with None."""
+    return list(sequences[0]) if len(sequences) == 1 else list(zip_longest(*sequences))
+
+
+def to_bytes(value: Any) -> Any:
+    """Return ``value.tostring()``; the bytes of an array, whose method NumPy has renamed."""
+    return value.tobytes() if hasattr(value, "tobytes") else value.tostring()
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _binary(stream: Any) -> Any:
+    """Return the binary file below a text file; other objects as they are."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.flush()
+        return stream.buffer
+    return stream
+
+
+def _through_text_files(real: Any) -> dict[str, Any]:
+    """Return the functions of ``pickle``, the module ``real``, that converted scripts call; nothing else in caffetools unpickles."""
+
+    # The bytes of Python 2's strings are NumPy's data too: Latin-1 keeps them.
+    def load(stream: Any) -> Any:
+        return real.load(_binary(stream), encoding="latin1")
+
+    def loads(data: Any) -> Any:
+        return real.loads(data.encode("latin-1") if isinstance(data, str) else data, encoding="latin1")
+
+    def dump(value: Any, stream: Any, protocol: int | None = None) -> None:
+        real.dump(value, _binary(stream), protocol)
+
+    return {"load": load, "loads": loads, "dump": dump}
+
+
+class _TextOver:
+    """The writing side of a binary file, for text."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> Any:
+        return self._stream.write(text.encode())
+
+
+def _is_binary(stream: Any) -> bool:
+    return isinstance(stream, (io.BufferedIOBase, io.RawIOBase))
+
+
+def _writer(stream: Any, *arguments: Any, **options: Any) -> Any:
+    return csv.writer(_TextOver(stream) if _is_binary(stream) else stream, *arguments, **options)
+
+
+def _lines(rows: Iterable[Any]) -> Iterator[str]:
+    return (row.decode() if isinstance(row, bytes) else row for row in rows)
+
+
+def _reader(rows: Iterable[Any], *arguments: Any, **options: Any) -> Any:
+    return csv.reader(_lines(rows), *arguments, **options)
+
+
+class _DictReader(csv.DictReader):  # type: ignore[type-arg]
+    def __init__(self, f: Iterable[Any], *arguments: Any, **options: Any):
+        super().__init__(_lines(f), *arguments, **options)
+
+
+class _DictWriter(csv.DictWriter):  # type: ignore[type-arg]
+    def __init__(self, f: Any, *arguments: Any, **options: Any):
+        super().__init__(_TextOver(f) if _is_binary(f) else f, *arguments, **options)
+
+
+def _join(words: Iterable[str], sep: str = " ") -> str:
+    return sep.join(words)
+
+
+_METHODS = (
+    *("upper", "lower", "strip", "lstrip", "rstrip", "split", "rsplit", "replace", "find", "rfind", "index", "rindex", "count"),
+    *("zfill", "center", "ljust", "rjust", "capitalize", "swapcase", "expandtabs", "translate"),
+)
+_CSV: dict[str, Any] = {"writer": _writer, "reader": _reader, "DictReader": _DictReader, "DictWriter": _DictWriter}
+_STRING: dict[str, Any] = {
+    **{name: (lambda text, *rest, _name=name: getattr(text, _name)(*rest)) for name in _METHODS},
+    **{"join": _join, "joinfields": _join, "atoi": int, "atol": int, "atof": float, "maketrans": str.maketrans},
+    **{"letters": string.ascii_letters, "lowercase": string.ascii_lowercase, "uppercase": string.ascii_uppercase},
+}
