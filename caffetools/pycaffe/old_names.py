@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def _as_scalar(array: NDArray[Any]) -> Any:
 
 
 def _from_string_of(original: Callable[..., Any]) -> Callable[..., Any]:
-    def fromstring(string: str | bytes, dtype: Any = float, count: int = -1, *, sep: str = "", **options: Any) -> Any:
+    def fromstring(string: str | bytes, dtype: DTypeLike = float, count: int = -1, *, sep: str = "", **options: object) -> Any:
         if sep:
             return original(string, dtype, count, sep=sep, **options)
         # A string of Python 2 holds one character a byte. The copy can be written to, as that of NumPy's own function.

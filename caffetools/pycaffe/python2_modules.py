@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from decimal import ROUND_HALF_UP, Decimal
 from itertools import zip_longest
 from types import ModuleType
-from typing import Any
+from typing import IO, Any, SupportsRound, cast
 
 _PREFIX = "__python2__"
 # Codecs from bytes to bytes; strings of Python 3 have no methods for them.
@@ -40,7 +40,7 @@ def name_of(module: str) -> str | None:
     return f"{_PREFIX}{module}" if module in ("pickle", "csv", "string") else None
 
 
-def recode(value: Any, method: str, codec: str, *arguments: Any) -> Any:
+def recode(value: object, method: str, codec: str, *arguments: object) -> Any:
     """Return ``value.encode(codec)`` or ``value.decode(codec)`` of Python 2.
 
     Args:
@@ -67,19 +67,19 @@ def recode(value: Any, method: str, codec: str, *arguments: Any) -> Any:
     return getattr(value, method)(codec, *arguments)
 
 
-def print_text(*values: Any, **options: Any) -> None:
+def print_text(*values: object, sep: str | None = " ", end: str | None = "\n", file: IO[str] | None = None, flush: bool = False) -> None:
     """Print as Python 2: bytes are text there."""
-    builtins.print(*map(_text, values), **options)
+    builtins.print(*map(_text, values), sep=sep, end=end, file=file, flush=flush)
 
 
-def format_text(text: str, values: Any) -> str:
+def format_text(text: str, values: object) -> str:
     """Return ``text % values``, where bytes are text."""
     if isinstance(values, tuple):
         return text % tuple(_text(value) for value in values)
     return text % ({key: _text(value) for key, value in values.items()} if isinstance(values, dict) else _text(values))
 
 
-def round_half_away(number: Any, ndigits: int = 0) -> Any:
+def round_half_away(number: SupportsRound[Any], ndigits: int = 0) -> Any:
     """Round as Python 2: halves away from zero, to a float. Arrays and other types round themselves."""
     if not isinstance(number, (int, float)) or not math.isfinite(number):
         return round(number, ndigits)
@@ -87,21 +87,21 @@ def round_half_away(number: Any, ndigits: int = 0) -> Any:
     return float((Decimal(number) / step).quantize(Decimal(1), ROUND_HALF_UP) * step) if abs(number) < 1e15 else float(number)
 
 
-def map_none(_: None, *sequences: Iterable[Any]) -> list[Any]:
+def map_none(_: None, *sequences: Iterable[object]) -> list[Any]:
     """Return ``map(None, …)``: the items of one sequence, or tuples of those of several, filled up with None."""
     return list(sequences[0]) if len(sequences) == 1 else list(zip_longest(*sequences))
 
 
-def to_bytes(value: Any) -> Any:
+def to_bytes(value: object) -> Any:
     """Return ``value.tostring()``; the bytes of an array, whose method NumPy has renamed."""
-    return value.tobytes() if hasattr(value, "tobytes") else value.tostring()
+    return getattr(value, "tobytes" if hasattr(value, "tobytes") else "tostring")()
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _binary(stream: Any) -> Any:
+def _binary(stream: object) -> object:
     """Return the binary file below a text file; other objects as they are."""
     if isinstance(stream, io.TextIOWrapper):
         stream.flush()
@@ -109,17 +109,17 @@ def _binary(stream: Any) -> Any:
     return stream
 
 
-def _through_text_files(real: Any) -> dict[str, Any]:
+def _through_text_files(real: ModuleType) -> dict[str, Any]:
     """Return the functions of ``pickle``, the module ``real``, that converted scripts call; nothing else in caffetools unpickles."""
 
     # The bytes of Python 2's strings are NumPy's data too: Latin-1 keeps them.
-    def load(stream: Any) -> Any:
+    def load(stream: object) -> object:
         return real.load(_binary(stream), encoding="latin1")
 
-    def loads(data: Any) -> Any:
+    def loads(data: str | bytes) -> object:
         return real.loads(data.encode("latin-1") if isinstance(data, str) else data, encoding="latin1")
 
-    def dump(value: Any, stream: Any, protocol: int | None = None) -> None:
+    def dump(value: object, stream: object, protocol: int | None = None) -> None:
         real.dump(value, _binary(stream), protocol)
 
     return {"load": load, "loads": loads, "dump": dump}
@@ -128,37 +128,19 @@ def _through_text_files(real: Any) -> dict[str, Any]:
 class _TextOver:
     """The writing side of a binary file, for text."""
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: IO[bytes]):
         self._stream = stream
 
-    def write(self, text: str) -> Any:
+    def write(self, text: str) -> int:
         return self._stream.write(text.encode())
 
 
-def _is_binary(stream: Any) -> bool:
-    return isinstance(stream, (io.BufferedIOBase, io.RawIOBase))
+def _writable(stream: IO[bytes] | IO[str]) -> IO[str] | _TextOver:
+    return _TextOver(cast("IO[bytes]", stream)) if isinstance(stream, (io.BufferedIOBase, io.RawIOBase)) else cast("IO[str]", stream)
 
 
-def _writer(stream: Any, *arguments: Any, **options: Any) -> Any:
-    return csv.writer(_TextOver(stream) if _is_binary(stream) else stream, *arguments, **options)
-
-
-def _lines(rows: Iterable[Any]) -> Iterator[str]:
+def _lines(rows: Iterable[str | bytes]) -> Iterator[str]:
     return (row.decode() if isinstance(row, bytes) else row for row in rows)
-
-
-def _reader(rows: Iterable[Any], *arguments: Any, **options: Any) -> Any:
-    return csv.reader(_lines(rows), *arguments, **options)
-
-
-class _DictReader(csv.DictReader):  # type: ignore[type-arg]
-    def __init__(self, f: Iterable[Any], *arguments: Any, **options: Any):
-        super().__init__(_lines(f), *arguments, **options)
-
-
-class _DictWriter(csv.DictWriter):  # type: ignore[type-arg]
-    def __init__(self, f: Any, *arguments: Any, **options: Any):
-        super().__init__(_TextOver(f) if _is_binary(f) else f, *arguments, **options)
 
 
 def _join(words: Iterable[str], sep: str = " ") -> str:
@@ -169,7 +151,12 @@ _METHODS = (
     *("upper", "lower", "strip", "lstrip", "rstrip", "split", "rsplit", "replace", "find", "rfind", "index", "rindex", "count"),
     *("zfill", "center", "ljust", "rjust", "capitalize", "swapcase", "expandtabs", "translate"),
 )
-_CSV: dict[str, Any] = {"writer": _writer, "reader": _reader, "DictReader": _DictReader, "DictWriter": _DictWriter}
+_CSV: dict[str, Any] = {
+    "writer": lambda stream, *rest, **options: csv.writer(_writable(stream), *rest, **options),
+    "reader": lambda rows, *rest, **options: csv.reader(_lines(rows), *rest, **options),
+    "DictReader": lambda f, *rest, **options: csv.DictReader(_lines(f), *rest, **options),
+    "DictWriter": lambda f, *rest, **options: csv.DictWriter(_writable(f), *rest, **options),
+}
 _STRING: dict[str, Any] = {
     **{name: (lambda text, *rest, _name=name: getattr(text, _name)(*rest)) for name in _METHODS},
     **{"join": _join, "joinfields": _join, "atoi": int, "atol": int, "atof": float, "maketrans": str.maketrans},
