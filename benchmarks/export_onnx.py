@@ -28,7 +28,7 @@ import torch
 import caffetools
 from caffetools.engines.onnxruntime import open_session
 from caffetools.infer.export import export_deployed
-from caffetools.net.malloc_tuning import return_freed_memory
+from caffetools.net.malloc_tuning import return_freed_memory, return_large_blocks
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, save_weights
 from caffetools.onnx.export import to_onnx
@@ -36,7 +36,8 @@ from caffetools.zoo.networks import prototxt_path
 
 
 def export_once(deploy: str, weights: str, out: str) -> None:
-    """Export in this process, after a LeNet, and print what both took as JSON."""
+    """Export in this process, as the command does, after a LeNet, and print what both took as JSON."""
+    return_large_blocks()
     imported = resident("VmRSS")
     small = Path(out).with_name("lenet.prototxt")
     export_deployed(small, small.with_suffix(".caffemodel"), small.with_suffix(".onnx"))

@@ -71,8 +71,10 @@ def export(
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import PreprocessOptions, find_pictures
     from caffetools.infer.export import ExportOptions, export_deployed, preprocessing_of_part
+    from caffetools.net.malloc_tuning import return_large_blocks
     from caffetools.project.next_step import after_export
 
+    return_large_blocks()
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     how = ExportOptions(
         opset=opset,
@@ -93,21 +95,31 @@ def export(
         return
     images = find_pictures(pictures or [])[:_MOST_PICTURES]
     verification = export_deployed(net, parameters, out, prepared, how, pictures=images, events=show_warnings)
-    then = converter.command(out) if converter is not None else ""
+    command = converter.command(out) if converter is not None else ""
     if json:
-        values = {"model": str(out), "bytes": out.stat().st_size, "opset": opset, "batch": str(how.batch or "dynamic")}
-        print_json({**values, **_measured(verification), **({"then": then} if then else {})})
+        _print_json(out, how, verification, command)
         return
     _print_written(out, how, verification)
     if converter is not None:
-        _print_converter(converter, then)
+        _print_converter(converter, command)
     else:
         print_next(after_export(deploy, weights, out))
 
 
+def _print_json(out: Path, how: ExportOptions, verification: Verification, command: str) -> None:
+    from caffetools.onnx.model import file_size
+
+    values = {"model": str(out), "bytes": file_size(out), "opset": how.opset, "batch": str(how.batch or "dynamic")}
+    print_json({**values, **_measured(verification), **({"then": command} if command else {})})
+
+
 def _print_written(out: Path, how: ExportOptions, verification: Verification) -> None:
+    from caffetools.onnx.model import file_size
+
     size = "any batch size" if "batch" in how.dynamic_axes and how.batch is None else "a fixed batch size"
-    console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, opset {how.opset}, {size}).", markup=False)
+    total = file_size(out)
+    files = f"{out} with its weights in {out.name}.data" if total > out.stat().st_size else f"{out}"
+    console.print(f"Wrote {files} ({_megabytes(total)}, opset {how.opset}, {size}).", markup=False)
     console.print(f"Verified: {verification.describe()}.", markup=False)
 
 

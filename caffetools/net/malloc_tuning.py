@@ -38,10 +38,10 @@ def return_freed_memory() -> None:
 
 
 def return_large_blocks() -> bool:
-    """Ask the C library to give every large block back to the system when it is freed; for a process that trains in little memory.
+    """Ask the C library to give every large block back to the system when it is freed; for a process that trains or exports in little memory.
 
     By default blocks up to 32 MB come to lie in one heap, whose gaps fit no other block: ResNet-50 with recomputed activations then took
-    as much memory as without. Costs the time that :func:`disable_malloc_trim` saves. Holds for the whole process.
+    as much memory as without, and an export of GoogLeNet 8 MB more. Costs the time that :func:`disable_malloc_trim` saves. Holds for the whole process.
 
     Returns:
         Whether it does so now (glibc does).

@@ -22,6 +22,8 @@ PathLike = str | os.PathLike[str]
 # protobuf holds no message of 2 GB or more; larger models keep their weights in a file of their own (ONNX's external data).
 SIZE_LIMIT = 2**31 - 1
 _ROOM_FOR_THE_GRAPH = 2**22
+# A file of more bytes holds weights, not a graph alone.
+_LARGEST_GRAPH = 2**26
 # Arrays of up to this many values may be shapes, axes and the like, which shape inference reads.
 SMALL = 256
 # Field numbers of onnx.proto.
@@ -123,7 +125,7 @@ class OnnxModel:
     def _write_external(self, path: Path) -> None:
         whole = onnx.ModelProto()
         whole.CopyFrom(self.proto)
-        data = path.with_name(path.name + ".data")
+        data = _data_path(path)
         with atomic_write(data) as stream:
             place = 0
             for name, array in self.weights.items():
@@ -139,6 +141,23 @@ class OnnxModel:
                 whole.graph.initializer.append(tensor)
         with atomic_write(path) as stream:
             stream.write(whole.SerializeToString())
+
+
+def file_size(path: PathLike) -> int:
+    """Return the bytes of an ONNX file and of the file with its external data, where :meth:`OnnxModel.write` made one."""
+    size, data = Path(path).stat().st_size, _data_path(Path(path))
+    # A larger file holds its weights itself; what lies next to it is another model's.
+    external = size <= _LARGEST_GRAPH and data.is_file() and _reads_external(path)
+    return size + data.stat().st_size if external else size
+
+
+def _reads_external(path: PathLike) -> bool:
+    model = onnx.load_model(os.fspath(path), load_external_data=False)
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer)
+
+
+def _data_path(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
 
 
 def load_model(source: PathLike | bytes) -> onnx.ModelProto:

@@ -20,6 +20,7 @@ from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import DataError, NetError
 from caffetools.graph.summary import summarize
 from caffetools.onnx.export import DEFAULT_OPSET
+from caffetools.onnx.model import file_size
 from caffetools.project.evaluate import Evaluation
 from caffetools.project.remarks import accuracy_interval, is_chance_level
 from caffetools.project.report_steps import after_run, better_run
@@ -163,7 +164,7 @@ def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure
     if steps:
         figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from images to ONNX", f"{cpu_count()} CPU threads"))
     if last.onnx is not None:
-        size = (last.out / last.onnx.file).stat().st_size / 1e6
+        size = file_size(last.out / last.onnx.file) / 1e6
         figures.append(KeyFigure(f"{size:.1f} MB", "ONNX model", f"{last.onnx.largest_difference:.0e} from caffetools"))
     return figures
 
@@ -274,7 +275,9 @@ def _files(runs: Sequence[RunRecord]) -> list[FileEntry]:
 
 
 def _size(path: Path) -> int:
-    return sum(inner.stat().st_size for inner in path.iterdir()) if path.is_dir() else path.stat().st_size
+    if path.is_dir():
+        return sum(inner.stat().st_size for inner in path.iterdir())
+    return file_size(path) if path.suffix == ".onnx" else path.stat().st_size
 
 
 def _environment(item: RunRecord) -> dict[str, str]:

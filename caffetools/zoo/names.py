@@ -36,6 +36,22 @@ def _key(name: str) -> str:
     return re.sub(r"[-_. ]", "", name.lower())
 
 
+# Files that are given where a network is expected.
+_ENDINGS = (
+    ".prototxt",
+    ".prototext",
+    ".pbtxt",
+    ".txt",
+    ".caffemodel",
+    ".h5",
+    ".onnx",
+    ".solverstate",
+    ".yaml",
+    ".json",
+    ".pt",
+    ".pth",
+    ".zip",
+)
 _BY_KEY = {**{_key(alias): model for alias, model in ALIASES.items()}, **{_key(model): model for model in MODELS}}
 
 
@@ -61,9 +77,16 @@ def get_name(name: str) -> str:
     """Return the zoo's model that ``name`` is.
 
     Raises:
-        ZooError: It is not a model of the zoo; names the closest one.
+        ZooError: It is not a model of the zoo; names the closest one, or says that a file does not exist.
     """
     found = find_model(name)
+    if found is None and _is_path(name):
+        if not Path(name).exists():
+            raise ZooError("no such file", path=name, hint="check the path, or give a network of the zoo (caffetools zoo list)")
+        raise ZooError(
+            f"'{name}' is a file or folder, and the name of a network of the zoo is expected",
+            hint="files are given without --model; caffetools zoo list shows the networks",
+        )
     if found is None:
         raise ZooError(f"the zoo has no model '{name}'", hint=_hint(name))
     return found
@@ -72,6 +95,12 @@ def get_name(name: str) -> str:
 def is_model(text: str | os.PathLike[str]) -> bool:
     """Return whether ``text`` is a model of the zoo, and not a file or folder that exists."""
     return isinstance(text, str) and not Path(text).exists() and find_model(text) is not None
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a word that names no model is meant as a file: it has a folder or the ending of one, or exists."""
+    path = Path(name)
+    return path.exists() or len(path.parts) > 1 or name.startswith(("./", "../", "~")) or path.suffix.lower() in _ENDINGS
 
 
 def _hint(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+import caffetools.onnx.model as onnx_model
 from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 from caffetools.zoo.networks import prototxt_path
@@ -34,6 +35,21 @@ def test_force_does_not_replace_what_is_read(tmp_path: Path) -> None:
         code, _, err = run(*command, deploy, weights, "-o", weights, "--mean", "0", "--force")
         assert (code, err) == (2, f"caffetools: error: {weights}: is read here, so it cannot be written; give another name\n")
     assert weights.read_bytes() == before
+
+
+def test_the_size_is_that_of_the_weights_in_a_file_of_their_own_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, weights = write_net(tmp_path)
+    path, data = tmp_path / "a.onnx", tmp_path / "a.onnx.data"
+    data.write_bytes(bytes(10_000_000))
+    code, out, _ = run("export", net, weights, "-o", path, "--mean", "0", "--json")
+    # Another model's file of weights is not counted.
+    assert code == 0 and json.loads(out)["bytes"] == path.stat().st_size
+    monkeypatch.setattr(onnx_model, "SIZE_LIMIT", 100)
+    monkeypatch.setattr(onnx_model, "SMALL", 4)
+    code, out, _ = run("export", net, weights, "-o", path, "--mean", "0", "--force", "--json")
+    assert code == 0 and json.loads(out)["bytes"] == path.stat().st_size + data.stat().st_size
+    code, out, _ = run("export", net, weights, "-o", path, "--mean", "0", "--force")
+    assert f"Wrote {path} with its weights in a.onnx.data (" in out
 
 
 def test_json_gives_a_script_what_was_measured(tmp_path: Path) -> None:

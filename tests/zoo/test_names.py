@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import doctest
+import re
 from pathlib import Path
 
 import pytest
 
 import caffetools.zoo.names
+from caffetools.errors import ZooError
 from caffetools.zoo.cards import get_card, list_models
-from caffetools.zoo.names import ALIASES, MODELS, find_model, is_model, known_names
+from caffetools.zoo.names import ALIASES, MODELS, find_model, get_name, is_model, known_names
 from caffetools.zoo.networks import MODELS as BUILDERS
 from caffetools.zoo.networks import prototxt_path
 
@@ -43,6 +45,17 @@ def test_a_file_of_that_name_is_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "alexnet").write_text("")
     assert not is_model("alexnet")
     assert find_model("deploy.prototxt") is None
+
+
+@pytest.mark.parametrize("name", ["x.prototxt", "./lenett", "nets/lenett", "lenet.caffemodel"])
+def test_a_path_that_does_not_exist_is_named_as_that(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZooError, match=f"^{re.escape(name)}: no such file; check the path, or give a network of the zoo"):
+        get_name(name)
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("")
+    with pytest.raises(ZooError, match="is a file or folder, and the name of a network of the zoo is expected"):
+        get_name(name)
 
 
 def test_completion_offers_short_and_full_names() -> None:
