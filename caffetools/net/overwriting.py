@@ -52,7 +52,16 @@ class Overwriting:
 
 @dataclass
 class _Chain:
+    """Layers over one memory.
+
+    Attributes:
+        members: Their indices, in order.
+        blobs: The top of each that lies in the memory: a Slice has others.
+        readers: How many other layers read the last of these blobs.
+    """
+
     members: list[int]
+    blobs: list[str]
     readers: int = 0
 
 
@@ -70,19 +79,20 @@ def plan_overwriting(layers: Sequence[Layer]) -> dict[int, Overwriting]:
         chain = current.get(layer.bottoms[0]) if _is_in_place(layer) or layer.shares_memory() else None
         if chain is not None and not chain.readers:
             chain.members.append(index)
+            chain.blobs.append(layer.tops[0])
             if not _is_in_place(layer):
                 chain.readers += 1
-                current[layer.tops[0]] = _Chain(chain.members)
+                current[layer.tops[0]] = _Chain(chain.members, chain.blobs)
             continue
         for bottom in layer.bottoms:
             if bottom in current:
                 current[bottom].readers += 1
         for top in layer.tops:
-            current[top] = _Chain([index])
+            current[top] = _Chain([index], [top])
             chains.append(current[top])
     plans: dict[int, Overwriting] = {}
     for chain in chains:
-        plans.update(_plans(layers, chain.members))
+        plans.update(_plans(layers, chain))
     return plans
 
 
@@ -90,14 +100,15 @@ def _is_in_place(layer: Layer) -> bool:
     return len(layer.bottoms) == 1 and layer.tops == layer.bottoms
 
 
-def _plans(layers: Sequence[Layer], members: Sequence[int]) -> dict[int, Overwriting]:
+def _plans(layers: Sequence[Layer], over: _Chain) -> dict[int, Overwriting]:
+    members, blobs = over.members, over.blobs
     chain = [layers[index] for index in members]
     writes = [place == 0 or _is_in_place(layer) for place, layer in enumerate(chain)]
     last = max(place for place, written in enumerate(writes) if written)
     plans: dict[int, Overwriting] = {}
     for place in range(last + 1):
         later = [layer for layer, written in zip(chain[place + 1 :], writes[place + 1 :], strict=True) if written]
-        names = dict.fromkeys(layer.tops[0] for layer in chain[:place] if layer.tops[0] != chain[place].tops[0])
+        names = dict.fromkeys(blob for blob in blobs[:place] if blob != blobs[place])
         also = tuple(names) if place and writes[place] else ()
         reads = writes[place] and _reads_last(chain[place], later, in_place=place > 0)
         plans[members[place]] = Overwriting(reads, place == 0, place == last, also)

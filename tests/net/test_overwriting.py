@@ -121,6 +121,25 @@ def test_the_usual_chains_run_as_before() -> None:
     assert _net(text, TRAIN).overwriting == {}
 
 
+@pytest.mark.parametrize("second", ["ReLU", "TanH"])
+def test_a_layer_in_place_on_one_top_of_a_slice_leaves_the_others(second: str) -> None:
+    net = _net(
+        'input: "x" input_shape { dim: 2 dim: 4 dim: 3 dim: 3 } force_backward: true '
+        'layer { name: "s" type: "Slice" bottom: "x" top: "p" top: "q" } '
+        f'layer {{ name: "r" type: "{second}" bottom: "q" top: "q" }} layer {{ name: "r2" type: "BNLL" bottom: "q" top: "q" }}'
+        'layer { name: "f" type: "Flatten" bottom: "p" top: "f" } layer { name: "e" type: "Concat" bottom: "p" bottom: "q" top: "e" }'
+    )
+    x = torch.linspace(-1, 1, 72).reshape(2, 4, 3, 3)
+    run = Stepwise(net)
+    run.feed({"x": x})
+    for record in (True, False):
+        run.forward(record=record)
+        torch.testing.assert_close(run.blobs["p"].data.value(), x[:, :2])
+        torch.testing.assert_close(run.blobs["f"].data.value(), x[:, :2].flatten(1))
+        q = x[:, 2:].relu() if second == "ReLU" else x[:, 2:].tanh()
+        torch.testing.assert_close(run.blobs["e"].data.value(), torch.cat([x[:, :2], torch.nn.functional.softplus(q)], 1))
+
+
 IN_PLACE = (
     'layer {{ name: "in" type: "Input" top: "x" top: "b" input_param {{ shape {{ dim: 1 dim: 3 dim: 4 dim: 4 }} }} }} '
     'layer {{ name: "here" bottom: "x" {} top: "x" }}'
