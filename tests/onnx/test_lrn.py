@@ -52,18 +52,18 @@ def test_values_keep_their_names_and_other_nodes_are_kept() -> None:
     assert expand_lrn(proto) == 0
 
 
-def test_a_normalization_in_place_and_large_ones() -> None:
+def test_a_normalization_after_a_layer_and_large_ones() -> None:
     net = net_of(DATA % 600 + LRN % ("n", 5, 1, 0.75, 1))
     assert expand_lrn(to_onnx(net)) == 0
     net = net_of(
         DATA % 8 + 'layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 8 kernel_size: 1 '
-        'weight_filler { type: "xavier" } } }\n' + LRN.replace('"data"', '"c"') % ("c", 3, 1, 0.75, 1)
+        'weight_filler { type: "xavier" } } }\n' + LRN.replace('"data"', '"c"') % ("n", 3, 1, 0.75, 1)
     )
     proto = to_onnx(net)
     assert expand_lrn(proto) == 1
     data = np.random.default_rng(0).normal(size=(2, 8, 5, 6)).astype(np.float32)
-    expected = net({"data": torch.from_numpy(data)})["c"].detach().numpy()
-    np.testing.assert_allclose(open_session(proto).run({"data": data})["c"], expected, rtol=1e-5, atol=1e-6)
+    expected = net({"data": torch.from_numpy(data)})["n"].detach().numpy()
+    np.testing.assert_allclose(open_session(proto).run({"data": data})["n"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_export_writes_either_form(tmp_path: Path) -> None:

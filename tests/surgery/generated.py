@@ -54,7 +54,8 @@ class Builder:
         return str(layer.top[0])
 
     def in_place(self, kind: str, **fields: Any) -> None:
-        self.add(kind, [self.blob], top=self.blob if self.chance() else "", **fields)
+        allowed = kind != "AbsVal"  # Caffe refuses it in place
+        self.add(kind, [self.blob], top=self.blob if self.chance() and allowed else "", **fields)
 
     def step(self) -> None:
         kind = self.draw(st.sampled_from(("conv", "activation", "pool", "norm", "bn", "dropout", "branch", "residual")))
