@@ -151,7 +151,7 @@ def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure
     for item in runs:
         confusion = item.evaluation.confusion
         low, high = accuracy_interval(confusion.right, confusion.total)
-        note = f"{confusion.right} of {confusion.total} held-out images; 95 % interval {low:.0%} to {high:.0%}"
+        note = f"{confusion.right} of {confusion.total} held-out images; 95% interval {low:.0%} to {high:.0%}"
         figures.append(KeyFigure(f"{confusion.accuracy:.1%}", "accuracy" if len(runs) == 1 else f"accuracy, {item.title}", note))
     last = runs[-1]
     if last.evaluation.top_5 is not None:
@@ -162,7 +162,9 @@ def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure
     error = last.evaluation.calibration.error
     figures.append(KeyFigure(f"{error:.1%}", "calibration error", "distance between confidence and accuracy"))
     if steps:
-        figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from images to ONNX", f"{cpu_count()} CPU threads"))
+        threads = cpu_count()
+        note = f"{threads} CPU thread{'' if threads == 1 else 's'}"
+        figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from images to ONNX", note))
     if last.onnx is not None:
         size = file_size(last.out / last.onnx.file) / 1e6
         figures.append(KeyFigure(f"{size:.1f} MB", "ONNX model", f"{last.onnx.largest_difference:.0e} from caffetools"))

@@ -140,18 +140,18 @@ def _chart(
         title,
         x_label,
         f"{title} over {x_label}: " + "; ".join(ends) + ".",
-        [(place_x(x), _text(x, x_percent)) for x in _ticks(x0, x1, 6)],
+        [(place_x(x), _text(x, x_percent)) for x in _ticks(x0, x1, 6, least=0.0 if x_percent else 1.0)],
         [(place_y(y), _text(y, percent)) for y in y_values],
         drawn,
         {"names": names, "colours": [line["colour"] for line in drawn], "points": points},
     )
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values within a range, at most ``most`` + 1 of them."""
-    raw = (high - low) / most
+def _ticks(low: float, high: float, most: int, *, least: float = 0.0) -> list[float]:
+    """Round values within a range, at most ``most`` + 1 of them, whole ones where ``least`` is 1."""
+    raw = max((high - low) / most, least)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999 and not (least and factor * power % 1))
     first = math.ceil(low / step - 1e-9)
     return [float(f"{i * step:.10g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -88,7 +88,7 @@ def _name_classes(axes: Axes, names: Sequence[str]) -> None:
     classes = len(names)
     step = 1 if classes <= _MOST_LABELS else -(-classes // 25)
     where = list(range(0, classes, step))
-    labels = [style.plain(style.shorten(names[i], 24)) for i in where]
+    labels = [style.plain(label) for label in style.shorten_all([names[i] for i in where], 24)]
     size = style.LABEL if classes <= 15 else style.SMALL if classes <= 30 or step > 1 else 6.5
     upright = max(map(len, labels)) * len(labels) > 60
     flat: dict[str, Any] = {"rotation": 90} if upright else {}

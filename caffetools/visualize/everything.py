@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from caffetools.proto.text import read_net
@@ -20,11 +21,12 @@ from caffetools.visualize.panels import PANEL_SIDE
 from caffetools.visualize.picture_net import PathLike, PictureNet, Prepared
 from caffetools.visualize.style import Theme
 from caffetools.visualize.units import Progress, progress_of_part
-from caffetools.visualize.weight_statistics import weight_statistics, weights_figure
+from caffetools.visualize.weight_statistics import WeightStatistics, weight_statistics, weights_figure
 
 _MOST_BLOBS = 64  # of all pictures of a page together
 _LARGE_PICTURES = 4  # pictures up to which panels have their full size
 _LEAST_SIDE = 48  # pixels of a panel
+_MOST_LAYERS = 160  # rows of the weights' drawing
 
 
 def write_everything(
@@ -73,11 +75,25 @@ def write_everything(
 def _weights(weights: PathLike, before: PathLike | None) -> list[Drawing]:
     new = find_weights(weights)
     statistics = weight_statistics(weights, before)
-    distributions = Drawing(f"Weights of {Path(weights).name}", lambda theme: weights_figure(statistics, Path(weights).name, theme=theme))
+    rows, note = _rows(statistics)
+    distributions = Drawing(
+        f"Weights of {Path(weights).name}", lambda theme: weights_figure(rows, Path(weights).name, note=note, theme=theme)
+    )
     if before is None:
         return [Drawing(f"Filters of {new.name}", lambda theme: filters_figure(new, theme=theme)[0]), distributions]
     old = find_weights(before, new.name)
     return [Drawing(f"Filters of {new.name}", lambda theme: filter_changes_figure(old, new, theme=theme)[0]), distributions]
+
+
+def _rows(statistics: Sequence[WeightStatistics]) -> tuple[list[WeightStatistics], str]:
+    """Return the layers that a page shows, and a sentence on those that it leaves out: of many layers first the vectors."""
+    shown = list(statistics)
+    if len(shown) > _MOST_LAYERS:
+        shown = [item for item in shown if len(item.shape) > 1] or shown
+    if len(shown) > _MOST_LAYERS:
+        shown = [shown[round(index)] for index in np.linspace(0, len(shown) - 1, _MOST_LAYERS)]
+    hidden = len(statistics) - len(shown)
+    return shown, f"{hidden} more layers are left out; `caffetools visualize weights` draws all." if hidden else ""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ _ID = re.compile(r' id="([^"]*)"')
 _REFERENCE = re.compile(r'(?<=url\(#)[^)]*(?=\))|(?<=href="#)[^"]*(?=")')
 _IMAGE = re.compile(r'<image xlink:href="data:image/png;base64,([^"]*)"')
 _NOT_NEEDED = re.compile(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
+_PATH = re.compile(r'(?<= d=")[^"]*(?=")')
+_FRACTION = re.compile(r"\d+\.\d{3,}")
 _FONTS = re.compile(r" ?font-family: [^;\"]*;?")
 
 
@@ -52,7 +54,13 @@ def _contents(figure: Figure) -> list[str]:
     text = style.render(figure, "svg").decode("utf-8")
     start = text.index(">", text.index("<svg")) + 1
     pieces = _TAG.split(_NOT_NEEDED.sub("", text[start : text.rindex("</svg>")]))
-    return [_FONTS.sub("", " ".join(piece.split())) if index % 2 else piece if piece.strip() else "" for index, piece in enumerate(pieces)]
+    return [_shortened(piece) if index % 2 else piece if piece.strip() else "" for index, piece in enumerate(pieces)]
+
+
+def _shortened(tag: str) -> str:
+    """Return a tag without fonts and line ends; curves keep hundredths of a point."""
+    tag = _FONTS.sub("", " ".join(tag.split()))
+    return _PATH.sub(lambda path: _FRACTION.sub(lambda number: f"{float(number[0]):.2f}", path[0]), tag)
 
 
 def _numbered(pieces: Sequence[str], key: str) -> list[str]:

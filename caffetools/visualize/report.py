@@ -92,10 +92,11 @@ def _confusion(confusion: Confusion, losses: Sequence[float | None], key: str) -
     if pairs:
         alt += f" Most often {pairs[0].true} was predicted as {pairs[0].predicted}: {pairs[0].count} times."
     small = len(confusion.names) <= charts.MOST_CELLS
+    labels = style.shorten_all(confusion.names, 18)
     return {
         "alt": alt,
-        "names": [style.shorten(name, 18) for name in confusion.names],
-        "label_width": 20 + 7 * max(len(style.shorten(name, 18)) for name in confusion.names),
+        "names": labels,
+        "label_width": 20 + 7 * max(map(len, labels)),
         "cells": charts.confusion_cells(confusion) if small else [],
         "figure": None if small else shown_figure(Drawing(alt, lambda theme: confusion_figure(confusion, theme=theme)), key),
         "wide": len(confusion.names) > 12,
@@ -121,7 +122,11 @@ def _scores(confusion: Confusion, losses: Sequence[float | None]) -> dict[str, A
     ]
     known = [(s.accuracy, s) for s in scores if s.accuracy is not None]
     ranked = [s for _, s in sorted(known, key=lambda pair: pair[0])]
-    extremes = (ranked[:_EXTREMES], ranked[::-1][:_EXTREMES]) if len(ranked) > 2 * _EXTREMES else ([], [])
+    extremes = (
+        (ranked[:_EXTREMES], [s for s in ranked[::-1][:_EXTREMES] if s.accuracy != ranked[0].accuracy])
+        if len(ranked) > 2 * _EXTREMES
+        else ([], [])
+    )
     caption = "Accuracy: share of the class's images; precision: share of those predicted as it"
     return {
         "head": ("Class", "Images", "Correct", "Accuracy", "Precision", *(["Loss"] if losses else [])),

@@ -9,7 +9,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,39 @@ def shorten(text: str, length: int) -> str:
         return text
     head = (length - 1 + 1) // 2
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}" if length > 1 else "…"
+
+
+def shorten_all(texts: Sequence[str], length: int) -> list[str]:
+    """Return texts of at most ``length`` letters; where cut ones would look alike, around the words in which they differ."""
+    short = [shorten(text, length) for text in texts]
+    if len(set(short)) == len(set(texts)):
+        return short
+    head, tail = _common_words(texts), _common_words([text[::-1] for text in texts])
+    other = [_around(text, head, len(text) - tail, length) for text in texts]
+    return other if len(set(other)) > len(set(short)) else short
+
+
+def _around(text: str, start: int, end: int, length: int) -> str:
+    """Return the letters from ``start`` to ``end`` with as many before and then after them as ``length`` leaves room for."""
+    if len(text) <= length or end <= start:
+        return shorten(text, length)
+    spare = length - (end - start) - 2
+    if spare <= 0:
+        return shorten(text[start:end], length)
+    left = start if start <= spare + 1 else spare  # the whole beginning needs no dots
+    spare -= min(left, spare)
+    first, last = start - left, min(len(text), end + spare)
+    return ("…" if first else "") + text[first:last] + ("…" if last < len(text) else "")
+
+
+def _common_words(texts: Sequence[str]) -> int:
+    """Return how many letters all texts begin with, up to the end of a word: a number is not cut within itself."""
+    size = 0
+    for index, letters in enumerate(zip(*texts, strict=False)):
+        if len(set(letters)) > 1:
+            break
+        size = size if letters[0].isalnum() else index + 1
+    return size
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

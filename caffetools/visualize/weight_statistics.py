@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
+from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
 from caffetools.errors import DataError
@@ -18,14 +21,14 @@ from caffetools.visualize.filters import Source, all_weights
 from caffetools.visualize.panels import shorten_to, wrap
 from caffetools.visualize.style import LIGHT, Theme
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 # A unit whose weights are smaller than this share of the layer's median unit contributes nothing that matters.
 _DEAD = 1e-3
 _BINS = 60
 _LARGEST_SIDE = 2048  # rows or columns up to which the whole spectrum is computed
-_ROW, _MARGIN, _HEAD = 118, 24, 86
+_WIDTH, _ROW, _MARGIN, _HEAD = 1280, 118, 24, 86  # pixels, as are the sizes of the charts
+_CHART, _HISTOGRAM, _SPECTRUM = _ROW - 46, 320, 250
+_POINTS = 64  # of a spectrum
+_MOST_ROWS = 256  # of a column
 
 
 @dataclass(frozen=True)
@@ -90,43 +93,72 @@ def weight_statistics(source: Source, before: Source | None = None, *, spectra: 
     return [_describe(item.name, item.type, np.asarray(item.weights), earlier.get(item.name), spectra) for item in all_weights(source)]
 
 
-def weights_figure(statistics: Sequence[WeightStatistics], title: str, *, theme: Theme = LIGHT) -> Figure:
-    """Draw a row for each layer: its numbers, the histogram of its weights, and its singular values."""
-    full = 1280
+def weights_figure(statistics: Sequence[WeightStatistics], title: str, *, note: str = "", theme: Theme = LIGHT) -> Figure:
+    """Draw a row for each layer: its numbers, the histogram of its weights, and its singular values; more than 256 in columns.
+
+    Args:
+        statistics: Of the layers, in order.
+        title: Above all.
+        note: A sentence after the caption.
+        theme: Colours.
+    """
+    columns = max(1, -(-len(statistics) // _MOST_ROWS))
+    rows = -(-len(statistics) // columns)
     compared = any(item.norm_ratio is not None for item in statistics)
     spectra = any(item.spectrum.size for item in statistics)
     caption = "Histogram: number of weights by value, square-root scale; the line marks 0. "
     caption += "Spectrum: singular values of the units × inputs matrix, relative to the largest. " if spectra else ""
-    caption += "Dead: units with less than a thousandth of the median unit's norm."
-    lines = wrap(caption, full - 2 * _MARGIN, style.SMALL)
-    total = _HEAD + _ROW * len(statistics) + 24 * len(lines) + _MARGIN
-    figure = style.new_figure(full / style.DPI, total / style.DPI, theme, fitted=False)
-
-    def write(left: float, top: float, text: str, points: float, colour: str, **look: Any) -> None:
-        figure.text(left / full, 1 - top / total, style.plain(text), fontsize=points, color=colour, va="top", **look)
-
-    def axes(left: float, top: float, width: float, height: float) -> Axes:
-        return figure.add_axes((left / full, 1 - (top + height) / total, width / full, height / total))
-
+    caption += f"Dead: units with less than a thousandth of the median unit's norm. {note}"
+    lines = wrap(caption.strip(), _WIDTH - 2 * _MARGIN, style.SMALL)
+    ink = _Ink(columns * _WIDTH, _HEAD + _ROW * rows + 24 * len(lines) + _MARGIN, theme)
+    ink.write(_MARGIN, _MARGIN, shorten_to(title, _WIDTH - 2 * _MARGIN, style.TITLE, bold=True), style.TITLE, theme.text, weight="bold")
     last = 1050 if spectra else 760
-    write(_MARGIN, _MARGIN, shorten_to(title, full - 2 * _MARGIN, style.TITLE, bold=True), style.TITLE, theme.text, weight="bold")
-    for left, word in ((400, "distribution"), (760, "singular values" if spectra else ""), (last, "state")):
-        write(left, 62, word, style.SMALL, theme.muted)
+    for column in range(columns):
+        for left, word in ((400, "distribution"), (760, "singular values" if spectra else ""), (last, "state")):
+            ink.write(column * _WIDTH + left, 62, word, style.SMALL, theme.muted)
     for index, item in enumerate(statistics):
-        top = _HEAD + _ROW * index
+        left, top = index // rows * _WIDTH, _HEAD + _ROW * (index % rows)
         name = shorten_to(item.layer, 350, style.LABEL, bold=True)
-        write(_MARGIN, top + 14, name, style.LABEL, theme.text, weight="bold")
+        ink.write(left + _MARGIN, top + 14, name, style.LABEL, theme.text, weight="bold")
         kind = f"{item.type}  {format_shape(item.shape).replace(' x ', ' × ')}".strip()
-        write(_MARGIN, top + 38, shorten_to(kind, 350, style.SMALL), style.SMALL, theme.muted)
-        write(_MARGIN, top + 60, f"{item.mean:.3g} ± {item.deviation:.3g}", style.SMALL, theme.muted)
-        _draw_histogram(axes(400, top + 12, 320, _ROW - 46), item, theme)
+        ink.write(left + _MARGIN, top + 38, shorten_to(kind, 350, style.SMALL), style.SMALL, theme.muted)
+        ink.write(left + _MARGIN, top + 60, f"{item.mean:.3g} ± {item.deviation:.3g}", style.SMALL, theme.muted)
+        _draw_histogram(ink, left + 400, top + 12, item)
         if item.spectrum.size:
-            _draw_spectrum(axes(760, top + 12, 250, _ROW - 46), item, theme)
+            _draw_spectrum(ink, left + 760, top + 12, item)
         for line, (text, alarm) in enumerate(_state(item, compared)):
-            write(last, top + 10 + 22 * line, text, style.SMALL, theme.bad if alarm else theme.muted)
+            ink.write(left + last, top + 10 + 22 * line, text, style.SMALL, theme.bad if alarm else theme.muted)
     for index, line_text in enumerate(lines):
-        write(_MARGIN, _HEAD + _ROW * len(statistics) + 4 + 24 * index, line_text, style.SMALL, theme.muted)
-    return figure
+        ink.write(_MARGIN, _HEAD + _ROW * rows + 4 + 24 * index, line_text, style.SMALL, theme.muted)
+    return ink.figure
+
+
+class _Ink:
+    """Draws by pixels from the top left corner of a figure: hundreds of small charts as axes would take minutes."""
+
+    def __init__(self, width: int, height: int, theme: Theme):
+        self.figure = style.new_figure(width / style.DPI, height / style.DPI, theme, fitted=False)
+        self.width, self.height, self.theme = width, height, theme
+        self.pixels = Affine2D().scale(1 / width, -1 / height).translate(0, 1) + self.figure.transFigure
+
+    def write(self, left: float, top: float, text: str, points: float, colour: str, **look: Any) -> None:
+        if text:
+            place = left / self.width, 1 - top / self.height
+            self.figure.text(*place, style.plain(text), fontsize=points, color=colour, **{"va": "top", **look})
+
+    def line(self, x: NDArray[Any], y: NDArray[Any], colour: str, width: float) -> None:
+        self.figure.add_artist(Line2D(x, y, color=colour, linewidth=width, transform=self.pixels))
+
+    def area(self, x: NDArray[Any], y: NDArray[Any], colour: str) -> None:
+        points = np.column_stack([x, y])
+        self.figure.add_artist(Polygon(points, closed=True, facecolor=colour, linewidth=0, transform=self.pixels))
+
+    def frame(self, left: int, top: int, width: int, ends: tuple[str, str]) -> None:
+        """Draw the axes of a small chart, and what stands below their two ends."""
+        bottom = top + _CHART
+        self.line(np.array([left, left, left + width]), np.array([top, bottom, bottom]), self.theme.grid, 0.8)
+        self.write(left, bottom + 6, ends[0], style.SMALL, self.theme.muted)
+        self.write(left + width, bottom + 6, ends[1], style.SMALL, self.theme.muted, ha="right")
 
 
 def _describe(name: str, kind: str, weights: NDArray[Any], before: NDArray[Any] | None, spectra: bool) -> WeightStatistics:
@@ -177,33 +209,30 @@ def _singular_values(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram.astype(np.float64)), 0))[::-1]
 
 
-def _draw_histogram(axes: Axes, item: WeightStatistics, theme: Theme) -> None:
-    style.style_axes(axes, theme, grid=False)
+def _draw_histogram(ink: _Ink, left: int, top: int, item: WeightStatistics) -> None:
     low, high = (item.smallest, item.largest) if item.largest > item.smallest else (item.smallest - 0.5, item.largest + 0.5)
-    edges = np.linspace(low, high, _BINS + 1)
-    axes.fill_between(edges, np.sqrt(np.append(item.histogram, item.histogram[-1])), step="post", color=theme.series[0], linewidth=0)
+    bottom = top + _CHART
+    heights = np.sqrt(item.histogram)
+    heights = bottom - _CHART * 0.95 * heights / max(1.0, float(heights.max()))
+    edges = left + _HISTOGRAM * np.linspace(0, 1, _BINS + 1)
+    # Each bin is a step: both of its edges at its height, and down to the ground at the ends.
+    ink.area(
+        np.concatenate([edges[:1], edges.repeat(2)[1:-1], edges[-1:]]),
+        np.concatenate([[bottom], heights.repeat(2), [bottom]]),
+        ink.theme.series[0],
+    )
     if low < 0 < high:
-        axes.axvline(0, color=theme.muted, linewidth=0.8)
-    axes.set_xlim(low, high)
-    axes.set_ylim(bottom=0)
-    axes.set_yticks([])
-    axes.set_xticks([low, high], [f"{item.smallest:.3g}", f"{item.largest:.3g}"])
-    first, last = axes.get_xticklabels()
-    first.set_horizontalalignment("left")
-    last.set_horizontalalignment("right")
+        zero = left + _HISTOGRAM * -low / (high - low)
+        ink.line(np.array([zero, zero]), np.array([top, bottom]), ink.theme.muted, 0.8)
+    ink.frame(left, top, _HISTOGRAM, (f"{item.smallest:.3g}", f"{item.largest:.3g}"))
 
 
-def _draw_spectrum(axes: Axes, item: WeightStatistics, theme: Theme) -> None:
-    style.style_axes(axes, theme, grid=False)
+def _draw_spectrum(ink: _Ink, left: int, top: int, item: WeightStatistics) -> None:
     relative = item.spectrum / item.spectrum[0] if item.spectrum[0] > 0 else item.spectrum
-    axes.plot(range(1, len(relative) + 1), relative, color=theme.series[1], linewidth=1.4)
-    axes.set_ylim(0, 1.05)
-    axes.set_yticks([])
-    axes.set_xlim(1, max(len(relative), 2))
-    axes.set_xticks([1, len(relative)], ["1", f"{len(relative)}"])
-    first, last = axes.get_xticklabels()[:2]
-    first.set_horizontalalignment("left")
-    last.set_horizontalalignment("right")
+    shown = np.unique(np.linspace(0, len(relative) - 1, _POINTS).round().astype(np.intp))
+    x = left + _SPECTRUM * shown / max(1, len(relative) - 1)
+    ink.frame(left, top, _SPECTRUM, ("1", f"{len(relative)}" if len(relative) > 1 else ""))
+    ink.line(x, top + _CHART * (1 - relative[shown] / 1.05), ink.theme.series[1], 1.4)
 
 
 def _state(item: WeightStatistics, compared: bool) -> list[tuple[str, bool]]:

@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix, precision_score, recall_score
 from caffetools.errors import DataError
 from caffetools.results import ClassScore, ConfusedPair, Confusion
 from caffetools.visualize.confusion import confusion_figure, draw_confusion
-from caffetools.visualize.style import DARK, LIGHT
+from caffetools.visualize.style import DARK, LIGHT, shorten_all
 
 TRUE = [0, 0, 0, 1, 1, 2, 2, 2]
 GIVEN = [0, 0, 1, 1, 1, 0, 0, 2]
@@ -81,7 +81,7 @@ def test_many_classes_have_no_numbers_and_fewer_names() -> None:
     axes = confusion_figure(confusion).axes[0]
     assert not axes.texts
     assert len(axes.get_xticklabels()) == len(axes.get_yticklabels()) == 25
-    assert axes.get_yticklabels()[1].get_text() == "class number…a long name"
+    assert axes.get_yticklabels()[1].get_text() == "class number 40 with a…"
     assert len(confusion.most_confused()) == 10
 
 
@@ -103,3 +103,14 @@ def test_odd_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     draw_confusion(confusion, tmp_path / "odd.png")
     with pytest.raises(DataError, match=r"\.png or \.svg"):
         draw_confusion(confusion, tmp_path / "odd.txt")
+
+
+def test_cut_names_keep_the_words_in_which_they_differ() -> None:
+    names = [f"species number {index:04d} with a longer name" for index in range(3)]
+    assert shorten_all(names, 18) == ["…cies number 0000…", "…cies number 0001…", "…cies number 0002…"]
+    assert shorten_all(["cat", "dog"], 18) == ["cat", "dog"]
+    assert shorten_all(["n01440764 tench, Tinca tinca", "n01443537 goldfish, Carassius"], 18) == [
+        "n01440764…ca tinca",
+        "n01443537…arassius",
+    ]
+    assert shorten_all(["a" * 30, "a" * 30], 18) == ["a" * 9 + "…" + "a" * 8] * 2

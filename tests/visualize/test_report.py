@@ -16,7 +16,8 @@ import pytest
 
 from caffetools.errors import DataError
 from caffetools.results import Calibration, Confusion, Sample, Step
-from caffetools.solver.logs.training_log import read_log
+from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
+from caffetools.visualize.charts import curve_charts
 from caffetools.visualize.filters import LayerWeights
 from caffetools.visualize.model import Explanation, FileEntry, FilterChange, KeyFigure, LayerRow, OnnxCheck, Phase, Report
 from caffetools.visualize.report import duration, report_html, size, write_report
@@ -279,6 +280,15 @@ def test_the_page_shows_values_under_the_pointer_and_copies_commands(report: Rep
     assert shown[0] == "false" and shown[1] == "0train loss 1.253test loss 1.42"
     assert shown[2].startswith("20train loss 0.0566") and shown[3] == "true"
     assert "test loss 0.007433" in shown[4] and shown[5:] == ["true", "true"]
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [(1, ["0", "1"]), (13, ["0", "5", "10"]), (40, ["0", "10", "20", "30", "40"]), (250, ["0", "50", "100", "150", "200", "250"])],
+)
+def test_iterations_are_whole_numbers(last: int, expected: list[str]) -> None:
+    log = TrainingLog([LogRow(0, 0.0, outputs={"loss": 1.0}), LogRow(last, 1.0, outputs={"loss": 0.5})], [])
+    assert [text for _, text in curve_charts({"run": log})[0].x_ticks] == expected
 
 
 def test_calibration_by_hand() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
 
 from caffetools.errors import DataError
 from caffetools.visualize import style
@@ -49,6 +51,30 @@ def test_a_file_is_drawn_the_same_twice_and_listed() -> None:
     first, second = (style.render(weights_figure(statistics, "Weights"), "svg") for _ in range(2))
     assert first == second
     assert b"Convolution" in first
+
+
+def test_hundreds_of_layers_are_drawn_in_columns() -> None:
+    layers = {f"layer{index}": [np.array([1.0, float(index)])] for index in range(600)}
+    figure = weights_figure(weight_statistics(layers, spectra=False), "Weights")
+    names = [text for text in figure.texts if text.get_text().startswith("layer")]
+    assert [text.get_text() for text in names] == list(layers)
+    assert len({round(text.get_position()[0], 4) for text in names}) == 3
+    assert figure.get_size_inches().max() * figure.dpi < 32_000
+    assert len({text.get_position() for text in names}) == 600
+
+
+def test_the_histogram_and_the_spectrum_are_those_of_the_weights() -> None:
+    (item,) = weight_statistics({"a": [np.diag([4.0, 2.0, 1.0])]})
+    figure = weights_figure([item], "Weights")
+    (area,) = (artist for artist in figure.artists if isinstance(artist, Polygon))
+    lines = [artist for artist in figure.artists if isinstance(artist, Line2D)]
+    heights = area.get_path().vertices[1:-2:2, 1]
+    counts = np.sqrt(item.histogram)
+    np.testing.assert_allclose(
+        (heights - heights.max()) / (heights.min() - heights.max()), (counts - counts.min()) / np.ptp(counts), atol=1e-9
+    )
+    spectrum = np.asarray(lines[-1].get_ydata(), float)
+    np.testing.assert_allclose(np.diff(spectrum)[0] / np.diff(spectrum)[1], 2)
 
 
 def test_weights_that_diverged_are_refused() -> None:
