@@ -50,10 +50,10 @@ class Message(NamedTuple):
     cure: str
 
 
-def page() -> str:
-    """Return the page as Markdown."""
+def page(found: Iterable[Message] | None = None) -> str:
+    """Return the page of the messages ``found``, by default all of the package, as Markdown."""
     by_kind: dict[str, set[Message]] = defaultdict(set)
-    for message in messages():
+    for message in messages() if found is None else found:
         by_kind[message.kind].add(message)
     parts = [HEAD]
     for kind in sorted(by_kind):
@@ -64,26 +64,30 @@ def page() -> str:
 
 def messages() -> Iterator[Message]:
     """Yield every message with a fixed part that the package gives to an error of its own, or to a usage error."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
-    kinds, parents = _kinds(trees.values())
-    own = {path: dict(_makers(tree, kinds)) for path, tree in trees.items()}
+    files = {path: _nodes(ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(PACKAGE.rglob("*.py"))}
+    kinds, parents = _kinds(files.values())
+    own = {path: dict(_makers(nodes, kinds)) for path, nodes in files.items()}
     shared = {name: kind for path, found in own.items() if path.name == "base.py" for name, kind in found.items()}
-    for path, tree in trees.items():
+    for path, nodes in files.items():
         makers = {**shared, **own[path]}
         if path.parts[-3:-1] == ("onnx", "import_ops"):
             makers["error"] = "ImportFailed"
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Call) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
                 kind = name if name in kinds else makers.get(name, "")
-                text = _template(node.args[0])
                 while kind.startswith("_"):
                     kind = parents[kind]
-                if kind and re.search(r"[a-z]{2}", text):
+                if kind and re.search(r"[a-z]{2}", text := _template(node.args[0])):
                     yield _message("usage" if kind == "BadParameter" else kind, text, node)
 
 
-def _kinds(trees: Iterable[ast.AST]) -> tuple[set[str], dict[str, str]]:
+def _nodes(tree: ast.AST) -> list[ast.AST]:
+    """Return the classes, functions and calls of a file."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Call)]
+
+
+def _kinds(files: Iterable[list[ast.AST]]) -> tuple[set[str], dict[str, str]]:
     """Return the names of the package's classes of errors, and the first base of each."""
     found = {"CaffeToolsError", "BadParameter"}
     bases = [
@@ -91,8 +95,8 @@ def _kinds(trees: Iterable[ast.AST]) -> tuple[set[str], dict[str, str]]:
             node.name,
             {base.id for base in node.bases if isinstance(base, ast.Name)} | {b.attr for b in node.bases if isinstance(b, ast.Attribute)},
         )
-        for tree in trees
-        for node in ast.walk(tree)
+        for nodes in files
+        for node in nodes
         if isinstance(node, ast.ClassDef)
     ]
     while more := {name for name, names in bases if names & found} - found:
@@ -100,9 +104,9 @@ def _kinds(trees: Iterable[ast.AST]) -> tuple[set[str], dict[str, str]]:
     return found, {name: next(iter(names & found), "") for name, names in bases}
 
 
-def _makers(tree: ast.AST, kinds: set[str]) -> Iterator[tuple[str, str]]:
+def _makers(nodes: Iterable[ast.AST], kinds: set[str]) -> Iterator[tuple[str, str]]:
     """Yield the functions that return an error made of their first argument, with its class."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id in kinds:
             yield node.name, node.returns.id
 

@@ -36,14 +36,14 @@ def test_its_items_are_the_databases_records(name: str) -> None:
         dataset[len(expected)]
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_give_the_same_batches(tmp_path: Path, start: str) -> None:
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_give_the_same_batches(tmp_path: Path, start: str, workers: int) -> None:
     with new_lmdb(tmp_path / "db") as writer:
         for number in range(30):
             writer.put(b"%08d" % number, array_to_datum(np.full((1, 2, 3), number, np.uint8), number % 7).SerializeToString())
     dataset = LmdbDataset(tmp_path / "db")
     dataset[3]
-    context: Any = {"num_workers": 2, "multiprocessing_context": start}
+    context: Any = {"num_workers": workers, "multiprocessing_context": start}
     plain, parallel = (list(DataLoader(dataset, batch_size=4, **options)) for options in (dict[str, Any](), context))
     for (data, labels), (data2, labels2) in zip(plain, parallel, strict=True):
         assert torch.equal(data, data2) and torch.equal(labels, labels2)

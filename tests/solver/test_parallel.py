@@ -268,13 +268,13 @@ def process_of(parent: int, rank: int) -> int:
 
 
 def test_torchrun_starts_them_and_starts_them_again_when_one_dies(tmp_path: Path) -> None:
-    folder = project(tmp_path, batch=4, solver="max_iter: 100000000 snapshot: 50 test_interval: 1000 display: 50")
+    folder = project(tmp_path, batch=4, solver="max_iter: 100000000 snapshot: 10 test_interval: 1000 display: 10")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
     command += ["-m", "caffetools", "train", "solver.prototxt", "--resume", "auto"]
     log = folder / "run.log"
     with (folder / "stderr.txt").open("w") as stderr, subprocess.Popen(command, cwd=folder, env=environment(), stderr=stderr) as run:
         try:
-            wait_for(lambda: log.exists() and "Iteration 100, lr" in log.read_text())
+            wait_for(lambda: log.exists() and "Iteration 20, lr" in log.read_text())
             os.kill(process_of(run.pid, 1), signal.SIGKILL)
             wait_for(lambda: "Resuming from run_iter_" in log.read_text())
             resumed = log.read_text().count(", lr = ")
