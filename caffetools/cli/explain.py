@@ -51,7 +51,7 @@ def explain(
     scale: Scale = None,
     resize: Resize = None,
     labels: Labels = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     show: Show = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -92,7 +92,7 @@ def occlusion(
     scale: Scale = None,
     resize: Resize = None,
     labels: Labels = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     show: Show = False,
     dialect: Dialect = None,
     plugin: Plugin = None,
@@ -142,7 +142,7 @@ def receptive_field(
 
 def confusion(
     deploy: Deploy, weights: Weights, data: Data, out: Out = None, mean: Mean = None, scale: Scale = None, resize: Resize = None,
-    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Classify labelled pictures and draw which class was predicted as which."""
     from caffetools.visualize.confusion import confusion_figure
@@ -155,7 +155,7 @@ def confusion(
 
 def roc(
     deploy: Deploy, weights: Weights, data: Data, out: Out = None, mean: Mean = None, scale: Scale = None, resize: Resize = None,
-    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Classify labelled pictures and draw ROC curves, each class against all others."""
     from caffetools.visualize.evaluation_figures import roc_figure
@@ -168,7 +168,7 @@ def errors(
     deploy: Deploy, weights: Weights, data: Data, out: Out = None,
     most: Annotated[int, typer.Option("--most", min=1, help="Pictures on the sheet at most.")] = 60,
     mean: Mean = None, scale: Scale = None, resize: Resize = None,
-    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Draw the wrongly classified pictures, the most confident first, with their three most probable classes."""
     from caffetools.visualize.evaluation_figures import errors_figure
@@ -182,7 +182,7 @@ def embedding(
     blob: Annotated[str | None, typer.Option(help="The blob of the features; by default what the classifier reads.")] = None,
     method: Annotated[str, typer.Option(help="pca, tsne (scikit-learn) or umap (umap-learn).")] = "pca",
     seed: Seed = 0, mean: Mean = None, scale: Scale = None, resize: Resize = None,
-    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Project the features of labelled pictures to a plane, coloured by class; an .html page has the pictures on hover."""
     from caffetools.visualize.embedding_page import write_embedding_page
@@ -212,7 +212,7 @@ def top_images(
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 16,
     state: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Keep what was found here; an interrupted pass resumes from it.")] = None,
     mean: Mean = None, scale: Scale = None, resize: Resize = None,
-    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Find the pictures that activate each unit most, and draw the crops of their receptive fields."""
     from caffetools.infer.classifier import find_pictures
@@ -235,7 +235,7 @@ def synthesize(
     blur: Annotated[float, typer.Option(min=0, help="Standard deviation of the blur every fourth step, in pixels.")] = 0.5,
     decay: Annotated[float, typer.Option(min=0, max=1, help="Share of the distance to the mean that each step takes back (L2).")] = 0.01,
     seed: Seed = 0, mean: Mean = None, scale: Scale = None, labels: Labels = None,
-    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Make pictures that a unit prefers, by regularised gradient ascent."""
     from caffetools.visualize.explanations import score_blob, unit_name
@@ -272,7 +272,7 @@ def deepdream(
     steps: Annotated[int, typer.Option(min=1, help="Steps in each octave.")] = 10,
     octaves: Annotated[int, typer.Option(min=1, help="Sizes, each 1.4 times the one before.")] = 4,
     seed: Seed = 0, mean: Mean = None, scale: Scale = None,
-    device: Device = "cpu", dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Exaggerate in a picture what a blob of the net detects (DeepDream)."""
     from caffetools.visualize.output import read_rgb, save_pixels
@@ -295,7 +295,7 @@ def style(
     weight: Annotated[float, typer.Option(min=0, help="Weight of style against content.")] = 10.0,
     steps: Annotated[int, typer.Option(min=1, help="Evaluations of the net by the optimizer (L-BFGS).")] = 150,
     mean: Mean = None, scale: Scale = None,
-    device: Device = "cpu", dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Draw a picture in the style of another (Gatys et al. 2016)."""
     from caffetools.visualize.output import read_rgb, save_pixels
@@ -318,7 +318,7 @@ def live(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
     mean: Mean = None, scale: Scale = None, resize: Resize = None, labels: Labels = None,
-    device: Device = "cpu", dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Open a page that shows what the net does with the webcam, a video or pictures, live; only this computer can reach it."""
     from caffetools.infer.classifier import find_pictures
@@ -343,7 +343,7 @@ def everything(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.html", help="The page to write.")] = Path("visualize.html"),
     before: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="Earlier weights to compare with.")] = None,
     mean: Mean = None, scale: Scale = None, resize: Resize = None, labels: Labels = None,
-    device: Device = "cpu", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
+    device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Write one self-contained page with a net's graph, filters and weights, and activations and explanations of pictures."""
     from caffetools.visualize.everything import write_everything

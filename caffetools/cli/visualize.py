@@ -84,7 +84,7 @@ def activations(
     scale: Scale = None,
     resize: Resize = None,
     labels: Labels = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     show: Show = False,
     dialect: Dialect = None,
     plugin: Plugin = None,

@@ -76,7 +76,7 @@ def compare_weights(summary: Summary, model: Caffemodel) -> Comparison:
             if arrays:
                 layers.append(LayerWeights(row.name, UNCHECKED, None, [_describe(a) for a in arrays]))
         else:
-            status = FRESH if arrays is None else FITS if _all_fit(arrays, row.parameters) else DIFFERS
+            status = FRESH if arrays is None else FITS if all_fit(arrays, row.parameters) else DIFFERS
             layers.append(LayerWeights(row.name, status, row.parameters, [_describe(a) for a in arrays or ()]))
     names = {row.name for row in summary.layers}
     return Comparison(layers, [name for name in model.blobs if name not in names], list(of_name))
@@ -95,7 +95,8 @@ def _by_place(summary: Summary, model: Caffemodel) -> dict[str, Iterator[list[Ar
     return {name: iter(arrays) for name, arrays in in_file.items() if name in counts and max(counts[name], len(arrays)) > 1}
 
 
-def _all_fit(arrays: list[Array], shapes: list[Shape]) -> bool:
+def all_fit(arrays: list[Array], shapes: list[Shape]) -> bool:
+    """Return whether stored parameter blobs have the number and the shapes that a layer expects."""
     return len(arrays) == len(shapes) and all(fits_stored(a.shape, shape) for a, shape in zip(arrays, shapes, strict=True))
 
 

@@ -12,13 +12,16 @@ from typing import Any
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import CaffeToolsError
-from caffetools.graph.graph import phases_present
+from caffetools.graph.graph import graphs_present, phases_present
+from caffetools.graph.summary import parameter_shapes
+from caffetools.graph.weights_diff import all_fit
 from caffetools.project.config import command
 from caffetools.project.data_config import data_layers
 from caffetools.project.evaluate import held_out
 from caffetools.project.find import missing_sources
 from caffetools.project.preprocessing import card_of
 from caffetools.project.surroundings import picture_folders
+from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.schema import TEST, TRAIN
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
@@ -138,7 +141,7 @@ def after_quantize(deploy: PathLike, onnx: Path) -> str:
 
 
 def find_weights(net: PathLike) -> Path | None:
-    """Return the weights next to a net: the newest snapshot of its solver, else the only .caffemodel of the folder.
+    """Return the weights next to a net: the newest snapshot of its solver, else the only .caffemodel of the folder that fits it.
 
     Args:
         net: A prototxt.
@@ -151,7 +154,24 @@ def find_weights(net: PathLike) -> Path | None:
             if found is not None:
                 return found.weights
     files = sorted(folder.glob("*.caffemodel"))
-    return files[0] if len(files) == 1 else None
+    return files[0] if len(files) == 1 and _fits(files[0], net) else None
+
+
+def _fits(weights: Path, net: PathLike) -> bool:
+    """Return whether a .caffemodel has weights of the right shapes for every layer of a net that has some.
+
+    Where the shapes are not known, because the size of the data is not, each layer with weights in the file must be one of the net.
+    """
+    with suppress(CaffeToolsError, OSError):
+        blobs = read_caffemodel(weights).blobs
+        param = _read(net)
+        phase, graph = list(graphs_present(param).items())[-1]
+        layers = list(graph.layers.values())
+        learned = {layer.name: shapes for layer, shapes in zip(layers, parameter_shapes(layers, param, phase), strict=True)}
+        if None in learned.values() and not blobs.keys() <= learned.keys():
+            return False
+        return all(name in blobs and all_fit(blobs[name], shapes) for name, shapes in learned.items() if shapes)
+    return False
 
 
 def find_dataset(net: PathLike) -> DatasetCard | None:

@@ -51,7 +51,7 @@ class ProjectStatus:
 
     Attributes:
         folder: The project's folder.
-        net: Name of the net; "" if there is none.
+        net: Name of the net, or its path where it has no name; "" if there is none.
         classes: Number of classes of the dataset; 0 if there is none.
         images: Training and validation images.
         iteration: Iteration of the newest snapshot.
@@ -308,7 +308,7 @@ class Project:
         onnx = next((path for path in (self.onnx, self.nets / "model.onnx") if path.is_file()), None)
         return ProjectStatus(
             self.folder,
-            net=str(read_net(self.train_val).name) if self.train_val.is_file() else "",
+            net=(read_net(self.train_val).name or str(self.train_val)) if self.train_val.is_file() else "",
             classes=len(card.classes) if card is not None else 0,
             images=(card.train_count, card.val_count) if card is not None else (0, 0),
             iteration=found.iteration if found is not None else 0,

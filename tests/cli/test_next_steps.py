@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from caffetools import cli
+from caffetools import cli, load_net
 from caffetools.cli import show
 from caffetools.cli.app import take_global_options
 from caffetools.layers import registry
+from caffetools.net.weights import to_caffemodel
 from caffetools.project.config import command
 from caffetools.project.next_step import find_weights
+from caffetools.proto.binary import write_caffemodel
 from tests.cli.inprocess import Done, error_of, run, run_well
 from tests.cli.published import publishing
 from tests.data.foreign import write_cifar, write_idx
@@ -314,3 +316,19 @@ def test_command_lines_are_quoted_for_a_shell() -> None:
 def test_the_next_step_of_a_dataset_needs_no_torch() -> None:
     script = "import sys, caffetools.cli.dataset_build, caffetools.project.surroundings; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_weights_next_to_a_net_are_proposed_only_where_they_fit() -> None:
+    run_well("retarget", "lenet", "--classes", 3, "-o", "net")
+    run_well("retarget", "lenet", "--classes", 7, "-o", "other")
+    Path("other/solver.prototxt").write_text('net: "other/deploy.prototxt"')
+    write_caffemodel("net/trained.caffemodel", to_caffemodel(load_net("net/deploy.prototxt")))
+    assert find_weights("net/deploy.prototxt") == Path("net/trained.caffemodel")
+    assert (
+        "--weights net/trained.caffemodel"
+        in run_well("retarget", "net/train_val.prototxt", "--classes", 4, "-o", "more", "--input-shape", "1,1,28,28").stdout
+    )
+    Path("net/trained.caffemodel").rename("other/trained.caffemodel")
+    assert find_weights("other/deploy.prototxt") is None
+    retargeted = run_well("retarget", "other/train_val.prototxt", "--classes", 4, "-o", "fresh", "--input-shape", "1,1,28,28")
+    assert next_of(retargeted) == ["train", "fresh/solver.prototxt"]

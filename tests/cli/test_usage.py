@@ -65,6 +65,9 @@ def test_a_bare_call_shows_the_project_of_the_folder_or_the_help(tmp_path: Path,
     text = run_well().stdout
     assert "LeNet" in text and "0 of 10000 iterations" in text
     assert "one subfolder for each class: caffetools dataset build PICTURES data" in text
+    nameless = Path("net/train_val.prototxt")
+    nameless.write_text(nameless.read_text().replace('name: "LeNet"', "", 1))
+    assert "net        net/train_val.prototxt" in run_well().stdout
     Path("photos/a").mkdir(parents=True)
     Path("photos/b").mkdir()
     for name in ("a", "b"):
