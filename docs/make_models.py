@@ -8,7 +8,7 @@ from caffetools.cli.tables import shortened
 from caffetools.graph.summary import summarize
 from caffetools.proto.text import read_net
 from caffetools.zoo.cards import ModelCard, get_card, list_models
-from caffetools.zoo.names import known_names
+from caffetools.zoo.names import short_name
 
 PAGE = Path(__file__).resolve().parent / "models.md"
 
@@ -40,23 +40,16 @@ def page() -> str:
 def table(cards: list[ModelCard]) -> list[str]:
     """Return the lines of the table of models; parameters and MACs are counted from the deploy nets."""
     lines = list(TABLE)
-    for card in cards:
+    for card in sorted(cards, key=lambda card: short_name(card.name)):
         summary = summarize(read_net(card.network("deploy")), shapes={"": (1, *card.input.shape)})
         accuracy = card.accuracy
         top = [f"{value:.1f}" if value else "–" for value in ((accuracy.top1, accuracy.top5) if accuracy else (None, None))]
         size = " x ".join(map(str, card.input.shape))
         lines.append(
-            f"| `{short_name(card)}` | {size} | {shortened(summary.parameters)} | {shortened(summary.macs)} "
+            f"| `{short_name(card.name)}` | {size} | {shortened(summary.parameters)} | {shortened(summary.macs)} "
             f"| {top[0]} | {top[1]} | {card.licence} |"
         )
     return lines
-
-
-def short_name(card: ModelCard) -> str:
-    """Return the shortest name of a model that the commands take: ``alexnet`` for ``bvlc_alexnet``."""
-    known = set(known_names())
-    shorter = (card.name.removeprefix("bvlc_"), card.name.removeprefix("bvlc_reference_"))
-    return next((name for name in shorter if name in known), card.name)
 
 
 def _section(card: ModelCard) -> str:

@@ -138,7 +138,9 @@ def split_files(
     files: list[str], model: str | None, *, command: str = "classify", listed: bool = False
 ) -> tuple[Path, Path | None, list[str], str | None, bool]:
     """Return the model's file, its weights (None for an ONNX file), the pictures, the network of the zoo, and whether weights are given."""
+    from caffetools.data.images import SUFFIXES
     from caffetools.errors import CaffeToolsError
+    from caffetools.project.config import command as shell_line
     from caffetools.zoo.names import is_model
 
     if model is None and files and is_model(files[0]):
@@ -152,6 +154,9 @@ def split_files(
         example = "googlenet photo.jpg" if command == "classify" else "deploy.prototxt w.caffemodel photo.jpg"
         raise CaffeToolsError(f"{command} needs a model and pictures, for example: caffetools {command} {example}")
     deploy, rest = prototxt(files[0]), files[1:]
+    if deploy.suffix.lower() in SUFFIXES:
+        model_first = ["googlenet"] if command == "classify" else ["deploy.prototxt", "w.caffemodel"]
+        raise CaffeToolsError(f"{deploy} is a picture; the model comes before it, for example: {shell_line(command, *model_first, *files)}")
     if deploy.suffix.lower() == ".onnx":
         weights, pictures, wanted = None, rest[1:] if rest[:1] == ["-"] else rest, "at least one picture"
     else:

@@ -120,8 +120,10 @@ def train(
     options["trackers"] = (tensorboard, mlflow, wandb)
     several = processes is not None or gpu == "all" or "," in gpu
     options["callbacks"] = _quantization(quantize, compute, several=several)
-    if not (weights or snapshot or resume or quiet):
-        _warn_of_random_start(path)
+    if not (snapshot or resume or quiet):
+        _note_earlier_snapshots(path)
+        if not weights:
+            _warn_of_random_start(path)
     done = _train(path, processes, restarts, gpu, device, (sigint_effect, sighup_effect), compute, quiet, start | options)
     if done is not None and (as_json or not quiet):
         print_json(_as_json(done)) if as_json else _report(done, path, quantize)
@@ -170,6 +172,22 @@ def _train(
             **options,
         )
         return done if is_main() else None
+
+
+def _note_earlier_snapshots(path: Path) -> None:
+    """Note that snapshots of an earlier training are where those of the new one will be."""
+    from contextlib import suppress
+
+    from caffetools.proto.text import read_solver
+    from caffetools.solver.checkpoints.resume import newest_snapshot
+    from caffetools.solver.paths import snapshot_prefix
+
+    with suppress(CaffeToolsError):
+        found = newest_snapshot(snapshot_prefix(read_solver(path), path))
+        if found is not None:
+            note(
+                f"{found.state} is of an earlier training; this one begins at iteration 0 and replaces its snapshots (--resume auto continues it)"
+            )
 
 
 def _warn_of_random_start(path: Path) -> None:

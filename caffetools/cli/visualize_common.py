@@ -112,7 +112,7 @@ def emit(draw: Callable[[Theme], tuple[Figure, str]], out: Path | None, show: bo
     from caffetools.visualize.output import save_picture
 
     if out is None and not show:
-        raise typer.BadParameter("name a file to write with -o, or give --show", param_hint="-o")
+        raise typer.BadParameter("name a file to write, or give --show", param_hint="-o")
     check_drawing(out)
     path = out or Path(tempfile.mkdtemp(prefix="caffetools-")) / "picture.png"
     caption = save_picture(path, draw, title=title)

@@ -40,8 +40,9 @@ def list_(
     published weights, and training takes minutes. ms is the time of one picture on this machine's CPU, from --measure.
     """
     from caffetools.zoo.cards import get_card, list_models
+    from caffetools.zoo.names import short_name
 
-    cards = [get_card(name) for name in list_models()]
+    cards = [get_card(name) for name in sorted(list_models(), key=short_name)]
     speeds = _speeds([card.name for card in cards], measure=measure)
     if json:
         print_json([{**_facts(card), "milliseconds": speeds.get(card.name)} for card in cards])
@@ -52,7 +53,7 @@ def list_(
         fetched = "yes" if _fetched(card) else "no" if card.weights else "none" if card.scratch else "by hand"
         speed = f"{speeds[card.name]:.1f}" if card.name in speeds else "-"
         cells = (_times(card.input.shape), size, shortened(card.macs), _accuracy(card), speed, card.licence, fetched)
-        rows.append((card.name, *cells))
+        rows.append((short_name(card.name), *cells))
     print_table(("name", "input", ">size", ">MACs", "top-1/5 %", ">ms", "licence", "fetched"), rows)
     if not speeds:
         note("ms is not measured yet; `caffetools zoo list --measure` does so")
@@ -77,12 +78,13 @@ def _speeds(names: list[str], *, measure: bool) -> dict[str, float]:
 def show(name: Name, json: Json = False) -> None:
     """Show everything known about a model: addresses, checksums, licence, preprocessing, accuracy, networks."""
     from caffetools.zoo.cards import get_card
+    from caffetools.zoo.names import short_name
 
     card = get_card(name)
     if json:
         print_json(_facts(card))
         return
-    print_title(card.title, f" ({card.name})\n{card.about}\n")
+    print_title(card.title, f" ({short_name(card.name)})\n{card.about}\n")
     for label, text in _lines(card):
         console.print(f"{label:<10} {text}", markup=False)
 

@@ -6,6 +6,7 @@ import glob
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.data.images import SUFFIXES, Pixels
-from caffetools.errors import DataError, NetError
+from caffetools.errors import CaffeToolsError, DataError, NetError
 from caffetools.events import EventSink, Progress, Warned, ignore
+from caffetools.graph.inputs import is_data_layer
 from caffetools.infer.load import open_engine
 from caffetools.infer.preprocess import Preprocessor, read_labels, read_mean
 from caffetools.layers.base import format_shape
 from caffetools.proto.blobs import Array
+from caffetools.proto.text import read_net
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
@@ -109,11 +113,15 @@ class PictureModel:
         task: str,
         results: str,
     ):
-        self.engine, known = open_engine(deploy, weights, engine=engine, device=device)
+        try:
+            self.engine, known = open_engine(deploy, weights, engine=engine, device=device)
+        except CaffeToolsError as error:
+            error.hint = error.hint or _hint_for_training(deploy)
+            raise
         pictures = [blob for blob, shape in self.engine.inputs.items() if len(shape) == 4]
         if len(self.engine.inputs) != 1 or not pictures:
             inputs = ", ".join(self.engine.inputs) or "none"
-            raise NetError(f"{os.fspath(deploy)}: {task} needs a net with one input for pictures; it has {inputs}")
+            raise NetError(f"{task} needs a net with one input for pictures; it has {inputs}", path=deploy, hint=_hint_for_training(deploy))
         self.input = pictures[0]
         outputs = self.engine.outputs
         if output not in outputs and (output is not None or len(outputs) != 1):
@@ -368,3 +376,11 @@ def _parts(batch: Array, size: int | None) -> Iterator[Array]:
         part = batch[start : start + size]
         missing = size - len(part)
         yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+
+
+def _hint_for_training(deploy: PathLike) -> str:
+    """Return what to do where a net for training is given for a deploy net; "" for any other file."""
+    with suppress(CaffeToolsError, OSError):
+        if Path(deploy).suffix != ".onnx" and any(map(is_data_layer, upgrade_net(read_net(deploy)).layer)):
+            return "this is a net for training: give its deploy net (`caffetools deploy` writes it)"
+    return ""

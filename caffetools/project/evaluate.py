@@ -49,12 +49,12 @@ class Evaluation:
 def held_out(card: DatasetCard) -> list[tuple[Path, int]]:
     """Return the held-out pictures of a data set and their labels, as val.txt lists them. Raises :class:`DataError` where it is damaged."""
     listing = card.folder / "val.txt"
-    pictures: list[tuple[Path, int]] = []
+    source, pictures = card.pictures_source, []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
         name, _, label = line.rpartition(" ")
         if not name or not label.isdecimal() or int(label) >= len(card.classes):
             raise DataError(f"{listing}:{number}: not a picture and the number of one of {len(card.classes)} classes: {line!r}")
-        pictures.append((Path(card.pictures) / name, int(label)))
+        pictures.append((source / name, int(label)))
     return pictures
 
 

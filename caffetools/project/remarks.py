@@ -73,8 +73,9 @@ class LossTrend:
 
     @property
     def overfits(self) -> bool:
-        """Whether the test loss rose while the training loss fell."""
-        return self.train is not None and self.last > self.lowest * _RISE and self.train[1] < self.train[0]
+        """Whether the test loss rose, to a value that is not near 0, while the training loss fell."""
+        rose = self.last > max(self.lowest * _RISE, _LOW_LOSS)
+        return self.train is not None and rose and self.train[1] < self.train[0]
 
     @property
     def improving(self) -> bool:
@@ -148,6 +149,9 @@ def remarks_on_accuracy(accuracy: float, classes: int, images: int, advice: Advi
     """
     if not is_chance_level(accuracy, classes, images):
         return []
+    if is_chance_level(1.0, classes, images) or (accuracy > 1 / classes and images < FEW_IMAGES):
+        counted = "1 held-out image" if images == 1 else f"{images} held-out images"
+        return [f"{counted} cannot show whether the network is better than guessing one of {classes} classes; hold out more."]
     return [
         f"The accuracy of {accuracy:.1%} is no better than guessing one of {classes} classes ({1 / classes:.1%}): the network has not learned to "
         f"separate them. {advice.chance}"

@@ -24,7 +24,7 @@ def after_run(card: DatasetCard, confusion: Confusion, deploy: Path, weights: Pa
         weights: The trained .caffemodel.
         onnx: The exported model; None without one.
     """
-    pictures, folder = Path(card.pictures), deploy.parent.parent
+    pictures, folder = card.pictures_source, deploy.parent.parent
     picture = find_picture(deploy)
     model: list[object] = [onnx] if onnx is not None else [deploy, weights]
     steps = []

@@ -90,7 +90,10 @@ def plan_training(
         CaffeToolsError: There are no images, a number is below its minimum, or a batch is larger than the dataset.
     """
     if train_pictures < 1 or val_pictures < 1:
-        raise CaffeToolsError(f"{train_pictures} training and {val_pictures} held-out pictures: at least one of each is needed")
+        raise CaffeToolsError(
+            f"{train_pictures} training and {val_pictures} held-out pictures: at least one of each is needed",
+            hint="a class needs two pictures or more, one of them to be held out",
+        )
     for name, value in (("epochs", epochs), ("batch", batch)):
         if value is not None and value < 1:
             raise CaffeToolsError(f"--{name} must be at least 1, not {value}")

@@ -66,7 +66,7 @@ def labelled_pictures(source: PathLike) -> LabelledPictures:
     path = Path(source)
     if (path / CARD).exists():
         card = load_card(path)
-        paths, labels = _read_list(path / "val.txt", Path(card.pictures))
+        paths, labels = _read_list(path / "val.txt", card.pictures_source)
         return _checked(LabelledPictures(paths, labels, tuple(card.classes)), path)
     if path.is_dir():
         listing = list_pictures(path)

@@ -73,6 +73,16 @@ def known_names() -> list[str]:
     return sorted({short.get(model, model) for model in MODELS} | set(MODELS))
 
 
+def short_name(model: str) -> str:
+    """Return the name without its publisher, where that is one of the model's names: ``alexnet`` for ``bvlc_alexnet``.
+
+    Args:
+        model: One of :data:`MODELS`.
+    """
+    shorter = (model.removeprefix("bvlc_"), model.removeprefix("bvlc_reference_"))
+    return next((name for name in shorter if name in ALIASES), model)
+
+
 def get_name(name: str) -> str:
     """Return the zoo's model that ``name`` is.
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.inprocess import run, without_next
+from tests.cli.inprocess import error_of, run, without_next
 from tests.infer.colours import write_labels, write_net, write_pictures
+from tests.project.shapes import TRAIN_VAL, draw_shapes
 
 
 def test_each_picture_is_shown_with_its_most_probable_classes(tmp_path: Path) -> None:
@@ -88,3 +89,17 @@ def test_options_that_make_no_sense_are_one_line_and_exit_code_2(tmp_path: Path,
     assert code == 2
     assert re.search(message, err)
     assert "Traceback" not in err
+
+
+def test_a_picture_or_a_net_for_training_in_place_of_the_deploy_net_is_reported_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw_shapes(Path("my pictures"), each=1)
+    picture = sorted(Path("my pictures").rglob("*.png"))[0]
+    message = error_of(run("classify", picture))
+    assert message == f"{picture} is a picture; the model comes before it, for example: caffetools classify googlenet '{picture}'"
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    Path("w.caffemodel").touch()
+    message = error_of(run("classify", "train_val.prototxt", "w.caffemodel", picture))
+    assert message.endswith("this is a net for training: give its deploy net (`caffetools deploy` writes it)"), message

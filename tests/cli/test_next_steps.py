@@ -15,9 +15,11 @@ import pytest
 from caffetools import cli, load_net
 from caffetools.cli import show
 from caffetools.cli.app import take_global_options
+from caffetools.data.datasets.card import load_card
 from caffetools.layers import registry
 from caffetools.net.weights import to_caffemodel
 from caffetools.project.config import command
+from caffetools.project.evaluate import held_out
 from caffetools.project.next_step import find_weights
 from caffetools.proto.binary import write_caffemodel
 from tests.cli.inprocess import Done, error_of, run, run_well
@@ -332,3 +334,23 @@ def test_weights_next_to_a_net_are_proposed_only_where_they_fit() -> None:
     assert find_weights("other/deploy.prototxt") is None
     retargeted = run_well("retarget", "other/train_val.prototxt", "--classes", 4, "-o", "fresh", "--input-shape", "1,1,28,28")
     assert next_of(retargeted) == ["train", "fresh/solver.prototxt"]
+
+
+def test_the_pictures_of_a_dataset_are_found_from_inside_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_shapes(Path("my pictures"), each=3)
+    run_well("dataset", "build", "my pictures", "run/data", "--size", 32)
+    monkeypatch.chdir("run/data")
+    pictures = [path for path, _ in held_out(load_card(Path()))]
+    assert len(pictures) == 3 and all(path.is_file() for path in pictures)
+
+
+def test_a_training_that_replaces_the_snapshots_of_another_says_so() -> None:
+    draw_shapes(Path("pictures"), each=4)
+    run_well("dataset", "build", "pictures", "data", "--size", 40)
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 1)
+    assert "earlier" not in run_well("train", "net/solver.prototxt").stderr
+    (state,) = Path("net").glob("*.solverstate")
+    note = f"{state} is of an earlier training; this one begins at iteration 0 and replaces its snapshots (--resume auto continues it)"
+    assert note in run_well("train", "net/solver.prototxt").stderr
+    assert "earlier" not in run_well("train", "net/solver.prototxt", "--resume", "auto").stderr

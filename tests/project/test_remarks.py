@@ -54,6 +54,10 @@ def test_the_remarks_on_caffetools_train_name_settings_of_the_solver_rather_than
     assert "max_iter" in chance and "--epochs" not in chance and "--from-scratch" not in chance
 
 
+def test_a_test_loss_that_rises_but_remains_near_0_is_not_overfitting() -> None:
+    assert remarks_on_log(log_of(FALLING, [2.0, 1.0, 0.1, 0.001, 0.0001, 0.002, 0.004, 0.008])) == []
+
+
 def test_a_test_loss_that_rises_with_the_training_loss_is_not_overfitting() -> None:
     assert remarks_on_log(log_of([0.5, 0.6, 0.8, 0.9, 1.0, 1.2, 1.4, 1.9], OVERFITTING)) == []
 
@@ -95,6 +99,22 @@ def test_classes_that_are_never_recognised_or_never_measured_are_named() -> None
 def test_at_chance_level_only_that_is_stated() -> None:
     (remark,) = remarks_on(Confusion.from_labels([0, 1, 2, 3] * 5, [0] * 20, ["a", "b", "c", "d"]))
     assert remark.startswith("The accuracy of 25.0% is no better than guessing one of 4 classes (25.0%)")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "images", "start"),
+    [
+        (1.0, 2, 2, "2 held-out images cannot show whether the network is better than guessing one of 2 classes"),
+        (1.0, 2, 1, "1 held-out image cannot show"),
+        (2 / 3, 3, 3, "3 held-out images cannot show"),
+        (0.0, 3, 6, "The accuracy of 0.0% is no better than guessing"),
+    ],
+)
+def test_a_result_on_a_handful_of_images_is_not_called_chance_where_it_is_above_it(
+    accuracy: float, classes: int, images: int, start: str
+) -> None:
+    (remark,) = remarks_on_accuracy(accuracy, classes, images)
+    assert remark.startswith(start)
 
 
 def test_chance_level_by_hand() -> None:

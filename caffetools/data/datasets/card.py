@@ -77,6 +77,15 @@ class DatasetCard:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
+    def pictures_source(self) -> Path:
+        """Where :attr:`pictures` is: as written, else from the nearest folder above the dataset from which it is found."""
+        path = Path(self.pictures)
+        if path.is_absolute() or path.exists():
+            return path
+        above = (Path(os.path.relpath(folder / path)) for folder in self.folder.absolute().parents)
+        return next((place for place in above if place.exists()), path)
+
+    @property
     def train_lmdb(self) -> Path:
         """Source of the training pictures for a Data layer."""
         return self.source("train")
