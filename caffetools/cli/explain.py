@@ -114,7 +114,7 @@ def occlusion(
 
 
 def receptive_field(
-    net: Annotated[Path, typer.Argument(metavar="NET", help="A deploy prototxt.", show_default=False)],
+    net: Annotated[Path, typer.Argument(metavar="NET", help="A deploy prototxt; or a network of the zoo.", show_default=False)],
     out: Out = None,
     json: Annotated[bool, typer.Option("--json", help="Print the fields as JSON.")] = False,
     show: Show = False,

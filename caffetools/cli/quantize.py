@@ -42,7 +42,7 @@ Ranges = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Ranges of `train --quantize` (PREFIX_iter_N.ranges.json), or none; by default those next to WEIGHTS.",
+        help="Ranges that `train --quantize` wrote (a .ranges.json), or none; by default those next to WEIGHTS.",
         show_default=False,
     ),
 ]

@@ -56,7 +56,7 @@ CudaGraphs = Annotated[
     ),
 ]
 Quantize = Annotated[
-    str, typer.Option(metavar="int8", help="Compute with simulated int8 (quantization-aware training).", show_default=False)
+    str, typer.Option(metavar="int8", help="Quantization-aware training: compute with simulated int8.", show_default=False)
 ]
 
 
@@ -85,7 +85,7 @@ def train(
     engine: Engine = "caffetools",
     engine_image: EngineImage = "",
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for TensorBoard's metrics.", show_default=False)] = None,
-    mlflow: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Log metrics to MLflow (MLFLOW_TRACKING_URI).")] = "",
+    mlflow: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Log metrics to MLflow.")] = "",
     wandb: Annotated[str, typer.Option(metavar="PROJECT", help="Log metrics to Weights & Biases.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the log is still written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")] = False,
@@ -121,9 +121,7 @@ def train(
     several = processes is not None or gpu == "all" or "," in gpu
     options["callbacks"] = _quantization(quantize, compute, several=several)
     if not (snapshot or resume or quiet):
-        _note_earlier_snapshots(path)
-        if not weights:
-            _warn_of_random_start(path)
+        _note_start(path, weighted=bool(weights))
     done = _train(path, processes, restarts, gpu, device, (sigint_effect, sighup_effect), compute, quiet, start | options)
     if done is not None and (as_json or not quiet):
         print_json(_as_json(done)) if as_json else _report(done, path, quantize)
@@ -172,6 +170,17 @@ def _train(
             **options,
         )
         return done if is_main() else None
+
+
+def _note_start(path: Path, *, weighted: bool) -> None:
+    """Note what a training from iteration 0 may do that is not intended; processes that another one started leave that to it."""
+    from caffetools.solver.strategy import launched
+
+    if launched():
+        return
+    _note_earlier_snapshots(path)
+    if not weighted:
+        _warn_of_random_start(path)
 
 
 def _note_earlier_snapshots(path: Path) -> None:

@@ -103,8 +103,11 @@ def get_name(name: str) -> str:
 
 
 def is_model(text: str | os.PathLike[str]) -> bool:
-    """Return whether ``text`` is a model of the zoo, and not a file or folder that exists."""
-    return isinstance(text, str) and not Path(text).exists() and find_model(text) is not None
+    """Return whether ``text`` is a model of the zoo, and not a file that exists.
+
+    A folder is never given for a net or for weights; one of that name is what ``zoo copy NAME NAME`` writes.
+    """
+    return isinstance(text, str) and not Path(text).is_file() and find_model(text) is not None
 
 
 def _is_path(name: str) -> bool:

@@ -36,6 +36,7 @@ def test_every_command_explains_itself_within_80_columns(words: tuple[str, ...])
     done = run_well(*words, "--help")
     assert f"Usage: caffetools {' '.join(words)}" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+    assert re.findall(r"\w+… *│$", done.stdout, re.MULTILINE) == [], "a word is too long for its column"
     assert done.stderr == ""
 
 

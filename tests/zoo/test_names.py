@@ -44,6 +44,9 @@ def test_a_file_of_that_name_is_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert is_model("alexnet")
     (tmp_path / "alexnet").write_text("")
     assert not is_model("alexnet")
+    # As `zoo copy squeezenet squeezenet` leaves it: a folder is never a net.
+    (tmp_path / "squeezenet").mkdir()
+    assert is_model("squeezenet")
     assert find_model("deploy.prototxt") is None
 
 
