@@ -159,7 +159,7 @@ def test_verify_finds_labels_values_and_sizes(tmp_path: Path) -> None:
         Fault("label", "4", "it has no label, which Caffe reads as 0"),
         Fault("size", "5", "its picture is 3x5x5, but its Datum states 3x5x6"),
         Fault("size", "6", "its size is 3x5x4, but that of 6 record(s) is 3x5x5"),
-        Fault("gap", "", "no record has the label(s) 3-4; the highest label is 4"),
+        Fault("gap", "", "no record has the label(s) 3-4; the number of classes is 5"),
     ]
     gap = verify_database(database).faults[-1]
     assert gap.message == "no record has the label(s) 3-1999999999; the highest label is 2000000000"

@@ -169,7 +169,8 @@ class _Checker:
         highest = self._classes if self._classes is not None else max(self._labels, default=-1) + 1
         missing = _ranges(self._labels, highest)
         if missing and (self._labels or self._classes is not None):
-            faults.append(Fault("gap", "", f"no record has the label(s) {', '.join(missing)}; the highest label is {highest - 1}"))
+            reach = f"the highest label is {highest - 1}" if self._classes is None else f"the number of classes is {self._classes}"
+            faults.append(Fault("gap", "", f"no record has the label(s) {', '.join(missing)}; {reach}"))
         return faults
 
     def _check_order(self, record: RecordFacts) -> None:
