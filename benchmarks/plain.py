@@ -1,4 +1,4 @@
-"""AlexNet, GoogLeNet and SqueezeNet v1.1 as one would write them by hand in plain eager PyTorch, for comparison.
+"""AlexNet, GoogLeNet, SqueezeNet v1.1, ResNet-10 and ResNet-50 as one would write them by hand in plain eager PyTorch, for comparison.
 
 NCHW memory, ``nn`` modules, ``torch.optim.SGD``. Layer sizes are the papers'; LRN and GoogLeNet's two further heads are there, since
 Caffe's networks have them. Every ``forward`` gives the training loss.
@@ -116,10 +116,88 @@ class SqueezeNet(nn.Module):
         return F.cross_entropy(self.features(x).mean((2, 3)), label)
 
 
+def normed(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Bottleneck(nn.Module):
+    """ResNet-50's block: 1 x 1, 3 x 3 and 1 x 1 kernels; the first one has the stride."""
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            normed(inputs, width, 1, stride),
+            nn.ReLU(inplace=True),
+            normed(width, width, 3),
+            nn.ReLU(inplace=True),
+            normed(width, 4 * width, 1),
+        )
+        self.shortcut = nn.Identity() if inputs == 4 * width else normed(inputs, 4 * width, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual(x) + self.shortcut(x), inplace=True)
+
+
+class ResNet50(nn.Module):
+    """He et al. 2015; 224 x 224 inputs."""
+
+    def __init__(self, classes: int = 1000):
+        super().__init__()
+        blocks: list[nn.Module] = [normed(3, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)]
+        inputs = 64
+        for stage, count in enumerate((3, 4, 6, 3)):
+            width = 64 << stage
+            for index in range(count):
+                blocks.append(Bottleneck(inputs, width, 2 if stage and not index else 1))
+                inputs = 4 * width
+        self.features, self.classifier = nn.Sequential(*blocks), nn.Linear(2048, classes)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(self.classifier(self.features(x).mean((2, 3))), label)
+
+
+class PreActivation(nn.Module):
+    """ResNet-10's block: BatchNorm and ReLU before each of two 3 x 3 convolutions, the first of stride 2 as the shortcut."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
+        self.residual = nn.Sequential(
+            normed(inputs, outputs, 3, 2), nn.ReLU(inplace=True), nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        )
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y: Tensor = self.residual(x) + self.shortcut(x)
+        return y
+
+
+class ResNet10(nn.Module):
+    """Simon et al. 2016: BatchNorm over the pictures, and four blocks; 224 x 224 inputs."""
+
+    def __init__(self, classes: int = 1000):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.BatchNorm2d(3), nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)
+        )
+        self.first = nn.Sequential(normed(64, 64, 3), nn.ReLU(inplace=True), nn.Conv2d(64, 64, 3, padding=1, bias=False))
+        self.blocks = nn.Sequential(
+            PreActivation(64, 128), PreActivation(128, 256), PreActivation(256, 512), nn.BatchNorm2d(512), nn.ReLU(inplace=True)
+        )
+        self.classifier = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        x = self.stem(x)
+        return F.cross_entropy(self.classifier(self.blocks(x + self.first(x)).mean((2, 3))), label)
+
+
 NETWORKS = {
     "bvlc_alexnet": (AlexNet, 227),
     "bvlc_googlenet": (GoogLeNet, 224),
     "squeezenet_v1.1": (SqueezeNet, 227),
+    "resnet10": (ResNet10, 224),
+    "resnet50": (ResNet50, 224),
 }
 
 

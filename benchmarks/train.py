@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 # By name → side of the pictures; the PyTorch modules are in plain.py.
-NETWORKS = {"bvlc_alexnet": 227, "bvlc_googlenet": 224, "squeezenet_v1.1": 227}
+NETWORKS = {"bvlc_alexnet": 227, "bvlc_googlenet": 224, "squeezenet_v1.1": 227, "resnet10": 224, "resnet50": 224}
 Step = Callable[[], object]
 
 
