@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -73,45 +71,35 @@ def to_int8(model: OnnxModel, net: Net, ranges: Mapping[str, tuple[float, float]
         net: What it was exported from.
         ranges: Value of the model → (lowest, highest) to represent.
         keep: Layers that are not quantized.
-
-    Raises:
-        ExportError: The onnxruntime that is installed is too old.
     """
-    import onnxruntime
-    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-    try:
-        from onnxruntime.quantization.calibrate import save_tensors_data
-    except ImportError:
-        # Its quantize_static takes no ranges from elsewhere.
-        raise ExportError(
-            f"onnxruntime {onnxruntime.__version__} is too old to quantize with given ranges", hint="pip install --upgrade onnxruntime"
-        ) from None
     excluded = _excluded(net, model.proto.graph, keep)
     pools = _pools_of_floats(model.proto.graph, excluded)
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
-    with tempfile.TemporaryDirectory() as folder, _silenced():
-        cache, out = Path(folder, "ranges.json"), Path(folder, "int8.onnx")
-        save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), cache)
-        quantize_static(
+    with _silenced():
+        # What quantize_static does after its own calibration; only the newest releases let that read ranges from elsewhere.
+        quantizer = QDQQuantizer(
             model.to_proto(),
-            out,
-            None,
-            op_types_to_quantize=list(_QUANTIZED),
-            nodes_to_exclude=[*excluded, *pools],
             per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+            nodes_to_quantize=[],
+            nodes_to_exclude=[*excluded, *pools],
+            op_types_to_quantize=list(_QUANTIZED),
             extra_options={
                 # Blobs between a convolution and its activation keep their names, and are not rounded: their readers' inputs are.
                 "QDQKeepRemovableActivations": True,
                 "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
                 "ForceQuantizeNoInputCheck": True,
             },
-            calibration_cache_path=cache,
         )
-        made = onnx.load(str(out))
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        made: onnx.ModelProto = quantizer.model.model
     _quantize_activations(made.graph, ranges, excluded)
     _read_floats(made.graph, [*excluded, *pools])
     _hold_in_float(made.graph, pools)

@@ -433,12 +433,3 @@ def test_a_net_without_pictures_is_refused(tmp_path: Path, digits: Digits) -> No
     )
     with pytest.raises(CaffeToolsError, match="no single input"):
         ct.quantize(tmp_path / "deploy.prototxt", digits.weights, tmp_path / "m.onnx", digits.pictures)
-
-
-def test_an_old_onnxruntime_is_an_error_that_names_the_cure(tmp_path: Path, digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxruntime.quantization import calibrate
-
-    monkeypatch.delattr(calibrate, "save_tensors_data")
-    done = run("quantize", digits.deploy, digits.weights, "--calibration", digits.pictures, "--most", 8, "-o", tmp_path / "m.onnx")
-    assert "is too old to quantize" in error_of(done, 1) and "pip install --upgrade onnxruntime" in done.stderr
-    assert not list(tmp_path.glob("m.*onnx"))
