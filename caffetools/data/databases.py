@@ -21,6 +21,8 @@ from caffetools.util.folders import PathLike, new_folder
 _LONGEST_KEY = 511
 # What one transaction holds at most; LMDB keeps it in memory.
 _COMMIT_RECORDS, _COMMIT_BYTES = 1000, 1 << 25
+# Commits after which the file is mapped anew.
+_REMAP_COMMITS = 16
 
 
 def open_database(path: PathLike) -> Database:
@@ -166,7 +168,7 @@ class LmdbWriter:
         self._environment = lmdb.open(os.fspath(folder), map_size=map_size, lock=False, sync=False, metasync=False)
         self._map_size = map_size
         self._pending: list[Record] = []
-        self._pending_bytes = 0
+        self._pending_bytes = self._commits = 0
         self.last_key = b""
         self.count = int(self._environment.stat()["entries"])
         if self.count:
@@ -213,6 +215,10 @@ class LmdbWriter:
                         last = max(last, key)
                 self.last_key, self._pending_bytes = last, 0
                 self._pending.clear()
+                self._commits += 1
+                if self._commits % _REMAP_COMMITS == 0:
+                    # Pages of the map that were looked at count to the process's memory; mapped anew, they do not.
+                    self._environment.set_mapsize(self._map_size)
             except self._lmdb.MapFullError:
                 self._map_size *= 2
                 self._environment.set_mapsize(self._map_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,12 @@ def read_lists(source: str) -> tuple[list[str], NDArray[np.float32]]:
 
 
 def read_list(path: PathLike) -> list[tuple[str, int]]:
-    """Return the (picture, label) lines of a list as convert_imageset reads it: the label follows the last space.
+    """Return the (picture, label) lines of a list; see :func:`labelled_lines`."""
+    return [(name, label) for _, name, label in labelled_lines(path)]
+
+
+def labelled_lines(path: PathLike) -> Iterator[tuple[int, str, int]]:
+    """Yield the lines of a list as convert_imageset reads it: (number of the line, picture, label); the label follows the last space.
 
     Args:
         path: The list. Empty lines are left out.
@@ -47,27 +53,35 @@ def read_list(path: PathLike) -> list[tuple[str, int]]:
     Raises:
         DataError: The list is missing or empty, or a line does not end in an integer; names the line.
     """
-    entries: list[tuple[str, int]] = []
-    for number, line in read_lines(path):
+    number = 0
+    for number, line in lines_of(path):
         name, _, label = line.rpartition(" ")
         try:
-            entries.append((name, int(label)))
+            value = int(label)
         except ValueError:
             if other := wrong_kind(DataError, path, "a list of pictures (a path and a label on each line)", allowed=(Kind.TEXT,)):
                 raise other from None
             raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and an integer)") from None
         if not name:
             raise DataError(f"{os.fspath(path)}:{number}: '{line}' has no picture before its label")
-    if not entries:
+        yield number, name, value
+    if not number:
         raise DataError(f"{os.fspath(path)}: the list is empty")
-    return entries
 
 
 def read_lines(path: PathLike) -> list[tuple[int, str]]:
     """Return the lines of a list that are not blank, with their numbers from 1; bytes that are not UTF-8 are kept."""
+    return list(lines_of(path))
+
+
+def lines_of(path: PathLike) -> Iterator[tuple[int, str]]:
+    """Yield what :func:`read_lines` returns, line by line. Raises :class:`DataError` if the list cannot be read."""
     try:
-        # Editors of Windows begin UTF-8 files with a byte order mark.
-        text = os.fsdecode(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8))
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                # Editors of Windows begin UTF-8 files with a byte order mark.
+                content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if stripped := os.fsdecode(content.removesuffix(b"\n")).rstrip("\r\t "):
+                    yield number, stripped
     except OSError as error:
         raise DataError(f"{os.fspath(path)}: cannot read the list: {error.strerror} (looked for from {Path.cwd()})") from None
-    return [(number, stripped) for number, line in enumerate(text.split("\n"), 1) if (stripped := line.rstrip("\r\t "))]

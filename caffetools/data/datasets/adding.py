@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,13 @@ from caffetools.data.databases import LmdbWriter, open_database
 from caffetools.data.datasets.archives import is_archive, list_archive
 from caffetools.data.datasets.card import CARD, DatasetCard, Skipped, load_card
 from caffetools.data.datasets.combine import all_prints, common_root, complete_card, read_part, record_print
-from caffetools.data.datasets.duplicates import Duplicates, Fingerprint, find_duplicates, superfluous
+from caffetools.data.datasets.duplicates import Duplicates, find_duplicates, superfluous
 from caffetools.data.datasets.finishing import finish_dataset
-from caffetools.data.datasets.listing import Listing, Picture, list_pictures
+from caffetools.data.datasets.journal import JOURNALS, Journal
+from caffetools.data.datasets.listing import Listing, list_pictures
 from caffetools.data.datasets.lists import read_listing
 from caffetools.data.datasets.picture_records import RecordFormat, check_encoding, picture_records
+from caffetools.data.datasets.pictures import Picture, Pictures
 from caffetools.data.datasets.resizing import check_resize_mode
 from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
 from caffetools.data.datasets.writing import Source, WriteResult, write_pictures
@@ -137,7 +139,9 @@ class _Adder:
         self._total = self._done + 2 * new + before + len(self._before["train"]) + len(split.train)
         written = WriteResult()
         for part in PARTS:
-            self._append(part, getattr(split, part), written)
+            pictures: Pictures = getattr(split, part)
+            if len(pictures):
+                self._append(part, pictures, written)
         if not any(written.parts.values()):
             first = written.unusable[0]
             known = f" {self._known} of them are in it already;" if self._known else ""
@@ -147,6 +151,7 @@ class _Adder:
 
     def _finish(self, written: WriteResult, left_out: dict[str, str]) -> DatasetCard:
         remove(self._work / "unpacked")
+        remove(self._work / JOURNALS)
         parts = {part: self._before[part] + self._moved(written.parts[part], 1) for part in PARTS}
         skipped = [*self._listing.skipped, *(Skipped(path, reason) for path, reason in left_out.items()), *written.unusable]
         moved = [
@@ -177,7 +182,7 @@ class _Adder:
         self._done += 1
         self._report(self._done, max(self._done, self._total))
 
-    def _moved(self, pictures: list[Picture], which: int) -> list[Picture]:
+    def _moved(self, pictures: Sequence[Picture], which: int) -> list[Picture]:
         """Return pictures with paths below the common root; ``which``: 0 for those of the dataset, 1 for the new ones."""
         return [Picture(self._prefixes[which] + picture.path, picture.label) for picture in pictures]
 
@@ -186,7 +191,7 @@ class _Adder:
         known = {picture.path for pictures in self._before.values() for picture in pictures}
         count = 0
 
-        def new(pictures: list[list[Picture]]) -> list[list[Picture]]:
+        def new(pictures: Sequence[Sequence[Picture]]) -> list[list[Picture]]:
             nonlocal count
             kept = [[picture for picture in of_class if self._prefixes[1] + picture.path not in known] for of_class in pictures]
             count += sum(map(len, pictures)) - sum(map(len, kept))
@@ -225,14 +230,13 @@ class _Adder:
     def _find_superfluous(self) -> dict[str, str]:
         """Return the new pictures that are equal (or similar) to others, and why; pictures of the dataset are kept."""
         old = all_prints(self._work, self._before, self._step)
-        prints: list[Fingerprint] = []
-        pictures = self._listing.all_pictures
+        pictures = list(self._listing.all_pictures)
         with closing(picture_records(pictures, self._source.root, self._source.stored)) as records:
             for picture, record in zip(pictures, records, strict=True):
                 if not isinstance(record, DataError):
-                    prints.append(record_print(replace(picture, path=f"\0{picture.path}"), record.value, "train", picture.path))
+                    old.append(record_print(replace(picture, path=f"\0{picture.path}"), record.value, "train", picture.path))
                 self._step()
-        groups = find_duplicates([*old, *prints], similar=self._options.drop_similar)
+        groups = find_duplicates(old, similar=self._options.drop_similar)
         found: dict[str, str] = {}
         for group in groups:
             for path, reason in _to_drop(group).items():
@@ -250,9 +254,7 @@ class _Adder:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
 
-    def _append(self, part: str, pictures: list[Picture], written: WriteResult) -> None:
-        if not pictures:
-            return
+    def _append(self, part: str, pictures: Pictures, written: WriteResult) -> None:
         folder = self._work / f"{part}_lmdb"
         shards = read_index(folder).shards if (folder / INDEX).is_file() else ()
         if not shards and not (self._old.source("train") / INDEX).is_file():
@@ -268,7 +270,7 @@ class _Adder:
         else:
             remove(folder if not shards else folder / name)
 
-    def _write(self, folder: Path, part: str, pictures: list[Picture], written: WriteResult, before: Path | None = None) -> None:
+    def _write(self, folder: Path, part: str, pictures: Pictures, written: WriteResult, before: Path | None = None) -> None:
         """Write pictures into the LMDB ``folder``, with keys that count on after its last one, or after the last one of ``before``."""
         folder.mkdir(parents=True, exist_ok=True)
         writer = LmdbWriter(folder)
@@ -279,11 +281,13 @@ class _Adder:
                     last_key = database.item(len(database) - 1)[0]
             found = _NUMBER.match(last_key)
             number = max(count, int(found[0]) + 1 if found else 0)
-            write_pictures(writer, number, part, pictures, self._source, written, self._step)
+            with Journal(self._work / JOURNALS / part) as journal:
+                write_pictures(writer, number, pictures, self._source, journal, self._step)
         except BaseException:
             writer.abandon()
             raise
         writer.close()
+        written.take(part, pictures, self._work / JOURNALS / part)
 
 
 def _to_drop(group: Duplicates) -> dict[str, str]:
@@ -299,7 +303,7 @@ def _relabelled(listing: Listing, classes: list[str]) -> Listing:
     """Return the listing with the labels that ``classes`` gives to its classes' names, and an empty list for each other class."""
     labels = [classes.index(name) for name in listing.classes]
 
-    def moved(pictures: list[list[Picture]]) -> list[list[Picture]]:
+    def moved(pictures: Sequence[Sequence[Picture]]) -> list[list[Picture]]:
         found: list[list[Picture]] = [[] for _ in classes]
         for label, of_class in zip(labels, pictures, strict=True):
             found[label] = [Picture(picture.path, label) for picture in of_class]

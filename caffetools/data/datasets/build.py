@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from caffetools.cancel import CancelToken
 from caffetools.data.datasets.archives import is_archive, list_archive
@@ -18,9 +20,11 @@ from caffetools.data.datasets.card import CARD, DatasetCard, Skipped, load_card
 from caffetools.data.datasets.duplicates import Fingerprint, Fingerprints, difference_hash, find_duplicates, superfluous
 from caffetools.data.datasets.findings import findings
 from caffetools.data.datasets.finishing import class_counts, finish_dataset
-from caffetools.data.datasets.listing import Listing, Picture, list_pictures
+from caffetools.data.datasets.journal import JOURNALS
+from caffetools.data.datasets.listing import Listing, list_pictures
 from caffetools.data.datasets.lists import read_listing
 from caffetools.data.datasets.picture_records import RecordFormat, check_encoding
+from caffetools.data.datasets.pictures import Picture
 from caffetools.data.datasets.remote import urls_allowed
 from caffetools.data.datasets.resizing import check_resize_mode
 from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
@@ -224,7 +228,7 @@ class _Builder:
         card = self._card(kept, written)
         card.notes = small + card.notes
         remove(self._work / _UNPACKED)
-        for name in (_STATE, *(f"{part}.journal" for part in PARTS)):
+        for name in (_STATE, JOURNALS):
             remove(self._work / name)
         before = self._steps
         finish_dataset(self._work, card, written.parts, lambda done, _: self._progress(before + done, self._total))
@@ -236,27 +240,28 @@ class _Builder:
         if not path.is_file():
             return False
         state = json.loads(path.read_text("utf-8"))
-        if state["build"] != self._identity():
+        if state["build"] != self._identity:
             raise DataError("the build to resume had other arguments or pictures", path=self._out, hint="run without --resume")
         self._left_out = {entry["path"]: Skipped(**entry) for entry in state["left_out"]}
         return True
 
     def _save(self) -> None:
-        state = {"build": self._identity(), "left_out": [asdict(skipped) for skipped in self._left_out.values()]}
+        state = {"build": self._identity, "left_out": [asdict(skipped) for skipped in self._left_out.values()]}
         write_text(self._work / _STATE, json.dumps(state))
 
+    @cached_property
     def _identity(self) -> str:
         digest = hashlib.sha256(repr((self._settings, self._listing.classes, str(self._listing.home or self._listing.root))).encode())
         for picture in self._listing.all_pictures:
-            digest.update(os.fsencode(f"{picture.path}\0{picture.label}\0"))
+            digest.update(f"{picture.path}\0{picture.label}\0".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def _find_superfluous(self) -> None:
         """Leave out duplicates. Reads every picture before the split, which is then drawn of those that are kept."""
         similar, root = self._settings.drop == "similar", self._listing.root
-        pictures = [(part, picture) for part, given in _parts_of(self._listing) for picture in given]
+        pictures = ((part, picture) for part, given in _parts_of(self._listing) for picture in given)
         prints = Fingerprints()
-        self._total = 3 * len(pictures)
+        self._total = 3 * self._listing.count
         fingerprints = ordered_map(lambda item: _fingerprint(root, *item, similar=similar), pictures)
         with closing(fingerprints):
             for item in fingerprints:
@@ -314,13 +319,13 @@ class _Builder:
             skipped=[*listing.skipped, *self._left_out.values()],
             notes=notes,
             pictures=str(listing.home or listing.root),
-            test_counts=counts["test"] if written.parts["test"] else [],
+            test_counts=counts["test"] if len(written.parts["test"]) else [],
             settings=settings.to_json(),
             duplicates=duplicates,
         )
 
 
-def _parts_of(listing: Listing) -> Iterator[tuple[str, list[Picture]]]:
+def _parts_of(listing: Listing) -> Iterator[tuple[str, Sequence[Picture]]]:
     """Yield the pictures by part, those of given parts first: of several equal ones, they are kept."""
     for part, given in (("test", listing.test), ("val", listing.val), ("train", listing.pictures)):
         for pictures in given or ():
@@ -356,7 +361,7 @@ def _without_small(listing: Listing, left_out: dict[str, Skipped], fewest: int) 
 
 def _check_usable(listing: Listing, left_out: dict[str, Skipped]) -> None:
     for name, pictures in zip(listing.classes, listing.pictures, strict=True):
-        if pictures and all(picture.path in left_out for picture in pictures):
+        if len(pictures) and all(picture.path in left_out for picture in pictures):
             first = left_out[pictures[0].path]
             raise DataError(
                 f"{(listing.home or listing.root) / first.path}: none of the {len(pictures)} picture(s) of the class '{name}' can be used; "
@@ -368,7 +373,7 @@ def _shares_hold(listing: Listing, written: WriteResult, left_out: dict[str, Ski
     """Return whether each class has a training picture, and a validation picture if it has two usable ones."""
     if listing.val is not None:
         return True
-    train, val = ({picture.label for picture in written.parts[part]} for part in ("train", "val"))
+    train, val = (set(np.unique(written.parts[part].labels).tolist()) for part in ("train", "val"))
     for label, pictures in enumerate(listing.pictures):
         usable = sum(picture.path not in left_out for picture in pictures)
         if (usable and label not in train) or (usable > 1 and label not in val):

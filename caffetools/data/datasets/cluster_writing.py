@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from caffetools.data.cluster import Task, connected, run_tasks
 from caffetools.data.databases import new_lmdb
-from caffetools.data.datasets.journal import Journal, Outcome, parsed_outcome
-from caffetools.data.datasets.listing import Picture
+from caffetools.data.datasets.journal import JOURNALS, Journal
 from caffetools.data.datasets.picture_records import RecordFormat
+from caffetools.data.datasets.pictures import Pictures, PictureTable
 from caffetools.data.datasets.splits import PARTS, Split
 from caffetools.data.datasets.writing import Source, Step, WriteResult, write_pictures
 from caffetools.data.sharding import finished_shard, shard_bounds, shard_name
 from caffetools.data.shards import ShardIndex, write_index
-from caffetools.util.files import write_text
+from caffetools.util.files import atomic_write, write_text
 from caffetools.util.folders import remove
 
 
@@ -48,16 +46,13 @@ def write_split_in_shards(split: Split, source: Source, work: Path, step: Step, 
         if _renumbered(plan):
             _run(plan, step, cluster)
     for part in PARTS:
-        pictures: list[Picture] = getattr(split, part)
+        pictures: Pictures = getattr(split, part)
         folder = work / f"{part}_lmdb"
-        if pictures:
+        if len(pictures):
             own = [shard for shard in plan if shard.part == part]
             for shard in own:
-                for picture, outcome in zip(shard.pictures, shard.outcomes, strict=True):
-                    written.add(part, picture, outcome)
+                written.take(part, shard.pictures, shard.journal)
             write_index(folder, ShardIndex(tuple(finished_shard(folder, shard.name, shard.usable) for shard in own)))
-            for shard in own:
-                remove(_sidecar(folder, shard.name))
         elif part != "test":
             with new_lmdb(folder):
                 pass
@@ -65,18 +60,15 @@ def write_split_in_shards(split: Split, source: Source, work: Path, step: Step, 
 
 
 class _Shard:
-    """A shard to write: its pictures, the number of its first record, and, when it is written, what became of each picture."""
+    """A shard to write: its pictures, the number of its first record, and, when it is written, how many pictures are in it."""
 
-    def __init__(self, part: str, name: str, pictures: Sequence[Picture], first: int, source: Source, folder: Path):
+    def __init__(self, part: str, name: str, pictures: Pictures, first: int, source: Source, work: Path):
         self.part, self.name, self.pictures, self.first = part, name, pictures, first
-        self._source, self._folder = source, folder
-        self.outcomes: list[Outcome] = []
+        self._source, self._folder = source, work / f"{part}_lmdb"
+        self.journal = work / JOURNALS / f"{part}-{name}"
+        self.usable = 0
         self.counted = self.written = False
-
-    @property
-    def usable(self) -> int:
-        """Number of pictures that are in the database."""
-        return sum(not outcome.reason for outcome in self.outcomes)
+        self._digest = _write_list(_list_file(self.journal), pictures)
 
     @property
     def task(self) -> Task:
@@ -85,9 +77,9 @@ class _Shard:
         return {
             "folder": str(self._folder.absolute()),
             "name": self.name,
-            "part": self.part,
             "first": self.first,
-            "pictures": [[picture.path, picture.label] for picture in self.pictures],
+            "journal": str(self.journal.absolute()),
+            "digest": self._digest,
             "root": str(Path(source.root).absolute()),
             "home": None if source.home is None else str(source.home),
             "strict": source.strict,
@@ -96,40 +88,39 @@ class _Shard:
 
 
 def write_shard(task: Task) -> Task:
-    """Task: write one shard, and next to it a file of what became of its pictures; done already if that is there.
+    """Task: write one shard, with a journal of what became of its pictures; done already if a note of its result is there.
 
     Raises:
         DataError: With ``strict``, a picture cannot be used.
     """
-    folder, identity = Path(task["folder"]), _identity(task)
-    sidecar = _sidecar(folder, task["name"])
+    folder, journal, identity = Path(task["folder"]), Path(task["journal"]), _identity(task)
+    note = journal.with_name(f"{journal.name}.json")
     with suppress(OSError, ValueError, KeyError):
-        known: Task = json.loads(sidecar.read_text("utf-8"))
+        known: Task = json.loads(note.read_text("utf-8"))
         if known["identity"] == identity and (folder / task["name"] / "data.mdb").is_file():
             return known
-    remove(sidecar)
+    remove(note)
     size = task["stored"]["size"]
     stored = RecordFormat(**{**task["stored"], "size": None if size is None else tuple(size)})
     source = Source(Path(task["root"]), stored, None if task["home"] is None else Path(task["home"]), task["strict"])
-    pictures = [Picture(path, label) for path, label in task["pictures"]]
-    lines = io.StringIO()
-    with new_lmdb(folder / task["name"], force=True) as writer:
-        write_pictures(writer, task["first"], task["part"], pictures, source, WriteResult(), lambda: None, Journal(lines))
-    result = {"identity": identity, "outcomes": lines.getvalue().splitlines()}
-    write_text(sidecar, json.dumps(result))
+    pictures = _read_list(_list_file(journal))
+    with new_lmdb(folder / task["name"], force=True) as writer, Journal(journal) as lines:
+        write_pictures(writer, task["first"], pictures, source, lines, lambda: None)
+    result = {"identity": identity, "usable": writer.count}
+    write_text(note, json.dumps(result))
     return result
 
 
-def _planned(part: str, pictures: list[Picture], source: Source, work: Path, shards: int) -> list[_Shard]:
+def _planned(part: str, pictures: Pictures, source: Source, work: Path, shards: int) -> list[_Shard]:
     """Return the shards of a part, numbered as if every picture could be used; there is a folder for them."""
-    if not pictures:
+    if not len(pictures):
         return []
     folder = work / f"{part}_lmdb"
     if (folder / "data.mdb").exists():
         remove(folder)  # of a build without shards
     folder.mkdir(exist_ok=True)
     bounds = shard_bounds(len(pictures), min(shards, len(pictures)))
-    return [_Shard(part, shard_name(n), pictures[first:end], first, source, folder) for n, (first, end) in enumerate(bounds)]
+    return [_Shard(part, shard_name(n), pictures[first:end], first, source, work) for n, (first, end) in enumerate(bounds)]
 
 
 def _run(plan: list[_Shard], step: Step, cluster: str) -> None:
@@ -138,10 +129,10 @@ def _run(plan: list[_Shard], step: Step, cluster: str) -> None:
 
     def finished(number: int, result: Task) -> None:
         shard = missing[number]
-        shard.outcomes, shard.written = [parsed_outcome(line) for line in result["outcomes"]], True
+        shard.usable, shard.written = result["usable"], True
         if not shard.counted:
             shard.counted = True
-            for _ in shard.outcomes:
+            for _ in range(len(shard.pictures)):
                 step()
 
     run_tasks(cluster, write_shard, [shard.task for shard in missing], on_result=finished)
@@ -157,10 +148,29 @@ def _renumbered(plan: list[_Shard]) -> bool:
     return not all(shard.written for shard in plan)
 
 
-def _sidecar(folder: Path, name: str) -> Path:
-    return folder / f"{name}.outcomes.json"
+def _list_file(journal: Path) -> Path:
+    return journal.with_name(f"{journal.name}.list")
+
+
+def _write_list(path: Path, pictures: Pictures) -> str:
+    """Write the pictures of a shard for its task, and return a digest of them."""
+    digest = hashlib.sha256()
+    with atomic_write(path) as stream:
+        for picture in pictures:
+            line = f"{picture.path}\0{picture.label}\0".encode("utf-8", "surrogatepass")
+            digest.update(line)
+            stream.write(line)
+    return digest.hexdigest()
+
+
+def _read_list(path: Path) -> Pictures:
+    table = PictureTable()
+    texts = path.read_bytes().split(b"\0")
+    for name, label in zip(texts[::2], texts[1::2], strict=False):
+        table.add(name.decode("utf-8", "surrogatepass"), int(label))
+    return Pictures(table)
 
 
 def _identity(task: Task) -> str:
-    values = {name: value for name, value in task.items() if name not in ("folder", "name")}
+    values = {name: value for name, value in task.items() if name not in ("folder", "name", "journal")}
     return hashlib.sha256(os.fsencode(json.dumps(values, sort_keys=True))).hexdigest()

@@ -14,7 +14,7 @@ import numpy as np
 from caffetools.data.database import Database
 from caffetools.data.databases import LmdbWriter, open_database, record_key, shown_key
 from caffetools.data.datasets.card import CARD, DatasetCard
-from caffetools.data.datasets.duplicates import Fingerprint, difference_hash
+from caffetools.data.datasets.duplicates import Fingerprint, Fingerprints, difference_hash
 from caffetools.data.datasets.findings import findings
 from caffetools.data.datasets.finishing import class_counts
 from caffetools.data.datasets.listing import Listing, Picture
@@ -145,12 +145,12 @@ def record_print(picture: Picture, value: bytes, part: str, what: str) -> Finger
     return Fingerprint(picture.path, picture.label, part, digest.digest(), dhash)
 
 
-def all_prints(work: Path, parts: dict[str, list[Picture]], step: Step) -> list[Fingerprint]:
+def all_prints(work: Path, parts: Mapping[str, Sequence[Picture]], step: Step) -> Fingerprints:
     """Return what the records of all parts in the folder ``work`` are compared by."""
-    return [item for part in PARTS if parts[part] for item in database_prints(work / f"{part}_lmdb", parts[part], part, step)]
+    return Fingerprints(item for part in PARTS if parts[part] for item in database_prints(work / f"{part}_lmdb", parts[part], part, step))
 
 
-def complete_card(card: DatasetCard, parts: dict[str, list[Picture]], prints: Sequence[Fingerprint]) -> None:
+def complete_card(card: DatasetCard, parts: Mapping[str, Sequence[Picture]], prints: Sequence[Fingerprint]) -> None:
     """Set the counts, notes and duplicates of a card."""
     counts = {part: class_counts(pictures, card.classes) for part, pictures in parts.items()}
     # The findings depend on the classes, and on the split being given.

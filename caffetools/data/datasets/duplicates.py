@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import overload
@@ -11,6 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.datasets.pictures import PictureTable
 from caffetools.data.images import Pixels
 
 # Bits of 64 in which near-identical pictures differ at most, and the bands of 16 bits, of which one is then equal.
@@ -101,12 +103,27 @@ def superfluous(duplicates: Iterable[Duplicates]) -> dict[str, str]:
     return found
 
 
-class Fingerprints(Sequence[Fingerprint]):
-    """Fingerprints of many pictures in about 60 bytes each, apart from their paths."""
+class Prints(Sequence[Fingerprint], ABC):
+    """Fingerprints of many pictures, which are searched without an object for each."""
+
+    @abstractmethod
+    def words(self) -> NDArray[np.uint64]:
+        """Return the first 8 bytes of each digest, (N)."""
+
+    @abstractmethod
+    def dhashes(self) -> NDArray[np.uint64]:
+        """Return the difference hashes, (N)."""
+
+    @abstractmethod
+    def digests(self, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the digests of some, (K, 4)."""
+
+
+class Fingerprints(Prints):
+    """Fingerprints in memory, in about 60 bytes each and their paths."""
 
     def __init__(self, items: Iterable[Fingerprint] = ()):
-        self._paths: list[str] = []
-        self._labels, self._parts = array("q"), array("B")
+        self._pictures, self._parts = PictureTable(), array("B")
         self._digests, self._dhashes = bytearray(), array("Q")
         self._names: list[str] = []
         for item in items:
@@ -118,24 +135,25 @@ class Fingerprints(Sequence[Fingerprint]):
             raise ValueError(f"a digest of SHA-256 has {_DIGEST} bytes, not {len(item.digest)}")
         if item.part not in self._names:
             self._names.append(item.part)
-        self._paths.append(item.path)
-        self._labels.append(item.label)
+        self._pictures.add(item.path, item.label)
         self._parts.append(self._names.index(item.part))
         self._digests += item.digest
         self._dhashes.append(item.dhash)
 
-    @property
-    def digests(self) -> NDArray[np.uint64]:
-        """The digests, (N, 4); a view, and nothing can be appended as long as it is used."""
-        return np.frombuffer(self._digests, np.uint64).reshape(-1, _DIGEST // 8)
+    def words(self) -> NDArray[np.uint64]:
+        """Return the first 8 bytes of each digest, (N)."""
+        return np.array(np.frombuffer(self._digests, np.uint64)[:: _DIGEST // 8])
 
-    @property
     def dhashes(self) -> NDArray[np.uint64]:
-        """The difference hashes, (N); a view, as :attr:`digests`."""
-        return np.frombuffer(self._dhashes, np.uint64)
+        """Return the difference hashes, (N)."""
+        return np.array(np.frombuffer(self._dhashes, np.uint64))
+
+    def digests(self, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the digests of some, (K, 4)."""
+        return np.asarray(np.frombuffer(self._digests, np.uint64).reshape(-1, _DIGEST // 8)[indices])
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._pictures)
 
     @overload
     def __getitem__(self, index: int) -> Fingerprint: ...
@@ -146,7 +164,8 @@ class Fingerprints(Sequence[Fingerprint]):
             return Fingerprints(self[i] for i in range(*index.indices(len(self))))
         index = range(len(self))[index]
         digest = bytes(self._digests[_DIGEST * index : _DIGEST * (index + 1)])
-        return Fingerprint(self._paths[index], self._labels[index], self._names[self._parts[index]], digest, self._dhashes[index])
+        path, label = self._pictures.path(index), self._pictures.label(index)
+        return Fingerprint(path, label, self._names[self._parts[index]], digest, self._dhashes[index])
 
 
 def find_duplicates(prints: Sequence[Fingerprint], *, similar: bool = True) -> list[Duplicates]:
@@ -156,8 +175,8 @@ def find_duplicates(prints: Sequence[Fingerprint], *, similar: bool = True) -> l
         prints: The pictures.
         similar: Whether near-identical pictures are looked for.
     """
-    packed = prints if isinstance(prints, Fingerprints) else Fingerprints(prints)
-    equal = _equal_rows(packed.digests)
+    packed = prints if isinstance(prints, Prints) else Fingerprints(prints)
+    equal = _equal_rows(packed.words(), packed.digests)
     found = [_group("same", packed, indices) for indices in equal]
     if not similar:
         return found
@@ -166,7 +185,7 @@ def find_duplicates(prints: Sequence[Fingerprint], *, similar: bool = True) -> l
     first = np.ones(len(packed), bool)
     for indices in equal:
         first[indices[1:]] = False
-    dhashes = packed.dhashes
+    dhashes = packed.dhashes()
     links = _Links()
     for one, other in _near(dhashes, np.flatnonzero(first)):
         links.join(one, other)
@@ -175,14 +194,19 @@ def find_duplicates(prints: Sequence[Fingerprint], *, similar: bool = True) -> l
     return found
 
 
-def _equal_rows(rows: NDArray[np.uint64]) -> list[list[int]]:
-    """Return the indices of each set of two or more equal rows, rising, in the order of the first of each."""
+def _equal_rows(first: NDArray[np.uint64], rows_of: Callable[[NDArray[np.int64]], NDArray[np.uint64]]) -> list[list[int]]:
+    """Return the indices of each set of two or more equal rows, rising, in the order of the first of each.
+
+    Args:
+        first: The first word of each row, (N).
+        rows_of: From (K) indices to the rows, (K, words).
+    """
     # Most differ in their first word: the others are few, and are then compared as a whole.
-    order = np.argsort(rows[:, 0])
-    first = rows[order, 0]
+    order = np.argsort(first)
+    first = first[order]
     equal = first[1:] == first[:-1]
-    chosen = np.sort(order[np.r_[equal, False] | np.r_[False, equal]] if len(rows) else order)
-    rows = rows[chosen]
+    chosen = np.sort(order[np.r_[equal, False] | np.r_[False, equal]] if len(order) else order)
+    rows = rows_of(chosen)
     if len(rows) < 2:
         return []
     order = np.lexsort(rows.T)
@@ -205,7 +229,8 @@ def _near(dhashes: NDArray[np.uint64], indices: NDArray[np.int64]) -> Iterator[t
         for begin, end in zip(begins[ends - begins > 1], ends[ends - begins > 1], strict=True):
             members = indices[order[begin:end]]
             if len(members) > _MOST_PAIRED:
-                for equal in _equal_rows(dhashes[members][:, np.newaxis]):
+                hashes = dhashes[members]
+                for equal in _equal_rows(hashes, lambda chosen, hashes=hashes: hashes[chosen, np.newaxis]):  # type: ignore[misc]
                     yield from ((int(members[equal[0]]), int(members[other])) for other in equal[1:])
                 continue
             hashes = dhashes[members]

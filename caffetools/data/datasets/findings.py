@@ -59,23 +59,23 @@ def findings(
     return notes, [asdict(group) for group in duplicates[:_MOST_GROUPS]]
 
 
-def write_sample_sheet(path: Path, database: Path, labels: Sequence[int], classes: Sequence[str]) -> None:
+def write_sample_sheet(path: Path, database: Path, labels: NDArray[np.int32], classes: Sequence[str]) -> None:
     """Write an image with a row of pictures for each class.
 
     Args:
         path: The image file.
         database: The training pictures.
-        labels: Label of each record.
+        labels: (N) label of each record.
         classes: The class names.
     """
-    chosen: dict[int, list[int]] = {}
-    for number, label in enumerate(labels):
-        if len(chosen.get(label, ())) < _PER_CLASS:
-            chosen.setdefault(label, []).append(number)
+    order = np.argsort(labels, kind="stable")
+    present, begins = np.unique(labels[order], return_index=True)
+    ends = np.r_[begins[1:], len(order)]
     rows: list[tuple[str, list[NDArray[Any]]]] = []
     with closing(open_database(database)) as opened:
-        for label in sorted(chosen)[:_MOST_CLASSES]:
-            pictures = [_small(record_to_array(opened.item(number)[1])[0]) for number in chosen[label]]
+        for label, begin, end in list(zip(present.tolist(), begins, ends, strict=True))[:_MOST_CLASSES]:
+            numbers = order[begin : min(end, begin + _PER_CLASS)].tolist()
+            pictures = [_small(record_to_array(opened.item(number)[1])[0]) for number in numbers]
             rows.append((f"{label} {classes[label]}", pictures))
     write_sheet(path, rows)
 

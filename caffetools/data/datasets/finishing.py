@@ -12,7 +12,7 @@ import numpy as np
 from caffetools.data.databases import open_database
 from caffetools.data.datasets.card import DatasetCard, save_card
 from caffetools.data.datasets.findings import file_checksums, write_sample_sheet
-from caffetools.data.datasets.listing import Picture
+from caffetools.data.datasets.pictures import Picture, Pictures
 from caffetools.data.datum import record_to_array
 from caffetools.data.means import channel_means, compute_mean
 from caffetools.proto.binary import write_binaryproto
@@ -24,6 +24,8 @@ Parts = Mapping[str, Sequence[Picture]]
 
 def class_counts(pictures: Iterable[Picture], classes: Sequence[str]) -> list[int]:
     """Return the number of pictures of each class."""
+    if isinstance(pictures, Pictures):
+        return [int(count) for count in np.bincount(pictures.labels, minlength=len(classes))]
     counts = [0] * len(classes)
     for picture in pictures:
         counts[picture.label] += 1
@@ -43,7 +45,7 @@ def finish_dataset(work: Path, card: DatasetCard, parts: Parts, progress: Progre
     _write_texts(work, card, parts)
     if not keep_mean:
         _write_mean(work, card, progress)
-    write_sample_sheet(work / "samples.png", work / "train_lmdb", [picture.label for picture in parts["train"]], card.classes)
+    write_sample_sheet(work / "samples.png", work / "train_lmdb", Pictures.of(parts["train"]).labels, card.classes)
     card.files = file_checksums(work)
     save_card(card, work)
 

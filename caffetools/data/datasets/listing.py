@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from caffetools.data.datasets.card import Skipped
+from caffetools.data.datasets.pictures import Picture as Picture
+from caffetools.data.datasets.pictures import Pictures, PictureTable
 from caffetools.data.images import SUFFIXES
 from caffetools.errors import DataError
 
@@ -15,20 +20,8 @@ PathLike = str | os.PathLike[str]
 
 # Files and folders that systems and tools leave in folders.
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
+_NUMBERS = re.compile(r"([0-9]+)")
 _SPLITS = ({"train", "val"}, {"train", "val", "test"})
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture.
-
-    Attributes:
-        path: Its path below the root of its listing, with ``/``.
-        label: Its label.
-    """
-
-    path: str
-    label: int
 
 
 @dataclass
@@ -50,9 +43,9 @@ class Listing:
 
     root: Path
     classes: list[str]
-    pictures: list[list[Picture]]
-    val: list[list[Picture]] | None = None
-    test: list[list[Picture]] | None = None
+    pictures: Sequence[Sequence[Picture]]
+    val: Sequence[Sequence[Picture]] | None = None
+    test: Sequence[Sequence[Picture]] | None = None
     skipped: list[Skipped] = field(default_factory=list)
     others: int = 0
     source: Path | None = None
@@ -60,19 +53,29 @@ class Listing:
     groups: dict[str, str] | None = None
 
     @property
-    def all_pictures(self) -> list[Picture]:
+    def all_pictures(self) -> Iterator[Picture]:
         """All pictures: those of given parts first (``test``, ``val``), then those to train or to be divided."""
-        parts = (self.test or [], self.val or [], self.pictures)
-        return [picture for part in parts for pictures in part for picture in pictures]
+        return (picture for part in (self.test or [], self.val or [], self.pictures) for pictures in part for picture in pictures)
+
+    @property
+    def count(self) -> int:
+        """Number of pictures."""
+        return sum(len(pictures) for part in (self.test or [], self.val or [], self.pictures) for pictures in part)
 
     def without(self, labels: set[int]) -> Listing:
         """Return the listing without the classes ``labels``; the other classes get new labels in the same order."""
         if not labels:
             return self
         kept = [label for label in range(len(self.classes)) if label not in labels]
+        new = [kept.index(label) if label in kept else -1 for label in range(len(self.classes))]
+        tables: dict[int, PictureTable] = {}
 
-        def relabelled(pictures: list[list[Picture]]) -> list[list[Picture]]:
-            return [[Picture(picture.path, new) for picture in pictures[old]] for new, old in enumerate(kept)]
+        def relabelled(given: Sequence[Sequence[Picture]]) -> list[Pictures]:
+            chosen = [Pictures.of(given[label]) for label in kept]
+            for pictures in chosen:
+                if id(pictures.table) not in tables:
+                    tables[id(pictures.table)] = pictures.table.relabelled(new)
+            return [Pictures(tables[id(pictures.table)], pictures.indices) for pictures in chosen]
 
         return replace(
             self,
@@ -102,16 +105,25 @@ def list_pictures(root: PathLike, *, fewest: int = 2) -> Listing:
     if set(given) in _SPLITS and all(_entries(top / name)[0] for name in folders):
         return _list_split(top, given, fewest)
     skipped = [Skipped(name, "it is not in a class's folder") for name in loose if is_picture(name)]
-    listing = Listing(top, *_list_classes(top, "", folders, skipped), skipped=skipped)
+    names = sorted(folders, key=natural)
+    listing = Listing(top, names, _list_classes(top, names, names, skipped, PictureTable()), skipped=skipped)
     listing.others = sum(not is_picture(name) for name in loose)
     _check_classes(listing, top, fewest)
     return listing
 
 
-def natural(text: str) -> list[tuple[int, int, str]]:
+def natural(text: str) -> str:
     """Return a sort key that orders ``img2`` before ``img10`` and ignores case; equal names are ordered by their text."""
-    parts = re.split(r"([0-9]+)", text)
-    return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part.casefold()) for part in parts if part] + [(2, 0, text)]
+    # One text, since the keys of a class's pictures are all in memory: numbers by their length first, and before words, and these before
+    # the end of the name.
+    key = []
+    for part in _NUMBERS.split(text):
+        if part.isascii() and part.isdigit():
+            digits = part.lstrip("0") or "0"
+            key.append(f"\0{chr(len(digits))}{digits}")
+        elif part:
+            key.append(f"\1{part.casefold()}")
+    return f"{''.join(key)}\2{text}"
 
 
 def check_class_name(name: str, what: str) -> None:
@@ -127,29 +139,35 @@ def is_picture(name: str) -> bool:
 
 def _list_split(top: Path, given: dict[str, str], fewest: int) -> Listing:
     skipped: list[Skipped] = []
-    found = {part: _list_classes(top, name + "/", _entries(top / name)[0], skipped) for part, name in given.items()}
-    names, pictures = found["train"]
-    labelled: dict[str, list[list[Picture]]] = {}
-    for part in ("val", "test"):
-        if part not in found:
+    names = sorted(_entries(top / given["train"])[0], key=natural)
+    table = PictureTable()
+    found: dict[str, list[Pictures]] = {}
+    for part in ("train", "val", "test"):
+        if part not in given:
             continue
-        unknown = sorted(set(found[part][0]) - set(names))
-        if unknown:
+        own = names if part == "train" else _entries(top / given[part])[0]
+        if unknown := sorted(set(own) - set(names)):
             raise DataError(
                 f"{top / given[part]} has the class '{unknown[0]}', which {top / given['train']} has not; both must have the same classes"
             )
-        by_name = dict(zip(*found[part], strict=True))
-        labelled[part] = [[Picture(p.path, label) for p in by_name.get(name, [])] for label, name in enumerate(names)]
-        if not any(labelled[part]):
+        folders = [f"{given[part]}/{name}" if name in own else "" for name in names]
+        found[part] = _list_classes(top, names, folders, skipped, table)
+        if part != "train" and not any(found[part]):
             raise DataError(f"{top / given[part]}: there are no pictures in it")
-    listing = Listing(top, names, pictures, labelled["val"], labelled.get("test"), skipped)
+    listing = Listing(top, names, found["train"], found["val"], found.get("test"), skipped)
     _check_classes(listing, top / given["train"], fewest)
     return listing
 
 
-def _list_classes(top: Path, prefix: str, folders: list[str], skipped: list[Skipped]) -> tuple[list[str], list[list[Picture]]]:
-    names = sorted(folders, key=natural)
-    return names, [[Picture(path, label) for path in _walk(top, prefix + name, skipped)] for label, name in enumerate(names)]
+def _list_classes(top: Path, names: list[str], folders: list[str], skipped: list[Skipped], table: PictureTable) -> list[Pictures]:
+    """Return the pictures of each class, in the folder below ``top`` or in none; they are added to the table."""
+    ends = []
+    for label, folder in zip(range(len(names)), folders, strict=True):
+        begin = len(table)
+        for path in _walk(top, folder, skipped) if folder else ():
+            table.add(path, label)
+        ends.append((begin, len(table)))
+    return [Pictures(table, np.arange(begin, end, dtype=np.int32)) for begin, end in ends]
 
 
 def _check_classes(listing: Listing, where: Path, fewest: int) -> None:

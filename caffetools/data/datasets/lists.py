@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
+import posixpath
 import re
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
-from caffetools.data.datasets.listing import Listing, Picture, check_class_name, natural
-from caffetools.data.picture_lists import read_list
+import numpy as np
+from numpy.typing import NDArray
+
+from caffetools.data.datasets.listing import Listing, check_class_name, natural
+from caffetools.data.datasets.pictures import PARTS, Pictures, PictureTable, by_class
+from caffetools.data.picture_lists import labelled_lines
 from caffetools.errors import DataError
 
 PathLike = str | os.PathLike[str]
@@ -27,7 +34,7 @@ _JSON = (".json", ".jsonl")
 _NUMBER, _NEGATIVE = re.compile(r"\d{1,9}"), re.compile(r"-\d{1,9}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """A line of a list.
 
@@ -35,14 +42,14 @@ class _Row:
         path: The picture as listed.
         label: A number or a class name.
         part: ``train``, ``val`` or ``test``; empty if the list does not divide its pictures.
-        place: ``FILE:LINE`` for errors.
+        number: Number of its line or entry, for errors.
         group: The value of the column to group by; None without one.
     """
 
     path: str
     label: str
     part: str
-    place: str
+    number: int
     group: str | None = None
 
 
@@ -78,40 +85,99 @@ def read_listing(
         DataError: A list cannot be read, a line is not a picture with a label, a picture is listed twice, labels have gaps, or the
             pictures are not at ``root``.
     """
-    rows = list(_read_rows(Path(path), group_by))
+    rows = _Rows()
+    rows.read(Path(path), group_by)
     for given, part in ((val, "val"), (test, "test")):
         if given is not None:
-            rows = [replace(row, part=row.part or "train") for row in rows]
-            rows += [replace(row, part=part) for row in _read_rows(Path(given), group_by)]
-    _check_rows(rows)
+            rows.read(Path(given), group_by, part)
+    rows.check()
     names, numbers = _classes(rows, Path(path), None if labels is None else Path(labels), classes)
-    parts: dict[str, list[list[Picture]]] = {part: [[] for _ in names] for part in ("train", "val", "test")}
-    for row in rows:
-        parts[row.part or "train"][numbers[row.label]].append(Picture(row.path, numbers[row.label]))
+    table = rows.table.relabelled([numbers[text] for text in rows.texts])
+    parts = [by_class(Pictures(table, np.flatnonzero(rows.parts == place)), len(names)) for place in range(3)]
     listing = Listing(
-        _root(Path(path), rows[0].path, root),
+        _root(Path(path), table.path(0), root),
         names,
-        parts["train"],
-        parts["val"] if any(parts["val"]) else None,
-        parts["test"] if any(parts["test"]) else None,
+        parts[0],
+        parts[1] if any(parts[1]) else None,
+        parts[2] if any(parts[2]) else None,
         source=Path(path),
-        groups={row.path: row.group for row in rows if row.group is not None} or None,
+        groups=rows.groups or None,
     )
     if not any(listing.pictures):
         raise DataError("it lists no pictures for training", path=path)
     return listing
 
 
-def _check_rows(rows: list[_Row]) -> None:
-    divided = [row for row in rows if row.part]
-    if divided and len(divided) < len(rows):
-        first = next(row for row in rows if not row.part)
-        raise DataError(f"{first.place}: it has no split, but other lines have one")
-    seen: dict[str, str] = {}
-    for row in rows:
-        if row.path in seen:
-            raise DataError(f"{row.place}: the picture '{row.path}' is listed already in {seen[row.path]}; a picture has one label here")
-        seen[row.path] = row.place
+class _Rows:
+    """The lines of one list or several, in a few bytes each and their paths.
+
+    Attributes:
+        table: The pictures; their labels are places in ``texts``.
+        texts: The different labels as listed.
+        groups: Path → group, for lines with one.
+    """
+
+    def __init__(self) -> None:
+        self.table = PictureTable()
+        self.texts: list[str] = []
+        self.groups: dict[str, str] = {}
+        self._codes: dict[str, int] = {}
+        self._parts, self._numbers, self._hashes = array("b"), array("q"), array("q")
+        # Number of the first row of each list, and its path.
+        self._lists: list[tuple[int, Path]] = []
+
+    @property
+    def parts(self) -> NDArray[np.int8]:
+        """The part of each row, (N): its place in ``PARTS``; 0 for a list that does not divide its pictures."""
+        return np.maximum(np.frombuffer(self._parts, np.int8), 0)
+
+    def read(self, path: Path, group_by: str | None, part: str = "") -> None:
+        """Add the rows of a list; those of a list of one part have that part, and those before them without one train."""
+        if part:
+            self._parts = array("b", self.parts.tobytes())
+        self._lists.append((len(self.table), path))
+        for row in _read_rows(path, group_by):
+            if row.label not in self._codes:
+                self._codes[row.label] = len(self.texts)
+                self.texts.append(row.label)
+            self.table.add(row.path, self._codes[row.label])
+            place = part or row.part
+            self._parts.append(PARTS.index(place) if place else -1)
+            self._numbers.append(row.number)
+            self._hashes.append(hash(row.path))
+            if row.group is not None:
+                self.groups[row.path] = row.group
+
+    def place(self, index: int) -> str:
+        """Return where a row is listed."""
+        path = next(path for first, path in reversed(self._lists) if first <= index)
+        return _place(path, self._numbers[index])
+
+    def first_of(self, label: str) -> int:
+        """Return the first row with a label."""
+        return int(np.flatnonzero(Pictures(self.table).labels == self._codes[label])[0])
+
+    def check(self) -> None:
+        """Raise :class:`DataError` if only some rows have a split, or a picture is listed twice."""
+        without = np.flatnonzero(np.frombuffer(self._parts, np.int8) < 0)
+        if 0 < len(without) < len(self.table):
+            raise DataError(f"{self.place(int(without[0]))}: it has no split, but other lines have one")
+        hashes = np.frombuffer(self._hashes, np.int64)
+        order = np.argsort(hashes, kind="stable")
+        twice = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+        if not len(twice):
+            return
+        seen: dict[str, int] = {}
+        for index in np.flatnonzero(np.isin(hashes, hashes[twice])).tolist():
+            path = self.table.path(index)
+            if path in seen:
+                where = self.place(seen[path])
+                raise DataError(f"{self.place(index)}: the picture '{path}' is listed already in {where}; a picture has one label here")
+            seen[path] = index
+
+
+def _place(path: Path, number: int) -> str:
+    return f"{path}: entry {number}" if path.suffix.lower() in _JSON else f"{path}:{number}"
 
 
 def _read_rows(path: Path, group_by: str | None) -> Iterator[_Row]:
@@ -121,46 +187,58 @@ def _read_rows(path: Path, group_by: str | None) -> Iterator[_Row]:
     elif suffix in _JSON:
         yield from _json(path, group_by, lines=suffix == ".jsonl")
     else:
-        for number, (name, label) in enumerate(read_list(path), 1):
+        for number, name, label in labelled_lines(path):
             if label < 0:
-                raise DataError(f"the label {label} of '{name}' is negative", path=path)
-            yield _Row(name, str(label), "", f"{path}:{number}")
+                raise DataError(f"the label {label} of '{name}' is negative", path=path, line=number)
+            yield _Row(name, str(label), "", number)
 
 
-def _text(path: Path) -> str:
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
     try:
-        return path.read_text("utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
     except OSError as error:
         raise DataError(f"cannot read the list: {error.strerror} (looked for from {Path.cwd()})", path=path) from None
     except UnicodeDecodeError:
         raise DataError("the list is not UTF-8", path=path, hint="save it as UTF-8") from None
 
 
+def _text(path: Path) -> str:
+    with _opened(path) as file:
+        return file.read()
+
+
 def _table(path: Path, delimiter: str, group_by: str | None) -> Iterator[_Row]:
-    text = _text(path)
-    first = text.lstrip().partition("\n")[0]
-    if delimiter == "," and "," not in first and ";" in first:
-        delimiter = ";"  # as spreadsheets write where the comma is in numbers
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    with _opened(path) as file:
+        first = next((line for line in file if line.strip()), "")
+        file.seek(0)
+        if delimiter == "," and "," not in first and ";" in first:
+            delimiter = ";"  # as spreadsheets write where the comma is in numbers
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            yield from _table_rows(path, reader, group_by)
+        except csv.Error as error:
+            raise DataError(f"it is not valid CSV: {error}", path=path, line=reader.line_num) from None
+
+
+def _table_rows(path: Path, reader: Any, group_by: str | None) -> Iterator[_Row]:
     columns: _Columns | None = None
     found = False
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if columns is None:
+            columns, is_header = _columns([cell.strip() for cell in cells], group_by)
+            if is_header:
                 continue
-            if columns is None:
-                columns, is_header = _columns([cell.strip() for cell in cells], group_by)
-                if is_header:
-                    continue
-            place = f"{path}:{reader.line_num}"
-            if len(cells) <= columns.last:
-                raise DataError(f"{place}: it has {len(cells)} column(s), but {columns.last + 1} are needed: path and label")
-            part = cells[columns.part].strip() if columns.part >= 0 else ""
-            group = cells[columns.group].strip() if columns.group >= 0 else None
-            found = True
-            yield _row(cells[columns.path].strip(), cells[columns.label].strip(), part, group, place)
-    except csv.Error as error:
-        raise DataError(f"it is not valid CSV: {error}", path=path, line=reader.line_num) from None
+        if len(cells) <= columns.last:
+            place = _place(path, reader.line_num)
+            raise DataError(f"{place}: it has {len(cells)} column(s), but {columns.last + 1} are needed: path and label")
+        part = cells[columns.part].strip() if columns.part >= 0 else ""
+        group = cells[columns.group].strip() if columns.group >= 0 else None
+        found = True
+        yield _row(cells[columns.path].strip(), cells[columns.label].strip(), part, group, path, reader.line_num)
     if not found:
         raise DataError("the list is empty", path=path)
 
@@ -190,22 +268,30 @@ def _columns(cells: list[str], group_by: str | None) -> tuple[_Columns, bool]:
 
 
 def _json(path: Path, group_by: str | None, *, lines: bool) -> Iterator[_Row]:
-    text = _text(path)
-    try:
-        items = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"it is not valid JSON: {error}", path=path) from None
-    if isinstance(items, dict):
-        items = [
-            pair
-            for key, value in items.items()
-            for pair in ([(name, key) for name in value] if isinstance(value, list) else [(key, value)])
-        ]
-    if not isinstance(items, list) or not items:
-        raise DataError("it is not a list of pictures", path=path, hint='such as [{"path": "a/1.png", "label": "a"}]')
-    for number, item in enumerate(items, 1):
+    number = 0
+    for number, item in enumerate(_json_items(path, lines=lines), 1):
         group = item.get(group_by) if isinstance(item, dict) and group_by is not None else None
-        yield _row(*_json_item(item), None if group is None else str(group), f"{path}: entry {number}")
+        yield _row(*_json_item(item), None if group is None else str(group), path, number)
+    if not number:
+        raise DataError("it is not a list of pictures", path=path, hint='such as [{"path": "a/1.png", "label": "a"}]')
+
+
+def _json_items(path: Path, *, lines: bool) -> Iterator[object]:
+    with _opened(path) as file:
+        try:
+            if lines:
+                yield from (json.loads(line) for line in file if line.strip())
+                return
+            items = json.load(file)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, UnicodeDecodeError):
+                raise
+            raise DataError(f"it is not valid JSON: {error}", path=path) from None
+    if isinstance(items, dict):
+        for key, value in items.items():
+            yield from ((name, key) for name in value) if isinstance(value, list) else [(key, value)]
+    elif isinstance(items, list):
+        yield from items
 
 
 def _json_item(item: object) -> tuple[object, object, object]:
@@ -217,31 +303,32 @@ def _json_item(item: object) -> tuple[object, object, object]:
     return None, None, ""
 
 
-def _row(path: object, label: object, part: object, group: str | None, place: str) -> _Row:
+def _row(path: object, label: object, part: object, group: str | None, source: Path, number: int) -> _Row:
     if not isinstance(path, str) or not path:
-        raise DataError(f"{place}: it names no picture")
+        raise DataError(f"{_place(source, number)}: it names no picture")
     if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
-        raise DataError(f"{place}: its label must be a number or the name of a class")
+        raise DataError(f"{_place(source, number)}: its label must be a number or the name of a class")
     if part and str(part).lower() not in _PARTS:
-        text = f"{place}: the split '{part}' is unknown; it can be train, val or test"
+        text = f"{_place(source, number)}: the split '{part}' is unknown; it can be train, val or test"
         raise DataError(text, hint="the third column of a table without a header is the split; a first line can name the columns")
     path = path.replace("\\", "/") if os.sep == "\\" else path
-    return _Row(path, str(label), _PARTS.get(str(part).lower(), ""), place, group)
+    return _Row(path, str(label), _PARTS.get(str(part).lower(), ""), number, group)
 
 
-def _classes(rows: list[_Row], path: Path, labels: Path | None, known: list[str] | None) -> tuple[list[str], dict[str, int]]:
+def _classes(rows: _Rows, path: Path, labels: Path | None, known: list[str] | None) -> tuple[list[str], dict[str, int]]:
     """Return the class names, and the label of each text that stands for one in the list."""
-    texts = {row.label for row in rows}
+    texts = rows.texts
     names = _read_labels(labels) if labels is not None else None
-    negative = next((row for row in rows if _NEGATIVE.fullmatch(row.label)), None)
+    negative = next((text for text in texts if _NEGATIVE.fullmatch(text)), None)
     if negative is not None and all(_NUMBER.fullmatch(text.removeprefix("-")) for text in texts):
-        raise DataError(f"{negative.place}: the label {negative.label} of '{negative.path}' is negative")
+        row = rows.first_of(negative)
+        raise DataError(f"{rows.place(row)}: the label {negative} of '{rows.table.path(row)}' is negative")
     if all(_NUMBER.fullmatch(text) for text in texts):
         numbers = {text: int(text) for text in texts}
         classes = _numbered(rows, numbers, path, known if names is None else names)
     else:
         classes = names if names is not None else sorted(texts, key=natural)
-        unknown = sorted(texts - set(classes))
+        unknown = sorted(set(texts) - set(classes))
         if unknown:
             raise DataError(f"the class '{unknown[0]}' is not in {labels}", path=path)
         numbers = {name: label for label, name in enumerate(classes)}
@@ -252,7 +339,7 @@ def _classes(rows: list[_Row], path: Path, labels: Path | None, known: list[str]
     return classes, numbers
 
 
-def _numbered(rows: list[_Row], numbers: dict[str, int], path: Path, names: list[str] | None) -> list[str]:
+def _numbered(rows: _Rows, numbers: dict[str, int], path: Path, names: list[str] | None) -> list[str]:
     used = set(numbers.values())
     if names is not None:
         if max(used) >= len(names):
@@ -265,11 +352,20 @@ def _numbered(rows: list[_Row], numbers: dict[str, int], path: Path, names: list
             path=path,
             hint="labels count from 0 without gaps; or give a file of all class names with --labels",
         )
-    folders: dict[int, set[str]] = {}
-    for row in rows:
-        folders.setdefault(numbers[row.label], set()).add(PurePosixPath(row.path).parent.name)
-    found = [next(iter(folders[label])) if len(folders[label]) == 1 else "" for label in range(len(used))]
+    folders: dict[int, str | None] = {}
+    for picture in Pictures(rows.table):
+        label, folder = numbers[rows.texts[picture.label]], _folder(picture.path)
+        # None for a class whose pictures are in several folders.
+        folders[label] = folder if folders.setdefault(label, folder) == folder else None
+    found = [folders[label] or "" for label in range(len(used))]
     return found if all(found) and len(set(found)) == len(found) else [str(label) for label in range(len(used))]
+
+
+def _folder(path: str) -> str:
+    """Return the name of the folder that a picture is in; empty without one."""
+    name = posixpath.basename(posixpath.dirname(path))
+    # pathlib keeps each name that it sees for a while, so it is for the rare forms only.
+    return name if name not in ("", ".") else PurePosixPath(path).parent.name
 
 
 def _read_labels(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from caffetools.data.datasets.duplicates import difference_hash
-from caffetools.data.datasets.listing import Picture
+from caffetools.data.datasets.pictures import Picture
 from caffetools.data.datasets.resizing import ResizeMode, resize_to
 from caffetools.data.datum import encoded_to_datum, image_to_record
 from caffetools.data.images import Pixels, decode_image, encode_image, read_bytes

@@ -6,18 +6,21 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from caffetools.data.datasets.listing import Listing, Picture, natural
+from caffetools.data.datasets.pictures import PARTS as PARTS
+from caffetools.data.datasets.pictures import Pictures
 from caffetools.errors import DataError
 
-# Parts of a dataset, in the order in which they are written.
-PARTS = ("train", "val", "test")
 # From a picture's path to the name of its group.
 GroupOf = Callable[[str], str]
+# The part of each picture of a class: its place in PARTS.
+PartOf = NDArray[np.uint8]
 
 
 @dataclass
@@ -30,9 +33,9 @@ class Split:
         test: Pictures for testing, in the order of the classes.
     """
 
-    train: list[Picture]
-    val: list[Picture]
-    test: list[Picture] = field(default_factory=list)
+    train: Pictures
+    val: Pictures
+    test: Pictures
 
 
 def split_listing(
@@ -68,16 +71,13 @@ def split_listing(
             groups.draw(part)
         drawn = groups.drawn
     else:
-        drawn = [_draw(pictures, name, shares, seed) for name, pictures in zip(listing.classes, good, strict=True)]
-    parts: tuple[list[Picture], ...] = ([], [], [])
-    for pictures, part_of in zip(good, drawn, strict=True):
-        for index, picture in enumerate(pictures):
-            parts[part_of.get(index, 0)].append(picture)
-    for part, given in ((1, listing.val), (2, listing.test)):
-        for pictures in given or ():
-            parts[part].extend(_usable(pictures, unusable))
+        drawn = [_draw(len(pictures), name, shares, seed) for name, pictures in zip(listing.classes, good, strict=True)]
+    parts = []
+    for part, given in ((0, None), (1, listing.val), (2, listing.test)):
+        chosen = [pictures.select(part_of == part) for pictures, part_of in zip(good, drawn, strict=True)]
+        parts.append(Pictures.joined([*chosen, *(_usable(pictures, unusable) for pictures in given or ())]))
     order = np.random.default_rng(seed).permutation(len(parts[0]))
-    return Split([parts[0][index] for index in order], parts[1], parts[2])
+    return Split(parts[0].select(order), parts[1], parts[2])
 
 
 def grouping(group_by: str | None, listing: Listing) -> GroupOf | None:
@@ -100,9 +100,9 @@ def grouping(group_by: str | None, listing: Listing) -> GroupOf | None:
         pattern = re.compile(group_by)
     except re.error as error:
         raise DataError(f"'{group_by}' is not a regular expression: {error}", hint=r"such as '/(\w+)_\d+\.jpg'") from None
-    pictures = listing.all_pictures
-    if not any(pattern.search(picture.path) for picture in pictures):
-        example = f", such as '{pictures[0].path}'" if pictures else ""
+    if not any(pattern.search(picture.path) for picture in listing.all_pictures):
+        first = next(listing.all_pictures, None)
+        example = f", such as '{first.path}'" if first else ""
         raise DataError(f"'{group_by}' is not a column of the list, and as a regular expression it matches no path{example}")
     return lambda path: _matched(path, pattern)
 
@@ -114,8 +114,11 @@ def _matched(path: str, pattern: re.Pattern[str]) -> str:
     return "group:" + ("\0".join(part or "" for part in found.groups()) if found.groups() else found[0])
 
 
-def _usable(pictures: list[Picture], unusable: Collection[str]) -> list[Picture]:
-    return [picture for picture in pictures if picture.path not in unusable]
+def _usable(pictures: Sequence[Picture], unusable: Collection[str]) -> Pictures:
+    known = Pictures.of(pictures)
+    if not unusable:
+        return known
+    return known.select(np.fromiter((picture.path not in unusable for picture in known), bool, len(known)))
 
 
 def _targets(count: int, shares: tuple[float, float]) -> tuple[int, int]:
@@ -125,11 +128,13 @@ def _targets(count: int, shares: tuple[float, float]) -> tuple[int, int]:
     return val, test
 
 
-def _draw(pictures: list[Picture], name: str, shares: tuple[float, float], seed: int) -> dict[int, int]:
-    """Return index → part (1: val, 2: test) of the pictures of the class ``name`` that do not train."""
-    val, test = _targets(len(pictures), shares)
-    order = np.random.default_rng([seed, zlib.crc32(os.fsencode(name))]).permutation(len(pictures)).tolist()
-    return {index: 1 if place < val else 2 for place, index in enumerate(order[: val + test])}
+def _draw(count: int, name: str, shares: tuple[float, float], seed: int) -> PartOf:
+    """Return the parts of the ``count`` pictures of the class ``name``."""
+    val, test = _targets(count, shares)
+    order = np.random.default_rng([seed, zlib.crc32(os.fsencode(name))]).permutation(count)
+    drawn = np.zeros(count, np.uint8)
+    drawn[order[:val]], drawn[order[val : val + test]] = 1, 2
+    return drawn
 
 
 class _GroupDraw:
@@ -142,7 +147,7 @@ class _GroupDraw:
         group_of: Path → group.
     """
 
-    def __init__(self, good: list[list[Picture]], shares: tuple[float, float], seed: int, group_of: GroupOf):
+    def __init__(self, good: list[Pictures], shares: tuple[float, float], seed: int, group_of: GroupOf):
         self._groups: dict[str, list[tuple[int, int]]] = {}
         for label, pictures in enumerate(good):
             for index, picture in enumerate(pictures):
@@ -153,7 +158,7 @@ class _GroupDraw:
         self._have = [Counter[int](), Counter[int](), Counter[int]()]
         # Pictures that are left to train.
         self._left = Counter({label: len(pictures) for label, pictures in enumerate(good)})
-        self.drawn: list[dict[int, int]] = [{} for _ in good]
+        self.drawn: list[PartOf] = [np.zeros(len(pictures), np.uint8) for pictures in good]
 
     def place(self, placed: Mapping[str, str]) -> None:
         """Put the groups in ``placed`` into their parts."""
