@@ -3,13 +3,12 @@
 """Classify pictures, videos or a camera with the bundle in this file's folder, or find objects in them.
 
 It needs NumPy, OpenCV and a runtime, but not caffetools. With --serve it answers pictures that are sent by HTTP.
+A bundle holds this file as classify.py. It runs on Python 3.6, which the first Jetsons have.
 
     python3 classify.py samples
     python3 classify.py photo.jpg --top 3 --json
     python3 classify.py camera:0 --backend tensorrt
     python3 classify.py --serve 8080        and then: curl --data-binary @photo.jpg http://localhost:8080/
-
-A bundle holds this file as classify.py. It runs on Python 3.6, which the first Jetsons have.
 """
 
 import argparse
@@ -22,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+if __name__ == "__main__":
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # which OpenCV reads when it is loaded
 import cv2
 import numpy as np
 
@@ -139,8 +140,9 @@ def decode_picture(data: bytes, name: str, settings: Settings) -> Pixels:
         raise BundleError(f"{name}: the picture is truncated or empty")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if settings.order == "GRAY" else cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
+    except cv2.error as error:
+        reason = " (OPENCV_IO_MAX_IMAGE_PIXELS limits its pixels)" if "MAX_IMAGE_PIXELS" in str(error) else ""
+        raise BundleError(f"{name}: not a picture that OpenCV can decode{reason}") from None
     if image is None:
         raise BundleError(f"{name}: not a picture that OpenCV can decode")
     return np.asarray(image, np.uint8)
@@ -329,10 +331,9 @@ def images(names: Sequence[str], settings: Settings, limit: int) -> Iterator[Tup
     for name in names:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-            if not inside:
+            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+            if not paths:
                 yield name, BundleError(f"{name}: the folder holds no pictures")
-            paths = inside
         elif path.suffix.lower() in PICTURES or not (name.startswith(("camera:", "/dev/video")) or path.is_file()):
             paths = [path]
         else:
@@ -390,8 +391,7 @@ def as_text(result: Dict[str, Any]) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Classify all inputs; returns the exit code: 2 if one cannot be used."""
-    code = 0
-    settings = Settings(options.bundle)
+    code, settings = 0, Settings(options.bundle)
     backend = open_backend(settings, options.backend)
     if options.serve is not None:
         server = Server((options.host, options.serve), backend, settings, options.top)

@@ -91,9 +91,33 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
     """
     import cv2
 
+    image = _decoded(data, what, cv2.IMREAD_UNCHANGED if color is None else cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
+    if image.dtype != np.uint8 and not (any_depth and image.dtype == np.uint16):
+        raise DataError(f"{what}: the picture has {8 * image.dtype.itemsize} bits a channel; Caffe takes 8 here. Convert it")
+    pixels: Pixels = image
+    return pixels
+
+
+def decode_stored(data: bytes, what: str = "the picture") -> NDArray[Any]:
+    """Decode the bytes of a picture's file to what is stored in it: (H, W) or (H, W, C), BGR or BGRA, of any type of OpenCV.
+
+    Args:
+        data: The file's bytes.
+        what: The name to use in errors.
+
+    Raises:
+        DataError: See :func:`decode_image`.
+    """
+    import cv2
+
+    return _decoded(data, what, cv2.IMREAD_UNCHANGED)
+
+
+def _decoded(data: bytes, what: str, flags: int) -> NDArray[Any]:
+    import cv2
+
     check_whole(data, what)
     check_pixels(data, what)
-    flags = cv2.IMREAD_UNCHANGED if color is None else cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
     try:
         with _quiet:
             image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -101,9 +125,7 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
         raise DataError(f"{what}: OpenCV cannot decode the picture: {error.err or error}") from None
     if image is None:
         raise DataError(f"{what}: not a picture that OpenCV can decode, or a damaged one ({_describe(data)})")
-    if image.dtype != np.uint8 and not (any_depth and image.dtype == np.uint16):
-        raise DataError(f"{what}: the picture has {8 * image.dtype.itemsize} bits a channel; Caffe takes 8 here. Convert it")
-    pixels: Pixels = image
+    pixels: NDArray[Any] = image
     return pixels
 
 

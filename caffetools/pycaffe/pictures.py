@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caffetools.data.images import check_whole, read_bytes
-from caffetools.errors import DataError
-from caffetools.pycaffe.errors import also, raised_also_as
+from caffetools.data.images import decode_stored, read_bytes
+from caffetools.pycaffe.errors import raised_also_as
 
 PathLike = str | os.PathLike[str]
 Array = NDArray[np.float32]
@@ -30,16 +28,10 @@ def load_image(filename: PathLike, color: bool = True) -> Array:
         float32 (H, W, C) in [0, 1], RGB.
 
     Raises:
-        DataError: The file is missing, or not a picture; also an OSError.
+        DataError: The file is missing, not a picture, or of too many pixels; also an OSError.
     """
-    import cv2
-
     with raised_also_as(OSError):
-        data = read_bytes(filename)
-        check_whole(data, os.fspath(filename))
-    image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise also(DataError("not a picture that OpenCV can decode, or a damaged one", path=filename), OSError)
+        image = decode_stored(read_bytes(filename), os.fspath(filename))
     values = image.astype(np.float64)
     if np.issubdtype(image.dtype, np.integer):
         values /= np.iinfo(image.dtype).max

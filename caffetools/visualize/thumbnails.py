@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.images import decode_image, read_bytes
 from caffetools.errors import DataError
 from caffetools.results import Picture
 from caffetools.visualize import style
@@ -78,14 +78,7 @@ def data_uri(data: bytes, mime: str) -> str:
 
 
 def _read(path: PathLike) -> NDArray[np.uint8]:
-    try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-    except OSError as error:
-        raise DataError(f"{os.fspath(path)}: cannot read: {error.strerror}") from None
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise DataError(f"{os.fspath(path)}: not a picture that can be read")
-    return np.asarray(image, np.uint8)
+    return decode_image(read_bytes(path), what=os.fspath(path))
 
 
 def _as_bgr(picture: NDArray[Any]) -> NDArray[np.uint8]:

@@ -39,6 +39,7 @@ from caffetools.results import Preprocessing
 from caffetools.util.checksums import file_sha256
 from tests.bundle.conftest import DEPLOY, DETECTOR, LABELS, OBJECTS, Nets, write_net
 from tests.cli.inprocess import error_of, run, run_well
+from tests.data.drawing import png_bomb
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -390,10 +391,14 @@ def test_pictures_may_be_given_as_samples(tiny: Nets, options: PreprocessOptions
 
 def test_the_python_runner_works_alone(copy: Path, tmp_path: Path) -> None:
     (copy / "samples" / "cut.png").write_bytes((copy / "samples" / "sample_0.png").read_bytes()[:-40])
+    (copy / "samples" / "bomb.png").write_bytes(png_bomb())
     command = [sys.executable, "-I", copy / "classify.py", copy / "samples", "--json", "--top", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"classify: error: {copy / 'samples' / 'cut.png'}: the picture is truncated or empty\n"
+    assert done.stderr == (
+        f"classify: error: {copy / 'samples' / 'bomb.png'}: not a picture that OpenCV can decode (OPENCV_IO_MAX_IMAGE_PIXELS limits its pixels)\n"
+        f"classify: error: {copy / 'samples' / 'cut.png'}: the picture is truncated or empty\n"
+    )
     expected = json.loads((copy / "samples" / "expected.json").read_text())
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [Path(answer["picture"]).name for answer in answers] == sorted(expected)

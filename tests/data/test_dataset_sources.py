@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
@@ -302,4 +303,29 @@ def test_links_in_a_tar_are_followed_inside_of_it_only(tmp_path: Path) -> None:
         "set/b/round.png": "it is a link to 'round.png'",
         "set/b/pipe.png": "it is not a regular file but a pipe or device",
         "set/b/device.png": "it is not a regular file but a pipe or device",
+    }
+
+
+def test_links_in_a_zip_are_followed_inside_of_it_only(images: Path, tmp_path: Path) -> None:
+    links = {
+        "set/a/same.png": "one.png",
+        "set/b/far.png": "../a/same.png",
+        "set/b/out.png": "/etc/hostname",
+        "set/b/up.png": "../../../etc/hostname",
+        "set/b/round.png": "round.png",
+    }
+    content = next(images.rglob("*.png")).read_bytes()
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("set/a/one.png", content)
+        archive.writestr("set/b/two.png", content)
+        for name, target in links.items():
+            info = zipfile.ZipInfo(name)
+            info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(info, target)
+    listing = list_archive(tmp_path / "set.zip", tmp_path / "unpacked")
+    assert [picture.path for picture in listing.all_pictures] == ["a/one.png", "a/same.png", "b/far.png", "b/two.png"]
+    assert all((listing.root / picture.path).read_bytes() == content for picture in listing.all_pictures)
+    assert {skipped.path: skipped.reason for skipped in listing.skipped} == {
+        name: f"it is a link to '{links[name]}', which is not a file in the archive"
+        for name in ("set/b/out.png", "set/b/up.png", "set/b/round.png")
     }

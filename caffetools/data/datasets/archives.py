@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import shutil
 import stat
 import tarfile
@@ -21,6 +22,8 @@ PathLike = str | os.PathLike[str]
 # What an archive may unpack to, in bytes, unless the caller allows more, and pictures in it at most.
 MOST_BYTES, _MOST_FILES = 64 << 30, 20_000_000
 _CHUNK = 1 << 20
+# Links that are followed one after the other, and bytes of the path in one.
+_MOST_LINKS, _LONGEST_LINK = 40, 4096
 # Why a member is skipped.
 _SPECIAL = "it is not a regular file but a pipe or device"
 _ENDINGS = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -44,7 +47,7 @@ def is_archive(path: PathLike) -> bool:
 def list_archive(path: PathLike, folder: Path, *, most_bytes: int = MOST_BYTES, fewest: int = 2) -> Listing:
     """Unpack the pictures of an archive into ``folder`` and list them.
 
-    Only files with the names of pictures are unpacked. Links to files in a tar are followed inside of it; other links, pipes and devices
+    Only files with the names of pictures are unpacked. Links to files are followed inside of the archive; other links, pipes and devices
     are listed as skipped. Folders that hold nothing but one other folder are left out of the paths.
 
     Args:
@@ -107,13 +110,38 @@ def _zip_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as opened:
         encoding = _zip_encoding(opened.infolist())
         for info in opened.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
             if info.is_dir() or not _wanted(info.filename):
                 continue
-            if kind in (0, stat.S_IFREG):
-                yield _zip_name(info, encoding), info.file_size, opened.open(info)
+            name = _zip_name(info, encoding)
+            target, shown = _zip_target(opened, info)
+            if target is not None:
+                yield name, target.file_size, opened.open(target)
             else:
-                skipped.append(Skipped(_zip_name(info, encoding), "it is a link" if kind == stat.S_IFLNK else _SPECIAL))
+                skipped.append(Skipped(name, _not_inside(shown) if shown else _SPECIAL))
+
+
+def _zip_target(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[zipfile.ZipInfo | None, str]:
+    """Return the regular file that a member is or leads to by links inside of the zip, None without one; and where a first link leads."""
+    shown = ""
+    for _ in range(_MOST_LINKS):
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind in (0, stat.S_IFREG):
+            return (None if info.is_dir() else info), shown
+        if kind != stat.S_IFLNK or info.file_size > _LONGEST_LINK:
+            break
+        with opened.open(info) as stream:
+            link = stream.read(_LONGEST_LINK).decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace")
+        shown = shown or link
+        inside = posixpath.normpath(posixpath.join(posixpath.dirname(info.filename), link))
+        try:
+            info = opened.getinfo(inside)
+        except KeyError:
+            break
+    return None, shown
+
+
+def _not_inside(link: str) -> str:
+    return f"it is a link to '{link}', which is not a file in the archive"
 
 
 def _tar_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
@@ -125,7 +153,7 @@ def _tar_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
             if info.isreg():
                 stream = opened.extractfile(info)
             elif info.islnk() or info.issym():
-                reason = f"it is a link to '{info.linkname}', which is not a file in the archive"
+                reason = _not_inside(info.linkname)
                 # Links that lead out of the archive, to nothing, or to each other.
                 with suppress(KeyError, RecursionError):
                     stream = opened.extractfile(info)
