@@ -93,7 +93,13 @@ def subset(
         typer.Option("--class", "-c", metavar="NAME", help="Class to take (of a database: its label); by default all. May be repeated."),
     ] = None,
     classes_file: Annotated[
-        Path | None, typer.Option("--classes", metavar="FILE", help="File of the classes to take, one a line.", show_default=False)
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="FILE|NAMES",
+            help="File of the classes to take, one a line; or their names, with commas.",
+            show_default=False,
+        ),
     ] = None,
     per_class: Annotated[int | None, typer.Option(metavar="N", help="Most training pictures of a class.", show_default=False)] = None,
     val_per_class: Annotated[
@@ -106,10 +112,9 @@ def subset(
     """Write some classes, or some pictures of each class, of a dataset as a new one; labels count from 0 again."""
     from caffetools.data.datasets.bare import subset_database
     from caffetools.data.datasets.combine import is_dataset
-    from caffetools.data.datasets.inspect import read_names
     from caffetools.data.datasets.merging import subset_dataset
 
-    named = [*(classes or []), *(read_names(classes_file) if classes_file is not None else [])]
+    named = [*(classes or []), *(_listed(classes_file) if classes_file is not None else [])]
     if not is_dataset(dataset):
         if val_per_class is not None:
             raise CaffeToolsError("--val-per-class belongs to datasets with a validation part; this is a database alone", path=dataset)
@@ -131,6 +136,15 @@ def subset(
             events=events,
         )
     show_card(card, as_json=as_json)
+
+
+def _listed(classes: str) -> list[str]:
+    """Return the class names in a file, or those that are written with commas."""
+    from caffetools.data.datasets.inspect import read_names
+
+    if Path(classes).is_file() or Path(classes).suffix == ".txt":
+        return read_names(classes)
+    return [name.strip() for name in classes.split(",") if name.strip()]
 
 
 def _numbers(labels: list[str]) -> list[int]:

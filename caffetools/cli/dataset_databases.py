@@ -13,10 +13,16 @@ from caffetools.cli.show import console, print_json, progress_sink
 if TYPE_CHECKING:
     from caffetools.data.datasets.hdf5 import Hdf5Summary
     from caffetools.data.datasets.inspect import DatabaseSummary
+    from caffetools.data.datasets.verify import Verification
     from caffetools.graph.dataset_fit import DatasetFit
 
 _Database = Annotated[
-    str, typer.Argument(metavar="DB", help="An LMDB, LevelDB, index of shards (a path or URL), or HDF5 file.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="DB",
+        help="An LMDB, LevelDB, index of shards (a path or URL), or HDF5 file; or the folder of a dataset.",
+        show_default=False,
+    ),
 ]
 _Labels = Annotated[Path | None, typer.Option("--labels", help="File of class names, one a line (labels.txt).", show_default=False)]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -33,7 +39,7 @@ def inspect(
 ) -> None:
     """Show what a database holds: counts, sizes, encodings, labels, mean and deviation; with -o draw a sheet of its pictures.
 
-    HDF5 files, and lists of them, are read too.
+    Of the folder of a dataset, each of its databases is shown. HDF5 files, and lists of them, are read too.
     """
     from caffetools.data.datasets.hdf5 import hdf5_files
     from caffetools.data.datasets.inspect import inspect_database
@@ -42,14 +48,19 @@ def inspect(
     if hdf5_files(database) is not None:
         _inspect_hdf5(database, out, labels, as_json=as_json)
         return
-    names = _names(labels)
-    with progress_sink("Reading records") as events:
-        summary = inspect_database(database, sheet=out, names=names, events=events)
+    parts = _parts(database)
+    names = _names(labels or _own_labels(database, parts))
+    found = {}
+    for part, path in parts.items():
+        with progress_sink("Reading records") as events:
+            # The sheet is that of the training pictures.
+            summary = inspect_database(path, sheet=out if part in ("", "train") else None, names=names, events=events)
+        found[part] = summary.to_json()
+        if not as_json:
+            _show_summary(summary, names)
     if as_json:
-        print_json(summary.to_json())
-        return
-    _show_summary(summary, names)
-    if out is not None:
+        print_json(found.get("", found))
+    elif out is not None:
         console.print(f"Wrote {out}")
 
 
@@ -65,32 +76,41 @@ def verify(
 ) -> None:
     """Decode every record of a database and list what is wrong; exits with 1 when there are faults.
 
-    HDF5 files, and lists of them, are checked too.
+    Of the folder of a dataset, all of its databases are checked. HDF5 files, and lists of them, are checked too.
     """
     from caffetools.data.datasets.hdf5 import hdf5_files, verify_hdf5
     from caffetools.data.datasets.verify import verify_database
 
-    with progress_sink("Verifying records") as events:
-        if hdf5_files(database) is not None:
-            result = verify_hdf5(database, classes=classes, allow=tuple(allow or ()), events=events)
-        elif cluster:
-            from caffetools.data.cluster_jobs import cluster_verify
+    parts = _parts(database)
+    found = {}
+    for part, path in parts.items():
+        with progress_sink("Verifying records") as events:
+            if hdf5_files(path) is not None:
+                result = verify_hdf5(path, classes=classes, allow=tuple(allow or ()), events=events)
+            elif cluster:
+                from caffetools.data.cluster_jobs import cluster_verify
 
-            result = cluster_verify(database, cluster, classes=classes, allow=tuple(allow or ()), events=events)
-        else:
-            result = verify_database(database, classes=classes, allow=tuple(allow or ()), events=events)
+                result = cluster_verify(path, cluster, classes=classes, allow=tuple(allow or ()), events=events)
+            else:
+                result = verify_database(path, classes=classes, allow=tuple(allow or ()), events=events)
+        found[part] = result
+        if not as_json:
+            _show_faults(path if part else "", result, is_hdf5=hdf5_files(path) is not None)
     if as_json:
-        print_json(result.to_json())
-    else:
-        for fault in result.faults[:_MOST_LINES]:
-            kind = "dataset" if fault.kind in ("values", "label", "gap", "size") and hdf5_files(database) else "record"
-            place = f"{kind} '{fault.key}': " if fault.key else ""
-            console.print(f"{fault.kind}: {place}{fault.message}")
-        if len(result.faults) > _MOST_LINES:
-            console.print(f"… and {len(result.faults) - _MOST_LINES} more; --json lists all")
-        console.print(f"{result.records} records, {len(result.faults)} fault(s)")
-    if result.faults:
+        shown = {part: result.to_json() for part, result in found.items()}
+        print_json(shown.get("", shown))
+    if any(result.faults for result in found.values()):
         raise typer.Exit(1)
+
+
+def _show_faults(path: str, result: Verification, *, is_hdf5: bool) -> None:
+    for fault in result.faults[:_MOST_LINES]:
+        kind = "dataset" if fault.kind in ("values", "label", "gap", "size") and is_hdf5 else "record"
+        place = f"{kind} '{fault.key}': " if fault.key else ""
+        console.print(f"{fault.kind}: {place}{fault.message}", markup=False)
+    if len(result.faults) > _MOST_LINES:
+        console.print(f"… and {len(result.faults) - _MOST_LINES} more; --json lists all")
+    console.print(f"{path + ': ' if path else ''}{result.records} records, {len(result.faults)} fault(s)", markup=False)
 
 
 def export(
@@ -103,19 +123,24 @@ def export(
 ) -> None:
     """Write the pictures of a database as files, a folder for each label, with a list for convert-imageset.
 
-    Stored files come out byte for byte, pixels as PNG, everything else as NumPy arrays.
+    Of the folder of a dataset, each of its databases becomes a folder in OUT. Stored files come out byte for byte, pixels as PNG, everything else as NumPy arrays.
     """
     from caffetools.data.datasets.export import export_database
 
-    with progress_sink("Writing pictures") as events:
-        result = export_database(database, out, names=_names(labels), strict=strict, force=force, events=events)
+    parts = _parts(database)
+    names, found = _names(labels or _own_labels(database, parts)), {}
+    for part, path in parts.items():
+        with progress_sink("Writing pictures") as events:
+            result = export_database(path, out / part, names=names, strict=strict, force=force, events=events)
+        found[part] = {"folder": str(result.path), "files": result.count, "arrays": result.arrays, "skipped": len(result.skipped)}
+        if as_json:
+            continue
+        arrays = f" ({result.arrays} of them arrays)" if result.arrays else ""
+        console.print(f"Wrote {result.count} files{arrays} and list.txt to {result.path}", markup=False)
+        if result.skipped:
+            console.print(f"{len(result.skipped)} record(s) left out")
     if as_json:
-        print_json({"folder": str(result.path), "files": result.count, "arrays": result.arrays, "skipped": len(result.skipped)})
-        return
-    arrays = f" ({result.arrays} of them arrays)" if result.arrays else ""
-    console.print(f"Wrote {result.count} files{arrays} and list.txt to {result.path}")
-    if result.skipped:
-        console.print(f"{len(result.skipped)} record(s) left out")
+        print_json(found.get("", found))
 
 
 def stats(
@@ -124,7 +149,10 @@ def stats(
     layer: Annotated[str | None, typer.Option(help="Data layer to compare with.", show_default=False)] = None,
     as_json: _Json = False,
 ) -> None:
-    """Compare a database with a net: channels, sizes against the crop, labels below num_output; exits with 1 if it does not fit."""
+    """Compare a database with a net: channels, sizes against the crop, labels below num_output; exits with 1 if it does not fit.
+
+    Of the folder of a dataset, its training pictures are compared.
+    """
     from caffetools.data.datasets.hdf5 import hdf5_files, inspect_hdf5
     from caffetools.data.datasets.inspect import inspect_database
     from caffetools.graph.dataset_fit import dataset_fit, hdf5_fit
@@ -137,7 +165,8 @@ def stats(
         _show_fit(hdf5_fit(files, param, layer=layer), files, net, as_json=as_json)
         return
     with progress_sink("Reading records") as events:
-        summary = inspect_database(database, events=events)
+        parts = _parts(database)
+        summary = inspect_database(parts.get("train", database), events=events)
     _show_fit(dataset_fit(summary, param, layer=layer), summary, net, as_json=as_json)
 
 
@@ -195,6 +224,23 @@ def _show_hdf5(summary: Hdf5Summary) -> None:
             console.print(f"  … and {len(dataset.labels) - _MOST_LINES} more labels; --json lists all")
     for name, what in summary.other.items():
         console.print(f"'{name}': {what}")
+
+
+def _parts(database: str) -> dict[str, str]:
+    """Return part → database of the folder of a dataset; "" → ``database`` for one that is a database itself."""
+    from caffetools.data.datasets.card import load_card
+    from caffetools.data.datasets.combine import is_dataset
+
+    if "://" in database or not is_dataset(database):
+        return {"": database}
+    card = load_card(database)
+    counts = {"train": card.train_count, "val": card.val_count, "test": card.test_count}
+    return {part: str(card.source(part)) for part, count in counts.items() if count}
+
+
+def _own_labels(database: str, parts: dict[str, str]) -> Path | None:
+    """Return the file of class names of the folder of a dataset."""
+    return None if "" in parts else Path(database) / "labels.txt"
 
 
 def _names(labels: Path | None) -> list[str] | None:

@@ -93,3 +93,37 @@ def test_options_reach_the_build(pictures: Path, tmp_path: Path) -> None:
         "encode": "png", "resize_mode": "fill", "test": 0.2, "group_by": r"p (\d)", "min_per_class": 2, "dropped": "similar"
     }  # fmt: skip
     assert sum(answer["test_counts"]) > 0 and answer["encoded"]
+
+
+def test_a_dataset_is_looked_at_as_a_whole(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(pictures, out, "--size", "8", "--encode", "png", "--test", "0.2").exit_code == 0
+    command = CliRunner().invoke
+    sizes = {"train": 5, "val": 2, "test": 2}
+    sheet = tmp_path / "sheet.png"
+    shown = command(app, ["inspect", str(out), "--json", "-o", str(sheet)])
+    assert {part: values["records"] for part, values in json.loads(shown.output).items()} == sizes and sheet.is_file()
+    assert "große Hunde" in command(app, ["inspect", str(out)]).output
+    assert json.loads(command(app, ["inspect", str(out / "val_lmdb"), "--json"]).output)["records"] == 2
+
+    assert {part: values["faults"] for part, values in json.loads(command(app, ["verify", str(out), "--json"]).output).items()} == {
+        "train": [], "val": [], "test": []
+    }  # fmt: skip
+    exported = command(app, ["export", str(out), str(tmp_path / "files"), "--json"])
+    assert {part: values["files"] for part, values in json.loads(exported.output).items()} == sizes
+    assert {path.parent.parent.name for path in (tmp_path / "files").rglob("*.png")} == set(sizes)
+    assert {path.parent.name for path in (tmp_path / "files" / "train").rglob("*.png")} == {"cats", "große Hunde"}
+
+    damaged = out / "val_lmdb" / "data.mdb"
+    damaged.write_bytes(damaged.read_bytes().replace(b"\x89PNG", b"\x89PNX"))
+    done = command(app, ["verify", str(out)])
+    assert done.exit_code == 1
+    assert f"{out / 'train_lmdb'}: 5 records, 0 fault(s)" in done.output and f"{out / 'val_lmdb'}: 2 records, 2 fault(s)" in done.output
+
+
+def test_classes_of_a_subset_may_be_written_with_commas(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, tmp_path / "data", "--size", "8")
+    done = CliRunner().invoke(app, ["subset", str(tmp_path / "data"), str(tmp_path / "small"), "--classes", "große Hunde, cats", "--json"])
+    assert json.loads(done.output)["classes"] == ["cats", "große Hunde"]
+    wrong = CliRunner().invoke(app, ["subset", str(tmp_path / "data"), str(tmp_path / "small2"), "--classes", "cats,mice"])
+    assert isinstance(wrong.exception, DataError) and "mice" in str(wrong.exception)
