@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from caffetools.data.datasets.listing import Listing, check_class_name, natural
 from caffetools.data.datasets.pictures import PARTS, Pictures, PictureTable, by_class
 from caffetools.data.picture_lists import labelled_lines
 from caffetools.errors import DataError
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 PathLike = str | os.PathLike[str]
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path", "picture")
@@ -222,7 +225,7 @@ def _table(path: Path, delimiter: str, group_by: str | None) -> Iterator[_Row]:
             raise DataError(f"it is not valid CSV: {error}", path=path, line=reader.line_num) from None
 
 
-def _table_rows(path: Path, reader: Any, group_by: str | None) -> Iterator[_Row]:
+def _table_rows(path: Path, reader: Reader, group_by: str | None) -> Iterator[_Row]:
     columns: _Columns | None = None
     found = False
     for cells in reader:
