@@ -21,7 +21,7 @@ from caffetools.util.folders import PathLike, new_folder
 _LONGEST_KEY = 511
 # What one transaction holds at most; LMDB keeps it in memory.
 _COMMIT_RECORDS, _COMMIT_BYTES = 1000, 1 << 25
-# Commits after which the file is mapped anew.
+# Commits after which the file is mapped again.
 _REMAP_COMMITS = 16
 
 
@@ -217,7 +217,7 @@ class LmdbWriter:
                 self._pending.clear()
                 self._commits += 1
                 if self._commits % _REMAP_COMMITS == 0:
-                    # Pages of the map that were looked at count to the process's memory; mapped anew, they do not.
+                    # Pages of the map that were looked at count to the process's memory; mapped again, they do not.
                     self._environment.set_mapsize(self._map_size)
             except self._lmdb.MapFullError:
                 self._map_size *= 2
