@@ -2,6 +2,7 @@
 // checked before it is used. What is unusual is not explained here: the caller gets None, and Python's reader finds the reason.
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -56,6 +57,8 @@ constexpr int kOneArgument = 8;  // METH_O
 constexpr uint64_t kHeader = 16, kNodeHeader = 8, kWord = 8, kTransaction = 144;  // bytes; the last: offset of a meta page's transaction
 constexpr uint16_t kBranch = 1, kLeaf = 2, kOverflow = 4, kKind = 0x6f;
 constexpr int kMostPages = 32;
+constexpr size_t kMostValues = 64;  // that are copied by one call of the system, which takes 1,024 parts; and their bytes
+constexpr uint64_t kMostBytes = 1 << 24;
 constexpr uint64_t kLargestGap = 65536, kLargestPage = 32768, kStep = 4096;
 #ifdef __linux__
 constexpr int kPopulateRead = 22;  // Linux 5.14
@@ -134,10 +137,15 @@ bool is_mapped(const Leaves& leaves, uint64_t offset, uint64_t size) {
 
 // Copy a part of the file without the map. False where the file ends before, or the disk fails.
 bool read_part(const Leaves& leaves, uint64_t offset, uint64_t size, void* to) {
-  ssize_t done;
-  do done = pread(static_cast<int>(leaves.file), to, size, static_cast<off_t>(offset));
-  while (done < 0 && errno == EINTR);
-  return done == static_cast<ssize_t>(size);
+  char* out = static_cast<char*>(to);
+  while (size) {
+    const ssize_t done = pread(static_cast<int>(leaves.file), out, size, static_cast<off_t>(offset));
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) return false;
+    // A call copies 2 GB at most.
+    out += done, offset += static_cast<uint64_t>(done), size -= static_cast<uint64_t>(done);
+  }
+  return true;
 }
 
 // The processor's own prefetching stops at the end of each page.
@@ -234,35 +242,52 @@ bool is_overflow(const Leaves& leaves, const uint8_t* head, uint64_t page, uint6
 }
 
 struct Large {
-  const Node* node;
+  uint64_t page, size;
   char* to;
+  uint8_t head[kHeader];
 };
 
-bool copy_value(const Leaves& leaves, bool mapped, const Large& value) {
-  uint8_t head[kHeader];
-  const uint64_t page = value.node->overflow_page, begin = page * leaves.page_size;
-  return copy_part(leaves, mapped, begin, kHeader, head) && is_overflow(leaves, head, page, value.node->size) &&
-         copy_part(leaves, mapped, begin + kHeader, value.node->size, value.to);
+// Copy values that follow each other in the file; what is in between goes to `gap`.
+bool read_values(const Leaves& leaves, Large* values, size_t count, uint8_t* gap) {
+  if (count == 1) {
+    const uint64_t begin = values->page * leaves.page_size;
+    return read_part(leaves, begin, kHeader, values->head) && read_part(leaves, begin + kHeader, values->size, values->to);
+  }
+  iovec parts[3 * kMostValues];
+  uint64_t end = values->page * leaves.page_size;
+  const uint64_t begin = end;
+  int used = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const uint64_t start = values[i].page * leaves.page_size;
+    if (start > end) parts[used++] = {gap, start - end};
+    parts[used++] = {values[i].head, kHeader};
+    parts[used++] = {values[i].to, values[i].size};
+    end = start + kHeader + values[i].size;
+  }
+  ssize_t done;
+  do done = preadv(static_cast<int>(leaves.file), parts, used, static_cast<off_t>(begin));
+  while (done < 0 && errno == EINTR);
+  return done == static_cast<ssize_t>(end - begin);
 }
 
-// Copy values; those that lie close together are mapped by one call of the system.
-bool copy_values(const Leaves& leaves, const std::vector<Large>& values) {
-  bool mapped = false;
-  for (size_t i = 0, next = 0; i < values.size(); ++i) {
-    const uint64_t begin = values[i].node->overflow_page * leaves.page_size;
-    if (i == next) {
-      uint64_t end = begin;
-      for (; next < values.size(); ++next) {
-        const uint64_t start = values[next].node->overflow_page * leaves.page_size;
-        if (start < end || start - end > kLargestGap) break;
-        end = start + kHeader + values[next].node->size;
-      }
-      mapped = is_mapped(leaves, begin, end - begin);
+// Copy values; those that lie close together by one call of the system. It takes less time than to map their pages first, so that a page
+// which cannot be read is an error, and to copy them from the map.
+bool copy_values(const Leaves& leaves, std::vector<Large>& values) {
+  uint8_t gap[kLargestPage];
+  for (size_t first = 0, next = 1; first < values.size(); first = next++) {
+    const uint64_t begin = values[first].page * leaves.page_size;
+    for (uint64_t end = begin + kHeader + values[first].size; next < values.size() && next - first < kMostValues; ++next) {
+      const uint64_t start = values[next].page * leaves.page_size;
+      if (start < end || start - end > std::min<uint64_t>(sizeof gap, 2 * leaves.page_size)) break;
+      end = start + kHeader + values[next].size;
+      if (end - begin > kMostBytes) break;
     }
-    if (mapped && i + 1 < next) prefetch(leaves.map + values[i + 1].node->overflow_page * leaves.page_size);
-    if (!copy_value(leaves, mapped, values[i])) return false;
+    if (!read_values(leaves, &values[first], next - first, gap)) return false;
   }
-  return is_current(leaves, mapped);
+  for (const Large& value : values) {
+    if (!is_overflow(leaves, value.head, value.page, value.size)) return false;
+  }
+  return is_current(leaves, leaves.map != nullptr);
 }
 
 // (key, value) of a node; the value of one on overflow pages is for the caller to fill. Null with an exception if memory is short.
@@ -300,7 +325,7 @@ Object* make_records(const Leaves& leaves, const std::vector<Node>& nodes) {
       python.decref(list);
       return nullptr;
     }
-    if (nodes[i].value == nullptr) large.push_back({&nodes[i], python.bytes_data(python.tuple_get(pair, 1))});
+    if (nodes[i].value == nullptr) large.push_back({nodes[i].overflow_page, nodes[i].size, python.bytes_data(python.tuple_get(pair, 1)), {}});
     python.list_set(list, static_cast<intptr_t>(i), pair);
   }
   if (large.empty()) return list;
@@ -312,19 +337,14 @@ Object* make_records(const Leaves& leaves, const std::vector<Node>& nodes) {
   return none();
 }
 
-// Copy pages one after the other to `to`; those that lie close together are mapped by one call of the system.
+// Copy pages one after the other to `to`; those that follow each other in the file by one call of the system.
 bool copy_pages(const Leaves& leaves, const std::vector<uint64_t>& pages, uint8_t* to) {
-  bool mapped = false;
-  for (size_t i = 0, next = 0; i < pages.size(); ++i) {
-    if (i == next) {
-      for (++next; next < pages.size() && pages[next] > pages[next - 1]; ++next) {
-        if ((pages[next] - pages[next - 1]) * leaves.page_size > kLargestGap) break;
-      }
-      mapped = is_mapped(leaves, pages[i] * leaves.page_size, (pages[next - 1] - pages[i] + 1) * leaves.page_size);
-    }
-    if (!copy_part(leaves, mapped, pages[i] * leaves.page_size, leaves.page_size, to + i * leaves.page_size)) return false;
+  for (size_t first = 0, next = 1; first < pages.size(); first = next++) {
+    while (next < pages.size() && pages[next] == pages[next - 1] + 1) ++next;
+    const uint64_t offset = pages[first] * leaves.page_size, size = (next - first) * leaves.page_size;
+    if (!read_part(leaves, offset, size, to + first * leaves.page_size)) return false;
   }
-  return is_current(leaves, mapped);
+  return is_current(leaves, leaves.map != nullptr);
 }
 
 bool copy_page(const Leaves& leaves, uint64_t page, uint8_t* to) {
