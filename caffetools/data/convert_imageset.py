@@ -16,7 +16,7 @@ import numpy as np
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import LmdbWriter, new_lmdb, record_key
 from caffetools.data.datum import encoded_to_datum, image_to_record
-from caffetools.data.images import Pixels, decode_image, encode_image, read_bytes, resize
+from caffetools.data.images import Pixels, decode_image, encode_image, pixel_budget, read_bytes, resize
 from caffetools.data.picture_lists import read_list
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, Finished, Progress, Started, ignore
@@ -231,9 +231,10 @@ def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[tuple[str,
         try:
             path = prefix + name
             data = read_bytes(path)
-            image = decode_image(data, color=not options.gray, what=path)
-            if options.size is not None:
-                image = resize(image, options.size)
+            with pixel_budget(data):
+                image = decode_image(data, color=not options.gray, what=path)
+                if options.size is not None:
+                    image = resize(image, options.size)
             if options.encoded or options.encode_type:
                 data = _encoded(data, image, path, options)
                 return encoded_to_datum(data, label).SerializeToString(), len(data)

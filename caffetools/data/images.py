@@ -7,7 +7,8 @@ import re
 import stat
 import struct
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ SUFFIXES = frozenset(
 
 # Pixels of a picture at most, unless the user sets OpenCV's own variable to another number.
 MOST_PIXELS, _PIXELS_VARIABLE = 1 << 28, "OPENCV_IO_MAX_IMAGE_PIXELS"
+# Pictures of fewer pixels are decoded by any number of threads at a time.
+_LARGE = 1 << 24
 # Bytes at the beginning of a JPEG 2000 or AVIF in which its size is looked for.
 _BOXES = 4096
 
@@ -52,8 +55,10 @@ def read_image(path: PathLike, *, color: bool = True, size: tuple[int, int] | No
     Raises:
         DataError: the file is missing, empty, truncated or not a picture; names the file.
     """
-    image = decode_image(read_bytes(path), color=color, what=os.fspath(path))
-    return image if size is None else resize(image, size)
+    data = read_bytes(path)
+    with pixel_budget(data):
+        image = decode_image(data, color=color, what=os.fspath(path))
+        return image if size is None else resize(image, size)
 
 
 def read_bytes(path: PathLike) -> bytes:
@@ -347,6 +352,40 @@ def _describe(data: bytes) -> str:
     """Return what kind of file the bytes are, for the error."""
     found = sniff_content(data)
     return f"it is {found.noun}" if found is not None else f"it begins with the bytes {data[:4].hex(' ')}"
+
+
+class PixelBudget:
+    """Bounds the memory of pictures that threads decode at a time: large ones wait for each other; one that exceeds it is decoded alone.
+
+    Called with the bytes of a picture's file, around its decoding and what makes it smaller; not to be nested.
+
+    Args:
+        most: Pixels at a time, of pictures of 16 million and more.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._used = most, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def __call__(self, data: bytes) -> Iterator[None]:
+        width, height = stated_size(data) or (0, 0)
+        pixels = width * height
+        if pixels < _LARGE:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._most)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
+
+
+pixel_budget = PixelBudget(MOST_PIXELS)
 
 
 class _Quiet:

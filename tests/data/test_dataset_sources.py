@@ -283,6 +283,9 @@ def test_links_in_a_tar_are_followed_inside_of_it_only(tmp_path: Path) -> None:
         "set/b/round.png": (tarfile.SYMTYPE, "round.png"),
         "set/b/pipe.png": (tarfile.FIFOTYPE, ""),
         "set/b/device.png": (tarfile.CHRTYPE, ""),
+        "set/b/more": (tarfile.SYMTYPE, "../a"),
+        "set/b/far": (tarfile.SYMTYPE, "/home/pictures"),
+        "set/b/note": (tarfile.SYMTYPE, "../a/one.png"),
     }
     with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
         for name in ("set/a/one.png", "set/b/two.png"):
@@ -303,6 +306,8 @@ def test_links_in_a_tar_are_followed_inside_of_it_only(tmp_path: Path) -> None:
         "set/b/round.png": "it is a link to 'round.png'",
         "set/b/pipe.png": "it is not a regular file but a pipe or device",
         "set/b/device.png": "it is not a regular file but a pipe or device",
+        "set/b/more": "it is a link to the folder '../a'; links to folders in archives are not followed",
+        "set/b/far": "it is a link to '/home/pictures'",
     }
 
 
@@ -313,6 +318,8 @@ def test_links_in_a_zip_are_followed_inside_of_it_only(images: Path, tmp_path: P
         "set/b/out.png": "/etc/hostname",
         "set/b/up.png": "../../../etc/hostname",
         "set/b/round.png": "round.png",
+        "set/b/more": "../a",
+        "set/b/readme": "../readme.txt",
     }
     content = next(images.rglob("*.png")).read_bytes()
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
@@ -327,5 +334,5 @@ def test_links_in_a_zip_are_followed_inside_of_it_only(images: Path, tmp_path: P
     assert all((listing.root / picture.path).read_bytes() == content for picture in listing.all_pictures)
     assert {skipped.path: skipped.reason for skipped in listing.skipped} == {
         name: f"it is a link to '{links[name]}', which is not a file in the archive"
-        for name in ("set/b/out.png", "set/b/up.png", "set/b/round.png")
-    }
+        for name in ("set/b/out.png", "set/b/up.png", "set/b/round.png", "set/b/readme")
+    } | {"set/b/more": "it is a link to the folder '../a'; links to folders in archives are not followed"}

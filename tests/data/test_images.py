@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -12,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from caffetools.data.images import decode_image, parse_size, read_image, resize, stated_size
+from caffetools.data.images import PixelBudget, decode_image, parse_size, read_image, resize, stated_size
 from caffetools.errors import DataError
 from caffetools.pycaffe.io import load_image
 from caffetools.visualize.thumbnails import thumbnail
@@ -189,3 +191,26 @@ def test_pipes_and_links_to_missing_files_are_named(tmp_path: Path) -> None:
         read_image(tmp_path / "pipe.jpg")
     with pytest.raises(DataError, match=r"link\.jpg: cannot read the picture: No such file or directory \(it is a broken link\)"):
         read_image(tmp_path / "link.jpg")
+
+
+def png_header(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big")
+
+
+def test_large_pictures_wait_for_each_other_and_one_beyond_the_budget_is_decoded_alone() -> None:
+    budget = PixelBudget(1 << 26)
+    half, double, small = png_header(1 << 10, 1 << 15), png_header(1 << 12, 1 << 15), png_header(1 << 10, 1 << 10)
+
+    def enters(data: bytes, entered: threading.Event) -> None:
+        with budget(data):
+            entered.set()
+
+    with ThreadPoolExecutor(3) as threads:
+        for first, waits, passes in ((half, double, half), (double, half, small)):
+            waited, passed = threading.Event(), threading.Event()
+            with budget(first):
+                late = threads.submit(enters, waits, waited)
+                threads.submit(enters, passes, passed).result(60)
+                assert passed.is_set() and not waited.wait(0.05)
+            late.result(60)
+            assert waited.is_set()

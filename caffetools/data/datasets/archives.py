@@ -118,6 +118,9 @@ def _zip_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
                 yield name, target.file_size, opened.open(target)
             else:
                 skipped.append(Skipped(name, _not_inside(shown) if shown else _SPECIAL))
+        links = [info for info in opened.infolist() if stat.S_ISLNK(info.external_attr >> 16) and info.file_size <= _LONGEST_LINK]
+        found = {_zip_name(info, encoding): opened.read(info).decode("utf-8", "replace") for info in links}
+        skipped += _folder_links(found, opened.namelist())
 
 
 def _zip_target(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[zipfile.ZipInfo | None, str]:
@@ -145,8 +148,11 @@ def _not_inside(link: str) -> str:
 
 
 def _tar_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
+    links: dict[str, str] = {}
     with tarfile.open(archive) as opened:
         for info in opened:
+            if info.issym():
+                links[info.name] = info.linkname
             if info.isdir() or not _wanted(info.name):
                 continue
             stream, reason = None, _SPECIAL
@@ -161,6 +167,28 @@ def _tar_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
                 skipped.append(Skipped(info.name, reason))
             else:
                 yield info.name, info.size, stream
+        skipped += _folder_links(links, opened.getnames())
+
+
+def _folder_links(links: dict[str, str], names: list[str]) -> list[Skipped]:
+    """Return the links in an archive that lead to folders or out of it: they are not followed, as each picture is unpacked once.
+
+    Args:
+        links: Name of a link → where it leads; those with the names of pictures are left out.
+        names: The names in the archive.
+    """
+    links = {name: link for name, link in links.items() if not is_picture(name) and not PurePosixPath(name).name.startswith(".")}
+    if not links:
+        return []
+    folders = {folder for name in names if _wanted(name) for folder in map(str, PurePosixPath(name).parents)}
+    found = []
+    for name, link in links.items():
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
+        if target in folders:
+            found.append(Skipped(name, f"it is a link to the folder '{link}'; links to folders in archives are not followed"))
+        elif target not in names:
+            found.append(Skipped(name, _not_inside(link)))
+    return found
 
 
 def _zip_encoding(members: list[zipfile.ZipInfo]) -> str:

@@ -15,7 +15,7 @@ from caffetools.data.datasets.duplicates import difference_hash
 from caffetools.data.datasets.pictures import Picture
 from caffetools.data.datasets.resizing import ResizeMode, resize_to
 from caffetools.data.datum import encoded_to_datum, image_to_record
-from caffetools.data.images import Pixels, decode_image, encode_image, read_bytes
+from caffetools.data.images import Pixels, decode_image, encode_image, pixel_budget, read_bytes
 from caffetools.errors import DataError
 from caffetools.util.threads import ordered_map
 
@@ -92,10 +92,11 @@ def _record(path: Path, label: int, stored: RecordFormat) -> PictureRecord:
     if "\n" in path.name or "\r" in path.name:
         raise DataError(f"{path}: its name has a line break, which no list can hold")
     data = read_bytes(path)
-    image = decode_image(data, color=stored.color, what=str(path))
-    original = image.shape[:2]
-    if stored.size is not None:
-        image = resize_to(image, stored.size, stored.resize_mode)
+    with pixel_budget(data):
+        image = decode_image(data, color=stored.color, what=str(path))
+        original = image.shape[:2]
+        if stored.size is not None:
+            image = resize_to(image, stored.size, stored.resize_mode)
     if stored.encoding == "raw":
         value = image_to_record(image, label)
     else:

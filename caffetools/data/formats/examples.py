@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caffetools.data.images import decode_image, encode_image, resize, to_planes
+from caffetools.data.images import decode_image, encode_image, pixel_budget, resize, to_planes
 from caffetools.errors import DataError
 
 Values = NDArray[Any]
@@ -92,8 +92,9 @@ def example_pixels(example: Example, options: ConvertOptions) -> Values:
         DataError: The picture cannot be decoded, or it is to be resized and is not a picture of bytes; names it.
     """
     if example.array is None:
-        pixels = decode_image(example.image, color=not options.gray, what=example.place)
-        return to_planes(pixels if options.size is None else resize(pixels, options.size))
+        with pixel_budget(example.image):
+            pixels = decode_image(example.image, color=not options.gray, what=example.place)
+            return to_planes(pixels if options.size is None else resize(pixels, options.size))
     array = example.array
     if options.swap_channels:
         array = array[::-1] if len(array) == 3 else array
