@@ -24,7 +24,7 @@ from caffetools.cli.commands import HELP_FLAGS, Commands, is_answer
 from caffetools.cli.gflags import translate
 from caffetools.cli.interrupts import noted_interrupts
 from caffetools.cli.usage import UsageError, usage_error_text
-from caffetools.errors import CaffeToolsError, Cancelled, did_you_mean, user_error_context
+from caffetools.errors import CaffeToolsError, Cancelled, user_error_context
 from caffetools.util.threads import limit_openmp
 
 app = typer.Typer(
@@ -112,7 +112,9 @@ def _report_usage(error: Exception, arguments: list[str]) -> int:
 def _report(error: Exception) -> int:
     """Write one line about ``error`` on stderr and return the exit code."""
     if isinstance(error, CaffeToolsError):
-        error = _with_model_hint(_with_stdin_named(error))
+        from caffetools.cli.hints import with_hint
+
+        error = with_hint(_with_stdin_named(error))
         _write_error(f"{'' if isinstance(error, Cancelled) else 'error: '}{error}")
         return error.exit_code
     if isinstance(error, OSError) and error.filename is not None:
@@ -140,23 +142,6 @@ def _with_stdin_named(error: CaffeToolsError) -> CaffeToolsError:
     from caffetools.cli.models import is_stdin
 
     return error.located("<stdin>", error.line, error.column) if is_stdin(error.path) else error
-
-
-def _with_model_hint(error: CaffeToolsError) -> CaffeToolsError:
-    """Return an error about a file that is missing with the model of the zoo that its name is almost, if there is one."""
-    if error.path is None or error.hint or os.path.lexists(error.path):
-        return error
-    path = Path(error.path)
-    if path.name != error.path or path.suffix[1:2].isalpha():
-        return error
-    from caffetools.zoo.names import known_names
-
-    hint = did_you_mean(error.path.lower(), known_names(), cutoff=0.75).removeprefix("; ")
-    if not hint:
-        return error
-    named = error.located(error.path, error.line, error.column)
-    named.hint = f"{hint} (a model of the zoo)"
-    return named
 
 
 def _prepare_streams(arguments: list[str], taken: set[str]) -> None:

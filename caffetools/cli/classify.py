@@ -166,8 +166,21 @@ def split_files(
             "the .caffemodel and at least one picture",
         )
     if not pictures and not (listed and (weights or deploy.suffix.lower() == ".onnx")):
-        raise CaffeToolsError(f"{deploy} needs {wanted} after it, for example: caffetools {command} deploy.prototxt w.caffemodel photo.jpg")
+        raise CaffeToolsError(f"{deploy} needs {wanted} after it, for example: {_right_use(command, deploy, rest)}")
     return deploy, weights, pictures, None, True
+
+
+def _right_use(command: str, model: Path, rest: list[str]) -> str:
+    """Return a command line with what was given, and for what is missing the newest weights of the net or a name that stands for them."""
+    from caffetools.project.config import command as shell_line
+    from caffetools.project.next_step import find_weights
+
+    given = [word for word in rest if word.endswith((".caffemodel", ".h5"))][:1]
+    pictures = [word for word in rest if word not in given] or ["photo.jpg"]
+    if model.suffix.lower() == ".onnx":
+        return shell_line(command, model, *pictures)
+    weights = given[0] if given else (find_weights(model) if model.is_file() else None) or "w.caffemodel"
+    return shell_line(command, model, weights, *pictures)
 
 
 def _show(results: list[ClassificationResult]) -> None:

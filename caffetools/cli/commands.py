@@ -84,7 +84,7 @@ COMMANDS = {
     "train": Entry(_TRAINING, "train", example="caffetools train net/solver.prototxt --weights alexnet", alone=True),
     "test": Entry(_TRAINING, "test", example="caffetools test train_val.prototxt --weights weights.caffemodel"),
     "curves": Entry(_TRAINING, "curves", example="caffetools curves net/snapshot.log -o curves.png"),
-    "report": Entry(_TRAINING, "report", example="caffetools report run"),
+    "report": Entry(_TRAINING, "report", example="caffetools report run", alone=True),
     "visualize": Entry(_TRAINING, "visualize", attribute="app", example="caffetools visualize filters weights.caffemodel -o filters.png"),
     "classify": Entry(_INFERENCE, "classify", example="caffetools classify googlenet photo.jpg"),
     "detect": Entry(_INFERENCE, "detect", example="caffetools detect deploy.prototxt weights.caffemodel photo.jpg"),

@@ -8,11 +8,16 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.options import AsJson, Force, check_output
-from caffetools.cli.show import console, print_json, print_next
+from caffetools.cli.show import console, note, print_json, print_next
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a fine-tuning run.", show_default=False)],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN", help="The folder of a fine-tuning run; by default this one, or the newest in it.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE.html", help="The page; by default report.html in the folder, which is replaced."),
@@ -30,6 +35,7 @@ def report(
 
     # The report in the run's own folder is there to be brought up to date.
     check_output(out, force=force)
+    run = _run_here() if run is None else run
     page = report_run(run, out)
     if as_json:
         print_json({"report": str(page)})
@@ -38,3 +44,17 @@ def report(
         print_next(Project.open(run).status().next_command)
     if show:
         typer.launch(str(page))
+
+
+def _run_here() -> Path:
+    """Return the run of this folder: itself, or the newest in it, which a note names."""
+    from caffetools.errors import CaffeToolsError
+    from caffetools.project.manifest import SETTINGS
+    from caffetools.project.surroundings import projects
+
+    runs = [folder for folder in projects(Path()) if (folder / SETTINGS).is_file()]
+    if not runs:
+        raise CaffeToolsError("no run of caffetools finetune is in this folder; give its folder as RUN")
+    if runs[0] != Path():
+        note(f"{runs[0]}: the {'newest' if len(runs) > 1 else 'only'} run here")
+    return runs[0]

@@ -62,7 +62,7 @@ def test(
         raise CaffeToolsError("give the net's prototxt once, as NET or as --model")
     weights = weights or (str(given) if is_model(str(given)) else "")
     if not weights:
-        raise CaffeToolsError("--weights is missing: the scores of a net with random weights are worthless")
+        raise CaffeToolsError("--weights is missing: the scores of a net with random weights are worthless", hint=_right_use(given))
     path = net_file(given, "train_val")
 
     from caffetools.project.next_step import after_test
@@ -88,6 +88,15 @@ def test(
     for output in scores.outputs:
         console.print(f"  {output.name}  {output.value:.6g}", markup=False)
     print_next(after_test(given, weights))
+
+
+def _right_use(net: Path) -> str:
+    """Return the command with the newest weights of the net, if there are some."""
+    from caffetools.project.config import command
+    from caffetools.project.next_step import find_weights
+
+    weights = find_weights(net) if net.is_file() else None
+    return f"example: {command('test', net, '--weights', weights)}" if weights is not None else ""
 
 
 def _scores(

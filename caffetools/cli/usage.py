@@ -64,8 +64,15 @@ def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
     if message.startswith("No such command"):
         word = message.split("'")[1]
         known = list(getattr(getattr(context, "command", None), "commands", COMMANDS))
-        return f"there is no command '{word}'{did_you_mean(word, [*known, *known_tools()]) or ' (caffetools --help lists them)'}"
+        return f"there is no command '{word}'{_meant(word, known) or ' (caffetools --help lists them)'}"
     return message[:1].lower() + message[1:]
+
+
+def _meant(word: str, known: list[str]) -> str:
+    """Return the command that was probably meant: one of a group, such as ``zoo fetch`` for ``fetch``, or one of a similar name."""
+    of_datasets = [f"dataset {name}" for name in ("build", "merge", "subset", "shard", "preview")]
+    in_group = [path for path in (*EXAMPLES, *of_datasets) if path.split()[-1] == word] if "zoo" in known else []
+    return f"; did you mean '{in_group[0]}'?" if in_group else did_you_mean(word, [*known, *known_tools()])
 
 
 def _no_such_option(name: str, arguments: Sequence[str], context: Any) -> str:

@@ -97,9 +97,7 @@ def _read_config(folder: Path) -> FinetuneConfig:
         values.pop("inputs", None)
     except OSError:
         if not folder.is_dir():
-            raise CaffeToolsError(
-                f"{folder}: there is no such folder", hint="name the folder that caffetools finetune wrote (-o)"
-            ) from None
+            raise CaffeToolsError("there is no such folder; name the folder that caffetools finetune wrote (-o)", path=folder) from None
         above = folder.resolve().parent
         hint = f"the run is {above}" if (above / SETTINGS).is_file() else None
         raise CaffeToolsError(f"{folder}: not the folder of a run of caffetools finetune: it has no {SETTINGS}", hint=hint) from None

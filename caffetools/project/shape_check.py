@@ -45,8 +45,7 @@ def check_parameter_shapes_match(train_val: NetParameter, deploy: NetParameter, 
             seen[layer.name] += 1
             if others != parameters:
                 raise NetError(
-                    f"has parameters of {_listed(others)} in {before}, but of {_listed(parameters)} in {where}: pictures are of "
-                    "another size there, so weights of the one do not fit the other; give one --crop for all, and leave --input-shape out",
+                    f"has parameters of {_listed(others)} in {before}, but of {_listed(parameters)} in {where}: {_reason(others, parameters)}",
                     layer=layer.name,
                 )
 
@@ -75,6 +74,17 @@ def _check_sharing(rows: list[Row]) -> None:
                     f"{format_shape(theirs)}; give one of them another name",
                     layer=layer.name,
                 )
+
+
+def _reason(shapes: list[Shape], others: list[Shape]) -> str:
+    """Return why a layer has parameters of two shapes, and what to do."""
+    first, second = shapes[0], others[0]
+    if len(first) == len(second) == 4 and (first[0], *first[2:]) == (second[0], *second[2:]):
+        return (
+            "pictures have another number of channels there; store as many as the net reads (`caffetools dataset build --gray` stores one), "
+            "or give the --input-shape of the new net"
+        )
+    return "pictures are of another size there, so weights of the one do not fit the other; give one --crop for all, and leave --input-shape out"
 
 
 def _listed(shapes: list[Shape]) -> str:

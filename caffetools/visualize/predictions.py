@@ -132,7 +132,7 @@ def _read_list(path: Path, folder: Path) -> tuple[tuple[Path, ...], tuple[int, .
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror}") from None
+        raise DataError(f"cannot read: {error.strerror}", path=path) from None
     paths, labels = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():

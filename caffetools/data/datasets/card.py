@@ -159,7 +159,7 @@ def load_card(folder: PathLike) -> DatasetCard:
         return DatasetCard(folder=Path(folder), **known)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot read: {error.strerror}; {os.fspath(folder)} is not a dataset of caffetools (see `caffetools dataset build`)"
+            f"cannot read: {error.strerror}; {os.fspath(folder)} is not a dataset of caffetools (see `caffetools dataset build`)", path=path
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: damaged, or not a dataset's card: {error}; build the dataset again") from None

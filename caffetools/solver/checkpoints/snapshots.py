@@ -81,7 +81,7 @@ def read_state(path: PathLike) -> SolverState:
         other = wrong_kind(ModelFileError, path, "a .solverstate", allowed=(Kind.SOLVER_STATE, Kind.FOLDER))
         if other is not None and Path(path).suffix == ".prototxt":
             raise other
-        raise ModelFileError("a .solverstate is needed to resume a run; weights alone are given as weights", path=path)
+        raise ModelFileError("a .solverstate is needed to resume a run; a .caffemodel is where a new run starts (weights)", path=path)
     if not Path(path).exists():
         name, _, _ = Path(path).name.partition("_iter_")
         numbers = {

@@ -76,7 +76,7 @@ def read_log(path: str | os.PathLike[str]) -> TrainingLog:
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise DataError(f"{os.fspath(path)}: cannot read: {error.strerror}") from None
+        raise DataError(f"cannot read: {error.strerror}", path=path) from None
     first = next((line for line in lines if line.strip()), "")
     log = _read_json(lines) if first.lstrip().startswith("{") else _read_glog(lines)
     if not (log.train or log.test):

@@ -1,0 +1,71 @@
+"""Errors about what does not exist name what was probably meant, and missing words are filled in with what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caffetools import load_net
+from caffetools.net.weights import to_caffemodel
+from caffetools.proto.binary import write_caffemodel
+from tests.cli.inprocess import error_of, run, run_well
+from tests.project.shapes import TRAIN_VAL, draw_shapes
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net").mkdir()
+    Path("net/solver.prototxt").write_text('net: "train_val.prototxt"\n')
+    Path("net/train_val.prototxt").write_text(TRAIN_VAL)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "solver.prototxt"], "net/solver.prototxt"),
+        (["train", "net/solverr.prototxt"], "net/solver.prototxt"),
+        (["inspect", "nett/train_val.prototxt"], "net/train_val.prototxt"),
+        (["inspect", "net/train_vall.prototxt"], "net/train_val.prototxt"),
+        (["retarget", "train-val.prototxt", "--classes", "3"], ""),
+        (["inspect", "elsewhere/deploy.prototxt"], ""),
+        (["curves", "net/snapshot.log"], ""),
+    ],
+)
+def test_a_file_that_does_not_exist_is_answered_with_the_one_that_was_meant(words: list[str], meant: str) -> None:
+    message = error_of(run(*words))
+    assert message.endswith(f"did you mean '{meant}'?") if meant else "did you mean" not in message
+
+
+def test_from_inside_the_folder_the_path_from_outside_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("net")
+    assert error_of(run("train", "net/solver.prototxt")).endswith("did you mean 'solver.prototxt'?")
+
+
+def test_a_dataset_whose_name_is_misspelled() -> None:
+    draw_shapes(Path("pictures"), each=2)
+    run_well("dataset", "build", "pictures", "data", "--size", 32)
+    assert error_of(run("retarget", "net/train_val.prototxt", "--dataset", "dta")).endswith("did you mean 'data/dataset.json'?")
+    # LeNet reads gray pictures, these have colours.
+    assert "`caffetools dataset build --gray`" in error_of(run("retarget", "lenet", "--dataset", "data"))
+
+
+@pytest.mark.parametrize(("word", "meant"), [("fetch", "zoo fetch"), ("filters", "visualize filters"), ("build", "dataset build")])
+def test_a_command_of_a_group_is_found_without_the_group(word: str, meant: str) -> None:
+    assert error_of(run(word, "x")) == f"there is no command '{word}'; did you mean '{meant}'?"
+
+
+def test_the_example_of_a_missing_argument_has_what_was_given_and_the_weights_that_are_there() -> None:
+    message = error_of(run("classify", "net/train_val.prototxt", "my pictures"))
+    assert message.endswith("for example: caffetools classify net/train_val.prototxt w.caffemodel 'my pictures'")
+    run_well("zoo", "copy", "lenet", "lenet")
+    write_caffemodel("lenet/lenet.caffemodel", to_caffemodel(load_net("lenet")))
+    message = error_of(run("classify", "lenet/deploy.prototxt"))
+    assert message.endswith("for example: caffetools classify lenet/deploy.prototxt lenet/lenet.caffemodel photo.jpg")
+    message = error_of(run("test", "lenet/train_val.prototxt"))
+    assert message.endswith("example: caffetools test lenet/train_val.prototxt --weights lenet/lenet.caffemodel")
+
+
+def test_a_report_without_a_folder_is_that_of_the_run_here() -> None:
+    assert error_of(run("report")) == "no run of caffetools finetune is in this folder; give its folder as RUN"
