@@ -49,8 +49,10 @@ def as_shapes(given: Shape | Mapping[str, Shape] | None, batch: int = 1) -> dict
 
 
 def guessed_tops(layer: LayerParameter) -> list[str]:
-    """Return the tops of a data layer whose shapes are guessed: labels of layers that may have several numbers an image."""
-    return list(layer.top[1:]) if is_data_layer(layer) and traits(layer).label_tops != "numbers" else []
+    """Return the tops of a data layer whose shapes are guessed: labels that may be several numbers an image, where no source is there."""
+    if not is_data_layer(layer) or traits(layer).label_tops == "numbers" or _known_tops(layer):
+        return []
+    return list(layer.top[1:])
 
 
 def is_data_layer(layer: LayerParameter) -> bool:
@@ -159,16 +161,32 @@ def data_shape(layer: LayerParameter, batch: int | None = None) -> Shape:
         return (count, channels, resized.height, resized.width)
     if stored:
         return (count, *stored)
+    try:
+        items = item_shapes(layer)
+    except CaffeToolsError as error:
+        raise NetError(f"the size of its data is not known: {error.message}; give --input-shape", layer=layer.name) from None
+    if items:
+        return (count, *items[0])
     raise NetError("the size of its data is not known: it crops nothing and its source is not there; give --input-shape", layer=layer.name)
 
 
 def _data_shapes(layer: LayerParameter, given: Mapping[str, Shape], batch: int | None) -> list[Shape]:
     first = layer.top[0]
     shape = given[first] if first in given else data_shape(layer, batch)
+    if any(top not in given for top in layer.top[1:]) and (items := _known_tops(layer)):
+        return [shape, *((shape[0], *item) for item in items[1:])]
     if traits(layer).source and traits(layer).label_tops == "any" and any(top not in given for top in layer.top[2:]):
         raise NetError("the shapes of its blobs are not known; give --input-shape NAME=SHAPE for each", layer=layer.name)
     # All other tops are taken for labels, of one number a picture; see guessed_tops.
     return [shape] + [shape[:1]] * (len(layer.top) - 1)
+
+
+def _known_tops(layer: LayerParameter) -> list[Shape]:
+    """Return the shape of one item of each top, for layers whose tops may be anything and whose source is there; else an empty list."""
+    if traits(layer).label_tops == "any":
+        with suppress(CaffeToolsError):
+            return item_shapes(layer) or []
+    return []
 
 
 def _input_shapes(layer: LayerParameter) -> list[Shape]:
@@ -188,6 +206,15 @@ def _channels(layer: LayerParameter) -> int:
 def stored_item(layer: LayerParameter) -> Shape | None:
     """Return the shape (C, H, W) of a data layer's items before they are transformed, where its settings or its source give it."""
     return _class_of(layer).stored_item(layer)
+
+
+def item_shapes(layer: LayerParameter) -> list[Shape] | None:
+    """Return the shape of one item of each top of a data layer, as its source gives it; None where no source is there.
+
+    Raises:
+        CaffeToolsError: The source cannot be read, or the layer's settings are wrong.
+    """
+    return _class_of(layer).item_shapes(layer)
 
 
 def _class_of(layer: LayerParameter) -> type[Layer]:

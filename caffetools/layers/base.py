@@ -191,6 +191,11 @@ class Layer(nn.Module):
         return None
 
     @classmethod
+    def item_shapes(cls, param: LayerParameter) -> list[Shape] | None:
+        """Return the shape of one item of each top of a data layer, as its source gives it; None where the source is not there."""
+        return None
+
+    @classmethod
     def item_channels(cls, param: LayerParameter) -> int:
         """Return the number of channels of a data layer's items, where nothing else is known of them."""
         return 3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import h5py
 import numpy as np
 import pytest
 
@@ -56,6 +58,25 @@ def test_a_database_or_a_mean_file_that_is_there_gives_the_shape(tmp_path: Path)
     write_binaryproto(tmp_path / "mean.binaryproto", np.zeros((1, 1, 8, 8), np.float32))
     mean = f'layer {{ name: "d" type: "Data" top: "data" transform_param {{ mean_file: "{tmp_path / "mean.binaryproto"}" crop_size: 7 }} }}'
     assert shapes_of(mean) == [[1, 1, 7, 7]]
+
+
+def test_the_first_rows_and_pictures_of_a_source_that_is_there_give_the_shapes(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        for name, shape in (("data", (5, 2, 6, 7)), ("boxes", (5, 4)), ("label", (5,))):
+            file[name] = np.zeros(shape, np.float32)
+    (tmp_path / "rows.txt").write_text(f"{tmp_path / 'rows.h5'}\n")
+    tops = 'top: "data" top: "boxes" top: "label"'
+    rows = f'layer {{ name: "d" type: "HDF5Data" {tops} hdf5_data_param {{ source: "{tmp_path / "rows.txt"}" batch_size: 3 }} }}'
+    assert shapes_of(rows) == [[3, 2, 6, 7], [3, 4], [3]]
+    assert shapes_of(rows, shapes={"data": (9, 1)}, batch=2) == [[9, 1], [9, 4], [9]]
+    cv2.imwrite(str(tmp_path / "one.png"), np.zeros((8, 9, 3), np.uint8))
+    (tmp_path / "list.txt").write_text("one.png 0\n")
+    settings = f'source: "{tmp_path / "list.txt"}" root_folder: "{tmp_path}/" batch_size: 4'
+    pictures = f'layer {{ name: "d" type: "ImageData" top: "data" top: "label" image_data_param {{ {settings} }} }}'
+    assert shapes_of(pictures) == [[4, 3, 8, 9], [4]]
+    (tmp_path / "one.png").unlink()
+    with pytest.raises(NetError, match=r"layer 'd': the size of its data is not known: .*one\.png.*; give --input-shape"):
+        shapes_of(pictures)
 
 
 def test_given_shapes_come_first_for_input_layers_too() -> None:

@@ -278,6 +278,25 @@ class ReadingLayer(Layer):
         self._finish: DeviceTransform | None = None
         self._state: State | None = None
 
+    @classmethod
+    def source_exists(cls, param: LayerParameter) -> bool:
+        """Return whether the file or the database that ``param`` names as the source is there."""
+        if not (cls.TRAITS.source and cls.TRAITS.file_source):
+            return False
+        source = str(getattr(param, cls.TRAITS.source).source)
+        return bool(source) and Path(source).exists()
+
+    @classmethod
+    def item_shapes(cls, param: LayerParameter) -> list[Shape] | None:
+        """Return the shapes of one item as the first batch has them. Raises :class:`CaffeToolsError` where that cannot be read."""
+        if not cls.source_exists(param):
+            return None
+        layer = cls(param)
+        try:
+            return [shape[1:] for shape in layer.configure([])]
+        finally:
+            layer.close()
+
     def open(self, seed: int) -> BatchMaker:
         """Open the files and read the first record. Raises :class:`DataError` or :class:`NetError`."""
         raise NotImplementedError

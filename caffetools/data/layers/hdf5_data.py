@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,11 @@ from caffetools.layers.base import Shape, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.hdf5 import read_dataset
+from caffetools.proto.schema import LayerParameter
 from caffetools.proto.sniff import Kind, guard
+
+if TYPE_CHECKING:
+    import h5py
 
 
 @register("HDF5Data")
@@ -31,6 +36,10 @@ class HDF5Data(ReadingLayer):
     TRAITS = Traits(role="data", source="hdf5_data_param", file_source=True)
     TOPS = (1, None)
 
+    @classmethod
+    def item_shapes(cls, param: LayerParameter) -> list[Shape] | None:
+        return row_shapes(param.hdf5_data_param.source, param.top) if cls.source_exists(param) else None
+
     def open(self, seed: int) -> BatchMaker:
         if self.param.HasField("transform_param"):
             raise self.error("HDF5 data is not transformed; transform it before storing it and remove transform_param")
@@ -43,10 +52,7 @@ class RowBatches(BatchMaker):
 
     def __init__(self, source: str, names: list[str], size: int, seed: int, *, shuffle: bool):
         super().__init__(seed)
-        # As Caffe reads it: names between white space, also several on a line.
-        self.files = [name for _, line in read_lines(source) for name in ([line] if Path(line).exists() else line.split())]
-        if not self.files:
-            raise DataError(f"{source}: the list of HDF5 files is empty")
+        self.files = listed_files(source)
         self.names, self.size, self.shuffle = names, size, shuffle
         self._row_shapes: list[Shape] = []
         self._epoch, self._file, self._row = 0, 0, 0
@@ -104,10 +110,8 @@ class RowBatches(BatchMaker):
         self._rows = self.epoch_permutation(self._epoch, count, salt=number + 1) if self.shuffle else np.arange(count)
 
     def _read(self, path: str) -> list[NDArray[np.float32]]:
-        import h5py
-
-        with guard(DataError, path, "an HDF5 file", allowed=(Kind.HDF5,)), h5py.File(path, "r") as file:
-            datasets = [self._dataset(file, name, path) for name in self.names]
+        with opened(path) as file:
+            datasets = [read_dataset(_dataset(file, name, path), error=DataError) for name in self.names]
         if len({len(dataset) for dataset in datasets}) != 1:
             rows = ", ".join(f"'{name}' {len(dataset)}" for name, dataset in zip(self.names, datasets, strict=True))
             raise DataError(f"{path}: its datasets differ in their number of rows: {rows}{reversed_axes_hint([d.shape for d in datasets])}")
@@ -119,17 +123,40 @@ class RowBatches(BatchMaker):
         self._row_shapes = shapes
         return datasets
 
-    def _dataset(self, file: Any, name: str, path: str) -> NDArray[np.float32]:
-        import h5py
 
-        found = file.get(name)
-        if not isinstance(found, h5py.Dataset):
-            raise DataError(f"{path}: there is no dataset '{name}' (the layer's top); it has {', '.join(sorted(map(str, file))) or 'none'}")
-        if found.dtype.kind not in "fiu" or not found.shape:
-            raise DataError(
-                f"{path}: the dataset '{name}' must hold rows of numbers, not {found.dtype} of shape {format_shape(found.shape)}"
-            )
-        return read_dataset(found, error=DataError)
+def row_shapes(source: str, names: Iterable[str]) -> list[Shape]:
+    """Return the shapes of the rows of the datasets ``names`` in the first file that the list ``source`` has. Raises :class:`DataError`."""
+    path = listed_files(source)[0]
+    with opened(path) as file:
+        return [_dataset(file, name, path).shape[1:] for name in names]
+
+
+def listed_files(source: str) -> list[str]:
+    """Return the files of a list as Caffe reads it: names between white space, also several on a line. Raises :class:`DataError`."""
+    files = [name for _, line in read_lines(source) for name in ([line] if Path(line).exists() else line.split())]
+    if not files:
+        raise DataError(f"{source}: the list of HDF5 files is empty")
+    return files
+
+
+@contextmanager
+def opened(path: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading. Raises :class:`DataError` where it is none, also while it is read."""
+    import h5py
+
+    with guard(DataError, path, "an HDF5 file", allowed=(Kind.HDF5,)), h5py.File(path, "r") as file:
+        yield file
+
+
+def _dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
+    import h5py
+
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise DataError(f"{path}: there is no dataset '{name}' (the layer's top); it has {', '.join(sorted(map(str, file))) or 'none'}")
+    if found.dtype.kind not in "fiu" or not found.shape:
+        raise DataError(f"{path}: the dataset '{name}' must hold rows of numbers, not {found.dtype} of shape {format_shape(found.shape)}")
+    return found
 
 
 def reversed_axes_hint(shapes: Sequence[Shape]) -> str:
