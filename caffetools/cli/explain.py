@@ -35,6 +35,12 @@ _METHODS_HELP = (
     "saliency, guided-backprop, deconvnet, integrated-gradients, smooth-grad, occlusion, grad-cam or grad-cam++. May be repeated. "
     "By default all but occlusion."
 )
+LivePictures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pictures", metavar="FOLDER", help="Pictures to show, and to look for a unit's top nine in; by default those that RUN holds out."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
 
 
@@ -313,7 +319,7 @@ def style(
 
 def live(
     deploy: Deploy, weights: Weights,
-    pictures: Annotated[list[str] | None, typer.Option("--pictures", metavar="FOLDER", help="Pictures to look for a unit's top nine in.")] = None,
+    pictures: LivePictures = None,
     run: Annotated[Path | None, typer.Option(metavar="RUN", help="A run's folder, a solver, or a snapshot prefix: follow its training.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
@@ -321,13 +327,17 @@ def live(
     device: Device = "auto", dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Open a page that shows what the net does with the webcam, a video or pictures, live; only this computer can reach it."""
+    from caffetools.data.datasets.card import CARD
     from caffetools.infer.classifier import find_pictures
     from caffetools.visualize.live_model import LiveModel, run_prefix
     from caffetools.visualize.live_server import LiveServer
+    from caffetools.visualize.predictions import labelled_pictures
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     files = [Path(name) for name in find_pictures(pictures)] if pictures else []
     prefix = run_prefix(run) if run is not None else None
+    if not files and run is not None and (run / "data" / CARD).is_file():
+        files = list(labelled_pictures(run / "data").paths)  # the held-out ones of a fine-tuning run
     if prefix is not None and not any(prefix.parent.glob(f"{escape(prefix.name)}[._]*")):
         note(f"there are no files of a training at {prefix} yet; the page follows it when they are written")
     with LiveServer(LiveModel(model, files, run), port=port) as server:
@@ -335,6 +345,7 @@ def live(
         if browser:
             typer.launch(server.url)
         server.serve_forever()
+    console.print("Closed from the page.")
 
 
 def everything(

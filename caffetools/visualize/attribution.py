@@ -20,6 +20,7 @@ from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fork_activation import ReLU6
 from caffetools.net.net import Net
+from caffetools.net.probe import Rule
 from caffetools.visualize.units import Image, Inputs, Progress, Unit, UnitProbe, as_batch
 
 Attribution = NDArray[np.float32]
@@ -70,6 +71,35 @@ def deconvnet(net: Net, image: Image, *, blob: str | None = None, unit: Unit = N
     """
     probe = UnitProbe.of(net, image, blob, unit, inputs)
     return np.asarray(probe.gradients(probe.picture, rule=_deconvnet)[0], np.float32)
+
+
+def backward_signal(
+    net: Net, image: Image, *, at: str, method: str = "saliency", blob: str | None = None, unit: Unit = None, inputs: Inputs | None = None
+) -> Attribution:
+    """Return what the backward pass from a unit carries at another blob.
+
+    Args:
+        net: A net in the TEST phase, with its weights.
+        image: (C, H, W), preprocessed as the net's training did it.
+        at: A blob that the unit depends on.
+        method: ``"saliency"`` for the gradient, ``"guided-backprop"`` or ``"deconvnet"``.
+        blob: The blob of the unit; None takes the net's output, of a net with a loss its scores.
+        unit: See :mod:`caffetools.visualize.units`.
+        inputs: Values of the net's other inputs that the blob depends on, by name.
+
+    Returns:
+        Float32, of the shape of one item of ``at``.
+
+    Raises:
+        NetError: as for :func:`saliency`, or the unit does not depend on the blob ``at``.
+        DataError: the blob has no such unit, or the method has no backward pass.
+    """
+    if method not in BACKWARD_RULES:
+        raise DataError(f"method '{method}' has no backward pass to show; it is one of {', '.join(BACKWARD_RULES)}")
+    probe = UnitProbe.of(net, image, blob, unit, inputs)
+    ((values, score, _),) = probe.recorded(probe.picture, blobs=(at,), rule=BACKWARD_RULES[method])
+    gradient = values.gradient(score, values.blobs[at], what=f"blob '{probe.blob}', unit {probe.unit},")
+    return np.asarray(gradient[0].detach().float().cpu().contiguous().numpy())
 
 
 def integrated_gradients(
@@ -293,3 +323,7 @@ class _RectifiedGradient(torch.autograd.Function):
     def backward(ctx: Context, *gradients: Tensor) -> Any:
         """Return max(0, gradient)."""
         return gradients[0].clamp(min=0), None
+
+
+# Methods that are one backward pass, with what they change in it.
+BACKWARD_RULES: dict[str, Rule | None] = {"saliency": None, "guided-backprop": _guided, "deconvnet": _deconvnet}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.logs.training_log import read_log
 from caffetools.solver.paths import snapshot_prefix
 from caffetools.visualize.activations import computable_blobs
+from caffetools.visualize.attribution import BACKWARD_RULES, backward_signal
 from caffetools.visualize.colormaps import heat_of, scaled_colours
 from caffetools.visualize.curves import series
 from caffetools.visualize.explanations import ALL_METHODS, explain, score_blob
@@ -37,6 +39,22 @@ Pixels = NDArray[np.uint8]
 _MOST_TILES = 400
 _MOST_PICTURES = 1000  # that top pictures are looked for in
 _STEPS = 120  # of a synthesized picture
+_MOST_POINTS = 500  # of a curve
+
+
+@dataclass(frozen=True)
+class View:
+    """How the channels of a blob are shown.
+
+    Attributes:
+        gamma: Exponent of the values' share of the largest one; below 1 weak values are brighter.
+        common: Scale all channels alike, not each by its own largest value.
+        back: (method, blob, unit) whose backward signal is shown instead of the activations; None for the activations.
+    """
+
+    gamma: float = 1.0
+    common: bool = False
+    back: tuple[str, str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ class Frame:
         rows: Rows of tiles.
         side: (height, width) of a tile with its gap.
         unit: (H, W, 3) RGB: the selected channel, enlarged.
-        value: Its largest value.
+        value: Its largest value; NaN where it has one.
         predictions: (class name, probability), the most probable first.
     """
 
@@ -68,7 +86,7 @@ class LiveModel:
 
     Attributes:
         model: The net.
-        pictures: Where top pictures are looked for.
+        pictures: Files to show one after the other; top pictures are looked for among them.
         run: A training run's folder or snapshot prefix to follow.
     """
 
@@ -97,43 +115,74 @@ class LiveModel:
             "blobs": blobs,
             "methods": methods,
             "size": [self.model.preprocessor.width, self.model.preprocessor.height],
-            "hasPictures": bool(self.pictures),
+            "pictures": len(self.pictures),
+            "backward": list(BACKWARD_RULES),
             "hasRun": self.run is not None,
         }
 
-    def frame(self, data: bytes, blob: str, unit: int) -> Frame:
+    def picture(self, index: int) -> tuple[str, bytes]:
+        """Return the name and the contents of one of the picture files.
+
+        Raises:
+            DataError: there is no such picture, or it cannot be read.
+        """
+        if not 0 <= index < len(self.pictures):
+            raise DataError(f"there are {len(self.pictures)} pictures, so there is no number {index}")
+        path = Path(self.pictures[index])
+        try:
+            return path.name, path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+    def frame(self, data: bytes, blob: str, unit: int, view: View = View()) -> Frame:
         """Run the net on an encoded picture (JPEG, PNG).
 
         Raises:
             DataError: it is not a picture.
-            NetError: the net has no such blob.
+            NetError: the net has no such blob, or the unit of the backward signal does not depend on it.
         """
         pixels = decode_image(data, color=self.model.preprocessor.channels == 3, what="the frame")
-        return self.show(self.model.prepare_pixels(pixels), blob, unit)
+        return self.show(self.model.prepare_pixels(pixels), blob, unit, view)
 
-    def show(self, prepared: Prepared, blob: str, unit: int) -> Frame:
+    def show(self, prepared: Prepared, blob: str, unit: int, view: View = View()) -> Frame:
         """Run the net on a prepared picture; raises as :meth:`frame`."""
         self._last = prepared
         outputs = self.model.net.outputs[:1]
         (items,) = run_items(self.model.net, torch.from_numpy(prepared.input)[None], blobs=[blob, *outputs])
         values = items.values.blobs
         maps = values[blob][0].float().cpu().numpy()
+        if view.back is not None:
+            method, origin, of = view.back
+            maps = backward_signal(self.model.net, prepared.input, at=blob, method=method, blob=origin, unit=of)
         maps = maps.reshape(len(maps), maps.shape[1] if maps.ndim > 2 else 1, -1)
         unit = min(max(unit, 0), len(maps) - 1)
-        sheet, columns, side = _sheet(maps[:_MOST_TILES])
+        sheet, columns, side = _sheet(maps[:_MOST_TILES], view)
         chosen = maps[unit]
         rows = sheet.shape[0] // side[0]
-        return Frame(
-            sheet, columns, rows, side, enlarge(scaled_colours(chosen), 260), float(chosen.max()), self._predictions(values[outputs[0]][:1])
-        )
+        large = enlarge(scaled_colours(np.nan_to_num(chosen)), 260)
+        return Frame(sheet, columns, rows, side, large, float(chosen.max()), self._predictions(values[outputs[0]][:1]))
 
-    def explain(self, method: str, blob: str, unit: int) -> Pixels:
-        """Return the map of a unit for the last picture, (H, W, 3) RGB. Raises :class:`DataError` without a picture."""
+    def explain(self, method: str, blob: str, unit: int, *, colour: bool = False) -> Pixels:
+        """Return the map of a unit for the last picture, (H, W, 3) RGB.
+
+        Args:
+            method: One of the methods of :func:`~caffetools.visualize.explanations.explain`.
+            blob: Of the unit.
+            unit: Its index.
+            colour: Show an attribution of each channel as such, grey where it is 0, not its largest value over the channels.
+
+        Raises:
+            DataError: no picture was given yet.
+        """
         prepared = self._last
         if prepared is None:
             raise DataError("no picture was given yet")
         chosen: Unit = unit
-        heat = heat_of(explain(self.model, prepared, method, blob=blob, unit=chosen))
+        found = np.nan_to_num(explain(self.model, prepared, method, blob=blob, unit=chosen))
+        if colour and found.ndim == 3 and len(found) == 3:
+            grey = 127.5 + 127.5 * found[::-1].transpose(1, 2, 0) / (np.abs(found).max() or 1.0)  # the net's pictures are BGR
+            return enlarge(np.rint(grey).astype(np.uint8), 260)
+        heat = heat_of(found)
         if heat.shape != prepared.shown.shape[:2]:
             heat = np.asarray(cv2.resize(heat, prepared.shown.shape[1::-1], interpolation=cv2.INTER_LINEAR))
         return enlarge(scaled_colours(heat), 260)
@@ -174,7 +223,10 @@ class LiveModel:
         lines: list[dict[str, Any]] = []
         try:
             log = read_log(Path(f"{prefix}.log"))
-            lines = [{"phase": s.phase, "name": s.name, "panel": s.panel, "x": list(s.x), "y": list(s.y)} for s in series({"run": log})]
+            lines = [
+                {"phase": s.phase, "name": s.name, "panel": s.panel, "x": _thin(s.x), "y": [_finite(y) for y in _thin(s.y)]}
+                for s in series({"run": log})
+            ]
         except DataError:
             pass  # The first lines are not written yet.
         snapshot = newest_snapshot(prefix)
@@ -203,12 +255,26 @@ class LiveModel:
         return [(labels[i] if labels else f"class {i}", float(row[i])) for i in order]
 
 
-def _sheet(maps: NDArray[np.float32]) -> tuple[Pixels, int, tuple[int, int]]:
+def _thin(values: Sequence[float]) -> list[float]:
+    """Return at most so many values as a small curve can show, the last one among them."""
+    step = -(-len(values) // _MOST_POINTS)
+    return list(values[::-1][:: max(1, step)][::-1])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _sheet(maps: NDArray[np.float32], view: View) -> tuple[Pixels, int, tuple[int, int]]:
+    maps = np.nan_to_num(maps)
     count, height, width = maps.shape
     columns = max(1, int(np.ceil(count**0.5 * 1.3)))
     target = 56 if count <= 100 else 38 if count <= 200 else 28
     peak = np.abs(maps).reshape(count, -1).max(1).reshape(-1, 1, 1)
+    peak = np.full_like(peak, peak.max()) if view.common else peak
     unit = maps / np.where(peak > 0, peak, 1)
+    if view.gamma != 1:
+        unit = np.sign(unit) * np.abs(unit) ** view.gamma
     colours = scaled_colours(unit, 1.0)
     if max(height, width) > target:
         factor = -(-max(height, width) // target)

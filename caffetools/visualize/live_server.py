@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import math
 import secrets
+import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.errors import CaffeToolsError, DataError
-from caffetools.visualize.live_model import LiveModel
+from caffetools.visualize.live_model import LiveModel, View
 from caffetools.visualize.page import render_template
 
 HOST = "127.0.0.1"
@@ -84,6 +88,15 @@ class _Handler(BaseHTTPRequestHandler):
                 page = render_template("live.html.jinja", facts=self.server.facts, token=self.server.token)
                 self._write(200, page.encode(), "text/html; charset=utf-8")
                 return
+            if address.path == "/api/picture":
+                name, data = self.server.model.picture(int(query["index"]))
+                self._write(200, data, "application/octet-stream", {"X-Name": quote(name)})
+                return
+            if address.path == "/api/quit" and self.command == "POST":
+                self._send(200, {})
+                # From this thread, which is one of the server's own, it would wait for itself.
+                threading.Thread(target=self.server.shutdown).start()
+                return
             self._send(200, self._call(address.path, query, body))
         except CaffeToolsError as error:
             self._send(400, {"error": str(error)})
@@ -101,18 +114,18 @@ class _Handler(BaseHTTPRequestHandler):
         if known is None or not 0 <= unit < known["units"]:
             raise DataError(f"the net has no unit {unit} of a blob '{blob}'")
         if path == "/api/frame":
-            frame = model.frame(body, blob, unit)
+            frame = model.frame(body, blob, unit, _view(query))
             return {
                 "sheet": _uri(frame.sheet, "jpg"),
                 "columns": frame.columns,
                 "rows": frame.rows,
                 "side": frame.side,
                 "unit": _uri(frame.unit),
-                "value": frame.value,
-                "predictions": frame.predictions,
+                "value": _finite(frame.value),
+                "predictions": [(name, _finite(share)) for name, share in frame.predictions],
             }
         if path == "/api/explain":
-            return {"image": _uri(model.explain(query["method"], blob, unit))}
+            return {"image": _uri(model.explain(query["method"], blob, unit, colour=query.get("colour") == "1"))}
         if path == "/api/top":
             return {"images": [_uri(crop) for crop in model.top(blob, unit)]}
         if path == "/api/synthesize":
@@ -122,9 +135,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, code: int, answer: dict[str, Any]) -> None:
         self._write(code, json.dumps(answer, allow_nan=False, default=_number).encode(), "application/json")
 
-    def _write(self, code: int, data: bytes, kind: str) -> None:
+    def _write(self, code: int, data: bytes, kind: str, more: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(code)
         for name, value in (
+            *more.items(),
             ("Content-Type", kind),
             ("Content-Length", str(len(data))),
             ("Cache-Control", "no-store"),
@@ -136,6 +150,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+def _view(query: Mapping[str, str]) -> View:
+    """Return how the channels are to be shown. Raises :class:`ValueError` for what is not a number."""
+    gamma = float(query.get("gamma", "1"))
+    if not 0.05 <= gamma <= 20:
+        raise ValueError(f"gamma {gamma} is not from 0.05 to 20")
+    method = query.get("back", "")
+    return View(gamma, query.get("common") == "1", (method, query["from"], int(query["of"])) if method else None)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _number(value: object) -> Any:

@@ -20,7 +20,7 @@ from caffetools.errors import DataError
 from caffetools.net.probe import run_probe
 from caffetools.net.weights import save_weights
 from caffetools.visualize import live_server, page
-from caffetools.visualize.attribution import saliency
+from caffetools.visualize.attribution import backward_signal, saliency
 from caffetools.visualize.colormaps import heat_of, scaled_colours
 from caffetools.visualize.live_model import LiveModel, run_prefix
 from caffetools.visualize.live_server import LiveServer
@@ -87,6 +87,63 @@ def test_a_frame_is_what_the_net_computes(server: LiveServer) -> None:
     status, answer = ask(server, "/api/explain?blob=ip&unit=1&method=saliency")
     heat = heat_of(saliency(server.model.model.net, prepared.input, blob="ip", unit=1))
     np.testing.assert_array_equal(pixels(answer["image"]), enlarge(scaled_colours(heat), 260))
+
+
+def test_channels_are_shown_as_asked(server: LiveServer) -> None:
+    model = server.model.model
+    prepared = model.prepare_pixels(cv2.imdecode(np.frombuffer(PICTURE, np.uint8), cv2.IMREAD_COLOR))
+    address = "/api/frame?blob=conv1&unit=2"
+    status, answer = ask(server, f"{address}&back=deconvnet&from=ip&of=1", PICTURE)
+    back = backward_signal(model.net, prepared.input, at="conv1", method="deconvnet", blob="ip", unit=1)
+    assert status == 200
+    np.testing.assert_array_equal(pixels(answer["unit"]), enlarge(scaled_colours(back[2]), 260))
+    as_they_are, brighter, alike = (pixels(ask(server, address + more, PICTURE)[1]["sheet"]) for more in ("", "&gamma=0.25", "&common=1"))
+    assert brighter.shape == alike.shape == as_they_are.shape
+    assert not np.array_equal(brighter, as_they_are) and not np.array_equal(alike, as_they_are)
+    status, answer = ask(server, "/api/explain?blob=ip&unit=1&method=saliency&colour=1")
+    gradient = saliency(model.net, prepared.input, blob="ip", unit=1)[::-1].transpose(1, 2, 0)
+    grey = np.rint(127.5 + 127.5 * gradient / np.abs(gradient).max()).astype(np.uint8)
+    np.testing.assert_array_equal(pixels(answer["image"]), enlarge(grey, 260))
+
+
+def test_picture_files_are_served_by_their_number_only(server: LiveServer) -> None:
+    for index in (0, 11):
+        connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
+        connection.request("GET", f"/api/picture?index={index}", headers={"X-Token": server.token})
+        response = connection.getresponse()
+        assert response.read() == Path(server.model.pictures[index]).read_bytes() and response.headers["X-Name"] == f"{index}.png"
+    for index in ("-1", "12", "../0.png"):
+        assert ask(server, f"/api/picture?index={index}")[0] == 400
+
+
+def test_a_net_that_gives_no_numbers_is_shown_as_that(tmp_path: Path) -> None:
+    net = net_of(TEXT)
+    net.layer("conv1").blobs[0].data.fill_(float("nan"))
+    save_weights(net, tmp_path / "w.caffemodel")
+    (tmp_path / "deploy.prototxt").write_text(TEXT)
+    with LiveServer(LiveModel(PictureNet(tmp_path / "deploy.prototxt", tmp_path / "w.caffemodel"))) as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        status, answer = ask(made, "/api/frame?blob=conv1&unit=0", PICTURE)
+        assert status == 200 and answer["value"] is None and {share for _, share in answer["predictions"]} == {None}
+        assert ask(made, "/api/quit", b"")[0] == 200
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_long_curves_are_thinned_and_have_gaps_where_the_loss_is_no_number(server: LiveServer, tmp_path: Path) -> None:
+    head = "I1124 03:22:05.190337 1 solver.cpp:"
+    loss = [2 - i / 1000 if i <= 1900 else float("nan") for i in range(2001)]
+    lines = [f"{head}239] Iteration {i}, loss = {x}\n{head}258]     Train net output #0: loss = {x}\n" for i, x in enumerate(loss)]
+    (tmp_path / "long.log").write_text("".join(lines))
+    with LiveServer(LiveModel(server.model.model, run=tmp_path / "long")) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        status, answer = ask(made, "/api/run")
+        made.shutdown()
+    assert status == 200
+    (line,) = (line for line in answer["lines"] if line["panel"] == "loss")
+    assert len(line["x"]) == len(line["y"]) <= 500 and line["x"][-1] == 2000 and line["y"][-1] is None
+    assert {x: y for x, y in zip(line["x"], line["y"], strict=True) if y is not None} == {x: 2 - x / 1000 for x in line["x"] if x <= 1900}
 
 
 def test_top_pictures_and_synthesized_ones(server: LiveServer) -> None:
@@ -156,6 +213,8 @@ def test_the_page_in_a_browser(server: LiveServer, tmp_path: Path, monkeypatch: 
         const canvas = document.createElement('canvas'); canvas.width = canvas.height = 20;
         canvas.getContext('2d').fillRect(3, 3, 9, 9);
         const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+        await wait(() => get('name').textContent === '0.png (1 of 12)' && get('sheet').src);
+        get('predictions').replaceChildren();
         await window.caffetoolsLive.picture(blob);
         await wait(() => get('sheet').src && get('predictions').children.length === 3);
         out.push(get('predictions').children[0].textContent.includes('class'), get('mark').hidden);
@@ -164,9 +223,13 @@ def test_the_page_in_a_browser(server: LiveServer, tmp_path: Path, monkeypatch: 
         const mark = get('mark').getBoundingClientRect();
         out.push(get('unit').value, Math.abs(mark.right - box.right) < 3 && Math.abs(mark.width - box.width / 3) < 3);
         out.push(document.documentElement.scrollWidth <= innerWidth && box.right <= innerWidth);
-        key(']'); await wait(() => get('blob').value === 'ip'); key('ArrowRight'); await wait(() => get('unit').value === '1');
-        key('e'); await wait(() => get('explanation').src); key('t'); await wait(() => get('tops').children.length === 9);
+        key('o'); await wait(() => get('blob').value === 'ip'); key('l'); await wait(() => get('unit').value === '1');
+        key('x'); await wait(() => get('explanation').src); key('9'); await wait(() => get('tops').children.length === 9);
         key('s'); await wait(() => get('synthesized').src); key('h');
+        key('e'); await wait(() => get('name').textContent === '1.png (2 of 12)'); key('w'); await wait(() => get('name').textContent.startsWith('0.png'));
+        key('d'); key('u'); await wait(() => get('origin').textContent === 'of unit 1 of ip'); key('b'); key('b'); key('a'); key('t'); key('T');
+        await wait(() => get('view').textContent === 'guided-backprop of unit 1 of ip, gamma 0.5, channels scaled alike');
+        key('z'); await wait(() => !get('zoomed').hidden); key('Escape'); await wait(() => get('view').textContent === '' && get('zoomed').hidden);
         out.push(get('keys').hidden, get('curves').children.length, get('error').textContent, location.search);
         done(out.join('|'));
       } catch (error) { done('error: ' + error); } });</script></body>"""
