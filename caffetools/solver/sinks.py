@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from caffetools.errors import CaffeToolsError
 from caffetools.events import Event, EventSink, Finished, Metrics, Tested
@@ -60,21 +61,27 @@ def tensorboard_sink(folder: str | os.PathLike[str]) -> EventSink:
 
 
 def mlflow_sink(experiment: str) -> EventSink:
-    """Return a sink that logs metrics to an MLflow experiment; the environment variable MLFLOW_TRACKING_URI names the server.
+    """Return a sink that logs metrics to an MLflow experiment.
+
+    The environment variable MLFLOW_TRACKING_URI names the server or database; by default it is MLflow's own, mlflow.db in the current
+    folder.
 
     Raises:
-        CaffeToolsError: the package mlflow is not installed, or the server refuses the run.
+        CaffeToolsError: a package is not installed, or the server or database refuses the run.
     """
     try:
         import mlflow
     except ImportError:
         raise CaffeToolsError("MLflow needs the package mlflow: pip install 'caffetools[mlflow]'") from None
-    client = mlflow.MlflowClient()
     try:
+        client = mlflow.MlflowClient()
         known = client.get_experiment_by_name(experiment)
         run = client.create_run(known.experiment_id if known is not None else client.create_experiment(experiment)).info.run_id
     except mlflow.exceptions.MlflowException as error:
-        raise CaffeToolsError(f"MLflow: {error}") from None
+        hint = None
+        if find_spec("sqlalchemy") is None and "sqlite:" in str(error):
+            hint = "its database needs the package sqlalchemy: pip install 'caffetools[mlflow]'; or set MLFLOW_TRACKING_URI to a server"
+        raise CaffeToolsError(f"MLflow: {error}", hint=hint) from None
 
     def log(values: dict[str, float], iteration: int) -> None:
         for tag, value in values.items():

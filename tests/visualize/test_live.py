@@ -112,8 +112,8 @@ def test_picture_files_are_served_by_their_number_only(server: LiveServer) -> No
         connection.request("GET", f"/api/picture?index={index}", headers={"X-Token": server.token})
         response = connection.getresponse()
         assert response.read() == Path(server.model.pictures[index]).read_bytes() and response.headers["X-Name"] == f"{index}.png"
-    for index in ("-1", "12", "../0.png"):
-        assert ask(server, f"/api/picture?index={index}")[0] == 400
+    for wrong in ("-1", "12", "../0.png"):
+        assert ask(server, f"/api/picture?index={wrong}")[0] == 400
 
 
 def test_a_net_that_gives_no_numbers_is_shown_as_that(tmp_path: Path) -> None:
