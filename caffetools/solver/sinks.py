@@ -12,12 +12,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from caffetools.errors import CaffeToolsError
-from caffetools.events import Event, EventSink, Finished, Metrics, Tested
+from caffetools.events import Event, EventSink, Finished, Metrics, Status, Tested
 
 _logger = logging.getLogger(__name__)
 
 # Receives tag → value, and the iteration.
 _Log = Callable[[dict[str, float], int], None]
+_MLFLOW_STATUS: dict[Status, str] = {"done": "FINISHED", "stopped": "KILLED", "cancelled": "KILLED", "failed": "FAILED"}
 
 
 def scalars(event: Event) -> tuple[dict[str, float], int]:
@@ -57,7 +58,7 @@ def tensorboard_sink(folder: str | os.PathLike[str]) -> EventSink:
             writer.add_scalar(tag, value, iteration)
         writer.flush()
 
-    return _sink("TensorBoard", log, writer.close)
+    return _sink("TensorBoard", log, lambda _: writer.close())
 
 
 def mlflow_sink(experiment: str) -> EventSink:
@@ -87,7 +88,7 @@ def mlflow_sink(experiment: str) -> EventSink:
         for tag, value in values.items():
             client.log_metric(run, tag, value, step=iteration)
 
-    return _sink("MLflow", log, lambda: client.set_terminated(run))
+    return _sink("MLflow", log, lambda status: client.set_terminated(run, _MLFLOW_STATUS[status]))
 
 
 def wandb_sink(project: str) -> EventSink:
@@ -111,7 +112,7 @@ def wandb_sink(project: str) -> EventSink:
     # The x axis of the charts.
     run.define_metric("iteration")
     run.define_metric("*", step_metric="iteration")
-    return _sink("Weights & Biases", log, run.finish)
+    return _sink("Weights & Biases", log, lambda status: run.finish(exit_code=int(status == "failed")))
 
 
 def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str = "", wandb: str = "") -> list[EventSink]:
@@ -130,7 +131,7 @@ def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str
     return sinks + ([wandb_sink(wandb)] if wandb else [])
 
 
-def _sink(name: str, log: _Log, close: Callable[[], object]) -> EventSink:
+def _sink(name: str, log: _Log, close: Callable[[Status], object]) -> EventSink:
     works = True
 
     def sink(event: Event) -> None:
@@ -142,7 +143,7 @@ def _sink(name: str, log: _Log, close: Callable[[], object]) -> EventSink:
             if values:
                 log(values, iteration)
             if isinstance(event, Finished):
-                close()
+                close(event.status)
         except Exception as error:
             works = False
             _logger.warning("%s: %s; it gets no more numbers of this training", name, error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -46,13 +48,54 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_mlflow_keeps_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    pytest.importorskip("sqlalchemy", reason="sqlalchemy is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    sink = sinks.mlflow_sink("digits")
+    for last in (EVENTS[-1], Finished(task="train", status="stopped"), Finished(task="train", status="failed")):
+        sink = sinks.mlflow_sink("digits")
+        for event in [*EVENTS[:-1], last]:
+            sink(event)
+    client = mlflow.MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "KILLED"]
+    for run in runs:
+        history = client.get_metric_history(run.info.run_id, "train/loss")
+        assert [(point.step, point.value) for point in history] == [(10, 2.25), (20, 1.0)]
+
+
+def test_weights_and_biases_reads_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    internal = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="wandb is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sink = sinks.wandb_sink("digits")
     for event in EVENTS:
         sink(event)
-    client = mlflow.MlflowClient()
-    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
-    assert run.data.metrics["train/loss"] == 1.0 and run.info.status == "FINISHED"
+    wandb.teardown()  # ends the process that writes
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    records = [internal.Record.FromString(data) for data in _leveldb_log(file.read_bytes())]
+    rows = [{item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json) for item in r.history.item} for r in records]
+    rows = [row for row in rows if row]
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [2.25, 1.0]
+    assert [row["iteration"] for row in rows] == [10, 10, 10, 20]
+    assert [row["test1/accuracy"] for row in rows if "test1/accuracy" in row] == [0.25]
+    assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]
+
+
+def _leveldb_log(data: bytes) -> list[bytes]:
+    """Return the records of a log in LevelDB's format whose first block begins with W&B's own seven bytes."""
+    records, place, part = [], 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        size, kind = struct.unpack_from("<HB", data, place + 4)
+        part += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # a whole record, or its last part
+            records.append(part)
+            part = b""
+    return records
 
 
 def test_a_tracker_that_fails_does_not_end_the_training(caplog: pytest.LogCaptureFixture) -> None:
@@ -62,7 +105,7 @@ def test_a_tracker_that_fails_does_not_end_the_training(caplog: pytest.LogCaptur
         calls.append(iteration)
         raise ConnectionError("no answer")
 
-    sink = sinks._sink("MLflow", log, lambda: calls.append(-1))
+    sink = sinks._sink("MLflow", log, lambda _: calls.append(-1))
     for event in EVENTS:
         sink(event)
     assert calls == [10]

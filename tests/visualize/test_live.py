@@ -131,7 +131,7 @@ def test_a_net_that_gives_no_numbers_is_shown_as_that(tmp_path: Path) -> None:
         assert not thread.is_alive()
 
 
-def test_long_curves_are_thinned_and_have_gaps_where_the_loss_is_no_number(server: LiveServer, tmp_path: Path) -> None:
+def test_long_curves_are_thinned_and_have_gaps_where_the_loss_is_not_finite(server: LiveServer, tmp_path: Path) -> None:
     head = "I1124 03:22:05.190337 1 solver.cpp:"
     loss = [2 - i / 1000 if i <= 1900 else float("nan") for i in range(2001)]
     lines = [f"{head}239] Iteration {i}, loss = {x}\n{head}258]     Train net output #0: loss = {x}\n" for i, x in enumerate(loss)]
