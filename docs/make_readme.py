@@ -1,6 +1,6 @@
-"""Make what README.md shows of the product: its table of models, and the picture of the demo's report.
+"""Make what the READMEs show of the product: their table of models, and the picture of the demo's report.
 
-``python docs/make_readme.py`` writes the table. ``python docs/make_readme.py --picture`` also runs the demo in a temporary folder and
+``python docs/make_readme.py`` writes the tables. ``python docs/make_readme.py --picture`` also runs the demo in a temporary folder and
 photographs its report with Chromium, which must be installed.
 """
 
@@ -14,14 +14,33 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGE = Path(__file__).parent.parent / "README.md"
+PAGE = ROOT / "README.md"
+CHINESE = ROOT / "README.zh-CN.md"
 PICTURE = Path(__file__).parent / "pictures" / "report.png"
+# What the table of models says in English and in Chinese.
+_WORDS = {
+    "| model | input | parameters | MACs | top-1 % | top-5 % | licence of the weights |": "| 模型 | 输入 | 参数量 | 乘加次数 | top-1 % | top-5 % | 权重许可 |",
+    "| unrestricted |": "| 无限制 |",
+    "| none stated |": "| 未说明 |",
+}
 _BLOCK = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
 
 
 def page() -> str:
     """Return README.md with today's table of models."""
-    return _BLOCK.sub(lambda match: f"{match[1]}\n{models()}\n{match[2]}", PAGE.read_text(encoding="utf-8"))
+    return _with_models(PAGE, models())
+
+
+def chinese_page() -> str:
+    """Return README.zh-CN.md with today's table of models."""
+    table = models()
+    for english, chinese in _WORDS.items():
+        table = table.replace(english, chinese)
+    return _with_models(CHINESE, table)
+
+
+def _with_models(path: Path, table: str) -> str:
+    return _BLOCK.sub(lambda match: f"{match[1]}\n{table}\n{match[2]}", path.read_text(encoding="utf-8"))
 
 
 def models() -> str:
@@ -53,5 +72,6 @@ def photograph() -> None:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    CHINESE.write_text(chinese_page(), encoding="utf-8")
     if "--picture" in sys.argv[1:]:
         photograph()

@@ -30,6 +30,16 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/{name}.py"
 
 
+def test_the_chinese_readme_has_the_models_links_and_headings_of_the_english_one() -> None:
+    module = _load("make_readme")
+    text = module.CHINESE.read_text(encoding="utf-8")
+    assert text == module.chinese_page(), "run python docs/make_readme.py"
+    english, chinese = (re.findall(r"\]\(([^)]+)\)|^(#+) ", page, re.MULTILINE) for page in (module.PAGE.read_text(encoding="utf-8"), text))
+    only_english = {("README.zh-CN.md", ""), ("docs/quickstart.md", "")}
+    assert set(english) - set(chinese) == only_english
+    assert sum(level == "##" for _, level in english) == sum(level == "##" for _, level in chinese)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_tables_have_a_header_in_each_column(page: Path) -> None:
     # Screen readers name the cells by it.

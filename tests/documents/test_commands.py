@@ -63,6 +63,16 @@ def test_a_translation_has_the_commands_of_its_original(page: str) -> None:
     assert len(translated) > 20 and sorted(translated) == sorted(commands_of(ROOT / TRANSLATED[page]))
 
 
+def test_the_chinese_quickstart_has_the_commands_and_the_python_of_the_english_one() -> None:
+    english, chinese = ROOT / "docs/quickstart.md", ROOT / "docs/zh/quickstart.md"
+    assert [words for words in read_commands(english) if words not in read_commands(chinese)] == []
+
+    def code(page: Path) -> list[str]:
+        return [re.sub(r" *#.*", "", block) for block in read_python(page)]
+
+    assert code(english) == code(chinese)
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if name_of(page) not in {*GENERATED, *TRANSLATED} and read_commands(page)], ids=name_of
 )
