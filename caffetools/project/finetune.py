@@ -259,7 +259,7 @@ def _retarget(run: FinetuneRun, steps: Steps, card: DatasetCard, schedule: Train
         steps.events(ArtifactWritten(task="retarget", path=str(run.train_val), what="train_val"))
         note(", ".join(f"{old} → {new}" for old, new in project.retargeted.renamed.items() if old != new) + ";")
         note(
-            f"batch {schedule.batch}, {schedule.epochs} epochs of {schedule.epoch} iterations = {schedule.updates} updates, "
+            f"batch {schedule.batch}, {schedule.epochs} epoch{'' if schedule.epochs == 1 else 's'} of {schedule.epoch} iterations = {schedule.updates} updates, "
             f"learning rate {schedule.base_lr:g}, a tenth of it from two thirds on"
         )
     return project

@@ -37,6 +37,7 @@ from caffetools.visualize.model import Explanation, FileEntry, FilterChange, Key
 from caffetools.visualize.picture_net import PictureNet
 
 MOST_EXPLANATIONS = 8
+_MOST_LETTERS = 200  # of a list of classes
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure
 
 def _phase(item: RunRecord) -> Phase:
     start = f"started from {item.start.name}" if item.start else "started from random weights"
-    names = f"{', '.join(item.card.classes[:12])}{', …' if len(item.card.classes) > 12 else ''}"
+    names = _first(item.card.classes)
     return Phase(
         item.title,
         f"{item.model} on {names}; {start}; {item.note}",
@@ -185,6 +186,15 @@ def _phase(item: RunRecord) -> Phase:
         _explanations(item),
         item.evaluation.class_losses,
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return as many names as fit into a few lines, at least one."""
+    length, shown = 0, 0
+    while shown < len(names) and (shown == 0 or length + len(names[shown]) <= _MOST_LETTERS):
+        length += len(names[shown]) + 2
+        shown += 1
+    return ", ".join([*names[:shown], *(["…"] if shown < len(names) else [])])
 
 
 def _filters(item: RunRecord) -> list[LayerWeights | FilterChange]:
@@ -227,7 +237,7 @@ def _model_card(item: RunRecord) -> dict[str, str]:
     worst = min(scored, key=lambda score: score.accuracy or 0.0)
     size = f"{card.width} x {card.height}" if card.width else "of their own sizes"
     return {
-        "Task": f"classify images into {len(card.classes)} classes: {', '.join(card.classes[:20])}{', …' if len(card.classes) > 20 else ''}",
+        "Task": f"classify images into {len(card.classes)} classes: {_first(card.classes)}",
         "Network": f"{item.model}, " + (f"fine-tuned from {item.start.name}" if item.start else "trained from random weights"),
         "Training data": f"{card.train_count} images from {card.pictures}, stored {size}, {'one channel' if card.channels == 1 else 'BGR'}",
         "Measured on": f"{confusion.total} held-out images of the same source; other sources may give other numbers",

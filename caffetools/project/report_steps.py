@@ -72,7 +72,11 @@ def better_run(config: FinetuneConfig, epochs: int, log: TrainingLog, confusion:
         return None
     chance = is_chance_level(confusion.accuracy, len(confusion.names), confusion.total)
     if chance or (trend is not None and trend.improving):
-        return Step("Train longer", _with_epochs(config, 2 * epochs), f"A new run in a folder of its own; this one had {epochs} epochs.")
+        return Step(
+            "Train longer",
+            _with_epochs(config, 2 * epochs),
+            f"A new run in a folder of its own; this one had {epochs} epoch{'' if epochs == 1 else 's'}.",
+        )
     return None
 
 

@@ -140,8 +140,8 @@ def _chart(
         title,
         x_label,
         f"{title} over {x_label}: " + "; ".join(ends) + ".",
-        [(place_x(x), _text(x, x_percent)) for x in _ticks(x0, x1, 6, least=0.0 if x_percent else 1.0)],
-        [(place_y(y), _text(y, percent)) for y in y_values],
+        [(place_x(x), _tick(x, x_percent)) for x in _ticks(x0, x1, 6, least=0.0 if x_percent else 1.0)],
+        [(place_y(y), _tick(y, percent)) for y in y_values],
         drawn,
         {"names": names, "colours": [line["colour"] for line in drawn], "points": points},
     )
@@ -167,3 +167,12 @@ def _text(value: float, percent: bool) -> str:
     if percent:
         return f"{value:.2%}".replace(".00%", "%")
     return f"{value:,.0f}" if abs(value) >= 1000 and value == round(value) else f"{value:.4g}"
+
+
+def _tick(value: float, percent: bool) -> str:
+    """Return a number of at most five or six letters: the axis leaves room for no more on a phone."""
+    text = _text(value, percent)
+    if percent or abs(value) >= 0.01 or (len(text) <= 5 and "e" not in text):
+        return text
+    digits, _, power = f"{value:.2e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"

@@ -17,6 +17,7 @@ import pytest
 from caffetools.errors import DataError
 from caffetools.results import Calibration, Confusion, Sample, Step
 from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
+from caffetools.visualize import charts
 from caffetools.visualize.charts import curve_charts
 from caffetools.visualize.filters import LayerWeights
 from caffetools.visualize.model import Explanation, FileEntry, FilterChange, KeyFigure, LayerRow, OnnxCheck, Phase, Report
@@ -289,6 +290,23 @@ def test_the_page_shows_values_under_the_pointer_and_copies_commands(report: Rep
 def test_iterations_are_whole_numbers(last: int, expected: list[str]) -> None:
     log = TrainingLog([LogRow(0, 0.0, outputs={"loss": 1.0}), LogRow(last, 1.0, outputs={"loss": 0.5})], [])
     assert [text for _, text in curve_charts({"run": log})[0].x_ticks] == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.001, "0.001"),
+        (0.00075, "7.5e-4"),
+        (0.0025, "2.5e-3"),
+        (0.02, "0.02"),
+        (0.1234, "0.1234"),
+        (1e-7, "1e-7"),
+        (0, "0"),
+        (12000, "12,000"),
+    ],
+)
+def test_numbers_at_axes_are_short(value: float, expected: str) -> None:
+    assert charts._tick(value, False) == expected
 
 
 def test_calibration_by_hand() -> None:
