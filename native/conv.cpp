@@ -19,6 +19,7 @@
 #include "lrn.h"
 #include "pool.h"
 #include "variants.h"
+#include "weight_gradient.h"
 
 using namespace caffetools;
 
@@ -492,15 +493,18 @@ CAFFETOOLS_API void caffetools_conv_run(const void* handle, const float* x, floa
     run_direct(conv, x, y, residual, scratch, threads);
 }
 
-// The gradient of the weights by the matrix unit (amx.h). Floats of scratch; 0 where it does not take the convolution, or (unless `always`)
-// is not the faster way.
-CAFFETOOLS_API int64_t caffetools_weight_gradient_scratch(const CaffetoolsConv* shape, int always) {
-  return amx_weight_gradient_scratch(*shape, always != 0);
+// The gradient of the weights. Algorithms: 0 chooses, 1 vectors (weight_gradient.h), 8 the matrix unit (amx.h).
+// Floats of scratch; 0 where the algorithm does not take the convolution.
+CAFFETOOLS_API int64_t caffetools_weight_gradient_scratch(const CaffetoolsConv* shape) {
+  if (shape->algorithm == 8) return amx_weight_gradient_scratch(*shape, true);
+  const int64_t amx = shape->algorithm == 0 ? amx_weight_gradient_scratch(*shape, false) : 0;
+  return amx != 0 ? amx : weight_gradient_scratch(*shape);
 }
 
 CAFFETOOLS_API void caffetools_weight_gradient(const CaffetoolsConv* shape, const float* x, const float* dy, float* dw, float* scratch,
                                                int threads) {
-  amx_weight_gradient(*shape, x, dy, dw, scratch, threads);
+  const bool amx = shape->algorithm == 8 || (shape->algorithm == 0 && amx_weight_gradient_scratch(*shape, false) != 0);
+  (amx ? amx_weight_gradient : weight_gradient)(*shape, x, dy, dw, scratch, threads);
 }
 
 CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads);

@@ -191,23 +191,23 @@ def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
     conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), None, scratch.data_ptr(), torch.get_num_threads())
 
 
-def weight_gradient(form: inference.Conv, x: torch.Tensor, dy: torch.Tensor, *, always: bool = False) -> torch.Tensor | None:
-    """Return the gradient of the weights of ``form`` by the matrix unit; None where it does not compute such a convolution, or not faster.
+def weight_gradient(form: inference.Conv, x: torch.Tensor, dy: torch.Tensor, *, algorithm: int = 0) -> torch.Tensor | None:
+    """Return the gradient of the weights of ``form``; None where ``algorithm`` does not compute such a convolution.
 
     Args:
         form: The convolution.
         x: Its input (N, C, H, W), channels-last float32.
         dy: The gradient of its output (N, C', H', W'), likewise.
-        always: Compute also what torch computes faster.
+        algorithm: 0 chooses; 1: sums by vectors, whose bits are the same for any number of threads; 8: the matrix unit.
 
     Returns:
         The shape of ``form.weight``, channels-last.
     """
     shapes = [(t.shape[0], t.shape[1], t.shape[2], t.shape[3]) for t in (x, dy)]
     layout = Layout(shapes[0], shapes[1], x.shape[1], dy.shape[1])
-    shape = _shape(form, inference.Activation(inference.NO_ACTIVATION), layout, 0)
+    shape = _shape(form, inference.Activation(inference.NO_ACTIVATION), layout, algorithm)
     address = ctypes.addressof(shape)
-    floats = int(library().caffetools_weight_gradient_scratch(address, int(always)))
+    floats = int(library().caffetools_weight_gradient_scratch(address))
     if not floats:
         return None
     made, scratch = torch.empty(form.weight.shape, memory_format=torch.channels_last), torch.empty(floats)
@@ -239,7 +239,7 @@ def library() -> Any:
         loaded.caffetools_conv_choice.argtypes = [Pointer]
         loaded.caffetools_native_variant.argtypes = []
         loaded.caffetools_weight_gradient_scratch.restype = ctypes.c_int64
-        loaded.caffetools_weight_gradient_scratch.argtypes = [Pointer, ctypes.c_int]
+        loaded.caffetools_weight_gradient_scratch.argtypes = [Pointer]
         loaded.caffetools_weight_gradient.restype = None
         loaded.caffetools_weight_gradient.argtypes = [Pointer] * 5 + [ctypes.c_int]
         loaded.caffetools_conv_destroy.argtypes = [Pointer]

@@ -1,7 +1,7 @@
 """Convolutions in training by the native library: one or several whose outputs are one blob, each followed by a ReLU or none.
 
 The forward pass and the gradient of the input use the algorithms of the inference plan, Winograd's and the matrix unit among them; the
-gradient of the weights is by Winograd's algorithm, the matrix unit or torch. A ReLU costs no pass of its own, a concatenation no copy.
+gradient of the weights is by Winograd's algorithm, the matrix unit or vectors. A ReLU costs no pass of its own, a concatenation no copy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from caffetools.layers.autograd import Context
 
 Pair = tuple[int, int]
 
-# A convolution of fewer multiply-adds, or of fewer channels in a group, is left to torch.
+# A convolution of fewer multiply-adds is left to torch, and so is one of fewer channels in a group, but for a net's first one: there
+# no gradient of the input is wanted.
 _LEAST_MACS, _LEAST_CHANNELS = 4_000_000, 8
 _RELU = inference.Activation(inference.RELU)
 
@@ -55,7 +56,9 @@ def takes(branch: Branch) -> bool:
     x, weight = branch.x, branch.weight
     if torch.compiler.is_compiling() or type(x) is not Tensor or torch.is_autocast_enabled("cpu"):
         return False
-    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, weight)) or x.dim() != 4 or weight.shape[1] < _LEAST_CHANNELS:
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, weight)) or x.dim() != 4:
+        return False
+    if weight.shape[1] < _LEAST_CHANNELS and (x.requires_grad or branch.geometry.groups > 1):
         return False
     n, _, h, w = branch.geometry.output(x, weight)
     return n * h * w * weight.numel() >= _LEAST_MACS and native_conv.available() and native_conv.has_wide_vectors()
@@ -127,18 +130,14 @@ def _gradients(
     """Return the gradients of ``x``, ``weight`` and the bias that are ``wanted``, for the gradient ``dy`` of ``y`` (None: without a ReLU)."""
     dy, db = native_training.output_gradient(dy, y, sums=wanted[2])
     dx = dw = None
-    by_torch = [False, False, False]
     if wanted[0]:
         dx = _input_gradient(dy, weight, x, geometry)
-        by_torch[0] = dx is None
+        if dx is None:
+            dx = _backward(dy, x, weight, geometry, [True, False, False])[0]
     if wanted[1] and winograd.takes(x, weight, geometry.stride, geometry.pad, geometry.dilation, geometry.groups, gradient=True):
         dw = winograd.weight_gradient(x, dy, geometry.pad[0])
     elif wanted[1]:
         dw = native_conv.weight_gradient(_form(weight, None, geometry), x, dy)
-    by_torch[1] = wanted[1] and dw is None
-    if any(by_torch):
-        found = _backward(dy, x, weight, geometry, by_torch)
-        dx, dw = dx if dx is not None else found[0], dw if dw is not None else found[1]
     return [dx, dw, db]
 
 
@@ -150,12 +149,17 @@ def _input_gradient(dy: Tensor, weight: Tensor, x: Tensor, geometry: Geometry) -
         return None
     form = _form(weight, None, Geometry((1, 1), (pad[0], pad[1]), geometry.dilation, geometry.groups))
     layout = native_conv.Layout(_shape(dy), _shape(x), dy.shape[1], x.shape[1])
-    if not native_conv.choice(form, layout):
+    if not native_conv.choice(form, layout) and not _torch_has_no_fast_way(x, kernel):
         return None
     dx = torch.empty_like(x)
     with native_conv.torch_threads():
         native_conv.run_conv(native_conv.NativeConv(form, None, layout, transposed=True), dy, dx)
     return dx
+
+
+def _torch_has_no_fast_way(x: Tensor, kernel: Pair) -> bool:
+    """Return whether torch leaves this convolution's gradient to a loop over pictures rather than to oneDNN (ATen/native/Convolution.cpp)."""
+    return kernel == (1, 1) and x.shape[0] < 16 and torch.get_num_threads() == 1
 
 
 def _differentiable(x: Tensor, weight: Tensor, biased: bool, geometry: Geometry, dy: Tensor, y: Tensor | None) -> list[Tensor | None]:

@@ -101,8 +101,8 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         torch.set_num_threads(count)
         try:
             y = training_conv.convolve(branches, rectify=True)
-            biases = [branch.bias for branch in branches if branch.bias is not None]
-            return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *biases])]
+            learned = [t for branch in branches for t in (branch.weight, branch.bias) if t is not None]
+            return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *learned])]
         finally:
             torch.set_num_threads(threads)
 
@@ -124,17 +124,34 @@ def test_it_can_be_differentiated_twice() -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
-@pytest.mark.parametrize(("c", "outputs", "form"), FORMS, ids=[f"{c}-{o}-{f[0]}" for c, o, f in FORMS])
-def test_gradient_of_the_weights_by_the_matrix_unit(c: int, outputs: int, form: tuple[int, Geometry]) -> None:
-    """Several chunks of places, and convolutions for which it is not the fastest way."""
+# Of few channels, and of other sizes than FORMS for each way in which the sums by vectors are divided.
+WEIGHTS = [
+    *FORMS,
+    (3, 70, plain(3, stride=2)),
+    (3, 64, plain(7, stride=2, pad=3)),
+    (4, 40, plain(3, pad=3)),
+    (5, 7, plain(3, pad=1)),
+    (3, 33, plain(4, pad=1, dilation=2)),
+    (8, 9, plain(5, stride=3, pad=4)),
+    (64, 128, plain(1, stride=2)),
+    (33, 47, plain(2)),
+    (3, 5, plain(1)),
+]
+
+
+@pytest.mark.parametrize("algorithm", [1, 8], ids=["vectors", "matrix unit"])
+@pytest.mark.parametrize(("c", "outputs", "form"), WEIGHTS, ids=[f"{c}-{o}-{f[0]}" for c, o, f in WEIGHTS])
+def test_gradient_of_the_weights(c: int, outputs: int, form: tuple[int, Geometry], algorithm: int) -> None:
+    """Several bands or chunks of pixels, and convolutions for which it is not the fastest way."""
     x = torch.randn(11, c, 21, 17, generator=torch.Generator().manual_seed(c)).contiguous(memory_format=torch.channels_last)
     branch = branch_of(x, outputs, form, bias=False, seed=outputs)
     wanted, inputs = reference(branch)
     dy = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2)).contiguous(memory_format=torch.channels_last)
     g = branch.geometry
-    found = native_conv.weight_gradient(inference.Conv(branch.weight, None, g.stride, g.pad, g.dilation, g.groups), x, dy, always=True)
+    conv = inference.Conv(branch.weight, None, g.stride, g.pad, g.dilation, g.groups)
+    found = native_conv.weight_gradient(conv, x, dy, algorithm=algorithm)
     if found is None:
-        assert g.stride != (1, 1) or g.pad[0] >= form[0] or not has_matrix_unit()
+        assert algorithm == 8 and (g.stride != (1, 1) or g.pad[0] >= form[0] or c < 16 or not has_matrix_unit())
         return
     (exact,) = torch.autograd.grad(wanted, inputs[1], dy.double())
     assert bool((found - exact).abs().max() <= 3e-6 * exact.abs().max())
@@ -207,7 +224,9 @@ def test_what_it_leaves_to_torch() -> None:
     x = torch.zeros(4, 16, 24, 24)
     assert training_conv.takes(branch_of(x, 64, plain(3), bias=True, seed=1))
     assert not training_conv.takes(branch_of(x.double(), 64, plain(3), bias=True, seed=1))
-    assert not training_conv.takes(branch_of(x[:, :3], 64, plain(3), bias=True, seed=1))
+    first = torch.zeros(4, 3, 48, 48)
+    assert training_conv.takes(branch_of(first, 64, plain(3), bias=True, seed=1))
+    assert not training_conv.takes(branch_of(first.requires_grad_(), 64, plain(3), bias=True, seed=1))
     assert not training_conv.takes(branch_of(x[:1], 2, plain(3), bias=True, seed=1))
     with torch.autocast("cpu"):
         assert not training_conv.takes(branch_of(x, 64, plain(3), bias=True, seed=1))
