@@ -17,7 +17,7 @@ import onnx
 
 import caffetools
 from caffetools.bundle import standalone, standalone_check
-from caffetools.bundle.check import BundleCheck, check_bundle
+from caffetools.bundle.check import BundleCheck, check_bundle, write_sums
 from caffetools.bundle.detectnet import GridOutputs, find_grid, grid_detector, grid_rows, write_grid_net
 from caffetools.bundle.detector import BOXES, SCORES, Detector, append_decoding, detection_values, expected_boxes, find_detector
 from caffetools.bundle.model import (
@@ -33,7 +33,6 @@ from caffetools.bundle.model import (
 )
 from caffetools.bundle.pages import build_script, readme
 from caffetools.bundle.samples import draw_samples
-from caffetools.bundle.sums import write_sums
 from caffetools.cancel import CancelToken
 from caffetools.data.images import encode_image, read_image
 from caffetools.engines.torch import TorchEngine

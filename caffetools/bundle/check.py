@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caffetools.bundle import standalone, standalone_check
+from caffetools.bundle.standalone_check import SUMS
 from caffetools.errors import DataError, ExportError, ModelFileError
+from caffetools.util.checksums import file_sha256
+from caffetools.util.files import write_text
 
 PathLike = str | os.PathLike[str]
 _KINDS = {"data": DataError, "model": ModelFileError, "numbers": ExportError}
@@ -50,3 +53,9 @@ def check_bundle(folder: PathLike, *, backend: str = "auto", tolerance: float = 
         return BundleCheck(**standalone_check.check(Path(folder), standalone, backend, tolerance))
     except standalone_check.CheckError as error:
         raise _KINDS[error.kind](error.message, path=error.path, line=error.line) from None
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS over all files below ``folder``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    write_text(folder / SUMS, "".join(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files))

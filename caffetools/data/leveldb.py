@@ -14,7 +14,7 @@ from caffetools.data.db_handles import RefCountedHandle
 from caffetools.data.lmdb_file import ErrorHandler, Record
 from caffetools.errors import DataError, WriteFailed
 from caffetools.proto.wire import read_varint
-from caffetools.util.crc32c import masked_crc32c
+from caffetools.util.checksums import masked_crc32c
 from caffetools.util.folders import PathLike, new_folder
 
 if TYPE_CHECKING:

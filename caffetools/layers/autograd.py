@@ -1,7 +1,10 @@
-"""What layers share for their gradients: the context of autograd functions, and a guard against an error of torch."""
+"""What layers share for their gradients: the context of autograd functions, a guard against an error of torch, and recomputed passes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -33,3 +36,21 @@ def with_dense_gradient(y: Tensor) -> Tensor:
 
 def _contiguous(gradient: Tensor) -> Tensor:
     return gradient.contiguous()
+
+
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
+
+
+def is_recomputing() -> bool:
+    """Return whether a pass is recomputed: layers then leave their running statistics as they are."""
+    return _recomputing.get()
+
+
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """Let :func:`is_recomputing` be true in this thread during the block."""
+    before = _recomputing.set(True)
+    try:
+        yield
+    finally:
+        _recomputing.reset(before)

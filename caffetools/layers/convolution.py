@@ -1,4 +1,4 @@
-"""Convolution and Deconvolution over any number of spatial axes (base_conv_layer.cpp)."""
+"""Convolution and Deconvolution over any number of spatial axes (base_conv_layer.cpp), and forks' depthwise convolution."""
 
 from __future__ import annotations
 
@@ -213,3 +213,21 @@ class Deconvolution(_Convolving):
             # Each map by itself: it enlarges what the bottom has.
             return replace(cls.TRAITS, role="sampling", channels="kept", class_axes=(0, 0))
         return cls.TRAITS
+
+
+@register("DepthwiseConvolution", "ConvolutionDepthwise")
+class DepthwiseConvolution(Convolution):
+    """Convolution whose ``group`` is the number of channels, given or not; weights (num_output, 1, kernel…), bias (num_output)."""
+
+    TRAITS = replace(Convolution.TRAITS, role="other")
+
+    @classmethod
+    def example_shapes(cls, param: LayerParameter) -> Shapes:
+        (_, _, *sizes), *others = super().example_shapes(param)
+        return [(2, param.convolution_param.num_output, *sizes)] * (1 + len(others))
+
+    def groups(self, channels: int) -> int:
+        given = self.param.convolution_param
+        if given.HasField("group") and given.group != channels:
+            raise self.error(f"group must be the number of input channels, {channels}, or not given; not {given.group}")
+        return channels

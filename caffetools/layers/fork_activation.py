@@ -1,4 +1,4 @@
-"""Activations that forks add: ReLU6, Mish, HSwish, HSigmoid, SELU; and Axpy, which gates a sum (SENet)."""
+"""Activations that forks add: ReLU6, Mish, HSwish, HSigmoid, SELU, ChannelsPReLU; and Axpy, which gates a sum (SENet)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.layers import inference
-from caffetools.layers.activation import Elementwise
+from caffetools.layers.activation import Elementwise, PReLU
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
+from caffetools.proto.schema import LayerParameter
 
 # Klambauer et al. (2017): the fixed point's alpha and scale.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -128,3 +129,22 @@ class Axpy(Layer):
 def _clip(graph: OnnxGraph, source: str, target: str, low: float, high: float) -> None:
     bounds = [graph.constant(name, np.array(value, np.float32)) for name, value in (("min", low), ("max", high))]
     graph.node("Clip", [source, *bounds], [target])
+
+
+@register("ChannelsPReLU")
+class ChannelsPReLU(PReLU):
+    """y = max(0, x) + slope · min(0, x) with a learned slope for each channel of (N, C, …); ``channel_shared`` is refused.
+
+    Blobs: slope (C), which starts at 0.25.
+    """
+
+    TRAITS = replace(PReLU.TRAITS, fork="OpenCV")
+
+    @classmethod
+    def traits(cls, param: LayerParameter) -> Traits:
+        return cls.TRAITS
+
+    def setup(self, bottoms: Shapes) -> Shapes:
+        if self.param.prelu_param.channel_shared:
+            raise self.error("has one slope for each channel; channel_shared is PReLU's")
+        return super().setup(bottoms)

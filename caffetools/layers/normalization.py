@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.layers import inference
-from caffetools.layers.autograd import Context, with_dense_gradient
+from caffetools.layers.autograd import Context, is_recomputing, with_dense_gradient
 from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
-from caffetools.layers.recomputing import is_recomputing
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import POINTWISE, Windows

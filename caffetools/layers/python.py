@@ -18,9 +18,9 @@ from caffetools.layers.base import Layer as EngineLayer
 from caffetools.layers.base import OnnxGraph, Shape, Shapes
 from caffetools.layers.blob_storage import BlobStorage, ParameterStorage
 from caffetools.layers.blob_view import Blob, BlobVec, checked_shape
+from caffetools.layers.plugin import find_class
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.layers.user_modules import find_class
 from caffetools.proto.schema import TEST, TRAIN, FillerParameter, LayerParameter
 
 

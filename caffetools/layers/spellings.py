@@ -10,8 +10,7 @@ from torch import Tensor
 from caffetools.layers import inference
 from caffetools.layers.autograd import with_dense_gradient
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
-from caffetools.layers.convolution import Convolution, Deconvolution
-from caffetools.layers.depthwise import DepthwiseConvolution
+from caffetools.layers.convolution import Convolution, Deconvolution, DepthwiseConvolution
 from caffetools.layers.fork_norm import Normalize
 from caffetools.layers.inner_product import Embed
 from caffetools.layers.lrn import LRN

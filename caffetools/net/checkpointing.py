@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from caffetools.errors import NetError
+from caffetools.layers.autograd import recomputing
 from caffetools.layers.base import Layer, Shape
-from caffetools.layers.recomputing import recomputing
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import ShapePlan, is_exclusive
 

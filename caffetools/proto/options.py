@@ -1,7 +1,7 @@
 """How files are read: options that hold for one thread or task, not for the process.
 
 They live in a context variable. A new thread starts with the defaults; :mod:`caffetools.util.threads` and
-:mod:`caffetools.util.prefetch` pass the caller's options to the threads that they start.
+:mod:`caffetools.util.threads` pass the caller's options to the threads that they start.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from torch import Tensor
 from caffetools.errors import NetError
 from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
-from caffetools.net.weights import layers_by_name, load_weights, read_hdf5_weights, save_weights
-from caffetools.net.weights_hdf5 import write_weights_hdf5
+from caffetools.net.weights import layers_by_name, load_weights, read_hdf5_weights, save_weights, write_weights_hdf5
 from caffetools.pycaffe import mode
 
 PathLike = str | os.PathLike[str]

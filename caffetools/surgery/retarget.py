@@ -17,9 +17,8 @@ from caffetools.layers.registry import traits
 from caffetools.layers.traits import field_at
 from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
-from caffetools.surgery.changes import Change, number
+from caffetools.surgery.changes import Change, manual_review_notes, number
 from caffetools.surgery.freezing import describe_filler, learned_blobs
-from caffetools.surgery.manual_review import manual_review_notes
 
 # How much faster than the rest a new classifier learns, as in Caffe's fine-tuning examples.
 HEAD_LR_MULT = 10.0

@@ -24,9 +24,8 @@ import torch
 import caffetools as ct
 from caffetools.bundle import standalone, standalone_check
 from caffetools.bundle.build import TARGETS, build_bundle
-from caffetools.bundle.check import check_bundle
+from caffetools.bundle.check import check_bundle, write_sums
 from caffetools.bundle.samples import draw_samples
-from caffetools.bundle.sums import write_sums
 from caffetools.cancel import CancelToken
 from caffetools.data.images import encode_image
 from caffetools.errors import Cancelled, DataError, ExportError, NetError

@@ -25,7 +25,7 @@ from caffetools.data.means import compute_mean
 from caffetools.errors import Cancelled, DataError
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import Datum
-from caffetools.util.crc32c import crc32c
+from caffetools.util.checksums import crc32c
 from tests.data.foreign import RNG, arrays, hugging_face_table, png, records, tfrecord_of, write_cifar, write_idx, write_tar
 
 # MNIST

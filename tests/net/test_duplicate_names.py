@@ -13,8 +13,7 @@ from caffetools.errors import NetError
 from caffetools.events import Event, Warned
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
-from caffetools.net.weights import load_weights, read_weights, save_weights, to_caffemodel
-from caffetools.net.weights_hdf5 import write_weights_hdf5
+from caffetools.net.weights import load_weights, read_weights, save_weights, to_caffemodel, write_weights_hdf5
 from caffetools.proto.binary import write_caffemodel
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter

@@ -10,8 +10,7 @@ from caffetools.errors import CaffeToolsError, PrototxtError
 from caffetools.proto.options import ReadOptions, override_dialect, read_options
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse
-from caffetools.util.prefetch import Prefetcher
-from caffetools.util.threads import ordered_map, parallel_for
+from caffetools.util.threads import Prefetcher, ordered_map, parallel_for
 
 PERMUTE = 'layer { name: "p" type: "Permute" bottom: "a" top: "b" permute_param { order: 0 } }'
 

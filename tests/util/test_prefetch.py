@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from caffetools.util.prefetch import Prefetcher
+from caffetools.util.threads import Prefetcher
 
 
 def test_the_prefetcher_runs_ahead_by_its_depth_and_no_further() -> None:
@@ -80,6 +80,6 @@ def test_its_thread_ends_after_it_was_collected_with_a_full_queue() -> None:
 
 
 def test_the_interpreter_ends_while_items_are_made() -> None:
-    program = "from caffetools.util.prefetch import Prefetcher\nahead = Prefetcher(lambda: sum(range(10000)), 2)\nprint(ahead.next())\n"
+    program = "from caffetools.util.threads import Prefetcher\nahead = Prefetcher(lambda: sum(range(10000)), 2)\nprint(ahead.next())\n"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "49995000\n" and done.stderr == ""

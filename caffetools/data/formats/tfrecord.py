@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from caffetools.data.formats.examples import ConvertOptions, Example, Part, checked_label, example_file, example_pixels, in_files
 from caffetools.errors import DataError
 from caffetools.util import urls
-from caffetools.util.crc32c import masked_crc32c
+from caffetools.util.checksums import masked_crc32c
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]

@@ -25,7 +25,7 @@ from caffetools.data.transformer import DeferredBatch, Transformer
 from caffetools.errors import DataError
 from caffetools.layers.base import Arity, Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter
-from caffetools.util.prefetch import Prefetcher
+from caffetools.util.threads import Prefetcher
 
 PathLike = str | os.PathLike[str]
 Tops = tuple[NDArray[np.float32] | DeferredBatch, ...]

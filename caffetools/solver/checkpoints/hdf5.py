@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from caffetools.errors import ModelFileError
-from caffetools.net.weights_hdf5 import file_in_memory, write_arrays, write_file
+from caffetools.net.weights import file_in_memory, write_arrays, write_file
 from caffetools.proto.hdf5 import read_dataset
 from caffetools.proto.model import SolverState
 from caffetools.proto.sniff import Kind, guard

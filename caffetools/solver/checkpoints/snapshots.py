@@ -17,8 +17,7 @@ from torch import Tensor
 
 from caffetools.errors import CaffeToolsError, ModelFileError, RunFailed, WriteFailed
 from caffetools.net.net import Net
-from caffetools.net.weights import to_caffemodel
-from caffetools.net.weights_hdf5 import write_weights_hdf5
+from caffetools.net.weights import to_caffemodel, write_weights_hdf5
 from caffetools.proto.binary import read_solverstate, write_caffemodel, write_solverstate
 from caffetools.proto.model import SolverState
 from caffetools.proto.sniff import Kind, wrong_kind
