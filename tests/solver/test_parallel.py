@@ -213,7 +213,7 @@ def test_what_is_wrong_from_the_start_is_reported_once(tmp_path: Path) -> None:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400  # several processes start in between; on a busy machine that takes minutes
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -291,6 +291,7 @@ def test_torchrun_starts_them_and_starts_them_again_when_one_dies(tmp_path: Path
     assert "exitcode: -9" in text
 
 
+@pytest.mark.timeout(900)
 def test_a_lost_process_is_restarted_on_the_same_bits_gets_the_launchers_signals_and_is_named(tmp_path: Path) -> None:
     """In one run: it is started again after its first loss, passes SIGHUP on, and at the next loss ends with the rank's number."""
     project(tmp_path / "whole", batch=4, transform=RANDOM, extra=DROPOUT)
