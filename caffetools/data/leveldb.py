@@ -28,6 +28,9 @@ _MANIFEST_NAME = re.compile(r"MANIFEST-\d+\n")
 # What follows the tags of a MANIFEST's changes: numbers (n), and strings (s), which begin with their length.
 _EDIT_FIELDS = {1: "s", 2: "n", 3: "n", 4: "n", 5: "ns", 6: "nn", 7: "nnnss", 9: "n"}
 _LOG_NUMBER = 2
+# A Caffe whose LevelDB was built without Snappy takes compressed blocks for damaged ones, and pixels become hardly smaller. Also where a
+# LevelDB is read: the library then moves the last records from the log to a table.
+_NOT_COMPRESSED: dict[str, Any] = {"compression": None}
 
 
 class LevelDb:
@@ -139,7 +142,7 @@ def new_leveldb(path: PathLike, *, force: bool = False) -> Iterator[LevelDbWrite
     with new_folder(path, force=force, replaceable=lambda old: (old / "CURRENT").is_file()) as work:
         try:
             # The sizes that Caffe's db_leveldb.cpp gives.
-            options = {"block_size": 65536, "write_buffer_size": 268435456, "max_open_files": 100}
+            options = {"block_size": 65536, "write_buffer_size": 268435456, "max_open_files": 100, **_NOT_COMPRESSED}
             with contextlib.closing(plyvel.DB(os.fspath(work), create_if_missing=True, error_if_exists=True, **options)) as database:
                 yield LevelDbWriter(database)
         except (plyvel.Error, OSError) as error:
@@ -182,7 +185,7 @@ def _open_leveldb(path: str) -> Any:
         for log in sorted(folder.glob("*.log")):
             check_log(log, path)
         _expect_log(folder, _log_number(changes))
-        return plyvel.DB(path, create_if_missing=False, paranoid_checks=True)
+        return plyvel.DB(path, create_if_missing=False, paranoid_checks=True, **_NOT_COMPRESSED)
     except FileNotFoundError as error:
         raise DataError(f"the LevelDB is damaged: {Path(error.filename).name} is missing", path=path, hint=_REBUILD) from None
     except (plyvel.Error, OSError, ValueError) as error:

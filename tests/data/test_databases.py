@@ -10,6 +10,7 @@ import pytest
 
 from caffetools.data.databases import LmdbWriter, new_lmdb, open_database, record_key
 from caffetools.data.datum import array_to_datum, datum_to_array, parse_datum
+from caffetools.data.leveldb import new_leveldb
 from caffetools.data.means import compute_mean
 from caffetools.errors import DataError, RunFailed
 from caffetools.util.folders import new_folder
@@ -307,3 +308,17 @@ def test_a_leveldb_that_is_open_elsewhere_is_named_as_that(tmp_path: Path) -> No
 
     with plyvel.DB(os.fspath(tmp_path / "level")), pytest.raises(DataError, match=r"another program, or this one, has it open"):
         open_database(tmp_path / "level")
+
+
+def test_a_leveldb_is_not_compressed_by_writing_or_reading_it(tmp_path: Path) -> None:
+    pytest.importorskip("plyvel")
+    value = b"pixels " * 1000
+    with new_leveldb(tmp_path / "level") as writer:
+        writer.put(b"0", value)
+    for _ in range(3):
+        database = open_database(tmp_path / "level")
+        assert list(database.records()) == [(b"0", value)]
+        database.close()
+        # In pieces of the log's blocks, or in a table.
+        assert sum(path.read_bytes().count(b"pixels " * 100) for path in (tmp_path / "level").iterdir()) >= 9
+    assert list((tmp_path / "level").glob("*.ldb"))
