@@ -31,7 +31,9 @@ def convert(
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="File, folder or URL to read.", show_default=False)],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Database, folder or URL to write.", show_default=False)],
-    to: Annotated[str, typer.Option(help="Format of OUT: lmdb, leveldb, imagefolder, numpy, hdf5, webdataset or tfrecord.")] = "lmdb",
+    to: Annotated[
+        str, typer.Option(help="Format of OUT: lmdb, leveldb, imagefolder, numpy, hdf5, webdataset, tfrecord or huggingface.")
+    ] = "lmdb",
     split: Annotated[str, typer.Option(help="Part of the source to convert: train, test, …; by default all.", show_default=False)] = "",
     size: Annotated[str, typer.Option(help="Resize pictures: 256, 320x240 (width x height), or 0 to keep their sizes.")] = "0",
     gray: Annotated[bool, typer.Option("--gray", help="Decode the files of pictures to one channel.")] = False,
@@ -45,7 +47,7 @@ def convert(
         bool, typer.Option("--pairs", help="Write MNIST's pairs for siamese nets: two channels, label 1 for one class.")
     ] = False,
     seed: _Seed = 1,
-    per_file: Annotated[int, typer.Option(min=1, help="Most examples in a file, for hdf5, webdataset and tfrecord.")] = 10_000,
+    per_file: Annotated[int, typer.Option(min=1, help="Most examples in a file, for hdf5, webdataset, tfrecord and huggingface.")] = 10_000,
     skip_corrupt: Annotated[int, typer.Option(min=0, help="Leave out up to this many pictures that cannot be decoded.")] = 0,
     force: _Force = False,
     as_json: AsJson = False,

@@ -49,7 +49,7 @@ def inspect(
         _inspect_hdf5(database, out, labels, as_json=as_json)
         return
     parts = _parts(database)
-    names = _names(labels or _own_labels(database, parts))
+    names = _names(labels, database, parts)
     found = {}
     for part, path in parts.items():
         with progress_sink("Reading records") as events:
@@ -128,7 +128,7 @@ def export(
     from caffetools.data.datasets.export import export_database
 
     parts = _parts(database)
-    names, found = _names(labels or _own_labels(database, parts)), {}
+    names, found = _names(labels, database, parts), {}
     for part, path in parts.items():
         with progress_sink("Writing pictures") as events:
             result = export_database(path, out / part, names=names, strict=strict, force=force, events=events)
@@ -192,8 +192,9 @@ def _show_fit(fit: DatasetFit, summary: DatabaseSummary | Hdf5Summary, net: Path
 def _inspect_hdf5(path: str, out: Path | None, labels: Path | None, *, as_json: bool) -> None:
     from caffetools.data.datasets.hdf5 import inspect_hdf5
     from caffetools.data.datasets.hdf5_sheet import write_hdf5_sheet
+    from caffetools.data.datasets.inspect import read_names
 
-    names = _names(labels)
+    names = None if labels is None else read_names(labels)
     with progress_sink("Reading values") as events:
         summary = inspect_hdf5(path, events=events)
     if out is not None:
@@ -238,17 +239,16 @@ def _parts(database: str) -> dict[str, str]:
     return {part: str(card.source(part)) for part, count in counts.items() if count}
 
 
-def _own_labels(database: str, parts: dict[str, str]) -> Path | None:
-    """Return the file of class names of the folder of a dataset."""
-    return None if "" in parts else Path(database) / "labels.txt"
-
-
-def _names(labels: Path | None) -> list[str] | None:
-    if labels is None:
-        return None
+def _names(labels: Path | None, database: str, parts: dict[str, str]) -> list[str] | None:
+    """Return the class names in a file, by default those of the dataset that is given, or that the database is in."""
+    from caffetools.data.datasets.card import class_names, load_card
     from caffetools.data.datasets.inspect import read_names
 
-    return read_names(labels)
+    if labels is not None:
+        return read_names(labels)
+    if "" not in parts:
+        return load_card(database).classes
+    return None if "://" in database else class_names(database) or None
 
 
 def _show_summary(summary: DatabaseSummary, names: list[str] | None) -> None:

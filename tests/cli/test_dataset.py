@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,11 @@ def test_a_dataset_is_looked_at_as_a_whole(pictures: Path, tmp_path: Path) -> No
     assert {part: values["records"] for part, values in json.loads(shown.output).items()} == sizes and sheet.is_file()
     assert "große Hunde" in command(app, ["inspect", str(out)]).output
     assert json.loads(command(app, ["inspect", str(out / "val_lmdb"), "--json"]).output)["records"] == 2
+    # A database in a dataset has its class names, one beside it has not.
+    assert "█ große Hunde" in command(app, ["inspect", str(out / "val_lmdb")]).output
+    (tmp_path / "dataset.json").write_text((out / "dataset.json").read_text())
+    shutil.copytree(out / "val_lmdb", tmp_path / "val_lmdb.copy")
+    assert "█ große Hunde" not in command(app, ["inspect", str(tmp_path / "val_lmdb.copy")]).output
 
     assert {part: values["faults"] for part, values in json.loads(command(app, ["verify", str(out), "--json"]).output).items()} == {
         "train": [], "val": [], "test": []

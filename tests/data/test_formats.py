@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffetools.cancel import CancelToken
+from caffetools.data.datasets.build import build_dataset
 from caffetools.data.formats.convert import convert_dataset
 from caffetools.data.formats.examples import ConvertOptions
 from caffetools.data.formats.idx import mersenne_twister
@@ -26,6 +27,7 @@ from caffetools.errors import Cancelled, DataError
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import Datum
 from caffetools.util.checksums import crc32c
+from tests.data.drawing import draw_classes
 from tests.data.foreign import RNG, arrays, hugging_face_table, png, records, tfrecord_of, write_cifar, write_idx, write_tar
 
 # MNIST
@@ -172,7 +174,7 @@ def test_floats_become_float_data_and_come_back(tmp_path: Path) -> None:
         ({"data": np.zeros((3, 1, 5, 5), np.uint8), "label": np.zeros((3, 2), int)}, "2 values"),
         ({"data": np.array(["a", "b"])}, "rows of numbers"),
         ({"data": np.full((1, 1, 2, 2), 2**30 + 1)}, "too large for float32"),
-        ({"pictures": np.zeros((3, 1, 5, 5), np.uint8)}, "it has no arrays 'data' but pictures; name one with --data"),
+        ({"pictures": np.zeros((3, 1, 5, 5), np.uint8)}, "it has no arrays 'data'; it has: pictures; name one with --data"),
     ],
 )
 def test_arrays_that_make_no_records_are_refused(tmp_path: Path, contents: dict[str, Any], message: str) -> None:
@@ -201,8 +203,7 @@ def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
     ],
 )
 def test_an_archive_in_place_of_what_is_in_it_is_named(tmp_path: Path, kind: str, message: str) -> None:
-    if kind == "huggingface":
-        pytest.importorskip("pyarrow", reason="needs the extra 'huggingface'")
+    needs_extra(kind)
     (tmp_path / "downloaded.tar.gz").write_bytes(gzip.compress(bytes(100000)))
     with pytest.raises(DataError, match=f"downloaded.tar.gz: {message}"):
         convert_dataset(kind, tmp_path / "downloaded.tar.gz", tmp_path / "out")
@@ -235,8 +236,14 @@ def test_imagefolder_records_are_those_of_convert_imageset(tmp_path: Path, pictu
     assert records(tmp_path / "out") == records(tmp_path / "wanted")
 
 
-@pytest.mark.parametrize("to", ["imagefolder", "webdataset", "tfrecord"])
+def needs_extra(kind: str) -> None:
+    if kind == "huggingface":
+        pytest.importorskip("pyarrow", reason="needs the extra 'huggingface'")
+
+
+@pytest.mark.parametrize("to", ["imagefolder", "webdataset", "tfrecord", "huggingface"])
 def test_files_of_pictures_survive_a_round_trip(tmp_path: Path, pictures: Path, to: str) -> None:
+    needs_extra(to)
     options = ConvertOptions(encoded=True, per_file=3)
     convert_dataset("imagefolder", pictures, tmp_path / "db", options)
     convert_dataset("lmdb", tmp_path / "db", tmp_path / "middle", options, to=to)
@@ -246,15 +253,15 @@ def test_files_of_pictures_survive_a_round_trip(tmp_path: Path, pictures: Path, 
     assert [(datum.data, datum.label) for datum in found] == [(datum.data, datum.label) for datum in wanted]
 
 
-@pytest.mark.parametrize("to", ["numpy", "hdf5", "webdataset", "tfrecord", "imagefolder"])
+@pytest.mark.parametrize("to", ["numpy", "hdf5", "webdataset", "tfrecord", "imagefolder", "huggingface"])
 def test_pixels_survive_a_round_trip(tmp_path: Path, to: str) -> None:
+    needs_extra(to)
     images = RNG.integers(0, 256, (7, 3, 6, 5), np.uint8)
     np.savez(tmp_path / "in.npz", data=images, label=np.arange(7))
     options = ConvertOptions(layout="nchw", per_file=3)
     convert_dataset("numpy", tmp_path / "in.npz", tmp_path / "db", options)
     convert_dataset("lmdb", tmp_path / "db", tmp_path / "middle", options, to=to)
-    source = tmp_path / "middle" / "list.txt" if to == "hdf5" else tmp_path / "middle"
-    convert_dataset(to, source, tmp_path / "back", options)
+    convert_dataset(to, tmp_path / "middle", tmp_path / "back", options)
     found = arrays(tmp_path / "back")
     assert [label for _, label in found] == list(range(7))
     assert np.array_equal(np.stack([array for array, _ in found]), images)
@@ -400,7 +407,7 @@ def test_bad_parquet_is_refused(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     _, table = hugging_face_table(2)
     parquet.write_table(table, tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="no column 'photo' but picture, kind"):
+    with pytest.raises(DataError, match="no column 'photo'; it has: picture, kind"):
         convert_dataset("huggingface", tmp_path / "x.parquet", tmp_path / "out", ConvertOptions(data="photo"))
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-20])
     with pytest.raises(DataError, match=r"x.parquet: the file is truncated or damaged"):
@@ -520,3 +527,21 @@ def test_damaged_sources_are_read_or_refused_and_nothing_else(tmp_path: Path, ki
             convert_dataset(kind, source, out, ConvertOptions(layout="nchw"))
         except DataError:
             assert not out.exists()
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("hdf5", " --to hdf5"), ("mnist", "")])
+def test_a_database_as_source_of_another_format_names_the_command(tmp_path: Path, kind: str, wanted: str) -> None:
+    write_idx(tmp_path / "in")
+    convert_dataset("mnist", tmp_path / "in", tmp_path / "out", ConvertOptions(split="train"))
+    with pytest.raises(DataError, match=r"out: it is a database \(lmdb\), not of the format") as failure:
+        convert_dataset(kind, tmp_path / "out", tmp_path / "converted")
+    assert failure.value.hint == f"FORMAT is that of SOURCE: caffetools dataset convert lmdb {tmp_path / 'out'} OUT{wanted}"
+
+
+@pytest.mark.parametrize("to", ["imagefolder", "huggingface"])
+def test_a_database_in_a_dataset_takes_its_class_names_along(tmp_path: Path, to: str) -> None:
+    needs_extra(to)
+    build_dataset(draw_classes(tmp_path / "pictures", {"cat": 3, "dog": 3}), tmp_path / "data", size=8)
+    convert_dataset("lmdb", tmp_path / "data" / "val_lmdb", tmp_path / "middle", to=to)
+    assert convert_dataset(to, tmp_path / "middle", tmp_path / "back").classes == ["cat", "dog"]
+    assert [label for _, label in arrays(tmp_path / "back")] == [label for _, label in arrays(tmp_path / "data" / "val_lmdb")]

@@ -139,6 +139,15 @@ class DatasetCard:
         return {"format": _FORMAT, **values, "skipped": [asdict(skipped) for skipped in self.skipped]}
 
 
+def class_names(database: PathLike) -> list[str]:
+    """Return the class names of the dataset that a database is in; empty for a database that is in none."""
+    folder = Path(database).resolve().parent
+    if not (folder / CARD).is_file():
+        return []
+    card = load_card(folder)
+    return card.classes if any(card.source(part).resolve() == Path(database).resolve() for part in ("train", "val", "test")) else []
+
+
 def save_card(card: DatasetCard, folder: Path) -> None:
     """Write ``card`` as dataset.json into ``folder``, atomically."""
     text = json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n"

@@ -47,7 +47,7 @@ def numpy_parts(source: PathLike, options: ConvertOptions) -> list[Part]:
 
 
 def hdf5_parts(source: PathLike, options: ConvertOptions) -> list[Part]:
-    """Return the one part of an HDF5 file, or of a text file that lists some, as an HDF5Data layer's source does."""
+    """Return the one part of an HDF5 file, of the files in a folder, or of a text file that lists some, as an HDF5Data layer's source does."""
     return [Part("", lambda: _hdf5_rows(source, options))]
 
 
@@ -192,7 +192,7 @@ def _names(found: list[str], options: ConvertOptions, source: PathLike, *, array
         name = given or next((name for name in usual if name in found), None)
         if (given and given not in found) or (not name and option == "--data"):
             listed = ", ".join(sorted(found)[:10]) or "none"
-            raise DataError(f"it has no {arrays} '{name or usual[0]}' but {listed}", path=source, hint=f"name one with {option}")
+            raise DataError(f"it has no {arrays} '{name or usual[0]}'; it has: {listed}", path=source, hint=f"name one with {option}")
         chosen.append(name)
     return str(chosen[0]), chosen[1]
 
@@ -270,8 +270,18 @@ def _with_layout(options: ConvertOptions, layout: str) -> ConvertOptions:
     return replace(options, layout=layout)
 
 
+def _files_in_folder(folder: PathLike) -> list[str]:
+    """Return the HDF5 files in a folder, such as one that :func:`write_hdf5` wrote, in the order of their names."""
+    files = [urls.join(folder, name) for name in urls.list_files(folder) if name.endswith((".h5", ".hdf5"))]
+    if not files:
+        raise DataError("it holds no .h5 or .hdf5 file", path=folder)
+    return files
+
+
 def _hdf5_files(source: PathLike) -> list[str]:
     """Return ``source``, or the files that it lists; as Caffe reads them, from the working directory; else those next to the list."""
+    if urls.is_folder(source):
+        return _files_in_folder(source)
     with urls.open_binary(source) as stream:
         head = stream.read(HEAD)
     found = sniff_bytes(head)

@@ -17,7 +17,7 @@ from caffetools.data.formats.cifar import cifar10_parts, cifar100_parts
 from caffetools.data.formats.database import database_parts, write_database
 from caffetools.data.formats.examples import ConvertOptions, Example, Part, example_pixels
 from caffetools.data.formats.folders import imagefolder_parts, write_imagefolder
-from caffetools.data.formats.huggingface import huggingface_parts
+from caffetools.data.formats.huggingface import huggingface_parts, write_huggingface
 from caffetools.data.formats.idx import mnist_parts
 from caffetools.data.formats.tfrecord import tfrecord_parts, write_tfrecord
 from caffetools.data.formats.webdataset import webdataset_parts, write_webdataset
@@ -42,7 +42,7 @@ SOURCES: dict[str, Callable[[PathLike, ConvertOptions], list[Part]]] = {
     "lmdb": database_parts,
     "leveldb": database_parts,
 }
-TARGETS = ("lmdb", "leveldb", "imagefolder", "numpy", "hdf5", "webdataset", "tfrecord")
+TARGETS = ("lmdb", "leveldb", "imagefolder", "numpy", "hdf5", "webdataset", "tfrecord", "huggingface")
 _DATABASES = ("lmdb", "leveldb")
 # Parts of these have the names that Caffe's scripts give them: mnist_train_lmdb, cifar10_test_lmdb.
 _PREFIXES = {"mnist": "mnist_", "cifar10": "cifar10_", "cifar100": "cifar100_"}
@@ -182,6 +182,8 @@ def _parts(kind: str, source: PathLike, options: ConvertOptions, to: str) -> lis
         raise DataError(f"a file must hold at least one example, not {options.per_file}")
     if kind != "webdataset" and not urls.exists(source):
         raise DataError("does not exist", path=source)
+    if not urls.is_url(source) and kind not in _DATABASES:
+        _refuse_database(Path(source), kind)
     parts = SOURCES[kind](source, options)
     if not options.split:
         return parts
@@ -190,6 +192,14 @@ def _parts(kind: str, source: PathLike, options: ConvertOptions, to: str) -> lis
     if not chosen:
         raise DataError(f"it has no part '{options.split}'; parts: {', '.join(names) or 'none'}", path=source)
     return [Part("", chosen[0].examples, chosen[0].count, chosen[0].classes)]
+
+
+def _refuse_database(source: Path, kind: str) -> None:
+    """Raise :class:`DataError` if a source of another format is a database: FORMAT was taken for that of the output."""
+    backend = next((name for name, file in (("lmdb", "data.mdb"), ("leveldb", "CURRENT")) if (source / file).is_file()), "")
+    if backend:
+        command = f"caffetools dataset convert {backend} {source} OUT{f' --to {kind}' if kind in TARGETS else ''}"
+        raise DataError(f"it is a database ({backend}), not of the format {kind}", path=source, hint=f"FORMAT is that of SOURCE: {command}")
 
 
 def _skip(error: DataError, result: ConvertResult, events: EventSink) -> None:
@@ -224,6 +234,8 @@ class _Run:
             return write_imagefolder(work, checked, self.options, classes)
         if self.to == "hdf5":
             return write_hdf5(work, checked, self.options, "" if urls.is_url(final) else os.path.abspath(final))  # noqa: PTH100
+        if self.to == "huggingface":
+            return write_huggingface(work, checked, self.options, classes)
         writers = {"numpy": write_numpy, "webdataset": write_webdataset, "tfrecord": write_tfrecord}
         return writers[self.to](work, checked, self.options)
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from caffetools.data.convert_imageset import Writer
 from caffetools.data.databases import CorruptRecords, new_lmdb, open_database, shown_key
+from caffetools.data.datasets.card import class_names
 from caffetools.data.datum import array_to_datum, datum_to_array, encoded_to_datum, image_to_record, parse_datum
 from caffetools.data.formats.examples import ConvertOptions, Example, Part, example_file, example_pixels, interleaved
 from caffetools.errors import DataError
 from caffetools.util.threads import ordered_map
+from caffetools.util.urls import is_url
 
 PathLike = str | os.PathLike[str]
 
 
 def database_parts(source: PathLike, options: ConvertOptions) -> list[Part]:
-    """Return the one part of an LMDB, LevelDB or index of shards; keys are kept.
+    """Return the one part of an LMDB, LevelDB or index of shards; keys are kept. One in a dataset has the dataset's class names.
 
     Raises:
         DataError: It cannot be read.
@@ -38,7 +40,7 @@ def database_parts(source: PathLike, options: ConvertOptions) -> list[Part]:
                 else:
                     yield Example(key, label, array=datum_to_array(datum, what=place), place=place)
 
-    return [Part("", examples, count)]
+    return [Part("", examples, count, [] if is_url(source) else class_names(source))]
 
 
 def write_database(

@@ -1,19 +1,23 @@
-"""Datasets of Hugging Face from a local folder or URL: Parquet files, or the Arrow files of ``Dataset.save_to_disk`` (extra ``huggingface``)."""
+"""Datasets of Hugging Face: Parquet files, or the Arrow files of ``Dataset.save_to_disk``; they are written as Parquet (extra ``huggingface``)."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from caffetools.data.formats.examples import ConvertOptions, Example, Part, checked_label
+from caffetools.data.formats.examples import ConvertOptions, Example, Part, checked_label, example_file, in_files
+from caffetools.data.formats.folders import picture_suffix
 from caffetools.errors import DataError
 from caffetools.proto.sniff import wrong_kind
 from caffetools.util import urls
+from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|validation|valid|val|dev|test)(?=[/_.-])", re.IGNORECASE)
@@ -57,16 +61,52 @@ def huggingface_parts(source: PathLike, options: ConvertOptions) -> list[Part]:
     return parts
 
 
+def write_huggingface(path: Path, examples: Iterable[Example], options: ConvertOptions, classes: list[str]) -> int:
+    """Write Parquet files data-00000.parquet … of ``options.per_file`` examples each into the folder ``path``; return the number of examples.
+
+    Pictures keep their files, pixels become PNG: the column ``image`` as Hugging Face's library stores it, bytes and path. The column
+    ``label`` has the type ``ClassLabel`` if the names of the classes are known.
+
+    Args:
+        path: The existing folder.
+        examples: The examples.
+        options: Size, colors, and the number of examples in a file.
+        classes: Names of the classes; empty if they are not known.
+
+    Raises:
+        DataError: pyarrow is not installed, or an example is not a picture of bytes; names it.
+    """
+    arrow = _import_pyarrow(path, "writing")
+    picture = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    label = {"names": classes, "_type": "ClassLabel"} if classes else {"dtype": "int64", "_type": "Value"}
+    features = json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})
+    schema = arrow.schema([("image", picture), ("label", arrow.int64())], metadata={"huggingface": features})
+    count = 0
+    for number, examples_of_file in enumerate(in_files(examples, options.per_file)):
+        with atomic_write(path / f"data-{number:05d}.parquet") as stream, arrow.parquet.ParquetWriter(stream, schema) as file:
+            rest = iter(examples_of_file)
+            while rows := [_row(example, options) for example in islice(rest, _ROWS)]:
+                file.write_batch(arrow.RecordBatch.from_pylist(rows, schema=schema))
+                count += len(rows)
+    return count
+
+
+def _row(example: Example, options: ConvertOptions) -> dict[str, object]:
+    data = example_file(example, options)
+    name = PurePosixPath(example.key).name
+    return {"image": {"bytes": data, "path": PurePosixPath(name).with_suffix(picture_suffix(data)).name}, "label": example.label}
+
+
 def _reader(source: PathLike, files: list[str], columns: _Columns) -> Any:
     return lambda: _examples(source, files, columns)
 
 
-def _import_pyarrow(path: PathLike) -> Any:
+def _import_pyarrow(path: PathLike, action: str = "reading") -> Any:
     try:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise DataError("reading it needs pyarrow: pip install 'caffetools[huggingface]'", path=path) from None
+        raise DataError(f"{action} it needs pyarrow: pip install 'caffetools[huggingface]'", path=path) from None
     return pyarrow
 
 
@@ -101,7 +141,7 @@ def _columns(path: str, options: ConvertOptions) -> _Columns:
     for name, option in ((picture, "--data"), (label or picture, "--label")):
         if name not in names:
             listed = ", ".join(names) or "none"
-            raise DataError(f"it has no column '{name or 'image'}' but {listed}", path=path, hint=f"name one with {option}")
+            raise DataError(f"it has no column '{name or 'image'}'; it has: {listed}", path=path, hint=f"name one with {option}")
     classes = features.get(label or "", {}).get("names", [])
     return _Columns(str(picture), label, [str(name) for name in classes])
 
