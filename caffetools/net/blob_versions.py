@@ -11,6 +11,7 @@ from torch import Tensor
 
 from caffetools.layers.base import Layer
 from caffetools.layers.blob_storage import BlobStorage, TensorStorage
+from caffetools.net.gradients import plan_gradients
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import layer_view
 
@@ -89,6 +90,10 @@ class Step:
     ran: bool = False
     kept: TensorStorage | None = None
 
+    def is_reshaped(self, blobs: Mapping[str, BlobStorage]) -> bool:
+        """Return whether one of the bottoms, of ``blobs`` by name, has another shape now than in the last forward pass."""
+        return any(blobs[name].shape != tuple(leaf.shape) for name, leaf in zip(self.layer.bottoms, self.inputs or (), strict=False))
+
     def release(self) -> None:
         """Release what the last forward pass kept for going back."""
         self.inputs, self.tops = None, ()
@@ -97,6 +102,7 @@ class Step:
 def plan_steps(net: Net) -> list[Step]:
     """Return the steps of ``net``. As in Caffe, only layers below a loss have a backward pass, unless the net has ``force_backward``."""
     force = bool(net.param.force_backward)
+    gradients = plan_gradients(net.layers, force=force, above_statistics=True)
     steps: list[Step] = []
     current: dict[str, BlobVersion] = {}
     for index, layer in enumerate(net.layers):
@@ -104,7 +110,7 @@ def plan_steps(net: Net) -> list[Step]:
         weights = _loss_weights(layer)
         produces = [BlobVersion(top, weight) for top, weight in zip(layer.tops, weights, strict=True)]
         current.update((version.blob, version) for version in produces)
-        steps.append(Step(layer_view(layer), index, list(net.gradients[index]), False, reads, produces, [], inplace_ok=layer.inplace_ok))
+        steps.append(Step(layer_view(layer), index, gradients[index], False, reads, produces, [], inplace_ok=layer.inplace_ok))
     readers = Counter(id(version) for step in steps for version in step.reads)
     overwritten: set[str] = set()
     for step in reversed(steps):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from caffetools.layers.base import Layer
 
 
-def plan_gradients(layers: list[Layer], *, force: bool = False) -> list[list[bool]]:
+def plan_gradients(layers: list[Layer], *, force: bool = False, above_statistics: bool = False) -> list[list[bool]]:
     """Return, for each layer in order, whether each of its bottoms gets a gradient.
 
     A bottom's gradient is needed where something below it learns (or ``force`` asks for all), and its layer can compute one.
@@ -14,6 +14,8 @@ def plan_gradients(layers: list[Layer], *, force: bool = False) -> list[list[boo
     Args:
         layers: The layers of a net, in order; several may have one name.
         force: The net's ``force_backward``.
+        above_statistics: Whether blobs above a layer that only keeps statistics get a gradient, too. In Caffe BatchNorm turns lr_mult
+            off after the net has read it, so that their diffs are computed; no parameter depends on them.
 
     Raises:
         NetError: a layer gives propagate_down for another number of bottoms.
@@ -27,11 +29,15 @@ def plan_gradients(layers: list[Layer], *, force: bool = False) -> list[list[boo
             if len(given) != len(layer.bottoms):
                 raise layer.error(f"propagate_down is given {len(given)} times for {len(layer.bottoms)} bottom(s)")
             needs = given
-        learns = any(p.requires_grad for p in layer.blobs)
+        learns = any(p.requires_grad for p in layer.blobs) or (above_statistics and _keeps_statistics(layer))
         needs = [(need or force) and index not in layer.NO_GRADIENT for index, need in enumerate(needs)]
         wanted.append(needs)
         needed.update(dict.fromkeys(layer.tops, learns or any(needs) or (force and layer.IS_DATA)))
     return wanted
+
+
+def _keeps_statistics(layer: Layer) -> bool:
+    return bool(layer.specs) and not any(spec.learnable for spec in layer.specs)
 
 
 def plan_inplace(layers: list[Layer]) -> None:

@@ -313,7 +313,7 @@ class Stepwise:
         if layer.BACKWARD_FROM_BLOBS and self._backward_from_blobs(step):
             return
         labels = layer.BACKWARD_READS_LABELS
-        if step.inputs is None or (layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step)):
+        if step.inputs is None or step.is_reshaped(self.blobs) or (layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step)):
             self._record_again(step)
         elif labels and self._bottoms_changed(step, labels):
             self._record_again(step, labels)

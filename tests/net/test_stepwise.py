@@ -395,3 +395,36 @@ def test_a_backward_pass_reads_again_what_caffes_does_and_nothing_else(type_name
         run.blobs[edited].data.array()[...] = [1, 1, 0, 2] if labels and edited == "y" else np.linspace(-1, 1, 12).reshape(4, 3)
     run.backward()
     np.testing.assert_allclose(run.blobs["x"].diff.array().ravel()[:6], OVERWRITTEN[type_name, edited], atol=6e-5)
+
+
+def test_going_back_after_a_reshape_has_the_new_shapes_in_every_layer() -> None:
+    # Tile's gradient reads no bottom, Exp's does: both reach the blob that they share.
+    param = parse(
+        'input: "x" input_shape { dim: 1 dim: 2 } force_backward: true layer { name: "t" type: "Tile" bottom: "x" top: "t" tile_param { tiles: 2 } } layer { name: "e" type: "Exp" bottom: "x" top: "e" }',
+        NetParameter,
+    )
+    run = Stepwise(Net(param, TEST))
+    run.feed({"x": torch.zeros(3, 2)})
+    run.forward()
+    run.blobs["x"].reshape((1, 2))
+    run.reshape()
+    for name in ("t", "e"):
+        run.blobs[name].diff.store(torch.ones(run.blobs[name].shape))
+    run.backward()
+    assert run.blobs["x"].diff.value().tolist() == [[3.0, 3.0]]
+
+
+def test_blobs_above_statistics_have_diffs_as_in_caffe() -> None:
+    # BatchNorm sets lr_mult to 0 after Caffe's net has read it, so a gradient is computed down to its top.
+    param = parse(
+        'input: "x" input_shape { dim: 1 dim: 2 } '
+        'layer { name: "b" type: "BatchNorm" bottom: "x" top: "b" batch_norm_param { use_global_stats: true } } '
+        'layer { name: "p" type: "Power" bottom: "b" top: "p" power_param { scale: 3 } } '
+        'layer { name: "l" type: "Reduction" bottom: "p" top: "l" loss_weight: 1 }',
+        NetParameter,
+    )
+    run = Stepwise(Net(param, TEST))
+    run.forward()
+    run.backward()
+    assert run.blobs["b"].diff.value().tolist() == [[3.0, 3.0]]
+    assert run.blobs["x"].diff.value().tolist() == [[0.0, 0.0]]
