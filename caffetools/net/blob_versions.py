@@ -38,6 +38,9 @@ class BlobVersion:
         """Add the gradient (of the blob's shape) of ``consumer`` (layer and bottom index); return the sum so far, as Caffe's Split layers compute it."""
         if self.num_consumers == 1 and not self.loss_weight:
             return gradient
+        if any(part.shape != gradient.shape for part in self.partial_grads.values()):
+            # Left by a partial pass before the blob was reshaped.
+            self.clear()
         again = consumer in self.partial_grads
         self.partial_grads[consumer] = gradient
         if again or self.total is None:

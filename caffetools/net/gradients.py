@@ -23,16 +23,16 @@ def plan_gradients(layers: list[Layer], *, force: bool = False, above_statistics
     wanted: list[list[bool]] = []
     needed: dict[str, bool] = {}
     for layer in layers:
-        needs = [needed.get(b, False) for b in layer.bottoms]
+        below = [needed.get(b, False) for b in layer.bottoms]
         given = list(layer.param.propagate_down)
-        if given:
-            if len(given) != len(layer.bottoms):
-                raise layer.error(f"propagate_down is given {len(given)} times for {len(layer.bottoms)} bottom(s)")
-            needs = given
+        if given and len(given) != len(layer.bottoms):
+            raise layer.error(f"propagate_down is given {len(given)} times for {len(layer.bottoms)} bottom(s)")
         learns = any(p.requires_grad for p in layer.blobs) or (above_statistics and _keeps_statistics(layer))
-        needs = [(need or force) and index not in layer.NO_GRADIENT for index, need in enumerate(needs)]
+        # As in Caffe propagate_down stops a gradient below its layer, not at its top, and asks for none where the layer has none.
+        goes_back = learns or force or any(need for index, need in enumerate(below) if index not in layer.NO_GRADIENT)
+        needs = [((need and goes_back) or force) and index not in layer.NO_GRADIENT for index, need in enumerate(given or below)]
         wanted.append(needs)
-        needed.update(dict.fromkeys(layer.tops, learns or any(needs) or (force and layer.IS_DATA)))
+        needed.update(dict.fromkeys(layer.tops, goes_back))
     return wanted
 
 

@@ -215,6 +215,40 @@ def test_propagate_down_stops_a_gradient() -> None:
     assert all(p.grad is None for p in run.net.parameters())
 
 
+def test_propagate_down_counts_below_its_layer_and_asks_for_nothing_where_nothing_learns() -> None:
+    # As in Caffe: the top of "b" has a diff, its bottom none; "d" has nothing to learn below and no diff in spite of propagate_down.
+    down = lambda text, value: text.rstrip().removesuffix("}") + f" propagate_down: {value} }}\n"  # noqa: E731
+    run = run_of(
+        conv("a", "data")
+        + down(layer("b", "AbsVal", ["a"], "b"), "false")
+        + down(layer("d", "AbsVal", ["data"], "d"), "true")
+        + layer("l", "Reduction", ["b"], "l").rstrip().removesuffix("}")
+        + " loss_weight: 1 }\n"
+        + layer("m", "Reduction", ["d"], "m").rstrip().removesuffix("}")
+        + " loss_weight: 1 }\n"
+    )
+    run.forward()
+    run.backward()
+    assert {name for name in ("data", "a", "b", "d") if run.blobs[name].diff.is_set} == {"b"}
+
+
+def test_a_partial_backward_pass_before_a_reshape_leaves_nothing_behind() -> None:
+    param = parse(
+        'input: "x" input_shape { dim: 3 dim: 2 } force_backward: true layer { name: "p" type: "Power" bottom: "x" top: "p" } '
+        'layer { name: "t" type: "Tile" bottom: "x" top: "t" tile_param { tiles: 2 } }',
+        NetParameter,
+    )
+    run = Stepwise(Net(param, TEST))
+    run.forward()
+    run.backward(end=len(run.steps) - 1)
+    run.blobs["x"].reshape((1, 2))
+    run.reshape()
+    for name in ("p", "t"):
+        run.blobs[name].diff.store(torch.ones(run.blobs[name].shape))
+    run.backward()
+    assert run.blobs["x"].diff.value().tolist() == [[3.0, 3.0]]
+
+
 def test_an_array_that_is_alive_remains_the_blobs_memory_and_others_cost_nothing() -> None:
     run = run_of(FORKED)
     run.feed({"data": noise(2, 3, 6, 6)})
@@ -400,7 +434,8 @@ def test_a_backward_pass_reads_again_what_caffes_does_and_nothing_else(type_name
 def test_going_back_after_a_reshape_has_the_new_shapes_in_every_layer() -> None:
     # Tile's gradient reads no bottom, Exp's does: both reach the blob that they share.
     param = parse(
-        'input: "x" input_shape { dim: 1 dim: 2 } force_backward: true layer { name: "t" type: "Tile" bottom: "x" top: "t" tile_param { tiles: 2 } } layer { name: "e" type: "Exp" bottom: "x" top: "e" }',
+        'input: "x" input_shape { dim: 1 dim: 2 } force_backward: true '
+        'layer { name: "t" type: "Tile" bottom: "x" top: "t" tile_param { tiles: 2 } } layer { name: "e" type: "Exp" bottom: "x" top: "e" }',
         NetParameter,
     )
     run = Stepwise(Net(param, TEST))
