@@ -185,7 +185,11 @@ class Parameters:
             self._name = name
 
         def __getattr__(self, value: str) -> int:
-            return getattr(message_class(f"{self._name}Parameter"), value)  # type: ignore[no-any-return]
+            try:
+                message = message_class(f"{self._name}Parameter")
+            except KeyError:
+                raise AttributeError(f"module 'caffe.proto.caffe_pb2' has no attribute '{self._name}Parameter'") from None
+            return getattr(message, value)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> _Message:
         if name.startswith("__"):

@@ -210,3 +210,9 @@ def test_labels_of_drawings_are_those_of_pycaffe() -> None:
     assert draw.get_edge_label(net.layer[-1]) == '""'
     with pytest.raises(ValueError, match="DummyData layers do not have a learning rate multiplier"):
         draw.get_layer_lr_mult(net.layer[0])
+
+
+def test_params_of_an_unknown_message_are_an_attribute_error_as_in_pycaffe() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'FooParameter'"):
+        _ = P.Foo.MAX
+    assert not hasattr(P.Pooling, "SUM")
