@@ -22,6 +22,7 @@ from caffetools.visualize.tiles import Sheet, change_sheet
 
 _MOST_ROWS = 30  # longer tables start with the rows that matter and unfold
 _FIRST_ROWS = 12
+_MOST_PRINTED = 120  # rows of a closed table that is printed all the same
 _MOST_TILES = 256
 _EXTREMES = 5  # best and worst classes
 
@@ -67,6 +68,7 @@ def report_html(report: Report) -> str:
         report=report,
         parts=parts,
         duration=duration,
+        most_printed=_MOST_PRINTED,
         chart_size=(charts.WIDTH, charts.HEIGHT),
         light=LIGHT.series,
         dark=DARK.series,
@@ -123,7 +125,10 @@ def _scores(confusion: Confusion, losses: Sequence[float | None]) -> dict[str, A
     known = [(s.accuracy, s) for s in scores if s.accuracy is not None]
     ranked = [s for _, s in sorted(known, key=lambda pair: pair[0])]
     extremes = (
-        (ranked[:_EXTREMES], [s for s in ranked[::-1][:_EXTREMES] if s.accuracy != ranked[0].accuracy])
+        (
+            [s for s in ranked[:_EXTREMES] if s.accuracy != ranked[-1].accuracy],
+            [s for s in ranked[::-1][:_EXTREMES] if s.accuracy != ranked[0].accuracy],
+        )
         if len(ranked) > 2 * _EXTREMES
         else ([], [])
     )
