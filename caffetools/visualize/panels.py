@@ -6,7 +6,7 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,7 @@ def enlarge(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+@lru_cache(maxsize=1 << 14)
 def text_width(text: str, points: float, *, bold: bool = False) -> float:
     """Return the width of ``text`` in pixels at 144 pixels an inch, in the font of our figures."""
     font = _font(bold)
