@@ -182,4 +182,5 @@ def _draw_row(write: _Writer, row: _Row, top: int, theme: Theme) -> None:
 
 @cache
 def _font(bold: bool) -> Any:
-    return get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")))
+    weight = "bold" if bold else "normal"
+    return get_font([findfont(FontProperties(family=family, weight=weight)) for family in style.families()])

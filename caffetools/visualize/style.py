@@ -9,8 +9,9 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 
 from caffetools.errors import DataError
 from caffetools.util.files import atomic_write
@@ -148,6 +150,13 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
+@cache
+def families() -> tuple[str, ...]:
+    """Return the fonts of figures that are installed: letters that one lacks are taken from the next."""
+    known = set(font_manager.get_font_names())
+    return ("DejaVu Sans", *(family for family in _WIDE_FONTS if family in known))
+
+
 def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as the bytes of a ``"png"`` or ``"svg"`` file; the same figure gives the same bytes.
 
@@ -156,14 +165,16 @@ def render(figure: Figure, kind: str) -> bytes:
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "caffetools",
-        "font.family": ["sans-serif"],
-        "font.sans-serif": ["DejaVu Sans", *_installed(_WIDE_FONTS)],
+        # Of a generic family only one font is taken, so that letters that it lacks would be boxes.
+        "font.family": list(families()),
     }
     metadata: dict[str, Any] = {"Date": None, "Creator": "caffetools"} if kind == "svg" else {"Software": "caffetools"}
     stream = io.BytesIO()
     with _SETTINGS, warnings.catch_warnings(), matplotlib.rc_context(settings):
         # A letter that no font here has is drawn as a box; there is nothing the reader could do about a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for text in figure.findobj(Text):
+            text.set_fontfamily([*families(), *(["sans-serif"] if kind == "svg" else [])])
         figure.savefig(stream, format=kind, dpi=DPI, facecolor=figure.get_facecolor(), metadata=metadata)
     return stream.getvalue()
 
@@ -187,8 +198,3 @@ def picture_format(path: PathLike) -> str:
     if kind is None:
         raise DataError(f"{os.fspath(path)}: pictures are written as .png or .svg; give the file one of these suffixes")
     return kind
-
-
-def _installed(families: Iterable[str]) -> list[str]:
-    known = set(font_manager.get_font_names())
-    return [family for family in families if family in known]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from caffetools.visualize import style
 from caffetools.visualize.evaluation_figures import roc_figure
 from caffetools.visualize.panels import Panel, panels_figure, text_width
 from caffetools.visualize.predictions import LabelledPictures, Predictions
@@ -56,3 +58,15 @@ def test_the_legend_of_roc_curves_covers_no_curve() -> None:
     assert legend is not None
     box = legend.get_window_extent(renderer)
     assert box.x0 >= axes.get_window_extent(renderer).x1 and box.x1 <= figure.bbox.width
+
+
+def test_letters_that_one_font_lacks_are_taken_from_another() -> None:
+    if len(style.families()) < 2:
+        pytest.skip("no font with Japanese letters is installed")
+    drawn = []
+    for letter in "日鳥":
+        figure = style.new_figure(1, 1, style.LIGHT, fitted=False)
+        figure.text(0.1, 0.5, letter)
+        drawn.append(style.render(figure, "png"))
+    assert drawn[0] != drawn[1], "both are the same box"
+    assert text_width("日本の鳥", 10) > 1.5 * text_width("abcd", 10)
