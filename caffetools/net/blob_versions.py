@@ -74,6 +74,7 @@ class Step:
         inplace_ok: Whether it may overwrite its bottom's memory where no backward pass follows.
         inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
         tops: The tops of that pass.
+        updates: How often each parameter had been changed in place by then.
         ran: Whether there was a forward pass yet, with a graph or without.
         kept: Where the layer keeps the values of KEEPS_IN_DIFF: in a diff of its own, as of Caffe's Split, where several layers read the
             first bottom; None: in that bottom's diff, or it keeps none.
@@ -90,11 +91,19 @@ class Step:
     inplace_ok: bool = False
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
+    updates: list[int] = field(default_factory=list)
     ran: bool = False
     kept: TensorStorage | None = None
 
-    def is_reshaped(self, blobs: Mapping[str, BlobStorage]) -> bool:
-        """Return whether one of the bottoms, of ``blobs`` by name, has another shape now than in the last forward pass."""
+    def record(self, inputs: list[Tensor], tops: tuple[Tensor, ...]) -> None:
+        """Keep the leaves and the tops of a forward pass for going back."""
+        self.inputs, self.tops = inputs, tops
+        self.updates = [blob._version for blob in self.layer.blobs]
+
+    def is_outdated(self, blobs: Mapping[str, BlobStorage]) -> bool:
+        """Return whether a bottom, of ``blobs`` by name, has another shape than in the recorded pass, or the parameters were updated since."""
+        if self.updates != [blob._version for blob in self.layer.blobs]:
+            return True
         return any(blobs[name].shape != tuple(leaf.shape) for name, leaf in zip(self.layer.bottoms, self.inputs or (), strict=False))
 
     def release(self) -> None:

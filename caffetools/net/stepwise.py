@@ -231,7 +231,7 @@ class Stepwise:
         inputs = [self._leaf(step, i, record=record) for i in range(len(layer.bottoms))]
         tops = self._compute(step, inputs, record=record)
         if record:
-            step.inputs, step.tops = inputs, tops
+            step.record(inputs, tops)
         sources = [self.blobs[b].data for b in layer.bottoms]
         for name, top in zip(layer.tops, tops, strict=True):
             if name not in kept:
@@ -313,7 +313,7 @@ class Stepwise:
         if layer.BACKWARD_FROM_BLOBS and self._backward_from_blobs(step):
             return
         labels = layer.BACKWARD_READS_LABELS
-        if step.inputs is None or step.is_reshaped(self.blobs) or (layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step)):
+        if step.inputs is None or step.is_outdated(self.blobs) or (layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step)):
             self._record_again(step)
         elif labels and self._bottoms_changed(step, labels):
             self._record_again(step, labels)
@@ -434,7 +434,7 @@ class Stepwise:
             for i in range(len(step.layer.bottoms))
         ]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            step.tops, step.inputs = self._compute(step, inputs, record=True), inputs
+            step.record(inputs, self._compute(step, inputs, record=True))
         with torch.no_grad():
             for parameter, values in zip(fixed, before, strict=True):
                 parameter.copy_(values)

@@ -232,6 +232,24 @@ def test_propagate_down_counts_below_its_layer_and_asks_for_nothing_where_nothin
     assert {name for name in ("data", "a", "b", "d") if run.blobs[name].diff.is_set} == {"b"}
 
 
+def test_going_back_again_after_an_update_reads_the_new_parameters() -> None:
+    param = parse(
+        'input: "x" input_shape { dim: 1 dim: 2 } force_backward: true layer { name: "i" type: "InnerProduct" bottom: "x" top: "i" '
+        "inner_product_param { num_output: 1 bias_term: false } }",
+        NetParameter,
+    )
+    run = Stepwise(Net(param, TEST))
+    weight = run.net.layers[-1].blobs[0]
+    run.blobs["i"].diff.store(torch.ones(1, 1))
+    for value in (2.0, 5.0, 7.0):
+        with torch.no_grad():
+            weight.fill_(value)
+        if value == 2.0:
+            run.forward()
+        run.backward(keep=True)
+        assert run.blobs["x"].diff.value().tolist() == [[value, value]]
+
+
 def test_a_partial_backward_pass_before_a_reshape_leaves_nothing_behind() -> None:
     param = parse(
         'input: "x" input_shape { dim: 3 dim: 2 } force_backward: true layer { name: "p" type: "Power" bottom: "x" top: "p" } '
