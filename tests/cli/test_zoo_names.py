@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,9 +111,8 @@ def test_the_figures_of_the_cards_are_those_of_the_nets(name: str) -> None:
     assert (card.parameters, card.macs) == (summary.parameters, summary.macs // shape[0])
 
 
-@pytest.mark.parametrize(
-    ("line", "completions"),
-    [
+def test_the_shell_completes_names_of_models() -> None:
+    lines = [
         ("caffetools retarget goo", ["googlenet"]),
         ("caffetools classify goo", ["googlenet"]),
         ("caffetools export caffe", ["caffenet"]),
@@ -122,18 +123,15 @@ def test_the_figures_of_the_cards_are_those_of_the_nets(name: str) -> None:
         ("caffetools visualize graph goo", ["googlenet"]),
         ("caffetools test goo", ["googlenet"]),
         ("caffetools trainable goo", ["googlenet"]),
-    ],
-)
-def test_the_shell_completes_names_of_models(line: str, completions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-    import sys
-
-    environment = {"_CAFFETOOLS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
-    program = "import sys; sys.argv = ['caffetools']; from caffetools.cli.app import main; main()"
-    import os
-
-    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == completions, done.stderr
+    ]
+    # All lines in one process, which forks for each: an interpreter's start is most of the time.
+    program = (
+        "import os, sys\nfrom caffetools.cli.app import main\nsys.argv[1:], lines = [], sys.argv[1:]\n"
+        "for line in lines:\n    print('>', flush=True)\n    if os.fork():\n        os.wait()\n        continue\n"
+        "    os.environ.update(_CAFFETOOLS_COMPLETE='complete_bash', COMP_WORDS=line, COMP_CWORD=str(len(line.split()) - 1))\n    main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *(line for line, _ in lines)], capture_output=True, text=True, check=False)
+    assert [part.split() for part in done.stdout.split(">\n")[1:]] == [completions for _, completions in lines], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ COMPARE = {"verify", "dataset", "diff"}
 SHORTER = {
     "retarget --model squeezenet_v1.1 --dataset": ["--train-batch", "4", "--val-batch", "8"],
     "train": ["--max-iter", "2", "--device", "cpu"],
+    "test net/train_val.prototxt": ["--iterations", "1"],
     "finetune": ["--epochs", "1", "--size", "64", "--crop", "64", "--batch", "8", "--device", "cpu"],
 }
 

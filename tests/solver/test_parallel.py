@@ -267,23 +267,22 @@ def process_of(parent: int, rank: int) -> int:
     return {Path(f"/proc/{pid}/environ").read_text().partition("\0LOCAL_RANK=")[2][:1]: pid for pid in children}[str(rank)]
 
 
-def test_torchrun_starts_them_and_starts_them_again_when_one_dies(tmp_path: Path) -> None:
+def test_torchrun_starts_them_and_reports_the_one_that_dies(tmp_path: Path) -> None:
+    """Starting them again is torchrun's, which ``--restarts`` uses too; the next test has it."""
     folder = project(tmp_path, batch=4, solver="max_iter: 100000000 snapshot: 10 test_interval: 1000 display: 10")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=0"]
     command += ["-m", "caffetools", "train", "solver.prototxt", "--resume", "auto"]
     log = folder / "run.log"
     with (folder / "stderr.txt").open("w") as stderr, subprocess.Popen(command, cwd=folder, env=environment(), stderr=stderr) as run:
         try:
             wait_for(lambda: log.exists() and "Iteration 20, lr" in log.read_text())
             os.kill(process_of(run.pid, 1), signal.SIGKILL)
-            wait_for(lambda: "Resuming from run_iter_" in log.read_text())
-            resumed = log.read_text().count(", lr = ")
-            wait_for(lambda: log.read_text().count(", lr = ") > resumed)
+            run.wait(60)
         finally:
             run.terminate()
-    assert "Optimization stopped early." in log.read_text().splitlines()[-2]
-    stopped = max(int(path.stem.rpartition("_")[2]) for path in folder.glob("run_iter_*.solverstate"))
-    assert len(json.loads((folder / f"run_iter_{stopped}.runstate.json").read_text())["processes"]) == 2
+    assert run.returncode == 1
+    last = max(int(path.stem.rpartition("_")[2]) for path in folder.glob("run_iter_*.solverstate"))
+    assert len(json.loads((folder / f"run_iter_{last}.runstate.json").read_text())["processes"]) == 2
     # torchrun itself reports the process that was killed; the other one says at most once what it saw of it.
     text = (folder / "stderr.txt").read_text()
     complaints = [line for line in text.splitlines() if line.startswith("caffetools: error: ")]
