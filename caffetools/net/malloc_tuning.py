@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
@@ -23,7 +25,7 @@ def disable_malloc_trim(device: str | torch.device = "cpu") -> bool:
     Returns:
         Whether it does so now: not on other devices, nor where the C library has no such setting (glibc has).
     """
-    if torch.device(device).type != "cpu":
+    if str(device).partition(":")[0] != "cpu":
         return False
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
