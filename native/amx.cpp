@@ -362,7 +362,7 @@ struct WeightGradient {
 namespace {
 
 // In multiply-adds of vectors: a product of the unit, where one side lies across cache lines with a kernel of several taps, and the
-// conversion of a value; what the sums by vectors (torch's) take for theirs. Fitted to AlexNet's, GoogLeNet's and SqueezeNet's convolutions.
+// conversion of a value; what the sums by vectors take for theirs. Fitted to AlexNet's, GoogLeNet's and SqueezeNet's convolutions.
 constexpr double kFlatProduct = 0.56, kTapProduct = 0.75, kConversion = 75, kVectorProduct = 1.02;
 
 bool pays(const AmxGrid& grid) {

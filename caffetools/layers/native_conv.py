@@ -264,6 +264,14 @@ def library() -> Any:
         loaded.caffetools_use_openmp.restype = None
         loaded.caffetools_wake_threads.argtypes = []
         loaded.caffetools_wake_threads.restype = None
+        loaded.caffetools_batch_norm_scratch.restype = whole
+        loaded.caffetools_batch_norm_scratch.argtypes = [whole, whole]
+        loaded.caffetools_batch_norm_moments.restype = None
+        loaded.caffetools_batch_norm_moments.argtypes = [*[Pointer] * 5, whole, whole, ctypes.c_double, ctypes.c_int]
+        loaded.caffetools_batch_norm_forward.restype = None
+        loaded.caffetools_batch_norm_forward.argtypes = [*[Pointer] * 6, whole, whole, ctypes.c_int, ctypes.c_int]
+        loaded.caffetools_batch_norm_backward.restype = None
+        loaded.caffetools_batch_norm_backward.argtypes = [*[Pointer] * 10, whole, whole, ctypes.c_int, ctypes.c_int]
         loaded.caffetools_product_scratch.restype = whole
         loaded.caffetools_product_scratch.argtypes = [Pointer]
         loaded.caffetools_product_run.restype = None

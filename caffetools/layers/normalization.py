@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers import inference
+from caffetools.layers import inference, native_batch_norm
 from caffetools.layers.autograd import Context, is_recomputing, with_dense_gradient
 from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
@@ -113,6 +113,21 @@ class BatchNorm(Layer):
             count = x.numel() // self.channels
             self._renew(mean, variance * ((count - 1) / count) if self.scale_bias else variance)
         return with_dense_gradient(y).reshape(shape)
+
+    def normalize_in_training(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, *, rectify: bool) -> Tensor | None:
+        """Compute this layer, a Scale layer above it and a ReLU above that as one operator; None where it does not take ``x``.
+
+        Args:
+            x: The bottom.
+            scale: The Scale layer's learned scale (C); None without such a layer.
+            shift: Its bias (C), or None.
+            rectify: Whether a ReLU follows.
+        """
+        if self.global_stats or self.scale_bias or not native_batch_norm.takes(x):
+            return None
+        y, mean, variance = native_batch_norm.normalize(x, scale, shift, eps=self.eps, rectify=rectify)
+        self._renew(mean, variance)
+        return y
 
     def running(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (C) from the running sums; 0 while their weight is 0."""

@@ -110,6 +110,12 @@ class Scale(_Broadcasting):
     def macs(self) -> int:
         return math.prod(self.top_shapes[0])
 
+    def of_channels(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the learned scale (C) and the bias (C) or None; None where it is not one for each channel of (N, C, …)."""
+        if len(self.bottoms) > 1 or not self.along_channels(self.blobs[0].numel()):
+            return None
+        return self.blobs[0].reshape(-1), self.blobs[1].reshape(-1) if self.param.scale_param.bias_term else None
+
     def inference_form(self) -> inference.Affine | None:
         if len(self.bottoms) > 1 or not self.along_channels(self.blobs[0].numel()):
             return None

@@ -1,9 +1,10 @@
-"""What a training pass on the CPU runs in place of its layers one by one, with the same bits of results.
+"""What a training pass on the CPU runs in place of its layers one by one, with the same bits of results but for BatchNorm's rounding.
 
 - A ReLU below a max pooling runs after it, on a quarter of the values: max(0, max(x)) = max(max(0, x)), and so is the value that gets the
   gradient.
 - A convolution and its ReLU are one operator, and so are convolutions with ReLUs whose tops nothing but a concatenation reads: each writes
   its channels of the concatenation.
+- A BatchNorm by the batch's statistics, the Scale above it and the ReLU above that are one operator.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from caffetools.layers.activation import ReLU
 from caffetools.layers.base import Layer
 from caffetools.layers.concat import Concat
 from caffetools.layers.convolution import Convolution
+from caffetools.layers.normalization import BatchNorm
 from caffetools.layers.pooling import Pooling
+from caffetools.layers.scale import Scale
 
 Blobs = dict[str, Tensor]
 Step = Callable[[Blobs], None]
@@ -61,6 +64,26 @@ class Joined:
         return self.relus[0] if self.concat is None else self.concat
 
 
+@dataclass(frozen=True)
+class Normalized:
+    """A BatchNorm, and the layers above it that alone read one another's tops.
+
+    Attributes:
+        batch_norm: The index of the BatchNorm layer.
+        scale: The index of the Scale layer; None without one.
+        relu: The index of the ReLU layer; None without one.
+    """
+
+    batch_norm: int
+    scale: int | None
+    relu: int | None
+
+    @property
+    def above(self) -> tuple[int, ...]:
+        """The indices of the layers above the BatchNorm, in order."""
+        return tuple(index for index in (self.scale, self.relu) if index is not None)
+
+
 class TrainingSteps:
     """The steps of training passes over a net.
 
@@ -76,6 +99,7 @@ class TrainingSteps:
         late = (found for index in range(len(layers)) if (found := graph.late_relus(index)) is not None)
         self._late = [found for found in late if not {found.pooling, *found.between} & set(alone)]
         self._joined = [found for found in graph.joined() if not {*found.convolutions, *found.relus, found.last} & set(alone)]
+        self._normalized = [found for found in graph.normalized() if not {found.batch_norm, *found.above} & set(alone)]
 
     def of_pass(self, layers: Sequence[Layer], wanted: Collection[str], run_layer: RunLayer) -> dict[int, Step]:
         """Return what to run in place of layers, by their indices.
@@ -105,6 +129,11 @@ class TrainingSteps:
         for joined in self._joined:
             if not self._is_observed(joined, layers, wanted):
                 steps.update(_JoinedPass(joined, layers, self._gradients, late, run_layer).steps())
+        for normalized in self._normalized:
+            chain = (normalized.batch_norm, *normalized.above)
+            inner = {top for index in chain for top in layers[index].tops} - set(layers[chain[-1]].tops)
+            if not _is_hooked(layers, chain) and not inner & set(wanted):
+                steps.update(_NormalizedPass(normalized, layers, self._layers, late, run_layer).steps())
         return steps
 
     def _is_observed(self, joined: Joined, layers: Sequence[Layer], wanted: Collection[str]) -> bool:
@@ -191,6 +220,51 @@ class _JoinedPass:
         self._run_layer(self._joined.last, self._layers[self._joined.last], blobs)
 
 
+class _NormalizedPass:
+    """One pass over a :class:`Normalized`: the BatchNorm's step computes all; where the native operator does not take it, all run in order."""
+
+    def __init__(self, normalized: Normalized, layers: Sequence[Layer], own: Sequence[Layer], late: Collection[int], run_layer: RunLayer):
+        self._normalized, self._layers, self._own, self._run_layer = normalized, layers, own, run_layer
+        self._late = late
+        self._is_done = False
+
+    def steps(self) -> dict[int, Step]:
+        steps: dict[int, Step] = {index: self._following(index) for index in self._normalized.above if index not in self._late}
+        return {**steps, self._normalized.batch_norm: self._normalize}
+
+    def _normalize(self, blobs: Blobs) -> None:
+        index, relu = self._normalized.batch_norm, self._normalized.relu
+        layer = self._layers[index]
+        assert isinstance(layer, BatchNorm)  # noqa: S101 (_Graph looked for those)
+        layer.__dict__["training"] = self._own[index].training
+        scale, shift = self._scale()
+        y = layer.normalize_in_training(blobs[layer.bottoms[0]], scale, shift, rectify=relu is not None and relu not in self._late)
+        if y is None:
+            self._run_layer(index, layer, blobs)
+        else:
+            blobs[layer.tops[0]] = y
+            self._is_done = True
+
+    def _scale(self) -> tuple[Tensor | None, Tensor | None]:
+        if self._normalized.scale is None:
+            return None, None
+        layer = self._layers[self._normalized.scale]
+        of_channels = layer.of_channels() if isinstance(layer, Scale) else None
+        assert of_channels is not None  # noqa: S101 (_Graph looked for those)
+        return of_channels
+
+    def _following(self, index: int) -> Step:
+        layer = self._layers[index]
+
+        def follow(blobs: Blobs) -> None:
+            if self._is_done:
+                blobs[layer.tops[0]] = blobs[layer.bottoms[0]]
+            else:
+                self._run_layer(index, layer, blobs)
+
+        return follow
+
+
 def _runs(run_layer: RunLayer, index: int, layer: Layer) -> Step:
     return lambda blobs: run_layer(index, layer, blobs)
 
@@ -251,6 +325,29 @@ class _Graph:
             if index not in taken and type(layer) is ReLU and source is not None and self._is_plain(index):
                 found.append(Joined((source,), (index,), None))
         return found
+
+    def normalized(self) -> list[Normalized]:
+        """Return the BatchNorm layers that can be one operator with what is above them."""
+        found: list[Normalized] = []
+        for index, layer in enumerate(self._layers):
+            if type(layer) is not BatchNorm or len(layer.tops) > 1 or not all(self._gradients[index]):
+                continue
+            scale = self._only_reader(index)
+            if scale is not None and not self._scales_channels(scale):
+                scale = None
+            relu = self._only_reader(index if scale is None else scale)
+            if relu is not None and not self._is_plain(relu):
+                relu = None
+            if scale is not None or relu is not None:
+                found.append(Normalized(index, scale, relu))
+        return found
+
+    def _only_reader(self, index: int) -> int | None:
+        return self._readers[index][0] if len(self._readers[index]) == 1 else None
+
+    def _scales_channels(self, index: int) -> bool:
+        layer = self._layers[index]
+        return type(layer) is Scale and layer.of_channels() is not None and all(self._gradients[index])
 
     def _convolution_below(self, relu: int) -> int | None:
         """Return the convolution whose only top layer ``relu`` alone reads."""
