@@ -67,7 +67,7 @@ Crop = Annotated[
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training pictures; needs --dataset or an existing --train-source.")]
 BaseLr = Annotated[float | None, typer.Option(help="Base learning rate; by default a tenth of the net's own.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; by default each run has another one.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; by default a different one in each run.")]
 LrMult = Annotated[float, typer.Option(min=0, help="Factor on lr_mult of all layers except the classifiers.")]
 HeadLrMult = Annotated[
     float | None,

@@ -40,7 +40,7 @@ def trainable(
         int, typer.Option(min=1, help="Passes over the training pictures; needs --dataset or an existing --train-source.")
     ] = 20,
     base_lr: Annotated[float | None, typer.Option(help="Base learning rate; by default 0.001.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; by default each run has another one.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; by default a different one in each run.")] = None,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")] = False,
     stage: Stage = None,
