@@ -125,7 +125,8 @@ def test_one_image_is_classified_alike_from_a_file_an_array_and_pillow(tmp_path:
     cv2.imwrite(str(tmp_path / "a.png"), rgb[:, :, ::-1])
     images: list[Path | np.ndarray[Any, Any] | Image.Image] = [tmp_path / "a.png", rgb, Image.fromarray(rgb)]
     file, array, pillow = ct.classify(images, deploy, weights, mean="104,117,123")
-    (bgr,) = ct.classify(rgb[:, :, ::-1].copy(), deploy, weights, mean="104,117,123", channel_order="BGR")
+    # Three at a time too: batches of other sizes round differently.
+    bgr, *_ = ct.classify([rgb[:, :, ::-1].copy()] * 3, deploy, weights, mean="104,117,123", channel_order="BGR")
     assert file.guesses == array.guesses == pillow.guesses == bgr.guesses
     (swapped,) = ct.classify(rgb, deploy, weights, mean="104,117,123", channel_order="BGR")
     assert abs(swapped.guesses[0].probability - file.guesses[0].probability) > 1e-4

@@ -140,10 +140,32 @@ class Net(nn.Module):
         self.allow_tf32 = False
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], phase: int = TEST, **options: Any) -> Net:
-        """Build the net of a prototxt; ``options`` as for the class. Errors name the file and the line of the layer at fault."""
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        phase: int = TEST,
+        *,
+        level: int = 0,
+        stages: Iterable[str] = (),
+        fill: bool = True,
+        input_shapes: Mapping[str, Shape] | None = None,
+    ) -> Net:
+        """Build the net of a prototxt.
+
+        Args:
+            path: The prototxt.
+            phase: ``TRAIN`` or ``TEST`` of :mod:`caffetools.proto.schema`.
+            level: Level of the net's state, as for the class.
+            stages: Stages of the net's state.
+            fill: Whether the fillers fill the parameters.
+            input_shapes: Shapes of inputs in place of the net's own, by blob.
+
+        Raises:
+            PrototxtError: The file cannot be read.
+            NetError: The net cannot be built; the message has the file and the line of the layer at fault.
+        """
         with error_context(path):
-            return cls(read_net(path), phase, **options)
+            return cls(read_net(path), phase, level=level, stages=stages, fill=fill, input_shapes=input_shapes)
 
     @property
     def device(self) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,14 @@ from caffetools.data.datasets.build import build_dataset
 from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.events import EventSink, ignore, reporter
+from caffetools.graph.stages import Stages
 from caffetools.infer.classifier import ClassificationResult, Classifier, ImageLike, as_images
 from caffetools.infer.export import export_deployed
 from caffetools.infer.sidecar import read_preprocessing
+from caffetools.layers.base import Shape
 from caffetools.onnx.verify import Verification
 from caffetools.project.config import command
-from caffetools.project.data_config import classes_of
+from caffetools.project.data_config import DataOptions, classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
 from caffetools.project.next_step import after_export, dataset_command, find_dataset, lacks_data
 from caffetools.project.output import planned_command
@@ -37,6 +39,9 @@ from caffetools.solver.logs.training_log import read_log
 from caffetools.solver.paths import snapshot_prefix
 from caffetools.solver.run import TrainResult, train
 from caffetools.surgery.deploy import deploy_from
+from caffetools.surgery.freezing import Tuning
+from caffetools.surgery.layer_edits import LayerEdits
+from caffetools.surgery.retarget import HEAD_LR_MULT
 from caffetools.util.arguments import file_path
 from caffetools.util.files import write_text
 from caffetools.zoo.names import is_model
@@ -194,17 +199,48 @@ class Project:
         """How images are prepared for the deploy net; None if not known."""
         return read_preprocessing(self.deploy_prototxt)
 
-    def retarget(self, net: PathLike, *, classes: int | None = None, weights: PathLike | None = None, **options: Any) -> RetargetResult:
+    def retarget(
+        self,
+        net: PathLike,
+        *,
+        classes: int | None = None,
+        weights: PathLike | None = None,
+        head_lr_mult: float = HEAD_LR_MULT,
+        heads: Iterable[str] | None = None,
+        data: DataOptions | None = None,
+        tuning: Tuning | None = None,
+        edits: LayerEdits | None = None,
+        epochs: int = 20,
+        base_lr: float | None = None,
+        seed: int | None = None,
+        input_shape: Shape | Mapping[str, Shape] | None = None,
+        stages: Stages | None = None,
+        trained_by: PathLike | None = None,
+    ) -> RetargetResult:
         """Retarget a net to the dataset's classes, and write it into the project.
 
         Args:
             net: A train_val prototxt, or a model of the zoo.
             classes: Number of classes; by default the dataset's.
             weights: The .caffemodel that training will start from.
-            options: As for :func:`~caffetools.project.retargeting.prepare_retarget`.
+            head_lr_mult: Factor of the learning rates of new classifiers.
+            heads: Names of the classifiers to replace; by default all that the losses over classes read.
+            data: Sources, mean and batch sizes, where they are not the dataset's.
+            tuning: Which layers learn, and how fast.
+            edits: Layers to remove and to insert.
+            epochs: Passes over the training images.
+            base_lr: Base learning rate; by default chosen from the net and the weights.
+            seed: Random seed of the solver; by default a different one in each run.
+            input_shape: (N, C, H, W) or (C, H, W) of the deploy net's input, or shapes by blob, if the data layers do not give them.
+            stages: Stages of training, testing and use, where the net's rules name stages.
+            trained_by: The solver's prototxt that the net was trained with; a model of the zoo has its own.
+
+        Returns:
+            The nets, the solver and the changes, as they were written.
 
         Raises:
             NetError: The net cannot be retargeted.
+            PrototxtError: It cannot be read.
             CaffeToolsError: There is no dataset and ``classes`` is not given, or they differ.
         """
         model = is_model(os.fspath(net))
@@ -215,9 +251,26 @@ class Project:
                 "the project has no dataset, so the number of classes is not known", path=self.folder, hint="give classes"
             )
         count = classes_of(card, classes) if card is not None else int(classes or 0)
-        if model:
-            options.setdefault("trained_by", prototxt_path(os.fspath(net), "solver"))
-        result = prepare_retarget(source, count, self.nets, dataset=card, weights=weights, **options)
+        if model and trained_by is None:
+            trained_by = prototxt_path(os.fspath(net), "solver")
+        result = prepare_retarget(
+            source,
+            count,
+            self.nets,
+            trained_by=None if trained_by is None else Path(trained_by),
+            head_lr_mult=head_lr_mult,
+            heads=heads,
+            data=data,
+            dataset=card,
+            tuning=tuning,
+            edits=edits,
+            epochs=epochs,
+            base_lr=base_lr,
+            seed=seed,
+            input_shape=input_shape,
+            weights=weights,
+            stages=stages,
+        )
         write_retarget(result, self.nets)
         return result
 
@@ -241,6 +294,11 @@ class Project:
 
         Returns:
             The result; ``stopped`` is true after a cancellation.
+
+        Raises:
+            PrototxtError: The project has no solver, or it or its net cannot be read.
+            RunFailed: Training diverged, or a snapshot cannot be written.
+            CaffeToolsError: The solver, the net, the weights or the data are wrong.
         """
         found = self.snapshot
         start: dict[str, Any] = {"snapshot": found.state} if found is not None else {"weights": [weights] if weights is not None else []}
@@ -272,6 +330,12 @@ class Project:
         Args:
             images: As for :func:`caffetools.classify`.
             top: Number of classes for each image.
+
+        Returns:
+            One result an image, in their order.
+
+        Raises:
+            CaffeToolsError: The project is not trained yet, or an image given as a path cannot be read.
         """
         return self.classifier().classify(as_images(images), top=top)
 
@@ -297,6 +361,14 @@ class Project:
             path: The ONNX file; by default ``model.onnx`` in the project.
             events: Receives the events of the export.
             cancel: Checked before the export.
+
+        Returns:
+            The largest differences found.
+
+        Raises:
+            CaffeToolsError: The project is not trained yet, or a file cannot be read.
+            ExportError: The net has no exact ONNX form, or the exported model gives other numbers.
+            Cancelled: ``cancel`` was set.
         """
         return export_deployed(self.deploy_prototxt, self._trained(), path or self.onnx, events=events, cancel=cancel)
 

@@ -133,7 +133,16 @@ class Solver:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
-        """Build the solver of a prototxt; ``options`` as for the class. Raises :class:`PrototxtError` too."""
+        """Build the solver of a prototxt.
+
+        Args:
+            path: The solver's prototxt.
+            options: ``device``, ``callbacks``, ``log`` and a subclass's own, as for the class.
+
+        Raises:
+            PrototxtError: The solver or a net cannot be read.
+            CaffeToolsError: The solver or one of its nets is wrong.
+        """
         with errors_in_file(path):
             return cls(read_solver(path), path=path, **options)
 
