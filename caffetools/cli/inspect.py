@@ -154,7 +154,7 @@ def _show_layers(summary: Summary) -> None:
         f"{len(summary.layers)} layers, {known}{summary.parameters:,} parameters ({shortened(summary.parameter_bytes, 'B')}), "
         f"{shortened(summary.macs)} multiply–accumulates, blobs {shortened(summary.blob_bytes, 'B')}"
     )
-    causes = [row for row in summary.unknown if not row.note.startswith("what it reads")]
+    causes = [row for row in summary.unknown if not row.unknown_bottoms]
     for row in causes:
         console.print(f"unknown: {row.name}: {row.note}", markup=False)
 

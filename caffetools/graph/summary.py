@@ -40,6 +40,7 @@ class LayerSummary:
         macs: Multiply-accumulate operations of a forward pass.
         note: Why something is not known; "" where everything is.
         unknown_type: Whether that is because no class computes its type.
+        unknown_bottoms: Whether that is only because a shape that it reads is not known.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LayerSummary:
     macs: int = 0
     note: str = ""
     unknown_type: bool = False
+    unknown_bottoms: bool = False
 
     @property
     def parameter_count(self) -> int:
@@ -220,7 +222,8 @@ def _undescribed(layer: LayerParameter, note: str = "", *, unknown_type: bool = 
 def _describe(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, guessed: set[str]) -> LayerSummary:
     facts = _derive(layer, bottoms, phase, guessed)
     if facts.note:
-        return _undescribed(layer, facts.note, unknown_type=facts.unknown_type)
+        row = _undescribed(layer, facts.note, unknown_type=facts.unknown_type)
+        return replace(row, unknown_bottoms=facts is _UNKNOWN_BOTTOMS)
     tops = list(layer.top) or [layer.name] * len(facts.tops)
     return LayerSummary(layer.name, layer.type, list(layer.bottom), tops, list(facts.tops), facts.parameters, macs=facts.macs)
 
@@ -240,6 +243,9 @@ def _unknown(note: str, *, unknown_type: bool = False) -> _Facts:
     return _Facts([], None, note=note, unknown_type=unknown_type)
 
 
+_UNKNOWN_BOTTOMS = _unknown("what it reads has no known shape")
+
+
 def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, guessed: set[str]) -> _Facts:
     kind = layer.type
     if not is_known(kind):
@@ -248,7 +254,7 @@ def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, 
         return _unknown("its module is not run for this")
     shapes = [shape for shape in bottoms if shape is not None]
     if len(shapes) < len(bottoms):
-        return _unknown("what it reads has no known shape")
+        return _UNKNOWN_BOTTOMS
     try:
         return _layer_facts(layer, shapes, phase)
     except NetError:
