@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 
@@ -100,7 +100,9 @@ def check_output(*paths: Path | None, force: bool, in_place: bool = False) -> No
 
 def _values_of_parameters(*, but: str) -> list[object]:
     """Return the values of the running command's arguments and options, those of ``but`` left out; values of lists one by one."""
-    context = click.get_current_context(silent=True)
+    # typer carries its own copy of click; older releases of it use the installed one.
+    globals_of_click = import_module(typer.Context.__mro__[1].__module__.replace(".core", ".globals"))
+    context = globals_of_click.get_current_context(silent=True)
     values = [value for name, value in (context.params if context is not None else {}).items() if name != but]
     return [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
 

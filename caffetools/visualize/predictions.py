@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,12 @@ def labelled_pictures(source: PathLike) -> LabelledPictures:
     path = Path(source)
     if (path / CARD).exists():
         card = load_card(path)
+        if card.pictures_source.is_file():
+            folder = path / "val_pictures"
+            export = shlex.join(["caffetools", "dataset", "export", str(card.val_lmdb), str(folder), "--labels", str(path / "labels.txt")])
+            raise DataError(
+                f"its pictures are in an archive, {card.pictures}", path=path, hint=f"`{export}` writes them as files: give {folder}"
+            )
         paths, labels = _read_list(path / "val.txt", card.pictures_source)
         return _checked(LabelledPictures(paths, labels, tuple(card.classes)), path)
     if path.is_dir():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from caffetools import load_net
+from caffetools.errors import DataError
 from caffetools.net.weights import to_caffemodel
 from caffetools.proto.binary import write_caffemodel
+from caffetools.visualize.predictions import labelled_pictures
 from tests.cli.inprocess import error_of, run, run_well
 from tests.project.shapes import TRAIN_VAL, draw_shapes
 
@@ -69,3 +73,14 @@ def test_the_example_of_a_missing_argument_has_what_was_given_and_the_weights_th
 
 def test_a_report_without_a_folder_is_that_of_the_run_here() -> None:
     assert error_of(run("report")) == "no run of caffetools finetune is in this folder; give its folder as RUN"
+
+
+def test_pictures_in_an_archive_are_written_as_files_by_the_command_that_the_error_names() -> None:
+    draw_shapes(Path("pictures"), each=2)
+    shutil.make_archive("pictures", "zip", "pictures")
+    run_well("dataset", "build", "pictures.zip", "data", "--size", 32)
+    with pytest.raises(DataError, match="^data: its pictures are in an archive, pictures.zip; ") as error:
+        labelled_pictures("data")
+    run_well(*shlex.split(str(error.value.hint).split("`")[1])[1:])
+    written = labelled_pictures("data/val_pictures")
+    assert written.classes == tuple(Path("data/labels.txt").read_text().splitlines()) and all(path.is_file() for path in written.paths)
