@@ -25,9 +25,6 @@ using namespace caffetools;
 
 namespace {
 
-// For packing weights, which happens once.
-int packing_threads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
-
 constexpr int64_t kBundleFloats = 64 * 1024, kSmallFloats = 256 * 1024;
 
 // Floats of transformed tiles that are worked on at once, for 2 x 2 and 4 x 4 outputs: what was fastest with 2 MB of second-level cache.
@@ -122,10 +119,10 @@ int choose_algorithm(const CaffetoolsConv& s) {
 }
 
 // The panels of each group's matrix, rows in the order of the kernel's rows and columns and then inputs; zeros after the last channel.
-void pack_direct(const Conv& conv, const float* weights, const WeightSteps& steps) {
+void pack_direct(const Conv& conv, const float* weights, const WeightSteps& steps, int threads) {
   const CaffetoolsConv& s = conv.s;
   const int64_t taps = s.kh * s.kw, panel = conv.panel;
-  parallel_for(packing_threads(), s.groups * conv.panels * taps, [&](int64_t begin, int64_t end) {
+  parallel_for(threads, s.groups * conv.panels * taps, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t tap = task % taps, group = task / taps / conv.panels, first = task / taps % conv.panels * panel;
       const int64_t count = std::min(panel, conv.group_out - first);
@@ -140,9 +137,9 @@ void pack_direct(const Conv& conv, const float* weights, const WeightSteps& step
 }
 
 // The kernels in Winograd's domain.
-void pack_winograd(const Conv& conv, const float* weights, const WeightSteps& steps) {
+void pack_winograd(const Conv& conv, const float* weights, const WeightSteps& steps, int threads) {
   const int64_t c = conv.s.c, oc = conv.s.oc, each = conv.panels * conv.panel * c;
-  parallel_for(packing_threads(), conv.panels * c, [&](int64_t begin, int64_t end) {
+  parallel_for(threads, conv.panels * c, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t panel = task / c, channel = task % c, first = panel * conv.panel;
       conv.kernel->kernels_in(conv.winograd, weights + first * steps.output + channel * steps.input, steps, std::min(conv.panel, oc - first),
@@ -151,18 +148,18 @@ void pack_winograd(const Conv& conv, const float* weights, const WeightSteps& st
   });
 }
 
-void pack_weights(Conv& conv, const float* weights, const WeightSteps& steps) {
+void pack_weights(Conv& conv, const float* weights, const WeightSteps& steps, int threads) {
   const CaffetoolsConv& s = conv.s;
   if (conv.amx) {
-    amx_pack(AmxGrid(s), weights, steps, reinterpret_cast<uint16_t*>(conv.weights.get()), packing_threads());
+    amx_pack(AmxGrid(s), weights, steps, reinterpret_cast<uint16_t*>(conv.weights.get()), threads);
   } else if (conv.depthwise) {
     for (int64_t i = 0; i < s.kh * s.kw; ++i)
       for (int64_t c = 0; c < s.c; ++c)
         conv.weights.get()[i * s.c + c] = weights[c * steps.group + i / s.kw * steps.row + i % s.kw * steps.column];
   } else if (conv.winograd) {
-    pack_winograd(conv, weights, steps);
+    pack_winograd(conv, weights, steps, threads);
   } else {
-    pack_direct(conv, weights, steps);
+    pack_direct(conv, weights, steps, threads);
   }
 }
 
@@ -431,9 +428,9 @@ CAFFETOOLS_API int caffetools_conv_choice(const CaffetoolsConv* shape) { return 
 
 // Make a convolution; null where there is no memory. `weights` are those of the first output, input, row and column, the others at
 // `steps` from there; `bias` and `slopes` (oc) or null; all are copied. `like` is null or a convolution with the same weights over another
-// size, with which packed weights are shared where the algorithm is the same. Sizes are checked by the caller.
+// size, with which packed weights are shared where the algorithm is the same; else `threads` threads pack them. Sizes are checked by the caller.
 CAFFETOOLS_API void* caffetools_conv_create_from(const CaffetoolsConv* shape, const float* weights, const WeightSteps* steps,
-                                                 const float* bias, const float* slopes, const void* like) {
+                                                 const float* bias, const float* slopes, const void* like, int threads) {
   try {
     auto conv = std::make_unique<Conv>();
     conv->s = *shape;
@@ -455,7 +452,7 @@ CAFFETOOLS_API void* caffetools_conv_create_from(const CaffetoolsConv* shape, co
       conv->weights = other->weights;
     } else {
       conv->weights = aligned_floats(weight_floats(*conv));
-      pack_weights(*conv, weights, *steps);
+      pack_weights(*conv, weights, *steps, threads);
     }
     return conv.release();
   } catch (const std::bad_alloc&) {

@@ -251,21 +251,24 @@ struct Winograd<4> {
   }
 };
 
-// One of Winograd's two transforms of a tile whose side is kFrom to one whose side is kTo, first along rows, then along columns.
-template <int kFrom, int kTo, void (*kTransform)(const Vec*, Vec*)>
-void transform_tile(const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
-                    int64_t stride) {
+// One of Winograd's two transforms of a tile whose side is kFrom to one whose side is kTo, first along rows, then along columns. kWhole: all
+// of the tile is inside of the picture, and all vectors of channels are whole.
+template <int kFrom, int kTo, void (*kTransform)(const Vec*, Vec*), bool kWhole>
+void transform_tile_as(const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
+                       int64_t stride) {
+  const float* corner = picture + (y * w + x) * pitch;
   for (int64_t c = 0; c < channels; c += kWidth) {
     const int64_t left = channels - c;
     Vec rows[kFrom][kTo];
 #pragma GCC unroll 6
     for (int i = 0; i < kFrom; ++i) {
       Vec d[kFrom];
-      const bool inside = y + i >= 0 && y + i < h;
+      const bool inside = kWhole || (y + i >= 0 && y + i < h);
 #pragma GCC unroll 6
       for (int j = 0; j < kFrom; ++j) {
+        const float* from = corner + (i * w + j) * pitch + c;
         const bool here = inside && x + j >= 0 && x + j < w;
-        d[j] = here ? vload_part(picture + ((y + i) * w + x + j) * pitch + c, left) : vset(0.0f);
+        d[j] = kWhole ? vload(from) : here ? vload_part(from, left) : vset(0.0f);
       }
       kTransform(d, rows[i]);
     }
@@ -276,9 +279,23 @@ void transform_tile(const float* picture, int64_t h, int64_t w, int64_t pitch, i
       for (int i = 0; i < kFrom; ++i) d[i] = rows[i][j];
       kTransform(d, t);
 #pragma GCC unroll 6
-      for (int i = 0; i < kTo; ++i) vstore_part(to + (i * kTo + j) * stride + c, t[i], left);
+      for (int i = 0; i < kTo; ++i) {
+        float* place = to + (i * kTo + j) * stride + c;
+        if (kWhole)
+          vstore(place, t[i]);
+        else
+          vstore_part(place, t[i], left);
+      }
     }
   }
+}
+
+template <int kFrom, int kTo, void (*kTransform)(const Vec*, Vec*)>
+void transform_tile(const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
+                    int64_t stride) {
+  const bool whole = y >= 0 && x >= 0 && y + kFrom <= h && x + kFrom <= w && channels % kWidth == 0;
+  (whole ? transform_tile_as<kFrom, kTo, kTransform, true> : transform_tile_as<kFrom, kTo, kTransform, false>)(picture, h, w, pitch, y, x,
+                                                                                                               channels, to, stride);
 }
 
 void tile_in(int m, const float* picture, int64_t h, int64_t w, int64_t pitch, int64_t y, int64_t x, int64_t channels, float* to,
@@ -330,9 +347,12 @@ struct Place {
   int64_t rows, columns, row_pitch, residual_row_pitch, pitch, residual_pitch;
 };
 
-template <int kM>
+// kCommon: all m x m outputs are inside of the picture, vectors of channels are whole, there is no residual, and the activation only bounds.
+template <int kM, bool kCommon>
 void tile_out_m(const float* from, int64_t channels, const Place& place, const Epilogue& epilogue) {
   constexpr int kSide = kM + 2;
+  float least, most;
+  bounds(epilogue, &least, &most);
   for (int64_t c = 0; c < channels; c += kWidth) {
     const int64_t left = channels - c;
     Vec columns[kM][kSide];
@@ -340,25 +360,42 @@ void tile_out_m(const float* from, int64_t channels, const Place& place, const E
     for (int j = 0; j < kSide; ++j) {
       Vec s[kSide], y[kM];
 #pragma GCC unroll 6
-      for (int i = 0; i < kSide; ++i) s[i] = vload_part(from + (i * kSide + j) * channels + c, left);
+      for (int i = 0; i < kSide; ++i) {
+        const float* at = from + (i * kSide + j) * channels + c;
+        s[i] = kCommon ? vload(at) : vload_part(at, left);
+      }
       Winograd<kM>::out(s, y);
 #pragma GCC unroll 4
       for (int i = 0; i < kM; ++i) columns[i][j] = y[i];
     }
+    const Vec bias = kCommon && epilogue.bias != nullptr ? vload(epilogue.bias + c) : vset(0.0f);
 #pragma GCC unroll 4
     for (int i = 0; i < kM; ++i) {
       Vec y[kM];
       Winograd<kM>::out(columns[i], y);
-      if (i >= place.rows) continue;
+      if (!kCommon && i >= place.rows) continue;
+      float* row = place.picture + i * place.row_pitch + c;
 #pragma GCC unroll 4
       for (int j = 0; j < kM; ++j) {
+        if (kCommon) {
+          vstore(row + j * place.pitch, vmin(vset(most), vmax(vset(least), vadd(y[j], bias))));
+          continue;
+        }
         if (j >= place.columns) continue;
         const float* residual =
             place.residual != nullptr ? place.residual + i * place.residual_row_pitch + j * place.residual_pitch : nullptr;
-        vstore_part(place.picture + i * place.row_pitch + j * place.pitch + c, finish(y[j], epilogue, c, left, residual), left);
+        vstore_part(row + j * place.pitch, finish(y[j], epilogue, c, left, residual), left);
       }
     }
   }
+}
+
+template <int kM>
+void tile_out_m(const float* from, int64_t channels, const Place& place, const Epilogue& epilogue) {
+  float low, high;
+  const bool whole = place.rows == kM && place.columns == kM && channels % kWidth == 0;
+  (whole && place.residual == nullptr && bounds(epilogue, &low, &high) ? tile_out_m<kM, true> : tile_out_m<kM, false>)(from, channels, place,
+                                                                                                                      epilogue);
 }
 
 void tile_out(int m, const float* from, int64_t channels, float* picture, const float* residual, int64_t rows, int64_t columns,

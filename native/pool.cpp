@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#include <vector>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -15,6 +16,7 @@
 #ifdef __linux__
 #include <pthread.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 
 namespace caffetools {
@@ -42,34 +44,51 @@ void leave_processor(int busy) {
 }
 int this_processor() { return sched_getcpu(); }
 
-// Keeps a thread that sleeps off processor `busy`: the system wakes a thread where its waker runs if the two processors share no cache, as
-// those of virtual machines do, and there it waits for as long as the waker computes.
-class SleepElsewhere {
+// A worker that sleeps, kept off the processor of the thread that wakes it: the system may wake a thread where its waker runs (it does if the
+// two processors share no cache, as those of virtual machines do), and there it waits for as long as the waker computes. It is kept off
+// that of its last caller when it falls asleep; a caller that has moved since then says so before it wakes it. Guarded by the pool's mutex.
+class Sleeper {
  public:
-  explicit SleepElsewhere(int busy) {
-    if (busy < 0 || pthread_getaffinity_np(pthread_self(), sizeof allowed_, &allowed_) != 0 || !CPU_ISSET(busy, &allowed_)) return;
-    others_ = allowed_;
-    CPU_CLR(busy, &others_);
-    moved_ = CPU_COUNT(&others_) > 0 && pthread_setaffinity_np(pthread_self(), sizeof others_, &others_) == 0;
+  void sleep(int busy) {
+    thread_ = static_cast<pid_t>(syscall(SYS_gettid));
+    moved_ = false;
+    if (sched_getaffinity(thread_, sizeof allowed_, &allowed_) == 0) keep_off(busy);
   }
-  ~SleepElsewhere() {
-    cpu_set_t now;
-    // Where somebody else has set the processors of this thread meanwhile, that holds.
-    if (moved_ && pthread_getaffinity_np(pthread_self(), sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_))
-      pthread_setaffinity_np(pthread_self(), sizeof allowed_, &allowed_);
+  // Called by the waker, on processor `busy`.
+  void keep_off(int busy) {
+    if (busy < 0 || busy == off_processor() || (moved_ && !unchanged())) return;
+    cpu_set_t others = allowed_;
+    CPU_CLR(busy, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(thread_, sizeof others, &others) != 0) return;
+    others_ = others;
+    off_ = busy;
+    moved_ = true;
   }
-  SleepElsewhere(const SleepElsewhere&) = delete;
-  SleepElsewhere& operator=(const SleepElsewhere&) = delete;
+  void awake() {
+    if (moved_ && unchanged()) sched_setaffinity(thread_, sizeof allowed_, &allowed_);
+    moved_ = false;
+  }
 
  private:
+  int off_processor() const { return moved_ ? off_ : -1; }
+  // Where somebody else has set the processors of this thread meanwhile, that holds.
+  bool unchanged() const {
+    cpu_set_t now;
+    return sched_getaffinity(thread_, sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_);
+  }
+
+  pid_t thread_ = 0;
   cpu_set_t allowed_, others_;
+  int off_ = -1;
   bool moved_ = false;
 };
 #else
 void leave_processor(int) {}
 int this_processor() { return -1; }
-struct SleepElsewhere {
-  explicit SleepElsewhere(int) {}
+struct Sleeper {
+  void sleep(int) {}
+  void keep_off(int) {}
+  void awake() {}
 };
 #endif
 
@@ -124,6 +143,7 @@ class Pool {
   void run(int threads, int64_t count, const LoopBody& body) {
     Job job(body, count, threads);
     job.processor = this_processor();
+    caller_.store(job.processor, std::memory_order_relaxed);
     Slot* slot = nullptr;
     for (Slot& candidate : slots_) {
       bool free = false;
@@ -155,7 +175,12 @@ class Pool {
 
   void wake() {
     if (sleeping_.load() <= 0) return;
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      const int mine = this_processor();
+      caller_.store(mine, std::memory_order_relaxed);
+      for (Sleeper* sleeper : asleep_) sleeper->keep_off(mine);
+    }
     arrived_.notify_all();
   }
 
@@ -169,20 +194,23 @@ class Pool {
   // A worker; `number` counts from 1, the caller of a loop is 0.
   void serve(int number) {
     auto end = std::chrono::steady_clock::now() + kPatience;
-    int busy = -1;  // processor of the last caller
+    Sleeper sleeper;
     for (;;) {
-      if (help(number, busy)) {
+      if (help(number)) {
         end = std::chrono::steady_clock::now() + kPatience;
         continue;
       }
       for (int turn = 0; turn < 4; ++turn) relax();
       if (std::chrono::steady_clock::now() < end) continue;
-      const SleepElsewhere elsewhere(busy);
       std::unique_lock<std::mutex> lock(mutex_);
+      sleeper.sleep(caller_.load(std::memory_order_relaxed));
+      asleep_.push_back(&sleeper);
       ++sleeping_;
       // Looked at again after it says that it sleeps: a job that was put up meanwhile is seen here, or its caller sees the sleeper.
       if (!any()) arrived_.wait(lock);
       --sleeping_;
+      asleep_.erase(std::find(asleep_.begin(), asleep_.end(), &sleeper));
+      sleeper.awake();
       lock.unlock();
       end = std::chrono::steady_clock::now() + kPatience;
     }
@@ -192,16 +220,15 @@ class Pool {
     return std::any_of(slots_, slots_ + kSlots, [](const Slot& slot) { return slot.wanted.load() > 0; });
   }
 
-  // Take part in a loop that wants help; whether there was one. Sets `busy` to the processor of its caller.
-  bool help(int number, int& busy) {
+  // Take part in a loop that wants help; whether there was one.
+  bool help(int number) {
     for (Slot& slot : slots_) {
       if (slot.wanted.load(std::memory_order_relaxed) <= 0) continue;
       slot.users.fetch_add(1);
       Job* job = slot.job.load();
       const bool joined = job != nullptr && slot.wanted.fetch_sub(1) > 0;
       if (joined) {
-        busy = job->processor;
-        leave_processor(busy);
+        leave_processor(job->processor);
         job->work(number);
       }
       slot.users.fetch_sub(1);
@@ -212,7 +239,9 @@ class Pool {
 
   Slot slots_[kSlots];
   std::atomic<int> workers_{0}, sleeping_{0};
+  std::atomic<int> caller_{-1};  // processor of the last caller
   std::mutex mutex_;
+  std::vector<Sleeper*> asleep_;
   std::condition_variable arrived_;
 };
 

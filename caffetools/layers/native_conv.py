@@ -119,8 +119,9 @@ class NativeConv:
         arrays = [_flat(form.bias), _flat(act.slopes)]
         pointers = [None if array is None else array.data_ptr() for array in arrays]
         self._destroy = loaded.caffetools_conv_destroy
+        given, threads = None if like is None else like.handle, torch.get_num_threads()
         self.handle: int | None = loaded.caffetools_conv_create_from(
-            ctypes.addressof(shape), first, ctypes.addressof(steps), *pointers, None if like is None else like.handle
+            ctypes.addressof(shape), first, ctypes.addressof(steps), *pointers, given, threads
         )
         if not self.handle:
             raise MemoryError("no memory for the packed weights of a convolution")
@@ -235,7 +236,7 @@ def library() -> Any:
         return loaded if loaded is None or loaded.conv_ready else None
     try:
         loaded.caffetools_conv_create_from.restype = Pointer
-        loaded.caffetools_conv_create_from.argtypes = [Pointer] * 6
+        loaded.caffetools_conv_create_from.argtypes = [*[Pointer] * 6, ctypes.c_int]
         loaded.caffetools_conv_choice.argtypes = [Pointer]
         loaded.caffetools_native_variant.argtypes = []
         loaded.caffetools_weight_gradient_scratch.restype = ctypes.c_int64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.proto.text import parse
 from caffetools.solver.rules import make_rule as rule_for
 from caffetools.zoo.networks import prototxt_path
+from tests.children import run_child
 
 pytestmark = pytest.mark.skipif(not native_conv.available(), reason=native.status())
 
@@ -41,6 +43,8 @@ CONVOLUTIONS = [
     (3, 12, 9, 9, 6, 3, 1, 1, 1, 3),
     (1, 320, 7, 7, 70, 1, 1, 0, 1, 1),
     (1, 96, 7, 7, 100, 3, 1, 1, 1, 1),
+    # Winograd's tiles inside of the picture and at its edges, whole vectors of channels.
+    (1, 32, 14, 13, 48, 3, 1, 1, 1, 1),
     # Depthwise 3 x 3: odd numbers of rows, columns that the blocks do not divide, few columns, one picture after the other, wide borders.
     (2, 40, 7, 7, 40, 3, 1, 1, 1, 40),
     (1, 37, 9, 14, 37, 3, 2, 1, 1, 37),
@@ -400,6 +404,54 @@ def test_threads_run_one_plan_at_the_same_time() -> None:
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+_SLEEPING_WORKER = """
+import os, time, torch
+from caffetools.layers import native_conv
+from caffetools.net.inference_plan import InferencePlan
+from caffetools.net.net import Net
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.text import parse
+
+def run():
+    before = set(os.listdir("/proc/self/task"))
+    with torch.no_grad():
+        plan.run({"data": picture})
+    return [int(t) for t in set(os.listdir("/proc/self/task")) - before]
+
+def reaches(processors):
+    end = time.monotonic() + 20
+    while os.sched_getaffinity(worker) != processors and time.monotonic() < end:
+        time.sleep(0.001)
+    return os.sched_getaffinity(worker) == processors
+
+torch.manual_seed(1)
+net = Net(parse(os.environ["NET"], NetParameter))
+plan = InferencePlan(net.layers, {"data": (6, 3, 20, 20)}, ["prob"], 2)
+picture = torch.randn(6, 3, 20, 20)
+every = os.sched_getaffinity(0)
+first, second = sorted(every)[:2]
+os.sched_setaffinity(0, {first})
+(worker,) = run()
+os.sched_setaffinity(worker, every)
+native_conv.wake_threads()
+assert reaches(every - {first}), "asleep, it is kept off the processor of its caller"
+os.sched_setaffinity(0, {second})
+run()
+assert reaches(every - {second}), "also if that has moved"
+os.sched_setaffinity(worker, {first})
+native_conv.wake_threads()
+run()
+time.sleep(0.05)
+assert os.sched_getaffinity(worker) == {first}, "what somebody else sets holds"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two processors of Linux")
+def test_a_sleeping_thread_is_kept_off_its_callers_processor_and_only_there() -> None:
+    done = run_child(["-c", _SLEEPING_WORKER], env={**os.environ, "NET": BRANCHES, "OMP_NUM_THREADS": "1"})
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def deferred_run() -> tuple[Stepwise, Stepwise]:
