@@ -23,7 +23,7 @@ from caffetools.net.inference_run import BoundProgram
 _ALIGNMENT = 16  # floats: a cache line
 _NARROW = 8  # outputs of a group
 _CACHE_FLOATS = 384 * 1024  # of a second-level cache, in use
-_HEAD_WEIGHTS = 1024 * 1024  # floats
+_HEAD_WEIGHTS = 4 * 1024 * 1024  # floats
 _MOST_SOFTMAX = 64 * 1024  # values: torch's exp is the faster one for large maps, a call of torch takes 0.1 to 0.3 ms
 
 
