@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -95,7 +96,7 @@ def export(
         return
     images = find_pictures(pictures or [])[:_MOST_PICTURES]
     verification = export_deployed(net, parameters, out, prepared, how, pictures=images, events=show_warnings)
-    command = converter.command(out) if converter is not None else ""
+    command = converter.command(out, _inputs(out)) if converter is not None else ""
     if json:
         _print_json(out, how, verification, command)
         return
@@ -130,13 +131,29 @@ class _Converter(NamedTuple):
     package: str
     text: str
 
-    def command(self, model: Path, shapes: Sequence[Shape] = ()) -> str:
-        """Return the command for a file that was written, whose inputs have ``shapes``."""
+    def command(self, model: Path, inputs: Mapping[str, Shape], outputs: Collection[str] = ()) -> str:
+        """Return the command for a file that was written, whose inputs have these names and shapes."""
         stem = str(model.with_suffix(""))
         python = f"import torch, coremltools as ct; m = torch.jit.load({str(model)!r}); "
-        inputs = ", ".join(f"ct.TensorType(shape={shape})" for shape in shapes)
-        python += f"ct.convert(m, inputs=[{inputs}]).save({stem + '.mlpackage'!r})"
-        return self.text.format(model=shlex.quote(str(model)), stem=shlex.quote(stem), python=_quoted(python))
+        takes = ", ".join(f"ct.TensorType(name={_identifier(blob)!r}, shape={shape})" for blob, shape in inputs.items())
+        gives = ", ".join(f"ct.TensorType(name={_identifier(blob)!r})" for blob in outputs)
+        python += (
+            f"ct.convert(m, inputs=[{takes}], outputs=[{gives}], compute_precision=ct.precision.FLOAT32).save({stem + '.mlpackage'!r})"
+        )
+        names = " ".join(shlex.quote(blob) for blob in inputs)
+        return self.text.format(model=shlex.quote(str(model)), stem=shlex.quote(stem), inputs=names, python=_quoted(python))
+
+
+def _identifier(blob: str) -> str:
+    """Return a blob's name in the letters that Core ML takes."""
+    return re.sub(r"\W", "_", blob)
+
+
+def _inputs(model: Path) -> dict[str, Shape]:
+    import onnx
+
+    graph = onnx.load(model, load_external_data=False).graph
+    return {item.name: tuple(dim.dim_value for dim in item.type.tensor_type.shape.dim) for item in graph.input}
 
 
 def _quoted(text: str) -> str:
@@ -145,9 +162,10 @@ def _quoted(text: str) -> str:
 
 
 _CONVERTERS = {
-    "openvino": _Converter("onnx", "openvino", "ovc {model} --output_model {stem}"),
-    "ncnn": _Converter("onnx", "pnnx", "pnnx {model}"),
-    "tflite": _Converter("onnx", "onnx2tf", "onnx2tf -i {model} -o {stem}_tflite"),
+    "openvino": _Converter("onnx", "openvino", "ovc {model} --output_model {stem} --compress_to_fp16=False"),
+    "ncnn": _Converter("onnx", "pnnx", "pnnx {model} fp16=0"),
+    # Inputs keep their (N, C, H, W); without -kat onnx2tf also downloads pictures to compare on.
+    "tflite": _Converter("onnx", "onnx2tf", "onnx2tf -i {model} -o {stem}_tflite -kat {inputs}"),
     "coreml": _Converter("torchscript", "coremltools", "python -c {python}"),
 }
 
@@ -157,8 +175,8 @@ def _for_converter(to: str, how: ExportOptions) -> tuple[str, ExportOptions, _Co
     converter = _CONVERTERS.get(to)
     if converter is None:
         return to, how, None
-    # A free batch size is fixed by the converters, or they fail.
-    return converter.reads, how if how.batch is not None else replace(how, batch=1), converter
+    # A free batch size is fixed by the converters, or they fail; ncnn has no average pooling whose padding differs at both ends.
+    return converter.reads, replace(how, batch=how.batch or 1, symmetric_pools=to == "ncnn"), converter
 
 
 def _print_converter(converter: _Converter, command: str) -> None:
@@ -176,7 +194,7 @@ def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: st
     command = ""
     if converter is not None:
         net = build_deployed(deploy, weights, how)
-        command = converter.command(out, [net.blob_shapes[blob] for blob in net.inputs])
+        command = converter.command(out, {blob: net.blob_shapes[blob] for blob in net.inputs}, net.outputs)
     if as_json:
         then = {"then": command} if command else {}
         print_json({"model": str(out), "bytes": out.stat().st_size, "to": to, "largest_difference": difference, **then})

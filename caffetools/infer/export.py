@@ -53,6 +53,7 @@ class ExportOptions:
         sources: Blobs that become inputs; the layers before them are left out.
         preprocess: Put mean subtraction, channel swap and scale into the graph, which then takes uint8 (N, H, W, 3) RGB pictures.
         lrn: How LRN across channels is written; see :func:`~caffetools.onnx.export.export`.
+        symmetric_pools: Average pooling without padding that differs at both ends; see there.
     """
 
     opset: int = DEFAULT_OPSET
@@ -63,6 +64,7 @@ class ExportOptions:
     sources: Sequence[str] = ()
     preprocess: bool = False
     lrn: LrnForm = "node"
+    symmetric_pools: bool = False
 
 
 def export_deployed(
@@ -127,6 +129,7 @@ def export_deployed(
         inputs=inputs,
         preprocessing=in_graph,
         lrn=how.lrn,
+        symmetric_pools=how.symmetric_pools,
         progress=reporter(events, "export", "layers", cancel),
     )
     if found is not None and not found[1].how.mean_known:

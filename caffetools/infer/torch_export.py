@@ -15,6 +15,7 @@ from caffetools.errors import ExportError
 from caffetools.infer.export import ExportOptions, build_deployed
 from caffetools.net.net import Net
 from caffetools.onnx.export import build
+from caffetools.onnx.pools import symmetrize_pools
 from caffetools.onnx.verify import random_inputs
 from caffetools.util.files import atomic_write, check_not_read
 
@@ -45,9 +46,11 @@ def to_torch(net: Net) -> torch.nn.Module:
         from onnx2torch import convert
     except ImportError:
         raise EngineError("this needs onnx2torch", hint="install it with `pip install caffetools[onnx2torch]`") from None
-    model = build(net)[0].to_proto()
+    model, _ = build(net)
+    # onnx2torch has no average pooling whose padding differs at both ends, as Caffe's rounding up often has.
+    symmetrize_pools(model)
     try:
-        return cast("torch.nn.Module", convert(model)).eval()
+        return cast("torch.nn.Module", convert(model.to_proto())).eval()
     except NotImplementedError as error:
         raise ExportError(f"onnx2torch does not convert this net: {' '.join(str(error).split())[:200]}") from None
 

@@ -17,6 +17,7 @@ from caffetools.onnx.clip import merge_clips
 from caffetools.onnx.graph import GraphBuilder
 from caffetools.onnx.lrn import expand_lrn_in
 from caffetools.onnx.model import OnnxModel
+from caffetools.onnx.pools import symmetrize_pools
 from caffetools.onnx.preprocessing import InGraphPreprocessing, prepend_preprocessing
 from caffetools.onnx.shapes import AXES, FreeShapes, find_free_shapes
 from caffetools.onnx.verify import Inputs, Verification, verify_model
@@ -109,6 +110,7 @@ def export(
     inputs: Inputs | None = None,
     preprocessing: InGraphPreprocessing | None = None,
     lrn: LrnForm = "node",
+    symmetric_pools: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Write ``net`` to ``path``, after comparing the model in onnxruntime with the net.
@@ -124,6 +126,7 @@ def export(
         preprocessing: Put into the graph in front of the net, which is verified without it.
         lrn: How LRN across channels is written: ``node``, ONNX's LRN, which every runtime and precision has; or ``band``, a convolution,
             square roots and a division, which onnxruntime computes several times as fast on the CPU.
+        symmetric_pools: Write average pooling without padding that differs at both ends, where that is exact; some converters read no other.
         progress: Called with (layers compared, all layers); may raise to stop before ``path`` is written.
 
     Returns:
@@ -134,7 +137,9 @@ def export(
         RunFailed: The folder cannot be written to, or the disk is full.
     """
     model, shapes = build(net, opset=opset, dynamic_axes=dynamic_axes, properties=properties, outputs=outputs)
-    if lrn == "band" and expand_lrn_in(model):
+    rewritten = expand_lrn_in(model) if lrn == "band" else 0
+    rewritten += symmetrize_pools(model) if symmetric_pools else 0
+    if rewritten:
         check_model(model, full=True)
     cases = _small_batches(net, shapes.cases) if "batch" in dynamic_axes and inputs is None else shapes.cases
     verification = verify_model(model, net, cases, inputs, name=os.fspath(path), progress=progress)

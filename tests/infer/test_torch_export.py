@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import caffetools as ct
+from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 from tests.infer.colours import write_net
 
@@ -36,6 +37,22 @@ def test_files_of_torch_give_the_numbers_of_the_net(tmp_path: Path) -> None:
     module.load_state_dict(torch.load(tmp_path / "torch", weights_only=True))
     for function in (script, program, module):
         torch.testing.assert_close(function(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_average_pooling_that_rounds_up_becomes_torchs(tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch", reason="the extra onnx2torch is not installed")
+    from caffetools.infer.torch_export import to_torch
+
+    deploy = tmp_path / "deploy.prototxt"
+    deploy.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 8 dim: 9 } } }\n'
+        'layer { name: "a" type: "Pooling" bottom: "data" top: "a" pooling_param { pool: AVE kernel_size: 3 stride: 2 } }\n'
+        'layer { name: "b" type: "Pooling" bottom: "a" top: "b" pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 } }\n'
+    )
+    net = Net.from_file(deploy)
+    x = torch.from_numpy(np.random.RandomState(0).rand(3, 2, 8, 9).astype(np.float32))
+    with torch.no_grad():
+        torch.testing.assert_close(to_torch(net)(x), net({"data": x})["b"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_of_plain_torch_becomes_a_caffemodel(tmp_path: Path) -> None:
