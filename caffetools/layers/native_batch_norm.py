@@ -7,7 +7,7 @@ computed again in the backward pass, by the same instructions, so with the same 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,7 +59,9 @@ def takes(x: Tensor) -> bool:
     )
 
 
-def normalize(x: Tensor, scale: Tensor | None, shift: Tensor | None, *, eps: float, rectify: bool) -> tuple[Tensor, Tensor, Tensor]:
+def normalize(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, *, eps: float, rectify: bool, again: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize by the batch's own mean and variance: (x − mean) / sqrt(variance + eps) · scale + shift for each channel.
 
     Args:
@@ -68,6 +70,7 @@ def normalize(x: Tensor, scale: Tensor | None, shift: Tensor | None, *, eps: flo
         shift: (C), or None for 0.
         eps: Added to the variance.
         rectify: Take max(0, y) of the results.
+        again: Let :func:`results_are_computed_again` apply to the result.
 
     Returns:
         (N, C, H, W), channels-last, differentiable any number of times; and, without a gradient, the mean (C) and the variance (C)
@@ -75,14 +78,22 @@ def normalize(x: Tensor, scale: Tensor | None, shift: Tensor | None, *, eps: flo
     """
     x = x.contiguous(memory_format=torch.channels_last)
     y, mean, inverse, variance = _Normalize.apply(x, scale, shift, eps, rectify)
+    if not again:
+        return y, mean, variance
     own_scale, own_shift = (None if t is None else t.detach().clone() for t in (scale, shift))
     setattr(y, _MADE_BY, _Forward(x.detach(), mean, inverse, own_scale, own_shift, rectify, y._version))
     return y, mean, variance
 
 
 @contextmanager
-def results_are_computed_again() -> Iterator[None]:
-    """Within the block, autograd keeps how a result of :func:`normalize` was made in place of the result."""
+def results_are_computed_again(bottoms: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block, autograd keeps how a result of :func:`normalize` was made in place of the result, where one is among ``bottoms``.
+
+    Elsewhere hooks that others have set, as activation checkpointing does, are left in force.
+    """
+    if not any(hasattr(bottom, _MADE_BY) for bottom in bottoms):
+        yield
+        return
     with saved_tensors_hooks(_packed, _unpacked):
         yield
 

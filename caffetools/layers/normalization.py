@@ -114,7 +114,7 @@ class BatchNorm(Layer):
             self._renew(mean, variance * ((count - 1) / count) if self.scale_bias else variance)
         return with_dense_gradient(y).reshape(shape)
 
-    def normalize_in_training(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, *, rectify: bool) -> Tensor | None:
+    def normalize_in_training(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, *, rectify: bool, again: bool) -> Tensor | None:
         """Compute this layer, a Scale layer above it and a ReLU above that as one operator; None where it does not take ``x``.
 
         Args:
@@ -122,10 +122,11 @@ class BatchNorm(Layer):
             scale: The Scale layer's learned scale (C); None without such a layer.
             shift: Its bias (C), or None.
             rectify: Whether a ReLU follows.
+            again: Whether a convolution above may compute the result again in the backward pass rather than keep it.
         """
         if self.global_stats or self.scale_bias or not native_batch_norm.takes(x):
             return None
-        y, mean, variance = native_batch_norm.normalize(x, scale, shift, eps=self.eps, rectify=rectify)
+        y, mean, variance = native_batch_norm.normalize(x, scale, shift, eps=self.eps, rectify=rectify, again=again)
         self._renew(mean, variance)
         return y
 

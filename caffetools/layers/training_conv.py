@@ -75,7 +75,7 @@ def convolve(branches: Sequence[Branch], *, rectify: bool) -> Tensor:
         (N, sum of C', H', W'), channels-last; differentiable any number of times.
     """
     tensors = [tensor for branch in branches for tensor in (branch.x, branch.weight, branch.bias)]
-    with native_batch_norm.results_are_computed_again():
+    with native_batch_norm.results_are_computed_again([branch.x for branch in branches]):
         y: Tensor = _Convolve.apply(rectify, tuple(branch.geometry for branch in branches), *tensors)
     return y
 

@@ -22,6 +22,7 @@ from caffetools.layers.autograd import recomputing
 from caffetools.layers.base import Layer, Shape
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import ShapePlan, is_exclusive
+from caffetools.net.training_steps import Step
 
 # The sizes of segments that are tried shrink by this factor, down to this number of segments.
 _RATIO, _MOST_SEGMENTS = 1.15, 512
@@ -84,12 +85,18 @@ class Checkpointed:
         inside = segment_layers(layers, segment)
         made = list(dict.fromkeys(top for layer in inside if not layer.IS_DATA for top in layer.tops))
         dropped = set(dying) - set(wanted)
+        current = [*layers[: segment.start], *inside, *layers[segment.end :]]
 
         def compute(*inputs: Tensor) -> tuple[Tensor | None, ...]:
             local = dict(zip(names, inputs, strict=True))
+            steps: dict[int, Step] = {}
+            if self._net.training_steps is not None and self._net.device.type == "cpu":
+                steps = self._net.training_steps.normalizing(current, wanted, self._net.run_layer, again=False)
             for offset, layer in enumerate(inside):
                 index = segment.start + offset
-                if not layer.IS_DATA:
+                if index in steps:
+                    steps[index](local)
+                elif not layer.IS_DATA:
                     self._net.run_layer(index, layer, local)
                 for name in self._net.last_use[index]:
                     if name not in wanted:
@@ -142,16 +149,32 @@ def plan_segments(net: Net, plan: ShapePlan) -> list[Segment]:
     sizes = [0 if layer.inplace_ok and layer.idempotent() else sum(math.prod(shape) for shape in layer.top_shapes) for layer in layers]
     alive = list(_values_between(layers, net.last_use, plan))
     fixed = [once or index in net.overwriting for index, once in enumerate(_layers_that_run_once(layers))]
+    # Layers that are one operator are in one segment.
+    spans = _spans(net.training_steps.chains if net.training_steps is not None else [])
+    beginning = {index: start for start, end in spans for index in range(start, end)}
+    for start, end in spans:
+        fixed[start:end] = [any(fixed[start:end])] * (end - start)
     best: list[int] = []
     least = sum(sizes)
     for step in range(1, math.ceil(math.log(min(len(layers), _MOST_SEGMENTS) + 1, _RATIO))):
-        cuts = _cuts(sizes, alive, sum(sizes) / _RATIO**step)
+        cuts = sorted({beginning.get(cut, cut) for cut in _cuts(sizes, alive, sum(sizes) / _RATIO**step)} - {0})
         ends = [*cuts, len(layers)]
         largest = max(sum(sizes[start:end]) for start, end in zip([0, *cuts], ends, strict=True))
         need = sum(alive[cut] for cut in cuts) + largest
         if need < least:
             best, least = cuts, need
     return list(_segments(best, fixed, len(layers)))
+
+
+def _spans(chains: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Return the first index and the one after the last of each of ``chains``; those that overlap are one."""
+    spans: list[tuple[int, int]] = []
+    for chain in sorted(chains):
+        start, end = chain[0], chain[-1] + 1
+        if spans and start < spans[-1][1]:
+            start, end = spans[-1][0], max(end, spans.pop()[1])
+        spans.append((start, end))
+    return spans
 
 
 def _segments(cuts: Sequence[int], fixed: Sequence[bool], count: int) -> Iterator[Segment]:

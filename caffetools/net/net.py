@@ -129,9 +129,9 @@ class Net(nn.Module):
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
         plan_inplace(self.layers)
         self.overwriting = plan_overwriting(self.layers)
-        self._training_steps: TrainingSteps | None = None
+        self.training_steps: TrainingSteps | None = None
         if phase == TRAIN:
-            self._training_steps = TrainingSteps(self.layers, self.gradients, self.overwriting)
+            self.training_steps = TrainingSteps(self.layers, self.gradients, self.overwriting)
             warn_of_gradients(self.layers, self.overwriting, self.gradients)
         self.last_use = _last_use(self.layers)
         self._plans = ShapePlans(self.layers)
@@ -276,8 +276,8 @@ class Net(nn.Module):
         wanted = self._wanted(keep)
         results: dict[str, Tensor] = {}
         steps = {}
-        if self._training_steps is not None and torch.is_grad_enabled() and self.device.type == "cpu":
-            steps = self._training_steps.of_pass(layers, wanted, self.run_layer)
+        if self.training_steps is not None and torch.is_grad_enabled() and self.device.type == "cpu":
+            steps = self.training_steps.of_pass(layers, wanted, self.run_layer)
         for index, layer in enumerate(layers):
             if index in steps:
                 steps[index](blobs)

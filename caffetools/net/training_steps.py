@@ -129,11 +129,31 @@ class TrainingSteps:
         for joined in self._joined:
             if not self._is_observed(joined, layers, wanted):
                 steps.update(_JoinedPass(joined, layers, self._gradients, late, run_layer).steps())
-        for normalized in self._normalized:
-            chain = (normalized.batch_norm, *normalized.above)
+        steps.update(self.normalizing(layers, wanted, run_layer, late))
+        return steps
+
+    @property
+    def chains(self) -> list[tuple[int, ...]]:
+        """The indices of a BatchNorm and the layers above it that :meth:`normalizing` joins, for each."""
+        return [(found.batch_norm, *found.above) for found in self._normalized]
+
+    def normalizing(
+        self, layers: Sequence[Layer], wanted: Collection[str], run_layer: RunLayer, late: Collection[int] = (), *, again: bool = True
+    ) -> dict[int, Step]:
+        """Return the steps of :meth:`of_pass` for BatchNorm layers alone.
+
+        Args:
+            layers: As for :meth:`of_pass`.
+            wanted: As for :meth:`of_pass`.
+            run_layer: As for :meth:`of_pass`.
+            late: The indices of ReLUs that run after a pooling.
+            again: Whether convolutions may compute their results again in the backward pass rather than keep them.
+        """
+        steps: dict[int, Step] = {}
+        for normalized, chain in zip(self._normalized, self.chains, strict=True):
             inner = {top for index in chain for top in layers[index].tops} - set(layers[chain[-1]].tops)
             if not _is_hooked(layers, chain) and not inner & set(wanted):
-                steps.update(_NormalizedPass(normalized, layers, self._layers, late, run_layer).steps())
+                steps.update(_NormalizedPass(normalized, layers, self._layers, late, run_layer, again=again).steps())
         return steps
 
     def _is_observed(self, joined: Joined, layers: Sequence[Layer], wanted: Collection[str]) -> bool:
@@ -223,9 +243,18 @@ class _JoinedPass:
 class _NormalizedPass:
     """One pass over a :class:`Normalized`: the BatchNorm's step computes all; where the native operator does not take it, all run in order."""
 
-    def __init__(self, normalized: Normalized, layers: Sequence[Layer], own: Sequence[Layer], late: Collection[int], run_layer: RunLayer):
+    def __init__(
+        self,
+        normalized: Normalized,
+        layers: Sequence[Layer],
+        own: Sequence[Layer],
+        late: Collection[int],
+        run_layer: RunLayer,
+        *,
+        again: bool,
+    ):
         self._normalized, self._layers, self._own, self._run_layer = normalized, layers, own, run_layer
-        self._late = late
+        self._late, self._again = late, again
         self._is_done = False
 
     def steps(self) -> dict[int, Step]:
@@ -238,7 +267,8 @@ class _NormalizedPass:
         assert isinstance(layer, BatchNorm)  # noqa: S101 (_Graph looked for those)
         layer.__dict__["training"] = self._own[index].training
         scale, shift = self._scale()
-        y = layer.normalize_in_training(blobs[layer.bottoms[0]], scale, shift, rectify=relu is not None and relu not in self._late)
+        rectify = relu is not None and relu not in self._late
+        y = layer.normalize_in_training(blobs[layer.bottoms[0]], scale, shift, rectify=rectify, again=self._again)
         if y is None:
             self._run_layer(index, layer, blobs)
         else:

@@ -63,6 +63,16 @@ NORM = (
 )
 NVCAFFE = 'layer { name: "bn_NAME" type: "BatchNorm" bottom: "NAME" top: "NAME" batch_norm_param { scale_bias: true } }'
 LIU = 'layer { name: "bn_NAME" type: "BN" bottom: "NAME" top: "NAME" bn_param { slope_filler { value: 1 } } }'
+
+
+def side_by_side(index: int, bottom: str) -> str:
+    """Two branches whose layers alternate."""
+    pair = (f"a{index}", f"b{index}")
+    layers = [conv(name, bottom) for name in pair] + [line.replace("NAME", name) for line in NORM.split("\n") for name in pair]
+    layers += [one("ReLU", name) for name in pair]
+    return "\n".join((*layers, f'layer {{ name: "s{index}" type: "Eltwise" bottom: "{pair[0]}" bottom: "{pair[1]}" top: "s{index}" }}'))
+
+
 RANDOM_POOLING = "\n".join(
     (
         conv("a", "data"),
@@ -106,6 +116,7 @@ NETS = {
     "plain": deep(),
     "dropout": deep(middle=DROPOUT),
     "batch norm": deep(middle=NORM),
+    "batch norms side by side": net_text(*(side_by_side(i, f"s{i - 1}" if i else "data") for i in range(4)), last="s3"),
     "batch norm and dropout": deep(middle=NORM + DROPOUT),
     "NVCaffe's batch norm": deep(5, NVCAFFE),
     "BN": deep(5, LIU),
