@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caffetools.cli.tables import shortened
+from caffetools.cli.show import shortened
 from caffetools.graph.summary import summarize
 from caffetools.proto.text import read_net
 from caffetools.zoo.cards import ModelCard, get_card, list_models

@@ -10,8 +10,7 @@ import typer
 
 from caffetools.cli.models import complete_model, net_file
 from caffetools.cli.options import Dialect, Plugin
-from caffetools.cli.show import console, print_json
-from caffetools.cli.tables import print_table
+from caffetools.cli.show import console, print_json, print_table
 
 if TYPE_CHECKING:
     from caffetools.graph.diff import Difference, WeightsDifference

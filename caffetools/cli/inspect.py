@@ -12,8 +12,7 @@ import typer
 
 from caffetools.cli.models import complete_model, prototxt
 from caffetools.cli.options import Dialect, Plugin, Stage
-from caffetools.cli.show import console, note, print_json, print_title
-from caffetools.cli.tables import print_table, shortened
+from caffetools.cli.show import console, note, print_json, print_table, print_title, shortened
 
 if TYPE_CHECKING:
     from caffetools.graph.summary import Summary

@@ -9,8 +9,7 @@ import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.options import Dialect, Force, Labels, Mean, Plugin, Resize, Scale, check_output
-from caffetools.cli.show import console, print_json, print_next, progress_sink
-from caffetools.cli.tables import print_table, shortened
+from caffetools.cli.show import console, print_json, print_next, print_table, progress_sink, shortened
 
 if TYPE_CHECKING:
     from caffetools.quant.quantize import Quantization

@@ -10,8 +10,7 @@ import typer
 
 from caffetools.cli.models import complete_model, only_here, prototxt, weights_file
 from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage
-from caffetools.cli.show import console, note, print_json, print_next
-from caffetools.cli.tables import print_table
+from caffetools.cli.show import console, note, print_json, print_next, print_table
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import typer
     from rich.progress import ProgressColumn, Task
+
 
 # What library functions call to report their progress: (done, total).
 Progress = Callable[[int, int], None]
@@ -214,3 +215,24 @@ def progress_sink(what: str) -> Iterator[EventSink]:
             show_warnings(event)
 
         yield sink
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout, with two spaces between columns; one whose name starts with ``>`` stands at the right."""
+    from rich.cells import cell_len
+
+    right = [column.startswith(">") for column in columns]
+    lines = [[column.removeprefix(">") for column in columns], *map(list, rows)]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
+    for index, line in enumerate(lines):
+        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+        cells = [gap + cell if to_right else cell + gap for cell, gap, to_right in zip(line, gaps, right, strict=True)]
+        console.print("  ".join(cells).rstrip(), style="bold" if index == 0 else None, markup=False)
+
+
+def shortened(number: float, unit: str = "") -> str:
+    """Return a number as people read it: ``61.0 M``, ``1.6 G``, ``512``; with the unit B ``3.2 MB``, ``600 B``."""
+    for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f} {prefix}{unit}"
+    return f"{number:.0f} {unit}".rstrip()

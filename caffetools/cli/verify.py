@@ -9,8 +9,7 @@ import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.options import Dialect, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import print_json, print_next, progress
-from caffetools.cli.tables import print_table
+from caffetools.cli.show import print_json, print_next, print_table, progress
 
 if TYPE_CHECKING:
     from caffetools.infer.compare import Candidate, OutputComparison

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import complete_model
-from caffetools.cli.show import console, note, print_json, print_next, print_title, progress
-from caffetools.cli.tables import print_table, shortened
+from caffetools.cli.show import console, note, print_json, print_next, print_table, print_title, progress, shortened
 
 if TYPE_CHECKING:
     from caffetools.zoo.cards import ModelCard

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
-from caffetools.layers.labels import as_index
-from caffetools.layers.loss import expect_labels
+from caffetools.layers.loss import as_index, expect_labels
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 

@@ -135,7 +135,7 @@ class Layer(nn.Module):
     # The tops' shapes are known only once the layer has run.
     DYNAMIC_SHAPE: ClassVar[bool] = False
     # Whether a training pass may run the layer a second time for the backward pass (--checkpoint-memory): it has no effects outside of its
-    # tops, except those that it leaves out while layers.recomputing.is_recomputing(). None: only built-in layers may.
+    # tops, except those that it leaves out while layers.autograd.is_recomputing(). None: only built-in layers may.
     RECOMPUTABLE: ClassVar[bool | None] = None
     # Whether Caffe's backward pass computes from the bottoms as they are then (else from what the forward pass kept: masks, sums).
     BACKWARD_READS_BOTTOMS: ClassVar[bool] = True

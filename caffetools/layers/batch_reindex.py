@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
-from caffetools.layers.labels import as_index
+from caffetools.layers.loss import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
 from caffetools.layers.base import Shapes, format_shape
-from caffetools.layers.labels import as_index
-from caffetools.layers.loss import ClassLoss, Loss
+from caffetools.layers.loss import ClassLoss, Loss, as_index
 from caffetools.layers.registry import register
 from caffetools.layers.softmax import softmax
 from caffetools.layers.traits import Traits

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from caffetools.layers import inference, training_conv, winograd
 from caffetools.layers.base import SAME_AS_BOTTOMS, Layer, OnnxGraph, Shape, Shapes, format_shape
-from caffetools.layers.im2col import columns_to_onnx, convolve, deconvolve
-from caffetools.layers.kernel import Kernel
+from caffetools.layers.im2col import Kernel, columns_to_onnx, convolve, deconvolve
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import Windows, convolved, deconvolved

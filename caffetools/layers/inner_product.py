@@ -12,7 +12,7 @@ from torch import Tensor
 
 from caffetools.layers import inference, native_product
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes
-from caffetools.layers.labels import as_index
+from caffetools.layers.loss import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import LayerParameter

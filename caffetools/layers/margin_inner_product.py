@@ -9,7 +9,7 @@ from torch import Tensor
 
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
-from caffetools.layers.labels import as_index
+from caffetools.layers.loss import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import TEST, LayerParameter, enum_name

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from caffetools.layers import inference
 from caffetools.layers.base import Layer, OnnxGraph, Shapes
-from caffetools.layers.labels import as_index
-from caffetools.layers.loss import ClassLoss
+from caffetools.layers.loss import ClassLoss, as_index
 from caffetools.layers.pooling import FLT_MIN
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits

@@ -31,8 +31,8 @@ from caffetools.project.training_schedule import TrainingSchedule, plan_training
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.sniff import wrong_kind
 from caffetools.proto.text import read_solver
-from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
+from caffetools.solver.checkpoints.snapshots import prefix_lock
 from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.logs.training_log import TrainingLog, read_log
 from caffetools.solver.run import train

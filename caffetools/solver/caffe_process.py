@@ -20,9 +20,8 @@ from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.solver.callbacks import Callback, Events, History
-from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
-from caffetools.solver.checkpoints.snapshots import find_weights, read_state
+from caffetools.solver.checkpoints.snapshots import find_weights, prefix_lock, read_state
 from caffetools.solver.control import Output, Snapshot, TestResult, TrainStats
 from caffetools.solver.logs.files import AppendOnlyFile, MetricsLog
 from caffetools.solver.logs.training_log import GlogReader, LogRow

@@ -21,9 +21,8 @@ from caffetools.net.device import find_device
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import format_text, read_solver
 from caffetools.solver.callbacks import Callback, Events, History
-from caffetools.solver.checkpoints.lock import prefix_lock
 from caffetools.solver.checkpoints.resume import newest_snapshot
-from caffetools.solver.checkpoints.snapshots import clean_up
+from caffetools.solver.checkpoints.snapshots import clean_up, prefix_lock
 from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.control import Snapshot
 from caffetools.solver.errors import SolverError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from caffetools.solver.checkpoints.lock import prefix_lock
+from caffetools.solver.checkpoints.snapshots import prefix_lock
 from caffetools.util.folders import new_folder
 from tests.cli.inprocess import below, error_of, refused, run
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from caffetools.errors import CaffeToolsError
-from caffetools.solver.checkpoints.lock import prefix_lock
+from caffetools.solver.checkpoints.snapshots import prefix_lock
 from tests.children import Child, run_child
 
 HOLD = """
 import sys
-from caffetools.solver.checkpoints.lock import prefix_lock
+from caffetools.solver.checkpoints.snapshots import prefix_lock
 from tests.children import Child, run_child
 with prefix_lock(sys.argv[1]):
     print("held", flush=True)

@@ -25,6 +25,7 @@ from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5
 from caffetools.solver.checkpoints.run_state import RunState, run_state_path, write_run_state
 from caffetools.solver.control import Log, Snapshot
 from caffetools.util.files import sync_folder
+from caffetools.util.locks import Busy, file_lock, lock_path
 
 PathLike = str | os.PathLike[str]
 # The steps of the last update by the id of their parameter, for snapshot_diff.
@@ -179,3 +180,31 @@ def _staged(target: Path) -> Iterator[Path]:
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def prefix_lock(prefix: str | os.PathLike[str], *, what: str | None = None, hint: str = "use another snapshot_prefix") -> Iterator[None]:
+    """Hold the lock of a snapshot prefix while a run writes files that begin with it.
+
+    A file system without locks is used without one; see :func:`~caffetools.util.locks.file_lock`.
+
+    Args:
+        prefix: The snapshot prefix.
+        what: What the run does, for the error of another run; by default that it writes snapshots.
+        hint: What the other run can do.
+
+    Raises:
+        CaffeToolsError: Another run, or another thread, holds the lock; the message names its process.
+        WriteFailed: The folder cannot be written to.
+    """
+    path = Path(prefix).absolute()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(path, required=False))
+        except Busy as busy:
+            who = f" (process {busy.holder[0]} on {busy.holder[1]})" if busy.holder else ""
+            what = what or f"writing snapshots named {os.fspath(prefix)}_iter_…"
+            raise CaffeToolsError(f"another run{who} is {what}", hint=f"wait for it, stop it, or {hint}") from None
+        except OSError as error:
+            raise WriteFailed(lock_path(path), error.strerror, hint="snapshots need a folder that can be written to") from None
+        yield
