@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
     from caffetools.zoo.fetch import fetch
 
 from caffetools._moved import install as _install_moved
+from caffetools.util.threads import limit_openmp as _limit_openmp
 
 _install_moved()
+if "torch" not in sys.modules:
+    # torch reads its number of threads from the environment once, and sees no control groups: in a container of 2 of 64 cores it takes 64.
+    _limit_openmp()
 
 __version__ = "0.1.0"
 

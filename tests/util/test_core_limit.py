@@ -66,6 +66,15 @@ def test_affinity_mask_of_a_real_process() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "1"
 
 
+@pytest.mark.skipif(shutil.which("taskset") is None or (os.cpu_count() or 1) < 2, reason="needs taskset and two processors")
+@pytest.mark.parametrize(("given", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "3"}, "3")])
+def test_importing_the_library_limits_the_threads_of_torch(given: dict[str, str], threads: str) -> None:
+    code = "import caffetools, os; print(os.environ['OMP_NUM_THREADS'])"
+    command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", code]
+    inherited = {name: value for name, value in os.environ.items() if "OMP_NUM_THREADS" not in name}
+    assert subprocess.run(command, capture_output=True, text=True, check=True, env={**inherited, **given}).stdout.strip() == threads
+
+
 def test_openmp_gets_the_limit_unless_the_user_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("caffetools.util.threads.core_limit", lambda: 4)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
