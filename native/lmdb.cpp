@@ -59,7 +59,8 @@ constexpr uint16_t kBranch = 1, kLeaf = 2, kOverflow = 4, kKind = 0x6f;
 constexpr int kMostPages = 32;
 constexpr size_t kMostValues = 64;  // that are copied by one call of the system, which takes 1,024 parts; and their bytes
 constexpr uint64_t kMostBytes = 1 << 24;
-constexpr uint64_t kLargestGap = 65536, kLargestPage = 32768, kStep = 4096;
+constexpr uint64_t kLargestInMap = 32768;  // bytes of a value; larger ones are read faster by a call of the system
+constexpr uint64_t kLargestPage = 32768, kStep = 4096;
 #ifdef __linux__
 constexpr int kPopulateRead = 22;  // Linux 5.14
 const uint64_t kSystemPage = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
@@ -349,9 +350,7 @@ bool copy_pages(const Leaves& leaves, const std::vector<uint64_t>& pages, uint8_
 
 bool copy_page(const Leaves& leaves, uint64_t page, uint8_t* to) {
   if (page < 2 || page > leaves.last_page || leaves.page_size > kLargestPage) return false;
-  const uint64_t offset = page * leaves.page_size;
-  const bool mapped = is_mapped(leaves, offset, leaves.page_size);
-  return copy_part(leaves, mapped, offset, leaves.page_size, to) && is_current(leaves, mapped);
+  return read_part(leaves, page * leaves.page_size, leaves.page_size, to) && is_current(leaves, leaves.map != nullptr);
 }
 
 bool is_ready(const Leaves& leaves, uint64_t page) {
@@ -362,10 +361,10 @@ void set_ready(const Leaves& leaves, uint64_t page) {
   __atomic_fetch_or(&leaves.ready[page / 8], static_cast<uint8_t>(1u << (page % 8)), __ATOMIC_RELAXED);
 }
 
-// Whether all nodes of a leaf page are sound, by a copy of it.
+// Whether all nodes of a leaf page are sound, by a copy of it; it is brought into memory, too.
 bool check_leaf(const Leaves& leaves, uint64_t page) {
   uint8_t data[kLargestPage];
-  if (!copy_page(leaves, page, data)) return false;
+  if (!is_mapped(leaves, page * leaves.page_size, leaves.page_size) || !copy_page(leaves, page, data)) return false;
   const int64_t count = sound_nodes(leaves, data, page, kLeaf);
   Node node;
   for (int64_t i = 0; i < count; ++i) {
@@ -374,19 +373,23 @@ bool check_leaf(const Leaves& leaves, uint64_t page) {
   return count > 0;
 }
 
-// The record of node `number` of a leaf page, by copies. Python's reader is asked (None) where something is not sound.
-Object* record_of_copy(const Leaves& leaves, uint64_t page, int64_t number) {
-  uint8_t data[kLargestPage];
-  if (!copy_page(leaves, page, data)) return none();
-  Node node;
-  if (number >= sound_nodes(leaves, data, page, kLeaf) || !leaf_node(leaves, data, number, &node)) return none();
-  if (node.value != nullptr) return make_record(node);
+// The record of a node whose value is read from the file, not from the map.
+Object* record_of_file(const Leaves& leaves, const Node& node) {
   Object* list = make_records(leaves, {node});
   if (list == nullptr || list == python.none) return list;
   Object* record = python.list_get(list, 0);
   python.incref(record);
   python.decref(list);
   return record;
+}
+
+// The record of node `number` of a leaf page, by copies. Python's reader is asked (None) where something is not sound.
+Object* record_of_copy(const Leaves& leaves, uint64_t page, int64_t number) {
+  uint8_t data[kLargestPage];
+  if (!copy_page(leaves, page, data)) return none();
+  Node node;
+  if (number >= sound_nodes(leaves, data, page, kLeaf) || !leaf_node(leaves, data, number, &node)) return none();
+  return node.value != nullptr ? make_record(node) : record_of_file(leaves, node);
 }
 
 // The same, read where it lies. A page is brought into memory and checked once for a snapshot; then only its header and this node are, and
@@ -405,9 +408,9 @@ Object* record_in_map(const Leaves& leaves, uint64_t page, int64_t number) {
   if (get<uint64_t>(data) != page || (get<uint16_t>(data + 10) & kKind) != kLeaf || lower > leaves.page_size) return none();
   Node node;
   if (number < 0 || kHeader + 2 * static_cast<uint64_t>(number) + 2 > lower || !leaf_node(leaves, data, number, &node)) return none();
-  const bool large = node.value == nullptr;
-  if (large) {
+  if (node.value == nullptr) {
     const uint64_t begin = node.overflow_page * leaves.page_size;
+    if (node.size > kLargestInMap) return record_of_file(leaves, node);
     if (!overflow_fits(leaves, node.overflow_page, node.size, size)) return record_of_copy(leaves, page, number);
     if (!is_ready(leaves, node.overflow_page)) {
       void* state = python.release_gil();
@@ -417,18 +420,11 @@ Object* record_in_map(const Leaves& leaves, uint64_t page, int64_t number) {
       set_ready(leaves, node.overflow_page);
     }
     if (!is_overflow(leaves, leaves.map + begin, node.overflow_page, node.size)) return none();
-    if (node.size <= kLargestGap) node.value = leaves.map + begin + kHeader;
+    node.value = leaves.map + begin + kHeader;
   }
   Object* record = make_record(node);
   if (record == nullptr) return nullptr;
-  bool sound = true;
-  if (node.value == nullptr) {
-    char* to = python.bytes_data(python.tuple_get(record, 1));
-    void* state = python.release_gil();
-    sound = copy_part(leaves, true, node.overflow_page * leaves.page_size + kHeader, node.size, to);
-    python.take_gil(state);
-  }
-  if (sound && is_current(leaves, true)) return record;
+  if (is_current(leaves, true)) return record;
   python.decref(record);
   return none();
 }

@@ -40,7 +40,7 @@ _NODE_HEADER = 8
 # Node flags: the value is on overflow pages; the node is a named database or a list of duplicates.
 _BIG, _SUBDATABASE, _DUPLICATES = 0x01, 0x02, 0x04
 # Leaf pages, and bytes of values on overflow pages, that are copied before they are checked together.
-_LEAVES, _BATCH_BYTES = 32, 1 << 18
+_LEAVES, _BATCH_BYTES = 32, 1 << 20
 
 # Numbers of leaf pages in order; the least key that each may hold, and the key that the last one's keys are below (None: no limit).
 _LeafPages = tuple[list[int], list[bytes | None]]
