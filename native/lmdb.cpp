@@ -59,8 +59,7 @@ constexpr uint16_t kBranch = 1, kLeaf = 2, kOverflow = 4, kKind = 0x6f;
 constexpr int kMostPages = 32;
 constexpr size_t kMostValues = 64;  // that are copied by one call of the system, which takes 1,024 parts; and their bytes
 constexpr uint64_t kMostBytes = 1 << 24;
-constexpr uint64_t kLargestInMap = 32768;  // bytes of a value; larger ones are read faster by a call of the system
-constexpr uint64_t kLargestPage = 32768, kStep = 4096;
+constexpr uint64_t kLargestGap = 65536, kLargestPage = 32768, kStep = 4096;
 #ifdef __linux__
 constexpr int kPopulateRead = 22;  // Linux 5.14
 const uint64_t kSystemPage = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
@@ -408,9 +407,9 @@ Object* record_in_map(const Leaves& leaves, uint64_t page, int64_t number) {
   if (get<uint64_t>(data) != page || (get<uint16_t>(data + 10) & kKind) != kLeaf || lower > leaves.page_size) return none();
   Node node;
   if (number < 0 || kHeader + 2 * static_cast<uint64_t>(number) + 2 > lower || !leaf_node(leaves, data, number, &node)) return none();
-  if (node.value == nullptr) {
+  const bool large = node.value == nullptr;
+  if (large) {
     const uint64_t begin = node.overflow_page * leaves.page_size;
-    if (node.size > kLargestInMap) return record_of_file(leaves, node);
     if (!overflow_fits(leaves, node.overflow_page, node.size, size)) return record_of_copy(leaves, page, number);
     if (!is_ready(leaves, node.overflow_page)) {
       void* state = python.release_gil();
@@ -420,11 +419,18 @@ Object* record_in_map(const Leaves& leaves, uint64_t page, int64_t number) {
       set_ready(leaves, node.overflow_page);
     }
     if (!is_overflow(leaves, leaves.map + begin, node.overflow_page, node.size)) return none();
-    node.value = leaves.map + begin + kHeader;
+    if (node.size <= kLargestGap) node.value = leaves.map + begin + kHeader;
   }
   Object* record = make_record(node);
   if (record == nullptr) return nullptr;
-  if (is_current(leaves, true)) return record;
+  bool sound = true;
+  if (node.value == nullptr) {
+    char* to = python.bytes_data(python.tuple_get(record, 1));
+    void* state = python.release_gil();
+    sound = copy_part(leaves, true, node.overflow_page * leaves.page_size + kHeader, node.size, to);
+    python.take_gil(state);
+  }
+  if (sound && is_current(leaves, true)) return record;
   python.decref(record);
   return none();
 }

@@ -146,7 +146,8 @@ def new_leveldb(path: PathLike, *, force: bool = False) -> Iterator[LevelDbWrite
             with contextlib.closing(plyvel.DB(os.fspath(work), create_if_missing=True, error_if_exists=True, **options)) as database:
                 yield LevelDbWriter(database)
         except (plyvel.Error, OSError) as error:
-            raise WriteFailed(path, _text(error)) from error
+            # LevelDB gives "what: file: why"; the file's folder has another name than the user's.
+            raise WriteFailed(path, _text(error).rpartition(": ")[2]) from error
 
 
 def _import_plyvel(path: PathLike, action: str, instead: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,25 +40,23 @@ def new_folder(
     """
     target = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
     _check_free(target, force, replaceable)
-    with _report_as(target, _hidden(target, "part")):
-        make_folder(target.parent)
-        with _locked(target):
-            _restore(target)
-            _check_free(target, force, replaceable)
-            work = _hidden(target, "part")
-            if not (resume and work.is_dir()):
+    with _report_as(target, _hidden(target, "part")), _parents(target), _locked(target):
+        _restore(target)
+        _check_free(target, force, replaceable)
+        work = _hidden(target, "part")
+        if not (resume and work.is_dir()):
+            remove(work)
+            work.mkdir()
+        keep = False
+        try:
+            yield work
+            _replace(work, target)
+        except BaseException as error:
+            keep = resumable and (resume or isinstance(error, (KeyboardInterrupt, Cancelled)))
+            raise
+        finally:
+            if not keep:
                 remove(work)
-                work.mkdir()
-            keep = False
-            try:
-                yield work
-                _replace(work, target)
-            except BaseException as error:
-                keep = resumable and (resume or isinstance(error, (KeyboardInterrupt, Cancelled)))
-                raise
-            finally:
-                if not keep:
-                    remove(work)
 
 
 def remove(path: Path) -> None:
@@ -103,6 +102,19 @@ def _restore(target: Path) -> None:
 
 
 @contextlib.contextmanager
+def _parents(target: Path) -> Iterator[None]:
+    """Create the folders above ``target``; those that were created are removed after an error, if nothing is in them."""
+    made = make_folder(target.parent)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """Hold the lock of ``target``."""
     with contextlib.ExitStack() as stack:
@@ -125,4 +137,10 @@ def _report_as(target: Path, work: Path) -> Iterator[None]:
             raise
         raise error.located(target / inside.relative_to(work.absolute()), error.line, error.column) from error
     except OSError as error:
-        raise WriteFailed(target, error.strerror or error) from error
+        raise WriteFailed(target, error.strerror or _reason(error)) from error
+
+
+def _reason(error: OSError) -> str:
+    """Return the system's text of an error of the HDF5 library, which gives its number among its own variables."""
+    found = re.search(r"\berrno = (\d+)", str(error))
+    return os.strerror(int(found[1])) if found else str(error)

@@ -221,10 +221,13 @@ except RunFailed as error:
 
 
 def test_a_full_disk_ends_in_one_clear_error(tmp_path: Path) -> None:
-    done = run_child(["-c", FULL_DISK, tmp_path / "db"])
+    # Folders that were made for it are removed as well.
+    done = run_child(["-c", FULL_DISK, tmp_path / "new" / "db"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
-    assert done.stdout.startswith(f"cannot write {tmp_path / 'db'}: the disk is full, or a quota is used up; nothing was changed there")
+    assert done.stdout.startswith(
+        f"cannot write {tmp_path / 'new' / 'db'}: the disk is full, or a quota is used up; nothing was changed there"
+    )
     assert names(tmp_path) == []
 
 

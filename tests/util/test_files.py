@@ -53,3 +53,13 @@ def test_the_error_of_a_hidden_folder_names_the_folder_that_was_asked_for(tmp_pa
     assert caught.value.path == str(tmp_path / "out" / "sub" / "file")
     assert str(caught.value) == f"cannot write {caught.value.path}: No space left on device; nothing was changed there"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_hdf5_library_is_that_of_the_system(tmp_path: Path) -> None:
+    text = (
+        "Can't synchronously write data (file write failed: time = now\n, errno = 28, error message = 'No space left on device', buf = 0x7)"
+    )
+    with pytest.raises(WriteFailed) as failure, new_folder(tmp_path / "new" / "out"):
+        raise OSError(text)
+    assert str(failure.value).startswith(f"cannot write {tmp_path / 'new' / 'out'}: No space left on device;")
+    assert list(tmp_path.iterdir()) == []
