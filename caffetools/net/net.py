@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,15 +54,17 @@ class LayerDict(nn.Module):
     """The layers by name, in the net's order. Unlike ``nn.ModuleDict`` it takes any layer name; a dot becomes an underscore.
 
     Args:
-        layers: The layers; a further one of a name gets an underscore.
+        layers: The layers; each further one of a name gets one more underscore, from the eighth on a number.
     """
 
     def __init__(self, layers: Iterable[Layer]):
         super().__init__()
+        used: Counter[str] = Counter()
         for layer in layers:
-            key = layer.name.replace(".", "_") or "_"
+            name = key = layer.name.replace(".", "_") or "_"
             while key in self._modules:
-                key += "_"
+                used[name] += 1
+                key = name + "_" * used[name] if used[name] < 8 else f"{name}_{used[name]}"
             self._modules[key] = layer
 
 

@@ -115,6 +115,12 @@ def test_layers_have_keys_of_their_own() -> None:
     assert len(to_caffemodel(net).repeated) == 2
 
 
+def test_keys_of_many_layers_of_one_name_are_short() -> None:
+    net = net_of("".join(f'layer {{ name: "r" type: "ReLU" bottom: "x" top: "r{i}" }}\n' for i in range(30)))
+    keys = [name for name, _ in net.by_name.named_children()]
+    assert keys[1:4] == ["r", "r_", "r__"] and keys[-1] == "r_29" and len(set(keys)) == 31
+
+
 def test_weights_that_do_not_fit_the_first_layer_of_their_name_name_the_cause(tmp_path: Path) -> None:
     net = net_of(fc("fc", "x", "a", outputs=4) + fc("fc", "a", "b"))
     save_weights(net, tmp_path / "net.caffemodel")
