@@ -45,8 +45,10 @@ _HELPERS = {
     "__map_as_python2__": python2_modules.map_none,
     "__format_as_python2__": python2_modules.format_text,
     "__bytes_as_python2__": python2_modules.to_bytes,
+    "__message_as_python2__": python2_modules.message_of,
+    "__open_as_python2__": python2_modules.open_file,
 }
-_RECODE, _PRINT, _ROUND, _MAP, _FORMAT, _TO_BYTES = _HELPERS
+_RECODE, _PRINT, _ROUND, _MAP, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN = _HELPERS
 # Names of the module types that 2to3 takes for bytes.
 _STRING_TYPES = re.compile(r"\btypes\.StringTypes?\b")
 
@@ -254,11 +256,17 @@ class _Strings(ast.NodeTransformer):
             return node
         return ast.copy_location(ast.Call(ast.Name(_FORMAT, ast.Load()), [node.left, node.right], []), node)
 
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if node.attr != "message" or not isinstance(node.ctx, ast.Load):
+            return node
+        return ast.copy_location(ast.Call(ast.Name(_MESSAGE, ast.Load()), [node.value], []), node)
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.func, ast.Name):
-            if node.func.id in ("print", "round"):
-                node.func.id = {"print": _PRINT, "round": _ROUND}[node.func.id]
+            if node.func.id in ("print", "round", "open"):
+                node.func.id = {"print": _PRINT, "round": _ROUND, "open": _OPEN}[node.func.id]
             elif node.func.id == "map" and node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value is None:
                 node.func.id = _MAP
             return node

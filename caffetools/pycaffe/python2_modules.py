@@ -12,6 +12,7 @@ import csv
 import importlib
 import io
 import math
+import os
 import string
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,8 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import zip_longest
 from types import ModuleType
 from typing import IO, Any, SupportsRound, cast
+
+from typing_extensions import Buffer
 
 _PREFIX = "__python2__"
 # Codecs from bytes to bytes; strings of Python 3 have no methods for them.
@@ -33,6 +36,8 @@ def install() -> None:
         module.__dict__.update({key: value for key, value in vars(real).items() if not key.startswith("__")})
         module.__dict__.update(changed(real))
         sys.modules[module.__name__] = module
+    # Text is Unicode in any case.
+    vars(sys).setdefault("setdefaultencoding", lambda name: None)
 
 
 def name_of(module: str) -> str | None:
@@ -90,6 +95,56 @@ def round_half_away(number: SupportsRound[Any], ndigits: int = 0) -> Any:
 def map_none(_: None, *sequences: Iterable[object]) -> list[Any]:
     """Return ``map(None, …)``: the items of one sequence, or tuples of those of several, filled up with None."""
     return list(sequences[0]) if len(sequences) == 1 else list(zip_longest(*sequences))
+
+
+def open_file(file: str | os.PathLike[str] | int, mode: str = "r", buffering: int = -1) -> Any:
+    """Return ``open(file, mode, buffering)``, a file that takes text and bytes in either mode."""
+    # Python 2 takes 0 and 1 for text files, too.
+    opened: Any = builtins.open(file, mode, buffering if "b" in mode or buffering > 1 else -1)  # noqa: PTH123, SIM115
+    if isinstance(opened, io.TextIOWrapper):
+        encoding, errors = opened.encoding, opened.errors
+        text = _TextFile(opened.detach(), encoding, errors)
+        text.mode = mode
+        return text
+    kinds: dict[type, Any] = {io.BufferedWriter: _Writer, io.BufferedRandom: _Random}
+    return kinds[type(opened)](opened.detach()) if type(opened) in kinds else opened
+
+
+class _TextFile(io.TextIOWrapper):
+    mode = "r"
+
+    def write(self, data: str | bytes) -> int:
+        if isinstance(data, str):
+            return super().write(data)
+        self.flush()
+        return len(data) if self.buffer.write(data) else 0
+
+
+class _Writer(io.BufferedWriter):
+    def write(self, data: Buffer | str) -> int:
+        return super().write(_to_binary(data))
+
+
+class _Random(io.BufferedRandom):
+    def write(self, data: Buffer | str) -> int:
+        return super().write(_to_binary(data))
+
+
+def _to_binary(data: Buffer | str) -> Buffer:
+    """Return text as bytes: one a character, as the str of Python 2 holds them, or UTF-8 where there are others."""
+    if not isinstance(data, str):
+        return data
+    try:
+        return data.encode("latin-1")
+    except UnicodeEncodeError:
+        return data.encode()
+
+
+def message_of(value: object) -> Any:
+    """Return ``value.message``; of an exception without one its only argument, or an empty str where it has several or none."""
+    if isinstance(value, BaseException) and not hasattr(value, "message"):
+        return value.args[0] if len(value.args) == 1 else ""
+    return getattr(value, "message")  # noqa: B009
 
 
 def to_bytes(value: object) -> Any:

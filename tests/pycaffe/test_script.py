@@ -204,6 +204,33 @@ def test_bytes_are_text_in_a_script_for_python_2(
     ]
 
 
+FILES_OF_PYTHON_2 = r"""
+import sys
+reload(sys)
+sys.setdefaultencoding('utf-8')
+f = open('t.txt', 'wb'); f.write('%d\n' % 3); f.write(u'\u20ac\n'.encode('utf-8')); f.close()
+import numpy as np
+with open('w.bin', 'w') as f: f.write('ab'); f.write(np.array([255], 'u1').tostring())
+with open('r.bin', 'r+b' if False else 'w+b') as f: f.write('\xff'); f.seek(0); print np.fromstring(f.read(), 'u1')
+print open('t.txt', 'r', 0).read().split(), np.fromfile('w.bin', 'u1')
+try:
+    raise ValueError, 'bad'
+except ValueError, e:
+    print e.message, repr(KeyError(1, 2).message)
+class Sent(object):
+    message = 'own'
+print Sent().message
+"""
+
+
+def test_files_take_text_and_bytes_in_either_mode_in_a_script_for_python_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_script(write(tmp_path, "script.py", FILES_OF_PYTHON_2), convert_python2=True)
+    assert capsys.readouterr().out.splitlines() == ["[255]", "['3', '€'] [ 97  98 255]", "bad ''", "own"]
+
+
 def test_a_pickle_that_python_2_wrote_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Protocol 0 of Python 2: the str 'a\xe9'.
