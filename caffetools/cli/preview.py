@@ -12,7 +12,9 @@ from caffetools.cli.show import console, print_json
 
 
 def preview(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A database, a folder of pictures, or a picture.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A database or dataset, a folder of pictures, or a picture.", show_default=False)
+    ],
     augment: Annotated[Path, typer.Option("--augment", metavar="CONF", help="Augmentation settings (augment.yaml).", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="The image file to write.")] = Path("preview.png"),
     count: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 6,

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from caffetools.data.augment import AugmentConfig, Augmenter
 from caffetools.data.databases import open_database, shown_key
+from caffetools.data.datasets.card import load_card
+from caffetools.data.datasets.combine import is_dataset
 from caffetools.data.datum import datum_to_array, record_to_array
 from caffetools.data.images import SUFFIXES, encode_image, read_image, to_planes
 from caffetools.data.shards import is_index
@@ -33,7 +35,7 @@ def draw_preview(
     """Write a sheet: a row for each picture, with the picture itself first and augmented variants of it behind. Boxes are drawn.
 
     Args:
-        source: A database (of Datum or SSD's AnnotatedDatum), a folder of pictures, or a picture.
+        source: A database (of Datum or SSD's AnnotatedDatum), the folder of a dataset, a folder of pictures, or a picture.
         out: The image file to write, such as ``sheet.png``.
         config: The augmentation.
         count: Pictures.
@@ -69,6 +71,9 @@ def draw_preview(
 def _pictures(source: Path, count: int) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
     """Return up to ``count`` pictures (C, H, W) with their boxes."""
     no_boxes = np.zeros((0, 4), np.float32)
+    if is_dataset(source):
+        # Not its sheet of samples, which is a picture too.
+        source = load_card(source).train_lmdb
     if source.is_file() and source.suffix.lower() in SUFFIXES:
         return [(to_planes(read_image(source)), no_boxes)]
     if source.is_dir() and not is_index(source) and not (source / "data.mdb").exists() and not (source / "CURRENT").exists():

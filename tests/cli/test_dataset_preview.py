@@ -21,7 +21,9 @@ def test_a_sheet_has_a_row_a_picture_with_the_picture_first(tmp_path: Path) -> N
     folder = tmp_path / "pictures" / "cats"
     for number in range(5):
         draw(folder / f"{number}.png", number, (160, 80))
-    for source, rows in ((IO / "db" / "lmdb_raw", 3), (tmp_path / "pictures", 3), (folder / "0.png", 1)):
+    draw(tmp_path / "pictures" / "dogs" / "0.png", 9, (160, 80))
+    assert run("dataset", "build", tmp_path / "pictures", tmp_path / "data", "--size", 16).returncode == 0
+    for source, rows in ((IO / "db" / "lmdb_raw", 3), (tmp_path / "data", 3), (tmp_path / "pictures", 3), (folder / "0.png", 1)):
         sheet = tmp_path / "sheet.png"
         done = run(
             "dataset", "preview", source, "--augment", tmp_path / "augment.yaml", "-o", sheet, "--count", 3, "--variants", 2, "--force"
