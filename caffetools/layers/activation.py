@@ -39,7 +39,7 @@ class ReLU(Elementwise):
     """y = max(0, x) + negative_slope · min(0, x), any shape; at 0 the gradient takes the negative slope (relu_layer.cpp)."""
 
     BACKWARD_READS_RESULT = True
-    TRAITS = replace(Elementwise.TRAITS, half=True)
+    TRAITS = replace(Elementwise.TRAITS, rectifier=True, half=True)
 
     def idempotent(self) -> bool:
         return self.param.relu_param.negative_slope >= 0

@@ -24,7 +24,7 @@ SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 class ReLU6(Elementwise):
     """y = min(max(0, x), 6) (MobileNet's forks); a ``negative_slope`` is refused."""
 
-    TRAITS = replace(Elementwise.TRAITS, half=True)
+    TRAITS = replace(Elementwise.TRAITS, rectifier=True, half=True)
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if self.param.relu6_param.negative_slope or self.param.relu_param.negative_slope:

@@ -67,6 +67,8 @@ class Traits:
             first bottom holds no scores.
         loss: For types that turn scores into answers, the loss that trains those scores.
         class_axis: The field, as a ``settings.field`` path, that names the axis of the classes in the first bottom; "" is axis 1.
+        rectifier: Whether it is a rectified linear unit: y = max(0, x), perhaps with a fixed slope below 0 or a bound above. Guided
+            backpropagation and deconvnets change its gradient.
         in_place: Whether the top may be the bottom's blob, in Caffe too.
         half: Whether it may compute in bf16 or fp16 under autocast; all others get float32.
         coordinates: How spatial coordinates map through it.
@@ -93,6 +95,7 @@ class Traits:
     activation: str | None = None
     loss: str = ""
     class_axis: str = ""
+    rectifier: bool = False
     in_place: bool = False
     half: bool = False
     coordinates: Coordinates = ""

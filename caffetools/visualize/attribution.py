@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.errors import DataError
-from caffetools.layers.activation import ReLU
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, format_shape
-from caffetools.layers.fork_activation import ReLU6
 from caffetools.net.net import Net
 from caffetools.net.probe import Rule
 from caffetools.visualize.units import Image, Inputs, Progress, Unit, UnitProbe, as_batch
 
 Attribution = NDArray[np.float32]
 
-_RECTIFIERS = (ReLU, ReLU6)
 _WINDOW = 16
 
 
@@ -57,7 +54,21 @@ def saliency(
 def guided_backprop(net: Net, image: Image, *, blob: str | None = None, unit: Unit = None, inputs: Inputs | None = None) -> Attribution:
     """Return the guided gradient: each ReLU passes back only positive gradients of positive inputs. Springenberg et al. (2015).
 
-    The arguments, the result and the errors are those of :func:`saliency`.
+    A rectifier is a layer whose trait ``rectifier`` says so: ReLU, ReLU6, and those of plugins; others pass back their gradient.
+
+    Args:
+        net: A net in the TEST phase, with its weights.
+        image: (C, H, W), preprocessed as the net's training did it.
+        blob: The blob of the unit; None takes the net's output, of a net with a loss its scores.
+        unit: See :mod:`caffetools.visualize.units`.
+        inputs: Values of the net's other inputs that the blob depends on, by name.
+
+    Returns:
+        (C, H, W) float32, signed.
+
+    Raises:
+        NetError: as for :func:`saliency`.
+        DataError: the blob has no such unit.
     """
     probe = UnitProbe.of(net, image, blob, unit, inputs)
     return np.asarray(probe.gradients(probe.picture, rule=_guided)[0], np.float32)
@@ -66,8 +77,21 @@ def guided_backprop(net: Net, image: Image, *, blob: str | None = None, unit: Un
 def deconvnet(net: Net, image: Image, *, blob: str | None = None, unit: Unit = None, inputs: Inputs | None = None) -> Attribution:
     """Return the deconvnet signal: each ReLU rectifies the gradient instead of masking it by its input. Zeiler, Fergus (2014).
 
-    Max pooling passes the signal back to the position of its maximum. The arguments, the result and the errors are those of
-    :func:`saliency`.
+    Max pooling passes the signal back to the position of its maximum. Rectifiers are those of :func:`guided_backprop`.
+
+    Args:
+        net: A net in the TEST phase, with its weights.
+        image: (C, H, W), preprocessed as the net's training did it.
+        blob: The blob of the unit; None takes the net's output, of a net with a loss its scores.
+        unit: See :mod:`caffetools.visualize.units`.
+        inputs: Values of the net's other inputs that the blob depends on, by name.
+
+    Returns:
+        (C, H, W) float32, signed.
+
+    Raises:
+        NetError: as for :func:`saliency`.
+        DataError: the blob has no such unit.
     """
     probe = UnitProbe.of(net, image, blob, unit, inputs)
     return np.asarray(probe.gradients(probe.picture, rule=_deconvnet)[0], np.float32)
@@ -296,15 +320,15 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _guided(layer: Layer, bottoms: tuple[Tensor, ...]) -> Tensor | None:
-    if not isinstance(layer, _RECTIFIERS) or not bottoms[0].requires_grad:
+    if not layer.traits(layer.param).rectifier or not bottoms[0].requires_grad:
         return None
-    top: Tensor = layer(bottoms[0].clone())
+    (top,) = layer.run(bottoms[0].clone())
     top.register_hook(lambda gradient: gradient.clamp(min=0))  # type: ignore[no-untyped-call]
     return top
 
 
 def _deconvnet(layer: Layer, bottoms: tuple[Tensor, ...]) -> Tensor | None:
-    if not isinstance(layer, _RECTIFIERS):
+    if not layer.traits(layer.param).rectifier:
         return None
     top: Tensor = _RectifiedGradient.apply(bottoms[0], layer)
     return top
@@ -316,7 +340,7 @@ class _RectifiedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x: Tensor, layer: Layer) -> Tensor:
         """Return the layer's top."""
-        top: Tensor = layer(x.clone())
+        (top,) = layer.run(x.clone())
         return top
 
     @staticmethod

@@ -43,8 +43,22 @@ def grad_cam_plus_plus(
 ) -> Attribution:
     """Return the Grad-CAM++ map, whose channel weights are Σ α · max(0, dy/dA) with α from higher derivatives.
 
-    α = g² / (2 g² + ΣA · g³), as Chattopadhay et al. (2018) derive it for the score exp(y). The arguments, the result and the
-    errors are those of :func:`grad_cam`.
+    α = g² / (2 g² + ΣA · g³), as Chattopadhay et al. (2018) derive it for the score exp(y).
+
+    Args:
+        net: A net in the TEST phase, with its weights.
+        image: (C, H, W), preprocessed as the net's training did it.
+        layer: A layer with a top (N, K, H, W), or a blob, named as for :func:`grad_cam`.
+        blob: The blob of the unit; None takes the net's output, of a net with a loss its scores.
+        unit: As in :mod:`caffetools.visualize.units`.
+        inputs: Values of the net's other inputs that the blob depends on, by name.
+
+    Returns:
+        (H, W) float32 at the layer's resolution, not normalised.
+
+    Raises:
+        NetError: the net has no such layer or blob, several layers of this name, or the unit does not depend on the layer.
+        DataError: there is no such unit, or the layer's top has no positions.
     """
     features, g = _features(net, image, layer, blob, unit, inputs)
     denominator = 2 * g**2 + features.sum(axis=(1, 2), keepdims=True) * g**3

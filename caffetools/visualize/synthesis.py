@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.errors import DataError
-from caffetools.layers.activation import ReLU
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers, picture_input, run_items, run_probe
 from caffetools.visualize.picture_net import PictureNet
@@ -211,8 +210,8 @@ def style_transfer(
 
 
 def rectified_blobs(net: Net) -> list[str]:
-    """Return the blobs with positions that a ReLU makes, in the net's order."""
-    found = [layer.tops[0] for layer in net.layers if isinstance(layer, ReLU) and len(layer.top_shapes[0]) == 4]
+    """Return the blobs with positions that a rectifier (ReLU, ReLU6) makes, in the net's order."""
+    found = [layer.tops[0] for layer in net.layers if layer.traits(layer.param).rectifier and len(layer.top_shapes[0]) == 4]
     return [name for name in dict.fromkeys(found) if net.blob_shapes[name][2] * net.blob_shapes[name][3] > 1]
 
 

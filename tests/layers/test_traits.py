@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from caffetools.graph.learned import count_learned, declared_blobs
 from caffetools.layers import registry
@@ -17,8 +18,10 @@ from caffetools.layers.base import Layer
 from caffetools.layers.registry import layer_types, traits, types
 from caffetools.layers.traits import Traits, field_at
 from caffetools.net.net import Net
-from caffetools.proto.schema import TRAIN, LayerParameter
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
+from caffetools.proto.text import parse
 from tests.layers import test_golden as golden
+from tests.layers.helpers import input_layer
 
 TYPES = layer_types()
 PACKAGE = Path(registry.__file__).parent.parent
@@ -84,6 +87,20 @@ def test_blobs_with_an_axis_of_classes_have_as_many_rows_as_outputs(kind: str) -
     assert specs
     for axis, spec in zip(TYPES[kind].traits(layer).class_axes, specs, strict=False):
         assert axis is None or spec.shape[axis] == 6, spec
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_rectifiers_are_the_activations_that_cut_off_negative_values_and_pass_positive_ones(kind: str) -> None:
+    stated = TYPES[kind].TRAITS.rectifier
+    if TYPES[kind].TRAITS.role != "activation":
+        assert not stated
+        return
+    # Bounds that are not a rectifier's, for the one type that does not work without.
+    text = f'layer {{ name: "l" type: "{kind}" bottom: "x" top: "y" clip_param {{ min: -1 max: 1 }} }}'
+    net = Net(parse(input_layer("x", 1, 1, 2, 3) + text, NetParameter), TEST)
+    x = torch.tensor([-4.0, -1.5, -0.5, 0.5, 1.5, 4.0])
+    y = net({"x": x.reshape(1, 1, 2, 3)})["y"].detach().flatten()
+    assert torch.equal(y, x.clamp(min=0)) == stated
 
 
 def test_learned_blobs_are_those_that_every_golden_net_declares() -> None:

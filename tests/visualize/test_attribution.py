@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from caffetools import visualize
 from caffetools.errors import DataError, NetError
+from caffetools.layers import registry
+from caffetools.layers.plugin import load_plugin
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers, run_probe
 from caffetools.proto.schema import TRAIN
@@ -91,6 +94,50 @@ def test_rectifiers_pass_back_what_their_rule_states(rectified: tuple[Net, NDArr
         "deconvnet": 2.0 - 3.0,  # channel 1 is not active, but its gradient is positive
     }
     assert float(visualize.saliency(net, x, blob="ip", unit=0, absolute=True)[0, 0, 0]) == 3.0
+
+
+PLUGIN = '''
+from dataclasses import replace
+
+from caffetools.layers.activation import Elementwise
+from caffetools.layers.registry import register
+
+
+@register("CappedReLU")
+class CappedReLU(Elementwise):
+    """y = min(max(0, x), 9)."""
+
+    TRAITS = replace(Elementwise.TRAITS, rectifier=True)
+
+    def forward(self, x):
+        return (x.clamp(0, 9),)
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Iterator[str]:
+    """A rectifier of a user's own; its type."""
+    (tmp_path / "capped.py").write_text(PLUGIN)
+    (kind,) = load_plugin(tmp_path / "capped.py")
+    yield kind
+    registry.unregister([kind])
+
+
+def test_every_rectifier_of_the_registry_and_of_a_plugin_follows_the_rules(plugin: str) -> None:
+    kinds = [kind for kind, layer_class in registry.layer_types().items() if layer_class.TRAITS.rectifier]
+    assert {"ReLU", "ReLU6", plugin} <= set(kinds)
+    for kind in kinds:
+        layers = one_by_one("conv", "data", 3) + relu("relu", "conv").replace("ReLU", kind) + linear(1, "conv")
+        net = net_of(data("dim: 1 dim: 1 dim: 1 dim: 1") + layers)
+        set_weights(net, "conv", [1.0, -1.0, 1.0], [0.0, 0.0, 0.5])
+        set_weights(net, "ip", [[2.0, 3.0, -5.0]])
+        x = np.full((1, 1, 1), 2.0, np.float32)
+        gradient = [float(getattr(visualize, name)(net, x, blob="ip", unit=0)[0, 0, 0]) for name in GRADIENTS[:3]]
+        assert gradient == [2.0 - 5.0, 2.0, 2.0 - 3.0], kind
+    sigmoid = net_of(data() + conv("conv1", "data") + relu("a", "conv1").replace("ReLU", "Sigmoid") + linear(2, "conv1"))
+    image = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+    plain = visualize.saliency(sigmoid, image, blob="ip", unit=0)
+    np.testing.assert_array_equal(visualize.guided_backprop(sigmoid, image, blob="ip", unit=0), plain)
 
 
 def test_a_blob_is_its_last_value_and_a_layer_its_own(rectified: tuple[Net, NDArray[np.float32]]) -> None:
