@@ -19,6 +19,7 @@ from caffetools.proto.encoding import decode_escapes, decode_text, encode_text
 from caffetools.proto.forks.dialect import missing_fields
 from caffetools.proto.forks.tables import UNKNOWN
 from caffetools.proto.options import read_options
+from caffetools.proto.plain_text import merge_plain
 from caffetools.proto.schema import Message, NetParameter, SolverParameter
 from caffetools.proto.sniff import Kind, advice_for_folder, wrong_kind
 from caffetools.proto.unknown import keep_unknown, print_unknown
@@ -57,7 +58,9 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     if "\\" in text:
         text = _with_escapes_of_cpp(text)
     try:
-        text_format.Parse(text, message)
+        if not merge_plain(text, message):
+            message = message_type()
+            text_format.Parse(text, message)
     except text_format.ParseError:
         message = message_type()
         try:
