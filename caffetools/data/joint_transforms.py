@@ -361,6 +361,7 @@ class Resize:
         if aspect > width / height:
             axis, size, pad = 1, height, (height - width / aspect) / 2
         else:
+            # SSD's code lacks these parentheses and gives upright pictures boxes of negative width.
             axis, size, pad = 0, width, (width - aspect * height) / 2
         moved = np.clip(boxes, 0, 1)
         for column, limit in ((axis, np.maximum), (axis + 2, np.minimum)):

@@ -325,6 +325,10 @@ class Layer(nn.Module):
         """Return whether Caffe, with the settings of this layer, refuses it in place or overwrites what it has yet to read."""
         return self.IN_PLACE
 
+    def replaced_gradients(self) -> frozenset[int]:
+        """Return the parameter blobs whose diff Caffe's backward pass writes, with the shapes of now, instead of adding to it."""
+        return frozenset()
+
     def in_place_changes_gradient(self) -> bool:
         """Return whether Caffe's gradient of the layer in place is another one than that of the layer with a top of its own."""
         return False

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
@@ -94,7 +93,9 @@ class HingeLoss(_OneLabelAnItem):
         """Return max(0, 1 − s · x) and −s, each (N, C), and where labels are outside (on GPUs)."""
         rows, index, outside = self.flattened(scores, labels)
         sign = torch.ones_like(rows).scatter_(1, index, -1.0)
-        return F.relu(1.0 + sign * rows), sign, outside
+        margins = 1.0 + sign * rows
+        # std::max(0, NaN) is 0.
+        return torch.where(margins > 0, margins, torch.zeros_like(margins)), sign, outside
 
 
 @register("InfogainLoss")

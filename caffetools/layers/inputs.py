@@ -98,5 +98,8 @@ class Parameter(Layer):
         learned: Tensor = self.blobs[0]
         return learned.view_as(learned)
 
+    def replaced_gradients(self) -> frozenset[int]:
+        return frozenset({0})  # its top has the parameter's own diff
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         graph.node("Identity", [graph.parameter(self, 0)], self.tops)

@@ -110,6 +110,15 @@ class Scale(_Broadcasting):
     def macs(self) -> int:
         return math.prod(self.top_shapes[0])
 
+    def replaced_gradients(self) -> frozenset[int]:
+        # Where nothing stands before the operand's axes, Caffe computes the sums in the scale's diff itself.
+        if len(self.bottoms) > 1:
+            return frozenset()
+        shape, operand = self.bottom_shapes[0], self.blobs[0].shape
+        axis = self.axis(self.param.scale_param.axis, shape) if self.param.scale_param.num_axes else 0
+        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + len(operand) :])
+        return frozenset({0} if outer == 1 and (inner == 1 or operand.numel() > 1) else ())
+
     def of_channels(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the learned scale (C) and the bias (C) or None; None where it is not one for each channel of (N, C, …)."""
         if len(self.bottoms) > 1 or not self.along_channels(self.blobs[0].numel()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -80,8 +81,36 @@ def add_to_owner(parameter: nn.Parameter, gradient: torch.Tensor | None) -> None
     owner.grad = part.clone() if owner.grad is None else owner.grad.add_(part)
 
 
-def accumulate(parameter: nn.Parameter, gradient: torch.Tensor, diffs: Iterable[torch.Tensor]) -> None:
-    """Add a gradient to that of ``parameter`` or its owner; one that lies in the memory of ``diffs`` is copied. Raises :class:`NetError`."""
+def clear_replaced_gradients(layers: Iterable[Layer]) -> None:
+    """Zero the gradients that the next backward pass replaces in Caffe (:meth:`Layer.replaced_gradients`), where autograd adds to them.
+
+    Raises:
+        NetError: Another layer shares such a parameter: Caffe keeps the gradients of some of the layers then, autograd the sum of all.
+    """
+    layers = list(layers)
+    found = [(layer, index) for layer in layers for index in layer.replaced_gradients() if layer.blobs[index].requires_grad]
+    if not found:
+        return
+    users = Counter(id(owner_of(blob)) for layer in layers for blob in layer.blobs)
+    for layer, index in found:
+        owner = owner_of(layer.blobs[index])
+        if users[id(owner)] > 1:
+            raise layer.error(
+                f"shares its parameter {index} with another layer, and at a batch size of 1 Caffe's gradient of it is not the sum of "
+                "theirs; give a batch_size of at least 2"
+            )
+        if owner.grad is not None:
+            owner.grad.zero_()
+
+
+def accumulate(parameter: nn.Parameter, gradient: torch.Tensor, diffs: Iterable[torch.Tensor], *, replace: bool = False) -> None:
+    """Add a gradient to that of ``parameter`` or its owner, or replace it; one that lies in the memory of ``diffs`` is copied.
+
+    Raises:
+        NetError: The gradient has another shape.
+    """
+    if replace and (old := owner_of(parameter).grad) is not None:
+        old.data.zero_()
     if tuple(gradient.shape) != tuple(parameter.shape):
         raise NetError(f"a gradient of {format_shape(gradient.shape)} for a parameter of {format_shape(parameter.shape)}")
     gradient = gradient.detach()

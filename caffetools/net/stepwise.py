@@ -18,7 +18,7 @@ from caffetools.net.deferred import Deferred
 from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.overwriting import gradients_of_overwritten
-from caffetools.net.param_sharing import accumulate
+from caffetools.net.param_sharing import accumulate, owner_of
 from caffetools.proto.schema import TEST
 
 log = logging.getLogger(__name__)
@@ -324,9 +324,10 @@ class Stepwise:
         if outputs:
             with self._learning(layer, True):
                 gradients = list(torch.autograd.grad(outputs, [*leaves, *learned], diffs, retain_graph=keep, allow_unused=True))
+        replaced = [owner_of(layer.blobs[index]) for index in layer.replaced_gradients()]
         for parameter, gradient in zip(learned, gradients[len(leaves) :], strict=True):
             if gradient is not None:
-                accumulate(parameter, gradient, diffs)
+                accumulate(parameter, gradient, diffs, replace=any(owner_of(parameter) is owner for owner in replaced))
         self._store_diffs(step, leaves, gradients[: len(leaves)])
         if not keep:
             step.release()

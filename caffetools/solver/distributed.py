@@ -17,6 +17,7 @@ from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.errors import CaffeToolsError
 from caffetools.net.checkpointing import checkpoint_memory
 from caffetools.net.net import Net
+from caffetools.net.param_sharing import clear_replaced_gradients
 from caffetools.net.weights import LoadReport
 from caffetools.proto.schema import SolverParameter
 from caffetools.solver.checkpoints import per_rank as processes
@@ -262,6 +263,7 @@ class DistributedSolver(Solver):
         total = torch.zeros((), device=self.net.device)
         count = int(self.param.iter_size)
         for index in range(count):
+            clear_replaced_gradients(self.net.layers)
             # Gradients are exchanged once an update.
             with self._run.no_sync() if isinstance(self._run, DistributedDataParallel) and index + 1 < count else nullcontext():
                 total += self._one_pass()

@@ -17,6 +17,7 @@ from torch import Tensor
 from caffetools.errors import CaffeToolsError
 from caffetools.net.device import float32_products
 from caffetools.net.net import Net
+from caffetools.net.param_sharing import clear_replaced_gradients
 from caffetools.net.weights import LoadReport, load_weights
 from caffetools.proto.forks.effects import refused_fields
 from caffetools.proto.schema import SolverParameter
@@ -353,6 +354,7 @@ class Solver:
         """Accumulate the gradients of iter_size passes; return the mean loss, on the device."""
         total = torch.zeros((), device=self.net.device)
         for _ in range(self.param.iter_size):
+            clear_replaced_gradients(self.net.layers)
             loss = self._forward()
             if self._debug is not None and self._debug.active:
                 self._debug.backward()
