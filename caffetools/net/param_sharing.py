@@ -103,12 +103,14 @@ def clear_replaced_gradients(layers: Iterable[Layer]) -> None:
             owner.grad.zero_()
 
 
-def accumulate(parameter: nn.Parameter, gradient: torch.Tensor, diffs: Iterable[torch.Tensor], *, replace: bool = False) -> None:
-    """Add a gradient to that of ``parameter`` or its owner, or replace it; one that lies in the memory of ``diffs`` is copied.
+def accumulate(parameter: nn.Parameter, gradient: torch.Tensor | None, diffs: Iterable[torch.Tensor], *, replace: bool = False) -> None:
+    """Add a gradient, if there is one, to that of ``parameter`` or its owner, or replace it; one in the memory of ``diffs`` is copied.
 
     Raises:
         NetError: The gradient has another shape.
     """
+    if gradient is None:
+        return
     if replace and (old := owner_of(parameter).grad) is not None:
         old.data.zero_()
     if tuple(gradient.shape) != tuple(parameter.shape):

@@ -324,10 +324,9 @@ class Stepwise:
         if outputs:
             with self._learning(layer, True):
                 gradients = list(torch.autograd.grad(outputs, [*leaves, *learned], diffs, retain_graph=keep, allow_unused=True))
-        replaced = [owner_of(layer.blobs[index]) for index in layer.replaced_gradients()]
+        replaced = {id(owner_of(layer.blobs[index])) for index in layer.replaced_gradients()}
         for parameter, gradient in zip(learned, gradients[len(leaves) :], strict=True):
-            if gradient is not None:
-                accumulate(parameter, gradient, diffs, replace=any(owner_of(parameter) is owner for owner in replaced))
+            accumulate(parameter, gradient, diffs, replace=id(owner_of(parameter)) in replaced)
         self._store_diffs(step, leaves, gradients[: len(leaves)])
         if not keep:
             step.release()
