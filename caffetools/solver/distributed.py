@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,19 @@ from caffetools.net.net import Net
 from caffetools.net.param_sharing import clear_replaced_gradients
 from caffetools.net.weights import LoadReport
 from caffetools.proto.schema import SolverParameter
+from caffetools.proto.text import read_solver
+from caffetools.solver.callbacks import Callback
 from caffetools.solver.checkpoints import per_rank as processes
 from caffetools.solver.compute_options import ComputeOptions
-from caffetools.solver.control import Output, Snapshot, TestResult, no_log
-from caffetools.solver.errors import SolverError
+from caffetools.solver.control import Log, Output, Snapshot, TestResult, no_log
+from caffetools.solver.errors import SolverError, errors_in_file
 from caffetools.solver.precision import Precision, compile_net
 from caffetools.solver.solver import Solver
 from caffetools.solver.strategy import SingleProcess, Strategy
 from caffetools.solver.training_graph import TrainingGraph
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class DistributedSolver(Solver):
@@ -42,14 +47,25 @@ class DistributedSolver(Solver):
         param: A ``SolverParameter``.
         strategy: The processes; each of them builds this solver and calls the same methods. None for one process.
         compute: Precision and compiling.
-        options: As for :class:`Solver`.
+        path: As for :class:`Solver`.
+        device: As for :class:`Solver`.
+        callbacks: As for :class:`Solver`.
+        log: As for :class:`Solver`.
 
     Raises:
         CaffeToolsError: As for :class:`Solver`; or debug_info, which needs plain passes.
     """
 
     def __init__(
-        self, param: SolverParameter, *, strategy: Strategy | None = None, compute: ComputeOptions = ComputeOptions(), **options: Any
+        self,
+        param: SolverParameter,
+        *,
+        strategy: Strategy | None = None,
+        compute: ComputeOptions = ComputeOptions(),
+        path: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+        callbacks: Iterable[Callback] = (),
+        log: Log = no_log,
     ):
         self.strategy: Strategy = strategy or SingleProcess()
         self.compute = compute
@@ -77,7 +93,22 @@ class DistributedSolver(Solver):
         self._on_main_alone = False
         self._stop_wanted = self._snapshot_wanted = False
         self._stored: processes.States | None = None
-        super().__init__(mine, **options)
+        super().__init__(mine, path=path, device=device, callbacks=callbacks, log=log)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        strategy: Strategy | None = None,
+        compute: ComputeOptions = ComputeOptions(),
+        device: str | torch.device = "cpu",
+        callbacks: Iterable[Callback] = (),
+        log: Log = no_log,
+    ) -> Self:
+        """Build the solver of a prototxt; arguments as for the class, errors as for :meth:`Solver.from_file`."""
+        with errors_in_file(path):
+            return cls(read_solver(path), path=path, strategy=strategy, compute=compute, device=device, callbacks=callbacks, log=log)
 
     # ---- what all processes do together ----
 

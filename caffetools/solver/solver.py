@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -133,19 +133,28 @@ class Solver:
         self.log("solver.cpp:57", "Solver scaffolding done.")
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        callbacks: Iterable[Callback] = (),
+        log: Log = no_log,
+    ) -> Self:
         """Build the solver of a prototxt.
 
         Args:
             path: The solver's prototxt.
-            options: ``device``, ``callbacks``, ``log`` and a subclass's own, as for the class.
+            device: As for the class.
+            callbacks: As for the class.
+            log: As for the class.
 
         Raises:
             PrototxtError: The solver or a net cannot be read.
             CaffeToolsError: The solver or one of its nets is wrong.
         """
         with errors_in_file(path):
-            return cls(read_solver(path), path=path, **options)
+            return cls(read_solver(path), path=path, device=device, callbacks=callbacks, log=log)
 
     @property
     def max_iter(self) -> int:
