@@ -201,13 +201,23 @@ class Layer(nn.Module):
         return 3
 
     @classmethod
-    def values_for_new_classes(cls, specs: Sequence[BlobSpec], old: Sequence[NDArray[Any]]) -> list[torch.Tensor]:
-        """Return blobs of the shapes of ``specs`` with the values from which classes start that ``old``, the blobs of another number
-        of classes, do not have: those of the fillers."""
+    def values_for_new_classes(
+        cls, specs: Sequence[BlobSpec], old: Sequence[NDArray[Any]], generator: torch.Generator
+    ) -> list[torch.Tensor]:
+        """Return the values from which new classes start: those of the fillers.
+
+        Args:
+            specs: The blobs that the layer declares for the new number of classes.
+            old: Its blobs for the old number of classes.
+            generator: What random values are drawn from.
+
+        Returns:
+            A blob of each shape of ``specs``, float32.
+        """
         values = []
         for spec in specs:
             data = torch.zeros(spec.shape)
-            fill(data, spec.filler)
+            fill(data, spec.filler, generator)
             values.append(data)
         return values
 

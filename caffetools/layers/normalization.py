@@ -51,8 +51,8 @@ class BatchNorm(Layer):
     FORK_FIELDS = frozenset({"scale_bias", "scale_filler", "bias_filler"})
 
     @classmethod
-    def values_for_new_classes(cls, specs: Sequence[BlobSpec], old: Sequence[NDArray[Any]]) -> list[Tensor]:
-        values = super().values_for_new_classes(specs, old)
+    def values_for_new_classes(cls, specs: Sequence[BlobSpec], old: Sequence[NDArray[Any]], generator: torch.Generator) -> list[Tensor]:
+        values = super().values_for_new_classes(specs, old, generator)
         # A variance of 1: the sums are divided by the factor in the third blob.
         values[1].fill_(float(np.asarray(old[2]).reshape(-1)[0]))
         return values

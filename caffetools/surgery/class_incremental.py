@@ -106,30 +106,27 @@ def extend_classifier_weights(
         raise CaffeToolsError("none of the new classes is among the old ones; train without --grow-from")
     model = upgrade_caffemodel(model)
     trimmed = trim_weights(model, net, renamed)
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        heads = Caffemodel(type(net)(), {})
-        for old, new in renamed.items():
-            before, after = (next(layer for layer in n.layer if layer.name == name) for n, name in ((old_net, old), (net, new)))
-            if traits(before).coordinates == "transposed" and after.convolution_param.weight_filler.type == "bilinear":
-                continue  # it starts from bilinear interpolation, for any number of classes
-            outputs = traits(before).num_output(before) if is_classifier(before) else len(classes.old)
-            if outputs != len(classes.old):
-                raise CaffeToolsError(f"the old labels are {len(classes.old)}, but layer '{old}' has {outputs} outputs (--grow-from)")
-            arrays = model.blobs.get(old)
-            if arrays is None:
-                raise NetError("has no weights in the file, so no class can be kept", layer=old)
-            fresh = _initial_blobs(after, shapes[new], arrays)
-            heads.net.layer.add().CopyFrom(after)
-            heads.blobs[new] = remap_rows(before, arrays, classes.row_map, fresh)
-    finally:
-        torch.set_rng_state(generator_state)
+    # Its own, because a training in another thread draws from torch's global one.
+    generator = torch.Generator().manual_seed(seed)
+    heads = Caffemodel(type(net)(), {})
+    for old, new in renamed.items():
+        before, after = (next(layer for layer in n.layer if layer.name == name) for n, name in ((old_net, old), (net, new)))
+        if traits(before).coordinates == "transposed" and after.convolution_param.weight_filler.type == "bilinear":
+            continue  # it starts from bilinear interpolation, for any number of classes
+        outputs = traits(before).num_output(before) if is_classifier(before) else len(classes.old)
+        if outputs != len(classes.old):
+            raise CaffeToolsError(f"the old labels are {len(classes.old)}, but layer '{old}' has {outputs} outputs (--grow-from)")
+        arrays = model.blobs.get(old)
+        if arrays is None:
+            raise NetError("has no weights in the file, so no class can be kept", layer=old)
+        fresh = _initial_blobs(after, shapes[new], arrays, generator)
+        heads.net.layer.add().CopyFrom(after)
+        heads.blobs[new] = remap_rows(before, arrays, classes.row_map, fresh)
     return merge_weights([trimmed, heads])
 
 
-def _initial_blobs(layer: LayerParameter, shapes: list[Shape], arrays: Sequence[Array]) -> list[Array]:
+def _initial_blobs(layer: LayerParameter, shapes: list[Shape], arrays: Sequence[Array], generator: torch.Generator) -> list[Array]:
     """Return blobs of ``shapes`` with the initial values of new classes: those of the fillers that the layer's class declares."""
     specs = declared_blobs(layer) or []
     specs = [replace(spec, shape=shape) for spec, shape in zip(specs, shapes, strict=True)]
-    return [values.numpy() for values in layer_class(layer.type).values_for_new_classes(specs, arrays)]
+    return [values.numpy() for values in layer_class(layer.type).values_for_new_classes(specs, arrays, generator)]

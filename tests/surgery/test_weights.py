@@ -98,6 +98,30 @@ def test_a_grown_net_scores_the_classes_that_it_knew_as_before() -> None:
     assert weights.blobs["fc_4"][0][0].std() > 0 and (weights.blobs["fc_4"][1][[0, 3]] == 0.5).all()
 
 
+def test_new_classes_are_drawn_from_a_generator_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training in another thread draws from torch's global generator, which thus may be neither set nor used, not even for a while."""
+    net = net_of(TINY)
+    made = retarget(net, len(NEW))
+    model = to_caffemodel(Net(data_layers_to_inputs(net, batch=2), TEST))
+    shapes = {row.name: row.parameters or [] for row in summarize(made.train_val, TRAIN).layers}
+    classes = Classes(OLD, NEW)
+
+    def fc(seed: int) -> Any:
+        return extend_classifier_weights(model, net, made.train_val, made.renamed, shapes, classes, seed=seed).blobs["fc_4"][0]
+
+    def refused(*_: object) -> None:
+        raise AssertionError("the global generator is set")
+
+    before = torch.get_rng_state()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "manual_seed", refused)
+        patch.setattr(torch, "set_rng_state", refused)
+        one, two = fc(1), fc(2)
+    assert torch.equal(torch.get_rng_state(), before)
+    # The kept rows are equal, the new ones are those of the seed.
+    assert (one[[1, 2]] == two[[1, 2]]).all() and (one[[0, 3]] != two[[0, 3]]).any()
+
+
 def test_what_follows_the_classifier_grows_with_it() -> None:
     behind = 'layer { name: "bn" type: "BatchNorm" bottom: "fc" top: "y" } layer { name: "sc" type: "Scale" bottom: "y" top: "y" }'
     net = with_head(behind)
