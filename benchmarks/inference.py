@@ -1,6 +1,7 @@
-"""Milliseconds of a forward pass: ``import caffe`` of caffetools against onnxruntime, OpenCV 4, real Caffe and plain PyTorch, in one run.
+"""Time and memory of a forward pass: ``import caffe`` of caffetools against onnxruntime, OpenCV 4 and real Caffe, in one run.
 
-    python benchmarks/inference.py [--batch 1 16] [--rounds 15] [--only squeezenet_v1.1] [--sides onnxruntime] [--threads N]
+    python benchmarks/inference.py [--batch 16 1] [--rounds 15] [--only squeezenet_v1.1] [--sides onnxruntime] [--threads N]
+    python benchmarks/inference.py --save rows.json --minutes 12     # every row; again with the same file: those that are missing
 
 Each side runs in a process of its own with the same random weights and pictures; the rounds alternate (ours, theirs, ours, …), so that
 a machine that slows down slows all. A round is a pause, one pass ("after a pause": threads sleep, caches are cold), and passes that follow
@@ -9,34 +10,40 @@ milliseconds over the rounds with their quartiles, and CPU milliseconds of the p
 caffetools is faster). On Linux a round in which other programs took more than a tenth of a processor is measured again, so that other work
 on the machine does not count; how many were, and whether that did not help, is written to stderr.
 
+Memory is the peak of what the process had in main memory (shared libraries and mapped files included) up to the last round, and what it
+was when the engine had been imported and nothing loaded yet; the interpreter and NumPy are in both.
+
 onnxruntime runs our own export, in two modes: as it is by default, and "pinned", each of its threads on a processor of its own
 (``session.intra_op_thread_affinities``), where its second thread helps also after a pause. caffetools is never pinned. OpenCV 4 and real
 Caffe run where ``caffetools engine add opencv4`` and ``caffetools engine add caffe`` have made their environments, else they are left
-out. "limit" is the time that the multiply–adds would take at the rate of a large matrix product by torch, measured in this process.
+out, as is one that cannot run a net. "Layer by layer" is caffetools without its inference plan, by torch's operators. "limit" is the time
+that the multiply–adds would take at the rate of a large matrix product by torch, measured in this process.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from inference_report import AFTER_PAUSE, BACK_TO_BACK, CPU, IMPORT, PEAK, Figure, Row, report, saved_rows, summary, table
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-NETWORKS = ["bvlc_alexnet", "bvlc_googlenet", "squeezenet_v1.1", "mobilenet_v1", "mobilenet_v2", "resnet50", "vgg16"]
-AFTER_PAUSE, BACK_TO_BACK, CPU = "after a pause", "back to back", "CPU"
+FIRST = ["bvlc_alexnet", "bvlc_googlenet", "squeezenet_v1.1"]  # at each batch before the others
+NETWORKS = [*FIRST, "mobilenet_v1", "mobilenet_v2", "resnet50", "vgg16"]
 Step = Callable[[], object]
 SETTLE = 0.15  # seconds
+LEAST_ROUNDS = 3
 BURST, BURST_SECONDS = 10, 0.2  # passes back to back, at the most
 MOST_OTHER, MOST_TRIES = 0.1, 4  # of a processor, by other programs in a round; times that a round is measured on average
 
@@ -53,6 +60,7 @@ def prepare(name: str, batch: int, folder: Path) -> None:
 
     param = read_net(prototxt_path(name, "deploy"))
     param.layer[0].input_param.shape[0].dim[0] = batch
+    folder.mkdir(parents=True, exist_ok=True)
     write_prototxt(folder / "deploy.prototxt", param)
     torch.manual_seed(0)
     net = Net(param)
@@ -76,10 +84,7 @@ def ours(folder: Path, threads: int) -> Step:
     """``net.forward()`` of ``import caffe``."""
     import torch
 
-    import caffetools
-
     torch.set_num_threads(threads)
-    caffetools.install_as_caffe()
     return caffe_step(folder)
 
 
@@ -156,24 +161,43 @@ def pytorch(folder: Path, threads: int) -> Step:
     return step
 
 
-SIDES = {
-    "caffetools": ours,
-    "onnxruntime": onnxruntime,
-    "onnxruntime pinned": onnxruntime_pinned,
-    "opencv4": opencv,
-    "caffe": real_caffe,
-    "layer by layer": pytorch,
+def import_caffetools() -> None:
+    import caffetools
+
+    caffetools.install_as_caffe()
+    importlib.import_module("caffe")
+
+
+# By name: what a script imports, and what it does then.
+SIDES: dict[str, tuple[Callable[[], object], Callable[[Path, int], Step]]] = {
+    "caffetools": (import_caffetools, ours),
+    "onnxruntime": (lambda: importlib.import_module("onnxruntime"), onnxruntime),
+    "onnxruntime pinned": (lambda: importlib.import_module("onnxruntime"), onnxruntime_pinned),
+    "opencv4": (lambda: importlib.import_module("cv2"), opencv),
+    "caffe": (lambda: importlib.import_module("caffe"), real_caffe),
+    "layer by layer": (import_caffetools, pytorch),
 }
 
 
+def peak_memory() -> float:
+    """MB. Linux keeps the peak of this very program; ru_maxrss would begin with that of the process that started it."""
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
 def worker(who: str, folder: Path, threads: int) -> None:
-    """A round for each line of standard input; its seconds as a line of JSON: of the first pass, and wall and CPU of those after it."""
-    step = SIDES[who](folder, threads)
+    """A round for each line of standard input; its figures as a line of JSON: seconds of the first pass, wall and CPU of those after it, MB."""
+    load, prepare_step = SIDES[who]
+    load()
+    imported = peak_memory()
+    step = prepare_step(folder, threads)
     for _ in sys.stdin:
         first = timed(step)
         more = [timed(step) for _ in range(max(1, min(BURST, int(BURST_SECONDS / first[0]))))]
         wall, cpu = (statistics.median(seconds[i] for seconds in more) for i in (0, 1))
-        print(json.dumps([first[0], wall, cpu]), flush=True)
+        print(json.dumps([first[0], wall, cpu, peak_memory(), imported]), flush=True)
 
 
 def timed(step: Step) -> tuple[float, float]:
@@ -201,6 +225,10 @@ def process_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class SideEnded(Exception):
+    """A worker process ended before its time."""
+
+
 class Side:
     """A worker process."""
 
@@ -209,16 +237,21 @@ class Side:
         command = [python, __file__, "--worker", who, "--folder", str(folder), "--threads", str(threads)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         self.times: dict[str, list[float]] = {AFTER_PAUSE: [], BACK_TO_BACK: [], CPU: []}
+        self.memory = {PEAK: 0.0, IMPORT: 0.0}
 
     def step(self, *, count: bool = True, again: bool = False) -> bool:
-        """Measure a round; return whether it counts. With ``again`` it does not where other programs ran."""
+        """Measure a round; return whether it counts. With ``again`` it does not where other programs ran. Raises :class:`SideEnded`."""
         # Threads of the side before spin for a while after its pass (OpenBLAS's for about 30 ms); they would take a core from this one.
         time.sleep(SETTLE)
         assert self.process.stdin and self.process.stdout
         start, others = time.perf_counter(), busy_seconds() - process_seconds(self.process.pid)
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        figures = json.loads(self.process.stdout.readline())
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SideEnded(f"it ended with exit code {self.process.wait()}")
+        *figures, self.memory[PEAK], self.memory[IMPORT] = json.loads(line)
         others = busy_seconds() - process_seconds(self.process.pid) - others
         # The system counts hundredths of a second.
         if again and others > 0.01 + MOST_OTHER * (time.perf_counter() - start):
@@ -230,22 +263,23 @@ class Side:
 
     def close(self) -> None:
         assert self.process.stdin
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
-def pythons() -> dict[str, str]:
-    """The interpreter of each side that there is."""
+def pythons(chosen: list[str]) -> dict[str, str]:
+    """The interpreter of each of the chosen sides that there is."""
     from caffetools.engines.environments import find_environment
     from caffetools.errors import CaffeToolsError
 
     found = {who: sys.executable for who in ("caffetools", "onnxruntime", "onnxruntime pinned", "layer by layer")}
-    for who in ("opencv4", "caffe"):
+    for who in {"opencv4", "caffe"}.intersection(chosen):
         try:
             found[who] = str(find_environment(who).python)
         except CaffeToolsError as error:
-            print(f"left out: {error}")
-    return found
+            print(f"left out: {error}", file=sys.stderr)
+    return {who: found[who] for who in SIDES if who in chosen and who in found}
 
 
 def limit(macs: int, threads: int) -> float:
@@ -257,84 +291,121 @@ def limit(macs: int, threads: int) -> float:
     return sgemm_seconds(macs) * 1e3
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Milliseconds over the rounds: median, first and third quartile, and the median over that of caffetools."""
+def warm_up(sides: dict[str, Side], title: str) -> float:
+    """Run two rounds that do not count, without the sides that cannot; return the seconds of the second."""
+    seconds = 0.0
+    for _ in range(2):
+        start = time.monotonic()
+        for who in list(sides):
+            try:
+                sides[who].step(count=False)
+            except SideEnded as error:
+                if who == "caffetools":
+                    raise
+                print(f"{title}: without {who}: {error}", file=sys.stderr)
+                del sides[who]
+        seconds = time.monotonic() - start
+    return seconds
 
-    median: float
-    first: float
-    third: float
-    ratio: float
 
-    @classmethod
-    def of(cls, times: list[float], ours: list[float]) -> Figure:
-        first, median, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-        return cls(median, first, third, median / statistics.median(ours))
-
-
-def compare(name: str, batch: int, rounds: int, threads: int, chosen: list[str]) -> tuple[dict[str, dict[str, Figure]], float]:
-    """Return the figures of each side, and the limit in milliseconds."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        prepare(name, batch, folder)
-        sides = {who: Side(who, python, folder, threads) for who, python in pythons().items() if who in chosen}
-        for side in [*sides.values()] * 2:
-            side.step(count=False)
-        left = (MOST_TRIES - 1) * rounds * len(sides)  # rounds that may be measured again
-        for side in [*sides.values()] * rounds:
-            while not side.step(again=left > 0):
-                left -= 1
+def measure(sides: dict[str, Side], title: str, most: int, until: float) -> int:
+    """Measure up to ``most`` rounds, after three none that would end later than ``until``; return how many."""
+    round_seconds = warm_up(sides, title)
+    left = given = (MOST_TRIES - 1) * most * len(sides)  # rounds that may be measured again
+    rounds = 0
+    while rounds < most and (rounds < LEAST_ROUNDS or time.monotonic() + round_seconds < until):
+        start = time.monotonic()
         for side in sides.values():
-            side.close()
+            while not side.step(again=left > 0 and time.monotonic() < until):
+                left -= 1
+        round_seconds = time.monotonic() - start
+        rounds += 1
+    if left < given:
+        print(f"{title}: {given - left} rounds measured again{'' if left else '; the machine is busy'}", file=sys.stderr)
+    return rounds
+
+
+def compare(name: str, batch: int, options: argparse.Namespace, seconds: float) -> Row:
+    """Measure a net at a batch in about ``seconds``."""
+    until = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        folder = (options.models or Path(stack.enter_context(tempfile.TemporaryDirectory()))) / f"{name}_{batch}"
+        # The facts are written last.
+        if not (folder / "facts.json").exists():
+            prepare(name, batch, folder)
+        chosen = ["caffetools", *options.sides]
+        sides = {who: Side(who, python, folder, options.threads) for who, python in pythons(chosen).items()}
+        for side in sides.values():
+            stack.callback(side.close)
+        rounds = measure(sides, f"{name}, batch {batch}", options.rounds, until)
         macs = json.loads((folder / "facts.json").read_text())["macs"]
-    repeated = (MOST_TRIES - 1) * rounds * len(sides) - left
-    if repeated:
-        print(f"{name}, batch {batch}: {repeated} rounds measured again{'' if left else '; the machine is busy'}", file=sys.stderr)
     ours = sides["caffetools"].times
-    results = {who: {what: Figure.of(times, ours[what]) for what, times in side.times.items()} for who, side in sides.items()}
-    return results, limit(macs, threads)
+    times = {who: {what: Figure.of(times, ours[what]) for what, times in side.times.items()} for who, side in sides.items()}
+    return Row(times, {who: side.memory for who, side in sides.items()}, limit(macs, options.threads), rounds)
 
 
-def table(title: str, results: dict[str, dict[str, Figure]], least: float) -> str:
-    """The figures of a net as text."""
-    lines = [
-        f"{title:26}"
-        + "".join(f"{what + ': ms':>22}{'quartiles':>18}{'/ ours':>8}" for what in (AFTER_PAUSE, BACK_TO_BACK))
-        + f"{'CPU ms':>10}"
-    ]
-    for who, figures in results.items():
-        cells = (figures[what] for what in (AFTER_PAUSE, BACK_TO_BACK))
-        text = "".join(f"{f.median:22.2f}{f'{f.first:.2f} to {f.third:.2f}':>18}{f.ratio:8.2f}" for f in cells)
-        lines.append(f"  {who:24}{text}{figures[CPU].median:10.2f}")
-    return "\n".join([*lines, f"  {'limit':24}{least:22.2f}"])
+def run(options: argparse.Namespace, rows: dict[str, Row]) -> None:
+    """Measure the rows that are not in ``rows`` yet, and save each at once."""
+    end = time.monotonic() + options.minutes * 60
+    first, others = ([name for name in options.only if (name in FIRST) is wanted] for wanted in (True, False))
+    wanted = [(name, batch) for batch in options.batch for name in first]
+    # The longest ones, VGG-16's batches, come last.
+    wanted += [(name, batch) for batch in sorted(options.batch) for name in others]
+    missing = [(name, batch) for name, batch in wanted if f"{name}, batch {batch}" not in rows]
+    for done, (name, batch) in enumerate(missing):
+        left = end - time.monotonic()
+        if left <= 0:
+            print(f"{len(missing) - done} rows are left for want of time", file=sys.stderr)
+            return
+        title = f"{name}, batch {batch}"
+        rows[title] = compare(name, batch, options, min(options.seconds, left))
+        if options.save:
+            scratch = options.save.with_name(options.save.name + ".part")
+            scratch.write_text(report(rows, options.threads))
+            scratch.replace(options.save)
+        if not options.json:
+            print(table(title, rows[title]), flush=True)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 1])
+    parser.add_argument("--rounds", type=int, default=15, help="at most (default: 15)")
+    parser.add_argument("--only", nargs="+", default=NETWORKS, metavar="NET", help="default: " + " ".join(NETWORKS))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="opponents (default: all)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=60, help=f"of a row, but at least {LEAST_ROUNDS} rounds (default: 60)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after them")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="save each row as JSON; rows that it has already are not measured again")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="keep the nets and weights there for further runs")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", nargs="+", default=NETWORKS)
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="opponents (default: all)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser = arguments()
     options = parser.parse_args()
     if options.worker:
         # The folder of this script holds nothing that a worker may import by accident.
         sys.path.pop(0)
         worker(options.worker, options.folder, options.threads)
         return
-    results = {}
-    for name in options.only:
-        for batch in options.batch:
-            figures, least = compare(name, batch, options.rounds, options.threads, ["caffetools", *options.sides])
-            if not options.json:
-                print(table(f"{name}, batch {batch}", figures, least), flush=True)
-            sides = {who: {what: asdict(figure) for what, figure in side.items()} for who, side in figures.items()}
-            results[f"{name}, batch {batch}"] = {**sides, "limit": {"ms": least}}
-    if options.json:
-        print(json.dumps({"threads": options.threads, "results": results}, indent=2))
+    from caffetools.errors import CaffeToolsError
+
+    if min(options.rounds, options.threads, *options.batch) < 1:
+        parser.error("rounds, threads and batches are at least 1")
+    if options.save and not options.save.parent.is_dir():
+        parser.error(f"there is no folder {options.save.parent} for {options.save.name}")
+    try:
+        rows = saved_rows(options.save, options.threads) if options.save else {}
+        run(options, rows)
+    except (CaffeToolsError, SideEnded, ValueError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # the rows before are saved
+    print(report(rows, options.threads) if options.json else summary(rows))
 
 
 if __name__ == "__main__":

@@ -45,3 +45,41 @@ def test_growth_benchmark_measures_and_draws_small_sizes(tmp_path: Path) -> None
     assert all(value > 0 for figures in points.values() for value in figures.values())
     assert points["10"].keys() == report["exponents"]["depth"].keys() >= {"TEST pass", "training iteration", "GB, training"}
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_inference_benchmark_reports_memory_and_measures_no_saved_row_again(tmp_path: Path) -> None:
+    rows, models = tmp_path / "rows.json", tmp_path / "models"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "inference.py"),
+        "--only",
+        "lenet",
+        "--batch",
+        "2",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+    ]
+    command += ["--sides", "layer by layer", "--json", "--save", str(rows), "--models", str(models)]
+    first = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert first == json.loads(rows.read_text())
+    row = first["results"]["lenet, batch 2"]
+    assert row["rounds"] == 1
+    for side in (row["caffetools"], row["layer by layer"]):
+        assert side["peak MB"] > side["import MB"] > 50
+        assert side["back to back"]["median"] > 0
+    for path in models.rglob("*.caffemodel"):
+        path.unlink()  # a measurement would need it
+    again = subprocess.run([*command[:-5], "--save", str(rows), "--models", str(models)], capture_output=True, text=True, check=True).stdout
+    assert again.splitlines()[-1].startswith("| lenet, 2 |")
+
+
+def test_inference_benchmark_refuses_rows_of_other_threads_and_other_files(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "inference.py"), "--threads", "2", "--save", str(rows)]
+    for text, part in (('{"threads": 1, "results": {}}', "measured with 1 threads, not 2"), ("[]", "holds no rows of this script")):
+        rows.write_text(text)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, rows.read_text()) == (2, text)
+        assert part in done.stderr.splitlines()[-1]
