@@ -102,12 +102,11 @@ def plot_training_log(
     exists is replaced, as by Caffe's tool.
     """
     from caffetools.solver.logs.training_log import read_log
+    from caffetools.visualize.curves import run_names
     from caffetools.visualize.training_chart import draw_training_chart
 
     check_output(out, force=force)
-    names = [path.name for path in logs]
-    names = names if len(set(names)) == len(names) else [str(path) for path in logs]
-    title = draw_training_chart(chart, {name: read_log(path) for name, path in zip(names, logs, strict=True)}, out)
+    title = draw_training_chart(chart, {name: read_log(path) for name, path in run_names(logs).items()}, out)
     if as_json:
         print_json({"file": str(out), "chart": title})
     else:

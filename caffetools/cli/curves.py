@@ -22,14 +22,12 @@ def curves(
 ) -> None:
     """Draw loss, accuracy and learning rate over the iterations; several logs are drawn together."""
     from caffetools.solver.logs.training_log import read_log
-    from caffetools.visualize.curves import draw_curves
+    from caffetools.visualize.curves import draw_curves, run_names
     from caffetools.visualize.output import check_suffix
 
     check_suffix(out)
     check_output(out, force=force)
-    short = [path.name for path in logs]
-    names = short if len(set(short)) == len(logs) else [str(path) for path in logs]
-    runs = {name: read_log(path) for name, path in zip(names, logs, strict=True)}
+    runs = {name: read_log(path) for name, path in run_names(logs).items()}
     draw_curves(runs, out)
     if as_json:
         print_json({"file": str(out), "rows": {name: {"train": len(run.train), "test": len(run.test)} for name, run in runs.items()}})

@@ -95,7 +95,7 @@ def train(
     """Train the net of a solver prototxt as [bold]caffe train[/bold] does; its flags work here too.
 
     Snapshots are PREFIX_iter_N.caffemodel and .solverstate. The log has Caffe's words; PREFIX_log.jsonl has the same for scripts.
-    Ctrl-C takes a snapshot and stops, a second one stops at once; SIGHUP takes a snapshot and training continues.
+    Ctrl-C and SIGTERM take a snapshot and stop, a second Ctrl-C stops at once; SIGHUP takes a snapshot and training continues.
     """
     from caffetools.cli.models import weights_file
 
@@ -143,11 +143,10 @@ def _train(
     from caffetools.solver import launch
     from caffetools.solver import run as training
     from caffetools.solver.signals import Signals
-    from caffetools.solver.strategy import is_main, join, launched
+    from caffetools.solver.strategy import is_main, join
 
     _ = return_large_blocks() if compute.checkpoint_memory else disable_malloc_trim()
-    # An agent of torch.distributed.elastic ends processes by SIGTERM.
-    signals = Signals(*effects, sigterm="stop" if launched() else None)
+    signals = Signals(*effects)
     code = launch.relaunch(processes, gpu, sys.argv[1:], restarts)
     if code is not None:
         raise typer.Exit(code)

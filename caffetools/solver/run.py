@@ -95,7 +95,7 @@ def train(
         max_iter: Replaces the solver's.
         level: Added to its train_state, as by the flag of ``caffe train``.
         stages: Added to its train_state.
-        signals: What signals do. Default: SIGINT stops, SIGHUP writes a snapshot.
+        signals: What signals do. Default: SIGINT and SIGTERM stop, SIGHUP writes a snapshot.
         log: Path of the log. Default: ``PREFIX.log``. It is overwritten, but a resumed run appends to it; ``PREFIX_log.jsonl``
             receives the events as JSON lines.
         echo: Also receives every line of the log, with its line end.
@@ -194,10 +194,15 @@ def _files(log: PathLike | None, prefix: str, *, append: bool) -> Iterator[tuple
 
 
 def _run(solver: Solver, emitter: Events, signals: Signals, writer: GlogWriter, file: AppendOnlyFile) -> None:
+    # Until the end is reported: a signal in between must not leave a tracker with a run that never ends.
+    with signals:
+        _solve(solver, emitter, writer, file)
+
+
+def _solve(solver: Solver, emitter: Events, writer: GlogWriter, file: AppendOnlyFile) -> None:
     try:
         writer("caffe.cpp:239", "Starting Optimization")
-        with signals:
-            solver.solve()
+        solver.solve()
     except CaffeToolsError as raised:
         error = DataError(f"iteration {solver.iteration}: {raised}") if isinstance(raised, DataError) else raised
         # The disk may be the cause; the error itself matters more.

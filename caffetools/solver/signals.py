@@ -1,4 +1,4 @@
-"""What Ctrl-C and a hang-up do to a training: nothing is lost."""
+"""What Ctrl-C, a hang-up and SIGTERM do to a training: nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EFFECTS = ("stop", "snapshot", "none")
 
 
 class Signals(Callback):
-    """Act on SIGINT and SIGHUP: ``stop`` ends the iteration, writes a snapshot and stops; ``snapshot`` writes one and continues.
+    """Act on SIGINT, SIGHUP and SIGTERM: ``stop`` ends the iteration, writes a snapshot and stops; ``snapshot`` writes one and continues.
 
     Use it as a context (``with Signals() as signals:``) in the main thread, which handles signals; in other threads it does nothing.
     A second SIGINT stops at once if the first one asked to stop: it raises ``KeyboardInterrupt``, and files being written keep
@@ -27,14 +27,14 @@ class Signals(Callback):
     Args:
         sigint: ``stop``, ``snapshot`` or ``none``, as caffe's flag sigint_effect.
         sighup: The same for SIGHUP, as caffe's flag sighup_effect.
-        sigterm: The same for SIGTERM; None leaves SIGTERM alone, so it ends the process.
+        sigterm: The same for SIGTERM, which schedulers and ``docker stop`` send; None leaves it alone, so it ends the process.
 
     Raises:
         CaffeToolsError: An effect is none of these.
     """
 
-    def __init__(self, sigint: str = "stop", sighup: str = "snapshot", sigterm: str | None = None) -> None:
-        for flag, effect in (("sigint_effect", sigint), ("sighup_effect", sighup)):
+    def __init__(self, sigint: str = "stop", sighup: str = "snapshot", sigterm: str | None = "stop") -> None:
+        for flag, effect in (("sigint_effect", sigint), ("sighup_effect", sighup), ("sigterm", sigterm or "stop")):
             if effect not in EFFECTS:
                 raise CaffeToolsError(f"unknown {flag} '{effect}'; it is one of {', '.join(EFFECTS)}")
         self._effects = {signal.SIGINT: sigint} | ({_SIGHUP: sighup} if _SIGHUP is not None else {})

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from caffetools.errors import CaffeToolsError
-from caffetools.events import Event, EventSink, Finished, Metrics, Status, Tested
+from caffetools.events import Event, EventSink, Finished, Metrics, Started, Status, Tested
 
 _logger = logging.getLogger(__name__)
 
@@ -65,10 +65,10 @@ def mlflow_sink(experiment: str) -> EventSink:
     """Return a sink that logs metrics to an MLflow experiment.
 
     The environment variable MLFLOW_TRACKING_URI names the server or database; by default it is MLflow's own, mlflow.db in the current
-    folder.
+    folder. The experiment is opened at once, its run when the training starts: one that ends before leaves no run that never ends.
 
     Raises:
-        CaffeToolsError: a package is not installed, or the server or database refuses the run.
+        CaffeToolsError: a package is not installed, the server or database does not answer, or the experiment was deleted.
     """
     try:
         import mlflow
@@ -77,18 +77,25 @@ def mlflow_sink(experiment: str) -> EventSink:
     try:
         client = mlflow.MlflowClient()
         known = client.get_experiment_by_name(experiment)
-        run = client.create_run(known.experiment_id if known is not None else client.create_experiment(experiment)).info.run_id
+        number = known.experiment_id if known is not None else client.create_experiment(experiment)
     except mlflow.exceptions.MlflowException as error:
         hint = None
         if find_spec("sqlalchemy") is None and "sqlite:" in str(error):
             hint = "its database needs the package sqlalchemy: pip install 'caffetools[mlflow]'; or set MLFLOW_TRACKING_URI to a server"
         raise CaffeToolsError(f"MLflow: {error}", hint=hint) from None
+    if known is not None and known.lifecycle_stage == "deleted":
+        raise CaffeToolsError(f"MLflow: the experiment '{experiment}' was deleted", hint="restore it, or give another name")
+    run = ""
+
+    def start() -> None:
+        nonlocal run
+        run = client.create_run(number).info.run_id
 
     def log(values: dict[str, float], iteration: int) -> None:
         for tag, value in values.items():
             client.log_metric(run, tag, value, step=iteration)
 
-    return _sink("MLflow", log, lambda status: client.set_terminated(run, _MLFLOW_STATUS[status]))
+    return _sink("MLflow", log, lambda status: client.set_terminated(run, _MLFLOW_STATUS[status]), start)
 
 
 def wandb_sink(project: str) -> EventSink:
@@ -131,7 +138,7 @@ def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str
     return sinks + ([wandb_sink(wandb)] if wandb else [])
 
 
-def _sink(name: str, log: _Log, close: Callable[[Status], object]) -> EventSink:
+def _sink(name: str, log: _Log, close: Callable[[Status], object], start: Callable[[], object] = lambda: None) -> EventSink:
     works = True
 
     def sink(event: Event) -> None:
@@ -140,6 +147,8 @@ def _sink(name: str, log: _Log, close: Callable[[Status], object]) -> EventSink:
             return
         values, iteration = scalars(event)
         try:
+            if isinstance(event, Started):
+                start()
             if values:
                 log(values, iteration)
             if isinstance(event, Finished):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +52,30 @@ class Series:
         return "accuracy" if any(word in self.name.lower() for word in _SHARES) else "loss"
 
 
+def run_names(paths: Iterable[PathLike]) -> dict[str, Path]:
+    """Return the logs by the shortest names that differ: the files' names, with as many of their folders as that takes.
+
+    Args:
+        paths: Of the logs, relative or not; one that is given twice counts once.
+    """
+    given: dict[Path, Path] = {}
+    for path in paths:
+        given.setdefault(Path(path).resolve(), Path(path))
+    logs = list(given.values())
+    size = dict.fromkeys(range(len(logs)), 1)
+
+    def name(index: int) -> str:
+        return str(Path(*logs[index].parts[-size[index] :]))
+
+    while True:
+        count = Counter(name(index) for index in size)
+        longer = [index for index in size if count[name(index)] > 1 and size[index] < len(logs[index].parts)]
+        if not longer:
+            return {name(index): logs[index] for index in size}
+        for index in longer:
+            size[index] += 1
+
+
 def series(logs: Mapping[str, TrainingLog]) -> list[Series]:
     """Return every line of the runs (by name), in the order in which the outputs first appear.
 
@@ -88,11 +114,13 @@ def curves_figure(
     used = [panel for panel in panels if any(line.panel == panel for line in lines)]
     if not used:
         return None
+    # The names in the legend where there are several runs.
+    shown = dict(zip(logs, style.shorten_all(list(logs), 40), strict=True)) if len(logs) > 1 else {}
     figure = style.new_figure(size[0] * len(used), size[1], theme)
     for index, panel in enumerate(used):
         axes = figure.add_subplot(1, len(used), index + 1)
         style.style_axes(axes, theme)
-        _draw_panel(axes, panel, [line for line in lines if line.panel == panel], len(logs) > 1, theme)
+        _draw_panel(axes, panel, [line for line in lines if line.panel == panel], shown, theme)
     return figure
 
 
@@ -132,14 +160,14 @@ def _columns(pairs: Sequence[tuple[int, float]]) -> tuple[tuple[int, ...], tuple
     return tuple(x for x, _ in pairs), tuple(y for _, y in pairs)
 
 
-def _draw_panel(axes: Axes, panel: str, lines: Sequence[Series], several: bool, theme: Theme) -> None:
+def _draw_panel(axes: Axes, panel: str, lines: Sequence[Series], shown: Mapping[str, str], theme: Theme) -> None:
     outputs = list(dict.fromkeys(line.name for line in lines))
     title = TITLES[panel]
     if len(outputs) > _MOST_OUTPUTS:
         title += f" (the first {_MOST_OUTPUTS} of {len(outputs)} outputs)"
         lines = [line for line in lines if line.name in outputs[:_MOST_OUTPUTS]]
-    for line, colour in zip(lines, _line_colours(lines, several, theme), strict=True):
-        _draw_line(axes, line, colour, several)
+    for line, colour in zip(lines, _line_colours(lines, bool(shown), theme), strict=True):
+        _draw_line(axes, line, colour, shown)
     axes.set_title(title, fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=8)
     axes.set_xlabel("iteration", fontsize=style.LABEL)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -159,7 +187,7 @@ def _line_colours(lines: Sequence[Series], several: bool, theme: Theme) -> list[
     return [theme.series[number % len(theme.series)] for number in numbers]
 
 
-def _draw_line(axes: Axes, line: Series, colour: str, several: bool) -> None:
+def _draw_line(axes: Axes, line: Series, colour: str, shown: Mapping[str, str]) -> None:
     y = np.array([value if math.isfinite(value) else math.nan for value in line.y])
     look: dict[str, Any] = {"color": colour, "linewidth": 1.8}
     note = ""
@@ -173,15 +201,14 @@ def _draw_line(axes: Axes, line: Series, colour: str, several: bool) -> None:
         y, note = _running_mean(y, window), f" (mean of {window} rows)"
     else:
         look["linewidth"] = 1.4
-    axes.plot(line.x, y, label=_label(line, y, several) + note, **look)
+    axes.plot(line.x, y, label=_label(line, y, shown) + note, **look)
 
 
-def _label(line: Series, y: NDArray[np.float64], several: bool) -> str:
+def _label(line: Series, y: NDArray[np.float64], shown: Mapping[str, str]) -> str:
     known = y[np.isfinite(y)]
-    shown = "" if not known.size else f": {known[-1]:.2%}" if line.panel == "accuracy" and known[-1] <= 1 else f": {known[-1]:.4g}"
-    what = f"{line.phase} {line.name}" if line.phase != "lr" else "" if several else "lr"
-    run = style.shorten(line.run, 40) if several else ""
-    return style.plain("  ".join(part for part in (run, what) if part) + shown)
+    last = "" if not known.size else f": {known[-1]:.2%}" if line.panel == "accuracy" and known[-1] <= 1 else f": {known[-1]:.4g}"
+    what = f"{line.phase} {line.name}" if line.phase != "lr" else "" if shown else "lr"
+    return style.plain("  ".join(part for part in (shown.get(line.run, ""), what) if part) + last)
 
 
 def _running_mean(y: NDArray[np.float64], window: int) -> NDArray[np.float64]:

@@ -75,6 +75,52 @@ def test_parse_log_writes_the_two_files_of_parse_log_py(log: Path) -> None:
     assert "is not one character" in error_of(run("parse_log", log, "out", "--delimiter", "--"))
 
 
+# As NVCaffe logs in a job of DIGITS: the epoch beside the iteration, and from a second GPU on the process before it.
+DIGITS_LOG = """\
+I0512 10:11:12.000001  4242 caffe.cpp:191] Using GPUs 0, 1
+I0512 10:11:12.100001  4242 solver.cpp:48] Initializing solver from parameters:
+test_iter: 10
+base_lr: 0.01
+I0512 10:11:13.000001  4242 solver.cpp:286] Solving LeNet
+I0512 10:11:13.200001  4242 solver.cpp:339] Iteration 0, Testing net (#0)
+I0512 10:11:13.300001  4242 solver.cpp:411]     Test net output #0: accuracy = 0.125
+I0512 10:11:13.300101  4242 solver.cpp:411]     Test net output #1: loss = 2.25 (* 1 = 2.25 loss)
+I0512 10:11:13.400001  4242 solver.cpp:242] Iteration 0 (0 iter/s, 0.4s/12 iter), loss = 2.5
+I0512 10:11:13.400101  4242 solver.cpp:261]     Train net output #0: loss = 2.375 (* 1 = 2.375 loss)
+I0512 10:11:13.400201  4242 sgd_solver.cpp:106] Iteration 0, lr = 0.01
+I0512 10:11:14.400001  4242 solver.cpp:242] Iteration 12 (12.5 iter/s, 0.96s/12 iter), 0.3/10ep, loss = 1.9
+I0512 10:11:14.400101  4242 solver.cpp:261]     Train net output #0: loss = 1.75 (* 1 = 1.75 loss)
+I0512 10:11:14.400201  4242 sgd_solver.cpp:106] Iteration 12, lr = 0.005
+I0512 10:11:15.400001  4242 solver.cpp:352]     [0.0] Iteration 24 (12.5 iter/s, 0.96s/12 iter), 0.6/10ep, loss = 1.2
+I0512 10:11:15.400101  4242 solver.cpp:380]     [0.0]     Train net output #0: loss = 1.25 (* 1 = 1.25 loss)
+I0512 10:11:15.400201  4242 sgd_solver.cpp:180] [0.0] Iteration 24, lr = 0.0025, m = 0.9, lrm = 0.025, wd = 0.0001, gs = 1
+I0512 10:11:16.200001  4242 solver.cpp:479] Snapshotting to binary proto file snapshot_iter_24.caffemodel
+I0512 10:11:16.200001  4242 solver.cpp:539] Iteration 24, Testing net (#0)
+I0512 10:11:16.300001  4242 solver.cpp:624]     Test net output #0: accuracy = 0.75
+I0512 10:11:16.300101  4242 solver.cpp:624]     Test net output #1: loss = 1.125 (* 1 = 1.125 loss)
+"""
+
+
+def test_the_log_of_a_digits_job_is_parsed_and_drawn() -> None:
+    Path("caffe_output.log").write_text(DIGITS_LOG)
+    assert [row.loss for row in read_log("caffe_output.log").train] == [2.5, 1.9, 1.2]
+    run_well("parse_log", "caffe_output.log", ".")
+    assert Path("caffe_output.log.train").read_text().splitlines() == [
+        "NumIters,Seconds,LearningRate,loss",
+        "0.0,0.4001,0.01,2.375",
+        "12.0,1.4001,0.005,1.75",
+        "24.0,2.4001,0.0025,1.25",
+    ]
+    assert Path("caffe_output.log.test").read_text().splitlines() == [
+        "NumIters,Seconds,LearningRate,accuracy,loss",
+        "0.0,0.3,0.01,0.125,2.25",
+        "24.0,3.3,0.0025,0.75,1.125",
+    ]
+    assert "caffe_output.log: 3 rows of training, 2 of tests" in run_well("curves", "caffe_output.log", "-o", "curves.svg").stdout
+    drawn = Path("curves.svg").read_text()
+    assert all(text in drawn for text in ("test accuracy: 75.00%", "train loss: 1.25", "lr: 0.0025"))
+
+
 @pytest.mark.parametrize("chart", [2, 3, 4, 5, 6, 7])
 def test_plot_training_log_draws_the_charts_of_caffes_script(log: Path, chart: int) -> None:
     done = run_well("plot_training_log.py", chart, "chart.png", log)

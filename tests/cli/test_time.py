@@ -139,3 +139,9 @@ def test_curves_draws_caffes_logs_and_ours(command: Callable[..., Done], tmp_pat
     assert done.returncode == 0, done.stderr
     assert "train.log: 8 rows of training, 4 of tests" in done.stdout and "ours_log.jsonl: 3 rows of training" in done.stdout
     assert (tmp_path / "curves.svg").stat().st_size > 1000
+    other = tmp_path / "other" / ours.name
+    other.parent.mkdir()
+    other.write_text(ours.read_text())
+    done = command("curves", str(ours), str(other), str(ours), "-o", str(tmp_path / "two.svg"))
+    lines = [f"{name}: 3 rows of training, 0 of tests" for name in (f"{tmp_path.name}/{ours.name}", f"other/{ours.name}")]
+    assert done.stdout.splitlines()[:2] == lines

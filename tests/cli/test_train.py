@@ -185,9 +185,10 @@ def test_a_killed_run_leaves_whole_snapshots_and_resumes_from_them(tiny: Path) -
     assert not list(tiny.glob(".*.part")), "what a killed run left half-written is swept up"
 
 
-def test_ctrl_c_takes_a_snapshot_and_stops(tiny: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_take_a_snapshot_and_stop(tiny: Path, number: int) -> None:
     with endless(tiny) as run:
-        run.send_signal(signal.SIGINT)
+        run.send_signal(number)
         read_until(run, "Optimization stopped early.")
         run.communicate()
     assert run.returncode == 0

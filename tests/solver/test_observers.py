@@ -139,10 +139,11 @@ def kill(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-def test_sigint_ends_the_iteration_takes_a_snapshot_and_stops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_end_ends_the_iteration_takes_a_snapshot_and_stops(tmp_path: Path, number: int) -> None:
     history = History()
     with Signals() as signals:
-        solver = tiny_solver("snapshot_after_train: false", folder=tmp_path, callbacks=[At(kill(signal.SIGINT), 7), signals, history])
+        solver = tiny_solver("snapshot_after_train: false", folder=tmp_path, callbacks=[At(kill(number), 7), signals, history])
         solver.solve()
     assert (solver.iteration, solver.stopping) == (7, True)
     assert [s.iteration for s in history.snapshots] == [7]
@@ -193,6 +194,8 @@ def test_an_effect_of_none_is_none(tmp_path: Path) -> None:
 def test_an_unknown_effect_is_refused() -> None:
     with pytest.raises(CaffeToolsError, match="unknown sighup_effect 'reload'; it is one of stop, snapshot, none"):
         Signals(sighup="reload")
+    with pytest.raises(CaffeToolsError, match="unknown sigterm 'die'"):
+        Signals(sigterm="die")
 
 
 def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:
@@ -206,7 +209,10 @@ def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_the_old_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
+    numbers = signal.SIGINT, signal.SIGHUP, signal.SIGTERM
+    before = [signal.getsignal(number) for number in numbers]
     with Signals():
-        assert signal.getsignal(signal.SIGINT) != before[0]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)) == before
+        assert all(signal.getsignal(number) != handler for number, handler in zip(numbers, before, strict=True))
+    assert [signal.getsignal(number) for number in numbers] == before
+    with Signals(sigterm=None):
+        assert signal.getsignal(signal.SIGTERM) == before[2]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
 from pathlib import Path
 
 import pytest
 
 from caffetools.errors import CaffeToolsError
-from caffetools.events import Finished, Metrics, Started, Tested
+from caffetools.events import Event, Finished, Metrics, Progress, Started, Tested, fan_out
 from caffetools.solver import sinks
+from caffetools.solver.run import train
+from tests.solver.together import project
 
 EVENTS = [
     Started(task="train"),
@@ -54,12 +58,41 @@ def test_mlflow_keeps_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         sink = sinks.mlflow_sink("digits")
         for event in [*EVENTS[:-1], last]:
             sink(event)
+    sinks.mlflow_sink("digits")  # of a training that never starts: no run
     client = mlflow.MlflowClient()
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "KILLED"]
     for run in runs:
         history = client.get_metric_history(run.info.run_id, "train/loss")
         assert [(point.step, point.value) for point in history] == [(10, 2.25), (20, 1.0)]
+
+
+def test_an_experiment_of_mlflow_that_was_deleted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    pytest.importorskip("sqlalchemy", reason="sqlalchemy is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = mlflow.MlflowClient()
+    client.delete_experiment(client.create_experiment("digits"))
+    with pytest.raises(CaffeToolsError, match="the experiment 'digits' was deleted"):
+        sinks.mlflow_sink("digits")
+
+
+def test_a_training_that_sigterm_ends_is_a_killed_run_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    pytest.importorskip("sqlalchemy", reason="sqlalchemy is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(project(tmp_path, batch=4))
+
+    def end(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    done = train("solver.prototxt", device="cpu", events=fan_out([sinks.mlflow_sink("digits"), end]))
+    assert done.stopped and done.solver.iteration == 3
+    assert Path(done.history.snapshots[-1].state).name.endswith("_iter_3.solverstate")
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert run.info.status == "KILLED"
 
 
 def test_weights_and_biases_reads_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from caffetools.errors import DataError
 from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
 from caffetools.visualize import style
-from caffetools.visualize.curves import curves_figure, draw_curves, series
+from caffetools.visualize.curves import curves_figure, draw_curves, run_names, series
 from tests.conftest import GOLDEN
 
 LOG = read_log(GOLDEN / "logs" / "train.log")
@@ -50,6 +50,30 @@ def test_several_runs_differ_in_colour_and_are_named() -> None:
     first, second = figure.axes[0].lines
     assert first.get_color() != second.get_color()
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a  train loss: 2", "b  train loss: 1"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["net/a.log", "net/b.log"], ["a.log", "b.log"]),
+        (["runs/one/net/caffe.log", "runs/two/net/caffe.log"], ["one/net/caffe.log", "two/net/caffe.log"]),
+        (["x/one/a.log", "x/two/a.log", "x/two/b.log"], ["one/a.log", "two/a.log", "b.log"]),
+        (["a.log", "old/a.log", "older/old/a.log"], ["a.log", "old/a.log", "older/old/a.log"]),
+        (["/a.log", "/x/a.log"], ["/a.log", "x/a.log"]),
+        (["a.log", "./a.log", "x/../a.log"], ["a.log"]),
+    ],
+)
+def test_runs_have_the_shortest_names_that_differ(paths: list[str], names: list[str]) -> None:
+    assert list(run_names(paths)) == names
+    assert {path.resolve() for path in run_names(paths).values()} == {Path(path).resolve() for path in paths}
+
+
+def test_long_names_of_runs_differ_in_the_legend() -> None:
+    names = [f"{'a' * 30}-{number}-{'b' * 30}" for number in (1, 2)]
+    figure = curves_figure({name: log([3, 2]) for name in names}, panels=["loss"])
+    assert figure is not None
+    first, second = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "-1-" in first and "-2-" in second
 
 
 def test_a_long_curve_has_its_running_mean() -> None:
