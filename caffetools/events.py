@@ -27,7 +27,7 @@ class Event:
     """Base of all events.
 
     Attributes:
-        task: What emits it: ``dataset``, ``fetch``, ``train``, ``test``, ``evaluate``, ``export``, ``verify``, ``calibrate``…
+        task: What emits it: ``dataset``, ``fetch``, ``train``, ``test``, ``evaluate``, ``export``, ``import``, ``verify``, ``check``, ``calibrate``…
         time: Seconds since the epoch (Unix time).
     """
 

@@ -13,6 +13,7 @@ import pytest
 
 import caffetools as ct
 from caffetools.data.databases import open_database
+from caffetools.infer.classifier import PreprocessOptions
 
 Work = Callable[[Path, bool, ct.events.EventSink, ct.CancelToken], object]
 
@@ -38,6 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ct.export_onnx(folder / "net" / "deploy.prototxt", folder / "w.caffemodel", folder / "m.onnx")
     for path in (folder / "net").glob("snapshot*"):
         path.unlink()
+    options = PreprocessOptions(mean=[0], labels=["dark", "light"])
+    ct.build_bundle(folder / "net" / "deploy.prototxt", folder / "w.caffemodel", folder / "bundle", "onnxruntime", options)
+    shutil.copytree(folder / "net", folder / "project")
+    (folder / "project" / "solver.prototxt").write_text((text + "random_seed: 3\n").replace(f"{folder}/net/", f"{folder}/project/"))
+    ct.train(folder / "project" / "solver.prototxt", device="cpu", max_iter=1)
     return folder
 
 
@@ -91,6 +97,20 @@ def quantize(place: Path) -> Work:
     return work
 
 
+def import_(place: Path) -> Work:
+    return lambda out, resume, events, cancel: ct.import_onnx(place / "m.onnx", out / "net", events=events, cancel=cancel)
+
+
+def check(place: Path) -> Work:
+    return lambda out, resume, events, cancel: ct.check_bundle(place / "bundle", engine="onnxruntime", events=events, cancel=cancel)
+
+
+def classify(place: Path) -> Work:
+    # Two batches.
+    pictures = [place / "pictures" / name for name in ("dark", "light")] * 2
+    return lambda out, resume, events, cancel: ct.Project.open(place / "project").classify(pictures, events=events, cancel=cancel)
+
+
 # What each makes, in its own folder.
 MADE = {
     "dataset": (dataset, ["data/train_lmdb", "data/val_lmdb", "data/mean.binaryproto", "data/train.txt", "data/val.txt"]),
@@ -99,6 +119,9 @@ MADE = {
     "export": (export, ["m.onnx"]),
     "verify": (verify, []),
     "quantize": (quantize, ["int8.onnx", "int8.tensorrt.cache"]),
+    "import": (import_, ["net/deploy.prototxt", "net/weights.caffemodel"]),
+    "check": (check, []),
+    "classify": (classify, []),
 }
 
 
@@ -138,6 +161,37 @@ def test_work_cancelled_at_each_kind_of_event_is_done_again_to_the_same_bytes(na
         assert [content(out / file) for file in files] == made, f"{name}, cancelled at {kind}"
         assert files or result == whole
         assert not [path.name for path in out.iterdir() if path.name.startswith(".")], f"{name}, cancelled at {kind}"
+
+
+@pytest.mark.parametrize("make", [import_, check, classify])
+def test_work_stops_between_its_parts(make: Callable[[Path], Work], place: Path, tmp_path: Path) -> None:
+    """Cancelled at its first progress, it makes no further one, and ends as cancelled where it has a beginning and an end."""
+    token, seen = ct.CancelToken(), list[ct.events.Event]()
+
+    def sink(event: ct.events.Event) -> None:
+        seen.append(event)
+        if isinstance(event, ct.events.Progress):
+            assert event.done < event.total
+            token.cancel()
+
+    with pytest.raises(ct.Cancelled):
+        make(place)(tmp_path, False, sink, token)
+    assert sum(isinstance(event, ct.events.Progress) for event in seen) == 1
+    assert [event.status for event in seen if isinstance(event, ct.events.Finished)] == ["cancelled"] * (make is not classify)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", [import_, check])
+def test_the_events_begin_and_end_and_count_all_parts(make: Callable[[Path], Work], place: Path, tmp_path: Path) -> None:
+    seen = list[ct.events.Event]()
+    make(place)(tmp_path, False, seen.append, ct.CancelToken())
+    assert seen[0].kind == "started" and isinstance(seen[-1], ct.events.Finished) and seen[-1].status == "done"
+    steps = [event for event in seen if isinstance(event, ct.events.Progress)]
+    for unit in dict.fromkeys(step.unit for step in steps):
+        counted = [(step.done, step.total) for step in steps if step.unit == unit]
+        assert counted == [(number, len(counted)) for number in range(1, len(counted) + 1)]
+    written = [Path(event.path) for event in seen if isinstance(event, ct.events.ArtifactWritten)]
+    assert sorted(written) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_nothing_is_written_by_a_cancelled_export(place: Path, tmp_path: Path) -> None:

@@ -92,7 +92,12 @@ def build_bundle(
 
 
 def check_bundle(
-    folder: PathLike, *, engine: Literal["auto", "onnxruntime", "opencv", "tensorrt"] = "auto", tolerance: float = 1e-3
+    folder: PathLike,
+    *,
+    engine: Literal["auto", "onnxruntime", "opencv", "tensorrt"] = "auto",
+    tolerance: float = 1e-3,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> BundleCheck:
     """Check a bundle: its files are those of SHA256SUMS, and its runner gives the expected classes or boxes for its samples.
 
@@ -100,6 +105,8 @@ def check_bundle(
         folder: The bundle.
         engine: What runs the model; ``auto`` takes the first that is installed, TensorRT if the bundle has an engine for it.
         tolerance: Largest difference to accept, of a probability, or of a box's corner over the image's size.
+        events: Receives ``Started``, ``Progress`` in files and then in samples that were compared, and ``Finished``.
+        cancel: Checked before each file and each sample.
 
     Returns:
         The numbers of files and samples that were compared, the engine, and the largest difference.
@@ -109,10 +116,13 @@ def check_bundle(
         ModelFileError: The engine cannot load the model.
         ExportError: The model gives other classes, boxes or probabilities than expected.
         CaffeToolsError: The engine is unknown.
+        Cancelled: ``cancel`` was set.
     """
     from caffetools.bundle.check import check_bundle as check
     from caffetools.bundle.standalone import BACKENDS
 
+    check_control(events, cancel)
     if engine not in ("auto", *BACKENDS):
         raise CaffeToolsError(f"'{engine}' is not known; auto, {', '.join(BACKENDS)} are")
-    return check(file_path("folder", folder), backend=engine, tolerance=finite_number("tolerance", tolerance))
+    limit = finite_number("tolerance", tolerance)
+    return check(file_path("folder", folder), backend=engine, tolerance=limit, events=events, cancel=cancel)

@@ -292,6 +292,8 @@ def import_onnx(
     *,
     target: Literal["bvlc", "ssd", "any"] = "bvlc",
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> ImportedNet:
     """Convert an ONNX model to ``deploy.prototxt`` and ``weights.caffemodel``, after both gave the same numbers.
 
@@ -301,6 +303,8 @@ def import_onnx(
         target: Which layers may be used: ``bvlc`` (those of BVLC Caffe 1.0), ``ssd`` (and SSD's Permute and Normalize) or ``any``
             (and other forks' layers).
         input_shapes: Input name → shape, for inputs whose sizes are free.
+        events: Receives ``Started``, ``Progress`` in nodes converted, ``ArtifactWritten`` for each file, and ``Finished``.
+        cancel: Checked after each node and before the files are written.
 
     Returns:
         The net, and the largest difference from the model.
@@ -308,12 +312,14 @@ def import_onnx(
     Raises:
         ExportError: An operator has no Caffe layers with its numbers; names the node and the reason.
         CaffeToolsError: The file cannot be read.
+        Cancelled: ``cancel`` was set; nothing is written then.
     """
     from caffetools.infer.import_model import import_file
 
+    check_control(events, cancel)
     source = model if isinstance(model, str) else file_path("model", model)
     shapes = None if input_shapes is None else named_shapes("input_shapes", input_shapes)
-    return import_file(source, file_path("folder", folder), target=target, input_shapes=shapes)[0]
+    return import_file(source, file_path("folder", folder), target=target, input_shapes=shapes, events=events, cancel=cancel)[0]
 
 
 def quantize(

@@ -141,7 +141,7 @@ def build_bundle(
             builder.write_calibration(Path(calibration))
         builder.write_scripts(Path(deploy).name, Path(out).name)
         write_sums(folder)
-        checked = check_bundle(folder, backend=TARGETS[target].backend)
+        checked = check_bundle(folder, backend=TARGETS[target].backend, cancel=cancel)
     events(ArtifactWritten(task="bundle", path=os.fspath(out), what="bundle"))
     return checked
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from caffetools.bundle import standalone, standalone_check
 from caffetools.bundle.standalone_check import SUMS
+from caffetools.cancel import CancelToken
 from caffetools.errors import DataError, ExportError, ModelFileError
+from caffetools.events import EventSink, ignore, reported, reporter
 from caffetools.util.checksums import file_sha256
 from caffetools.util.files import write_text
 
@@ -33,13 +35,22 @@ class BundleCheck:
     largest_difference: float
 
 
-def check_bundle(folder: PathLike, *, backend: str = "auto", tolerance: float = standalone_check.TOLERANCE) -> BundleCheck:
+def check_bundle(
+    folder: PathLike,
+    *,
+    backend: str = "auto",
+    tolerance: float = standalone_check.TOLERANCE,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
+) -> BundleCheck:
     """Check a bundle.
 
     Args:
         folder: The bundle.
         backend: ``onnxruntime``, ``opencv`` or ``tensorrt``; ``auto`` takes the first that is there, TensorRT if an engine is built.
         tolerance: Largest difference of a probability to accept.
+        events: Receives ``Started``, ``Progress`` in files and then in samples that were compared, and ``Finished``.
+        cancel: Checked before each file and each sample.
 
     Returns:
         What was compared.
@@ -48,11 +59,21 @@ def check_bundle(folder: PathLike, *, backend: str = "auto", tolerance: float = 
         DataError: A file is missing, changed or damaged.
         ModelFileError: The runtime cannot load the model.
         ExportError: The model gives other classes, boxes or probabilities than expected.
+        Cancelled: ``cancel`` was set.
     """
-    try:
-        return BundleCheck(**standalone_check.check(Path(folder), standalone, backend, tolerance))
-    except standalone_check.CheckError as error:
-        raise _KINDS[error.kind](error.message, path=error.path, line=error.line) from None
+    token = cancel or CancelToken()
+
+    def report(unit: str, done: int, total: int) -> None:
+        if done:
+            reporter(events, "check", unit)(done, total)
+        if done < total:
+            token.raise_if_cancelled("check")
+
+    with reported("check", f"Checking {os.fspath(folder)}", events):
+        try:
+            return BundleCheck(**standalone_check.check(Path(folder), standalone, backend, tolerance, report))
+        except standalone_check.CheckError as error:
+            raise _KINDS[error.kind](error.message, path=error.path, line=error.line) from None
 
 
 def write_sums(folder: Path) -> None:

@@ -19,12 +19,14 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 # Largest difference of a probability, or of a box's corner over the picture's size.
 TOLERANCE = 1e-3
 SUMS = "SHA256SUMS"
 REQUIRED = ("model.onnx", "preprocessing.json", "labels.txt", "samples/expected.json")
+# Called with a unit ("files", "samples"), how many are compared and how many there are: with 0 first, then after each; may raise to stop.
+Report = Callable[[str, int, int], None]
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
@@ -46,7 +48,11 @@ class CheckError(Exception):
         return place + self.message
 
 
-def check_sums(folder: Path) -> List[str]:
+def _quiet(unit: str, done: int, total: int) -> None:
+    pass
+
+
+def check_sums(folder: Path, report: Report = _quiet) -> List[str]:
     """Compare the files with SHA256SUMS; files that it does not list, such as engines built later, are not looked at.
 
     Returns:
@@ -61,6 +67,7 @@ def check_sums(folder: Path) -> List[str]:
     except (OSError, UnicodeDecodeError):
         raise CheckError("cannot read SHA256SUMS: this is not a bundle, or it is incomplete", folder) from None
     names = []
+    report("files", 0, len(lines))
     for number, line in enumerate(lines, 1):
         found = _LINE.fullmatch(line)
         if found is None or Path(found.group(2)).is_absolute() or ".." in Path(found.group(2)).parts:
@@ -71,10 +78,11 @@ def check_sums(folder: Path) -> List[str]:
         if _sha256(path) != found.group(1):
             raise CheckError("changed: its SHA-256 is not that of SHA256SUMS; copy the bundle again", path)
         names.append(found.group(2))
+        report("files", number, len(lines))
     return names
 
 
-def check(folder: Path, runner: ModuleType, backend: str = "auto", tolerance: float = TOLERANCE) -> Dict[str, Any]:
+def check(folder: Path, runner: ModuleType, backend: str = "auto", tolerance: float = TOLERANCE, report: Report = _quiet) -> Dict[str, Any]:
     """Check a bundle with its runner, the module of classify.py.
 
     Returns:
@@ -85,7 +93,7 @@ def check(folder: Path, runner: ModuleType, backend: str = "auto", tolerance: fl
     """
     if not folder.is_dir():
         raise CheckError("not a folder", folder)
-    files = check_sums(folder)
+    files = check_sums(folder, report)
     missing = [name for name in REQUIRED if name not in files]
     if missing:
         raise CheckError(f"SHA256SUMS does not list {missing[0]}: the bundle is incomplete", folder)
@@ -99,7 +107,8 @@ def check(folder: Path, runner: ModuleType, backend: str = "auto", tolerance: fl
     except runner.BundleError as error:
         raise CheckError(str(error), kind="model") from None
     largest = 0.0
-    for name, wanted in expected.items():
+    report("samples", 0, len(expected))
+    for number, (name, wanted) in enumerate(expected.items(), 1):
         picture = folder / "samples" / Path(name).name
         try:
             image = runner.read_picture(picture, settings)
@@ -112,6 +121,7 @@ def check(folder: Path, runner: ModuleType, backend: str = "auto", tolerance: fl
         except runner.BundleError as error:
             raise CheckError(str(error)) from None
         largest = max(largest, difference)
+        report("samples", number, len(expected))
     name = type(runtime).__name__.replace("Backend", "").lower()
     return {"files": len(files), "samples": len(expected), "backend": name, "largest_difference": largest}
 

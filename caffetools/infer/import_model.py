@@ -14,7 +14,9 @@ from typing import cast
 
 import torch
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import DataError, ModelFileError, did_you_mean
+from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
 from caffetools.infer.sidecar import write_preprocessing
 from caffetools.layers.base import Shape
 from caffetools.onnx.import_net import TARGETS, Target
@@ -24,7 +26,13 @@ PathLike = str | os.PathLike[str]
 
 
 def import_file(
-    model: PathLike, folder: PathLike, *, target: str = "bvlc", input_shapes: Mapping[str, Shape] | None = None
+    model: PathLike,
+    folder: PathLike,
+    *,
+    target: str = "bvlc",
+    input_shapes: Mapping[str, Shape] | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> tuple[ImportedNet, tuple[Path, Path]]:
     """Import a model and write ``deploy.prototxt``, ``weights.caffemodel`` and, where it is known, ``deploy.json``.
 
@@ -34,6 +42,8 @@ def import_file(
         folder: Where to write.
         target: ``bvlc``, ``ssd`` or ``any``.
         input_shapes: Input name → shape. A ``module:callable`` needs the shape of each of its inputs, in order.
+        events: Receives ``Started``, ``Progress`` in nodes converted, ``ArtifactWritten`` for each file, and ``Finished``.
+        cancel: Checked after each node and before the files are written.
 
     Returns:
         The net, and the paths of the prototxt and of the weights.
@@ -41,22 +51,34 @@ def import_file(
     Raises:
         ImportFailed: The model has no Caffe net with its numbers.
         CaffeToolsError: The model cannot be read, or the target is unknown.
+        Cancelled: ``cancel`` was set; nothing is written then.
     """
     chosen: Target | None = next((known for known in TARGETS if known == target), None)
     if chosen is None:
         raise DataError(f"there is no target '{target}'; there are {', '.join(TARGETS)}")
-    source: PathLike | bytes = model
-    shapes = dict(input_shapes or {})
+    with reported("import", f"Importing {os.fspath(model)}", events):
+        token = cancel or CancelToken()
+        token.raise_if_cancelled("import")
+        source, shapes = _source(model, input_shapes or {})
+        imported = import_model(source, target=chosen, input_shapes=shapes, progress=reporter(events, "import", "nodes", token))
+        token.raise_if_cancelled("import")
+        files = imported.write(folder)
+        written = [("deploy", files[0]), ("weights", files[1])]
+        if imported.preprocessing is not None:
+            written += [("preprocessing", path) for path in write_preprocessing(files[0], imported.preprocessing)]
+        for what, path in written:
+            events(ArtifactWritten(task="import", path=os.fspath(path), what=what))
+    return imported, files
+
+
+def _source(model: PathLike, shapes: Mapping[str, Shape]) -> tuple[PathLike | bytes, Mapping[str, Shape]]:
+    """Return the ONNX file, or the bytes of a model that torch exports, and the shapes of inputs that are not in it."""
     text = os.fspath(model)
     if text.endswith(".pt2"):
-        source, shapes = _exported_program(text), {}
-    elif ":" in text and not Path(text).exists():
-        source, shapes = _module(text, shapes), {}
-    imported = import_model(source, target=chosen, input_shapes=shapes)
-    files = imported.write(folder)
-    if imported.preprocessing is not None:
-        write_preprocessing(files[0], imported.preprocessing)
-    return imported, files
+        return _exported_program(text), {}
+    if ":" in text and not Path(text).exists():
+        return _module(text, shapes), {}
+    return model, shapes
 
 
 def _exported_program(path: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def import_model(
     *,
     target: Target = "bvlc",
     input_shapes: Mapping[str, Shape] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ImportedNet:
     """Convert an ONNX model to a Caffe net, and compare the two on one random input.
 
@@ -82,6 +83,7 @@ def import_model(
         target: Which layers may be used: ``bvlc`` (those of BVLC Caffe 1.0), ``ssd`` (and Permute and Normalize of SSD's fork) or
             ``any`` (and forks' layers that caffetools computes, and ``round_mode``).
         input_shapes: Input name → shape, for inputs whose sizes are free.
+        progress: Called with (nodes converted, all nodes) after each; may raise to stop.
 
     Returns:
         The net.
@@ -100,11 +102,13 @@ def import_model(
     writer = NetWriter(graph, target)
     for name, shape in graph.inputs.items():
         writer.add_input(name, shape)
-    for node in graph.nodes:
+    for number, node in enumerate(graph.nodes, 1):
         handler = find_handler(node.op, graph.opset)
         if handler is None:
             raise node.error("there are no Caffe layers for this operator; docs/onnx.md lists those that have some")
         handler(writer, node)
+        if progress is not None:
+            progress(number, len(graph.nodes))
     outputs = _finish(writer)
     result = writer.result()
     difference = _compare(graph, result, outputs)

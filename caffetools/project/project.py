@@ -324,20 +324,25 @@ class Project:
         """
         return Classifier(self.deploy_prototxt, self._trained(), device=device)
 
-    def classify(self, images: ImageLike | Iterable[ImageLike], *, top: int = 5) -> list[ClassificationResult]:
+    def classify(
+        self, images: ImageLike | Iterable[ImageLike], *, top: int = 5, events: EventSink = ignore, cancel: CancelToken | None = None
+    ) -> list[ClassificationResult]:
         """Classify images with the newest weights.
 
         Args:
             images: As for :func:`caffetools.classify`.
             top: Number of classes for each image.
+            events: Receives ``Progress`` events, in images.
+            cancel: Checked before every batch.
 
         Returns:
-            One result an image, in their order.
+            One result an image, in their order; ``error`` in that of a file that cannot be read.
 
         Raises:
-            CaffeToolsError: The project is not trained yet, or an image given as a path cannot be read.
+            CaffeToolsError: The project is not trained yet, or one of ``images`` is not an image.
+            Cancelled: ``cancel`` was set.
         """
-        return self.classifier().classify(as_images(images), top=top)
+        return self.classifier().classify(as_images(images), top=top, events=events, cancel=cancel)
 
     def evaluate(self, *, events: EventSink = ignore, cancel: CancelToken | None = None) -> Evaluation:
         """Classify every held-out image of the dataset.
