@@ -36,6 +36,7 @@ class Permute(Layer):
 class ShuffleChannel(Layer):
     """(N, C, …): the channels, taken as ``group`` rows of C / group, read column by column. Zhang et al. (2018), ShuffleNet."""
 
+    TRAITS = Traits(role="rearrange")
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -65,6 +66,7 @@ class Reorg(Layer):
     must be divisible by s² both ways.
     """
 
+    TRAITS = Traits(role="rearrange")
     NEEDS_TOP = False
 
     def settings(self) -> tuple[int, bool]:

@@ -25,6 +25,7 @@ Role = Literal[
     "permute",  # the axes in another order
     "pooling",
     "probability",  # turns scores into probabilities
+    "rearrange",  # moves values between channels and positions
     "recurrent",
     "reshape",  # the same values in the same order under another shape
     "sampling",  # takes windows or positions of maps: crops, enlarges, shifts

@@ -10,8 +10,6 @@ from google.protobuf.message import Message
 
 from caffetools.graph.summary import LayerSummary, summarize
 from caffetools.layers.base import Shape
-from caffetools.layers.concat import Concat
-from caffetools.layers.permute import Permute, Reorg, ShuffleChannel
 from caffetools.layers.registry import layer_types
 from caffetools.net.phases import filter_net, make_state
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter, enum_name
@@ -25,11 +23,10 @@ FAMILIES = {
     "activation": ("Activation", {"activation"}),
     "norm": ("Normalization, dropout", {"normalization", "dropout", "scale"}),
     "pooling": ("Pooling and sampling", {"pooling", "sampling"}),
-    "shape": ("Merge, slice, reshape", {"merge", "reshape", "slice", "split"}),
+    "shape": ("Merge, slice, reshape", {"merge", "concat", "permute", "rearrange", "reshape", "slice", "split"}),
     "loss": ("Loss, output, metric", {"loss", "metric", "probability", "detection"}),
     "other": ("Other", set[str]()),
 }
-_REARRANGING = (Concat, Permute, Reorg, ShuffleChannel)  # types without a role of their own that only move values
 _ATTACHED = {"activation", "norm"}  # families that join the box of the only layer they read
 _MOST_PERIOD = 96  # boxes in a block that may be repeated
 _LEAST_SAVED = 3  # boxes that folding must save
@@ -177,8 +174,6 @@ def family_of(type_name: str, *, learned: bool = False) -> str:
     known = layer_types().get(type_name)
     if known is None:
         return "learned" if learned else "other"
-    if issubclass(known, _REARRANGING):
-        return "shape"
     role = known.TRAITS.role
     return next((key for key, (_, roles) in FAMILIES.items() if role in roles), "learned" if learned else "other")
 

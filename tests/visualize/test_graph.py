@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import cv2
 import pytest
 
 from caffetools.errors import DataError, NetError
+from caffetools.layers.traits import Role
 from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import parse, read_net
 from caffetools.visualize.graph_drawing import draw_graph, place_graph, svg_text
 from caffetools.visualize.graph_layout import Layout, lay_out
-from caffetools.visualize.net_graph import NetGraph, fold_repeats, net_graph
+from caffetools.visualize.net_graph import FAMILIES, NetGraph, family_of, fold_repeats, net_graph
 from tests.net.test_net import conv, data, relu
 from tests.visualize.browser import run_in_page
 
@@ -30,6 +32,13 @@ def graph_of(text: str, phase: int = 1) -> NetGraph:
 
 def bundled(name: str, kind: str = "deploy") -> NetGraph:
     return net_graph(read_net(PROTOTXT / name / f"{kind}.prototxt"))
+
+
+def test_every_role_that_says_something_has_one_colour() -> None:
+    drawn = [role for _, roles in FAMILIES.values() for role in roles]
+    assert sorted(drawn) == sorted(set(get_args(Role)) - {"other", "unknown", "silence"})
+    kinds = {kind: family_of(kind) for kind in ("Concat", "Permute", "Reorg", "ReorgYolo", "ShuffleChannel", "Accum", "Slice")}
+    assert set(kinds.values()) == {"shape"}
 
 
 def residual(blocks: int) -> str:
