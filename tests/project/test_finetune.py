@@ -181,7 +181,9 @@ def test_squeezenet_starts_from_weights_that_are_given(place: Path) -> None:
 def test_every_next_step_of_the_report_works_when_pasted(finished: Path) -> None:
     text = (finished / "run/report.html").read_text(encoding="utf-8")
     section = text[text.index('<section id="next"') : text.index('<section id="card"')]
-    commands = [html.unescape(line) for line in re.findall(r"<code>(caffetools .*?)</code>", section)]
+    # Each word is an element of its own, so that lines break between words.
+    blocks = re.findall(r"<code>(.*?)</code>", section, re.DOTALL)
+    commands = [html.unescape(re.sub(r"</?span>", "", block)) for block in blocks if "caffetools" in block]
     names = [shlex.split(line)[1:3] for line in commands]
     assert [name[0] for name in names if name[0] not in ("finetune", "visualize")] == ["classify", "quantize", "bundle"]
     for line in commands:
