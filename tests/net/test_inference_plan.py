@@ -420,10 +420,12 @@ def run():
         plan.run({"data": picture})
     return [int(t) for t in set(os.listdir("/proc/self/task")) - before]
 
-def reaches(processors):
+def reaches(processors, passes=False):
     end = time.monotonic() + 20
     while os.sched_getaffinity(worker) != processors and time.monotonic() < end:
-        time.sleep(0.001)
+        if passes:
+            run()
+        time.sleep(0.1 if passes else 0.001)  # long enough to fall asleep
     return os.sched_getaffinity(worker) == processors
 
 torch.manual_seed(1)
@@ -438,8 +440,8 @@ os.sched_setaffinity(worker, every)
 native_conv.wake_threads()
 assert reaches(every - {first}), "asleep, it is kept off the processor of its caller"
 os.sched_setaffinity(0, {second})
-run()
-assert reaches(every - {second}), "also if that has moved"
+# In one of the next passes: a worker that was awake, or that had no part in a pass, is moved later.
+assert reaches(every - {second}, passes=True), "also if that has moved"
 os.sched_setaffinity(worker, {first})
 native_conv.wake_threads()
 run()
