@@ -15,8 +15,8 @@ PathLike = str | os.PathLike[str]
 E = TypeVar("E", bound="CaffeToolsError")
 
 
-def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return ``; did you mean 'x'?`` for the known word closest to ``word``, or an empty string.
+def closest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known word closest to ``word``; None if none is alike enough.
 
     Args:
         word: What was written.
@@ -25,8 +25,13 @@ def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     """
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return ``; did you mean 'x'?`` for the known word that is :func:`closest` to ``word``, or an empty string; arguments as there."""
+    close = closest(word, known, cutoff=cutoff)
+    return "" if close is None else f"; did you mean '{close}'?"
 
 
 class CaffeToolsError(Exception):

@@ -6,7 +6,7 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from caffetools.errors import CaffeToolsError, did_you_mean
+from caffetools.errors import CaffeToolsError, closest
 
 # How many entries of a folder are looked at: an error must be there at once.
 _MOST = 2000
@@ -48,9 +48,11 @@ def _close_name(path: Path) -> Path | None:
     parts = path.parts
     at = next(number for number in range(1, len(parts) + 1) if not os.path.lexists(Path(*parts[:number])))
     folder = Path(*parts[: at - 1])
-    close = did_you_mean(parts[at - 1], _names(folder), cutoff=0.8).partition("'")[2].removesuffix("'?")
+    close = closest(parts[at - 1], _names(folder), cutoff=0.8)
+    if close is None:
+        return None
     found = Path(folder, close, *parts[at:])
-    return found if close and os.path.lexists(found) else None
+    return found if os.path.lexists(found) else None
 
 
 def _names(folder: Path) -> list[str]:
@@ -67,5 +69,5 @@ def _model_hint(word: str) -> str:
         return ""
     from caffetools.zoo.names import known_names
 
-    hint = did_you_mean(word.lower(), known_names(), cutoff=0.75).removeprefix("; ")
-    return f"{hint} (a model of the zoo)" if hint else ""
+    close = closest(word.lower(), known_names(), cutoff=0.75)
+    return "" if close is None else f"did you mean '{close}'? (a model of the zoo)"

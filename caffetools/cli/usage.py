@@ -10,7 +10,7 @@ import typer
 from caffetools.cli.caffe_names import known_tools
 from caffetools.cli.commands import COMMANDS, EXAMPLES
 from caffetools.cli.gflags import FLAGS
-from caffetools.errors import did_you_mean
+from caffetools.errors import closest, did_you_mean
 
 # typer carries its own copy of click; these are its error classes.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -82,7 +82,8 @@ def _no_such_option(name: str, arguments: Sequence[str], context: Any) -> str:
     known = [flag for param in getattr(getattr(context, "command", None), "params", []) for flag in getattr(param, "opts", [])]
     word = typed.lstrip("-").replace("_", "-")
     # The dashes count for nothing: with them "--o" would be close to "--json".
-    hint = did_you_mean(word, [flag.lstrip("-") for flag in known if flag.startswith("--")]).replace("mean '", "mean '--")
+    close = closest(word, [flag.lstrip("-") for flag in known if flag.startswith("--")])
+    hint = "" if close is None else f"; did you mean '--{close}'?"
     takes = [command for command, flags in FLAGS.items() if word.replace("-", "_") in flags]
     if takes:
         hint = f"; it is a flag of {' and '.join(takes)}"

@@ -31,7 +31,11 @@ class _Broadcasting(Layer):
         return cls.TRAITS if len(param.bottom) == 1 else replace(cls.TRAITS, channels="mixed", class_axes=())
 
     def place(self, param: ScaleParameter | BiasParameter, bottoms: Shapes) -> Shape:
-        """Return the operand's shape; sets ``expanded``, the same with ones around it. Raises :class:`NetError`."""
+        """Return the operand's shape; sets ``first_axis``, its first one in the bottom, and ``expanded``, its shape with ones around it.
+
+        Raises:
+            NetError: The operand does not fit the bottom.
+        """
         shape = bottoms[0]
         if len(bottoms) > 1:
             operand = bottoms[1]
@@ -45,6 +49,7 @@ class _Broadcasting(Layer):
             if param.num_axes < -1 or axis + param.num_axes > len(shape):
                 raise self.error(f"num_axes {param.num_axes} from axis {axis} on does not fit a bottom of {format_shape(shape)}")
             operand = shape[axis:] if param.num_axes == -1 else shape[axis : axis + param.num_axes]
+        self.first_axis = axis
         if math.prod(operand) == 1:
             self.expanded: Shape = (1,) * len(shape)
         else:
@@ -115,8 +120,7 @@ class Scale(_Broadcasting):
         if len(self.bottoms) > 1:
             return frozenset()
         shape, operand = self.bottom_shapes[0], self.blobs[0].shape
-        axis = self.axis(self.param.scale_param.axis, shape) if self.param.scale_param.num_axes else 0
-        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + len(operand) :])
+        outer, inner = math.prod(shape[: self.first_axis]), math.prod(shape[self.first_axis + len(operand) :])
         return frozenset({0} if outer == 1 and (inner == 1 or operand.numel() > 1) else ())
 
     def of_channels(self) -> tuple[Tensor, Tensor | None] | None:
@@ -126,11 +130,11 @@ class Scale(_Broadcasting):
         return self.blobs[0].reshape(-1), self.blobs[1].reshape(-1) if self.param.scale_param.bias_term else None
 
     def inference_form(self) -> inference.Affine | None:
-        if len(self.bottoms) > 1 or not self.along_channels(self.blobs[0].numel()):
+        found = self.of_channels()
+        if found is None:
             return None
-        scale = self.blobs[0].detach().reshape(-1)
-        biased = self.param.scale_param.bias_term
-        return inference.Affine(scale, self.blobs[1].detach().reshape(-1) if biased else torch.zeros_like(scale))
+        scale, bias = found[0].detach(), found[1]
+        return inference.Affine(scale, torch.zeros_like(scale) if bias is None else bias.detach())
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         biased = self.param.scale_param.bias_term

@@ -127,7 +127,8 @@ class TrainingSteps:
             late.update(pool.relus)
         steps.update((index, _renames(layers[index])) for index in late)
         for joined in self._joined:
-            if not self._is_observed(joined, layers, wanted):
+            trained = all(self._layers[index].training for index in joined.convolutions)
+            if trained and not _is_observed(layers, (*joined.convolutions, *joined.relus, joined.last), wanted):
                 steps.update(_JoinedPass(joined, layers, self._gradients, late, run_layer).steps())
         steps.update(self.normalizing(layers, wanted, run_layer, late))
         return steps
@@ -151,17 +152,9 @@ class TrainingSteps:
         """
         steps: dict[int, Step] = {}
         for normalized, chain in zip(self._normalized, self.chains, strict=True):
-            inner = {top for index in chain for top in layers[index].tops} - set(layers[chain[-1]].tops)
-            if not _is_hooked(layers, chain) and not inner & set(wanted):
+            if not _is_observed(layers, chain, wanted):
                 steps.update(_NormalizedPass(normalized, layers, self._layers, late, run_layer, again=again).steps())
         return steps
-
-    def _is_observed(self, joined: Joined, layers: Sequence[Layer], wanted: Collection[str]) -> bool:
-        """Return whether something is to see what ``joined`` computes on the way."""
-        if _is_hooked(layers, joined.convolutions, *joined.relus, joined.last):
-            return True
-        inner = {top for index in (*joined.convolutions, *joined.relus) for top in layers[index].tops} - set(layers[joined.last].tops)
-        return any(name in wanted for name in inner) or not all(self._layers[index].training for index in joined.convolutions)
 
 
 class _JoinedPass:
@@ -288,7 +281,7 @@ class _NormalizedPass:
 
         def follow(blobs: Blobs) -> None:
             if self._is_done:
-                blobs[layer.tops[0]] = blobs[layer.bottoms[0]]
+                _renames(layer)(blobs)
             else:
                 self._run_layer(index, layer, blobs)
 
@@ -304,6 +297,12 @@ def _renames(layer: Layer) -> Step:
         blobs[layer.tops[0]] = blobs[layer.bottoms[0]]
 
     return rename
+
+
+def _is_observed(layers: Sequence[Layer], indices: Sequence[int], wanted: Collection[str]) -> bool:
+    """Return whether something is to see what layers that are one operator compute on the way to the last one's tops."""
+    inner = {top for index in indices for top in layers[index].tops} - set(layers[indices[-1]].tops)
+    return _is_hooked(layers, indices) or any(name in wanted for name in inner)
 
 
 def _is_hooked(layers: Sequence[Layer], indices: Sequence[int], *more: int) -> bool:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from caffetools.errors import ZooError, did_you_mean
+from caffetools.errors import ZooError, closest
 
 # Short name → model. Case, dashes, underscores and dots do not matter: ResNet-50 is resnet50.
 ALIASES = {
@@ -117,7 +117,5 @@ def _is_path(name: str) -> bool:
 
 
 def _hint(name: str) -> str:
-    close = did_you_mean(name.lower(), known_names()) or next(
-        (f"; did you mean '{known}'?" for known in known_names() if name and name.lower() in known), ""
-    )
-    return close.removeprefix("; ") or f"it has {', '.join(MODELS)} (caffetools zoo list)"
+    close = closest(name.lower(), known_names()) or next((known for known in known_names() if name and name.lower() in known), None)
+    return f"it has {', '.join(MODELS)} (caffetools zoo list)" if close is None else f"did you mean '{close}'?"
