@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plain import NETWORKS
+from plain import NETWORKS as BY_HAND
 
 from caffetools.graph.inputs import data_layers_to_inputs
 from caffetools.net.net import Net
@@ -42,6 +42,7 @@ from caffetools.zoo.networks import prototxt_path
 Step = Callable[[], object]
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NETWORKS = {"bvlc_alexnet": 227, "bvlc_googlenet": 224, "squeezenet_v1.1": 227, "resnet10": 224, "resnet50": 224}  # side of the pictures
 SOLVER = {"base_lr": 1e-3, "lr_policy": "fixed", "momentum": 0.9, "weight_decay": 5e-4, "max_iter": 10**6, "random_seed": 1}
 
 
@@ -168,7 +169,7 @@ def plain_model(setting: Setting, *, last: bool) -> tuple[nn.Module, torch.Tenso
     """The network by hand, and its inputs, in one of the two memory layouts."""
     torch.manual_seed(1)
     layout = torch.channels_last if last else torch.contiguous_format
-    model: nn.Module = NETWORKS[setting.name][0]()
+    model: nn.Module = BY_HAND[setting.name][0]()
     data, label = setting.pictures()
     return model.to(setting.device, memory_format=layout), data.contiguous(memory_format=layout), label
 
@@ -307,7 +308,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         planned = []
         for index, name in enumerate(names):
-            setting = Setting(name, batch, 67 if options.quick else NETWORKS[name][1], device)
+            setting = Setting(name, batch, 67 if options.quick else NETWORKS[name], device)
             cases = list(cases_of(setting, precisions, compiled=options.compile))
             cases += list(reading_cases(setting, Path(folder), records)) if index == 0 else []
             planned.append((setting, cases))

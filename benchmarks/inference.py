@@ -16,7 +16,8 @@ was when the engine had been imported and nothing loaded yet; the interpreter an
 onnxruntime runs our own export, in two modes: as it is by default, and "pinned", each of its threads on a processor of its own
 (``session.intra_op_thread_affinities``), where its second thread helps also after a pause. caffetools is never pinned. OpenCV 4 and real
 Caffe run where ``caffetools engine add opencv4`` and ``caffetools engine add caffe`` have made their environments, else they are left
-out, as is one that cannot run a net. "Layer by layer" is caffetools without its inference plan, by torch's operators. "limit" is the time
+out, as is one that cannot run a net. "pytorch" is the network by hand in plain eager PyTorch (plain.py). "Layer by layer" is caffetools
+without its inference plan, by torch's operators. "limit" is the time
 that the multiply–adds would take at the rate of a large matrix product by torch, measured in this process.
 """
 
@@ -142,6 +143,29 @@ def opencv(folder: Path, threads: int) -> Step:
 
 
 def pytorch(folder: Path, threads: int) -> Step:
+    """The network by hand in plain PyTorch, in eager mode, with the same weights."""
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    from plain import NETWORKS as BY_HAND
+    from plain import load_caffemodel
+
+    torch.set_num_threads(threads)
+    name = folder.name.rpartition("_")[0]
+    if name not in BY_HAND:
+        sys.exit(f"plain.py has no {name}")
+    model = BY_HAND[name][0]().eval()
+    load_caffemodel(model, folder / "weights.caffemodel")
+    x = torch.from_numpy(np.load(folder / "pictures.npy"))
+
+    def step() -> torch.Tensor:
+        with torch.inference_mode():
+            return model.probabilities(x)
+
+    return step
+
+
+def layer_by_layer(folder: Path, threads: int) -> Step:
     """Our Net as a plain module, layer by layer by torch's own operators."""
     import torch
 
@@ -175,7 +199,8 @@ SIDES: dict[str, tuple[Callable[[], object], Callable[[Path, int], Step]]] = {
     "onnxruntime pinned": (lambda: importlib.import_module("onnxruntime"), onnxruntime_pinned),
     "opencv4": (lambda: importlib.import_module("cv2"), opencv),
     "caffe": (lambda: importlib.import_module("caffe"), real_caffe),
-    "layer by layer": (import_caffetools, pytorch),
+    "pytorch": (lambda: importlib.import_module("torch"), pytorch),
+    "layer by layer": (import_caffetools, layer_by_layer),
 }
 
 
@@ -273,7 +298,7 @@ def pythons(chosen: list[str]) -> dict[str, str]:
     from caffetools.engines.environments import find_environment
     from caffetools.errors import CaffeToolsError
 
-    found = {who: sys.executable for who in ("caffetools", "onnxruntime", "onnxruntime pinned", "layer by layer")}
+    found = {who: sys.executable for who in SIDES if who not in ("opencv4", "caffe")}
     for who in {"opencv4", "caffe"}.intersection(chosen):
         try:
             found[who] = str(find_environment(who).python)

@@ -1,19 +1,33 @@
-"""AlexNet, GoogLeNet, SqueezeNet v1.1, ResNet-10 and ResNet-50 as one would write them by hand in plain eager PyTorch, for comparison.
+"""AlexNet, GoogLeNet, SqueezeNet v1.1, ResNets, MobileNets and VGG-16 as one would write them by hand in plain eager PyTorch, for comparison.
 
 NCHW memory, ``nn`` modules, ``torch.optim.SGD``. Layer sizes are the papers'; LRN and GoogLeNet's two further heads are there, since
-Caffe's networks have them. Every ``forward`` gives the training loss.
+Caffe's networks have them. Every ``forward`` gives the training loss, ``probabilities`` what a deploy net gives.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class AlexNet(nn.Module):
+class Classifier(nn.Module):
+    """What the networks have in common."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(x), label)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        return F.softmax(self.logits(x), 1)
+
+
+class AlexNet(Classifier):
     """Krizhevsky et al. 2012 with groups and LRN; 227 x 227 inputs."""
 
     def __init__(self, classes: int = 1000):
@@ -30,8 +44,9 @@ class AlexNet(nn.Module):
             nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, classes),
         )  # fmt: skip
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(self.classifier(self.features(x).flatten(1)), label)
+    def logits(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(self.features(x).flatten(1))
+        return y
 
 
 def unit(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Sequential:
@@ -64,7 +79,7 @@ class Head(nn.Module):
         return F.cross_entropy(self.classifier(F.dropout(F.relu(self.fc(x)), 0.7, self.training)), label)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Classifier):
     """Szegedy et al. 2014 with LRN and three heads; 224 x 224 inputs."""
 
     def __init__(self, classes: int = 1000):
@@ -82,11 +97,17 @@ class GoogLeNet(nn.Module):
         )  # fmt: skip
         self.head1, self.head2, self.classifier = Head(512, classes), Head(528, classes), nn.Linear(1024, classes)
 
+    def last(self, d: Tensor) -> Tensor:
+        y: Tensor = self.classifier(F.dropout(self.rest(d).mean((2, 3)), 0.4, self.training))
+        return y
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.last(self.four_bcd(self.four_a(self.three(self.stem(x)))))
+
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         a = self.four_a(self.three(self.stem(x)))
         d = self.four_bcd(a)
-        last = F.dropout(self.rest(d).mean((2, 3)), 0.4, self.training)
-        return F.cross_entropy(self.classifier(last), label) + 0.3 * (self.head1(a, label) + self.head2(d, label))
+        return F.cross_entropy(self.last(d), label) + 0.3 * (self.head1(a, label) + self.head2(d, label))
 
 
 class Fire(nn.Module):
@@ -101,7 +122,7 @@ class Fire(nn.Module):
         return torch.cat([self.one(x), self.three(x)], 1)
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(Classifier):
     """Iandola et al. 2016, version 1.1; 227 x 227 inputs."""
 
     def __init__(self, classes: int = 1000):
@@ -112,12 +133,13 @@ class SqueezeNet(nn.Module):
             Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256), nn.Dropout(0.5), unit(512, classes, 1),
         )  # fmt: skip
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(self.features(x).mean((2, 3)), label)
+    def logits(self, x: Tensor) -> Tensor:
+        y: Tensor = self.features(x).mean((2, 3))
+        return y
 
 
-def normed(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs))
+def normed(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, *, bias: bool = False) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias), nn.BatchNorm2d(outputs))
 
 
 class Bottleneck(nn.Module):
@@ -125,6 +147,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
+        self.shortcut = nn.Identity() if inputs == 4 * width else normed(inputs, 4 * width, 1, stride)
         self.residual = nn.Sequential(
             normed(inputs, width, 1, stride),
             nn.ReLU(inplace=True),
@@ -132,18 +155,17 @@ class Bottleneck(nn.Module):
             nn.ReLU(inplace=True),
             normed(width, 4 * width, 1),
         )
-        self.shortcut = nn.Identity() if inputs == 4 * width else normed(inputs, 4 * width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.residual(x) + self.shortcut(x), inplace=True)
 
 
-class ResNet50(nn.Module):
-    """He et al. 2015; 224 x 224 inputs."""
+class ResNet50(Classifier):
+    """He et al. 2015, with a bias in the first convolution as the published Caffe net has it; 224 x 224 inputs."""
 
     def __init__(self, classes: int = 1000):
         super().__init__()
-        blocks: list[nn.Module] = [normed(3, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)]
+        blocks: list[nn.Module] = [normed(3, 64, 7, 2, bias=True), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)]
         inputs = 64
         for stage, count in enumerate((3, 4, 6, 3)):
             width = 64 << stage
@@ -152,8 +174,9 @@ class ResNet50(nn.Module):
                 inputs = 4 * width
         self.features, self.classifier = nn.Sequential(*blocks), nn.Linear(2048, classes)
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(self.classifier(self.features(x).mean((2, 3))), label)
+    def logits(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return y
 
 
 class PreActivation(nn.Module):
@@ -173,7 +196,7 @@ class PreActivation(nn.Module):
         return y
 
 
-class ResNet10(nn.Module):
+class ResNet10(Classifier):
     """Simon et al. 2016: BatchNorm over the pictures, and four blocks; 224 x 224 inputs."""
 
     def __init__(self, classes: int = 1000):
@@ -187,18 +210,127 @@ class ResNet10(nn.Module):
         )
         self.classifier = nn.Linear(512, classes)
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        return F.cross_entropy(self.classifier(self.blocks(x + self.first(x)).mean((2, 3))), label)
+        y: Tensor = self.classifier(self.blocks(x + self.first(x)).mean((2, 3)))
+        return y
 
 
-NETWORKS = {
+class MobileNetV1(Classifier):
+    """Howard et al. 2017: thirteen depthwise separable convolutions; 224 x 224 inputs."""
+
+    def __init__(self, classes: int = 1000):
+        super().__init__()
+        blocks: list[nn.Module] = [normed(3, 32, 3, 2), nn.ReLU(inplace=True)]
+        inputs = 32
+        for outputs, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1)):
+            blocks += [normed(inputs, inputs, 3, stride, inputs), nn.ReLU(inplace=True), normed(inputs, outputs, 1), nn.ReLU(inplace=True)]
+            inputs = outputs
+        self.features, self.classifier = nn.Sequential(*blocks), nn.Linear(1024, classes)
+
+    def logits(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return y
+
+
+class InvertedResidual(nn.Module):
+    """MobileNet v2's block: expand, a depthwise convolution, and project to few channels without an activation."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int):
+        super().__init__()
+        width = inputs * expansion
+        self.residual = nn.Sequential(
+            normed(inputs, width, 1), nn.ReLU(inplace=True), normed(width, width, 3, stride, width), nn.ReLU(inplace=True), normed(width, outputs, 1)
+        )  # fmt: skip
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.residual(x)
+        return x + y if self.shortcut else y
+
+
+# Of MobileNet v2: outputs, expansion, blocks, and the stride of the first.
+STAGES = ((16, 1, 1, 1), (24, 6, 2, 2), (32, 6, 3, 2), (64, 6, 4, 1), (96, 6, 3, 2), (160, 6, 3, 2), (320, 6, 1, 1))
+
+
+class MobileNetV2(Classifier):
+    """Sandler et al. 2018, with ReLU and the strides of the published Caffe net; 224 x 224 inputs."""
+
+    def __init__(self, classes: int = 1000):
+        super().__init__()
+        blocks: list[nn.Module] = [normed(3, 32, 3, 2), nn.ReLU(inplace=True)]
+        inputs = 32
+        for outputs, expansion, count, stride in STAGES:
+            for index in range(count):
+                blocks.append(InvertedResidual(inputs, outputs, expansion, 1 if index else stride))
+                inputs = outputs
+        self.features = nn.Sequential(*blocks, normed(inputs, 1280, 1), nn.ReLU(inplace=True))
+        self.classifier = nn.Linear(1280, classes)
+
+    def logits(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return y
+
+
+class VGG16(Classifier):
+    """Simonyan and Zisserman 2014; 224 x 224 inputs."""
+
+    def __init__(self, classes: int = 1000):
+        super().__init__()
+        blocks: list[nn.Module] = []
+        inputs = 3
+        for outputs, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+            for _ in range(count):
+                blocks.append(unit(inputs, outputs, 3, padding=1))
+                inputs = outputs
+            blocks.append(nn.MaxPool2d(2, 2))
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Sequential(
+            nn.Linear(25088, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5),
+            nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, classes),
+        )  # fmt: skip
+
+    def logits(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(self.features(x).flatten(1))
+        return y
+
+
+NETWORKS: dict[str, tuple[type[Classifier], int]] = {
     "bvlc_alexnet": (AlexNet, 227),
     "bvlc_googlenet": (GoogLeNet, 224),
     "squeezenet_v1.1": (SqueezeNet, 227),
     "resnet10": (ResNet10, 224),
     "resnet50": (ResNet50, 224),
+    "mobilenet_v1": (MobileNetV1, 224),
+    "mobilenet_v2": (MobileNetV2, 224),
+    "vgg16": (VGG16, 224),
 }
+
+
+def load_caffemodel(model: Classifier, path: Path) -> None:
+    """Copy the weights of a deploy net: the layers of both follow each other in the same order."""
+    from caffetools.proto.binary import read_caffemodel
+    from caffetools.proto.blobs import release_pages
+
+    file = read_caffemodel(path)
+    modules = [module for name, module in model.named_modules() if not name.startswith("head")]
+    products = iter([module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))])
+    norms = iter([module for module in modules if isinstance(module, nn.BatchNorm2d)])
+    norm = nn.BatchNorm2d(1)
+    for layer in file.net.layer:
+        blobs = file.blobs.get(layer.name, [])
+        targets: list[Tensor] = []
+        if layer.type == "BatchNorm":
+            norm = next(norms)
+            assert norm.running_mean is not None and norm.running_var is not None and blobs[2] == 1
+            targets = [norm.running_mean, norm.running_var]
+        elif blobs:
+            targets = list((norm if layer.type == "Scale" else next(products)).parameters())
+        with torch.no_grad():
+            for target, blob in zip(targets, blobs, strict=layer.type != "BatchNorm"):
+                target.numpy()[...] = blob.reshape(target.shape)
+                release_pages(blob)
+    assert next(products, None) is next(norms, None) is None, "the file has fewer layers"
 
 
 def sgemm_seconds(macs: int) -> float:

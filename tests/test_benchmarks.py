@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+
+from caffetools.net.net import Net
+from caffetools.net.weights import save_weights
+from caffetools.proto.text import read_net
+from caffetools.zoo.networks import prototxt_path
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,6 +82,30 @@ def test_inference_benchmark_reports_memory_and_measures_no_saved_row_again(tmp_
         path.unlink()  # a measurement would need it
     again = subprocess.run([*command[:-5], "--save", str(rows), "--models", str(models)], capture_output=True, text=True, check=True).stdout
     assert again.splitlines()[-1].startswith("| lenet, 2 |")
+
+
+@pytest.mark.parametrize("name", ["squeezenet_v1.1", "mobilenet_v2"])
+def test_networks_by_hand_compute_what_ours_compute(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    plain = importlib.import_module("plain")
+    torch.manual_seed(0)
+    param = read_net(prototxt_path(name, "deploy"))
+    param.layer[0].input_param.shape[0].dim[0] = 1
+    net = Net(param)
+    for layer in net.layers:
+        for blob, spec in zip(layer.blobs, layer.specs, strict=True):
+            if not spec.learnable:
+                blob.data.fill_(1.0)
+            elif blob.dim() > 1:
+                blob.data.normal_(std=(2 / blob[0].numel()) ** 0.5)
+            else:
+                blob.data.uniform_(0.1, 0.5)
+    save_weights(net, tmp_path / "w.caffemodel")
+    model = plain.NETWORKS[name][0]().eval()
+    plain.load_caffemodel(model, tmp_path / "w.caffemodel")
+    x = torch.randn(net.blob_shapes["data"])
+    with torch.no_grad():
+        torch.testing.assert_close(model.probabilities(x), net({"data": x})["prob"].flatten(1), rtol=1e-3, atol=1e-6)
 
 
 def test_inference_benchmark_refuses_rows_of_other_threads_and_other_files(tmp_path: Path) -> None:

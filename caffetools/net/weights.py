@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from caffetools.errors import ModelFileError, NetError
 from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.blob_storage import mark_written
 from caffetools.net.net import Net
 from caffetools.proto.binary import read_caffemodel, write_caffemodel
-from caffetools.proto.blobs import Array, fits_stored
+from caffetools.proto.blobs import Array, fits_stored, release_pages
 from caffetools.proto.hdf5 import read_dataset
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import NetParameter
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
+_PIECE = 16 * 1024 * 1024  # bytes of weights that are copied at once
 
 
 @dataclass
@@ -104,13 +106,25 @@ def load_weights(
     with torch.no_grad():
         for parameter, array in copies:
             if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
-                # Through NumPy, which reads the mapped file in place.
-                parameter.detach().numpy()[...] = array.reshape(parameter.shape)
+                _copy_in_pieces(parameter.detach().numpy(), array.reshape(parameter.shape))
             else:
                 parameter.copy_(torch.from_numpy(np.array(array, copy=not array.flags.writeable)).reshape(parameter.shape))
     mark_written(parameter for parameter, _ in copies)
     _warn_of_ambiguous(report, model, origin, "last" if from_hdf5 else "first", warn, set(stored))
     return report
+
+
+def _copy_in_pieces(to: NDArray[np.float32], values: Array) -> None:
+    """Copy weights through NumPy, which reads the mapped file in place, so that only a piece of the file is in memory at a time."""
+    rows = max(1, _PIECE * len(values) // max(values.nbytes, 1)) if values.ndim else 1
+    if values.ndim == 0 or rows >= len(values):
+        to[...] = values
+        release_pages(values)
+        return
+    for first in range(0, len(values), rows):
+        piece = values[first : first + rows]
+        to[first : first + rows] = piece
+        release_pages(piece)
 
 
 def _stored_in_order(model: Caffemodel, several: Mapping[str, int]) -> dict[str, list[list[Array]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,6 +79,25 @@ def decode_blob(buffer: memoryview, start: int = 0, end: int | None = None, *, d
         raise wire.WireError(f"{data.size} values do not fill the shape {_times(shape)}", start)
     array = data.astype(np.float32, copy=False).reshape(shape)
     return array.view(LegacyArray) if is_legacy else array
+
+
+def release_pages(array: NDArray[Any]) -> None:
+    """Give back the memory that holds ``array``'s part of a mapped file; the values are read again when they are used again.
+
+    Without it a file that is copied value by value stays in memory next to its copy until nothing refers to the file. Arrays that are
+    not views of a file mapped for reading, and systems without ``madvise``, are left alone.
+    """
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not array.flags.c_contiguous or array.flags.writeable:
+        return
+    whole = np.frombuffer(mapped, np.uint8)
+    first = array.ctypes.data - whole.ctypes.data
+    # The pages at both ends may hold others' values, which costs a read of a page from the system's cache at most.
+    start = first // mmap.PAGESIZE * mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, start, min(first + array.nbytes, whole.size) - start)
 
 
 def encode_blob(array: NDArray[Any], *, legacy: bool = False, diff: NDArray[Any] | None = None) -> list[bytes | memoryview]:

@@ -12,6 +12,7 @@ import torch
 from caffetools.errors import ModelFileError, NetError
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, read_weights, save_weights, to_caffemodel
+from caffetools.proto.blobs import release_pages
 from tests.net.test_net import conv, data, net_of, relu
 
 
@@ -91,3 +92,33 @@ def test_weights_saved_under_the_name_of_an_hdf5_file_are_one(tmp_path: Path) ->
     again = small_net()
     load_weights(again, path)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs a peak of memory that can be reset")
+def test_a_file_is_not_in_memory_next_to_its_copy(tmp_path: Path) -> None:
+    param = data() + 'layer { name: "f" type: "InnerProduct" bottom: "data" top: "f" inner_product_param { num_output: 100000 } }'
+    net = net_of(param)
+    save_weights(net, tmp_path / "a.caffemodel")
+    size = (tmp_path / "a.caffemodel").stat().st_size
+    expected = net.layer("f").blobs[0].clone()
+    net.layer("f").blobs[0].data.fill_(0.5)
+
+    def memory(what: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    load_weights(net, tmp_path / "a.caffemodel")
+    assert size > 64e6
+    assert memory("VmHWM") - before < size / 2
+    assert torch.equal(net.layer("f").blobs[0], expected)
+
+
+def test_values_of_a_mapped_file_are_read_again_after_their_pages_were_released(tmp_path: Path) -> None:
+    save_weights(small_net(), tmp_path / "a.caffemodel")
+    model = read_weights(tmp_path / "a.caffemodel")
+    before = model.blobs["c"][0].copy()
+    release_pages(model.blobs["c"][0])
+    release_pages(before)  # no part of a file
+    np.testing.assert_array_equal(model.blobs["c"][0], before)
