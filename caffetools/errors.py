@@ -113,7 +113,13 @@ class ModelFileError(CaffeToolsError):
 
 
 class NetError(CaffeToolsError):
-    """A net that cannot be built or run."""
+    """A net that cannot be built or run.
+
+    Attributes:
+        field: Name of the field of the layer at fault, where one is; its line is shown.
+    """
+
+    field: str = ""
 
 
 class DataError(CaffeToolsError):

@@ -275,7 +275,9 @@ class Layer(nn.Module):
         """Check the arity, run the shape rule, and hold the declared blobs against those there already are."""
         self._check_arity()
         if reason := self.unsupported():
-            raise self.error(reason)
+            error = self.error(reason)
+            error.field = next(iter(self._strange_fields()), "").partition(":")[0]
+            raise error
         self.specs = []
         self.bottom_shapes = list(bottoms)
         self.top_shapes = list(self.setup(bottoms))
@@ -293,8 +295,12 @@ class Layer(nn.Module):
         """Return why this layer can't be computed with the settings of its prototxt, though its type is known; empty where it can."""
         if not self.READS_UNKNOWN and (names := unknown_names(self.param)):
             return f"has fields that are not known here ({', '.join(names)}), so what it computes isn't either"
-        strange = [name for name in fork_fields(self.param) if name not in self.FORK_FIELDS]
+        strange = self._strange_fields()
         return f"has {', '.join(strange)}, which changes what a fork's layer computes and is not supported" if strange else ""
+
+    def _strange_fields(self) -> list[str]:
+        """Return the fields of forks that are set, change numbers and are not computed by this layer."""
+        return [name for name in fork_fields(self.param) if name not in self.FORK_FIELDS]
 
     def allocate(self, *, filled: bool = True) -> None:
         """Make the declared blobs (float32) and fill them from the current torch random state, or leave them as they come."""

@@ -379,13 +379,14 @@ class Net(nn.Module):
 
 @contextmanager
 def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give errors about a layer that are raised inside the file ``path`` and the line on which the layer's block starts."""
+    """Give errors about a layer that are raised inside the file ``path``, and the line of the field at fault or of the layer's block."""
     try:
         yield
     except (NetError, DataError) as error:
         if error.path is not None or (error.layer is None and isinstance(error, DataError)):
             raise
-        raise error.located(path, layer_line(path, error.layer) if error.layer else 0) from None
+        field = error.field if isinstance(error, NetError) else ""
+        raise error.located(path, layer_line(path, error.layer, field) if error.layer else 0) from None
 
 
 def _laid_out(x: Tensor) -> Tensor:

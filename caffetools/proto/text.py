@@ -136,15 +136,22 @@ def write_prototxt(path: PathLike, message: Message, *, comment: str = "") -> No
         stream.write(encode_text(head + format_text(message)))
 
 
-def layer_line(path: PathLike, layer: str) -> int:
-    """Return the 1-based line on which the block of the layer named ``layer`` starts in a prototxt; 0 when it is not found."""
+def layer_line(path: PathLike, layer: str, field: str = "") -> int:
+    """Return the 1-based line of ``field`` in the block of the layer named ``layer`` in a prototxt; 0 where there is no such layer.
+
+    Args:
+        path: The prototxt.
+        layer: The layer's name.
+        field: A field anywhere in the block; the line on which the block starts where it is empty or not found.
+    """
     try:
         text = decode_text(Path(path).read_bytes())
     except OSError:
         return 0
     for line, block in _layer_blocks(text):
         if re.search(r"\bname\s*:\s*([\"'])" + re.escape(layer) + r"\1", block):
-            return line
+            found = re.search(rf"^[^#\n]*\b{re.escape(field)}\s*[:{{<]", block, re.MULTILINE) if field else None
+            return line + (block.count("\n", 0, found.end()) if found else 0)
     if layer == "input" and (
         found := re.search(r"^\s*(input(?:_shape|_dim)?)\s*[:{]|[}\s](input(?:_shape|_dim)?)\s*[:{]", text, re.MULTILINE)
     ):

@@ -188,7 +188,7 @@ def test_a_net_with_the_layer_gives_its_label_to_a_loss(source: str) -> None:
         ("transform_param { resize_param { height: 9 width: 9 resize_mode: FIT_SMALL_SIZE } }", 2, "batch_size must be 1"),
         ("transform_param { crop_size: 50 }", 1, r"the crop \(50 x 50\) is larger than the picture"),
         ("transform_param { crop_h: 5 }", 1, "crop_h and crop_w must be given together"),
-        ("annotated_data_param { yolo_data_type: 1 }", 1, "yolo_data_type of a fork is not computed here"),
+        ("annotated_data_param { yolo_data_type: 1 }", 1, "has yolo_data_type, which changes"),
         ("transform_param { expand_param { max_expand_ratio: 2 } distort_param { hue_delta: -1 } }", 1, "hue_delta must be 0 or more"),
         ("transform_param { pad: 3 }", 1, "pad"),
     ],

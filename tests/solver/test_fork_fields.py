@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from caffetools.errors import CaffeToolsError
+from caffetools.errors import CaffeToolsError, NetError
 from caffetools.layers.fork_fields import fork_fields
+from caffetools.layers.registry import layer_class, layer_types
+from caffetools.net.net import Net
 from caffetools.proto.forks.effects import effects
 from caffetools.proto.forks.renumber import field_numbers
 from caffetools.proto.forks.tables import DIALECTS, fork_schema
@@ -155,9 +158,6 @@ def test_a_list_of_devices_as_tsn_solvers_have_is_read(devices: str) -> None:
 
 # ---- layers ----
 
-# Messages of BVLC's schema that are parts of a layer.
-LAYER_MESSAGES = sorted({owner for owner, _ in FORK_FIELDS if owner.endswith("Parameter") and field_numbers(owner, ())})
-
 
 def with_field(message: Any, field: Any) -> None:
     """Set ``field`` of ``message`` to something that is not its default."""
@@ -168,27 +168,117 @@ def with_field(message: Any, field: Any) -> None:
     kinds = {field.CPPTYPE_STRING: "x", field.CPPTYPE_BOOL: not field.default_value}
     value = kinds.get(field.cpp_type, 7)
     if field.enum_type is not None:
-        value = next(v.number for v in field.enum_type.values if v.number != field.default_value)
+        value = next((v.number for v in field.enum_type.values if v.number != field.default_value), field.default_value)
     if field.is_repeated:
         getattr(message, field.name).append(value)
     else:
         setattr(message, field.name, value)
 
 
-@pytest.mark.parametrize(("owner", "name"), [f for f in FORK_FIELDS if f[0] in LAYER_MESSAGES and f[0].endswith("Parameter")])
-def test_a_fork_field_of_a_layer_is_seen_or_listed_as_harmless(owner: str, name: str) -> None:
-    from caffetools.layers.fork_fields import _HARMLESS
-
-    if owner in ("SolverParameter", "NetParameter", "LayerParameter", "V1LayerParameter") or name in field_numbers(owner, ()):
-        return
+def holder(owner: str) -> tuple[Any, Any]:
+    """Return a layer of no known type, and the message ``owner`` in it, as deep as it lies."""
     layer = LayerParameter(name="l", type="L")
-    if owner == "FillerParameter":
-        part = layer.convolution_param.weight_filler
-    else:
-        holders = [f for f in LayerParameter.DESCRIPTOR.fields if f.message_type is not None and f.message_type.name == owner]
-        part = getattr(layer, holders[0].name)
-    with_field(part, part.DESCRIPTOR.fields_by_name[name])
-    assert name in fork_fields(layer) or name in _HARMLESS
+    path = PATHS[owner]
+    part: Any = layer
+    for field in path:
+        value = getattr(part, field.name)
+        part = value.add() if field.is_repeated else value
+    if path:
+        part.SetInParent()
+    return layer, part
+
+
+def paths() -> dict[str, list[Any]]:
+    """Return how each message that layers have is reached, by settings of layer types that are computed where there are such."""
+    found: dict[str, list[Any]] = {"LayerParameter": []}
+    queue: list[tuple[Any, list[Any]]] = [(LayerParameter.DESCRIPTOR, [])]
+    while queue:
+        message, path = queue.pop(0)
+        for field in sorted(message.fields, key=lambda field: effect_of(message.name, field.name) != "computed"):
+            if field.message_type is not None and field.message_type.name not in found:
+                found[field.message_type.name] = [*path, field]
+                queue.append((field.message_type, [*path, field]))
+    return found
+
+
+def effect_of(owner: str, name: str) -> str:
+    return "computed" if name in field_numbers(owner, ()) else effects(owner)[name].effect if name in effects(owner) else "neutral"
+
+
+PATHS = paths()
+# All fields of forks in the messages of a layer, its settings and the parts of those.
+LAYER_FIELDS = [(owner, name) for owner, name in FORK_FIELDS if owner in PATHS and name not in field_numbers(owner, ())]
+COMPUTED = {name for type_name in layer_types() for name in layer_class(type_name).FORK_FIELDS}
+
+
+def test_every_field_that_a_fork_adds_to_any_message_is_classified() -> None:
+    for owner, name in FORK_FIELDS:
+        if name not in field_numbers(owner, ()):
+            assert effects(owner)[name].effect in ("computed", "neutral", "refused") and effects(owner)[name].reason, (owner, name)
+    assert len(LAYER_FIELDS) > 700
+
+
+def test_layer_types_name_exactly_the_fields_of_bvlc_messages_that_are_computed() -> None:
+    settings = [(owner, name) for owner, name in LAYER_FIELDS if field_numbers(owner, ()) and owner not in ("LayerParameter", "BlobProto")]
+    assert {name for owner, name in settings if effects(owner)[name].effect == "computed"} == COMPUTED
+
+
+def test_settings_are_computed_where_a_layer_type_that_reads_them_is() -> None:
+    """By the types' own statement, and by a registered type of the same name."""
+    stated = {layer_class(name).TRAITS.settings for name in layer_types()}
+    names = {name.lower() for name in layer_types()}
+    for owner, name in LAYER_FIELDS:
+        effect = effects(owner)[name].effect
+        if owner == "LayerParameter" and (name in stated or name.removesuffix("_param").replace("_", "") in names):
+            assert effect == "computed" or name == "split_param", name
+
+
+@pytest.mark.parametrize("owner", sorted({owner for owner, _ in LAYER_FIELDS} - {"BlobProto"}))
+def test_a_fork_field_of_a_layer_is_computed_neutral_or_reported(owner: str) -> None:
+    for name in [name for other, name in LAYER_FIELDS if other == owner]:
+        layer, part = holder(owner)
+        before = set(fork_fields(layer))
+        with_field(part, part.DESCRIPTOR.fields_by_name[name])
+        entry = effects(owner)[name]
+        reported, descriptor = name in fork_fields(layer), part.DESCRIPTOR.fields_by_name[name]
+        if descriptor.message_type is None and getattr(part, name) == descriptor.default_value:
+            continue  # an enum of one value
+        if before or entry.whole or any(effect_of(field.containing_type.name, field.name) != "computed" for field in PATHS[owner]):
+            # What holds it is neutral, reported already, or belongs to a layer type that is not computed.
+            continue
+        if owner == "LayerParameter" and descriptor.message_type is not None:
+            assert not reported
+        elif owner == "QuantizationParameter":
+            assert fork_fields(layer) == ["quantization_param"]
+        else:
+            assert reported == (entry.effect == "refused" or (entry.effect == "computed" and bool(field_numbers(owner, ()))))
+
+
+REFUSED = [
+    ("resize_param { height: 8 width: 8\n height_scale: 4 }", "transform_param { {} }", "AnnotatedData", "height_scale"),
+    ("train_diffcult: false", "annotated_data_param {\n {} }", "AnnotatedData", "train_diffcult"),
+    ("relu: true", "convolution_param { num_output: 2 kernel_size: 1\n # relu: false\n {} }", "Convolution", "relu"),
+    ("k: 2", "reduction_param {\n {} }", "Reduction", "k"),
+    ("operation: STOCHASTIC_SUM", "eltwise_param {\n {} }", "Eltwise", "operation: STOCHASTIC_SUM"),
+]
+
+
+@pytest.mark.parametrize(("field", "settings", "type_name", "shown"), REFUSED)
+def test_a_refused_field_of_a_layer_is_one_error_with_file_and_the_fields_line(
+    tmp_path: Path, field: str, settings: str, type_name: str, shown: str
+) -> None:
+    path = tmp_path / "net.prototxt"
+    data = type_name == "AnnotatedData"
+    places = 'top: "y" top: "label"' if data else 'bottom: "x" ' * (1 + (type_name == "Eltwise")) + 'top: "y"'
+    text = 'input: "x" input_shape { dim: 1 dim: 2 dim: 4 dim: 4 }\nlayer { name: "other" type: "ReLU" bottom: "x" top: "x" }\n'
+    text += f'layer {{ name: "l" type: "{type_name}" {places}\n  {settings.replace("{}", field)} }}\n'
+    path.write_text(text)
+    name = shown.partition(":")[0]
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if re.match(rf"[^#]*\b{name}:", row))
+    with pytest.raises(NetError, match=rf"^{re.escape(str(path))}:{line}: layer 'l': \({type_name}\) has {shown}, which changes") as error:
+        Net.from_file(path)
+    assert (error.value.line, error.value.field, error.value.exit_code) == (line, name, 2)
+    assert str(error.value).count("\n") == 0
 
 
 @pytest.mark.parametrize(

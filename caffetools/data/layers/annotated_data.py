@@ -25,7 +25,7 @@ from caffetools.data.joint_transforms import (
     mirror,
     move_to_region,
 )
-from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
+from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
 from caffetools.data.lmdb_file import Record
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
@@ -39,8 +39,6 @@ AnnotatedDatum = message_class("AnnotatedDatum")
 _BBOX = 0
 # Columns of the label top: item, group label, instance, xmin, ymin, xmax, ymax, difficult.
 _COLUMNS = 8
-# Fields of annotated_data_param that other forks add.
-_HONOURED = {"batch_sampler", "label_map_file", "anno_type"}
 
 
 @register("AnnotatedData")
@@ -58,11 +56,16 @@ class AnnotatedData(ReadingLayer):
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="labels")
     AUGMENTS = True
-    FORK_FIELDS = (
-        AUGMENT_FIELDS
-        | NEUTRAL_FIELDS
-        | {"resize_param", "noise_param", "emit_constraint", "crop_h", "crop_w", "distort_param", "expand_param", "shuffle"}
-    )
+    FORK_FIELDS = AUGMENT_FIELDS | {
+        "resize_param",
+        "noise_param",
+        "emit_constraint",
+        "crop_h",
+        "crop_w",
+        "distort_param",
+        "expand_param",
+        "shuffle",
+    }
 
     @classmethod
     def stored_item(cls, param: LayerParameter) -> Shape | None:
@@ -85,9 +88,6 @@ class AnnotatedData(ReadingLayer):
     def open(self, seed: int) -> BatchMaker:
         size = batch_size_of(self, self.param.data_param.batch_size)
         annotated = self.param.annotated_data_param
-        foreign = sorted(field.name for field, value in annotated.ListFields() if field.name not in _HONOURED and value)
-        if foreign:
-            raise self.error(f"annotated_data_param: the field {foreign[0]} of a fork is not computed here")
         resize = self.param.transform_param.resize_param
         if self.param.transform_param.HasField("resize_param") and resize.resize_mode == FIT_SMALL_SIZE and size != 1:
             raise self.error("resize_mode FIT_SMALL_SIZE gives pictures of different sizes, so batch_size must be 1")

@@ -32,10 +32,6 @@ Tops = tuple[NDArray[np.float32] | DeferredBatch, ...]
 # What the prefetch thread hands over.
 Ready = tuple[Tensor | DeviceBatch, ...]
 State = dict[str, Any]
-# Fields of NVCaffe's transform_param without an effect on numbers: where it is computed, the order of a blob's values in memory, what is
-# printed, and num_labels, which no code of that fork reads.
-NEUTRAL_FIELDS = frozenset({"use_gpu_transform", "forward_packing", "display", "num_labels"})
-
 
 # How many damaged records the Data layers that are made now leave out, and what is called with the error of each.
 _tolerance: ContextVar[tuple[int, ErrorHandler | None]] = ContextVar("tolerance", default=(0, None))

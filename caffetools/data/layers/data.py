@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
 from caffetools.data.databases import Database, open_database, shown_key
 from caffetools.data.datum import datum_to_array, is_encoded, parse_datum, record_to_array
-from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
+from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, RecordBatches, Tops, batch_size_of
 from caffetools.data.lmdb_file import Record
 from caffetools.data.random_resize import FORK_FIELDS as RESIZE_FIELDS
 from caffetools.data.random_resize import transform_seed
@@ -36,7 +36,7 @@ class Data(ReadingLayer):
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="numbers")
     AUGMENTS = True
-    FORK_FIELDS = AUGMENT_FIELDS | RESIZE_FIELDS | NEUTRAL_FIELDS | {"shuffle"}
+    FORK_FIELDS = AUGMENT_FIELDS | RESIZE_FIELDS | {"shuffle"}
 
     @classmethod
     def stored_item(cls, param: LayerParameter) -> Shape | None:

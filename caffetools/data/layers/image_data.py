@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
 from caffetools.data.images import read_image, resize
-from caffetools.data.layers.batch_source import NEUTRAL_FIELDS, BatchMaker, ReadingLayer, State, Tops, batch_size_of
+from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
 from caffetools.data.picture_lists import read_lists
 from caffetools.data.random_resize import FORK_FIELDS as RESIZE_FIELDS
 from caffetools.data.random_resize import transform_seed
@@ -31,7 +31,7 @@ class ImageData(ReadingLayer):
 
     TRAITS = Traits(role="data", source="image_data_param", file_source=True, transforms=True, label_tops="numbers")
     AUGMENTS = True
-    FORK_FIELDS = AUGMENT_FIELDS | RESIZE_FIELDS | NEUTRAL_FIELDS | {"short_side"}
+    FORK_FIELDS = AUGMENT_FIELDS | RESIZE_FIELDS | {"short_side"}
     TOPS = (2, 2)
 
     @classmethod
