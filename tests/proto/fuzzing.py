@@ -1,6 +1,6 @@
 """A process that reads damaged files of one kind, one after the other: ``python -m tests.proto.fuzzing KIND TRIES``.
 
-Prints how many were read as something, the longest time that one took (seconds), by how much the process grew (bytes) and the size
+Prints how many were read as something, the longest processor time that one took (seconds), by how much the process grew (bytes) and the size
 of the largest input, as JSON. Anything but a right answer or one of the project's own errors ends it with a traceback.
 """
 
@@ -117,13 +117,13 @@ def measure(attempts: Callable[[int], tuple[bool, int]], tries: int) -> dict[str
     """Run ``attempts``, of which each says whether something was read, and how many bytes the input had."""
     read, longest, largest = 0, 0.0, 0
     for index in range(-20, tries):
-        start = time.monotonic()
+        start = time.process_time()
         done, size = attempts(index)
         if index < 0:
             # The first only warm up: what is allocated once is not held against the inputs.
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             continue
-        read, longest, largest = read + done, max(longest, time.monotonic() - start), max(largest, size)
+        read, longest, largest = read + done, max(longest, time.process_time() - start), max(largest, size)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return {"read": read, "longest": longest, "grown": grown, "largest": largest}
 

@@ -17,7 +17,7 @@ from tests.proto.fuzzing import KINDS
 # Kinds of which hardly any damaged file is still valid: their checksums or their syntax see to that.
 SELDOM_READ = frozenset(KINDS) - {"text", "binary", "list", "labels", "hdf5-data", "npy"}
 TRIES = int(os.environ.get("CAFFETOOLS_FUZZ", "200"))
-LONGEST = 2.0  # seconds; a hang would be longer by far
+LONGEST = 2.0  # seconds of processor time; a hang would be longer by far
 ROOM = 64 << 20  # bytes that a reader may need besides twice its input
 
 
