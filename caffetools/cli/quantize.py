@@ -114,7 +114,8 @@ def _print(done: Quantization) -> None:
         ]
         print_table(("layer", ">SQNR (dB)", "computed in"), cells)
     if done.agreement is not None:
-        console.print(f"Same best class as in float: {done.agreement:.2%} of {done.images} pictures.")
+        of = f"{done.images} pictures" if done.decisions == done.images else f"{done.decisions:,} classifications in {done.images} pictures"
+        console.print(f"Same best class as in float: {done.agreement:.2%} of {of}.")
     if done.accuracy_before is not None and done.accuracy_after is not None:
         console.print(
             f"Accuracy on {done.tested} labelled pictures: {done.accuracy_before:.2%} in float, {done.accuracy_after:.2%} in {done.precision}."

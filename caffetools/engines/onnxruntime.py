@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from caffetools.engines.base import Engine, EngineError, PathLike
+from caffetools.engines.input_shapes import fill_free_axes
 from caffetools.errors import ModelFileError
 from caffetools.proto.sniff import Kind, wrong_kind
 
@@ -140,10 +141,12 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, session: Session):
         self.session = session
-        for name, shape in session.shapes.items():
-            if any(not isinstance(n, int) for n in shape[1:]):
-                raise EngineError(f"input '{name}' of the ONNX model leaves more than the batch size free ({shape}); fix the other axes")
-        self.inputs = {name: tuple(n if isinstance(n, int) else 1 for n in shape) for name, shape in session.shapes.items()}
+        self.inputs = {}
+        for name, dims in session.shapes.items():
+            shape = fill_free_axes(name, dims, session.properties)
+            if shape is None:
+                raise EngineError(f"input '{name}' of the ONNX model leaves more than the batch size free ({dims}); fix the other axes")
+            self.inputs[name] = shape
         self.outputs = session.outputs
         first = [shape[0] for shape in session.shapes.values() if shape]
         self.batch = next((n for n in first if isinstance(n, int)), None)

@@ -126,7 +126,8 @@ class PictureModel:
         outputs = self.engine.outputs
         if output not in outputs and (output is not None or len(outputs) != 1):
             wrong = f"has no output '{output}'" if output else "has several outputs"
-            raise NetError(f"{os.fspath(deploy)}: the net {wrong}; choose the {results} among {', '.join(outputs)}")
+            text = f"the net {wrong}; choose the {results} among {', '.join(outputs)}"
+            raise NetError(text, path=deploy, hint=f"as with --output {outputs[-1]}")
         self.output = output or outputs[0]
         shape = self.engine.inputs[self.input]
         self.preprocessing = merge_preprocessing(known or Preprocessing(), options or PreprocessOptions(), channels=shape[1])

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import onnx
 from onnx import TensorProto, helper
 
+from caffetools.engines.input_shapes import shapes_to_properties
 from caffetools.errors import ExportError, NetError
 from caffetools.layers.base import Shape
 from caffetools.net.net import Net
@@ -91,7 +92,8 @@ def build(
         for blob in blobs:
             name = blob if field is graph.input else values[blob]
             field.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes.dims(blob)))
-    helper.set_model_props(builder.model, dict(properties or {}))
+    sizes = shapes_to_properties({blob: shapes.base[blob] for blob in inputs}) if {"height", "width"} & set(dynamic_axes) else {}
+    helper.set_model_props(builder.model, {**(properties or {}), **sizes})
     model = OnnxModel(builder.model, builder.weights, builder.notes)
     check_model(model)
     _check_all_shapes(model, shapes, values)

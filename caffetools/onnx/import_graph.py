@@ -14,9 +14,10 @@ import onnx.version_converter
 from numpy.typing import NDArray
 from onnx import helper
 
+from caffetools.engines.input_shapes import fill_free_axes
 from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import ExportError
-from caffetools.layers.base import Shape, format_shape
+from caffetools.layers.base import Shape
 from caffetools.onnx.model import tensor_array
 
 Array = NDArray[Any]
@@ -168,6 +169,7 @@ def _runnable(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, Shape]:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
+    properties = {item.key: item.value for item in model.metadata_props}
     fixed: dict[str, Shape] = {}
     if unknown := [name for name in given if name not in {value.name for value in inputs}]:
         raise ImportFailed(f"the model has no input '{unknown[0]}'; its inputs are {', '.join(value.name for value in inputs)}")
@@ -175,9 +177,9 @@ def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, 
         if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
             raise ImportFailed(f"input '{value.name}' is not float32, and a Caffe net takes no other inputs")
         dims = value.type.tensor_type.shape.dim
-        shape = given.get(value.name) or tuple(int(dim.dim_value) or (1 if axis == 0 else 0) for axis, dim in enumerate(dims))
+        shape = given.get(value.name) or fill_free_axes(value.name, [int(dim.dim_value) for dim in dims], properties)
         if not shape or math.prod(shape) == 0:
-            free = format_shape(shape).replace("0", "?")
+            free = " x ".join(str(dim.dim_value or ("?" if axis else 1)) for axis, dim in enumerate(dims))
             raise ImportFailed(
                 f"input '{value.name}' is {free}, with sizes that are free", hint=f"give them: --input-shape {value.name}=1,3,224,224"
             )

@@ -45,7 +45,7 @@ class QuantizeOptions:
         method: How thresholds are found: ``minmax``, ``entropy`` or ``percentile``.
         percentile: For ``percentile``: % of the magnitudes above 0 that are not clipped.
         keep: Layers that are not quantized.
-        min_agreement: Share of images, 0 to 1, whose best class must stay the same; the layers with the lowest signal-to-noise ratio
+        min_agreement: Share of the decisions, 0 to 1, whose best class must stay the same; the layers with the lowest signal-to-noise ratio
             stay in float until it is reached.
         tables: Calibration tables to write: ``tensorrt``, ``ncnn``, ``caffe``.
         batch: Images a run.
@@ -89,7 +89,8 @@ class Quantization:
         path: The ONNX file.
         precision: ``int8`` or ``fp16``.
         images: Number of calibration images.
-        agreement: Share of the images, 0 to 1, whose best class is that of the float model; None where the net has no classes.
+        agreement: Share of the decisions, 0 to 1, in which the best class is that of the float model; None where the net has no classes.
+        decisions: How many classes are chosen: one an image or, in a detector or a segmentation, one a box or a pixel.
         layers: Convolutions and inner products, in the net's order.
         tables: Name of a table → its file.
         bytes_before: Size of the float model.
@@ -105,6 +106,7 @@ class Quantization:
     precision: Precision
     images: int
     agreement: float | None
+    decisions: int
     layers: list[QuantizedLayer] = field(default_factory=list)
     tables: dict[str, Path] = field(default_factory=dict)
     bytes_before: int = 0
@@ -296,7 +298,10 @@ class _Work:
         return made, min(shares, default=None)
 
     def _classes(self, session: Session) -> dict[str, NDArray[np.int64]]:
-        """Return output → index of the best class, over all images, for the outputs that have classes."""
+        """Return output → index of the best class, over all images and positions in one row, for the outputs that have classes.
+
+        A detector's Reshape may put the batch on another axis (1 x anchors x 2), so the parts need not have equal shapes.
+        """
         rows: dict[str, list[NDArray[np.int64]]] = {}
         for start in range(0, len(self.images), self.how.batch):
             if self.cancel is not None:
@@ -306,7 +311,7 @@ class _Work:
                 if not np.isfinite(output).all():
                     raise ExportError("has values that are not finite in this precision", blob=blob, hint="keep layers in float (--keep)")
                 if blob in self.class_axes:
-                    rows.setdefault(blob, []).append(output.argmax(axis=self.class_axes[blob]).astype(np.int64))
+                    rows.setdefault(blob, []).append(output.argmax(axis=self.class_axes[blob]).ravel().astype(np.int64))
             self.events(Progress(task="compare", done=stop, total=len(self.images), unit="images"))
         return {blob: np.concatenate(parts) for blob, parts in rows.items()}
 
@@ -324,6 +329,7 @@ class _Work:
             self.how.precision,
             len(self.images),
             agreement,
+            sum(len(classes) for classes in self.expected.values()),
             [QuantizedLayer(name, noise.get(name), name in kept) for name in self.inputs],
             tables,
             _size(self.model),

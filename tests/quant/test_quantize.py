@@ -419,11 +419,22 @@ def test_the_classes_of_boxes_are_compared_along_their_own_axis(digits: Digits, 
     floats = torch.from_numpy(inputs(digits)[:: 200 // 30])
     before, after = float_net(digits)({"data": floats}), open_session(made.path).run({"data": floats.numpy()})
     assert after["scores"].shape[1:] == (5, 2)
-    assert made.agreement is not None and made.agreement > 0.99
+    assert made.agreement is not None and made.agreement > 0.99 and made.decisions == 30 * 5
     raw = before["prob"].detach().numpy().reshape(-1, 5, 2)
     assert (raw.argmax(2) == after["scores"].argmax(2)).mean() > 0.98
     with pytest.raises(ExportError, match="no classes"):
         ct.quantize(deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, **given | {"outputs": ["offsets"], "min_agreement": 0.9})
+
+
+def test_the_boxes_of_several_pictures_may_lie_on_one_axis(digits: Digits, tmp_path: Path) -> None:
+    # 1 x (N * 5) x 2, as in detectors whose Reshape names a batch of 1: the last batch of 25 pictures has fewer rows.
+    text = digits.deploy.read_text().rpartition("layer {")[0]
+    rows = 'layer { name: "rows" type: "Reshape" bottom: "ip" top: "rows" reshape_param { shape { dim: 1 dim: -1 dim: 2 } } }\n'
+    softmax = 'layer { name: "scores" type: "Softmax" bottom: "rows" top: "scores" softmax_param { axis: 2 } }\n'
+    deploy = tmp_path / "deploy.prototxt"
+    deploy.write_text(text + rows + softmax)
+    made = ct.quantize(deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, mean=[128], scale=1 / 256, images=25, tables=[])
+    assert made.agreement is not None and made.agreement > 0.98 and made.decisions == 25 * 5
 
 
 def test_a_net_without_pictures_is_refused(tmp_path: Path, digits: Digits) -> None:
