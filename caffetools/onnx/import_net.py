@@ -105,6 +105,17 @@ class NetWriter:
             raise node.error(f"its input '{value}' {reason}, which this operator has no layers for")
         return self._values[value]
 
+    def known_blob(self, value: str) -> str | None:
+        """Return the blob that holds an ONNX value; None where none does, as for values between nodes that were merged."""
+        return self._values.get(value)
+
+    def free_blob(self, name: str) -> str:
+        """Return ``name``, or that name with an ending where a blob has it."""
+        taken, result, number = {top for layer in self.net.layer for top in layer.top}, name, 2
+        while result in taken:
+            result, number = f"{name}_out" if number == 2 else f"{name}_out{number}", number + 1
+        return result
+
     def alias(self, node: Node, value: str | None = None) -> None:
         """Let the node's first output be the blob of its first input: nothing is computed."""
         self._values[node.outputs[0]] = self.blob(node, value or node.inputs[0])

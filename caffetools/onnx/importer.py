@@ -34,6 +34,9 @@ Array = NDArray[Any]
 
 # The largest difference allowed, relative to an output's largest value: layers that stand for one operator round several times.
 TOLERANCE = 1e-4
+# Operators that give 0 and 1 (or other limits) for all large inputs, and those that only move values.
+_SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh", "Clip"})
+_MOVING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Cast", "Concat", "Split", "Slice"})
 
 import_ops.register()
 
@@ -44,7 +47,8 @@ class ImportedNet:
 
     Attributes:
         model: The net with its weights.
-        largest_difference: The largest difference of all outputs, relative to an output's largest value.
+        largest_difference: The largest difference of all outputs, relative to an output's largest value; of the values before a
+            Softmax or Sigmoid too, since probabilities of 0 and 1 are equal where those are not.
         outputs: ONNX output → blob.
         preprocessing: The preprocessing of the model's metadata, if caffetools wrote it.
         moved_inputs: ONNX input → the order of its axes in the net, for inputs that are (N, H, W, C) in the model.
@@ -111,7 +115,7 @@ def import_model(
             progress(number, len(graph.nodes))
     outputs = _finish(writer)
     result = writer.result()
-    difference = _compare(graph, result, outputs)
+    difference = _compare(graph, result, outputs | _before_saturation(writer))
     properties = {item.key: item.value for item in proto.metadata_props}
     return ImportedNet(result, difference, outputs, Preprocessing.from_properties(properties), moved)
 
@@ -120,16 +124,16 @@ def _finish(writer: NetWriter) -> dict[str, str]:
     """Let every output be a blob that no layer reads; gives ONNX output → blob."""
     end = Node("Output", "the graph's outputs", list(writer.graph.outputs), [])
     outputs: dict[str, str] = {}
+    values = list(dict.fromkeys(writer.graph.outputs))
     read = {blob for layer in writer.net.layer for blob in layer.bottom}
     # Two outputs may be one blob.
-    held = [writer.blob(end, value) for value in writer.graph.outputs]
+    held = [writer.blob(end, value) for value in values]
     read.update(blob for blob in held if held.count(blob) > 1)
     given = {blob for layer in writer.net.layer[: len(writer.graph.inputs)] for blob in layer.top}
-    for value in writer.graph.outputs:
+    for value in values:
         blob, wanted = writer.blob(end, value), clean_name(value)
-        made = {top for layer in writer.net.layer for top in layer.top}
         if blob in read or blob in outputs.values() or blob in given:
-            name = wanted if wanted not in made else f"{wanted}_out"
+            name = writer.free_blob(wanted)
             writer.net.layer.add(name=f"{name}_split", type="Split", bottom=[blob], top=[name])
             blob = name
         outputs[value] = blob
@@ -139,7 +143,27 @@ def _finish(writer: NetWriter) -> dict[str, str]:
     return outputs
 
 
-def _compare(graph: ImportGraph, model: Caffemodel, outputs: Mapping[str, str]) -> float:
+def _before_saturation(writer: NetWriter) -> dict[str, str]:
+    """Return ONNX value → blob of what the last Softmax or Sigmoid before each output reads, where a blob of its name holds it."""
+    graph, found = writer.graph, dict[str, str]()
+    waiting = list(graph.outputs)
+    seen = set(waiting)
+    while waiting:
+        node = graph.maker(waiting.pop())
+        if node is None or node.op not in _MOVING | _SATURATING:
+            continue
+        for value in node.inputs:
+            if value in seen or value in graph.constants or not value:
+                continue
+            seen.add(value)
+            if node.op in _MOVING:
+                waiting.append(value)
+            elif (blob := writer.known_blob(value)) is not None:
+                found[value] = blob
+    return found
+
+
+def _compare(graph: ImportGraph, model: Caffemodel, compared: Mapping[str, str]) -> float:
     """Return the largest relative difference; raises :class:`ImportFailed` where it is over TOLERANCE, naming the first node that differs."""
     try:
         net = Net(model.net, TEST, fill=False)
@@ -150,7 +174,7 @@ def _compare(graph: ImportGraph, model: Caffemodel, outputs: Mapping[str, str]) 
     with torch.no_grad():
         blobs = net(feed, keep=list(net.blob_shapes))
     worst = 0.0
-    for value, blob in outputs.items():
+    for value, blob in compared.items():
         worst = max(worst, _difference(graph.sample[value], blobs[blob].numpy()))
     if worst > TOLERANCE:
         for node in graph.nodes:

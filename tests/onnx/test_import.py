@@ -23,8 +23,9 @@ from caffetools.infer.compare import Candidate, compare_engines
 from caffetools.infer.import_model import import_file, torch_to_onnx
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
+from caffetools.onnx import import_net
 from caffetools.onnx.export import build, to_onnx
-from caffetools.onnx.import_graph import ImportFailed
+from caffetools.onnx.import_graph import ImportFailed, Node
 from caffetools.onnx.importer import ImportedNet, import_model
 from caffetools.proto.schema import TEST
 from tests.net.test_golden_nets import FOLDER, golden_net
@@ -279,6 +280,35 @@ def test_one_blob_may_be_two_outputs_and_names_of_nodes_may_repeat() -> None:
     imported = check(proto)
     assert imported.outputs.keys() == {"y", "r"}
     assert set(imported.outputs.values()) == set(Net(imported.model.net, TEST, fill=False).outputs)
+
+
+def test_an_output_that_is_named_twice_is_one_blob() -> None:
+    """As exporters write tuples that hold a tensor twice."""
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Exp", ["r"], ["y"])]
+    proto = graph_of(nodes, MAPS, {})
+    proto.graph.output.extend([proto.graph.output[0]] + [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)] * 2)
+    imported = check(proto)
+    assert set(imported.outputs.values()) == set(Net(imported.model.net, TEST, fill=False).outputs)
+    assert len(imported.outputs) == 2
+
+
+def test_probabilities_of_0_and_1_hide_no_faulty_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        helper.make_node("Elu", ["x"], ["e"]),
+        helper.make_node("Mul", ["e", "large"], ["scores"], name="n"),
+        helper.make_node("Softmax", ["scores"], ["p"], axis=1),
+        helper.make_node("Identity", ["p"], ["y"]),
+    ]
+    proto = graph_of(nodes, MAPS, {"large": np.float32(1e6)})
+    assert set(np.unique(open_session(proto).run({"x": numbers(*MAPS)})["y"])) == {0, 1}
+    check(proto)
+
+    def faulty(writer: import_net.NetWriter, node: Node) -> None:
+        writer.layer(node, "Power", [writer.blob(node, node.inputs[0])]).power_param.scale = 1.001e6
+
+    monkeypatch.setitem(import_net._HANDLERS, ("", "Mul"), [(1, faulty)])
+    with pytest.raises(ImportFailed, match=r"node 'n' \(Mul\): its layers give other numbers \(blob 'scores'\)"):
+        import_model(proto)
 
 
 def test_a_model_of_an_opset_before_onnxruntimes_first_is_converted() -> None:
