@@ -151,11 +151,18 @@ def _show_layers(summary: Summary) -> None:
     known = "of what is known: " if summary.unknown else ""
     console.print(
         f"{len(summary.layers)} layers, {known}{summary.parameters:,} parameters ({shortened(summary.parameter_bytes, 'B')}), "
-        f"{shortened(summary.macs)} multiply–accumulates, blobs {shortened(summary.blob_bytes, 'B')}"
+        f"{shortened(summary.macs)} multiply–accumulates{_each(summary)}, blobs {shortened(summary.blob_bytes, 'B')}"
     )
     causes = [row for row in summary.unknown if not row.unknown_bottoms]
     for row in causes:
         console.print(f"unknown: {row.name}: {row.note}", markup=False)
+
+
+def _each(summary: Summary) -> str:
+    """Return the multiply–accumulates of one picture, which is what tables of networks state; "" where that is the batch, or unknown."""
+    batches = {shape[0] for row in summary.layers if not row.bottoms for shape in row.shapes if shape is not None and len(shape) == 4}
+    batch = batches.pop() if len(batches) == 1 else 1
+    return f" for a batch of {batch} ({shortened(summary.macs // batch)} each)" if batch > 1 else ""
 
 
 def _show_weights(comparison: Comparison, weights: Path | None) -> None:

@@ -33,6 +33,12 @@ def test_each_layer_has_a_line_and_the_totals_come_last() -> None:
     assert lines[-1] == "67 layers, 1,235,496 parameters (4.9 MB), 387.7 M multiply–accumulates, blobs 19.3 MB"
 
 
+def test_the_work_of_a_batch_is_given_for_one_picture_too() -> None:
+    batch, one = (run("inspect", "lenet", "--input-shape", shape)[1].splitlines()[-1] for shape in ("64x1x28x28", "1x1x28x28"))
+    assert "146.8 M multiply–accumulates for a batch of 64 (2.3 M each)," in batch
+    assert "2.3 M multiply–accumulates, blobs" in one
+
+
 def test_a_train_val_net_needs_neither_its_databases_nor_its_mean(tiny: Path) -> None:
     train, test = (run("inspect", tiny, "--phase", phase)[1] for phase in ("train", "test"))
     assert "tiny in the TRAIN phase" in train and "4x3x8x8, 4" in train and "top-5" not in train
