@@ -145,6 +145,10 @@ def graph(
     ] = None,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw repeated blocks once; a page has both forms.")] = True,
     layout: Annotated[str, typer.Option(help="dot, own, or auto: Graphviz's dot where it is installed.")] = "auto",
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="WEIGHTS", help="A .caffemodel: a page then has statistics and first values of each layer's weights."),
+    ] = None,
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Shape of the net's input, 1x3x227x227, or NAME=SHAPE for one of several. May be repeated.")
     ] = None,
@@ -157,6 +161,7 @@ def graph(
     from caffetools.graph.inputs import parse_shapes
     from caffetools.graph.stages import choose_stages
     from caffetools.net.net import error_context
+    from caffetools.proto.binary import read_caffemodel
     from caffetools.proto.schema import TEST, TRAIN
     from caffetools.proto.text import read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
@@ -180,7 +185,8 @@ def graph(
         note(f"{net}: drawn in the stages {', '.join(chosen.stages)}; choose others by --stage")
     folder = net.resolve().parent.name
     title = param.name or (f"{folder}/{net.stem}" if net.suffix and folder else net.stem)
-    caption = draw_graph(drawn, out, title=title, fold=fold, engine=layout)
+    values = read_caffemodel(weights_file(weights)).blobs if weights else None
+    caption = draw_graph(drawn, out, title=title, fold=fold, engine=layout, weights=values)
     report_written(out, caption)
     if show:
         typer.launch(str(out))

@@ -75,7 +75,7 @@ class PReLU(Elementwise):
     Blobs: slope (C), or a scalar; without a filler they start at 0.25. He et al. (2015); prelu_layer.cpp.
     """
 
-    TRAITS = replace(Elementwise.TRAITS, settings="prelu_param", class_axes=(0,), weight_filler="filler")
+    TRAITS = replace(Elementwise.TRAITS, settings="prelu_param", class_axes=(0,), weight_filler="filler", blobs=("slope",))
     NEEDS_TOP = False
 
     @classmethod

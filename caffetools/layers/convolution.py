@@ -180,6 +180,7 @@ class Convolution(_Convolving):
         half=True,
         coordinates="window",
         weight_filler="weight_filler",
+        blobs=("weights", "bias"),
     )
     IN_PLACE = "overwrites"
 

@@ -26,7 +26,13 @@ class InnerProduct(Layer):
     """
 
     TRAITS = Traits(
-        role="classifier", settings="inner_product_param", outputs="num_output", class_axes=(0, 0), half=True, weight_filler="weight_filler"
+        role="classifier",
+        settings="inner_product_param",
+        outputs="num_output",
+        class_axes=(0, 0),
+        half=True,
+        weight_filler="weight_filler",
+        blobs=("weights", "bias"),
     )
     IN_PLACE = "overwrites"
     NEEDS_TOP = False
@@ -95,7 +101,9 @@ class Embed(Layer):
     Blobs: weights (input_dim, num_output), bias (num_output). Follows embed_layer.cpp; an index outside is a NetError.
     """
 
-    TRAITS = Traits(settings="embed_param", outputs="num_output", class_axes=(1, 0), weight_filler="weight_filler")
+    TRAITS = Traits(
+        settings="embed_param", outputs="num_output", class_axes=(1, 0), weight_filler="weight_filler", blobs=("weights", "bias")
+    )
     NO_GRADIENT = frozenset({0})
     NEEDS_TOP = False
 

@@ -46,6 +46,7 @@ class BatchNorm(Layer):
         in_place=True,
         coordinates="same",
         statistics_switch="batch_norm_param.use_global_stats",
+        blobs=("sum of means", "sum of variances", "weight of the sums", "scale", "bias"),
     )
     NEEDS_TOP = False
     FORK_FIELDS = frozenset({"scale_bias", "scale_filler", "bias_filler"})

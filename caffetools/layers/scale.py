@@ -94,7 +94,14 @@ class Scale(_Broadcasting):
     """
 
     TRAITS = Traits(
-        role="scale", settings="scale_param", class_axes=(0, 0), channels="kept", in_place=True, coordinates="same", weight_filler="filler"
+        role="scale",
+        settings="scale_param",
+        class_axes=(0, 0),
+        channels="kept",
+        in_place=True,
+        coordinates="same",
+        weight_filler="filler",
+        blobs=("scale", "bias"),
     )
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -154,7 +161,14 @@ class Bias(_Broadcasting):
     """
 
     TRAITS = Traits(
-        role="scale", settings="bias_param", class_axes=(0,), channels="kept", in_place=True, coordinates="same", weight_filler="filler"
+        role="scale",
+        settings="bias_param",
+        class_axes=(0,),
+        channels="kept",
+        in_place=True,
+        coordinates="same",
+        weight_filler="filler",
+        blobs=("bias",),
     )
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -80,6 +80,7 @@ class Traits:
         label_tops: For data layers what the tops behind the first hold: one number an item, labels of other shapes, or anything.
         user_code: Whether building the layer runs code that the user wrote and the prototxt only names.
         weight_filler: The field of ``settings`` with the filler of the first parameter blob.
+        blobs: What the parameter blobs hold, in order, each in a word or two; those behind its end are known by their index.
     """
 
     role: Role = "other"
@@ -107,6 +108,7 @@ class Traits:
     label_tops: Literal["any", "numbers", "labels"] = "any"
     user_code: bool = False
     weight_filler: str = ""
+    blobs: tuple[str, ...] = ()
 
     def settings_of(self, layer: LayerParameter) -> Any:
         """Return the message ``settings`` of a ``LayerParameter``. Raises :class:`ValueError` where the type has none."""

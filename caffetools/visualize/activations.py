@@ -121,7 +121,7 @@ def activations_figure(
     slices = f" of {len(maps) // len(channels)} slices (channel.slice)" if len(maps) > len(channels) else ""
     caption = f"{len(channels)} channels{slices}. {scaling} {ends[0].upper()}{ends[1:]}."
     if still:
-        caption += f" {still} of them are 0 everywhere for this picture."
+        caption += f" {still} of them {'is' if still == 1 else 'are'} 0 everywhere for this picture."
     return _tile_figure(_coloured(maps, common, len(channels)), numbers, title, caption, theme), caption
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ def _curves(panel: str, shown: Sequence[Series], *, several: bool) -> Chart:
     share = panel == "accuracy" and low >= 0 and high <= 1
     log = not share and low > 0 and high / low > 30
     y_range = (0.0, 1.0) if share else (low, high) if log else (min(0.0, low), high * 1.05 if high > 0 else 1.0)
-    return _chart(TITLES[panel], "iteration", lines, y_range=y_range, log=log, percent=share)
+    return _chart(TITLES[panel], "iteration", lines, y_range=y_range, log=log, percent=share, steps=panel == "lr")
 
 
 def _chart(
@@ -113,6 +114,7 @@ def _chart(
     log: bool = False,
     percent: bool = False,
     x_percent: bool = False,
+    steps: bool = False,
 ) -> Chart:
     xs = [x for _, line_x, _, _, _ in lines for x in line_x]
     x0, x1 = x_range or (min(xs, default=0.0), max(xs, default=1.0))
@@ -130,7 +132,10 @@ def _chart(
     drawn, names, points = [], [], []
     for name, line_x, line_y, colour, dashed in lines:
         spots = [(place_x(x), place_y(y)) for x, y in zip(line_x, line_y, strict=True)]
-        text = " ".join(f"{x},{y}" for x, y in spots)
+        # A learning rate keeps its value up to the next one.
+        corners = [(x, y) for (_, y), (x, _) in pairwise(spots)] if steps else []
+        path = [spot for pair in zip_longest(spots, corners) for spot in pair if spot is not None]
+        text = " ".join(f"{x},{y}" for x, y in path)
         drawn.append({"name": name, "colour": colour % 7, "dashed": dashed, "points": text, "dots": spots if len(spots) <= 40 else []})
         names.append(name)
         points.append([[x, y, _text(vx, x_percent), _text(vy, percent)] for (x, y), vx, vy in zip(spots, line_x, line_y, strict=True)])

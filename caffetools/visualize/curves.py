@@ -102,7 +102,7 @@ def curves_figure(
     Args:
         logs: The log of each run by its name.
         panels: The panels to draw.
-        size: Width and height of a panel, in inches.
+        size: Width and height of a panel, in inches, without its legend.
         theme: Colours.
 
     Raises:
@@ -116,11 +116,12 @@ def curves_figure(
         return None
     # The names in the legend where there are several runs.
     shown = dict(zip(logs, style.shorten_all(list(logs), 40), strict=True)) if len(logs) > 1 else {}
-    figure = style.new_figure(size[0] * len(used), size[1], theme)
+    entries = max(sum(line.panel == panel for line in lines) for panel in used)
+    figure = style.new_figure(size[0] * len(used), size[1] + style.LEGEND_LINE * entries, theme)
     for index, panel in enumerate(used):
         axes = figure.add_subplot(1, len(used), index + 1)
         style.style_axes(axes, theme)
-        _draw_panel(axes, panel, [line for line in lines if line.panel == panel], shown, theme)
+        _draw_panel(figure, axes, panel, [line for line in lines if line.panel == panel], shown, theme)
     return figure
 
 
@@ -160,7 +161,7 @@ def _columns(pairs: Sequence[tuple[int, float]]) -> tuple[tuple[int, ...], tuple
     return tuple(x for x, _ in pairs), tuple(y for _, y in pairs)
 
 
-def _draw_panel(axes: Axes, panel: str, lines: Sequence[Series], shown: Mapping[str, str], theme: Theme) -> None:
+def _draw_panel(figure: Figure, axes: Axes, panel: str, lines: Sequence[Series], shown: Mapping[str, str], theme: Theme) -> None:
     outputs = list(dict.fromkeys(line.name for line in lines))
     title = TITLES[panel]
     if len(outputs) > _MOST_OUTPUTS:
@@ -173,7 +174,7 @@ def _draw_panel(axes: Axes, panel: str, lines: Sequence[Series], shown: Mapping[
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     _scale_y(axes, panel, [y for line in lines for y in line.y if math.isfinite(y)])
-    axes.legend(fontsize=style.SMALL, frameon=False, labelcolor=theme.muted, handlelength=1.6, loc="best")
+    style.legend_below(figure, axes, theme)
 
 
 def _line_colours(lines: Sequence[Series], several: bool, theme: Theme) -> list[str]:

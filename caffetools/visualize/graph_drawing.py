@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path as Curve
+from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.util.files import write_text
 from caffetools.visualize import style
 from caffetools.visualize.graph_layout import Layout, Point, lay_out
+from caffetools.visualize.layer_facts import blob_facts, describe_type
 from caffetools.visualize.net_graph import FAMILIES, Arrow, Box, NetGraph, Row, fold_repeats
 from caffetools.visualize.output import check_suffix
 from caffetools.visualize.panels import shorten_to, text_width
@@ -51,7 +53,15 @@ class PlacedGraph:
     labels: list[tuple[float, float, str]]
 
 
-def draw_graph(graph: NetGraph, path: PathLike, *, title: str = "", fold: bool = True, engine: str = "auto") -> str:
+def draw_graph(
+    graph: NetGraph,
+    path: PathLike,
+    *,
+    title: str = "",
+    fold: bool = True,
+    engine: str = "auto",
+    weights: Mapping[str, Sequence[NDArray[Any]]] | None = None,
+) -> str:
     """Write a drawing of a net and return a caption.
 
     Args:
@@ -60,6 +70,7 @@ def draw_graph(graph: NetGraph, path: PathLike, *, title: str = "", fold: bool =
         title: Above the drawing.
         fold: Draw repeated blocks once; a page has both.
         engine: As for :func:`~caffetools.visualize.graph_layout.lay_out`.
+        weights: Parameter blobs by layer, for the statistics and first values on a page.
 
     Raises:
         DataError: another suffix, or a net without layers.
@@ -71,7 +82,7 @@ def draw_graph(graph: NetGraph, path: PathLike, *, title: str = "", fold: bool =
     folded = fold_repeats(graph)
     title = title or graph.name or "net"
     if suffix == ".html":
-        write_text(path, _page(graph, folded, title, engine))
+        write_text(path, _page(graph, folded, title, engine, weights or {}))
     else:
         shown = place_graph(folded if fold else graph, engine=engine)
         if suffix == ".svg":
@@ -286,7 +297,7 @@ def _xml(text: str) -> str:
     return escape("".join(c if ord(c) >= 32 else " " for c in clean))
 
 
-def _page(graph: NetGraph, folded: NetGraph, title: str, engine: str) -> str:
+def _page(graph: NetGraph, folded: NetGraph, title: str, engine: str, weights: Mapping[str, Sequence[NDArray[Any]]]) -> str:
     from markupsafe import Markup
 
     from caffetools.visualize.page import render_template
@@ -294,21 +305,28 @@ def _page(graph: NetGraph, folded: NetGraph, title: str, engine: str) -> str:
     views = []
     for name, shown in (("folded", folded), ("all", graph)) if any(box.folded for box in folded.boxes) else (("all", graph),):
         placed = place_graph(shown, engine=engine)
-        boxes = [{"folded": box.folded, "rows": [_row_data(row) for row in box.rows]} for box in shown.boxes]
+        # The rows of the boxes one after the other are those of the net, in all views.
+        boxes = [[box.folded, len(box.rows)] for box in shown.boxes]
         body = Markup(svg_body(placed))  # noqa: S704 (all text in it is escaped by _xml)
         views.append({"name": name, "width": placed.layout.width, "height": placed.layout.height, "body": body, "boxes": boxes})
     legend = [(COLOURS[family], FAMILIES[family][0]) for _, family in _legend(graph)]
     facts = " · ".join(graph.facts)
-    return render_template("graph.html.jinja", title=title, views=views, legend=legend, facts=facts, colours=COLOURS)
+    rows = [row for box in graph.boxes for row in box.rows]
+    net = {"rows": [_row_data(row, weights) for row in rows], "types": {row.type: describe_type(row.type) for row in rows}}
+    return render_template("graph.html.jinja", title=title, views=views, legend=legend, facts=facts, colours=COLOURS, net=net)
 
 
-def _row_data(row: Row) -> dict[str, Any]:
+def _row_data(row: Row, weights: Mapping[str, Sequence[NDArray[Any]]]) -> dict[str, Any]:
     return {
+        "index": row.index,
         "layer": row.layer,
         "type": row.type,
-        "shapes": list(row.shapes),
+        "inputs": [[link.blob, link.shape, link.layers] for link in row.inputs],
+        "outputs": [[link.blob, link.shape, link.layers] for link in row.outputs],
+        "settings": [[setting.name, setting.value, setting.default] for setting in row.settings],
+        "blobs": [astuple(blob) for blob in blob_facts(row.type, row.blobs, weights.get(row.layer, ()))],
         "parameters": row.parameters,
         "macs": row.macs,
-        "text": row.text,
+        "text": row.text.strip(),
         "note": row.note,
     }

@@ -15,6 +15,7 @@ from caffetools.net.phases import filter_net, make_state
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter, enum_name
 from caffetools.proto.text import format_text
 from caffetools.proto.upgrades.v1 import upgrade_net
+from caffetools.visualize.layer_facts import Setting, layer_settings
 
 # Families of layers, by role: what a drawing colours alike. In the legend's order.
 FAMILIES = {
@@ -33,6 +34,15 @@ _LEAST_SAVED = 3  # boxes that folding must save
 
 
 @dataclass(frozen=True)
+class Link:
+    """A blob that a layer reads or makes: its name, its shape as text, and the layers at its other end, by their places in the net."""
+
+    blob: str
+    shape: str
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Row:
     """A layer in a box.
 
@@ -45,6 +55,11 @@ class Row:
         shapes: Of its tops.
         parameters, macs: As in the summary.
         note: Why something is not known.
+        index: Its place in the net.
+        inputs: The blobs that it reads, each with the layer that made it.
+        outputs: The blobs that it makes, each with the layers that read it.
+        settings: Its fields, and the defaults of its type's.
+        blobs: The shapes of its parameter blobs; None where they are not known.
     """
 
     layer: str
@@ -56,6 +71,11 @@ class Row:
     parameters: int = 0
     macs: int = 0
     note: str = ""
+    index: int = 0
+    inputs: tuple[Link, ...] = ()
+    outputs: tuple[Link, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    blobs: tuple[Shape, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,13 +139,19 @@ def net_graph(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Sh
     messages = filter_net(upgrade_net(param), make_state(phase)).layer
     first = next((shape for layer in summary.layers if not layer.bottoms for shape in layer.shapes), None)
     graph = NetGraph(summary.name, parameters=summary.parameters, macs=summary.macs, batch=first[0] if first else 0)
-    readers = _reader_counts(summary.layers)
+    readers = _readers(summary.layers)
     # Blob → (index of the layer that made its present value, box, shape).
     made: dict[str, tuple[int, int, str]] = {}
     for index, (layer, message) in enumerate(zip(summary.layers, messages, strict=True)):
-        row = _row(layer, message)
         sources = [(bottom, *made[bottom]) for bottom in layer.bottoms if bottom in made]
-        if _joins(layer, row) and sources and readers[sources[0][1], sources[0][0]] == 1:
+        row = _row(layer, message)
+        row = replace(
+            row,
+            index=index,
+            inputs=tuple(Link(bottom, shape, (maker,)) for bottom, maker, _, shape in sources),
+            outputs=tuple(Link(top, shape, tuple(readers[index, top])) for top, shape in zip(layer.tops, row.shapes, strict=True)),
+        )
+        if _joins(layer, row) and sources and len(readers[sources[0][1], sources[0][0]]) == 1:
             home = sources[0][2]
             graph.boxes[home] = Box((*graph.boxes[home].rows, row))
         else:
@@ -201,18 +227,18 @@ def detail_of(layer: LayerParameter) -> str:
     return ""
 
 
-def _reader_counts(layers: Sequence[LayerSummary]) -> dict[tuple[int, str], int]:
-    """Return (index of the maker, blob) → how many layers read this value of the blob."""
-    counts: dict[tuple[int, str], int] = {}
+def _readers(layers: Sequence[LayerSummary]) -> dict[tuple[int, str], list[int]]:
+    """Return (index of the maker, blob) → the indices of the layers that read this value of the blob."""
+    found: dict[tuple[int, str], list[int]] = {}
     maker: dict[str, int] = {}
     for index, layer in enumerate(layers):
         for bottom in layer.bottoms:
             if bottom in maker:
-                counts[maker[bottom], bottom] += 1
+                found[maker[bottom], bottom].append(index)
         for top in layer.tops:
             maker[top] = index
-            counts[index, top] = 0
-    return counts
+            found[index, top] = []
+    return found
 
 
 def _joins(layer: LayerSummary, row: Row) -> bool:
@@ -224,7 +250,17 @@ def _row(layer: LayerSummary, message: LayerParameter) -> Row:
     shapes = tuple("" if shape is None else " × ".join(map(str, shape[1:] or shape)) for shape in layer.shapes)
     family = family_of(layer.type_name, learned=layer.parameter_count > 0)
     return Row(
-        layer.name, layer.type_name, family, detail_of(message), format_text(message), shapes, layer.parameter_count, layer.macs, layer.note
+        layer.name,
+        layer.type_name,
+        family,
+        detail_of(message),
+        format_text(message),
+        shapes,
+        layer.parameter_count,
+        layer.macs,
+        layer.note,
+        settings=tuple(layer_settings(message)),
+        blobs=None if layer.parameters is None else tuple(layer.parameters),
     )
 
 

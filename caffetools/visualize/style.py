@@ -20,6 +20,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
+from matplotlib.transforms import offset_copy
 
 from caffetools.errors import DataError
 from caffetools.util.files import atomic_write
@@ -31,6 +32,7 @@ PathLike = str | os.PathLike[str]
 
 DPI = 144
 TITLE, LABEL, SMALL = 11.0, 9.0, 8.0  # points
+LEGEND_LINE = 0.17  # inches
 
 # Families with many scripts, taken where DejaVu Sans (which matplotlib brings) lacks a letter of a class name.
 _WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS")
@@ -92,6 +94,20 @@ def style_axes(axes: Axes, theme: Theme, *, grid: bool = True) -> None:
     if grid:
         axes.grid(True, color=theme.grid, linewidth=0.8)
         axes.set_axisbelow(True)
+
+
+def legend_below(figure: Figure, axes: Axes, theme: Theme) -> None:
+    """Add a legend below the axes' label, where it hides no curve; the figure should be :data:`LEGEND_LINE` inches higher an entry."""
+    axes.legend(
+        fontsize=SMALL,
+        frameon=False,
+        labelcolor=theme.muted,
+        handlelength=1.6,
+        loc="upper left",
+        bbox_to_anchor=(0.0, 0.0),
+        bbox_transform=offset_copy(axes.transAxes, figure, y=-34, units="points"),
+        borderaxespad=0.0,
+    )
 
 
 def plain(text: str) -> str:

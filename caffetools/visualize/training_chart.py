@@ -53,7 +53,7 @@ def training_chart_figure(chart: int, logs: Mapping[str, TrainingLog], *, theme:
         drawn[name] = [(x, y) for x, y in points if not math.isnan(y)]
     if not any(drawn.values()):
         raise DataError(f"{', '.join(logs)}: the log has no values for chart {chart} ({kind.title})")
-    figure = style.new_figure(7.0, 4.2, theme)
+    figure = style.new_figure(7.0, 4.2 + style.LEGEND_LINE * len(drawn), theme)
     axes = figure.add_subplot()
     style.style_axes(axes, theme)
     for name, line in drawn.items():
@@ -62,7 +62,7 @@ def training_chart_figure(chart: int, logs: Mapping[str, TrainingLog], *, theme:
     axes.set_title(kind.title, color=theme.text)
     axes.set_xlabel(kind.against)
     axes.set_ylabel(kind.title.partition(" vs.")[0])
-    axes.legend(frameon=False)
+    style.legend_below(figure, axes, theme)
     return figure, kind.title
 
 

@@ -85,6 +85,7 @@ def test_blobs_with_an_axis_of_classes_have_as_many_rows_as_outputs(kind: str) -
             field.append(value) if hasattr(field, "append") else setattr(settings, name, value)
     specs = declared_blobs(layer)
     assert specs
+    assert not facts.blobs or len(facts.blobs) >= len(specs), "names for all blobs or for none"
     for axis, spec in zip(TYPES[kind].traits(layer).class_axes, specs, strict=False):
         assert axis is None or spec.shape[axis] == 6, spec
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from caffetools.errors import DataError
 from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
@@ -105,7 +106,21 @@ def test_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
 def test_the_picture_has_its_size(tmp_path: Path) -> None:
     draw_curves({"train.log": LOG}, tmp_path / "curves.png")
     height, width = cv2.imread(str(tmp_path / "curves.png")).shape[:2]
-    assert (width, height) == (int(3 * 5.6 * style.DPI), int(3.9 * style.DPI))
+    assert (width, height) == (int(3 * 5.6 * style.DPI), int((3.9 + 2 * style.LEGEND_LINE) * style.DPI))
+
+
+def test_legends_hide_no_curve_and_no_label() -> None:
+    logs = {f"run {number}": log([3, 2, 1, 0.1]) for number in range(7)}
+    figure = curves_figure(logs, panels=["loss"])
+    assert figure is not None
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    legend, label = axes.get_legend(), axes.xaxis.label.get_window_extent(renderer)
+    assert legend is not None and len(legend.get_texts()) == 7
+    box = legend.get_window_extent(renderer)
+    assert box.y1 <= label.y0 < axes.bbox.y0, "below the label, which is below the axes"
+    assert box.y0 >= 0 and box.x1 <= figure.bbox.x1 and axes.bbox.height > 0.6 * 3.9 * style.DPI
 
 
 def test_a_page_has_a_light_and_a_dark_version(tmp_path: Path) -> None:

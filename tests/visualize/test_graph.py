@@ -9,14 +9,17 @@ from typing import get_args
 from xml.etree import ElementTree
 
 import cv2
+import numpy as np
 import pytest
 
 from caffetools.errors import DataError, NetError
+from caffetools.layers.registry import layer_types
 from caffetools.layers.traits import Role
-from caffetools.proto.schema import TRAIN, NetParameter
+from caffetools.proto.schema import TRAIN, LayerParameter, NetParameter
 from caffetools.proto.text import parse, read_net
 from caffetools.visualize.graph_drawing import draw_graph, place_graph, svg_text
 from caffetools.visualize.graph_layout import Layout, lay_out
+from caffetools.visualize.layer_facts import BlobFacts, Setting, blob_facts, describe_type, layer_settings
 from caffetools.visualize.net_graph import FAMILIES, NetGraph, family_of, fold_repeats, net_graph
 from tests.net.test_net import conv, data, relu
 from tests.visualize.browser import run_in_page
@@ -143,7 +146,7 @@ def test_names_never_become_markup(tmp_path: Path) -> None:
     assert "<script>alert" not in html
     script = "document.querySelector('g.b').dispatchEvent(new Event('click')); "
     script += "done(document.querySelector('#details h2').textContent + '|' + document.querySelectorAll('script').length)"
-    assert run_in_page(html, script, tmp_path).endswith("|3")
+    assert run_in_page(html, script, tmp_path).endswith("|4")
 
 
 def test_a_layer_of_an_unknown_type_is_drawn() -> None:
@@ -169,6 +172,63 @@ def test_the_page_searches_folds_and_shows_settings(tmp_path: Path) -> None:
     """
     result = run_in_page((tmp_path / "g.html").read_text(), script, tmp_path)
     assert result == "0|1 box|5 boxes|first|true|5 repeated blocks|b1_1|21"
+
+
+def test_settings_are_listed_with_the_defaults_of_bvlc_caffe() -> None:
+    text = 'name: "c" type: "Convolution" bottom: "a" top: "b" param { lr_mult: 0 } include { phase: TRAIN } '
+    text += "convolution_param { num_output: 4 kernel_size: 3 kernel_size: 5 weight_filler { type: 'xavier' } engine: CAFFE }"
+    settings = {setting.name: (setting.value, setting.default) for setting in layer_settings(parse(text, LayerParameter))}
+    written = {name: value for name, (value, default) in settings.items() if not default}
+    assert written == {
+        "param[0].lr_mult": "0",
+        "include[0].phase": "TRAIN",
+        "num_output": "4",
+        "kernel_size": "3, 5",
+        "weight_filler.type": "xavier",
+        "engine": "CAFFE",
+    }
+    defaults = {name: value for name, (value, default) in settings.items() if default}
+    assert defaults == {"bias_term": "true", "pad_h": "0", "pad_w": "0", "group": "1", "axis": "1", "force_nd_im2col": "false"}
+    relu_settings = layer_settings(parse('name: "r" type: "ReLU"', LayerParameter))
+    assert Setting("negative_slope", "0", default=True) in relu_settings, "a type's defaults also where it has no settings"
+    assert layer_settings(parse('name: "m" type: "Mystery"', LayerParameter)) == []
+
+
+def test_every_type_with_a_description_states_it_without_markup() -> None:
+    for kind in layer_types():
+        assert "`" not in describe_type(kind)
+    assert describe_type("ReLU").startswith("y = max(0, x)") and describe_type("Mystery") == ""
+
+
+def test_weights_are_named_and_summarized() -> None:
+    graph = graph_of(data() + conv("c", "data"))
+    assert blob_facts("Convolution", graph.boxes[1].rows[0].blobs) == [BlobFacts("weights", "4 × 3 × 3 × 3"), BlobFacts("bias", "4")]
+    stored = blob_facts("Embed", None, [np.array([[1.0, 3.0]], np.float32), np.full(40, np.nan, np.float32), np.zeros(1)])
+    assert stored[0] == BlobFacts("weights", "1 × 2", "mean 2, deviation 1, from 1 to 3", "1, 3")
+    assert stored[1].statistics == "40 of 40 values are not finite" and stored[1].values.endswith("nan, …")
+    assert stored[2].name == "blob 2"
+
+
+def test_the_page_follows_blobs_and_keys(tmp_path: Path) -> None:
+    weights = {"b1_1": [np.array([0.5, 1.5], np.float32)]}
+    text = residual(6) + relu("late", "b0")  # overwrites a blob that others have read, so it has a box of its own
+    draw_graph(graph_of(text), tmp_path / "g.html", title="residual", weights=weights)
+    script = """
+      const text = (query) => [...document.querySelectorAll('#details ' + query)].map((node) => node.textContent).join('+');
+      const key = (name) => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: name, bubbles: true }));
+      const out = [text('h3'), text('li strong')];
+      document.querySelector('#details button.link').click(); out.push(text('h2'), text('button.link'));
+      key('ArrowDown'); out.push(text('h2')); key('ArrowUp'); out.push(text('h2'));
+      const box = document.getElementById('search');
+      box.value = 'b1_1'; box.dispatchEvent(new Event('input')); box.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' }));
+      [...document.querySelectorAll('#details button')][0].click(); out.push(text('h2'), text('code'));
+      key('Escape'); out.push(text('h2'));
+      done(out.join('|'));
+    """
+    result = run_in_page((tmp_path / "g.html").read_text(), script, tmp_path)
+    assert result == ("Inputs+Outputs|data+last+b0|first|data+b0_1+b0|b0_1+b0_r|first|b1_1+b1_r|0.5, 1.5|residual"), (
+        "net's inputs and outputs; a blob's layers; next and previous box; a folded block opened; its weights"
+    )
 
 
 def test_training_nets_have_their_own_phase_and_bad_ones_are_refused(tmp_path: Path) -> None:

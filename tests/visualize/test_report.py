@@ -319,3 +319,13 @@ def test_calibration_by_hand() -> None:
     for confidences, correct in (([], []), ([0.5], []), ([1.5], [True])):
         with pytest.raises(DataError, match="calibration needs"):
             Calibration.from_confidences(confidences, correct)
+
+
+def test_a_learning_rate_is_drawn_in_steps() -> None:
+    rows = [LogRow(iteration, 0.0, lr) for iteration, lr in ((0, 0.1), (10, 0.1), (20, 0.01))]
+    (chart,) = curve_charts({"run": TrainingLog(train=rows)})
+    (line,) = chart.lines
+    spots = [tuple(map(float, spot.split(","))) for spot in line["points"].split()]
+    assert [spots[i] for i in (0, 2, 4)] == line["dots"], "the points under the pointer are the log's"
+    assert all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(spots)), "no slopes"
+    assert spots[3] == (spots[4][0], spots[2][1])
