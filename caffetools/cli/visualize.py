@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,8 @@ from caffetools.errors import DataError, NetError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from caffetools.layers.base import Shape
+    from caffetools.visualize.net_graph import NetGraph
     from caffetools.visualize.style import Theme
 
 
@@ -159,37 +161,46 @@ def graph(
 ) -> None:
     """Draw a net's layers and blobs: coloured by family, with shapes, repeated blocks folded."""
     from caffetools.graph.inputs import parse_shapes
-    from caffetools.graph.stages import choose_stages
-    from caffetools.net.net import error_context
     from caffetools.proto.binary import read_caffemodel
-    from caffetools.proto.schema import TEST, TRAIN
-    from caffetools.proto.text import read_net
-    from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.visualize.graph_drawing import draw_graph
-    from caffetools.visualize.net_graph import data_in_training_only, net_graph
 
     for value, allowed, name in ((phase or "test", ("train", "test"), "--phase"), (layout, ("auto", "dot", "own"), "--layout")):
         if value not in allowed:
             raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=name)
-    path, shapes = net_file(net, "train_val"), parse_shapes(input_shape or [])
-    with error_context(path):
-        chosen = choose_stages(upgrade_net(read_net(path)), stage, shapes)
-        param = chosen.net
-        try:
-            drawn = net_graph(param, TRAIN if phase == "train" else TEST, shapes=shapes)
-        except NetError:
-            if phase is not None or not data_in_training_only(param):
-                raise
-            drawn = net_graph(param, TRAIN, shapes=shapes)
-    if chosen.stages and not stage:
-        note(f"{net}: drawn in the stages {', '.join(chosen.stages)}; choose others by --stage")
+    drawn = _graph_of(net, phase, stage, parse_shapes(input_shape or []))
+    values = read_caffemodel(weights_file(weights)).blobs if weights else {}
+    if values and not any(row.layer in values for box in drawn.boxes for row in box.rows):
+        names = ", ".join(list(values)[:3]) + (", …" if len(values) > 3 else "")
+        raise DataError(f"{weights}: none of its layers ({names}) is one of {net}")
     folder = net.resolve().parent.name
-    title = param.name or (f"{folder}/{net.stem}" if net.suffix and folder else net.stem)
-    values = read_caffemodel(weights_file(weights)).blobs if weights else None
+    title = drawn.name or (f"{folder}/{net.stem}" if net.suffix and folder else net.stem)
     caption = draw_graph(drawn, out, title=title, fold=fold, engine=layout, weights=values)
     report_written(out, caption)
     if show:
         typer.launch(str(out))
+
+
+def _graph_of(net: Path, phase: str | None, stage: list[str] | None, shapes: Mapping[str, Shape]) -> NetGraph:
+    """Return the graph of a net in a phase; None takes TEST, or TRAIN where only that has data."""
+    from caffetools.graph.stages import choose_stages
+    from caffetools.net.net import error_context
+    from caffetools.proto.schema import TEST, TRAIN
+    from caffetools.proto.text import read_net
+    from caffetools.proto.upgrades.v1 import upgrade_net
+    from caffetools.visualize.net_graph import data_in_training_only, net_graph
+
+    path = net_file(net, "train_val")
+    with error_context(path):
+        chosen = choose_stages(upgrade_net(read_net(path)), stage, shapes)
+        try:
+            drawn = net_graph(chosen.net, TRAIN if phase == "train" else TEST, shapes=shapes)
+        except NetError:
+            if phase is not None or not data_in_training_only(chosen.net):
+                raise
+            drawn = net_graph(chosen.net, TRAIN, shapes=shapes)
+    if chosen.stages and not stage:
+        note(f"{net}: drawn in the stages {', '.join(chosen.stages)}; choose others by --stage")
+    return drawn
 
 
 _DRAWINGS: dict[str, Callable[..., None]] = {

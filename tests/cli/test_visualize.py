@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from caffetools.cli.explain import parse_unit, parse_units
 from caffetools.cli.visualize import app
 from caffetools.errors import CaffeToolsError, DataError, NetError
+from caffetools.proto.binary import read_caffemodel
 from tests.cli import inprocess
 from tests.conftest import GOLDEN
 
@@ -176,6 +178,19 @@ def test_a_net_with_data_in_training_only_is_drawn_as_it_trains(tmp_path: Path) 
     assert "2 layers" in run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "g.svg"))
     with pytest.raises(NetError, match="made in another phase"):
         run("graph", str(tmp_path / "train.prototxt"), "-o", str(tmp_path / "h.svg"), "--phase", "test")
+
+
+def test_a_page_of_a_graph_has_the_weights_of_a_file(tiny: list[str], tmp_path: Path) -> None:
+    run("graph", tiny[0], "--weights", WEIGHTS, "-o", str(tmp_path / "g.html"))
+    (data,) = re.findall(r'id="net">(.*?)</script>', (tmp_path / "g.html").read_text(), re.DOTALL)
+    blobs = {row["layer"]: row["blobs"] for row in json.loads(data)["rows"]}
+    stored = read_caffemodel(WEIGHTS).blobs["conv1"][0]
+    name, shape, statistics, values = blobs["conv1"][0]
+    assert (name, shape) == ("weights", "6 × 1 × 3 × 3") and f"mean {stored.mean():.4g}, " in statistics
+    np.testing.assert_allclose([float(value) for value in values.split(", ")[:-1]], stored.ravel()[:32], rtol=1e-4)
+    (tmp_path / "other.prototxt").write_text(DEPLOY.replace('"conv1"', '"first"').replace('"ip"', '"second"'))
+    with pytest.raises(DataError, match=r"none of its layers \(conv1, ip\) is one of .*other\.prototxt"):
+        run("graph", str(tmp_path / "other.prototxt"), "--weights", WEIGHTS, "-o", str(tmp_path / "no.html"))
 
 
 def test_a_net_of_stages_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
