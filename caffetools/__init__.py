@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from caffetools.cancel import CancelToken
     from caffetools.errors import CaffeToolsError, Cancelled
     from caffetools.net.net import Net
+    from caffetools.net.weights import load_weights, save_weights
     from caffetools.project.config import FinetuneConfig
     from caffetools.project.finetune import finetune
     from caffetools.project.project import Project
@@ -70,8 +71,10 @@ __all__ = [
     "inspect",
     "install_as_caffe",
     "load_net",
+    "load_weights",
     "quantize",
     "retarget",
+    "save_weights",
     "test",
     "train",
     "verify",
@@ -84,6 +87,7 @@ _HOMES = {
     **dict.fromkeys(("classify", "compute_blobs", "detect", "export_onnx", "import_onnx", "quantize", "verify"), "_api.inference"),
     **dict.fromkeys(("deploy", "inspect", "load_net", "retarget", "zoo_prototxt"), "_api.nets"),
     **dict.fromkeys(("build_dataset", "test", "train"), "_api.training"),
+    **dict.fromkeys(("load_weights", "save_weights"), "net.weights"),
     **dict.fromkeys(("build_bundle", "check_bundle"), "_api.bundles"),
     "CaffeToolsError": "errors",
     "CancelToken": "cancel",

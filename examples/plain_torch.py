@@ -3,7 +3,6 @@
 import torch
 
 import caffetools as ct
-from caffetools.net.weights import save_weights
 
 net = ct.load_net("train_val.prototxt", "weights.caffemodel", "TRAIN")
 optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
@@ -13,4 +12,4 @@ for step in range(5):
     loss.backward()
     optimizer.step()
     print(f"step {step}: loss {loss.item():.3f}")
-save_weights(net, "trained.caffemodel")
+ct.save_weights(net, "trained.caffemodel")

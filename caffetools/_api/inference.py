@@ -73,9 +73,8 @@ def classify(
 
     Example:
         >>> import caffetools as ct, numpy as np
-        >>> from caffetools.net.weights import save_weights
         >>> deploy = ct.zoo_prototxt("lenet")
-        >>> save_weights(ct.load_net(deploy), "lenet.caffemodel")
+        >>> ct.save_weights(ct.load_net(deploy), "lenet.caffemodel")
         >>> digit = np.zeros((28, 28), np.uint8)
         >>> result, = ct.classify(digit, deploy, "lenet.caffemodel", mean=[0], scale=1 / 256, top=1)
         >>> 0 <= result.guesses[0].index < 10

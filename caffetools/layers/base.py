@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from caffetools.errors import ExportError, NetError
+from caffetools.layers.draws import current_generator
 from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
 from caffetools.layers.inference import InferenceForm
@@ -137,6 +138,8 @@ class Layer(nn.Module):
     # Whether a training pass may run the layer a second time for the backward pass (--checkpoint-memory): it has no effects outside of its
     # tops, except those that it leaves out while layers.autograd.is_recomputing(). None: only built-in layers may.
     RECOMPUTABLE: ClassVar[bool | None] = None
+    # Whether the layer draws from the global random states of torch, NumPy or Python and not from its generator. None: only built-in layers do not.
+    DRAWS_GLOBALLY: ClassVar[bool | None] = None
     # Whether Caffe's backward pass computes from the bottoms as they are then (else from what the forward pass kept: masks, sums).
     BACKWARD_READS_BOTTOMS: ClassVar[bool] = True
     # Of a layer that does not, the bottoms that it reads all the same: a loss's labels.
@@ -169,6 +172,8 @@ class Layer(nn.Module):
         self.top_shapes: list[Shape] = []
         # Set by the net: this layer may overwrite its bottom, since nothing else needs the old values.
         self.inplace_ok = False
+        # What the layer draws from on the CPU; None: torch's global state.
+        self.generator = current_generator()
         # Set for runs in lower precision: autocast does not reach into this layer.
         self.float32_only = False
         self.train(phase == TRAIN)
@@ -179,6 +184,11 @@ class Layer(nn.Module):
     def traits(cls, param: LayerParameter) -> Traits:
         """Return the traits of a layer with the settings ``param`` (``LayerParameter``); for types whose traits depend on their settings."""
         return cls.TRAITS
+
+    @classmethod
+    def draws_globally(cls) -> bool:
+        """Return whether layers of this class may draw from the global random states, which belong to the whole process."""
+        return cls.DRAWS_GLOBALLY if cls.DRAWS_GLOBALLY is not None else not cls.__module__.startswith("caffetools.")
 
     @classmethod
     def example_shapes(cls, param: LayerParameter) -> Shapes:
@@ -303,7 +313,7 @@ class Layer(nn.Module):
         return [name for name in fork_fields(self.param) if name not in self.FORK_FIELDS]
 
     def allocate(self, *, filled: bool = True) -> None:
-        """Make the declared blobs (float32) and fill them from the current torch random state, or leave them as they come."""
+        """Make the declared blobs (float32) and fill them with values drawn from :attr:`generator`, or leave them as they come."""
         for spec in self.specs[len(self.blobs) :]:
             data = torch.empty(spec.shape)
             if len(spec.shape) == 4:
@@ -311,7 +321,7 @@ class Layer(nn.Module):
             if filled:
                 try:
                     with torch.no_grad():
-                        fill(data, spec.filler)
+                        fill(data, spec.filler, self.generator)
                 except NetError as error:
                     raise self.error(error.message) from None
             self.blobs.append(nn.Parameter(data, requires_grad=spec.learnable))

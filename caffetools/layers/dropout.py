@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from caffetools.layers import inference
 from caffetools.layers.activation import Elementwise
 from caffetools.layers.base import OnnxGraph, Shapes
+from caffetools.layers.draws import uniform_like
 from caffetools.layers.registry import register
 
 
@@ -19,7 +19,7 @@ from caffetools.layers.registry import register
 class Dropout(Elementwise):
     """In training each value is kept with probability 1 − ``dropout_ratio`` and divided by it, else 0; in TEST the identity.
 
-    Any shape; the gradient passes through the same mask. Follows dropout_layer.cpp; the random stream is torch's.
+    Any shape; the gradient passes through the same mask. Follows dropout_layer.cpp; the random stream is torch's, of :attr:`generator`.
     R-FCN's ``scale_train: false`` divides nothing in training and multiplies by 1 − ``dropout_ratio`` in TEST instead.
     """
 
@@ -39,11 +39,11 @@ class Dropout(Elementwise):
         if not self.ratio or not (self.training or self.in_test):
             return x
         if self.in_test:
-            return x * (torch.rand_like(x) >= self.ratio) if self.training else x * (1.0 - self.ratio)
+            return x * (uniform_like(x, self.generator) >= self.ratio) if self.training else x * (1.0 - self.ratio)
         if x.device.type != "cpu":
             return F.dropout(x, self.ratio, training=True, inplace=self.overwrites(x))
         # torch's Bernoulli draws on the CPU take several times longer than uniform ones.
-        mask = torch.rand_like(x).ge_(self.ratio).mul_(1.0 / (1.0 - self.ratio))
+        mask = uniform_like(x, self.generator).ge_(self.ratio).mul_(1.0 / (1.0 - self.ratio))
         return x.mul_(mask) if self.overwrites(x) else x * mask
 
     def inference_form(self) -> inference.Identity | None:

@@ -74,7 +74,7 @@ class DummyData(Layer):
         with torch.no_grad():
             for shape, filler in zip(self.top_shapes, self.fillers, strict=True):
                 top = torch.empty(shape)
-                fill(top, filler)
+                fill(top, filler, self.generator)
                 made.append(top)
         return tuple(made)
 

@@ -15,6 +15,7 @@ from caffetools.errors import ExportError
 from caffetools.layers import inference, native_training
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
+from caffetools.layers.draws import uniform_like
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import Windows, convolved
@@ -177,7 +178,7 @@ class _WholeMean(torch.autograd.Function):
         return dx
 
 
-def stochastic_pool(x: Tensor, window: Window, *, training: bool) -> Tensor:
+def stochastic_pool(x: Tensor, window: Window, *, training: bool, generator: torch.Generator | None = None) -> Tensor:
     """Zeiler & Fergus, "Stochastic pooling" (2013): one value of each window drawn in proportion to its size; the values are ≥ 0.
 
     In TEST the expected value, sum(x²) / sum(x), and 0 for a window of zeros.
@@ -187,7 +188,7 @@ def stochastic_pool(x: Tensor, window: Window, *, training: bool) -> Tensor:
     if not training:
         return (values * values).sum(-1) / (values.sum(-1) + FLT_MIN)
     running = values.detach().cumsum(-1)
-    threshold = torch.rand_like(running[..., :1]) * running[..., -1:]
+    threshold = uniform_like(running[..., :1], generator) * running[..., -1:]
     chosen = (running < threshold).sum(-1, keepdim=True).clamp_(max=values.shape[-1] - 1)
     return values.gather(-1, chosen).squeeze(-1)
 
@@ -285,7 +286,7 @@ class Pooling(Layer):
         if self.method == "AVE":
             return ave_pool(x, self.window)
         if self.method == "STOCHASTIC":
-            return stochastic_pool(x, self.window, training=self.training)
+            return stochastic_pool(x, self.window, training=self.training, generator=self.generator)
         if len(self.tops) > 1:
             return max_pool_mask(x, self.window)
         window = self.window

@@ -109,6 +109,7 @@ class Python(EngineLayer):
     BOTTOMS = (0, None)
     TOPS = (0, None)
     STATEFUL = True
+    DRAWS_GLOBALLY = True
     DYNAMIC_SHAPE = True
     BACKWARD_READS_BOTTOMS = False
 

@@ -50,7 +50,7 @@ class SPP(Layer):
 
     def _pool(self, x: Tensor, window: Window) -> Tensor:
         if self.method == "STOCHASTIC":
-            return stochastic_pool(x, window, training=self.training)
+            return stochastic_pool(x, window, training=self.training, generator=self.generator)
         return max_pool(x, window) if self.method == "MAX" else ave_pool(x, window)
 
     ONNX_LIMITS = "STOCHASTIC has none; several levels need a fixed height and width"

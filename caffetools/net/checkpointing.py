@@ -10,8 +10,9 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -115,6 +116,9 @@ class Checkpointed:
     def _checkpoint(self, compute: Callable[..., tuple[Tensor | None, ...]], inputs: list[Tensor], layer: str) -> tuple[Tensor | None, ...]:
         versions = [tensor._version for tensor in inputs]
         first = True
+        # Layers of ours draw from the net's generator, others from the global states.
+        generator = self._net.generator
+        shared = generator is None or self._net.device.type != "cpu" or any(item.draws_globally() for item in self._net.layers)
 
         def again(*tensors: Tensor) -> tuple[Tensor | None, ...]:
             nonlocal first
@@ -125,7 +129,8 @@ class Checkpointed:
             first = False
             return compute(*tensors)
 
-        result: tuple[Tensor | None, ...] = checkpoint(again, *inputs, use_reentrant=False, context_fn=_contexts)
+        contexts = partial(_contexts, generator)
+        result: tuple[Tensor | None, ...] = checkpoint(again, *inputs, use_reentrant=False, context_fn=contexts, preserve_rng_state=shared)
         return result
 
 
@@ -243,5 +248,20 @@ def segment_layers(layers: Sequence[Layer], segment: Segment) -> list[Layer]:
     return inside
 
 
-def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), recomputing()
+def _contexts(generator: torch.Generator | None) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _recomputing_from(generator, generator.get_state() if generator is not None else None)
+
+
+@contextmanager
+def _recomputing_from(generator: torch.Generator | None, state: Tensor | None) -> Iterator[None]:
+    """Draw again what was drawn from ``state`` on; the stream then goes on where it was."""
+    with recomputing():
+        if generator is None or state is None:
+            yield
+            return
+        now = generator.get_state()
+        generator.set_state(state)
+        try:
+            yield
+        finally:
+            generator.set_state(now)

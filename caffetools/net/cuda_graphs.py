@@ -29,12 +29,13 @@ _WARM_UP = 2
 def host_state(layers: Sequence[Layer]) -> tuple[object, ...]:
     """Return what a pass may change outside of the device, to be compared before and after one.
 
-    A replay repeats kernels, not Python: random numbers drawn on the CPU and counters in a layer would stand still. They are torch's,
-    NumPy's and Python's random states, and the plain attributes of each layer.
+    A replay repeats kernels, not Python: random numbers drawn on the CPU and counters in a layer would stand still. They are the layers'
+    generators, torch's, NumPy's and Python's random states, and the plain attributes of each layer.
     """
     plain = [{k: v for k, v in vars(layer).items() if isinstance(v, (bool, int, float, str))} for layer in layers if not layer.IS_DATA]
     kind, keys, position, *rest = np.random.get_state()
-    return bytes(torch.get_rng_state().numpy()), (kind, bytes(np.asarray(keys)), position, *rest), random.getstate(), plain
+    drawn = [bytes(g.get_state().numpy()) for g in {id(layer.generator): layer.generator for layer in layers}.values() if g is not None]
+    return drawn, bytes(torch.get_rng_state().numpy()), (kind, bytes(np.asarray(keys)), position, *rest), random.getstate(), plain
 
 
 def can_record(layers: Sequence[Layer], shape_plans: ShapePlans) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from caffetools.errors import DataError, NetError, did_you_mean
 from caffetools.layers.base import Layer, Shape, format_shape
+from caffetools.layers.draws import current_generator
 from caffetools.layers.registry import layer_class
 from caffetools.net.cuda_graphs import InferenceGraphs
 from caffetools.net.device import float32_products
@@ -92,6 +93,7 @@ class Net(nn.Module):
         gradients: For each layer, which bottoms get a gradient.
         learnable: What a solver changes, in Caffe's order.
         last_use: For each layer, the blobs that nothing needs after it has run.
+        generator: What the layers draw random numbers from on the CPU; None is torch's global state.
         allow_tf32: Whether products on a GPU may round their factors to TF32, which has 10 bits; False, as Caffe computes.
 
     Raises:
@@ -113,6 +115,7 @@ class Net(nn.Module):
         self.full_param = upgrade_net(param)
         self.param = filter_net(self.full_param, make_state(phase, level=level, stages=stages))
         self.name = str(self.param.name)
+        self.generator = current_generator()
         name_loss_tops(self.param)
         for layer in self.param.layer:
             layer.phase = phase

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, Shape
 from caffetools.layers.blob_storage import BlobStorage, TensorStorage
+from caffetools.layers.draws import drawing_ahead
 from caffetools.layers.python import Python
 from caffetools.net.blob_versions import Step, kept_tops, plan_steps
 from caffetools.net.deferred import Deferred
@@ -267,9 +268,8 @@ class Stepwise:
         """Fill DummyData's constants, which Caffe has before any pass."""
         for step in self.steps:
             if step.layer.TRAITS.role == "constant":
-                state = torch.get_rng_state()
-                tops = step.layer.run()
-                torch.set_rng_state(state)
+                with drawing_ahead(step.layer, self.device):
+                    tops = step.layer.run()
                 for name, top in zip(step.layer.tops, tops, strict=True):
                     self.blobs[name].data.store(top.to(self.device))
                 for name in set(step.layer.tops) - kept_tops(step.layer, self.blobs):
@@ -433,7 +433,7 @@ class Stepwise:
             else (step.inputs or [])[i].detach().requires_grad_(step.needs[i])
             for i in range(len(step.layer.bottoms))
         ]
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with drawing_ahead(step.layer, self.device):
             step.record(inputs, self._compute(step, inputs, record=True))
         with torch.no_grad():
             for parameter, values in zip(fixed, before, strict=True):

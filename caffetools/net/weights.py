@@ -68,9 +68,19 @@ def load_weights(
         warn: Takes a line that names the layers that are ambiguous.
         in_order: The file is a snapshot of this net: layers of one name take its blobs in the order in which they are stored.
 
+    Returns:
+        Which layers took blobs of the file, which it has none for, and which of its layers the net lacks.
+
     Raises:
         ModelFileError: The file is missing or damaged.
         NetError: A layer's blobs differ from the net's in number or shape; names the layer, both shapes and what to do.
+
+    Example:
+        >>> import caffetools as ct
+        >>> net = ct.load_net(ct.zoo_prototxt("lenet"))
+        >>> ct.save_weights(net, "lenet.caffemodel")
+        >>> ct.load_weights(net, "lenet.caffemodel").loaded
+        ['conv1', 'conv2', 'ip1', 'ip2']
     """
     model = source if isinstance(source, Caffemodel) else read_weights(source)
     origin = "the weights" if isinstance(source, Caffemodel) else os.fspath(source)
@@ -179,15 +189,21 @@ def to_caffemodel(net: Net) -> Caffemodel:
 
 
 def save_weights(net: Net, path: PathLike) -> None:
-    """Write the net's weights, atomically: HDF5 where the name ends in .h5, else a .caffemodel.
+    """Write the net's weights, atomically: HDF5 where the name ends in .h5, else a .caffemodel. Both open in Caffe.
+
+    Args:
+        net: The net, on any device.
+        path: The file; one that exists is replaced.
 
     Raises:
         NetError: Two layers have one name, which HDF5 cannot hold.
         RunFailed: The file cannot be written.
+
+    Example:
+        >>> import caffetools as ct
+        >>> ct.save_weights(ct.load_net(ct.zoo_prototxt("lenet")), "lenet.caffemodel")
     """
     if _is_hdf5(path):
-        from caffetools.net.weights import write_weights_hdf5
-
         write_weights_hdf5(path, net)
     else:
         write_caffemodel(path, to_caffemodel(net))

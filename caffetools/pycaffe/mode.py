@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import sys
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,9 @@ from caffetools.layers.registry import layer_types
 from caffetools.pycaffe.errors import also
 
 logger = logging.getLogger("caffetools.pycaffe")
+
+# What the nets of the solvers in this process draw from.
+solver_generators: weakref.WeakSet[torch.Generator] = weakref.WeakSet()
 
 _state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0}
 
@@ -53,6 +57,8 @@ def set_random_seed(seed: int) -> None:
     """Seed fillers, dropout and data augmentation. The generators are not Caffe's, so the numbers drawn differ from Caffe's."""
     torch.manual_seed(seed)
     random.seed(seed)
+    for generator in list(solver_generators):
+        generator.manual_seed(seed)
 
 
 def layer_type_list() -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from caffetools.net.net import Net
     from caffetools.solver.policies import LearningRate
+    from caffetools.solver.random_streams import RandomStream
     from caffetools.solver.update import UpdateRule
 
 
@@ -169,6 +170,7 @@ class TrainingRun(RunControl, Protocol):
     param: Any
     net: Net
     test_nets: list[Net]
+    random: RandomStream
     rule: UpdateRule
     learning_rate: LearningRate
     losses: deque[Tensor]

@@ -225,7 +225,10 @@ class DistributedSolver(Solver):
         if any(parameter.requires_grad for parameter in self.net.parameters()):
             self._run = self.strategy.wrap(_Losses(self.net), device, find_unused=bool(idle_layers(self.net)))
         if not self.strategy.is_main:
-            torch.manual_seed(self.param.random_seed + self.strategy.rank)
+            self.random.reseed(self.param.random_seed + self.strategy.rank)
+
+    def _draws_globally(self) -> bool:
+        return self.compute.compiled
 
     def _follow_main(self) -> None:
         """Take weights, history and position of the main process, which may have resumed a snapshot."""
@@ -257,7 +260,7 @@ class DistributedSolver(Solver):
             self.losses.clear()
             self.losses.extend(torch.tensor(loss, device=self.net.device) for loss in facts["losses"])
             if self._resumed:
-                processes.follow(stored, facts["layers"], self.strategy, self.net, self.log)
+                processes.follow(stored, facts["layers"], self.strategy, self)
         self._set_process_state(processes.own(stored, self.strategy.rank))
 
     def _set_process_state(self, state: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,18 @@ class Source:
     path: Path | None = None
 
 
-def train_net(solver: SolverParameter, places: Places, log: Log) -> Net:
+# Entered while a net is built: gives its layers their random stream.
+Building = Callable[[NetParameter], AbstractContextManager[None]]
+
+
+def train_net(solver: SolverParameter, places: Places, log: Log, building: Building) -> Net:
     """Build the net to train, from whichever of net, net_param, train_net and train_net_param is given.
 
     Args:
         solver: A ``SolverParameter``.
         places: Where files are looked for.
         log: Receives lines in Caffe's words.
+        building: Entered with the net's parameter while the net is built.
 
     Raises:
         CaffeToolsError: none or several of the fields are given.
@@ -63,13 +69,13 @@ def train_net(solver: SolverParameter, places: Places, log: Log) -> Net:
         raise SolverError(f"{what}; give exactly one of net, net_param, train_net, train_net_param")
     source = _field(solver, given[0], places, log)
     log("solver.cpp:102", f"Creating training net {source.described}")
-    return _build(source, _state(TRAIN, source.param, solver.train_state), log)
+    return _build(source, _state(TRAIN, source.param, solver.train_state), log, building)
 
 
-def test_nets(solver: SolverParameter, places: Places, log: Log) -> list[Net]:
+def test_nets(solver: SolverParameter, places: Places, log: Log, building: Building) -> list[Net]:
     """Build the nets to test on: test_net_param's, test_net's, then net or net_param as often as test_iter has further entries.
 
-    Their parameters are not filled: see :func:`share_parameters`.
+    Their parameters are not filled: see :func:`share_parameters`. Arguments as for :func:`train_net`.
 
     Raises:
         CaffeToolsError: the numbers of nets, test_iter and test_state entries do not fit, or test_interval is missing.
@@ -95,7 +101,7 @@ def test_nets(solver: SolverParameter, places: Places, log: Log) -> list[Net]:
     for index, source in enumerate(sources):
         state = solver.test_state[index] if solver.test_state else NetState()
         log("solver.cpp:190", f"Creating test net (#{index}) {source.described}")
-        nets.append(_build(source, _state(TEST, source.param, state), log, filled=False))
+        nets.append(_build(source, _state(TEST, source.param, state), log, building, filled=False))
     return nets
 
 
@@ -121,7 +127,7 @@ def share_parameters(target: Net, source: Net) -> list[str]:
             own.append(layer.name)
             with torch.no_grad():
                 for parameter, spec in zip(layer.blobs, layer.specs, strict=True):
-                    fill(parameter, spec.filler)
+                    fill(parameter, spec.filler, layer.generator)
     return own
 
 
@@ -159,8 +165,8 @@ def _state(phase: int, net: NetParameter, extra: NetState) -> Any:
     return state
 
 
-def _build(source: Source, state: NetState, log: Log, *, filled: bool = True) -> Net:
-    with _placed(source.path):
+def _build(source: Source, state: NetState, log: Log, building: Building, *, filled: bool = True) -> Net:
+    with _placed(source.path), building(source.param):
         net = Net(source.param, state.phase, level=state.level, stages=list(state.stage), fill=filled)
     shown_param = type(source.param)()
     shown_param.CopyFrom(net.param)

@@ -57,6 +57,7 @@ class Solver:
         test_nets: The test nets; they hold the very parameters of ``net``.
         iteration: Iterations completed.
         rate: Learning rate of the last update.
+        random: The random stream that its nets draw from.
         rule: The update rule with its history.
         output_blobs: Output blobs of the training net's last pass, by name.
         train_inputs: Values for Input blobs of the training net, by name, used in every pass.
@@ -106,11 +107,8 @@ class Solver:
         self.log = log
         check_fork_fields(self.param)
         self.learning_rate = LearningRate(self.param)
-        self._random = RandomStream(torch.device(device))
-        with self._random.active():
-            if self.param.random_seed >= 0:
-                torch.manual_seed(self.param.random_seed)
-            self._build_nets(torch.device(device))
+        self.random = RandomStream(torch.device(device), self.param.random_seed, uses_globals=self._draws_globally())
+        self._build_nets(torch.device(device))
         self.rule = make_rule(self.param, self.net.learnable)
         self.iteration, self.rate = 0, 0.0
         self._debug = DebugInfoRunner(log, self.net, self.test_nets) if self.param.debug_info else None
@@ -210,8 +208,7 @@ class Solver:
 
     def checkpoint_rng_before_test(self) -> None:
         """Make snapshots up to the next update store the run state as it is now: a resumed run repeats the tests before that update."""
-        with self._random.active():
-            self._before_tests = capture_run_state(self)
+        self._before_tests = capture_run_state(self)
 
     def test_all(self) -> list[TestResult]:
         """Score every test net over its test_iter batches; see :meth:`test`."""
@@ -232,7 +229,7 @@ class Solver:
         scores = Scores(net)
         with torch.no_grad():
             for done in range(total):
-                with self._random.active():
+                with self.random.active():
                     scores.add(self._pass(net, self.test_inputs))
                 self.notify("on_test_batch_end", done + 1, total)
                 if self.stopping and done + 1 < total:
@@ -280,8 +277,7 @@ class Solver:
         if self.losses:
             self.smoothed_loss()
         diffs = self._diffs.last if self._diffs is not None else None
-        with self._random.active():
-            run = self._before_tests or capture_run_state(self)
+        run = self._before_tests or capture_run_state(self)
         snapshot = save(self, run, diffs)
         self.saved = self.iteration
         self.notify("on_checkpoint", snapshot)
@@ -296,8 +292,7 @@ class Solver:
             ModelFileError: A file is missing, damaged, or of another net or type of solver.
             NetError: The weights do not fit.
         """
-        with self._random.active():
-            self._resumed = restore(self, path)
+        self._resumed = restore(self, path)
         self.resumed_from = os.fspath(path)
         self.saved = self.iteration
 
@@ -316,8 +311,8 @@ class Solver:
         return report
 
     def release_random_states(self) -> None:
-        """Give the random states of torch, NumPy and Python back as they were before the first solver computed."""
-        self._random.release()
+        """Give the random states of torch, NumPy and Python back as they were, where layers of this solver draw from them."""
+        self.random.release()
 
     def notify(self, hook: str, *arguments: object) -> None:
         """Call a hook of every callback, in order.
@@ -333,17 +328,21 @@ class Solver:
 
     def _build_nets(self, device: torch.device) -> None:
         places = Places(self.path, find_base(self.param, self.path))
-        self.net = train_net(self.param, places, self.log).to(device)
-        self.test_nets = [net.to(device) for net in test_nets(self.param, places, self.log)]
+        self.net = train_net(self.param, places, self.log, self.random.building).to(device)
+        self.test_nets = [net.to(device) for net in test_nets(self.param, places, self.log, self.random.building)]
         self._own_layers = [share_parameters(net, self.net) for net in self.test_nets]
         for given in self.param.weights:
             for path in given.split(","):
                 self.load_weights(path.strip())
 
+    def _draws_globally(self) -> bool:
+        """Return whether something besides layers draws from the process's random states."""
+        return False
+
     def _iterate(self) -> None:
         if self._debug is not None:
             self._debug.active = bool(self.param.display) and self.iteration % self.param.display == 0
-        with self._random.active():
+        with self.random.active():
             loss = self._forward_backward()
         self.losses.append(loss)
         if loss.device.type == "cpu":
@@ -394,7 +393,7 @@ class Solver:
     def _display_and_test_at_end(self) -> None:
         """Do Caffe's additional pass and test after the last update, if display and test_interval are due."""
         if self.param.display and self.iteration % self.param.display == 0:
-            with self._random.active(), torch.no_grad():
+            with self.random.active(), torch.no_grad():
                 self.losses.append(self._forward())
             self.notify("on_log", TrainStats(self.iteration, self.smoothed_loss(), self.outputs(), self.rate, last=True))
         if self.param.test_interval and self.iteration % self.param.test_interval == 0:

@@ -49,7 +49,7 @@ from caffetools.proto.text import format_text, parse, read_solver
 from caffetools.results import Preprocessing
 from caffetools.solver.checkpoints.hdf5 import read_state_hdf5, write_state_hdf5
 from caffetools.solver.checkpoints.run_state import dumps, read_run_state
-from caffetools.solver.random_streams import get_random_states, set_random_states
+from caffetools.solver.random_streams import RandomStream
 from caffetools.zoo.cards import read_card
 from caffetools.zoo.networks import prototxt_path
 from caffetools.zoo.resources import zoo_file
@@ -153,7 +153,7 @@ def read_onnx(path: Path) -> None:
 def read_state(path: Path) -> None:
     runstate = read_run_state(path)
     # What a resumed run does with it.
-    set_random_states(runstate["random"], torch.device("cpu"))
+    RandomStream(torch.device("cpu"), 0).set_states(runstate["random"])
     assert all(loss + 1.0 is not None for loss in runstate["losses"]) and all(net.keys() is not None for net in runstate["nets"])
 
 
@@ -175,7 +175,7 @@ def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), ir_version=8, opset_imports=opsets)
     onnx.helper.set_model_props(model, {"caffetools.source": "net.prototxt"})
     (folder / "m.onnx").write_bytes(model.SerializeToString())
-    random = get_random_states(torch.device("cpu"))
+    random = RandomStream(torch.device("cpu"), 3).get_states()
     run = {"format": 1, "run": "a", "time": 1, "iteration": 3, "random": random, "losses": [1.5], "nets": [{}], "weights_crc32": 5}
     (folder / "r.runstate.json").write_text(dumps(run))
     card: dict[str, object] = {

@@ -164,9 +164,7 @@ def test_the_random_stream_goes_on_as_without_it() -> None:
     drawn = []
     for compute in (None, ComputeOptions(checkpoint_memory=True)):
         solver = trained(NETS["dropout"], compute)
-        with solver._random.active():
-            drawn.append(torch.rand(3))
-        solver.release_random_states()
+        drawn.append(torch.rand(3, generator=solver.random.generator))
     assert torch.equal(*drawn)
 
 

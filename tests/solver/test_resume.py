@@ -335,17 +335,51 @@ def test_a_snapshot_of_real_caffe_that_was_resumed_counts_until_there_is_one_of_
     assert found is not None and found.iteration == 5
 
 
-def test_random_states_of_torch_numpy_and_python_are_resumed(tmp_path: Path) -> None:
-    import random
+NOISE = """
+import random
+import caffe, numpy as np, torch
 
-    run_to(tmp_path, 5)
-    expected = (torch.rand(3), np.random.rand(3), random.random())
-    second = tiny_solver("random_seed: 9")
-    random.seed(1)
-    np.random.seed(1)
+class Noise(caffe.Layer):
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].data.shape)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data * (np.random.rand() + random.random() + torch.rand(1).item())
+
+    def backward(self, top, propagate_down, bottom):
+        bottom[0].diff[...] = top[0].diff
+"""
+NOISY = (
+    NET.replace(
+        'bottom: "data" top: "ip1"',
+        'bottom: "noise" top: "ip1"',
+    )
+    .replace(
+        'layer { name: "relu1"',
+        """layer { name: "drop" type: "Dropout" bottom: "ip1" top: "ip1" }
+layer { name: "relu1\"""",
+    )
+    .replace(
+        'layer { name: "ip1"',
+        """layer { name: "noise" type: "Python" bottom: "data" top: "noise" python_param { module: "resumed_noise" layer: "Noise" } }
+layer { name: "ip1\"""",
+    )
+)
+
+
+def test_what_python_layers_and_ours_draw_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "resumed_noise.py").write_text(NOISE)
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = tiny_solver(net=NOISY, folder=tmp_path)
+    whole.step(5)
+    whole.snapshot()
+    whole.step(5)
+    whole.release_random_states()
+    second = tiny_solver("random_seed: 9", net=NOISY)
     second.restore(tmp_path / "tiny_iter_5.solverstate")
-    got = (torch.rand(3), np.random.rand(3), random.random())
-    assert torch.equal(got[0], expected[0]) and (got[1] == expected[1]).all() and got[2] == expected[2]
+    second.step(5)
+    second.release_random_states()
+    assert all(map(torch.equal, weights(whole), weights(second)))
 
 
 def test_a_recurrent_layers_state_is_resumed(tmp_path: Path) -> None:

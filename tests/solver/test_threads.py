@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import caffetools as ct
+from caffetools import pycaffe
 from caffetools.events import Event, Progress
 from caffetools.solver.run import train
+from caffetools.solver.solver import Solver
 from tests.solver.together import RANDOM, project
 
 DROPOUT = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "conv" dropout_param { dropout_ratio: 0.3 } }'
@@ -89,3 +94,85 @@ def test_the_random_states_come_back_after_a_training(projects: list[Path]) -> N
     random.seed(1)
     train(projects[0] / "solver.prototxt", device="cpu")
     assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
+
+
+def by_pycaffe(folder: Path) -> list[bytes]:
+    solver = pycaffe.SGDSolver(str(folder / "solver.prototxt"))
+    solver.solve()
+    return results(folder)
+
+
+def by_train(folder: Path) -> list[bytes]:
+    train(folder / "solver.prototxt", device="cpu")
+    return results(folder)
+
+
+def test_trainings_of_all_kinds_beside_nets_that_are_built_and_used_give_the_bits_of_each_alone(
+    projects: list[Path], tmp_path: Path
+) -> None:
+    kinds: list[tuple[Callable[[Path], list[bytes]], Path]] = [(by_train, projects[0]), (by_pycaffe, projects[1])]
+    alone = [make(folder) for make, folder in kinds]
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }'
+        'layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }'
+        'layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }'
+    )
+    ct.save_weights(ct.load_net(net), tmp_path / "w.caffemodel")
+    picture = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    expected = ct.classify(picture, net, tmp_path / "w.caffemodel", mean=[0])[0]
+    over = threading.Event()
+
+    def classify(number: int) -> bool:
+        same = True
+        while not over.is_set():
+            # Filled from the process's random state, as is what a training module of somebody else's drops.
+            ct.load_net(net)
+            torch.nn.functional.dropout(torch.ones(3))
+            np.random.rand()
+            random.random()
+            same = same and ct.classify(picture, net, tmp_path / "w.caffemodel", mean=[0])[0] == expected
+        return same
+
+    with ThreadPoolExecutor(12) as pool:
+        threads = [pool.submit(classify, number) for number in range(10)]
+        try:
+            together = list(pool.map(lambda kind: kind[0](kind[1]), kinds))
+        finally:
+            over.set()
+        assert all(thread.result() for thread in threads)
+    assert together == alone
+
+
+def test_a_solver_draws_from_a_stream_of_its_own(projects: list[Path]) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    Solver(projects[0] / "solver.prototxt").step(2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_solver_without_a_seed_follows_torchs(projects: list[Path]) -> None:
+    path = projects[0] / "solver.prototxt"
+    path.write_text(path.read_text().replace("random_seed: 11", ""))
+    drawn = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        drawn += [Solver(path).net.layer("conv").blobs[0].detach() for _ in range(2)]
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[4])
+
+
+def test_pycaffes_seed_reaches_the_solvers_that_there_are(projects: list[Path]) -> None:
+    solver = pycaffe.SGDSolver(str(projects[0] / "solver.prototxt"))
+    drawn = []
+    for _ in range(2):
+        pycaffe.set_random_seed(4)
+        for batch in solver.net.blobs.values():
+            batch.data[...] = 1
+        solver.net.forward(start="drop")
+        drawn.append(solver.net.blobs["conv"].data.copy())
+    assert np.array_equal(*drawn)
+    assert len(np.unique(drawn[0])) > 1

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 from pathlib import Path
 
 import pytest
 
-import caffetools.zoo.names
 from caffetools.errors import ZooError
 from caffetools.zoo.cards import get_card, list_models
 from caffetools.zoo.names import ALIASES, MODELS, find_model, get_name, is_model, known_names
@@ -63,7 +61,3 @@ def test_a_path_that_does_not_exist_is_named_as_that(name: str, tmp_path: Path, 
 
 def test_completion_offers_short_and_full_names() -> None:
     assert {"alexnet", "bvlc_alexnet", "googlenet", "resnet50"} <= set(known_names())
-
-
-def test_examples_run() -> None:
-    assert doctest.testmod(caffetools.zoo.names).failed == 0

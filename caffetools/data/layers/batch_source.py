@@ -265,7 +265,9 @@ class ReadingLayer(Layer):
         super().__init__(param, phase)
         self.skip_corrupt, self._report_corrupt = _tolerance.get()
         self.phase = TRAIN if phase == TRAIN else TEST
-        self._seed = zlib.crc32(f"{torch.initial_seed()}/{self.name}".encode())
+        self._seed = zlib.crc32(
+            f"{self.generator.initial_seed() if self.generator is not None else torch.initial_seed()}/{self.name}".encode()
+        )
         self._shard: tuple[int, int] | None = None
         self._augment: AugmentConfig | None = None
         self._maker: BatchMaker | None = None

@@ -12,11 +12,11 @@ import numpy as np
 from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.solver.checkpoints import run_state as runstate
 from caffetools.solver.checkpoints.run_state import RunState, read_run_state, run_state_path
-from caffetools.solver.control import Log, Snapshot
-from caffetools.solver.random_streams import set_random_states
+from caffetools.solver.control import Snapshot
 
 if TYPE_CHECKING:
     from caffetools.net.net import Net
+    from caffetools.solver.control import TrainingRun
     from caffetools.solver.strategy import Strategy
 
 # One for each process, by rank: its ``precision``, and for all but the main one ``random`` and ``layers``.
@@ -60,18 +60,18 @@ def layer_states(net: Net) -> str:
     return _text({key: layer.get_state() for key, layer in net.layers_by_key.items() if isinstance(layer, ReadingLayer)})
 
 
-def follow(states: States, root_layers: str, strategy: Strategy, net: Net, log: Log) -> None:
+def follow(states: States, root_layers: str, strategy: Strategy, run: TrainingRun) -> None:
     """Put a process that is not the main one where its run stood.
 
     Where the snapshot was taken by another number of processes, its data resume from the main process's position, with new crops and flips.
     """
     if len(states) == strategy.size:
         mine = states[strategy.rank]
-        runstate._set_layer_states(net, mine["layers"], lambda text: log("caffe.cpp:235", text, "W"))
-        set_random_states(mine["random"], net.device)
+        runstate._set_layer_states(run.net, mine["layers"], lambda text: run.log("caffe.cpp:235", text, "W"))
+        run.random.set_states(mine["random"])
         return
     places = _read(root_layers)
-    for key, layer in net.layers_by_key.items():
+    for key, layer in run.net.layers_by_key.items():
         if isinstance(layer, ReadingLayer) and key in places:
             place = places[key]
             layer.set_state({**place, "rng": np.random.default_rng([int(place["seed"]), strategy.rank, 1]).bit_generator.state})

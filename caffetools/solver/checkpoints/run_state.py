@@ -23,7 +23,7 @@ from caffetools.data.layers.batch_source import ReadingLayer
 from caffetools.errors import DataError, ModelFileError
 from caffetools.net.net import Net
 from caffetools.solver.control import TrainingRun
-from caffetools.solver.random_streams import check_random_states, get_random_states, set_random_states
+from caffetools.solver.random_streams import check_random_states
 from caffetools.util.files import write_text
 
 PathLike = str | os.PathLike[str]
@@ -69,7 +69,7 @@ def capture_run_state(solver: TrainingRun) -> RunState:
         "run": solver.run_id,
         "time": time.time(),
         "iteration": solver.iteration,
-        "random": get_random_states(solver.net.device),
+        "random": solver.random.get_states(),
         "losses": [float(loss) for loss in solver.losses],
         "nets": [_layer_states(net) for net in (solver.net, *solver.test_nets)],
     }
@@ -85,7 +85,7 @@ def apply(state: RunState, solver: TrainingRun, warn: Callable[[str], None]) -> 
     for net, layers in zip(nets, state["nets"], strict=False):
         _set_layer_states(net, layers, warn)
     # Last, since opening files may draw random numbers.
-    set_random_states(state["random"], solver.net.device)
+    solver.random.set_states(state["random"])
 
 
 def write_run_state(path: PathLike, run: RunState, state: PathLike, weights: PathLike) -> None:
