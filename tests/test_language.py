@@ -115,6 +115,31 @@ def test_a_list_of_arguments_has_one_entry_for_each_parameter() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def raised(function: ast.FunctionDef) -> set[str]:
+    """The errors that a function's own statements raise; nested functions and errors passed on do not count."""
+    found: set[str] = set()
+    todo: list[ast.AST] = list(function.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            found.add(ast.unparse(node.exc.func))
+        if not isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+            todo.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def test_a_function_that_raises_says_so() -> None:
+    silent = []
+    for place, function in public_functions():
+        text = ast.get_docstring(function) or ""
+        # The command line's docstrings are help texts; a layer's or a node's own error is in its base class' contract.
+        errors = {error for error in raised(function) if not error.endswith((".error", ".in_file", "self.no_onnx_form"))}
+        # A method without a docstring of its own keeps the one it overrides.
+        if errors and text and not place.startswith("caffetools/cli/") and not re.search(r"[Rr]aise|[Ee]rrors? as for", text):
+            silent.append(f"{place}: {', '.join(sorted(errors))}")
+    assert not silent, "\n".join(silent)
+
+
 if __name__ == "__main__":
     for name, count in sorted(Counter({name: len(places) for name, places in found().items()}).items()):
         print(f'    "{name}": {count},')

@@ -135,7 +135,7 @@ def read_picture(path: Path, settings: Settings) -> Pixels:
 
 
 def decode_picture(data: bytes, name: str, settings: Settings) -> Pixels:
-    """Return the bytes of a picture file as :func:`read_picture` does; ``name`` is for errors."""
+    """Return a picture file's bytes as :func:`read_picture` does, and raises; ``name`` is for errors."""
     if is_truncated(data):
         raise BundleError(f"{name}: the picture is truncated or empty")
     try:
@@ -226,7 +226,7 @@ class TensorRTBackend:
             self._buffers[name] = cuda.mem_alloc(output.nbytes)
 
     def run(self, batch: Array) -> List[Array]:
-        """Return the outputs for one prepared image."""
+        """Return the outputs for one prepared image. Raises :class:`BundleError` where TensorRT fails."""
         self._cuda.memcpy_htod(self._buffers[self._settings.input], batch)
         if hasattr(self._engine, "get_binding_index"):  # TensorRT up to 9
             bindings = [0] * len(self._buffers)
@@ -247,7 +247,7 @@ def find_engine(folder: Path) -> Optional[Path]:
 
 
 def open_backend(settings: Settings, name: str = "auto") -> Any:
-    """Open the model with a back end: ``tensorrt``, ``onnxruntime``, ``opencv``, or the first of them that is there."""
+    """Open the model with a back end: ``tensorrt``, ``onnxruntime``, ``opencv``, or the first that is there. Raises :class:`BundleError`."""
     classes = {"tensorrt": TensorRTBackend, "onnxruntime": OnnxRuntimeBackend, "opencv": OpenCVBackend}
     names = [name] if name != "auto" else [n for n in BACKENDS if n != "tensorrt" or find_engine(settings.folder) is not None]
     for candidate in names:
@@ -266,7 +266,7 @@ def open_backend(settings: Settings, name: str = "auto") -> Any:
 
 
 def best(output: Array, settings: Settings, top: int = 5) -> List[Dict[str, Any]]:
-    """Return the ``top`` most probable classes of one output as {index, label, probability}; of equal ones the lower first."""
+    """Return the ``top`` best classes of an output as {index, label, probability}, of equal ones the lower first; or raise BundleError."""
     row = np.asarray(output, np.float32).reshape(-1)
     if row.size != settings.classes:
         raise BundleError(f"the model gives {row.size} values, but there are {settings.classes} classes")
@@ -275,7 +275,7 @@ def best(output: Array, settings: Settings, top: int = 5) -> List[Dict[str, Any]
 
 
 def detect(outputs: Sequence[Array], size: Tuple[int, int], settings: Settings) -> List[Dict[str, Any]]:
-    """Return the boxes after non-maximum suppression as {index, label, score, box}, best first.
+    """Return the boxes after non-maximum suppression as {index, label, score, box}, best first; or raise BundleError.
 
     Args:
         outputs: Scores and boxes of the model.

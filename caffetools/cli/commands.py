@@ -181,7 +181,30 @@ def _summary(module: str, attribute: str) -> str:
     return ""
 
 
-class Commands(TyperGroup):
+class NoSuchCommand(typer.BadParameter):
+    """A name of which its group has no command.
+
+    Attributes:
+        word: The name as it was typed.
+        known: The names that the group has.
+    """
+
+    def __init__(self, word: str, known: list[str], ctx: Any):
+        super().__init__(f"there is no command '{word}'", ctx=ctx)
+        self.word, self.known = word, known
+
+
+class Group(TyperGroup):
+    """A group of commands; a name of which it has none is an error of its own type."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the name, the command and its arguments. Raises :class:`NoSuchCommand`."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            raise NoSuchCommand(args[0], list(self.commands), ctx)
+        return super().resolve_command(ctx, args)
+
+
+class Commands(Group):
     """A group that builds each command when it is used."""
 
     def __init__(self, **options: Any):
@@ -250,6 +273,7 @@ def _build(name: str, entry: Entry) -> Any:
             info.help = flowing(info.callback.__doc__ or "" if info.callback else "")
             inner = info.name or (info.callback.__name__.replace("_", "-") if info.callback else "")
             info.epilog = f"Example: {EXAMPLES[f'{name} {inner}']}" if f"{name} {inner}" in EXAMPLES else info.epilog
+        thing.info.cls = Group
         group = typer.main.get_group(thing)
         group.name, group.epilog = name, example
         for command in (group, *group.commands.values()):

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from caffetools.cli.caffe_names import known_tools
-from caffetools.cli.commands import COMMANDS, EXAMPLES
+from caffetools.cli.commands import COMMANDS, EXAMPLES, NoSuchCommand
 from caffetools.cli.gflags import FLAGS
 from caffetools.errors import closest, did_you_mean
 
@@ -43,6 +43,8 @@ def _example(path: list[str], context: object) -> str:
 
 
 def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
+    if isinstance(error, NoSuchCommand):
+        return f"there is no command '{error.word}'{_meant(error.word, error.known) or f' ({context.command_path} --help lists them)'}"
     kind = type(error).__name__
     if kind == "NoSuchOption":
         return _no_such_option(str(error.option_name), arguments, context)
@@ -61,10 +63,6 @@ def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
         .replace(", unable to parse string as an integer", "")
         .replace("Input should be", "it must be")
     )
-    if message.startswith("No such command"):
-        word = message.split("'")[1]
-        known = list(getattr(getattr(context, "command", None), "commands", COMMANDS))
-        return f"there is no command '{word}'{_meant(word, known) or ' (caffetools --help lists them)'}"
     return message[:1].lower() + message[1:]
 
 

@@ -286,7 +286,11 @@ class Augmenter:
         return Augmented(np.ascontiguousarray(array), clipped[kept], kept, points)
 
     def batch(self, pictures: list[Pixels], rng: np.random.Generator) -> list[Pixels]:
-        """Return pictures (C, H, W), uint8, each with a draw of its own, mixed with each other if ``mixup`` is set."""
+        """Return pictures (C, H, W), uint8, each with a draw of its own, mixed with each other if ``mixup`` is set.
+
+        Raises:
+            DataError: Pictures that are not bytes, or not of one size with mixup.
+        """
         if any(picture.dtype != np.uint8 for picture in pictures):
             raise DataError("augmentation needs pictures of bytes; these have float_data")
         changed = [self.transform(picture, self.make_params(rng, picture.shape)).image for picture in pictures]

@@ -111,7 +111,7 @@ def shard_paths(path: PathLike) -> list[str]:
 
 
 def sum_shard(task: Task) -> Task:
-    """Task: add the records of one database up."""
+    """Task: add the records of one database up. Raises :class:`DataError` where records differ in shape."""
     errors: list[DataError] = []
     corrupt = CorruptRecords(task["skip"], errors.append)
     sums: NDArray[Any] | None = None

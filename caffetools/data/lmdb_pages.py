@@ -152,6 +152,9 @@ class PagedFile:
         """Return a buffer to copy from that covers ``size`` bytes from ``offset`` on, and the offset at which the buffer begins.
 
         At the end of the file the buffer is shorter. Other threads run while the disk is waited for.
+
+        Raises:
+            DataError: The file cannot be read.
         """
         memory = self._map
         if memory is not None and offset + size > len(memory.buffer):

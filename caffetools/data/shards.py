@@ -164,7 +164,7 @@ class ShardedDatabase:
                     yield from database.views(limit)
 
     def item(self, number: int) -> Record:
-        """Return (key, value) of the record ``number``; see :class:`Database`."""
+        """Return (key, value) of the record ``number``; see :class:`Database`. Raises :class:`IndexError` beyond the last."""
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {len(self)}")
         place = bisect_right(self._ends, number)

@@ -205,7 +205,11 @@ def model_card(net: Net, deploy: PathLike, weights: PathLike) -> dict[str, str]:
 
 
 def find_preprocessing(net: Net, known: Preprocessing, options: PreprocessOptions) -> tuple[str, Preprocessor] | None:
-    """Return the net's only input and its preprocessor; None if it does not take images."""
+    """Return the net's only input and its preprocessor; None if it does not take images.
+
+    Raises:
+        DataError: What is known of the pictures does not fit the net.
+    """
     shapes = [net.blob_shapes[blob] for blob in net.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
         if options != PreprocessOptions():

@@ -126,7 +126,11 @@ def find_images(names: Iterable[PathLike]) -> list[Source]:
 
 
 def listed_pictures(lists: Iterable[PathLike]) -> list[str]:
-    """Return the pictures on the lines of lists; see :func:`find_sources`."""
+    """Return the pictures on the lines of lists; see :func:`find_sources`.
+
+    Raises:
+        DataError: An empty list, or one with columns.
+    """
     found = []
     for path in lists:
         if Path(path).suffix.lower() in _TABLES:

@@ -194,7 +194,11 @@ def stochastic_pool(x: Tensor, window: Window, *, training: bool, generator: tor
 
 
 def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, tops: list[str]) -> None:
-    """Add the nodes of one MAX or AVE pooling, with explicit end padding so that no runtime's ceil mode matters."""
+    """Add the nodes of one MAX or AVE pooling, with explicit end padding so that no runtime's ceil mode matters.
+
+    Raises:
+        ExportError: Windows are wholly outside of the map.
+    """
     if window.is_global and len(tops) == 1:
         global_pool_to_onnx(graph, method, bottom, tops[0])
         return
@@ -226,6 +230,9 @@ def pool_any_size_to_onnx(graph: OnnxGraph, window: Window, method: str, floor: 
 
     Rounding up equals rounding down over s − 1 more values of end padding, and the rule that no window starts beyond the map and its
     first padding equals at most kernel − 1 values of it. AVE counts zeros of the padding, so these become part of the map.
+
+    Raises:
+        ExportError: Windows may be wholly outside of the map.
     """
     ends = [p if floor else p + s - 1 for p, s in zip(window.pad, window.stride, strict=True)]
     if any(window.pad):

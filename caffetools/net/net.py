@@ -262,6 +262,9 @@ class Net(nn.Module):
         Args:
             batch: As for :meth:`forward`.
 
+        Returns:
+            The blobs by name, float32, (N, C, H, W) or of other axes.
+
         Raises:
             NetError: an input is unknown.
         """
@@ -277,6 +280,9 @@ class Net(nn.Module):
 
         Returns:
             As :meth:`forward`.
+
+        Raises:
+            NetError: shapes do not fit; names the layer.
         """
         layers = (plan or self.plan()).layers
         wanted = self._wanted(keep)

@@ -30,7 +30,11 @@ def filter_net(param: NetParameter, state: NetState) -> Any:
 
 
 def layer_included(layer: LayerParameter, state: NetState) -> bool:
-    """Return whether ``layer`` is part of the net in ``state``: an include rule is met, or no exclude rule is."""
+    """Return whether ``layer`` is part of the net in ``state``: an include rule is met, or no exclude rule is.
+
+    Raises:
+        NetError: A layer with rules of both kinds.
+    """
     include, exclude = layer.include, layer.exclude
     if not include and not exclude:
         return True

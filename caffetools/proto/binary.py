@@ -152,7 +152,11 @@ def read_binaryproto(path: PathLike) -> Array:
 
 
 def write_binaryproto(path: PathLike, array: NDArray[Any]) -> None:
-    """Write ``array`` (N, C, H, W) atomically in the legacy num/channels/height/width form that Caffe's mean files have."""
+    """Write ``array`` (N, C, H, W) atomically in the legacy num/channels/height/width form that Caffe's mean files have.
+
+    Raises:
+        ValueError: Another number of axes.
+    """
     if array.ndim != 4:
         raise ValueError(f"a binaryproto mean has four axes, not {array.ndim}")
     with atomic_write(path) as stream:

@@ -6,6 +6,7 @@ fields walked.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -315,10 +316,11 @@ def guard(error: type[CaffeToolsError], path: PathLike, expected: str, *, allowe
     except (CaffeToolsError, MemoryError):
         raise
     except FileNotFoundError as failure:
-        raise error(f"cannot read: {failure.strerror or 'there is no such file'}", path=path) from None
+        # The system's words: HDF5 puts a paragraph of its own there.
+        raise error(f"cannot read: {os.strerror(failure.errno or errno.ENOENT)}", path=path) from None
     except Exception as failure:
         if isinstance(failure, OSError) and failure.errno is not None and not os.access(path, os.R_OK):
-            raise error(f"cannot read: {failure.strerror}", path=path) from None
+            raise error(f"cannot read: {os.strerror(failure.errno)}", path=path) from None
         if (other := wrong_kind(error, path, expected, allowed=allowed)) is not None:
             raise other from None
         reason = one_line(f"{failure}") or type(failure).__name__

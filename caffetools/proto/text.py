@@ -46,6 +46,9 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
     """Parse prototxt ``text`` into a new ``message_type``; ``path`` is only used in errors.
 
     A dialect given by the :class:`~caffetools.proto.options.ReadOptions` must have all of the fields; ``any`` keeps unknown ones.
+
+    Raises:
+        PrototxtError: The text is not of this type; names the line.
     """
     if not text.strip():
         raise PrototxtError("the file is empty", path=path)

@@ -55,6 +55,10 @@ class Detector(Net):
 
         Returns:
             One dict a window: ``window``, ``prediction`` (float32, one score a class) and ``filename``.
+
+        Raises:
+            DataError: A picture cannot be read.
+            NetError: The crops do not fit the net's input.
         """
         found: list[tuple[PathLike, Window]] = []
         crops = []

@@ -57,5 +57,5 @@ def expect_names(given: Iterable[str], wanted: Iterable[str], what: str, net: st
     given, wanted = list(given), list(wanted)
     if set(given) != set(wanted):
         raise NetError(
-            f"the net '{net}' has the {what} {', '.join(wanted) or '(none)'}, but is given {', '.join(given)}; give each of them"
+            f"the net '{net}' has the {what} {', '.join(wanted) or '(none)'}, but is given {', '.join(given) or 'none'}; give each of them"
         )

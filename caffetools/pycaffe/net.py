@@ -241,7 +241,10 @@ class Net:
             inputs: Values for all of the net's inputs, (items, C, H, W).
 
         Returns:
-            Copies of the outputs and of ``blobs``, by name.
+            Copies of the outputs and of ``blobs``, by name: float32, (items, …).
+
+        Raises:
+            NetError: An input or a blob is unknown, no values are given, or their lengths or shapes do not fit.
         """
         return batches.forward_all(self, list(blobs or ()), inputs)
 
@@ -256,7 +259,10 @@ class Net:
             values: Values of the inputs, and diffs of outputs that get some.
 
         Returns:
-            Copies of data and of diffs, by name.
+            Copies of data and of diffs, by name: float32, (items, …).
+
+        Raises:
+            NetError: As :meth:`forward_all`.
         """
         return batches.forward_backward_all(self, list(blobs or ()), list(diffs or ()), values)
 
@@ -323,12 +329,17 @@ class Net:
             load_weights(self._net, weights, warn=mode.warn)
 
     def save(self, path: PathLike) -> None:
-        """Write a .caffemodel."""
+        """Write a .caffemodel. Raises :class:`RunFailed` where that is not possible."""
         self._prepare()
         files.save(self._net, path)
 
     def load_hdf5(self, path: PathLike) -> None:
-        """Load the weights of a .caffemodel.h5."""
+        """Load the weights of a .caffemodel.h5.
+
+        Raises:
+            ModelFileError: The file is missing or damaged; also a RuntimeError.
+            NetError: A shape differs from the net's; also a RuntimeError.
+        """
         self._prepare()
         self._run.settle()
         with raised_also_as(RuntimeError):
@@ -340,6 +351,10 @@ class Net:
         Args:
             path: Where to.
             write_diff: Write the parameters' diffs too.
+
+        Raises:
+            NetError: Two layers have one name, which HDF5 cannot hold.
+            RunFailed: The file cannot be written.
         """
         self._prepare()
         files.save_hdf5(self._net, path, write_diff=write_diff)

@@ -155,6 +155,9 @@ class NetSpec:
         Args:
             name: Name of the top.
             params: Parameters as given to the layer; those of the same name are replaced.
+
+        Raises:
+            KeyError: There is no such top.
         """
         self.tops[name].fn.params.update(params)
 
@@ -202,7 +205,13 @@ params = Parameters()
 
 
 def to_proto(*tops: object) -> Any:
-    """Return the ``NetParameter`` of ``tops`` (or layers without tops) and all that they need; blobs get names such as Convolution1."""
+    """Return the ``NetParameter`` of ``tops`` (or layers without tops) and all that they need; blobs get names such as Convolution1.
+
+    Raises:
+        TypeError: Something is not a top or a layer.
+        AttributeError: A layer has no such parameter.
+        NetError: A parameter's value does not fit; also of the type that Caffe raises.
+    """
     return _write(OrderedDict((f"\0{index}", top) for index, top in enumerate(tops)))
 
 
@@ -280,11 +289,10 @@ def _enum(field: Any, value: object) -> Any:
 
 def _write(named: OrderedDict[str, Any]) -> Any:
     writer = _Writer({value: name for name, value in named.items() if not name.startswith("\0")})
-    for name, value in named.items():
+    for index, (name, value) in enumerate(named.items()):
         if not isinstance(value, (Top, Function)):
-            raise TypeError(
-                f"'{name}' must be a top, or a layer with ntop=0, not {value!r}; several tops are set as n.a, n.b = L.X(ntop=2)"
-            )
+            shown = f"argument {index}" if name.startswith("\0") else f"'{name}'"
+            raise TypeError(f"{shown} must be a top, or a layer with ntop=0, not {value!r}; several tops are set as n.a, n.b = L.X(ntop=2)")
         writer.add(value.fn if isinstance(value, Top) else value)
     net = NetParameter()
     net.layer.extend(writer.written.values())

@@ -64,7 +64,11 @@ class QuantizationAware(Callback):
         self._run: RunControl | None = None
 
     def on_train_begin(self, run: RunControl) -> None:
-        """Attach to the solver's nets, and read the ranges of the snapshot that was resumed."""
+        """Attach to the solver's nets, and read the ranges of the snapshot that was resumed.
+
+        Raises:
+            CaffeToolsError: Real Caffe, or a net without anything to quantize.
+        """
         if not isinstance(run, Solver):
             raise CaffeToolsError("real Caffe cannot train with simulated int8; leave out --engine caffe or --quantize")
         if not quantizable(run.net):

@@ -1,4 +1,4 @@
-"""A random stream for each training, so that several in one process, and whatever else draws there, do not change each other's numbers.
+"""A random stream for each training: several in one process, and other code that draws there, do not change each other's numbers.
 
 Our layers draw from a generator of their own (:mod:`caffetools.layers.draws`). Layers on a GPU, compiled ones, Python layers and those of
 plugins draw from the global states of torch, NumPy and Python: a training with such layers holds a lock while it computes and has its

@@ -189,7 +189,14 @@ class Solver:
         self.notify("on_train_end", self.stopping)
 
     def step(self, iterations: int) -> None:
-        """Make that many updates, with the tests, displays and snapshots that are due; fewer if :meth:`stop` is called meanwhile."""
+        """Make that many updates, with the tests, displays and snapshots that are due; fewer if :meth:`stop` is called meanwhile.
+
+        Args:
+            iterations: How many updates to make.
+
+        Raises:
+            RunFailed: Training diverged, or a snapshot could not be written; names the iteration.
+        """
         end = self.iteration + iterations
         if not self._resumed:
             self.losses.clear()

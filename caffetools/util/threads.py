@@ -152,7 +152,7 @@ class Prefetcher(Generic[T]):
         self._thread.start()
 
     def next(self) -> T:
-        """Return the next result; waits until it is ready."""
+        """Return the next result; waits until it is ready. Raises :class:`RuntimeError` in a forked process."""
         while self._failure is None:
             try:
                 item = self._thread.ready.get(timeout=5)

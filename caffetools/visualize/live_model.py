@@ -99,7 +99,7 @@ class LiveModel:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page needs to know at its start, as plain values."""
+        """Return what the page needs to know at its start, as plain values. Raises :class:`DataError` for a net without blobs to show."""
         net = self.model.net
         blobs = []
         for name in computable_blobs(net):

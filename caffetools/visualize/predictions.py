@@ -128,7 +128,11 @@ def predict(
 
 
 def feature_blob(net: Net) -> str:
-    """Return the blob that the net's last layer with weights reads: the features in front of the classifier."""
+    """Return the blob that the net's last layer with weights reads: the features in front of the classifier.
+
+    Raises:
+        NetError: A net without weights.
+    """
     for layer in reversed(net.layers):
         if len(layer.blobs) and layer.bottoms:
             return layer.bottoms[0]

@@ -19,6 +19,7 @@ from tests.cli.inprocess import error_of, run, run_well
     [
         (("classfy", "a"), "there is no command 'classfy'; did you mean 'classify'?"),
         (("zoo", "lst"), "zoo: there is no command 'lst'; did you mean 'list'?"),
+        (("dataset", "foo"), "dataset: there is no command 'foo' (caffetools dataset --help lists them)"),
         (("train", "--solvr", "s.prototxt"), "train: there is no option --solvr; did you mean '--solver'?"),
         (("inspect", "-iterations", "5"), "inspect: there is no option -iterations; it is a flag of "),
         (("upgrade", "a.prototxt", "-o", "b"), "upgrade: there is no option -o; example: "),

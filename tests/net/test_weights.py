@@ -74,6 +74,11 @@ def test_a_file_that_is_not_a_hdf5_is_an_error(tmp_path: Path) -> None:
         read_weights(tmp_path / "a.h5")
 
 
+def test_a_missing_hdf5_file_is_an_error_in_the_systems_words(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"a\.h5: cannot read: No such file or directory$"):
+        read_weights(tmp_path / "a.h5")
+
+
 def test_weights_of_real_caffe_load_and_save_to_the_same_arrays(golden: Path, tmp_path: Path) -> None:
     source = golden / "logs" / "tiny_iter_150.caffemodel"
     net = net_of(

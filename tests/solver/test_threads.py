@@ -107,9 +107,7 @@ def by_train(folder: Path) -> list[bytes]:
     return results(folder)
 
 
-def test_trainings_of_all_kinds_beside_nets_that_are_built_and_used_give_the_bits_of_each_alone(
-    projects: list[Path], tmp_path: Path
-) -> None:
+def test_trainings_of_all_kinds_while_nets_are_built_and_used_give_the_bits_of_each_alone(projects: list[Path], tmp_path: Path) -> None:
     kinds: list[tuple[Callable[[Path], list[bytes]], Path]] = [(by_train, projects[0]), (by_pycaffe, projects[1])]
     alone = [make(folder) for make, folder in kinds]
     net = tmp_path / "net.prototxt"

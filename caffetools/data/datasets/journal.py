@@ -80,7 +80,11 @@ class Journal:
         self._reasons.close()
 
     def add(self, picture: Picture, outcome: Outcome) -> None:
-        """Add an entry, and hand it to the system: it is there after a kill, but maybe not after a power cut."""
+        """Add an entry, and hand it to the system: it is there after a kill, but maybe not after a power cut.
+
+        Raises:
+            WriteFailed: It cannot be written.
+        """
         try:
             if outcome.reason:
                 # A line about an entry that is not there is ignored, as one is that another about the same entry follows.

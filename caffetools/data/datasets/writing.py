@@ -122,7 +122,11 @@ class WriteResult:
     prints: StoredPrints = field(default_factory=StoredPrints)
 
     def take(self, part: str, pictures: Pictures, journal: Path) -> None:
-        """Add what became of ``pictures`` of ``part``, of each of which the journal has an entry."""
+        """Add what became of ``pictures`` of ``part``, of each of which the journal has an entry.
+
+        Raises:
+            DataError: The journal is damaged.
+        """
         outcomes = read_journal(journal, pictures)
         if len(outcomes) != len(pictures):
             raise DataError("the journal of the build is damaged", path=journal, hint="run without --resume")
@@ -181,6 +185,9 @@ def write_pictures(writer: LmdbWriter, number: int, pictures: Sequence[Picture],
         source: Where they are, and how they are stored.
         journal: Gets what became of each, before it is in the database.
         step: Called after each.
+
+    Raises:
+        DataError: A picture that cannot be read, where such are not left out.
     """
     with closing(picture_records(pictures, source.root, source.stored)) as records:
         for picture, record in zip(pictures, records, strict=True):

@@ -31,7 +31,7 @@ class AppendOnlyFile:
             raise WriteFailed(self.path, error.strerror, hint=None) from None
 
     def write(self, text: str) -> None:
-        """Append ``text``, which ends with a line end."""
+        """Append ``text``, which ends with a line end. Raises :class:`WriteFailed` where that is not possible."""
         try:
             self._stream.write(text)
             self._stream.flush()
