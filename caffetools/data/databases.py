@@ -15,12 +15,13 @@ from caffetools.data.shards import ShardedDatabase, is_index
 from caffetools.errors import DataError, WriteFailed
 from caffetools.proto.sniff import HEAD, Kind, sniff_bytes
 from caffetools.util import urls
+from caffetools.util.files import EarlyFlush
 from caffetools.util.folders import PathLike, new_folder
 
 # Keys may be 511 bytes long at most; the number at their start makes them differ.
 _LONGEST_KEY = 511
-# What one transaction holds at most; LMDB keeps it in memory.
-_COMMIT_RECORDS, _COMMIT_BYTES = 1000, 1 << 25
+# What one transaction holds at most. LMDB keeps it in memory; and while a larger one is committed, those who make records wait.
+_COMMIT_RECORDS, _COMMIT_BYTES = 1000, 1 << 23
 # Commits after which the file is mapped again.
 _REMAP_COMMITS = 16
 
@@ -150,7 +151,7 @@ def shown_key(path: str, key: bytes) -> str:
 
 
 class LmdbWriter:
-    """Write records into an LMDB; commits every 1000 records or 32 MiB, and the map size grows as needed.
+    """Write records into an LMDB; commits every 1000 records or 8 MiB, and the map size grows as needed.
 
     Args:
         folder: An existing folder: empty, or with an LMDB to add to.
@@ -169,6 +170,7 @@ class LmdbWriter:
         self._map_size = map_size
         self._pending: list[Record] = []
         self._pending_bytes = self._commits = 0
+        self._flush = EarlyFlush(Path(folder) / "data.mdb")
         self.last_key = b""
         self.count = int(self._environment.stat()["entries"])
         if self.count:
@@ -198,10 +200,11 @@ class LmdbWriter:
             self._commit()
             self._environment.sync(True)
         finally:
-            self._environment.close()
+            self.abandon()
 
     def abandon(self) -> None:
         """Close the files without committing what is pending."""
+        self._flush.close()
         self._environment.close()
 
     def _commit(self) -> None:
@@ -215,6 +218,7 @@ class LmdbWriter:
                         last = max(last, key)
                 self.last_key, self._pending_bytes = last, 0
                 self._pending.clear()
+                self._flush.start()
                 self._commits += 1
                 if self._commits % _REMAP_COMMITS == 0:
                     # Pages of the map that were looked at count to the process's memory; mapped again, they do not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -172,6 +173,17 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
         writer.put(b"k", b"v")
         raise ZeroDivisionError
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed on Linux")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_writer_leaves_no_file_open(tmp_path: Path, fails: bool) -> None:
+    with contextlib.suppress(DataError), new_lmdb(tmp_path / "db") as writer:
+        for number in range(1500):
+            writer.put(record_key(number, "a"), b"value")
+        if fails:
+            raise DataError("a picture cannot be used")
+    assert not [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(link)]
 
 
 def test_a_second_writer_of_one_folder_gets_the_first_ones_name(tmp_path: Path) -> None:
