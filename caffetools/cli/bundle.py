@@ -10,7 +10,7 @@ import typer
 
 from caffetools.cli.models import complete_model, deployed
 from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, print_json, print_next, show_warnings
+from caffetools.cli.show import console, print_json, print_next, progress_sink
 from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def bundle(
 
         if engine not in ("auto", *BACKENDS):
             raise typer.BadParameter(f"'{engine}' is not known; auto, {', '.join(BACKENDS)} are", param_hint="--engine")
-        _show(check_bundle(files[1], backend=engine), files[1], "Checked", as_json=json)
+        with progress_sink("Checking") as events:
+            checked = check_bundle(files[1], backend=engine, events=events)
+        _show(checked, files[1], "Checked", as_json=json)
         return
     if len(files) != 2 or out is None:
         raise CaffeToolsError("bundle needs DEPLOY, WEIGHTS and -o DIR, or check DIR")
@@ -72,18 +74,19 @@ def bundle(
 
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     net, weights, prepared = deployed(files[0], files[1], options)
-    checked = build_bundle(
-        net,
-        weights,
-        out,
-        target,
-        prepared,
-        calibration=calibration,
-        output=output,
-        pictures=find_pictures(pictures or []),
-        force=force,
-        events=show_warnings,
-    )
+    with progress_sink("Bundling") as events:
+        checked = build_bundle(
+            net,
+            weights,
+            out,
+            target,
+            prepared,
+            calibration=calibration,
+            output=output,
+            pictures=find_pictures(pictures or []),
+            force=force,
+            events=events,
+        )
     _show(checked, out, "Wrote", as_json=json)
     if not json:
         print_next(command("bundle", "check", out))

@@ -24,7 +24,7 @@ from caffetools.cli.options import (
     Scale,
     check_cluster,
 )
-from caffetools.cli.show import console, print_json, print_next, progress, progress_sink, show_warnings, write_error
+from caffetools.cli.show import console, print_json, print_next, progress_sink, write_error
 
 if TYPE_CHECKING:
     from caffetools.infer.bulk import BulkResult
@@ -76,7 +76,6 @@ def classify(
     A picture that cannot be read is reported, the others are classified, and the exit code is 2.
     """
     from caffetools.data.images import parse_size
-    from caffetools.events import fan_out, on_progress
     from caffetools.infer.classifier import Classifier, PreprocessOptions, find_pictures
     from caffetools.infer.sources import find_sources, listed_pictures
     from caffetools.infer.zoo_models import merge_options
@@ -89,7 +88,7 @@ def classify(
     if parquet is not None:
         from caffetools.infer.bulk import classify_to_parquet
 
-        with progress_sink("classifying") as sink:
+        with progress_sink("Classifying") as sink:
             done = classify_to_parquet(
                 deploy, weights, options, find_sources(names, pictures_list or []), parquet, engine=engine, device=device, output=output, top=top, batch=batch,
                 oversample=oversample, cluster=cluster, force=force, resume=resume, events=sink,
@@ -98,10 +97,8 @@ def classify(
         return
     pictures = find_pictures([*names, *listed_pictures(pictures_list or [])])
     classifier = Classifier(deploy, weights, options, engine=engine, device=device, output=output)
-    with progress("classifying") as advance:
-        results = classifier.classify(
-            pictures, top=top, batch=batch, oversample=oversample, events=fan_out([on_progress(advance), show_warnings])
-        )
+    with progress_sink("Classifying") as sink:
+        results = classifier.classify(pictures, top=top, batch=batch, oversample=oversample, events=sink)
     _report(results, json)
     if not json:
         print_next(after_classify(known or deploy, known if known and not own else weights))

@@ -71,7 +71,7 @@ def detect(
     deploy, weights, names, _, _ = split_files(files or [], None, command="detect", listed=bool(lists))
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale)
     if parquet is not None:
-        with progress_sink("detecting") as sink:
+        with progress_sink("Detecting") as sink:
             done = detect_to_parquet(
                 deploy, weights, options, find_sources(names, lists), parquet, engine=engine, device=device, output=output,
                 threshold=threshold, top=top, batch=batch, cluster=cluster, force=force, resume=resume, events=sink,
@@ -80,7 +80,7 @@ def detect(
         return
     pictures = find_pictures([*names, *listed_pictures(lists)])
     detector = Detector(deploy, weights, options, engine=engine, device=device, output=output)
-    with progress_sink("detecting") as sink:
+    with progress_sink("Detecting") as sink:
         results = detector.detect(pictures, threshold=threshold, top=top, batch=batch, events=sink)
     _report(results, as_json)
 

@@ -70,7 +70,7 @@ def explain(
     methods = method or [name for name in ALL_METHODS if name != "occlusion"]
     chosen = parse_unit(unit)
 
-    with progress("explaining") as advance:
+    with progress("Explaining") as advance:
         found = explain_all(model, prepared, methods, blob=blob, unit=chosen, layer=layer, progress=advance)
 
     def draw(theme: Theme) -> tuple[Figure, str]:
@@ -110,7 +110,7 @@ def occlusion(
     prepared = model.prepare(picture)
     chosen, options = parse_unit(unit), {"window": window, "stride": stride, "value": value}
 
-    with progress("covering parts") as advance:
+    with progress("Covering parts") as advance:
         found = explain_all(model, prepared, ["occlusion"], blob=blob, unit=chosen, options=options, progress=advance)
 
     def draw(theme: Theme) -> tuple[Figure, str]:
@@ -226,7 +226,7 @@ def top_images(
 
     model = open_net(deploy, weights, mean, scale, resize, None, device)
     files = find_pictures(pictures)
-    with progress("top images") as advance:
+    with progress("Top images") as advance:
         found = find_top_images(model, files, blob, top=top, batch=batch, state=state, progress=advance)
     chosen = parse_units(units, len(found.values))
     emit(lambda theme: top_images_figure(model, files, found, chosen, theme=theme), out, show, f"Top pictures of {blob}")
@@ -252,7 +252,7 @@ def synthesize(
     name = blob or score_blob(model.net)
     panels = []
     for chosen in (parse_unit(text) for text in unit or ["0", "1", "2", "3"]):
-        with progress(f"unit {chosen}") as advance:
+        with progress(f"Unit {chosen}") as advance:
             pixels = make(
                 model,
                 blob=name,
@@ -286,7 +286,7 @@ def deepdream(
 
     model = open_net(deploy, weights, mean, scale, None, None, device)
     pixels = read_rgb(picture)
-    with progress("dreaming") as advance:
+    with progress("Dreaming") as advance:
         made = deep_dream(model, pixels, blob=blob, unit=parse_unit(unit), steps=steps, octaves=octaves, seed=seed, progress=advance)
     save_pixels(out, made)
     report_written(out, f"{made.shape[1]} x {made.shape[0]}")
@@ -309,7 +309,7 @@ def style(
 
     model = open_net(deploy, weights, mean, scale, None, None, device)
     content, other = read_rgb(picture), read_rgb(style_picture)
-    with progress("drawing") as advance:
+    with progress("Drawing") as advance:
         made = style_transfer(
             model, content, other, content_blob=content_blob, style_blobs=style_blob, weight=weight, steps=steps, progress=advance
         )
@@ -362,7 +362,7 @@ def everything(
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     net, parameters = net_file(deploy, "deploy"), weights_file(weights)
     earlier = weights_file(before) if before else None
-    with progress("drawing") as advance:
+    with progress("Drawing") as advance:
         count = write_everything(out, model, net, parameters, pictures or [], before=earlier, progress=advance)
     report_written(out, f"{count} drawings")
     if show:
@@ -399,7 +399,7 @@ def _predictions(deploy: Path, weights: Path, data: Path, mean: str | None, scal
 def _predict(model: PictureNet, data: Path, features: str | None) -> Predictions:
     from caffetools.visualize.predictions import labelled_pictures, predict
 
-    with progress("classifying") as advance:
+    with progress("Classifying") as advance:
         return predict(model, labelled_pictures(data), features=features, progress=advance)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.options import Dialect, Force, Plugin, check_output
-from caffetools.cli.show import console, print_json, print_next, show_warnings
+from caffetools.cli.show import console, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
     from caffetools.infer.export import ExportOptions
@@ -95,7 +95,8 @@ def export(
         _to_torch(net, parameters, out, how, to, converter, as_json=json)
         return
     images = find_pictures(pictures or [])[:_MOST_PICTURES]
-    verification = export_deployed(net, parameters, out, prepared, how, pictures=images, events=show_warnings)
+    with progress_sink("Exporting") as events:
+        verification = export_deployed(net, parameters, out, prepared, how, pictures=images, events=events)
     command = converter.command(out, _inputs(out)) if converter is not None else ""
     if json:
         _print_json(out, how, verification, command)

@@ -108,7 +108,7 @@ def extract_features(
     from caffetools.solver.testing import load_test_net
 
     loaded = load_test_net(net, weights, device=choose_device(where))
-    with progress("extracting") as advance:
+    with progress("Extracting") as advance:
         done = extract(loaded, names, paths, count, backend=backend.lower(), force=force, progress=advance)
     _show(names, paths, done, backend.lower(), as_json=as_json)
 
@@ -152,7 +152,7 @@ def _of_pictures(
     mean, scale, resize = given
     options = merge_options(PreprocessOptions(mean=mean, scale=scale, resize=parse_size(resize) if resize else None), net)
     sources = find_images(images)
-    with progress_sink("extracting") as events:
+    with progress_sink("Extracting") as events:
         done = picture_features_to_parquet(
             net_file(net, "deploy"),
             weights_file(weights),
@@ -174,7 +174,7 @@ def _of_batches(
     """Write the blobs of a net's own batches into Parquet files."""
     from caffetools.infer.bulk_features import features_to_parquet
 
-    with progress_sink("extracting") as events:
+    with progress_sink("Extracting") as events:
         result = features_to_parquet(net, weights, names, paths, batches, device=device, events=events, **run)
     if as_json:
         print_json([{"blob": name, "folder": folder, "rows": result.rows} for name, folder in zip(names, result.folders, strict=True)])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.options import Force, check_output
-from caffetools.cli.show import console, print_json, print_next
+from caffetools.cli.show import console, print_json, print_next, progress_sink
 
 
 def import_(
@@ -42,7 +42,8 @@ def import_(
 
     check_output(out / "deploy.prototxt", out / "weights.caffemodel", force=force)
     shapes = dict(parse_shape(text) for text in input_shape or [])
-    imported, files = import_file(model, out, target=target, input_shapes=shapes)
+    with progress_sink("Importing") as events:
+        imported, files = import_file(model, out, target=target, input_shapes=shapes, events=events)
     if json:
         answer = {
             "deploy": str(files[0]),

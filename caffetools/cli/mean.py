@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.options import Cluster, Force, check_output
-from caffetools.cli.show import console, note, print_json, progress, progress_sink
+from caffetools.cli.show import console, print_json, progress_sink
 
 
 def mean(
@@ -36,8 +36,8 @@ def mean(
         with progress_sink("Computing the mean") as events:
             array = cluster_mean(database, cluster, skip_corrupt=skip_corrupt, events=events)
     else:
-        with progress("Computing the mean") as advance:
-            array = compute_mean(database, progress=advance, skip_corrupt=skip_corrupt, on_skip=lambda error: note(f"left out: {error}"))
+        with progress_sink("Computing the mean") as events:
+            array = compute_mean(database, skip_corrupt=skip_corrupt, events=events)
     if out is not None:
         write_binaryproto(out, array)
     values = channel_means(array)

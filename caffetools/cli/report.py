@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.options import AsJson, Force, check_output
-from caffetools.cli.show import console, note, print_json, print_next
+from caffetools.cli.show import console, note, print_json, print_next, progress_sink
 
 
 def report(
@@ -36,7 +36,8 @@ def report(
     # The report in the run's own folder is there to be brought up to date.
     check_output(out, force=force)
     run = _run_here() if run is None else run
-    page = report_run(run, out)
+    with progress_sink("Reading the held-out images") as events:
+        page = report_run(run, out, events=events)
     if as_json:
         print_json({"report": str(page)})
     else:

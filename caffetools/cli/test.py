@@ -11,9 +11,8 @@ import typer
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, SkipCorrupt
-from caffetools.cli.show import console, note, print_json, print_next, progress, write_log
+from caffetools.cli.show import console, note, print_json, print_next, progress_sink, write_log
 from caffetools.errors import CaffeToolsError
-from caffetools.events import on_progress
 from caffetools.zoo.names import is_model
 
 if TYPE_CHECKING:
@@ -111,8 +110,8 @@ def _scores(
     log = no_log if quiet or sys.stderr.isatty() or quiet_by_glog() else GlogWriter(write_log)
     with tolerating_corrupt_records(skip_corrupt, lambda error: note(f"left out: {error}")):
         loaded = load_test_net(path, ",".join(weights), device=choose_device(device), level=level, stages=split(stage), log=log)
-    with progress("testing") as advance:
-        return test_net(loaded, iterations, log=log, events=on_progress(advance))
+    with progress_sink("Testing") as sink:
+        return test_net(loaded, iterations, log=log, events=sink)
 
 
 # pytest would take it for a test where it is imported.

@@ -11,9 +11,8 @@ import typer
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin
-from caffetools.cli.show import console, print_json, progress, write_log
+from caffetools.cli.show import console, print_json, progress_sink, write_log
 from caffetools.errors import CaffeToolsError
-from caffetools.events import on_progress
 
 if TYPE_CHECKING:
     from caffetools.solver.timing import Timings
@@ -94,8 +93,8 @@ def _timings(path: Path, weights: list[str], iterations: int, device: str, phase
     log_net(log, built, format_text(built.param))
     for name in weights:
         load_weights(built, name)
-    with progress("timing") as advance:
-        return time_net(built.to(place), iterations, log=log, events=on_progress(advance))
+    with progress_sink("Timing") as sink:
+        return time_net(built.to(place), iterations, log=log, events=sink)
 
 
 def _print_table(path: Path, device: str, timings: Timings) -> None:

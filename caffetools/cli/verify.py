@@ -9,7 +9,7 @@ import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.options import Dialect, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import print_json, print_next, print_table, progress
+from caffetools.cli.show import print_json, print_next, print_table, progress_sink
 
 if TYPE_CHECKING:
     from caffetools.infer.compare import Candidate, OutputComparison
@@ -64,14 +64,14 @@ def verify(
         net, parameters, prepared = deployed(deploy, weights, prepared)
         own = [Candidate(net, parameters, name) for name in names]
     files = find_pictures(pictures or [])[:_MOST_IMAGES]
-    with progress("Comparing") as advance:
+    with progress_sink("Comparing") as events:
         rows = compare_engines(
             own[0],
             [*own[1:], *others],
             images=files,
             options=prepared,
             seed=seed,
-            events=lambda event: advance(getattr(event, "done", 0), getattr(event, "total", 0)),
+            events=events,
         )
     if json:
         print_json([{**row.__dict__, "relative": row.relative} for row in rows])

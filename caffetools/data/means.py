@@ -35,9 +35,7 @@ __all__ = ["channel_means", "compute_mean", "format_mean_values", "write_binaryp
 def compute_mean(
     source: PathLike | Database,
     *,
-    progress: Progress | None = None,
     skip_corrupt: int = 0,
-    on_skip: Callable[[DataError], None] | None = None,
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> Array:
@@ -45,9 +43,7 @@ def compute_mean(
 
     Args:
         source: The path of a database, or an open one.
-        progress: Called with (records done, records in all).
         skip_corrupt: How many damaged records may be left out.
-        on_skip: Called with the error of each record that is left out.
         events: Receives ``Started``, ``Progress`` (unit ``records``), ``Warned`` for each record left out, and ``Finished``.
         cancel: Checked between records.
 
@@ -62,23 +58,15 @@ def compute_mean(
     """
     if isinstance(source, (str, os.PathLike)):
         with reported("mean", f"Computing the mean of {os.fspath(source)}", events), closing(open_database(source)) as database:
-            return _mean(database, progress, _tolerance(skip_corrupt, on_skip, events), events, cancel)
+            return _mean(database, skip_corrupt, events, cancel)
     with reported("mean", f"Computing the mean of {source.path}", events):
-        return _mean(source, progress, _tolerance(skip_corrupt, on_skip, events), events, cancel)
+        return _mean(source, skip_corrupt, events, cancel)
 
 
-def _tolerance(limit: int, on_skip: Callable[[DataError], None] | None, events: EventSink) -> CorruptRecords:
-    def report(error: DataError) -> None:
-        events(Warned(task="mean", message=f"left out: {error}"))
-        if on_skip is not None:
-            on_skip(error)
-
-    return CorruptRecords(limit, report)
-
-
-def _mean(source: Database, progress: Progress | None, corrupt: CorruptRecords, events: EventSink, cancel: CancelToken | None) -> Array:
+def _mean(source: Database, skip_corrupt: int, events: EventSink, cancel: CancelToken | None) -> Array:
     report = reporter(events, "mean", "records", cancel)
-    if isinstance(source, LmdbFile | ShardedDatabase) and (found := _sums_of_pages(source, progress, report)):
+    corrupt = CorruptRecords(skip_corrupt, lambda error: events(Warned(task="mean", message=f"left out: {error}")))
+    if isinstance(source, LmdbFile | ShardedDatabase) and (found := _sums_of_pages(source, report)):
         return _divided(*found)
     count, total = 0, len(source)
     step = max(1, total // 100)
@@ -93,9 +81,7 @@ def _mean(source: Database, progress: Progress | None, corrupt: CorruptRecords, 
                 )
             accumulator.add(array)
             count += 1
-            if progress:
-                progress(count, total)
-            if count % step == 0:
+            if count % step == 0 or count == total:
                 report(count, total)
             elif cancel is not None:
                 cancel.raise_if_cancelled("computing the mean")
@@ -111,9 +97,7 @@ def _divided(sums: Array, count: int) -> Array:
     return mean
 
 
-def _sums_of_pages(
-    source: LmdbFile | ShardedDatabase, progress: Progress | None, report: Callable[[int, int], None]
-) -> tuple[Array, int] | None:
+def _sums_of_pages(source: LmdbFile | ShardedDatabase, report: Callable[[int, int], None]) -> tuple[Array, int] | None:
     """Add up the records of an LMDB, or of LMDBs that are read as one, where they lie in their pages.
 
     Returns:
@@ -134,9 +118,6 @@ def _sums_of_pages(
                 places.append(place)
             if sums is None or not add_pictures(np.array(places, np.uint64), sums) or not is_current():
                 return None
-            if progress:
-                for done in range(count + 1, count + len(places) + 1):
-                    progress(done, len(source))
             count += len(places)
             report(count, len(source))
     return None if sums is None or count != len(source) else (sums, count)

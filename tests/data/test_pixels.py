@@ -20,6 +20,7 @@ from caffetools.data.pixels_native import add_pictures, addresses_of, pixels_lib
 from caffetools.data.sharding import shard_database
 from caffetools.data.transformer import Transformer
 from caffetools.errors import DataError
+from caffetools.events import Event, Warned, on_progress
 from caffetools.proto.binary import write_binaryproto
 from caffetools.proto.schema import TRAIN, Datum, TransformationParameter
 from caffetools.util.buffers import ArrayPool
@@ -115,7 +116,7 @@ def test_the_mean_is_the_same_with_and_without_kernels(
 ) -> None:
     path = write(tmp_path / "db", datums(shape, count))
     progress: list[tuple[int, int]] = []
-    native = compute_mean(path, progress=lambda done, total: progress.append((done, total)))
+    native = compute_mean(path, events=on_progress(lambda done, total: progress.append((done, total))))
     monkeypatch.setenv("CAFFETOOLS_NATIVE", "0")
     np.testing.assert_array_equal(native, compute_mean(path), strict=True)
     assert progress[-1] == (count, count)
@@ -148,11 +149,11 @@ def test_a_record_that_is_not_plain_pixels_is_treated_as_without_kernels(odd: st
     with pytest.raises(DataError, match="00000041_p"):
         compute_mean(path)
     if odd != "another size":
-        skipped: list[DataError] = []
-        mean = compute_mean(path, skip_corrupt=1, on_skip=skipped.append)
+        seen: list[Event] = []
+        mean = compute_mean(path, skip_corrupt=1, events=seen.append)
         arrays = [record_to_array(record)[0].astype(np.float32) for number, record in enumerate(records) if number != 41]
         np.testing.assert_array_equal(mean[0], sum(arrays[1:], arrays[0]) / np.float32(59))
-        assert len(skipped) == 1
+        assert sum(isinstance(event, Warned) for event in seen) == 1
 
 
 def test_records_that_share_bytes_with_the_one_before_are_parsed_as_any_other() -> None:

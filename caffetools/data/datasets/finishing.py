@@ -15,6 +15,7 @@ from caffetools.data.datasets.findings import file_checksums, write_sample_sheet
 from caffetools.data.datasets.pictures import Picture, Pictures
 from caffetools.data.datum import record_to_array
 from caffetools.data.means import channel_means, compute_mean
+from caffetools.events import on_progress
 from caffetools.proto.binary import write_binaryproto
 from caffetools.util.files import atomic_write
 
@@ -63,7 +64,7 @@ def _write_texts(work: Path, card: DatasetCard, parts: Parts) -> None:
 def _write_mean(work: Path, card: DatasetCard, progress: Progress) -> None:
     with closing(open_database(work / "train_lmdb")) as database:
         if card.width:
-            mean = compute_mean(database, progress=progress)
+            mean = compute_mean(database, events=on_progress(progress))
             write_binaryproto(work / "mean.binaryproto", mean)
             card.mean_values = channel_means(mean)
             return

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from caffetools.cancel import CancelToken
-from caffetools.data.databases import CorruptRecords
+from caffetools.data.databases import CorruptRecords, open_database
 from caffetools.data.formats.arrays import hdf5_parts, numpy_parts, write_hdf5, write_numpy
 from caffetools.data.formats.cifar import cifar10_parts, cifar100_parts
 from caffetools.data.formats.database import database_parts, write_database
@@ -159,7 +159,7 @@ def convert_parts(
                     name = f"{prefix}{part.name}{f'_{to}' if to in _DATABASES else ''}"
                     final = urls.join(out, name)
                     result.counts[final] = run.write(part, work / name, final, force=False)
-                _write_extras(work, out, parts, result, f"{prefix}train_{to}" if mean and to in _DATABASES else "")
+                _write_extras(work, out, parts, result, f"{prefix}train_{to}" if mean and to in _DATABASES else "", events, cancel)
     events(ArtifactWritten(task="dataset", path=result.path, what=to))
     return result
 
@@ -265,9 +265,13 @@ class _Run:
             raise DataError("the source holds no examples", hint="check its path and --split")
 
 
-def _write_extras(work: Path, out: PathLike, parts: list[Part], result: ConvertResult, mean_of: str) -> None:
+def _write_extras(
+    work: Path, out: PathLike, parts: list[Part], result: ConvertResult, mean_of: str, events: EventSink, cancel: CancelToken | None
+) -> None:
     if mean_of and (work / mean_of).is_dir():
-        write_binaryproto(work / "mean.binaryproto", compute_mean(work / mean_of))
+        with contextlib.closing(open_database(work / mean_of)) as database:
+            mean = compute_mean(database, events=lambda event: events(event) if isinstance(event, Progress) else None, cancel=cancel)
+        write_binaryproto(work / "mean.binaryproto", mean)
         result.files.append(urls.join(out, "mean.binaryproto"))
     if parts[0].classes:
         with atomic_write(work / "labels.txt", "w") as stream:
