@@ -13,7 +13,18 @@ import pytest
 
 import caffetools as ct
 from caffetools.data.databases import open_database
-from caffetools.infer.classifier import PreprocessOptions
+from caffetools.data.datasets.adding import add_pictures
+from caffetools.data.datasets.card import load_card
+from caffetools.data.datasets.export import export_database
+from caffetools.data.datasets.merging import merge_datasets, subset_dataset
+from caffetools.data.datasets.verify import verify_database
+from caffetools.data.formats.convert import convert_dataset
+from caffetools.data.means import compute_mean
+from caffetools.data.sharding import shard_database
+from caffetools.infer.bulk import classify_to_parquet
+from caffetools.infer.bulk_features import features_to_parquet
+from caffetools.infer.classifier import Classifier, PreprocessOptions
+from caffetools.project.evaluate import evaluate
 
 Work = Callable[[Path, bool, ct.events.EventSink, ct.CancelToken], object]
 
@@ -25,10 +36,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(1)
     for name, level in (("dark", 40), ("light", 200)):
         (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "more" / name).mkdir(parents=True)
         for number in range(8):
             image = rng.normal(level, 20, (28, 28)).clip(0, 255).astype(np.uint8)
             cv2.imwrite(str(folder / "pictures" / name / f"{number}.png"), image)
+        cv2.imwrite(str(folder / "more" / name / "new.png"), rng.integers(0, 256, (28, 28), dtype=np.uint8))
     data = ct.build_dataset(folder / "pictures", folder / "data", size="28", gray=True)
+    subset_dataset(folder / "data", folder / "fewer", per_class=2)
     net = ct.retarget(ct.zoo_prototxt("lenet", "train_val"), dataset=data)
     net.save(folder / "net")
     text = (folder / "net" / "solver.prototxt").read_text()
@@ -111,6 +125,61 @@ def classify(place: Path) -> Work:
     return lambda out, resume, events, cancel: ct.Project.open(place / "project").classify(pictures, events=events, cancel=cancel)
 
 
+def of_records(call: Callable[..., object]) -> Callable[[Path], Work]:
+    """Work of the data room: ``call(training database, dataset, out, events=, cancel=)``."""
+    return lambda place: (
+        lambda out, resume, events, cancel: call(place / "data" / "train_lmdb", place / "data", out / "made", events=events, cancel=cancel)
+    )
+
+
+def add(place: Path) -> Work:
+    def work(out: Path, resume: bool, events: ct.events.EventSink, cancel: ct.CancelToken) -> object:
+        shutil.copytree(place / "data", out / "data", dirs_exist_ok=True)
+        return add_pictures(out / "data", place / "more", out=out / "made", events=events, cancel=cancel)
+
+    return work
+
+
+def bulk(place: Path) -> Work:
+    pictures = [path for name in ("dark", "light") for path in sorted((place / "pictures" / name).iterdir())]
+
+    def work(out: Path, resume: bool, events: ct.events.EventSink, cancel: ct.CancelToken) -> object:
+        deploy, weights, options = place / "net" / "deploy.prototxt", place / "w.caffemodel", PreprocessOptions(mean=[0])
+        return classify_to_parquet(
+            deploy, weights, options, pictures, out / "made", per_file=4, resume=resume, events=events, cancel=cancel
+        ).rows  # fmt: skip
+
+    return work
+
+
+def features(place: Path) -> Work:
+    def work(out: Path, resume: bool, events: ct.events.EventSink, cancel: ct.CancelToken) -> object:
+        net, weights = place / "net" / "train_val.prototxt", place / "w.caffemodel"
+        return features_to_parquet(
+            net, weights, ["ip1"], [out / "made"], 1, per_file=1, resume=resume, events=events, cancel=cancel
+        ).rows  # fmt: skip
+
+    return work
+
+
+def evaluation(place: Path) -> Work:
+    card = load_card(place / "data")
+    options = PreprocessOptions(mean=[0], labels=list(card.classes))
+
+    def work(out: Path, resume: bool, events: ct.events.EventSink, cancel: ct.CancelToken) -> object:
+        classifier = Classifier(place / "net" / "deploy.prototxt", place / "w.caffemodel", options)
+        return evaluate(classifier, card, events=events, cancel=cancel).predicted
+
+    return work
+
+
+def bundle(place: Path) -> Work:
+    options = PreprocessOptions(mean=[0], labels=["dark", "light"])
+    return lambda out, resume, events, cancel: ct.build_bundle(
+        place / "net" / "deploy.prototxt", place / "w.caffemodel", out / "made", "onnxruntime", options, events=events, cancel=cancel
+    )
+
+
 # What each makes, in its own folder.
 MADE = {
     "dataset": (dataset, ["data/train_lmdb", "data/val_lmdb", "data/mean.binaryproto", "data/train.txt", "data/val.txt"]),
@@ -122,6 +191,24 @@ MADE = {
     "import": (import_, ["net/deploy.prototxt", "net/weights.caffemodel"]),
     "check": (check, []),
     "classify": (classify, []),
+    "merge": (
+        of_records(lambda _, data, out, **control: merge_datasets([data, data.parent / "fewer"], out, **control)),
+        ["made/train_lmdb", "made/mean.binaryproto"],
+    ),
+    "subset": (of_records(lambda _, data, out, **control: subset_dataset(data, out, per_class=3, **control)), ["made/train_lmdb"]),
+    "add": (add, ["made/train_lmdb", "made/val_lmdb", "made/train.txt"]),
+    "shard": (of_records(lambda database, _, out, **control: shard_database(database, out, 3, **control)), ["made/index.json"]),
+    "write pictures": (of_records(lambda database, _, out, **control: export_database(database, out, **control)), ["made/list.txt"]),
+    "convert": (
+        of_records(lambda database, _, out, **control: convert_dataset("lmdb", database, out, to="hdf5", **control)),
+        ["made/data_0000.h5"],
+    ),
+    "mean": (of_records(lambda database, _, out, **control: compute_mean(database, **control).tobytes()), []),
+    "verify records": (of_records(lambda database, _, out, **control: verify_database(database, **control)), []),
+    "classify many": (bulk, ["made/part-00000.parquet", "made/part-00003.parquet"]),
+    "features": (features, ["made/part-00000.parquet"]),
+    "evaluate": (evaluation, []),
+    "bundle": (bundle, ["made/model.onnx", "made/SHA256SUMS"]),
 }
 
 
