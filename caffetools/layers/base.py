@@ -150,6 +150,8 @@ class Layer(nn.Module):
     BACKWARD_FROM_BLOBS: ClassVar[bool] = False
     # Whether Caffe's forward pass keeps values in the diff of the first bottom, from which the backward pass computes (kept_in_diff).
     KEEPS_IN_DIFF: ClassVar[bool] = False
+    # Whether Caffe's backward pass writes the diff of the bottom even where nothing asks for it.
+    BACKWARD_IS_UNASKED: ClassVar[bool] = False
     # Whether Caffe's backward pass of the layer in place takes the result for the bottom, of which it keeps no copy.
     BACKWARD_READS_RESULT: ClassVar[bool] = False
     # Whether Caffe refuses the layer where its top is its bottom too, or writes there before it has read all that it computes from.
@@ -368,6 +370,15 @@ class Layer(nn.Module):
             gradient: The top's diff, of that shape.
         """
         raise NotImplementedError
+
+    def left_in_diff(self, bottom: Tensor, diff: Tensor) -> Tensor | None:
+        """Return what Caffe's backward pass leaves in the first bottom's diff although nothing asks for its gradient; None for nothing.
+
+        Args:
+            bottom: The first bottom.
+            diff: The diff of the first top.
+        """
+        return None
 
     def kept_in_diff(self, *bottoms: Tensor) -> Tensor:
         """Return what Caffe's forward pass keeps in the diff of the first bottom, of its shape, of a layer with KEEPS_IN_DIFF."""

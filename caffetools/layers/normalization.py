@@ -37,7 +37,7 @@ class BatchNorm(Layer):
     stays 1; the first batch's are taken as they are; they are not learned, also where the file gives them learning rates.
     """
 
-    BACKWARD_READS_BOTTOMS, BACKWARD_FROM_BLOBS = False, True
+    BACKWARD_READS_BOTTOMS, BACKWARD_FROM_BLOBS, BACKWARD_IS_UNASKED = False, True, True
     TRAITS = Traits(
         role="normalization",
         settings="batch_norm_param",
@@ -235,7 +235,7 @@ class MVN(Layer):
     """
 
     TRAITS = Traits(role="normalization", settings="mvn_param", coordinates="same")
-    BACKWARD_FROM_BLOBS = True
+    BACKWARD_FROM_BLOBS = BACKWARD_IS_UNASKED = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_axes(bottoms[0], 4)

@@ -130,6 +130,12 @@ class Scale(_Broadcasting):
         outer, inner = math.prod(shape[: self.first_axis]), math.prod(shape[self.first_axis + len(operand) :])
         return frozenset({0} if outer == 1 and (inner == 1 or operand.numel() > 1) else ())
 
+    def left_in_diff(self, bottom: Tensor, diff: Tensor) -> Tensor | None:
+        # The products whose sums are the scale's gradient, unless they are that gradient or the layer works in place.
+        if len(self.bottoms) > 1 or self.tops == self.bottoms or bottom.shape != diff.shape or bottom.numel() == self.blobs[0].numel():
+            return None
+        return diff * bottom
+
     def of_channels(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the learned scale (C) and the bias (C) or None; None where it is not one for each channel of (N, C, …)."""
         if len(self.bottoms) > 1 or not self.along_channels(self.blobs[0].numel()):

@@ -30,7 +30,7 @@ def softmax(x: Tensor, axis: int, *, log: bool = False) -> Tensor:
 class Softmax(Layer):
     """y = exp(x) / sum(exp(x)) along ``axis``, of any shape, without overflow (softmax_layer.cpp)."""
 
-    BACKWARD_READS_BOTTOMS, BACKWARD_READS_TOP = False, True
+    BACKWARD_READS_BOTTOMS, BACKWARD_READS_TOP, BACKWARD_IS_UNASKED = False, True, True
     TRAITS = Traits(
         role="probability", channels="kept", class_axis="softmax_param.axis", in_place=True, coordinates="same", loss="SoftmaxWithLoss"
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer
+from caffetools.layers.base import Layer, Shape
 from caffetools.layers.blob_storage import BlobStorage, TensorStorage
-from caffetools.net.gradients import plan_gradients
+from caffetools.net.gradients import plan_backward
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import layer_view
 
@@ -20,42 +19,38 @@ from caffetools.net.shape_plans import layer_view
 class BlobVersion:
     """One version of a blob, from the layer that produces it to those that read it; a layer that works in place makes a new one.
 
+    Where several bottoms, or a loss weight and a bottom, read it, Caffe inserts a Split layer right behind its producer. That layer is not
+    here, but its effects on diffs are: each reader has a diff of its own, which lasts from pass to pass, and the version's diff becomes
+    their sum only in backward passes that begin above its producer and reach it.
+
     Attributes:
         blob: The blob's name.
         loss_weight: What Caffe calls the loss weight of the top; 0 of most.
         num_consumers: How many bottoms return a gradient to this version.
-        partial_grads: The gradients that have come back, by layer and bottom index.
-        total: Their sum, with the loss weight.
+        reader_diffs: The diffs of the readers, by layer and bottom index, in order; empty where there is no Split.
+        goes_back: Whether the layers below have a backward pass, and so the Split.
     """
 
     blob: str
     loss_weight: float = 0.0
     num_consumers: int = 0
-    partial_grads: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    total: Tensor | None = None
+    reader_diffs: dict[tuple[int, int], TensorStorage] = field(default_factory=dict)
+    goes_back: bool = False
 
-    def accumulate(self, consumer: tuple[int, int], gradient: Tensor) -> Tensor:
-        """Add the gradient (of the blob's shape) of ``consumer`` (layer and bottom index); return the sum so far, as Caffe's Split layers compute it."""
-        if self.num_consumers == 1 and not self.loss_weight:
-            return gradient
-        if any(part.shape != gradient.shape for part in self.partial_grads.values()):
-            # Left by a partial pass before the blob was reshaped.
-            self.clear()
-        again = consumer in self.partial_grads
-        self.partial_grads[consumer] = gradient
-        if again or self.total is None:
-            parts = list(self.partial_grads.values())
-            self.total = torch.full_like(parts[0], self.loss_weight) if self.loss_weight else parts.pop(0)
-            for part in parts:
-                self.total = self.total + part
-        else:
-            self.total = self.total + gradient
-        return self.total
+    @property
+    def sums_diffs(self) -> bool:
+        """Whether Caffe's Split has a backward pass."""
+        return bool(self.reader_diffs) and self.goes_back and bool(self.loss_weight or self.num_consumers)
 
-    def clear(self) -> None:
-        """Drop the gradients: the layer that produces this version has used them, or has made a new one."""
-        self.partial_grads.clear()
-        self.total = None
+    def sum_of_diffs(self, shape: Shape) -> Tensor:
+        """Return the sum of the readers' diffs and the loss weight, of the blob's ``shape``."""
+        for diff in self.reader_diffs.values():
+            diff.reshape(shape)
+        first, *others = [diff.value() for diff in self.reader_diffs.values()]
+        total = first + self.loss_weight if self.loss_weight else first
+        for other in others:
+            total = total + other
+        return total
 
 
 @dataclass
@@ -76,8 +71,6 @@ class Step:
         tops: The tops of that pass.
         updates: How often each parameter had been changed in place by then.
         ran: Whether there was a forward pass yet, with a graph or without.
-        kept: Where the layer keeps the values of KEEPS_IN_DIFF: in a diff of its own, as of Caffe's Split, where several layers read the
-            first bottom; None: in that bottom's diff, or it keeps none.
     """
 
     layer: Layer
@@ -93,7 +86,6 @@ class Step:
     tops: tuple[Tensor, ...] = ()
     updates: list[int] = field(default_factory=list)
     ran: bool = False
-    kept: TensorStorage | None = None
 
     def record(self, inputs: list[Tensor], tops: tuple[Tensor, ...]) -> None:
         """Keep the leaves and the tops of a forward pass for going back."""
@@ -106,6 +98,41 @@ class Step:
             return True
         return any(blobs[name].shape != tuple(leaf.shape) for name, leaf in zip(self.layer.bottoms, self.inputs or (), strict=False))
 
+    def top_changed(self, blobs: Mapping[str, BlobStorage]) -> bool:
+        """Return whether the top (or a bottom, of a layer that reads it too) holds other values than those of the recorded forward pass."""
+        name = self.layer.tops[0]
+        now = blobs[name].data.value()
+        if now.shape != blobs[self.layer.bottoms[0]].shape:
+            return False
+        if self.inputs is None:
+            return True
+        made = self.tops[0].detach()
+        same = self.covered or now.data_ptr() == made.data_ptr() or torch.equal(now, made)
+        return not same or (self.layer.BACKWARD_READS_BOTTOMS and self.bottoms_changed(blobs))
+
+    def bottoms_changed(self, blobs: Mapping[str, BlobStorage], among: Collection[int] | None = None) -> bool:
+        """Return whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not.
+
+        Args:
+            blobs: The blobs by name.
+            among: The bottoms to look at; None: all.
+        """
+        for index, (leaf, name) in enumerate(zip(self.inputs or (), self.layer.bottoms, strict=True)):
+            if among is not None and index not in among:
+                continue
+            now = blobs[name].data.value()
+            if self.overwritten[index]:
+                # In place: the blob holds this layer's top. Where that was edited, the layer's mask comes from the new values.
+                if name in self.layer.tops and self.layer.idempotent():
+                    leaf = self.tops[self.layer.tops.index(name)].detach()
+                else:
+                    continue
+            if now.data_ptr() == leaf.data_ptr() and now.shape == leaf.shape:
+                continue
+            if now.shape != leaf.shape or not torch.equal(now, leaf):
+                return True
+        return False
+
     def release(self) -> None:
         """Release what the last forward pass kept for going back."""
         self.inputs, self.tops = None, ()
@@ -114,16 +141,16 @@ class Step:
 def plan_steps(net: Net) -> list[Step]:
     """Return the steps of ``net``. As in Caffe, only layers below a loss have a backward pass, unless the net has ``force_backward``."""
     force = bool(net.param.force_backward)
-    gradients = plan_gradients(net.layers, force=force, above_statistics=True)
+    gradients, goes_back = plan_backward(net.layers, force=force, above_statistics=True)
     steps: list[Step] = []
     current: dict[str, BlobVersion] = {}
     for index, layer in enumerate(net.layers):
         reads = [current[b] for b in layer.bottoms]
         weights = _loss_weights(layer)
-        produces = [BlobVersion(top, weight) for top, weight in zip(layer.tops, weights, strict=True)]
+        produces = [BlobVersion(top, weight, goes_back=goes_back[index]) for top, weight in zip(layer.tops, weights, strict=True)]
         current.update((version.blob, version) for version in produces)
         steps.append(Step(layer_view(layer), index, gradients[index], False, reads, produces, [], inplace_ok=layer.inplace_ok))
-    readers = Counter(id(version) for step in steps for version in step.reads)
+    _give_readers_diffs(net, steps)
     overwritten: set[str] = set()
     for step in reversed(steps):
         below_loss = force or any(version.loss_weight or version.num_consumers for version in step.produces)
@@ -131,12 +158,25 @@ def plan_steps(net: Net) -> list[Step]:
         step.needs_backward = below_loss and (any(step.needs) or any(p.requires_grad or force for p in step.layer.blobs))
         for version, need in zip(step.reads, step.needs, strict=True):
             version.num_consumers += need
-        if step.layer.KEEPS_IN_DIFF and readers[id(step.reads[0])] > 1:
-            step.kept = TensorStorage(net.blob_shapes[step.layer.bottoms[0]], net.device)
+        if step.layer.BACKWARD_IS_UNASKED:
+            step.needs_backward = step.needs_backward or (below_loss and goes_back[step.index])
+            step.needs = [step.needs_backward] * len(step.needs)
         step.covered = not overwritten.isdisjoint(step.layer.tops)
         overwritten.update(step.layer.tops)
         step.overwritten = [bottom in overwritten for bottom in step.layer.bottoms]
     return steps
+
+
+def _give_readers_diffs(net: Net, steps: list[Step]) -> None:
+    """Give each reader of a version that several read a diff of its own."""
+    readers: dict[int, list[tuple[int, int]]] = {}
+    for step in steps:
+        for index, version in enumerate(step.reads):
+            readers.setdefault(id(version), []).append((step.index, index))
+    for version in [version for step in steps for version in step.produces]:
+        found = readers.get(id(version), [])
+        if len(found) + bool(version.loss_weight) > 1:
+            version.reader_diffs = {reader: TensorStorage(net.blob_shapes[version.blob], net.device) for reader in found}
 
 
 def _loss_weights(layer: Layer) -> list[float]:

@@ -20,7 +20,16 @@ def plan_gradients(layers: list[Layer], *, force: bool = False, above_statistics
     Raises:
         NetError: a layer gives propagate_down for another number of bottoms.
     """
+    return plan_backward(layers, force=force, above_statistics=above_statistics)[0]
+
+
+def plan_backward(layers: list[Layer], *, force: bool = False, above_statistics: bool = False) -> tuple[list[list[bool]], list[bool]]:
+    """Return what :func:`plan_gradients` does, and for each layer whether it has a backward pass where a loss depends on it.
+
+    Arguments and errors as there.
+    """
     wanted: list[list[bool]] = []
+    back: list[bool] = []
     needed: dict[str, bool] = {}
     for layer in layers:
         below = [needed.get(b, False) for b in layer.bottoms]
@@ -32,8 +41,9 @@ def plan_gradients(layers: list[Layer], *, force: bool = False, above_statistics
         goes_back = learns or force or any(need for index, need in enumerate(below) if index not in layer.NO_GRADIENT)
         needs = [((need and goes_back) or force) and index not in layer.NO_GRADIENT for index, need in enumerate(given or below)]
         wanted.append(needs)
+        back.append(goes_back)
         needed.update(dict.fromkeys(layer.tops, goes_back))
-    return wanted
+    return wanted, back
 
 
 def _keeps_statistics(layer: Layer) -> bool:

@@ -33,8 +33,8 @@ class Stepwise:
     The numbers are those of the net run as a module. A layer's shapes are computed right before it runs, as in Caffe.
 
     Blobs are :class:`~caffetools.layers.blob_storage.BlobStorage` objects by name, (N, C, H, W), float32; parameters keep their
-    diffs in ``.grad``, where they accumulate until :meth:`clear_param_diffs`. The Split layers that Caffe inserts are not there: a
-    blob that several layers read gets the sum of their gradients.
+    diffs in ``.grad``, where they accumulate until :meth:`clear_param_diffs`. The Split layers that Caffe inserts are not there, but a blob
+    that several layers read gets the sum of their gradients when Caffe's Split would compute it.
 
     A backward pass works on what the blobs hold at that moment, as in Caffe: the graph that the forward pass recorded is used
     where the bottoms are still the same, otherwise the layer is computed again from them.
@@ -96,7 +96,7 @@ class Stepwise:
                 call(step.index)
             with float32_products(self.device, tf32=self.net.allow_tf32):
                 self._run(step, record=record and step.needs_backward)
-            total += self._loss(step)
+            total += self._loss(step, is_last=step.index == last)
             for call in self.after_forward:
                 call(step.index)
         return total
@@ -120,13 +120,14 @@ class Stepwise:
         if not any(step.needs_backward for step in self.steps):
             log.warning("net '%s' has neither a loss nor force_backward, so no gradient is computed", self.net.name)
         for step in reversed(self.steps[last : first + 1]):
+            if step.index < first:
+                self._sum_diffs(step)
             for call in self.before_backward:
                 call(step.index)
             if step.needs_backward:
                 with float32_products(self.device, tf32=self.net.allow_tf32):
                     self._backward_step(step, keep=keep)
-            for version in step.produces:
-                version.clear()
+                    self._leave_diff(step)
             for call in self.after_backward:
                 call(step.index)
 
@@ -171,6 +172,8 @@ class Stepwise:
             self.device = device
             for storage in self.blobs.values():
                 storage.to(device)
+            for diff in (diff for step in self.steps for version in step.produces for diff in version.reader_diffs.values()):
+                diff.device = device
 
     def drop_views(self) -> None:
         """Let arrays of results that were given out keep their present values: the next passes do not write into them."""
@@ -223,8 +226,6 @@ class Stepwise:
         layer = step.layer
         step.release()
         step.ran = True
-        for version in step.produces:
-            version.clear()
         kept = kept_tops(layer, self.blobs)
         if layer.tops and kept.issuperset(layer.tops):
             return
@@ -238,7 +239,7 @@ class Stepwise:
             if name not in kept:
                 self.blobs[name].data.store(top.to(self.device), sources)
         if layer.KEEPS_IN_DIFF:
-            self._diff_for_keeping(step).store(layer.kept_in_diff(*(x.detach() for x in inputs)))
+            self._bottom_diff(step, 0).store(layer.kept_in_diff(*(x.detach() for x in inputs)))
         overwriting = self.net.overwriting.get(step.index)
         for name in overwriting.also if overwriting is not None else ():
             # A blob of the same memory under another shape, as before a Flatten.
@@ -275,14 +276,15 @@ class Stepwise:
                 for name in set(step.layer.tops) - kept_tops(step.layer, self.blobs):
                     self.blobs[name].data.clear()
 
-    def _loss(self, step: Step) -> float:
+    def _loss(self, step: Step, *, is_last: bool) -> float:
         total = 0.0
         for version in step.produces:
             if not version.loss_weight:
                 continue
             storage = self.blobs[version.blob]
-            if version.num_consumers:
-                total += version.loss_weight * float(storage.data.value().sum())
+            if version.reader_diffs:
+                # Caffe's Split layer, behind this one, has the loss weight.
+                total += 0.0 if is_last else version.loss_weight * float(storage.data.value().sum())
                 continue
             if storage.diff.shape != storage.shape:
                 storage.diff.store(torch.full(storage.shape, version.loss_weight, device=self.device))
@@ -292,30 +294,40 @@ class Stepwise:
     def _set_loss_diffs(self) -> None:
         for step in self.steps:
             for version in step.produces:
-                if version.loss_weight and not version.num_consumers:
+                if version.loss_weight and not version.reader_diffs:
                     storage = self.blobs[version.blob]
                     storage.diff.store(torch.full(storage.shape, version.loss_weight, device=self.device))
 
     # ---- backward ----
 
+    def _sum_diffs(self, step: Step) -> None:
+        """Set the diffs of the step's tops to the sums of their readers', as the backward passes of Caffe's Split layers do."""
+        for version in step.produces:
+            if version.sums_diffs:
+                self.blobs[version.blob].diff.store(version.sum_of_diffs(self.blobs[version.blob].shape).to(self.device))
+
+    def _bottom_diff(self, step: Step, index: int) -> TensorStorage:
+        """Return where the gradient of a bottom is stored: its blob's diff, or the reader's own where several layers read the blob."""
+        return step.reads[index].reader_diffs.get((step.index, index)) or self.blobs[step.layer.bottoms[index]].diff
+
     def _backward_step(self, step: Step, *, keep: bool) -> None:
         layer = step.layer
-        if isinstance(layer, Python) and (step.inputs is None or self._bottoms_changed(step)):
+        if isinstance(layer, Python) and (step.inputs is None or step.bottoms_changed(self.blobs)):
             self._backward_python(step, layer)
             return
         if layer.KEEPS_IN_DIFF and step.needs[0]:
             self._backward_from_diff(step)
             return
         overwriting = self.net.overwriting.get(step.index)
-        if (overwriting is not None and overwriting.reads) or (layer.BACKWARD_READS_TOP and self._top_changed(step)):
+        if (overwriting is not None and overwriting.reads) or (layer.BACKWARD_READS_TOP and step.top_changed(self.blobs)):
             self._backward_on_memory(step, first=overwriting is None or overwriting.first)
             return
         if layer.BACKWARD_FROM_BLOBS and self._backward_from_blobs(step):
             return
         labels = layer.BACKWARD_READS_LABELS
-        if step.inputs is None or step.is_outdated(self.blobs) or (layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step)):
+        if step.inputs is None or step.is_outdated(self.blobs) or (layer.BACKWARD_READS_BOTTOMS and step.bottoms_changed(self.blobs)):
             self._record_again(step)
-        elif labels and self._bottoms_changed(step, labels):
+        elif labels and step.bottoms_changed(self.blobs, labels):
             self._record_again(step, labels)
         leaves = [leaf for leaf, need in zip(step.inputs or (), step.needs, strict=True) if need]
         learned = self._learned(layer)
@@ -331,30 +343,15 @@ class Stepwise:
         if not keep:
             step.release()
 
-    def _top_changed(self, step: Step) -> bool:
-        """Return whether the top (or a bottom, of a layer that reads it too) holds other values than those of the recorded forward pass."""
-        name = step.layer.tops[0]
-        now = self.blobs[name].data.value()
-        if now.shape != self.blobs[step.layer.bottoms[0]].shape:
-            return False
-        if step.inputs is None:
-            return True
-        made = step.tops[0].detach()
-        same = step.covered or now.data_ptr() == made.data_ptr() or torch.equal(now, made)
-        return not same or (step.layer.BACKWARD_READS_BOTTOMS and self._bottoms_changed(step))
-
     def _backward_from_diff(self, step: Step) -> None:
         """Run the backward pass of a layer that reads what its forward pass kept in the bottom's diff, or what is there now."""
         bottoms = [self.blobs[name].data.value() for name in step.layer.bottoms]
-        kept, top = self._diff_for_keeping(step), self.blobs[step.layer.tops[0]]
+        kept, top = self._bottom_diff(step, 0), self.blobs[step.layer.tops[0]]
         kept.reshape(tuple(bottoms[0].shape))
         found = step.layer.gradient_from_diff(kept.value(), bottoms, top.diff.value())
         kept.store(found)
         self._store_found(step, bottoms, [found, *[None] * (len(bottoms) - 1)])
         step.release()
-
-    def _diff_for_keeping(self, step: Step) -> TensorStorage:
-        return step.kept or self.blobs[step.layer.bottoms[0]].diff
 
     def _backward_on_memory(self, step: Step, *, first: bool) -> None:
         """Run the backward pass of a layer on what is in its blobs now; ``first``: its top has other memory than its bottom."""
@@ -393,29 +390,6 @@ class Stepwise:
             return False
         self._store_found(step, bottoms, found)
         return True
-
-    def _bottoms_changed(self, step: Step, among: Collection[int] | None = None) -> bool:
-        """Return whether a bottom holds other values than the recorded forward pass read; a bottom overwritten since by a layer counts not.
-
-        Args:
-            step: The layer.
-            among: The bottoms to look at; None: all.
-        """
-        for index, (leaf, name) in enumerate(zip(step.inputs or (), step.layer.bottoms, strict=True)):
-            if among is not None and index not in among:
-                continue
-            now = self.blobs[name].data.value()
-            if step.overwritten[index]:
-                # In place: the blob holds this layer's top. Where that was edited, the layer's mask comes from the new values.
-                if name in step.layer.tops and step.layer.idempotent():
-                    leaf = step.tops[step.layer.tops.index(name)].detach()
-                else:
-                    continue
-            if now.data_ptr() == leaf.data_ptr() and now.shape == leaf.shape:
-                continue
-            if now.shape != leaf.shape or not torch.equal(now, leaf):
-                return True
-        return False
 
     def _record_again(self, step: Step, among: Collection[int] | None = None) -> None:
         """Compute a layer on its bottoms as they are, for its backward pass alone: no blob, statistic or random stream changes.
@@ -472,8 +446,17 @@ class Stepwise:
         for index, leaf, gradient in zip(wanted, leaves, gradients, strict=True):
             if gradient is None:
                 gradient = torch.zeros_like(leaf, requires_grad=False)
-            storage = self.blobs[step.layer.bottoms[index]]
-            storage.diff.store(step.reads[index].accumulate((step.index, index), gradient.to(self.device)), tops)
+            self._bottom_diff(step, index).store(gradient.to(self.device), tops)
+
+    def _leave_diff(self, step: Step) -> None:
+        """Store what Caffe's backward pass leaves in the first bottom's diff, where nothing asks for that."""
+        layer = step.layer
+        if step.needs and not step.needs[0] and any(p is layer.blobs[0] for p in self._learned(layer)):
+            diff = self.blobs[layer.tops[0]].diff
+            diff.reshape(self.blobs[layer.tops[0]].shape)
+            left = layer.left_in_diff(self.blobs[layer.bottoms[0]].data.value(), diff.value())
+            if left is not None:
+                self._bottom_diff(step, 0).store(left)
 
     def _learned(self, layer: Layer) -> list[nn.Parameter]:
         """Return the parameters to compute gradients of: those that learn, or with force_backward all that could, as in Caffe."""
