@@ -202,6 +202,7 @@ def _write(
     planned = _training_command(made, out, start)
     files = retargeting.write_retarget(made, out, starting, planned=planned)
     _note(made.retargeted, files[0])
+    _note_size(made, files[0])
     if as_json:
         print_json(_as_json(made.retargeted, comparison, files))
         return
@@ -271,6 +272,21 @@ def _note(retargeted: Retargeted, file: Path) -> None:
         note(f"{file}: layer '{row.name}': {row.note}; it is left unchanged")
     for left in retargeted.notes:
         note(f"{file}: {left}; change it by hand")
+
+
+def _note_size(made: RetargetResult, file: Path) -> None:
+    """Note where a network of the zoo now takes pictures of another size, because it crops none and the dataset's are larger or smaller."""
+    from caffetools.zoo.cards import get_card
+
+    model = _zoo_model(made.source)
+    if model is None or any(layer.transform_param.crop_size for layer in made.train_val.layer):
+        return
+    channels, *size = get_card(model).input.shape
+    shape = next((list(layer.input_param.shape[0].dim) for layer in made.deploy.layer if layer.input_param.shape), [])
+    if len(shape) == 4 and shape[1:] != [channels, *size]:
+        given, own = (" x ".join(map(str, dims)) for dims in (shape[1:], (channels, *size)))
+        how = f"--size {size[1]}" + (" --gray" if channels == 1 else "")
+        note(f"{file}: the net now takes pictures of {given}, and {model} is made for {own}; for those, build the dataset with {how}")
 
 
 def _taken(weights: Path | None, wanted: bool) -> Path | None:

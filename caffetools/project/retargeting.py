@@ -210,7 +210,8 @@ def prepare_retarget(
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
     # The net that is written needs no stages; nets made from the same file in Caffe's way do.
-    solver.train_state.stage.extend(stages.train)
+    if stages.train:
+        solver.train_state.stage.extend(stages.train)
     if stages.test and solver.test_iter:
         solver.test_state.add(stage=stages.test)
     origin = Path(param.name or "net") if isinstance(source, NetParameter) else Path(source)

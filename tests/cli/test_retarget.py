@@ -195,6 +195,10 @@ def test_a_dataset_gives_classes_sources_mean_and_batches(tmp_path: Path, tiny: 
     assert rest[2].inner_product_param.num_output == 2
     solver = read_solver(tmp_path / "run" / "solver.prototxt")
     assert (list(solver.test_iter), solver.max_iter) == ([5], 2)
+    assert not solver.HasField("train_state")
+    # A network of the zoo that crops nothing takes the dataset's size, and says that it was made for another.
+    code, _, err = run("retarget", "--model", "cifar10_quick", "--dataset", folder, "-o", tmp_path / "cifar")
+    assert code == 0 and "takes pictures of 3 x 10 x 10, and cifar10_quick is made for 3 x 32 x 32" in err and "--size 32" in err
     for wrong, message in (
         (["--classes", 3], "3 classes are asked for, but the dataset"),
         (["--crop", 11], "layer 'data' crops 11 x 11, but the pictures of"),
