@@ -305,8 +305,9 @@ def _traffic(operator: Operator, batch: int) -> tuple[int, int]:
     if isinstance(operator.form, inference.ChannelConcat):
         return 0, 0
     weights = operator.form.weight.numel() if isinstance(operator.form, inference.Conv) else 0
-    # Winograd's transformed weights of 3 x 3 kernels are up to four times as many.
-    return 4 * weights, sum(value.size for value in (*operator.inputs, *operator.outputs)) // batch
+    if isinstance(operator.form, inference.Conv) and tuple(operator.form.weight.shape[2:]) == (3, 3):
+        weights *= 4  # Winograd's transformed weights are up to four times as many
+    return weights, sum(value.size for value in (*operator.inputs, *operator.outputs)) // batch
 
 
 def _per_channel(form: inference.Affine | inference.Activation, channels: int) -> tuple[inference.Conv, inference.Activation | None]:

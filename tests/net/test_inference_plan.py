@@ -157,6 +157,17 @@ def test_parts_of_a_batch_in_several_threads(threads: int) -> None:
                 torch.testing.assert_close(values, expected[blob].contiguous(), rtol=1e-4, atol=1e-5 * float(expected[blob].abs().max()))
 
 
+def test_a_net_of_few_weights_runs_picture_by_picture_to_its_classifier() -> None:
+    torch.manual_seed(2)
+    net = Net.from_file(prototxt_path("squeezenet_v1.1", "deploy"), input_shapes={"data": (4, 3, 227, 227)})
+    x = torch.randn(4, 3, 227, 227)
+    with torch.no_grad():
+        expected = net.compute({"data": x.contiguous(memory_format=torch.channels_last)}, ())["prob"]
+        program = (plan := InferencePlan(net.layers, {"data": (4, 3, 227, 227)}, ["prob"], 2)).program
+        assert (program.head, program.repeats) == (len(program.operators) - 1, 4)  # all but the softmax
+        torch.testing.assert_close(plan.run({"data": x})["prob"], expected.contiguous(), rtol=1e-4, atol=1e-6)
+
+
 def test_a_net_of_two_inputs_reads_each_of_them_in_turn() -> None:
     torch.manual_seed(3)
     branches = "".join(
