@@ -54,6 +54,9 @@ _Pictures = Annotated[
 ]
 _Size = Annotated[str, typer.Option(help="Size of the stored pictures: 256, 320x240 (width x height), or 0 to keep their sizes.")]
 _ResizeMode = Annotated[str, typer.Option(metavar="MODE", help="squash, crop (the center), fill (black borders) or half-crop.")]
+_FastDecode = Annotated[
+    bool, typer.Option("--fast-decode", help="Decode large JPEGs at a reduced scale: up to twice as fast, but not the pixels Caffe gives.")
+]
 _Encode = Annotated[str, typer.Option(metavar="FORM", help="raw (pixels), png, jpeg, or source (the pictures' own files where possible).")]
 _Encoded = Annotated[bool, typer.Option("--encoded", help="The same as --encode source: smaller, slower to read.")]
 _Labels = Annotated[
@@ -67,6 +70,7 @@ def build(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to create.", show_default=False)],
     size: _Size = "256",
     resize_mode: _ResizeMode = "squash",
+    fast_decode: _FastDecode = False,
     val: Val = 0.2,
     test: Test = 0.0,
     group_by: GroupBy = None,
@@ -103,6 +107,7 @@ def build(
             out,
             size=size,
             resize_mode=resize_mode,
+            fast_decode=fast_decode,
             val=val,
             test=test,
             group_by=group_by,

@@ -16,7 +16,7 @@ import numpy as np
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import LmdbWriter, new_lmdb, record_key
 from caffetools.data.datum import encoded_to_datum, image_to_record
-from caffetools.data.images import Pixels, decode_image, encode_image, pixel_budget, read_bytes, resize
+from caffetools.data.images import Pixels, decode_image, encode_image, fast_divisor, pixel_budget, read_bytes, resize
 from caffetools.data.picture_lists import read_list
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, Finished, Progress, Started, ignore
@@ -54,6 +54,7 @@ class ImagesetOptions:
         force: Replace a database that exists, once the new one is complete.
         resume: Continue a build of the same list and flags that was interrupted or killed; LMDB only.
         strict: Stop at the first picture that cannot be read, which is otherwise left out, as Caffe's tool does.
+        fast_decode: Decode large JPEGs at a reduced scale, if they are resized: up to twice as fast, but the pixels are not Caffe's.
         threads: Threads that decode; None for one a core.
     """
 
@@ -69,6 +70,7 @@ class ImagesetOptions:
     force: bool = False
     resume: bool = False
     strict: bool = False
+    fast_decode: bool = False
     threads: int | None = None
 
     @property
@@ -231,8 +233,9 @@ def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[tuple[str,
         try:
             path = prefix + name
             data = read_bytes(path)
-            with pixel_budget(data):
-                image = decode_image(data, color=not options.gray, what=path)
+            divisor = fast_divisor(data, options.size) if options.fast_decode else 1
+            with pixel_budget(data, divisor):
+                image = decode_image(data, color=not options.gray, what=path, divisor=divisor)
                 if options.size is not None:
                     image = resize(image, options.size)
             if options.encoded or options.encode_type:

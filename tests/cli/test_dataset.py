@@ -87,11 +87,12 @@ def test_add_merge_and_subset_show_the_new_dataset(pictures: Path, tmp_path: Pat
 def test_options_reach_the_build(pictures: Path, tmp_path: Path) -> None:
     result = run(
         *(pictures, tmp_path / "out", "--size", "8", "--test", "0.2", "--group-by", r"p (\d)", "--resize-mode", "fill", "--encode", "png"),
-        *("--min-per-class", "2", "--drop-similar", "--resume", "--json"),
+        *("--min-per-class", "2", "--drop-similar", "--fast-decode", "--resume", "--json"),
     )
     answer = json.loads(result.output)
     assert answer["settings"] == {
-        "encode": "png", "resize_mode": "fill", "test": 0.2, "group_by": r"p (\d)", "min_per_class": 2, "dropped": "similar"
+        "encode": "png", "resize_mode": "fill", "test": 0.2, "group_by": r"p (\d)", "min_per_class": 2, "dropped": "similar",
+        "fast_decode": True,
     }  # fmt: skip
     assert sum(answer["test_counts"]) > 0 and answer["encoded"]
 

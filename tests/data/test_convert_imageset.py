@@ -117,6 +117,19 @@ def test_files_are_stored_as_they_are_only_where_their_type_is_asked_for(tmp_pat
         assert datum.data.startswith(b"\xff\xd8" if name == "jpg" else b"\x89PNG")
 
 
+@pytest.mark.parametrize("gray", [False, True])
+def test_fast_decoding_is_chosen_by_its_flag_only(tmp_path: Path, gray: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise)
+    (tmp_path / "list").write_text("a.jpg 0\n")
+    for fast, reduced in ((False, 0), (True, cv2.IMREAD_REDUCED_GRAYSCALE_4)):
+        options = ImagesetOptions(resize_width=16, resize_height=16, gray=gray, fast_decode=fast)
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / str(fast), options)
+        source: Any = cv2.imread(str(tmp_path / "a.jpg"), reduced | (cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR))
+        pixels = cv2.resize(source, (16, 16), interpolation=cv2.INTER_LINEAR)
+        assert parse_datum(read(tmp_path / str(fast))[0][1], "ours").data == pixels.reshape(16, 16, -1).transpose(2, 0, 1).tobytes()
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from caffetools.data.databases import open_database
+from caffetools.data.datasets.adding import AddOptions, add_pictures
 from caffetools.data.datasets.build import build_dataset
 from caffetools.data.datasets.resizing import RESIZE_MODES, ResizeMode, resize_to
 from caffetools.data.datum import parse_datum
-from caffetools.data.images import read_image
+from caffetools.data.images import read_image, resize
 from caffetools.errors import DataError
 from caffetools.proto.schema import Datum
 from tests.data.drawing import draw, draw_classes, rows
@@ -110,3 +112,22 @@ def test_the_exif_orientation_is_applied_in_every_storage(tmp_path: Path, encode
     assert len(found) == 4
     for pixels in found:
         assert pixels.shape == (3, 40, 60) and np.abs(pixels[1].astype(int) - upright).max() <= 8
+
+
+def test_fast_decoding_reads_large_jpegs_at_a_reduced_scale(tmp_path: Path) -> None:
+    """The default is Caffe's: in full. The choice is recorded, and holds for pictures that are added."""
+    noise = np.random.default_rng(3).integers(0, 256, (256, 256, 3), np.uint8)
+    for shift, path in enumerate(("photos/cat/a.jpg", "photos/cat/b.jpg", "photos/dog/c.jpg", "photos/dog/d.jpg", "new/cat/e.jpg")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / path), np.roll(noise, shift, 0))
+    exact = build_dataset(tmp_path / "photos", tmp_path / "exact", size=32)
+    fast = build_dataset(tmp_path / "photos", tmp_path / "fast", size=32, fast_decode=True)
+    assert (exact.settings["fast_decode"], fast.settings["fast_decode"]) == (False, True)
+    add_pictures(tmp_path / "fast", tmp_path / "new", AddOptions(val=0.01))
+    for name, flags, count in (("exact", cv2.IMREAD_COLOR, 2), ("fast", cv2.IMREAD_REDUCED_COLOR_8, 3)):
+        found = rows(tmp_path / name / "train_lmdb")
+        assert len(found) == count
+        for key, _, pixels in found:
+            (path,) = tmp_path.glob(f"*/*/{key[-5:]}")
+            whole: Any = cv2.imread(str(path), flags)
+            np.testing.assert_array_equal(pixels, resize(whole, (32, 32)).transpose(2, 0, 1))

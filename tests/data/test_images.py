@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from caffetools.data.images import PixelBudget, decode_image, parse_size, read_image, resize, stated_size
+from caffetools.data.images import PixelBudget, decode_image, fast_divisor, parse_size, read_image, resize, stated_size
 from caffetools.errors import DataError
 from caffetools.pycaffe.io import load_image
 from caffetools.visualize.thumbnails import thumbnail
@@ -165,6 +165,43 @@ def test_a_picture_beyond_the_limit_of_pixels_is_refused_from_its_header(suffix:
         decode_image(data.tobytes(), what="a.x")
     monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "1457")
     assert decode_image(data.tobytes()).shape == (31, 47, 3)
+
+
+def jpeg(width: int, height: int, orientation: int = 1, mode: str = "RGB") -> bytes:
+    coarse = np.random.default_rng(6).integers(0, 256, (4, 5, 3), np.uint8)
+    pixels = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    Image.fromarray(pixels).convert(mode).save(stream, "JPEG", quality=95, exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("size", "divisor"), [((40, 40), 4), ((20, 20), 8), ((20, 40), 4), ((50, 81), 2), ((20, 161), 1), (None, 1)])
+def test_a_jpeg_is_divided_as_far_as_it_remains_larger_than_what_is_asked_for(size: tuple[int, int] | None, divisor: int) -> None:
+    # Whichever way it is turned.
+    assert fast_divisor(jpeg(321, 163), size) == fast_divisor(jpeg(163, 321), size) == divisor
+    assert fast_divisor(cv2.imencode(".png", np.zeros((321, 321), np.uint8))[1].tobytes(), size) == 1
+
+
+@pytest.mark.parametrize("divisor", [2, 4, 8])
+@pytest.mark.parametrize(("orientation", "mode"), [(1, "RGB"), (6, "RGB"), (1, "L"), (1, "CMYK")])
+@pytest.mark.parametrize("color", [True, False])
+def test_a_jpeg_decoded_at_a_reduced_scale_shows_the_same(divisor: int, orientation: int, mode: str, color: bool) -> None:
+    data = jpeg(320, 160, orientation, mode)
+    full, reduced = decode_image(data, color=color), decode_image(data, color=color, divisor=divisor)
+    assert reduced.shape[:2] == (full.shape[0] // divisor, full.shape[1] // divisor) and reduced.ndim == full.ndim
+    averages = cv2.resize(full, reduced.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(averages.astype(int) - reduced).mean() < 2
+
+
+def test_a_jpeg_beyond_the_limit_of_pixels_is_decoded_at_a_reduced_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "5000")
+    data = jpeg(201, 101)
+    with pytest.raises(DataError, match="201 x 101 pixels, more than the limit of 5,000.*--fast-decode"):
+        decode_image(data)
+    with pytest.raises(DataError, match="--fast-decode"):
+        decode_image(data, divisor=2)
+    assert decode_image(data, divisor=4).shape == (26, 51, 3)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 20, 33])

@@ -318,4 +318,5 @@ def _stored(card: DatasetCard) -> RecordFormat:
     settings = card.settings
     encoding = check_encoding(str(settings.get("encode", "source" if card.encoded else "raw")))
     mode = check_resize_mode(str(settings.get("resize_mode", "squash")))
-    return RecordFormat((card.width, card.height) if card.width else None, not card.gray, encoding, mode)
+    size = (card.width, card.height) if card.width else None
+    return RecordFormat(size, not card.gray, encoding, mode, settings.get("fast_decode") is True)

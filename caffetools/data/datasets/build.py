@@ -64,6 +64,7 @@ class _Settings:
         return {
             "encode": self.stored.encoding,
             "resize_mode": self.stored.resize_mode,
+            "fast_decode": self.stored.fast_decode,
             "test": self.test,
             "group_by": self.group_by,
             "min_per_class": self.min_per_class,
@@ -84,6 +85,7 @@ def build_dataset(
     encoded: bool = False,
     encode: str = "raw",
     resize_mode: str = "squash",
+    fast_decode: bool = False,
     group_by: str | None = None,
     min_per_class: int = 1,
     drop_duplicates: bool = False,
@@ -119,6 +121,7 @@ def build_dataset(
         encoded: The same as ``encode="source"``.
         encode: ``raw``: pixels. ``png``, ``jpeg``: files of that type. ``source``: files, the picture's own where possible.
         resize_mode: ``squash``, ``crop``, ``fill`` or ``half-crop``; see :func:`~caffetools.data.datasets.resizing.resize_to`.
+        fast_decode: Decode JPEGs of at least twice ``size`` at a reduced scale: up to twice as fast, but not the pixels that Caffe gives.
         group_by: Column of a list, or regular expression: pictures with the same value, or whose paths match it with the same text, are
             kept in one part.
         min_per_class: Leave out classes with fewer usable pictures.
@@ -144,7 +147,8 @@ def build_dataset(
         RunFailed: ``out`` cannot be written, or the disk is full.
         Cancelled: ``cancel`` was set.
     """
-    stored = RecordFormat(parse_size(size), not gray, check_encoding(encode, encoded=encoded), check_resize_mode(resize_mode))
+    encoding, mode = check_encoding(encode, encoded=encoded), check_resize_mode(resize_mode)
+    stored = RecordFormat(parse_size(size), not gray, encoding, mode, fast_decode)
     drop = "similar" if drop_similar else "same" if drop_duplicates else ""
     settings = _Settings(stored, val, test, seed, group_by, min_per_class, drop, strict)
     _check(settings)

@@ -15,7 +15,7 @@ from caffetools.data.datasets.duplicates import difference_hash
 from caffetools.data.datasets.pictures import Picture
 from caffetools.data.datasets.resizing import ResizeMode, resize_to
 from caffetools.data.datum import encoded_to_datum, image_to_record
-from caffetools.data.images import Pixels, decode_image, encode_image, pixel_budget, read_bytes
+from caffetools.data.images import Pixels, decode_image, encode_image, fast_divisor, pixel_budget, read_bytes
 from caffetools.errors import DataError
 from caffetools.util.threads import ordered_map
 
@@ -32,12 +32,14 @@ class RecordFormat:
         color: Three channels (BGR); False stores one gray channel.
         encoding: ``raw``: pixels. ``png``, ``jpeg``: files of that type. ``source``: files, the picture's own where possible.
         resize_mode: See :func:`~caffetools.data.datasets.resizing.resize_to`.
+        fast_decode: Decode large JPEGs at a reduced scale; see :func:`~caffetools.data.images.fast_divisor`.
     """
 
     size: tuple[int, int] | None
     color: bool = True
     encoding: Encoding = "raw"
     resize_mode: ResizeMode = "squash"
+    fast_decode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,10 @@ def _record(path: Path, label: int, stored: RecordFormat) -> PictureRecord:
     if "\n" in path.name or "\r" in path.name:
         raise DataError(f"{path}: its name has a line break, which no list can hold")
     data = read_bytes(path)
-    with pixel_budget(data):
-        image = decode_image(data, color=stored.color, what=str(path))
-        original = image.shape[:2]
+    divisor = fast_divisor(data, stored.size) if stored.fast_decode else 1
+    with pixel_budget(data, divisor):
+        image = decode_image(data, color=stored.color, what=str(path), divisor=divisor)
+        original = image.shape[0] * divisor, image.shape[1] * divisor
         if stored.size is not None:
             image = resize_to(image, stored.size, stored.resize_mode)
     if stored.encoding == "raw":
