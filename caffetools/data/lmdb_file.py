@@ -17,6 +17,7 @@ import contextlib
 import os
 import struct
 import threading
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -266,12 +267,12 @@ class LmdbFile:
             if self._index is None:
                 self.snapshot = snapshot = self._pages.newest()
                 native = self._native_leaves(snapshot)
-                pages: list[int] = []
-                counts: list[int] = []
+                # A third of the memory of lists, of which a large file needs as many as it has pages.
+                pages, counts = array("q"), array("q")
                 for group, bounds in self._leaf_pages(snapshot, _LEAVES):
                     loaded = native.load(group, bounds) if native else None
-                    pages += group
-                    counts += loaded or [len(self._offsets(page, LEAF, self._copy_page(page))) for page in group]
+                    pages.extend(group)
+                    counts.extend(loaded or [len(self._offsets(page, LEAF, self._copy_page(page))) for page in group])
                 self._pages.check_current(snapshot)
                 ends = np.cumsum(np.array(counts, np.int64))
                 if (found := sum(counts)) != snapshot.entries or len(pages) != snapshot.leaf_pages:

@@ -128,6 +128,6 @@ def test_fast_decoding_reads_large_jpegs_at_a_reduced_scale(tmp_path: Path) -> N
         found = rows(tmp_path / name / "train_lmdb")
         assert len(found) == count
         for key, _, pixels in found:
-            (path,) = tmp_path.glob(f"*/*/{key[-5:]}")
-            whole: Any = cv2.imread(str(path), flags)
+            (source,) = tmp_path.glob(f"*/*/{key[-5:]}")
+            whole: Any = cv2.imread(str(source), flags)
             np.testing.assert_array_equal(pixels, resize(whole, (32, 32)).transpose(2, 0, 1))
