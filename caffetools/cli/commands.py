@@ -10,10 +10,10 @@ import ast
 import importlib
 import sys
 from collections.abc import Iterator, MutableMapping
-from functools import cache
+from functools import cache, partial
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -234,9 +234,8 @@ class Commands(Group):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the list of all commands, for which none is imported."""
         self._listing = True
-        _leave_out_types(self)
         try:
-            super().format_help(ctx, formatter)
+            _write_help(self, ctx, formatter)
         finally:
             self._listing = False
 
@@ -277,7 +276,7 @@ def _build(name: str, entry: Entry) -> Any:
         group = typer.main.get_group(thing)
         group.name, group.epilog = name, example
         for command in (group, *group.commands.values()):
-            _leave_out_types(command)
+            _use_own_help(command)
         return group
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     context = {"allow_interspersed_args": False} if entry.script else None
@@ -285,23 +284,19 @@ def _build(name: str, entry: Entry) -> Any:
     more: dict[str, Any] = {"epilog": example, "no_args_is_help": not entry.alone, "context_settings": context}
     app.command(name, cls=kind, help=flowing(thing.__doc__ or ""), **more)(thing)
     command = typer.main.get_command(app)
-    _leave_out_types(command)
+    _use_own_help(command)
     return command
 
 
-class _HasParams(Protocol):
-    """A command or group of typer."""
-
-    def get_params(self, ctx: typer.Context) -> list[Any]: ...
+def _use_own_help(command: Any) -> None:
+    command.format_help = partial(_write_help, command)
 
 
-def _leave_out_types(command: _HasParams) -> None:
-    """Leave out of a command's help the types that say nothing: that of a flag, which takes no value, and of a list of arguments."""
-    for param in command.get_params(typer.Context(cast(TyperCommand, command), help_option_names=HELP_FLAGS)):
-        if getattr(param, "is_flag", False) and param.metavar is None:
-            param.metavar = ""
-        elif param.param_type_name == "argument" and param.nargs != 1:
-            param.display_type_rich = lambda ctx: None
+def _write_help(command: Any, ctx: Any, formatter: Any) -> None:
+    """Write a command's help in place of typer's ``format_help``; rich is imported for it only."""
+    from caffetools.cli.help import write_help
+
+    write_help(command, ctx)
 
 
 def flowing(docstring: str) -> str:
