@@ -263,11 +263,11 @@ def inspect(
 def _param(net: PathLike | NetParameter | Net, kind: Literal["train_val", "deploy"]) -> tuple[Any, Path | None]:
     """Return the ``NetParameter`` of all phases, and the file it came from: of the zoo's prototxts that of ``kind``."""
     from caffetools.net.net import Net
-    from caffetools.proto.text import read_net
+    from caffetools.proto.file_names import read_net_near_files
 
     if isinstance(net, str | os.PathLike):
         path = net_path("net", net, kind)
-        return read_net(path), path
+        return read_net_near_files(path), path
     if isinstance(net, Net):
         return net.full_param, None
     if getattr(getattr(net, "DESCRIPTOR", None), "name", "") != "NetParameter":

@@ -74,7 +74,8 @@ def deploy(
     from caffetools.net.net import error_context
     from caffetools.project.next_step import after_deploy
     from caffetools.proto.binary import write_caffemodel
-    from caffetools.proto.text import format_text, read_net
+    from caffetools.proto.file_names import read_net_near_files
+    from caffetools.proto.text import format_text
     from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.surgery.deploy import batch_statistics, deploy_from, left_out
     from caffetools.util.files import atomic_write
@@ -85,7 +86,7 @@ def deploy(
     written = [out, *([out.with_suffix(".caffemodel")] if fold_bn else [])]
     _check_outputs(written, [train_val, weights], force=force)
     shapes = parse_shapes(input_shape or []) or model_shapes(given)
-    param = read_net(train_val)
+    param = read_net_near_files(train_val)
     with error_context(train_val):
         chosen = choose_stages(upgrade_net(param), stage, shapes, deploy=True)
         param = chosen.net
@@ -136,7 +137,7 @@ def _given(train_val: Path | None, model: str | None) -> Path:
 
 
 def _write_preprocessing(train_val: Path, param: NetParameter, net: NetParameter, out: Path) -> None:
-    from caffetools.project.preprocessing import known_preprocessing, missing_sources, update_preprocessing
+    from caffetools.infer.data_preprocessing import known_preprocessing, missing_sources, update_preprocessing
 
     known = known_preprocessing(train_val, param, net)
     update_preprocessing(out, known)

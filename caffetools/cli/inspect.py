@@ -59,7 +59,7 @@ def inspect(
     from caffetools.graph.weights_diff import compare_weights
     from caffetools.net.net import error_context
     from caffetools.net.weights import read_weights
-    from caffetools.proto.text import read_net
+    from caffetools.proto.file_names import read_net_near_files
     from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.zoo.cards import get_card
     from caffetools.zoo.names import is_model
@@ -71,7 +71,7 @@ def inspect(
         return
     net, weights = _net_and_weights(files, model)
     wanted = _phase(phase)
-    param = read_net(net)
+    param = read_net_near_files(net)
     shapes = parse_shapes(input_shape or [])
     with error_context(net):
         chosen = choose_stages(upgrade_net(param), stage, shapes)

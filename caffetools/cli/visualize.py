@@ -184,14 +184,14 @@ def _graph_of(net: Path, phase: str | None, stage: list[str] | None, shapes: Map
     """Return the graph of a net in a phase; None takes TEST, or TRAIN where only that has data."""
     from caffetools.graph.stages import choose_stages
     from caffetools.net.net import error_context
+    from caffetools.proto.file_names import read_net_near_files
     from caffetools.proto.schema import TEST, TRAIN
-    from caffetools.proto.text import read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.visualize.net_graph import data_in_training_only, net_graph
 
     path = net_file(net, "train_val")
     with error_context(path):
-        chosen = choose_stages(upgrade_net(read_net(path)), stage, shapes)
+        chosen = choose_stages(upgrade_net(read_net_near_files(path)), stage, shapes)
         try:
             drawn = net_graph(chosen.net, TRAIN if phase == "train" else TEST, shapes=shapes)
         except NetError:

@@ -12,6 +12,7 @@ from caffetools.errors import CaffeToolsError, NetError
 from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.inputs import Input
 from caffetools.layers.registry import described, layer_class, traits
+from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import LayerParameter, NetParameter
 
@@ -69,6 +70,13 @@ def source_param(layer: LayerParameter) -> Any:
     """Return the message of a data layer that has its source (``data_param`` and so on); None for types that are not Caffe's."""
     field = traits(layer).source
     return getattr(layer, field) if field else None
+
+
+def data_layers(net: NetParameter, phase: int) -> list[Any]:
+    """Return the data layers of ``phase`` that read a source: Data, ImageData, HDF5Data and WindowData."""
+    state = make_state(phase)
+    layers = [layer for layer in net.layer if is_data_layer(layer) and layer_included(layer, state)]
+    return [layer for layer in layers if traits(layer).file_source]
 
 
 def data_layers_to_inputs(param: NetParameter, shapes: Mapping[str, Shape] | None = None, *, batch: int | None = None) -> Any:
@@ -167,7 +175,9 @@ def data_shape(layer: LayerParameter, batch: int | None = None) -> Shape:
         raise NetError(f"the size of its data is not known: {error.message}; give --input-shape", layer=layer.name) from None
     if items:
         return (count, *items[0])
-    raise NetError("the size of its data is not known: it crops nothing and its source is not there; give --input-shape", layer=layer.name)
+    name = getattr(source, "source", "")
+    reason = f"its source '{name}' is not there" if name else "it names no source"
+    raise NetError(f"the size of its data is not known: it crops nothing and {reason}; give --input-shape", layer=layer.name)
 
 
 def _data_shapes(layer: LayerParameter, given: Mapping[str, Shape], batch: int | None) -> list[Shape]:

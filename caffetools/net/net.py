@@ -27,8 +27,9 @@ from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
 from caffetools.net.topology import check_blob_graph, name_loss_tops
 from caffetools.net.training_steps import TrainingSteps
+from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
-from caffetools.proto.text import layer_line, read_net
+from caffetools.proto.text import layer_line
 from caffetools.proto.upgrades.v1 import upgrade_net
 
 
@@ -171,7 +172,7 @@ class Net(nn.Module):
             NetError: The net cannot be built; the message has the file and the line of the layer at fault.
         """
         with error_context(path):
-            return cls(read_net(path), phase, level=level, stages=stages, fill=fill, input_shapes=input_shapes)
+            return cls(read_net_near_files(path), phase, level=level, stages=stages, fill=fill, input_shapes=input_shapes)
 
     @property
     def device(self) -> torch.device:

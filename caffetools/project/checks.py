@@ -7,11 +7,11 @@ import os
 from caffetools.data.datasets.listing import Listing
 from caffetools.data.images import parse_size
 from caffetools.errors import CaffeToolsError, DataError, NetError
+from caffetools.graph.inputs import data_layers
 from caffetools.graph.stages import Stages, choose_stages
 from caffetools.graph.weights_diff import FITS
 from caffetools.layers.base import format_shape
 from caffetools.net.net import error_context
-from caffetools.project.data_config import data_layers
 from caffetools.project.retargeting import DataOptions, compare, prepare_retarget, read_mean_option
 from caffetools.project.run import FinetuneRun
 from caffetools.project.solver_config import MOST_SEED

@@ -12,9 +12,8 @@ from caffetools.data.datasets.card import DatasetCard
 from caffetools.data.layers.data import Data
 from caffetools.data.layers.image_data import ImageData
 from caffetools.errors import CaffeToolsError, DataError, NetError
-from caffetools.graph.inputs import is_data_layer, source_param
+from caffetools.graph.inputs import data_layers, source_param
 from caffetools.layers.registry import traits
-from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.surgery.changes import Change, number
@@ -114,13 +113,6 @@ def set_data_sources(
             _set_mean(layer, mean_file, mean_values, changes)
             _set_crop(layer, crop, changes)
     return list(dict.fromkeys(changes))
-
-
-def data_layers(net: NetParameter, phase: int) -> list[Any]:
-    """Return the data layers of ``phase`` that read a source: Data, ImageData, HDF5Data and WindowData."""
-    state = make_state(phase)
-    layers = [layer for layer in net.layer if is_data_layer(layer) and layer_included(layer, state)]
-    return [layer for layer in layers if traits(layer).file_source]
 
 
 def _set_source(layer: LayerParameter, source: str | None, batch: int | None, changes: list[Change]) -> None:

@@ -6,8 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from caffetools.errors import CaffeToolsError
-from caffetools.graph.inputs import source_param
-from caffetools.project.data_config import data_layers
+from caffetools.graph.inputs import data_layers, source_param
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net

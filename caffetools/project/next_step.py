@@ -13,21 +13,22 @@ from typing import Any
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import CaffeToolsError
 from caffetools.graph.graph import graphs_present, phases_present
+from caffetools.graph.inputs import data_layers
 from caffetools.graph.summary import parameter_shapes
 from caffetools.graph.weights_diff import all_fit
+from caffetools.infer.data_preprocessing import card_of
 from caffetools.project.config import command
-from caffetools.project.data_config import data_layers
 from caffetools.project.evaluate import held_out
 from caffetools.project.find import missing_sources
-from caffetools.project.preprocessing import card_of
 from caffetools.project.surroundings import picture_folders
 from caffetools.proto.binary import read_caffemodel
+from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import TEST, TRAIN
-from caffetools.proto.text import read_net, read_solver
+from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.control import no_log
-from caffetools.solver.paths import find_base, find_data_base, find_net, rebase_sources, snapshot_prefix
+from caffetools.solver.paths import find_base, find_net, snapshot_prefix
 from caffetools.zoo.cards import get_card
 from caffetools.zoo.names import find_model, is_model
 
@@ -47,9 +48,7 @@ def dataset_command(data: Path) -> str:
 def lacks_data(net: PathLike) -> bool:
     """Return whether a net for training reads data that does not exist."""
     with suppress(CaffeToolsError, OSError):
-        param = _read(net)
-        rebase_sources(param, find_data_base(param, Path(net)), no_log)
-        return bool(missing_sources(param))
+        return bool(missing_sources(_read(net)))
     return False
 
 
@@ -184,7 +183,6 @@ def find_dataset(net: PathLike) -> DatasetCard | None:
     for candidate in (path, path.with_name("train_val.prototxt")):
         with suppress(CaffeToolsError, OSError):
             param = _read(candidate)
-            rebase_sources(param, find_data_base(param, candidate), no_log)
             layers = [layer for phase in (TEST, TRAIN) for layer in data_layers(param, phase)]
             if card := next((found for layer in layers if (found := card_of(layer)) is not None), None):
                 return card
@@ -245,4 +243,4 @@ def net_of_solver(solver: Path) -> Path | None:
 
 
 def _read(path: PathLike) -> Any:
-    return upgrade_net(read_net(path))
+    return upgrade_net(read_net_near_files(path))

@@ -13,9 +13,8 @@ from caffetools.data.databases import open_database
 from caffetools.data.layers.data import Data
 from caffetools.errors import CaffeToolsError
 from caffetools.graph.graph import phases_present
-from caffetools.graph.inputs import source_param
+from caffetools.graph.inputs import data_layers, source_param
 from caffetools.project.config import FILES
-from caffetools.project.data_config import data_layers
 from caffetools.project.solver_config import solver_for
 from caffetools.proto.binary import write_caffemodel
 from caffetools.proto.model import Caffemodel

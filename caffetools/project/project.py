@@ -16,6 +16,7 @@ from caffetools.errors import CaffeToolsError, DataError
 from caffetools.events import EventSink, ignore, reporter
 from caffetools.graph.stages import Stages
 from caffetools.infer.classifier import ClassificationResult, Classifier, ImageLike, as_images
+from caffetools.infer.data_preprocessing import known_preprocessing, update_preprocessing
 from caffetools.infer.export import export_deployed
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.layers.base import Shape
@@ -25,9 +26,9 @@ from caffetools.project.data_config import DataOptions, classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
 from caffetools.project.next_step import after_export, dataset_command, find_dataset, lacks_data
 from caffetools.project.output import planned_command
-from caffetools.project.preprocessing import known_preprocessing, update_preprocessing
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
 from caffetools.project.surroundings import after_dataset
+from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import format_text, read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
@@ -310,7 +311,7 @@ class Project:
         Raises:
             NetError: The net cannot be deployed.
         """
-        param = upgrade_net(read_net(self.train_val))
+        param = upgrade_net(read_net_near_files(self.train_val))
         deploy = deploy_from(param)
         write_text(self.deploy_prototxt, format_text(deploy))
         update_preprocessing(self.deploy_prototxt, known_preprocessing(self.train_val, param, deploy))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from caffetools.graph.inputs import as_shapes
 from caffetools.graph.stages import Stages, deploy_stage, find_stages, resolve_stages, stage_names
 from caffetools.graph.summary import summarize
 from caffetools.graph.weights_diff import DIFFERS, FRESH, Comparison, LayerWeights, compare_weights
+from caffetools.infer.data_preprocessing import input_channels, preprocessing_of, update_preprocessing
 from caffetools.layers.base import Shape, format_shape
 from caffetools.net.net import Net, error_context
 from caffetools.net.topology import check_blob_graph
@@ -31,8 +32,8 @@ from caffetools.project.data_config import (
     set_data_sources,
 )
 from caffetools.project.output import PathLike, check_free, solver_in, write_messages
-from caffetools.project.preprocessing import input_channels, preprocessing_of, update_preprocessing
 from caffetools.project.shape_check import check_parameter_shapes_match
+from caffetools.proto.file_names import find_data_base, rebase_sources, restore_sources
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import read_net, read_solver
@@ -71,6 +72,7 @@ class RetargetResult:
         shapes: Input shapes that the user gave, by blob.
         original: The net before retargeting, a ``NetParameter`` in today's form.
         weights: Trained parameters that still fit, to start training from; None if no weights were given.
+        file_names: The names of files as the net has them, by those that are found from the working directory.
     """
 
     retargeted: Retargeted
@@ -80,6 +82,7 @@ class RetargetResult:
     shapes: dict[str, Shape] = field(default_factory=dict)
     original: Any = None
     weights: Caffemodel | None = None
+    file_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def train_val(self) -> Any:
@@ -184,6 +187,7 @@ def prepare_retarget(
     settings = options.settings()
     tuning, shapes = tuning or Tuning(), as_shapes(input_shape)
     param = source if isinstance(source, NetParameter) else read_net(source)
+    names = {} if isinstance(source, NetParameter) else rebase_sources(param, find_data_base(param, Path(source)))
     with nullcontext() if isinstance(source, NetParameter) else error_context(source):
         whole = upgrade_net(param)
         stages = find_stages(whole).replaced(stages)
@@ -215,7 +219,8 @@ def prepare_retarget(
     if stages.test and solver.test_iter:
         solver.test_state.add(stage=stages.test)
     origin = Path(param.name or "net") if isinstance(source, NetParameter) else Path(source)
-    return RetargetResult(made, solver, deploy, origin, shapes, original)
+    made.changes = [replace(change, before=names.get(change.before, change.before)) for change in made.changes]
+    return RetargetResult(made, solver, deploy, origin, shapes, original, file_names=names)
 
 
 @dataclass(frozen=True)
@@ -315,7 +320,9 @@ def write_retarget(project: RetargetResult, folder: PathLike, weights: Caffemode
     Raises:
         RunFailed: A file cannot be written.
     """
-    messages = (project.retargeted.train_val, project.solver, project.deploy)
+    train_val = type(project.train_val).FromString(project.train_val.SerializeToString())
+    restore_sources(train_val, project.file_names, Path(folder) / FILES[0])
+    messages = (train_val, project.solver, project.deploy)
     paths = write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights, planned=planned)
     update_preprocessing(paths[2], project.preprocessing)
     return paths

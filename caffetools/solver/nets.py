@@ -16,12 +16,13 @@ from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fillers import fill
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import layers_by_name
+from caffetools.proto.file_names import find_data_base, rebase_sources
 from caffetools.proto.schema import TEST, TRAIN, NetParameter, NetState, SolverParameter
 from caffetools.proto.text import format_text, read_net
 from caffetools.solver.control import Log
 from caffetools.solver.errors import SolverError
 from caffetools.solver.logs.caffe_log import log_net
-from caffetools.solver.paths import find_net, rebase_sources
+from caffetools.solver.paths import find_net
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def _file(name: str, origin: str, places: Places, log: Log) -> Source:
     path = find_net(name, places.base, places.solver, log)
     param = read_net(path)
     rebase_sources(param, places.base, log)
+    rebase_sources(param, find_data_base(param, path), log)
     return Source(origin.format(path), param, path)
 
 

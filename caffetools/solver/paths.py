@@ -8,17 +8,13 @@ the folders above it from which the net is found.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from caffetools.errors import PrototxtError
-from caffetools.proto.schema import Message, NetParameter, SolverParameter
+from caffetools.proto.file_names import folders_above
+from caffetools.proto.schema import SolverParameter
 from caffetools.solver.control import Log
 from caffetools.solver.errors import SolverError
-
-# Fields of layers that name files or folders.
-_FILE_FIELDS = ("source", "mean_file", "root_folder")
 
 
 def find_base(param: SolverParameter, path: Path | None) -> Path | None:
@@ -31,7 +27,7 @@ def find_base(param: SolverParameter, path: Path | None) -> Path | None:
     name = next((name for name in (param.net, param.train_net, *param.test_net) if name), "")
     if not name or path is None or Path(name).exists():
         return None
-    return next((base for base in _bases(path) if (base / name).exists()), None)
+    return next((base for base in folders_above(path) if (base / name).exists()), None)
 
 
 def find_net(name: str, base: Path | None, path: Path | None, log: Log) -> Path:
@@ -80,44 +76,3 @@ def snapshot_prefix(param: SolverParameter, path: Path | None) -> str:
     if path is None:
         raise SolverError(f"snapshot_prefix '{prefix}' is a folder; add the beginning of a file name", field="snapshot_prefix")
     return str(Path(prefix) / path.stem)
-
-
-def rebase_sources(net: NetParameter, base: Path | None, log: Log) -> None:
-    """Change, in a ``NetParameter``, the names of databases, lists and means that are found from ``base`` alone."""
-    if base is None:
-        return
-    for layer in net.layer:
-        for message, field, value in _file_names(layer):
-            if value and not Path(value).exists() and (base / value).exists():
-                found = os.path.relpath(base / value) + ("/" if value.endswith("/") else "")
-                log("solver.cpp:100", f"{value} is not in the working directory; reading {found}")
-                setattr(message, field, found)
-
-
-def find_data_base(net: NetParameter, path: Path) -> Path | None:
-    """Return the folder that the relative names of files in a net count from; None for the working directory.
-
-    It is the nearest of the net's folder and those above it from which the first name is found that the working directory lacks.
-
-    Args:
-        net: A ``NetParameter``.
-        path: Its file.
-    """
-    names = (value for layer in net.layer for _, field, value in _file_names(layer) if value and field != "root_folder")
-    missing = next((name for name in names if not Path(name).exists()), None)
-    return next((base for base in _bases(path) if (base / missing).exists()), None) if missing is not None else None
-
-
-def _bases(path: Path) -> Iterable[Path]:
-    """Return the solver's folder and those above it, relative to the working directory."""
-    folder = path.parent.absolute()
-    return (Path(os.path.relpath(place)) for place in (folder, *folder.parents))
-
-
-def _file_names(message: Message) -> Iterator[tuple[Any, str, str]]:
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in value if field.is_repeated else [value]:
-                yield from _file_names(part)
-        elif field.name in _FILE_FIELDS and not field.is_repeated:
-            yield message, field.name, str(value)

@@ -14,12 +14,12 @@ from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, Progress, Tested, ignore, reported
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import load_weights
+from caffetools.proto.file_names import find_data_base, rebase_sources
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import format_text, read_net
 from caffetools.solver.callbacks import named_values
 from caffetools.solver.control import Log, Output, no_log
 from caffetools.solver.logs.caffe_log import log_loaded, log_net, number, output_text
-from caffetools.solver.paths import find_data_base, rebase_sources
 from caffetools.solver.scores import Scores, read_outputs
 
 PathLike = str | os.PathLike[str]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import DataError
 from caffetools.infer.classifier import PreprocessOptions, merge_preprocessing
+from caffetools.infer.data_preprocessing import preprocessing_near
 from caffetools.infer.preprocess import Preprocessor
-from caffetools.infer.sidecar import read_preprocessing
 from caffetools.net.net import Net
 from caffetools.net.probe import picture_input
 from caffetools.results import Preprocessing
@@ -40,7 +40,7 @@ class PictureNet:
     """A net in the TEST phase whose input is one picture.
 
     Args:
-        deploy: A deploy prototxt.
+        deploy: A deploy prototxt, or a net for training, with the mean, scale and size of its TEST data layer.
         weights: Its .caffemodel.
         options: Mean, labels, scale and size; see :class:`~caffetools.infer.classifier.PreprocessOptions`.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
@@ -59,7 +59,7 @@ class PictureNet:
         self.input = picture_input(self.net)
         shape = self.net.blob_shapes[self.input]
         known = merge_preprocessing(
-            read_preprocessing(deploy) or Preprocessing(), options or PreprocessOptions(), channels=shape[1] if len(shape) > 1 else 0
+            preprocessing_near(deploy) or Preprocessing(), options or PreprocessOptions(), channels=shape[1] if len(shape) > 1 else 0
         )
         self.preprocessing = known
         self.preprocessor = Preprocessor(shape, known)

@@ -12,12 +12,13 @@ import numpy as np
 
 from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.errors import CaffeToolsError, DataError
-from caffetools.graph.inputs import is_input, source_param, stored_item
+from caffetools.graph.inputs import data_layers, is_input, source_param, stored_item
 from caffetools.infer.sidecar import read_preprocessing, sidecar_path, write_preprocessing
 from caffetools.layers.registry import traits
-from caffetools.project.data_config import data_layers
 from caffetools.proto.binary import read_binaryproto
+from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter, TransformationParameter
+from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
@@ -76,6 +77,23 @@ def known_preprocessing(source: PathLike, net: NetParameter, deploy: NetParamete
     if not found.mean_known:
         found = replace(found, mean_values=earlier.mean_values, mean_image=earlier.mean_image)
     return replace(found, labels=found.labels or earlier.labels, resize=found.resize or earlier.resize)
+
+
+def preprocessing_near(prototxt: PathLike) -> Preprocessing | None:
+    """Return how images are prepared for the net of a file: what ``deploy.json`` next to it has, else its data layers, if it has any.
+
+    Args:
+        prototxt: A deploy prototxt, or a net for training.
+
+    Raises:
+        DataError, ModelFileError: As :func:`~caffetools.infer.sidecar.read_preprocessing`.
+        PrototxtError: The net cannot be read.
+    """
+    known = read_preprocessing(prototxt)
+    if known is not None:
+        return known
+    net = upgrade_net(read_net_near_files(prototxt))
+    return known_preprocessing(prototxt, net, NetParameter()) if data_layers(net, TEST) or data_layers(net, TRAIN) else None
 
 
 def missing_sources(net: NetParameter) -> list[str]:
