@@ -13,10 +13,13 @@ from collections.abc import Iterator, MutableMapping
 from functools import cache, partial
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+if TYPE_CHECKING:
+    from caffetools.cli.help import Command
 
 
 class Entry(NamedTuple):
@@ -289,10 +292,10 @@ def _build(name: str, entry: Entry) -> Any:
 
 
 def _use_own_help(command: Any) -> None:
-    command.format_help = partial(_write_help, command)
+    vars(command)["format_help"] = partial(_write_help, command)
 
 
-def _write_help(command: Any, ctx: Any, formatter: Any) -> None:
+def _write_help(command: Command, ctx: typer.Context, formatter: object) -> None:
     """Write a command's help in place of typer's ``format_help``; rich is imported for it only."""
     from caffetools.cli.help import write_help
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
+from typer import Context
 
 # Below this width of a panel the effect of an option is below its name.
 _TWO_COLUMNS = 60
@@ -26,7 +27,28 @@ _TYPE = re.compile(r" <([a-z]+)[^>]*>| (INTEGER|FLOAT|TEXT|PATH|FILENAME)(?: RAN
 Row = tuple[Text, Text]
 
 
-def write_help(command: Any, context: Any) -> None:
+class _Param(Protocol):
+    """An argument or option of typer, whose classes differ between its versions."""
+
+    name: str | None
+    metavar: str | None
+    param_type_name: str
+    required: bool
+    nargs: int
+
+    def get_help_record(self, ctx: Context) -> tuple[str, str] | None: ...
+
+
+class Command(Protocol):
+    """A command of typer, or a group of commands."""
+
+    help: str | None
+    epilog: str | None
+
+    def get_params(self, ctx: Context) -> list[Any]: ...
+
+
+def write_help(command: Command, context: Context) -> None:
     """Write the help of a command, or of a group, to stdout.
 
     Args:
@@ -69,9 +91,9 @@ def broken(command: str, width: int) -> list[str]:
     return lines
 
 
-def _usage(command: Any, context: Any) -> Text:
+def _usage(command: Command, context: Context) -> Text:
     words = [context.command_path, "[OPTIONS]"]
-    for param in command.params:
+    for param in command.get_params(context):
         if param.param_type_name == "argument" and not param.hidden:
             word = _argument(param)
             words.append(word if param.required or word.startswith("[") else f"[{word}]")
@@ -80,13 +102,13 @@ def _usage(command: Any, context: Any) -> Text:
     return Text.assemble(("Usage: ", "bold"), " ".join(words))
 
 
-def _argument(param: Any) -> str:
+def _argument(param: _Param) -> str:
     """Return the word for an argument."""
-    word = (param.metavar or param.name.upper()).removesuffix("...")
+    word = (param.metavar or str(param.name).upper()).removesuffix("...")
     return f"{word}..." if param.nargs == -1 else word
 
 
-def _panels(command: Any, context: Any) -> dict[str, list[Row]]:
+def _panels(command: Command, context: Context) -> dict[str, list[Row]]:
     """Return the rows of each panel: arguments, options, then the commands of a group."""
     panels: dict[str, list[Row]] = {}
     params = [param for param in command.get_params(context) if not getattr(param, "hidden", False)]
@@ -94,9 +116,10 @@ def _panels(command: Any, context: Any) -> dict[str, list[Row]]:
     for param in sorted(params, key=lambda param: param.param_type_name != "argument"):
         title = getattr(param, "rich_help_panel", None) or f"{param.param_type_name.title()}s"
         panels.setdefault(title, []).append(_param(param, context))
-    if hasattr(command, "list_commands"):
-        for name in command.list_commands(context):
-            found = command.get_command(context, name)
+    group: Any = command
+    if hasattr(group, "list_commands"):
+        for name in group.list_commands(context):
+            found = group.get_command(context, name)
             if found is not None and not found.hidden:
                 first = (found.help or "").split("\n\n")[0]
                 title = getattr(found, "rich_help_panel", None) or "Commands"
@@ -104,9 +127,9 @@ def _panels(command: Any, context: Any) -> dict[str, list[Row]]:
     return panels
 
 
-def _param(param: Any, context: Any) -> Row:
+def _param(param: _Param, context: Context) -> Row:
     """Return the name of an argument or option with the word for its value, and its effect."""
-    names, effect = param.get_help_record(context)
+    names, effect = param.get_help_record(context) or ("", "")
     if param.param_type_name == "argument":
         shown = Text(_argument(param), style="bold yellow")
     else:
