@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import complete_model, model_shapes, net_file
-from caffetools.cli.options import Dialect, Force, Plugin, Stage
+from caffetools.cli.options import Dialect, Force, Plugin, Stage, refuse_standard_output
 from caffetools.cli.show import console, note, print_json, print_next
 from caffetools.proto.schema import NetParameter
 
@@ -160,6 +160,7 @@ def _check_outputs(written: list[Path], read: list[Path | None], *, force: bool)
     if len({path.resolve() for path in written}) < len(written):
         raise CaffeToolsError(f"{written[0]}: the weights are written next to it as .caffemodel; give the prototxt another ending (--out)")
     for path in written:
+        refuse_standard_output(path)
         check_not_read(path, read)
         if path.exists() and not force:
             raise CaffeToolsError("already exists", path=path, hint="give another name, or --force to replace it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import shutil
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from caffetools.cli.show import note, progress
+from caffetools.util.standard_input import open_input
 
 if TYPE_CHECKING:
     from caffetools.infer.classifier import PreprocessOptions
@@ -82,7 +82,8 @@ def _stdin_file() -> Path:
     folder = tempfile.mkdtemp(prefix="caffetools-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder) / "stdin.prototxt"
-    path.write_bytes(sys.stdin.buffer.read() if sys.stdin is not None else b"")
+    with open_input("-") as stream:
+        path.write_bytes(stream.read())
     return path
 
 

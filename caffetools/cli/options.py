@@ -93,9 +93,18 @@ def check_output(*paths: Path | None, force: bool, in_place: bool = False) -> No
 
     inputs = [] if in_place else _values_of_parameters(but="out")
     for path in filter(None, paths):
+        refuse_standard_output(path)
         check_not_read(path, inputs)
         if path.is_file() and not force:
             raise CaffeToolsError("already exists", path=path, hint="give another name, or --force to replace it")
+
+
+def refuse_standard_output(path: Path) -> None:
+    """Raise :class:`CaffeToolsError` for ``-``, which would be the name of a file."""
+    from caffetools.errors import CaffeToolsError
+
+    if str(path) == "-":
+        raise CaffeToolsError("this command writes no standard output ('-'); name a file to write")
 
 
 def _values_of_parameters(*, but: str) -> list[object]:

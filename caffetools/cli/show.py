@@ -110,9 +110,18 @@ def _forget_plugins() -> None:
 
 
 def print_next(command: str) -> None:
-    """Print the command to run next, if there is one, with the ``--plugin`` files of the present command where it takes them."""
-    if command and not verbosity.quiet:
+    """Print the command to run next, if there is one, with the ``--plugin`` files of the present command where it takes them.
+
+    There is none after a command that read standard input, which cannot be read again.
+    """
+    if command and not verbosity.quiet and not _reads_standard_input(command):
         console.print(f"Next: {command}{_plugin_options(command)}", markup=False)
+
+
+def _reads_standard_input(command: str) -> bool:
+    """Return whether a command names standard input, or the file in which it is kept until the present command ends."""
+    models = sys.modules.get("caffetools.cli.models")
+    return any(word == "-" or (models is not None and models.is_stdin(word)) for word in shlex.split(command))
 
 
 def _plugin_options(command: str) -> str:

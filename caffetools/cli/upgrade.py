@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -14,7 +15,12 @@ from caffetools.cli.show import console, print_json, print_next
 
 def upgrade(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A net's or solver's prototxt, or a .caffemodel.", show_default=False)],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; it may be IN itself with --force.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The file to write, or - for standard output; it may be IN itself with --force.", show_default=False
+        ),
+    ],
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -26,6 +32,9 @@ def upgrade(
     from caffetools.project.config import command
     from caffetools.proto.upgrades.files import upgrade_file
 
+    if str(out) == "-":
+        _print_upgraded(prototxt(source))
+        return
     check_output(out, force=force, in_place=True)
     done = upgrade_file(prototxt(source), out)
     if done.kind == "a net" and (known := read_preprocessing(source)) is not None and out.resolve() != source.resolve():
@@ -37,3 +46,15 @@ def upgrade(
     console.print(f"{source}: {done.kind}, {state}\nWrote {out}", markup=False)
     if done.kind == "a net":
         print_next(command("inspect", out))
+
+
+def _print_upgraded(source: Path) -> None:
+    """Print an upgraded prototxt; weights are not text."""
+    from caffetools.errors import CaffeToolsError
+    from caffetools.proto.upgrades.files import upgrade_file
+
+    with TemporaryDirectory(prefix="caffetools-") as folder:
+        out = Path(folder) / "upgraded"
+        if upgrade_file(source, out).kind == "weights":
+            raise CaffeToolsError("weights are not text; name a file to write them to", path=source)
+        typer.echo(out.read_text(encoding="utf-8"), nl=False)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.proto.sniff import sniff_content
+from caffetools.util.standard_input import open_input
 
 PathLike = str | os.PathLike[str]
 Pixels = NDArray[np.uint8]
@@ -70,10 +71,11 @@ def read_bytes(path: PathLike) -> bytes:
     name = os.fspath(path)
     try:
         # A pipe in a folder of pictures would be waited for without end. Those that a shell opens for the command are read.
-        kind = _special_kind(Path(path))
+        kind = _special_kind(Path(path)) if name != "-" else ""
         if kind and not name.startswith(("/dev/fd/", "/dev/stdin")):
             raise DataError(f"{name}: it is not a regular file but a {kind}; it is not read")
-        data = Path(path).read_bytes()
+        with open_input(path) as file:
+            data = file.read()
     except OSError as error:
         broken = " (it is a broken link)" if isinstance(error, FileNotFoundError) and Path(path).is_symlink() else ""
         raise DataError(f"{name}: cannot read the picture: {error.strerror}{broken}") from None

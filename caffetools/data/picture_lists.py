@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.proto.sniff import Kind, wrong_kind
+from caffetools.util.standard_input import open_input
 
 PathLike = str | os.PathLike[str]
 
@@ -77,7 +78,7 @@ def read_lines(path: PathLike) -> list[tuple[int, str]]:
 def lines_of(path: PathLike) -> Iterator[tuple[int, str]]:
     """Yield what :func:`read_lines` returns, line by line. Raises :class:`DataError` if the list cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with open_input(path) as file:
             for number, line in enumerate(file, 1):
                 # Editors of Windows begin UTF-8 files with a byte order mark.
                 content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line

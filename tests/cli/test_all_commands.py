@@ -212,3 +212,39 @@ def test_an_error_in_standard_input_names_it_and_the_line(place: Path, monkeypat
         monkeypatch.setattr("sys.stdin", stream)
         models._stdin_file.cache_clear()
         assert error_of(run("inspect", "-")).startswith("<stdin>:2")
+
+
+def test_a_dash_is_standard_input_for_lists_logs_and_pictures(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("names.txt").write_text("good.png\n")
+    for name, line in (
+        ("caffe.log", "curves - -o c.png"),
+        ("caffe.log", "parse_log - ."),
+        ("list.txt", "convert-imageset ./ - made_lmdb"),
+        ("names.txt", f"classify {NET} --list -"),
+        ("good.png", f"classify {NET} -"),
+    ):
+        with Path(name).open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            done = run_well(*shlex.split(line))
+        assert not re.search(r"^Next: .* - ", done.stdout, re.MULTILINE), line
+    assert Path("stdin.train").is_file() and Path("made_lmdb").is_dir()
+
+
+def test_a_command_that_read_standard_input_has_no_next_command_that_would(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from caffetools.cli import models
+
+    for line in ("classify - good.caffemodel good.png", "export - good.caffemodel -o m.onnx"):
+        with Path("good.prototxt").open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            models._stdin_file.cache_clear()
+            assert "Next:" not in run_well(*shlex.split(line)).stdout
+
+
+def test_a_dash_is_standard_output_of_upgrade_and_refused_elsewhere(place: Path) -> None:
+    assert run_well("upgrade", "good.prototxt", "-").stdout == run_well("upgrade_net_proto_text", "good.prototxt", "-").stdout
+    Path("same.prototxt").write_text(run_well("upgrade", "good.prototxt", "-").stdout)
+    run_well("diff", "same.prototxt", "good.prototxt", "--exit-code")
+    assert "not text" in error_of(run("upgrade", "good.caffemodel", "-"))
+    for line in ("deploy lenet -o -", f"export {NET} -o -", "mean data/train_lmdb -"):
+        assert "standard output" in error_of(run(*shlex.split(line))), line
+    assert not Path("-").exists()

@@ -21,7 +21,7 @@ def csv_paths(log: PathLike, folder: PathLike) -> tuple[Path, Path]:
         log: Path of the log.
         folder: Folder of the CSV files.
     """
-    name = Path(log).name
+    name = Path(log).name if os.fspath(log) != "-" else "stdin"
     return Path(folder) / f"{name}.train", Path(folder) / f"{name}.test"
 
 

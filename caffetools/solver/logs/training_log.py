@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from caffetools.errors import DataError
+from caffetools.util.standard_input import open_input
 
 _STAMP = re.compile(r"^.*?[IWEF](\d{4})?(\d{2})(\d{2}) (\d{2}):(\d{2}):(\d{2})\.(\d{1,6})\s+\d+ [\w.]+:\d+\] ?")
 _NUMBER = r"([-+]?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
@@ -74,7 +74,8 @@ def read_log(path: str | os.PathLike[str]) -> TrainingLog:
         DataError: the file cannot be read, or holds nothing about training.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        with open_input(path) as file:
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", path=path) from None
     first = next((line for line in lines if line.strip()), "")
