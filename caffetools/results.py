@@ -227,6 +227,8 @@ def _labels(what: str, labels: ArrayLike, classes: int) -> NDArray[np.int64]:
 
 
 _PREFIX = "caffetools."
+# The key of an ONNX model's metadata that says that the preprocessing is in the graph, and what the model takes.
+PREPROCESSED = "caffetools.preprocessed"
 
 
 @dataclass(frozen=True)

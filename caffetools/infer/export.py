@@ -31,7 +31,7 @@ from caffetools.onnx.verify import Verification
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
-from caffetools.results import Preprocessing
+from caffetools.results import PREPROCESSED, Preprocessing
 from caffetools.util.checksums import file_sha256
 from caffetools.util.files import check_not_read
 
@@ -116,7 +116,7 @@ def export_deployed(
             inputs = {blob: _read_all(preprocessor, pictures, how.batch)}
         if how.preprocess:
             in_graph = _in_graph(blob, preprocessor, axes)
-            card["caffetools.preprocessed"] = "uint8 NHWC RGB" if preprocessor.channels == 3 else "uint8 NHWC"
+            card[PREPROCESSED] = "uint8 NHWC RGB" if preprocessor.channels == 3 else "uint8 NHWC"
     elif pictures or how.preprocess:
         raise DataError(f"{os.fspath(deploy)}: the net has no single input for pictures, so it cannot preprocess or be verified on them")
     verification = export(
@@ -226,7 +226,7 @@ def _in_graph(blob: str, preprocessor: Preprocessor, axes: Sequence[str]) -> InG
         raise ExportError(
             "a mean image fits one size of pictures only; give the mean of each channel (--mean 104,117,123), or fix the size"
         )
-    return InGraphPreprocessing(blob, mean, preprocessor.how.scale)
+    return InGraphPreprocessing(blob, mean, preprocessor.how.scale, preprocessor.how.channel_order)
 
 
 def _check_labels(net: Net, how: Preprocessing, given: object) -> None:

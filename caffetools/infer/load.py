@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from caffetools.engines.base import ENGINE_SUFFIXES, Engine, EngineError
+from caffetools.infer.picture_bytes import PictureBytesEngine, is_for_bytes
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.results import Preprocessing
 
@@ -62,7 +63,8 @@ def open_engine(
 
     if suffix == ".onnx":
         loaded = OnnxRuntimeEngine.load(deploy, weights, device=device)
-        return loaded, Preprocessing.from_properties(loaded.properties)
+        engine_of_model = PictureBytesEngine(loaded) if is_for_bytes(loaded) else loaded
+        return engine_of_model, Preprocessing.from_properties(loaded.properties)
     return OnnxRuntimeEngine.load(_exported(deploy, weights), device=device), read_preprocessing(deploy)
 
 

@@ -175,7 +175,11 @@ def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, 
         raise ImportFailed(f"the model has no input '{unknown[0]}'; its inputs are {', '.join(value.name for value in inputs)}")
     for value in inputs:
         if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            raise ImportFailed(f"input '{value.name}' is not float32, and a Caffe net takes no other inputs")
+            kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+            raise ImportFailed(
+                f"input '{value.name}' is {kind}, and a Caffe net takes float32 only",
+                hint="export the model again without the nodes that convert pictures (for caffetools: without --preprocess)",
+            )
         dims = value.type.tensor_type.shape.dim
         shape = given.get(value.name) or fill_free_axes(value.name, [int(dim.dim_value) for dim in dims], properties)
         if not shape or math.prod(shape) == 0:

@@ -1,4 +1,4 @@
-"""Preprocessing as nodes in front of a graph: uint8 (N, H, W, 3) RGB in, the net's float32 (N, 3, H, W) BGR out."""
+"""Preprocessing as nodes in front of a graph: uint8 (N, H, W, 3) RGB in, the net's float32 (N, 3, H, W) out, in the net's channel order."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from caffetools.onnx.model import OnnxModel
 
 @dataclass(frozen=True)
 class InGraphPreprocessing:
-    """``(pixel − mean) · scale`` of RGB pixels, channels swapped to the net's order.
+    """``(pixel − mean) · scale`` of RGB pixels, channels in the net's order.
 
     Attributes:
         blob: The net's input of pictures, (N, C, H, W).
-        mean: (C, 1, 1) values or (C, H, W) image in the net's channel order (BGR).
+        mean: (C, 1, 1) values or (C, H, W) image in the net's channel order.
         scale: The factor after the mean is subtracted.
+        channel_order: What the net takes: ``"BGR"``, ``"RGB"``, or ``"GRAY"`` for one channel.
     """
 
     blob: str
     mean: NDArray[np.float32]
     scale: float = 1.0
+    channel_order: str = "BGR"
 
 
 def prepend_preprocessing(model: OnnxModel, how: InGraphPreprocessing, opset: int) -> None:
@@ -71,7 +73,7 @@ def _nodes(model: OnnxModel, how: InGraphPreprocessing, target: str, channels: i
 
     add("Cast", to=TensorProto.FLOAT)
     add("Transpose", perm=[0, 3, 1, 2])
-    if channels == 3:
+    if channels == 3 and how.channel_order != "RGB":
         add("Gather", np.array([2, 1, 0], np.int64), axis=1)
     add("Sub", np.asarray(how.mean, np.float32)[None])
     add("Mul", np.array(how.scale, np.float32), result=target)
