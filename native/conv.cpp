@@ -558,9 +558,6 @@ void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int t
 
 }  // namespace
 
-// Run the loops of convolutions that this thread begins on OpenMP's threads (1) or on the library's own (0).
-CAFFETOOLS_API void caffetools_use_openmp(int on) { use_openmp(on != 0); }
-
 // Wake the library's threads, which sleep a millisecond after their last loop: waking takes a while, in which the caller prepares a pass.
 CAFFETOOLS_API void caffetools_wake_threads() { wake_threads(); }
 

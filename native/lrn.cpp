@@ -74,24 +74,12 @@ class Scratch {
   float* floats_ = nullptr;
 };
 
-// Whose threads share the work: those of OpenMP, which torch's operators before and after keep awake, or our own within a plan, where
-// OpenMP's would hold a core for milliseconds after their work.
-enum class Threads { kOpenMP, kOwn };
-
-// Calls work(begin, end) for parts of [0, count).
-template <typename Work>
-void share(Threads whose, int threads, int64_t count, const Work& work) {
-  if (whose == Threads::kOwn) return parallel_for(threads, count, work);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int part = 0; part < threads; ++part) work(count * part / threads, count * (part + 1) / threads);
-}
-
 // Runs work(part, offset, scratch, more scratch) over the blob on `threads` threads; false when there is no memory for scratch.
 template <typename Work>
-bool run(const Kernel& kernel, const Cut& cut, const Lrn& lrn, Threads whose, int threads, const Work& work) {
+bool run(const Kernel& kernel, const Cut& cut, const Lrn& lrn, int threads, const Work& work) {
   const int64_t floats = kernel.scratch_floats(cut.part(0), lrn);
   std::atomic<bool> enough{true};
-  share(whose, threads, cut.parts, [&](int64_t begin, int64_t end) {
+  parallel_for(threads, cut.parts, [&](int64_t begin, int64_t end) {
     if (begin == end) return;
     const Scratch scratch(2 * static_cast<std::size_t>(floats) * sizeof(float));
     if (scratch.get() == nullptr) {
@@ -108,9 +96,9 @@ Lrn layer(int64_t channels, int64_t size, float alpha, float beta, float k) {
   return {channels, half, alpha / static_cast<float>(size), beta, k};
 }
 
-bool forward(const float* x, float* y, const Cut& cut, const Lrn& lrn, Threads whose, int threads) {
+bool forward(const float* x, float* y, const Cut& cut, const Lrn& lrn, int threads) {
   const Kernel& kernel = CAFFETOOLS_IN_USE(kernel);
-  return run(kernel, cut, lrn, whose, threads,
+  return run(kernel, cut, lrn, threads,
              [&](const Part& part, int64_t at, float* squares, float*) { kernel.forward(part, lrn, x + at, y + at, squares); });
 }
 
@@ -119,7 +107,7 @@ bool forward(const float* x, float* y, const Cut& cut, const Lrn& lrn, Threads w
 int current_variant() { return in_use; }
 
 bool normalize(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int64_t size, float alpha, float beta, float k, int threads) {
-  return forward(x, y, {n, c, hw, true}, layer(c, size, alpha, beta, k), Threads::kOwn, threads);
+  return forward(x, y, {n, c, hw, true}, layer(c, size, alpha, beta, k), threads);
 }
 
 }  // namespace caffetools
@@ -127,7 +115,7 @@ bool normalize(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int64
 using namespace caffetools;
 
 // The version of this interface; the loader refuses others.
-CAFFETOOLS_API int caffetools_native_version() { return 10; }
+CAFFETOOLS_API int caffetools_native_version() { return 11; }
 
 // Use the best kernel up to `variant` from now on (as variants.h numbers them); returns whether it is that very one. For tests.
 // The variant in use (variants.h).
@@ -138,10 +126,14 @@ CAFFETOOLS_API int caffetools_native_use(int variant) {
   return in_use == variant && (variant < 3 || amx_ready());
 }
 
+// As pool.h has them; whether loops run on OpenMP's threads (1) or on the library's own (0).
+CAFFETOOLS_API void caffetools_use_openmp(int on) { use_openmp(on != 0); }
+CAFFETOOLS_API int caffetools_limit_openmp(int threads) { return limit_openmp(threads) ? 1 : 0; }
+
 // y from x: (n, c, hw) in memory, or (n, hw, c) where channels_last. `size` is odd, k > 0, alpha >= 0. 0 is success, 1 no memory.
 CAFFETOOLS_API int caffetools_lrn_forward(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int channels_last, int64_t size,
                                           float alpha, float beta, float k, int threads) {
-  return forward(x, y, {n, c, hw, channels_last != 0}, layer(c, size, alpha, beta, k), Threads::kOpenMP, threads) ? 0 : 1;
+  return forward(x, y, {n, c, hw, channels_last != 0}, layer(c, size, alpha, beta, k), threads) ? 0 : 1;
 }
 
 // dx from x and the gradient dy of y, all in one layout. The rest as above.
@@ -150,7 +142,7 @@ CAFFETOOLS_API int caffetools_lrn_backward(const float* x, const float* dy, floa
   const Kernel& kernel = CAFFETOOLS_IN_USE(kernel);
   const Lrn lrn = layer(c, size, alpha, beta, k);
   const Cut cut(n, c, hw, channels_last != 0);
-  const bool done = run(kernel, cut, lrn, Threads::kOpenMP, threads, [&](const Part& part, int64_t at, float* squares, float* ratios) {
+  const bool done = run(kernel, cut, lrn, threads, [&](const Part& part, int64_t at, float* squares, float* ratios) {
     kernel.backward(part, lrn, x + at, dy + at, dx + at, squares, ratios);
   });
   return done ? 0 : 1;

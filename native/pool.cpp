@@ -4,6 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <ctime>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -11,13 +13,11 @@
 #include <omp.h>
 #endif
 #ifndef _WIN32
+#include <dlfcn.h>
 #include <unistd.h>
 #endif
-#ifdef __linux__
-#include <pthread.h>
-#include <sched.h>
-#include <sys/syscall.h>
-#endif
+
+#include "processors.h"
 
 namespace caffetools {
 namespace {
@@ -31,78 +31,64 @@ inline void relax() {
 #endif
 }
 
-#ifdef __linux__
-// Move this thread off processor `busy`, where the system wakes it next to the thread that woke it: there both would take turns until a
-// balancing some milliseconds later. The set of allowed processors stays as it was.
-void leave_processor(int busy) {
-  cpu_set_t allowed, others;
-  if (busy < 0 || sched_getcpu() != busy || pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed) != 0) return;
-  others = allowed;
-  CPU_CLR(busy, &others);
-  if (CPU_COUNT(&others) == 0) return;
-  if (pthread_setaffinity_np(pthread_self(), sizeof others, &others) == 0) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+// Nanoseconds.
+int64_t wall_time() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-int this_processor() { return sched_getcpu(); }
 
-// A worker that sleeps, kept off the processor of the thread that wakes it: the system may wake a thread where its waker runs (it does if the
-// two processors share no cache, as those of virtual machines do), and there it waits for as long as the waker computes. It is kept off
-// that of its last caller when it falls asleep; a caller that has moved since then says so before it wakes it. Guarded by the pool's mutex.
-class Sleeper {
- public:
-  void sleep(int busy) {
-    thread_ = static_cast<pid_t>(syscall(SYS_gettid));
-    moved_ = false;
-    if (sched_getaffinity(thread_, sizeof allowed_, &allowed_) == 0) keep_off(busy);
-  }
-  // Called by the waker, on processor `busy`.
-  void keep_off(int busy) {
-    if (busy < 0 || busy == off_processor() || (moved_ && !unchanged())) return;
-    cpu_set_t others = allowed_;
-    CPU_CLR(busy, &others);
-    if (CPU_COUNT(&others) == 0 || sched_setaffinity(thread_, sizeof others, &others) != 0) return;
-    others_ = others;
-    off_ = busy;
-    moved_ = true;
-  }
-  void awake() {
-    if (moved_ && unchanged()) sched_setaffinity(thread_, sizeof allowed_, &allowed_);
-    moved_ = false;
-  }
-
- private:
-  int off_processor() const { return moved_ ? off_ : -1; }
-  // Where somebody else has set the processors of this thread meanwhile, that holds.
-  bool unchanged() const {
-    cpu_set_t now;
-    return sched_getaffinity(thread_, sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_);
-  }
-
-  pid_t thread_ = 0;
-  cpu_set_t allowed_, others_;
-  int off_ = -1;
-  bool moved_ = false;
-};
-#else
-void leave_processor(int) {}
-int this_processor() { return -1; }
-struct Sleeper {
-  void sleep(int) {}
-  void keep_off(int) {}
-  void awake() {}
-};
+// Nanoseconds that this thread has computed; -1 where that is not known.
+int64_t computing_time() {
+#ifdef CLOCK_THREAD_CPUTIME_ID
+  timespec time;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) return int64_t{1000000000} * time.tv_sec + time.tv_nsec;
 #endif
+  return -1;
+}
 
 // Parts for each thread: enough that one that begins late still gets an even share.
 constexpr int64_t kPartsPerThread = 4;
-// How long an idle thread looks for the next loop before it sleeps: more than the time between two operators of a net.
-constexpr auto kPatience = std::chrono::microseconds(1000);
-// How often the caller looks whether the others are done before it gives its core to the system.
-constexpr int kTurns = 4000;
+// How long an idle thread looks for the next loop before it sleeps: more than the time between two operators of a net, or, where other
+// programs compute too, little. There a thread that looks uses up its share of a processor, which it then lacks for its work, and a
+// processor that does nothing takes over threads that wait for another one.
+constexpr int64_t kPatience = 1000000, kPatienceInCrowd = 10000;
+// How long a caller waits for parts that others have begun before it takes them to be put aside by the system: twice the time of a part of
+// its own, within these bounds.
+constexpr int64_t kLeastWait = 20000, kMostWait = 2000000;
 // Loops that run at the same time; further ones get no helpers.
 constexpr int kSlots = 16;
 
 // Loops on more threads are shared in as many stretches.
 constexpr int kMostStretches = 64;
+
+// Whether other programs use this process's processors: a thread that computes was put aside for a while, twice in a short time.
+class Crowd {
+ public:
+  // A thread of the pool has computed for `lost` nanoseconds less than it wanted to.
+  void report(int64_t lost, int64_t now) {
+    if (lost < kLeastLoss) return;
+    if (now - last_.exchange(now, std::memory_order_relaxed) < kBetween) until_.store(now + kLasting, std::memory_order_relaxed);
+  }
+  bool is_there(int64_t now) const { return now < until_.load(std::memory_order_relaxed); }
+
+ private:
+  static constexpr int64_t kLeastLoss = 300000, kBetween = 30000000, kLasting = 60000000;
+  std::atomic<int64_t> last_{-kBetween}, until_{0};
+};
+
+// What a thread has lost since the last look.
+class Losses {
+ public:
+  void begin() { wall_ = wall_time(), computing_ = computing_time(); }
+  // Nanoseconds from the last look to `now` in which this thread did not compute.
+  int64_t until(int64_t now) {
+    const int64_t computing = computing_time(), lost = computing < 0 ? 0 : now - wall_ - (computing - computing_);
+    wall_ = now, computing_ = computing;
+    return lost;
+  }
+
+ private:
+  int64_t wall_ = 0, computing_ = 0;
+};
 
 // A loop that is shared. Each thread has a stretch of it, which it takes part by part, and then helps with those of others. So a thread
 // works on the same rows of a picture in one loop after the other, and finds there what it wrote itself, in its own cache.
@@ -119,13 +105,16 @@ struct Job {
     for (int i = 0; i < stretches; ++i) next[i].store(count * i / stretches, std::memory_order_relaxed);
   }
 
-  void work(int first) {
+  // Returns the number of parts that were left for this thread.
+  int work(int first) {
+    int parts = 0;
     for (int i = 0; i < stretches; ++i) {
       const int stretch = (first + i) % stretches;
       const int64_t end = count * (stretch + 1) / stretches;
-      for (int64_t begin; (begin = next[stretch].fetch_add(part, std::memory_order_relaxed)) < end;)
+      for (int64_t begin; (begin = next[stretch].fetch_add(part, std::memory_order_relaxed)) < end; ++parts)
         (*body)(begin, std::min(end, begin + part));
     }
+    return parts;
   }
 };
 
@@ -136,6 +125,16 @@ struct alignas(64) Slot {
   std::atomic<Job*> job{nullptr};
   std::atomic<int> users{0};
   std::atomic<int> wanted{0};  // helpers that the job still takes
+  std::atomic<bool> waiting{false};  // its caller sleeps until nobody uses the slot
+  std::mutex mutex;
+  std::condition_variable left;
+};
+
+struct Worker {
+  explicit Worker(int n) : number(n) {}
+  const int number;  // counts from 1, the caller of a loop is 0
+  std::atomic<ThreadId> thread{0};
+  std::atomic<Slot*> at{nullptr};
 };
 
 class Pool {
@@ -144,14 +143,7 @@ class Pool {
     Job job(body, count, threads);
     job.processor = this_processor();
     caller_.store(job.processor, std::memory_order_relaxed);
-    Slot* slot = nullptr;
-    for (Slot& candidate : slots_) {
-      bool free = false;
-      if (candidate.taken.compare_exchange_strong(free, true)) {
-        slot = &candidate;
-        break;
-      }
-    }
+    Slot* const slot = free_slot();
     if (slot == nullptr) {
       job.work(0);
       return;
@@ -160,16 +152,15 @@ class Pool {
     slot->job.store(&job);
     slot->wanted.store(job.stretches - 1);
     wake();
-    job.work(0);
+    Losses losses;
+    losses.begin();
+    const int64_t begin = wall_time();
+    const int parts = job.work(0);
     slot->wanted.store(0);
     slot->job.store(nullptr);
-    // What others have begun is nearly done: parts are small.
-    for (int turn = 0; slot->users.load() > 0; ++turn) {
-      if (turn < kTurns)
-        relax();
-      else
-        std::this_thread::yield();
-    }
+    const int64_t end = wall_time();
+    crowd_.report(losses.until(end), end);
+    wait(*slot, end + std::clamp(2 * (end - begin) / std::max(parts, 1), kLeastWait, kMostWait));
     slot->taken.store(false);
   }
 
@@ -185,23 +176,57 @@ class Pool {
   }
 
  private:
-  void add_workers(int wanted) {
-    if (workers_.load(std::memory_order_acquire) >= wanted) return;
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (; workers_.load() < wanted; ++workers_) std::thread(&Pool::serve, this, workers_.load() + 1).detach();
+  Slot* free_slot() {
+    for (Slot& slot : slots_) {
+      bool taken = false;
+      if (slot.taken.compare_exchange_strong(taken, true)) return &slot;
+    }
+    return nullptr;
   }
 
-  // A worker; `number` counts from 1, the caller of a loop is 0.
-  void serve(int number) {
-    auto end = std::chrono::steady_clock::now() + kPatience;
+  void add_workers(int wanted) {
+    if (count_.load(std::memory_order_acquire) >= wanted) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    while (count_.load() < wanted) {
+      workers_.push_back(std::make_unique<Worker>(count_.load() + 1));
+      std::thread(&Pool::serve, this, workers_.back().get()).detach();
+      ++count_;
+    }
+  }
+
+  // Wait for the parts that others have begun. From `patience` on (wall_time), the system has put one of them aside, so it gets the
+  // processor of this thread, which sleeps until then.
+  void wait(Slot& slot, int64_t patience) {
+    for (int turn = 0; slot.users.load() > 0; ++turn) {
+      relax();
+      if (turn % 16 != 15 || wall_time() < patience) continue;
+      slot.waiting.store(true);
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        for (const auto& worker : workers_)
+          if (worker->at.load() == &slot) bring_here(worker->thread.load());
+      }
+      std::unique_lock<std::mutex> lock(slot.mutex);
+      slot.left.wait(lock, [&] { return slot.users.load() == 0; });
+      slot.waiting.store(false);
+    }
+  }
+
+  void serve(Worker* self) {
+    self->thread.store(this_thread());
     Sleeper sleeper;
+    Losses losses;
+    losses.begin();
+    int64_t end = wall_time() + kPatience;
     for (;;) {
-      if (help(number)) {
-        end = std::chrono::steady_clock::now() + kPatience;
+      if (help(*self)) {
+        const int64_t now = wall_time();
+        crowd_.report(losses.until(now), now);
+        end = now + (crowd_.is_there(now) ? kPatienceInCrowd : kPatience);
         continue;
       }
       for (int turn = 0; turn < 4; ++turn) relax();
-      if (std::chrono::steady_clock::now() < end) continue;
+      if (wall_time() < end) continue;
       std::unique_lock<std::mutex> lock(mutex_);
       sleeper.sleep(caller_.load(std::memory_order_relaxed));
       asleep_.push_back(&sleeper);
@@ -212,7 +237,8 @@ class Pool {
       asleep_.erase(std::find(asleep_.begin(), asleep_.end(), &sleeper));
       sleeper.awake();
       lock.unlock();
-      end = std::chrono::steady_clock::now() + kPatience;
+      losses.begin();
+      end = wall_time() + kPatience;
     }
   }
 
@@ -221,26 +247,33 @@ class Pool {
   }
 
   // Take part in a loop that wants help; whether there was one.
-  bool help(int number) {
+  bool help(Worker& self) {
     for (Slot& slot : slots_) {
       if (slot.wanted.load(std::memory_order_relaxed) <= 0) continue;
+      self.at.store(&slot);
       slot.users.fetch_add(1);
       Job* job = slot.job.load();
       const bool joined = job != nullptr && slot.wanted.fetch_sub(1) > 0;
       if (joined) {
         leave_processor(job->processor);
-        job->work(number);
+        job->work(self.number);
       }
-      slot.users.fetch_sub(1);
+      self.at.store(nullptr);
+      if (slot.users.fetch_sub(1) == 1 && slot.waiting.load()) {
+        std::lock_guard<std::mutex> lock(slot.mutex);
+        slot.left.notify_all();
+      }
       if (joined) return true;
     }
     return false;
   }
 
   Slot slots_[kSlots];
-  std::atomic<int> workers_{0}, sleeping_{0};
+  Crowd crowd_;
+  std::atomic<int> count_{0}, sleeping_{0};
   std::atomic<int> caller_{-1};  // processor of the last caller
   std::mutex mutex_;
+  std::vector<std::unique_ptr<Worker>> workers_;
   std::vector<Sleeper*> asleep_;
   std::condition_variable arrived_;
 };
@@ -269,9 +302,30 @@ namespace {
 
 thread_local bool on_openmp = false;
 
+// A function of the OpenMP runtime that torch has loaded; null where there is none.
+template <typename Function>
+Function openmp_function(const char* name) {
+#ifdef _WIN32
+  return nullptr;
+#else
+  return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+#endif
+}
+
 }  // namespace
 
 void use_openmp(bool on) { on_openmp = on; }
+
+bool limit_openmp(int threads) {
+  static const auto set = openmp_function<void (*)(int)>("omp_set_num_threads");
+  static const auto pause = openmp_function<int (*)(int kind, int device)>("omp_pause_resource");
+  static const auto device = openmp_function<int (*)()>("omp_get_initial_device");
+  if (set == nullptr || pause == nullptr || device == nullptr) return false;
+  constexpr int kSoft = 1;
+  pause(kSoft, device());
+  set(threads);
+  return true;
+}
 
 void run_loop(int threads, int64_t count, const LoopBody& body) {
 #ifdef _OPENMP

@@ -22,6 +22,10 @@ void wake_threads();
 // for work for about a millisecond, on the cores that threads of the other kind then lack.
 void use_openmp(bool on);
 
+// Let OpenMP's loops that this thread begins, those of torch's operators, run on `threads` threads from now on; threads that it has made
+// for this one before end. Returns whether the runtime can do both.
+bool limit_openmp(int threads);
+
 void run_loop(int threads, int64_t count, const LoopBody& body);
 
 // Calls body(begin, end) for parts of [0, count) on up to `threads` threads, this one included. Several threads may do so at once.

@@ -23,6 +23,12 @@ struct CaffetoolsProduct {
 
 namespace {
 
+// Columns of a task of an input's gradient, which stay in the first-level cache for some 16 images; rows of a task of the weights' gradient,
+// and floats of the inputs that stay in that cache meanwhile.
+constexpr int64_t kInputColumns = 512, kGradientRows = 32, kCachedFloats = 8192;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 bool is_copied(const CaffetoolsProduct& s) { return !s.planar && s.points > 1; }
 
 // The input in Caffe's order.
@@ -55,5 +61,27 @@ CAFFETOOLS_API void caffetools_product_run(const CaffetoolsProduct* product, con
     const Epilogue epilogue{s.bias != nullptr ? s.bias + first : nullptr, s.slopes != nullptr ? s.slopes + first : nullptr, s.activation,
                             s.low, s.high};
     kernel.run(s.n, x, pitch, k, s.weights + first * k, rows, y + first, s.y_pitch, epilogue);
+  });
+}
+
+// The gradient dx (n, k) of x, from the gradient dy (n, outputs) of the product and the weights (outputs, k).
+CAFFETOOLS_API void caffetools_product_input_gradient(const float* dy, const float* weights, float* dx, int64_t n, int64_t outputs, int64_t k,
+                                                      int threads) {
+  const ProductKernel& kernel = CAFFETOOLS_IN_USE(product_kernel);
+  parallel_for(threads, ceil_div(k, kInputColumns), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * kInputColumns; at < std::min(k, end * kInputColumns); at += kInputColumns)
+      kernel.input_gradient(n, dy, weights + at, outputs, k, std::min(kInputColumns, k - at), dx + at);
+  });
+}
+
+// The gradient dw (outputs, k) of the weights, from dy (n, outputs) and x (n, k).
+CAFFETOOLS_API void caffetools_product_weight_gradient(const float* dy, const float* x, float* dw, int64_t n, int64_t outputs, int64_t k,
+                                                       int threads) {
+  const ProductKernel& kernel = CAFFETOOLS_IN_USE(product_kernel);
+  const int64_t columns = std::max<int64_t>(64, kCachedFloats / n / 32 * 32);
+  parallel_for(threads, ceil_div(outputs, kGradientRows), [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kGradientRows, count = std::min(outputs, end * kGradientRows) - first;
+    for (int64_t at = 0; at < k; at += columns)
+      kernel.weight_gradient(n, dy + first, outputs, x + at, count, k, std::min(columns, k - at), dw + first * k + at);
   });
 }

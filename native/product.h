@@ -13,6 +13,12 @@ struct ProductKernel {
   int64_t rows;  // rows of weights that are read at once
   void (*run)(int64_t images, const float* x, int64_t x_pitch, int64_t k, const float* weights, int64_t rows, float* y, int64_t y_pitch,
               const Epilogue& epilogue);
+  // The gradient of `columns` values of each of `images` rows of x: dx[i][j] = sum over r of dy[i][r] * weights[r][j], r below `rows`. Rows
+  // of dx and of the weights are k floats apart.
+  void (*input_gradient)(int64_t images, const float* dy, const float* weights, int64_t rows, int64_t k, int64_t columns, float* dx);
+  // That of `columns` weights of each of `count` rows: dw[r][j] = sum over i of dy[i][r] * x[i][j]; dy's rows are dy_pitch floats apart.
+  void (*weight_gradient)(int64_t images, const float* dy, int64_t dy_pitch, const float* x, int64_t count, int64_t k, int64_t columns,
+                          float* dw);
 };
 
 extern const ProductKernel product_kernel_baseline;

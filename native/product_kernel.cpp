@@ -69,10 +69,64 @@ void run(int64_t images, const float* x, int64_t x_pitch, int64_t k, const float
     }
 }
 
+// Adds R rows of weights times their gradients.
+template <int R>
+void add_rows(int64_t images, const float* dy, int64_t dy_pitch, const float* weights, int64_t k, int64_t columns, float* dx, bool first) {
+  for (int64_t j = 0; j < columns; j += kWidth) {
+    const int64_t left = columns - j;
+    Vec rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = vload_part(weights + r * k + j, left);
+    for (int64_t image = 0; image < images; ++image) {
+      float* at = dx + image * k + j;
+      Vec sum = first ? vset(0.0f) : vload_part(at, left);
+      for (int r = 0; r < R; ++r) sum = vfma(vset(dy[image * dy_pitch + r]), rows[r], sum);
+      vstore_part(at, sum, left);
+    }
+  }
+}
+
+void input_gradient(int64_t images, const float* dy, const float* weights, int64_t rows, int64_t k, int64_t columns, float* dx) {
+  int64_t row = 0;
+  for (; row + kStreams <= rows; row += kStreams) add_rows<kStreams>(images, dy + row, rows, weights + row * k, k, columns, dx, row == 0);
+  for (; row < rows; ++row) add_rows<1>(images, dy + row, rows, weights + row * k, k, columns, dx, row == 0);
+}
+
+// R rows of weights' gradients, by V vectors at a time.
+template <int R, int V>
+void weight_rows(int64_t images, const float* dy, int64_t dy_pitch, const float* x, int64_t k, int64_t columns, float* dw) {
+  for (int64_t j = 0; j < columns; j += V * kWidth) {
+    Vec sums[R][V];
+    for (auto& row : sums)
+      for (Vec& sum : row) sum = vset(0.0f);
+    for (int64_t image = 0; image < images; ++image) {
+      Vec values[V];
+      for (int v = 0; v < V; ++v) values[v] = vload_part(x + image * k + j + v * kWidth, columns - j - v * kWidth);
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) sums[r][v] = vfma(vset(dy[image * dy_pitch + r]), values[v], sums[r][v]);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) vstore_part(dw + r * k + j + v * kWidth, sums[r][v], columns - j - v * kWidth);
+  }
+}
+
+template <int R>
+void weight_rows_of(int64_t images, const float* dy, int64_t dy_pitch, const float* x, int64_t k, int64_t columns, float* dw) {
+  const int64_t whole = columns / (2 * kWidth) * 2 * kWidth;
+  weight_rows<R, 2>(images, dy, dy_pitch, x, k, whole, dw);
+  weight_rows<R, 1>(images, dy, dy_pitch, x + whole, k, columns - whole, dw + whole);
+}
+
+void weight_gradient(int64_t images, const float* dy, int64_t dy_pitch, const float* x, int64_t count, int64_t k, int64_t columns, float* dw) {
+  int64_t row = 0;
+  for (; row + kSharedRows <= count; row += kSharedRows)
+    weight_rows_of<kSharedRows>(images, dy + row, dy_pitch, x, k, columns, dw + row * k);
+  for (; row < count; ++row) weight_rows_of<1>(images, dy + row, dy_pitch, x, k, columns, dw + row * k);
+}
+
 }  // namespace
 
 namespace caffetools {
 
-extern const ProductKernel CAFFETOOLS_PRODUCT_KERNEL{kStreams, run};
+extern const ProductKernel CAFFETOOLS_PRODUCT_KERNEL{kStreams, run, input_gradient, weight_gradient};
 
 }  // namespace caffetools

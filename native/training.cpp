@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "export.h"
+#include "pool.h"
 #include "variants.h"
 
 namespace caffetools {
@@ -26,27 +27,29 @@ void over_rows(int64_t rows, int64_t columns, int threads, const Work& work) {
   const int64_t per_block = short_rows ? std::max<int64_t>(1, kStretch / columns) : 1;
   const int64_t stretches = short_rows ? 1 : (columns + kStretch - 1) / kStretch;
   const int64_t blocks = short_rows ? (rows + per_block - 1) / per_block : rows * stretches;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && blocks > 1) schedule(static)
-  for (int64_t block = 0; block < blocks; ++block) {
-    if (short_rows) {
-      const int64_t end = std::min(rows, (block + 1) * per_block);
-      for (int64_t row = block * per_block; row < end; ++row) work(row, int64_t{0}, columns);
-    } else {
-      const int64_t start = block % stretches * kStretch;
-      work(block / stretches, start, std::min(kStretch, columns - start));
+  parallel_for(threads, blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      if (short_rows) {
+        const int64_t last = std::min(rows, (block + 1) * per_block);
+        for (int64_t row = block * per_block; row < last; ++row) work(row, int64_t{0}, columns);
+      } else {
+        const int64_t start = block % stretches * kStretch;
+        work(block / stretches, start, std::min(kStretch, columns - start));
+      }
     }
-  }
+  });
 }
 
 // Calls work(picture, first channel, number of channels) for all of a pooling.
 template <typename Work>
 void over_channels(const TrainingPool& pool, int threads, const Work& work) {
   const int64_t blocks = (pool.c + kPoolChannels - 1) / kPoolChannels;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-  for (int64_t index = 0; index < pool.n * blocks; ++index) {
-    const int64_t start = index % blocks * kPoolChannels;
-    work(index / blocks, start, std::min(kPoolChannels, pool.c - start));
-  }
+  parallel_for(threads, pool.n * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t start = index % blocks * kPoolChannels;
+      work(index / blocks, start, std::min(kPoolChannels, pool.c - start));
+    }
+  });
 }
 
 }  // namespace
@@ -100,12 +103,13 @@ CAFFETOOLS_API void caffetools_output_gradient(const float* dy, int64_t dy_pitch
                                                float* partial, int64_t rows, int64_t channels, int threads) {
   const int64_t parts = caffetools_output_gradient_parts(rows);
   const auto work = CAFFETOOLS_IN_USE(training_kernel).output_gradient;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t first = part * kGradientRows;
-    work(dy + first * dy_pitch, dy_pitch, y != nullptr ? y + first * y_pitch : nullptr, y_pitch, to != nullptr ? to + first * channels : nullptr,
-         std::min(kGradientRows, rows - first), channels, partial + part * channels);
-  }
+  parallel_for(threads, parts, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * kGradientRows;
+      work(dy + first * dy_pitch, dy_pitch, y != nullptr ? y + first * y_pitch : nullptr, y_pitch,
+           to != nullptr ? to + first * channels : nullptr, std::min(kGradientRows, rows - first), channels, partial + part * channels);
+    }
+  });
   std::memcpy(sums, partial, static_cast<size_t>(channels) * sizeof(float));
   for (int64_t part = 1; part < parts; ++part)
     for (int64_t c = 0; c < channels; ++c) sums[c] += partial[part * channels + c];

@@ -56,6 +56,9 @@ class ReLU(Elementwise):
             return native_training.rectify(x, in_place=self.overwrites(x))
         return F.relu(x, inplace=self.overwrites(x))
 
+    def native_training(self, gradient: bool) -> tuple[int, float]:
+        return 0, 0.0 if self.param.relu_param.negative_slope else 1.0
+
     def inference_form(self) -> inference.Activation:
         slope = float(self.param.relu_param.negative_slope)
         return inference.Activation(inference.LEAKY if slope else inference.RELU, slope)

@@ -281,6 +281,17 @@ class Layer(nn.Module):
         """Multiply–accumulate operations of one forward pass at the configured shapes."""
         return 0
 
+    def native_training(self, gradient: bool) -> tuple[int, float]:
+        """Return what of a training pass on the CPU the native library computes, at the configured shapes.
+
+        Args:
+            gradient: Whether the gradient of the first bottom is wanted.
+
+        Returns:
+            Multiply–accumulate operations, of three times :meth:`macs`; and of what else is done to each value, the share from 0 to 1.
+        """
+        return 0, 0.0
+
     # ---- what the net calls ----
 
     def configure(self, bottoms: Shapes) -> list[Shape]:

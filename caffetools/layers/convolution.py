@@ -95,13 +95,21 @@ class _Convolving(Layer):
             y = function(x, weight, bias, stride=kernel.stride, padding=kernel.pad, dilation=kernel.dilation, groups=self.group)
         return y if self.outer_axes == 1 and spatial else y.reshape(top)
 
+    def native_training(self, gradient: bool) -> tuple[int, float]:
+        if self.TRANSPOSED or self.spatial_axes != 2 or self.outer_axes != 1:
+            return 0, 0.0
+        passes = training_conv.native_passes(self.bottom_shapes[0], self.specs[0].shape, self._geometry(), gradient=gradient)
+        return passes * self.macs(), 1.0 if passes else 0.0
+
     def training_branch(self, x: Tensor) -> training_conv.Branch | None:
         """Return the convolution of ``x`` (N, C, H, W) as the native library takes it; None where it has another form."""
         if self.TRANSPOSED or self.spatial_axes != 2 or self.outer_axes != 1:
             return None
+        return training_conv.Branch(x, self.blobs[0], self.blobs[1] if len(self.blobs) > 1 else None, self._geometry())
+
+    def _geometry(self) -> training_conv.Geometry:
         stride, pad, dilation = ((pair[0], pair[1]) for pair in (self.kernel.stride, self.kernel.pad, self.kernel.dilation))
-        bias = self.blobs[1] if len(self.blobs) > 1 else None
-        return training_conv.Branch(x, self.blobs[0], bias, training_conv.Geometry(stride, pad, dilation, self.group))
+        return training_conv.Geometry(stride, pad, dilation, self.group)
 
     def _over_many_axes(self, x: Tensor, weight: Tensor, bias: Tensor | None, output: Shape) -> Tensor:
         function = deconvolve if self.TRANSPOSED else convolve

@@ -72,6 +72,11 @@ class InnerProduct(Layer):
     def macs(self) -> int:
         return math.prod(self.bottom_shapes[0]) * self.outputs
 
+    def native_training(self, gradient: bool) -> tuple[int, float]:
+        rows = math.prod(self.bottom_shapes[0][: self.outer_axes])
+        taken = self.outer_axes == 1 and not self.transposed and native_product.takes_in_training(rows, self.outputs * self.inputs)
+        return (3 * self.macs(), 1.0) if taken else (0, 0.0)
+
     def to_onnx(self, graph: OnnxGraph) -> None:
         x, weight = self.bottoms[0], graph.parameter(self, 0)
         bias = [graph.parameter(self, 1)] if len(self.blobs) > 1 else []

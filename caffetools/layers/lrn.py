@@ -88,6 +88,9 @@ class LRN(Layer):
         reach = AxisWindow(1, -(self.size // 2), self.size // 2)
         return POINTWISE if self.across else (reach, reach)
 
+    def native_training(self, gradient: bool) -> tuple[int, float]:
+        return 0, 1.0 if self.across and self.k >= native.SMALLEST_K and self.alpha >= 0 else 0.0
+
     def inference_form(self) -> inference.CrossChannelNorm | None:
         if not self.across or self.k < native.SMALLEST_K or self.alpha < 0:
             return None

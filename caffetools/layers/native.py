@@ -7,6 +7,9 @@ variable ``CAFFETOOLS_NATIVE`` is 0, only computes more slowly.
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILE = library_file("_kernels")
-_VERSION = 10
+_VERSION = 11
 # Below this the kernel's arithmetic, which relies on scale being a normal positive number, is not used.
 SMALLEST_K = 1e-30
 
@@ -99,12 +102,65 @@ def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
 
 
 def _call(name: str, tensors: tuple[Tensor, ...], shape: tuple[int, int, int, int], options: tuple[int, float, float, float]) -> None:
-    import torch
-
     loaded = library()
     assert loaded is not None  # noqa: S101 (lrn_takes checked it)
-    if getattr(loaded, name)(*(t.data_ptr() for t in tensors), *shape, *options, torch.get_num_threads()):
+    with between_torch() as threads:
+        failed = getattr(loaded, name)(*(t.data_ptr() for t in tensors), *shape, *options, threads)
+    if failed:
         raise MemoryError("no memory for the few kilobytes that the native LRN works in")
+
+
+class _Scope(threading.local):
+    """Of each thread: the number of threads of the library within :func:`own_threads`; 0 outside."""
+
+    threads = 0
+
+
+_scope = _Scope()
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Within the block, the library's operators run on its own threads, and those of torch that this thread calls on one.
+
+    OpenMP's loops, torch's, wait for every thread of a team. Next to another program that computes, one of them may have no processor for
+    milliseconds, and an iteration takes a multiple of its time. The library's loops leave the work to those that have one. Threads of both
+    kinds do not go together: each looks for work for a while after a loop, on the cores that the other then lacks.
+    """
+    import torch
+
+    loaded, count = library(), torch.get_num_threads()
+    if _scope.threads or count == 1 or loaded is None or not loaded.caffetools_limit_openmp(1):
+        yield
+        return
+    _scope.threads = count
+    try:
+        yield
+    finally:
+        _scope.threads = 0
+        loaded.caffetools_limit_openmp(count)
+
+
+@contextmanager
+def between_torch() -> Iterator[int]:
+    """Run the library's loops on torch's own threads but within :func:`own_threads`; the value is :func:`thread_count`."""
+    loaded = library()
+    assert loaded is not None  # noqa: S101 (its operators are called where it is there)
+    if _scope.threads:
+        yield _scope.threads
+        return
+    loaded.caffetools_use_openmp(1)
+    try:
+        yield thread_count()
+    finally:
+        loaded.caffetools_use_openmp(0)
+
+
+def thread_count() -> int:
+    """Return the number of threads of the library's operators: torch's, which is 1 within :func:`own_threads` for torch alone."""
+    import torch
+
+    return _scope.threads or torch.get_num_threads()
 
 
 @cache
@@ -122,4 +178,6 @@ def library() -> ctypes.CDLL | None:
     rest: list[type[Any]] = [whole, whole, whole, ctypes.c_int, whole, real, real, real, ctypes.c_int]
     loaded.caffetools_lrn_forward.argtypes = [pointer, pointer, *rest]
     loaded.caffetools_lrn_backward.argtypes = [pointer, pointer, pointer, *rest]
+    loaded.caffetools_use_openmp.restype, loaded.caffetools_use_openmp.argtypes = None, [ctypes.c_int]
+    loaded.caffetools_limit_openmp.restype, loaded.caffetools_limit_openmp.argtypes = ctypes.c_int, [ctypes.c_int]
     return loaded

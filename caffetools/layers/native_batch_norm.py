@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from caffetools.layers import native_conv
+from caffetools.layers import native, native_conv
 from caffetools.layers.autograd import Context
 
 # Where a result refers to how it was made.
@@ -37,10 +37,8 @@ class _Forward:
     def run(self) -> Tensor:
         y = torch.empty_like(self.x)
         arrays = (self.x, y, self.mean, self.inverse, self.scale, self.shift)
-        with native_conv.torch_threads():
-            native_conv.library().caffetools_batch_norm_forward(
-                *map(_pointer, arrays), *_rows(self.x), int(self.rectify), torch.get_num_threads()
-            )
+        with native.between_torch() as threads:
+            native_conv.library().caffetools_batch_norm_forward(*map(_pointer, arrays), *_rows(self.x), int(self.rectify), threads)
         return y
 
 
@@ -113,10 +111,10 @@ class _Normalize(torch.autograd.Function):
         ctx: Context, x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, rectify: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, channels = _rows(x)
-        library, threads = native_conv.library(), torch.get_num_threads()
+        library = native_conv.library()
         mean, inverse, variance = torch.empty(3, channels).unbind()
         scratch = torch.empty(library.caffetools_batch_norm_scratch(rows, channels))
-        with native_conv.torch_threads():
+        with native.between_torch() as threads:
             library.caffetools_batch_norm_moments(
                 *map(_pointer, (x, mean, inverse, variance, scratch)), rows, channels, float(eps), threads
             )
@@ -143,8 +141,8 @@ class _Normalize(torch.autograd.Function):
         dscale, dshift = torch.empty(2, channels).unbind()
         scratch = torch.empty(library.caffetools_batch_norm_scratch(rows, channels))
         arrays = (x, dy, mean, inverse, *(None if t is None else t.contiguous() for t in (scale, shift)), dx, dscale, dshift, scratch)
-        with native_conv.torch_threads():
-            library.caffetools_batch_norm_backward(*map(_pointer, arrays), rows, channels, int(ctx.rectify), torch.get_num_threads())
+        with native.between_torch() as threads:
+            library.caffetools_batch_norm_backward(*map(_pointer, arrays), rows, channels, int(ctx.rectify), threads)
         return dx, dscale if wanted[1] else None, dshift if wanted[2] else None, None, None
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +117,7 @@ class NativeConv:
         arrays = [_flat(form.bias), _flat(act.slopes)]
         pointers = [None if array is None else array.data_ptr() for array in arrays]
         self._destroy = loaded.caffetools_conv_destroy
-        given, threads = None if like is None else like.handle, torch.get_num_threads()
+        given, threads = None if like is None else like.handle, native.thread_count()
         self.handle: int | None = loaded.caffetools_conv_create_from(
             ctypes.addressof(shape), first, ctypes.addressof(steps), *pointers, given, threads
         )
@@ -176,20 +174,10 @@ def wake_threads() -> None:
     library().caffetools_wake_threads()
 
 
-@contextmanager
-def torch_threads() -> Iterator[None]:
-    """Run convolutions of this thread on OpenMP's threads, between operators of torch; the library's own would compete with those for cores."""
-    library().caffetools_use_openmp(1)
-    try:
-        yield
-    finally:
-        library().caffetools_use_openmp(0)
-
-
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Run ``conv`` from ``x`` (N, C, H, W) to ``y`` (N, C', H', W'), float32 in its layout, on torch's number of threads."""
+    """Run ``conv`` from ``x`` (N, C, H, W) to ``y`` (N, C', H', W'), float32 in its layout."""
     scratch = torch.empty(max(conv.scratch_floats, 1))
-    conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), None, scratch.data_ptr(), torch.get_num_threads())
+    conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), None, scratch.data_ptr(), native.thread_count())
 
 
 def weight_gradient(form: inference.Conv, x: torch.Tensor, dy: torch.Tensor, *, algorithm: int = 0) -> torch.Tensor | None:
@@ -213,8 +201,8 @@ def weight_gradient(form: inference.Conv, x: torch.Tensor, dy: torch.Tensor, *, 
         return None
     made, scratch = torch.empty(form.weight.shape, memory_format=torch.channels_last), torch.empty(floats)
     pointers = (t.data_ptr() for t in (x, dy, made, scratch))
-    with torch_threads():
-        library().caffetools_weight_gradient(address, *pointers, torch.get_num_threads())
+    with native.between_torch() as threads:
+        library().caffetools_weight_gradient(address, *pointers, threads)
     return made
 
 
@@ -261,8 +249,6 @@ def library() -> Any:
         loaded.caffetools_sequence_run.restype = None
         loaded.caffetools_steps_run.argtypes = [Pointer, whole, Pointer, Pointer, Pointer, ctypes.c_int]
         loaded.caffetools_steps_run.restype = None
-        loaded.caffetools_use_openmp.argtypes = [ctypes.c_int]
-        loaded.caffetools_use_openmp.restype = None
         loaded.caffetools_wake_threads.argtypes = []
         loaded.caffetools_wake_threads.restype = None
         loaded.caffetools_batch_norm_scratch.restype = whole
@@ -275,6 +261,8 @@ def library() -> Any:
         loaded.caffetools_batch_norm_backward.argtypes = [*[Pointer] * 10, whole, whole, ctypes.c_int, ctypes.c_int]
         loaded.caffetools_product_scratch.restype = whole
         loaded.caffetools_product_scratch.argtypes = [Pointer]
+        for function in (loaded.caffetools_product_input_gradient, loaded.caffetools_product_weight_gradient):
+            function.restype, function.argtypes = None, [*[Pointer] * 3, whole, whole, whole, ctypes.c_int]
         loaded.caffetools_product_run.restype = None
         loaded.caffetools_product_run.argtypes = [Pointer] * 4 + [ctypes.c_int]
         loaded.conv_ready = True

@@ -6,9 +6,9 @@ import ctypes
 
 import torch
 
-from caffetools.layers import inference
+from caffetools.layers import inference, native
 from caffetools.layers.autograd import Context
-from caffetools.layers.native_conv import Layout, Pointer, available, library, torch_threads
+from caffetools.layers.native_conv import Layout, Pointer, available, library
 
 # Of more rows than these, torch's matrix product is the faster one.
 MOST_ROWS = 32
@@ -59,17 +59,21 @@ def takes(x: torch.Tensor, weight: torch.Tensor, *, gradient: bool = False) -> b
     A plan uses the same operator, so that a pass that starts in the middle of a net has the bits of a whole one.
     """
     return (
-        (weight.numel() >= _LEAST_WEIGHTS if gradient else not torch.is_grad_enabled())
+        (takes_in_training(x.shape[0], weight.numel()) if gradient else x.shape[0] <= MOST_ROWS and not torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and type(x) is torch.Tensor
         and type(weight) in (torch.Tensor, torch.nn.Parameter)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0 for t in (x, weight))
         and not torch.is_autocast_enabled("cpu")
-        and x.shape[0] <= MOST_ROWS
         and weight.is_contiguous()
         and available()
     )
+
+
+def takes_in_training(rows: int, weights: int) -> bool:
+    """Return whether :func:`multiply_in_training` is the faster one for ``rows`` vectors by a matrix of so many ``weights``."""
+    return rows <= MOST_ROWS and weights >= _LEAST_WEIGHTS
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -91,7 +95,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def multiply_in_training(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute x · Wᵀ + b as :func:`multiply` does, with gradients by torch."""
+    """Compute x · Wᵀ + b as :func:`multiply` does, with gradients (as an operator that can be differentiated again, too)."""
     y: torch.Tensor = _Multiply.apply(x, weight, bias)
     return y
 
@@ -100,21 +104,28 @@ class _Multiply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        with torch_threads():
+        with native.between_torch():
             return multiply(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Context, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x, weight), (dy,) = ctx.saved_tensors, grads
         wanted = ctx.needs_input_grad
-        return (
-            dy @ weight if wanted[0] else None,
-            dy.t() @ x if wanted[1] else None,
-            dy.sum(0) if wanted[2] else None,
-        )
+        dx = dw = None
+        if torch.is_grad_enabled():
+            dx, dw = dy @ weight if wanted[0] else None, dy.t() @ x if wanted[1] else None
+        else:
+            dy, x, sizes = dy.contiguous(), x.contiguous(), (x.shape[0], *weight.shape)
+            dx, dw = torch.empty_like(x) if wanted[0] else None, torch.empty_like(weight) if wanted[1] else None
+            with native.between_torch() as threads:
+                if dx is not None:
+                    library().caffetools_product_input_gradient(dy.data_ptr(), weight.data_ptr(), dx.data_ptr(), *sizes, threads)
+                if dw is not None:
+                    library().caffetools_product_weight_gradient(dy.data_ptr(), x.data_ptr(), dw.data_ptr(), *sizes, threads)
+        return dx, dw, dy.sum(0) if wanted[2] else None
 
 
 def run_product(product: NativeProduct, x: torch.Tensor, y: torch.Tensor) -> None:
     """Run ``product`` from ``x`` to ``y`` (N, M), both float32 in the layout that it was made for, on torch's number of threads."""
     scratch = torch.empty(max(product.scratch_floats, 1))
-    library().caffetools_product_run(product.handle, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), torch.get_num_threads())
+    library().caffetools_product_run(product.handle, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), native.thread_count())

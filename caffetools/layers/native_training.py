@@ -116,10 +116,11 @@ def output_gradient(dy: Tensor, y: Tensor | None, *, sums: bool) -> tuple[Tensor
     library = _library()
     assert library is not None  # noqa: S101 (training_conv.takes checked it)
     total, partial = torch.empty(c), torch.empty(library.caffetools_output_gradient_parts(n * h * w), c)
-    library.caffetools_output_gradient(
-        *(dy.data_ptr(), pitch, None if y is None else y.data_ptr(), 0 if y is None else _pitch(y)),
-        *(None if to is None else to.data_ptr(), total.data_ptr(), partial.data_ptr(), n * h * w, c, torch.get_num_threads()),
-    )
+    pointers = (dy.data_ptr(), pitch, None if y is None else y.data_ptr(), 0 if y is None else _pitch(y))
+    with native.between_torch() as threads:
+        library.caffetools_output_gradient(
+            *(*pointers, None if to is None else to.data_ptr(), total.data_ptr(), partial.data_ptr(), n * h * w, c, threads)
+        )
     return dy if to is None else to, total if sums else None
 
 
@@ -134,7 +135,8 @@ class _Rectify(torch.autograd.Function):
         bits = torch.empty(rows, -(-columns // 8), dtype=torch.uint8)
         library = _library()
         assert library is not None  # noqa: S101 (takes checked it)
-        library.caffetools_relu_forward(x.data_ptr(), y.data_ptr(), bits.data_ptr(), rows, columns, torch.get_num_threads())
+        with native.between_torch() as threads:
+            library.caffetools_relu_forward(x.data_ptr(), y.data_ptr(), bits.data_ptr(), rows, columns, threads)
         ctx.channels_last = rows > 1
         ctx.save_for_backward(bits)
         if in_place:
@@ -162,9 +164,8 @@ class _Masked(torch.autograd.Function):
         dx = torch.empty(dy.shape, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         library = _library()
         assert library is not None  # noqa: S101 (takes checked it)
-        library.caffetools_relu_backward(
-            dy.data_ptr(), bits.data_ptr(), dx.data_ptr(), rows, columns, pitch or columns, torch.get_num_threads()
-        )
+        with native.between_torch() as threads:
+            library.caffetools_relu_backward(dy.data_ptr(), bits.data_ptr(), dx.data_ptr(), rows, columns, pitch or columns, threads)
         return dx
 
     @staticmethod
@@ -195,7 +196,8 @@ class _MaxPool(torch.autograd.Function):
 
 
 def _pool(name: str, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
-    getattr(_library(), name)(*(tensor.data_ptr() for tensor in tensors), _Sizes(*sizes), torch.get_num_threads())
+    with native.between_torch() as threads:
+        getattr(_library(), name)(*(tensor.data_ptr() for tensor in tensors), _Sizes(*sizes), threads)
 
 
 def _rows(x: Tensor) -> tuple[int, int] | None:

@@ -131,6 +131,9 @@ class BatchNorm(Layer):
         self._renew(mean, variance)
         return y
 
+    def native_training(self, gradient: bool) -> tuple[int, float]:
+        return 0, 0.0 if self.global_stats or self.scale_bias or len(self.bottom_shapes[0]) != 4 else 1.0
+
     def running(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (C) from the running sums; 0 while their weight is 0."""
         with torch.no_grad():

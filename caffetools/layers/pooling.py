@@ -311,6 +311,9 @@ class Pooling(Layer):
         gradient[:, :, 0, 0] = gradients[0].sum((2, 3))
         return [gradient]
 
+    def native_training(self, gradient: bool) -> tuple[int, float]:
+        return 0, 1.0 if self.method == "MAX" and len(self.tops) == 1 and gradient else 0.0
+
     def _in_few_bytes(self, x: Tensor) -> bool:
         """Return whether the native pooling computes ``x``: its backward pass needs one byte an output."""
         if math.prod(self.window.kernel) > native_training.MOST_PLACES or self.window.has_empty_window:

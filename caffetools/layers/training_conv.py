@@ -6,13 +6,14 @@ gradient of the weights is by Winograd's algorithm, the matrix unit or vectors. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from caffetools.layers import inference, native_batch_norm, native_conv, native_training, winograd
+from caffetools.layers import inference, native, native_batch_norm, native_conv, native_training, winograd
 from caffetools.layers.autograd import Context
 
 Pair = tuple[int, int]
@@ -32,13 +33,13 @@ class Geometry:
     dilation: Pair
     groups: int
 
-    def output(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-        """Return the shape of the output for ``x`` (N, C, H, W) and ``weight`` (C', C / groups, kh, kw)."""
+    def output(self, x: Sequence[int], weight: Sequence[int]) -> tuple[int, int, int, int]:
+        """Return the shape of the output for shapes of an input (N, C, H, W) and of weights (C', C / groups, kh, kw)."""
         h, w = (
             (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(x.shape[2:], weight.shape[2:], self.stride, self.pad, self.dilation, strict=True)
+            for size, k, s, p, d in zip(x[2:], weight[2:], self.stride, self.pad, self.dilation, strict=True)
         )
-        return x.shape[0], weight.shape[0], h, w
+        return x[0], weight[0], h, w
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,26 @@ def takes(branch: Branch) -> bool:
         return False
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, weight)) or x.dim() != 4:
         return False
-    if weight.shape[1] < _LEAST_CHANNELS and (x.requires_grad or branch.geometry.groups > 1):
-        return False
-    n, _, h, w = branch.geometry.output(x, weight)
-    return n * h * w * weight.numel() >= _LEAST_MACS and native_conv.available() and native_conv.has_wide_vectors()
+    return native_passes(x.shape, weight.shape, branch.geometry, gradient=x.requires_grad) > 0 and (
+        native_conv.available() and native_conv.has_wide_vectors()
+    )
+
+
+def native_passes(x: Sequence[int], weight: Sequence[int], geometry: Geometry, *, gradient: bool) -> int:
+    """Return how many of a convolution's three products the native library computes: outputs, gradients of the input and of the weights.
+
+    Args:
+        x: The shape (N, C, H, W) of the input.
+        weight: That of the weights (C', C / groups, kh, kw).
+        geometry: Where the windows are.
+        gradient: Whether the gradient of the input is wanted; one that is not wanted counts as the library's.
+    """
+    if weight[1] < _LEAST_CHANNELS and (gradient or geometry.groups > 1):
+        return 0
+    n, _, h, w = geometry.output(x, weight)
+    if n * h * w * math.prod(weight) < _LEAST_MACS:
+        return 0
+    return 3 if not gradient or _input_form(weight, geometry) is not None else 2
 
 
 def convolve(branches: Sequence[Branch], *, rectify: bool) -> Tensor:
@@ -87,12 +104,12 @@ class _Convolve(torch.autograd.Function):
             Branch(x.contiguous(memory_format=torch.channels_last), weight, bias, geometry)
             for (x, weight, bias), geometry in zip(_triples(tensors), geometries, strict=True)
         ]
-        shapes = [branch.geometry.output(branch.x, branch.weight) for branch in branches]
+        shapes = [branch.geometry.output(branch.x.shape, branch.weight.shape) for branch in branches]
         n, _, h, w = shapes[0]
         total = sum(shape[1] for shape in shapes)
         y = torch.empty((n, total, h, w), memory_format=torch.channels_last)
         start = 0
-        with native_conv.torch_threads():
+        with native.between_torch():
             for branch, shape in zip(branches, shapes, strict=True):
                 form = _form(branch.weight, branch.bias, branch.geometry)
                 layout = native_conv.Layout(_shape(branch.x), shape, branch.x.shape[1], total)
@@ -143,24 +160,24 @@ def _gradients(
 
 
 def _input_gradient(dy: Tensor, weight: Tensor, x: Tensor, geometry: Geometry) -> Tensor | None:
-    """Return the gradient of ``x``: the convolution of ``dy`` with the kernels turned by half a circle; None where torch is the faster one."""
-    kernel = (weight.shape[2], weight.shape[3])
-    pad = tuple(d * (k - 1) - p for k, p, d in zip(kernel, geometry.pad, geometry.dilation, strict=True))
-    if set(geometry.stride) != {1} or min(pad) < 0 or dy.shape[1] // geometry.groups < _LEAST_CHANNELS:
+    """Return the gradient of ``x``: the convolution of ``dy`` with the kernels turned by half a circle; None where torch has to compute it."""
+    transposed = _input_form(weight.shape, geometry)
+    if transposed is None:
         return None
-    form = _form(weight, None, Geometry((1, 1), (pad[0], pad[1]), geometry.dilation, geometry.groups))
+    form = _form(weight, None, transposed)
     layout = native_conv.Layout(_shape(dy), _shape(x), dy.shape[1], x.shape[1])
-    if not native_conv.choice(form, layout) and not _torch_has_no_fast_way(x, kernel):
-        return None
     dx = torch.empty_like(x)
-    with native_conv.torch_threads():
+    with native.between_torch():
         native_conv.run_conv(native_conv.NativeConv(form, None, layout, transposed=True), dy, dx)
     return dx
 
 
-def _torch_has_no_fast_way(x: Tensor, kernel: Pair) -> bool:
-    """Return whether torch leaves this convolution's gradient to a loop over pictures rather than to oneDNN (ATen/native/Convolution.cpp)."""
-    return kernel == (1, 1) and x.shape[0] < 16 and torch.get_num_threads() == 1
+def _input_form(weight: Sequence[int], geometry: Geometry) -> Geometry | None:
+    """Return the geometry of the convolution that computes the gradient of the input; None where there is none."""
+    pad = [d * (k - 1) - p for k, p, d in zip(weight[2:], geometry.pad, geometry.dilation, strict=True)]
+    if set(geometry.stride) != {1} or min(pad) < 0 or weight[0] // geometry.groups < _LEAST_CHANNELS:
+        return None
+    return Geometry((1, 1), (pad[0], pad[1]), geometry.dilation, geometry.groups)
 
 
 def _differentiable(x: Tensor, weight: Tensor, biased: bool, geometry: Geometry, dy: Tensor, y: Tensor | None) -> list[Tensor | None]:

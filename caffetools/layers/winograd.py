@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from caffetools.layers import inference, native_conv
+from caffetools.layers import inference, native, native_conv
 from caffetools.layers.autograd import Context
 
 _M = 4
@@ -112,7 +112,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
     shape = (n, outputs, h + 2 * pad - 2, w + 2 * pad - 2)
     form = inference.Conv(weight, bias, (1, 1), (pad, pad), (1, 1), 1)
     y = torch.empty(shape, memory_format=torch.channels_last)
-    with native_conv.torch_threads():
+    with native.between_torch():
         conv = native_conv.NativeConv(form, None, native_conv.Layout((n, c, h, w), shape, c, outputs), algorithm=_M)
         native_conv.run_conv(conv, x, y)
     return y
@@ -135,8 +135,8 @@ def weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
     made = torch.empty((outputs, c, 3, 3), memory_format=torch.channels_last)
     scratch = torch.empty(int(library.caffetools_winograd_gradient_scratch(sizes)))
     pointers = (t.data_ptr() for t in (x, dy, made, scratch))
-    with native_conv.torch_threads():
-        library.caffetools_winograd_gradient(sizes, *pointers, torch.get_num_threads())
+    with native.between_torch() as threads:
+        library.caffetools_winograd_gradient(sizes, *pointers, threads)
     return made
 
 

@@ -134,6 +134,13 @@ class TrainingSteps:
         return steps
 
     @property
+    def joined(self) -> set[int]:
+        """The indices of layers that are part of another one's operator."""
+        within = {index for pool in self._late for index in pool.between}
+        within.update(index for joined in self._joined for index in (*joined.relus, joined.last))
+        return within.union(*(found.above for found in self._normalized))
+
+    @property
     def chains(self) -> list[tuple[int, ...]]:
         """The indices of a BatchNorm and the layers above it that :meth:`normalizing` joins, for each."""
         return [(found.batch_norm, *found.above) for found in self._normalized]
@@ -211,7 +218,7 @@ class _JoinedPass:
     def _convolve_all(self, blobs: Blobs) -> None:
         concat = self._joined.last
         branches = [branch for index, x in self._inputs.items() if (branch := self._branch(index, x)) is not None]
-        in_order = len({branch.geometry.output(branch.x, branch.weight)[2:] for branch in branches}) == 1
+        in_order = len({branch.geometry.output(branch.x.shape, branch.weight.shape)[2:] for branch in branches}) == 1
         if len(branches) == len(self._inputs) and in_order:
             rectify = self._joined.relus[0] not in self._late
             inputs = dict(zip(self._inputs, branches, strict=True))

@@ -94,6 +94,7 @@ class DistributedSolver(Solver):
         self._stop_wanted = self._snapshot_wanted = False
         self._stored: processes.States | None = None
         super().__init__(mine, path=path, device=device, callbacks=callbacks, log=log)
+        self._threads.in_torch = compute.compiled or compute.precision not in ("fp32", "tf32")
 
     @classmethod
     def from_file(

@@ -13,6 +13,7 @@ import torch
 from caffetools.net.net import Learnable
 from caffetools.proto.schema import SolverParameter
 from caffetools.solver.errors import SolverError
+from caffetools.solver.native_update import Constants
 from caffetools.solver.update import Group, Tensors, UpdateRule
 
 
@@ -97,6 +98,9 @@ class RMSProp(UpdateRule):
         _average(squares, self.rms_decay, group.gradients, group.gradients)
         _step_over_root(group, squares, rate, self.delta)
 
+    def _constants(self, rate: float, iteration: int) -> Constants:
+        return Constants(rate=rate, momentum=self.rms_decay, delta=self.delta)
+
 
 class AdaDelta(UpdateRule):
     """Steps in the units of the weights (Zeiler, 2012); the momentum is the decay of both averages, the rate scales the step."""
@@ -129,10 +133,16 @@ class Adam(UpdateRule):
         means, squares = group.histories
         torch._foreach_lerp_(means, group.gradients, 1.0 - self.momentum)
         _average(squares, self.momentum2, group.gradients, group.gradients)
-        correction = math.sqrt(1.0 - self.momentum2 ** (iteration + 1)) / (1.0 - self.momentum ** (iteration + 1))
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, self.delta)
-        torch._foreach_addcdiv_(group.weights, means, roots, value=-rate * correction)
+        torch._foreach_addcdiv_(group.weights, means, roots, value=-rate * self._correction(iteration))
+
+    def _constants(self, rate: float, iteration: int) -> Constants:
+        rate *= self._correction(iteration)
+        return Constants(rate=rate, momentum=self.momentum, second=self.momentum2, delta=self.delta)
+
+    def _correction(self, iteration: int) -> float:
+        return math.sqrt(1.0 - self.momentum2 ** (iteration + 1)) / (1.0 - self.momentum ** (iteration + 1))
 
 
 RULES: dict[str, type[UpdateRule]] = {rule.__name__: rule for rule in (SGD, Nesterov, AdaGrad, RMSProp, AdaDelta, Adam)}

@@ -37,6 +37,7 @@ from caffetools.solver.policies import LearningRate
 from caffetools.solver.random_streams import RandomStream
 from caffetools.solver.rules import make_rule
 from caffetools.solver.scores import Scores, read_outputs
+from caffetools.solver.training_threads import TrainingThreads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -109,6 +110,7 @@ class Solver:
         self.learning_rate = LearningRate(self.param)
         self.random = RandomStream(torch.device(device), self.param.random_seed, uses_globals=self._draws_globally())
         self._build_nets(torch.device(device))
+        self._threads = TrainingThreads(self.net)
         self.rule = make_rule(self.param, self.net.learnable)
         self.iteration, self.rate = 0, 0.0
         self._debug = DebugInfoRunner(log, self.net, self.test_nets) if self.param.debug_info else None
@@ -349,7 +351,7 @@ class Solver:
     def _iterate(self) -> None:
         if self._debug is not None:
             self._debug.active = bool(self.param.display) and self.iteration % self.param.display == 0
-        with self.random.active():
+        with self.random.active(), self._threads.used():
             loss = self._forward_backward()
         self.losses.append(loss)
         if loss.device.type == "cpu":
@@ -357,7 +359,8 @@ class Solver:
             self._check(float(loss))
         self.rate = self.learning_rate.at(self.iteration, self.smoothed_loss)
         self.notify("on_before_update")
-        self._update()
+        with self._threads.used():
+            self._update()
         self._clear_gradients()
         self.iteration += 1
         self.notify("on_iteration_end")

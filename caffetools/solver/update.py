@@ -19,6 +19,7 @@ from caffetools.layers.blob_storage import mark_written
 from caffetools.net.net import Learnable
 from caffetools.proto.blobs import fits_stored
 from caffetools.proto.schema import SolverParameter
+from caffetools.solver import native_update
 from caffetools.solver.errors import SolverError
 
 Tensors = list[Tensor]
@@ -78,11 +79,15 @@ class UpdateRule:
         """Raise :class:`CaffeToolsError` where the solver's fields do not suit the rule."""
 
     def _update(self, group: Group, rate: float, iteration: int) -> None:
-        """Update ``group.weights`` and its histories, given ``rate`` (lr_mult included). Gradients may be overwritten.
+        """Update ``group.weights`` and its histories by torch, given ``rate`` (lr_mult included). Gradients may be overwritten.
 
-        They are ready: clipped, averaged, with the weight decay added (but see :class:`SGD`).
+        They are ready: clipped, averaged, with the weight decay added.
         """
         raise NotImplementedError
+
+    def _constants(self, rate: float, iteration: int) -> native_update.Constants:
+        """Return what the native library's formula of this rule needs besides the gradients' factor and the weight decay."""
+        return native_update.Constants(rate=rate, momentum=self.momentum, delta=self.delta)
 
     # ---- what the solver calls ----
 
@@ -91,10 +96,17 @@ class UpdateRule:
         """Update every parameter in place from its ``.grad``, at learning rate ``rate``; ``iteration`` counts from 0."""
         for group in self._groups:
             group.gradients = [_gradient(weight) for weight in group.weights]
-        self._rescale([gradient for group in self._groups for gradient in group.gradients])
+        factor = self._factor([gradient for group in self._groups for gradient in group.gradients])
         for group in self._groups:
-            self._regularize(group)
-            self._update(group, rate * group.lr_mult, iteration)
+            if native_update.takes(group.weights, group.histories):
+                constants = self._constants(rate * group.lr_mult, iteration)
+                constants.scale, constants.decay = float(factor), self.weight_decay * group.decay_mult
+                constants.absolute = self.regularization == "L1"
+                native_update.update(type(self).__name__, constants, group.weights, group.gradients, group.histories)
+            else:
+                torch._foreach_mul_(group.gradients, factor)
+                self._regularize(group)
+                self._update(group, rate * group.lr_mult, iteration)
             group.gradients = []
             # Fused kernels leave no trace in the version counters; nets that share the weights keep packed copies of them.
             mark_written(group.weights)
@@ -136,18 +148,16 @@ class UpdateRule:
                 known.append(blob)
         return list(groups.values())
 
-    def _rescale(self, gradients: Tensors) -> None:
-        """Clip by the norm over all parameters, then average over iter_size; Caffe clips what is accumulated, before it averages."""
+    def _factor(self, gradients: Tensors) -> Tensor | float:
+        """Return what clips the gradients by their norm, and averages over iter_size; Caffe clips what is accumulated, before it averages."""
         self.gradient_norm = None
-        if not gradients:
-            return
-        if self.clip >= 0:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            self.gradient_norm = norm
-            # A tensor, not a number: nothing has to wait for the device.
-            torch._foreach_mul_(gradients, torch.where(norm > self.clip, self.clip / norm, torch.ones_like(norm)))
-        if self.iter_size > 1:
-            torch._foreach_mul_(gradients, 1.0 / self.iter_size)
+        mean = 1.0 / self.iter_size
+        if not gradients or self.clip < 0:
+            return mean
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        self.gradient_norm = norm
+        # A tensor, not a number: nothing has to wait for the device.
+        return torch.where(norm > self.clip, self.clip / norm, torch.ones_like(norm)) * mean
 
     def _regularize(self, group: Group) -> None:
         decay = self.weight_decay * group.decay_mult
