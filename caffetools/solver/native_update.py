@@ -48,7 +48,9 @@ def takes(weights: Sequence[Tensor], histories: Sequence[Sequence[Tensor]]) -> b
     )
 
 
-def update(rule: str, constants: Constants, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[Sequence[Tensor]]) -> None:
+def update(
+    rule: str, constants: Constants, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[Sequence[Tensor]]
+) -> None:
     """Update weights and histories in place.
 
     Args:

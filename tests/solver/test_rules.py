@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from caffetools.errors import CaffeToolsError
+from caffetools.layers import native
 from caffetools.net.net import Learnable
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import parse
@@ -150,3 +151,33 @@ def test_a_history_that_does_not_fit_is_refused_whole() -> None:
     with pytest.raises(CaffeToolsError, match=r"history blob 1 has shape \(4, 3, 5\)"):
         sgd.load_history([good, good[..., 0]])
     assert not any(blob.any() for blob in sgd.history)
+
+
+@pytest.mark.skipif(not native.enabled(), reason="no native library")
+@pytest.mark.parametrize("iter_size", [1, 3])
+@pytest.mark.parametrize("regularization", ["L1", "L2"])
+@pytest.mark.parametrize("clip", [-1.0, 3.0])
+@pytest.mark.parametrize("kind", list(RULES))
+def test_the_native_update_gives_torchs_numbers(
+    kind: str, clip: float, regularization: str, iter_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    momentum = 0 if kind in ("AdaGrad", "RMSProp") else 0.9
+    text = (
+        f'type: "{kind}" momentum: {momentum} weight_decay: 0.01 delta: 1e-6 clip_gradients: {clip} '
+        f'regularization_type: "{regularization}" iter_size: {iter_size}'
+    )
+    found = []
+    for in_torch in (False, True):
+        monkeypatch.setenv("CAFFETOOLS_NATIVE", "0" if in_torch else "1")
+        learnable = entries((1, 1), (2, 0), (0.5, 3))
+        # More than a thread's block, and not a multiple of a vector.
+        data = torch.randn(40003, generator=torch.Generator().manual_seed(9))
+        learnable.append(Learnable(nn.Parameter(data), 1, 1, "large", 0))
+        mine = rule(text, learnable)
+        for iteration in range(5):
+            give_gradients(learnable[:3], seed=iteration)
+            learnable[3].parameter.grad = torch.randn(40003, generator=torch.Generator().manual_seed(iteration))
+            mine.apply(0.01, iteration)
+        found.append([*(e.parameter.detach() for e in learnable), *mine.history])
+    for ours, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-5)
