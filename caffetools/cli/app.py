@@ -132,11 +132,20 @@ def _report(error: Exception) -> int:
         _write_error("error: there is not enough memory for this; a smaller batch or smaller pictures need less")
         return 1
     what = " ".join(f"{type(error).__name__}: {error}".split())
-    if context := user_error_context(error):
+    if context := user_error_context(error) or _failed_plugin(error):
         _write_error(f"error: {context}: {what}")
     else:
         _write_error(f"error: something went wrong inside caffetools ({what}); --debug shows where, please report it")
     return 1
+
+
+def _failed_plugin(error: Exception) -> str:
+    """Return where in a plugin's code ``error`` was raised; empty for others."""
+    if "caffetools.layers.plugin" not in sys.modules:
+        return ""
+    from caffetools.layers.plugin import failed_place
+
+    return failed_place(error)
 
 
 def _with_stdin_named(error: CaffeToolsError) -> CaffeToolsError:

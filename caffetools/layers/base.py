@@ -278,7 +278,7 @@ class Layer(nn.Module):
         return None
 
     def macs(self) -> int:
-        """Multiply–accumulate operations of one forward pass at the configured shapes."""
+        """Multiply–accumulate operations of one forward pass at the configured shapes; of the blobs only :attr:`specs` may be there."""
         return 0
 
     def native_training(self, gradient: bool) -> tuple[int, float]:

@@ -65,6 +65,22 @@ def _line(error: Exception, file: Path) -> int:
     return (lines[-1] or 0) if lines else 0
 
 
+def failed_place(error: BaseException) -> str:
+    """Return the layer, file, line and method of a plugin in which ``error`` was raised; empty where none was running.
+
+    A plugin is what registers layers and is not ours: a file of ``--plugin``, or an installed package.
+    """
+    classes = (layer_class for layer_class in registry.layer_types().values() if not layer_class.__module__.startswith("caffetools."))
+    files = {getattr(sys.modules.get(layer_class.__module__), "__file__", None) for layer_class in classes} - {None}
+    frames = [frame for frame in traceback.walk_tb(error.__traceback__) if frame[0].f_code.co_filename in files]
+    if not frames:
+        return ""
+    frame, line = frames[-1]
+    layers = [name for name in (getattr(inner.f_locals.get("self"), "name", None) for inner, _ in frames) if isinstance(name, str)]
+    where = f"layer '{layers[-1]}': " if layers else ""
+    return f"{where}{frame.f_code.co_filename}:{line}: {frame.f_code.co_name} failed"
+
+
 def find_class(module: str, name: str, layer: str) -> Any:
     """Import the class ``name`` of ``module``, which is searched on ``sys.path`` and in the current directory.
 

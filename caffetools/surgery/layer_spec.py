@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from caffetools.errors import CaffeToolsError, PrototxtError
 from caffetools.graph.classifiers import classifier_param
-from caffetools.layers.convolution import Convolution
-from caffetools.layers.dropout import Dropout
-from caffetools.layers.inner_product import InnerProduct
-from caffetools.layers.pooling import Pooling
 from caffetools.layers.registry import is_known, layer_class, suggestion, traits
 from caffetools.layers.scale import Scale
 from caffetools.proto.schema import LayerParameter, NetParameter
@@ -31,16 +26,16 @@ class LayerSpec:
         after: The layer to insert it behind; None is before the primary classifier.
     """
 
-    layer: Any
+    layer: LayerParameter
     after: str | None = None
 
 
 def parse_added(text: str) -> LayerSpec:
     """Parse a layer to insert: ``[AFTER=]TYPE[:NUMBERS]``, such as ``InnerProduct:256`` or ``pool1=ReLU``, or ``[AFTER=]PROTOTXT``.
 
-    Short forms: ``InnerProduct:OUTPUTS``; ``Convolution:OUTPUTS:KERNEL``, padded to keep the size; ``Pooling:MAX:KERNEL:STRIDE``, or
-    ``Pooling:AVE``, which is global; ``Dropout:RATIO``; and every type that needs no numbers. Prototxt is the text within a layer's
-    braces, or the layer with its braces.
+    Short forms follow from a type's traits, so that plugins' types have them too: ``InnerProduct:OUTPUTS``;
+    ``Convolution:OUTPUTS:KERNEL``, padded to keep the size; ``Pooling:MAX:KERNEL:STRIDE``, or ``Pooling:AVE``, which is global;
+    ``Dropout:RATIO``; and every type that needs no numbers. Prototxt is the text within a layer's braces, or the layer with its braces.
 
     Args:
         text: The layer.
@@ -56,7 +51,7 @@ def parse_added(text: str) -> LayerSpec:
     return LayerSpec(layer, place.strip() or None)
 
 
-def _from_prototxt(text: str) -> Any:
+def _from_prototxt(text: str) -> LayerParameter:
     body = text.strip()
     wrapped = re.match(r"layer\s*:?\s*\{", body) is not None
     net = parse(body if wrapped else f"layer {{ {body} }}", NetParameter, path="--add-layer")
@@ -74,18 +69,15 @@ def _from_prototxt(text: str) -> Any:
     return layer
 
 
-def _from_words(text: str) -> Any:
+def _from_words(text: str) -> LayerParameter:
     kind, *numbers = text.split(":")
     if not is_known(kind):
         raise CaffeToolsError(f"'{text}' is not a layer: the type '{kind}' is not known here{suggestion(kind)}; {_HOW} (--add-layer)")
     reason = _why_not(kind) or ("is written as prototxt, with its python_param" if traits(kind).user_code else "")
     if reason:
         raise CaffeToolsError(f"a new {kind} layer {reason} (--add-layer)")
-    make = _SHORT_FORMS.get(kind)
     try:
-        if make is None:
-            return LayerParameter(type=kind, **_plain(kind, numbers))
-        return make(*numbers)
+        return _short_form(kind)(*numbers)
     except (TypeError, ValueError):
         raise CaffeToolsError(f"'{text}' does not give the numbers that a {kind} layer needs; {_HOW} (--add-layer)") from None
 
@@ -97,17 +89,33 @@ def _why_not(kind: str) -> str:
     return ""
 
 
-def _plain(kind: str, numbers: Sequence[str]) -> dict[str, Any]:
-    if numbers:
-        raise ValueError
-    return {"scale_param": {"bias_term": True}} if kind == Scale.TYPE else {}
+def _short_form(kind: str) -> Callable[..., LayerParameter]:
+    """Return what makes a layer of its numbers, as its traits tell: of a linear layer its outputs, with a kernel where it has windows."""
+    of_type = traits(kind)
+    fields = of_type.settings_of(LayerParameter(type=kind)).DESCRIPTOR.fields_by_name if of_type.settings else {}
+    fitting = of_type.coordinates == "window" if "kernel_size" in fields else not of_type.coordinates
+    if of_type.role == "classifier" and of_type.outputs == "num_output" and not of_type.label_bottoms and fitting:
+        return partial(_weighted, kind)
+    if of_type.role == "pooling" and {"pool", "global_pooling"} <= set(fields):
+        return partial(_pooling, kind)
+    if of_type.role == "dropout" and "dropout_ratio" in fields:
+        return partial(_dropout, kind)
+    return partial(_plain, kind)
 
 
-def _weighted(kind: str, outputs: str, *kernel: str) -> Any:
+def _plain(kind: str) -> LayerParameter:
+    layer = LayerParameter(type=kind)
+    if kind == Scale.TYPE:
+        layer.scale_param.bias_term = True
+    return layer
+
+
+def _weighted(kind: str, outputs: str, *kernel: str) -> LayerParameter:
     layer = LayerParameter(type=kind)
     param = classifier_param(layer)
     param.num_output = _positive(outputs)
-    param.bias_filler.type = "constant"
+    if "bias_filler" in param.DESCRIPTOR.fields_by_name:
+        param.bias_filler.type = "constant"
     if traits(kind).coordinates:
         (side,) = map(_positive, kernel)
         if side % 2 == 0:
@@ -119,9 +127,9 @@ def _weighted(kind: str, outputs: str, *kernel: str) -> Any:
     return layer
 
 
-def _pooling(method: str, *sizes: str) -> Any:
-    layer = LayerParameter(type=Pooling.TYPE)
-    param = layer.pooling_param
+def _pooling(kind: str, method: str, *sizes: str) -> LayerParameter:
+    layer = LayerParameter(type=kind)
+    param = traits(kind).settings_of(layer)
     param.pool = {"MAX": param.MAX, "AVE": param.AVE}.get(method.upper(), -1)
     if not sizes:
         param.global_pooling = True
@@ -130,10 +138,12 @@ def _pooling(method: str, *sizes: str) -> Any:
     return layer
 
 
-def _dropout(ratio: str = "0.5") -> Any:
+def _dropout(kind: str, ratio: str = "0.5") -> LayerParameter:
     if not 0 <= float(ratio) < 1:
         raise ValueError
-    return LayerParameter(type=Dropout.TYPE, dropout_param={"dropout_ratio": float(ratio)})
+    layer = LayerParameter(type=kind)
+    traits(kind).settings_of(layer).dropout_ratio = float(ratio)
+    return layer
 
 
 def _positive(text: str) -> int:
@@ -141,11 +151,3 @@ def _positive(text: str) -> int:
     if not 1 <= number < 2**31:
         raise ValueError
     return number
-
-
-_SHORT_FORMS: dict[str, Callable[..., Any]] = {
-    InnerProduct.TYPE: partial(_weighted, InnerProduct.TYPE),
-    Convolution.TYPE: partial(_weighted, Convolution.TYPE),
-    Pooling.TYPE: _pooling,
-    Dropout.TYPE: _dropout,
-}

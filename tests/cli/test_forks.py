@@ -35,6 +35,13 @@ def test_a_plugin_that_is_not_there_is_one_line_and_exit_code_2(net: Path, tmp_p
     assert "missing.py is not a Python file" in error_of(run("inspect", net, "--plugin", tmp_path / "missing.py"))
 
 
+def test_a_plugin_whose_layer_fails_is_one_line_with_its_place(net: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CROP.replace("self.rows, self.columns = param", "self.rows, self.columns, _ = param"))
+    done = run("inspect", net, "--plugin", tmp_path / "mine.py")
+    place = f"layer 'c': {tmp_path / 'mine.py'}:16: setup failed: ValueError: not enough values to unpack"
+    assert place in done.stderr and done.returncode == 1
+
+
 def test_a_net_with_an_unknown_layer_is_shown(net: Path) -> None:
     shown = json.loads(run_well("inspect", net, "--json").stdout)
     assert "CropCenter is not known here" in shown["layers"][1]["note"]

@@ -11,10 +11,11 @@ import torch
 
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.layers import registry
-from caffetools.layers.plugin import load_plugin
+from caffetools.layers.plugin import failed_place, load_plugin
 from caffetools.net.net import Net
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse
+from caffetools.surgery.layer_spec import parse_added
 from tests.layers.helpers import input_layer
 
 CROP = '''
@@ -103,3 +104,40 @@ def test_what_is_not_a_python_file_is_refused(tmp_path: Path, name: str) -> None
         written(tmp_path, CROP, name)
     with pytest.raises(CaffeToolsError, match="is not a Python file"):
         load_plugin(tmp_path / name)
+
+
+def test_a_failure_inside_a_plugin_is_placed_in_its_file(tmp_path: Path) -> None:
+    path = written(tmp_path, CROP.replace("self.rows, self.columns = param", "self.rows, self.columns, _ = param"))
+    load_plugin(path)
+    with pytest.raises(ValueError, match="not enough values") as error:
+        Net(parse(NET, NetParameter))
+    line = path.read_text().split("\n").index('        self.rows, self.columns, _ = param["crop_size"][2:]') + 1
+    assert failed_place(error.value) == f"layer 'c': {path}:{line}: setup failed"
+    assert failed_place(ValueError("elsewhere")) == ""
+
+
+PRODUCT = """
+from caffetools.layers.base import Layer
+from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
+
+
+@register("NarrowProduct")
+class NarrowProduct(Layer):
+    TRAITS = Traits(role="classifier", settings="inner_product_param", outputs="num_output", class_axes=(0,), weight_filler="weight_filler")
+
+    def setup(self, bottoms):
+        self.declare_blob((self.param.inner_product_param.num_output, bottoms[0][1]), self.param.inner_product_param.weight_filler)
+        return [(bottoms[0][0], self.param.inner_product_param.num_output)]
+
+    def forward(self, x):
+        return x @ self.blobs[0].t()
+"""
+
+
+def test_a_linear_layer_of_a_plugin_has_the_short_form_of_its_traits(tmp_path: Path) -> None:
+    load_plugin(written(tmp_path, PRODUCT))
+    added = parse_added("NarrowProduct:7").layer
+    assert added.type == "NarrowProduct" and added.inner_product_param.num_output == 7
+    with pytest.raises(CaffeToolsError, match="does not give the numbers that a NarrowProduct layer needs"):
+        parse_added("NarrowProduct:7:3")
