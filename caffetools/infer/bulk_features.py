@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
 from caffetools.proto.text import read_net
 from caffetools.util.files import atomic_write
+
+if TYPE_CHECKING:
+    import pyarrow
 
 PathLike = str | os.PathLike[str]
 _BATCHES = 50
@@ -249,7 +252,7 @@ def _field(name: str, shape: tuple[int, ...]) -> Any:
 
 
 @contextmanager
-def _rows(path: str, schema: Any) -> Iterator[RowWriter]:
+def _rows(path: str, schema: pyarrow.Schema) -> Iterator[RowWriter]:
     """Yield a writer of a Parquet file, which is complete or does not appear."""
     with atomic_write(path) as stream:
         writer = RowWriter(stream, schema)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, Progress, Warned, reported
 from caffetools.util.files import atomic_write, write_text
 from caffetools.util.folders import new_folder, remove
+
+if TYPE_CHECKING:
+    import pyarrow
 
 PathLike = str | os.PathLike[str]
 PART = "part-{:05d}.parquet"
@@ -182,7 +185,7 @@ class RowWriter:
         rows: Number of rows so far.
     """
 
-    def __init__(self, stream: IO[bytes], schema: Any):
+    def __init__(self, stream: IO[bytes], schema: pyarrow.Schema):
         import pyarrow.parquet
 
         self._writer = pyarrow.parquet.ParquetWriter(stream, schema)
@@ -220,7 +223,7 @@ class RowWriter:
         self._bytes = 0
 
 
-def write_table(path: str, table: Any) -> None:
+def write_table(path: str, table: pyarrow.Table) -> None:
     """Write a table of pyarrow as a Parquet file, complete or not at all."""
     import pyarrow.parquet
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -203,14 +203,14 @@ class _Largest(torch.autograd.Function):
     """The largest value of each window; each value that equals it gets the whole gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Triple, stride: Triple) -> Tensor:
+    def forward(ctx: Context, x: Tensor, kernel: Triple, stride: Triple) -> Tensor:
         y = F.max_pool3d(x, kernel, stride)
         ctx.save_for_backward(x, y)
         ctx.kernel, ctx.stride = kernel, stride
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, y = ctx.saved_tensors
         of_x = torch.zeros_like(x)
         for place in np.ndindex(*ctx.kernel):

@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from google.protobuf import text_format
+from google.protobuf.descriptor import Descriptor
 
 from caffetools.errors import PrototxtError, did_you_mean
 from caffetools.proto.encoding import decode_escapes, decode_text, encode_text
@@ -26,9 +27,10 @@ from caffetools.proto.unknown import keep_unknown, print_unknown
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
+M = TypeVar("M", bound=Message)
 
 
-def read_net(path: PathLike) -> Any:
+def read_net(path: PathLike) -> NetParameter:
     """Read a network's prototxt into a ``NetParameter``, as written: nothing is upgraded or filtered.
 
     Raises:
@@ -37,12 +39,12 @@ def read_net(path: PathLike) -> Any:
     return parse(_read(path), NetParameter, path=path)
 
 
-def read_solver(path: PathLike) -> Any:
+def read_solver(path: PathLike) -> SolverParameter:
     """Read a solver's prototxt into a ``SolverParameter``. Raises :class:`PrototxtError` as :func:`read_net` does."""
     return parse(_read(path), SolverParameter, path=path)
 
 
-def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
+def parse(text: str, message_type: type[M], *, path: PathLike | None = None) -> M:
     """Parse prototxt ``text`` into a new ``message_type``; ``path`` is only used in errors.
 
     A dialect given by the :class:`~caffetools.proto.options.ReadOptions` must have all of the fields; ``any`` keeps unknown ones.
@@ -68,7 +70,9 @@ def parse(text: str, message_type: Any, *, path: PathLike | None = None) -> Any:
         message = message_type()
         try:
             given = _with_one_device(text) if message_type is SolverParameter else text
-            kept = keep_unknown(decode_escapes(_as_python_reads(given)), message.DESCRIPTOR, lenient=options.keep_unknown)
+            kept = keep_unknown(
+                decode_escapes(_as_python_reads(given)), cast("Descriptor", message.DESCRIPTOR), lenient=options.keep_unknown
+            )
             text_format.Parse(kept, message)
         except text_format.ParseError as error:
             raise _explain(error, message, text, path) from None

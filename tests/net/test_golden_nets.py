@@ -84,9 +84,9 @@ def golden_net(name: str, golden: dict[str, Any]) -> Net:
     net = Net(prepared, TRAIN if golden["phase"] == "TRAIN" else TEST, fill=False)
     assert {layer.name: [list(b.shape) for b in layer.blobs] for layer in net.layers if len(layer.blobs)} == golden["params"]
     with torch.no_grad():
-        for layer in net.layers:
-            for index, parameter in enumerate(layer.blobs):
-                parameter.copy_(torch.from_numpy(golden_weights(layer.name, index, tuple(parameter.shape), golden["gain"])))
+        for built in net.layers:
+            for index, parameter in enumerate(built.blobs):
+                parameter.copy_(torch.from_numpy(golden_weights(built.name, index, tuple(parameter.shape), golden["gain"])))
     return net
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import h5py
 import numpy as np
@@ -51,7 +50,7 @@ def write_state_hdf5(path: PathLike, state: SolverState) -> None:
         write_file(file, path)
 
 
-def _write_string(file: Any, name: str, value: str) -> None:
+def _write_string(file: h5py.File, name: str, value: str) -> None:
     # With a closing zero, which h5py's own strings do not have and Caffe reads up to.
     raw = value.encode()
     kind = h5py.h5t.C_S1.copy()
