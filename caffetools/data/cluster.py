@@ -17,6 +17,7 @@ from typing import Any
 import caffetools.errors as errors
 from caffetools.cancel import CancelToken
 from caffetools.errors import CaffeToolsError, DataError, RunFailed
+from caffetools.util.process_settings import environment_restored, logger_level
 
 Task = dict[str, Any]
 Worker = Callable[[Task], Task]
@@ -139,18 +140,28 @@ def connected(address: str) -> Iterator[Any]:
     if not address:
         yield None
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise DataError("working on a cluster needs Ray: pip install 'caffetools[cluster]'") from None
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    with environment_restored(), logger_level("ray", logging.ERROR), logger_level("ray.data", logging.ERROR):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+            import ray.data
+        except ImportError:
+            raise DataError("working on a cluster needs Ray: pip install 'caffetools[cluster]'") from None
+        context = ray.data.DataContext.get_current()
+        bars, context.enable_progress_bars = context.enable_progress_bars, False
+        try:
+            with _started(ray, address):
+                yield ray
+        finally:
+            context.enable_progress_bars = bars
+
+
+@contextlib.contextmanager
+def _started(ray: Any, address: str) -> Iterator[None]:
+    """Connect to the cluster for the block, where this process is not connected already."""
     if ray.is_initialized():
-        yield ray
+        yield
         return
     quiet: dict[str, Any] = {"include_dashboard": False} if is_local(address) else {}
     if is_local(address):
@@ -162,7 +173,7 @@ def connected(address: str) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise DataError(f"the cluster '{address}' cannot be reached: {' '.join(str(error).split())[:300]}") from None
     try:
-        yield ray
+        yield
     finally:
         ray.shutdown()
 

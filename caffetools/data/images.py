@@ -7,7 +7,7 @@ import re
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from caffetools.errors import DataError
 from caffetools.proto.sniff import sniff_content
+from caffetools.util.process_settings import shared_setting
 from caffetools.util.standard_input import open_input
 
 PathLike = str | os.PathLike[str]
@@ -149,7 +150,7 @@ def _decoded(data: bytes, what: str, flags: int, divisor: int = 1) -> NDArray[An
     check_whole(data, what)
     check_pixels(data, what, divisor)
     try:
-        with _quiet:
+        with shared_setting("opencv", _silence_opencv):
             image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise DataError(f"{what}: OpenCV cannot decode the picture: {error.err or error}") from None
@@ -415,28 +416,15 @@ class PixelBudget:
 pixel_budget = PixelBudget(MOST_PIXELS)
 
 
-class _Quiet:
-    """Keeps OpenCV from printing what is raised as an error, and restores its log level after the last thread has left.
+def _silence_opencv() -> Callable[[], object]:
+    """Keep OpenCV from printing what is raised as an error; return what restores its log level.
 
     A user who set OPENCV_LOG_LEVEL sees its messages.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._level = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1 and "OPENCV_LOG_LEVEL" not in os.environ:
-                self._level = _set_log_level(0)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and "OPENCV_LOG_LEVEL" not in os.environ:
-                _set_log_level(self._level)
+    if "OPENCV_LOG_LEVEL" in os.environ:
+        return lambda: None
+    level = _set_log_level(0)
+    return lambda: _set_log_level(level)
 
 
 def _set_log_level(level: int) -> int:
@@ -449,6 +437,3 @@ def _set_log_level(level: int) -> int:
     before = int(logging.getLogLevel())
     logging.setLogLevel(level)
     return before
-
-
-_quiet = _Quiet()

@@ -6,8 +6,6 @@ import importlib
 import io
 import logging
 import os
-import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -21,6 +19,7 @@ from caffetools.infer.sidecar import write_preprocessing
 from caffetools.layers.base import Shape
 from caffetools.onnx.import_net import TARGETS, Target
 from caffetools.onnx.importer import ImportedNet, import_model
+from caffetools.util.process_settings import logger_level, warnings_ignored, working_folder_importable
 
 PathLike = str | os.PathLike[str]
 
@@ -84,20 +83,15 @@ def _source(model: PathLike, shapes: Mapping[str, Shape]) -> tuple[PathLike | by
 def _exported_program(path: str) -> bytes:
     if not Path(path).is_file():
         raise ModelFileError("no such file", path=path)
-    log = logging.getLogger("torch.export")
-    level = log.level
-    # It logs the traceback of each way to read the file that it tries.
-    log.setLevel(logging.CRITICAL)
     try:
-        program = torch.export.load(path)
+        # It logs the traceback of each way to read the file that it tries.
+        with logger_level("torch.export", logging.CRITICAL):
+            program = torch.export.load(path)
     except Exception as error:
         # torch raises what its readers of zip files and JSON raise.
         raise ModelFileError(f"not an exported program of torch: {_one_line(error)}", path=path) from None
-    finally:
-        log.setLevel(level)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings_ignored():
             exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
     except ImportError as error:
         raise ModelFileError(f"torch.onnx cannot read it: {error}", path=path, hint="`pip install caffetools[pt2]`") from None
@@ -124,10 +118,10 @@ def _load_module(text: str) -> torch.nn.Module:
     name, _, attribute = text.partition(":")
     if not name or not attribute.isidentifier():
         raise DataError(f"'{text}' is not MODULE:CALLABLE, such as nets.my_net:build")
-    sys.path.insert(0, str(Path.cwd()))
     try:
         importlib.invalidate_caches()
-        found = importlib.import_module(name)
+        with working_folder_importable():
+            found = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             hint = f"run it in the folder that holds {error.name.partition('.')[0]}, or put that folder on PYTHONPATH"
@@ -135,8 +129,6 @@ def _load_module(text: str) -> torch.nn.Module:
         raise DataError(f"{text}: the module '{name}' cannot be imported: {_one_line(error)}") from None
     except Exception as error:
         raise DataError(f"{text}: the module '{name}' cannot be imported: {type(error).__name__}: {_one_line(error)}") from None
-    finally:
-        sys.path.pop(0)
     if not hasattr(found, attribute):
         names = [known for known, value in vars(found).items() if callable(value)]
         raise DataError(f"{text}: the module '{name}' has no '{attribute}'{did_you_mean(attribute, names)}")
@@ -156,9 +148,8 @@ def torch_to_onnx(module: torch.nn.Module, shapes: Mapping[str, Shape]) -> bytes
     """Export a torch module in evaluation mode with torch's own exporter, for inputs of these names and shapes."""
     stream = io.BytesIO()
     inputs = tuple(torch.zeros(shape) for shape in shapes.values())
-    with warnings.catch_warnings():
+    with warnings_ignored():
         # The exporter that traces is deprecated, but needs no packages of its own.
-        warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), inputs, cast("str", stream), dynamo=False, opset_version=17, input_names=list(shapes))
     return stream.getvalue()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
@@ -18,6 +17,7 @@ from caffetools.onnx.export import build
 from caffetools.onnx.pools import symmetrize_pools
 from caffetools.onnx.verify import random_inputs
 from caffetools.util.files import atomic_write, check_not_read
+from caffetools.util.process_settings import warnings_ignored
 
 if TYPE_CHECKING:
     from torch.jit import ScriptModule
@@ -96,9 +96,8 @@ def _converted(
     """Return how to write the module, and what is written as a function."""
     if kind == "torch":
         return lambda stream: torch.save(module.state_dict(), stream), module
-    with warnings.catch_warnings():
+    with warnings_ignored():
         # Tracing warns of sizes that it takes for constants; what comes out is compared.
-        warnings.simplefilter("ignore")
         if kind == "torchscript":
             traced = torch.jit.trace(module, inputs)  # type: ignore[no-untyped-call]
             return lambda stream: stream.write(_script_bytes(traced)), traced
@@ -111,9 +110,8 @@ def _converted(
 
 def _script_bytes(module: ScriptModule) -> bytes:
     stream = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings_ignored():
         # torch prefers exported programs by now.
-        warnings.simplefilter("ignore")
         torch.jit.save(module, stream)
     return stream.getvalue()
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import caffetools
 from caffetools.errors import CaffeToolsError, NetError, did_you_mean, mark_user_error
 from caffetools.layers import registry
+from caffetools.util.process_settings import working_folder_importable
 
 log = logging.getLogger("caffetools.pycaffe")
 
@@ -108,7 +107,7 @@ def find_class(module: str, name: str, layer: str) -> Any:
 
 
 def _load(module: str, layer: str) -> ModuleType:
-    with _current_directory_on_path(), caffetools.import_caffe_as_caffetools():
+    with working_folder_importable(), caffetools.import_caffe_as_caffetools():
         try:
             return importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -122,20 +121,6 @@ def _load(module: str, layer: str) -> ModuleType:
         except Exception as error:
             mark_user_error(error, f"layer '{layer}': the Python module '{module}' cannot be imported")
             raise
-
-
-@contextlib.contextmanager
-def _current_directory_on_path() -> Iterator[None]:
-    here = str(Path.cwd())
-    if here in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
 
 
 def _file(module: ModuleType) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,13 +10,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-# First: it switches onnxruntime's telemetry off.
 from caffetools.engines import onnxruntime as _engine  # noqa: F401
 from caffetools.errors import ExportError
 from caffetools.net.net import Net
 from caffetools.onnx.lrn import expand_lrn
 from caffetools.onnx.model import OnnxModel
 from caffetools.quant.fake import Bounds, quantizable
+
+# First: it switches onnxruntime's telemetry off.
+from caffetools.util.process_settings import logger_level, warnings_ignored
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 # What passes its input on, so that it stays in float with the layer before it.
@@ -227,13 +228,6 @@ def _nodes_by_layer(net: Net, graph: onnx.GraphProto) -> dict[str, list[onnx.Nod
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep the converters' remarks from the terminal, and give the root logger its level back."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)
+    """Keep the converters' remarks from the terminal."""
+    with logger_level("", logging.ERROR), warnings_ignored():
+        yield

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from caffetools.errors import CaffeToolsError, RunFailed
 from caffetools.solver.strategy import launched
+from caffetools.util.process_settings import environment_restored, logger_level
 from caffetools.util.threads import limit_openmp
 
 if TYPE_CHECKING:
@@ -76,13 +77,14 @@ def launch(count: int, arguments: Sequence[str], gpus: Sequence[int] = (), resta
     """
     if count < 1:
         raise CaffeToolsError(f"the number of processes must be at least 1, not {count}")
-    # The processes share the cores; each would use all of them.
-    limit_openmp(count)
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
-    with tempfile.TemporaryDirectory(prefix="caffetools_") as folder:
+    with tempfile.TemporaryDirectory(prefix="caffetools_") as folder, environment_restored():
+        # The processes share the cores; each would use all of them.
+        limit_openmp(count)
+        if gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
         agent = _agent(count, ["-m", "caffetools", *arguments], folder, restarts)
-        with _passing_on(agent), _quiet_agent():
+        # One message states what failed.
+        with _passing_on(agent), logger_level("torch.distributed.elastic", logging.CRITICAL):
             result = agent.run()
     return _exit_code(result.failures, count) if result.is_failed() else 0
 
@@ -165,18 +167,6 @@ def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _quiet_agent() -> Iterator[None]:
-    """Leave out the agent's own log lines: one message states what failed."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _exit_code(failures: Mapping[int, Any], count: int) -> int:

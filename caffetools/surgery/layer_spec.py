@@ -90,7 +90,7 @@ def _why_not(kind: str) -> str:
 
 
 def _short_form(kind: str) -> Callable[..., LayerParameter]:
-    """Return what makes a layer of its numbers, as its traits tell: of a linear layer its outputs, with a kernel where it has windows."""
+    """Return what makes a layer of its numbers, by its traits: of a linear layer its outputs, with a kernel where it has windows."""
     of_type = traits(kind)
     fields = of_type.settings_of(LayerParameter(type=kind)).DESCRIPTOR.fields_by_name if of_type.settings else {}
     fitting = of_type.coordinates == "window" if "kernel_size" in fields else not of_type.coordinates

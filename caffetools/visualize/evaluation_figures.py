@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from caffetools.errors import CaffeToolsError, DataError
+from caffetools.util.process_settings import warnings_ignored
 from caffetools.visualize import style
 from caffetools.visualize.panels import TEXT_ROOM, Panel, enlarge, panels_figure, shorten_to, text_width
 from caffetools.visualize.picture_net import PictureNet
@@ -218,7 +218,6 @@ def _umap(reduced: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     from umap import UMAP
 
     neighbours = min(15, len(reduced) - 1)
-    with warnings.catch_warnings():
+    with warnings_ignored():
         # That a seed turns off its threads.
-        warnings.simplefilter("ignore", UserWarning)
         return np.asarray(UMAP(n_components=2, n_neighbors=neighbours, random_state=seed).fit_transform(reduced), np.float64)

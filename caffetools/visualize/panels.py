@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-import warnings
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
+from caffetools.util.process_settings import warnings_ignored
 from caffetools.visualize import style
 from caffetools.visualize.style import LIGHT, Theme
 
@@ -103,16 +104,19 @@ def enlarge(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+_MEASURING = threading.Lock()
+
+
 @lru_cache(maxsize=1 << 14)
 def text_width(text: str, points: float, *, bold: bool = False) -> float:
     """Return the width of ``text`` in pixels at 144 pixels an inch, in the font of our figures."""
-    font = _font(bold)
-    font.set_size(points, style.DPI)
-    with warnings.catch_warnings():
+    # The font holds the text that it measures, so that one thread at a time may use it.
+    with _MEASURING, warnings_ignored():
+        font = _font(bold)
+        font.set_size(points, style.DPI)
         # A letter that the font lacks is drawn as a box; there is nothing the reader could do about a warning.
-        warnings.simplefilter("ignore")
         font.set_text(text)
-    return float(font.get_width_height()[0]) / 64
+        return float(font.get_width_height()[0]) / 64
 
 
 def shorten_to(text: str, width: float, points: float, *, bold: bool = False) -> str:

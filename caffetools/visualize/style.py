@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +23,7 @@ from matplotlib.transforms import offset_copy
 
 from caffetools.errors import DataError
 from caffetools.util.files import atomic_write
+from caffetools.util.process_settings import warnings_ignored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,9 +186,8 @@ def render(figure: Figure, kind: str) -> bytes:
     }
     metadata: dict[str, Any] = {"Date": None, "Creator": "caffetools"} if kind == "svg" else {"Software": "caffetools"}
     stream = io.BytesIO()
-    with _SETTINGS, warnings.catch_warnings(), matplotlib.rc_context(settings):
-        # A letter that no font here has is drawn as a box; there is nothing the reader could do about a warning.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    # A letter that no font here has is drawn as a box; there is nothing the reader could do about a warning.
+    with _SETTINGS, warnings_ignored(), matplotlib.rc_context(settings):
         for text in figure.findobj(Text):
             text.set_fontfamily([*families(), *(["sans-serif"] if kind == "svg" else [])])
         figure.savefig(stream, format=kind, dpi=DPI, facecolor=figure.get_facecolor(), metadata=metadata)

@@ -1,0 +1,102 @@
+"""Settings of the whole process that work changes for a while: warnings, levels of loggers, folders that modules are imported from.
+
+Several threads may be inside at once: the first one sets, and the last one that leaves restores. Set and restored by each alone, the
+setting of a thread that leaves between them would be lost, or one that was meant for a moment kept for good.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_lock = threading.RLock()
+_users: dict[object, int] = {}
+_restore: dict[object, Callable[[], object]] = {}
+
+
+@contextmanager
+def shared_setting(key: object, change: Callable[[], Callable[[], object]]) -> Iterator[None]:
+    """Change a setting of the process during the block, together with the other threads that are in one of the same ``key``.
+
+    Args:
+        key: Names the setting.
+        change: Sets it, and returns what restores it; called by the first thread.
+    """
+    with _lock:
+        if not _users.get(key):
+            _restore[key] = change()
+        _users[key] = _users.get(key, 0) + 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users[key] -= 1
+            if not _users[key]:
+                del _users[key]
+                _restore.pop(key)()
+
+
+@contextmanager
+def warnings_ignored() -> Iterator[None]:
+    """Let no warning be shown during the block."""
+
+    def change() -> Callable[[], object]:
+        caught = warnings.catch_warnings()
+        caught.__enter__()
+        warnings.simplefilter("ignore")
+        return lambda: caught.__exit__(None, None, None)
+
+    with shared_setting("warnings", change):
+        yield
+
+
+@contextmanager
+def logger_level(name: str, level: int) -> Iterator[None]:
+    """Let a logger drop records below ``level`` during the block.
+
+    Args:
+        name: The logger's name; empty for the root.
+        level: A level of :mod:`logging`.
+    """
+
+    def change() -> Callable[[], object]:
+        logger = logging.getLogger(name)
+        before = logger.level
+        logger.setLevel(level)
+        return lambda: logger.setLevel(before)
+
+    with shared_setting(("logger", name, level), change):
+        yield
+
+
+@contextmanager
+def working_folder_importable() -> Iterator[None]:
+    """Let modules be imported from the working directory during the block, after all other places."""
+    here = str(Path.cwd())
+
+    def change() -> Callable[[], object]:
+        if here in sys.path or "" in sys.path:
+            return lambda: None
+        sys.path.append(here)
+        return lambda: sys.path.remove(here) if here in sys.path else None
+
+    with shared_setting(("sys.path", here), change):
+        yield
+
+
+@contextmanager
+def environment_restored() -> Iterator[None]:
+    """Let the environment variables that the block sets or removes be as they were afterwards; for one thread at a time."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
