@@ -5,7 +5,7 @@ from __future__ import annotations
 from caffetools.layers.base import Layer
 
 
-def plan_gradients(layers: list[Layer], *, force: bool = False, above_statistics: bool = False) -> list[list[bool]]:
+def plan_gradients(layers: list[Layer], *, force: bool = False, above_statistics: bool = False, inputs: bool = False) -> list[list[bool]]:
     """Return, for each layer in order, whether each of its bottoms gets a gradient.
 
     A bottom's gradient is needed where something below it learns (or ``force`` asks for all), and its layer can compute one.
@@ -16,14 +16,17 @@ def plan_gradients(layers: list[Layer], *, force: bool = False, above_statistics
         force: The net's ``force_backward``.
         above_statistics: Whether blobs above a layer that only keeps statistics get a gradient, too. In Caffe BatchNorm turns lr_mult
             off after the net has read it, so that their diffs are computed; no parameter depends on them.
+        inputs: Whether the tops of data layers want a gradient, as tensors given with ``requires_grad`` do.
 
     Raises:
         NetError: a layer gives propagate_down for another number of bottoms.
     """
-    return plan_backward(layers, force=force, above_statistics=above_statistics)[0]
+    return plan_backward(layers, force=force, above_statistics=above_statistics, inputs=inputs)[0]
 
 
-def plan_backward(layers: list[Layer], *, force: bool = False, above_statistics: bool = False) -> tuple[list[list[bool]], list[bool]]:
+def plan_backward(
+    layers: list[Layer], *, force: bool = False, above_statistics: bool = False, inputs: bool = False
+) -> tuple[list[list[bool]], list[bool]]:
     """Return what :func:`plan_gradients` does, and for each layer whether it has a backward pass where a loss depends on it.
 
     Arguments and errors as there.
@@ -38,7 +41,9 @@ def plan_backward(layers: list[Layer], *, force: bool = False, above_statistics:
             raise layer.error(f"propagate_down is given {len(given)} times for {len(layer.bottoms)} bottom(s)")
         learns = any(p.requires_grad for p in layer.blobs) or (above_statistics and _keeps_statistics(layer))
         # As in Caffe propagate_down stops a gradient below its layer, not at its top, and asks for none where the layer has none.
-        goes_back = learns or force or any(need for index, need in enumerate(below) if index not in layer.NO_GRADIENT)
+        goes_back = (
+            learns or force or (inputs and layer.IS_DATA) or any(need for index, need in enumerate(below) if index not in layer.NO_GRADIENT)
+        )
         needs = [((need and goes_back) or force) and index not in layer.NO_GRADIENT for index, need in enumerate(given or below)]
         wanted.append(needs)
         back.append(goes_back)

@@ -134,6 +134,8 @@ class Net(nn.Module):
         self.outputs = _unread(self.layers)
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
+        # Where nothing below learns there is no gradient to stop, unless the caller asks for that of an input.
+        self._passed_back = plan_gradients(self.layers, force=self.param.force_backward, inputs=True)
         plan_inplace(self.layers)
         self.overwriting = plan_overwriting(self.layers)
         self.training_steps: TrainingSteps | None = None
@@ -289,7 +291,8 @@ class Net(nn.Module):
         wanted = self._wanted(keep)
         results: dict[str, Tensor] = {}
         steps = {}
-        if self.training_steps is not None and torch.is_grad_enabled() and self.device.type == "cpu":
+        asked = any(blob.requires_grad for blob in blobs.values())
+        if self.training_steps is not None and torch.is_grad_enabled() and self.device.type == "cpu" and not asked:
             steps = self.training_steps.of_pass(layers, wanted, self.run_layer)
         for index, layer in enumerate(layers):
             if index in steps:
@@ -340,7 +343,7 @@ class Net(nn.Module):
             layer: It, as configured by a plan.
             blobs: Blobs by name, in which its bottoms are found and its tops are stored.
         """
-        needs = self.gradients[index]
+        needs = self._passed_back[index]
         bottoms = [blobs[b] if need else blobs[b].detach() for b, need in zip(layer.bottoms, needs, strict=True)]
         if self._plans.dynamic:
             layer = self._plans.configured(layer, index, bottoms)

@@ -153,6 +153,19 @@ def test_lr_mult_zero_and_propagate_down_stop_the_gradient() -> None:
     assert stopped.layer("e").blobs[0].grad is not None
 
 
+@pytest.mark.parametrize("phase", [TEST, TRAIN])
+def test_an_input_given_with_requires_grad_gets_its_gradient(phase: int) -> None:
+    text = data() + conv("c", "data") + relu("r", "c") + conv("d", "c")
+    net, stopped = net_of(text, phase), net_of(text.replace('bottom: "c" top: "d"', 'bottom: "c" propagate_down: false top: "d"'), phase)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    c, d = net.layer("c").blobs, net.layer("d").blobs
+    twin = torch.nn.functional.conv2d(torch.nn.functional.conv2d(x, c[0], c[1], padding=1).relu(), d[0], d[1], padding=1)
+    (expected,) = torch.autograd.grad(twin[0, 2].sum(), x)
+    (got,) = torch.autograd.grad(net({"data": x})["d"][0, 2].sum(), x)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert torch.autograd.grad(stopped({"data": x})["d"].sum(), x, allow_unused=True) == (None,), "propagate_down still stops it"
+
+
 def test_a_layer_may_have_any_name_in_the_state_dict() -> None:
     net = net_of(data() + conv("type", "data") + conv("conv1/3x3.a", "type"))
     assert list(net.state_dict()) == [

@@ -396,3 +396,7 @@ def test_captum_takes_our_module(small: tuple[Net, nn.Sequential, NDArray[np.flo
     ours = visualize.occlusion(net, image, blob="ip", unit=1, window=3, stride=3)
     theirs = attr.Occlusion(Wrapped(net)).attribute(x, sliding_window_shapes=(3, 3, 3), strides=(3, 3, 3), target=1)
     np.testing.assert_allclose(ours, theirs[0, 0].detach().numpy(), atol=2e-6)
+    gradients = attr.Saliency(Wrapped(net)).attribute(x.requires_grad_(), target=1, abs=False)[0]
+    np.testing.assert_allclose(visualize.saliency(net, image, blob="ip", unit=1), gradients.numpy(), atol=2e-6)
+    line = attr.IntegratedGradients(Wrapped(net)).attribute(x, target=1)[0]
+    np.testing.assert_allclose(visualize.integrated_gradients(net, image, blob="ip", unit=1), line.detach().numpy(), atol=2e-6)
