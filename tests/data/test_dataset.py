@@ -37,7 +37,8 @@ def test_a_folder_of_pictures_becomes_a_dataset(pictures: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "labels.txt").read_text(encoding="utf-8").splitlines() == card.classes
     assert card.train_counts == [4, 5, 3, 2] and card.val_counts == [1, 1, 1, 1]
     assert load_card(tmp_path / "out") == card
-    assert steps == [(i, 32) for i in range(1, 33)]
+    # The mean of so few pictures is one step.
+    assert steps == [(i, 32) for i in (*range(1, 19), 32)]
     seen = set()
     for part, path in (("train", card.train_lmdb), ("val", card.val_lmdb)):
         listed = (tmp_path / "out" / f"{part}.txt").read_text(encoding="utf-8").splitlines()

@@ -199,15 +199,16 @@ build_dataset(sys.argv[1], sys.argv[2], size=64, progress=step)
 def start(pictures: Path, out: Path, steps: int) -> Child:
     """A process that builds a dataset and waits after ``steps`` steps."""
     child = Child(["-c", CHILD, pictures, out])
-    for step in range(1, steps + 1):
+    # The last is the mean of all training pictures.
+    for number, step in enumerate((*range(1, 19), 32)[:steps], 1):
         assert child.stdout.readline() == f"{step} 32\n"
-        if step < steps:
+        if number < steps:
             child.stdin.write("\n")
             child.stdin.flush()
     return child
 
 
-@pytest.mark.parametrize("steps", [1, 10, 17, 25, 32])
+@pytest.mark.parametrize("steps", [1, 10, 17, 18, 19])
 def test_a_killed_build_leaves_nothing_and_the_next_one_works(pictures: Path, tmp_path: Path, steps: int) -> None:
     out = tmp_path / "out"
     child = start(pictures, out, steps)

@@ -68,7 +68,7 @@ def test_slices_of_a_channel_share_its_scale_and_have_both_numbers() -> None:
     values[1, 0], values[1, 2] = 2.0, 1.0
     figure, caption = activations_figure(values, "conv3d")
     assert [text.get_text() for text in figure.texts][1:7] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
-    assert caption.startswith("2 channels of 3 slices (channel.slice). ") and "1 of them are 0" in caption
+    assert caption.startswith("2 channels of 3 slices (channel.slice). ") and "1 of them is 0" in caption
     sheet = np.asarray(figure.axes[0].images[0].get_array())
     half = (sheet == magnitude_colours(0.5)).all(axis=2).sum()
     assert half == (sheet == magnitude_colours(1.0)).all(axis=2).sum() > 0, "the slice of 1 is half of the channel's largest"
