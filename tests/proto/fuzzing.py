@@ -259,6 +259,9 @@ def main(kind: str, tries: int) -> None:
         write_caffemodel(path, small_model())
         models = [path.read_bytes(), *(encode(parse(text, NetParameter)) for text in texts)]
         readers = files(Path(folder)) if kind not in ("text", "binary") else {}
+        if readers and kind not in readers:
+            print(json.dumps({"skipped": True}))
+            return
         place, read = readers.get(kind, (path, read_solver))
         whole = place.read_bytes()
         if readers:
@@ -278,10 +281,7 @@ def main(kind: str, tries: int) -> None:
                 return True, len(data)
             return False, len(data)
 
-        if readers and kind not in readers:
-            print(json.dumps({"skipped": True}))
-        else:
-            print(json.dumps(measure(attempt, tries)))
+        print(json.dumps(measure(attempt, tries)))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ class Together:
                 process.kill()
             process.join()
 
-    def wait(self, limit: float = 60.0) -> Ended:
+    def wait(self, limit: float = 280.0) -> Ended:
         """Wait for the end of all; longer than ``limit`` seconds counts as a hang."""
         for process in self.processes:
             process.join(limit)
