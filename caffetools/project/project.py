@@ -383,7 +383,7 @@ class Project:
         card = self.dataset or (find_dataset(self.train_val) if self.train_val.is_file() else None)
         found = self.snapshot
         solver = read_solver(self.solver) if self.solver.is_file() else None
-        onnx = next((path for path in (self.onnx, self.nets / "model.onnx") if path.is_file()), None)
+        onnx = next((path for path in (self.onnx, self.nets / "model.onnx", *self._model_above()) if path.is_file()), None)
         return ProjectStatus(
             self.folder,
             net=(read_net(self.train_val).name or str(self.train_val)) if self.train_val.is_file() else "",
@@ -396,6 +396,11 @@ class Project:
             onnx=onnx,
             next_command=self._next(card, solver, found, onnx),
         )
+
+    def _model_above(self) -> list[Path]:
+        """Return where the model of a run is for a project that is the run's net folder, seen from inside it."""
+        folder = self.folder.absolute()
+        return [Path(os.path.relpath(folder.parent / "model.onnx"))] if self.nets == self.folder and folder.name == "net" else []
 
     def _trained(self) -> Path:
         weights = self.weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import shlex
 import subprocess
 import sys
@@ -250,6 +251,10 @@ def test_a_project_seen_from_its_nets_folder_gives_commands_that_work_there(monk
     monkeypatch.chdir("net")
     shown = run_well()
     assert "3 classes" in shown.stdout and next_of(shown) == ["train", "solver.prototxt"]
+    run_well("train", "solver.prototxt", "--max-iter", 1)
+    Path("solver.prototxt").write_text(re.sub("max_iter: .*", "max_iter: 1", Path("solver.prototxt").read_text()))
+    run_well("export", "deploy.prototxt", "snapshot_iter_1.caffemodel", "-o", "../model.onnx")
+    assert re.search(r"ONNX +\.\./model\.onnx", run_well().stdout), "the model of the run is in the folder above"
     monkeypatch.chdir("..")
     run_well("retarget", "cifar10_quick", "--classes", 4, "-o", "other")
     assert next_of(run_well("status", "other"))[:2] == ["dataset", "build"]
