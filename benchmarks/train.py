@@ -7,6 +7,10 @@ that a machine that slows down slows all; the figures are each one's medians of 
 threads; less shaken by others on the machine), and its peak memory. The ratios are theirs / ours (above 1: caffetools is better).
 Real Caffe runs where ``caffetools engine add caffe`` has made its environment (its solver is given data by DummyData layers), else
 it is left out. "share of sgemm" is 3 x the forward pass's multiply-adds at the rate of a large matrix product, over our time.
+
+Then a process that computes without end on one core is started next to them: "busy" is a side's iteration meanwhile over its quiet one, with that
+process in a session of its own (as from another terminal: Linux shares the cores among sessions first, so of two cores a training gets 1.33) and
+in the same session (1.5 of two cores). With two threads, 1.5 and 1.33 would be perfect, and 2 is what one thread alone would take.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 # By name → side of the pictures; the PyTorch modules are in plain.py.
 NETWORKS = {"bvlc_alexnet": 227, "bvlc_googlenet": 224, "squeezenet_v1.1": 227, "resnet10": 224, "resnet50": 224}
 Step = Callable[[], object]
+# A side next to a busy process is measured for so long at most, and in one iteration at least.
+_MOST_BUSY_SECONDS = 4.0
 
 
 def ours(name: str, batch: int, size: int) -> Step:
@@ -94,16 +101,24 @@ class Side:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         self.wall: list[float] = []
         self.cpu: list[float] = []
-        self.peak = 0.0
+        self.last = self.peak = 0.0
 
     def step(self, *, count: bool = True) -> None:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        wall, cpu, self.peak = json.loads(self.process.stdout.readline())
+        self.last, cpu, self.peak = json.loads(self.process.stdout.readline())
         if count:
-            self.wall.append(wall)
+            self.wall.append(self.last)
             self.cpu.append(cpu)
+
+    def seconds_with(self, rounds: int) -> float:
+        """The median of up to ``rounds`` further iterations, which are not counted; fewer where they take long."""
+        times: list[float] = []
+        while len(times) < rounds and sum(times) < _MOST_BUSY_SECONDS:
+            self.step(count=False)
+            times.append(self.last)
+        return statistics.median(times)
 
     def close(self) -> None:
         assert self.process.stdin
@@ -171,16 +186,34 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, dict[str, float]]:
         for _ in range(rounds):
             for side in sides.values():
                 side.step()
+        peaks = {who: side.peak for who, side in sides.items()}
+        busy: dict[str, dict[str, float]] = {}
+        for session, other in (("own session", True), ("same session", False)):
+            with busy_process(other_session=other):
+                times = {who: side.seconds_with(rounds) for who, side in sides.items()}
+            busy[f"busy, {session}"] = {who: times[who] / statistics.median(side.wall) for who, side in sides.items()}
         for side in sides.values():
             side.close()
     results = {
-        who: {"wall s": statistics.median(side.wall), "CPU s": statistics.median(side.cpu), "GB": side.peak} for who, side in sides.items()
+        who: {"wall s": statistics.median(side.wall), "CPU s": statistics.median(side.cpu), "GB": peaks[who]} for who, side in sides.items()
     }
     ours = dict(results["caffetools"])
     for who in [who for who in results if who != "caffetools"]:
         results[f"{who} / caffetools"] = {what: results[who][what] / ours[what] for what in ours}
     results["share of sgemm"] = {"": 3 * sgemm_seconds(macs_of(name, batch)) / ours["wall s"]}
-    return results
+    return {**results, **busy}
+
+
+@contextmanager
+def busy_process(*, other_session: bool) -> Iterator[None]:
+    """A process that computes without end on one core, and has begun to."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=other_session)
+    try:
+        time.sleep(0.5)
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def peak_of_this_process() -> float:
