@@ -79,6 +79,14 @@ CAFFETOOLS_API void caffetools_relu_backward(const float* dy, const uint8_t* bit
   });
 }
 
+// y = a + b, `count` values each.
+CAFFETOOLS_API void caffetools_add(const float* a, const float* b, float* y, int64_t count, int threads) {
+  parallel_for(threads, (count + kStretch - 1) / kStretch, [&](int64_t begin, int64_t end) {
+    const int64_t last = std::min(count, end * kStretch);
+    for (int64_t i = begin * kStretch; i < last; ++i) y[i] = a[i] + b[i];
+  });
+}
+
 // The largest value of each window, and its place in the window (row by row; kNoPlace where a ReLU set it to 0); all channels-last.
 CAFFETOOLS_API void caffetools_training_pool_forward(const float* x, float* y, uint8_t* places, const int64_t* sizes, int threads) {
   TrainingPool pool;

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers import inference
+from caffetools.layers import inference, native_training
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -76,10 +76,15 @@ class Eltwise(Layer):
 
     def _sum(self, bottoms: tuple[Tensor, ...]) -> Tensor:
         coeff = self.coeff or [1.0] * len(bottoms)
+        if self.training and coeff == [1.0, 1.0] and native_training.adds(*bottoms):
+            return native_training.add(*bottoms)
         y = bottoms[0] if coeff[0] == 1 else bottoms[0] * coeff[0]
         for x, c in zip(bottoms[1:], coeff[1:], strict=True):
             y = torch.add(y, x, alpha=c)
         return y
+
+    def native_training(self, gradient: bool) -> tuple[int, float]:
+        return 0, 1.0 if self.inference_form() is not None else 0.0
 
     def spatial_windows(self) -> Windows:
         return POINTWISE

@@ -25,16 +25,18 @@ Pair = tuple[int, int]
 @cache
 def _library() -> ctypes.CDLL | None:
     loaded = native.library()
-    if loaded is None or not hasattr(loaded, "caffetools_output_gradient"):
+    if loaded is None or not hasattr(loaded, "caffetools_add"):
         return None
     pointer, whole, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     loaded.caffetools_relu_forward.argtypes = [pointer, pointer, pointer, whole, whole, threads]
     loaded.caffetools_relu_backward.argtypes = [pointer, pointer, pointer, whole, whole, whole, threads]
     for function in (loaded.caffetools_training_pool_forward, loaded.caffetools_training_pool_backward):
         function.argtypes = [pointer, pointer, pointer, pointer, threads]
+    loaded.caffetools_add.argtypes = [pointer, pointer, pointer, whole, threads]
     loaded.caffetools_output_gradient_parts.restype, loaded.caffetools_output_gradient_parts.argtypes = whole, [whole]
     loaded.caffetools_output_gradient.argtypes = [pointer, whole, pointer, whole, pointer, pointer, pointer, whole, whole, threads]
     for function in (
+        loaded.caffetools_add,
         loaded.caffetools_output_gradient,
         loaded.caffetools_relu_forward,
         loaded.caffetools_relu_backward,
@@ -92,6 +94,17 @@ def max_pool(x: Tensor, kernel: Pair, stride: Pair, pad: Pair, output: Pair, *, 
     return result
 
 
+def adds(a: Tensor, b: Tensor) -> bool:
+    """Return whether :func:`add` takes these: two tensors that :func:`takes`, of one shape and layout, each one block of memory."""
+    return takes(a) and takes(b) and a.shape == b.shape and a.stride() == b.stride() and _rows(a) is not None
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """Compute a + b, of any one shape, in their layout."""
+    y: Tensor = _Add.apply(a, b)
+    return y
+
+
 def output_gradient(dy: Tensor, y: Tensor | None, *, sums: bool) -> tuple[Tensor, Tensor | None]:
     """Return the gradient of a convolution's output before its ReLU.
 
@@ -122,6 +135,21 @@ def output_gradient(dy: Tensor, y: Tensor | None, *, sums: bool) -> tuple[Tensor
             *(*pointers, None if to is None else to.data_ptr(), total.data_ptr(), partial.data_ptr(), n * h * w, c, threads)
         )
     return dy if to is None else to, total if sums else None
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
+        y = torch.empty_like(a)
+        library = _library()
+        assert library is not None  # noqa: S101 (adds checked it)
+        with native.between_torch() as threads:
+            library.caffetools_add(a.data_ptr(), b.data_ptr(), y.data_ptr(), a.numel(), threads)
+        return y
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[0]
 
 
 class _Rectify(torch.autograd.Function):

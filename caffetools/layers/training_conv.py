@@ -73,12 +73,12 @@ def native_passes(x: Sequence[int], weight: Sequence[int], geometry: Geometry, *
         geometry: Where the windows are.
         gradient: Whether the gradient of the input is wanted; one that is not wanted counts as the library's.
     """
-    if weight[1] < _LEAST_CHANNELS and (gradient or geometry.groups > 1):
+    if weight[1] < _LEAST_CHANNELS and geometry.groups > 1:
         return 0
     n, _, h, w = geometry.output(x, weight)
     if n * h * w * math.prod(weight) < _LEAST_MACS:
         return 0
-    return 3 if not gradient or _input_form(weight, geometry) is not None else 2
+    return 3 if not gradient or _phases(x, weight, geometry) is not None else 2
 
 
 def convolve(branches: Sequence[Branch], *, rectify: bool) -> Tensor:
@@ -160,24 +160,66 @@ def _gradients(
 
 
 def _input_gradient(dy: Tensor, weight: Tensor, x: Tensor, geometry: Geometry) -> Tensor | None:
-    """Return the gradient of ``x``: the convolution of ``dy`` with the kernels turned by half a circle; None where torch has to compute it."""
-    transposed = _input_form(weight.shape, geometry)
-    if transposed is None:
+    """Return the gradient of ``x``: the convolution of ``dy`` with the kernels turned by half a circle; None where torch has to compute it.
+
+    With a stride there is one such convolution for each place of a row and column within a step, by the kernel's values that meet it.
+    """
+    phases = _phases(x.shape, weight.shape, geometry)
+    if phases is None:
         return None
-    form = _form(weight, None, transposed)
-    layout = native_conv.Layout(_shape(dy), _shape(x), dy.shape[1], x.shape[1])
-    dx = torch.empty_like(x)
-    with native.between_torch():
-        native_conv.run_conv(native_conv.NativeConv(form, None, layout, transposed=True), dy, dx)
+    if set(geometry.stride) == {1}:
+        dx = torch.empty_like(x)
+        _transposed(dy, weight, (phases[0][0].pad, phases[1][0].pad), geometry, dx)
+        return dx
+    (step_down, step_across), (down, across) = geometry.stride, phases
+    covered = len(down) == step_down and len(across) == step_across
+    dx = torch.empty_like(x) if covered else torch.zeros_like(x)
+    for row in down:
+        for column in across:
+            part = torch.empty((*x.shape[:2], row.count, column.count), memory_format=torch.channels_last)
+            _transposed(dy, weight[:, :, row.tap :: step_down, column.tap :: step_across], (row.pad, column.pad), geometry, part)
+            dx[:, :, row.first :: step_down, column.first :: step_across] = part
     return dx
 
 
-def _input_form(weight: Sequence[int], geometry: Geometry) -> Geometry | None:
-    """Return the geometry of the convolution that computes the gradient of the input; None where there is none."""
-    pad = [d * (k - 1) - p for k, p, d in zip(weight[2:], geometry.pad, geometry.dilation, strict=True)]
-    if set(geometry.stride) != {1} or min(pad) < 0 or weight[0] // geometry.groups < _LEAST_CHANNELS:
+def _transposed(dy: Tensor, weight: Tensor, pad: Pair, geometry: Geometry, dx: Tensor) -> None:
+    form = _form(weight, None, Geometry((1, 1), pad, geometry.dilation, geometry.groups))
+    layout = native_conv.Layout(_shape(dy), _shape(dx), dy.shape[1], dx.shape[1])
+    with native.between_torch():
+        native_conv.run_conv(native_conv.NativeConv(form, None, layout, transposed=True), dy, dx)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Places ``first``, first + stride and so on of an axis of the input, ``count`` of them, which meet the kernel's values from ``tap`` on.
+
+    ``pad``: Zeros before the gradient of the output, in the convolution that gives theirs.
+    """
+
+    first: int
+    count: int
+    tap: int
+    pad: int
+
+
+def _phases(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> tuple[list[_Phase], list[_Phase]] | None:
+    """Return the phases of rows and of columns by which the gradient of the input is computed; None where there is no such way."""
+    strided = set(geometry.stride) != {1}
+    if weight[0] // geometry.groups < _LEAST_CHANNELS or weight[1] < _LEAST_CHANNELS or (strided and set(geometry.dilation) != {1}):
         return None
-    return Geometry((1, 1), (pad[0], pad[1]), geometry.dilation, geometry.groups)
+    found: list[list[_Phase]] = []
+    for size, kernel, step, pad, dilation in zip(x[2:], weight[2:], geometry.stride, geometry.pad, geometry.dilation, strict=True):
+        phases = []
+        for tap in range(min(step, kernel)):
+            first = (tap - pad) % step
+            taps = len(range(tap, kernel, step))
+            # Place first + step * j meets the output's place `before` + j - t by the tap t of this phase.
+            before = (first + pad - tap) // step
+            phases.append(_Phase(first, len(range(first, size, step)), tap, dilation * (taps - 1) - before))
+        found.append([phase for phase in phases if phase.count])
+    if any(phase.pad < 0 for phases in found for phase in phases):
+        return None
+    return found[0], found[1]
 
 
 def _differentiable(x: Tensor, weight: Tensor, biased: bool, geometry: Geometry, dy: Tensor, y: Tensor | None) -> list[Tensor | None]:

@@ -237,3 +237,16 @@ def test_hooks_see_what_a_relu_made() -> None:
     gradients_of(net)
     assert runs == {"relu": 1, "relu1": 0, "relu2": 0}
     assert float(seen[0].detach().min()) == 0
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_sum_has_torchs_bits_and_passes_its_gradient_to_both(channels_last: bool) -> None:
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    a, b = (torch.randn(2, 5, 41, 43).contiguous(memory_format=form).requires_grad_() for _ in range(2))
+    assert native_training.adds(a, b)
+    y = native_training.add(a, b)
+    assert y.stride() == a.stride()
+    assert torch.equal(y, a + b)
+    dy = torch.randn_like(y)
+    assert all(torch.equal(gradient, dy) for gradient in torch.autograd.grad(y, (a, b), dy))
+    assert not native_training.adds(a, b.permute(0, 1, 3, 2))

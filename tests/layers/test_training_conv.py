@@ -48,6 +48,11 @@ FORMS = [
     (24, 65, plain(3, stride=2, pad=1)),
     (64, 64, plain(3, pad=1, groups=4)),
     (16, 130, plain(1, pad=1)),
+    (128, 128, plain(1, stride=2)),
+    (16, 64, plain(7, stride=2, pad=3)),
+    (64, 128, plain(2, stride=3, pad=1)),
+    (64, 128, plain(5, stride=4, pad=2, groups=2)),
+    (3, 192, plain(5, stride=2, pad=1)),
 ]
 
 
@@ -226,7 +231,23 @@ def test_what_it_leaves_to_torch() -> None:
     assert not training_conv.takes(branch_of(x.double(), 64, plain(3), bias=True, seed=1))
     first = torch.zeros(4, 3, 48, 48)
     assert training_conv.takes(branch_of(first, 64, plain(3), bias=True, seed=1))
-    assert not training_conv.takes(branch_of(first.requires_grad_(), 64, plain(3), bias=True, seed=1))
+    assert not training_conv.takes(branch_of(torch.zeros(4, 6, 48, 48), 64, plain(3, groups=2), bias=True, seed=1))
     assert not training_conv.takes(branch_of(x[:1], 2, plain(3), bias=True, seed=1))
     with torch.autocast("cpu"):
         assert not training_conv.takes(branch_of(x, 64, plain(3), bias=True, seed=1))
+
+
+@pytest.mark.parametrize(("c", "outputs", "form"), FORMS, ids=[f"{c}-{o}-{f[0]}" for c, o, f in FORMS])
+def test_passes_that_are_counted_as_native_are(c: int, outputs: int, form: tuple[int, Geometry], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(5, c, 21, 17).contiguous(memory_format=torch.channels_last).requires_grad_()
+    branch = branch_of(x, outputs, form, bias=False, seed=outputs)
+    by_torch: list[Tensor] = []
+    backward = training_conv._backward
+
+    def counted(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: list[bool]) -> list[Tensor | None]:
+        by_torch.append(dy)
+        return backward(dy, x, weight, geometry, wanted)
+
+    monkeypatch.setattr(training_conv, "_backward", counted)
+    training_conv.convolve([branch], rectify=True).sum().backward()
+    assert training_conv.native_passes(x.shape, branch.weight.shape, branch.geometry, gradient=True) == 3 - len(by_torch)
