@@ -205,7 +205,7 @@ class _Phase:
 def _phases(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> tuple[list[_Phase], list[_Phase]] | None:
     """Return the phases of rows and of columns by which the gradient of the input is computed; None where there is no such way."""
     strided = set(geometry.stride) != {1}
-    if weight[0] // geometry.groups < _LEAST_CHANNELS or weight[1] < _LEAST_CHANNELS or (strided and set(geometry.dilation) != {1}):
+    if weight[0] // geometry.groups < _LEAST_CHANNELS or (strided and set(geometry.dilation) != {1}):
         return None
     found: list[list[_Phase]] = []
     for size, kernel, step, pad, dilation in zip(x[2:], weight[2:], geometry.stride, geometry.pad, geometry.dilation, strict=True):
