@@ -139,7 +139,10 @@ def convert_imageset(
             start = _check_resumed(writer, entries, result.path) if isinstance(writer, LmdbWriter) else 0
             _write(entries, start, prefix, writer, options, result, events, cancel)
             if not writer.count:
-                raise DataError("no picture of the list can be read", path=listing, hint=f"the first error: {result.skipped[0]}")
+                hint = f"the first error: {result.skipped[0]}"
+                if prefix.strip("/") and entries[0][0].startswith("/"):
+                    hint += "; the list's paths are absolute, so ROOT must be /"
+                raise DataError("no picture of the list can be read", path=listing, hint=hint)
             result.count = writer.count
         events(ArtifactWritten(task="dataset", path=result.path, what=options.backend))
         status = "done"

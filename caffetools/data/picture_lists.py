@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.util.standard_input import open_input
 
 PathLike = str | os.PathLike[str]
+_LABEL = re.compile(r"[+-]?[0-9]+")
 
 
 def read_lists(source: str) -> tuple[list[str], NDArray[np.float32]]:
@@ -52,17 +54,18 @@ def labelled_lines(path: PathLike) -> Iterator[tuple[int, str, int]]:
         path: The list. Empty lines are left out.
 
     Raises:
-        DataError: The list is missing or empty, or a line does not end in an integer; names the line.
+        DataError: The list is missing or empty, or a line does not end in an integer of 32 bits; names the line.
     """
     number = 0
     for number, line in lines_of(path):
         name, _, label = line.rpartition(" ")
-        try:
-            value = int(label)
-        except ValueError:
+        if not _LABEL.fullmatch(label):
             if other := wrong_kind(DataError, path, "a list of pictures (a path and a label on each line)", allowed=(Kind.TEXT,)):
-                raise other from None
-            raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and an integer)") from None
+                raise other
+            raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and an integer)")
+        value = int(label)
+        if not -(1 << 31) <= value < 1 << 31:
+            raise DataError(f"{os.fspath(path)}:{number}: the label {label} does not fit into the 32 bits that a Datum has for it")
         if not name:
             raise DataError(f"{os.fspath(path)}:{number}: '{line}' has no picture before its label")
         yield number, name, value

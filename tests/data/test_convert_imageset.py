@@ -117,6 +117,35 @@ def test_files_are_stored_as_they_are_only_where_their_type_is_asked_for(tmp_pat
         assert datum.data.startswith(b"\xff\xd8" if name == "jpg" else b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("2147483648", "does not fit into the 32 bits"),
+        ("-2147483649", "32 bits"),
+        ("1_0", "does not end in a label"),
+        ("\u0663", "a label"),
+    ],
+)
+def test_a_label_that_a_datum_cannot_hold_is_named_with_its_line(tmp_path: Path, label: str, reason: str) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "list").write_text(f"a.png 2147483647\na.png -2147483648\na.png {label}\n", "utf-8")
+    with pytest.raises(DataError, match=f"list:3: .*{label}.*{reason}"):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db")
+    (tmp_path / "list").write_text("a.png 2147483647\na.png -2147483648\n")
+    convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db")
+    assert [parse_datum(value, "ours").label for _, value in read(tmp_path / "db")] == [2147483647, -2147483648]
+
+
+def test_a_list_of_absolute_paths_under_another_root_names_the_root_to_give(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "list").write_text(f"{tmp_path}/a.png 1\n")
+    with pytest.raises(DataError) as failure:
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db")
+    assert failure.value.hint is not None and failure.value.hint.endswith("the list's paths are absolute, so ROOT must be /")
+    for number, root in enumerate(("/", "")):
+        assert convert_imageset(root, tmp_path / "list", tmp_path / f"db{number}").count == 1
+
+
 @pytest.mark.parametrize("gray", [False, True])
 def test_fast_decoding_is_chosen_by_its_flag_only(tmp_path: Path, gray: bool) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
