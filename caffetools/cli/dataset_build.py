@@ -162,6 +162,7 @@ def show_card(card: DatasetCard, *, as_json: bool) -> None:
     for remark in card.notes:
         console.print(f"  {remark}")
     names = ["train_lmdb", "val_lmdb", *(["test_lmdb"] if card.test_counts else []), "labels.txt", "train.txt", "val.txt"]
+    names += ["test.txt"] if card.test_counts else []
     names += [*(["mean.binaryproto"] if card.mean_file else []), "samples.png", "dataset.json"]
     console.print(f"Wrote {card.folder}: {', '.join(names)}")
     print_next(after_dataset(card))

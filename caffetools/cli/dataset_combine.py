@@ -41,8 +41,8 @@ def add(
 ) -> None:
     """Add pictures and classes to a dataset, stored as its others are.
 
-    Old classes keep their labels and old records stay as they are; new classes get the labels that follow. Pictures that are in the
-    dataset already are left out.
+    Old classes keep their labels and old records stay as they are; new classes get the labels that follow. Pictures that the dataset
+    lists already are left out.
     """
     from caffetools.data.datasets.adding import AddOptions, add_pictures
 
