@@ -151,7 +151,7 @@ def retarget(
     given, weights = weights, weights_file(weights) if weights is not None else None
     base_lr, head_lr_mult = _rates(base_lr, head_lr_mult, source, None if weights is not None else trained_by)
     card, grown, count = _resolve_classes(classes, dataset, grow_from, labels, weights)
-    taken = _taken(weights, write_weights or grown is not None)
+    taken = _weights_to_write(weights, write_weights or grown is not None)
     retargeting.check_free(out, force=force, weights=taken is not None)
     known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shapes, "weights": weights, "dataset": card}
     known |= {"epochs": epochs, "base_lr": base_lr, "seed": seed, "head_lr_mult": head_lr_mult, "heads": head or None}
@@ -289,7 +289,7 @@ def _note_size(made: RetargetResult, file: Path) -> None:
         note(f"{file}: the net now takes pictures of {given}, and {model} is made for {own}; for those, build the dataset with {how}")
 
 
-def _taken(weights: Path | None, wanted: bool) -> Path | None:
+def _weights_to_write(weights: Path | None, wanted: bool) -> Path | None:
     from caffetools.errors import CaffeToolsError
 
     if wanted and weights is None:

@@ -254,7 +254,7 @@ def _contexts(generator: torch.Generator | None) -> tuple[AbstractContextManager
 
 @contextmanager
 def _recomputing_from(generator: torch.Generator | None, state: Tensor | None) -> Iterator[None]:
-    """Draw again what was drawn from ``state`` on; the stream then goes on where it was."""
+    """Draw again what was drawn from ``state`` on; the stream then continues where it was."""
     with recomputing():
         if generator is None or state is None:
             yield

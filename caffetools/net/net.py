@@ -131,7 +131,7 @@ class Net(nn.Module):
             item.allocate(filled=fill)
         self.loss_weights = _loss_weights(self.layers)
         self.inputs = [top for item in self.layers if item.IS_DATA for top in item.tops]
-        self.outputs = _unread(self.layers)
+        self.outputs = _unused_blobs(self.layers)
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
         self.gradients = plan_gradients(self.layers, force=self.param.force_backward)
         # Where nothing below learns there is no gradient to stop, unless the caller asks for that of an input.
@@ -418,7 +418,7 @@ def _loss_weights(layers: list[Layer]) -> dict[str, float]:
     return weights
 
 
-def _unread(layers: list[Layer]) -> list[str]:
+def _unused_blobs(layers: list[Layer]) -> list[str]:
     """Return the blobs that no layer reads after they were made, in alphabetical order, as Caffe lists a net's outputs."""
     available: set[str] = set()
     for layer in layers:

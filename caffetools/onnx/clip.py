@@ -40,7 +40,7 @@ def merge_clips(graph: onnx.GraphProto, weights: MutableMapping[str, Array], out
         weights[name] = np.asarray(-weights[bound] if is_upper else weights[bound])
         parts |= _values_between(makers, other, _source(makers, value))
         node.CopyFrom(helper.make_node("Clip", [value, "", name] if is_upper else [value, name], list(node.output), name=node.name))
-    return _remove_unread(graph, weights, parts - set(outputs))
+    return _remove_unused(graph, weights, parts - set(outputs))
 
 
 def _find_bound(
@@ -118,7 +118,7 @@ def _operand(
     return None
 
 
-def _remove_unread(graph: onnx.GraphProto, weights: MutableMapping[str, Array], candidates: Collection[str]) -> set[str]:
+def _remove_unused(graph: onnx.GraphProto, weights: MutableMapping[str, Array], candidates: Collection[str]) -> set[str]:
     """Remove the nodes of which only ``candidates`` come and nothing is read, and their constants; gives the values that are removed."""
     removed: set[str] = set()
     constants: set[str] = set()

@@ -31,7 +31,7 @@ def cut_net(
     for blob in (*outputs, *sources):
         if blob not in blobs:
             raise ExportError(f"the net '{net.name}' has no blob '{blob}'{did_you_mean(blob, blobs)}")
-    wanted = set(outputs) or _unread(net)
+    wanted = set(outputs) or _unused_blobs(net)
     kept, used = _layers_between(net, wanted, set(sources))
     if unused := [blob for blob in sources if blob not in used]:
         raise ExportError(f"none of {', '.join(sorted(wanted))} depends on '{unused[0]}'")
@@ -44,7 +44,7 @@ def cut_net(
     return part
 
 
-def _unread(net: NetParameter) -> set[str]:
+def _unused_blobs(net: NetParameter) -> set[str]:
     """Return the net's outputs: blobs that no layer reads after the last one that makes them."""
     unread: set[str] = set()
     for layer in net.layer:

@@ -211,7 +211,7 @@ def _silence_dangling_tops(net: NetParameter, outputs: Collection[str]) -> list[
             if traits(maker).role == "split":
                 maker.top.remove(top)
                 continue
-            name = f"{top}_unread"
+            name = f"{top}_unused"
             layer = net.layer.add(name=name, type=Silence.TYPE, bottom=[top], include=maker.include, exclude=maker.exclude)
             changes.append(Change(layer.name, "layer", "", f"{Silence.TYPE}, for '{top}' of {maker.name}"))
     return changes

@@ -197,5 +197,5 @@ def test_a_top_that_nothing_reads_any_more_is_not_a_new_output(kind: str) -> Non
     for graph, phase in zip(phases(net), (TRAIN, TEST), strict=True):
         assert {top for _, top in graph.outputs()} <= {"loss", "accuracy", "top-5"}
         assert summarize(net, phase).layers
-    assert ("two_unread" in names(net)) == (kind == "Slice")
+    assert ("two_unused" in names(net)) == (kind == "Slice")
     assert list(layer_of(net, "parts").top) == (["one", "two"] if kind == "Slice" else ["one"])
