@@ -21,15 +21,16 @@ from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import NetParameter, enum_name
 from caffetools.visualize import style
-from caffetools.visualize.panels import Panel, panels_figure
+from caffetools.visualize.panels import NUMBER, NUMBER_HEIGHT, Panel, number_room, panels_figure, thinned
 from caffetools.visualize.style import LIGHT, PathLike, Theme
-from caffetools.visualize.tiles import MOST_TILES, Sheet, change_sheet, filter_sheet
+from caffetools.visualize.tiles import MOST_CHANNELS, MOST_TILES, Sheet, change_sheet, filter_sheet
 
 Normalise = Literal["each", "common"]
 ChannelOrder = Literal["bgr", "rgb"]
 Source = PathLike | Caffemodel | Mapping[str, Sequence[NDArray[Any]]]
 
-_PAIR_TILES, _PAIR_WIDTH = 192, 396  # grey tiles and pixels of each of three sheets that share a row
+# Grey tiles, those of a filter, and pixels of each of three sheets that share a row.
+_PAIR_TILES, _PAIR_CHANNELS, _PAIR_WIDTH = 256, 16, 362
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,26 @@ def filter_changes_figure(
         raise DataError(f"layer '{after.name}' has weights of {shapes} before and after; only equal shapes can be compared")
     title = f"{after.name}  ·  {describe(after)}"
     old, new = _as_points(before), _as_points(after)
-    options: dict[str, Any] = {"normalise": normalise, "channel_order": channel_order, "most_tiles": _PAIR_TILES, "theme": theme}
+    options: dict[str, Any] = {"normalise": normalise, "channel_order": channel_order, "theme": theme}
+    options |= {"most_tiles": _PAIR_TILES, "most_channels": _PAIR_CHANNELS}
     large = _certain(layer_sheet(new, **options))
     scale = max(1, int(large.scale * min(1.0, _PAIR_WIDTH / large.image.shape[1])))
     sheets = [_certain(layer_sheet(item, scale=scale, **options)) for item in (old, new)]
     change = change_sheet(
-        old.weights, new.weights, colour=_in_colour(new), gap=style.rgb(theme.background), scale=scale, most_tiles=_PAIR_TILES
+        old.weights,
+        new.weights,
+        colour=_in_colour(new),
+        gap=style.rgb(theme.background),
+        scale=scale,
+        most_tiles=_PAIR_TILES,
+        most_channels=_PAIR_CHANNELS,
     )
     size = float(np.linalg.norm(old.weights))
     amount = f" ({np.linalg.norm(new.weights - old.weights) / size:.2%} of the norm before)" if size > 0 else ""
     caption = f"{sheets[1].caption} {change.caption[:-1]}{amount}."
-    panels = [Panel(sheets[0].image, "before"), Panel(sheets[1].image, "after"), Panel(change.image, "change")]
+    # The change is laid out as the filters are.
+    named = ((sheets[0].image, "before"), (sheets[1].image, "after"), (change.image, "change"))
+    panels = [Panel(image, title, rows=sheets[0].rows, columns=sheets[0].columns) for image, title in named]
     return panels_figure(panels, title, caption, theme=theme), caption
 
 
@@ -183,10 +193,11 @@ def layer_sheet(
     channel_order: ChannelOrder = "bgr",
     picture_shape: tuple[int, int, int] | None = None,
     most_tiles: int = MOST_TILES,
+    most_channels: int = MOST_CHANNELS,
     scale: int | None = None,
     theme: Theme = LIGHT,
 ) -> Sheet | None:
-    """Return the tiles of a layer's weights alone, with ``most_tiles`` at most of grey ones; None where only a histogram is possible.
+    """Return the tiles of a layer's weights alone, with ``most_tiles`` at most of grey ones, ``most_channels`` a filter; None where only a histogram is possible.
 
     The other arguments and what is raised are those of :func:`filters_figure`.
     """
@@ -207,6 +218,7 @@ def layer_sheet(
         gap=style.rgb(theme.background),
         scale=scale,
         most_tiles=most_tiles,
+        most_channels=most_channels,
     )
     if layer.group == 1 or weights.shape[1] == 1:
         return sheet
@@ -316,17 +328,24 @@ def _named(layer: LayerWeights) -> str:
 
 
 def _tiles(sheet: Sheet, title: str, theme: Theme) -> Figure:
-    """Return the sheet, dot for dot, below the title and above the caption."""
+    """Return the sheet, dot for dot, below the title and above the caption, with the numbers of its rows and columns."""
     height, width = sheet.image.shape[:2]
     margin, head, line = 24, 44, 24
-    full = max(width, 680) + 2 * margin
+    left = margin + number_room(sheet.rows)
+    head += NUMBER_HEIGHT if sheet.columns else 0
+    full = max(left + width - margin, 680) + 2 * margin
     lines = textwrap.wrap(sheet.caption, int((full - 2 * margin) / 7.9))
     total = margin + head + height + 18 + line * len(lines) + margin - 8
     figure = style.new_figure(full / style.DPI, total / style.DPI, theme, fitted=False)
     bottom = total - margin - head - height
-    axes = figure.add_axes((margin / full, bottom / total, width / full, height / total))
+    axes = figure.add_axes((left / full, bottom / total, width / full, height / total))
     axes.imshow(sheet.image, interpolation="none", aspect="auto")
     axes.set_axis_off()
+    small: dict[str, Any] = {"fontsize": NUMBER, "color": theme.muted}
+    for middle, number in thinned(sheet.rows, NUMBER_HEIGHT):
+        figure.text((left - 6) / full, (bottom + height - middle) / total, str(number), ha="right", va="center", **small)
+    for middle, number in thinned(sheet.columns, number_room(sheet.columns)):
+        figure.text((left + middle) / full, (bottom + height + 4) / total, str(number), ha="center", va="bottom", **small)
     figure.text(margin / full, 1 - margin / total, style.plain(title), fontsize=style.TITLE, weight="bold", color=theme.text, va="top")
     below = "\n".join(style.plain(text) for text in lines)
     figure.text(margin / full, (bottom - 18) / total, below, fontsize=style.SMALL, color=theme.muted, va="top", linespacing=1.5)

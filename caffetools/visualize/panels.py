@@ -20,6 +20,7 @@ from caffetools.visualize.style import LIGHT, Theme
 
 _MARGIN, _GAP, _LINE, _HEAD = 24, 20, 22, 46  # pixels
 TEXT_ROOM = 284  # pixels that a narrow picture's title and note may take
+NUMBER, NUMBER_HEIGHT = 6.5, 18  # points and pixels of the numbers of a picture's rows and columns
 PANEL_SIDE = 284  # pixels of the longer side of a panel's picture: four of them to a sheet
 
 
@@ -32,19 +33,27 @@ class Panel:
         title: Above it, shortened to its width (or 284 pixels, where it is narrower).
         note: Below it, each of its lines shortened likewise.
         good: Colours the note: True as right, False as wrong, None neither.
+        rows, columns: Numbers at its left and upper edge: (middle in pixels, number); those that have room are drawn.
     """
 
     image: NDArray[np.uint8]
     title: str = ""
     note: str = ""
     good: bool | None = None
+    rows: Sequence[tuple[float, int]] = ()
+    columns: Sequence[tuple[float, int]] = ()
+
+    @property
+    def left(self) -> float:
+        """The width in pixels of the numbers to the left of the picture."""
+        return number_room(self.rows)
 
     @property
     def room(self) -> int:
         """The width in pixels that picture and text may take: a title needs some even over a small picture."""
         texts = [text for text in (self.title, *self.note.split("\n")) if text]
         wanted = max((round(text_width(text, style.SMALL)) + 1 for text in texts), default=1)
-        return max(int(self.image.shape[1]), min(TEXT_ROOM, wanted))
+        return max(int(self.image.shape[1] + self.left), min(TEXT_ROOM, wanted))
 
 
 @dataclass
@@ -58,9 +67,14 @@ class _Row:
         return max(int(panel.image.shape[0]) for panel in self.panels)
 
     @property
+    def above(self) -> int:
+        """The height of the numbers above the pictures."""
+        return NUMBER_HEIGHT if any(panel.columns for panel in self.panels) else 0
+
+    @property
     def height(self) -> int:
         titles = any(p.title for p in self.panels)
-        return self.image_height + _LINE * titles + _LINE * max(len(p.note.split("\n")) if p.note else 0 for p in self.panels)
+        return self.image_height + self.above + _LINE * titles + _LINE * max(len(p.note.split("\n")) if p.note else 0 for p in self.panels)
 
 
 def panels_figure(
@@ -136,15 +150,35 @@ def wrap(text: str, width: float, points: float) -> list[str]:
     return lines if text else []
 
 
+def thinned(numbers: Sequence[tuple[float, int]], room: float) -> list[tuple[float, int]]:
+    """Return numbers at least ``room`` pixels apart: every first, second, fourth, … of those that begin with the same number."""
+    if len(numbers) < 2:
+        return list(numbers)
+    step = 1
+    while step < len(numbers) and numbers[step][0] - numbers[0][0] < room:
+        step *= 2
+    unit = numbers[1][1] - numbers[0][1] or 1
+    kept: list[tuple[float, int]] = []
+    for middle, number in numbers:
+        if number // unit % step == 0 and (not kept or middle - kept[-1][0] >= room):
+            kept.append((middle, number))
+    return kept
+
+
+def number_room(numbers: Sequence[tuple[float, int]]) -> float:
+    """Return the pixels that the widest of the numbers takes, with a gap; 0 without any."""
+    return max((text_width(str(number), NUMBER) for _, number in numbers), default=-10.0) + 10
+
+
 class _Writer:
     """Places text and pictures on a figure by pixels from its top left corner."""
 
     def __init__(self, figure: Figure, width: int, height: int):
         self.figure, self.width, self.height = figure, width, height
 
-    def __call__(self, left: float, top: float, text: str, points: float, colour: str, *, bold: bool = False) -> None:
-        weight: dict[str, Any] = {"weight": "bold"} if bold else {}
-        self.figure.text(left / self.width, 1 - top / self.height, style.plain(text), fontsize=points, color=colour, va="top", **weight)
+    def __call__(self, left: float, top: float, text: str, points: float, colour: str, *, bold: bool = False, **place: str) -> None:
+        look: dict[str, Any] = {"va": "top", **place, **({"weight": "bold"} if bold else {})}
+        self.figure.text(left / self.width, 1 - top / self.height, style.plain(text), fontsize=points, color=colour, **look)
 
     def image(self, left: float, top: float, pixels: NDArray[np.uint8]) -> None:
         height, width = pixels.shape[:2]
@@ -176,11 +210,16 @@ def _draw_row(write: _Writer, row: _Row, top: int, theme: Theme) -> None:
         room = panel.room
         if panel.title:
             write(_MARGIN + left, top, shorten_to(panel.title, room, style.SMALL), style.SMALL, theme.text)
-        write.image(_MARGIN + left, top + shift, panel.image)
+        corner = _MARGIN + left + panel.left, top + shift + row.above
+        write.image(*corner, panel.image)
+        for middle, number in thinned(panel.rows, NUMBER_HEIGHT):
+            write(corner[0] - 6, corner[1] + middle, str(number), NUMBER, theme.muted, ha="right", va="center")
+        for middle, number in thinned(panel.columns, number_room(panel.columns)):
+            write(corner[0] + middle, corner[1] - 4, str(number), NUMBER, theme.muted, ha="center", va="bottom")
         if panel.note:
             colour = theme.muted if panel.good is None else theme.good if panel.good else theme.bad
             for number, line in enumerate(panel.note.split("\n")):
-                below = top + shift + panel.image.shape[0] + 4 + _LINE * number
+                below = corner[1] + panel.image.shape[0] + 4 + _LINE * number
                 write(_MARGIN + left, below, shorten_to(line, room, style.SMALL), style.SMALL, colour)
 
 

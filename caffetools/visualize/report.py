@@ -15,7 +15,7 @@ from caffetools.visualize.confusion import confusion_figure
 from caffetools.visualize.filters import LayerWeights, describe, filters_figure, layer_sheet
 from caffetools.visualize.model import Explanation, FilterChange, LayerRow, Phase, Report
 from caffetools.visualize.page import Drawing, Shown, render_template, shown_figure
-from caffetools.visualize.panels import enlarge
+from caffetools.visualize.panels import enlarge, text_width
 from caffetools.visualize.style import DARK, LIGHT, PathLike
 from caffetools.visualize.thumbnails import lossless, one_for_both_themes, thumbnail
 from caffetools.visualize.tiles import Sheet, change_sheet
@@ -25,6 +25,8 @@ _FIRST_ROWS = 12
 _MOST_PRINTED = 120  # rows of a closed table that is printed all the same
 _MOST_TILES = 256
 _EXTREMES = 5  # best and worst classes
+_LABEL = 13  # pixels of a class's name at the matrix
+_MOST_LETTERS = 16  # of a class's name next to the matrix
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ def _confusion(confusion: Confusion, losses: Sequence[float | None], key: str) -
     return {
         "alt": alt,
         "names": labels,
-        "label_width": 20 + 7 * max(map(len, labels)),
+        "label_width": 20 + round(max(text_width(label, _LABEL / 2) for label in labels)),
         "cells": charts.confusion_cells(confusion) if small else [],
         "figure": None if small else shown_figure(Drawing(alt, lambda theme: confusion_figure(confusion, theme=theme)), key),
-        "wide": len(confusion.names) > 12,
+        # The table of classes needs the page's width for long names.
+        "wide": len(confusion.names) > 12 or max(map(len, confusion.names)) > _MOST_LETTERS,
         "pairs": [(pair.true, pair.predicted, f"{pair.count:,}", f"{pair.share:.1%}") for pair in pairs],
         **_scores(confusion, losses),
     }

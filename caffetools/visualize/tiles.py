@@ -27,11 +27,14 @@ class Sheet:
         image: (H, W, 3) uint8 RGB.
         scale: Pixels per weight, along each side.
         caption: What is shown, what was left out, and how weights became colours.
+        rows, columns: Numbers at the left and upper edge: (middle in pixels, number).
     """
 
     image: NDArray[np.uint8]
     scale: int
     caption: str
+    rows: tuple[tuple[float, int], ...] = ()
+    columns: tuple[tuple[float, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,19 @@ class _Layout:
             image[top : top + height, left : left + width] = tile
         return image
 
+    def numbers(self, scale: int) -> tuple[tuple[tuple[float, int], ...], tuple[tuple[float, int], ...]]:
+        """Return the numbers of the rows (of the first filter in each) and of the columns, with their middles in pixels.
+
+        A tile's filter is the row's number and, where filters share a row, as many more as there are blocks before it. Columns count
+        within a block: they are the channels of a filter, or for one tile a filter what to add to the row's number.
+        """
+        count, height, width, _ = self.tiles.shape
+        across = self.columns // self.block
+        rows = tuple((row * (height * scale + self.between) + height * scale / 2, row * across) for row in range(-(-count // self.columns)))
+        within = self.block if self.block > 1 else self.columns
+        columns = tuple((self._left(column, scale) + width * scale / 2, column % within) for column in range(min(count, self.columns)))
+        return rows, columns
+
     def _left(self, column: int, scale: int) -> int:
         extra = _BETWEEN_BLOCKS if 1 < self.block < self.columns else 0
         return int(column * (self.tiles.shape[2] * scale + self.between) + column // self.block * extra)
@@ -80,6 +96,7 @@ def filter_sheet(
     gap: tuple[int, int, int] = (255, 255, 255),
     scale: int | None = None,
     most_tiles: int = MOST_TILES,
+    most_channels: int = MOST_CHANNELS,
 ) -> Sheet:
     """Lay out weights as tiles.
 
@@ -97,15 +114,17 @@ def filter_sheet(
         gap: The RGB colour between tiles.
         scale: Pixels per weight; None picks what fills a page.
         most_tiles: Grey tiles at most, of whole filters.
+        most_channels: Grey tiles of one filter at most.
     """
     if colour is None:
         colour = weights.shape[1] == 3
-    layout, caption = _laid_out(_scaled(weights, normalise), colour, channel_order, words, most_tiles)
+    layout, caption = _laid_out(_scaled(weights, normalise), colour, channel_order, words, (most_tiles, most_channels))
     if scale is None:
         scale = layout.scale()
     each = f"Each {words[0]} is scaled by its own largest weight"
     scaling = each if normalise == "each" else "All are scaled by the largest weight of the layer"
-    return Sheet(layout.draw(scale, gap), scale, f"{caption[0].upper()}{caption[1:]}. {scaling}; the middle grey is 0.")
+    caption = f"{caption[0].upper()}{caption[1:]}. {scaling}; the middle grey is 0."
+    return Sheet(layout.draw(scale, gap), scale, caption, *layout.numbers(scale))
 
 
 def change_sheet(
@@ -117,6 +136,7 @@ def change_sheet(
     gap: tuple[int, int, int] = (255, 255, 255),
     scale: int | None = None,
     most_tiles: int = MOST_TILES,
+    most_channels: int = MOST_CHANNELS,
 ) -> Sheet:
     """Lay out the change of weights (N, C, kH, kW) in the arrangement of :func:`filter_sheet`.
 
@@ -129,7 +149,7 @@ def change_sheet(
     peak = float(np.abs(change).max())
     unit = change / (peak or 1.0)
     codes = np.rint(255 * unit if colour else 127.5 + 127.5 * unit).astype(np.uint8)
-    layout, _ = _laid_out(codes, False, "bgr", words, most_tiles)
+    layout, _ = _laid_out(codes, False, "bgr", words, (most_tiles, most_channels))
     level = layout.tiles[..., 0] / 255
     layout = replace(layout, tiles=magnitude_colours(level) if colour else signed_colours(2 * level - 1))
     scale = layout.scale() if scale is None else scale
@@ -137,7 +157,9 @@ def change_sheet(
     return Sheet(layout.draw(scale, gap), scale, f"Change: {ends}; the largest is {peak:.3g}.")
 
 
-def _laid_out(scaled: NDArray[np.uint8], colour: bool, channel_order: str, words: tuple[str, str], most_tiles: int) -> tuple[_Layout, str]:
+def _laid_out(
+    scaled: NDArray[np.uint8], colour: bool, channel_order: str, words: tuple[str, str], most: tuple[int, int]
+) -> tuple[_Layout, str]:
     n, c, height, width = scaled.shape
     if (colour and c == 3) or c == 1:
         shown = min(n, MOST_COLOUR)
@@ -150,9 +172,11 @@ def _laid_out(scaled: NDArray[np.uint8], colour: bool, channel_order: str, words
     if height == width == 1:
         rows, columns = min(n, MOST_POINTS), min(c, MOST_POINTS)
         points = np.broadcast_to(scaled[:rows, :columns, 0, 0].reshape(-1, 1, 1, 1), (rows * columns, 1, 1, 3))
-        return _Layout(points, columns, 1, 0), f"1 × 1: rows are {_first(rows, n, words[0])}, columns are {_first(columns, c, words[1])}"
-    columns = min(c, MOST_CHANNELS)
-    rows = min(n, max(1, most_tiles // columns))
+        return _Layout(
+            points, columns, columns, 0
+        ), f"1 × 1: rows are {_first(rows, n, words[0])}, columns are {_first(columns, c, words[1])}"
+    columns = min(c, most[1])
+    rows = min(n, max(1, most[0] // columns))
     tiles = np.broadcast_to(scaled[:rows, :columns].reshape(rows * columns, height, width, 1), (rows * columns, height, width, 3))
     across = _across(rows, columns)
     row = f"each row is one {words[0]}" if across == 1 else f"{across} in a row"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,8 @@ from caffetools.errors import DataError, ModelFileError
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.schema import NetParameter
 from caffetools.visualize import style
-from caffetools.visualize.filters import LayerWeights, draw_filters, filters_figure, find_weights, layer_sheet
+from caffetools.visualize.filters import LayerWeights, draw_filter_changes, draw_filters, filters_figure, find_weights, layer_sheet
+from caffetools.visualize.panels import thinned
 from caffetools.visualize.tiles import filter_sheet
 from tests.conftest import GOLDEN
 
@@ -156,3 +159,27 @@ def test_the_same_weights_give_the_same_bytes() -> None:
     for kind in ("png", "svg"):
         first, second = (style.render(filters_figure(filters(4, 3))[0], kind) for _ in range(2))
         assert first == second
+
+
+def test_rows_and_columns_have_their_numbers(tmp_path: Path) -> None:
+    def texts(weights: np.ndarray, before: bool = False) -> list[str]:
+        path = tmp_path / "filters.svg"
+        if before:
+            draw_filter_changes({"c": [weights]}, {"c": [weights * 2]}, "c", path)
+        else:
+            draw_filters({"c": [weights]}, "c", path)
+        return re.findall(r">(\d+)</text>", path.read_text())
+
+    rows, columns = ["0", "3", "6"], ["0", "1", "2", "3", "4", "5"]
+    assert texts(filters(9, 6)) == rows + columns * 3, "three filters of six channels in a row"
+    assert texts(filters(20, 3)) == ["0", "5", "10", "15", "0", "1", "2", "3", "4"], "in colour: add the column's to the row's"
+    assert texts(filters(2, 20), before=True) == (["0", "1"] + [str(number) for number in range(0, 16, 2)]) * 3
+
+
+def test_numbers_leave_each_other_room() -> None:
+    points = filter_sheet(np.ones((256, 40, 1, 1), np.float32), scale=2)
+    assert [number for _, number in points.rows] == list(range(256)) and len(points.columns) == 40
+    kept = thinned(points.rows, 18)
+    assert [number for _, number in kept] == list(range(0, 256, 16)), "the middles are 2 pixels apart"
+    assert all(b - a >= 18 for (a, _), (b, _) in itertools.pairwise(kept))
+    assert thinned([(5.0, 0)], 18) == [(5.0, 0)] and thinned([], 18) == []

@@ -329,3 +329,15 @@ def test_a_learning_rate_is_drawn_in_steps() -> None:
     assert [spots[i] for i in (0, 2, 4)] == line["dots"], "the points under the pointer are the log's"
     assert all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(spots)), "no slopes"
     assert spots[3] == (spots[4][0], spots[2][1])
+
+
+def test_the_names_at_the_matrix_have_room_and_long_ones_a_wide_table(tmp_path: Path) -> None:
+    names = ["WWWWWWWWWWWWWWWW", "a", "golden_retriever_with_a_long_name"]
+    for wide, chosen in ((True, names), (False, ["WWWWWWWWWWWWWWWW", "a", "b"])):
+        html = report_html(Report("r", phases=[Phase("p", confusion=Confusion.from_labels([0, 1, 2], [0, 1, 2], chosen))]))
+        assert ('<div class="pair">' in html) is not wide
+        script = (
+            "const left = Math.min(...[...document.querySelectorAll('.matrix text')].map((text) => text.getBoundingClientRect().left)); "
+        )
+        script += "done(left >= document.querySelector('.matrix').getBoundingClientRect().left)"
+        assert run_in_page(html, script, tmp_path) == "true"
