@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from caffetools.errors import CaffeToolsError
-from caffetools.pycaffe import python2_modules
+from caffetools.pycaffe import python2_modules, python2_order
 
 _PACKAGE = Path(__file__).parent.parent
 # The fixers of 2to3 that scripts need; those that only change the style are left out.
@@ -37,7 +37,19 @@ _OLD_SYNTAX = re.compile(
     re.VERBOSE,
 )
 _DIVIDE, _COMPARE, _KEY = "__divide_as_python2__", "__compare_as_python2__", "__key_of_comparison__"
-# Functions of `python2_modules` that are called in converted scripts, by their names there.
+_ORDER, _SORT, _SORTED, _EXTREME, _METHODS = (
+    *("__order_as_python2__", "__sort_as_python2__", "__sorted_as_python2__", "__extreme_as_python2__", "__methods_of_python2__"),
+)
+# Functions that are called in converted scripts, by their names there.
+_ORDERING = {
+    _COMPARE: python2_order.compare,
+    _KEY: functools.cmp_to_key,
+    _ORDER: python2_order.order,
+    _SORT: python2_order.sort,
+    _SORTED: python2_order.sorted_values,
+    _EXTREME: python2_order.extreme,
+    _METHODS: python2_order.with_methods,
+}
 _HELPERS = {
     "__recode_as_python2__": python2_modules.recode,
     "__print_as_python2__": python2_modules.print_text,
@@ -51,12 +63,6 @@ _HELPERS = {
 _RECODE, _PRINT, _ROUND, _MAP, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN = _HELPERS
 # Names of the module types that 2to3 takes for bytes.
 _STRING_TYPES = re.compile(r"\btypes\.StringTypes?\b")
-
-
-class _Ordered(Protocol):
-    def __lt__(self, other: object, /) -> bool: ...
-
-    def __gt__(self, other: object, /) -> bool: ...
 
 
 class _Leaf(Protocol):
@@ -155,10 +161,8 @@ def install_importer() -> None:
     """Convert modules of the user's that are imported from now on; ``sys.meta_path`` gets a finder for them."""
     import builtins
 
-    setattr(builtins, _DIVIDE, divide)
-    setattr(builtins, _COMPARE, compare)
-    setattr(builtins, _KEY, functools.cmp_to_key)
-    for name, helper in _HELPERS.items():
+    helpers: dict[str, object] = {_DIVIDE: divide, **_ORDERING, **_HELPERS}
+    for name, helper in helpers.items():
         setattr(builtins, name, helper)
     python2_modules.install()
     sys.meta_path.insert(0, _Finder())
@@ -169,11 +173,6 @@ def divide(a: Any, b: Any) -> Any:
     if _is_integer(a) and _is_integer(b):
         return a // b
     return a / b
-
-
-def compare(a: _Ordered, b: _Ordered) -> int:
-    """Compare as ``cmp`` of Python 2: -1, 0 or 1."""
-    return int(a > b) - int(a < b)
 
 
 def _is_integer(value: object) -> bool:
@@ -197,10 +196,10 @@ class _Division(ast.NodeTransformer):
 
 
 class _Comparison(ast.NodeTransformer):
-    """Replaces ``cmp`` by :func:`compare`, and the comparison of ``sorted(x, cmp=f)``, ``x.sort(f)`` and ``x.sort(cmp=f)`` by a key.
+    """Replaces what orders values, and ``cmp``, by the functions of :mod:`python2_order`, and comparison functions by keys; old names, too.
 
     Args:
-        tree: The script; a ``cmp`` of its own is left alone.
+        tree: The script; functions of its own names are left alone.
     """
 
     def __init__(self, tree: ast.Module):
@@ -209,22 +208,52 @@ class _Comparison(ast.NodeTransformer):
         bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
         bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
         bound |= {alias.asname or alias.name for alias in nodes if isinstance(alias, ast.alias)}
-        self._own = "cmp" in bound
+        self._own = bound
         self._functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} | {_COMPARE}
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        return ast.copy_location(ast.Name(_COMPARE, ast.Load()), node) if node.id == "cmp" and not self._own else node
+        # 2to3 renames the last three where they are called only.
+        new = {"cmp": _COMPARE, "raw_input": "input", "xrange": "range", "unichr": "chr"}.get(node.id)
+        return ast.copy_location(ast.Name(new, ast.Load()), node) if new and node.id not in self._own else node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        self.generic_visit(node)
+        if any(isinstance(part, ast.FunctionDef) and re.fullmatch("__(cmp|r?div|idiv)__", part.name) for part in node.body):
+            node.decorator_list.append(ast.copy_location(ast.Name(_METHODS, ast.Load()), node))
+        return node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        values = [node.left, *node.comparators]
+        # Of a chain the values in the middle stand in two comparisons: only those that are computed without effects may.
+        if not all(isinstance(value, (ast.Name, ast.Constant, ast.Attribute)) for value in values[1:-1]):
+            return node
+        parts: list[ast.expr] = []
+        for left, sign, right in zip(values[:-1], node.ops, values[1:], strict=True):
+            if isinstance(sign, (ast.Lt, ast.LtE, ast.Gt, ast.GtE)):
+                name = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}[type(sign)]
+                parts.append(ast.Call(ast.Name(_ORDER, ast.Load()), [ast.Constant(name), left, right], []))
+            else:
+                parts.append(ast.Compare(left, [sign], [right]))
+        return ast.copy_location(parts[0] if len(parts) == 1 else ast.BoolOp(ast.And(), parts), node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        method = isinstance(node.func, ast.Attribute) and node.func.attr == "sort"
-        if not method and not (isinstance(node.func, ast.Name) and node.func.id == "sorted"):
+        function = node.func
+        method = isinstance(function, ast.Attribute) and function.attr == "sort"
+        name = function.id if isinstance(function, ast.Name) and function.id not in self._own else ""
+        if name in ("min", "max"):
+            node.func, node.args = ast.Name(_EXTREME, ast.Load()), [ast.Constant(name), *node.args]
+        if not method and name != "sorted":
             return node
         if method and len(node.args) == 1 and not node.keywords and self._is_function(node.args[0]):
             node.keywords = [ast.keyword("cmp", node.args.pop())]
         for keyword in node.keywords:
             if keyword.arg == "cmp":
                 keyword.arg, keyword.value = "key", ast.Call(ast.Name(_KEY, ast.Load()), [keyword.value], [])
+        node.func = ast.Name(_SORT if method else _SORTED, ast.Load())
+        if isinstance(function, ast.Attribute):
+            node.args.insert(0, function.value)
         return node
 
     def _is_function(self, node: ast.expr) -> bool:

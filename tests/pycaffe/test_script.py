@@ -133,6 +133,45 @@ def test_comparisons_of_python_2_sort(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.splitlines() == ["[3, 2, 1]", "[3, 2, 1]", "[1, 2, 3]", "[[1, 1], [2, 3]]"]
 
 
+ORDERED = {
+    "'abc' < 5, None < 1, 5 < 'a', (1, 2) < [1], None < -1e9": "False True True False True",
+    "[1, 'a'] < [1, 2], (None, 1) < (0, 0), 1 < 2 < 3, 3 > 2 == 2": "False True True True",
+    "sorted([3, None, 'a', 1.5]), max(None, 1), min('a', 3), min([4, 2], key=lambda v: -v)": "[None, 1.5, 3, 'a'] 1 3 4",
+    "sorted({'b': 1, 'a': None}.items(), key=lambda p: p[1])": "[('a', None), ('b', 1)]",
+    "cmp(1, 'a'), cmp(None, None), 0 < count() < 5, len(counted)": "-1 0 True 1",
+    "V(1) < V(2), V(1) == V(1), V(2) / 1, {V(1): 2}[V(1)], max([V(1), V(3)]).x": "True True half 2 3",
+    "array, (array < 2).tolist(), max(array), table.tolist(), map(raw_input, [])": "[1 2 3] [True, False, False] 3 [[2, 0], [3, 1]] []",
+}
+CLASS = """
+import numpy as np
+class V:
+    def __init__(self, x): self.x = x
+    def __cmp__(self, other): return cmp(self.x, other.x)
+    def __div__(self, other): return 'half'
+    def __hash__(self): return 1
+counted = []
+def count():
+    counted.append(1)
+    return len(counted)
+array, table = np.array([3, 1, 2]), np.array([[3, 1], [2, 0]])
+array.sort(); table.sort(0)
+values = [None, 'a', 2]; values.sort(reverse=True)
+assert values == ['a', 2, None]
+try:
+    1j < 2j
+except TypeError:
+    pass
+else:
+    raise AssertionError
+"""
+
+
+@pytest.mark.parametrize("text", ORDERED)
+def test_values_of_any_two_types_are_ordered_as_by_python_2(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_script(write(tmp_path, "script.py", f"{CLASS}print {text}\n"), convert_python2=True)
+    assert capsys.readouterr().out == f"{ORDERED[text]}\n"
+
+
 def test_division_of_the_future_is_left_alone_and_what_cannot_be_converted_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
