@@ -16,7 +16,7 @@ _METHODS = {"__div__": "__truediv__", "__rdiv__": "__rtruediv__", "__idiv__": "_
 _SIGNS: dict[str, Callable[[int, int], bool]] = {"__lt__": operator.lt, "__le__": operator.le, "__gt__": operator.gt, "__ge__": operator.ge}
 
 
-def order(name: str, a: Any, b: Any) -> Any:
+def order(name: str, a: object, b: object) -> Any:
     """Return ``a < b`` as Python 2 computes it, or another comparison.
 
     Args:
@@ -41,32 +41,35 @@ def order(name: str, a: Any, b: Any) -> Any:
         return function(sign, 0)
 
 
-def compare(a: Any, b: Any) -> int:
+def compare(a: object, b: object) -> int:
     """Compare as ``cmp`` of Python 2: -1, 0 or 1. Raises :class:`TypeError` as :func:`order` does."""
     return int(order("gt", a, b)) - int(order("lt", a, b))
 
 
-def sort(values: Any, *args: Any, **options: Any) -> Any:
+def sort(values: object, *args: object, **options: object) -> object:
     """Call the method ``sort`` of ``values``, an object of any type; a list's values may be of types that Python 3 does not compare."""
     if not isinstance(values, list):
-        return values.sort(*args, **options)
+        method: Callable[..., object] = getattr(values, "sort")  # noqa: B009
+        return method(*args, **options)
     values[:] = sorted_values(values, *args, **options)
     return None
 
 
-def sorted_values(values: Iterable[Any], *args: Any, **options: Any) -> list[Any]:
+def sorted_values(values: Iterable[object], *args: object, **options: object) -> list[object]:
     """Return ``sorted(values)`` of Python 2, with the arguments of Python 3's."""
     values = list(values)
+    function: Callable[..., list[object]] = sorted
     try:
-        return sorted(values, *args, **options)
+        return function(values, *args, **options)
     except TypeError:
-        return sorted(values, *args, **_with_order(options))
+        return function(values, *args, **_with_order(options))
 
 
-def extreme(name: str, *args: Any, **options: Any) -> Any:
+def extreme(name: str, *args: object, **options: object) -> object:
     """Return ``max(…)`` or ``min(…)``, as ``name`` says, of Python 2, with the arguments of Python 3's."""
-    function: Any = max if name == "max" else min
-    args = (list(args[0]),) if len(args) == 1 and not isinstance(args[0], np.ndarray) else args
+    function: Callable[..., object] = max if name == "max" else min
+    if len(args) == 1 and isinstance(args[0], Iterable) and not isinstance(args[0], np.ndarray):
+        args = (list(args[0]),)
     try:
         return function(*args, **options)
     except TypeError:
@@ -85,24 +88,24 @@ def with_methods(cls: T) -> T:
         for name, holds in _SIGNS.items():
             if name not in own:
                 setattr(cls, name, _by_cmp(holds))
-        if "__eq__" not in own:
-            # Set behind the class's creation, so that its values can still be keys.
-            cls.__eq__ = _by_cmp(operator.eq)
-            cls.__ne__ = _by_cmp(operator.ne)
+        # Set behind the class's creation, so that its values can still be keys.
+        for name, holds in {"__eq__": operator.eq, "__ne__": operator.ne}.items():
+            if name not in own:
+                setattr(cls, name, _by_cmp(holds))
     return cls
 
 
-def _by_cmp(holds: Callable[[int, int], bool]) -> Callable[[Any, Any], bool]:
+def _by_cmp(holds: Callable[[int, int], bool]) -> Callable[[Any, object], bool]:
     return lambda self, other: holds(self.__cmp__(other), 0)
 
 
-def _with_order(options: dict[str, Any]) -> dict[str, Any]:
+def _with_order(options: dict[str, object]) -> dict[str, object]:
     key = functools.cmp_to_key(compare)
     given = options.get("key")
-    return {**options, "key": key if given is None else lambda value: key(given(value))}
+    return {**options, "key": (lambda value: key(given(value))) if callable(given) else key}
 
 
-def _sign(a: Any, b: Any) -> int | None:
+def _sign(a: object, b: object) -> int | None:
     """Return -1, 0 or 1 for values that Python 3 does not compare; None where Python 2 does not either."""
     if isinstance(a, (list, tuple)) and type(a) is type(b):
         for one, other in zip(a, b, strict=False):

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
+from caffetools.layers.fillers import fill
 from caffetools.net.net import Net as TorchNet
+from caffetools.net.param_sharing import owner_of
 from caffetools.net.stepwise import Stepwise
 from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_solver
@@ -177,6 +179,24 @@ class _Engine(engine.Solver):
         if self.param.debug_info:
             for run in (self.run, *self.test_runs):
                 log_values(run, self.log)
+
+    def _give_parameters(self, test_net: TorchNet) -> list[str]:
+        """Fill a test net's parameters: as in Caffe they are its own until its first test."""
+        seed = int(self.param.random_seed)
+        generator = torch.Generator()
+        generator.manual_seed(seed) if seed >= 0 else generator.seed()
+        layers = [layer for layer in test_net.layers if len(layer.blobs)]
+        with torch.no_grad():
+            for parameter, spec in ((p, s) for layer in layers for p, s in zip(layer.blobs, layer.specs, strict=True)):
+                if owner_of(parameter) is parameter:
+                    fill(parameter, spec.filler, generator)
+        return [layer.name for layer in layers]
+
+    def test(self, index: int = 0) -> TestResult | None:
+        """Score test net ``index`` with the weights of the training net, which it shares from then on; see the base class."""
+        self.test_runs[index].settle()
+        share(self.test_nets[index], self.net)
+        return super().test(index)
 
     def update(self) -> None:
         """Make one update from the present diffs."""

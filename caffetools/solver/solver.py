@@ -335,11 +335,15 @@ class Solver:
 
     # ---- inside ----
 
+    def _give_parameters(self, test_net: Net) -> list[str]:
+        """Let a test net, whose parameters are unset, hold those of ``net``; return its layers that ``net`` does not have."""
+        return share_parameters(test_net, self.net)
+
     def _build_nets(self, device: torch.device) -> None:
         places = Places(self.path, find_base(self.param, self.path))
         self.net = train_net(self.param, places, self.log, self.random.building).to(device)
         self.test_nets = [net.to(device) for net in test_nets(self.param, places, self.log, self.random.building)]
-        self._own_layers = [share_parameters(net, self.net) for net in self.test_nets]
+        self._own_layers = [self._give_parameters(net) for net in self.test_nets]
         for given in self.param.weights:
             for path in given.split(","):
                 self.load_weights(path.strip())

@@ -144,6 +144,24 @@ def test_test_nets_share_the_weights_and_can_be_run_by_hand(write: Write) -> Non
     assert tested.outputs[0].value == pytest.approx(float(test_net.blobs["loss"].data), rel=1e-5)
 
 
+@pytest.mark.parametrize("first", ["true", "false"])
+def test_a_test_net_has_weights_of_its_own_until_the_first_test(write: Write, first: str) -> None:
+    # What real Caffe gives: ShareTrainedLayersWith is called by each test.
+    extra = f"test_iter: 1 test_interval: 3 test_initialization: {first}"
+    solver = SGDSolver(write("solver.prototxt", SOLVER % (write("net.prototxt", NET), extra)))
+    regression(solver)
+    mine, theirs = solver.net.params["fc"][0], solver.test_nets[0].params["fc"][0]
+    mine.data[...] = 2
+    assert not np.any(theirs.data == 2)
+    theirs.data[...] = 7
+    assert np.all(mine.data == 2)
+    solver.step(1)
+    assert np.shares_memory(mine.data, theirs.data) == (first == "true")
+    solver.step(3)
+    mine.data[...] = 9
+    assert np.all(theirs.data == 9)
+
+
 def test_callbacks_run_around_the_gradients(write: Write) -> None:
     solver = SGDSolver(write("solver.prototxt", SOLVER % (write("net.prototxt", NET), "")))
     regression(solver)
