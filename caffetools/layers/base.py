@@ -17,6 +17,7 @@ from caffetools.layers.draws import current_generator
 from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
 from caffetools.layers.inference import InferenceForm
+from caffetools.layers.observed import ObservedModule
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import Windows
 from caffetools.proto.schema import TEST, TRAIN, FillerParameter, LayerParameter
@@ -104,7 +105,7 @@ _MOST_VALUES = 2**31 - 1
 _MOST_VALUES_OF_A_BATCH = 2**36
 
 
-class Layer(nn.Module):
+class Layer(ObservedModule):
     """One layer of a net.
 
     A subclass defines how many bottoms and tops it takes, its shape rule in :meth:`setup`, its computation in :meth:`forward` and

@@ -50,8 +50,8 @@ class Deferred:
         return bool(self._storages) and all_deferred_by(self._deferred, self._settle)
 
     def stands_for(self, plan: ShapePlan) -> bool:
-        """Return whether the next pass may use this object: it runs by ``plan`` and the last one :meth:`is_whole`."""
-        return plan is self._plan and self.is_whole()
+        """Return whether a pass by ``plan`` may use this object, which :meth:`is_whole`."""
+        return plan is self._plan and bool(self._storages)
 
     def borrow_inputs(self) -> None:
         """Take the present values of the inputs as those of the pass."""

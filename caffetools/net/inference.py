@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from caffetools.layers import native_conv
 from caffetools.layers.base import Layer
 from caffetools.layers.blob_storage import Array, exposure, last_exposure
+from caffetools.layers.observed import last_observation
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.inference_run import ShapeChanged
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive, runs_unobserved
@@ -76,7 +77,9 @@ class InferencePlans:
         self._storages: list[dict[str, Parameter | None]] = []
         # The parameters that were found last, and what they were recognised by.
         self._found: list[Tensor] = []
-        self._known: tuple[int, ...] = ()
+        self._known: list[Parameter | None] = []
+        # last_observation() when no layer was found to be observed.
+        self._unobserved = -1
         self._exposed = _Exposed.of((), ())
         self._lock = threading.Lock()
 
@@ -120,17 +123,21 @@ class InferencePlans:
             return False
         if not all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() for t in blobs.values()):
             return False
-        return runs_unobserved(self._layers)
+        observation = last_observation()
+        if observation != self._unobserved:
+            if not runs_unobserved(self._layers):
+                return False
+            self._unobserved = observation
+        return True
 
     def _parameters(self) -> list[Tensor]:
         storages = self._storages
         if not storages:
             self._storages = storages = [layer.blobs._parameters for layer in self._layers]
         found = list(chain.from_iterable(map(dict.values, storages)))
-        known = tuple(map(id, found))
-        if known != self._known:
+        if len(found) != len(self._known) or not all(map(is_, found, self._known)):
             self._found = [p for p in found if p is not None]
-            self._known = known
+            self._known = found
         return self._found
 
     def _plan(self, plan: ShapePlan, blobs: Mapping[str, Tensor], wanted: tuple[str, ...]) -> InferencePlan | None:
@@ -144,7 +151,8 @@ class InferencePlans:
             exposed = self._exposed = _Exposed.of(parameters, addresses)
         if exposed.arrays and any(array() is not None for array in exposed.arrays):
             return None  # somebody holds an array of weights and may write to it at any time
-        weights = (addresses, exposed.times, tuple(map(_version, parameters)))
+        # The tuples of ``exposed`` are mostly those of the last pass, which are equal without a look at their values.
+        weights = (exposed.addresses, exposed.times, tuple(map(_version, parameters)))
         with self._lock:
             if weights != self._weights:
                 self._plans.clear()

@@ -196,8 +196,8 @@ class Stepwise:
         if inner is None or self.before_forward or self.after_forward or self.force:
             return False
         self.net.inference.wake()
-        deferred = self._deferred
-        if (deferred is None or not deferred.is_whole()) and any(self.blobs[name].data.has_live_view for name in inner):
+        deferred = self._deferred if self._deferred is not None and self._deferred.is_whole() else None
+        if deferred is None and any(self.blobs[name].data.has_live_view for name in inner):
             return False
         storages = {name: self.blobs[name].data for name in self.net.inputs}
         inputs = {name: storage.peek() for name, storage in storages.items()}

@@ -168,6 +168,29 @@ def test_a_net_of_few_weights_runs_picture_by_picture_to_its_classifier() -> Non
         torch.testing.assert_close(plan.run({"data": x})["prob"], expected.contiguous(), rtol=1e-4, atol=1e-6)
 
 
+def test_hooks_and_training_that_come_after_fused_passes_are_seen_and_their_end_too() -> None:
+    net = Net.from_file(prototxt_path("lenet", "deploy"), input_shapes={"data": (1, 1, 28, 28)})
+    x = {"data": torch.ones(1, 1, 28, 28)}
+    seen: list[str] = []
+    with torch.no_grad():
+        expected = net(x)["prob"]
+        for register in (net.layer("relu1").register_forward_hook, net.layer("relu1").register_forward_pre_hook):
+            net(x)
+            handle = register(lambda *_: seen.append("relu1"))
+            net(x)
+            handle.remove()
+            net(x)
+        assert len(seen) == 2
+        plan = net.plan({"data": (1, 1, 28, 28)})
+        assert net.inference.run(plan, x, ["prob"]) is not None
+        net.layer("relu1").training = True
+        assert net.inference.run(plan, x, ["prob"]) is None
+        net.layer("relu1").eval()
+        found = net.inference.run(plan, x, ["prob"])
+        assert found is not None
+        torch.testing.assert_close(found["prob"], expected)
+
+
 def test_a_net_of_two_inputs_reads_each_of_them_in_turn() -> None:
     torch.manual_seed(3)
     branches = "".join(
