@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from caffetools.errors import CaffeToolsError
 from caffetools.events import Event, EventSink, Finished, Metrics, Started, Status, Tested
@@ -101,25 +102,31 @@ def mlflow_sink(experiment: str) -> EventSink:
 def wandb_sink(project: str) -> EventSink:
     """Return a sink that logs metrics to a project of Weights & Biases; WANDB_MODE=offline keeps them on this machine.
 
+    The run is opened when the training starts: one that ends before leaves none. If that fails, the sink raises CaffeToolsError then.
+
     Raises:
-        CaffeToolsError: the package wandb is not installed, or the run cannot be opened.
+        CaffeToolsError: the package wandb is not installed.
     """
     try:
         import wandb
     except ImportError:
         raise CaffeToolsError("Weights & Biases needs the package wandb: pip install 'caffetools[wandb]'") from None
-    try:
-        run = wandb.init(project=project)
-    except wandb.Error as error:
-        raise CaffeToolsError(f"Weights & Biases: {error}") from None
+    run: Any = None
+
+    def start() -> None:
+        nonlocal run
+        try:
+            run = wandb.init(project=project)
+        except wandb.Error as error:
+            raise CaffeToolsError(f"Weights & Biases: {error}") from None
+        # The x axis of the charts.
+        run.define_metric("iteration")
+        run.define_metric("*", step_metric="iteration")
 
     def log(values: dict[str, float], iteration: int) -> None:
         run.log({**values, "iteration": iteration})
 
-    # The x axis of the charts.
-    run.define_metric("iteration")
-    run.define_metric("*", step_metric="iteration")
-    return _sink("Weights & Biases", log, lambda status: run.finish(exit_code=int(status == "failed")))
+    return _sink("Weights & Biases", log, lambda status: run.finish(exit_code=int(status == "failed")), start)
 
 
 def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str = "", wandb: str = "") -> list[EventSink]:
@@ -153,6 +160,10 @@ def _sink(name: str, log: _Log, close: Callable[[Status], object], start: Callab
                 log(values, iteration)
             if isinstance(event, Finished):
                 close(event.status)
+        except CaffeToolsError:
+            # The tracker refuses at the start, when nothing is lost yet.
+            works = False
+            raise
         except Exception as error:
             works = False
             _logger.warning("%s: %s; it gets no more numbers of this training", name, error)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from caffetools.errors import CaffeToolsError
-from caffetools.events import Event, Finished, Metrics, Progress, Started, Tested, fan_out
+from caffetools.events import Event, Finished, Metrics, Progress, Started, Status, Tested, fan_out
 from caffetools.solver import sinks
 from caffetools.solver.run import train
 from tests.solver.together import project
@@ -102,6 +102,7 @@ def test_weights_and_biases_reads_what_was_written(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     sink = sinks.wandb_sink("digits")
+    assert not (tmp_path / "wandb").exists(), "a training that never starts leaves no run"
     for event in EVENTS:
         sink(event)
     wandb.teardown()  # ends the process that writes
@@ -143,6 +144,20 @@ def test_a_tracker_that_fails_does_not_end_the_training(caplog: pytest.LogCaptur
         sink(event)
     assert calls == [10]
     assert caplog.messages == ["MLflow: no answer; it gets no more numbers of this training"]
+
+
+def test_a_tracker_that_refuses_at_the_start_ends_the_training_before_it_begins() -> None:
+    closed: list[Status] = []
+
+    def start() -> None:
+        raise CaffeToolsError("Weights & Biases: api_key not configured")
+
+    sink = sinks._sink("Weights & Biases", lambda values, iteration: None, closed.append, start)
+    with pytest.raises(CaffeToolsError, match="api_key"):
+        sink(EVENTS[0])
+    for event in EVENTS[1:]:
+        sink(event)
+    assert closed == [], "there is no run to close"
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
