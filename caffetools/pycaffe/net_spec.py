@@ -283,8 +283,9 @@ def _enum(field: Any, value: object) -> Any:
         if number is None:
             raise ValueError(f"'{value}' is not one of {', '.join(field.enum_type.values_by_name)} ({field.name})")
         return number.number
-    # protobuf does not take NumPy's numbers.
-    return value.item() if hasattr(value, "item") else value
+    # protobuf does not take NumPy's numbers, nor, as the one that Caffe was written for does, a bool for a number.
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, bool) and field.enum_type is None and field.cpp_type != field.CPPTYPE_BOOL else value
 
 
 def _write(named: OrderedDict[str, Any]) -> Any:

@@ -216,3 +216,11 @@ def test_params_of_an_unknown_message_are_an_attribute_error_as_in_pycaffe() -> 
     with pytest.raises(AttributeError, match="no attribute 'FooParameter'"):
         _ = P.Foo.MAX
     assert not hasattr(P.Pooling, "SUM")
+
+
+def test_a_bool_is_a_number_where_a_number_is_asked_for_and_a_number_a_bool() -> None:
+    # What Caffe's NetSpec gives.
+    layer = L.InnerProduct(num_output=True, axis=False, bias_term=0, weight_filler={"type": "constant", "value": np.bool_(True)})
+    param = layer.to_proto().layer[0].inner_product_param
+    assert (param.num_output, param.axis, param.bias_term, param.weight_filler.value) == (1, 0, False, 1)
+    assert param.HasField("axis") and param.HasField("bias_term")
