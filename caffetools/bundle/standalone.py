@@ -23,8 +23,16 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence,
 
 if __name__ == "__main__":
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # which OpenCV reads when it is loaded
-import cv2
-import numpy as np
+try:
+    import cv2
+    import numpy as np
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(
+        f"classify: error: needs NumPy and OpenCV ({error}): pip install numpy opencv-python-headless, or apt install python3-opencv\n"
+    )
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

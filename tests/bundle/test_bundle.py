@@ -443,6 +443,16 @@ def test_the_scripts_are_written_for_python_3_6(script: ModuleType) -> None:
     assert "import caffetools" not in source and "from caffetools" not in source
 
 
+@pytest.mark.parametrize("name", ["classify.py", "check.py"])
+def test_a_script_without_its_packages_is_one_line(bundles: dict[str, Path], name: str) -> None:
+    # Without site-packages there is no NumPy.
+    command = [sys.executable, "-S", "-E", str(bundles["jetson"] / name)]
+    done = subprocess.run([*command, "photo.jpg"] if name == "classify.py" else command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{name.removesuffix('.py')}: error: needs NumPy and OpenCV (No module named '")
+    assert done.stderr.count("\n") == 1 and "pip install numpy opencv-python-headless" in done.stderr
+
+
 def test_the_python_runner_reads_videos(bundles: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "film.avi"
     video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
