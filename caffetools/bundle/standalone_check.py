@@ -202,7 +202,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         sys.stderr.write(f"check: error: {error}\n")
         return 1 if error.kind == "numbers" else 2
     except ImportError as error:
-        sys.stderr.write(f"check: error: needs NumPy and OpenCV ({error}): pip install numpy opencv-python-headless, or apt install python3-opencv\n")
+        sys.stderr.write(
+            f"check: error: needs NumPy and OpenCV ({error}): pip install numpy opencv-python-headless, or apt install python3-opencv\n"
+        )
         return 2
     print(
         "{files} files are intact; {samples} samples in {backend} give the expected results; largest difference {largest_difference:.1e}".format(
