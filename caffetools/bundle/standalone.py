@@ -6,7 +6,6 @@ It needs NumPy, OpenCV and a runtime, but not caffetools. With --serve it answer
 A bundle holds this file as classify.py. It runs on Python 3.6, which the first Jetsons have.
 
     python3 classify.py samples
-    python3 classify.py photo.jpg --top 3 --json
     python3 classify.py camera:0 --backend tensorrt
     python3 classify.py --serve 8080        and then: curl --data-binary @photo.jpg http://localhost:8080/
 """
@@ -29,9 +28,7 @@ try:
 except ImportError as error:
     if __name__ != "__main__":
         raise
-    sys.stderr.write(
-        f"classify: error: needs NumPy and OpenCV ({error}): pip install numpy opencv-python-headless, or apt install python3-opencv\n"
-    )
+    sys.stderr.write(f"classify: error: needs NumPy and OpenCV ({error}): pip install numpy opencv-python-headless\n")
     sys.exit(2)
 
 if TYPE_CHECKING:
@@ -46,8 +43,7 @@ FORMAT = 1
 BACKENDS = ("tensorrt", "onnxruntime", "opencv")
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_SIDE = 16384
-# Of a picture that is sent by HTTP.
-MAX_BYTES = 32 << 20
+MAX_BYTES = 32 << 20  # of a picture that is sent by HTTP
 ENGINES = ("model.int8.engine", "model.fp16.engine", "model.fp32.engine")
 
 
@@ -266,8 +262,7 @@ def open_backend(settings: Settings, name: str = "auto") -> Any:
                 raise BundleError(f"{candidate} is not installed here ({error})") from None
         except BundleError:
             raise
-        except Exception as error:
-            # The runtimes' exceptions have no common base class but Exception.
+        except Exception as error:  # the runtimes' exceptions have no common base class but Exception
             text = " ".join(str(error).split())[:300]
             raise BundleError("{}: {} cannot load it: {}".format(settings.folder / "model.onnx", candidate, text)) from None
     raise BundleError("no runtime found")
@@ -299,11 +294,9 @@ def detect(outputs: Sequence[Array], size: Tuple[int, int], settings: Settings) 
     labels = [label for label in range(settings.classes) if label != how.background]
     found = [(label, prior) for label in labels for prior in suppress(scores[:, label], boxes, how)]
     found.sort(key=lambda pair: -scores[pair[1], pair[0]])
-    # From the crop to the whole picture.
-    inner = np.array([settings.width, settings.height] * 2, np.float32)
+    inner = np.array([settings.width, settings.height] * 2, np.float32)  # from the crop to the whole picture
     offset = np.array([(settings.resize[0] - settings.width) // 2, (settings.resize[1] - settings.height) // 2] * 2, np.float32)
     factor = np.array([size[0] / settings.resize[0], size[1] / settings.resize[1]] * 2, np.float32)
-    kept = found[: how.keep_top_k] if how.keep_top_k >= 0 else found
     return [
         {
             "index": label,
@@ -311,7 +304,7 @@ def detect(outputs: Sequence[Array], size: Tuple[int, int], settings: Settings) 
             "score": float(scores[prior, label]),
             "box": [float(value) for value in (boxes[prior] * inner + offset) * factor],
         }
-        for label, prior in kept
+        for label, prior in (found[: how.keep_top_k] if how.keep_top_k >= 0 else found)
     ]
 
 
@@ -493,8 +486,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except (BundleError, OverflowError) as error:
         sys.stderr.write(f"classify: error: {error}\n")
         return 2
-    except BrokenPipeError:
-        # What reads the output, such as head, has enough of it.
+    except BrokenPipeError:  # what reads the output, such as head, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
