@@ -57,7 +57,7 @@ def find_free_shapes(net: Net, inputs: Collection[str], axes: Collection[str]) -
     base = {blob: net.blob_shapes[blob] for blob in inputs}
     found = FreeShapes(dict(net.blob_shapes), [base])
     if "batch" in axes:
-        _check_batch(net, base)
+        _check_batch(net, base, [axis for axis in AXES if axis in axes and axis != "batch"])
     changes: dict[str, Shapes] = {}
     probe = _Probe(net)
     with _restored(net, base):
@@ -89,12 +89,12 @@ class _Probe:
         return self._known[key]
 
 
-def _check_batch(net: Net, base: Shapes) -> None:
+def _check_batch(net: Net, base: Shapes, others: list[str]) -> None:
     hint = "fix the batch size instead (--batch N)"
     sizes = {shape[0] if shape else 0 for shape in base.values()}
     if len(sizes) > 1:
         # One --batch for all would change the sizes of some.
-        hint = "leave every size as it is (--dynamic-axes '')"
+        hint = f"leave it out (--dynamic-axes {','.join(others)})" if others else "leave every size as it is (--dynamic-axes '')"
         raise ExportError(f"the inputs {', '.join(base)} differ in their first axis, so it cannot be the batch axis", hint=hint)
     if sizes == {0} or not sizes:
         raise ExportError(f"the net '{net.name}' has no input with a batch axis", hint=hint)

@@ -74,8 +74,12 @@ def test_a_net_that_fixes_its_batch_is_refused_with_the_way_out() -> None:
 
 def test_inputs_of_different_batches_are_refused_with_the_way_out() -> None:
     net = net_of(data() + data("dim: 1 dim: 3 dim: 8 dim: 8", name="other") + conv("c", "data") + conv("d", "other"))
-    with pytest.raises(ExportError, match="the inputs data, other differ in their first axis"):
+    with pytest.raises(ExportError, match="the inputs data, other differ in their first axis") as error:
         to_onnx(net)
+    assert error.value.hint == "leave every size as it is (--dynamic-axes '')"
+    with pytest.raises(ExportError) as error:
+        to_onnx(net, dynamic_axes=("batch", "height", "width"))
+    assert error.value.hint == "leave it out (--dynamic-axes height,width)"
     assert len(to_onnx(net, dynamic_axes=()).graph.input) == 2
 
 
