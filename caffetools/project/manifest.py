@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from caffetools.data.datasets.listing import Listing
 from caffetools.errors import CaffeToolsError
+from caffetools.proto.file_names import folders_above
 from caffetools.util.files import write_text
 from caffetools.util.locks import lock_path
 
@@ -42,12 +43,35 @@ def check_or_write_manifest(out: Path, settings: dict[str, Any], inputs: dict[st
         before = dict(known.pop("inputs"))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise CaffeToolsError(f"{path}: damaged, or not a run's settings; choose another folder (-o)") from None
-    if changed := [key for key in settings if known.get(key) != settings[key]]:
+    if changed := [key for key in settings if not _is_same(known.get(key), settings[key], path)]:
         raise CaffeToolsError(
             f"{out} holds a run with other settings ({', '.join(changed)}); choose another folder (-o), or give the same ones"
         )
-    if changed := [name for name in inputs if before.get(name) != inputs[name]]:
-        raise CaffeToolsError(f"{out} holds a run that began before {changed[0]} changed; choose another folder (-o) to start again")
+    # By their order: the names have paths, which are others where the run is resumed from another folder.
+    if changed := [name for name, was in zip_longest(inputs, before.values()) if name is None or was != inputs[name]]:
+        raise CaffeToolsError(
+            f"{out} holds a run that began before {changed[0] or 'its inputs'} changed; choose another folder (-o) to start again"
+        )
+
+
+def path_from_here(name: str, near: Path) -> str:
+    """Return a path of a run's settings, which counts from where the run was started, as it is found from the working directory.
+
+    Args:
+        name: The path; or any other setting, which is returned as it is.
+        near: The run's file of settings.
+    """
+    if Path(name).exists():
+        return name
+    return next((os.path.relpath(base / name) for base in folders_above(near) if (base / name).exists()), name)
+
+
+def _is_same(known: object, given: object, near: Path) -> bool:
+    """Return whether a setting is the one of the run, or another path of the same file."""
+    if known == given or not isinstance(known, str) or not isinstance(given, str):
+        return known == given
+    places = [Path(path_from_here(name, near)) for name in (known, given)]
+    return all(place.exists() for place in places) and places[0].samefile(places[1])
 
 
 def fingerprint(listing: Listing) -> str:

@@ -16,7 +16,7 @@ from caffetools.infer.classifier import Classifier
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.project.config import FinetuneConfig
 from caffetools.project.evaluate import evaluate, held_out
-from caffetools.project.manifest import SETTINGS
+from caffetools.project.manifest import SETTINGS, path_from_here
 from caffetools.project.remarks import remarks_on, remarks_on_data, remarks_on_log
 from caffetools.project.report import RunRecord, report_of
 from caffetools.project.report_steps import better_run
@@ -95,6 +95,10 @@ def _read_config(folder: Path) -> FinetuneConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         values.pop("inputs", None)
+        for name in ("pictures", "model", "weights", "mean"):
+            # A model's name, or values of a mean, are no files.
+            found = path_from_here(values[name], path) if values.get(name) else ""
+            values |= {name: found} if found and (name == "pictures" or Path(found).is_file()) else {}
     except OSError:
         if not folder.is_dir():
             raise CaffeToolsError("there is no such folder; name the folder that caffetools finetune wrote (-o)", path=folder) from None

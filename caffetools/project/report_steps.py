@@ -81,7 +81,9 @@ def better_run(config: FinetuneConfig, epochs: int, log: TrainingLog, confusion:
 
 
 def _with_epochs(config: FinetuneConfig, epochs: int) -> str:
-    out = config.out.with_name(f"{config.out.name}-{epochs}-epochs")
+    # "." has no name of its own; the new run is next to the folder all the same.
+    out = config.out.parent if config.out.name else Path("..")
+    out /= f"{config.out.absolute().name}-{epochs}-epochs"
     return dataclasses.replace(config, out=out, epochs=epochs).command()
 
 

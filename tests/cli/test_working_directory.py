@@ -12,7 +12,7 @@ import pytest
 
 import caffetools as ct
 from caffetools.visualize.picture_net import PictureNet
-from tests.cli.inprocess import run_well
+from tests.cli.inprocess import error_of, run, run_well
 from tests.project.shapes import draw_shapes
 
 
@@ -80,3 +80,20 @@ def test_an_unknown_size_names_the_source_that_is_missing(tmp_path: Path, monkey
     (tmp_path / "net.prototxt").write_text((made / "nets" / "é" / "train_val.prototxt").read_text())
     monkeypatch.chdir(tmp_path)
     assert "its source 'data set/val_lmdb' is not there" in run_well("inspect", "net.prototxt").stdout
+
+
+def test_a_run_is_reported_and_resumed_from_inside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw_shapes(Path("pictures"), each=8, size=40)
+    settings = ("--model", "cifar10_quick", "--from-scratch", "--epochs", 1, "--size", 32, "--device", "cpu")
+    run_well("finetune", "pictures", "-o", "run", *settings)
+    made = {path.name: path.stat().st_mtime_ns for path in Path("run/net").glob("*.caffemodel")}
+    monkeypatch.chdir("run")
+    run_well("report")
+    again = re.findall(r"caffetools (finetune [^<]*)", re.sub("</?span[^>]*>", "", Path("report.html").read_text()))
+    assert again[-1].split()[:4] == ["finetune", "../pictures", "-o", "."]
+    run_well(*again[-1].split(), "--device", "cpu")
+    assert {path.name: path.stat().st_mtime_ns for path in Path("net").glob("*.caffemodel")} == made, "nothing is trained again"
+    run_well("finetune", tmp_path / "pictures", "-o", tmp_path / "run", *settings)
+    draw_shapes(Path("other"), each=8, size=40)
+    assert "other settings (pictures)" in error_of(run("finetune", "other", "-o", ".", *settings))
