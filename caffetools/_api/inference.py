@@ -41,6 +41,7 @@ def classify(
     channel_order: Literal["RGB", "BGR"] = "RGB",
     engine: str | None = None,
     device: str = "cpu",
+    precision: str = "fp32",
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> list[ClassificationResult]:
@@ -61,6 +62,7 @@ def classify(
         channel_order: Order of the channels of arrays; Pillow images and files need none.
         engine: ``"torch"`` or ``"onnxruntime"``; by default torch for a prototxt and onnxruntime for an ONNX file.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        precision: ``"fp32"`` as Caffe, ``"tf32"``, ``"bf16"`` or ``"fp16"``; others than float32 for the engine ``"torch"`` only.
         events: Receives ``Progress`` events, in images.
         cancel: Checked before every batch.
 
@@ -86,7 +88,7 @@ def classify(
     top, batch = whole_number("top", top), whole_number("batch", batch)
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=size_pair("resize", resize))
     model, weights, options = deployed("model", model, weights, options, events, cancel)
-    classifier = Classifier(model, weights, options, engine=engine, device=device)
+    classifier = Classifier(model, weights, options, engine=engine, device=device, precision=precision)
     return classifier.classify(
         as_images(images), top=top, batch=batch, oversample=oversample, channel_order=channel_order, events=events, cancel=cancel
     )
@@ -107,6 +109,7 @@ def detect(
     output: str | None = None,
     engine: str | None = None,
     device: str = "cpu",
+    precision: str = "fp32",
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> list[DetectionResult]:
@@ -126,6 +129,7 @@ def detect(
         output: The blob of the objects, where the net has several outputs.
         engine: As for :func:`classify`.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        precision: ``"fp32"`` as Caffe, ``"tf32"``, ``"bf16"`` or ``"fp16"``; others than float32 for the engine ``"torch"`` only.
         events: Receives ``Progress`` events, in images.
         cancel: Checked before every batch.
 
@@ -144,7 +148,7 @@ def detect(
     threshold = finite_number("threshold", threshold)
     top, batch = None if top is None else whole_number("top", top), whole_number("batch", batch)
     model, weights, options = deployed("model", model, weights, PreprocessOptions(mean=mean, labels=labels, scale=scale), events, cancel)
-    detector = Detector(model, weights, options, engine=engine, device=device, output=output)
+    detector = Detector(model, weights, options, engine=engine, device=device, precision=precision, output=output)
     return detector.detect(
         as_images(images), threshold=threshold, top=top, batch=batch, channel_order=channel_order, events=events, cancel=cancel
     )
@@ -162,6 +166,7 @@ def compute_blobs(
     scale: float | None = None,
     resize: tuple[int, int] | None = None,
     device: str = "cpu",
+    precision: str = "fp32",
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> dict[str, NDArray[np.float32]]:
@@ -180,6 +185,7 @@ def compute_blobs(
         scale: As for :func:`classify`.
         resize: (width, height) of the picture.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        precision: ``"fp32"`` as Caffe, ``"tf32"``, ``"bf16"`` or ``"fp16"``; others than float32 for the engine ``"torch"`` only.
         events: Receives ``Progress`` events, in tiles.
         cancel: Checked before every tile.
 
@@ -207,7 +213,7 @@ def compute_blobs(
     options = PreprocessOptions(mean=mean, scale=scale, resize=size_pair("resize", resize))
     what = BlobOptions(tuple(several("outputs", outputs)), own_size, tile)
     deploy, weights, options = deployed("deploy", deploy, weights, options, events, cancel)
-    reader = BlobReader(deploy, weights, options, what, device=device)
+    reader = BlobReader(deploy, weights, options, what, device=device, precision=precision)
     return reader.run(item, events=events, cancel=cancel)
 
 

@@ -177,6 +177,7 @@ def test(
     *,
     iterations: int = 50,
     device: str = "cpu",
+    precision: str = "fp32",
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> TestScores:
@@ -187,6 +188,7 @@ def test(
         weights: A .caffemodel, or the name of a model of the zoo; needed for a prototxt.
         iterations: Number of batches.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        precision: Of a prototxt's net: ``"fp32"`` as Caffe, ``"tf32"``, ``"bf16"`` or ``"fp16"``.
         events: Receives a ``Progress`` event after every batch.
         cancel: Checked after every batch.
 
@@ -199,6 +201,7 @@ def test(
     """
     from caffetools.net.device import find_device
     from caffetools.net.net import Net
+    from caffetools.net.precision import set_precision
     from caffetools.proto.schema import TEST
     from caffetools.solver.testing import load_test_net, test_net
 
@@ -208,7 +211,7 @@ def test(
         if weights is None:
             raise CaffeToolsError("a prototxt needs its weights to be tested", hint="give weights")
         path = net_path("net", net, "train_val")
-        net = load_test_net(path, weights_path(weights, events, cancel), device=find_device(device))
+        net = set_precision(load_test_net(path, weights_path(weights, events, cancel), device=find_device(device)), precision)
     elif not isinstance(net, Net):
         raise CaffeToolsError(f"a prototxt's path or a Net is expected, not {type(net).__name__}")
     elif weights is not None:

@@ -20,6 +20,7 @@ from caffetools.cli.options import (
     Parquet,
     PictureList,
     Plugin,
+    Precision,
     Resume,
     Scale,
     check_cluster,
@@ -60,6 +61,7 @@ def classify(
     oversample: Annotated[bool, typer.Option("--oversample", help="Average ten crops: corners and centre, mirrored too.")] = False,
     engine: InferenceEngine = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     output: Annotated[str | None, typer.Option(help="The blob of the probabilities, where the net has several outputs.")] = None,
     parquet: Parquet = None,
     cluster: Cluster = "",
@@ -90,13 +92,13 @@ def classify(
 
         with progress_sink("Classifying") as sink:
             done = classify_to_parquet(
-                deploy, weights, options, find_sources(names, pictures_list or []), parquet, engine=engine, device=device, output=output, top=top, batch=batch,
+                deploy, weights, options, find_sources(names, pictures_list or []), parquet, engine=engine, device=device, precision=precision, output=output, top=top, batch=batch,
                 oversample=oversample, cluster=cluster, force=force, resume=resume, events=sink,
             )  # fmt: skip
         report_bulk(done, json)
         return
     pictures = find_pictures([*names, *listed_pictures(pictures_list or [])])
-    classifier = Classifier(deploy, weights, options, engine=engine, device=device, output=output)
+    classifier = Classifier(deploy, weights, options, engine=engine, device=device, precision=precision, output=output)
     with progress_sink("Classifying") as sink:
         results = classifier.classify(pictures, top=top, batch=batch, oversample=oversample, events=sink)
     _report(results, json)

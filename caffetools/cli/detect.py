@@ -20,6 +20,7 @@ from caffetools.cli.options import (
     Parquet,
     PictureList,
     Plugin,
+    Precision,
     Resume,
     Scale,
     check_cluster,
@@ -47,6 +48,7 @@ def detect(
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
     engine: InferenceEngine = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     output: Annotated[str | None, typer.Option(help="The blob of the objects, where the net has several outputs.")] = None,
     parquet: Parquet = None,
     cluster: Cluster = "",
@@ -73,13 +75,13 @@ def detect(
     if parquet is not None:
         with progress_sink("Detecting") as sink:
             done = detect_to_parquet(
-                deploy, weights, options, find_sources(names, lists), parquet, engine=engine, device=device, output=output,
+                deploy, weights, options, find_sources(names, lists), parquet, engine=engine, device=device, precision=precision, output=output,
                 threshold=threshold, top=top, batch=batch, cluster=cluster, force=force, resume=resume, events=sink,
             )  # fmt: skip
         report_bulk(done, as_json)
         return
     pictures = find_pictures([*names, *listed_pictures(lists)])
-    detector = Detector(deploy, weights, options, engine=engine, device=device, output=output)
+    detector = Detector(deploy, weights, options, engine=engine, device=device, precision=precision, output=output)
     with progress_sink("Detecting") as sink:
         results = detector.detect(pictures, threshold=threshold, top=top, batch=batch, events=sink)
     _report(results, as_json)

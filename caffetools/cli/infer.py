@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
-from caffetools.cli.options import AsJson, Device, Dialect, Force, Plugin, check_output
+from caffetools.cli.options import AsJson, Device, Dialect, Force, Plugin, Precision, check_output
 from caffetools.cli.show import console, print_json, progress_sink
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def infer(
     scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted.")] = None,
     resize: Annotated[str | None, typer.Option(help="Resize whole pictures to 256 or 320x240 first.")] = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     force: Force = False,
     as_json: AsJson = False,
     dialect: Dialect = None,
@@ -66,7 +67,7 @@ def infer(
     net, parameters, options = deployed(deploy, weights, given)
     what = BlobOptions(tuple(name.strip() for name in outputs.split(",")) if outputs else (), own_size, tile)
     items = find_pictures(inputs)
-    reader = BlobReader(net, parameters, options, what, device=device)
+    reader = BlobReader(net, parameters, options, what, device=device, precision=precision)
     paths = result_paths(out, items, reader.outputs)
     pictures = result_paths(out, items, reader.outputs, suffix=".png") if png else [{} for _ in items]
     together = [path[""] for path in result_paths(out, items, [""], suffix=".npz")] if npz else []

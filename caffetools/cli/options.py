@@ -117,6 +117,7 @@ def _values_of_parameters(*, but: str) -> list[object]:
 
 
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32 (as Caffe), tf32, bf16 or fp16; for the engine torch.")]
 Cluster = Annotated[
     str,
     typer.Option(

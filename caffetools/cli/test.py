@@ -10,9 +10,10 @@ import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
-from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, SkipCorrupt
+from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, Precision, SkipCorrupt
 from caffetools.cli.show import console, note, print_json, print_next, progress_sink, write_log
 from caffetools.errors import CaffeToolsError
+from caffetools.net.precision_modes import check_mode
 from caffetools.zoo.names import is_model
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def test(
     level: Level = 0,
     gpu: OneGpu = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    precision: Precision = "fp32",
     engine: Engine = "caffetools",
     engine_image: EngineImage = "",
     skip_corrupt: SkipCorrupt = 0,
@@ -63,7 +65,7 @@ def test(
     if not weights:
         raise CaffeToolsError("--weights is missing: the scores of a net with random weights are worthless", hint=_right_use(given))
     path = net_file(given, "train_val")
-
+    _check_precision(precision, ours=engine == "caffetools" and not engine_image)
     from caffetools.project.next_step import after_test
 
     files = [str(weights_file(name)) for name in split(weights)]
@@ -75,7 +77,7 @@ def test(
         echo = None if json or quiet_by_glog() else write_log
         scores = score_with_caffe(path, files, iterations, image=engine_image or None, arguments=flags, echo=echo)
     else:
-        scores = _scores(path, files, iterations, chosen_device(gpu, device), stage, level, skip_corrupt, quiet=json)
+        scores = _scores(path, files, iterations, chosen_device(gpu, device), precision, stage, level, skip_corrupt, quiet=json)
     if json:
         named: dict[str, list[float]] = {}
         for output in scores.outputs:
@@ -89,6 +91,12 @@ def test(
     print_next(after_test(given, weights))
 
 
+def _check_precision(precision: str, *, ours: bool) -> None:
+    check_mode(precision)
+    if precision != "fp32" and not ours:
+        raise CaffeToolsError(f"real Caffe computes in fp32 only; leave out --engine, or --precision {precision}")
+
+
 def _right_use(net: Path) -> str:
     """Return the command with the newest weights of the net, if there are some."""
     from caffetools.project.config import command
@@ -99,10 +107,11 @@ def _right_use(net: Path) -> str:
 
 
 def _scores(
-    path: Path, weights: list[str], iterations: int, device: str, stage: str, level: int, skip_corrupt: int, *, quiet: bool
+    path: Path, weights: list[str], iterations: int, device: str, precision: str, stage: str, level: int, skip_corrupt: int, *, quiet: bool
 ) -> TestScores:
     """Score by our own engine."""
     from caffetools.data.layers.batch_source import tolerating_corrupt_records
+    from caffetools.net.precision import set_precision
     from caffetools.solver.logs.caffe_log import GlogWriter, no_log
     from caffetools.solver.run import choose_device
     from caffetools.solver.testing import load_test_net, test_net
@@ -111,7 +120,7 @@ def _scores(
     with tolerating_corrupt_records(skip_corrupt, lambda error: note(f"left out: {error}")):
         loaded = load_test_net(path, ",".join(weights), device=choose_device(device), level=level, stages=split(stage), log=log)
     with progress_sink("Testing") as sink:
-        return test_net(loaded, iterations, log=log, events=sink)
+        return test_net(set_precision(loaded, precision), iterations, log=log, events=sink)
 
 
 # pytest would take it for a test where it is imported.

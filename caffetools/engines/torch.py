@@ -15,6 +15,7 @@ from caffetools.engines.base import Engine, EngineError, PathLike
 from caffetools.errors import NetError
 from caffetools.net.device import find_device
 from caffetools.net.net import Net, error_context
+from caffetools.net.precision import set_precision
 from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 
@@ -33,19 +34,25 @@ class TorchEngine(Engine):
         self.batch = None
 
     @classmethod
-    def load(cls, deploy: PathLike, weights: PathLike | None = None, *, device: str = "cpu") -> TorchEngine:
+    def load(cls, deploy: PathLike, weights: PathLike | None = None, *, device: str = "cpu", precision: str = "fp32") -> TorchEngine:
         """Load a prototxt and its .caffemodel.
+
+        Args:
+            deploy: The prototxt.
+            weights: Its .caffemodel; None for a net without parameters.
+            device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+            precision: See :func:`~caffetools.net.precision.set_precision`.
 
         Raises:
             PrototxtError, ModelFileError, NetError: a file cannot be read, or the weights are not this net's.
             EngineError: ``deploy`` is an ONNX file, or no weights are given.
-            CaffeToolsError: the device is not there.
+            CaffeToolsError: the device is not there, or the precision is unknown.
         """
         if Path(deploy).suffix == ".onnx":
             raise EngineError(f"{deploy}: the torch engine runs a prototxt with its caffemodel; use --engine onnxruntime for ONNX files")
         net = Net.from_file(deploy, TEST, fill=weights is None)
         load_all_weights(net, deploy, weights)
-        return cls(net.to(find_device(device)))
+        return cls(set_precision(net.to(find_device(device)), precision))
 
     def predict(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once on arrays (N, …) of float32, as :meth:`Engine.predict` does."""

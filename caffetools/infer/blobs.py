@@ -29,6 +29,7 @@ from caffetools.infer.tiling import MakeArray, Window, plan_tiles, run_tiles
 from caffetools.layers.base import format_shape
 from caffetools.net.device import find_device
 from caffetools.net.net import Net
+from caffetools.net.precision import set_precision
 from caffetools.net.probe import needed_layers
 from caffetools.proto.blobs import Array
 from caffetools.proto.schema import TEST, NetParameter
@@ -67,6 +68,7 @@ class BlobReader:
         options: Preprocessing, in place of what is stored with the prototxt.
         what: Which blobs, and the size of the input.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        precision: As for :func:`~caffetools.net.precision.set_precision`.
 
     Attributes:
         net: The net of the layers that are needed.
@@ -84,6 +86,7 @@ class BlobReader:
         what: BlobOptions | None = None,
         *,
         device: str = "cpu",
+        precision: str = "fp32",
     ):
         if Path(deploy).suffix.lower() == ".onnx":
             raise EngineError(f"{os.fspath(deploy)}: inner blobs are computed for a prototxt with its .caffemodel, not for ONNX files")
@@ -94,7 +97,7 @@ class BlobReader:
         self.outputs = tuple(dict.fromkeys(self.what.outputs)) or tuple(whole.outputs)
         self.net = _cut(whole, self.outputs)
         load_all_weights(self.net, deploy, weights)
-        self.net.to(find_device(device))
+        set_precision(self.net.to(find_device(device)), precision)
         self._known = read_preprocessing(deploy) or Preprocessing()
 
     def run(

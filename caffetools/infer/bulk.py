@@ -39,6 +39,7 @@ def classify_to_parquet(
     *,
     engine: str | None = None,
     device: str = "cpu",
+    precision: str = "fp32",
     output: str | None = None,
     top: int = 5,
     batch: int = 16,
@@ -61,6 +62,7 @@ def classify_to_parquet(
         out: Folder to create; with a cluster one that every machine writes to.
         engine: ``torch`` or ``onnxruntime``; None takes that of the file's kind.
         device: ``cpu``, ``cuda`` or ``auto``.
+        precision: As for :func:`~caffetools.infer.load.open_engine`.
         output: Blob of the probabilities; None if the net has only one output.
         top: Number of classes for each picture.
         batch: Number of pictures that the net processes at once.
@@ -77,7 +79,7 @@ def classify_to_parquet(
         CaffeToolsError: The model cannot be loaded or run.
         WriteFailed: ``out`` cannot be written.
     """
-    model = _model(deploy, weights, options, engine, device, output)
+    model = _model(deploy, weights, options, engine, device, precision, output)
     common = {"model": model, "top": top, "batch": batch, "oversample": oversample}
     tasks, ends = picture_tasks(pictures, common, per_file)
     return run_parts(
@@ -105,6 +107,7 @@ def detect_to_parquet(
     *,
     engine: str | None = None,
     device: str = "cpu",
+    precision: str = "fp32",
     output: str | None = None,
     threshold: float = 0.0,
     top: int | None = None,
@@ -129,6 +132,7 @@ def detect_to_parquet(
         out: Folder to create; with a cluster one that every machine writes to.
         engine: ``torch`` or ``onnxruntime``; None takes that of the file's kind.
         device: ``cpu``, ``cuda`` or ``auto``.
+        precision: As for :func:`~caffetools.infer.load.open_engine`.
         output: Blob of the objects; None if the net has only one output.
         threshold: Lowest score, from 0 to 1.
         top: Most objects of a picture; None stores all.
@@ -145,7 +149,7 @@ def detect_to_parquet(
         CaffeToolsError: The model cannot be loaded or run.
         WriteFailed: ``out`` cannot be written.
     """
-    model = _model(deploy, weights, options, engine, device, output)
+    model = _model(deploy, weights, options, engine, device, precision, output)
     common = {"model": model, "top": top, "batch": batch, "threshold": threshold}
     tasks, ends = picture_tasks(pictures, common, per_file)
     return run_parts("detect", detect_part, tasks, [out], ends, "images", cluster, force, resume, _MODELS, events, cancel)
@@ -262,7 +266,13 @@ def options_from_json(values: Task) -> PreprocessOptions:
 
 
 def _model(
-    deploy: PathLike, weights: PathLike | None, options: PreprocessOptions, engine: str | None, device: str, output: str | None
+    deploy: PathLike,
+    weights: PathLike | None,
+    options: PreprocessOptions,
+    engine: str | None,
+    device: str,
+    precision: str,
+    output: str | None,
 ) -> Task:
     return {
         "deploy": os.path.abspath(deploy),  # noqa: PTH100 (links are kept: deploy.json lies next to them)
@@ -270,6 +280,7 @@ def _model(
         "options": options_to_json(options),
         "engine": engine,
         "device": device,
+        "precision": precision,
         "output": output,
     }
 
@@ -287,7 +298,8 @@ def _detector(model: str) -> Detector:
 def _opened(kind: type[M], model: str) -> M:
     values = json.loads(model)
     options = options_from_json(values["options"])
-    return kind(values["deploy"], values["weights"], options, engine=values["engine"], device=values["device"], output=values["output"])
+    how = {name: values[name] for name in ("engine", "device", "precision", "output")}
+    return kind(values["deploy"], values["weights"], options, **how)
 
 
 # What keeps models open between the tasks of a process.

@@ -92,6 +92,7 @@ class PictureModel:
         options: See :class:`Classifier`.
         engine: ``"torch"`` or ``"onnxruntime"``; None takes that of the file's kind.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        precision: As for :func:`~caffetools.infer.load.open_engine`.
         output: The blob of the results; None if the net has only one output.
         task: What the net is for, for the message: ``classifying``.
         results: What the output holds, for the message.
@@ -109,12 +110,13 @@ class PictureModel:
         *,
         engine: str | None,
         device: str,
+        precision: str,
         output: str | None,
         task: str,
         results: str,
     ):
         try:
-            self.engine, known = open_engine(deploy, weights, engine=engine, device=device)
+            self.engine, known = open_engine(deploy, weights, engine=engine, device=device, precision=precision)
         except CaffeToolsError as error:
             error.hint = error.hint or _hint_for_training(deploy)
             raise
@@ -144,6 +146,7 @@ class Classifier(PictureModel):
             to the prototxt, or in the ONNX file's metadata.
         engine: ``"torch"`` or ``"onnxruntime"``; None takes torch for a prototxt and onnxruntime for an ONNX file.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        precision: As for :func:`~caffetools.infer.load.open_engine`.
         output: The blob of the probabilities; None if the net has only one output.
 
     Raises:
@@ -158,9 +161,20 @@ class Classifier(PictureModel):
         *,
         engine: str | None = None,
         device: str = "cpu",
+        precision: str = "fp32",
         output: str | None = None,
     ):
-        super().__init__(deploy, weights, options, engine=engine, device=device, output=output, task="classifying", results="probabilities")
+        super().__init__(
+            deploy,
+            weights,
+            options,
+            engine=engine,
+            device=device,
+            precision=precision,
+            output=output,
+            task="classifying",
+            results="probabilities",
+        )
         self.labels = self.preprocessing.labels
         self._warned = False
         given = options.labels if options is not None else None

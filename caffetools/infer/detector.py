@@ -69,6 +69,7 @@ class Detector(PictureModel):
             all but the background.
         engine: ``"torch"`` or ``"onnxruntime"``; None takes that of the file's kind.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        precision: As for :func:`~caffetools.infer.load.open_engine`.
         output: The blob of the rows; None if the net has only one output.
 
     Raises:
@@ -84,9 +85,12 @@ class Detector(PictureModel):
         *,
         engine: str | None = None,
         device: str = "cpu",
+        precision: str = "fp32",
         output: str | None = None,
     ):
-        super().__init__(deploy, weights, options, engine=engine, device=device, output=output, task="detecting", results="objects")
+        super().__init__(
+            deploy, weights, options, engine=engine, device=device, precision=precision, output=output, task="detecting", results="objects"
+        )
         self._layer = self._output_layer()
         self.labels = self._fitting_labels()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from caffetools.engines.base import ENGINE_SUFFIXES, Engine, EngineError
 from caffetools.infer.picture_bytes import PictureBytesEngine, is_for_bytes
 from caffetools.infer.sidecar import read_preprocessing
+from caffetools.net.precision_modes import check_mode
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
@@ -16,7 +17,7 @@ ENGINES = ("torch", "onnxruntime", "opencv", "caffe", "tensorrt")
 
 
 def open_engine(
-    deploy: PathLike, weights: PathLike | None = None, *, engine: str | None = None, device: str = "cpu"
+    deploy: PathLike, weights: PathLike | None = None, *, engine: str | None = None, device: str = "cpu", precision: str = "fp32"
 ) -> tuple[Engine, Preprocessing | None]:
     """Open ``deploy`` (a prototxt with its ``weights``, an ONNX file or a TensorRT engine) with ``engine``.
 
@@ -28,6 +29,7 @@ def open_engine(
         engine: ``"torch"``, ``"onnxruntime"``, ``"tensorrt"``, or in an environment of their own ``"opencv"`` or ``"caffe"``; None takes
             torch for a prototxt, onnxruntime for an ONNX file and tensorrt for an engine.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
+        precision: ``"fp32"``, ``"tf32"``, ``"bf16"`` or ``"fp16"``; the engine ``"torch"`` has others than float32.
 
     Returns:
         The engine, and the preprocessing in the ONNX file's metadata or in the prototxt's ``deploy.json``; None if there is none.
@@ -39,10 +41,14 @@ def open_engine(
     name = engine or usual_engine(deploy)
     if name not in ENGINES:
         raise EngineError(f"unknown engine '{name}'; known are {', '.join(ENGINES)}")
+    check_mode(precision)
+    if precision != "fp32" and name != "torch":
+        hint = "an ONNX file has its own precision: caffetools quantize --precision fp16 makes one of half precision"
+        raise EngineError(f"--precision {precision} is for the engine torch, not for {name}", hint=hint)
     if name == "torch":
         from caffetools.engines.torch import TorchEngine
 
-        return TorchEngine.load(deploy, weights, device=device), read_preprocessing(deploy)
+        return TorchEngine.load(deploy, weights, device=device, precision=precision), read_preprocessing(deploy)
     if name in ("opencv", "caffe"):
         from caffetools.engines.external import CaffeEngine, OpenCVEngine
 

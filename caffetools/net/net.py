@@ -147,6 +147,8 @@ class Net(nn.Module):
         self.inference = InferencePlans(self.layers, self._plans)
         self.graphs = InferenceGraphs(self.layers, self._plans)
         self.allow_tf32 = False
+        # Convolutions and inner products compute in it (see net/precision.py); None: float32.
+        self.half_type: torch.dtype | None = None
 
     @classmethod
     def from_file(
@@ -244,6 +246,9 @@ class Net(nn.Module):
         Raises:
             NetError: an input or a blob of ``keep`` is unknown, something is not an array, or shapes do not fit.
         """
+        if self.half_type is not None and not torch.is_autocast_enabled(self.device.type):
+            with torch.autocast(self.device.type, self.half_type):
+                return {name: blob.float() for name, blob in self.forward(batch, keep=keep).items()}
         if self.phase == TEST:
             self.inference.wake()
         if unknown := [name for name in keep if name not in self.blob_shapes]:

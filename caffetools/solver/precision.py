@@ -11,11 +11,10 @@ from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
 from caffetools.net.net import Net
+from caffetools.net.precision import HALF, keep_float32
+from caffetools.net.precision_modes import check_mode
 from caffetools.net.shape_plans import ShapePlan
-from caffetools.solver.compute_options import check_mode
 from caffetools.solver.control import Log
-
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
@@ -26,7 +25,7 @@ class Precision:
     and leaves out the updates whose gradients overflow, halving the scale (Micikevicius et al., 2018).
 
     Args:
-        mode: One of :data:`~caffetools.solver.compute_options.MODES`.
+        mode: One of :data:`~caffetools.net.precision_modes.MODES`.
         device: Where the net is.
         log: Called for every update that is skipped.
 
@@ -37,7 +36,7 @@ class Precision:
     def __init__(self, mode: str, device: torch.device, log: Log):
         check_mode(mode)
         self.mode, self.device, self.log = mode, device, log
-        self.half = _HALF.get(mode)
+        self.half = HALF.get(mode)
         self._scaler = torch.amp.GradScaler(device.type) if mode == "fp16" else None
         self._step: _Step | None = None
         if mode == "tf32" and device.type != "cuda":
@@ -47,9 +46,7 @@ class Precision:
         """Make ``net`` ready: layers that need float32 see to it that they get it, and products on GPUs round to TF32 where it is the mode."""
         net.allow_tf32 = self.mode == "tf32"
         if self.half is not None:
-            for layer in net.layers:
-                if not layer.IS_DATA and not layer.TRAITS.half:
-                    layer.float32_only = True
+            keep_float32(net)
 
     def running(self) -> AbstractContextManager[Any]:
         """Return the context for a forward pass."""

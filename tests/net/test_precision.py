@@ -1,0 +1,93 @@
+"""Passes of a net in half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import caffetools as ct
+from caffetools.engines.base import EngineError
+from caffetools.engines.torch import TorchEngine
+from caffetools.errors import CaffeToolsError
+from caffetools.net.net import Net
+from caffetools.net.precision import set_precision
+from caffetools.net.weights import save_weights
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.text import parse
+from tests.cli.inprocess import run
+
+DEPLOY = """\
+name: "half"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 12 dim: 12 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.1 } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "norm" type: "LRN" bottom: "conv" top: "norm" lrn_param { local_size: 3 alpha: 0.01 } }
+layer { name: "pool" type: "Pooling" bottom: "norm" top: "pool" pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip" inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
+"""
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Path:
+    path = tmp_path / "deploy.prototxt"
+    path.write_text(DEPLOY)
+    torch.manual_seed(0)
+    save_weights(Net.from_file(path), tmp_path / "w.caffemodel")
+    return path
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("bf16", 8), ("fp16", 11)])
+def test_half_precision_differs_by_its_rounding_and_gives_float32(deploy: Path, mode: str, bits: int) -> None:
+    full = TorchEngine.load(deploy, deploy.with_name("w.caffemodel"))
+    half = TorchEngine.load(deploy, deploy.with_name("w.caffemodel"), precision=mode)
+    batch = {"data": np.random.default_rng(0).normal(0, 2, (3, 3, 12, 12)).astype(np.float32)}
+    expected, got = full.predict(batch)["prob"], half.predict(batch)["prob"]
+    assert got.dtype == np.float32
+    difference = float(np.abs(got - expected).max())
+    assert 0 < difference < 4 * 2.0**-bits
+    inner = half.net({"data": torch.from_numpy(batch["data"])}, keep=["conv", "norm"])
+    # What autocast rounds: values of 8 or 11 bits; LRN is computed in float32.
+    for name, rounded in (("conv", True), ("norm", False)):
+        values = inner[name]
+        assert values.dtype == torch.float32
+        assert bool((values.to(half.net.half_type).float() == values).all()) is rounded
+    weights = [layer.blobs[0].dtype for layer in half.net.layers if len(layer.blobs)]
+    assert weights == [half.net.half_type] * 2
+
+
+def test_float32_comes_back_to_the_inference_plan(deploy: Path) -> None:
+    net = Net.from_file(deploy)
+    batch = {"data": torch.ones(1, 3, 12, 12)}
+    assert torch.equal(set_precision(net, "fp32")(batch)["prob"], net(batch)["prob"]) and net.half_type is None
+    with pytest.raises(CaffeToolsError, match="unknown precision 'int4'; it is one of fp32, tf32, bf16, fp16"):
+        set_precision(net, "int4")
+
+
+def test_layers_with_parameters_of_their_own_stay_in_float32() -> None:
+    text = DEPLOY + 'layer { name: "scale" type: "Scale" bottom: "conv" top: "scaled" scale_param { bias_term: true } }\n'
+    text += 'layer { name: "slope" type: "PReLU" bottom: "scaled" top: "slope" }\n'
+    net = set_precision(Net(parse(text, NetParameter)), "bf16")
+    types = {layer.name: {blob.dtype for blob in layer.blobs} for layer in net.layers if len(layer.blobs)}
+    assert types == {"conv": {torch.bfloat16}, "ip": {torch.bfloat16}, "scale": {torch.float32}, "slope": {torch.float32}}
+    assert set(net({"data": torch.ones(1, 3, 12, 12)})) == {"prob", "slope"}
+
+
+def test_commands_and_functions_take_it(deploy: Path, tmp_path: Path) -> None:
+    weights = deploy.with_name("w.caffemodel")
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).normal(0, 2, (3, 12, 12)).astype(np.float32))
+    for mode in ("fp32", "bf16"):
+        assert run("infer", deploy, weights, tmp_path / "x.npy", "-o", tmp_path / mode, "--precision", mode)[0] == 0
+    full, half = (np.load(tmp_path / mode / "x.prob.npy") for mode in ("fp32", "bf16"))
+    assert 0 < np.abs(full - half).max() < 0.02
+    image = np.random.default_rng(2).integers(0, 256, (12, 12, 3), np.uint8)
+    one, other = (ct.classify(image, deploy, weights, mean=[128], scale=0.01, precision=mode)[0] for mode in ("fp32", "bf16"))
+    assert one.guesses[0].index == other.guesses[0].index and one.guesses[0].probability != other.guesses[0].probability
+    done = run("infer", deploy, weights, tmp_path / "x.npy", "-o", tmp_path / "wrong", "--precision", "half")
+    assert done[0] == 2 and "unknown precision 'half'" in done[2]
+    with pytest.raises(EngineError, match="--precision fp16 is for the engine torch, not for onnxruntime"):
+        ct.classify(image, deploy, weights, mean=[128], engine="onnxruntime", precision="fp16")
