@@ -49,7 +49,7 @@ def _row(kind: str, layer: type[Layer], forward: int, backward: int) -> str:
         f"{_arity(layer.BOTTOMS)} → {'as bottoms' if layer.TOPS == SAME_AS_BOTTOMS else _arity(layer.TOPS)}",
         "yes" if "declare_blob" in inspect.getsource(layer.setup) else "–",
         _gradient(layer),
-        "yes" if layer.to_onnx is not Layer.to_onnx else "–",
+        "yes" if layer.has_onnx_form() else "–",
         cases,
     )
     return "| " + " | ".join(cells) + " |"

@@ -27,8 +27,8 @@ def _layers() -> str:
     rows = []
     for kind, layer in layer_types().items():
         limits = layer.ONNX_LIMITS
-        state = "input" if layer.IS_DATA else "–" if limits.startswith("none: ") else "with limits" if limits else "exact"
-        rows.append(f"| {kind} | {state} | {limits.removeprefix('none: ')} |")
+        state = "input" if layer.IS_DATA else "–" if not layer.has_onnx_form() else "with limits" if limits else "exact"
+        rows.append(f"| {kind} | {state} | {limits or layer.NO_ONNX} |")
     return "| Type | ONNX | Limits, or why it has no form |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 

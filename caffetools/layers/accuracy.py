@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shapes
+from caffetools.layers.base import Layer, Shapes
 from caffetools.layers.loss import as_index, expect_labels
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -52,10 +52,7 @@ class Accuracy(Layer):
         items = torch.bincount(index[valid], minlength=self.classes)
         return share, _share(torch.bincount(index[right & valid], minlength=self.classes), items)
 
-    ONNX_LIMITS = "none: it compares with labels, which a deploy net does not have"
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        raise self.no_onnx_form("it compares with labels, which a deploy net does not have (`caffetools deploy` writes one)")
+    NO_ONNX = "it compares with labels, which a deploy net does not have (`caffetools deploy` writes one)"
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:

@@ -251,10 +251,17 @@ class Layer(ObservedModule):
 
     # Where the ONNX form is not exact, or which layers of this type have none; empty where every layer has an exact form.
     ONNX_LIMITS: ClassVar[str] = ""
+    # Why no layer of this type has an ONNX form; empty where to_onnx is overridden.
+    NO_ONNX: ClassVar[str] = ""
 
     def to_onnx(self, graph: OnnxGraph) -> None:
         """Add this layer's nodes. Raises :class:`ExportError` where the layer has no exact ONNX form."""
-        raise self.no_onnx_form()
+        raise self.no_onnx_form(self.NO_ONNX)
+
+    @classmethod
+    def has_onnx_form(cls) -> bool:
+        """Return whether layers of this type have an ONNX form, perhaps within :attr:`ONNX_LIMITS`."""
+        return cls.to_onnx is not Layer.to_onnx
 
     def no_onnx_form(self, reason: str = "") -> ExportError:
         """Return an error to raise from :meth:`to_onnx`; ``reason`` states why this layer cannot be written."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caffetools.errors import WriteFailed
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
+from caffetools.layers.base import Layer, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.proto.schema import TEST, LayerParameter
 
@@ -43,10 +43,7 @@ class HDF5Output(Layer):
         self.path = Path(self.param.hdf5_output_param.file_name)
         return []
 
-    ONNX_LIMITS = "none: it writes a file"
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        raise self.no_onnx_form("it writes a file")
+    NO_ONNX = "it writes a file"
 
     def forward(self, data: Tensor, label: Tensor) -> tuple[Tensor, ...]:
         rows = {"data": _four_axes(data), "label": _four_axes(label)}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
+from caffetools.layers.base import Layer, Shape, Shapes, format_shape
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import LossParameter, enum_name
 
@@ -55,10 +55,7 @@ class Loss(Layer):
     BOTTOMS = (2, 2)
     IS_LOSS = True
 
-    ONNX_LIMITS = "none: a loss is for training; a deploy net has none"
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        raise self.no_onnx_form("a loss, which training needs and a deploy net does not (`caffetools deploy` writes one)")
+    NO_ONNX = "a loss, which training needs and a deploy net does not (`caffetools deploy` writes one)"
 
     def gradients_from_blobs(
         self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]

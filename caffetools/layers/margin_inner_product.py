@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caffetools.layers.autograd import Context
-from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
+from caffetools.layers.base import Layer, Shapes, format_shape
 from caffetools.layers.loss import as_index
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
@@ -67,10 +67,7 @@ class MarginInnerProduct(Layer):
         self.passes += 1
         return float(max(param.base * (1 + param.gamma * self.passes) ** -param.power, param.lambda_min))
 
-    ONNX_LIMITS = "none: it needs labels; for use replace it by an InnerProduct of its weights without bias"
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        raise self.no_onnx_form("it needs labels; for use replace it by an InnerProduct of its weights without bias")
+    NO_ONNX = "it needs labels; for use replace it by an InnerProduct of its weights without bias"
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         weight, share = self.blobs[0], self.next_lambda()

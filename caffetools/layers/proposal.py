@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caffetools.layers.base import Layer, OnnxGraph, Shape, Shapes, format_shape
+from caffetools.layers.base import Layer, Shape, Shapes, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 
@@ -93,10 +93,7 @@ class Proposal(Layer):
         row = [height * stride, width * stride, *[1.0] * (math.prod(shape) // items - 2)]
         return np.tile(np.array(row, np.float32), (items, 1)).reshape(shape)
 
-    ONNX_LIMITS = "none: ONNX's NonMaxSuppression counts boxes less than a pixel apart as overlapping, PVANET's does not"
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        raise self.no_onnx_form("ONNX's NonMaxSuppression counts boxes less than a pixel apart as overlapping, PVANET's does not")
+    NO_ONNX = "ONNX's NonMaxSuppression counts boxes less than a pixel apart as overlapping, PVANET's does not"
 
 
 def _anchors(base: int, ratios: list[float], scales: list[float]) -> Array:

@@ -15,7 +15,7 @@ import caffetools
 from caffetools.errors import CaffeToolsError, mark_user_error
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer as EngineLayer
-from caffetools.layers.base import OnnxGraph, Shape, Shapes
+from caffetools.layers.base import Shape, Shapes
 from caffetools.layers.blob_storage import BlobStorage, ParameterStorage
 from caffetools.layers.blob_view import Blob, BlobVec, checked_shape
 from caffetools.layers.plugin import find_class
@@ -158,10 +158,7 @@ class Python(EngineLayer):
         if fresh:
             self.user_layer.blobs.bind()
 
-    ONNX_LIMITS = "none: it runs code of the user"
-
-    def to_onnx(self, graph: OnnxGraph) -> None:
-        raise self.no_onnx_form("it runs code of the user")
+    NO_ONNX = "it runs code of the user"
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         if not self.tops:

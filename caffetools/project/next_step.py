@@ -17,13 +17,14 @@ from caffetools.graph.inputs import data_layers
 from caffetools.graph.summary import parameter_shapes
 from caffetools.graph.weights_diff import all_fit
 from caffetools.infer.data_preprocessing import card_of
+from caffetools.layers.registry import is_known, layer_class
 from caffetools.project.config import command
 from caffetools.project.evaluate import held_out
 from caffetools.project.find import missing_sources
 from caffetools.project.surroundings import picture_folders
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.file_names import read_net_near_files
-from caffetools.proto.schema import TEST, TRAIN
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter
 from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.solver.checkpoints.resume import newest_snapshot
@@ -82,18 +83,22 @@ def after_test(net: PathLike, weights: PathLike) -> str:
 
 
 def after_deploy(deploy: Path, train_val: Path) -> str:
-    """Return the command after ``deploy``: classify with the newest weights, or export; inspect where there are none.
+    """Return the command after ``deploy``: classify with the newest weights, or export; inspect where neither is possible.
 
     Args:
         deploy: The deploy prototxt.
         train_val: The net it was made of.
     """
     weights = find_weights(train_val)
-    return _use(deploy, weights, find_picture(train_val)) if weights is not None else command("inspect", deploy)
+    if weights is None:
+        return command("inspect", deploy)
+    return _use(deploy, weights, find_picture(train_val)) or command("inspect", deploy, weights)
 
 
 def after_classify(deploy: PathLike, weights: PathLike | None) -> str:
     """Return the command after ``classify``: export the net, or verify the exported model where there is one.
+
+    "" for a net that cannot be exported.
 
     Args:
         deploy: The deploy prototxt, or a model of the zoo.
@@ -104,7 +109,9 @@ def after_classify(deploy: PathLike, weights: PathLike | None) -> str:
         return next((found for nets in (folder, folder / "net") if (found := _bundle(nets / "deploy.prototxt"))), "")
     onnx = _onnx_path(deploy)
     words = [deploy] if get_model(deploy) and get_model(weights) == get_model(deploy) else [deploy, weights]
-    return command("verify", *words, onnx) if onnx.exists() else command("export", *words, "-o", onnx)
+    if onnx.exists():
+        return command("verify", *words, onnx)
+    return command("export", *words, "-o", onnx) if has_onnx_form(deploy) else ""
 
 
 def after_export(deploy: PathLike, weights: PathLike, onnx: Path) -> str:
@@ -137,6 +144,25 @@ def after_quantize(deploy: PathLike, onnx: Path) -> str:
     """Return the command after ``quantize``: classify a picture of the dataset with the quantized model."""
     picture = None if get_model(deploy) else find_picture(deploy)
     return command("classify", onnx, picture) if picture is not None else ""
+
+
+def has_onnx_form(net: PathLike) -> bool:
+    """Return whether the type of each layer of a net has an ONNX form, or the net cannot be read; without it ``export`` refuses the net.
+
+    Args:
+        net: A deploy prototxt, or a model of the zoo, whose layers all have one.
+    """
+    with suppress(CaffeToolsError, OSError):
+        graph = list(graphs_present(_read(net)).values())[-1]
+        return all(_is_exported(layer) for layer in graph.layers.values())
+    return True
+
+
+def _is_exported(layer: LayerParameter) -> bool:
+    if not is_known(layer.type):
+        return False
+    kind = layer_class(layer.type)
+    return kind.IS_DATA or kind.has_onnx_form()
 
 
 def find_weights(net: PathLike) -> Path | None:

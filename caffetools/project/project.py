@@ -24,7 +24,7 @@ from caffetools.onnx.verify import Verification
 from caffetools.project.config import command
 from caffetools.project.data_config import DataOptions, classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
-from caffetools.project.next_step import after_export, dataset_command, find_dataset, lacks_data
+from caffetools.project.next_step import after_deploy, after_export, dataset_command, find_dataset, has_onnx_form, lacks_data
 from caffetools.project.output import planned_command
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
 from caffetools.project.surroundings import after_dataset
@@ -433,6 +433,8 @@ class Project:
             return planned_command(self.solver) or command("train", self.solver)
         if found.iteration < solver.max_iter:
             return command("train", self.solver, "--resume", "auto")
+        if onnx is None and not has_onnx_form(self.deploy_prototxt):
+            return after_deploy(self.deploy_prototxt, self.train_val)
         if onnx is None:
             return command("export", self.deploy_prototxt, found.weights, "-o", self.onnx)
         return after_export(self.deploy_prototxt, found.weights, onnx)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.project.config import FinetuneConfig, command
-from caffetools.project.next_step import find_picture
+from caffetools.project.next_step import find_picture, has_onnx_form
 from caffetools.project.remarks import is_chance_level, loss_trend
 from caffetools.results import Confusion, Step
 from caffetools.solver.logs.training_log import TrainingLog
@@ -35,6 +35,9 @@ def after_run(card: DatasetCard, confusion: Confusion, deploy: Path, weights: Pa
     if pictures.is_dir() and confusion.right < confusion.total:
         errors = command("visualize", "errors", deploy, weights, card.folder, "-o", folder / "errors.png")
         steps.append(Step("Look at the wrong images", errors, "The most confident errors first; wrong labels are often among them."))
+    if onnx is None and not has_onnx_form(deploy):
+        # What follows is made of the ONNX model.
+        return steps
     if onnx is None:
         export = command("export", deploy, weights, "-o", folder / "model.onnx")
         steps.append(Step("Export to ONNX", export, "For onnxruntime, OpenCV, TensorRT and others; the file is verified."))

@@ -190,6 +190,25 @@ def test_the_next_commands_of_a_net_with_a_layer_of_a_plugin_name_the_plugin() -
     assert names == ["test", "classify", "export", "classify", "bundle", "bundle"]
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_a_net_with_a_layer_that_has_no_onnx_form_is_not_to_be_exported(pictures: bool) -> None:
+    draw_shapes(Path("pictures"), each=6)
+    run_well("dataset", "build", "pictures", "data", "--size", 40)
+    Path("gain.py").write_text(GAIN.partition("    def to_onnx")[0])
+    gain = 'layer { name: "gain" type: "Gain" bottom: "conv1" top: "gain" }'
+    lines = TRAIN_VAL.replace('bottom: "conv1" top: "pool1"', 'bottom: "gain" top: "pool1"').splitlines()
+    Path("train_val.prototxt").write_text("\n".join([*lines[:8], gain, *lines[8:]]))
+    run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 1, "--plugin", "gain.py")
+    run_well("train", "net/solver.prototxt", "--plugin", "gain.py", "--max-iter", 1)
+    Path("net/solver.prototxt").write_text(re.sub("max_iter: .*", "max_iter: 1", Path("net/solver.prototxt").read_text()))
+    if not pictures:
+        Path("pictures").rename("moved")
+    done = run_well("deploy", "net/train_val.prototxt", "-o", "net/again.prototxt", "--plugin", "gain.py")
+    assert next_of(done)[0] == ("classify" if pictures else "inspect")
+    assert "Next" not in paste(done)[1].stdout
+    assert next_of(run_well("status", "net"))[0] == ("classify" if pictures else "inspect")
+
+
 def test_a_published_model_is_fetched_by_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_shapes(Path("pictures"), each=6, size=40)
     done = run_well("dataset", "build", "pictures", "data", "--size", 256)
