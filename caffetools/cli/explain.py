@@ -11,7 +11,7 @@ import typer
 
 from caffetools.cli.models import net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, note, print_json, progress
+from caffetools.cli.show import console, note, print_json, progress, progress_sink
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
 
 if TYPE_CHECKING:
@@ -226,8 +226,8 @@ def top_images(
 
     model = open_net(deploy, weights, mean, scale, resize, None, device)
     files = find_pictures(pictures)
-    with progress("Top images") as advance:
-        found = find_top_images(model, files, blob, top=top, batch=batch, state=state, progress=advance)
+    with progress_sink("Top images") as sink:
+        found = find_top_images(model, files, blob, top=top, batch=batch, state=state, events=sink)
     chosen = parse_units(units, len(found.values))
     emit(lambda theme: top_images_figure(model, files, found, chosen, theme=theme), out, show, f"Top pictures of {blob}")
 
@@ -252,7 +252,7 @@ def synthesize(
     name = blob or score_blob(model.net)
     panels = []
     for chosen in (parse_unit(text) for text in unit or ["0", "1", "2", "3"]):
-        with progress(f"Unit {chosen}") as advance:
+        with progress_sink(f"Unit {chosen}") as sink:
             pixels = make(
                 model,
                 blob=name,
@@ -263,7 +263,7 @@ def synthesize(
                 blur=blur,
                 decay=decay,
                 seed=seed,
-                progress=advance,
+                events=sink,
             )
         panels.append(Panel(enlarge(pixels, 284), unit_name(model, name, chosen)))
     caption = f"{len(panels)} {'picture' if len(panels) == 1 else 'pictures'} of {steps} steps for units of blob '{name}'."
@@ -286,8 +286,8 @@ def deepdream(
 
     model = open_net(deploy, weights, mean, scale, None, None, device)
     pixels = read_rgb(picture)
-    with progress("Dreaming") as advance:
-        made = deep_dream(model, pixels, blob=blob, unit=parse_unit(unit), steps=steps, octaves=octaves, seed=seed, progress=advance)
+    with progress_sink("Dreaming") as sink:
+        made = deep_dream(model, pixels, blob=blob, unit=parse_unit(unit), steps=steps, octaves=octaves, seed=seed, events=sink)
     save_pixels(out, made)
     report_written(out, f"{made.shape[1]} x {made.shape[0]}")
 
@@ -309,9 +309,9 @@ def style(
 
     model = open_net(deploy, weights, mean, scale, None, None, device)
     content, other = read_rgb(picture), read_rgb(style_picture)
-    with progress("Drawing") as advance:
+    with progress_sink("Drawing") as sink:
         made = style_transfer(
-            model, content, other, content_blob=content_blob, style_blobs=style_blob, weight=weight, steps=steps, progress=advance
+            model, content, other, content_blob=content_blob, style_blobs=style_blob, weight=weight, steps=steps, events=sink
         )
     save_pixels(out, made)
     report_written(out, f"{made.shape[1]} x {made.shape[0]}")
@@ -399,8 +399,8 @@ def _predictions(deploy: Path, weights: Path, data: Path, mean: str | None, scal
 def _predict(model: PictureNet, data: Path, features: str | None) -> Predictions:
     from caffetools.visualize.predictions import labelled_pictures, predict
 
-    with progress("Classifying") as advance:
-        return predict(model, labelled_pictures(data), features=features, progress=advance)
+    with progress_sink("Classifying") as sink:
+        return predict(model, labelled_pictures(data), features=features, events=sink)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from caffetools.cancel import CancelToken
 from caffetools.data.datasets.card import CARD, load_card
 from caffetools.data.datasets.listing import list_pictures
 from caffetools.errors import DataError, NetError
+from caffetools.events import EventSink, ignore, reporter
 from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
 from caffetools.net.probe import join_items, run_items
 from caffetools.results import Confusion
 from caffetools.visualize.picture_net import PathLike, PictureNet
-from caffetools.visualize.units import Progress, target_blob
+from caffetools.visualize.units import target_blob
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def predict(
     features: str | None = None,
     output: str | None = None,
     batch: int = 16,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Predictions:
     """Classify pictures, and keep what one blob holds for each.
 
@@ -102,14 +105,17 @@ def predict(
         features: A blob to keep; None keeps none.
         output: The blob of probabilities; None takes the net's output.
         batch: Pictures at once.
-        progress: Called with (done, total).
+        events: Receives the progress in pictures.
+        cancel: Stops between batches.
 
     Raises:
         DataError: a picture cannot be read.
         NetError: the output is not a vector of one value a class, or a blob is unknown.
+        Cancelled: ``cancel`` was called.
     """
     output = target_blob(model.net, output)
     rows, kept = [], []
+    report = reporter(events, "classify", "images", cancel)
     for start in range(0, len(pictures.paths), batch):
         images = np.stack([model.prepare(path).input for path in pictures.paths[start : start + batch]])
         blobs = [output, *([features] if features else [])]
@@ -122,8 +128,7 @@ def predict(
         rows.append(scores)
         if features:
             kept.append(join_items(parts, features).flatten(1).float().cpu().numpy())
-        if progress:
-            progress(min(start + batch, len(pictures.paths)), len(pictures.paths))
+        report(min(start + batch, len(pictures.paths)), len(pictures.paths))
     return Predictions(pictures, np.concatenate(rows), np.concatenate(kept) if kept else None)
 
 

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
+from caffetools.events import EventSink, ignore, reporter
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers, picture_input, run_items, run_probe
 from caffetools.visualize.picture_net import PictureNet
-from caffetools.visualize.units import Progress, Unit, unit_score
+from caffetools.visualize.units import Unit, unit_score
 
 Pixels = NDArray[np.uint8]
 # Of a batch's blobs, a number to increase.
@@ -34,7 +36,8 @@ def synthesize(
     decay: float = 0.01,
     octaves: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Pixels:
     """Make a picture that activates a unit, by regularised gradient ascent (Yosinski et al. 2015; Mordvintsev et al. 2015).
 
@@ -50,13 +53,15 @@ def synthesize(
         decay: Share of the distance to the mean that each step takes back (L2).
         octaves: Sizes from small to full, each 1.4 times the one before.
         seed: Of start and jitter.
-        progress: Called with (done, total).
+        events: Receives the progress in steps.
+        cancel: Stops between steps.
 
     Returns:
         (H, W, 3) uint8 RGB of the input's size.
 
     Raises:
         NetError, DataError: the net has no such blob or unit, it has no gradient, or an argument is out of range.
+        Cancelled: ``cancel`` was called.
     """
     _check(steps, octaves)
     generator = torch.Generator().manual_seed(seed)
@@ -64,7 +69,7 @@ def synthesize(
     x = 8.0 * torch.randn((1, *shape[1:]), generator=generator)
     sizes = _octave_sizes(shape[2], shape[3], octaves)
     objective = _unit_objective(blob, unit)
-    done = 0
+    done, report = 0, reporter(events, "synthesize", "steps", cancel)
     for number, size in enumerate(sizes):
         x = _resized(x, size)
         count = steps // octaves + (number < steps % octaves)
@@ -80,8 +85,7 @@ def synthesize(
                 x = _blurred(x, blur * left)
             x = _clipped(model, x)
             done += 1
-            if progress:
-                progress(done, steps)
+            report(done, steps)
     return _to_rgb(model, _resized(x, (shape[2], shape[3])))
 
 
@@ -96,7 +100,8 @@ def deep_dream(
     jitter: int = 8,
     octaves: int = 4,
     seed: int = 0,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Pixels:
     """Exaggerate in a picture what a blob sees in it: ascent on half its squared values (Mordvintsev, Olah, Tyka 2015).
 
@@ -112,13 +117,14 @@ def deep_dream(
         jitter: As for :func:`synthesize`.
         octaves: Sizes, each 1.4 times the one before, as far as the net's input fits into them.
         seed: Of the jitter.
-        progress: Called with (done, total).
+        events: Receives the progress in steps.
+        cancel: Stops between steps.
 
     Returns:
         (H, W, 3) uint8 RGB of the picture's size (at least the input's), or of the input's where the net is bound to that.
 
     Raises:
-        NetError, DataError: as :func:`synthesize`.
+        NetError, DataError, Cancelled: as :func:`synthesize`.
     """
     _check(steps, octaves)
     generator = torch.Generator().manual_seed(seed)
@@ -128,15 +134,14 @@ def deep_dream(
     sizes = [size for size in sizes if size[0] >= least[0] and size[1] >= least[1]] or [(base.shape[2], base.shape[3])]
     objective = _unit_objective(blob, unit) if unit is not None else lambda blobs: 0.5 * (blobs[blob] ** 2).sum()
     detail = torch.zeros(1, base.shape[1], *sizes[0])
-    total = steps * len(sizes)
+    total, report = steps * len(sizes), reporter(events, "deepdream", "steps", cancel)
     for number, size in enumerate(sizes):
         start = _resized(base, size)
         x = start + _resized(detail, size)
         for step in range(steps):
             gradient = _pixel_gradient(model, x, [blob], objective, jitter, generator)
             x = _clipped(model, x + rate * gradient / (gradient.abs().mean() + 1e-12))
-            if progress:
-                progress(number * steps + step + 1, total)
+            report(number * steps + step + 1, total)
         detail = x - start
     return _to_rgb(model, x)
 
@@ -151,7 +156,8 @@ def style_transfer(
     weight: float = 10.0,
     smooth: float = 1e-4,
     steps: int = 150,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Pixels:
     """Draw one picture in the style of another (Gatys, Ecker, Bethge 2016), with L-BFGS from the content picture.
 
@@ -164,13 +170,15 @@ def style_transfer(
         weight: Of style against content; both are relative squared errors.
         smooth: Of the squared differences of neighbouring pixels.
         steps: Evaluations.
-        progress: Called with (done, total).
+        events: Receives the progress in steps.
+        cancel: Stops between steps.
 
     Returns:
         (H, W, 3) uint8 RGB of the content's size, or of the input's where the net is bound to that.
 
     Raises:
         NetError, DataError: a blob is unknown or has no positions, or an argument is out of range.
+        Cancelled: ``cancel`` was called.
     """
     _check(steps, 1)
     spatial = rectified_blobs(model.net)
@@ -186,7 +194,7 @@ def style_transfer(
     grams = {name: _gram(styled[name]) for name in matched}
     x = base.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS([x], max_iter=steps, max_eval=steps, tolerance_grad=0.0, tolerance_change=0.0)
-    done = 0
+    done, report = 0, reporter(events, "style", "steps", cancel)
 
     def loss() -> Tensor:
         nonlocal done
@@ -201,8 +209,7 @@ def style_transfer(
         cost = 1e4 * (cost + smooth * rough)
         x.grad = (values.gradient(cost, source, what="the style loss") * scale).detach().contiguous()
         done += 1
-        if progress:
-            progress(min(done, steps), steps)
+        report(min(done, steps), steps)
         return cost.detach()
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
+from caffetools.events import EventSink, ignore, reporter
 from caffetools.net.probe import join_items, run_items
 from caffetools.util.files import atomic_write
 from caffetools.visualize import style
@@ -24,7 +25,6 @@ from caffetools.visualize.panels import Panel, enlarge, panels_figure
 from caffetools.visualize.picture_net import PathLike, PictureNet
 from caffetools.visualize.receptive_field import receptive_fields
 from caffetools.visualize.style import LIGHT, Theme
-from caffetools.visualize.units import Progress
 
 _SAVE_EVERY = 50  # batches between two states on disk
 _FORMAT = 1
@@ -77,7 +77,7 @@ def find_top_images(
     top: int = 9,
     batch: int = 16,
     state: PathLike | None = None,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> TopImages:
     """Run the pictures once and keep the ``top`` of each channel. Memory does not grow with the number of pictures.
@@ -89,7 +89,7 @@ def find_top_images(
         top: Pictures a unit.
         batch: Pictures at once.
         state: A file that keeps what was found; a pass that was interrupted resumes from it.
-        progress: Called with (done, total).
+        events: Receives the progress in pictures.
         cancel: Stops between batches, after the state was written.
 
     Raises:
@@ -106,6 +106,8 @@ def find_top_images(
         found = TopImages(
             blob, np.full((channels, top), -np.inf, np.float32), np.full((channels, top), -1), np.zeros((channels, top, 2), np.int32)
         )
+    # The token is checked after the state was written.
+    report = reporter(events, "top-images", "images")
     for number, first in enumerate(range(found.done, len(pictures), batch)):
         try:
             values = _values(model, pictures[first : first + batch], blob)
@@ -115,8 +117,7 @@ def find_top_images(
                 _save(state, key, found)
             raise
         found.add(first, values)
-        if progress:
-            progress(found.done, len(pictures))
+        report(found.done, len(pictures))
         stopped = cancel is not None and cancel.cancelled
         if state is not None and (stopped or number % _SAVE_EVERY == _SAVE_EVERY - 1 or found.done == len(pictures)):
             _save(state, key, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import torch
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import Cancelled, DataError, NetError
+from caffetools.events import Event, EventSink, Progress, on_progress
 from caffetools.net.net import Net
 from caffetools.net.probe import run_probe
 from caffetools.net.weights import save_weights
@@ -110,9 +112,9 @@ def test_an_interrupted_search_resumes(model: PictureNet, pictures: list[Path], 
             token.cancel()
 
     with pytest.raises(Cancelled):
-        find_top_images(model, pictures, "conv2", top=3, batch=2, state=state, progress=stop, cancel=token)
+        find_top_images(model, pictures, "conv2", top=3, batch=2, state=state, events=on_progress(stop), cancel=token)
     resumed: list[int] = []
-    found = find_top_images(model, pictures, "conv2", top=3, batch=2, state=state, progress=lambda done, total: resumed.append(done))
+    found = find_top_images(model, pictures, "conv2", top=3, batch=2, state=state, events=on_progress(lambda done, _: resumed.append(done)))
     assert (seen[-1] == 8 and resumed == [10, 11]) or (seen[-1] == 6 and resumed == [8, 10, 11])
     whole = find_top_images(model, pictures, "conv2", top=3, batch=2)
     np.testing.assert_array_equal(found.pictures, whole.pictures)
@@ -148,9 +150,43 @@ def test_what_was_found_before_a_damaged_picture_remains(model: PictureNet, pict
         find_top_images(model, copies, "conv2", top=3, batch=2, state=tmp_path / "state.npz")
     copies[7].write_bytes(pictures[7].read_bytes())
     done: list[int] = []
-    found = find_top_images(model, copies, "conv2", top=3, batch=2, state=tmp_path / "state.npz", progress=lambda n, _: done.append(n))
+    found = find_top_images(
+        model, copies, "conv2", top=3, batch=2, state=tmp_path / "state.npz", events=on_progress(lambda n, _: done.append(n))
+    )
     assert done == [8, 10, 11]
     np.testing.assert_array_equal(found.pictures, find_top_images(model, pictures, "conv2", top=3).pictures)
+
+
+Make = Callable[[PictureNet, EventSink, CancelToken | None], object]
+_NOISE = np.random.RandomState(1).randint(0, 256, (24, 24, 3)).astype(np.uint8)
+MADE: dict[str, tuple[int, Make]] = {
+    "synthesize": (5, lambda model, events, cancel: synthesize(model, blob="ip", unit=1, steps=5, octaves=2, events=events, cancel=cancel)),
+    "deepdream": (
+        6,
+        lambda model, events, cancel: deep_dream(model, _NOISE, blob="conv2", steps=3, octaves=2, events=events, cancel=cancel),
+    ),
+    "style": (4, lambda model, events, cancel: style_transfer(model, _NOISE, _NOISE[::-1], steps=4, events=events, cancel=cancel)),
+}
+
+
+@pytest.mark.parametrize("task", MADE)
+def test_pictures_made_by_descent_report_each_step_and_can_be_cancelled(model: PictureNet, task: str) -> None:
+    steps, make = MADE[task]
+    seen: list[Event] = []
+    make(model, seen.append, None)
+    assert [(event.task, event.done, event.total, event.unit) for event in seen if isinstance(event, Progress)] == [
+        (task, number, steps, "steps") for number in range(1, steps + 1)
+    ]
+    token, done = CancelToken(), list[int]()
+
+    def stop(number: int, _: int) -> None:
+        done.append(number)
+        if number == 2:
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        make(model, on_progress(stop), token)
+    assert done == [1, 2]
 
 
 def test_top_images_are_drawn_as_crops(model: PictureNet, pictures: list[Path]) -> None:
