@@ -17,7 +17,7 @@ from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, report
 from caffetools.util.files import write_text
 from caffetools.util.locks import file_lock
 from caffetools.zoo.cards import SCHEMES, ModelCard, Weights, get_card
-from caffetools.zoo.check import WrongFile, check_weights, digest
+from caffetools.zoo.check import WrongFile, check_weights
 from caffetools.zoo.download import FetchFailed, Progress, RetryPolicy, discard_partial, download, finish
 from caffetools.zoo.resources import zoo_file
 
@@ -162,13 +162,12 @@ def fetch_weights(
             if not path.exists():
                 source = _download_from_any(card, card.weights, path, progress, retry or RetryPolicy(), cancel)
     try:
-        verified = check_weights(card, path, record=_record(path))
-        sha256 = digest(path, "sha256")
+        checked = check_weights(card, path, record=_record(path))
     except WrongFile as error:
         raise ZooError(f"{path} is not the weights of {card.name}: {error}; move it away and fetch again") from None
     except OSError as error:
         raise ZooError(f"{path}: cannot read: {error.strerror}") from None
-    return FetchResult(card.name, path, source, verified, sha256, _place_labels(card, path.parent))
+    return FetchResult(card.name, path, source, checked.how, checked.sha256, _place_labels(card, path.parent))
 
 
 def addresses(weights: Weights) -> list[str]:

@@ -5,6 +5,7 @@ import hashlib
 import subprocess
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -15,9 +16,11 @@ from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse
+from caffetools.util.checksums import Hasher, feed
 from caffetools.util.locks import file_lock
+from caffetools.zoo import check
 from caffetools.zoo.cards import ModelCard, Weights, get_card
-from caffetools.zoo.check import digest
+from caffetools.zoo.check import digests
 from caffetools.zoo.download import RetryPolicy
 from caffetools.zoo.fetch import MIRROR, FetchResult, cache_folder, fetch
 from tests.zoo.fetching import CONTENT, QUICK, SHA1, card_at, get, names
@@ -68,10 +71,23 @@ def test_every_kind_of_checksum_is_held_against_the_file(server: Server, tmp_pat
     fetched = get(card_at(f"{server.url}/w", sha1=SHA1, sha256=sha256, git_sha1=git), tmp_path)
     assert fetched.verified == "SHA-1 and SHA-256 and git object id as published"
     for kind, digits in (("sha1", SHA1), ("sha256", sha256), ("git_sha1", git)):
-        assert digest(fetched.path, kind) == digits
+        assert digests(fetched.path, [kind]) == {kind: digits}
         wrong = digits[:-1] + ("0" if digits[-1] != "0" else "1")
         with pytest.raises(ZooError, match=f"is {digits}, expected {wrong}"):
             get(card_at(f"{server.url}/w", **{kind: wrong}), tmp_path)
+
+
+def test_a_file_that_is_there_is_read_once_for_all_its_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights.caffemodel").write_bytes(CONTENT)
+    read: list[str] = []
+
+    def counted(hasher: Hasher, stream: IO[bytes]) -> None:
+        read.append(stream.name)
+        feed(hasher, stream)
+
+    monkeypatch.setattr(check, "feed", counted)
+    fetched = get(card_at(unused_address(), sha1=SHA1, sha256=hashlib.sha256(CONTENT).hexdigest()), tmp_path)
+    assert read == [str(fetched.path)] and fetched.sha256 == hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.mark.skipif(not Path("/usr/bin/git").exists(), reason="no git here")
@@ -79,7 +95,7 @@ def test_the_git_object_id_is_that_of_git(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(CONTENT[:1000])
     said = subprocess.run(["/usr/bin/git", "hash-object", "--no-filters", path], capture_output=True, text=True, check=True).stdout.strip()
-    assert digest(path, "git_sha1") == said
+    assert digests(path, ["git_sha1"]) == {"git_sha1": said}
 
 
 def test_the_second_address_is_used_where_the_first_fails(server: Server, tmp_path: Path) -> None:
