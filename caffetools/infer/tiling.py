@@ -99,7 +99,7 @@ def plan_tiles(net: Net, source: str, outputs: Sequence[str], picture: tuple[int
 
     Raises:
         NetError: A layer depends on the whole picture; names it.
-        CaffeToolsError: ``size`` is too small for the outputs' receptive field.
+        CaffeToolsError: ``size`` is too small for the outputs' receptive field or for a layer's kernel; names a size that is enough.
     """
     trace = _trace(net, source, outputs)
     aligned = [math.lcm(*(stride[axis].numerator for stride in trace.strides)) for axis in (0, 1)]
@@ -107,7 +107,18 @@ def plan_tiles(net: Net, source: str, outputs: Sequence[str], picture: tuple[int
     if min(sides) < 1:
         raise CaffeToolsError(f"tiles of {size} pixels are too small for this net, whose stride is {format_shape(aligned)}")
     first = (*picture[:2], *sides)
-    shapes = _value_shapes(trace, net.plan({source: first}).layers, first)
+    try:
+        layers = net.plan({source: first}).layers
+    except NetError:
+        # A kernel does not fit the maps of such a tile; that of the whole picture is the picture's fault.
+        if sides == list(picture[2:]):
+            raise
+        enough = max(_Axis(trace, axis, picture[2 + axis], sides[axis], aligned[axis], ()).enough() for axis in (0, 1))
+        raise CaffeToolsError(
+            f"tiles of {size} pixels are too small for this net: its layers do not fit maps of {format_shape(sides)} pixels; "
+            f"take at least {max(enough, size + 1)}"
+        ) from None
+    shapes = _value_shapes(trace, layers, first)
     axes = []
     for axis in (0, 1):
         sizes = [
@@ -236,18 +247,26 @@ class _Axis:
     def _stride(self, value: int) -> Fraction:
         return self.trace.strides[value][self.axis]
 
+    def enough(self) -> int:
+        """Return a side of tiles that is enough for any picture."""
+        return self._field() + 2 * self.step
+
+    def _field(self) -> int:
+        """Return how many pixels the outputs of one ``step`` depend on."""
+        wanted = {value: (0, int(self.step / self._stride(value))) for value in self.trace.outputs.values()}
+        low, high = self._needed(wanted, clip=False) or (0, 0)
+        return high - low
+
     def _core(self, size: int) -> int:
         """Return the pixels from one tile to the next."""
         if self.side == self.length:
             return self.length
-        wanted = {value: (0, int(self.step / self._stride(value))) for value in self.trace.outputs.values()}
-        low, high = self._needed(wanted, clip=False) or (0, 0)
-        overlap = high - low - self.step
-        core = (self.side - overlap - (self.step - 1)) // self.step * self.step
+        field = self._field()
+        core = (self.side - field + 1) // self.step * self.step
         if core < self.step:
             raise CaffeToolsError(
-                f"tiles of {size} pixels are too small for this net: a value depends on {high - low - self.step + 1} or more pixels of "
-                f"a side; take at least {overlap + 3 * self.step}"
+                f"tiles of {size} pixels are too small for this net: its outputs of {self.step} pixels of a side depend on {field}; "
+                f"take at least {self.enough()}"
             )
         return core
 

@@ -139,7 +139,8 @@ def max_pool_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     width = window.size[1] + window.pad[1] + window.end_overhang[1]
     row, column = index // width - window.pad[0], index % width - window.pad[1]
     inside = (row >= 0) & (row < window.size[0]) & (column >= 0) & (column < window.size[1])
-    return y, torch.where(inside, row * window.size[1] + column, -1).to(x.dtype)
+    # bfloat16 counts to 256 only, float16 to 2048.
+    return y, torch.where(inside, row * window.size[1] + column, -1).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def ave_pool(x: Tensor, window: Window) -> Tensor:

@@ -129,6 +129,17 @@ def test_tile_smaller_than_the_receptive_field_is_refused_with_a_size_that_works
     assert plan_tiles(net, "data", ["out"], (1, 3, 300, 300), enough).rows
 
 
+def test_tile_that_a_kernel_does_not_fit_is_refused_with_a_size_that_works() -> None:
+    """Tiles differ from the picture by a multiple of the stride: of this picture tiles of 37 would be 12 wide, 1 after the pooling."""
+    text = conv("c1", "data", "c1", 4, "kernel_size: 3 stride: 6") + pool("p", "c1", "p", "pool: MAX kernel_size: 2 stride: 5")
+    net = net_of(text + conv("c2", "p", "out", 2, "kernel_size: 2"))
+    with pytest.raises(CaffeToolsError, match="tiles of 37 pixels are too small for this net: .* take at least (\\d+)") as caught:
+        plan_tiles(net, "data", ["out"], (1, 3, 102, 102), 37)
+    assert not isinstance(caught.value, NetError)
+    enough = int(str(caught.value).rsplit(" ", 1)[1])
+    assert len(plan_tiles(net, "data", ["out"], (1, 3, 102, 102), enough).rows) > 1 or enough >= 102
+
+
 def test_a_picture_of_more_values_than_one_blob_may_have_is_planned() -> None:
     tiling = plan_tiles(net_of(NETS["plain"]), "data", ["out"], (1, 3, 50_000, 60_000), 512)
     assert tiling.shapes["out"] == (1, 2, 50_000, 60_000)

@@ -77,6 +77,25 @@ def test_layers_with_parameters_of_their_own_stay_in_float32() -> None:
     assert set(net({"data": torch.ones(1, 3, 12, 12)})) == {"prob", "slope"}
 
 
+@pytest.mark.parametrize("mode", ["bf16", "fp16"])
+def test_a_mask_holds_places_of_large_maps(mode: str) -> None:
+    """4096 places, which half precision cannot count: the mask stays in float32, and Upsample puts every maximum where it was."""
+    text = """
+    layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 64 dim: 64 } } }
+    layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+      convolution_param { num_output: 4 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }
+    layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" top: "mask" pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+    layer { name: "up" type: "Upsample" bottom: "pool" bottom: "mask" top: "up" upsample_param { scale: 2 } }
+    """
+    torch.manual_seed(0)
+    net = set_precision(Net(parse(text, NetParameter)), mode)
+    blobs = net({"data": torch.rand(1, 3, 64, 64)}, keep=["conv", "pool", "mask"])
+    conv, pool, mask, up = (blobs[name].reshape(4, -1) for name in ("conv", "pool", "mask", "up"))
+    assert mask.max() > 2048
+    assert torch.equal(conv.gather(1, mask.long()), pool)
+    assert torch.equal(up.gather(1, mask.long()), pool) and torch.equal(up.count_nonzero(1), pool.count_nonzero(1))
+
+
 def test_commands_and_functions_take_it(deploy: Path, tmp_path: Path) -> None:
     weights = deploy.with_name("w.caffemodel")
     np.save(tmp_path / "x.npy", np.random.default_rng(1).normal(0, 2, (3, 12, 12)).astype(np.float32))
