@@ -136,10 +136,11 @@ def top_images_figure(
     """
     field = receptive_fields(model.net).get(found.blob)
     panels = []
+    columns = min(found.values.shape[1], found.done)
     for unit in units:
         if not 0 <= unit < len(found.values):
             raise DataError(f"blob '{found.blob}' has {len(found.values)} channels, so it has no unit {unit}")
-        for rank in range(found.values.shape[1]):
+        for rank in range(columns):
             index = int(found.pictures[unit, rank])
             if index < 0:
                 image: NDArray[np.uint8] = np.full((side, side, 3), 128, np.uint8)
@@ -151,9 +152,8 @@ def top_images_figure(
             title = f"unit {unit}" if rank == 0 else ""
             panels.append(Panel(image, title, f"{found.values[unit, rank]:.3g}" if index >= 0 else "–"))
     crop = f"cropped to the receptive field ({field.size[0]} × {field.size[1]} pixels)" if field and not field.whole else "whole"
-    caption = f"Blob '{found.blob}': the {found.values.shape[1]} pictures of {found.done} with the largest value of each unit, "
-    caption += f"{crop}."
-    columns = found.values.shape[1]
+    chosen = f"the {columns} pictures of {found.done} with" if columns < found.done else "the pictures by"
+    caption = f"Blob '{found.blob}': {chosen} the largest value of each unit, {crop}."
     return panels_figure(panels, f"Top pictures  ·  {found.blob}", caption, columns=columns, theme=theme), caption
 
 

@@ -192,7 +192,9 @@ def test_pictures_made_by_descent_report_each_step_and_can_be_cancelled(model: P
 def test_top_images_are_drawn_as_crops(model: PictureNet, pictures: list[Path]) -> None:
     found = find_top_images(model, pictures[:2], "conv2", top=3)
     figure, caption = top_images_figure(model, pictures[:2], found, [0, 3])
-    assert len(figure.axes) == 6 and "receptive field (9 × 9 pixels)" in caption
+    assert len(figure.axes) == 4 and "the pictures by the largest value" in caption and "receptive field (9 × 9 pixels)" in caption
+    figure, caption = top_images_figure(model, pictures[:4], find_top_images(model, pictures[:4], "conv2", top=3), [0, 3])
+    assert len(figure.axes) == 6 and "the 3 pictures of 4 with the largest value" in caption
     with pytest.raises(DataError, match="has 4 channels, so it has no unit 4"):
         top_images_figure(model, pictures[:2], found, [4])
     with pytest.raises(DataError, match="at least one picture"):
