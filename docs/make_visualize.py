@@ -39,6 +39,11 @@ def draw_shapes(folder: Path, *, each: int = 70, size: int = 40) -> None:
             cv2.imwrite(str(folder / name / f"{number:03}.png"), image)
 
 
+def draw(*words: object) -> None:
+    """Run a command of ``caffetools visualize``; the picture of an earlier run is replaced."""
+    run("visualize", *words, "--force")
+
+
 def run(*words: object) -> None:
     """Run a command of caffetools."""
     subprocess.run([sys.executable, "-m", "caffetools", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
@@ -66,15 +71,15 @@ def main() -> None:
         deploy = folder / "run" / "net" / "deploy.prototxt"
         weights = sorted((folder / "run" / "net").glob("*.caffemodel"), key=lambda path: int(path.stem.rsplit("_", 1)[1]))
         net, picture = [deploy, weights[-1]], folder / "shapes" / "triangle" / "003.png"
-        run("visualize", "filters", weights[-1], "--before", weights[0], "-o", PICTURES / "filters.png")
-        run("visualize", "weights", weights[-1], "--before", weights[0], "-o", PICTURES / "weights.png")
-        run("visualize", "activations", *net, picture, "-o", PICTURES / "activations.png")
-        run("visualize", "explain", *net, picture, "-o", PICTURES / "explain.png")
-        run("visualize", "curves", folder / "run" / "net" / "snapshot.log", "-o", PICTURES / "curves.png")
-        run("visualize", "embedding", *net, folder / "run" / "data", "-o", PICTURES / "embedding.png")
-        run("visualize", "top-images", *net, folder / "shapes", "--blob", "conv3", "--units", "0-5", "-o", PICTURES / "top-images.png")
-        run("visualize", "synthesize", *net, "-o", PICTURES / "synthesize.png")
-        run("visualize", "graph", deploy, "-o", PICTURES / "graph.svg")
+        draw("filters", weights[-1], "--before", weights[0], "-o", PICTURES / "filters.png")
+        draw("weights", weights[-1], "--before", weights[0], "-o", PICTURES / "weights.png")
+        draw("activations", *net, picture, "-o", PICTURES / "activations.png")
+        draw("explain", *net, picture, "-o", PICTURES / "explain.png")
+        draw("curves", folder / "run" / "net" / "snapshot.log", "-o", PICTURES / "curves.png")
+        draw("embedding", *net, folder / "run" / "data", "-o", PICTURES / "embedding.png")
+        draw("top-images", *net, folder / "shapes", "--blob", "conv3", "--units", "0-5", "-o", PICTURES / "top-images.png")
+        draw("synthesize", *net, "-o", PICTURES / "synthesize.png")
+        draw("graph", deploy, "-o", PICTURES / "graph.svg")
 
 
 if __name__ == "__main__":

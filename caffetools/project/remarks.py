@@ -167,9 +167,11 @@ def remarks_on_data(card: DatasetCard) -> list[str]:
     few = [(name, count) for name, count in zip(card.classes, card.train_counts, strict=True) if count < FEW_IMAGES]
     if not few:
         return []
-    named = ", ".join(f"{name} ({count})" for name, count in few[:5]) + (", …" if len(few) > 5 else "")
+    shown = few if len(few) <= 6 else few[:5]  # "and 1 others" is never said
+    named = ", ".join(f"{name} ({count})" for name, count in shown) + (f" and {len(few) - 5} others" if len(few) > 6 else "")
+    have = "has" if len(few) == 1 else "have"
     return [
-        f"{len(few)} of {len(card.classes)} classes have fewer than {FEW_IMAGES} training images: {named}. More images help most there."
+        f"{len(few)} of {len(card.classes)} classes {have} fewer than {FEW_IMAGES} training images: {named}. More images help most there."
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from caffetools.cancel import CancelToken
 from caffetools.data.images import decode_image
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.net.probe import run_items
@@ -39,6 +41,7 @@ Pixels = NDArray[np.uint8]
 _MOST_TILES = 400
 _MOST_PICTURES = 1000  # that top pictures are looked for in
 _STEPS = 120  # of a synthesized picture
+_MOST_PAGES = 16  # whose last pictures are kept
 _MOST_POINTS = 500  # of a curve
 
 
@@ -82,18 +85,20 @@ class Frame:
 
 @dataclass
 class LiveModel:
-    """A net and the last picture that it was given. Its methods may be called from several threads.
+    """A net and the last picture that each of its pages gave it. Its methods may be called from several threads.
 
     Attributes:
         model: The net.
         pictures: Files to show one after the other; top pictures are looked for among them.
         run: A training run's folder or snapshot prefix to follow.
+        cancel: Stops a search for top pictures and a synthesis.
     """
 
     model: PictureNet
     pictures: Sequence[Path] = ()
     run: Path | None = None
-    _last: Prepared | None = None
+    cancel: CancelToken = field(default_factory=CancelToken)
+    _last: OrderedDict[str, Prepared] = field(default_factory=OrderedDict)
     _top: dict[str, TopImages] = field(default_factory=dict)
     _iteration: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -134,19 +139,23 @@ class LiveModel:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
-    def frame(self, data: bytes, blob: str, unit: int, view: View = View()) -> Frame:
-        """Run the net on an encoded picture (JPEG, PNG).
+    def frame(self, data: bytes, blob: str, unit: int, view: View = View(), *, page: str = "") -> Frame:
+        """Run the net on an encoded picture (JPEG, PNG), which is then the last one of ``page``.
 
         Raises:
             DataError: it is not a picture.
             NetError: the net has no such blob, or the unit of the backward signal does not depend on it.
         """
         pixels = decode_image(data, color=self.model.preprocessor.channels == 3, what="the frame")
-        return self.show(self.model.prepare_pixels(pixels), blob, unit, view)
+        return self.show(self.model.prepare_pixels(pixels), blob, unit, view, page=page)
 
-    def show(self, prepared: Prepared, blob: str, unit: int, view: View = View()) -> Frame:
+    def show(self, prepared: Prepared, blob: str, unit: int, view: View = View(), *, page: str = "") -> Frame:
         """Run the net on a prepared picture; raises as :meth:`frame`."""
-        self._last = prepared
+        with self._lock:
+            self._last[page] = prepared
+            self._last.move_to_end(page)
+            if len(self._last) > _MOST_PAGES:
+                self._last.popitem(last=False)
         outputs = self.model.net.outputs[:1]
         (items,) = run_items(self.model.net, torch.from_numpy(prepared.input)[None], blobs=[blob, *outputs])
         values = items.values.blobs
@@ -162,19 +171,20 @@ class LiveModel:
         large = enlarge(scaled_colours(np.nan_to_num(chosen)), 260)
         return Frame(sheet, columns, rows, side, large, float(chosen.max()), self._predictions(values[outputs[0]][:1]))
 
-    def explain(self, method: str, blob: str, unit: int, *, colour: bool = False) -> Pixels:
-        """Return the map of a unit for the last picture, (H, W, 3) RGB.
+    def explain(self, method: str, blob: str, unit: int, *, colour: bool = False, page: str = "") -> Pixels:
+        """Return the map of a unit for the last picture of a page, (H, W, 3) RGB.
 
         Args:
             method: One of the methods of :func:`~caffetools.visualize.explanations.explain`.
             blob: Of the unit.
             unit: Its index.
             colour: Show an attribution of each channel as such, grey where it is 0, not its largest value over the channels.
+            page: Which page asks; several may show pictures of their own.
 
         Raises:
             DataError: no picture was given yet.
         """
-        prepared = self._last
+        prepared = self._last.get(page)
         if prepared is None:
             raise DataError("no picture was given yet")
         chosen: Unit = unit
@@ -193,7 +203,7 @@ class LiveModel:
             raise DataError("give --pictures FOLDER to see the pictures that activate a unit most")
         with self._lock:
             if blob not in self._top:
-                self._top[blob] = find_top_images(self.model, list(self.pictures[:_MOST_PICTURES]), blob, top=9)
+                self._top[blob] = find_top_images(self.model, list(self.pictures[:_MOST_PICTURES]), blob, top=9, cancel=self.cancel)
             found = self._top[blob]
         area = receptive_fields(self.model.net).get(blob)
         crops = []
@@ -209,10 +219,13 @@ class LiveModel:
         """Return a picture that a unit prefers, (H, W, 3) RGB; units of probabilities are those of the scores before them."""
         if blob in self.model.net.outputs:
             blob = score_blob(self.model.net)
-        return enlarge(synthesize(self.model, blob=blob, unit=unit, steps=_STEPS), 260)
+        return enlarge(synthesize(self.model, blob=blob, unit=unit, steps=_STEPS, cancel=self.cancel), 260)
 
-    def follow(self) -> dict[str, Any]:
-        """Load the run's newest snapshot where there is a new one, and return its curves and filters as plain values and pixels.
+    def follow(self, seen: int | None = None) -> dict[str, Any]:
+        """Load the run's newest snapshot where there is a new one, and return its curves and its iteration as plain values.
+
+        Args:
+            seen: The iteration whose weights the page has shown; "changed" says whether those loaded are of another one.
 
         Raises:
             DataError: no run is followed.
@@ -230,13 +243,12 @@ class LiveModel:
         except DataError:
             pass  # The first lines are not written yet.
         snapshot = newest_snapshot(prefix)
-        changed = snapshot is not None and snapshot.iteration != self._iteration
-        if snapshot is not None and changed:
+        if snapshot is not None and snapshot.iteration != self._iteration:
             with self._lock:
                 load_weights(self.model.net, snapshot.weights)
                 self._iteration = snapshot.iteration
                 self._top.clear()
-        return {"lines": lines, "iteration": self._iteration, "changed": changed}
+        return {"lines": lines, "iteration": self._iteration, "changed": self._iteration != seen}
 
     def filters(self) -> Pixels | None:
         """Return the first layer's filters as tiles, (H, W, 3) RGB; None where they are not filters."""

@@ -8,7 +8,8 @@ import json
 import math
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import Any
@@ -42,10 +43,38 @@ class LiveServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, model: LiveModel, *, port: int = 0, token: str | None = None):
-        super().__init__((HOST, port), _Handler)
         self.model = model
+        self._computing = 0
+        self._ended = False
+        self._change = threading.Condition()
+        super().__init__((HOST, port), _Handler)  # it calls server_close where the port is taken
         self.token = token or secrets.token_urlsafe(24)
         self.facts = model.describe()
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Hold off the server's end while a request runs the net. Raises :class:`DataError` where the server has ended."""
+        with self._change:
+            if self._ended:
+                raise DataError("the server has ended")
+            self._computing += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._computing -= 1
+                self._change.notify_all()
+
+    def server_close(self) -> None:
+        """Close the port, stop what takes long, and wait for the requests that run the net.
+
+        An interpreter that ends while another thread is inside a native kernel aborts the process.
+        """
+        super().server_close()
+        self.model.cancel.cancel()
+        with self._change:
+            self._ended = True
+            self._change.wait_for(lambda: self._computing == 0)
 
     @property
     def url(self) -> str:
@@ -97,7 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
                 # From this thread, which is one of the server's own, it would wait for itself.
                 threading.Thread(target=self.server.shutdown).start()
                 return
-            self._send(200, self._call(address.path, query, body))
+            with self.server.computing():
+                answer = self._call(address.path, query, body)
+            self._send(200, answer)
         except CaffeToolsError as error:
             self._send(400, {"error": str(error)})
         except (KeyError, ValueError) as error:
@@ -106,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _call(self, path: str, query: dict[str, str], body: bytes) -> dict[str, Any]:
         model = self.server.model
         if path == "/api/run":
-            answer = model.follow()
+            answer = model.follow(int(query["seen"]) if "seen" in query else None)
             filters = model.filters() if answer["changed"] else None
             return {**answer, "filters": _uri(filters) if filters is not None else None}
         blob, unit = query["blob"], int(query["unit"])
@@ -114,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         if known is None or not 0 <= unit < known["units"]:
             raise DataError(f"the net has no unit {unit} of a blob '{blob}'")
         if path == "/api/frame":
-            frame = model.frame(body, blob, unit, _view(query))
+            frame = model.frame(body, blob, unit, _view(query), page=query.get("page", ""))
             return {
                 "sheet": _uri(frame.sheet, "jpg"),
                 "columns": frame.columns,
@@ -125,7 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
                 "predictions": [(name, _finite(share)) for name, share in frame.predictions],
             }
         if path == "/api/explain":
-            return {"image": _uri(model.explain(query["method"], blob, unit, colour=query.get("colour") == "1"))}
+            found = model.explain(query["method"], blob, unit, colour=query.get("colour") == "1", page=query.get("page", ""))
+            return {"image": _uri(found)}
         if path == "/api/top":
             return {"images": [_uri(crop) for crop in model.top(blob, unit)]}
         if path == "/api/synthesize":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -171,5 +173,12 @@ def test_few_images_of_a_class_are_remarked(run_folder: Path, monkeypatch: pytes
     monkeypatch.chdir(run_folder)
     card: DatasetCard = load_card(Path("run/data"))
     (remark,) = remarks_on_data(replace(card, train_counts=(30, 9, 10)))
-    assert remark.startswith(f"1 of 3 classes have fewer than 10 training images: {card.classes[1]} (9).")
+    assert remark.startswith(f"1 of 3 classes has fewer than 10 training images: {card.classes[1]} (9).")
     assert remarks_on_data(replace(card, train_counts=(10, 10, 10))) == []
+
+
+@pytest.mark.parametrize(("few", "end"), [(5, "c4 (3). More"), (6, "c4 (3), c5 (3). More"), (7, "c4 (3) and 2 others. More")])
+def test_many_classes_of_few_images_are_counted(few: int, end: str) -> None:
+    card = SimpleNamespace(classes=[f"c{i}" for i in range(9)], train_counts=[3] * few + [50] * (9 - few))
+    (remark,) = remarks_on_data(cast("DatasetCard", card))
+    assert remark.startswith(f"{few} of 9 classes have fewer than 10 training images: c0 (3), c1 (3), c2 (3), c3 (3), ") and end in remark

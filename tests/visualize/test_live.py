@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from caffetools.errors import DataError
+from caffetools.errors import Cancelled, DataError
 from caffetools.net.probe import run_probe
 from caffetools.net.weights import save_weights
 from caffetools.visualize import live_server, page
@@ -87,6 +87,47 @@ def test_a_frame_is_what_the_net_computes(server: LiveServer) -> None:
     status, answer = ask(server, "/api/explain?blob=ip&unit=1&method=saliency")
     heat = heat_of(saliency(server.model.model.net, prepared.input, blob="ip", unit=1))
     np.testing.assert_array_equal(pixels(answer["image"]), enlarge(scaled_colours(heat), 260))
+
+
+def test_each_page_has_its_own_last_picture(server: LiveServer) -> None:
+    other = cv2.imencode(".png", np.random.default_rng(6).integers(0, 255, (8, 8, 3), np.uint8))[1].tobytes()
+    query = "/api/explain?blob=ip&unit=1&method=saliency&page="
+    for one, picture in (("a", PICTURE), ("b", other)):
+        assert ask(server, f"/api/frame?blob=conv1&unit=0&page={one}", picture)[0] == 200
+    of_a, of_b = (ask(server, query + one)[1]["image"] for one in "ab")
+    assert of_a != of_b
+    ask(server, "/api/frame?blob=conv1&unit=0&page=alone", PICTURE)
+    assert ask(server, query + "alone")[1]["image"] == of_a
+    assert ask(server, query + "unknown")[0] == 400
+    for i in range(20):
+        ask(server, f"/api/frame?blob=conv1&unit=0&page={i}", PICTURE)
+    assert len(server.model._last) == 16
+
+
+def test_the_end_waits_for_requests_that_run_the_net(server: LiveServer) -> None:
+    model = LiveModel(server.model.model, server.model.pictures)
+    ending = LiveServer(model)
+    entered, closed = threading.Event(), threading.Event()
+
+    def close() -> None:
+        entered.wait()
+        ending.server_close()
+        closed.set()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    with ending.computing():
+        entered.set()
+        assert model.cancel.wait(20), "what takes long is stopped"
+        assert not closed.is_set()
+    thread.join(20)
+    assert closed.is_set()
+    with pytest.raises(DataError, match="has ended"), ending.computing():
+        pass
+    with pytest.raises(Cancelled):
+        model.synthesize("ip", 0)
+    with pytest.raises(OSError, match="in use"):
+        LiveServer(model, port=server.server_address[1])
 
 
 def test_channels_are_shown_as_asked(server: LiveServer) -> None:
@@ -195,7 +236,8 @@ def test_a_new_snapshot_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "tiny_iter_150.solverstate").rename(tmp_path / "later")
     model = LiveModel(PictureNet(tmp_path / "deploy.prototxt", tmp_path / "tiny_iter_150.caffemodel"), run=tmp_path / "tiny")
     first = model.follow()
-    assert first["changed"] and first["iteration"] == 100 and not model.follow()["changed"]
+    assert first["changed"] and first["iteration"] == 100 and not model.follow(100)["changed"]
+    assert model.follow()["changed"], "a second page has not shown them yet"
     early = model.filters()
     (tmp_path / "later").rename(tmp_path / "tiny_iter_150.solverstate")
     assert model.follow()["iteration"] == 150

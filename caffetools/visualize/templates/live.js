@@ -7,10 +7,23 @@
   let busy = false, again = false, frozen = false, last = null, sheet = null, times = [], files = [], at = -1;
   const view = { gamma: 1, common: false, back: false, crop: false, colour: false, zoom: 0, timing: false, origin: null, tops: "" };
   history.replaceState(null, "", "/");
+  // Two pages may be open at once: each has its own last picture.
+  const page = crypto.randomUUID();
+  let seen = null;
+
+  // Asks the server. Where it has ended, the page says so, and the webcam and videos stop.
+  async function reach(address, options = {}) {
+    try {
+      return await fetch(address, { ...options, headers: { "X-Token": token } });
+    } catch {
+      stop();
+      throw new Error("The server does not answer: it was ended. Start caffetools visualize live again and open the new address.");
+    }
+  }
 
   async function ask(path, body, more = {}) {
-    const query = new URLSearchParams({ blob: blob.value, unit: unit.value, ...more });
-    const response = await fetch(path + "?" + query, { method: body === undefined ? "GET" : "POST", body, headers: { "X-Token": token } });
+    const query = new URLSearchParams({ page, blob: blob.value, unit: unit.value, ...more });
+    const response = await reach(path + "?" + query, { method: body === undefined ? "GET" : "POST", body });
     const answer = await response.json();
     if (path !== "/api/run" || answer.error) get("error").textContent = answer.error || "";
     if (answer.error) throw new Error(answer.error);
@@ -112,7 +125,13 @@
   async function go(index) {
     if (!files.length) return;
     at = (index + files.length) % files.length;
-    const file = await files[at]();
+    let file;
+    try {
+      file = await files[at]();
+    } catch (error) {
+      get("error").textContent = error.message;
+      return;
+    }
     stop();
     get("name").textContent = file.name + (files.length > 1 ? " (" + (at + 1) + " of " + files.length + ")" : "");
     try {
@@ -128,7 +147,7 @@
   }
 
   async function served(index) {
-    const response = await fetch("/api/picture?index=" + index, { headers: { "X-Token": token } });
+    const response = await reach("/api/picture?index=" + index);
     if (!response.ok) throw new Error((await response.json()).error);
     const data = await response.blob(), name = decodeURIComponent(response.headers.get("X-Name"));
     return new File([data], name, { type: /\.png$/i.test(name) ? "image/png" : /\.jpe?g$/i.test(name) ? "image/jpeg" : "" });
@@ -237,7 +256,7 @@
 
   async function quit() {
     stop();
-    await fetch("/api/quit", { method: "POST", headers: { "X-Token": token } });
+    await reach("/api/quit", { method: "POST" });
     document.body.replaceChildren("The server has stopped; this page can be closed.");
   }
 
@@ -310,7 +329,8 @@
 
   async function follow() {
     try {
-      const answer = await ask("/api/run");
+      const answer = await ask("/api/run", undefined, seen === null ? {} : { seen });
+      seen = answer.iteration;
       curves(answer.lines);
       if (answer.iteration !== null) get("iteration").textContent = "weights of iteration " + answer.iteration;
       if (answer.filters) { get("filters").src = answer.filters; get("t-filters").hidden = false; }
@@ -322,6 +342,6 @@
   }
   if (facts.hasRun) follow();
   list(Array.from({ length: facts.pictures }, (_, index) => () => served(index)));
-  go(0).catch((error) => { get("error").textContent = error.message; });
+  go(0);
   window.caffetoolsLive = { picture, choose, open };
 })();
