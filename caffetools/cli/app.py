@@ -219,7 +219,7 @@ def _spelled_out(arguments: list[str]) -> list[str]:
 
 
 def _without_arguments() -> list[str]:
-    """Return what a bare ``caffetools`` runs: ``status`` where a project, or pictures for one, are here or one folder below; else help."""
+    """Return what a bare ``caffetools`` runs: ``status`` where a project, or pictures for one, are here or below; else help."""
     from caffetools.project.surroundings import picture_folders, projects
 
     return ["status"] if projects(Path()) or picture_folders(Path()) else ["--help"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from caffetools.data.datasets.card import DatasetCard
@@ -21,14 +22,17 @@ _GRAY = "lenet"
 
 
 def projects(folder: Path) -> list[Path]:
-    """Return ``folder`` if it is a project, else those of its folders that are one, the one trained or written last first.
+    """Return ``folder`` if it is a project, else those that are at most two folders down, the one trained or written last first.
 
     Args:
         folder: Where to look.
     """
     if _is_project(folder):
         return [folder]
-    return sorted(filter(_is_project, _folders(folder)), key=_newest, reverse=True)
+    inner = [(_is_project(path), path) for path in _folders(folder)]
+    deeper = chain.from_iterable(_folders(path) for is_project, path in inner if not is_project)
+    found = [path for is_project, path in inner if is_project] + list(filter(_is_project, islice(deeper, _MOST)))
+    return sorted(found, key=_newest, reverse=True)
 
 
 def picture_folders(folder: Path) -> list[Path]:

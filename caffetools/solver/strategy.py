@@ -34,8 +34,9 @@ TIMEOUT = "CAFFETOOLS_TIMEOUT"
 _DEFAULT_TIMEOUT = 600.0
 # Tests and snapshots of the main process take as long as they take; one that has died is noticed at once.
 _NO_TIMEOUT = timedelta(days=30)
-# Seconds that a process which has lost another one waits for that one's report, or for the agent to end it.
-_REPORT_TIMEOUT = 3.0
+# Most seconds that a process which has lost another one waits for that one's report, or for the agent to end it, which takes a while
+# on a busy machine.
+_REPORT_TIMEOUT = timedelta(seconds=30)
 # Keys of the store: how many processes wanted to report a failure, and the text of the one that did.
 _REPORTERS, _REPORT = "caffetools/reporters", "caffetools/report"
 
@@ -156,6 +157,7 @@ class DDP:
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self._parent = os.getppid()
         limit = timedelta(seconds=float(os.environ.get(TIMEOUT, _DEFAULT_TIMEOUT)))
+        self._report_limit = min(limit, _REPORT_TIMEOUT)
         try:
             base = next(iter(dist.rendezvous("env://", timeout=limit)))[0]  # type: ignore[attr-defined]
             attempt = _agree_on_attempt(base, self.rank, self.size, limit)
@@ -278,7 +280,7 @@ class DDP:
             # The agent ends the processes that are left; until it does, another one may report.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
-            self._store.wait([_REPORT], timedelta(seconds=_REPORT_TIMEOUT))
+            self._store.wait([_REPORT], self._report_limit)
             text, reported = self._store.get(_REPORT).decode(), True
         except RuntimeError:
             text = "the connection to another process broke off, or it did not answer (was it killed, or its machine lost?)"
