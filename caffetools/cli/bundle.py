@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import complete_model, deployed
-from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale
+from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale, not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 from caffetools.errors import CaffeToolsError
 
@@ -30,7 +30,10 @@ Files = Annotated[
 def bundle(
     files: Files,
     target: Annotated[str, typer.Option(help="jetson, onnxruntime or opencv.")] = "jetson",
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder to create.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", callback=not_standard_output, help="The folder to create.", show_default=False),
+    ] = None,
     mean: Mean = None,
     scale: Scale = None,
     resize: Resize = None,

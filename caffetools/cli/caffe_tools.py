@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.models import net_file
-from caffetools.cli.options import AsJson, check_output
+from caffetools.cli.options import AsJson, check_output, not_standard_output
 from caffetools.cli.show import console, print_json
 
 _RANKDIRS = ("TB", "BT", "LR", "RL")
@@ -62,7 +62,12 @@ def draw_net(
 
 def parse_log(
     log: Annotated[Path, typer.Argument(metavar="LOG", help="A log of `caffe train` or `caffetools train`.", show_default=False)],
-    folder: Annotated[Path, typer.Argument(metavar="OUTDIR", help="The folder to write LOG.train and LOG.test to.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTDIR", callback=not_standard_output, help="The folder to write LOG.train and LOG.test to.", show_default=False
+        ),
+    ],
     delimiter: Annotated[str, typer.Option(help="Between the columns.")] = ",",
     force: _Force = False,
     as_json: AsJson = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.options import Cluster
+from caffetools.cli.options import Cluster, not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ _Labels = Annotated[
 
 def build(
     pictures: _Pictures,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to create.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", callback=not_standard_output, help="Folder or URL to create.", show_default=False)],
     size: _Size = "256",
     resize_mode: _ResizeMode = "squash",
     fast_decode: _FastDecode = False,

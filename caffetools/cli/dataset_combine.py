@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.dataset_build import DropDuplicates, DropSimilar, GroupBy, Json, Root, Strict, show_card
+from caffetools.cli.options import not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 from caffetools.errors import CaffeToolsError, DataError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from caffetools.data.datasets.bare import CopiedRecords
 
 _Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a dataset (see dataset build).", show_default=False)]
-_Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.", show_default=False)]
+_Out = Annotated[Path, typer.Argument(metavar="OUT", callback=not_standard_output, help="Folder to create.", show_default=False)]
 _Force = Annotated[bool, typer.Option("--force", help="Replace an existing dataset at OUT, once the new one is complete.")]
 
 

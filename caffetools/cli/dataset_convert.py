@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.options import AsJson
+from caffetools.cli.options import AsJson, not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def convert(
         ),
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="File, folder or URL to read.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Database, folder or URL to write.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", callback=not_standard_output, help="Database, folder or URL to write.", show_default=False)
+    ],
     to: Annotated[
         str, typer.Option(help="Format of OUT: lmdb, leveldb, imagefolder, numpy, hdf5, webdataset, tfrecord or huggingface.")
     ] = "lmdb",
@@ -84,7 +86,7 @@ def convert(
 
 def shard(
     source: Annotated[str, typer.Argument(metavar="DB", help="An LMDB, LevelDB or index of shards; a path or URL.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to create.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", callback=not_standard_output, help="Folder or URL to create.", show_default=False)],
     shards: Annotated[int, typer.Option(min=1, help="Number of shards.", show_default=False)],
     force: _Force = False,
     as_json: AsJson = False,
@@ -135,7 +137,9 @@ def convert_mnist_siamese_data(
 
 def convert_cifar_data(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of the binary batches.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for the databases.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(metavar="OUTPUT", callback=not_standard_output, help="Folder for the databases.", show_default=False)
+    ],
     backend: Annotated[str, typer.Argument(metavar="BACKEND", help="lmdb or leveldb.", show_default=False)],
     force: _Force = False,
     as_json: AsJson = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.options import Cluster, Force, check_output
+from caffetools.cli.options import Cluster, Force, check_output, not_standard_output
 from caffetools.cli.show import console, print_json, progress_sink
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _show_faults(path: str, result: Verification, *, is_hdf5: bool) -> None:
 
 def export(
     database: _Database,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", callback=not_standard_output, help="Folder to create.", show_default=False)],
     labels: _Labels = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a record that cannot be decoded, instead of leaving it out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export, once the new one is complete.")] = False,

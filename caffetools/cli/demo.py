@@ -8,15 +8,16 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.narrate import TerminalSink
+from caffetools.cli.options import not_standard_output
 from caffetools.cli.show import console, print_json, print_next
 from caffetools.errors import Cancelled
 from caffetools.events import ignore
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the demo; an earlier demo in it is replaced.")] = Path(
-        "caffetools-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", callback=not_standard_output, help="Folder of the demo; an earlier demo in it is replaced.")
+    ] = Path("caffetools-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the initial weights and the order.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")] = False,

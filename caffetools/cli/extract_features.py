@@ -10,7 +10,7 @@ import typer
 
 from caffetools.cli.gflags import OneGpu, chosen_device, split
 from caffetools.cli.models import complete_model, net_file, weights_file
-from caffetools.cli.options import AsJson, Cluster, Dialect, Mean, Plugin, Resize, Resume, Scale, check_cluster
+from caffetools.cli.options import AsJson, Cluster, Dialect, Mean, Plugin, Resize, Resume, Scale, check_cluster, not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress, progress_sink
 
 _Weights = Annotated[
@@ -40,7 +40,14 @@ _Images = Annotated[
 ]
 _Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="DIR", help="New folder of Parquet files for the blobs of --images.", show_default=False),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        callback=not_standard_output,
+        help="New folder of Parquet files for the blobs of --images.",
+        show_default=False,
+    ),
 ]
 _Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size, with --images.")]
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from caffetools.cli.models import complete_model
+from caffetools.cli.options import not_standard_output
 from caffetools.project.config import Config, flags_of
 
 C = TypeVar("C", bound=Config)
@@ -47,6 +48,7 @@ def _parameters(config: type[Config]) -> list[inspect.Parameter]:
         more: dict[str, Any] = {"help": info["help"], "show_default": info["shows_default"] and item.default not in (MISSING, None, False)}
         more |= {"metavar": info["metavar"]} if info["metavar"] else {}
         more |= {"autocompletion": complete_model} if item.name in ("model", "weights") else {}
+        more |= {"callback": not_standard_output} if item.name == "out" else {}
         more |= {"min": info["minimum"]} if info["minimum"] is not None else {}
         declaration = typer.Argument(**more) if info["positional"] else typer.Option(*flags_of(item), **more)
         default = inspect.Parameter.empty if item.default is MISSING else item.default

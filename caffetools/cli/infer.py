@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
-from caffetools.cli.options import AsJson, Device, Dialect, Force, Plugin, Precision, check_output
+from caffetools.cli.options import AsJson, Device, Dialect, Force, Plugin, Precision, check_output, not_standard_output
 from caffetools.cli.show import console, print_json, progress_sink
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ def infer(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the files INPUT.BLOB.npy.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", callback=not_standard_output, help="Folder for the files INPUT.BLOB.npy.", show_default=False
+        ),
+    ],
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to write in place of the net's outputs.")] = None,
     tile: Annotated[
         int | None,

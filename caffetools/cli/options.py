@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -104,7 +104,14 @@ def refuse_standard_output(path: Path) -> None:
     from caffetools.errors import CaffeToolsError
 
     if str(path) == "-":
-        raise CaffeToolsError("this command writes no standard output ('-'); name a file to write")
+        raise CaffeToolsError("this command writes no standard output ('-'); name a file or folder to write")
+
+
+def not_standard_output(path: Any) -> Any:
+    """Return a path to write, for ``callback=``. Raises as :func:`refuse_standard_output`."""
+    if path is not None:
+        refuse_standard_output(path)
+    return path
 
 
 def _values_of_parameters(*, but: str) -> list[object]:
@@ -134,7 +141,13 @@ InferenceEngine = Annotated[
 ]
 Parquet = Annotated[
     Path | None,
-    typer.Option("--parquet", metavar="DIR", help="Write Parquet files to this new folder, for many pictures.", show_default=False),
+    typer.Option(
+        "--parquet",
+        metavar="DIR",
+        callback=not_standard_output,
+        help="Write Parquet files to this new folder, for many pictures.",
+        show_default=False,
+    ),
 ]
 ForceParquet = Annotated[bool, typer.Option("--force", help="Replace the folder of --parquet.")]
 PictureList = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import complete_model, only_here, prototxt, weights_file
-from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage
+from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage, not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, print_table
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Count = Annotated[int | None, typer.Option(help="Number of classes; by default t
 Model = Annotated[
     str | None, typer.Option(help="A network of the zoo in place of NET, such as squeezenet_v1.1.", autocompletion=complete_model)
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.", callback=not_standard_output)]
 Weights = Annotated[
     Path | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.models import complete_model, model_preprocessing, net_file
-from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage
+from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage, not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, print_table
 
 _Deploy = Annotated[
@@ -25,9 +25,10 @@ _Deploy = Annotated[
 
 def trainable(
     deploy: _Deploy,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write train_val.prototxt and solver.prototxt to.")] = Path(
-        "trainable"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", callback=not_standard_output, help="The folder to write train_val.prototxt and solver.prototxt to."),
+    ] = Path("trainable"),
     dataset: Annotated[
         Path | None, typer.Option(help="Folder made by `caffetools dataset build`: sets sources, mean and batch sizes.")
     ] = None,

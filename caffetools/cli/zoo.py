@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import complete_model
+from caffetools.cli.options import not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, print_table, print_title, progress, shortened
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def show(name: Name, json: Json = False) -> None:
 @app.command()
 def fetch(
     name: Name,
-    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="The folder to put the file in; the cache by default.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", callback=not_standard_output, help="The folder to put the file in; the cache by default."),
+    ] = None,
     unverified: Annotated[bool, typer.Option("--unverified", help="Also fetch weights for which no checksum is published.")] = False,
     json: Json = False,
 ) -> None:
@@ -127,7 +131,9 @@ def fetch(
 @app.command()
 def copy(
     name: Name,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write to.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", callback=not_standard_output, help="The folder to write to.", show_default=False)
+    ],
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     json: Json = False,
 ) -> None:

@@ -89,6 +89,30 @@ def test_a_bare_call_above_projects_shows_the_newest_and_names_the_others(tmp_pa
     both = run_well()
     assert "one subfolder for each class: caffetools dataset build PICTURES new/data" in both.stdout
     assert both.stderr == "caffetools: note: projects here: new, old; this is new, the newest\n"
+    Path("runs").mkdir()
+    Path("old").rename("runs/old")
+    assert run_well().stderr == "caffetools: note: projects here: new, runs/old; this is new, the newest\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("retarget", "lenet", "--classes", "3", "-o", "-"),
+        ("dataset", "build", "pictures", "-"),
+        ("dataset", "convert", "mnist", "in", "-"),
+        ("trainable", "net.prototxt", "-o", "-"),
+        ("zoo", "copy", "lenet", "-"),
+        ("finetune", "pictures", "-o", "-"),
+        ("demo", "-o", "-"),
+        ("bundle", "lenet", "-o", "-"),
+        ("parse_log", "log", "-"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_command_makes_a_folder_for_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "writes no standard output ('-'); name a file or folder" in error_of(run(*arguments))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bare_call_above_pictures_shows_how_to_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
