@@ -27,13 +27,16 @@ Files = Annotated[
 ]
 
 
+_Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", callback=not_standard_output, help="The folder to create.", show_default=False),
+]
+
+
 def bundle(
     files: Files,
     target: Annotated[str, typer.Option(help="jetson, onnxruntime or opencv.")] = "jetson",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="DIR", callback=not_standard_output, help="The folder to create.", show_default=False),
-    ] = None,
+    out: _Out = None,
     mean: Mean = None,
     scale: Scale = None,
     resize: Resize = None,

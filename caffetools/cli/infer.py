@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from caffetools.infer.blobs import BlobReader
 
 
+_Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="DIR", callback=not_standard_output, help="Folder for the files INPUT.BLOB.npy.", show_default=False
+    ),
+]
+
+
 def infer(
     deploy: DeployArgument,
     weights: WeightsArgument,
@@ -26,12 +34,7 @@ def infer(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="DIR", callback=not_standard_output, help="Folder for the files INPUT.BLOB.npy.", show_default=False
-        ),
-    ],
+    out: _Out,
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to write in place of the net's outputs.")] = None,
     tile: Annotated[
         int | None,
