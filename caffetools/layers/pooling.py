@@ -108,9 +108,10 @@ class Window:
         return F.avg_pool2d(ones, self.kernel, self.stride, divisor_override=1)[0, 0]
 
     def padded(self, x: Tensor, value: float) -> Tensor:
-        """Return ``x`` (N, C, H, W) with all that the windows reach, filled with ``value``; what no window reaches is cut off."""
+        """Return ``x`` (N, C, H, W) with all that the windows reach, filled with ``value``, or with the least number of ``x``'s type
+        where that is larger; what no window reaches is cut off."""
         (top, left), (bottom, right) = self.pad, self.end_overhang
-        return F.pad(x, (left, right, top, bottom), value=value)
+        return F.pad(x, (left, right, top, bottom), value=max(value, torch.finfo(x.dtype).min))
 
     def divisor_map(self, device: torch.device | None = None) -> Tensor:
         """Return (H', W') float32, on ``device``: the number of values of each window inside of the padded map: AVE's divisors."""
@@ -187,7 +188,9 @@ def stochastic_pool(x: Tensor, window: Window, *, training: bool, generator: tor
     windows = window.padded(x, 0.0).unfold(2, window.kernel[0], window.stride[0]).unfold(3, window.kernel[1], window.stride[1])
     values = windows.flatten(4)
     if not training:
-        return (values * values).sum(-1) / (values.sum(-1) + FLT_MIN)
+        # FLT_MIN is nothing in half precision.
+        values = values.to(torch.promote_types(x.dtype, torch.float32))
+        return ((values * values).sum(-1) / (values.sum(-1) + FLT_MIN)).to(x.dtype)
     running = values.detach().cumsum(-1)
     threshold = uniform_like(running[..., :1], generator) * running[..., -1:]
     chosen = (running < threshold).sum(-1, keepdim=True).clamp_(max=values.shape[-1] - 1)

@@ -96,6 +96,28 @@ def test_a_mask_holds_places_of_large_maps(mode: str) -> None:
     assert torch.equal(up.gather(1, mask.long()), pool) and torch.equal(up.count_nonzero(1), pool.count_nonzero(1))
 
 
+@pytest.mark.parametrize("mode", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("settings", "tops"),
+    [
+        ("pool: MAX kernel_size: 3 stride: 2 pad: 1", 2),
+        ("pool: MAX kernel_size: 5 stride: 4 pad: 2 round_mode: FLOOR", 1),
+        ("pool: MAX kernel_size: 4 stride: 3 pad: 2", 1),
+        ("pool: AVE kernel_size: 5 stride: 4 pad: 2", 1),
+        ("pool: STOCHASTIC kernel_size: 2 stride: 2", 1),
+    ],
+)
+def test_every_pooling_runs_in_half_precision(settings: str, tops: int, mode: str) -> None:
+    """Padding of -FLT_MAX overflowed, and STOCHASTIC divided zeros by a float32 that half precision takes as zero."""
+    text = DEPLOY.split('layer { name: "norm"', maxsplit=1)[0] + 'layer { name: "pool" type: "Pooling" bottom: "conv" '
+    text += " ".join(f'top: "{name}"' for name in ("pool", "mask")[:tops]) + f" pooling_param {{ {settings} }} }}"
+    torch.manual_seed(0)
+    net = Net(parse(text, NetParameter))
+    batch = {"data": torch.rand(1, 3, 12, 12)}
+    expected = net(batch)["pool"]
+    torch.testing.assert_close(set_precision(net, mode)(batch)["pool"], expected, rtol=0.02, atol=0.02)
+
+
 def test_commands_and_functions_take_it(deploy: Path, tmp_path: Path) -> None:
     weights = deploy.with_name("w.caffemodel")
     np.save(tmp_path / "x.npy", np.random.default_rng(1).normal(0, 2, (3, 12, 12)).astype(np.float32))
