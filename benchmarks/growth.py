@@ -177,7 +177,9 @@ def measure(part: str, size: int) -> Figures:
 
 
 def exponents(sizes: tuple[int, ...], points: list[Figures]) -> Figures:
-    """Return the slope of every figure between the last two sizes, on logarithmic scales."""
+    """Return the slope of every figure between the last two sizes, on logarithmic scales; {} where there is one size only."""
+    if len(sizes) < 2:
+        return {}
     (one, other), (first, last) = sizes[-2:], points[-2:]
     steps = math.log(other / one)
     return {what: math.log(max(last[what], 1e-9) / max(first[what], 1e-9)) / steps for what in first}
