@@ -213,6 +213,15 @@ def test_a_truncated_archive_is_one_error_that_names_it(images: Path, tmp_path: 
     assert "\n" not in str(caught.value) and names(tmp_path) == ["my images", packed.name]
 
 
+def test_a_tar_that_ends_between_two_pictures_is_refused(images: Path, tmp_path: Path) -> None:
+    packed = archive(tmp_path / "p.tar", members_of(images))
+    with tarfile.open(packed) as opened:
+        end = opened.getmembers()[-1].offset
+    packed.write_bytes(packed.read_bytes()[:end])
+    with pytest.raises(DataError, match=r"p.tar: the archive is damaged.*without the block of zeros"):
+        build_dataset(packed, tmp_path / "out", size=8)
+
+
 def test_names_in_gbk_of_a_zip_are_read(images: Path, tmp_path: Path) -> None:
     class GbkInfo(zipfile.ZipInfo):
         def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # as Windows' Explorer of Chinese systems writes names

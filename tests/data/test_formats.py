@@ -122,6 +122,9 @@ def test_cifar_batches_that_are_cut_or_missing_are_refused(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="data_batch_3.bin.*truncated"):
         convert_dataset("cifar10", tmp_path / "in", tmp_path / "out")
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="data_batch_3.bin: the file is empty"):
+        convert_dataset("cifar10", tmp_path / "in", tmp_path / "out")
     path.unlink()
     with pytest.raises(DataError, match="data_batch_3"):
         convert_dataset("cifar10", tmp_path / "in", tmp_path / "out")
@@ -325,11 +328,21 @@ def test_bad_webdatasets_name_the_example(tmp_path: Path, members: list[tuple[st
     assert not (tmp_path / "out").exists()
 
 
-def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "s.tar", [("1.png", bytes(2000))])
-    (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:1000])
-    with pytest.raises(DataError, match="s.tar: the tar file is truncated"):
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [(1000, "unexpected end"), (1024, "without the block of zeros"), (1300, "without the block of zeros"), (0, "bad checksum")],
+    ids=["in a file", "between files", "in a header", "damaged header"],
+)
+def test_a_truncated_or_damaged_tar_is_refused(tmp_path: Path, size: int, reason: str) -> None:
+    picture = png(RNG.integers(0, 256, (4, 4, 3)).astype(np.uint8))
+    assert len(picture) < 512
+    write_tar(tmp_path / "s.tar", [("1.png", picture), ("2.png", picture), ("3.png", picture)])
+    data = bytearray((tmp_path / "s.tar").read_bytes())
+    data[1124] ^= 1  # the mode in the header of 2.png
+    (tmp_path / "s.tar").write_bytes(data[: size or None])
+    with pytest.raises(DataError, match=f"s.tar: the tar file is truncated or damaged: .*{reason}"):
         convert_dataset("webdataset", tmp_path / "s.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # TFRecord

@@ -17,6 +17,7 @@ from caffetools.data.datasets.card import Skipped
 from caffetools.data.datasets.listing import Listing, is_picture, list_pictures
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.util.folders import remove
+from caffetools.util.tars import StrictTarInfo
 
 PathLike = str | os.PathLike[str]
 # What an archive may unpack to, in bytes, unless the caller allows more, and pictures in it at most.
@@ -149,7 +150,7 @@ def _not_inside(link: str) -> str:
 
 def _tar_members(archive: Path, skipped: list[Skipped]) -> Iterator[_Member]:
     links: dict[str, str] = {}
-    with tarfile.open(archive) as opened:
+    with tarfile.open(archive, tarinfo=StrictTarInfo) as opened:
         for info in opened:
             if info.issym():
                 links[info.name] = info.linkname

@@ -60,6 +60,7 @@ def _part(folder: PathLike, name: str, files: list[str], labels: int, place: int
 def _examples(paths: list[str], labels: int, place: int, classes: int) -> Iterator[Example]:
     record, number = labels + _PIXELS, 0
     for path in paths:
+        before = number
         with urls.open_binary(path) as stream:
             while data := stream.read(_CHUNK * record):
                 if len(data) % record:
@@ -73,3 +74,5 @@ def _examples(paths: list[str], labels: int, place: int, classes: int) -> Iterat
                     array = row[labels:].reshape(3, _SIDE, _SIDE)
                     yield Example(f"{number:05d}", label, array=array, place=f"{path}: picture {number}")
                     number += 1
+        if number == before:
+            raise DataError("the file is empty", path=path)

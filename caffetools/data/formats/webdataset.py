@@ -17,6 +17,7 @@ from caffetools.data.formats.folders import picture_suffix
 from caffetools.errors import DataError
 from caffetools.util import urls
 from caffetools.util.files import atomic_write
+from caffetools.util.tars import StrictTarInfo
 
 PathLike = str | os.PathLike[str]
 _PICTURES = ("jpg", "jpeg", "png", "bmp", "webp", "ppm", "pgm", "tif", "tiff")
@@ -145,7 +146,7 @@ def _groups(file: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     fields: dict[str, bytes] = {}
     with urls.open_binary(file) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r|*") as tar:
+            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as tar:
                 for member in tar:
                     if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
                         continue
