@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from typing import Self
 
 
 class StrictTarInfo(tarfile.TarInfo):
@@ -14,7 +13,7 @@ class StrictTarInfo(tarfile.TarInfo):
     """
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictTarInfo:
         """Return the header in a block of 512 bytes.
 
         Raises:
