@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.options import AsJson, Force, check_output
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, open_file, print_json
 
 
 def curves(
@@ -36,4 +36,4 @@ def curves(
             console.print(f"{name}: {len(run.train)} rows of training, {len(run.test)} of tests", markup=False)
         console.print(f"Drawn to {out}", markup=False)
     if show:
-        typer.launch(str(out))
+        open_file(out)

@@ -11,7 +11,7 @@ import typer
 
 from caffetools.cli.models import net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, note, print_json, progress, progress_sink
+from caffetools.cli.show import console, note, open_file, print_json, progress, progress_sink
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def live(
     with LiveServer(LiveModel(model, files, run), port=port) as server:
         console.print(f"Open {server.url}  (Ctrl-C ends it)", markup=False)
         if browser:
-            typer.launch(server.url)
+            open_file(server.url)
         server.serve_forever()
     console.print("Closed from the page.")
 
@@ -366,7 +366,7 @@ def everything(
         count = write_everything(out, model, net, parameters, pictures or [], before=earlier, progress=advance)
     report_written(out, f"{count} drawings")
     if show:
-        typer.launch(str(out))
+        open_file(out)
 
 
 def parse_unit(text: str | None) -> int | tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.options import AsJson, Force, check_output
-from caffetools.cli.show import console, note, print_json, print_next, progress_sink
+from caffetools.cli.show import console, note, open_file, print_json, print_next, progress_sink
 
 
 def report(
@@ -44,7 +44,7 @@ def report(
         console.print(f"Report: {page.resolve().as_uri()}", markup=False)
         print_next(Project.open(run).status().next_command)
     if show:
-        typer.launch(str(page))
+        open_file(page)
 
 
 def _run_here() -> Path:

@@ -7,6 +7,7 @@ codes, carriage returns, marks that reverse the direction of writing) are shown 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
@@ -168,6 +170,15 @@ def note(text: str) -> None:
     """Write a note on stderr: something that a user should know, though nothing failed."""
     if not verbosity.quiet:
         write_error(f"note: {text}")
+
+
+def open_file(target: str | os.PathLike[str]) -> None:
+    """Open a file, or the address of a page, in the desktop's program for it; a note says so where there is no desktop or no such program."""
+    has_desktop = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if not has_desktop:
+        note(f"there is no desktop to show it on; open {os.fspath(target)} yourself")
+    elif typer.launch(os.fspath(target)) != 0:
+        note(f"no program opened {os.fspath(target)}; open it yourself")
 
 
 def show_warnings(event: Event) -> None:

@@ -13,7 +13,7 @@ from caffetools.cli.curves import curves
 from caffetools.cli.explain import COMMANDS
 from caffetools.cli.models import ModelCommand, complete_model, net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale, Stage
-from caffetools.cli.show import note, print_json
+from caffetools.cli.show import note, open_file, print_json
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, drawing, emit, open_net, report_written
 from caffetools.errors import DataError, NetError
 
@@ -177,7 +177,7 @@ def graph(
     caption = draw_graph(drawn, out, title=title, fold=fold, engine=layout, weights=values)
     report_written(out, caption)
     if show:
-        typer.launch(str(out))
+        open_file(out)
 
 
 def _graph_of(net: Path, phase: str | None, stage: list[str] | None, shapes: Mapping[str, Shape]) -> NetGraph:

@@ -13,7 +13,7 @@ import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.options import AsJson, Force, check_output
-from caffetools.cli.show import console, print_json
+from caffetools.cli.show import console, open_file, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,4 +119,4 @@ def emit(draw: Callable[[Theme], tuple[Figure, str]], out: Path | None, show: bo
     if not quiet:
         report_written(path, caption)
     if show:
-        typer.launch(str(path))
+        open_file(path)

@@ -31,6 +31,18 @@ def run(*arguments: str) -> str:
     return result.output
 
 
+def test_show_without_a_desktop_is_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    out = tmp_path / "c.png"
+    done = inprocess.run("visualize", "curves", LOGS / "train.log", "-o", out, "--show")
+    assert done.returncode == 0 and out.is_file()
+    assert f"there is no desktop to show it on; open {out} yourself" in done.stderr
+    # Nothing of another program's either.
+    assert capfd.readouterr() == ("", "")
+
+
 def test_filters_are_drawn_and_described(tmp_path: Path) -> None:
     out = tmp_path / "new" / "filters.png"
     said = run("filters", WEIGHTS, "-o", str(out))
