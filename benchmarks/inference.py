@@ -36,9 +36,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from inference_report import AFTER_PAUSE, BACK_TO_BACK, CPU, IMPORT, PEAK, Figure, Row, report, saved_rows, summary, table
+
+if TYPE_CHECKING:
+    from caffetools.net.net import Net
 
 FIRST = ["bvlc_alexnet", "bvlc_googlenet", "squeezenet_v1.1"]  # at each batch before the others
 NETWORKS = [*FIRST, "mobilenet_v1", "mobilenet_v2", "resnet50", "vgg16"]
@@ -65,20 +69,24 @@ def prepare(name: str, batch: int, folder: Path) -> None:
     write_prototxt(folder / "deploy.prototxt", param)
     torch.manual_seed(0)
     net = Net(param)
-    for layer in net.layers:
-        for blob, spec in zip(layer.blobs, layer.specs, strict=True):
-            if not spec.learnable:
-                blob.data.fill_(1.0)
-            elif blob.dim() > 1:
-                # A deploy net that names no fillers has weights of zero.
-                blob.data.normal_(std=(2 / blob[0].numel()) ** 0.5)
-            else:
-                blob.data.uniform_(0.5, 1.5)
+    fill(net, 0.5, 1.5)
     save_weights(net, folder / "weights.caffemodel")
     (folder / "model.onnx").write_bytes(to_onnx(net).SerializeToString())
     shape = net.blob_shapes[net.inputs[0]]
     np.save(folder / "pictures.npy", np.random.RandomState(1).randn(*shape).astype(np.float32) * 50)
     (folder / "facts.json").write_text(json.dumps({"macs": sum(layer.macs() for layer in net.layers), "input": net.inputs[0]}))
+
+
+def fill(net: Net, low: float, high: float) -> None:
+    """Give a net random weights, since a deploy net that names no fillers has zeros: vectors from ``low`` to ``high``, statistics 1."""
+    for layer in net.layers:
+        for blob, spec in zip(layer.blobs, layer.specs, strict=True):
+            if not spec.learnable:
+                blob.data.fill_(1.0)
+            elif blob.dim() > 1:
+                blob.data.normal_(std=(2 / blob[0].numel()) ** 0.5)
+            else:
+                blob.data.uniform_(low, high)
 
 
 def ours(folder: Path, threads: int) -> Step:

@@ -27,26 +27,40 @@ class Classifier(nn.Module):
         return F.softmax(self.logits(x), 1)
 
 
-class AlexNet(Classifier):
-    """Krizhevsky et al. 2012 with groups and LRN; 227 x 227 inputs."""
+class FullyConnected(Classifier):
+    """A network that ends in three fully connected layers with dropout, as AlexNet's.
 
-    def __init__(self, classes: int = 1000):
+    Args:
+        features: What comes before.
+        inputs: How many values it gives.
+        classes: Number of classes.
+    """
+
+    def __init__(self, features: nn.Sequential, inputs: int, classes: int):
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 96, 11, 4), nn.ReLU(inplace=True), nn.LocalResponseNorm(5, 1e-4, 0.75), nn.MaxPool2d(3, 2),
-            nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True), nn.LocalResponseNorm(5, 1e-4, 0.75), nn.MaxPool2d(3, 2),
-            nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True),
-            nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(inplace=True),
-            nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
-        )  # fmt: skip
+        self.features = features
         self.classifier = nn.Sequential(
-            nn.Linear(9216, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5),
+            nn.Linear(inputs, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5),
             nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, classes),
         )  # fmt: skip
 
     def logits(self, x: Tensor) -> Tensor:
         y: Tensor = self.classifier(self.features(x).flatten(1))
         return y
+
+
+class AlexNet(FullyConnected):
+    """Krizhevsky et al. 2012 with groups and LRN; 227 x 227 inputs."""
+
+    def __init__(self, classes: int = 1000):
+        features = nn.Sequential(
+            nn.Conv2d(3, 96, 11, 4), nn.ReLU(inplace=True), nn.LocalResponseNorm(5, 1e-4, 0.75), nn.MaxPool2d(3, 2),
+            nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True), nn.LocalResponseNorm(5, 1e-4, 0.75), nn.MaxPool2d(3, 2),
+            nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
+        )  # fmt: skip
+        super().__init__(features, 9216, classes)
 
 
 def unit(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Sequential:
@@ -272,11 +286,10 @@ class MobileNetV2(Classifier):
         return y
 
 
-class VGG16(Classifier):
+class VGG16(FullyConnected):
     """Simonyan and Zisserman 2014; 224 x 224 inputs."""
 
     def __init__(self, classes: int = 1000):
-        super().__init__()
         blocks: list[nn.Module] = []
         inputs = 3
         for outputs, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
@@ -284,15 +297,7 @@ class VGG16(Classifier):
                 blocks.append(unit(inputs, outputs, 3, padding=1))
                 inputs = outputs
             blocks.append(nn.MaxPool2d(2, 2))
-        self.features = nn.Sequential(*blocks)
-        self.classifier = nn.Sequential(
-            nn.Linear(25088, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5),
-            nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, classes),
-        )  # fmt: skip
-
-    def logits(self, x: Tensor) -> Tensor:
-        y: Tensor = self.classifier(self.features(x).flatten(1))
-        return y
+        super().__init__(nn.Sequential(*blocks), 25088, classes)
 
 
 NETWORKS: dict[str, tuple[type[Classifier], int]] = {

@@ -92,14 +92,7 @@ def test_networks_by_hand_compute_what_ours_compute(name: str, tmp_path: Path, m
     param = read_net(prototxt_path(name, "deploy"))
     param.layer[0].input_param.shape[0].dim[0] = 1
     net = Net(param)
-    for layer in net.layers:
-        for blob, spec in zip(layer.blobs, layer.specs, strict=True):
-            if not spec.learnable:
-                blob.data.fill_(1.0)
-            elif blob.dim() > 1:
-                blob.data.normal_(std=(2 / blob[0].numel()) ** 0.5)
-            else:
-                blob.data.uniform_(0.1, 0.5)
+    importlib.import_module("inference").fill(net, 0.1, 0.5)
     save_weights(net, tmp_path / "w.caffemodel")
     model = plain.NETWORKS[name][0]().eval()
     plain.load_caffemodel(model, tmp_path / "w.caffemodel")

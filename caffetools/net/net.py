@@ -323,16 +323,17 @@ class Net(nn.Module):
     def train(self, mode: bool = True) -> Net:
         """Set every layer to training or evaluation, as for any module; see :class:`torch.nn.Module`."""
         super().train(mode)
-        self._layers_changed()
+        self.layers_changed()
         return self
 
     def _apply(self, *arguments: Any, **options: Any) -> Net:
         super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
         restore_sharing(self.layers)
-        self._layers_changed()
+        self.layers_changed()
         return self
 
-    def _layers_changed(self) -> None:
+    def layers_changed(self) -> None:
+        """Drop plans and recordings, whose views of the layers are of before a change of these."""
         if "_plans" in self.__dict__:
             self._plans.clear()
         if "inference" in self.__dict__:

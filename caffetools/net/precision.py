@@ -44,3 +44,4 @@ def keep_float32(net: Net) -> None:
     for layer in net.layers:
         if not layer.IS_DATA and not layer.TRAITS.half:
             layer.float32_only = True
+    net.layers_changed()

@@ -95,7 +95,7 @@ class Quantization:
         tables: Name of a table → its file.
         bytes_before: Size of the float model.
         bytes_after: Size of the file.
-        ms_before: Milliseconds an image of the float model in onnxruntime, the median of 10 runs of one image.
+        ms_before: Milliseconds an image of the float model in onnxruntime, the shortest of 10 runs of one image.
         ms_after: The same of the new model.
         tested: Number of labelled images.
         accuracy_before: Share of them, 0 to 1, whose best class in the float model is their label; None without labelled images.

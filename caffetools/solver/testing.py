@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,9 +13,9 @@ from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, Progress, Tested, ignore, reported
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import load_weights
-from caffetools.proto.file_names import find_data_base, rebase_sources
+from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import TEST
-from caffetools.proto.text import format_text, read_net
+from caffetools.proto.text import format_text
 from caffetools.solver.callbacks import named_values
 from caffetools.solver.control import Log, Output, no_log
 from caffetools.solver.logs.caffe_log import log_loaded, log_net, number, output_text
@@ -88,8 +87,7 @@ def load_test_net(
         PrototxtError, NetError, ModelFileError: a file is wrong, or no layer has weights in it.
     """
     log("caffe.cpp:275", "Use CPU." if torch.device(device).type == "cpu" else "Use GPU.")
-    param = read_net(path)
-    rebase_sources(param, find_data_base(param, Path(path)), log)
+    param = read_net_near_files(path, log)
     with error_context(path):
         net = Net(param, TEST, level=level, stages=stages)
     log_net(log, net, format_text(net.param))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,9 @@ from tests.cli.materials import make_materials
 def made_materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files, made once."""
     folder = tmp_path_factory.mktemp("made materials")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         make_materials(folder)
-    finally:
-        os.chdir(before)
     return folder
 
 
@@ -30,7 +26,6 @@ def materials(made_materials: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A copy of them that is the working directory."""
     folder = tmp_path_factory.mktemp("bad input") / "files"
     shutil.copytree(made_materials, folder, symlinks=True)
-    before = Path.cwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder

@@ -20,15 +20,12 @@ from tests.project.shapes import draw_shapes
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset and a net trained on it, two folders below, with names that have spaces and letters outside of ASCII."""
     folder = tmp_path_factory.mktemp("möbel und so")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         draw_shapes(Path("pictures"), each=8, size=40)
         run_well("dataset", "build", "pictures", "data set", "--size", 32, "--val", 0.5)
         run_well("retarget", "cifar10_quick", "--dataset", "data set", "-o", "nets/é", "--seed", 1, "--train-batch", 12)
         run_well("train", "nets/é/solver.prototxt", "--max-iter", 4)
-    finally:
-        os.chdir(before)
     return folder
 
 

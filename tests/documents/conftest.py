@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +20,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files, made once: ``world`` for the working directory, ``zoo`` with the cards."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "world").mkdir()
-    before = Path.cwd()
-    os.chdir(folder / "world")
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "world")
         make_world(Path())
         make_zoo(folder / "zoo")
-    finally:
-        os.chdir(before)
     return folder
 
 

@@ -68,6 +68,15 @@ def test_float32_comes_back_to_the_inference_plan(deploy: Path) -> None:
         set_precision(net, "int4")
 
 
+def test_the_precision_may_change_after_a_pass(deploy: Path) -> None:
+    batch = {"data": torch.ones(2, 3, 12, 12)}
+    used = Net.from_file(deploy)
+    used(batch)  # plans for these shapes are kept
+    with torch.autocast("cpu", torch.bfloat16):
+        layers = set_precision(used, "bf16").compute(batch, ["norm", "conv"], used.plan({"data": (2, 3, 12, 12)}))
+    assert (layers["norm"].dtype, layers["conv"].dtype) == (torch.float32, torch.bfloat16)
+
+
 def test_layers_with_parameters_of_their_own_stay_in_float32() -> None:
     text = DEPLOY + 'layer { name: "scale" type: "Scale" bottom: "conv" top: "scaled" scale_param { bias_term: true } }\n'
     text += 'layer { name: "slope" type: "PReLU" bottom: "scaled" top: "slope" }\n'

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +33,9 @@ def arrays() -> dict[str, NDArray[Any]]:
 
 
 @pytest.fixture
-def here() -> Iterator[Path]:
-    before = Path.cwd()
-    os.chdir(FOLDER)
-    yield FOLDER
-    os.chdir(before)
+def here(monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(FOLDER)
+    return FOLDER
 
 
 def close(got: NDArray[Any], expected: NDArray[Any], tolerance: float = 1e-5) -> None:

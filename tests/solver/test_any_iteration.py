@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from functools import cache
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,14 +27,11 @@ def run(folder: Path, stop_at: int | None = None) -> bytes:
         if isinstance(event, Progress) and event.done == stop_at:
             token.cancel()
 
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         done = train("solver.prototxt", device="cpu", resume=True, events=sink, cancel=token)
         assert done.snapshot is not None
         return done.snapshot.weights.read_bytes() + done.snapshot.state.read_bytes()
-    finally:
-        os.chdir(before)
 
 
 @cache
