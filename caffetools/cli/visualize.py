@@ -13,7 +13,7 @@ from caffetools.cli.curves import curves
 from caffetools.cli.explain import COMMANDS
 from caffetools.cli.models import ModelCommand, complete_model, net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale, Stage
-from caffetools.cli.show import note, open_file, print_json
+from caffetools.cli.show import note, open_file, print_json, progress
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, drawing, emit, open_net, report_written
 from caffetools.errors import DataError, NetError
 
@@ -119,7 +119,9 @@ def weights(
     """Draw the distribution and the spectrum of each layer's weights, with dead units and norm ratios to earlier weights."""
     from caffetools.visualize.weight_statistics import statistics_table, weight_statistics, weights_figure
 
-    statistics = weight_statistics(weights_file(weights), weights_file(before) if before else None, spectra=spectra)
+    file, earlier = weights_file(weights), weights_file(before) if before else None
+    with progress("Weights") as advance:
+        statistics = weight_statistics(file, earlier, spectra=spectra, progress=advance)
     if json:
         print_json(statistics_table(statistics))
     if not json or out or show:

@@ -19,7 +19,7 @@ from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.registry import traits, types
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import NetParameter, enum_name
+from caffetools.proto.schema import LayerParameter, NetParameter, enum_name
 from caffetools.visualize import style
 from caffetools.visualize.panels import NUMBER, NUMBER_HEIGHT, Panel, number_room, panels_figure, thinned
 from caffetools.visualize.style import LIGHT, PathLike, Theme
@@ -42,12 +42,25 @@ class LayerWeights:
         weights: Its weights, any shape; see :func:`filters_figure`.
         type: Its Caffe type; if empty, it follows from the number of axes.
         group: Its convolution's groups: each filter sees only the channels of its own.
+        unit_axis: The axis along which each output unit has its own weights; with groups in axis 1, each group has its own units.
     """
 
     name: str
     weights: NDArray[Any]
     type: str = ""
     group: int = 1
+    unit_axis: int = 0
+
+    def unit_rows(self) -> NDArray[np.float64]:
+        """Return the weights as a matrix (units, weights of a unit), float64."""
+        weights = np.asarray(self.weights, np.float64)
+        if weights.ndim < 2:
+            return weights.reshape(-1, 1)
+        if self.unit_axis != 1:
+            return weights.reshape(len(weights), -1)
+        groups = self.group if len(weights) % self.group == 0 else 1
+        parts = weights.reshape(groups, -1, weights.shape[1], *weights.shape[2:])
+        return np.moveaxis(parts, 2, 1).reshape(groups * weights.shape[1], -1)
 
 
 def draw_filters(
@@ -145,9 +158,9 @@ def filter_changes_figure(
         most_tiles=_PAIR_TILES,
         most_channels=_PAIR_CHANNELS,
     )
-    size = float(np.linalg.norm(old.weights))
-    amount = f" ({np.linalg.norm(new.weights - old.weights) / size:.2%} of the norm before)" if size > 0 else ""
-    caption = f"{sheets[1].caption} {change.caption[:-1]}{amount}."
+    size, moved = (norm(np.asarray(values, np.float64)) for values in (old.weights, new.weights - old.weights))
+    amount = f" The whole layer changed by {moved / size:.2%} of its norm." if size and moved else ""
+    caption = f"{sheets[1].caption} {change.caption}{amount}"
     # The change is laid out as the filters are.
     named = ((sheets[0].image, "before"), (sheets[1].image, "after"), (change.image, "change"))
     panels = [Panel(image, title, rows=sheets[0].rows, columns=sheets[0].columns) for image, title in named]
@@ -225,6 +238,11 @@ def layer_sheet(
     return replace(sheet, caption=f"{sheet.caption} The layer has {layer.group} groups: each filter sees the channels of its own.")
 
 
+def norm(values: NDArray[np.float64]) -> float:
+    """Return the 2-norm of an array of any shape; numpy.linalg.norm sums in an order that depends on the number of threads."""
+    return float(np.sqrt(np.square(values).sum()))
+
+
 def describe(layer: LayerWeights) -> str:
     """Return ``Convolution 96 × 3 × 11 × 11``."""
     kind = layer.type or {4: Convolution.TYPE, 2: InnerProduct.TYPE}.get(np.ndim(layer.weights), "weights")
@@ -261,7 +279,7 @@ def all_weights(source: Source) -> list[LayerWeights]:
         names = [str(layer.name) for layer in model.net.layer]
         stored = [(name, model.repeated.get(index, model.blobs.get(name, []))) for index, name in enumerate(names)]
     found = [
-        LayerWeights(name, np.asarray(arrays[0]), *kinds.get(name, ("", 1)))
+        _without_old_axes(LayerWeights(name, np.asarray(arrays[0]), *kinds.get(name, ("", 1, 0))))
         for name, arrays in stored
         if len(arrays) and np.size(arrays[0])
     ]
@@ -280,9 +298,21 @@ def _first_filters(layers: Sequence[LayerWeights]) -> str:
     return next(filters, layers[0].name)
 
 
-def _kinds(net: NetParameter) -> dict[str, tuple[str, int]]:
-    """Return the type and groups of each layer, in today's form or in the older ones that have the type as a number or in lower case."""
-    kinds = {layer.name: (str(layer.type), max(1, layer.convolution_param.group)) for layer in net.layer}
+def _without_old_axes(layer: LayerWeights) -> LayerWeights:
+    """Return the weights without the leading axes of 1 with which files older than 2014 give every blob four axes."""
+    role = traits(layer.type).role if layer.type else "other"
+    leading = 2 if layer.type == InnerProduct.TYPE else 3 if role in ("normalization", "scale", "activation") else 0
+    if layer.weights.ndim == 4 and leading and layer.weights.shape[:leading] == (1,) * leading:
+        return replace(layer, weights=layer.weights.reshape(layer.weights.shape[leading:]))
+    return layer
+
+
+def _kinds(net: NetParameter) -> dict[str, tuple[str, int, int]]:
+    """Return the type, groups and axis of units of each layer.
+
+    Layers may have today's form, or the older ones that have the type as a number or in lower case.
+    """
+    kinds = {layer.name: (str(layer.type), max(1, layer.convolution_param.group), _unit_axis(layer)) for layer in net.layer}
     for layer in net.layers:
         old = layer.layer if layer.HasField("layer") else None
         if old is not None:
@@ -291,8 +321,13 @@ def _kinds(net: NetParameter) -> dict[str, tuple[str, int]]:
             word, group = enum_name(layer, "type"), layer.convolution_param.group
         known = {name.lower(): name for name in types(role="classifier")} | {"conv": Convolution.TYPE}
         name = layer.name or (old.name if old is not None else "")
-        kinds.setdefault(name, (known.get(word.lower().replace("_", ""), word), max(1, group)))
+        kinds.setdefault(name, (known.get(word.lower().replace("_", ""), word), max(1, group), 0))
     return kinds
+
+
+def _unit_axis(layer: LayerParameter) -> int:
+    axes = traits(layer).class_axes
+    return axes[0] or 0 if axes else 0
 
 
 def _in_colour(layer: LayerWeights) -> bool:
@@ -313,9 +348,7 @@ def _certain(sheet: Sheet | None) -> Sheet:
 
 
 def _as_filters(layer: LayerWeights, picture_shape: tuple[int, int, int] | None) -> NDArray[np.float32]:
-    weights = np.asarray(layer.weights, np.float32)
-    if layer.type == InnerProduct.TYPE and weights.ndim == 4 and weights.shape[:2] == (1, 1):
-        weights = weights[0, 0]  # files older than 2014 give every blob four axes
+    weights = np.asarray(_without_old_axes(layer).weights, np.float32)
     if picture_shape is None:
         return weights
     if weights.ndim != 2 or weights.shape[1] != int(np.prod(picture_shape)):

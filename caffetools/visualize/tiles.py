@@ -153,8 +153,13 @@ def change_sheet(
     level = layout.tiles[..., 0] / 255
     layout = replace(layout, tiles=magnitude_colours(level) if colour else signed_colours(2 * level - 1))
     scale = layout.scale() if scale is None else scale
-    ends = "dark blue is unchanged, yellow the largest" if colour else "purple is a decrease, white unchanged, orange an increase"
-    return Sheet(layout.draw(scale, gap), scale, f"Change: {ends}; the largest is {peak:.3g}.")
+    if not peak:
+        caption = "Change: none."
+    elif colour:
+        caption = f"Change: its norm over the three channels, from dark blue (0) to yellow ({peak:.3g})."
+    else:
+        caption = f"Change: from purple (a decrease of {peak:.3g}) over white (unchanged) to orange (an increase of {peak:.3g})."
+    return Sheet(layout.draw(scale, gap), scale, caption)
 
 
 def _laid_out(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
@@ -16,15 +17,20 @@ from numpy.typing import NDArray
 from caffetools.errors import DataError
 from caffetools.layers.base import format_shape
 from caffetools.layers.registry import layer_types
+from caffetools.net.device import one_thread
+from caffetools.util.threads import cpu_count, ordered_map
 from caffetools.visualize import style
-from caffetools.visualize.filters import Source, all_weights
+from caffetools.visualize.filters import LayerWeights, Source, all_weights, norm
 from caffetools.visualize.panels import shorten_to, wrap
 from caffetools.visualize.style import LIGHT, Theme
+from caffetools.visualize.units import Progress
 
 # A unit whose weights are smaller than this share of the layer's median unit contributes nothing that matters.
 _DEAD = 1e-3
 _BINS = 60
-_LARGEST_SIDE = 2048  # rows or columns up to which the whole spectrum is computed
+_LARGEST_SIDE = 8192  # units, or inputs of a unit, up to which the spectrum is computed
+_GRAM_ROWS = 1024  # of a block of the Gram matrix
+_MOST_THREADS = 4  # each holds a layer in float64
 _WIDTH, _ROW, _MARGIN, _HEAD = 1280, 118, 24, 86  # pixels, as are the sizes of the charts
 _CHART, _HISTOGRAM, _SPECTRUM = _ROW - 46, 320, 250
 _POINTS = 64  # of a spectrum
@@ -42,9 +48,10 @@ class WeightStatistics:
         count: Values in it.
         mean, deviation, smallest, largest: Of the values.
         zeros: Share of values that are exactly 0.
-        units: Output units (first axis).
+        units: Output units.
         dead: Units with a norm below a thousandth of the layer's median; 0 for layers of normalization, which have no units.
-        spectrum: Singular values of the (units, rest) matrix, descending; empty where it was not computed.
+        spectrum: Singular values of the (units, rest) matrix, descending; empty where it was not computed, as for matrices with
+            more than 8192 rows and columns.
         norm_ratio: Norm over the norm of the earlier weights.
         change: Norm of the difference over the norm of the earlier weights;
             both None without earlier weights of the same name and shape.
@@ -77,20 +84,36 @@ class WeightStatistics:
         return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def weight_statistics(source: Source, before: Source | None = None, *, spectra: bool = True) -> list[WeightStatistics]:
-    """Describe the weights of every layer.
+def weight_statistics(
+    source: Source, before: Source | None = None, *, spectra: bool = True, progress: Progress | None = None
+) -> list[WeightStatistics]:
+    """Describe the weights of every layer. The numbers do not depend on the number of threads.
 
     Args:
         source: A .caffemodel (its path, or as read), or arrays by layer name, weights first.
         before: Earlier weights of the same net, to compare with.
         spectra: Compute singular values.
+        progress: Called with (done, total) weights.
 
     Raises:
         ModelFileError: a file cannot be read.
         DataError: there are no weights, or some are not finite.
     """
     earlier = {item.name: np.asarray(item.weights) for item in all_weights(before)} if before is not None else {}
-    return [_describe(item.name, item.type, np.asarray(item.weights), earlier.get(item.name), spectra) for item in all_weights(source)]
+    layers = all_weights(source)
+    done, total = 0, sum(item.weights.size for item in layers)
+    found = []
+
+    def describe(item: LayerWeights) -> WeightStatistics:
+        return _describe(item, earlier.get(item.name), spectra)
+
+    with one_thread():
+        for statistics in ordered_map(describe, layers, threads=min(cpu_count(), _MOST_THREADS)):
+            found.append(statistics)
+            done += statistics.count
+            if progress is not None:
+                progress(done, total)
+    return found
 
 
 def weights_figure(statistics: Sequence[WeightStatistics], title: str, *, note: str = "", theme: Theme = LIGHT) -> Figure:
@@ -161,24 +184,24 @@ class _Ink:
         self.write(left + width, bottom + 6, ends[1], style.SMALL, self.theme.muted, ha="right")
 
 
-def _describe(name: str, kind: str, weights: NDArray[Any], before: NDArray[Any] | None, spectra: bool) -> WeightStatistics:
-    values = weights.astype(np.float64).reshape(-1)
+def _describe(layer: LayerWeights, before: NDArray[Any] | None, spectra: bool) -> WeightStatistics:
+    matrix = layer.unit_rows()
+    values = matrix.reshape(-1)
     if not np.isfinite(values).all():
-        raise DataError(f"layer '{name}' holds weights that are not finite; the training that wrote them diverged")
-    matrix = values.reshape(weights.shape[0], -1) if weights.ndim > 1 else values.reshape(-1, 1)
-    norms = np.linalg.norm(matrix, axis=1)
+        raise DataError(f"layer '{layer.name}' holds weights that are not finite; the training that wrote them diverged")
+    norms = np.sqrt(np.square(matrix).sum(axis=1))
     ratio = change = None
-    if before is not None and before.shape == weights.shape:
-        old = before.astype(np.float64).reshape(-1)
-        size = float(np.linalg.norm(old))
+    if before is not None and before.shape == layer.weights.shape:
+        old = replace(layer, weights=before).unit_rows().reshape(-1)
+        size = norm(old)
         if size > 0:
-            ratio, change = float(np.linalg.norm(values)) / size, float(np.linalg.norm(values - old)) / size
+            ratio, change = norm(values) / size, norm(values - old) / size
     low, high = float(values.min()), float(values.max())
     edges = (low, high) if high > low else (low - 0.5, high + 0.5)
     return WeightStatistics(
-        layer=name,
-        type=kind,
-        shape=tuple(weights.shape),
+        layer=layer.name,
+        type=layer.type,
+        shape=tuple(layer.weights.shape),
         count=values.size,
         mean=float(values.mean()),
         deviation=float(values.std()),
@@ -186,8 +209,8 @@ def _describe(name: str, kind: str, weights: NDArray[Any], before: NDArray[Any] 
         largest=high,
         zeros=float((values == 0).mean()),
         units=len(norms),
-        dead=0 if _is_normalization(kind) else int((norms <= _DEAD * np.median(norms)).sum()),
-        spectrum=_singular_values(matrix) if spectra and weights.ndim > 1 else np.empty(0),
+        dead=0 if _is_normalization(layer.type) else int((norms <= _DEAD * np.median(norms)).sum()),
+        spectrum=_singular_values(matrix) if spectra and layer.weights.ndim > 1 else np.empty(0),
         norm_ratio=ratio,
         change=change,
         histogram=np.histogram(values, bins=_BINS, range=edges)[0].astype(np.int64),
@@ -199,14 +222,18 @@ def _is_normalization(kind: str) -> bool:
 
 
 def _singular_values(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """All of them, by the smaller Gram matrix; of larger matrices those of an evenly spaced choice of units, which has the same form."""
-    side = min(matrix.shape)
-    if side > _LARGEST_SIDE:
-        rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-        matrix = rows[np.linspace(0, len(rows) - 1, _LARGEST_SIDE).astype(np.intp)]
-    small = matrix.astype(np.float32)
-    gram = small @ small.T if small.shape[0] <= small.shape[1] else small.T @ small
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram.astype(np.float64)), 0))[::-1]
+    """Return all of them, descending, by the smaller Gram matrix; none where that is too large."""
+    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    if len(rows) > _LARGEST_SIDE:
+        return np.empty(0)
+    # torch's own memory is aligned, on which the order of a product's sums may depend.
+    x = torch.empty(rows.shape, dtype=torch.float64).copy_(torch.from_numpy(rows))
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for top in range(0, len(rows), _GRAM_ROWS):
+        bottom = top + _GRAM_ROWS
+        gram[top:bottom, :bottom] = x[top:bottom] @ x[:bottom].T  # eigvalsh reads the lower triangle
+    squares = np.asarray(torch.linalg.eigvalsh(gram), np.float64)
+    return np.sqrt(np.maximum(squares, 0))[::-1]
 
 
 def _draw_histogram(ink: _Ink, left: int, top: int, item: WeightStatistics) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 
 from caffetools.errors import DataError
+from caffetools.proto.schema import NetParameter
 from caffetools.visualize import style
 from caffetools.visualize.filters import LayerWeights, filter_changes_figure
 from caffetools.visualize.weight_statistics import statistics_table, weight_statistics, weights_figure
@@ -23,9 +30,66 @@ def test_the_numbers_are_those_of_numpy() -> None:
     (item,) = weight_statistics({"conv": [weights]}, {"conv": [weights * 2]})
     assert (item.units, item.dead, item.count) == (6, 1, 216)
     np.testing.assert_allclose([item.mean, item.deviation], [weights.mean(), weights.std()], rtol=1e-4)
-    np.testing.assert_allclose(item.spectrum, np.linalg.svd(weights.reshape(6, -1), compute_uv=False), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(item.spectrum, np.linalg.svd(weights.reshape(6, -1).astype(float), compute_uv=False), rtol=1e-5, atol=1e-6)
     assert item.norm_ratio == pytest.approx(0.5) and item.change == pytest.approx(0.5)
     assert item.histogram.sum() == 216
+
+
+@pytest.mark.parametrize("shape", [(1500, 40), (40, 1500), (1100, 1200)])
+def test_the_whole_spectrum_is_computed(shape: tuple[int, int]) -> None:
+    weights = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    (item,) = weight_statistics({"ip": [weights]})
+    np.testing.assert_allclose(item.spectrum, np.linalg.svd(weights.astype(float), compute_uv=False), rtol=1e-6)
+
+
+_DIGEST = "from tests.visualize.test_weight_statistics import digest; print(digest())"
+
+
+def digest() -> str:
+    """Return what weight_statistics computes for random weights, exactly."""
+    rng = np.random.default_rng(0)
+    one, two = ({"a": [rng.standard_normal((600, 700)).astype(np.float32)], "b": [rng.standard_normal((64, 900))]} for _ in range(2))
+    found = weight_statistics(one, two)
+    return repr([(item.spectrum.tolist(), item.norm_ratio, item.change, item.mean, item.deviation) for item in found])
+
+
+def test_the_numbers_do_not_depend_on_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    here = digest()
+    assert torch.get_num_threads() == before
+    other = "1" if before > 1 else "3"
+    environment = {**os.environ, "OMP_NUM_THREADS": other, "OPENBLAS_NUM_THREADS": other}
+    done = subprocess.run(
+        [sys.executable, "-c", _DIGEST], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == here
+
+
+def test_units_are_counted_along_their_axis(tmp_path: Path) -> None:
+    net = NetParameter()
+    for name, kind, shape in (
+        ("embed", "Embed", (7, 3)),
+        ("deconv", "Deconvolution", (4, 3, 2, 2)),
+        ("turned", "InnerProduct", (6, 5)),
+        ("old", "InnerProduct", (1, 1, 6, 5)),
+        ("prelu", "PReLU", (1, 1, 1, 8)),
+        ("depthwise", "Convolution", (1, 1, 3, 3)),
+    ):
+        layer = net.layer.add(name=name, type=kind)
+        layer.blobs.add(data=np.arange(1, 1 + np.prod(shape)).tolist()).shape.dim.extend(shape)
+    net.layer[1].convolution_param.group = 2
+    net.layer[2].inner_product_param.transpose = True
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(net.SerializeToString())
+    found = {item.layer: item for item in weight_statistics(path)}
+    assert {name: item.units for name, item in found.items()} == {
+        "embed": 3, "deconv": 6, "turned": 5, "old": 6, "prelu": 8, "depthwise": 1,
+    }  # fmt: skip
+    assert found["old"].shape == (6, 5) and len(found["old"].spectrum) == 5
+    # Unit 3 is the first of the second group: input channels 2 and 3 of the deconvolution, output channel 0.
+    blob = np.arange(1.0, 49).reshape(4, 3, 2, 2)
+    rows = LayerWeights("deconv", blob, "Deconvolution", 2, 1).unit_rows()
+    np.testing.assert_array_equal(rows[3], blob[2:, 0].ravel())
 
 
 def test_the_effective_rank_counts_directions() -> None:
@@ -94,7 +158,7 @@ def test_filters_before_and_after_with_their_change() -> None:
     # One filter is rescaled; the largest change is where the weight changed.
     brightest = np.argwhere((change == np.array([253, 231, 37])).all(axis=2))
     assert len(brightest) and {tuple(place) for place in brightest} <= {tuple(place) for place in different}
-    assert "the largest is 5 (50.00% of the norm before)" in caption
+    assert caption.endswith("over the three channels, from dark blue (0) to yellow (5). The whole layer changed by 50.00% of its norm.")
     with pytest.raises(DataError, match="4 x 3 x 5 x 5 and 2 x 3 x 5 x 5 before and after"):
         filter_changes_figure(LayerWeights("c", before), LayerWeights("c", before[:2]))
     figure, _ = filter_changes_figure(LayerWeights("ip", np.ones((4, 6))), LayerWeights("ip", np.ones((4, 6))))
