@@ -17,8 +17,8 @@ def convert_imageset(
     gray: Annotated[bool, typer.Option("--gray", help="Store one channel.")] = False,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Shuffle the list.")] = False,
     backend: Annotated[str, typer.Option(help="lmdb or leveldb.")] = "lmdb",
-    resize_width: Annotated[int, typer.Option(help="Resize to this width; 0 keeps the pictures' sizes.")] = 0,
-    resize_height: Annotated[int, typer.Option(help="Resize to this height; 0 keeps the pictures' sizes.")] = 0,
+    resize_width: Annotated[int, typer.Option(help="Resize to this width, with --resize-height; 0 keeps the pictures' sizes.")] = 0,
+    resize_height: Annotated[int, typer.Option(help="Resize to this height, with --resize-width; 0 keeps the pictures' sizes.")] = 0,
     check_size: Annotated[bool, typer.Option("--check-size", help="Require that all pictures have one size.")] = False,
     encoded: Annotated[bool, typer.Option("--encoded", help="Store picture files, not pixels.")] = False,
     encode_type: Annotated[str, typer.Option(help="File type to store, such as png or jpg (implies --encoded).", show_default=False)] = "",
@@ -41,7 +41,7 @@ def convert_imageset(
     """
     from caffetools.data.convert_imageset import ImagesetOptions
     from caffetools.data.convert_imageset import convert_imageset as convert
-    from caffetools.events import Event, Progress
+    from caffetools.events import Event, Progress, Warned
     from caffetools.project.config import command
 
     options = ImagesetOptions(
@@ -64,6 +64,8 @@ def convert_imageset(
         def sink(event: Event) -> None:
             if isinstance(event, Progress):
                 advance(event.done, event.total)
+            elif isinstance(event, Warned):
+                note(event.message)
 
         result = convert(root, listing, database, options, events=sink)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -17,12 +18,14 @@ from caffetools.cancel import CancelToken
 from caffetools.data.databases import LmdbWriter, new_lmdb, record_key
 from caffetools.data.datum import encoded_to_datum, image_to_record
 from caffetools.data.images import Pixels, decode_image, encode_image, fast_divisor, pixel_budget, read_bytes, resize
-from caffetools.data.picture_lists import read_list
+from caffetools.data.picture_lists import labelled_lines
 from caffetools.errors import DataError
-from caffetools.events import ArtifactWritten, EventSink, Finished, Progress, Started, ignore
+from caffetools.events import ArtifactWritten, EventSink, Finished, Progress, Started, Warned, ignore
 from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
+# The number in the key, the name and the label of a picture.
+Entry = tuple[int, str, int]
 _BACKENDS = ("lmdb", "leveldb")
 # Pictures that a thread takes at a time, and how many progress events a build emits at most.
 _CHUNK, _MOST_EVENTS = 8, 2000
@@ -45,9 +48,9 @@ class ImagesetOptions:
         gray: Store one channel.
         shuffle: Shuffle the list; the keys number the shuffled lines.
         backend: ``lmdb`` or ``leveldb``.
-        resize_width: Width in pixels; takes effect with ``resize_height`` only. 0 keeps the picture's size.
+        resize_width: Width in pixels; takes effect with ``resize_height`` only, as in Caffe's tool. 0 keeps the picture's size.
         resize_height: Height in pixels; takes effect with ``resize_width`` only.
-        check_size: Require that all pictures have the same number of values.
+        check_size: Require that all pictures have the same number of values, also where their files are stored.
         encoded: Store picture files in place of pixels.
         encode_type: File type to store, such as ``png`` or ``jpg``; implies ``encoded``. Empty: that of each file's name.
         seed: Seed of the shuffle. (Caffe's tool draws one from the clock.)
@@ -105,15 +108,15 @@ def convert_imageset(
 ) -> ImagesetResult:
     """Write the pictures of ``listing`` into a new database.
 
-    Keys and Datum messages are those of Caffe's tool: the key of line i (from 0) is ``%08d_NAME``, with gaps where a picture was
-    left out. The database appears when it is complete.
+    Keys and Datum messages are those of Caffe's tool: the key of line i (from 0) is ``%08d_NAME``, with gaps where a line is empty
+    or a picture was left out. The database appears when it is complete.
 
     Args:
         root: Prefix of the names in the list; a folder's final slash may be omitted.
         listing: A text file of ``NAME LABEL`` lines.
         database: The database to make.
         options: The flags; by default those of the tool.
-        events: Receives ``Started``, ``Progress`` (unit ``images``), ``ArtifactWritten`` and ``Finished``.
+        events: Receives ``Started``, ``Progress`` (unit ``images``), ``Warned``, ``ArtifactWritten`` and ``Finished``.
         cancel: Checked between pictures; after cancelling the build can be resumed, and nothing is at ``database``.
 
     Raises:
@@ -124,15 +127,15 @@ def convert_imageset(
     """
     options = options or ImagesetOptions()
     _check_options(options)
-    entries = read_list(listing)
-    if options.shuffle:
-        order = np.random.default_rng(options.seed).permutation(len(entries))
-        entries = [entries[index] for index in order]
+    entries = _read_entries(listing, options)
     prefix = os.fspath(root)
     if Path(prefix).is_dir() and not prefix.endswith(("/", os.sep)):
         prefix += "/"
     result = ImagesetResult(os.fspath(database))
     events(Started(task="dataset", title=f"Writing {len(entries)} pictures to {result.path}"))
+    if bool(options.resize_width) != bool(options.resize_height):
+        side = "resize_width" if options.resize_width else "resize_height"
+        events(Warned(task="dataset", message=f"{side} alone has no effect, as in Caffe's tool: the pictures keep their sizes"))
     status, message = "failed", ""
     try:
         with _new_database(database, options) as writer:
@@ -140,7 +143,7 @@ def convert_imageset(
             _write(entries, start, prefix, writer, options, result, events, cancel)
             if not writer.count:
                 hint = f"the first error: {result.skipped[0]}"
-                if prefix.strip("/") and entries[0][0].startswith("/"):
+                if prefix.strip("/") and entries[0][1].startswith("/"):
                     hint += "; the list's paths are absolute, so ROOT must be /"
                 raise DataError("no picture of the list can be read", path=listing, hint=hint)
             result.count = writer.count
@@ -159,12 +162,19 @@ def _check_options(options: ImagesetOptions) -> None:
         raise DataError(f"the backend '{options.backend}' is unknown; it can be lmdb or leveldb")
     if min(options.resize_width, options.resize_height) < 0 or max(options.resize_width, options.resize_height) > 65535:
         raise DataError(f"the size {options.resize_width}x{options.resize_height} is impossible; both sides must be 0 to 65535")
-    if bool(options.resize_width) != bool(options.resize_height):
-        raise DataError("resize_width and resize_height take effect together only (Caffe's tool ignores one alone); give both")
     if options.resume and options.backend != "lmdb":
         raise DataError("only an LMDB can be resumed; leave out --resume or --backend leveldb")
     if options.encode_type:
         encode_image(np.zeros((1, 1, 3), np.uint8), f".{options.encode_type}")
+
+
+def _read_entries(listing: PathLike, options: ImagesetOptions) -> list[Entry]:
+    """Return the pictures in the order of the database. Caffe's tool counts empty lines too, as pictures that it cannot read."""
+    entries = [(line - 1, name, label) for line, name, label in labelled_lines(listing)]
+    if not options.shuffle:
+        return entries
+    order = np.random.default_rng(options.seed).permutation(len(entries))
+    return [(number, *entries[index][1:]) for number, index in enumerate(order)]
 
 
 @contextlib.contextmanager
@@ -179,23 +189,24 @@ def _new_database(path: PathLike, options: ImagesetOptions) -> Iterator[Writer]:
         yield opened
 
 
-def _check_resumed(writer: LmdbWriter, entries: list[tuple[str, int]], path: str) -> int:
-    """Return the number of the first line that is not written yet. Raises :class:`DataError` if the records are of another list."""
+def _check_resumed(writer: LmdbWriter, entries: list[Entry], path: str) -> int:
+    """Return the index of the first picture that is not written yet. Raises :class:`DataError` if the records are of another list."""
     if not writer.count:
         return 0
-    digits = writer.last_key[:8]
-    number = int(digits) if digits.isdigit() else len(entries)
-    if number >= len(entries) or writer.last_key != record_key(number, entries[number][0]):
+    digits = writer.last_key.partition(b"_")[0]
+    number = int(digits) if digits.isdigit() else -1
+    index = bisect.bisect_left(entries, number, key=lambda entry: entry[0])
+    if index == len(entries) or writer.last_key != record_key(*entries[index][:2]):
         raise DataError(
             f"the build to resume ends with the record '{writer.last_key.decode('utf-8', 'replace')}', which is not of this list",
             path=path,
             hint="run without --resume",
         )
-    return number + 1
+    return index + 1
 
 
 def _write(
-    entries: list[tuple[str, int]],
+    entries: list[Entry],
     start: int,
     prefix: str,
     writer: Writer,
@@ -208,9 +219,10 @@ def _write(
     make = _record_maker(prefix, options)
     rest = entries[start:]
     chunks = (rest[begin : begin + _CHUNK] for begin in range(0, len(rest), _CHUNK))
-    step, number = max(1, len(entries) // _MOST_EVENTS), start
+    step = max(1, len(entries) // _MOST_EVENTS)
     with closing(ordered_map(lambda chunk: [make(entry) for entry in chunk], chunks, threads=options.threads)) as made:
-        for (name, _), outcome in zip(rest, chain.from_iterable(made), strict=True):
+        outcomes = zip(rest, chain.from_iterable(made), strict=True)
+        for done, ((number, name, _), outcome) in enumerate(outcomes, start + 1):
             if cancel is not None:
                 cancel.raise_if_cancelled("writing the database")
             if isinstance(outcome, DataError):
@@ -221,18 +233,19 @@ def _write(
                 value, size = outcome
                 first_size = size if first_size is None else first_size
                 if options.check_size and size != first_size:
-                    raise DataError(f"its record has {size} bytes of data, the first one {first_size}", path=prefix + name)
+                    raise DataError(
+                        f"the picture has {size} values (channels x height x width), the first one {first_size}", path=prefix + name
+                    )
                 writer.put(record_key(number, name), value)
-            number += 1
-            if number % step == 0 or number == len(entries):
-                events(Progress(task="dataset", done=number, total=len(entries), unit="images"))
+            if done % step == 0 or done == len(entries):
+                events(Progress(task="dataset", done=done, total=len(entries), unit="images"))
 
 
-def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[tuple[str, int]], tuple[bytes, int] | DataError]:
-    """Return a function from a line of the list to its record and the number of bytes of its data, or to the error."""
+def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[Entry], tuple[bytes, int] | DataError]:
+    """Return a function from a picture of the list to its record and the number of its values, or to the error."""
 
-    def make(entry: tuple[str, int]) -> tuple[bytes, int] | DataError:
-        name, label = entry
+    def make(entry: Entry) -> tuple[bytes, int] | DataError:
+        _, name, label = entry
         try:
             path = prefix + name
             data = read_bytes(path)
@@ -243,7 +256,7 @@ def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[tuple[str,
                     image = resize(image, options.size)
             if options.encoded or options.encode_type:
                 data = _encoded(data, image, path, options)
-                return encoded_to_datum(data, label).SerializeToString(), len(data)
+                return encoded_to_datum(data, label).SerializeToString(), image.size
             return image_to_record(image, label), image.size
         except DataError as error:
             return error
@@ -259,4 +272,7 @@ def _encoded(data: bytes, image: Pixels, path: str, options: ImagesetOptions) ->
         raise DataError("its name has no ending to take the encoding type from", path=path, hint="give --encode_type")
     if options.size is None and (suffix == kind or (kind == "jpg" and suffix == "jpeg")):
         return data
-    return encode_image(image, f".{kind}")
+    try:
+        return encode_image(image, f".{kind}")
+    except DataError as error:
+        raise DataError(str(error), path=path, hint="give --encode_type") from None

@@ -248,7 +248,8 @@ def encode_image(image: Pixels, suffix: str) -> bytes:
     import cv2
 
     try:
-        done, data = cv2.imencode(suffix, image)
+        with shared_setting("opencv", _silence_opencv):
+            done, data = cv2.imencode(suffix, image)
     except cv2.error:
         done = False
     if not done:

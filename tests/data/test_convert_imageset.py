@@ -17,7 +17,7 @@ from caffetools.data.convert_imageset import ImagesetOptions, convert_imageset
 from caffetools.data.databases import open_database
 from caffetools.data.datum import parse_datum
 from caffetools.errors import Cancelled, DataError
-from caffetools.events import Event, Finished, Progress
+from caffetools.events import Event, Finished, Progress, Warned
 from tests.children import run_child
 from tests.conftest import GOLDEN
 
@@ -94,11 +94,56 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_leaves_a_gap_in_the_keys(
     assert not (tmp_path / "strict").exists()
 
 
+def test_empty_lines_count_in_the_keys_as_in_caffes_tool(tmp_path: Path) -> None:
+    for name in ("a", "b c", "d"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((4, 5, 3), np.uint8))
+    for ending in ("\n", "\r\n"):
+        (tmp_path / "list").write_bytes(ending.join(["", "a.png 2", "", "  ", "b c.png 1", "d.png 0", "", ""]).encode())
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", ImagesetOptions(force=True))
+        assert [key for key, _ in read(tmp_path / "db")] == [b"00000001_a.png", b"00000004_b c.png", b"00000005_d.png"]
+
+
+def test_one_side_alone_does_not_resize_and_a_warning_says_so(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
+    (tmp_path / "list").write_text("a.png 0\n")
+    seen: list[Event] = []
+    convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", ImagesetOptions(resize_width=9), events=seen.append)
+    datum = parse_datum(read(tmp_path / "db")[0][1], "ours")
+    assert (datum.height, datum.width) == (4, 5)
+    assert [event.message for event in seen if isinstance(event, Warned)] == [
+        "resize_width alone has no effect, as in Caffe's tool: the pictures keep their sizes"
+    ]
+
+
+def test_check_size_compares_the_pictures_of_stored_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (4, 5, 3)), ("b", (5, 4, 3)), ("c", (4, 6, 3))):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), rng.integers(0, 256 if name == "a" else 2, shape, np.uint8))
+    options = ImagesetOptions(check_size=True, encoded=True)
+    (tmp_path / "list").write_text("a.png 0\nb.png 1\n")
+    assert convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", options).count == 2
+    (tmp_path / "list").write_text("a.png 0\nc.png 1\n")
+    with pytest.raises(DataError, match=r"c\.png: the picture has 72 values .*, the first one 60"):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "other", options)
+
+
+def test_a_type_that_cannot_be_written_names_the_picture(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((4, 5, 3), np.uint8))
+    (tmp_path / "b.png").rename(tmp_path / "b.pcx")
+    (tmp_path / "list").write_text("a.png 0\nb.pcx 1\n")
+    options = ImagesetOptions(encoded=True, resize_width=2, resize_height=2)
+    result = convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", options)
+    assert [str(error) for error in result.skipped] == [
+        f"{tmp_path}/b.pcx: OpenCV cannot write pictures of type '.pcx'; .png and .jpg are possible; give --encode_type"
+    ]
+
+
 def test_check_size_compares_the_number_of_values(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "b.png"), np.zeros((4, 6, 3), np.uint8))
     (tmp_path / "list").write_text("a.png 0\nb.png 1\n")
-    with pytest.raises(DataError, match=r"b\.png: its record has 72 bytes of data, the first one 60"):
+    with pytest.raises(DataError, match=r"b\.png: the picture has 72 values .*, the first one 60"):
         convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", ImagesetOptions(check_size=True))
 
 
@@ -163,7 +208,7 @@ def test_fast_decoding_is_chosen_by_its_flag_only(tmp_path: Path, gray: bool) ->
     ("options", "reason"),
     [
         ({"backend": "rocksdb"}, "backend 'rocksdb' is unknown"),
-        ({"resize_width": 9}, "take effect together only"),
+        ({"resize_width": -9}, "size -9x0 is impossible"),
         ({"encode_type": "docx"}, "cannot write pictures of type '.docx'"),
         ({"resize_width": -1, "resize_height": 5}, "size -1x5 is impossible"),
     ],
