@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caffetools.cli.show import console, note, print_json, print_next, progress
+
+if TYPE_CHECKING:
+    from caffetools.events import Event
 
 
 def convert_imageset(
@@ -41,7 +46,6 @@ def convert_imageset(
     """
     from caffetools.data.convert_imageset import ImagesetOptions
     from caffetools.data.convert_imageset import convert_imageset as convert
-    from caffetools.events import Event, Progress, Warned
     from caffetools.project.config import command
 
     options = ImagesetOptions(
@@ -60,14 +64,7 @@ def convert_imageset(
         force=force,
     )
     with progress("Reading pictures") as advance:
-
-        def sink(event: Event) -> None:
-            if isinstance(event, Progress):
-                advance(event.done, event.total)
-            elif isinstance(event, Warned):
-                note(event.message)
-
-        result = convert(root, listing, database, options, events=sink)
+        result = convert(root, listing, database, options, events=partial(_show, advance))
     if as_json:
         print_json({"database": result.path, "records": result.count, "skipped": [str(error) for error in result.skipped]})
         return
@@ -77,3 +74,12 @@ def convert_imageset(
         note(f"left out {len(result.skipped) - 10} more; --json lists all")
     console.print(f"Wrote {result.count} records to {result.path}", markup=False)
     print_next(command("mean", result.path, Path(result.path).with_name("mean.binaryproto")))
+
+
+def _show(advance: Callable[[int, int], None], event: Event) -> None:
+    from caffetools.events import Progress, Warned
+
+    if isinstance(event, Progress):
+        advance(event.done, event.total)
+    elif isinstance(event, Warned):
+        note(event.message)
