@@ -38,11 +38,13 @@ struct Conv {
   bool amx = false;   // by the matrix unit
   bool copies = false;
   bool flat = false;  // a 1 x 1 kernel of stride 1 without padding
-  // Of the (copied) input: pixels of a row and column, floats from pixel to pixel.
-  int64_t hp, wp, pitch;
+  bool planes = false;  // a planar input is read plane by plane, not put into channels-last order before
+  // Of the (copied) input: pixels of a row and column, floats from pixel to pixel, from image to image and from group to group.
+  int64_t hp, wp, pitch, image, group_step;
   std::vector<int64_t> offsets;
   int64_t run = 0, group_in, group_out, panel, panels;
-  // Of all groups: [group][panel][k][panel width]; depthwise: [kh][kw][c]; Winograd: [position][panel][c][panel width]. Convolutions of
+  // Of all groups: [group][panel][k][panel width], k in the order kh, kw, c, of planes c, kh, kw; depthwise: [kh][kw][c]; Winograd:
+  // [position][panel][c][panel width]. Convolutions of
   // one layer over pictures of other sizes share them.
   std::shared_ptr<float> weights;  // AMX: as amx_pack has them
   std::unique_ptr<float[]> bias, slopes;
@@ -118,7 +120,7 @@ int choose_algorithm(const CaffetoolsConv& s) {
   return best;
 }
 
-// The panels of each group's matrix, rows in the order of the kernel's rows and columns and then inputs; zeros after the last channel.
+// The panels of each group's matrix; zeros after the last channel.
 void pack_direct(const Conv& conv, const float* weights, const WeightSteps& steps, int threads) {
   const CaffetoolsConv& s = conv.s;
   const int64_t taps = s.kh * s.kw, panel = conv.panel;
@@ -127,8 +129,8 @@ void pack_direct(const Conv& conv, const float* weights, const WeightSteps& step
       const int64_t tap = task % taps, group = task / taps / conv.panels, first = task / taps % conv.panels * panel;
       const int64_t count = std::min(panel, conv.group_out - first);
       const float* from = weights + group * steps.group + first * steps.output + tap / s.kw * steps.row + tap % s.kw * steps.column;
-      float* to = conv.weights.get() + task * conv.group_in * panel;
-      for (int64_t i = 0; i < conv.group_in; ++i, from += steps.input, to += panel) {
+      float* to = conv.weights.get() + (conv.planes ? (task - tap) * conv.group_in + tap : task * conv.group_in) * panel;
+      for (int64_t i = 0; i < conv.group_in; ++i, from += steps.input, to += conv.planes ? taps * panel : panel) {
         for (int64_t j = 0; j < count; ++j) to[j] = from[j * steps.output];
         std::fill(to + count, to + panel, 0.0f);
       }
@@ -163,6 +165,24 @@ void pack_weights(Conv& conv, const float* weights, const WeightSteps& steps, in
   }
 }
 
+// Planes of an input that are read where they lie.
+constexpr int64_t kMostPlanes = 4;
+
+// The stretches of memory under one window.
+void plan_runs(Conv& conv) {
+  const CaffetoolsConv& s = conv.s;
+  if (conv.planes) {
+    conv.run = s.kw;
+    for (int64_t c = 0; c < conv.group_in; ++c)
+      for (int64_t y = 0; y < s.kh; ++y) conv.offsets.push_back((c * conv.hp + y * s.dh) * conv.wp);
+    return;
+  }
+  const bool merged = s.groups == 1 && s.dw == 1 && conv.pitch == s.c;  // a row of the kernel is one stretch of memory
+  conv.run = merged ? s.kw * s.c : conv.group_in;
+  for (int64_t y = 0; y < s.kh; ++y)
+    for (int64_t x = 0; x < (merged ? 1 : s.kw); ++x) conv.offsets.push_back((y * s.dh * conv.wp + x * s.dw) * conv.pitch);
+}
+
 // The sizes and layouts that follow from what was asked for; the weights are not packed yet.
 void plan(Conv& conv) {
   const CaffetoolsConv& s = conv.s;
@@ -174,18 +194,19 @@ void plan(Conv& conv) {
   conv.winograd = conv.amx ? 0 : algorithm;
   conv.panel = 2 * conv.kernel->width;
   conv.panels = (conv.group_out + conv.panel - 1) / conv.panel;
-  conv.copies = !conv.depthwise && !conv.winograd && (s.planar_input || s.ph > 0 || s.pw > 0);
+  // Of many planes each has too few products in a row of the kernel.
+  conv.planes = s.planar_input && !conv.amx && s.kw >= 3 && s.dw == 1 && s.c <= kMostPlanes;
+  conv.copies = !conv.depthwise && !conv.winograd && ((s.planar_input && !conv.planes) || s.ph > 0 || s.pw > 0);
   // Stride and kernel may also read beyond the picture's end where sizes round up.
   conv.hp = std::max((s.oh - 1) * s.sh + (s.kh - 1) * s.dh + 1, s.h + s.ph);
   conv.wp = std::max((s.ow - 1) * s.sw + (s.kw - 1) * s.dw + 1, s.w + s.pw);
   if (!conv.copies && !conv.depthwise && !conv.winograd && (conv.hp > s.h || conv.wp > s.w)) conv.copies = true;
   if (!conv.copies) conv.hp = s.h, conv.wp = s.w;
-  conv.pitch = conv.copies ? s.c : s.x_pitch;
+  conv.pitch = conv.planes ? 1 : conv.copies ? s.c : s.x_pitch;
+  conv.image = conv.hp * conv.wp * (conv.planes ? s.c : conv.pitch);
+  conv.group_step = conv.planes ? conv.group_in * conv.hp * conv.wp : conv.group_in;
   conv.flat = !conv.copies && s.kh == 1 && s.kw == 1 && s.sh == 1 && s.sw == 1;
-  const bool merged = s.groups == 1 && s.dw == 1 && conv.pitch == s.c;  // a row of the kernel is one stretch of memory
-  conv.run = merged ? s.kw * s.c : conv.group_in;
-  for (int64_t y = 0; y < s.kh; ++y)
-    for (int64_t x = 0; x < (merged ? 1 : s.kw); ++x) conv.offsets.push_back((y * s.dh * conv.wp + x * s.dw) * conv.pitch);
+  plan_runs(conv);
 }
 
 int64_t weight_floats(const Conv& conv) {
@@ -204,6 +225,19 @@ void interleave(const float* from, int64_t plane, int64_t channels, int64_t coun
   }
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t i = 0; i < count; ++i) to[i * channels + c] = from[c * plane + i];
+}
+
+// A planar input with a border of zeros.
+void pad_planes(const Conv& conv, const float* x, float* to, int threads) {
+  const CaffetoolsConv& s = conv.s;
+  parallel_for(threads, s.n * s.c * conv.hp, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / conv.hp, y = row % conv.hp - s.ph;
+      float* at = to + row * conv.wp;
+      std::memset(at, 0, static_cast<size_t>(conv.wp) * sizeof(float));
+      if (y >= 0 && y < s.h) std::memcpy(at + s.pw, x + (plane * s.h + y) * s.w, static_cast<size_t>(s.w) * sizeof(float));
+    }
+  });
 }
 
 // The input with a border of zeros, channels last.
@@ -264,7 +298,7 @@ void multiply_pixels(const Conv& conv, const float* x, float* y, const float* re
   const Sums sums = sums_of(conv.offsets.data(), static_cast<int64_t>(conv.offsets.size()), conv.run, weights, conv.panel * conv.k(), turn);
   const Epilogue epilogue = conv.epilogue(channel);
   const Results all{y + channel, s.y_pitch, residual != nullptr ? residual + channel : nullptr, s.residual_pitch};
-  x += group * conv.group_in;
+  x += group * conv.group_step;
   if (conv.flat) {
     // One pixel of the input for each of the output.
     conv.kernel->multiply_even(count, x + first * conv.pitch, conv.pitch, sums, weights, channels, all.from(first), epilogue);
@@ -279,7 +313,7 @@ void multiply_pixels(const Conv& conv, const float* x, float* y, const float* re
   if (s.ow >= kLongRow) {
     for (int64_t rows; first < end; first += rows, next_row()) {
       rows = std::min(end - first, s.ow - ox);
-      const float* from = x + (image * conv.hp + oy * s.sh) * down + ox * step;
+      const float* from = x + image * conv.image + oy * s.sh * down + ox * step;
       conv.kernel->multiply_even(rows, from, step, sums, weights, channels, all.from(first), epilogue);
     }
     return;
@@ -288,7 +322,7 @@ void multiply_pixels(const Conv& conv, const float* x, float* y, const float* re
   for (int64_t rows; first < end; first += rows) {
     rows = std::min(end - first, conv.kernel->rows);
     for (int64_t m = 0; m < rows; ++m) {
-      a[m] = x + (image * conv.hp + oy * s.sh) * down + ox * step;
+      a[m] = x + image * conv.image + oy * s.sh * down + ox * step;
       if (++ox == s.ow) next_row();
     }
     conv.kernel->multiply(rows, a, sums, weights, channels, all.from(first), epilogue);
@@ -301,13 +335,13 @@ constexpr int64_t kNearFloats = 4 * 1024;
 void run_direct(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
   const CaffetoolsConv& s = conv.s;
   if (conv.copies) {
-    copy_padded(conv, x, scratch, threads);
+    (conv.planes ? pad_planes : copy_padded)(conv, x, scratch, threads);
     x = scratch;
   }
   const int64_t pixels = s.n * s.oh * s.ow, columns = s.groups * conv.panels;
   // The panels are taken in bundles that fit into the second-level cache, where the blocks of pixels that pass by find them. A small
   // input fits there itself: then each panel is brought from memory once and meets all pixels.
-  const bool small = s.n * conv.hp * conv.wp * conv.pitch <= kSmallFloats && conv.panel * conv.k() > kBundleFloats / 8;
+  const bool small = s.n * conv.image <= kSmallFloats && conv.panel * conv.k() > kBundleFloats / 8;
   const int64_t bundle = small ? columns : std::max<int64_t>(1, kBundleFloats / (conv.panel * conv.k()));
   const int64_t bundles = (columns + bundle - 1) / bundle;
   // Where k is small, several blocks in one call; but enough calls for all threads.
@@ -448,7 +482,7 @@ CAFFETOOLS_API void* caffetools_conv_create_from(const CaffetoolsConv* shape, co
     conv->slopes = copied(slopes);
     const Conv* other = static_cast<const Conv*>(like);
     if (other != nullptr && other->kernel == conv->kernel && other->winograd == conv->winograd && other->amx == conv->amx &&
-        other->depthwise == conv->depthwise) {
+        other->depthwise == conv->depthwise && other->planes == conv->planes) {
       conv->weights = other->weights;
     } else {
       conv->weights = aligned_floats(weight_floats(*conv));
