@@ -9,16 +9,19 @@ then ``Finished``, which comes also after an error or a cancellation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal, ParamSpec, TypeVar, cast
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import Cancelled
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Status = Literal["done", "stopped", "cancelled", "failed"]
 
 
@@ -258,3 +261,31 @@ def reported(task: str, title: str, sink: EventSink) -> Iterator[None]:
         raise
     finally:
         sink(Finished(task=task, status=status, message=message, seconds=time.perf_counter() - start))
+
+
+def reporting(task: str, title: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator of a function with a keyword ``events``, which then also receives ``Started`` and ``Finished`` (:func:`reported`).
+
+    Args:
+        task: ``task`` of the events.
+        title: One line for people.
+
+    Example:
+        >>> @reporting("count", "Count to three")
+        ... def count(*, events=ignore):
+        ...     events(Progress(task="count", done=3, total=3))
+        >>> count(events=lambda event: print(event.kind))
+        started
+        progress
+        finished
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with reported(task, title, cast("EventSink", kwargs.get("events", ignore))):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate

@@ -11,7 +11,7 @@ import typer
 
 from caffetools.cli.models import net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import console, note, open_file, print_json, progress, progress_sink
+from caffetools.cli.show import console, note, open_file, print_json, progress_sink
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def explain(
     methods = method or [name for name in ALL_METHODS if name != "occlusion"]
     chosen = parse_unit(unit)
 
-    with progress("Explaining") as advance:
-        found = explain_all(model, prepared, methods, blob=blob, unit=chosen, layer=layer, progress=advance)
+    with progress_sink("Explaining") as sink:
+        found = explain_all(model, prepared, methods, blob=blob, unit=chosen, layer=layer, events=sink)
 
     def draw(theme: Theme) -> tuple[Figure, str]:
         return explanations_figure(model, prepared, found, theme=theme)
@@ -110,8 +110,8 @@ def occlusion(
     prepared = model.prepare(picture)
     chosen, options = parse_unit(unit), {"window": window, "stride": stride, "value": value}
 
-    with progress("Covering parts") as advance:
-        found = explain_all(model, prepared, ["occlusion"], blob=blob, unit=chosen, options=options, progress=advance)
+    with progress_sink("Covering parts") as sink:
+        found = explain_all(model, prepared, ["occlusion"], blob=blob, unit=chosen, options=options, events=sink)
 
     def draw(theme: Theme) -> tuple[Figure, str]:
         return explanations_figure(model, prepared, found, theme=theme)
@@ -362,8 +362,8 @@ def everything(
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     net, parameters = net_file(deploy, "deploy"), weights_file(weights)
     earlier = weights_file(before) if before else None
-    with progress("Drawing") as advance:
-        count = write_everything(out, model, net, parameters, pictures or [], before=earlier, progress=advance)
+    with progress_sink("Drawing") as sink:
+        count = write_everything(out, model, net, parameters, pictures or [], before=earlier, events=sink)
     report_written(out, f"{count} drawings")
     if show:
         open_file(out)

@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
+from caffetools.events import EventSink, ignore, reporter, reporting
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, format_shape
 from caffetools.net.net import Net
 from caffetools.net.probe import Rule
-from caffetools.visualize.units import Image, Inputs, Progress, Unit, UnitProbe, as_batch
+from caffetools.visualize.units import Image, Inputs, Unit, UnitProbe, as_batch
 
 Attribution = NDArray[np.float32]
 
@@ -126,6 +128,7 @@ def backward_signal(
     return np.asarray(gradient[0].detach().float().cpu().contiguous().numpy())
 
 
+@reporting("integrated-gradients", "Integrate gradients up to a picture")
 def integrated_gradients(
     net: Net,
     image: Image,
@@ -136,7 +139,8 @@ def integrated_gradients(
     baseline: float | Image = 0.0,
     steps: int = 50,
     batch: int = 8,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Attribution:
     """Return integrated gradients along the line from ``baseline`` to the picture. Sundararajan, Taly, Yan (2017).
 
@@ -151,7 +155,8 @@ def integrated_gradients(
         baseline: One value, or (C, H, W).
         steps: Points of the sum.
         batch: Points computed at once.
-        progress: Called with (done, total) between batches.
+        events: Receives the progress in points.
+        cancel: Stops between batches.
 
     Returns:
         (C, H, W) float32, signed.
@@ -159,6 +164,7 @@ def integrated_gradients(
     Raises:
         NetError: as for :func:`saliency`.
         DataError: the blob has no such unit, or fewer than one step.
+        Cancelled: ``cancel`` was called.
     """
     if steps < 1:
         raise DataError(f"integrated gradients need at least 1 step, not {steps}")
@@ -171,13 +177,15 @@ def integrated_gradients(
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     positions = torch.from_numpy((nodes + 1) / 2).float().reshape(-1, 1, 1, 1)
     total = np.zeros(tuple(x.shape[1:]), np.float64)
+    report = reporter(events, "integrated-gradients", "points", cancel)
     for first in range(0, steps, batch):
         points = start + positions[first : first + batch] * (x - start)
         total += np.tensordot(weights[first : first + batch] / 2, probe.gradients(points).astype(np.float64), 1)
-        _advance(progress, first + batch, steps)
+        report(min(first + batch, steps), steps)
     return np.asarray(total * (x - start)[0].numpy(), np.float32)
 
 
+@reporting("smooth-grad", "Average gradients of noisy copies of a picture")
 def smooth_grad(
     net: Net,
     image: Image,
@@ -189,7 +197,8 @@ def smooth_grad(
     noise: float = 0.15,
     seed: int = 0,
     batch: int = 8,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Attribution:
     """Return the mean gradient over copies of the picture with Gaussian noise. Smilkov et al. (2017).
 
@@ -203,7 +212,8 @@ def smooth_grad(
         noise: Standard deviation as a share of the picture's range (max - min), as in the paper.
         seed: Of the noise.
         batch: Copies computed at once.
-        progress: Called with (done, total) between batches.
+        events: Receives the progress in samples.
+        cancel: Stops between batches.
 
     Returns:
         (C, H, W) float32, signed.
@@ -211,6 +221,7 @@ def smooth_grad(
     Raises:
         NetError: as for :func:`saliency`.
         DataError: the blob has no such unit, no samples, or negative noise.
+        Cancelled: ``cancel`` was called.
     """
     if samples < 1 or not noise >= 0:
         raise DataError(f"SmoothGrad needs at least 1 sample and noise of at least 0, not {samples} and {noise}")
@@ -220,15 +231,17 @@ def smooth_grad(
     deviation = noise * float(x.max() - x.min())
     generator = torch.Generator().manual_seed(seed)
     total = np.zeros(tuple(x.shape[1:]), np.float64)
+    report = reporter(events, "smooth-grad", "samples", cancel)
     for first in range(0, samples, batch):
         count = min(batch, samples - first)
         # Drawn one by one, so that the result does not depend on the batch.
         noisy = torch.cat([x + deviation * torch.randn(x.shape, generator=generator) for _ in range(count)])
         total += probe.gradients(noisy).astype(np.float64).sum(0)
-        _advance(progress, first + batch, samples)
+        report(min(first + batch, samples), samples)
     return np.asarray(total / samples, np.float32)
 
 
+@reporting("occlusion", "Cover parts of a picture")
 def occlusion(
     net: Net,
     image: Image,
@@ -240,7 +253,8 @@ def occlusion(
     stride: int | tuple[int, int] | None = None,
     value: float = 0.0,
     batch: int = 8,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Attribution:
     """Return how much the unit falls when a window over the picture is covered. Zeiler, Fergus (2014).
 
@@ -257,7 +271,8 @@ def occlusion(
         stride: Its step; None takes half a window.
         value: What the window is filled with; 0 is the mean where a mean was subtracted.
         batch: Pictures computed at once.
-        progress: Called with (done, total) between batches.
+        events: Receives the progress in windows.
+        cancel: Stops between batches.
 
     Returns:
         (H, W) float32: positive where the picture supports the unit.
@@ -265,6 +280,7 @@ def occlusion(
     Raises:
         NetError: as for :func:`saliency`.
         DataError: the blob has no such unit, or window or stride do not fit the picture.
+        Cancelled: ``cancel`` was called.
     """
     _check_batch(batch)
     probe = UnitProbe.of(net, image, blob, unit, inputs)
@@ -282,6 +298,7 @@ def occlusion(
     base = float(probe.scores(x)[0])
     corners = [(top, left) for top in _starts(height, window_h, step_h) for left in _starts(width, window_w, step_w)]
     total, cover = np.zeros((height, width)), np.zeros((height, width))
+    report = reporter(events, "occlusion", "windows", cancel)
     for first in range(0, len(corners), batch):
         part = corners[first : first + batch]
         covered = x.repeat(len(part), 1, 1, 1)
@@ -290,7 +307,7 @@ def occlusion(
         for score, (top, left) in zip(probe.scores(covered), part, strict=True):
             total[top : top + window_h, left : left + window_w] += base - score
             cover[top : top + window_h, left : left + window_w] += 1
-        _advance(progress, first + batch, len(corners))
+        report(min(first + batch, len(corners)), len(corners))
     return np.asarray(total / np.maximum(cover, 1), np.float32)
 
 
@@ -302,11 +319,6 @@ METHODS: dict[str, Callable[..., Attribution]] = {
     "smooth-grad": smooth_grad,
     "occlusion": occlusion,
 }
-
-
-def _advance(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(min(done, total), total)
 
 
 def _check_batch(batch: int) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from caffetools.cancel import CancelToken
+from caffetools.events import ArtifactWritten, EventSink, ignore, on_progress, reporter, reporting
 from caffetools.proto.text import read_net
 from caffetools.visualize.activations import blob_values, channels_first, computable_blobs, overview_figure
 from caffetools.visualize.explanations import ALL_METHODS, explain_all, explanations_figure
@@ -20,7 +22,7 @@ from caffetools.visualize.page import Drawing, write_page
 from caffetools.visualize.panels import PANEL_SIDE
 from caffetools.visualize.picture_net import PathLike, PictureNet, Prepared
 from caffetools.visualize.style import Theme
-from caffetools.visualize.units import Progress, progress_of_part
+from caffetools.visualize.units import progress_of_part
 from caffetools.visualize.weight_statistics import WeightStatistics, weight_statistics, weights_figure
 
 _MOST_BLOBS = 64  # of all pictures of a page together
@@ -29,6 +31,7 @@ _LEAST_SIDE = 48  # pixels of a panel
 _MOST_LAYERS = 160  # rows of the weights' drawing
 
 
+@reporting("visualize", "Draw a net on one page")
 def write_everything(
     path: PathLike,
     model: PictureNet,
@@ -37,7 +40,8 @@ def write_everything(
     pictures: Sequence[PathLike],
     *,
     before: PathLike | None = None,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> int:
     """Write a page with filters, weights and graph of a net, and activations and explanations of pictures.
 
@@ -48,7 +52,8 @@ def write_everything(
         weights: Its .caffemodel.
         pictures: Files.
         before: Earlier weights to compare with.
-        progress: Called with (done, total).
+        events: Receives the progress in percent, and the page as an artifact.
+        cancel: Stops between pictures, and between the batches of an explanation; no page is written.
 
     Returns:
         The number of drawings.
@@ -56,19 +61,24 @@ def write_everything(
     Raises:
         DataError: another suffix, a picture cannot be read, or weights are not finite.
         RunFailed: the page cannot be written.
+        Cancelled: ``cancel`` was called.
     """
     check_suffix(path, [".html"])
     name = model.net.name or Path(deploy).stem
     prepared = [model.prepare(picture) for picture in pictures]
-    drawings = _weights(weights, before)
+    drawings, report = _weights(weights, before), reporter(events, "visualize", "percent", cancel)
     size = _Size.of(len(prepared))
     for index, picture in enumerate(prepared):
-        drawings += _picture(model, picture, size, progress_of_part(progress, index, len(prepared)))
+        sink = on_progress(progress_of_part(report, index, len(prepared)))
+        drawings += _picture(model, picture, size, sink, cancel)
     graph = fold_repeats(net_graph(read_net(deploy)))
     placed = place_graph(graph)
     facts = f"{', '.join(graph.facts)}."
     drawings.append(Drawing("Graph", lambda theme: graph_figure(placed, title=name, theme=theme), facts))
+    if cancel is not None:
+        cancel.raise_if_cancelled("visualize")
     write_page(path, name, drawings)
+    events(ArtifactWritten(task="visualize", path=str(path), what="page"))
     return len(drawings)
 
 
@@ -115,11 +125,11 @@ class _Size:
         return cls(max(_LEAST_SIDE, min(PANEL_SIDE, int(PANEL_SIDE * (_LARGE_PICTURES / count) ** 0.5))), max(1, _MOST_BLOBS // count))
 
 
-def _picture(model: PictureNet, prepared: Prepared, size: _Size, progress: Progress) -> list[Drawing]:
+def _picture(model: PictureNet, prepared: Prepared, size: _Size, events: EventSink, cancel: CancelToken | None) -> list[Drawing]:
     names = [name for name in computable_blobs(model.net) if name != model.input]
     values = channels_first(model.net, blob_values(model.net, prepared.input, names))
     methods = [method for method in ALL_METHODS if method != "occlusion"]
-    explained = explain_all(model, prepared, methods, progress=progress)
+    explained = explain_all(model, prepared, methods, events=events, cancel=cancel)
     title = f"Activations  ·  {prepared.name}"
 
     def activations(theme: Theme) -> Figure:

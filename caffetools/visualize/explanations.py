@@ -11,7 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import DataError, NetError
+from caffetools.events import EventSink, ignore, on_progress, reporter, reporting
 from caffetools.layers.registry import layer_types
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers
@@ -22,7 +24,7 @@ from caffetools.visualize.colormaps import heat_of, overlay, scaled_colours
 from caffetools.visualize.panels import PANEL_SIDE, Panel, enlarge, panels_figure
 from caffetools.visualize.picture_net import PictureNet, Prepared
 from caffetools.visualize.style import LIGHT, Theme
-from caffetools.visualize.units import Progress, Unit, UnitProbe, progress_of_part, target_blob
+from caffetools.visualize.units import Unit, UnitProbe, progress_of_part, target_blob
 
 CAMS = {"grad-cam": grad_cam, "grad-cam++": grad_cam_plus_plus}
 ALL_METHODS = (*METHODS, *CAMS)
@@ -72,6 +74,7 @@ class Explained:
     maps: tuple[tuple[str, NDArray[np.float32]], ...]
 
 
+@reporting("explain", "Explain an answer for a picture")
 def explain_all(
     model: PictureNet,
     prepared: Prepared,
@@ -81,7 +84,8 @@ def explain_all(
     unit: Unit = None,
     layer: str | None = None,
     options: dict[str, Any] | None = None,
-    progress: Progress | None = None,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> Explained:
     """Explain one unit for a picture by several methods.
 
@@ -93,10 +97,12 @@ def explain_all(
         unit: As in :mod:`caffetools.visualize.units`; None is the largest.
         layer: For Grad-CAM; None takes the last layer with positions.
         options: Of occlusion.
-        progress: Called with (done, total).
+        events: Receives the progress in percent.
+        cancel: Stops between methods, and between the batches of one.
 
     Raises:
         DataError, NetError: as :func:`explain`.
+        Cancelled: ``cancel`` was called.
     """
     unknown = [method for method in methods if method not in ALL_METHODS]
     if unknown:
@@ -104,10 +110,10 @@ def explain_all(
     blob = blob or score_blob(model.net)
     unit = UnitProbe.of(model.net, prepared.input, blob, unit).unit
     shown = (layer or last_feature_layer(model.net, blob)) if set(methods) & set(CAMS) else ""
-    maps = []
+    maps, report = [], reporter(events, "explain", "percent", cancel)
     for index, method in enumerate(methods):
-        advance = progress_of_part(progress, index, len(methods))
-        given: dict[str, Any] = {"progress": advance} if method in _SLOW else {}
+        advance = progress_of_part(report, index, len(methods))
+        given: dict[str, Any] = {"events": on_progress(advance), "cancel": cancel} if method in _SLOW else {}
         given |= (options or {}) if method == "occlusion" else {}
         maps.append((method, explain(model, prepared, method, blob=blob, unit=unit, layer=shown or None, **given)))
         advance(1, 1)

@@ -14,7 +14,7 @@ from caffetools.cancel import CancelToken
 from caffetools.data.datasets.card import CARD, load_card
 from caffetools.data.datasets.listing import list_pictures
 from caffetools.errors import DataError, NetError
-from caffetools.events import EventSink, ignore, reporter
+from caffetools.events import EventSink, ignore, reporter, reporting
 from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
 from caffetools.net.probe import join_items, run_items
@@ -87,6 +87,7 @@ def labelled_pictures(source: PathLike) -> LabelledPictures:
     return _checked(LabelledPictures(paths, labels, tuple(str(i) for i in range(max(labels) + 1))), path)
 
 
+@reporting("classify", "Classify labelled pictures")
 def predict(
     model: PictureNet,
     pictures: LabelledPictures,

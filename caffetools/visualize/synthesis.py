@@ -13,7 +13,7 @@ from torch import Tensor
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
-from caffetools.events import EventSink, ignore, reporter
+from caffetools.events import EventSink, ignore, reporter, reporting
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers, picture_input, run_items, run_probe
 from caffetools.visualize.picture_net import PictureNet
@@ -24,6 +24,7 @@ Pixels = NDArray[np.uint8]
 Objective = Callable[[Mapping[str, Tensor]], Tensor]
 
 
+@reporting("synthesize", "Synthesize a unit's picture")
 def synthesize(
     model: PictureNet,
     *,
@@ -89,6 +90,7 @@ def synthesize(
     return _to_rgb(model, _resized(x, (shape[2], shape[3])))
 
 
+@reporting("deepdream", "Amplify what a net sees in a picture")
 def deep_dream(
     model: PictureNet,
     pixels: Pixels,
@@ -146,6 +148,7 @@ def deep_dream(
     return _to_rgb(model, x)
 
 
+@reporting("style", "Draw a picture in another's style")
 def style_transfer(
     model: PictureNet,
     content: Pixels,

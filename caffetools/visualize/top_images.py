@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
-from caffetools.events import EventSink, ignore, reporter
+from caffetools.events import EventSink, ignore, reporter, reporting
 from caffetools.net.probe import join_items, run_items
 from caffetools.util.files import atomic_write
 from caffetools.visualize import style
@@ -69,6 +69,7 @@ class TopImages:
         self.done = first + count
 
 
+@reporting("top-images", "Find the pictures with the largest values")
 def find_top_images(
     model: PictureNet,
     pictures: Sequence[PathLike],

@@ -36,12 +36,11 @@ Inputs = Mapping[str, Image]
 Progress = Callable[[int, int], None]
 
 
-def progress_of_part(progress: Progress | None, index: int, parts: int) -> Progress:
+def progress_of_part(progress: Progress, index: int, parts: int) -> Progress:
     """Return what reports the progress of part ``index`` of ``parts`` of equal weight as percents of all of them."""
 
     def advance(done: int, total: int) -> None:
-        if progress is not None:
-            progress(int(100 * (index + done / total) / parts), 100)
+        progress(int(100 * (index + done / total) / parts), 100)
 
     return advance
 

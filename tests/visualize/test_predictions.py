@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from caffetools.errors import DataError, NetError
+from caffetools.events import on_progress
 from caffetools.net.weights import save_weights
 from caffetools.visualize.embedding_page import write_embedding_page
 from caffetools.visualize.evaluation_figures import embedding_figure, errors_figure, project_features, roc_curve, roc_figure
@@ -163,7 +164,7 @@ def test_explanations_explain_the_scores_before_the_softmax(model: PictureNet, f
         prepared,
         ["saliency", "smooth-grad", "grad-cam", "occlusion"],
         options={"window": 4},
-        progress=lambda *done: steps.append(done),
+        events=on_progress(lambda *done: steps.append(done)),
     )
     assert (found.blob, found.layer) == ("ip", "relu1") and [name for name, _ in found.maps][2:] == ["grad-cam", "occlusion"]
     assert steps == sorted(steps) and steps[0][0] < 50 and steps[-1] == (100, 100)

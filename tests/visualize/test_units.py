@@ -12,12 +12,13 @@ import torch
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import Cancelled, DataError, NetError
-from caffetools.events import Event, EventSink, Progress, on_progress
+from caffetools.events import Event, EventSink, Finished, Progress, Started, on_progress
 from caffetools.net.net import Net
 from caffetools.net.probe import run_probe
 from caffetools.net.weights import save_weights
 from caffetools.visualize.activations import blob_values
-from caffetools.visualize.attribution import saliency
+from caffetools.visualize.attribution import integrated_gradients, occlusion, saliency, smooth_grad
+from caffetools.visualize.everything import write_everything
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.receptive_field import receptive_field_figure, receptive_fields
 from caffetools.visualize.synthesis import deep_dream, rectified_blobs, style_transfer, synthesize
@@ -159,34 +160,76 @@ def test_what_was_found_before_a_damaged_picture_remains(model: PictureNet, pict
 
 Make = Callable[[PictureNet, EventSink, CancelToken | None], object]
 _NOISE = np.random.RandomState(1).randint(0, 256, (24, 24, 3)).astype(np.uint8)
-MADE: dict[str, tuple[int, Make]] = {
-    "synthesize": (5, lambda model, events, cancel: synthesize(model, blob="ip", unit=1, steps=5, octaves=2, events=events, cancel=cancel)),
+_PICTURE = _NOISE[:16, :16].transpose(2, 0, 1).astype(np.float32)
+MADE: dict[str, tuple[int, str, Make]] = {
+    "synthesize": (
+        5,
+        "steps",
+        lambda model, events, cancel: synthesize(model, blob="ip", unit=1, steps=5, octaves=2, events=events, cancel=cancel),
+    ),
     "deepdream": (
         6,
+        "steps",
         lambda model, events, cancel: deep_dream(model, _NOISE, blob="conv2", steps=3, octaves=2, events=events, cancel=cancel),
     ),
-    "style": (4, lambda model, events, cancel: style_transfer(model, _NOISE, _NOISE[::-1], steps=4, events=events, cancel=cancel)),
+    "style": (4, "steps", lambda model, events, cancel: style_transfer(model, _NOISE, _NOISE[::-1], steps=4, events=events, cancel=cancel)),
+    "integrated-gradients": (
+        4,
+        "points",
+        lambda model, events, cancel: integrated_gradients(model.net, _PICTURE, steps=4, batch=1, events=events, cancel=cancel),
+    ),
+    "smooth-grad": (
+        3,
+        "samples",
+        lambda model, events, cancel: smooth_grad(model.net, _PICTURE, samples=3, batch=1, events=events, cancel=cancel),
+    ),
+    "occlusion": (
+        16,
+        "windows",
+        lambda model, events, cancel: occlusion(model.net, _PICTURE, window=4, stride=4, batch=1, events=events, cancel=cancel),
+    ),
 }
 
 
 @pytest.mark.parametrize("task", MADE)
-def test_pictures_made_by_descent_report_each_step_and_can_be_cancelled(model: PictureNet, task: str) -> None:
-    steps, make = MADE[task]
+def test_work_on_one_picture_reports_each_step_and_can_be_cancelled(model: PictureNet, task: str) -> None:
+    steps, unit, make = MADE[task]
     seen: list[Event] = []
     make(model, seen.append, None)
     assert [(event.task, event.done, event.total, event.unit) for event in seen if isinstance(event, Progress)] == [
-        (task, number, steps, "steps") for number in range(1, steps + 1)
+        (task, number, steps, unit) for number in range(1, steps + 1)
     ]
-    token, done = CancelToken(), list[int]()
+    assert isinstance(seen[0], Started) and isinstance(seen[-1], Finished) and seen[-1].status == "done"
+    token, done = CancelToken(), list[Event]()
 
-    def stop(number: int, _: int) -> None:
-        done.append(number)
-        if number == 2:
+    def stop(event: Event) -> None:
+        done.append(event)
+        if isinstance(event, Progress) and event.done == 2:
             token.cancel()
 
     with pytest.raises(Cancelled):
-        make(model, on_progress(stop), token)
-    assert done == [1, 2]
+        make(model, stop, token)
+    assert [event.done for event in done if isinstance(event, Progress)] == [1, 2]
+    assert isinstance(done[-1], Finished) and done[-1].status == "cancelled"
+
+
+@pytest.mark.parametrize("kind", [Started, Progress])
+def test_a_page_of_all_drawings_that_is_cancelled_is_not_written(
+    model: PictureNet, pictures: list[Path], tmp_path: Path, kind: type[Event]
+) -> None:
+    deploy, weights, token = tmp_path / "deploy.prototxt", tmp_path / "w.caffemodel", CancelToken()
+    deploy.write_text(STACK + linear(3, "conv2"))
+    save_weights(model.net, weights)
+    seen: list[Event] = []
+
+    def stop(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, kind):
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        write_everything(tmp_path / "page.html", model, deploy, weights, pictures[:2], events=stop, cancel=token)
+    assert not (tmp_path / "page.html").exists() and isinstance(seen[-1], Finished) and seen[-1].status == "cancelled"
 
 
 def test_top_images_are_drawn_as_crops(model: PictureNet, pictures: list[Path]) -> None:
