@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.options import Dialect, Plugin
 from caffetools.cli.show import console, note, print_json, print_next
 
 
@@ -17,6 +18,8 @@ def status(
         typer.Argument(metavar="FOLDER", help="The project's folder; by default this one, or a project in it.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dialect: Dialect = None,
+    plugin: Plugin = None,
 ) -> None:
     """Show a project: its dataset, net, training and exported model, and the next command."""
     from caffetools.project.project import Project

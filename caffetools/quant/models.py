@@ -10,15 +10,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+# Switches onnxruntime's telemetry off, before it is imported.
 from caffetools.engines import onnxruntime as _engine  # noqa: F401
 from caffetools.errors import ExportError
 from caffetools.net.net import Net
 from caffetools.onnx.lrn import expand_lrn
 from caffetools.onnx.model import OnnxModel
 from caffetools.quant.fake import Bounds, quantizable
-
-# First: it switches onnxruntime's telemetry off.
-from caffetools.util.process_settings import logger_level, warnings_ignored
+from caffetools.util.process_settings import import_path_kept, logger_level, warnings_ignored
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 # What passes its input on, so that it stays in float with the layer before it.
@@ -73,8 +72,9 @@ def to_int8(model: OnnxModel, net: Net, ranges: Mapping[str, tuple[float, float]
         ranges: Value of the model → (lowest, highest) to represent.
         keep: Layers that are not quantized.
     """
-    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
-    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    with import_path_kept("onnxruntime"):
+        from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+        from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
     excluded = _excluded(net, model.proto.graph, keep)
     pools = _pools_of_floats(model.proto.graph, excluded)
@@ -120,7 +120,8 @@ def to_fp16(model: OnnxModel, net: Net, keep: Collection[str] = ()) -> onnx.Mode
     Raises:
         ExportError: A weight is too large for fp16; names it.
     """
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    with import_path_kept("onnxruntime"):
+        from onnxruntime.transformers.float16 import convert_float_to_float16
 
     for name, array in model.weights.items():
         if array.dtype == np.float32 and array.size and float(np.abs(array).max()) > _LARGEST_FP16:

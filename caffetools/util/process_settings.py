@@ -91,6 +91,26 @@ def working_folder_importable() -> Iterator[None]:
 
 
 @contextmanager
+def import_path_kept(package: str) -> Iterator[None]:
+    """Remove from ``sys.path`` what the import of ``package`` during the block adds to it: its own folders, in which others find its modules.
+
+    Args:
+        package: Name of an installed package.
+    """
+
+    def change() -> Callable[[], object]:
+        before = list(sys.path)
+
+        def restore() -> None:
+            sys.path[:] = [entry for entry in sys.path if entry in before or package not in Path(entry).parts]
+
+        return restore
+
+    with shared_setting(("sys.path of", package), change):
+        yield
+
+
+@contextmanager
 def environment_restored() -> Iterator[None]:
     """Let the environment variables that the block sets or removes be as they were afterwards; for one thread at a time."""
     before = dict(os.environ)

@@ -206,7 +206,9 @@ def test_a_net_with_a_layer_that_has_no_onnx_form_is_not_to_be_exported(pictures
     done = run_well("deploy", "net/train_val.prototxt", "-o", "net/again.prototxt", "--plugin", "gain.py")
     assert next_of(done)[0] == ("classify" if pictures else "inspect")
     assert "Next" not in paste(done)[1].stdout
-    assert next_of(run_well("status", "net"))[0] == ("classify" if pictures else "inspect")
+    shown = next_of(run_well("status", "net", "--plugin", "gain.py"))
+    assert shown[0] == ("classify" if pictures else "inspect") and shown[-2:] == ["--plugin", "gain.py"]
+    paste(run_well("status", "net", "--plugin", "gain.py"))
 
 
 def test_a_published_model_is_fetched_by_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

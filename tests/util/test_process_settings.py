@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -13,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from caffetools.util.process_settings import environment_restored, logger_level, warnings_ignored, working_folder_importable
+from caffetools.util.process_settings import (
+    environment_restored,
+    import_path_kept,
+    logger_level,
+    warnings_ignored,
+    working_folder_importable,
+)
 
 
 def overlapping(make: Callable[[], AbstractContextManager[None]], inside: Callable[[], object]) -> None:
@@ -70,3 +77,17 @@ def test_the_environment_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
         os.environ["CAFFETOOLS_KEPT"], os.environ["CAFFETOOLS_NEW"] = "2", "3"
         del os.environ["CAFFETOOLS_REMOVED"]
     assert (os.environ["CAFFETOOLS_KEPT"], os.environ["CAFFETOOLS_REMOVED"]) == ("1", "1") and "CAFFETOOLS_NEW" not in os.environ
+
+
+def test_a_package_leaves_no_folder_of_its_own_on_the_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "greedy" / "inner").mkdir(parents=True)
+    (tmp_path / "greedy" / "__init__.py").write_text("import os, sys\nsys.path.append(os.path.join(os.path.dirname(__file__), 'inner'))\n")
+    before = list(sys.path)
+    with import_path_kept("greedy"):
+        importlib.import_module("greedy")
+        assert sys.path != before
+        sys.path.append(str(tmp_path / "other"))
+    assert sys.path == [*before, str(tmp_path / "other")]
+    sys.path.remove(str(tmp_path / "other"))
+    del sys.modules["greedy"]
