@@ -127,7 +127,11 @@ class DataError(CaffeToolsError):
 
 
 class ExportError(CaffeToolsError):
-    """A net that has no exact form in the target format, or whose exported form gives different numbers."""
+    """A net that has no exact form in the target format, or options that do not fit it."""
+
+
+class ExportMismatch(ExportError):
+    """An exported form that gives other numbers than the net, or that its format's checker refuses."""
 
     exit_code: int = 1
 

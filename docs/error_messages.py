@@ -25,6 +25,7 @@ CURES = {
     "DataError": "Correct, replace or remove the file or record that the message names.",
     "EngineError": "Correct what the message names, or take another engine.",
     "ExportError": "Correct the layer or option that the message names, or cut the net before it (`--outputs`).",
+    "ExportMismatch": "Please report it, with the prototxt; the file is not written.",
     "ImportFailed": "Export the model without that operator, or cut the model before it.",
     "ModelFileError": "Fetch or copy the file again, or give the file that belongs to this net.",
     "NetError": "Correct the layer that the message names, in the file and line that it names.",

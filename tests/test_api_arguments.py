@@ -92,7 +92,7 @@ def test_labels_become_text_and_integers_of_numpy_are_integers(weights: Path) ->
         (lambda: ct.Solver("solver.prototxt"), "solver.prototxt: cannot read: No such file"),
         (lambda: ct.load_net("gogglenet"), "gogglenet: cannot read: No such file"),
         (lambda: ct.FinetuneConfig(pictures="photos", out="run", epochs=0), "the setting 'epochs' must be at least 1, not 0"),
-        (lambda: ct.FinetuneConfig(pictures="photos", out="run", epochs="x"), "the setting 'epochs' must be a int, not 'x'"),
+        (lambda: ct.FinetuneConfig(pictures="photos", out="run", epochs="x"), "the setting 'epochs' must be of type int, not 'x'"),
         (lambda: ct.FinetuneConfig(pictures=None, out="run"), "the setting 'pictures' is missing"),
         (lambda: ct.load_net(DEPLOY, 3), r"weights must be a path \(str or os.PathLike\), not int"),
         (lambda: ct.load_net(DEPLOY, {}), "weights must be a path .*, not dict"),

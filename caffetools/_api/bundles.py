@@ -114,7 +114,7 @@ def check_bundle(
     Raises:
         DataError: A file is missing, changed or damaged.
         ModelFileError: The engine cannot load the model.
-        ExportError: The model gives other classes, boxes or probabilities than expected.
+        ExportMismatch: The model gives other classes, boxes or probabilities than expected.
         CaffeToolsError: The engine is unknown.
         Cancelled: ``cancel`` was set.
     """

@@ -439,7 +439,7 @@ def verify(
         The largest error of every blob, worst first.
 
     Raises:
-        ExportError: A blob's error against float64 is more than 4 times the float32 engine's (plus 1e-6 of its largest value); names
+        ExportMismatch: A blob's error against float64 is more than 4 times the float32 engine's (plus 1e-6 of its largest value); names
             the first blob that differs.
         CaffeToolsError: A file cannot be read.
         Cancelled: ``cancel`` was set.

@@ -9,13 +9,13 @@ from pathlib import Path
 from caffetools.bundle import standalone, standalone_check
 from caffetools.bundle.standalone_check import SUMS
 from caffetools.cancel import CancelToken
-from caffetools.errors import DataError, ExportError, ModelFileError
+from caffetools.errors import DataError, ExportMismatch, ModelFileError
 from caffetools.events import EventSink, ignore, reported, reporter
 from caffetools.util.checksums import file_sha256
 from caffetools.util.files import write_text
 
 PathLike = str | os.PathLike[str]
-_KINDS = {"data": DataError, "model": ModelFileError, "numbers": ExportError}
+_KINDS = {"data": DataError, "model": ModelFileError, "numbers": ExportMismatch}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def check_bundle(
     Raises:
         DataError: A file is missing, changed or damaged.
         ModelFileError: The runtime cannot load the model.
-        ExportError: The model gives other classes, boxes or probabilities than expected.
+        ExportMismatch: The model gives other classes, boxes or probabilities than expected.
         Cancelled: ``cancel`` was set.
     """
     token = cancel or CancelToken()

@@ -63,7 +63,14 @@ def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
         .replace(", unable to parse string as an integer", "")
         .replace("Input should be", "it must be")
     )
-    return message[:1].lower() + message[1:]
+    return _as_typed(message[:1].lower() + message[1:], error, arguments)
+
+
+def _as_typed(message: str, error: object, arguments: Sequence[str]) -> str:
+    """Replace the list of an option's flags by the one that was typed."""
+    flags = [*getattr(getattr(error, "param", None), "opts", []), *getattr(getattr(error, "param", None), "secondary_opts", [])]
+    typed = [flag for flag in flags if any(a == flag or a.startswith(f"{flag}=") for a in arguments)]
+    return message.replace(" / ".join(f"'{flag}'" for flag in flags), f"'{typed[0]}'") if typed else message
 
 
 def _meant(word: str, known: list[str]) -> str:

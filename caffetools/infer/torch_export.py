@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from caffetools.engines.base import EngineError
-from caffetools.errors import ExportError
+from caffetools.errors import ExportError, ExportMismatch
 from caffetools.infer.export import ExportOptions, build_deployed
 from caffetools.net.net import Net
 from caffetools.onnx.export import build
@@ -84,7 +84,7 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
     values = [got] if isinstance(got, torch.Tensor) else list(got)
     worst = max(_difference(expected[blob], value) for blob, value in zip(net.outputs, values, strict=True))
     if worst > TOLERANCE:
-        raise ExportError(f"{os.fspath(path)}: the torch module differs by {worst:.2g} of an output's largest value")
+        raise ExportMismatch(f"{os.fspath(path)}: the torch module differs by {worst:.2g} of an output's largest value")
     with atomic_write(path) as stream:
         save(stream)
     return worst

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 import onnx
 from onnx import TensorProto, helper
 
-from caffetools.errors import ExportError
+from caffetools.errors import ExportError, ExportMismatch
 from caffetools.layers.base import Shape, format_shape
 from caffetools.onnx.model import OnnxModel
 
 
 def check_model(model: OnnxModel, *, full: bool = False) -> None:
-    """Check ``model`` with ONNX's own checker, ``full`` with strict shape inference. Raises :class:`ExportError` with what it found."""
+    """Check ``model`` with ONNX's own checker, ``full`` with strict shape inference. Raises :class:`ExportMismatch` with what it found."""
     try:
         onnx.checker.check_model(model.light(external=False), full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported model is not valid ONNX: {_first_line(error)}") from None
+        raise ExportMismatch(f"the exported model is not valid ONNX: {_first_line(error)}") from None
 
 
 def check_shapes(model: OnnxModel, shapes: Mapping[str, Shape], hint: str = "") -> None:

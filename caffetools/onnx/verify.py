@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.engines.base import EngineError
-from caffetools.errors import ExportError, ModelFileError
+from caffetools.errors import ExportMismatch, ModelFileError
 from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.net.net import Net
 from caffetools.onnx.difference import FACTOR, FLOOR, SMALLEST_SCALE, Difference, is_finite, measure
@@ -122,7 +122,7 @@ def verify_model(
         The errors of every blob.
 
     Raises:
-        ExportError: A blob's error is larger, or its shape is another; names the blob, the layer that makes it, the index and both
+        ExportMismatch: A blob's error is larger, or its shape is another; names the blob, the layer that makes it, the index and both
             values, and whether it is the first that differs.
     """
     base = {blob: net.blob_shapes[blob] for blob in net.inputs}
@@ -272,14 +272,14 @@ class _Comparison:
         return sorted((d for d in self.found.values() if not d.passed), key=lambda d: self.makers[d.blob])
 
     def check(self) -> None:
-        """Raise :class:`ExportError` for the first blob whose error is too large."""
+        """Raise :class:`ExportMismatch` for the first blob whose error is too large."""
         failed = self.failed()
         if not failed:
             return
         first = failed[0]
         layer = self.net.layers[self.makers[first.blob]]
         more = f"; {len(failed) - 1} later blobs differ too" if len(failed) > 1 else ""
-        raise ExportError(
+        raise ExportMismatch(
             f"{self.name}: the first blob that differs is '{_blob(first.blob, self.net)}', of layer '{layer.name}' ({layer.type_name}): it differs by "
             f"{first.error:.3g} at {first.where}: {first.got:.6g} in ONNX, {first.expected:.6g} in float64; float32 differs by "
             f"{first.float32_error:.3g}, so {first.allowed:.3g} is allowed{more}"
@@ -301,7 +301,7 @@ class _Comparison:
             layer = self.net.layers[index]
             local = self._local(layer, values, batch, blob)
             if local is None or local.shape != got.shape:
-                raise ExportError(
+                raise ExportMismatch(
                     f"{self.name}: blob '{blob}' of layer '{layer.name}' is {format_shape(got.shape)} in ONNX, but "
                     f"{format_shape(expected.shape)} in the net"
                 )
@@ -350,7 +350,7 @@ class _Comparison:
             yield
         except EngineError as error:
             shapes = ", ".join(f"{blob} {format_shape(batch[blob].shape)}" for blob in self.inputs)
-            raise ExportError(f"{self.name}: with inputs {shapes}, {error}") from None
+            raise ExportMismatch(f"{self.name}: with inputs {shapes}, {error}") from None
 
     def _run_net(self, batch: Inputs, keep: Sequence[str]) -> dict[str, Array]:
         given = {blob: torch.from_numpy(np.array(value, np.float32)) for blob, value in batch.items()}

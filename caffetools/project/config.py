@@ -194,7 +194,7 @@ def _converted(name: str, value: object, hint: Any) -> Any:
             raise ValueError
         return kind(value)
     except (ValueError, TypeError):
-        raise CaffeToolsError(f"the setting '{name}' must be a {kind.__name__.lower()}, not {value!r}") from None
+        raise CaffeToolsError(f"the setting '{name}' must be of type {kind.__name__.lower()}, not {value!r}") from None
 
 
 def _plain(value: object) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from caffetools.data.databases import open_database
 from caffetools.data.layers.data import Data
-from caffetools.errors import CaffeToolsError
+from caffetools.errors import CaffeToolsError, DataError
 from caffetools.graph.graph import phases_present
 from caffetools.graph.inputs import data_layers, source_param
 from caffetools.project.config import FILES
@@ -123,7 +123,7 @@ def _batches(net: NetParameter, phase: int) -> tuple[int | None, int]:
     param = source_param(layers[0])
     count = None
     if layers[0].type == Data.TYPE and param.source and Path(param.source).exists():
-        database = open_database(param.source)
-        count = len(database)
-        database.close()
+        # A folder of that name may hold something else; training reports that.
+        with contextlib.suppress(DataError), contextlib.closing(open_database(param.source)) as database:
+            count = len(database)
     return count, param.batch_size or 1

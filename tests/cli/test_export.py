@@ -95,6 +95,7 @@ def test_json_gives_a_script_what_was_measured(tmp_path: Path) -> None:
         (["--mean", "1,2"], 2, "the mean has 2 values, but the net's input has 3 channel"),
         (["--pictures", "none.png"], 2, "none.png: cannot read the picture"),
         (["--pictures", "*.none"], 2, "nothing matches this pattern"),
+        (["--outputs", "nothing"], 2, "has no blob 'nothing'"),
     ],
 )
 def test_what_cannot_be_done_is_reported_and_nothing_is_left(tmp_path: Path, options: list[object], code: int, message: str) -> None:

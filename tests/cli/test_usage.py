@@ -28,6 +28,8 @@ from tests.cli.inprocess import error_of, run, run_well
         (("zoo", "fetch"), "zoo fetch: missing argument NAME; example: caffetools zoo fetch squeezenet"),
         (("dataset", "convert", "a"), "dataset convert: missing argument SOURCE; example: caffetools dataset convert "),
         (("retarget", "--classes", "abc"), "retarget: invalid value for '--classes'"),
+        (("quantize", "a", "b", "--images", "photos"), "quantize: invalid value for '--images': it must be a valid integer"),
+        (("quantize", "a", "b", "--most=few"), "quantize: invalid value for '--most': it must be a valid integer"),
     ],
 )
 def test_usage_errors_are_one_line_with_the_flag_as_typed(words: tuple[str, ...], message: str) -> None:

@@ -50,14 +50,20 @@ def test_the_settings_round_trip_through_json_and_the_command_line(place: Path) 
     assert all(f"--{name.replace('_', '-')}" in options for name in form if name not in ("pictures", "out"))
 
 
+def test_what_has_the_name_of_the_nets_own_database_by_chance_is_of_no_concern(place: Path) -> None:
+    (place / "none").mkdir()  # the source that TRAIN_VAL names
+    run_well("retarget", "shapes.prototxt", "--classes", "5", "-o", "net")
+    assert 'source: "none"' in (place / "net" / "train_val.prototxt").read_text()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"out": "run"}, "the setting 'pictures' is missing"),
         ({"pictures": "a", "out": "b", "epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
-        ({"pictures": "a", "out": "b", "epochs": "many"}, "the setting 'epochs' must be a int, not 'many'"),
-        ({"pictures": "a", "out": "b", "gray": "yes"}, "the setting 'gray' must be a bool, not 'yes'"),
-        ({"pictures": "a", "out": "b", "seed": 1.5}, "the setting 'seed' must be a int, not 1.5"),
+        ({"pictures": "a", "out": "b", "epochs": "many"}, "the setting 'epochs' must be of type int, not 'many'"),
+        ({"pictures": "a", "out": "b", "gray": "yes"}, "the setting 'gray' must be of type bool, not 'yes'"),
+        ({"pictures": "a", "out": "b", "seed": 1.5}, "the setting 'seed' must be of type int, not 1.5"),
     ],
 )
 def test_settings_of_a_form_are_checked(values: dict[str, object], message: str) -> None:

@@ -222,6 +222,39 @@ def test_a_line_that_a_crash_cut_short_is_skipped(tmp_path: Path) -> None:
     assert [row.iteration for row in read_log(path).train] == [0]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "train", "iteration": "five", "seconds": 1}',
+        '{"event": "train", "iteration": 1e999, "seconds": 1}',
+        '{"event": "train", "iteration": -5, "seconds": 1}',
+        '{"event": "test", "iteration": 5, "seconds": [1]}',
+        '{"event": "test", "iteration": 5, "seconds": 1, "outputs": [0.5]}',
+        '{"event": "train", "iteration": 5, "seconds": 1, "loss": "low"}',
+    ],
+)
+def test_a_record_that_no_run_writes_is_refused_with_its_line(tmp_path: Path, line: str) -> None:
+    path = log_file(tmp_path, '{"event": "start"}', line)
+    with pytest.raises(DataError, match=r"2: damaged: not what a training run writes"):
+        read_log(path)
+
+
+@pytest.mark.parametrize("number", ["0..5", "1.2.3", "0.5x", "1e", "--1", "0.5.", "Ã5"])
+def test_damaged_numbers_and_dates_of_a_log_are_left_out(tmp_path: Path, number: str) -> None:
+    head = "I1124 03:22:05.190337 1 solver.cpp:239] "
+    path = log_file(
+        tmp_path,
+        head + f"Iteration {'9' * 5000}, loss = 1",
+        f"I99991231 23:59:59.999999 1 solver.cpp:239] Iteration 3 (1 iter/s, 1s/1 iters), loss = {number}",
+        f"I99991299 23:59:59.999999 1 solver.cpp:258]     Train net output #0: loss = {number} (* 1 = 0.5 loss)",
+        head + "    Train net output #1: accuracy = .25",
+        head + f"Iteration 3, lr = {number}",
+    )
+    (row,) = read_log(path).train
+    assert (row.iteration, row.loss, row.outputs) == (3, None, {"accuracy": 0.25})
+    assert math.isnan(row.lr)
+
+
 @pytest.mark.parametrize("text", ["", "hello\nworld\n"])
 def test_what_is_not_a_log_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.log").write_text(text)

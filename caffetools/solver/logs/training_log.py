@@ -15,13 +15,14 @@ from caffetools.errors import DataError
 from caffetools.util.standard_input import open_input
 
 _STAMP = re.compile(r"^.*?[IWEF](\d{4})?(\d{2})(\d{2}) (\d{2}):(\d{2}):(\d{2})\.(\d{1,6})\s+\d+ [\w.]+:\d+\] ?")
-_NUMBER = r"([-+]?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
-_ITERATION = re.compile(r"Iteration (\d+)\b")
+# A whole number only: a damaged one ("0..5") must not be read as its beginning.
+_NUMBER = r"([-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf))(?![\w.+-])"
+_ITERATION = re.compile(r"Iteration (\d{1,10})\b")
 # NVCaffe adds the epoch: "Iteration 20 (9.9 iter/s, 2.0s/20 iter), 0.8/90ep, loss = 6.9".
 _LOSS = re.compile(r"Iteration \d+(?: \(.*?\))?(?:, [\d.]+/[\d.]+ep)?, loss = " + _NUMBER)
-_RATE = re.compile(r"Iteration (\d+), lr = " + _NUMBER)
-_TESTING = re.compile(r"Testing net \(#(\d+)\)")
-_OUTPUT = re.compile(r"(Train|Test) net output #\d+: (.+?) = " + _NUMBER)
+_RATE = re.compile(r"Iteration (\d{1,10}), lr = " + _NUMBER)
+_TESTING = re.compile(r"Testing net \(#(\d{1,6})\)")
+_OUTPUT = re.compile(r"(Train|Test) net output #\d+: ((?:(?! = ).)+) = " + _NUMBER)
 _TEST_LOSS = re.compile(r"Test loss: " + _NUMBER)
 
 
@@ -79,7 +80,7 @@ def read_log(path: str | os.PathLike[str]) -> TrainingLog:
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", path=path) from None
     first = next((line for line in lines if line.strip()), "")
-    log = _read_json(lines) if first.lstrip().startswith("{") else _read_glog(lines)
+    log = _read_json(lines, path) if first.lstrip().startswith("{") else _read_glog(lines)
     if not (log.train or log.test):
         raise DataError(f"{os.fspath(path)}: holds no lines of a training run; a log of `caffe train` or `caffetools train` is expected")
     return log
@@ -183,39 +184,59 @@ class _Seconds:
             start = datetime(int(year) if year else 2000 + self._years, int(month), 1, int(hour), int(minute), int(second))
             # Days are added, so that a 29 February is not an error in a year that is only guessed.
             time = start + timedelta(days=int(day) - 1, microseconds=int(fraction.ljust(6, "0")))
-        except ValueError:
+        except (ValueError, OverflowError):
             return self._last
         self._last = time
         return time
 
 
-def _read_json(lines: Iterable[str]) -> TrainingLog:
+def _read_json(lines: Iterable[str], path: str | os.PathLike[str]) -> TrainingLog:
     log = TrainingLog()
     offset, last, lr = 0.0, 0.0, math.nan
-    for event in _events(lines):
+    for number, event in _events(lines):
         if event.get("event") == "start":
             # A resumed run appends to the file: its clock continues where the other stopped.
             offset = last
-        seconds = last = round(offset + float(event.get("seconds", 0.0)), 6)
-        loss = event.get("loss")
-        outputs: dict[str, float] = {}
-        for name, value in (event.get("outputs") or {}).items():
-            for part in value if isinstance(value, list) else [value]:
-                _put(outputs, name, math.nan if part is None else float(part))
+        try:
+            row = _json_row(event, offset)
+        except (AttributeError, OverflowError, TypeError, ValueError):
+            raise DataError("damaged: not what a training run writes", path=path, line=number) from None
+        last = row.seconds
         if event.get("event") == "train":
-            lr = math.nan if event.get("lr") is None else float(event["lr"])
-            log.add_train(LogRow(int(event["iteration"]), seconds, lr, loss, outputs))
+            lr = row.lr
+            log.add_train(row)
         elif event.get("event") == "test":
-            log.add_test(LogRow(int(event["iteration"]), seconds, lr, loss, outputs, int(event.get("net", 0))))
+            row.lr = lr
+            log.add_test(row)
     _fill_first_rates(log)
     return log
 
 
-def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
+def _json_row(event: dict[str, Any], offset: float) -> LogRow:
+    """Return the row of an event of ``PREFIX_log.jsonl``, its seconds counted from ``offset``."""
+    outputs: dict[str, float] = {}
+    for name, value in (event.get("outputs") or {}).items():
+        for part in value if isinstance(value, list) else [value]:
+            _put(outputs, name, math.nan if part is None else float(part))
+    lr, loss, iteration = event.get("lr"), event.get("loss"), int(event.get("iteration", 0))
+    if not 0 <= iteration < 2**31:
+        raise ValueError
+    return LogRow(
+        iteration,
+        round(offset + float(event.get("seconds", 0.0)), 6),
+        math.nan if lr is None else float(lr),
+        None if loss is None else float(loss),
+        outputs,
+        int(event.get("net", 0)),
+    )
+
+
+def _events(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each line that holds an event, and the event; lines that a crash cut short are left out."""
+    for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and ("iteration" in event or event.get("event") == "start"):
-            yield event
+            yield number, event
