@@ -338,11 +338,11 @@ def load_caffemodel(model: Classifier, path: Path) -> None:
     assert next(products, None) is next(norms, None) is None, "the file has fewer layers"
 
 
-def sgemm_seconds(macs: int) -> float:
-    """Seconds that ``macs`` multiply-adds take at the rate of a large matrix product."""
+def sgemm_seconds(macs: int, tries: int = 7) -> float:
+    """Seconds that ``macs`` multiply-adds take at the rate of a large matrix product, the best of ``tries``."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     times = []
-    for _ in range(7):
+    for _ in range(tries):
         begin = time.perf_counter()
         a @ b
         times.append(time.perf_counter() - begin)

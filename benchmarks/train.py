@@ -1,12 +1,13 @@
 """Seconds per training iteration: caffetools, the same network hand-written in plain PyTorch, and real Caffe, side by side in one run.
 
-    python benchmarks/train.py [--batch 16] [--rounds 7] [--only squeezenet_v1.1]
+    python benchmarks/train.py [--batch 16] [--rounds 7] [--only squeezenet_v1.1] [--sides pytorch caffe]
 
 All train on the same random pictures, already in memory, each in a process of its own. Rounds alternate (ours, theirs, ours, …), so
 that a machine that slows down slows all; the figures are each one's medians of wall seconds and of CPU seconds (user and system, all
 threads; less shaken by others on the machine), and its peak memory. The ratios are theirs / ours (above 1: caffetools is better).
 Real Caffe runs where ``caffetools engine add caffe`` has made its environment (its solver is given data by DummyData layers), else
-it is left out. "share of sgemm" is 3 x the forward pass's multiply-adds at the rate of a large matrix product, over our time.
+it is left out. "share of sgemm" is 3 x the forward pass's multiply-adds at the rate of a large matrix product, measured in each round, over
+our time.
 
 Then a process that computes without end on one core is started next to them: "busy" is a side's iteration meanwhile over its quiet one, with that
 process in a session of its own (as from another terminal: Linux shares the cores among sessions first, so of two cores a training gets 1.33) and
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,25 +168,32 @@ def macs_of(name: str, batch: int) -> int:
     return sum(layer.macs() for layer in net.layers)
 
 
-def compare(name: str, batch: int, rounds: int) -> dict[str, dict[str, float]]:
+def compare(name: str, batch: int, rounds: int, opponents: Collection[str]) -> dict[str, dict[str, float]]:
     from plain import sgemm_seconds
 
     from caffetools.engines.environments import find_environment
     from caffetools.errors import CaffeToolsError
 
     with tempfile.TemporaryDirectory() as place:
-        sides = {who: Side(name, batch, who, sys.executable) for who in ("caffetools", "pytorch")}
-        try:
-            python = str(find_environment("caffe").python)
-            sides["caffe"] = Side(solver_of_real_caffe(name, batch, Path(place)), batch, "caffe", python)
-        except CaffeToolsError as error:
-            print(f"left out: {error}")
+        sides = {
+            who: Side(name, batch, who, sys.executable) for who in ("caffetools", "pytorch") if who == "caffetools" or who in opponents
+        }
+        if "caffe" in opponents:
+            try:
+                python = str(find_environment("caffe").python)
+                sides["caffe"] = Side(solver_of_real_caffe(name, batch, Path(place)), batch, "caffe", python)
+            except CaffeToolsError as error:
+                print(f"left out: {error}")
+        macs = macs_of(name, batch)
+        products = []
         for _ in range(2):
             for side in sides.values():
                 side.step(count=False)
         for _ in range(rounds):
             for side in sides.values():
                 side.step()
+            products.append(3 * sgemm_seconds(macs, tries=2))
+            time.sleep(0.05)  # until the product's threads sleep
         peaks = {who: side.peak for who, side in sides.items()}
         busy: dict[str, dict[str, float]] = {}
         for session, other in (("own session", True), ("same session", False)):
@@ -200,7 +208,7 @@ def compare(name: str, batch: int, rounds: int) -> dict[str, dict[str, float]]:
     ours = dict(results["caffetools"])
     for who in [who for who in results if who != "caffetools"]:
         results[f"{who} / caffetools"] = {what: results[who][what] / ours[what] for what in ours}
-    results["share of sgemm"] = {"": 3 * sgemm_seconds(macs_of(name, batch)) / ours["wall s"]}
+    results["share of sgemm"] = {"": statistics.median(products) / ours["wall s"]}
     return {**results, **busy}
 
 
@@ -232,6 +240,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", metavar="NET")
+    parser.add_argument("--sides", nargs="*", default=["pytorch", "caffe"], choices=["pytorch", "caffe"], help="opponents (default: both)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -242,7 +251,7 @@ def main() -> None:
         return
     results = {}
     for name in [options.only] if options.only else list(NETWORKS):
-        result = results[name] = compare(name, options.batch, options.rounds)
+        result = results[name] = compare(name, options.batch, options.rounds, options.sides)
         if not options.json:
             print(name)
             for who, figures in result.items():

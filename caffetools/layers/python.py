@@ -117,10 +117,12 @@ class Python(EngineLayer):
     def traits(cls, param: LayerParameter) -> Traits:
         return cls.TRAITS if param.bottom else replace(cls.TRAITS, role="data")
 
+    def __new__(cls, param: LayerParameter | None = None, phase: int = TEST) -> Python:
+        """Make a :class:`PythonData` where the layer has no bottoms; ``param`` is missing where the layer is copied."""
+        return super().__new__(PythonData if cls is Python and param is not None and not param.bottom else cls)
+
     def __init__(self, param: LayerParameter, phase: int = TEST):
         super().__init__(param, phase)
-        if not self.bottoms:
-            self.IS_DATA = True  # type: ignore[misc]
         self.bottom_blobs = [_blob(name, ()) for name in self.bottoms]
         # A layer that works in place has one and the same blob below and above.
         below = dict(zip(self.bottoms, self.bottom_blobs, strict=True))
@@ -230,6 +232,12 @@ class Python(EngineLayer):
         finally:
             if hasattr(self, "user_layer"):
                 self.user_layer.blobs.sync()
+
+
+class PythonData(Python):
+    """A Python layer without bottoms, which makes the data of a net."""
+
+    IS_DATA = True
 
 
 class _Run(torch.autograd.Function):

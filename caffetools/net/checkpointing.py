@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from caffetools.errors import NetError
 from caffetools.layers.autograd import recomputing
 from caffetools.layers.base import Layer, Shape
-from caffetools.net.net import Net
+from caffetools.net.net import LayerPass, Net
 from caffetools.net.shape_plans import ShapePlan, is_exclusive
 from caffetools.net.training_steps import Step
 
@@ -45,18 +45,19 @@ class Segment:
 
 
 class Checkpointed:
-    """A net's ``compute`` that keeps fewer activations for the backward pass; it takes the place of :meth:`Net.compute`.
+    """A pass that keeps fewer activations for the backward pass; see :meth:`Net.wrap_compute`.
 
     Layers with a state of their own or effects outside of the net (Python and recurrent layers, HDF5Output, layers of plugins that do not
     declare ``RECOMPUTABLE``, layers with hooks) run once, and what they keep is kept.
 
     Args:
         net: The net to train.
+        plain: Its pass that keeps them all, for passes without gradients.
     """
 
-    def __init__(self, net: Net):
+    def __init__(self, net: Net, plain: LayerPass):
         self._net = net
-        self._plain = net.compute
+        self._plain = plain
         self._segments: dict[tuple[Shape, ...], list[Segment]] = {}
 
     def __call__(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
@@ -136,7 +137,7 @@ class Checkpointed:
 
 def checkpoint_memory(net: Net) -> None:
     """Let ``net`` keep fewer activations in training passes from now on, and compute the others again in backward passes."""
-    net.compute = Checkpointed(net)  # type: ignore[method-assign]
+    net.wrap_compute(partial(Checkpointed, net))
 
 
 def plan_segments(net: Net, plan: ShapePlan) -> list[Segment]:

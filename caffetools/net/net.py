@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,13 @@ from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import layer_line
 from caffetools.proto.upgrades.v1 import upgrade_net
+
+
+class LayerPass(Protocol):
+    """One pass over the layers above the data layers, called as :meth:`Net.compute` is."""
+
+    def __call__(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
+        """Run the layers; see :meth:`Net.compute`."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,7 @@ class Net(nn.Module):
         self.inference = InferencePlans(self.layers, self._plans)
         self.graphs = InferenceGraphs(self.layers, self._plans)
         self.allow_tf32 = False
+        self._pass: LayerPass | None = None
         # Convolutions and inner products compute in it (see net/precision.py); None: float32.
         self.half_type: torch.dtype | None = None
 
@@ -292,6 +300,17 @@ class Net(nn.Module):
         Raises:
             NetError: shapes do not fit; names the layer.
         """
+        return (self._pass or self._run_layers)(blobs, keep, plan)
+
+    def wrap_compute(self, wrap: Callable[[LayerPass], LayerPass]) -> None:
+        """Let passes run another way from now on: compiled, or with fewer activations kept for the backward pass.
+
+        Args:
+            wrap: Called with the pass so far; returns the one that :meth:`compute` runs, with the same arguments and results.
+        """
+        self._pass = wrap(self._pass or self._run_layers)
+
+    def _run_layers(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
         layers = (plan or self.plan()).layers
         wanted = self._wanted(keep)
         results: dict[str, Tensor] = {}

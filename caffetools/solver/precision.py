@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError
-from caffetools.net.net import Net
+from caffetools.net.net import LayerPass, Net
 from caffetools.net.precision import HALF, keep_float32
 from caffetools.net.precision_modes import check_mode
 from caffetools.net.shape_plans import ShapePlan
@@ -87,11 +88,11 @@ class Precision:
 
 
 class Compiled:
-    """A net's ``compute``, through torch.compile; where that is not possible, without it, with one line in the log."""
+    """A net's pass through torch.compile; where that is not possible, without it, with one line in the log."""
 
-    def __init__(self, net: Net, log: Log):
-        self._plain, self.log = net.compute, log
-        self._fast: Callable[..., dict[str, Tensor]] | None = torch.compile(net.compute)
+    def __init__(self, log: Log, plain: LayerPass):
+        self._plain, self.log = plain, log
+        self._fast: Callable[..., dict[str, Tensor]] | None = torch.compile(plain)
 
     def __call__(self, blobs: dict[str, Tensor], keep: Collection[str] = (), plan: ShapePlan | None = None) -> dict[str, Tensor]:
         if self._fast is not None:
@@ -108,7 +109,7 @@ class Compiled:
 
 def compile_net(net: Net, log: Log) -> None:
     """Let ``net`` run compiled from now on."""
-    net.compute = Compiled(net, log)  # type: ignore[method-assign]
+    net.wrap_compute(partial(Compiled, log))
 
 
 class _Step(torch.optim.Optimizer):

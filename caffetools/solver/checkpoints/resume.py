@@ -79,18 +79,22 @@ def newest_snapshot(prefix: PathLike, note: Callable[[str], None] = lambda text:
 
 
 def check_whole(state: PathLike) -> Snapshot:
-    """Return the snapshot of the .solverstate ``state`` after reading it and its weights to their ends.
+    """Return the snapshot of the .solverstate ``state``, whose files can be read and are as they were written.
+
+    Checksums in the run's state say so; the weights are taken apart only where there are none, as for a snapshot of real Caffe.
 
     Raises:
         ModelFileError: A file is missing, truncated, damaged, or not as it was written; names it.
     """
     content = read_state(state)
     weights = find_weights(state, content.learned_net)
-    read_weights(weights)
+    side = run_state_path(state)
+    checked = False
+    # A running training may replace its files meanwhile.
     with suppress(FileNotFoundError):
-        side = run_state_path(state)
-        if side.exists():
-            check_files(side, state, weights)
+        checked = side.exists() and check_files(side, state, weights) is not None
+    if not checked:
+        read_weights(weights)
     return Snapshot(content.iter, weights, Path(state))
 
 
