@@ -1,6 +1,6 @@
 """Seconds per training iteration: caffetools, the same network hand-written in plain PyTorch, and real Caffe, side by side in one run.
 
-    python benchmarks/train.py [--batch 16] [--rounds 7] [--only squeezenet_v1.1] [--sides pytorch caffe]
+    python benchmarks/train.py [--batch 16] [--rounds 7] [--only squeezenet_v1.1] [--sides pytorch caffe] [--quiet-only]
 
 All train on the same random pictures, already in memory, each in a process of its own. Rounds alternate (ours, theirs, ours, …), so
 that a machine that slows down slows all; the figures are each one's medians of wall seconds and of CPU seconds (user and system, all
@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     import torch
 
 # By name → side of the pictures; the PyTorch modules are in plain.py.
-NETWORKS = {"bvlc_alexnet": 227, "bvlc_googlenet": 224, "squeezenet_v1.1": 227, "resnet10": 224, "resnet50": 224}
+NETWORKS = {
+    "bvlc_alexnet": 227,
+    "bvlc_googlenet": 224,
+    "squeezenet_v1.1": 227,
+    "resnet10": 224,
+    "resnet50": 224,
+    "vgg16": 224,
+    "mobilenet_v1": 224,
+    "mobilenet_v2": 224,
+}
 Step = Callable[[], object]
 # A side next to a busy process is measured for so long at most, and in one iteration at least.
 _MOST_BUSY_SECONDS = 4.0
@@ -168,7 +177,7 @@ def macs_of(name: str, batch: int) -> int:
     return sum(layer.macs() for layer in net.layers)
 
 
-def compare(name: str, batch: int, rounds: int, opponents: Collection[str]) -> dict[str, dict[str, float]]:
+def compare(name: str, batch: int, rounds: int, opponents: Collection[str], *, busy_too: bool = True) -> dict[str, dict[str, float]]:
     from plain import sgemm_seconds
 
     from caffetools.engines.environments import find_environment
@@ -196,7 +205,7 @@ def compare(name: str, batch: int, rounds: int, opponents: Collection[str]) -> d
             time.sleep(0.05)  # until the product's threads sleep
         peaks = {who: side.peak for who, side in sides.items()}
         busy: dict[str, dict[str, float]] = {}
-        for session, other in (("own session", True), ("same session", False)):
+        for session, other in (("own session", True), ("same session", False)) if busy_too else ():
             with busy_process(other_session=other):
                 times = {who: side.seconds_with(rounds) for who, side in sides.items()}
             busy[f"busy, {session}"] = {who: times[who] / statistics.median(side.wall) for who, side in sides.items()}
@@ -241,6 +250,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", metavar="NET")
     parser.add_argument("--sides", nargs="*", default=["pytorch", "caffe"], choices=["pytorch", "caffe"], help="opponents (default: both)")
+    parser.add_argument("--quiet-only", action="store_true", help="without the busy process")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -251,7 +261,7 @@ def main() -> None:
         return
     results = {}
     for name in [options.only] if options.only else list(NETWORKS):
-        result = results[name] = compare(name, options.batch, options.rounds, options.sides)
+        result = results[name] = compare(name, options.batch, options.rounds, options.sides, busy_too=not options.quiet_only)
         if not options.json:
             print(name)
             for who, figures in result.items():
