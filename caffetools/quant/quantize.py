@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from caffetools.quant.histograms import METHODS, Method
 from caffetools.quant.models import layer_inputs, to_fp16, to_int8, trained_ranges
 from caffetools.quant.noise import layer_noise
 from caffetools.quant.tables import TABLES, tensorrt_cache
-from caffetools.util.files import atomic_write, write_text
+from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 Precision = Literal["int8", "fp16"]
@@ -319,10 +320,7 @@ class _Work:
         onnx.helper.set_model_props(made, {**{p.key: p.value for p in self.model.proto.metadata_props}, **self._card(kept, agreement)})
         data = made.SerializeToString()
         accuracy = self._accuracy(open_session(data))
-        tables = self._write_tables(kept) if self.how.precision == "int8" else {}
-        with atomic_write(self.path) as stream:
-            stream.write(data)
-        self.events(ArtifactWritten(task="calibrate", path=os.fspath(self.path), what="onnx"))
+        tables = self._write_files(data, self._tables(kept) if self.how.precision == "int8" else {})
         one = {self.images.blob: self.images.read(0, 1)}
         float_ms, own_ms = _milliseconds([self.float_session, open_session(data)], one)
         return Quantization(
@@ -372,16 +370,24 @@ class _Work:
             card["caffetools.top1_agreement"] = f"{agreement:.4f}"
         return card
 
-    def _write_tables(self, kept: Sequence[str]) -> dict[str, Path]:
+    def _tables(self, kept: Sequence[str]) -> dict[str, str]:
+        """Return the text of each calibration table by its name."""
         by_layer = {layer: self.thresholds[value] for layer, value in self.inputs.items()}
-        written = {}
-        for name in self.how.tables:
-            suffix, make = TABLES[name]
-            text = tensorrt_cache(self.thresholds) if make is None else make(self.net, by_layer, kept)
-            written[name] = self.path.with_suffix(suffix)
-            write_text(written[name], text)
-            self.events(ArtifactWritten(task="calibrate", path=os.fspath(written[name]), what=f"{name} table"))
-        return written
+        made = {name: TABLES[name][1] for name in self.how.tables}
+        return {name: tensorrt_cache(self.thresholds) if make is None else make(self.net, by_layer, kept) for name, make in made.items()}
+
+    def _write_files(self, data: bytes, tables: Mapping[str, str]) -> dict[str, Path]:
+        """Write the model and its tables, all or none; return the tables' paths."""
+        paths = {name: self.path.with_suffix(TABLES[name][0]) for name in tables}
+        with contextlib.ExitStack() as stack:
+            for path, content in [*((paths[name], text.encode()) for name, text in tables.items()), (self.path, data)]:
+                stream = stack.enter_context(atomic_write(path))
+                stream.write(content)
+                stream.flush()  # a full disk is known before the first file gets its name
+        for name, path in paths.items():
+            self.events(ArtifactWritten(task="calibrate", path=os.fspath(path), what=f"{name} table"))
+        self.events(ArtifactWritten(task="calibrate", path=os.fspath(self.path), what="onnx"))
+        return paths
 
 
 def _size(model: OnnxModel) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import resource
 import struct
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from onnx import numpy_helper
 import caffetools as ct
 from caffetools.cancel import CancelToken
 from caffetools.engines.onnxruntime import open_session
-from caffetools.errors import CaffeToolsError, Cancelled, DataError, ExportError, NetError, RunFailed
+from caffetools.errors import CaffeToolsError, Cancelled, DataError, ExportError, NetError, RunFailed, WriteFailed
 from caffetools.events import Event, Finished, Progress, Warned
 from caffetools.infer.sidecar import write_preprocessing
 from caffetools.net.net import Net
@@ -142,6 +143,19 @@ def test_a_cancelled_calibration_is_resumed_to_the_same_files(digits: Digits, tm
         assert resumed.tables[name].read_bytes() == path.read_bytes()
     assert out.read_bytes() == whole.path.read_bytes()
     assert not state_path(out).exists()
+
+
+def test_a_disk_that_is_full_after_the_tables_leaves_none_of_the_files(digits: Digits, tmp_path: Path, int8: Quantization) -> None:
+    tables = max(path.stat().st_size for path in int8.tables.values())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores the signal, so that writing past the limit fails as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tables + int8.path.stat().st_size) // 2, limits[1]))
+    try:
+        with pytest.raises(WriteFailed, match=r"m\.onnx"):
+            ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, images=10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path.name for path in tmp_path.iterdir() if path != state_path(tmp_path / "m.onnx")]
 
 
 def test_a_run_that_is_cancelled_after_its_calibration_does_not_count_again(digits: Digits, tmp_path: Path) -> None:
