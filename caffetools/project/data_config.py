@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from caffetools.data.databases import open_database
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.data.layers.data import Data
 from caffetools.data.layers.image_data import ImageData
@@ -96,6 +97,7 @@ def set_data_sources(
         crop: The side of the square that is cut out of each image, in pixels.
 
     Raises:
+        DataError: A source that is there is not a database.
         NetError: There is no data layer of that phase that reads a source, or only such as take neither mean nor crop.
     """
     changes: list[Change] = []
@@ -117,6 +119,8 @@ def set_data_sources(
 
 def _set_source(layer: LayerParameter, source: str | None, batch: int | None, changes: list[Change]) -> None:
     param = source_param(layer)
+    if source is not None and layer.type == Data.TYPE and Path(source).exists():
+        open_database(source).close()
     if source is not None and param.source != source:
         changes.append(Change(layer.name, "source", param.source, source))
         param.source = source
