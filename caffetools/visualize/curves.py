@@ -30,6 +30,8 @@ _SHARES = ("acc", "top1", "top-1", "top5", "top-5", "precision", "recall")
 TITLES = {"loss": "Loss", "accuracy": "Accuracy", "lr": "Learning rate"}
 # A training curve with at least this many rows is noisy: its running mean is drawn over it.
 _MANY = 120
+# Of the outputs where colours distinguish runs.
+_DASHES = ("-", "--", ":", "-.")
 # More outputs than this in one panel cannot be distinguished.
 _MOST_OUTPUTS = 6
 
@@ -96,7 +98,7 @@ def curves_figure(
 ) -> Figure | None:
     """Return the curves of ``logs`` (runs by name), panels side by side; None where the logs hold nothing for any of ``panels``.
 
-    Several runs differ in colour; one run's outputs do. Test values have pixels. A loss that falls thirtyfold is drawn on a
+    Several runs differ in colour and their outputs in dashes; one run's outputs in colour. Test values have markers. A loss that falls thirtyfold is drawn on a
     logarithmic scale; a long training curve is drawn faintly, with its running mean over it.
 
     Args:
@@ -167,8 +169,8 @@ def _draw_panel(figure: Figure, axes: Axes, panel: str, lines: Sequence[Series],
     if len(outputs) > _MOST_OUTPUTS:
         title += f" (the first {_MOST_OUTPUTS} of {len(outputs)} outputs)"
         lines = [line for line in lines if line.name in outputs[:_MOST_OUTPUTS]]
-    for line, colour in zip(lines, _line_colours(lines, bool(shown), theme), strict=True):
-        _draw_line(axes, line, colour, shown)
+    for line, (colour, dashes) in zip(lines, _line_looks(lines, list(shown), theme), strict=True):
+        _draw_line(axes, line, colour, dashes, shown)
     axes.set_title(title, fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=8)
     axes.set_xlabel("iteration", fontsize=style.LABEL)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -177,20 +179,22 @@ def _draw_panel(figure: Figure, axes: Axes, panel: str, lines: Sequence[Series],
     style.legend_below(figure, axes, theme)
 
 
-def _line_colours(lines: Sequence[Series], several: bool, theme: Theme) -> list[str]:
-    """One run: a colour for each phase and output, the same in every panel. Several: one for each run, or run and output."""
+def _line_looks(lines: Sequence[Series], runs: Sequence[str], theme: Theme) -> list[tuple[str, str]]:
+    """Return the colour and the dashes of each line, which mean the same in every panel.
+
+    One run: a colour for each phase and output. Several: a colour for each of ``runs``, dashes for each output.
+    """
     names = list(dict.fromkeys(line.name for line in lines))
-    if several:
-        order = list(dict.fromkeys((line.run, line.name) for line in lines))
-        numbers = [order.index((line.run, line.name)) for line in lines]
+    if runs:
+        looks = [(runs.index(line.run), _DASHES[names.index(line.name) % len(_DASHES)]) for line in lines]
     else:
-        numbers = [2 if line.phase == "lr" else 2 * names.index(line.name) + (line.phase == "test") for line in lines]
-    return [theme.series[number % len(theme.series)] for number in numbers]
+        looks = [(2 if line.phase == "lr" else 2 * names.index(line.name) + (line.phase == "test"), "-") for line in lines]
+    return [(theme.series[number % len(theme.series)], dashes) for number, dashes in looks]
 
 
-def _draw_line(axes: Axes, line: Series, colour: str, shown: Mapping[str, str]) -> None:
+def _draw_line(axes: Axes, line: Series, colour: str, dashes: str, shown: Mapping[str, str]) -> None:
     y = np.array([value if math.isfinite(value) else math.nan for value in line.y])
-    look: dict[str, Any] = {"color": colour, "linewidth": 1.8}
+    look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.8}
     note = ""
     if line.phase == "lr":
         look["drawstyle"] = "steps-post"

@@ -35,15 +35,16 @@ def write_embedding_page(
     low, high = points.min(0), points.max(0)
     unit = (points - low) / np.where(high > low, high - low, 1)
     pictures = predictions.pictures
+    answers = predictions.predicted.tolist() if predictions.classified else pictures.labels
     rows = []
-    for index, ((x, y), label, given, file) in enumerate(zip(unit, pictures.labels, predictions.predicted, pictures.paths, strict=True)):
+    for index, ((x, y), label, given, file) in enumerate(zip(unit, pictures.labels, answers, pictures.paths, strict=True)):
         image = thumbnail(model.prepare(file).shown)[0] if index < _MOST_THUMBNAILS else ""
         rows.append(
             {
                 "x": round(float(x), 4),
                 "y": round(float(1 - y), 4),
                 "label": label,
-                "predicted": int(given),
+                "predicted": given,
                 "name": file.name,
                 "image": image,
             }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,19 @@ from caffetools.visualize.units import target_blob
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """Picture files with their labels, and the names of the classes."""
+    """Picture files with their labels, and the names of the classes.
+
+    Attributes:
+        paths: The files.
+        labels: The class of each.
+        classes: Names.
+        listed: The classes are numbers up to the highest label of a list; a net may have more of them.
+    """
 
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    listed: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class Predictions:
 
     Attributes:
         pictures: What was classified.
-        probabilities: (M, K) float32, one row a picture.
+        probabilities: (M, K) float32, one row a picture; (M, 0) where the net's output is not one value a class, and only features
+            were asked for.
         features: (M, D) float32 values of the blob that was asked for; None without one.
     """
 
@@ -50,6 +60,11 @@ class Predictions:
     def predicted(self) -> NDArray[np.int64]:
         """(M,) the class of the largest probability; the lower index of equal ones."""
         return np.asarray(self.probabilities.argmax(1), np.int64)
+
+    @property
+    def classified(self) -> bool:
+        """Whether there are probabilities of the classes."""
+        return bool(self.probabilities.shape[1])
 
     def confusion(self) -> Confusion:
         """Return the confusion matrix."""
@@ -84,7 +99,7 @@ def labelled_pictures(source: PathLike) -> LabelledPictures:
             tuple(path / picture.path for picture in rows), tuple(picture.label for picture in rows), tuple(listing.classes)
         )
     paths, labels = _read_list(path, path.parent)
-    return _checked(LabelledPictures(paths, labels, tuple(str(i) for i in range(max(labels) + 1))), path)
+    return _checked(LabelledPictures(paths, labels, tuple(str(i) for i in range(max(labels) + 1)), listed=True), path)
 
 
 @reporting("classify", "Classify labelled pictures")
@@ -102,7 +117,8 @@ def predict(
 
     Args:
         model: The net.
-        pictures: Their labels must fit the net's classes.
+        pictures: Their labels must fit the net's classes, unless only features are wanted. Those of a list get the names of the
+            net's classes.
         features: A blob to keep; None keeps none.
         output: The blob of probabilities; None takes the net's output.
         batch: Pictures at once.
@@ -111,26 +127,45 @@ def predict(
 
     Raises:
         DataError: a picture cannot be read.
-        NetError: the output is not a vector of one value a class, or a blob is unknown.
+        NetError: the output is not a vector of one value a class and no features are asked for, or a blob is unknown.
         Cancelled: ``cancel`` was called.
     """
-    output = target_blob(model.net, output)
-    rows, kept = [], []
+    answers = _answers(model.net, output, pictures, required=features is None or output is not None)
+    if answers is not None and pictures.listed:
+        count = math.prod(model.net.blob_shapes[answers][1:])
+        names = model.labels if len(model.labels) == count else [str(index) for index in range(count)]
+        pictures = replace(pictures, classes=tuple(names))
+    wanted = [blob for blob in (answers, features) if blob is not None]
+    found: dict[str, list[NDArray[np.float32]]] = {blob: [] for blob in wanted}
     report = reporter(events, "classify", "images", cancel)
     for start in range(0, len(pictures.paths), batch):
         images = np.stack([model.prepare(path).input for path in pictures.paths[start : start + batch]])
-        blobs = [output, *([features] if features else [])]
-        parts = run_items(model.net, torch.from_numpy(images), blobs=blobs)
-        answers = join_items(parts, output)
-        scores = answers.flatten(1).float().cpu().numpy()
-        if scores.shape[1] != len(pictures.classes):
-            shape = format_shape(answers.shape[1:])
-            raise NetError(f"output '{output}' has {shape} values a picture, but there are {len(pictures.classes)} classes")
-        rows.append(scores)
-        if features:
-            kept.append(join_items(parts, features).flatten(1).float().cpu().numpy())
+        parts = run_items(model.net, torch.from_numpy(images), blobs=wanted)
+        for blob, rows in found.items():
+            rows.append(join_items(parts, blob).flatten(1).float().cpu().numpy())
         report(min(start + batch, len(pictures.paths)), len(pictures.paths))
-    return Predictions(pictures, np.concatenate(rows), np.concatenate(kept) if kept else None)
+    arrays = {blob: np.concatenate(rows) for blob, rows in found.items()}
+    none = np.empty((len(pictures.paths), 0), np.float32)
+    return Predictions(pictures, none if answers is None else arrays[answers], arrays[features] if features else None)
+
+
+def _answers(net: Net, output: str | None, pictures: LabelledPictures, *, required: bool) -> str | None:
+    """Return the blob of the probabilities of the pictures' classes; None where there is none and it is not required.
+
+    Raises:
+        NetError: there is none, and it is required.
+    """
+    try:
+        blob = target_blob(net, output)
+        count, classes = math.prod(net.blob_shapes.get(blob, ())[1:]), len(pictures.classes)
+        if blob in net.blob_shapes and (count < classes or (count > classes and not pictures.listed)):
+            shape = format_shape(net.blob_shapes[blob][1:])
+            raise NetError(f"output '{blob}' has {shape} values a picture, but there are {classes} classes")
+    except NetError:
+        if required:
+            raise
+        return None
+    return blob
 
 
 def feature_blob(net: Net) -> str:

@@ -9,6 +9,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from caffetools.errors import DataError
@@ -194,6 +195,17 @@ def test_classic_dates_go_over_new_year(tmp_path: Path) -> None:
     )
     (row,) = read_log(path).train
     assert row.seconds == 2 and row.loss is not None and math.isnan(row.loss)
+
+
+def test_numbers_of_windows_that_are_not_finite(tmp_path: Path) -> None:
+    head = "I0101 00:00:01.000000    77 solver.cpp:228] "
+    words = ("-1.#IND", "1.#QNAN", "1.#INF", "-1.#INF", "-nan(ind)", "inf")
+    lines = [
+        [f"Iteration {i}, loss = {word}", f"    Train net output #0: loss = {word} (* 1 = {word} loss)"] for i, word in enumerate(words)
+    ]
+    log = read_log(log_file(tmp_path, *(head + text for pair in lines for text in pair)))
+    np.testing.assert_array_equal([row.loss for row in log.train], [math.nan, math.nan, math.inf, -math.inf, math.nan, math.inf])
+    np.testing.assert_array_equal([row.outputs["loss"] for row in log.train], [row.loss for row in log.train])
 
 
 def test_several_values_of_a_blob_and_several_test_nets_are_kept_apart(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from caffetools.errors import DataError
 from caffetools.solver.logs.training_log import LogRow, TrainingLog, read_log
 from caffetools.visualize import style
 from caffetools.visualize.curves import curves_figure, draw_curves, run_names, series
+from caffetools.visualize.style import LIGHT
 from tests.conftest import GOLDEN
 
 LOG = read_log(GOLDEN / "logs" / "train.log")
@@ -51,6 +52,18 @@ def test_several_runs_differ_in_colour_and_are_named() -> None:
     first, second = figure.axes[0].lines
     assert first.get_color() != second.get_color()
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a  train loss: 2", "b  train loss: 1"]
+
+
+def test_a_run_has_one_colour_in_every_panel() -> None:
+    def run(*outputs: str) -> TrainingLog:
+        rows = [LogRow(i, i, 0.1, 1.0, dict.fromkeys(outputs, 0.5)) for i in range(3)]
+        return TrainingLog(rows)
+
+    figure = curves_figure({"a": run("loss", "accuracy", "accuracy_top5"), "b": run("loss", "accuracy")})
+    assert figure is not None
+    loss, accuracy, rates = ([(line.get_color(), line.get_linestyle()) for line in axes.lines] for axes in figure.axes)
+    assert loss == rates == [(colour, "-") for colour in LIGHT.series[:2]]
+    assert accuracy == [loss[0], (LIGHT.series[0], "--"), loss[1]]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,26 @@ def test_predictions_are_the_nets(model: PictureNet, folder: Path) -> None:
         predict(model, LabelledPictures(pictures.paths, pictures.labels, ("a", "b")))
 
 
+def test_features_need_no_classes(model: PictureNet, folder: Path, tmp_path: Path) -> None:
+    pictures = LabelledPictures(labelled_pictures(folder).paths[:8], (0,) * 4 + (1,) * 4, ("cats", "dogs"))
+    predictions = predict(model, pictures, features="conv1")
+    assert not predictions.classified and predictions.probabilities.shape == (8, 0)
+    assert predictions.features is not None and predictions.features.shape[0] == 8
+    points = project_features(predictions.features, "pca")
+    write_embedding_page(tmp_path / "e.html", points, predictions, model, method="pca", blob="conv1")
+    assert '"predicted": 1' in (tmp_path / "e.html").read_text()
+
+
+def test_a_list_may_leave_out_the_last_classes(model: PictureNet, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{path} {path.parent.name == 'b':d}\n" for path in labelled_pictures(folder).paths))
+    predictions = predict(model, labelled_pictures(tmp_path / "list.txt"))
+    assert predictions.pictures.classes == ("0", "1", "2") and predictions.probabilities.shape == (12, 3)
+    assert predictions.confusion().total == 12
+    (tmp_path / "list.txt").write_text(f"{labelled_pictures(folder).paths[0]} 3\n")
+    with pytest.raises(NetError, match="3 values a picture, but there are 4 classes"):
+        predict(model, labelled_pictures(tmp_path / "list.txt"))
+
+
 def test_the_area_under_a_roc_curve_is_the_share_of_pairs_in_order() -> None:
     rng = np.random.default_rng(0)
     positive = rng.random(60) < 0.4

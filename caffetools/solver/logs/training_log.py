@@ -15,8 +15,9 @@ from caffetools.errors import DataError
 from caffetools.util.standard_input import open_input
 
 _STAMP = re.compile(r"^.*?[IWEF](\d{4})?(\d{2})(\d{2}) (\d{2}):(\d{2}):(\d{2})\.(\d{1,6})\s+\d+ [\w.]+:\d+\] ?")
-# A whole number only: a damaged one ("0..5") must not be read as its beginning.
-_NUMBER = r"([-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf))(?![\w.+-])"
+# A whole number only: a damaged one ("0..5") must not be read as its beginning. Caffe built by Visual Studio writes 1.#QNAN, -1.#IND, 1.#INF
+# and -nan(ind).
+_NUMBER = r"([-+]?(?:1\.#(?:[QS]NAN|IND|INF)|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf))(?![\w.#+-])"
 _ITERATION = re.compile(r"Iteration (\d{1,10})\b")
 # NVCaffe adds the epoch: "Iteration 20 (9.9 iter/s, 2.0s/20 iter), 0.8/90ep, loss = 6.9".
 _LOSS = re.compile(r"Iteration \d+(?: \(.*?\))?(?:, [\d.]+/[\d.]+ep)?, loss = " + _NUMBER)
@@ -107,7 +108,7 @@ class GlogReader:
         now = self._seconds.at(line)
         rate = _RATE.search(line)
         if rate:
-            self._lr = float(rate[2])
+            self._lr = _number(rate[2])
             if self.log.train and self.log.train[-1].iteration == int(rate[1]):
                 self.log.train[-1].lr = self._lr
             return
@@ -119,7 +120,7 @@ class GlogReader:
             self._row = self.log.add_train(LogRow(self.iteration, now, self._lr, self._smoothed))
         elif self._row is None:
             self._row = self.log.add_test(LogRow(self.iteration, now, self._lr, self._test_loss, net=self._net))
-        _put(self._row.outputs, output[2], float(output[3]))
+        _put(self._row.outputs, output[2], _number(output[3]))
 
     def _head(self, line: str) -> None:
         """Parse a line that is not an output for the facts on the outputs that follow it."""
@@ -127,12 +128,19 @@ class GlogReader:
         if found:
             self.iteration, self._row = int(found[1]), None
             loss = _LOSS.search(line)
-            self._smoothed = float(loss[1]) if loss else None
+            self._smoothed = _number(loss[1]) if loss else None
             testing = _TESTING.search(line)
             self._net, self._test_loss = int(testing[1]) if testing else self._net, None
         loss = _TEST_LOSS.search(line)
         if loss:
-            self._test_loss = float(loss[1])
+            self._test_loss = _number(loss[1])
+
+
+def _number(text: str) -> float:
+    sign, hash_, word = text.partition("#")
+    if not hash_:
+        return float(text)
+    return (-math.inf if sign.startswith("-") else math.inf) if word == "INF" else math.nan
 
 
 def _read_glog(lines: list[str]) -> TrainingLog:
