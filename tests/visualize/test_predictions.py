@@ -65,7 +65,8 @@ def test_predictions_are_the_nets(model: PictureNet, folder: Path) -> None:
         blobs = model.net({"data": images}, keep=["conv1"])
     np.testing.assert_allclose(predictions.probabilities, blobs["prob"], atol=1e-6)
     assert predictions.features is not None
-    np.testing.assert_allclose(predictions.features, blobs["conv1"].flatten(1), atol=1e-6)
+    # Other kernels may run where inner blobs are not kept: sums of products of pixels up to 255, in another order.
+    np.testing.assert_allclose(predictions.features, blobs["conv1"].flatten(1), atol=1e-6 * float(blobs["conv1"].abs().max()), rtol=1e-6)
     assert predictions.confusion().total == 12
     assert feature_blob(model.net) == "conv1"
     with pytest.raises(NetError, match="3 values a picture, but there are 2 classes"):
