@@ -45,13 +45,19 @@ class BoundProgram:
             self.pointers[value].value = tensor.data_ptr()
         for step in self.steps:
             step()
-        results = {name: self._result(value) for name, value in self.program.results.items()}
+        taken = {tensor.untyped_storage().data_ptr() for tensor in held}
+        results = {name: self._result(value, taken) for name, value in self.program.results.items()}
         self.tensors.clear()
         return results
 
-    def _result(self, value: Value) -> Tensor:
+    def _result(self, value: Value, taken: set[int]) -> Tensor:
+        """Return a value in memory that is not at ``taken``, of the inputs and other results: tops of Split and Slice are views of one blob."""
         if value.root.offset is None:
-            return self.tensors[value]
+            result = self.tensors[value]
+            if result.untyped_storage().data_ptr() in taken:
+                return result.clone()
+            taken.add(result.untyped_storage().data_ptr())
+            return result
         if value not in self._views:
             self._views[value] = self._view(value)
         return self._views[value].clone(memory_format=torch.contiguous_format)

@@ -326,6 +326,27 @@ def test_an_inner_blob_that_is_a_view_of_an_input_keeps_the_values_of_its_pass()
     assert (run.blobs["flat"].data_array() == 3).all()
 
 
+@pytest.mark.parametrize("blob", ["data", "mvn"])
+@pytest.mark.parametrize("kind", ["Split", "Slice"])
+def test_an_edited_output_is_edited_alone(kind: str, blob: str) -> None:
+    text = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 4 dim: 3 dim: 3 } } }'
+    text += 'layer { name: "mvn" type: "MVN" bottom: "data" top: "mvn" }'
+    text += f'layer {{ name: "two" type: "{kind}" bottom: "{blob}" top: "a" top: "b" }}'
+    text += f'layer {{ name: "half" type: "Power" bottom: "{blob}" top: "half" power_param {{ scale: 0.5 }} }}'
+    text += 'layer { name: "last" type: "ELU" bottom: "half" top: "last" }'
+    run = Stepwise(Net(parse(text, NetParameter)))
+    rows = torch.arange(72.0).reshape(2, 4, 3, 3)
+    run.blobs["data"].data_array()[...] = rows
+    run.forward()
+    assert run.blobs["half"].data.is_deferred_by(run._deferred.settle)
+    others = {name: run.blobs[name].data.value().clone() for name in ("b", "last")}
+    run.blobs["a"].data_array()[...] = -1
+    assert (run.blobs["data"].data.value() == rows).all()
+    assert (run.blobs["half"].data.value() == run.blobs[blob].data.value() / 2).all()
+    for name, values in others.items():
+        assert (run.blobs[name].data.value() == values).all()
+
+
 @pytest.mark.parametrize("edit", ["input", "weights"])
 def test_inner_blobs_are_those_of_the_pass_even_if_edited_after_it(edit: str) -> None:
     fused, plain = deferred_run()
