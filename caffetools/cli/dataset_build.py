@@ -147,7 +147,7 @@ def show_card(card: DatasetCard, *, as_json: bool) -> None:
     from caffetools.project.surroundings import after_dataset
 
     if as_json:
-        print_json({"folder": str(card.folder), **card.to_json()})
+        print_json({"folder": card.url or str(card.folder), **card.to_json()})
         return
     shape = f"{card.width} x {card.height}" if card.width else "of their own sizes"
     counts = f"{card.train_count} pictures for training and {card.val_count} for validation"
@@ -164,8 +164,9 @@ def show_card(card: DatasetCard, *, as_json: bool) -> None:
     names = ["train_lmdb", "val_lmdb", *(["test_lmdb"] if card.test_counts else []), "labels.txt", "train.txt", "val.txt"]
     names += ["test.txt"] if card.test_counts else []
     names += [*(["mean.binaryproto"] if card.mean_file else []), "samples.png", "dataset.json"]
-    console.print(f"Wrote {card.folder}: {', '.join(names)}")
-    print_next(after_dataset(card))
+    console.print(f"Wrote {card.url or card.folder}: {', '.join(names)}", markup=False)
+    if not card.url:
+        print_next(after_dataset(card))
 
 
 def _show_classes(card: DatasetCard) -> None:

@@ -16,18 +16,22 @@ from caffetools.errors import CaffeToolsError, DataError
 if TYPE_CHECKING:
     from caffetools.data.datasets.bare import CopiedRecords
 
-_Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a dataset (see dataset build).", show_default=False)]
-_Out = Annotated[Path, typer.Argument(metavar="OUT", callback=not_standard_output, help="Folder to create.", show_default=False)]
+_Dataset = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Folder of a dataset (see dataset build), or its URL.", show_default=False)
+]
+_Out = Annotated[
+    str, typer.Argument(metavar="OUT", callback=not_standard_output, help="Folder to create; may be a URL.", show_default=False)
+]
 _Force = Annotated[bool, typer.Option("--force", help="Replace an existing dataset at OUT, once the new one is complete.")]
 
 
 def add(
     dataset: _Dataset,
     pictures: Annotated[
-        Path, typer.Argument(metavar="PICTURES", help="A folder for each class, a zip or tar, or a list.", show_default=False)
+        str, typer.Argument(metavar="PICTURES", help="A folder for each class, a zip or tar, or a list.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to create, in place of changing DATASET.", show_default=False)
+        str | None, typer.Option("--out", "-o", help="Folder or URL to create, in place of changing DATASET.", show_default=False)
     ] = None,
     val: Annotated[float | None, typer.Option(help="Fraction of the new pictures for validation; by default that of DATASET.")] = None,
     test: Annotated[float | None, typer.Option(help="Fraction of the new pictures for testing; by default that of DATASET.")] = None,
@@ -56,7 +60,7 @@ def add(
 def merge(
     out: _Out,
     datasets: Annotated[
-        list[Path], typer.Argument(metavar="DATASET...", help="Folders of datasets; or databases alone.", show_default=False)
+        list[str], typer.Argument(metavar="DATASET...", help="Folders of datasets, or their URLs; or databases alone.", show_default=False)
     ],
     seed: Annotated[int, typer.Option(help="Seed of the order of the training pictures.")] = 1,
     force: _Force = False,
@@ -72,7 +76,7 @@ def merge(
     from caffetools.data.datasets.merging import merge_datasets
 
     if len(datasets) > 1 and os.path.lexists(out) and not os.path.lexists(datasets[-1]):
-        hint = f"the folder to create comes first: merge {datasets[-1]} {' '.join(map(str, [out, *datasets[:-1]]))}"
+        hint = f"the folder to create comes first: merge {datasets[-1]} {' '.join([out, *datasets[:-1]])}"
         raise DataError("does not exist", path=datasets[-1], hint=hint)
     if not any(is_dataset(path) for path in datasets):
         with progress_sink("Copying records") as events:
@@ -86,7 +90,10 @@ def merge(
 
 def subset(
     dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Folder of a dataset (see dataset build); or a database alone.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DATASET", help="Folder of a dataset (see dataset build), or its URL; or a database alone.", show_default=False
+        ),
     ],
     out: _Out,
     classes: Annotated[

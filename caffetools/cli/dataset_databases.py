@@ -115,7 +115,9 @@ def _show_faults(path: str, result: Verification, *, is_hdf5: bool) -> None:
 
 def export(
     database: _Database,
-    out: Annotated[Path, typer.Argument(metavar="OUT", callback=not_standard_output, help="Folder to create.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", callback=not_standard_output, help="Folder to create; may be a URL.", show_default=False)
+    ],
     labels: _Labels = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a record that cannot be decoded, instead of leaving it out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export, once the new one is complete.")] = False,
@@ -126,12 +128,13 @@ def export(
     Of the folder of a dataset, each of its databases becomes a folder in OUT. Stored files come out byte for byte, pixels as PNG, everything else as NumPy arrays.
     """
     from caffetools.data.datasets.export import export_database
+    from caffetools.util import urls
 
     parts = _parts(database)
     names, found = _names(labels, database, parts), {}
     for part, path in parts.items():
         with progress_sink("Writing pictures") as events:
-            result = export_database(path, out / part, names=names, strict=strict, force=force, events=events)
+            result = export_database(path, urls.join(out, part) if part else out, names=names, strict=strict, force=force, events=events)
         found[part] = {"folder": str(result.path), "files": result.count, "arrays": result.arrays, "skipped": len(result.skipped)}
         if as_json:
             continue
@@ -231,9 +234,14 @@ def _parts(database: str) -> dict[str, str]:
     """Return part → database of the folder of a dataset; "" → ``database`` for one that is a database itself."""
     from caffetools.data.datasets.card import load_card
     from caffetools.data.datasets.combine import is_dataset
+    from caffetools.data.datasets.splits import PARTS
+    from caffetools.util import urls
 
-    if "://" in database or not is_dataset(database):
+    if not is_dataset(database):
         return {"": database}
+    if urls.is_url(database):
+        places = {part: urls.join(database, f"{part}_lmdb") for part in PARTS}
+        return {part: place for part, place in places.items() if urls.exists(place)}
     card = load_card(database)
     counts = {"train": card.train_count, "val": card.val_count, "test": card.test_count}
     return {part: str(card.source(part)) for part, count in counts.items() if count}
@@ -243,12 +251,13 @@ def _names(labels: Path | None, database: str, parts: dict[str, str]) -> list[st
     """Return the class names in a file, by default those of the dataset that is given, or that the database is in."""
     from caffetools.data.datasets.card import class_names, load_card
     from caffetools.data.datasets.inspect import read_names
+    from caffetools.util import urls
 
     if labels is not None:
         return read_names(labels)
-    if "" not in parts:
-        return load_card(database).classes
-    return None if "://" in database else class_names(database) or None
+    if urls.is_url(database):
+        return None if "" in parts else urls.read_bytes(urls.join(database, "labels.txt")).decode("utf-8", "surrogateescape").splitlines()
+    return load_card(database).classes if "" not in parts else class_names(database) or None
 
 
 def _show_summary(summary: DatabaseSummary, names: list[str] | None) -> None:

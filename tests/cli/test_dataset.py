@@ -134,3 +134,22 @@ def test_classes_of_a_subset_may_be_written_with_commas(pictures: Path, tmp_path
     assert json.loads(done.output)["classes"] == ["cats", "große Hunde"]
     wrong = CliRunner().invoke(app, ["subset", str(tmp_path / "data"), str(tmp_path / "small2"), "--classes", "cats,mice"])
     assert isinstance(wrong.exception, DataError) and "mice" in str(wrong.exception)
+
+
+def test_the_commands_take_urls_and_print_them_as_they_are(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"file://{tmp_path}"
+    monkeypatch.chdir(tmp_path / "pictures")
+
+    def last(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*arguments])
+        assert result.exit_code == 0, result.output
+        return without_next(result.output)[-1]
+
+    assert last("build", f"{url}/pictures", f"{url}/data", "--size", "8").startswith(f"Wrote {url}/data: train_lmdb,")
+    assert last("subset", f"{url}/data", f"{url}/small", "--per-class", "1").startswith(f"Wrote {url}/small: train_lmdb,")
+    assert last("merge", f"{url}/both", f"{url}/data", f"{url}/small").startswith(f"Wrote {url}/both: train_lmdb,")
+    assert last("export", f"{url}/data", f"{url}/files") == f"Wrote 2 files and list.txt to {url}/files/val"
+    assert sorted(path.name for path in (tmp_path / "files/train").iterdir()) == ["cats", "große Hunde", "list.txt"]
+    assert last("verify", f"{url}/data") == f"{url}/data/val_lmdb: 2 records, 0 fault(s)"
+    # No folder called "file:" in the working folder.
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["cats", "große Hunde"]

@@ -159,6 +159,11 @@ def test_pictures_and_output_may_be_urls(pictures: Path, tmp_path: Path) -> None
                 assert list(near.records()) == list(far.records())
         build_dataset(pictures, f"file://{tmp_path}/far", size=8, shards=2)
         assert load_card(tmp_path / "far").train_counts == card.train_counts
+        names = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
+        lines = "".join(f"{name} {int(name.split('/')[0] == names[-1].split('/')[0])}\n" for name in names)
+        system.pipe("/build/photos/list.txt", lines.encode())
+        card = build_dataset("memory://build/photos/list.txt", tmp_path / "listed", size=8)
+        assert card.pictures == "memory://build/photos" and card.train_count + card.val_count == len(names)
         with pytest.raises(DataError, match="already exists"):
             build_dataset(pictures, "memory://build/out", size=8)
         with pytest.raises(DataError, match="cannot be resumed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import open_database
 from caffetools.data.datasets.adding import AddOptions, add_pictures
+from caffetools.data.datasets.bare import merge_databases, subset_database
 from caffetools.data.datasets.build import build_dataset, load_card
 from caffetools.data.datasets.card import DatasetCard
+from caffetools.data.datasets.export import export_database
 from caffetools.data.datasets.merging import merge_datasets, subset_dataset
 from caffetools.data.datasets.verify import verify_database
 from caffetools.data.datum import parse_datum
@@ -25,7 +28,7 @@ from caffetools.proto.binary import read_binaryproto
 from tests.data.drawing import content, draw, draw_classes, names, rows
 
 
-def records(path: Path) -> list[tuple[bytes, bytes]]:
+def records(path: Path | str) -> list[tuple[bytes, bytes]]:
     database = open_database(path)
     found = list(database.records())
     database.close()
@@ -298,3 +301,36 @@ def test_pictures_that_cannot_be_added_to_shards_leave_them_as_they_are(new: Pat
     with pytest.raises(DataError, match=r"no picture of .*bad can be added; the first error: a/x.png: "):
         add_pictures(card.folder, tmp_path / "bad", AddOptions(val=0))
     assert before == {path: path.read_bytes() for path in card.folder.rglob("*") if path.is_file()}
+
+
+def test_sources_and_outputs_may_be_urls(tmp_path: Path) -> None:
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    draw_classes(tmp_path / "p", {"a": 4, "b": 4})
+    draw_classes(tmp_path / "new", {"c": 3})
+    near, far = tmp_path / "near", "memory://combine/far"
+    try:
+        build_dataset(tmp_path / "p", near, size=8)
+        build_dataset(tmp_path / "p", far, size=8)
+        expected = subset_dataset(near, tmp_path / "part", per_class=1)
+        found = subset_dataset(far, "memory://combine/part", per_class=1)
+        assert found.url == "memory://combine/part"
+        assert records(f"{found.url}/train_lmdb") == records(expected.train_lmdb)
+        subset_database(near / "train_lmdb", tmp_path / "one", per_class=1)
+        assert subset_database(f"{far}/train_lmdb", "memory://combine/one", per_class=1).path == "memory://combine/one"
+        assert records("memory://combine/one") == records(tmp_path / "one")
+        assert merge_datasets([near, far], "memory://combine/both").train_count == 12
+        assert merge_databases([f"{far}/train_lmdb", near / "val_lmdb"], tmp_path / "bare").records == 8
+        card = add_pictures(far, tmp_path / "new", out="memory://combine/more")
+        assert card.classes == ["a", "b", "c"] == json.loads(system.cat("/combine/more/dataset.json"))["classes"]
+        assert export_database("memory://combine/more/train_lmdb", "memory://combine/files").path == "memory://combine/files"
+        assert len(system.find("/combine/files")) == card.train_count + 1
+        with pytest.raises(DataError, match="not changed in place; give --out"):
+            add_pictures(far, tmp_path / "new")
+        with pytest.raises(DataError, match="download them first"):
+            add_pictures(near, "memory://combine/files")
+        with pytest.raises(DataError, match="already exists"):
+            subset_dataset(far, "memory://combine/both")
+    finally:
+        system.rm("/combine", recursive=True)

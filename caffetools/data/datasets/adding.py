@@ -22,6 +22,7 @@ from caffetools.data.datasets.listing import Listing, list_pictures
 from caffetools.data.datasets.lists import read_listing
 from caffetools.data.datasets.picture_records import RecordFormat, check_encoding, picture_records
 from caffetools.data.datasets.pictures import Picture, Pictures
+from caffetools.data.datasets.remote import urls_allowed
 from caffetools.data.datasets.resizing import check_resize_mode
 from caffetools.data.datasets.splits import PARTS, GroupOf, Split, grouping, split_listing
 from caffetools.data.datasets.writing import Source, WriteResult, write_pictures
@@ -60,6 +61,7 @@ class AddOptions:
     strict: bool = False
 
 
+@urls_allowed
 def add_pictures(
     dataset: PathLike,
     pictures: PathLike,

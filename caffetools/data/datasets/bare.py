@@ -13,6 +13,7 @@ import numpy as np
 
 from caffetools.cancel import CancelToken
 from caffetools.data.databases import LmdbWriter, new_lmdb, open_database, record_key, shown_key
+from caffetools.data.datasets.remote import urls_allowed
 from caffetools.data.datum import parse_datum
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
@@ -41,6 +42,7 @@ class CopiedRecords:
         return {"path": self.path, "records": self.records, "labels": {str(old): new for old, new in self.labels.items()}}
 
 
+@urls_allowed
 def merge_databases(
     sources: Sequence[PathLike], out: PathLike, *, force: bool = False, events: EventSink = ignore, cancel: CancelToken | None = None
 ) -> CopiedRecords:
@@ -76,6 +78,7 @@ def merge_databases(
     return result
 
 
+@urls_allowed
 def subset_database(
     source: PathLike,
     out: PathLike,

@@ -111,7 +111,8 @@ def build_dataset(
 
     Args:
         pictures: A folder for each class; ``train/``, ``val/`` and maybe ``test/`` with such folders, whose split is then kept; a zip
-            or tar of either; or a list (see :func:`~caffetools.data.datasets.lists.read_listing`). A folder or archive may be a URL.
+            or tar of either; or a list (see :func:`~caffetools.data.datasets.lists.read_listing`). May be a URL; of
+            a list, the pictures are then in the folder that it is in.
         out: Folder to create; may be a URL.
         size: Size of the stored pictures: ``256``, ``"320x240"`` (width x height), or 0 to keep their own sizes.
         val: Share of each class for validation, between 0 and 1.

@@ -54,6 +54,7 @@ class DatasetCard:
         settings: Further settings of the build: ``storage``, ``resize_mode``, ``test``, ``group_by``, ``min_per_class``…
         duplicates: Groups of equal or near-identical pictures: ``kind``, ``paths``, ``parts``, ``labels``; the first 200.
         files: File in the folder → its size (``bytes``) and ``sha256``.
+        url: The URL that the dataset was written to; empty if it is in a folder. Not in dataset.json.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class DatasetCard:
     settings: dict[str, Any] = field(default_factory=dict)
     duplicates: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    url: str = ""
 
     @property
     def pictures_source(self) -> Path:
@@ -135,7 +137,7 @@ class DatasetCard:
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as it is written to dataset.json: plain values, without the folder."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("folder", "skipped")}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("folder", "skipped", "url")}
         return {"format": _FORMAT, **values, "skipped": [asdict(skipped) for skipped in self.skipped]}
 
 

@@ -22,6 +22,7 @@ from caffetools.data.datasets.splits import PARTS
 from caffetools.data.datum import datum_to_array, parse_datum
 from caffetools.data.picture_lists import read_list
 from caffetools.errors import DataError
+from caffetools.util import urls
 from caffetools.util.threads import ordered_map
 
 PathLike = str | os.PathLike[str]
@@ -48,8 +49,8 @@ class Copied:
 
 
 def is_dataset(path: PathLike) -> bool:
-    """Return whether ``path`` is the folder of a dataset of caffetools, and not a bare database."""
-    return (Path(path) / CARD).is_file()
+    """Return whether ``path`` is the folder of a dataset of caffetools, or its URL, and not a bare database."""
+    return urls.exists(urls.join(path, CARD))
 
 
 def read_part(card: DatasetCard, part: str) -> list[Picture]:

@@ -17,6 +17,7 @@ from caffetools.cancel import CancelToken
 from caffetools.data.databases import open_database
 from caffetools.data.datasets.inspect import followed
 from caffetools.data.datasets.records import DecodedRecord, file_suffix
+from caffetools.data.datasets.remote import urls_allowed
 from caffetools.data.images import encode_image
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, reported
@@ -47,6 +48,7 @@ class ExportResult:
     skipped: list[DataError] = field(default_factory=list)
 
 
+@urls_allowed
 def export_database(
     path: PathLike,
     out: PathLike,

@@ -26,6 +26,7 @@ from caffetools.data.datasets.combine import (
 )
 from caffetools.data.datasets.finishing import finish_dataset
 from caffetools.data.datasets.listing import Picture
+from caffetools.data.datasets.remote import urls_allowed
 from caffetools.data.datasets.splits import PARTS
 from caffetools.errors import DataError, did_you_mean
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
@@ -36,6 +37,7 @@ Progress = Callable[[int, int], None]
 _Plan = dict[str, list[Copied]]
 
 
+@urls_allowed
 def merge_datasets(
     sources: Sequence[PathLike],
     out: PathLike,
@@ -88,6 +90,7 @@ def merge_datasets(
     return _write(cards, plan, card, f"Merging datasets into {os.fspath(out)}", force, events, cancel)
 
 
+@urls_allowed
 def subset_dataset(
     source: PathLike,
     out: PathLike,
