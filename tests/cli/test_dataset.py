@@ -143,7 +143,7 @@ def test_the_commands_take_urls_and_print_them_as_they_are(pictures: Path, tmp_p
     def last(*arguments: str) -> str:
         result = CliRunner().invoke(app, [*arguments])
         assert result.exit_code == 0, result.output
-        return without_next(result.output)[-1]
+        return result.output.splitlines()[-1]
 
     assert last("build", f"{url}/pictures", f"{url}/data", "--size", "8").startswith(f"Wrote {url}/data: train_lmdb,")
     assert last("subset", f"{url}/data", f"{url}/small", "--per-class", "1").startswith(f"Wrote {url}/small: train_lmdb,")
