@@ -109,3 +109,13 @@ def test_inference_benchmark_refuses_rows_of_other_threads_and_other_files(tmp_p
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, rows.read_text()) == (2, text)
         assert part in done.stderr.splitlines()[-1]
+
+
+def test_the_onnx_benchmark_leaves_the_name_to_the_package() -> None:
+    folder = ROOT / "benchmarks"
+    # As a script of the same folder imports it.
+    code = "import onnx; from onnx import helper; print(onnx.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).name == "__init__.py"
+    command = [sys.executable, str(folder / "onnx.py"), "--help"]
+    assert "--networks" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -16,12 +16,13 @@ from caffetools.cli.options import Dialect, Force, Plugin, check_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
+    from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.export import ExportOptions
     from caffetools.layers.base import Shape
     from caffetools.onnx.export import LrnForm
     from caffetools.onnx.verify import Verification
 
-
+_OPSET = 17
 InputShape = Annotated[
     list[str] | None,
     typer.Option(metavar="BLOB=N,C,H,W", help="Shape of an input, in place of the prototxt's. May be repeated.", show_default=False),
@@ -34,7 +35,7 @@ InGraph = Annotated[bool, typer.Option("--preprocess", help="Put mean, channel s
 To = Annotated[
     str,
     typer.Option(
-        help="onnx; or torch (a state_dict), torchscript, exported-program. openvino, ncnn, tflite, coreml: the file that their "
+        help="onnx; or torch (a state_dict, and its module as .module.pt2), torchscript, exported-program. openvino, ncnn, tflite, coreml: the file that their "
         "converter reads, with its command."
     ),
 ]
@@ -44,7 +45,7 @@ def export(
     deploy: DeployArgument,
     weights: WeightsArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
-    opset: Annotated[int, typer.Option(min=11, max=28, help="ONNX operator set version; old runtimes need a low one.")] = 17,
+    opset: Annotated[int, typer.Option(min=11, max=28, help="ONNX operator set version; old runtimes need a low one.")] = _OPSET,
     batch: Annotated[str, typer.Option(help="Batch size to fix, or 'dynamic'.")] = "dynamic",
     input_shape: InputShape = None,
     dynamic_axes: DynamicAxes = None,
@@ -87,8 +88,8 @@ def export(
         preprocess=preprocess,
         lrn=_lrn(lrn),
     )
-    check_output(out, force=force)
     to, how, converter = _for_converter(to, how)
+    check_output(*_files(out, to, how, options, pictures), force=force)
     net, parameters, prepared = deployed(deploy, weights, options)
     prepared = preprocessing_of_part(how, options, prepared)
     if to != "onnx":
@@ -184,23 +185,51 @@ def _print_converter(converter: _Converter, command: str) -> None:
     console.print(f"Then, with `pip install {converter.package}`:\n  {command}", markup=False, soft_wrap=True, highlight=False)
 
 
-def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, converter: _Converter | None, *, as_json: bool) -> None:
-    from caffetools.infer.export import build_deployed
-    from caffetools.infer.torch_export import TORCH_FORMATS, export_torch
+def _files(out: Path, to: str, how: ExportOptions, options: PreprocessOptions, pictures: Collection[str] | None) -> list[Path]:
+    """Return the files that will be written; an option that has no effect on them is an error."""
+    if to == "onnx":
+        return [out]
+    from caffetools.infer.torch_export import TORCH_FORMATS, torch_files
 
     kind = next((known for known in TORCH_FORMATS if known == to), None)
     if kind is None:
         raise typer.BadParameter(f"'{to}' is not known; onnx, {', '.join((*TORCH_FORMATS, *_CONVERTERS))} are", param_hint="--to")
+    only_onnx = {
+        "--preprocess": how.preprocess,
+        "--opset": how.opset != _OPSET,
+        "--lrn": how.lrn != "node",
+        "--pictures": pictures is not None,
+        "--mean": options.mean is not None,
+        "--scale": options.scale is not None,
+        "--resize": options.resize is not None,
+        "--labels": options.labels is not None,
+        "--dynamic-axes with height or width": bool({"height", "width"} & set(how.dynamic_axes)),
+    }
+    for option in (option for option, given in only_onnx.items() if given):
+        raise typer.BadParameter(f"{option} is for ONNX files; a {to} file has the net alone", param_hint="--to")
+    return torch_files(out, kind)
+
+
+def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, converter: _Converter | None, *, as_json: bool) -> None:
+    from caffetools.infer.export import build_deployed
+    from caffetools.infer.torch_export import TORCH_FORMATS, export_torch, fixes_batch, torch_files
+
+    kind = next(known for known in TORCH_FORMATS if known == to)
     difference = export_torch(deploy, weights, out, kind, how)
     command = ""
     if converter is not None:
         net = build_deployed(deploy, weights, how)
         command = converter.command(out, {blob: net.blob_shapes[blob] for blob in net.inputs}, net.outputs)
+    files = torch_files(out, kind)
     if as_json:
+        more = {"module": str(files[1])} if len(files) > 1 else {}
         then = {"then": command} if command else {}
-        print_json({"model": str(out), "bytes": out.stat().st_size, "to": to, "largest_difference": difference, **then})
+        print_json({"model": str(out), **more, "bytes": out.stat().st_size, "to": to, "largest_difference": difference, **then})
         return
-    console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, {to}, any batch size).", markup=False)
+    batch = "a fixed batch size" if fixes_batch(how) else "any batch size"
+    console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, {'a state_dict' if files[1:] else to}, {batch}).", markup=False)
+    for module in files[1:]:
+        console.print(f"Wrote {module}: its module, for torch.export.load({str(module)!r}).module().", markup=False)
     console.print(f"Verified: largest difference {difference:.1e} of the largest value of an output.", markup=False)
     if converter is not None:
         _print_converter(converter, command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -29,11 +30,12 @@ TORCH_FORMATS: tuple[TorchFormat, ...] = ("torch", "torchscript", "exported-prog
 TOLERANCE = 1e-4
 
 
-def to_torch(net: Net) -> torch.nn.Module:
+def to_torch(net: Net, *, fixed_batch: bool = False) -> torch.nn.Module:
     """Convert ``net`` to a module of torch's own layers, through ONNX and onnx2torch.
 
     Args:
         net: A net in the TEST phase, with its weights.
+        fixed_batch: The module takes only the net's own batch size; nets whose layers mix the pictures of a batch have no other form.
 
     Returns:
         A module that takes the net's inputs in order; its parameters are named after Caffe's layers (``conv1.weight``).
@@ -46,7 +48,7 @@ def to_torch(net: Net) -> torch.nn.Module:
         from onnx2torch import convert
     except ImportError:
         raise EngineError("this needs onnx2torch", hint="install it with `pip install caffetools[onnx2torch]`") from None
-    model, _ = build(net)
+    model, _ = build(net, dynamic_axes=() if fixed_batch else ("batch",))
     # onnx2torch has no average pooling whose padding differs at both ends, as Caffe's rounding up often has.
     symmetrize_pools(model)
     try:
@@ -62,8 +64,9 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
         deploy: The deploy prototxt.
         weights: Its .caffemodel.
         path: The file to write.
-        kind: ``torch`` (the state_dict of :func:`to_torch`), ``torchscript`` or ``exported-program``, both of any batch size.
-        how: Sizes and parts of the net.
+        kind: ``torchscript``; ``exported-program``; or ``torch``: the state_dict of :func:`to_torch`, and in :func:`module_path` the
+            module itself, as an exported program that torch alone loads and that takes the state_dict.
+        how: Sizes and parts of the net; ``batch`` fixes the batch size. What is particular to ONNX has no effect.
 
     Returns:
         The largest difference, relative to an output's largest value.
@@ -72,37 +75,57 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
         ExportError: The net has no form in torch, or gives other numbers there.
         CaffeToolsError: A file cannot be read or written.
     """
-    check_not_read(path, [deploy, weights])
-    net = build_deployed(deploy, weights, how or ExportOptions())
+    files = torch_files(path, kind)
+    for file in files:
+        check_not_read(file, [deploy, weights])
+    how = how or ExportOptions()
+    fixed = fixes_batch(how)
+    net = build_deployed(deploy, weights, how)
     # A batch of one would be taken for a fixed size.
-    shapes = {blob: (max(2, net.blob_shapes[blob][0]), *net.blob_shapes[blob][1:]) for blob in net.inputs}
+    shapes = {blob: (max(1 if fixed else 2, net.blob_shapes[blob][0]), *net.blob_shapes[blob][1:]) for blob in net.inputs}
     inputs = tuple(torch.from_numpy(value) for value in random_inputs(net, shapes, 0).values())
-    module = to_torch(net)
-    save, converted = _converted(module, inputs, kind)
+    module = to_torch(net, fixed_batch=fixed)
+    save, converted = _converted(module, inputs, kind, fixed_batch=fixed)
     with torch.no_grad():
         expected, got = net(dict(zip(net.inputs, inputs, strict=True))), converted(*inputs)
     values = [got] if isinstance(got, torch.Tensor) else list(got)
     worst = max(_difference(expected[blob], value) for blob, value in zip(net.outputs, values, strict=True))
     if worst > TOLERANCE:
         raise ExportMismatch(f"{os.fspath(path)}: the torch module differs by {worst:.2g} of an output's largest value")
-    with atomic_write(path) as stream:
+    with atomic_write(files[-1]) as stream:
         save(stream)
+    if kind == "torch":
+        with atomic_write(path) as stream:
+            torch.save(module.state_dict(), stream)
     return worst
 
 
+def fixes_batch(how: ExportOptions) -> bool:
+    """Whether ``how`` asks for one batch size."""
+    return how.batch is not None or "batch" not in how.dynamic_axes
+
+
+def torch_files(path: PathLike, kind: TorchFormat) -> list[Path]:
+    """Return the files that :func:`export_torch` writes: ``path``, and for ``torch`` :func:`module_path`."""
+    return [Path(path), module_path(path)] if kind == "torch" else [Path(path)]
+
+
+def module_path(path: PathLike) -> Path:
+    """Return where the module of a state_dict is written: ``model.module.pt2`` for ``model.pt``."""
+    return Path(path).with_suffix(".module.pt2")
+
+
 def _converted(
-    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], kind: TorchFormat
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], kind: TorchFormat, *, fixed_batch: bool
 ) -> tuple[Callable[[IO[bytes]], object], Callable[..., Any]]:
     """Return how to write the module, and what is written as a function."""
-    if kind == "torch":
-        return lambda stream: torch.save(module.state_dict(), stream), module
     with warnings_ignored():
         # Tracing warns of sizes that it takes for constants; what comes out is compared.
         if kind == "torchscript":
             traced = torch.jit.trace(module, inputs)  # type: ignore[no-untyped-call]
             return lambda stream: stream.write(_script_bytes(traced)), traced
-        batch = torch.export.Dim("batch")
-        program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+        free: dict[int, Any] = {} if fixed_batch else {0: torch.export.Dim("batch")}
+        program = torch.export.export(module, inputs, dynamic_shapes=tuple(free for _ in inputs))
     # They would be written too, and be larger than the weights of a small net.
     program.example_inputs = None
     return lambda stream: torch.export.save(program, cast("Any", stream)), program.module()

@@ -35,7 +35,10 @@ def test_files_of_torch_give_the_numbers_of_the_net(tmp_path: Path) -> None:
     program = torch.export.load(tmp_path / "exported-program").module()
     module = to_torch(net)
     module.load_state_dict(torch.load(tmp_path / "torch", weights_only=True))
-    for function in (script, program, module):
+    # What torch alone loads: the module of the state_dict.
+    alone = torch.export.load(tmp_path / "torch.module.pt2").module()
+    alone.load_state_dict(torch.load(tmp_path / "torch", weights_only=True))
+    for function in (script, program, module, alone):
         torch.testing.assert_close(function(x), expected, rtol=1e-5, atol=1e-6)
 
 
