@@ -63,6 +63,8 @@ class _Stopped(Exception):
 def main(words: list[str]) -> None:
     # This folder holds a caffe.py of ours.
     sys.path.pop(0)
+    # As the binary ends where nobody reads its log any more; Python would ignore the signal and compute on.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     action = next((word for word in words if word in _KNOWN), "train")
     flags = {name.replace("-", "_"): value for name, _, value in (word.lstrip("-").partition("=") for word in words if word != action)}
     unknown = [name for name in flags if name not in _KNOWN[action]]
@@ -97,7 +99,8 @@ def _train(caffe: ModuleType, flags: dict[str, str]) -> None:
         _log("caffe.cpp:235", "Resuming from " + flags["snapshot"])
         solver.restore(flags["snapshot"])
     _log("caffe.cpp:239", "Starting Optimization")
-    solver.add_callback(lambda: _act(solver, wanted), lambda: None)
+    parent = os.getppid()
+    solver.add_callback(lambda: _act(solver, wanted, parent), lambda: None)
     try:
         solver.solve()
     except _Stopped:
@@ -165,8 +168,10 @@ def _wish(effect: str, wanted: list[str]) -> Callable[[int, FrameType | None], N
     return handle
 
 
-def _act(solver: _Solver, wanted: list[str]) -> None:
-    """Do what the signals since the last iteration asked for."""
+def _act(solver: _Solver, wanted: list[str], parent: int) -> None:
+    """Do what the signals since the last iteration asked for; end where the process that reads the log has."""
+    if os.getppid() != parent:
+        sys.exit(1)
     while wanted:
         effect = wanted.pop(0)
         solver.snapshot()

@@ -6,11 +6,13 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import caffetools.engines.caffe
 from caffetools.engines.base import EngineError
 from caffetools.engines.caffe import RealCaffe
 from caffetools.engines.environments import add_environment
@@ -21,6 +23,7 @@ from tests.conftest import GOLDEN
 from tests.engines.fake_caffe import write_fake_caffe, write_script
 
 LOG = GOLDEN / "logs" / "train.log"
+WORKER = Path(caffetools.engines.caffe.__file__).with_name("_train_worker.py")
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +121,47 @@ def test_a_second_sigint_ends_a_caffe_that_does_not_listen(tmp_path: Path, monke
         RealCaffe.find().run(["train"], listen)
     with pytest.raises(ProcessLookupError):
         os.kill(json.loads(Path("called.json").read_text())["pid"], 0)
+
+
+# As much of a caffe module as training asks for; its first iteration ends when the file "go" is there.
+MODULE = """
+import pathlib, sys, time
+set_mode_cpu = snapshot = lambda *_: None
+class Solver:
+    net, test_nets = None, []
+    def add_callback(self, before, after):
+        self.before = before
+    def solve(self):
+        for _ in range(9):
+            self.before()
+            print("an iteration", file=sys.stderr, flush=True)
+            while not pathlib.Path("go").exists():
+                time.sleep(0.01)
+get_solver = lambda path: Solver()
+"""
+
+
+def test_a_training_in_another_python_ends_with_the_command_that_was_killed(tmp_path: Path) -> None:
+    module = tmp_path / "modules" / "caffe"
+    (module / "proto").mkdir(parents=True)
+    (module / "__init__.py").write_text(MODULE)
+    (module / "proto" / "caffe_pb2.py").write_text("from caffetools.proto.schema import SolverParameter\n")
+    Path("solver.prototxt").write_text("base_lr: 0.1\n")
+    command = [sys.executable, str(WORKER), "train", "--solver=solver.prototxt"]
+    reading, writing = os.pipe()
+    started = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({command!r})"],
+        stderr=writing,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "modules")},
+    )
+    os.close(writing)
+    with os.fdopen(reading) as log:
+        assert any("an iteration" in line for line in log)
+        started.kill()
+        started.wait()
+        Path("go").touch()
+        # The log ends with the process that trains.
+        assert "an iteration" not in log.read()
 
 
 # ---- docker ----
