@@ -101,7 +101,7 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
 
 
 def fixes_batch(how: ExportOptions) -> bool:
-    """Whether ``how`` asks for one batch size."""
+    """Return whether ``how`` asks for one batch size."""
     return how.batch is not None or "batch" not in how.dynamic_axes
 
 

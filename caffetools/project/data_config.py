@@ -119,7 +119,7 @@ def set_data_sources(
 
 def _set_source(layer: LayerParameter, source: str | None, batch: int | None, changes: list[Change]) -> None:
     param = source_param(layer)
-    if source is not None and layer.type == Data.TYPE and Path(source).exists():
+    if source is not None and layer.type == Data.TYPE and Path(source).exists() and not _is_leveldb(Path(source)):
         open_database(source).close()
     if source is not None and param.source != source:
         changes.append(Change(layer.name, "source", param.source, source))

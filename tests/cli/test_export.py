@@ -31,8 +31,8 @@ def test_the_file_is_written_and_the_measured_difference_is_reported(tmp_path: P
 def test_force_does_not_replace_what_is_read(tmp_path: Path) -> None:
     deploy, weights = write_net(tmp_path)
     before = weights.read_bytes()
-    for command in (("export",), ("export", "--to", "torch"), ("quantize", "-c", write_pictures(tmp_path)[0])):
-        code, _, err = run(*command, deploy, weights, "-o", weights, "--mean", "0", "--force")
+    for command in (("export", "--mean", "0"), ("export", "--to", "torch"), ("quantize", "--mean", "0", "-c", write_pictures(tmp_path)[0])):
+        code, _, err = run(*command, deploy, weights, "-o", weights, "--force")
         assert (code, err) == (2, f"caffetools: error: {weights}: is read here, so it cannot be written; give another name\n")
     assert weights.read_bytes() == before
 

@@ -55,15 +55,15 @@ def urls_allowed(make: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def _several(given: Any) -> list[Any]:
+def _several(given: object) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _is_url(given: Any) -> bool:
+def _is_url(given: object) -> bool:
     return isinstance(given, str | os.PathLike) and urls.is_url(given)
 
 
-def _check(given: dict[str, Any], out: Any) -> None:
+def _check(given: dict[str, Any], out: str | os.PathLike[str] | None) -> None:
     if _is_url(out) and given.get("resume"):
         raise DataError("a dataset at a URL cannot be resumed; leave out --resume", path=out)
     if _is_url(out) and given.get("cluster") and not is_local(given["cluster"]):
@@ -75,7 +75,7 @@ def _check(given: dict[str, Any], out: Any) -> None:
 
 
 @contextmanager
-def _near(place: Any, given: dict[str, Any], name: str) -> Iterator[Any]:
+def _near(place: object, given: dict[str, Any], name: str) -> Iterator[Any]:
     """Yield a local path for a source; of a list of pictures at a URL, in a copy of its folder."""
     text = os.fspath(place) if isinstance(place, str | os.PathLike) else ""
     if not urls.is_url(text):
