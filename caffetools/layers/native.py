@@ -32,7 +32,7 @@ def status() -> str:
         return "native kernels are skipped: they were not built (no C++ compiler at installation); torch computes instead"
     return (
         "native kernels are in use"
-        if library()
+        if kernels()
         else f"native kernels are skipped: {_FILE} is of another version or machine; reinstall caffetools"
     )
 
@@ -55,7 +55,7 @@ def lrn_takes(x: Tensor, alpha: float, k: float) -> bool:
 
 def enabled() -> bool:
     """Return whether the library is there and not switched off."""
-    return not switched_off() and library() is not None
+    return not switched_off() and kernels() is not None
 
 
 def lrn_forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -102,7 +102,7 @@ def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
 
 
 def _call(name: str, tensors: tuple[Tensor, ...], shape: tuple[int, int, int, int], options: tuple[int, float, float, float]) -> None:
-    loaded = library()
+    loaded = kernels()
     assert loaded is not None  # noqa: S101 (lrn_takes checked it)
     with between_torch() as threads:
         failed = getattr(loaded, name)(*(t.data_ptr() for t in tensors), *shape, *options, threads)
@@ -129,7 +129,7 @@ def own_threads() -> Iterator[None]:
     """
     import torch
 
-    loaded, count = library(), torch.get_num_threads()
+    loaded, count = kernels(), torch.get_num_threads()
     if _scope.threads or count == 1 or loaded is None or not loaded.caffetools_limit_openmp(1):
         yield
         return
@@ -144,7 +144,7 @@ def own_threads() -> Iterator[None]:
 @contextmanager
 def between_torch() -> Iterator[int]:
     """Run the library's loops on torch's own threads but within :func:`own_threads`; the value is :func:`thread_count`."""
-    loaded = library()
+    loaded = kernels()
     assert loaded is not None  # noqa: S101 (its operators are called where it is there)
     if _scope.threads:
         yield _scope.threads
@@ -164,7 +164,7 @@ def thread_count() -> int:
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def kernels() -> ctypes.CDLL | None:
     """Return the loaded library; None where it was not built, or is of another version."""
     if not _FILE.exists():
         return None

@@ -38,7 +38,7 @@ class _Forward:
         y = torch.empty_like(self.x)
         arrays = (self.x, y, self.mean, self.inverse, self.scale, self.shift)
         with native.between_torch() as threads:
-            native_conv.library().caffetools_batch_norm_forward(*map(_pointer, arrays), *_rows(self.x), int(self.rectify), threads)
+            native_conv.kernels().caffetools_batch_norm_forward(*map(_pointer, arrays), *_rows(self.x), int(self.rectify), threads)
         return y
 
 
@@ -111,7 +111,7 @@ class _Normalize(torch.autograd.Function):
         ctx: Context, x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, rectify: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, channels = _rows(x)
-        library = native_conv.library()
+        library = native_conv.kernels()
         mean, inverse, variance = torch.empty(3, channels).unbind()
         scratch = torch.empty(library.caffetools_batch_norm_scratch(rows, channels))
         with native.between_torch() as threads:
@@ -136,7 +136,7 @@ class _Normalize(torch.autograd.Function):
             return (*_differentiable(x, scale, shift, ctx.eps, ctx.rectify, grads[0], wanted), None, None)
         rows, channels = _rows(x)
         dy = grads[0].contiguous(memory_format=torch.channels_last)
-        library = native_conv.library()
+        library = native_conv.kernels()
         dx = torch.empty_like(x) if wanted[0] else None
         dscale, dshift = torch.empty(2, channels).unbind()
         scratch = torch.empty(library.caffetools_batch_norm_scratch(rows, channels))

@@ -104,7 +104,7 @@ class NativeConv:
         algorithm: int = 0,
         transposed: bool = False,
     ):
-        loaded = library()
+        loaded = kernels()
         act = activation or inference.Activation(inference.NO_ACTIVATION)
         shape = _shape(form, act, layout, algorithm)
         weight = form.weight.detach().to("cpu", torch.float32)
@@ -141,37 +141,37 @@ def _shape(form: inference.Conv, activation: inference.Activation, layout: Layou
 def choice(form: inference.Conv, layout: Layout) -> int:
     """Return the algorithm that :class:`NativeConv` chooses: 0 sums over windows, 2 or 4 Winograd's, 8 the matrix unit."""
     shape = _shape(form, inference.Activation(inference.NO_ACTIVATION), layout, 0)
-    return int(library().caffetools_conv_choice(ctypes.addressof(shape)))
+    return int(kernels().caffetools_conv_choice(ctypes.addressof(shape)))
 
 
 def has_wide_vectors() -> bool:
     """Return whether the library uses vectors of 16 floats (AVX-512)."""
-    return int(library().caffetools_native_variant()) >= 2
+    return int(kernels().caffetools_native_variant()) >= 2
 
 
 def available() -> bool:
     """Return whether the native library is in use and has convolutions (it lacks them where it was built by MSVC)."""
-    return native.enabled() and library() is not None
+    return native.enabled() and kernels() is not None
 
 
 def conv_run() -> Any:
     """Return the C function ``caffetools_conv_run(handle, x, y, residual, scratch, threads)``."""
-    return library().caffetools_conv_run
+    return kernels().caffetools_conv_run
 
 
 def sequence_run() -> Any:
     """Return the C function ``caffetools_sequence_run``; see native/conv.cpp."""
-    return library().caffetools_sequence_run
+    return kernels().caffetools_sequence_run
 
 
 def steps_run() -> Any:
     """Return the C function ``caffetools_steps_run(steps, count, memory, input, scratch, threads)``."""
-    return library().caffetools_steps_run
+    return kernels().caffetools_steps_run
 
 
 def wake_threads() -> None:
     """Wake the native library's threads for a pass that follows within a millisecond; waking them takes 0.1 to 0.5 ms."""
-    library().caffetools_wake_threads()
+    kernels().caffetools_wake_threads()
 
 
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -196,13 +196,13 @@ def weight_gradient(form: inference.Conv, x: torch.Tensor, dy: torch.Tensor, *, 
     layout = Layout(shapes[0], shapes[1], x.shape[1], dy.shape[1])
     shape = _shape(form, inference.Activation(inference.NO_ACTIVATION), layout, algorithm)
     address = ctypes.addressof(shape)
-    floats = int(library().caffetools_weight_gradient_scratch(address))
+    floats = int(kernels().caffetools_weight_gradient_scratch(address))
     if not floats:
         return None
     made, scratch = torch.empty(form.weight.shape, memory_format=torch.channels_last), torch.empty(floats)
     pointers = (t.data_ptr() for t in (x, dy, made, scratch))
     with native.between_torch() as threads:
-        library().caffetools_weight_gradient(address, *pointers, threads)
+        kernels().caffetools_weight_gradient(address, *pointers, threads)
     return made
 
 
@@ -217,9 +217,9 @@ def _flat(array: torch.Tensor | None) -> torch.Tensor | None:
     return None if array is None else array.detach().to("cpu", torch.float32).contiguous()
 
 
-def library() -> Any:
+def kernels() -> Any:
     """Return the native library with the signatures of its convolutions and products; None where it lacks them."""
-    loaded: Any = native.library()
+    loaded: Any = native.kernels()
     if loaded is None or getattr(loaded, "conv_ready", None) is not None:
         return loaded if loaded is None or loaded.conv_ready else None
     try:

@@ -8,7 +8,7 @@ import torch
 
 from caffetools.layers import inference, native
 from caffetools.layers.autograd import Context
-from caffetools.layers.native_conv import Layout, Pointer, available, library
+from caffetools.layers.native_conv import Layout, Pointer, available, kernels
 
 # Of more rows than these, torch's matrix product is the faster one.
 MOST_ROWS = 32
@@ -48,7 +48,7 @@ class NativeProduct:
         sizes = (n, c, h * w, layout.x_pitch, outputs, layout.y_pitch)
         self._shape = _Shape(*sizes, *pointers, layout.planar, act.kind, act.low, act.high)
         self.handle = ctypes.addressof(self._shape)
-        self.scratch_floats = int(library().caffetools_product_scratch(self.handle))
+        self.scratch_floats = int(kernels().caffetools_product_scratch(self.handle))
 
 
 def takes(x: torch.Tensor, weight: torch.Tensor, *, gradient: bool = False) -> bool:
@@ -119,13 +119,13 @@ class _Multiply(torch.autograd.Function):
             dx, dw = torch.empty_like(x) if wanted[0] else None, torch.empty_like(weight) if wanted[1] else None
             with native.between_torch() as threads:
                 if dx is not None:
-                    library().caffetools_product_input_gradient(dy.data_ptr(), weight.data_ptr(), dx.data_ptr(), *sizes, threads)
+                    kernels().caffetools_product_input_gradient(dy.data_ptr(), weight.data_ptr(), dx.data_ptr(), *sizes, threads)
                 if dw is not None:
-                    library().caffetools_product_weight_gradient(dy.data_ptr(), x.data_ptr(), dw.data_ptr(), *sizes, threads)
+                    kernels().caffetools_product_weight_gradient(dy.data_ptr(), x.data_ptr(), dw.data_ptr(), *sizes, threads)
         return dx, dw, dy.sum(0) if wanted[2] else None
 
 
 def run_product(product: NativeProduct, x: torch.Tensor, y: torch.Tensor) -> None:
     """Run ``product`` from ``x`` to ``y`` (N, M), both float32 in the layout that it was made for, on torch's number of threads."""
     scratch = torch.empty(max(product.scratch_floats, 1))
-    library().caffetools_product_run(product.handle, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), native.thread_count())
+    kernels().caffetools_product_run(product.handle, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), native.thread_count())

@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    loaded = native.library()
+    loaded = native.kernels()
     if loaded is None or not hasattr(loaded, "caffetools_add"):
         return None
     pointer, whole, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int

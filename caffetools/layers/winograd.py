@@ -131,7 +131,7 @@ def weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
     """
     (n, c, h, w), (_, outputs, oh, ow) = x.shape, dy.shape
     sizes = (ctypes.c_int64 * 8)(n, c, h, w, outputs, oh, ow, pad)
-    library = native_conv.library()
+    library = native_conv.kernels()
     made = torch.empty((outputs, c, 3, 3), memory_format=torch.channels_last)
     scratch = torch.empty(int(library.caffetools_winograd_gradient_scratch(sizes)))
     pointers = (t.data_ptr() for t in (x, dy, made, scratch))

@@ -30,7 +30,7 @@ class _Parameter(ctypes.Structure):
 
 @cache
 def _function() -> Any:
-    loaded = native.library()
+    loaded = native.kernels()
     if loaded is None or not hasattr(loaded, "caffetools_update"):
         return None
     loaded.caffetools_update.restype = None

@@ -30,7 +30,7 @@ def library() -> Iterator[ctypes.CDLL]:
     """The library; afterwards it uses the best instruction set again."""
     if not native.enabled():
         pytest.skip(native.status())
-    loaded = native.library()
+    loaded = native.kernels()
     assert loaded is not None
     yield loaded
     loaded.caffetools_native_use(3)

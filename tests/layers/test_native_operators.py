@@ -50,7 +50,7 @@ ACTIVATIONS = [
 
 @pytest.fixture(params=[0, 1, 2, 3], ids=["baseline", "avx2", "avx512", "amx"])
 def variant(request: pytest.FixtureRequest) -> Iterator[int]:
-    library = native.library()
+    library = native.kernels()
     assert library is not None
     if not library.caffetools_native_use(request.param):
         library.caffetools_native_use(3)
@@ -103,7 +103,7 @@ def test_native_convolution_gives_torchs_numbers(variant: int, case: tuple[int, 
 @pytest.fixture
 def matrix_unit() -> Iterator[None]:
     """The best kernels, on a processor with AMX."""
-    library = native.library()
+    library = native.kernels()
     assert library is not None
     if not library.caffetools_native_use(3):
         pytest.skip("this processor has no AMX")

@@ -26,7 +26,7 @@ LAYOUTS = ["NCHW", "channels-last", "slice of channels", "stepped", "expanded"]
 @pytest.fixture(params=range(3), ids=["baseline", "AVX2", "AVX-512"])
 def variant(request: pytest.FixtureRequest) -> Iterator[ctypes.CDLL]:
     """The library with the kernels of one instruction set."""
-    library = native.library()
+    library = native.kernels()
     if library is None or not native.enabled():
         pytest.skip(native.status())
     if not library.caffetools_native_use(request.param):
