@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from caffetools.cli.show import console, note, print_json, print_next, progress
-
-if TYPE_CHECKING:
-    from caffetools.events import Event
+from caffetools.cli.show import console, note, print_json, print_next, progress_sink
 
 
 def convert_imageset(
@@ -63,8 +58,8 @@ def convert_imageset(
         fast_decode=fast_decode,
         force=force,
     )
-    with progress("Reading pictures") as advance:
-        result = convert(root, listing, database, options, events=partial(_show, advance))
+    with progress_sink("Reading pictures") as events:
+        result = convert(root, listing, database, options, events=events)
     if as_json:
         print_json({"database": result.path, "records": result.count, "skipped": [str(error) for error in result.skipped]})
         return
@@ -74,12 +69,3 @@ def convert_imageset(
         note(f"left out {len(result.skipped) - 10} more; --json lists all")
     console.print(f"Wrote {result.count} records to {result.path}", markup=False)
     print_next(command("mean", result.path, Path(result.path).with_name("mean.binaryproto")))
-
-
-def _show(advance: Callable[[int, int], None], event: Event) -> None:
-    from caffetools.events import Progress, Warned
-
-    if isinstance(event, Progress):
-        advance(event.done, event.total)
-    elif isinstance(event, Warned):
-        note(event.message)

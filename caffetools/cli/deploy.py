@@ -78,7 +78,7 @@ def deploy(
     from caffetools.proto.text import format_text
     from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.surgery.deploy import batch_statistics, deploy_from, left_out
-    from caffetools.util.files import atomic_write
+    from caffetools.util.files import atomic_files
 
     given = _given(train_val, model)
     _check_fold(fold_bn, weights)
@@ -94,9 +94,8 @@ def deploy(
         folded = _folded(net, weights) if weights is not None else None
         net = folded.net if folded is not None else net
         summary = summarize(net)
-    with atomic_write(out, "w") as stream:
-        stream.write(f"# Deploy net, written by caffetools deploy from {train_val.name}.\n{format_text(net)}")
-        stream.flush()
+    with atomic_files() as write:
+        write(out, f"# Deploy net, written by caffetools deploy from {train_val.name}.\n{format_text(net)}".encode())
         if folded is not None:
             # The prototxt gets its name when the weights have theirs.
             write_caffemodel(written[1], folded.weights)

@@ -18,6 +18,7 @@ from caffetools.cli.show import console, print_json, print_next, progress_sink
 if TYPE_CHECKING:
     from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.export import ExportOptions
+    from caffetools.infer.torch_export import TorchFormat
     from caffetools.layers.base import Shape
     from caffetools.onnx.export import LrnForm
     from caffetools.onnx.verify import Verification
@@ -189,11 +190,9 @@ def _files(out: Path, to: str, how: ExportOptions, options: PreprocessOptions, p
     """Return the files that will be written; an option that has no effect on them is an error."""
     if to == "onnx":
         return [out]
-    from caffetools.infer.torch_export import TORCH_FORMATS, torch_files
+    from caffetools.infer.torch_export import torch_files
 
-    kind = next((known for known in TORCH_FORMATS if known == to), None)
-    if kind is None:
-        raise typer.BadParameter(f"'{to}' is not known; onnx, {', '.join((*TORCH_FORMATS, *_CONVERTERS))} are", param_hint="--to")
+    kind = _torch_format(to)
     only_onnx = {
         "--preprocess": how.preprocess,
         "--opset": how.opset != _OPSET,
@@ -210,11 +209,20 @@ def _files(out: Path, to: str, how: ExportOptions, options: PreprocessOptions, p
     return torch_files(out, kind)
 
 
+def _torch_format(to: str) -> TorchFormat:
+    from caffetools.infer.torch_export import TORCH_FORMATS
+
+    kind = next((known for known in TORCH_FORMATS if known == to), None)
+    if kind is None:
+        raise typer.BadParameter(f"'{to}' is not known; onnx, {', '.join((*TORCH_FORMATS, *_CONVERTERS))} are", param_hint="--to")
+    return kind
+
+
 def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, converter: _Converter | None, *, as_json: bool) -> None:
     from caffetools.infer.export import build_deployed
-    from caffetools.infer.torch_export import TORCH_FORMATS, export_torch, fixes_batch, torch_files
+    from caffetools.infer.torch_export import export_torch, fixes_batch, torch_files
 
-    kind = next(known for known in TORCH_FORMATS if known == to)
+    kind = _torch_format(to)
     difference = export_torch(deploy, weights, out, kind, how)
     command = ""
     if converter is not None:

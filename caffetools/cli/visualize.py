@@ -13,7 +13,7 @@ from caffetools.cli.curves import curves
 from caffetools.cli.explain import COMMANDS
 from caffetools.cli.models import ModelCommand, complete_model, net_file, weights_file
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale, Stage
-from caffetools.cli.show import note, open_file, print_json, progress
+from caffetools.cli.show import note, open_file, print_json, progress_sink
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, drawing, emit, open_net, report_written
 from caffetools.errors import DataError, NetError
 
@@ -120,8 +120,8 @@ def weights(
     from caffetools.visualize.weight_statistics import statistics_table, weight_statistics, weights_figure
 
     file, earlier = weights_file(weights), weights_file(before) if before else None
-    with progress("Weights") as advance:
-        statistics = weight_statistics(file, earlier, spectra=spectra, progress=advance)
+    with progress_sink("Weights") as events:
+        statistics = weight_statistics(file, earlier, spectra=spectra, events=events)
     if json:
         print_json(statistics_table(statistics))
     if not json or out or show:

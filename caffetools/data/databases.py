@@ -60,6 +60,12 @@ def open_database(path: PathLike) -> Database:
     return database
 
 
+def may_be_database(path: PathLike) -> bool:
+    """Return whether there is something at ``path`` that is not merely a folder of other files; it may be damaged."""
+    folder = Path(path)
+    return is_index(path) or folder.is_file() or (folder / "data.mdb").exists() or (folder / "CURRENT").is_file()
+
+
 def _inner_databases(folder: Path) -> str | None:
     """Return which databases are in a folder that is none, as a dataset of ours (train_lmdb) and a job of DIGITS (train_db) have them."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
@@ -17,7 +18,7 @@ from caffetools.net.net import Net
 from caffetools.onnx.export import build
 from caffetools.onnx.pools import symmetrize_pools
 from caffetools.onnx.verify import random_inputs
-from caffetools.util.files import atomic_write, check_not_read
+from caffetools.util.files import atomic_files, check_not_read
 from caffetools.util.process_settings import warnings_ignored
 
 if TYPE_CHECKING:
@@ -92,11 +93,10 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
     worst = max(_difference(expected[blob], value) for blob, value in zip(net.outputs, values, strict=True))
     if worst > TOLERANCE:
         raise ExportMismatch(f"{os.fspath(path)}: the torch module differs by {worst:.2g} of an output's largest value")
-    with atomic_write(files[-1]) as stream:
-        save(stream)
-    if kind == "torch":
-        with atomic_write(path) as stream:
-            torch.save(module.state_dict(), stream)
+    with atomic_files() as write:
+        write(files[-1], save)
+        if kind == "torch":
+            write(path, partial(torch.save, module.state_dict()))
     return worst
 
 

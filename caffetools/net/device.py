@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from caffetools.errors import CaffeToolsError
+from caffetools.util.process_settings import shared_setting
 
 
 def find_device(wanted: str, *, on_cpu: bool = False, index: int = 0) -> torch.device:
@@ -60,33 +60,14 @@ def float32_products(device: torch.device, *, tf32: bool = False, autotune: bool
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
-class _ThreadCount:
-    """How many blocks want one thread, and torch's number of threads before the first of them."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.blocks = 0
-        self.before = 1
-
-
-_thread_count = _ThreadCount()
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute each operation on the CPU in one thread during the block, so that sums do not depend on the number of threads.
+    """Let torch compute each operation on the CPU in one thread during the block, so that sums do not depend on the number of threads."""
 
-    The setting is the process's; the last of several blocks that run at once restores it.
-    """
-    with _thread_count.lock:
-        if not _thread_count.blocks:
-            _thread_count.before = torch.get_num_threads()
-            torch.set_num_threads(1)
-        _thread_count.blocks += 1
-    try:
+    def change() -> Callable[[], object]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return lambda: torch.set_num_threads(before)
+
+    with shared_setting("torch's threads", change):
         yield
-    finally:
-        with _thread_count.lock:
-            _thread_count.blocks -= 1
-            if not _thread_count.blocks:
-                torch.set_num_threads(_thread_count.before)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from caffetools.data.databases import open_database
+from caffetools.data.databases import may_be_database, open_database
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.data.layers.data import Data
 from caffetools.data.layers.image_data import ImageData
@@ -119,8 +119,8 @@ def set_data_sources(
 
 def _set_source(layer: LayerParameter, source: str | None, batch: int | None, changes: list[Change]) -> None:
     param = source_param(layer)
-    if source is not None and layer.type == Data.TYPE and Path(source).exists() and not _is_leveldb(Path(source)):
-        open_database(source).close()
+    if source is not None and layer.type == Data.TYPE and Path(source).exists() and not may_be_database(source):
+        open_database(source).close()  # says what is there
     if source is not None and param.source != source:
         changes.append(Change(layer.name, "source", param.source, source))
         param.source = source

@@ -9,9 +9,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from caffetools.data.databases import open_database
+from caffetools.data.databases import may_be_database, open_database
 from caffetools.data.layers.data import Data
-from caffetools.errors import CaffeToolsError, DataError
+from caffetools.errors import CaffeToolsError
 from caffetools.graph.graph import phases_present
 from caffetools.graph.inputs import data_layers, source_param
 from caffetools.project.config import FILES
@@ -20,7 +20,7 @@ from caffetools.proto.binary import write_caffemodel
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.proto.text import format_text
-from caffetools.util.files import atomic_write
+from caffetools.util.files import atomic_files
 
 PathLike = str | os.PathLike[str]
 
@@ -102,13 +102,10 @@ def write_messages(
         The paths written.
     """
     paths = [Path(folder) / name for name in FILES[: len(messages)]]
-    with contextlib.ExitStack() as stack:
+    with atomic_files() as write:
         for path, message in zip(paths, messages, strict=True):
-            stream = stack.enter_context(atomic_write(path, "w"))
             more = f"{_PLANNED}{planned}\n" if planned and path.name == FILES[1] else ""
-            stream.write(head + more + format_text(message))
-            # On the disk before the first file gets its name.
-            stream.flush()
+            write(path, (head + more + format_text(message)).encode())
         if weights is not None:
             paths.append(Path(folder) / WEIGHTS)
             write_caffemodel(paths[-1], weights)
@@ -122,8 +119,8 @@ def _batches(net: NetParameter, phase: int) -> tuple[int | None, int]:
         return None, 1
     param = source_param(layers[0])
     count = None
-    if layers[0].type == Data.TYPE and param.source and Path(param.source).exists():
-        # A folder of that name may hold something else; training reports that.
-        with contextlib.suppress(DataError), contextlib.closing(open_database(param.source)) as database:
+    # A folder of other files has the name by chance; training reports that.
+    if layers[0].type == Data.TYPE and param.source and may_be_database(param.source):
+        with contextlib.closing(open_database(param.source)) as database:
             count = len(database)
     return count, param.batch_size or 1

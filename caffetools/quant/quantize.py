@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from caffetools.quant.histograms import METHODS, Method
 from caffetools.quant.models import layer_inputs, to_fp16, to_int8, trained_ranges
 from caffetools.quant.noise import layer_noise
 from caffetools.quant.tables import TABLES, tensorrt_cache
-from caffetools.util.files import atomic_write
+from caffetools.util.files import atomic_files
 
 PathLike = str | os.PathLike[str]
 Precision = Literal["int8", "fp16"]
@@ -379,11 +378,10 @@ class _Work:
     def _write_files(self, data: bytes, tables: Mapping[str, str]) -> dict[str, Path]:
         """Write the model and its tables, all or none; return the tables' paths."""
         paths = {name: self.path.with_suffix(TABLES[name][0]) for name in tables}
-        with contextlib.ExitStack() as stack:
-            for path, content in [*((paths[name], text.encode()) for name, text in tables.items()), (self.path, data)]:
-                stream = stack.enter_context(atomic_write(path))
-                stream.write(content)
-                stream.flush()  # a full disk is known before the first file gets its name
+        with atomic_files() as write:
+            for name, text in tables.items():
+                write(paths[name], text.encode())
+            write(self.path, data)
         for name, path in paths.items():
             self.events(ArtifactWritten(task="calibrate", path=os.fspath(path), what=f"{name} table"))
         self.events(ArtifactWritten(task="calibrate", path=os.fspath(self.path), what="onnx"))

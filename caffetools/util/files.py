@@ -66,6 +66,26 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
                     folder.rmdir()
 
 
+@contextlib.contextmanager
+def atomic_files() -> Iterator[Callable[[str | os.PathLike[str], bytes | Callable[[IO[bytes]], object]], None]]:
+    """Yield a function that writes a file, whose files get their names together when the block ends; none does after an error.
+
+    The function takes the path and the content, or what writes it to a binary stream; it raises :class:`WriteFailed` as
+    :func:`atomic_write` does.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def write(path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], object]) -> None:
+            stream = stack.enter_context(atomic_write(path))
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content)
+            stream.flush()  # a full disk is known before the first file gets its name
+
+        yield write
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) atomically; see :func:`atomic_write`."""
     with atomic_write(path, "w") as stream:

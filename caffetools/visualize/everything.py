@@ -66,7 +66,7 @@ def write_everything(
     check_suffix(path, [".html"])
     name = model.net.name or Path(deploy).stem
     prepared = [model.prepare(picture) for picture in pictures]
-    drawings, report = _weights(weights, before), reporter(events, "visualize", "percent", cancel)
+    drawings, report = _weights(weights, before, cancel), reporter(events, "visualize", "percent", cancel)
     size = _Size.of(len(prepared))
     for index, picture in enumerate(prepared):
         sink = on_progress(progress_of_part(report, index, len(prepared)))
@@ -82,9 +82,9 @@ def write_everything(
     return len(drawings)
 
 
-def _weights(weights: PathLike, before: PathLike | None) -> list[Drawing]:
+def _weights(weights: PathLike, before: PathLike | None, cancel: CancelToken | None) -> list[Drawing]:
     new = find_weights(weights)
-    statistics = weight_statistics(weights, before)
+    statistics = weight_statistics(weights, before, cancel=cancel)
     rows, note = _rows(statistics)
     distributions = Drawing(
         f"Weights of {Path(weights).name}", lambda theme: weights_figure(rows, Path(weights).name, note=note, theme=theme)

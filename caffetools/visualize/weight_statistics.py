@@ -14,7 +14,9 @@ from matplotlib.patches import Polygon
 from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
+from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
+from caffetools.events import EventSink, ignore, reporter, reporting
 from caffetools.layers.base import format_shape
 from caffetools.layers.registry import layer_types
 from caffetools.net.device import one_thread
@@ -23,7 +25,6 @@ from caffetools.visualize import style
 from caffetools.visualize.filters import LayerWeights, Source, all_weights, norm
 from caffetools.visualize.panels import shorten_to, wrap
 from caffetools.visualize.style import LIGHT, Theme
-from caffetools.visualize.units import Progress
 
 # A unit whose weights are smaller than this share of the layer's median unit contributes nothing that matters.
 _DEAD = 1e-3
@@ -84,8 +85,14 @@ class WeightStatistics:
         return float(np.exp(-(share * np.log(share)).sum()))
 
 
+@reporting("weights", "Describe a net's weights")
 def weight_statistics(
-    source: Source, before: Source | None = None, *, spectra: bool = True, progress: Progress | None = None
+    source: Source,
+    before: Source | None = None,
+    *,
+    spectra: bool = True,
+    events: EventSink = ignore,
+    cancel: CancelToken | None = None,
 ) -> list[WeightStatistics]:
     """Describe the weights of every layer. The numbers do not depend on the number of threads.
 
@@ -93,16 +100,18 @@ def weight_statistics(
         source: A .caffemodel (its path, or as read), or arrays by layer name, weights first.
         before: Earlier weights of the same net, to compare with.
         spectra: Compute singular values.
-        progress: Called with (done, total) weights.
+        events: Receives the progress in weights.
+        cancel: Stops between layers.
 
     Raises:
         ModelFileError: a file cannot be read.
         DataError: there are no weights, or some are not finite.
+        Cancelled: ``cancel`` was called.
     """
     earlier = {item.name: np.asarray(item.weights) for item in all_weights(before)} if before is not None else {}
     layers = all_weights(source)
     done, total = 0, sum(item.weights.size for item in layers)
-    found = []
+    found, report = [], reporter(events, "weights", "weights", cancel)
 
     def describe(item: LayerWeights) -> WeightStatistics:
         return _describe(item, earlier.get(item.name), spectra)
@@ -111,8 +120,7 @@ def weight_statistics(
         for statistics in ordered_map(describe, layers, threads=min(cpu_count(), _MOST_THREADS)):
             found.append(statistics)
             done += statistics.count
-            if progress is not None:
-                progress(done, total)
+            report(done, total)
     return found
 
 
