@@ -59,7 +59,7 @@ def _options(
 def main() -> None:
     """Run the command line; errors that the user can fix are one line on stderr and exit code 2 (1 for a failed run)."""
     arguments, taken = take_global_options(_spelled_out(sys.argv[1:]))
-    _prepare_streams(arguments, taken)
+    _prepare_streams()
     limit_openmp()
     if not arguments:
         arguments = _without_arguments()
@@ -74,9 +74,11 @@ def _run(arguments: list[str], taken: set[str], interrupts: list[int]) -> int:
     try:
         try:
             arguments, remark = modern(arguments)
-            if remark:
+            if remark and "--quiet" not in taken:
                 _write_error(f"note: {remark}")
-            code = app(translate(arguments or _without_arguments()), prog_name="caffetools", standalone_mode=False)
+            line = translate(arguments or _without_arguments())
+            _set_verbosity(line, quiet="--quiet" in taken, verbose="--verbose" in taken)
+            code = app(line, prog_name="caffetools", standalone_mode=False)
         finally:
             # Here, where a full disk can still be reported; a flush at the interpreter's exit ends with a traceback.
             sys.stdout.flush()
@@ -157,12 +159,11 @@ def _with_stdin_named(error: CaffeToolsError) -> CaffeToolsError:
     return error.located("<stdin>", error.line, error.column) if is_stdin(error.path) else error
 
 
-def _prepare_streams(arguments: list[str], taken: set[str]) -> None:
+def _prepare_streams() -> None:
     """Let text that the terminal's encoding does not have be shown as escapes, and give a closed stdout a place to write to."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
         _write_error("note: standard output is closed; what would be printed there is lost")
-    _set_verbosity(arguments, quiet="--quiet" in taken, verbose="--verbose" in taken)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -209,10 +210,12 @@ def _write_error(text: str) -> None:
 
 
 def _spelled_out(arguments: list[str]) -> list[str]:
-    """Return ``help CMD``, ``version`` and flags with one dash in our own form."""
+    """Return ``help CMD`` and flags with one dash in our own form; ``--json`` alone is for the command of a bare command line."""
     first = arguments[0] if arguments else ""
-    if first in ("version", "-version"):
-        return ["--version"]
+    if arguments == ["--json"]:
+        return ["status", "--json"]
+    if first in ("-version", "--version"):
+        return ["version", *arguments[1:]]
     if first in ("help", "-help"):
         return [*arguments[1:], "--help"]
     return [*arguments[:-1], "--help"] if arguments[-1:] == ["-help"] else arguments

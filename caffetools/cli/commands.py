@@ -112,6 +112,7 @@ COMMANDS = {
     "shims": Entry(_ENVIRONMENT, "shims", attribute="app", example="caffetools shims install"),
     "device-query": Entry(_ENVIRONMENT, "device_query", example="caffetools device-query", alone=True),
     "doctor": Entry(_ENVIRONMENT, "doctor", example="caffetools doctor", alone=True),
+    "version": Entry(_ENVIRONMENT, "doctor", attribute="version", example="caffetools version", alone=True),
 }
 
 # Tools of Caffe that have no other command here; they work and are not listed.
@@ -125,7 +126,21 @@ CAFFE_TOOLS = {
 
 # Commands whose output is their result, which --quiet does not leave out.
 _ANSWERS = {
-    *("status", "inspect", "diff", "time", "test", "classify", "verify", "device-query", "doctor", "mean", "zoo list", "zoo show"),
+    *(
+        "status",
+        "inspect",
+        "diff",
+        "time",
+        "test",
+        "classify",
+        "verify",
+        "device-query",
+        "doctor",
+        "version",
+        "mean",
+        "zoo list",
+        "zoo show",
+    ),
     *("engine list", "dataset inspect", "dataset verify", "dataset stats", "shims status", "run", "visualize receptive-field"),
 }
 

@@ -1,4 +1,4 @@
-"""``caffetools doctor``: what belongs into a bug report."""
+"""``caffetools doctor`` and ``caffetools version``: what belongs into a bug report."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     width = max(map(len, facts))
     for name, value in facts.items():
         console.print(f"{name:<{width}}  {value}", markup=False)
+
+
+def version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show the version of caffetools."""
+    if as_json:
+        print_json({"caffetools": caffetools.__version__})
+        return
+    typer.echo(f"caffetools {caffetools.__version__}")
 
 
 def _facts() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.options import AsJson
+from caffetools.cli.options import AsJson, not_standard_output
 from caffetools.cli.show import console, note, print_json
 
 app = typer.Typer(
@@ -19,7 +19,13 @@ app = typer.Typer(
 def install(
     bin_folder: Annotated[
         Path | None,
-        typer.Option("--bin", metavar="DIR", help="The folder for the programs; by default this environment's.", show_default=False),
+        typer.Option(
+            "--bin",
+            metavar="DIR",
+            callback=not_standard_output,
+            help="The folder for the programs; by default this environment's.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

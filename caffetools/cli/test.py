@@ -11,7 +11,7 @@ import typer
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, Precision, SkipCorrupt
-from caffetools.cli.show import console, note, print_json, print_next, progress_sink, write_log
+from caffetools.cli.show import console, note, print_json, print_next, progress_sink, verbosity, write_log
 from caffetools.errors import CaffeToolsError
 from caffetools.net.precision_modes import check_mode
 from caffetools.zoo.names import is_model
@@ -69,15 +69,16 @@ def test(
     from caffetools.project.next_step import after_test
 
     files = [str(weights_file(name)) for name in split(weights)]
+    quiet = json or verbosity.quiet or quiet_by_glog()
     if engine != "caffetools" or engine_image:
         from caffetools.cli.train_caffe import caffe_flags
         from caffetools.solver.caffe_process import score_with_caffe
 
         flags = caffe_flags(engine, {"gpu": gpu, "stage": stage, "level": level})
-        echo = None if json or quiet_by_glog() else write_log
+        echo = None if quiet else write_log
         scores = score_with_caffe(path, files, iterations, image=engine_image or None, arguments=flags, echo=echo)
     else:
-        scores = _scores(path, files, iterations, chosen_device(gpu, device), precision, stage, level, skip_corrupt, quiet=json)
+        scores = _scores(path, files, iterations, chosen_device(gpu, device), precision, stage, level, skip_corrupt, quiet=quiet)
     if json:
         named: dict[str, list[float]] = {}
         for output in scores.outputs:
@@ -116,7 +117,7 @@ def _scores(
     from caffetools.solver.run import choose_device
     from caffetools.solver.testing import load_test_net, test_net
 
-    log = no_log if quiet or sys.stderr.isatty() or quiet_by_glog() else GlogWriter(write_log)
+    log = no_log if quiet or sys.stderr.isatty() else GlogWriter(write_log)
     with tolerating_corrupt_records(skip_corrupt, lambda error: note(f"left out: {error}")):
         loaded = load_test_net(path, ",".join(weights), device=choose_device(device), level=level, stages=split(stage), log=log)
     with progress_sink("Testing") as sink:

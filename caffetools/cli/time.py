@@ -11,7 +11,7 @@ import typer
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin
-from caffetools.cli.show import console, print_json, progress_sink, write_log
+from caffetools.cli.show import console, print_json, progress_sink, verbosity, write_log
 from caffetools.errors import CaffeToolsError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def time(
         raise CaffeToolsError(f"--phase is TRAIN or TEST, not '{phase}'")
     from caffetools.solver.run import choose_device
 
-    spoken = not json and (caffe_format or not sys.stdout.isatty())
+    spoken = not json and (caffe_format or not (sys.stdout.isatty() or verbosity.quiet))
     files = [str(weights_file(name)) for name in split(weights)]
     if engine != "caffetools" or engine_image:
         from caffetools.cli.train_caffe import caffe_flags

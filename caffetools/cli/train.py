@@ -10,7 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, glog_folder, quiet_by_glog, split
 from caffetools.cli.models import complete_model, only_here, prototxt
-from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, SkipCorrupt
+from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, SkipCorrupt, not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, verbosity
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, fan_out
@@ -59,6 +59,12 @@ Quantize = Annotated[
     str, typer.Option(metavar="int8", help="Quantization-aware training: compute with simulated int8.", show_default=False)
 ]
 
+Log = Annotated[Path | None, typer.Option(callback=not_standard_output, help="Log file; by default PREFIX.log.", show_default=False)]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", callback=not_standard_output, help="Folder for TensorBoard's metrics.", show_default=False),
+]
+
 
 def train(
     solver: Annotated[Path | None, typer.Argument(metavar="SOLVER", help="The solver's prototxt.", show_default=False)] = None,
@@ -74,7 +80,7 @@ def train(
     level: Level = 0,
     sigint_effect: SigintEffect = "stop",
     sighup_effect: SighupEffect = "snapshot",
-    log: Annotated[Path | None, typer.Option(help="Log file; by default PREFIX.log.", show_default=False)] = None,
+    log: Log = None,
     processes: Processes = None,
     restarts: Restarts = 0,
     precision: Annotated[str, typer.Option(help="fp32 (as Caffe), tf32, bf16 or fp16.")] = "fp32",
@@ -84,7 +90,7 @@ def train(
     quantize: Quantize = "",
     engine: Engine = "caffetools",
     engine_image: EngineImage = "",
-    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for TensorBoard's metrics.", show_default=False)] = None,
+    tensorboard: TensorBoard = None,
     mlflow: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Log metrics to MLflow.")] = "",
     wandb: Annotated[str, typer.Option(metavar="PROJECT", help="Log metrics to Weights & Biases.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the log is still written.")] = False,

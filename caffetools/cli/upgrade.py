@@ -28,11 +28,14 @@ def upgrade(
 
     Everything here reads old files as they are; other tools do not. The kind of file is recognized from its content.
     """
+    from caffetools.errors import CaffeToolsError
     from caffetools.infer.sidecar import read_preprocessing, write_preprocessing
     from caffetools.project.config import command
     from caffetools.proto.upgrades.files import upgrade_file
 
     if str(out) == "-":
+        if as_json:
+            raise CaffeToolsError("--json and OUT '-' both want standard output; leave out --json, or name a file to write")
         _print_upgraded(prototxt(source))
         return
     check_output(out, force=force, in_place=True)

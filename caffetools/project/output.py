@@ -113,7 +113,7 @@ def write_messages(
 
 
 def _batches(net: NetParameter, phase: int) -> tuple[int | None, int]:
-    """Return (number of pictures, where the database is there; pictures a batch) of a phase's first data layer."""
+    """Return (number of pictures, where the source is a database; pictures a batch) of a phase's first data layer."""
     layers = data_layers(net, phase)
     if not layers:
         return None, 1

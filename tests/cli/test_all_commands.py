@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from caffetools.cli.commands import CAFFE_TOOLS
 from caffetools.cli.gflags import translate
 from tests.bundle.conftest import DETECTOR, write_net
 from tests.cli.inprocess import below, error_of, run, run_well
+from tests.cli.materials import SOLVER
 from tests.cli.test_help import names_of
 from tests.conftest import GOLDEN
 from tests.data.foreign import write_cifar, write_idx
@@ -245,6 +247,29 @@ def test_a_dash_is_standard_output_of_upgrade_and_refused_elsewhere(place: Path)
     Path("same.prototxt").write_text(run_well("upgrade", "good.prototxt", "-").stdout)
     run_well("diff", "same.prototxt", "good.prototxt", "--exit-code")
     assert "not text" in error_of(run("upgrade", "good.caffemodel", "-"))
-    for line in ("deploy lenet -o -", f"export {NET} -o -", "mean data/train_lmdb -"):
+    assert "leave out --json" in error_of(run("upgrade", "good.prototxt", "-", "--json"))
+    Path("solver.prototxt").write_text(SOLVER)
+    for line in (
+        *("deploy lenet -o -", f"export {NET} -o -", "mean data/train_lmdb -", "shims install --bin -"),
+        *("train solver.prototxt --log -", "train solver.prototxt --tensorboard -"),
+    ):
         assert "standard output" in error_of(run(*shlex.split(line))), line
     assert not Path("-").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("test train.prototxt --weights good.caffemodel --iterations 1", "time train.prototxt --iterations 1"),
+        *("test_net train.prototxt good.caffemodel 1", "caffe test -model train.prototxt -weights good.caffemodel -iterations 1"),
+        *("compute_image_mean data/train_lmdb mean.binaryproto", "device_query", "inspect good.prototxt", "version", "status"),
+    ],
+)
+def test_quiet_prints_the_result_of_a_command_that_asks_and_nothing_else(line: str, place: Path) -> None:
+    done = run_well("-q", *shlex.split(line))
+    assert done.stdout.strip() and done.stderr == ""
+    assert "Next: " not in done.stdout
+
+
+def test_a_bare_command_line_gives_json_of_the_project(place: Path) -> None:
+    assert json.loads(run_well("--json").stdout) == json.loads(run_well("status", "--json").stdout)

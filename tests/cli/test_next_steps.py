@@ -233,6 +233,13 @@ def test_a_retarget_that_finds_the_weights_of_the_net_names_them() -> None:
     assert next_of(again) == ["train", "second/solver.prototxt", "--weights", weights]
 
 
+def test_a_folder_that_is_not_a_database_where_a_net_has_its_data_does_not_matter_to_another_dataset() -> None:
+    draw_shapes(Path("none"), each=6)
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    assert "Next: " in run_well("retarget", "train_val.prototxt", "--classes", 3, "-o", "net").stdout
+    run_well("finetune", "none", "-o", "run", "--model", "train_val.prototxt", "--from-scratch", "--epochs", 1, "--size", 32)
+
+
 def test_training_a_fine_tuning_net_from_random_weights_is_noted() -> None:
     draw_shapes(Path("pictures"), each=6)
     run_well("dataset", "build", "pictures", "data", "--size", 40)

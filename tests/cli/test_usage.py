@@ -45,6 +45,8 @@ def test_long_names_are_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("words", [("version",), ("-version",), ("--version",)])
 def test_version(words: tuple[str, ...]) -> None:
     assert run_well(*words).stdout == f"caffetools {caffetools.__version__}\n"
+    assert json.loads(run_well(*words, "--json").stdout) == {"caffetools": caffetools.__version__}
+    assert "there is no option --absent" in error_of(run(*words, "--absent"))
 
 
 @pytest.mark.parametrize("words", [("help", "train"), ("train", "-help"), ("train", "--help"), ("train", "-h")])
