@@ -1,10 +1,19 @@
-"""How much of the package is typed: parameters that are annotated ``Any``."""
+"""How much of the package is typed: parameters that are annotated ``Any``, and what the public API returns."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 from collections import Counter
 from pathlib import Path
+
+import caffetools as ct
+from caffetools.graph.summary import Summary
+from caffetools.onnx.verify import Verification
+from caffetools.project.retargeting import RetargetResult
+from caffetools.quant.quantize import Quantization
+from caffetools.solver.run import TrainResult
+from caffetools.solver.testing import TestScores
 
 PACKAGE = Path(__file__).parent.parent / "caffetools"
 _MOST = 80
@@ -31,3 +40,16 @@ def test_few_parameters_are_any() -> None:
     found = {room: number for room, number in rooms.most_common() if number}
     assert total > 5000
     assert sum(found.values()) <= _MOST, f"{sum(found.values())} of {total} parameters are Any: {found}"
+
+
+def test_what_the_public_api_returns_has_a_type() -> None:
+    functions = {name: getattr(ct, name) for name in ct.__all__ if inspect.isfunction(getattr(ct, name))}
+    for owner in (ct.Net, ct.Solver, ct.Project, Summary, RetargetResult, TrainResult, TestScores, Verification, Quantization):
+        for name, member in vars(owner).items():
+            function = member.fget if isinstance(member, property) else member
+            if not name.startswith("_") and inspect.isfunction(function) and function.__module__.startswith("caffetools"):
+                functions[f"{owner.__name__}.{name}"] = function
+        fields = {name: str(kind) for name, kind in vars(owner).get("__annotations__", {}).items() if not name.startswith("_")}
+        assert not [name for name, kind in fields.items() if kind == "Any"], owner
+    assert {"Project.status", "RetargetResult.train_val", "TrainResult.snapshot"} <= functions.keys()
+    assert not [name for name, function in functions.items() if function.__annotations__.get("return", "") in ("Any", "")]

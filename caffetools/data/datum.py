@@ -20,7 +20,7 @@ _DATA, _FEW_FIELDS = 4, 16
 _TAILS = 4096
 
 
-def array_to_datum(array: NDArray[Any], label: int | None = None) -> Any:
+def array_to_datum(array: NDArray[Any], label: int | None = None) -> Datum:
     """Return a ``Datum`` of an array, as caffe.io.array_to_datum does.
 
     Args:
@@ -42,7 +42,7 @@ def array_to_datum(array: NDArray[Any], label: int | None = None) -> Any:
     return datum
 
 
-def image_to_datum(image: Pixels, label: int) -> Any:
+def image_to_datum(image: Pixels, label: int) -> Datum:
     """Return a ``Datum`` of a picture (H, W, C) or (H, W), uint8, BGR: field for field what convert_imageset stores."""
     datum = array_to_datum(to_planes(image), label)
     datum.encoded = False
@@ -66,7 +66,7 @@ def image_to_record(image: Pixels, label: int) -> bytes:
     return b"".join((header, b"\x22", wire.varint(planes.nbytes), planes.data, Datum(label=label, encoded=False).SerializeToString()))
 
 
-def encoded_to_datum(data: bytes, label: int) -> Any:
+def encoded_to_datum(data: bytes, label: int) -> Datum:
     """Return a ``Datum`` that holds a picture's file, as ``convert_imageset --encoded`` stores it: without the size."""
     return Datum(data=data, label=label, encoded=True)
 
@@ -76,7 +76,7 @@ def is_encoded(value: bytes) -> bool:
     return value.endswith(b"\x38\x01")
 
 
-def parse_datum(value: bytes, what: str) -> Any:
+def parse_datum(value: bytes, what: str) -> Datum:
     """Return the ``Datum`` in the record ``value``. Raises :class:`DataError` with ``what`` (database and key) if it is not one."""
     if not value:
         raise DataError(f"{what}: the record is empty")

@@ -80,13 +80,13 @@ def hdf5_fit(summary: Hdf5Summary, param: NetParameter, *, layer: str | None = N
         NetError: The net has no input for pictures, or no layer ``layer``.
     """
     source = _input_layer(param, layer, Path(summary.path))
-    reads = source is not None and source.HasField("hdf5_data_param")
-    tops = list(source.top) if reads else ["data", "label"]
+    reads = source if source is not None and source.HasField("hdf5_data_param") else None
+    tops = list(reads.top) if reads is not None else ["data", "label"]
     fit = dataset_fit(summary.as_database(tops[0], tops[1] if len(tops) > 1 else ""), param, layer=layer)
     missing = [top for top in tops if top not in summary.datasets]
-    if reads and missing:
+    if reads is not None and missing:
         has = ", ".join(f"'{name}'" for name in summary.datasets)
-        fit.problems.append(f"The layer '{source.name}' reads {', '.join(missing)}, which the files do not have; they have {has}.")
+        fit.problems.append(f"The layer '{reads.name}' reads {', '.join(missing)}, which the files do not have; they have {has}.")
     rows = {name: dataset.rows for name, dataset in summary.datasets.items() if name in tops}
     if len(set(rows.values())) > 1:
         fit.problems.append(f"The datasets have different numbers of rows: {', '.join(f'{name} {count}' for name, count in rows.items())}.")
@@ -98,7 +98,7 @@ def hdf5_fit(summary: Hdf5Summary, param: NetParameter, *, layer: str | None = N
     return fit
 
 
-def _input_layer(param: NetParameter, name: str | None, path: Path) -> Any:
+def _input_layer(param: NetParameter, name: str | None, path: Path) -> LayerParameter | None:
     """Return the layer that takes the pictures; None if the net states its inputs outside of layers."""
     found = [layer for layer in param.layer if is_data_layer(layer) or is_input(layer)]
     if name is not None:
@@ -119,7 +119,7 @@ def _source(layer: LayerParameter) -> str:
     return str(getattr(settings, "source", ""))
 
 
-def _expected(param: NetParameter, layer: LayerParameter) -> tuple[int, ...] | None:
+def _expected(param: NetParameter, layer: LayerParameter | None) -> tuple[int, ...] | None:
     if layer is None:
         dims = tuple(param.input_shape[0].dim) if param.input_shape else tuple(param.input_dim[:4])
     elif is_input(layer):
@@ -129,7 +129,7 @@ def _expected(param: NetParameter, layer: LayerParameter) -> tuple[int, ...] | N
     return tuple(int(n) for n in dims[1:]) if len(dims) == 4 else None
 
 
-def _compare_sizes(fit: DatasetFit, summary: DatabaseSummary, layer: LayerParameter, shapes: list[tuple[int, ...]]) -> None:
+def _compare_sizes(fit: DatasetFit, summary: DatabaseSummary, layer: LayerParameter | None, shapes: list[tuple[int, ...]]) -> None:
     transform = layer.transform_param if layer is not None and not is_input(layer) else None
     crop = int(transform.crop_size) if transform is not None else 0
     forced = transform is not None and (transform.force_color or transform.force_gray)

@@ -103,7 +103,7 @@ def _by_name(net: NetParameter) -> dict[tuple[str, int], Any]:
     return layers
 
 
-def _without_layers(net: NetParameter) -> Any:
+def _without_layers(net: NetParameter) -> NetParameter:
     copy = type(net)()
     copy.CopyFrom(net)
     copy.ClearField("layer")

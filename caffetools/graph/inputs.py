@@ -79,7 +79,7 @@ def data_layers(net: NetParameter, phase: int) -> list[Any]:
     return [layer for layer in layers if traits(layer).file_source]
 
 
-def data_layers_to_inputs(param: NetParameter, shapes: Mapping[str, Shape] | None = None, *, batch: int | None = None) -> Any:
+def data_layers_to_inputs(param: NetParameter, shapes: Mapping[str, Shape] | None = None, *, batch: int | None = None) -> NetParameter:
     """Replace the data layers of a copy of ``param`` by Input layers of the same names, tops and rules.
 
     Args:
@@ -100,7 +100,7 @@ def data_layers_to_inputs(param: NetParameter, shapes: Mapping[str, Shape] | Non
     return changed
 
 
-def dummy_data_to_inputs(param: NetParameter) -> Any:
+def dummy_data_to_inputs(param: NetParameter) -> NetParameter:
     """Return a net in which DummyData layers are Inputs of the same shapes, where its data comes from nothing else.
 
     In a net with other data a DummyData layer gives constants, and is kept. The net itself is returned where nothing changes.
@@ -141,7 +141,7 @@ def named_shapes(param: NetParameter, shapes: Mapping[str, Shape]) -> dict[str, 
     return named
 
 
-def as_input(layer: LayerParameter, shapes: Mapping[str, Shape], batch: int | None = None) -> Any:
+def as_input(layer: LayerParameter, shapes: Mapping[str, Shape], batch: int | None = None) -> LayerParameter:
     """Return the Input layer that stands for a data layer (or an Input layer with other shapes). Raises :class:`NetError` as above."""
     given = _input_shapes(layer) if is_input(layer) else _data_shapes(layer, shapes, batch)
     fresh = type(layer)(name=layer.name, type=Input.TYPE, top=layer.top, include=layer.include, exclude=layer.exclude)

@@ -8,7 +8,7 @@ from typing import Any
 from caffetools.errors import NetError
 from caffetools.graph.graph import Graph
 from caffetools.proto.blobs import Array
-from caffetools.proto.schema import NetParameter
+from caffetools.proto.schema import LayerParameter, NetParameter
 
 
 class Rewriter:
@@ -36,7 +36,7 @@ class Rewriter:
         self._inserted: dict[int, list[Any]] = {}
         self._names: dict[str, str] = {}
 
-    def layer(self, index: int) -> Any:
+    def layer(self, index: int) -> LayerParameter:
         """Return the ``LayerParameter`` at ``index``, which may be edited."""
         return self.net.layer[index]
 
@@ -100,7 +100,7 @@ class Rewriter:
         """Rename a blob in all layers. Blobs renamed more than once take the last name; all are renamed in one go."""
         self._names[old] = new
 
-    def result(self) -> Any:
+    def result(self) -> NetParameter:
         """Return the rewritten ``NetParameter``; the weights are in :attr:`weights`."""
         made = NetParameter()
         made.CopyFrom(self.net)

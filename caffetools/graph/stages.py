@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.graph.graph import Graph, phases_present
@@ -68,7 +67,7 @@ def find_stages(param: NetParameter) -> Stages:
     return Stages(train or (), test or (), deploy)
 
 
-def resolve_stages(param: NetParameter, train: Iterable[str], test: Iterable[str] | None = None) -> Any:
+def resolve_stages(param: NetParameter, train: Iterable[str], test: Iterable[str] | None = None) -> NetParameter:
     """Return a copy of a net in which only phases are left in the rules: its layers of one stage, or of one for each phase.
 
     Args:
@@ -100,7 +99,7 @@ def resolve_stages(param: NetParameter, train: Iterable[str], test: Iterable[str
     return resolved
 
 
-def add_outside_inputs(param: NetParameter, shapes: Mapping[str, Shape], phase: int = TEST) -> Any:
+def add_outside_inputs(param: NetParameter, shapes: Mapping[str, Shape], phase: int = TEST) -> NetParameter:
     """Return a net in which blobs that are read, produced by no layer, and named in ``shapes`` come from an Input layer.
 
     The deploy stage of a file for all purposes has no Input; what uses it gives the blob. The net itself is returned where it lacks none.
@@ -143,7 +142,7 @@ class Chosen:
         stages: The stages taken, of all phases; empty where the net needs none.
     """
 
-    net: Any
+    net: NetParameter
     stages: tuple[str, ...] = ()
 
 
@@ -178,7 +177,9 @@ def choose_stages(
     return Chosen(net, chosen.stages)
 
 
-def deploy_stage(param: NetParameter, stages: Iterable[str], trained: NetParameter, shapes: Mapping[str, Shape] | None = None) -> Any:
+def deploy_stage(
+    param: NetParameter, stages: Iterable[str], trained: NetParameter, shapes: Mapping[str, Shape] | None = None
+) -> NetParameter:
     """Return the net of the stage for use, with an Input for what it gets from outside.
 
     Args:
@@ -239,7 +240,7 @@ def _has_deploy_net(param: NetParameter, name: str) -> bool:
     return any(layer.bottom for layer in net.layer) and not any(traits(layer).role in ("loss", "metric") for layer in net.layer)
 
 
-def _layers_of(param: NetParameter, phase: int, stages: tuple[str, ...]) -> Any:
+def _layers_of(param: NetParameter, phase: int, stages: tuple[str, ...]) -> NetParameter:
     """Return the layers of one phase and of some stages, without rules."""
     state = make_state(phase, stages=stages)
     net = NetParameter(name=param.name)

@@ -38,7 +38,7 @@ class BlobSpec:
     """A parameter blob as a layer declares it: its shape, how it starts, and whether the solver may change it."""
 
     shape: Shape
-    filler: Any = None
+    filler: FillerParameter | None = None
     learnable: bool = True
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -239,6 +239,10 @@ class Net(nn.Module):
             NetError: the shapes do not fit; names the layer.
         """
         return self._plans.plan({**{name: self.blob_shapes[name] for name in self.inputs}, **(input_shapes or {})})
+
+    if TYPE_CHECKING:
+        # torch types it as returning Any.
+        def __call__(self, batch: Batch = None, *, keep: Collection[str] = ()) -> dict[str, Tensor]: ...
 
     def forward(self, batch: Batch = None, *, keep: Collection[str] = ()) -> dict[str, Tensor]:
         """Run every layer. In the TEST phase several threads may do so at once, with batches of different shapes.

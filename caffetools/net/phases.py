@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.proto.schema import LayerParameter, NetParameter, NetState, NetStateRule
 
 
-def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> Any:
+def make_state(phase: int, *, level: int = 0, stages: Iterable[str] = ()) -> NetState:
     """Return a ``NetState`` message."""
     return NetState(phase=phase, level=level, stage=list(stages))
 
 
-def filter_net(param: NetParameter, state: NetState) -> Any:
+def filter_net(param: NetParameter, state: NetState) -> NetParameter:
     """Return a copy of ``param`` with only the layers that ``state`` includes; their rules are kept, as in Caffe.
 
     Raises:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caffetools.layers.base import Shape
 from caffetools.onnx.import_graph import ImportGraph, Node
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import NetParameter
+from caffetools.proto.schema import LayerParameter, NetParameter
 
 Array = NDArray[Any]
 # bvlc: layers of BVLC Caffe 1.0; ssd: and those of SSD's fork; any: and those of other forks that caffetools computes.
@@ -136,7 +136,7 @@ class NetWriter:
         hint: str = "",
         weights: Sequence[Array] = (),
         tops: int = 1,
-    ) -> Any:
+    ) -> LayerParameter:
         """Add a layer; ``blobs`` have the shapes of its parameters.
 
         Args:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import CaffeToolsError
@@ -24,7 +23,7 @@ from caffetools.project.find import missing_sources
 from caffetools.project.surroundings import picture_folders
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.file_names import read_net_near_files
-from caffetools.proto.schema import TEST, TRAIN, LayerParameter
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.solver.checkpoints.resume import newest_snapshot
@@ -268,5 +267,5 @@ def net_of_solver(solver: Path) -> Path | None:
     return Path(os.path.relpath(find_net(param.net, find_base(param, solver), solver, no_log))) if param.net else None
 
 
-def _read(path: PathLike) -> Any:
+def _read(path: PathLike) -> NetParameter:
     return upgrade_net(read_net_near_files(path))

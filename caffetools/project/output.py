@@ -36,7 +36,7 @@ def check_free(folder: PathLike, *, force: bool = False, weights: bool = False) 
 
 def solver_in(
     net: NetParameter, folder: Path, *, epochs: int, base_lr: float | None, seed: int | None, like: SolverParameter | None
-) -> Any:
+) -> SolverParameter:
     """Return the solver for ``net`` that is to lie in ``folder``; see :func:`~caffetools.project.solver_config.solver_for`."""
     train, val = (_batches(net, phase) for phase in (TRAIN, TEST))
     return solver_for(

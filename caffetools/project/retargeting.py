@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import NetError
@@ -35,7 +34,7 @@ from caffetools.project.output import PathLike, check_free, solver_in, write_mes
 from caffetools.project.shape_check import check_parameter_shapes_match
 from caffetools.proto.file_names import find_data_base, rebase_sources, restore_sources
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import TEST, TRAIN, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.proto.text import read_net, read_solver
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
@@ -76,16 +75,16 @@ class RetargetResult:
     """
 
     retargeted: Retargeted
-    solver: Any
-    deploy: Any
+    solver: SolverParameter
+    deploy: NetParameter
     source: Path
     shapes: dict[str, Shape] = field(default_factory=dict)
-    original: Any = None
+    original: NetParameter = field(default_factory=NetParameter)
     weights: Caffemodel | None = None
     file_names: dict[str, str] = field(default_factory=dict)
 
     @property
-    def train_val(self) -> Any:
+    def train_val(self) -> NetParameter:
         """The net for training, a ``NetParameter`` with both phases."""
         return self.retargeted.train_val
 
@@ -234,7 +233,7 @@ class _Edits:
     heads: list[str]
 
 
-def _deploy_stage(whole: NetParameter, stages: Iterable[str], made: Retargeted, edits: _Edits, shapes: Mapping[str, Shape]) -> Any:
+def _deploy_stage(whole: NetParameter, stages: Iterable[str], made: Retargeted, edits: _Edits, shapes: Mapping[str, Shape]) -> NetParameter:
     """Return the net of the deploy stage with the edits that the net for training had, and its layers' new names."""
     net = deploy_stage(whole, stages, made.train_val, shapes)
     present = {layer.name for layer in net.layer}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from caffetools.errors import CaffeToolsError
 from caffetools.proto.schema import SolverParameter
@@ -27,7 +26,7 @@ def solver_for(
     snapshot_prefix: str = "snapshot",
     seed: int | None = None,
     tested: bool = True,
-) -> Any:
+) -> SolverParameter:
     """Return a ``SolverParameter`` for fine-tuning the net file ``net`` by SGD with momentum, with a learning rate that is divided by ten in steps.
 
     The first two thirds run at the base rate. With the number of images known the length is ``epochs`` passes over them,

@@ -29,7 +29,7 @@ from caffetools.net.net import error_context
 from caffetools.project.config import FILES
 from caffetools.project.data_config import DataOptions, check_crops, fit_batches, set_data_sources
 from caffetools.project.output import PathLike, solver_in, write_messages
-from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
@@ -42,8 +42,8 @@ _BATCHES = (32, 32)
 class Trainable:
     """A net for training made from a deploy net, its solver, where it came from, what was changed, and what to look at."""
 
-    train_val: Any
-    solver: Any
+    train_val: NetParameter
+    solver: SolverParameter
     source: Path
     changes: list[Change]
     notes: list[str]
@@ -210,7 +210,7 @@ def _gives_scores(layer: LayerParameter) -> bool:
     return is_linear(layer) and traits(layer).coordinates != "transposed"
 
 
-def _data(given: LayerParameter, label: str, phase: int, source: str, batch: int, scale: float | None, *, multi: bool) -> Any:
+def _data(given: LayerParameter, label: str, phase: int, source: str, batch: int, scale: float | None, *, multi: bool) -> LayerParameter:
     layer = NetParameter().layer.add(name=given.name, type=HDF5Data.TYPE if multi else Data.TYPE, top=[given.top[0], label])
     layer.include.add(phase=phase)
     if multi:

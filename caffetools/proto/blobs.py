@@ -137,7 +137,7 @@ def blob_to_array(blob: BlobProto, *, diff: bool = False) -> Array:
     return decode_blob(memoryview(blob.SerializeToString()), diff=diff)
 
 
-def array_to_blob(array: NDArray[Any]) -> Any:
+def array_to_blob(array: NDArray[Any]) -> BlobProto:
     """Return a ``BlobProto`` message that holds ``array`` as float32."""
     return BlobProto.FromString(b"".join(encode_blob(array)))
 

@@ -19,7 +19,7 @@ from caffetools.proto.text import PathLike, read_net
 _FILE_FIELDS = frozenset({"source", "mean_file", "meanfile", "root_folder", "label_map_file", "name_size_file"})
 
 
-def read_net_near_files(path: PathLike, log: Callable[[str, str], None] | None = None) -> Any:
+def read_net_near_files(path: PathLike, log: Callable[[str, str], None] | None = None) -> NetParameter:
     """Read a net as :func:`~caffetools.proto.text.read_net` does, with the names of files as they are found from the working directory.
 
     For nets that are looked at or run; what is written as a prototxt keeps the names of :func:`~caffetools.proto.text.read_net`.

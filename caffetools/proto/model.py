@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from caffetools.proto.blobs import Array
+from caffetools.proto.schema import NetParameter
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Caffemodel:
         repeated_diffs: Their diffs, in the same way.
     """
 
-    net: Any
+    net: NetParameter
     blobs: dict[str, list[Array]] = field(default_factory=dict)
     diffs: dict[str, list[Array]] = field(default_factory=dict)
     dialect: str | None = None

@@ -97,7 +97,7 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> NDArray[np
         raise also(DataError(f"the BlobProto is not well formed: {error}"), ValueError) from None
 
 
-def array_to_blobproto(arr: NDArray[Any], diff: NDArray[Any] | None = None) -> Any:
+def array_to_blobproto(arr: NDArray[Any], diff: NDArray[Any] | None = None) -> BlobProto:
     """Return a ``BlobProto`` message of an array of any shape (stored as float32), and of its diff where one is given."""
     blob = BlobProto()
     blob.shape.dim.extend(arr.shape)
@@ -120,7 +120,7 @@ def blobprotovector_str_to_arraylist(text: bytes) -> list[NDArray[np.float64]]:
     return [blobproto_to_array(blob) for blob in BlobProtoVector.FromString(text).blobs]
 
 
-def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Any:
+def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Datum:
     """Return a ``Datum`` of an array.
 
     Args:

@@ -55,11 +55,11 @@ class Top:
     def __init__(self, fn: Function, n: int):
         self.fn, self.n = fn, n
 
-    def to_proto(self) -> Any:
+    def to_proto(self) -> NetParameter:
         """Return the ``NetParameter`` of this top and all that it needs."""
         return to_proto(self)
 
-    def _to_proto(self, layers: OrderedDict[Any, Any], names: dict[Any, str], autonames: Counter[str]) -> Any:
+    def _to_proto(self, layers: OrderedDict[Any, Any], names: dict[Any, str], autonames: Counter[str]) -> LayerParameter:
         return self.fn._to_proto(layers, names, autonames)
 
     def _update(self, params: dict[str, Any]) -> None:
@@ -91,15 +91,16 @@ class Function:
         self.in_place = bool(self.params.pop("in_place", False))
         self.tops = tuple(Top(self, n) for n in range(self.ntop))
 
-    def to_proto(self) -> Any:
+    def to_proto(self) -> NetParameter:
         """Return the ``NetParameter`` of this layer and all that it needs."""
         return to_proto(self)
 
-    def _to_proto(self, layers: OrderedDict[Any, Any], names: dict[Any, str], autonames: Counter[str]) -> Any:
+    def _to_proto(self, layers: OrderedDict[Any, Any], names: dict[Any, str], autonames: Counter[str]) -> LayerParameter:
         """Write this layer and all that it needs into ``layers``, as fork's net specs do; return its ``LayerParameter``."""
         writer = _Writer(names, layers, autonames)
         writer.add(self)
-        return writer.written[self]
+        written: LayerParameter = writer.written[self]
+        return written
 
     def _get_name(self, names: dict[Any, str], autonames: Counter[str]) -> str:
         return _Writer(names, None, autonames).name_of(self)
@@ -161,7 +162,7 @@ class NetSpec:
         """
         self.tops[name].fn.params.update(params)
 
-    def to_proto(self) -> Any:
+    def to_proto(self) -> NetParameter:
         """Return the ``NetParameter`` of all tops that were set, and all that they need. Raises :class:`NetError` for a wrong argument."""
         return _write(self.tops)
 
@@ -204,7 +205,7 @@ layers: Any = Layers()
 params = Parameters()
 
 
-def to_proto(*tops: object) -> Any:
+def to_proto(*tops: object) -> NetParameter:
     """Return the ``NetParameter`` of ``tops`` (or layers without tops) and all that they need; blobs get names such as Convolution1.
 
     Raises:
@@ -288,7 +289,7 @@ def _enum(field: Any, value: object) -> Any:
     return int(value) if isinstance(value, bool) and field.enum_type is None and field.cpp_type != field.CPPTYPE_BOOL else value
 
 
-def _write(named: OrderedDict[str, Any]) -> Any:
+def _write(named: OrderedDict[str, Any]) -> NetParameter:
     writer = _Writer({value: name for name, value in named.items() if not name.startswith("\0")})
     for index, (name, value) in enumerate(named.items()):
         if not isinstance(value, (Top, Function)):

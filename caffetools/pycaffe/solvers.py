@@ -15,6 +15,7 @@ from caffetools.layers.fillers import fill
 from caffetools.net.net import Net as TorchNet
 from caffetools.net.param_sharing import owner_of
 from caffetools.net.stepwise import Stepwise
+from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.pycaffe import mode
@@ -62,7 +63,7 @@ class Solver:
         return str(self._core.param.type)
 
     @property
-    def param(self) -> Any:
+    def param(self) -> SolverParameter:
         """The ``SolverParameter``."""
         return self._core.param
 

@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from caffetools.proto.schema import SolverParameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,7 +169,7 @@ class RunControl(Protocol):
 class TrainingRun(RunControl, Protocol):
     """Our own solver, as its built-in callbacks, checkpoints and error messages see it."""
 
-    param: Any
+    param: SolverParameter
     net: Net
     test_nets: list[Net]
     random: RandomStream

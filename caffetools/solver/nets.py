@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -43,7 +42,7 @@ class Source:
     """Where a net comes from: a file, or a field of the solver. ``described`` is how Caffe's log names it."""
 
     described: str
-    param: Any
+    param: NetParameter
     path: Path | None = None
 
 
@@ -159,7 +158,7 @@ def _file(name: str, origin: str, places: Places, log: Log) -> Source:
     return Source(origin.format(path), param, path)
 
 
-def _state(phase: int, net: NetParameter, extra: NetState) -> Any:
+def _state(phase: int, net: NetParameter, extra: NetState) -> NetState:
     """Return the state that a net is filtered by: the phase, then the state in the net's prototxt, then that in the solver."""
     state = NetState(phase=phase)
     state.MergeFrom(net.state)

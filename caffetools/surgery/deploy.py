@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import copy_class_axis
@@ -46,7 +45,7 @@ def deploy_from(
     input_shape: Shape | Mapping[str, Shape] | None = None,
     heads: Collection[str] | None = None,
     drop_dropout: bool = False,
-) -> Any:
+) -> NetParameter:
     """Derive the deploy net of a train_val net.
 
     Of several losses the one with the largest weight is deployed, of equals the last; layers that only the others and the accuracies
@@ -127,7 +126,7 @@ def left_out(train_val: NetParameter, heads: Collection[str] | None = None) -> l
     return list(dict.fromkeys(layer.name for layer in losses_of(net).values() if layer.name not in chosen))
 
 
-def _tested(net: NetParameter) -> Any:
+def _tested(net: NetParameter) -> NetParameter:
     """Return the net of the TEST phase, with the TRAIN phase's data layers where it reads blobs that only those produce."""
     state = make_state(TEST)
     made, lacking, excluded = set[str](), set[str](), set[int]()
@@ -161,7 +160,7 @@ def _with_layers(net: NetParameter, indices: list[int]) -> NetParameter:
     return some
 
 
-def _with_inputs(net: NetParameter, shapes: dict[str, Shape], batch: int) -> Any:
+def _with_inputs(net: NetParameter, shapes: dict[str, Shape], batch: int) -> NetParameter:
     """Replace data layers by inputs named after their blobs."""
     read_data = [i for i, layer in enumerate(net.layer) if is_data_layer(layer)]
     for i in read_data:

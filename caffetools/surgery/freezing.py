@@ -175,7 +175,7 @@ def spread_rates(layer: LayerParameter, learned: LearnedBlobs | None = None) -> 
     return list(layer.param) if count else []
 
 
-def parse_filler(text: str | None) -> Any | None:
+def parse_filler(text: str | None) -> FillerParameter | None:
     """Parse a filler: ``xavier``, ``msra``, ``gaussian:0.01`` (std) or ``constant:0`` (value).
 
     Args:

@@ -26,7 +26,7 @@ class OutputPoint:
         is_logits: Whether they are the blobs that the loss compares with labels.
     """
 
-    loss: Any
+    loss: LayerParameter
     blobs: list[str]
     is_logits: bool
 

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.graph.classifiers import Head, classifier_param, find_heads, is_classifier, primary_classifier
@@ -40,7 +39,7 @@ class Retargeted:
         notes: Layers that seem to depend on the number of classes too, and need a manual change.
     """
 
-    train_val: Any
+    train_val: NetParameter
     changes: list[Change] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)

@@ -15,7 +15,7 @@ from caffetools.data.databases import Database, shown_key
 from caffetools.data.datum import datum_to_array, parse_datum
 from caffetools.data.lmdb_file import Record
 from caffetools.errors import DataError
-from caffetools.proto.schema import message_class
+from caffetools.proto.schema import Datum, message_class
 from caffetools.util.threads import ordered_map
 
 _AnnotatedDatum = message_class("AnnotatedDatum")
@@ -142,10 +142,10 @@ def _decode(path: str, record: Record) -> DecodedRecord:
     try:
         datum = parse_datum(value, what)
     except DataError as error:
-        datum = _annotated(value)
-        if datum is None:
+        inner = _annotated(value)
+        if inner is None:
             return DecodedRecord(key, raw, error=error)
-        annotated = True
+        datum, annotated = inner, True
     label = int(datum.label) if datum.HasField("label") else None
     data = bytes(datum.data) if datum.encoded else b""
     encoding = _format(data)[0] if datum.encoded else "raw" if datum.data else "float_data"
@@ -158,7 +158,7 @@ def _decode(path: str, record: Record) -> DecodedRecord:
     return DecodedRecord(key, raw, label, encoding, array, given, data, None, annotated)
 
 
-def _annotated(value: bytes) -> Any:
+def _annotated(value: bytes) -> Datum | None:
     """Return the Datum inside of SSD's AnnotatedDatum; None if ``value`` is not one."""
     try:
         datum = _AnnotatedDatum.FromString(value).datum

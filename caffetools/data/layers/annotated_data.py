@@ -32,10 +32,9 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import TRAIN, LayerParameter, TransformationParameter, message_class
+from caffetools.proto.schema import TRAIN, AnnotatedDatum, LayerParameter, TransformationParameter
 from caffetools.util.threads import ordered_map
 
-AnnotatedDatum = message_class("AnnotatedDatum")
 _BBOX = 0
 # Columns of the label top: item, group label, instance, xmin, ymin, xmax, ymax, difficult.
 _COLUMNS = 8
@@ -327,7 +326,7 @@ class AnnotatedBatches(RecordBatches):
         image = np.ascontiguousarray(changed.image[0] if len(changed.image) == 1 else changed.image.transpose(1, 2, 0))
         return Sample(image, changed.boxes, sample.attributes[changed.kept])
 
-    def _parse(self, record: Record) -> Any:
+    def _parse(self, record: Record) -> AnnotatedDatum:
         what = shown_key(self.database.path, record[0])
         try:
             datum = AnnotatedDatum.FromString(record[1])

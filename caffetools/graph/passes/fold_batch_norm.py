@@ -38,7 +38,7 @@ class FoldResult:
         difference: The largest difference of an output, relative to the output's largest value.
     """
 
-    net: Any
+    net: NetParameter
     weights: Caffemodel
     layers: dict[str, list[str]] = field(default_factory=dict)
     difference: float = 0.0

@@ -43,9 +43,9 @@ def upgrade_file(source: PathLike, out: PathLike) -> UpgradeResult:
         except PrototxtError:
             # What is wrong with it as a net: most files are nets.
             raise not_a_net from None
-        message = upgrade_solver(solver)
-        write_prototxt(out, message)
-        return UpgradeResult("a solver", message is not solver)
+        upgraded = upgrade_solver(solver)
+        write_prototxt(out, upgraded)
+        return UpgradeResult("a solver", upgraded is not solver)
     try:
         message = upgrade_net(net)
     except NetError as error:

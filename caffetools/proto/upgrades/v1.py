@@ -51,7 +51,7 @@ _SOLVER_TYPES = {
 }
 
 
-def upgrade_net(param: NetParameter) -> Any:
+def upgrade_net(param: NetParameter) -> NetParameter:
     """Return ``param`` in today's form: a new ``NetParameter`` where something changes, else ``param`` itself.
 
     Raises:
@@ -92,7 +92,7 @@ def _moved(repeated: dict[int, Any], before: NetParameter, after: NetParameter) 
     return moved
 
 
-def upgrade_solver(param: SolverParameter) -> Any:
+def upgrade_solver(param: SolverParameter) -> SolverParameter:
     """Return ``param`` with the old ``solver_type`` turned into ``type``: a new ``SolverParameter``, or ``param`` itself.
 
     Raises:
@@ -116,7 +116,7 @@ def _is_old(param: NetParameter) -> bool:
     return bool(param.layers or param.input) or any(_has_learnable_statistics(layer) for layer in param.layer)
 
 
-def _upgraded(param: NetParameter) -> Any:
+def _upgraded(param: NetParameter) -> NetParameter:
     if param.layer and param.layers:
         raise NetError("the net has both 'layer' and 'layers' blocks; write all of them as 'layer'")
     upgraded = NetParameter()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from caffetools.proto.schema import TEST, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
@@ -51,7 +50,7 @@ CAFFENET = Variant("CaffeNet", True, 1.0, False, "caffenet_train")
 _Learn = Callable[[float, float], Learning]
 
 
-def train_val(variant: Variant) -> Any:
+def train_val(variant: Variant) -> NetParameter:
     """Return the net to train: batches of 256 (TRAIN) and 50 (TEST) pictures, cut to 3 x 227 x 227, minus the mean picture."""
     net = network(variant.name)
     imagenet(net, (256, 50), crop_size=227, mean_file="data/ilsvrc12/imagenet_mean.binaryproto")
@@ -61,7 +60,7 @@ def train_val(variant: Variant) -> Any:
     return net
 
 
-def deploy(variant: Variant) -> Any:
+def deploy(variant: Variant) -> NetParameter:
     """Return the net to use: data (10, 3, 227, 227), prob (10, 1000)."""
     net = network(variant.name)
     picture(net, 10, 3, 227, 227)
@@ -70,7 +69,7 @@ def deploy(variant: Variant) -> Any:
     return net
 
 
-def solver(variant: Variant) -> Any:
+def solver(variant: Variant) -> SolverParameter:
     """450,000 iterations, the rate a tenth after every 100,000."""
     return SolverParameter(
         net="train_val.prototxt",

@@ -22,8 +22,8 @@ WEIGHTS_DECAY = ((1.0, 1.0), (2.0, 0.0))
 class Learning:
     """How the parameters of a layer start and learn: fillers, and (lr_mult, decay_mult) for each blob."""
 
-    weights: Any = None
-    bias: Any = None
+    weights: FillerParameter | None = None
+    bias: FillerParameter | None = None
     mults: tuple[tuple[float, ...], ...] = ()
 
 
@@ -32,12 +32,14 @@ def filler(kind: str, **fields: Any) -> FillerParameter:
     return FillerParameter(type=kind, **fields)
 
 
-def network(name: str = "") -> Any:
+def network(name: str = "") -> NetParameter:
     """Return an empty network; without a name the field is unset."""
     return NetParameter(name=name) if name else NetParameter()
 
 
-def add(net: NetParameter, type_name: str, name: str, bottoms: Sequence[str], tops: Sequence[str] | None = None, **params: Any) -> Any:
+def add(
+    net: NetParameter, type_name: str, name: str, bottoms: Sequence[str], tops: Sequence[str] | None = None, **params: Any
+) -> LayerParameter:
     """Append a layer and return it; its top has the layer's name unless ``tops`` is given."""
     given: dict[str, Any] = {field: {key: value for key, value in fields.items() if value is not None} for field, fields in params.items()}
     net.layer.append(LayerParameter(name=name, type=type_name, bottom=bottoms, top=[name] if tops is None else tops, **given))
@@ -61,10 +63,10 @@ def imagenet(net: NetParameter, batches: tuple[int, int], *, mirror: bool = True
 def to_train(
     name: str,
     batches: tuple[int, int],
-    body: Callable[[Any], str],
+    body: Callable[[NetParameter], str],
     accuracies: Sequence[str] = ("accuracy/top1", "accuracy/top5"),
     **transform: Any,
-) -> Any:
+) -> NetParameter:
     """Return a net to train on ImageNet: its data, ``body(net)``, which gives the scores' name, a loss, and accuracies of the top 1 and 5."""
     net = network(name)
     imagenet(net, batches, **transform)
@@ -75,7 +77,7 @@ def to_train(
     return net
 
 
-def to_use(name: str, body: Callable[[Any], str], *shape: int) -> Any:
+def to_use(name: str, body: Callable[[NetParameter], str], *shape: int) -> NetParameter:
     """Return a net to use: an input called data of ``shape`` (N, C, H, W), ``body(net)``, which gives the scores' name, and prob."""
     net = network(name)
     picture(net, *shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
@@ -38,7 +37,7 @@ QUICK = Variant("CIFAR10_quick", "CIFAR10_quick_test", False)
 FULL = Variant("CIFAR10_full", "CIFAR10_full_deploy", True)
 
 
-def train_val(variant: Variant) -> Any:
+def train_val(variant: Variant) -> NetParameter:
     """Return the net to train: batches of 100 pictures of 3 x 32 x 32, minus the mean picture."""
     net = network(variant.name)
     for phase, part in ((TRAIN, "train"), (TEST, "test")):
@@ -49,7 +48,7 @@ def train_val(variant: Variant) -> Any:
     return net
 
 
-def deploy(variant: Variant) -> Any:
+def deploy(variant: Variant) -> NetParameter:
     """Return the net to use: data (1, 3, 32, 32), prob (1, 10)."""
     net = network(variant.deploy_name)
     picture(net, 1, 3, 32, 32)
@@ -57,7 +56,7 @@ def deploy(variant: Variant) -> Any:
     return net
 
 
-def solver(variant: Variant) -> Any:
+def solver(variant: Variant) -> SolverParameter:
     """4,000 iterations of the quick one, 60,000 of the full one, at one rate."""
     return SolverParameter(
         net="train_val.prototxt",

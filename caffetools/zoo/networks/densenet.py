@@ -5,8 +5,6 @@ Every step reads all that the steps before it in its stage made. Only the deploy
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
@@ -28,17 +26,17 @@ _GROWTH = 32
 _EPOCH = 5005  # updates of 256 pictures
 
 
-def train_val() -> Any:
+def train_val() -> NetParameter:
     """Return the net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures of 3 x 224 x 224, times 0.017."""
     return to_train("DENSENET_121", (32, 25), lambda net: _body(net, train=True), crop_size=224, mean_value=MEAN, scale=SCALE)
 
 
-def deploy() -> Any:
+def deploy() -> NetParameter:
     """Return the net to use: data (1, 3, 224, 224), prob (1, 1000, 1, 1)."""
     return to_use("DENSENET_121", lambda net: _body(net, train=False), 1, 3, 224, 224)
 
 
-def solver() -> Any:
+def solver() -> SolverParameter:
     """90 passes over ImageNet by Nesterov's method, the rate a tenth after 30 and after 60."""
     return SolverParameter(
         net="train_val.prototxt",

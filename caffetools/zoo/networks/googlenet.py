@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.proto.schema import TEST, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     IMAGENET_MEAN,
@@ -53,7 +51,7 @@ _DEPLOYED_STD = {
 }
 
 
-def train_val() -> Any:
+def train_val() -> NetParameter:
     """Return the net to train: batches of 32 (TRAIN) and 50 (TEST) pictures, cut to 3 x 224 x 224, minus the mean of each channel."""
     net = network("GoogleNet")
     imagenet(net, (32, 50), crop_size=224, mean_value=IMAGENET_MEAN)
@@ -63,7 +61,7 @@ def train_val() -> Any:
     return net
 
 
-def deploy() -> Any:
+def deploy() -> NetParameter:
     """Return the net to use: data (10, 3, 224, 224), prob (10, 1000)."""
     net = network("GoogleNet")
     picture(net, 10, 3, 224, 224)
@@ -72,7 +70,7 @@ def deploy() -> Any:
     return net
 
 
-def solver() -> Any:
+def solver() -> SolverParameter:
     """Return the quick solver: 2,400,000 iterations, the rate falling with the square root of what is left."""
     return SolverParameter(
         net="train_val.prototxt",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     Learning,
@@ -23,7 +21,7 @@ from caffetools.zoo.networks.builder import (
 _LEARNING = Learning(filler("xavier"), filler("constant"), ((1.0,), (2.0,)))
 
 
-def train_val() -> Any:
+def train_val() -> NetParameter:
     """Return the net to train: batches of 64 (TRAIN) and 100 (TEST) digits of 1 x 28 x 28 with values in [0, 1)."""
     net = network("LeNet")
     for phase, part, batch in ((TRAIN, "train", 64), (TEST, "test", 100)):
@@ -34,7 +32,7 @@ def train_val() -> Any:
     return net
 
 
-def deploy() -> Any:
+def deploy() -> NetParameter:
     """Return the net to use: data (64, 1, 28, 28), prob (64, 10)."""
     net = network("LeNet")
     picture(net, 64, 1, 28, 28)
@@ -42,7 +40,7 @@ def deploy() -> Any:
     return net
 
 
-def solver() -> Any:
+def solver() -> SolverParameter:
     """10,000 iterations, the rate falling with the inverse of the iteration."""
     return SolverParameter(
         net="train_val.prototxt",

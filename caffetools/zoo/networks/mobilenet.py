@@ -7,7 +7,6 @@ Layers are those of Shicai Yang's weights. Only the deploy nets were published; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
@@ -48,18 +47,18 @@ _HALVING = ("2_2", "3_2", "4_7", "5_3")
 _EPOCH = 13346  # updates of 96 pictures
 
 
-def train_val(version: Version) -> Any:
+def train_val(version: Version) -> NetParameter:
     """Return the net to train: batches of 96 (TRAIN) and 50 (TEST) pictures, cut to 3 x 224 x 224, minus the mean, times 0.017."""
     transform = {"crop_size": 224, "mean_value": MEAN, "scale": SCALE}
     return to_train(version.name, (96, 50), lambda net: _body(net, version, train=True), ("top1/acc", "top5/acc"), **transform)
 
 
-def deploy(version: Version) -> Any:
+def deploy(version: Version) -> NetParameter:
     """Return the net to use: data (1, 3, 224, 224), prob (1, 1000, 1, 1)."""
     return to_use(version.name, lambda net: _body(net, version, train=False), 1, 3, 224, 224)
 
 
-def solver(version: Version) -> Any:
+def solver(version: Version) -> SolverParameter:
     """300 passes over ImageNet, the rate 2 % less after each, as the paper of v2 has it."""
     return SolverParameter(
         net="train_val.prototxt",

@@ -7,7 +7,6 @@ training follow the paper: a loss for face or not, and Euclidean losses for box 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
@@ -56,7 +55,7 @@ RNET = Stage("RNet", 24, ((28, 3), (48, 3), (64, 2)), (3, 3), 128, "prelu", Fals
 ONET = Stage("ONet", 48, ((32, 3), (64, 3), (64, 3), (128, 2)), (3, 3, 2), 256, "prelu", True, (0.5, 1.0))
 
 
-def train_val(stage: Stage) -> Any:
+def train_val(stage: Stage) -> NetParameter:
     """Return the net to train on HDF5 files: data (N, 3, side, side), label (1 a face, 0 none, -1 not to be learned), and for the box (and
     the landmarks) the target values, zeros where there are none, and a mask of ones and zeros; all but data and label as the output.
     """
@@ -79,7 +78,7 @@ def train_val(stage: Stage) -> Any:
     return net
 
 
-def deploy(stage: Stage) -> Any:
+def deploy(stage: Stage) -> NetParameter:
     """Return the net to use: data (1, 3, side, side); prob1, then box and landmarks."""
     net = network(stage.name)
     picture(net, 1, 3, stage.side, stage.side)
@@ -87,7 +86,7 @@ def deploy(stage: Stage) -> Any:
     return net
 
 
-def solver(stage: Stage) -> Any:
+def solver(stage: Stage) -> SolverParameter:
     """200,000 iterations, the rate a tenth after every 75,000; settings of our own, for none were published."""
     return SolverParameter(
         net="train_val.prototxt",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
@@ -33,7 +31,7 @@ _POOLS = ("pool0", "pool2", "pool3")
 _STD = {"conv1": 0.01, "conv3": 0.01, "cccp8-1024": 0.01}
 
 
-def train_val() -> Any:
+def train_val() -> NetParameter:
     """Return the net to train: batches of 64 (TRAIN) and 89 (TEST) pictures, cut to 3 x 224 x 224, minus the mean picture."""
     net = network("nin_imagenet")
     imagenet(net, (64, 89), crop_size=224, mean_file="data/ilsvrc12/imagenet_mean.binaryproto")
@@ -43,7 +41,7 @@ def train_val() -> Any:
     return net
 
 
-def deploy() -> Any:
+def deploy() -> NetParameter:
     """Return the net to use: data (10, 3, 224, 224), prob (10, 1000, 1, 1)."""
     net = network("nin_imagenet")
     picture(net, 10, 3, 224, 224)
@@ -51,7 +49,7 @@ def deploy() -> Any:
     return net
 
 
-def solver() -> Any:
+def solver() -> SolverParameter:
     """450,000 iterations, the rate a tenth after every 200,000."""
     return SolverParameter(
         net="train_val.prototxt",

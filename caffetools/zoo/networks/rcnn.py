@@ -6,16 +6,14 @@ trained; the net for training here is the step before: fine-tuning for the 200 c
 
 from __future__ import annotations
 
-from typing import Any
-
-from caffetools.proto.schema import TEST, TRAIN, SolverParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.alexnet import CAFFENET, body, training
 from caffetools.zoo.networks.builder import Learning, accuracy, add, filler, inner_product, network, picture, softmax_loss
 
 CLASSES = 200
 
 
-def train_val() -> Any:
+def train_val() -> NetParameter:
     """Return the net to fine-tune from CaffeNet: batches of 128 windows, warped to 3 x 227 x 227, a quarter of them on objects."""
     net = network("R-CNN-ilsvrc13")
     for phase, part in ((TRAIN, "train"), (TEST, "val")):
@@ -32,7 +30,7 @@ def train_val() -> Any:
     return net
 
 
-def deploy() -> Any:
+def deploy() -> NetParameter:
     """Return the net to use: data (10, 3, 227, 227), fc-rcnn (10, 200), a score for each class, which is not a probability."""
     net = network("R-CNN-ilsvrc13")
     picture(net, 10, 3, 227, 227)
@@ -40,7 +38,7 @@ def deploy() -> Any:
     return net
 
 
-def solver() -> Any:
+def solver() -> SolverParameter:
     """100,000 iterations, the rate a tenth after every 20,000, as in BVLC's example of fine-tuning for detection."""
     return SolverParameter(
         net="train_val.prototxt",

@@ -54,7 +54,7 @@ RESNET152 = Variant(152, (3, 8, 36, 3), numbered=(3, 4))
 _CLASSIFIER = Learning(filler("xavier"), filler("constant"), ((1.0, 1.0), (2.0, 1.0)))
 
 
-def train_val(variant: Variant) -> Any:
+def train_val(variant: Variant) -> NetParameter:
     """Return the net to train: batches of 128 (18 layers) or 32 pictures (TRAIN) and 50 or 25 (TEST), cut to 3 x 224 x 224."""
     batches = (32, 25) if variant.bottleneck else (128, 50)
     accuracies = ("acc/top-1", "acc/top-5")
@@ -62,12 +62,12 @@ def train_val(variant: Variant) -> Any:
     return to_train(f"ResNet-{variant.depth}", batches, lambda net: _body(net, variant, train=True), accuracies, **transform)
 
 
-def deploy(variant: Variant) -> Any:
+def deploy(variant: Variant) -> NetParameter:
     """Return the net to use: data (1, 3, 224, 224), prob (1, 1000)."""
     return to_use(f"ResNet-{variant.depth}", lambda net: _body(net, variant, train=False), 1, 3, 224, 224)
 
 
-def solver(variant: Variant) -> Any:
+def solver(variant: Variant) -> SolverParameter:
     """600,000 updates of 256 pictures, the rate a tenth after every 200,000; the one of 18 layers as it was published."""
     common: dict[str, Any] = {
         "net": "train_val.prototxt",

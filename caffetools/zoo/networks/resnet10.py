@@ -5,8 +5,6 @@ A small residual network that normalizes before it convolves, the pictures first
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     Learning,
@@ -25,17 +23,17 @@ from caffetools.zoo.networks.builder import (
 _MULTS = ((1.0, 1.0), (2.0, 1.0))
 
 
-def train_val() -> Any:
+def train_val() -> NetParameter:
     """Return the net to train: batches of 16 (TRAIN, sixteen of them an update) and 10 (TEST) pictures, cut to 3 x 224 x 224."""
     return to_train("ResNet10_cvgj", (16, 10), lambda net: _body(net, train=True), ["accuracy"], crop_size=224)
 
 
-def deploy() -> Any:
+def deploy() -> NetParameter:
     """Return the net to use: data (1, 3, 224, 224), prob (1, 1000)."""
     return to_use("ResNet10_cvgj", lambda net: _body(net, train=False), 1, 3, 224, 224)
 
 
-def solver() -> Any:
+def solver() -> SolverParameter:
     """320,000 updates of 256 pictures, the rate falling in a straight line to 0."""
     return SolverParameter(
         net="train_val.prototxt",

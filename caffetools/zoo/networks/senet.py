@@ -6,8 +6,6 @@ runs everywhere; layers with weights have their published names. Only the deploy
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     IMAGENET_MEAN,
@@ -30,17 +28,17 @@ _BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
 _EPOCH = 5005  # updates of 256 pictures
 
 
-def train_val() -> Any:
+def train_val() -> NetParameter:
     """Return the net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures, cut to 3 x 224 x 224."""
     return to_train("SE-ResNet-50", (32, 25), lambda net: _body(net, train=True), crop_size=224, mean_value=IMAGENET_MEAN)
 
 
-def deploy() -> Any:
+def deploy() -> NetParameter:
     """Return the net to use: data (1, 3, 224, 224), prob (1, 1000)."""
     return to_use("SE-ResNet-50", lambda net: _body(net, train=False), 1, 3, 224, 224)
 
 
-def solver() -> Any:
+def solver() -> SolverParameter:
     """100 passes over ImageNet with updates of 256 pictures, the rate a tenth after every 30."""
     return SolverParameter(
         net="train_val.prototxt",

@@ -6,7 +6,6 @@ v1.1 has a smaller first convolution and pools earlier, so it computes 2.4 times
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from caffetools.proto.schema import TEST, TRAIN, NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
@@ -52,7 +51,7 @@ V1_0 = Version(96, 7, (4, 8), 1, True, True)
 V1_1 = Version(64, 3, (3, 5), None, False, False)
 
 
-def train_val(version: Version) -> Any:
+def train_val(version: Version) -> NetParameter:
     """Return the net to train: batches of 32 (TRAIN) and 25 (TEST) pictures, cut to 3 x 227 x 227, minus the mean of each channel."""
     net = network()
     imagenet(net, (32, 25), mirror=False, crop_size=227, mean_value=IMAGENET_MEAN)
@@ -64,7 +63,7 @@ def train_val(version: Version) -> Any:
     return net
 
 
-def deploy(version: Version) -> Any:
+def deploy(version: Version) -> NetParameter:
     """Return the net to use: data (10, 3, 227, 227), prob (10, 1000, 1, 1)."""
     net = network()
     if version.old_input:
@@ -76,7 +75,7 @@ def deploy(version: Version) -> Any:
     return net
 
 
-def solver(version: Version) -> Any:
+def solver(version: Version) -> SolverParameter:
     """170,000 iterations of 16 batches each, the rate falling in a straight line to 0; the same for both versions."""
     return SolverParameter(
         net="train_val.prototxt",

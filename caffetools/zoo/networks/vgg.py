@@ -5,8 +5,6 @@ The deploy nets have the published layers; the publisher gives no nets for train
 
 from __future__ import annotations
 
-from typing import Any
-
 from caffetools.proto.schema import NetParameter, SolverParameter
 from caffetools.zoo.networks.builder import (
     WEIGHTS_DECAY,
@@ -31,17 +29,17 @@ _DEPTHS = {VGG16: (2, 2, 3, 3, 3), VGG19: (2, 2, 4, 4, 4)}
 _TRAINING = Learning(filler("gaussian", std=0.01), filler("constant"), WEIGHTS_DECAY)
 
 
-def train_val(depth: int) -> Any:
+def train_val(depth: int) -> NetParameter:
     """Return the net to train: batches of 32 (TRAIN, eight of them an update) and 25 (TEST) pictures, cut to 3 x 224 x 224."""
     return to_train(f"VGG_ILSVRC_{depth}_layers", (32, 25), lambda net: _body(net, depth, _TRAINING), crop_size=224, mean_value=MEAN)
 
 
-def deploy(depth: int) -> Any:
+def deploy(depth: int) -> NetParameter:
     """Return the net to use: data (10, 3, 224, 224), prob (10, 1000)."""
     return to_use(f"VGG_ILSVRC_{depth}_layers", lambda net: _body(net, depth, Learning()), 10, 3, 224, 224)
 
 
-def solver(depth: int) -> Any:
+def solver(depth: int) -> SolverParameter:
     """370,000 updates of 256 pictures, the rate a tenth after every 100,000, as the paper has it."""
     return SolverParameter(
         net="train_val.prototxt",
