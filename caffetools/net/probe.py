@@ -75,20 +75,45 @@ class Items:
 def picture_input(net: Net, blobs: Collection[str] = (), layers: Collection[str] = ()) -> str:
     """Return the input blob that takes pictures: the first that has positions, or four axes, or any.
 
+    Tops of layers that fill them with constants (DummyData) are taken only where there is no other input.
+
     Args:
         net: A net.
         blobs: Only inputs that one of these blobs depends on, where there are any.
         layers: Likewise, layers.
 
     Raises:
-        NetError: the net has no input, or no such blob or layer.
+        NetError: the net has no input, or no such blob or layer; they depend on no input of pictures; or one of the blobs is another input.
     """
     if not net.inputs:
         raise NetError(f"the net '{net.name}' has no input blob")
-    read = {*blobs, *(bottom for layer in needed_layers(net, blobs, layers) for bottom in layer.bottoms)}
-    names = [name for name in net.inputs if name in read] or list(net.inputs)
-    maps = [name for name in names if len(net.blob_shapes[name]) == 4]
-    return next((name for name in maps if net.blob_shapes[name][2] * net.blob_shapes[name][3] > 1), (maps or names)[0])
+    main = max(net.inputs, key=lambda name: _fitness_for_pictures(net, name))
+    if not blobs and not layers:
+        return main
+    read = {bottom for layer in needed_layers(net, blobs, layers) for bottom in layer.bottoms}
+    names = [name for name in net.inputs if name in read]
+    source = max(names, key=lambda name: _fitness_for_pictures(net, name), default=main)
+    for name in blobs:
+        if name in net.inputs and name != source:
+            raise NetError(f"the picture is for input '{source}' of the net '{net.name}' and does not reach blob '{name}', another input")
+    reached = bool(names) or source in blobs
+    if not reached or _fitness_for_pictures(net, source) < min(_fitness_for_pictures(net, main), _HAS_POSITIONS):
+        wanted = ", ".join([f"blob '{name}'" for name in blobs] + [f"layer '{name}'" for name in layers])
+        on = ", ".join(f"'{name}'" for name in names) or "no input"
+        raise NetError(f"the picture is for input '{main}' of the net '{net.name}' and does not reach {wanted}, computed from {on}")
+    return source
+
+
+_HAS_POSITIONS = 2
+
+
+def _fitness_for_pictures(net: Net, name: str) -> int:
+    """Return how well an input takes pictures: 2 with positions, 1 with four axes, 0 otherwise; less than 0 for constants."""
+    shape = net.blob_shapes[name]
+    maps = len(shape) == 4
+    grade = _HAS_POSITIONS if maps and shape[2] * shape[3] > 1 else int(maps)
+    constant = any(layer.TRAITS.role == "constant" and name in layer.tops for layer in net.layers)
+    return grade - 3 if constant else grade
 
 
 def run_probe(

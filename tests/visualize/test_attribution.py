@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +343,26 @@ def test_the_picture_belongs_to_the_input_that_the_blob_depends_on() -> None:
         visualize.saliency(net, image, blob="sum", unit=2, inputs={"extra": extra[:4]})
     with pytest.raises(NetError, match="no input 'data' next to the picture's 'data'"):
         visualize.saliency(net, image, blob="sum", unit=2, inputs={"data": extra})
+
+
+@pytest.mark.parametrize("name", [*GRADIENTS, "occlusion", "grad_cam"])
+def test_a_blob_that_the_picture_does_not_reach_is_refused(name: str) -> None:
+    filled = 'layer { name: "fill" type: "DummyData" top: "fill" dummy_data_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }\n'
+    text = filled + data() + data("dim: 1 dim: 7", "vector") + data(name="pair") + conv("conv1", "data")
+    text += linear(5, "conv1") + linear(5, "vector", "ip_v") + linear(5, "fill", "ip_f") + linear(5, "pair", "ip_p")
+    net = net_of(text)
+    image = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+    function = partial(getattr(visualize, name), net, image, unit=2, **({"layer": "conv1"} if name == "grad_cam" else {}))
+    assert np.abs(function(blob="ip")).sum() > 0
+    for blob, why in (
+        ("vector", "does not reach blob 'vector', another input"),
+        ("pair", "does not reach blob 'pair', another input"),
+        ("fill", "does not reach blob 'fill', another input"),
+        ("ip_v", "does not reach blob 'ip_v', computed from 'vector'"),
+        ("ip_f", "does not reach blob 'ip_f', computed from 'fill'"),
+    ):
+        with pytest.raises(NetError, match=f"the picture is for input 'data' of the net .* and {why}"):
+            function(blob=blob)
 
 
 def test_the_callers_grad_mode_and_the_nets_precision_do_not_matter(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
