@@ -24,7 +24,9 @@ def convert_imageset(
     encode_type: Annotated[str, typer.Option(help="File type to store, such as png or jpg (implies --encoded).", show_default=False)] = "",
     seed: Annotated[int, typer.Option(help="Random seed of --shuffle.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build of this list that was interrupted or killed.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at a picture that cannot be read, instead of leaving it out.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a picture that cannot be read, instead of leaving it out, or that is truncated.")
+    ] = False,
     fast_decode: Annotated[
         bool,
         typer.Option(
@@ -61,11 +63,19 @@ def convert_imageset(
     with progress_sink("Reading pictures") as events:
         result = convert(root, listing, database, options, events=events)
     if as_json:
-        print_json({"database": result.path, "records": result.count, "skipped": [str(error) for error in result.skipped]})
+        print_json(
+            {
+                "database": result.path,
+                "records": result.count,
+                "skipped": [str(error) for error in result.skipped],
+                "truncated": [str(error) for error in result.truncated],
+            }
+        )
         return
-    for error in result.skipped[:10]:
-        note(f"left out: {error}")
-    if len(result.skipped) > 10:
-        note(f"left out {len(result.skipped) - 10} more; --json lists all")
+    for verb, errors in (("left out", result.skipped), ("stored all the same, as Caffe's tool does", result.truncated)):
+        for error in errors[:10]:
+            note(f"{verb}: {error}")
+        if len(errors) > 10:
+            note(f"{verb}: {len(errors) - 10} more; --json lists all")
     console.print(f"Wrote {result.count} records to {result.path}", markup=False)
     print_next(command("mean", result.path, Path(result.path).with_name("mean.binaryproto")))

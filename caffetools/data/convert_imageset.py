@@ -26,6 +26,8 @@ from caffetools.util.threads import ordered_map
 PathLike = str | os.PathLike[str]
 # The number in the key, the name and the label of a picture.
 Entry = tuple[int, str, int]
+# A record, the number of the picture's values, and the error of a truncated file.
+Made = tuple[bytes, int, list[DataError]]
 _BACKENDS = ("lmdb", "leveldb")
 # Pictures that a thread takes at a time, and how many progress events a build emits at most.
 _CHUNK, _MOST_EVENTS = 8, 2000
@@ -56,7 +58,8 @@ class ImagesetOptions:
         seed: Seed of the shuffle. (Caffe's tool draws one from the clock.)
         force: Replace a database that exists, once the new one is complete.
         resume: Continue a build of the same list and flags that was interrupted or killed; LMDB only.
-        strict: Stop at the first picture that cannot be read, which is otherwise left out, as Caffe's tool does.
+        strict: Stop at the first picture that cannot be read, which is otherwise left out, or that is truncated, of which the missing
+            part is otherwise stored as gray, both as Caffe's tool does.
         fast_decode: Decode large JPEGs at a reduced scale, if they are resized: up to twice as fast, but the pixels are not Caffe's.
         threads: Threads that decode; None for one a core.
     """
@@ -90,11 +93,13 @@ class ImagesetResult:
         path: The database.
         count: Number of records.
         skipped: The error of each picture that was left out.
+        truncated: The error of each truncated JPEG that was stored as cv::imread reads it, or as it is with ``encoded``.
     """
 
     path: str
     count: int = 0
     skipped: list[DataError] = field(default_factory=list)
+    truncated: list[DataError] = field(default_factory=list)
 
 
 def convert_imageset(
@@ -129,7 +134,7 @@ def convert_imageset(
     _check_options(options)
     entries = _read_entries(listing, options)
     prefix = os.fspath(root)
-    if Path(prefix).is_dir() and not prefix.endswith(("/", os.sep)):
+    if prefix and Path(prefix).is_dir() and not prefix.endswith(("/", os.sep)):
         prefix += "/"
     result = ImagesetResult(os.fspath(database))
     events(Started(task="dataset", title=f"Writing {len(entries)} pictures to {result.path}"))
@@ -230,7 +235,10 @@ def _write(
                     raise outcome
                 result.skipped.append(outcome)
             else:
-                value, size = outcome
+                value, size, truncated = outcome
+                if truncated and options.strict:
+                    raise truncated[0]
+                result.truncated += truncated
                 first_size = size if first_size is None else first_size
                 if options.check_size and size != first_size:
                     raise DataError(
@@ -241,36 +249,41 @@ def _write(
                 events(Progress(task="dataset", done=done, total=len(entries), unit="images"))
 
 
-def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[Entry], tuple[bytes, int] | DataError]:
-    """Return a function from a picture of the list to its record and the number of its values, or to the error."""
+def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[Entry], Made | DataError]:
+    """Return a function from a picture of the list to its record, or to the error."""
 
-    def make(entry: Entry) -> tuple[bytes, int] | DataError:
+    def make(entry: Entry) -> Made | DataError:
         _, name, label = entry
+        truncated: list[DataError] = []
         try:
             path = prefix + name
             data = read_bytes(path)
             divisor = fast_divisor(data, options.size) if options.fast_decode else 1
             with pixel_budget(data, divisor):
-                image = decode_image(data, color=not options.gray, what=path, divisor=divisor)
+                image = decode_image(data, color=not options.gray, what=path, divisor=divisor, on_truncated=truncated.append)
                 if options.size is not None:
                     image = resize(image, options.size)
-            if options.encoded or options.encode_type:
-                data = _encoded(data, image, path, options)
-                return encoded_to_datum(data, label).SerializeToString(), image.size
-            return image_to_record(image, label), image.size
+            if kind := _stored_type(name, options):
+                data = _encoded(data, image, path, kind, options)
+                return encoded_to_datum(data, label).SerializeToString(), image.size, truncated
+            return image_to_record(image, label), image.size, truncated
         except DataError as error:
             return error
 
     return make
 
 
-def _encoded(data: bytes, image: Pixels, path: str, options: ImagesetOptions) -> bytes:
-    """Return the file to store: the source's bytes where its type is asked for and nothing was resized, else ``image`` encoded."""
-    suffix = path[path.rfind(".") + 1 :].lower() if "." in Path(path).name else ""
-    kind = options.encode_type.lower() or suffix
-    if not kind:
-        raise DataError("its name has no ending to take the encoding type from", path=path, hint="give --encode_type")
-    if options.size is None and (suffix == kind or (kind == "jpg" and suffix == "jpeg")):
+def _stored_type(name: str, options: ImagesetOptions) -> str:
+    """Return the type of the file to store, empty for pixels. As in Caffe's tool it is all that follows the last dot of the name."""
+    if options.encode_type or not options.encoded:
+        return options.encode_type.lower()
+    return name[name.rfind(".") + 1 :].lower()
+
+
+def _encoded(data: bytes, image: Pixels, path: str, kind: str, options: ImagesetOptions) -> bytes:
+    """Return the file to store: the source's bytes where its type is asked for and no size is given, else ``image`` encoded."""
+    suffix = path[path.rfind(".") + 1 :].lower()
+    if not options.resize_width and not options.resize_height and (suffix == kind or (kind == "jpg" and suffix == "jpeg")):
         return data
     try:
         return encode_image(image, f".{kind}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -20,6 +21,8 @@ from caffetools.proto.sniff import sniff_content
 from caffetools.util.process_settings import shared_setting
 from caffetools.util.standard_input import open_input
 
+_log = logging.getLogger(__name__)
+
 PathLike = str | os.PathLike[str]
 Pixels = NDArray[np.uint8]
 
@@ -35,6 +38,8 @@ MOST_PIXELS, _PIXELS_VARIABLE = 1 << 28, "OPENCV_IO_MAX_IMAGE_PIXELS"
 _LARGE = 1 << 24
 # The beginning of a JPEG.
 _JPEG = b"\xff\xd8"
+# End marks that fill the longest segment of a JPEG: what libjpeg reads after the end of a file, again and again.
+_END_MARKS = b"\xff\xd9" * (1 << 15)
 # By what a JPEG's sides are divided → the bit of cv2.IMREAD_REDUCED_….
 _REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}
 # Bytes at the beginning of a JPEG 2000 or AVIF in which its size is looked for.
@@ -44,7 +49,9 @@ _BOXES = 4096
 _JPEG_MARK = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
 
-def read_image(path: PathLike, *, color: bool = True, size: tuple[int, int] | None = None) -> Pixels:
+def read_image(
+    path: PathLike, *, color: bool = True, size: tuple[int, int] | None = None, on_truncated: Callable[[DataError], None] | None = None
+) -> Pixels:
     """Read the picture at ``path`` as convert_imageset and the ImageData layer do (cv::imread, then cv::resize).
 
     Gray pictures get three equal channels if ``color`` is set, transparency is dropped, 16 bits become 8, the orientation
@@ -54,6 +61,7 @@ def read_image(path: PathLike, *, color: bool = True, size: tuple[int, int] | No
         path: The file.
         color: Three channels in BGR order; False gives one gray channel.
         size: (width, height) to resize to; None keeps the picture's own.
+        on_truncated: See :func:`decode_image`.
 
     Returns:
         uint8 (H, W, 3), or (H, W) for gray.
@@ -63,7 +71,7 @@ def read_image(path: PathLike, *, color: bool = True, size: tuple[int, int] | No
     """
     data = read_bytes(path)
     with pixel_budget(data):
-        image = decode_image(data, color=color, what=os.fspath(path))
+        image = decode_image(data, color=color, what=os.fspath(path), on_truncated=on_truncated)
         return image if size is None else resize(image, size)
 
 
@@ -85,7 +93,15 @@ def read_bytes(path: PathLike) -> bytes:
     return data
 
 
-def decode_image(data: bytes, *, color: bool | None = True, what: str = "the picture", any_depth: bool = False, divisor: int = 1) -> Pixels:
+def decode_image(
+    data: bytes,
+    *,
+    color: bool | None = True,
+    what: str = "the picture",
+    any_depth: bool = False,
+    divisor: int = 1,
+    on_truncated: Callable[[DataError], None] | None = None,
+) -> Pixels:
     """Decode the bytes of a picture's file (cv::imdecode).
 
     Args:
@@ -95,6 +111,8 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
         what: The name to use in errors.
         any_depth: With ``color=None``, also accept pictures of 16 bits, which Caffe refuses.
         divisor: 2, 4 or 8 decode a JPEG at that fraction of its size, for ``color`` other than None; see :func:`fast_divisor`.
+        on_truncated: Decode a truncated JPEG as cv::imread does, which Caffe's tools and layers read files with: what is missing is
+            gray (128). Called with the error that would be raised otherwise.
 
     Returns:
         uint8 (H, W, C), or (H, W) if there is one channel; uint16 for pictures of 16 bits with ``any_depth``.
@@ -105,7 +123,11 @@ def decode_image(data: bytes, *, color: bool | None = True, what: str = "the pic
     import cv2
 
     flags = cv2.IMREAD_UNCHANGED if color is None else cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
-    image = _decoded(data, what, flags | _REDUCED[divisor], divisor)
+    if on_truncated is not None and data.startswith(_JPEG) and not _jpeg_ends(data):
+        image = _decoded(data + _END_MARKS, what, flags | _REDUCED[divisor], divisor)
+        on_truncated(_truncated(data, what))
+    else:
+        image = _decoded(data, what, flags | _REDUCED[divisor], divisor)
     if image.dtype != np.uint8 and not (any_depth and image.dtype == np.uint16):
         raise DataError(f"{what}: the picture has {8 * image.dtype.itemsize} bits a channel; Caffe takes 8 here. Convert it")
     pixels: Pixels = image
@@ -177,7 +199,11 @@ def check_whole(data: bytes, what: str = "the picture") -> None:
     else:
         return
     if not whole:
-        raise DataError(f"{what}: the picture is truncated: its {len(data)} bytes stop before its end mark")
+        raise _truncated(data, what)
+
+
+def _truncated(data: bytes, what: str) -> DataError:
+    return DataError(f"{what}: the picture is truncated: its {len(data)} bytes stop before its end mark")
 
 
 def check_pixels(data: bytes, what: str = "the picture", divisor: int = 1) -> None:
@@ -381,6 +407,19 @@ def _describe(data: bytes) -> str:
     """Return what kind of file the bytes are, for the error."""
     found = sniff_content(data)
     return f"it is {found.noun}" if found is not None else f"it begins with the bytes {data[:4].hex(' ')}"
+
+
+class TruncatedNotes:
+    """Logs each truncated picture once: an ``on_truncated`` of :func:`decode_image` for what reads the same pictures again and again."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, error: DataError) -> None:
+        """Log ``error`` as a warning unless it was logged before."""
+        if str(error) not in self._seen:
+            self._seen.add(str(error))
+            _log.warning("%s; what is missing is gray, as in Caffe", error)
 
 
 class PixelBudget:

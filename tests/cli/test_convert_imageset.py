@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from caffetools.data.databases import open_database
@@ -40,3 +42,13 @@ def test_pictures_left_out_are_named_and_errors_are_one_line(tmp_path: Path) -> 
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "already exists" in done.stderr
     done = run("convert-imageset", "", tmp_path / "list", tmp_path / "db2", "--strict")
     assert done.returncode == 2 and "none.png" in done.stderr and not (tmp_path / "db2").exists()
+
+
+def test_a_truncated_jpeg_is_stored_with_a_note(tmp_path: Path) -> None:
+    whole = bytes(cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))[1])
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "list").write_text(f"{tmp_path}/a.jpg 3\n")
+    done = run("convert-imageset", "", tmp_path / "list", tmp_path / "db")
+    assert done.returncode == 0 and f"stored all the same, as Caffe's tool does: {tmp_path}/a.jpg: the picture is truncated" in done.stderr
+    done = run("convert-imageset", "", tmp_path / "list", tmp_path / "db", "--json", "--force")
+    assert json.loads(done.stdout)["skipped"] == [] and "a.jpg" in json.loads(done.stdout)["truncated"][0]

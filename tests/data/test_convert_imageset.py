@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,52 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_leaves_a_gap_in_the_keys(
     with pytest.raises(DataError, match=r"b\.png"):
         convert_imageset(tmp_path, tmp_path / "list", tmp_path / "strict", ImagesetOptions(strict=True))
     assert not (tmp_path / "strict").exists()
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_truncated_jpeg_is_stored_as_caffes_tool_stores_it(tmp_path: Path, encoded: bool) -> None:
+    whole = bytes(cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))[1])
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (tmp_path / "list").write_text("a.jpg 3\n")
+    result = convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", ImagesetOptions(encoded=encoded))
+    assert [str(error).partition(": its")[0] for error in result.truncated] == [f"{tmp_path}/a.jpg: the picture is truncated"]
+    [(_, value)] = read(tmp_path / "db")
+    datum = parse_datum(value, "ours")
+    if encoded:
+        assert datum.data == (tmp_path / "a.jpg").read_bytes() and datum.label == 3 and not result.skipped
+    else:
+        pixels = cv2.imread(str(tmp_path / "a.jpg"))
+        assert pixels is not None and (pixels[-1] == 128).all() and datum.data == pixels.transpose(2, 0, 1).tobytes()
+    with pytest.raises(DataError, match=r"a\.jpg: the picture is truncated"):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "strict", ImagesetOptions(encoded=encoded, strict=True))
+    assert not (tmp_path / "strict").exists()
+
+
+def test_the_type_of_a_stored_file_is_what_follows_the_last_dot_of_the_name(tmp_path: Path) -> None:
+    (tmp_path / "set.1").mkdir()
+    data = bytes(cv2.imencode(".png", np.zeros((4, 5, 3), np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 0])[1])
+    for name in ("set.1/a", "b.png", "c."):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "list").write_text("set.1/a 0\nb.png 1\nc. 2\n")
+    for options in (ImagesetOptions(encoded=True), ImagesetOptions(encoded=True, resize_width=9)):
+        result = convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", replace(options, force=True))
+        found = {key[9:].decode(): parse_datum(value, "ours") for key, value in read(tmp_path / "db")}
+        assert not found["c."].encoded and found["c."].data == bytes(60)
+        if options.resize_width:
+            # One side alone does not resize, yet the files are encoded again. "1/a" is not a type.
+            assert (
+                found["b.png"].encoded and found["b.png"].data != data and len(result.skipped) == 1 and "set.1/a" in str(result.skipped[0])
+            )
+            np.testing.assert_array_equal(_decoded(found["b.png"].data), np.zeros((4, 5, 3), np.uint8))
+        else:
+            assert found["set.1/a"].data == found["b.png"].data == data and not result.skipped
+
+
+def test_an_empty_root_leaves_the_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
+    (tmp_path / "list").write_text("a.png 2\n")
+    monkeypatch.chdir(tmp_path)
+    assert convert_imageset("", "list", "db").count == 1
 
 
 def test_empty_lines_count_in_the_keys_as_in_caffes_tool(tmp_path: Path) -> None:

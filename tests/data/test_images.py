@@ -7,6 +7,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -103,6 +104,30 @@ def test_a_truncated_picture_is_an_error_wherever_it_was_cut(tmp_path: Path, pix
         path.write_bytes(data[:length])
         with pytest.raises(DataError, match="cut.*" + kind):
             read_image(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": True}], ids=str)
+def test_a_truncated_jpeg_is_filled_as_opencv_fills_it_where_asked(
+    tmp_path: Path, pixels: NDArray[np.uint8], options: dict[str, Any]
+) -> None:
+    if options.pop("exif", False):
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6  # turned by 90 degrees
+    data = saved(tmp_path / "a.jpg", pixels, **options).read_bytes()
+    begin, path = data.index(b"\xff\xda"), tmp_path / "cut.jpg"
+    for length in (begin + 20, begin + 40, *(begin + (len(data) - begin) * part // 5 for part in range(1, 5)), len(data) - 1):
+        path.write_bytes(data[:length])
+        for color, flag in ((True, cv2.IMREAD_COLOR), (False, cv2.IMREAD_GRAYSCALE)):
+            seen: list[DataError] = []
+            if (filled := cv2.imread(str(path), flag)) is None:  # cut within a header
+                with pytest.raises(DataError, match=r"cut\.jpg"):
+                    read_image(path, color=color, on_truncated=seen.append)
+                continue
+            np.testing.assert_array_equal(read_image(path, color=color, on_truncated=seen.append), filled, strict=True)
+            assert len(seen) == 1 and "cut.jpg: the picture is truncated" in str(seen[0])
+    path.write_bytes(data[:30])
+    with pytest.raises(DataError, match=r"cut\.jpg"):
+        read_image(path, on_truncated=seen.append)
 
 
 def test_bytes_after_the_end_of_a_jpeg_are_no_harm(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import logging
+import logging.handlers
 import subprocess
 import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -249,3 +252,28 @@ def test_a_program_that_still_reads_ends_at_once_and_quietly(lmdb: Path) -> None
 def test_settings_that_do_not_fit_are_found_before_anything_runs(lmdb: Path, change: tuple[str, str], reason: str) -> None:
     with pytest.raises((DataError, NetError), match=reason):
         layer(data(lmdb).replace(*change))
+
+
+def test_the_missing_part_of_a_truncated_jpeg_is_gray_as_in_caffe_and_logged_once(tmp_path: Path) -> None:
+    whole = bytes(cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))[1])
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "list").write_text(f"{tmp_path}/a.jpg 3\n")
+    (tmp_path / "windows").write_text(f"# 0\n{tmp_path}/a.jpg\n3\n40\n50\n2\n1 0.9 2 3 30 38\n0 0 2 3 30 38\n")
+    pixels = cv2.imread(str(tmp_path / "a.jpg"))
+    assert pixels is not None and (pixels[-1] == 128).all()
+    logger, handler = logging.getLogger("caffetools.data.images"), logging.handlers.BufferingHandler(100)
+    logger.addHandler(handler)
+    try:
+        images = layer(f"name: 'i' type: 'ImageData' top: 'd' top: 'l' image_data_param {{ source: '{tmp_path}/list' batch_size: 2 }}")
+        for _ in range(2):
+            np.testing.assert_array_equal(images.forward()[0][1].numpy(), pixels.transpose(2, 0, 1))
+        assert [record.getMessage().partition(": its")[0] for record in handler.buffer] == [f"{tmp_path}/a.jpg: the picture is truncated"]
+        for cached in ("true", "false"):
+            windows = layer(
+                "name: 'w' type: 'WindowData' top: 'd' top: 'l' transform_param { crop_size: 9 } "
+                f"window_data_param {{ source: '{tmp_path}/windows' batch_size: 4 cache_images: {cached} }}"
+            )
+            assert windows.forward()[0].shape == (4, 3, 9, 9)
+        assert len(handler.buffer) == 3
+    finally:
+        logger.removeHandler(handler)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
-from caffetools.data.images import read_image, resize
+from caffetools.data.images import TruncatedNotes, read_image, resize
 from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
 from caffetools.data.picture_lists import read_lists
 from caffetools.data.random_resize import FORK_FIELDS as RESIZE_FIELDS
@@ -66,7 +66,7 @@ class ListBatches(BatchMaker):
         self.root, self.color, self.shuffle = str(param.root_folder), bool(param.is_color), bool(param.shuffle)
         self.resized = (int(param.new_width), int(param.new_height)) if param.new_height else None
         self.short_side = int(param.short_side)
-        self.size, self.transformer = size, transformer
+        self.size, self.transformer, self._on_truncated = size, transformer, TruncatedNotes()
         self._epoch, self._position = 0, 0
         self._order = self._new_order()
         if param.rand_skip:
@@ -124,11 +124,11 @@ class ListBatches(BatchMaker):
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         if self.short_side:
-            image = read_image(self._path(index), color=self.color)
+            image = read_image(self._path(index), color=self.color, on_truncated=self._on_truncated)
             height, width = image.shape[:2]
             side = self.short_side
             # NVCaffe's integer division.
             image = resize(image, (side, height * side // width) if height > width else (width * side // height, side))
         else:
-            image = read_image(self._path(index), color=self.color, size=self.resized)
+            image = read_image(self._path(index), color=self.color, size=self.resized, on_truncated=self._on_truncated)
         return image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from caffetools.data.images import Pixels, decode_image, read_bytes, resize
+from caffetools.data.images import Pixels, TruncatedNotes, decode_image, read_bytes, resize
 from caffetools.data.layers.batch_source import BatchMaker, ReadingLayer, State, Tops, batch_size_of
 from caffetools.data.picture_lists import read_lines
 from caffetools.data.transformer import Transformer
@@ -69,6 +69,7 @@ class WindowBatches(BatchMaker):
         self.scale = _F(param.scale)
         self.transformer, self.size = transformer, size
         self.pad, self.square = int(param.context_pad), param.crop_mode == "square"
+        self._on_truncated = TruncatedNotes()
         self.cached: dict[str, bytes] | None = {} if param.cache_images else None
 
     def shapes(self) -> list[Shape]:
@@ -116,10 +117,10 @@ class WindowBatches(BatchMaker):
 
     def _image(self, path: str) -> Pixels:
         if self.cached is None:
-            return decode_image(read_bytes(path), what=path)
+            return decode_image(read_bytes(path), what=path, on_truncated=self._on_truncated)
         if path not in self.cached:
             self.cached[path] = read_bytes(path)
-        return decode_image(self.cached[path], what=path)
+        return decode_image(self.cached[path], what=path, on_truncated=self._on_truncated)
 
 
 @dataclass(frozen=True)
