@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from caffetools.cli.show import console, note, print_json, print_next, progress_sink
+from caffetools.errors import DataError
 
 
 def convert_imageset(
@@ -72,10 +74,14 @@ def convert_imageset(
             }
         )
         return
-    for verb, errors in (("left out", result.skipped), ("stored all the same, as Caffe's tool does", result.truncated)):
-        for error in errors[:10]:
-            note(f"{verb}: {error}")
-        if len(errors) > 10:
-            note(f"{verb}: {len(errors) - 10} more; --json lists all")
+    _show_errors("left out", result.skipped)
+    _show_errors("stored all the same, as Caffe's tool does", result.truncated)
     console.print(f"Wrote {result.count} records to {result.path}", markup=False)
     print_next(command("mean", result.path, Path(result.path).with_name("mean.binaryproto")))
+
+
+def _show_errors(verb: str, errors: Sequence[DataError]) -> None:
+    for error in errors[:10]:
+        note(f"{verb}: {error}")
+    if len(errors) > 10:
+        note(f"{verb}: {len(errors) - 10} more; --json lists all")
