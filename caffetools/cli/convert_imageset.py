@@ -65,14 +65,8 @@ def convert_imageset(
     with progress_sink("Reading pictures") as events:
         result = convert(root, listing, database, options, events=events)
     if as_json:
-        print_json(
-            {
-                "database": result.path,
-                "records": result.count,
-                "skipped": [str(error) for error in result.skipped],
-                "truncated": [str(error) for error in result.truncated],
-            }
-        )
+        errors = {"skipped": [str(error) for error in result.skipped], "truncated": [str(error) for error in result.truncated]}
+        print_json({"database": result.path, "records": result.count, **errors})
         return
     _show_errors("left out", result.skipped)
     _show_errors("stored all the same, as Caffe's tool does", result.truncated)
