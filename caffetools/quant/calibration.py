@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from caffetools.cancel import CancelToken
 from caffetools.engines.onnxruntime import Session, open_session
 from caffetools.errors import DataError
-from caffetools.events import EventSink, Progress, ignore
+from caffetools.events import EventSink, Progress, Warned, ignore
 from caffetools.onnx.model import OnnxModel
 from caffetools.quant.histograms import BINS, ValueRange
 from caffetools.util.files import atomic_write
@@ -132,7 +132,7 @@ def calibrate(
         batch: Images a run.
         state: File that keeps the counts; the caller removes it when it needs them no more.
         resume: Continue from ``state`` where it exists.
-        events: Receives ``Progress`` in images.
+        events: Receives ``Progress`` in images; ``Warned`` says how many were counted before.
         cancel: Checked before each batch.
 
     Raises:
@@ -142,6 +142,8 @@ def calibrate(
     """
     fingerprint = _fingerprint(model, images, batch) if state is not None else ""
     ranges = Ranges.load(state, fingerprint) if state is not None and resume and Path(state).exists() else Ranges()
+    if ranges.images:
+        events(Warned(task="calibrate", message=f"resumed after {ranges.images} of {len(images)} images"))
     session = _session_of_all_values(model)
     saved = ranges.images
     try:
