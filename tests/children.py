@@ -6,6 +6,7 @@ depends on how an interpreter starts or ends (its options, closed streams, ``ate
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TextIO
@@ -102,6 +103,18 @@ class Child:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def stopped_when(process: Child, moment: Callable[[], bool], sign: int = signal.SIGKILL) -> tuple[str, str]:
+    """Send ``sign`` as soon as ``moment`` has come, which must be before the end; what the process printed."""
+    with process:
+        while not moment():
+            # A short rest for the one that works.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.002)
+            assert process.poll() is None, f"it ended before the moment came: {process.communicate()}"
+        process.send_signal(sign)
+        return process.communicate()
 
 
 def run_child(

@@ -33,7 +33,7 @@ from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 from caffetools.quant.fake import Bounds, ranges_path, read_ranges
 from caffetools.quant.quantize import Quantization, QuantizeOptions, quantize_net
 from caffetools.results import Preprocessing
-from caffetools.util.files import check_not_read
+from caffetools.util.files import check_not_read, fingerprint_of_file
 
 PathLike = str | os.PathLike[str]
 DEFAULT_IMAGES = 500
@@ -55,7 +55,7 @@ class PictureImages:
     def __init__(self, blob: str, preprocessor: Preprocessor, paths: Sequence[str], labels: Sequence[int] = ()):
         self.blob, self._preprocessor, self._paths = blob, preprocessor, list(paths)
         self._labels = np.array(labels, np.int64)
-        self.identity = _digest(preprocessor, *(f"{path} {Path(path).stat().st_size}" for path in self._paths))
+        self.identity = _digest(preprocessor, *(f"{path} {fingerprint_of_file(path)}" for path in self._paths))
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -84,7 +84,7 @@ class RecordImages:
         self.blob, self._preprocessor = blob, preprocessor
         self._database = open_database(path)
         self._numbers = _spread(len(self._database), limit or len(self._database))
-        self.identity = _digest(preprocessor, f"{Path(path).resolve()} {len(self._database)} {limit}")
+        self.identity = _digest(preprocessor, f"{Path(path).resolve()} {len(self._database)} {limit}", *self._fingerprints(path))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -97,6 +97,15 @@ class RecordImages:
         """Return the classes of images ``start`` to ``stop`` - 1 as (N,)."""
         records = (self._database.item(number) for number in self._numbers[start:stop])
         return np.array([parse_datum(value, key.decode("utf-8", "replace")).label for key, value in records], np.int64)
+
+    def _fingerprints(self, path: PathLike) -> list[str]:
+        """Return texts that differ for another database at the same path: those of an LMDB's file and of three records.
+
+        A LevelDB's files may change when it is opened.
+        """
+        places = (0, len(self._numbers) // 2, -1) if self._numbers else ()
+        records = [self._database.item(self._numbers[place]) for place in places]
+        return [fingerprint_of_file(Path(path) / "data.mdb"), *(hashlib.sha256(key + b"\0" + value).hexdigest() for key, value in records)]
 
     def _one(self, number: int) -> NDArray[np.float32]:
         key, value = self._database.item(number)

@@ -22,7 +22,7 @@ from caffetools.project.checks import check_run, net_crop
 from caffetools.project.config import FinetuneConfig, command
 from caffetools.project.data_config import DataOptions, mean_of
 from caffetools.project.evaluate import Evaluation, evaluate, held_out
-from caffetools.project.manifest import LOCK, check_or_write_manifest, fingerprint, fingerprint_of_file, rollback_if_empty
+from caffetools.project.manifest import LOCK, check_or_write_manifest, fingerprint, rollback_if_empty
 from caffetools.project.report import make_report
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
 from caffetools.project.run import FinetuneResult, FinetuneRun
@@ -37,6 +37,7 @@ from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.logs.training_log import TrainingLog, read_log
 from caffetools.solver.run import train
 from caffetools.surgery.retarget import HEAD_LR_MULT
+from caffetools.util.files import fingerprint_of_file
 from caffetools.util.folders import remove
 from caffetools.visualize.confusion import draw_confusion
 from caffetools.visualize.curves import draw_curves

@@ -14,7 +14,7 @@ from typing import Any
 from caffetools.data.datasets.listing import Listing
 from caffetools.errors import CaffeToolsError
 from caffetools.proto.file_names import folders_above
-from caffetools.util.files import write_text
+from caffetools.util.files import fingerprint_of_file, write_text
 from caffetools.util.locks import lock_path
 
 SETTINGS = "run.json"
@@ -81,14 +81,6 @@ def fingerprint(listing: Listing) -> str:
         digest.update(f"{picture.path}\0{picture.label}\0".encode("utf-8", "surrogateescape"))
         digest.update(fingerprint_of_file(listing.root / picture.path).encode())
     return digest.hexdigest()
-
-
-def fingerprint_of_file(path: Path) -> str:
-    """Return the size and the time of the last change of a file; empty if it does not exist."""
-    with contextlib.suppress(OSError):
-        facts = path.stat()
-        return f"{facts.st_size} {facts.st_mtime_ns}"
-    return ""
 
 
 @contextlib.contextmanager

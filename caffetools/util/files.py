@@ -92,6 +92,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         stream.write(text)
 
 
+def fingerprint_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the size and the time of the last change of a file; empty if it does not exist."""
+    with contextlib.suppress(OSError):
+        facts = Path(path).stat()
+        return f"{facts.st_size} {facts.st_mtime_ns}"
+    return ""
+
+
 def check_not_read(path: str | os.PathLike[str], inputs: Iterable[object]) -> None:
     """Raise :class:`CaffeToolsError` where writing ``path`` would replace a file that the same run reads.
 

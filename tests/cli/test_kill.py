@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ import pytest
 
 from caffetools.data.databases import open_database
 from caffetools.proto.binary import read_caffemodel
-from tests.children import Child
+from tests.children import Child, stopped_when
 from tests.infer.colours import write_net
 from tests.project.shapes import TRAIN_VAL, draw_shapes
 
@@ -40,18 +39,6 @@ def finish(folder: Path, *arguments: str, command: list[str] = CAFFETOOLS) -> st
         out, err = process.communicate()
     assert process.returncode == 0, err
     return out
-
-
-def stopped_when(process: Child, moment: Callable[[], bool], sign: int = signal.SIGKILL) -> tuple[str, str]:
-    """Send ``sign`` as soon as ``moment`` has come, which must be before the end; what the process printed."""
-    with process:
-        while not moment():
-            # A short rest for the one that works.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.002)
-            assert process.poll() is None, f"it ended before the moment came: {process.communicate()}"
-        process.send_signal(sign)
-        return process.communicate()
 
 
 def records(folder: Path) -> list[tuple[bytes, bytes]]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import caffetools as ct
 from caffetools.data.databases import new_lmdb, record_key
 from caffetools.data.datum import image_to_record
 from caffetools.infer.sidecar import write_preprocessing
@@ -18,6 +19,7 @@ from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
 from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import parse
+from caffetools.quant.quantize import Quantization
 from caffetools.results import Preprocessing
 
 SIZE = 16
@@ -118,3 +120,8 @@ def _train(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Net:
         optimizer.step()
     assert float(loss.detach()) < 0.1
     return net
+
+
+@pytest.fixture(scope="session")
+def int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Quantization:
+    return ct.quantize(digits.deploy, digits.weights, tmp_path_factory.mktemp("int8") / "digits.onnx", digits.pictures)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import resource
 import struct
 from pathlib import Path
 
@@ -17,10 +16,11 @@ import torch
 from onnx import numpy_helper
 
 import caffetools as ct
-from caffetools.cancel import CancelToken
+from caffetools.data.databases import new_lmdb
+from caffetools.data.datum import image_to_record
 from caffetools.engines.onnxruntime import open_session
-from caffetools.errors import CaffeToolsError, Cancelled, DataError, ExportError, NetError, RunFailed, WriteFailed
-from caffetools.events import Event, Finished, Progress, Warned
+from caffetools.errors import CaffeToolsError, DataError, ExportError, NetError, RunFailed
+from caffetools.events import Event, Warned
 from caffetools.infer.sidecar import write_preprocessing
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, save_weights
@@ -45,11 +45,6 @@ def float_net(digits: Digits) -> Net:
 
 def lines(path: Path) -> dict[str, list[float]]:
     return {words[0]: [float(word) for word in words[1:]] for words in map(str.split, path.read_text().splitlines())}
-
-
-@pytest.fixture(scope="session")
-def int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Quantization:
-    return ct.quantize(digits.deploy, digits.weights, tmp_path_factory.mktemp("int8") / "digits.onnx", digits.pictures)
 
 
 def test_int8_agrees_with_float_and_onnxruntime_gives_the_reported_agreement(digits: Digits, int8: Quantization) -> None:
@@ -118,76 +113,6 @@ def test_other_calibrations_clip_and_still_agree(digits: Digits, tmp_path: Path,
 def test_an_lmdb_gives_the_tables_of_the_same_pictures(digits: Digits, tmp_path: Path, int8: Quantization) -> None:
     made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.database)
     assert made.tables["ncnn"].read_text() == int8.tables["ncnn"].read_text()
-
-
-def test_a_cancelled_calibration_is_resumed_to_the_same_files(digits: Digits, tmp_path: Path, int8: Quantization) -> None:
-    token, events = CancelToken(), list[Event]()
-
-    def stop(event: Event) -> None:
-        events.append(event)
-        if isinstance(event, Progress) and event.done >= 96:
-            token.cancel()
-
-    out = tmp_path / "m.onnx"
-    with pytest.raises(Cancelled):
-        ct.quantize(digits.deploy, digits.weights, out, digits.pictures, method="entropy", events=stop, cancel=token)
-    assert isinstance(events[-1], Finished) and events[-1].status == "cancelled"
-    assert not out.exists() and state_path(out).exists()
-    with pytest.raises(DataError, match="other images"):
-        ct.quantize(digits.deploy, digits.weights, out, digits.pictures, method="entropy", images=150, resume=True)
-    later: list[Event] = []
-    resumed = ct.quantize(digits.deploy, digits.weights, out, digits.pictures, method="entropy", resume=True, events=later.append)
-    assert next(event for event in later if isinstance(event, Progress)).done == 104
-    whole = ct.quantize(digits.deploy, digits.weights, tmp_path / "whole.onnx", digits.pictures, method="entropy")
-    for name, path in whole.tables.items():
-        assert resumed.tables[name].read_bytes() == path.read_bytes()
-    assert out.read_bytes() == whole.path.read_bytes()
-    assert not state_path(out).exists()
-
-
-def test_a_disk_that_is_full_after_the_tables_leaves_none_of_the_files(digits: Digits, tmp_path: Path, int8: Quantization) -> None:
-    tables = max(path.stat().st_size for path in int8.tables.values())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Python ignores the signal, so that writing past the limit fails as on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((tables + int8.path.stat().st_size) // 2, limits[1]))
-    try:
-        with pytest.raises(WriteFailed, match=r"m\.onnx"):
-            ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, images=10)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not [path.name for path in tmp_path.iterdir() if path != state_path(tmp_path / "m.onnx")]
-
-
-def test_a_run_that_is_cancelled_after_its_calibration_does_not_count_again(digits: Digits, tmp_path: Path) -> None:
-    token, events, later = CancelToken(), list[Event](), list[Event]()
-
-    def stop(event: Event) -> None:
-        events.append(event)
-        if isinstance(event, Progress) and event.task == "compare":
-            token.cancel()
-
-    out = tmp_path / "m.onnx"
-    with pytest.raises(Cancelled):
-        ct.quantize(digits.deploy, digits.weights, out, digits.pictures, images=40, events=stop, cancel=token)
-    assert [event.done for event in events if isinstance(event, Progress) and event.task == "calibrate"][-1] == 40
-    # Other methods and tables are made of what was counted.
-    ct.quantize(digits.deploy, digits.weights, out, digits.pictures, images=40, method="entropy", resume=True, events=later.append)
-    assert not [event for event in later if isinstance(event, Progress) and event.task == "calibrate"]
-    assert not state_path(out).exists()
-
-
-def test_ctrl_c_keeps_what_was_counted_and_names_the_way_on(digits: Digits, tmp_path: Path) -> None:
-    events = list[Event]()
-
-    def stop(event: Event) -> None:
-        events.append(event)
-        if isinstance(event, Progress) and event.done >= 24:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, images=40, events=stop)
-    assert "--resume continues" in next(event for event in events if isinstance(event, Warned)).message
-    assert [path.name for path in tmp_path.iterdir()] == [state_path(tmp_path / "m.onnx").name]
 
 
 def test_a_list_gives_the_tables_of_its_pictures(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,8 +321,6 @@ def test_the_command_prints_the_accuracy(digits: Digits, labelled: Path, tmp_pat
 def test_bad_input_is_one_line_and_exit_code_2(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
-    from caffetools.data.databases import new_lmdb
-    from caffetools.data.datum import image_to_record
 
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
